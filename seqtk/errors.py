@@ -1,0 +1,23 @@
+"""The one exception for what a user can mend, and the search for the name that was meant.
+
+Everything else that is raised is a bug of ours and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend: at most three lines that say what is wrong, where, and what to do."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(lines))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The last line of an error about an unknown `name`: the known name closest to it, or all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"Did you mean '{close[0]}'?"
+    return f"Known: {', '.join(names)}." if names else "There is none to choose from."

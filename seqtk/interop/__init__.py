@@ -1,0 +1,1 @@
+"""Other toolkits' models, read safely."""

@@ -1,0 +1,1 @@
+"""Whole networks made from modules and attention layers."""

@@ -1,0 +1,1 @@
+"""Layers that are not attention: embeddings, feed-forward, blocks, output heads."""

@@ -1,0 +1,94 @@
+"""Registries: a name ⇄ a config dataclass ⇄ the class it configures.
+
+A config's *type* selects the code. Importing a module registers what it defines, so a plug-in is any importable module
+that uses these decorators: one that an installed package names under the entry point `seqtk.plugins`, or a `user_dir`.
+"""
+
+import dataclasses
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from seqtk.errors import UserError, nearest
+
+T = TypeVar("T")
+C = TypeVar("C", bound=type)
+
+REGISTRIES: dict[str, "Registry[Any]"] = {}
+
+
+class Registry(Generic[T]):
+    """All the classes of one kind (`attention`, `task`, …), each under a name and with its own config type.
+
+    `config_base` is what every config of the kind extends; a dataclass field of that type is a slot for any of them.
+    """
+
+    def __init__(self, kind: str, config_base: type) -> None:
+        self.kind = kind
+        self.config_base = config_base
+        self._config_types: dict[str, type] = {}
+        self._classes: dict[type, type[T]] = {}
+        REGISTRIES[kind] = self
+
+    def register(self, name: str, config_type: type) -> Callable[[C], C]:
+        """Class decorator: `name` now means this class, configured by `config_type`. Neither may be taken."""
+        if name in self._config_types:
+            raise ValueError(f"{self.kind} '{name}' is registered already")
+        if config_type in self._classes:
+            raise ValueError(f"{config_type.__name__} configures {self.kind} '{self.name_of(config_type)}' already")
+        if not (dataclasses.is_dataclass(config_type) and issubclass(config_type, self.config_base)):
+            raise TypeError(f"{config_type.__name__} is not a dataclass that extends {self.config_base.__name__}")
+
+        def decorate(cls: C) -> C:
+            self._config_types[name] = config_type
+            self._classes[config_type] = cls
+            return cls
+
+        return decorate
+
+    def build(self, config: Any, *args: Any, **kwargs: Any) -> T:
+        """An instance of the class that `config`'s type selects, made from `(config, *args, **kwargs)`."""
+        return self.class_of(type(config))(config, *args, **kwargs)
+
+    def config_type(self, name: str) -> type:
+        """The config dataclass registered under `name`. Raises UserError, with the nearest name, if there is none."""
+        if name not in self._config_types:
+            raise UserError(f"There is no {self.kind} called '{name}'.", nearest(name, self))
+        return self._config_types[name]
+
+    def class_of(self, config_type: type) -> type[T]:
+        return self._classes[config_type]
+
+    def name_of(self, config_type: type) -> str:
+        return next(name for name, known in self._config_types.items() if known is config_type)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._config_types))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._config_types
+
+
+def registry_of(config_base: type) -> Registry[Any] | None:
+    """The registry whose configs extend exactly `config_base`, if it is the base of one."""
+    return next((known for known in REGISTRIES.values() if known.config_base is config_base), None)
+
+
+def load_plugins(user_dir: str | None = None) -> None:
+    """Import every plug-in: the entry points of group `seqtk.plugins`, then the package or module at `user_dir`."""
+    for entry_point in importlib.metadata.entry_points(group="seqtk.plugins"):
+        entry_point.load()
+    if user_dir is None:
+        return
+    path = Path(user_dir).resolve()
+    if not (path / "__init__.py").is_file() and not path.with_suffix(".py").is_file():
+        raise UserError(
+            f"user_dir={user_dir} is neither a package nor a module.",
+            f"Looked for {path / '__init__.py'} and {path.with_suffix('.py')}.",
+        )
+    if path.stem not in sys.modules:
+        sys.path.insert(0, str(path.parent))
+        importlib.import_module(path.stem)

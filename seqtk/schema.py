@@ -1,0 +1,177 @@
+"""Config dataclasses ⇄ plain trees, the one place where a key or a value is checked.
+
+A config is a frozen dataclass; a field whose type is the base of a registry is a *slot*, filled by any config of that
+registry. In a plain tree (recipe, command line, checkpoint, log) a slot is a name, or a mapping with that name under
+`kind`. Unknown keys fail by name with the nearest match. Nothing here knows where a tree came from.
+
+A class may state `aliases: ClassVar[dict[str, tuple[str, ...]]]`: a key that stands for several others.
+"""
+
+import dataclasses
+import enum
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, Literal, TypeVar, Union
+
+from seqtk.errors import UserError, nearest
+from seqtk.registry import REGISTRIES, registry_of
+
+C = TypeVar("C")
+
+
+def to_dict(config: Any) -> Any:
+    """The plain tree of a config: dicts, lists and scalars, each slot with its `kind`, ready for JSON or YAML."""
+    if dataclasses.is_dataclass(config):
+        tree = {} if _kind(config) is None else {"kind": _kind(config)}
+        return tree | {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, tuple):
+        return [to_dict(item) for item in config]
+    return config.value if isinstance(config, enum.Enum) else config
+
+
+def from_dict(config_type: type[C], tree: Mapping[str, Any]) -> C:
+    """The config of `config_type` in which `tree`'s keys have its values and all others their defaults."""
+    return merge(config_type(), tree)
+
+
+def merge(config: C, tree: Mapping[str, Any], *, where: str = "") -> C:
+    """A copy of `config` with every key of `tree` set; keys that stand for others are set last, so that they win."""
+    aliases = getattr(type(config), "aliases", {})
+    for key in sorted(tree, key=lambda key: key in aliases):
+        config = _set(config, str(key), tree[key], where)
+    return config
+
+
+def update(config: C, key: str, value: Any) -> C:
+    """A copy of `config` with the dotted `key` set to `value`; a key inside a tuple is set in each of its elements."""
+    return _set(config, key, value, "")
+
+
+def keys(config: Any, prefix: str = "") -> list[str]:
+    """Every dotted key that `update` takes, aliases included."""
+    found = []
+    for name in [field.name for field in dataclasses.fields(config)]:
+        found.append(prefix + name)
+        children = getattr(config, name)
+        for child in children if isinstance(children, tuple) else (children,):
+            if dataclasses.is_dataclass(child):
+                found += keys(child, f"{prefix}{name}.")
+    return list(dict.fromkeys([*found, *(prefix + alias for alias in getattr(type(config), "aliases", {}))]))
+
+
+def _set(config: C, key: str, value: Any, where: str) -> C:
+    head, _, rest = key.partition(".")
+    aliases: dict[str, tuple[str, ...]] = getattr(type(config), "aliases", {})
+    if head in aliases:
+        for target in aliases[head]:
+            config = _set(config, f"{target}.{rest}" if rest else target, value, where)
+        return config
+    hints = _hints(type(config))
+    if head not in hints:
+        known = keys(config)
+        same_leaf = [name for name in known if name.rsplit(".", 1)[-1] == head]
+        raise UserError(
+            f"There is no key '{where}{head}'{_in_kind(config)}.",
+            f"Did you mean '{where}{same_leaf[0]}'?" if same_leaf else nearest(head, [*hints, *aliases]),
+        )
+    current = getattr(config, head)
+    full = f"{where}{head}"
+    if rest and rest != "kind":
+        new: Any = _set_inside(current, rest, value, full)
+    else:
+        new = _convert(hints[head], value, current, full)
+    return dataclasses.replace(config, **{head: new})  # type: ignore[type-var]
+
+
+def _set_inside(current: Any, rest: str, value: Any, where: str) -> Any:
+    if isinstance(current, tuple) and any(map(dataclasses.is_dataclass, current)):
+        return tuple(_set(item, rest, value, f"{where}.") for item in current)
+    if not dataclasses.is_dataclass(current):
+        raise UserError(f"'{where}' is {current!r}: there is no key '{where}.{rest}' inside it.")
+    return _set(current, rest, value, f"{where}.")
+
+
+def _convert(hint: Any, value: Any, current: Any, where: str) -> Any:
+    """`value` as the type `hint`; a mapping for a nested config changes only the keys it names."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        options = [argument for argument in arguments if argument is not type(None)]
+        return _convert(options[0], value, current, where)
+    if origin is tuple:
+        return _convert_tuple(arguments, value, current, where)
+    if origin is Literal:
+        return _one_of(arguments, value, where)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return hint(_one_of([member.value for member in hint], value, where))
+    if dataclasses.is_dataclass(hint):
+        return _convert_config(hint, value, current, where)
+    return _convert_scalar(hint, value, where)
+
+
+def _convert_config(hint: Any, value: Any, current: Any, where: str) -> Any:
+    registry = registry_of(hint)
+    if dataclasses.is_dataclass(value) and isinstance(value, hint):
+        return value
+    if registry is not None and isinstance(value, str):
+        return registry.config_type(value)()
+    if not isinstance(value, Mapping):
+        wanted = f"the name of one kind of {registry.kind}, or " if registry else ""
+        raise UserError(f"'{where}' must be {wanted}a mapping, not {value!r}.")
+    if registry is not None and "kind" in value:
+        start = registry.config_type(value["kind"])()
+        value = {key: item for key, item in value.items() if key != "kind"}
+    else:
+        start = current if dataclasses.is_dataclass(current) else hint()
+    return merge(start, value, where=f"{where}.")
+
+
+def _convert_tuple(arguments: tuple[Any, ...], value: Any, current: Any, where: str) -> tuple[Any, ...]:
+    items = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        first = current[0] if current else None
+        return tuple(_convert(arguments[0], item, first, where) for item in items)
+    if len(items) != len(arguments):
+        raise UserError(f"'{where}' must have {len(arguments)} values, not {value!r}.")
+    return tuple(_convert(hint, item, None, where) for hint, item in zip(arguments, items, strict=True))
+
+
+def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
+    if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, bool) is (hint is bool):
+        if hint is float and isinstance(value, int | float):
+            return float(value)
+        if hint is int and isinstance(value, float) and value.is_integer():
+            return int(value)
+        if isinstance(value, hint):
+            return value
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    raise UserError(f"'{where}' must be {words.get(hint, hint)}, not {value!r}.")
+
+
+def _one_of(allowed: Sequence[Any], value: Any, where: str) -> Any:
+    if value not in allowed:
+        raise UserError(f"'{where}' cannot be {value!r}.", nearest(str(value), map(str, allowed)))
+    return value
+
+
+def _kind(config: Any) -> str | None:
+    for registry in REGISTRIES.values():
+        if isinstance(config, registry.config_base):
+            return registry.name_of(type(config))
+    return None
+
+
+def _in_kind(config: Any) -> str:
+    kind = _kind(config)
+    return f" in '{kind}'" if kind else ""
+
+
+@cache
+def _hints(config_type: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(config_type)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config_type)}

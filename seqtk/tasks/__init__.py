@@ -1,0 +1,1 @@
+"""Where data, model, criterion and metric meet."""

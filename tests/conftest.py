@@ -1,0 +1,38 @@
+"""What all tests share: one thread (small tensors are slower on two), and where the real data lie."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+SHARED = Path(os.environ.get("SEQTK_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where the layer tests run: cpu or cuda")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of what real fairseq computed; the test is skipped, saying so, where it is missing."""
+    path = SHARED / "golden"
+    if not path.is_dir():
+        pytest.skip(f"no golden files at {path} (set SEQTK_SHARED)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real corpora; the test is skipped, saying so, where it is missing."""
+    path = Path(os.environ.get("SEQTK_SHARED_DATA", SHARED / "data"))
+    if not path.is_dir():
+        pytest.skip(f"no real corpora at {path} (set SEQTK_SHARED_DATA)")
+    return path
