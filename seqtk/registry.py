@@ -51,7 +51,8 @@ class Registry(Generic[T]):
 
     def build(self, config: Any, *args: Any, **kwargs: Any) -> T:
         """An instance of the class that `config`'s type selects, made from `(config, *args, **kwargs)`."""
-        return self.class_of(type(config))(config, *args, **kwargs)
+        factory: Callable[..., T] = self.class_of(type(config))
+        return factory(config, *args, **kwargs)
 
     def config_type(self, name: str) -> type:
         """The config dataclass registered under `name`. Raises UserError, with the nearest name, if there is none."""

@@ -1,0 +1,6 @@
+"""The attention layers: one file a family, and one import line each, which registers it."""
+
+from seqtk.attention import softmax as softmax
+from seqtk.attention.base import Attention, AttentionConfig, HeadedAttention, HeadedConfig, Role, State, attentions
+
+__all__ = ["Attention", "AttentionConfig", "HeadedAttention", "HeadedConfig", "Role", "State", "attentions"]
