@@ -68,7 +68,7 @@ def _set(config: C, key: str, value: Any, where: str) -> C:
         for target in aliases[head]:
             config = _set(config, f"{target}.{rest}" if rest else target, value, where)
         return config
-    hints: dict[str, Any] = _hints(config.__class__)
+    hints: dict[str, Any] = _hints(type(config))  # type: ignore[arg-type]
     if head not in hints:
         known = keys(config)
         same_leaf = [name for name in known if name.rsplit(".", 1)[-1] == head]

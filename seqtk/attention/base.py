@@ -142,7 +142,7 @@ class HeadedAttention(Attention):
 
     def split(self, x_BTD: Tensor) -> Tensor:
         """x_BTD → x_BHTE."""
-        return x_BTD.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+        return x_BTD.view(*x_BTD.shape[:2], self.heads, self.head_dim).transpose(1, 2)
 
     def join(self, x_BHTE: Tensor) -> Tensor:
         """x_BHTE → x_BTD."""

@@ -100,7 +100,7 @@ def attend(
 
 
 def padding_bias(pad_BS: Tensor | None, *, causal_length: int | None = None) -> Tensor | None:
-    """The boolean mask, True where seen and of a shape that broadcasts to BHTS, of padding and (if given) the future."""
+    """The boolean mask, True where seen and of a shape that broadcasts to BHTS, of padding and the future."""
     if pad_BS is None:
         return None
     seen = ~pad_BS[:, None, None, :]
