@@ -1,0 +1,35 @@
+"""What a criterion gives back: sums and weights, so that every figure is a ratio of two sums."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from seqtk.models import Model
+from seqtk.registry import Registry
+
+
+@dataclass(frozen=True)
+class CriterionConfig:
+    """The base of every criterion's config."""
+
+
+criterions: Registry["Criterion"] = Registry("criterion", CriterionConfig)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of one micro-batch: a *sum* over its targets, with how many they are."""
+
+    total: Tensor
+    weight: int
+    sums: dict[str, Tensor]
+    """Further sums over the same targets, without gradient, by the name they are reported under."""
+
+
+class Criterion(nn.Module):
+    """Turns a model's features into a loss."""
+
+    def forward(self, model: Model, batch: Any) -> Loss:
+        """The loss of `batch` under `model`."""
+        raise NotImplementedError

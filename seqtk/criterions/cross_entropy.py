@@ -1,0 +1,44 @@
+"""Cross entropy, plain and label-smoothed (fairseq's definition)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from seqtk.criterions.base import Criterion, CriterionConfig, Loss, criterions
+from seqtk.models import Model
+
+
+@dataclass(frozen=True)
+class CrossEntropyConfig(CriterionConfig):
+    """Negative log-likelihood of the targets."""
+
+
+@dataclass(frozen=True)
+class LabelSmoothedConfig(CriterionConfig):
+    """Cross entropy with a share of the probability spread over the other tokens."""
+
+    label_smoothing: float = 0.1  # ε, spread over the V - 1 tokens that are not the target
+
+
+class _TokenCriterion(Criterion):
+    label_smoothing: float = 0.0
+
+    def forward(self, model: Model, batch: Any) -> Loss:
+        losses = model.head.losses(model(batch), batch.target_BT, label_smoothing=self.label_smoothing)
+        return Loss(total=losses.total, weight=batch.weight, sums={"loss": losses.total.detach(), "nll": losses.nll})
+
+
+@criterions.register("cross_entropy", CrossEntropyConfig)
+class CrossEntropy(_TokenCriterion):
+    """Σ -log p(target)."""
+
+    def __init__(self, config: CrossEntropyConfig) -> None:
+        super().__init__()
+
+
+@criterions.register("label_smoothed_cross_entropy", LabelSmoothedConfig)
+class LabelSmoothedCrossEntropy(_TokenCriterion):
+    """Σ (1 - ε - ε/(V-1)) · nll + ε/(V-1) · Σ_v -log p_v."""
+
+    def __init__(self, config: LabelSmoothedConfig) -> None:
+        super().__init__()
+        self.label_smoothing = config.label_smoothing

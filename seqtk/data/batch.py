@@ -1,0 +1,92 @@
+"""Batches: frozen dataclasses of tensors, with the number of targets that count, known before any model runs.
+
+B batch, S source length, T target length.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqtk.data.vocabulary import EOS, PAD
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What every batch has: which examples it is made of, and its weight."""
+
+    ids_B: Tensor
+    weight: int
+    """The number of targets that count; what sums over this batch are divided by, once added up."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch with its tensors on `device`."""
+        moved = {
+            field.name: value.to(device, non_blocking=True)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked memory; torch's loader calls this where a GPU is to be fed."""
+        pinned = {
+            field.name: value.pin_memory()
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **pinned)
+
+    def without_weight(self) -> Self:
+        """One row of this batch in which no target counts: what a rank with nothing left to do works on."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class TranslationBatch(Batch):
+    """Pairs of sentences, both ending in EOS, padded with PAD on the right."""
+
+    source_BS: Tensor
+    previous_BT: Tensor
+    """What the decoder reads: the target shifted by one, with EOS first (fairseq's convention)."""
+    target_BT: Tensor
+    left_padded: bool = False
+    """Whether somebody made this batch with its source padded on the left."""
+
+    def without_weight(self) -> Self:
+        return dataclasses.replace(
+            self,
+            ids_B=self.ids_B[:1],
+            source_BS=self.source_BS[:1],
+            previous_BT=self.previous_BT[:1],
+            target_BT=torch.full_like(self.target_BT[:1], PAD),
+            weight=0,
+        )
+
+
+def pad_rows(rows: Sequence[np.ndarray]) -> Tensor:
+    """rows_BT: the id sequences as one int64 tensor, PAD on the right."""
+    padded = np.full((len(rows), max(map(len, rows))), PAD, dtype=np.int64)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    return torch.from_numpy(padded)
+
+
+def collate_pairs(examples: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> TranslationBatch:
+    """The batch of `(index, source ids, target ids)`, each sequence ending in EOS."""
+    indices, sources, targets = zip(*examples, strict=True)
+    target_BT = pad_rows(targets)
+    previous_BT = target_BT.roll(1, dims=1)
+    previous_BT[previous_BT == EOS] = PAD
+    previous_BT[:, 0] = EOS
+    return TranslationBatch(
+        ids_B=torch.tensor(indices),
+        weight=sum(map(len, targets)),
+        source_BS=pad_rows(sources),
+        previous_BT=previous_BT,
+        target_BT=target_BT,
+    )

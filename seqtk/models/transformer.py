@@ -1,0 +1,120 @@
+"""The Transformer encoder–decoder (Vaswani et al. 2017), with any attention layer in its three slots.
+
+B batch, S source length, T target length, D width of the decoder, M width of the encoder.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from seqtk.attention import State
+from seqtk.data.batch import TranslationBatch
+from seqtk.data.vocabulary import PAD
+from seqtk.errors import UserError
+from seqtk.models.base import Model, ModelConfig, models
+from seqtk.models.stacks import BlockOptions, Decoder, DecoderConfig, Encoder, EncoderConfig, StackConfig
+from seqtk.modules.embedding import Embedding, Positions, real_positions, token_embedding
+from seqtk.modules.feedforward import Activation
+from seqtk.modules.head import LinearHead
+
+SharedEmbeddings = Literal["none", "decoder", "all"]
+
+
+@dataclass(frozen=True)
+class TransformerConfig(ModelConfig):
+    """Transformer base: 6 + 6 blocks of 512 / 2048 / 8 heads, post-norm, ReLU, sinusoidal positions."""
+
+    aliases: ClassVar[dict[str, tuple[str, ...]]] = {
+        "attention": ("encoder.self_attention", "decoder.self_attention"),
+    }
+
+    dim: int = 512  # width of the model
+    ffn_dim: int = 2048  # inner width of the feed-forward networks
+    encoder: EncoderConfig = EncoderConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    positions: Positions = "sinusoidal"
+    max_source_length: int = 1024  # tokens; learned positions have as many rows
+    max_target_length: int = 1024
+    share_embeddings: SharedEmbeddings = "all"  # all: source, target and output; decoder: target and output
+    pre_norm: bool = False
+    norm_embedding: bool = False  # a layer norm after the embeddings
+    activation: Activation = "relu"
+    dropout: float = 0.1  # after embeddings and sublayers
+    activation_dropout: float = 0.0  # inside feed-forward networks; that of attention weights is attention.dropout
+
+
+@models.register("transformer", TransformerConfig)
+class Transformer(Model):
+    """Embeddings, encoder, decoder and head; parameter counts as fairseq's."""
+
+    def __init__(self, config: TransformerConfig, *, source_vocabulary: int, target_vocabulary: int) -> None:
+        super().__init__()
+        self.config = config
+        self.max_source_length, self.max_target_length = config.max_source_length, config.max_target_length
+        memory_dim = config.encoder.dim or config.dim
+        dim = config.decoder.dim or config.dim
+        if config.share_embeddings == "all" and (source_vocabulary, memory_dim) != (target_vocabulary, dim):
+            raise UserError(
+                "model.share_embeddings=all needs one vocabulary and one width on both sides.",
+                f"Source: {source_vocabulary} tokens of width {memory_dim}; target: {target_vocabulary} of {dim}.",
+                "Preprocess with joint=true, or set model.share_embeddings=decoder.",
+            )
+        target_tokens = token_embedding(target_vocabulary, dim)
+        source_tokens = (
+            target_tokens if config.share_embeddings == "all" else token_embedding(source_vocabulary, memory_dim)
+        )
+        self.source_embedding = self._embedding(source_tokens, max_length=config.max_source_length)
+        self.target_embedding = self._embedding(target_tokens, max_length=config.max_target_length)
+        self.encoder = Encoder(config.encoder, options=self._options(config.encoder))
+        self.decoder = Decoder(config.decoder, options=self._options(config.decoder), memory_dim=memory_dim)
+        self.head = LinearHead(
+            dim, target_vocabulary, tied_to=None if config.share_embeddings == "none" else target_tokens
+        )
+
+    def _embedding(self, tokens: nn.Embedding, *, max_length: int) -> Embedding:
+        return Embedding(
+            tokens,
+            positions=self.config.positions,
+            max_length=max_length,
+            dropout=self.config.dropout,
+            norm=self.config.norm_embedding,
+        )
+
+    def _options(self, stack: StackConfig) -> BlockOptions:
+        return BlockOptions(
+            dim=stack.dim or self.config.dim,
+            ffn_dim=stack.ffn_dim or self.config.ffn_dim,
+            activation=self.config.activation,
+            dropout=self.config.dropout,
+            activation_dropout=self.config.activation_dropout,
+            pre_norm=self.config.pre_norm,
+        )
+
+    def encode(self, source_BS: Tensor, *, left_padded: bool = False) -> tuple[Tensor, Tensor | None]:
+        """memory_BSM and its padding."""
+        pad_BS = source_BS == PAD
+        positions_BS = real_positions(pad_BS) if left_padded else None
+        row_1S = torch.arange(source_BS.shape[1], device=source_BS.device)[None]
+        x_BSM = self.source_embedding(source_BS, row_1S if positions_BS is None else positions_BS)
+        return self.encoder(x_BSM, pad_BS=pad_BS, positions_BS=positions_BS), pad_BS
+
+    def forward(self, batch: TranslationBatch) -> Tensor:
+        memory_BSM, pad_BS = self.encode(batch.source_BS, left_padded=batch.left_padded)
+        positions_1T = torch.arange(batch.previous_BT.shape[1], device=batch.previous_BT.device)[None]
+        x_BTD = self.target_embedding(batch.previous_BT, positions_1T)
+        return self.decoder(x_BTD, memory_BSM, pad_BS=pad_BS)  # type: ignore[no-any-return]
+
+    def start(self, batch: TranslationBatch) -> State:
+        memory_BSM, pad_BS = self.encode(batch.source_BS, left_padded=batch.left_padded)
+        rows = len(batch.source_BS)
+        return {
+            "position_B1": torch.zeros(rows, 1, dtype=torch.long, device=memory_BSM.device),
+            "blocks": self.decoder.start(rows, memory_BSM, pad_BS=pad_BS),
+        }
+
+    def step(self, token_B: Tensor, state: State) -> tuple[Tensor, State]:
+        x_B1D = self.target_embedding(token_B[:, None], state["position_B1"])
+        y_B1D, blocks = self.decoder.step(x_B1D, state["blocks"])
+        return y_B1D, {"position_B1": state["position_B1"] + 1, "blocks": blocks}

@@ -1,0 +1,111 @@
+"""Token embeddings and the positions added to them, numbered and laid out as fairseq does.
+
+B batch, T length, D width. Position 0 is a row's first real token.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from seqtk.data.vocabulary import PAD
+from seqtk.errors import UserError
+from seqtk.modules.dropout import Dropout
+
+Positions = Literal["sinusoidal", "learned", "none"]
+
+
+def token_embedding(vocabulary_size: int, dim: int) -> nn.Embedding:
+    """A table drawn from N(0, 1/D), with zeros for PAD."""
+    embedding = nn.Embedding(vocabulary_size, dim, padding_idx=PAD)
+    nn.init.normal_(embedding.weight, std=dim**-0.5)
+    with torch.no_grad():
+        embedding.weight[PAD].zero_()
+    return embedding
+
+
+class Embedding(nn.Module):
+    """√D · token + position, then dropout (Vaswani et al. 2017, section 3.4 and 3.5)."""
+
+    def __init__(
+        self,
+        tokens: nn.Embedding,
+        *,
+        positions: Positions,
+        max_length: int,
+        dropout: float,
+        scale: bool = True,
+        norm: bool = False,
+    ) -> None:
+        super().__init__()
+        dim = tokens.embedding_dim
+        self.tokens = tokens
+        self.scale = math.sqrt(dim) if scale else 1.0
+        self.positions: nn.Module | None = None
+        if positions == "sinusoidal":
+            self.positions = SinusoidalPositions(dim)
+        elif positions == "learned":
+            self.positions = LearnedPositions(dim, max_length=max_length)
+        self.norm = nn.LayerNorm(dim) if norm else None
+        self.dropout = Dropout(dropout)
+
+    def forward(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """x_BTD. `positions_BT` broadcasts: one row serves a batch that is padded on the right."""
+        x_BTD = self.scale * self.tokens(tokens_BT)
+        if self.positions is not None:
+            x_BTD = x_BTD + self.positions(positions_BT)
+        if self.norm is not None:
+            x_BTD = self.norm(x_BTD)
+        return self.dropout(x_BTD)  # type: ignore[no-any-return]
+
+
+class SinusoidalPositions(nn.Module):
+    """Fixed sines and cosines, [sin | cos], of D/2 frequencies 10000^(-i / (D/2 - 1)); position p is fairseq's p + 2.
+
+    The table grows with the input, so there is no longest one, and it is computed in float64 once.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.register_buffer("table_TD", sinusoids(64, dim), persistent=False)
+
+    def forward(self, positions_BT: Tensor) -> Tensor:
+        needed = positions_BT.shape[-1] if positions_BT.shape[-1] > 1 else int(positions_BT.max()) + 1
+        if needed > len(self.table_TD):
+            table_TD = sinusoids(2 * needed, self.dim)
+            self.table_TD = table_TD.to(self.table_TD)
+        return self.table_TD[positions_BT]
+
+
+class LearnedPositions(nn.Module):
+    """A trained vector per position, drawn from N(0, 1/D); longer input is an error."""
+
+    def __init__(self, dim: int, *, max_length: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(max_length, dim)
+        nn.init.normal_(self.table.weight, std=dim**-0.5)
+
+    def forward(self, positions_BT: Tensor) -> Tensor:
+        if positions_BT.shape[-1] > self.table.num_embeddings:
+            raise UserError(
+                f"An input of {positions_BT.shape[-1]} tokens is longer than the learned positions reach: "
+                f"{self.table.num_embeddings}.",
+                "Raise model.max_source_length or model.max_target_length before training.",
+            )
+        return self.table(positions_BT)  # type: ignore[no-any-return]
+
+
+def sinusoids(length: int, dim: int) -> Tensor:
+    """table_TD for positions 0 … length - 1, in float32; an odd D ends in a zero column."""
+    half = dim // 2
+    frequency_E = torch.exp(torch.arange(half, dtype=torch.float64) * -(math.log(10000) / (half - 1)))
+    angle_TE = torch.arange(2, length + 2, dtype=torch.float64)[:, None] * frequency_E
+    table_TD = torch.cat([angle_TE.sin(), angle_TE.cos()], dim=1)
+    return nn.functional.pad(table_TD, (0, dim % 2)).float()
+
+
+def real_positions(pad_BT: Tensor) -> Tensor:
+    """positions_BT counted from each row's first real token; padding before it gets 0."""
+    return ((~pad_BT).cumsum(dim=1) - 1).clamp(min=0)

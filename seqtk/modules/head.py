@@ -1,0 +1,115 @@
+"""From features to log-probabilities and losses, never holding the logits of more than a chunk of positions.
+
+N positions (batch and length flattened), D width, V vocabulary, C positions in a chunk.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seqtk.data.vocabulary import PAD
+
+CHUNK_LOGITS = 2**23
+"""How many float32 logits are held at once: 32 MiB."""
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """Sums over the targets that are not PAD, in nats."""
+
+    total: Tensor
+    """(1 - ε - ε/(V-1)) · nll + ε/(V-1) · Σ_v -log p_v; the one with a gradient."""
+    nll: Tensor
+
+
+class LinearHead(nn.Module):
+    """softmax(x Wᵀ), with W its own or the embedding's."""
+
+    def __init__(self, dim: int, vocabulary_size: int, *, tied_to: nn.Embedding | None = None) -> None:
+        super().__init__()
+        if tied_to is not None:
+            self.weight = tied_to.weight
+        else:
+            self.weight = nn.Parameter(torch.empty(vocabulary_size, dim))
+            nn.init.normal_(self.weight, std=dim**-0.5)
+
+    def log_probs(self, features: Tensor, *, temperature: float = 1.0) -> Tensor:
+        """Float32 log-probabilities of every token, softmax(logits / temperature)."""
+        return functional.log_softmax(functional.linear(features, self.weight).float() / temperature, dim=-1)
+
+    def losses(self, features_BTD: Tensor, target_BT: Tensor, *, label_smoothing: float = 0.0) -> TokenLosses:
+        """Label-smoothed cross entropy as fairseq defines it: the smoothed share is spread over the V - 1 other tokens.
+
+        Positions whose target is PAD cost nothing: they are left out before the first product.
+        """
+        kept_N = (target_BT.flatten() != PAD).nonzero().squeeze(1)
+        features_ND = features_BTD.flatten(0, 1)[kept_N]
+        total, nll = _ChunkedCrossEntropy.apply(features_ND, self.weight, target_BT.flatten()[kept_N], label_smoothing)
+        return TokenLosses(total=total, nll=nll)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Linear, log-softmax, loss and both gradients in one pass over chunks of positions.
+
+    The gradients are computed in the forward pass, where the chunk's logits are at hand, so nothing of size N V is kept.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, features_ND: Tensor, weight_VD: Tensor, target_N: Tensor, label_smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        device = features_ND.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        else:
+            dtype = features_ND.dtype
+        vocabulary_size = len(weight_VD)
+        spread = label_smoothing / (vocabulary_size - 1)
+        on_target = 1.0 - label_smoothing - spread
+        need_features, need_weight = ctx.needs_input_grad[:2]
+        weight = weight_VD.to(dtype)
+        sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        total = features_ND.new_zeros((), dtype=sum_dtype)
+        nll = features_ND.new_zeros((), dtype=sum_dtype)
+        grad_features_ND = torch.empty_like(features_ND) if need_features else None
+        grad_weight_VD = torch.zeros_like(weight_VD) if need_weight else None
+        size = max(1, CHUNK_LOGITS // vocabulary_size)
+        for start in range(0, len(features_ND), size):
+            chunk = slice(start, start + size)
+            features_CD = features_ND[chunk].to(dtype)
+            logits_CV = (features_CD @ weight.T).to(sum_dtype)
+            index_C1 = target_N[chunk, None]
+            normalizer_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
+            nll_chunk = (normalizer_C1 - logits_CV.gather(1, index_C1)).sum()
+            nll += nll_chunk
+            total += on_target * nll_chunk
+            if spread:
+                total += spread * (vocabulary_size * normalizer_C1.sum() - logits_CV.sum())
+            if not (need_features or need_weight):
+                continue
+            # d total / d logits = (on_target + V spread) p - on_target [target] - spread
+            grad_CV = logits_CV.sub_(normalizer_C1).exp_()
+            if spread:
+                grad_CV.mul_(on_target + vocabulary_size * spread).sub_(spread)
+            grad_CV.scatter_add_(1, index_C1, grad_CV.new_full((1, 1), -on_target).expand_as(index_C1))
+            grad_CV = grad_CV.to(dtype)
+            if grad_features_ND is not None:
+                grad_features_ND[chunk] = grad_CV @ weight
+            if grad_weight_VD is not None:
+                grad_weight_VD += grad_CV.T @ features_CD
+        ctx.save_for_backward(grad_features_ND, grad_weight_VD)
+        ctx.mark_non_differentiable(nll)
+        return total, nll
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_features_ND, grad_weight_VD = ctx.saved_tensors
+        return (
+            None if grad_features_ND is None else grad_features_ND * grad_total.to(grad_features_ND.dtype),
+            None if grad_weight_VD is None else grad_weight_VD * grad_total.to(grad_weight_VD.dtype),
+            None,
+            None,
+        )
