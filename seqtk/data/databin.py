@@ -1,0 +1,117 @@
+"""A data-bin directory: binarised splits with their dictionaries, as fairseq or seqtk-preprocess wrote it.
+
+A parallel directory names its files `<split>.<source>-<target>.<lang>`, a one-sided one just `<split>`; a directory
+serves both directions. `sentencepiece.model` (or one per language) and `preprocess.json` are seqtk's own additions.
+"""
+
+import os
+from functools import cached_property
+from pathlib import Path
+
+from seqtk.data.indexed import IndexedDataset
+from seqtk.data.tokenizer import Tokenizer
+from seqtk.data.vocabulary import Vocabulary
+from seqtk.errors import UserError, nearest
+
+NO_LANGUAGE = "None"  # what fairseq-preprocess writes for the other side when it is given one language only
+
+
+class DataBin:
+    """Opens one data-bin directory for one direction. Whatever is missing is a UserError that names it.
+
+    Languages that are not given are inferred from the file names. `source_lang` and `target_lang` are None in a
+    one-sided directory (`dict.txt`, `train.idx`).
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str], *, source_lang: str | None = None, target_lang: str | None = None
+    ) -> None:
+        self.directory = Path(directory)
+        if not self.directory.is_dir():
+            folder = self.directory.absolute().parent
+            siblings = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+            raise UserError(
+                f"There is no data-bin directory {directory}.",
+                "seqtk-preprocess makes one.",
+                nearest(self.directory.name, siblings) if siblings else f"{folder} does not exist or is empty.",
+            )
+        self.source_lang, self.target_lang = self._direction(source_lang, target_lang)
+
+    @cached_property
+    def _datasets(self) -> dict[str, tuple[str, str, str] | None]:
+        """Each data set's file name without suffix → (source, target, its own language), None where one-sided."""
+        parsed = {path.name[: -len(".idx")]: _parse(path.name[: -len(".idx")]) for path in self._glob("*.idx")}
+        return {name: found for name, found in parsed.items() if found is not None or "." not in name}
+
+    def _glob(self, pattern: str) -> list[Path]:
+        return sorted(self.directory.glob(pattern))
+
+    def _direction(self, source: str | None, target: str | None) -> tuple[str | None, str | None]:
+        pairs = sorted({found[:2] for found in self._datasets.values() if found is not None})
+        both_ways = pairs + [(second, first) for first, second in pairs if (second, first) not in pairs]
+        given = [pair for pair in both_ways if source in (None, pair[0]) and target in (None, pair[1])]
+        if source is None and target is None:
+            given = pairs
+        if not pairs and (self._datasets or (source and target)):
+            return source, target
+        if len(given) == 1:
+            first, second = given[0]
+            return first, None if second == NO_LANGUAGE else second
+        if not pairs:
+            raise UserError(f"{self.directory} is not a data-bin directory: it holds no .idx file.")
+        wanted = f"{source or '?'}-{target or '?'}"
+        raise UserError(
+            f"{self.directory} holds {', '.join('-'.join(pair) for pair in pairs)}, not just one {wanted}."
+            if given
+            else f"{self.directory} holds no {wanted}.",
+            f"Set source_lang= and target_lang= to one of {', '.join('-'.join(pair) for pair in both_ways)}.",
+        )
+
+    def vocabulary(self, lang: str | None = None) -> Vocabulary:
+        """The dictionary of a language, or the only one of a one-sided directory."""
+        name = "dict.txt" if lang is None else f"dict.{lang}.txt"
+        path = self.directory / name
+        if not path.is_file():
+            known = [found.name for found in self._glob("dict*.txt")]
+            raise UserError(f"There is no {name} in {self.directory}.", nearest(name, known))
+        return Vocabulary.load(path)
+
+    def tokenizer(self, lang: str | None = None) -> Tokenizer:
+        """The SentencePiece model of a language; without one, white space, with the dictionary's subword marker."""
+        names = ["sentencepiece.model"] if lang is None else [f"sentencepiece.{lang}.model", "sentencepiece.model"]
+        for name in names:
+            if (self.directory / name).is_file():
+                return Tokenizer.load(self.directory / name)
+        return Tokenizer.guess(self.vocabulary(lang))
+
+    def splits(self) -> list[str]:
+        """The names of the splits that are there in every language of this direction."""
+        names = {name.split(".")[0] for name in self._datasets}
+        langs = {self.source_lang, self.target_lang} - {None} or {None}
+        return sorted(name for name in names if all(self._find(name, lang) for lang in langs))
+
+    def split(self, name: str, lang: str | None = None) -> IndexedDataset:
+        """The items of one split in one language (None for a one-sided directory)."""
+        found = self._find(name, lang)
+        if found is None:
+            raise UserError(
+                f"There is no split '{name}'{f' in {lang}' if lang else ''} in {self.directory}.",
+                nearest(name, self.splits()),
+            )
+        return IndexedDataset(self.directory / found)
+
+    def _find(self, split: str, lang: str | None) -> str | None:
+        pair = [self.source_lang or NO_LANGUAGE, self.target_lang or NO_LANGUAGE]
+        candidates = [split] if lang is None else [f"{split}.{'-'.join(way)}.{lang}" for way in (pair, pair[::-1])]
+        return next((name for name in candidates if name in self._datasets), None)
+
+
+def _parse(name: str) -> tuple[str, str, str] | None:
+    """(source, target, language) of `train.en-de.de`; languages may have hyphens. None for any other name."""
+    _, _, rest = name.partition(".")
+    pair, _, lang = rest.rpartition(".")
+    if pair.startswith(f"{lang}-"):
+        return lang, pair[len(lang) + 1 :], lang
+    if pair.endswith(f"-{lang}"):
+        return pair[: -len(lang) - 1], lang, lang
+    return None

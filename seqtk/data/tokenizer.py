@@ -1,0 +1,110 @@
+"""The tokenizer: a line of text ⇄ its tokens, by a SentencePiece model or, for tokenised text, by white space."""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from seqtk.data.vocabulary import SPECIALS, Vocabulary
+from seqtk.errors import UserError, nearest
+
+_SPACE_PIECE = "\u2581"
+
+
+def _without_spaces(tokens: Sequence[str], boundary: str) -> str:
+    return "".join(tokens).replace(boundary, " ").strip()
+
+
+# How each marker of fairseq's `--remove-bpe` is undone.
+JOINERS: dict[str, Callable[[Sequence[str]], str]] = {
+    "@@ ": lambda tokens: (" ".join(tokens) + " ").replace("@@ ", "").rstrip(),
+    "sentencepiece": lambda tokens: _without_spaces(tokens, _SPACE_PIECE),
+    "wordpiece": lambda tokens: _without_spaces(tokens, "_"),
+    "letter": lambda tokens: _without_spaces(tokens, "|"),
+    "_EOW": lambda tokens: _without_spaces(tokens, "_EOW"),
+    "silence": lambda tokens: re.sub(" +", " ", " ".join(tokens).replace("<SIL>", "")).strip(),
+}
+JOINERS["subword_nmt"] = JOINERS["@@ "]
+
+
+class Tokenizer:
+    """Splits a line into tokens and joins tokens to a line; made by `load`, `from_model` or `plain`. Picklable."""
+
+    def __init__(self, model_bytes: bytes | None, separator: str | None) -> None:
+        if separator is not None and separator not in JOINERS:
+            raise UserError(f"There is no subword marker called '{separator}'.", nearest(separator, JOINERS))
+        self.model_bytes = model_bytes
+        self.separator = separator
+        self._processor: Any = None
+        if model_bytes is not None:
+            self._processor = sentencepiece.SentencePieceProcessor()
+            self._processor.LoadFromSerializedProto(model_bytes)
+
+    @classmethod
+    def from_model(cls, model_bytes: bytes, *, name: str = "model") -> "Tokenizer":
+        """The tokenizer of a SentencePiece model's bytes; `name` stands for the model in errors."""
+        try:
+            return cls(model_bytes, None)
+        except RuntimeError:
+            raise UserError(f"{name} is not a SentencePiece model.") from None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
+        """The tokenizer of a SentencePiece model file."""
+        try:
+            model_bytes = Path(path).read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise UserError(f"There is no SentencePiece model {path}.") from None
+        return cls.from_model(model_bytes, name=str(path))
+
+    @classmethod
+    def plain(cls, separator: str | None = None) -> "Tokenizer":
+        """The tokenizer of text that is tokenised already: splits on white space, joins as `separator` says.
+
+        `separator` names the subword marker that `decode` removes, as fairseq's `--remove-bpe` does: `"@@ "`,
+        `"sentencepiece"`, `"wordpiece"`, `"letter"`, `"_EOW"` or `"silence"`; None leaves tokens apart.
+        """
+        return cls(None, separator)
+
+    @classmethod
+    def guess(cls, vocabulary: Vocabulary) -> "Tokenizer":
+        """The plain tokenizer whose subword marker `vocabulary` shows: SentencePiece's, `@@`, or none."""
+        words = vocabulary.tokens[len(SPECIALS) :]
+        if any(word.startswith(_SPACE_PIECE) for word in words):
+            return cls.plain("sentencepiece")
+        return cls.plain("@@ " if any(len(word) > 2 and word.endswith("@@") for word in words) else None)
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes | None, str | None]]:
+        return Tokenizer, (self.model_bytes, self.separator)
+
+    def encode(self, line: str) -> list[str]:
+        """The tokens of one line."""
+        if self._processor is None:
+            return line.split()
+        pieces: list[str] = self._processor.Encode(line, out_type=str)
+        return pieces
+
+    def encode_batch(self, lines: Sequence[bytes]) -> list[list[int]]:
+        """SentencePiece's own ids (not the vocabulary's) of many lines of UTF-8, on one thread."""
+        ids: list[list[int]] = self._processor.Encode(list(lines), out_type=int, num_threads=1)
+        return ids
+
+    def decode(self, tokens: Sequence[str]) -> str:
+        """The line whose tokens these are."""
+        if self._processor is not None:
+            line: str = self._processor.DecodePieces(list(tokens))
+            return line
+        return " ".join(tokens) if self.separator is None else JOINERS[self.separator](tokens)
+
+    def pieces(self) -> list[str | None]:
+        """The pieces of the model in the order of its ids; None for the unknown, bos, eos and pad pieces."""
+        processor = self._processor
+        hidden = [processor.IsUnknown(id_) or processor.IsControl(id_) for id_ in range(len(processor))]
+        return [None if hide else processor.IdToPiece(id_) for id_, hide in enumerate(hidden)]
+
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary of the model: its pieces in their order, without unknown, bos, eos and pad."""
+        return Vocabulary([piece for piece in self.pieces() if piece is not None and piece not in SPECIALS])

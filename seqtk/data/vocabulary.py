@@ -1,0 +1,138 @@
+"""The vocabulary: token ⇄ id, kept in fairseq's dictionary file (`docs/formats.md`).
+
+Ids 0 to 3 are the special symbols, which the file leaves out; the token of the file's line i (from 0) has id 4 + i.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from seqtk.errors import UserError
+
+BOS, PAD, EOS, UNK = 0, 1, 2, 3
+SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
+
+_FILLER = re.compile(r"madeupword\d{4,}")
+_OVERWRITE = " #fairseq:overwrite"
+
+
+class Vocabulary:
+    """An ordered list of tokens, each with its id and its count in the training text.
+
+    `tokens` are those of the file, without the four special symbols. Where one is there twice, the later one wins.
+    """
+
+    def __init__(self, tokens: Sequence[str], counts: Sequence[int] | None = None) -> None:
+        if counts is not None and len(counts) != len(tokens):
+            raise ValueError(f"{len(tokens)} tokens with {len(counts)} counts")
+        self.tokens: list[str] = [*SPECIALS, *tokens]
+        self.counts: list[int] = [0] * len(SPECIALS) + (list(counts) if counts is not None else [1] * len(tokens))
+        self._ids = {token: id_ for id_, token in enumerate(self.tokens)}
+
+    @classmethod
+    def from_counts(
+        cls, counts: Mapping[str, int], *, threshold: int = -1, nwords: int = -1, padding_factor: int = 8
+    ) -> "Vocabulary":
+        """The vocabulary of the words that were counted: the most frequent first, ties in the order of code points.
+
+        Kept are words counted at least `threshold` times and, where `nwords` is not -1, no more than fit in a
+        vocabulary of that size, specials included. Filler words then fill it up to a multiple of `padding_factor`.
+        """
+        words = [word for word in counts if word not in SPECIALS and counts[word] >= threshold]
+        words.sort(key=lambda word: (-counts[word], word))
+        if nwords != -1:
+            words = words[: max(0, nwords - len(SPECIALS))]
+        return cls(words, [counts[word] for word in words]).padded(padding_factor)
+
+    def padded(self, factor: int) -> "Vocabulary":
+        """This vocabulary with `madeupword0000`, `madeupword0001`, … behind it, up to a multiple of `factor`."""
+        fillers: list[str] = []
+        number = 0
+        while factor > 1 and (len(self) + len(fillers)) % factor:
+            filler = f"madeupword{number:04d}"
+            if filler not in self:
+                fillers.append(filler)
+            number += 1
+        first = len(SPECIALS)
+        return Vocabulary(self.tokens[first:] + fillers, self.counts[first:] + [0] * len(fillers))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
+        """The vocabulary of a dictionary file. Raises UserError where it is missing or malformed."""
+        try:
+            text = Path(path).read_bytes().decode("utf-8")
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise UserError(f"There is no dictionary {path}.") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"The dictionary {path} is not UTF-8 text.", f"{error}.") from None
+        return cls.from_text(text, name=str(path))
+
+    @classmethod
+    def from_text(cls, text: str, *, name: str = "dictionary") -> "Vocabulary":
+        """The vocabulary of a dictionary file's content; `name` stands for the file in errors."""
+        tokens: list[str] = []
+        counts: list[int] = []
+        seen = set(SPECIALS)
+        lines = text.split("\n")
+        for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, start=1):
+            entry = line.rstrip("\r")
+            overwrites = entry.endswith(_OVERWRITE)
+            token, space, count = entry.removesuffix(_OVERWRITE).rpartition(" ")
+            if not (space and token and re.fullmatch(r"-?\d+", count)):
+                raise UserError(f"Line {number} of {name} is not '<token> <count>':", repr(line[:80]))
+            if token in seen and not overwrites:
+                raise UserError(
+                    f"Line {number} of {name} has '{token}' once more.",
+                    f"Remove it, or end the line with '{_OVERWRITE.strip()}' if it shall replace the earlier one.",
+                )
+            seen.add(token)
+            tokens.append(token)
+            counts.append(int(count))
+        return cls(tokens, counts)
+
+    def to_text(self) -> str:
+        """The dictionary file's content, byte for byte as fairseq writes it."""
+        seen = set(SPECIALS)
+        lines = []
+        for token, count in zip(self.tokens[len(SPECIALS) :], self.counts[len(SPECIALS) :], strict=True):
+            lines.append(f"{token} {count}{_OVERWRITE if token in seen else ''}\n")
+            seen.add(token)
+        return "".join(lines)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the dictionary file; it is there whole or not at all."""
+        temporary = Path(f"{path}.partial-{os.getpid()}")
+        temporary.write_bytes(self.to_text().encode("utf-8"))
+        os.replace(temporary, path)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __contains__(self, token: object) -> bool:
+        return token in self._ids
+
+    def __eq__(self, other: object) -> bool:
+        """Two vocabularies are equal if they give the same ids to the same tokens; counts do not matter."""
+        return isinstance(other, Vocabulary) and self.tokens == other.tokens
+
+    def id(self, token: str) -> int:
+        """The id of `token`, UNK if it has none."""
+        return self._ids.get(token, UNK)
+
+    def encode(self, tokens: Iterable[str], eos: bool = True) -> npt.NDArray[np.int64]:
+        """The ids of `tokens`, unknown ones as UNK, closed by EOS unless `eos` is false."""
+        ids = [self._ids.get(token, UNK) for token in tokens]
+        return np.array([*ids, EOS] if eos else ids, dtype=np.int64)
+
+    def decode(self, ids: Iterable[int]) -> list[str]:
+        """The tokens of `ids` (any iterable of whole numbers), without bos, pad and eos; unknown ones as `<unk>`."""
+        return [self.tokens[id_] for id_ in map(int, ids) if id_ > EOS]
+
+    @property
+    def never_generated(self) -> list[int]:
+        """The ids no search may choose: bos, pad, and the words that only fill the vocabulary up."""
+        return [BOS, PAD, *(id_ for id_, token in enumerate(self.tokens) if _FILLER.fullmatch(token))]
