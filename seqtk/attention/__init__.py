@@ -1,6 +1,8 @@
 """The attention layers: one file a family, and one import line each, which registers it."""
 
+from seqtk.attention import mixture as mixture
 from seqtk.attention import softmax as softmax
+from seqtk.attention import synthesizer as synthesizer
 from seqtk.attention.base import Attention, AttentionConfig, HeadedAttention, HeadedConfig, Role, State, attentions
 
 __all__ = ["Attention", "AttentionConfig", "HeadedAttention", "HeadedConfig", "Role", "State", "attentions"]

@@ -59,6 +59,11 @@ class Attention(nn.Module):
         self.config, self.dim, self.role = config, dim, role
         self.memory_dim = memory_dim or dim
 
+    @classmethod
+    def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
+        """The number of trained parameters, by the formula that the class's docstring states."""
+        raise NotImplementedError
+
     @property
     def max_length(self) -> int | None:
         """The longest input this layer can take, or None."""

@@ -32,6 +32,10 @@ class SoftmaxAttention(HeadedAttention):
         self.value = self.projection(key_dim, gain=1 / math.sqrt(2))
         self.out = self.projection(dim)
 
+    @classmethod
+    def parameter_count(cls, config: SoftmaxConfig, *, dim: int, memory_dim: int | None = None) -> int:
+        return 2 * dim * (dim + (memory_dim or dim)) + 4 * dim * config.bias
+
     def forward(
         self,
         x_BTD: Tensor,

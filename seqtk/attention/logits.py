@@ -1,0 +1,183 @@
+"""Where Synthesizer attention gets its logits from, if not from comparing tokens (Tay et al. 2021, arXiv 2005.00743).
+
+A source gives each query a logit for every *absolute position* 0 … L - 1 of a key, L = `max_length`; it never looks at
+the key itself. So the position of a token, not its place in a padded row, decides which logits it gets.
+
+B batch, T query length, S key length, D width of the layer, H heads, E = D / H, L longest input, K rank of a factor.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Logits(nn.Module):
+    """A source of logits; `config` holds heads, bias, max_length and, where it matters, rank."""
+
+    def forward(self, x_BTD: Tensor, *, rows: slice | Tensor, columns: int) -> Tensor:
+        """The logits, BHTS or 1HTS (the same for the whole batch), of queries x for the keys at 0 … `columns` - 1.
+
+        `rows` are the queries' own positions: a slice where they are the same in the whole batch, else rows_BT.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def parameter_count(config: Any, dim: int) -> int:
+        """The number of trained parameters, by the formula."""
+        raise NotImplementedError
+
+    def at(self, x_BTD: Tensor, positions_BT: Tensor | None) -> Tensor:
+        """The logits among all positions of `x_BTD`, BHTS or 1HTS with S = T; `positions_BT` None is 0, 1, 2, …"""
+        length = x_BTD.shape[1]
+        if positions_BT is None:
+            return self(x_BTD, rows=slice(0, length), columns=length)  # type: ignore[no-any-return]
+        positions_BT = positions_BT.clamp(0, length - 1)  # of padding they may be anything
+        logits_BHTS = self(x_BTD, rows=positions_BT, columns=length)
+        return logits_BHTS.gather(-1, positions_BT[:, None, None, :].expand_as(logits_BHTS))  # type: ignore[no-any-return]
+
+
+class DenseLogits(Logits):
+    """W2 relu(W1 x + b1) + b2 per head: D² + D L (+ D + H L bias) parameters.
+
+    The paper's W1 keeps all D dimensions in each head, H (D² + D L) in total; like the official code we project to the
+    head's own E, which costs no more than the query projection it replaces. Unlike that code, which shares one E × L
+    matrix among the heads, each head has its own, as in the paper. Xavier-uniform, biases zero.
+    """
+
+    def __init__(self, config: Any, dim: int) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.hidden = _hidden(config, dim)
+        self.logits = _HeadLinear(config, dim, config.max_length)
+
+    def forward(self, x_BTD: Tensor, *, rows: slice | Tensor, columns: int) -> Tensor:
+        hidden_BTHE = self.hidden(x_BTD).relu().unflatten(-1, (self.heads, -1))
+        return self.logits(hidden_BTHE, columns=columns)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def parameter_count(config: Any, dim: int) -> int:
+        return int(dim**2 + dim * config.max_length + config.bias * (dim + config.heads * config.max_length))
+
+
+class FactorizedDenseLogits(Logits):
+    """Logit p b + q of a query is A_p B_q, where A and B are dense with a and b columns and a b >= L.
+
+    b = ceil(√L) and a = ceil(L / b), the smallest pair: D² + D (a + b) (+ D + H (a + b) bias) parameters.
+    """
+
+    def __init__(self, config: Any, dim: int) -> None:
+        super().__init__()
+        self.heads = config.heads
+        a, b = factors(config.max_length)
+        self.hidden = _hidden(config, dim)
+        self.coarse = _HeadLinear(config, dim, a)
+        self.fine = _HeadLinear(config, dim, b)
+
+    def forward(self, x_BTD: Tensor, *, rows: slice | Tensor, columns: int) -> Tensor:
+        hidden_BTHE = self.hidden(x_BTD).relu().unflatten(-1, (self.heads, -1))
+        product_BHTab = self.coarse(hidden_BTHE)[..., :, None] * self.fine(hidden_BTHE)[..., None, :]
+        return product_BHTab.flatten(-2)[..., :columns]  # type: ignore[no-any-return]
+
+    @staticmethod
+    def parameter_count(config: Any, dim: int) -> int:
+        a, b = factors(config.max_length)
+        return int(dim**2 + dim * (a + b) + config.bias * (dim + config.heads * (a + b)))
+
+
+class RandomLogits(Logits):
+    """A trained matrix R per head, whatever the input: H L² parameters, N(0, 1 / L) at first."""
+
+    def __init__(self, config: Any, dim: int) -> None:
+        super().__init__()
+        size = config.max_length
+        self.matrix = nn.Parameter(torch.randn(config.heads, size, size) / math.sqrt(size))
+
+    def forward(self, x_BTD: Tensor, *, rows: slice | Tensor, columns: int) -> Tensor:
+        return _rows(self.matrix[..., :columns], rows)
+
+    @staticmethod
+    def parameter_count(config: Any, dim: int) -> int:
+        return int(config.heads * config.max_length**2)
+
+
+class FixedRandomLogits(Logits):
+    """A matrix per head that stays as it was drawn, from N(0, 1), so that heads differ: no trained parameter."""
+
+    matrix: Tensor
+
+    def __init__(self, config: Any, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("matrix", torch.randn(config.heads, config.max_length, config.max_length))
+
+    def forward(self, x_BTD: Tensor, *, rows: slice | Tensor, columns: int) -> Tensor:
+        return _rows(self.matrix[..., :columns], rows)
+
+    @staticmethod
+    def parameter_count(config: Any, dim: int) -> int:
+        return 0
+
+
+class FactorizedRandomLogits(Logits):
+    """R = R1 R2ᵀ per head, of rank K: 2 H L K parameters; an element of R has variance 1 / L at first."""
+
+    def __init__(self, config: Any, dim: int) -> None:
+        super().__init__()
+        shape = config.heads, config.max_length, config.rank
+        deviation = (config.rank * config.max_length) ** -0.25
+        self.query = nn.Parameter(torch.randn(shape) * deviation)
+        self.key = nn.Parameter(torch.randn(shape) * deviation)
+
+    def forward(self, x_BTD: Tensor, *, rows: slice | Tensor, columns: int) -> Tensor:
+        return _rows(self.query @ self.key[:, :columns].transpose(1, 2), rows)
+
+    @staticmethod
+    def parameter_count(config: Any, dim: int) -> int:
+        return int(2 * config.heads * config.max_length * config.rank)
+
+
+def factors(length: int) -> tuple[int, int]:
+    """(a, b), near each other, with a b >= length."""
+    b = math.isqrt(length - 1) + 1
+    return -(-length // b), b
+
+
+def _hidden(config: Any, dim: int) -> nn.Linear:
+    linear = nn.Linear(dim, dim, bias=config.bias)
+    nn.init.xavier_uniform_(linear.weight)
+    if config.bias:
+        nn.init.zeros_(linear.bias)
+    return linear
+
+
+class _HeadLinear(nn.Module):
+    """A linear map of its own for each head, of which the first `columns` outputs can be had alone."""
+
+    def __init__(self, config: Any, dim: int, outputs: int) -> None:
+        super().__init__()
+        head_dim = dim // config.heads
+        bound = math.sqrt(6 / (head_dim + outputs))
+        self.weight = nn.Parameter(torch.empty(config.heads, head_dim, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(config.heads, 1, outputs)) if config.bias else None
+
+    def forward(self, x_BTHE: Tensor, *, columns: int | None = None) -> Tensor:
+        y_BHTS = torch.einsum("bthe,hes->bhts", x_BTHE, self.weight[..., :columns])
+        return y_BHTS if self.bias is None else y_BHTS + self.bias[..., :columns]
+
+
+def _rows(matrix_HLS: Tensor, rows: slice | Tensor) -> Tensor:
+    """The given rows of one matrix per head: 1HTS, or BHTS where each of the batch has its own."""
+    if isinstance(rows, slice):
+        return matrix_HLS[None, :, rows]
+    return matrix_HLS[:, rows].transpose(0, 1)
+
+
+SOURCES: dict[str, type[Logits]] = {
+    "dense": DenseLogits,
+    "random": RandomLogits,
+    "fixed_random": FixedRandomLogits,
+    "factorized_dense": FactorizedDenseLogits,
+    "factorized_random": FactorizedRandomLogits,
+}
+"""Every source, by the name that a mixture's `parts` uses."""

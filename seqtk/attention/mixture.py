@@ -1,0 +1,151 @@
+"""A mixture of Synthesizers, with each other and with dot-product attention (Tay et al. 2021, arXiv 2005.00743).
+
+The logits are mixed, S = Σ w_i S_i, and one softmax over them weighs one set of values.
+
+B batch, T query length, S key length, D width of the layer, H heads, E = D / H.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from seqtk.attention.base import Role, State, attentions
+from seqtk.attention.logits import SOURCES, Logits
+from seqtk.attention.softmax import append, attend
+from seqtk.attention.synthesizer import SynthesizedAttention, SynthesizerConfig, weigh
+from seqtk.errors import UserError
+
+Part = Literal["dot", "dense", "random", "fixed_random", "factorized_dense", "factorized_random"]
+
+
+@dataclass(frozen=True)
+class SynthesizerMixtureConfig(SynthesizerConfig):
+    """Logits that are the sum of several sources', for example `parts: [random, dot], mix: sigmoid`."""
+
+    parts: tuple[Part, ...] = ("random", "dot")  # two or more of them
+    mix: Literal["sum", "sigmoid", "softmax"] = "softmax"  # weights: all 1 | a and 1 - a of two parts | summing to 1
+    per_head: bool = False  # each head has its own weights
+    rank: int = 8  # of factorized_random's matrix
+
+
+@attentions.register("synthesizer_mixture", SynthesizerMixtureConfig)
+class SynthesizerMixture(SynthesizedAttention):
+    """softmax(Σ w_i S_i) V per head.
+
+    The weights w: `sum` 1 each; `softmax` that of one trained scalar a part (the paper); `sigmoid` a = sigmoid(one
+    trained scalar) for the first of two parts and 1 - a for the second (the official code). The scalars start at 0, so
+    that the parts weigh the same. Parameters: those of the value path, of each source, 2 D² (+ 2 D bias) for `dot`, and
+    the scalars: one for `sigmoid`, one a part for `softmax`, times H where each head has its own.
+    """
+
+    def __init__(
+        self, config: SynthesizerMixtureConfig, *, dim: int, role: Role, memory_dim: int | None = None
+    ) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        _check(config)
+        self.sources = nn.ModuleDict({part: SOURCES[part](config, dim) for part in config.parts if part != "dot"})
+        self.has_dot = "dot" in config.parts
+        if self.has_dot:
+            self.query = self.projection(dim, gain=1 / math.sqrt(2))
+            self.key = self.projection(dim, gain=1 / math.sqrt(2))
+        self.mixing = nn.Parameter(torch.zeros(_scalars(config))) if config.mix != "sum" else None
+
+    @classmethod
+    def parameter_count(cls, config: SynthesizerMixtureConfig, *, dim: int, memory_dim: int | None = None) -> int:
+        projections = 4 if "dot" in config.parts else 2
+        sources = sum(SOURCES[part].parameter_count(config, dim) for part in config.parts if part != "dot")
+        return projections * dim * (dim + config.bias) + sources + math.prod(_scalars(config))
+
+    def weights(self) -> dict[str, Tensor | float]:
+        """Each part's weight, of a shape that broadcasts to HTS."""
+        if self.mixing is None:
+            return dict.fromkeys(self.config.parts, 1.0)
+        if self.config.mix == "sigmoid":
+            weights = torch.cat([self.mixing.sigmoid(), (-self.mixing).sigmoid()])
+        else:
+            weights = self.mixing.softmax(0)
+        return dict(zip(self.config.parts, weights[..., None, None], strict=True))
+
+    def monitored(self) -> dict[str, float]:
+        """The parts' weights, by part, and by head where each has its own."""
+        if self.mixing is None:
+            return {}
+        by_part = {part: torch.as_tensor(weight).flatten().tolist() for part, weight in self.weights().items()}
+        if not self.config.per_head:
+            return {part: values[0] for part, values in by_part.items()}
+        return {f"{part}.{head}": value for part, values in by_part.items() for head, value in enumerate(values)}
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        memory_BSM: Tensor | None = None,
+        *,
+        pad_BS: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        self.check_length(x_BTD.shape[1])
+        weights = self.weights()
+        logits_BHTS = sum(weights[part] * source.at(x_BTD, positions_BT) for part, source in self._synthetic())
+        y_BHTE = self._attend(
+            x_BTD, logits_BHTS, self._keys(x_BTD), self.split(self.value(x_BTD)), weights, self.seen(x_BTD, pad_BS)
+        )
+        return self.out(self.join(y_BHTE))  # type: ignore[no-any-return]
+
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+        return {"key": None, "value": None}
+
+    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+        key_BH1E = self._keys(x_B1D)
+        key_BHSE = None if key_BH1E is None else append(state["key"], key_BH1E)
+        value_BHSE = append(state["value"], self.split(self.value(x_B1D)))
+        length = value_BHSE.shape[2]
+        self.check_length(length)
+        weights = self.weights()
+        rows = slice(length - 1, length)
+        logits_BH1S = sum(
+            weights[part] * source(x_B1D, rows=rows, columns=length) for part, source in self._synthetic()
+        )
+        y_BH1E = self._attend(x_B1D, logits_BH1S, key_BHSE, value_BHSE, weights, None)
+        return self.out(self.join(y_BH1E)), {"key": key_BHSE, "value": value_BHSE}
+
+    def _synthetic(self) -> list[tuple[str, Logits]]:
+        return list(self.sources.items())  # type: ignore[arg-type]
+
+    def _keys(self, x_BTD: Tensor) -> Tensor | None:
+        return self.split(self.key(x_BTD)) if self.has_dot else None
+
+    def _attend(
+        self,
+        x_BTD: Tensor,
+        logits_BHTS: Any,
+        key_BHSE: Tensor | None,
+        value_BHSE: Tensor,
+        weights: dict[str, Tensor | float],
+        seen: Tensor | None,
+    ) -> Tensor:
+        """The mixture's values, with the synthetic logits as the bias of the dot-product kernel if `dot` is a part."""
+        if key_BHSE is None:
+            return weigh(logits_BHTS, value_BHSE, seen=seen, dropout=self.active_dropout)
+        bias_BHTS = logits_BHTS if seen is None else torch.where(seen, logits_BHTS, -math.inf)
+        query_BHTE = self.split(self.query(x_BTD)) * weights["dot"]
+        return attend(query_BHTE, key_BHSE, value_BHSE, bias=bias_BHTS, dropout=self.active_dropout)
+
+
+def _scalars(config: SynthesizerMixtureConfig) -> tuple[int, int]:
+    """The shape of the trained scalars."""
+    rows = {"sum": 0, "sigmoid": 1, "softmax": len(config.parts)}[config.mix]
+    return rows, config.heads if config.per_head else 1
+
+
+def _check(config: SynthesizerMixtureConfig) -> None:
+    parts = ", ".join(config.parts)
+    if len(config.parts) < 2 or len(set(config.parts)) < len(config.parts):
+        raise UserError(f"attention.parts=[{parts}] must be two or more different sources of logits.")
+    if config.mix == "sigmoid" and len(config.parts) != 2:
+        raise UserError(
+            f"attention.mix=sigmoid weighs two parts, not {len(config.parts)}: attention.parts=[{parts}].",
+            "Use attention.mix=softmax, or sum.",
+        )
