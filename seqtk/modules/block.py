@@ -10,7 +10,7 @@ from seqtk.modules.dropout import Dropout
 class Residual(nn.Module):
     """x + dropout(sublayer(x)) with a layer norm before the sublayer or after the sum.
 
-    The sublayer is an argument of the call, so that one that is stepped, or reads a memory, needs no wrapper of its own.
+    The sublayer is an argument of the call, so that one that is stepped, or reads a memory, needs no wrapper.
     """
 
     def __init__(self, dim: int, *, dropout: float, pre_norm: bool) -> None:

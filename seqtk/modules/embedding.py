@@ -66,6 +66,8 @@ class SinusoidalPositions(nn.Module):
     The table grows with the input, so there is no longest one, and it is computed in float64 once.
     """
 
+    table_TD: Tensor
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim

@@ -3,6 +3,7 @@
 B batch, T length, D width, F inner width.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from seqtk.modules.dropout import Dropout
 
 Activation = Literal["relu", "gelu", "glu", "geglu", "swiglu"]
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "gelu": functional.gelu,
     "glu": torch.sigmoid,

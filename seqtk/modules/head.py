@@ -47,25 +47,24 @@ class LinearHead(nn.Module):
         """
         kept_N = (target_BT.flatten() != PAD).nonzero().squeeze(1)
         features_ND = features_BTD.flatten(0, 1)[kept_N]
-        total, nll = _ChunkedCrossEntropy.apply(features_ND, self.weight, target_BT.flatten()[kept_N], label_smoothing)
+        total, nll = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            features_ND, self.weight, target_BT.flatten()[kept_N], label_smoothing
+        )
         return TokenLosses(total=total, nll=nll)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Linear, log-softmax, loss and both gradients in one pass over chunks of positions.
 
-    The gradients are computed in the forward pass, where the chunk's logits are at hand, so nothing of size N V is kept.
+    The gradients are computed in the forward pass, where the chunk's logits are at hand: nothing of size N V is kept.
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, features_ND: Tensor, weight_VD: Tensor, target_N: Tensor, label_smoothing: float
     ) -> tuple[Tensor, Tensor]:
         device = features_ND.device.type
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-        else:
-            dtype = features_ND.dtype
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features_ND.dtype
         vocabulary_size = len(weight_VD)
         spread = label_smoothing / (vocabulary_size - 1)
         on_target = 1.0 - label_smoothing - spread
@@ -105,7 +104,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total, nll
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_features_ND, grad_weight_VD = ctx.saved_tensors
         return (
             None if grad_features_ND is None else grad_features_ND * grad_total.to(grad_features_ND.dtype),
