@@ -1,0 +1,142 @@
+"""Translation: pairs of sentences in, BLEU and chrF out."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seqtk.data.batch import Batch, TranslationBatch, collate_pairs
+from seqtk.data.databin import DataBin
+from seqtk.data.indexed import IndexedDataset
+from seqtk.data.tokenizer import Tokenizer
+from seqtk.data.vocabulary import Vocabulary
+from seqtk.errors import UserError
+from seqtk.generation.metrics import corpus_scores
+from seqtk.generation.search import SearchConfig, search
+from seqtk.models import Model, ModelConfig, models
+from seqtk.tasks.base import Assets, Output, Score, Task, TaskConfig, tasks
+
+
+@dataclass(frozen=True)
+class TranslationConfig(TaskConfig):
+    """A data-bin directory of sentence pairs, as seqtk-preprocess or fairseq-preprocess wrote it."""
+
+    source_lang: str | None = None  # found in the file names if the directory holds one pair
+    target_lang: str | None = None
+
+
+class PairDataset:
+    """The pairs of one split as `(index, source ids, target ids)`, memory-mapped."""
+
+    def __init__(self, source: IndexedDataset, target: IndexedDataset) -> None:
+        if len(source) != len(target):
+            raise UserError(
+                f"The two sides of a split differ: {len(source)} source and {len(target)} target sentences.",
+                "Preprocess the corpus again.",
+            )
+        self.source, self.target = source, target
+        self.sizes_ND = np.stack([source.sizes, target.sizes], axis=1)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[int, Any, Any]:
+        return index, self.source[index], self.target[index]
+
+
+@tasks.register("translation", TranslationConfig)
+class TranslationTask(Task):
+    """Two vocabularies, two tokenizers, and pairs of sentences."""
+
+    def __init__(self, config: TranslationConfig, *, assets: Mapping[str, str] | None = None) -> None:
+        super().__init__(config)
+        self._data: DataBin | None = None
+        if assets is None:
+            self._data = data = open_data(config)
+            self.source_lang, self.target_lang = data.source_lang or "source", data.target_lang or "target"
+            self.source_vocabulary = data.vocabulary(data.source_lang)
+            self.target_vocabulary = data.vocabulary(data.target_lang)
+            self.source_tokenizer = data.tokenizer(data.source_lang)
+            self.target_tokenizer = data.tokenizer(data.target_lang)
+        else:
+            self.source_lang, self.target_lang = assets["source.lang"], assets["target.lang"]
+            self.source_vocabulary = Vocabulary.from_text(assets["source.dict"])
+            self.target_vocabulary = Vocabulary.from_text(assets["target.dict"])
+            self.source_tokenizer = _tokenizer_from(assets, "source")
+            self.target_tokenizer = _tokenizer_from(assets, "target")
+
+    def assets(self) -> Assets:
+        return {
+            "source.lang": self.source_lang,
+            "target.lang": self.target_lang,
+            "source.dict": self.source_vocabulary.to_text(),
+            "target.dict": self.target_vocabulary.to_text(),
+            **_tokenizer_assets(self.source_tokenizer, "source"),
+            **_tokenizer_assets(self.target_tokenizer, "target"),
+        }
+
+    def open(self, data: DataBin | None = None) -> DataBin:
+        """The corpus: `data` from now on, or the one that the config names."""
+        self._data = data or self._data or open_data(self.config)
+        return self._data
+
+    def dataset(self, split: str) -> PairDataset:
+        data = self.open()
+        return PairDataset(data.split(split, data.source_lang), data.split(split, data.target_lang))
+
+    def collate(self, examples: Sequence[Any]) -> Batch:
+        return collate_pairs(examples)
+
+    def model(self, config: ModelConfig) -> Model:
+        return models.build(
+            config, source_vocabulary=len(self.source_vocabulary), target_vocabulary=len(self.target_vocabulary)
+        )
+
+    def source_text(self, ids: Sequence[int]) -> str:
+        """The line whose source ids these are."""
+        return self.source_tokenizer.decode(self.source_vocabulary.decode(ids))
+
+    def target_text(self, ids: Sequence[int]) -> str:
+        """The line whose target ids these are."""
+        return self.target_tokenizer.decode(self.target_vocabulary.decode(ids))
+
+    def decode(self, model: Model, batch: Batch, search_config: SearchConfig) -> list[Output]:
+        assert isinstance(batch, TranslationBatch)
+        found = search([model], batch, search_config, vocabulary=self.target_vocabulary)
+        rows = zip(batch.ids_B.tolist(), batch.source_BS.tolist(), batch.target_BT.tolist(), found, strict=True)
+        return [
+            Output(index, self.source_text(source), self.target_text(hypotheses[0].tokens), self.target_text(target))
+            for index, source, target, hypotheses in rows
+        ]
+
+    def scores(self, outputs: Sequence[Output]) -> dict[str, Score]:
+        scores = corpus_scores([item.output for item in outputs], [item.reference for item in outputs])
+        return {name: Score(score.value, score.signature) for name, score in scores.items()}
+
+
+def open_data(config: TaskConfig) -> DataBin:
+    """The corpus that `config` names. If it is missing, the error says which command makes it."""
+    if not config.data:
+        raise UserError("task.data is not set.", "It names the data-bin directory to train on.")
+    if not Path(config.data).is_dir() and config.made_by:
+        raise UserError(f"The corpus {config.data} is not there.", "This command makes it:", config.made_by)
+    languages = {
+        key: getattr(config, key) for key in ("source_lang", "target_lang") if getattr(config, key, None) is not None
+    }
+    return DataBin(config.data, **languages)
+
+
+def _tokenizer_assets(tokenizer: Tokenizer, side: str) -> Assets:
+    if tokenizer.model_bytes is not None:
+        return {f"{side}.sentencepiece": base64.b64encode(tokenizer.model_bytes).decode("ascii")}
+    return {} if tokenizer.separator is None else {f"{side}.separator": tokenizer.separator}
+
+
+def _tokenizer_from(assets: Mapping[str, str], side: str) -> Tokenizer:
+    model = assets.get(f"{side}.sentencepiece")
+    if model is not None:
+        return Tokenizer.from_model(base64.b64decode(model))
+    return Tokenizer.plain(assets.get(f"{side}.separator"))

@@ -1,0 +1,72 @@
+"""The root of a run's configuration."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from seqtk.criterions import CriterionConfig
+from seqtk.criterions.cross_entropy import LabelSmoothedConfig
+from seqtk.data.batching import BatchingConfig
+from seqtk.generation.search import SearchConfig
+from seqtk.models import ModelConfig
+from seqtk.models.transformer import TransformerConfig
+from seqtk.optim.optimizers import AdamConfig, OptimizerConfig
+from seqtk.optim.schedules import InverseSqrtConfig, ScheduleConfig
+from seqtk.tasks import TaskConfig
+from seqtk.tasks.translation import TranslationConfig
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """When to validate, and what by."""
+
+    every: int = 0  # updates between validations; 0: at the end of each epoch
+    split: str = "valid"
+    metric: str = "loss"  # what "best" means: loss, nll, ppl (lower), bleu, chrf (higher)
+    decode: bool = False  # translate the split as well, for BLEU and chrF
+    search: SearchConfig = SearchConfig()
+    patience: int = 0  # stop after so many validations without a new best; 0: never
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept in save_dir."""
+
+    every: int = 1000  # updates between checkpoints; one is also saved at each validation and at the end
+    keep_last: int = 5  # older checkpoints are removed
+    keep_best: int = 1  # models kept by validation.metric, each one file
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is written down while training."""
+
+    every: int = 100  # updates between lines
+    tensorboard: bool = True
+    samples: int = 3  # translations shown at each validation
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run: what is learnt from what, how, and what is kept."""
+
+    aliases: ClassVar[dict[str, tuple[str, ...]]] = {"attention": ("model.attention",)}
+
+    save_dir: str = "checkpoints"  # everything the run writes; a rerun of the same command resumes from it
+    user_dir: str | None = None  # a package or module of your own layers and tasks, imported first
+    seed: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; weights stay in float32
+    threads: int = 0  # CPU threads; 0: torch's choice
+    max_updates: int = 0  # stop after so many updates; 0: no limit
+    max_epochs: int = 0  # stop after so many epochs; 0: no limit
+    update_freq: int = 1  # micro-batches an update, on each device
+    clip_norm: float = 0.0  # largest norm of the gradient; 0: not clipped
+    batch: BatchingConfig = BatchingConfig()
+    task: TaskConfig = TranslationConfig()
+    model: ModelConfig = TransformerConfig()
+    criterion: CriterionConfig = LabelSmoothedConfig()
+    optimizer: OptimizerConfig = AdamConfig()
+    schedule: ScheduleConfig = InverseSqrtConfig()
+    validation: ValidationConfig = ValidationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
