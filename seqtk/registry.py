@@ -60,6 +60,10 @@ class Registry(Generic[T]):
             raise UserError(f"There is no {self.kind} called '{name}'.", nearest(name, self))
         return self._config_types[name]
 
+    def knows(self, config_type: type) -> bool:
+        """Whether a class is registered for this config type."""
+        return config_type in self._classes
+
     def class_of(self, config_type: type) -> type[T]:
         return self._classes[config_type]
 

@@ -8,11 +8,11 @@ A class may state `aliases: ClassVar[dict[str, tuple[str, ...]]]`: a key that st
 """
 
 import dataclasses
+import difflib
 import enum
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any, Literal, TypeVar, Union
 
 from seqtk.errors import UserError, nearest
@@ -37,8 +37,12 @@ def from_dict(config_type: type[C], tree: Mapping[str, Any]) -> C:
 
 
 def merge(config: C, tree: Mapping[str, Any], *, where: str = "") -> C:
-    """A copy of `config` with every key of `tree` set; keys that stand for others are set last, so that they win."""
-    aliases = getattr(type(config), "aliases", {})
+    """A copy of `config` with every key of `tree` set; keys that stand for others are set last."""
+    aliases: dict[str, tuple[str, ...]] = getattr(type(config), "aliases", {})
+    for alias in sorted(set(aliases) & set(tree)):
+        for target in aliases[alias]:
+            if _holds(tree, target):
+                raise UserError(f"'{where}{alias}' and '{where}{target}' are both given; the first sets the second.")
     for key in sorted(tree, key=lambda key: key in aliases):
         config = _set(config, str(key), tree[key], where)
     return config
@@ -49,15 +53,25 @@ def update(config: C, key: str, value: Any) -> C:
     return _set(config, key, value, "")
 
 
+def takes_text(config: Any, key: str) -> bool:
+    """Whether `key` holds text (or nothing), so that whatever is written for it is meant as text."""
+    head, _, rest = key.partition(".")
+    for target in getattr(type(config), "aliases", {}).get(head, ()):
+        return takes_text(config, f"{target}.{rest}" if rest else target)
+    hint = _hints(type(config)).get(head)
+    if not rest:
+        return hint is str or (hint is not None and set(typing.get_args(hint)) == {str, type(None)})
+    inside = getattr(config, head, None)
+    return any(takes_text(item, rest) for item in _configs_in(inside))
+
+
 def keys(config: Any, prefix: str = "") -> list[str]:
     """Every dotted key that `update` takes, aliases included."""
     found = []
     for name in [field.name for field in dataclasses.fields(config)]:
         found.append(prefix + name)
-        children = getattr(config, name)
-        for child in children if isinstance(children, tuple) else (children,):
-            if dataclasses.is_dataclass(child):
-                found += keys(child, f"{prefix}{name}.")
+        for child in _configs_in(getattr(config, name)):
+            found += keys(child, f"{prefix}{name}.")
     return list(dict.fromkeys([*found, *(prefix + alias for alias in getattr(type(config), "aliases", {}))]))
 
 
@@ -68,14 +82,9 @@ def _set(config: C, key: str, value: Any, where: str) -> C:
         for target in aliases[head]:
             config = _set(config, f"{target}.{rest}" if rest else target, value, where)
         return config
-    hints: dict[str, Any] = _hints(type(config))  # type: ignore[arg-type]
+    hints = _hints(type(config))
     if head not in hints:
-        known = keys(config)
-        same_leaf = [name for name in known if name.rsplit(".", 1)[-1] == head]
-        raise UserError(
-            f"There is no key '{where}{head}'{_in_kind(config)}.",
-            f"Did you mean '{where}{same_leaf[0]}'?" if same_leaf else nearest(head, [*hints, *aliases]),
-        )
+        raise UserError(f"There is no key '{where}{head}'{_in_kind(config)}.", _nearest_key(head, config, where))
     current = getattr(config, head)
     full = f"{where}{head}"
     if rest and rest != "kind":
@@ -86,21 +95,28 @@ def _set(config: C, key: str, value: Any, where: str) -> C:
 
 
 def _set_inside(current: Any, rest: str, value: Any, where: str) -> Any:
-    if isinstance(current, tuple) and any(map(dataclasses.is_dataclass, current)):
-        return tuple(_set(item, rest, value, f"{where}.") for item in current)
+    if isinstance(current, tuple) and _configs_in(current):
+        return _set_in_each(current, rest, value, where)
     if not dataclasses.is_dataclass(current):
         raise UserError(f"'{where}' is {current!r}: there is no key '{where}.{rest}' inside it.")
     return _set(current, rest, value, f"{where}.")
+
+
+def _set_in_each(configs: tuple[Any, ...], key: str, value: Any, where: str) -> tuple[Any, ...]:
+    """The configs with `key` set in each that has it (kinds may differ along a pattern); at least one must."""
+    head = key.partition(".")[0]
+    able = [head in _hints(type(config)) or head in getattr(type(config), "aliases", {}) for config in configs]
+    return tuple(
+        _set(config, key, value, f"{where}.") if has or not any(able) else config
+        for config, has in zip(configs, able, strict=True)
+    )
 
 
 def _convert(hint: Any, value: Any, current: Any, where: str) -> Any:
     """`value` as the type `hint`; a mapping for a nested config changes only the keys it names."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        options = [argument for argument in arguments if argument is not type(None)]
-        return _convert(options[0], value, current, where)
+        return _convert_union(arguments, value, current, where)
     if origin is tuple:
         return _convert_tuple(arguments, value, current, where)
     if origin is Literal:
@@ -110,6 +126,20 @@ def _convert(hint: Any, value: Any, current: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _convert_config(hint, value, current, where)
     return _convert_scalar(hint, value, where)
+
+
+def _convert_union(options: tuple[Any, ...], value: Any, current: Any, where: str) -> Any:
+    """The first option that takes `value`; where none does, the error of the first that is not None."""
+    if value is None and type(None) in options:
+        return None
+    errors = []
+    for option in options:
+        if option is not type(None):
+            try:
+                return _convert(option, value, current, where)
+            except UserError as error:
+                errors.append(error)
+    raise errors[0]
 
 
 def _convert_config(hint: Any, value: Any, current: Any, where: str) -> Any:
@@ -122,7 +152,7 @@ def _convert_config(hint: Any, value: Any, current: Any, where: str) -> Any:
         wanted = f"the name of one kind of {registry.kind}, or " if registry else ""
         raise UserError(f"'{where}' must be {wanted}a mapping, not {value!r}.")
     if registry is not None and "kind" in value:
-        start = registry.config_type(value["kind"])()
+        start = registry.config_type(str(value["kind"]))()
         value = {key: item for key, item in value.items() if key != "kind"}
     else:
         start = current if dataclasses.is_dataclass(current) else hint()
@@ -130,10 +160,13 @@ def _convert_config(hint: Any, value: Any, current: Any, where: str) -> Any:
 
 
 def _convert_tuple(arguments: tuple[Any, ...], value: Any, current: Any, where: str) -> tuple[Any, ...]:
+    if isinstance(value, Mapping) and "kind" not in value and _configs_in(current):
+        for key, item in value.items():  # a mapping changes what it names in each, as the dotted keys do
+            current = _set_in_each(current, str(key), item, where)
+        return tuple(current)
     items = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if len(arguments) == 2 and arguments[1] is Ellipsis:
-        first = current[0] if current else None
-        return tuple(_convert(arguments[0], item, first, where) for item in items)
+        return tuple(_convert(arguments[0], item, None, where) for item in items)
     if len(items) != len(arguments):
         raise UserError(f"'{where}' must have {len(arguments)} values, not {value!r}.")
     return tuple(_convert(hint, item, None, where) for hint, item in zip(arguments, items, strict=True))
@@ -161,7 +194,7 @@ def _one_of(allowed: Sequence[Any], value: Any, where: str) -> Any:
 
 def _kind(config: Any) -> str | None:
     for registry in REGISTRIES.values():
-        if isinstance(config, registry.config_base):
+        if isinstance(config, registry.config_base) and registry.knows(type(config)):
             return registry.name_of(type(config))
     return None
 
@@ -171,7 +204,34 @@ def _in_kind(config: Any) -> str:
     return f" in '{kind}'" if kind else ""
 
 
-@cache
-def _hints(config_type: Any) -> dict[str, Any]:
-    hints = typing.get_type_hints(config_type)
-    return {field.name: hints[field.name] for field in dataclasses.fields(config_type)}
+def _configs_in(value: Any) -> list[Any]:
+    """The configs a field holds: itself, those of its tuple, or none."""
+    return [item for item in (value if isinstance(value, tuple) else (value,)) if dataclasses.is_dataclass(item)]
+
+
+def _holds(tree: Any, key: str) -> bool:
+    """Whether the dotted `key` is set in a plain tree."""
+    head, _, rest = key.partition(".")
+    return isinstance(tree, Mapping) and head in tree and (not rest or _holds(tree[head], rest))
+
+
+def _nearest_key(name: str, config: Any, where: str) -> str:
+    """The last line about an unknown key: one that ends in this name, else is close to it, here or further down."""
+    name = name.replace("-", "_")
+    by_leaf = {key.rsplit(".", 1)[-1]: key for key in reversed(keys(config))}
+    here = [*_hints(type(config)), *getattr(type(config), "aliases", {})]
+    close = difflib.get_close_matches(name, here, n=1) or difflib.get_close_matches(name, by_leaf, n=1)
+    if name in by_leaf:
+        close = [name]
+    return f"Did you mean '{where}{by_leaf[close[0]]}'?" if close else nearest(name, here)
+
+
+def _hints(config_type: type) -> dict[str, Any]:
+    """The type of each field."""
+    if config_type not in _HINTS:
+        hints = typing.get_type_hints(config_type)
+        _HINTS[config_type] = {name: hints[name] for name in config_type.__dataclass_fields__}  # type: ignore[attr-defined]
+    return _HINTS[config_type]
+
+
+_HINTS: dict[type, dict[str, Any]] = {}

@@ -1,0 +1,168 @@
+"""The frame of every command: key=value arguments → a typed config → a function; and how errors reach the user."""
+
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import seqtk
+from seqtk import schema
+from seqtk.cli.recipes import find_recipe
+from seqtk.errors import UserError, nearest
+from seqtk.registry import load_plugins
+
+C = TypeVar("C")
+
+USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # exit codes; the last two are 128 + the signal's number
+
+FAIRSEQ_NAMES = {
+    "arch": "recipe",
+    "batch_size": "max_sentences",
+    "bpe": "tokenizer",
+    "config_name": "recipe",
+    "gen_subset": "split",
+    "joined_dictionary": "joint",
+    "lenpen": "length_penalty",
+    "max_epoch": "max_epochs",
+    "max_update": "max_steps",
+    "path": "checkpoint",
+    "required_batch_size_multiple": "multiple",
+    "testpref": "test",
+    "trainpref": "train",
+    "unkpen": "unknown_penalty",
+    "validpref": "valid",
+    "warmup_updates": "warmup_steps",
+    "warmup_init_lr": "start_lr",
+}  # fairseq's option → our key, where the names differ
+
+
+def command(
+    program: str, config_type: type[C] | Callable[[], type[C]], *, recipes: bool = False
+) -> Callable[[Callable[[C], None]], Callable[..., None]]:
+    """Make a function of a config the entry point `main(argv=None)` of a command.
+
+    `config_type` is the dataclass, or a function that imports and returns it: what can be checked first (whether the
+    recipe exists) is then answered before anything heavy is imported. With `recipes` the command takes `recipe=`.
+    Raises SystemExit with 2 for what the user can mend, 1 for what the system refused, 130 for Ctrl-C.
+    """
+
+    def decorate(function: Callable[[C], None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def main(argv: Sequence[str] | None = None) -> None:
+            with reporting_errors(program):
+                arguments = list(sys.argv[1:] if argv is None else argv)
+                config = _read(program, config_type, arguments, recipes=recipes, about=function.__doc__ or "")
+                if config is not None:
+                    function(config)
+                sys.stdout.flush()
+
+        return main
+
+    return decorate
+
+
+def _read(
+    program: str, config_type: type[C] | Callable[[], type[C]], arguments: Sequence[str], *, recipes: bool, about: str
+) -> C | None:
+    """The config that the arguments ask for, or None where they asked for something to be printed, which is done."""
+    if "--version" in arguments:
+        print(program, seqtk.__version__)
+        return None
+    action, rest = _action(arguments)
+    recipe = _value_of("recipe", rest) if recipes else None
+    path = find_recipe(recipe) if recipe is not None else None
+
+    from seqtk.cli import compose  # Hydra takes 0.4 s, for which an unknown recipe need not wait
+
+    written = [argument for argument in rest if not (recipes and argument.startswith("recipe="))]
+    flags = [argument for argument in written if argument.startswith("-")]
+    layers = compose.recipe_layers(path) if path is not None else []
+    overrides = compose.parse_overrides(written) if not flags else []
+    defaults = config_type() if isinstance(config_type, type) else config_type()()
+    load_plugins(_value_of("user_dir", rest) or compose.value_of("user_dir", layers))
+    if flags:
+        raise _flags_error(program, rest, defaults, recipes=recipes)
+    config = compose.compose(defaults, layers, overrides)
+    if action == "config":
+        print(compose.to_yaml(config), end="")
+    elif action == "help":
+        from seqtk.cli.help import help_text
+
+        print(help_text(program, about, config, recipes=recipes))
+    return config if action == "run" else None
+
+
+def _action(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """What is asked for: `run`, `help` or `config`; and the other arguments."""
+    rest, action = [], "run"
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument in ("-h", "--help"):
+            action = "help"
+        elif argument in ("-c", "--cfg", "--cfg=job"):
+            if argument != "--cfg=job" and next(remaining, None) != "job":
+                raise UserError("Write --cfg job: it prints the whole configuration.")
+            action = "config"
+        else:
+            rest.append(argument)
+    return action, rest
+
+
+def _value_of(key: str, arguments: Sequence[str]) -> str | None:
+    """The last value of `key` among the arguments, before they are parsed."""
+    values = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{key}=")]
+    return values[-1].strip("'\"") if values else None
+
+
+def _flags_error(program: str, arguments: Sequence[str], config: Any, *, recipes: bool) -> UserError:
+    """The answer to `--some-option value`: the whole command in our words, or the nearest key."""
+    known = [*schema.keys(config), *(["recipe"] if recipes else [])]
+    by_leaf = {key.rsplit(".", 1)[-1]: key for key in sorted(known, key=lambda key: -key.count("."))}
+    translated, remaining = [], list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        if not argument.startswith("-"):
+            translated.append(argument)
+            continue
+        option, equals, value = argument.partition("=")
+        if not equals:
+            value = remaining.pop(0) if remaining and not remaining[0].startswith("-") else "true"
+        name = option.lstrip("-").replace("-", "_")
+        key = by_leaf.get(name) or by_leaf.get(FAIRSEQ_NAMES.get(name, ""))
+        if key is None:
+            close = nearest(name, by_leaf)
+            return UserError(f"There is no option {option}: settings are written key=value; --help shows them.", close)
+        translated.append(f"{key}={value}")
+    first = next(argument for argument in arguments if argument.startswith("-"))
+    return UserError(
+        f"There is no option {first}: settings are written key=value; --help shows them.",
+        f"You may mean: {program} {' '.join(translated)}",
+    )
+
+
+@contextlib.contextmanager
+def reporting_errors(program: str) -> Iterator[None]:
+    """Turns what a user can mend, a refusal of the system and Ctrl-C into at most three lines and an exit code.
+
+    Of several processes under torchrun the first says all, the others one line each, so that a failure of one is seen.
+    """
+    rank = os.environ.get("RANK", "0")
+    try:
+        yield
+    except UserError as error:
+        lines = str(error).splitlines() if rank == "0" else [f"[rank {rank}] {str(error).splitlines()[0]}"]
+        indent = " " * (len(program) + 2)
+        print(f"{program}: " + f"\n{indent}".join(lines), file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+    except KeyboardInterrupt:
+        if rank == "0":
+            print(f"\n{program}: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has left, as `head` does: not an error to speak of
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE)
+    except OSError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        sys.exit(1)

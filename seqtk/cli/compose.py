@@ -1,0 +1,209 @@
+"""Recipes and key=value arguments → a typed config, and back to YAML.
+
+Hydra reads the defaults lists and the arguments; seqtk.schema does all checking. Each recipe of a defaults list is set
+onto the config by itself, in order: so one that fills a slot with another kind replaces what its parents said there,
+and nothing of theirs leaks into it.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml  # type: ignore[import-untyped]
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from seqtk import schema
+from seqtk.cli.recipes import recipe_folder, recipe_names
+from seqtk.errors import UserError, nearest
+
+C = TypeVar("C")
+
+
+SEVERAL = object()  # the value of `key=a,b`, which is text or a mistake
+
+
+@dataclass(frozen=True)
+class Override:
+    """One key=value argument."""
+
+    key: str
+    value: Any
+    text: str  # the value as it was written
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one file of a recipe's defaults list says."""
+
+    path: Path
+    tree: DictConfig
+
+
+def parse_overrides(arguments: Sequence[str]) -> list[Override]:
+    """Each `key=value` read by Hydra's grammar: numbers, true, null, quotes, [lists] and {mappings}.
+
+    A value that the grammar cannot read and that opens no bracket or quote (`~/data`, `a=b`, `é`) is text as it stands.
+    """
+    parser = OverridesParser.create()
+    return [_parse(parser, argument) for argument in arguments]
+
+
+def _parse(parser: OverridesParser, argument: str) -> Override:
+    key, equals, text = argument.partition("=")
+    if not equals:
+        raise UserError(
+            f"'{argument}' is not of the form key=value.",
+            "In a shell, quote a value with spaces in it: 'key=two words'",
+        )
+    if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
+        raise UserError(
+            f"'{argument}' is not of the form key=value.",
+            f"Every key has a value already, which {key.lstrip('+~').partition('@')[0]}={text} changes.",
+        )
+    try:
+        parsed = parser.parse_override(argument)
+    except HydraException:
+        if text[:1] in ("[", "{", "'", '"'):
+            raise UserError(
+                f"The value in '{argument}' cannot be read.",
+                f"Check its brackets, quotes and commas; in a shell, quote the whole: '{key}={text}'",
+            ) from None
+        return Override(key, text, text)
+    if parsed.is_sweep_override():
+        return Override(key, SEVERAL, text)
+    return Override(key, parsed.value(), text)
+
+
+def recipe_layers(path: Path) -> list[Layer]:
+    """The files that make up the recipe at `path`, in the order they are set: its defaults list, read by Hydra.
+
+    An entry of that list is the name of a recipe beside `path`, or of a shipped one.
+    """
+    folders = [path.parent, recipe_folder()]
+    escaped = str(folders[1]).replace("\\", "\\\\").replace("'", "\\'")
+    try:
+        with initialize_config_dir(str(path.parent), version_base="1.3"):
+            defaults = (
+                GlobalHydra.instance()
+                .config_loader()
+                .compute_defaults_list(
+                    config_name=path.name, overrides=[f"hydra.searchpath=['file://{escaped}']"], run_mode=RunMode.RUN
+                )
+            )
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML.", " ".join(str(error).split())) from None
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _defaults_error(path, error) from None
+    except RecursionError:
+        raise UserError(f"The defaults lists of {path} lead in a circle.") from None
+    entries = [entry for entry in defaults.defaults if entry.config_path and not entry.config_path.startswith("hydra/")]
+    return [_load(entry.config_path, entry.package, folders) for entry in entries]
+
+
+def _defaults_error(path: Path, error: Exception) -> UserError:
+    missing = getattr(error, "missing_cfg_file", None)
+    if missing is None:
+        return UserError(f"The defaults list of {path} cannot be read.", str(error).strip().splitlines()[0])
+    neighbours = {found.stem for found in path.parent.glob("*.yaml")} - {path.stem}
+    return UserError(
+        f"There is no recipe called '{missing}'.",
+        nearest(str(missing), {*recipe_names(), *neighbours}),
+        f"It is named in the defaults list of {path} or of a recipe named there.",
+    )
+
+
+def _load(name: str, package: str | None, folders: Sequence[Path]) -> Layer:
+    file_name = name if name.endswith(".yaml") else f"{name}.yaml"
+    path = next(folder / file_name for folder in folders if (folder / file_name).is_file())
+    tree = OmegaConf.load(path)
+    if not isinstance(tree, DictConfig):
+        raise UserError(f"{path} must hold keys and values.")
+    tree.pop("defaults", None)
+    for part in reversed(package.split(".") if package else []):
+        tree = OmegaConf.create({part: tree})
+    return Layer(path, tree)
+
+
+def compose(config: C, layers: Sequence[Layer], overrides: Sequence[Override]) -> C:
+    """`config` with the layers of a recipe set onto it, then each override, in order."""
+    whole = OmegaConf.merge(*(layer.tree for layer in layers)) if layers else OmegaConf.create()
+    for layer in layers:
+        try:
+            config = schema.merge(config, _resolved(layer.tree, whole, overrides))
+        except UserError as error:
+            raise UserError(*str(error).splitlines()[:2], f"(in the recipe {layer.path})") from None
+        except OmegaConfBaseException as error:
+            raise UserError(str(error).splitlines()[0], f"(in the recipe {layer.path})") from None
+    for override in overrides:
+        config = schema.update(config, override.key, _value(override, config))
+    return config
+
+
+def value_of(key: str, layers: Sequence[Layer]) -> Any:
+    """What a recipe says under a key at its top, None where it says nothing."""
+    return next((layer.tree[key] for layer in reversed(layers) if key in layer.tree), None)
+
+
+def _resolved(tree: DictConfig, whole: Any, overrides: Sequence[Override]) -> dict[str, Any]:
+    """The plain tree of one layer, its `${interpolations}` taken from the whole recipe and the arguments."""
+    seen = OmegaConf.merge(whole, tree)
+    for override in overrides:
+        if override.value is not SEVERAL and isinstance(_leaf(seen, override.key), str | int | float):
+            OmegaConf.update(seen, override.key, override.value)
+    resolved: dict[str, Any] = _restrict(OmegaConf.to_container(seen, resolve=True), OmegaConf.to_container(tree))
+    return resolved
+
+
+def _leaf(tree: Any, key: str) -> Any:
+    """The value under a dotted key as it is written, None where there is none."""
+    node = OmegaConf.to_container(tree)
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+def _restrict(tree: Any, shape: Any) -> Any:
+    """`tree` without the keys that `shape` has not."""
+    if not isinstance(tree, dict) or not isinstance(shape, dict):
+        return tree
+    return {key: _restrict(tree[key], shape[key]) for key in shape}
+
+
+def _value(override: Override, config: Any) -> Any:
+    """The override's value, with `${key}` replaced by what the config holds under that key so far."""
+    if schema.takes_text(config, override.key) and not isinstance(override.value, str | list | dict | None):
+        return override.text  # 2024_01, 1e5, true and "a, b" are names here
+    if override.value is SEVERAL:
+        raise UserError(
+            f"'{override.key}={override.text}' gives {override.key} several values.",
+            f"Write a list as {override.key}=[{override.text}].",
+        )
+    if "${" not in override.text:
+        return override.value
+    try:
+        tree = OmegaConf.create({**_escaped(schema.to_dict(config)), "override": override.value})
+        return OmegaConf.to_container(tree, resolve=True)["override"]  # type: ignore[call-overload,index]
+    except OmegaConfBaseException as error:
+        raise UserError(f"'{override.key}={override.text}': {str(error).splitlines()[0]}") from None
+
+
+def to_yaml(config: Any) -> str:
+    """The whole config as YAML; as a recipe it gives this config again."""
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(schema.to_dict(config))))
+
+
+def _escaped(tree: Any) -> Any:
+    """`tree` with `${` in its texts escaped, so that they stand for themselves."""
+    if isinstance(tree, Mapping):
+        return {key: _escaped(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_escaped(value) for value in tree]
+    return tree.replace("${", "\\${") if isinstance(tree, str) else tree

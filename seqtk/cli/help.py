@@ -1,0 +1,108 @@
+"""What `--help` prints: every key of a config with its value and the comment at the end of its field's line."""
+
+import ast
+import dataclasses
+import enum
+import inspect
+import io
+import shutil
+import textwrap
+import tokenize
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from seqtk import schema
+from seqtk.registry import registry_of
+
+KEY_WIDTH = 44
+
+
+def help_text(program: str, about: str, config: Any, *, recipes: bool) -> str:
+    """The whole help page, for the values that `config` holds."""
+    title, _, body = inspect.cleandoc(about).partition("\n")
+    recipe = "[recipe=NAME|FILE.yaml] " if recipes else ""
+    usage = [
+        f"Usage: {program} {recipe}[key=value ...]",
+        f"       {program} --cfg job ...   print the whole configuration as YAML",
+        *(["       seqtk-recipes ls   the recipes that come with seqtk"] if recipes else []),
+    ]
+    width = max(60, min(140, shutil.get_terminal_size((120, 24)).columns))
+    rows = [_row(key, text, width) for key, text in _rows(config)]
+    body = body.strip("\n")
+    return "\n".join([f"{program}: {title}", *([body] if body else []), "", *usage, "", "Keys:", *rows])
+
+
+def _row(key: str, text: str, width: int) -> str:
+    lines = textwrap.wrap(text, max(20, width - KEY_WIDTH - 4)) or [""]
+    gap = "\n" + " " * (KEY_WIDTH + 4)
+    return f"  {key:{KEY_WIDTH}}  {gap.join(lines)}".rstrip()
+
+
+def _rows(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(key=value, what it is) of every field, those of nested configs after their slot."""
+    comments, hints = field_comments(type(config)), typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        inside = [item for item in (value if isinstance(value, tuple) else (value,)) if dataclasses.is_dataclass(item)]
+        choices = list(_choices(hints[field.name]))
+        about = comments.get(field.name, "")
+        if choices:
+            about += f" ({' | '.join(choices)})"
+        if not inside or choices:
+            yield f"{prefix}{field.name}={_written(schema.to_dict(value))}", about.strip()
+        elif about:
+            yield f"{prefix}{field.name}", about
+        for item in dict.fromkeys(inside):
+            yield from _rows(item, f"{prefix}{field.name}.")
+    for alias, targets in getattr(type(config), "aliases", {}).items():
+        yield f"{prefix}{alias}=...", f"sets {', '.join(f'{prefix}{target}' for target in targets)}"
+
+
+def _choices(hint: Any) -> Iterator[str]:
+    """The names that a field can hold: kinds of its registry, or fixed words."""
+    if typing.get_origin(hint) is Literal:
+        yield from map(str, typing.get_args(hint))
+    elif isinstance(hint, type) and issubclass(hint, enum.Enum):
+        yield from (str(member.value) for member in hint)
+    elif isinstance(hint, type):
+        yield from registry_of(hint) or ()
+    else:
+        for argument in typing.get_args(hint):
+            yield from _choices(argument)
+
+
+def _written(value: Any) -> str:
+    """A value as it is written on the command line; of a slot only its kind."""
+    if isinstance(value, dict):
+        return str(value["kind"]) if "kind" in value else "{...}"
+    if isinstance(value, list):
+        return f"[{','.join(map(_written, value))}]"
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return str(value)
+
+
+def field_comments(config_type: type) -> dict[str, str]:
+    """The comment at the end of each field's line in the source, inherited fields included."""
+    found: dict[str, str] = {}
+    for cls in reversed(config_type.__mro__):
+        if dataclasses.is_dataclass(cls):
+            found |= _own_comments(cls)
+    return found
+
+
+def _own_comments(cls: type) -> dict[str, str]:
+    try:
+        source = textwrap.dedent(inspect.getsource(cls))
+    except OSError:  # a class made at run time has no source
+        return {}
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
+    fields = [node for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+    return {
+        typing.cast(ast.Name, node.target).id: comments[node.end_lineno]
+        for node in fields
+        if node.end_lineno in comments
+    }
