@@ -1,0 +1,44 @@
+"""The batches that real fairseq makes of the same lengths."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from seqtk.data.batching import pack
+
+
+@pytest.fixture(scope="module")
+def table(golden: Path) -> dict[str, Any]:
+    return json.loads((golden / "tables.json").read_text())["batch_by_size"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("order", ["sorted", "natural"])
+def test_pack_makes_the_batches_of_fairseq(table: dict[str, Any], order: str) -> None:
+    """All of them, and as the last one the examples that fairseq drops: those short of the required multiple."""
+    sizes = np.array(table["sizes"])
+    indices = np.array(table["sorted_order"]) if order == "sorted" else np.arange(len(sizes))
+    dropped_by_fairseq = 0
+    for case in table[f"over_{order}_order"]:
+        arguments = case["arguments"]
+        multiple = arguments["required_batch_size_multiple"]
+        batches = pack(
+            indices,
+            sizes,
+            max_tokens=arguments["max_tokens"],
+            max_sentences=arguments["max_sentences"],
+            multiple=multiple,
+        )
+        assert [batch.tolist() for batch in batches[: len(case["batches"])]] == case["batches"], arguments
+        rest = batches[len(case["batches"]) :]
+        assert len(rest) <= 1
+        assert all(len(batch) % multiple for batch in rest)
+        dropped_by_fairseq += len(rest)
+        assert sorted(np.concatenate(batches)) == list(range(len(sizes)))
+    assert dropped_by_fairseq > 0
+
+
+def test_sizes_are_the_longer_side(table: dict[str, Any]) -> None:
+    assert np.maximum(table["source_lengths"], table["target_lengths"]).tolist() == table["sizes"]
