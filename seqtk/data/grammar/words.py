@@ -1,0 +1,135 @@
+"""What a word is in the demo language: an English and a German form for everything inflection cannot derive."""
+
+from dataclasses import dataclass
+from enum import Enum, Flag, IntEnum, auto
+
+
+class Gender(IntEnum):
+    """Column of the German declension tables; plural has one column for all genders."""
+
+    MASCULINE = 0
+    FEMININE = 1
+    NEUTER = 2
+    PLURAL = 3
+
+
+class Case(IntEnum):
+    """Row of the German declension tables."""
+
+    NOMINATIVE = 0
+    ACCUSATIVE = 1
+    DATIVE = 2
+
+
+class Person(IntEnum):
+    """Who a verb agrees with: index into both languages' present tenses. The third plural also stands for *wir*."""
+
+    I = 0  # noqa: E741
+    YOU = 1
+    ONE = 2
+    MANY = 3
+
+
+class Kind(Flag):
+    """What a noun means, as far as verbs and adjectives care: people read letters, not bridges."""
+
+    PERSON = auto()
+    ANIMAL = auto()
+    READABLE = auto()
+    FOOD = auto()
+    DRINK = auto()
+    LAMP = auto()
+    OPENABLE = auto()
+    BREAKABLE = auto()
+    COLORED = auto()
+    GOODS = auto()
+    PORTABLE = auto()
+    VEHICLE = auto()
+    ROOM = auto()
+    PLACE = auto()
+    CITY = auto()
+
+
+class Aspect(Enum):
+    """How English tells a verb's present: *is reading*, *knows*, or better not at all (*finds*)."""
+
+    ACTIVITY = "activity"
+    STATE = "state"
+    EVENT = "event"
+
+
+@dataclass(frozen=True)
+class Noun:
+    """A noun; `english` and `german` are singular and plural, or the singular alone of a substance such as *tea*."""
+
+    english: tuple[str, ...]
+    german: tuple[str, ...]
+    gender: Gender
+    kind: Kind
+    weight: float = 1.0
+    oblique: str = ""  # accusative and dative singular of the weak masculines (der Junge, den Jungen)
+    kin: bool = False  # somebody's: always with a possessive
+    at: tuple[str, str] = ("", "")  # the preposition of being there: (at, an) for the station
+
+
+@dataclass(frozen=True)
+class Adjective:
+    """An adjective; `stem` is what German endings follow where it is not the base form (dunkel, ein dunkler Wald)."""
+
+    english: str
+    german: str
+    kind: Kind
+    stem: str = ""
+    comparative: tuple[str, str] = ("", "")
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Object:
+    """What a verb asks of one object: its meaning, its German case, and the prepositions before it."""
+
+    kind: Kind
+    case: Case = Case.ACCUSATIVE
+    english: str = ""
+    german: str = ""
+    indefinite: bool = False
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb. `english`: base, third person, -ing, past. `german`: ich, du, er, infinitive, participle, all without
+    the separable `particle`; `preterite` (ich, du, er, wir) replaces the perfect where German prefers it."""
+
+    english: tuple[str, str, str, str]
+    german: tuple[str, str, str, str, str]
+    particle: str = ""
+    sein: bool = False
+    subject: Kind = Kind.PERSON
+    objects: tuple[Object, ...] = ()
+    aspect: Aspect = Aspect.ACTIVITY
+    preterite: tuple[str, str, str, str] | None = None
+    weight: float = 1.0
+    goal: Kind | None = None  # where motion leads: a PLACE or a CITY
+    place: float = 0.0  # how often it says where, and with whom
+    company: float = 0.0
+
+
+@dataclass(frozen=True)
+class Modal:
+    """A verb that takes a bare infinitive (German always; English too, save *want to*). `german`: ich, du, er, wir."""
+
+    english: str
+    german: tuple[str, str, str, str]
+    negative: str | None
+    lexical: bool = False
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Name:
+    """A proper name, as English and as German write it."""
+
+    english: str
+    german: str
+    gender: Gender
+    weight: float = 1.0
