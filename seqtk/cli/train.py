@@ -1,0 +1,32 @@
+"""seqtk-train: train a model from a recipe."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from seqtk.cli.command import command
+
+if TYPE_CHECKING:
+    from seqtk.training.config import TrainConfig
+
+
+def _config_type() -> "type[TrainConfig]":
+    from seqtk.training.config import TrainConfig
+
+    return TrainConfig
+
+
+@command("seqtk-train", _config_type, recipes=True)
+def main(config: "TrainConfig") -> None:
+    """Train a model, or go on with the run in save_dir: seqtk-train recipe=NAME [key=value …].
+
+    Under torchrun, the processes share the work: torchrun --nproc-per-node 2 -m seqtk.cli.train recipe=NAME.
+    """
+    from seqtk.training.run import run
+
+    stopped_by = run(config)
+    if stopped_by:
+        sys.exit(128 + stopped_by)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Checkpoints: a folder an update, whole or not there, from which the same run goes on bit for bit.
+
+`model.safetensors` is an export, `optimizer.safetensors` the optimizer's tensors by parameter, `state.json` the rest.
+All inert files: nothing is pickled. `latest` in save_dir names the newest folder.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from seqtk import schema
+from seqtk.data.loader import Position
+from seqtk.errors import UserError
+from seqtk.tasks import Task
+from seqtk.training.config import TrainConfig
+from seqtk.training.export import (
+    Tensors,
+    config_of,
+    load_tensors,
+    read_export,
+    save_export,
+    save_tensors,
+    set_tensors,
+    tensors_of,
+)
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where a run is; all that is neither weights nor optimizer."""
+
+    update: int = 0
+    position: Position = field(default_factory=Position)
+    best: float | None = None
+    validations_without_best: int = 0
+    seconds: float = 0.0
+    """Spent training, over all the sessions of the run."""
+    interval: dict[str, float] = field(default_factory=dict)
+    """Sums since the last log line."""
+
+    def after(self, **changes: Any) -> "TrainState":
+        """This state with some fields changed."""
+        return replace(self, **changes)
+
+
+class Checkpoints:
+    """The checkpoints of one run, in its save_dir."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.directory = Path(config.save_dir)
+
+    def save(self, model: nn.Module, optimizer: Optimizer, state: TrainState, task: Task) -> Path:
+        """Write a checkpoint of this update, point `latest` at it, and remove the ones that are too old."""
+        folder = self.directory / f"update_{state.update:08d}"
+        temporary = self.directory / f"{folder.name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            self.export(temporary / "model.safetensors", model, state, task)
+            save_tensors(temporary / "optimizer.safetensors", _optimizer_tensors(model, optimizer))
+            (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1))
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        _write_text(self.directory / "latest", folder.name)
+        for old in self.folders()[: -max(self.config.checkpoint.keep_last, 1)]:
+            shutil.rmtree(old, ignore_errors=True)
+        return folder
+
+    def export(
+        self, path: Path, model: nn.Module, state: TrainState, task: Task, figures: dict[str, float] | None = None
+    ) -> None:
+        """Write the model alone."""
+        info = {"update": state.update, "epoch": state.position.epoch, **(figures or {})}
+        save_export(path, tensors_of(model), config=self.config, assets=task.assets(), info=info)
+
+    def export_best(
+        self, model: nn.Module, state: TrainState, task: Task, figures: dict[str, float], *, higher: bool
+    ) -> None:
+        """Keep the model among the best `keep_best`; `best.safetensors` is the first of them."""
+        metric = self.config.validation.metric
+        path = self.directory / f"best_{metric}_{figures[metric]:.4f}_update_{state.update:08d}.safetensors"
+        keep = self.config.checkpoint.keep_best
+        if keep > 1:
+            self.export(path, model, state, task, figures)
+            kept = sorted(self.directory.glob(f"best_{metric}_*.safetensors"), key=_value_in_name, reverse=higher)
+            for worse in kept[keep:]:
+                worse.unlink(missing_ok=True)
+        if state.best == figures[metric]:
+            self.export(self.directory / "best.safetensors", model, state, task, figures)
+
+    def folders(self) -> list[Path]:
+        """The checkpoints that are there, oldest first."""
+        return sorted(path for path in self.directory.glob("update_*") if path.is_dir() and path.suffix != ".tmp")
+
+    def latest(self) -> Path | None:
+        """The checkpoint to go on from, or None for a new run."""
+        pointer = self.directory / "latest"
+        if not pointer.is_file():
+            return None
+        folder = self.directory / pointer.read_text().strip()
+        if not (folder / "state.json").is_file():
+            raise UserError(
+                f"{pointer} names {folder.name}, which is not a checkpoint.",
+                f"There are: {', '.join(path.name for path in self.folders()) or 'none'}.",
+                f"Write one of these into {pointer}, or remove it to start anew.",
+            )
+        return folder
+
+    def restore(self, folder: Path, model: nn.Module, optimizer: Optimizer) -> TrainState:
+        """Put weights and optimizer back as they were and return the rest. Refuses a run that was another one."""
+        export = read_export(folder)
+        self._check_same_run(schema.to_dict(config_of(export, source=str(folder))), folder)
+        set_tensors(model, export.tensors, source=str(folder))
+        tensors, _ = load_tensors(folder / "optimizer.safetensors")
+        _set_optimizer_tensors(model, optimizer, tensors)
+        try:
+            state = json.loads((folder / "state.json").read_text())
+            return TrainState(**{**state, "position": Position(**state["position"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{folder / 'state.json'} is not a checkpoint's state: {error}.") from error
+
+    def _check_same_run(self, then: dict[str, Any], folder: Path) -> None:
+        now = schema.to_dict(self.config)
+        for part in ("seed", "task", "model", "batch"):
+            key = _first_difference(then[part], now[part], part)
+            if key is not None:
+                raise UserError(
+                    f"{folder} is of a run with another {key[0]}: {key[1]!r} then, {key[2]!r} now.",
+                    f"Give the same {key[0]} to go on, or another save_dir to start anew.",
+                )
+
+
+def _first_difference(then: Any, now: Any, key: str) -> tuple[str, Any, Any] | None:
+    if isinstance(then, dict) and isinstance(now, dict) and then.keys() == now.keys():
+        found = (_first_difference(then[name], now[name], f"{key}.{name}") for name in then)
+        return next((difference for difference in found if difference is not None), None)
+    return None if then == now else (key, then, now)
+
+
+def _value_in_name(path: Path) -> float:
+    return float(path.name.split("_")[-3])
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> Tensors:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}/{key}": torch.as_tensor(value)
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+    }
+
+
+def _set_optimizer_tensors(model: nn.Module, optimizer: Optimizer, tensors: Tensors) -> None:
+    parameters = dict(model.named_parameters())
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition("/")
+        parameter = parameters[name]
+        # Adam keeps its step count on the CPU, unless it is fused.
+        place = tensor if key == "step" and not optimizer.defaults.get("fused") else tensor.to(parameter.device)
+        optimizer.state[parameter][key] = place

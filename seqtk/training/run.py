@@ -1,0 +1,27 @@
+"""A run from its config to its end, in every process."""
+
+import torch
+
+from seqtk.registry import REGISTRIES
+from seqtk.training.config import TrainConfig
+from seqtk.training.distributed import end_world, start_world
+from seqtk.training.machine import keep_freed_memory
+from seqtk.training.trainer import Trainer
+
+
+def run(config: TrainConfig) -> int:
+    """Train as `config` says. Returns the number of the signal that stopped it early, or 0.
+
+    The first process makes the task's corpus, where the task can, before any process opens it.
+    """
+    keep_freed_memory()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    world = start_world(config.device)
+    try:
+        if world.is_first:
+            REGISTRIES["task"].class_of(type(config.task)).prepare(config.task)
+        world.barrier()
+        return Trainer(config, world=world).fit()
+    finally:
+        end_world(world)

@@ -1,0 +1,278 @@
+"""The one training loop.
+
+An update: add up the weights of its micro-batches over all processes, then run each backward scaled so that gradients
+are those of (sum of losses) / (sum of weights), reduce them on the last, clip, step. So one update is the same however
+its batch is cut. Dropout and batch order are functions of (seed, update, rank) and (seed, epoch).
+"""
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from seqtk.criterions import criterions
+from seqtk.data.batch import Batch
+from seqtk.data.batching import epoch_batches, usable
+from seqtk.data.loader import Position, load_updates, updates
+from seqtk.errors import UserError
+from seqtk.optim.optimizers import optimizers
+from seqtk.optim.schedules import schedules
+from seqtk.tasks import tasks
+from seqtk.training.checkpoint import Checkpoints, TrainState
+from seqtk.training.config import TrainConfig
+from seqtk.training.distributed import World
+from seqtk.training.logs import Logger
+from seqtk.training.machine import peak_memory_gib
+from seqtk.training.objective import Objective
+from seqtk.training.validation import higher_is_better, validate
+
+
+class Trainer:
+    """A run: everything built from its config, and resumed from its save_dir if that holds a checkpoint."""
+
+    def __init__(self, config: TrainConfig, *, world: World) -> None:
+        if not (config.max_updates or config.max_epochs):
+            raise UserError("Nothing says when to stop.", "Set max_updates or max_epochs.")
+        self.config, self.world = config, world
+        self.task = tasks.build(config.task)
+        self.train_set = self.task.dataset("train")
+        torch.manual_seed(config.seed)
+        self.model = self.task.model(config.model).to(world.device)
+        self.optimizer = optimizers.build(config.optimizer, self.model.named_parameters())
+        self.schedule = schedules.build(config.schedule, lr=config.optimizer.lr, max_updates=config.max_updates)
+        criterion = criterions.build(config.criterion)
+        self.objective = Objective(self.model, criterion, bf16=config.precision == "bf16")
+        self.wrapped = world.wrap(self.objective)
+        self.checkpoints = Checkpoints(config)
+        self.state = TrainState()
+        folder = self.checkpoints.latest()
+        if folder is not None:
+            self.state = self.checkpoints.restore(folder, self.model, self.optimizer)
+        self._saved_at = self.state.update
+        self._noted_signal = 0
+        self._stop_signal = 0  # what all processes have agreed on
+
+    def fit(self) -> int:
+        """Train until the config says stop. Returns the number of the signal that ended it before, or 0."""
+        config, state = self.config, self.state
+        with (
+            Logger(
+                config.save_dir,
+                world=self.world,
+                tensorboard=config.log.tensorboard,
+                resumed_at=state.update,
+                total=config.max_updates,
+            ) as log,
+            self._signals_noted(),
+        ):
+            self._introduce(log)
+            while not self._is_over():
+                self._epoch(log)
+                if self._stop_signal:
+                    log.say(
+                        f"Stopped by a signal after update {self.state.update:,}; the same command goes on from it."
+                    )
+                    return self._stop_signal
+            if self._saved_at != self.state.update:
+                self._save()
+            log.say(f"Finished after update {self.state.update:,}; the models are in {config.save_dir}.")
+        return 0
+
+    def _epoch(self, log: Logger) -> None:
+        """What is left of this epoch, or as much of it as there is time for."""
+        config = self.config
+        batches = epoch_batches(
+            self.train_set.sizes_ND, config.batch, seed=config.seed, epoch=self.state.position.epoch
+        )
+        plan = updates(
+            batches,
+            position=self.state.position,
+            world=self.world.size,
+            rank=self.world.rank,
+            update_freq=config.update_freq,
+        )
+        started = time.monotonic()
+        spare: Batch | None = None
+        for number, (update, loaded) in enumerate(load_updates(plan, self.train_set, self.task.collate), start=1):
+            if spare is None:
+                spare = next((batch for batch in loaded if batch is not None), None)
+                spare = (spare or self.task.collate([self.train_set[0]])).without_weight()
+            micro_batches = [(spare if batch is None else batch).to(self.world.device) for batch in loaded]
+            figures = self.update(micro_batches)
+            seconds = time.monotonic() - started
+            last = number == len(plan)
+            position = Position(self.state.position.epoch + 1, 0) if last else update.position_after
+            interval = dict(self.state.interval)
+            for name, value in {**figures, "seconds": seconds, "updates": 1}.items():
+                interval[name] = interval.get(name, 0.0) + value
+            self.state = self.state.after(
+                update=self.state.update + 1,
+                position=position,
+                seconds=self.state.seconds + seconds,
+                interval=interval,
+            )
+            log.progress(self.state.update)
+            self._after_update(log, epoch_ended=last)
+            if self._stop_signal or self._is_over():
+                return
+            started = time.monotonic()
+
+    def update(self, micro_batches: Sequence[Batch]) -> dict[str, float]:
+        """One update of the weights. Returns sums over all processes: each reported sum, `weight`, `norm`.
+
+        Raises UserError, before any weight changes, if the gradient is not finite.
+        """
+        step = self.state.update
+        seed = np.random.SeedSequence([self.config.seed, step, self.world.rank]).generate_state(1)[0]
+        torch.manual_seed(int(seed))
+        self.wrapped.train()
+        weight, stop = self.world.sums([float(sum(batch.weight for batch in micro_batches)), float(self._noted_signal)])
+        if stop:
+            self._stop_signal = self._noted_signal or signal.SIGTERM
+        sums: dict[str, torch.Tensor] = {}
+        for index, batch in enumerate(micro_batches):
+            is_last = index == len(micro_batches) - 1
+            no_sync = nullcontext() if is_last or self.world.size == 1 else self.wrapped.no_sync()
+            with no_sync:
+                total, reported = self.wrapped(batch)
+                (total * (self.world.size / weight)).backward()
+            for name, value in reported.items():
+                sums[name] = sums[name] + value if name in sums else value
+        norm = float(nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None))
+        if not math.isfinite(norm):
+            raise self._not_finite(micro_batches)
+        if self.config.clip_norm and norm > self.config.clip_norm:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self.config.clip_norm / norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.lr(step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        names = sorted(sums)
+        totals = self.world.sums([float(sums[name]) for name in names])
+        return {**dict(zip(names, totals, strict=True)), "weight": weight, "norm": norm}
+
+    def _after_update(self, log: Logger, *, epoch_ended: bool) -> None:
+        config, update = self.config, self.state.update
+        over = self._is_over()
+        if update % config.log.every == 0 or over:
+            self._log_interval(log)
+        every = config.validation.every
+        if (update % every == 0 if every else epoch_ended) or over:
+            self._validate(log)
+            self._save()
+        elif update % config.checkpoint.every == 0 or self._stop_signal:
+            self._save()
+
+    def _log_interval(self, log: Logger) -> None:
+        sums = self.state.interval
+        weight, count = sums["weight"], sums["updates"]
+        own = {name for name in sums if name not in {"weight", "updates", "seconds", "norm"}}
+        figures = {name: sums[name] / weight for name in sorted(own)}
+        if "nll" in figures:
+            figures["ppl"] = math.exp(min(figures["nll"], 700.0))
+        log.figures(
+            "train",
+            self.state.update,
+            {
+                "epoch": self.state.position.epoch,
+                **figures,
+                "lr": self.schedule.lr(self.state.update - 1),
+                "gnorm": sums["norm"] / count,
+                "tokens_per_second": weight / max(sums["seconds"], 1e-9),
+                "tokens_per_update": weight / count,
+                "memory_gib": peak_memory_gib(self.world.device),
+                "minutes": self.state.seconds / 60,
+            },
+        )
+        for name, layer in self.model.attention_layers():
+            log.scalars("attention", self.state.update, {f"{name}.{k}": v for k, v in layer.monitored().items()})
+        self.state = self.state.after(interval={})
+
+    def _validate(self, log: Logger) -> None:
+        config = self.config
+        figures, outputs = validate(self.objective, self.task, config, world=self.world)
+        metric = config.validation.metric
+        if metric not in figures:
+            raise UserError(
+                f"validation.metric={metric} is not among the figures: {', '.join(figures)}.",
+                "BLEU and chrF need validation.decode=true.",
+            )
+        value, best = float(figures[metric]), self.state.best
+        higher = higher_is_better(metric)
+        is_best = best is None or (value > best if higher else value < best)
+        self.state = self.state.after(
+            best=value if is_best else best,
+            validations_without_best=0 if is_best else self.state.validations_without_best + 1,
+        )
+        log.figures("valid", self.state.update, {**figures, f"best_{metric}": float(self.state.best or 0.0)})
+        for number, output in enumerate(outputs[: config.log.samples]):
+            shown = f"**source** {output.source}\n\n**output** {output.output}\n\n**reference** {output.reference}"
+            log.text(f"sample {number}", self.state.update, shown)
+        if self.world.is_first:
+            numbers = {name: value for name, value in figures.items() if isinstance(value, float)}
+            self.checkpoints.export_best(self.model, self.state, self.task, numbers, higher=higher)
+
+    def _save(self) -> None:
+        if self.world.is_first:
+            self.checkpoints.save(self.model, self.optimizer, self.state, self.task)
+        self._saved_at = self.state.update
+        self.world.barrier()
+
+    def _is_over(self) -> bool:
+        config, state = self.config, self.state
+        return bool(
+            (config.max_updates and state.update >= config.max_updates)
+            or (config.max_epochs and state.position.epoch > config.max_epochs)
+            or (config.validation.patience and state.validations_without_best >= config.validation.patience)
+        )
+
+    def _introduce(self, log: Logger) -> None:
+        """Say what is trained, on what, from where, and what is left out."""
+        kept, too_long = usable(self.train_set.sizes_ND, self.config.batch)
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        processes = f"{self.world.size} × " if self.world.size > 1 else ""
+        log.say(f"{count:,} parameters on {processes}{self.world.device.type}, {self.config.precision}.")
+        log.say(f"{len(kept):,} training examples in {self.config.task.data}.")
+        if len(too_long):
+            named = ", ".join(map(str, too_long[:10]))
+            more = ", …" if len(too_long) > 10 else ""
+            log.say(f"{len(too_long):,} examples are too long and left out: {named}{more}.")
+        if self.state.update:
+            log.say(f"Going on from update {self.state.update:,}, epoch {self.state.position.epoch}.")
+
+    def _not_finite(self, micro_batches: Sequence[Batch]) -> UserError:
+        names = [
+            name
+            for name, parameter in self.model.named_parameters()
+            if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
+        ] or ["the sum of its squares"]
+        examples = [str(index) for batch in micro_batches for index in batch.ids_B.tolist()]
+        return UserError(
+            f"The gradient of update {self.state.update + 1} is not finite, first in {names[0]}.",
+            f"Its training examples: {', '.join(examples[:20])}{', …' if len(examples) > 20 else ''}.",
+            f"The last checkpoint is of update {self._saved_at}; lower optimizer.lr or set clip_norm.",
+        )
+
+    @contextmanager
+    def _signals_noted(self) -> Iterator[None]:
+        """The first SIGINT or SIGTERM ends the run after this update, with a checkpoint; the second at once."""
+
+        def note(number: int, _: Any) -> None:
+            if self._noted_signal:
+                raise KeyboardInterrupt
+            self._noted_signal = number
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

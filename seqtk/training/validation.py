@@ -1,0 +1,61 @@
+"""Validation: the loss of a split, and, if asked, what the model makes of it."""
+
+import math
+
+import torch
+
+from seqtk.data.batching import ordered_batches
+from seqtk.data.loader import Loader
+from seqtk.tasks import Output, Task
+from seqtk.training.config import TrainConfig
+from seqtk.training.distributed import World
+from seqtk.training.objective import Objective
+
+HIGHER_IS_BETTER = {"bleu", "chrf", "accuracy"}
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether a larger value of `metric` is a better one."""
+    return metric in HIGHER_IS_BETTER
+
+
+@torch.no_grad()
+def validate(
+    objective: Objective, task: Task, config: TrainConfig, *, world: World
+) -> tuple[dict[str, float | str], list[Output]]:
+    """The figures of the validation split (losses in nats per target), each with its signature, and the outputs.
+
+    Every example counts exactly once, however many processes share the work. The outputs are the first process's only.
+    """
+    objective.eval()
+    dataset = task.dataset(config.validation.split)
+    batches = ordered_batches(dataset.sizes_ND, config.batch)[world.rank :: world.size]
+    sums: dict[str, float] = {"weight": 0.0}
+    outputs: list[Output] = []
+    for batch in Loader(dataset, task.collate, batches):
+        batch = batch.to(world.device)
+        _, reported = objective(batch)
+        sums["weight"] += batch.weight
+        for name, value in reported.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+        if config.validation.decode:
+            outputs += task.decode(objective.model, batch, config.validation.search)
+    figures = _figures(world, sums)
+    gathered = [output for part in world.gather(outputs) for output in part]
+    gathered.sort(key=lambda output: output.index)
+    if gathered:
+        for name, score in task.scores(gathered).items():
+            figures[name] = score.value
+            figures[f"{name}_signature"] = score.signature
+    return figures, gathered
+
+
+def _figures(world: World, sums: dict[str, float]) -> dict[str, float | str]:
+    # A process without a batch has no names: take them from all.
+    names = sorted({name for part in world.gather(list(sums)) for name in part})
+    totals = dict(zip(names, world.sums([sums.get(name, 0.0) for name in names]), strict=True))
+    weight = totals.pop("weight")
+    figures: dict[str, float | str] = {name: total / max(weight, 1.0) for name, total in totals.items()}
+    if "nll" in totals:
+        figures["ppl"] = math.exp(min(totals["nll"] / max(weight, 1.0), 700.0))
+    return figures
