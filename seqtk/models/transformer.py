@@ -39,6 +39,7 @@ class TransformerConfig(ModelConfig):
     max_target_length: int = 1024
     share_embeddings: SharedEmbeddings = "all"  # all: source, target and output; decoder: target and output
     pre_norm: bool = False
+    scale_embedding: bool = True  # multiply token vectors by √dim
     norm_embedding: bool = False  # a layer norm after the embeddings
     activation: Activation = "relu"
     dropout: float = 0.1  # after embeddings and sublayers
@@ -79,6 +80,7 @@ class Transformer(Model):
             positions=self.config.positions,
             max_length=max_length,
             dropout=self.config.dropout,
+            scale=self.config.scale_embedding,
             norm=self.config.norm_embedding,
         )
 

@@ -1,0 +1,249 @@
+"""Translation models that fairseq trained, as our config and our parameters: same features, same scores.
+
+Reads what fairseq 0.6 to 0.12 wrote: settings in `cfg` or in `args`, projections apart or stacked, norms under their
+names or numbered, tied tables stored twice or once. Every key is used or known to hold nothing; what our Transformer
+cannot do is refused by its name, never dropped.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqtk.attention.softmax import SoftmaxConfig
+from seqtk.errors import UserError, nearest
+from seqtk.interop.fairseq_keys import check_tied, our_state, todays_names
+from seqtk.interop.unpickle import plain, read_checkpoint
+from seqtk.models.stacks import DecoderConfig, EncoderConfig
+from seqtk.models.transformer import SharedEmbeddings, Transformer, TransformerConfig
+from seqtk.modules.feedforward import Activation
+
+ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu"}
+
+SIDES = (("source", "encoder"), ("target", "decoder"))
+
+TIED: dict[SharedEmbeddings, tuple[str, ...]] = {
+    "none": (),
+    "decoder": ("target_embedding.tokens.weight", "head.weight"),
+    "all": ("target_embedding.tokens.weight", "head.weight", "source_embedding.tokens.weight"),
+}
+
+REFUSED = {
+    "adaptive_input": "adaptive input embeddings",
+    "adaptive_softmax_cutoff": "an adaptive softmax",
+    "base_layers": "BASE layers",
+    "char_inputs": "a character encoder",
+    "cross_self_attention": "attention of the decoder to itself and the source at once",
+    "decoder_layers_to_keep": "a pruned decoder",
+    "encoder_layers_to_keep": "a pruned encoder",
+    "merge_src_tgt_embed": "a dictionary merged while training",
+    "no_cross_attention": "a decoder that does not see the source",
+    "no_decoder_final_norm": "a decoder without its final norm",
+    "scale_attn": "NormFormer's norms",
+    "scale_fc": "NormFormer's norms",
+    "scale_heads": "NormFormer's scales",
+    "scale_resids": "NormFormer's scales",
+}
+"""fairseq's option → what it asks for and our Transformer does not have. Unset, or false, it is fine."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model of fairseq's in our terms."""
+
+    config: TransformerConfig
+    state: dict[str, Tensor]
+    """Float32, under our parameters' names; tied tables under each of theirs."""
+    source_vocabulary: int
+    target_vocabulary: int
+    source_lang: str | None
+    target_lang: str | None
+    label_smoothing: float
+    updates: int
+    """How many updates it was trained for."""
+
+    def model(self) -> Transformer:
+        """The network, ready to be used."""
+        model = Transformer(
+            self.config, source_vocabulary=self.source_vocabulary, target_vocabulary=self.target_vocabulary
+        )
+        model.load_state_dict(self.state)
+        return model.eval()
+
+
+def import_fairseq(path: str | Path) -> Imported:
+    """Read a translation model of fairseq's from one of its checkpoint files; none of the file's code is run.
+
+    Raises UserError for any other file, and for a model that ours cannot equal, naming the option or the key.
+    """
+    content = read_checkpoint(path)
+    if not isinstance(content.get("model"), Mapping) or not (content.get("cfg") or content.get("args")):
+        raise UserError(
+            f"{path} is not a checkpoint of fairseq's: it lacks 'model', or both of 'cfg' and 'args'.",
+            f"It holds: {', '.join(map(str, list(content)[:8]))}.",
+        )
+    where = str(path)
+    options = _Options(_flat_options(content), where=where)
+    state = todays_names(_tensors(content["model"], where=where))
+    _check_kind(state, options)
+    config = _config(options)
+    vocabularies = {f"{side}_vocabulary": _rows(state, stack, where=where) for side, stack in SIDES}
+    with torch.device("meta"):
+        expected = Transformer(config, **vocabularies).state_dict()
+    tied = TIED[config.share_embeddings]
+    ours = our_state(state, expected, tied_head="head.weight" in tied, where=where)
+    check_tied(ours, tied=tied, where=where)
+    history = plain(content.get("optimizer_history")) or [{}]
+    smoothed = "label_smoothed" in str(options.get("criterion", ""))
+    return Imported(
+        config=config,
+        state=ours,
+        **vocabularies,
+        source_lang=options.get("source_lang", None),
+        target_lang=options.get("target_lang", None),
+        label_smoothing=options.number("label_smoothing") if smoothed else 0.0,
+        updates=int(history[-1].get("num_updates", 0)),
+    )
+
+
+def _tensors(state: Mapping[Any, Any], *, where: str) -> dict[str, Tensor]:
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"{where}: '{name}' of its 'model' is no tensor, so this is not a checkpoint of fairseq's.")
+    return dict(state)
+
+
+def _rows(state: Mapping[str, Tensor], stack: str, *, where: str) -> int:
+    name = f"{stack}.embed_tokens.weight"
+    if name not in state:
+        raise UserError(f"{where} lacks '{name}'.", nearest(name, state))
+    return len(state[name])
+
+
+class _Options:
+    """The options a model was trained with, by fairseq's names for them on the command line."""
+
+    def __init__(self, values: Mapping[str, Any], *, where: str) -> None:
+        self.values, self.where = values, where
+
+    def get(self, name: str, default: Any) -> Any:
+        value = self.values.get(name)
+        return default if value is None else value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A number; one without a default must be there."""
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{self.where}: the option '{name}' is {value!r}, which is no number.")
+        return value
+
+    def size(self, name: str) -> int:
+        return int(self.number(name))
+
+    def both(self, ending: str) -> bool:
+        """A switch that our model has once and fairseq's has for the encoder and the decoder."""
+        encoder, decoder = (bool(self.get(f"{stack}_{ending}", False)) for _, stack in SIDES)
+        if encoder != decoder:
+            raise UserError(
+                f"{self.where}: encoder_{ending}={encoder} but decoder_{ending}={decoder}.",
+                "Our Transformer has one such switch for both, so this model cannot be imported.",
+            )
+        return encoder
+
+
+def _flat_options(content: Mapping[str, Any]) -> dict[str, Any]:
+    """All options in one dict: from `args` (before 0.10), or from the groups of `cfg`, the model's own last."""
+    cfg = plain(content.get("cfg"))
+    if not cfg:
+        return dict(plain(content["args"]))
+    flat: dict[str, Any] = {}
+    for group in ("criterion", "task", "model"):
+        for name, value in (cfg.get(group) or {}).items():
+            if isinstance(value, dict):  # the encoder and decoder of a model configured by dataclass
+                flat |= {f"{name}_{inner}": item for inner, item in value.items()}
+            elif name != "_name":
+                flat[name] = value
+        flat[group] = (cfg.get(group) or {}).get("_name") or flat.get(group)
+    return flat
+
+
+def _check_kind(state: Mapping[str, Tensor], options: _Options) -> None:
+    """Refuse what is not an encoder–decoder Transformer for translation, or has a part that ours has not."""
+    name = options.get("arch", options.get("model", "model"))
+    kinds = {
+        "a convolutional model (lightconv or dynamicconv)": any(".conv." in key for key in state),
+        "a language model": not any(key.startswith("encoder.") for key in state),
+    }
+    for kind, found in kinds.items():
+        if found:
+            raise UserError(
+                f"{options.where} holds {kind}, '{name}': these cannot be imported yet.",
+                "So far: fairseq's encoder–decoder Transformers for translation.",
+            )
+    if options.get("task", "translation") != "translation":
+        raise UserError(
+            f"{options.where} was trained for fairseq's task '{options.get('task', '')}'.",
+            "Only models of its task 'translation' can be imported.",
+        )
+    for option, words in REFUSED.items():
+        if options.get(option, False):
+            raise UserError(
+                f"{options.where} was trained with {option}={options.get(option, None)}: {words}.",
+                "Our Transformer does not have that, so this model cannot be imported.",
+            )
+    for option in ("decoder_input_dim", "decoder_output_dim"):
+        if options.get(option, options.size("decoder_embed_dim")) != options.size("decoder_embed_dim"):
+            raise UserError(
+                f"{options.where} has {option}={options.size(option)}, not its decoder's width.",
+                "Our Transformer has no projection there, so this model cannot be imported.",
+            )
+
+
+def _config(options: _Options) -> TransformerConfig:
+    shared: SharedEmbeddings = "none"
+    if options.get("share_all_embeddings", False):
+        shared = "all"
+    elif options.get("share_decoder_input_output_embed", False):
+        shared = "decoder"
+    activation = options.get("activation_fn", "relu")
+    if activation not in ACTIVATIONS:
+        raise UserError(
+            f"{options.where} was trained with activation_fn={activation}.", nearest(str(activation), ACTIVATIONS)
+        )
+    pre_norm = options.both("normalize_before")
+    learned = options.both("learned_pos")
+    with_positions = not options.get("no_token_positional_embeddings", False)
+    dropout = options.number("attention_dropout", 0.0)
+    attention = {
+        stack: SoftmaxConfig(heads=options.size(f"{stack}_attention_heads"), dropout=dropout) for _, stack in SIDES
+    }
+    dim, encoder_dim = options.size("decoder_embed_dim"), options.size("encoder_embed_dim")
+    ffn_dim, encoder_ffn_dim = options.size("decoder_ffn_embed_dim"), options.size("encoder_ffn_embed_dim")
+    return TransformerConfig(
+        dim=dim,
+        ffn_dim=ffn_dim,
+        encoder=EncoderConfig(
+            layers=options.size("encoder_layers"),
+            dim=None if encoder_dim == dim else encoder_dim,
+            ffn_dim=None if encoder_ffn_dim == ffn_dim else encoder_ffn_dim,
+            self_attention=(attention["encoder"],),
+        ),
+        decoder=DecoderConfig(
+            layers=options.size("decoder_layers"),
+            self_attention=(attention["decoder"],),
+            cross_attention=(attention["decoder"],),
+        ),
+        positions=("learned" if learned else "sinusoidal") if with_positions else "none",
+        max_source_length=int(options.number("max_source_positions", 1024)),
+        max_target_length=int(options.number("max_target_positions", 1024)),
+        share_embeddings=shared,
+        pre_norm=pre_norm,
+        scale_embedding=not options.get("no_scale_embedding", False),
+        norm_embedding=bool(options.get("layernorm_embedding", False)),
+        activation=ACTIVATIONS[activation],
+        dropout=options.number("dropout", 0.1),
+        activation_dropout=options.number("activation_dropout", 0.0) or options.number("relu_dropout", 0.0),
+    )

@@ -1,0 +1,128 @@
+"""The names under which fairseq keeps a Transformer's parameters, of every age, and how they become ours."""
+
+import re
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from seqtk.errors import UserError, nearest
+
+FIRST_POSITION = 2
+"""fairseq numbers positions from padding_idx + 1; the two rows of a learned table before it belong to no token."""
+
+NAMES = {
+    "source_embedding.tokens.": "encoder.embed_tokens.",
+    "source_embedding.positions.table.": "encoder.embed_positions.",
+    "source_embedding.norm.": "encoder.layernorm_embedding.",
+    "target_embedding.tokens.": "decoder.embed_tokens.",
+    "target_embedding.positions.table.": "decoder.embed_positions.",
+    "target_embedding.norm.": "decoder.layernorm_embedding.",
+    "head.": "decoder.output_projection.",
+    ".norm.": ".layer_norm.",
+}
+"""Ours → today's fairseq's, outside the blocks."""
+
+BLOCK_NAMES = {
+    "self_attention.": "self_attn.",
+    "cross_attention.": "encoder_attn.",
+    "self_residual.norm.": "self_attn_layer_norm.",
+    "cross_residual.norm.": "encoder_attn_layer_norm.",
+    "ffn_residual.norm.": "final_layer_norm.",
+    "feed_forward.expand.": "fc1.",
+    "feed_forward.contract.": "fc2.",
+    "query.": "q_proj.",
+    "key.": "k_proj.",
+    "value.": "v_proj.",
+    ".out.": ".out_proj.",
+}
+"""Ours → today's fairseq's, inside a block."""
+
+NUMBERED_NORMS = {
+    "encoder": ("self_attn_layer_norm", "final_layer_norm"),
+    "decoder": ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
+}
+"""What `layer_norms.N` of the releases before 0.7 are called today."""
+
+EMPTY = re.compile(r"(encoder|decoder)\.(version|embed_positions\._float_tensor)")
+"""Keys that hold a format's number or a device, and nothing of the model."""
+
+
+def fairseq_name(name: str) -> str:
+    """What today's fairseq calls our parameter `name`."""
+    stack, blocks, inside = name.partition(".blocks.")
+    table = BLOCK_NAMES if blocks else NAMES
+    renamed = inside or name
+    for ours, theirs in table.items():
+        renamed = renamed.replace(ours, theirs)
+    return f"{stack}.layers.{renamed}" if blocks else renamed
+
+
+def todays_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under the names that today's fairseq gives them; stacked projections are taken apart."""
+    return dict(pair for name, tensor in state.items() for pair in _today(name, tensor))
+
+
+def _today(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    if match := re.fullmatch(r"(.*\.)in_proj_(weight|bias)", name):
+        for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+            yield f"{match[1]}{letter}_proj.{match[2]}", part
+    elif match := re.fullmatch(r"((encoder|decoder)\.layers\.\d+\.)layer_norms\.(\d)\.(weight|bias)", name):
+        norms = NUMBERED_NORMS[match[2]]
+        norm = norms[int(match[3])] if int(match[3]) < len(norms) else f"layer_norms.{match[3]}"
+        yield f"{match[1]}{norm}.{match[4]}", tensor
+    elif name == "decoder.embed_out":
+        yield "decoder.output_projection.weight", tensor
+    else:
+        yield name, tensor
+
+
+def our_state(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, tied_head: bool, where: str
+) -> dict[str, Tensor]:
+    """The float32 tensors of fairseq's `state` under our names, as many and of such shapes as `expected`.
+
+    A tied output projection may be left out. Raises UserError naming a key that is missing or unknown, or whose shape
+    is not what the options promise.
+    """
+    ours: dict[str, Tensor] = {}
+    unused = {name for name in state if not EMPTY.fullmatch(name)}
+    for name, wanted in expected.items():
+        theirs = fairseq_name(name)
+        if name == "head.weight" and tied_head and theirs not in state:
+            theirs = fairseq_name("target_embedding.tokens.weight")
+        if theirs not in state:
+            raise UserError(
+                f"{where} lacks '{theirs}', which a model with its options has.",
+                nearest(theirs, unused),
+            )
+        unused.discard(theirs)
+        tensor = state[theirs].float()
+        if name.endswith("positions.table.weight"):
+            tensor = tensor[FIRST_POSITION:].clone()
+        if tensor.shape != wanted.shape:
+            raise UserError(
+                f"{where}: '{theirs}' is {_shape(tensor)}, but the options it was saved with ask for {_shape(wanted)}."
+            )
+        ours[name] = tensor
+    if unused:
+        raise UserError(
+            f"{where} holds {len(unused)} keys that our Transformer has nothing for: "
+            f"{', '.join(sorted(unused)[:3])}{', …' if len(unused) > 3 else ''}",
+            "It is another model than its options say, so it cannot be imported.",
+        )
+    return ours
+
+
+def check_tied(ours: Mapping[str, Tensor], *, tied: tuple[str, ...], where: str) -> None:
+    """Refuse a file whose tables are tied by its options but differ."""
+    for name in tied[1:]:
+        if not torch.equal(ours[name], ours[tied[0]]):
+            raise UserError(
+                f"{where}: '{fairseq_name(name)}' and '{fairseq_name(tied[0])}' differ.",
+                "Its options say that they are shared, so it is damaged, or another model than they say.",
+            )
+
+
+def _shape(tensor: Tensor) -> str:
+    return " × ".join(map(str, tensor.shape))

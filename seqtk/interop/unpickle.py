@@ -1,0 +1,150 @@
+"""Reads a torch checkpoint that somebody else wrote, running no code of its pickle.
+
+torch's weights-only reader does the reading: it builds tensors and plain containers, and calls nothing else.
+Checkpoints also hold settings in classes of libraries that need not be installed here; for those of a few known
+libraries an inert stub stands in, which keeps what it was given and does nothing. Any other global is refused by name.
+"""
+
+import _compat_pickle
+import io
+import pickletools
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from seqtk.errors import UserError
+
+STUBBED_MODULES = ("argparse", "fairseq", "hydra", "numpy", "omegaconf", "pathlib", "typing")
+"""Packages whose classes appear in fairseq checkpoints; each becomes a stub, so none of them is imported or called."""
+
+ORDINARY = ("torch", "collections", "_codecs", "builtins.set", "builtins.dict", "builtins.bytearray")
+"""Where the globals of tensors and containers come from; torch decides which of these it builds."""
+
+
+class Stub:
+    """Stands for an object of a foreign class: holds its arguments and its state, and does nothing with them."""
+
+    name = ""
+    arguments: tuple[Any, ...]
+    state: Any
+
+    def __new__(cls, *arguments: Any) -> "Stub":
+        stub = object.__new__(cls)
+        stub.arguments, stub.state = arguments, None
+        return stub
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The dictionary in a torch checkpoint, its tensors on the CPU, its settings as plain trees (see `plain`).
+
+    Raises UserError, naming the path and any global that is refused, for whatever else the file may be.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no checkpoint {path}.")
+    names = globals_of(path)
+    stubs = [(_stub(name), name) for name in names if name.split(".")[0] in STUBBED_MODULES]
+    try:
+        with torch.serialization.safe_globals([*stubs, (_plain_dict, "collections.defaultdict")]), _quiet():
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a malformed file can raise anything at all
+        raise _refusal(path, names, error) from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint.")
+    return content
+
+
+def plain(value: Any) -> Any:
+    """`value` with every stub replaced by what it holds: its attributes as a dict, or the value it wraps."""
+    if isinstance(value, dict):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if not isinstance(value, Stub):
+        return value
+    state = value.state
+    if isinstance(state, dict):
+        # omegaconf's containers keep their nodes in _content, its nodes their value in _val
+        return plain(state.get("_content", state.get("_val", state)))
+    return plain(value.arguments[0]) if len(value.arguments) == 1 else value  # one argument: an enum's value
+
+
+def globals_of(path: Path) -> list[str]:
+    """Every global that the file's pickles name, as `module.name`, found without running them."""
+    names: dict[str, None] = {}
+    try:
+        for stream in _pickles(path):
+            names.update(dict.fromkeys(_globals_in(stream)))
+    except (ValueError, EOFError, IndexError, KeyError, zipfile.BadZipFile):
+        pass  # what is malformed is said by the reader itself, later
+    return list(names)
+
+
+def _pickles(path: Path) -> Iterator[IO[bytes]]:
+    """The pickles of a zip file (its data.pkl), or those at the head of an old-style file, one after the other."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.namelist():
+                if member.endswith(".pkl"):
+                    yield io.BytesIO(archive.read(member))
+        return
+    with path.open("rb") as file:
+        for _ in range(5):  # magic number, protocol, system, the object, the storages' keys
+            yield file
+
+
+def _globals_in(stream: IO[bytes]) -> Iterator[str]:
+    strings: list[str] = []
+    for opcode, argument, _ in pickletools.genops(stream):
+        if opcode.name in ("GLOBAL", "INST"):
+            yield _today(*str(argument).split(" ", 1))
+        elif opcode.name == "STACK_GLOBAL" and len(strings) >= 2:
+            yield _today(*strings[-2:])
+        elif isinstance(argument, str):
+            strings = [*strings[-1:], argument]
+
+
+def _today(module: str, name: str) -> str:
+    """`module.name` in Python 3's words: protocol 2, which torch writes, uses those of Python 2."""
+    if (module, name) in _compat_pickle.NAME_MAPPING:
+        module, name = _compat_pickle.NAME_MAPPING[module, name]
+    return f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
+
+
+def _stub(name: str) -> type[Stub]:
+    return type(name.rpartition(".")[2], (Stub,), {"name": name})
+
+
+def _plain_dict(*_: Any) -> dict[Any, Any]:
+    return {}
+
+
+def _refusal(path: Path, names: list[str], error: Exception) -> UserError:
+    known = (*STUBBED_MODULES, *ORDINARY)
+    foreign = [name for name in names if name not in known and name.split(".")[0] not in known]
+    if foreign:
+        return UserError(
+            f"{path} is not read: it asks for {', '.join(foreign[:3])}, which no checkpoint of fairseq needs.",
+            "None of it was run. If you trust the file, save its 'model' and 'cfg' or 'args' alone, elsewhere.",
+        )
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"{path} is not a torch checkpoint, or it is damaged.", f"The reader says: {reason[:160]}")
+
+
+def _quiet() -> Any:
+    """torch warns about pickles of other protocols; what matters of that is said by the error."""
+    return warnings.catch_warnings(action="ignore")
