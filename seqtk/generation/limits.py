@@ -1,0 +1,40 @@
+"""How long a source may be and a target may become.
+
+B batch, S source length.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+
+from seqtk.attention import Role
+from seqtk.data.vocabulary import PAD
+from seqtk.models.base import Model
+
+
+def longest_source(models: Sequence[Model]) -> int | None:
+    """The most source tokens, EOS counted, that every one of `models` can read; None if there is no limit."""
+    return _least(limit for model in models for limit in [model.max_source_length, *_layer_limits(model, Role.ENCODER)])
+
+
+def longest_target(models: Sequence[Model]) -> int | None:
+    """The most target tokens, EOS counted, that every one of `models` can write; None if there is no limit."""
+    return _least(limit for model in models for limit in [model.max_target_length, *_layer_limits(model, Role.CAUSAL)])
+
+
+def most_tokens(source_BS: Tensor, *, a: float, b: int, longest: int | None) -> Tensor:
+    """limit_B: each target may have ⌊a · source tokens + b⌋ tokens before its EOS, and fit in `longest` with it.
+
+    The source's EOS counts and its padding does not, so a sentence has the same limit in any batch.
+    """
+    length_B = (source_BS != PAD).sum(dim=1)
+    limit_B = (length_B.double() * a + b).floor().long()
+    return limit_B if longest is None else limit_B.clamp(max=longest - 1)
+
+
+def _layer_limits(model: Model, role: Role) -> list[int | None]:
+    return [layer.max_length for _, layer in model.attention_layers() if layer.role is role]
+
+
+def _least(limits: Iterable[int | None]) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)

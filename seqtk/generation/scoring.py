@@ -1,0 +1,43 @@
+"""Scores of translations that are given.
+
+B batch, T target length.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from seqtk.data.batch import TranslationBatch
+from seqtk.data.vocabulary import PAD
+from seqtk.generation.search import Hypothesis
+from seqtk.models.base import Model
+
+CHUNK_POSITIONS = 1024
+"""Positions whose log-probabilities over the whole vocabulary are held at once."""
+
+
+@torch.no_grad()
+def score(models: Sequence[Model], batch: TranslationBatch) -> list[Hypothesis]:
+    """The targets of `batch` as hypotheses: natural-log scores of their tokens, and the mean of these.
+
+    Several models are an ensemble, the mean of their probabilities.
+    """
+    if any(model.training for model in models):
+        raise ValueError("scores need models in eval mode")
+    each = [_target_scores(model, batch) for model in models]
+    scores_BT = torch.stack(each).logsumexp(dim=0) - torch.tensor(float(len(each))).log()
+    hypotheses = []
+    for target, scores in zip(batch.target_BT.tolist(), scores_BT.tolist(), strict=True):
+        length = len(target) - target.count(PAD)
+        token_scores = tuple(scores[:length])
+        hypotheses.append(Hypothesis(tuple(target[:length]), sum(token_scores) / length, token_scores))
+    return hypotheses
+
+
+def _target_scores(model: Model, batch: TranslationBatch) -> torch.Tensor:
+    """log_p_BT of each target token."""
+    features_ND = model(batch).flatten(0, 1)
+    target_N1 = batch.target_BT.flatten()[:, None]
+    chunks = zip(features_ND.split(CHUNK_POSITIONS), target_N1.split(CHUNK_POSITIONS), strict=True)
+    scores = [model.head.log_probs(features).gather(1, target).squeeze(1) for features, target in chunks]
+    return torch.cat(scores).view(batch.target_BT.shape)

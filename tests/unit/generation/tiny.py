@@ -1,0 +1,74 @@
+"""Models and batches small enough to search by hand."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from seqtk.attention import State
+from seqtk.attention.softmax import SoftmaxConfig
+from seqtk.data.batch import TranslationBatch, collate_pairs
+from seqtk.data.vocabulary import EOS, Vocabulary
+from seqtk.models.base import Model
+from seqtk.models.stacks import DecoderConfig, EncoderConfig
+from seqtk.models.transformer import Transformer, TransformerConfig
+
+
+def vocabulary(words: int) -> Vocabulary:
+    return Vocabulary([f"w{number}" for number in range(words)])
+
+
+def transformer(words: int, *, seed: int, sharpness: float = 4.0, max_target_length: int = 64) -> Transformer:
+    """A random Transformer in float32 whose distributions are far from flat."""
+    torch.manual_seed(seed)
+    attention = (SoftmaxConfig(heads=2),)
+    config = TransformerConfig(
+        dim=16,
+        ffn_dim=32,
+        encoder=EncoderConfig(layers=1, self_attention=attention),
+        decoder=DecoderConfig(layers=2, self_attention=attention, cross_attention=attention),
+        share_embeddings="none",
+        max_target_length=max_target_length,
+    )
+    size = len(vocabulary(words))
+    model = Transformer(config, source_vocabulary=size, target_vocabulary=size).eval()
+    with torch.no_grad():
+        model.head.weight.mul_(sharpness)
+    return model
+
+
+def sources(count: int, *, words: int, seed: int, longest: int = 9) -> list[np.ndarray]:
+    """Random sources of 1 to `longest` tokens and EOS."""
+    generator = np.random.default_rng(seed)
+    return [
+        np.append(generator.integers(4, 4 + words, size=generator.integers(1, longest + 1)), EOS) for _ in range(count)
+    ]
+
+
+def batch_of(rows: Sequence[np.ndarray]) -> TranslationBatch:
+    return collate_pairs([(index, row, np.array([EOS])) for index, row in enumerate(rows)])
+
+
+class TableHead(nn.Module):
+    """Log-probabilities that are looked up."""
+
+    def log_probs(self, features: Tensor, *, temperature: float = 1.0) -> Tensor:
+        return torch.log_softmax(features / temperature, dim=-1)
+
+
+class Table(Model):
+    """logits_V of the next token as a function of the last token and the number of tokens before it."""
+
+    def __init__(self, logits_TVV: Tensor) -> None:
+        super().__init__()
+        self.logits_TVV = logits_TVV
+        self.head = TableHead()  # type: ignore[assignment]
+        self.eval()
+
+    def start(self, batch: TranslationBatch) -> State:
+        return {"position_B": torch.zeros(len(batch.source_BS), dtype=torch.long), "memory": None}
+
+    def step(self, token_B: Tensor, state: State) -> tuple[Tensor, State]:
+        position_B = state["position_B"].clamp(max=len(self.logits_TVV) - 1)
+        return self.logits_TVV[position_B, token_B][:, None], {**state, "position_B": state["position_B"] + 1}
