@@ -38,6 +38,6 @@ def _target_scores(model: Model, batch: TranslationBatch) -> torch.Tensor:
     """log_p_BT of each target token."""
     features_ND = model(batch).flatten(0, 1)
     target_N1 = batch.target_BT.flatten()[:, None]
-    chunks = zip(features_ND.split(CHUNK_POSITIONS), target_N1.split(CHUNK_POSITIONS), strict=True)
+    chunks = zip(torch.split(features_ND, CHUNK_POSITIONS), torch.split(target_N1, CHUNK_POSITIONS), strict=True)
     scores = [model.head.log_probs(features).gather(1, target).squeeze(1) for features, target in chunks]
     return torch.cat(scores).view(batch.target_BT.shape)

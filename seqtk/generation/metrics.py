@@ -1,0 +1,78 @@
+"""Scores of a whole corpus by sacreBLEU, each with the signature that says how it was computed.
+
+Validation, generation and scoring all come here, so they agree to the last digit.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seqtk.errors import UserError, nearest
+
+METRICS = ("bleu", "chrf", "ter")
+BLEU_TOKENIZERS = ("13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "none", "flores200")
+
+
+@dataclass(frozen=True)
+class MetricScore:
+    """One figure of a corpus."""
+
+    value: float
+    signature: str
+    """sacreBLEU's, as in `nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:…`."""
+    line: str
+    """As sacreBLEU prints it, with the signature."""
+
+
+def corpus_scores(
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    *,
+    metrics: Sequence[str] = ("bleu", "chrf"),
+    lowercase: bool = False,
+    tokenize: str = "13a",
+) -> dict[str, MetricScore]:
+    """The scores of `hypotheses`, line by line against `references`, by the names in `metrics`."""
+    check_lengths([hypotheses], references)
+    scores = {}
+    for name, metric in build_metrics(metrics, lowercase=lowercase, tokenize=tokenize).items():
+        score = metric.corpus_score(list(hypotheses), [list(references)])
+        signature = str(metric.get_signature())
+        scores[name] = MetricScore(value=score.score, signature=signature, line=score.format(signature=signature))
+    return scores
+
+
+def build_metrics(metrics: Sequence[str], *, lowercase: bool = False, tokenize: str = "13a") -> dict[str, Any]:
+    """sacreBLEU's metric objects by name. Raises UserError for a name or a tokenizer that it has not."""
+    from sacrebleu.metrics import BLEU, CHRF, TER  # 0.2 s, which a command that scores nothing need not wait
+
+    for known, names in ((METRICS, metrics), (BLEU_TOKENIZERS, [tokenize])):
+        for name in names:
+            if name not in known:
+                kind = "metric" if known is METRICS else "tokenizer of BLEU"
+                raise UserError(f"There is no {kind} called '{name}'.", nearest(name, known))
+    makers = {
+        # `force` silences the warning that the text looks tokenised, which a validation would repeat for ever.
+        "bleu": lambda: BLEU(lowercase=lowercase, tokenize=tokenize, force=True),
+        "chrf": lambda: CHRF(lowercase=lowercase),
+        "ter": TER,
+    }
+    try:
+        return {name: makers[name]() for name in metrics}
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"BLEU's tokenizer '{tokenize}' is not installed.", str(error).strip().splitlines()[0]
+        ) from None
+
+
+def check_lengths(systems: Sequence[Sequence[str]] | Mapping[str, Sequence[str]], references: Sequence[str]) -> None:
+    """Raises UserError unless every system has one line for each reference, and there is a line at all."""
+    named = systems if isinstance(systems, Mapping) else {"The hypotheses": lines for lines in systems}
+    for name, lines in named.items():
+        if len(lines) != len(references):
+            raise UserError(
+                f"Lines do not pair up: {name} {len(lines)}, references {len(references)}.",
+                "Each hypothesis needs exactly one reference, in the same order.",
+            )
+    if not references:
+        raise UserError("There is no line to score.")
