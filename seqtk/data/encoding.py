@@ -1,0 +1,140 @@
+"""From blocks of lines to arrays of ids, one pass over a whole block at a time and no Python loop over tokens."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, repeat
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from seqtk.data.filters import LengthFilter
+from seqtk.data.indexed import dtype_for
+from seqtk.data.tokenizer import Tokenizer
+from seqtk.data.vocabulary import EOS, UNK, Vocabulary
+
+Ids = npt.NDArray[Any]
+
+# White space that `str.split` knows and `bytes.split` does not: four control characters, and wide characters in UTF-8.
+_CONTROLS = (b"\x1c", b"\x1d", b"\x1e", b"\x1f")
+_CONTROLS_TO_SPACE = bytes.maketrans(b"".join(_CONTROLS), b"    ")
+_WIDE_HINTS = (b"\xc2\x85", b"\xc2\xa0", b"\xe1\x9a\x80", b"\xe2\x80", b"\xe2\x81\x9f", b"\xe3\x80\x80")
+_WIDE = re.compile(rb"\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80")
+
+
+def with_plain_spaces(text: bytes) -> bytes:
+    """UTF-8 text in which every character that Unicode calls white space is one that `bytes.split` knows."""
+    if any(control in text for control in _CONTROLS):
+        text = text.translate(_CONTROLS_TO_SPACE)
+    if not text.isascii() and any(hint in text for hint in _WIDE_HINTS):
+        text = _WIDE.sub(b" ", text)
+    return text
+
+
+def count_words(lines: Sequence[bytes]) -> Counter[bytes]:
+    """How often each white-space separated word occurs in some lines."""
+    return Counter(with_plain_spaces(b"".join(lines)).split())
+
+
+class LineEncoder(Protocol):
+    """Encodes the lines of one language."""
+
+    vocabulary: Vocabulary
+
+    def encode(self, lines: Sequence[bytes]) -> tuple[Ids, Ids]:
+        """(ids of all lines one after the other, how many each line has): both without eos."""
+
+
+class WordEncoder:
+    """Encodes tokenised text: words between white space, each looked up in the vocabulary."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._ids = {token.encode("utf-8"): vocabulary.id(token) for token in vocabulary.tokens}
+
+    def encode(self, lines: Sequence[bytes]) -> tuple[Ids, Ids]:
+        text = b"".join(lines)
+        plain = with_plain_spaces(text)
+        words = list(map(bytes.split, lines if plain is text else plain.split(b"\n")[: len(lines)]))
+        sizes = np.fromiter(map(len, words), np.int64, len(words))
+        found = map(self._ids.get, chain.from_iterable(words), repeat(UNK))
+        return np.fromiter(found, np.int64, int(sizes.sum())), sizes
+
+
+class PieceEncoder:
+    """Encodes raw text: SentencePiece's ids, a block at a time, turned into the vocabulary's by a table."""
+
+    def __init__(self, tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._tokenizer = tokenizer
+        pieces = tokenizer.pieces()
+        self._table = np.array([UNK if piece is None else vocabulary.id(piece) for piece in pieces], dtype=np.int64)
+        self._hidden = np.array([piece is None for piece in pieces])
+        # A dictionary that was counted from text may know a word which the model only sees as an unknown piece.
+        self._knows_more = not set(vocabulary.tokens[UNK + 1 :]) <= {*pieces, *_fillers(vocabulary)}
+
+    def encode(self, lines: Sequence[bytes]) -> tuple[Ids, Ids]:
+        stripped = [line.rstrip(b"\r\n") for line in lines]
+        encoded = self._tokenizer.encode_batch(stripped)
+        sizes = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        piece_ids = np.fromiter(chain.from_iterable(encoded), np.int64, int(sizes.sum()))
+        ids = self._table[piece_ids]
+        if self._knows_more and self._hidden[piece_ids].any():
+            self._look_up_unknown_pieces(ids, self._hidden[piece_ids], sizes, stripped)
+        return ids, sizes
+
+    def _look_up_unknown_pieces(self, ids: Ids, hidden: Ids, sizes: Ids, lines: Sequence[bytes]) -> None:
+        """In lines with unknown pieces, give those that the vocabulary has as words their ids."""
+        ends = np.cumsum(sizes)
+        for i in np.unique(np.searchsorted(ends, np.flatnonzero(hidden), side="right")):
+            pieces = self._tokenizer.encode(lines[i].decode("utf-8"))
+            ids[ends[i] - sizes[i] : ends[i]] = self.vocabulary.encode(pieces, eos=False)
+
+
+def _fillers(vocabulary: Vocabulary) -> list[str]:
+    return [vocabulary.tokens[id_] for id_ in vocabulary.never_generated]
+
+
+@dataclass(frozen=True)
+class EncodedBlock:
+    """What became of one block: the ids and sizes (eos included) of the kept lines of each language, and counts."""
+
+    flats: tuple[Ids, ...]
+    sizes: tuple[Ids, ...]
+    lines: int
+    dropped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class BlockEncoder:
+    """Encodes aligned blocks of every language and filters them; it travels to worker processes once."""
+
+    encoders: tuple[LineEncoder, ...]
+    length_filter: LengthFilter
+
+    def __call__(self, blocks: tuple[list[bytes], ...], filtered: bool) -> EncodedBlock:
+        encoded = [encoder.encode(lines) for encoder, lines in zip(self.encoders, blocks, strict=True)]
+        lengths = [sizes for _, sizes in encoded]
+        dropped: dict[str, int] = {}
+        if filtered:
+            keep, dropped = self.length_filter(lengths)
+            if not keep.all():
+                encoded = [(ids[np.repeat(keep, sizes)], sizes[keep]) for ids, sizes in encoded]
+        closed = [
+            _with_eos(ids, sizes, len(encoder.vocabulary))
+            for encoder, (ids, sizes) in zip(self.encoders, encoded, strict=True)
+        ]
+        flats, sizes = zip(*closed, strict=True)
+        return EncodedBlock(flats, sizes, len(blocks[0]), dropped)
+
+
+def _with_eos(ids: Ids, sizes: Ids, vocabulary_size: int) -> tuple[Ids, Ids]:
+    """The same items with EOS behind each, in the type they are stored in."""
+    closed_sizes = sizes + 1
+    closed = np.full(len(ids) + len(sizes), EOS, dtype=dtype_for(vocabulary_size))
+    is_word = np.ones(len(closed), dtype=bool)
+    is_word[np.cumsum(closed_sizes) - 1] = False
+    closed[is_word] = ids
+    return closed, closed_sizes.astype(np.int32)

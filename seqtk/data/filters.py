@@ -1,0 +1,38 @@
+"""Which training lines or pairs are worth keeping, by their lengths in tokens (eos not counted)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+RULES = ("empty", "too_short", "too_long", "ratio")
+
+
+@dataclass(frozen=True)
+class LengthFilter:
+    """Keeps a pair if each side has `min_length` to `max_length` tokens and neither is `max_ratio` times the other.
+
+    None sets no limit.
+    """
+
+    min_length: int = 1
+    max_length: int | None = None
+    max_ratio: float | None = None
+
+    def __call__(self, lengths: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:
+        """(which lines are kept, how many were dropped by each rule); a line counts for the first rule it breaks."""
+        shortest, longest = np.minimum.reduce(lengths), np.maximum.reduce(lengths)
+        broken = (
+            (shortest == 0) & (self.min_length > 0),
+            shortest < self.min_length,
+            longest > (np.inf if self.max_length is None else self.max_length),
+            longest > (np.inf if self.max_ratio is None else self.max_ratio * np.maximum(shortest, 1)),
+        )
+        keep = np.ones(len(shortest), dtype=bool)
+        dropped = {}
+        for rule, breaks in zip(RULES, broken, strict=True):
+            dropped[rule] = int((breaks & keep).sum())
+            keep &= ~breaks
+        return keep, dropped
