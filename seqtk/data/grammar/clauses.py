@@ -1,8 +1,8 @@
 """Clauses of both languages at once: tense, negation, and where the words go.
 
 German puts the finite verb second (statements), first (questions, after a fronted clause) or last (subordinate
-clauses), and closes the clause with what is left of the verb: particle, participle, infinitive. English keeps subject, verb,
-object, place, time. Both orders are read off the `Role` of each constituent.
+clauses), and closes the clause with what is left of the verb: particle, participle, infinitive. English keeps subject,
+verb, object, place, time. Both orders are read off the `Role` of each constituent.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from seqtk.data.grammar.words import Aspect, Case, Modal, Person, Verb
 
 
 class Role(IntEnum):
-    """What a constituent is to its clause, in the order of the German middle field."""
+    """What a constituent is to its clause, in the order of the German middle field save what `_slot` says."""
 
-    FREQUENCY = 0
-    TIME = 1
+    TIME = 0
+    FREQUENCY = 1
     DATIVE = 2
     ACCUSATIVE = 3
     COMPANY = 4
@@ -30,7 +30,6 @@ class Role(IntEnum):
 ENGLISH_ORDER = (
     Role.DATIVE, Role.ACCUSATIVE, Role.PREPOSITIONAL, Role.PREDICATE, Role.GOAL, Role.COMPANY, Role.PLACE, Role.TIME,
 )  # fmt: skip
-BEFORE_NICHT = (Role.FREQUENCY, Role.TIME, Role.DATIVE, Role.ACCUSATIVE)
 
 
 class Tense(Enum):
@@ -48,7 +47,8 @@ class Constituent:
     german: str
     preposition: str = ""
     negated: str = ""  # the German form with kein
-    weak: bool = False
+    light: bool = False
+    definite: bool = True
 
 
 @dataclass(frozen=True)
@@ -171,11 +171,22 @@ def _german_verb(clause: Clause) -> tuple[str, str, str]:
 
 
 def _german_middle(clause: Clause) -> list[str]:
-    """Unstressed pronouns, then by role, with the negation in its place: *kein* inside the object, or *nicht*."""
-    parts = sorted(clause.parts, key=lambda part: (not part.weak, part.role))
+    """Pronouns and names, then by slot, with the negation in its place: *kein* inside the object, or *nicht*."""
+    two_objects = {Role.DATIVE, Role.ACCUSATIVE} <= {part.role for part in clause.parts}
+    parts = sorted(clause.parts, key=lambda part: _slot(part, two_objects=two_objects))
     if not clause.negated:
         return [part.german for part in parts]
     if any(part.negated for part in parts):
         return [part.negated or part.german for part in parts]
-    before = [part.german for part in parts if part.weak or part.role in BEFORE_NICHT]
-    return [*before, "nicht", *(part.german for part in parts if not part.weak and part.role not in BEFORE_NICHT)]
+    before = sum(part.light or part.role <= Role.ACCUSATIVE for part in parts)
+    words = [part.german for part in parts]
+    return [*words[:before], "nicht", *words[before:]]
+
+
+def _slot(part: Constituent, *, two_objects: bool) -> int:
+    """Where the middle field has a part: *oft* follows a definite object, but comes between two."""
+    if part.light or (two_objects and part.role is Role.DATIVE):
+        return 0
+    if part.role in (Role.DATIVE, Role.ACCUSATIVE) and part.definite and not two_objects:
+        return 2
+    return {Role.TIME: 1, Role.FREQUENCY: 3}.get(part.role, 4 + part.role)

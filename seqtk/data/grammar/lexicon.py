@@ -13,6 +13,7 @@ READABLE, FOOD, DRINK, LAMP, OPENABLE, GOODS = (
 )  # fmt: skip
 SMALL = Kind.PORTABLE | GOODS
 LIVING = PERSON | ANIMAL
+ADULT = PERSON | Kind.GROWN
 THING = GOODS | Kind.PORTABLE | VEHICLE
 
 
@@ -25,11 +26,11 @@ def _noun(
     *,
     oblique: str = "",
     at: str = "",
-    kin: bool = False,
+    owned: bool | None = None,
 ) -> Noun:
     english_at, _, german_at = at.partition(" ")
     return Noun(
-        tuple(english.split()), tuple(german.split()), gender, kind, weight, oblique, kin, (english_at, german_at)
+        tuple(english.split()), tuple(german.split()), gender, kind, weight, oblique, owned, (english_at, german_at)
     )
 
 
@@ -70,21 +71,21 @@ def _verb(
 
 
 NOUNS = (
-    _noun("man men", "Mann Männer", M, PERSON, 1.5),
-    _noun("woman women", "Frau Frauen", F, PERSON, 1.5),
+    _noun("man men", "Mann Männer", M, ADULT, 1.5, owned=False),
+    _noun("woman women", "Frau Frauen", F, ADULT, 1.5, owned=False),
     _noun("child children", "Kind Kinder", N, PERSON, 1.5),
     _noun("boy boys", "Junge Jungen", M, PERSON, oblique="Jungen"),
-    _noun("girl girls", "Mädchen Mädchen", N, PERSON),
-    _noun("teacher teachers", "Lehrer Lehrer", M, PERSON),
-    _noun("doctor doctors", "Arzt Ärzte", M, PERSON),
-    _noun("neighbor neighbors", "Nachbar Nachbarn", M, PERSON, oblique="Nachbarn"),
+    _noun("girl girls", "Mädchen Mädchen", N, PERSON, owned=False),
+    _noun("teacher teachers", "Lehrer Lehrer", M, ADULT),
+    _noun("doctor doctors", "Arzt Ärzte", M, ADULT),
+    _noun("neighbor neighbors", "Nachbar Nachbarn", M, ADULT, oblique="Nachbarn"),
     _noun("student students", "Student Studenten", M, PERSON, oblique="Studenten"),
-    _noun("friend friends", "Freund Freunde", M, PERSON),
-    _noun("brother brothers", "Bruder Brüder", M, PERSON, kin=True),
-    _noun("sister sisters", "Schwester Schwestern", F, PERSON, kin=True),
-    _noun("aunt aunts", "Tante Tanten", F, PERSON, kin=True),
-    _noun("queen queens", "Königin Königinnen", F, PERSON, 0.4),
-    _noun("gardener gardeners", "Gärtner Gärtner", M, PERSON, 0.4),
+    _noun("friend friends", "Freund Freunde", M, ADULT),
+    _noun("brother brothers", "Bruder Brüder", M, ADULT, owned=True),
+    _noun("sister sisters", "Schwester Schwestern", F, ADULT, owned=True),
+    _noun("aunt aunts", "Tante Tanten", F, ADULT, owned=True),
+    _noun("queen queens", "Königin Königinnen", F, ADULT, 0.4),
+    _noun("gardener gardeners", "Gärtner Gärtner", M, ADULT, 0.4),
     _noun("dog dogs", "Hund Hunde", M, ANIMAL, 1.5),
     _noun("cat cats", "Katze Katzen", F, ANIMAL),
     _noun("horse horses", "Pferd Pferde", N, ANIMAL),
@@ -92,7 +93,7 @@ NOUNS = (
     _noun("hedgehog hedgehogs", "Igel Igel", M, ANIMAL, 0.4),
     _noun("squirrel squirrels", "Eichhörnchen Eichhörnchen", N, ANIMAL, 0.4),
     _noun("book books", "Buch Bücher", N, READABLE | SMALL, 1.5),
-    _noun("letter letters", "Brief Briefe", M, READABLE | Kind.PORTABLE | OPENABLE),
+    _noun("letter letters", "Brief Briefe", M, READABLE | Kind.PORTABLE),
     _noun("newspaper newspapers", "Zeitung Zeitungen", F, READABLE | SMALL),
     _noun("key keys", "Schlüssel Schlüssel", M, SMALL),
     _noun("cup cups", "Tasse Tassen", F, SMALL | COLORED | BREAKABLE),
@@ -119,25 +120,26 @@ NOUNS = (
     _noun("garden gardens", "Garten Gärten", M, PLACE, 1.5, at="in in"),
     _noun("kitchen kitchens", "Küche Küchen", F, PLACE | ROOM, at="in in"),
     _noun("school schools", "Schule Schulen", F, PLACE, at="in in"),
-    _noun("church churches", "Kirche Kirchen", F, PLACE, at="in in"),
-    _noun("castle castles", "Schloss Schlösser", N, PLACE, at="in in"),
-    _noun("village villages", "Dorf Dörfer", N, PLACE, at="in in"),
-    _noun("forest forests", "Wald Wälder", M, PLACE, at="in in"),
-    _noun("bridge bridges", "Brücke Brücken", F, PLACE, at="on auf"),
-    _noun("street streets", "Straße Straßen", F, PLACE, at="on auf"),
-    _noun("market markets", "Markt Märkte", M, PLACE, at="at auf"),
-    _noun("station stations", "Bahnhof Bahnhöfe", M, PLACE, at="at an"),
-    _noun("lake lakes", "See Seen", M, PLACE, at="at an"),
-    _noun("lighthouse lighthouses", "Leuchtturm Leuchttürme", M, PLACE, 0.4, at="at an"),
+    _noun("church churches", "Kirche Kirchen", F, PLACE, at="in in", owned=False),
+    _noun("castle castles", "Schloss Schlösser", N, PLACE, at="in in", owned=False),
+    _noun("village villages", "Dorf Dörfer", N, PLACE, at="in in", owned=False),
+    _noun("forest forests", "Wald Wälder", M, PLACE, at="in in", owned=False),
+    _noun("bridge bridges", "Brücke Brücken", F, PLACE, at="on auf", owned=False),
+    _noun("street streets", "Straße Straßen", F, PLACE, at="on auf", owned=False),
+    _noun("market markets", "Markt Märkte", M, PLACE, at="at auf", owned=False),
+    _noun("station stations", "Bahnhof Bahnhöfe", M, PLACE, at="at an", owned=False),
+    _noun("lake lakes", "See Seen", M, PLACE, at="at an", owned=False),
+    _noun("lighthouse lighthouses", "Leuchtturm Leuchttürme", M, PLACE, 0.4, at="at an", owned=False),
 )
 
 ADJECTIVES = (
-    Adjective("old", "alt", LIVING | THING | PLACE, "", ("older", "älter"), 1.5),
+    Adjective("old", "alt", Kind.GROWN | ANIMAL | THING | PLACE, "", ("older", "älter"), 1.5),
     Adjective("young", "jung", LIVING, "", ("younger", "jünger")),
     Adjective("small", "klein", LIVING | THING | FOOD | PLACE, "", ("smaller", "kleiner"), 1.5),
-    Adjective("big", "groß", LIVING | THING | PLACE, "", ("bigger", "größer"), 1.5),
+    Adjective("big", "groß", ANIMAL | THING | PLACE, "", ("bigger", "größer"), 1.5),
+    Adjective("tall", "groß", PERSON, "", ("taller", "größer")),
     Adjective("new", "neu", THING | ROOM | OPENABLE, "", ("newer", "neuer")),
-    Adjective("beautiful", "schön", LIVING | THING | PLACE, "", ("more beautiful", "schöner")),
+    Adjective("beautiful", "schön", ANIMAL | THING | PLACE, "", ("more beautiful", "schöner")),
     Adjective("heavy", "schwer", Kind.PORTABLE, "", ("heavier", "schwerer")),
     Adjective("expensive", "teuer", GOODS | VEHICLE | FOOD, "teur", ("more expensive", "teurer")),
     Adjective("red", "rot", COLORED),
@@ -147,12 +149,12 @@ ADJECTIVES = (
     Adjective("warm", "warm", FOOD | DRINK | ROOM, "", ("warmer", "wärmer")),
     Adjective("dark", "dunkel", PLACE, "dunkl", ("darker", "dunkler")),
     Adjective("broken", "kaputt", BREAKABLE),
-    Adjective("famous", "berühmt", PERSON | PLACE, "", ("more famous", "berühmter")),
+    Adjective("famous", "berühmt", Kind.GROWN | PLACE, "", ("more famous", "berühmter")),
     Adjective("friendly", "freundlich", LIVING, "", ("friendlier", "freundlicher")),
     Adjective("tired", "müde", LIVING, "müd"),
     Adjective("happy", "glücklich", PERSON, "", ("happier", "glücklicher")),
     Adjective("clever", "klug", LIVING, "", ("cleverer", "klüger")),
-    Adjective("rich", "reich", PERSON, "", ("richer", "reicher"), 0.4),
+    Adjective("rich", "reich", Kind.GROWN, "", ("richer", "reicher"), 0.4),
     Adjective("curious", "neugierig", LIVING, "", ("more curious", "neugieriger"), 0.4),
 )
 
@@ -160,7 +162,8 @@ TO_PERSON, DATIVE_PERSON = Object(PERSON, Case.DATIVE, "to"), Object(PERSON, Cas
 
 VERBS = (
     _verb("read reads reading read", "lese liest liest lesen gelesen", Object(READABLE), place=0.2),
-    _verb("buy buys buying bought", "kaufe kaufst kauft kaufen gekauft", Object(GOODS | FOOD | VEHICLE), weight=1.5, place=0.2),
+    _verb("buy buys buying bought", "kaufe kaufst kauft kaufen gekauft", Object(GOODS | FOOD | VEHICLE),
+          weight=1.5, place=0.2),
     _verb("sell sells selling sold", "verkaufe verkaufst verkauft verkaufen verkauft", Object(GOODS | VEHICLE)),
     _verb(
         "see sees seeing saw", "sehe siehst sieht sehen gesehen", Object(LIVING | THING | PLACE),
@@ -173,7 +176,8 @@ VERBS = (
     _verb("lose loses losing lost", "verliere verlierst verliert verlieren verloren", Object(Kind.PORTABLE),
           aspect=Aspect.EVENT, place=0.2),
     _verb("eat eats eating ate", "esse isst isst essen gegessen", Object(FOOD), place=0.2, company=0.1),
-    _verb("drink drinks drinking drank", "trinke trinkst trinkt trinken getrunken", Object(DRINK), place=0.2, company=0.1),
+    _verb("drink drinks drinking drank", "trinke trinkst trinkt trinken getrunken", Object(DRINK), place=0.2,
+          company=0.1),
     _verb("carry carries carrying carried", "trage trägst trägt tragen getragen", Object(Kind.PORTABLE)),
     _verb("paint paints painting painted", "male malst malt malen gemalt", Object(ANIMAL | PLACE)),
     _verb("repair repairs repairing repaired", "repariere reparierst repariert reparieren repariert",
@@ -201,8 +205,8 @@ VERBS = (
     _verb("know knows knowing knew", "kenne kennst kennt kennen gekannt", Object(PERSON | PLACE),
           aspect=Aspect.STATE, preterite="kannte kanntest kannte kannten"),
     _verb("love loves loving loved", "liebe liebst liebt lieben geliebt", Object(LIVING), aspect=Aspect.STATE),
-    _verb("have has having had", "habe hast hat haben gehabt", Object(ANIMAL | GOODS | VEHICLE, indefinite=True), aspect=Aspect.STATE,
-          preterite="hatte hattest hatte hatten", weight=1.5),
+    _verb("have has having had", "habe hast hat haben gehabt", Object(ANIMAL | GOODS | VEHICLE, indefinite=True),
+          aspect=Aspect.STATE, preterite="hatte hattest hatte hatten", weight=1.5),
     _verb("give gives giving gave", "gebe gibst gibt geben gegeben", DATIVE_PERSON, Object(Kind.PORTABLE | FOOD),
           weight=2.0),
     _verb("show shows showing showed", "zeige zeigst zeigt zeigen gezeigt", DATIVE_PERSON,
@@ -210,10 +214,11 @@ VERBS = (
     _verb("send sends sending sent", "schicke schickst schickt schicken geschickt", DATIVE_PERSON,
           Object(READABLE | Kind.PORTABLE)),
     _verb("sleep sleeps sleeping slept", "schlafe schläfst schläft schlafen geschlafen", subject=LIVING, place=0.6),
-    _verb("play plays playing played", "spiele spielst spielt spielen gespielt", subject=LIVING, place=0.4, company=0.5),
+    _verb("play plays playing played", "spiele spielst spielt spielen gespielt", subject=LIVING, place=0.4,
+          company=0.5),
     _verb("work works working worked", "arbeite arbeitest arbeitet arbeiten gearbeitet", place=0.5, company=0.3),
     _verb("dance dances dancing danced", "tanze tanzt tanzt tanzen getanzt", place=0.4, company=0.5),
-    _verb("live lives living lived", "wohne wohnst wohnt wohnen gewohnt", place=1.0, company=0.3),
+    _verb("live lives living lived", "wohne wohnst wohnt wohnen gewohnt", aspect=Aspect.STATE, place=1.0, company=0.2),
     _verb("get_up gets_up getting_up got_up", "stehe stehst steht stehen gestanden", particle="auf", sein=True),
     _verb("arrive arrives arriving arrived", "komme kommst kommt kommen gekommen", particle="an", sein=True,
           aspect=Aspect.EVENT, place=1.0, company=0.1),

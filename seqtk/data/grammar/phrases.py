@@ -53,7 +53,8 @@ class Phrase:
     """Something a clause is about; says how it reads in English, and in German in each case."""
 
     person: Person = Person.ONE
-    weak: ClassVar[bool] = False  # unstressed pronouns stand first in the German middle field
+    light: ClassVar[bool] = False  # pronouns and names come first in the German middle field
+    definite: bool = True
 
     def english(self, *, subject: bool) -> str:
         raise NotImplementedError
@@ -73,7 +74,7 @@ class Pronoun(Phrase):
     english_forms: tuple[str, str]
     german_forms: tuple[str, str, str]
     person: Person = Person.ONE
-    weak: ClassVar[bool] = True
+    light: ClassVar[bool] = True
 
     def english(self, *, subject: bool) -> str:
         return self.english_forms[0 if subject else 1]
@@ -109,6 +110,7 @@ class Named(Phrase):
 
     name: Name
     titled: bool = False
+    light: ClassVar[bool] = True
 
     def english(self, *, subject: bool) -> str:
         title = "Mr. " if self.name.gender is Gender.MASCULINE else "Mrs. "
@@ -149,6 +151,10 @@ class NounPhrase(Phrase):
     @property
     def person(self) -> Person:  # type: ignore[override]
         return Person.MANY if self.plural else Person.ONE
+
+    @property
+    def definite(self) -> bool:  # type: ignore[override]
+        return self.number is None and self.determiner != "a"
 
     @property
     def gender(self) -> Gender:

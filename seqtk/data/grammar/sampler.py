@@ -1,11 +1,11 @@
 """What the demo language talks about: draws phrases and clauses that make sense, with how often each is said."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from seqtk.data.grammar import lexicon
 from seqtk.data.grammar.clauses import Clause, Constituent, Role, Tense
@@ -26,6 +26,14 @@ from seqtk.data.grammar.words import Adjective, Aspect, Case, Gender, Kind, Moda
 
 T = TypeVar("T")
 
+
+class Weighted(Protocol):
+    """An entry of the lexicon that says how frequent it is."""
+
+    @property
+    def weight(self) -> float: ...
+
+
 ANYTHING = ~Kind(0)
 MANY = Kind.GOODS | Kind.FOOD | Kind.ANIMAL  # what there may be dozens of
 UNITS_OF_TIME = (
@@ -41,14 +49,14 @@ DEGREES = (("", ""), ("", ""), ("very ", "sehr "), ("too ", "zu "))
 def nouns_of(kind: Kind) -> tuple[tuple[Noun, ...], tuple[float, ...]]:
     """The nouns with any meaning in `kind`, and their cumulative weights."""
     nouns = tuple(noun for noun in lexicon.NOUNS if noun.kind & kind)
-    return nouns, tuple(accumulate(noun.weight for noun in nouns))
+    return nouns, weights(nouns)
 
 
 @cache
 def adjectives_of(kind: Kind) -> tuple[tuple[Adjective, ...], tuple[float, ...]]:
     """The adjectives that suit everything a noun of this kind may be, and their cumulative weights."""
     adjectives = tuple(adjective for adjective in lexicon.ADJECTIVES if adjective.kind & kind)
-    return adjectives, tuple(accumulate(adjective.weight for adjective in adjectives))
+    return adjectives, weights(adjectives)
 
 
 def surnames() -> tuple[Name, ...]:
@@ -59,16 +67,16 @@ def surnames() -> tuple[Name, ...]:
 
 
 SURNAMES = surnames()
-CHOICES = {
-    name: (items, tuple(accumulate(item.weight for item in items)))
-    for name, items in {
-        "person": lexicon.PEOPLE,
-        "city": lexicon.CITIES,
-        "verb": lexicon.VERBS,
-        "motion": lexicon.MOTION,
-        "modal": lexicon.MODALS,
-    }.items()
-}
+
+
+def weights(items: Iterable[Weighted]) -> tuple[float, ...]:
+    """Cumulative weights, as `Sampler.weighted` takes them."""
+    return tuple(accumulate(item.weight for item in items))
+
+
+PEOPLE, CITIES = (lexicon.PEOPLE, weights(lexicon.PEOPLE)), (lexicon.CITIES, weights(lexicon.CITIES))
+VERBS, MOTION = (lexicon.VERBS, weights(lexicon.VERBS)), (lexicon.MOTION, weights(lexicon.MOTION))
+MODALS = lexicon.MODALS, weights(lexicon.MODALS)
 
 
 class Sampler:
@@ -98,10 +106,10 @@ class Sampler:
         """Someone by first name, or by a surname with a title."""
         if self.chance(0.15):
             return Named(self.one_of(SURNAMES), titled=True)
-        return Named(self.weighted(*CHOICES["person"]))
+        return Named(self.weighted(*PEOPLE))
 
     def city(self) -> Named:
-        return Named(self.weighted(*CHOICES["city"]))
+        return Named(self.weighted(*CITIES))
 
     def noun_phrase(
         self, kind: Kind, *, subject: bool = False, plain: bool = False, counted: bool = True
@@ -117,10 +125,10 @@ class Sampler:
             general = plural or len(noun.english) == 1
             determiner = "the" if plain or (general and (subject or noun.kind & Kind.PERSON)) else "a"
         elif draw < 0.9:
-            determiner = self.one_of(tuple(POSSESSIVES))
+            determiner = "the" if noun.owned is False else self.one_of(tuple(POSSESSIVES))
         else:
             determiner = "this"
-        if noun.kin:
+        if noun.owned:
             determiner = self.one_of(tuple(POSSESSIVES))
         elif plural and counted and not plain and self.chance(0.3):
             determiner, number = "", self.number(99 if noun.kind & MANY else 12)
@@ -165,7 +173,8 @@ class Sampler:
             f"{wanted.german} {german}" if wanted.german else german,
             wanted.english,
             negated,
-            phrase.weak and not wanted.german,
+            phrase.light and not wanted.german,
+            phrase.definite,
         )
 
     def place(self, *, goal: Kind | None = None) -> Constituent:
@@ -235,13 +244,13 @@ class Sampler:
         if draw < 0.35:
             return Tense.PAST, None
         if draw < 0.5:
-            return Tense.PRESENT, self.weighted(*CHOICES["modal"])
+            return Tense.PRESENT, self.weighted(*MODALS)
         if draw < 0.6:
             return Tense.PRESENT, lexicon.FUTURE
         return (Tense.PRESENT if draw < 0.9 or not habits else Tense.HABITUAL), None
 
     def verb(self) -> Verb:
-        return self.weighted(*CHOICES["motion" if self.chance(0.12) else "verb"])
+        return self.weighted(*(MOTION if self.chance(0.12) else VERBS))
 
     def verb_for(self, kind: Kind) -> Verb:
         """A verb that such a subject can have."""
@@ -255,8 +264,8 @@ class Sampler:
 
     def one_object_verb(self, kind: Kind = ANYTHING) -> Verb:
         """A verb with one object, which can be of that kind."""
-        verb = self.weighted(*CHOICES["verb"])
-        suits = len(verb.objects) == 1 and verb.objects[0].kind & kind
+        verb = self.weighted(*VERBS)
+        suits = len(verb.objects) == 1 and bool(verb.objects[0].kind & kind)
         return verb if suits else self.one_object_verb(kind)
 
     def clause(
@@ -294,9 +303,10 @@ class Sampler:
             anything = self.noun_phrase(ANYTHING, subject=True, counted=False)
             subject = self.subject() if self.chance(0.5) else anything
         if isinstance(subject, NounPhrase):
-            subject = replace(subject, adjective=None)
+            determiner = subject.determiner if subject.definite else "the"
+            subject = replace(subject, determiner=determiner, number=None, adjective=None)
         kind = kind_of(subject)
-        if self.chance(0.25) and not kind & (Kind.PLACE | Kind.OPENABLE):
+        if self.chance(0.25) and kind & (Kind.PERSON | Kind.ANIMAL | Kind.PORTABLE | Kind.VEHICLE):
             predicate = self.place()
         else:
             adjective = self.weighted(*adjectives_of(kind))
@@ -332,26 +342,25 @@ class Sampler:
 
     @staticmethod
     def _may_negate(subject: Phrase, parts: Sequence[Constituent], modal: Modal | None) -> bool:
-        indefinite = isinstance(subject, NounPhrase) and subject.determiner in ("a", "")
-        numbered = any("-" in part.english or part.english.split()[0] in NUMBERS for part in parts)
+        indefinite = not subject.definite
+        definite = all(part.definite or part.negated for part in parts)
         frequent = any(part.role is Role.FREQUENCY for part in parts)
-        return not (indefinite or numbered or frequent or (modal is not None and modal.negative is None))
+        return definite and not (indefinite or frequent or (modal is not None and modal.negative is None))
 
     def _fronted(self, clause: Clause) -> Clause:
         """The same clause, or with a time or place moved to its front."""
         for part in clause.parts:
-            if (part.role is Role.TIME and self.chance(0.45)) or (part.role is Role.PLACE and self.chance(0.15)):
+            if (part.role is Role.TIME and self.chance(0.45)) or (
+                part.role is Role.PLACE and clause.verb.place < 1 and self.chance(0.15)
+            ):
                 rest = tuple(other for other in clause.parts if other is not part)
                 return replace(clause, parts=rest, front=part)
         return clause
 
 
-NUMBERS = {english_number(number) for number in range(2, 20)} | {english_number(10 * ten) for ten in range(2, 10)}
-
-
 def kind_of(phrase: Phrase) -> Kind:
     """What a phrase means; whoever has a name or is a pronoun is a person."""
-    return phrase.noun.kind if isinstance(phrase, NounPhrase) else Kind.PERSON
+    return phrase.noun.kind if isinstance(phrase, NounPhrase) else Kind.PERSON | Kind.GROWN
 
 
 def _same(pronoun: Pronoun, subject: Phrase) -> bool:

@@ -28,7 +28,7 @@ from seqtk.data.grammar.phrases import (
     pronoun_for,
     relative_pronoun,
 )
-from seqtk.data.grammar.sampler import Sampler, adjectives_of
+from seqtk.data.grammar.sampler import Sampler, adjectives_of, kind_of
 from seqtk.data.grammar.words import Aspect, Case, Kind
 
 Pair = tuple[str, str]
@@ -125,7 +125,7 @@ def indirect_question(draw: Sampler) -> Pair:
 def intention(draw: Sampler) -> Pair:
     """*Anna forgot to call the doctor.*"""
     verb = draw.one_of(lexicon.CONTROL)
-    main = draw.clause(verb=verb, negation=0.05, adverbs=0.3, fronting=True)
+    main = draw.clause(verb=verb, negation=0.05, adverbs=0.15, fronting=True)
     inner = draw.clause(subject=main.subject, verb=draw.active_verb(), negation=0, adverbs=0)
     return (
         f"{english_statement(main)} {english_infinitive(inner)} .",
@@ -182,7 +182,8 @@ def relative_object(draw: Sampler) -> Pair:
 
 def age(draw: Sampler) -> Pair:
     """*Anna is forty-two years old.*"""
-    subject, number = draw.subject(), draw.rng.randint(2, 99)
+    subject = draw.subject()
+    number = draw.rng.randint(18, 99) if Kind.GROWN in kind_of(subject) else draw.rng.randint(2, 25)
     english = f"{english_number(number)} years old"
     predicate = Constituent(Role.PREDICATE, english, f"{german_number(number)} Jahre alt")
     clause = Clause(subject, lexicon.BE, (predicate,), Tense.PRESENT)
@@ -235,8 +236,8 @@ def copula(draw: Sampler) -> Pair:
 def _asked(draw: Sampler, clause: Clause) -> Clause:
     """The clause with a question adverb in front, instead of the place that it asks for."""
     english, german = draw.one_of(QUESTION_ADVERBS)
-    roles = {part.role for part in clause.parts}
-    if clause.verb.aspect is Aspect.STATE or (english == "where" and Role.GOAL in roles):
+    stative = clause.verb.aspect is Aspect.STATE
+    if (english == "where" and not clause.verb.place) or (english == "when" and stative):
         english, german = QUESTION_ADVERBS[0]
     parts = clause.parts
     if english == "where":
@@ -247,7 +248,7 @@ def _asked(draw: Sampler, clause: Clause) -> Clause:
 def _with_relative(draw: Sampler, kind: Kind) -> NounPhrase:
     """A noun phrase with a relative clause, of which it is the subject or the object."""
     phrase = draw.noun_phrase(kind, subject=True, plain=True)
-    if phrase.noun.kin:
+    if phrase.noun.owned:
         return _with_relative(draw, kind)
     phrase = replace(phrase, determiner="the" if phrase.plural or draw.chance(0.7) else "a")
     human = Kind.PERSON in phrase.noun.kind

@@ -34,6 +34,7 @@ class Kind(Flag):
     """What a noun means, as far as verbs and adjectives care: people read letters, not bridges."""
 
     PERSON = auto()
+    GROWN = auto()
     ANIMAL = auto()
     READABLE = auto()
     FOOD = auto()
@@ -68,7 +69,7 @@ class Noun:
     kind: Kind
     weight: float = 1.0
     oblique: str = ""  # accusative and dative singular of the weak masculines (der Junge, den Jungen)
-    kin: bool = False  # somebody's: always with a possessive
+    owned: bool | None = None  # always with a possessive (*my aunt*), never (*the bridge*), or either way
     at: tuple[str, str] = ("", "")  # the preposition of being there: (at, an) for the station
 
 
