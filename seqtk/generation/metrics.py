@@ -33,7 +33,7 @@ def corpus_scores(
     tokenize: str = "13a",
 ) -> dict[str, MetricScore]:
     """The scores of `hypotheses`, line by line against `references`, by the names in `metrics`."""
-    check_lengths([hypotheses], references)
+    check_lengths({"the hypotheses": hypotheses}, references)
     scores = {}
     for name, metric in build_metrics(metrics, lowercase=lowercase, tokenize=tokenize).items():
         score = metric.corpus_score(list(hypotheses), [list(references)])
@@ -65,14 +65,13 @@ def build_metrics(metrics: Sequence[str], *, lowercase: bool = False, tokenize: 
         ) from None
 
 
-def check_lengths(systems: Sequence[Sequence[str]] | Mapping[str, Sequence[str]], references: Sequence[str]) -> None:
+def check_lengths(systems: Mapping[str, Sequence[str]], references: Sequence[str]) -> None:
     """Raises UserError unless every system has one line for each reference, and there is a line at all."""
-    named = systems if isinstance(systems, Mapping) else {"The hypotheses": lines for lines in systems}
-    for name, lines in named.items():
+    for name, lines in systems.items():
         if len(lines) != len(references):
             raise UserError(
-                f"Lines do not pair up: {name} {len(lines)}, references {len(references)}.",
-                "Each hypothesis needs exactly one reference, in the same order.",
+                f"The lines do not pair up: {len(lines)} in {name}, {len(references)} references.",
+                "Each hypothesis needs one reference, in the same order.",
             )
     if not references:
         raise UserError("There is no line to score.")
