@@ -77,7 +77,8 @@ class FactorizedDenseLogits(Logits):
 
     def forward(self, x_BTD: Tensor, *, rows: slice | Tensor, columns: int) -> Tensor:
         hidden_BTHE = self.hidden(x_BTD).relu().unflatten(-1, (self.heads, -1))
-        product_BHTab = self.coarse(hidden_BTHE)[..., :, None] * self.fine(hidden_BTHE)[..., None, :]
+        coarse_BHTa = self.coarse(hidden_BTHE, columns=-(-columns // self.fine.outputs))
+        product_BHTab = coarse_BHTa[..., :, None] * self.fine(hidden_BTHE)[..., None, :]
         return product_BHTab.flatten(-2)[..., :columns]  # type: ignore[no-any-return]
 
     @staticmethod
@@ -156,6 +157,7 @@ class _HeadLinear(nn.Module):
 
     def __init__(self, config: Any, dim: int, outputs: int) -> None:
         super().__init__()
+        self.outputs = outputs
         head_dim = dim // config.heads
         bound = math.sqrt(6 / (head_dim + outputs))
         self.weight = nn.Parameter(torch.empty(config.heads, head_dim, outputs).uniform_(-bound, bound))

@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
 from seqtk.attention.logits import SOURCES
 from seqtk.attention.softmax import append, causal_mask, padding_bias
+from seqtk.modules.dropout import Dropout
 
 
 @dataclass(frozen=True)
@@ -157,15 +157,43 @@ def weigh(logits_BHTS: Tensor, value_BHSE: Tensor, *, seen: Tensor | None = None
     if value_BHSE.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
             return weigh(logits_BHTS.float(), value_BHSE.float(), seen=seen, dropout=dropout)
+    if _can_share(logits_BHTS, value_BHSE, seen) and not dropout:
+        y_BHTE = _weigh_alike(logits_BHTS[0], value_BHSE, seen[:, 0, 0])  # type: ignore[index]
+        if y_BHTE is not None:
+            return y_BHTE
     if seen is not None:
         logits_BHTS = logits_BHTS.masked_fill(~seen, torch.finfo(logits_BHTS.dtype).min)
     weights_BHTS = logits_BHTS.softmax(-1)
     if dropout:
-        batch = value_BHSE.shape[0]
-        weights_BHTS = functional.dropout(weights_BHTS.expand(batch, -1, -1, -1), dropout)
+        weights_BHTS = Dropout(dropout)(weights_BHTS.expand(len(value_BHSE), -1, -1, -1))
     weights_BHTS = weights_BHTS.to(value_BHSE.dtype)
-    if weights_BHTS.shape[0] == 1:  # one product per head, of the matrix with the values of all rows side by side
+    if len(weights_BHTS) == 1:  # one product per head, of its matrix with the values of all rows side by side
         y_BHTE = torch.einsum("hts,bhse->bhte", weights_BHTS[0], value_BHSE)
     else:
         y_BHTE = weights_BHTS @ value_BHSE
     return y_BHTE if seen is None else y_BHTE.masked_fill(~seen.any(-1, keepdim=True), 0)
+
+
+def _can_share(logits_BHTS: Tensor, value_BHSE: Tensor, seen: Tensor | None) -> bool:
+    """Whether rows that differ only in their padding are better weighed by `_weigh_alike`.
+
+    It pays from some 64 positions on, and where it costs nothing to look at a result: on a CPU.
+    """
+    only_padding = seen is not None and seen.shape[1:3] == (1, 1)
+    return only_padding and len(logits_BHTS) == 1 and value_BHSE.shape[2] >= 64 and value_BHSE.device.type == "cpu"
+
+
+def _weigh_alike(logits_HTS: Tensor, value_BHSE: Tensor, seen_BS: Tensor) -> Tensor | None:
+    """As `weigh`, but never makes BHTS weights: exp(logits) is the same for all rows, only its sum over s is not.
+
+    None where the largest logits all belong to padding, and those of some row's own tokens are so far below that their
+    exponentials are lost.
+    """
+    exp_HTS = (logits_HTS - logits_HTS.detach().amax(-1, keepdim=True)).exp()
+    seen_BS = seen_BS.to(exp_HTS.dtype)
+    sum_BHT = torch.einsum("hts,bs->bht", exp_HTS, seen_BS)
+    nothing_seen_B11 = seen_BS.sum(-1)[:, None, None] == 0
+    if torch.where(nothing_seen_B11, 1, sum_BHT).min() < 1e-20:
+        return None
+    y_BHTE = torch.einsum("hts,bhse->bhte", exp_HTS, value_BHSE * seen_BS[:, None, :, None])
+    return y_BHTE / torch.where(nothing_seen_B11, 1, sum_BHT)[..., None]

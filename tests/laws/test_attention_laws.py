@@ -1,0 +1,41 @@
+"""Every law, over every registered attention layer, in every role it declares."""
+
+import pytest
+import torch
+
+from seqtk.attention import Role, attentions
+from seqtk.errors import UserError
+from tests.laws.cases import VARIANTS, Case, cases, configs, sizes
+from tests.laws.laws import LAWS
+from tests.laws.naive import ORACLES
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [pytest.param(name, case, id=f"{case.name}-{name}") for name, (_, roles) in LAWS.items() for case in cases(*roles)],
+)
+def test_law(name: str, case: Case, device: torch.device) -> None:
+    LAWS[name][0](case.make, device)
+
+
+@pytest.mark.parametrize("kind", list(attentions))
+@pytest.mark.parametrize("role", list(Role))
+def test_role_is_declared_or_refused_naming_those_that_can(kind: str, role: Role) -> None:
+    _, config = next(configs(kind))
+    if role in attentions.class_of(type(config)).roles:
+        assert attentions.build(config, **sizes(role)).role is role
+        return
+    with pytest.raises(UserError) as refused:
+        attentions.build(config, **sizes(role))
+    able = [other for other in attentions if role in attentions.class_of(attentions.config_type(other)).roles]
+    assert able
+    assert kind in str(refused.value)
+    assert all(other in str(refused.value) for other in able)
+
+
+def test_every_kind_has_an_oracle() -> None:
+    assert set(ORACLES) == set(attentions)
+
+
+def test_variants_are_of_registered_kinds() -> None:
+    assert set(VARIANTS) <= set(attentions)
