@@ -3,11 +3,11 @@
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from seqtk.data.batching import IndexArray
 
@@ -68,8 +68,8 @@ def updates(
 class Loader(Generic[E, B]):
     """Collated batches in the order of `batches`, read in this process or ahead of time by `num_workers` others.
 
-    Each iteration starts anew. It draws from no random generator and what it yields does not depend on `num_workers`. `pin_memory` counts
-    only where there are workers.
+    Each iteration starts anew. It draws from no random generator and what it yields does not depend on `num_workers`.
+    `pin_memory` (batches that have that method, on a machine with a GPU) counts only where there are workers.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class Loader(Generic[E, B]):
             return (self.collate([self.dataset[index] for index in batch]) for batch in indices)
         # Workers are forked from a small server, not from this process, whose threads may hold locks (of OpenMP, CUDA).
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
+        context.set_forkserver_preload(["__main__", __name__])
         return iter(
             DataLoader(
-                self.dataset,
-                batch_sampler=indices,  # type: ignore[arg-type]
+                cast("Dataset[E]", self.dataset),
+                batch_sampler=indices,
                 collate_fn=self.collate,
                 num_workers=min(self.num_workers, max(1, len(self.batches))),
                 multiprocessing_context=context,

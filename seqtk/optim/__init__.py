@@ -1,1 +1,6 @@
-"""Optimizers, and schedules as pure functions of the step."""
+"""Optimizers, and schedules of their learning rate; both know only the registry."""
+
+from seqtk.optim.optimizers import OptimizerConfig, optimizers
+from seqtk.optim.schedules import Schedule, ScheduleConfig, schedules
+
+__all__ = ["OptimizerConfig", "Schedule", "ScheduleConfig", "optimizers", "schedules"]

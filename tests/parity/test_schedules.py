@@ -1,0 +1,56 @@
+"""The learning rates that real fairseq sets."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seqtk.optim.schedules import (
+    ConstantConfig,
+    CosineConfig,
+    InverseSqrtConfig,
+    PolynomialConfig,
+    Schedule,
+    schedules,
+)
+
+
+@pytest.fixture(scope="module")
+def tables(golden: Path) -> list[dict[str, Any]]:
+    stored = json.loads((golden / "tables.json").read_text())
+    return stored["learning_rate_schedules"]["tables"]  # type: ignore[no-any-return]
+
+
+def ours(scheduler: str, config: dict[str, Any]) -> Schedule:
+    """Our schedule for fairseq's options."""
+    warmup = config["warmup_updates"]
+    if scheduler == "inverse_sqrt":
+        made = InverseSqrtConfig(warmup, max(config["warmup_init_lr"], 0.0))
+        return schedules.build(made, lr=config["lr"][0])
+    if scheduler == "cosine":
+        made = CosineConfig(
+            warmup,
+            max(config["warmup_init_lr"], config["min_lr"] if config["warmup_init_lr"] < 0 else 0.0),
+            min_lr=config["min_lr"],
+            period=config["lr_period_updates"] if config["lr_period_updates"] > 0 else None,
+            t_mult=config["t_mult"],
+            shrink=config["lr_shrink"],
+        )
+        return schedules.build(made, lr=config["lr"][0], max_steps=config["max_update"])
+    if scheduler == "polynomial_decay":
+        made = PolynomialConfig(warmup, end_lr=config["end_learning_rate"], power=config["power"])
+        return schedules.build(made, lr=config["lr"][0], max_steps=config["total_num_update"])
+    # fairseq's `fixed` rises from lr / W in its first update to lr in update W: a line over W - 1 updates.
+    made = ConstantConfig(max(0, warmup - 1), config["lr"][0] / max(1, warmup))
+    return schedules.build(made, lr=config["lr"][0])
+
+
+@pytest.mark.parametrize("scheduler", ["inverse_sqrt", "cosine", "polynomial_decay", "fixed"])
+def test_rates_are_those_of_fairseq(tables: list[dict[str, Any]], scheduler: str) -> None:
+    cases = [table for table in tables if table["scheduler"] == scheduler]
+    assert len(cases) == 2
+    for case in cases:
+        schedule = ours(scheduler, case["config"])
+        rates = [schedule.lr(step) for step in case["updates_done"]]
+        assert rates == pytest.approx(case["lr"], rel=1e-12, abs=1e-19)
