@@ -1,0 +1,74 @@
+"""Our named sizes have exactly as many parameters as fairseq's."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from seqtk.models import models
+from seqtk.models.transformer import TransformerConfig
+from seqtk.schema import update
+
+WMT = 32_768  # joint vocabulary of fairseq.md 3.8
+
+DOCUMENTED = {
+    ("transformer", WMT, WMT, "all"): 60_915_712,
+    ("transformer_wmt_en_de", WMT, WMT, "all"): 60_915_712,
+    ("transformer_vaswani_wmt_en_de_big", WMT, WMT, "all"): 209_911_808,
+    ("transformer_wmt_en_de_big", WMT, WMT, "all"): 209_911_808,
+    ("transformer_vaswani_wmt_en_fr_big", WMT, WMT, "all"): 209_911_808,
+    ("transformer_wmt_en_de_big_t2t", WMT, WMT, "all"): 209_911_808 + 4_096,  # two final norms
+    ("transformer_iwslt_de_en", 10_000, 10_000, "decoder"): 41_783_296,
+}
+
+NOT_YET = ("lightconv", "transformer_lm")
+
+
+def parameter_count(name: str, *, source: int, target: int, share: str) -> int:
+    config = update(models.config_type(name)(), "share_embeddings", share)
+    with torch.device("meta"):
+        model = models.build(config, source_vocabulary=source, target_vocabulary=target)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("setting", "count"), DOCUMENTED.items(), ids=lambda value: str(value))
+def test_documented_counts(setting: tuple[str, int, int, str], count: int) -> None:
+    name, source, target, share = setting
+    assert parameter_count(name, source=source, target=target, share=share) == count
+
+
+def test_counts_that_fairseq_itself_gave(golden: Path) -> None:
+    entries = json.loads((golden / "architecture_parameter_counts.json").read_text())["architectures"]
+    ours = [
+        entry for entry in entries if not entry["arch"].startswith(NOT_YET)
+    ]  # those are no translation Transformers
+    assert len(ours) == 10
+    for entry in ours:
+        share = "none"
+        if "--share-all-embeddings" in entry["options"]:
+            share = "all"
+        elif "--share-decoder-input-output-embed" in entry["options"]:
+            share = "decoder"
+        sizes = {"source": entry["source_vocabulary"], "target": entry["target_vocabulary"]}
+        assert parameter_count(entry["arch"], **sizes, share=share) == entry["parameters"], entry
+
+
+@pytest.mark.parametrize(
+    ("name", "dropouts"),
+    {
+        "transformer_wmt_en_de": (0.1, 0.0, 0.0),
+        "transformer_iwslt_de_en": (0.1, 0.0, 0.0),
+        "transformer_vaswani_wmt_en_de_big": (0.3, 0.0, 0.0),
+        "transformer_wmt_en_de_big": (0.3, 0.1, 0.0),
+        "transformer_wmt_en_de_big_t2t": (0.3, 0.1, 0.1),
+        "transformer_vaswani_wmt_en_fr_big": (0.1, 0.0, 0.0),
+    }.items(),
+)
+def test_dropouts(name: str, dropouts: tuple[float, float, float]) -> None:
+    config = models.config_type(name)()
+    assert isinstance(config, TransformerConfig)
+    attention = {layer.dropout for layer in (*config.encoder.self_attention, *config.decoder.self_attention,
+                                             *config.decoder.cross_attention)}  # fmt: skip
+    assert (config.dropout, attention, config.activation_dropout) == (dropouts[0], {dropouts[1]}, dropouts[2])
+    assert config.pre_norm is name.endswith("_t2t")

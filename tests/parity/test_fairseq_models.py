@@ -1,0 +1,177 @@
+"""Models that fairseq trained compute here what they compute there.
+
+Tolerances are absolute, in nats, unless said otherwise; fairseq's own float32 results are up to 3.3e-6 from its float64
+ones (head of each reference_logprobs.json), and so are ours.
+"""
+
+import functools
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from seqtk.criterions.cross_entropy import LabelSmoothedConfig, LabelSmoothedCrossEntropy
+from seqtk.data.batch import TranslationBatch, collate_pairs
+from seqtk.data.databin import DataBin
+from seqtk.data.vocabulary import PAD
+from seqtk.interop.fairseq import Imported, import_fairseq
+from seqtk.interop.fairseq_keys import fairseq_name
+from seqtk.models import Model
+
+# checkpoint → (whose golden files apply to it, its data-bin)
+MODELS = {
+    "transformer_postnorm": ("transformer_postnorm", "joined"),
+    "transformer_postnorm_old_style": ("transformer_postnorm", "joined"),
+    "transformer_prenorm": ("transformer_prenorm", "separate"),
+}
+
+
+@functools.cache
+def imported(golden: Path, name: str) -> Imported:
+    return import_fairseq(golden / "models" / name / "checkpoint.pt")
+
+
+@pytest.fixture(params=MODELS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def model(golden: Path, name: str) -> Model:
+    return imported(golden, name).model()
+
+
+def reference(golden: Path, name: str, file: str) -> Any:
+    return json.loads((golden / "models" / MODELS[name][0] / file).read_text())
+
+
+def batch_of(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> TranslationBatch:
+    return collate_pairs([(i, np.array(source), np.array(target)) for i, (source, target) in enumerate(pairs)])
+
+
+def unpadded(rows: list[list[int]]) -> list[list[int]]:
+    return [[token for token in row if token != PAD] for row in rows]
+
+
+def log_probs(model: Model, batch: TranslationBatch) -> torch.Tensor:
+    """The log-probability of each target, 0 at padding."""
+    all_BTV = model.head.log_probs(model(batch))
+    return all_BTV.gather(2, batch.target_BT[:, :, None]).squeeze(2) * (batch.target_BT != PAD)
+
+
+def test_what_it_is(golden: Path, name: str) -> None:
+    found = imported(golden, name)
+    prenorm = name == "transformer_prenorm"
+    assert (found.source_lang, found.target_lang, found.label_smoothing, found.updates) == ("en", "de", 0.1, 400)
+    assert (found.config.pre_norm, found.config.positions) == (prenorm, "learned" if prenorm else "sinusoidal")
+    assert found.config.share_embeddings == ("decoder" if prenorm else "all")
+    # fairseq's learned tables have two rows more, for padding and before it, on either side
+    unused = 2 * (48 + 64) if prenorm else 0
+    count = sum(parameter.numel() for parameter in found.model().parameters())
+    assert count == reference(golden, name, "hyperparameters.json")["parameter_count"] - unused
+
+
+def test_old_style_gives_the_same_weights(golden: Path) -> None:
+    old, new = imported(golden, "transformer_postnorm_old_style"), imported(golden, "transformer_postnorm")
+    assert old.config == new.config
+    assert old.state.keys() == new.state.keys()
+    assert all(torch.equal(old.state[key], new.state[key]) for key in new.state)
+
+
+@torch.no_grad()
+def test_reference_log_probabilities_within_1e_5(golden: Path, name: str, model: Model) -> None:
+    pairs = reference(golden, name, "reference_logprobs.json")["pairs"]
+    assert len(pairs) == 50
+    batch = batch_of([(pair["source"], pair["tokens"]) for pair in pairs])
+    together_BT = log_probs(model, batch)
+    best_BT = model.head.log_probs(model(batch)).argmax(dim=2)
+    for row, pair in enumerate(pairs):
+        wanted = torch.tensor(pair["logprobs"])
+        alone = log_probs(model, batch_of([(pair["source"], pair["tokens"])]))[0]
+        torch.testing.assert_close(alone, wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(together_BT[row, : len(wanted)], wanted, rtol=0, atol=1e-5)
+        assert best_BT[row, : len(wanted)].tolist() == pair["argmax"]
+
+
+@torch.no_grad()
+def test_activations(golden: Path, name: str, model: Any) -> None:
+    stored = reference(golden, name, "activations.json")
+    sources = unpadded(stored["src_tokens"])
+    batch = batch_of(list(zip(sources, unpadded(stored["target"]), strict=True)))
+    memory_BSM, _ = model.encode(batch.source_BS)
+    memory_SBM = torch.tensor(stored["encoder_out"]).view(stored["encoder_out_shape_time_batch_channel"])
+    for row, source in enumerate(sources):  # theirs is padded on the left
+        torch.testing.assert_close(
+            memory_BSM[row, : len(source)], memory_SBM[-len(source) :, row], rtol=1e-5, atol=1e-5
+        )
+    features_BTD = model(batch)
+    first_TD = torch.tensor(stored["features_last_decoder_layer_row0"]).view(-1, features_BTD.shape[2])
+    torch.testing.assert_close(features_BTD[0, : len(first_TD)], first_TD, rtol=1e-5, atol=1e-5)
+    ours = log_probs(model, batch)
+    for row, wanted in enumerate(stored["target_logprobs"]):
+        length = int((batch.target_BT[row] != PAD).sum())
+        torch.testing.assert_close(ours[row, :length], torch.tensor(wanted[:length]), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_batch_padded_on_the_left_gives_the_same(golden: Path, name: str, model: Model) -> None:
+    stored = reference(golden, name, "activations.json")
+    ours = batch_of(list(zip(unpadded(stored["src_tokens"]), unpadded(stored["target"]), strict=True)))
+    theirs = TranslationBatch(
+        ids_B=ours.ids_B,
+        weight=ours.weight,
+        source_BS=torch.tensor(stored["src_tokens"]),
+        previous_BT=torch.tensor(stored["prev_output_tokens"]),
+        target_BT=torch.tensor(stored["target"]),
+        left_padded=True,
+    )
+    assert torch.equal(theirs.target_BT, ours.target_BT)
+    assert torch.equal(theirs.previous_BT, ours.previous_BT)
+    torch.testing.assert_close(log_probs(model, theirs), log_probs(model, ours), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_validation_loss_to_six_digits(golden: Path, name: str, model: Model) -> None:
+    data = DataBin(golden / "data-bin" / MODELS[name][1], source_lang="en", target_lang="de")
+    sources, targets = data.split("valid", "en"), data.split("valid", "de")
+    order = sorted(range(len(sources)), key=lambda index: len(targets[index]))
+    criterion = LabelSmoothedCrossEntropy(LabelSmoothedConfig(label_smoothing=imported(golden, name).label_smoothing))
+    total = nll = weight = 0.0
+    for start in range(0, len(order), 40):
+        batch = collate_pairs([(index, sources[index], targets[index]) for index in order[start : start + 40]])
+        loss = criterion(model, batch)
+        total, nll, weight = total + float(loss.total), nll + float(loss.sums["nll"]), weight + loss.weight
+    stored = reference(golden, name, "valid.json")
+    assert weight == stored["sums_natural_log"]["ntokens"]
+    nll_base2 = nll / weight / math.log(2)
+    assert total / weight / math.log(2) == pytest.approx(stored["loss_base2"], rel=5e-7)
+    assert nll_base2 == pytest.approx(stored["nll_loss_base2"], rel=5e-7)
+    assert 2**nll_base2 == pytest.approx(stored["ppl"], rel=2e-6)
+
+
+def test_gradients_of_the_stored_batch(golden: Path, name: str, model: Model) -> None:
+    stored = reference(golden, name, "gradients.json")
+    batch = batch_of(list(zip(unpadded(stored["src_tokens"]), unpadded(stored["target"]), strict=True)))
+    loss = LabelSmoothedCrossEntropy(LabelSmoothedConfig(label_smoothing=0.1))(model, batch)
+    loss.total.backward()
+    assert loss.weight == stored["ntokens"]
+    assert loss.total.item() == pytest.approx(stored["loss_sum"], rel=1e-6)
+    assert float(loss.sums["nll"]) == pytest.approx(stored["nll_sum"], rel=1e-6)
+    wanted = dict(stored["gradient_norms"])
+    squares = 0.0
+    for ours, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        norm = float(parameter.grad.double().norm())
+        squares += norm**2
+        theirs = fairseq_name(ours)
+        shared = "encoder.embed_tokens.weight" if MODELS[name][1] == "joined" else theirs
+        expected = wanted.pop(shared if theirs == "decoder.embed_tokens.weight" else theirs)
+        # a key's bias has no gradient but rounding error: it adds the same to all logits of a row
+        assert norm == pytest.approx(expected, rel=1.5e-6, abs=5e-6), ours
+    assert not wanted
+    assert math.sqrt(squares) == pytest.approx(stored["gradient_norm_of_sum"], rel=1e-6)
