@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from seqtk.attention import Attention, Role, State, attentions
+from seqtk.attention import Attention, Role, State
 from seqtk.errors import UserError
 from tests.laws.cases import Make, sizes
 from tests.laws.naive import naive
@@ -258,12 +258,12 @@ def every_parameter_is_used(make: Make, device: torch.device) -> None:
 
 @law(ANY)
 def parameter_count_is_the_formula(make: Make, device: torch.device) -> None:
-    config, role = make(device).config, make(device).role
+    kind, config, role = type(make(device)), make(device).config, make(device).role
     for dim in (8, 48):
         arguments = sizes(role) | {"dim": dim}
         with torch.device("meta"):
-            layer = attentions.build(config, **arguments)
-        stated = type(layer).parameter_count(config, dim=dim, memory_dim=arguments["memory_dim"])
+            layer = kind(config, **arguments)
+        stated = kind.parameter_count(config, dim=dim, memory_dim=arguments["memory_dim"])
         assert sum(p.numel() for p in layer.parameters()) == stated
 
 

@@ -1,0 +1,169 @@
+"""What is particular to the Synthesizers, beyond the laws that all layers keep."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from seqtk.attention import Attention, AttentionConfig, Role, attentions
+from seqtk.attention.logits import factors
+from seqtk.attention.mixture import SynthesizerMixtureConfig
+from seqtk.attention.softmax import SoftmaxAttention, SoftmaxConfig
+from seqtk.attention.synthesizer import (
+    SynthesizerConfig,
+    SynthesizerDenseConfig,
+    SynthesizerFactorizedDenseConfig,
+    SynthesizerFactorizedRandomConfig,
+    SynthesizerFixedRandomConfig,
+    SynthesizerRandomConfig,
+    weigh,
+)
+from seqtk.errors import UserError
+from seqtk.schema import from_dict, to_dict
+
+DIM = 8
+
+
+def build(config: AttentionConfig, role: Role = Role.ENCODER) -> Attention:
+    return attentions.build(config, dim=DIM, role=role).eval()
+
+
+@pytest.mark.parametrize(
+    ("config", "millions"),
+    [
+        (SynthesizerFixedRandomConfig(), 61),
+        (SynthesizerRandomConfig(), 67),
+        (SynthesizerFactorizedRandomConfig(), 61),
+        (SynthesizerMixtureConfig(parts=("random", "dot")), 73),
+    ],
+)
+def test_parameters_reproduce_the_papers_translation_table(config: AttentionConfig, millions: int) -> None:
+    """Table 2 of the paper: the base Transformer of 67M with its 12 self-attention layers replaced."""
+    count = {"dim": 512}
+    dot_product = SoftmaxAttention.parameter_count(SoftmaxConfig(), **count)
+    layer = attentions.class_of(type(config)).parameter_count(config, **count)
+    transformer = 67.0  # millions
+    assert round(transformer + 12 * (layer - dot_product) / 1e6) == millions
+
+
+@pytest.mark.parametrize(
+    ("config", "logits"),
+    [
+        (SynthesizerDenseConfig(bias=False), 512**2 + 512 * 256),
+        (SynthesizerDenseConfig(), 512**2 + 512 * 256 + 512 + 8 * 256),
+        (SynthesizerFactorizedDenseConfig(bias=False), 512**2 + 512 * (16 + 16)),
+        (SynthesizerFactorizedRandomConfig(), 2 * 8 * 256 * 8),
+        (SynthesizerRandomConfig(heads=4, max_length=10), 4 * 10 * 10),
+        (SynthesizerFixedRandomConfig(), 0),
+    ],
+)
+def test_parameters_of_the_logits(config: SynthesizerConfig, logits: int) -> None:
+    with torch.device("meta"):
+        layer = attentions.build(config, dim=512, role=Role.CAUSAL)
+    value_path = 2 * (512**2 + 512 * config.bias)
+    assert sum(p.numel() for p in layer.parameters()) == value_path + logits
+
+
+def test_random_matrix_is_trained_and_the_fixed_one_is_saved_but_not_trained() -> None:
+    trained = build(SynthesizerRandomConfig(heads=2, max_length=4))
+    fixed = build(SynthesizerFixedRandomConfig(heads=2, max_length=4))
+    assert "logits.matrix" in dict(trained.named_parameters())
+    assert "logits.matrix" not in dict(fixed.named_parameters())
+    assert "logits.matrix" in fixed.state_dict()
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 11, 12, 13, 255, 256, 257])
+def test_factors_are_near_each_other_and_cover_the_length(length: int) -> None:
+    a, b = factors(length)
+    assert a * b >= length
+    assert (a - 1) * b < length
+    assert 0 <= b - math.sqrt(length) < 1
+
+
+def test_factorized_dense_logits_differ_in_every_column_and_row() -> None:
+    layer = build(SynthesizerFactorizedDenseConfig(heads=2, max_length=11))
+    x_BTD = torch.randn(1, 11, DIM)
+    logits_HTS = layer.get_submodule("logits")(x_BTD, rows=slice(0, 11), columns=11)[0]
+    for matrix in logits_HTS:
+        assert len(set(matrix[0].tolist())) == 11
+        assert len(set(matrix[:, 0].tolist())) == 11
+
+
+def test_uniform_attention_is_a_matrix_of_zeros() -> None:
+    layer = build(SynthesizerRandomConfig(heads=2, max_length=6))
+    torch.nn.init.zeros_(layer.get_parameter("logits.matrix"))
+    x_BTD = torch.randn(2, 6, DIM)
+    mean_B1D = x_BTD.mean(1, keepdim=True)
+    expected = layer.get_submodule("out")(layer.get_submodule("value")(mean_B1D))
+    torch.testing.assert_close(layer(x_BTD), expected.expand_as(x_BTD))
+
+
+def test_mixture_with_all_weight_on_dot_is_softmax_attention() -> None:
+    mixture = build(SynthesizerMixtureConfig(heads=2, max_length=6, parts=("dot", "random"), mix="sigmoid"))
+    torch.nn.init.constant_(mixture.get_parameter("mixing"), 100.0)
+    softmax = build(SoftmaxConfig(heads=2))
+    softmax.load_state_dict({k: v for k, v in mixture.state_dict().items() if k in softmax.state_dict()})
+    x_BTD = torch.randn(2, 6, DIM)
+    torch.testing.assert_close(mixture(x_BTD), softmax(x_BTD))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (SynthesizerMixtureConfig(mix="sum"), {}),
+        (SynthesizerMixtureConfig(mix="sigmoid"), {"random": 0.5, "dot": 0.5}),
+        (SynthesizerMixtureConfig(parts=("dot", "random", "dense", "fixed_random")), dict.fromkeys(
+            ["dot", "random", "dense", "fixed_random"], 0.25)),
+        (SynthesizerMixtureConfig(per_head=True), {"random.0": 0.5, "random.1": 0.5, "dot.0": 0.5, "dot.1": 0.5}),
+    ],
+)  # fmt: skip
+def test_mixture_reports_its_weights(config: SynthesizerMixtureConfig, expected: dict[str, float]) -> None:
+    assert build(dataclasses.replace(config, heads=2, max_length=4)).monitored() == expected
+
+
+@dataclass(frozen=True)
+class Slot:
+    attention: AttentionConfig = SoftmaxConfig()
+
+
+def test_mixture_in_a_recipe() -> None:
+    tree = {"kind": "synthesizer_mixture", "parts": ["random", "dot"], "mix": "sigmoid", "max_length": 256}
+    config = from_dict(Slot, {"attention": tree})
+    assert config.attention == SynthesizerMixtureConfig(parts=("random", "dot"), mix="sigmoid", max_length=256)
+    assert from_dict(Slot, to_dict(config)) == config
+
+
+@pytest.mark.parametrize("parts", [[], ["dot"], ["random", "random"]])
+def test_mixture_needs_two_different_parts(parts: list[str]) -> None:
+    with pytest.raises(UserError, match=r"attention\.parts"):
+        build(from_dict(SynthesizerMixtureConfig, {"parts": parts}))
+
+
+def test_mixture_by_sigmoid_is_of_two() -> None:
+    config = from_dict(SynthesizerMixtureConfig, {"parts": ["random", "dense", "dot"], "mix": "sigmoid"})
+    with pytest.raises(UserError, match=r"attention\.mix=softmax"):
+        build(config)
+
+
+def test_mixture_of_an_unknown_part_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="random"):
+        from_dict(SynthesizerMixtureConfig, {"parts": ["randm", "dot"]})
+
+
+@pytest.mark.parametrize("spread", [1.0, 30.0, 1000.0])
+def test_long_rows_that_share_their_logits_are_weighed_as_if_each_had_its_own(spread: float) -> None:
+    """Also where the largest logits belong to padding and the sums of the others would vanish."""
+    length, lengths = 70, torch.tensor([70, 40, 1, 0])
+    logits_1HTS = (torch.randn(1, 2, length, length, dtype=torch.float64) * spread).requires_grad_()
+    value_BHSE = torch.randn(4, 2, length, 3, dtype=torch.float64, requires_grad=True)
+    seen = (torch.arange(length) < lengths[:, None])[:, None, None]
+
+    def run(logits_BHTS: torch.Tensor) -> list[torch.Tensor]:
+        y_BHTE = weigh(logits_BHTS, value_BHSE, seen=seen)
+        return [y_BHTE, *torch.autograd.grad(y_BHTE.square().sum(), [logits_1HTS, value_BHSE])]
+
+    for shared, own in zip(run(logits_1HTS), run(logits_1HTS.expand(4, -1, -1, -1)), strict=True):
+        assert shared.isfinite().all()
+        torch.testing.assert_close(shared, own, atol=1e-9, rtol=1e-9)
