@@ -215,13 +215,13 @@ class Sampler:
         draw = self.rng.random()
         if draw < 0.35:
             return ("tomorrow", "morgen") if modal else ("yesterday", "gestern")
-        if draw < 0.65:
+        if draw < 0.6:
             english, german = self.one_of(lexicon.DAYS)
             return f"on {english}", f"am {german}"
-        if draw < 0.75:
+        if draw < 0.68:
             number = self.rng.randint(2, 12)
             return f"at {english_number(number)} o'clock", f"um {german_number(number)} Uhr"
-        if draw < 0.88:
+        if draw < 0.87:
             (english, german), day = self.one_of(lexicon.MONTHS), self.rng.randint(1, 28)
             return f"on {english} {day}", f"am {day}. {german}"
         english, german, largest = self.one_of(UNITS_OF_TIME)
@@ -250,7 +250,7 @@ class Sampler:
         return (Tense.PRESENT if draw < 0.9 or not habits else Tense.HABITUAL), None
 
     def verb(self) -> Verb:
-        return self.weighted(*(MOTION if self.chance(0.12) else VERBS))
+        return self.weighted(*MOTION) if self.chance(0.12) else self.weighted(*VERBS)
 
     def verb_for(self, kind: Kind) -> Verb:
         """A verb that such a subject can have."""
