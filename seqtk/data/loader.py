@@ -1,6 +1,8 @@
 """Batches read and collated in order, and the plan of an epoch: which of them each update of each rank takes."""
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, cast
@@ -101,10 +103,26 @@ class Loader(Generic[E, B]):
                 collate_fn=self.collate,
                 num_workers=min(self.num_workers, max(1, len(self.batches))),
                 multiprocessing_context=context,
+                worker_init_fn=_end_with_parent,
                 pin_memory=self.pin_memory,
                 generator=torch.Generator(),  # else it would draw a seed from the global one
             )
         )
+
+
+def _end_with_parent(worker: int) -> None:
+    """Let this worker end when the training process does, were it by kill -9.
+
+    torch's own watch looks at the worker's parent, which is the server here; and that lives as long as its workers.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 def load_updates(

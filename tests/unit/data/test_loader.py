@@ -1,6 +1,11 @@
 """The loader's order and the plan of an epoch."""
 
+import os
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,3 +112,45 @@ def test_updates_come_with_their_batches(num_workers: int) -> None:
 
 def test_an_update_says_where_it_leads() -> None:
     assert Update((None,), Position(2, 7)).position_after == Position(epoch=2, examples=7)
+
+
+ENDLESS = """
+import os, sys, time
+import numpy as np
+from seqtk.data.loader import Loader
+
+class Pids:
+    def __len__(self): return 10**6
+    def __getitem__(self, index): return os.getpid()
+
+def first(examples): return examples[0]
+
+if __name__ == "__main__":
+    loaded = iter(Loader(Pids(), first, [np.array([0])] * 10**4, num_workers=2))
+    print(next(loaded), next(loaded), flush=True)
+    time.sleep(600)
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_no_worker_outlives_a_training_that_was_killed(tmp_path: Path) -> None:
+    script = tmp_path / "endless.py"
+    script.write_text(ENDLESS)
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        workers = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(set(workers)) == 2
+        assert all(map(alive, workers))
+        process.kill()
+    deadline = time.monotonic() + 20
+    while any(map(alive, workers)):
+        assert time.monotonic() < deadline, "workers are left"
+        time.sleep(0.1)
