@@ -1,0 +1,200 @@
+"""The search finds what fairseq's finds, with fairseq's models, data and settings.
+
+Hypotheses are equal token for token and in the same order. Scores are base 2; fairseq prints the digits of a float32,
+and its own differ between batch sizes by 1e-6 where divided by the length, 3e-5 where not (index.json).
+"""
+
+import functools
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from seqtk.data.batch import TranslationBatch, collate_pairs
+from seqtk.data.databin import DataBin
+from seqtk.data.tokenizer import Tokenizer
+from seqtk.data.vocabulary import Vocabulary
+from seqtk.generation.metrics import corpus_scores
+from seqtk.generation.scoring import score
+from seqtk.generation.search import Hypothesis, SearchConfig, search
+from seqtk.interop.fairseq import import_fairseq
+from seqtk.models import Model
+
+# file → its settings. Where fairseq itself does not do what its option says, the file that does is taken: no-repeat
+# has no effect in it (…_intended has), and max_len_a counts the batch's padding (…_batch1 has none).
+SEARCHES = {
+    "beam5_lenpen1": SearchConfig(),
+    "beam4_lenpen0.6_nbest3": SearchConfig(beam=4, length_penalty=0.6, nbest=3),
+    "beam5_unkpen2": SearchConfig(unk_penalty=2.0),
+    "beam5_unkpen-3": SearchConfig(unk_penalty=-3.0),
+    "beam5_prefix2": SearchConfig(),
+    "greedy": SearchConfig(beam=1),
+    "beam3_unnormalized": SearchConfig(beam=3, normalize_scores=False),
+    "beam5_temperature0.7_lenpen2": SearchConfig(temperature=0.7, length_penalty=2.0),
+    "beam5_norepeat2_intended": SearchConfig(no_repeat_ngram=2),
+    "beam5_maxlen_batch1": SearchConfig(max_length_a=0.5, max_length_b=3, min_length=6),
+}
+MODELS = {"transformer_postnorm": "joined", "transformer_prenorm": "separate"}
+OPTIONS = {
+    "beam": "beam",
+    "nbest": "nbest",
+    "lenpen": "length_penalty",
+    "unkpen": "unk_penalty",
+    "max-len-a": "max_length_a",
+    "max-len-b": "max_length_b",
+    "min-len": "min_length",
+    "no-repeat-ngram-size": "no_repeat_ngram",
+    "temperature": "temperature",
+}
+
+
+@dataclass
+class Sentence:
+    """What fairseq printed for one sentence."""
+
+    reference: str = ""
+    tokens: list[list[str]] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    detokenized: list[str] = field(default_factory=list)
+    token_scores: list[list[float]] = field(default_factory=list)
+
+
+def printed(path: Path) -> list[Sentence]:
+    sentences: dict[int, Sentence] = defaultdict(Sentence)
+    for line in path.read_text().splitlines():
+        label, *rest = line.split("\t")
+        kind, number = label.split("-")
+        sentence = sentences[int(number)]
+        if kind == "T":
+            sentence.reference = rest[0]
+        elif kind == "H":
+            sentence.scores.append(float(rest[0]))
+            sentence.tokens.append(rest[1].split())
+        elif kind == "D":
+            sentence.detokenized.append(rest[1])
+        elif kind == "P":
+            sentence.token_scores.append([float(text) for text in rest[0].split()])
+    return [sentences[number] for number in sorted(sentences)]
+
+
+@functools.cache
+def loaded(golden: Path, name: str) -> tuple[Model, Vocabulary, TranslationBatch]:
+    """The model, the target vocabulary, and the test set as one batch."""
+    data = DataBin(golden / "data-bin" / MODELS[name], source_lang="en", target_lang="de")
+    sources, targets = data.split("test", "en"), data.split("test", "de")
+    pairs = [(index, sources[index], targets[index]) for index in range(len(sources))]
+    model = import_fairseq(golden / "models" / name / "checkpoint.pt").model()
+    return model, data.vocabulary("de"), collate_pairs(pairs)
+
+
+def stored_searches(name: str) -> Iterator[str]:
+    absent = {"beam5_unkpen-3", "beam5_temperature0.7_lenpen2", "beam5_maxlen_batch1"}
+    return (file for file in SEARCHES if name == "transformer_postnorm" or file not in absent)
+
+
+AGAIN = {  # what the other model's search of the same kind shows already
+    ("transformer_postnorm", "beam5_unkpen2"),
+    ("transformer_postnorm", "beam5_prefix2"),
+    ("transformer_prenorm", "greedy"),
+    ("transformer_prenorm", "beam3_unnormalized"),
+    ("transformer_prenorm", "beam4_lenpen0.6_nbest3"),
+    ("transformer_prenorm", "beam5_norepeat2_intended"),
+}
+CASES = [
+    pytest.param(name, file, marks=pytest.mark.slow if (name, file) in AGAIN else ())
+    for name in MODELS
+    for file in stored_searches(name)
+]
+
+
+@functools.cache
+def found(golden: Path, name: str, file: str) -> list[list[Hypothesis]]:
+    model, vocabulary, batch = loaded(golden, name)
+    prefix_BP = batch.target_BT[:, :2] if "prefix2" in file else None
+    return search([model], batch, SEARCHES[file], vocabulary=vocabulary, prefix_BP=prefix_BP)
+
+
+def test_settings_are_those_of_the_stored_commands(golden: Path) -> None:
+    for name in MODELS:
+        index = json.loads((golden / "models" / name / "generate" / "index.json").read_text())
+        for file in stored_searches(name):
+            command = index[file]["command"]
+            for option, key in OPTIONS.items():
+                given = re.search(rf"--{option} (\S+)", command)
+                assert getattr(SEARCHES[file], key) == (float(given[1]) if given else getattr(SearchConfig(), key)), (
+                    file,
+                    option,
+                )
+            assert ("--unnormalized" in command) is not SEARCHES[file].normalize_scores
+
+
+@pytest.mark.parametrize(("name", "file"), CASES)
+def test_hypotheses_and_scores(golden: Path, name: str, file: str) -> None:
+    _, vocabulary, _ = loaded(golden, name)
+    wanted = printed(golden / "models" / name / "generate" / f"{file}.txt")
+    assert len(wanted) == 100
+    per_length = SEARCHES[file].normalize_scores
+    for sentence, hypotheses in zip(wanted, found(golden, name, file), strict=True):
+        assert [vocabulary.decode(hypothesis.tokens) for hypothesis in hypotheses] == sentence.tokens
+        for hypothesis, score_, token_scores in zip(hypotheses, sentence.scores, sentence.token_scores, strict=True):
+            assert hypothesis.score / math.log(2) == pytest.approx(score_, abs=2e-5 if per_length else 1e-4)
+            ours = [token_score / math.log(2) for token_score in hypothesis.token_scores]
+            assert ours == pytest.approx(token_scores, abs=1e-4)  # printed with four decimals
+
+
+def test_scores_of_the_references(golden: Path) -> None:
+    model, _, batch = loaded(golden, "transformer_postnorm")
+    wanted = printed(golden / "models" / "transformer_postnorm" / "generate" / "score_reference.txt")
+    for sentence, hypothesis in zip(wanted, score([model], batch), strict=True):
+        assert hypothesis.score / math.log(2) == pytest.approx(sentence.scores[0], abs=2e-5)
+        ours = [token_score / math.log(2) for token_score in hypothesis.token_scores]
+        assert ours == pytest.approx(sentence.token_scores[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_detokenized_hypotheses(golden: Path, name: str) -> None:
+    _, vocabulary, _ = loaded(golden, name)
+    tokenizer = Tokenizer.plain("sentencepiece")
+    ours = [tokenizer.decode(vocabulary.decode(best.tokens)) for best, *_ in found(golden, name, "beam5_lenpen1")]
+    wanted = printed(golden / "models" / name / "generate" / "beam5_removebpe.txt")
+    assert ours == [sentence.detokenized[0] for sentence in wanted]
+
+
+def test_bleu_is_sacrebleus(golden: Path) -> None:
+    folder = golden / "models" / "transformer_postnorm" / "generate"
+    last_line = json.loads((folder / "index.json").read_text())["beam5_sacrebleu"]["last_line"]
+    wanted = re.search(r"BLEU = (\S+)", last_line)
+    assert wanted
+    _, vocabulary, _ = loaded(golden, "transformer_postnorm")
+    tokenizer = Tokenizer.plain("sentencepiece")
+    best = [hypotheses[0] for hypotheses in found(golden, "transformer_postnorm", "beam5_lenpen1")]
+    ours = [tokenizer.decode(vocabulary.decode(hypothesis.tokens)) for hypothesis in best]
+    references = [sentence.reference for sentence in printed(folder / "beam5_sacrebleu.txt")]
+    assert round(corpus_scores(ours, references)["bleu"].value, 2) == float(wanted[1])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_sentence_alone_gives_what_it_gives_in_a_batch(golden: Path, name: str) -> None:
+    model, vocabulary, batch = loaded(golden, name)
+    for row in range(3):
+        source_1S = batch.source_BS[row : row + 1]
+        source_1S = source_1S[:, : int((source_1S != 1).sum())]
+        alone = TranslationBatch(
+            ids_B=batch.ids_B[row : row + 1],
+            weight=0,
+            source_BS=source_1S,
+            previous_BT=batch.previous_BT[row : row + 1],
+            target_BT=batch.target_BT[row : row + 1],
+        )
+        [[best, *_]] = search([model], alone, SearchConfig(), vocabulary=vocabulary)
+        together = found(golden, name, "beam5_lenpen1")[row][0]
+        assert best.tokens == together.tokens
+        torch.testing.assert_close(
+            torch.tensor(best.token_scores), torch.tensor(together.token_scores), atol=1e-5, rtol=0
+        )
