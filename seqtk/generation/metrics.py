@@ -3,7 +3,7 @@
 Validation, generation and scoring all come here, so they agree to the last digit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,13 @@ class MetricScore:
     signature: str
     """sacreBLEU's, as in `nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:…`."""
     line: str
-    """As sacreBLEU prints it, with the signature."""
+    """As sacreBLEU prints it, without the signature: `BLEU = 28.1 …`."""
+
+    @property
+    def signed_line(self) -> str:
+        """As sacreBLEU prints it, with the signature: `BLEU|nrefs:1|… = 28.1 …`."""
+        name, equals, rest = self.line.partition(" = ")
+        return f"{name}|{self.signature}{equals}{rest}"
 
 
 def corpus_scores(
@@ -38,20 +44,20 @@ def corpus_scores(
     for name, metric in build_metrics(metrics, lowercase=lowercase, tokenize=tokenize).items():
         score = metric.corpus_score(list(hypotheses), [list(references)])
         signature = str(metric.get_signature())
-        scores[name] = MetricScore(value=score.score, signature=signature, line=score.format(signature=signature))
+        scores[name] = MetricScore(value=score.score, signature=signature, line=str(score))
     return scores
 
 
 def build_metrics(metrics: Sequence[str], *, lowercase: bool = False, tokenize: str = "13a") -> dict[str, Any]:
     """sacreBLEU's metric objects by name. Raises UserError for a name or a tokenizer that it has not."""
-    from sacrebleu.metrics import BLEU, CHRF, TER  # 0.2 s, which a command that scores nothing need not wait
+    from sacrebleu import BLEU, CHRF, TER  # 0.2 s, which a command that scores nothing need not wait
 
     for known, names in ((METRICS, metrics), (BLEU_TOKENIZERS, [tokenize])):
         for name in names:
             if name not in known:
                 kind = "metric" if known is METRICS else "tokenizer of BLEU"
                 raise UserError(f"There is no {kind} called '{name}'.", nearest(name, known))
-    makers = {
+    makers: dict[str, Callable[[], Any]] = {
         # `force` silences the warning that the text looks tokenised, which a validation would repeat for ever.
         "bleu": lambda: BLEU(lowercase=lowercase, tokenize=tokenize, force=True),
         "chrf": lambda: CHRF(lowercase=lowercase),

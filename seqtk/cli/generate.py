@@ -1,0 +1,253 @@
+"""seqtk-generate: translate a split of a corpus, a file, or standard input."""
+
+import itertools
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TextIO
+
+from seqtk.cli.command import command
+from seqtk.errors import UserError
+from seqtk.generation.config import SearchConfig
+
+if TYPE_CHECKING:
+    from seqtk.generation.decode import Decoder, Sentence
+    from seqtk.tasks.translation import TranslationTask
+
+
+@dataclass(frozen=True)
+class TranslateConfig(SearchConfig):
+    """Which model translates, how it searches, and how that is written."""
+
+    checkpoint: str = ""  # an exported file, a checkpoint's folder or a save_dir; several, with commas: an ensemble
+    format: Literal["text", "fairseq", "json"] = "text"
+    detokenize: bool = True  # false: tokens stay apart
+    max_tokens: int | None = 4096  # sentences × longest source in a batch; null: no limit
+    max_sentences: int | None = 64  # sentences in a batch; null: no limit
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    user_dir: str | None = None  # a package or module of your own layers and tasks, imported first
+
+
+@dataclass(frozen=True)
+class GenerateConfig(TranslateConfig):
+    """What is translated, and where to."""
+
+    data: str | None = None  # a data-bin directory, to translate a split of it; default: the one trained on
+    split: str = "test"  # the split of data
+    input: str | None = None  # a text file to translate instead; - is standard input
+    reference: str | None = None  # of input: its translations, line by line, to score against
+    prefix: str | None = None  # of input: text that each translation has to begin with, line by line
+    prefix_size: int = 0  # how many tokens of its reference each translation has to begin with
+    score_reference: bool = False  # score the references instead of searching
+    output: str = "-"  # the file to write; - is standard output
+    buffer_size: int = 8192  # sentences read, and sorted by length into batches, before the first is written
+    workers: int = 0  # processes of one thread each that share the work on a CPU; 0: this one, with all threads
+
+
+@command("seqtk-generate", GenerateConfig)
+def main(config: GenerateConfig) -> None:
+    """Translate: seqtk-generate checkpoint=PATH [data=DATA-BIN split=test | input=FILE|-] [beam=5 …].
+
+    Writes one line a sentence (format=text), in input order. Counts, speed and scores go to standard error.
+    """
+    _check(config)
+    from seqtk.generation.lines import text_output
+
+    decoder, task = load_decoder(config, score_targets=config.score_reference)
+    sentences = _from_text(config, task) if config.input is not None else _from_data(config, task)
+    with text_output(config.output) as output:
+        _translate(config, sentences, decoder, task, output=output)
+
+
+def load_decoder(config: TranslateConfig, *, score_targets: bool = False) -> "tuple[Decoder, TranslationTask]":
+    """The decoder of the checkpoint, or of the ensemble, that `config` names, and the task of the first one."""
+    check_common(config)
+    import torch
+
+    from seqtk.generation.decode import Decoder
+    from seqtk.tasks.translation import TranslationTask
+    from seqtk.training.export import load_model
+
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch finds no GPU.", "Set device=cpu.")
+    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    paths = config.checkpoint.split(",")
+    loaded = [load_model(path, device=device) for path in paths]
+    first = loaded[0].task
+    for path, item in zip(paths, loaded, strict=True):
+        if not isinstance(item.task, TranslationTask):
+            raise UserError(f"{path} holds no translation model.")
+        assert isinstance(first, TranslationTask)
+        if (item.task.source_vocabulary, item.task.target_vocabulary) != (
+            first.source_vocabulary,
+            first.target_vocabulary,
+        ):
+            raise UserError(f"{path} and {paths[0]} have different vocabularies: they make no ensemble.")
+    assert isinstance(first, TranslationTask)
+    decoder = Decoder(
+        models=tuple(item.model for item in loaded),
+        vocabulary=first.target_vocabulary,
+        search=config,
+        score_targets=score_targets,
+        device=device,
+        bf16=config.precision == "bf16",
+    )
+    return decoder, first
+
+
+def check_common(config: TranslateConfig) -> None:
+    """Raises UserError for what is wrong before anything is loaded."""
+    config.check()
+    if not config.checkpoint:
+        raise UserError("checkpoint is not set.", "It is an exported file, a checkpoint's folder, or a save_dir.")
+
+
+def _check(config: GenerateConfig) -> None:
+    check_common(config)
+    if config.input is not None and config.data is not None:
+        raise UserError("input= and data= are both set.", "Translate a text or a split of a corpus, not both.")
+    if config.input is None and (config.reference is not None or config.prefix is not None):
+        raise UserError("reference= and prefix= belong to input=.", "A split has references of its own.")
+    if config.prefix is not None and config.prefix_size:
+        raise UserError("prefix= and prefix_size= are both set.", "Set one of them.")
+    if config.input is not None and config.reference is None and (config.score_reference or config.prefix_size):
+        raise UserError("score_reference= and prefix_size= need references.", "Set reference=FILE beside input=FILE.")
+    if config.format == "text" and config.nbest > 1:
+        raise UserError(
+            f"format=text gives one line a sentence, which leaves no room for nbest={config.nbest}.",
+            "Set format=json or format=fairseq.",
+        )
+    if config.buffer_size < 1 or config.workers < 0 or config.prefix_size < 0:
+        raise UserError("buffer_size must be at least 1, workers and prefix_size at least 0.")
+    if config.workers and config.device == "cuda":
+        raise UserError("workers= are for a CPU.", "Leave it out with device=cuda.")
+
+
+def _from_data(config: GenerateConfig, task: "TranslationTask") -> "Iterator[Sentence]":
+    from seqtk.data.databin import DataBin
+    from seqtk.generation.decode import Sentence
+
+    directory = config.data or task.config.data
+    if not directory:
+        raise UserError("Nothing to translate: set input=FILE, or data=DATA-BIN.")
+    data = DataBin(directory, source_lang=task.source_lang, target_lang=task.target_lang)
+    for lang, own in ((data.source_lang, task.source_vocabulary), (data.target_lang, task.target_vocabulary)):
+        if data.vocabulary(lang) != own:
+            raise UserError(
+                f"The dictionary of '{lang}' in {directory} is not the model's.",
+                "Translate the text itself with input=FILE, or preprocess it with the model's dictionary.",
+            )
+    task.open(data)
+    dataset = task.dataset(config.split)
+
+    def sentences() -> "Iterator[Sentence]":
+        for _, source, target in map(dataset.__getitem__, range(len(dataset))):
+            yield Sentence(source, target=target, prefix=target[: config.prefix_size])
+
+    return sentences()
+
+
+def _from_text(config: GenerateConfig, task: "TranslationTask") -> "Iterator[Sentence]":
+    from seqtk.generation.lines import read_lines
+
+    assert config.input is not None
+    files = [config.input, *(path for path in (config.reference, config.prefix) if path is not None)]
+    if files.count("-") > 1:
+        raise UserError("Standard input (-) can be read once only.")
+    opened = [read_lines(path) for path in files]
+    for number, lines in enumerate(itertools.zip_longest(*opened), start=1):
+        if None in lines:
+            short = files[lines.index(None)]
+            longer = next(path for path, line in zip(files, lines, strict=True) if line is not None)
+            raise UserError(f"{short} has {number - 1} lines, but {longer} has more.", "They go line by line.")
+        rest = iter(lines[1:])
+        reference = next(rest) if config.reference is not None else None
+        yield sentence_of(lines[0], task, reference=reference, prefix=next(rest, None), prefix_size=config.prefix_size)
+
+
+def sentence_of(
+    line: str,
+    task: "TranslationTask",
+    *,
+    reference: str | None = None,
+    prefix: str | None = None,
+    prefix_size: int = 0,
+) -> "Sentence":
+    """A line of text as the model reads it."""
+    from seqtk.generation.decode import Sentence
+
+    target = None
+    if reference is not None:
+        target = task.target_vocabulary.encode(task.target_tokenizer.encode(reference))
+    begins = None
+    if prefix is not None:
+        begins = task.target_vocabulary.encode(task.target_tokenizer.encode(prefix), eos=False)
+    elif target is not None:
+        begins = target[:prefix_size]
+    source = task.source_vocabulary.encode(task.source_tokenizer.encode(line))
+    return Sentence(source, target=target, prefix=begins, source_text=line, target_text=reference)
+
+
+def _translate(
+    config: GenerateConfig,
+    sentences: "Iterable[Sentence]",
+    decoder: "Decoder",
+    task: "TranslationTask",
+    *,
+    output: TextIO,
+) -> None:
+    from seqtk.data.batching import BatchingConfig
+    from seqtk.generation.decode import in_order
+    from seqtk.generation.formats import Writer
+    from seqtk.generation.workers import decoding_processes
+
+    writer = Writer(task, detokenize=config.detokenize)
+    batching = BatchingConfig(max_tokens=config.max_tokens, max_sentences=config.max_sentences)
+    texts: list[str] = []
+    references: list[str] = []
+    count = tokens = shortened = 0
+    with decoding_processes(decoder, workers=config.workers) as map_batches:
+        started = time.perf_counter()
+        for translation in in_order(
+            sentences, decoder, batching=batching, window=config.buffer_size, map_batches=map_batches
+        ):
+            output.writelines(f"{line}\n" for line in writer.lines(translation, config.format))
+            reference = writer.reference(translation)
+            if reference is not None:
+                texts.append(writer.hypothesis(translation))
+                references.append(reference)
+            count += 1
+            tokens += len(translation.hypotheses[0].tokens)
+            shortened += translation.shortened
+        seconds = time.perf_counter() - started
+    _report(f"Translated {count:,} sentences ({tokens:,} tokens) in {seconds:.1f}s "
+            f"({count / seconds:.2f} sentences/s, {tokens / seconds:.2f} tokens/s)")  # fmt: skip
+    if shortened:
+        _report(f"{shortened} sentences were longer than the model can read: their ends were cut off.")
+    _scores(config, texts, references, output)
+
+
+def _scores(config: GenerateConfig, texts: Sequence[str], references: Sequence[str], output: TextIO) -> None:
+    from seqtk.generation.metrics import corpus_scores
+
+    if config.format == "fairseq":
+        output.write("NOTE: hypothesis and token scores are output in base 2\n")
+    if not references:
+        return
+    scores = corpus_scores(texts, references)
+    if config.format == "fairseq":
+        what = config.split if config.input is None else config.input
+        bleu = scores["bleu"]
+        output.write(f"Generate {what} with beam={config.beam}: {bleu.line} {bleu.signature}\n")
+    for score in scores.values():
+        _report(score.signed_line)
+
+
+def _report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""From sentences in any number to their translations, in the order they came in.
+
+B batch, P length of the prefix.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from seqtk.data.batch import collate_pairs, pad_rows
+from seqtk.data.batching import BatchingConfig, ordered_batches
+from seqtk.data.vocabulary import EOS
+from seqtk.generation.config import SearchConfig
+from seqtk.generation.limits import longest_source, longest_target
+from seqtk.generation.scoring import score
+from seqtk.generation.search import HasNeverGenerated, Hypothesis, search
+from seqtk.models.base import Model
+
+Ids: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """What is to be translated, as ids that end in EOS, and what is known about its translation."""
+
+    source: Ids
+    target: Ids | None = None
+    """The reference, ending in EOS."""
+    prefix: Ids | None = None
+    """What the translation has to begin with."""
+    source_text: str | None = None
+    """The line as it was given, where there was one."""
+    target_text: str | None = None
+
+
+@dataclass(frozen=True)
+class Translation:
+    """One sentence with its hypotheses, best first."""
+
+    index: int
+    """The number of the sentence in the input, from 0."""
+    sentence: Sentence
+    hypotheses: list[Hypothesis]
+    shortened: bool
+    """Whether the sentence was longer than the model can read and lost its end."""
+
+
+Decode = Callable[[Sequence[Sentence]], list[list[Hypothesis]]]
+Map = Callable[[Decode, Iterable[Sequence[Sentence]]], Iterable[list[list[Hypothesis]]]]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Translates one batch of sentences, or scores the targets they have; can be sent to another process."""
+
+    models: tuple[Model, ...]
+    vocabulary: HasNeverGenerated
+    search: SearchConfig = SearchConfig()
+    score_targets: bool = False
+    device: torch.device = torch.device("cpu")
+    bf16: bool = False
+    """Whether products run in bfloat16; the scores are float32 in any case."""
+
+    def __call__(self, sentences: Sequence[Sentence]) -> list[list[Hypothesis]]:
+        none = np.array([EOS])
+        batch = collate_pairs(
+            [
+                (index, sentence.source, none if sentence.target is None else sentence.target)
+                for index, sentence in enumerate(sentences)
+            ]
+        ).to(self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            if self.score_targets:
+                return [[hypothesis] for hypothesis in score(self.models, batch)]
+            return search(
+                self.models, batch, self.search, vocabulary=self.vocabulary, prefix_BP=self._prefixes(sentences)
+            )
+
+    def fit(self, sentences: Sequence[Sentence]) -> list[Sentence]:
+        """The sentences themselves or, where the models cannot read so much, copies with the end cut off."""
+        source = longest_source(self.models)
+        target = longest_target(self.models) if self.score_targets else None
+        return [_cut(sentence, source=source, target=target) for sentence in sentences]
+
+    def _prefixes(self, sentences: Sequence[Sentence]) -> Tensor | None:
+        nothing = np.empty(0, dtype=np.int64)
+        rows = [nothing if sentence.prefix is None else sentence.prefix for sentence in sentences]
+        return pad_rows(rows).to(self.device) if any(len(row) for row in rows) else None
+
+
+def in_order(
+    sentences: Iterable[Sentence],
+    decoder: Decoder,
+    *,
+    batching: BatchingConfig,
+    window: int = 8192,
+    map_batches: Map = map,
+) -> Iterator[Translation]:
+    """One translation for each sentence, in their order, whatever the batches.
+
+    So many sentences as `window` says are read, sorted by length into batches, and decoded before the first of them is
+    given; no more are held. `map_batches` applies the decoder to the batches, `map` or one that has worker processes.
+    """
+    numbered = enumerate(sentences)
+    while block := list(itertools.islice(numbered, window)):
+        fitting = decoder.fit([sentence for _, sentence in block])
+        sizes_ND = np.array([len(sentence.source) for sentence in fitting])
+        batches = ordered_batches(sizes_ND, batching)
+        found = map_batches(decoder, [[fitting[place] for place in batch] for batch in batches])
+        hypotheses = dict(zip(np.concatenate(batches).tolist(), itertools.chain.from_iterable(found), strict=True))
+        for place, (index, sentence) in enumerate(block):
+            yield Translation(index, sentence, hypotheses[place], shortened=fitting[place] is not sentence)
+
+
+def _cut(sentence: Sentence, *, source: int | None, target: int | None) -> Sentence:
+    changes: dict[str, Any] = {}
+    if source is not None and len(sentence.source) > source:
+        changes["source"] = np.append(sentence.source[: source - 1], EOS)
+    if target is not None and sentence.target is not None and len(sentence.target) > target:
+        changes["target"] = np.append(sentence.target[: target - 1], EOS)
+    return dataclasses.replace(sentence, **changes) if changes else sentence

@@ -1,0 +1,59 @@
+"""Lines of text from a file or standard input, and to a file or standard output."""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from seqtk.errors import UserError, nearest
+
+
+def read_lines(path: str) -> Iterator[str]:
+    """The lines of the UTF-8 file at `path`, `-` for standard input, as they come.
+
+    A line ends at `\\n` and nowhere else, so there are as many as `wc -l` says (and one more that does not end).
+    Bytes that are no UTF-8 become U+FFFD rather than end the work: a line in is a line out.
+    """
+    with contextlib.ExitStack() as stack:
+        if path == "-":
+            binary = sys.stdin.buffer
+        else:
+            try:
+                binary = stack.enter_context(open(path, "rb"))  # type: ignore[assignment]
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                raise _missing(Path(path)) from None
+        for line in binary:
+            yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", errors="replace")
+
+
+@contextlib.contextmanager
+def text_output(path: str) -> Iterator[TextIO]:
+    """Where lines are written: the UTF-8 file at `path`, which is there whole or not at all; standard output for `-`."""
+    if path == "-":
+        # Whatever the locale says, text is UTF-8.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    temporary = Path(f"{path}.partial-{os.getpid()}")
+    if not temporary.parent.is_dir():
+        raise UserError(f"{path} cannot be written: there is no folder {temporary.parent}.")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _missing(path: Path) -> UserError:
+    folder = path.absolute().parent
+    beside = [item.name for item in folder.iterdir() if item.is_file()] if folder.is_dir() else []
+    return UserError(
+        f"There is no text file {path}.",
+        nearest(path.name, beside) if beside else f"{folder} does not exist or is empty.",
+    )
