@@ -17,7 +17,13 @@ class UserError(Exception):
 def nearest(name: str, known: Iterable[str]) -> str:
     """The last line of an error about an unknown `name`: the known name closest to it, or all of them."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    by_lower = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     if close:
-        return f"Did you mean '{close[0]}'?"
+        return f"Did you mean '{by_lower[close[0]]}'?"
+    if len(names) > MOST_LISTED:
+        return f"Among the known: {', '.join(difflib.get_close_matches(name, names, n=MOST_LISTED, cutoff=0))}."
     return f"Known: {', '.join(names)}." if names else "There is none to choose from."
+
+
+MOST_LISTED = 20

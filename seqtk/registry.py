@@ -88,12 +88,17 @@ def load_plugins(user_dir: str | None = None) -> None:
         entry_point.load()
     if user_dir is None:
         return
-    path = Path(user_dir).resolve()
-    if not (path / "__init__.py").is_file() and not path.with_suffix(".py").is_file():
-        raise UserError(
-            f"user_dir={user_dir} is neither a package nor a module.",
-            f"Looked for {path / '__init__.py'} and {path.with_suffix('.py')}.",
-        )
-    if path.stem not in sys.modules:
+    path = Path(user_dir).expanduser().resolve()
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if not source.is_file():
+        raise UserError(f"user_dir={user_dir} is neither a package nor a module.", f"Looked for {source}.")
+    name = path.stem
+    if name not in sys.modules:
         sys.path.insert(0, str(path.parent))
-        importlib.import_module(path.stem)
+        importlib.import_module(name)
+    loaded_from = getattr(sys.modules[name], "__file__", None)
+    if loaded_from is None or Path(loaded_from).resolve() != source.resolve():
+        raise UserError(
+            f"user_dir={user_dir} has the name of another module: {name}, from {loaded_from or 'the interpreter'}.",
+            "Rename it.",
+        )

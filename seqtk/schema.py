@@ -40,7 +40,7 @@ def merge(config: C, tree: Mapping[str, Any], *, where: str = "") -> C:
     """A copy of `config` with every key of `tree` set; keys that stand for others are set last."""
     aliases: dict[str, tuple[str, ...]] = getattr(type(config), "aliases", {})
     for alias in sorted(set(aliases) & set(tree)):
-        for target in aliases[alias]:
+        for target in _stands_for(config, alias):
             if _holds(tree, target):
                 raise UserError(f"'{where}{alias}' and '{where}{target}' are both given; the first sets the second.")
     for key in sorted(tree, key=lambda key: key in aliases):
@@ -129,16 +129,17 @@ def _convert(hint: Any, value: Any, current: Any, where: str) -> Any:
 
 
 def _convert_union(options: tuple[Any, ...], value: Any, current: Any, where: str) -> Any:
-    """The first option that takes `value`; where none does, the error of the first that is not None."""
+    """The first option that takes `value`, tuples first for a list; where none does, the first one's error."""
     if value is None and type(None) in options:
         return None
+    tuples: list[Any] = [option for option in options if typing.get_origin(option) is tuple]
+    others: list[Any] = [option for option in options if option not in (type(None), *tuples)]
     errors = []
-    for option in options:
-        if option is not type(None):
-            try:
-                return _convert(option, value, current, where)
-            except UserError as error:
-                errors.append(error)
+    for option in [*tuples, *others] if isinstance(value, list) else [*others, *tuples]:
+        try:
+            return _convert(option, value, current, where)
+        except UserError as error:
+            errors.append(error)
     raise errors[0]
 
 
@@ -207,6 +208,17 @@ def _in_kind(config: Any) -> str:
 def _configs_in(value: Any) -> list[Any]:
     """The configs a field holds: itself, those of its tuple, or none."""
     return [item for item in (value if isinstance(value, tuple) else (value,)) if dataclasses.is_dataclass(item)]
+
+
+def _stands_for(config: Any, key: str) -> list[str]:
+    """The dotted keys that `key` sets, if it is an alias: those in between, and those of a nested alias, too."""
+    head, _, rest = key.partition(".")
+    targets = getattr(type(config), "aliases", {}).get(head, ())
+    if targets:
+        keys = [f"{target}.{rest}" if rest else target for target in targets]
+        return [found for key in keys for found in (key, *_stands_for(config, key))]
+    inside = getattr(config, head, None)
+    return [f"{head}.{found}" for found in _stands_for(inside, rest)] if rest and _configs_in(inside) else []
 
 
 def _holds(tree: Any, key: str) -> bool:

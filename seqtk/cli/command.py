@@ -20,22 +20,27 @@ USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # exit codes; the last two 
 FAIRSEQ_NAMES = {
     "arch": "recipe",
     "batch_size": "max_sentences",
+    "best_checkpoint_metric": "metric",
     "bpe": "tokenizer",
-    "config_name": "recipe",
     "gen_subset": "split",
     "joined_dictionary": "joint",
+    "keep_last_epochs": "keep_last",
     "lenpen": "length_penalty",
+    "log_interval": "log.every",
+    "lr_scheduler": "schedule",
     "max_epoch": "max_epochs",
-    "max_update": "max_steps",
+    "max_len_a": "max_length_a",
+    "max_len_b": "max_length_b",
+    "max_update": "max_updates",
     "path": "checkpoint",
-    "required_batch_size_multiple": "multiple",
-    "testpref": "test",
-    "trainpref": "train",
-    "unkpen": "unknown_penalty",
-    "validpref": "valid",
-    "warmup_updates": "warmup_steps",
-    "warmup_init_lr": "start_lr",
-}  # fairseq's option → our key, where the names differ
+    "required_batch_size_multiple": "size_multiple",
+    "save_interval_updates": "checkpoint.every",
+    "source": "source_lang",
+    "target": "target_lang",
+    "unkpen": "unk_penalty",
+    "validate_interval_updates": "validation.every",
+    "warmup_updates": "warmup",
+}  # fairseq's option → our key, or the end of it, where the names differ
 
 
 def command(
@@ -130,7 +135,8 @@ def _flags_error(program: str, arguments: Sequence[str], config: Any, *, recipes
         if not equals:
             value = remaining.pop(0) if remaining and not remaining[0].startswith("-") else "true"
         name = option.lstrip("-").replace("-", "_")
-        key = by_leaf.get(name) or by_leaf.get(FAIRSEQ_NAMES.get(name, ""))
+        ours = FAIRSEQ_NAMES.get(name, name)
+        key = by_leaf.get(name) or by_leaf.get(ours) or (ours if ours in known else None)
         if key is None:
             close = nearest(name, by_leaf)
             return UserError(f"There is no option {option}: settings are written key=value; --help shows them.", close)

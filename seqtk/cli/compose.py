@@ -6,6 +6,7 @@ and nothing of theirs leaks into it.
 """
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,8 @@ def recipe_layers(path: Path) -> list[Layer]:
     folders = [path.parent, recipe_folder()]
     escaped = str(folders[1]).replace("\\", "\\\\").replace("'", "\\'")
     try:
-        with initialize_config_dir(str(path.parent), version_base="1.3"):
+        with initialize_config_dir(str(path.parent), version_base="1.3"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*missing `_self_`")  # it then is last, as one would think
             defaults = (
                 GlobalHydra.instance()
                 .config_loader()
@@ -100,7 +102,7 @@ def recipe_layers(path: Path) -> list[Layer]:
             )
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML.", " ".join(str(error).split())) from None
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _defaults_error(path, error) from None
     except RecursionError:
         raise UserError(f"The defaults lists of {path} lead in a circle.") from None
@@ -111,7 +113,7 @@ def recipe_layers(path: Path) -> list[Layer]:
 def _defaults_error(path: Path, error: Exception) -> UserError:
     missing = getattr(error, "missing_cfg_file", None)
     if missing is None:
-        return UserError(f"The defaults list of {path} cannot be read.", str(error).strip().splitlines()[0])
+        return UserError(f"{path} cannot be read as a recipe.", str(error).strip().splitlines()[0])
     neighbours = {found.stem for found in path.parent.glob("*.yaml")} - {path.stem}
     return UserError(
         f"There is no recipe called '{missing}'.",
@@ -134,14 +136,12 @@ def _load(name: str, package: str | None, folders: Sequence[Path]) -> Layer:
 
 def compose(config: C, layers: Sequence[Layer], overrides: Sequence[Override]) -> C:
     """`config` with the layers of a recipe set onto it, then each override, in order."""
-    whole = OmegaConf.merge(*(layer.tree for layer in layers)) if layers else OmegaConf.create()
+    whole = _whole(layers, overrides)
     for layer in layers:
         try:
-            config = schema.merge(config, _resolved(layer.tree, whole, overrides))
+            config = schema.merge(config, _interpolated(OmegaConf.to_container(layer.tree), whole))
         except UserError as error:
             raise UserError(*str(error).splitlines()[:2], f"(in the recipe {layer.path})") from None
-        except OmegaConfBaseException as error:
-            raise UserError(str(error).splitlines()[0], f"(in the recipe {layer.path})") from None
     for override in overrides:
         config = schema.update(config, override.key, _value(override, config))
     return config
@@ -152,33 +152,36 @@ def value_of(key: str, layers: Sequence[Layer]) -> Any:
     return next((layer.tree[key] for layer in reversed(layers) if key in layer.tree), None)
 
 
-def _resolved(tree: DictConfig, whole: Any, overrides: Sequence[Override]) -> dict[str, Any]:
-    """The plain tree of one layer, its `${interpolations}` taken from the whole recipe and the arguments."""
-    seen = OmegaConf.merge(whole, tree)
+def _whole(layers: Sequence[Layer], overrides: Sequence[Override]) -> Any:
+    """What `${key}` in a recipe refers to: all its layers in one tree, with the arguments that change a value in it."""
+    whole = OmegaConf.to_container(OmegaConf.merge(*(layer.tree for layer in layers))) if layers else {}
     for override in overrides:
-        if override.value is not SEVERAL and isinstance(_leaf(seen, override.key), str | int | float):
-            OmegaConf.update(seen, override.key, override.value)
-    resolved: dict[str, Any] = _restrict(OmegaConf.to_container(seen, resolve=True), OmegaConf.to_container(tree))
-    return resolved
+        *parents, leaf = override.key.split(".")
+        node: Any = whole
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+        if isinstance(node, dict) and isinstance(node.get(leaf), str | int | float) and override.value is not SEVERAL:
+            node[leaf] = override.value
+    return whole
 
 
-def _leaf(tree: Any, key: str) -> Any:
-    """The value under a dotted key as it is written, None where there is none."""
-    node = OmegaConf.to_container(tree)
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
-    return node
-
-
-def _restrict(tree: Any, shape: Any) -> Any:
-    """`tree` without the keys that `shape` has not."""
-    if not isinstance(tree, dict) or not isinstance(shape, dict):
-        return tree
-    return {key: _restrict(tree[key], shape[key]) for key in shape}
+def _interpolated(value: Any, root: Any) -> Any:
+    """`value` with each `${key}` in it replaced by what `root` holds under that key."""
+    if isinstance(value, dict):
+        return {key: _interpolated(item, root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_interpolated(item, root) for item in value]
+    if not (isinstance(value, str) and "${" in value):
+        return value
+    try:
+        found = OmegaConf.create({**root, "": value})[""]
+        return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+    except OmegaConfBaseException as error:
+        raise UserError(f"'{value}': {str(error).splitlines()[0]}.") from None
 
 
 def _value(override: Override, config: Any) -> Any:
-    """The override's value, with `${key}` replaced by what the config holds under that key so far."""
+    """The override's value as its field wants it, with `${key}` replaced by what the config holds there so far."""
     if schema.takes_text(config, override.key) and not isinstance(override.value, str | list | dict | None):
         return override.text  # 2024_01, 1e5, true and "a, b" are names here
     if override.value is SEVERAL:
@@ -186,13 +189,7 @@ def _value(override: Override, config: Any) -> Any:
             f"'{override.key}={override.text}' gives {override.key} several values.",
             f"Write a list as {override.key}=[{override.text}].",
         )
-    if "${" not in override.text:
-        return override.value
-    try:
-        tree = OmegaConf.create({**_escaped(schema.to_dict(config)), "override": override.value})
-        return OmegaConf.to_container(tree, resolve=True)["override"]  # type: ignore[call-overload,index]
-    except OmegaConfBaseException as error:
-        raise UserError(f"'{override.key}={override.text}': {str(error).splitlines()[0]}") from None
+    return _interpolated(override.value, _escaped(schema.to_dict(config)))
 
 
 def to_yaml(config: Any) -> str:
@@ -206,4 +203,6 @@ def _escaped(tree: Any) -> Any:
         return {key: _escaped(value) for key, value in tree.items()}
     if isinstance(tree, list):
         return [_escaped(value) for value in tree]
-    return tree.replace("${", "\\${") if isinstance(tree, str) else tree
+    if not isinstance(tree, str):
+        return tree
+    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", tree)

@@ -1,0 +1,236 @@
+"""Recipes and arguments → config: layers, order, interpolation, the grammar, and what is refused."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from seqtk.cli import compose
+from seqtk.errors import UserError
+from seqtk.registry import Registry
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """The base of the layers of this test."""
+
+
+layers: Registry[object] = Registry("compose-test layer", LayerConfig)
+
+
+@dataclass(frozen=True)
+class DotConfig(LayerConfig):
+    heads: int = 8
+    temperature: float = 1.0
+
+
+@layers.register("dot", DotConfig)
+class Dot: ...
+
+
+@dataclass(frozen=True)
+class DenseConfig(LayerConfig):
+    heads: int = 8
+    max_length: int = 256
+
+
+@layers.register("dense", DenseConfig)
+class Dense: ...
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    layer: LayerConfig | tuple[LayerConfig, ...] = DotConfig()
+    dim: int = 512
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    aliases: ClassVar[dict[str, tuple[str, ...]]] = {"attention": ("model.layer",)}
+
+    name: str = "run"
+    save_dir: str = "checkpoints"
+    note: str | None = None
+    lr: float = 1.0
+    words: tuple[str, ...] = ()
+    model: ModelConfig = ModelConfig()
+
+
+def configure(folder: Path, *arguments: str, **recipes: str) -> RunConfig:
+    """The config of the last of the recipes (name=YAML) with the arguments set."""
+    found = []
+    for name, text in recipes.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+        found = [folder / f"{name}.yaml"]
+    chain = compose.recipe_layers(found[0]) if found else []
+    return compose.compose(RunConfig(), chain, compose.parse_overrides(arguments))
+
+
+def test_a_recipe_says_only_what_differs(tmp_path: Path) -> None:
+    assert configure(tmp_path, mine="model: {dim: 64}\nlr: 1e-4\n") == RunConfig(lr=1e-4, model=ModelConfig(dim=64))
+
+
+def test_a_recipe_may_be_empty(tmp_path: Path) -> None:
+    assert configure(tmp_path, mine="# nothing yet\n") == RunConfig()
+
+
+@pytest.mark.parametrize("defaults", ["[base]", "[base, _self_]"])
+def test_a_recipe_wins_over_its_parent(tmp_path: Path, defaults: str) -> None:
+    child = f"defaults: {defaults}\nname: child\n"
+    assert configure(tmp_path, base="name: base\nlr: 2\n", child=child) == RunConfig(name="child", lr=2.0)
+
+
+def test_self_first_lets_the_parent_win(tmp_path: Path) -> None:
+    assert configure(tmp_path, base="name: base", child="defaults: [_self_, base]\nname: child").name == "base"
+
+
+def test_another_kind_keeps_nothing_of_the_parents_kind(tmp_path: Path) -> None:
+    base = "attention: {kind: dot, heads: 2, temperature: 3}"
+    config = configure(tmp_path, base=base, child="defaults: [base]\nattention: {kind: dense, max_length: 9}")
+    assert config.model.layer == DenseConfig(max_length=9)
+    config = configure(tmp_path, base=base, child="defaults: [base]\nattention: dense")
+    assert config.model.layer == DenseConfig()
+    config = configure(tmp_path, base="attention: dense", child="defaults: [base]\nattention: {max_length: 9}")
+    assert config.model.layer == DenseConfig(max_length=9)
+
+
+def test_a_childs_key_wins_over_a_parents_alias(tmp_path: Path) -> None:
+    config = configure(tmp_path, base="attention: dense", child="defaults: [base]\nmodel: {layer: dot}")
+    assert config.model.layer == DotConfig()
+
+
+def test_three_generations(tmp_path: Path) -> None:
+    config = configure(
+        tmp_path, a="name: a\nlr: 2\n", b="defaults: [a]\nname: b\nmodel: {dim: 4}", c="defaults: [b]\nname: c"
+    )
+    assert config == RunConfig(name="c", lr=2.0, model=ModelConfig(dim=4))
+
+
+def test_a_part_of_a_config_can_be_put_where_it_belongs(tmp_path: Path) -> None:
+    (tmp_path / "sizes").mkdir()
+    (tmp_path / "sizes" / "small.yaml").write_text("dim: 8")
+    assert configure(tmp_path, mine="defaults: [sizes/small@model]").model.dim == 8
+
+
+def test_arguments_are_set_in_their_order(tmp_path: Path) -> None:
+    config = configure(tmp_path, "attention=dense", "attention.max_length=7", "model.dim=3", "model.dim=4")
+    assert config.model == ModelConfig(DenseConfig(max_length=7), 4)
+
+
+def test_interpolations_see_parents_and_arguments(tmp_path: Path) -> None:
+    base = "name: base\nsave_dir: runs/${name}"
+    assert configure(tmp_path, base=base).save_dir == "runs/base"
+    assert configure(tmp_path, base=base, child="defaults: [base]\nname: child").save_dir == "runs/child"
+    assert configure(tmp_path, "name=mine", base=base).save_dir == "runs/mine"
+    assert configure(tmp_path, "model.dim=3", "note=w${model.dim}").note == "w3"
+
+
+def test_an_interpolation_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nam"):
+        configure(tmp_path, mine="save_dir: runs/${nam}")
+    with pytest.raises(UserError, match="nam"):
+        configure(tmp_path, "save_dir=${nam}")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("note=two words", "two words"),
+        ("note='a, b'", "a, b"),
+        ("note=a, b", "a, b"),
+        ("note=null", None),
+        ("note='null'", "null"),
+        ("note=", ""),
+        ("note=2024_01", "2024_01"),
+        ("note=1e5", "1e5"),
+        ("note=true", "true"),
+        ("note=~/data", "~/data"),
+        ("note=a=b", "a=b"),
+        ("note=Übung (1).txt", "Übung (1).txt"),
+        ("note=/a/b-c.d:e", "/a/b-c.d:e"),
+        ("words=[a,'b c',3]", ("a", "b c", "3")),
+        ("words=a", ("a",)),
+        ("lr=1e-4", 1e-4),
+        ("lr=3", 3.0),
+        ("model.dim=1_000", 1000),
+        ("attention={kind: dense, heads: 4}", DenseConfig(heads=4)),
+        ("attention=[dot,{kind: dense, heads: 4}]", (DotConfig(), DenseConfig(heads=4))),
+        ("attention={heads: 4}", DotConfig(heads=4)),
+    ],
+)
+def test_the_grammar_of_arguments(tmp_path: Path, argument: str, value: object) -> None:
+    config: Any = configure(tmp_path, argument)
+    key = argument.partition("=")[0].replace("attention", "model.layer")
+    for part in key.split("."):
+        config = getattr(config, part)
+    assert config == value
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("name", "'name' is not of the form key=value."),
+        ("=3", "'=3' is not of the form key=value."),
+        ("+name=x", "which name=x changes"),
+        ("~name=x", "which name=x changes"),
+        ("attention=[dot", "cannot be read"),
+        ("lr=1,2", "Write a list as lr=[1,2]."),
+        ("lr=choice(1,2)", "several values"),
+        ("nam=x", "Did you mean 'name'?"),
+        ("model.dmi=3", "Did you mean 'model.dim'?"),
+        ("lr=fast", "'lr' must be a number, not 'fast'."),
+    ],
+)
+def test_arguments_that_are_refused(tmp_path: Path, argument: str, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        configure(tmp_path, argument)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("nam: x", ("There is no key 'nam'.", "Did you mean 'name'?", "mine.yaml")),
+        ("model: {layer: {kind: dense, temperature: 2}}", ("'model.layer.temperature' in 'dense'", "mine.yaml")),
+        ("attention: dens", ("Did you mean 'dense'?", "mine.yaml")),
+        ("model: {_target_: os.system}", ("There is no key 'model._target_'.", "mine.yaml")),
+        ("defaults: [bsae]", ("There is no recipe called 'bsae'.", "Did you mean 'base'?", "mine.yaml")),
+        ("defaults: base", ("defaults", "mine.yaml")),
+        ("defaults: [other]", ("circle", "mine.yaml")),
+        ("hydra: {run: {dir: x}}", ("There is no key 'hydra'.", "mine.yaml")),
+        ("- a\n- b", ("mine.yaml", "cannot be read as a recipe")),
+        ("a: [1", ("mine.yaml", "is not valid YAML")),
+        ("name: a\nname: b", ("mine.yaml", "is not valid YAML", "name")),
+    ],
+)
+def test_recipes_that_are_refused(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
+    (tmp_path / "base.yaml").write_text("name: base")
+    (tmp_path / "other.yaml").write_text("defaults: [mine]")
+    with pytest.raises(UserError) as caught:
+        configure(tmp_path, mine=text)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "it's a, [strange] {folder}=1"
+    folder.mkdir()
+    assert configure(folder, base="name: base", child="defaults: [base]").name == "base"
+
+
+text = st.text(st.characters(exclude_categories=["Cs", "Cc"])) | st.sampled_from(
+    ["null", "1e5", "~", "${name}", "a: b", "???", "\\${x}", "\\\\${", "- x", "yes", "012", "\n", "x\n y\n"]
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@given(name=text, note=st.none() | text, words=st.lists(text), lr=st.floats(allow_nan=False), dense=st.booleans())
+def test_the_yaml_of_a_config_is_a_recipe_for_it(
+    tmp_path: Path, name: str, note: str | None, words: list[str], lr: float, dense: bool
+) -> None:
+    model = ModelConfig((DenseConfig(3), DotConfig()), dim=7) if dense else ModelConfig()
+    config = RunConfig(name=name, note=note, words=tuple(words), lr=lr, model=model)
+    assert configure(tmp_path, mine=compose.to_yaml(config)) == config
