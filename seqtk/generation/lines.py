@@ -22,7 +22,7 @@ def read_lines(path: str) -> Iterator[str]:
             binary = sys.stdin.buffer
         else:
             try:
-                binary = stack.enter_context(open(path, "rb"))  # type: ignore[assignment]
+                binary = stack.enter_context(open(path, "rb"))
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 raise _missing(Path(path)) from None
         for line in binary:
@@ -31,7 +31,7 @@ def read_lines(path: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def text_output(path: str) -> Iterator[TextIO]:
-    """Where lines are written: the UTF-8 file at `path`, which is there whole or not at all; standard output for `-`."""
+    """Where lines are written: the UTF-8 file at `path`, whole or not there at all; `-` is standard output."""
     if path == "-":
         # Whatever the locale says, text is UTF-8.
         if isinstance(sys.stdout, io.TextIOWrapper):

@@ -48,6 +48,60 @@ def corpus_scores(
     return scores
 
 
+@dataclass(frozen=True)
+class ComparedSystem:
+    """One system in a paired test."""
+
+    system: str
+    value: float
+    mean: float
+    half_width: float
+    """95 % of the samples' scores lie within mean ± half_width."""
+    p_value: float | None
+    """How likely a difference from the first system so large is by chance; None for the first itself."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All systems by one metric, the first being what the others are tested against."""
+
+    name: str
+    signature: str
+    rows: list[ComparedSystem]
+
+
+def paired_bootstrap(
+    systems: Mapping[str, Sequence[str]],
+    references: Sequence[str],
+    *,
+    metrics: Sequence[str] = METRICS,
+    lowercase: bool = False,
+    tokenize: str = "13a",
+    samples: int = 1000,
+) -> list[Comparison]:
+    """sacreBLEU's paired bootstrap test (Koehn 2004) of each system against the first."""
+    check_lengths(systems, references)
+    from sacrebleu.significance import PairedTest
+
+    built = build_metrics(metrics, lowercase=lowercase, tokenize=tokenize)
+    named: list[tuple[str, Sequence[str]]] = [(name, list(lines)) for name, lines in systems.items()]
+    table: dict[str, list[Any]]
+    signatures, table = PairedTest(  # type: ignore[assignment]
+        named, built, [list(references)], test_type="bs", n_samples=samples
+    )()
+    return [
+        Comparison(
+            name=name,
+            signature=str(signature),
+            rows=[
+                ComparedSystem(system, result.score, float(result.mean), float(result.ci), result.p_value)
+                for system, result in zip(systems, table[name], strict=True)
+            ],
+        )
+        for name, signature in signatures.items()
+    ]
+
+
 def build_metrics(metrics: Sequence[str], *, lowercase: bool = False, tokenize: str = "13a") -> dict[str, Any]:
     """sacreBLEU's metric objects by name. Raises UserError for a name or a tokenizer that it has not."""
     from sacrebleu import BLEU, CHRF, TER  # 0.2 s, which a command that scores nothing need not wait
