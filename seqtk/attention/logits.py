@@ -88,7 +88,10 @@ class FactorizedDenseLogits(Logits):
 
 
 class RandomLogits(Logits):
-    """A trained matrix R per head, whatever the input: H L² parameters, N(0, 1 / L) at first."""
+    """A trained matrix R per head, whatever the input: H L² parameters, N(0, 1 / L) at first.
+
+    So attention starts nearly uniform. From N(0, 1) a small model is far slower to learn to reverse its input.
+    """
 
     def __init__(self, config: Any, dim: int) -> None:
         super().__init__()
@@ -131,7 +134,7 @@ class FactorizedRandomLogits(Logits):
         self.key = nn.Parameter(torch.randn(shape) * deviation)
 
     def forward(self, x_BTD: Tensor, *, rows: slice | Tensor, columns: int) -> Tensor:
-        return _rows(self.query @ self.key[:, :columns].transpose(1, 2), rows)
+        return _rows(self.query, rows) @ self.key[:, :columns].transpose(1, 2)
 
     @staticmethod
     def parameter_count(config: Any, dim: int) -> int:
