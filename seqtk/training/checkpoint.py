@@ -158,7 +158,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> Tensors:
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}/{key}": torch.as_tensor(value)
         for parameter, values in optimizer.state.items()

@@ -50,7 +50,7 @@ class LoadedModel:
 def tensors_of(model: nn.Module) -> Tensors:
     """Every parameter and saved buffer once, by its first name; tied weights appear under one name."""
     persistent = set(model.state_dict())
-    tensors = dict(model.named_parameters())
+    tensors: Tensors = dict(model.named_parameters())
     tensors |= {name: buffer for name, buffer in model.named_buffers() if name in persistent}
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
@@ -99,12 +99,12 @@ def load_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
 
 def save_export(path: Path, tensors: Tensors, *, config: TrainConfig, assets: Assets, info: dict[str, Any]) -> None:
     """Write a model as one file from which `load_model` makes it again."""
-    metadata = {
-        "config": schema.to_dict(config),
-        "assets": assets,
-        "info": {"version": __version__, **info},
-    }
-    save_tensors(path, tensors, metadata)
+    write_export(path, Export(tensors, schema.to_dict(config), assets, {"version": __version__, **info}))
+
+
+def write_export(path: Path, export: Export) -> None:
+    """Write what `read_export` reads."""
+    save_tensors(path, export.tensors, {"config": export.config, "assets": export.assets, "info": export.info})
 
 
 def read_export(path: str | os.PathLike[str]) -> Export:

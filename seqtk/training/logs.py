@@ -28,13 +28,14 @@ class Logger:
         if self._silent:
             return
         path = Path(save_dir) / "log.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
         _take_back(path, resumed_at)
         self._lines = path.open("a", encoding="utf-8", buffering=1)
         if tensorboard:
             # Takes a second to import, so only where it is used.
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(
                 str(Path(save_dir) / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None, flush_secs=30
             )
         if sys.stderr.isatty():

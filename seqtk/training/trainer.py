@@ -9,7 +9,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = self.task.model(config.model).to(world.device)
         self.optimizer = optimizers.build(config.optimizer, self.model.named_parameters())
-        self.schedule = schedules.build(config.schedule, lr=config.optimizer.lr, max_updates=config.max_updates)
+        self.schedule = schedules.build(config.schedule, lr=config.optimizer.lr, max_steps=config.max_updates or None)
         criterion = criterions.build(config.criterion)
         self.objective = Objective(self.model, criterion, bf16=config.precision == "bf16")
         self.wrapped = world.wrap(self.objective)
@@ -138,8 +138,7 @@ class Trainer:
         sums: dict[str, torch.Tensor] = {}
         for index, batch in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
-            no_sync = nullcontext() if is_last or self.world.size == 1 else self.wrapped.no_sync()
-            with no_sync:
+            with self.world.gradient_sync(self.wrapped, enabled=is_last):
                 total, reported = self.wrapped(batch)
                 (total * (self.world.size / weight)).backward()
             for name, value in reported.items():

@@ -1,0 +1,45 @@
+"""seqtk-average: the mean of several checkpoints' weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from seqtk.cli.command import command
+from seqtk.errors import UserError
+
+
+@dataclass(frozen=True)
+class AverageConfig:
+    """Which checkpoints, and where their mean goes."""
+
+    checkpoint: str = ""  # a save_dir, or checkpoints separated by commas
+    last: int = 5  # of a save_dir: how many of its newest checkpoints
+    output: str = ""  # the file to write; default: average.safetensors in the save_dir
+
+
+@command("seqtk-average", AverageConfig)
+def main(config: AverageConfig) -> None:
+    """Average the weights of checkpoints: seqtk-average checkpoint=SAVE_DIR [last=5] [output=FILE]."""
+    from seqtk.training.export import average, write_export
+
+    paths = _paths(config)
+    output = Path(config.output) if config.output else Path(config.checkpoint) / "average.safetensors"
+    if not config.output and "," in config.checkpoint:
+        raise UserError("output is not set.", "It names the file for the mean of the checkpoints.")
+    write_export(output, average(paths))
+    print(f"Mean of {len(paths)} checkpoints: {', '.join(Path(path).name for path in paths)}")
+    print(output)
+
+
+def _paths(config: AverageConfig) -> list[str]:
+    if not config.checkpoint:
+        raise UserError("checkpoint is not set.", "It is a save_dir, or checkpoints separated by commas.")
+    if "," in config.checkpoint:
+        return config.checkpoint.split(",")
+    folders = sorted(Path(config.checkpoint).glob("update_*/model.safetensors"))
+    if not folders:
+        raise UserError(f"There are no checkpoints in {config.checkpoint}.", "Give the save_dir of a run.")
+    return [str(path.parent) for path in folders[-config.last :]]
+
+
+if __name__ == "__main__":
+    main()
