@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from seqtk.data.corpus import Text, TextConfig, read_blocks, sample_lines
-from seqtk.data.encoding import count_words
 from seqtk.data.subwords import train_tokenizer
 from seqtk.data.tokenizer import Tokenizer
 from seqtk.data.vocabulary import Vocabulary
+from seqtk.data.words import WordCounter
 from seqtk.data.workers import ordered_map
 from seqtk.errors import UserError
 
-_COUNTED_BYTES = 4 << 20  # large enough that adding up the counts of blocks costs little
+_COUNTED_BYTES = 2 << 20  # large enough that adding up the counts of blocks costs little
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _count(config: VocabularyConfig, train: Text, *, workers: int) -> Vocabulary
     """The vocabulary of the words of all of `train`'s files."""
     blocks = ((lines,) for path in train.paths for (lines,) in read_blocks([path], block_bytes=_COUNTED_BYTES))
     counts: Counter[bytes] = Counter()
-    for block in ordered_map(count_words, blocks, workers=workers):
+    for block in ordered_map(WordCounter(), blocks, workers=workers):
         counts.update(block)
     return Vocabulary.from_counts(
         {word.decode("utf-8"): count for word, count in counts.items()},

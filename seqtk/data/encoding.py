@@ -1,10 +1,8 @@
 """From blocks of lines to arrays of ids, one pass over a whole block at a time and no Python loop over tokens."""
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,28 +12,9 @@ from seqtk.data.filters import LengthFilter
 from seqtk.data.indexed import dtype_for
 from seqtk.data.tokenizer import Tokenizer
 from seqtk.data.vocabulary import EOS, UNK, Vocabulary
+from seqtk.data.words import WordTable, joined, words_in_lines
 
 Ids = npt.NDArray[Any]
-
-# White space that `str.split` knows and `bytes.split` does not: four control characters, and wide characters in UTF-8.
-_CONTROLS = (b"\x1c", b"\x1d", b"\x1e", b"\x1f")
-_CONTROLS_TO_SPACE = bytes.maketrans(b"".join(_CONTROLS), b"    ")
-_WIDE_HINTS = (b"\xc2\x85", b"\xc2\xa0", b"\xe1\x9a\x80", b"\xe2\x80", b"\xe2\x81\x9f", b"\xe3\x80\x80")
-_WIDE = re.compile(rb"\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80")
-
-
-def with_plain_spaces(text: bytes) -> bytes:
-    """UTF-8 text in which every character that Unicode calls white space is one that `bytes.split` knows."""
-    if any(control in text for control in _CONTROLS):
-        text = text.translate(_CONTROLS_TO_SPACE)
-    if not text.isascii() and any(hint in text for hint in _WIDE_HINTS):
-        text = _WIDE.sub(b" ", text)
-    return text
-
-
-def count_words(lines: Sequence[bytes]) -> Counter[bytes]:
-    """How often each white-space separated word occurs in some lines."""
-    return Counter(with_plain_spaces(b"".join(lines)).split())
 
 
 class LineEncoder(Protocol):
@@ -52,15 +31,13 @@ class WordEncoder:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
-        self._ids = {token.encode("utf-8"): vocabulary.id(token) for token in vocabulary.tokens}
+        ids = {token.encode("utf-8"): vocabulary.id(token) for token in vocabulary.tokens}
+        self._table = WordTable(list(ids), list(ids.values()), missing=UNK)
 
     def encode(self, lines: Sequence[bytes]) -> tuple[Ids, Ids]:
-        text = b"".join(lines)
-        plain = with_plain_spaces(text)
-        words = list(map(bytes.split, lines if plain is text else plain.split(b"\n")[: len(lines)]))
-        sizes = np.fromiter(map(len, words), np.int64, len(words))
-        found = map(self._ids.get, chain.from_iterable(words), repeat(UNK))
-        return np.fromiter(found, np.int64, int(sizes.sum())), sizes
+        text = joined(lines)
+        ids, starts, _ = self._table.find(text)
+        return ids, words_in_lines(text, starts)
 
 
 class PieceEncoder:

@@ -1,0 +1,157 @@
+"""White-space separated words of whole blocks of text, looked up all at once.
+
+A word of up to 15 bytes is exactly two 64-bit integers: its bytes, zeros behind them, and its length in the last byte.
+So words are compared as integers, never by a hash alone, and found in a table with open addressing, in a few passes of
+numpy over all words of a block. Longer words, which are rare, go through a Python dictionary.
+
+White space is what `str.split` takes for it: all that Unicode calls so.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+_SHORT = 15
+_MOST_REMEMBERED = 1 << 20  # words; the others are rare, and need not be fast
+_FREE = np.uint64(2**64 - 1)
+_MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93], dtype=np.uint64)  # any odd numbers
+_IS_SPACE = bytes(int(chr(byte).isspace() and byte < 128) for byte in range(256))
+_WIDE_SPACE = re.compile(rb"\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80")
+_WIDE_STARTS = (
+    (b"\xc2", (b"\xc2\x85", b"\xc2\xa0")),
+    (b"\xe1", (b"\xe1\x9a\x80",)),
+    (b"\xe2", (b"\xe2\x80", b"\xe2\x81\x9f")),
+    (b"\xe3", (b"\xe3\x80\x80",)),
+)
+# By length: the bytes of the first and second integer that belong to the word, and the length as it is stored.
+_FIRST_MASK = np.array([256 ** min(length, 8) - 1 for length in range(_SHORT + 1)], dtype=np.uint64)
+_SECOND_MASK = np.array([256 ** max(length - 8, 0) - 1 for length in range(_SHORT + 1)], dtype=np.uint64)
+_STORED_LENGTH = np.array([length << 56 for length in range(_SHORT + 1)], dtype=np.uint64)
+
+
+class WordTable:
+    """Gives each of some words its value; `find` answers for all the words of a block of text.
+
+    Words that come early are found fastest: put the frequent ones there.
+    """
+
+    def __init__(self, words: Sequence[bytes], values: Sequence[int], *, missing: int) -> None:
+        self._missing = missing
+        self._long = {word: value for word, value in zip(words, values, strict=True) if len(word) > _SHORT}
+        short = {word: value for word, value in zip(words, values, strict=True) if 0 < len(word) <= _SHORT}
+        self._bits = max(4, (4 * len(short)).bit_length())
+        self._first = np.zeros(1 << self._bits, dtype=np.uint64)
+        self._second = np.full(1 << self._bits, _FREE, dtype=np.uint64)
+        self._values = np.full(1 << self._bits, missing, dtype=np.int64)
+        text = b"".join(word.ljust(16, b"\0") for word in short)
+        lengths = np.fromiter(map(len, short), np.int64, len(short))
+        first, second = _keys(text, np.arange(len(short)) * 16, lengths)
+        self._insert(first, second, np.fromiter(short.values(), np.int64, len(short)))
+
+    def _insert(self, first: Array, second: Array, values: Array) -> None:
+        """Put each key in the nearest free slot at or behind its own; where several want one, the first gets it."""
+        slots = self._own_slots(first, second)
+        left = np.arange(len(slots))[::-1]  # of several values assigned to one place numpy keeps the last
+        while len(left):
+            free = left[self._second[slots[left]] == _FREE]
+            self._first[slots[free]], self._second[slots[free]] = first[free], second[free]
+            at = slots[left]
+            placed = (self._first[at] == first[left]) & (self._second[at] == second[left])
+            self._values[at[placed]] = values[left[placed]]
+            left = left[~placed]
+            slots[left] = (slots[left] + 1) & (len(self._values) - 1)
+
+    def _own_slots(self, first: Array, second: Array) -> Array:
+        mixed = first * _MIX[0] ^ second * _MIX[1]
+        mixed ^= mixed >> np.uint64(32)
+        mixed *= _MIX[2]
+        own: Array = (mixed >> np.uint64(64 - self._bits)).astype(np.int64)
+        return own
+
+    def find(self, text: bytes) -> tuple[Array, Array, Array]:
+        """(values, starts, ends) of the words of `text`, which ends in white space; a word without value is missing."""
+        starts, ends = _bounds(text)
+        lengths = ends - starts
+        first, second = _keys(text, starts, np.minimum(lengths, _SHORT))
+        slots = self._own_slots(first, second)
+        values = self._values.take(slots)
+        asked = np.flatnonzero((self._first.take(slots) != first) | (self._second.take(slots) != second))
+        values[asked] = self._missing
+        while len(asked):
+            asked = asked[self._second[slots[asked]] != _FREE]
+            slots[asked] = at = (slots[asked] + 1) & (len(self._values) - 1)
+            equal = (self._first[at] == first[asked]) & (self._second[at] == second[asked])
+            values[asked[equal]] = self._values[at[equal]]
+            asked = asked[~equal]
+        long = np.flatnonzero(lengths > _SHORT)
+        if len(long):
+            found = map(self._long.get, _slices(text, starts[long], ends[long]), repeat(self._missing))
+            values[long] = np.fromiter(found, np.int64, len(long))
+        return values, starts, ends
+
+
+class WordCounter:
+    """Counts the words of block after block; words that became known in earlier blocks are counted by numpy."""
+
+    def __init__(self) -> None:
+        self._words: list[bytes] = []
+        self._table = WordTable([], [], missing=-1)
+
+    def __call__(self, lines: Sequence[bytes]) -> Counter[bytes]:
+        """How often each word occurs in some lines."""
+        text = joined(lines)
+        values, starts, ends = self._table.find(text)
+        known = values >= 0
+        counts = np.bincount(values[known], minlength=len(self._words))
+        seen = np.flatnonzero(counts).tolist()
+        counter = Counter(dict(zip(map(self._words.__getitem__, seen), counts[seen].tolist(), strict=True)))
+        new = Counter(_slices(text, starts[~known], ends[~known]))
+        if len(self._words) < 4 * len(new) and len(self._words) < _MOST_REMEMBERED:
+            self._words += sorted(new, key=new.__getitem__, reverse=True)
+            self._table = WordTable(self._words, range(len(self._words)), missing=-1)
+        counter.update(new)
+        return counter
+
+
+def joined(lines: Sequence[bytes]) -> bytes:
+    """Lines of UTF-8 as one text that ends in a line end and has no white space of more than one byte."""
+    text = b"".join(lines)
+    text = text if text.endswith(b"\n") else text + b"\n"
+    if any(lead in text and any(start in text for start in starts) for lead, starts in _WIDE_STARTS):
+        text = _WIDE_SPACE.sub(b" ", text)
+    return text
+
+
+def words_in_lines(text: bytes, starts: Array) -> Array:
+    """How many of the words that start at `starts` each line of `text` has."""
+    line_ends = np.flatnonzero(np.frombuffer(text, dtype=np.uint8) == ord("\n"))
+    return np.diff(np.searchsorted(starts, line_ends), prepend=0)
+
+
+def _bounds(text: bytes) -> tuple[Array, Array]:
+    """Where each word starts and ends; `text` ends in white space."""
+    is_space = np.frombuffer(text.translate(_IS_SPACE), dtype=np.bool_)
+    edges = np.flatnonzero(is_space[1:] != is_space[:-1]) + 1
+    if not is_space[0]:
+        edges = np.concatenate([[0], edges])
+    return edges[0::2], edges[1::2]
+
+
+def _keys(text: bytes, starts: Array, lengths: Array) -> tuple[Array, Array]:
+    """The two integers of the words of at most 15 bytes at `starts`."""
+    padded = text + bytes(16)
+    eight_bytes_at = np.ndarray(len(padded) - 7, dtype="<u8", buffer=padded, strides=(1,))
+    first = eight_bytes_at[starts] & _FIRST_MASK[lengths]
+    second = eight_bytes_at[starts + 8] & _SECOND_MASK[lengths] | _STORED_LENGTH[lengths]
+    return first, second
+
+
+def _slices(text: bytes, starts: Array, ends: Array) -> Iterable[bytes]:
+    return map(text.__getitem__, map(slice, starts.tolist(), ends.tolist()))

@@ -1,0 +1,166 @@
+"""How fast seqtk-preprocess is, as ratios to named baselines in the same run, on one core and on several.
+
+python tools/bench_preprocess.py [--lines N] [--source FILE --target FILE]
+
+Without files the text is made here: words by Zipf's law. Everything of ours is timed from files to files: checking the
+text, counting the dictionary, encoding, writing, and the directory's own record. Rounds alternate between baselines and
+ours, so that all meet the same machine, and the best round counts. What runs on one core is measured in processor
+time, so that neighbours on the machine disturb it less; several workers are measured by the clock.
+"""
+
+import argparse
+import gzip
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from seqtk.data.preprocess import PreprocessConfig, preprocess
+from seqtk.data.subwords import train_tokenizer
+from seqtk.data.vocabulary import EOS, UNK
+from seqtk.data.workers import available_cores
+
+WORDS_PER_LINE = 25
+WORD_TYPES = 30_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lines", type=int, default=150_000, help="lines of each side to use")
+    parser.add_argument("--source", type=Path, help="text of the source side, plain or .gz")
+    parser.add_argument("--target", type=Path, help="text of the target side, plain or .gz")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-preprocess-") as name:
+        folder = Path(name)
+        for number, (lang, given) in enumerate((("xx", arguments.source), ("yy", arguments.target))):
+            lines = _read(given, arguments.lines) if given else _made_lines(arguments.lines, seed=number)
+            (folder / f"text.{lang}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        _bench_tokenized(folder, rounds=arguments.rounds)
+        _bench_raw(folder, rounds=arguments.rounds)
+
+
+def _bench_tokenized(folder: Path, *, rounds: int) -> None:
+    """Tokenised text to data-bin, dictionary included, against the plain loop over lines and words."""
+    cores = available_cores()
+    timed: dict[str, Callable[[], object]] = {
+        "per-line dictionary loop (split, look up, append)": partial(_dictionary_loop, folder),
+        "seqtk-preprocess, 1 worker": partial(_ours, folder, workers=1, tokenized=True),
+        f"seqtk-preprocess, {cores} workers": partial(_ours, folder, workers=cores, tokenized=True),
+    }
+    seconds = _best(timed, rounds)
+    tokens = sum(len(line.split()) + 1 for path in folder.glob("text.*") for line in path.open(encoding="utf-8"))
+    print(f"tokenised text to data-bin: {tokens:,} tokens")
+    baseline = next(iter(seconds.values()))
+    for name, taken in seconds.items():
+        print(f"  {name:50} {tokens / taken:12,.0f} tokens/s  {baseline / taken:5.2f} x the loop")
+
+
+def _bench_raw(folder: Path, *, rounds: int) -> None:
+    """Raw text to data-bin with an existing model, against SentencePiece's batch encoder on lists in memory."""
+    lines = [line for path in sorted(folder.glob("text.*")) for line in path.read_text("utf-8").split("\n")[:-1]]
+    cores = available_cores()
+    for kind in ("bpe", "unigram"):
+        tokenizer = train_tokenizer(
+            (line.encode("utf-8") for line in lines[:: max(1, len(lines) // 50_000)]),
+            vocab_size=8000,
+            model_type=kind,
+            character_coverage=1.0,
+            byte_fallback=False,
+            hard_vocab_limit=False,
+        )
+        model = folder / f"{kind}.model"
+        model.write_bytes(tokenizer.model_bytes or b"")
+        processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
+        timed: dict[str, Callable[[], object]] = {
+            "SentencePiece's batch encoder, 1 thread": partial(processor.encode, lines, out_type=int, num_threads=1),
+            "seqtk-preprocess, 1 worker": partial(_ours, folder, workers=1, sentencepiece=str(model)),
+            f"seqtk-preprocess, {cores} workers": partial(_ours, folder, workers=cores, sentencepiece=str(model)),
+        }
+        seconds = _best(timed, rounds)
+        print(f"raw text to data-bin, {kind}: {len(lines):,} lines")
+        baseline = next(iter(seconds.values()))
+        for name, taken in seconds.items():
+            print(f"  {name:50} {len(lines) / taken:12,.0f} lines/s   {taken / baseline:5.2f} x the encoder's time")
+
+
+def _ours(folder: Path, *, workers: int, tokenized: bool = False, sentencepiece: str | None = None) -> None:
+    with _new_directory(folder) as destination:
+        config = PreprocessConfig(
+            source_lang="xx",
+            target_lang="yy",
+            train=f"{folder}/text",
+            destdir=str(destination),
+            workers=workers,
+            tokenized=tokenized,
+            sentencepiece=sentencepiece,
+        )
+        preprocess(config)
+
+
+def _dictionary_loop(folder: Path) -> None:
+    """The baseline: what fairseq's preprocessing does for each word, written plainly, without its other costs."""
+    with _new_directory(folder) as destination:
+        destination.mkdir()
+        counts: Counter[str] = Counter()
+        for path in sorted(folder.glob("text.*")):
+            with path.open(encoding="utf-8", newline="\n") as file:
+                for line in file:
+                    for word in line.split():
+                        counts[word] += 1
+        ids = {word: id_ for id_, (word, _) in enumerate(counts.most_common(), start=UNK + 1)}
+        for path in sorted(folder.glob("text.*")):
+            sizes = []
+            with path.open(encoding="utf-8", newline="\n") as file, (destination / path.name).open("wb") as out:
+                for line in file:
+                    item = []
+                    for word in line.split():
+                        item.append(ids.get(word, UNK))
+                    item.append(EOS)
+                    out.write(np.array(item, dtype=np.uint16).tobytes())
+                    sizes.append(len(item))
+            np.array(sizes, dtype=np.int32).tofile(destination / f"{path.name}.sizes")
+
+
+def _best(timed: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    seconds = dict.fromkeys(timed, float("inf"))
+    for _ in range(rounds):
+        for name, function in timed.items():
+            clock = time.perf_counter if name.endswith("workers") else time.process_time
+            start = clock()
+            function()
+            seconds[name] = min(seconds[name], clock() - start)
+    return seconds
+
+
+@contextmanager
+def _new_directory(folder: Path) -> Iterator[Path]:
+    """The name of a directory that does not exist yet; it is deleted in the end."""
+    try:
+        yield folder / "out"
+    finally:
+        shutil.rmtree(folder / "out")
+
+
+def _made_lines(lines: int, *, seed: int) -> list[str]:
+    rng = np.random.default_rng(seed)
+    letters = np.array(list("eeeaaattoinshrdluäöüß"))
+    words = np.array(["".join(rng.choice(letters, size=rng.integers(2, 9))) for _ in range(WORD_TYPES)])
+    chosen = words[np.minimum(rng.zipf(1.2, size=(lines, WORDS_PER_LINE)), WORD_TYPES) - 1]
+    return [" ".join(line) for line in chosen.tolist()]
+
+
+def _read(path: Path, lines: int) -> list[str]:
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return data.decode("utf-8").split("\n")[:-1][:lines]
+
+
+if __name__ == "__main__":
+    main()
