@@ -1,0 +1,40 @@
+# `make demo` and `make test` need Python 3.11 or newer and nothing else; both make .venv first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := checkpoints/demo
+
+.PHONY: demo test check test-slow bench clean
+
+.venv/installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/seqtk-train recipe=demo save_dir=$(DEMO)
+	$(BIN)/seqtk-average checkpoint=$(DEMO)
+	$(BIN)/seqtk-generate checkpoint=$(DEMO)/average.safetensors data=data-bin/demo split=test output=$(DEMO)/test.de
+	$(BIN)/seqtk-score hypothesis=$(DEMO)/test.de reference=data-bin/demo/text/test.de
+	@echo; echo "Ten of them:"
+	@paste -d '\n' data-bin/demo/text/test.en $(DEMO)/test.de | head -n 20 | sed 'n; s/^/  → /'
+	@echo; echo "Curves: $(BIN)/tensorboard --logdir $(DEMO)/tensorboard"
+
+test: .venv/installed
+	$(BIN)/python -m pytest -m 'not slow' -n 2
+
+check: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+bench: .venv/installed
+	$(BIN)/python tools/bench_preprocess.py
+	$(BIN)/python tools/bench_training.py
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
