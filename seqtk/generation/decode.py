@@ -39,6 +39,11 @@ class Sentence:
     """The line as it was given, where there was one."""
     target_text: str | None = None
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether this is a line of text without a token, which no model was taught to translate."""
+        return self.source_text is not None and len(self.source) == 1
+
 
 @dataclass(frozen=True)
 class Translation:
@@ -107,14 +112,22 @@ def in_order(
 
     So many sentences as `window` says are read, sorted by length into batches, and decoded before the first of them is
     given; no more are held. `map_batches` applies the decoder to the batches, `map` or one that has worker processes.
+    A blank line is translated by a blank line.
     """
     numbered = enumerate(sentences)
     while block := list(itertools.islice(numbered, window)):
         fitting = decoder.fit([sentence for _, sentence in block])
-        sizes_ND = np.array([len(sentence.source) for sentence in fitting])
-        batches = ordered_batches(sizes_ND, batching)
+        hypotheses = {
+            place: [Hypothesis(tokens=(EOS,), score=0.0, token_scores=(0.0,))]
+            for place, sentence in enumerate(fitting)
+            if sentence.is_blank and not decoder.score_targets
+        }
+        places_N = np.array([place for place in range(len(fitting)) if place not in hypotheses], dtype=np.int64)
+        sizes_N = np.array([len(fitting[place].source) for place in places_N], dtype=np.int64)
+        batches = [places_N[batch] for batch in ordered_batches(sizes_N, batching)]
         found = map_batches(decoder, [[fitting[place] for place in batch] for batch in batches])
-        hypotheses = dict(zip(np.concatenate(batches).tolist(), itertools.chain.from_iterable(found), strict=True))
+        for batch, results in zip(batches, found, strict=True):
+            hypotheses |= zip(batch.tolist(), results, strict=True)
         for place, (index, sentence) in enumerate(block):
             yield Translation(index, sentence, hypotheses[place], shortened=fitting[place] is not sentence)
 

@@ -85,10 +85,8 @@ def paired_bootstrap(
 
     built = build_metrics(metrics, lowercase=lowercase, tokenize=tokenize)
     named: list[tuple[str, Sequence[str]]] = [(name, list(lines)) for name, lines in systems.items()]
-    table: dict[str, list[Any]]
-    signatures, table = PairedTest(  # type: ignore[assignment]
-        named, built, [list(references)], test_type="bs", n_samples=samples
-    )()
+    test: Any = PairedTest(named, built, [list(references)], test_type="bs", n_samples=samples)
+    signatures, table = test()
     return [
         Comparison(
             name=name,
