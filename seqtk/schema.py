@@ -230,11 +230,9 @@ def _holds(tree: Any, key: str) -> bool:
 def _nearest_key(name: str, config: Any, where: str) -> str:
     """The last line about an unknown key: one that ends in this name, else is close to it, here or further down."""
     name = name.replace("-", "_")
-    by_leaf = {key.rsplit(".", 1)[-1]: key for key in reversed(keys(config))}
     here = [*_hints(type(config)), *getattr(type(config), "aliases", {})]
-    close = difflib.get_close_matches(name, here, n=1) or difflib.get_close_matches(name, by_leaf, n=1)
-    if name in by_leaf:
-        close = [name]
+    by_leaf = {key.rsplit(".", 1)[-1]: key for key in reversed(keys(config))} | {key: key for key in here}
+    close = [name] if name in by_leaf else difflib.get_close_matches(name, by_leaf, n=1)
     return f"Did you mean '{where}{by_leaf[close[0]]}'?" if close else nearest(name, here)
 
 

@@ -30,7 +30,7 @@ def help_text(program: str, about: str, config: Any, *, recipes: bool) -> str:
     width = max(60, min(140, shutil.get_terminal_size((120, 24)).columns))
     rows = [_row(key, text, width) for key, text in _rows(config)]
     body = body.strip("\n")
-    return "\n".join([f"{program}: {title}", *([body] if body else []), "", *usage, "", "Keys:", *rows])
+    return "\n".join([f"{program}: {title}", *(["", body] if body else []), "", *usage, "", "Keys:", *rows])
 
 
 def _row(key: str, text: str, width: int) -> str:

@@ -1,0 +1,189 @@
+"""The shipped recipes compose, take two steps, and are found from wherever seqtk is installed."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from seqtk import schema
+from seqtk.cli import compose, recipes
+from seqtk.cli.recipes import find_recipe, recipe_names
+from seqtk.data.grammar import write_corpus
+from seqtk.data.preprocess import PreprocessConfig, preprocess
+from seqtk.errors import UserError
+from seqtk.training.config import TrainConfig
+from seqtk.training.run import run
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = {"demo", "multi30k_base", "multi30k_synth", "wmt14_base", "wmt14_synth"}
+HEADINGS = ("# Data ", "# Score ", "# Time ", "# Hardware ")
+
+
+def composed(name: str, *arguments: str) -> TrainConfig:
+    layers = compose.recipe_layers(find_recipe(name))
+    return compose.compose(TrainConfig(), layers, compose.parse_overrides(arguments))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data-bin directory of a few sentences."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder, train=60, valid=4, test=4)
+    destdir = folder / "data-bin"
+    preprocess(
+        PreprocessConfig(
+            source_lang="en",
+            target_lang="de",
+            train=str(folder / "train"),
+            valid=(str(folder / "valid"),),
+            test=(str(folder / "test"),),
+            destdir=str(destdir),
+            vocab_size=200,
+            workers=1,
+        )
+    )
+    return destdir
+
+
+def test_the_recipes_that_are_promised_are_there() -> None:
+    assert set(recipe_names()) >= SHIPPED
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_says_what_it_is_and_composes(name: str) -> None:
+    lines = find_recipe(name).read_text(encoding="utf-8").splitlines()
+    assert len(recipes.summary(find_recipe(name))) > 20
+    for heading in HEADINGS:
+        assert any(line.startswith(heading) for line in lines), f"{name} does not state its {heading.strip('# ')}"
+    config = composed(name)
+    assert config.save_dir == f"checkpoints/{name}"
+    assert config.task.made_by or type(config.task).__name__ == "DemoConfig"
+    assert schema.from_dict(TrainConfig, schema.to_dict(config)) == config
+    again = yaml.safe_load(compose.to_yaml(config))
+    assert again["save_dir"] == config.save_dir
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_states_only_what_differs_from_its_parents(name: str) -> None:
+    """Every file of a chain but the first changes what the ones before it say."""
+    layers = compose.recipe_layers(find_recipe(name))
+    for shorter, longer in zip(range(len(layers)), range(1, len(layers) + 1), strict=True):
+        before = compose.compose(TrainConfig(), layers[:shorter], [])
+        assert compose.compose(TrainConfig(), layers[:longer], []) != before
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_takes_two_steps(name: str, corpus: Path, tmp_path: Path) -> None:
+    small = ["model.dim=32", "model.ffn_dim=32", "batch.max_tokens=200", "update_freq=1", "max_updates=2", "threads=1"]
+    config = composed(
+        name, *small, f"task.data={corpus}", f"save_dir={tmp_path}", "device=cpu", "validation.every=2", "log.every=1"
+    )
+    assert run(replace(config, log=replace(config.log, tensorboard=False))) == 0
+
+
+def test_the_command_line_of_the_manual_reads_as_it_should() -> None:
+    config = composed(
+        "wmt14_synth",
+        "attention=synthesizer_dense",
+        "attention.max_length=128",
+        "model.dim=256",
+        "model.encoder.self_attention=[softmax,softmax,synthesizer_random]",
+    )
+    tree = schema.to_dict(config)["model"]
+    assert tree["dim"] == 256
+    assert [layer["kind"] for layer in tree["encoder"]["self_attention"]] == [
+        "softmax",
+        "softmax",
+        "synthesizer_random",
+    ]
+    assert tree["decoder"]["self_attention"] == [{**tree["decoder"]["self_attention"][0], "max_length": 128}]
+    assert tree["decoder"]["self_attention"][0]["kind"] == "synthesizer_dense"
+    assert tree["decoder"]["cross_attention"][0]["kind"] == "softmax"
+
+
+def test_a_recipe_of_ones_own_builds_on_a_shipped_one_and_on_a_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "short.yaml").write_text("max_updates: 7\n")
+    (tmp_path / "mine.yaml").write_text("defaults: [wmt14_synth, short, _self_]\nseed: 3\n")
+    config = composed(str(tmp_path / "mine"))
+    assert config == replace(composed("wmt14_synth"), max_updates=7, seed=3)
+
+
+def test_a_copied_recipe_with_its_old_name_is_not_its_own_parent(tmp_path: Path) -> None:
+    assert recipes.run(["cp", "wmt14_synth", str(tmp_path)]) == f"{tmp_path}/wmt14_synth.yaml\n"
+    assert composed(str(tmp_path / "wmt14_synth.yaml")) == composed("wmt14_synth")
+
+
+def test_ls_show_and_cp(tmp_path: Path) -> None:
+    listed = recipes.run(["ls"]).splitlines()
+    assert [line.split()[0] for line in listed] == recipe_names()
+    assert "Synthesizer" in next(line for line in listed if line.startswith("wmt14_synth"))
+    assert recipes.run(["show", "demo"]) == (ROOT / "recipes" / "demo.yaml").read_text(encoding="utf-8")
+    recipes.run(["cp", "demo", str(tmp_path / "new" / "folder")])
+    assert (tmp_path / "new" / "folder" / "demo.yaml").read_bytes() == (ROOT / "recipes" / "demo.yaml").read_bytes()
+    assert recipes.run([]) == recipes.run(["--help"]) == recipes.USAGE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["show", "demmo"], "Did you mean 'demo'?"),
+        (["show"], "Write: seqtk-recipes show NAME"),
+        (["cp", "demo"], "Write: seqtk-recipes cp NAME FOLDER"),
+        (["lss"], "Did you mean 'ls'?"),
+        (["cp", "demo", str(ROOT / "recipes")], "exists already"),
+        (["show", "no/such.yaml"], "There is no recipe at"),
+    ],
+)
+def test_what_cannot_be_listed_shown_or_copied(arguments: list[str], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        recipes.run(arguments)
+    assert words in str(caught.value)
+
+
+def listed_by(python_path: Path, cwd: Path) -> set[str]:
+    """The names that a fresh interpreter lists with the package at `python_path`, and no other."""
+    environment = {**os.environ, "PYTHONPATH": str(python_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    program = (
+        "import seqtk, sys; from seqtk.cli.recipes import main;"
+        f"assert seqtk.__file__.startswith({str(python_path)!r}), seqtk.__file__; main(['ls'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=cwd, env=environment, capture_output=True, text=True, check=True
+    )
+    return {line.split()[0] for line in done.stdout.splitlines()}
+
+
+def test_recipes_are_found_from_a_bare_checkout(tmp_path: Path) -> None:
+    assert listed_by(ROOT, tmp_path) >= SHIPPED
+
+
+@pytest.mark.slow
+def test_recipes_are_found_in_a_wheel_installed_elsewhere(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    files = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    for name in files:
+        destination = source / name
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_symlink():
+            destination.symlink_to(os.readlink(ROOT / name))
+        elif (ROOT / name).is_file():
+            destination.write_bytes((ROOT / name).read_bytes())
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(source)], check=True, cwd=tmp_path
+    )
+    wheel = next(tmp_path.glob("*.whl"))
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", str(target), str(wheel)], check=True)
+    assert not (target / "seqtk" / "conf" / "recipe").is_symlink()
+    assert listed_by(target, tmp_path) >= SHIPPED
+    subprocess.run(
+        [sys.executable, "-m", "seqtk.cli.train", "recipe=wmt14_synth", "--cfg", "job"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(target)}, check=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
