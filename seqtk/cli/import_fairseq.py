@@ -1,0 +1,95 @@
+"""seqtk-import-fairseq: a model that fairseq trained, as one file of ours."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seqtk.cli.command import command
+from seqtk.errors import UserError
+
+if TYPE_CHECKING:
+    from seqtk.interop.fairseq import Imported
+    from seqtk.tasks.translation import TranslationTask
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Which checkpoint, with which dictionaries, and where it goes."""
+
+    checkpoint: str = ""  # a checkpoint file of fairseq's (0.6 to 0.12); nothing in it is executed
+    data: str = ""  # the directory with the dict.*.txt it was trained with: its data-bin, or the unpacked archive
+    output: str = ""  # the file to write, for seqtk-generate and the other commands
+    source_lang: str | None = None  # default: what the checkpoint says
+    target_lang: str | None = None
+
+
+@command("seqtk-import-fairseq", ImportConfig)
+def main(config: ImportConfig) -> None:
+    """Import a model: seqtk-import-fairseq checkpoint=checkpoint_best.pt data=DATA-BIN output=model.safetensors.
+
+    Translation Transformers; their scores are fairseq's. A sentencepiece.model in data goes into the file too.
+    """
+    for key in ("checkpoint", "data", "output"):
+        if not getattr(config, key):
+            raise UserError(f"{key} is not set.", "seqtk-import-fairseq --help says what it is.")
+    from seqtk.interop.fairseq import import_fairseq
+
+    imported = import_fairseq(config.checkpoint)
+    task = _task(config, imported)
+    parameters = _write(Path(config.output), imported, task, checkpoint=Path(config.checkpoint))
+    print(
+        f"{task.source_lang}-{task.target_lang} Transformer of {parameters:,} parameters, "
+        f"vocabularies of {imported.source_vocabulary:,} and {imported.target_vocabulary:,}, "
+        f"trained for {imported.updates:,} updates"
+    )
+    print(f"wrote {config.output}")
+
+
+def _task(config: ImportConfig, imported: "Imported") -> "TranslationTask":
+    """The task over the data's dictionaries. Raises UserError unless they are of the sizes of the model's tables."""
+    from seqtk.tasks.translation import TranslationConfig, TranslationTask
+
+    task = TranslationTask(
+        TranslationConfig(
+            data=config.data,
+            source_lang=config.source_lang or imported.source_lang,
+            target_lang=config.target_lang or imported.target_lang,
+        )
+    )
+    for lang, vocabulary, rows in (
+        (task.source_lang, task.source_vocabulary, imported.source_vocabulary),
+        (task.target_lang, task.target_vocabulary, imported.target_vocabulary),
+    ):
+        if len(vocabulary) != rows:
+            raise UserError(
+                f"{config.data}: the dictionary of {lang} has {len(vocabulary):,} tokens, the model {rows:,}.",
+                "data= has to be the directory with the dictionaries that the model was trained with.",
+            )
+    return task
+
+
+def _write(output: Path, imported: "Imported", task: "TranslationTask", *, checkpoint: Path) -> int:
+    """Write the export; the number of its parameters."""
+    from seqtk.criterions.cross_entropy import LabelSmoothedConfig
+    from seqtk.training.config import TrainConfig
+    from seqtk.training.export import save_export, tensors_of
+
+    model = imported.model()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_export(
+        output,
+        tensors_of(model),
+        config=replace(
+            TrainConfig(),
+            task=task.config,
+            model=imported.config,
+            criterion=LabelSmoothedConfig(label_smoothing=imported.label_smoothing),
+        ),
+        assets=task.assets(),
+        info={"update": imported.updates, "imported_from": checkpoint.name},
+    )
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+if __name__ == "__main__":
+    main()
