@@ -90,12 +90,15 @@ class Writer:
             yield f"T-{number}\t{reference}"
         for rank, hypothesis in enumerate(translation.hypotheses):
             score = hypothesis.score / math.log(2)
-            tokens = " ".join(self.languages.target_vocabulary.decode(hypothesis.tokens))
+            tokens = _one_line(" ".join(self.languages.target_vocabulary.decode(hypothesis.tokens)))
             yield f"H-{number}\t{score}\t{tokens}"
             yield f"D-{number}\t{score}\t{self.hypothesis(translation, rank)}"
             yield f"P-{number}\t{' '.join(f'{x / math.log(2):.4f}' for x in hypothesis.token_scores)}"
 
     def _join(self, tokenizer: Tokenizer, tokens: list[str]) -> str:
-        text = tokenizer.decode(tokens) if self.detokenize else " ".join(tokens)
-        # A vocabulary with bytes in it can spell the end of a line; one sentence stays one line.
-        return text.replace("\r", " ").replace("\n", " ")
+        return _one_line(tokenizer.decode(tokens) if self.detokenize else " ".join(tokens))
+
+
+def _one_line(text: str) -> str:
+    """`text` with spaces for ends of lines, which a vocabulary with bytes in it can spell."""
+    return text.replace("\r", " ").replace("\n", " ")

@@ -79,7 +79,11 @@ def paired_bootstrap(
     tokenize: str = "13a",
     samples: int = 1000,
 ) -> list[Comparison]:
-    """sacreBLEU's paired bootstrap test (Koehn 2004) of each system against the first."""
+    """sacreBLEU's paired bootstrap test (Koehn 2004) of each system against the first.
+
+    A system that says the same in every line gets p = 1, where sacreBLEU, which counts samples that differ by more
+    than the systems do, finds none and calls the difference certain.
+    """
     check_lengths(systems, references)
     from sacrebleu.significance import PairedTest
 
@@ -92,8 +96,14 @@ def paired_bootstrap(
             name=name,
             signature=str(signature),
             rows=[
-                ComparedSystem(system, result.score, float(result.mean), float(result.ci), result.p_value)
-                for system, result in zip(systems, table[name], strict=True)
+                ComparedSystem(
+                    system,
+                    result.score,
+                    float(result.mean),
+                    float(result.ci),
+                    1.0 if place and lines == named[0][1] else result.p_value,
+                )
+                for place, ((system, lines), result) in enumerate(zip(named, table[name], strict=True))
             ],
         )
         for name, signature in signatures.items()

@@ -19,7 +19,9 @@ def vocabulary(words: int) -> Vocabulary:
     return Vocabulary([f"w{number}" for number in range(words)])
 
 
-def transformer(words: int, *, seed: int, sharpness: float = 4.0, max_target_length: int = 64) -> Transformer:
+def transformer(
+    words: int, *, seed: int, sharpness: float = 4.0, max_source_length: int = 64, max_target_length: int = 64
+) -> Transformer:
     """A random Transformer in float32 whose distributions are far from flat."""
     torch.manual_seed(seed)
     attention = (SoftmaxConfig(heads=2),)
@@ -29,6 +31,7 @@ def transformer(words: int, *, seed: int, sharpness: float = 4.0, max_target_len
         encoder=EncoderConfig(layers=1, self_attention=attention),
         decoder=DecoderConfig(layers=2, self_attention=attention, cross_attention=attention),
         share_embeddings="none",
+        max_source_length=max_source_length,
         max_target_length=max_target_length,
     )
     size = len(vocabulary(words))

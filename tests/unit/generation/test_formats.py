@@ -1,0 +1,85 @@
+import json
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from seqtk.data.tokenizer import Tokenizer
+from seqtk.data.vocabulary import EOS, UNK, Vocabulary
+from seqtk.generation.decode import Sentence, Translation
+from seqtk.generation.formats import Writer
+from seqtk.generation.search import Hypothesis
+
+WORDS = Vocabulary(["ein@@", "e", "Frau", "a", "woman", "x\ny"])
+
+
+@dataclass
+class Languages:
+    source_vocabulary: Vocabulary = field(default_factory=lambda: WORDS)
+    target_vocabulary: Vocabulary = field(default_factory=lambda: WORDS)
+    source_tokenizer: Tokenizer = field(default_factory=lambda: Tokenizer.plain("@@ "))
+    target_tokenizer: Tokenizer = field(default_factory=lambda: Tokenizer.plain("@@ "))
+
+
+def translation(**known) -> Translation:
+    probabilities = (1.0, 0.5, 0.25, 0.5)
+    hypotheses = [
+        Hypothesis(tokens=(4, 5, 6, EOS), score=-math.log(2), token_scores=tuple(map(math.log, probabilities))),
+        Hypothesis(tokens=(6, EOS), score=-2 * math.log(2), token_scores=(-math.log(4), -math.log(4))),
+    ]
+    sentence = Sentence(np.array([7, 8, EOS]), target=np.array([4, UNK, EOS]), **known)
+    return Translation(3, sentence, hypotheses, shortened=False)
+
+
+def lines(item, format, **options):
+    return list(Writer(Languages(), **options).lines(item, format))
+
+
+def test_text_is_the_best_hypothesis():
+    assert lines(translation(), "text") == ["eine Frau"]
+    assert lines(translation(), "text", detokenize=False) == ["ein@@ e Frau"]
+
+
+def test_fairseq_lines_are_laid_out_as_fairseq_does():
+    assert lines(translation(), "fairseq") == [
+        "S-3\ta woman",
+        "T-3\tein<<unk>>",
+        "H-3\t-1.0\tein@@ e Frau",
+        "D-3\t-1.0\teine Frau",
+        "P-3\t0.0000 -1.0000 -2.0000 -1.0000",
+        "H-3\t-2.0\tFrau",
+        "D-3\t-2.0\tFrau",
+        "P-3\t-2.0000 -2.0000",
+    ]
+    assert lines(translation(), "fairseq", detokenize=False)[1:4:2] == ["T-3\tein@@ <<unk>>", "D-3\t-1.0\tein@@ e Frau"]
+
+
+def test_json_holds_every_hypothesis_with_natural_scores():
+    (line,) = lines(translation(), "json")
+    read = json.loads(line)
+    assert read["index"] == 3
+    assert (read["source"], read["reference"]) == ("a woman", "ein<unk>")
+    assert [hypothesis["text"] for hypothesis in read["hypotheses"]] == ["eine Frau", "Frau"]
+    assert read["hypotheses"][0]["score"] == pytest.approx(-math.log(2))
+    assert read["hypotheses"][0]["tokens"] == ["ein@@", "e", "Frau"]
+    assert len(read["hypotheses"][0]["token_scores"]) == 4
+
+
+def test_the_text_that_was_given_is_shown_as_it_was():
+    item = translation(source_text="A  Woman", target_text="Eine Frau, ja")
+    assert lines(item, "fairseq")[:2] == ["S-3\tA  Woman", "T-3\tEine Frau, ja"]
+    assert lines(item, "fairseq", detokenize=False)[:2] == ["S-3\ta woman", "T-3\tein@@ <<unk>>"]
+
+
+def test_one_sentence_is_one_line_whatever_its_tokens_spell():
+    hypothesis = Hypothesis(tokens=(9, EOS), score=-1.0, token_scores=(-1.0, -1.0))
+    item = Translation(0, Sentence(np.array([7, EOS])), [hypothesis], shortened=False)
+    assert lines(item, "text") == ["x y"]
+    assert all("\n" not in line for line in lines(item, "fairseq"))
+
+
+def test_a_score_of_minus_infinity_is_null_in_json():
+    hypothesis = Hypothesis(tokens=(EOS,), score=-math.inf, token_scores=(-math.inf,))
+    (line,) = lines(Translation(0, Sentence(np.array([EOS])), [hypothesis], shortened=False), "json")
+    assert json.loads(line)["hypotheses"][0] == {"text": "", "score": None, "tokens": [], "token_scores": [None]}
