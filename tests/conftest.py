@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from seqtk.tasks.demo import DemoConfig, DemoTask
+
 torch.set_num_threads(1)
 
 SHARED = Path(os.environ.get("SEQTK_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -13,6 +15,14 @@ SHARED = Path(os.environ.get("SEQTK_SHARED", Path(__file__).resolve().parents[2]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where the layer tests run: cpu or cuda")
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data-bin directory of 300 pairs of the demo language, with its text in `text`."""
+    config = DemoConfig(data=str(tmp_path_factory.mktemp("corpus") / "tiny"), pairs=300, vocab_size=300)
+    DemoTask.prepare(config)
+    return Path(config.data)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,105 @@
+"""Two gloo processes make the run that one makes, and end together."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from seqtk.training.export import read_export
+from tests.unit.training.helpers import losses
+
+pytestmark = pytest.mark.slow
+
+ARGUMENTS = [
+    "device=cpu",
+    "threads=1",
+    "max_updates=12",
+    "batch.max_tokens=400",
+    "model.dim=16",
+    "model.ffn_dim=32",
+    "model.encoder.layers=1",
+    "model.decoder.layers=1",
+    "model.dropout=0",
+    "attention.heads=2",
+    "model.decoder.cross_attention.heads=2",
+    "schedule.warmup_updates=4",
+    "optimizer.lr=0.01",
+    "checkpoint.every=3",
+    "validation.every=6",
+    "log.every=1",
+    "log.tensorboard=false",
+]
+
+
+def start(processes: int, corpus: Path, save_dir: Path, *extra: str) -> "subprocess.Popen[str]":
+    launcher = [sys.executable, "-m", "seqtk.cli.train"]
+    if processes > 1:
+        torchrun = ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
+        launcher = [sys.executable, "-m", *torchrun, "-m", "seqtk.cli.train"]
+    command = [*launcher, f"task.data={corpus}", f"save_dir={save_dir}", *ARGUMENTS, *extra]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+
+
+def train(processes: int, corpus: Path, save_dir: Path, *extra: str) -> tuple[int, str]:
+    process = start(processes, corpus, save_dir, *extra)
+    _, errors = process.communicate(timeout=240)
+    return process.returncode, errors
+
+
+def test_two_processes_have_the_losses_of_one(tiny_corpus: Path, tmp_path: Path) -> None:
+    code, errors = train(1, tiny_corpus, tmp_path / "one", "update_freq=2")
+    assert code == 0, errors
+    code, errors = train(2, tiny_corpus, tmp_path / "two")
+    assert code == 0, errors
+    for kind in ("train", "valid"):
+        one, two = losses(tmp_path / "one", kind), losses(tmp_path / "two", kind)
+        assert [update for update, _ in one] == [update for update, _ in two]
+        assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-4)
+    # The first losses come from equal weights, so nothing but the order of the sums differs.
+    assert losses(tmp_path / "two")[0][1] == pytest.approx(losses(tmp_path / "one")[0][1], rel=1e-6)
+
+
+def test_a_run_of_two_goes_on_with_one(tiny_corpus: Path, tmp_path: Path) -> None:
+    code, errors = train(1, tiny_corpus, tmp_path / "whole", "update_freq=2")
+    assert code == 0, errors
+    code, errors = train(2, tiny_corpus, tmp_path / "parts", "max_updates=7")
+    assert code == 0, errors
+    code, errors = train(1, tiny_corpus, tmp_path / "parts", "update_freq=2")
+    assert code == 0, errors
+    whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
+    assert [loss for _, loss in parts] == pytest.approx([loss for _, loss in whole], rel=1e-4)
+
+
+def test_one_dead_process_ends_the_run(tiny_corpus: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "dies.py"
+    plugin.write_text(
+        "import os, threading\nif os.environ.get('RANK') == '1':\n    threading.Timer(8, os._exit, [9]).start()\n"
+    )
+    began = time.monotonic()
+    code, _ = train(2, tiny_corpus, tmp_path / "run", f"user_dir={tmp_path / 'dies'}", "max_updates=1000000")
+    assert code != 0
+    assert time.monotonic() - began < 60
+    if (tmp_path / "run" / "latest").is_file():
+        assert read_export(tmp_path / "run").tensors
+
+
+def test_sigterm_saves_and_resumes_in_two_processes(tiny_corpus: Path, tmp_path: Path) -> None:
+    process = start(
+        2, tiny_corpus, tmp_path, "max_updates=100000", "validation.every=100000", "checkpoint.every=100000"
+    )
+    log = tmp_path / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.is_file() and log.read_text().count("\n") > 3) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    update = int((tmp_path / "latest").read_text().removeprefix("update_"))
+    assert update > 3, errors
+    code, errors = train(2, tiny_corpus, tmp_path, f"max_updates={update + 2}")
+    assert code == 0, errors
+    assert f"Going on from update {update}" in errors

@@ -1,0 +1,47 @@
+"""A run small enough to be made dozens of times."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from seqtk import schema
+from seqtk.training.config import TrainConfig
+from seqtk.training.distributed import start_world
+from seqtk.training.trainer import Trainer
+
+TINY: dict[str, Any] = {
+    "device": "cpu",
+    "max_updates": 8,
+    "batch": {"max_tokens": 400},
+    "model": {
+        "dim": 16,
+        "ffn_dim": 32,
+        "encoder": {"layers": 1},
+        "decoder": {"layers": 1, "cross_attention": {"heads": 2}},
+    },
+    "attention": {"heads": 2},
+    "schedule": {"warmup_updates": 4},
+    "optimizer": {"lr": 0.01},
+    "checkpoint": {"every": 3},
+    "validation": {"every": 4},
+    "log": {"every": 1, "tensorboard": False},
+}
+
+
+def tiny_config(corpus: Path, save_dir: Path, **changes: Any) -> TrainConfig:
+    """The config of a tiny run on `corpus`; `changes` are dotted keys with `__` for the dot."""
+    config = schema.from_dict(TrainConfig, {**TINY, "save_dir": str(save_dir), "task": {"data": str(corpus)}})
+    for key, value in changes.items():
+        config = schema.update(config, key.replace("__", "."), value)
+    return config
+
+
+def trainer(corpus: Path, save_dir: Path, **changes: Any) -> Trainer:
+    """A trainer in this process."""
+    return Trainer(tiny_config(corpus, save_dir, **changes), world=start_world("cpu"))
+
+
+def losses(save_dir: Path, kind: str = "train") -> list[tuple[int, float]]:
+    """(update, loss) of every logged line of a kind."""
+    lines = map(json.loads, (save_dir / "log.jsonl").read_text().splitlines())
+    return [(line["update"], line["loss"]) for line in lines if line["kind"] == kind]
