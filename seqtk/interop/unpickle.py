@@ -21,7 +21,10 @@ from seqtk.errors import UserError
 STUBBED_MODULES = ("argparse", "fairseq", "hydra", "numpy", "omegaconf", "pathlib", "typing")
 """Packages whose classes appear in fairseq checkpoints; each becomes a stub, so none of them is imported or called."""
 
-ORDINARY = ("torch", "collections", "_codecs", "builtins.set", "builtins.dict", "builtins.bytearray")
+STUBBED_TYPES = ("bool", "dict", "float", "int", "list", "object", "str", "tuple")
+"""Built-in types, which omegaconf names for the values it holds."""
+
+ORDINARY = ("torch", "collections", "_codecs", "builtins.set", "builtins.bytearray")
 """Where the globals of tensors and containers come from; torch decides which of these it builds."""
 
 
@@ -55,11 +58,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"There is no checkpoint {path}.")
     names = globals_of(path)
-    stubs = [(_stub(name), name) for name in names if name.split(".")[0] in STUBBED_MODULES]
+    stubs = [(_stub(name), name) for name in names if _is_stubbed(name)]
     try:
         with torch.serialization.safe_globals([*stubs, (_plain_dict, "collections.defaultdict")]), _quiet():
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
+    except (MemoryError, PermissionError):
         raise
     except Exception as error:  # a malformed file can raise anything at all
         raise _refusal(path, names, error) from None
@@ -125,6 +128,11 @@ def _today(module: str, name: str) -> str:
     return f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
 
 
+def _is_stubbed(name: str) -> bool:
+    package, _, rest = name.partition(".")
+    return package in STUBBED_MODULES or (package == "builtins" and rest in STUBBED_TYPES)
+
+
 def _stub(name: str) -> type[Stub]:
     return type(name.rpartition(".")[2], (Stub,), {"name": name})
 
@@ -134,8 +142,9 @@ def _plain_dict(*_: Any) -> dict[Any, Any]:
 
 
 def _refusal(path: Path, names: list[str], error: Exception) -> UserError:
-    known = (*STUBBED_MODULES, *ORDINARY)
-    foreign = [name for name in names if name not in known and name.split(".")[0] not in known]
+    foreign = [
+        name for name in names if not _is_stubbed(name) and name not in ORDINARY and name.split(".")[0] not in ORDINARY
+    ]
     if foreign:
         return UserError(
             f"{path} is not read: it asks for {', '.join(foreign[:3])}, which no checkpoint of fairseq needs.",
