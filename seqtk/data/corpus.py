@@ -69,12 +69,12 @@ def find_text(prefix: str, lang: str | None) -> Path:
         if path.is_file():
             return path
     folder, stem = Path(prefix).parent, Path(prefix).name
-    beside = [str(path) for path in folder.glob(f"{stem}*") if path.is_file()] if folder.is_dir() else []
-    if not beside and folder.is_dir():
-        beside = [str(path) for path in folder.iterdir() if path.is_file()]
+    names = [path.name.removesuffix(".gz") for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
     raise UserError(
         f"There is no text {name} (nor {name}.gz).",
-        nearest(name, beside) if beside else f"{folder} holds no files.",
+        nearest(Path(name).name, [other for other in names if other.startswith(stem)] or names)
+        if names
+        else f"There are no files in {folder}.",
         *(() if lang else ("For a parallel corpus set source_lang= and target_lang=.",)),
     )
 

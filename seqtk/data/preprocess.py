@@ -38,7 +38,7 @@ class PreprocessConfig(VocabularyConfig):
     workers: int = 0  # processes; 0: one for each core
 
 
-_WORTH_A_WORKER = 4  # blocks that take longer to encode than a process to start
+_WORTH_A_WORKER = {"raw": 4, "tokenized": 32}  # blocks that take longer to encode than a process to start
 _WORTH_A_CHECKER = 1 << 28  # bytes that take longer to check than a process to start
 _NOT_IN_THE_RECORD = ("destdir", "overwrite", "workers")  # what has no influence on the files
 
@@ -63,7 +63,8 @@ def preprocess(
     files = config.files()
     total_bytes = sum(path.stat().st_size for paths in files.values() for path in paths)
     cores = config.workers or available_cores()
-    workers = min(cores, max(1, total_bytes // (_WORTH_A_WORKER * block_bytes)))
+    worth = _WORTH_A_WORKER["tokenized" if config.tokenized else "raw"] * block_bytes
+    workers = min(cores, max(1, total_bytes // worth))
     texts = _check(files, workers=min(cores, max(1, total_bytes // _WORTH_A_CHECKER)))
     with staged(destination) as staging:
         train = next((text for text in texts if text.name == "train"), None)

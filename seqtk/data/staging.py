@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from seqtk.errors import UserError
@@ -44,7 +44,8 @@ def staged(destination: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if created:
-            destination.rmdir()
+            with suppress(OSError):  # something else may have been put there meanwhile
+                destination.rmdir()
 
 
 def _files_of_databin(directory: Path) -> list[Path]:

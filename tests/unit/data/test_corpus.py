@@ -1,0 +1,93 @@
+"""Unit tests of reading raw text: lines, blocks, samples, and text that cannot be used."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from seqtk.data import corpus
+from seqtk.data.corpus import TextConfig, check_equal, check_text, find_text, read_blocks, sample_lines
+from seqtk.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [("", 0), ("a", 1), ("a\n", 1), ("a\nb", 2), ("\n\n", 2), ("a\u2028b\rc\x85d\x0b\n", 1), ("ä" * 50 + "\nö", 2)],
+)
+def test_a_line_ends_at_newline_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, lines: int) -> None:
+    monkeypatch.setattr(corpus, "BLOCK_BYTES", 3)
+    plain, packed = tmp_path / "x", tmp_path / "x.gz"
+    plain.write_bytes(text.encode())
+    packed.write_bytes(gzip.compress(text.encode()))
+    assert check_text(plain) == check_text(packed) == lines
+
+
+def test_invalid_utf8_is_named_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "BLOCK_BYTES", 5)
+    (tmp_path / "x").write_bytes(b"good\nfine\nM\xe4rz\nmore\n")
+    with pytest.raises(UserError, match=r"Line 3 of .*x is not UTF-8: .*\\xe4"):
+        check_text(tmp_path / "x")
+    (tmp_path / "x").write_bytes("good\nä".encode()[:-1])
+    with pytest.raises(UserError, match="Line 2"):
+        check_text(tmp_path / "x")
+
+
+def test_a_gzip_file_that_was_cut_short_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.gz").write_bytes(gzip.compress(b"hello\n" * 1000)[:-10])
+    with pytest.raises(UserError, match="not a whole gzip file"):
+        check_text(tmp_path / "x.gz")
+    (tmp_path / "x.gz").write_bytes(b"hello\n")
+    with pytest.raises(UserError, match="not a whole gzip file"):
+        check_text(tmp_path / "x.gz")
+
+
+def test_blocks_hold_the_same_lines_of_every_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"".join(b"%d\n" % i for i in range(100)))
+    (tmp_path / "b").write_bytes(b"".join(b"long line %d\n" % i for i in range(100)))
+    blocks = list(read_blocks([tmp_path / "a", tmp_path / "b"], block_bytes=16))
+    assert len(blocks) > 10
+    assert all(len(first) == len(second) for first, second in blocks)
+    assert b"".join(line for _, second in blocks for line in second) == (tmp_path / "b").read_bytes()
+
+
+def test_samples_are_taken_at_regular_distances(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"".join(b"%s%d\r\n" % (name.encode(), i) for i in range(10)))
+    paths = [tmp_path / "a", tmp_path / "b"]
+    assert list(sample_lines(paths, lines=20, most=5)) == [b"a0", b"a4", b"a8", b"b0", b"b4", b"b8"]
+    assert len(list(sample_lines(paths, lines=20, most=20))) == 20
+
+
+def test_a_missing_file_is_named_with_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "train.en").touch()
+    (tmp_path / "train.de.gz").touch()
+    assert find_text(f"{tmp_path}/train", "de").name == "train.de.gz"
+    with pytest.raises(UserError, match=r"no text .*train\.dee.*\n.*train\.de"):
+        find_text(f"{tmp_path}/train", "dee")
+    with pytest.raises(UserError, match="source_lang="):
+        find_text(f"{tmp_path}/train", None)
+    with pytest.raises(UserError, match="nowhere"):
+        find_text(f"{tmp_path}/nowhere/train", "en")
+
+
+def test_unequal_sides_are_told_with_both_numbers() -> None:
+    with pytest.raises(UserError, match=r"a has 1,000, b has 999\."):
+        check_equal([Path("a"), Path("b")], [1000, 999])
+
+
+def test_prefixes_name_the_splits_in_order() -> None:
+    config = TextConfig(train="t", valid=("v", "w"), test=("x,y",))
+    assert config.prefixes() == {"train": "t", "valid": "v", "valid1": "w", "test": "x", "test1": "y"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"target_lang": "de"}, "needs source_lang"),
+        ({"source_lang": "x", "target_lang": "x"}, "both 'x'"),
+        ({}, "no text"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, str], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        TextConfig(**settings).files()

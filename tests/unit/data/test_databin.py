@@ -1,0 +1,83 @@
+"""Unit tests of data-bin directories: which languages, which splits, and what is missing."""
+
+from pathlib import Path
+
+import pytest
+
+from seqtk.data.databin import DataBin
+from seqtk.data.indexed import IndexedWriter
+from seqtk.data.vocabulary import Vocabulary
+from seqtk.errors import UserError
+
+
+def _make(directory: Path, *names: str, dictionaries: tuple[str, ...] = ()) -> Path:
+    directory.mkdir(exist_ok=True)
+    for number, name in enumerate(names):
+        with IndexedWriter(directory / name, vocabulary_size=9) as writer:
+            writer.append([4 + number, 2])
+    for name in dictionaries:
+        Vocabulary(["a", "b", "c", "d"]).save(directory / name)
+    return directory
+
+
+@pytest.fixture
+def en_de(tmp_path: Path) -> Path:
+    names = [f"{split}.en-de.{lang}" for split in ("train", "valid", "valid1") for lang in ("en", "de")]
+    return _make(tmp_path / "bin", *names, "test.en-de.en", dictionaries=("dict.en.txt", "dict.de.txt"))
+
+
+def test_the_languages_are_inferred_from_the_file_names(en_de: Path) -> None:
+    data = DataBin(en_de)
+    assert (data.source_lang, data.target_lang) == ("en", "de")
+    assert data.splits() == ["train", "valid", "valid1"]
+    assert data.split("valid", "de")[0].tolist() == [7, 2]
+    assert data.vocabulary("de").tokens[4:] == ["a", "b", "c", "d"]
+
+
+def test_a_directory_serves_both_directions(en_de: Path) -> None:
+    for data in (DataBin(en_de, source_lang="de"), DataBin(en_de, target_lang="en")):
+        assert (data.source_lang, data.target_lang) == ("de", "en")
+        assert data.split("train", "de")[0].tolist() == [5, 2]
+
+
+def test_languages_may_have_hyphens(tmp_path: Path) -> None:
+    names = [f"train.zh-Hans-pt-BR.{lang}" for lang in ("zh-Hans", "pt-BR")]
+    data = DataBin(_make(tmp_path / "bin", *names))
+    assert (data.source_lang, data.target_lang) == ("zh-Hans", "pt-BR")
+
+
+def test_one_sided_directories(tmp_path: Path) -> None:
+    data = DataBin(_make(tmp_path / "lm", "train", "valid", dictionaries=("dict.txt",)))
+    assert (data.source_lang, data.target_lang, data.splits()) == (None, None, ["train", "valid"])
+    assert data.split("valid")[0].tolist() == [5, 2]
+    assert len(data.vocabulary()) == 8
+    named = DataBin(_make(tmp_path / "named", "train.en-None.en", dictionaries=("dict.en.txt",)))
+    assert (named.source_lang, named.target_lang, named.splits()) == ("en", None, ["train"])
+
+
+def test_several_pairs_need_a_choice(tmp_path: Path) -> None:
+    names = [f"train.{pair}.{lang}" for pair in ("de-en", "fr-en") for lang in pair.split("-")]
+    directory = _make(tmp_path / "bin", *names)
+    with pytest.raises(UserError, match="de-en, fr-en"):
+        DataBin(directory)
+    with pytest.raises(UserError, match="source_lang="):
+        DataBin(directory, source_lang="en")
+    assert DataBin(directory, source_lang="fr").target_lang == "en"
+
+
+def test_what_is_missing_is_named_with_what_is_near(en_de: Path) -> None:
+    for action, near in [
+        (lambda: DataBin(en_de.parent / "bim"), "Did you mean 'bin'"),
+        (lambda: DataBin(en_de, source_lang="fr"), "en-de"),
+        (lambda: DataBin(en_de).split("vald", "en"), "Did you mean 'valid'"),
+        (lambda: DataBin(en_de).vocabulary("dee"), r"Did you mean 'dict\.de\.txt'"),
+        (lambda: DataBin(_make(en_de.parent / "empty")), "not a data-bin"),
+    ]:
+        with pytest.raises(UserError, match=near) as error:
+            action()
+        assert str(error.value).count("\n") < 3
+
+
+def test_word_alignments_are_not_taken_for_splits(en_de: Path) -> None:
+    _make(en_de, "train.align.en-de")
+    assert DataBin(en_de).splits() == ["train", "valid", "valid1"]

@@ -1,0 +1,116 @@
+"""Unit tests of the indexed files: round trips, types, damage, and the older format."""
+
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seqtk.data.indexed import IndexedDataset, IndexedWriter
+from seqtk.errors import UserError
+
+ITEMS = [[5, 9, 7, 2], [2], [], [3, 2]]
+
+
+def _write(prefix: Path, items: list[list[int]] = ITEMS, vocabulary_size: int | None = 100) -> None:
+    with IndexedWriter(prefix, vocabulary_size=vocabulary_size) as writer:
+        for item in items:
+            writer.append(item)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary_size", "itemsize"), [(65_499, 2), (65_500, 4), (None, 4), (4_294_967_294, 4), (4_294_967_295, 8)]
+)
+def test_items_come_back_in_every_type(tmp_path: Path, vocabulary_size: int | None, itemsize: int) -> None:
+    _write(tmp_path / "x", vocabulary_size=vocabulary_size)
+    dataset = IndexedDataset(tmp_path / "x")
+    assert [dataset[i].tolist() for i in range(len(dataset))] == ITEMS
+    assert dataset.sizes.tolist() == [4, 1, 0, 2]
+    assert (dataset.sizes.dtype, dataset[0].dtype) == (np.int32, np.int64)
+    assert (tmp_path / "x.bin").stat().st_size == 7 * itemsize
+    assert (tmp_path / "x.idx").stat().st_size == 26 + 12 * len(ITEMS)
+
+
+def test_many_items_at_once_are_the_same_bytes_as_one_by_one(tmp_path: Path) -> None:
+    _write(tmp_path / "one")
+    with IndexedWriter(tmp_path / "all", vocabulary_size=100) as writer:
+        writer.extend_arrays(np.concatenate(ITEMS[:2]), np.array([4, 1]))
+        writer.extend_arrays(np.array([3, 2]), np.array([0, 2]))
+    for suffix in ("bin", "idx"):
+        assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"all.{suffix}").read_bytes()
+
+
+def test_starts_are_right_across_the_blocks_they_are_written_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seqtk.data.indexed._BLOCK", 3)
+    items = [list(range(1, 2 + i % 5)) for i in range(11)]
+    _write(tmp_path / "x", items)
+    dataset = IndexedDataset(tmp_path / "x")
+    assert [dataset[i].tolist() for i in range(11)] == items
+
+
+def test_a_copy_in_another_process_opens_the_files_again(tmp_path: Path) -> None:
+    _write(tmp_path / "x")
+    copy = pickle.loads(pickle.dumps(IndexedDataset(tmp_path / "x")))
+    assert copy[-1].tolist() == [3, 2]
+    with pytest.raises(IndexError):
+        copy[4]
+
+
+def test_no_items_are_a_data_set_too(tmp_path: Path) -> None:
+    _write(tmp_path / "x", [])
+    assert len(IndexedDataset(tmp_path / "x")) == 0
+    assert IndexedDataset(tmp_path / "x").sizes.tolist() == []
+
+
+def test_an_exception_while_writing_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match="1 ids for items of 2"),
+        IndexedWriter(tmp_path / "x", vocabulary_size=9) as writer,
+    ):
+        writer.extend_arrays(np.array([1]), np.array([2]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damage_is_told_in_words(tmp_path: Path) -> None:
+    prefix = tmp_path / "x"
+    _write(prefix)
+    index, data = (tmp_path / "x.idx").read_bytes(), (tmp_path / "x.bin").read_bytes()
+    documents = struct.pack("<QQQ", 2, 0, 4)  # Megatron-LM: a count behind the header's, and an array at the end
+    for damaged, complaint in [
+        (index[:-5], "cut short"),
+        (index[:20], "cut short"),
+        (b"", "not an index"),
+        (b"PK" + index[2:], "not an index"),
+        (index[:9] + b"\2" + index[10:], "version"),
+        (index[:17] + b"\6" + index[18:], "not token ids"),
+        (index[:26] + documents[:8] + index[26:] + documents[8:], "Megatron"),
+    ]:
+        (tmp_path / "x.idx").write_bytes(damaged)
+        with pytest.raises(UserError, match=complaint):
+            IndexedDataset(prefix)
+    (tmp_path / "x.idx").write_bytes(index)
+    (tmp_path / "x.bin").write_bytes(data[:-1])
+    with pytest.raises(UserError, match="13 bytes, but its index says 14"):
+        IndexedDataset(prefix)
+    (tmp_path / "x.bin").unlink()
+    with pytest.raises(UserError, match=r"There is no .*x\.bin"):
+        IndexedDataset(prefix)
+
+
+def test_the_older_format_stores_ids_plus_one(tmp_path: Path) -> None:
+    sizes = [len(item) for item in ITEMS]
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    header = struct.pack("<8sQQQQQ", b"TNTIDX\0\0", 1, 4, 4, len(ITEMS), len(ITEMS))
+    offsets = np.arange(len(ITEMS) + 1, dtype="<i8").tobytes() + starts.astype("<i8").tobytes()
+    index = header + offsets + np.array(sizes, dtype="<i8").tobytes()
+    (tmp_path / "x.idx").write_bytes(index)
+    (tmp_path / "x.bin").write_bytes((np.concatenate(ITEMS) + 1).astype("<i4").tobytes())
+    dataset = IndexedDataset(tmp_path / "x")
+    assert [dataset[i].tolist() for i in range(len(dataset))] == ITEMS
+    assert dataset.sizes.tolist() == sizes
+    (tmp_path / "x.idx").write_bytes(index[:-8])
+    with pytest.raises(UserError, match="damaged"):
+        IndexedDataset(tmp_path / "x")

@@ -1,0 +1,246 @@
+"""Unit tests of preprocessing: from text to a self-contained data-bin, and everything that can be wrong with either."""
+
+import json
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from seqtk.cli.preprocess import main
+from seqtk.data.databin import DataBin
+from seqtk.data.filters import LengthFilter
+from seqtk.data.preprocess import PreprocessConfig, preprocess
+from seqtk.data.vocabulary import EOS, UNK
+from seqtk.data.workers import ordered_map
+from seqtk.errors import UserError
+
+NOUNS = ("dog", "cat", "bird", "house", "tree", "river")
+EN = [f"the {a} sees the {b} {i}" for i, a in enumerate(NOUNS) for b in NOUNS]
+DE = [line.replace("the", "das").replace("sees", "sieht") for line in EN]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    for name, lang, lines in [
+        ("train", "en", [*EN, "", "x " * 30, "short"]),
+        ("train", "de", [*DE, "leer", "y " * 30, "kurz " * 9]),
+        ("valid", "en", ["the dog ☃", "", "a very long line " * 9]),
+        ("valid", "de", ["das dog", "nichts", "kurz"]),
+    ]:
+        (tmp_path / f"{name}.{lang}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return tmp_path
+
+
+def _config(text: Path, **changes: Any) -> PreprocessConfig:
+    start = PreprocessConfig(
+        source_lang="en",
+        target_lang="de",
+        train=f"{text}/train",
+        valid=(f"{text}/valid",),
+        destdir=f"{text}/bin",
+        vocab_size=64,
+        workers=1,
+    )
+    return replace(start, **changes)
+
+
+def _files(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("joint", [True, False])
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_raw_text_becomes_a_directory_that_needs_nothing_else(text: Path, joint: bool, model_type: str) -> None:
+    preprocess(_config(text, joint=joint, model_type=model_type, min_length=0))
+    data = DataBin(text / "bin")
+    assert (data.source_lang, data.target_lang, data.splits()) == ("en", "de", ["train", "valid"])
+    for lang, lines in (("en", EN), ("de", DE)):
+        vocabulary, tokenizer, items = data.vocabulary(lang), data.tokenizer(lang), data.split("train", lang)
+        assert items[7].tolist() == vocabulary.encode(tokenizer.encode(lines[7])).tolist()
+        assert tokenizer.decode(vocabulary.decode(items[7])) == lines[7]
+    assert (data.vocabulary("en") == data.vocabulary("de")) is joint
+    assert len(list((text / "bin").glob("sentencepiece*.model"))) == (1 if joint else 2)
+
+
+def test_the_dictionary_has_the_counts_of_the_training_text(text: Path) -> None:
+    preprocess(_config(text))
+    data = DataBin(text / "bin")
+    items = [data.split("train", lang)[i] for lang in ("en", "de") for i in range(len(data.split("train", lang)))]
+    counted = np.bincount(np.concatenate(items), minlength=64)
+    assert data.vocabulary("en").counts[4:] == counted[4:].tolist()
+
+
+def test_training_lines_are_filtered_and_every_one_is_accounted_for(text: Path) -> None:
+    report = preprocess(_config(text, tokenized=True, max_length=20, max_ratio=8.0))
+    train, valid = report.splits["train"], report.splits["valid"]
+    assert (train.lines, train.items) == (39, 36)
+    assert train.dropped == {"empty": 1, "too_short": 0, "too_long": 1, "ratio": 1}
+    assert (valid.lines, valid.items, sum(valid.dropped.values())) == (3, 3, 0)
+    assert (valid.sides["en"].tokens, valid.sides["en"].unknown) == (3 + 36 + 3, 37)
+    record = json.loads((text / "bin" / "preprocess.json").read_text())
+    assert record["splits"]["train"]["dropped"] == train.dropped
+    assert record["settings"]["max_length"] == 20
+    assert "workers" not in record["settings"]
+
+
+def test_held_out_text_keeps_each_line(text: Path) -> None:
+    preprocess(_config(text))
+    data = DataBin(text / "bin")
+    assert len(data.split("valid", "en")) == len(data.split("valid", "de")) == 3
+    assert data.split("valid", "en")[1].tolist() == [EOS]
+    assert UNK in data.split("valid", "en")[0]
+
+
+def test_rules_count_a_pair_once_at_the_first_that_it_breaks() -> None:
+    keep, dropped = LengthFilter(min_length=2, max_length=10, max_ratio=3.0)(
+        [np.array([0, 1, 2, 11, 3, 4]), np.array([99, 5, 2, 2, 10, 8])]
+    )
+    assert keep.tolist() == [False, False, True, False, False, True]
+    assert dropped == {"empty": 1, "too_short": 1, "too_long": 1, "ratio": 1}
+    assert LengthFilter(min_length=0, max_ratio=2.0)([np.array([0, 0]), np.array([2, 3])])[0].tolist() == [True, False]
+
+
+@pytest.mark.parametrize("settings", [{}, {"tokenized": True}])
+def test_blocks_and_workers_make_no_difference(text: Path, settings: dict[str, Any]) -> None:
+    preprocess(_config(text, **settings))
+    blocks = preprocess(_config(text, destdir=f"{text}/blocks", **settings), block_bytes=100)
+    assert blocks.splits["train"].lines == 39
+    assert _files(text / "bin") == _files(text / "blocks")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"tokenized": True}, {"model_type": "unigram", "joint": False}])
+def test_one_two_and_eight_workers_write_the_same_bytes(text: Path, settings: dict[str, Any]) -> None:
+    made = []
+    for workers in (1, 2, 8):
+        config = _config(text, destdir=f"{text}/bin{workers}", workers=workers, **settings)
+        preprocess(config, block_bytes=10)
+        made.append(_files(text / f"bin{workers}"))
+    assert made[0] == made[1] == made[2]
+
+
+def test_workers_answer_in_order_and_read_only_a_little_ahead() -> None:
+    read: list[int] = []
+
+    def items() -> Any:
+        for number in range(50):
+            read.append(number)
+            yield (number,)
+
+    results = ordered_map(abs, items(), workers=2)
+    assert next(results) == 0
+    assert len(read) <= 6
+    assert list(results) == list(range(1, 50))
+    with pytest.raises(TypeError):
+        list(ordered_map(abs, [("x",)], workers=2))
+    assert multiprocessing.active_children() == []
+
+
+def test_an_existing_model_with_a_dictionary_counted_from_its_pieces(text: Path) -> None:
+    preprocess(_config(text, vocab_size=48))
+    model = text / "bin" / "sentencepiece.model"
+    tokenizer = DataBin(text / "bin").tokenizer("en")
+    for name in ("train.en", "train.de", "valid.en", "valid.de"):
+        lines = (text / name).read_text(encoding="utf-8").split("\n")[:-1]
+        pieces = "".join(" ".join(tokenizer.encode(line)) + "\n" for line in lines)
+        (text / f"pieces.{name}").write_text(pieces, encoding="utf-8")
+    pieces_config = replace(_config(text), train=f"{text}/pieces.train", valid=(f"{text}/pieces.valid",))
+    preprocess(replace(pieces_config, tokenized=True, destdir=f"{text}/tokenized", sentencepiece=str(model)))
+    dictionary = str(text / "tokenized" / "dict.en.txt")
+    with (text / "tokenized" / "dict.en.txt").open("a", encoding="utf-8") as file:
+        file.write("☃ 1\n")  # a word that the model does not know
+    raw = _config(text, destdir=f"{text}/raw", sentencepiece=str(model), source_dict=dictionary)
+    tokenized = replace(
+        pieces_config, tokenized=True, destdir=f"{text}/again", sentencepiece=str(model), source_dict=dictionary
+    )
+    preprocess(raw)
+    preprocess(tokenized)
+    assert DataBin(text / "raw").vocabulary("en").id("☃") in DataBin(text / "raw").split("valid", "en")[0]
+    raw_files, tokenized_files = _files(text / "raw"), _files(text / "again")
+    assert all(raw_files[name] == tokenized_files[name] for name in raw_files if name != "preprocess.json")
+
+
+def test_one_sided_text(text: Path) -> None:
+    preprocess(_config(text, target_lang=None))
+    data = DataBin(text / "bin")
+    assert (data.source_lang, data.splits()) == (None, ["train", "valid"])
+    assert data.tokenizer().decode(data.vocabulary().decode(data.split("train")[0])) == EN[0]
+
+
+def test_an_existing_data_bin_is_kept_unless_told_otherwise(text: Path) -> None:
+    preprocess(_config(text))
+    (text / "bin" / "notes.txt").write_text("mine")
+    (text / "bin" / "test.en-de.en.idx").write_text("of the old dictionary")
+    before = _files(text / "bin")
+    with pytest.raises(UserError, match=f"in {text}/bin already"):
+        preprocess(_config(text))
+    with pytest.raises(UserError, match="vocab_size"):
+        preprocess(_config(text, vocab_size=9, overwrite=True))
+    assert _files(text / "bin") == before
+    preprocess(_config(text, vocab_size=48, overwrite=True))
+    assert len(DataBin(text / "bin").vocabulary("en")) == 48
+    assert (text / "bin" / "notes.txt").read_text() == "mine"
+    assert not (text / "bin" / "test.en-de.en.idx").exists()
+
+
+def test_a_failure_leaves_no_directory(text: Path) -> None:
+    with pytest.raises(UserError, match="vocab_size=9"):
+        preprocess(_config(text, vocab_size=9))
+    assert not (text / "bin").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"destdir": None}, "destdir= is missing"),
+        ({"destdir": "{text}/train.en"}, "is a file"),
+        ({"train": None}, "no training text"),
+        ({"source_dict": "{text}/d"}, "tokenized=true"),
+        ({"source_dict": "{text}/d", "tokenized": True}, "no dictionary"),
+        ({"sentencepiece": "{text}/m"}, "no SentencePiece model"),
+        ({"target_dict": "{text}/d"}, "joint=false"),
+        ({"source_lang": "fr"}, "no text"),
+        ({"vocab_size": 9999, "hard_vocab_limit": True}, "too high"),
+        ({"valid": ("{text}/empty",)}, "is empty"),
+        ({"valid": ("{text}/unequal",)}, "unequal.en has 2, .*unequal.de has 1"),
+    ],
+)
+def test_what_the_user_can_mend_is_told_in_three_lines(text: Path, changes: dict[str, Any], complaint: str) -> None:
+    for name, content in [("empty.en", ""), ("empty.de", ""), ("unequal.en", "a\nb\n"), ("unequal.de", "a")]:
+        (text / name).write_text(content)
+    filled = {
+        key: value.format(text=text)
+        if isinstance(value, str)
+        else tuple(item.format(text=text) for item in value)
+        if isinstance(value, tuple)
+        else value
+        for key, value in changes.items()
+    }
+    with pytest.raises(UserError, match=complaint) as error:
+        preprocess(_config(text, **filled))
+    assert str(error.value).count("\n") < 3
+    assert not (text / "bin").exists()
+
+
+def test_the_command_prints_the_counts(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(
+        [
+            "source_lang=en",
+            "target_lang=de",
+            f"train={text}/train",
+            f"valid=[{text}/valid,{text}/valid]",
+            f"destdir={text}/bin",
+            "vocab_size=64",
+            "workers=1",
+        ]
+    )
+    out = capsys.readouterr().out
+    assert "valid1" in out
+    assert "vocabulary: en 64, de 64" in out
+    with pytest.raises(SystemExit) as exit_:
+        main([f"train={text}/train", f"destdir={text}/bin"])
+    assert exit_.value.code == 2
+    assert "already" in capsys.readouterr().err

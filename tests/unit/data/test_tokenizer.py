@@ -1,0 +1,103 @@
+"""Unit tests of the tokenizer: SentencePiece models and the joining of tokenised text."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from seqtk.data.subwords import train_tokenizer
+from seqtk.data.tokenizer import Tokenizer
+from seqtk.data.vocabulary import Vocabulary
+from seqtk.errors import UserError
+
+LINES = [f"the {a} {b} sees a {c}".encode() for a in ("red", "blue") for b in ("dog", "cat") for c in ("bird", "fish")]
+
+
+def _trained(
+    vocab_size: int = 40, *, model_type: str = "bpe", hard: bool = False, byte_fallback: bool = False
+) -> Tokenizer:
+    return train_tokenizer(
+        LINES,
+        vocab_size=vocab_size,
+        model_type=model_type,
+        character_coverage=1.0,
+        byte_fallback=byte_fallback,
+        hard_vocab_limit=hard,
+    )
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_what_a_trained_model_splits_it_joins(model_type: str) -> None:
+    tokenizer = _trained(32, model_type=model_type)
+    pieces = tokenizer.encode("the blue fish sees a dog")
+    assert len(pieces) > 6
+    assert tokenizer.decode(pieces) == "the blue fish sees a dog"
+    assert set(pieces) <= set(tokenizer.vocabulary().tokens)
+
+
+def test_the_vocabulary_is_the_pieces_in_their_order_and_of_the_size_asked_for() -> None:
+    tokenizer = _trained(40)
+    assert len(tokenizer.vocabulary()) == 40
+    assert tokenizer.vocabulary().tokens[4:] == [piece for piece in tokenizer.pieces() if piece is not None]
+    assert tokenizer.pieces()[:3] == [None, None, None]
+
+
+def test_training_twice_gives_the_same_model() -> None:
+    for model_type in ("bpe", "unigram"):
+        assert _trained(30, model_type=model_type).model_bytes == _trained(30, model_type=model_type).model_bytes
+
+
+def test_bytes_spell_what_the_model_does_not_know() -> None:
+    tokenizer = _trained(300, byte_fallback=True)
+    assert tokenizer.decode(tokenizer.encode("the Ω")) == "the Ω"
+
+
+def test_text_too_small_for_the_vocabulary_makes_it_smaller_or_fails() -> None:
+    assert len(_trained(5000).vocabulary()) < 200
+    with pytest.raises(UserError, match="vocab_size=5000") as error:
+        _trained(5000, hard=True)
+    assert "too high" in str(error.value)
+    with pytest.raises(UserError, match="vocab_size=8"):
+        _trained(8)
+
+
+def test_a_pickled_copy_works_and_a_saved_one(tmp_path: Path) -> None:
+    tokenizer = _trained()
+    assert pickle.loads(pickle.dumps(tokenizer)).encode("red bird") == tokenizer.encode("red bird")
+    (tmp_path / "m").write_bytes(tokenizer.model_bytes or b"")
+    assert Tokenizer.load(tmp_path / "m").encode("red bird") == tokenizer.encode("red bird")
+
+
+@pytest.mark.parametrize(
+    ("separator", "tokens", "line"),
+    [
+        (None, "a b@@ c", "a b@@ c"),
+        ("@@ ", "a b@@ c d@@", "a bc d"),
+        ("subword_nmt", "a b@@ c", "a bc"),
+        ("sentencepiece", "▁a ▁b c", "a bc"),
+        ("wordpiece", "_a _b c", "a bc"),
+        ("letter", "a | b c |", "a bc"),
+        ("_EOW", "a_EOW b c_EOW", "a bc"),
+        ("silence", "a <SIL> b", "a b"),
+    ],
+)
+def test_plain_tokens_are_joined_as_their_marker_says(separator: str | None, tokens: str, line: str) -> None:
+    tokenizer = Tokenizer.plain(separator)
+    assert tokenizer.encode(f" {tokens}\u00a0 ") == tokens.split()
+    assert tokenizer.decode(tokens.split()) == line
+
+
+def test_the_marker_is_guessed_from_the_vocabulary() -> None:
+    assert Tokenizer.guess(Vocabulary(["▁a", "b"])).separator == "sentencepiece"
+    assert Tokenizer.guess(Vocabulary(["a", "b@@"])).separator == "@@ "
+    assert Tokenizer.guess(Vocabulary(["a", "@@"])).separator is None
+
+
+def test_what_is_no_model_is_the_users(tmp_path: Path) -> None:
+    (tmp_path / "m").write_text("no model")
+    with pytest.raises(UserError, match="not a SentencePiece model"):
+        Tokenizer.load(tmp_path / "m")
+    with pytest.raises(UserError, match="There is no SentencePiece model"):
+        Tokenizer.load(tmp_path / "n")
+    with pytest.raises(UserError, match="sentencepiece"):
+        Tokenizer.plain("sentencepeice")

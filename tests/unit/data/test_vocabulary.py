@@ -1,0 +1,83 @@
+"""Unit tests of the vocabulary: order, specials, the dictionary file and its errors."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seqtk.data.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
+from seqtk.errors import UserError
+
+
+def test_specials_come_first_in_fairseqs_order() -> None:
+    vocabulary = Vocabulary(["a", "b"])
+    assert vocabulary.tokens == ["<s>", "<pad>", "</s>", "<unk>", "a", "b"]
+    assert tuple(map(vocabulary.id, vocabulary.tokens[:4])) == (BOS, PAD, EOS, UNK)
+    assert len(vocabulary) == 6
+
+
+def test_encode_closes_with_eos_and_maps_unknown_words() -> None:
+    vocabulary = Vocabulary(["a", "b"])
+    ids = vocabulary.encode(["b", "zz", "a"])
+    assert ids.dtype == np.int64
+    assert ids.tolist() == [5, UNK, 4, EOS]
+    assert vocabulary.encode([], eos=False).tolist() == []
+
+
+def test_decode_drops_bos_pad_and_eos_but_shows_unknown() -> None:
+    assert Vocabulary(["a"]).decode(np.array([BOS, 4, UNK, EOS, PAD])) == ["a", "<unk>"]
+
+
+def test_specials_in_counted_text_get_no_second_row() -> None:
+    vocabulary = Vocabulary.from_counts({"<unk>": 9, "</s>": 5, "a": 1}, padding_factor=1)
+    assert vocabulary.tokens[4:] == ["a"]
+
+
+def test_fillers_and_bos_and_pad_are_never_generated() -> None:
+    vocabulary = Vocabulary.from_counts({"a": 1, "madeupword0000": 3, "madeupwords": 2}, padding_factor=8)
+    assert vocabulary.tokens[4:] == ["madeupword0000", "madeupwords", "a", "madeupword0001"]
+    assert vocabulary.never_generated == [BOS, PAD, 4, 7]
+
+
+def test_file_round_trip(tmp_path: Path) -> None:
+    vocabulary = Vocabulary(["a", "\u00a0", "日本", "▁x"], [4, 3, 2, 0])
+    vocabulary.save(tmp_path / "dict.txt")
+    again = Vocabulary.load(tmp_path / "dict.txt")
+    assert again == vocabulary
+    assert again.counts == vocabulary.counts
+    assert [path.name for path in tmp_path.iterdir()] == ["dict.txt"]
+
+
+def test_lines_may_end_as_on_windows_and_the_last_space_separates() -> None:
+    vocabulary = Vocabulary.from_text("a 5\r\nb c 3\r\n")
+    assert vocabulary.tokens[4:] == ["a", "b c"]
+    assert vocabulary.counts[4:] == [5, 3]
+
+
+def test_a_line_may_overwrite_an_earlier_token() -> None:
+    text = "a 5\nb 3\na 1 #fairseq:overwrite\n"
+    vocabulary = Vocabulary.from_text(text)
+    assert (len(vocabulary), vocabulary.id("a")) == (7, 6)
+    assert vocabulary.to_text() == text
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("a 5\nb 1\na 3\n", "Line 3 .* 'a' once more"),
+        ("<pad> 5\n", "once more"),
+        ("a 5\nb\n", "Line 2"),
+        ("a x\n", "Line 1"),
+    ],
+)
+def test_malformed_files_are_named_with_the_line(text: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        Vocabulary.from_text(text)
+
+
+def test_missing_and_binary_files_are_the_users(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no dictionary"):
+        Vocabulary.load(tmp_path / "dict.txt")
+    (tmp_path / "dict.txt").write_bytes(b"\xff\xfe 3\n")
+    with pytest.raises(UserError, match="UTF-8"):
+        Vocabulary.load(tmp_path / "dict.txt")
