@@ -98,13 +98,13 @@ class Sampler:
 
     def number(self, largest: int = 99) -> int:
         """2 to 12 mostly, and at most `largest`."""
-        return self.rng.randint(2, 12) if largest <= 12 or self.chance(0.5) else self.rng.randint(13, largest)
+        return self.rng.randint(2, 12) if largest <= 12 or self.chance(0.6) else self.rng.randint(13, largest)
 
     # Phrases
 
     def person(self) -> Named:
         """Someone by first name, or by a surname with a title."""
-        if self.chance(0.15):
+        if self.chance(0.08):
             return Named(self.one_of(SURNAMES), titled=True)
         return Named(self.weighted(*PEOPLE))
 
@@ -119,12 +119,12 @@ class Sampler:
         plural = len(noun.english) == 2 and self.chance(0.2)
         draw = self.rng.random()
         number = None
-        if draw < 0.5:
+        if draw < 0.57:
             determiner = "the"
-        elif draw < 0.72:
+        elif draw < 0.79:
             general = plural or len(noun.english) == 1
             determiner = "the" if plain or (general and (subject or noun.kind & Kind.PERSON)) else "a"
-        elif draw < 0.9:
+        elif draw < 0.93:
             determiner = "the" if noun.owned is False else self.one_of(tuple(POSSESSIVES))
         else:
             determiner = "this"
@@ -132,7 +132,7 @@ class Sampler:
             determiner = self.one_of(tuple(POSSESSIVES))
         elif plural and counted and not plain and self.chance(0.3):
             determiner, number = "", self.number(99 if noun.kind & MANY else 12)
-        adjective = None if plain or self.chance(0.72) else self.weighted(*adjectives_of(noun.kind))
+        adjective = None if plain or self.chance(0.8) else self.weighted(*adjectives_of(noun.kind))
         return NounPhrase(noun, determiner, plural, adjective, number)
 
     def subject(self, kind: Kind = Kind.PERSON) -> Phrase:
