@@ -146,7 +146,7 @@ def _new_directory(folder: Path) -> Iterator[Path]:
     try:
         yield folder / "out"
     finally:
-        shutil.rmtree(folder / "out")
+        shutil.rmtree(folder / "out", ignore_errors=True)
 
 
 def _made_lines(lines: int, *, seed: int) -> list[str]:

@@ -42,7 +42,8 @@ def ordered_map(
             yield under_way.popleft().result()
     except BrokenProcessPool:
         raise UserError(
-            "A worker process came to a sudden end, most likely for want of memory.", "Try fewer workers=."
+            "A worker process came to a sudden end, most likely for want of memory: try fewer workers=.",
+            "(A script that calls this needs its `if __name__ == '__main__':`, or workers=1.)",
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -51,6 +51,7 @@ def test_one_sided_directories(tmp_path: Path) -> None:
     assert (data.source_lang, data.target_lang, data.splits()) == (None, None, ["train", "valid"])
     assert data.split("valid")[0].tolist() == [5, 2]
     assert len(data.vocabulary()) == 8
+    assert DataBin(tmp_path / "lm", source_lang="en").source_lang is None
     named = DataBin(_make(tmp_path / "named", "train.en-None.en", dictionaries=("dict.en.txt",)))
     assert (named.source_lang, named.target_lang, named.splits()) == ("en", None, ["train"])
 
