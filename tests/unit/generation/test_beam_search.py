@@ -80,6 +80,7 @@ def test_a_translation_does_not_depend_on_its_batch(beam, sharpness):
     rows = sources(65, words=WORDS, seed=2)
     options = {"beam": beam, "nbest": beam, "max_length_a": 0.7, "max_length_b": 2}
     alone = [run(sharp, [row], **options)[0] for row in rows]
+    assert len({hypotheses[0].tokens for hypotheses in alone}) > 15
     for size in (7, 64):
         order = np.random.default_rng(size).permutation(len(rows))
         for start in range(0, len(rows), size):

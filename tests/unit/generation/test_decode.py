@@ -25,6 +25,7 @@ def decoder(model):
 def test_n_sentences_give_n_translations_in_their_order(model, decoder):
     rows = sources(20, words=WORDS, seed=3)
     alone = [search([model], batch_of([row]), SEARCH, vocabulary=vocabulary(WORDS))[0] for row in rows]
+    assert len({hypotheses[0].tokens for hypotheses in alone}) > 7
     for count in range(21):
         batching = BatchingConfig(max_tokens=20 if count % 2 else None, max_sentences=3 if count % 3 else 64)
         window = (1, 4, 100)[count % 3]

@@ -1,0 +1,219 @@
+import io
+import json
+
+import pytest
+
+from seqtk.attention.softmax import SoftmaxConfig
+from seqtk.cli.generate import main as generate
+from seqtk.cli.interactive import main as interactive
+from seqtk.cli.score import main as score
+from seqtk.data.indexed import IndexedWriter
+from seqtk.data.vocabulary import Vocabulary
+from seqtk.models.stacks import DecoderConfig, EncoderConfig
+from seqtk.models.transformer import TransformerConfig
+from seqtk.tasks.translation import TranslationConfig, TranslationTask
+from seqtk.training.config import TrainConfig
+from seqtk.training.export import save_export, tensors_of
+from tests.unit.generation.tiny import sharpen
+
+SOURCES = ["ein Haus", "", "das Haus ist alt und das Haus ist neu", "alt", "neu und alt"] * 3
+TARGETS = ["a house", "nothing", "the house is old and the house is new", "old", "new and old"] * 3
+LIMITS = ["beam=2", "max_length_b=5", "device=cpu", "max_sentences=4"]
+
+
+def model_file(folder, *, seed, words):
+    import torch
+
+    attention = (SoftmaxConfig(heads=2),)
+    stack = {"layers": 1, "self_attention": attention}
+    config = TransformerConfig(
+        dim=8,
+        ffn_dim=16,
+        encoder=EncoderConfig(**stack),
+        decoder=DecoderConfig(**stack, cross_attention=attention),
+        share_embeddings="none",
+        max_source_length=8,
+    )
+    assets = {
+        "source.lang": "de",
+        "target.lang": "en",
+        "source.dict": Vocabulary(sorted({word for line in SOURCES for word in line.split()})).to_text(),
+        "target.dict": Vocabulary(words).to_text(),
+    }
+    task_config = TranslationConfig(data=str(folder / "data-bin"))
+    task = TranslationTask(task_config, assets=assets)
+    torch.manual_seed(seed)
+    model = sharpen(task.model(config), 6)
+    path = folder / f"model{seed}.safetensors"
+    train = TrainConfig(task=task_config, model=config)
+    save_export(path, tensors_of(model), config=train, assets=task.assets(), info={})
+    return path, task
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with two models of random weights, their data-bin, and text files."""
+    folder = tmp_path_factory.mktemp("generate")
+    words = sorted({word for line in TARGETS for word in line.split()})
+    _, task = model_file(folder, seed=1, words=words)
+    model_file(folder, seed=2, words=words)
+    model_file(folder, seed=3, words=[*words, "more"])
+    (folder / "data-bin").mkdir()
+    for lang, vocabulary, lines in (("de", task.source_vocabulary, SOURCES), ("en", task.target_vocabulary, TARGETS)):
+        (folder / "data-bin" / f"dict.{lang}.txt").write_text(vocabulary.to_text())
+        (folder / f"test.{lang}").write_text("".join(f"{line}\n" for line in lines))
+        with IndexedWriter(folder / "data-bin" / f"test.de-en.{lang}", vocabulary_size=len(vocabulary)) as writer:
+            for line in lines:
+                writer.append(vocabulary.encode(line.split()))
+    return folder
+
+
+@pytest.fixture
+def run(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+
+    def run(*arguments, command=generate, stdin=None):
+        if stdin is not None:
+            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        options = [] if command is score else [*LIMITS, "checkpoint=model1.safetensors"]
+        command([*options, *arguments])
+        return capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refused(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+
+    def refused(*arguments, command=generate):
+        with pytest.raises(SystemExit) as raised:
+            command(list(arguments))
+        assert raised.value.code == 2
+        said = capsys.readouterr().err
+        assert len(said.splitlines()) <= 3
+        return said
+
+    return refused
+
+
+def test_text_gives_a_line_for_each_line_in_their_order(run):
+    whole = run("input=test.de").out.splitlines()
+    assert len(whole) == len(SOURCES)
+    assert len(set(whole)) == 5
+    assert whole[1] == ""
+    for number, line in enumerate(SOURCES[:5]):
+        assert run("input=-", stdin=f"{line}\n".encode()).out.splitlines() == [whole[number]]
+    assert run("input=test.de", "max_sentences=1", "buffer_size=2").out.splitlines() == whole
+
+
+@pytest.mark.parametrize("text", [b"", b"alt", b"alt\n", b"alt\r\n\xff\xfe\n", b"\n\n", b"a\xe2\x80\xa8b\x0cc\n"])
+def test_a_line_ends_where_wc_says(run, text):
+    expected = text.count(b"\n") + (not text.endswith(b"\n") and text != b"")
+    assert len(run("input=-", stdin=text).out.split("\n")) - 1 == expected
+
+
+def test_a_split_is_translated_and_scored_like_the_text_it_was_made_of(run, folder):
+    split = run("data=data-bin", "format=json")
+    text = run("input=test.de", "reference=test.en", "format=json")
+    texts = [json.loads(line)["hypotheses"][0]["text"] for line in text.out.splitlines()]
+    assert len(texts) == len(SOURCES)
+    for number, line in enumerate(split.out.splitlines()):
+        assert json.loads(line)["index"] == number
+        assert SOURCES[number] == "" or json.loads(line)["hypotheses"][0]["text"] == texts[number]
+    (folder / "hypotheses").write_text("".join(f"{line}\n" for line in texts))
+    scored = run("hypothesis=hypotheses", "reference=test.en", "metrics=bleu,chrf", command=score)
+    assert scored.out.splitlines() == [line for line in text.err.splitlines() if line.startswith(("BLEU", "chrF"))]
+
+
+def test_the_split_of_the_corpus_trained_on_is_the_default(run, folder):
+    assert run().out == run("data=data-bin", "split=test").out
+
+
+def test_fairseq_lines_end_with_the_bleu_of_the_split(run):
+    *lines, note, last = run("data=data-bin", "format=fairseq", "nbest=2").out.splitlines()
+    assert note == "NOTE: hypothesis and token scores are output in base 2"
+    assert last.startswith("Generate test with beam=2: BLEU = ")
+    assert "nrefs:1|case:mixed" in last
+    assert [line.split("\t")[0] for line in lines[:8]] == ["S-0", "T-0", "H-0", "D-0", "P-0", "H-0", "D-0", "P-0"]
+
+
+def test_references_can_be_scored_or_begin_the_translations(run):
+    scored = [json.loads(line) for line in run("data=data-bin", "score_reference=true", "format=json").out.splitlines()]
+    assert [item["hypotheses"][0]["text"] for item in scored] == TARGETS
+    for lines in (run("data=data-bin", "prefix_size=1"), run("input=test.de", "reference=test.en", "prefix_size=1")):
+        begins = [line.split()[:1] for line in lines.out.splitlines()]
+        assert all(not words or words == target.split()[:1] for words, target in zip(begins, TARGETS, strict=True))
+    forced = run("input=test.de", "prefix=test.en", "max_length_b=9").out.splitlines()
+    assert forced[2].startswith(TARGETS[2])
+
+
+def test_an_output_file_is_there_whole_or_not_at_all(run, refused, folder):
+    printed = run("input=test.de").out
+    assert run("input=test.de", "output=out.txt").out == ""
+    assert (folder / "out.txt").read_text() == printed
+    refused("checkpoint=model1.safetensors", "input=test.de", "reference=hypotheses.no", "output=none.txt")
+    assert not list(folder.glob("none.txt*"))
+
+
+def test_what_the_model_cannot_read_is_counted(run):
+    said = run("input=test.de").err
+    assert "3 sentences were longer than the model can read" in said
+    assert "Translated 15 sentences (" in said
+
+
+def test_a_model_and_itself_are_an_ensemble_that_says_the_same(run):
+    assert run("input=test.de", "checkpoint=model1.safetensors,model1.safetensors").out == run("input=test.de").out
+    assert run("input=test.de", "checkpoint=model1.safetensors,model2.safetensors").out != run("input=test.de").out
+
+
+@pytest.mark.slow
+def test_worker_processes_give_the_same(run):
+    assert run("input=test.de", "workers=2", "max_sentences=2").out == run("input=test.de").out
+
+
+def test_interactive_answers_each_line(run):
+    expected = run("input=test.de").out
+    for size in (1, 4):
+        text = "".join(f"{line}\n" for line in SOURCES).encode()
+        assert run(f"buffer_size={size}", command=interactive, stdin=text).out == expected
+
+
+def test_a_prompt_shows_every_hypothesis_with_its_score(run, monkeypatch):
+    typed = iter(["alt", "neu und alt"])
+
+    def read(prompt):
+        assert prompt == "de> "
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
+    shown = run("nbest=2", command=interactive).out.splitlines()
+    assert len([line for line in shown if line]) == 4
+    assert float(shown[0].split()[0]) >= float(shown[1].split()[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "checkpoint is not set"),
+        (["checkpoint=model1.safetensor"], "Did you mean 'model1.safetensors'"),
+        (["checkpoint=model1.safetensors", "input=test.ed"], "no text file test.ed"),
+        (["checkpoint=model1.safetensors", "split=tst"], "Did you mean 'test'"),
+        (["checkpoint=model1.safetensors", "input=test.de", "reference=one.en"], "one.en has 1 lines, but test.de has"),
+        (["checkpoint=model1.safetensors", "input=test.de", "data=data-bin"], "both set"),
+        (["checkpoint=model1.safetensors", "nbest=2"], "no room for nbest=2"),
+        (["checkpoint=model1.safetensors", "beam=2", "nbest=3", "format=json"], "cannot come from beam=2"),
+        (["checkpoint=model1.safetensors,model3.safetensors"], "different vocabularies"),
+        (["checkpoint=model3.safetensors"], "dictionary of 'en'"),
+        (["checkpoint=model1.safetensors", "input=test.de", "score_reference=true"], "need references"),
+        (["checkpoint=model1.safetensors", "lenght_penalty=1"], "Did you mean 'length_penalty'"),
+        (["checkpoint=model1.safetensors", "input=test.de", "output=nowhere/out"], "no folder nowhere"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_three_lines(refused, folder, arguments, words):
+    (folder / "one.en").write_text("a\n")
+    assert words in refused(*arguments)

@@ -1,0 +1,76 @@
+import pytest
+import sacrebleu
+
+from seqtk.cli.score import main
+
+REFERENCE = ["The cat sat on the mat.", "A dog runs through the green grass.", "Two men talk."] * 3
+GOOD = [line.replace("green", "tall") for line in REFERENCE]
+BAD = [line.replace("cat", "bird").replace("men", "women") for line in REFERENCE]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, lines in (("reference", REFERENCE), ("good", GOOD), ("bad", BAD), ("short", GOOD[1:])):
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+    return tmp_path
+
+
+def refused(capsys, *arguments):
+    with pytest.raises(SystemExit) as raised:
+        main(list(arguments))
+    assert raised.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_one_system_gets_sacrebleus_lines(folder, capsys):
+    main(["hypothesis=good", "reference=reference"])
+    bleu, chrf, ter = capsys.readouterr().out.splitlines()
+    expected = sacrebleu.corpus_bleu(GOOD, [REFERENCE])
+    assert bleu.startswith("BLEU|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
+    assert bleu.endswith(str(expected).removeprefix("BLEU"))
+    assert chrf.startswith("chrF2|")
+    assert ter.startswith("TER|")
+
+
+def test_options_choose_metric_case_and_tokenizer(folder, capsys):
+    (folder / "upper").write_text("".join(f"{line.upper()}\n" for line in REFERENCE))
+    main(["hypothesis=upper", "reference=reference", "metrics=bleu", "lowercase=true", "tokenize=intl"])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "case:lc" in line
+    assert "tok:intl" in line
+    assert "= 100.00 " in line
+
+
+def test_several_systems_are_tested_against_the_first(folder, capsys):
+    main(["hypothesis=good,bad", "reference=reference", "metrics=bleu", "bootstrap=100"])
+    head, good, bad, _ = capsys.readouterr().out.splitlines()
+    assert "bs:100" in head
+    assert good.split()[0] == "good"
+    assert good.endswith("baseline")
+    assert bad.split()[0] == "bad"
+    assert 0 < float(bad.split("p = ")[1].rstrip("*")) < 1
+
+
+def test_standard_input_is_a_system(folder, capsys, monkeypatch):
+    with open("good") as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        main(["hypothesis=-", "reference=reference", "metrics=chrf"])
+    piped = capsys.readouterr().out
+    main(["hypothesis=good", "reference=reference", "metrics=chrf"])
+    assert piped == capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["hypothesis=short", "reference=reference"], "8 in short, 9 references"),
+        (["hypothesis=goood", "reference=reference"], "Did you mean 'good'"),
+        (["hypothesis=good", "reference=reference", "metrics=blue"], "Did you mean 'bleu'"),
+        (["hypothesis=good", "reference=reference", "tokenize=31a"], "Did you mean '13a'"),
+        (["hypothesis=good,good", "reference=reference"], "named twice"),
+        (["reference=reference"], "must both name a file"),
+    ],
+)
+def test_mistakes_are_named(folder, capsys, arguments, words):
+    assert words in refused(capsys, *arguments)
