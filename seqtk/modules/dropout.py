@@ -8,12 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seqtk.errors import UserError
+
 
 class Dropout(nn.Module):
     """Zeroes each element with probability `rate` while training, and scales the rest by 1 / (1 - rate)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
+        if not 0 <= rate < 1:
+            raise UserError(f"A dropout of {rate} is not possible: it is a probability, and less than 1.")
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,86 @@
+"""A criterion gives sums: a batch cut in two adds up to the batch, with its gradients."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from seqtk.attention.softmax import SoftmaxConfig
+from seqtk.criterions import Criterion, Loss, criterions
+from seqtk.criterions.cross_entropy import CrossEntropyConfig, LabelSmoothedConfig
+from seqtk.data.batch import collate_pairs
+from seqtk.data.vocabulary import EOS, PAD
+from seqtk.models.stacks import DecoderConfig, EncoderConfig
+from seqtk.models.transformer import Transformer, TransformerConfig
+
+HEADS = (SoftmaxConfig(heads=2),)
+CONFIGS = (CrossEntropyConfig(), LabelSmoothedConfig(label_smoothing=0.2))
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    config = TransformerConfig(
+        dim=8,
+        ffn_dim=12,
+        encoder=EncoderConfig(layers=1, self_attention=HEADS),
+        decoder=DecoderConfig(layers=1, self_attention=HEADS, cross_attention=HEADS),
+    )
+    return Transformer(config, source_vocabulary=13, target_vocabulary=13).double().eval()
+
+
+def pairs() -> list[tuple[int, np.ndarray, np.ndarray]]:
+    random = np.random.default_rng(7)
+    lengths = [(3, 5), (9, 2), (4, 4), (1, 7), (6, 1)]
+    return [(i, *(np.append(random.integers(4, 13, size), EOS) for size in both)) for i, both in enumerate(lengths)]
+
+
+def computed(criterion: Criterion, model: Transformer, examples: list) -> tuple[Loss, list[torch.Tensor]]:
+    loss = criterion(model, collate_pairs(examples))
+    return loss, list(torch.autograd.grad(loss.total, list(model.parameters())))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
+@pytest.mark.parametrize("cut", [1, 2, 4])
+def test_a_batch_cut_in_two_adds_up(model: Transformer, config: object, cut: int) -> None:
+    criterion = criterions.build(config)
+    whole, whole_gradients = computed(criterion, model, pairs())
+    first, first_gradients = computed(criterion, model, pairs()[:cut])
+    second, second_gradients = computed(criterion, model, pairs()[cut:])
+    assert whole.weight == first.weight + second.weight == sum(len(target) for _, _, target in pairs())
+    torch.testing.assert_close(whole.total, first.total + second.total)
+    assert whole.sums.keys() == first.sums.keys() == {"loss", "nll"}
+    for name, value in whole.sums.items():
+        assert not value.requires_grad
+        torch.testing.assert_close(value, first.sums[name] + second.sums[name])
+    for together, one, other in zip(whole_gradients, first_gradients, second_gradients, strict=True):
+        torch.testing.assert_close(together, one + other)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
+def test_equals_torch(model: Transformer, config: object) -> None:
+    batch = collate_pairs(pairs())
+    loss = criterions.build(config)(model, batch)
+    smoothing = getattr(config, "label_smoothing", 0.0) * 13 / 12
+    logits_NV = (model(batch) @ model.head.weight.T).flatten(0, 1)
+    settings = {"ignore_index": PAD, "reduction": "sum"}
+    wanted = functional.cross_entropy(logits_NV, batch.target_BT.flatten(), label_smoothing=smoothing, **settings)
+    torch.testing.assert_close(loss.total, wanted)
+    torch.testing.assert_close(loss.sums["loss"], wanted.detach())
+    torch.testing.assert_close(
+        loss.sums["nll"], functional.cross_entropy(logits_NV, batch.target_BT.flatten(), **settings).detach()
+    )
+
+
+def test_a_batch_without_weight_has_no_loss_and_no_gradient(model: Transformer) -> None:
+    criterion = criterions.build(LabelSmoothedConfig())
+    loss = criterion(model, collate_pairs(pairs()).without_weight())
+    assert (loss.total.item(), loss.weight) == (0, 0)
+    gradients = torch.autograd.grad(loss.total, list(model.parameters()))
+    assert all(gradient.abs().max() == 0 for gradient in gradients)
+
+
+def test_configs_are_registered() -> None:
+    assert {"cross_entropy", "label_smoothed_cross_entropy"} <= set(criterions)
+    assert [field.default for field in dataclasses.fields(LabelSmoothedConfig)] == [0.1]

@@ -1,0 +1,62 @@
+"""Each kind of feed-forward network is its formula, and has its count of parameters."""
+
+import math
+import typing
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from seqtk.modules.block import Residual
+from seqtk.modules.feedforward import Activation, FeedForward
+
+D, F = 6, 10
+KINDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": lambda x: x.clamp(min=0),
+    "gelu": lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))),
+    "glu": lambda x: 1 / (1 + torch.exp(-x)),
+    "geglu": lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))),
+    "swiglu": lambda x: x / (1 + torch.exp(-x)),
+}
+
+
+def test_every_kind_is_tested() -> None:
+    assert set(KINDS) == set(typing.get_args(Activation))
+
+
+@pytest.mark.parametrize("kind", typing.get_args(Activation))
+def test_formula_and_count(kind: Activation) -> None:
+    layer = FeedForward(D, F, activation=kind, dropout=0.5).double().eval()
+    x_BTD = torch.randn(2, 3, D, dtype=torch.float64)
+    expanded = x_BTD @ layer.expand.weight.T + layer.expand.bias
+    count = sum(parameter.numel() for parameter in layer.parameters())
+    if layer.gate is None:
+        inner = KINDS[kind](expanded)
+        assert count == 2 * D * F + F + D
+    else:
+        inner = KINDS[kind](x_BTD @ layer.gate.weight.T + layer.gate.bias) * expanded
+        assert count == 3 * D * F + 2 * F + D
+    torch.testing.assert_close(layer(x_BTD), inner @ layer.contract.weight.T + layer.contract.bias)
+
+
+def test_dropout_is_inside() -> None:
+    layer = FeedForward(D, 1000, activation="relu", dropout=0.5)
+    with torch.no_grad():
+        layer.expand.weight.zero_()
+        layer.expand.bias.fill_(1)
+        layer.contract.weight.fill_(1)
+        layer.contract.bias.zero_()
+    values = layer(torch.zeros(1, 1, D))
+    assert (values - values[..., :1]).abs().max() == 0  # one inner mask for all outputs
+    assert 700 < values[0, 0, 0].item() < 1300  # of 1000, scaled by 2 where kept
+    assert values[0, 0, 0].item() != 1000
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_residual(pre_norm: bool) -> None:
+    block = Residual(D, dropout=0.0, pre_norm=pre_norm)
+    x = torch.randn(2, 3, D)
+    normalised = torch.nn.functional.layer_norm
+    wanted = x + 2 * normalised(x, (D,)) if pre_norm else normalised(x + 2 * x, (D,))
+    torch.testing.assert_close(block(x, lambda inner: 2 * inner), wanted)

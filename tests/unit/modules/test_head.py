@@ -1,0 +1,115 @@
+"""The chunked loss equals torch's over all logits, with its gradients, wherever the chunks end."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from seqtk.data.vocabulary import PAD
+from seqtk.modules import head as module
+from seqtk.modules.embedding import token_embedding
+from seqtk.modules.head import LinearHead
+
+D, V = 5, 11
+
+
+def example(*, dtype: torch.dtype = torch.float64) -> tuple[LinearHead, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    head = LinearHead(D, V).to(dtype)
+    features_BTD = torch.randn(3, 4, D, dtype=dtype, generator=generator).requires_grad_()
+    target_BT = torch.randint(4, V, (3, 4), generator=generator)
+    target_BT[0, 3] = target_BT[2, 1:] = PAD
+    return head, features_BTD, target_BT
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
+@pytest.mark.parametrize(
+    "positions_in_chunk", [1, 3, 8, 100]
+)  # 8 targets count: one, an uneven cut, all, more than all
+def test_equals_torch(monkeypatch: pytest.MonkeyPatch, smoothing: float, positions_in_chunk: int) -> None:
+    monkeypatch.setattr(module, "CHUNK_LOGITS", positions_in_chunk * V)
+    head, features_BTD, target_BT = example()
+    assert int((target_BT != PAD).sum()) == 8
+    losses = head.losses(features_BTD, target_BT, label_smoothing=smoothing)
+    gradients = torch.autograd.grad(losses.total, [features_BTD, head.weight])
+
+    logits_NV = (features_BTD @ head.weight.T).flatten(0, 1)
+    # torch spreads ε over all V tokens, fairseq over the V - 1 others
+    settings = {"label_smoothing": smoothing * V / (V - 1), "ignore_index": PAD, "reduction": "sum"}
+    wanted = functional.cross_entropy(logits_NV, target_BT.flatten(), **settings)  # type: ignore[arg-type]
+    nll = functional.cross_entropy(logits_NV, target_BT.flatten(), ignore_index=PAD, reduction="sum")
+    torch.testing.assert_close(losses.total, wanted)
+    torch.testing.assert_close(losses.nll, nll)
+    torch.testing.assert_close(gradients, torch.autograd.grad(wanted, [features_BTD, head.weight]))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_gradcheck(monkeypatch: pytest.MonkeyPatch, smoothing: float) -> None:
+    monkeypatch.setattr(module, "CHUNK_LOGITS", 3 * V)
+    head, features_BTD, target_BT = example()
+
+    def total(features_BTD: Tensor, weight_VD: Tensor) -> Tensor:
+        head.weight = weight_VD  # type: ignore[assignment]
+        return head.losses(features_BTD, target_BT, label_smoothing=smoothing).total
+
+    weight_VD = head.weight.detach().clone().requires_grad_()
+    del head.weight
+    assert torch.autograd.gradcheck(total, (features_BTD, weight_VD))
+
+
+def test_padding_is_left_out() -> None:
+    head, features_BTD, target_BT = example()
+    loud = features_BTD.detach().clone()
+    loud[target_BT == PAD] = torch.nan
+    loud.requires_grad_()
+    losses = head.losses(loud, target_BT, label_smoothing=0.1)
+    losses.total.backward()
+    assert loud.grad is not None
+    torch.testing.assert_close(losses.total, head.losses(features_BTD, target_BT, label_smoothing=0.1).total)
+    assert loud.grad[target_BT == PAD].abs().max() == 0
+
+
+def test_nothing_but_padding_costs_nothing() -> None:
+    head, features_BTD, target_BT = example()
+    losses = head.losses(features_BTD, torch.full_like(target_BT, PAD), label_smoothing=0.1)
+    losses.total.backward()
+    assert losses.total.item() == losses.nll.item() == 0
+    assert head.weight.grad is not None
+    assert head.weight.grad.abs().max() == 0
+
+
+def test_no_gradient_is_computed_where_none_is_wanted() -> None:
+    head, features_BTD, target_BT = example()
+    losses = head.losses(features_BTD, target_BT, label_smoothing=0.1)
+    assert not losses.nll.requires_grad
+    with torch.no_grad():
+        again = head.losses(features_BTD, target_BT, label_smoothing=0.1)
+    torch.testing.assert_close(again.total, losses.total.detach())
+    assert not again.total.requires_grad
+
+
+def test_autocast_stays_near_float32() -> None:
+    head, features_BTD, target_BT = example(dtype=torch.float32)
+    exact = head.losses(features_BTD, target_BT, label_smoothing=0.1)
+    gradient = torch.autograd.grad(exact.total, head.weight)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = head.losses(features_BTD, target_BT, label_smoothing=0.1)
+    assert rough.total.dtype == torch.float32
+    assert rough.total.item() == pytest.approx(exact.total.item(), rel=0.01)
+    rough_gradient = torch.autograd.grad(rough.total, head.weight)[0]
+    assert rough_gradient.dtype == torch.float32
+    assert (rough_gradient - gradient).norm() < 0.02 * gradient.norm()
+
+
+def test_log_probs_and_temperature() -> None:
+    head, features_BTD, _ = example(dtype=torch.float32)
+    logits_BTV = features_BTD @ head.weight.T
+    torch.testing.assert_close(head.log_probs(features_BTD), logits_BTV.log_softmax(-1))
+    torch.testing.assert_close(head.log_probs(features_BTD, temperature=0.5), (2 * logits_BTV).log_softmax(-1))
+
+
+def test_a_tied_head_has_no_weight_of_its_own() -> None:
+    tokens = token_embedding(V, D)
+    head = LinearHead(D, V, tied_to=tokens)
+    assert head.weight is tokens.weight
+    assert LinearHead(D, V).weight.shape == (V, D)
