@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from seqtk.cli import generate as generate_command
+from seqtk.cli import import_fairseq as import_fairseq_command
 from seqtk.data.batch import TranslationBatch, collate_pairs
 from seqtk.data.databin import DataBin
 from seqtk.data.tokenizer import Tokenizer
@@ -68,6 +70,8 @@ class Sentence:
 def printed(path: Path) -> list[Sentence]:
     sentences: dict[int, Sentence] = defaultdict(Sentence)
     for line in path.read_text().splitlines():
+        if "\t" not in line:
+            continue  # the closing lines
         label, *rest = line.split("\t")
         kind, number = label.split("-")
         sentence = sentences[int(number)]
@@ -98,16 +102,18 @@ def stored_searches(name: str) -> Iterator[str]:
     return (file for file in SEARCHES if name == "transformer_postnorm" or file not in absent)
 
 
-AGAIN = {  # what the other model's search of the same kind shows already
-    ("transformer_postnorm", "beam5_unkpen2"),
-    ("transformer_postnorm", "beam5_prefix2"),
-    ("transformer_prenorm", "greedy"),
-    ("transformer_prenorm", "beam3_unnormalized"),
+QUICK = {  # every option but temperature at least once; the others run with the slow tests
+    ("transformer_postnorm", "greedy"),
+    ("transformer_postnorm", "beam5_norepeat2_intended"),
+    ("transformer_postnorm", "beam5_maxlen_batch1"),
+    ("transformer_prenorm", "beam5_lenpen1"),
     ("transformer_prenorm", "beam4_lenpen0.6_nbest3"),
-    ("transformer_prenorm", "beam5_norepeat2_intended"),
+    ("transformer_prenorm", "beam5_unkpen2"),
+    ("transformer_prenorm", "beam5_prefix2"),
+    ("transformer_prenorm", "beam3_unnormalized"),
 }
 CASES = [
-    pytest.param(name, file, marks=pytest.mark.slow if (name, file) in AGAIN else ())
+    pytest.param(name, file, marks=() if (name, file) in QUICK else pytest.mark.slow)
     for name in MODELS
     for file in stored_searches(name)
 ]
@@ -157,7 +163,7 @@ def test_scores_of_the_references(golden: Path) -> None:
         assert ours == pytest.approx(sentence.token_scores[0], abs=1e-4)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param("transformer_postnorm", marks=pytest.mark.slow), "transformer_prenorm"])
 def test_detokenized_hypotheses(golden: Path, name: str) -> None:
     _, vocabulary, _ = loaded(golden, name)
     tokenizer = Tokenizer.plain("sentencepiece")
@@ -166,6 +172,7 @@ def test_detokenized_hypotheses(golden: Path, name: str) -> None:
     assert ours == [sentence.detokenized[0] for sentence in wanted]
 
 
+@pytest.mark.slow
 def test_bleu_is_sacrebleus(golden: Path) -> None:
     folder = golden / "models" / "transformer_postnorm" / "generate"
     last_line = json.loads((folder / "index.json").read_text())["beam5_sacrebleu"]["last_line"]
@@ -179,7 +186,25 @@ def test_bleu_is_sacrebleus(golden: Path) -> None:
     assert round(corpus_scores(ours, references)["bleu"].value, 2) == float(wanted[1])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["transformer_postnorm_old_style", "transformer_prenorm"])
+def test_the_commands_print_fairseqs_hypotheses(golden: Path, tmp_path: Path, name: str) -> None:
+    model = name.removesuffix("_old_style")
+    data = golden / "data-bin" / MODELS[model]
+    import_fairseq_command.main(
+        [f"checkpoint={golden / 'models' / name / 'checkpoint.pt'}", f"data={data}", f"output={tmp_path / 'model'}"]
+    )
+    generate_command.main(
+        [f"checkpoint={tmp_path / 'model'}", f"data={data}", "format=fairseq", f"output={tmp_path / 'translations'}"]
+    )
+    ours = printed(tmp_path / "translations")
+    wanted = printed(golden / "models" / model / "generate" / "beam5_lenpen1.txt")
+    assert [sentence.tokens for sentence in ours] == [sentence.tokens for sentence in wanted]
+    for sentence, reference in zip(ours, wanted, strict=True):
+        assert sentence.scores == pytest.approx(reference.scores, abs=2e-5)
+
+
+@pytest.mark.parametrize("name", [pytest.param("transformer_postnorm", marks=pytest.mark.slow), "transformer_prenorm"])
 def test_a_sentence_alone_gives_what_it_gives_in_a_batch(golden: Path, name: str) -> None:
     model, vocabulary, batch = loaded(golden, name)
     for row in range(3):
