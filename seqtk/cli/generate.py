@@ -13,6 +13,7 @@ from seqtk.generation.config import SearchConfig
 
 if TYPE_CHECKING:
     from seqtk.generation.decode import Decoder, Sentence
+    from seqtk.tasks import Task
     from seqtk.tasks.translation import TranslationTask
 
 
@@ -67,7 +68,6 @@ def load_decoder(config: TranslateConfig, *, score_targets: bool = False) -> "tu
     import torch
 
     from seqtk.generation.decode import Decoder
-    from seqtk.tasks.translation import TranslationTask
     from seqtk.training.export import load_model
 
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -75,26 +75,27 @@ def load_decoder(config: TranslateConfig, *, score_targets: bool = False) -> "tu
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     paths = config.checkpoint.split(",")
     loaded = [load_model(path, device=device) for path in paths]
-    first = loaded[0].task
-    for path, item in zip(paths, loaded, strict=True):
-        if not isinstance(item.task, TranslationTask):
-            raise UserError(f"{path} holds no translation model.")
-        assert isinstance(first, TranslationTask)
-        if (item.task.source_vocabulary, item.task.target_vocabulary) != (
-            first.source_vocabulary,
-            first.target_vocabulary,
-        ):
+    tasks = [_translation_task(path, item.task) for path, item in zip(paths, loaded, strict=True)]
+    for path, task in zip(paths, tasks, strict=True):
+        if (task.source_vocabulary, task.target_vocabulary) != (tasks[0].source_vocabulary, tasks[0].target_vocabulary):
             raise UserError(f"{path} and {paths[0]} have different vocabularies: they make no ensemble.")
-    assert isinstance(first, TranslationTask)
     decoder = Decoder(
         models=tuple(item.model for item in loaded),
-        vocabulary=first.target_vocabulary,
+        vocabulary=tasks[0].target_vocabulary,
         search=config,
         score_targets=score_targets,
         device=device,
         bf16=config.precision == "bf16",
     )
-    return decoder, first
+    return decoder, tasks[0]
+
+
+def _translation_task(path: str, task: "Task") -> "TranslationTask":
+    from seqtk.tasks.translation import TranslationTask
+
+    if not isinstance(task, TranslationTask):
+        raise UserError(f"{path} holds no translation model.")
+    return task
 
 
 def check_common(config: TranslateConfig) -> None:
@@ -202,13 +203,14 @@ def _translate(
     from seqtk.generation.decode import in_order
     from seqtk.generation.formats import Writer
     from seqtk.generation.workers import decoding_processes
+    from seqtk.training.machine import keep_freed_memory
 
     writer = Writer(task, detokenize=config.detokenize)
     batching = BatchingConfig(max_tokens=config.max_tokens, max_sentences=config.max_sentences)
     texts: list[str] = []
     references: list[str] = []
     count = tokens = shortened = 0
-    with decoding_processes(decoder, workers=config.workers) as map_batches:
+    with decoding_processes(decoder, workers=config.workers, prepare=keep_freed_memory) as map_batches:
         started = time.perf_counter()
         for translation in in_order(
             sentences, decoder, batching=batching, window=config.buffer_size, map_batches=map_batches

@@ -4,7 +4,7 @@ A decoder's products are too small for threads to share: two processes of one th
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.multiprocessing
@@ -14,14 +14,18 @@ from seqtk.generation.search import Hypothesis
 
 
 @contextlib.contextmanager
-def decoding_processes(decoder: Decoder, *, workers: int) -> Iterator[Map]:
-    """A `map` for batches of sentences that runs in `workers` processes, or in this one if there are none."""
+def decoding_processes(decoder: Decoder, *, workers: int, prepare: Callable[[], None]) -> Iterator[Map]:
+    """A `map` for batches of sentences that runs in `workers` processes, or in this one if there are none.
+
+    Each process calls `prepare` first.
+    """
     if workers == 0:
+        prepare()
         yield map
         return
     # Spawned, because a process forked from one whose torch has threads can wait for ever for a lock of theirs.
     context = torch.multiprocessing.get_context("spawn")
-    with context.Pool(workers, initializer=_start, initargs=(decoder,)) as pool:
+    with context.Pool(workers, initializer=_start, initargs=(decoder, prepare)) as pool:
 
         def pool_map(_: Decode, batches: Iterable[Sequence[Sentence]]) -> Iterable[list[list[Hypothesis]]]:
             return pool.imap(_decode, batches)
@@ -32,8 +36,9 @@ def decoding_processes(decoder: Decoder, *, workers: int) -> Iterator[Map]:
 _decoder: Decoder | None = None
 
 
-def _start(decoder: Decoder) -> None:
+def _start(decoder: Decoder, prepare: Callable[[], None]) -> None:
     global _decoder
+    prepare()
     torch.set_num_threads(1)
     _decoder = decoder
 

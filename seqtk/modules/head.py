@@ -38,7 +38,8 @@ class LinearHead(nn.Module):
 
     def log_probs(self, features: Tensor, *, temperature: float = 1.0) -> Tensor:
         """Float32 log-probabilities of every token, softmax(logits / temperature)."""
-        return functional.log_softmax(functional.linear(features, self.weight).float() / temperature, dim=-1)
+        logits = functional.linear(features, self.weight).float()
+        return functional.log_softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
 
     def losses(self, features_BTD: Tensor, target_BT: Tensor, *, label_smoothing: float = 0.0) -> TokenLosses:
         """Label-smoothed cross entropy as fairseq defines it: the smoothed share is spread over the V - 1 other tokens.
