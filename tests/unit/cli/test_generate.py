@@ -7,13 +7,15 @@ from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.cli.generate import main as generate
 from seqtk.cli.interactive import main as interactive
 from seqtk.cli.score import main as score
+from seqtk.data.databin import DataBin
 from seqtk.data.indexed import IndexedWriter
 from seqtk.data.vocabulary import Vocabulary
+from seqtk.generation.config import SearchConfig
 from seqtk.models.stacks import DecoderConfig, EncoderConfig
 from seqtk.models.transformer import TransformerConfig
 from seqtk.tasks.translation import TranslationConfig, TranslationTask
 from seqtk.training.config import TrainConfig
-from seqtk.training.export import save_export, tensors_of
+from seqtk.training.export import load_model, save_export, tensors_of
 from tests.unit.generation.tiny import sharpen
 
 SOURCES = ["ein Haus", "", "das Haus ist alt und das Haus ist neu", "alt", "neu und alt"] * 3
@@ -124,6 +126,24 @@ def test_a_split_is_translated_and_scored_like_the_text_it_was_made_of(run, fold
     (folder / "hypotheses").write_text("".join(f"{line}\n" for line in texts))
     scored = run("hypothesis=hypotheses", "reference=test.en", "metrics=bleu,chrf", command=score)
     assert scored.out.splitlines() == [line for line in text.err.splitlines() if line.startswith(("BLEU", "chrF"))]
+
+
+def test_validation_says_and_scores_the_same(run, folder):
+    loaded = load_model(folder / "model1.safetensors")
+    task = loaded.task
+    assert isinstance(task, TranslationTask)
+    task.open(DataBin(folder / "data-bin"))
+    dataset = task.dataset("test")
+    batch = task.collate([dataset[index] for index in range(len(dataset)) if index % 5 != 2])
+    outputs = task.decode(loaded.model, batch, dataset, SearchConfig(beam=2, max_length_b=5))
+    written = run("data=data-bin")
+    lines = written.out.splitlines()
+    assert [output.output for output in outputs] == [line for number, line in enumerate(lines) if number % 5 != 2]
+    (folder / "kept").write_text("".join(f"{output.output}\n" for output in outputs))
+    (folder / "kept.en").write_text("".join(f"{output.reference}\n" for output in outputs))
+    scored = run("hypothesis=kept", "reference=kept.en", "metrics=bleu", command=score).out
+    bleu = task.scores(outputs)["bleu"]
+    assert f"BLEU|{bleu.signature} = {bleu.value:.2f} " in scored
 
 
 def test_the_split_of_the_corpus_trained_on_is_the_default(run, folder):

@@ -82,3 +82,18 @@ class Table(Model):
     def step(self, token_B: Tensor, state: State) -> tuple[Tensor, State]:
         position_B = state["position_B"].clamp(max=len(self.logits_TVV) - 1)
         return self.logits_TVV[position_B, token_B][:, None], {**state, "position_B": state["position_B"] + 1}
+
+
+class Diary(Table):
+    """A table whose position and history are one tensor that every step writes into, in place."""
+
+    def start(self, batch: TranslationBatch) -> State:
+        rows = len(batch.source_BS)
+        return {"history_BT": torch.zeros(rows, 64, dtype=torch.long), "length_B": torch.zeros(rows, dtype=torch.long)}
+
+    def step(self, token_B: Tensor, state: State) -> tuple[Tensor, State]:
+        history_BT, length_B = state["history_BT"], state["length_B"]
+        history_BT[torch.arange(len(token_B)), length_B] = token_B
+        length_B += 1
+        # What was said counts at every later step, so a state that did not follow its row is seen.
+        return self.logits_TVV[0][history_BT].sum(dim=1)[:, None], state
