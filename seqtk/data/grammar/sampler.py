@@ -35,7 +35,7 @@ class Weighted(Protocol):
 
 
 ANYTHING = ~Kind(0)
-MANY = Kind.GOODS | Kind.FOOD | Kind.ANIMAL  # what there may be dozens of
+MANY = Kind.GOODS | Kind.FOOD  # what there may be dozens of
 UNITS_OF_TIME = (
     ("days", "Tagen", 40),
     ("weeks", "Wochen", 20),
