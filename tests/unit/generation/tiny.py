@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from seqtk.attention import State
+from seqtk.attention import AttentionConfig, State
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.data.batch import TranslationBatch, collate_pairs
 from seqtk.data.vocabulary import EOS, Vocabulary
@@ -14,22 +14,29 @@ from seqtk.models.base import Model
 from seqtk.models.stacks import DecoderConfig, EncoderConfig
 from seqtk.models.transformer import Transformer, TransformerConfig
 
+SOFTMAX = SoftmaxConfig(heads=2)
+
 
 def vocabulary(words: int) -> Vocabulary:
     return Vocabulary([f"w{number}" for number in range(words)])
 
 
 def transformer(
-    words: int, *, seed: int, sharpness: float = 4.0, max_source_length: int = 64, max_target_length: int = 64
+    words: int,
+    *,
+    seed: int,
+    sharpness: float = 4.0,
+    max_source_length: int = 64,
+    max_target_length: int = 64,
+    attention: AttentionConfig = SOFTMAX,
 ) -> Transformer:
     """A random Transformer in float32 whose distributions are far from flat."""
     torch.manual_seed(seed)
-    attention = (SoftmaxConfig(heads=2),)
     config = TransformerConfig(
         dim=16,
         ffn_dim=32,
-        encoder=EncoderConfig(layers=1, self_attention=attention),
-        decoder=DecoderConfig(layers=2, self_attention=attention, cross_attention=attention),
+        encoder=EncoderConfig(layers=1, self_attention=(attention,)),
+        decoder=DecoderConfig(layers=2, self_attention=(attention,), cross_attention=(SOFTMAX,)),
         share_embeddings="none",
         max_source_length=max_source_length,
         max_target_length=max_target_length,
