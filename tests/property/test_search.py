@@ -30,7 +30,7 @@ def searches(draw):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(config=searches(), lengths=some.lists(some.integers(0, 6), min_size=1, max_size=6), seed=some.integers(0, 10**6))
 def test_every_hypothesis_is_within_its_bounds(config, lengths, seed):
     generator = torch.Generator().manual_seed(seed)

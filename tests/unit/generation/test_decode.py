@@ -27,8 +27,8 @@ def test_n_sentences_give_n_translations_in_their_order(model, decoder):
     alone = [search([model], batch_of([row]), SEARCH, vocabulary=vocabulary(WORDS))[0] for row in rows]
     assert len({hypotheses[0].tokens for hypotheses in alone}) > 7
     for count in range(21):
-        batching = BatchingConfig(max_tokens=20 if count % 2 else None, max_sentences=3 if count % 3 else 64)
-        window = (1, 4, 100)[count % 3]
+        batching = BatchingConfig(max_tokens=40 if count % 2 else None, max_sentences=3 if count % 3 else 64)
+        window = (3, 7, 100)[count % 3]
         found = list(in_order(map(Sentence, rows[:count]), decoder, batching=batching, window=window))
         assert [translation.index for translation in found] == list(range(count))
         assert [translation.sentence.source.tolist() for translation in found] == [row.tolist() for row in rows[:count]]
