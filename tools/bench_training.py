@@ -1,0 +1,326 @@
+"""How fast training is, as a ratio to a plain torch loop of the same model on the same batches in the same run.
+
+python tools/bench_training.py [--data DATA-BIN] [--bf16] [--threads N] [--updates N] [--rounds N]
+
+The model is the small one of the Multi30k recipes: 3 + 3 blocks, 256 / 1024 / 4 heads, one vocabulary of about 8,000
+tokens, 4,096 tokens a batch. Ours is `Trainer.update`, everything on, each batch read and collated within the timing.
+The baseline is written below from torch's own parts alone, its batches ready in memory. They take turns in processes
+of their own, since how memory is allocated is set for a whole process. First both are trained a few updates from the
+same weights without dropout, and their losses compared. Without --data the corpus is made here: sentences as long as
+those of Multi30k, of words by Zipf's law.
+
+B batch, S source length, T target length, D width, H heads, V vocabulary.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seqtk import schema
+from seqtk.data.batch import TranslationBatch
+from seqtk.data.batching import epoch_batches
+from seqtk.data.indexed import IndexedWriter
+from seqtk.data.loader import Position, load_updates, updates
+from seqtk.data.vocabulary import EOS, PAD, UNK, Vocabulary
+from seqtk.training.config import TrainConfig
+from seqtk.training.distributed import start_world
+from seqtk.training.export import tensors_of
+from seqtk.training.machine import keep_freed_memory
+from seqtk.training.trainer import Trainer
+
+DIM, FFN_DIM, HEADS, LAYERS = 256, 1024, 4, 3
+LABEL_SMOOTHING, CLIP_NORM = 0.1, 1.0
+ADAM: dict[str, Any] = {"lr": 5e-4, "betas": (0.9, 0.98), "eps": 1e-8}
+VOCABULARY, PAIRS = 8000, 29_000
+WARM_UP = 2
+"""Updates before the clock starts."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="a data-bin directory of one language pair; default: a made one")
+    parser.add_argument("--bf16", action="store_true", help="measure bf16 autocast, too, on a CPU that has the units")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--updates", type=int, default=8, help="updates timed in each process")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each kind")
+    parser.add_argument("--checked", type=int, default=5, help="updates whose losses are compared")
+    parser.add_argument("--worker", choices=["ours", "plain", "losses"], help=argparse.SUPPRESS)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        torch.set_num_threads(arguments.threads)
+        worker = {"ours": _time_ours, "plain": _time_plain, "losses": _losses}[arguments.worker]
+        print(json.dumps(worker(arguments)))
+        return
+    with tempfile.TemporaryDirectory(prefix="bench-training-") as folder:
+        arguments.data = arguments.data or _make_corpus(Path(folder) / "data-bin")
+        _check_losses(arguments)
+        kinds = [("plain", "fp32"), ("ours", "fp32")]
+        if arguments.bf16 and _has_bf16():
+            kinds += [("plain", "bf16"), ("ours", "bf16")]
+        elif arguments.bf16:
+            print("bf16 is not measured: this CPU has no units for it (avx512_bf16, amx_bf16) and would emulate it.")
+        _compare(arguments, kinds)
+
+
+def _compare(arguments: argparse.Namespace, kinds: list[tuple[str, str]]) -> None:
+    """Let the kinds take turns; print their rates, and each one's ratio to the plain fp32 loop of the same round."""
+    rates: dict[tuple[str, str], list[float]] = {kind: [] for kind in kinds}
+    for _ in range(arguments.rounds):
+        for name, precision in kinds:
+            result = _in_a_process(arguments, name, precision=precision)
+            rates[name, precision].append(result["tokens"] / result["seconds"])
+    print(f"target tokens/s, {arguments.threads} threads, {arguments.updates} updates a process: min, median, max")
+    baseline = rates["plain", "fp32"]
+    for (name, precision), values in rates.items():
+        ratios = [value / base for value, base in zip(values, baseline, strict=True)]
+        shown = "" if values is baseline else f"   × plain fp32, by round: {', '.join(f'{r:.2f}' for r in ratios)}"
+        if shown:
+            shown += f" (median {statistics.median(ratios):.2f})"
+        figures = "".join(f"{figure:9,.0f}" for figure in (min(values), statistics.median(values), max(values)))
+        print(f"  {name:5} {precision} {figures}{shown}")
+
+
+def _check_losses(arguments: argparse.Namespace) -> None:
+    """Raises SystemExit unless both trainings have the same losses."""
+    pairs = _in_a_process(arguments, "losses")["losses"]
+    worst = max(abs(ours - plain) / plain for ours, plain in pairs)
+    print(f"loss of ours, of the plain loop (fp32, no dropout): {'; '.join(f'{a:.6f}, {b:.6f}' for a, b in pairs)}")
+    print(f"  largest relative difference {worst:.1e}")
+    if not worst <= 1e-4:
+        raise SystemExit("The losses differ: these are two different trainings.")
+
+
+def _in_a_process(arguments: argparse.Namespace, worker: str, *, precision: str = "fp32") -> dict[str, Any]:
+    command = [sys.executable, __file__, "--worker", worker, "--precision", precision, "--data", str(arguments.data)]
+    command += [f"--{name}={getattr(arguments, name)}" for name in ("threads", "updates", "checked")]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def _has_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+# --- ours ---
+
+
+def _trainer(arguments: argparse.Namespace, *, dropout: float) -> Trainer:
+    keep_freed_memory()
+    tree = {
+        "device": "cpu",
+        "precision": arguments.precision,
+        "save_dir": str(arguments.data / "no-run"),  # nothing is saved
+        "validation": {"split": "train"},  # nor validated
+        "max_updates": 1_000_000,
+        "clip_norm": CLIP_NORM,
+        "batch": {"max_tokens": 4096},
+        "task": {"data": str(arguments.data)},
+        "model": {
+            "dim": DIM, "ffn_dim": FFN_DIM, "heads": HEADS, "dropout": dropout,
+            "encoder": {"layers": LAYERS}, "decoder": {"layers": LAYERS},
+        },
+        "criterion": {"kind": "label_smoothed_cross_entropy", "label_smoothing": LABEL_SMOOTHING},
+        "optimizer": {"kind": "adam", **ADAM},
+        "schedule": {"kind": "constant"},
+    }  # fmt: skip
+    return Trainer(schema.from_dict(TrainConfig, tree), world=start_world("cpu"))
+
+
+def _batches(trainer: Trainer) -> Iterator[TranslationBatch]:
+    """The first epoch's batches, as the loop reads them."""
+    order = epoch_batches(trainer.train_set.sizes_ND, trainer.config.batch, seed=1, epoch=1)
+    plan = updates(order, position=Position())
+    return (loaded[0] for _, loaded in load_updates(plan, trainer.train_set, trainer.task.collate))  # type: ignore[misc]
+
+
+def _time_ours(arguments: argparse.Namespace) -> dict[str, float]:
+    trainer = _trainer(arguments, dropout=0.1)
+    batches = _batches(trainer)
+    for batch in islice(batches, WARM_UP):
+        trainer.update([batch])
+    started = time.perf_counter()
+    tokens = sum(trainer.update([batch])["weight"] for batch in islice(batches, arguments.updates))
+    return {"seconds": time.perf_counter() - started, "tokens": tokens}
+
+
+# --- the plain loop ---
+
+
+class PlainAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(DIM, DIM) for _ in range(4))
+
+    def forward(self, x_BTD: Tensor, memory_BSD: Tensor, *, seen: Tensor | None = None, causal: bool = False) -> Tensor:
+        query, key, value = (
+            projected.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            for projected in (self.query(x_BTD), self.key(memory_BSD), self.value(memory_BSD))
+        )
+        y_BHTE = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, is_causal=causal)
+        return self.out(y_BHTE.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class PlainBlock(nn.Module):
+    """A block of the encoder, or (`cross`) of the decoder; normalised after each sublayer."""
+
+    def __init__(self, *, dropout: float, cross: bool) -> None:
+        super().__init__()
+        self.self_attention, self.self_norm = PlainAttention(), nn.LayerNorm(DIM)
+        if cross:
+            self.cross_attention, self.cross_norm = PlainAttention(), nn.LayerNorm(DIM)
+        self.expand, self.contract, self.ffn_norm = nn.Linear(DIM, FFN_DIM), nn.Linear(FFN_DIM, DIM), nn.LayerNorm(DIM)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BTD: Tensor, memory_BSD: Tensor | None, *, seen: Tensor) -> Tensor:
+        drop = self.dropout
+        if memory_BSD is None:
+            x_BTD = self.self_norm(x_BTD + drop(self.self_attention(x_BTD, x_BTD, seen=seen)))
+        else:
+            x_BTD = self.self_norm(x_BTD + drop(self.self_attention(x_BTD, x_BTD, causal=True)))
+            x_BTD = self.cross_norm(x_BTD + drop(self.cross_attention(x_BTD, memory_BSD, seen=seen)))
+        return self.ffn_norm(x_BTD + drop(self.contract(self.expand(x_BTD).relu())))  # type: ignore[no-any-return]
+
+
+class PlainTransformer(nn.Module):
+    """The same model as ours, of nn.Embedding, SDPA, nn.Linear, nn.LayerNorm and nn.Dropout; logits out."""
+
+    positions_TD: Tensor
+
+    def __init__(self, vocabulary: int, *, dropout: float) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, DIM, padding_idx=PAD)
+        nn.init.normal_(self.tokens.weight, std=DIM**-0.5)
+        self.encoder = nn.ModuleList(PlainBlock(dropout=dropout, cross=False) for _ in range(LAYERS))
+        self.decoder = nn.ModuleList(PlainBlock(dropout=dropout, cross=True) for _ in range(LAYERS))
+        self.dropout = nn.Dropout(dropout)
+        rate = torch.exp(torch.arange(DIM // 2).double() * (-math.log(10_000) / (DIM // 2 - 1)))
+        angle_TE = torch.arange(2, 1026).double()[:, None] * rate
+        self.register_buffer("positions_TD", torch.cat([angle_TE.sin(), angle_TE.cos()], 1).float(), persistent=False)
+
+    def forward(self, batch: TranslationBatch) -> Tensor:
+        seen_B11S = (batch.source_BS != PAD)[:, None, None]
+        memory_BSD, x_BTD = self._embed(batch.source_BS), self._embed(batch.previous_BT)
+        for block in self.encoder:
+            memory_BSD = block(memory_BSD, None, seen=seen_B11S)
+        for block in self.decoder:
+            x_BTD = block(x_BTD, memory_BSD, seen=seen_B11S)
+        return functional.linear(x_BTD, self.tokens.weight)
+
+    def _embed(self, tokens_BT: Tensor) -> Tensor:
+        return self.dropout(math.sqrt(DIM) * self.tokens(tokens_BT) + self.positions_TD[: tokens_BT.shape[1]])  # type: ignore[no-any-return]
+
+
+class PlainLoop:
+    """What one writes in half an hour."""
+
+    def __init__(self, vocabulary: int, *, dropout: float, precision: str) -> None:
+        self.model = PlainTransformer(vocabulary, dropout=dropout)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), **ADAM)
+        # torch spreads the smoothed share over all V tokens, fairseq and we over the V - 1 others
+        self.label_smoothing = LABEL_SMOOTHING * vocabulary / (vocabulary - 1)
+        self.precision = precision
+
+    def update(self, batch: TranslationBatch) -> Tensor:
+        """One update; the loss per target token."""
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            logits_BTV = self.model(batch)
+            loss = functional.cross_entropy(
+                logits_BTV.flatten(0, 1),
+                batch.target_BT.flatten(),
+                ignore_index=PAD,
+                label_smoothing=self.label_smoothing,
+            )
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+
+def _time_plain(arguments: argparse.Namespace) -> dict[str, float]:
+    vocabulary, batches = _plain_data(arguments.data, arguments.updates + WARM_UP)
+    loop = PlainLoop(vocabulary, dropout=0.1, precision=arguments.precision)
+    for batch in batches[:WARM_UP]:
+        loop.update(batch)
+    started = time.perf_counter()
+    for batch in batches[WARM_UP:]:
+        loop.update(batch)
+    return {"seconds": time.perf_counter() - started, "tokens": sum(batch.weight for batch in batches[WARM_UP:])}
+
+
+def _plain_data(data: Path, count: int) -> tuple[int, list[TranslationBatch]]:
+    """The size of the vocabulary and the first batches, in memory; what a trainer would set for the process is not."""
+    from seqtk.data.batching import BatchingConfig
+    from seqtk.tasks.translation import TranslationConfig, TranslationTask
+
+    task = TranslationTask(TranslationConfig(data=str(data)))
+    dataset = task.dataset("train")
+    order = epoch_batches(dataset.sizes_ND, BatchingConfig(max_tokens=4096), seed=1, epoch=1)
+    batches = [task.collate([dataset[index] for index in batch.tolist()]) for batch in order[:count]]
+    return len(task.target_vocabulary), batches  # type: ignore[return-value]
+
+
+def _losses(arguments: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
+    """The losses of both trainings from the same weights, without dropout."""
+    trainer = _trainer(arguments, dropout=0.0)
+    vocabulary = trainer.model.head.weight.shape[0]
+    loop = PlainLoop(vocabulary, dropout=0.0, precision="fp32")
+    loop.model.load_state_dict({_plain_name(name): tensor for name, tensor in tensors_of(trainer.model).items()})
+    losses = []
+    for batch in islice(_batches(trainer), arguments.checked):
+        figures = trainer.update([batch])
+        losses.append((figures["loss"] / figures["weight"], float(loop.update(batch))))
+    return {"losses": losses}
+
+
+def _plain_name(name: str) -> str:
+    """What the plain model calls a parameter of ours."""
+    for ours, plain in (("source_embedding.", ""), (".blocks", ""), ("_residual.norm", "_norm"), ("feed_forward.", "")):
+        name = name.replace(ours, plain)
+    return name
+
+
+# --- the corpus ---
+
+
+def _make_corpus(directory: Path) -> Path:
+    """A data-bin directory of as many pairs as Multi30k has, as long as its pairs are in 8,000 joint BPE tokens."""
+    random = np.random.default_rng(1)
+    vocabulary = Vocabulary([f"word{rank}" for rank in range(VOCABULARY - UNK - 1)])
+    first = UNK + 1
+    chance = 1 / np.arange(2, VOCABULARY - first + 2)
+    directory.mkdir(parents=True)
+    source_N = random.gamma(9.0, 14.5 / 9.0, PAIRS)
+    lengths_N = {"xx": source_N, "yy": source_N * random.lognormal(0.02, 0.16, PAIRS)}
+    for lang, raw_N in lengths_N.items():
+        sizes_N = raw_N.round().clip(4, 60).astype(np.int64) + 1
+        flat = random.choice(VOCABULARY - first, size=int(sizes_N.sum()), p=chance / chance.sum()) + first
+        flat[np.cumsum(sizes_N) - 1] = EOS
+        vocabulary.save(directory / f"dict.{lang}.txt")
+        with IndexedWriter(directory / f"train.xx-yy.{lang}", vocabulary_size=len(vocabulary)) as writer:
+            writer.extend_arrays(flat, sizes_N)
+    return directory
+
+
+if __name__ == "__main__":
+    main()
