@@ -122,7 +122,7 @@ _ROLE_WORDS = {
 class HeadedConfig(AttentionConfig):
     """What layers with heads share."""
 
-    heads: int = 8
+    heads: int | None = None  # null: as many as the model says
     dropout: float = 0.0  # of the attention weights
     bias: bool = True  # of the projections
 
@@ -132,6 +132,8 @@ class HeadedAttention(Attention):
 
     def __init__(self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        if config.heads is None:
+            raise UserError(f"Attention '{attentions.name_of(type(config))}' outside a model needs its heads set.")
         if dim % config.heads:
             raise UserError(f"A width of {dim} cannot be split into {config.heads} heads.", "Change dim or heads.")
         self.heads = config.heads

@@ -134,7 +134,7 @@ class SynthesizerMixture(SynthesizedAttention):
         return attend(query_BHTE, key_BHSE, value_BHSE, bias=bias_BHTS, dropout=self.active_dropout)
 
 
-def _scalars(config: SynthesizerMixtureConfig) -> tuple[int, int]:
+def _scalars(config: Any) -> tuple[int, int]:
     """The shape of the trained scalars."""
     rows = {"sum": 0, "sigmoid": 1, "softmax": len(config.parts)}[config.mix]
     return rows, config.heads if config.per_head else 1

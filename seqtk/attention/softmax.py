@@ -11,11 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.errors import UserError
 
 
 @dataclass(frozen=True)
 class SoftmaxConfig(HeadedConfig):
     """Dot-product attention: 4 D² weights (D² + M D for keys and values of a memory of width M), O(T S D) time."""
+
+    rotary: bool = False  # queries and keys are turned by their positions (self-attention only)
 
 
 @attentions.register("softmax", SoftmaxConfig)
@@ -31,6 +34,11 @@ class SoftmaxAttention(HeadedAttention):
         self.key = self.projection(key_dim, gain=1 / math.sqrt(2))
         self.value = self.projection(key_dim, gain=1 / math.sqrt(2))
         self.out = self.projection(dim)
+        if config.rotary and (role is Role.CROSS or self.head_dim % 2):
+            raise UserError(
+                "attention.rotary=true needs self-attention with an even width of each head.",
+                f"This is {'cross-attention' if role is Role.CROSS else 'a head of width ' + str(self.head_dim)}.",
+            )
 
     @classmethod
     def parameter_count(cls, config: SoftmaxConfig, *, dim: int, memory_dim: int | None = None) -> int:
@@ -45,9 +53,15 @@ class SoftmaxAttention(HeadedAttention):
         positions_BT: Tensor | None = None,
     ) -> Tensor:
         keys_from = x_BTD if memory_BSM is None else memory_BSM
+        query_BHTE, key_BHSE = self.split(self.query(x_BTD)), self.split(self.key(keys_from))
+        if self.config.rotary:
+            positions = (
+                torch.arange(x_BTD.shape[1], device=x_BTD.device)[None] if positions_BT is None else positions_BT
+            )
+            query_BHTE, key_BHSE = rotate(query_BHTE, positions), rotate(key_BHSE, positions)
         y_BHTE = attend(
-            self.split(self.query(x_BTD)),
-            self.split(self.key(keys_from)),
+            query_BHTE,
+            key_BHSE,
             self.split(self.value(keys_from)),
             bias=padding_bias(pad_BS, causal_length=x_BTD.shape[1] if self.role is Role.CAUSAL else None),
             causal=self.role is Role.CAUSAL and pad_BS is None,
@@ -66,13 +80,19 @@ class SoftmaxAttention(HeadedAttention):
         }
 
     def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+        query_BH1E = self.split(self.query(x_B1D))
         if self.role is not Role.CROSS:
+            key_BH1E = self.split(self.key(x_B1D))
+            if self.config.rotary:
+                done = 0 if state["key"] is None else state["key"].shape[2]
+                position_11 = torch.full((1, 1), done, device=x_B1D.device)
+                query_BH1E, key_BH1E = rotate(query_BH1E, position_11), rotate(key_BH1E, position_11)
             state = {
-                "key": append(state["key"], self.split(self.key(x_B1D))),
+                "key": append(state["key"], key_BH1E),
                 "value": append(state["value"], self.split(self.value(x_B1D))),
                 "bias": None,
             }
-        y_BHTE = attend(self.split(self.query(x_B1D)), state["key"], state["value"], bias=state["bias"])
+        y_BHTE = attend(query_BH1E, state["key"], state["value"], bias=state["bias"])
         return self.out(self.join(y_BHTE)), state
 
 
@@ -101,6 +121,20 @@ def attend(
     return functional.scaled_dot_product_attention(
         query_BHTE, key_BHSE, value_BHSE, attn_mask=bias, is_causal=causal, dropout_p=dropout, scale=scale
     )
+
+
+def rotate(x_BHTE: Tensor, positions_BT: Tensor) -> Tensor:
+    """Each pair (e, e + E/2) of a head turned by position · 10000^(-2e/E) (Su et al. 2021, RoFormer, section 3.2.2).
+
+    The product of a query and a key so turned depends on their distance alone. Computed in float32 or wider.
+    """
+    half = x_BHTE.shape[-1] // 2
+    dtype = torch.promote_types(x_BHTE.dtype, torch.float32)
+    frequency_F = 10000.0 ** (-torch.arange(half, device=x_BHTE.device, dtype=dtype) / half)
+    angle_B1TF = positions_BT[:, None, :, None].to(dtype) * frequency_F
+    first, second = x_BHTE.to(dtype).chunk(2, dim=-1)
+    sin, cos = angle_B1TF.sin(), angle_B1TF.cos()
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_BHTE.dtype)
 
 
 def padding_bias(pad_BS: Tensor | None, *, causal_length: int | None = None) -> Tensor | None:

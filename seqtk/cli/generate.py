@@ -144,8 +144,9 @@ def _from_data(config: GenerateConfig, task: "TranslationTask") -> "Iterator[Sen
     dataset = task.dataset(config.split)
 
     def sentences() -> "Iterator[Sentence]":
-        for _, source, target in map(dataset.__getitem__, range(len(dataset))):
-            yield Sentence(source, target=target, prefix=target[: config.prefix_size])
+        for index, source, target in map(dataset.__getitem__, range(len(dataset))):
+            text = dataset.target_lines[index] if dataset.target_lines else None
+            yield Sentence(source, target=target, prefix=target[: config.prefix_size], target_text=text)
 
     return sentences()
 

@@ -1,7 +1,8 @@
 """A data-bin directory: binarised splits with their dictionaries, as fairseq or seqtk-preprocess wrote it.
 
 A parallel directory names its files `<split>.<source>-<target>.<lang>`, a one-sided one just `<split>`; a directory
-serves both directions. `sentencepiece.model` (or one per language) and `preprocess.json` are seqtk's own additions.
+serves both directions. `sentencepiece.model` (or one per language), `preprocess.json` and the
+text of validation and test splits (`test.en-de.de.txt`) are seqtk's own additions.
 """
 
 import os
@@ -101,6 +102,13 @@ class DataBin:
                 nearest(name, self.splits()),
             )
         return IndexedDataset(self.directory / found)
+
+    def lines(self, name: str, lang: str | None = None) -> list[str] | None:
+        """The text that a split was made from, a line for each item; None where only the items were kept."""
+        path = self.directory / f"{self._find(name, lang)}.txt"
+        if not path.is_file():
+            return None
+        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
 
     def _find(self, split: str, lang: str | None) -> str | None:
         pair = [self.source_lang or NO_LANGUAGE, self.target_lang or NO_LANGUAGE]

@@ -81,6 +81,9 @@ def preprocess(
         bar = tqdm(total=sum(text.lines for text in texts), unit=" lines", disable=None if progress else True)
         with closing(ordered_map(encode, stream, workers=workers)) as results, bar:
             splits = {text.name: writer.write_split(text, results, advance=bar.update) for text in texts}
+        for text in texts:
+            if text.name != "train" and not config.tokenized:
+                writer.keep_text(text)
         writer.write_vocabularies()
         report = Report(dict(zip(names, (len(side.vocabulary) for side in sides), strict=True)), splits)
         _write_record(staging / "preprocess.json", config, report)
@@ -141,6 +144,13 @@ class _Writer:
             self._counts = counts
         found = [SideCount(int(count.sum()), int(count[UNK])) for count in counts]
         return SplitCount(lines, items, dropped, dict(zip(self._names, found, strict=True)))
+
+    def keep_text(self, text: Text) -> None:
+        """Keep the split's lines beside its items: scores are taken against the text, not what became of it."""
+        for lang, path in zip(self._langs, text.paths, strict=True):
+            with open(f"{self._prefix(text.name, lang)}.txt", "wb") as kept:
+                for (lines,) in read_blocks((path,)):
+                    kept.writelines(line.rstrip(b"\r\n") + b"\n" for line in lines)
 
     def write_vocabularies(self) -> None:
         """The dictionary of each language, with the counts of the training split, and the SentencePiece models."""

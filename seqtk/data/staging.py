@@ -9,7 +9,16 @@ from pathlib import Path
 from seqtk.errors import UserError
 
 _DICTIONARIES = ("dict.txt", "dict.*.txt")
-_OTHERS = ("*.idx", "*.bin", "sentencepiece.model", "sentencepiece.*.model", "preprocess.json", "preprocess.log")
+_OTHERS = (
+    "*.idx",
+    "*.bin",
+    "valid*.txt",
+    "test*.txt",
+    "sentencepiece.model",
+    "sentencepiece.*.model",
+    "preprocess.json",
+    "preprocess.log",
+)
 
 
 def refuse_overwriting(destination: Path, *, overwrite: bool) -> None:

@@ -12,19 +12,7 @@ from seqtk.models.base import models
 from seqtk.models.stacks import DecoderConfig, EncoderConfig
 from seqtk.models.transformer import Transformer, TransformerConfig
 
-
-def _stacks(*, layers: int = 6, heads: int, dropout: float = 0.0) -> tuple[EncoderConfig, DecoderConfig]:
-    attention = (SoftmaxConfig(heads=heads, dropout=dropout),)
-    return (
-        EncoderConfig(layers=layers, self_attention=attention),
-        DecoderConfig(layers=layers, self_attention=attention, cross_attention=attention),
-    )
-
-
-_TINY = _stacks(layers=2, heads=2)
-_IWSLT = _stacks(heads=4)
-_BIG = _stacks(heads=16)
-_BIG_DROPOUT = _stacks(heads=16, dropout=0.1)
+_DROPOUT = (SoftmaxConfig(dropout=0.1),)
 
 
 @dataclass(frozen=True)
@@ -33,8 +21,9 @@ class TransformerTinyConfig(TransformerConfig):
 
     dim: int = 64
     ffn_dim: int = 64
-    encoder: EncoderConfig = _TINY[0]
-    decoder: DecoderConfig = _TINY[1]
+    heads: int = 2
+    encoder: EncoderConfig = EncoderConfig(layers=2)
+    decoder: DecoderConfig = DecoderConfig(layers=2)
 
 
 @dataclass(frozen=True)
@@ -42,8 +31,7 @@ class TransformerIwsltDeEnConfig(TransformerConfig):
     """6 + 6 blocks of 512 / 1024 / 4 heads."""
 
     ffn_dim: int = 1024
-    encoder: EncoderConfig = _IWSLT[0]
-    decoder: DecoderConfig = _IWSLT[1]
+    heads: int = 4
 
 
 @dataclass(frozen=True)
@@ -57,8 +45,7 @@ class TransformerVaswaniWmtEnDeBigConfig(TransformerConfig):
 
     dim: int = 1024
     ffn_dim: int = 4096
-    encoder: EncoderConfig = _BIG[0]
-    decoder: DecoderConfig = _BIG[1]
+    heads: int = 16
     dropout: float = 0.3
 
 
@@ -73,8 +60,8 @@ class TransformerVaswaniWmtEnFrBigConfig(TransformerVaswaniWmtEnDeBigConfig):
 class TransformerWmtEnDeBigConfig(TransformerVaswaniWmtEnDeBigConfig):
     """Transformer big with dropout in the attention weights too."""
 
-    encoder: EncoderConfig = _BIG_DROPOUT[0]
-    decoder: DecoderConfig = _BIG_DROPOUT[1]
+    encoder: EncoderConfig = EncoderConfig(self_attention=_DROPOUT)
+    decoder: DecoderConfig = DecoderConfig(self_attention=_DROPOUT, cross_attention=_DROPOUT)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 B batch, S source length, T target length, D width of the stack, M width of the memory.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from seqtk.attention import Attention, AttentionConfig, Role, State, attentions
+from seqtk.attention import Attention, AttentionConfig, HeadedConfig, Role, State, attentions
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.errors import UserError
 from seqtk.modules.block import Residual
@@ -21,10 +21,11 @@ Pattern = tuple[AttentionConfig, ...]
 class StackConfig:
     """What an encoder and a decoder have in common; a size of None is the model's."""
 
-    layers: int = 6
-    dim: int | None = None
-    ffn_dim: int | None = None
-    self_attention: Pattern = (SoftmaxConfig(),)
+    layers: int = 6  # blocks
+    dim: int | None = None  # width; null: the model's
+    ffn_dim: int | None = None  # inner width of the feed-forward networks; null: the model's
+    heads: int | None = None  # of attention layers that name none; null: the model's
+    self_attention: Pattern = (SoftmaxConfig(),)  # one layer, or a list that repeats down the stack
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class EncoderConfig(StackConfig):
 class DecoderConfig(StackConfig):
     """The blocks that write the target."""
 
-    cross_attention: Pattern = (SoftmaxConfig(),)
+    cross_attention: Pattern = (SoftmaxConfig(),)  # as self_attention
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,17 @@ class BlockOptions:
 
     dim: int
     ffn_dim: int
+    heads: int
     activation: Activation
     dropout: float
     activation_dropout: float
     pre_norm: bool
+
+    def attention(self, config: AttentionConfig, *, role: Role, memory_dim: int | None = None) -> Attention:
+        """The layer of `config`, with the model's heads where it names none of its own."""
+        if isinstance(config, HeadedConfig) and config.heads is None:
+            config = replace(config, heads=self.heads)
+        return attentions.build(config, dim=self.dim, role=role, memory_dim=memory_dim)
 
     def residual(self) -> Residual:
         return Residual(self.dim, dropout=self.dropout, pre_norm=self.pre_norm)
@@ -72,7 +80,7 @@ class EncoderBlock(nn.Module):
 
     def __init__(self, attention: AttentionConfig, *, options: BlockOptions) -> None:
         super().__init__()
-        self.self_attention: Attention = attentions.build(attention, dim=options.dim, role=Role.ENCODER)
+        self.self_attention: Attention = options.attention(attention, role=Role.ENCODER)
         self.self_residual = options.residual()
         self.feed_forward = options.feed_forward()
         self.ffn_residual = options.residual()
@@ -104,11 +112,9 @@ class DecoderBlock(nn.Module):
         self, attention: AttentionConfig, cross: AttentionConfig, *, options: BlockOptions, memory_dim: int
     ) -> None:
         super().__init__()
-        self.self_attention: Attention = attentions.build(attention, dim=options.dim, role=Role.CAUSAL)
+        self.self_attention: Attention = options.attention(attention, role=Role.CAUSAL)
         self.self_residual = options.residual()
-        self.cross_attention: Attention = attentions.build(
-            cross, dim=options.dim, role=Role.CROSS, memory_dim=memory_dim
-        )
+        self.cross_attention: Attention = options.attention(cross, role=Role.CROSS, memory_dim=memory_dim)
         self.cross_residual = options.residual()
         self.feed_forward = options.feed_forward()
         self.ffn_residual = options.residual()

@@ -32,13 +32,14 @@ class TransformerConfig(ModelConfig):
 
     dim: int = 512  # width of the model
     ffn_dim: int = 2048  # inner width of the feed-forward networks
+    heads: int = 8  # of attention layers that name none
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
-    positions: Positions = "sinusoidal"
+    positions: Positions = "sinusoidal"  # added to the embeddings; for rotary ones: none, and attention.rotary=true
     max_source_length: int = 1024  # tokens; learned positions have as many rows
-    max_target_length: int = 1024
+    max_target_length: int = 1024  # the same for the target
     share_embeddings: SharedEmbeddings = "all"  # all: source, target and output; decoder: target and output
-    pre_norm: bool = False
+    pre_norm: bool = False  # normalise before each sublayer, and once at the end, instead of after it
     scale_embedding: bool = True  # multiply token vectors by √dim
     norm_embedding: bool = False  # a layer norm after the embeddings
     activation: Activation = "relu"
@@ -88,6 +89,7 @@ class Transformer(Model):
         return BlockOptions(
             dim=stack.dim or self.config.dim,
             ffn_dim=stack.ffn_dim or self.config.ffn_dim,
+            heads=stack.heads or self.config.heads,
             activation=self.config.activation,
             dropout=self.config.dropout,
             activation_dropout=self.config.activation_dropout,

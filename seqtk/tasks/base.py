@@ -85,8 +85,8 @@ class Task:
         """A new model of the sizes this task's vocabularies have."""
         raise NotImplementedError
 
-    def decode(self, model: Model, batch: Batch, search: SearchConfig) -> list[Output]:
-        """What the model makes of each row; nothing for a task whose figures are all in its loss."""
+    def decode(self, model: Model, batch: Batch, dataset: Any, search: SearchConfig) -> list[Output]:
+        """What the model makes of each row, examples of `dataset`; nothing if all figures are in the loss."""
         return []
 
     def scores(self, outputs: Sequence[Output]) -> dict[str, Score]:

@@ -41,6 +41,7 @@ class DemoTask(TranslationTask):
                 test=(str(text / "test"),),
                 destdir=config.data,
                 vocab_size=config.vocab_size,
+                character_coverage=1.0,
                 workers=1,
             )
         )

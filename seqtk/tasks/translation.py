@@ -29,15 +29,23 @@ class TranslationConfig(TaskConfig):
 
 
 class PairDataset:
-    """The pairs of one split as `(index, source ids, target ids)`, memory-mapped."""
+    """The pairs of one split as `(index, source ids, target ids)`, memory-mapped, with their text if it was kept."""
 
-    def __init__(self, source: IndexedDataset, target: IndexedDataset) -> None:
+    def __init__(
+        self,
+        source: IndexedDataset,
+        target: IndexedDataset,
+        *,
+        source_lines: list[str] | None = None,
+        target_lines: list[str] | None = None,
+    ) -> None:
         if len(source) != len(target):
             raise UserError(
                 f"The two sides of a split differ: {len(source)} source and {len(target)} target sentences.",
                 "Preprocess the corpus again.",
             )
         self.source, self.target = source, target
+        self.source_lines, self.target_lines = source_lines, target_lines
         self.sizes_ND = np.stack([source.sizes, target.sizes], axis=1)
 
     def __len__(self) -> int:
@@ -85,7 +93,12 @@ class TranslationTask(Task):
 
     def dataset(self, split: str) -> PairDataset:
         data = self.open()
-        return PairDataset(data.split(split, data.source_lang), data.split(split, data.target_lang))
+        return PairDataset(
+            data.split(split, data.source_lang),
+            data.split(split, data.target_lang),
+            source_lines=data.lines(split, data.source_lang),
+            target_lines=data.lines(split, data.target_lang),
+        )
 
     def collate(self, examples: Sequence[Any]) -> Batch:
         return collate_pairs(examples)
@@ -103,13 +116,21 @@ class TranslationTask(Task):
         """The line whose target ids these are."""
         return self.target_tokenizer.decode(self.target_vocabulary.decode(ids))
 
-    def decode(self, model: Model, batch: Batch, search_config: SearchConfig) -> list[Output]:
+    def decode(self, model: Model, batch: Batch, dataset: PairDataset, search_config: SearchConfig) -> list[Output]:
         assert isinstance(batch, TranslationBatch)
         found = search([model], batch, search_config, vocabulary=self.target_vocabulary)
-        rows = zip(batch.ids_B.tolist(), batch.source_BS.tolist(), batch.target_BT.tolist(), found, strict=True)
         return [
-            Output(index, self.source_text(source), self.target_text(hypotheses[0].tokens), self.target_text(target))
-            for index, source, target, hypotheses in rows
+            Output(
+                index=index,
+                source=dataset.source_lines[index]
+                if dataset.source_lines
+                else self.source_text(dataset.source[index].tolist()),
+                output=self.target_text(hypotheses[0].tokens),
+                reference=dataset.target_lines[index]
+                if dataset.target_lines
+                else self.target_text(dataset.target[index].tolist()),
+            )
+            for index, hypotheses in zip(batch.ids_B.tolist(), found, strict=True)
         ]
 
     def scores(self, outputs: Sequence[Output]) -> dict[str, Score]:

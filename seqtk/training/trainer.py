@@ -21,6 +21,7 @@ from seqtk.data.batch import Batch
 from seqtk.data.batching import epoch_batches, usable
 from seqtk.data.loader import Position, load_updates, updates
 from seqtk.errors import UserError
+from seqtk.generation.limits import longest_source, longest_target
 from seqtk.optim.optimizers import optimizers
 from seqtk.optim.schedules import schedules
 from seqtk.tasks import tasks
@@ -51,6 +52,7 @@ class Trainer:
         self.wrapped = world.wrap(self.objective)
         self.checkpoints = Checkpoints(config)
         self.state = TrainState()
+        self._check_lengths()
         folder = self.checkpoints.latest()
         if folder is not None:
             self.state = self.checkpoints.restore(folder, self.model, self.optimizer)
@@ -224,6 +226,22 @@ class Trainer:
             self.checkpoints.save(self.model, self.optimizer, self.state, self.task)
         self._saved_at = self.state.update
         self.world.barrier()
+
+    def _check_lengths(self) -> None:
+        """Refuse, before the first update, sentences that are to be used and are longer than the model can take."""
+        kept, _ = usable(self.train_set.sizes_ND, self.config.batch)
+        valid = self.task.dataset(self.config.validation.split)
+        limits = (longest_source([self.model]), longest_target([self.model]))
+        for split, sizes_ND in (("training", self.train_set.sizes_ND[kept]), ("validation", valid.sizes_ND)):
+            for side, limit in enumerate(limits):
+                too_long = int((sizes_ND[:, side] > limit).sum()) if limit is not None else 0
+                if too_long:
+                    raise UserError(
+                        f"{too_long:,} {split} sentences are longer than the model can take: {limit} tokens on the "
+                        f"{('source', 'target')[side]} side.",
+                        f"Raise attention.max_length or model.max_{('source', 'target')[side]}_length,",
+                        "or leave long ones out: batch.max_length for training, preprocessing for validation.",
+                    )
 
     def _is_over(self) -> bool:
         config, state = self.config, self.state

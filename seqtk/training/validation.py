@@ -39,7 +39,7 @@ def validate(
         for name, value in reported.items():
             sums[name] = sums.get(name, 0.0) + float(value)
         if config.validation.decode:
-            outputs += task.decode(objective.model, batch, config.validation.search)
+            outputs += task.decode(objective.model, batch, dataset, config.validation.search)
     figures = _figures(world, sums)
     gathered = [output for part in world.gather(outputs) for output in part]
     gathered.sort(key=lambda output: output.index)

@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {"heads": 2, "max_length": 12}
 """Set in every config that has the field."""
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "softmax": {"": {}, "no-bias": {"bias": False}},
+    "softmax": {"": {}, "no-bias": {"bias": False}, "rotary": {"rotary": True}},
     "synthesizer_dense": {"": {}, "no-bias": {"bias": False}},
     "synthesizer_factorized_dense": {"": {}, "padded-factors": {"max_length": 11}},
     "synthesizer_mixture": {
@@ -97,6 +97,7 @@ def cases(*roles: Role) -> list[Case]:
     for kind in attentions:
         for variant, config in configs(kind):
             for role in roles or tuple(Role):
-                if role in attentions.class_of(type(config)).roles:
+                turned_memory = role is Role.CROSS and getattr(config, "rotary", False)  # refused, by a test of its own
+                if role in attentions.class_of(type(config)).roles and not turned_memory:
                     found.append(Case(kind, variant, config, role))
     return found

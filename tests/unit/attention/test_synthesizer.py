@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -26,23 +27,24 @@ from seqtk.schema import from_dict, to_dict
 DIM = 8
 
 
-def build(config: AttentionConfig, role: Role = Role.ENCODER) -> Attention:
+def build(config: Any, role: Role = Role.ENCODER) -> Attention:
+    config = dataclasses.replace(config, heads=config.heads or 2)
     return attentions.build(config, dim=DIM, role=role).eval()
 
 
 @pytest.mark.parametrize(
     ("config", "millions"),
     [
-        (SynthesizerFixedRandomConfig(), 61),
-        (SynthesizerRandomConfig(), 67),
-        (SynthesizerFactorizedRandomConfig(), 61),
-        (SynthesizerMixtureConfig(parts=("random", "dot")), 73),
+        (SynthesizerFixedRandomConfig(heads=8), 61),
+        (SynthesizerRandomConfig(heads=8), 67),
+        (SynthesizerFactorizedRandomConfig(heads=8), 61),
+        (SynthesizerMixtureConfig(heads=8, parts=("random", "dot")), 73),
     ],
 )
 def test_parameters_reproduce_the_papers_translation_table(config: AttentionConfig, millions: int) -> None:
     """Table 2 of the paper: the base Transformer of 67M with its 12 self-attention layers replaced."""
     count = {"dim": 512}
-    dot_product = SoftmaxAttention.parameter_count(SoftmaxConfig(), **count)
+    dot_product = SoftmaxAttention.parameter_count(SoftmaxConfig(heads=8), **count)
     layer = attentions.class_of(type(config)).parameter_count(config, **count)
     transformer = 67.0  # millions
     assert round(transformer + 12 * (layer - dot_product) / 1e6) == millions
@@ -51,12 +53,12 @@ def test_parameters_reproduce_the_papers_translation_table(config: AttentionConf
 @pytest.mark.parametrize(
     ("config", "logits"),
     [
-        (SynthesizerDenseConfig(bias=False), 512**2 + 512 * 256),
-        (SynthesizerDenseConfig(), 512**2 + 512 * 256 + 512 + 8 * 256),
-        (SynthesizerFactorizedDenseConfig(bias=False), 512**2 + 512 * (16 + 16)),
-        (SynthesizerFactorizedRandomConfig(), 2 * 8 * 256 * 8),
+        (SynthesizerDenseConfig(heads=8, bias=False), 512**2 + 512 * 256),
+        (SynthesizerDenseConfig(heads=8), 512**2 + 512 * 256 + 512 + 8 * 256),
+        (SynthesizerFactorizedDenseConfig(heads=8, bias=False), 512**2 + 512 * (16 + 16)),
+        (SynthesizerFactorizedRandomConfig(heads=8), 2 * 8 * 256 * 8),
         (SynthesizerRandomConfig(heads=4, max_length=10), 4 * 10 * 10),
-        (SynthesizerFixedRandomConfig(), 0),
+        (SynthesizerFixedRandomConfig(heads=8), 0),
     ],
 )
 def test_parameters_of_the_logits(config: SynthesizerConfig, logits: int) -> None:

@@ -160,7 +160,11 @@ def test_an_existing_model_with_a_dictionary_counted_from_its_pieces(text: Path)
     preprocess(tokenized)
     assert DataBin(text / "raw").vocabulary("en").id("☃") in DataBin(text / "raw").split("valid", "en")[0]
     raw_files, tokenized_files = _files(text / "raw"), _files(text / "again")
-    assert all(raw_files[name] == tokenized_files[name] for name in raw_files if name != "preprocess.json")
+    own = ("preprocess.json", "en-de.en.txt", "en-de.de.txt")
+    assert all(raw_files[name] == tokenized_files[name] for name in raw_files if not name.endswith(own))
+    valid = (text / "valid.en").read_text(encoding="utf-8").splitlines()
+    assert DataBin(text / "raw").lines("valid", "en") == valid
+    assert DataBin(text / "again").lines("valid", "en") is DataBin(text / "raw").lines("train", "en") is None
 
 
 def test_one_sided_text(text: Path) -> None:

@@ -16,10 +16,10 @@ TINY: dict[str, Any] = {
     "model": {
         "dim": 16,
         "ffn_dim": 32,
+        "heads": 2,
         "encoder": {"layers": 1},
-        "decoder": {"layers": 1, "cross_attention": {"heads": 2}},
+        "decoder": {"layers": 1},
     },
-    "attention": {"heads": 2},
     "schedule": {"warmup_updates": 4},
     "optimizer": {"lr": 0.01},
     "checkpoint": {"every": 3},
