@@ -1,0 +1,133 @@
+"""Every command that README.md shows is run, in its order, at a tiny size; its table names what is registered."""
+
+import configparser
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from seqtk.cli.recipes import recipe_names
+from seqtk.registry import REGISTRIES
+from seqtk.tasks.demo import DemoTask  # importing a task imports all that registers anything but optimizers
+from seqtk.training.trainer import Trainer
+from tests.unit.interop.test_fairseq import fairseq_state, save, tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+TRAIN = (
+    "threads=1 device=cpu max_updates=2 log.every=1 log.tensorboard=false validation.every=2 batch.max_tokens=600 "
+    "model.dim=16 model.ffn_dim=16 model.encoder.layers=1 model.decoder.layers=1 task.pairs=300 task.vocab_size=300 "
+    "validation.search.max_length_a=0 validation.search.max_length_b=3"
+)
+TINY = {
+    "seqtk-train": TRAIN,
+    "torchrun": TRAIN,
+    "seqtk-preprocess": "vocab_size=300 workers=1",
+    "seqtk-generate": "beam=2 max_length_a=0 max_length_b=3 device=cpu",
+    "seqtk-interactive": "beam=2 max_length_a=0 max_length_b=3 device=cpu",
+    "seqtk-average": "",
+    "seqtk-score": "",
+    "seqtk-recipes": "",
+    "seqtk-import-fairseq": "",
+}
+"""Program → what is appended to its line, so that it ends in seconds."""
+
+
+def blocks(language: str) -> Iterator[str]:
+    """The text of the README's code blocks in `language`."""
+    yield from re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[str]:
+    """Every command line of the README's shell blocks, without comments."""
+    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    return [line for line in (line.split(" #")[0].strip() for line in lines) if line and not line.startswith("#")]
+
+
+def program(line: str) -> str:
+    """What the last command of a pipeline is called."""
+    return shlex.split(line.split("|")[-1])[0]
+
+
+def make_target_exists(line: str) -> bool:
+    return bool(re.search(rf"^{line.split()[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+
+
+def pip_would_install(line: str) -> bool:
+    words = shlex.split(line)
+    return words[:4] == ["pip", "install", "-e", "."] and (ROOT / words[words.index("-c") + 1]).is_file()
+
+
+def test_the_readme_shows_every_command_and_none_that_is_not_tested() -> None:
+    shown = {program(line) for line in commands()}
+    assert shown - {"make", "pip"} == set(TINY)
+    assert shown >= {script.split(" = ")[0] for script in console_scripts()}
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
+    (tmp_path / "fairseq" / "data-bin").mkdir(parents=True)
+    model = tiny()
+    save(tmp_path / "fairseq" / "checkpoint_best.pt", fairseq_state(model))
+    for lang in ("en", "de"):
+        (tmp_path / "fairseq" / "data-bin" / f"dict.{lang}.txt").write_text("".join(f"w{i} 1\n" for i in range(12)))
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    for line in commands():
+        name = program(line)
+        if name == "make":
+            assert make_target_exists(line), line
+            continue
+        if name == "pip":
+            assert pip_would_install(line), line
+            continue
+        ran = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", line if "--cfg" in line else f"{line} {TINY[name]}"],
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            capture_output=True,
+            timeout=120,
+        )
+        assert ran.returncode == 0, f"{line}\n{ran.stdout[-2000:]}\n{ran.stderr[-2000:]}"
+
+
+def console_scripts() -> list[str]:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    return setup["options.entry_points"]["console_scripts"].strip().splitlines()
+
+
+def test_the_table_is_what_is_there() -> None:
+    assert DemoTask
+    assert Trainer
+    rows = {
+        kind: set(re.findall(r"`([\w-]+)`", names))
+        for kind, names in re.findall(r"^\| (\w+) \| (.*) \|$", README, flags=re.MULTILINE)
+    }
+    there = {kind: set(registry) for kind, registry in REGISTRIES.items()}
+    there["recipe"] = set(recipe_names())
+    there["command"] = {script.split(" = ")[0] for script in console_scripts()}
+    assert {kind: names for kind, names in rows.items() if kind != "kind"} == there
+
+
+def test_what_a_text_block_shows_was_asked_for() -> None:
+    """Outputs stand in blocks of text, and commands in them after a `$`."""
+    asked = [line for block in blocks("text") for line in block.splitlines() if line.startswith("$ ")]
+    assert all(program(line.removeprefix("$ ")) in TINY for line in asked)
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8").replace("\n", " ")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
