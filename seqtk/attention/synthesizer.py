@@ -104,6 +104,8 @@ class SynthesizerDenseConfig(SynthesizerConfig):
 
 @attentions.register("synthesizer_dense", SynthesizerDenseConfig)
 class SynthesizerDense(Synthesizer):
+    """Each token predicts the logits of its row (`DenseLogits`)."""
+
     source = "dense"
 
 
@@ -114,6 +116,8 @@ class SynthesizerRandomConfig(SynthesizerConfig):
 
 @attentions.register("synthesizer_random", SynthesizerRandomConfig)
 class SynthesizerRandom(Synthesizer):
+    """The logits are a trained matrix per head (`RandomLogits`)."""
+
     source = "random"
 
 
@@ -124,6 +128,8 @@ class SynthesizerFixedRandomConfig(SynthesizerConfig):
 
 @attentions.register("synthesizer_fixed_random", SynthesizerFixedRandomConfig)
 class SynthesizerFixedRandom(Synthesizer):
+    """The logits are a matrix per head that is drawn once and never trained (`FixedRandomLogits`)."""
+
     source = "fixed_random"
 
 
@@ -134,6 +140,8 @@ class SynthesizerFactorizedDenseConfig(SynthesizerConfig):
 
 @attentions.register("synthesizer_factorized_dense", SynthesizerFactorizedDenseConfig)
 class SynthesizerFactorizedDense(Synthesizer):
+    """Each token predicts two factors of the logits of its row (`FactorizedDenseLogits`)."""
+
     source = "factorized_dense"
 
 
@@ -146,6 +154,8 @@ class SynthesizerFactorizedRandomConfig(SynthesizerConfig):
 
 @attentions.register("synthesizer_factorized_random", SynthesizerFactorizedRandomConfig)
 class SynthesizerFactorizedRandom(Synthesizer):
+    """The logits are a trained matrix of low rank per head (`FactorizedRandomLogits`)."""
+
     source = "factorized_random"
 
 

@@ -22,6 +22,7 @@ def recipe_folder() -> Path:
 
 
 def recipe_names() -> list[str]:
+    """The shipped recipes."""
     return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
 
 
@@ -79,6 +80,7 @@ def _copy(source: Path, folder: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """List, show or copy the shipped recipes."""
     from seqtk.cli.command import reporting_errors  # which looks recipes up here
 
     with reporting_errors("seqtk-recipes"):

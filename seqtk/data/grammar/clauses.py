@@ -33,6 +33,8 @@ ENGLISH_ORDER = (
 
 
 class Tense(Enum):
+    """When a clause happens; an English habit is simple present, and what happens now has the progressive."""
+
     PRESENT = "present"
     HABITUAL = "habitual"
     PAST = "past"
@@ -81,6 +83,7 @@ def english_question(clause: Clause) -> str:
 
 
 def english_infinitive(clause: Clause) -> str:
+    """*to call a happy teacher*"""
     return _words("to", clause.verb.english[0], *_english_rest(clause))
 
 

@@ -45,6 +45,7 @@ def statement(draw: Sampler) -> Pair:
 
 
 def yes_no_question(draw: Sampler) -> Pair:
+    """*Is the boy inviting them?*"""
     clause = draw.clause(negation=0, adverbs=0.6)
     return english_question(clause) + " ?", german_verb_first(clause) + " ?"
 
