@@ -28,6 +28,7 @@ class TranslateConfig(SearchConfig):
     max_sentences: int | None = 64  # sentences in a batch; null: no limit
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
+    threads: int = 0  # CPU threads; 0: torch's choice. One is best where other work shares the machine
     user_dir: str | None = None  # a package or module of your own layers and tasks, imported first
 
 
@@ -72,6 +73,8 @@ def load_decoder(config: TranslateConfig, *, score_targets: bool = False) -> "tu
 
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but torch finds no GPU.", "Set device=cpu.")
+    if config.threads:
+        torch.set_num_threads(config.threads)
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     paths = config.checkpoint.split(",")
     loaded = [load_model(path, device=device) for path in paths]
@@ -103,6 +106,8 @@ def check_common(config: TranslateConfig) -> None:
     config.check()
     if not config.checkpoint:
         raise UserError("checkpoint is not set.", "It is an exported file, a checkpoint's folder, or a save_dir.")
+    if config.threads < 0:
+        raise UserError(f"threads={config.threads} cannot be negative.")
 
 
 def _check(config: GenerateConfig) -> None:

@@ -84,3 +84,11 @@ def test_sentences_with_and_without_a_prefix_share_a_batch(decoder):
     (alone,) = in_order([Sentence(row)], decoder, batching=BatchingConfig())
     assert forced.hypotheses[0].tokens[:2] == (9, 9)
     assert free.hypotheses[0].tokens == alone.hypotheses[0].tokens
+
+
+def test_bfloat16_gives_float32_scores_near_those_of_float32(model, decoder):
+    rows = [Sentence(row) for row in sources(6, words=WORDS, seed=7)]
+    coarse = Decoder(models=(model,), vocabulary=vocabulary(WORDS), search=SEARCH, bf16=True)
+    exact, rough = (list(in_order(rows, each, batching=BatchingConfig())) for each in (decoder, coarse))
+    for one, other in zip(exact, rough, strict=True):
+        assert other.hypotheses[0].score == pytest.approx(one.hypotheses[0].score, abs=0.3)
