@@ -1,4 +1,4 @@
-"""Every command that README.md shows is run, in its order, at a tiny size; its table names what is registered."""
+"""What README.md and the pages on extending show is run, at a tiny size; the README's table names what is registered."""
 
 import configparser
 import os
@@ -39,14 +39,14 @@ TINY = {
 """Program → what is appended to its line, so that it ends in seconds."""
 
 
-def blocks(language: str) -> Iterator[str]:
-    """The text of the README's code blocks in `language`."""
-    yield from re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+def blocks(language: str, page: str = README) -> Iterator[str]:
+    """The text of the code blocks in `language`."""
+    yield from re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
 
 
-def commands() -> list[str]:
-    """Every command line of the README's shell blocks, without comments."""
-    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
+def commands(page: str = README) -> list[str]:
+    """Every command line of the shell blocks, without comments."""
+    lines = "".join(blocks("sh", page)).replace("\\\n", " ").splitlines()
     return [line for line in (line.split(" #")[0].strip() for line in lines) if line and not line.startswith("#")]
 
 
@@ -77,28 +77,42 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     save(tmp_path / "fairseq" / "checkpoint_best.pt", fairseq_state(model))
     for lang in ("en", "de"):
         (tmp_path / "fairseq" / "data-bin" / f"dict.{lang}.txt").write_text("".join(f"w{i} 1\n" for i in range(12)))
+    for line in commands():
+        if program(line) == "make":
+            assert make_target_exists(line), line
+        elif program(line) == "pip":
+            assert pip_would_install(line), line
+        else:
+            shell(line if "--cfg" in line else f"{line} {TINY[program(line)]}", folder=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adding-an-attention", "adding-a-task"])
+def test_what_a_page_adds_works(name: str, tmp_path: Path) -> None:
+    """Its files are written and its commands run; a file's path is in its first line."""
+    page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    for source in blocks("python", page):
+        path = tmp_path / source.splitlines()[0].removeprefix("# ")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(source, encoding="utf-8")
+    for line in commands(page):
+        if "pytest" in line:
+            shell(f"PYTHONPATH=mine:{ROOT} python -m pytest -q {line.split()[-1]}", folder=tmp_path)
+        else:
+            tiny_train = TRAIN if "recipe=demo" in line else TRAIN.split("task.pairs")[0]
+            shell(f"{line} {tiny_train if program(line) == 'seqtk-train' else TINY[program(line)]}", folder=tmp_path)
+
+
+def shell(line: str, *, folder: Path) -> None:
+    """Run one line as a user would in `folder`; it must succeed."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
     }
-    for line in commands():
-        name = program(line)
-        if name == "make":
-            assert make_target_exists(line), line
-            continue
-        if name == "pip":
-            assert pip_would_install(line), line
-            continue
-        ran = subprocess.run(
-            ["bash", "-o", "pipefail", "-c", line if "--cfg" in line else f"{line} {TINY[name]}"],
-            cwd=tmp_path,
-            env=environment,
-            text=True,
-            capture_output=True,
-            timeout=120,
-        )
-        assert ran.returncode == 0, f"{line}\n{ran.stdout[-2000:]}\n{ran.stderr[-2000:]}"
+    command = ["bash", "-o", "pipefail", "-c", line]
+    ran = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, timeout=120)
+    assert ran.returncode == 0, f"{line}\n{ran.stdout[-2000:]}\n{ran.stderr[-2000:]}"
 
 
 def console_scripts() -> list[str]:
