@@ -1,4 +1,4 @@
-"""What README.md and the pages on extending show is run, at a tiny size; the README's table names what is registered."""
+"""What README.md and the pages on extending show is run at a tiny size; the README's table is what is registered."""
 
 import configparser
 import os
