@@ -1,0 +1,179 @@
+"""A run that is killed, interrupted or out of disk goes on, by the same command, as if nothing had happened."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from seqtk.training.export import load_model
+
+pytestmark = pytest.mark.slow
+
+UPDATES, CHECKPOINT_EVERY = 60, 20
+ARGUMENTS = [
+    "device=cpu",
+    "threads=1",
+    f"max_updates={UPDATES}",
+    f"checkpoint.every={CHECKPOINT_EVERY}",
+    "validation.every=30",
+    "log.every=1",
+    "log.tensorboard=false",
+    "batch.max_tokens=400",
+    "model.dim=32",
+    "model.ffn_dim=64",
+    "model.heads=2",
+    "model.encoder.layers=2",
+    "model.decoder.layers=2",
+    "attention=synthesizer_mixture",
+    "attention.max_length=64",
+    "attention.dropout=0.1",
+    "schedule.warmup_updates=10",
+    "optimizer.lr=0.005",
+]
+TIMES = {"tokens_per_second", "memory_gib", "minutes"}
+
+
+def start(corpus: Path, save_dir: Path, *, before: Callable[[], None] | None = None) -> "subprocess.Popen[str]":
+    """The one command that all runs here are, but for where they save."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "seqtk.cli.train", f"task.data={corpus}", f"save_dir={save_dir}", *ARGUMENTS],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=before,
+    )
+
+
+def train(corpus: Path, save_dir: Path) -> str:
+    """Run to the end; what it said."""
+    process = start(corpus, save_dir)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return errors
+
+
+def logged(save_dir: Path) -> list[dict[str, Any]]:
+    """Every whole line of the log."""
+    path = save_dir / "log.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def wait_for_update(process: "subprocess.Popen[str]", save_dir: Path, update: int) -> None:
+    """Return as soon as this update is in the log."""
+    deadline = time.monotonic() + 60
+    while not any(line["update"] >= update for line in logged(save_dir)):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def latest(save_dir: Path) -> int:
+    """The update of the checkpoint that a rerun goes on from."""
+    return int((save_dir / "latest").read_text().removeprefix("update_"))
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, optimizer and best model are bit-equal, and so is every figure of the log that is no time."""
+    for name in (f"update_{UPDATES:08d}/model", f"update_{UPDATES:08d}/optimizer", "best"):
+        tensors, others = (load_file(path / f"{name}.safetensors") for path in (one, other))
+        assert tensors.keys() == others.keys()
+        assert [key for key, tensor in tensors.items() if not torch.equal(tensor, others[key])] == []
+    lines, other_lines = (
+        [{key: value for key, value in line.items() if key not in TIMES} for line in logged(path)]
+        for path in (one, other)
+    )
+    assert lines == other_lines
+    assert [line["update"] for line in lines if line["kind"] == "train"] == list(range(1, UPDATES + 1))
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing befell."""
+    save_dir = tmp_path_factory.mktemp("whole")
+    train(tiny_corpus, save_dir)
+    return save_dir
+
+
+def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(
+    whole: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    process = start(tiny_corpus, tmp_path)
+    wait_for_update(process, tmp_path, CHECKPOINT_EVERY + 5)
+    process.kill()
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL
+    assert latest(tmp_path) < logged(tmp_path)[-1]["update"] < UPDATES  # so some updates are lost, and made again
+    position = json.loads((tmp_path / (tmp_path / "latest").read_text() / "state.json").read_text())["position"]
+    assert position["examples"] > 0  # the middle of an epoch
+    assert f"Going on from update {latest(tmp_path)}" in train(tiny_corpus, tmp_path)
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_run_killed_again_and_again_at_any_moment_ends_as_if_it_had_not_been(
+    whole: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    moments = random.Random(seed)
+    for update in (1, 2 * CHECKPOINT_EVERY):
+        process = start(tiny_corpus, tmp_path)
+        wait_for_update(process, tmp_path, update)
+        time.sleep(moments.uniform(0, 0.1))  # perhaps while a checkpoint is written
+        process.kill()
+        process.communicate(timeout=30)
+    train(tiny_corpus, tmp_path)
+    assert_same_run(whole, tmp_path)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(whole: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    process = start(tiny_corpus, tmp_path)
+    wait_for_update(process, tmp_path, 5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("Stopped by a signal after update")
+    assert latest(tmp_path) == logged(tmp_path)[-1]["update"]  # nothing is lost
+    train(tiny_corpus, tmp_path)
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_full_disk_is_told_in_a_line_and_costs_no_checkpoint(whole: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    before = CHECKPOINT_EVERY
+    (tmp_path / "latest").write_text(f"update_{before:08d}")
+    for folder in tmp_path.glob("update_*"):
+        if folder.name > f"update_{before:08d}":
+            shutil.rmtree(folder)
+    folder = tmp_path / f"update_{before:08d}"
+    contents = {path.name: path.read_bytes() for path in folder.iterdir()}
+    size = len(contents["model.safetensors"]) * 3 // 4
+    assert size > 2 * (tmp_path / "log.jsonl").stat().st_size  # it is the checkpoint that does not fit
+
+    process = start(tiny_corpus, tmp_path, before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    assert "Traceback" not in errors
+    last = errors.splitlines()[-1]
+    assert last.startswith("seqtk-train: ")
+    assert str(tmp_path) in last
+    assert "File too large" in last
+    assert latest(tmp_path) == before
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == contents
+    load_model(folder)
+    assert not list(tmp_path.rglob("*.tmp"))
