@@ -16,3 +16,7 @@ def main(config: PreprocessConfig) -> None:
     report = preprocess(config, notify=lambda message: print(message, file=sys.stderr, flush=True), progress=True)
     print(report.table())
     print(f"wrote {config.destdir}")
+
+
+if __name__ == "__main__":
+    main()
