@@ -85,8 +85,8 @@ def test_factors_are_near_each_other_and_cover_the_length(length: int) -> None:
 
 
 def test_factorized_dense_logits_differ_in_every_column_and_row() -> None:
-    layer = build(SynthesizerFactorizedDenseConfig(heads=2, max_length=11))
-    x_BTD = torch.randn(1, 11, DIM)
+    layer = build(SynthesizerFactorizedDenseConfig(heads=2, max_length=11)).double()
+    x_BTD = torch.randn(1, 11, DIM, dtype=torch.float64)
     logits_HTS = layer.get_submodule("logits")(x_BTD, rows=slice(0, 11), columns=11)[0]
     for matrix in logits_HTS:
         assert len(set(matrix[0].tolist())) == 11

@@ -93,7 +93,10 @@ def test_a_config_may_be_loaded_late() -> None:
     assert seen == [ToyConfig()]
 
 
-def test_help_shows_every_key_with_its_value_and_comment(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_every_key_with_its_value_and_comment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     main(["--help", "batch.max_tokens=5"])
     assert not seen
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
