@@ -1,5 +1,6 @@
 """The processes of a run: one, or those that torchrun started. With one process nothing here does anything."""
 
+import inspect
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -54,7 +55,11 @@ class World:
         if self.size == 1:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        # Buffers are functions of the config, or tables that grow with each process's own input: never exchanged.
+        known = inspect.signature(DistributedDataParallel).parameters
+        exchange = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {exchange: False}
+        return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, **options)
 
     def gradient_sync(self, wrapped: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
         """Within it, backward averages gradients over the processes, or (not enabled) leaves that to a later one."""

@@ -36,7 +36,7 @@ ARGUMENTS = [
 def start(processes: int, corpus: Path, save_dir: Path, *extra: str) -> "subprocess.Popen[str]":
     launcher = [sys.executable, "-m", "seqtk.cli.train"]
     if processes > 1:
-        torchrun = ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
+        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         launcher = [sys.executable, "-m", *torchrun, "-m", "seqtk.cli.train"]
     command = [*launcher, f"task.data={corpus}", f"save_dir={save_dir}", *ARGUMENTS, *extra]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
