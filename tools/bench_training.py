@@ -4,15 +4,17 @@ python tools/bench_training.py [--data DATA-BIN] [--bf16] [--threads N] [--updat
 
 The model is the small one of the Multi30k recipes: 3 + 3 blocks, 256 / 1024 / 4 heads, one vocabulary of about 8,000
 tokens, 4,096 tokens a batch. Ours is `Trainer.update`, everything on, each batch read and collated within the timing.
-The baseline is written below from torch's own parts alone, its batches ready in memory. They take turns in processes
-of their own, since how memory is allocated is set for a whole process. First both are trained a few updates from the
-same weights without dropout, and their losses compared. Without --data the corpus is made here: sentences as long as
-those of Multi30k, of words by Zipf's law.
+The baseline is written below from torch's own parts alone, its batches ready in memory. Each has a process of its own,
+since how memory is allocated is set for a whole process, and they take turns, an update of the same batch each, so that
+neighbours on the machine disturb both. First both are trained a few updates from the same weights without dropout, and
+their losses compared. Without --data the corpus is made here: sentences as long as those of Multi30k, of words by
+Zipf's law.
 
 B batch, S source length, T target length, D width, H heads, V vocabulary.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import statistics
@@ -20,10 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -55,16 +57,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a data-bin directory of one language pair; default: a made one")
     parser.add_argument("--bf16", action="store_true", help="measure bf16 autocast, too, on a CPU that has the units")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--updates", type=int, default=8, help="updates timed in each process")
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each kind")
+    parser.add_argument("--updates", type=int, default=8, help="updates timed in each round")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, each with new processes")
     parser.add_argument("--checked", type=int, default=5, help="updates whose losses are compared")
     parser.add_argument("--worker", choices=["ours", "plain", "losses"], help=argparse.SUPPRESS)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         torch.set_num_threads(arguments.threads)
-        worker = {"ours": _time_ours, "plain": _time_plain, "losses": _losses}[arguments.worker]
-        print(json.dumps(worker(arguments)))
+        {"ours": _serve_ours, "plain": _serve_plain, "losses": _losses}[arguments.worker](arguments)
         return
     with tempfile.TemporaryDirectory(prefix="bench-training-") as folder:
         arguments.data = arguments.data or _make_corpus(Path(folder) / "data-bin")
@@ -78,39 +79,74 @@ def main() -> None:
 
 
 def _compare(arguments: argparse.Namespace, kinds: list[tuple[str, str]]) -> None:
-    """Let the kinds take turns; print their rates, and each one's ratio to the plain fp32 loop of the same round."""
+    """Let the kinds take turns, an update each; print their rates, and how they stand to the plain fp32 loop."""
     rates: dict[tuple[str, str], list[float]] = {kind: [] for kind in kinds}
     for _ in range(arguments.rounds):
-        for name, precision in kinds:
-            result = _in_a_process(arguments, name, precision=precision)
-            rates[name, precision].append(result["tokens"] / result["seconds"])
-    print(f"target tokens/s, {arguments.threads} threads, {arguments.updates} updates a process: min, median, max")
+        with contextlib.ExitStack() as stack:
+            workers = {kind: stack.enter_context(_Worker(arguments, kind[0], precision=kind[1])) for kind in kinds}
+            for _ in range(arguments.updates):
+                for kind, worker in workers.items():
+                    rates[kind].append(worker.update())
+    print(f"target tokens/s of an update, {arguments.threads} threads: min, median, max")
     baseline = rates["plain", "fp32"]
     for (name, precision), values in rates.items():
-        ratios = [value / base for value, base in zip(values, baseline, strict=True)]
-        shown = "" if values is baseline else f"   × plain fp32, by round: {', '.join(f'{r:.2f}' for r in ratios)}"
-        if shown:
-            shown += f" (median {statistics.median(ratios):.2f})"
         figures = "".join(f"{figure:9,.0f}" for figure in (min(values), statistics.median(values), max(values)))
-        print(f"  {name:5} {precision} {figures}{shown}")
+        print(f"  {name:5} {precision} {figures}", end="")
+        if values is not baseline:
+            ratios = [value / base for value, base in zip(values, baseline, strict=True)]
+            rounds = [statistics.median(part) for part in _parts(ratios, arguments.updates)]
+            shown = ", ".join(f"{ratio:.2f}" for ratio in rounds)
+            print(
+                f"   × plain fp32 on the same batch, median: {statistics.median(ratios):.2f} (by round: {shown})",
+                end="",
+            )
+        print()
+
+
+def _parts(values: list[float], size: int) -> Iterator[list[float]]:
+    return (values[start : start + size] for start in range(0, len(values), size))
+
+
+class _Worker:
+    """A process that trains in one way, an update whenever it is asked."""
+
+    def __init__(self, arguments: argparse.Namespace, name: str, *, precision: str) -> None:
+        command = [sys.executable, __file__, "--worker", name, "--precision", precision]
+        command += [f"--{key}={getattr(arguments, key)}" for key in ("data", "threads", "checked")]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.answer()  # it is ready, and warm
+
+    def answer(self) -> Any:
+        """What it says next."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"A process has ended early, with {self._process.wait()}.")
+        return json.loads(line)
+
+    def update(self) -> float:
+        """Let it make one; its target tokens per second."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self.answer())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
 
 
 def _check_losses(arguments: argparse.Namespace) -> None:
     """Raises SystemExit unless both trainings have the same losses."""
-    pairs = _in_a_process(arguments, "losses")["losses"]
+    with _Worker(arguments, "losses", precision="fp32") as worker:
+        pairs = worker.answer()
     worst = max(abs(ours - plain) / plain for ours, plain in pairs)
     print(f"loss of ours, of the plain loop (fp32, no dropout): {'; '.join(f'{a:.6f}, {b:.6f}' for a, b in pairs)}")
     print(f"  largest relative difference {worst:.1e}")
     if not worst <= 1e-4:
         raise SystemExit("The losses differ: these are two different trainings.")
-
-
-def _in_a_process(arguments: argparse.Namespace, worker: str, *, precision: str = "fp32") -> dict[str, Any]:
-    command = [sys.executable, __file__, "--worker", worker, "--precision", precision, "--data", str(arguments.data)]
-    command += [f"--{name}={getattr(arguments, name)}" for name in ("threads", "updates", "checked")]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
 
 
 def _has_bf16() -> bool:
@@ -153,14 +189,21 @@ def _batches(trainer: Trainer) -> Iterator[TranslationBatch]:
     return (loaded[0] for _, loaded in load_updates(plan, trainer.train_set, trainer.task.collate))  # type: ignore[misc]
 
 
-def _time_ours(arguments: argparse.Namespace) -> dict[str, float]:
+def _serve_ours(arguments: argparse.Namespace) -> None:
     trainer = _trainer(arguments, dropout=0.1)
     batches = _batches(trainer)
-    for batch in islice(batches, WARM_UP):
-        trainer.update([batch])
-    started = time.perf_counter()
-    tokens = sum(trainer.update([batch])["weight"] for batch in islice(batches, arguments.updates))
-    return {"seconds": time.perf_counter() - started, "tokens": tokens}
+    _serve(lambda: trainer.update([next(batches)])["weight"])
+
+
+def _serve(update: Callable[[], float]) -> None:
+    """Warm up, then make an update for each line read, and say its target tokens per second."""
+    for _ in range(WARM_UP):
+        update()
+    print("true", flush=True)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        tokens = update()
+        print(tokens / (time.perf_counter() - started), flush=True)
 
 
 # --- the plain loop ---
@@ -250,47 +293,49 @@ class PlainLoop:
                 ignore_index=PAD,
                 label_smoothing=self.label_smoothing,
             )
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.detach()
 
 
-def _time_plain(arguments: argparse.Namespace) -> dict[str, float]:
-    vocabulary, batches = _plain_data(arguments.data, arguments.updates + WARM_UP)
+def _serve_plain(arguments: argparse.Namespace) -> None:
+    vocabulary, ready = _plain_data(arguments.data)
     loop = PlainLoop(vocabulary, dropout=0.1, precision=arguments.precision)
-    for batch in batches[:WARM_UP]:
+    batches = iter(ready)
+
+    def update() -> float:
+        batch = next(batches)
         loop.update(batch)
-    started = time.perf_counter()
-    for batch in batches[WARM_UP:]:
-        loop.update(batch)
-    return {"seconds": time.perf_counter() - started, "tokens": sum(batch.weight for batch in batches[WARM_UP:])}
+        return batch.weight
+
+    _serve(update)
 
 
-def _plain_data(data: Path, count: int) -> tuple[int, list[TranslationBatch]]:
-    """The size of the vocabulary and the first batches, in memory; what a trainer would set for the process is not."""
+def _plain_data(data: Path) -> tuple[int, list[TranslationBatch]]:
+    """The size of the vocabulary and the first batches, in memory."""
     from seqtk.data.batching import BatchingConfig
     from seqtk.tasks.translation import TranslationConfig, TranslationTask
 
     task = TranslationTask(TranslationConfig(data=str(data)))
     dataset = task.dataset("train")
     order = epoch_batches(dataset.sizes_ND, BatchingConfig(max_tokens=4096), seed=1, epoch=1)
-    batches = [task.collate([dataset[index] for index in batch.tolist()]) for batch in order[:count]]
+    batches = [task.collate([dataset[index] for index in batch.tolist()]) for batch in order[:500]]
     return len(task.target_vocabulary), batches  # type: ignore[return-value]
 
 
-def _losses(arguments: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
-    """The losses of both trainings from the same weights, without dropout."""
+def _losses(arguments: argparse.Namespace) -> None:
+    """Print the losses of both trainings from the same weights, without dropout."""
+    print("true", flush=True)
     trainer = _trainer(arguments, dropout=0.0)
-    vocabulary = trainer.model.head.weight.shape[0]
-    loop = PlainLoop(vocabulary, dropout=0.0, precision="fp32")
+    loop = PlainLoop(trainer.model.head.weight.shape[0], dropout=0.0, precision="fp32")
     loop.model.load_state_dict({_plain_name(name): tensor for name, tensor in tensors_of(trainer.model).items()})
     losses = []
     for batch in islice(_batches(trainer), arguments.checked):
         figures = trainer.update([batch])
         losses.append((figures["loss"] / figures["weight"], float(loop.update(batch))))
-    return {"losses": losses}
+    print(json.dumps(losses))
 
 
 def _plain_name(name: str) -> str:
