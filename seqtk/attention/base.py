@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.errors import UserError
+from seqtk.modules.dropout import check_rate
 from seqtk.registry import Registry
 
 State = Any
@@ -134,8 +135,12 @@ class HeadedAttention(Attention):
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
         if config.heads is None:
             raise UserError(f"Attention '{attentions.name_of(type(config))}' outside a model needs its heads set.")
+        for key in ("heads", "max_length", "rank"):
+            if getattr(config, key, 1) < 1:
+                raise UserError(f"attention.{key}={getattr(config, key)} must be at least 1.")
         if dim % config.heads:
             raise UserError(f"A width of {dim} cannot be split into {config.heads} heads.", "Change dim or heads.")
+        check_rate(config.dropout)
         self.heads = config.heads
         self.head_dim = dim // config.heads
 

@@ -25,12 +25,16 @@ def main(config: AverageConfig) -> None:
     output = Path(config.output) if config.output else Path(config.checkpoint) / "average.safetensors"
     if not config.output and "," in config.checkpoint:
         raise UserError("output is not set.", "It names the file for the mean of the checkpoints.")
+    if not output.parent.is_dir():
+        raise UserError(f"{output} cannot be written: there is no folder {output.parent}.")
     write_export(output, average(paths))
     print(f"Mean of {len(paths)} checkpoints: {', '.join(Path(path).name for path in paths)}")
     print(output)
 
 
 def _paths(config: AverageConfig) -> list[str]:
+    if config.last < 1:
+        raise UserError(f"last={config.last} must be at least 1.")
     if not config.checkpoint:
         raise UserError("checkpoint is not set.", "It is a save_dir, or checkpoints separated by commas.")
     if "," in config.checkpoint:

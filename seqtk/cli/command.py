@@ -170,5 +170,8 @@ def reporting_errors(program: str) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)
     except OSError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        sys.exit(1)
+        # A path that leads nowhere, or to a file in place of a folder, is for the user to mend; a full disk is not.
+        mendable = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError)
+        said = f"{error.filename}: {error.strerror}" if mendable and error.filename else str(error)
+        print(f"{program}: {said}", file=sys.stderr)
+        sys.exit(USAGE_ERROR if mendable else 1)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seqtk.criterions.base import Criterion, CriterionConfig, Loss, criterions
+from seqtk.errors import UserError
 from seqtk.models import Model
 
 
@@ -41,4 +42,6 @@ class LabelSmoothedCrossEntropy(_TokenCriterion):
 
     def __init__(self, config: LabelSmoothedConfig) -> None:
         super().__init__()
+        if not 0 <= config.label_smoothing < 1:
+            raise UserError(f"label_smoothing={config.label_smoothing} is not possible: it is a share, less than 1.")
         self.label_smoothing = config.label_smoothing

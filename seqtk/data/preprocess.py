@@ -58,6 +58,8 @@ def preprocess(
     """
     if config.destdir is None:
         raise UserError("destdir= is missing: the data-bin directory to make.")
+    if config.workers < 0:
+        raise UserError(f"workers={config.workers} cannot be negative; 0 is one for each core.")
     destination = Path(config.destdir)
     refuse_overwriting(destination, overwrite=config.overwrite)
     files = config.files()

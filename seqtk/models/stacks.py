@@ -66,7 +66,9 @@ class BlockOptions:
 
 
 def layers_of(pattern: Pattern, count: int, *, slot: str) -> list[AttentionConfig]:
-    """One config per block. Raises UserError for an empty pattern or one longer than the stack."""
+    """One config per block. Raises UserError for an empty pattern, or one longer than the stack."""
+    if count < 0:
+        raise UserError(f"{slot.rpartition('.')[0]}.layers={count} cannot be negative.")
     if not 0 < len(pattern) <= max(count, 1):
         raise UserError(
             f"'{slot}' names {len(pattern)} attention layers for {count} blocks.",

@@ -55,6 +55,7 @@ class Transformer(Model):
         super().__init__()
         self.config = config
         self.max_source_length, self.max_target_length = config.max_source_length, config.max_target_length
+        _check_sizes(config)
         memory_dim = config.encoder.dim or config.dim
         dim = config.decoder.dim or config.dim
         if config.share_embeddings == "all" and (source_vocabulary, memory_dim) != (target_vocabulary, dim):
@@ -122,3 +123,12 @@ class Transformer(Model):
         x_B1D = self.target_embedding(token_B[:, None], state["position_B1"])
         y_B1D, blocks = self.decoder.step(x_B1D, state["blocks"])
         return y_B1D, {"position_B1": state["position_B1"] + 1, "blocks": blocks}
+
+
+def _check_sizes(config: TransformerConfig) -> None:
+    parts = {"model": config, "model.encoder": config.encoder, "model.decoder": config.decoder}
+    for part, sizes in parts.items():
+        for key in ("dim", "ffn_dim", "heads", "max_source_length", "max_target_length"):
+            value = getattr(sizes, key, None)
+            if value is not None and value < 1:
+                raise UserError(f"{part}.{key}={value} must be at least 1.")

@@ -16,8 +16,7 @@ class Dropout(nn.Module):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        if not 0 <= rate < 1:
-            raise UserError(f"A dropout of {rate} is not possible: it is a probability, and less than 1.")
+        check_rate(rate)
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
@@ -26,6 +25,12 @@ class Dropout(nn.Module):
         if x.device.type != "cpu":
             return functional.dropout(x, self.rate)
         return x * keep_mask(x, self.rate)
+
+
+def check_rate(rate: float) -> None:
+    """Raises UserError for what is no rate of dropout."""
+    if not 0 <= rate < 1:
+        raise UserError(f"A dropout of {rate} is not possible: it is a probability, and less than 1.")
 
 
 def keep_mask(x: Tensor, rate: float) -> Tensor:

@@ -1,11 +1,13 @@
 """The root of a run's configuration."""
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import ClassVar, Literal
 
 from seqtk.criterions import CriterionConfig
 from seqtk.criterions.cross_entropy import LabelSmoothedConfig
 from seqtk.data.batching import BatchingConfig
+from seqtk.errors import UserError
 from seqtk.generation.search import SearchConfig
 from seqtk.models import ModelConfig
 from seqtk.models.transformer import TransformerConfig
@@ -70,3 +72,22 @@ class TrainConfig:
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+
+    def check(self) -> None:
+        """Raises UserError for what makes no run; what belongs to a task, a model and so on is checked there."""
+        if not (self.max_updates or self.max_epochs):
+            raise UserError("Nothing says when to stop.", "Set max_updates or max_epochs.")
+        for key, least in _LEAST.items():
+            value = attrgetter(key)(self)
+            if not value >= least:
+                raise UserError(f"{key}={value} must be at least {least}.")
+        if self.validation.metric in ("bleu", "chrf") and not self.validation.decode:
+            raise UserError(f"validation.metric={self.validation.metric} needs validation.decode=true.")
+        self.validation.search.check()
+
+
+_LEAST = {
+    **dict.fromkeys(("seed", "threads", "max_updates", "max_epochs", "clip_norm"), 0),
+    **dict.fromkeys(("validation.every", "validation.patience", "checkpoint.keep_best", "log.samples"), 0),
+    **dict.fromkeys(("update_freq", "checkpoint.every", "checkpoint.keep_last", "log.every"), 1),
+}

@@ -14,6 +14,7 @@ def run(config: TrainConfig) -> int:
 
     The first process makes the task's corpus, where the task can, before any process opens it.
     """
+    config.check()
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)

@@ -38,8 +38,7 @@ class Trainer:
     """A run: everything built from its config, and resumed from its save_dir if that holds a checkpoint."""
 
     def __init__(self, config: TrainConfig, *, world: World) -> None:
-        if not (config.max_updates or config.max_epochs):
-            raise UserError("Nothing says when to stop.", "Set max_updates or max_epochs.")
+        config.check()
         self.config, self.world = config, world
         self.task = tasks.build(config.task)
         self.train_set = self.task.dataset("train")

@@ -1,0 +1,231 @@
+"""What a user gets wrong ends with exit code 2 and at most three lines that name the path or the key; no traceback."""
+
+import importlib
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from seqtk.cli.recipes import main as recipes_main
+from seqtk.data.preprocess import PreprocessConfig, preprocess
+from seqtk.training.export import read_export, write_export
+from tests.unit.training.helpers import trainer
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with a trained model, its corpus, and things that are no models."""
+
+    folder: Path
+    corpus: Path
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return Path.touch, (Path(_Evil.mark),)  # type: ignore[return-value]
+
+    mark = ""
+
+
+@pytest.fixture(scope="module")
+def place(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    folder = tmp_path_factory.mktemp("place")
+    trainer(tiny_corpus, folder / "run", max_updates=1).fit()
+    model = folder / "model.safetensors"
+    write_export(model, read_export(folder / "run"))
+    (folder / "cut.safetensors").write_bytes(model.read_bytes()[:-1000])
+    (folder / "notes.txt").write_text("This is no model.\n")
+    (folder / "empty.txt").write_text("")
+    (folder / "three.en").write_text("one\ntwo\nthree\n")
+    (folder / "two.de").write_text("eins\nzwei\n")
+    (folder / "latin1.en").write_bytes(b"caf\xe9\n" * 3)
+    (folder / "nothing").mkdir()
+    _Evil.mark = str(folder / "was-run")
+    (folder / "evil.pt").write_bytes(pickle.dumps({"model": _Evil()}, protocol=2))
+    (folder / "list.yaml").write_text("- 1\n- 2\n")
+    (folder / "broken.yaml").write_text("model: [dim: 3\n")
+    (folder / "typo.yaml").write_text("modle: {dim: 3}\n")
+    preprocess(
+        PreprocessConfig(
+            source_lang="en",
+            target_lang="de",
+            train=str(tiny_corpus / "text" / "train"),
+            valid=(str(tiny_corpus / "text" / "valid"),),
+            test=(str(tiny_corpus / "text" / "test"),),
+            destdir=str(folder / "other-corpus"),
+            vocab_size=250,
+            workers=1,
+        )
+    )
+    return Place(folder, tiny_corpus)
+
+
+# A command, its arguments with {here} and {corpus} filled in, and what the answer must name.
+TRAIN = "task.data={corpus} save_dir={new} device=cpu max_updates=1 log.tensorboard=false"
+SMALL = f"{TRAIN} model.dim=16 model.ffn_dim=16 model.heads=2 model.encoder.layers=1 model.decoder.layers=1"
+GENERATE = "checkpoint={here}/model.safetensors device=cpu"
+MAKE = "source_lang=en target_lang=de train={corpus}/text/train workers=1"
+CASES = [
+    # what does not exist
+    ("train", "recipe=wmt14_sinth", "'wmt14_synth'"),
+    ("train", "recipe={here}/mine.yaml", "{here}/mine.yaml"),
+    ("train", "modle.dim=3", "'model'"),
+    ("train", "model=transfromer", "'transformer'"),
+    ("train", "attention=synthesizer_dens", "'synthesizer_dense'"),
+    ("train", f"{TRAIN} criterion=cross_entorpy", "'cross_entropy'"),
+    ("train", f"{TRAIN} optimizer=adm", "'adam'"),
+    ("train", f"{TRAIN} schedule=inverse_squrt", "'inverse_sqrt'"),
+    ("train", "task.data={here}/no-corpus max_updates=1", "{here}/no-corpus"),
+    ("train", "recipe=wmt14_base save_dir={new}", "seqtk-preprocess source_lang=en"),
+    ("train", "max_updates=1 save_dir={new}", "task.data"),
+    ("train", f"{SMALL} validation.split=vaild", "'valid'"),
+    ("train", f"{SMALL} validation.metric=blue", "validation.metric"),
+    ("train", f"{TRAIN} user_dir={{here}}/no-plugin", "{here}/no-plugin"),
+    # what is of the wrong kind
+    ("train", "model.dim=wide", "model.dim"),
+    ("train", "model.dim=3.5", "model.dim"),
+    ("train", "optimizer.betas=[0.9]", "optimizer.betas"),
+    ("train", "precision=fp12", "precision"),
+    ("train", "model=3", "model"),
+    ("train", "max_updates", "key=value"),
+    ("train", "--max-updates 5", "max_updates=5"),
+    ("train", "recipe={here}/list.yaml", "{here}/list.yaml"),
+    ("train", "recipe={here}/broken.yaml", "{here}/broken.yaml"),
+    ("train", "recipe={here}/typo.yaml", "'model'"),
+    # what cannot be
+    ("train", "task.data={corpus} save_dir={new}", "max_updates"),
+    ("train", f"{SMALL} batch.max_tokens=0", "max_tokens"),
+    ("train", f"{SMALL} batch.max_tokens=3", "max_tokens=3"),
+    ("train", f"{SMALL} update_freq=0", "update_freq"),
+    ("train", f"{SMALL} update_freq=-2", "update_freq"),
+    ("train", f"{SMALL} threads=-1", "threads"),
+    ("train", f"{SMALL} log.every=0", "log.every"),
+    ("train", f"{SMALL} checkpoint.every=0", "checkpoint.every"),
+    ("train", f"{SMALL} validation.every=-1", "validation.every"),
+    ("train", f"{SMALL} clip_norm=-1", "clip_norm"),
+    ("train", f"{SMALL} model.dropout=1.5", "dropout"),
+    ("train", f"{SMALL} attention.dropout=2", "dropout"),
+    ("train", f"{SMALL} criterion.label_smoothing=2", "label_smoothing"),
+    ("train", f"{SMALL} optimizer.lr=-1", "learning rate|'optimizer'"),
+    ("train", f"{SMALL} model.heads=3", "heads"),
+    ("train", f"{SMALL} model.heads=0", "heads"),
+    ("train", f"{SMALL} model.dim=0", "dim"),
+    ("train", f"{SMALL} model.ffn_dim=-4", "ffn_dim"),
+    ("train", f"{SMALL} model.encoder.layers=-1", "layers"),
+    ("train", f"{SMALL} attention=synthesizer_random attention.max_length=5", "max_length"),
+    ("train", f"{SMALL} attention=synthesizer_random attention.max_length=0", "attention.max_length=0"),
+    ("train", f"{SMALL} attention=synthesizer_mixture attention.parts=[dot]", "attention.parts"),
+    ("train", f"{SMALL} model.decoder.cross_attention=synthesizer_random", "synthesizer_random"),
+    ("train", f"{SMALL} schedule=cosine max_updates=0 max_epochs=1", "schedule"),
+    ("train", f"{SMALL} seed=-1", "seed"),
+    ("train", f"{SMALL} save_dir={{here}}/notes.txt", "{here}/notes.txt"),
+    ("train", f"{SMALL} save_dir={{here}}/run", "{here}/run"),
+    # preprocessing
+    ("preprocess", "", "destdir"),
+    ("preprocess", f"{MAKE} destdir={{new}} train={{here}}/trian", "{here}/trian.en"),
+    ("preprocess", f"{MAKE} destdir={{corpus}}", "{corpus}"),
+    ("preprocess", f"{MAKE} destdir={{new}} vocab_size=-5", "vocab_size"),
+    ("preprocess", f"{MAKE} destdir={{new}} model_type=bep", "model_type"),
+    ("preprocess", f"{MAKE} destdir={{new}} sentencepiece={{here}}/notes.txt", "{here}/notes.txt"),
+    ("preprocess", "source_lang=en train={here}/latin1 destdir={new}", "{here}/latin1.en"),
+    ("preprocess", "source_lang=en train={here}/three valid=[{here}/vlid] destdir={new}", "{here}/vlid.en"),
+    ("preprocess", f"{MAKE} destdir={{new}} workers=-1", "workers"),
+    ("preprocess", f"{MAKE} destdir={{here}}/notes.txt/new", "{here}/notes.txt"),
+    # decoding
+    ("generate", "", "checkpoint"),
+    ("generate", "checkpoint={here}/modle.safetensors", "'model.safetensors'"),
+    ("generate", "checkpoint={here}/nothing", "{here}/nothing"),
+    ("generate", "checkpoint={here}/cut.safetensors", "{here}/cut.safetensors"),
+    ("generate", "checkpoint={here}/notes.txt", "{here}/notes.txt"),
+    ("generate", "checkpoint={here}/evil.pt", "{here}/evil.pt"),
+    ("generate", f"{GENERATE} beam=-2", "beam=-2"),
+    ("generate", f"{GENERATE} beam=0", "beam=0"),
+    ("generate", f"{GENERATE} nbest=9", "nbest=9"),
+    ("generate", f"{GENERATE} temperature=0", "temperature"),
+    ("generate", f"{GENERATE} beem=4", "'beam'"),
+    ("generate", f"{GENERATE} format=xml", "format"),
+    ("generate", f"{GENERATE} max_tokens=0", "max_tokens"),
+    ("generate", f"{GENERATE} input={{here}}/three.de", "'three.en'"),
+    ("generate", f"{GENERATE} input={{here}}/three.en reference={{here}}/two.de", "{here}/two.de"),
+    ("generate", f"{GENERATE} input={{here}}/three.en output={{here}}/no/such/file", "{here}/no/such"),
+    ("generate", f"{GENERATE} split=tset", "'test'"),
+    ("generate", f"{GENERATE} data={{here}}/other-corpus", "{here}/other-corpus"),
+    ("generate", f"{GENERATE} data={{here}}/nothing", "{here}/nothing"),
+    ("generate", "--beam 4", "beam=4"),
+    ("interactive", "", "checkpoint"),
+    ("interactive", f"{GENERATE} buffer_size=0", "buffer_size=0"),
+    # averaging, scoring, importing, recipes
+    ("average", "", "checkpoint"),
+    ("average", "checkpoint={here}/nothing", "{here}/nothing"),
+    ("average", "checkpoint={here}/model.safetensors,{here}/cut.safetensors output={here}/x", "{here}/cut.safetensors"),
+    ("average", "checkpoint={here}/model.safetensors,{here}/model.safetensors", "output"),
+    ("average", "checkpoint={here}/run output={here}/no/such/file", "{here}/no/such"),
+    ("average", "checkpoint={here}/run last=0", "last"),
+    ("score", "", "hypothesis"),
+    ("score", "hypothesis={here}/three.en reference={here}/two.de", "{here}/three.en|3"),
+    ("score", "hypothesis={here}/three.de reference={here}/two.de", "'three.en'"),
+    ("score", "hypothesis={here}/empty.txt reference={here}/empty.txt", "no line"),
+    ("score", "hypothesis={here}/two.de reference={here}/two.de metrics=blue", "'bleu'"),
+    ("score", "hypothesis={here}/two.de reference={here}/two.de tokenize=14a", "'13a'"),
+    ("import_fairseq", "", "checkpoint"),
+    ("import_fairseq", "checkpoint={here}/evil.pt data={corpus} output={here}/x", "{here}/evil.pt"),
+    ("import_fairseq", "checkpoint={here}/notes.txt data={corpus} output={here}/x", "{here}/notes.txt"),
+    ("import_fairseq", "checkpoint={here}/no.pt data={corpus} output={here}/x", "{here}/no.pt"),
+    ("recipes", "show demmo", "'demo'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "named"), CASES, ids=[f"{number}-{c}" for number, (c, *_) in enumerate(CASES)]
+)
+def test_bad_input_is_answered(
+    command: str,
+    arguments: str,
+    named: str,
+    place: Place,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    filled = {"here": place.folder, "corpus": place.corpus, "new": tmp_path / "new"}
+    main = recipes_main if command == "recipes" else importlib.import_module(f"seqtk.cli.{command}").main
+    with pytest.raises(SystemExit) as ended:
+        main(arguments.format(**filled).split())
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2, errors
+    lines = _without_progress(errors).splitlines()
+    assert lines[0].startswith(f"seqtk-{command.replace('_', '-')}: ")
+    assert len(lines) <= 3, errors
+    assert all(len(line) < 400 for line in lines)
+    assert "Traceback" not in errors
+    for words in named.format(**filled).split("|"):
+        assert words in errors
+    assert not (place.folder / "was-run").exists()
+    assert not (place.folder / "x").exists()
+    assert not (tmp_path / "new" / "latest").exists()
+
+
+def _without_progress(errors: str) -> str:
+    """What follows the last line in which the run told how far it was."""
+    lines = errors.splitlines(keepends=True)
+    first = next((number for number, line in enumerate(lines) if line.startswith("seqtk-")), 0)
+    return "".join(lines[first:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command", ["train", "preprocess", "generate", "interactive", "average", "score", "import_fairseq"]
+)
+def test_a_misspelt_key_ends_a_real_process_in_the_same_way(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"seqtk.cli.{command}", "no_such_key=1"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert 1 <= len(done.stderr.splitlines()) <= 3
+    assert "no_such_key" in done.stderr
