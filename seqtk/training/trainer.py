@@ -91,6 +91,8 @@ class Trainer:
         batches = epoch_batches(
             self.train_set.sizes_ND, config.batch, seed=config.seed, epoch=self.state.position.epoch
         )
+        if not batches:
+            raise UserError(f"There is no training example in {config.task.data}.")
         plan = updates(
             batches,
             position=self.state.position,
