@@ -240,7 +240,7 @@ def _hints(config_type: type) -> dict[str, Any]:
     """The type of each field."""
     if config_type not in _HINTS:
         hints = typing.get_type_hints(config_type)
-        _HINTS[config_type] = {name: hints[name] for name in config_type.__dataclass_fields__}  # type: ignore[attr-defined]
+        _HINTS[config_type] = {field.name: hints[field.name] for field in dataclasses.fields(config_type)}
     return _HINTS[config_type]
 
 
