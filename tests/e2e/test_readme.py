@@ -128,7 +128,14 @@ def test_the_table_is_what_is_there() -> None:
         kind: set(re.findall(r"`([\w-]+)`", names))
         for kind, names in re.findall(r"^\| (\w+) \| (.*) \|$", README, flags=re.MULTILINE)
     }
-    there = {kind: set(registry) for kind, registry in REGISTRIES.items()}
+    # Other tests register layers of their own in this process.
+    there = {
+        kind: {
+            name for name in registry if registry.class_of(registry.config_type(name)).__module__.startswith("seqtk.")
+        }
+        for kind, registry in REGISTRIES.items()
+        if registry.config_base.__module__.startswith("seqtk.")
+    }
     there["recipe"] = set(recipe_names())
     there["command"] = {script.split(" = ")[0] for script in console_scripts()}
     assert {kind: names for kind, names in rows.items() if kind != "kind"} == there
