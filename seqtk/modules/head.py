@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from seqtk.data.vocabulary import PAD
 
-CHUNK_LOGITS = 2**23
-"""How many float32 logits are held at once: 32 MiB."""
+CHUNK_LOGITS = 2**22
+"""How many float32 logits are held at once: 16 MiB, and as many probabilities."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         vocabulary_size = len(weight_VD)
         spread = label_smoothing / (vocabulary_size - 1)
         on_target = 1.0 - label_smoothing - spread
+        share = on_target + vocabulary_size * spread
         need_features, need_weight = ctx.needs_input_grad[:2]
         weight = weight_VD.to(dtype)
         sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
@@ -82,24 +83,28 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             features_CD = features_ND[chunk].to(dtype)
             logits_CV = (features_CD @ weight.T).to(sum_dtype)
             index_C1 = target_N[chunk, None]
-            normalizer_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
+            p_CV = logits_CV.softmax(dim=1)  # one pass over memory, where logsumexp and what would follow are six
+            normalizer_C1 = logits_CV.amax(dim=1, keepdim=True) - p_CV.amax(dim=1, keepdim=True).log()
             nll_chunk = (normalizer_C1 - logits_CV.gather(1, index_C1)).sum()
             nll += nll_chunk
-            total += on_target * nll_chunk
-            if spread:
-                total += spread * (vocabulary_size * normalizer_C1.sum() - logits_CV.sum())
-            if not (need_features or need_weight):
-                continue
-            # d total / d logits = (on_target + V spread) p - on_target [target] - spread
-            grad_CV = logits_CV.sub_(normalizer_C1).exp_()
-            if spread:
-                grad_CV.mul_(on_target + vocabulary_size * spread).sub_(spread)
-            grad_CV.scatter_add_(1, index_C1, grad_CV.new_full((1, 1), -on_target).expand_as(index_C1))
-            grad_CV = grad_CV.to(dtype)
+            total += on_target * nll_chunk + spread * vocabulary_size * normalizer_C1.sum()
+            del logits_CV
+            # d total / d logits = share · p - on_target [target] - spread; share and spread come in after the products
+            p_CV.scatter_add_(1, index_C1, p_CV.new_full((1, 1), -on_target / share).expand_as(index_C1))
+            p_CV = p_CV.to(dtype)
             if grad_features_ND is not None:
-                grad_features_ND[chunk] = grad_CV @ weight
+                grad_features_ND[chunk] = p_CV @ weight
+            if grad_weight_VD is not None and grad_weight_VD.dtype == dtype:
+                grad_weight_VD.addmm_(p_CV.T, features_CD)
+            elif grad_weight_VD is not None:
+                grad_weight_VD += p_CV.T @ features_CD
+        if spread:
+            features_D, weight_D = features_ND.sum(0, dtype=sum_dtype), weight_VD.sum(0, dtype=sum_dtype)
+            total -= spread * (features_D @ weight_D)  # the sum of all logits
+            if grad_features_ND is not None:
+                grad_features_ND.mul_(share).sub_(spread * weight_D)
             if grad_weight_VD is not None:
-                grad_weight_VD += grad_CV.T @ features_CD
+                grad_weight_VD.mul_(share).sub_(spread * features_D)
         ctx.save_for_backward(grad_features_ND, grad_weight_VD)
         ctx.mark_non_differentiable(nll)
         return total, nll
