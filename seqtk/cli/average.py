@@ -39,7 +39,7 @@ def _paths(config: AverageConfig) -> list[str]:
         raise UserError("checkpoint is not set.", "It is a save_dir, or checkpoints separated by commas.")
     if "," in config.checkpoint:
         return config.checkpoint.split(",")
-    folders = sorted(Path(config.checkpoint).glob("update_*/model.safetensors"))
+    folders = sorted(Path(config.checkpoint).glob("update_????????/model.safetensors"))
     if not folders:
         raise UserError(f"There are no checkpoints in {config.checkpoint}.", "Give the save_dir of a run.")
     return [str(path.parent) for path in folders[-config.last :]]

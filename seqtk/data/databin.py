@@ -108,7 +108,8 @@ class DataBin:
         path = self.directory / f"{self._find(name, lang)}.txt"
         if not path.is_file():
             return None
-        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        with path.open(encoding="utf-8", newline="\n") as file:  # only \n ends a line: others may stand inside one
+            return [line.removesuffix("\n") for line in file]
 
     def _find(self, split: str, lang: str | None) -> str | None:
         pair = [self.source_lang or NO_LANGUAGE, self.target_lang or NO_LANGUAGE]

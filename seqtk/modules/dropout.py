@@ -37,5 +37,5 @@ def keep_mask(x: Tensor, rate: float) -> Tensor:
     """A tensor like `x` that is 0 with probability `rate`, else 1 / (1 - rate)."""
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-    dropped = round(rate * 2**16)
+    dropped = min(round(rate * 2**16), 2**16 - 1)
     return (bits >= dropped - 2**15).to(x.dtype).mul_(2**16 / (2**16 - dropped))

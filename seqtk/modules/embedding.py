@@ -102,7 +102,7 @@ class LearnedPositions(nn.Module):
 def sinusoids(length: int, dim: int) -> Tensor:
     """table_TD for positions 0 … length - 1, in float32; an odd D ends in a zero column."""
     half = dim // 2
-    frequency_E = torch.exp(torch.arange(half, dtype=torch.float64) * -(math.log(10000) / (half - 1)))
+    frequency_E = torch.exp(torch.arange(half, dtype=torch.float64) * -(math.log(10000) / max(half - 1, 1)))
     angle_TE = torch.arange(2, length + 2, dtype=torch.float64)[:, None] * frequency_E
     table_TD = torch.cat([angle_TE.sin(), angle_TE.cos()], dim=1)
     return nn.functional.pad(table_TD, (0, dim % 2)).float()

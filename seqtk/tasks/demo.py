@@ -30,7 +30,9 @@ class DemoTask(TranslationTask):
         destination = Path(config.data)
         if destination.is_dir():
             return
-        text = destination.with_name(f"{destination.name}-text")
+        unfinished = destination.with_name(f"{destination.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        text = unfinished / "text"
         write_corpus(text, train=config.pairs, seed=config.corpus_seed)
         preprocess(
             PreprocessConfig(
@@ -39,10 +41,10 @@ class DemoTask(TranslationTask):
                 train=str(text / "train"),
                 valid=(str(text / "valid"),),
                 test=(str(text / "test"),),
-                destdir=config.data,
+                destdir=str(unfinished),
                 vocab_size=config.vocab_size,
                 character_coverage=1.0,
                 workers=1,
             )
         )
-        shutil.move(text, destination / "text")
+        unfinished.rename(destination)

@@ -44,6 +44,12 @@ class PairDataset:
                 f"The two sides of a split differ: {len(source)} source and {len(target)} target sentences.",
                 "Preprocess the corpus again.",
             )
+        for lines in (source_lines, target_lines):
+            if lines is not None and len(lines) != len(source):
+                raise UserError(
+                    f"The text kept of a split has {len(lines)} lines, its items are {len(source)}.",
+                    "Preprocess the corpus again.",
+                )
         self.source, self.target = source, target
         self.source_lines, self.target_lines = source_lines, target_lines
         self.sizes_ND = np.stack([source.sizes, target.sizes], axis=1)

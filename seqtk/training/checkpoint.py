@@ -4,9 +4,12 @@
 All inert files: nothing is pickled. `latest` in save_dir names the newest folder.
 """
 
+import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,8 @@ class TrainState:
 
     update: int = 0
     position: Position = field(default_factory=Position)
+    metric: str = ""
+    """What `best` is measured by, and on which split."""
     best: float | None = None
     validations_without_best: int = 0
     seconds: float = 0.0
@@ -98,6 +103,19 @@ class Checkpoints:
         if state.best == figures[metric]:
             self.export(self.directory / "best.safetensors", model, state, task, figures)
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out of save_dir. Raises UserError if one is in it; the lock ends with its process."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"Another run is writing to {self.directory}.", "Wait for its end, or set another save_dir."
+                ) from None
+            yield
+
     def folders(self) -> list[Path]:
         """The checkpoints that are there, oldest first."""
         return sorted(path for path in self.directory.glob("update_*") if path.is_dir() and path.suffix != ".tmp")
@@ -116,13 +134,18 @@ class Checkpoints:
             )
         return folder
 
-    def restore(self, folder: Path, model: nn.Module, optimizer: Optimizer) -> TrainState:
+    def restore(self, folder: Path, model: nn.Module, optimizer: Optimizer, task: Task) -> TrainState:
         """Put weights and optimizer back as they were and return the rest. Refuses a run that was another one."""
         export = read_export(folder)
         self._check_same_run(schema.to_dict(config_of(export, source=str(folder))), folder)
+        if export.assets != task.assets():
+            raise UserError(
+                f"{folder} is of a run with other vocabularies than those in {self.config.task.data}.",
+                "Give the same corpus to go on, or another save_dir to start anew.",
+            )
         set_tensors(model, export.tensors, source=str(folder))
         tensors, _ = load_tensors(folder / "optimizer.safetensors")
-        _set_optimizer_tensors(model, optimizer, tensors)
+        _set_optimizer_tensors(model, optimizer, tensors, source=str(folder))
         try:
             state = json.loads((folder / "state.json").read_text())
             return TrainState(**{**state, "position": Position(**state["position"])})
@@ -131,7 +154,10 @@ class Checkpoints:
 
     def _check_same_run(self, then: dict[str, Any], folder: Path) -> None:
         now = schema.to_dict(self.config)
-        for part in ("seed", "task", "model", "batch"):
+        then["optimizer"], now["optimizer"] = then["optimizer"]["kind"], now["optimizer"]["kind"]
+        for tree in (then, now):  # where the corpus lies, and who made it, is not what it is
+            del tree["task"]["data"], tree["task"]["made_by"]
+        for part in ("seed", "task", "model", "batch", "optimizer"):
             key = _first_difference(then[part], now[part], part)
             if key is not None:
                 raise UserError(
@@ -166,10 +192,12 @@ def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> Tensors:
     }
 
 
-def _set_optimizer_tensors(model: nn.Module, optimizer: Optimizer, tensors: Tensors) -> None:
+def _set_optimizer_tensors(model: nn.Module, optimizer: Optimizer, tensors: Tensors, *, source: str) -> None:
     parameters = dict(model.named_parameters())
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition("/")
+        if name not in parameters:
+            raise UserError(f"{source} has optimizer state for '{full_name}', which is no weight of this model.")
         parameter = parameters[name]
         # Adam keeps its step count on the CPU, unless it is fused.
         place = tensor if key == "step" and not optimizer.defaults.get("fused") else tensor.to(parameter.device)

@@ -151,6 +151,8 @@ def config_of(export: Export, *, source: str) -> TrainConfig:
         return schema.from_dict(TrainConfig, export.config)
     except UserError as error:
         lines = str(error).splitlines()
+        if export.config.get("user_dir") and "called" in lines[0]:
+            lines[1:] = [f"It was trained with user_dir={export.config['user_dir']}: give user_dir= to load that."]
         raise UserError(
             f"{source} was written by seqtk {export.info.get('version')}: {lines[0]}", *lines[1:2]
         ) from error
@@ -164,6 +166,8 @@ def average(paths: list[str]) -> Export:
         shapes = [{name: tensor.shape for name, tensor in item.tensors.items()} for item in (export, last)]
         if shapes[0] != shapes[1]:
             raise UserError(f"{path} and {paths[-1]} are not of one model: their tensors differ.")
+        if export.assets != last.assets or export.config.get("seed") != last.config.get("seed"):
+            raise UserError(f"{path} and {paths[-1]} are not of one run: their vocabularies or seeds differ.")
     mean: Tensors = {}
     for name, tensor in last.tensors.items():
         if tensor.is_floating_point():

@@ -24,6 +24,7 @@ class Logger:
         self._bar: tqdm[Any] | None = None
         self._lines: Any = None
         self._writer: Any = None
+        self._said: set[str] = set()
         self._silent = not world.is_first
         if self._silent:
             return
@@ -56,7 +57,12 @@ class Logger:
         if self._silent:
             return
         self._lines.write(json.dumps({"kind": kind, "update": update, **figures}) + "\n")
-        self.say(f"{kind:5} | update {update:>7,} | " + " | ".join(f"{k} {_short(v)}" for k, v in figures.items()))
+        shown = {name: value for name, value in figures.items() if not isinstance(value, str)}
+        self.say(f"{kind:5} | update {update:>7,} | " + " | ".join(f"{k} {_short(v)}" for k, v in shown.items()))
+        for name, value in figures.items():
+            if isinstance(value, str) and name not in self._said:  # a signature: once is enough for the eye
+                self._said.add(name)
+                self.say(f"{name} {value}")
         if self._writer is not None:
             for name, value in figures.items():
                 if isinstance(value, int | float):
@@ -84,10 +90,10 @@ class Logger:
                 sink.close()
 
 
-def _short(value: float | int | str) -> str:
+def _short(value: float) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else value
+    return f"{value:,}"
 
 
 def _take_back(path: Path, update: int) -> None:

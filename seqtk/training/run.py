@@ -1,8 +1,11 @@
 """A run from its config to its end, in every process."""
 
+from contextlib import nullcontext
+
 import torch
 
 from seqtk.registry import REGISTRIES
+from seqtk.training.checkpoint import Checkpoints
 from seqtk.training.config import TrainConfig
 from seqtk.training.distributed import end_world, start_world
 from seqtk.training.machine import keep_freed_memory
@@ -23,6 +26,7 @@ def run(config: TrainConfig) -> int:
         if world.is_first:
             REGISTRIES["task"].class_of(type(config.task)).prepare(config.task)
         world.barrier()
-        return Trainer(config, world=world).fit()
+        with Checkpoints(config).locked() if world.is_first else nullcontext():
+            return Trainer(config, world=world).fit()
     finally:
         end_world(world)

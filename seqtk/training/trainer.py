@@ -54,7 +54,10 @@ class Trainer:
         self._check_lengths()
         folder = self.checkpoints.latest()
         if folder is not None:
-            self.state = self.checkpoints.restore(folder, self.model, self.optimizer)
+            self.state = self.checkpoints.restore(folder, self.model, self.optimizer, self.task)
+        measure = f"{config.validation.metric} of {config.validation.split}"
+        if self.state.metric != measure:  # another measure knows no best yet
+            self.state = self.state.after(metric=measure, best=None, validations_without_best=0)
         self._saved_at = self.state.update
         self._noted_signal = 0
         self._stop_signal = 0  # what all processes have agreed on
@@ -184,7 +187,8 @@ class Trainer:
             "train",
             self.state.update,
             {
-                "epoch": self.state.position.epoch,
+                "epoch": self.state.position.epoch
+                - (self.state.position.examples == 0),  # of this update, not the next
                 **figures,
                 "lr": self.schedule.lr(self.state.update - 1),
                 "gnorm": sums["norm"] / count,
@@ -209,12 +213,13 @@ class Trainer:
             )
         value, best = float(figures[metric]), self.state.best
         higher = higher_is_better(metric)
-        is_best = best is None or (value > best if higher else value < best)
+        is_best = math.isfinite(value) and (best is None or (value > best if higher else value < best))
         self.state = self.state.after(
             best=value if is_best else best,
             validations_without_best=0 if is_best else self.state.validations_without_best + 1,
         )
-        log.figures("valid", self.state.update, {**figures, f"best_{metric}": float(self.state.best or 0.0)})
+        best_figure = {} if self.state.best is None else {f"best_{metric}": self.state.best}
+        log.figures("valid", self.state.update, {**figures, **best_figure})
         for number, output in enumerate(outputs[: config.log.samples]):
             shown = f"**source** {output.source}\n\n**output** {output.output}\n\n**reference** {output.reference}"
             log.text(f"sample {number}", self.state.update, shown)
@@ -233,15 +238,19 @@ class Trainer:
         kept, _ = usable(self.train_set.sizes_ND, self.config.batch)
         valid = self.task.dataset(self.config.validation.split)
         limits = (longest_source([self.model]), longest_target([self.model]))
+        if not len(kept):
+            epoch_batches(self.train_set.sizes_ND, self.config.batch, seed=self.config.seed, epoch=1)  # says why
         for split, sizes_ND in (("training", self.train_set.sizes_ND[kept]), ("validation", valid.sizes_ND)):
             for side, limit in enumerate(limits):
                 too_long = int((sizes_ND[:, side] > limit).sum()) if limit is not None else 0
                 if too_long:
+                    name = ("source", "target")[side]
+                    own = (self.model.max_source_length, self.model.max_target_length)[side]
+                    key = f"model.max_{name}_length" if own == limit else "attention.max_length"
                     raise UserError(
-                        f"{too_long:,} {split} sentences are longer than the model can take: {limit} tokens on the "
-                        f"{('source', 'target')[side]} side.",
-                        f"Raise attention.max_length or model.max_{('source', 'target')[side]}_length,",
-                        "or leave long ones out: batch.max_length for training, preprocessing for validation.",
+                        f"The model takes {limit} {name} tokens; longer {split} sentences: {too_long:,}.",
+                        f"The longest has {sizes_ND[:, side].max()}: set {key} to that,",
+                        "or leave out long ones: batch.max_length in training, from the text in validation.",
                     )
 
     def _is_over(self) -> bool:

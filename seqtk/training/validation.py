@@ -25,7 +25,7 @@ def validate(
 ) -> tuple[dict[str, float | str], list[Output]]:
     """The figures of the validation split (losses in nats per target), each with its signature, and the outputs.
 
-    Every example counts exactly once, however many processes share the work. The outputs are the first process's only.
+    Every example counts exactly once, however many processes share the work. Every process has the outputs of all.
     """
     objective.eval()
     dataset = task.dataset(config.validation.split)

@@ -1,6 +1,7 @@
 """The loop: one update however it is cut, exact resuming, stopping, and what is kept."""
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,15 @@ import pytest
 import torch
 
 from seqtk.data.batching import epoch_batches
+from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.errors import UserError
+from seqtk.tasks.translation import TranslationConfig, TranslationTask
+from seqtk.training.checkpoint import Checkpoints
 from seqtk.training.export import read_export, tensors_of
+from seqtk.training.run import run as run_training
 from seqtk.training.trainer import Trainer
 from seqtk.training.validation import validate
-from tests.unit.training.helpers import losses, trainer
+from tests.unit.training.helpers import losses, tiny_config, trainer
 
 
 def weights(run: Trainer) -> dict[str, torch.Tensor]:
@@ -175,6 +180,71 @@ def test_a_run_of_another_config_is_not_resumed(tiny_corpus: Path, tmp_path: Pat
     trainer(tiny_corpus, tmp_path, max_updates=1).fit()
     with pytest.raises(UserError, match=f"another {key.replace('__', '.')}: .* then, {value} now"):
         trainer(tiny_corpus, tmp_path, **{key: value})
+
+
+def test_another_metric_starts_with_no_best(tiny_corpus: Path, tmp_path: Path) -> None:
+    first = trainer(tiny_corpus, tmp_path, max_updates=4, validation__metric="nll")
+    first.fit()
+    first.state = first.state.after(best=0.0)  # a best that no loss can reach, as a BLEU of 0 would be
+    first.checkpoints.save(first.model, first.optimizer, first.state, first.task)
+    second = trainer(tiny_corpus, tmp_path, max_updates=8, validation__metric="loss")
+    second.fit()
+    assert second.state.best == losses(tmp_path, "valid")[-1][1]
+    assert read_export(tmp_path / "best.safetensors").info["update"] == 8
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(tiny_corpus: Path, tmp_path: Path) -> None:
+    run = trainer(tiny_corpus, tmp_path, max_updates=1)
+    with torch.no_grad():
+        next(iter(run.model.parameters())).fill_(float("nan"))
+    run.update = lambda micro_batches: {"weight": 1.0, "norm": 0.0, "loss": 1.0, "nll": 1.0}  # type: ignore[method-assign]
+    run.fit()
+    assert run.state.best is None
+
+
+def test_another_optimizer_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
+    trainer(tiny_corpus, tmp_path, max_updates=1).fit()
+    with pytest.raises(UserError, match="another optimizer: 'adam' then, 'sgd' now"):
+        trainer(tiny_corpus, tmp_path, optimizer="sgd")
+
+
+def test_a_corpus_that_moved_is_the_same_and_another_vocabulary_is_not(tiny_corpus: Path, tmp_path: Path) -> None:
+    trainer(tiny_corpus, tmp_path / "run", max_updates=1).fit()
+    moved = shutil.copytree(tiny_corpus, tmp_path / "moved")
+    assert trainer(moved, tmp_path / "run").state.update == 1
+    lines = (moved / "dict.de.txt").read_text().splitlines()
+    for lang in ("en", "de"):
+        (moved / f"dict.{lang}.txt").write_text("\n".join([*lines[:-1], "other 1"]) + "\n")
+    with pytest.raises(UserError, match="other vocabularies"):
+        trainer(moved, tmp_path / "run")
+
+
+def test_one_save_dir_serves_one_run(tiny_corpus: Path, tmp_path: Path) -> None:
+    config = tiny_config(tiny_corpus, tmp_path, max_updates=1)
+    with Checkpoints(config).locked(), pytest.raises(UserError, match="Another run is writing"):
+        run_training(config)
+    assert run_training(config) == 0
+
+
+def test_a_line_end_inside_a_reference_keeps_the_lines_in_step(tmp_path: Path) -> None:
+    text = ["one\rtwo three", "four five six", "seven"]
+    for split in ("train", "valid"):
+        for lang in ("en", "de"):
+            (tmp_path / f"{split}.{lang}").write_bytes(("\n".join(text * 20) + "\n").encode())
+    preprocess(
+        PreprocessConfig(
+            source_lang="en",
+            target_lang="de",
+            train=str(tmp_path / "train"),
+            valid=(str(tmp_path / "valid"),),
+            destdir=str(tmp_path / "bin"),
+            vocab_size=40,
+        )
+    )
+    dataset = TranslationTask(TranslationConfig(data=str(tmp_path / "bin"))).dataset("valid")
+    assert dataset.target_lines is not None
+    assert [line.split("\r")[-1] for line in dataset.target_lines[:3]] == ["two three", "four five six", "seven"]
+    assert len(dataset.target_lines) == len(dataset) == 60
 
 
 def test_a_limit_may_change_on_resuming(tiny_corpus: Path, tmp_path: Path) -> None:
