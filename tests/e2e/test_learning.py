@@ -1,9 +1,8 @@
 """A tiny Transformer learns to reverse strings of digits, with every kind of self-attention and from every seed.
 
 To know where a reversed string begins, one has to know how long it is: where in the source a target position must look
-depends on the whole source, which the encoder's self-attention alone can tell. Without it the model stays below a
-tenth of the strings right and above 0.6 nats a token; with it, over eight seeds and all kinds, the worst were 0.70 and
-0.19.
+depends on the whole source, which the encoder's self-attention alone can tell. Seen over eighteen seeds: with it, at
+least 0.95 of new strings right and at most 0.06 nats a token; without it, at most 0.12 and at least 0.56.
 """
 
 import random
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.slow
 TRAIN, VALID = 3000, 200
 SETTINGS: dict[str, Any] = {
     "device": "cpu",
-    "max_updates": 400,
+    "max_updates": 350,
     "clip_norm": 1.0,
     "batch": {"max_tokens": 1200},
     "model": {
@@ -96,7 +95,7 @@ def learn(folder: Path, *, seed: int, attention: dict[str, Any], deaf: bool = Fa
         for _, layer in trainer.model.attention_layers():
             if layer.role is not Role.CROSS:
                 layer.register_forward_hook(lambda layer, inputs, output: torch.zeros_like(output))
-    trainer.fit()
+    assert trainer.fit() == 0
     figures, outputs = validate(trainer.objective, trainer.task, config, world=trainer.world)
     right = sum(output.output == output.reference for output in outputs) / len(outputs)
     print(f"nll {figures['nll']:.3f}, right {right:.3f}")
@@ -109,11 +108,11 @@ def test_a_tiny_model_learns_to_reverse(kind: str, seed: int, tmp_path: Path) ->
     if kind != "softmax":
         attention["max_length"] = 10
     nll, right = learn(tmp_path, seed=seed, attention=attention)
-    assert nll < 0.4
-    assert right > 0.4
+    assert nll < 0.3
+    assert right > 0.7
 
 
 def test_without_self_attention_it_does_not(seed: int, tmp_path: Path) -> None:
     nll, right = learn(tmp_path, seed=seed, attention={"kind": "softmax"}, deaf=True)
-    assert nll > 0.5
+    assert nll > 0.4
     assert right < 0.2
