@@ -3,6 +3,24 @@
 from seqtk.attention import mixture as mixture
 from seqtk.attention import softmax as softmax
 from seqtk.attention import synthesizer as synthesizer
-from seqtk.attention.base import Attention, AttentionConfig, HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention.base import (
+    Attention,
+    AttentionConfig,
+    CarryingAttention,
+    HeadedAttention,
+    HeadedConfig,
+    Role,
+    State,
+    attentions,
+)
 
-__all__ = ["Attention", "AttentionConfig", "HeadedAttention", "HeadedConfig", "Role", "State", "attentions"]
+__all__ = [
+    "Attention",
+    "AttentionConfig",
+    "CarryingAttention",
+    "HeadedAttention",
+    "HeadedConfig",
+    "Role",
+    "State",
+    "attentions",
+]

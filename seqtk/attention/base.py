@@ -112,6 +112,24 @@ class Attention(nn.Module):
             )
 
 
+class CarryingAttention(Attention):
+    """An encoder's layer that hands a tensor up the stack, beside the positions (Luna's packed memory).
+
+    Alone, or first of its kind, it starts from a tensor of its own. A stack calls `follow` on every later one, which then
+    takes what the one before it handed on.
+    """
+
+    def follow(self) -> None:
+        """Give up the tensor of its own. Called once, before training, and only in the ENCODER role."""
+        raise NotImplementedError
+
+    def carry(
+        self, x_BTD: Tensor, carried: Tensor | None, *, pad_BS: Tensor | None, positions_BT: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The outputs at all positions, and what the next layer of this kind takes; `carried` is None for the first."""
+        raise NotImplementedError
+
+
 _ROLE_WORDS = {
     Role.ENCODER: "an encoder's self-attention",
     Role.CAUSAL: "a decoder's self-attention (it has no causal form)",

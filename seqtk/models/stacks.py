@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from seqtk.attention import Attention, AttentionConfig, HeadedConfig, Role, State, attentions
+from seqtk.attention import Attention, AttentionConfig, CarryingAttention, HeadedConfig, Role, State, attentions
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.errors import UserError
 from seqtk.modules.block import Residual
@@ -87,9 +87,22 @@ class EncoderBlock(nn.Module):
         self.feed_forward = options.feed_forward()
         self.ffn_residual = options.residual()
 
-    def forward(self, x_BSD: Tensor, *, pad_BS: Tensor | None, positions_BS: Tensor | None) -> Tensor:
-        x_BSD = self.self_residual(x_BSD, lambda x: self.self_attention(x, pad_BS=pad_BS, positions_BT=positions_BS))
-        return self.ffn_residual(x_BSD, self.feed_forward)  # type: ignore[no-any-return]
+    def forward(
+        self, x_BSD: Tensor, carried: Tensor | None, *, pad_BS: Tensor | None, positions_BS: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The block's output, and what the layers that carry a tensor up the stack carry from here."""
+        after = carried
+
+        def attend(x_BSD: Tensor) -> Tensor:
+            nonlocal after
+            layer = self.self_attention
+            if not isinstance(layer, CarryingAttention):
+                return layer(x_BSD, pad_BS=pad_BS, positions_BT=positions_BS)  # type: ignore[no-any-return]
+            y_BSD, after = layer.carry(x_BSD, carried, pad_BS=pad_BS, positions_BT=positions_BS)
+            return y_BSD
+
+        x_BSD = self.self_residual(x_BSD, attend)
+        return self.ffn_residual(x_BSD, self.feed_forward), after
 
 
 class Encoder(nn.Module):
@@ -99,11 +112,17 @@ class Encoder(nn.Module):
         super().__init__()
         pattern = layers_of(config.self_attention, config.layers, slot="model.encoder.self_attention")
         self.blocks = nn.ModuleList(EncoderBlock(attention, options=options) for attention in pattern)
+        carrying = [
+            block.self_attention for block in self.blocks if isinstance(block.self_attention, CarryingAttention)
+        ]
+        for layer in carrying[1:]:
+            layer.follow()
         self.norm = nn.LayerNorm(options.dim) if options.pre_norm else nn.Identity()
 
     def forward(self, x_BSD: Tensor, *, pad_BS: Tensor | None, positions_BS: Tensor | None = None) -> Tensor:
+        carried: Tensor | None = None
         for block in self.blocks:
-            x_BSD = block(x_BSD, pad_BS=pad_BS, positions_BS=positions_BS)
+            x_BSD, carried = block(x_BSD, carried, pad_BS=pad_BS, positions_BS=positions_BS)
         return self.norm(x_BSD)  # type: ignore[no-any-return]
 
 

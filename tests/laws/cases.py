@@ -1,7 +1,7 @@
 """Every registered attention layer at a tiny size, in every role it declares: what the laws run over.
 
 A new kind is enrolled by being registered. Only one whose defaults do not fit, or whose options deserve more than one
-case, needs a line in VARIANTS.
+case, needs a line in the VARIANTS of its family (`tests/laws/families`).
 """
 
 import dataclasses
@@ -14,29 +14,12 @@ from torch import nn
 
 from seqtk.attention import Attention, AttentionConfig, Role, attentions
 from seqtk.schema import from_dict
+from tests.laws.families import VARIANTS
 
 DIM, MEMORY_DIM = 8, 6
 
 SMALL: dict[str, Any] = {"heads": 2, "max_length": 12}
 """Set in every config that has the field."""
-
-VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "softmax": {"": {}, "no-bias": {"bias": False}, "rotary": {"rotary": True}},
-    "synthesizer_dense": {"": {}, "no-bias": {"bias": False}},
-    "synthesizer_factorized_dense": {"": {}, "padded-factors": {"max_length": 11}},
-    "synthesizer_mixture": {
-        "": {},
-        "random+dot-sigmoid": {"parts": ["random", "dot"], "mix": "sigmoid"},
-        "dot+dense-sum": {"parts": ["dot", "dense"], "mix": "sum"},
-        "no-dot": {"parts": ["factorized_random", "factorized_dense"], "mix": "sigmoid", "per_head": True},
-        "all": {
-            "parts": ["dot", "dense", "random", "fixed_random", "factorized_dense", "factorized_random"],
-            "mix": "softmax",
-            "per_head": True,
-        },
-    },
-}
-"""Kind → name of the variant → the fields it sets."""
 
 
 class Make(Protocol):

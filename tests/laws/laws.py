@@ -66,7 +66,7 @@ class Inputs:
 def inputs_for(layer: Attention, device: torch.device, *, lengths: Sequence[int] = LENGTHS, seed: int = 1) -> Inputs:
     """Right-padded rows of the given real lengths (of the memory, if there is one)."""
     generator = torch.Generator().manual_seed(seed)
-    dtype = next(layer.parameters()).dtype
+    dtype = next((p.dtype for p in layer.parameters()), torch.float64)
     size = max(lengths)
 
     def draw(length: int, width: int) -> Tensor:

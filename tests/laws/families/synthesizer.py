@@ -1,0 +1,119 @@
+"""The Synthesizers and their mixtures."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tests.laws.families.dot_product import dot
+from tests.laws.naive import Array, Logit, Problem, weighted_values
+
+
+def dense(problem: Problem, name: str) -> Logit:
+    """Element j of W2 relu(W1 x + b1) + b2, j the key's position."""
+
+    def logit(row: int, head: int, query: int, key: int) -> float:
+        return float(_perceptron(problem, name, "logits", row, head, query)[problem.position_BT[row, key]])
+
+    return logit
+
+
+def factorized_dense(problem: Problem, name: str) -> Logit:
+    """A_p B_q with p b + q the key's position."""
+
+    def logit(row: int, head: int, query: int, key: int) -> float:
+        coarse = _perceptron(problem, name, "coarse", row, head, query)
+        fine = _perceptron(problem, name, "fine", row, head, query)
+        p, q = divmod(int(problem.position_BT[row, key]), len(fine))
+        return float(coarse[p] * fine[q])
+
+    return logit
+
+
+def _perceptron(problem: Problem, name: str, last: str, row: int, head: int, query: int) -> Array:
+    hidden = np.maximum(problem.linear(f"{name}.hidden", problem.x_BTD[row, query]), 0)
+    y: Array = problem.weights[f"{name}.{last}.weight"][head].T @ problem.head(hidden, head)
+    bias = problem.weights.get(f"{name}.{last}.bias")
+    return y if bias is None else y + bias[head, 0]
+
+
+def random(problem: Problem, name: str) -> Logit:
+    """R[t, s] of the head's matrix, t and s positions."""
+    matrix = problem.weights[f"{name}.matrix"]
+
+    def logit(row: int, head: int, query: int, key: int) -> float:
+        return float(matrix[head, problem.position_BT[row, query], problem.position_BT[row, key]])
+
+    return logit
+
+
+def factorized_random(problem: Problem, name: str) -> Logit:
+    """Σ_k R1[t, k] R2[s, k]."""
+    first, second = problem.weights[f"{name}.query"], problem.weights[f"{name}.key"]
+
+    def logit(row: int, head: int, query: int, key: int) -> float:
+        t, s = problem.position_BT[row, query], problem.position_BT[row, key]
+        return float(sum(first[head, t, k] * second[head, s, k] for k in range(first.shape[2])))
+
+    return logit
+
+
+LOGITS: dict[str, Callable[[Problem, str], Logit]] = {
+    "dot": dot,
+    "dense": dense,
+    "random": random,
+    "fixed_random": random,
+    "factorized_dense": factorized_dense,
+    "factorized_random": factorized_random,
+}
+
+
+def mixture(problem: Problem) -> Array:
+    """Σ w_i S_i, w by `mix`: 1; sigmoid(a) and 1 - sigmoid(a); exp(a_i) / Σ exp(a_j)."""
+    parts = problem.config.parts
+    logits = [LOGITS[part](problem, f"sources.{part}") for part in parts]
+    scalars = problem.weights.get("mixing")
+
+    def weight(index: int, head: int) -> float:
+        if scalars is None:
+            return 1.0
+        column = scalars[:, head if problem.config.per_head else 0]
+        if problem.config.mix == "sigmoid":
+            first = 1 / (1 + math.exp(-column[0]))
+            return first if index == 0 else 1 - first
+        return math.exp(column[index]) / sum(math.exp(scalar) for scalar in column)
+
+    def logit(row: int, head: int, query: int, key: int) -> float:
+        return sum(weight(i, head) * logits[i](row, head, query, key) for i in range(len(parts)))
+
+    return weighted_values(problem, logit)
+
+
+def _pure(part: str) -> Callable[[Problem], Array]:
+    return lambda problem: weighted_values(problem, LOGITS[part](problem, "logits"))
+
+
+ORACLES = {
+    "synthesizer_dense": _pure("dense"),
+    "synthesizer_random": _pure("random"),
+    "synthesizer_fixed_random": _pure("fixed_random"),
+    "synthesizer_factorized_dense": _pure("factorized_dense"),
+    "synthesizer_factorized_random": _pure("factorized_random"),
+    "synthesizer_mixture": mixture,
+}
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "synthesizer_dense": {"": {}, "no-bias": {"bias": False}},
+    "synthesizer_factorized_dense": {"": {}, "padded-factors": {"max_length": 11}},
+    "synthesizer_mixture": {
+        "": {},
+        "random+dot-sigmoid": {"parts": ["random", "dot"], "mix": "sigmoid"},
+        "dot+dense-sum": {"parts": ["dot", "dense"], "mix": "sum"},
+        "no-dot": {"parts": ["factorized_random", "factorized_dense"], "mix": "sigmoid", "per_head": True},
+        "all": {
+            "parts": ["dot", "dense", "random", "fixed_random", "factorized_dense", "factorized_random"],
+            "mix": "softmax",
+            "per_head": True,
+        },
+    },
+}
