@@ -115,8 +115,8 @@ class Attention(nn.Module):
 class CarryingAttention(Attention):
     """An encoder's layer that hands a tensor up the stack, beside the positions (Luna's packed memory).
 
-    Alone, or first of its kind, it starts from a tensor of its own. A stack calls `follow` on every later one, which then
-    takes what the one before it handed on.
+    Alone, or first of its kind, it starts from a tensor of its own. A stack calls `follow` on every later one, which
+    then takes what the one before it handed on.
     """
 
     def follow(self) -> None:

@@ -21,13 +21,18 @@ def causal_sums(query_BHTR: Tensor, key_BHTR: Tensor, value_BHTE: Tensor, *, chu
     with torch.autocast(query_BHTR.device.type, enabled=False):
         length = query_BHTR.shape[2]
         chunk = min(chunk, length)
-        query, key, value = (
-            functional.pad(x.to(dtype), (0, 0, 0, -length % chunk)).unflatten(2, (-1, chunk))
-            for x in (query_BHTR, key_BHTR, value_BHTE)
+        query_BHNCR, key_BHNCR, value_BHNCE = (
+            _in_chunks(x.to(dtype), chunk) for x in (query_BHTR, key_BHTR, value_BHTE)
         )
-        within_BHNCE = (query @ key.transpose(-1, -2)).tril() @ value
-        if length <= chunk:
-            return within_BHNCE.flatten(2, 3)
-        sums_BHNRE = (key.transpose(-1, -2) @ value).cumsum(2)
-        before_BHNRE = functional.pad(sums_BHNRE[:, :, :-1], (0, 0, 0, 0, 1, 0))
-        return (within_BHNCE + query @ before_BHNRE).flatten(2, 3)[:, :, :length]
+        y_BHNCE: Tensor = (query_BHNCR @ key_BHNCR.transpose(-1, -2)).tril() @ value_BHNCE
+        if length > chunk:
+            sums_BHNRE = (key_BHNCR.transpose(-1, -2) @ value_BHNCE).cumsum(2)
+            y_BHNCE = y_BHNCE + query_BHNCR @ functional.pad(sums_BHNRE[:, :, :-1], (0, 0, 0, 0, 1, 0))
+        return y_BHNCE.flatten(2, 3)[:, :, :length]
+
+
+def _in_chunks(x_BHTE: Tensor, chunk: int) -> Tensor:
+    """x_BHNCE, zeros at the end."""
+    batch, heads, length, width = x_BHTE.shape
+    padded = functional.pad(x_BHTE, (0, 0, 0, -length % chunk))
+    return padded.view(batch, heads, -1, chunk, width)
