@@ -1,6 +1,8 @@
 """The attention layers: one file a family, and one import line each, which registers it."""
 
+from seqtk.attention import linformer as linformer
 from seqtk.attention import mixture as mixture
+from seqtk.attention import simpletron as simpletron
 from seqtk.attention import softmax as softmax
 from seqtk.attention import synthesizer as synthesizer
 from seqtk.attention.base import (

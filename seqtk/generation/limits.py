@@ -14,7 +14,8 @@ from seqtk.models.base import Model
 
 def longest_source(models: Sequence[Model]) -> int | None:
     """The most source tokens, EOS counted, that every one of `models` can read; None if there is no limit."""
-    return _least(limit for model in models for limit in [model.max_source_length, *_layer_limits(model, Role.ENCODER)])
+    reading = Role.ENCODER | Role.CROSS
+    return _least(limit for model in models for limit in [model.max_source_length, *_layer_limits(model, reading)])
 
 
 def longest_target(models: Sequence[Model]) -> int | None:
@@ -32,8 +33,8 @@ def most_tokens(source_BS: Tensor, *, a: float, b: int, longest: int | None) -> 
     return limit_B if longest is None else limit_B.clamp(max=longest - 1)
 
 
-def _layer_limits(model: Model, role: Role) -> list[int | None]:
-    return [layer.max_length for _, layer in model.attention_layers() if layer.role is role]
+def _layer_limits(model: Model, roles: Role) -> list[int | None]:
+    return [layer.max_length for _, layer in model.attention_layers() if layer.role in roles]
 
 
 def _least(limits: Iterable[int | None]) -> int | None:

@@ -1,0 +1,128 @@
+"""Linformer: keys and values are projected along the length to a fixed number (Wang et al. 2020, arXiv 2006.04768).
+
+B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, E width of a head,
+L longest input, K rank, G maps along the length (H, or 1 where heads share).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention.rows import align
+from seqtk.attention.softmax import attend
+
+
+@dataclass(frozen=True)
+class LinformerConfig(HeadedConfig):
+    """Attention to `rank` mixtures of all positions: O(T rank D) time, and rank × max_length weights a map."""
+
+    rank: int = 128  # keys and values that are left of an input
+    max_length: int = 256  # the longest input (of what is attended to)
+    sharing: Literal["none", "headwise", "key_value"] = "headwise"  # maps: each head its own two | two | one in all
+
+
+@attentions.register("linformer", LinformerConfig)
+class LinformerAttention(HeadedAttention):
+    """softmax(Q (E K)ᵀ / √e) (F V) per head, E and F of rank × max_length (section 4, equation 7).
+
+    Parameters: 2 D² + 2 M D (+ 4 D bias), and rank × max_length times 2 H, 2 or 1, by `sharing`. Time and memory are
+    O(T rank). There is no causal form: each of the `rank` keys mixes all positions. Padding is zeroed before the maps,
+    and column s of a map belongs to position s of a row, wherever its padding stands; so a short row is as exact as a
+    long one, and a mask afterwards would have nothing to do.
+
+    Where heads share a map it is applied to the input, not to the keys: E (X W) = (E X) W, so that only `rank`
+    positions are projected, which saves more than the attention itself costs.
+    """
+
+    roles = Role.ENCODER | Role.CROSS
+
+    def __init__(self, config: LinformerConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        key_dim = self.memory_dim if role is Role.CROSS else dim
+        self.query = self.projection(dim, gain=1 / math.sqrt(2))
+        self.key = self.projection(key_dim, gain=1 / math.sqrt(2))
+        self.value = self.projection(key_dim, gain=1 / math.sqrt(2))
+        self.out = self.projection(dim)
+        self.key_map = self._map()
+        self.value_map = None if config.sharing == "key_value" else self._map()
+
+    def _map(self) -> nn.Parameter:
+        """G K L, of variance 1 / (K + L)."""
+        maps = self.heads if self.config.sharing == "none" else 1
+        rank, length = self.config.rank, self.config.max_length
+        return nn.Parameter(torch.randn(maps, rank, length) / math.sqrt(rank + length))
+
+    @classmethod
+    def parameter_count(cls, config: LinformerConfig, *, dim: int, memory_dim: int | None = None) -> int:
+        assert config.heads is not None
+        maps = {"none": 2 * config.heads, "headwise": 2, "key_value": 1}[config.sharing]
+        projections = 2 * dim * (dim + (memory_dim or dim)) + 4 * dim * config.bias
+        return projections + maps * config.rank * config.max_length
+
+    @property
+    def max_length(self) -> int | None:
+        return int(self.config.max_length)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        memory_BSM: Tensor | None = None,
+        *,
+        pad_BS: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        right_padded = memory_BSM is None and positions_BT is None
+        state = self._compress(x_BTD if memory_BSM is None else memory_BSM, pad_BS, right_padded=right_padded)
+        return self._read(x_BTD, state)
+
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+        if self.role is not Role.CROSS:
+            return super().start(batch, memory_BSM, pad_BS=pad_BS)
+        assert memory_BSM is not None
+        return self._compress(memory_BSM, pad_BS, right_padded=False)
+
+    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+        return (self._read(x_B1D, state), state) if self.role is Role.CROSS else super().step(x_B1D, state)
+
+    def _read(self, x_BTD: Tensor, state: State) -> Tensor:
+        dropout = self.config.dropout if self.training else 0.0
+        y_BHTE = attend(self.split(self.query(x_BTD)), state["key"], state["value"], dropout=dropout)
+        return self.out(self.join(y_BHTE))  # type: ignore[no-any-return]
+
+    def _compress(self, keys_from_BSM: Tensor, pad_BS: Tensor | None, *, right_padded: bool) -> dict[str, Tensor]:
+        """The `rank` keys and values of each row, BHKE."""
+        length = keys_from_BSM.shape[1]
+        self.check_length(length)
+        rows = align(keys_from_BSM, pad_BS, right_padded=right_padded)
+        key_map_GKS = self.key_map[..., :length]
+        value_map_GKS = key_map_GKS if self.value_map is None else self.value_map[..., :length]
+        if self.config.sharing == "none":
+            key_BHSE = self.split(_zeroed(self.key(rows.x_BTD), rows.pad_BT))
+            value_BHSE = self.split(_zeroed(self.value(rows.x_BTD), rows.pad_BT))
+            return {"key": key_map_GKS @ key_BHSE, "value": value_map_GKS @ value_BHSE}
+        x_BSM = _zeroed(rows.x_BTD, rows.pad_BT)
+        mixed_BKM = key_map_GKS @ x_BSM
+        key_BKD = self._project(self.key, mixed_BKM, key_map_GKS, rows.pad_BT)
+        if self.value_map is not None:
+            mixed_BKM = value_map_GKS @ x_BSM
+        value_BKD = self._project(self.value, mixed_BKM, value_map_GKS, rows.pad_BT)
+        return {"key": self.split(key_BKD), "value": self.split(value_BKD)}
+
+    @staticmethod
+    def _project(linear: nn.Linear, mixed_BKM: Tensor, map_GKS: Tensor, pad_BS: Tensor | None) -> Tensor:
+        """What the map makes of linear(x): the bias counts once for each real position, with its weight in the map."""
+        y_BKD = nn.functional.linear(mixed_BKM, linear.weight)
+        if linear.bias is None:
+            return y_BKD
+        weight_BK1 = (
+            map_GKS.sum(-1, keepdim=True) if pad_BS is None else map_GKS @ (~pad_BS)[..., None].to(map_GKS.dtype)
+        )
+        return y_BKD + weight_BK1 * linear.bias
+
+
+def _zeroed(x_BSD: Tensor, pad_BS: Tensor | None) -> Tensor:
+    return x_BSD if pad_BS is None else x_BSD.masked_fill(pad_BS[..., None], 0)
