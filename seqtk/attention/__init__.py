@@ -3,6 +3,7 @@
 from seqtk.attention import linformer as linformer
 from seqtk.attention import mixture as mixture
 from seqtk.attention import simpletron as simpletron
+from seqtk.attention import nystrom as nystrom
 from seqtk.attention import softmax as softmax
 from seqtk.attention import synthesizer as synthesizer
 from seqtk.attention.base import (

@@ -1,0 +1,119 @@
+"""SimpleTRON: attention without a softmax, so that the product can be taken from the right.
+
+B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, E = D / H (also as R).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention.precision import as_autocast, wide
+from seqtk.attention.scan import causal_sums
+from seqtk.modules.dropout import Dropout
+
+
+@dataclass(frozen=True)
+class SimpleTronConfig(HeadedConfig):
+    """Dot-product attention without softmax: 3 D² weights (D² + 2 M D for a memory of width M), O((T + S) D E) time.
+
+    Its dropout is of Kᵀ V; a causal layer drops whole rows of it, drawn afresh at each position.
+    """
+
+    length_factor: Literal["sqrt", "none"] = "sqrt"  # 1 / sqrt(keys seen) or 1; without it training is unstable
+    head_scale: bool = True  # also by 1 / sqrt(width of a head), as dot-product attention
+    out_projection: bool = False  # a linear map of the joined heads at the end
+
+
+@attentions.register("simpletron", SimpleTronConfig)
+class SimpleTron(HeadedAttention):
+    """Q (Kᵀ V) · c per head, c = 1 / √(n E), n the keys seen (Yorsh et al. 2021, arXiv 2111.15588).
+
+    No softmax, no feature map, no denominator and no output projection. The sources have two factors: 1 / √n
+    (`head_scale=false`), and 1 / √(n E). Each row counts its own real keys. The causal form, in which position t sums
+    over s <= t and divides by √t, and the cross form are ours: a factor of the whole length would leak it.
+    Parameters: D² + 2 M D (+ 3 D bias), and D² (+ D bias) with `out_projection`. O((T + S) D E) time; a step is O(D E).
+    """
+
+    roles = Role.ENCODER | Role.CAUSAL | Role.CROSS
+
+    def __init__(self, config: SimpleTronConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        key_dim = self.memory_dim if role is Role.CROSS else dim
+        self.query = self.projection(dim, gain=1 / math.sqrt(2))
+        self.key = self.projection(key_dim, gain=1 / math.sqrt(2))
+        self.value = self.projection(key_dim, gain=1 / math.sqrt(2))
+        self.out = self.projection(dim) if config.out_projection else nn.Identity()
+        self.dropout = Dropout(config.dropout)
+
+    @classmethod
+    def parameter_count(cls, config: SimpleTronConfig, *, dim: int, memory_dim: int | None = None) -> int:
+        out = dim * (dim + config.bias) if config.out_projection else 0
+        return dim * (dim + 2 * (memory_dim or dim) + 3 * config.bias) + out
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        memory_BSM: Tensor | None = None,
+        *,
+        pad_BS: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        query_BHTE = wide(self.split(self.query(x_BTD)))
+        keys_from = x_BTD if memory_BSM is None else memory_BSM
+        if self.role is not Role.CAUSAL:
+            return self._output(query_BHTE, self._product(keys_from, pad_BS))
+        key_BHSE, value_BHSE = self._keys_and_values(keys_from, pad_BS)
+        y_BHTE = causal_sums(self.dropout(query_BHTE), key_BHSE, value_BHSE)
+        seen_BT = torch.ones_like(x_BTD[..., 0], dtype=key_BHSE.dtype) if pad_BS is None else (~pad_BS).to(y_BHTE)
+        return self._join_out(y_BHTE * self._factor(seen_BT.cumsum(1))[:, None, :, None])
+
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+        if memory_BSM is not None:
+            return {"product": self._product(memory_BSM, pad_BS), "count": None}
+        weight = wide(self.query.weight)
+        zeros_BHRE = weight.new_zeros(batch, self.heads, self.head_dim, self.head_dim)
+        return {"product": zeros_BHRE, "count": weight.new_zeros(batch, 1)}
+
+    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+        query_BH1E = wide(self.split(self.query(x_B1D)))
+        if self.role is Role.CROSS:
+            return self._output(query_BH1E, state["product"]), state
+        key_BH1E, value_BH1E = self._keys_and_values(x_B1D, None)
+        count_B1 = state["count"] + 1
+        product_BHRE = state["product"] + key_BH1E.transpose(-1, -2) * value_BH1E
+        scaled_BHRE = product_BHRE * self._factor(count_B1)[..., None, None]
+        return self._output(query_BH1E, scaled_BHRE), {"product": product_BHRE, "count": count_B1}
+
+    def _keys_and_values(self, keys_from: Tensor, pad_BS: Tensor | None) -> tuple[Tensor, Tensor]:
+        key_BHSE = wide(self.split(self.key(keys_from)))
+        if pad_BS is not None:
+            key_BHSE = key_BHSE.masked_fill(pad_BS[:, None, :, None], 0)
+        return key_BHSE, wide(self.split(self.value(keys_from)))
+
+    def _product(self, keys_from: Tensor, pad_BS: Tensor | None) -> Tensor:
+        """Kᵀ V · c over all real keys, BHRE."""
+        key_BHSE, value_BHSE = self._keys_and_values(keys_from, pad_BS)
+        if pad_BS is None:
+            count_B1 = key_BHSE.new_full((len(keys_from), 1), keys_from.shape[1])
+        else:
+            count_B1 = (~pad_BS).sum(1, keepdim=True).to(key_BHSE.dtype)
+        with torch.autocast(key_BHSE.device.type, enabled=False):
+            product_BHRE: Tensor = key_BHSE.transpose(-1, -2) @ value_BHSE
+            return product_BHRE * self._factor(count_B1)[..., None, None]
+
+    def _factor(self, seen: Tensor) -> Tensor:
+        """c, by how many keys are seen; of a query that sees none, that of one."""
+        size = self.head_dim if self.config.head_scale else 1
+        return (size * (seen.clamp(min=1) if self.config.length_factor == "sqrt" else torch.ones_like(seen))).rsqrt()
+
+    def _output(self, query_BHTE: Tensor, product_BHRE: Tensor) -> Tensor:
+        with torch.autocast(query_BHTE.device.type, enabled=False):
+            y_BHTE = query_BHTE @ self.dropout(product_BHRE)
+        return self._join_out(y_BHTE)
+
+    def _join_out(self, y_BHTE: Tensor) -> Tensor:
+        return as_autocast(self.out(self.join(y_BHTE.to(self.query.weight.dtype))))

@@ -1,0 +1,76 @@
+"""SimpleTRON: the product from the right is the product from the left; its factors; long rows step by step."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from seqtk.attention import Attention, Role, attentions
+from seqtk.attention.simpletron import SimpleTron, SimpleTronConfig
+
+DIM = 8
+
+
+def build(role: Role = Role.ENCODER, **fields: Any) -> SimpleTron:
+    layer = SimpleTron(SimpleTronConfig(**{"heads": 2, **fields}), dim=DIM, role=role)
+    return layer.double().eval()
+
+
+@pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL, Role.CROSS])
+def test_from_the_right_equals_from_the_left(role: Role) -> None:
+    """(Q Kᵀ) V == Q (Kᵀ V), also where lengths pass a chunk."""
+    layer = build(role)
+    x_BTD = torch.randn(2, 150, DIM, dtype=torch.float64)
+    memory_BSD = torch.randn(2, 70, DIM, dtype=torch.float64) if role is Role.CROSS else None
+    keys_from = x_BTD if memory_BSD is None else memory_BSD
+    query, key, value = (layer.split(linear(of)) for linear, of in zip(
+        (layer.query, layer.key, layer.value), (x_BTD, keys_from, keys_from), strict=True))  # fmt: skip
+    weights_BHTS = query @ key.transpose(-1, -2)
+    seen = torch.full((150,), keys_from.shape[1], dtype=torch.float64)
+    if role is Role.CAUSAL:
+        weights_BHTS, seen = weights_BHTS.tril(), torch.arange(1.0, 151, dtype=torch.float64)
+    expected = layer.join(weights_BHTS @ value / (seen[:, None] * layer.head_dim).sqrt())
+    torch.testing.assert_close(layer(x_BTD, memory_BSD), expected)
+
+
+def test_is_linear_in_the_values() -> None:
+    layer = build(bias=False)
+    x_BTD = torch.randn(2, 5, DIM, dtype=torch.float64)
+    once = layer(x_BTD)
+    with torch.no_grad():
+        layer.value.weight *= 3
+    torch.testing.assert_close(layer(x_BTD), 3 * once)
+
+
+def test_the_two_factors_of_the_sources() -> None:
+    x_BTD = torch.randn(1, 9, DIM, dtype=torch.float64)
+    layer = build(length_factor="none", head_scale=False)
+    bare = layer(x_BTD)
+    for fields, factor in (({"head_scale": False}, 9), ({}, 9 * DIM // 2)):
+        layer.config = dataclasses.replace(SimpleTronConfig(heads=2), **fields)
+        torch.testing.assert_close(layer(x_BTD), bare / factor**0.5)
+
+
+def test_parameters_are_those_of_three_projections() -> None:
+    count = attentions.class_of(SimpleTronConfig).parameter_count
+    assert count(SimpleTronConfig(bias=False), dim=512) == 3 * 512**2
+    assert count(SimpleTronConfig(bias=False), dim=512, memory_dim=256) == 512**2 + 2 * 512 * 256
+    assert count(SimpleTronConfig(bias=False, out_projection=True), dim=512) == 4 * 512**2
+
+
+def run_steps(layer: Attention, x_BTD: Tensor) -> Tensor:
+    state, outputs = layer.start(len(x_BTD)), []
+    for t in range(x_BTD.shape[1]):
+        y_B1D, state = layer.step(x_BTD[:, t : t + 1], state)
+        outputs.append(y_B1D)
+    return torch.cat(outputs, 1)
+
+
+def test_two_hundred_steps_equal_the_parallel_form_and_the_state_does_not_grow() -> None:
+    layer = build(Role.CAUSAL)
+    x_BTD = torch.randn(2, 200, DIM, dtype=torch.float64)
+    torch.testing.assert_close(run_steps(layer, x_BTD), layer(x_BTD), atol=1e-10, rtol=1e-10)
+    _, state = layer.step(x_BTD[:, :1], layer.start(2))
+    assert {leaf.shape for leaf in state.values()} == {(2, 2, 4, 4), (2, 1)}
