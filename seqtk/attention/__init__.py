@@ -1,11 +1,16 @@
 """The attention layers: one file a family, and one import line each, which registers it."""
 
+from seqtk.attention import convolution as convolution
+from seqtk.attention import feedforward_kernel as feedforward_kernel
+from seqtk.attention import linear as linear
 from seqtk.attention import linformer as linformer
 from seqtk.attention import mixture as mixture
-from seqtk.attention import simpletron as simpletron
 from seqtk.attention import nystrom as nystrom
+from seqtk.attention import performer as performer
+from seqtk.attention import simpletron as simpletron
 from seqtk.attention import softmax as softmax
 from seqtk.attention import synthesizer as synthesizer
+from seqtk.attention import windows as windows
 from seqtk.attention.base import (
     Attention,
     AttentionConfig,

@@ -1,0 +1,99 @@
+"""What is particular to Nyström attention, beyond the laws that all layers keep."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from seqtk.attention import Attention, Role, attentions
+from seqtk.attention.nystrom import NystromConfig, pseudo_inverse, segment_means
+from seqtk.attention.softmax import SoftmaxConfig
+from seqtk.errors import UserError
+from seqtk.schema import from_dict
+from tests.unit.attention.sizes import largest_tensor
+
+DIM = 8
+
+
+def build(**fields: Any) -> Attention:
+    config = from_dict(NystromConfig, {"heads": 2, "kernel": 0, **fields})
+    return attentions.build(config, dim=DIM, role=Role.ENCODER).eval()
+
+
+@pytest.mark.parametrize("landmarks", [7, 16])
+def test_with_a_landmark_for_each_token_it_is_softmax_attention(landmarks: int) -> None:
+    nystrom = build(landmarks=landmarks, iterations=30).double()
+    softmax = attentions.build(SoftmaxConfig(heads=2), dim=DIM, role=Role.ENCODER).eval().double()
+    for weight in softmax.parameters():
+        torch.nn.init.normal_(weight, std=0.6)
+    nystrom.load_state_dict(softmax.state_dict())
+    x_BTD = torch.randn(3, 7, DIM, dtype=torch.float64)
+    pad_BS = torch.arange(7) >= torch.tensor([[7], [4], [1]])
+    torch.testing.assert_close(
+        nystrom(x_BTD, pad_BS=pad_BS)[~pad_BS], softmax(x_BTD, pad_BS=pad_BS)[~pad_BS], atol=1e-6, rtol=1e-6
+    )
+
+
+def test_the_inverse_is_the_pseudo_inverse_and_each_matrix_has_its_own() -> None:
+    logits = torch.randn(4, 2, 6, 6, dtype=torch.float64) * torch.tensor([0.5, 1, 2, 3])[:, None, None, None]
+    matrices = logits.softmax(-1)
+    inverses = pseudo_inverse(matrices, iterations=40)
+    torch.testing.assert_close(inverses, torch.linalg.pinv(matrices), atol=1e-6, rtol=1e-6)
+    six = pseudo_inverse(matrices, iterations=6)
+    for one, of_all in zip(matrices, six, strict=True):
+        torch.testing.assert_close(pseudo_inverse(one[None], iterations=6)[0], of_all, atol=1e-12, rtol=1e-12)
+
+
+def test_a_matrix_of_zeros_has_an_inverse_of_zeros_and_gradients_that_are_finite() -> None:
+    matrices = torch.zeros(1, 1, 3, 3, requires_grad=True)
+    inverse = pseudo_inverse(matrices, iterations=6)
+    inverse.sum().backward()
+    assert not inverse.any()
+    assert matrices.grad is not None
+    assert matrices.grad.isfinite().all()
+
+
+def test_segments_cut_each_row_by_its_own_length() -> None:
+    pad_BT = torch.arange(8) >= torch.tensor([[8], [5], [2], [0]])
+    means_BLT = segment_means(pad_BT, 3, like=torch.zeros(4, 8, 1))
+    members = [[row.nonzero().flatten().tolist() for row in rows] for rows in means_BLT]
+    assert members == [
+        [[0, 1, 2], [3, 4, 5], [6, 7]],
+        [[0, 1], [2, 3], [4]],
+        [[0], [1], []],
+        [[], [], []],
+    ]
+    sums_BL = means_BLT.sum(-1)
+    torch.testing.assert_close(sums_BL, (sums_BL > 0).float())
+
+
+def test_the_convolution_alone_sees_its_window() -> None:
+    layer = build(kernel=3, landmarks=2)
+    weights = layer.get_parameter("query.weight"), layer.get_parameter("conv.weight")
+    base = build(kernel=0, landmarks=2)
+    base.load_state_dict({name: weight for name, weight in layer.state_dict().items() if name != "conv.weight"})
+    torch.nn.init.zeros_(weights[1])
+    x_BTD = torch.randn(2, 6, DIM)
+    torch.testing.assert_close(layer(x_BTD), base(x_BTD))
+    with torch.no_grad():
+        weights[1][:, 0, 1, 0] = 1  # each position adds its own value
+    own = x_BTD @ layer.get_parameter("value.weight").T @ layer.get_parameter("out.weight").T
+    torch.testing.assert_close(layer(x_BTD) - base(x_BTD), own)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [("nystrom", {"landmarks": 8}), ("linformer", {"rank": 8, "max_length": 512})],
+)
+def test_nothing_as_large_as_length_squared_is_made(kind: str, fields: dict[str, Any]) -> None:
+    config = from_dict(attentions.config_type(kind), {"heads": 2, **fields})
+    layer = attentions.build(config, dim=DIM, role=Role.ENCODER)
+    x_BTD = torch.randn(1, 512, DIM)
+    pad_BS = torch.arange(512)[None] >= 500
+    assert largest_tensor(lambda: layer(x_BTD, pad_BS=pad_BS)) <= 2 * 512 * DIM
+
+
+@pytest.mark.parametrize("fields", [{"landmarks": 0}, {"iterations": 0}, {"kernel": 4}, {"kernel": -1}])
+def test_settings_that_make_no_sense_are_named(fields: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=rf"attention\.{next(iter(fields))}="):
+        build(**fields)
