@@ -1,0 +1,208 @@
+"""Lightweight and dynamic convolution (Wu et al. 2019, arXiv 1901.10430, section 3), in place of self-attention.
+
+Both put a convolution over positions between two projections; it has one kernel per head, which is shared by the head's
+channels and normalised by a softmax over its taps. Taps beyond the ends of a row, or on padding, read zeros, and the
+softmax counts them: a row that is shorter than the kernel is no exception.
+
+Nowhere is there a T × T matrix, nor a copy of the input per tap. A row is cut into chunks of C positions; what a chunk
+reads is a window of C + K - 1 positions, and its convolution is a product with a band matrix of that width, which
+costs (C + K - 1) / K times the arithmetic but runs at the speed of matrix products.
+
+B batch, T length, D width of the layer, H heads, E = D / H, K taps, N chunks of C positions, W = C + K - 1.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.errors import UserError
+from seqtk.modules.dropout import Dropout
+
+CHUNK = 32
+"""Positions that one band matrix serves at most."""
+
+
+@dataclass(frozen=True)
+class ConvolutionConfig(HeadedConfig):
+    """What both convolutions share."""
+
+    dropout: float = 0.0  # of the kernels' taps, after their softmax (DropConnect)
+    kernel_size: int = 31  # taps; in an encoder half of them on either side, in a decoder all in the past
+    glu: bool = True  # the input projection is gated: twice as wide, and halved by a gated linear unit
+    weight_softmax: bool = True  # the taps of a kernel are normalised by a softmax
+    input_dropout: float = 0.0  # of the layer's input
+
+
+class Convolution(HeadedAttention):
+    """out(Σ_k w[k] v_{t + k - before}) with v = GLU(value(x)); parameters: 3 D² (+ 3 D bias) + the kernels'.
+
+    Without the GLU 2 D² (+ 2 D bias). `before` is (K - 1) // 2 in an encoder, so that an even kernel reaches one
+    position further into the future, and K - 1 in a decoder.
+    """
+
+    roles = Role.ENCODER | Role.CAUSAL
+
+    def __init__(self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        if config.kernel_size < 1:
+            raise UserError(f"attention.kernel_size={config.kernel_size} must be at least 1.")
+        self.before = config.kernel_size - 1 if role is Role.CAUSAL else (config.kernel_size - 1) // 2
+        self.value = nn.Linear(dim, (1 + config.glu) * dim, bias=config.bias)
+        nn.init.xavier_uniform_(self.value.weight)
+        if config.bias:
+            nn.init.zeros_(self.value.bias)
+        self.out = self.projection(dim)
+        self.input_dropout, self.dropout = Dropout(config.input_dropout), Dropout(config.dropout)
+
+    @classmethod
+    def parameter_count(cls, config: ConvolutionConfig, *, dim: int, memory_dim: int | None = None) -> int:
+        return (2 + config.glu) * dim * (dim + config.bias)
+
+    def values(self, x_BTD: Tensor) -> Tensor:
+        """What the convolution reads: v_BTD."""
+        v_BTD: Tensor = self.value(self.input_dropout(x_BTD))
+        return functional.glu(v_BTD, dim=-1) if self.config.glu else v_BTD
+
+    def normalised(self, kernels: Tensor) -> Tensor:
+        """The kernels, their taps last, after the softmax and the dropout."""
+        return self.dropout(kernels.softmax(-1) if self.config.weight_softmax else kernels)  # type: ignore[no-any-return]
+
+    def convolve(self, v_BTD: Tensor) -> Tensor:
+        """y_BTD, all positions at once."""
+        raise NotImplementedError
+
+    def convolve_once(self, window_BKHE: Tensor) -> Tensor:
+        """y_BHE of the last position of a window."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        memory_BSM: Tensor | None = None,
+        *,
+        pad_BS: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        v_BTD = self.values(x_BTD)
+        if pad_BS is not None:
+            v_BTD = v_BTD.masked_fill(pad_BS[..., None], 0)
+        return self.out(self.convolve(v_BTD))  # type: ignore[no-any-return]
+
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+        return {"past": self.out.weight.new_zeros(batch, self.config.kernel_size - 1, self.dim)}
+
+    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+        window_BKD = torch.cat([state["past"], self.values(x_B1D)], dim=1)
+        y_BHE = self.convolve_once(window_BKD.unflatten(2, (self.heads, self.head_dim)))
+        return self.out(y_BHE.flatten(1)[:, None]), {"past": window_BKD[:, 1:]}
+
+    def windows(self, v_BTD: Tensor, *, chunk: int) -> Tensor:
+        """v_BHNWE: what each chunk reads, zeros beyond the ends of the rows."""
+        taps, length = self.config.kernel_size, v_BTD.shape[1]
+        chunks = -(-length // chunk)
+        further = -(-(taps - 1) // chunk)  # chunks after its own that a window reaches into
+        after = (chunks + further) * chunk - length - self.before
+        v_BHTE = functional.pad(self.split(v_BTD), (0, 0, self.before, after))
+        if chunks == 1:
+            return v_BHTE[:, :, None, : chunk + taps - 1]
+        v_BHNCE = v_BHTE.unflatten(2, (chunks + further, chunk))
+        whole = [v_BHNCE[:, :, first : first + chunks] for first in range(further)]
+        rest = v_BHNCE[:, :, further:, : taps - 1 - (further - 1) * chunk]
+        return torch.cat([*whole, rest], dim=3)
+
+
+@dataclass(frozen=True)
+class LightweightConvConfig(ConvolutionConfig):
+    """Lightweight convolution: a trained kernel per head; 3 D² + H K weights, O(T K D) time beside the projections."""
+
+
+@attentions.register("lightweight_conv", LightweightConvConfig)
+class LightweightConv(Convolution):
+    """w = softmax(kernel_h) at all positions (Wu et al. 2019, section 3.1). Parameters: `Convolution` + H K.
+
+    Dropout takes a tap from all positions at once.
+    """
+
+    def __init__(self, config: LightweightConvConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        kernel_H1K = nn.init.xavier_uniform_(torch.empty(self.heads, 1, config.kernel_size))
+        self.kernel = nn.Parameter(kernel_H1K.squeeze(1))
+
+    @classmethod
+    def parameter_count(cls, config: ConvolutionConfig, *, dim: int, memory_dim: int | None = None) -> int:
+        assert config.heads is not None
+        return super().parameter_count(config, dim=dim) + config.heads * config.kernel_size
+
+    def convolve(self, v_BTD: Tensor) -> Tensor:
+        kernel_HK = self.normalised(self.kernel)
+        if v_BTD.device.type == "cpu" and v_BTD.dtype is torch.float32:
+            return self._convolve_channels(v_BTD, kernel_HK)
+        length = v_BTD.shape[1]
+        chunk = chunk_for(length)
+        band_HCW = band(kernel_HK[:, None].expand(-1, chunk, -1))
+        y_BHNCE = torch.einsum("hcw,bhnwe->bhnce", band_HCW, self.windows(v_BTD, chunk=chunk))
+        return self.join(y_BHNCE.flatten(2, 3)[:, :, :length])
+
+    def _convolve_channels(self, v_BTD: Tensor, kernel_HK: Tensor) -> Tensor:
+        """The same by the CPU's kernel for one filter per channel, which takes channels last, as they are."""
+        kernel_D1K1 = kernel_HK.repeat_interleave(self.head_dim, dim=0)[:, None, :, None]
+        after = self.config.kernel_size - 1 - self.before
+        v_BDT1 = functional.pad(v_BTD, (0, 0, self.before, after))[:, :, None].permute(0, 3, 1, 2)
+        return functional.conv2d(v_BDT1, kernel_D1K1, groups=self.dim)[..., 0].transpose(1, 2)
+
+    def convolve_once(self, window_BKHE: Tensor) -> Tensor:
+        return torch.einsum("bkhe,hk->bhe", window_BKHE, self.normalised(self.kernel))
+
+
+@dataclass(frozen=True)
+class DynamicConvConfig(ConvolutionConfig):
+    """Dynamic convolution: each position predicts its kernels; 3 D² + D H K weights, O(T K D + T D H K) time."""
+
+
+@attentions.register("dynamic_conv", DynamicConvConfig)
+class DynamicConv(Convolution):
+    """w_t = softmax(kernel_h(v_t)), linear in v (Wu et al. 2019, section 3.2). Parameters: `Convolution` + D H K.
+
+    The map has no bias, and keeps torch's default initialisation, as fairseq's does.
+    """
+
+    def __init__(self, config: DynamicConvConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        self.kernel = nn.Linear(dim, self.heads * config.kernel_size, bias=False)
+
+    @classmethod
+    def parameter_count(cls, config: ConvolutionConfig, *, dim: int, memory_dim: int | None = None) -> int:
+        assert config.heads is not None
+        return super().parameter_count(config, dim=dim) + dim * config.heads * config.kernel_size
+
+    def kernels(self, v: Tensor) -> Tensor:
+        """The kernels at each position, H and K last."""
+        return self.normalised(self.kernel(v).unflatten(-1, (self.heads, self.config.kernel_size)))
+
+    def convolve(self, v_BTD: Tensor) -> Tensor:
+        length = v_BTD.shape[1]
+        chunk = chunk_for(length)
+        kernels_BHTK = functional.pad(self.kernels(v_BTD).transpose(1, 2), (0, 0, 0, -length % chunk))
+        y_BHNCE = band(kernels_BHTK.unflatten(2, (-1, chunk))) @ self.windows(v_BTD, chunk=chunk)
+        return self.join(y_BHNCE.flatten(2, 3)[:, :, :length])
+
+    def convolve_once(self, window_BKHE: Tensor) -> Tensor:
+        kernels_BHK = self.kernels(window_BKHE[:, -1].flatten(1))
+        return torch.einsum("bkhe,bhk->bhe", window_BKHE, kernels_BHK)
+
+
+def chunk_for(length: int) -> int:
+    """The size of chunks, at most `CHUNK`, that leaves the least of the last one empty."""
+    return -(-length // -(-length // CHUNK))
+
+
+def band(kernels_CK: Tensor) -> Tensor:
+    """band_CW, zeros but for row c: the taps of position c at columns c to c + K - 1. Any dimensions may come first."""
+    chunk, taps = kernels_CK.shape[-2:]
+    # With C zeros after each kernel, rows that are read one element short of their length start one further each.
+    flat = functional.pad(kernels_CK, (0, chunk)).flatten(-2)
+    return flat[..., : chunk * (chunk + taps - 1)].unflatten(-1, (chunk, chunk + taps - 1))
