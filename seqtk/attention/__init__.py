@@ -1,5 +1,6 @@
 """The attention layers: one file a family, and one import line each, which registers it."""
 
+from seqtk.attention import aft as aft
 from seqtk.attention import convolution as convolution
 from seqtk.attention import feedforward_kernel as feedforward_kernel
 from seqtk.attention import linear as linear
@@ -7,6 +8,7 @@ from seqtk.attention import linformer as linformer
 from seqtk.attention import mixture as mixture
 from seqtk.attention import nystrom as nystrom
 from seqtk.attention import performer as performer
+from seqtk.attention import pooling as pooling
 from seqtk.attention import simpletron as simpletron
 from seqtk.attention import softmax as softmax
 from seqtk.attention import synthesizer as synthesizer

@@ -1,0 +1,207 @@
+"""Kernelised attention: a product of features in place of the softmax, so that keys and values are summed up once.
+
+y_t = Σ_s (φ(q_t) · φ(k_s)) v_s / Σ_s φ(q_t) · φ(k_s) = φ(q_t)ᵀ (Σ_s φ(k_s) v_sᵀ) / φ(q_t)ᵀ (Σ_s φ(k_s)) over the s seen
+(Katharopoulos et al. 2020, arXiv 2006.16236, section 3.2): O(T R E) time for R features, and no T × S matrix.
+
+B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, E width of a head,
+R features of a head. Values carry a column of ones at their end, F = E + 1, whose sum is the denominator.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention.scan import causal_sums
+from seqtk.modules.dropout import Dropout
+
+EPSILON = 1e-6
+"""What keeps denominators from 0 in the kinds whose papers say so."""
+
+
+@dataclass(frozen=True)
+class KernelConfig(HeadedConfig):
+    """What all kernelised layers share."""
+
+    dropout: float = 0.0  # of the attention weights; a key's are dropped for all queries of a head at once
+
+
+class KernelAttention(HeadedAttention):
+    """Σ_s φ(q) · φ(k_s) v_s / Σ_s φ(q) · φ(k_s) per head; a kind says what φ is.
+
+    Parameters: 2 D² + 2 M D (+ 4 D bias) + those of φ. Padding is taken out after φ, since φ(0) is not 0; sums and
+    denominators are float32 or wider, whatever autocast says; where the denominator is 0 so is the output. The state is
+    Σ φ(k) [vᵀ 1]: a step takes O(R E), however long the past.
+    """
+
+    roles = Role.ENCODER | Role.CAUSAL | Role.CROSS
+
+    def __init__(self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        key_dim = self.memory_dim if role is Role.CROSS else dim
+        self.query = self.projection(dim, gain=1 / math.sqrt(2))
+        self.key = self.projection(key_dim, gain=1 / math.sqrt(2))
+        self.value = self.projection(key_dim, gain=1 / math.sqrt(2))
+        self.out = self.projection(dim)
+        self.weight_dropout = Dropout(config.dropout)
+
+    @classmethod
+    def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
+        return 2 * dim * (dim + (memory_dim or dim)) + 4 * dim * int(config.bias)
+
+    def features(self, x_BHTE: Tensor, *, positions_BT: Tensor | None) -> Tensor:
+        """φ of queries and of keys, BHTR, nowhere negative; positions of None mean 0, 1, 2, …"""
+        raise NotImplementedError
+
+    def key_features(
+        self, key_BHSE: Tensor, *, pad_BS: Tensor | None, positions_BS: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """φ of keys, 0 at padding, and what `query_features` has to know of them: B1… or None."""
+        key_BHSR = self.features(key_BHSE, positions_BT=positions_BS)
+        return key_BHSR if pad_BS is None else key_BHSR.masked_fill(pad_BS[:, None, :, None], 0), None
+
+    def query_features(self, query_BHTE: Tensor, *, shift_BH1R: Tensor | None, positions_BT: Tensor | None) -> Tensor:
+        """φ of queries."""
+        return self.features(query_BHTE, positions_BT=positions_BT)
+
+    def denominator(self, sum_BHT1: Tensor) -> Tensor:
+        """What the sum of weighted values is divided by: the sum of the weights, or 1 where nothing is seen."""
+        return sum_BHT1.masked_fill(sum_BHT1 == 0, 1)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        memory_BSM: Tensor | None = None,
+        *,
+        pad_BS: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        keys_from = x_BTD if memory_BSM is None else memory_BSM
+        self.check_length(max(x_BTD.shape[1], keys_from.shape[1]))
+        positions_BS = positions_BT if memory_BSM is None else positions_in_row(pad_BS)
+        key_BHSR, value_BHSF, shift = self._keys(keys_from, pad_BS=pad_BS, positions_BS=positions_BS)
+        query_BHTR = self._queries(x_BTD, shift=shift, positions_BT=positions_BT)
+        if self.role is Role.CAUSAL:
+            return self._output(causal_sums(query_BHTR, key_BHSR, value_BHSF))
+        return self._output(product(query_BHTR, product(key_BHSR.transpose(-1, -2), value_BHSF)))
+
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+        if self.role is not Role.CROSS:
+            return {"sums": None, "shift": None}
+        assert memory_BSM is not None
+        self.check_length(memory_BSM.shape[1])
+        key_BHSR, value_BHSF, shift = self._keys(memory_BSM, pad_BS=pad_BS, positions_BS=positions_in_row(pad_BS))
+        return {"sums": product(key_BHSR.transpose(-1, -2), value_BHSF), "shift": shift}
+
+    def step(self, x_B1D: Tensor, state: State, *, positions_BT: Tensor | None = None) -> tuple[Tensor, State]:
+        if self.role is not Role.CROSS:
+            key_BH1R, value_BH1F, shift = self._keys(x_B1D, pad_BS=None, positions_BS=positions_BT)
+            new_BHRF = product(key_BH1R.transpose(-1, -2), value_BH1F)
+            state = {"sums": new_BHRF if state["sums"] is None else state["sums"] + new_BHRF, "shift": shift}
+        query_BH1R = self._queries(x_B1D, shift=state["shift"], positions_BT=positions_BT)
+        return self._output(product(query_BH1R, state["sums"])), state
+
+    def _keys(
+        self, keys_from_BSM: Tensor, *, pad_BS: Tensor | None, positions_BS: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """φ of the keys, their values with a column of ones, and what the queries have to know of the keys."""
+        key_BHSR, shift = self.key_features(
+            wide(self.split(self.key(keys_from_BSM))), pad_BS=pad_BS, positions_BS=positions_BS
+        )
+        value_BHSE = wide(self.split(self.value(keys_from_BSM)))
+        if self.training and self.config.dropout:  # the column of ones stays: what is left is right on average
+            value_BHSE = value_BHSE * self.weight_dropout(torch.ones_like(value_BHSE[..., :1]))
+        return wide(key_BHSR), functional.pad(value_BHSE, (0, 1), value=1.0), shift
+
+    def _queries(self, x_BTD: Tensor, *, shift: Tensor | None, positions_BT: Tensor | None) -> Tensor:
+        query_BHTE = wide(self.split(self.query(x_BTD)))
+        return wide(self.query_features(query_BHTE, shift_BH1R=shift, positions_BT=positions_BT))
+
+    def _output(self, sums_BHTF: Tensor) -> Tensor:
+        """The weighted values over the sum of their weights, projected."""
+        y_BHTE = sums_BHTF[..., :-1] / self.denominator(sums_BHTF[..., -1:])
+        return self.out(self.join(y_BHTE))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class LinearConfig(KernelConfig):
+    """Linear attention, φ = elu + 1: the weights of dot-product attention, O(T D² / H) time in any role."""
+
+
+@attentions.register("linear", LinearConfig)
+class LinearAttention(KernelAttention):
+    """φ(x) = elu(x) + 1, queries not scaled, 1e-6 added to denominators.
+
+    Katharopoulos et al. 2020, arXiv 2006.16236, section 3.2.1; the causal form section 3.3. No parameters of its own;
+    R = E features: O(T E D) time, O(T D) memory.
+    """
+
+    def features(self, x_BHTE: Tensor, *, positions_BT: Tensor | None) -> Tensor:
+        return functional.elu(x_BHTE) + 1
+
+    def denominator(self, sum_BHT1: Tensor) -> Tensor:
+        return sum_BHT1 + EPSILON
+
+
+@dataclass(frozen=True)
+class CosformerConfig(KernelConfig):
+    """cosFormer: linear attention that prefers what is near; the weights of dot-product attention, O(T D² / H) time."""
+
+    max_length: int = 1024  # the longest input; the weight of a pair falls to 0 at this distance
+
+
+@attentions.register("cosformer", CosformerConfig)
+class CosformerAttention(KernelAttention):
+    """Weights relu(q_t) · relu(k_s) cos(π/2 (t - s) / M), M = max_length; denominators are at least 1e-6.
+
+    Qin et al. 2022, arXiv 2202.08791, section 3.2: cos(a - b) = cos a cos b + sin a sin b, hence
+    φ(x_t) = [relu(x) cos(π t / 2M), relu(x) sin(π t / 2M)], R = 2 E. The official code takes M = the longest row of the
+    batch, which lets a row depend on other rows and on its own future; a constant does not. In cross-attention t and s
+    count from the starts of the two sequences. No parameters of its own; O(T E D) time, O(T D) memory.
+    """
+
+    @property
+    def max_length(self) -> int | None:
+        return int(self.config.max_length)
+
+    def features(self, x_BHTE: Tensor, *, positions_BT: Tensor | None) -> Tensor:
+        if positions_BT is None:
+            positions_BT = torch.arange(x_BHTE.shape[2], device=x_BHTE.device)[None]
+        angle_B1T1 = positions_BT[:, None, :, None].to(x_BHTE.dtype) * (math.pi / 2 / self.config.max_length)
+        positive_BHTE = x_BHTE.relu()
+        return torch.cat([positive_BHTE * angle_B1T1.cos(), positive_BHTE * angle_B1T1.sin()], dim=-1)
+
+    def denominator(self, sum_BHT1: Tensor) -> Tensor:
+        return sum_BHT1.clamp(min=EPSILON)
+
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+        # A tensor without elements counts the steps in its shape, which is known on the host.
+        return {**super().start(batch, memory_BSM, pad_BS=pad_BS), "done": self.out.weight.new_empty(batch, 0, 0)}
+
+    def step(self, x_B1D: Tensor, state: State, *, positions_BT: Tensor | None = None) -> tuple[Tensor, State]:
+        done = state["done"]
+        self.check_length(done.shape[1] + 1)
+        if positions_BT is None:
+            positions_BT = torch.full((1, 1), done.shape[1], device=x_B1D.device)
+        y_B1D, after = super().step(x_B1D, state, positions_BT=positions_BT)
+        return y_B1D, {**after, "done": functional.pad(done, (0, 0, 0, 1))}
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32 or wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """The matrix product in the operands' own precision, whatever autocast says."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
+
+
+def positions_in_row(pad_BS: Tensor | None) -> Tensor | None:
+    """Each position's number in its row, from 0 at the first that is real; None where there is no padding."""
+    return None if pad_BS is None else ((~pad_BS).cumsum(1) - 1).clamp(min=0)

@@ -1,0 +1,106 @@
+"""Kernelised attention: φ(q) · φ(k) for every pair of a query and a key, and the quotient of two sums over the keys."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from seqtk.attention import Role
+from tests.laws.naive import Array, Problem
+
+Weight = Callable[[Problem, int, int, Array, int, Array, int], float]
+"""(problem, row, head, query vector, query, key vector, key) → the weight of the pair before it is normalised."""
+
+
+def quotient(problem: Problem, weight: Weight, *, added: float = 0.0, at_least: float = 0.0) -> Array:
+    """Σ weight v / (Σ weight + `added`, or `at_least`) over the keys seen, 0 for none; then the output projection."""
+    rows, queries, _ = problem.x_BTD.shape
+    outputs = []
+    for row in range(rows):
+        tokens = problem.keys_from_BSM[row]
+        for query in range(queries):
+            q = problem.linear("query", problem.x_BTD[row, query])
+            heads = []
+            for head in range(problem.config.heads):
+                above, below = 0 * problem.head(q, head), 0.0
+                for key in range(len(tokens)):
+                    if not problem.sees(row, query, key):
+                        continue
+                    k = problem.head(problem.linear("key", tokens[key]), head)
+                    pair = weight(problem, row, head, problem.head(q, head), query, k, key)
+                    above = above + pair * problem.head(problem.linear("value", tokens[key]), head)
+                    below += pair
+                below = max(below + added, at_least)
+                heads.append(above / below if below else above)
+            outputs.append(problem.linear("out", np.concatenate(heads)))
+    return np.stack(outputs).reshape(rows, queries, -1)
+
+
+def elu_plus_one(_p: Problem, _row: int, _head: int, q: Array, _query: int, k: Array, _key: int) -> float:
+    """Σ_e φ(q_e) φ(k_e), φ(x) = x + 1 above 0 and exp(x) below."""
+
+    def phi(x: float) -> float:
+        return x + 1 if x > 0 else math.exp(x)
+
+    return sum(phi(a) * phi(b) for a, b in zip(q, k, strict=True))
+
+
+def near(problem: Problem, row: int, _head: int, q: Array, query: int, k: Array, key: int) -> float:
+    """relu(q) · relu(k) cos(π/2 (t - s) / M); in a memory s counts its real positions."""
+    t = int(problem.position_BT[row, query])
+    s = int(np.sum(~problem.pad_BS[row, :key])) if problem.role is Role.CROSS else int(problem.position_BT[row, key])
+    return float(np.maximum(q, 0) @ np.maximum(k, 0)) * math.cos(math.pi / 2 * (t - s) / problem.config.max_length)
+
+
+def random_features(problem: Problem, _row: int, _head: int, q: Array, _query: int, k: Array, _key: int) -> float:
+    """1/R Σ_r exp(w_r · q' - |q'|²/2) exp(w_r · k' - |k'|²/2), x' = x / e^¼; or Σ_r of (relu(w_r · x') + 0.001)."""
+    rows = problem.weights["projection_RE"]
+
+    def phi(row: Array, x: Array) -> float:
+        x = x / len(x) ** 0.25
+        if problem.config.kernel == "relu":
+            return float(max(row @ x, 0) + 0.001)
+        return math.exp(row @ x - x @ x / 2)
+
+    return sum(phi(row, q) * phi(row, k) for row in rows) / len(rows)
+
+
+def trained(problem: Problem, _row: int, head: int, q: Array, _query: int, k: Array, _key: int) -> float:
+    """φ(q) · φ(k), each over √e: stages of x W, times sigmoid(x U) or sigmoid(x A B); softplus in the last."""
+    depth = problem.config.depth
+
+    def phi(x: Array) -> Array:
+        for stage in range(depth):
+            name = f"stages.{stage}"
+            y = x @ problem.weights[f"{name}.matrix_HEE"][head]
+            if stage == depth - 1:
+                y = np.log(1 + np.exp(y))
+            if f"{name}.gate.0" in problem.weights:
+                gate = x @ problem.weights[f"{name}.gate.0"][head]
+                if f"{name}.gate.1" in problem.weights:
+                    gate = gate @ problem.weights[f"{name}.gate.1"][head]
+                y = y / (1 + np.exp(-gate))
+            x = y
+        return x / math.sqrt(len(x))
+
+    return float(phi(q) @ phi(k))
+
+
+ORACLES = {
+    "linear": lambda problem: quotient(problem, elu_plus_one, added=1e-6),
+    "cosformer": lambda problem: quotient(problem, near, at_least=1e-6),
+    "performer": lambda problem: quotient(problem, random_features),
+    "feedforward_kernel": lambda problem: quotient(problem, trained),
+}
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "linear": {"": {}, "no-bias": {"bias": False}},
+    "performer": {"": {}, "many": {"features": 11}, "relu": {"kernel": "relu", "features": 9}},
+    "feedforward_kernel": {
+        "": {},
+        "ffn-2": {"kernel": "ffn", "depth": 2},
+        "linear": {"kernel": "linear"},
+        "glu-3": {"kernel": "glu", "depth": 3, "bias": False},
+        "aoglu-2": {"kernel": "aoglu", "depth": 2},
+    },
+}
