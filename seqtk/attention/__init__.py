@@ -1,10 +1,12 @@
 """The attention layers: one file a family, and one import line each, which registers it."""
 
 from seqtk.attention import aft as aft
+from seqtk.attention import convluna as convluna
 from seqtk.attention import convolution as convolution
 from seqtk.attention import feedforward_kernel as feedforward_kernel
 from seqtk.attention import linear as linear
 from seqtk.attention import linformer as linformer
+from seqtk.attention import luna as luna
 from seqtk.attention import mixture as mixture
 from seqtk.attention import nystrom as nystrom
 from seqtk.attention import performer as performer

@@ -5,7 +5,7 @@ import torch
 
 from seqtk.attention import Role, attentions
 from seqtk.errors import UserError
-from tests.laws.cases import VARIANTS, Case, cases, configs, sizes
+from tests.laws.cases import VARIANTS, Case, cases, configs, roles_of, sizes
 from tests.laws.laws import LAWS
 from tests.laws.naive import ORACLES
 
@@ -31,6 +31,14 @@ def test_role_is_declared_or_refused_naming_those_that_can(kind: str, role: Role
     assert able
     assert kind in str(refused.value)
     assert all(other in str(refused.value) for other in able)
+
+
+@pytest.mark.parametrize("kind", list(attentions))
+def test_roles_that_a_variant_leaves_out_are_refused(kind: str) -> None:
+    for variant, config in configs(kind):
+        for role in attentions.class_of(type(config)).roles & ~roles_of(kind, variant):
+            with pytest.raises(UserError):
+                attentions.build(config, **sizes(role))
 
 
 def test_every_kind_has_an_oracle() -> None:

@@ -1,0 +1,203 @@
+"""ConvLuna: Luna whose slots read a filtered context, at a learned temperature.
+
+B batch, T query length, S length of the context, D width of the layer, H heads, E = D / H, P memory slots, N windows,
+K positions a window.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seqtk.attention.base import Role, State, attentions
+from seqtk.attention.luna import Luna, LunaConfig
+from seqtk.attention.rows import align
+from seqtk.errors import UserError
+
+Temperature = Literal["unit", "sqrt", "learn"]
+
+
+@dataclass(frozen=True)
+class ConvLunaConfig(LunaConfig):
+    """Luna whose slots read keys and values that are filtered along time: Luna's cost and T K D more."""
+
+    tie_kv: bool = False  # keys and values by one projection
+    filter: Literal["conv", "max_pool", "mean_pool", "none"] = "conv"  # conv: one kernel a head, for keys and values
+    kernel_size: int = 4  # positions a window
+    stride: int = 1  # positions between windows; more than 1 not in a decoder's self-attention
+    pack_temperature: Temperature = "learn"  # of the slots' softmax: 1, √E, or learned from √E on
+    unpack_temperature: Temperature = "learn"  # of the queries' softmax
+    sharing: Literal["none", "qkv", "simplified"] = "none"  # of pack's and unpack's weights | and out's, no values'
+
+
+@attentions.register("convluna", ConvLunaConfig)
+class ConvLuna(Luna):
+    """Luna with a filter before the slots (Yorsh et al. 2024, arXiv 2404.00798, and the authors' code).
+
+    Pack: Y = softmax(P Wq' f(C Wk')ᵀ / τ) f(C Wv') per head; unpack as Luna's, with a τ of its own. τ is 1, √E, or the
+    exp of a trained scalar.
+
+    The filter f slides over time within a head. `conv`: Σ_i w_i c_(t+i) with one kernel of K weights a head, the same
+    for all its dimensions and for keys and values; from U(-1/√K, 1/√K). Poolings are of the positions that exist.
+    At stride 1 windows are centred, (K - 1) // 2 positions to the left; at a larger stride window j starts at position
+    j · stride of its row, as long as that exists. (The authors' code leaves out a last window that is not whole, so
+    that a short row has none.) What is not there counts as 0 in `conv`.
+
+    CAUSAL is ours: windows end at their own position, and Luna's causal form follows; stride 1 only. A step costs
+    O(P D + K D).
+
+    Sharing `qkv`: pack and unpack have the same query, key and value weights. `simplified`, which the authors ran: the
+    same query, key and output weights (so Y goes through `out`, except CAUSAL), and values are the context itself.
+    CROSS can share only if the memory is as wide as the layer.
+
+    Parameters: Luna's; with `qkv` P D + 4 D² (tied 3 D²), simplified P D + 3 D² (+ D bias each); H K more for `conv`,
+    and 1 for each learned temperature.
+    """
+
+    def __init__(self, config: ConvLunaConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        self._check()
+        self.kernel: nn.Parameter | None = None
+        if config.filter == "conv":
+            bound = 1 / math.sqrt(config.kernel_size)
+            self.kernel = nn.Parameter(torch.empty(self.heads, config.kernel_size).uniform_(-bound, bound))
+        for part in ("pack", "unpack"):
+            learned = getattr(config, f"{part}_temperature") == "learn"
+            log = nn.Parameter(torch.tensor(0.5 * math.log(self.head_dim))) if learned else None
+            self.register_parameter(f"log_{part}_temperature", log)
+
+    def _check(self) -> None:
+        config = self.config
+        if config.sharing != "none" and self.role is Role.CROSS and self.memory_dim != self.dim:
+            raise UserError(
+                f"attention.sharing={config.sharing} reads the memory with the slots' own weights,",
+                f"but the memory is {self.memory_dim} wide and the layer {self.dim}.",
+                "Use attention.sharing=none there.",
+            )
+        if config.sharing == "simplified" and config.tie_kv:
+            raise UserError(
+                "attention.sharing=simplified has no values' weights, which attention.tie_kv=true could tie."
+            )
+        if not 1 <= config.stride <= config.kernel_size:
+            raise UserError(
+                f"attention.stride={config.stride} must be at least 1, and at most kernel_size={config.kernel_size}:",
+                "else there would be positions that no window has.",
+            )
+        if config.stride > 1 and (self.role is Role.CAUSAL or config.filter == "none"):
+            what = "a decoder's self-attention" if self.role is Role.CAUSAL else "attention.filter=none"
+            raise UserError(f"attention.stride={config.stride} is not possible with {what}; use 1.")
+
+    def _serving(self) -> dict[str, str | None]:
+        serving = super()._serving()
+        if self.config.sharing != "none":
+            serving = {use: name and name.removeprefix("pack_") for use, name in serving.items()}
+        if self.config.sharing == "simplified":
+            serving |= {use: None for use in serving if use.endswith("value")}
+        return serving
+
+    @classmethod
+    def parameter_count(
+        cls, config: ConvLunaConfig, *, dim: int, memory_dim: int | None = None, role: Role = Role.ENCODER
+    ) -> int:
+        count = super().parameter_count(config, dim=dim, memory_dim=memory_dim, role=role)
+        if config.sharing != "none":
+            projections = 3 if config.tie_kv or config.sharing == "simplified" else 4
+            count = config.memory_size * dim + projections * dim * (dim + config.bias)
+        learned = (config.pack_temperature == "learn") + (config.unpack_temperature == "learn")
+        return count + learned + (config.filter == "conv") * (config.heads or 0) * config.kernel_size
+
+    def monitored(self) -> dict[str, float]:
+        """The learned temperatures."""
+        logs = {part: getattr(self, f"log_{part}_temperature") for part in ("pack", "unpack")}
+        return {f"{part}_temperature": float(log.exp()) for part, log in logs.items() if log is not None}
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        memory_BSM: Tensor | None = None,
+        *,
+        pad_BS: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        if self.role is not Role.CAUSAL:
+            return super().forward(x_BTD, memory_BSM, pad_BS=pad_BS, positions_BT=positions_BT)
+        rows = align(x_BTD, pad_BS, right_padded=positions_BT is None)
+        return rows.restore(super().forward(rows.x_BTD, pad_BS=rows.pad_BT))
+
+    def carry(
+        self, x_BTD: Tensor, carried: Tensor | None, *, pad_BS: Tensor | None, positions_BT: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        rows = align(x_BTD, pad_BS, right_padded=positions_BT is None)
+        y_BTD, carried = super().carry(rows.x_BTD, carried, pad_BS=rows.pad_BT, positions_BT=None)
+        return rows.restore(y_BTD), carried
+
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+        if memory_BSM is not None:
+            rows = align(memory_BSM, pad_BS, right_padded=False)
+            memory_BSM, pad_BS = rows.x_BTD, rows.pad_BT
+        state = super().start(batch, memory_BSM, pad_BS=pad_BS)
+        if self.role is Role.CAUSAL:
+            none_BHKE = state["keys"].new_zeros(batch, self.heads, self.config.kernel_size - 1, self.head_dim)
+            none_BHKE = none_BHKE.to(state["pack_query"].dtype)
+            state["window"] = [none_BHKE] * 3
+            state["pad"] = torch.ones_like(none_BHKE[:, 0, :, 0], dtype=torch.bool)
+        return state
+
+    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+        if self.role is Role.CROSS:
+            return super().step(x_B1D, state)
+        new = self._project(("pack_key", "key", "value"), x_B1D)
+        window = [torch.cat([old_BHKE, new_BH1E], 2) for old_BHKE, new_BH1E in zip(state["window"], new, strict=True)]
+        pad_BK = functional.pad(state["pad"], (0, 1))
+        context = [self._filter(x_BHKE, pad_BK)[:, :, -1:] for x_BHKE in window]
+        y_B1D, state = self._causal_step(x_B1D, state, context)
+        return y_B1D, {**state, "window": [x_BHKE[:, :, 1:] for x_BHKE in window], "pad": pad_BK[:, 1:]}
+
+    def _scale(self, part: str) -> float | Tensor:
+        log = getattr(self, f"log_{part}_temperature")
+        if log is not None:
+            return torch.exp(-log)
+        return 1.0 if getattr(self.config, f"{part}_temperature") == "unit" else super()._scale(part)
+
+    def _pack(self, slots_BPD: Tensor, context_BSM: Tensor, *, pad_BS: Tensor | None) -> Tensor:
+        packed_BPD = super()._pack(slots_BPD, context_BSM, pad_BS=pad_BS)
+        return cast(Tensor, self.out(packed_BPD)) if self.config.sharing == "simplified" else packed_BPD
+
+    def _context(
+        self, uses: tuple[str, ...], context_BSM: Tensor, pad_BS: Tensor | None
+    ) -> tuple[list[Tensor], Tensor | None]:
+        names = [self.serving[use] for use in uses]
+        by_name = dict(zip(names, self._project(uses, context_BSM), strict=True))
+        filtered = {name: self._filter(x_BHSE, pad_BS) for name, x_BHSE in by_name.items()}
+        return [filtered[name] for name in names], None if pad_BS is None else pad_BS[:, :: self.config.stride]
+
+    def _filter(self, x_BHSE: Tensor, pad_BS: Tensor | None) -> Tensor:
+        """x_BHNE, one for each window of each row; 0 where that is padding."""
+        if self.config.filter == "none":
+            return x_BHSE
+        size, stride, length = self.config.kernel_size, self.config.stride, x_BHSE.shape[2]
+        windows = -(-length // stride)
+        before = size - 1 if self.role is Role.CAUSAL else (size - 1) // 2 if stride == 1 else 0
+        around = (0, 0, before, (windows - 1) * stride + size - before - length)
+        pad_B1S1 = None if pad_BS is None else pad_BS[:, None, :, None]
+        pool = self.config.filter == "max_pool"
+        nothing = -math.inf if pool else 0.0
+        if pad_B1S1 is not None:
+            x_BHSE = x_BHSE.masked_fill(pad_B1S1, nothing)
+        x_BHSE = functional.pad(x_BHSE, around, value=nothing)
+        if self.kernel is not None:
+            x_BHNE = functional.conv2d(
+                x_BHSE, self.kernel[:, None, :, None].to(x_BHSE.dtype), stride=(stride, 1), groups=self.heads
+            )
+        elif pool:
+            x_BHNE = functional.max_pool2d(x_BHSE, (size, 1), (stride, 1))
+        else:
+            real_B1S1 = torch.ones_like(x_BHSE[:1, :1, :length, :1]) if pad_B1S1 is None else ~pad_B1S1
+            share_B1N1 = functional.avg_pool2d(
+                functional.pad(real_B1S1.to(x_BHSE.dtype), around), (size, 1), (stride, 1)
+            )
+            x_BHNE = functional.avg_pool2d(x_BHSE, (size, 1), (stride, 1)) / share_B1N1.clamp(min=0.5 / size)
+        return x_BHNE if pad_B1S1 is None else x_BHNE.masked_fill(pad_B1S1[:, :, ::stride], 0)

@@ -1,0 +1,225 @@
+"""Luna: a fixed number of memory slots attend to the sequence, and the sequence attends to them.
+
+B batch, T query length, S length of the context, D width of the layer, M width of the context, H heads, E = D / H,
+P memory slots.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seqtk.attention.base import CarryingAttention, HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention.scan import causal_sums
+from seqtk.attention.softmax import attend, padding_bias
+from seqtk.errors import UserError
+from seqtk.modules.dropout import Dropout
+
+LN2 = math.log(2)
+
+
+@dataclass(frozen=True)
+class LunaConfig(HeadedConfig):
+    """Attention by way of P memory slots, handed up an encoder: 5 D² weights (untied 7 D²), O(T P D) time."""
+
+    memory_size: int = 32  # slots; layers of one encoder that hand them on must agree
+    tie_kv: bool = True  # keys and values by one projection
+
+
+@attentions.register("luna", LunaConfig)
+class Luna(HeadedAttention, CarryingAttention):
+    """Nested linear attention (Ma et al. 2021, arXiv 2106.01540, sections 3.1 to 3.3), in O(T P) time and memory.
+
+    Pack:   Y = softmax(P Wq' (C Wk')ᵀ / √E) C Wv' per head, where P are the slots and C the context;
+    unpack: softmax(X Wq (Y Wk)ᵀ / √E) Y Wv per head, then the output projection. `tie_kv`: Wk' = Wv' and Wk = Wv.
+
+    ENCODER: C = X. The first layer of a stack learns its own P, from N(0, 1); each later one takes LN(P + Y) of the one
+    before it. The norm stands at the receiver, so that the last layer has no weights that nothing uses.
+
+    CROSS: C is the memory, packed once; a step then costs O(P D), however long that is. Each layer has its own P.
+
+    CAUSAL: as in the authors' code, the slots' weights of position t are w_t = log2(1 + 2^(P Wq' · x_t Wk' / √E)), with
+    no softmax over time; the unpacking keys and values at t are the running means of w_s (x_s Wk) and w_s (x_s Wv). Its
+    untied form needs no Wv'. Chunked, with no tensor of size T × P × D; a step costs O(P D). Each layer has its own P.
+
+    Parameters: P D, and 5 D² (+ 5 D bias) tied, 7 D² untied (6 D² CAUSAL); in CROSS one of them (untied two) is D M.
+    A layer that follows another has 2 D (of its norm) instead of P D.
+    """
+
+    roles = Role.ENCODER | Role.CAUSAL | Role.CROSS
+
+    def __init__(self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        if config.memory_size < 1:
+            raise UserError(f"attention.memory_size={config.memory_size} must be at least 1.")
+        self.serving = self._serving()
+        for name in dict.fromkeys(filter(None, self.serving.values())):
+            from_context = role is Role.CROSS and name.startswith("pack_") and name != "pack_query"
+            projection = self.projection(self.memory_dim if from_context else dim, gain=1 / math.sqrt(2))
+            self.add_module(name, projection)
+        self.out = self.projection(dim)
+        self.dropout = Dropout(config.dropout)
+        self.memory: nn.Parameter | None = nn.Parameter(torch.randn(config.memory_size, dim))
+        self.carried_norm: nn.LayerNorm | None = None
+
+    def _serving(self) -> dict[str, str | None]:
+        """Which projection serves each use; None where none does, and the heads of its input are taken as they are."""
+        tied = self.config.tie_kv
+        serving: dict[str, str | None] = {name: name for name in ("pack_query", "pack_key", "query", "key")}
+        serving["value"] = "key" if tied else "value"
+        if self.role is not Role.CAUSAL:
+            serving["pack_value"] = "pack_key" if tied else "pack_value"
+        return serving
+
+    @classmethod
+    def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None, role: Role = Role.ENCODER) -> int:
+        """Of a layer that follows no other."""
+        count, of_context = (5, 1) if config.tie_kv else (6 if role is Role.CAUSAL else 7, 2)
+        weights = (count - of_context) * dim**2 + of_context * dim * (memory_dim or dim)
+        return int(config.memory_size * dim + weights + count * dim * config.bias)
+
+    def follow(self, before: CarryingAttention) -> None:
+        if not isinstance(before, Luna) or before.config.memory_size != self.config.memory_size:
+            kinds = [attentions.name_of(type(layer.config)) for layer in (self, before)]
+            raise UserError(
+                f"Attention '{kinds[0]}' cannot take the memory that '{kinds[1]}' before it in the encoder hands on.",
+                f"It takes attention.memory_size={self.config.memory_size} slots of Luna or ConvLuna.",
+                "Give all of them the same memory_size.",
+            )
+        self.memory = None
+        self.carried_norm = nn.LayerNorm(self.dim)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        memory_BSM: Tensor | None = None,
+        *,
+        pad_BS: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        if self.role is Role.CAUSAL:
+            return self._causal(x_BTD, pad_BT=pad_BS)
+        if self.role is Role.CROSS:
+            return self._unpack(x_BTD, self.start(len(x_BTD), memory_BSM, pad_BS=pad_BS))
+        return self.carry(x_BTD, None, pad_BS=pad_BS, positions_BT=positions_BT)[0]
+
+    def carry(
+        self, x_BTD: Tensor, carried: Tensor | None, *, pad_BS: Tensor | None, positions_BT: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The outputs, and P + Y."""
+        slots_BPD = self._slots(len(x_BTD), carried)
+        packed_BPD = self._pack(slots_BPD, x_BTD, pad_BS=pad_BS)
+        return self._unpack(x_BTD, self._unpacking(packed_BPD, pad_BS=pad_BS)), slots_BPD + packed_BPD
+
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+        if self.role is Role.CROSS:
+            assert memory_BSM is not None
+            return self._unpacking(self._pack(self._slots(batch, None), memory_BSM, pad_BS=pad_BS), pad_BS=pad_BS)
+        (pack_query_BHPE,) = self._project(("pack_query",), self._slots(batch, None))
+        sums_BHPE = pack_query_BHPE.new_zeros(pack_query_BHPE.shape, dtype=_wide(pack_query_BHPE))
+        return {
+            "pack_query": pack_query_BHPE,
+            "keys": sums_BHPE,
+            "values": sums_BHPE,
+            "count": sums_BHPE.new_zeros(batch, 1, 1, 1),
+        }
+
+    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+        if self.role is Role.CROSS:
+            return self._unpack(x_B1D, state), state
+        return self._causal_step(x_B1D, state, self._project(("pack_key", "key", "value"), x_B1D))
+
+    def _project(self, uses: tuple[str, ...], x_BTD: Tensor) -> list[Tensor]:
+        """x_BHTE for each use, by the projection that serves it; once for those that share one."""
+        names = [self.serving[use] for use in uses]
+        by_name = {
+            name: self.split(x_BTD if name is None else getattr(self, name)(x_BTD)) for name in dict.fromkeys(names)
+        }
+        return [by_name[name] for name in names]
+
+    def _slots(self, batch: int, carried_BPD: Tensor | None) -> Tensor:
+        """The slots that the context is packed into."""
+        if self.carried_norm is not None:
+            assert carried_BPD is not None, "A layer that follows another needs what that one carries."
+            return cast(Tensor, self.carried_norm(carried_BPD))
+        assert self.memory is not None
+        return self.memory.expand(batch, -1, -1)
+
+    def _context(
+        self, uses: tuple[str, ...], context_BSM: Tensor, pad_BS: Tensor | None
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """What the slots read, projected for each of `uses`, and where that is padding."""
+        return self._project(uses, context_BSM), pad_BS
+
+    def _scale(self, part: str) -> float | Tensor:
+        """What the logits of `part` ("pack" or "unpack") are multiplied by."""
+        return 1 / math.sqrt(self.head_dim)
+
+    def _pack(self, slots_BPD: Tensor, context_BSM: Tensor, *, pad_BS: Tensor | None) -> Tensor:
+        """Y, packed_BPD."""
+        (query_BHPE,) = self._project(("pack_query",), slots_BPD)
+        (key_BHSE, value_BHSE), pad_BS = self._context(("pack_key", "pack_value"), context_BSM, pad_BS)
+        return self.join(self._attend(query_BHPE * self._scale("pack"), key_BHSE, value_BHSE, padding_bias(pad_BS)))
+
+    def _unpacking(self, packed_BPD: Tensor, *, pad_BS: Tensor | None) -> State:
+        """The keys and values that queries find in the slots; values of 0 in rows that see nothing."""
+        key_BHPE, value_BHPE = self._project(("key", "value"), packed_BPD)
+        if pad_BS is not None:
+            value_BHPE = value_BHPE.masked_fill(pad_BS.all(1)[:, None, None, None], 0)
+        return {"key": key_BHPE, "value": value_BHPE}
+
+    def _unpack(self, x_BTD: Tensor, state: State) -> Tensor:
+        y_BHTE = self._attend(self._query(x_BTD), state["key"], state["value"])
+        return cast(Tensor, self.out(self.join(y_BHTE)))
+
+    def _query(self, x_BTD: Tensor) -> Tensor:
+        """The unpacking queries, scaled."""
+        return self._project(("query",), x_BTD)[0] * self._scale("unpack")
+
+    def _attend(self, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, bias: Tensor | None = None) -> Tensor:
+        dropout = self.dropout.rate if self.training else 0.0
+        return attend(query_BHTE, key_BHSE, value_BHSE, bias=bias, dropout=dropout, scale=1.0)
+
+    def _causal(self, x_BTD: Tensor, *, pad_BT: Tensor | None) -> Tensor:
+        (pack_key_BHTE, key_BHTE, value_BHTE), _ = self._context(("pack_key", "key", "value"), x_BTD, pad_BT)
+        (pack_query_BHPE,) = self._project(("pack_query",), self._slots(len(x_BTD), None))
+        weight_BHTP = self._pack_weights(pack_query_BHPE, pack_key_BHTE)
+        if pad_BT is None:
+            count = torch.arange(1, x_BTD.shape[1] + 1, device=x_BTD.device)[:, None]
+        else:
+            weight_BHTP = weight_BHTP.masked_fill(pad_BT[:, None, :, None], 0)
+            count = (~pad_BT).cumsum(1).clamp(min=1)[:, None, :, None]
+        logits_BHTP = causal_sums(self._query(x_BTD), key_BHTE, weight_BHTP) / count
+        unpacking_BHTP = self.dropout(logits_BHTP.softmax(-1))
+        y_BHTE = causal_sums(unpacking_BHTP, weight_BHTP, value_BHTE) / count
+        return cast(Tensor, self.out(self.join(y_BHTE).to(x_BTD.dtype)))
+
+    def _causal_step(self, x_B1D: Tensor, state: State, context: list[Tensor]) -> tuple[Tensor, State]:
+        """The output and the state after one more position, whose pack key, key and value, BH1E, are `context`."""
+        pack_key_BH1E, key_BH1E, value_BH1E = context
+        weight_BHP1 = self._pack_weights(state["pack_query"], pack_key_BH1E).transpose(-1, -2)
+        state = {
+            **state,
+            "keys": state["keys"] + weight_BHP1 * key_BH1E,
+            "values": state["values"] + weight_BHP1 * value_BH1E,
+            "count": state["count"] + 1,
+        }
+        query_BH1E = self._query(x_B1D)
+        with torch.autocast(x_B1D.device.type, enabled=False):
+            logits_BH1P = query_BH1E.to(_wide(query_BH1E)) @ state["keys"].transpose(-1, -2) / state["count"]
+            y_BH1E = logits_BH1P.softmax(-1) @ state["values"] / state["count"]
+        return self.out(self.join(y_BH1E).to(x_B1D.dtype)), state
+
+    def _pack_weights(self, pack_query_BHPE: Tensor, pack_key_BHTE: Tensor) -> Tensor:
+        """weight_BHTP = log2(1 + 2^logit), in float32 or wider."""
+        logits_BHTP = (pack_key_BHTE * self._scale("pack")) @ pack_query_BHPE.transpose(-1, -2)
+        weight_BHTP = functional.softplus(logits_BHTP.to(_wide(logits_BHTP)), beta=LN2, threshold=40)
+        return cast(Tensor, self.dropout(weight_BHTP))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The dtype of sums over the past."""
+    return torch.promote_types(x.dtype, torch.float32)
