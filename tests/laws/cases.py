@@ -71,7 +71,14 @@ def configs(kind: str) -> Iterator[tuple[str, AttentionConfig]]:
     fields = {field.name for field in dataclasses.fields(config_type)}
     small = {name: value for name, value in SMALL.items() if name in fields}
     for variant, settings in VARIANTS.get(kind, {"": {}}).items():
-        yield variant, from_dict(config_type, small | settings)
+        fields_set = {name: value for name, value in settings.items() if name != "roles"}
+        yield variant, from_dict(config_type, small | fields_set)
+
+
+def roles_of(kind: str, variant: str) -> Role:
+    """What a variant can be: all that its kind can, or those that it names; the others it must refuse."""
+    roles: Role = attentions.class_of(attentions.config_type(kind)).roles
+    return roles & VARIANTS.get(kind, {}).get(variant, {}).get("roles", roles)
 
 
 def cases(*roles: Role) -> list[Case]:
@@ -81,6 +88,6 @@ def cases(*roles: Role) -> list[Case]:
         for variant, config in configs(kind):
             for role in roles or tuple(Role):
                 turned_memory = role is Role.CROSS and getattr(config, "rotary", False)  # refused, by a test of its own
-                if role in attentions.class_of(type(config)).roles and not turned_memory:
+                if role in roles_of(kind, variant) and not turned_memory:
                     found.append(Case(kind, variant, config, role))
     return found
