@@ -1,0 +1,111 @@
+"""What layers share that see a pattern of positions: rows that start at 0, blocks of positions, blocks' neighbours.
+
+B batch, T length, D width of the layer, E width of a head, N blocks of C positions, K keys that a block sees.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seqtk.attention.base import HeadedAttention, HeadedConfig
+from seqtk.attention.rows import align
+from seqtk.attention.softmax import attend
+from seqtk.errors import UserError
+
+
+class PatternAttention(HeadedAttention):
+    """Self-attention that counts positions, blocks and windows from each row's own first real position."""
+
+    out: nn.Linear
+
+    def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
+        """What `out` projects, of rows whose real positions come first; anything finite at padding."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        memory_BSM: Tensor | None = None,
+        *,
+        pad_BS: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        self.check_length(x_BTD.shape[1])
+        rows = align(x_BTD, pad_BS, right_padded=positions_BT is None)
+        y_BTD = self.mix(rows.x_BTD, rows.pad_BT)
+        if rows.pad_BT is not None:
+            y_BTD = y_BTD.masked_fill(rows.pad_BT[..., None], 0)
+        return self.out(rows.restore(y_BTD))  # type: ignore[no-any-return]
+
+    @property
+    def active_dropout(self) -> float:
+        return float(self.config.dropout) if self.training else 0.0
+
+    def attend_in_blocks(
+        self, query_BNCD: Tensor, key_BNKD: Tensor, value_BNKD: Tensor, *, seen_BNCK: Tensor
+    ) -> Tensor:
+        """y_BTD, T = N C: each block's queries over the keys of that block. `seen_BNCK` may be 1 in any dimension."""
+        query_MHCE, key_MHKE, value_MHKE = (self.split(x.flatten(0, 1)) for x in (query_BNCD, key_BNKD, value_BNKD))
+        seen_MCK = seen_BNCK.expand(*query_BNCD.shape[:2], *seen_BNCK.shape[2:]).flatten(0, 1)
+        y_MHCE = attend(query_MHCE, key_MHKE, value_MHKE, bias=seen_MCK[:, None], dropout=self.active_dropout)
+        return self.join(y_MHCE).view(len(query_BNCD), -1, query_BNCD.shape[3])
+
+
+@dataclass(frozen=True)
+class Span:
+    """The blocks around each block that its queries look into, and how far apart query and key may be."""
+
+    block: int
+    before: int
+    after: int
+    farthest_back: int | None = None  # t - s at most; None: whatever is in these blocks
+    farthest_ahead: int | None = None  # s - t at most
+
+    def within(self, length: int) -> "Span":
+        """The same positions seen, in one block where the whole input fits in one."""
+        if length > self.block:
+            return self
+        return Span(length, 0, 0, self.farthest_back, self.farthest_ahead)
+
+    def keys_of(self, x_BTD: Tensor) -> Tensor:
+        """x_BNKD: what each block looks into."""
+        return with_neighbours(in_blocks(x_BTD, self.block), before=self.before, after=self.after)
+
+    def seen(self, length: int, pad_BT: Tensor | None, device: torch.device) -> Tensor:
+        """seen_BNCK, B being 1 without padding: True for real keys that are not too far."""
+        if pad_BT is None:
+            pad_BT = torch.zeros(1, length, dtype=torch.bool, device=device)
+        absent_BNC = in_blocks(pad_BT, self.block, fill=True)
+        absent_BNK = with_neighbours(absent_BNC, before=self.before, after=self.after, fill=True)
+        query_C1 = torch.arange(self.block, device=device)[:, None] + self.before * self.block
+        distance_CK = query_C1 - torch.arange(absent_BNK.shape[2], device=device)
+        seen_BNCK = ~absent_BNK[:, :, None]
+        if self.farthest_back is not None:
+            seen_BNCK = seen_BNCK & (distance_CK <= self.farthest_back)
+        if self.farthest_ahead is not None:
+            seen_BNCK = seen_BNCK & (distance_CK >= -self.farthest_ahead)
+        return seen_BNCK
+
+
+def in_blocks(x_BT: Tensor, size: int, *, fill: float = 0) -> Tensor:
+    """x_BNC (and any dimensions after T): the positions in blocks of `size`, `fill` after the end."""
+    padded = functional.pad(x_BT, (0, 0) * (x_BT.dim() - 2) + (0, -x_BT.shape[1] % size), value=fill)
+    return padded.view(len(x_BT), -1, size, *x_BT.shape[2:])
+
+
+def with_neighbours(x_BNC: Tensor, *, before: int, after: int, fill: float = 0) -> Tensor:
+    """x_BNK (and any dimensions after C): each block between its neighbours, `fill` where there are none."""
+    blocks = x_BNC.shape[1]
+    padded = functional.pad(x_BNC, (0, 0) * (x_BNC.dim() - 2) + (before, after), value=fill)
+    return torch.cat([padded[:, start : start + blocks] for start in range(before + 1 + after)], dim=2)
+
+
+def check_positive(config: HeadedConfig, *keys: str) -> None:
+    """Raises UserError for a size below 1."""
+    for key in keys:
+        value: Any = getattr(config, key)
+        if value < 1:
+            raise UserError(f"attention.{key}={value} must be at least 1.")

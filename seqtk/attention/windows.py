@@ -1,0 +1,246 @@
+"""Attention to what is near: blocks, a sliding window, and a window beside a few global positions.
+
+All are computed in blocks, on the fused kernel: O(T W) time and memory for W positions seen, never T × T. Positions and
+blocks are counted from each row's first real position.
+
+B batch, T length, D width of the layer, H heads, E width of a head, N blocks of C positions, K keys that a block sees,
+W positions in a window, G global positions.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqtk.attention.base import HeadedConfig, Role, State, attentions
+from seqtk.attention.pattern import PatternAttention, Span, check_positive, in_blocks
+from seqtk.attention.softmax import append, attend, causal_mask
+
+
+class NearAttention(PatternAttention):
+    """softmax(Q Kᵀ / √E) V over the keys near a query. Parameters: 4 D² (+ 4 D bias)."""
+
+    roles = Role.ENCODER | Role.CAUSAL
+    span: Span
+
+    def __init__(self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        self.query = self.projection(dim, gain=1 / math.sqrt(2))
+        self.key = self.projection(dim, gain=1 / math.sqrt(2))
+        self.value = self.projection(dim, gain=1 / math.sqrt(2))
+        self.out = self.projection(dim)
+
+    @classmethod
+    def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
+        return int(4 * dim * (dim + config.bias))
+
+    def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
+        return self.attend_near(self.query(x_BTD), self.key(x_BTD), self.value(x_BTD), pad_BT, self.span)
+
+    def attend_near(
+        self, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, pad_BT: Tensor | None, span: Span
+    ) -> Tensor:
+        """y_BTD: each query over the keys of its span. The width may be that of some of the heads."""
+        length = query_BTD.shape[1]
+        span = span.within(length)
+        y_BTD = self.attend_in_blocks(
+            in_blocks(query_BTD, span.block),
+            span.keys_of(key_BTD),
+            span.keys_of(value_BTD),
+            seen_BNCK=span.seen(length, pad_BT, query_BTD.device),
+        )
+        return y_BTD[:, :length]
+
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+        count_B1 = torch.zeros(batch, 1, dtype=torch.long, device=self.out.weight.device)
+        return {"key": None, "value": None, "count": count_B1}
+
+    def remember(self, x_B1D: Tensor, state: State, *, last: int) -> dict[str, Any]:
+        """The state with the keys and values of the `last` positions, the new one among them; it counts that one."""
+        return {
+            **state,
+            "key": append(state["key"], self.split(self.key(x_B1D)))[:, :, -last:],
+            "value": append(state["value"], self.split(self.value(x_B1D)))[:, :, -last:],
+            "count": state["count"] + 1,
+        }
+
+
+@dataclass(frozen=True)
+class LocalBlockConfig(HeadedConfig):
+    """Dot-product attention within blocks: 4 D² weights, O(T block D) time and memory."""
+
+    block: int = 64  # positions in a block
+    back: bool = False  # the block before is seen, too
+
+
+@attentions.register("local_block", LocalBlockConfig)
+class LocalBlockAttention(NearAttention):
+    """softmax(Q Kᵀ / √E) V over the keys of a query's own block, and of the one before with `back`.
+
+    Blocks of `block` positions; CAUSAL sees s <= t of them. The paper's local attention: Parmar et al. 2018, arXiv
+    1802.05751, section 3.3, in one dimension (queries' blocks, each with a memory block that holds it). Parameters:
+    4 D² (+ 4 D bias). A step costs O(block), whatever the length: the state holds the keys and values of one block
+    (two with `back`).
+    """
+
+    def __init__(self, config: LocalBlockConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        check_positive(config, "block")
+        self.span = Span(config.block, int(config.back), 0, farthest_ahead=0 if role is Role.CAUSAL else None)
+
+    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+        block, blocks_before = self.config.block, int(self.config.back)
+        state = self.remember(x_B1D, state, last=(1 + blocks_before) * block)
+        count_B1 = state["count"]
+        first_seen_B1 = ((count_B1 - 1) // block - blocks_before) * block
+        kept = state["key"].shape[2]
+        seen_BS = torch.arange(kept, device=x_B1D.device) + count_B1 - kept >= first_seen_B1
+        y_BH1E = attend(self.split(self.query(x_B1D)), state["key"], state["value"], bias=seen_BS[:, None, None])
+        return self.out(self.join(y_BH1E)), state
+
+
+@dataclass(frozen=True)
+class SlidingWindowConfig(HeadedConfig):
+    """Dot-product attention to the nearest positions: 4 D² weights, O(T window D) time and memory."""
+
+    window: int = 128  # positions seen: window / 2 on each side in an encoder, the last `window` in a decoder
+
+
+@attentions.register("sliding_window", SlidingWindowConfig)
+class SlidingWindowAttention(NearAttention):
+    """softmax(Q Kᵀ / √E) V over the keys s near a query t.
+
+    ENCODER: |t - s| <= window / 2, rounded down; CAUSAL: 0 <= t - s < window. Beltagy et al. 2020, arXiv 2004.05150,
+    section 3.1, undilated. Parameters: 4 D² (+ 4 D bias). A step costs O(window): the state holds that many keys and
+    values.
+    """
+
+    def __init__(self, config: SlidingWindowConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        check_positive(config, "window")
+        self.span = window_span(config.window, causal=role is Role.CAUSAL)
+
+    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+        state = self.remember(x_B1D, state, last=self.config.window)
+        y_BH1E = attend(self.split(self.query(x_B1D)), state["key"], state["value"])
+        return self.out(self.join(y_BH1E)), state
+
+
+@dataclass(frozen=True)
+class LongformerConfig(SlidingWindowConfig):
+    """A sliding window and a few global positions: 7 D² weights, O(T (window + global_tokens) D) time and memory."""
+
+    window: int = 512  # positions seen: window / 2 on each side in an encoder, the last `window` in a decoder
+    global_tokens: int = 1  # the first so many positions see all, and all see them
+
+
+@attentions.register("longformer", LongformerConfig)
+class LongformerAttention(NearAttention):
+    """Sliding window, and G = `global_tokens` first positions that see every position and are seen by every one.
+
+    Position t >= G: softmax(q_t · k_s / √E) over s in its window or s < G. Position t < G: the same with projections of
+    its own for query, keys and values (`global_query`, …), over all s. Beltagy et al. 2020, arXiv 2004.05150, section
+    3.1. The causal form is ours: the same sets, of which only s <= t is seen; so a global position sees the global
+    positions up to itself, and everything later sees it. Parameters: 7 D² (+ 7 D bias). A step costs
+    O(window + G): the state holds the keys and values of the window and of the global positions.
+    """
+
+    def __init__(self, config: LongformerConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        check_positive(config, "window", "global_tokens")
+        self.span = window_span(config.window, causal=role is Role.CAUSAL)
+        self.global_query = self.projection(dim, gain=1 / math.sqrt(2))
+        self.global_key = self.projection(dim, gain=1 / math.sqrt(2))
+        self.global_value = self.projection(dim, gain=1 / math.sqrt(2))
+
+    @classmethod
+    def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
+        return int(7 * dim * (dim + config.bias))
+
+    def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
+        length, globals_ = x_BTD.shape[1], min(self.config.global_tokens, x_BTD.shape[1])
+        y_BGD = self._attend_from_global(x_BTD, pad_BT, globals_)
+        if length <= globals_:
+            return y_BGD
+        return torch.cat([y_BGD, self._attend_near_and_global(x_BTD, pad_BT, globals_)[:, globals_:]], dim=1)
+
+    def _attend_from_global(self, x_BTD: Tensor, pad_BT: Tensor | None, globals_: int) -> Tensor:
+        """The outputs of the first positions; padding comes after all that they may see if the future is hidden."""
+        causal = self.role is Role.CAUSAL
+        x_BGD = x_BTD[:, :globals_]
+        x_BSD = x_BGD if causal else x_BTD
+        seen = causal_mask(globals_, x_BTD.device) if causal else None
+        if not causal and pad_BT is not None:
+            seen = ~pad_BT[:, None, None]
+        y_BHGE = attend(
+            self.split(self.global_query(x_BGD)),
+            self.split(self.global_key(x_BSD)),
+            self.split(self.global_value(x_BSD)),
+            bias=seen,
+            dropout=self.active_dropout,
+        )
+        return self.join(y_BHGE)
+
+    def _attend_near_and_global(self, x_BTD: Tensor, pad_BT: Tensor | None, globals_: int) -> Tensor:
+        """The outputs of all positions as if none were global but as keys."""
+        length = x_BTD.shape[1]
+        span = self.span.within(length)
+        query_BNCD = in_blocks(self.query(x_BTD), span.block)
+        batch, blocks = query_BNCD.shape[:2]
+        key_BTD, value_BTD = self.key(x_BTD), self.value(x_BTD)
+        # Global positions are seen once: as such, and no more as part of a window.
+        is_global_BT = (torch.arange(length, device=x_BTD.device) < globals_).expand(batch, length)
+        near_BNCK = span.seen(length, is_global_BT if pad_BT is None else is_global_BT | pad_BT, x_BTD.device)
+        absent_BG = torch.zeros_like(is_global_BT) if pad_BT is None else pad_BT
+        global_BNCG = (~absent_BG[:, None, None, :globals_]).expand(batch, blocks, span.block, globals_)
+
+        def keys(y_BTD: Tensor) -> Tensor:
+            global_BNGD = y_BTD[:, None, :globals_].expand(batch, blocks, globals_, y_BTD.shape[2])
+            return torch.cat([span.keys_of(y_BTD), global_BNGD], dim=2)
+
+        y_BTD = self.attend_in_blocks(
+            query_BNCD, keys(key_BTD), keys(value_BTD), seen_BNCK=torch.cat([near_BNCK, global_BNCG], dim=3)
+        )
+        return y_BTD[:, :length]
+
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+        empty_BHGE = self.out.weight.new_zeros(batch, self.heads, self.config.global_tokens, self.head_dim)
+        names = ("first_key", "first_value", "global_key", "global_value")
+        return {**super().start(batch), **dict.fromkeys(names, empty_BHGE)}
+
+    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+        position_B1 = state["count"]
+        slot_G = torch.arange(self.config.global_tokens, device=x_B1D.device)
+        new_BG = slot_G == position_B1
+        state = self.remember(x_B1D, state, last=self.config.window)
+        fresh = {
+            "first_key": state["key"][:, :, -1:],
+            "first_value": state["value"][:, :, -1:],
+            "global_key": self.split(self.global_key(x_B1D)),
+            "global_value": self.split(self.global_value(x_B1D)),
+        }
+        state |= {name: torch.where(new_BG[:, None, :, None], new, state[name]) for name, new in fresh.items()}
+        met_BG = slot_G <= position_B1
+        kept = state["key"].shape[2]
+        place_BW = torch.arange(kept, device=x_B1D.device) + position_B1 + 1 - kept
+        as_global_BH1E = attend(
+            self.split(self.global_query(x_B1D)), state["global_key"], state["global_value"], bias=met_BG[:, None, None]
+        )
+        as_other_BH1E = attend(
+            self.split(self.query(x_B1D)),
+            torch.cat([state["key"], state["first_key"]], 2),
+            torch.cat([state["value"], state["first_value"]], 2),
+            bias=torch.cat([place_BW >= self.config.global_tokens, met_BG], 1)[:, None, None],
+        )
+        is_global_B111 = (position_B1 < self.config.global_tokens)[..., None, None]
+        return self.out(self.join(torch.where(is_global_B111, as_global_BH1E, as_other_BH1E))), state
+
+
+def window_span(window: int, *, causal: bool) -> Span:
+    """|t - s| <= window / 2, or 0 <= t - s < window of a causal layer, in blocks that reach no farther than needed."""
+    if causal:
+        return Span(window, 1, 0, farthest_back=window - 1, farthest_ahead=0)
+    half = window // 2
+    return Span(max(half, 1), 1, 1, farthest_back=half, farthest_ahead=half)

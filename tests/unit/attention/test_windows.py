@@ -1,0 +1,116 @@
+"""Blocks and windows: their limits, their memory, long stepping, refusals."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from seqtk.attention import Attention, AttentionConfig, Role, attentions
+from seqtk.attention.softmax import SoftmaxConfig
+from seqtk.attention.windows import LocalBlockConfig, LongformerConfig, SlidingWindowConfig
+from seqtk.errors import UserError
+from tests.laws.laws import close, steps
+from tests.unit.attention.sizes import largest_tensor
+
+SELF = [Role.ENCODER, Role.CAUSAL]
+NEAR: list[AttentionConfig] = [
+    LocalBlockConfig(heads=2, block=8),
+    LocalBlockConfig(heads=2, block=8, back=True),
+    SlidingWindowConfig(heads=2, window=8),
+    SlidingWindowConfig(heads=2, window=1),
+    LongformerConfig(heads=2, window=8, global_tokens=3),
+]
+
+
+def build(config: AttentionConfig, role: Role, *, like: Attention | None = None) -> Attention:
+    layer = attentions.build(config, dim=8, role=role).double().eval()
+    if like is not None:
+        layer.load_state_dict(like.state_dict(), strict=False)
+    return layer
+
+
+def mutual(layer: Attention, length: int) -> Tensor:
+    """seen_TS: whether output t depends on input s."""
+    x_1TD = torch.randn(1, length, 8, dtype=torch.float64)
+    return torch.autograd.functional.jacobian(layer, x_1TD)[0, :, :, 0].abs().sum((1, 3)) > 0
+
+
+@pytest.mark.parametrize("role", SELF)
+@pytest.mark.parametrize(
+    "config",
+    [LocalBlockConfig(heads=2, block=20), SlidingWindowConfig(heads=2, window=40)],
+    ids=lambda c: type(c).__name__,
+)
+def test_a_window_over_everything_is_full_attention(config: AttentionConfig, role: Role) -> None:
+    layer = build(config, role)
+    x_BTD, pad_BS = torch.randn(2, 20, 8, dtype=torch.float64), torch.arange(20) >= torch.tensor([[20], [13]])
+    full = build(SoftmaxConfig(heads=2), role, like=layer)
+    close(layer(x_BTD, pad_BS=pad_BS)[~pad_BS], full(x_BTD, pad_BS=pad_BS)[~pad_BS])
+
+
+@pytest.mark.parametrize("role", SELF)
+def test_a_longformer_whose_projections_agree_and_that_sees_everything_is_full_attention(role: Role) -> None:
+    for config in (LongformerConfig(heads=2, window=40), LongformerConfig(heads=2, window=2, global_tokens=20)):
+        layer: Any = build(config, role)
+        for name in ("query", "key", "value"):
+            getattr(layer, f"global_{name}").load_state_dict(getattr(layer, name).state_dict())
+        x_BTD = torch.randn(2, 20, 8, dtype=torch.float64)
+        close(layer(x_BTD), build(SoftmaxConfig(heads=2), role, like=layer)(x_BTD))
+
+
+def test_what_each_sees() -> None:
+    t, s = torch.meshgrid(torch.arange(11), torch.arange(11), indexing="ij")
+    past = s <= t
+    for config, role, expected in [
+        (LocalBlockConfig(heads=2, block=4), Role.ENCODER, t // 4 == s // 4),
+        (LocalBlockConfig(heads=2, block=4, back=True), Role.CAUSAL, past & (t // 4 - s // 4 < 2)),
+        (SlidingWindowConfig(heads=2, window=5), Role.ENCODER, (t - s).abs() <= 2),
+        (SlidingWindowConfig(heads=2, window=5), Role.CAUSAL, past & (t - s < 5)),
+        (LongformerConfig(heads=2, window=3), Role.ENCODER, ((t - s).abs() <= 1) | (s < 1) | (t < 1)),
+        (LongformerConfig(heads=2, window=3, global_tokens=2), Role.CAUSAL, past & ((t - s < 3) | (s < 2))),
+    ]:
+        assert torch.equal(mutual(build(config, role), 11), expected), config
+
+
+@pytest.mark.parametrize("config", NEAR, ids=str)
+def test_two_hundred_steps_equal_the_parallel_form(config: AttentionConfig) -> None:
+    layer = build(config, Role.CAUSAL)
+    x_BTD = torch.randn(2, 200, 8, dtype=torch.float64)
+    with torch.no_grad():
+        close(steps(layer, x_BTD, layer.start(2))[0], layer(x_BTD))
+
+
+@pytest.mark.parametrize("config", NEAR, ids=str)
+def test_the_state_does_not_grow_with_the_length(config: AttentionConfig) -> None:
+    layer = build(config, Role.CAUSAL)
+    x_BTD = torch.randn(1, 60, 8, dtype=torch.float64)
+    state = steps(layer, x_BTD[:, :30], layer.start(1))[1]
+    after = steps(layer, x_BTD[:, 30:], state)[1]
+    assert {name: leaf.shape for name, leaf in after.items()} == {name: leaf.shape for name, leaf in state.items()}
+
+
+@pytest.mark.parametrize("role", SELF)
+@pytest.mark.parametrize("config", [NEAR[1], NEAR[2], NEAR[4]], ids=str)
+def test_memory_is_linear_in_the_length(config: AttentionConfig, role: Role) -> None:
+    layer = build(config, role)
+
+    def largest(length: int) -> int:
+        x_1TD = torch.randn(1, length, 8, dtype=torch.float64)
+        return largest_tensor(lambda: layer(x_1TD, pad_BS=torch.arange(length)[None] >= length - 3))
+
+    assert largest(1024) <= min(2 * largest(512), 1024 * 1024 / 4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LocalBlockConfig(heads=2, block=0),
+        SlidingWindowConfig(heads=2, window=0),
+        LongformerConfig(heads=2, global_tokens=0),
+    ],
+    ids=lambda c: type(c).__name__,
+)
+def test_sizes_below_one_are_refused(config: AttentionConfig) -> None:
+    with pytest.raises(UserError, match=r"attention\.(block|window|global_tokens)=0"):
+        build(config, Role.ENCODER)
