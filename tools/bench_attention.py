@@ -1,0 +1,338 @@
+"""What every attention layer costs, beside dot-product attention in the same run: time, memory, decoding steps.
+
+python tools/bench_attention.py [--roles …] [--lengths …] [--kinds …] [--device cuda] [--output DIR]
+
+Forward and backward of one layer (default: width 512, 8 heads, dropout 0, no padding), for every registered kind, at
+each length; as many rows as make 2,048 positions, at least one. `bare` is torch's scaled_dot_product_attention between four
+linear maps, nothing else. A kind and `softmax` take turns, so that neighbours on the machine disturb both; where
+`softmax` takes longer than a second it is measured once. Each kind has a process of its own, whose peak of resident
+memory (of allocated memory on a GPU) beyond what it held before is the memory shown. Decoding: one `step` of four rows
+at each position. A cell that would take longer than --seconds, or more than --gib, is left empty.
+
+Writes DIR/attention.csv (columns: role, kind, family, length, seconds, speed, gib, memory; `speed` is softmax's time /
+the kind's, `memory` the kind's memory / softmax's) and prints it as tables; tools/plot_attention.py draws it.
+"""
+
+import argparse
+import csv
+import ctypes
+import dataclasses
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seqtk.attention import Attention, Role, attentions
+from seqtk.errors import UserError
+from seqtk.schema import from_dict
+
+DECODING = "decoding"
+POSITIONS = (16, 64, 256, 1024)
+DECODED_ROWS, TIMED_STEPS = 4, 8
+POSITIONS_IN_A_BATCH = 2048
+MIXTURES = {
+    "random+dot": ["random", "dot"],
+    "dense+dot": ["dense", "dot"],
+    "random+dense": ["random", "dense"],
+    "factorized_random+dot": ["factorized_random", "dot"],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One measurement; for decoding, `length` is the position."""
+
+    role: str
+    kind: str
+    family: str
+    length: int
+    seconds: float
+    speed: float | None = None
+    gib: float | None = None
+    memory: float | None = None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--roles", nargs="+", default=["encoder", "causal", "cross", DECODING])
+    parser.add_argument("--lengths", nargs="+", type=int, default=[256, 512, 1024, 2048, 4096, 8192, 16384])
+    parser.add_argument("--kinds", nargs="+", help="only these, and softmax")
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3, help="timings of each cell, of which the median counts")
+    parser.add_argument("--seconds", type=float, default=8.0, help="the longest a cell may take once")
+    parser.add_argument("--gib", type=float, default=8.0, help="the most memory a cell may take")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, default=Path("bench-attention"))
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    cells: list[Cell] = []
+    for role in arguments.roles:
+        reference: dict[int, Cell] = {}
+        for name in ["softmax", *(name for name in entrants() if name != "softmax" and _wanted(name, arguments))]:
+            if name != "bare" and _role(role) not in attentions.class_of(attentions.config_type(_kind(name))).roles:
+                continue
+            measured = _in_a_process(name, role, reference, arguments)
+            if name == "softmax":
+                reference = {cell.length: cell for cell in measured}
+            cells += measured
+            print(f"{role:9} {name:34} " + " ".join(_shown(cell) for cell in measured), flush=True)
+            _write(arguments.output / "attention.csv", cells)
+    for role in arguments.roles:
+        print(f"\n{_title(role)}\n" + table([cell for cell in cells if cell.role == role]))
+
+
+def entrants() -> list[str]:
+    """Every kind; a mixture for each of MIXTURES; and the bare kernel."""
+    kinds = [kind for kind in attentions if kind != "synthesizer_mixture"]
+    return ["softmax", "bare", *kinds[kinds.index("softmax") + 1 :], *kinds[: kinds.index("softmax")], *MIXTURES]
+
+
+def _kind(name: str) -> str:
+    return "synthesizer_mixture" if name in MIXTURES else name
+
+
+def _wanted(name: str, arguments: argparse.Namespace) -> bool:
+    return arguments.kinds is None or name in arguments.kinds
+
+
+def _role(role: str) -> Role:
+    return Role.CAUSAL if role == DECODING else Role[role.upper()]
+
+
+def build(name: str, role: str, *, length: int, arguments: argparse.Namespace) -> nn.Module:
+    """The layer called `name`, made for inputs of `length`, ready to be trained."""
+    if name == "bare":
+        return Bare(arguments.dim, heads=arguments.heads, causal=role == "causal").to(arguments.device)
+    config_type = attentions.config_type(_kind(name))
+    fields = {field.name for field in dataclasses.fields(config_type)}
+    sizes: dict[str, Any] = {"heads": arguments.heads, "max_length": length, "dropout": 0.0}
+    settings = {key: value for key, value in sizes.items() if key in fields}
+    if name in MIXTURES:
+        settings["parts"] = MIXTURES[name]
+    with torch.device(arguments.device):
+        return attentions.build(from_dict(config_type, settings), dim=arguments.dim, role=_role(role))
+
+
+class Bare(nn.Module):
+    """Four linear maps and torch's kernel."""
+
+    def __init__(self, dim: int, *, heads: int, causal: bool) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
+        self.heads, self.causal = heads, causal
+
+    def forward(self, x_BTD: Tensor, memory_BSD: Tensor | None = None) -> Tensor:
+        memory_BSD = x_BTD if memory_BSD is None else memory_BSD
+        query, key, value = (
+            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projected in (self.query(x_BTD), self.key(memory_BSD), self.value(memory_BSD))
+        )
+        y_BHTE = functional.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
+        return self.out(y_BHTE.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+# --- measuring, in a process of its own ---
+
+
+def _in_a_process(name: str, role: str, reference: dict[int, Cell], arguments: argparse.Namespace) -> list[Cell]:
+    """What a child measures; it inherits the imports, and no thread, since the parent computes nothing."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def run() -> None:
+        torch.set_num_threads(arguments.threads)
+        torch.manual_seed(0)
+        measure = decoding_cells if role == DECODING else training_cells
+        for cell in measure(name, role, reference, arguments):
+            sender.send(cell)
+
+    child = context.Process(target=run)
+    child.start()
+    sender.close()
+    cells = []
+    while True:
+        try:
+            cells.append(receiver.recv())
+        except EOFError:
+            break
+    child.join()
+    if child.exitcode:
+        print(f"{role:9} {name}: ended with {child.exitcode}", file=sys.stderr)
+    return cells
+
+
+def training_cells(name: str, role: str, reference: dict[int, Cell], arguments: argparse.Namespace) -> Iterator[Cell]:
+    """Forward and backward at each length, until one is too long, or too large."""
+    family = "softmax" if name == "bare" else attentions.class_of(attentions.config_type(_kind(name))).__module__
+    previous: Cell | None = None
+    for length in arguments.lengths:
+        growth = 1.0 if previous is None else (length / previous.length) ** 2
+        if previous is not None and name != "softmax" and previous.seconds * growth > 4 * arguments.seconds:
+            return  # even at a linear cost it might not fit
+        if previous is not None and previous.gib is not None and previous.gib * growth > 2 * arguments.gib:
+            return
+        try:
+            layer = build(name, role, length=length, arguments=arguments)
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return
+        x_BTD, memory_BSD = _inputs(role, length, arguments)
+        gib = _memory(lambda layer=layer, x=x_BTD, m=memory_BSD: _train(layer, x, m), arguments.device)  # type: ignore[misc]
+        own, beside = _timings(layer, x_BTD, memory_BSD, reference.get(length), role, arguments)
+        seconds = statistics.median(own)
+        speed = memory = None
+        if name == "softmax":
+            speed = memory = 1.0
+        elif length in reference:
+            speed = statistics.median(b / o for o, b in zip(own, beside, strict=True))
+            memory = gib / reference[length].gib if reference[length].gib else None
+        previous = Cell(role, name, family.rpartition(".")[2], length, seconds, speed, gib, memory)
+        yield previous
+        if name != "softmax" and (seconds > arguments.seconds or gib > arguments.gib):
+            return
+
+
+def _inputs(role: str, length: int, arguments: argparse.Namespace) -> tuple[Tensor, Tensor | None]:
+    shape = (max(1, POSITIONS_IN_A_BATCH // length), length, arguments.dim)
+    x_BTD = torch.randn(shape, device=arguments.device, requires_grad=True)
+    return x_BTD, torch.randn(shape, device=arguments.device, requires_grad=True) if role == "cross" else None
+
+
+def _train(layer: nn.Module, x_BTD: Tensor, memory_BSD: Tensor | None) -> None:
+    layer.train()
+    layer(x_BTD, memory_BSD).sum().backward()
+    layer.zero_grad()
+
+
+def _timings(
+    layer: nn.Module,
+    x_BTD: Tensor,
+    memory_BSD: Tensor | None,
+    softmax: Cell | None,
+    role: str,
+    arguments: argparse.Namespace,
+) -> tuple[list[float], list[float]]:
+    """Seconds of the layer, and of softmax beside it."""
+    rival = None
+    if softmax is not None and softmax.seconds < 1:
+        rival = build("softmax", role, length=x_BTD.shape[1], arguments=arguments)
+        _train(rival, x_BTD, memory_BSD)
+    own: list[float] = []
+    beside: list[float] = []
+    while len(own) < arguments.rounds and sum(own) < arguments.seconds:
+        own.append(_seconds(lambda: _train(layer, x_BTD, memory_BSD), arguments.device))
+        if rival is not None:
+            beside.append(_seconds(lambda: _train(rival, x_BTD, memory_BSD), arguments.device))
+        elif softmax is not None:
+            beside.append(softmax.seconds)
+    return own, beside
+
+
+def _seconds(work: Callable[[], object], device: str) -> float:
+    if device != "cpu":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _memory(work: Callable[[], object], device: str) -> float:
+    """GiB at the peak of `work`, beyond what was held before it."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 2**30
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed earlier must not serve unseen
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew from here
+    work()
+    return max(_status("VmHWM") - before, 0) / 2**20
+
+
+def _status(key: str) -> int:
+    """KiB that the kernel states of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+@torch.no_grad()
+def decoding_cells(name: str, role: str, reference: dict[int, Cell], arguments: argparse.Namespace) -> Iterator[Cell]:
+    """Seconds of a step at each position, by stepping there."""
+    if name == "bare":
+        return
+    layer = build(name, role, length=POSITIONS[-1] + TIMED_STEPS, arguments=arguments).eval()
+    assert isinstance(layer, Attention)
+    family = type(layer).__module__.rpartition(".")[2]
+    state = layer.start(DECODED_ROWS)
+    x_B1D = torch.randn(DECODED_ROWS, 1, arguments.dim, device=arguments.device)
+    position, started = 0, time.perf_counter()
+    for target in POSITIONS:
+        while position < target:
+            _, state = layer.step(x_B1D, state)
+            position += 1
+            if time.perf_counter() - started > arguments.seconds:
+                return
+        timings = []
+        for _ in range(TIMED_STEPS):
+            begun = time.perf_counter()
+            _, state = layer.step(x_B1D, state)
+            if arguments.device != "cpu":
+                torch.cuda.synchronize()
+            timings.append(time.perf_counter() - begun)
+            position += 1
+        seconds = statistics.median(timings)
+        speed = 1.0 if name == "softmax" else reference[target].seconds / seconds if target in reference else None
+        yield Cell(role, name, family, target, seconds, speed)
+
+
+# --- what is shown ---
+
+
+def _shown(cell: Cell) -> str:
+    return f"{cell.length}:{cell.seconds * 1000:.4g}ms" + (f"/{cell.speed:.2f}×" if cell.speed else "")
+
+
+def _title(role: str) -> str:
+    if role == DECODING:
+        return "One step of decoding, by position: milliseconds (speed relative to softmax)"
+    return f"{role}, by length: milliseconds forward + backward (speed relative to softmax; memory relative to softmax)"
+
+
+def table(cells: list[Cell]) -> str:
+    """Kinds down, lengths across, in Markdown."""
+    lengths = sorted({cell.length for cell in cells})
+    by_place = {(cell.kind, cell.length): cell for cell in cells}
+    lines = [f"| kind | {' | '.join(f'{length:,}' for length in lengths)} |", "|---" * (len(lengths) + 1) + "|"]
+    for kind in dict.fromkeys(cell.kind for cell in cells):
+        shown = []
+        for length in lengths:
+            cell = by_place.get((kind, length))
+            relative = (
+                [] if cell is None else [f"{value:.2f}" for value in (cell.speed, cell.memory) if value is not None]
+            )
+            shown.append("" if cell is None else f"{cell.seconds * 1000:,.4g} ({'; '.join(relative)})")
+        lines.append(f"| `{kind}` | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def _write(path: Path, cells: list[Cell]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Cell)])
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(cell) for cell in cells)
+
+
+if __name__ == "__main__":
+    main()
