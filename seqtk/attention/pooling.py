@@ -1,0 +1,242 @@
+"""Attention to fewer keys: neighbouring keys and values are pooled into one (Liu et al. 2018, arXiv 1801.10198).
+
+B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, E width of a head, K length
+of a window, N windows (one more with the null key).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention.rows import align
+from seqtk.attention.softmax import attend
+from seqtk.errors import UserError
+
+
+class PooledKeysAttention(HeadedAttention):
+    """softmax(Q K'ᵀ / √E) V' per head, K' and V' made of windows of keys and of values.
+
+    Window j holds the positions j · stride … j · stride + kernel - 1 of a row, counted from its first real position;
+    positions past the row's end count for nothing. A decoder's position t sees a window once its last position is
+    <= t, which is our reading where the sources are loose; until the first is complete there is nothing to see, so
+    a trained null key and value is seen by all (where a window is longer than one position, and in every role). A
+    row without any position sees nothing. O(T S D / stride) time; a step is O(S / stride).
+    """
+
+    roles = Role.ENCODER | Role.CAUSAL | Role.CROSS
+    kernel: int
+    stride: int
+
+    def __init__(self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        key_dim = self.memory_dim if role is Role.CROSS else dim
+        self.query = self.projection(dim, gain=1 / math.sqrt(2))
+        self.key = self.projection(key_dim, gain=1 / math.sqrt(2))
+        self.value = self.projection(key_dim, gain=1 / math.sqrt(2))
+        self.out = self.projection(dim)
+        self.kernel, self.stride = self.window(config)
+        self.null = nn.Parameter(torch.zeros(2, dim)) if self.kernel > 1 else None
+        self.pool_key, self.pool_value = self.pool(), self.pool()
+
+    @staticmethod
+    def window(config: Any) -> tuple[int, int]:
+        """(kernel, stride)."""
+        raise NotImplementedError
+
+    def pool(self) -> nn.Module:
+        """What makes one vector of a window: (windows_BNKD, real_BNK or None) → pooled_BND."""
+        raise NotImplementedError
+
+    @classmethod
+    def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
+        null = 2 * dim * (cls.window(config)[0] > 1)
+        return int(2 * dim * (dim + (memory_dim or dim)) + 4 * dim * config.bias + null)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        memory_BSM: Tensor | None = None,
+        *,
+        pad_BS: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        right_padded = memory_BSM is None and positions_BT is None
+        rows = align(x_BTD if memory_BSM is None else memory_BSM, pad_BS, right_padded=right_padded)
+        state = self._compress(rows.x_BTD, rows.pad_BT)
+        if self.role is not Role.CAUSAL:
+            return self._read(x_BTD, state)
+        return rows.restore(self._read(rows.x_BTD, state))
+
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+        if self.role is Role.ENCODER:
+            return super().start(batch, memory_BSM, pad_BS=pad_BS)
+        if self.role is Role.CROSS:
+            assert memory_BSM is not None
+            rows = align(memory_BSM, pad_BS, right_padded=False)
+            return self._compress(rows.x_BTD, rows.pad_BT)
+        nothing_B0D = self.out.weight.new_zeros(batch, 0, self.dim)
+        key_BHNE, value_BHNE = self._with_null(nothing_B0D, nothing_B0D)
+        return {"key": key_BHNE, "value": value_BHNE, "keys": nothing_B0D, "values": nothing_B0D}
+
+    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+        """`keys` and `values` wait for the window that they begin; `key` and `value` are of the complete ones."""
+        if self.role is Role.CROSS:
+            return self._read(x_B1D, state), state
+        keys_BKD = torch.cat([state["keys"], self.key(x_B1D)], 1)
+        values_BKD = torch.cat([state["values"], self.value(x_B1D)], 1)
+        key_BHNE, value_BHNE = state["key"], state["value"]
+        if keys_BKD.shape[1] == self.kernel:
+            key_BHNE = torch.cat([key_BHNE, self.split(self.pool_key(keys_BKD[:, None], None))], 2)
+            value_BHNE = torch.cat([value_BHNE, self.split(self.pool_value(values_BKD[:, None], None))], 2)
+            keys_BKD, values_BKD = keys_BKD[:, self.stride :], values_BKD[:, self.stride :]
+        y_B1D = self._attend(x_B1D, key_BHNE, value_BHNE, None)
+        return y_B1D, {"key": key_BHNE, "value": value_BHNE, "keys": keys_BKD, "values": values_BKD}
+
+    def _compress(self, keys_from_BSM: Tensor, pad_BS: Tensor | None) -> State:
+        """The windows' keys and values, BHNE, after the null key's, and which of them exist in a row, BN."""
+        keys_BNKD, values_BNKD = (self._windows(x(keys_from_BSM)) for x in (self.key, self.value))
+        real_BS = torch.ones_like(keys_from_BSM[:1, :, 0], dtype=torch.bool) if pad_BS is None else ~pad_BS
+        real_BNK = self._windows(real_BS[..., None])[..., 0]
+        key_BND, value_BND = self.pool_key(keys_BNKD, real_BNK), self.pool_value(values_BNKD, real_BNK)
+        key_BHNE, value_BHNE = self._with_null(key_BND, value_BND)
+        if pad_BS is None:
+            return {"key": key_BHNE, "value": value_BHNE, "exists": None}
+        exists_BN = real_BNK.any(-1)
+        if self.null is not None:
+            exists_BN = torch.cat([real_BS.any(-1, keepdim=True), exists_BN], 1)
+        return {"key": key_BHNE, "value": value_BHNE, "exists": exists_BN}
+
+    def _windows(self, x_BSD: Tensor) -> Tensor:
+        """x_BNKD, with zeros past the end: as many windows as begin within the length."""
+        length = x_BSD.shape[1]
+        windows = -(-length // self.stride)
+        missing = (windows - 1) * self.stride + self.kernel - length
+        return functional.pad(x_BSD, (0, 0, 0, missing)).unfold(1, self.kernel, self.stride).transpose(-1, -2)
+
+    def _with_null(self, key_BND: Tensor, value_BND: Tensor) -> tuple[Tensor, Tensor]:
+        """Heads split, after the null key's and value's."""
+        if self.null is not None:
+            null_key_B1D, null_value_B1D = self.null[:, None, None].expand(-1, len(key_BND), -1, -1).to(key_BND.dtype)
+            key_BND, value_BND = torch.cat([null_key_B1D, key_BND], 1), torch.cat([null_value_B1D, value_BND], 1)
+        return self.split(key_BND), self.split(value_BND)
+
+    def _read(self, x_BTD: Tensor, state: State) -> Tensor:
+        seen_BHTN = None if state["exists"] is None else state["exists"][:, None, None]
+        if self.role is Role.CAUSAL:
+            complete_TN = self._complete(x_BTD.shape[1], state["key"].shape[2], x_BTD.device)
+            seen_BHTN = complete_TN if seen_BHTN is None else seen_BHTN & complete_TN
+        return self._attend(x_BTD, state["key"], state["value"], seen_BHTN)
+
+    def _complete(self, length: int, keys: int, device: torch.device) -> Tensor:
+        """mask_TN: True where position t sees a key, that of a window that ends at or before t, or the null key."""
+        nulls = 0 if self.null is None else 1
+        last_N = torch.arange(keys - nulls, device=device) * self.stride + self.kernel - 1
+        return torch.arange(length, device=device)[:, None] >= functional.pad(last_N, (nulls, 0))
+
+    def _attend(self, x_BTD: Tensor, key_BHNE: Tensor, value_BHNE: Tensor, seen_BHTN: Tensor | None) -> Tensor:
+        dropout = self.config.dropout if self.training else 0.0
+        y_BHTE = attend(self.split(self.query(x_BTD)), key_BHNE, value_BHNE, bias=seen_BHTN, dropout=dropout)
+        return self.out(self.join(y_BHTE))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class MemoryCompressedConfig(HeadedConfig):
+    """Dot-product attention to keys and values that strided convolutions make fewer: O(T S D / compression) time."""
+
+    compression: int = 3  # positions that become one key and one value: the convolutions' kernel and stride
+
+
+@attentions.register("memory_compressed", MemoryCompressedConfig)
+class MemoryCompressedAttention(PooledKeysAttention):
+    """softmax(Q conv(K)ᵀ / √E) conv(V) per head (Liu et al. 2018, section 4.2.3), each head convolved by itself.
+
+    Parameters: 2 D² + 2 M D (+ 4 D bias), 2 (D E r + D) of the convolutions (without D if bias=False), where r is
+    `compression`, and 2 D of the null key and value where r > 1.
+    """
+
+    @staticmethod
+    def window(config: Any) -> tuple[int, int]:
+        if config.compression < 1:
+            raise UserError(f"attention.compression={config.compression} must be at least 1.")
+        return config.compression, config.compression
+
+    def pool(self) -> nn.Module:
+        return ConvolutionPool(self.heads, self.head_dim, kernel=self.kernel, bias=self.config.bias)
+
+    @classmethod
+    def parameter_count(cls, config: MemoryCompressedConfig, *, dim: int, memory_dim: int | None = None) -> int:
+        assert config.heads is not None
+        convolution = dim * (dim // config.heads) * config.compression + dim * config.bias
+        return super().parameter_count(config, dim=dim, memory_dim=memory_dim) + 2 * convolution
+
+
+@dataclass(frozen=True)
+class PooledConfig(HeadedConfig):
+    """Dot-product attention to the means or maxima of neighbouring keys and values: O(T S D / stride) time."""
+
+    pool: Literal["mean", "max"] = "mean"  # what a window becomes
+    kernel: int = 3  # positions of a window
+    stride: int = 3  # positions from the start of a window to that of the next; at most kernel
+
+
+@attentions.register("pooled", PooledConfig)
+class PooledAttention(PooledKeysAttention):
+    """softmax(Q pool(K)ᵀ / √E) pool(V), pool the mean or, feature by feature, the maximum of what a window holds.
+
+    Parameters: 2 D² + 2 M D (+ 4 D bias), and 2 D of the null key and value where kernel > 1. With windows of one
+    position it is softmax attention.
+    """
+
+    @staticmethod
+    def window(config: Any) -> tuple[int, int]:
+        if not 1 <= config.stride <= config.kernel:
+            raise UserError(
+                f"attention.stride={config.stride} must be from 1 to attention.kernel={config.kernel}, "
+                "or positions are left out."
+            )
+        return config.kernel, config.stride
+
+    def pool(self) -> nn.Module:
+        return {"mean": MeanPool, "max": MaxPool}[self.config.pool]()
+
+
+class MeanPool(nn.Module):
+    """The mean of what is real in a window; 0 where nothing is."""
+
+    def forward(self, x_BNKD: Tensor, real_BNK: Tensor | None) -> Tensor:
+        if real_BNK is None:
+            return x_BNKD.mean(-2)
+        total_BND = x_BNKD.masked_fill(~real_BNK[..., None], 0).sum(-2)
+        return total_BND / real_BNK.sum(-1, keepdim=True).clamp(min=1)
+
+
+class MaxPool(nn.Module):
+    """The largest of what is real in a window, by feature; 0 where nothing is."""
+
+    def forward(self, x_BNKD: Tensor, real_BNK: Tensor | None) -> Tensor:
+        if real_BNK is None:
+            return x_BNKD.amax(-2)
+        largest_BND = x_BNKD.masked_fill(~real_BNK[..., None], torch.finfo(x_BNKD.dtype).min).amax(-2)
+        return largest_BND.masked_fill(~real_BNK.any(-1, keepdim=True), 0)
+
+
+class ConvolutionPool(nn.Module):
+    """A linear map of a window, zeros where nothing is real, for each head by itself: H K E² (+ H E bias) weights."""
+
+    def __init__(self, heads: int, head_dim: int, *, kernel: int, bias: bool) -> None:
+        super().__init__()
+        bound = math.sqrt(6 / (head_dim * (kernel + 1)))
+        self.weight = nn.Parameter(torch.empty(heads, kernel, head_dim, head_dim).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(heads * head_dim)) if bias else None
+
+    def forward(self, x_BNKD: Tensor, real_BNK: Tensor | None) -> Tensor:
+        if real_BNK is not None:
+            x_BNKD = x_BNKD.masked_fill(~real_BNK[..., None], 0)
+        x_BNKHE = x_BNKD.view(*x_BNKD.shape[:3], len(self.weight), -1)
+        y_BND = torch.einsum("bnkhe,hkef->bnhf", x_BNKHE, self.weight).flatten(2)
+        return y_BND if self.bias is None else y_BND + self.bias

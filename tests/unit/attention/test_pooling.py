@@ -1,0 +1,98 @@
+"""What is particular to pooled keys and memory-compressed attention, beyond the laws that all layers keep."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from seqtk.attention import Attention, Role, attentions
+from seqtk.attention.softmax import SoftmaxConfig
+from seqtk.errors import UserError
+from seqtk.schema import from_dict
+
+DIM = 8
+
+
+def build(kind: str, role: Role = Role.ENCODER, **fields: Any) -> Attention:
+    config = from_dict(attentions.config_type(kind), {"heads": 2, **fields})
+    return attentions.build(config, dim=DIM, role=role).eval().double()
+
+
+def drawn(layer: Attention) -> Attention:
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.6)
+    return layer
+
+
+def inputs(role: Role, length: int = 9) -> tuple[torch.Tensor, torch.Tensor | None]:
+    x_BTD, memory_BSM = torch.randn(2, 2, length, DIM, dtype=torch.float64)
+    return x_BTD, memory_BSM if role is Role.CROSS else None
+
+
+@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize("pool", ["mean", "max"])
+def test_windows_of_one_position_are_softmax_attention(role: Role, pool: str) -> None:
+    pooled = build("pooled", role, pool=pool, kernel=1, stride=1)
+    softmax = drawn(attentions.build(SoftmaxConfig(heads=2), dim=DIM, role=role).eval().double())
+    pooled.load_state_dict(softmax.state_dict(), strict=True)
+    x_BTD, memory_BSM = inputs(role)
+    torch.testing.assert_close(pooled(x_BTD, memory_BSM), softmax(x_BTD, memory_BSM))
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_a_convolution_that_takes_the_mean_is_the_mean(role: Role) -> None:
+    """Where all windows are whole: past a row's end the convolution reads zeros, which the mean leaves out."""
+    pooled = drawn(build("pooled", role))
+    compressed = build("memory_compressed", role)
+    weights = torch.eye(DIM // 2).expand(2, 3, -1, -1) / 3
+    shared = dict.fromkeys(["pool_key.weight", "pool_value.weight"], weights)
+    biases = dict.fromkeys(["pool_key.bias", "pool_value.bias"], torch.zeros(DIM))
+    compressed.load_state_dict(pooled.state_dict() | shared | biases)
+    x_BTD, memory_BSM = inputs(role)
+    torch.testing.assert_close(compressed(x_BTD, memory_BSM), pooled(x_BTD, memory_BSM))
+
+
+@pytest.mark.parametrize(("kind", "fields"), [("pooled", {}), ("memory_compressed", {}), ("pooled", {"kernel": 5})])
+def test_the_first_windows_are_seen_when_they_are_complete_and_the_null_before(
+    kind: str, fields: dict[str, Any]
+) -> None:
+    layer = drawn(build(kind, Role.CAUSAL, **fields))
+    x_BTD, _ = inputs(Role.CAUSAL)
+    changed = x_BTD.clone()
+    changed[:, 0] += 1
+    reached = (layer(changed) - layer(x_BTD)).abs().amax((0, 2)) > 1e-9
+    complete = layer.kernel - 1
+    assert reached[1:].tolist() == [t >= complete for t in range(1, 9)]
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 3), (4, 2), (5, 1), (1, 1)])
+def test_two_hundred_steps_equal_the_parallel_form(kernel: int, stride: int) -> None:
+    layer = drawn(build("pooled", Role.CAUSAL, kernel=kernel, stride=stride))
+    x_BTD, _ = inputs(Role.CAUSAL, length=200)
+    state, outputs = layer.start(2), []
+    for t in range(200):
+        y_B1D, state = layer.step(x_BTD[:, t : t + 1], state)
+        outputs.append(y_B1D)
+    torch.testing.assert_close(torch.cat(outputs, 1), layer(x_BTD))
+    assert state["keys"].shape[1] < kernel
+    assert state["key"].shape[2] == (200 - kernel) // stride + 1 + (kernel > 1)
+
+
+def test_parameters_of_the_convolutions() -> None:
+    config = from_dict(attentions.config_type("memory_compressed"), {"heads": 8, "bias": False})
+    with torch.device("meta"):
+        layer = attentions.build(config, dim=512, role=Role.CAUSAL)
+    assert sum(p.numel() for p in layer.parameters()) == 4 * 512**2 + 2 * 512 * 64 * 3 + 2 * 512
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "key"),
+    [
+        ("pooled", {"kernel": 2, "stride": 3}, "stride"),
+        ("pooled", {"stride": 0}, "stride"),
+        ("memory_compressed", {"compression": 0}, "compression"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(kind: str, fields: dict[str, int], key: str) -> None:
+    with pytest.raises(UserError, match=rf"attention\.{key}="):
+        build(kind, **fields)
