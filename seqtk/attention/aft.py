@@ -1,0 +1,218 @@
+"""Attention Free Transformers (Zhai et al. 2021, arXiv 2105.14103): every channel has weights of its own.
+
+B batch, T length (S as keys), D width, L longest input, K rank of the position biases, W window, N blocks of W.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seqtk.attention.base import Attention, AttentionConfig, Role, State, attentions
+from seqtk.attention.parts import check_at_least_one, xavier_linear
+from seqtk.attention.precision import wide
+from seqtk.attention.rows import align
+from seqtk.attention.weighed import NOTHING, Weighed, blocks_of, running, weigh_all, weigh_one_by_one, weigh_past
+
+
+@dataclass(frozen=True)
+class AftSimpleConfig(AttentionConfig):
+    """Each channel's mean of values, weighed by exp(key), times a gate: 4 D² weights, O(T D) beside its projections."""
+
+    bias: bool = True  # of the projections
+
+
+@attentions.register("aft_simple", AftSimpleConfig)
+class AftSimple(Attention):
+    """y_t = out(sigmoid(q_t) ⊙ Σ_s exp(k_s) ⊙ v_s / Σ_s exp(k_s)), s real (and <= t in the causal role), no heads.
+
+    Zhai et al. 2021, section 3.2. Parameters: 4 D² (+ 4 D bias). O(T D) time and memory, a step is O(D); causal sums
+    are scanned as means with logarithmic weights, so that no key, however large, spoils what comes before it.
+    """
+
+    roles = Role.ENCODER | Role.CAUSAL
+
+    def __init__(self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        self.query = xavier_linear(dim, dim, bias=config.bias)
+        self.key = xavier_linear(dim, dim, bias=config.bias)
+        self.value = xavier_linear(dim, dim, bias=config.bias)
+        self.out = xavier_linear(dim, dim, bias=config.bias)
+
+    @classmethod
+    def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
+        return int(4 * dim * (dim + config.bias))
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        memory_BSM: Tensor | None = None,
+        *,
+        pad_BS: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        self.check_length(x_BTD.shape[1])
+        rows = align(x_BTD, pad_BS, right_padded=positions_BT is None)
+        key_BTD, value_BTD = self.keys_and_values(rows.x_BTD)
+        pad_BT1 = None if rows.pad_BT is None else rows.pad_BT[..., None]
+        if pad_BT1 is not None:
+            key_BTD, value_BTD = key_BTD.masked_fill(pad_BT1, NOTHING), value_BTD.masked_fill(pad_BT1, 0)
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            mean_BTD = self.means(key_BTD, value_BTD)
+        if pad_BT1 is not None:
+            mean_BTD = mean_BTD.masked_fill(pad_BT1, 0)
+        return rows.restore(self.gate(rows.x_BTD, mean_BTD))
+
+    def means(self, key_BTD: Tensor, value_BTD: Tensor) -> Tensor:
+        """The weighed mean at each position, BTD, or B1D where it is the same at all."""
+        if self.role is Role.CAUSAL:
+            return running(Weighed(key_BTD, value_BTD)).mean
+        return (key_BTD.softmax(1) * value_BTD).sum(1, keepdim=True)
+
+    def keys_and_values(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """In float32 or wider."""
+        return wide(self.key(x_BTD)), wide(self.value(x_BTD))
+
+    def gate(self, x_BTD: Tensor, mean_BTD: Tensor) -> Tensor:
+        """The output, from the weighed means."""
+        return self.out(self.query(x_BTD).sigmoid() * mean_BTD.to(self.out.weight.dtype))  # type: ignore[no-any-return]
+
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+        zeros_B1D = wide(self.key.weight).new_zeros(batch, 1, self.dim)
+        return {"log": zeros_B1D + NOTHING, "mean": zeros_B1D}
+
+    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+        now = Weighed(state["log"], state["mean"]).merge(Weighed(*self.keys_and_values(x_B1D)))
+        return self.gate(x_B1D, now.mean), now._asdict()
+
+
+@dataclass(frozen=True)
+class AftFullConfig(AftSimpleConfig):
+    """Each channel's mean of values, weighed by exp(key + position bias): 4 D² + 2 L K weights, O(T² D) time."""
+
+    max_length: int = 256  # the longest input; the position biases are of this size
+    rank: int = 128  # of the matrix of position biases
+
+
+@attentions.register("aft_full", AftFullConfig)
+class AftFull(AftSimple):
+    """y_t = out(sigmoid(q_t) ⊙ Σ_s exp(k_s + w_ts) ⊙ v_s / Σ_s exp(k_s + w_ts)), w = u vᵀ over positions.
+
+    Zhai et al. 2021, section 3.1; w of rank K as in the paper. Parameters: 4 D² (+ 4 D bias) + 2 L K. O(T² D) time as
+    matrix products, O(T² + T D) memory; a step is O(t D).
+    """
+
+    def __init__(self, config: AftFullConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        check_at_least_one(config, "max_length", "rank")
+        deviation = (0.01 / config.rank) ** 0.25  # an element of u vᵀ then has one of 0.1
+        self.position_query = nn.Parameter(torch.randn(config.max_length, config.rank) * deviation)
+        self.position_key = nn.Parameter(torch.randn(config.max_length, config.rank) * deviation)
+
+    @classmethod
+    def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
+        return super().parameter_count(config, dim=dim) + int(2 * config.max_length * config.rank)
+
+    @property
+    def max_length(self) -> int | None:
+        return int(self.config.max_length)
+
+    @property
+    def window(self) -> int:
+        """Positions s with |t - s| below it have a bias."""
+        return int(self.config.max_length)
+
+    def means(self, key_BTD: Tensor, value_BTD: Tensor) -> Tensor:
+        length = key_BTD.shape[1]
+        query_TK, key_TK = (wide(factor[:length]) for factor in (self.position_query, self.position_key))
+        if length > self.window:
+            return self._means_by_block(query_TK, key_TK, key_BTD, value_BTD)
+        weigh = weigh_past if self.role is Role.CAUSAL else weigh_all
+        return weigh(query_TK @ key_TK.T, key_BTD, value_BTD).mean
+
+    def _means_by_block(self, query_TK: Tensor, key_TK: Tensor, key_BTD: Tensor, value_BTD: Tensor) -> Tensor:
+        """By blocks as long as the window: own block and neighbours with their biases, and the rest, which has none."""
+        size, length = self.window, len(query_TK)
+        query_NWK, place_NWK = _blocks(query_TK, size, 0), _blocks(key_TK, size, 0)
+        key_BNWD, value_BNWD = _blocks(key_BTD, size, NOTHING), _blocks(value_BTD, size, 0)
+        own = query_NWK @ place_NWK.transpose(-1, -2)
+        before = (query_NWK @ _shifted(place_NWK, 1, 0).transpose(-1, -2)).triu(1)
+        whole = weigh_all(key_BTD.new_zeros(1, size), key_BNWD, value_BNWD)
+        blocks = Weighed(whole.log[..., 0, :], whole.mean[..., 0, :])
+        rest = running(blocks).delayed(2)
+        key_before, value_before = _shifted(key_BNWD, 1, NOTHING), _shifted(value_BNWD, 1, 0)
+        if self.role is Role.CAUSAL:
+            near = weigh_past(own, key_BNWD, value_BNWD).merge(weigh_all(before, key_before, value_before))
+        else:
+            after = (query_NWK @ _shifted(place_NWK, -1, 0).transpose(-1, -2)).tril(-1)
+            near = weigh_all(
+                torch.cat([before, own, after], -1),
+                torch.cat([key_before, key_BNWD, _shifted(key_BNWD, -1, NOTHING)], -2),
+                torch.cat([value_before, value_BNWD, _shifted(value_BNWD, -1, 0)], -2),
+            )
+            rest = rest.merge(running(blocks.flip()).delayed(2).flip())
+        near = near.merge(Weighed(rest.log[..., None, :], rest.mean[..., None, :]))
+        return near.mean.flatten(1, 2)[:, :length]
+
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+        empty_B0D = wide(self.key.weight).new_zeros(batch, 0, self.dim)
+        # `past` is as long as the positions so far, and holds nothing.
+        return {"key": empty_B0D, "value": empty_B0D, "past": empty_B0D[..., :0], "log": None, "mean": None}
+
+    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+        past_Bt0 = functional.pad(state["past"], (0, 0, 0, 1))
+        length = past_Bt0.shape[1]
+        self.check_length(length)
+        key_BSD, value_BSD = (
+            torch.cat([state[name], new], 1)
+            for name, new in zip(("key", "value"), self.keys_and_values(x_B1D), strict=True)
+        )
+        first = length - key_BSD.shape[1]
+        bias_1S = wide(self.position_query[length - 1 : length]) @ wide(self.position_key[first:length]).T
+        older = None if state["log"] is None else Weighed(state["log"], state["mean"])
+        now = weigh_one_by_one(bias_1S, key_BSD, value_BSD)
+        now = now if older is None else now.merge(older)
+        if key_BSD.shape[1] == self.window and self.window < self.config.max_length:  # the oldest leaves the window
+            left = Weighed(key_BSD[:, :1], value_BSD[:, :1])
+            older = left if older is None else older.merge(left)
+            key_BSD, value_BSD = key_BSD[:, 1:], value_BSD[:, 1:]
+        log, mean = older or (None, None)
+        after = {"key": key_BSD, "value": value_BSD, "past": past_Bt0, "log": log, "mean": mean}
+        return self.gate(x_B1D, now.mean), after
+
+
+@dataclass(frozen=True)
+class AftLocalConfig(AftFullConfig):
+    """As aft_full, but only positions nearer than a window have a bias: 4 D² + 2 L K weights, O(T W D) time."""
+
+    window: int = 32  # positions s with |t - s| < window have a bias
+
+
+@attentions.register("aft_local", AftLocalConfig)
+class AftLocal(AftFull):
+    """As `AftFull`, with w_ts = 0 where |t - s| >= W: all are still seen (Zhai et al. 2021, section 3.2).
+
+    Parameters: 4 D² (+ 4 D bias) + 2 L K. O(T W D) time, O(T W + T D) memory; a step is O(W D).
+    """
+
+    def __init__(self, config: AftLocalConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        check_at_least_one(config, "window")
+
+    @property
+    def window(self) -> int:
+        return int(self.config.window)
+
+
+def _blocks(x_TD: Tensor, size: int, filler: float) -> Tensor:
+    """...TD → ...NWD, the end filled up."""
+    return blocks_of(functional.pad(x_TD, (0, 0, 0, -x_TD.shape[-2] % size), value=filler), size)
+
+
+def _shifted(x_NWD: Tensor, by: int, filler: float) -> Tensor:
+    """At each block the one before (`by` = 1) or after it (-1)."""
+    if by > 0:
+        return functional.pad(x_NWD[..., :-1, :, :], (0, 0, 0, 0, 1, 0), value=filler)
+    return functional.pad(x_NWD[..., 1:, :, :], (0, 0, 0, 0, 0, 1), value=filler)

@@ -1,0 +1,154 @@
+"""Attention Free Transformers: equality limits, stability, long rows step by step, and no T × T tensor."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from seqtk.attention import Attention, AttentionConfig, Role, attentions
+from seqtk.attention.aft import AftFullConfig, AftLocalConfig, AftSimpleConfig
+from seqtk.attention.weighed import Weighed, running, weigh_past
+from seqtk.errors import UserError
+
+DIM = 8
+SELF = [Role.ENCODER, Role.CAUSAL]
+
+
+def build(config: AttentionConfig, role: Role, *, like: Attention | None = None) -> Attention:
+    layer = attentions.build(config, dim=DIM, role=role).double().eval()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    if like is not None:
+        layer.load_state_dict(like.state_dict(), strict=False)
+    return layer
+
+
+def rows(length: int = 37) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([length, length - 5, 1])
+    x_BTD = torch.randn(3, length, DIM, dtype=torch.float64)
+    return x_BTD, torch.arange(length) >= lengths[:, None]
+
+
+def same(first: Attention, second: Attention) -> None:
+    x_BTD, pad_BT = rows()
+    difference = first(x_BTD, pad_BS=pad_BT) - second(x_BTD, pad_BS=pad_BT)
+    assert difference[~pad_BT].abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("role", SELF)
+def test_without_position_biases_full_is_simple(role: Role) -> None:
+    full = build(AftFullConfig(max_length=40, rank=3), role)
+    torch.nn.init.zeros_(full.get_parameter("position_key"))
+    same(full, build(AftSimpleConfig(), role, like=full))
+
+
+@pytest.mark.parametrize("role", SELF)
+@pytest.mark.parametrize("window", [37, 40, 100])
+def test_a_window_as_long_as_the_input_is_full(role: Role, window: int) -> None:
+    full = build(AftFullConfig(max_length=40, rank=3), role)
+    same(full, build(AftLocalConfig(max_length=40, rank=3, window=window), role, like=full))
+
+
+@pytest.mark.parametrize("role", SELF)
+@pytest.mark.parametrize("window", [1, 5, 12, 36])
+def test_a_window_is_full_with_the_other_biases_zero(role: Role, window: int) -> None:
+    layer = build(AftLocalConfig(max_length=40, rank=3, window=window), role)
+    x_BTD, _ = rows()
+    key, value = (layer.get_submodule(name)(x_BTD) for name in ("key", "value"))
+    bias_TS = (layer.get_parameter("position_query") @ layer.get_parameter("position_key").T)[:37, :37]
+    place = torch.arange(37)
+    distance_TS = place[:, None] - place
+    logits_BTSD = bias_TS.masked_fill(distance_TS.abs() >= window, 0)[..., None] + key[:, None]
+    if role is Role.CAUSAL:
+        logits_BTSD = logits_BTSD.masked_fill((distance_TS < 0)[..., None], -torch.inf)
+    mean_BTD = (logits_BTSD.softmax(2) * value[:, None]).sum(2)
+    expected = layer.get_submodule("out")(layer.get_submodule("query")(x_BTD).sigmoid() * mean_BTD)
+    torch.testing.assert_close(layer(x_BTD), expected, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 8, 13, 64, 65])
+def test_running_means_at_every_length(length: int) -> None:
+    log, mean = torch.randn(2, 2, length, 3, dtype=torch.float64) * 5
+    actual = running(Weighed(log, mean))
+    for t in range(length):
+        torch.testing.assert_close(actual.log[:, t], log[:, : t + 1].logsumexp(1))
+        torch.testing.assert_close(actual.mean[:, t], (log[:, : t + 1].softmax(1) * mean[:, : t + 1]).sum(1))
+    past = weigh_past(torch.zeros(length, length, dtype=torch.float64), log, mean)
+    torch.testing.assert_close(past.mean, actual.mean)
+    torch.testing.assert_close(past.log, actual.log)
+
+
+CONFIGS = [
+    AftSimpleConfig(),
+    AftFullConfig(max_length=200, rank=3),
+    AftLocalConfig(max_length=200, rank=3, window=9),
+]
+
+
+def named(config: AttentionConfig) -> str:
+    return attentions.name_of(type(config))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=named)
+def test_a_later_key_however_large_changes_nothing_before_it(config: AttentionConfig) -> None:
+    """In float32, where exp(key) overflows and anything scaled by it vanishes."""
+    layer = build(config, Role.CAUSAL).float()
+    x_BTD = torch.randn(1, 50, DIM)
+    loud = x_BTD.clone()
+    loud[:, 30:] *= 1000
+    torch.testing.assert_close(layer(loud)[:, :30], layer(x_BTD)[:, :30])
+    x_BTD = loud.requires_grad_()
+    layer(x_BTD).sum().backward()
+    assert x_BTD.grad is not None
+    assert x_BTD.grad.isfinite().all()
+    assert layer(x_BTD).isfinite().all()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=named)
+def test_two_hundred_steps_equal_the_parallel_form(config: AttentionConfig) -> None:
+    layer = build(config, Role.CAUSAL)
+    x_BTD = torch.randn(2, 200, DIM, dtype=torch.float64)
+    state, outputs = layer.start(2), []
+    for t in range(200):
+        y_B1D, state = layer.step(x_BTD[:, t : t + 1], state)
+        outputs.append(y_B1D)
+    torch.testing.assert_close(torch.cat(outputs, 1), layer(x_BTD), atol=1e-10, rtol=1e-10)
+    held = sum(leaf.numel() for leaf in state.values() if leaf is not None)
+    assert held == {"aft_simple": 2, "aft_full": 2 * 200, "aft_local": 2 * 8 + 2}[named(config)] * 2 * DIM
+
+
+class LargestTensor(TorchDispatchMode):
+    """The most elements that any operation gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("role", SELF)
+@pytest.mark.parametrize("config", [AftSimpleConfig(), AftLocalConfig(max_length=4096, rank=3, window=16)], ids=named)
+def test_no_tensor_grows_with_the_square_of_the_length(config: AttentionConfig, role: Role) -> None:
+    layer = build(config, role)
+    largest = []
+    for length in (1024, 4096):
+        with LargestTensor() as seen:
+            layer(torch.randn(1, length, DIM, dtype=torch.float64)).sum().backward()
+        largest.append(seen.elements)
+    assert largest[1] <= 4 * largest[0]
+    assert largest[1] < 4096**2 / 16
+
+
+@pytest.mark.parametrize(("field", "config"), [
+    ("rank", AftFullConfig(rank=0)), ("max_length", AftFullConfig(max_length=0)), ("window", AftLocalConfig(window=0)),
+])  # fmt: skip
+def test_sizes_below_one_are_refused(field: str, config: AttentionConfig) -> None:
+    with pytest.raises(UserError, match=rf"attention\.{field}=0"):
+        attentions.build(config, dim=DIM, role=Role.ENCODER)
