@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from seqtk.data.dictionaries import Tokens
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.data.subwords import train_tokenizer
 from seqtk.data.vocabulary import EOS, UNK
@@ -52,8 +53,8 @@ def _bench_tokenized(folder: Path, *, rounds: int) -> None:
     cores = available_cores()
     timed: dict[str, Callable[[], object]] = {
         "per-line dictionary loop (split, look up, append)": partial(_dictionary_loop, folder),
-        "seqtk-preprocess, 1 worker": partial(_ours, folder, workers=1, tokenized=True),
-        f"seqtk-preprocess, {cores} workers": partial(_ours, folder, workers=cores, tokenized=True),
+        "seqtk-preprocess, 1 worker": partial(_ours, folder, workers=1, tokens="words"),
+        f"seqtk-preprocess, {cores} workers": partial(_ours, folder, workers=cores, tokens="words"),
     }
     seconds = _best(timed, rounds)
     tokens = sum(len(line.split()) + 1 for path in folder.glob("text.*") for line in path.open(encoding="utf-8"))
@@ -91,7 +92,7 @@ def _bench_raw(folder: Path, *, rounds: int) -> None:
             print(f"  {name:50} {len(lines) / taken:12,.0f} lines/s   {taken / baseline:5.2f} x the encoder's time")
 
 
-def _ours(folder: Path, *, workers: int, tokenized: bool = False, sentencepiece: str | None = None) -> None:
+def _ours(folder: Path, *, workers: int, tokens: Tokens = "sentencepiece", sentencepiece: str | None = None) -> None:
     with _new_directory(folder) as destination:
         config = PreprocessConfig(
             source_lang="xx",
@@ -99,7 +100,7 @@ def _ours(folder: Path, *, workers: int, tokenized: bool = False, sentencepiece:
             train=f"{folder}/text",
             destdir=str(destination),
             workers=workers,
-            tokenized=tokenized,
+            tokens=tokens,
             sentencepiece=sentencepiece,
         )
         preprocess(config)

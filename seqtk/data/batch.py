@@ -68,6 +68,25 @@ class TranslationBatch(Batch):
         )
 
 
+@dataclass(frozen=True)
+class LanguageBatch(Batch):
+    """Pieces of a stream of tokens, padded with PAD on the right."""
+
+    previous_BT: Tensor
+    """What the model reads: at each position the token before its target."""
+    target_BT: Tensor
+    """PAD where nothing is to be predicted: behind a row's end, or in what a row is only given to know."""
+
+    def without_weight(self) -> Self:
+        return dataclasses.replace(
+            self,
+            ids_B=self.ids_B[:1],
+            previous_BT=self.previous_BT[:1],
+            target_BT=torch.full_like(self.target_BT[:1], PAD),
+            weight=0,
+        )
+
+
 def pad_rows(rows: Sequence[np.ndarray]) -> Tensor:
     """rows_BT: the id sequences as one int64 tensor, PAD on the right."""
     padded = np.full((len(rows), max(map(len, rows))), PAD, dtype=np.int64)
@@ -89,4 +108,15 @@ def collate_pairs(examples: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> Tra
         source_BS=pad_rows(sources),
         previous_BT=previous_BT,
         target_BT=target_BT,
+    )
+
+
+def collate_blocks(examples: Sequence[tuple[int, np.ndarray]]) -> LanguageBatch:
+    """The batch of `(index, ids)`: the first of the ids is only read, every other one is to be predicted."""
+    indices, blocks = zip(*examples, strict=True)
+    return LanguageBatch(
+        ids_B=torch.tensor(indices),
+        weight=sum(map(len, blocks)) - len(blocks),
+        previous_BT=pad_rows([block[:-1] for block in blocks]),
+        target_BT=pad_rows([block[1:] for block in blocks]),
     )

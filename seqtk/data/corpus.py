@@ -79,8 +79,10 @@ def find_text(prefix: str, lang: str | None) -> Path:
     )
 
 
-def check_text(path: Path) -> int:
-    """The number of lines of a file, once all of it was found readable and UTF-8."""
+def check_text(path: Path, utf8: bool = True) -> int:
+    """The number of lines of a file, once all of it was found readable and, unless `utf8` is false, UTF-8."""
+    if not utf8:
+        return _count_lines(path)
     lines = 0
     rest = b""
     with open_text(path) as file:
@@ -89,6 +91,15 @@ def check_text(path: Path) -> int:
             rest = chunk[chunk.rfind(b"\n") + 1 :] if b"\n" in chunk else rest + chunk
     _check_utf8(rest, path, lines)
     return lines + bool(rest)
+
+
+def _count_lines(path: Path) -> int:
+    lines, last = 0, b"\n"
+    with open_text(path) as file:
+        while chunk := _read(file, path):
+            lines += chunk.count(b"\n")
+            last = chunk[-1:]
+    return lines + (last != b"\n")
 
 
 def check_equal(paths: Sequence[Path], lines: Sequence[int]) -> None:

@@ -7,11 +7,16 @@ from typing import Literal
 
 from seqtk.data.corpus import Text, TextConfig, read_blocks, sample_lines
 from seqtk.data.subwords import train_tokenizer
+from seqtk.data.symbols import SymbolCounter, byte_vocabulary
 from seqtk.data.tokenizer import Tokenizer
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.data.words import WordCounter
 from seqtk.data.workers import ordered_map
 from seqtk.errors import UserError
+
+Tokens = Literal["sentencepiece", "words", "characters", "bytes"]
+
+LineEnd = Literal["eos", "newline"]
 
 _COUNTED_BYTES = 2 << 20  # large enough that adding up the counts of blocks costs little
 
@@ -20,7 +25,7 @@ _COUNTED_BYTES = 2 << 20  # large enough that adding up the counts of blocks cos
 class VocabularyConfig(TextConfig):
     """How text becomes tokens and where the vocabulary of the tokens comes from."""
 
-    tokenized: bool = False  # the text is tokenised: split it at white space and count its words
+    tokens: Tokens = "sentencepiece"  # pieces of a model | words between white space | characters | bytes
     joint: bool = True  # one vocabulary (and one model) for both languages
     vocab_size: int = 8000  # rows of the vocabulary of a new SentencePiece model, the four special symbols included
     model_type: Literal["bpe", "unigram"] = "bpe"  # kind of the new SentencePiece model
@@ -32,9 +37,23 @@ class VocabularyConfig(TextConfig):
     target_sentencepiece: str | None = None  # an existing model of the target, if not joint
     source_dict: str | None = None  # an existing dictionary in fairseq's format; of both languages if joint
     target_dict: str | None = None  # an existing dictionary of the target, if not joint
-    threshold: int = -1  # words of tokenised text that are rarer get no row
+    threshold: int = -1  # words or characters that are rarer get no row
     nwords: int = -1  # rows of a counted vocabulary at most, the four special symbols included; -1: no limit
-    padding_factor: int = 8  # new vocabularies are filled up to a multiple of this
+    padding_factor: int = 8  # new vocabularies, but that of the 256 bytes, are filled up to a multiple of this
+    line_end: LineEnd | None = (
+        None  # newline: line feeds are tokens; null: that in one-sided bytes or characters, else eos
+    )
+
+    @property
+    def newlines(self) -> bool:
+        """Whether line feeds are tokens. Raises UserError where they cannot be."""
+        able = self.tokens in ("bytes", "characters") and len(self.langs) == 1
+        if self.line_end == "newline" and not able:
+            raise UserError(
+                "line_end=newline is for bytes or characters of one-sided text.",
+                "Set tokens=bytes or tokens=characters and leave target_lang= out, or leave line_end= out.",
+            )
+        return able and self.line_end != "eos"
 
 
 @dataclass(frozen=True)
@@ -75,25 +94,36 @@ def _make_side(
     notify: Callable[[str], None],
 ) -> Side:
     """What to encode the text of `train`'s files with."""
+    _check_asked(config, model, dictionary)
     tokenizer = Tokenizer.load(model) if model else None
-    if config.tokenized:
+    if config.tokens == "bytes":
+        return Side(byte_vocabulary(), None, counted=True)
+    if config.tokens != "sentencepiece":
         vocabulary = Vocabulary.load(dictionary) if dictionary else _count(config, _needed(train), workers=workers)
         return Side(vocabulary, tokenizer, counted=False)
     if tokenizer is None and dictionary:
         raise UserError(
             f"The dictionary {dictionary} is for tokens, but the text is raw.",
-            "Set tokenized=true if the text is tokenised, or sentencepiece= to the model that made the dictionary.",
+            "Set tokens=words if the text is tokenised, or sentencepiece= to the model that made the dictionary.",
         )
     tokenizer = tokenizer or _train(config, _needed(train), notify=notify)
     vocabulary = Vocabulary.load(dictionary) if dictionary else tokenizer.vocabulary().padded(config.padding_factor)
     return Side(vocabulary, tokenizer, counted=dictionary is None)
 
 
+def _check_asked(config: VocabularyConfig, model: str | None, dictionary: str | None) -> None:
+    """Refuse an existing vocabulary where the tokens leave no use for one."""
+    if config.tokens == "bytes" and (model or dictionary):
+        raise UserError("tokens=bytes has a vocabulary of its own: leave sentencepiece= and source_dict= out.")
+    if config.tokens == "characters" and model:
+        raise UserError("tokens=characters needs no model: leave sentencepiece= out.")
+
+
 def _needed(train: Text | None) -> Text:
     if train is None:
         raise UserError(
             "There is no training text to learn a vocabulary from.",
-            "Set train=, or take an existing vocabulary: sentencepiece=, or source_dict= with tokenized=true.",
+            "Set train=, or take an existing vocabulary: sentencepiece=, or source_dict= with tokens=words.",
         )
     return train
 
@@ -117,10 +147,11 @@ def _train(config: VocabularyConfig, train: Text, *, notify: Callable[[str], Non
 
 
 def _count(config: VocabularyConfig, train: Text, *, workers: int) -> Vocabulary:
-    """The vocabulary of the words of all of `train`'s files."""
+    """The vocabulary of the words or characters of all of `train`'s files."""
     blocks = ((lines,) for path in train.paths for (lines,) in read_blocks([path], block_bytes=_COUNTED_BYTES))
+    counter = SymbolCounter(newlines=config.newlines) if config.tokens == "characters" else WordCounter()
     counts: Counter[bytes] = Counter()
-    for block in ordered_map(WordCounter(), blocks, workers=workers):
+    for block in ordered_map(counter, blocks, workers=workers):
         counts.update(block)
     return Vocabulary.from_counts(
         {word.decode("utf-8"): count for word, count in counts.items()},

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from seqtk.data.filters import LengthFilter
 from seqtk.data.indexed import dtype_for
+from seqtk.data.report import TextCount
 from seqtk.data.tokenizer import Tokenizer
 from seqtk.data.vocabulary import EOS, UNK, Vocabulary
 from seqtk.data.words import WordTable, joined, words_in_lines
@@ -20,7 +21,9 @@ Ids = npt.NDArray[Any]
 class LineEncoder(Protocol):
     """Encodes the lines of one language."""
 
-    vocabulary: Vocabulary
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What the ids are of."""
 
     def encode(self, lines: Sequence[bytes]) -> tuple[Ids, Ids]:
         """(ids of all lines one after the other, how many each line has): both without eos."""
@@ -76,12 +79,16 @@ def _fillers(vocabulary: Vocabulary) -> list[str]:
 
 @dataclass(frozen=True)
 class EncodedBlock:
-    """What became of one block: the ids and sizes (eos included) of the kept lines of each language, and counts."""
+    """What became of one block: the ids and sizes (eos included) of the kept lines of each language, and counts.
+
+    `text` is how large the block was, before any line was dropped, where it is one-sided.
+    """
 
     flats: tuple[Ids, ...]
     sizes: tuple[Ids, ...]
     lines: int
     dropped: dict[str, int]
+    text: TextCount | None
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,8 @@ class BlockEncoder:
 
     encoders: tuple[LineEncoder, ...]
     length_filter: LengthFilter
+    eos: bool = True
+    """Whether EOS closes each item."""
 
     def __call__(self, blocks: tuple[list[bytes], ...], filtered: bool) -> EncodedBlock:
         encoded = [encoder.encode(lines) for encoder, lines in zip(self.encoders, blocks, strict=True)]
@@ -99,12 +108,18 @@ class BlockEncoder:
             keep, dropped = self.length_filter(lengths)
             if not keep.all():
                 encoded = [(ids[np.repeat(keep, sizes)], sizes[keep]) for ids, sizes in encoded]
-        closed = [
-            _with_eos(ids, sizes, len(encoder.vocabulary))
+        stored = [
+            (_with_eos if self.eos else _stored)(ids, sizes, len(encoder.vocabulary))
             for encoder, (ids, sizes) in zip(self.encoders, encoded, strict=True)
         ]
-        flats, sizes = zip(*closed, strict=True)
-        return EncodedBlock(flats, sizes, len(blocks[0]), dropped)
+        flats, sizes = zip(*stored, strict=True)
+        text = TextCount.of(blocks[0]) if len(blocks) == 1 else None
+        return EncodedBlock(flats, sizes, len(blocks[0]), dropped, text)
+
+
+def _stored(ids: Ids, sizes: Ids, vocabulary_size: int) -> tuple[Ids, Ids]:
+    """The same items in the type they are stored in."""
+    return ids.astype(dtype_for(vocabulary_size)), sizes.astype(np.int32)
 
 
 def _with_eos(ids: Ids, sizes: Ids, vocabulary_size: int) -> tuple[Ids, Ids]:

@@ -80,9 +80,22 @@ class IndexedDataset:
         if not -self._length <= i < self._length:
             raise IndexError(f"item {i} of the {self._length} in {self.prefix}")
         start, size = self._place(int(i) % self._length)
-        if not size:
+        return self._read(start, size)
+
+    @property
+    def total(self) -> int:
+        """The number of ids in all items together."""
+        return len(self._data) // self._dtype.itemsize
+
+    def stream(self, start: int, end: int) -> npt.NDArray[np.int64]:
+        """The ids from number `start` up to `end` of all items one after the other."""
+        return self._read(start * self._dtype.itemsize, end - start)
+
+    def _read(self, start: int, count: int) -> npt.NDArray[np.int64]:
+        """`count` ids from byte `start` on."""
+        if not count:
             return np.zeros(0, dtype=np.int64)
-        ids = np.frombuffer(self._data, dtype=self._dtype, count=size, offset=start).astype(np.int64)
+        ids = np.frombuffer(self._data, dtype=self._dtype, count=count, offset=start).astype(np.int64)
         if self._shift:
             ids -= self._shift
         return ids

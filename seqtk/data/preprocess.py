@@ -15,12 +15,13 @@ from tqdm import tqdm
 
 from seqtk import __version__, schema
 from seqtk.data.corpus import BLOCK_BYTES, Text, check_equal, check_text, read_blocks
-from seqtk.data.dictionaries import Side, VocabularyConfig, make_sides
+from seqtk.data.dictionaries import Side, Tokens, VocabularyConfig, make_sides
 from seqtk.data.encoding import BlockEncoder, EncodedBlock, LineEncoder, PieceEncoder, WordEncoder
 from seqtk.data.filters import RULES, LengthFilter
 from seqtk.data.indexed import IndexedWriter
-from seqtk.data.report import Report, SideCount, SplitCount
+from seqtk.data.report import Report, SideCount, SplitCount, TextCount
 from seqtk.data.staging import refuse_overwriting, staged
+from seqtk.data.symbols import SymbolEncoder
 from seqtk.data.vocabulary import UNK, Vocabulary
 from seqtk.data.workers import available_cores, ordered_map
 from seqtk.errors import UserError
@@ -30,7 +31,7 @@ from seqtk.errors import UserError
 class PreprocessConfig(VocabularyConfig):
     """The text, its vocabulary, what to leave out of the training text, and where to write."""
 
-    min_length: int = 1  # training lines with fewer tokens are dropped; 0 keeps empty ones, too
+    min_length: int | None = None  # training lines with fewer tokens are dropped; null: 1 in pairs, 0 in one-sided text
     max_length: int | None = None  # training lines with more tokens are dropped
     max_ratio: float | None = None  # training pairs are dropped if one side is more than so many times the other
     destdir: str | None = None  # the data-bin directory to make
@@ -38,7 +39,9 @@ class PreprocessConfig(VocabularyConfig):
     workers: int = 0  # processes; 0: one for each core
 
 
-_WORTH_A_WORKER = {"raw": 4, "tokenized": 32}  # blocks that take longer to encode than a process to start
+_WORTH_A_WORKER = {"sentencepiece": 4, "words": 32, "characters": 128, "bytes": 256}
+"""Blocks that take longer to encode than a process to start."""
+
 _WORTH_A_CHECKER = 1 << 28  # bytes that take longer to check than a process to start
 _NOT_IN_THE_RECORD = ("destdir", "overwrite", "workers")  # what has no influence on the files
 
@@ -65,14 +68,18 @@ def preprocess(
     files = config.files()
     total_bytes = sum(path.stat().st_size for paths in files.values() for path in paths)
     cores = config.workers or available_cores()
-    worth = _WORTH_A_WORKER["tokenized" if config.tokenized else "raw"] * block_bytes
+    worth = _WORTH_A_WORKER[config.tokens] * block_bytes
     workers = min(cores, max(1, total_bytes // worth))
-    texts = _check(files, workers=min(cores, max(1, total_bytes // _WORTH_A_CHECKER)))
+    newlines = config.newlines
+    checkers = min(cores, max(1, total_bytes // _WORTH_A_CHECKER))
+    texts = _check(files, utf8=config.tokens != "bytes", workers=checkers)
     with staged(destination) as staging:
         train = next((text for text in texts if text.name == "train"), None)
         sides = make_sides(config, train, workers=workers, notify=notify)
-        length_filter = LengthFilter(config.min_length, config.max_length, config.max_ratio)
-        encode = BlockEncoder(tuple(_encoder(side, raw=not config.tokenized) for side in sides), length_filter)
+        shortest = len(config.langs) - 1 if config.min_length is None else config.min_length
+        length_filter = LengthFilter(shortest, config.max_length, config.max_ratio)
+        encoders = tuple(_encoder(side, config.tokens, newlines=newlines) for side in sides)
+        encode = BlockEncoder(encoders, length_filter, eos=not newlines)
         stream = (
             (blocks, text.name == "train")
             for text in texts
@@ -84,7 +91,7 @@ def preprocess(
         with closing(ordered_map(encode, stream, workers=workers)) as results, bar:
             splits = {text.name: writer.write_split(text, results, advance=bar.update) for text in texts}
         for text in texts:
-            if text.name != "train" and not config.tokenized:
+            if text.name != "train" and config.tokens == "sentencepiece":
                 writer.keep_text(text)
         writer.write_vocabularies()
         report = Report(dict(zip(names, (len(side.vocabulary) for side in sides), strict=True)), splits)
@@ -92,10 +99,10 @@ def preprocess(
     return report
 
 
-def _check(files: dict[str, tuple[Path, ...]], *, workers: int) -> list[Text]:
+def _check(files: dict[str, tuple[Path, ...]], *, utf8: bool, workers: int) -> list[Text]:
     """Every split, once all lines of its files were read and found good."""
     each = sorted({path for paths in files.values() for path in paths})
-    lines = dict(zip(each, ordered_map(check_text, ((path,) for path in each), workers=workers), strict=True))
+    lines = dict(zip(each, ordered_map(check_text, ((path, utf8) for path in each), workers=workers), strict=True))
     for paths in files.values():
         check_equal(paths, [lines[path] for path in paths])
         if not lines[paths[0]]:
@@ -103,8 +110,10 @@ def _check(files: dict[str, tuple[Path, ...]], *, workers: int) -> list[Text]:
     return [Text(name, paths, lines[paths[0]]) for name, paths in files.items()]
 
 
-def _encoder(side: Side, *, raw: bool) -> LineEncoder:
-    if raw and side.tokenizer is not None:
+def _encoder(side: Side, tokens: Tokens, *, newlines: bool) -> LineEncoder:
+    if tokens in ("characters", "bytes"):
+        return SymbolEncoder(side.vocabulary, characters=tokens == "characters", newlines=newlines)
+    if tokens == "sentencepiece" and side.tokenizer is not None:
         return PieceEncoder(side.tokenizer, side.vocabulary)
     return WordEncoder(side.vocabulary)
 
@@ -128,6 +137,7 @@ class _Writer:
         lines, items = 0, 0
         dropped = dict.fromkeys(RULES, 0)
         counts = [np.zeros_like(count) for count in self._counts]
+        size: TextCount | None = None
         with ExitStack() as stack:
             writers = [
                 stack.enter_context(IndexedWriter(self._prefix(text.name, lang), vocabulary_size=len(side.vocabulary)))
@@ -139,13 +149,15 @@ class _Writer:
                     writer.extend_arrays(flat, sizes)
                     count += np.bincount(flat, minlength=len(count))
                 lines += block.lines
+                if block.text is not None:
+                    size = block.text + (size or TextCount())
                 items += len(block.sizes[0])
                 dropped = {rule: number + block.dropped.get(rule, 0) for rule, number in dropped.items()}
                 advance(block.lines)
         if text.name == "train":
             self._counts = counts
         found = [SideCount(int(count.sum()), int(count[UNK])) for count in counts]
-        return SplitCount(lines, items, dropped, dict(zip(self._names, found, strict=True)))
+        return SplitCount(lines, items, dropped, dict(zip(self._names, found, strict=True)), size)
 
     def keep_text(self, text: Text) -> None:
         """Keep the split's lines beside its items: scores are taken against the text, not what became of it."""

@@ -1,9 +1,13 @@
 """Every count of a preprocessing run, as a table to read and as JSON to keep."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from seqtk.data.filters import RULES
+from seqtk.data.words import count_words
 
 
 @dataclass(frozen=True)
@@ -15,6 +19,27 @@ class SideCount:
 
 
 @dataclass(frozen=True)
+class TextCount:
+    """How large the text itself is, whatever its tokens: all of its lines, with their line feeds."""
+
+    bytes: int = 0
+    characters: int = 0
+    """Unicode code points."""
+    words: int = 0
+    """What stands between white space."""
+
+    @classmethod
+    def of(cls, lines: Sequence[bytes]) -> "TextCount":
+        """The size of some lines of UTF-8."""
+        text = np.frombuffer(b"".join(lines), dtype=np.uint8)
+        characters = int(np.count_nonzero((text & 0xC0) != 0x80))  # the first byte of each
+        return cls(len(text), characters, count_words(lines))
+
+    def __add__(self, other: "TextCount") -> "TextCount":
+        return TextCount(self.bytes + other.bytes, self.characters + other.characters, self.words + other.words)
+
+
+@dataclass(frozen=True)
 class SplitCount:
     """What became of a split: lines read, items written, lines dropped by each rule, and each language's counts."""
 
@@ -22,6 +47,8 @@ class SplitCount:
     items: int
     dropped: dict[str, int]
     sides: dict[str, SideCount]
+    text: TextCount | None = None
+    """Of one-sided text, for figures that do not depend on its tokens."""
 
 
 @dataclass(frozen=True)
@@ -45,4 +72,7 @@ class Report:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         sizes = ", ".join(f"{lang} {size:,}" for lang, size in self.vocabulary.items())
+        for name, split in self.splits.items():
+            if (text := split.text) is not None:
+                lines.append(f"{name}: {text.words:,} words, {text.characters:,} characters, {text.bytes:,} bytes")
         return "\n".join([*lines, f"vocabulary: {sizes} (special symbols included)"])

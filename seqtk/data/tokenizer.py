@@ -1,4 +1,4 @@
-"""The tokenizer: a line of text ⇄ its tokens, by a SentencePiece model or, for tokenised text, by white space."""
+"""The tokenizer: a line of text ⇄ its tokens, by a SentencePiece model, by bytes or characters, or by white space."""
 
 import os
 import re
@@ -8,6 +8,7 @@ from typing import Any
 
 import sentencepiece
 
+from seqtk.data import symbols
 from seqtk.data.vocabulary import SPECIALS, Vocabulary
 from seqtk.errors import UserError, nearest
 
@@ -28,6 +29,13 @@ JOINERS: dict[str, Callable[[Sequence[str]], str]] = {
     "silence": lambda tokens: re.sub(" +", " ", " ".join(tokens).replace("<SIL>", "")).strip(),
 }
 JOINERS["subword_nmt"] = JOINERS["@@ "]
+JOINERS |= {"bytes": symbols.names_to_bytes, "characters": symbols.names_to_characters}
+
+SPLITTERS: dict[str | None, Callable[[str], list[str]]] = {
+    "bytes": symbols.bytes_to_names,
+    "characters": symbols.characters_to_names,
+}
+"""What else than white space text is split at."""
 
 
 class Tokenizer:
@@ -62,16 +70,20 @@ class Tokenizer:
 
     @classmethod
     def plain(cls, separator: str | None = None) -> "Tokenizer":
-        """The tokenizer of text that is tokenised already: splits on white space, joins as `separator` says.
+        """The tokenizer without a model: splits on white space, joins as `separator` says.
 
         `separator` names the subword marker that `decode` removes, as fairseq's `--remove-bpe` does: `"@@ "`,
-        `"sentencepiece"`, `"wordpiece"`, `"letter"`, `"_EOW"` or `"silence"`; None leaves tokens apart.
+        `"sentencepiece"`, `"wordpiece"`, `"letter"`, `"_EOW"` or `"silence"`; None leaves tokens apart. `"bytes"` and
+        `"characters"` split text into these, under the names that `seqtk.data.symbols` gives them.
         """
         return cls(None, separator)
 
     @classmethod
     def guess(cls, vocabulary: Vocabulary) -> "Tokenizer":
-        """The plain tokenizer whose subword marker `vocabulary` shows: SentencePiece's, `@@`, or none."""
+        """The plain tokenizer that `vocabulary` shows: bytes, characters, SentencePiece's marker, `@@`, or none."""
+        kind = symbols.kind_of(vocabulary)
+        if kind is not None:
+            return cls.plain(kind)
         words = vocabulary.tokens[len(SPECIALS) :]
         if any(word.startswith(_SPACE_PIECE) for word in words):
             return cls.plain("sentencepiece")
@@ -83,7 +95,7 @@ class Tokenizer:
     def encode(self, line: str) -> list[str]:
         """The tokens of one line."""
         if self._processor is None:
-            return line.split()
+            return SPLITTERS.get(self.separator, str.split)(line)
         pieces: list[str] = self._processor.Encode(line, out_type=str)
         return pieces
 

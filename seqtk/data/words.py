@@ -129,6 +129,11 @@ def joined(lines: Sequence[bytes]) -> bytes:
     return text
 
 
+def count_words(lines: Sequence[bytes]) -> int:
+    """How many words some lines have."""
+    return len(_bounds(joined(lines))[0]) if lines else 0
+
+
 def words_in_lines(text: bytes, starts: Array) -> Array:
     """How many of the words that start at `starts` each line of `text` has."""
     line_ends = np.flatnonzero(np.frombuffer(text, dtype=np.uint8) == ord("\n"))

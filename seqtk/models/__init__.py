@@ -1,7 +1,8 @@
 """Whole networks made from modules and attention layers: one import line each, which registers it."""
 
 from seqtk.models import architectures as architectures
+from seqtk.models import language_model as language_model
 from seqtk.models import transformer as transformer
-from seqtk.models.base import Model, ModelConfig, models
+from seqtk.models.base import Model, ModelConfig, build_model, models
 
-__all__ = ["Model", "ModelConfig", "models"]
+__all__ = ["Model", "ModelConfig", "build_model", "models"]

@@ -1,16 +1,18 @@
-"""fairseq's named sizes of the Transformer, under fairseq's names: `model=transformer_wmt_en_de_big`.
+"""fairseq's named sizes of its Transformers, under fairseq's names: `model=transformer_wmt_en_de_big`.
 
 Each is the same class with other defaults, which a recipe may change further. Unlike fairseq's, they keep our default
-of one table for source, target and output (`share_embeddings`). Sizes: fairseq's model zoo, after Vaswani et al. 2017,
-table 3, and the later settings of tensor2tensor (`_t2t`).
+of one table for source, target and output (`share_embeddings`, `tie_embeddings`). Sizes: fairseq's model zoo, after
+Vaswani et al. 2017, table 3, and the later settings of tensor2tensor (`_t2t`).
 """
 
 from dataclasses import dataclass
 
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.models.base import models
-from seqtk.models.stacks import DecoderConfig, EncoderConfig
+from seqtk.models.language_model import TransformerLM, TransformerLMConfig
+from seqtk.models.stacks import DecoderConfig, EncoderConfig, Pattern
 from seqtk.models.transformer import Transformer, TransformerConfig
+from seqtk.modules.feedforward import Activation
 
 _DROPOUT = (SoftmaxConfig(dropout=0.1),)
 
@@ -72,6 +74,60 @@ class TransformerWmtEnDeBigT2tConfig(TransformerWmtEnDeBigConfig):
     activation_dropout: float = 0.1
 
 
+@dataclass(frozen=True)
+class TransformerLMBigConfig(TransformerLMConfig):
+    """A language model of 12 blocks of 1024 / 4096 / 16 heads, pre-norm."""
+
+    dim: int = 1024
+    ffn_dim: int = 4096
+    heads: int = 16
+    layers: int = 12
+    pre_norm: bool = True
+
+
+@dataclass(frozen=True)
+class TransformerLMGptConfig(TransformerLMConfig):
+    """GPT's size: 12 blocks of 768 / 3072 / 12 heads, pre-norm, GELU."""
+
+    dim: int = 768
+    ffn_dim: int = 3072
+    heads: int = 12
+    layers: int = 12
+    attention: Pattern = _DROPOUT
+    pre_norm: bool = True
+    activation: Activation = "gelu"
+
+
+@dataclass(frozen=True)
+class TransformerLMGpt2SmallConfig(TransformerLMGptConfig):
+    """What fairseq calls a small GPT-2: 24 blocks of 1024 / 4096 / 16 heads, pre-norm, GELU."""
+
+    dim: int = 1024
+    ffn_dim: int = 4096
+    heads: int = 16
+    layers: int = 24
+
+
+@dataclass(frozen=True)
+class TransformerLMGpt2MediumConfig(TransformerLMGptConfig):
+    """What fairseq calls a medium GPT-2: 36 blocks of 1280 / 5120 / 20 heads, pre-norm, GELU."""
+
+    dim: int = 1280
+    ffn_dim: int = 5120
+    heads: int = 20
+    layers: int = 36
+
+
+@dataclass(frozen=True)
+class TransformerLMGpt2BigConfig(TransformerLMGptConfig):
+    """What fairseq calls a big GPT-2: 48 blocks of 1600 / 6400 / 25 heads, pre-norm, GELU."""
+
+    dim: int = 1600
+    ffn_dim: int = 6400
+    heads: int = 25
+    layers: int = 48
+
+
 for _name, _config in {
     "transformer_tiny": TransformerTinyConfig,
     "transformer_iwslt_de_en": TransformerIwsltDeEnConfig,
@@ -82,3 +138,12 @@ for _name, _config in {
     "transformer_wmt_en_de_big_t2t": TransformerWmtEnDeBigT2tConfig,
 }.items():
     models.register(_name, _config)(Transformer)
+
+for _name, _lm_config in {
+    "transformer_lm_big": TransformerLMBigConfig,
+    "transformer_lm_gpt": TransformerLMGptConfig,
+    "transformer_lm_gpt2_small": TransformerLMGpt2SmallConfig,
+    "transformer_lm_gpt2_medium": TransformerLMGpt2MediumConfig,
+    "transformer_lm_gpt2_big": TransformerLMGpt2BigConfig,
+}.items():
+    models.register(_name, _lm_config)(TransformerLM)

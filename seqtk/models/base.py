@@ -1,5 +1,6 @@
 """What a model owes the criterions and the search."""
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from seqtk.attention import Attention, State
-from seqtk.modules.head import LinearHead
+from seqtk.errors import UserError
+from seqtk.modules.head import Head
 from seqtk.registry import Registry
 
 
@@ -22,10 +24,11 @@ models: Registry["Model"] = Registry("model", ModelConfig)
 class Model(nn.Module):
     """A network from a batch to features, and the head that turns features into losses or log-probabilities.
 
-    Built as `models.build(config, source_vocabulary=…, target_vocabulary=…)` with the sizes that its task knows.
+    Built by `build_model` with the sizes that its task knows: `source_vocabulary` and `target_vocabulary`, or, for a
+    language model, `vocabulary`.
     """
 
-    head: LinearHead
+    head: Head
     max_source_length: int | None = None
     max_target_length: int | None = None
 
@@ -44,3 +47,18 @@ class Model(nn.Module):
     def attention_layers(self) -> Iterator[tuple[str, Attention]]:
         """Every attention layer with its dotted name."""
         return ((name, module) for name, module in self.named_modules() if isinstance(module, Attention))
+
+
+def build_model(config: ModelConfig, **sizes: int) -> Model:
+    """The model of `config` for a task that knows these sizes. Raises UserError if it is for another kind of task."""
+
+    def wants(kind: type[Model]) -> set[str]:
+        return set(inspect.signature(kind).parameters) - {"config"}
+
+    if wants(models.class_of(type(config))) != set(sizes):
+        able = [name for name in models if wants(models.class_of(models.config_type(name))) == set(sizes)]
+        raise UserError(
+            f"The model '{models.name_of(type(config))}' is not for this task.",
+            f"These are: {', '.join(able)}.",
+        )
+    return models.build(config, **sizes)

@@ -3,14 +3,18 @@
 B batch, S source length, T target length, D width of the stack, M width of the memory.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from seqtk.attention import Attention, AttentionConfig, CarryingAttention, HeadedConfig, Role, State, attentions
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.errors import UserError
 from seqtk.modules.block import Residual
+from seqtk.modules.dropout import check_rate
 from seqtk.modules.feedforward import Activation, FeedForward
 
 Pattern = tuple[AttentionConfig, ...]
@@ -37,7 +41,7 @@ class EncoderConfig(StackConfig):
 class DecoderConfig(StackConfig):
     """The blocks that write the target."""
 
-    cross_attention: Pattern = (SoftmaxConfig(),)  # as self_attention
+    cross_attention: Pattern = (SoftmaxConfig(),)  # as self_attention; not there without a source to attend to
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class BlockOptions:
     dropout: float
     activation_dropout: float
     pre_norm: bool
+    bias: bool = True
+    """Of feed-forward networks and norms; attention layers have a key of their own."""
 
     def attention(self, config: AttentionConfig, *, role: Role, memory_dim: int | None = None) -> Attention:
         """The layer of `config`, with the model's heads where it names none of its own."""
@@ -59,10 +65,16 @@ class BlockOptions:
         return attentions.build(config, dim=self.dim, role=role, memory_dim=memory_dim)
 
     def residual(self) -> Residual:
-        return Residual(self.dim, dropout=self.dropout, pre_norm=self.pre_norm)
+        return Residual(self.dim, dropout=self.dropout, pre_norm=self.pre_norm, bias=self.bias)
 
     def feed_forward(self) -> FeedForward:
-        return FeedForward(self.dim, self.ffn_dim, activation=self.activation, dropout=self.activation_dropout)
+        return FeedForward(
+            self.dim, self.ffn_dim, activation=self.activation, dropout=self.activation_dropout, bias=self.bias
+        )
+
+    def final_norm(self) -> nn.Module:
+        """What closes a stack: a norm if its blocks normalise first."""
+        return nn.LayerNorm(self.dim, bias=self.bias) if self.pre_norm else nn.Identity()
 
 
 def layers_of(pattern: Pattern, count: int, *, slot: str) -> list[AttentionConfig]:
@@ -115,9 +127,9 @@ class Encoder(nn.Module):
         carrying = [
             block.self_attention for block in self.blocks if isinstance(block.self_attention, CarryingAttention)
         ]
-        for layer in carrying[1:]:
-            layer.follow()
-        self.norm = nn.LayerNorm(options.dim) if options.pre_norm else nn.Identity()
+        for before, layer in pairwise(carrying):
+            layer.follow(before)
+        self.norm = options.final_norm()
 
     def forward(self, x_BSD: Tensor, *, pad_BS: Tensor | None, positions_BS: Tensor | None = None) -> Tensor:
         carried: Tensor | None = None
@@ -127,66 +139,91 @@ class Encoder(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Causal self-attention, attention to the memory, then feed-forward."""
+    """Causal self-attention, attention to the memory if there is one, then feed-forward."""
 
     def __init__(
-        self, attention: AttentionConfig, cross: AttentionConfig, *, options: BlockOptions, memory_dim: int
+        self, attention: AttentionConfig, cross: AttentionConfig, *, options: BlockOptions, memory_dim: int | None
     ) -> None:
         super().__init__()
         self.self_attention: Attention = options.attention(attention, role=Role.CAUSAL)
         self.self_residual = options.residual()
-        self.cross_attention: Attention = options.attention(cross, role=Role.CROSS, memory_dim=memory_dim)
-        self.cross_residual = options.residual()
+        self.cross_attention: Attention | None = None
+        if memory_dim is not None:
+            self.cross_attention = options.attention(cross, role=Role.CROSS, memory_dim=memory_dim)
+            self.cross_residual = options.residual()
         self.feed_forward = options.feed_forward()
         self.ffn_residual = options.residual()
 
-    def forward(self, x_BTD: Tensor, memory_BSM: Tensor, *, pad_BS: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, memory_BSM: Tensor | None, *, pad_BS: Tensor | None) -> Tensor:
         # Target rows are padded on the right, where causality alone keeps padding from being seen.
         x_BTD = self.self_residual(x_BTD, self.self_attention)
-        x_BTD = self.cross_residual(x_BTD, lambda x: self.cross_attention(x, memory_BSM, pad_BS=pad_BS))
+        cross = self.cross_attention
+        if cross is not None:
+            x_BTD = self.cross_residual(x_BTD, lambda x: cross(x, memory_BSM, pad_BS=pad_BS))
         return self.ffn_residual(x_BTD, self.feed_forward)  # type: ignore[no-any-return]
 
-    def start(self, batch: int, memory_BSM: Tensor, *, pad_BS: Tensor | None) -> State:
-        return {
-            "self": self.self_attention.start(batch),
-            "cross": self.cross_attention.start(batch, memory_BSM, pad_BS=pad_BS),
-        }
+    def start(self, batch: int, memory_BSM: Tensor | None, *, pad_BS: Tensor | None) -> State:
+        state = {"self": self.self_attention.start(batch)}
+        if self.cross_attention is not None:
+            state["cross"] = self.cross_attention.start(batch, memory_BSM, pad_BS=pad_BS)
+        return state
 
     def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
         after = dict(state)
 
-        def step_self(x_B1D: Tensor) -> Tensor:
-            y_B1D, after["self"] = self.self_attention.step(x_B1D, state["self"])
-            return y_B1D
+        def step_with(name: str, layer: Attention) -> Callable[[Tensor], Tensor]:
+            def step(x_B1D: Tensor) -> Tensor:
+                y_B1D, after[name] = layer.step(x_B1D, state[name])
+                return y_B1D
 
-        def step_cross(x_B1D: Tensor) -> Tensor:
-            y_B1D, after["cross"] = self.cross_attention.step(x_B1D, state["cross"])
-            return y_B1D
+            return step
 
-        x_B1D = self.self_residual(x_B1D, step_self)
-        x_B1D = self.cross_residual(x_B1D, step_cross)
+        x_B1D = self.self_residual(x_B1D, step_with("self", self.self_attention))
+        if self.cross_attention is not None:
+            x_B1D = self.cross_residual(x_B1D, step_with("cross", self.cross_attention))
         return self.ffn_residual(x_B1D, self.feed_forward), after
+
+    def nothing(self) -> Tensor:
+        """0, as a function of every parameter: a block that is left out for once has a gradient, of zeros."""
+        return torch.cat([parameter.flatten()[:1] for parameter in self.parameters()]).sum() * 0
 
 
 class Decoder(nn.Module):
-    """A stack of decoder blocks, with a final norm if they normalise first."""
+    """A stack of decoder blocks, with a final norm if they normalise first.
 
-    def __init__(self, config: DecoderConfig, *, options: BlockOptions, memory_dim: int) -> None:
+    Without `memory_dim` it is a stack of causal blocks, which read no memory. While training, each block is left out
+    with probability `layer_drop` (Fan et al. 2020, arXiv:1909.11556).
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        options: BlockOptions,
+        memory_dim: int | None = None,
+        layer_drop: float = 0.0,
+        slot: str = "model.decoder.self_attention",
+    ) -> None:
         super().__init__()
-        selves = layers_of(config.self_attention, config.layers, slot="model.decoder.self_attention")
+        check_rate(layer_drop)
+        self.layer_drop = layer_drop
+        selves = layers_of(config.self_attention, config.layers, slot=slot)
         crosses = layers_of(config.cross_attention, config.layers, slot="model.decoder.cross_attention")
         self.blocks = nn.ModuleList(
             DecoderBlock(attention, cross, options=options, memory_dim=memory_dim)
             for attention, cross in zip(selves, crosses, strict=True)
         )
-        self.norm = nn.LayerNorm(options.dim) if options.pre_norm else nn.Identity()
+        self.norm = options.final_norm()
 
-    def forward(self, x_BTD: Tensor, memory_BSM: Tensor, *, pad_BS: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> Tensor:
         for block in self.blocks:
-            x_BTD = block(x_BTD, memory_BSM, pad_BS=pad_BS)
+            if self.training and self.layer_drop and float(torch.rand(())) < self.layer_drop:
+                x_BTD = x_BTD + block.nothing()  # type: ignore[operator]
+            else:
+                x_BTD = block(x_BTD, memory_BSM, pad_BS=pad_BS)
         return self.norm(x_BTD)  # type: ignore[no-any-return]
 
-    def start(self, batch: int, memory_BSM: Tensor, *, pad_BS: Tensor | None) -> State:
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
         return [block.start(batch, memory_BSM, pad_BS=pad_BS) for block in self.blocks]  # type: ignore[operator]
 
     def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:

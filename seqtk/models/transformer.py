@@ -35,7 +35,7 @@ class TransformerConfig(ModelConfig):
     heads: int = 8  # of attention layers that name none
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
-    positions: Positions = "sinusoidal"  # added to the embeddings; for rotary ones: none, and attention.rotary=true
+    positions: Positions = "sinusoidal"  # added to the embeddings; none: as with attention.positions=rotary
     max_source_length: int = 1024  # tokens; learned positions have as many rows
     max_target_length: int = 1024  # the same for the target
     share_embeddings: SharedEmbeddings = "all"  # all: source, target and output; decoder: target and output

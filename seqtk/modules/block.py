@@ -13,9 +13,9 @@ class Residual(nn.Module):
     The sublayer is an argument of the call, so that one that is stepped, or reads a memory, needs no wrapper.
     """
 
-    def __init__(self, dim: int, *, dropout: float, pre_norm: bool) -> None:
+    def __init__(self, dim: int, *, dropout: float, pre_norm: bool, bias: bool = True) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim, bias=bias)
         self.dropout = Dropout(dropout)
         self.pre_norm = pre_norm
 

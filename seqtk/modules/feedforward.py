@@ -27,15 +27,16 @@ _GATED = {"glu", "geglu", "swiglu"}
 class FeedForward(nn.Module):
     """Two linear maps with an activation between them; the gated kinds multiply it by a third map of the input.
 
-    The maps keep torch's default initialisation, as fairseq's do. Parameters: 2 D F + F + D; gated: 3 D F + 2 F + D.
+    The maps keep torch's default initialisation, as fairseq's do. Parameters: 2 D F + F + D; gated: 3 D F + 2 F + D;
+    without `bias` only the products.
     """
 
-    def __init__(self, dim: int, inner_dim: int, *, activation: Activation, dropout: float) -> None:
+    def __init__(self, dim: int, inner_dim: int, *, activation: Activation, dropout: float, bias: bool = True) -> None:
         super().__init__()
         self.activation = _ACTIVATIONS[activation]
-        self.expand = nn.Linear(dim, inner_dim)
-        self.gate = nn.Linear(dim, inner_dim) if activation in _GATED else None
-        self.contract = nn.Linear(inner_dim, dim)
+        self.expand = nn.Linear(dim, inner_dim, bias=bias)
+        self.gate = nn.Linear(dim, inner_dim, bias=bias) if activation in _GATED else None
+        self.contract = nn.Linear(inner_dim, dim, bias=bias)
         self.dropout = Dropout(dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:

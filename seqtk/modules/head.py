@@ -25,7 +25,19 @@ class TokenLosses:
     nll: Tensor
 
 
-class LinearHead(nn.Module):
+class Head(nn.Module):
+    """What every output layer owes: the criterions take its losses, the search its log-probabilities."""
+
+    def log_probs(self, features: Tensor, *, temperature: float = 1.0) -> Tensor:
+        """Float32 log-probabilities of every token, softmax(logits / temperature)."""
+        raise NotImplementedError
+
+    def losses(self, features_BTD: Tensor, target_BT: Tensor, *, label_smoothing: float = 0.0) -> TokenLosses:
+        """The sums of the losses of the targets that are not PAD."""
+        raise NotImplementedError
+
+
+class LinearHead(Head):
     """softmax(x Wᵀ), with W its own or the embedding's."""
 
     def __init__(self, dim: int, vocabulary_size: int, *, tied_to: nn.Embedding | None = None) -> None:
@@ -37,7 +49,6 @@ class LinearHead(nn.Module):
             nn.init.normal_(self.weight, std=dim**-0.5)
 
     def log_probs(self, features: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """Float32 log-probabilities of every token, softmax(logits / temperature)."""
         logits = functional.linear(features, self.weight).float()
         return functional.log_softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
 

@@ -16,7 +16,7 @@ from seqtk.data.vocabulary import Vocabulary
 from seqtk.errors import UserError
 from seqtk.generation.metrics import corpus_scores
 from seqtk.generation.search import SearchConfig, search
-from seqtk.models import Model, ModelConfig, models
+from seqtk.models import Model, ModelConfig, build_model
 from seqtk.tasks.base import Assets, Output, Score, Task, TaskConfig, tasks
 
 
@@ -110,7 +110,7 @@ class TranslationTask(Task):
         return collate_pairs(examples)
 
     def model(self, config: ModelConfig) -> Model:
-        return models.build(
+        return build_model(
             config, source_vocabulary=len(self.source_vocabulary), target_vocabulary=len(self.target_vocabulary)
         )
 

@@ -70,7 +70,7 @@ def write_reversals(folder: Path, *, seed: int) -> Path:
             train=str(folder / "train"),
             valid=(str(folder / "valid"),),
             destdir=str(folder / "data-bin"),
-            tokenized=True,
+            tokens="words",
             workers=1,
         )
     )

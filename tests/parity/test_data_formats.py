@@ -24,7 +24,7 @@ def test_the_worked_example(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("a b c\nzz a\n\n")
     preprocess(
         PreprocessConfig(
-            test=(f"{tmp_path}/text",), tokenized=True, source_dict=f"{tmp_path}/dict.txt", destdir=f"{tmp_path}/bin"
+            test=(f"{tmp_path}/text",), tokens="words", source_dict=f"{tmp_path}/dict.txt", destdir=f"{tmp_path}/bin"
         )
     )
     index, data = (tmp_path / "bin" / "test.idx").read_bytes(), (tmp_path / "bin" / "test.bin").read_bytes()
@@ -70,7 +70,7 @@ def test_tokenised_text_becomes_the_same_files(
             train=f"{golden}/text/train.spm{suffix}",
             valid=(f"{golden}/text/valid.spm{suffix}",),
             test=(f"{golden}/text/test.spm{suffix}",),
-            tokenized=True,
+            tokens="words",
             destdir=f"{tmp_path}/bin",
             workers=1,
             **settings,
@@ -121,7 +121,7 @@ def test_a_published_data_bin_is_made_again_from_its_text(real_data: Path, tmp_p
             target_lang="en",
             valid=(f"{original}/tokenized/valid",),
             test=(f"{original}/tokenized/test",),
-            tokenized=True,
+            tokens="words",
             joint=False,
             source_dict=f"{original}/dict.tr.txt",
             target_dict=f"{original}/dict.en.txt",

@@ -74,7 +74,7 @@ def test_the_dictionary_has_the_counts_of_the_training_text(text: Path) -> None:
 
 
 def test_training_lines_are_filtered_and_every_one_is_accounted_for(text: Path) -> None:
-    report = preprocess(_config(text, tokenized=True, max_length=20, max_ratio=8.0))
+    report = preprocess(_config(text, tokens="words", max_length=20, max_ratio=8.0))
     train, valid = report.splits["train"], report.splits["valid"]
     assert (train.lines, train.items) == (39, 36)
     assert train.dropped == {"empty": 1, "too_short": 0, "too_long": 1, "ratio": 1}
@@ -103,7 +103,7 @@ def test_rules_count_a_pair_once_at_the_first_that_it_breaks() -> None:
     assert LengthFilter(min_length=0, max_ratio=2.0)([np.array([0, 0]), np.array([2, 3])])[0].tolist() == [True, False]
 
 
-@pytest.mark.parametrize("settings", [{}, {"tokenized": True}])
+@pytest.mark.parametrize("settings", [{}, {"tokens": "words"}])
 def test_blocks_and_workers_make_no_difference(text: Path, settings: dict[str, Any]) -> None:
     preprocess(_config(text, **settings))
     blocks = preprocess(_config(text, destdir=f"{text}/blocks", **settings), block_bytes=100)
@@ -112,7 +112,7 @@ def test_blocks_and_workers_make_no_difference(text: Path, settings: dict[str, A
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, {"tokenized": True}, {"model_type": "unigram", "joint": False}])
+@pytest.mark.parametrize("settings", [{}, {"tokens": "words"}, {"model_type": "unigram", "joint": False}])
 def test_one_two_and_eight_workers_write_the_same_bytes(text: Path, settings: dict[str, Any]) -> None:
     made = []
     for workers in (1, 2, 8):
@@ -148,13 +148,13 @@ def test_an_existing_model_with_a_dictionary_counted_from_its_pieces(text: Path)
         pieces = "".join(" ".join(tokenizer.encode(line)) + "\n" for line in lines)
         (text / f"pieces.{name}").write_text(pieces, encoding="utf-8")
     pieces_config = replace(_config(text), train=f"{text}/pieces.train", valid=(f"{text}/pieces.valid",))
-    preprocess(replace(pieces_config, tokenized=True, destdir=f"{text}/tokenized", sentencepiece=str(model)))
+    preprocess(replace(pieces_config, tokens="words", destdir=f"{text}/tokenized", sentencepiece=str(model)))
     dictionary = str(text / "tokenized" / "dict.en.txt")
     with (text / "tokenized" / "dict.en.txt").open("a", encoding="utf-8") as file:
         file.write("☃ 1\n")  # a word that the model does not know
     raw = _config(text, destdir=f"{text}/raw", sentencepiece=str(model), source_dict=dictionary)
     tokenized = replace(
-        pieces_config, tokenized=True, destdir=f"{text}/again", sentencepiece=str(model), source_dict=dictionary
+        pieces_config, tokens="words", destdir=f"{text}/again", sentencepiece=str(model), source_dict=dictionary
     )
     preprocess(raw)
     preprocess(tokenized)
@@ -202,8 +202,8 @@ def test_a_failure_leaves_no_directory(text: Path) -> None:
         ({"destdir": None}, "destdir= is missing"),
         ({"destdir": "{text}/train.en"}, "is a file"),
         ({"train": None}, "no training text"),
-        ({"source_dict": "{text}/d"}, "tokenized=true"),
-        ({"source_dict": "{text}/d", "tokenized": True}, "no dictionary"),
+        ({"source_dict": "{text}/d"}, "tokens=words"),
+        ({"source_dict": "{text}/d", "tokens": "words"}, "no dictionary"),
         ({"sentencepiece": "{text}/m"}, "no SentencePiece model"),
         ({"target_dict": "{text}/d"}, "joint=false"),
         ({"source_lang": "fr"}, "no text"),

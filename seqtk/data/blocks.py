@@ -1,0 +1,84 @@
+"""Token blocks: the samples of a language model, cut from the stream that the items of a split make end to end.
+
+What fairseq calls `sample_break_mode`. Nothing but lengths is looked at to cut. N items, K blocks.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from seqtk.data.indexed import IndexedDataset
+from seqtk.data.vocabulary import EOS
+from seqtk.errors import UserError
+
+BreakMode = Literal["none", "complete", "complete_doc", "eos"]
+
+Bounds = npt.NDArray[np.int64]
+
+SEPARATOR_LENGTH = 1
+"""An item so long, an empty line with its end, stands between two documents."""
+
+
+def block_bounds(sizes_N: npt.NDArray[Any], *, break_mode: BreakMode, tokens_per_sample: int) -> Bounds:
+    """bounds_K2: where each block starts and ends in the stream of items of these sizes.
+
+    - `none`: pieces of `tokens_per_sample`, the last one shorter;
+    - `eos`: each item, however long;
+    - `complete`: as many whole items as fit in `tokens_per_sample`; an item that does not fit has a block of its own;
+    - `complete_doc`: the same, but a block never goes on behind an item of length 1, which is in no block.
+    """
+    if tokens_per_sample < 1:
+        raise UserError(f"task.tokens_per_sample={tokens_per_sample} must be at least 1.")
+    if break_mode == "none":
+        total = int(sizes_N.sum(dtype=np.int64))
+        starts_K = np.arange(0, total, tokens_per_sample, dtype=np.int64)
+        return np.stack([starts_K, np.minimum(starts_K + tokens_per_sample, total)], axis=1)
+    sizes_N = sizes_N[sizes_N > 0]
+    ends_N = np.cumsum(sizes_N, dtype=np.int64)
+    starts_N = ends_N - sizes_N
+    if break_mode == "eos":
+        return np.stack([starts_N, ends_N], axis=1)
+    item_N = np.arange(len(sizes_N))
+    following_N = np.searchsorted(ends_N, starts_N + tokens_per_sample, side="right")  # the first item left out
+    if break_mode == "complete_doc":
+        separators = np.flatnonzero(sizes_N == SEPARATOR_LENGTH)
+        places = np.append(separators, len(sizes_N))
+        following_N = np.minimum(following_N, places[np.searchsorted(places, item_N)])
+    following_N = np.maximum(following_N, item_N + 1)
+    first_K = _chain(following_N)
+    if break_mode == "complete_doc":
+        first_K = first_K[sizes_N[first_K] != SEPARATOR_LENGTH]
+    return np.stack([starts_N[first_K], ends_N[following_N[first_K] - 1]], axis=1)
+
+
+def _chain(following_N: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """0, following[0], following[following[0]], … to the end: one step a block, and nothing else can be told ahead."""
+    following, found, place = following_N.tolist(), [], 0
+    while place < len(following):
+        found.append(place)
+        place = following[place]
+    return np.array(found, dtype=np.int64)
+
+
+class TokenBlocks:
+    """The blocks of one split as `(index, ids)`, memory-mapped: an id that is only read, then those to predict.
+
+    The id before a block's first target is the one that precedes it in the stream, EOS at the start of the stream, and
+    EOS for blocks that begin with an item, whether or not items end in it. `sizes_ND` counts the targets.
+    """
+
+    def __init__(self, items: IndexedDataset, *, break_mode: BreakMode = "none", tokens_per_sample: int = 512) -> None:
+        self.items, self.break_mode = items, break_mode
+        sizes_N = items.sizes if break_mode != "none" else np.array([items.total], dtype=np.int64)
+        self.bounds_K2 = block_bounds(sizes_N, break_mode=break_mode, tokens_per_sample=tokens_per_sample)
+        self.sizes_ND = (self.bounds_K2[:, 1:] - self.bounds_K2[:, :1]).astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self.bounds_K2)
+
+    def __getitem__(self, index: int) -> tuple[int, npt.NDArray[np.int64]]:
+        start, end = self.bounds_K2[index].tolist()
+        goes_on = self.break_mode == "none" and start > 0
+        ids = self.items.stream(start - goes_on, end)
+        return index, ids if goes_on else np.concatenate([[EOS], ids])

@@ -1,0 +1,124 @@
+"""Bytes and characters as tokens: their names in a dictionary, and whole blocks of text as ids.
+
+A dictionary holds one token a line, so what is white space or cannot be seen has a name: byte 10 is `<0x0A>`, the
+character U+0020 is `<U+0020>`. Every other character is its own name.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from seqtk.data.vocabulary import SPECIALS, UNK, Vocabulary
+
+Array = npt.NDArray[Any]
+
+BYTE_NAMES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+
+_BYTE_OF = {name: byte for byte, name in enumerate(BYTE_NAMES)}
+_CHARACTER_NAME = re.compile(r"<U\+([0-9A-F]{4,6})>")
+_NEWLINE = ord("\n")
+
+
+def byte_vocabulary() -> Vocabulary:
+    """The 256 bytes in their order: byte b has id 4 + b."""
+    return Vocabulary(BYTE_NAMES)
+
+
+def character_name(character: str) -> str:
+    """What the dictionary calls a character."""
+    seen = character.isprintable() and not character.isspace()
+    return character if seen else f"<U+{ord(character):04X}>"
+
+
+def bytes_to_names(line: str) -> list[str]:
+    """The bytes of a text."""
+    return [BYTE_NAMES[byte] for byte in line.encode("utf-8")]
+
+
+def names_to_bytes(names: Sequence[str]) -> str:
+    """The text of these bytes; what is not UTF-8 in it, or no byte's name, becomes U+FFFD."""
+    each = (bytes([_BYTE_OF[name]]) if name in _BYTE_OF else b"\xff" for name in names)
+    return b"".join(each).decode("utf-8", errors="replace")
+
+
+def characters_to_names(line: str) -> list[str]:
+    """The characters of a text."""
+    return [character_name(character) for character in line]
+
+
+def names_to_characters(names: Sequence[str]) -> str:
+    """The text of these characters; the unknown token becomes U+FFFD."""
+    return "".join(map(_character, names))
+
+
+def _character(name: str) -> str:
+    if name in SPECIALS:
+        return "\ufffd"
+    named = _CHARACTER_NAME.fullmatch(name)
+    return chr(int(named[1], 16)) if named else name
+
+
+def kind_of(vocabulary: Vocabulary) -> str | None:
+    """ "bytes" or "characters" if these are a dictionary's tokens, by its names."""
+    words = vocabulary.tokens[UNK + 1 :]
+    if tuple(words) == BYTE_NAMES:
+        return "bytes"
+    return "characters" if any(_CHARACTER_NAME.fullmatch(word) for word in words) else None
+
+
+class SymbolEncoder:
+    """Encodes text by its bytes or characters, each line with its line feed (`newlines`) or without its end."""
+
+    def __init__(self, vocabulary: Vocabulary, *, characters: bool, newlines: bool) -> None:
+        self.vocabulary = vocabulary
+        self._characters, self._newlines = characters, newlines
+        self._ids = np.full(0x110000 if characters else 256, UNK, dtype=np.uint32)
+        for id_, name in enumerate(vocabulary.tokens):
+            code = _code(name) if characters else _BYTE_OF.get(name)
+            if code is not None:
+                self._ids[code] = id_
+
+    def encode(self, lines: Sequence[bytes]) -> tuple[Array, Array]:
+        """(ids of all lines one after the other, how many each line has)."""
+        codes, sizes = symbols(lines, characters=self._characters, newlines=self._newlines)
+        return self._ids[codes], sizes
+
+
+class SymbolCounter:
+    """Counts the characters of block after block by their names."""
+
+    def __init__(self, *, newlines: bool) -> None:
+        self._newlines = newlines
+
+    def __call__(self, lines: Sequence[bytes]) -> Counter[bytes]:
+        """How often each character, by its name in UTF-8, occurs in some lines."""
+        codes, counts = np.unique(symbols(lines, characters=True, newlines=self._newlines)[0], return_counts=True)
+        names = (character_name(chr(code)).encode("utf-8") for code in codes)
+        return Counter(dict(zip(names, counts.tolist(), strict=True)))
+
+
+def symbols(lines: Sequence[bytes], *, characters: bool, newlines: bool) -> tuple[Array, Array]:
+    """(bytes or code points of all lines one after the other, how many each line has)."""
+    text = b"".join(lines) if newlines else b"".join(_closed(lines))
+    codes: Array = np.frombuffer(text, dtype=np.uint8)
+    if characters:
+        codes = np.frombuffer(text.decode("utf-8").encode("utf-32-le"), dtype="<u4")
+    ends = np.flatnonzero(codes == _NEWLINE) + 1
+    if len(codes) and codes[-1] != _NEWLINE:  # the last line of a file may have no line feed
+        ends = np.append(ends, len(codes))
+    sizes = np.diff(ends, prepend=0)
+    return (codes, sizes) if newlines else (codes[codes != _NEWLINE], sizes - 1)
+
+
+def _closed(lines: Sequence[bytes]) -> Iterable[bytes]:
+    return (line.rstrip(b"\r\n") + b"\n" for line in lines)
+
+
+def _code(name: str) -> int | None:
+    """The code point that a name of the dictionary stands for; fillers and special symbols stand for none."""
+    named = _CHARACTER_NAME.fullmatch(name)
+    return int(named[1], 16) if named else ord(name) if len(name) == 1 else None

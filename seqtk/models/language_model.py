@@ -1,0 +1,112 @@
+"""The Transformer language model: a causal stack over one stream of tokens, with any causal attention layer in it.
+
+B batch, T length, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seqtk.attention import State
+from seqtk.attention.softmax import SoftmaxConfig
+from seqtk.data.batch import LanguageBatch
+from seqtk.data.vocabulary import PAD
+from seqtk.errors import UserError
+from seqtk.models.base import Model, ModelConfig, models
+from seqtk.models.stacks import BlockOptions, Decoder, DecoderConfig, Pattern
+from seqtk.modules.embedding import Embedding, Positions, token_embedding
+from seqtk.modules.feedforward import Activation
+from seqtk.modules.head import Head, LinearHead
+
+
+@dataclass(frozen=True)
+class TransformerLMConfig(ModelConfig):
+    """6 causal blocks of 512 / 2048 / 8 heads, post-norm, ReLU, sinusoidal positions (fairseq's transformer_lm)."""
+
+    dim: int = 512  # width of the model
+    ffn_dim: int = 2048  # inner width of the feed-forward networks
+    heads: int = 8  # of attention layers that name none
+    layers: int = 6  # blocks
+    attention: Pattern = (SoftmaxConfig(),)  # one layer, or a list that repeats up the stack
+    positions: Positions = "sinusoidal"  # added to the embeddings; for rotary ones: none, and attention.rotary=true
+    max_length: int = 1024  # tokens in a sample; learned positions have as many rows
+    tie_embeddings: bool = True  # one table for input and output
+    pre_norm: bool = False  # normalise before each sublayer, and once at the end, instead of after it
+    scale_embedding: bool = True  # multiply token vectors by √dim
+    norm_embedding: bool = False  # a layer norm after the embeddings
+    activation: Activation = "relu"
+    bias: bool = True  # of feed-forward networks and norms; that of attention layers is attention.bias
+    dropout: float = 0.1  # after embeddings and sublayers
+    activation_dropout: float = 0.0  # inside feed-forward networks; that of attention weights is attention.dropout
+    layer_drop: float = 0.0  # while training, the probability that a block is left out
+
+
+class LanguageModel(Model):
+    """A model of one stream: `forward` reads `previous_BT` of a LanguageBatch, position t sees tokens <= t."""
+
+    def start(self, batch: LanguageBatch) -> State:
+        """The state after each row has read its prompt: all of `batch.previous_BT`, which may have no column.
+
+        The first token that a model reads is EOS, as in training. Rows of a batch have prompts of one length.
+        """
+        if bool((batch.previous_BT == PAD).any()):
+            raise ValueError("prompts of different lengths cannot start in one batch")
+        state = self.empty_state(len(batch.ids_B), batch.ids_B.device)
+        for token_B in batch.previous_BT.unbind(1):
+            _, state = self.step(token_B, state)
+        return state
+
+    def empty_state(self, batch: int, device: torch.device) -> State:
+        """The state of `batch` rows that have read nothing."""
+        raise NotImplementedError
+
+
+@models.register("transformer_lm", TransformerLMConfig)
+class TransformerLM(LanguageModel):
+    """Embeddings, causal blocks and head; parameter counts as fairseq's."""
+
+    def __init__(self, config: TransformerLMConfig, *, vocabulary: int) -> None:
+        super().__init__()
+        self.config = config
+        self.max_target_length = config.max_length
+        for key in ("dim", "ffn_dim", "heads", "max_length"):
+            if getattr(config, key) < 1:
+                raise UserError(f"model.{key}={getattr(config, key)} must be at least 1.")
+        tokens = token_embedding(vocabulary, config.dim)
+        self.embedding = Embedding(
+            tokens,
+            positions=config.positions,
+            max_length=config.max_length,
+            dropout=config.dropout,
+            scale=config.scale_embedding,
+            norm=config.norm_embedding,
+        )
+        options = BlockOptions(
+            dim=config.dim,
+            ffn_dim=config.ffn_dim,
+            heads=config.heads,
+            activation=config.activation,
+            dropout=config.dropout,
+            activation_dropout=config.activation_dropout,
+            pre_norm=config.pre_norm,
+            bias=config.bias,
+        )
+        stack = DecoderConfig(layers=config.layers, self_attention=config.attention)
+        self.decoder = Decoder(stack, options=options, layer_drop=config.layer_drop, slot="model.attention")
+        self.head: Head = LinearHead(config.dim, vocabulary, tied_to=tokens if config.tie_embeddings else None)
+
+    def forward(self, batch: LanguageBatch) -> Tensor:
+        positions_1T = torch.arange(batch.previous_BT.shape[1], device=batch.previous_BT.device)[None]
+        return self.decoder(self.embedding(batch.previous_BT, positions_1T))  # type: ignore[no-any-return]
+
+    def empty_state(self, batch: int, device: torch.device) -> State:
+        return {
+            "position_B1": torch.zeros(batch, 1, dtype=torch.long, device=device),
+            "blocks": self.decoder.start(batch),
+        }
+
+    def step(self, token_B: Tensor, state: State) -> tuple[Tensor, State]:
+        x_B1D = self.embedding(token_B[:, None], state["position_B1"])
+        y_B1D, blocks = self.decoder.step(x_B1D, state["blocks"])
+        return y_B1D, {"position_B1": state["position_B1"] + 1, "blocks": blocks}
