@@ -97,7 +97,7 @@ class Convolution(HeadedAttention):
 
     def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
         window_BKD = torch.cat([state["past"], self.values(x_B1D)], dim=1)
-        y_BHE = self.convolve_once(window_BKD.unflatten(2, (self.heads, self.head_dim)))
+        y_BHE = self.convolve_once(window_BKD.view(*window_BKD.shape[:2], self.heads, self.head_dim))
         return self.out(y_BHE.flatten(1)[:, None]), {"past": window_BKD[:, 1:]}
 
     def windows(self, v_BTD: Tensor, *, chunk: int) -> Tensor:
@@ -109,7 +109,7 @@ class Convolution(HeadedAttention):
         v_BHTE = functional.pad(self.split(v_BTD), (0, 0, self.before, after))
         if chunks == 1:
             return v_BHTE[:, :, None, : chunk + taps - 1]
-        v_BHNCE = v_BHTE.unflatten(2, (chunks + further, chunk))
+        v_BHNCE = v_BHTE.view(*v_BHTE.shape[:2], chunks + further, chunk, self.head_dim)
         whole = [v_BHNCE[:, :, first : first + chunks] for first in range(further)]
         rest = v_BHNCE[:, :, further:, : taps - 1 - (further - 1) * chunk]
         return torch.cat([*whole, rest], dim=3)
@@ -181,13 +181,14 @@ class DynamicConv(Convolution):
 
     def kernels(self, v: Tensor) -> Tensor:
         """The kernels at each position, H and K last."""
-        return self.normalised(self.kernel(v).unflatten(-1, (self.heads, self.config.kernel_size)))
+        return self.normalised(self.kernel(v).view(*v.shape[:-1], self.heads, self.config.kernel_size))
 
     def convolve(self, v_BTD: Tensor) -> Tensor:
         length = v_BTD.shape[1]
         chunk = chunk_for(length)
         kernels_BHTK = functional.pad(self.kernels(v_BTD).transpose(1, 2), (0, 0, 0, -length % chunk))
-        y_BHNCE = band(kernels_BHTK.unflatten(2, (-1, chunk))) @ self.windows(v_BTD, chunk=chunk)
+        kernels_BHNCK = kernels_BHTK.view(*kernels_BHTK.shape[:2], -1, chunk, self.config.kernel_size)
+        y_BHNCE = band(kernels_BHNCK) @ self.windows(v_BTD, chunk=chunk)
         return self.join(y_BHNCE.flatten(2, 3)[:, :, :length])
 
     def convolve_once(self, window_BKHE: Tensor) -> Tensor:
@@ -205,4 +206,4 @@ def band(kernels_CK: Tensor) -> Tensor:
     chunk, taps = kernels_CK.shape[-2:]
     # With C zeros after each kernel, rows that are read one element short of their length start one further each.
     flat = functional.pad(kernels_CK, (0, chunk)).flatten(-2)
-    return flat[..., : chunk * (chunk + taps - 1)].unflatten(-1, (chunk, chunk + taps - 1))
+    return flat[..., : chunk * (chunk + taps - 1)].view(*kernels_CK.shape[:-1], chunk + taps - 1)
