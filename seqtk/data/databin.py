@@ -5,11 +5,13 @@ serves both directions. `sentencepiece.model` (or one per language), `preprocess
 text of validation and test splits (`test.en-de.de.txt`) are seqtk's own additions.
 """
 
+import json
 import os
 from functools import cached_property
 from pathlib import Path
 
 from seqtk.data.indexed import IndexedDataset
+from seqtk.data.report import TextCount
 from seqtk.data.tokenizer import Tokenizer
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.errors import UserError, nearest
@@ -110,6 +112,19 @@ class DataBin:
             return None
         with path.open(encoding="utf-8", newline="\n") as file:  # only \n ends a line: others may stand inside one
             return [line.removesuffix("\n") for line in file]
+
+    def text_count(self, name: str) -> TextCount | None:
+        """How large the text of a one-sided split is; None where nobody counted it, or not all of it became items."""
+        path = self.directory / "preprocess.json"
+        if not path.is_file():
+            return None
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))["splits"].get(name, {})
+            if not record.get("text") or any(record["dropped"].values()):
+                return None
+            return TextCount(**record["text"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is not the record of a preprocessing: {error!r}.") from None
 
     def _find(self, split: str, lang: str | None) -> str | None:
         pair = [self.source_lang or NO_LANGUAGE, self.target_lang or NO_LANGUAGE]

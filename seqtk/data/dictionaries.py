@@ -41,7 +41,7 @@ class VocabularyConfig(TextConfig):
     nwords: int = -1  # rows of a counted vocabulary at most, the four special symbols included; -1: no limit
     padding_factor: int = 8  # new vocabularies, but that of the 256 bytes, are filled up to a multiple of this
     line_end: LineEnd | None = (
-        None  # newline: line feeds are tokens; null: that in one-sided bytes or characters, else eos
+        None  # newline: line feeds are tokens; null: so in one-sided bytes or characters, else eos
     )
 
     @property

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from seqtk.data.filters import LengthFilter
 from seqtk.data.indexed import dtype_for
-from seqtk.data.report import TextCount
+from seqtk.data.report import TextCount, count_text
 from seqtk.data.tokenizer import Tokenizer
 from seqtk.data.vocabulary import EOS, UNK, Vocabulary
 from seqtk.data.words import WordTable, joined, words_in_lines
@@ -113,7 +113,7 @@ class BlockEncoder:
             for encoder, (ids, sizes) in zip(self.encoders, encoded, strict=True)
         ]
         flats, sizes = zip(*stored, strict=True)
-        text = TextCount.of(blocks[0]) if len(blocks) == 1 else None
+        text = count_text(blocks[0]) if len(blocks) == 1 else None
         return EncodedBlock(flats, sizes, len(blocks[0]), dropped, text)
 
 

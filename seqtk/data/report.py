@@ -1,7 +1,7 @@
 """Every count of a preprocessing run, as a table to read and as JSON to keep."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,21 +22,23 @@ class SideCount:
 class TextCount:
     """How large the text itself is, whatever its tokens: all of its lines, with their line feeds."""
 
+    lines: int = 0
     bytes: int = 0
     characters: int = 0
     """Unicode code points."""
     words: int = 0
     """What stands between white space."""
 
-    @classmethod
-    def of(cls, lines: Sequence[bytes]) -> "TextCount":
-        """The size of some lines of UTF-8."""
-        text = np.frombuffer(b"".join(lines), dtype=np.uint8)
-        characters = int(np.count_nonzero((text & 0xC0) != 0x80))  # the first byte of each
-        return cls(len(text), characters, count_words(lines))
-
     def __add__(self, other: "TextCount") -> "TextCount":
-        return TextCount(self.bytes + other.bytes, self.characters + other.characters, self.words + other.words)
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return TextCount(*(one + another for one, another in pairs))
+
+
+def count_text(lines: Sequence[bytes]) -> TextCount:
+    """The size of some lines of UTF-8."""
+    text = np.frombuffer(b"".join(lines), dtype=np.uint8)
+    characters = int(np.count_nonzero((text & 0xC0) != 0x80))  # the first byte of each
+    return TextCount(len(lines), len(text), characters, count_words(lines))
 
 
 @dataclass(frozen=True)

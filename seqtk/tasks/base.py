@@ -77,6 +77,10 @@ class Task:
         """The examples of a split of the corpus."""
         raise NotImplementedError
 
+    def training_set(self, epoch: int) -> Dataset:
+        """The examples that an epoch, from 1, trains on: the same each time, or one shard of them after the other."""
+        return self.dataset("train")
+
     def collate(self, examples: Sequence[Any]) -> Batch:
         """The batch of these examples."""
         raise NotImplementedError
@@ -84,6 +88,10 @@ class Task:
     def model(self, config: ModelConfig) -> Model:
         """A new model of the sizes this task's vocabularies have."""
         raise NotImplementedError
+
+    def figures(self, split: str, sums: Mapping[str, float]) -> dict[str, float]:
+        """Further figures of a whole split, from the sums over its targets (`nll`, …) and their number, `weight`."""
+        return {}
 
     def decode(self, model: Model, batch: Batch, dataset: Any, search: SearchConfig) -> list[Output]:
         """What the model makes of each row, examples of `dataset`; nothing if all figures are in the loss."""

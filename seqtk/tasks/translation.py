@@ -1,9 +1,7 @@
 """Translation: pairs of sentences in, BLEU and chrF out."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +9,13 @@ import numpy as np
 from seqtk.data.batch import Batch, TranslationBatch, collate_pairs
 from seqtk.data.databin import DataBin
 from seqtk.data.indexed import IndexedDataset
-from seqtk.data.tokenizer import Tokenizer
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.errors import UserError
 from seqtk.generation.metrics import corpus_scores
 from seqtk.generation.search import SearchConfig, search
 from seqtk.models import Model, ModelConfig, build_model
 from seqtk.tasks.base import Assets, Output, Score, Task, TaskConfig, tasks
+from seqtk.tasks.text import open_data, tokenizer_assets, tokenizer_from
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class TranslationConfig(TaskConfig):
     """A data-bin directory of sentence pairs, as seqtk-preprocess or fairseq-preprocess wrote it."""
 
     source_lang: str | None = None  # found in the file names if the directory holds one pair
-    target_lang: str | None = None
+    target_lang: str | None = None  # the same
 
 
 class PairDataset:
@@ -79,8 +77,8 @@ class TranslationTask(Task):
             self.source_lang, self.target_lang = assets["source.lang"], assets["target.lang"]
             self.source_vocabulary = Vocabulary.from_text(assets["source.dict"])
             self.target_vocabulary = Vocabulary.from_text(assets["target.dict"])
-            self.source_tokenizer = _tokenizer_from(assets, "source")
-            self.target_tokenizer = _tokenizer_from(assets, "target")
+            self.source_tokenizer = tokenizer_from(assets, "source")
+            self.target_tokenizer = tokenizer_from(assets, "target")
 
     def assets(self) -> Assets:
         return {
@@ -88,8 +86,8 @@ class TranslationTask(Task):
             "target.lang": self.target_lang,
             "source.dict": self.source_vocabulary.to_text(),
             "target.dict": self.target_vocabulary.to_text(),
-            **_tokenizer_assets(self.source_tokenizer, "source"),
-            **_tokenizer_assets(self.target_tokenizer, "target"),
+            **tokenizer_assets(self.source_tokenizer, "source"),
+            **tokenizer_assets(self.target_tokenizer, "target"),
         }
 
     def open(self, data: DataBin | None = None) -> DataBin:
@@ -142,28 +140,3 @@ class TranslationTask(Task):
     def scores(self, outputs: Sequence[Output]) -> dict[str, Score]:
         scores = corpus_scores([item.output for item in outputs], [item.reference for item in outputs])
         return {name: Score(score.value, score.signature) for name, score in scores.items()}
-
-
-def open_data(config: TaskConfig) -> DataBin:
-    """The corpus that `config` names. If it is missing, the error says which command makes it."""
-    if not config.data:
-        raise UserError("task.data is not set.", "It names the data-bin directory to train on.")
-    if not Path(config.data).is_dir() and config.made_by:
-        raise UserError(f"The corpus {config.data} is not there.", "This command makes it:", config.made_by)
-    languages = {
-        key: getattr(config, key) for key in ("source_lang", "target_lang") if getattr(config, key, None) is not None
-    }
-    return DataBin(config.data, **languages)
-
-
-def _tokenizer_assets(tokenizer: Tokenizer, side: str) -> Assets:
-    if tokenizer.model_bytes is not None:
-        return {f"{side}.sentencepiece": base64.b64encode(tokenizer.model_bytes).decode("ascii")}
-    return {} if tokenizer.separator is None else {f"{side}.separator": tokenizer.separator}
-
-
-def _tokenizer_from(assets: Mapping[str, str], side: str) -> Tokenizer:
-    model = assets.get(f"{side}.sentencepiece")
-    if model is not None:
-        return Tokenizer.from_model(base64.b64decode(model))
-    return Tokenizer.plain(assets.get(f"{side}.separator"))

@@ -22,8 +22,8 @@ class ValidationConfig:
     """When to validate, and what by."""
 
     every: int = 0  # updates between validations; 0: at the end of each epoch
-    split: str = "valid"
-    metric: str = "loss"  # what "best" means: loss, nll, ppl (lower), bleu, chrf (higher)
+    split: str = "valid"  # of the data-bin directory
+    metric: str = "loss"  # what "best" means: loss, nll, ppl, bits_per_byte, word_ppl, … (lower), bleu, chrf (higher)
     decode: bool = False  # translate the split as well, for BLEU and chrF
     search: SearchConfig = SearchConfig()
     patience: int = 0  # stop after so many validations without a new best; 0: never
@@ -43,7 +43,7 @@ class LogConfig:
     """What is written down while training."""
 
     every: int = 100  # updates between lines
-    tensorboard: bool = True
+    tensorboard: bool = True  # curves in save_dir/tensorboard
     samples: int = 3  # translations shown at each validation
 
 
@@ -55,8 +55,8 @@ class TrainConfig:
 
     save_dir: str = "checkpoints"  # everything the run writes; a rerun of the same command resumes from it
     user_dir: str | None = None  # a package or module of your own layers and tasks, imported first
-    seed: int = 1
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 1  # of weights, batch order and dropout
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; weights stay in float32
     threads: int = 0  # CPU threads; 0: torch's choice
     max_updates: int = 0  # stop after so many updates; 0: no limit

@@ -41,7 +41,7 @@ class Trainer:
         config.check()
         self.config, self.world = config, world
         self.task = tasks.build(config.task)
-        self.train_set = self.task.dataset("train")
+        self.train_set = self.task.training_set(1)
         torch.manual_seed(config.seed)
         self.model = self.task.model(config.model).to(world.device)
         self.optimizer = optimizers.build(config.optimizer, self.model.named_parameters())
@@ -91,6 +91,7 @@ class Trainer:
     def _epoch(self, log: Logger) -> None:
         """What is left of this epoch, or as much of it as there is time for."""
         config = self.config
+        self.train_set = self.task.training_set(self.state.position.epoch)
         batches = epoch_batches(
             self.train_set.sizes_ND, config.batch, seed=config.seed, epoch=self.state.position.epoch
         )
@@ -237,20 +238,24 @@ class Trainer:
         """Refuse, before the first update, sentences that are to be used and are longer than the model can take."""
         kept, _ = usable(self.train_set.sizes_ND, self.config.batch)
         valid = self.task.dataset(self.config.validation.split)
-        limits = (longest_source([self.model]), longest_target([self.model]))
+        limits = {"source": longest_source([self.model]), "target": longest_target([self.model])}
         if not len(kept):
             epoch_batches(self.train_set.sizes_ND, self.config.batch, seed=self.config.seed, epoch=1)  # says why
         for split, sizes_ND in (("training", self.train_set.sizes_ND[kept]), ("validation", valid.sizes_ND)):
-            for side, limit in enumerate(limits):
-                too_long = int((sizes_ND[:, side] > limit).sum()) if limit is not None else 0
+            sides = ("source", "target")[-sizes_ND.shape[1] :]  # one-sided examples have targets alone
+            for sizes_N, name in zip(sizes_ND.T, sides, strict=True):
+                limit = limits[name]
+                too_long = int((sizes_N > limit).sum()) if limit is not None else 0
                 if too_long:
-                    name = ("source", "target")[side]
-                    own = (self.model.max_source_length, self.model.max_target_length)[side]
-                    key = f"model.max_{name}_length" if own == limit else "attention.max_length"
+                    one_sided = len(sides) == 1
+                    key = "attention.max_length"
+                    if limit == getattr(self.model, f"max_{name}_length"):
+                        key = "model.max_length" if one_sided else f"model.max_{name}_length"
+                    other = "leave out long ones: batch.max_length in training, from the text in validation"
                     raise UserError(
-                        f"The model takes {limit} {name} tokens; longer {split} sentences: {too_long:,}.",
-                        f"The longest has {sizes_ND[:, side].max()}: set {key} to that,",
-                        "or leave out long ones: batch.max_length in training, from the text in validation.",
+                        f"The model takes {limit} {name} tokens; longer {split} examples: {too_long:,}.",
+                        f"The longest has {sizes_N.max()}: set {key} to that,",
+                        f"or {'cut shorter ones: task.tokens_per_sample' if one_sided else other}.",
                     )
 
     def _is_over(self) -> bool:

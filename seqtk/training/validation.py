@@ -40,7 +40,8 @@ def validate(
             sums[name] = sums.get(name, 0.0) + float(value)
         if config.validation.decode:
             outputs += task.decode(objective.model, batch, dataset, config.validation.search)
-    figures = _figures(world, sums)
+    totals = _totals(world, sums)
+    figures = {**_means(totals), **task.figures(config.validation.split, totals)}
     gathered = [output for part in world.gather(outputs) for output in part]
     gathered.sort(key=lambda output: output.index)
     if gathered:
@@ -50,12 +51,16 @@ def validate(
     return figures, gathered
 
 
-def _figures(world: World, sums: dict[str, float]) -> dict[str, float | str]:
+def _totals(world: World, sums: dict[str, float]) -> dict[str, float]:
+    """The sums over all processes."""
     # A process without a batch has no names: take them from all.
     names = sorted({name for part in world.gather(list(sums)) for name in part})
-    totals = dict(zip(names, world.sums([sums.get(name, 0.0) for name in names]), strict=True))
-    weight = totals.pop("weight")
-    figures: dict[str, float | str] = {name: total / max(weight, 1.0) for name, total in totals.items()}
+    return dict(zip(names, world.sums([sums.get(name, 0.0) for name in names]), strict=True))
+
+
+def _means(totals: dict[str, float]) -> dict[str, float | str]:
+    weight = max(totals["weight"], 1.0)
+    figures: dict[str, float | str] = {name: total / weight for name, total in totals.items() if name != "weight"}
     if "nll" in totals:
-        figures["ppl"] = math.exp(min(totals["nll"] / max(weight, 1.0), 700.0))
+        figures["ppl"] = math.exp(min(totals["nll"] / weight, 700.0))
     return figures
