@@ -112,7 +112,7 @@ class ConvLuna(Luna):
     def monitored(self) -> dict[str, float]:
         """The learned temperatures."""
         logs = {part: getattr(self, f"log_{part}_temperature") for part in ("pack", "unpack")}
-        return {f"{part}_temperature": float(log.exp()) for part, log in logs.items() if log is not None}
+        return {f"{part}_temperature": float(log.detach().exp()) for part, log in logs.items() if log is not None}
 
     def forward(
         self,

@@ -215,8 +215,11 @@ class Luna(HeadedAttention, CarryingAttention):
 
     def _pack_weights(self, pack_query_BHPE: Tensor, pack_key_BHTE: Tensor) -> Tensor:
         """weight_BHTP = log2(1 + 2^logit), in float32 or wider."""
-        logits_BHTP = (pack_key_BHTE * self._scale("pack")) @ pack_query_BHPE.transpose(-1, -2)
-        weight_BHTP = functional.softplus(logits_BHTP.to(_wide(logits_BHTP)), beta=LN2, threshold=40)
+        wide = _wide(pack_key_BHTE)
+        with torch.autocast(pack_key_BHTE.device.type, enabled=False):
+            query_BHPE = pack_query_BHPE.to(wide) * self._scale("pack")
+            logits_BHTP = pack_key_BHTE.to(wide) @ query_BHPE.transpose(-1, -2)
+        weight_BHTP = functional.softplus(logits_BHTP, beta=LN2, threshold=40)
         return cast(Tensor, self.dropout(weight_BHTP))
 
 

@@ -119,7 +119,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "luna": {
         "": {"memory_size": 3},
         "untied": {"memory_size": 3, "tie_kv": False},
-        "no-bias": {"memory_size": 4, "bias": False},
+        "no-bias": {"memory_size": 3, "bias": False},
     },
     "convluna": {
         "": {"memory_size": 3},
@@ -127,8 +127,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "mean-pool": {"memory_size": 3, "filter": "mean_pool", "kernel_size": 2, "unpack_temperature": "sqrt"},
         "no-filter": {"memory_size": 3, "filter": "none", "tie_kv": True, "bias": False},
         "shared": {"memory_size": 3, "sharing": "qkv", "roles": ALONE},
-        "shared-tied": {"memory_size": 3, "sharing": "qkv", "tie_kv": True, "roles": ALONE},
-        "simplified": {"memory_size": 3, "sharing": "simplified", "roles": ALONE},
+        "shared-tied": {"memory_size": 4, "sharing": "qkv", "tie_kv": True, "roles": ALONE},
+        "simplified": {"memory_size": 4, "sharing": "simplified", "roles": ALONE},
         "strided": {"memory_size": 3, "kernel_size": 3, "stride": 2, "roles": ~Role.CAUSAL},
         "strided-pool": {
             "memory_size": 3,
