@@ -105,4 +105,5 @@ def orthogonal_gaussian(rows: int, width: int, *, generator: torch.Generator | N
     directions, triangles = torch.linalg.qr(torch.randn(blocks, width, width, generator=generator))
     directions = directions * triangles.diagonal(dim1=-2, dim2=-1).sign()[:, None, :]
     lengths = torch.randn(blocks * width, width, generator=generator).norm(dim=-1, keepdim=True)
-    return (directions.transpose(-1, -2).reshape(-1, width) * lengths)[:rows]
+    matrix: Tensor = directions.transpose(-1, -2).reshape(-1, width) * lengths
+    return matrix[:rows]
