@@ -162,17 +162,17 @@ class HeadedAttention(Attention):
         self.heads = config.heads
         self.head_dim = dim // config.heads
 
-    def projection(self, input_dim: int, *, gain: float = 1.0) -> nn.Linear:
-        """A linear map to the layer's width, Xavier-uniform with `gain`, its bias (if any) zero."""
-        linear = nn.Linear(input_dim, self.dim, bias=self.config.bias)
+    def projection(self, input_dim: int, output_dim: int | None = None, *, gain: float = 1.0) -> nn.Linear:
+        """A linear map, to the layer's width if None, Xavier-uniform with `gain`, its bias (if any) zero."""
+        linear = nn.Linear(input_dim, output_dim or self.dim, bias=self.config.bias)
         nn.init.xavier_uniform_(linear.weight, gain=gain)
         if linear.bias is not None:
             nn.init.zeros_(linear.bias)
         return linear
 
     def split(self, x_BTD: Tensor) -> Tensor:
-        """x_BTD → x_BHTE."""
-        return x_BTD.view(*x_BTD.shape[:2], self.heads, self.head_dim).transpose(1, 2)
+        """x_BTD → x_BHTE; of fewer heads if x is narrower."""
+        return x_BTD.view(*x_BTD.shape[:2], x_BTD.shape[2] // self.head_dim, self.head_dim).transpose(1, 2)
 
     def join(self, x_BHTE: Tensor) -> Tensor:
         """x_BHTE → x_BTD."""

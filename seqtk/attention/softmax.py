@@ -1,48 +1,72 @@
-"""Scaled dot-product attention (Vaswani et al. 2017, section 3.2), on the fused kernel.
+"""Scaled dot-product attention (Vaswani et al. 2017, section 3.2), on the fused kernel, and its common extensions.
 
-B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, E width of a head.
+B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, K heads of keys and values,
+E width of a head.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention.flex import LEAST_HEAD_DIM, alibi_score, flex_attend, seen_by
+from seqtk.attention.positions import BUCKETS, AlibiBias, DistanceBias, T5Bias, alibi_slopes, rotate
 from seqtk.errors import UserError
 
 
 @dataclass(frozen=True)
 class SoftmaxConfig(HeadedConfig):
-    """Dot-product attention: 4 D² weights (D² + M D for keys and values of a memory of width M), O(T S D) time."""
+    """Dot-product attention: 4 D² weights (2 D² + 2 M D with a memory of width M), O(T S D) time."""
 
-    rotary: bool = False  # queries and keys are turned by their positions (self-attention only)
+    kv_heads: int | None = None  # heads of keys and values, each serving heads / kv_heads queries; null: heads
+    positions: Literal["none", "rotary", "alibi", "t5"] = "none"  # what tells distances; not in cross-attention
+    qk_norm: bool = False  # queries and keys are normalised per head (RMS), with a trained scale
+    backend: Literal["sdpa", "flex"] = "sdpa"  # flex: torch's FlexAttention, compiled; trains on CUDA alone
 
 
 @attentions.register("softmax", SoftmaxConfig)
 class SoftmaxAttention(HeadedAttention):
-    """softmax(Q Kᵀ / √E) V per head. Parameters: 2 D² + 2 M D (+ 4 D bias)."""
+    """softmax(Q Kᵀ / √E + bias) V per head. Parameters: 2 D² + 2 M D (+ 4 D bias); the options change that.
+
+    `kv_heads` K: query head h reads keys and values of head ⌊h K / H⌋ (Ainslie et al. 2023, arXiv 2305.13245; K = 1:
+    Shazeer 2019, arXiv 1911.02150); 2 D² + 2 M E K (+ 2 D + 2 E K bias), and a cache of K heads.
+    `positions`: `rotary` turns queries and keys; `alibi` and `t5` (32 H more parameters) add a bias by distance
+    (`seqtk/attention/positions.py`).
+    `qk_norm`: g ⊙ x / rms(x) of each head's query and key before they are turned, so that logits stay bounded; 2 E more
+    parameters, shared by the heads (Henry et al. 2020, arXiv 2010.04245, with the trained scale and the 1 / √E of
+    Dehghani et al. 2023, arXiv 2302.05442).
+    `backend=flex` computes the same; only `forward` on CUDA uses it, and training elsewhere is refused.
+    """
 
     roles = Role.ENCODER | Role.CAUSAL | Role.CROSS
 
     def __init__(self, config: SoftmaxConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        _check(config, role=role, head_dim=self.head_dim)
         key_dim = self.memory_dim if role is Role.CROSS else dim
+        kv_dim = (config.kv_heads or self.heads) * self.head_dim
         self.query = self.projection(dim, gain=1 / math.sqrt(2))
-        self.key = self.projection(key_dim, gain=1 / math.sqrt(2))
-        self.value = self.projection(key_dim, gain=1 / math.sqrt(2))
+        self.key = self.projection(key_dim, kv_dim, gain=1 / math.sqrt(2))
+        self.value = self.projection(key_dim, kv_dim, gain=1 / math.sqrt(2))
         self.out = self.projection(dim)
-        if config.rotary and (role is Role.CROSS or self.head_dim % 2):
-            raise UserError(
-                "attention.rotary=true needs self-attention with an even width of each head.",
-                f"This is {'cross-attention' if role is Role.CROSS else 'a head of width ' + str(self.head_dim)}.",
-            )
+        self.query_norm = HeadNorm(self.head_dim) if config.qk_norm else None
+        self.key_norm = HeadNorm(self.head_dim) if config.qk_norm else None
+        self.distance_bias: DistanceBias | None = None
+        if config.positions == "alibi":
+            self.distance_bias = AlibiBias(self.heads)
+        elif config.positions == "t5":
+            self.distance_bias = T5Bias(self.heads, causal=role is Role.CAUSAL)
 
     @classmethod
     def parameter_count(cls, config: SoftmaxConfig, *, dim: int, memory_dim: int | None = None) -> int:
-        return 2 * dim * (dim + (memory_dim or dim)) + 4 * dim * config.bias
+        heads = config.heads or 1
+        kv_dim = dim if config.kv_heads is None else dim // heads * config.kv_heads
+        projections = 2 * dim * dim + 2 * (memory_dim or dim) * kv_dim + config.bias * 2 * (dim + kv_dim)
+        return projections + config.qk_norm * 2 * (dim // heads) + (config.positions == "t5") * BUCKETS * heads
 
     def forward(
         self,
@@ -52,21 +76,32 @@ class SoftmaxAttention(HeadedAttention):
         pad_BS: Tensor | None = None,
         positions_BT: Tensor | None = None,
     ) -> Tensor:
+        causal = self.role is Role.CAUSAL
         keys_from = x_BTD if memory_BSM is None else memory_BSM
-        query_BHTE, key_BHSE = self.split(self.query(x_BTD)), self.split(self.key(keys_from))
-        if self.config.rotary:
-            positions = (
+        query_BHTE, key_BKSE, value_BKSE = self._query(x_BTD), self._key(keys_from), self.split(self.value(keys_from))
+        if self.config.positions == "rotary":
+            turned_by = (
                 torch.arange(x_BTD.shape[1], device=x_BTD.device)[None] if positions_BT is None else positions_BT
             )
-            query_BHTE, key_BHSE = rotate(query_BHTE, positions), rotate(key_BHSE, positions)
-        y_BHTE = attend(
-            query_BHTE,
-            key_BHSE,
-            self.split(self.value(keys_from)),
-            bias=padding_bias(pad_BS, causal_length=x_BTD.shape[1] if self.role is Role.CAUSAL else None),
-            causal=self.role is Role.CAUSAL and pad_BS is None,
-            dropout=self.config.dropout if self.training else 0.0,
-        )
+            query_BHTE, key_BKSE = rotate(query_BHTE, turned_by), rotate(key_BKSE, turned_by)
+        if self.config.backend == "flex" and self._flexes(x_BTD.device):
+            slopes = self.config.positions == "alibi"
+            score = alibi_score(alibi_slopes(self.heads, device=x_BTD.device), positions_BT) if slopes else None
+            seen = seen_by(pad_BS, causal=causal)
+            y_BHTE = flex_attend(query_BHTE, key_BKSE, value_BKSE, seen=seen, score=score)
+        else:
+            if self.distance_bias is None:
+                bias = padding_bias(pad_BS, causal_length=x_BTD.shape[1] if causal else None)
+            else:
+                bias = self.distance_bias.among(query_BHTE, causal=causal, pad_BT=pad_BS, positions_BT=positions_BT)
+            y_BHTE = attend(
+                query_BHTE,
+                key_BKSE,
+                value_BKSE,
+                bias=bias,
+                causal=causal and bias is None,
+                dropout=self.config.dropout if self.training else 0.0,
+            )
         return self.out(self.join(y_BHTE))  # type: ignore[no-any-return]
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
@@ -74,32 +109,64 @@ class SoftmaxAttention(HeadedAttention):
             return {"key": None, "value": None, "bias": None}
         assert memory_BSM is not None
         return {
-            "key": self.split(self.key(memory_BSM)),
+            "key": self._key(memory_BSM),
             "value": self.split(self.value(memory_BSM)),
             "bias": padding_bias(pad_BS),
         }
 
     def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
-        query_BH1E = self.split(self.query(x_B1D))
+        query_BH1E, bias = self._query(x_B1D), state["bias"]
         if self.role is not Role.CROSS:
-            key_BH1E = self.split(self.key(x_B1D))
-            if self.config.rotary:
-                done = 0 if state["key"] is None else state["key"].shape[2]
+            key_BK1E = self._key(x_B1D)
+            done = 0 if state["key"] is None else state["key"].shape[2]
+            if self.config.positions == "rotary":
                 position_11 = torch.full((1, 1), done, device=x_B1D.device)
-                query_BH1E, key_BH1E = rotate(query_BH1E, position_11), rotate(key_BH1E, position_11)
+                query_BH1E, key_BK1E = rotate(query_BH1E, position_11), rotate(key_BK1E, position_11)
+            elif self.distance_bias is not None:
+                distance_S = torch.arange(-done, 1, device=x_B1D.device)
+                bias = self.distance_bias(distance_S, dtype=query_BH1E.dtype)[None, :, None]
             state = {
-                "key": append(state["key"], key_BH1E),
+                "key": append(state["key"], key_BK1E),
                 "value": append(state["value"], self.split(self.value(x_B1D))),
                 "bias": None,
             }
-        y_BHTE = attend(query_BH1E, state["key"], state["value"], bias=state["bias"])
+        y_BHTE = attend(query_BH1E, state["key"], state["value"], bias=bias)
         return self.out(self.join(y_BHTE)), state
+
+    def _query(self, x_BTD: Tensor) -> Tensor:
+        query_BHTE = self.split(self.query(x_BTD))
+        return query_BHTE if self.query_norm is None else self.query_norm(query_BHTE)
+
+    def _key(self, keys_from_BSM: Tensor) -> Tensor:
+        key_BKSE = self.split(self.key(keys_from_BSM))
+        return key_BKSE if self.key_norm is None else self.key_norm(key_BKSE)
+
+    def _flexes(self, device: torch.device) -> bool:
+        """Whether `device` can. Elsewhere evaluation goes by SDPA, which gives the same; training is refused."""
+        if device.type != "cuda" and self.training:
+            raise UserError(
+                f"attention.backend=flex cannot train on {device.type}: torch's FlexAttention has no backward there.",
+                "Train on CUDA, or set attention.backend=sdpa, which computes the same.",
+            )
+        return device.type == "cuda"
+
+
+class HeadNorm(nn.Module):
+    """scale ⊙ x / √(mean x² + 1e-6) over a head's width; in float32 or wider."""
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(head_dim))
+
+    def forward(self, x_BHTE: Tensor) -> Tensor:
+        wide = x_BHTE.to(torch.promote_types(x_BHTE.dtype, torch.float32))
+        return functional.rms_norm(wide, self.scale.shape, self.scale.to(wide.dtype), 1e-6).to(x_BHTE.dtype)
 
 
 def attend(
     query_BHTE: Tensor,
-    key_BHSE: Tensor,
-    value_BHSE: Tensor,
+    key_BKSE: Tensor,
+    value_BKSE: Tensor,
     *,
     bias: Tensor | None = None,
     causal: bool = False,
@@ -108,33 +175,28 @@ def attend(
 ) -> Tensor:
     """softmax(Q Kᵀ · scale + bias) V by torch's kernel; `bias` broadcasts to BHTS and is True (or finite) where seen.
 
+    Keys and values may have fewer heads, K that divides H; query head h then takes those of head ⌊h K / H⌋.
     In float32 on a CPU even under autocast, where the backward of the bfloat16 kernel is ten times slower.
     """
     if query_BHTE.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
             return attend(
-                query_BHTE.float(), key_BHSE.float(), value_BHSE.float(),
+                query_BHTE.float(), key_BKSE.float(), value_BKSE.float(),
                 bias=bias, causal=causal, dropout=dropout, scale=scale,
             )  # fmt: skip
     if bias is not None and bias.dtype != torch.bool:
         bias = bias.to(query_BHTE.dtype)
-    return functional.scaled_dot_product_attention(
-        query_BHTE, key_BHSE, value_BHSE, attn_mask=bias, is_causal=causal, dropout_p=dropout, scale=scale
-    )
-
-
-def rotate(x_BHTE: Tensor, positions_BT: Tensor) -> Tensor:
-    """Each pair (e, e + E/2) of a head turned by position · 10000^(-2e/E) (Su et al. 2021, RoFormer, section 3.2.2).
-
-    The product of a query and a key so turned depends on their distance alone. Computed in float32 or wider.
-    """
-    half = x_BHTE.shape[-1] // 2
-    dtype = torch.promote_types(x_BHTE.dtype, torch.float32)
-    frequency_F = 10000.0 ** (-torch.arange(half, device=x_BHTE.device, dtype=dtype) / half)
-    angle_B1TF = positions_BT[:, None, :, None].to(dtype) * frequency_F
-    first, second = x_BHTE.to(dtype).chunk(2, dim=-1)
-    sin, cos = angle_B1TF.sin(), angle_B1TF.cos()
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_BHTE.dtype)
+    heads, kv_heads = query_BHTE.shape[1], key_BKSE.shape[1]
+    folded = kv_heads < heads and query_BHTE.shape[2] == 1
+    if folded:  # the single queries of a group are the rows of one product, twice as fast as a group's heads apart
+        query_BHTE = query_BHTE.reshape(len(query_BHTE), kv_heads, heads // kv_heads, query_BHTE.shape[3])
+        if bias is not None and bias.shape[1] == heads:
+            bias = bias.reshape(len(bias), kv_heads, heads // kv_heads, bias.shape[3])
+    y = functional.scaled_dot_product_attention(
+        query_BHTE, key_BKSE, value_BKSE, attn_mask=bias, is_causal=causal, dropout_p=dropout, scale=scale,
+        enable_gqa=kv_heads < heads and not folded,
+    )  # fmt: skip
+    return y.flatten(1, 2)[:, :, None] if folded else y
 
 
 def padding_bias(pad_BS: Tensor | None, *, causal_length: int | None = None) -> Tensor | None:
@@ -153,3 +215,35 @@ def causal_mask(length: int, device: torch.device) -> Tensor:
 def append(cache_BHTE: Tensor | None, new_BH1E: Tensor) -> Tensor:
     """The cache with the new position at its end."""
     return new_BH1E if cache_BHTE is None else torch.cat([cache_BHTE, new_BH1E], dim=2)
+
+
+def _check(config: SoftmaxConfig, *, role: Role, head_dim: int) -> None:
+    heads, kv_heads = config.heads or 1, config.kv_heads
+    if kv_heads is not None and (kv_heads < 1 or heads % kv_heads):
+        raise UserError(
+            f"attention.kv_heads={kv_heads} does not divide attention.heads={heads}.",
+            f"These do: {', '.join(str(size) for size in range(1, heads + 1) if heads % size == 0)}.",
+        )
+    if config.positions != "none" and role is Role.CROSS:
+        raise UserError(
+            f"attention.positions={config.positions} is for self-attention; this is cross-attention.",
+            "The positions of a query and of a memory have no distance: set attention.positions=none here.",
+        )
+    if config.positions == "rotary" and head_dim % 2:
+        raise UserError(f"attention.positions=rotary needs an even width of each head, which is {head_dim} here.")
+    if config.backend == "flex":
+        if config.dropout:
+            raise UserError(
+                "attention.backend=flex has no dropout of the attention weights.",
+                "Set attention.dropout=0, or attention.backend=sdpa.",
+            )
+        if config.positions == "t5":
+            raise UserError(
+                "attention.backend=flex cannot train the bias of attention.positions=t5.",
+                "Set attention.backend=sdpa, or attention.positions=alibi.",
+            )
+        if head_dim < LEAST_HEAD_DIM:
+            raise UserError(
+                f"attention.backend=flex needs heads at least {LEAST_HEAD_DIM} wide; these are {head_dim} wide.",
+                "Use fewer heads, or attention.backend=sdpa.",
+            )

@@ -87,7 +87,6 @@ def cases(*roles: Role) -> list[Case]:
     for kind in attentions:
         for variant, config in configs(kind):
             for role in roles or tuple(Role):
-                turned_memory = role is Role.CROSS and getattr(config, "rotary", False)  # refused, by a test of its own
-                if role in roles_of(kind, variant) and not turned_memory:
+                if role in roles_of(kind, variant):
                     found.append(Case(kind, variant, config, role))
     return found

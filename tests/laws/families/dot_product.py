@@ -1,10 +1,12 @@
-"""Scaled dot-product attention."""
+"""Scaled dot-product attention: grouped queries, normalised heads, positions."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from seqtk.attention import Role
 from tests.laws.naive import Array, Logit, Problem, weighted_values
 
 
@@ -16,21 +18,89 @@ def turned(vector: Array, position: int) -> Array:
     return np.concatenate([pairs.real, pairs.imag])
 
 
+def slopes(heads: int) -> list[float]:
+    """From 2^(-8/n) geometrically for n heads, a power of two; else the power below, and every second of the next."""
+    power = 2 ** math.floor(math.log2(heads))
+    if power == heads:
+        return [2 ** (-8 / heads * (i + 1)) for i in range(heads)]
+    return slopes(power) + slopes(2 * power)[::2][: heads - power]
+
+
+def t5_bucket(distance: int, *, causal: bool, buckets: int = 32, max_distance: int = 128) -> int:
+    """Half the buckets for each sign unless causal; half of those of one distance each, the others by logarithm."""
+    if not causal:
+        buckets //= 2
+    offset = buckets if distance > 0 and not causal else 0
+    far = max(-distance, 0) if causal else abs(distance)
+    exact = buckets // 2
+    if far < exact:
+        return offset + far
+    share = math.log(far / exact) / math.log(max_distance / exact)
+    return offset + min(buckets - 1, exact + math.floor(share * (buckets - exact) + 1e-9))
+
+
+def bias(problem: Problem, head: int, distance: int) -> float:
+    """What the logit gets for a key at `distance` after its query."""
+    positions = getattr(problem.config, "positions", "none")
+    if positions == "alibi":
+        return -slopes(problem.config.heads)[head] * abs(distance)
+    if positions == "t5":
+        bucket = t5_bucket(distance, causal=problem.role is Role.CAUSAL)
+        return float(problem.weights["distance_bias.table"][bucket, head])
+    return 0.0
+
+
 def dot(problem: Problem, _: str) -> Logit:
-    """q · k / √e."""
+    """q · k / √e, each normalised, scaled and turned if the config says so, plus the bias."""
+
+    def project(name: str, vector: Array, head: int, position: int) -> Array:
+        x = problem.head(problem.linear(name, vector), head)
+        if getattr(problem.config, "qk_norm", False):
+            x = problem.weights[f"{name}_norm.scale"] * x / math.sqrt(float(np.mean(x**2)) + 1e-6)
+        return turned(x, position) if getattr(problem.config, "positions", "none") == "rotary" else x
 
     def logit(row: int, head: int, query: int, key: int) -> float:
-        q = problem.head(problem.linear("query", problem.x_BTD[row, query]), head)
-        k = problem.head(problem.linear("key", problem.keys_from_BSM[row, key]), head)
-        if getattr(problem.config, "rotary", False):
-            q = turned(q, int(problem.position_BT[row, query]))
-            k = turned(k, int(problem.position_BT[row, key]))
-        return float(q @ k) / math.sqrt(len(q))
+        at_query = at_key = 0
+        if problem.role is not Role.CROSS:
+            at_query, at_key = int(problem.position_BT[row, query]), int(problem.position_BT[row, key])
+        q = project("query", problem.x_BTD[row, query], head, at_query)
+        k = project("key", problem.keys_from_BSM[row, key], head, at_key)
+        return float(q @ k) / math.sqrt(len(q)) + bias(problem, head, at_key - at_query)
 
     return logit
 
 
-ORACLES = {"softmax": lambda problem: weighted_values(problem, dot(problem, ""))}
+def repeated(problem: Problem) -> Problem:
+    """The same with as many heads of keys and values as of queries: each again for every query of its group."""
+    if problem.config.kv_heads is None:
+        return problem
+    times, size = problem.config.heads // problem.config.kv_heads, problem.x_BTD.shape[2] // problem.config.heads
+
+    def repeat(name: str, weight: Array) -> Array:
+        if not name.startswith(("key.", "value.")):
+            return weight
+        return np.concatenate([weight[at : at + size] for at in range(0, len(weight), size) for _ in range(times)])
+
+    return replace(problem, weights={name: repeat(name, weight) for name, weight in problem.weights.items()})
+
+
+def softmax(problem: Problem) -> Array:
+    problem = repeated(problem)
+    return weighted_values(problem, dot(problem, ""))
+
+
+ORACLES = {"softmax": softmax}
+SELF = Role.ENCODER | Role.CAUSAL
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "softmax": {"": {}, "no-bias": {"bias": False}, "rotary": {"rotary": True}},
+    "softmax": {
+        "": {},
+        "no-bias": {"bias": False},
+        "grouped": {"kv_heads": 2, "heads": 4},
+        "normed": {"qk_norm": True},
+        "rotary": {"positions": "rotary", "roles": SELF},
+        "alibi": {"positions": "alibi", "roles": SELF},
+        "t5": {"positions": "t5", "roles": SELF},
+        "grouped-normed-alibi": {"kv_heads": 1, "qk_norm": True, "positions": "alibi", "heads": 4, "roles": SELF},
+        "grouped-normed-rotary": {"kv_heads": 1, "qk_norm": True, "positions": "rotary", "roles": SELF},
+    },
 }

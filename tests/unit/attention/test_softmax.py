@@ -1,11 +1,27 @@
-"""Dot-product attention: rotary positions."""
+"""Dot-product attention: its options, each against what it must be equal to, and what is refused."""
+
+import math
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from seqtk.attention import Role
-from seqtk.attention.softmax import SoftmaxAttention, SoftmaxConfig, rotate
+from seqtk.attention.flex import alibi_score, flex_attend, seen_by
+from seqtk.attention.positions import AlibiBias, DistanceBias, T5Bias, alibi_slopes, rotate
+from seqtk.attention.softmax import SoftmaxAttention, SoftmaxConfig, attend
 from seqtk.errors import UserError
+from tests.laws.families.dot_product import slopes, t5_bucket
+
+POSITIONS = ("none", "rotary", "alibi", "t5")
+
+
+def build(role: Role = Role.ENCODER, *, dim: int = 8, heads: int = 2, **options: Any) -> SoftmaxAttention:
+    layer = SoftmaxAttention(SoftmaxConfig(heads=heads, **options), dim=dim, role=role)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return layer.double().eval()
 
 
 def test_products_of_turned_vectors_depend_on_their_distance_alone() -> None:
@@ -18,19 +34,210 @@ def test_products_of_turned_vectors_depend_on_their_distance_alone() -> None:
     assert torch.allclose(products[0], products[2])
 
 
-def test_rotary_positions_make_order_matter() -> None:
-    layer = SoftmaxAttention(SoftmaxConfig(heads=2, rotary=True), dim=8, role=Role.ENCODER)
-    plain = SoftmaxAttention(SoftmaxConfig(heads=2), dim=8, role=Role.ENCODER)
-    x_BTD = torch.randn(1, 5, 8)
-    assert torch.allclose(plain(x_BTD).flip(1), plain(x_BTD.flip(1)), atol=1e-6)
-    assert not torch.allclose(layer(x_BTD).flip(1), layer(x_BTD.flip(1)), atol=1e-3)
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_positions_make_order_matter(positions: Any) -> None:
+    layer = build(positions=positions)
+    x_BTD = torch.randn(1, 5, 8, dtype=torch.float64)
+    order = torch.tensor([2, 0, 1, 4, 3])
+    same = torch.allclose(layer(x_BTD)[:, order], layer(x_BTD[:, order]), atol=1e-10)
+    assert same == (positions == "none")
 
 
-def test_rotary_cross_attention_is_refused() -> None:
-    with pytest.raises(UserError, match=r"attention\.rotary"):
-        SoftmaxAttention(SoftmaxConfig(heads=2, rotary=True), dim=8, role=Role.CROSS)
+@pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_shifted_positions_change_nothing(positions: Any, role: Role) -> None:
+    layer = build(role, positions=positions)
+    x_BTD = torch.randn(2, 6, 8, dtype=torch.float64)
+    pad_BS, at_BT = torch.zeros(2, 6, dtype=torch.bool), torch.arange(6).expand(2, 6)
+    expected = layer(x_BTD)
+    for shift in (0, 3, 100):
+        torch.testing.assert_close(layer(x_BTD, pad_BS=pad_BS, positions_BT=at_BT + shift), expected)
+        torch.testing.assert_close(layer(x_BTD, positions_BT=at_BT + shift), expected)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 6, 8, 12, 16, 20])
+def test_alibi_slopes_are_the_authors(heads: int) -> None:
+    expected = torch.tensor(slopes(heads), dtype=torch.float64)
+    torch.testing.assert_close(alibi_slopes(heads, dtype=torch.float64), expected, rtol=1e-14, atol=0)
+
+
+def test_alibi_slopes_of_eight_heads_halve_from_a_half() -> None:
+    assert alibi_slopes(8).tolist() == [2.0**-i for i in range(1, 9)]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_t5_buckets_are_those_of_the_paper(causal: bool) -> None:
+    """T5's own code takes the logarithm in float32, so that one rounding more or less could differ; none does."""
+    bias = T5Bias(1, causal=causal)
+    with torch.no_grad():
+        bias.table.copy_(torch.arange(32.0)[:, None])
+    distance = torch.arange(-300, 301)
+    ours = bias(distance, dtype=torch.float32)[0].int().tolist()
+    assert ours == [t5_bucket(d, causal=causal) for d in distance.tolist()]
+
+    buckets = 32 if causal else 16
+    far = (-distance).clamp(min=0) if causal else distance.abs()
+    offset = 0 if causal else (distance > 0).int() * 16
+    log = torch.log(far.float() / (buckets // 2)) / math.log(128 / (buckets // 2)) * (buckets // 2)
+    large = (buckets // 2 + log.clamp(min=0).int()).clamp(max=buckets - 1)
+    in_float32 = offset + torch.where(far < buckets // 2, far, large)
+    assert ours == in_float32.tolist()
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_as_many_kv_heads_as_heads_is_plain_attention(role: Role) -> None:
+    plain, grouped = build(role), build(role, kv_heads=2)
+    grouped.load_state_dict(plain.state_dict())
+    x_BTD = torch.randn(2, 5, 8, dtype=torch.float64)
+    memory = x_BTD.flip(1) if role is Role.CROSS else None
+    assert torch.equal(grouped(x_BTD, memory), plain(x_BTD, memory))
+
+
+@pytest.mark.parametrize("role", [Role.CAUSAL, Role.CROSS])
+def test_the_cache_holds_the_kv_heads_alone(role: Role) -> None:
+    layer = build(role, heads=4, kv_heads=2)
+    x_B1D = torch.randn(3, 1, 8, dtype=torch.float64)
+    state = layer.start(3, torch.randn(3, 1, 8, dtype=torch.float64) if role is Role.CROSS else None)
+    _, state = layer.step(x_B1D, state)
+    assert state["key"].shape == state["value"].shape == (3, 2, 1, 2)
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("bias_heads", [None, 1, 4])
+def test_grouped_queries_read_their_groups_keys(queries: int, bias_heads: int | None) -> None:
+    query, key, value = torch.randn(2, 4, queries, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
+    bias = None if bias_heads is None else torch.randn(2, bias_heads, queries, 5)
+    expected = attend(query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1), bias=bias)
+    torch.testing.assert_close(attend(query, key, value, bias=bias), expected)
+
+
+def test_normed_logits_do_not_grow_with_the_input() -> None:
+    layer = build(qk_norm=True, bias=False)
+    x_BTD = torch.randn(2, 5, 8, dtype=torch.float64)
+    torch.testing.assert_close(layer(1000 * x_BTD) / 1000, layer(x_BTD), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"positions": p} for p in POSITIONS] + [{"kv_heads": 1, "qk_norm": True}], ids=str)
+def test_200_steps_equal_the_parallel_form(options: dict[str, Any]) -> None:
+    layer = build(Role.CAUSAL, **options)
+    x_BTD = torch.randn(2, 200, 8, dtype=torch.float64)
+    state, outputs = layer.start(2), []
+    with torch.no_grad():
+        for t in range(200):
+            y_B1D, state = layer.step(x_BTD[:, t : t + 1], state)
+            outputs.append(y_B1D)
+        torch.testing.assert_close(torch.cat(outputs, 1), layer(x_BTD), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("positions", POSITIONS[1:])
+def test_positions_in_cross_attention_are_refused(positions: Any) -> None:
+    with pytest.raises(UserError, match=rf"attention\.positions={positions}"):
+        build(Role.CROSS, positions=positions)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kv_heads": 3, "heads": 4}, r"attention\.kv_heads=3 does not divide"),
+        ({"kv_heads": 0}, r"attention\.kv_heads=0"),
+        ({"positions": "rotary", "heads": 8}, "even width"),
+        ({"backend": "flex", "dim": 32, "dropout": 0.1}, "no dropout"),
+        ({"backend": "flex", "dim": 32, "positions": "t5"}, "cannot train the bias"),
+        ({"backend": "flex"}, "at least 16 wide"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(**options)
 
 
 def test_heads_must_be_known() -> None:
     with pytest.raises(UserError, match="needs its heads set"):
         SoftmaxAttention(SoftmaxConfig(), dim=8, role=Role.ENCODER)
+
+
+def flex_pair(role: Role, positions: Any, device: torch.device) -> tuple[SoftmaxAttention, SoftmaxAttention]:
+    """The same grouped layer by FlexAttention and by SDPA, in float32."""
+    options: dict[str, Any] = {"dim": 64, "heads": 4, "kv_heads": 2, "positions": positions}
+    flex, sdpa = build(role, backend="flex", **options), build(role, **options)
+    sdpa.load_state_dict(flex.state_dict())
+    return flex.float().to(device), sdpa.float().to(device)
+
+
+def flex_inputs(padded: str, device: torch.device) -> dict[str, Tensor | None]:
+    """Rows of 7, 3 and 0 real positions, padded on either side, or none padded."""
+    lengths, place = torch.tensor([[7], [3], [0]]), torch.arange(7)
+    if padded == "left":
+        return {
+            "pad_BS": (place < 7 - lengths).to(device),
+            "positions_BT": (place - (7 - lengths)).clamp(min=0).to(device),
+        }
+    return {"pad_BS": (place >= lengths).to(device) if padded == "right" else None, "positions_BT": None}
+
+
+PADDED = ("no", "right", "left")
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("padded", PADDED)
+@pytest.mark.parametrize("positions", ["none", "alibi"])
+@pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
+def test_the_functions_that_flex_gets_are_the_masks_and_biases(role: Role, positions: Any, padded: str) -> None:
+    """On a CPU, where FlexAttention runs uncompiled and without a backward."""
+    pad_BS, positions_BT = (flex_inputs(padded, torch.device("cpu"))[name] for name in ("pad_BS", "positions_BT"))
+    query, key, value = torch.randn(3, 4, 7, 16), torch.randn(3, 2, 7, 16), torch.randn(3, 2, 7, 16)
+    score = alibi_score(alibi_slopes(4), positions_BT) if positions == "alibi" else None
+    actual = flex_attend(query, key, value, seen=seen_by(pad_BS, causal=role is Role.CAUSAL), score=score)
+
+    bias: DistanceBias = AlibiBias(4)
+    if positions == "none":
+        bias = T5Bias(4, causal=False)  # 0 before training
+    expected_bias = bias.among(query, causal=role is Role.CAUSAL, pad_BT=pad_BS, positions_BT=positions_BT)
+    torch.testing.assert_close(actual, attend(query, key, value, bias=expected_bias), atol=1e-5, rtol=1e-5)
+    if padded != "no":
+        assert not actual[2].any()
+
+
+def test_flex_evaluates_on_a_cpu_by_sdpa_and_refuses_to_train_there() -> None:
+    flex, sdpa = flex_pair(Role.CAUSAL, "alibi", torch.device("cpu"))
+    x_BTD = torch.randn(2, 5, 64)
+    assert torch.equal(flex(x_BTD), sdpa(x_BTD))
+    with pytest.raises(UserError, match=r"attention\.backend=flex cannot train on cpu"):
+        flex.train()(x_BTD)
+
+
+@pytest.mark.parametrize(
+    ("role", "positions"),
+    [(role, p) for role in (Role.ENCODER, Role.CAUSAL) for p in ("none", "rotary", "alibi")] + [(Role.CROSS, "none")],
+)
+def test_flex_trains_on_cuda_as_sdpa_does(role: Role, positions: Any, device: torch.device) -> None:
+    if device.type != "cuda":
+        pytest.skip("FlexAttention trains on CUDA alone")
+    for padded in PADDED[:2] if role is Role.CROSS else PADDED:
+        inputs = flex_inputs(padded, device)
+        x_BTD = torch.randn(3, 7, 64, device=device)
+        memory = torch.randn(3, 7, 64, device=device) if role is Role.CROSS else None
+        real = torch.ones(3, 7, dtype=torch.bool, device=device)
+        if inputs["pad_BS"] is not None and memory is None:
+            real = ~inputs["pad_BS"]
+        results = []
+        for layer in flex_pair(role, positions, device):
+            y_BTD = layer.train()(x_BTD, memory, **inputs)[real]
+            y_BTD.square().sum().backward()
+            results.append([y_BTD, *(p.grad for p in layer.parameters())])
+        for actual, expected in zip(*results, strict=True):
+            torch.testing.assert_close(actual, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_bias_spreads_over_what_is_seen_alone() -> None:
+    """By distance alone and by given positions it is the same tensor."""
+    bias = T5Bias(2, causal=True)
+    torch.nn.init.normal_(bias.table)
+    x_BHTE = torch.zeros(2, 2, 6, 4)
+    by_distance = bias.among(x_BHTE, causal=True)
+    by_position = bias.among(x_BHTE, causal=True, positions_BT=torch.arange(6).expand(2, 6))
+    assert torch.equal(by_position, by_distance.expand(2, -1, -1, -1))
+    assert by_distance.isinf().sum() == 2 * 15
+    padded = bias.among(x_BHTE, causal=True, pad_BT=torch.tensor([[False] * 6, [True] * 6]))
+    assert torch.equal(padded[:1], by_distance)
+    assert padded[1].isneginf().all()
