@@ -1,0 +1,76 @@
+"""FNet: tokens mixed by a Fourier transform, which has nothing to learn (Lee-Thorp et al. 2021, arXiv 2105.03824).
+
+B batch, T length, D width, P length of a padded convolution.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqtk.attention.base import Attention, AttentionConfig, Role, attentions
+from seqtk.attention.precision import as_autocast, wide
+from seqtk.attention.rows import align
+
+
+@dataclass(frozen=True)
+class FNetConfig(AttentionConfig):
+    """The real part of a Fourier transform over positions and width: no weights, O(T D log(T D)) time. Encoder only."""
+
+    orthonormal: bool = True  # divided by √(T D), so that outputs are as large as inputs; the paper's (false) is not
+
+
+@attentions.register("fnet", FNetConfig)
+class FNet(Attention):
+    """Re(F_T F_D x): the discrete Fourier transform over a row's T real positions and its D channels (section 3.1).
+
+    No parameters. O(T D (log T + log D)) time, O(T D) memory. Every output needs every input, so there is no causal
+    form. Rows of different lengths have different transforms, all computed at once as chirp convolutions.
+    """
+
+    roles = Role.ENCODER
+
+    @classmethod
+    def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
+        return 0
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        memory_BSM: Tensor | None = None,
+        *,
+        pad_BS: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        rows = align(wide(x_BTD), pad_BS, right_padded=positions_BT is None)
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            if rows.pad_BT is None:
+                length_B11 = rows.x_BTD.new_full((1, 1, 1), x_BTD.shape[1])
+                y_BTD = torch.fft.fft2(rows.x_BTD, dim=(1, 2)).real
+            else:
+                real_BT1 = ~rows.pad_BT[..., None]
+                length_B11 = real_BT1.sum(1, keepdim=True).clamp(min=1)
+                y_BTD = transform(torch.fft.fft(rows.x_BTD * real_BT1, dim=2), length_B11).real
+            if self.config.orthonormal:
+                y_BTD = y_BTD * (length_B11.to(y_BTD.dtype) * self.dim).rsqrt()
+        return as_autocast(rows.restore(y_BTD).to(x_BTD.dtype))
+
+
+def transform(x_BTD: Tensor, length_B11: Tensor) -> Tensor:
+    """The Fourier transform over T of complex rows, each as long as `length_B11` says and zero beyond.
+
+    As a convolution with a chirp c_m = exp(-iπ m² / n), for 2 m k = m² + k² - (k - m)² (Bluestein 1970), which takes a
+    length n of its own for each row in the same operations. Beyond a row's length its result means nothing.
+    """
+    size = x_BTD.shape[1]
+    padded = 1 << (2 * size - 2).bit_length()
+    place_T1 = torch.arange(size, device=x_BTD.device)[:, None]
+    turn_BT1 = (place_T1**2 % (2 * length_B11)).to(x_BTD.real.dtype) / length_B11  # whole turns left out: exact
+    chirp_BT1 = torch.polar(torch.ones_like(turn_BT1), -math.pi * turn_BT1)
+    gap_B = chirp_BT1.new_zeros(len(chirp_BT1), padded - (2 * size - 1), 1)
+    filter_BP1 = torch.cat([chirp_BT1, gap_B, chirp_BT1[:, 1:].flip(1)], 1).conj()
+    product_BPD = torch.fft.fft(x_BTD * chirp_BT1, n=padded, dim=1) * torch.fft.fft(filter_BP1, dim=1)
+    sums_BTD: Tensor = torch.fft.ifft(product_BPD, dim=1)[:, :size]
+    return chirp_BT1 * sums_BTD
