@@ -16,14 +16,14 @@ from torch import Tensor
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.errors import UserError, nearest
 from seqtk.interop.fairseq_keys import check_tied, our_state, todays_names
+from seqtk.interop.fairseq_lightconv import convolutions, is_lightconv
+from seqtk.interop.fairseq_options import SIDES, Options, flat_options
 from seqtk.interop.unpickle import plain, read_checkpoint
-from seqtk.models.stacks import DecoderConfig, EncoderConfig
+from seqtk.models.stacks import DecoderConfig, EncoderConfig, Pattern
 from seqtk.models.transformer import SharedEmbeddings, Transformer, TransformerConfig
 from seqtk.modules.feedforward import Activation
 
 ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu"}
-
-SIDES = (("source", "encoder"), ("target", "decoder"))
 
 TIED: dict[SharedEmbeddings, tuple[str, ...]] = {
     "none": (),
@@ -86,15 +86,16 @@ def import_fairseq(path: str | Path) -> Imported:
             f"It holds: {', '.join(map(str, list(content)[:8]))}.",
         )
     where = str(path)
-    options = _Options(_flat_options(content), where=where)
-    state = todays_names(_tensors(content["model"], where=where))
+    options = Options(flat_options(content), where=where)
+    lightconv = is_lightconv(options)
+    state = todays_names(_tensors(content["model"], where=where), lightconv=lightconv)
     _check_kind(state, options)
     config = _config(options)
     vocabularies = {f"{side}_vocabulary": _rows(state, stack, where=where) for side, stack in SIDES}
     with torch.device("meta"):
         expected = Transformer(config, **vocabularies).state_dict()
     tied = TIED[config.share_embeddings]
-    ours = our_state(state, expected, tied_head="head.weight" in tied, where=where)
+    ours = our_state(state, expected, tied_head="head.weight" in tied, lightconv=lightconv, where=where)
     check_tied(ours, tied=tied, where=where)
     history = plain(content.get("optimizer_history")) or [{}]
     smoothed = "label_smoothed" in str(options.get("criterion", ""))
@@ -123,66 +124,14 @@ def _rows(state: Mapping[str, Tensor], stack: str, *, where: str) -> int:
     return len(state[name])
 
 
-class _Options:
-    """The options a model was trained with, by fairseq's names for them on the command line."""
-
-    def __init__(self, values: Mapping[str, Any], *, where: str) -> None:
-        self.values, self.where = values, where
-
-    def get(self, name: str, default: Any) -> Any:
-        value = self.values.get(name)
-        return default if value is None else value
-
-    def number(self, name: str, default: float | None = None) -> float:
-        """A number; one without a default must be there."""
-        value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UserError(f"{self.where}: the option '{name}' is {value!r}, which is no number.")
-        return value
-
-    def size(self, name: str) -> int:
-        return int(self.number(name))
-
-    def both(self, ending: str) -> bool:
-        """A switch that our model has once and fairseq's has for the encoder and the decoder."""
-        encoder, decoder = (bool(self.get(f"{stack}_{ending}", False)) for _, stack in SIDES)
-        if encoder != decoder:
-            raise UserError(
-                f"{self.where}: encoder_{ending}={encoder} but decoder_{ending}={decoder}.",
-                "Our Transformer has one such switch for both, so this model cannot be imported.",
-            )
-        return encoder
-
-
-def _flat_options(content: Mapping[str, Any]) -> dict[str, Any]:
-    """All options in one dict: from `args` (before 0.10), or from the groups of `cfg`, the model's own last."""
-    cfg = plain(content.get("cfg"))
-    if not cfg:
-        return dict(plain(content["args"]))
-    flat: dict[str, Any] = {}
-    for group in ("criterion", "task", "model"):
-        for name, value in (cfg.get(group) or {}).items():
-            if isinstance(value, dict):  # the encoder and decoder of a model configured by dataclass
-                flat |= {f"{name}_{inner}": item for inner, item in value.items()}
-            elif name != "_name":
-                flat[name] = value
-        flat[group] = (cfg.get(group) or {}).get("_name") or flat.get(group)
-    return flat
-
-
-def _check_kind(state: Mapping[str, Tensor], options: _Options) -> None:
-    """Refuse what is not an encoder–decoder Transformer for translation, or has a part that ours has not."""
+def _check_kind(state: Mapping[str, Tensor], options: Options) -> None:
+    """Refuse what is not an encoder–decoder for translation, or has a part that ours has not."""
     name = options.get("arch", options.get("model", "model"))
-    kinds = {
-        "a convolutional model (lightconv or dynamicconv)": any(".conv." in key for key in state),
-        "a language model": not any(key.startswith("encoder.") for key in state),
-    }
-    for kind, found in kinds.items():
-        if found:
-            raise UserError(
-                f"{options.where} holds {kind}, '{name}': these cannot be imported yet.",
-                "So far: fairseq's encoder–decoder Transformers for translation.",
-            )
+    if not any(key.startswith("encoder.") for key in state):
+        raise UserError(
+            f"{options.where} holds a language model, '{name}': these cannot be imported yet.",
+            "So far: fairseq's encoder–decoder Transformers and lightconv models for translation.",
+        )
     if options.get("task", "translation") != "translation":
         raise UserError(
             f"{options.where} was trained for fairseq's task '{options.get('task', '')}'.",
@@ -202,7 +151,7 @@ def _check_kind(state: Mapping[str, Tensor], options: _Options) -> None:
             )
 
 
-def _config(options: _Options) -> TransformerConfig:
+def _config(options: Options) -> TransformerConfig:
     shared: SharedEmbeddings = "none"
     if options.get("share_all_embeddings", False):
         shared = "all"
@@ -217,9 +166,12 @@ def _config(options: _Options) -> TransformerConfig:
     learned = options.both("learned_pos")
     with_positions = not options.get("no_token_positional_embeddings", False)
     dropout = options.number("attention_dropout", 0.0)
-    attention = {
-        stack: SoftmaxConfig(heads=options.size(f"{stack}_attention_heads"), dropout=dropout) for _, stack in SIDES
+    attention: dict[str, Pattern] = {
+        stack: (SoftmaxConfig(heads=options.size(f"{stack}_attention_heads"), dropout=dropout),) for _, stack in SIDES
     }
+    self_attention = attention
+    if is_lightconv(options):
+        self_attention = {stack: convolutions(options, stack=stack) for _, stack in SIDES}
     dim, encoder_dim = options.size("decoder_embed_dim"), options.size("encoder_embed_dim")
     ffn_dim, encoder_ffn_dim = options.size("decoder_ffn_embed_dim"), options.size("encoder_ffn_embed_dim")
     return TransformerConfig(
@@ -229,12 +181,12 @@ def _config(options: _Options) -> TransformerConfig:
             layers=options.size("encoder_layers"),
             dim=None if encoder_dim == dim else encoder_dim,
             ffn_dim=None if encoder_ffn_dim == ffn_dim else encoder_ffn_dim,
-            self_attention=(attention["encoder"],),
+            self_attention=self_attention["encoder"],
         ),
         decoder=DecoderConfig(
             layers=options.size("decoder_layers"),
-            self_attention=(attention["decoder"],),
-            cross_attention=(attention["decoder"],),
+            self_attention=self_attention["decoder"],
+            cross_attention=attention["decoder"],
         ),
         positions=("learned" if learned else "sinusoidal") if with_positions else "none",
         max_source_length=int(options.number("max_source_positions", 1024)),

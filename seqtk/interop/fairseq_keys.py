@@ -18,10 +18,13 @@ NAMES = {
     "target_embedding.tokens.": "decoder.embed_tokens.",
     "target_embedding.positions.table.": "decoder.embed_positions.",
     "target_embedding.norm.": "decoder.layernorm_embedding.",
+    "embedding.tokens.": "decoder.embed_tokens.",
+    "embedding.positions.table.": "decoder.embed_positions.",
+    "embedding.norm.": "decoder.layernorm_embedding.",
     "head.": "decoder.output_projection.",
     ".norm.": ".layer_norm.",
 }
-"""Ours → today's fairseq's, outside the blocks."""
+"""Ours → today's fairseq's, outside the blocks; a language model's embedding has no side in its name."""
 
 BLOCK_NAMES = {
     "self_attention.": "self_attn.",
@@ -38,37 +41,53 @@ BLOCK_NAMES = {
 }
 """Ours → today's fairseq's, inside a block."""
 
+LIGHTCONV_NAMES = {
+    "self_attention.kernel.weight": "conv.weight_linear.weight",
+    "self_attention.kernel": "conv.weight",
+    "self_attention.value.": "linear1.",
+    "self_attention.out.": "linear2.",
+}
+LIGHTCONV_NORMS = {
+    "encoder": {"self_residual.norm.": "layer_norm1.", "ffn_residual.norm.": "layer_norm2."},
+    "decoder": {"self_residual.norm.": "conv_layer_norm."},
+}
+"""Ours → today's fairseq's, inside a block of a lightconv model, where that has names of its own."""
+
 NUMBERED_NORMS = {
     "encoder": ("self_attn_layer_norm", "final_layer_norm"),
     "decoder": ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
 }
+NUMBERED_LIGHTCONV_NORMS = {"encoder": ("layer_norm1", "layer_norm2"), "decoder": ()}
 """What `layer_norms.N` of the releases before 0.7 are called today."""
 
-EMPTY = re.compile(r"(encoder|decoder)\.(version|embed_positions\._float_tensor)")
-"""Keys that hold a format's number or a device, and nothing of the model."""
+EMPTY = re.compile(r"(encoder|decoder)\.(version|embed_positions\._float_tensor|layers\.\d+\.conv\.conv_bias)")
+"""Keys that hold a format's number, a device, or memory that was never initialised, and nothing of the model."""
 
 
-def fairseq_name(name: str) -> str:
-    """What today's fairseq calls our parameter `name`."""
+def fairseq_name(name: str, *, lightconv: bool = False) -> str:
+    """What today's fairseq calls our parameter `name`, of a Transformer or of a lightconv model."""
     stack, blocks, inside = name.partition(".blocks.")
     table = BLOCK_NAMES if blocks else NAMES
+    if blocks and lightconv:
+        table = LIGHTCONV_NAMES | BLOCK_NAMES | LIGHTCONV_NORMS[stack]
     renamed = inside or name
     for ours, theirs in table.items():
         renamed = renamed.replace(ours, theirs)
     return f"{stack}.layers.{renamed}" if blocks else renamed
 
 
-def todays_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def todays_names(state: Mapping[str, Tensor], *, lightconv: bool = False) -> dict[str, Tensor]:
     """The same tensors under the names that today's fairseq gives them; stacked projections are taken apart."""
-    return dict(pair for name, tensor in state.items() for pair in _today(name, tensor))
+    norms = NUMBERED_LIGHTCONV_NORMS if lightconv else NUMBERED_NORMS
+    return dict(pair for name, tensor in state.items() for pair in _today(name, tensor, numbered_norms=norms))
 
 
-def _today(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _today(name: str, tensor: Tensor, *, numbered_norms: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, Tensor]]:
     if match := re.fullmatch(r"(.*\.)in_proj_(weight|bias)", name):
         for letter, part in zip("qkv", tensor.chunk(3), strict=True):
             yield f"{match[1]}{letter}_proj.{match[2]}", part
     elif match := re.fullmatch(r"((encoder|decoder)\.layers\.\d+\.)layer_norms\.(\d)\.(weight|bias)", name):
-        norms = NUMBERED_NORMS[match[2]]
+        norms = numbered_norms[match[2]]
         norm = norms[int(match[3])] if int(match[3]) < len(norms) else f"layer_norms.{match[3]}"
         yield f"{match[1]}{norm}.{match[4]}", tensor
     elif name == "decoder.embed_out":
@@ -78,7 +97,7 @@ def _today(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def our_state(
-    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, tied_head: bool, where: str
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, tied_head: bool, where: str, lightconv: bool = False
 ) -> dict[str, Tensor]:
     """The float32 tensors of fairseq's `state` under our names, as many and of such shapes as `expected`.
 
@@ -88,7 +107,7 @@ def our_state(
     ours: dict[str, Tensor] = {}
     unused = {name for name in state if not EMPTY.fullmatch(name)}
     for name, wanted in expected.items():
-        theirs = fairseq_name(name)
+        theirs = fairseq_name(name, lightconv=lightconv)
         if name == "head.weight" and tied_head and theirs not in state:
             theirs = fairseq_name("target_embedding.tokens.weight")
         if theirs not in state:
@@ -100,6 +119,8 @@ def our_state(
         tensor = state[theirs].float()
         if name.endswith("positions.table.weight"):
             tensor = tensor[FIRST_POSITION:].clone()
+        elif theirs.endswith(".conv.weight") and tensor.dim() == 3:  # heads × 1 × taps
+            tensor = tensor.squeeze(1)
         if tensor.shape != wanted.shape:
             raise UserError(
                 f"{where}: '{theirs}' is {_shape(tensor)}, but the options it was saved with ask for {_shape(wanted)}."

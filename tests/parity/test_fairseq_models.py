@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from seqtk.attention import attentions
+from seqtk.attention.convolution import ConvolutionConfig
 from seqtk.criterions.cross_entropy import LabelSmoothedConfig, LabelSmoothedCrossEntropy
 from seqtk.data.batch import TranslationBatch, collate_pairs
 from seqtk.data.databin import DataBin
@@ -28,7 +30,17 @@ MODELS = {
     "transformer_postnorm": ("transformer_postnorm", "joined"),
     "transformer_postnorm_old_style": ("transformer_postnorm", "joined"),
     "transformer_prenorm": ("transformer_prenorm", "separate"),
+    "lightconv_lightweight": ("lightconv_lightweight", "joined"),
+    "lightconv_dynamic": ("lightconv_dynamic", "joined"),
 }
+PRE_NORM = ("transformer_prenorm", "lightconv_dynamic")
+"""These have a table of their own for the source, the others one for everything."""
+UNUSED = {
+    "transformer_prenorm": 2
+    * (48 + 64),  # learned tables have two rows more, for padding and before it, on either side
+    "lightconv_dynamic": (2 + 2) * 64,  # conv_bias, which is never initialised nor used
+}
+"""Parameters of fairseq's that no token reads."""
 
 
 @functools.cache
@@ -66,14 +78,23 @@ def log_probs(model: Model, batch: TranslationBatch) -> torch.Tensor:
 
 def test_what_it_is(golden: Path, name: str) -> None:
     found = imported(golden, name)
-    prenorm = name == "transformer_prenorm"
     assert (found.source_lang, found.target_lang, found.label_smoothing, found.updates) == ("en", "de", 0.1, 400)
-    assert (found.config.pre_norm, found.config.positions) == (prenorm, "learned" if prenorm else "sinusoidal")
-    assert found.config.share_embeddings == ("decoder" if prenorm else "all")
-    # fairseq's learned tables have two rows more, for padding and before it, on either side
-    unused = 2 * (48 + 64) if prenorm else 0
+    positions = "learned" if name == "transformer_prenorm" else "sinusoidal"
+    assert (found.config.pre_norm, found.config.positions) == (name in PRE_NORM, positions)
+    assert found.config.share_embeddings == ("decoder" if name in PRE_NORM else "all")
     count = sum(parameter.numel() for parameter in found.model().parameters())
-    assert count == reference(golden, name, "hyperparameters.json")["parameter_count"] - unused
+    assert count == reference(golden, name, "hyperparameters.json")["parameter_count"] - UNUSED.get(name, 0)
+
+
+@pytest.mark.parametrize("name", ["lightconv_lightweight", "lightconv_dynamic"])
+def test_convolutions_have_the_sizes_and_rates_of_the_command(golden: Path, name: str) -> None:
+    config = imported(golden, name).config
+    for stack in (config.encoder, config.decoder):
+        assert [attentions.name_of(type(layer)) for layer in stack.self_attention] == [f"{name[10:]}_conv"] * 2
+        layers = [layer for layer in stack.self_attention if isinstance(layer, ConvolutionConfig)]
+        assert [(layer.heads, layer.kernel_size, layer.glu) for layer in layers] == [(4, 3, True), (4, 5, True)]
+        rates = {(layer.dropout, layer.input_dropout) for layer in layers}
+        assert rates == {(0.1 if "lightweight" in name else 0.0, 0.1)}
 
 
 def test_old_style_gives_the_same_weights(golden: Path) -> None:
@@ -110,8 +131,9 @@ def test_activations(golden: Path, name: str, model: Any) -> None:
             memory_BSM[row, : len(source)], memory_SBM[-len(source) :, row], rtol=1e-5, atol=1e-5
         )
     features_BTD = model(batch)
-    first_TD = torch.tensor(stored["features_last_decoder_layer_row0"]).view(-1, features_BTD.shape[2])
-    torch.testing.assert_close(features_BTD[0, : len(first_TD)], first_TD, rtol=1e-5, atol=1e-5)
+    if not name.startswith("lightconv"):  # for these fairseq keeps no such features
+        first_TD = torch.tensor(stored["features_last_decoder_layer_row0"]).view(-1, features_BTD.shape[2])
+        torch.testing.assert_close(features_BTD[0, : len(first_TD)], first_TD, rtol=1e-5, atol=1e-5)
     ours = log_probs(model, batch)
     for row, wanted in enumerate(stored["target_logprobs"]):
         length = int((batch.target_BT[row] != PAD).sum())
@@ -168,8 +190,8 @@ def test_gradients_of_the_stored_batch(golden: Path, name: str, model: Model) ->
         assert parameter.grad is not None
         norm = float(parameter.grad.double().norm())
         squares += norm**2
-        theirs = fairseq_name(ours)
-        shared = "encoder.embed_tokens.weight" if MODELS[name][1] == "joined" else theirs
+        theirs = fairseq_name(ours, lightconv=name.startswith("lightconv"))
+        shared = theirs if name in PRE_NORM else "encoder.embed_tokens.weight"
         expected = wanted.pop(shared if theirs == "decoder.embed_tokens.weight" else theirs)
         # a key's bias has no gradient but rounding error: it adds the same to all logits of a row
         assert norm == pytest.approx(expected, rel=1.5e-6, abs=5e-6), ours

@@ -195,9 +195,9 @@ BROKEN: dict[str, tuple[Callable[[State], Any], str]] = {
         "'decoder.output_projection.weight' and 'decoder.embed_tokens.weight' differ",
     ),
     "no tensor": (lambda state: state.update({"encoder.version": 3}), "'encoder.version'"),
-    "a convolution": (
+    "a convolution that no option tells of": (
         lambda state: state.update({"encoder.layers.0.conv.weight": torch.ones(1)}),
-        "a convolutional model (lightconv or dynamicconv)",
+        "has nothing for: encoder.layers.0.conv.weight",
     ),
     "a language model": (
         lambda state: [state.pop(name) for name in list(state) if name.startswith("encoder.")],

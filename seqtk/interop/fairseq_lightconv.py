@@ -1,0 +1,50 @@
+"""fairseq's lightconv models: the same blocks as its Transformer's, but for convolutions in place of self-attention."""
+
+from seqtk.attention.convolution import DynamicConvConfig, LightweightConvConfig
+from seqtk.errors import UserError, nearest
+from seqtk.interop.fairseq_options import Options
+from seqtk.models.stacks import Pattern
+
+TYPES: dict[str, type[DynamicConvConfig | LightweightConvConfig]] = {
+    "dynamic": DynamicConvConfig,
+    "lightweight": LightweightConvConfig,
+}
+
+
+def is_lightconv(options: Options) -> bool:
+    """Whether it is such a model: only these say of what type their convolutions are."""
+    return any(options.get(f"{stack}_conv_type", None) is not None for stack in ("encoder", "decoder"))
+
+
+def convolutions(options: Options, *, stack: str) -> Pattern:
+    """The layers of a stack, each with its own kernel size."""
+    kind, width = options.get(f"{stack}_conv_type", None), options.size(f"{stack}_embed_dim")
+    if kind not in TYPES:
+        raise UserError(f"{options.where} was trained with {stack}_conv_type={kind}.", nearest(str(kind), TYPES))
+    if options.get(f"{stack}_conv_dim", width) != width:
+        raise UserError(
+            f"{options.where} has {stack}_conv_dim={options.size(f'{stack}_conv_dim')}, not its {stack}'s width.",
+            "Our convolutions are as wide as their model, so this one cannot be imported.",
+        )
+    return tuple(
+        TYPES[kind](
+            heads=options.size(f"{stack}_attention_heads"),
+            kernel_size=size,
+            glu=bool(options.get(f"{stack}_glu", True)),
+            weight_softmax=bool(options.get("weight_softmax", True)),
+            dropout=options.number("weight_dropout", 0.0),
+            input_dropout=options.number("input_dropout", 0.0),
+        )
+        for size in _kernel_sizes(options, stack=stack)
+    )
+
+
+def _kernel_sizes(options: Options, *, stack: str) -> list[int]:
+    """One per block; fairseq takes a single one for all of them."""
+    name, layers = f"{stack}_kernel_size_list", options.size(f"{stack}_layers")
+    sizes = options.get(name, None)
+    if not isinstance(sizes, list) or not all(type(size) is int and size > 0 for size in sizes):
+        raise UserError(f"{options.where}: the option '{name}' is {sizes!r}, which is no list of sizes.")
+    if len(sizes) not in (1, layers):
+        raise UserError(f"{options.where}: '{name}' has {len(sizes)} sizes for {layers} layers.")
+    return sizes * layers if len(sizes) == 1 else sizes

@@ -1,0 +1,56 @@
+"""The options in a checkpoint of fairseq's, of every age, read with the care that a stranger's file needs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from seqtk.errors import UserError
+from seqtk.interop.unpickle import plain
+
+SIDES = (("source", "encoder"), ("target", "decoder"))
+
+
+class Options:
+    """The options a model was trained with, by fairseq's names for them on the command line."""
+
+    def __init__(self, values: Mapping[str, Any], *, where: str) -> None:
+        self.values, self.where = values, where
+
+    def get(self, name: str, default: Any) -> Any:
+        value = self.values.get(name)
+        return default if value is None else value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A number; one without a default must be there."""
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{self.where}: the option '{name}' is {value!r}, which is no number.")
+        return value
+
+    def size(self, name: str) -> int:
+        return int(self.number(name))
+
+    def both(self, ending: str) -> bool:
+        """A switch that our model has once and fairseq's has for the encoder and the decoder."""
+        encoder, decoder = (bool(self.get(f"{stack}_{ending}", False)) for _, stack in SIDES)
+        if encoder != decoder:
+            raise UserError(
+                f"{self.where}: encoder_{ending}={encoder} but decoder_{ending}={decoder}.",
+                "Our Transformer has one such switch for both, so this model cannot be imported.",
+            )
+        return encoder
+
+
+def flat_options(content: Mapping[str, Any]) -> dict[str, Any]:
+    """All options in one dict: from `args` (before 0.10), or from the groups of `cfg`, the model's own last."""
+    cfg = plain(content.get("cfg"))
+    if not cfg:
+        return dict(plain(content["args"]))
+    flat: dict[str, Any] = {}
+    for group in ("criterion", "task", "model"):
+        for name, value in (cfg.get(group) or {}).items():
+            if isinstance(value, dict):  # the encoder and decoder of a model configured by dataclass
+                flat |= {f"{name}_{inner}": item for inner, item in value.items()}
+            elif name != "_name":
+                flat[name] = value
+        flat[group] = (cfg.get(group) or {}).get("_name") or flat.get(group)
+    return flat
