@@ -32,7 +32,8 @@ class TransformerLMConfig(ModelConfig):
     positions: Positions = "sinusoidal"  # added to the embeddings; for rotary ones: none, and attention.rotary=true
     max_length: int = 1024  # tokens in a sample; learned positions have as many rows
     tie_embeddings: bool = True  # one table for input and output
-    pre_norm: bool = False  # normalise before each sublayer, and once at the end, instead of after it
+    pre_norm: bool = False  # normalise before each sublayer instead of after it
+    final_norm: bool = True  # with pre_norm: and once more at the end
     scale_embedding: bool = True  # multiply token vectors by √dim
     norm_embedding: bool = False  # a layer norm after the embeddings
     activation: Activation = "relu"
@@ -91,6 +92,7 @@ class TransformerLM(LanguageModel):
             activation_dropout=config.activation_dropout,
             pre_norm=config.pre_norm,
             bias=config.bias,
+            final_norm=config.final_norm,
         )
         stack = DecoderConfig(layers=config.layers, self_attention=config.attention)
         self.decoder = Decoder(stack, options=options, layer_drop=config.layer_drop, slot="model.attention")

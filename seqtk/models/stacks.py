@@ -57,6 +57,8 @@ class BlockOptions:
     pre_norm: bool
     bias: bool = True
     """Of feed-forward networks and norms; attention layers have a key of their own."""
+    final_norm: bool = True
+    """Whether a stack whose blocks normalise first normalises once more at its end."""
 
     def attention(self, config: AttentionConfig, *, role: Role, memory_dim: int | None = None) -> Attention:
         """The layer of `config`, with the model's heads where it names none of its own."""
@@ -72,9 +74,9 @@ class BlockOptions:
             self.dim, self.ffn_dim, activation=self.activation, dropout=self.activation_dropout, bias=self.bias
         )
 
-    def final_norm(self) -> nn.Module:
+    def closing_norm(self) -> nn.Module:
         """What closes a stack: a norm if its blocks normalise first."""
-        return nn.LayerNorm(self.dim, bias=self.bias) if self.pre_norm else nn.Identity()
+        return nn.LayerNorm(self.dim, bias=self.bias) if self.pre_norm and self.final_norm else nn.Identity()
 
 
 def layers_of(pattern: Pattern, count: int, *, slot: str) -> list[AttentionConfig]:
@@ -129,7 +131,7 @@ class Encoder(nn.Module):
         ]
         for before, layer in pairwise(carrying):
             layer.follow(before)
-        self.norm = options.final_norm()
+        self.norm = options.closing_norm()
 
     def forward(self, x_BSD: Tensor, *, pad_BS: Tensor | None, positions_BS: Tensor | None = None) -> Tensor:
         carried: Tensor | None = None
@@ -213,7 +215,7 @@ class Decoder(nn.Module):
             DecoderBlock(attention, cross, options=options, memory_dim=memory_dim)
             for attention, cross in zip(selves, crosses, strict=True)
         )
-        self.norm = options.final_norm()
+        self.norm = options.closing_norm()
 
     def forward(self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> Tensor:
         for block in self.blocks:
