@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention.resizing import Resizable
 from seqtk.attention.rows import align
 from seqtk.attention.softmax import attend
 
@@ -26,7 +27,7 @@ class LinformerConfig(HeadedConfig):
 
 
 @attentions.register("linformer", LinformerConfig)
-class LinformerAttention(HeadedAttention):
+class LinformerAttention(Resizable, HeadedAttention):
     """softmax(Q (E K)ᵀ / √e) (F V) per head, E and F of rank × max_length (section 4, equation 7).
 
     Parameters: 2 D² + 2 M D (+ 4 D bias), and rank × max_length times 2 H, 2 or 1, by `sharing`. Time and memory are

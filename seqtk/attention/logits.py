@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seqtk.errors import UserError
+
 
 class Logits(nn.Module):
     """A source of logits; `config` holds heads, bias, max_length and, where it matters, rank."""
@@ -64,13 +66,13 @@ class DenseLogits(Logits):
 class FactorizedDenseLogits(Logits):
     """Logit p b + q of a query is A_p B_q, where A and B are dense with a and b columns and a b >= L.
 
-    b = ceil(√L) and a = ceil(L / b), the smallest pair: D² + D (a + b) (+ D + H (a + b) bias) parameters.
+    b = ceil(√L), or what `fine` says, and a = ceil(L / b): D² + D (a + b) (+ D + H (a + b) bias) parameters.
     """
 
     def __init__(self, config: Any, dim: int) -> None:
         super().__init__()
         self.heads = config.heads
-        a, b = factors(config.max_length)
+        a, b = factors(config.max_length, config.fine)
         self.hidden = _hidden(config, dim)
         self.coarse = _HeadLinear(config, dim, a)
         self.fine = _HeadLinear(config, dim, b)
@@ -83,7 +85,7 @@ class FactorizedDenseLogits(Logits):
 
     @staticmethod
     def parameter_count(config: Any, dim: int) -> int:
-        a, b = factors(config.max_length)
+        a, b = factors(config.max_length, config.fine)
         return int(dim**2 + dim * (a + b) + config.bias * (dim + config.heads * (a + b)))
 
 
@@ -141,9 +143,11 @@ class FactorizedRandomLogits(Logits):
         return int(2 * config.heads * config.max_length * config.rank)
 
 
-def factors(length: int) -> tuple[int, int]:
-    """(a, b), near each other, with a b >= length."""
-    b = math.isqrt(length - 1) + 1
+def factors(length: int, fine: int | None = None) -> tuple[int, int]:
+    """(a, b), near each other, with a b >= length; b is `fine` if that is given."""
+    if fine is not None and fine < 1:
+        raise UserError(f"attention.fine={fine} must be at least 1.")
+    b = math.isqrt(length - 1) + 1 if fine is None else fine
     return -(-length // b), b
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from seqtk.attention.base import Role, State, attentions
 from seqtk.attention.logits import SOURCES, Logits
 from seqtk.attention.softmax import append, attend
-from seqtk.attention.synthesizer import SynthesizedAttention, SynthesizerConfig, weigh
+from seqtk.attention.synthesizer import SynthesizedAttention, SynthesizerConfig, keeping_fine, weigh
 from seqtk.errors import UserError
 
 Part = Literal["dot", "dense", "random", "fixed_random", "factorized_dense", "factorized_random"]
@@ -29,6 +29,7 @@ class SynthesizerMixtureConfig(SynthesizerConfig):
     mix: Literal["sum", "sigmoid", "softmax"] = "softmax"  # weights: all 1 | a and 1 - a of two parts | summing to 1
     per_head: bool = False  # each head has its own weights
     rank: int = 8  # of factorized_random's matrix
+    fine: int | None = None  # b of factorized_dense, the length of its factor that repeats; null: ceil(√max_length)
 
 
 @attentions.register("synthesizer_mixture", SynthesizerMixtureConfig)
@@ -58,6 +59,11 @@ class SynthesizerMixture(SynthesizedAttention):
         projections = 4 if "dot" in config.parts else 2
         sources = sum(SOURCES[part].parameter_count(config, dim) for part in config.parts if part != "dot")
         return projections * dim * (dim + config.bias) + sources + math.prod(_scalars(config))
+
+    @classmethod
+    def resized(cls, config: Any, *, max_length: int) -> Any:
+        resized = super().resized(config, max_length=max_length)
+        return keeping_fine(config, resized) if "factorized_dense" in config.parts else resized
 
     def weights(self) -> dict[str, Tensor | float]:
         """Each part's weight, of a shape that broadcasts to HTS."""

@@ -7,6 +7,7 @@ only: in the published systems cross-attention stays dot-product, and replacing 
 B batch, T query length, S key length, D width of the layer, H heads, E = D / H.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
-from seqtk.attention.logits import SOURCES
+from seqtk.attention.logits import SOURCES, factors
+from seqtk.attention.resizing import Resizable
 from seqtk.attention.softmax import append, causal_mask, padding_bias
 from seqtk.modules.dropout import Dropout
 
@@ -26,7 +28,7 @@ class SynthesizerConfig(HeadedConfig):
     max_length: int = 256  # the longest input; the logits' matrices are of this size
 
 
-class SynthesizedAttention(HeadedAttention):
+class SynthesizedAttention(Resizable, HeadedAttention):
     """The value path, and the masks, that all Synthesizers share. Parameters: 2 D² (+ 2 D bias) + the sources'."""
 
     roles = Role.ENCODER | Role.CAUSAL
@@ -137,12 +139,18 @@ class SynthesizerFixedRandom(Synthesizer):
 class SynthesizerFactorizedDenseConfig(SynthesizerConfig):
     """Logits from each query alone, as the outer product of two short vectors."""
 
+    fine: int | None = None  # b, the length of the factor that repeats along a row of logits; null: ceil(√max_length)
+
 
 @attentions.register("synthesizer_factorized_dense", SynthesizerFactorizedDenseConfig)
 class SynthesizerFactorizedDense(Synthesizer):
     """Each token predicts two factors of the logits of its row (`FactorizedDenseLogits`)."""
 
     source = "factorized_dense"
+
+    @classmethod
+    def resized(cls, config: Any, *, max_length: int) -> Any:
+        return keeping_fine(config, super().resized(config, max_length=max_length))
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,11 @@ class SynthesizerFactorizedRandom(Synthesizer):
     """The logits are a trained matrix of low rank per head (`FactorizedRandomLogits`)."""
 
     source = "factorized_random"
+
+
+def keeping_fine(config: Any, resized: Any) -> Any:
+    """`resized` with the factor b of `config`, since logit p b + q has to stay A_p B_q."""
+    return dataclasses.replace(resized, fine=factors(config.max_length, config.fine)[1])
 
 
 def weigh(logits_BHTS: Tensor, value_BHSE: Tensor, *, seen: Tensor | None = None, dropout: float = 0.0) -> Tensor:

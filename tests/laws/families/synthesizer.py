@@ -104,7 +104,7 @@ ORACLES = {
 }
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "synthesizer_dense": {"": {}, "no-bias": {"bias": False}},
-    "synthesizer_factorized_dense": {"": {}, "padded-factors": {"max_length": 11}},
+    "synthesizer_factorized_dense": {"": {}, "padded-factors": {"max_length": 11}, "fine": {"fine": 5}},
     "synthesizer_mixture": {
         "": {},
         "random+dot-sigmoid": {"parts": ["random", "dot"], "mix": "sigmoid"},

@@ -1,0 +1,108 @@
+"""seqtk-resize: the same model for another length."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from seqtk.attention import AttentionConfig
+from seqtk.attention.linear import CosformerConfig
+from seqtk.attention.linformer import LinformerConfig
+from seqtk.attention.softmax import SoftmaxConfig
+from seqtk.attention.synthesizer import SynthesizerDenseConfig, SynthesizerRandomConfig
+from seqtk.cli import resize
+from seqtk.data.vocabulary import Vocabulary
+from seqtk.models.stacks import DecoderConfig, EncoderConfig
+from seqtk.models.transformer import TransformerConfig
+from seqtk.tasks.translation import TranslationConfig, TranslationTask
+from seqtk.training.config import TrainConfig
+from seqtk.training.export import load_model, read_export, save_export, tensors_of
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a model of random weights with the given attention layers."""
+    numbers = itertools.count()
+
+    def write(self_attention: AttentionConfig, cross_attention: AttentionConfig) -> Path:
+        config = TransformerConfig(
+            dim=8,
+            ffn_dim=16,
+            heads=2,
+            encoder=EncoderConfig(layers=2, self_attention=(self_attention, SoftmaxConfig())),
+            decoder=DecoderConfig(layers=1, self_attention=(self_attention,), cross_attention=(cross_attention,)),
+        )
+        texts = {"source.lang": "de", "target.lang": "en"}
+        texts |= dict.fromkeys(["source.dict", "target.dict"], Vocabulary(list("abcdef")).to_text())
+        task = TranslationTask(TranslationConfig(), assets=texts)
+        model = task.model(config)
+        path = tmp_path / f"{next(numbers)}.safetensors"
+        train = TrainConfig(task=task.config, model=config)
+        save_export(path, tensors_of(model), config=train, assets=task.assets(), info={"update": 3})
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "self_attention", [SynthesizerRandomConfig(max_length=12), SynthesizerDenseConfig(max_length=12)]
+)
+@pytest.mark.parametrize("max_length", [9, 30])
+def test_short_sentences_are_read_as_before_and_the_file_says_what_it_is(
+    self_attention: AttentionConfig, max_length: int, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = write(self_attention, LinformerConfig(rank=3, max_length=20))
+    new = tmp_path / "new.safetensors"
+    resize.main([f"checkpoint={old}", f"max_length={max_length}", f"output={new}"])
+    assert capsys.readouterr().out == f"Longest input of the attention layers: 12, 20 → {max_length}\n{new}\n"
+    before, after = load_model(old), load_model(new)
+    assert {layer.max_length for _, layer in after.model.attention_layers()} == {None, max_length}
+    assert after.info["update"] == 3
+    assert after.info["resized"] == {"from": [12, 20], "to": max_length}
+    pair = (0, np.array([4, 5, 6, 7, 2]), np.array([6, 5, 4, 2]))
+    batch = before.task.collate([pair, pair])
+    with torch.no_grad():
+        torch.testing.assert_close(after.model(batch), before.model(batch))
+
+
+def test_the_result_is_the_same_each_time(write: Write, tmp_path: Path) -> None:
+    old = write(SynthesizerRandomConfig(max_length=4), SoftmaxConfig())
+    for name in "ab":
+        resize.main([f"checkpoint={old}", "max_length=7", f"output={tmp_path / name}"])
+    a, b = (read_export(tmp_path / name) for name in "ab")
+    assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
+
+
+@pytest.mark.parametrize(
+    ("self_attention", "arguments", "words"),
+    [
+        (SynthesizerRandomConfig(max_length=4), "checkpoint={old} max_length=7", "output is not set"),
+        (SynthesizerRandomConfig(max_length=4), "max_length=7 output={new}", "checkpoint is not set"),
+        (SynthesizerRandomConfig(max_length=4), "checkpoint={old} output={new}", "max_length"),
+        (SynthesizerRandomConfig(max_length=4), "checkpoint={old} max_length=0 output={new}", "max_length=0"),
+        (SynthesizerRandomConfig(max_length=4), "checkpoint={old} max_length=4 output={new}", "max_length=4 already"),
+        (SynthesizerRandomConfig(max_length=4), "checkpoint={old} max_length=7 output={new}/x", "there is no folder"),
+        (SynthesizerRandomConfig(max_length=4), "checkpoint={old}.x max_length=7 output={new}", "is not there"),
+        (SoftmaxConfig(), "checkpoint={old} max_length=7 output={new}", "it takes any"),
+        (CosformerConfig(max_length=9), "checkpoint={old} max_length=7 output={new}", "'cosformer'"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    self_attention: AttentionConfig,
+    arguments: str,
+    words: str,
+    write: Write,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    old, new = write(self_attention, SoftmaxConfig()), tmp_path / "new.safetensors"
+    with pytest.raises(SystemExit) as ended:
+        resize.main(arguments.format(old=old, new=new).split())
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+    assert not new.exists()
