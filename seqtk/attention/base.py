@@ -119,8 +119,11 @@ class CarryingAttention(Attention):
     then takes what the one before it handed on.
     """
 
-    def follow(self) -> None:
-        """Give up the tensor of its own. Called once, before training, and only in the ENCODER role."""
+    def follow(self, before: "CarryingAttention") -> None:
+        """Give up the tensor of its own for what `before`, the last of these below it, hands on.
+
+        Called once, before training, and only in the ENCODER role. Raises UserError if it cannot take that.
+        """
         raise NotImplementedError
 
     def carry(
