@@ -38,6 +38,32 @@ def test_documented_counts(setting: tuple[str, int, int, str], count: int) -> No
     assert parameter_count(name, source=source, target=target, share=share) == count
 
 
+def lm_parameter_count(name: str, *, vocabulary: int, tied: bool) -> int:
+    config = update(models.config_type(name)(), "tie_embeddings", tied)
+    with torch.device("meta"):
+        model = models.build(config, vocabulary=vocabulary)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_counts_of_language_models_that_fairseq_itself_gave(golden: Path) -> None:
+    entries = json.loads((golden / "architecture_parameter_counts.json").read_text())["architectures"]
+    ours = [entry for entry in entries if entry["arch"].startswith("transformer_lm") and entry["arch"] in models]
+    assert {entry["arch"] for entry in ours} >= {f"transformer_lm{end}" for end in ("", "_big", "_gpt", "_gpt2_small")}
+    for entry in ours:
+        tied = "--share-decoder-input-output-embed" in entry["options"]
+        count = lm_parameter_count(entry["arch"], vocabulary=entry["target_vocabulary"], tied=tied)
+        assert count == entry["parameters"], entry
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "dim"), [("transformer_lm_gpt2_medium", 36, 1280), ("transformer_lm_gpt2_big", 48, 1600)]
+)
+def test_counts_of_language_models_by_formula(name: str, layers: int, dim: int) -> None:
+    """12 D² in products, 13 D in biases and norms a block; a final norm, one table."""
+    count = layers * (12 * dim**2 + 13 * dim) + 2 * dim + 1000 * dim
+    assert lm_parameter_count(name, vocabulary=1000, tied=True) == count
+
+
 def test_counts_that_fairseq_itself_gave(golden: Path) -> None:
     entries = json.loads((golden / "architecture_parameter_counts.json").read_text())["architectures"]
     ours = [
