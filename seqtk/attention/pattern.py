@@ -21,8 +21,8 @@ class PatternAttention(HeadedAttention):
 
     out: nn.Linear
 
-    def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
-        """What `out` projects, of rows whose real positions come first; anything finite at padding."""
+    def mix(self, x_BTD: Tensor, absent_BT: Tensor) -> Tensor:
+        """What `out` projects, of rows whose real positions come first; anything finite where `absent_BT` is True."""
         raise NotImplementedError
 
     def forward(
@@ -35,9 +35,9 @@ class PatternAttention(HeadedAttention):
     ) -> Tensor:
         self.check_length(x_BTD.shape[1])
         rows = align(x_BTD, pad_BS, right_padded=positions_BT is None)
-        y_BTD = self.mix(rows.x_BTD, rows.pad_BT)
-        if rows.pad_BT is not None:
-            y_BTD = y_BTD.masked_fill(rows.pad_BT[..., None], 0)
+        if rows.pad_BT is None:
+            return self.out(self.mix(x_BTD, torch.zeros_like(x_BTD[..., 0], dtype=torch.bool)))  # type: ignore[no-any-return]
+        y_BTD = self.mix(rows.x_BTD, rows.pad_BT).masked_fill(rows.pad_BT[..., None], 0)
         return self.out(rows.restore(y_BTD))  # type: ignore[no-any-return]
 
     @property
@@ -74,14 +74,12 @@ class Span:
         """x_BNKD: what each block looks into."""
         return with_neighbours(in_blocks(x_BTD, self.block), before=self.before, after=self.after)
 
-    def seen(self, length: int, pad_BT: Tensor | None, device: torch.device) -> Tensor:
-        """seen_BNCK, B being 1 without padding: True for real keys that are not too far."""
-        if pad_BT is None:
-            pad_BT = torch.zeros(1, length, dtype=torch.bool, device=device)
-        absent_BNC = in_blocks(pad_BT, self.block, fill=True)
+    def seen(self, absent_BT: Tensor) -> Tensor:
+        """seen_BNCK, or BN1K if all queries of a block see the same: True for keys that exist and are not too far."""
+        absent_BNC = in_blocks(absent_BT, self.block, fill=True)
         absent_BNK = with_neighbours(absent_BNC, before=self.before, after=self.after, fill=True)
-        query_C1 = torch.arange(self.block, device=device)[:, None] + self.before * self.block
-        distance_CK = query_C1 - torch.arange(absent_BNK.shape[2], device=device)
+        query_C1 = torch.arange(self.block, device=absent_BT.device)[:, None] + self.before * self.block
+        distance_CK = query_C1 - torch.arange(absent_BNK.shape[2], device=absent_BT.device)
         seen_BNCK = ~absent_BNK[:, :, None]
         if self.farthest_back is not None:
             seen_BNCK = seen_BNCK & (distance_CK <= self.farthest_back)

@@ -36,11 +36,11 @@ class NearAttention(PatternAttention):
     def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
         return int(4 * dim * (dim + config.bias))
 
-    def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
-        return self.attend_near(self.query(x_BTD), self.key(x_BTD), self.value(x_BTD), pad_BT, self.span)
+    def mix(self, x_BTD: Tensor, absent_BT: Tensor) -> Tensor:
+        return self.attend_near(self.query(x_BTD), self.key(x_BTD), self.value(x_BTD), absent_BT, self.span)
 
     def attend_near(
-        self, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, pad_BT: Tensor | None, span: Span
+        self, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, absent_BT: Tensor, span: Span
     ) -> Tensor:
         """y_BTD: each query over the keys of its span. The width may be that of some of the heads."""
         length = query_BTD.shape[1]
@@ -49,7 +49,7 @@ class NearAttention(PatternAttention):
             in_blocks(query_BTD, span.block),
             span.keys_of(key_BTD),
             span.keys_of(value_BTD),
-            seen_BNCK=span.seen(length, pad_BT, query_BTD.device),
+            seen_BNCK=span.seen(absent_BT),
         )
         return y_BTD[:, :length]
 
@@ -159,21 +159,19 @@ class LongformerAttention(NearAttention):
     def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
         return int(7 * dim * (dim + config.bias))
 
-    def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
+    def mix(self, x_BTD: Tensor, absent_BT: Tensor) -> Tensor:
         length, globals_ = x_BTD.shape[1], min(self.config.global_tokens, x_BTD.shape[1])
-        y_BGD = self._attend_from_global(x_BTD, pad_BT, globals_)
+        y_BGD = self._attend_from_global(x_BTD, absent_BT, globals_)
         if length <= globals_:
             return y_BGD
-        return torch.cat([y_BGD, self._attend_near_and_global(x_BTD, pad_BT, globals_)[:, globals_:]], dim=1)
+        return torch.cat([y_BGD, self._attend_near_and_global(x_BTD, absent_BT, globals_)[:, globals_:]], dim=1)
 
-    def _attend_from_global(self, x_BTD: Tensor, pad_BT: Tensor | None, globals_: int) -> Tensor:
+    def _attend_from_global(self, x_BTD: Tensor, absent_BT: Tensor, globals_: int) -> Tensor:
         """The outputs of the first positions; padding comes after all that they may see if the future is hidden."""
         causal = self.role is Role.CAUSAL
         x_BGD = x_BTD[:, :globals_]
         x_BSD = x_BGD if causal else x_BTD
-        seen = causal_mask(globals_, x_BTD.device) if causal else None
-        if not causal and pad_BT is not None:
-            seen = ~pad_BT[:, None, None]
+        seen = causal_mask(globals_, x_BTD.device) if causal else ~absent_BT[:, None, None]
         y_BHGE = attend(
             self.split(self.global_query(x_BGD)),
             self.split(self.global_key(x_BSD)),
@@ -183,21 +181,20 @@ class LongformerAttention(NearAttention):
         )
         return self.join(y_BHGE)
 
-    def _attend_near_and_global(self, x_BTD: Tensor, pad_BT: Tensor | None, globals_: int) -> Tensor:
+    def _attend_near_and_global(self, x_BTD: Tensor, absent_BT: Tensor, globals_: int) -> Tensor:
         """The outputs of all positions as if none were global but as keys."""
         length = x_BTD.shape[1]
         span = self.span.within(length)
         query_BNCD = in_blocks(self.query(x_BTD), span.block)
-        batch, blocks = query_BNCD.shape[:2]
+        blocks = query_BNCD.shape[1]
         key_BTD, value_BTD = self.key(x_BTD), self.value(x_BTD)
         # Global positions are seen once: as such, and no more as part of a window.
-        is_global_BT = (torch.arange(length, device=x_BTD.device) < globals_).expand(batch, length)
-        near_BNCK = span.seen(length, is_global_BT if pad_BT is None else is_global_BT | pad_BT, x_BTD.device)
-        absent_BG = torch.zeros_like(is_global_BT) if pad_BT is None else pad_BT
-        global_BNCG = (~absent_BG[:, None, None, :globals_]).expand(batch, blocks, span.block, globals_)
+        is_global_T = torch.arange(length, device=x_BTD.device) < globals_
+        near_BNCK = span.seen(absent_BT | is_global_T).expand(-1, -1, span.block, -1)
+        global_BNCG = (~absent_BT[:, None, None, :globals_]).expand(-1, blocks, span.block, -1)
 
         def keys(y_BTD: Tensor) -> Tensor:
-            global_BNGD = y_BTD[:, None, :globals_].expand(batch, blocks, globals_, y_BTD.shape[2])
+            global_BNGD = y_BTD[:, None, :globals_].expand(-1, blocks, -1, -1)
             return torch.cat([span.keys_of(y_BTD), global_BNGD], dim=2)
 
         y_BTD = self.attend_in_blocks(

@@ -69,11 +69,7 @@ ORACLES = {
     "longformer": longformer,
 }
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "local_block": {"": {"block": 2}, "back": {"block": 2, "back": True}, "three": {"block": 3, "bias": False}},
-    "sliding_window": {"": {"window": 2}, "four": {"window": 4}, "odd": {"window": 3}, "five": {"window": 5}},
-    "longformer": {
-        "": {"window": 2, "global_tokens": 2},
-        "wide": {"window": 4, "global_tokens": 2, "bias": False},
-        "three": {"window": 3, "global_tokens": 3},
-    },
+    "local_block": {"": {"block": 2}, "back": {"block": 3, "back": True, "bias": False}},
+    "sliding_window": {"": {"window": 2}, "odd": {"window": 5, "bias": False}},
+    "longformer": {"": {"window": 2, "global_tokens": 2}, "odd": {"window": 3, "global_tokens": 3, "bias": False}},
 }

@@ -23,8 +23,8 @@ NEAR: list[AttentionConfig] = [
 ]
 
 
-def build(config: AttentionConfig, role: Role, *, like: Attention | None = None) -> Attention:
-    layer = attentions.build(config, dim=8, role=role).double().eval()
+def build(config: AttentionConfig, role: Role, *, like: Attention | None = None, dim: int = 8) -> Attention:
+    layer = attentions.build(config, dim=dim, role=role).double().eval()
     if like is not None:
         layer.load_state_dict(like.state_dict(), strict=False)
     return layer
@@ -34,6 +34,12 @@ def mutual(layer: Attention, length: int) -> Tensor:
     """seen_TS: whether output t depends on input s."""
     x_1TD = torch.randn(1, length, 8, dtype=torch.float64)
     return torch.autograd.functional.jacobian(layer, x_1TD)[0, :, :, 0].abs().sum((1, 3)) > 0
+
+
+def largest(layer: Attention, length: int) -> int:
+    """The elements of the largest tensor made, forward and backward, for a padded row."""
+    x_1TD = torch.randn(1, length, layer.dim, dtype=torch.float64)
+    return largest_tensor(lambda: layer(x_1TD, pad_BS=torch.arange(length)[None] >= length - 3))
 
 
 @pytest.mark.parametrize("role", SELF)
@@ -94,12 +100,7 @@ def test_the_state_does_not_grow_with_the_length(config: AttentionConfig) -> Non
 @pytest.mark.parametrize("config", [NEAR[1], NEAR[2], NEAR[4]], ids=str)
 def test_memory_is_linear_in_the_length(config: AttentionConfig, role: Role) -> None:
     layer = build(config, role)
-
-    def largest(length: int) -> int:
-        x_1TD = torch.randn(1, length, 8, dtype=torch.float64)
-        return largest_tensor(lambda: layer(x_1TD, pad_BS=torch.arange(length)[None] >= length - 3))
-
-    assert largest(1024) <= min(2 * largest(512), 1024 * 1024 / 4)
+    assert largest(layer, 1024) <= min(2 * largest(layer, 512), 1024 * 1024 / 4)
 
 
 @pytest.mark.parametrize(

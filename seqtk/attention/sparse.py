@@ -1,0 +1,280 @@
+"""Attention to a sparse pattern that joins any two positions in a few layers: strided, fixed and BigBird's.
+
+Positions and blocks are counted from each row's first real position, and no T × T tensor is made.
+
+B batch, T length, D width of the layer, H heads, E width of a head, N blocks of C positions, L stride, S keys, K keys
+that a block sees, M = B N, R random blocks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seqtk.attention.base import HeadedConfig, Role, State, attentions
+from seqtk.attention.pattern import Span, check_positive, in_blocks
+from seqtk.attention.softmax import append, attend
+from seqtk.attention.windows import NearAttention, window_span
+from seqtk.errors import UserError
+
+
+class SparseAttention(NearAttention):
+    """A pattern of keys of which some are near and some far; its state keeps all keys and values."""
+
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+        return {"key": None, "value": None}
+
+    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+        state = {name: append(state[name], self.split(getattr(self, name)(x_B1D))) for name in ("key", "value")}
+        y_BH1E = self.attend_last(self.split(self.query(x_B1D)), state["key"], state["value"])
+        return self.out(self.join(y_BH1E)), state
+
+    def attend_last(self, query_BH1E: Tensor, key_BHSE: Tensor, value_BHSE: Tensor) -> Tensor:
+        """The output of the last position, whose key is the last one."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class StridedSparseConfig(HeadedConfig):
+    """Half the heads see the nearest positions, half every stride-th: 4 D² weights, O(T (stride + T / stride) D)."""
+
+    stride: int = 32  # best near the square root of the usual length
+
+
+@attentions.register("strided_sparse", StridedSparseConfig)
+class StridedSparseAttention(SparseAttention):
+    """softmax(Q Kᵀ / √E) V, the first half of the heads over near keys, the others over a column of keys.
+
+    Column: (t - s) mod L = 0, L = `stride`. Near: 0 <= t - s < L, CAUSAL. Child et al. 2019, arXiv 1904.10509, section
+    4.3, with one of the two factors to a head (section 4.2, third way). The paper has no bidirectional form; ours,
+    ENCODER, has |t - s| <= L / 2 and the whole column, so that two layers still join any two positions. Parameters:
+    4 D² (+ 4 D bias). O(T (L + T / L) D) time; O(T (L + T / L)) memory at most. A step costs O(L + t / L).
+    """
+
+    def __init__(self, config: StridedSparseConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        check_positive(config, "stride")
+        if self.heads < 2:
+            raise UserError("Attention 'strided_sparse' needs two heads or more: each sees one half of the pattern.")
+        self.span = window_span(config.stride, causal=role is Role.CAUSAL)
+        self.near_heads = (self.heads + 1) // 2
+
+    def mix(self, x_BTD: Tensor, absent_BT: Tensor) -> Tensor:
+        projected = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
+        width = self.near_heads * self.head_dim
+        query_BTF, key_BTF, value_BTF = (y_BTD[..., :width] for y_BTD in projected)
+        near = self.attend_near(query_BTF, key_BTF, value_BTF, absent_BT, self.span)
+        return torch.cat([near, self._attend_columns([y_BTD[..., width:] for y_BTD in projected], absent_BT)], dim=2)
+
+    def _attend_columns(self, projected: Sequence[Tensor], absent_BT: Tensor) -> Tensor:
+        """y_BTD: the blocks under one another, each of the columns attends within itself."""
+        length = projected[0].shape[1]
+        stride = min(self.config.stride, length)
+        query, key, value = (self.split(_columns(y_BTD, stride)) for y_BTD in projected)
+        causal = self.role is Role.CAUSAL
+        seen = None
+        if not causal:  # else padding, which comes last, is in the future of all that count
+            seen = _columns(~absent_BT, stride)[:, None, None]
+        y_MHNE = attend(query, key, value, bias=seen, causal=causal, dropout=self.active_dropout)
+        return _rows(self.join(y_MHNE), stride)[:, :length]
+
+    def attend_last(self, query_BH1E: Tensor, key_BHSE: Tensor, value_BHSE: Tensor) -> Tensor:
+        near, stride = self.near_heads, self.config.stride
+        first = (key_BHSE.shape[2] - 1) % stride
+        return torch.cat(
+            [
+                attend(query_BH1E[:, :near], key_BHSE[:, :near, -stride:], value_BHSE[:, :near, -stride:]),
+                attend(query_BH1E[:, near:], key_BHSE[:, near:, first::stride], value_BHSE[:, near:, first::stride]),
+            ],
+            dim=1,
+        )
+
+
+def _columns(x_BT: Tensor, stride: int) -> Tensor:
+    """x_MN (and any dimensions after T), M = B L: position i L + j at place i of column j."""
+    return in_blocks(x_BT, stride).transpose(1, 2).flatten(0, 1)
+
+
+def _rows(x_MND: Tensor, stride: int) -> Tensor:
+    """x_BTD, T = N L: what `_columns` took apart."""
+    return x_MND.view(-1, stride, *x_MND.shape[1:]).transpose(1, 2).flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class FixedSparseConfig(HeadedConfig):
+    """A block, and the last positions of each other: 4 D² weights, O(T (block + summary T / block) D)."""
+
+    block: int = 32  # best near the square root of the usual length
+    summary: int = 4  # the last so many positions of a block are seen from every (later) block
+
+
+@attentions.register("fixed_sparse", FixedSparseConfig)
+class FixedSparseAttention(SparseAttention):
+    """softmax(Q Kᵀ / √E) V over the keys of a query's own block and the last `summary` = c positions of others.
+
+    CAUSAL: the past of the own block of `block` = L positions, and s mod L >= L - c in every earlier block. Child et
+    al. 2019, arXiv 1904.10509, section 4.3, with both factors in each head (section 4.2, second way), since those who
+    come before the first summary would have nothing to see in the second factor alone. The paper has no bidirectional
+    form; ours, ENCODER, sees the whole own block and the summaries of all others. Parameters: 4 D² (+ 4 D bias).
+    O(T (L + c T / L) D) time, O((T + c (T / L)²) D) memory: the summaries are copied to each block. A step costs
+    O(L + c t / L).
+    """
+
+    def __init__(self, config: FixedSparseConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        check_positive(config, "block", "summary")
+        if config.summary > config.block:
+            raise UserError(
+                f"attention.summary={config.summary} is more than a block has: attention.block={config.block}."
+            )
+        self.span = Span(config.block, 0, 0, farthest_ahead=0 if role is Role.CAUSAL else None)
+
+    def mix(self, x_BTD: Tensor, absent_BT: Tensor) -> Tensor:
+        length, block, summary = x_BTD.shape[1], self.config.block, self.config.summary
+        if length <= block:
+            return super().mix(x_BTD, absent_BT)
+        query_BNCD, key_BNCD, value_BNCD = (
+            in_blocks(projection(x_BTD), block) for projection in (self.query, self.key, self.value)
+        )
+        blocks = query_BNCD.shape[1]
+        own_BNCC = self.span.seen(absent_BT).expand(-1, -1, block, -1)
+        real_BNC = ~in_blocks(absent_BT, block, fill=True)
+        index_N = torch.arange(blocks, device=x_BTD.device)
+        causal = self.role is Role.CAUSAL
+        others_NN = index_N[:, None] > index_N if causal else index_N[:, None] != index_N
+        far_BNNc = others_NN[..., None] & real_BNC[:, None, :, -summary:]
+        far_BNCS = far_BNNc.flatten(2)[:, :, None].expand(-1, -1, block, -1)
+
+        def keys(y_BNCD: Tensor) -> Tensor:
+            far_BSD = y_BNCD[:, :, -summary:].flatten(1, 2)
+            return torch.cat([y_BNCD, far_BSD[:, None].expand(-1, blocks, -1, -1)], dim=2)
+
+        seen_BNCK = torch.cat([own_BNCC, far_BNCS], dim=3)
+        y_BTD = self.attend_in_blocks(query_BNCD, keys(key_BNCD), keys(value_BNCD), seen_BNCK=seen_BNCK)
+        return y_BTD[:, :length]
+
+    def attend_last(self, query_BH1E: Tensor, key_BHSE: Tensor, value_BHSE: Tensor) -> Tensor:
+        block, summary = self.config.block, self.config.summary
+        own = (key_BHSE.shape[2] - 1) // block * block
+
+        def keys(y_BHSE: Tensor) -> Tensor:
+            old_BHNCE = y_BHSE[:, :, :own].reshape(*y_BHSE.shape[:2], own // block, block, self.head_dim)
+            return torch.cat([old_BHNCE[:, :, :, -summary:].flatten(2, 3), y_BHSE[:, :, own:]], dim=2)
+
+        return attend(query_BH1E, keys(key_BHSE), keys(value_BHSE))
+
+
+@dataclass(frozen=True)
+class BigBirdConfig(HeadedConfig):
+    """Near, global and random blocks: 4 D² weights, O(T block (3 + global_blocks + random_blocks) D)."""
+
+    block: int = 64  # positions in a block
+    global_blocks: int = 1  # the first so many see all, and all see them
+    random_blocks: int = 3  # seen by each block besides, others for each head
+    seed: int = 0  # of the random blocks; give layers different ones to have them see different blocks
+
+
+@attentions.register("bigbird", BigBirdConfig)
+class BigBirdAttention(NearAttention):
+    """softmax(Q Kᵀ / √E) V over a query's block and its neighbours, the global blocks, and R random blocks.
+
+    Zaheer et al. 2020, arXiv 2007.14062, section 2 and appendix D, the global blocks being the first (ITC). The random
+    blocks of block n and head h are a function of (`seed`, h, n) and of how many blocks the row has, no table that ends
+    at some length: those that are neither near nor global, in their order, are cut into R equal ranges, and each range
+    gives one, as a 32-bit hash says. Parameters: 4 D² (+ 4 D bias). O(T C (3 + G + R) D) time and memory for G global
+    blocks of C positions. ENCODER alone: the paper has no causal form.
+    """
+
+    roles = Role.ENCODER
+
+    def __init__(self, config: BigBirdConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        check_positive(config, "block", "global_blocks", "random_blocks")
+        self.span = Span(config.block, 1, 1)
+
+    def mix(self, x_BTD: Tensor, absent_BT: Tensor) -> Tensor:
+        length = x_BTD.shape[1]
+        first = min(self.config.global_blocks * self.config.block, length)
+        query_BTD, key_BTD, value_BTD = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
+        y_BHGE = attend(
+            self.split(query_BTD[:, :first]),
+            self.split(key_BTD),
+            self.split(value_BTD),
+            bias=~absent_BT[:, None, None],
+            dropout=self.active_dropout,
+        )
+        if length == first:
+            return self.join(y_BHGE)
+        others_BTD = self._attend_in_blocks(query_BTD, key_BTD, value_BTD, absent_BT, first)
+        return torch.cat([self.join(y_BHGE), others_BTD[:, first:length]], dim=1)
+
+    def _attend_in_blocks(
+        self, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, absent_BT: Tensor, first: int
+    ) -> Tensor:
+        """The outputs of all positions as if none were global but the first as keys."""
+        query_BNCD = in_blocks(query_BTD, self.config.block)
+        batch, blocks = query_BNCD.shape[:2]
+        random_BHNR, chosen_BHNR = self._random_blocks((~absent_BT).sum(1), blocks)
+        # Global positions are seen once: as such, and no more as part of a neighbour.
+        is_global_T = torch.arange(absent_BT.shape[1], device=absent_BT.device) < first
+        near_BN1K = self.span.seen(absent_BT | is_global_T)
+        near_BNHK = near_BN1K.expand(-1, -1, self.heads, -1)
+        global_BNHG = (~absent_BT[:, None, None, :first]).expand(-1, blocks, self.heads, -1)
+        real_BHNC = ~in_blocks(absent_BT, self.config.block, fill=True)[:, None].expand(-1, self.heads, -1, -1)
+        random_BHNRC = _gather_blocks(real_BHNC, random_BHNR) & chosen_BHNR[..., None]
+        seen_BNHK = torch.cat([near_BNHK, global_BNHG, random_BHNRC.flatten(3).transpose(1, 2)], dim=3)
+
+        def keys(y_BTD: Tensor) -> Tensor:
+            near_MHKE = self.split(self.span.keys_of(y_BTD).flatten(0, 1))
+            global_BNGD = y_BTD[:, None, :first].expand(-1, blocks, -1, -1)
+            y_MHCE = self.split(in_blocks(y_BTD, self.config.block).flatten(0, 1))
+            y_BHNCE = y_MHCE.reshape(batch, blocks, *y_MHCE.shape[1:]).transpose(1, 2)
+            random_BHNKE = _gather_blocks(y_BHNCE, random_BHNR).flatten(3, 4)
+            random_MHKE = random_BHNKE.transpose(1, 2).flatten(0, 1)
+            return torch.cat([near_MHKE, self.split(global_BNGD.flatten(0, 1)), random_MHKE], dim=2)
+
+        y_MHCE = attend(
+            self.split(query_BNCD.flatten(0, 1)),
+            keys(key_BTD),
+            keys(value_BTD),
+            bias=seen_BNHK.flatten(0, 1)[:, :, None],
+            dropout=self.active_dropout,
+        )
+        return self.join(y_MHCE).view(batch, -1, self.dim)
+
+    def _random_blocks(self, length_B: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
+        """block_BHNR and chosen_BHNR, False where a row has too few blocks for as many."""
+        config, device = self.config, length_B.device
+        block_N1 = torch.arange(blocks, device=device)[:, None]
+        range_R = torch.arange(config.random_blocks, device=device)
+        head_H11 = torch.arange(self.heads, device=device)[:, None, None]
+        last_B111 = (-(-length_B // config.block) - 1)[:, None, None, None]
+        near_from = (block_N1 - 1).clamp(min=config.global_blocks)
+        near_count = (torch.minimum(block_N1 + 1, last_B111) - near_from + 1).clamp(min=0)
+        count = (last_B111 + 1 - config.global_blocks - near_count).clamp(min=0)  # to choose from
+        noise_HNR = hashed(
+            hashed(hashed(hashed(torch.zeros_like(head_H11) + config.seed) + head_H11) + block_N1) + range_R
+        )
+        index_BHNR = ((range_R << 32) + noise_HNR) * count // (config.random_blocks << 32)
+        again_BHNR = torch.zeros_like(index_BHNR, dtype=torch.bool)
+        again_BHNR[..., 1:] = index_BHNR[..., 1:] == index_BHNR[..., :-1]
+        place_BHNR = index_BHNR + config.global_blocks
+        place_BHNR = place_BHNR + near_count * (place_BHNR >= near_from)
+        return place_BHNR.clamp(max=blocks - 1), (count > 0) & ~again_BHNR
+
+
+def hashed(x: Tensor) -> Tensor:
+    """32 bits from each integer's lowest 32, that look random: two rounds of shift, exclusive or and product."""
+    x = x & 0xFFFFFFFF
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def _gather_blocks(x_BHNC: Tensor, index_BHNR: Tensor) -> Tensor:
+    """x_BHNRC (and any dimensions after C): for each block those at its indices."""
+    batch, heads, blocks, picks = index_BHNR.shape
+    flat_BHNF = x_BHNC.flatten(3)
+    picked_BHIF = flat_BHNF.take_along_dim(index_BHNR.flatten(2)[..., None], 2)
+    return picked_BHIF.view(batch, heads, blocks, picks, *x_BHNC.shape[3:])

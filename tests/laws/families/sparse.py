@@ -1,0 +1,58 @@
+"""Strided, fixed and BigBird's patterns."""
+
+from typing import Any
+
+from tests.laws.families.windows import patterned
+from tests.laws.naive import Array, Problem
+
+
+def strided_sparse(problem: Problem) -> Array:
+    """The first half of the heads, the larger, sees what is near; the others see a column."""
+    stride, heads = problem.config.stride, problem.config.heads
+
+    def pattern(row: int, head: int, t: int, s: int) -> bool:
+        if head >= heads - heads // 2:
+            return (t - s) % stride == 0
+        return t - s < stride if problem.role.name == "CAUSAL" else abs(t - s) <= stride // 2
+
+    return patterned(problem, pattern)
+
+
+def fixed_sparse(problem: Problem) -> Array:
+    block, summary = problem.config.block, problem.config.summary
+    return patterned(problem, lambda row, head, t, s: t // block == s // block or s % block >= block - summary)
+
+
+def bits(x: int) -> int:
+    """A hash of 32 bits."""
+    x &= 0xFFFFFFFF
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) % 2**32
+    x = ((x ^ (x >> 15)) * 0x846CA68B) % 2**32
+    return x ^ (x >> 16)
+
+
+def bigbird(problem: Problem) -> Array:
+    """Neighbours, global blocks, and one block out of each of R ranges of the others."""
+    config = problem.config
+
+    def pattern(row: int, head: int, t: int, s: int) -> bool:
+        n, other = t // config.block, s // config.block
+        if min(n, other) < config.global_blocks or abs(n - other) <= 1:
+            return True
+        blocks = -(-int((~problem.pad_BS[row]).sum()) // config.block)
+        rest = [b for b in range(config.global_blocks, blocks) if abs(b - n) > 1]
+        for pick in range(config.random_blocks):
+            fraction = bits(bits(bits(bits(config.seed) + head) + n) + pick) / 2**32
+            if rest and other == rest[int((pick + fraction) * len(rest) / config.random_blocks)]:
+                return True
+        return False
+
+    return patterned(problem, pattern)
+
+
+ORACLES = {"strided_sparse": strided_sparse, "fixed_sparse": fixed_sparse, "bigbird": bigbird}
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "strided_sparse": {"": {"stride": 2}, "three": {"stride": 3, "bias": False}},
+    "fixed_sparse": {"": {"block": 2, "summary": 1}, "three": {"block": 3, "summary": 2, "bias": False}},
+    "bigbird": {"": {"block": 1, "random_blocks": 1, "seed": 1}, "two": {"block": 2, "random_blocks": 2}},
+}

@@ -1,0 +1,113 @@
+"""Sparse patterns: what each sees, their limits, their memory, long stepping, refusals."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from seqtk.attention import AttentionConfig, Role
+from seqtk.attention.softmax import SoftmaxConfig
+from seqtk.attention.sparse import BigBirdConfig, FixedSparseConfig, StridedSparseConfig, hashed
+from seqtk.errors import UserError
+from tests.laws.laws import close, steps
+from tests.unit.attention.test_windows import SELF, build, largest, mutual
+
+FULL = [
+    (StridedSparseConfig(heads=2, stride=1), Role.ENCODER),  # every column is everything; near is the query itself
+    (FixedSparseConfig(heads=2, block=20), Role.ENCODER),
+    (FixedSparseConfig(heads=2, block=20), Role.CAUSAL),
+    (FixedSparseConfig(heads=2, block=3, summary=3), Role.ENCODER),
+    (FixedSparseConfig(heads=2, block=3, summary=3), Role.CAUSAL),
+    (BigBirdConfig(heads=2, block=20), Role.ENCODER),
+    (BigBirdConfig(heads=2, block=4, random_blocks=400), Role.ENCODER),
+    (BigBirdConfig(heads=2, block=2, global_blocks=9), Role.ENCODER),
+]
+
+
+@pytest.mark.parametrize(("config", "role"), FULL, ids=str)
+def test_a_pattern_of_everything_is_full_attention(config: AttentionConfig, role: Role) -> None:
+    layer = build(config, role)
+    full = build(SoftmaxConfig(heads=2), role, like=layer)
+    x_BTD, pad_BS = torch.randn(2, 20, 8, dtype=torch.float64), torch.arange(20) >= torch.tensor([[20], [13]])
+    if isinstance(config, StridedSparseConfig):  # compare what the second head gives
+        for each in (layer, full):
+            each.out = torch.nn.Identity()
+        close(layer(x_BTD, pad_BS=pad_BS)[~pad_BS][:, 4:], full(x_BTD, pad_BS=pad_BS)[~pad_BS][:, 4:])
+    else:
+        close(layer(x_BTD, pad_BS=pad_BS)[~pad_BS], full(x_BTD, pad_BS=pad_BS)[~pad_BS])
+
+
+def test_what_each_sees() -> None:
+    t, s = torch.meshgrid(torch.arange(14), torch.arange(14), indexing="ij")
+    past, column = s <= t, (t - s) % 4 == 0
+    for config, role, expected in [
+        (StridedSparseConfig(heads=2, stride=4), Role.ENCODER, ((t - s).abs() <= 2) | column),
+        (StridedSparseConfig(heads=2, stride=4), Role.CAUSAL, past & ((t - s < 4) | column)),
+        (FixedSparseConfig(heads=2, block=4, summary=1), Role.ENCODER, (t // 4 == s // 4) | (s % 4 == 3)),
+        (FixedSparseConfig(heads=2, block=4, summary=2), Role.CAUSAL, past & ((t // 4 == s // 4) | (s % 4 >= 2))),
+    ]:
+        assert torch.equal(mutual(build(config, role), 14), expected), config
+
+
+@pytest.mark.parametrize(
+    "config", [StridedSparseConfig(heads=2, stride=5), FixedSparseConfig(heads=2, block=6)], ids=str
+)
+@pytest.mark.parametrize("role", SELF)
+def test_two_layers_join_any_two_positions(config: AttentionConfig, role: Role) -> None:
+    seen = mutual(build(config, role), 33).double()
+    assert torch.equal(seen @ seen > 0, torch.ones(33, 33).tril() > 0 if role is Role.CAUSAL else seen < 2)
+
+
+def test_bigbird_sees_neighbours_the_first_block_and_random_others() -> None:
+    config = BigBirdConfig(heads=1, block=1, random_blocks=3)
+    t, s = torch.meshgrid(torch.arange(20), torch.arange(20), indexing="ij")
+    always = ((t - s).abs() <= 1) | (t == 0) | (s == 0)
+    seen = mutual(build(config, Role.ENCODER), 20)
+    assert seen[always].all()
+    assert ((seen & ~always).sum(1)[1:] == 3).all()
+    assert torch.equal(mutual(build(config, Role.ENCODER), 20), seen)  # a layer's weights do not matter
+    for other in ({"seed": 1}, {"heads": 2}):
+        assert not torch.equal(mutual(build(dataclasses.replace(config, **other), Role.ENCODER), 20), seen)
+
+
+def test_hashes_are_evenly_spread() -> None:
+    counts = torch.histc(hashed(torch.arange(20000)).double(), bins=20, min=0, max=2**32)
+    assert ((counts - 1000).abs() < 200).all()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [StridedSparseConfig(heads=3, stride=7), FixedSparseConfig(heads=2, block=8, summary=3)],
+    ids=lambda config: type(config).__name__,
+)
+def test_two_hundred_steps_equal_the_parallel_form(config: AttentionConfig) -> None:
+    layer = build(config, Role.CAUSAL, dim=12)
+    x_BTD = torch.randn(2, 200, 12, dtype=torch.float64)
+    with torch.no_grad():
+        close(steps(layer, x_BTD, layer.start(2))[0], layer(x_BTD))
+
+
+@pytest.mark.parametrize("role", SELF)
+def test_memory_of_a_stride_at_the_square_root(role: Role) -> None:
+    for config in (StridedSparseConfig(heads=2, stride=32), FixedSparseConfig(heads=2, block=32, summary=1)):
+        assert largest(build(config, role), 1024) <= 1024 * 1024 / 4
+
+
+def test_memory_of_bigbird_is_linear_in_the_length() -> None:
+    layer = build(BigBirdConfig(heads=2, block=8), Role.ENCODER)
+    assert largest(layer, 1024) <= min(2 * largest(layer, 512), 1024 * 1024 / 2)
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        (StridedSparseConfig(heads=2, stride=0), r"attention\.stride=0"),
+        (StridedSparseConfig(heads=1), "two heads"),
+        (FixedSparseConfig(heads=2, block=4, summary=5), r"attention\.summary=5"),
+        (BigBirdConfig(heads=2, random_blocks=0), r"attention\.random_blocks=0"),
+    ],
+    ids=str,
+)
+def test_impossible_sizes_are_refused(config: AttentionConfig, word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        build(config, Role.ENCODER)
