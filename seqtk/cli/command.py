@@ -39,7 +39,6 @@ FAIRSEQ_NAMES = {
     "target": "target_lang",
     "unkpen": "unk_penalty",
     "validate_interval_updates": "validation.every",
-    "warmup_updates": "warmup",
 }  # fairseq's option → our key, or the end of it, where the names differ
 
 

@@ -22,12 +22,12 @@ class TranslateConfig(SearchConfig):
     """Which model translates, how it searches, and how that is written."""
 
     checkpoint: str = ""  # an exported file, a checkpoint's folder or a save_dir; several, with commas: an ensemble
-    format: Literal["text", "fairseq", "json"] = "text"
+    format: Literal["text", "fairseq", "json"] = "text"  # one line a sentence, fairseq's S, T, H, D, P lines, or JSON
     detokenize: bool = True  # false: tokens stay apart
     max_tokens: int | None = 4096  # sentences × longest source in a batch; null: no limit
     max_sentences: int | None = 64  # sentences in a batch; null: no limit
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
+    precision: Literal["fp32", "bf16"] = "fp32"  # of products; scores are float32 in any case
     threads: int = 0  # CPU threads; 0: torch's choice. One is best where other work shares the machine
     user_dir: str | None = None  # a package or module of your own layers and tasks, imported first
 
@@ -150,8 +150,13 @@ def _from_data(config: GenerateConfig, task: "TranslationTask") -> "Iterator[Sen
 
     def sentences() -> "Iterator[Sentence]":
         for index, source, target in map(dataset.__getitem__, range(len(dataset))):
-            text = dataset.target_lines[index] if dataset.target_lines else None
-            yield Sentence(source, target=target, prefix=target[: config.prefix_size], target_text=text)
+            yield Sentence(
+                source,
+                target=target,
+                prefix=target[: config.prefix_size],
+                source_text=dataset.source_lines[index] if dataset.source_lines else None,
+                target_text=dataset.target_lines[index] if dataset.target_lines else None,
+            )
 
     return sentences()
 

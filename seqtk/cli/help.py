@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from seqtk import schema
-from seqtk.registry import registry_of
+from seqtk.registry import REGISTRIES, Registry, registry_of
 
 KEY_WIDTH = 44
+FEW = 6
+"""So many names are listed beside their key; more, once, at the end."""
 
 
 def help_text(program: str, about: str, config: Any, *, recipes: bool) -> str:
@@ -30,7 +32,23 @@ def help_text(program: str, about: str, config: Any, *, recipes: bool) -> str:
     width = max(60, min(140, shutil.get_terminal_size((120, 24)).columns))
     rows = [_row(key, text, width) for key, text in _rows(config)]
     body = body.strip("\n")
-    return "\n".join([f"{program}: {title}", *(["", body] if body else []), "", *usage, "", "Keys:", *rows])
+    page = [f"{program}: {title}", *(["", body] if body else []), "", *usage, "", "Keys:", *rows]
+    for registry in REGISTRIES.values():
+        if len(list(registry)) > FEW and any(_end_of_page(registry) in text for _, text in _rows(config)):
+            page += ["", f"{registry.kind.capitalize()}:", *(_row(*_kind(registry, name), width) for name in registry)]
+    return "\n".join(page)
+
+
+def _end_of_page(registry: Registry[Any]) -> str:
+    return f"one of those under '{registry.kind.capitalize()}' below"
+
+
+def _kind(registry: Registry[Any], name: str) -> tuple[str, str]:
+    """A registered name, what it is, and, of an attention layer, what it can be."""
+    config_type = registry.config_type(name)
+    roles = getattr(registry.class_of(config_type), "roles", ())
+    about = (inspect.getdoc(config_type) or "").split("\n\n")[0]
+    return name, " ".join([about, *([f"({', '.join(str(role.name).lower() for role in roles)})"] if roles else [])])
 
 
 def _row(key: str, text: str, width: int) -> str:
@@ -45,7 +63,7 @@ def _rows(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         inside = [item for item in (value if isinstance(value, tuple) else (value,)) if dataclasses.is_dataclass(item)]
-        choices = list(_choices(hints[field.name]))
+        choices = list(dict.fromkeys(_choices(hints[field.name])))
         about = comments.get(field.name, "")
         if choices:
             about += f" ({' | '.join(choices)})"
@@ -66,7 +84,9 @@ def _choices(hint: Any) -> Iterator[str]:
     elif isinstance(hint, type) and issubclass(hint, enum.Enum):
         yield from (str(member.value) for member in hint)
     elif isinstance(hint, type):
-        yield from registry_of(hint) or ()
+        registry = registry_of(hint)
+        names = list(registry or ())
+        yield from names if registry is None or len(names) <= FEW else [_end_of_page(registry)]
     else:
         for argument in typing.get_args(hint):
             yield from _choices(argument)

@@ -20,7 +20,7 @@ class ImportConfig:
     data: str = ""  # the directory with the dict.*.txt it was trained with: its data-bin, or the unpacked archive
     output: str = ""  # the file to write, for seqtk-generate and the other commands
     source_lang: str | None = None  # default: what the checkpoint says
-    target_lang: str | None = None
+    target_lang: str | None = None  # the same
 
 
 @command("seqtk-import-fairseq", ImportConfig)

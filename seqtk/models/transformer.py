@@ -42,7 +42,7 @@ class TransformerConfig(ModelConfig):
     pre_norm: bool = False  # normalise before each sublayer, and once at the end, instead of after it
     scale_embedding: bool = True  # multiply token vectors by √dim
     norm_embedding: bool = False  # a layer norm after the embeddings
-    activation: Activation = "relu"
+    activation: Activation = "relu"  # in feed-forward networks; glu, geglu and swiglu are gated
     dropout: float = 0.1  # after embeddings and sublayers
     activation_dropout: float = 0.0  # inside feed-forward networks; that of attention weights is attention.dropout
 

@@ -55,6 +55,10 @@ class PairDataset:
     def __len__(self) -> int:
         return len(self.source)
 
+    def is_blank(self, index: int) -> bool:
+        """Whether the source is a line of text without a token, which no model was taught to translate."""
+        return self.source_lines is not None and int(self.source.sizes[index]) == 1
+
     def __getitem__(self, index: int) -> tuple[int, Any, Any]:
         return index, self.source[index], self.target[index]
 
@@ -129,7 +133,7 @@ class TranslationTask(Task):
                 source=dataset.source_lines[index]
                 if dataset.source_lines
                 else self.source_text(dataset.source[index].tolist()),
-                output=self.target_text(hypotheses[0].tokens),
+                output="" if dataset.is_blank(index) else self.target_text(hypotheses[0].tokens),
                 reference=dataset.target_lines[index]
                 if dataset.target_lines
                 else self.target_text(dataset.target[index].tolist()),

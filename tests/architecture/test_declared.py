@@ -2,15 +2,25 @@
 
 import ast
 import configparser
+import dataclasses
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 import yaml
 
+from seqtk.cli.average import AverageConfig
+from seqtk.cli.generate import GenerateConfig
+from seqtk.cli.help import field_comments
+from seqtk.cli.import_fairseq import ImportConfig
+from seqtk.cli.interactive import InteractiveConfig
 from seqtk.cli.recipes import recipe_folder, recipe_names
+from seqtk.data.preprocess import PreprocessConfig
+from seqtk.registry import REGISTRIES
+from seqtk.training.config import TrainConfig
 from tests.architecture.test_structure import PACKAGE, ROOT, TREES, imported_by, relative
 
 MODULE_OF = {"hydra-core": {"hydra", "omegaconf", "yaml"}}
@@ -94,3 +104,28 @@ def test_the_package_is_what_the_wheel_holds() -> None:
     for path in TREES:
         assert (path.parent / "__init__.py").is_file(), relative(path)
     assert (PACKAGE / "py.typed").is_file()
+
+
+def configs_in(hint: typing.Any) -> list[typing.Any]:
+    """The configs that a field of this type holds."""
+    return [kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)]
+
+
+def configs_of(config_type: type) -> set[type]:
+    """It and the configs in its fields, to any depth."""
+    inside = [kind for hint in typing.get_type_hints(config_type).values() for kind in configs_in(hint)]
+    return {config_type}.union(*map(configs_of, inside))
+
+
+def test_help_says_what_every_key_is() -> None:
+    """A comment at the end of each field's line, but for those that only hold further keys."""
+    registered = {registry.config_type(name) for registry in REGISTRIES.values() for name in registry}
+    commands = {TrainConfig, PreprocessConfig, GenerateConfig, InteractiveConfig, ImportConfig, AverageConfig}
+    bare = []
+    ours = {kind for kind in registered if kind.__module__.startswith("seqtk.")}  # not those of other tests
+    for config_type in set().union(*map(configs_of, ours | commands)):
+        hints, comments = typing.get_type_hints(config_type), field_comments(config_type)
+        for field in dataclasses.fields(config_type):
+            if field.name not in comments and not configs_in(hints[field.name]):
+                bare.append(f"{config_type.__name__}.{field.name}")
+    assert sorted(bare) == []

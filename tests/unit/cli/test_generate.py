@@ -128,6 +128,34 @@ def test_a_split_is_translated_and_scored_like_the_text_it_was_made_of(run, fold
     assert scored.out.splitlines() == [line for line in text.err.splitlines() if line.startswith(("BLEU", "chrF"))]
 
 
+@pytest.fixture
+def kept_text(folder):
+    """The text beside its split, as seqtk-preprocess leaves it there."""
+    kept = [folder / "data-bin" / f"test.de-en.{lang}.txt" for lang in ("de", "en")]
+    for path, lines in zip(kept, (SOURCES, TARGETS), strict=True):
+        path.write_text("".join(f"{line.upper()}\n" for line in lines))
+    yield
+    for path in kept:
+        path.unlink()
+
+
+def test_the_text_kept_of_a_split_is_what_is_shown_and_a_blank_line_is_left_blank(run, kept_text):
+    lines = run("data=data-bin", "format=fairseq").out.splitlines()
+    shown = {tag: [line.split("\t")[-1] for line in lines if line.startswith(f"{tag}-")] for tag in "STD"}
+    assert shown["S"] == [line.upper() for line in SOURCES]
+    assert shown["T"] == [line.upper() for line in TARGETS]
+    assert [text for source, text in zip(SOURCES, shown["D"], strict=True) if not source] == ["", "", ""]
+
+
+def test_validation_says_and_scores_the_same_of_kept_text(run, folder, kept_text):
+    loaded = load_model(folder / "model1.safetensors")
+    loaded.task.open(DataBin(folder / "data-bin"))
+    dataset = loaded.task.dataset("test")
+    batch = loaded.task.collate([dataset[index] for index in range(len(dataset))])
+    outputs = loaded.task.decode(loaded.model, batch, dataset, SearchConfig(beam=2, max_length_b=5))
+    assert [output.output for output in outputs] == run("data=data-bin").out.split("\n")[:-1]
+
+
 def test_validation_says_and_scores_the_same(run, folder):
     loaded = load_model(folder / "model1.safetensors")
     task = loaded.task
