@@ -5,6 +5,7 @@ from seqtk.attention import convluna as convluna
 from seqtk.attention import convolution as convolution
 from seqtk.attention import feedforward_kernel as feedforward_kernel
 from seqtk.attention import fnet as fnet
+from seqtk.attention import gmlp as gmlp
 from seqtk.attention import linear as linear
 from seqtk.attention import linformer as linformer
 from seqtk.attention import luna as luna
@@ -12,6 +13,7 @@ from seqtk.attention import mixture as mixture
 from seqtk.attention import nystrom as nystrom
 from seqtk.attention import performer as performer
 from seqtk.attention import pooling as pooling
+from seqtk.attention import reformer as reformer
 from seqtk.attention import simpletron as simpletron
 from seqtk.attention import softmax as softmax
 from seqtk.attention import sparse as sparse

@@ -1,0 +1,95 @@
+"""gMLP: a perceptron whose gate is a trained map over positions (Liu et al. 2021, arXiv 2105.08050).
+
+B batch, T length, D width, I inner width, L longest input.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seqtk.attention.base import Attention, AttentionConfig, Role, State, attentions
+from seqtk.attention.parts import check_at_least_one, xavier_linear
+from seqtk.attention.rows import align
+
+
+@dataclass(frozen=True)
+class GmlpConfig(AttentionConfig):
+    """A perceptron gated by one trained matrix over positions, of L² weights beside 3 D I: O(T² I) time."""
+
+    max_length: int = 256  # the longest input; the matrix is of this size
+    inner: int | None = None  # width of the gate and of what it gates; null: the layer's
+    bias: bool = True  # of the projections
+
+
+@attentions.register("gmlp", GmlpConfig)
+class Gmlp(Attention):
+    """out(u ⊙ (W norm(v) + b)), (u, v) = gelu(expand(x)), W over positions (section 2.1's spatial gating unit).
+
+    W is near 0 and b is 1 at first, so that it starts as a perceptron. The causal form takes W[t, s] with s <= t only.
+    Parameters: 3 D I (+ (D + 2 I) bias) + 2 I of the norm + L² + L. O(T² I) time, O(L² + T I) memory; a step is O(t I).
+    """
+
+    roles = Role.ENCODER | Role.CAUSAL
+
+    def __init__(self, config: GmlpConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        check_at_least_one(config, "max_length", "inner")
+        inner = config.inner or dim
+        self.expand = xavier_linear(dim, 2 * inner, bias=config.bias)
+        self.norm = nn.LayerNorm(inner)
+        self.spatial = nn.Parameter(torch.randn(config.max_length, config.max_length) * 1e-3)
+        self.spatial_bias = nn.Parameter(torch.ones(config.max_length))
+        self.out = xavier_linear(inner, dim, bias=config.bias)
+
+    @classmethod
+    def parameter_count(cls, config: GmlpConfig, *, dim: int, memory_dim: int | None = None) -> int:
+        inner = config.inner or dim
+        projections = 3 * dim * inner + (dim + 2 * inner) * config.bias
+        return projections + 2 * inner + config.max_length**2 + config.max_length
+
+    @property
+    def max_length(self) -> int | None:
+        return int(self.config.max_length)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        memory_BSM: Tensor | None = None,
+        *,
+        pad_BS: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        length = x_BTD.shape[1]
+        self.check_length(length)
+        rows = align(x_BTD, pad_BS, right_padded=positions_BT is None)
+        gated_BTI, value_BTI = self._halves(rows.x_BTD)
+        if rows.pad_BT is not None:
+            pad_BT1 = rows.pad_BT[..., None]
+            gated_BTI, value_BTI = gated_BTI.masked_fill(pad_BT1, 0), value_BTI.masked_fill(pad_BT1, 0)
+        weights_TS = self.spatial[:length, :length]
+        if self.role is Role.CAUSAL:
+            weights_TS = weights_TS.tril()
+        return rows.restore(self._gate(gated_BTI, value_BTI, weights_TS, self.spatial_bias[:length]))
+
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+        return {"value": None}
+
+    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+        gated_B1I, value_BSI = self._halves(x_B1D)
+        if state["value"] is not None:
+            value_BSI = torch.cat([state["value"], value_BSI], 1)
+        length = value_BSI.shape[1]
+        self.check_length(length)
+        weights_1S, bias_1 = self.spatial[length - 1 : length, :length], self.spatial_bias[length - 1 : length]
+        return self._gate(gated_B1I, value_BSI, weights_1S, bias_1), {"value": value_BSI}
+
+    def _halves(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """What is gated, and the normed values that the gate is made of."""
+        gated_BTI, value_BTI = functional.gelu(self.expand(x_BTD)).chunk(2, -1)
+        return gated_BTI, self.norm(value_BTI).to(value_BTI.dtype)
+
+    def _gate(self, gated_BTI: Tensor, value_BSI: Tensor, weights_TS: Tensor, bias_T: Tensor) -> Tensor:
+        gate_BTI = weights_TS @ value_BSI + bias_T[:, None]
+        return self.out(gated_BTI * gate_BTI)  # type: ignore[no-any-return]

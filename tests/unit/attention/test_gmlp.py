@@ -1,0 +1,52 @@
+"""gMLP: starts as a perceptron; its spatial matrix alone moves anything between positions."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from seqtk.attention import Role
+from seqtk.attention.gmlp import Gmlp, GmlpConfig
+from seqtk.errors import UserError
+
+
+def build(role: Role = Role.ENCODER, **fields: int) -> Gmlp:
+    return Gmlp(GmlpConfig(**{"max_length": 10, **fields}), dim=8, role=role).double()
+
+
+@pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
+def test_starts_near_a_perceptron(role: Role) -> None:
+    layer = build(role)
+    x_BTD = torch.randn(2, 10, 8, dtype=torch.float64)
+    perceptron = layer.out(functional.gelu(layer.expand(x_BTD)).chunk(2, -1)[0])
+    assert (layer(x_BTD) - perceptron).abs().max() < 0.05
+    torch.nn.init.zeros_(layer.spatial)
+    torch.testing.assert_close(layer(x_BTD), perceptron)
+
+
+def test_a_lower_triangular_matrix_makes_the_two_roles_one() -> None:
+    encoder, causal = build(), build(Role.CAUSAL)
+    torch.nn.init.normal_(encoder.spatial)
+    causal.load_state_dict(encoder.state_dict())
+    x_BTD = torch.randn(2, 10, 8, dtype=torch.float64)
+    assert not torch.allclose(encoder(x_BTD), causal(x_BTD))
+    with torch.no_grad():
+        encoder.spatial.tril_()
+    torch.testing.assert_close(encoder(x_BTD), causal(x_BTD))
+
+
+def test_a_shift_of_the_matrix_shifts_what_is_gated() -> None:
+    """W of ones below the diagonal and b = 0: the gate is the value before."""
+    layer = build(Role.CAUSAL)
+    with torch.no_grad():
+        layer.spatial.copy_(torch.ones(10, 10).tril(-1).triu(-1))
+        layer.spatial_bias.zero_()
+    x_BTD = torch.randn(1, 10, 8, dtype=torch.float64)
+    gated, value = functional.gelu(layer.expand(x_BTD)).chunk(2, -1)
+    before = functional.pad(layer.norm(value)[:, :-1], (0, 0, 1, 0))
+    torch.testing.assert_close(layer(x_BTD), layer.out(gated * before))
+
+
+@pytest.mark.parametrize("field", ["max_length", "inner"])
+def test_sizes_below_one_are_refused(field: str) -> None:
+    with pytest.raises(UserError, match=rf"attention\.{field}=0"):
+        build(**{field: 0})
