@@ -1,0 +1,257 @@
+"""What is particular to Luna and ConvLuna: the memory handed up an encoder, equality limits, options, refusals."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from seqtk.attention import Attention, AttentionConfig, Role, attentions
+from seqtk.attention.convluna import ConvLunaConfig
+from seqtk.attention.luna import Luna, LunaConfig
+from seqtk.attention.softmax import SoftmaxConfig
+from seqtk.errors import UserError
+from seqtk.models.stacks import BlockOptions, Encoder, EncoderConfig
+from tests.unit.attention.sizes import largest_tensor
+
+DIM, MEMORY_DIM, SLOTS = 8, 6, 3
+LUNA = LunaConfig(heads=2, memory_size=SLOTS)
+CONVLUNA = ConvLunaConfig(heads=2, memory_size=SLOTS)
+BOTH = pytest.mark.parametrize("config", [LUNA, CONVLUNA], ids=["luna", "convluna"])
+
+
+def build(config: AttentionConfig, role: Role = Role.ENCODER, *, seed: int = 0) -> Any:
+    """The layer in float64, every weight random."""
+    torch.manual_seed(seed)
+    layer = attentions.build(config, dim=DIM, role=role, memory_dim=MEMORY_DIM if role is Role.CROSS else None)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return layer.double().eval()
+
+
+def stack(*pattern: AttentionConfig, layers: int = 3, pre_norm: bool = False) -> Any:
+    options = BlockOptions(
+        dim=DIM, ffn_dim=16, heads=2, activation="relu", dropout=0.0, activation_dropout=0.0, pre_norm=pre_norm
+    )
+    torch.manual_seed(0)
+    return Encoder(EncoderConfig(layers=layers, self_attention=pattern), options=options).double()
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def run(layer: Attention, x_BTD: Tensor, pad_BS: Tensor | None = None) -> Tensor:
+    torch.manual_seed(1)
+    memory_BSM = draw(*x_BTD.shape[:2], MEMORY_DIM) if layer.role is Role.CROSS else None
+    y_BTD: Tensor = layer(x_BTD, memory_BSM, pad_BS=pad_BS)
+    return y_BTD
+
+
+# The memory is handed up the encoder.
+
+
+@BOTH
+def test_a_layer_that_follows_reads_the_norm_of_what_the_one_before_it_carries(config: LunaConfig) -> None:
+    first, second, _ = (block.self_attention for block in stack(config).blocks)
+    x_BSD = draw(2, 7, DIM)
+    _, carried_BPD = first.carry(x_BSD, None, pad_BS=None, positions_BT=None)
+    y_BSD, carried_again_BPD = second.carry(x_BSD, carried_BPD, pad_BS=None, positions_BT=None)
+    slots_BPD = second.carried_norm(carried_BPD)
+    for row in range(2):
+        alone = build(config)
+        alone.load_state_dict(second.state_dict() | {"memory": slots_BPD[row]}, strict=False)
+        expected = alone.carry(x_BSD[row : row + 1], None, pad_BS=None, positions_BT=None)
+        torch.testing.assert_close((y_BSD[row : row + 1], carried_again_BPD[row : row + 1]), expected)
+    assert not torch.allclose(carried_again_BPD, slots_BPD)
+
+
+@pytest.mark.parametrize("pattern", [[LUNA], [LUNA, SoftmaxConfig(), LUNA], [LUNA, CONVLUNA, LUNA]])
+def test_the_first_memory_reaches_the_third_layer_by_the_slots_alone(pattern: list[AttentionConfig]) -> None:
+    encoder = stack(*pattern)
+    x_BSD, carried = draw(2, 7, DIM), None
+    for block in encoder.blocks:  # what a block puts out is cut off, what it carries is not
+        x_BSD, carried = block(x_BSD.detach(), carried, pad_BS=None, positions_BS=None)
+    x_BSD.square().sum().backward()
+    assert encoder.blocks[0].self_attention.memory.grad.any()
+    assert encoder.blocks[0].self_attention.query.weight.grad is None  # it did come by the slots
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        [LUNA],
+        [LUNA, SoftmaxConfig(), LUNA],
+        [SoftmaxConfig(), LUNA, CONVLUNA],
+        [dataclasses.replace(CONVLUNA, sharing="simplified")],
+    ],
+)
+def test_every_parameter_of_a_stack_gets_a_gradient(pattern: list[AttentionConfig], pre_norm: bool) -> None:
+    """Or DistributedDataParallel would wait for it."""
+    encoder = stack(*pattern, pre_norm=pre_norm)
+    encoder(draw(2, 7, DIM), pad_BS=None).square().sum().backward()
+    assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
+    zero = [name for name, p in encoder.named_parameters() if not p.grad.any()]
+    assert [name for name in zero if not name.endswith("key.bias")] == []  # a softmax cannot see the keys' bias
+
+
+def test_a_stack_has_one_memory_and_a_norm_for_each_layer_that_follows() -> None:
+    alone = Luna.parameter_count(LUNA, dim=DIM)
+    counts = [sum(p.numel() for p in block.self_attention.parameters()) for block in stack(LUNA).blocks]
+    assert counts == [alone, alone - SLOTS * DIM + 2 * DIM, alone - SLOTS * DIM + 2 * DIM]
+    untied = dataclasses.replace(LUNA, tie_kv=False)
+    assert sum(p.numel() for p in stack(untied).parameters()) - sum(
+        p.numel() for p in stack(LUNA).parameters()
+    ) == 3 * 2 * DIM * (DIM + 1)
+
+
+@BOTH
+def test_a_stack_does_not_see_padding_on_either_side(config: LunaConfig) -> None:
+    strided = dataclasses.replace(config, stride=2) if isinstance(config, ConvLunaConfig) else config
+    encoder, x_1SD = stack(strided), draw(1, 5, DIM)
+    expected = encoder(x_1SD, pad_BS=None)
+    for left, right in ((0, 3), (3, 0)):
+        padded = nn.functional.pad(x_1SD, (0, 0, left, right), value=9.0)
+        pad_1S = nn.functional.pad(torch.zeros(1, 5, dtype=torch.bool), (left, right), value=True)
+        positions = (torch.arange(8)[None] - left).clamp(min=0) if left else None
+        y_1SD = encoder(padded, pad_BS=pad_1S, positions_BS=positions)
+        torch.testing.assert_close(y_1SD[:, left : left + 5], expected)
+
+
+@pytest.mark.parametrize(
+    "other", [dataclasses.replace(LUNA, memory_size=4), dataclasses.replace(CONVLUNA, memory_size=4)]
+)
+def test_memories_of_different_sizes_are_refused(other: LunaConfig) -> None:
+    with pytest.raises(UserError, match="memory_size"):
+        stack(LUNA, other)
+
+
+def test_decoders_keep_a_memory_in_each_layer() -> None:
+    """Nothing is carried there: a layer is what it is alone."""
+    for role in (Role.CAUSAL, Role.CROSS):
+        assert build(LUNA, role).memory is not None
+
+
+# Equality limits.
+
+
+@pytest.mark.parametrize("tie_kv", [True, False])
+@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize(
+    "options",
+    [{"filter": "none"}, {"filter": "conv"}, {"filter": "max_pool"}, {"filter": "mean_pool"}],
+    ids=lambda options: options["filter"],
+)
+def test_convluna_without_a_filter_is_luna(role: Role, tie_kv: bool, options: dict[str, Any]) -> None:
+    luna = build(dataclasses.replace(LUNA, tie_kv=tie_kv), role)
+    config = dataclasses.replace(
+        CONVLUNA, tie_kv=tie_kv, pack_temperature="sqrt", unpack_temperature="sqrt", kernel_size=1, **options
+    )
+    convluna = build(config, role, seed=1)
+    own = {"kernel": torch.ones(2, 1)} if options["filter"] == "conv" else {}
+    convluna.load_state_dict(luna.state_dict() | own, strict=True)
+    x_BTD, pad_BS = draw(2, 7, DIM), torch.arange(7)[None] >= torch.tensor([[7], [3]])
+    torch.testing.assert_close(run(convluna, x_BTD, pad_BS), run(luna, x_BTD, pad_BS))
+
+
+def test_a_convolution_of_equal_weights_is_the_mean_where_windows_are_whole() -> None:
+    config = dataclasses.replace(CONVLUNA, kernel_size=3)
+    conv, mean = build(config), build(dataclasses.replace(config, filter="mean_pool"))
+    conv.kernel.data.fill_(1 / 3)
+    x_BHSE = draw(2, 2, 9, 4)
+    actual, expected = conv._filter(x_BHSE, None), mean._filter(x_BHSE, None)
+    torch.testing.assert_close(actual[:, :, 1:-1], expected[:, :, 1:-1])
+    torch.testing.assert_close(actual[:, :, 0] * 3 / 2, expected[:, :, 0])
+
+
+def test_the_learned_temperatures_start_as_the_root_of_the_width() -> None:
+    torch.manual_seed(0)
+    learned = attentions.build(CONVLUNA, dim=DIM, role=Role.ENCODER).double()
+    fixed = build(dataclasses.replace(CONVLUNA, pack_temperature="sqrt", unpack_temperature="sqrt"))
+    fixed.load_state_dict({n: p for n, p in learned.state_dict().items() if "temperature" not in n}, strict=True)
+    x_BTD = draw(2, 7, DIM)
+    torch.testing.assert_close(run(learned, x_BTD), run(fixed, x_BTD), atol=1e-6, rtol=1e-6)
+    assert learned.monitored() == pytest.approx({"pack_temperature": 2.0, "unpack_temperature": 2.0})
+    assert fixed.monitored() == {}
+
+
+def test_with_one_slot_every_query_reads_the_same() -> None:
+    y_BTD = run(build(dataclasses.replace(LUNA, memory_size=1)), draw(1, 5, DIM))
+    torch.testing.assert_close(y_BTD, y_BTD[:, :1].expand_as(y_BTD))
+
+
+# Cost.
+
+
+def test_tied_and_untied_differ_as_the_papers_models_do() -> None:
+    """132M and 147M parameters for a RoBERTa-base with each (README of the authors' code)."""
+    tied, untied = (Luna.parameter_count(LunaConfig(heads=12, tie_kv=tie), dim=768) for tie in (True, False))
+    assert 132 + 12 * (untied - tied) / 1e6 == pytest.approx(147, abs=1)
+
+
+@BOTH
+@pytest.mark.parametrize("role", [Role.CAUSAL, Role.CROSS])
+def test_200_steps_equal_the_parallel_form_and_the_state_does_not_grow(config: LunaConfig, role: Role) -> None:
+    layer, x_BTD = build(config, role), draw(2, 200, DIM)
+    torch.manual_seed(1)
+    state = layer.start(2, draw(2, 200, MEMORY_DIM) if role is Role.CROSS else None)
+    outputs, sizes = [], set()
+    with torch.no_grad():
+        for t in range(200):
+            y_B1D, state = layer.step(x_BTD[:, t : t + 1], state)
+            outputs.append(y_B1D)
+            sizes.add(sum(leaf.numel() for leaf in tree_leaves(state)))
+        torch.testing.assert_close(torch.cat(outputs, 1), run(layer, x_BTD), atol=1e-10, rtol=1e-10)
+    assert len(sizes) == 1
+
+
+@BOTH
+@pytest.mark.parametrize("role", list(Role))
+def test_twice_the_length_makes_tensors_twice_as_large(config: LunaConfig, role: Role) -> None:
+    layer = build(config, role)
+    short, long = (largest_tensor(lambda: run(layer, draw(1, length, DIM))) for length in (1024, 2048))  # noqa: B023
+    assert long <= 2 * short
+    assert long <= 2048 * 64 * 2  # chunks of 64 positions among themselves, by head
+
+
+@BOTH
+@pytest.mark.parametrize("role", list(Role))
+def test_the_whole_layer_compiles_into_one_graph(config: LunaConfig, role: Role) -> None:
+    layer = build(config, role)
+    x_BTD, pad_BS = draw(2, 7, DIM), torch.arange(7)[None] >= torch.tensor([[7], [3]])
+    memory_BSM = draw(2, 7, MEMORY_DIM) if role is Role.CROSS else None
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    torch.testing.assert_close(
+        compiled(x_BTD, memory_BSM, pad_BS=pad_BS), layer(x_BTD, memory_BSM, pad_BS=pad_BS), atol=1e-10, rtol=1e-10
+    )
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    ("role", "fields", "key"),
+    [
+        (Role.ENCODER, {"memory_size": 0}, "memory_size=0"),
+        (Role.ENCODER, {"stride": 0}, "stride=0"),
+        (Role.ENCODER, {"kernel_size": 0}, "kernel_size=0"),
+        (Role.ENCODER, {"kernel_size": 2, "stride": 3}, "stride=3"),
+        (Role.ENCODER, {"stride": 2, "filter": "none"}, "filter=none"),
+        (Role.CAUSAL, {"stride": 2}, "stride=2"),
+        (Role.CROSS, {"sharing": "qkv"}, "sharing=qkv"),
+        (Role.ENCODER, {"sharing": "simplified", "tie_kv": True}, "tie_kv=true"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_key(role: Role, fields: dict[str, Any], key: str) -> None:
+    with pytest.raises(UserError, match=key):
+        build(dataclasses.replace(CONVLUNA, **fields), role)
+
+
+def test_cross_attention_shares_where_widths_agree() -> None:
+    config = dataclasses.replace(CONVLUNA, sharing="simplified")
+    layer = attentions.build(config, dim=DIM, role=Role.CROSS, memory_dim=DIM)
+    assert layer(torch.randn(2, 3, DIM), torch.randn(2, 5, DIM)).shape == (2, 3, DIM)
