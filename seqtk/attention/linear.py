@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
-from seqtk.attention.scan import causal_sums
+from seqtk.attention.scan import CHUNK, causal_sums
 from seqtk.modules.dropout import Dropout
 
 EPSILON = 1e-6
@@ -86,7 +86,8 @@ class KernelAttention(HeadedAttention):
         key_BHSR, value_BHSF, shift = self._keys(keys_from, pad_BS=pad_BS, positions_BS=positions_BS)
         query_BHTR = self._queries(x_BTD, shift=shift, positions_BT=positions_BT)
         if self.role is Role.CAUSAL:
-            return self._output(causal_sums(query_BHTR, key_BHSR, value_BHSF))
+            chunk = balanced_chunk(query_BHTR.shape[-1], value_BHSF.shape[-1])
+            return self._output(causal_sums(query_BHTR, key_BHSR, value_BHSF, chunk=chunk))
         return self._output(product(query_BHTR, product(key_BHSR.transpose(-1, -2), value_BHSF)))
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
@@ -200,6 +201,11 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """The matrix product in the operands' own precision, whatever autocast says."""
     with torch.autocast(a.device.type, enabled=False):
         return a @ b
+
+
+def balanced_chunk(features: int, width: int) -> int:
+    """The positions of a chunk whose weights, C for each of them, are about as many as its sums, R F / C for each."""
+    return max(CHUNK, 2 ** round(math.log2(features * width) / 2))
 
 
 def positions_in_row(pad_BS: Tensor | None) -> Tensor | None:
