@@ -1,0 +1,165 @@
+"""Attention among positions that hash alike (Kitaev et al. 2020, Reformer, arXiv 2001.04451).
+
+B batch, T length, D width of the layer, H heads, E width of a head, R rounds of hashing, F half the buckets, N chunks
+of C positions, K = 2 C keys that a chunk sees.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from seqtk.attention.base import HeadedConfig, Role, State, attentions
+from seqtk.attention.pattern import PatternAttention, check_positive, in_blocks, with_neighbours
+from seqtk.attention.softmax import append, attend
+from seqtk.errors import UserError
+from seqtk.modules.dropout import Dropout
+
+ALONE = -1e5
+"""The logit of a position with itself, so that it counts only where nothing else is seen."""
+
+
+@dataclass(frozen=True)
+class ReformerConfig(HeadedConfig):
+    """Attention among positions that hash alike: 3 D² weights, O(T rounds² chunk + T rounds chunk D) time."""
+
+    buckets: int = 32  # of a round of hashing, an even number: about the usual length over `chunk`
+    chunk: int = 64  # positions that attend together, and to as many before them in the order of the buckets
+    rounds: int = 4  # of hashing; more come nearer to full attention
+    redraw: bool = True  # the hash anew at each training step; evaluation has one hash, which is saved
+
+
+@attentions.register("reformer", ReformerConfig)
+class ReformerAttention(PatternAttention):
+    """softmax(q_t · k_s / √E) v_s over the s in the union of what R rounds find, with shared q, k_s = q_s / |q_s|.
+
+    Round r puts t into bucket argmax [x; -x], x = q_t rotations_r, of `buckets`, and sorts by bucket, then position.
+    ENCODER: t sees those of its bucket that are in its chunk of C = `chunk` places of that order, or in the chunk
+    before (section 2; no chunk is before the first). CAUSAL is ours: t sees the last C positions of its bucket, itself
+    among them. The paper's chunks would not do: where they begin depends on how many later positions fall into lower
+    buckets, so that what is seen of the past would tell of the future. t sees itself only if there is nothing else. The
+    rounds are combined by their logsumexp, each logit less log(number of rounds that have the pair), so that what is
+    seen is their union (appendix A). Hashes are computed in float32 or wider, lest rounding move a position.
+
+    Parameters: 3 D² (+ 3 D bias): `query_key`, `value`, `out`. O(T R (R + D) C) time, O(T R (C H + D)) memory.
+    A step compares the new position with all before: O(t (R + D)).
+    """
+
+    roles = Role.ENCODER | Role.CAUSAL
+    rotations: Tensor
+
+    def __init__(self, config: ReformerConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        check_positive(config, "buckets", "chunk", "rounds")
+        if config.buckets % 2:
+            raise UserError(
+                f"attention.buckets={config.buckets} must be even: a direction and its opposite are a pair."
+            )
+        self.query_key = self.projection(dim)
+        self.value = self.projection(dim)
+        self.out = self.projection(dim)
+        self.register_buffer("rotations", torch.randn(self.heads, config.rounds, self.head_dim, config.buckets // 2))
+
+    @classmethod
+    def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
+        return int(3 * dim * (dim + config.bias))
+
+    def mix(self, x_BTD: Tensor, absent_BT: Tensor) -> Tensor:
+        query_BHTE, value_BHTE = self._project(x_BTD)
+        rotations_HREF = self.rotations
+        if self.training and self.config.redraw:
+            rotations_HREF = torch.randn_like(rotations_HREF)
+        bucket_BHRT = self._buckets(query_BHTE, rotations_HREF)
+        # Padding goes to a bucket of its own, the last; so it takes no place before a position that exists.
+        bucket_BHRT = torch.where(absent_BT[:, None, None], self.config.buckets, bucket_BHRT)
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            y_BHTE = self._attend_by_bucket(query_BHTE, value_BHTE, bucket_BHRT)
+        return self.join(y_BHTE).to(x_BTD.dtype)
+
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+        return {"query": None, "value": None, "bucket": None}
+
+    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+        query_BH1E, value_BH1E = self._project(x_B1D)
+        bucket_BHT1R = self._buckets(query_BH1E, self.rotations).transpose(2, 3)
+        state = {
+            "query": append(state["query"], query_BH1E),
+            "value": append(state["value"], value_BH1E),
+            "bucket": append(state["bucket"], bucket_BHT1R),
+        }
+        same_BHSR = state["bucket"] == bucket_BHT1R
+        since_BHSR = same_BHSR.flip(2).cumsum(2).flip(2)  # how many of the bucket from s to here
+        seen_BHS = (same_BHSR & (since_BHSR <= self.config.chunk)).any(3)
+        bias_BHS = torch.zeros_like(state["query"][..., 0]).masked_fill(~seen_BHS, -torch.inf)
+        bias_BHS[..., -1] = ALONE
+        y_BH1E = attend(query_BH1E, _unit(state["query"]), state["value"], bias=bias_BHS[:, :, None])
+        return self.out(self.join(y_BH1E).to(x_B1D.dtype)), state
+
+    def _project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """query_BHTE, not rounded by autocast, and value_BHTE of the same type."""
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            query_BHTE = self.split(self.query_key(x_BTD.to(self.query_key.weight.dtype)))
+        return query_BHTE, self.split(self.value(x_BTD)).to(query_BHTE.dtype)
+
+    def _buckets(self, query_BHTE: Tensor, rotations_HREF: Tensor) -> Tensor:
+        """bucket_BHRT of each position in each round."""
+        with torch.autocast(query_BHTE.device.type, enabled=False), torch.no_grad():
+            x_BHRTF = query_BHTE[:, :, None] @ rotations_HREF.to(query_BHTE.dtype)
+            return torch.cat([x_BHRTF, -x_BHRTF], -1).argmax(-1)
+
+    def _attend_by_bucket(self, query_BHTE: Tensor, value_BHTE: Tensor, bucket_BHRT: Tensor) -> Tensor:
+        """y_BHTE, finite for padding."""
+        length, rounds = query_BHTE.shape[2], self.config.rounds
+        chunk = min(self.config.chunk, length)
+        order_BHRT = bucket_BHRT.argsort(dim=-1, stable=True)  # the position at each place
+        place_BHRT = order_BHRT.argsort(dim=-1)  # the place of each position
+
+        def sort(x_BHT: Tensor, fill: float = 0) -> Tensor:
+            """x_BHRNC (and any dimensions after T), in each round's order."""
+            x_BHRT = x_BHT[:, :, None].expand(-1, -1, rounds, *x_BHT.shape[2:])
+            index = order_BHRT.view(*order_BHRT.shape, *[1] * (x_BHT.dim() - 3))
+            x_MT = x_BHRT.take_along_dim(index, 3).flatten(0, 2)
+            return in_blocks(x_MT, chunk, fill=fill).view(*order_BHRT.shape[:3], -1, chunk, *x_BHT.shape[3:])
+
+        def keys(x_BHRNC: Tensor, fill: float = 0) -> Tensor:
+            """x_BHRNK: each chunk after the one before it."""
+            flat = x_BHRNC.flatten(0, 2)
+            return with_neighbours(flat, before=1, after=0, fill=fill).view(*x_BHRNC.shape[:4], -1, *x_BHRNC.shape[5:])
+
+        query_BHRNCE = sort(query_BHTE)
+        logits_BHRNCK = query_BHRNCE @ keys(_unit(query_BHRNCE)).transpose(-1, -2) * self.head_dim**-0.5
+        position_BHRNC = sort(torch.arange(length, device=query_BHTE.device).expand(query_BHTE.shape[:3]), fill=-1)
+        itself_BHRNCK = position_BHRNC[..., :, None] == keys(position_BHRNC, fill=-1)[..., None, :]
+        logits_BHRNCK = torch.where(itself_BHRNCK, ALONE, logits_BHRNCK)
+
+        own, count_BHRNCK = [], torch.zeros_like(logits_BHRNCK, requires_grad=False)
+        for finder in range(rounds):  # whether this round has the pair, whichever round's chunk the pair is in
+            bucket_BHRNC, place_BHRNC = sort(bucket_BHRT[:, :, finder], fill=-1), sort(place_BHRT[:, :, finder])
+            alike = bucket_BHRNC[..., :, None] == keys(bucket_BHRNC, fill=-2)[..., None, :]
+            found = alike & self._in_reach(place_BHRNC[..., :, None], keys(place_BHRNC)[..., None, :], chunk)
+            own.append(found[:, :, finder])
+            count_BHRNCK = count_BHRNCK + found
+        logits_BHRNCK = logits_BHRNCK - count_BHRNCK.clamp(min=1).log()
+        logits_BHRNCK = logits_BHRNCK.masked_fill(~torch.stack(own, 2), torch.finfo(logits_BHRNCK.dtype).min)
+
+        total_BHRNC = logits_BHRNCK.logsumexp(-1)
+        weights_BHRNCK = Dropout(self.active_dropout)((logits_BHRNCK - total_BHRNC[..., None]).exp())
+        y_BHRNCE = weights_BHRNCK @ keys(sort(value_BHTE))
+
+        y_BHRTE = y_BHRNCE.flatten(3, 4).take_along_dim(place_BHRT[..., None], 3)
+        share_BHRT = total_BHRNC.flatten(3).take_along_dim(place_BHRT, 3).softmax(2)
+        return torch.einsum("bhrt,bhrte->bhte", share_BHRT, y_BHRTE)
+
+    def _in_reach(self, query_place: Tensor, key_place: Tensor, chunk: int) -> Tensor:
+        """Whether a key of the same bucket is near enough in a round's order."""
+        if self.role is Role.CAUSAL:
+            behind = query_place - key_place
+            return (behind >= 0) & (behind < chunk)
+        chunks = query_place // chunk - key_place // chunk
+        return (chunks == 0) | (chunks == 1)
+
+
+def _unit(x_BHTE: Tensor) -> Tensor:
+    return functional.normalize(x_BHTE, dim=-1)

@@ -1,0 +1,92 @@
+"""LSH attention: its limits, what more rounds do, its hashes, its memory, long stepping, refusals."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seqtk.attention import Role
+from seqtk.attention.reformer import ReformerConfig
+from seqtk.errors import UserError
+from tests.laws.laws import close, steps
+from tests.unit.attention.test_windows import SELF, build, largest
+
+
+def full_shared(layer: Any, x_BTD: Tensor) -> Tensor:
+    """Attention with shared queries and normalised keys, to itself only where there is nothing else."""
+    query_BHTE, value_BHTE = layer.split(layer.query_key(x_BTD)), layer.split(layer.value(x_BTD))
+    key_BHTE = nn.functional.normalize(query_BHTE, dim=-1)
+    logits_BHTS = query_BHTE @ key_BHTE.transpose(-1, -2) / math.sqrt(query_BHTE.shape[-1])
+    logits_BHTS = logits_BHTS - 1e5 * torch.eye(x_BTD.shape[1], dtype=x_BTD.dtype)
+    if layer.role is Role.CAUSAL:
+        logits_BHTS = logits_BHTS.masked_fill(torch.ones_like(logits_BHTS).triu(1) > 0, -math.inf)
+    y_BTD: Tensor = layer.out(layer.join(logits_BHTS.softmax(-1) @ value_BHTE))
+    return y_BTD
+
+
+@pytest.mark.parametrize("role", SELF)
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_one_bucket_in_one_chunk_is_full_attention(role: Role, rounds: int) -> None:
+    layer: Any = build(ReformerConfig(heads=2, chunk=20, rounds=rounds), role)
+    layer.rotations.zero_()  # then the first bucket has all
+    x_BTD = torch.randn(2, 17, 8, dtype=torch.float64)
+    close(layer(x_BTD), full_shared(layer, x_BTD))
+
+
+def test_more_rounds_come_nearer_to_full_attention() -> None:
+    x_BTD = torch.randn(4, 64, 8, dtype=torch.float64)
+    errors = []
+    for rounds in (1, 4, 16):
+        layer = build(ReformerConfig(heads=2, buckets=4, chunk=16, rounds=rounds), Role.ENCODER)
+        with torch.no_grad():
+            full_BTD = full_shared(layer, x_BTD)
+            errors.append(float((layer(x_BTD) - full_BTD).norm() / full_BTD.norm()))
+    assert errors[0] > 1.3 * errors[1] > 1.3 * 1.3 * errors[2]
+
+
+def test_what_points_the_same_way_shares_a_bucket_and_opposites_do_not() -> None:
+    layer: Any = build(ReformerConfig(heads=1, buckets=8, rounds=50), Role.ENCODER)
+    query = torch.randn(8, dtype=torch.float64)
+    buckets = layer._buckets(torch.stack([query, 3 * query, -query])[None, None], layer.rotations)[0, 0]
+    assert torch.equal(buckets[:, 0], buckets[:, 1])
+    assert (buckets[:, 0] != buckets[:, 2]).all()
+    assert len(buckets.unique()) > 1
+
+
+def test_training_draws_new_hashes_and_evaluation_keeps_the_saved_ones() -> None:
+    config = ReformerConfig(heads=2, buckets=4, chunk=4, rounds=1)
+    layer = build(config, Role.ENCODER)
+    x_BTD = torch.randn(2, 30, 8, dtype=torch.float64)
+    before = layer(x_BTD)
+    layer.train()
+    assert not torch.allclose(layer(x_BTD), layer(x_BTD))
+    torch.manual_seed(5)
+    first = layer(x_BTD)
+    torch.manual_seed(5)
+    close(layer(x_BTD), first, 0)  # from torch's generator alone
+    close(layer.eval()(x_BTD), before, 0)
+    close(build(config, Role.ENCODER, like=layer)(x_BTD), before, 0)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 300])
+def test_two_hundred_steps_equal_the_parallel_form(chunk: int) -> None:
+    layer = build(ReformerConfig(heads=2, buckets=4, chunk=chunk, rounds=3), Role.CAUSAL)
+    x_BTD = torch.randn(2, 200, 8, dtype=torch.float64)
+    with torch.no_grad():
+        close(steps(layer, x_BTD, layer.start(2))[0], layer(x_BTD))
+
+
+@pytest.mark.parametrize("role", SELF)
+def test_memory_is_linear_in_the_length(role: Role) -> None:
+    layer = build(ReformerConfig(heads=2, buckets=8, chunk=8, rounds=2), role)
+    assert largest(layer, 1024) <= min(2 * largest(layer, 512), 1024 * 1024 / 4)
+
+
+@pytest.mark.parametrize("field", ["buckets", "chunk", "rounds"])
+def test_sizes_below_one_and_odd_buckets_are_refused(field: str) -> None:
+    with pytest.raises(UserError, match=rf"attention\.{field}=0"):
+        build(ReformerConfig(heads=2, **{field: 0}), Role.ENCODER)
+    with pytest.raises(UserError, match=r"attention\.buckets=7 must be even"):
+        build(ReformerConfig(heads=2, buckets=7), Role.ENCODER)
