@@ -29,7 +29,7 @@ class TransformerLMConfig(ModelConfig):
     heads: int = 8  # of attention layers that name none
     layers: int = 6  # blocks
     attention: Pattern = (SoftmaxConfig(),)  # one layer, or a list that repeats up the stack
-    positions: Positions = "sinusoidal"  # added to the embeddings; for rotary ones: none, and attention.rotary=true
+    positions: Positions = "sinusoidal"  # added to the embeddings; none: as with attention.positions=rotary
     max_length: int = 1024  # tokens in a sample; learned positions have as many rows
     tie_embeddings: bool = True  # one table for input and output
     pre_norm: bool = False  # normalise before each sublayer instead of after it
