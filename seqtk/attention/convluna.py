@@ -66,7 +66,7 @@ class ConvLuna(Luna):
             self.kernel = nn.Parameter(torch.empty(self.heads, config.kernel_size).uniform_(-bound, bound))
         for part in ("pack", "unpack"):
             learned = getattr(config, f"{part}_temperature") == "learn"
-            log = nn.Parameter(torch.tensor(0.5 * math.log(self.head_dim))) if learned else None
+            log = nn.Parameter(torch.full((1,), 0.5 * math.log(self.head_dim))) if learned else None
             self.register_parameter(f"log_{part}_temperature", log)
 
     def _check(self) -> None:

@@ -87,7 +87,7 @@ def _use(problem: Problem, use: str, vector: Array) -> Array:
 def _temperature(problem: Problem, part: str) -> float:
     mode = getattr(problem.config, f"{part}_temperature", "sqrt")
     if mode == "learn":
-        return math.exp(float(problem.weights[f"log_{part}_temperature"]))
+        return math.exp(problem.weights[f"log_{part}_temperature"].item())
     return 1.0 if mode == "unit" else math.sqrt(problem.x_BTD.shape[2] / problem.config.heads)
 
 
