@@ -9,12 +9,14 @@ from seqtk.attention import gmlp as gmlp
 from seqtk.attention import linear as linear
 from seqtk.attention import linformer as linformer
 from seqtk.attention import luna as luna
+from seqtk.attention import mega as mega
 from seqtk.attention import mixture as mixture
 from seqtk.attention import nystrom as nystrom
 from seqtk.attention import performer as performer
 from seqtk.attention import pooling as pooling
 from seqtk.attention import reformer as reformer
 from seqtk.attention import simpletron as simpletron
+from seqtk.attention import sinkhorn as sinkhorn
 from seqtk.attention import softmax as softmax
 from seqtk.attention import sparse as sparse
 from seqtk.attention import synthesizer as synthesizer

@@ -1,0 +1,166 @@
+"""Mega: one head of gated attention over a moving average (Ma et al. 2022, arXiv 2209.10655).
+
+B batch, T length, D width, N averages of a channel, Z width of queries and keys, V width of the values, C chunk.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seqtk.attention.base import Attention, AttentionConfig, Role, State, attentions
+from seqtk.attention.ema import DampedAverage
+from seqtk.attention.parts import check_at_least_one, xavier_linear
+from seqtk.attention.positions import rotate
+from seqtk.attention.precision import as_autocast
+from seqtk.attention.rows import align
+from seqtk.attention.softmax import append, attend, padding_bias
+from seqtk.errors import UserError
+from seqtk.modules.dropout import check_rate
+
+
+@dataclass(frozen=True)
+class MegaConfig(AttentionConfig):
+    """A moving average, then gated attention of one head: 8.25 D² + 4 D N weights; O(T² D), with chunks O(T C D) time.
+
+    The layer gives the change of its input, so that the residual around it is Mega's gate. That is the published layer
+    in blocks that normalise after the residual.
+    """
+
+    averages: int = 16  # N, of each channel; in an encoder half of them run backwards
+    shared: int | None = None  # width of queries and keys; null: a quarter of the layer's
+    values: int | None = None  # width of the values; null: twice the layer's
+    chunk: int | None = None  # attention only within chunks of so many positions; null: over all
+    rotary: bool = True  # queries and keys are turned by their positions
+    dropout: float = 0.0  # of the attention weights
+
+
+@attentions.register("mega", MegaConfig)
+class Mega(Attention):
+    """φ ⊙ (Ĥ - x), Ĥ = silu(m W_h + b_h + (γ ⊙ A) U), φ = sigmoid(m W_φ + b_φ), γ = silu(m W_γ + b_γ) (section 3.3).
+
+    m = silu(average(x) + ω ⊙ x); A = softmax(q kᵀ / √Z) silu(x W_v + b_v), where q and k are z = silu(m W_z + b_z) with
+    a scale and a shift of their own, turned by their positions. With `chunk`, attention stays within chunks
+    of each row's own positions, and only the average reaches further (section 3.5: Mega-chunk).
+    Parameters: 4 D N + D + 2 D² + 3 D V + D Z + 2 D + 2 V + 5 Z. O(T D (D + N)) time and O(T² V), with chunks O(T C V),
+    for attention; a step is O(t V) or O(C V). The official code's encoder has N averages for either direction, ours
+    half of them, so that a layer's size is the same in both roles; their table of relative biases is left out.
+    """
+
+    roles = Role.ENCODER | Role.CAUSAL
+
+    def __init__(self, config: MegaConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        check_at_least_one(config, "averages", "shared", "values", "chunk")
+        check_rate(config.dropout)
+        shared, values = _widths(config, dim)
+        if role is Role.ENCODER and config.averages % 2:
+            raise UserError(f"attention.averages={config.averages} must be even in an encoder: half run backwards.")
+        if config.rotary and shared % 2:
+            raise UserError(
+                f"attention.rotary=true needs an even width of queries and keys, not {shared}.",
+                "Set attention.shared to an even number, or attention.rotary=false.",
+            )
+        self.average = DampedAverage(dim, config.averages, both_ways=role is Role.ENCODER)
+        self.skip = nn.Parameter(torch.randn(dim))
+        self.value = xavier_linear(dim, values, bias=True)
+        self.base = xavier_linear(dim, 2 * dim + shared + values, bias=True)  # φ, Ĥ, z and γ
+        self.scales = nn.Parameter(torch.randn(2, shared) * 0.02)  # of queries and of keys
+        self.shifts = nn.Parameter(torch.zeros(2, shared))
+        self.attended = xavier_linear(values, dim, bias=False)
+
+    @classmethod
+    def parameter_count(cls, config: MegaConfig, *, dim: int, memory_dim: int | None = None) -> int:
+        shared, values = _widths(config, dim)
+        weights = 2 * dim**2 + 3 * dim * values + dim * shared
+        return 4 * dim * config.averages + dim + weights + 2 * dim + 2 * values + 5 * shared
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        memory_BSM: Tensor | None = None,
+        *,
+        pad_BS: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        rows = align(x_BTD, pad_BS, right_padded=positions_BT is None)
+        x_BTD, pad_BT = rows.x_BTD, rows.pad_BT
+        if pad_BT is not None:
+            x_BTD = x_BTD.masked_fill(pad_BT[..., None], 0)
+        gates = self._gates(x_BTD, self.average(x_BTD))
+        place_1T = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None]
+        query_B1TZ, key_B1TZ = self._queries_and_keys(gates["shared"], place_1T)
+        attended_BTV = self._attend(query_B1TZ, key_B1TZ, self._values(x_BTD), pad_BT)
+        y_BTD = self._change(x_BTD, attended_BTV, gates)
+        return rows.restore(y_BTD if pad_BT is None else y_BTD.masked_fill(pad_BT[..., None], 0))
+
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+        return {"average": self.average.start(batch), "key": None, "value": None}
+
+    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+        average_B1D, average_BDN = self.average.step(x_B1D, state["average"])
+        gates = self._gates(x_B1D, average_B1D)
+        past = state["key"], state["value"]
+        if past[0] is not None and past[0].shape[2] == self.config.chunk:
+            past = None, None
+        place_11 = torch.full((1, 1), 0 if past[0] is None else past[0].shape[2], device=x_B1D.device)
+        query_B11Z, key_B11Z = self._queries_and_keys(gates["shared"], place_11)
+        key_B1SZ, value_B1SV = append(past[0], key_B11Z), append(past[1], self._values(x_B1D))
+        attended_B1V = attend(query_B11Z, key_B1SZ, value_B1SV)[:, 0]
+        after = {"average": average_BDN, "key": key_B1SZ, "value": value_B1SV}
+        return self._change(x_B1D, attended_B1V, gates), after
+
+    def _gates(self, x_BTD: Tensor, average_BTD: Tensor) -> dict[str, Tensor]:
+        """What is made of the moving average: φ, the part of Ĥ without attention, z, γ."""
+        moved_BTD = functional.silu(average_BTD + self.skip * x_BTD).to(x_BTD.dtype)
+        shared, values = _widths(self.config, self.dim)
+        update, hidden, z, reset = self.base(moved_BTD).split([self.dim, self.dim, shared, values], -1)
+        return {
+            "update": update.sigmoid(),
+            "hidden": hidden,
+            "shared": functional.silu(z),
+            "reset": functional.silu(reset),
+        }
+
+    def _queries_and_keys(self, shared_BTZ: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Each B1TZ."""
+        both = [shared_BTZ[:, None] * scale + shift for scale, shift in zip(self.scales, self.shifts, strict=True)]
+        query_B1TZ, key_B1TZ = (rotate(x, positions_BT) for x in both) if self.config.rotary else both
+        return query_B1TZ, key_B1TZ
+
+    def _values(self, x_BTD: Tensor) -> Tensor:
+        return functional.silu(self.value(x_BTD))[:, None]
+
+    def _attend(self, query_B1TZ: Tensor, key_B1TZ: Tensor, value_B1TV: Tensor, pad_BT: Tensor | None) -> Tensor:
+        """Attention over each row, or within each of its chunks as if they were rows; BTV."""
+        batch, _, length, _ = query_B1TZ.shape
+        size = min(self.config.chunk or length, length)
+        lack = -length % size
+        if lack and pad_BT is None and self.role is not Role.CAUSAL:
+            pad_BT = torch.zeros(batch, length, dtype=torch.bool, device=query_B1TZ.device)
+        query, key, value = (
+            functional.pad(x, (0, 0, 0, lack)).reshape(-1, 1, size, x.shape[-1])
+            for x in (query_B1TZ, key_B1TZ, value_B1TV)
+        )
+        pad = None if pad_BT is None else functional.pad(pad_BT, (0, lack), value=True).reshape(-1, size)
+        causal = self.role is Role.CAUSAL
+        y = attend(
+            query,
+            key,
+            value,
+            bias=padding_bias(pad, causal_length=size if causal else None),
+            causal=causal and pad is None,
+            dropout=self.config.dropout if self.training else 0.0,
+        )
+        return y.reshape(batch, length + lack, -1)[:, :length]
+
+    def _change(self, x_BTD: Tensor, attended_BTV: Tensor, gates: dict[str, Tensor]) -> Tensor:
+        hidden_BTD = functional.silu(gates["hidden"] + self.attended(gates["reset"] * attended_BTV))
+        return as_autocast(gates["update"] * (hidden_BTD - x_BTD))
+
+
+def _widths(config: Any, dim: int) -> tuple[int, int]:
+    """Z and V."""
+    return config.shared or max(dim // 4, 1), config.values or 2 * dim
