@@ -1,0 +1,62 @@
+"""Blocks beside sorted blocks."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tests.laws.naive import Array, Problem
+
+
+def sinkhorn(problem: Problem) -> Array:
+    """Position by position: the own block's keys, and at each place the mean of all blocks' keys there, by share."""
+    block = problem.config.block
+    y_BTD = np.zeros_like(problem.x_BTD)
+    for row in range(len(y_BTD)):
+        real = sorted(np.flatnonzero(~problem.pad_BS[row]), key=lambda index: problem.position_BT[row, index])
+        tokens = [problem.x_BTD[row, index] for index in real]
+        blocks = [range(start, min(start + block, len(tokens))) for start in range(0, len(tokens), block)]
+        for t, index in enumerate(real):
+            heads = []
+            for head in range(problem.config.heads):
+                share = doubly_stochastic(problem, [sum(tokens[s] for s in members) for members in blocks], head)
+                keys, values = (
+                    [problem.head(problem.linear(name, token), head) for token in tokens] for name in ("key", "value")
+                )
+                q = problem.head(problem.linear("query", tokens[t]), head)
+                seen = [(1.0, keys[s], values[s]) for s in blocks[t // block]]
+                for place in range(block):
+                    has = [
+                        (share[t // block, j], members[place])
+                        for j, members in enumerate(blocks)
+                        if place < len(members)
+                    ]
+                    mass = sum(p for p, _ in has)
+                    if has:
+                        seen.append((mass, *(sum(p * y[s] for p, s in has) / mass for y in (keys, values))))
+                e = [mass * math.exp(q @ k / math.sqrt(len(q))) for mass, k, _ in seen]
+                heads.append(sum(weight * v for weight, (_, _, v) in zip(e, seen, strict=True)) / sum(e))
+            y_BTD[row, index] = problem.linear("out", np.concatenate(heads))
+    return y_BTD
+
+
+def doubly_stochastic(problem: Problem, sums: list[Array], head: int) -> Array:
+    """exp(logits / temperature), columns and rows divided by their sums in turn."""
+    most = -(-problem.config.max_length // problem.config.block)
+    logits = np.stack([problem.linear("sort", total)[head * most :][: len(sums)] for total in sums])
+    p: Array = np.exp((logits - logits.max()) / problem.config.temperature)
+    for _ in range(problem.config.iterations):
+        p = p / p.sum(0, keepdims=True)
+        p = p / p.sum(1, keepdims=True)
+    return p
+
+
+ORACLES = {"sinkhorn": sinkhorn}
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    # Noise would be another layer at each training step.
+    "sinkhorn": {
+        "": {"block": 2, "gumbel": False},
+        "three": {"block": 3, "iterations": 2, "temperature": 1.5, "gumbel": False, "bias": False},
+        "one": {"block": 1, "gumbel": False},
+    },
+}
