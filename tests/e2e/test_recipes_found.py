@@ -15,11 +15,16 @@ from seqtk.cli.recipes import find_recipe, recipe_names
 from seqtk.data.grammar import write_corpus
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.errors import UserError
+from seqtk.tasks.language_modeling import LanguageModelingConfig
 from seqtk.training.config import TrainConfig
 from seqtk.training.run import run
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = {"demo", "multi30k_base", "multi30k_synth", "wmt14_base", "wmt14_synth"}
+SHIPPED = {
+    *("demo", "multi30k_base", "multi30k_synth", "wmt14_base", "wmt14_synth"),
+    *("enwik8_base", "enwik8_synth", "ptb_word", "shakespeare_chars", "wikipedia_bytes"),
+    *("wikitext103_base", "wikitext103_synth"),
+}
 HEADINGS = ("# Data ", "# Score ", "# Time ", "# Hardware ")
 
 
@@ -29,24 +34,23 @@ def composed(name: str, *arguments: str) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data-bin directory of a few sentences."""
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Data-bin directories of a few sentences: of pairs, and of one language by bytes for language models."""
     folder = tmp_path_factory.mktemp("corpus")
     write_corpus(folder, train=60, valid=4, test=4)
-    destdir = folder / "data-bin"
-    preprocess(
-        PreprocessConfig(
-            source_lang="en",
-            target_lang="de",
-            train=str(folder / "train"),
-            valid=(str(folder / "valid"),),
-            test=(str(folder / "test"),),
-            destdir=str(destdir),
-            vocab_size=200,
-            workers=1,
-        )
+    pairs = PreprocessConfig(
+        source_lang="en",
+        target_lang="de",
+        train=str(folder / "train"),
+        valid=(str(folder / "valid"),),
+        test=(str(folder / "test"),),
+        destdir=str(folder / "pairs"),
+        vocab_size=200,
+        workers=1,
     )
-    return destdir
+    preprocess(pairs)
+    preprocess(replace(pairs, target_lang=None, tokens="bytes", destdir=str(folder / "text")))
+    return {"pairs": folder / "pairs", "text": folder / "text"}
 
 
 def test_the_recipes_that_are_promised_are_there() -> None:
@@ -77,8 +81,12 @@ def test_a_recipe_states_only_what_differs_from_its_parents(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_a_recipe_takes_two_steps(name: str, corpus: Path, tmp_path: Path) -> None:
+def test_a_recipe_takes_two_steps(name: str, corpora: dict[str, Path], tmp_path: Path) -> None:
     small = ["model.dim=32", "model.ffn_dim=32", "batch.max_tokens=200", "update_freq=1", "max_updates=2", "threads=1"]
+    corpus = corpora["pairs"]
+    if isinstance(composed(name).task, LanguageModelingConfig):
+        corpus = corpora["text"]
+        small += ["task.tokens_per_sample=50", "model.layers=2"]
     config = composed(
         name, *small, f"task.data={corpus}", f"save_dir={tmp_path}", "device=cpu", "validation.every=2", "log.every=1"
     )
