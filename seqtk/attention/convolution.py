@@ -23,7 +23,7 @@ from seqtk.errors import UserError
 from seqtk.modules.dropout import Dropout
 
 CHUNK = 32
-"""Positions that one band matrix serves at most."""
+"""Positions that one band matrix serves in long rows."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,13 @@ class Convolution(HeadedAttention):
     def windows(self, v_BTD: Tensor, *, chunk: int) -> Tensor:
         """v_BHNWE: what each chunk reads, zeros beyond the ends of the rows."""
         taps, length = self.config.kernel_size, v_BTD.shape[1]
-        chunks = -(-length // chunk)
-        further = -(-(taps - 1) // chunk)  # chunks after its own that a window reaches into
+        chunks = (length + chunk - 1) // chunk
+        further = (taps + chunk - 2) // chunk  # chunks after its own that a window reaches into
         after = (chunks + further) * chunk - length - self.before
         v_BHTE = functional.pad(self.split(v_BTD), (0, 0, self.before, after))
         if chunks == 1:
             return v_BHTE[:, :, None, : chunk + taps - 1]
-        v_BHNCE = v_BHTE.view(*v_BHTE.shape[:2], chunks + further, chunk, self.head_dim)
+        v_BHNCE = v_BHTE.view(len(v_BTD), self.heads, chunks + further, chunk, self.head_dim)
         whole = [v_BHNCE[:, :, first : first + chunks] for first in range(further)]
         rest = v_BHNCE[:, :, further:, : taps - 1 - (further - 1) * chunk]
         return torch.cat([*whole, rest], dim=3)
@@ -186,8 +186,9 @@ class DynamicConv(Convolution):
     def convolve(self, v_BTD: Tensor) -> Tensor:
         length = v_BTD.shape[1]
         chunk = chunk_for(length)
-        kernels_BHTK = functional.pad(self.kernels(v_BTD).transpose(1, 2), (0, 0, 0, -length % chunk))
-        kernels_BHNCK = kernels_BHTK.view(*kernels_BHTK.shape[:2], -1, chunk, self.config.kernel_size)
+        chunks = (length + chunk - 1) // chunk
+        kernels_BHTK = functional.pad(self.kernels(v_BTD).transpose(1, 2), (0, 0, 0, chunks * chunk - length))
+        kernels_BHNCK = kernels_BHTK.view(len(v_BTD), self.heads, chunks, chunk, self.config.kernel_size)
         y_BHNCE = band(kernels_BHNCK) @ self.windows(v_BTD, chunk=chunk)
         return self.join(y_BHNCE.flatten(2, 3)[:, :, :length])
 
@@ -197,8 +198,8 @@ class DynamicConv(Convolution):
 
 
 def chunk_for(length: int) -> int:
-    """The size of chunks, at most `CHUNK`, that leaves the least of the last one empty."""
-    return -(-length // -(-length // CHUNK))
+    """The size of chunks: all of a short row, so that little of a last chunk stays empty."""
+    return length if length <= CHUNK * 3 // 2 else CHUNK
 
 
 def band(kernels_CK: Tensor) -> Tensor:
