@@ -9,6 +9,9 @@ from seqtk.errors import UserError
 
 if TYPE_CHECKING:
     from seqtk.interop.fairseq import Imported
+    from seqtk.interop.fairseq_lm import ImportedLanguageModel
+    from seqtk.tasks import Task
+    from seqtk.tasks.language_modeling import LanguageModelingTask
     from seqtk.tasks.translation import TranslationTask
 
 
@@ -27,25 +30,44 @@ class ImportConfig:
 def main(config: ImportConfig) -> None:
     """Import a model: seqtk-import-fairseq checkpoint=checkpoint_best.pt data=DATA-BIN output=model.safetensors.
 
-    Translation Transformers; their scores are fairseq's. A sentencepiece.model in data goes into the file too.
+    Translation and language models; their scores are fairseq's. A sentencepiece.model in data goes into the file too.
     """
     for key in ("checkpoint", "data", "output"):
         if not getattr(config, key):
             raise UserError(f"{key} is not set.", "seqtk-import-fairseq --help says what it is.")
     from seqtk.interop.fairseq import import_fairseq
+    from seqtk.interop.fairseq_lm import ImportedLanguageModel
 
     imported = import_fairseq(config.checkpoint)
-    task = _task(config, imported)
-    parameters = _write(Path(config.output), imported, task, checkpoint=Path(config.checkpoint))
-    print(
-        f"{task.source_lang}-{task.target_lang} Transformer of {parameters:,} parameters, "
-        f"vocabularies of {imported.source_vocabulary:,} and {imported.target_vocabulary:,}, "
-        f"trained for {imported.updates:,} updates"
-    )
+    if isinstance(imported, ImportedLanguageModel):
+        text = _language_task(config, imported)
+        parameters = _write(Path(config.output), imported, text, checkpoint=Path(config.checkpoint))
+        about = f"language model of {parameters:,} parameters, vocabulary of {imported.vocabulary:,}"
+    else:
+        pairs = _translation_task(config, imported)
+        parameters = _write(Path(config.output), imported, pairs, checkpoint=Path(config.checkpoint))
+        about = (
+            f"{pairs.source_lang}-{pairs.target_lang} Transformer of {parameters:,} parameters, "
+            f"vocabularies of {imported.source_vocabulary:,} and {imported.target_vocabulary:,}"
+        )
+    print(f"{about}, trained for {imported.updates:,} updates")
     print(f"wrote {config.output}")
 
 
-def _task(config: ImportConfig, imported: "Imported") -> "TranslationTask":
+def _language_task(config: ImportConfig, imported: "ImportedLanguageModel") -> "LanguageModelingTask":
+    """The task over the data's dictionary. Raises UserError unless it is of the size of the model's table."""
+    from seqtk.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
+
+    task = LanguageModelingTask(
+        LanguageModelingConfig(
+            data=config.data, tokens_per_sample=imported.tokens_per_sample, break_mode=imported.break_mode
+        )
+    )
+    _check_size(config, "dict.txt", len(task.vocabulary), imported.vocabulary)
+    return task
+
+
+def _translation_task(config: ImportConfig, imported: "Imported") -> "TranslationTask":
     """The task over the data's dictionaries. Raises UserError unless they are of the sizes of the model's tables."""
     from seqtk.tasks.translation import TranslationConfig, TranslationTask
 
@@ -60,15 +82,19 @@ def _task(config: ImportConfig, imported: "Imported") -> "TranslationTask":
         (task.source_lang, task.source_vocabulary, imported.source_vocabulary),
         (task.target_lang, task.target_vocabulary, imported.target_vocabulary),
     ):
-        if len(vocabulary) != rows:
-            raise UserError(
-                f"{config.data}: the dictionary of {lang} has {len(vocabulary):,} tokens, the model {rows:,}.",
-                "data= has to be the directory with the dictionaries that the model was trained with.",
-            )
+        _check_size(config, f"the dictionary of {lang}", len(vocabulary), rows)
     return task
 
 
-def _write(output: Path, imported: "Imported", task: "TranslationTask", *, checkpoint: Path) -> int:
+def _check_size(config: ImportConfig, dictionary: str, tokens: int, rows: int) -> None:
+    if tokens != rows:
+        raise UserError(
+            f"{config.data}: {dictionary} has {tokens:,} tokens, the model {rows:,}.",
+            "data= has to be the directory with the dictionaries that the model was trained with.",
+        )
+
+
+def _write(output: Path, imported: "Imported | ImportedLanguageModel", task: "Task", *, checkpoint: Path) -> int:
     """Write the export; the number of its parameters."""
     from seqtk.criterions.cross_entropy import LabelSmoothedConfig
     from seqtk.training.config import TrainConfig

@@ -55,10 +55,10 @@ class DataBin:
         given = [pair for pair in both_ways if source in (None, pair[0]) and target in (None, pair[1])]
         if source is None and target is None:
             given = pairs
-        if not pairs and self._datasets:
-            return None, None
-        if not pairs and source and target:  # dictionaries alone, as for translating a text file
+        if not pairs and source and target and not self._datasets:  # dictionaries alone, as for translating a text file
             return source, target
+        if not pairs and (self._datasets or (self.directory / "dict.txt").is_file()):
+            return None, None
         if len(given) == 1:
             first, second = given[0]
             return first, None if second == NO_LANGUAGE else second

@@ -1,29 +1,26 @@
-"""Translation models that fairseq trained, as our config and our parameters: same features, same scores.
+"""Models that fairseq trained, as our config and our parameters: same features, same scores. Here: translation.
 
 Reads what fairseq 0.6 to 0.12 wrote: settings in `cfg` or in `args`, projections apart or stacked, norms under their
 names or numbered, tied tables stored twice or once. Every key is used or known to hold nothing; what our Transformer
 cannot do is refused by its name, never dropped.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.errors import UserError, nearest
+from seqtk.interop.fairseq_file import ACTIVATIONS, FairseqFile, read_fairseq, rows
 from seqtk.interop.fairseq_keys import check_tied, our_state, todays_names
 from seqtk.interop.fairseq_lightconv import convolutions, is_lightconv
-from seqtk.interop.fairseq_options import SIDES, Options, flat_options
-from seqtk.interop.unpickle import plain, read_checkpoint
-from seqtk.models.stacks import DecoderConfig, EncoderConfig, Pattern
+from seqtk.interop.fairseq_lm import ImportedLanguageModel, import_language_model
+from seqtk.interop.fairseq_options import SIDES, Options
+from seqtk.models.encoder import EncoderConfig
+from seqtk.models.stacks import DecoderConfig, Pattern
 from seqtk.models.transformer import SharedEmbeddings, Transformer, TransformerConfig
-from seqtk.modules.feedforward import Activation
-
-ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu"}
 
 TIED: dict[SharedEmbeddings, tuple[str, ...]] = {
     "none": (),
@@ -74,68 +71,45 @@ class Imported:
         return model.eval()
 
 
-def import_fairseq(path: str | Path) -> Imported:
-    """Read a translation model of fairseq's from one of its checkpoint files; none of the file's code is run.
+def import_fairseq(path: str | Path) -> Imported | ImportedLanguageModel:
+    """Read a model of fairseq's from one of its checkpoint files; none of the file's code is run.
 
     Raises UserError for any other file, and for a model that ours cannot equal, naming the option or the key.
     """
-    content = read_checkpoint(path)
-    if not isinstance(content.get("model"), Mapping) or not (content.get("cfg") or content.get("args")):
-        raise UserError(
-            f"{path} is not a checkpoint of fairseq's: it lacks 'model', or both of 'cfg' and 'args'.",
-            f"It holds: {', '.join(map(str, list(content)[:8]))}.",
-        )
-    where = str(path)
-    options = Options(flat_options(content), where=where)
+    file = read_fairseq(path)
+    return import_language_model(file) if file.is_language_model else import_translation(file)
+
+
+def import_translation(file: FairseqFile) -> Imported:
+    """The encoder–decoder in `file`. Raises UserError for one that ours cannot equal, naming the option or the key."""
+    options, where = file.options, file.where
     lightconv = is_lightconv(options)
-    state = todays_names(_tensors(content["model"], where=where), lightconv=lightconv)
-    _check_kind(state, options)
+    state = todays_names(file.tensors, lightconv=lightconv)
+    _check_kind(options)
     config = _config(options)
-    vocabularies = {f"{side}_vocabulary": _rows(state, stack, where=where) for side, stack in SIDES}
+    vocabularies = {f"{side}_vocabulary": rows(state, stack, where=where) for side, stack in SIDES}
     with torch.device("meta"):
         expected = Transformer(config, **vocabularies).state_dict()
     tied = TIED[config.share_embeddings]
     ours = our_state(state, expected, tied_head="head.weight" in tied, lightconv=lightconv, where=where)
     check_tied(ours, tied=tied, where=where)
-    history = plain(content.get("optimizer_history")) or [{}]
-    smoothed = "label_smoothed" in str(options.get("criterion", ""))
     return Imported(
         config=config,
         state=ours,
         **vocabularies,
         source_lang=options.get("source_lang", None),
         target_lang=options.get("target_lang", None),
-        label_smoothing=options.number("label_smoothing") if smoothed else 0.0,
-        updates=int(history[-1].get("num_updates", 0)),
+        label_smoothing=file.label_smoothing,
+        updates=file.updates,
     )
 
 
-def _tensors(state: Mapping[Any, Any], *, where: str) -> dict[str, Tensor]:
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise UserError(f"{where}: '{name}' of its 'model' is no tensor, so this is not a checkpoint of fairseq's.")
-    return dict(state)
-
-
-def _rows(state: Mapping[str, Tensor], stack: str, *, where: str) -> int:
-    name = f"{stack}.embed_tokens.weight"
-    if name not in state:
-        raise UserError(f"{where} lacks '{name}'.", nearest(name, state))
-    return len(state[name])
-
-
-def _check_kind(state: Mapping[str, Tensor], options: Options) -> None:
-    """Refuse what is not an encoder–decoder for translation, or has a part that ours has not."""
-    name = options.get("arch", options.get("model", "model"))
-    if not any(key.startswith("encoder.") for key in state):
-        raise UserError(
-            f"{options.where} holds a language model, '{name}': these cannot be imported yet.",
-            "So far: fairseq's encoder–decoder Transformers and lightconv models for translation.",
-        )
+def _check_kind(options: Options) -> None:
+    """Refuse what is not for translation, or has a part that ours has not."""
     if options.get("task", "translation") != "translation":
         raise UserError(
             f"{options.where} was trained for fairseq's task '{options.get('task', '')}'.",
-            "Only models of its task 'translation' can be imported.",
+            "Only models of its tasks 'translation' and 'language_modeling' can be imported.",
         )
     for option, words in REFUSED.items():
         if options.get(option, False):

@@ -1,0 +1,71 @@
+"""One checkpoint file of fairseq's: its options and its tensors, whatever model it holds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from seqtk.errors import UserError, nearest
+from seqtk.interop.fairseq_options import Options, flat_options
+from seqtk.interop.unpickle import plain, read_checkpoint
+from seqtk.modules.feedforward import Activation
+
+ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu"}
+"""fairseq's names of the activations that ours has."""
+
+
+@dataclass(frozen=True)
+class FairseqFile:
+    """What a file of fairseq 0.6 to 0.12 holds of a model."""
+
+    where: str
+    options: Options
+    tensors: dict[str, Tensor]
+    """Under the names that the file gives them."""
+    updates: int
+    """How many updates the model was trained for."""
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether it has a decoder alone."""
+        return not any(name.startswith("encoder.") for name in self.tensors)
+
+    @property
+    def label_smoothing(self) -> float:
+        """The share that its criterion spread over the other tokens."""
+        smoothed = "label_smoothed" in str(self.options.get("criterion", ""))
+        return self.options.number("label_smoothing") if smoothed else 0.0
+
+
+def read_fairseq(path: str | Path) -> FairseqFile:
+    """The checkpoint at `path`; none of its code is run. Raises UserError for any other file."""
+    content = read_checkpoint(path)
+    if not isinstance(content.get("model"), Mapping) or not (content.get("cfg") or content.get("args")):
+        raise UserError(
+            f"{path} is not a checkpoint of fairseq's: it lacks 'model', or both of 'cfg' and 'args'.",
+            f"It holds: {', '.join(map(str, list(content)[:8]))}.",
+        )
+    history = plain(content.get("optimizer_history")) or [{}]
+    return FairseqFile(
+        where=str(path),
+        options=Options(flat_options(content), where=str(path)),
+        tensors=_tensors(content["model"], where=str(path)),
+        updates=int(history[-1].get("num_updates", 0)),
+    )
+
+
+def rows(state: Mapping[str, Tensor], stack: str, *, where: str) -> int:
+    """The size of the vocabulary that a stack reads."""
+    name = f"{stack}.embed_tokens.weight"
+    if name not in state:
+        raise UserError(f"{where} lacks '{name}'.", nearest(name, state))
+    return len(state[name])
+
+
+def _tensors(state: Mapping[Any, Any], *, where: str) -> dict[str, Tensor]:
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"{where}: '{name}' of its 'model' is no tensor, so this is not a checkpoint of fairseq's.")
+    return dict(state)

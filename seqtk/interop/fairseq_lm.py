@@ -1,0 +1,138 @@
+"""Language models that fairseq trained, as our config and our parameters: same features, same scores."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seqtk.attention.softmax import SoftmaxConfig
+from seqtk.data.blocks import BreakMode
+from seqtk.errors import UserError, nearest
+from seqtk.interop.fairseq_file import ACTIVATIONS, FairseqFile, rows
+from seqtk.interop.fairseq_keys import check_tied, our_state, todays_names
+from seqtk.interop.fairseq_options import Options
+from seqtk.models.language_model import TransformerLM, TransformerLMConfig
+
+BREAK_MODES: dict[str, BreakMode] = {
+    "none": "none",
+    "complete": "complete",
+    "complete_doc": "complete_doc",
+    "eos": "eos",
+}
+
+TIED = ("embedding.tokens.weight", "head.weight")
+
+REFUSED = {
+    "adaptive_input": "adaptive input embeddings",
+    "adaptive_softmax_cutoff": "an adaptive softmax",
+    "add_bos_token": "samples that begin with bos",
+    "base_layers": "BASE layers",
+    "character_embeddings": "a character encoder",
+    "decoder_layers_to_keep": "a pruned decoder",
+    "future_target": "the token after the next as a target",
+    "past_target": "the token before as a target",
+    "scale_attn": "NormFormer's norms",
+    "scale_fc": "NormFormer's norms",
+    "scale_heads": "NormFormer's scales",
+    "scale_resids": "NormFormer's scales",
+    "self_target": "the token itself as a target",
+}
+"""fairseq's option → what it asks for and our language model does not have. Unset, or false, it is fine."""
+
+
+@dataclass(frozen=True)
+class ImportedLanguageModel:
+    """A language model of fairseq's in our terms."""
+
+    config: TransformerLMConfig
+    state: dict[str, Tensor]
+    """Float32, under our parameters' names; a tied table under each of them."""
+    vocabulary: int
+    tokens_per_sample: int
+    break_mode: BreakMode
+    label_smoothing: float
+    updates: int
+
+    def model(self) -> TransformerLM:
+        """The network, ready to be used."""
+        model = TransformerLM(self.config, vocabulary=self.vocabulary)
+        model.load_state_dict(self.state)
+        return model.eval()
+
+
+def import_language_model(file: FairseqFile) -> ImportedLanguageModel:
+    """The language model in `file`. Raises UserError for one that ours cannot equal, naming the option or the key."""
+    options, where = file.options, file.where
+    _check(options)
+    state = todays_names(file.tensors)
+    config = _config(options)
+    vocabulary = rows(state, "decoder", where=where)
+    with torch.device("meta"):
+        expected = TransformerLM(config, vocabulary=vocabulary).state_dict()
+    ours = our_state(state, expected, tied_head=config.tie_embeddings, lightconv=False, where=where)
+    check_tied(ours, tied=TIED if config.tie_embeddings else (), where=where)
+    return ImportedLanguageModel(
+        config=config,
+        state=ours,
+        vocabulary=vocabulary,
+        tokens_per_sample=int(options.number("tokens_per_sample", 1024)),
+        break_mode=BREAK_MODES[_known(options, "sample_break_mode", BREAK_MODES, default="none")],
+        label_smoothing=file.label_smoothing,
+        updates=file.updates,
+    )
+
+
+def _check(options: Options) -> None:
+    """Refuse what is no Transformer language model, or has a part that ours has not."""
+    task = options.get("task", "language_modeling")
+    if task != "language_modeling":
+        raise UserError(
+            f"{options.where} holds a language model that was trained for fairseq's task '{task}'.",
+            "Only models of its tasks 'language_modeling' and 'translation' can be imported.",
+        )
+    for option, words in REFUSED.items():
+        if options.get(option, False):
+            raise UserError(
+                f"{options.where} was trained with {option}={options.get(option, None)}: {words}.",
+                "Our language model does not have that, so this model cannot be imported.",
+            )
+    dim = options.size("decoder_embed_dim")
+    for option in ("decoder_input_dim", "decoder_output_dim"):
+        if options.get(option, dim) != dim:
+            raise UserError(
+                f"{options.where} has {option}={options.size(option)}, not its decoder's width.",
+                "Our language model has no projection there, so this model cannot be imported.",
+            )
+
+
+def _config(options: Options) -> TransformerLMConfig:
+    learned = options.get("decoder_learned_pos", False)
+    with_positions = not options.get("no_token_positional_embeddings", False)
+    longest = options.get("max_target_positions", None) or options.number("tokens_per_sample", 1024)
+    return TransformerLMConfig(
+        dim=options.size("decoder_embed_dim"),
+        ffn_dim=options.size("decoder_ffn_embed_dim"),
+        heads=options.size("decoder_attention_heads"),
+        layers=options.size("decoder_layers"),
+        attention=(SoftmaxConfig(dropout=options.number("attention_dropout", 0.0)),),
+        positions=("learned" if learned else "sinusoidal") if with_positions else "none",
+        max_length=int(longest),
+        tie_embeddings=bool(options.get("share_decoder_input_output_embed", False)),
+        pre_norm=bool(options.get("decoder_normalize_before", False)),
+        final_norm=not options.get("no_decoder_final_norm", False),
+        scale_embedding=not options.get("no_scale_embedding", False),
+        norm_embedding=bool(options.get("layernorm_embedding", False)),
+        activation=ACTIVATIONS[_known(options, "activation_fn", ACTIVATIONS, default="relu")],
+        dropout=options.number("dropout", 0.1),
+        activation_dropout=options.number("activation_dropout", 0.0) or options.number("relu_dropout", 0.0),
+        layer_drop=options.number("decoder_layerdrop", 0.0),
+    )
+
+
+def _known(options: Options, name: str, known: Mapping[str, str], *, default: str) -> str:
+    """The value of an option, one of those that are known."""
+    value = str(options.get(name, default))
+    if value not in known:
+        raise UserError(f"{options.where} was trained with {name}={value}.", nearest(value, known))
+    return value

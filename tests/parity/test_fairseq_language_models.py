@@ -1,0 +1,159 @@
+"""A language model that fairseq trained, in ours: log-probabilities, features, losses and gradients are its own."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from seqtk.cli import import_fairseq as command
+from seqtk.criterions.cross_entropy import CrossEntropy, CrossEntropyConfig
+from seqtk.data.batch import LanguageBatch, collate_blocks
+from seqtk.data.blocks import BreakMode, TokenBlocks
+from seqtk.data.databin import DataBin
+from seqtk.data.vocabulary import EOS
+from seqtk.interop.fairseq import import_fairseq
+from seqtk.interop.fairseq_keys import fairseq_name
+from seqtk.interop.fairseq_lm import ImportedLanguageModel
+from seqtk.models.language_model import TransformerLM
+from seqtk.training.distributed import start_world
+from seqtk.training.export import load_model
+from seqtk.training.objective import Objective
+from seqtk.training.validation import validate
+
+NAME = "transformer_lm"
+
+
+@pytest.fixture(scope="module")
+def imported(golden: Path) -> ImportedLanguageModel:
+    found = import_fairseq(golden / "models" / NAME / "checkpoint.pt")
+    assert isinstance(found, ImportedLanguageModel)
+    return found
+
+
+@pytest.fixture
+def model(imported: ImportedLanguageModel) -> TransformerLM:
+    return imported.model()
+
+
+def reference(golden: Path, file: str) -> Any:
+    return json.loads((golden / "models" / NAME / file).read_text())
+
+
+def sentence(tokens: list[int]) -> LanguageBatch:
+    return collate_blocks([(0, np.array([EOS, *tokens]))])
+
+
+def test_what_it_is(golden: Path, imported: ImportedLanguageModel) -> None:
+    assert (imported.tokens_per_sample, imported.break_mode, imported.updates) == (64, "none", 300)
+    assert (imported.config.pre_norm, imported.config.tie_embeddings) == (False, True)
+    count = sum(parameter.numel() for parameter in imported.model().parameters())
+    assert count == reference(golden, "hyperparameters.json")["parameter_count"]
+
+
+@torch.no_grad()
+def test_reference_log_probabilities_within_1e_5(golden: Path, model: TransformerLM) -> None:
+    pairs = reference(golden, "reference_logprobs.json")["pairs"]
+    assert len(pairs) == 50
+    together = collate_blocks([(row, np.array([EOS, *pair["tokens"]])) for row, pair in enumerate(pairs)])
+    together_BTV = model.head.log_probs(model(together))
+    for row, pair in enumerate(pairs):
+        alone_TV = model.head.log_probs(model(sentence(pair["tokens"])))[0]
+        target_T1 = torch.tensor(pair["tokens"])[:, None]
+        wanted = torch.tensor(pair["logprobs"])
+        for ours_TV in (alone_TV, together_BTV[row, : len(wanted)]):
+            torch.testing.assert_close(ours_TV.gather(1, target_T1).squeeze(1), wanted, rtol=0, atol=1e-5)
+        assert alone_TV.argmax(dim=1).tolist() == pair["argmax"]
+
+
+@torch.no_grad()
+def test_features_and_whole_rows(golden: Path, model: TransformerLM) -> None:
+    stored = reference(golden, "activations.json")
+    previous = stored["prev_output_tokens"]
+    batch = sentence([*previous[1:], EOS])
+    assert batch.previous_BT[0].tolist() == previous
+    features_TD = model(batch)[0]
+    wanted_TD = torch.tensor(stored["features"]).view(stored["features_shape_time_channel"])
+    torch.testing.assert_close(features_TD, wanted_TD, rtol=1e-5, atol=1e-5)
+    ours = model.head.log_probs(features_TD[[0, -1]])
+    torch.testing.assert_close(ours, torch.tensor(stored["logprobs_first_and_last_position"]), rtol=0, atol=1e-5)
+
+
+def loss_of(model: TransformerLM, blocks: TokenBlocks) -> tuple[float, int]:
+    """The sum in nats and the number of targets, in batches of some blocks."""
+    criterion = CrossEntropy(CrossEntropyConfig())
+    total, weight = 0.0, 0
+    with torch.no_grad():
+        for start in range(0, len(blocks), 30):
+            loss = criterion(model, collate_blocks([blocks[i] for i in range(start, min(start + 30, len(blocks)))]))
+            total, weight = total + float(loss.total), weight + loss.weight
+    return total, weight
+
+
+def test_validation_loss_to_six_digits(golden: Path, model: TransformerLM) -> None:
+    stored = reference(golden, "valid.json")
+    valid = DataBin(golden / "data-bin" / "lm").split("valid")
+    total, weight = loss_of(model, TokenBlocks(valid, tokens_per_sample=64))
+    assert weight == stored["sums_natural_log"]["ntokens"] == valid.total
+    base2 = total / weight / math.log(2)
+    assert base2 == pytest.approx(stored["loss_base2"], rel=5e-7)
+    assert 2**base2 == pytest.approx(stored["ppl"], rel=2e-6)
+
+
+@pytest.mark.parametrize("break_mode", ["none", "complete", "complete_doc", "eos"])
+def test_the_loss_of_every_break_mode_is_that_of_eval_lm(
+    golden: Path, model: TransformerLM, break_mode: BreakMode
+) -> None:
+    stored = next(
+        run
+        for run in reference(golden, "eval_lm.json")
+        if run["sample_break_mode"] == break_mode and run["context_window"] == 0
+    )
+    blocks = TokenBlocks(
+        DataBin(golden / "data-bin" / "lm").split("test"),
+        break_mode=break_mode,
+        tokens_per_sample=stored["tokens_per_sample"],
+    )
+    assert f"{len(blocks)} examples" in stored["examples"]
+    total, weight = loss_of(model, blocks)
+    assert weight == stored["evaluated_tokens"]
+    assert total / weight / math.log(2) == pytest.approx(stored["loss_base2"], rel=1e-6)
+
+
+def test_gradients_of_the_stored_batch(golden: Path, model: TransformerLM) -> None:
+    stored = reference(golden, "gradients.json")
+    blocks = TokenBlocks(DataBin(golden / "data-bin" / "lm").split("test"), tokens_per_sample=64)
+    batch = collate_blocks([blocks[index] for index in stored["id"]])
+    assert (batch.previous_BT.tolist(), batch.target_BT.tolist()) == (stored["src_tokens"], stored["target"])
+    loss = CrossEntropy(CrossEntropyConfig())(model, batch)
+    loss.total.backward()
+    assert loss.weight == stored["ntokens"]
+    assert loss.total.item() == pytest.approx(stored["loss_sum"], rel=1e-6)
+    wanted = dict(stored["gradient_norms"])
+    squares = 0.0
+    for ours, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        norm = float(parameter.grad.double().norm())
+        squares += norm**2
+        # a key's bias has no gradient but rounding error: it adds the same to all logits of a row
+        assert norm == pytest.approx(wanted.pop(fairseq_name(ours)), rel=2e-6, abs=5e-6), ours
+    assert not wanted
+    assert math.sqrt(squares) == pytest.approx(stored["gradient_norm_of_sum"], rel=1e-6)
+
+
+def test_the_command_writes_a_model_whose_validation_says_the_same(golden: Path, tmp_path: Path) -> None:
+    output, data = tmp_path / "lm.safetensors", golden / "data-bin" / "lm"
+    command.main([f"checkpoint={golden / 'models' / NAME / 'checkpoint.pt'}", f"data={data}", f"output={output}"])
+    loaded = load_model(output)
+    config = replace(loaded.config, task=replace(loaded.config.task, data=str(data)))
+    objective = Objective(loaded.model, CrossEntropy(CrossEntropyConfig()), bf16=False)
+    figures, outputs = validate(objective, loaded.task, config, world=start_world("cpu"))
+    stored = reference(golden, "valid.json")
+    assert figures["bits_per_token"] == pytest.approx(stored["loss_base2"], rel=5e-7)
+    assert figures["ppl"] == pytest.approx(stored["ppl"], rel=2e-6)
+    assert "bits_per_byte" not in figures  # fairseq's data-bin does not know how large its text was
+    assert not outputs
