@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seqtk.attention import cache
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention.cache import append as append
 from seqtk.attention.flex import LEAST_HEAD_DIM, alibi_score, flex_attend, seen_by
 from seqtk.attention.positions import BUCKETS, AlibiBias, DistanceBias, T5Bias, alibi_slopes, rotate
 from seqtk.errors import UserError
@@ -106,7 +108,7 @@ class SoftmaxAttention(HeadedAttention):
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
         if self.role is not Role.CROSS:
-            return {"key": None, "value": None, "bias": None}
+            return cache.empty()
         assert memory_BSM is not None
         return {
             "key": self._key(memory_BSM),
@@ -115,23 +117,24 @@ class SoftmaxAttention(HeadedAttention):
         }
 
     def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
-        query_BH1E, bias = self._query(x_B1D), state["bias"]
-        if self.role is not Role.CROSS:
-            key_BK1E = self._key(x_B1D)
-            done = 0 if state["key"] is None else state["key"].shape[2]
-            if self.config.positions == "rotary":
-                position_11 = torch.full((1, 1), done, device=x_B1D.device)
-                query_BH1E, key_BK1E = rotate(query_BH1E, position_11), rotate(key_BK1E, position_11)
-            elif self.distance_bias is not None:
-                distance_S = torch.arange(-done, 1, device=x_B1D.device)
-                bias = self.distance_bias(distance_S, dtype=query_BH1E.dtype)[None, :, None]
-            state = {
-                "key": append(state["key"], key_BK1E),
-                "value": append(state["value"], self.split(self.value(x_B1D))),
-                "bias": None,
-            }
-        y_BHTE = attend(query_BH1E, state["key"], state["value"], bias=bias)
-        return self.out(self.join(y_BHTE)), state
+        query_BH1E = self._query(x_B1D)
+        if self.role is Role.CROSS:
+            y_BH1E = attend(query_BH1E, state["key"], state["value"], bias=state["bias"])
+            return self.out(self.join(y_BH1E)), state
+        key_BK1E, bias, done = self._key(x_B1D), None, cache.length(state)
+        if self.config.positions == "rotary":
+            position_11 = torch.full((1, 1), done, device=x_B1D.device)
+            query_BH1E, key_BK1E = rotate(query_BH1E, position_11), rotate(key_BK1E, position_11)
+        elif self.distance_bias is not None:
+            distance_S = torch.arange(-done, 1, device=x_B1D.device)
+            bias = self.distance_bias(distance_S, dtype=query_BH1E.dtype)[None, :, None]
+        state = cache.remember(state, key_BK1E, self.split(self.value(x_B1D)))
+        parts = cache.segments(state)
+        if len(parts) == 1:
+            y_BH1E = attend(query_BH1E, *parts[0], bias=bias)
+        else:
+            y_BH1E = cache.attend_apart(query_BH1E, parts, bias=bias)
+        return self.out(self.join(y_BH1E)), state
 
     def _query(self, x_BTD: Tensor) -> Tensor:
         query_BHTE = self.split(self.query(x_BTD))
@@ -210,11 +213,6 @@ def padding_bias(pad_BS: Tensor | None, *, causal_length: int | None = None) -> 
 def causal_mask(length: int, device: torch.device) -> Tensor:
     """mask_TS: True where position t may see position s, s <= t."""
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
-
-
-def append(cache_BHTE: Tensor | None, new_BH1E: Tensor) -> Tensor:
-    """The cache with the new position at its end."""
-    return new_BH1E if cache_BHTE is None else torch.cat([cache_BHTE, new_BH1E], dim=2)
 
 
 def _check(config: SoftmaxConfig, *, role: Role, head_dim: int) -> None:
