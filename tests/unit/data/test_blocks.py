@@ -1,0 +1,97 @@
+"""Unit tests of token blocks: nothing is lost or repeated, and what stands before a block is what it reads first."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seqtk.data.batch import collate_blocks
+from seqtk.data.blocks import SEPARATOR_LENGTH, BreakMode, TokenBlocks, block_bounds
+from seqtk.data.indexed import IndexedDataset, IndexedWriter
+from seqtk.data.vocabulary import EOS, PAD
+from seqtk.errors import UserError
+
+MODES: tuple[BreakMode, ...] = ("none", "complete", "complete_doc", "eos")
+
+
+def naive(sizes: list[int], mode: BreakMode, longest: int) -> list[list[int]]:
+    """The same blocks, item by item."""
+    if mode == "none":
+        return [[start, min(start + longest, sum(sizes))] for start in range(0, sum(sizes), longest)]
+    found, start, length = [], 0, 0
+    for size in sizes:
+        separates = mode == "complete_doc" and size == SEPARATOR_LENGTH
+        if length and (mode == "eos" or separates or length + size > longest):
+            found.append([start, start + length])
+            start, length = start + length, 0
+        if separates:
+            start += size
+        else:
+            length += size
+    return [*found, [start, start + length]] if length else found
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 9), max_size=60), st.sampled_from(MODES), st.integers(1, 20))
+def test_blocks_are_those_of_the_plain_loop(sizes: list[int], mode: BreakMode, longest: int) -> None:
+    bounds_K2 = block_bounds(np.array(sizes, dtype=np.int32), break_mode=mode, tokens_per_sample=longest)
+    assert bounds_K2.tolist() == naive(sizes, mode, longest)
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> IndexedDataset:
+    """Lines of words from 10 on, each with its EOS; the third is empty."""
+    lines = [[10, 11, EOS], [12, 13, 14, 15, EOS], [EOS], [16, EOS]]
+    with IndexedWriter(tmp_path / "train", vocabulary_size=100) as writer:
+        for line in lines:
+            writer.append(line)
+    return IndexedDataset(tmp_path / "train")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_target_is_there_once_behind_the_token_before_it(items: IndexedDataset, mode: BreakMode) -> None:
+    blocks = TokenBlocks(items, break_mode=mode, tokens_per_sample=4)
+    stream = items.stream(0, items.total).tolist()
+    targets = []
+    for index in range(len(blocks)):
+        number, ids = blocks[index]
+        start, end = blocks.bounds_K2[index]
+        assert number == index
+        assert ids[1:].tolist() == stream[start:end]
+        assert ids[0] == (stream[start - 1] if start else EOS)
+        assert blocks.sizes_ND[index].tolist() == [end - start]
+        targets += ids[1:].tolist()
+    assert targets == ([token for at, token in enumerate(stream) if at != 8] if mode == "complete_doc" else stream)
+
+
+def test_where_items_do_not_end_in_eos_a_stream_goes_on_and_lines_begin_anew(tmp_path: Path) -> None:
+    with IndexedWriter(tmp_path / "train", vocabulary_size=100) as writer:
+        writer.extend_arrays(np.array([10, 11, 12, 13]), np.array([2, 2]))
+    items = IndexedDataset(tmp_path / "train")
+    stream = TokenBlocks(items, tokens_per_sample=2)
+    assert [stream[index][1].tolist() for index in range(2)] == [[EOS, 10, 11], [11, 12, 13]]
+    lines = TokenBlocks(items, break_mode="eos")
+    assert [lines[index][1].tolist() for index in range(2)] == [[EOS, 10, 11], [EOS, 12, 13]]
+
+
+def test_a_copy_in_another_process_opens_the_files_anew(items: IndexedDataset) -> None:
+    blocks = TokenBlocks(items, tokens_per_sample=4)
+    again = pickle.loads(pickle.dumps(blocks))
+    assert [again[index][1].tolist() for index in range(3)] == [blocks[index][1].tolist() for index in range(3)]
+
+
+def test_a_sample_has_a_length(items: IndexedDataset) -> None:
+    with pytest.raises(UserError, match="tokens_per_sample=0"):
+        TokenBlocks(items, tokens_per_sample=0)
+
+
+def test_batches_are_padded_on_the_right_and_weigh_their_targets() -> None:
+    batch = collate_blocks([(5, np.array([EOS, 10, 11])), (2, np.array([11, 12]))])
+    assert (batch.ids_B.tolist(), batch.weight) == ([5, 2], 3)
+    assert batch.previous_BT.tolist() == [[EOS, 10], [11, PAD]]
+    assert batch.target_BT.tolist() == [[10, 11], [12, PAD]]
+    empty = batch.without_weight()
+    assert (empty.weight, empty.target_BT.tolist()) == (0, [[PAD, PAD]])
