@@ -87,8 +87,9 @@ class SoftmaxAttention(HeadedAttention):
             )
             query_BHTE, key_BKSE = rotate(query_BHTE, turned_by), rotate(key_BKSE, turned_by)
         if self.config.backend == "flex" and self._flexes(x_BTD.device):
-            slopes = self.config.positions == "alibi"
-            score = alibi_score(alibi_slopes(self.heads, device=x_BTD.device), positions_BT) if slopes else None
+            score = None
+            if self.config.positions == "alibi":
+                score = alibi_score(alibi_slopes(self.heads, device=x_BTD.device), positions_BT)
             seen = seen_by(pad_BS, causal=causal)
             y_BHTE = flex_attend(query_BHTE, key_BKSE, value_BKSE, seen=seen, score=score)
         else:
@@ -127,7 +128,8 @@ class SoftmaxAttention(HeadedAttention):
             query_BH1E, key_BK1E = rotate(query_BH1E, position_11), rotate(key_BK1E, position_11)
         elif self.distance_bias is not None:
             distance_S = torch.arange(-done, 1, device=x_B1D.device)
-            bias = self.distance_bias(distance_S, dtype=query_BH1E.dtype)[None, :, None]
+            dtype = torch.promote_types(query_BH1E.dtype, torch.float32)
+            bias = self.distance_bias(distance_S, dtype=dtype)[None, :, None]
         state = cache.remember(state, key_BK1E, self.split(self.value(x_B1D)))
         parts = cache.segments(state)
         if len(parts) == 1:
