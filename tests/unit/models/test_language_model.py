@@ -1,0 +1,125 @@
+"""Unit tests of the language model: it steps as it reads, sees no future, and its options do what they say."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from seqtk.attention.softmax import SoftmaxConfig
+from seqtk.attention.synthesizer import SynthesizerDenseConfig
+from seqtk.data.batch import LanguageBatch
+from seqtk.data.vocabulary import EOS, PAD
+from seqtk.errors import UserError
+from seqtk.models import build_model
+from seqtk.models.language_model import TransformerLM, TransformerLMConfig
+from seqtk.models.transformer import TransformerConfig
+
+VOCABULARY = 20
+TINY = TransformerLMConfig(dim=16, ffn_dim=24, heads=2, layers=2, max_length=12)
+VARIANTS = {
+    "post-norm": TINY,
+    "pre-norm": replace(TINY, pre_norm=True, activation="gelu"),
+    "without a final norm": replace(TINY, pre_norm=True, final_norm=False),
+    "learned positions": replace(TINY, positions="learned", scale_embedding=False),
+    "no positions, a norm, a table of its own": replace(
+        TINY, positions="none", norm_embedding=True, tie_embeddings=False
+    ),
+    "a pattern of layers": replace(TINY, attention=(SoftmaxConfig(), SynthesizerDenseConfig(max_length=12))),
+}
+
+
+def tiny(config: TransformerLMConfig = TINY) -> TransformerLM:
+    torch.manual_seed(3)
+    return TransformerLM(config, vocabulary=VOCABULARY).eval()
+
+
+def batch_of(previous_BT: torch.Tensor) -> LanguageBatch:
+    targets_BT = previous_BT.roll(-1, dims=1)
+    return LanguageBatch(torch.arange(len(previous_BT)), targets_BT.numel(), previous_BT, targets_BT)
+
+
+def rows(count: int = 3, length: int = 7) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(5)
+    drawn_BT = torch.randint(4, VOCABULARY, (count, length), generator=generator)
+    drawn_BT[:, 0] = EOS
+    return drawn_BT
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_stepping_equals_reading_at_once(variant: str) -> None:
+    model = tiny(VARIANTS[variant])
+    previous_BT = rows()
+    wanted_BTD = model(batch_of(previous_BT))
+    state = model.start(batch_of(previous_BT[:, :0]))
+    for at, token_B in enumerate(previous_BT.unbind(1)):
+        features_B1D, state = model.step(token_B, state)
+        torch.testing.assert_close(features_B1D[:, 0], wanted_BTD[:, at], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_generation_goes_on_behind_a_prompt() -> None:
+    model = tiny()
+    previous_BT = rows()
+    state = model.start(batch_of(previous_BT[:, :4]))
+    features_B1D, _ = model.step(previous_BT[:, 4], state)
+    torch.testing.assert_close(features_B1D[:, 0], model(batch_of(previous_BT))[:, 4], rtol=1e-5, atol=1e-5)
+    previous_BT[0, 2:] = PAD
+    with pytest.raises(ValueError, match="different lengths"):
+        model.start(batch_of(previous_BT))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_neither_the_future_nor_padding_is_seen(variant: str) -> None:
+    model = tiny(VARIANTS[variant])
+    previous_BT = rows()
+    wanted_BTD = model(batch_of(previous_BT))[:, :4]
+    changed_BT = previous_BT.clone()
+    changed_BT[:, 4:] = PAD
+    torch.testing.assert_close(model(batch_of(changed_BT))[:, :4], wanted_BTD, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model(batch_of(previous_BT[:1, :4])), wanted_BTD[:1], rtol=1e-5, atol=1e-6)
+
+
+def test_without_bias_there_is_none() -> None:
+    config = replace(TINY, bias=False, pre_norm=True, attention=(SoftmaxConfig(bias=False),))
+    assert not [name for name, _ in tiny(config).named_parameters() if "bias" in name]
+    assert [name for name, _ in tiny().named_parameters() if "bias" in name]
+
+
+def test_layers_are_dropped_while_training_alone_and_have_gradients_all_the_same() -> None:
+    model = tiny(replace(TINY, layers=6, layer_drop=0.5, dropout=0.0))
+    batch = batch_of(rows())
+    assert torch.equal(model(batch), model(batch))
+    model.train()
+    torch.manual_seed(1)
+    model(batch).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert None not in gradients.values()
+    silent = [all(not p.grad.any() for p in block.parameters()) for block in model.decoder.blocks]  # type: ignore[union-attr]
+    assert True in silent
+    assert False in silent
+    with pytest.raises(UserError, match="dropout of 1"):
+        tiny(replace(TINY, layer_drop=1.0))
+
+
+def test_a_model_of_another_kind_of_task_is_refused() -> None:
+    with pytest.raises(UserError, match="'transformer' is not for this task") as caught:
+        build_model(TransformerConfig(), vocabulary=VOCABULARY)
+    assert "transformer_lm" in str(caught.value)
+    with pytest.raises(UserError, match="'transformer_lm' is not for this task"):
+        build_model(TINY, source_vocabulary=VOCABULARY, target_vocabulary=VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dim": 0}, r"model\.dim=0"),
+        ({"heads": 3}, "3 heads"),
+        ({"layers": -1}, r"model\.layers=-1"),
+        ({"attention": (SoftmaxConfig(),) * 3}, "'model.attention' names 3 attention layers for 2 blocks"),
+    ],
+)
+def test_sizes_that_cannot_be(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        tiny(replace(TINY, **changes))  # type: ignore[arg-type]

@@ -1,0 +1,185 @@
+"""Unit tests of the language modelling task: its figures, its shards, and that a run resumes exactly."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from seqtk import schema
+from seqtk.data.preprocess import PreprocessConfig, preprocess
+from seqtk.errors import UserError
+from seqtk.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
+from seqtk.training.config import TrainConfig
+from seqtk.training.distributed import start_world
+from seqtk.training.export import load_model, read_export
+from seqtk.training.trainer import Trainer
+
+LINES = [f"the {a} sees the {b}, and {b} is glad.\n" for a in ("dog", "cat", "bird") for b in ("tree", "house", "sea")]
+SETTINGS: dict[str, Any] = {
+    "device": "cpu",
+    "max_updates": 9,
+    "batch": {"max_tokens": 64},
+    "model": {"kind": "transformer_lm", "dim": 16, "ffn_dim": 32, "heads": 2, "layers": 2, "layer_drop": 0.2},
+    "criterion": "cross_entropy",
+    "schedule": {"warmup_updates": 4},
+    "optimizer": {"lr": 0.01},
+    "checkpoint": {"every": 4},
+    "validation": {"every": 5},
+    "log": {"every": 1, "tensorboard": False},
+}
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Three shards of text by bytes, with one validation text."""
+    for number in range(3):
+        (tmp_path / f"part{number}").write_text("".join(LINES[number::3]))
+    (tmp_path / "valid").write_text("the dög sees the sea\n")
+    for number in range(3):
+        make(tmp_path, f"bin{number}", train=f"{tmp_path}/part{number}")
+    return tmp_path
+
+
+def make(folder: Path, name: str, **changes: Any) -> str:
+    config = PreprocessConfig(tokens="bytes", valid=(f"{folder}/valid",), destdir=f"{folder}/{name}", workers=1)
+    preprocess(replace(config, **changes))
+    return f"{folder}/{name}"
+
+
+def trainer(data: str, save_dir: Path, **changes: Any) -> Trainer:
+    config = schema.from_dict(
+        TrainConfig,
+        {
+            **SETTINGS,
+            "save_dir": str(save_dir),
+            "task": {"kind": "language_modeling", "data": data, "tokens_per_sample": 16},
+        },
+    )
+    for key, value in changes.items():
+        config = schema.update(config, key.replace("__", "."), value)
+    return Trainer(config, world=start_world("cpu"))
+
+
+def logged(save_dir: Path, kind: str) -> list[dict[str, Any]]:
+    lines = map(json.loads, (save_dir / "log.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == kind]
+
+
+def test_figures_of_each_unit_of_the_text(corpus: Path) -> None:
+    task = LanguageModelingTask(LanguageModelingConfig(data=f"{corpus}/bin0"))
+    nll = 50.0
+    figures = task.figures("valid", {"weight": 22.0, "nll": nll, "loss": nll})
+    bits = nll / math.log(2)
+    assert figures == pytest.approx(
+        {
+            "bits_per_token": bits / 22,
+            "bits_per_byte": bits / 22,
+            "bits_per_character": bits / 21,
+            "word_ppl": math.exp(nll / 6),  # five words and the end of the line
+        }
+    )
+    assert task.figures("valid", {"weight": 21.0, "nll": nll}).keys() == {"bits_per_token"}  # one was not scored
+    assert task.figures("valid", {"weight": 22.0}) == {}
+
+
+def test_a_run_learns_reports_and_is_loaded_without_its_corpus(corpus: Path, tmp_path: Path) -> None:
+    assert trainer(f"{corpus}/bin0", tmp_path / "run", validation__metric="bits_per_byte").fit() == 0
+    train = [line["loss"] for line in logged(tmp_path / "run", "train")]
+    assert train[-1] < train[0] < 6.5
+    valid = logged(tmp_path / "run", "valid")[-1]
+    assert valid["bits_per_byte"] == pytest.approx(valid["nll"] / math.log(2))
+    assert valid["best_bits_per_byte"] <= valid["bits_per_byte"]
+    loaded = load_model(tmp_path / "run")
+    assert isinstance(loaded.task, LanguageModelingTask)
+    assert loaded.task.text([4 + byte for byte in "Größe\n".encode()]) == "Größe\n"
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(corpus: Path, tmp_path: Path) -> None:
+    data = ",".join(f"{corpus}/bin{number}" for number in range(3))
+    trainer(data, tmp_path / "whole").fit()
+    for updates in (2, 5, 9):
+        trainer(data, tmp_path / "parts", max_updates=updates).fit()
+    whole, parts = (read_export(tmp_path / name / "update_00000009").tensors for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_shards_take_turns(corpus: Path, tmp_path: Path) -> None:
+    data = ",".join(f"{corpus}/bin{number}" for number in range(3))
+    task = LanguageModelingTask(LanguageModelingConfig(data=data))
+    texts = ["".join(LINES[number::3]) for number in (0, 1, 2, 0)]
+    for epoch, text in enumerate(texts, start=1):
+        blocks = task.training_set(epoch)
+        assert task.text([id_ for index in range(len(blocks)) for id_ in blocks[index][1][1:]]) == text
+    other = make(corpus, "words", tokens="words", train=f"{corpus}/part0")
+    with pytest.raises(UserError, match="different dictionaries"):
+        LanguageModelingTask(LanguageModelingConfig(data=f"{corpus}/bin0,{other}")).training_set(2)
+    with pytest.raises(UserError, match="no data-bin directory"):
+        LanguageModelingTask(LanguageModelingConfig(data=f"{corpus}/bin0,{corpus}/bin7")).training_set(2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"task.tokens_per_sample": 0}, "task.tokens_per_sample=0 must be at least 1"),
+        ({"model.max_length": 8}, "set model.max_length to that"),
+        ({"attention": {"kind": "synthesizer_dense", "max_length": 8}}, "set attention.max_length to that"),
+        ({"model": "transformer"}, "'transformer' is not for this task"),
+        ({"task.break_mode": "lines"}, "'task.break_mode' cannot be 'lines'"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_in_three_lines(
+    corpus: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        trainer(f"{corpus}/bin0", tmp_path / "run", **changes)
+    assert words in str(caught.value)
+    assert str(caught.value).count("\n") < 3
+
+
+def test_pairs_are_refused_and_a_missing_corpus_names_its_maker(tiny_corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds pairs of en and de"):
+        LanguageModelingTask(LanguageModelingConfig(data=str(tiny_corpus)))
+    with pytest.raises(UserError, match="seqtk-preprocess tokens=bytes"):
+        LanguageModelingTask(
+            LanguageModelingConfig(data=str(tmp_path / "none"), made_by="seqtk-preprocess tokens=bytes")
+        )
+
+
+def test_real_words_are_counted_as_published(real_data: Path, tmp_path: Path) -> None:
+    """Penn Treebank: 73,760 and 82,430 tokens of valid and test, so that perplexity per token is that per word."""
+    ptb = real_data / "ptb"
+    config = PreprocessConfig(
+        tokens="words",
+        train=f"{ptb}/ptb.valid.txt",
+        valid=(f"{ptb}/ptb.valid.txt",),
+        test=(f"{ptb}/ptb.test.txt",),
+        destdir=f"{tmp_path}/ptb",
+        workers=1,
+    )
+    preprocess(config)
+    task = LanguageModelingTask(LanguageModelingConfig(data=f"{tmp_path}/ptb"))
+    for split, tokens in (("valid", 73_760), ("test", 82_430)):
+        assert int(task.dataset(split).sizes_ND.sum()) == tokens
+        figures = task.figures(split, {"weight": tokens, "nll": 5.0 * tokens})
+        assert figures["word_ppl"] == pytest.approx(math.exp(5.0))
+
+
+def test_wikitext_has_the_published_number_of_tokens(real_data: Path, tmp_path: Path) -> None:
+    folder = real_data / "wikitext"
+    splits = {name: f"{folder}/wikitext103.{name}.tokens" for name in ("valid", "test")}
+    preprocess(
+        PreprocessConfig(
+            tokens="words",
+            train=splits["valid"],
+            valid=(splits["valid"],),
+            test=(splits["test"],),
+            destdir=f"{tmp_path}/wikitext",
+            workers=1,
+        )
+    )
+    task = LanguageModelingTask(LanguageModelingConfig(data=f"{tmp_path}/wikitext"))
+    assert [int(task.dataset(split).sizes_ND.sum()) for split in ("valid", "test")] == [217_646, 245_569]
