@@ -13,7 +13,8 @@ from seqtk.attention.convluna import ConvLunaConfig
 from seqtk.attention.luna import Luna, LunaConfig
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.errors import UserError
-from seqtk.models.stacks import BlockOptions, Encoder, EncoderConfig
+from seqtk.models.encoder import Encoder, EncoderConfig
+from seqtk.models.stacks import BlockOptions
 from tests.unit.attention.sizes import largest_tensor
 
 DIM, MEMORY_DIM, SLOTS = 8, 6, 3
