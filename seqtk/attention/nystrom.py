@@ -69,6 +69,7 @@ class NystromAttention(HeadedAttention):
         query_BTD, key_BTD, value_BTD = self.query(rows.x_BTD), self.key(rows.x_BTD), self.value(rows.x_BTD)
         means_BLT = segment_means(rows.pad_BT, self.config.landmarks, like=query_BTD)
         exists_BL = means_BLT.any(-1)
+        whole = rows.pad_BT is None and x_BTD.shape[1] >= self.config.landmarks
         with torch.autocast(x_BTD.device.type, enabled=False):
             few_queries_BHLE = self.split(means_BLT @ query_BTD.to(means_BLT.dtype))
             few_keys_BHLE = self.split(means_BLT @ key_BTD.to(means_BLT.dtype))
@@ -81,11 +82,12 @@ class NystromAttention(HeadedAttention):
         gathered_BHLE = attend(few_queries_BHLE.to(dtype), self.split(key_BTD), value_BHTE, bias=seen)
         mixed_BHLE = (inverse_BHLL @ gathered_BHLE.to(inverse_BHLL.dtype)).to(dtype)
         dropout = self.config.dropout if self.training else 0.0
-        bias = exists_BL[:, None, None, :]
+        bias = None if whole else exists_BL[:, None, None, :]
         y_BHTE = attend(self.split(query_BTD), few_keys_BHLE, mixed_BHLE, bias=bias, dropout=dropout)
         if self.conv is not None:
             padding = None if rows.pad_BT is None else rows.pad_BT[:, None, :, None]
-            y_BHTE = y_BHTE + self.conv(value_BHTE if padding is None else value_BHTE.masked_fill(padding, 0))
+            near_BHTE = self.conv(value_BHTE if padding is None else value_BHTE.masked_fill(padding, 0))
+            y_BHTE = near_BHTE.add_(y_BHTE)
         return self.out(rows.restore(self.join(y_BHTE)))  # type: ignore[no-any-return]
 
 

@@ -48,8 +48,8 @@ class PooledKeysAttention(HeadedAttention):
         """(kernel, stride)."""
         raise NotImplementedError
 
-    def pool(self) -> nn.Module:
-        """What makes one vector of a window: (windows_BNKD, real_BNK or None) → pooled_BND."""
+    def pool(self) -> "Pool":
+        """What makes one vector of a window."""
         raise NotImplementedError
 
     @classmethod
@@ -99,11 +99,20 @@ class PooledKeysAttention(HeadedAttention):
 
     def _compress(self, keys_from_BSM: Tensor, pad_BS: Tensor | None) -> State:
         """The windows' keys and values, BHNE, after the null key's, and which of them exist in a row, BN."""
-        keys_BNKD, values_BNKD = (self._windows(x(keys_from_BSM)) for x in (self.key, self.value))
+        length = keys_from_BSM.shape[1]
+        whole = pad_BS is None and self.kernel == self.stride and length % self.stride == 0
         real_BS = torch.ones_like(keys_from_BSM[:1, :, 0], dtype=torch.bool) if pad_BS is None else ~pad_BS
-        real_BNK = self._windows(real_BS[..., None])[..., 0]
-        key_BND, value_BND = self.pool_key(keys_BNKD, real_BNK), self.pool_value(values_BNKD, real_BNK)
-        key_BHNE, value_BHNE = self._with_null(key_BND, value_BND)
+        real_BNK = self._windows(real_BS[..., None], fill=0)[..., 0]
+
+        def pooled(pool: Pool, x_BSD: Tensor) -> Tensor:
+            if pad_BS is not None:
+                x_BSD = x_BSD.masked_fill(pad_BS[..., None], pool.fill(x_BSD))
+            windows_BNKD = self._windows(x_BSD, fill=pool.fill(x_BSD))
+            return pool(windows_BNKD, None if whole else real_BNK)  # type: ignore[no-any-return]
+
+        key_BHNE, value_BHNE = self._with_null(
+            pooled(self.pool_key, self.key(keys_from_BSM)), pooled(self.pool_value, self.value(keys_from_BSM))
+        )
         if pad_BS is None:
             return {"key": key_BHNE, "value": value_BHNE, "exists": None}
         exists_BN = real_BNK.any(-1)
@@ -111,12 +120,16 @@ class PooledKeysAttention(HeadedAttention):
             exists_BN = torch.cat([real_BS.any(-1, keepdim=True), exists_BN], 1)
         return {"key": key_BHNE, "value": value_BHNE, "exists": exists_BN}
 
-    def _windows(self, x_BSD: Tensor) -> Tensor:
-        """x_BNKD, with zeros past the end: as many windows as begin within the length."""
+    def _windows(self, x_BSD: Tensor, *, fill: float) -> Tensor:
+        """x_BNKD, with `fill` past the end: as many windows as begin within the length."""
         length = x_BSD.shape[1]
         windows = -(-length // self.stride)
         missing = (windows - 1) * self.stride + self.kernel - length
-        return functional.pad(x_BSD, (0, 0, 0, missing)).unfold(1, self.kernel, self.stride).transpose(-1, -2)
+        if missing:
+            x_BSD = functional.pad(x_BSD, (0, 0, 0, missing), value=fill)
+        if self.kernel == self.stride:
+            return x_BSD.view(len(x_BSD), windows, self.kernel, -1)
+        return x_BSD.unfold(1, self.kernel, self.stride).transpose(-1, -2)
 
     def _with_null(self, key_BND: Tensor, value_BND: Tensor) -> tuple[Tensor, Tensor]:
         """Heads split, after the null key's and value's."""
@@ -165,7 +178,7 @@ class MemoryCompressedAttention(PooledKeysAttention):
             raise UserError(f"attention.compression={config.compression} must be at least 1.")
         return config.compression, config.compression
 
-    def pool(self) -> nn.Module:
+    def pool(self) -> "Pool":
         return ConvolutionPool(self.heads, self.head_dim, kernel=self.kernel, bias=self.config.bias)
 
     @classmethod
@@ -201,32 +214,42 @@ class PooledAttention(PooledKeysAttention):
             )
         return config.kernel, config.stride
 
-    def pool(self) -> nn.Module:
+    def pool(self) -> "Pool":
         return {"mean": MeanPool, "max": MaxPool}[self.config.pool]()
 
 
-class MeanPool(nn.Module):
-    """The mean of what is real in a window; 0 where nothing is."""
+class Pool(nn.Module):
+    """Makes one vector of what is real in a window, and some finite one where nothing is."""
+
+    def fill(self, x: Tensor) -> float:
+        """What stands in a window where nothing is real."""
+        return 0.0
 
     def forward(self, x_BNKD: Tensor, real_BNK: Tensor | None) -> Tensor:
-        if real_BNK is None:
-            return x_BNKD.mean(-2)
-        total_BND = x_BNKD.masked_fill(~real_BNK[..., None], 0).sum(-2)
-        return total_BND / real_BNK.sum(-1, keepdim=True).clamp(min=1)
+        """pooled_BND; `real_BNK` None means that all is real."""
+        raise NotImplementedError
 
 
-class MaxPool(nn.Module):
-    """The largest of what is real in a window, by feature; 0 where nothing is."""
+class MeanPool(Pool):
+    """The mean."""
 
     def forward(self, x_BNKD: Tensor, real_BNK: Tensor | None) -> Tensor:
-        if real_BNK is None:
-            return x_BNKD.amax(-2)
-        largest_BND = x_BNKD.masked_fill(~real_BNK[..., None], torch.finfo(x_BNKD.dtype).min).amax(-2)
-        return largest_BND.masked_fill(~real_BNK.any(-1, keepdim=True), 0)
+        return x_BNKD.mean(-2) if real_BNK is None else x_BNKD.sum(-2) / real_BNK.sum(-1, keepdim=True).clamp(min=1)
 
 
-class ConvolutionPool(nn.Module):
-    """A linear map of a window, zeros where nothing is real, for each head by itself: H K E² (+ H E bias) weights."""
+class MaxPool(Pool):
+    """The largest, by feature."""
+
+    def fill(self, x: Tensor) -> float:
+        return torch.finfo(x.dtype).min
+
+    def forward(self, x_BNKD: Tensor, real_BNK: Tensor | None) -> Tensor:
+        largest_BND = x_BNKD.amax(-2)
+        return largest_BND if real_BNK is None else largest_BND.masked_fill(~real_BNK.any(-1, keepdim=True), 0)
+
+
+class ConvolutionPool(Pool):
+    """A linear map of the window, each head by itself: H K E² (+ H E bias) weights."""
 
     def __init__(self, heads: int, head_dim: int, *, kernel: int, bias: bool) -> None:
         super().__init__()
@@ -235,8 +258,6 @@ class ConvolutionPool(nn.Module):
         self.bias = nn.Parameter(torch.zeros(heads * head_dim)) if bias else None
 
     def forward(self, x_BNKD: Tensor, real_BNK: Tensor | None) -> Tensor:
-        if real_BNK is not None:
-            x_BNKD = x_BNKD.masked_fill(~real_BNK[..., None], 0)
         x_BNKHE = x_BNKD.view(*x_BNKD.shape[:3], len(self.weight), -1)
         y_BND = torch.einsum("bnkhe,hkef->bnhf", x_BNKHE, self.weight).flatten(2)
         return y_BND if self.bias is None else y_BND + self.bias
