@@ -3,8 +3,8 @@
 python tools/bench_attention.py [--roles …] [--lengths …] [--kinds …] [--device cuda] [--output DIR]
 
 Forward and backward of one layer (default: width 512, 8 heads, dropout 0, no padding), for every registered kind, at
-each length; as many rows as make 2,048 positions, at least one. `bare` is torch's scaled_dot_product_attention between four
-linear maps, nothing else. A kind and `softmax` take turns, so that neighbours on the machine disturb both; where
+each length; as many rows as make 2,048 positions, at least one. `bare` is torch's scaled_dot_product_attention between
+four linear maps, nothing else. A kind and `softmax` take turns, so that neighbours on the machine disturb both; where
 `softmax` takes longer than a second it is measured once. Each kind has a process of its own, whose peak of resident
 memory (of allocated memory on a GPU) beyond what it held before is the memory shown. Decoding: one `step` of four rows
 at each position. A cell that would take longer than --seconds, or more than --gib, is left empty.

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.models.base import models
+from seqtk.models.encoder import EncoderConfig
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig
-from seqtk.models.stacks import DecoderConfig, EncoderConfig, Pattern
+from seqtk.models.stacks import DecoderConfig, Pattern
 from seqtk.models.transformer import Transformer, TransformerConfig
 from seqtk.modules.feedforward import Activation
 

@@ -12,7 +12,8 @@ from typing import Any
 from seqtk.attention.convolution import DynamicConvConfig
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.models.base import models
-from seqtk.models.stacks import DecoderConfig, EncoderConfig, Pattern
+from seqtk.models.encoder import EncoderConfig
+from seqtk.models.stacks import DecoderConfig, Pattern
 from seqtk.models.transformer import Transformer, TransformerConfig
 
 ENCODER_KERNELS = (3, 7, 15, 31, 31, 31, 31)

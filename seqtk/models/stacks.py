@@ -1,16 +1,15 @@
-"""The encoder and the decoder of a Transformer: blocks of attention and feed-forward, any attention in any slot.
+"""What stacks of blocks have in common, and the causal one: the decoder, or all of a language model.
 
 B batch, S source length, T target length, D width of the stack, M width of the memory.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from seqtk.attention import Attention, AttentionConfig, CarryingAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention import Attention, AttentionConfig, HeadedConfig, Role, State, attentions
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.errors import UserError
 from seqtk.modules.block import Residual
@@ -30,11 +29,6 @@ class StackConfig:
     ffn_dim: int | None = None  # inner width of the feed-forward networks; null: the model's
     heads: int | None = None  # of attention layers that name none; null: the model's
     self_attention: Pattern = (SoftmaxConfig(),)  # one layer, or a list that repeats down the stack
-
-
-@dataclass(frozen=True)
-class EncoderConfig(StackConfig):
-    """The blocks that read the source."""
 
 
 @dataclass(frozen=True)
@@ -89,55 +83,6 @@ def layers_of(pattern: Pattern, count: int, *, slot: str) -> list[AttentionConfi
             "Name between one and as many as there are blocks; a shorter pattern repeats.",
         )
     return [pattern[index % len(pattern)] for index in range(count)]
-
-
-class EncoderBlock(nn.Module):
-    """Self-attention, then feed-forward."""
-
-    def __init__(self, attention: AttentionConfig, *, options: BlockOptions) -> None:
-        super().__init__()
-        self.self_attention: Attention = options.attention(attention, role=Role.ENCODER)
-        self.self_residual = options.residual()
-        self.feed_forward = options.feed_forward()
-        self.ffn_residual = options.residual()
-
-    def forward(
-        self, x_BSD: Tensor, carried: Tensor | None, *, pad_BS: Tensor | None, positions_BS: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The block's output, and what the layers that carry a tensor up the stack carry from here."""
-        after = carried
-
-        def attend(x_BSD: Tensor) -> Tensor:
-            nonlocal after
-            layer = self.self_attention
-            if not isinstance(layer, CarryingAttention):
-                return layer(x_BSD, pad_BS=pad_BS, positions_BT=positions_BS)  # type: ignore[no-any-return]
-            y_BSD, after = layer.carry(x_BSD, carried, pad_BS=pad_BS, positions_BT=positions_BS)
-            return y_BSD
-
-        x_BSD = self.self_residual(x_BSD, attend)
-        return self.ffn_residual(x_BSD, self.feed_forward), after
-
-
-class Encoder(nn.Module):
-    """A stack of encoder blocks, with a final norm if they normalise first."""
-
-    def __init__(self, config: StackConfig, *, options: BlockOptions) -> None:
-        super().__init__()
-        pattern = layers_of(config.self_attention, config.layers, slot="model.encoder.self_attention")
-        self.blocks = nn.ModuleList(EncoderBlock(attention, options=options) for attention in pattern)
-        carrying = [
-            block.self_attention for block in self.blocks if isinstance(block.self_attention, CarryingAttention)
-        ]
-        for before, layer in pairwise(carrying):
-            layer.follow(before)
-        self.norm = options.closing_norm()
-
-    def forward(self, x_BSD: Tensor, *, pad_BS: Tensor | None, positions_BS: Tensor | None = None) -> Tensor:
-        carried: Tensor | None = None
-        for block in self.blocks:
-            x_BSD, carried = block(x_BSD, carried, pad_BS=pad_BS, positions_BS=positions_BS)
-        return self.norm(x_BSD)  # type: ignore[no-any-return]
 
 
 class DecoderBlock(nn.Module):

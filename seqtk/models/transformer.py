@@ -14,7 +14,8 @@ from seqtk.data.batch import TranslationBatch
 from seqtk.data.vocabulary import PAD
 from seqtk.errors import UserError
 from seqtk.models.base import Model, ModelConfig, models
-from seqtk.models.stacks import BlockOptions, Decoder, DecoderConfig, Encoder, EncoderConfig, StackConfig
+from seqtk.models.encoder import Encoder, EncoderConfig
+from seqtk.models.stacks import BlockOptions, Decoder, DecoderConfig, StackConfig
 from seqtk.modules.embedding import Embedding, Positions, real_positions, token_embedding
 from seqtk.modules.feedforward import Activation
 from seqtk.modules.head import LinearHead
@@ -54,7 +55,7 @@ class Transformer(Model):
     def __init__(self, config: TransformerConfig, *, source_vocabulary: int, target_vocabulary: int) -> None:
         super().__init__()
         self.config = config
-        self.max_source_length, self.max_target_length = config.max_source_length, config.max_target_length
+        self.max_target_length = config.max_target_length
         _check_sizes(config)
         memory_dim = config.encoder.dim or config.dim
         dim = config.decoder.dim or config.dim
@@ -71,6 +72,7 @@ class Transformer(Model):
         self.source_embedding = self._embedding(source_tokens, max_length=config.max_source_length)
         self.target_embedding = self._embedding(target_tokens, max_length=config.max_target_length)
         self.encoder = Encoder(config.encoder, options=self._options(config.encoder))
+        self.max_source_length = self.encoder.longest_beside_memory(config.max_source_length)
         self.decoder = Decoder(config.decoder, options=self._options(config.decoder), memory_dim=memory_dim)
         self.head = LinearHead(
             dim, target_vocabulary, tied_to=None if config.share_embeddings == "none" else target_tokens

@@ -11,7 +11,8 @@ from seqtk.data.databin import DataBin
 from seqtk.data.indexed import IndexedWriter
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.generation.config import SearchConfig
-from seqtk.models.stacks import DecoderConfig, EncoderConfig
+from seqtk.models.encoder import EncoderConfig
+from seqtk.models.stacks import DecoderConfig
 from seqtk.models.transformer import TransformerConfig
 from seqtk.tasks.translation import TranslationConfig, TranslationTask
 from seqtk.training.config import TrainConfig

@@ -15,7 +15,8 @@ from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.synthesizer import SynthesizerDenseConfig, SynthesizerRandomConfig
 from seqtk.cli import resize
 from seqtk.data.vocabulary import Vocabulary
-from seqtk.models.stacks import DecoderConfig, EncoderConfig
+from seqtk.models.encoder import EncoderConfig
+from seqtk.models.stacks import DecoderConfig
 from seqtk.models.transformer import TransformerConfig
 from seqtk.tasks.translation import TranslationConfig, TranslationTask
 from seqtk.training.config import TrainConfig

@@ -19,7 +19,8 @@ from seqtk.cli import import_fairseq as command
 from seqtk.errors import UserError
 from seqtk.interop.fairseq import REFUSED, import_fairseq
 from seqtk.interop.fairseq_keys import FIRST_POSITION, fairseq_name, todays_names
-from seqtk.models.stacks import DecoderConfig, EncoderConfig
+from seqtk.models.encoder import EncoderConfig
+from seqtk.models.stacks import DecoderConfig
 from seqtk.models.transformer import Transformer, TransformerConfig
 from seqtk.training.export import load_model
 

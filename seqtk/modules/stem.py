@@ -1,0 +1,39 @@
+"""Convolutions before the first block of a stack.
+
+B batch, T length, D width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seqtk.errors import UserError
+
+
+class ConvolutionalStem(nn.Module):
+    """`layers` times x + GELU(convolution(LN(x))) over neighbouring positions, before any of them attends.
+
+    Full convolutions of an odd kernel K, K D² + 3 D weights each; what stands at padding reads as zero, so that a row's
+    output does not depend on how it was padded. A stem of convolutions is what lifts a Transformer on pixels and bytes
+    (Long Range Arena's image task; Xiao et al. 2021, arXiv 2106.14881, for vision).
+    """
+
+    def __init__(self, dim: int, *, layers: int, kernel_size: int) -> None:
+        super().__init__()
+        if layers < 0 or kernel_size < 1 or kernel_size % 2 == 0:
+            raise UserError(
+                f"A stem of {layers} layers with a kernel of {kernel_size} cannot be built.",
+                "stem_layers must not be negative, and stem_kernel_size must be odd.",
+            )
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2) for _ in range(layers)
+        )
+
+    def forward(self, x_BTD: Tensor, *, pad_BT: Tensor | None) -> Tensor:
+        for norm, convolution in zip(self.norms, self.convolutions, strict=True):
+            z_BTD = norm(x_BTD)
+            if pad_BT is not None:
+                z_BTD = torch.where(pad_BT[..., None], 0, z_BTD)
+            x_BTD = x_BTD + functional.gelu(convolution(z_BTD.transpose(1, 2)).transpose(1, 2))
+        return x_BTD
