@@ -74,6 +74,12 @@ class Attention(nn.Module):
         """A penalty on the weights that joins the training loss once per update, or None."""
         return None
 
+    def after_update(self, update: int, generator: torch.Generator) -> None:
+        """Called after each update of the weights while training, the first being 1: for what is drawn anew.
+
+        The generator is on the CPU, alike in all processes and in a run that is resumed; layers take turns with it.
+        """
+
     def monitored(self) -> dict[str, float]:
         """Scalars worth plotting while training, by name (a mixture's weights, …)."""
         return {}

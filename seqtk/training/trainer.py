@@ -161,6 +161,10 @@ class Trainer:
             group["lr"] = self.schedule.lr(step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        for_all = np.random.SeedSequence([self.config.seed, step, 2**32 - 1]).generate_state(1)[0]  # of no rank
+        generator = torch.Generator().manual_seed(int(for_all))
+        for _, layer in self.model.attention_layers():
+            layer.after_update(step + 1, generator)
         names = sorted(sums)
         totals = self.world.sums([float(sums[name]) for name in names])
         return {**dict(zip(names, totals, strict=True)), "weight": weight, "norm": norm}

@@ -317,3 +317,24 @@ def test_epochs_differ_in_their_batches(tiny_corpus: Path, tmp_path: Path) -> No
         for epoch in (1, 2)
     )
     assert sorted(map(sorted, one)) != sorted(map(sorted, two))
+
+
+def test_random_features_are_redrawn_by_the_update_alone(tiny_corpus: Path, tmp_path: Path) -> None:
+    """Each layer's differ from each other's and from those before; a run that was resumed has the same."""
+    performer = {"kind": "performer", "redraw_every": 2}
+
+    def projections(folder: str, *stops: int) -> list[list[torch.Tensor]]:
+        found = []
+        for stop in stops:
+            run = trainer(tiny_corpus, tmp_path / folder, model__attention=performer, max_updates=stop)
+            run.fit()
+            found.append([tensor for name, tensor in run.model.named_buffers() if name.endswith("projection_RE")])
+        return found
+
+    first, third, fourth = projections("resumed", 1, 3, 4)
+    (at_once,) = projections("at_once", 4)
+    assert not torch.equal(third[0], third[1])
+    assert not torch.equal(first[0], third[0])
+    assert not torch.equal(third[0], fourth[0])
+    assert torch.equal(fourth[0], at_once[0])
+    assert torch.equal(fourth[1], at_once[1])
