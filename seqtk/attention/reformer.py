@@ -128,22 +128,22 @@ class ReformerAttention(PatternAttention):
             flat = x_BHRNC.flatten(0, 2)
             return with_neighbours(flat, before=1, after=0, fill=fill).view(*x_BHRNC.shape[:4], -1, *x_BHRNC.shape[5:])
 
-        query_BHRNCE = sort(query_BHTE)
-        logits_BHRNCK = query_BHRNCE @ keys(_unit(query_BHRNCE)).transpose(-1, -2) * self.head_dim**-0.5
-        position_BHRNC = sort(torch.arange(length, device=query_BHTE.device).expand(query_BHTE.shape[:3]), fill=-1)
-        itself_BHRNCK = position_BHRNC[..., :, None] == keys(position_BHRNC, fill=-1)[..., None, :]
-        logits_BHRNCK = torch.where(itself_BHRNCK, ALONE, logits_BHRNCK)
-
-        own, count_BHRNCK = [], torch.zeros_like(logits_BHRNCK, requires_grad=False)
+        own, count_BHRNCK = [], torch.zeros((), dtype=torch.uint8, device=query_BHTE.device)
+        code_BHRT, reach = self._codes(bucket_BHRT, place_BHRT, chunk)
         for finder in range(rounds):  # whether this round has the pair, whichever round's chunk the pair is in
-            bucket_BHRNC, place_BHRNC = sort(bucket_BHRT[:, :, finder], fill=-1), sort(place_BHRT[:, :, finder])
-            alike = bucket_BHRNC[..., :, None] == keys(bucket_BHRNC, fill=-2)[..., None, :]
-            found = alike & self._in_reach(place_BHRNC[..., :, None], keys(place_BHRNC)[..., None, :], chunk)
+            code_BHRNC = sort(code_BHRT[:, :, finder], fill=-(2**30))
+            ahead_BHRNCK = code_BHRNC[..., :, None] - keys(code_BHRNC, fill=-(2**30))[..., None, :]
+            found = (ahead_BHRNCK >= 0) & (ahead_BHRNCK < reach)
             own.append(found[:, :, finder])
-            count_BHRNCK = count_BHRNCK + found
-        logits_BHRNCK = logits_BHRNCK - count_BHRNCK.clamp(min=1).log()
-        logits_BHRNCK = logits_BHRNCK.masked_fill(~torch.stack(own, 2), torch.finfo(logits_BHRNCK.dtype).min)
+            count_BHRNCK = count_BHRNCK + found.byte()
+        place_C = torch.arange(chunk, device=query_BHTE.device)
+        itself_CK = place_C[:, None] + chunk == torch.arange(2 * chunk, device=query_BHTE.device)
+        bias_BHRNCK = itself_CK * ALONE - count_BHRNCK.clamp(min=1).to(query_BHTE.dtype).log()
+        bias_BHRNCK = bias_BHRNCK.masked_fill(~torch.stack(own, 2), torch.finfo(query_BHTE.dtype).min / 2)
 
+        query_BHRNCE = sort(query_BHTE)
+        products_BHRNCK = query_BHRNCE @ keys(sort(_unit(query_BHTE))).transpose(-1, -2)
+        logits_BHRNCK = products_BHRNCK * self.head_dim**-0.5 + bias_BHRNCK
         total_BHRNC = logits_BHRNCK.logsumexp(-1)
         weights_BHRNCK = Dropout(self.active_dropout)((logits_BHRNCK - total_BHRNC[..., None]).exp())
         y_BHRNCE = weights_BHRNCK @ keys(sort(value_BHTE))
@@ -152,13 +152,12 @@ class ReformerAttention(PatternAttention):
         share_BHRT = total_BHRNC.flatten(3).take_along_dim(place_BHRT, 3).softmax(2)
         return torch.einsum("bhrt,bhrte->bhte", share_BHRT, y_BHRTE)
 
-    def _in_reach(self, query_place: Tensor, key_place: Tensor, chunk: int) -> Tensor:
-        """Whether a key of the same bucket is near enough in a round's order."""
-        if self.role is Role.CAUSAL:
-            behind = query_place - key_place
-            return (behind >= 0) & (behind < chunk)
-        chunks = query_place // chunk - key_place // chunk
-        return (chunks == 0) | (chunks == 1)
+    def _codes(self, bucket_BHRT: Tensor, place_BHRT: Tensor, chunk: int) -> tuple[Tensor, int]:
+        """One number a position, and the reach: query sees key where 0 <= query's - key's < reach."""
+        causal = self.role is Role.CAUSAL
+        reach = chunk if causal else 2
+        far = bucket_BHRT.shape[3] + reach  # between buckets
+        return (bucket_BHRT * far + (place_BHRT if causal else place_BHRT // chunk)).int(), reach
 
 
 def _unit(x_BHTE: Tensor) -> Tensor:
