@@ -94,7 +94,7 @@ class LearnedPositions(nn.Module):
             raise UserError(
                 f"An input of {positions_BT.shape[-1]} tokens is longer than the learned positions reach: "
                 f"{self.table.num_embeddings}.",
-                "Raise model.max_source_length or model.max_target_length before training.",
+                "Raise model.max_length (of translation: max_source_length, max_target_length) before training.",
             )
         return self.table(positions_BT)  # type: ignore[no-any-return]
 

@@ -1,0 +1,77 @@
+"""Two gloo processes train a language model as one does, also where layers are left out."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from seqtk.data.preprocess import PreprocessConfig, preprocess
+from tests.unit.training.helpers import losses
+
+pytestmark = pytest.mark.slow
+
+ARGUMENTS = [
+    "task=language_modeling",
+    "task.tokens_per_sample=32",
+    "model=transformer_lm",
+    "model.dim=16",
+    "model.ffn_dim=32",
+    "model.heads=2",
+    "model.layers=3",
+    "model.dropout=0",
+    "criterion=cross_entropy",
+    "device=cpu",
+    "threads=1",
+    "max_updates=8",
+    "batch.max_tokens=128",
+    "schedule.warmup_updates=4",
+    "optimizer.lr=0.01",
+    "validation.every=4",
+    "log.every=1",
+    "log.tensorboard=false",
+]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data-bin of a kilobyte by bytes."""
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "train").write_text("".join(f"line {number} of {number**2}\n" for number in range(60)))
+    (folder / "valid").write_text("line 61 of 3721\n")
+    preprocess(
+        PreprocessConfig(
+            tokens="bytes",
+            train=f"{folder}/train",
+            valid=(f"{folder}/valid",),
+            destdir=f"{folder}/data-bin",
+            workers=1,
+        )
+    )
+    return folder / "data-bin"
+
+
+def train(processes: int, corpus: Path, save_dir: Path, *extra: str) -> None:
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    command = [sys.executable, "-m", *(torchrun if processes > 1 else []), "seqtk.cli.train"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [*command, *ARGUMENTS, f"task.data={corpus}", f"save_dir={save_dir}", *extra],
+        text=True, capture_output=True, timeout=240, env=environment,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_two_processes_have_the_losses_of_one(corpus: Path, tmp_path: Path) -> None:
+    train(1, corpus, tmp_path / "one", "update_freq=2")
+    train(2, corpus, tmp_path / "two")
+    for kind in ("train", "valid"):
+        one, two = losses(tmp_path / "one", kind), losses(tmp_path / "two", kind)
+        assert [update for update, _ in one] == [update for update, _ in two]
+        assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-4)
+
+
+def test_each_process_may_leave_out_other_layers(corpus: Path, tmp_path: Path) -> None:
+    train(2, corpus, tmp_path, "model.layer_drop=0.5")
+    assert len(losses(tmp_path)) == 8
