@@ -36,7 +36,7 @@ class TransformerLMConfig(ModelConfig):
     final_norm: bool = True  # with pre_norm: and once more at the end
     scale_embedding: bool = True  # multiply token vectors by √dim
     norm_embedding: bool = False  # a layer norm after the embeddings
-    activation: Activation = "relu"
+    activation: Activation = "relu"  # in feed-forward networks; glu, geglu and swiglu are gated
     bias: bool = True  # of feed-forward networks and norms; that of attention layers is attention.bias
     dropout: float = 0.1  # after embeddings and sublayers
     activation_dropout: float = 0.0  # inside feed-forward networks; that of attention weights is attention.dropout
