@@ -23,6 +23,86 @@ class LanguageModelingConfig(TaskConfig):
 
     data: str = ""  # the data-bin directory; several, with commas, are shards: one an epoch, in turn
     tokens_per_sample: int = 512  # targets in a sample
-    break_mode: BreakMode = (
-        "none"  # cut anywhere | complete: at lines | complete_doc: and at documents | eos: each line
-    )
+    break_mode: BreakMode = "none"  # complete: samples of whole lines; complete_doc: of one document; eos: of one line
+
+
+@tasks.register("language_modeling", LanguageModelingConfig)
+class LanguageModelingTask(Task):
+    """One vocabulary, one tokenizer, and the blocks of a stream. Validation and test text are the first shard's."""
+
+    def __init__(self, config: LanguageModelingConfig, *, assets: Mapping[str, str] | None = None) -> None:
+        super().__init__(config)
+        self._data: DataBin | None = None
+        if assets is None:
+            data = self.open()
+            self.vocabulary = data.vocabulary(data.source_lang)
+            self.tokenizer = data.tokenizer(data.source_lang)
+        else:
+            self.vocabulary = Vocabulary.from_text(assets["text.dict"])
+            self.tokenizer = tokenizer_from(assets, "text")
+
+    def assets(self) -> Assets:
+        return {"text.dict": self.vocabulary.to_text(), **tokenizer_assets(self.tokenizer, "text")}
+
+    def open(self, data: DataBin | None = None) -> DataBin:
+        """The corpus: `data` from now on, or the first shard that the config names."""
+        self._data = data or self._data or self._shard(0)
+        return self._data
+
+    def dataset(self, split: str) -> TokenBlocks:
+        return self._blocks(self.open(), split)
+
+    def training_set(self, epoch: int) -> TokenBlocks:
+        number = (epoch - 1) % max(1, len(self._directories()))
+        data = self._shard(number) if number else self.open()
+        if number and data.vocabulary(data.source_lang) != self.vocabulary:
+            raise UserError(
+                f"The shards {self.open().directory} and {data.directory} have different dictionaries.",
+                "Preprocess every shard but the first with source_dict= (or sentencepiece=) of the first.",
+            )
+        return self._blocks(data, "train")
+
+    def collate(self, examples: Sequence[Any]) -> Batch:
+        return collate_blocks(examples)
+
+    def model(self, config: ModelConfig) -> Model:
+        return build_model(config, vocabulary=len(self.vocabulary))
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text whose ids these are."""
+        return self.tokenizer.decode(self.vocabulary.decode(ids))
+
+    def figures(self, split: str, sums: Mapping[str, float]) -> dict[str, float]:
+        """Bits per token and, where the size of the text is known and all of it was scored, per unit of the text."""
+        if "nll" not in sums:
+            return {}
+        data, nll, weight = self.open(), sums["nll"], sums["weight"]
+        bits = nll / math.log(2)
+        found = {"bits_per_token": bits / max(weight, 1.0)}
+        text = data.text_count(split)
+        if text is not None and weight == data.split(split, data.source_lang).total:
+            found["bits_per_byte"] = bits / max(text.bytes, 1)
+            found["bits_per_character"] = bits / max(text.characters, 1)
+            # As published for corpora of words: the end of each line counts as a word.
+            found["word_ppl"] = math.exp(min(nll / max(text.words + text.lines, 1), _LARGEST_EXPONENT))
+        return found
+
+    def _directories(self) -> list[str]:
+        return [directory for directory in self.config.data.split(",") if directory]
+
+    def _shard(self, number: int) -> DataBin:
+        directories = self._directories()
+        data = open_data(self.config, directories[number] if directories else None)
+        if data.target_lang is not None:
+            raise UserError(
+                f"{data.directory} holds pairs of {data.source_lang} and {data.target_lang}.",
+                "A language model needs one-sided text: seqtk-preprocess without target_lang= makes it.",
+            )
+        return data
+
+    def _blocks(self, data: DataBin, split: str) -> TokenBlocks:
+        return TokenBlocks(
+            data.split(split, data.source_lang),
+            break_mode=self.config.break_mode,
+            tokens_per_sample=self.config.tokens_per_sample,
+        )
