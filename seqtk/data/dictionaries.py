@@ -40,9 +40,7 @@ class VocabularyConfig(TextConfig):
     threshold: int = -1  # words or characters that are rarer get no row
     nwords: int = -1  # rows of a counted vocabulary at most, the four special symbols included; -1: no limit
     padding_factor: int = 8  # new vocabularies, but that of the 256 bytes, are filled up to a multiple of this
-    line_end: LineEnd | None = (
-        None  # newline: line feeds are tokens; null: so in one-sided bytes or characters, else eos
-    )
+    line_end: LineEnd | None = None  # null: newline (a token as it stands) in one-sided bytes or characters, else eos
 
     @property
     def newlines(self) -> bool:

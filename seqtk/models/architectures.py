@@ -96,7 +96,7 @@ class TransformerLMGptConfig(TransformerLMConfig):
     layers: int = 12
     attention: Pattern = _DROPOUT
     pre_norm: bool = True
-    activation: Activation = "gelu"
+    activation: Activation = "gelu"  # in feed-forward networks; glu, geglu and swiglu are gated
 
 
 @dataclass(frozen=True)
