@@ -33,6 +33,7 @@ class AftSimple(Attention):
     """
 
     roles = Role.ENCODER | Role.CAUSAL
+    subquadratic = True
 
     def __init__(self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
@@ -103,6 +104,8 @@ class AftFull(AftSimple):
     Zhai et al. 2021, section 3.1; w of rank K as in the paper. Parameters: 4 D² (+ 4 D bias) + 2 L K. O(T² D) time as
     matrix products, O(T² + T D) memory; a step is O(t D).
     """
+
+    subquadratic = False
 
     def __init__(self, config: AftFullConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
@@ -196,6 +199,8 @@ class AftLocal(AftFull):
 
     Parameters: 4 D² (+ 4 D bias) + 2 L K. O(T W D) time, O(T W + T D) memory; a step is O(W D).
     """
+
+    subquadratic = True
 
     def __init__(self, config: AftLocalConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)

@@ -46,6 +46,8 @@ class Attention(nn.Module):
     """
 
     roles: ClassVar[Role]
+    subquadratic: bool = False
+    """Whether no tensor it makes, and so neither its time, grows with the square of the length."""
 
     def __init__(self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         """`memory_dim` is the width of the memory a CROSS layer reads, `dim` if None."""

@@ -45,6 +45,7 @@ class Convolution(HeadedAttention):
     """
 
     roles = Role.ENCODER | Role.CAUSAL
+    subquadratic = True
 
     def __init__(self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)

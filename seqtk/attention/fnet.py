@@ -31,6 +31,7 @@ class FNet(Attention):
     """
 
     roles = Role.ENCODER
+    subquadratic = True
 
     @classmethod
     def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:

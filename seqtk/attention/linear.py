@@ -39,6 +39,7 @@ class KernelAttention(HeadedAttention):
     """
 
     roles = Role.ENCODER | Role.CAUSAL | Role.CROSS
+    subquadratic = True
 
     def __init__(self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)

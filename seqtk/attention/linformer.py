@@ -40,6 +40,7 @@ class LinformerAttention(Resizable, HeadedAttention):
     """
 
     roles = Role.ENCODER | Role.CROSS
+    subquadratic = True
 
     def __init__(self, config: LinformerConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)

@@ -55,6 +55,7 @@ class Mega(Attention):
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
         check_at_least_one(config, "averages", "shared", "values", "chunk")
         check_rate(config.dropout)
+        self.subquadratic = config.chunk is not None
         shared, values = _widths(config, dim)
         if role is Role.ENCODER and config.averages % 2:
             raise UserError(f"attention.averages={config.averages} must be even in an encoder: half run backwards.")

@@ -39,6 +39,7 @@ class NystromAttention(HeadedAttention):
     """
 
     roles = Role.ENCODER
+    subquadratic = True
 
     def __init__(self, config: NystromConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)

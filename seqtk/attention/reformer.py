@@ -48,6 +48,7 @@ class ReformerAttention(PatternAttention):
     """
 
     roles = Role.ENCODER | Role.CAUSAL
+    subquadratic = True
     rotations: Tensor
 
     def __init__(self, config: ReformerConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:

@@ -39,6 +39,7 @@ class SimpleTron(HeadedAttention):
     """
 
     roles = Role.ENCODER | Role.CAUSAL | Role.CROSS
+    subquadratic = True
 
     def __init__(self, config: SimpleTronConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)

@@ -47,6 +47,7 @@ class SinkhornAttention(NearAttention):
     """
 
     roles = Role.ENCODER
+    subquadratic = False
 
     def __init__(self, config: SinkhornConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)

@@ -22,6 +22,8 @@ from seqtk.errors import UserError
 class SparseAttention(NearAttention):
     """A pattern of keys of which some are near and some far; its state keeps all keys and values."""
 
+    subquadratic = False
+
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
         return {"key": None, "value": None}
 

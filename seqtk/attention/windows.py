@@ -23,6 +23,7 @@ class NearAttention(PatternAttention):
     """softmax(Q Kᵀ / √E) V over the keys near a query. Parameters: 4 D² (+ 4 D bias)."""
 
     roles = Role.ENCODER | Role.CAUSAL
+    subquadratic = True
     span: Span
 
     def __init__(self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None) -> None:

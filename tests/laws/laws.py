@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 from seqtk.attention import Attention, Role, State
 from seqtk.errors import UserError
 from tests.laws.cases import Make, sizes
+from tests.laws.memory import largest_tensor
 from tests.laws.naive import naive
 
 LENGTHS = (6, 4, 1)
@@ -291,6 +292,16 @@ def too_long_is_refused_by_name(make: Make, device: torch.device) -> None:
     for inputs in (inputs_for(layer, device, lengths=(limit + 1,)), inputs_for(layer, device, lengths=(3, limit + 1))):
         with pytest.raises(UserError, match=r"attention\.max_length"):
             inputs.run(layer)
+
+
+@law(ANY)
+def what_is_called_subquadratic_makes_no_square(make: Make, device: torch.device) -> None:
+    long, longer = 256, 1024
+    room = {"max_length": longer} if hasattr(make(device).config, "max_length") else {}
+    layer = make(device, dtype=torch.float32, **room)
+    if layer.subquadratic:
+        growth = largest_tensor(layer, longer) / largest_tensor(layer, long)
+        assert growth < (longer / long) ** 1.6
 
 
 @law(ANY)

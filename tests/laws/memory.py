@@ -31,7 +31,7 @@ def largest_tensor(layer: Attention, length: int, *, batch: int = 1, padding: in
 
     The last `padding` positions of what is attended to are padding; a memory is as long as the input.
     """
-    weight = next(layer.parameters())
+    weight = next(layer.parameters(), torch.empty(0))  # FNet has none
     draw = {"dtype": weight.dtype, "device": weight.device}
     x_BTD = torch.randn(batch, length, layer.dim, **draw, requires_grad=True)  # type: ignore[call-overload]
     memory_BTM = None

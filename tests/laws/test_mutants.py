@@ -111,6 +111,10 @@ class HasAnIdleWeight(SoftmaxAttention):
         self.idle = torch.nn.Parameter(torch.zeros(3))
 
 
+class BelittlesItsCost(SoftmaxAttention):
+    subquadratic = True
+
+
 class MiscountsItself(SoftmaxAttention):
     @classmethod
     def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
@@ -181,6 +185,7 @@ MUTANTS: list[tuple[type[Attention], Role, str]] = [
     (HidesAWeight, ENCODER, "weights_make_the_round_trip"),
     (HasAnIdleWeight, ENCODER, "every_parameter_is_used"),
     (MiscountsItself, ENCODER, "parameter_count_is_the_formula"),
+    (BelittlesItsCost, CAUSAL, "what_is_called_subquadratic_makes_no_square"),
     (CutsOffWhatIsTooLong, ENCODER, "too_long_is_refused_by_name"),
     (ReportsATensor, ENCODER, "what_it_reports_is_plain"),
     (DropsOutWhenEvaluated, ENCODER, "dropout_acts_in_training_only"),

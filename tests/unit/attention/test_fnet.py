@@ -6,7 +6,6 @@ import torch
 from seqtk.attention import Role
 from seqtk.attention.fnet import FNet, FNetConfig
 from seqtk.errors import UserError
-from tests.unit.attention.sizes import largest_tensor
 
 
 def build(**fields: bool) -> FNet:
@@ -40,15 +39,6 @@ def test_outputs_are_as_large_as_inputs_unless_as_published() -> None:
     scaled = build()(x_BTD)
     assert 0.6 < scaled.norm() / x_BTD.norm() < 0.8  # the real part is half of the power
     torch.testing.assert_close(build(orthonormal=False)(x_BTD), scaled * (64 * 8) ** 0.5)
-
-
-def test_no_tensor_grows_with_the_square_of_the_length() -> None:
-    def largest(length: int) -> int:
-        x_BTD = torch.randn(2, length, 8, requires_grad=True)
-        pad_BT = torch.arange(length) >= torch.tensor([[length], [length - 3]])
-        return largest_tensor(lambda: build()(x_BTD, pad_BS=pad_BT))
-
-    assert largest(2048) <= 4.2 * largest(512)
 
 
 def test_no_causal_form_is_faked() -> None:

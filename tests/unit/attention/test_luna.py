@@ -15,7 +15,6 @@ from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.errors import UserError
 from seqtk.models.encoder import Encoder, EncoderConfig
 from seqtk.models.stacks import BlockOptions
-from tests.unit.attention.sizes import largest_tensor
 
 DIM, MEMORY_DIM, SLOTS = 8, 6, 3
 LUNA = LunaConfig(heads=2, memory_size=SLOTS)
@@ -207,15 +206,6 @@ def test_200_steps_equal_the_parallel_form_and_the_state_does_not_grow(config: L
             sizes.add(sum(leaf.numel() for leaf in tree_leaves(state)))
         torch.testing.assert_close(torch.cat(outputs, 1), run(layer, x_BTD), atol=1e-10, rtol=1e-10)
     assert len(sizes) == 1
-
-
-@BOTH
-@pytest.mark.parametrize("role", list(Role))
-def test_twice_the_length_makes_tensors_twice_as_large(config: LunaConfig, role: Role) -> None:
-    layer = build(config, role)
-    short, long = (largest_tensor(lambda: run(layer, draw(1, length, DIM))) for length in (1024, 2048))  # noqa: B023
-    assert long <= 2 * short
-    assert long <= 2048 * 64 * 2  # chunks of 64 positions among themselves, by head
 
 
 @BOTH

@@ -11,7 +11,6 @@ from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.windows import LocalBlockConfig, LongformerConfig, SlidingWindowConfig
 from seqtk.errors import UserError
 from tests.laws.laws import close, steps
-from tests.unit.attention.sizes import largest_tensor
 
 SELF = [Role.ENCODER, Role.CAUSAL]
 NEAR: list[AttentionConfig] = [
@@ -34,12 +33,6 @@ def mutual(layer: Attention, length: int) -> Tensor:
     """seen_TS: whether output t depends on input s."""
     x_1TD = torch.randn(1, length, 8, dtype=torch.float64)
     return torch.autograd.functional.jacobian(layer, x_1TD)[0, :, :, 0].abs().sum((1, 3)) > 0
-
-
-def largest(layer: Attention, length: int) -> int:
-    """The elements of the largest tensor made, forward and backward, for a padded row."""
-    x_1TD = torch.randn(1, length, layer.dim, dtype=torch.float64)
-    return largest_tensor(lambda: layer(x_1TD, pad_BS=torch.arange(length)[None] >= length - 3))
 
 
 @pytest.mark.parametrize("role", SELF)
@@ -94,13 +87,6 @@ def test_the_state_does_not_grow_with_the_length(config: AttentionConfig) -> Non
     state = steps(layer, x_BTD[:, :30], layer.start(1))[1]
     after = steps(layer, x_BTD[:, 30:], state)[1]
     assert {name: leaf.shape for name, leaf in after.items()} == {name: leaf.shape for name, leaf in state.items()}
-
-
-@pytest.mark.parametrize("role", SELF)
-@pytest.mark.parametrize("config", [NEAR[1], NEAR[2], NEAR[4]], ids=str)
-def test_memory_is_linear_in_the_length(config: AttentionConfig, role: Role) -> None:
-    layer = build(config, role)
-    assert largest(layer, 1024) <= min(2 * largest(layer, 512), 1024 * 1024 / 4)
 
 
 @pytest.mark.parametrize(
