@@ -206,7 +206,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def balanced_chunk(features: int, width: int) -> int:
     """The positions of a chunk whose weights, C for each of them, are about as many as its sums, R F / C for each."""
-    return max(CHUNK, 2 ** round(math.log2(features * width) / 2))
+    return max(CHUNK, int(2 ** round(math.log2(features * width) / 2)))
 
 
 def positions_in_row(pad_BS: Tensor | None) -> Tensor | None:

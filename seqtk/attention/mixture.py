@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from seqtk.attention.base import Role, State, attentions
 from seqtk.attention.logits import SOURCES, Logits
+from seqtk.attention.precision import wide
 from seqtk.attention.softmax import append, attend
 from seqtk.attention.synthesizer import SynthesizedAttention, SynthesizerConfig, keeping_fine, weigh
 from seqtk.errors import UserError
@@ -94,7 +95,7 @@ class SynthesizerMixture(SynthesizedAttention):
     ) -> Tensor:
         self.check_length(x_BTD.shape[1])
         weights = self.weights()
-        logits_BHTS = sum(weights[part] * source.at(x_BTD, positions_BT) for part, source in self._synthetic())
+        logits_BHTS = _add_up([weights[part] * source.at(x_BTD, positions_BT) for part, source in self._synthetic()])
         y_BHTE = self._attend(
             x_BTD, logits_BHTS, self._keys(x_BTD), self.split(self.value(x_BTD)), weights, self.seen(x_BTD, pad_BS)
         )
@@ -111,8 +112,8 @@ class SynthesizerMixture(SynthesizedAttention):
         self.check_length(length)
         weights = self.weights()
         rows = slice(length - 1, length)
-        logits_BH1S = sum(
-            weights[part] * source(x_B1D, rows=rows, columns=length) for part, source in self._synthetic()
+        logits_BH1S = _add_up(
+            [weights[part] * source(x_B1D, rows=rows, columns=length) for part, source in self._synthetic()]
         )
         y_BH1E = self._attend(x_B1D, logits_BH1S, key_BHSE, value_BHSE, weights, None)
         return self.out(self.join(y_BH1E)), {"key": key_BHSE, "value": value_BHSE}
@@ -126,7 +127,7 @@ class SynthesizerMixture(SynthesizedAttention):
     def _attend(
         self,
         x_BTD: Tensor,
-        logits_BHTS: Any,
+        logits_BHTS: Tensor,
         key_BHSE: Tensor | None,
         value_BHSE: Tensor,
         weights: dict[str, Tensor | float],
@@ -135,9 +136,23 @@ class SynthesizerMixture(SynthesizedAttention):
         """The mixture's values, with the synthetic logits as the bias of the dot-product kernel if `dot` is a part."""
         if key_BHSE is None:
             return weigh(logits_BHTS, value_BHSE, seen=seen, dropout=self.active_dropout)
-        bias_BHTS = logits_BHTS if seen is None else torch.where(seen, logits_BHTS, -math.inf)
         query_BHTE = self.split(self.query(x_BTD)) * weights["dot"]
+        if logits_BHTS.requires_grad and logits_BHTS.device.type == "cpu":
+            # Where the fused kernel has no gradient for a bias, torch's unfused one makes more passes than needed.
+            with torch.autocast("cpu", enabled=False):
+                dot_BHTS = wide(query_BHTE) / math.sqrt(self.head_dim) @ wide(key_BHSE).transpose(-1, -2)
+                logits_BHTS = dot_BHTS.add_(logits_BHTS)
+            return weigh(logits_BHTS, value_BHSE, seen=seen, dropout=self.active_dropout)
+        bias_BHTS = logits_BHTS if seen is None else torch.where(seen, logits_BHTS, -math.inf)
         return attend(query_BHTE, key_BHSE, value_BHSE, bias=bias_BHTS, dropout=self.active_dropout)
+
+
+def _add_up(terms: list[Tensor]) -> Tensor:
+    """The sum of the terms, in the memory of the largest, which nobody else reads: they may be T × T for each row."""
+    total, *others = sorted(terms, key=Tensor.numel, reverse=True)
+    for term in others:
+        total = total.add_(term)
+    return total
 
 
 def _scalars(config: Any) -> tuple[int, int]:
