@@ -11,7 +11,8 @@ from seqtk.attention import Role
 from seqtk.attention.reformer import ReformerConfig
 from seqtk.errors import UserError
 from tests.laws.laws import close, steps
-from tests.unit.attention.test_windows import SELF, build, largest
+from tests.laws.memory import largest_tensor
+from tests.unit.attention.test_windows import SELF, build
 
 
 def full_shared(layer: Any, x_BTD: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ def test_two_hundred_steps_equal_the_parallel_form(chunk: int) -> None:
 @pytest.mark.parametrize("role", SELF)
 def test_memory_is_linear_in_the_length(role: Role) -> None:
     layer = build(ReformerConfig(heads=2, buckets=8, chunk=8, rounds=2), role)
-    assert largest(layer, 1024) <= min(2 * largest(layer, 512), 1024 * 1024 / 4)
+    assert largest_tensor(layer, 1024) <= min(2 * largest_tensor(layer, 512), 1024 * 1024 / 4)
 
 
 @pytest.mark.parametrize("field", ["buckets", "chunk", "rounds"])

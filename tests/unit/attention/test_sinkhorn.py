@@ -12,7 +12,8 @@ from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.windows import LocalBlockConfig
 from seqtk.errors import UserError
 from tests.laws.laws import close
-from tests.unit.attention.test_windows import build, largest, mutual
+from tests.laws.memory import largest_tensor
+from tests.unit.attention.test_windows import build, mutual
 
 X_BTD, PAD_BS = torch.randn(2, 20, 8, dtype=torch.float64), torch.arange(20) >= torch.tensor([[20], [13]])
 
@@ -82,7 +83,7 @@ def test_training_sorts_with_noise_and_evaluation_without() -> None:
 
 def test_memory_is_that_of_the_blocks() -> None:
     layer = build(SinkhornConfig(heads=2, block=32, max_length=1024), Role.ENCODER)
-    assert largest(layer, 1024) <= min(2 * largest(layer, 512), 1024 * 1024 / 4)
+    assert largest_tensor(layer, 1024) <= min(2 * largest_tensor(layer, 512), 1024 * 1024 / 4)
 
 
 @pytest.mark.parametrize("field", ["block", "iterations", "temperature", "max_length"])

@@ -10,7 +10,8 @@ from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.sparse import BigBirdConfig, FixedSparseConfig, StridedSparseConfig, hashed
 from seqtk.errors import UserError
 from tests.laws.laws import close, steps
-from tests.unit.attention.test_windows import SELF, build, largest, mutual
+from tests.laws.memory import largest_tensor
+from tests.unit.attention.test_windows import SELF, build, mutual
 
 FULL = [
     (StridedSparseConfig(heads=2, stride=1), Role.ENCODER),  # every column is everything; near is the query itself
@@ -90,12 +91,12 @@ def test_two_hundred_steps_equal_the_parallel_form(config: AttentionConfig) -> N
 @pytest.mark.parametrize("role", SELF)
 def test_memory_of_a_stride_at_the_square_root(role: Role) -> None:
     for config in (StridedSparseConfig(heads=2, stride=32), FixedSparseConfig(heads=2, block=32, summary=1)):
-        assert largest(build(config, role), 1024) <= 1024 * 1024 / 4
+        assert largest_tensor(build(config, role), 1024) <= 1024 * 1024 / 4
 
 
 def test_memory_of_bigbird_is_linear_in_the_length() -> None:
     layer = build(BigBirdConfig(heads=2, block=8), Role.ENCODER)
-    assert largest(layer, 1024) <= min(2 * largest(layer, 512), 1024 * 1024 / 2)
+    assert largest_tensor(layer, 1024) <= min(2 * largest_tensor(layer, 512), 1024 * 1024 / 2)
 
 
 @pytest.mark.parametrize(
