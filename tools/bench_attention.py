@@ -78,6 +78,8 @@ def main() -> None:
     for role in arguments.roles:
         reference: dict[int, Cell] = {}
         for name in ["softmax", *(name for name in entrants() if name != "softmax" and _wanted(name, arguments))]:
+            if name == "bare" and role == DECODING:
+                continue
             if name != "bare" and _role(role) not in attentions.class_of(attentions.config_type(_kind(name))).roles:
                 continue
             measured = _in_a_process(name, role, reference, arguments)
@@ -270,8 +272,6 @@ def _status(key: str) -> int:
 @torch.no_grad()
 def decoding_cells(name: str, role: str, reference: dict[int, Cell], arguments: argparse.Namespace) -> Iterator[Cell]:
     """Seconds of a step at each position, by stepping there."""
-    if name == "bare":
-        return
     layer = build(name, role, length=POSITIONS[-1] + TIMED_STEPS, arguments=arguments).eval()
     assert isinstance(layer, Attention)
     family = type(layer).__module__.rpartition(".")[2]

@@ -36,7 +36,7 @@ def main() -> None:
             if len({row["kind"] for row in chosen}) > 1:
                 figure = draw(chosen, quantity, title=f"{role}: {label}")
                 for suffix in ("png", "svg"):
-                    figure.savefig(output / f"attention-{role}-{quantity}.{suffix}", bbox_inches="tight", dpi=110)
+                    figure.savefig(output / f"attention-{role}-{quantity}.{suffix}", bbox_inches="tight", dpi=80)
                 pyplot.close(figure)
                 print(output / f"attention-{role}-{quantity}.png")
 
@@ -46,8 +46,9 @@ def draw(rows: list[dict[str, str]], quantity: str, *, title: str) -> Any:
     families = [family for family in dict.fromkeys(row["family"] for row in rows) if _rivals(rows, family)]
     height = math.ceil(len(families) / COLUMNS)
     figure, axes = pyplot.subplots(
-        height, COLUMNS, figsize=(3.4 * COLUMNS, 2.7 * height + 0.4), sharex=True, sharey=True, squeeze=False
-    )
+        height, COLUMNS, figsize=(3.4 * COLUMNS, 2.2 * height + 0.5), sharex=True, sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
     positions = "position" if "decoding" in title else "length"
     for axis, family in zip(axes.flat, families, strict=False):
         axis.axhline(1, color="0.45", linewidth=1)
@@ -67,7 +68,6 @@ def draw(rows: list[dict[str, str]], quantity: str, *, title: str) -> Any:
         axis.set_xlabel(positions, fontsize=9)
         axis.xaxis.set_tick_params(labelbottom=True)
     figure.suptitle(title, fontsize=12)
-    figure.tight_layout()
     return figure
 
 

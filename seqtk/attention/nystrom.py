@@ -29,8 +29,7 @@ class NystromAttention(HeadedAttention):
     """softmax(Q K̃ᵀ) softmax(Q̃ K̃ᵀ)⁺ softmax(Q̃ Kᵀ) V + conv(V) per head, all products over √e (equation 14).
 
     Q̃ and K̃ are the means of queries and keys over segments of each row's own tokens: token t of n is in segment
-    ⌊t · landmarks / n⌋, and of a row with fewer tokens than landmarks the segments without any are left out. The
-    inverse comes from the paper's iteration (section 3.2), in float32 or wider, started for each matrix from its own
+    ⌊t · landmarks / n⌋, and in a row with fewer tokens than landmarks each is a segment of its own. The inverse comes from the paper's iteration (section 3.2), in float32 or wider, started for each matrix from its own
     norms: a norm taken over the batch, as in some public code, makes rows depend on each other. The convolution is
     depthwise, with one kernel a head. Dropout is that of the first factor.
 
@@ -68,9 +67,8 @@ class NystromAttention(HeadedAttention):
     ) -> Tensor:
         rows = align(x_BTD, pad_BS, right_padded=positions_BT is None)
         query_BTD, key_BTD, value_BTD = self.query(rows.x_BTD), self.key(rows.x_BTD), self.value(rows.x_BTD)
-        means_BLT = segment_means(rows.pad_BT, self.config.landmarks, like=query_BTD)
+        means_BLT = segment_means(rows.pad_BT, min(self.config.landmarks, x_BTD.shape[1]), like=query_BTD)
         exists_BL = means_BLT.any(-1)
-        whole = rows.pad_BT is None and x_BTD.shape[1] >= self.config.landmarks
         with torch.autocast(x_BTD.device.type, enabled=False):
             few_queries_BHLE = self.split(means_BLT @ query_BTD.to(means_BLT.dtype))
             few_keys_BHLE = self.split(means_BLT @ key_BTD.to(means_BLT.dtype))
@@ -83,7 +81,7 @@ class NystromAttention(HeadedAttention):
         gathered_BHLE = attend(few_queries_BHLE.to(dtype), self.split(key_BTD), value_BHTE, bias=seen)
         mixed_BHLE = (inverse_BHLL @ gathered_BHLE.to(inverse_BHLL.dtype)).to(dtype)
         dropout = self.config.dropout if self.training else 0.0
-        bias = None if whole else exists_BL[:, None, None, :]
+        bias = None if rows.pad_BT is None else exists_BL[:, None, None, :]
         y_BHTE = attend(self.split(query_BTD), few_keys_BHLE, mixed_BHLE, bias=bias, dropout=dropout)
         if self.conv is not None:
             padding = None if rows.pad_BT is None else rows.pad_BT[:, None, :, None]
@@ -95,6 +93,7 @@ class NystromAttention(HeadedAttention):
 def segment_means(pad_BT: Tensor | None, segments: int, *, like: Tensor) -> Tensor:
     """means_BLT: times x_BTD, the means over the segments of each row; rows of zeros for segments without tokens.
 
+    A row with fewer tokens than `segments` has one for each of them.
     The rows' tokens come first. In float32 or wider; on the device of `like` and of its batch and length.
     """
     batch, length = like.shape[:2]
@@ -102,8 +101,9 @@ def segment_means(pad_BT: Tensor | None, segments: int, *, like: Tensor) -> Tens
     segment_L = torch.arange(segments, device=like.device)
     if pad_BT is None:
         pad_BT = torch.zeros(1, length, dtype=torch.bool, device=like.device).expand(batch, -1)
-    tokens_B1 = (~pad_BT).sum(1, keepdim=True)
-    segment_BT = (place_T * segments).div(tokens_B1.clamp(min=1), rounding_mode="floor").masked_fill(pad_BT, -1)
+    tokens_B1 = (~pad_BT).sum(1, keepdim=True).clamp(min=1)
+    segments_B1 = tokens_B1.clamp(max=segments)
+    segment_BT = (place_T * segments_B1).div(tokens_B1, rounding_mode="floor").masked_fill(pad_BT, -1)
     member_BLT = (segment_BT[:, None] == segment_L[:, None]).to(torch.promote_types(like.dtype, torch.float32))
     return member_BLT / member_BLT.sum(-1, keepdim=True).clamp(min=1)
 
