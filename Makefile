@@ -30,7 +30,7 @@ check: .venv/installed
 	$(BIN)/lint-imports
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n auto
 
 bench: .venv/installed
 	$(BIN)/python tools/bench_preprocess.py
