@@ -30,7 +30,7 @@ check: .venv/installed
 	$(BIN)/lint-imports
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m slow -n auto
+	$(BIN)/python -m pytest -m slow -n 2
 
 bench: .venv/installed
 	$(BIN)/python tools/bench_preprocess.py
