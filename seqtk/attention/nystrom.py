@@ -28,10 +28,11 @@ class NystromConfig(HeadedConfig):
 class NystromAttention(HeadedAttention):
     """softmax(Q K̃ᵀ) softmax(Q̃ K̃ᵀ)⁺ softmax(Q̃ Kᵀ) V + conv(V) per head, all products over √e (equation 14).
 
-    Q̃ and K̃ are the means of queries and keys over segments of each row's own tokens: token t of n is in segment
-    ⌊t · landmarks / n⌋, and in a row with fewer tokens than landmarks each is a segment of its own. The inverse comes from the paper's iteration (section 3.2), in float32 or wider, started for each matrix from its own
-    norms: a norm taken over the batch, as in some public code, makes rows depend on each other. The convolution is
-    depthwise, with one kernel a head. Dropout is that of the first factor.
+    Q̃ and K̃ are the means of queries and keys over segments of each row's own tokens: token t of n is in segment ⌊t ·
+    landmarks / n⌋, and in a row with fewer tokens than landmarks each is a segment of its own. The inverse comes from
+    the paper's iteration (section 3.2), in float32 or wider, started for each matrix from its own norms: a norm taken
+    over the batch, as in some public code, makes rows depend on each other. The convolution is depthwise, with one
+    kernel a head. Dropout is that of the first factor.
 
     Parameters: 4 D² + kernel H (+ 4 D bias). Time O(T landmarks D + landmarks³ H). With as many landmarks as tokens, no
     convolution and enough iterations it is softmax attention. The landmarks mix all positions: no causal form.

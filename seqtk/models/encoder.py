@@ -85,7 +85,13 @@ class Encoder(nn.Module):
         if self.memory_ND is None:
             return limit
         lengths = [block.self_attention.max_length for block in self.blocks if isinstance(block, EncoderBlock)]
-        return min([limit, *(length - len(self.memory_ND) for length in lengths if length is not None)])
+        longest = min([limit, *(length - len(self.memory_ND) for length in lengths if length is not None)])
+        if longest < 1:
+            raise UserError(
+                f"model.encoder.memory_tokens={len(self.memory_ND)} leave no room for a source.",
+                "Raise max_length of model.encoder.self_attention: it counts them, too.",
+            )
+        return longest
 
     def forward(self, x_BSD: Tensor, *, pad_BS: Tensor | None, positions_BS: Tensor | None = None) -> Tensor:
         if self.stem is not None:

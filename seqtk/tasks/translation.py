@@ -72,6 +72,11 @@ class TranslationTask(Task):
         self._data: DataBin | None = None
         if assets is None:
             self._data = data = open_data(config)
+            if data.target_lang is None:
+                raise UserError(
+                    f"{data.directory} holds one-sided text, not pairs of sentences.",
+                    "Train a language model on it with task=language_modeling, or preprocess with target_lang=.",
+                )
             self.source_lang, self.target_lang = data.source_lang or "source", data.target_lang or "target"
             self.source_vocabulary = data.vocabulary(data.source_lang)
             self.target_vocabulary = data.vocabulary(data.target_lang)

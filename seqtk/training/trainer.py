@@ -253,8 +253,9 @@ class Trainer:
                 if too_long:
                     one_sided = len(sides) == 1
                     key = "attention.max_length"
-                    if limit == getattr(self.model, f"max_{name}_length"):
-                        key = "model.max_length" if one_sided else f"model.max_{name}_length"
+                    own = "max_length" if one_sided else f"max_{name}_length"
+                    if limit == getattr(self.config.model, own, None):
+                        key = f"model.{own}"
                     other = "leave out long ones: batch.max_length in training, from the text in validation"
                     raise UserError(
                         f"The model takes {limit} {name} tokens; longer {split} examples: {too_long:,}.",

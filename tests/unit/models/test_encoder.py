@@ -69,14 +69,15 @@ def test_memory_tokens_are_read_and_trained() -> None:
     assert layers.memory_ND.grad.abs().sum(1).min() > 0
 
 
-def test_memory_tokens_take_room_in_layers_that_have_a_limit() -> None:
-    config = TransformerConfig(
-        dim=8,
-        ffn_dim=16,
-        heads=2,
-        encoder=EncoderConfig(layers=1, memory_tokens=3, self_attention=(SynthesizerRandomConfig(max_length=12),)),
-    )
-    assert Transformer(config, source_vocabulary=9, target_vocabulary=9).max_source_length == 9
+@pytest.mark.parametrize(("tokens", "longest"), [(3, 9), (12, None)])
+def test_memory_tokens_take_room_in_layers_that_have_a_limit(tokens: int, longest: int | None) -> None:
+    limited = EncoderConfig(layers=1, memory_tokens=tokens, self_attention=(SynthesizerRandomConfig(max_length=12),))
+    config = TransformerConfig(dim=8, ffn_dim=16, heads=2, encoder=limited)
+    if longest is not None:
+        assert Transformer(config, source_vocabulary=9, target_vocabulary=9).max_source_length == longest
+        return
+    with pytest.raises(UserError, match="leave no room"):
+        Transformer(config, source_vocabulary=9, target_vocabulary=9)
 
 
 def test_a_stem_sees_its_neighbourhood_and_no_more() -> None:

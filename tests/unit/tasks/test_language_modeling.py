@@ -13,6 +13,7 @@ from seqtk import schema
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.errors import UserError
 from seqtk.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
+from seqtk.tasks.translation import TranslationConfig, TranslationTask
 from seqtk.training.config import TrainConfig
 from seqtk.training.distributed import start_world
 from seqtk.training.export import load_model, read_export
@@ -183,3 +184,8 @@ def test_wikitext_has_the_published_number_of_tokens(real_data: Path, tmp_path: 
     )
     task = LanguageModelingTask(LanguageModelingConfig(data=f"{tmp_path}/wikitext"))
     assert [int(task.dataset(split).sizes_ND.sum()) for split in ("valid", "test")] == [217_646, 245_569]
+
+
+def test_a_translation_of_one_sided_text_is_refused(corpus: Path) -> None:
+    with pytest.raises(UserError, match="one-sided text"):
+        TranslationTask(TranslationConfig(data=f"{corpus}/bin0"))
