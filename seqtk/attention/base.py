@@ -4,6 +4,7 @@ B batch, T query length, S key length, D width of the layer, M width of the memo
 """
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -180,6 +181,17 @@ class HeadedAttention(Attention):
         if linear.bias is not None:
             nn.init.zeros_(linear.bias)
         return linear
+
+    def add_projections(self, *, kv_dim: int | None = None) -> None:
+        """Make `query`, `key`, `value` (of width `kv_dim`, the layer's if None) and `out`: dot-product attention's.
+
+        Keys and values are made from the memory in cross-attention. The gain is that of one matrix for all three.
+        """
+        read_dim = self.memory_dim if self.role is Role.CROSS else self.dim
+        self.query = self.projection(self.dim, gain=1 / math.sqrt(2))
+        self.key = self.projection(read_dim, kv_dim, gain=1 / math.sqrt(2))
+        self.value = self.projection(read_dim, kv_dim, gain=1 / math.sqrt(2))
+        self.out = self.projection(self.dim)
 
     def split(self, x_BTD: Tensor) -> Tensor:
         """x_BTD → x_BHTE; of fewer heads if x is narrower."""

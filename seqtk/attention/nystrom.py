@@ -44,10 +44,7 @@ class NystromAttention(HeadedAttention):
     def __init__(self, config: NystromConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
         _check(config)
-        self.query = self.projection(dim, gain=1 / math.sqrt(2))
-        self.key = self.projection(dim, gain=1 / math.sqrt(2))
-        self.value = self.projection(dim, gain=1 / math.sqrt(2))
-        self.out = self.projection(dim)
+        self.add_projections()
         self.conv: nn.Conv2d | None = None
         if config.kernel:
             size, padding = (config.kernel, 1), (config.kernel // 2, 0)

@@ -34,11 +34,7 @@ class PooledKeysAttention(HeadedAttention):
 
     def __init__(self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        key_dim = self.memory_dim if role is Role.CROSS else dim
-        self.query = self.projection(dim, gain=1 / math.sqrt(2))
-        self.key = self.projection(key_dim, gain=1 / math.sqrt(2))
-        self.value = self.projection(key_dim, gain=1 / math.sqrt(2))
-        self.out = self.projection(dim)
+        self.add_projections()
         self.kernel, self.stride = self.window(config)
         self.null = nn.Parameter(torch.zeros(2, dim)) if self.kernel > 1 else None
         self.pool_key, self.pool_value = self.pool(), self.pool()

@@ -47,7 +47,7 @@ class SimpleTron(HeadedAttention):
         self.query = self.projection(dim, gain=1 / math.sqrt(2))
         self.key = self.projection(key_dim, gain=1 / math.sqrt(2))
         self.value = self.projection(key_dim, gain=1 / math.sqrt(2))
-        self.out = self.projection(dim) if config.out_projection else nn.Identity()
+        self.out = self.projection(dim) if config.out_projection else nn.Identity()  # type: ignore[assignment]
         self.dropout = Dropout(config.dropout)
 
     @classmethod

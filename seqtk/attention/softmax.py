@@ -4,7 +4,6 @@ B batch, T query length, S key length, D width of the layer, M width of the memo
 E width of a head.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,12 +48,7 @@ class SoftmaxAttention(HeadedAttention):
     def __init__(self, config: SoftmaxConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
         _check(config, role=role, head_dim=self.head_dim)
-        key_dim = self.memory_dim if role is Role.CROSS else dim
-        kv_dim = (config.kv_heads or self.heads) * self.head_dim
-        self.query = self.projection(dim, gain=1 / math.sqrt(2))
-        self.key = self.projection(key_dim, kv_dim, gain=1 / math.sqrt(2))
-        self.value = self.projection(key_dim, kv_dim, gain=1 / math.sqrt(2))
-        self.out = self.projection(dim)
+        self.add_projections(kv_dim=(config.kv_heads or self.heads) * self.head_dim)
         self.query_norm = HeadNorm(self.head_dim) if config.qk_norm else None
         self.key_norm = HeadNorm(self.head_dim) if config.qk_norm else None
         self.distance_bias: DistanceBias | None = None
