@@ -177,6 +177,8 @@ def test_validation_loss_to_six_digits(golden: Path, name: str, model: Model) ->
 
 
 def test_gradients_of_the_stored_batch(golden: Path, name: str, model: Model) -> None:
+    # In float64: where a ReLU's input is within float32's rounding of 0, another CPU's kernels give another gradient.
+    model = model.double()
     stored = reference(golden, name, "gradients.json")
     batch = batch_of(list(zip(unpadded(stored["src_tokens"]), unpadded(stored["target"]), strict=True)))
     loss = LabelSmoothedCrossEntropy(LabelSmoothedConfig(label_smoothing=0.1))(model, batch)
