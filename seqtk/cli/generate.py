@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from seqtk.cli.command import command
+from seqtk.cli.loading import LoadConfig, check_dictionary, check_ensemble, check_loading, load_models
 from seqtk.errors import UserError
 from seqtk.generation.config import SearchConfig
 
@@ -18,18 +19,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TranslateConfig(SearchConfig):
+class TranslateConfig(SearchConfig, LoadConfig):
     """Which model translates, how it searches, and how that is written."""
 
-    checkpoint: str = ""  # an exported file, a checkpoint's folder or a save_dir; several, with commas: an ensemble
     format: Literal["text", "fairseq", "json"] = "text"  # one line a sentence, fairseq's S, T, H, D, P lines, or JSON
     detokenize: bool = True  # false: tokens stay apart
     max_tokens: int | None = 4096  # sentences × longest source in a batch; null: no limit
     max_sentences: int | None = 64  # sentences in a batch; null: no limit
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
-    precision: Literal["fp32", "bf16"] = "fp32"  # of products; scores are float32 in any case
-    threads: int = 0  # CPU threads; 0: torch's choice. One is best where other work shares the machine
-    user_dir: str | None = None  # a package or module of your own layers and tasks, imported first
 
 
 @dataclass(frozen=True)
@@ -66,22 +62,12 @@ def main(config: GenerateConfig) -> None:
 def load_decoder(config: TranslateConfig, *, score_targets: bool = False) -> "tuple[Decoder, TranslationTask]":
     """The decoder of the checkpoint, or of the ensemble, that `config` names, and the task of the first one."""
     check_common(config)
-    import torch
-
     from seqtk.generation.decode import Decoder
-    from seqtk.training.export import load_model
 
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda, but torch finds no GPU.", "Set device=cpu.")
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    loaded, device = load_models(config)
     paths = config.checkpoint.split(",")
-    loaded = [load_model(path, device=device) for path in paths]
     tasks = [_translation_task(path, item.task) for path, item in zip(paths, loaded, strict=True)]
-    for path, task in zip(paths, tasks, strict=True):
-        if (task.source_vocabulary, task.target_vocabulary) != (tasks[0].source_vocabulary, tasks[0].target_vocabulary):
-            raise UserError(f"{path} and {paths[0]} have different vocabularies: they make no ensemble.")
+    check_ensemble(config, [(task.source_vocabulary, task.target_vocabulary) for task in tasks])
     decoder = Decoder(
         models=tuple(item.model for item in loaded),
         vocabulary=tasks[0].target_vocabulary,
@@ -104,10 +90,7 @@ def _translation_task(path: str, task: "Task") -> "TranslationTask":
 def check_common(config: TranslateConfig) -> None:
     """Raises UserError for what is wrong before anything is loaded."""
     config.check()
-    if not config.checkpoint:
-        raise UserError("checkpoint is not set.", "It is an exported file, a checkpoint's folder, or a save_dir.")
-    if config.threads < 0:
-        raise UserError(f"threads={config.threads} cannot be negative.")
+    check_loading(config)
 
 
 def _check(config: GenerateConfig) -> None:
@@ -139,12 +122,8 @@ def _from_data(config: GenerateConfig, task: "TranslationTask") -> "Iterator[Sen
     if not directory:
         raise UserError("Nothing to translate: set input=FILE, or data=DATA-BIN.")
     data = DataBin(directory, source_lang=task.source_lang, target_lang=task.target_lang)
-    for lang, own in ((data.source_lang, task.source_vocabulary), (data.target_lang, task.target_vocabulary)):
-        if data.vocabulary(lang) != own:
-            raise UserError(
-                f"The dictionary of '{lang}' in {directory} is not the model's.",
-                "Translate the text itself with input=FILE, or preprocess it with the model's dictionary.",
-            )
+    check_dictionary(data, data.source_lang, task.source_vocabulary)
+    check_dictionary(data, data.target_lang, task.target_vocabulary)
     task.open(data)
     dataset = task.dataset(config.split)
 

@@ -113,10 +113,18 @@ def collate_pairs(examples: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> Tra
 
 def collate_blocks(examples: Sequence[tuple[int, np.ndarray]]) -> LanguageBatch:
     """The batch of `(index, ids)`: the first of the ids is only read, every other one is to be predicted."""
-    indices, blocks = zip(*examples, strict=True)
+    return collate_windows([(index, ids, 1) for index, ids in examples])
+
+
+def collate_windows(examples: Sequence[tuple[int, np.ndarray, int]]) -> LanguageBatch:
+    """The batch of `(index, ids, known)`: the first `known` ids are only read, every other one is to be predicted."""
+    indices, rows, known = zip(*examples, strict=True)
+    target_BT = pad_rows([ids[1:] for ids in rows])
+    context_B1 = torch.tensor(known)[:, None] - 1
+    target_BT[torch.arange(target_BT.shape[1]) < context_B1] = PAD
     return LanguageBatch(
         ids_B=torch.tensor(indices),
-        weight=sum(map(len, blocks)) - len(blocks),
-        previous_BT=pad_rows([block[:-1] for block in blocks]),
-        target_BT=pad_rows([block[1:] for block in blocks]),
+        weight=sum(map(len, rows)) - sum(known),
+        previous_BT=pad_rows([ids[:-1] for ids in rows]),
+        target_BT=target_BT,
     )

@@ -82,3 +82,49 @@ class TokenBlocks:
         goes_on = self.break_mode == "none" and start > 0
         ids = self.items.stream(start - goes_on, end)
         return index, ids if goes_on else np.concatenate([[EOS], ids])
+
+
+class ContextBlocks:
+    """Blocks that see what precedes them, as `(index, ids, known)`: the first `known` ids are only read.
+
+    A block reads up to `context_window` ids of the stream more than it would alone, as long as it fits with them in
+    `tokens_per_sample`; so blocks are cut for that many fewer. Nobody sees what precedes the stream or, under
+    `complete_doc`, the document: that is EOS. With a window of 0 these are the blocks alone. `sizes_ND` counts the ids
+    read. (fairseq's LMContextWindowDataset is the same but for documents, which see each other there.)
+    """
+
+    def __init__(
+        self, items: IndexedDataset, *, break_mode: BreakMode, tokens_per_sample: int, context_window: int = 0
+    ) -> None:
+        if not 0 <= context_window < max(tokens_per_sample, 1):
+            raise UserError(
+                f"context_window={context_window} does not fit in tokens_per_sample={tokens_per_sample}.",
+                "It is that part of a sample which is only read: at least 0, and less than the whole.",
+            )
+        self.alone = TokenBlocks(items, break_mode=break_mode, tokens_per_sample=tokens_per_sample - context_window)
+        self.items, self.bounds_K2 = items, self.alone.bounds_K2
+        starts_K, ends_K = self.bounds_K2[:, 0], self.bounds_K2[:, 1]
+        context_K = np.clip(tokens_per_sample - (ends_K - starts_K), 0, context_window)
+        floor_K = _document_starts(items.sizes, starts_K) if break_mode == "complete_doc" else np.zeros_like(starts_K)
+        # The id before the first target is read in any case; one place before the floor stands for EOS.
+        self._first_K = np.maximum(starts_K - context_K - 1, floor_K - 1)
+        self._after_eos_K = self._first_K < floor_K
+        self._alone_K = context_K == 0
+        self.sizes_ND = np.where(self._alone_K, ends_K - starts_K, ends_K - self._first_K - 1)[:, None].astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self.bounds_K2)
+
+    def __getitem__(self, index: int) -> tuple[int, npt.NDArray[np.int64], int]:
+        if self._alone_K[index]:
+            return *self.alone[index], 1
+        (start, end), first = self.bounds_K2[index].tolist(), int(self._first_K[index])
+        ids = self.items.stream(first + 1, end) if self._after_eos_K[index] else self.items.stream(first, end)
+        return index, np.concatenate([[EOS], ids]) if self._after_eos_K[index] else ids, start - first
+
+
+def _document_starts(sizes_N: npt.NDArray[Any], starts_K: Bounds) -> Bounds:
+    """For each of these places in the stream, where its document starts: behind the last separator before it."""
+    ends_N = np.cumsum(sizes_N, dtype=np.int64)
+    separator_ends = np.concatenate([[0], ends_N[sizes_N == SEPARATOR_LENGTH]])
+    return separator_ends[np.searchsorted(separator_ends, starts_K, side="right") - 1]

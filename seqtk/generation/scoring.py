@@ -12,9 +12,6 @@ from seqtk.data.vocabulary import PAD
 from seqtk.generation.search import Hypothesis
 from seqtk.models.base import Model
 
-CHUNK_POSITIONS = 1024
-"""Positions whose log-probabilities over the whole vocabulary are held at once."""
-
 
 @torch.no_grad()
 def score(models: Sequence[Model], batch: TranslationBatch) -> list[Hypothesis]:
@@ -36,8 +33,5 @@ def score(models: Sequence[Model], batch: TranslationBatch) -> list[Hypothesis]:
 
 def _target_scores(model: Model, batch: TranslationBatch) -> torch.Tensor:
     """log_p_BT of each target token."""
-    features_ND = model(batch).flatten(0, 1)
-    target_N1 = batch.target_BT.flatten()[:, None]
-    chunks = zip(torch.split(features_ND, CHUNK_POSITIONS), torch.split(target_N1, CHUNK_POSITIONS), strict=True)
-    scores = [model.head.log_probs(features).gather(1, target).squeeze(1) for features, target in chunks]
-    return torch.cat(scores).view(batch.target_BT.shape)
+    scores_N = model.head.target_log_probs(model(batch).flatten(0, 1), batch.target_BT.flatten())
+    return scores_N.view(batch.target_BT.shape)

@@ -15,6 +15,9 @@ from seqtk.data.vocabulary import PAD
 CHUNK_LOGITS = 2**22
 """How many float32 logits are held at once: 16 MiB, and as many probabilities."""
 
+CHUNK_POSITIONS = 256
+"""Positions whose log-probabilities over the whole vocabulary are held at once where targets are scored."""
+
 
 @dataclass(frozen=True)
 class TokenLosses:
@@ -31,6 +34,13 @@ class Head(nn.Module):
     def log_probs(self, features: Tensor, *, temperature: float = 1.0) -> Tensor:
         """Float32 log-probabilities of every token, softmax(logits / temperature)."""
         raise NotImplementedError
+
+    def target_log_probs(self, features_ND: Tensor, target_N: Tensor) -> Tensor:
+        """log_p_N: the float32 log-probability of each target, in nats."""
+        chunks = zip(
+            torch.split(features_ND, CHUNK_POSITIONS), torch.split(target_N[:, None], CHUNK_POSITIONS), strict=True
+        )
+        return torch.cat([self.log_probs(features).gather(1, target).squeeze(1) for features, target in chunks])
 
     def losses(self, features_BTD: Tensor, target_BT: Tensor, *, label_smoothing: float = 0.0) -> TokenLosses:
         """The sums of the losses of the targets that are not PAD."""

@@ -8,6 +8,7 @@ from typing import Any
 from seqtk.data.batch import Batch, collate_blocks
 from seqtk.data.blocks import BreakMode, TokenBlocks
 from seqtk.data.databin import DataBin
+from seqtk.data.report import TextCount
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.errors import UserError
 from seqtk.models import Model, ModelConfig, build_model
@@ -46,7 +47,7 @@ class LanguageModelingTask(Task):
 
     def open(self, data: DataBin | None = None) -> DataBin:
         """The corpus: `data` from now on, or the first shard that the config names."""
-        self._data = data or self._data or self._shard(0)
+        self._data = _one_sided(data) if data else self._data or self._shard(0)
         return self._data
 
     def dataset(self, split: str) -> TokenBlocks:
@@ -76,29 +77,17 @@ class LanguageModelingTask(Task):
         """Bits per token and, where the size of the text is known and all of it was scored, per unit of the text."""
         if "nll" not in sums:
             return {}
-        data, nll, weight = self.open(), sums["nll"], sums["weight"]
-        bits = nll / math.log(2)
-        found = {"bits_per_token": bits / max(weight, 1.0)}
+        data = self.open()
         text = data.text_count(split)
-        if text is not None and weight == data.split(split, data.source_lang).total:
-            found["bits_per_byte"] = bits / max(text.bytes, 1)
-            found["bits_per_character"] = bits / max(text.characters, 1)
-            # As published for corpora of words: the end of each line counts as a word.
-            found["word_ppl"] = math.exp(min(nll / max(text.words + text.lines, 1), _LARGEST_EXPONENT))
-        return found
+        whole = sums["weight"] == data.split(split, data.source_lang).total
+        return text_figures(sums["nll"], sums["weight"], text if whole else None)
 
     def _directories(self) -> list[str]:
         return [directory for directory in self.config.data.split(",") if directory]
 
     def _shard(self, number: int) -> DataBin:
         directories = self._directories()
-        data = open_data(self.config, directories[number] if directories else None)
-        if data.target_lang is not None:
-            raise UserError(
-                f"{data.directory} holds pairs of {data.source_lang} and {data.target_lang}.",
-                "A language model needs one-sided text: seqtk-preprocess without target_lang= makes it.",
-            )
-        return data
+        return _one_sided(open_data(self.config, directories[number] if directories else None))
 
     def _blocks(self, data: DataBin, split: str) -> TokenBlocks:
         return TokenBlocks(
@@ -106,3 +95,24 @@ class LanguageModelingTask(Task):
             break_mode=self.config.break_mode,
             tokens_per_sample=self.config.tokens_per_sample,
         )
+
+
+def _one_sided(data: DataBin) -> DataBin:
+    if data.target_lang is not None:
+        raise UserError(
+            f"{data.directory} holds pairs of {data.source_lang} and {data.target_lang}.",
+            "A language model needs one-sided text: seqtk-preprocess without target_lang= makes it.",
+        )
+    return data
+
+
+def text_figures(nll: float, tokens: float, text: TextCount | None) -> dict[str, float]:
+    """The figures of so many nats over so many tokens; those of other units too where all of a `text` was scored."""
+    bits = nll / math.log(2)
+    found = {"bits_per_token": bits / max(tokens, 1.0)}
+    if text is not None:
+        found["bits_per_byte"] = bits / max(text.bytes, 1)
+        found["bits_per_character"] = bits / max(text.characters, 1)
+        # As published for corpora of words: the end of each line counts as a word.
+        found["word_ppl"] = math.exp(min(nll / max(text.words + text.lines, 1), _LARGEST_EXPONENT))
+    return found

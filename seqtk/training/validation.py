@@ -41,7 +41,7 @@ def validate(
         if config.validation.decode:
             outputs += task.decode(objective.model, batch, dataset, config.validation.search)
     totals = _totals(world, sums)
-    figures = {**_means(totals), **task.figures(config.validation.split, totals)}
+    figures = {**means(totals), **task.figures(config.validation.split, totals)}
     gathered = [output for part in world.gather(outputs) for output in part]
     gathered.sort(key=lambda output: output.index)
     if gathered:
@@ -58,7 +58,8 @@ def _totals(world: World, sums: dict[str, float]) -> dict[str, float]:
     return dict(zip(names, world.sums([sums.get(name, 0.0) for name in names]), strict=True))
 
 
-def _means(totals: dict[str, float]) -> dict[str, float | str]:
+def means(totals: dict[str, float]) -> dict[str, float | str]:
+    """What each target costs in the mean, from sums over all of them and their number, `weight`."""
     weight = max(totals["weight"], 1.0)
     figures: dict[str, float | str] = {name: total / weight for name, total in totals.items() if name != "weight"}
     if "nll" in totals:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from seqtk.cli.average import AverageConfig
+from seqtk.cli.eval_lm import EvalConfig
 from seqtk.cli.generate import GenerateConfig
 from seqtk.cli.help import field_comments
 from seqtk.cli.import_fairseq import ImportConfig
@@ -120,7 +121,15 @@ def configs_of(config_type: type) -> set[type]:
 def test_help_says_what_every_key_is() -> None:
     """A comment at the end of each field's line, but for those that only hold further keys."""
     registered = {registry.config_type(name) for registry in REGISTRIES.values() for name in registry}
-    commands = {TrainConfig, PreprocessConfig, GenerateConfig, InteractiveConfig, ImportConfig, AverageConfig}
+    commands = {
+        TrainConfig,
+        PreprocessConfig,
+        GenerateConfig,
+        InteractiveConfig,
+        ImportConfig,
+        AverageConfig,
+        EvalConfig,
+    }
     bare = []
     ours = {kind for kind in registered if kind.__module__.startswith("seqtk.")}  # not those of other tests
     for config_type in set().union(*map(configs_of, ours | commands)):

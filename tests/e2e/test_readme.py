@@ -35,6 +35,7 @@ TINY = {
     "seqtk-preprocess": "vocab_size=300 workers=1",
     "seqtk-generate": "beam=2 max_length_a=0 max_length_b=3 device=cpu",
     "seqtk-interactive": "beam=2 max_length_a=0 max_length_b=3 device=cpu",
+    "seqtk-eval-lm": "device=cpu",
     "seqtk-average": "",
     "seqtk-resize": "",
     "seqtk-score": "",

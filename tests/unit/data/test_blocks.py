@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqtk.data.batch import collate_blocks
-from seqtk.data.blocks import SEPARATOR_LENGTH, BreakMode, TokenBlocks, block_bounds
+from seqtk.data.batch import collate_blocks, collate_windows
+from seqtk.data.blocks import SEPARATOR_LENGTH, BreakMode, ContextBlocks, TokenBlocks, block_bounds
 from seqtk.data.indexed import IndexedDataset, IndexedWriter
 from seqtk.data.vocabulary import EOS, PAD
 from seqtk.errors import UserError
@@ -95,3 +95,48 @@ def test_batches_are_padded_on_the_right_and_weigh_their_targets() -> None:
     assert batch.target_BT.tolist() == [[10, 11], [12, PAD]]
     empty = batch.without_weight()
     assert (empty.weight, empty.target_BT.tolist()) == (0, [[PAD, PAD]])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=30),
+    mode=st.sampled_from(MODES),
+    window=st.integers(0, 8),
+    more=st.integers(1, 12),
+)
+def test_a_context_is_what_precedes_a_block_in_its_document(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], mode: BreakMode, window: int, more: int
+) -> None:
+    stream = [10 + place for place in range(sum(sizes))]
+    ends = np.cumsum(sizes)
+    for end in ends:
+        stream[end - 1] = EOS
+    prefix = tmp_path_factory.mktemp("blocks") / "train"
+    with IndexedWriter(prefix, vocabulary_size=1000) as writer:
+        writer.extend_arrays(np.array(stream), np.array(sizes))
+    longest = window + more
+    blocks = ContextBlocks(IndexedDataset(prefix), break_mode=mode, tokens_per_sample=longest, context_window=window)
+    separators = [int(end) for end, size in zip(ends, sizes, strict=True) if size == SEPARATOR_LENGTH]
+    assert blocks.bounds_K2.tolist() == naive(sizes, mode, more)
+    for index, (start, end) in enumerate(blocks.bounds_K2.tolist()):
+        floor = max([0, *(place for place in separators if place <= start)]) if mode == "complete_doc" else 0
+        read = [EOS, *stream[floor : end - 1]]  # all that may be read, up to the last target
+        read = read[-(end - start + min(window, max(0, longest - (end - start)))) :]
+        number, ids, known = blocks[index]
+        assert (number, ids[:-1].tolist()) == (index, read)
+        assert ids[known:].tolist() == stream[start:end]
+        assert blocks.sizes_ND[index].tolist() == [len(read)]
+        assert len(read) <= max(longest, end - start)
+
+
+def test_a_context_leaves_room_for_targets(items: IndexedDataset) -> None:
+    for window in (-1, 4):
+        with pytest.raises(UserError, match="does not fit in tokens_per_sample=4"):
+            ContextBlocks(items, break_mode="none", tokens_per_sample=4, context_window=window)
+
+
+def test_what_a_row_is_given_to_know_is_no_target() -> None:
+    batch = collate_windows([(0, np.array([EOS, 10, 11, 12]), 3), (1, np.array([12, 13, 14]), 1)])
+    assert batch.previous_BT.tolist() == [[EOS, 10, 11], [12, 13, PAD]]
+    assert batch.target_BT.tolist() == [[PAD, PAD, 12], [13, 14, PAD]]
+    assert batch.weight == 3

@@ -1,0 +1,126 @@
+"""The probability that language models give a text: every token of a stream, scored once.
+
+B batch, T length, D width, N targets.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from seqtk.data.batch import LanguageBatch, collate_windows
+from seqtk.data.batching import BatchingConfig, ordered_batches
+from seqtk.data.blocks import ContextBlocks
+from seqtk.data.indexed import IndexedDataset
+from seqtk.data.loader import Loader
+from seqtk.data.vocabulary import PAD, UNK, Vocabulary
+from seqtk.errors import UserError
+from seqtk.generation.limits import longest_target
+from seqtk.models.base import Model
+
+SUMMED = 1 << 20
+
+
+@dataclass(frozen=True)
+class StreamScores:
+    """What a stream of tokens has scored."""
+
+    log_p_N: npt.NDArray[np.float32]
+    """log p of each token in nats; NaN for those in no block, as are the separators of documents."""
+    unknown: int
+    """How many of the scored tokens are UNK."""
+
+    @property
+    def tokens(self) -> int:
+        """How many were scored."""
+        return int(np.count_nonzero(~np.isnan(self.log_p_N)))
+
+    @property
+    def nll(self) -> float:
+        """Σ -log p of the scored tokens, added up in float64."""
+        parts = (self.log_p_N[at : at + SUMMED] for at in range(0, len(self.log_p_N), SUMMED))
+        return -float(sum(float(np.nansum(part, dtype=np.float64)) for part in parts))
+
+
+@torch.no_grad()
+def score_stream(
+    models: Sequence[Model],
+    blocks: ContextBlocks,
+    *,
+    batching: BatchingConfig,
+    device: torch.device,
+    bf16: bool = False,
+    advance: Callable[[int], object] = lambda tokens: None,
+) -> StreamScores:
+    """Score every block of a stream; several models are an ensemble, the mean of their probabilities.
+
+    `advance` is told of each batch how many tokens it scored. Raises UserError for blocks that a model cannot read.
+    """
+    _check(models, blocks)
+    log_p_N = np.full(blocks.items.total, np.nan, dtype=np.float32)
+    unknown = 0
+    batches = ordered_batches(blocks.sizes_ND, batching)
+    for batch in Loader(blocks, collate_windows, batches):
+        places_N = _places(blocks, batch)
+        batch = batch.to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            each = torch.stack([_target_scores(model, batch) for model in models])
+        scores_N = each.logsumexp(dim=0) - np.log(len(models))
+        if scores_N.isnan().any():
+            raise UserError(
+                "The model's log-probabilities are not numbers (NaN).",
+                "Its weights come from a training that diverged, or precision=bf16 is not enough for it.",
+            )
+        log_p_N[places_N] = scores_N.float().cpu().numpy()
+        unknown += int((batch.target_BT == UNK).sum())
+        advance(len(places_N))
+    return StreamScores(log_p_N, unknown)
+
+
+def _target_scores(model: Model, batch: LanguageBatch) -> Tensor:
+    """log_p_N of the targets that are not PAD, row by row."""
+    kept_BT = batch.target_BT != PAD
+    return model.head.target_log_probs(model(batch)[kept_BT], batch.target_BT[kept_BT])
+
+
+def _places(blocks: ContextBlocks, batch: LanguageBatch) -> npt.NDArray[np.int64]:
+    """Where in the stream the batch's targets are, in the order of `_target_scores`."""
+    row_N, column_N = (batch.target_BT != PAD).nonzero(as_tuple=True)
+    index_B = batch.ids_B.numpy()
+    # A row's last target is the last of its block.
+    first_B = blocks.bounds_K2[index_B, 1] - blocks.sizes_ND[index_B, 0]
+    places: npt.NDArray[np.int64] = first_B[row_N.numpy()] + column_N.numpy()
+    return places
+
+
+def _check(models: Sequence[Model], blocks: ContextBlocks) -> None:
+    if any(model.training for model in models):
+        raise ValueError("scores need models in eval mode")
+    longest, limit = int(blocks.sizes_ND.max(initial=0)), longest_target(models)
+    if limit is not None and longest > limit:
+        raise UserError(
+            f"A sample has {longest:,} tokens, but the model reads {limit:,} at most.",
+            "Set tokens_per_sample= to that or less; break_mode=none cuts lines that are longer.",
+        )
+
+
+def score_lines(items: IndexedDataset, scores: StreamScores, vocabulary: Vocabulary) -> Iterator[str]:
+    """A JSON line for each item of the stream: its tokens and their log p in nats, null where none was scored."""
+    names = np.array(vocabulary.tokens, dtype=object)
+    ends_N = np.cumsum(items.sizes, dtype=np.int64)
+    for index, (end, size) in enumerate(zip(ends_N.tolist(), items.sizes.tolist(), strict=True)):
+        log_p_T = scores.log_p_N[end - size : end].astype(np.float64)
+        token_scores = [None if score != score else score for score in log_p_T.tolist()]
+        yield json.dumps(
+            {
+                "index": index,
+                "score": float(np.nansum(log_p_T)),
+                "tokens": names[items[index]].tolist(),
+                "token_scores": token_scores,
+            },
+            ensure_ascii=False,
+        )

@@ -1,0 +1,174 @@
+"""The command that scores text: its figures are validation's, its token scores add up, its errors are three lines."""
+
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from seqtk.cli.eval_lm import main
+from seqtk.criterions.cross_entropy import CrossEntropy, CrossEntropyConfig
+from seqtk.data.preprocess import PreprocessConfig, preprocess
+from seqtk.models.language_model import TransformerLMConfig
+from seqtk.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
+from seqtk.training.config import BatchingConfig, TrainConfig, ValidationConfig
+from seqtk.training.distributed import start_world
+from seqtk.training.export import load_model, save_export, tensors_of
+from seqtk.training.objective import Objective
+from seqtk.training.validation import validate
+
+LINES = ["the dög sees a tree", "", "a tree sees the dög and the sea", "and a sea"] * 5
+KINDS: dict[str, dict[str, Any]] = {
+    "bytes": {"tokens": "bytes"},
+    "bytes with eos": {"tokens": "bytes", "line_end": "eos"},
+    "characters": {"tokens": "characters"},
+    "words": {"tokens": "words"},
+    "pieces": {"tokens": "sentencepiece", "vocab_size": 40, "character_coverage": 1.0},
+}
+
+Run = Callable[..., Any]
+
+
+def make(folder: Path, kind: str, *, seed: int = 1) -> None:
+    """In `folder` a data-bin and a random model `kind.safetensors`, with the text it is of."""
+    text = folder / "text"
+    text.write_text("".join(f"{line}\n" for line in LINES), encoding="utf-8")
+    destination = str(folder / kind)
+    if not Path(destination).exists():
+        given = (str(text),)
+        preprocess(
+            PreprocessConfig(train=str(text), valid=given, test=given, destdir=destination, workers=1, **KINDS[kind])
+        )
+    config = LanguageModelingConfig(data=destination, tokens_per_sample=16)
+    task = LanguageModelingTask(config)
+    model_config = TransformerLMConfig(dim=8, ffn_dim=8, heads=2, layers=1, max_length=20)
+    torch.manual_seed(seed)
+    model = task.model(model_config)
+    train = TrainConfig(task=config, model=model_config)
+    name = folder / f"{kind}{'' if seed == 1 else seed}.safetensors"
+    save_export(name, tensors_of(model), config=train, assets=task.assets(), info={})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("eval-lm")
+    for kind in KINDS:
+        make(folder, kind)
+    make(folder, "words", seed=2)
+    return folder
+
+
+@pytest.fixture
+def run(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The figures that the command prints for a model."""
+    monkeypatch.chdir(folder)
+
+    def run(kind: str, *arguments: str) -> dict[str, Any]:
+        main([f"checkpoint={kind}.safetensors", "device=cpu", "format=json", *arguments])
+        figures: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return figures
+
+    return run
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_figures_are_those_of_validation(run: Run, folder: Path, kind: str) -> None:
+    loaded = load_model(folder / f"{kind}.safetensors")
+    objective = Objective(loaded.model, CrossEntropy(CrossEntropyConfig()), bf16=False)
+    config = replace(loaded.config, validation=ValidationConfig(split="test"), batch=BatchingConfig(max_tokens=100))
+    wanted, _ = validate(objective, loaded.task, config, world=start_world("cpu"))
+    wanted.pop("loss")
+    figures = run(kind)
+    assert {name: figures[name] for name in wanted} == pytest.approx(wanted, rel=1e-6)
+    assert {"bits_per_byte", "bits_per_character", "word_ppl", "ppl"} <= wanted.keys()
+    assert (figures["text_lines"], figures["text_words"]) == (20, 80)
+    assert figures["text_bytes"] == figures["text_characters"] + 10
+    assert figures["scored_tokens"] == figures["tokens"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_file_scores_what_its_data_bin_does(run: Run, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = run(kind, "context_window=4")
+    assert run(kind, "input=text", "context_window=4") == pytest.approx(wanted)
+    stdin = io.TextIOWrapper(io.BytesIO(Path("text").read_bytes()))
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert run(kind, "input=-", "context_window=4") == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "words"])
+def test_every_token_has_a_line_of_scores(run: Run, kind: str, folder: Path) -> None:
+    figures = run(kind, "output=scores.jsonl", "max_tokens=40")
+    lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    task = load_model(folder / f"{kind}.safetensors").task
+    assert isinstance(task, LanguageModelingTask)
+    assert [line["index"] for line in lines] == list(range(len(LINES)))
+    assert [task.tokenizer.decode([token for token in line["tokens"] if token != "</s>"]) for line in lines] == [
+        f"{text}\n" if kind == "bytes" else text for text in LINES
+    ]
+    scores = [score for line in lines for score in line["token_scores"]]
+    assert len(scores) == figures["tokens"]
+    assert -math.fsum(scores) == pytest.approx(figures["nll_sum"], rel=1e-6)
+    assert sum(line["score"] for line in lines) == pytest.approx(sum(scores))
+
+
+def test_separators_of_documents_are_left_out_and_said_to_be(run: Run, folder: Path) -> None:
+    figures = run("words", "break_mode=complete_doc", "output=scores.jsonl")
+    assert figures["tokens"] - figures["scored_tokens"] == 5
+    assert "word_ppl" not in figures  # not all of the text was scored
+    lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    assert lines[1] == {"index": 1, "score": 0.0, "tokens": ["</s>"], "token_scores": [None]}
+
+
+def test_the_text_may_be_counted_now(run: Run, folder: Path) -> None:
+    (folder / "original").write_text("one two three\nfour\n")
+    figures = run("words", "text=original")
+    assert figures["word_ppl"] == pytest.approx(math.exp(figures["nll_sum"] / 6))
+    assert figures["bits_per_byte"] == pytest.approx(figures["nll_sum"] / math.log(2) / 19)
+
+
+def test_each_figure_has_its_unit(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    main([f"checkpoint={folder}/words.safetensors,{folder}/words2.safetensors", "device=cpu", "context_window=3"])
+    first, *figures = capsys.readouterr().out.splitlines()
+    assert first.startswith("100 of 100 tokens in 20 lines scored, each once, in 8 samples; 0 are unknown")
+    units = [line.split(maxsplit=1)[1].split(" (")[0] for line in figures]
+    per = ["nats per token", "bits per token", "perplexity per token", "perplexity per word"]
+    assert units == [*per, "bits per byte", "bits per character"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("", "checkpoint is not set"),
+        ("checkpoint=words.safetensors split=tset", "Did you mean 'test'"),
+        ("checkpoint=words.safetensors data=bytes", "dictionary in bytes is not the model's"),
+        ("checkpoint=words.safetensors,bytes.safetensors", "different vocabularies"),
+        ("checkpoint=words.safetensors input=txt", "There is no text txt"),
+        ("checkpoint=words.safetensors input=text data=words", "both set"),
+        ("checkpoint=words.safetensors text=txt", "There is no text txt"),
+        ("checkpoint=words.safetensors context_window=16", "does not fit in tokens_per_sample=16"),
+        ("checkpoint=words.safetensors tokens_per_sample=21", "21 tokens, but the model reads 20 at most"),
+        ("checkpoint=words.safetensors tokens_per_sample=0", "tokens_per_sample=0 must be at least 1"),
+        ("checkpoint=words.safetensors output=nowhere/o", "no folder nowhere"),
+        ("checkpoint=words.safetensors output=-", "Set output= to a file"),
+        ("checkpoint=words.safetensors max_tokens=null max_sentences=null", "both null"),
+        ("checkpoint=bytes/dict.txt", "not a whole safetensors file"),
+        ("checkpoint=words.safetensors contxt_window=3", "Did you mean 'context_window'"),
+        ("--path words.safetensors --context-window 3 --gen-subset valid", "checkpoint=words.safetensors"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_three_lines(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: str, words: str
+) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as raised:
+        main(arguments.split())
+    said = capsys.readouterr().err
+    assert words in said
+    assert raised.value.code == 2
+    assert len(said.splitlines()) <= 3
+    assert not list(folder.glob("*.partial*"))

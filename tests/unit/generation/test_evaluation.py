@@ -1,0 +1,132 @@
+"""A stream's scores: each token once, whatever the batch, and what a plain loop over tokens says in float64."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from seqtk.data.batching import BatchingConfig
+from seqtk.data.blocks import BreakMode, ContextBlocks
+from seqtk.data.databin import DataBin
+from seqtk.data.indexed import IndexedDataset, IndexedWriter
+from seqtk.data.preprocess import PreprocessConfig, preprocess
+from seqtk.data.vocabulary import EOS, UNK
+from seqtk.errors import UserError
+from seqtk.generation.evaluation import StreamScores, score_stream
+from seqtk.models.language_model import TransformerLM, TransformerLMConfig
+from tests.unit.models.test_language_model import batch_of
+
+WORDS = 20
+CPU = torch.device("cpu")
+
+
+def tiny(*, seed: int = 3, words: int = WORDS) -> TransformerLM:
+    torch.manual_seed(seed)
+    config = TransformerLMConfig(dim=16, ffn_dim=24, heads=2, layers=1, max_length=24, tie_embeddings=False)
+    model = TransformerLM(config, vocabulary=words).eval()
+    with torch.no_grad():
+        model.head.weight.mul_(4)  # distributions that are far from flat
+    return model
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> IndexedDataset:
+    """Lines of up to nine random words and EOS, some of them empty, some words unknown."""
+    generator = np.random.default_rng(1)
+    with IndexedWriter(tmp_path / "test", vocabulary_size=WORDS) as writer:
+        for size in generator.integers(0, 10, size=40):
+            writer.append([*generator.integers(UNK, WORDS, size=size), EOS])
+    return IndexedDataset(tmp_path / "test")
+
+
+def scored(
+    items: IndexedDataset, *models: TransformerLM, mode: BreakMode = "none", window: int = 0, max_tokens: int = 100
+) -> StreamScores:
+    blocks = ContextBlocks(items, break_mode=mode, tokens_per_sample=12, context_window=window)
+    return score_stream(models, blocks, batching=BatchingConfig(max_tokens=max_tokens), device=CPU)
+
+
+@torch.no_grad()
+def one_at_a_time(model: TransformerLM, read: list[int], target: int) -> float:
+    """log p of a token after what is read, in float64, from the head's logits themselves."""
+    last_D = model(batch_of(torch.tensor([read])))[0, -1]
+    return float(functional.log_softmax(model.head.weight @ last_D, dim=0)[target])
+
+
+def naive(
+    model: TransformerLM, stream: list[int], blocks: ContextBlocks, which: range, *, window: int
+) -> dict[int, float]:
+    """Place in the stream → log p, for some blocks that are cut without regard to lines."""
+    found = {}
+    previous = [EOS, *stream]
+    for start, end in blocks.bounds_K2[which].tolist():
+        for place in range(start, end):
+            read = previous[max(0, start - window) : place + 1]
+            found[place] = one_at_a_time(model, read, stream[place])
+    return found
+
+
+@pytest.mark.parametrize("window", [0, 5, 11])
+def test_scores_are_those_of_a_loop_over_tokens_in_float64(items: IndexedDataset, window: int) -> None:
+    scores = scored(items, tiny(), window=window)
+    stream = items.stream(0, items.total).tolist()
+    blocks = ContextBlocks(items, break_mode="none", tokens_per_sample=12, context_window=window)
+    wanted = naive(tiny().double(), stream, blocks, range(len(blocks)), window=window)
+    assert sorted(wanted) == list(range(items.total))
+    np.testing.assert_allclose(scores.log_p_N, list(wanted.values()), rtol=1e-4, atol=1e-5)
+    assert -scores.nll == pytest.approx(sum(wanted.values()), rel=1e-6)
+    assert (scores.tokens, scores.unknown) == (items.total, stream.count(UNK))
+
+
+@pytest.mark.parametrize("mode", ["none", "complete", "complete_doc", "eos"])
+@pytest.mark.parametrize("window", [0, 4])
+def test_every_token_is_scored_once_whatever_the_batch(items: IndexedDataset, mode: BreakMode, window: int) -> None:
+    each = [scored(items, tiny(), mode=mode, window=window, max_tokens=size) for size in (1, 30, 4000)]
+    separators = int((items.sizes == 1).sum()) if mode == "complete_doc" else 0
+    told: list[int] = []
+    blocks = ContextBlocks(items, break_mode=mode, tokens_per_sample=12, context_window=window)
+    score_stream([tiny()], blocks, batching=BatchingConfig(max_tokens=30), device=CPU, advance=told.append)
+    assert sum(told) == items.total - separators
+    for scores in each:
+        assert scores.tokens == items.total - separators
+        np.testing.assert_allclose(scores.log_p_N, each[0].log_p_N, rtol=0, atol=1e-5)
+
+
+def test_several_models_are_the_mean_of_their_probabilities(items: IndexedDataset) -> None:
+    one, other = (scored(items, tiny(seed=seed)).log_p_N for seed in (1, 2))
+    both = scored(items, tiny(seed=1), tiny(seed=2)).log_p_N
+    np.testing.assert_allclose(np.exp(both), (np.exp(one) + np.exp(other)) / 2, rtol=1e-5)
+
+
+def test_what_a_model_cannot_read_or_say_is_told(items: IndexedDataset) -> None:
+    blocks = ContextBlocks(items, break_mode="none", tokens_per_sample=25)
+    with pytest.raises(UserError, match="25 tokens, but the model reads 24 at most"):
+        score_stream([tiny()], blocks, batching=BatchingConfig(), device=CPU)
+    diverged = tiny()
+    with torch.no_grad():
+        diverged.head.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match="NaN"):
+        scored(items, diverged)
+    with pytest.raises(ValueError, match="eval mode"):
+        scored(items, tiny().train())
+
+
+@pytest.mark.parametrize(("split", "tokens"), [("valid", 217_646), ("test", 245_569)])
+def test_wikitext_103_is_scored_to_the_last_token(real_data: Path, tmp_path: Path, split: str, tokens: int) -> None:
+    """All of it is counted; some hundred tokens from its start, its middle and its end are scored by the plain loop."""
+    text = f"{real_data}/wikitext/wikitext103.{split}.tokens"
+    preprocess(PreprocessConfig(tokens="words", train=text, test=(text,), nwords=500, destdir=f"{tmp_path}/bin"))
+    data = DataBin(tmp_path / "bin")
+    model = tiny(words=len(data.vocabulary()))
+    blocks = ContextBlocks(data.split("test"), break_mode="none", tokens_per_sample=24, context_window=8)
+    scores = score_stream([model], blocks, batching=BatchingConfig(max_tokens=20_000), device=CPU)
+    assert scores.tokens == tokens == len(scores.log_p_N)
+    stream = blocks.items.stream(0, blocks.items.total).tolist()
+    wanted: dict[int, float] = {}
+    for start in (0, len(blocks) // 2, len(blocks) - 10):
+        wanted |= naive(model.double(), stream, blocks, range(start, start + 10), window=8)
+    assert len(wanted) > 460
+    ours = scores.log_p_N[list(wanted)].astype(np.float64).sum()
+    assert ours == pytest.approx(sum(wanted.values()), rel=1e-6)
