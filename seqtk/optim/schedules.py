@@ -146,3 +146,42 @@ class Polynomial(Schedule):
         remaining = max(0.0, 1 - step / self.period)
         end: float = self.config.end_lr
         return end + (self.peak - end) * remaining**self.config.power  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class WSDConfig(ScheduleConfig):
+    """Warm-up, stable, decay: the peak for most of the run, then a fall to `end_lr`, which then stays."""
+
+    end_lr: float = 0.0  # the rate after `period`
+    decay_share: float = 0.1  # the last part of `period`, in which the rate falls
+    power: float = 1.0  # 1: a straight line; 0.5: steeper at first, 1 − √t
+    period: int | None = None  # updates from the end of the warm-up to end_lr; null: all that follow the warm-up
+
+
+@schedules.register("wsd", WSDConfig)
+class WarmupStableDecay(Schedule):
+    """lr, then end + (lr − end) · (1 − ((t − S) / (T − S))^power) from update S = (1 − decay_share) T to T.
+
+    Until the fall the rate does not depend on T, so that a run may go on with a larger `max_updates` as if it had been
+    planned (Hu et al. 2024, MiniCPM, section 4). A power of 0.5 is the best fall of Hägele et al. 2024.
+    """
+
+    def __init__(self, config: WSDConfig, *, lr: float, max_steps: int | None = None) -> None:
+        super().__init__(config, lr=lr, max_steps=max_steps)
+        if config.end_lr > lr:
+            raise UserError(f"schedule.end_lr={config.end_lr} is higher than the peak, optimizer.lr={lr}.")
+        if not 0 <= config.decay_share <= 1:
+            raise UserError(f"schedule.decay_share={config.decay_share} must be from 0 to 1, a part of the run.")
+        if not config.power > 0:
+            raise UserError(f"schedule.power={config.power} must be above 0.")
+        self.period = self.decay_updates()
+
+    def after_warmup(self, step: int) -> float:
+        end: float = self.config.end_lr
+        falling = self.config.decay_share * self.period
+        fallen = step - (self.period - falling)
+        if step >= self.period:
+            return end
+        if fallen <= 0:
+            return self.peak
+        return end + (self.peak - end) * (1 - (fallen / falling) ** self.config.power)  # type: ignore[no-any-return]

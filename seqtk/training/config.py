@@ -11,8 +11,9 @@ from seqtk.errors import UserError
 from seqtk.generation.search import SearchConfig
 from seqtk.models import ModelConfig
 from seqtk.models.transformer import TransformerConfig
-from seqtk.optim.optimizers import AdamConfig, OptimizerConfig
-from seqtk.optim.schedules import InverseSqrtConfig, ScheduleConfig
+from seqtk.optim import OptimizerConfig, ScheduleConfig
+from seqtk.optim.adam import AdamConfig
+from seqtk.optim.schedules import InverseSqrtConfig
 from seqtk.tasks import TaskConfig
 from seqtk.tasks.translation import TranslationConfig
 

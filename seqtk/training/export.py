@@ -74,7 +74,8 @@ def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str)
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
     """Write one safetensors file, whole or not at all."""
-    header = {name: json.dumps(value) for name, value in (metadata or {}).items()}
+    # Without an entry it has to be None: of no tensors and an empty one safetensors 0.8 makes a file it cannot read.
+    header = {name: json.dumps(value) for name, value in (metadata or {}).items()} or None
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary, header)

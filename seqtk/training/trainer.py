@@ -22,8 +22,7 @@ from seqtk.data.batching import epoch_batches, usable
 from seqtk.data.loader import Position, load_updates, updates
 from seqtk.errors import UserError
 from seqtk.generation.limits import longest_source, longest_target
-from seqtk.optim.optimizers import optimizers
-from seqtk.optim.schedules import schedules
+from seqtk.optim import optimizers, schedules, set_rate
 from seqtk.tasks import tasks
 from seqtk.training.checkpoint import Checkpoints, TrainState
 from seqtk.training.config import TrainConfig
@@ -44,7 +43,7 @@ class Trainer:
         self.train_set = self.task.training_set(1)
         torch.manual_seed(config.seed)
         self.model = self.task.model(config.model).to(world.device)
-        self.optimizer = optimizers.build(config.optimizer, self.model.named_parameters())
+        self.optimizer = optimizers.build(config.optimizer, self.model)
         self.schedule = schedules.build(config.schedule, lr=config.optimizer.lr, max_steps=config.max_updates or None)
         criterion = criterions.build(config.criterion)
         self.objective = Objective(self.model, criterion, bf16=config.precision == "bf16")
@@ -157,8 +156,7 @@ class Trainer:
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_(self.config.clip_norm / norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.lr(step)
+        set_rate(self.optimizer, self.schedule.lr(step))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         for_all = np.random.SeedSequence([self.config.seed, step, 2**32 - 1]).generate_state(1)[0]  # of no rank

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from seqtk.errors import UserError
 from seqtk.optim import Schedule, ScheduleConfig, schedules
-from seqtk.optim.schedules import ConstantConfig, CosineConfig, InverseSqrtConfig, PolynomialConfig
+from seqtk.optim.schedules import ConstantConfig, CosineConfig, InverseSqrtConfig, PolynomialConfig, WSDConfig
 
 ALL = [schedules.config_type(name) for name in schedules]
 
@@ -18,7 +18,7 @@ def build(config: ScheduleConfig, lr: float = 1.0, max_steps: int | None = 100) 
 
 
 def test_the_schedules_there_are() -> None:
-    assert list(schedules) == ["constant", "cosine", "inverse_sqrt", "polynomial"]
+    assert list(schedules) == ["constant", "cosine", "inverse_sqrt", "polynomial", "wsd"]
 
 
 @pytest.mark.parametrize("config_type", ALL)
@@ -80,7 +80,28 @@ def test_polynomial_goes_to_end_lr_and_stays() -> None:
     assert [square.lr(step) for step in (0, 5, 10, 50)] == pytest.approx([1, 0.25, 0, 0])
 
 
-@pytest.mark.parametrize("name", ["cosine", "polynomial"])
+def test_wsd_stays_at_the_peak_and_falls_at_the_end() -> None:
+    line = build(WSDConfig(warmup_updates=20, end_lr=0.2, decay_share=0.25))  # falls from update 80 to 100
+    rates = [line.lr(step) for step in (10, 20, 50, 80, 90, 95, 100, 500)]
+    assert rates == pytest.approx([0.5, 1, 1, 1, 0.6, 0.4, 0.2, 0.2])
+    steep = build(WSDConfig(power=0.5))
+    assert [steep.lr(step) for step in (89, 90, 99)] == pytest.approx([1, 1, 1 - math.sqrt(0.9)])
+
+
+def test_wsd_does_not_know_the_end_before_the_fall() -> None:
+    short, long = (build(WSDConfig(warmup_updates=5), max_steps=steps) for steps in (100, 1000))
+    assert [short.lr(step) for step in range(90)] == [long.lr(step) for step in range(90)]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_wsd_may_fall_all_the_time_or_at_once(share: float) -> None:
+    schedule = build(WSDConfig(decay_share=share))
+    line = build(PolynomialConfig())
+    expected = [line.lr(step) if share else float(step < 100) for step in (0, 30, 99, 100, 101)]
+    assert [schedule.lr(step) for step in (0, 30, 99, 100, 101)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["cosine", "polynomial", "wsd"])
 def test_a_schedule_that_must_know_the_end_asks_for_it(name: str) -> None:
     config_type = schedules.config_type(name)
     with pytest.raises(UserError, match=rf"'{name}'(.|\n)*schedule\.period"):
@@ -96,6 +117,10 @@ def test_a_schedule_that_must_know_the_end_asks_for_it(name: str) -> None:
         (CosineConfig(t_mult=0.5), "t_mult=0.5"),
         (CosineConfig(period=0), "period=0"),
         (PolynomialConfig(period=0), "period=0"),
+        (WSDConfig(period=0), "period=0"),
+        (WSDConfig(end_lr=2.0), "end_lr=2.0"),
+        (WSDConfig(decay_share=1.5), "decay_share=1.5"),
+        (WSDConfig(power=0.0), "power=0.0"),
     ],
 )
 def test_impossible_settings_are_named(config: ScheduleConfig, key: str) -> None:
