@@ -1,106 +1,151 @@
-"""Trains one small translation model with each attention layer, in one budget, and prints what it reached and cost.
+"""Trains one small model with each attention layer, in one budget, and prints what it reached and cost.
 
-python tools/compare_attention.py --data data-bin/multi30k_en_de [--updates N] [--kinds …] [--output DIR]
+python tools/compare_attention.py --contest translation --data data-bin/multi30k_en_de [--updates N] [--kinds …]
+python tools/compare_attention.py --contest language --data data-bin/wikipedia_bytes [--updates N] [--kinds …]
 
-Every run is `seqtk-train recipe=multi30k_base` with fewer updates and another layer in the self-attention of encoder
-and decoder (of the encoder alone, where a kind has no causal form), then `seqtk-generate beam=5` over the test split.
-Speed is target tokens for each second of processor time of the whole training, start and validation included, so that
-the figure stands where other work shares the machine. A kind whose result is in DIR already is not run again.
+Every run is `seqtk-train recipe=multi30k_base` (or `wikipedia_bytes`) with fewer updates and another layer in every
+self-attention (of the encoder alone, if a kind has no causal form), then `seqtk-generate beam=5` (or `seqtk-eval-lm`)
+on the test split. Speed is target tokens for each second of processor time of the whole training, start and validation
+included, so that the figure stands where other work shares the machine. A kind whose result is in the output folder
+already is not run again. With --bf16, products are made in bfloat16.
 """
 
 import argparse
 import csv
+import dataclasses
 import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SYNTHESIZER = {"max_length": 128}
+from seqtk.attention import attentions
+
 ENTRANTS: dict[str, dict[str, Any]] = {
     "softmax": {"kind": "softmax"},
-    "synthesizer_random": {"kind": "synthesizer_random", **SYNTHESIZER},
-    "random+dot": {"kind": "synthesizer_mixture", "parts": ["random", "dot"], **SYNTHESIZER},
+    "synthesizer_random": {"kind": "synthesizer_random"},
+    "random+dot": {"kind": "synthesizer_mixture", "parts": ["random", "dot"]},
     "dynamic_conv": {"kind": "dynamic_conv", "kernel_size": 7},
     "linear": {"kind": "linear"},
     "feedforward_kernel": {"kind": "feedforward_kernel"},
     "simpletron": {"kind": "simpletron"},
     "luna": {"kind": "luna"},
+    "synthesizer_dense": {"kind": "synthesizer_dense"},
     "convluna": {"kind": "convluna"},
-    "synthesizer_dense": {"kind": "synthesizer_dense", **SYNTHESIZER},
     "lightweight_conv": {"kind": "lightweight_conv", "kernel_size": 7},
     "performer": {"kind": "performer"},
-    "linformer": {"kind": "linformer", "max_length": 128, "rank": 32},
-    "dense+dot": {"kind": "synthesizer_mixture", "parts": ["dense", "dot"], **SYNTHESIZER},
-    "random+dense": {"kind": "synthesizer_mixture", "parts": ["random", "dense"], **SYNTHESIZER},
-    "factorized_random+dot": {"kind": "synthesizer_mixture", "parts": ["factorized_random", "dot"], **SYNTHESIZER},
-    "synthesizer_fixed_random": {"kind": "synthesizer_fixed_random", **SYNTHESIZER},
-    "synthesizer_factorized_random": {"kind": "synthesizer_factorized_random", **SYNTHESIZER},
-    "synthesizer_factorized_dense": {"kind": "synthesizer_factorized_dense", **SYNTHESIZER},
+    "linformer": {"kind": "linformer", "rank": 32},
+    "dense+dot": {"kind": "synthesizer_mixture", "parts": ["dense", "dot"]},
+    "random+dense": {"kind": "synthesizer_mixture", "parts": ["random", "dense"]},
+    "factorized_random+dot": {"kind": "synthesizer_mixture", "parts": ["factorized_random", "dot"]},
+    "synthesizer_fixed_random": {"kind": "synthesizer_fixed_random"},
+    "synthesizer_factorized_random": {"kind": "synthesizer_factorized_random"},
+    "synthesizer_factorized_dense": {"kind": "synthesizer_factorized_dense"},
     "mega": {"kind": "mega"},
     "aft_simple": {"kind": "aft_simple"},
-    "gmlp": {"kind": "gmlp", "max_length": 128},
+    "gmlp": {"kind": "gmlp"},
     "nystrom": {"kind": "nystrom"},
     "sliding_window": {"kind": "sliding_window", "window": 8},
     "fnet": {"kind": "fnet"},
 }
-ENCODER_ALONE = {"linformer", "nystrom", "fnet"}
-COLUMNS = ("kind", "where", "bleu", "valid_nll", "tokens_per_cpu_second", "parameters", "peak_gib")
+"""The settings of each layer; one that has a `max_length` gets the contest's."""
+NOT_CAUSAL = {"linformer", "nystrom", "fnet"}
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What is trained, how its test split is scored, and what it is ranked by."""
+
+    recipe: str
+    longest: int
+    """Of the inputs, for layers that have to know."""
+    score: tuple[str, ...]
+    """The command that scores; `checkpoint=` and `data=` are added."""
+    figure: re.Pattern[str]
+    """Finds the score in what that prints."""
+    name: str
+    higher_is_better: bool
+
+
+CONTESTS = {
+    "translation": Contest(
+        "multi30k_base", 128, ("seqtk-generate", "beam=5", "output={translations}"),
+        re.compile(r"^BLEU\|\S+ = ([\d.]+)", re.MULTILINE), "test BLEU", higher_is_better=True,
+    ),
+    "language": Contest(
+        "wikipedia_bytes", 256, ("seqtk-eval-lm", "format=json"),
+        re.compile(r'"bits_per_byte": ([\d.]+)'), "test bits per byte", higher_is_better=False,
+    ),
+}  # fmt: skip
+COLUMNS = ("kind", "where", "score", "valid_nll", "tokens_per_cpu_second", "parameters", "peak_gib")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="the data-bin directory of multi30k_base")
-    parser.add_argument("--updates", type=int, default=240)
-    parser.add_argument("--kinds", nargs="+", default=list(ENTRANTS), choices=list(ENTRANTS), metavar="KIND")
+    parser.add_argument("--contest", choices=list(CONTESTS), default="translation")
+    parser.add_argument("--data", required=True, help="the data-bin directory of the contest's recipe")
+    parser.add_argument("--updates", type=int, default=480)
+    parser.add_argument("--kinds", nargs="+", choices=list(ENTRANTS), metavar="KIND", help="default: all that can")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("compare-attention"))
     arguments = parser.parse_args()
+    contest = CONTESTS[arguments.contest]
     arguments.output.mkdir(parents=True, exist_ok=True)
-    for name in arguments.kinds:
+    able = [name for name in ENTRANTS if arguments.contest == "translation" or name not in NOT_CAUSAL]
+    for name in arguments.kinds or able:
         result = arguments.output / f"{name}.json"
         if not result.exists():
-            result.write_text(json.dumps(run(name, arguments)))
+            result.write_text(json.dumps(run(name, contest, arguments)))
     rows = [json.loads(path.read_text()) for path in arguments.output.glob("*.json")]
-    rows.sort(key=lambda row: -row["bleu"])
+    rows.sort(key=lambda row: row["score"], reverse=contest.higher_is_better)
     with (arguments.output / "table.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    print(table(rows))
+    print(table(rows, contest))
 
 
-def run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train and translate; what came of it."""
+def settings_of(name: str, contest: Contest) -> list[str]:
+    """The settings that put the layer in its places, with the longest input where it asks for one."""
+    config_type = attentions.config_type(ENTRANTS[name]["kind"])
+    needs_length = "max_length" in {field.name for field in dataclasses.fields(config_type)}
+    config = {**ENTRANTS[name], **({"max_length": contest.longest} if needs_length else {})}
+    settings = [f"{'model.encoder.self_attention' if name in NOT_CAUSAL else 'attention'}={_written(config)}"]
+    if needs_length and contest.recipe == "multi30k_base":
+        settings += [f"model.max_{side}_length={contest.longest}" for side in ("source", "target")]
+    return settings
+
+
+def run(name: str, contest: Contest, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train and score; what came of it."""
     folder = arguments.output / name
-    slot = "model.encoder.self_attention" if name in ENCODER_ALONE else "attention"
-    settings = [f"{slot}={_written(ENTRANTS[name])}"]
-    limits = [f"model.max_{side}_length=128" for side in ("source", "target") if "max_length" in ENTRANTS[name]]
+    common = [f"threads={arguments.threads}", f"precision={'bf16' if arguments.bf16 else 'fp32'}"]
+    training, scoring = folder.with_suffix(".train.log"), folder.with_suffix(".score.log")
     seconds = _command(
-        "seqtk-train", "recipe=multi30k_base", f"task.data={arguments.data}", f"save_dir={folder}", *settings, *limits,
-        f"max_updates={arguments.updates}", f"schedule.warmup_updates={arguments.updates // 4}",
-        f"validation.every={arguments.updates}", "validation.decode=false", "validation.metric=loss",
+        "seqtk-train", f"recipe={contest.recipe}", f"task.data={arguments.data}", f"save_dir={folder}",
+        *settings_of(name, contest), *common, f"max_updates={arguments.updates}",
+        f"schedule.warmup_updates={arguments.updates // 4}", f"validation.every={arguments.updates}",
+        *(["validation.decode=false"] if contest.recipe == "multi30k_base" else []), "validation.metric=loss",
         f"checkpoint.every={arguments.updates}", "checkpoint.keep_last=1", "log.every=20", "log.tensorboard=false",
-        f"threads={arguments.threads}", log=folder.with_suffix(".train.log"),
+        log=training,
     )  # fmt: skip
-    log = folder.with_suffix(".generate.log")
-    _command(
-        "seqtk-generate", f"checkpoint={folder}", f"data={arguments.data}", "beam=5", f"threads={arguments.threads}",
-        f"output={folder.with_suffix('.txt')}", log=log,
-    )  # fmt: skip
+    program, *rest = (part.format(translations=folder.with_suffix(".txt")) for part in contest.score)
+    _command(program, f"checkpoint={folder}", f"data={arguments.data}", *rest, *common, log=scoring)
     events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     trained = [event for event in events if event["kind"] == "train"]
     tokens = 20 * sum(event["tokens_per_update"] for event in trained)
-    bleu = re.search(r"^BLEU\|(\S+) = ([\d.]+)", log.read_text(), re.MULTILINE)
-    parameters = re.search(r"^([\d,]+) parameters", folder.with_suffix(".train.log").read_text(), re.MULTILINE)
-    assert bleu is not None
+    score = contest.figure.search(scoring.read_text())
+    parameters = re.search(r"^([\d,]+) parameters", training.read_text(), re.MULTILINE)
+    assert score is not None
     assert parameters is not None
     return {
         "kind": name,
-        "where": "encoder" if name in ENCODER_ALONE else "encoder and decoder",
-        "bleu": float(bleu[2]),
+        "where": "encoder" if name in NOT_CAUSAL else "everywhere",
+        "score": float(score[1]),
         "valid_nll": [event["nll"] for event in events if event["kind"] == "valid"][-1],
         "tokens_per_cpu_second": tokens / seconds,
         "parameters": int(parameters[1].replace(",", "")),
@@ -128,16 +173,17 @@ def _command(program: str, *arguments: str, log: Path) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]], contest: Contest) -> str:
     """In Markdown, best first."""
     lines = [
-        "| kind | test BLEU | validation nll | tokens/s of a core | parameters | peak GiB |",
+        f"| kind | {contest.name} | validation nll | tokens/s of a core | parameters | peak GiB |",
         "|---|---|---|---|---|---|",
     ]
+    digits = 2 if contest.higher_is_better else 3
     for row in rows:
         note = " (encoder)" if row["where"] == "encoder" else ""
         lines.append(
-            f"| `{row['kind']}`{note} | {row['bleu']:.2f} | {row['valid_nll']:.3f} "
+            f"| `{row['kind']}`{note} | {row['score']:.{digits}f} | {row['valid_nll']:.3f} "
             f"| {row['tokens_per_cpu_second']:,.0f} | {row['parameters']:,} | {row['peak_gib']:.2f} |"
         )
     return "\n".join(lines)
