@@ -14,7 +14,7 @@ from torch import Tensor
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.errors import UserError, nearest
 from seqtk.interop.fairseq_file import ACTIVATIONS, FairseqFile, read_fairseq, rows
-from seqtk.interop.fairseq_keys import check_tied, our_state, todays_names
+from seqtk.interop.fairseq_keys import our_state, todays_names
 from seqtk.interop.fairseq_lightconv import convolutions, is_lightconv
 from seqtk.interop.fairseq_lm import ImportedLanguageModel, import_language_model
 from seqtk.interop.fairseq_options import SIDES, Options
@@ -22,29 +22,17 @@ from seqtk.models.encoder import EncoderConfig
 from seqtk.models.stacks import DecoderConfig, Pattern
 from seqtk.models.transformer import SharedEmbeddings, Transformer, TransformerConfig
 
-TIED: dict[SharedEmbeddings, tuple[str, ...]] = {
-    "none": (),
-    "decoder": ("target_embedding.tokens.weight", "head.weight"),
-    "all": ("target_embedding.tokens.weight", "head.weight", "source_embedding.tokens.weight"),
-}
-
 REFUSED = {
     "adaptive_input": "adaptive input embeddings",
     "adaptive_softmax_cutoff": "an adaptive softmax",
-    "base_layers": "BASE layers",
     "char_inputs": "a character encoder",
     "cross_self_attention": "attention of the decoder to itself and the source at once",
-    "decoder_layers_to_keep": "a pruned decoder",
     "encoder_layers_to_keep": "a pruned encoder",
     "merge_src_tgt_embed": "a dictionary merged while training",
     "no_cross_attention": "a decoder that does not see the source",
     "no_decoder_final_norm": "a decoder without its final norm",
-    "scale_attn": "NormFormer's norms",
-    "scale_fc": "NormFormer's norms",
-    "scale_heads": "NormFormer's scales",
-    "scale_resids": "NormFormer's scales",
 }
-"""fairseq's option → what it asks for and our Transformer does not have. Unset, or false, it is fine."""
+"""fairseq's option → what it asks for and our Transformer does not have, besides what no decoder of ours has."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +77,10 @@ def import_translation(file: FairseqFile) -> Imported:
     config = _config(options)
     vocabularies = {f"{side}_vocabulary": rows(state, stack, where=where) for side, stack in SIDES}
     with torch.device("meta"):
-        expected = Transformer(config, **vocabularies).state_dict()
-    tied = TIED[config.share_embeddings]
-    ours = our_state(state, expected, tied_head="head.weight" in tied, lightconv=lightconv, where=where)
-    check_tied(ours, tied=tied, where=where)
+        model = Transformer(config, **vocabularies)
     return Imported(
         config=config,
-        state=ours,
+        state=our_state(state, model, lightconv=lightconv, where=where),
         **vocabularies,
         source_lang=options.get("source_lang", None),
         target_lang=options.get("target_lang", None),
@@ -111,18 +96,7 @@ def _check_kind(options: Options) -> None:
             f"{options.where} was trained for fairseq's task '{options.get('task', '')}'.",
             "Only models of its tasks 'translation' and 'language_modeling' can be imported.",
         )
-    for option, words in REFUSED.items():
-        if options.get(option, False):
-            raise UserError(
-                f"{options.where} was trained with {option}={options.get(option, None)}: {words}.",
-                "Our Transformer does not have that, so this model cannot be imported.",
-            )
-    for option in ("decoder_input_dim", "decoder_output_dim"):
-        if options.get(option, options.size("decoder_embed_dim")) != options.size("decoder_embed_dim"):
-            raise UserError(
-                f"{options.where} has {option}={options.size(option)}, not its decoder's width.",
-                "Our Transformer has no projection there, so this model cannot be imported.",
-            )
+    options.refuse(REFUSED, ours="Transformer")
 
 
 def _config(options: Options) -> TransformerConfig:

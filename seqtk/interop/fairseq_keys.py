@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seqtk.errors import UserError, nearest
 
@@ -60,12 +60,28 @@ NUMBERED_NORMS = {
 NUMBERED_LIGHTCONV_NORMS = {"encoder": ("layer_norm1", "layer_norm2"), "decoder": ()}
 """What `layer_norms.N` of the releases before 0.7 are called today."""
 
-EMPTY = re.compile(r"(encoder|decoder)\.(version|embed_positions\._float_tensor|layers\.\d+\.conv\.conv_bias)")
+ADAPTIVE_NAMES = (
+    (r"embedding\.tokens\.bands\.(\d+)\.weight", "decoder.embed_tokens.embeddings.{}.0.weight", 0),
+    (r"embedding\.tokens\.projections\.(\d+)\.weight", "decoder.embed_tokens.embeddings.{}.1.weight", 0),
+    (r"head\.bands\.(0)", "decoder.adaptive_softmax.head.word_proj.weight", 0),
+    (r"head\.(classes)", "decoder.adaptive_softmax.head.class_proj.weight", 0),
+    (r"head\.bands\.(\d+)", "decoder.adaptive_softmax.tail.{}.2.weight", 1),  # band 1 is tail 0
+    (r"head\.projections\.(\d+)", "decoder.adaptive_softmax.tail.{}.0.weight", 0),
+)
+"""Ours → today's fairseq's, of adaptive input and softmax, and which band of ours is number 0 there."""
+
+EMPTY = re.compile(
+    r"(encoder|decoder)\.(version|embed_positions\._float_tensor|layers\.\d+\.conv\.conv_bias"
+    r"|embed_tokens\._float_tensor|adaptive_softmax\.version|adaptive_softmax\.head\._float_tensor)"
+)
 """Keys that hold a format's number, a device, or memory that was never initialised, and nothing of the model."""
 
 
 def fairseq_name(name: str, *, lightconv: bool = False) -> str:
     """What today's fairseq calls our parameter `name`, of a Transformer or of a lightconv model."""
+    for ours, theirs, first in ADAPTIVE_NAMES:
+        if match := re.fullmatch(ours, name):
+            return theirs.format(int(match[1]) - first if match[1].isdigit() else "")
     stack, blocks, inside = name.partition(".blocks.")
     table = BLOCK_NAMES if blocks else NAMES
     if blocks and lightconv:
@@ -97,19 +113,21 @@ def _today(name: str, tensor: Tensor, *, numbered_norms: Mapping[str, tuple[str,
 
 
 def our_state(
-    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, tied_head: bool, where: str, lightconv: bool = False
+    state: Mapping[str, Tensor], model: nn.Module, *, where: str, lightconv: bool = False
 ) -> dict[str, Tensor]:
-    """The float32 tensors of fairseq's `state` under our names, as many and of such shapes as `expected`.
+    """The float32 tensors of fairseq's `state` under our names, as many and of such shapes as `model` has.
 
-    A tied output projection may be left out. Raises UserError naming a key that is missing or unknown, or whose shape
-    is not what the options promise.
+    Of tensors that are one in `model` all but one may be left out. Raises UserError naming a key that is missing or
+    unknown, whose shape is not what the options promise, or that differs from one that they say is the same.
     """
     ours: dict[str, Tensor] = {}
     unused = {name for name in state if not EMPTY.fullmatch(name)}
-    for name, wanted in expected.items():
+    tied = tied_names(model)
+    for name, wanted in model.state_dict().items():
         theirs = fairseq_name(name, lightconv=lightconv)
-        if name == "head.weight" and tied_head and theirs not in state:
-            theirs = fairseq_name("target_embedding.tokens.weight")
+        if theirs not in state:
+            others = (fairseq_name(other, lightconv=lightconv) for other in tied.get(name, ()))
+            theirs = next((other for other in others if other in state), theirs)
         if theirs not in state:
             raise UserError(
                 f"{where} lacks '{theirs}', which a model with its options has.",
@@ -125,6 +143,12 @@ def our_state(
             raise UserError(
                 f"{where}: '{theirs}' is {_shape(tensor)}, but the options it was saved with ask for {_shape(wanted)}."
             )
+        first = tied.get(name, (name,))[0]
+        if first in ours and not torch.equal(tensor, ours[first]):
+            raise UserError(
+                f"{where}: '{theirs}' and '{fairseq_name(first, lightconv=lightconv)}' differ.",
+                "Its options say that they are shared, so it is damaged, or another model than they say.",
+            )
         ours[name] = tensor
     if unused:
         raise UserError(
@@ -135,14 +159,12 @@ def our_state(
     return ours
 
 
-def check_tied(ours: Mapping[str, Tensor], *, tied: tuple[str, ...], where: str) -> None:
-    """Refuse a file whose tables are tied by its options but differ."""
-    for name in tied[1:]:
-        if not torch.equal(ours[name], ours[tied[0]]):
-            raise UserError(
-                f"{where}: '{fairseq_name(name)}' and '{fairseq_name(tied[0])}' differ.",
-                "Its options say that they are shared, so it is damaged, or another model than they say.",
-            )
+def tied_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """For each parameter that has several names in `model` all of them, in the order of its tensors."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name: tuple(group) for group in names.values() if len(group) > 1 for name in group}
 
 
 def _shape(tensor: Tensor) -> str:

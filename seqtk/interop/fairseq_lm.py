@@ -9,8 +9,9 @@ from torch import Tensor
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.data.blocks import BreakMode
 from seqtk.errors import UserError, nearest
-from seqtk.interop.fairseq_file import ACTIVATIONS, FairseqFile, rows
-from seqtk.interop.fairseq_keys import check_tied, our_state, todays_names
+from seqtk.interop.fairseq_adaptive import adaptive_config, laid_out, vocabulary_size
+from seqtk.interop.fairseq_file import ACTIVATIONS, FairseqFile
+from seqtk.interop.fairseq_keys import our_state, todays_names
 from seqtk.interop.fairseq_options import Options
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig
 
@@ -21,24 +22,14 @@ BREAK_MODES: dict[str, BreakMode] = {
     "eos": "eos",
 }
 
-TIED = ("embedding.tokens.weight", "head.weight")
-
 REFUSED = {
-    "adaptive_input": "adaptive input embeddings",
-    "adaptive_softmax_cutoff": "an adaptive softmax",
     "add_bos_token": "samples that begin with bos",
-    "base_layers": "BASE layers",
     "character_embeddings": "a character encoder",
-    "decoder_layers_to_keep": "a pruned decoder",
     "future_target": "the token after the next as a target",
     "past_target": "the token before as a target",
-    "scale_attn": "NormFormer's norms",
-    "scale_fc": "NormFormer's norms",
-    "scale_heads": "NormFormer's scales",
-    "scale_resids": "NormFormer's scales",
     "self_target": "the token itself as a target",
 }
-"""fairseq's option → what it asks for and our language model does not have. Unset, or false, it is fine."""
+"""fairseq's option → what it asks for and our language model does not have, besides what no decoder of ours has."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +57,14 @@ def import_language_model(file: FairseqFile) -> ImportedLanguageModel:
     options, where = file.options, file.where
     _check(options)
     state = todays_names(file.tensors)
-    config = _config(options)
-    vocabulary = rows(state, "decoder", where=where)
+    vocabulary = vocabulary_size(state, where=where)
+    config = _config(options, vocabulary=vocabulary)
     with torch.device("meta"):
-        expected = TransformerLM(config, vocabulary=vocabulary).state_dict()
-    ours = our_state(state, expected, tied_head=config.tie_embeddings, lightconv=False, where=where)
-    check_tied(ours, tied=TIED if config.tie_embeddings else (), where=where)
+        model = TransformerLM(config, vocabulary=vocabulary)
+    state = laid_out(state, adaptive=config.adaptive, tied=config.tie_embeddings)
     return ImportedLanguageModel(
         config=config,
-        state=ours,
+        state=our_state(state, model, where=where),
         vocabulary=vocabulary,
         tokens_per_sample=int(options.number("tokens_per_sample", 1024)),
         break_mode=BREAK_MODES[_known(options, "sample_break_mode", BREAK_MODES, default="none")],
@@ -91,22 +81,13 @@ def _check(options: Options) -> None:
             f"{options.where} holds a language model that was trained for fairseq's task '{task}'.",
             "Only models of its tasks 'language_modeling' and 'translation' can be imported.",
         )
-    for option, words in REFUSED.items():
-        if options.get(option, False):
-            raise UserError(
-                f"{options.where} was trained with {option}={options.get(option, None)}: {words}.",
-                "Our language model does not have that, so this model cannot be imported.",
-            )
-    dim = options.size("decoder_embed_dim")
-    for option in ("decoder_input_dim", "decoder_output_dim"):
-        if options.get(option, dim) != dim:
-            raise UserError(
-                f"{options.where} has {option}={options.size(option)}, not its decoder's width.",
-                "Our language model has no projection there, so this model cannot be imported.",
-            )
+    options.refuse(REFUSED, ours="language model")
 
 
-def _config(options: Options) -> TransformerLMConfig:
+def _config(options: Options, *, vocabulary: int) -> TransformerLMConfig:
+    adaptive = adaptive_config(options, vocabulary=vocabulary)
+    adaptive_softmax = adaptive is not None and adaptive.softmax_factor is not None
+    tied = "tie_adaptive_weights" if adaptive_softmax else "share_decoder_input_output_embed"
     learned = options.get("decoder_learned_pos", False)
     with_positions = not options.get("no_token_positional_embeddings", False)
     longest = options.get("max_target_positions", None) or options.number("tokens_per_sample", 1024)
@@ -118,7 +99,8 @@ def _config(options: Options) -> TransformerLMConfig:
         attention=(SoftmaxConfig(dropout=options.number("attention_dropout", 0.0)),),
         positions=("learned" if learned else "sinusoidal") if with_positions else "none",
         max_length=int(longest),
-        tie_embeddings=bool(options.get("share_decoder_input_output_embed", False)),
+        tie_embeddings=bool(options.get(tied, False)),
+        adaptive=adaptive,
         pre_norm=bool(options.get("decoder_normalize_before", False)),
         final_norm=not options.get("no_decoder_final_norm", False),
         scale_embedding=not options.get("no_scale_embedding", False),

@@ -8,6 +8,16 @@ from seqtk.interop.unpickle import plain
 
 SIDES = (("source", "encoder"), ("target", "decoder"))
 
+REFUSED = {
+    "base_layers": "BASE layers",
+    "decoder_layers_to_keep": "a pruned decoder",
+    "scale_attn": "NormFormer's norms",
+    "scale_fc": "NormFormer's norms",
+    "scale_heads": "NormFormer's scales",
+    "scale_resids": "NormFormer's scales",
+}
+"""fairseq's option → what it asks for and no decoder of ours has. Unset, or false, it is fine."""
+
 
 class Options:
     """The options a model was trained with, by fairseq's names for them on the command line."""
@@ -28,6 +38,22 @@ class Options:
 
     def size(self, name: str) -> int:
         return int(self.number(name))
+
+    def refuse(self, refused: Mapping[str, str], *, ours: str) -> None:
+        """Raise UserError for what `ours` has not: an option of `refused`, one of REFUSED, a decoder's projections."""
+        for option, words in {**REFUSED, **refused}.items():
+            if self.get(option, False):
+                raise UserError(
+                    f"{self.where} was trained with {option}={self.get(option, None)}: {words}.",
+                    f"Our {ours} does not have that, so this model cannot be imported.",
+                )
+        dim = self.size("decoder_embed_dim")
+        for option in ("decoder_input_dim", "decoder_output_dim"):
+            if self.get(option, dim) != dim:
+                raise UserError(
+                    f"{self.where} has {option}={self.size(option)}, not its decoder's width.",
+                    f"Our {ours} has no projection there, so this model cannot be imported.",
+                )
 
     def both(self, ending: str) -> bool:
         """A switch that our model has once and fairseq's has for the encoder and the decoder."""

@@ -13,6 +13,7 @@ from seqtk.models.encoder import EncoderConfig
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig
 from seqtk.models.stacks import DecoderConfig, Pattern
 from seqtk.models.transformer import Transformer, TransformerConfig
+from seqtk.modules.bands import AdaptiveConfig
 from seqtk.modules.feedforward import Activation
 
 _DROPOUT = (SoftmaxConfig(dropout=0.1),)
@@ -129,6 +130,43 @@ class TransformerLMGpt2BigConfig(TransformerLMGptConfig):
     layers: int = 48
 
 
+@dataclass(frozen=True)
+class TransformerLMWiki103Config(TransformerLMConfig):
+    """Adaptive input and softmax for WikiText-103's 267,744 words: 16 blocks of 1024 / 4096 / 8 heads, pre-norm."""
+
+    dim: int = 1024
+    ffn_dim: int = 4096
+    layers: int = 16
+    attention: Pattern = _DROPOUT
+    adaptive: AdaptiveConfig | None = AdaptiveConfig(dropout=0.2)  # bands of narrower vectors for rarer words
+    pre_norm: bool = True
+    final_norm: bool = False
+    dropout: float = 0.3
+    activation_dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class TransformerLMBaevskiWiki103Config(TransformerLMWiki103Config):
+    """The same as transformer_lm_wiki103."""
+
+
+@dataclass(frozen=True)
+class TransformerLMGbwConfig(TransformerLMConfig):
+    """For the Billion Word benchmark: 12 blocks of 512 / 4096 / 16 heads, pre-norm; its bands are not in its name."""
+
+    ffn_dim: int = 4096
+    heads: int = 16
+    layers: int = 12
+    attention: Pattern = _DROPOUT
+    pre_norm: bool = True
+    final_norm: bool = False
+
+
+@dataclass(frozen=True)
+class TransformerLMBaevskiGbwConfig(TransformerLMGbwConfig):
+    """The same as transformer_lm_gbw."""
+
+
 for _name, _config in {
     "transformer_tiny": TransformerTinyConfig,
     "transformer_iwslt_de_en": TransformerIwsltDeEnConfig,
@@ -146,5 +184,9 @@ for _name, _lm_config in {
     "transformer_lm_gpt2_small": TransformerLMGpt2SmallConfig,
     "transformer_lm_gpt2_medium": TransformerLMGpt2MediumConfig,
     "transformer_lm_gpt2_big": TransformerLMGpt2BigConfig,
+    "transformer_lm_wiki103": TransformerLMWiki103Config,
+    "transformer_lm_baevski_wiki103": TransformerLMBaevskiWiki103Config,
+    "transformer_lm_gbw": TransformerLMGbwConfig,
+    "transformer_lm_baevski_gbw": TransformerLMBaevskiGbwConfig,
 }.items():
     models.register(_name, _lm_config)(TransformerLM)

@@ -6,7 +6,7 @@ B batch, T length, D width.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seqtk.attention import State
 from seqtk.attention.softmax import SoftmaxConfig
@@ -15,9 +15,10 @@ from seqtk.data.vocabulary import PAD
 from seqtk.errors import UserError
 from seqtk.models.base import Model, ModelConfig, models
 from seqtk.models.stacks import BlockOptions, Decoder, DecoderConfig, Pattern
-from seqtk.modules.embedding import Embedding, Positions, token_embedding
+from seqtk.modules.bands import AdaptiveConfig
+from seqtk.modules.embedding import AdaptiveEmbedding, Embedding, Positions, token_embedding
 from seqtk.modules.feedforward import Activation
-from seqtk.modules.head import Head, LinearHead
+from seqtk.modules.head import AdaptiveHead, Head, LinearHead
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class TransformerLMConfig(ModelConfig):
     attention: Pattern = (SoftmaxConfig(),)  # one layer, or a list that repeats up the stack
     positions: Positions = "sinusoidal"  # added to the embeddings; none: as with attention.positions=rotary
     max_length: int = 1024  # tokens in a sample; learned positions have as many rows
-    tie_embeddings: bool = True  # one table for input and output
+    tie_embeddings: bool = True  # one table for input and output, or one for each band
+    adaptive: AdaptiveConfig | None = None  # bands of narrower vectors for rarer words, in input and softmax: {...}
     pre_norm: bool = False  # normalise before each sublayer instead of after it
     final_norm: bool = True  # with pre_norm: and once more at the end
     scale_embedding: bool = True  # multiply token vectors by √dim
@@ -41,6 +43,38 @@ class TransformerLMConfig(ModelConfig):
     dropout: float = 0.1  # after embeddings and sublayers
     activation_dropout: float = 0.0  # inside feed-forward networks; that of attention weights is attention.dropout
     layer_drop: float = 0.0  # while training, the probability that a block is left out
+
+
+def token_table(config: TransformerLMConfig, vocabulary: int) -> nn.Embedding | AdaptiveEmbedding:
+    """What turns tokens into vectors of the model's width."""
+    adaptive = config.adaptive
+    if adaptive is None or adaptive.input_factor is None:
+        return token_embedding(vocabulary, config.dim)
+    return AdaptiveEmbedding(adaptive.bands(vocabulary), dim=config.dim, factor=adaptive.input_factor)
+
+
+def output_head(config: TransformerLMConfig, vocabulary: int, tokens: nn.Embedding | AdaptiveEmbedding) -> Head:
+    """What turns features into probabilities, with the vectors of `tokens` if they are tied."""
+    adaptive = config.adaptive
+    if adaptive is not None and config.tie_embeddings and adaptive.input_factor != adaptive.softmax_factor:
+        raise UserError(
+            f"model.adaptive has input_factor={adaptive.input_factor} and softmax_factor={adaptive.softmax_factor}, "
+            "so input and output cannot share their tables.",
+            "Make them equal, or set model.tie_embeddings=false.",
+        )
+    tied = tokens if config.tie_embeddings else None
+    if adaptive is None or adaptive.softmax_factor is None:
+        assert not isinstance(tied, AdaptiveEmbedding)
+        return LinearHead(config.dim, vocabulary, tied_to=tied)
+    assert not isinstance(tied, nn.Embedding)
+    return AdaptiveHead(
+        adaptive.bands(vocabulary),
+        dim=config.dim,
+        factor=adaptive.softmax_factor,
+        dropout=adaptive.dropout,
+        tied_to=tied,
+        tie_projections=adaptive.tie_projections,
+    )
 
 
 class LanguageModel(Model):
@@ -74,7 +108,7 @@ class TransformerLM(LanguageModel):
         for key in ("dim", "ffn_dim", "heads", "max_length"):
             if getattr(config, key) < 1:
                 raise UserError(f"model.{key}={getattr(config, key)} must be at least 1.")
-        tokens = token_embedding(vocabulary, config.dim)
+        tokens = token_table(config, vocabulary)
         self.embedding = Embedding(
             tokens,
             positions=config.positions,
@@ -96,7 +130,7 @@ class TransformerLM(LanguageModel):
         )
         stack = DecoderConfig(layers=config.layers, self_attention=config.attention)
         self.decoder = Decoder(stack, options=options, layer_drop=config.layer_drop, slot="model.attention")
-        self.head: Head = LinearHead(config.dim, vocabulary, tied_to=tokens if config.tie_embeddings else None)
+        self.head = output_head(config, vocabulary, tokens)
 
     def forward(self, batch: LanguageBatch) -> Tensor:
         positions_1T = torch.arange(batch.previous_BT.shape[1], device=batch.previous_BT.device)[None]

@@ -1,6 +1,7 @@
 """From features to log-probabilities and losses, never holding the logits of more than a chunk of positions.
 
-N positions (batch and length flattened), D width, V vocabulary, C positions in a chunk.
+N positions (batch and length flattened), D width, V vocabulary, C positions in a chunk; M positions of one band,
+W words in it, E its width.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.data.vocabulary import PAD
+from seqtk.errors import UserError
+from seqtk.modules.bands import Bands
+from seqtk.modules.dropout import Dropout
+from seqtk.modules.embedding import AdaptiveEmbedding
 
 CHUNK_LOGITS = 2**22
 """How many float32 logits are held at once: 16 MiB, and as many probabilities."""
@@ -63,16 +68,104 @@ class LinearHead(Head):
         return functional.log_softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
 
     def losses(self, features_BTD: Tensor, target_BT: Tensor, *, label_smoothing: float = 0.0) -> TokenLosses:
-        """Label-smoothed cross entropy as fairseq defines it: the smoothed share is spread over the V - 1 other tokens.
+        """Label-smoothed cross entropy as fairseq defines it: the V - 1 other tokens have the smoothed share."""
+        return _cross_entropy(*_targets(features_BTD, target_BT), self.weight, label_smoothing=label_smoothing)
 
-        Positions whose target is PAD cost nothing: they are left out before the first product.
+
+class AdaptiveHead(Head):
+    """Rare words in two steps: p(w) = p(band) · p(w | band), with narrower vectors the rarer the band.
+
+    The words of the first band and one class for each other band share a softmax; each other band has one of its own,
+    over words of width D / factor^i to which the features are projected (Grave et al. 2017, arXiv:1609.04309, section
+    4.3; no biases, as fairseq). `tied_to` gives the words of every band, and, with `tie_projections`, the projections:
+    the input's, transposed; that of its first band has no counterpart here.
+    """
+
+    def __init__(
+        self,
+        bands: Bands,
+        *,
+        dim: int,
+        factor: float,
+        dropout: float = 0.0,
+        tied_to: AdaptiveEmbedding | None = None,
+        tie_projections: bool = False,
+    ) -> None:
+        super().__init__()
+        self.cut = bands
+        widths = bands.widths(dim, factor)
+        if tied_to is not None:
+            self.bands = nn.ParameterList(table.weight for table in tied_to.bands)
+        else:
+            self.bands = nn.ParameterList(map(_drawn, bands.sizes, widths))
+        self.classes = _drawn(len(bands.sizes) - 1, dim)
+        if tied_to is not None and tie_projections:
+            self.projections = nn.ParameterList(linear.weight for linear in tied_to.projections[1:])
+        else:
+            self.projections = nn.ParameterList(_drawn(dim, width) for width in widths[1:])
+        self.dropout = Dropout(dropout)
+
+    def log_probs(self, features: Tensor, *, temperature: float = 1.0) -> Tensor:
+        """Float32 log-probabilities of every token; with a temperature t, of p^(1/t), scaled to a sum of 1.
+
+        That is softmax(logits / t) where there is one softmax. Dividing the logits of each by t, as fairseq does, would
+        draw from another distribution: the tail as a whole would weigh more or less than its words.
         """
-        kept_N = (target_BT.flatten() != PAD).nonzero().squeeze(1)
-        features_ND = features_BTD.flatten(0, 1)[kept_N]
-        total, nll = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            features_ND, self.weight, target_BT.flatten()[kept_N], label_smoothing
+        first = _log_softmax(features, self._first_weight())
+        frequent, classes = torch.split(first, [self.cut.sizes[0], len(self.classes)], dim=-1)
+        tails = zip(torch.split(classes, 1, dim=-1), self.projections, self.bands[1:], strict=True)
+        log_p = torch.cat([frequent, *(band + _log_softmax(features @ p_DE, w_WE) for band, p_DE, w_WE in tails)], -1)
+        return log_p if temperature == 1.0 else functional.log_softmax(log_p / temperature, dim=-1)
+
+    def losses(self, features_BTD: Tensor, target_BT: Tensor, *, label_smoothing: float = 0.0) -> TokenLosses:
+        """Cross entropy; only the tails that a target is in are computed for it."""
+        if label_smoothing:
+            raise UserError(
+                f"label_smoothing={label_smoothing:g} cannot go with an adaptive softmax (model.adaptive).",
+                "It needs the probability of every word at every place, which that softmax is there to spare.",
+                "Set criterion=cross_entropy.",
+            )
+        features_ND, target_N = _targets(features_BTD, target_BT)
+        features_ND = self.dropout(features_ND)
+        last_frequent = self.cut.sizes[0] - 1  # band 1 is the class after it
+        first_N = torch.where(target_N <= last_frequent, target_N, last_frequent + self.cut.number(target_N))
+        parts = [_cross_entropy(features_ND, first_N, self._first_weight())]
+        members = self.cut.members(target_N)
+        for start, at_M, p_DE, w_WE in zip(
+            self.cut.starts[1:], members[1:], self.projections, self.bands[1:], strict=True
+        ):
+            projected_ME = self.dropout(features_ND[at_M] @ p_DE)
+            parts.append(_cross_entropy(projected_ME, target_N[at_M] - start, w_WE))
+        return TokenLosses(
+            total=torch.stack([part.total for part in parts]).sum(), nll=torch.stack([part.nll for part in parts]).sum()
         )
-        return TokenLosses(total=total, nll=nll)
+
+    def _first_weight(self) -> Tensor:
+        """The rows of the first softmax: frequent words, then a class for each band after them."""
+        return torch.cat([self.bands[0], self.classes])
+
+
+def _drawn(rows: int, columns: int) -> nn.Parameter:
+    """A matrix drawn from Xavier's uniform distribution, as fairseq's adaptive softmax."""
+    return nn.Parameter(nn.init.xavier_uniform_(torch.empty(rows, columns)))
+
+
+def _log_softmax(features: Tensor, weight_WE: Tensor) -> Tensor:
+    return functional.log_softmax(functional.linear(features, weight_WE).float(), dim=-1)
+
+
+def _targets(features_BTD: Tensor, target_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """features_ND and target_N of the positions whose target is not PAD: the others are left out before any product."""
+    kept_N = (target_BT.flatten() != PAD).nonzero().squeeze(1)
+    return features_BTD.flatten(0, 1)[kept_N], target_BT.flatten()[kept_N]
+
+
+def _cross_entropy(
+    features_ND: Tensor, target_N: Tensor, weight_VD: Tensor, *, label_smoothing: float = 0.0
+) -> TokenLosses:
+    """The losses of softmax(x Wᵀ), in chunks."""
+    total, nll = _ChunkedCrossEntropy.apply(features_ND, weight_VD, target_N, label_smoothing)  # type: ignore[no-untyped-call]
+    return TokenLosses(total=total, nll=nll)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

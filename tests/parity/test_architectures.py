@@ -48,11 +48,17 @@ def lm_parameter_count(name: str, *, vocabulary: int, tied: bool) -> int:
 def test_counts_of_language_models_that_fairseq_itself_gave(golden: Path) -> None:
     entries = json.loads((golden / "architecture_parameter_counts.json").read_text())["architectures"]
     ours = [entry for entry in entries if entry["arch"].startswith("transformer_lm") and entry["arch"] in models]
-    assert {entry["arch"] for entry in ours} >= {f"transformer_lm{end}" for end in ("", "_big", "_gpt", "_gpt2_small")}
+    ends = ("", "_big", "_gpt", "_gpt2_small", "_wiki103", "_baevski_wiki103", "_baevski_gbw")
+    assert {entry["arch"] for entry in ours} == {f"transformer_lm{end}" for end in ends}
     for entry in ours:
-        tied = "--share-decoder-input-output-embed" in entry["options"]
+        tied = "--share-decoder-input-output-embed" in entry["options"] or entry["arch"].endswith("wiki103")
         count = lm_parameter_count(entry["arch"], vocabulary=entry["target_vocabulary"], tied=tied)
         assert count == entry["parameters"], entry
+
+
+def test_the_adaptive_size_of_wikitext103() -> None:
+    for name in ("transformer_lm_wiki103", "transformer_lm_baevski_wiki103"):
+        assert lm_parameter_count(name, vocabulary=267_744, tied=True) == 246_933_504
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from torch import Tensor
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.cli import import_fairseq as command
 from seqtk.errors import UserError
+from seqtk.interop import fairseq_options
 from seqtk.interop.fairseq import REFUSED, import_fairseq
 from seqtk.interop.fairseq_keys import FIRST_POSITION, fairseq_name, todays_names
 from seqtk.models.encoder import EncoderConfig
@@ -193,7 +194,7 @@ BROKEN: dict[str, tuple[Callable[[State], Any], str]] = {
     ),
     "a projection not tied": (
         lambda state: state.update({"decoder.output_projection.weight": torch.ones(16, 8)}),
-        "'decoder.output_projection.weight' and 'decoder.embed_tokens.weight' differ",
+        "'decoder.output_projection.weight' and 'encoder.embed_tokens.weight' differ",
     ),
     "no tensor": (lambda state: state.update({"encoder.version": 3}), "'encoder.version'"),
     "a convolution that no option tells of": (
@@ -225,7 +226,7 @@ def test_a_tied_projection_may_be_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        *(({option: True}, option) for option in REFUSED),
+        *(({option: True}, option) for option in (*REFUSED, *fairseq_options.REFUSED)),
         ({"decoder_output_dim": 4}, "decoder_output_dim=4"),
         ({"encoder_normalize_before": True}, "encoder_normalize_before=True but decoder_normalize_before=False"),
         ({"decoder_learned_pos": True}, "encoder_learned_pos=False but decoder_learned_pos=True"),

@@ -1,21 +1,26 @@
 """Unit tests of the language model: it steps as it reads, sees no future, and its options do what they say."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from seqtk import schema
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.synthesizer import SynthesizerDenseConfig
 from seqtk.data.batch import LanguageBatch
 from seqtk.data.vocabulary import EOS, PAD
 from seqtk.errors import UserError
-from seqtk.models import build_model
+from seqtk.models import build_model, models
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig
 from seqtk.models.transformer import TransformerConfig
+from seqtk.modules.bands import AdaptiveConfig
+from seqtk.training.export import load_tensors, save_tensors, set_tensors, tensors_of
 
 VOCABULARY = 20
 TINY = TransformerLMConfig(dim=16, ffn_dim=24, heads=2, layers=2, max_length=12)
+BANDS = AdaptiveConfig(cutoffs=(7, 13), input_factor=2.0, softmax_factor=2.0)
 VARIANTS = {
     "post-norm": TINY,
     "pre-norm": replace(TINY, pre_norm=True, activation="gelu"),
@@ -24,6 +29,10 @@ VARIANTS = {
     "no positions, a norm, a table of its own": replace(
         TINY, positions="none", norm_embedding=True, tie_embeddings=False
     ),
+    "bands, tied": replace(TINY, adaptive=BANDS),
+    "bands, each its own": replace(TINY, adaptive=replace(BANDS, softmax_factor=4.0), tie_embeddings=False),
+    "bands of the input": replace(TINY, adaptive=replace(BANDS, softmax_factor=None), tie_embeddings=False),
+    "bands of the softmax": replace(TINY, adaptive=replace(BANDS, input_factor=None), tie_embeddings=False),
     "a pattern of layers": replace(TINY, attention=(SoftmaxConfig(), SynthesizerDenseConfig(max_length=12))),
 }
 
@@ -103,6 +112,31 @@ def test_layers_are_dropped_while_training_alone_and_have_gradients_all_the_same
         tiny(replace(TINY, layer_drop=1.0))
 
 
+def test_tied_bands_are_written_once_and_read_back(tmp_path: Path) -> None:
+    model = tiny(VARIANTS["bands, tied"])
+    save_tensors(tmp_path / "a.safetensors", tensors_of(model))
+    tensors, _ = load_tensors(tmp_path / "a.safetensors")
+    assert [name for name in tensors if name.startswith("head.")] == ["head.classes"]
+    assert sum(tensor.numel() for tensor in tensors.values()) == sum(p.numel() for p in model.parameters())
+    torch.manual_seed(9)
+    other = TransformerLM(model.config, vocabulary=VOCABULARY).eval()
+    set_tensors(other, tensors, source="a.safetensors")
+    features_BTD = model(batch_of(rows()))
+    assert torch.equal(other(batch_of(rows())), features_BTD)
+    assert torch.equal(other.head.log_probs(features_BTD), model.head.log_probs(features_BTD))
+
+
+def test_bands_are_set_in_a_tree_of_keys() -> None:
+    config = schema.from_dict(TransformerLMConfig, {"adaptive": {"cutoffs": [5, 9], "dropout": 0.2}})
+    assert config.adaptive == AdaptiveConfig(cutoffs=(5, 9), dropout=0.2)
+    assert schema.from_dict(TransformerLMConfig, {"adaptive": schema.to_dict(config)["adaptive"]}) == config
+    with pytest.raises(UserError, match=r"no key 'adaptive\.cutofs'") as caught:
+        schema.from_dict(TransformerLMConfig, {"adaptive": {"cutofs": [5, 9]}})
+    assert "cutoffs" in str(caught.value).splitlines()[1]
+    named = schema.update(models.config_type("transformer_lm_wiki103")(), "adaptive.cutoffs", [5, 9])
+    assert named.adaptive == AdaptiveConfig(cutoffs=(5, 9), dropout=0.2)
+
+
 def test_a_model_of_another_kind_of_task_is_refused() -> None:
     with pytest.raises(UserError, match="'transformer' is not for this task") as caught:
         build_model(TransformerConfig(), vocabulary=VOCABULARY)
@@ -117,6 +151,10 @@ def test_a_model_of_another_kind_of_task_is_refused() -> None:
         ({"dim": 0}, r"model\.dim=0"),
         ({"heads": 3}, "3 heads"),
         ({"layers": -1}, r"model\.layers=-1"),
+        ({"adaptive": replace(BANDS, softmax_factor=4.0)}, "input and output cannot share their tables"),
+        ({"adaptive": replace(BANDS, input_factor=None)}, "input_factor=None and softmax_factor=2.0"),
+        ({"adaptive": AdaptiveConfig()}, "do not fit a vocabulary of 20"),
+        ({"adaptive": replace(BANDS, dropout=1.0)}, "dropout of 1"),
         ({"attention": (SoftmaxConfig(),) * 3}, "'model.attention' names 3 attention layers for 2 blocks"),
     ],
 )

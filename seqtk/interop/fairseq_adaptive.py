@@ -1,0 +1,77 @@
+"""Adaptive input and softmax of fairseq's language models: their options, and their tensors as ours are laid out."""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from seqtk.errors import UserError
+from seqtk.interop.fairseq_file import rows
+from seqtk.interop.fairseq_options import Options
+from seqtk.modules.bands import AdaptiveConfig
+
+TABLE = re.compile(r"decoder\.embed_tokens\.embeddings\.\d+\.0\.weight")
+HEAD = "decoder.adaptive_softmax.head"
+TAIL_PROJECTION = re.compile(r"decoder\.adaptive_softmax\.tail\.\d+\.0\.weight")
+
+
+def vocabulary_size(state: Mapping[str, Tensor], *, where: str) -> int:
+    """How many tokens a language model reads, in one table or in several."""
+    tables = [len(tensor) for name, tensor in state.items() if TABLE.fullmatch(name)]
+    return sum(tables) or rows(state, "decoder", where=where)
+
+
+def adaptive_config(options: Options, *, vocabulary: int) -> AdaptiveConfig | None:
+    """What the options ask for; None where input and softmax are ordinary."""
+    cutoffs = {
+        part: _cutoffs(options, f"adaptive_{part}_cutoff", vocabulary)
+        for part, there in (
+            ("input", bool(options.get("adaptive_input", False))),
+            ("softmax", bool(options.get("adaptive_softmax_cutoff", None))),
+        )
+        if there
+    }
+    if not cutoffs:
+        return None
+    if len(set(cutoffs.values())) > 1:
+        raise UserError(
+            f"{options.where}: adaptive_input_cutoff={list(cutoffs['input'])} but "
+            f"adaptive_softmax_cutoff={list(cutoffs['softmax'])}.",
+            "Our language model has the same bands in both, so this model cannot be imported.",
+        )
+    factors = {f"{part}_factor": options.number(f"adaptive_{part}_factor", 4.0) for part in cutoffs}
+    return AdaptiveConfig(
+        cutoffs=next(iter(cutoffs.values())),
+        input_factor=factors.get("input_factor"),
+        softmax_factor=factors.get("softmax_factor"),
+        tie_projections=bool(options.get("tie_adaptive_proj", False)),
+        dropout=options.number("adaptive_softmax_dropout", 0.0),
+    )
+
+
+def laid_out(state: Mapping[str, Tensor], *, adaptive: AdaptiveConfig | None, tied: bool) -> dict[str, Tensor]:
+    """The same tensors with words and classes apart, and each tail's projection as a tied one is: D × its width."""
+    shared_projections = tied and adaptive is not None and adaptive.tie_projections
+    ours: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name == f"{HEAD}.weight" and adaptive is not None:
+            ours[f"{HEAD}.word_proj.weight"] = tensor[: adaptive.cutoffs[0]]
+            ours[f"{HEAD}.class_proj.weight"] = tensor[adaptive.cutoffs[0] :]
+        elif TAIL_PROJECTION.fullmatch(name) and not shared_projections:
+            ours[name] = tensor.T
+        else:
+            ours[name] = tensor
+    return ours
+
+
+def _cutoffs(options: Options, name: str, vocabulary: int) -> tuple[int, ...]:
+    """A list of numbers, or its text; the size of the vocabulary may end it."""
+    value = options.get(name, "")
+    parts = re.findall(r"[^\s,()\[\]]+", value) if isinstance(value, str) else value
+    try:
+        found = tuple(int(part) for part in parts)
+    except (TypeError, ValueError):
+        found = ()
+    if not found:
+        raise UserError(f"{options.where}: the option '{name}' is {value!r}, which is no list of numbers.")
+    return found[:-1] if found[-1] == vocabulary else found

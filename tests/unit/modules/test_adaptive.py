@@ -1,0 +1,254 @@
+"""Adaptive input and softmax: equal to sums over one token at a time, and to torch's own where it is defined so."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seqtk.data.vocabulary import PAD
+from seqtk.errors import UserError
+from seqtk.modules import head as module
+from seqtk.modules.bands import AdaptiveConfig
+from seqtk.modules.embedding import AdaptiveEmbedding
+from seqtk.modules.head import AdaptiveHead
+from tests.laws.memory import Largest
+
+D, V, FACTOR = 8, 23, 2.0
+BANDS = AdaptiveConfig(cutoffs=(6, 13)).bands(V)  # of 6, 7 and 10 words, 8, 4 and 2 wide
+SHARING = {"own": (False, False), "words": (True, False), "words and projections": (True, True)}
+
+
+def embedding() -> AdaptiveEmbedding:
+    return AdaptiveEmbedding(BANDS, dim=D, factor=FACTOR).double()
+
+
+def head(sharing: str = "own", *, dropout: float = 0.0) -> AdaptiveHead:
+    torch.manual_seed(1)
+    words, projections = SHARING[sharing]
+    made = AdaptiveHead(
+        BANDS,
+        dim=D,
+        factor=FACTOR,
+        dropout=dropout,
+        tied_to=embedding() if words else None,
+        tie_projections=projections,
+    )
+    return made.double()
+
+
+def example(*, words: int = V) -> tuple[Tensor, Tensor]:
+    """Features and targets, three of them PAD, none of the others from `words` on."""
+    generator = torch.Generator().manual_seed(1)
+    features_BTD = torch.randn(3, 7, D, dtype=torch.float64, generator=generator).requires_grad_()
+    target_BT = torch.randint(2, words, (3, 7), generator=generator)
+    target_BT[0, 3] = target_BT[2, 5:] = PAD
+    return features_BTD, target_BT
+
+
+def naive_log_p(adaptive: AdaptiveHead, feature_D: Tensor, word: int) -> Tensor:
+    """log p of one word after one feature, from the definition."""
+    band = sum(word >= start for start in BANDS.starts[1:])
+    logits = [feature_D @ row for row in adaptive.bands[0]] + [feature_D @ row for row in adaptive.classes]
+    first = word if band == 0 else BANDS.sizes[0] + band - 1
+    log_p = logits[first] - torch.stack(logits).logsumexp(0)
+    if band:
+        projected = torch.stack([feature_D @ column for column in adaptive.projections[band - 1].T])
+        tail = torch.stack([projected @ row for row in adaptive.bands[band]])
+        log_p = log_p + tail[word - BANDS.starts[band]] - tail.logsumexp(0)
+    return log_p
+
+
+def naive_loss(adaptive: AdaptiveHead, features_BTD: Tensor, target_BT: Tensor) -> Tensor:
+    pairs = zip(features_BTD.flatten(0, 1), target_BT.flatten().tolist(), strict=True)
+    return -torch.stack([naive_log_p(adaptive, feature_D, word) for feature_D, word in pairs if word != PAD]).sum()
+
+
+@pytest.mark.parametrize("sharing", SHARING)
+@pytest.mark.parametrize("logits_in_chunk", [1, 30, 2**22])  # one position, some, all
+def test_losses_and_gradients_equal_one_token_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, sharing: str, logits_in_chunk: int
+) -> None:
+    monkeypatch.setattr(module, "CHUNK_LOGITS", logits_in_chunk)
+    adaptive, (features_BTD, target_BT) = head(sharing), example()
+    of = [features_BTD, *adaptive.parameters()]
+    losses = adaptive.losses(features_BTD, target_BT)
+    wanted = naive_loss(adaptive, features_BTD, target_BT)
+    torch.testing.assert_close(losses.total, wanted)
+    torch.testing.assert_close(losses.nll, wanted.detach())
+    assert not losses.nll.requires_grad
+    torch.testing.assert_close(torch.autograd.grad(losses.total, of), torch.autograd.grad(wanted, of))
+
+
+@torch.no_grad()
+def test_log_probs_are_of_every_word_and_sum_to_one() -> None:
+    adaptive, (features_BTD, _) = head(), example()
+    log_p_BTV = adaptive.log_probs(features_BTD)
+    assert (log_p_BTV.shape, log_p_BTV.dtype) == ((3, 7, V), torch.float32)
+    torch.testing.assert_close(log_p_BTV.logsumexp(-1), torch.zeros(3, 7))
+    wanted_V = torch.stack([naive_log_p(adaptive, features_BTD[1, 2], word) for word in range(V)]).float()
+    torch.testing.assert_close(log_p_BTV[1, 2], wanted_V)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [0.3, 2.0])
+def test_temperature_is_a_power_of_each_words_probability(temperature: float) -> None:
+    adaptive, (features_BTD, _) = head(), example()
+    powers_BTV = adaptive.log_probs(features_BTD).exp() ** (1 / temperature)
+    wanted = powers_BTV / powers_BTV.sum(-1, keepdim=True)
+    torch.testing.assert_close(adaptive.log_probs(features_BTD, temperature=temperature).exp(), wanted)
+
+
+def test_torchs_adaptive_softmax_is_the_same() -> None:
+    torch.manual_seed(2)
+    oracle = nn.AdaptiveLogSoftmaxWithLoss(D, V, list(BANDS.starts[1:]), div_value=FACTOR).double()
+    adaptive, (features_BTD, target_BT) = head(), example()
+    with torch.no_grad():
+        adaptive.bands[0].copy_(oracle.head.weight[: BANDS.sizes[0]])
+        adaptive.classes.copy_(oracle.head.weight[BANDS.sizes[0] :])
+        for ours_DE, ours_WE, (project, words) in zip(
+            adaptive.projections, adaptive.bands[1:], oracle.tail, strict=True
+        ):
+            ours_DE.copy_(project.weight.T)
+            ours_WE.copy_(words.weight)
+    kept = target_BT != PAD
+    wanted = oracle(features_BTD[kept], target_BT[kept])
+    torch.testing.assert_close(adaptive.losses(features_BTD, target_BT).total, -wanted.output.sum())
+    torch.testing.assert_close(
+        adaptive.log_probs(features_BTD.flatten(0, 1)), oracle.log_prob(features_BTD.flatten(0, 1)).float()
+    )
+
+
+def test_gradcheck() -> None:
+    adaptive, (features_BTD, target_BT) = head(), example()
+    assert torch.autograd.gradcheck(lambda x_BTD: adaptive.losses(x_BTD, target_BT).total, (features_BTD,))
+
+
+def test_a_tail_without_a_target_is_not_computed_and_has_a_gradient_of_zero() -> None:
+    adaptive, (features_BTD, target_BT) = head(), example(words=BANDS.starts[2])
+    wanted = adaptive.losses(features_BTD, target_BT).total
+    with torch.no_grad():
+        adaptive.bands[2].fill_(torch.nan)
+        adaptive.projections[1].fill_(torch.nan)
+    losses = adaptive.losses(features_BTD, target_BT)
+    losses.total.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(losses.total, wanted)
+    for parameter in adaptive.parameters():
+        assert parameter.grad is not None  # as data-parallel training needs it
+    assert not adaptive.bands[2].grad.any()  # type: ignore[union-attr]
+    assert adaptive.bands[1].grad.any()  # type: ignore[union-attr]
+
+
+def test_padding_is_left_out_and_alone_costs_nothing() -> None:
+    adaptive, (features_BTD, target_BT) = head(), example()
+    loud = features_BTD.detach().clone()
+    loud[target_BT == PAD] = torch.nan
+    torch.testing.assert_close(adaptive.losses(loud, target_BT).total, adaptive.losses(features_BTD, target_BT).total)
+    nothing = adaptive.losses(features_BTD, torch.full_like(target_BT, PAD))
+    nothing.total.backward()  # type: ignore[no-untyped-call]
+    assert nothing.total.item() == nothing.nll.item() == 0
+    assert not any(parameter.grad.any() for parameter in adaptive.parameters())  # type: ignore[union-attr]
+
+
+def test_no_more_logits_than_a_chunk_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK_LOGITS", 4096)
+    bands = AdaptiveConfig(cutoffs=(100, 500)).bands(1000)
+    adaptive = AdaptiveHead(bands, dim=4, factor=1.0)
+    features_BTD = torch.randn(4, 500, 4, requires_grad=True)
+    with Largest() as largest:
+        adaptive.losses(features_BTD, torch.randint(2, 1000, (4, 500))).total.backward()  # type: ignore[no-untyped-call]
+    assert largest.elements <= 2000 * 4  # the features; all logits would be 2000 × 102 and more
+
+
+def test_label_smoothing_is_refused() -> None:
+    with pytest.raises(UserError, match=r"label_smoothing=0\.1 cannot go with an adaptive softmax"):
+        head().losses(*example(), label_smoothing=0.1)
+
+
+def test_autocast_stays_near_float32() -> None:
+    adaptive = head().float()
+    features_BTD, target_BT = example()
+    features_BTD = features_BTD.float()
+    exact = adaptive.losses(features_BTD, target_BT)
+    gradient = torch.autograd.grad(exact.total, adaptive.bands[1])[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = adaptive.losses(features_BTD, target_BT)
+        log_p_BTV = adaptive.log_probs(features_BTD)
+    assert rough.total.dtype == log_p_BTV.dtype == torch.float32
+    assert rough.total.item() == pytest.approx(exact.total.item(), rel=0.01)
+    rough_gradient = torch.autograd.grad(rough.total, adaptive.bands[1])[0]
+    assert rough_gradient.dtype == torch.float32
+    assert (rough_gradient - gradient).norm() < 0.05 * gradient.norm()
+
+
+def test_dropout_is_of_training_alone() -> None:
+    adaptive, (features_BTD, target_BT) = head(dropout=0.5), example()
+    assert adaptive.losses(features_BTD, target_BT).total != head().losses(features_BTD, target_BT).total
+    adaptive.eval()
+    torch.testing.assert_close(
+        adaptive.losses(features_BTD, target_BT).total, head().losses(features_BTD, target_BT).total
+    )
+
+
+def test_tied_tables_are_one_tensor() -> None:
+    tokens = embedding()
+    tied = AdaptiveHead(BANDS, dim=D, factor=FACTOR, tied_to=tokens, tie_projections=True)
+    assert all(mine is table.weight for mine, table in zip(tied.bands, tokens.bands, strict=True))
+    assert all(mine is its.weight for mine, its in zip(tied.projections, tokens.projections[1:], strict=True))
+    both = nn.ModuleList([tokens, tied])
+    of_bands = sum(size * width + D * width for size, width in zip(BANDS.sizes, (8, 4, 2), strict=True))
+    assert sum(parameter.numel() for parameter in both.parameters()) == of_bands + 2 * D
+
+
+def test_each_token_is_looked_up_in_its_band_and_projected() -> None:
+    tokens = embedding()
+    tokens_BT = torch.tensor([[22, 4, 13, PAD], [12, 6, 5, 13]])
+    x_BTD = tokens(tokens_BT)
+    for row, column in itertools.product(range(2), range(4)):
+        token = int(tokens_BT[row, column])
+        band = sum(token >= start for start in BANDS.starts[1:])
+        vector_E = tokens.bands[band].weight[token - BANDS.starts[band]]
+        torch.testing.assert_close(x_BTD[row, column], tokens.projections[band].weight @ vector_E)
+    assert not x_BTD[0, 3].any()  # PAD
+    x_BTD.sum().backward()
+    assert not tokens.bands[0].weight.grad[PAD].any()
+    assert tokens.bands[2].weight.grad.any(dim=1).tolist() == [True] + [False] * 8 + [True]
+
+
+def test_a_band_without_a_token_has_a_gradient_of_zero() -> None:
+    tokens = embedding()
+    tokens(torch.tensor([[4, 5]])).sum().backward()
+    assert [bool(parameter.grad.any()) for parameter in tokens.parameters()] == [True, False, False, True, False, False]
+
+
+def test_tables_are_drawn_as_wide_as_they_are() -> None:
+    torch.manual_seed(1)
+    tokens = AdaptiveEmbedding(AdaptiveConfig(cutoffs=(3000,)).bands(9000), dim=64, factor=4)
+    for table, width in zip(tokens.bands, (64, 16), strict=True):
+        assert table.weight.std().item() == pytest.approx(width**-0.5, rel=0.02)
+    bound = math.sqrt(6 / (64 + 16))
+    assert bound * 0.95 < tokens.projections[1].weight.abs().max().item() <= bound
+
+
+@pytest.mark.parametrize(
+    ("cutoffs", "words"),
+    [
+        ((), r"cutoffs=\[\] are no cutoffs"),
+        ((3, 9), r"must rise, from 4 on"),
+        ((9, 9), r"cutoffs=\[9, 9\] are no cutoffs: they must rise"),
+        ((9, 7), r"must rise"),
+        ((9, 23), r"do not fit a vocabulary of 23"),
+        ((9, 60_000), r"cutoffs=\[9, 60000\] do not fit"),
+    ],
+)
+def test_cutoffs_that_cannot_be(cutoffs: tuple[int, ...], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        AdaptiveConfig(cutoffs=cutoffs).bands(V)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("factor", [0.5, 4.0, math.inf])
+def test_factors_that_leave_no_width(factor: float) -> None:
+    with pytest.raises(UserError, match="not possible with dim=8 and 3 bands"):
+        BANDS.widths(D, factor)
