@@ -63,9 +63,11 @@ def train(processes: int, corpus: Path, save_dir: Path, *extra: str) -> None:
     assert ran.returncode == 0, ran.stderr
 
 
-def test_two_processes_have_the_losses_of_one(corpus: Path, tmp_path: Path) -> None:
-    train(1, corpus, tmp_path / "one", "update_freq=2")
-    train(2, corpus, tmp_path / "two")
+@pytest.mark.parametrize("extra", [(), ("model.adaptive={cutoffs:[90,200]}",)], ids=["plain", "adaptive"])
+def test_two_processes_have_the_losses_of_one(corpus: Path, tmp_path: Path, extra: tuple[str, ...]) -> None:
+    """With bands, too, where no target is in the last: no byte of the text has an id from 200 on."""
+    train(1, corpus, tmp_path / "one", "update_freq=2", *extra)
+    train(2, corpus, tmp_path / "two", *extra)
     for kind in ("train", "valid"):
         one, two = losses(tmp_path / "one", kind), losses(tmp_path / "two", kind)
         assert [update for update, _ in one] == [update for update, _ in two]

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = {
     *("demo", "multi30k_base", "multi30k_synth", "wmt14_base", "wmt14_synth"),
     *("enwik8_base", "enwik8_synth", "ptb_word", "shakespeare_chars", "wikipedia_bytes"),
-    *("wikitext103_base", "wikitext103_synth"),
+    *("wikitext103_adaptive", "wikitext103_base", "wikitext103_synth"),
 }
 HEADINGS = ("# Data ", "# Score ", "# Time ", "# Hardware ")
 
@@ -87,6 +87,8 @@ def test_a_recipe_takes_two_steps(name: str, corpora: dict[str, Path], tmp_path:
     if isinstance(composed(name).task, LanguageModelingConfig):
         corpus = corpora["text"]
         small += ["task.tokens_per_sample=50", "model.layers=2"]
+        if getattr(composed(name).model, "adaptive", None):
+            small += ["model.adaptive.cutoffs=[40,100]"]  # of 260 tokens
     config = composed(
         name, *small, f"task.data={corpus}", f"save_dir={tmp_path}", "device=cpu", "validation.every=2", "log.every=1"
     )
