@@ -4,7 +4,9 @@ N positions (batch and length flattened), D width, V vocabulary, C positions in 
 W words in it, E its width.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,10 +44,7 @@ class Head(nn.Module):
 
     def target_log_probs(self, features_ND: Tensor, target_N: Tensor) -> Tensor:
         """log_p_N: the float32 log-probability of each target, in nats."""
-        chunks = zip(
-            torch.split(features_ND, CHUNK_POSITIONS), torch.split(target_N[:, None], CHUNK_POSITIONS), strict=True
-        )
-        return torch.cat([self.log_probs(features).gather(1, target).squeeze(1) for features, target in chunks])
+        return _picked(self.log_probs, features_ND, target_N)
 
     def losses(self, features_BTD: Tensor, target_BT: Tensor, *, label_smoothing: float = 0.0) -> TokenLosses:
         """The sums of the losses of the targets that are not PAD."""
@@ -77,7 +76,7 @@ class AdaptiveHead(Head):
 
     The words of the first band and one class for each other band share a softmax; each other band has one of its own,
     over words of width D / factor^i to which the features are projected (Grave et al. 2017, arXiv:1609.04309, section
-    4.3; no biases, as fairseq). `tied_to` gives the words of every band, and, with `tie_projections`, the projections:
+    4; no biases, as fairseq). `tied_to` gives the words of every band, and, with `tie_projections`, the projections:
     the input's, transposed; that of its first band has no counterpart here.
     """
 
@@ -111,10 +110,10 @@ class AdaptiveHead(Head):
         That is softmax(logits / t) where there is one softmax. Dividing the logits of each by t, as fairseq does, would
         draw from another distribution: the tail as a whole would weigh more or less than its words.
         """
-        first = _log_softmax(features, self._first_weight())
+        first = _log_softmax(self._first_weight(), features)
         frequent, classes = torch.split(first, [self.cut.sizes[0], len(self.classes)], dim=-1)
         tails = zip(torch.split(classes, 1, dim=-1), self.projections, self.bands[1:], strict=True)
-        log_p = torch.cat([frequent, *(band + _log_softmax(features @ p_DE, w_WE) for band, p_DE, w_WE in tails)], -1)
+        log_p = torch.cat([frequent, *(band + _log_softmax(w_WE, features @ p_DE) for band, p_DE, w_WE in tails)], -1)
         return log_p if temperature == 1.0 else functional.log_softmax(log_p / temperature, dim=-1)
 
     def losses(self, features_BTD: Tensor, target_BT: Tensor, *, label_smoothing: float = 0.0) -> TokenLosses:
@@ -125,20 +124,28 @@ class AdaptiveHead(Head):
                 "It needs the probability of every word at every place, which that softmax is there to spare.",
                 "Set criterion=cross_entropy.",
             )
-        features_ND, target_N = _targets(features_BTD, target_BT)
-        features_ND = self.dropout(features_ND)
-        last_frequent = self.cut.sizes[0] - 1  # band 1 is the class after it
-        first_N = torch.where(target_N <= last_frequent, target_N, last_frequent + self.cut.number(target_N))
-        parts = [_cross_entropy(features_ND, first_N, self._first_weight())]
-        members = self.cut.members(target_N)
-        for start, at_M, p_DE, w_WE in zip(
-            self.cut.starts[1:], members[1:], self.projections, self.bands[1:], strict=True
-        ):
-            projected_ME = self.dropout(features_ND[at_M] @ p_DE)
-            parts.append(_cross_entropy(projected_ME, target_N[at_M] - start, w_WE))
+        steps = self._steps(*_targets(features_BTD, target_BT))
+        parts = [_cross_entropy(features, target, weight) for _, features, target, weight in steps]
         return TokenLosses(
             total=torch.stack([part.total for part in parts]).sum(), nll=torch.stack([part.nll for part in parts]).sum()
         )
+
+    def target_log_probs(self, features_ND: Tensor, target_N: Tensor) -> Tensor:
+        """log_p_N: the float32 log-probability of each target, in nats; its own tail alone is computed for it."""
+        log_p_N = torch.zeros(len(target_N), device=target_N.device)
+        for at_M, features, target_M, weight in self._steps(features_ND, target_N):
+            log_p_N = log_p_N.index_add(0, at_M, _picked(partial(_log_softmax, weight), features, target_M))
+        return log_p_N
+
+    def _steps(self, features_ND: Tensor, target_N: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Each softmax: the positions that go through it, what it reads there, what it should find, and its rows."""
+        features_ND = self.dropout(features_ND)
+        last_frequent = self.cut.sizes[0] - 1  # the class after it is band 1
+        first_N = torch.where(target_N <= last_frequent, target_N, last_frequent + self.cut.number(target_N))
+        yield torch.arange(len(target_N), device=target_N.device), features_ND, first_N, self._first_weight()
+        members = self.cut.members(target_N)[1:]
+        for start, at_M, p_DE, w_WE in zip(self.cut.starts[1:], members, self.projections, self.bands[1:], strict=True):
+            yield at_M, self.dropout(features_ND[at_M] @ p_DE), target_N[at_M] - start, w_WE
 
     def _first_weight(self) -> Tensor:
         """The rows of the first softmax: frequent words, then a class for each band after them."""
@@ -150,8 +157,16 @@ def _drawn(rows: int, columns: int) -> nn.Parameter:
     return nn.Parameter(nn.init.xavier_uniform_(torch.empty(rows, columns)))
 
 
-def _log_softmax(features: Tensor, weight_WE: Tensor) -> Tensor:
+def _log_softmax(weight_WE: Tensor, features: Tensor) -> Tensor:
     return functional.log_softmax(functional.linear(features, weight_WE).float(), dim=-1)
+
+
+def _picked(log_probs: Callable[[Tensor], Tensor], features_ND: Tensor, target_N: Tensor) -> Tensor:
+    """log_p_N of each target, where all log-probabilities of no more than a chunk of positions are held."""
+    chunks = zip(
+        torch.split(features_ND, CHUNK_POSITIONS), torch.split(target_N[:, None], CHUNK_POSITIONS), strict=True
+    )
+    return torch.cat([log_probs(features).gather(1, target).squeeze(1) for features, target in chunks])
 
 
 def _targets(features_BTD: Tensor, target_BT: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from seqtk.interop.fairseq_lm import ImportedLanguageModel
 from seqtk.models.base import Model
 from seqtk.tasks.language_modeling import text_figures
 
-MODELS = ["transformer_lm"]
+MODELS = ["transformer_lm", "transformer_lm_adaptive"]
 
 
 @pytest.fixture(scope="module", params=MODELS)

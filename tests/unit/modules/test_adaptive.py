@@ -92,6 +92,19 @@ def test_log_probs_are_of_every_word_and_sum_to_one() -> None:
 
 
 @torch.no_grad()
+def test_targets_are_scored_by_their_own_tail_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK_POSITIONS", 3)
+    adaptive, (features_BTD, target_BT) = head(), example()
+    features_ND, target_N = features_BTD.flatten(0, 1), target_BT.flatten()
+    wanted_N = adaptive.log_probs(features_ND).gather(1, target_N[:, None]).squeeze(1)
+    torch.testing.assert_close(adaptive.target_log_probs(features_ND, target_N), wanted_N)
+    assert adaptive.target_log_probs(features_ND[:0], target_N[:0]).shape == (0,)
+    with Largest() as largest:
+        adaptive.target_log_probs(features_ND, target_N)
+    assert largest.elements < len(target_N) * V
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("temperature", [0.3, 2.0])
 def test_temperature_is_a_power_of_each_words_probability(temperature: float) -> None:
     adaptive, (features_BTD, _) = head(), example()
