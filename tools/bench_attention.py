@@ -7,7 +7,8 @@ each length; as many rows as make 2,048 positions, at least one. `bare` is torch
 four linear maps, nothing else. A kind and `softmax` take turns, so that neighbours on the machine disturb both; where
 `softmax` takes longer than a second it is measured once. Each kind has a process of its own, whose peak of resident
 memory (of allocated memory on a GPU) beyond what it held before is the memory shown. Decoding: one `step` of four rows
-at each position. A cell that would take longer than --seconds, or more than --gib, is left empty.
+at each position, in turns with one of `softmax`. A cell that would take longer than --seconds, or more than --gib, is
+left empty.
 
 Writes DIR/attention.csv (columns: role, kind, family, length, seconds, speed, gib, memory; `speed` is softmax's time /
 the kind's, `memory` the kind's memory / softmax's) and prints it as tables; tools/plot_attention.py draws it.
@@ -29,13 +30,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.attention import Attention, Role, attentions
+from seqtk.attention import Role, attentions
 from seqtk.errors import UserError
 from seqtk.schema import from_dict
 
 DECODING = "decoding"
 POSITIONS = (16, 64, 256, 1024)
-DECODED_ROWS, TIMED_STEPS = 4, 8
+DECODED_ROWS, TIMED_STEPS = 4, 32
 POSITIONS_IN_A_BATCH = 2048
 MIXTURES = {
     "random+dot": ["random", "dot"],
@@ -272,29 +273,30 @@ def _status(key: str) -> int:
 @torch.no_grad()
 def decoding_cells(name: str, role: str, reference: dict[int, Cell], arguments: argparse.Namespace) -> Iterator[Cell]:
     """Seconds of a step at each position, by stepping there."""
-    layer = build(name, role, length=POSITIONS[-1] + TIMED_STEPS, arguments=arguments).eval()
-    assert isinstance(layer, Attention)
-    family = type(layer).__module__.rpartition(".")[2]
-    state = layer.start(DECODED_ROWS)
+    layers = [
+        build(kind, role, length=POSITIONS[-1] + TIMED_STEPS, arguments=arguments).eval() for kind in (name, "softmax")
+    ]
+    family = type(layers[0]).__module__.rpartition(".")[2]
+    states = [layer.start(DECODED_ROWS) for layer in layers]  # type: ignore[operator]
     x_B1D = torch.randn(DECODED_ROWS, 1, arguments.dim, device=arguments.device)
+
+    def step(which: int) -> None:
+        _, states[which] = layers[which].step(x_B1D, states[which])  # type: ignore[operator]
+
     position, started = 0, time.perf_counter()
     for target in POSITIONS:
         while position < target:
-            _, state = layer.step(x_B1D, state)
+            step(0)
+            step(1)
             position += 1
-            if time.perf_counter() - started > arguments.seconds:
+            if time.perf_counter() - started > 2 * arguments.seconds:
                 return
-        timings = []
-        for _ in range(TIMED_STEPS):
-            begun = time.perf_counter()
-            _, state = layer.step(x_B1D, state)
-            if arguments.device != "cpu":
-                torch.cuda.synchronize()
-            timings.append(time.perf_counter() - begun)
-            position += 1
-        seconds = statistics.median(timings)
-        speed = 1.0 if name == "softmax" else reference[target].seconds / seconds if target in reference else None
-        yield Cell(role, name, family, target, seconds, speed)
+        timings = [
+            [_seconds(lambda i=which: step(i), arguments.device) for which in (0, 1)] for _ in range(TIMED_STEPS)
+        ]  # type: ignore[misc]
+        position += TIMED_STEPS
+        own, beside = (statistics.median(column) for column in zip(*timings, strict=True))
+        yield Cell(role, name, family, target, own, 1.0 if name == "softmax" else beside / own)
 
 
 # --- what is shown ---

@@ -3,6 +3,7 @@
 B batch, T length (S as keys), D width, L longest input, K rank of the position biases, W window, N blocks of W.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seqtk.attention import cache
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, attentions
 from seqtk.attention.parts import check_at_least_one, xavier_linear
 from seqtk.attention.precision import wide
@@ -160,30 +162,18 @@ class AftFull(AftSimple):
         return near.mean.flatten(1, 2)[:, :length]
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
-        empty_B0D = wide(self.key.weight).new_zeros(batch, 0, self.dim)
-        # `past` is as long as the positions so far, and holds nothing.
-        return {"key": empty_B0D, "value": empty_B0D, "past": empty_B0D[..., :0], "log": None, "mean": None}
+        return cache.empty("key", "value")
 
     def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
-        past_Bt0 = functional.pad(state["past"], (0, 0, 0, 1))
-        length = past_Bt0.shape[1]
+        key_B1D, value_B1D = self.keys_and_values(x_B1D)
+        state = cache.remember(state, key=key_B1D, value=value_B1D)
+        length = cache.length(state, "key")
         self.check_length(length)
-        key_BSD, value_BSD = (
-            torch.cat([state[name], new], 1)
-            for name, new in zip(("key", "value"), self.keys_and_values(x_B1D), strict=True)
-        )
-        first = length - key_BSD.shape[1]
-        bias_1S = wide(self.position_query[length - 1 : length]) @ wide(self.position_key[first:length]).T
-        older = None if state["log"] is None else Weighed(state["log"], state["mean"])
-        now = weigh_one_by_one(bias_1S, key_BSD, value_BSD)
-        now = now if older is None else now.merge(older)
-        if key_BSD.shape[1] == self.window and self.window < self.config.max_length:  # the oldest leaves the window
-            left = Weighed(key_BSD[:, :1], value_BSD[:, :1])
-            older = left if older is None else older.merge(left)
-            key_BSD, value_BSD = key_BSD[:, 1:], value_BSD[:, 1:]
-        log, mean = older or (None, None)
-        after = {"key": key_BSD, "value": value_BSD, "past": past_Bt0, "log": log, "mean": mean}
-        return self.gate(x_B1D, now.mean), after
+        bias_1S = wide(self.position_query[length - 1 : length]) @ wide(self.position_key[:length]).T
+        keys, values = cache.segments(state, "key"), cache.segments(state, "value")
+        biases = torch.split(bias_1S, [key.shape[1] for key in keys], -1)
+        now = functools.reduce(Weighed.merge, map(weigh_all, biases, keys, values))
+        return self.gate(x_B1D, now.mean), state
 
 
 @dataclass(frozen=True)
@@ -209,6 +199,32 @@ class AftLocal(AftFull):
     @property
     def window(self) -> int:
         return int(self.config.window)
+
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+        empty_B0D = wide(self.key.weight).new_zeros(batch, 0, self.dim)
+        # `past` is as long as the positions so far, and holds nothing.
+        return {"key": empty_B0D, "value": empty_B0D, "past": empty_B0D[..., :0], "log": None, "mean": None}
+
+    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+        past_Bt0 = functional.pad(state["past"], (0, 0, 0, 1))
+        length = past_Bt0.shape[1]
+        self.check_length(length)
+        key_BSD, value_BSD = (
+            torch.cat([state[name], new], 1)
+            for name, new in zip(("key", "value"), self.keys_and_values(x_B1D), strict=True)
+        )
+        first = length - key_BSD.shape[1]
+        bias_1S = wide(self.position_query[length - 1 : length]) @ wide(self.position_key[first:length]).T
+        older = None if state["log"] is None else Weighed(state["log"], state["mean"])
+        now = weigh_one_by_one(bias_1S, key_BSD, value_BSD)
+        now = now if older is None else now.merge(older)
+        if key_BSD.shape[1] == self.window:  # the oldest leaves the window
+            left = Weighed(key_BSD[:, :1], value_BSD[:, :1])
+            older = left if older is None else older.merge(left)
+            key_BSD, value_BSD = key_BSD[:, 1:], value_BSD[:, 1:]
+        log, mean = older or (None, None)
+        after = {"key": key_BSD, "value": value_BSD, "past": past_Bt0, "log": log, "mean": mean}
+        return self.gate(x_B1D, now.mean), after
 
 
 def _blocks(x_TD: Tensor, size: int, filler: float) -> Tensor:

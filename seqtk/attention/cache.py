@@ -1,10 +1,10 @@
-"""The keys and values of the positions so far, kept so that a step copies few of them.
+"""What a layer keeps of the positions so far, such that a step copies few of them.
 
-Lengthening one tensor at every step copies it whole, which from a thousand positions on takes longer than attending to
-it. So new positions lengthen a short tensor, which joins the long one when it is full. Nothing is changed in place: a
-search may go on from any state.
+Lengthening one tensor at every step copies it whole, which from some hundred positions on takes longer than attending
+to it. So new positions lengthen a short tensor, which joins the long one when it is full. Nothing is changed in place:
+a search may go on from any state.
 
-B batch, T query length, S key length, H heads, K heads of keys and values, E width of a head.
+B batch, S key length, H heads, K heads of keys and values, E width of a head.
 """
 
 import math
@@ -18,49 +18,72 @@ RECENT = 256
 """Positions that the short tensor holds when it is full; shorter outputs never leave it."""
 
 
-def empty() -> State:
-    """The state before the first position."""
-    return {"key": None, "value": None, "past_key": None, "past_value": None}
+def empty(*names: str) -> State:
+    """The state before the first position, of tensors of these names."""
+    return dict.fromkeys([*names, *map(_past, names)])
 
 
-def append(cache_BHTE: Tensor | None, new_BHTE: Tensor) -> Tensor:
-    """The cache with the new positions at its end."""
-    return new_BHTE if cache_BHTE is None else torch.cat([cache_BHTE, new_BHTE], dim=2)
+def append(kept_SE: Tensor | None, new_SE: Tensor) -> Tensor:
+    """What is kept with the new positions at its end; any dimensions may come before these two."""
+    return new_SE if kept_SE is None else torch.cat([kept_SE, new_SE], dim=-2)
 
 
-def length(state: State) -> int:
-    """The number of positions in the cache."""
-    return sum(state[name].shape[2] for name in ("past_key", "key") if state[name] is not None)
+def remember(state: State, **new_1E: Tensor) -> State:
+    """The state with one more position in each of the named tensors."""
+    recent = {name: append(state[name], tensor) for name, tensor in new_1E.items()}
+    if min(tensor.shape[-2] for tensor in recent.values()) < RECENT:
+        return {**state, **recent}
+    past = {_past(name): append(state[_past(name)], tensor) for name, tensor in recent.items()}
+    return {**state, **dict.fromkeys(recent), **past}
 
 
-def remember(state: State, key_BK1E: Tensor, value_BK1E: Tensor) -> State:
-    """The state with one more position."""
-    key, value = append(state["key"], key_BK1E), append(state["value"], value_BK1E)
-    if key.shape[2] < RECENT:
-        return {**state, "key": key, "value": value}
-    past_key, past_value = append(state["past_key"], key), append(state["past_value"], value)
-    return {**state, "key": None, "value": None, "past_key": past_key, "past_value": past_value}
+def segments(state: State, name: str) -> list[Tensor]:
+    """The tensors that hold all positions so far, oldest first."""
+    return [state[key] for key in (_past(name), name) if state[key] is not None]
 
 
-def segments(state: State) -> list[tuple[Tensor, Tensor]]:
-    """The cached (key, value) tensors, oldest first."""
-    names = (("past_key", "past_value"), ("key", "value"))
-    return [(state[key], state[value]) for key, value in names if state[key] is not None]
+def length(state: State, name: str) -> int:
+    """The number of positions so far."""
+    return sum(segment.shape[-2] for segment in segments(state, name))
 
 
-def attend_apart(query_BH1E: Tensor, parts: list[tuple[Tensor, Tensor]], *, bias: Tensor | None = None) -> Tensor:
-    """softmax(Q Kᵀ / √E + bias) V of one query a row over keys and values that lie in several tensors.
+def picked(state: State, name: str, *, first: int, stride: int = 1) -> Tensor:
+    """Every `stride`-th position from `first` on, in one tensor."""
+    pieces, start = [], 0
+    for segment in segments(state, name):
+        offset = first - start if first > start else (first - start) % stride
+        pieces.append(segment[..., offset::stride, :])
+        start += segment.shape[-2]
+    return torch.cat(pieces, dim=-2)
 
-    Nothing is copied but the logits; `bias` is finite and broadcasts to BH1S.
-    """
+
+def compare(query_BH1E: Tensor, state: State, *, scale: float | None = None) -> Tensor:
+    """Q Kᵀ · scale (1 / √E) of one query a row, BH1S, with the positions of `key`, which may have fewer heads."""
     batch, heads, _, width = query_BH1E.shape
-    kv_heads = parts[0][0].shape[1]
-    query_BKGE = query_BH1E.reshape(batch, kv_heads, heads // kv_heads, width) / math.sqrt(width)
-    logits_BHS = torch.cat([query_BKGE @ key.transpose(-1, -2) for key, _ in parts], -1).flatten(1, 2)
-    if bias is not None:
-        logits_BHS = logits_BHS + bias.squeeze(2)
-    weights_BHS = logits_BHS.softmax(-1, dtype=torch.promote_types(logits_BHS.dtype, torch.float32))
-    weights_BKGS = weights_BHS.to(parts[0][1].dtype).view(batch, kv_heads, heads // kv_heads, -1)
-    pieces = torch.split(weights_BKGS, [key.shape[2] for key, _ in parts], -1)
-    y_BKGE = torch.stack([piece @ value for piece, (_, value) in zip(pieces, parts, strict=True)]).sum(0)
-    return y_BKGE.reshape(batch, heads, 1, width)
+    keys = segments(state, "key")
+    kv_heads = keys[0].shape[1]
+    query_BKGE = query_BH1E.reshape(batch, kv_heads, heads // kv_heads, width) * (scale or 1 / math.sqrt(width))
+    return torch.cat([query_BKGE @ key.transpose(-1, -2) for key in keys], -1).view(batch, heads, 1, -1)
+
+
+def average(logits_BH1S: Tensor, state: State, *, name: str = "value") -> Tensor:
+    """softmax(logits) V, BH1E, over the positions of `name`, which may have fewer heads; the logits may be 1H1S."""
+    values = segments(state, name)
+    heads, kv_heads = logits_BH1S.shape[1], values[0].shape[1]
+    weights_BH1S = logits_BH1S.softmax(-1, dtype=torch.promote_types(logits_BH1S.dtype, torch.float32))
+    weights_BKGS = weights_BH1S.to(values[0].dtype).view(len(logits_BH1S), kv_heads, heads // kv_heads, -1)
+    y_BKGE = sum_over(weights_BKGS, values)
+    return y_BKGE.reshape(len(y_BKGE), heads, 1, -1)
+
+
+def sum_over(weights_TS: Tensor, values: list[Tensor]) -> Tensor:
+    """The product of weights, of all positions, and the tensors that hold them."""
+    pieces = torch.split(weights_TS, [value.shape[-2] for value in values], -1)
+    products = [  # expanded, or torch would copy the values to make one product of all rows
+        piece.expand(*value.shape[:-2], -1, -1) @ value for piece, value in zip(pieces, values, strict=True)
+    ]
+    return products[0] if len(products) == 1 else torch.add(*products)
+
+
+def _past(name: str) -> str:
+    return f"past_{name}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seqtk.attention import cache
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, attentions
 from seqtk.attention.parts import check_at_least_one, xavier_linear
 from seqtk.attention.rows import align
@@ -71,25 +72,23 @@ class Gmlp(Attention):
         weights_TS = self.spatial[:length, :length]
         if self.role is Role.CAUSAL:
             weights_TS = weights_TS.tril()
-        return rows.restore(self._gate(gated_BTI, value_BTI, weights_TS, self.spatial_bias[:length]))
+        return rows.restore(self._gate(gated_BTI, weights_TS @ value_BTI, self.spatial_bias[:length]))
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
-        return {"value": None}
+        return cache.empty("value")
 
     def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
-        gated_B1I, value_BSI = self._halves(x_B1D)
-        if state["value"] is not None:
-            value_BSI = torch.cat([state["value"], value_BSI], 1)
-        length = value_BSI.shape[1]
+        gated_B1I, value_B1I = self._halves(x_B1D)
+        state = cache.remember(state, value=value_B1I)
+        length = cache.length(state, "value")
         self.check_length(length)
-        weights_1S, bias_1 = self.spatial[length - 1 : length, :length], self.spatial_bias[length - 1 : length]
-        return self._gate(gated_B1I, value_BSI, weights_1S, bias_1), {"value": value_BSI}
+        sum_B1I = cache.sum_over(self.spatial[length - 1 : length, :length], cache.segments(state, "value"))
+        return self._gate(gated_B1I, sum_B1I, self.spatial_bias[length - 1 : length]), state
 
     def _halves(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """What is gated, and the normed values that the gate is made of."""
         gated_BTI, value_BTI = functional.gelu(self.expand(x_BTD)).chunk(2, -1)
         return gated_BTI, self.norm(value_BTI).to(value_BTI.dtype)
 
-    def _gate(self, gated_BTI: Tensor, value_BSI: Tensor, weights_TS: Tensor, bias_T: Tensor) -> Tensor:
-        gate_BTI = weights_TS @ value_BSI + bias_T[:, None]
-        return self.out(gated_BTI * gate_BTI)  # type: ignore[no-any-return]
+    def _gate(self, gated_BTI: Tensor, sum_BTI: Tensor, bias_T: Tensor) -> Tensor:
+        return self.out(gated_BTI * (sum_BTI + bias_T[:, None]))  # type: ignore[no-any-return]

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seqtk.attention import cache
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, attentions
 from seqtk.attention.ema import DampedAverage
 from seqtk.attention.parts import check_at_least_one, xavier_linear
 from seqtk.attention.positions import rotate
 from seqtk.attention.precision import as_autocast
 from seqtk.attention.rows import align
-from seqtk.attention.softmax import append, attend, padding_bias
+from seqtk.attention.softmax import attend, attend_last, padding_bias
 from seqtk.errors import UserError
 from seqtk.modules.dropout import check_rate
 
@@ -98,20 +99,17 @@ class Mega(Attention):
         return rows.restore(y_BTD if pad_BT is None else y_BTD.masked_fill(pad_BT[..., None], 0))
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
-        return {"average": self.average.start(batch), "key": None, "value": None}
+        return {"average": self.average.start(batch), **cache.empty("key", "value")}
 
     def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
         average_B1D, average_BDN = self.average.step(x_B1D, state["average"])
         gates = self._gates(x_B1D, average_B1D)
-        past = state["key"], state["value"]
-        if past[0] is not None and past[0].shape[2] == self.config.chunk:
-            past = None, None
-        place_11 = torch.full((1, 1), 0 if past[0] is None else past[0].shape[2], device=x_B1D.device)
+        if cache.length(state, "key") == self.config.chunk:
+            state = cache.empty("key", "value")
+        place_11 = torch.full((1, 1), cache.length(state, "key"), device=x_B1D.device)
         query_B11Z, key_B11Z = self._queries_and_keys(gates["shared"], place_11)
-        key_B1SZ, value_B1SV = append(past[0], key_B11Z), append(past[1], self._values(x_B1D))
-        attended_B1V = attend(query_B11Z, key_B1SZ, value_B1SV)[:, 0]
-        after = {"average": average_BDN, "key": key_B1SZ, "value": value_B1SV}
-        return self._change(x_B1D, attended_B1V, gates), after
+        state = cache.remember({**state, "average": average_BDN}, key=key_B11Z, value=self._values(x_B1D))
+        return self._change(x_B1D, attend_last(query_B11Z, state)[:, 0], gates), state
 
     def _gates(self, x_BTD: Tensor, average_BTD: Tensor) -> dict[str, Tensor]:
         """What is made of the moving average: φ, the part of Ĥ without attention, z, γ."""

@@ -12,10 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from seqtk.attention import cache
 from seqtk.attention.base import Role, State, attentions
 from seqtk.attention.logits import SOURCES, Logits
 from seqtk.attention.precision import wide
-from seqtk.attention.softmax import append, attend
+from seqtk.attention.softmax import attend, attend_last
 from seqtk.attention.synthesizer import SynthesizedAttention, SynthesizerConfig, keeping_fine, weigh
 from seqtk.errors import UserError
 
@@ -102,21 +103,24 @@ class SynthesizerMixture(SynthesizedAttention):
         return self.out(self.join(y_BHTE))  # type: ignore[no-any-return]
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
-        return {"key": None, "value": None}
+        return cache.empty(*(["key"] if self.has_dot else []), "value")
 
     def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
-        key_BH1E = self._keys(x_B1D)
-        key_BHSE = None if key_BH1E is None else append(state["key"], key_BH1E)
-        value_BHSE = append(state["value"], self.split(self.value(x_B1D)))
-        length = value_BHSE.shape[2]
+        names = ("key", "value") if self.has_dot else ("value",)
+        state = cache.remember(state, **{name: self.split(getattr(self, name)(x_B1D)) for name in names})
+        length = cache.length(state, "value")
         self.check_length(length)
         weights = self.weights()
         rows = slice(length - 1, length)
         logits_BH1S = _add_up(
             [weights[part] * source(x_B1D, rows=rows, columns=length) for part, source in self._synthetic()]
         )
-        y_BH1E = self._attend(x_B1D, logits_BH1S, key_BHSE, value_BHSE, weights, None)
-        return self.out(self.join(y_BH1E)), {"key": key_BHSE, "value": value_BHSE}
+        if self.has_dot:
+            query_BH1E = self.split(self.query(x_B1D)) * weights["dot"]
+            y_BH1E = attend_last(query_BH1E, state, bias=logits_BH1S)
+        else:
+            y_BH1E = cache.average(logits_BH1S, state)
+        return self.out(self.join(y_BH1E)), state
 
     def _synthetic(self) -> list[tuple[str, Logits]]:
         return list(self.sources.items())  # type: ignore[arg-type]

@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from seqtk.attention import cache
 from seqtk.attention.base import HeadedConfig, Role, State, attentions
 from seqtk.attention.pattern import PatternAttention, check_positive, in_blocks, with_neighbours
-from seqtk.attention.softmax import append, attend
 from seqtk.errors import UserError
 from seqtk.modules.dropout import Dropout
 
 ALONE = -1e5
-"""The logit of a position with itself, so that it counts only where nothing else is seen."""
+"""Added to the logit of a position with itself, so that it counts only where nothing else is seen."""
+
+FAR = 2**40
+"""Between the numbers of positions of different buckets: more than the positions of one."""
 
 
 @dataclass(frozen=True)
@@ -80,23 +83,22 @@ class ReformerAttention(PatternAttention):
         return self.join(y_BHTE).to(x_BTD.dtype)
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
-        return {"query": None, "value": None, "bucket": None}
+        none_BHRF = torch.zeros(
+            batch, self.heads, self.config.rounds, self.config.buckets, dtype=torch.long, device=self.rotations.device
+        )
+        return {**cache.empty("key", "value", "code"), "count": none_BHRF}
 
     def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
         query_BH1E, value_BH1E = self._project(x_B1D)
-        bucket_BHT1R = self._buckets(query_BH1E, self.rotations).transpose(2, 3)
-        state = {
-            "query": append(state["query"], query_BH1E),
-            "value": append(state["value"], value_BH1E),
-            "bucket": append(state["bucket"], bucket_BHT1R),
-        }
-        same_BHSR = state["bucket"] == bucket_BHT1R
-        since_BHSR = same_BHSR.flip(2).cumsum(2).flip(2)  # how many of the bucket from s to here
-        seen_BHS = (same_BHSR & (since_BHSR <= self.config.chunk)).any(3)
-        bias_BHS = torch.zeros_like(state["query"][..., 0]).masked_fill(~seen_BHS, -torch.inf)
-        bias_BHS[..., -1] = ALONE
-        y_BH1E = attend(query_BH1E, _unit(state["query"]), state["value"], bias=bias_BHS[:, :, None])
-        return self.out(self.join(y_BH1E).to(x_B1D.dtype)), state
+        bucket_BHR1 = self._buckets(query_BH1E, self.rotations)
+        code_BHR1 = bucket_BHR1 * FAR + state["count"].gather(3, bucket_BHR1)  # of a bucket, numbered in their order
+        state = cache.remember(state, key=_unit(query_BH1E), value=value_BH1E, code=code_BHR1.transpose(2, 3))
+        state["count"] = state["count"].scatter_add(3, bucket_BHR1, torch.ones_like(bucket_BHR1))
+        since_BHSR = code_BHR1.transpose(2, 3) - torch.cat(cache.segments(state, "code"), 2)
+        seen_BHS = ((since_BHSR >= 0) & (since_BHSR < self.config.chunk)).any(3)
+        logits_BH1S = cache.compare(query_BH1E, state).masked_fill(~seen_BHS[:, :, None], -torch.inf)
+        logits_BH1S[..., -1] += ALONE
+        return self.out(self.join(cache.average(logits_BH1S, state)).to(x_B1D.dtype)), state
 
     def _project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """query_BHTE, not rounded by autocast, and value_BHTE of the same type."""

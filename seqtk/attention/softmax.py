@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from seqtk.attention import cache
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
-from seqtk.attention.cache import append as append
 from seqtk.attention.flex import LEAST_HEAD_DIM, alibi_score, flex_attend, seen_by
 from seqtk.attention.positions import BUCKETS, AlibiBias, DistanceBias, T5Bias, alibi_slopes, rotate
 from seqtk.errors import UserError
@@ -103,7 +102,7 @@ class SoftmaxAttention(HeadedAttention):
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
         if self.role is not Role.CROSS:
-            return cache.empty()
+            return cache.empty("key", "value")
         assert memory_BSM is not None
         return {
             "key": self._key(memory_BSM),
@@ -116,7 +115,7 @@ class SoftmaxAttention(HeadedAttention):
         if self.role is Role.CROSS:
             y_BH1E = attend(query_BH1E, state["key"], state["value"], bias=state["bias"])
             return self.out(self.join(y_BH1E)), state
-        key_BK1E, bias, done = self._key(x_B1D), None, cache.length(state)
+        key_BK1E, bias, done = self._key(x_B1D), None, cache.length(state, "key")
         if self.config.positions == "rotary":
             position_11 = torch.full((1, 1), done, device=x_B1D.device)
             query_BH1E, key_BK1E = rotate(query_BH1E, position_11), rotate(key_BK1E, position_11)
@@ -124,13 +123,8 @@ class SoftmaxAttention(HeadedAttention):
             distance_S = torch.arange(-done, 1, device=x_B1D.device)
             dtype = torch.promote_types(query_BH1E.dtype, torch.float32)
             bias = self.distance_bias(distance_S, dtype=dtype)[None, :, None]
-        state = cache.remember(state, key_BK1E, self.split(self.value(x_B1D)))
-        parts = cache.segments(state)
-        if len(parts) == 1:
-            y_BH1E = attend(query_BH1E, *parts[0], bias=bias)
-        else:
-            y_BH1E = cache.attend_apart(query_BH1E, parts, bias=bias)
-        return self.out(self.join(y_BH1E)), state
+        state = cache.remember(state, key=key_BK1E, value=self.split(self.value(x_B1D)))
+        return self.out(self.join(attend_last(query_BH1E, state, bias=bias))), state
 
     def _query(self, x_BTD: Tensor) -> Tensor:
         query_BHTE = self.split(self.query(x_BTD))
@@ -196,6 +190,15 @@ def attend(
         enable_gqa=kv_heads < heads and not folded,
     )  # fmt: skip
     return y.flatten(1, 2)[:, :, None] if folded else y
+
+
+def attend_last(query_BH1E: Tensor, state: State, *, bias: Tensor | None = None) -> Tensor:
+    """As `attend`, of one query a row over the positions of `key` and `value` in a cache; `bias` is finite."""
+    keys, values = cache.segments(state, "key"), cache.segments(state, "value")
+    if len(keys) == 1:
+        return attend(query_BH1E, keys[0], values[0], bias=bias)
+    logits_BH1S = cache.compare(query_BH1E, state)
+    return cache.average(logits_BH1S if bias is None else logits_BH1S + bias, state)
 
 
 def padding_bias(pad_BS: Tensor | None, *, causal_length: int | None = None) -> Tensor | None:

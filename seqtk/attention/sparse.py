@@ -12,29 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from seqtk.attention import cache
 from seqtk.attention.base import HeadedConfig, Role, State, attentions
+from seqtk.attention.cache import append
 from seqtk.attention.pattern import Span, check_positive, in_blocks
-from seqtk.attention.softmax import append, attend
+from seqtk.attention.softmax import attend
 from seqtk.attention.windows import NearAttention, window_span
 from seqtk.errors import UserError
-
-
-class SparseAttention(NearAttention):
-    """A pattern of keys of which some are near and some far; its state keeps all keys and values."""
-
-    subquadratic = False
-
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
-        return {"key": None, "value": None}
-
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
-        state = {name: append(state[name], self.split(getattr(self, name)(x_B1D))) for name in ("key", "value")}
-        y_BH1E = self.attend_last(self.split(self.query(x_B1D)), state["key"], state["value"])
-        return self.out(self.join(y_BH1E)), state
-
-    def attend_last(self, query_BH1E: Tensor, key_BHSE: Tensor, value_BHSE: Tensor) -> Tensor:
-        """The output of the last position, whose key is the last one."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -45,7 +29,7 @@ class StridedSparseConfig(HeadedConfig):
 
 
 @attentions.register("strided_sparse", StridedSparseConfig)
-class StridedSparseAttention(SparseAttention):
+class StridedSparseAttention(NearAttention):
     """softmax(Q Kᵀ / √E) V, the first half of the heads over near keys, the others over a column of keys.
 
     Column: (t - s) mod L = 0, L = `stride`. Near: 0 <= t - s < L, CAUSAL. Child et al. 2019, arXiv 1904.10509, section
@@ -53,6 +37,8 @@ class StridedSparseAttention(SparseAttention):
     ENCODER, has |t - s| <= L / 2 and the whole column, so that two layers still join any two positions. Parameters:
     4 D² (+ 4 D bias). O(T (L + T / L) D) time; O(T (L + T / L)) memory at most. A step costs O(L + t / L).
     """
+
+    subquadratic = False
 
     def __init__(self, config: StridedSparseConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
@@ -81,16 +67,20 @@ class StridedSparseAttention(SparseAttention):
         y_MHNE = attend(query, key, value, bias=seen, causal=causal, dropout=self.active_dropout)
         return _rows(self.join(y_MHNE), stride)[:, :length]
 
-    def attend_last(self, query_BH1E: Tensor, key_BHSE: Tensor, value_BHSE: Tensor) -> Tensor:
-        near, stride = self.near_heads, self.config.stride
-        first = (key_BHSE.shape[2] - 1) % stride
-        return torch.cat(
-            [
-                attend(query_BH1E[:, :near], key_BHSE[:, :near, -stride:], value_BHSE[:, :near, -stride:]),
-                attend(query_BH1E[:, near:], key_BHSE[:, near:, first::stride], value_BHSE[:, near:, first::stride]),
-            ],
-            dim=1,
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+        return cache.empty("key", "value")
+
+    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+        state = cache.remember(state, key=self.split(self.key(x_B1D)), value=self.split(self.value(x_B1D)))
+        query_BH1E = self.split(self.query(x_B1D))
+        near, stride, length = self.near_heads, self.config.stride, cache.length(state, "key")
+        first_near, first = max(length - stride, 0), (length - 1) % stride
+        near_BHSE = [cache.picked(state, name, first=first_near)[:, :near] for name in ("key", "value")]
+        column_BHSE = [cache.picked(state, name, first=first, stride=stride)[:, near:] for name in ("key", "value")]
+        y_BH1E = torch.cat(
+            [attend(query_BH1E[:, :near], *near_BHSE), attend(query_BH1E[:, near:], *column_BHSE)], dim=1
         )
+        return self.out(self.join(y_BH1E)), state
 
 
 def _columns(x_BT: Tensor, stride: int) -> Tensor:
@@ -112,7 +102,7 @@ class FixedSparseConfig(HeadedConfig):
 
 
 @attentions.register("fixed_sparse", FixedSparseConfig)
-class FixedSparseAttention(SparseAttention):
+class FixedSparseAttention(NearAttention):
     """softmax(Q Kᵀ / √E) V over the keys of a query's own block and the last `summary` = c positions of others.
 
     CAUSAL: the past of the own block of `block` = L positions, and s mod L >= L - c in every earlier block. Child et
@@ -120,8 +110,10 @@ class FixedSparseAttention(SparseAttention):
     come before the first summary would have nothing to see in the second factor alone. The paper has no bidirectional
     form; ours, ENCODER, sees the whole own block and the summaries of all others. Parameters: 4 D² (+ 4 D bias).
     O(T (L + c T / L) D) time, O((T + c (T / L)²) D) memory: the summaries are copied to each block. A step costs
-    O(L + c t / L).
+    O(L + c t / L): the state holds the keys and values of the own block and of the summaries.
     """
+
+    subquadratic = False
 
     def __init__(self, config: FixedSparseConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
@@ -156,15 +148,20 @@ class FixedSparseAttention(SparseAttention):
         y_BTD = self.attend_in_blocks(query_BNCD, keys(key_BNCD), keys(value_BNCD), seen_BNCK=seen_BNCK)
         return y_BTD[:, :length]
 
-    def attend_last(self, query_BH1E: Tensor, key_BHSE: Tensor, value_BHSE: Tensor) -> Tensor:
-        block, summary = self.config.block, self.config.summary
-        own = (key_BHSE.shape[2] - 1) // block * block
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+        return dict.fromkeys(("key", "value", "far_key", "far_value"))
 
-        def keys(y_BHSE: Tensor) -> Tensor:
-            old_BHNCE = y_BHSE[:, :, :own].reshape(*y_BHSE.shape[:2], own // block, block, self.head_dim)
-            return torch.cat([old_BHNCE[:, :, :, -summary:].flatten(2, 3), y_BHSE[:, :, own:]], dim=2)
-
-        return attend(query_BH1E, keys(key_BHSE), keys(value_BHSE))
+    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+        after: dict[str, Tensor | None] = {}
+        seen: list[Tensor] = []
+        for name, projection in (("key", self.key), ("value", self.value)):
+            own_BHSE, far_BHSE = state[name], state[f"far_{name}"]
+            if own_BHSE is not None and own_BHSE.shape[2] == self.config.block:
+                far_BHSE, own_BHSE = append(far_BHSE, own_BHSE[:, :, -self.config.summary :]), None
+            own_BHSE = append(own_BHSE, self.split(projection(x_B1D)))
+            after |= {name: own_BHSE, f"far_{name}": far_BHSE}
+            seen.append(append(far_BHSE, own_BHSE))
+        return self.out(self.join(attend(self.split(self.query(x_B1D)), *seen))), after
 
 
 @dataclass(frozen=True)

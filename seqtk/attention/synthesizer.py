@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from seqtk.attention import cache
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
 from seqtk.attention.logits import SOURCES, factors
 from seqtk.attention.resizing import Resizable
-from seqtk.attention.softmax import append, causal_mask, padding_bias
+from seqtk.attention.softmax import causal_mask, padding_bias
 from seqtk.modules.dropout import Dropout
 
 
@@ -89,14 +90,14 @@ class Synthesizer(SynthesizedAttention):
         return self.out(self.join(y_BHTE))  # type: ignore[no-any-return]
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
-        return {"value": None}
+        return cache.empty("value")
 
     def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
-        value_BHSE = append(state["value"], self.split(self.value(x_B1D)))
-        length = value_BHSE.shape[2]
+        state = cache.remember(state, value=self.split(self.value(x_B1D)))
+        length = cache.length(state, "value")
         self.check_length(length)
-        y_BHTE = weigh(self.logits(x_B1D, rows=slice(length - 1, length), columns=length), value_BHSE)
-        return self.out(self.join(y_BHTE)), {"value": value_BHSE}
+        logits_BH1S = self.logits(x_B1D, rows=slice(length - 1, length), columns=length)
+        return self.out(self.join(cache.average(logits_BH1S, state))), state
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from seqtk.attention.base import HeadedConfig, Role, State, attentions
+from seqtk.attention.cache import append
 from seqtk.attention.pattern import PatternAttention, Span, check_positive, in_blocks
-from seqtk.attention.softmax import append, attend, causal_mask
+from seqtk.attention.softmax import attend, causal_mask
 
 
 class NearAttention(PatternAttention):

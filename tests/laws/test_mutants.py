@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqtk.attention import Attention, Role, State
-from seqtk.attention.softmax import SoftmaxAttention, SoftmaxConfig, append, attend
+from seqtk.attention.cache import append
+from seqtk.attention.softmax import SoftmaxAttention, SoftmaxConfig, attend
 from seqtk.attention.synthesizer import SynthesizerRandom, SynthesizerRandomConfig
 from tests.laws.cases import prepare, sizes
 from tests.laws.laws import LAWS

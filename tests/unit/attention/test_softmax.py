@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from seqtk.attention import Role, cache
+from seqtk.attention import Role
 from seqtk.attention.flex import alibi_score, flex_attend, seen_by
 from seqtk.attention.positions import AlibiBias, DistanceBias, T5Bias, alibi_slopes, rotate
 from seqtk.attention.softmax import SoftmaxAttention, SoftmaxConfig, attend
@@ -112,53 +111,10 @@ def test_grouped_queries_read_their_groups_keys(queries: int, bias_heads: int | 
     torch.testing.assert_close(attend(query, key, value, bias=bias), expected)
 
 
-def test_a_state_is_never_changed_so_that_a_search_may_go_on_from_any() -> None:
-    key_BK1E = torch.randn(2, 1, 1, 4)
-    state, seen = cache.empty(), []
-    for size in range(2 * cache.RECENT + 3):
-        assert cache.length(state) == size
-        seen.append(state)
-        state = cache.remember(state, size + 0 * key_BK1E, key_BK1E)
-    assert seen[0] == cache.empty()
-    for size, state in enumerate(seen[1:], 1):
-        keys = torch.cat([key for key, _ in cache.segments(state)], 2)
-        assert keys[0, 0, :, 0].tolist() == list(range(size))
-
-
-def test_a_search_reorders_a_cache_in_two_parts() -> None:
-    layer = build(Role.CAUSAL, positions="alibi")
-    order, state = torch.tensor([1, 1, 0]), layer.start(2)
-    x_BTD = torch.randn(2, cache.RECENT + 4, 8, dtype=torch.float64)
-    with torch.no_grad():
-        for t in range(cache.RECENT + 2):
-            _, state = layer.step(x_BTD[:, t : t + 1], state)
-        assert len(cache.segments(state)) == 2
-        state = tree_map(lambda leaf: leaf[order], state)
-        for t in range(cache.RECENT + 2, cache.RECENT + 4):
-            y_B1D, state = layer.step(x_BTD[order, t : t + 1], state)
-        torch.testing.assert_close(y_B1D, layer(x_BTD)[order, -1:], rtol=1e-10, atol=1e-10)
-
-
 def test_normed_logits_do_not_grow_with_the_input() -> None:
     layer = build(qk_norm=True, bias=False)
     x_BTD = torch.randn(2, 5, 8, dtype=torch.float64)
     torch.testing.assert_close(layer(1000 * x_BTD) / 1000, layer(x_BTD), rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    "options", [{"positions": p} for p in POSITIONS] + [{"kv_heads": 1, "qk_norm": True, "positions": "t5"}], ids=str
-)
-def test_many_steps_equal_the_parallel_form(options: dict[str, Any]) -> None:
-    """So many that the cache moves its recent positions to the past."""
-    layer = build(Role.CAUSAL, **options)
-    size = cache.RECENT + 10
-    x_BTD = torch.randn(2, size, 8, dtype=torch.float64)
-    state, outputs = layer.start(2), []
-    with torch.no_grad():
-        for t in range(size):
-            y_B1D, state = layer.step(x_BTD[:, t : t + 1], state)
-            outputs.append(y_B1D)
-        torch.testing.assert_close(torch.cat(outputs, 1), layer(x_BTD), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("positions", POSITIONS[1:])
