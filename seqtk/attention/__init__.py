@@ -20,6 +20,7 @@ from seqtk.attention import sinkhorn as sinkhorn
 from seqtk.attention import softmax as softmax
 from seqtk.attention import sparse as sparse
 from seqtk.attention import synthesizer as synthesizer
+from seqtk.attention import transformer_xl as transformer_xl
 from seqtk.attention import windows as windows
 from seqtk.attention.base import (
     Attention,
@@ -28,6 +29,7 @@ from seqtk.attention.base import (
     HeadedAttention,
     HeadedConfig,
     Role,
+    SegmentAttention,
     State,
     attentions,
 )
@@ -39,6 +41,7 @@ __all__ = [
     "HeadedAttention",
     "HeadedConfig",
     "Role",
+    "SegmentAttention",
     "State",
     "attentions",
 ]

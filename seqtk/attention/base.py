@@ -142,6 +142,20 @@ class CarryingAttention(Attention):
         raise NotImplementedError
 
 
+class SegmentAttention(Attention):
+    """A causal layer that can go on where the segment before ended, and so see what stood in it.
+
+    Segment by segment its outputs are those for all of the segments at once.
+    """
+
+    def read(self, x_BTD: Tensor, carried: State) -> tuple[Tensor, State]:
+        """The outputs of a segment, and what the next one takes; `carried` is None for the first.
+
+        No row is padded on the left. What a row hands on means nothing once it has padding on the right: it has ended.
+        """
+        raise NotImplementedError
+
+
 _ROLE_WORDS = {
     Role.ENCODER: "an encoder's self-attention",
     Role.CAUSAL: "a decoder's self-attention (it has no causal form)",

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from seqtk.attention import State
 from seqtk.models import Model
 from seqtk.registry import Registry
 
@@ -25,11 +26,13 @@ class Loss:
     weight: int
     sums: dict[str, Tensor]
     """Further sums over the same targets, without gradient, by the name they are reported under."""
+    carried: State = None
+    """What the model's rows hand to those that go on where they ended."""
 
 
 class Criterion(nn.Module):
     """Turns a model's features into a loss."""
 
-    def forward(self, model: Model, batch: Any) -> Loss:
-        """The loss of `batch` under `model`."""
+    def forward(self, model: Model, batch: Any, carried: State = None) -> Loss:
+        """The loss of `batch` under `model`, whose rows were handed `carried`."""
         raise NotImplementedError

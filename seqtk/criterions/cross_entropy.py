@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from seqtk.attention import State
 from seqtk.criterions.base import Criterion, CriterionConfig, Loss, criterions
 from seqtk.errors import UserError
 from seqtk.models import Model
@@ -23,9 +24,11 @@ class LabelSmoothedConfig(CriterionConfig):
 class _TokenCriterion(Criterion):
     label_smoothing: float = 0.0
 
-    def forward(self, model: Model, batch: Any) -> Loss:
-        losses = model.head.losses(model(batch), batch.target_BT, label_smoothing=self.label_smoothing)
-        return Loss(total=losses.total, weight=batch.weight, sums={"loss": losses.total.detach(), "nll": losses.nll})
+    def forward(self, model: Model, batch: Any, carried: State = None) -> Loss:
+        features_BTD, carried = model.read(batch, carried)
+        losses = model.head.losses(features_BTD, batch.target_BT, label_smoothing=self.label_smoothing)
+        sums = {"loss": losses.total.detach(), "nll": losses.nll}
+        return Loss(total=losses.total, weight=batch.weight, sums=sums, carried=carried)
 
 
 @criterions.register("cross_entropy", CrossEntropyConfig)

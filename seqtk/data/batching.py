@@ -25,13 +25,17 @@ class BatchingConfig:
     size_multiple: int = 1  # batches of at least so many examples hold a multiple of it, where possible
     max_length: int | None = None  # longer examples (source or target, eos counted) are left out of training
     bucket: int = 1000  # training: so many batches' worth of shuffled examples are sorted by length together
+    streams: int | None = None  # samples in an update on all devices, each going on where its row ended; null: shuffled
 
 
 def usable(sizes_ND: SizeArray, config: BatchingConfig) -> tuple[IndexArray, IndexArray]:
-    """The examples that can be trained on, and those too long for it: over `max_length`, or alone over `max_tokens`."""
+    """The examples that can be trained on, and those too long for it: over `max_length`, or alone over `max_tokens`.
+
+    Streams have no gaps: nothing is too long for them.
+    """
     _check(config)
     limits = [limit for limit in (config.max_length, config.max_tokens) if limit is not None]
-    if not limits:
+    if config.streams is not None or not limits:
         return np.arange(len(sizes_ND)), np.empty(0, dtype=np.int64)
     fits_N = _charged(sizes_ND) <= min(limits)
     return np.flatnonzero(fits_N), np.flatnonzero(~fits_N)
@@ -144,9 +148,13 @@ def _back_and_forth(sizes_ND: SizeArray, *, first_N: IndexArray) -> IndexArray:
 
 
 def _check(config: BatchingConfig) -> None:
-    if config.max_tokens is None and config.max_sentences is None:
+    if config.streams is not None and config.max_length is not None:
+        raise UserError(
+            "batch.streams reads every sample, and batch.max_length leaves some out.", "Set one of them to null."
+        )
+    if config.max_tokens is None and config.max_sentences is None and config.streams is None:
         raise UserError("max_tokens and max_sentences are both null: a batch needs one limit at least.")
-    for name in ("max_tokens", "max_sentences", "size_multiple", "max_length", "bucket"):
+    for name in ("max_tokens", "max_sentences", "size_multiple", "max_length", "bucket", "streams"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UserError(f"{name}={value} must be at least 1.")

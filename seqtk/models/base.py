@@ -36,6 +36,14 @@ class Model(nn.Module):
         """features_BTD at every target position."""
         raise NotImplementedError
 
+    def read(self, batch: Any, carried: State) -> tuple[Tensor, State]:
+        """features_BTD, and what each row hands to the one that goes on where it ended.
+
+        `carried` is what the rows of this batch were handed so: a pytree whose leaves are tensors with the batch first,
+        or None, which is also what the whole is for rows that begin. This default reads each row as one that begins.
+        """
+        return self(batch), None
+
     def start(self, batch: Any) -> State:
         """The state before the first target token of each row of `batch`; what can be computed once is."""
         raise NotImplementedError

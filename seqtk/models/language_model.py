@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from seqtk.attention import State
 from seqtk.attention.softmax import SoftmaxConfig
@@ -133,8 +134,17 @@ class TransformerLM(LanguageModel):
         self.head = output_head(config, vocabulary, tokens)
 
     def forward(self, batch: LanguageBatch) -> Tensor:
+        return self.read(batch, None)[0]
+
+    def read(self, batch: LanguageBatch, carried: State) -> tuple[Tensor, State]:
+        """The features, and what each layer with a memory (`SegmentAttention`) takes where its rows go on."""
+        if self.config.positions != "none" and any(leaf is not None for leaf in tree_leaves(carried)):
+            raise UserError(
+                f"model.positions={self.config.positions} would count anew in each segment of a stream.",
+                "A layer with a memory tells distances itself: set model.positions=none.",
+            )
         positions_1T = torch.arange(batch.previous_BT.shape[1], device=batch.previous_BT.device)[None]
-        return self.decoder(self.embedding(batch.previous_BT, positions_1T))  # type: ignore[no-any-return]
+        return self.decoder.read(self.embedding(batch.previous_BT, positions_1T), carried)
 
     def empty_state(self, batch: int, device: torch.device) -> State:
         return {

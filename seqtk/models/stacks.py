@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from seqtk.attention import Attention, AttentionConfig, HeadedConfig, Role, State, attentions
+from seqtk.attention import Attention, AttentionConfig, HeadedConfig, Role, SegmentAttention, State, attentions
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.errors import UserError
 from seqtk.modules.block import Residual
@@ -101,13 +101,26 @@ class DecoderBlock(nn.Module):
         self.feed_forward = options.feed_forward()
         self.ffn_residual = options.residual()
 
-    def forward(self, x_BTD: Tensor, memory_BSM: Tensor | None, *, pad_BS: Tensor | None) -> Tensor:
-        # Target rows are padded on the right, where causality alone keeps padding from being seen.
-        x_BTD = self.self_residual(x_BTD, self.self_attention)
+    def forward(
+        self, x_BTD: Tensor, carried: State, memory_BSM: Tensor | None, *, pad_BS: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """The block's output, and what its self-attention hands to the next segment."""
+        after: State = None
+
+        def attend(x_BTD: Tensor) -> Tensor:
+            nonlocal after
+            layer = self.self_attention
+            # Target rows are padded on the right, where causality alone keeps padding from being seen.
+            if not isinstance(layer, SegmentAttention):
+                return layer(x_BTD)  # type: ignore[no-any-return]
+            y_BTD, after = layer.read(x_BTD, carried)
+            return y_BTD
+
+        x_BTD = self.self_residual(x_BTD, attend)
         cross = self.cross_attention
         if cross is not None:
             x_BTD = self.cross_residual(x_BTD, lambda x: cross(x, memory_BSM, pad_BS=pad_BS))
-        return self.ffn_residual(x_BTD, self.feed_forward)  # type: ignore[no-any-return]
+        return self.ffn_residual(x_BTD, self.feed_forward), after
 
     def start(self, batch: int, memory_BSM: Tensor | None, *, pad_BS: Tensor | None) -> State:
         state = {"self": self.self_attention.start(batch)}
@@ -130,9 +143,17 @@ class DecoderBlock(nn.Module):
             x_B1D = self.cross_residual(x_B1D, step_with("cross", self.cross_attention))
         return self.ffn_residual(x_B1D, self.feed_forward), after
 
-    def nothing(self) -> Tensor:
-        """0, as a function of every parameter: a block that is left out for once has a gradient, of zeros."""
-        return torch.cat([parameter.flatten()[:1] for parameter in self.parameters()]).sum() * 0
+    def leave_out(
+        self, x_BTD: Tensor, carried: State, memory_BSM: Tensor | None, *, pad_BS: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """The input itself, and what would have been handed on."""
+        after: State = None
+        if isinstance(self.self_attention, SegmentAttention):
+            with torch.no_grad():
+                _, after = self(x_BTD, carried, memory_BSM, pad_BS=pad_BS)
+        # 0, as a function of every parameter: what is left out for once has a gradient, of zeros.
+        nothing = torch.cat([parameter.flatten()[:1] for parameter in self.parameters()]).sum() * 0
+        return x_BTD + nothing, after
 
 
 class Decoder(nn.Module):
@@ -163,12 +184,19 @@ class Decoder(nn.Module):
         self.norm = options.closing_norm()
 
     def forward(self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> Tensor:
-        for block in self.blocks:
-            if self.training and self.layer_drop and float(torch.rand(())) < self.layer_drop:
-                x_BTD = x_BTD + block.nothing()  # type: ignore[operator]
-            else:
-                x_BTD = block(x_BTD, memory_BSM, pad_BS=pad_BS)
-        return self.norm(x_BTD)  # type: ignore[no-any-return]
+        return self.read(x_BTD, None, memory_BSM, pad_BS=pad_BS)[0]
+
+    def read(
+        self, x_BTD: Tensor, carried: State, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """The outputs of a segment, and what each block hands to the next one; `carried` is None for the first."""
+        after = []
+        for block, before in zip(self.blocks, carried or [None] * len(self.blocks), strict=True):
+            left_out = self.training and self.layer_drop and float(torch.rand(())) < self.layer_drop
+            read = block.leave_out if left_out else block
+            x_BTD, handed_on = read(x_BTD, before, memory_BSM, pad_BS=pad_BS)  # type: ignore[operator]
+            after.append(handed_on)
+        return self.norm(x_BTD), after
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
         return [block.start(batch, memory_BSM, pad_BS=pad_BS) for block in self.blocks]  # type: ignore[operator]

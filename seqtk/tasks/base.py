@@ -62,6 +62,11 @@ class Task:
     Built as `tasks.build(config)` from its corpus, or as `tasks.build(config, assets=…)` from what a checkpoint holds.
     """
 
+    @property
+    def continuous(self) -> bool:
+        """Whether each example goes on where the one before it ends, so that `batch.streams` can read them."""
+        return False
+
     def __init__(self, config: Any, *, assets: Mapping[str, str] | None = None) -> None:
         self.config = config
 

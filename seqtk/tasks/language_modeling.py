@@ -42,6 +42,10 @@ class LanguageModelingTask(Task):
             self.vocabulary = Vocabulary.from_text(assets["text.dict"])
             self.tokenizer = tokenizer_from(assets, "text")
 
+    @property
+    def continuous(self) -> bool:
+        return bool(self.config.break_mode == "none")
+
     def assets(self) -> Assets:
         return {"text.dict": self.vocabulary.to_text(), **tokenizer_assets(self.tokenizer, "text")}
 

@@ -1,7 +1,8 @@
 """Checkpoints: a folder an update, whole or not there, from which the same run goes on bit for bit.
 
-`model.safetensors` is an export, `optimizer.safetensors` the optimizer's tensors by parameter, `state.json` the rest.
-All inert files: nothing is pickled. `latest` in save_dir names the newest folder.
+`model.safetensors` is an export, `optimizer.safetensors` the optimizer's tensors by parameter, `carried.safetensors`
+what streams hand on, `state.json` the rest. All inert files: nothing is pickled. `latest` in save_dir names the newest
+folder.
 """
 
 import fcntl
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
 from seqtk import schema
+from seqtk.attention import State
 from seqtk.data.loader import Position
 from seqtk.errors import UserError
 from seqtk.tasks import Task
@@ -62,8 +65,13 @@ class Checkpoints:
         self.config = config
         self.directory = Path(config.save_dir)
 
-    def save(self, model: nn.Module, optimizer: Optimizer, state: TrainState, task: Task) -> Path:
-        """Write a checkpoint of this update, point `latest` at it, and remove the ones that are too old."""
+    def save(
+        self, model: nn.Module, optimizer: Optimizer, state: TrainState, task: Task, *, carried: State = None
+    ) -> Path:
+        """Write a checkpoint of this update, point `latest` at it, and remove the ones that are too old.
+
+        `carried` is what all rows hand to the next update: dicts and lists of tensors and None.
+        """
         folder = self.directory / f"update_{state.update:08d}"
         temporary = self.directory / f"{folder.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -71,6 +79,8 @@ class Checkpoints:
         try:
             self.export(temporary / "model.safetensors", model, state, task)
             save_tensors(temporary / "optimizer.safetensors", _optimizer_tensors(model, optimizer))
+            if carried is not None:
+                _save_tree(temporary / "carried.safetensors", carried)
             (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1))
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
@@ -152,6 +162,11 @@ class Checkpoints:
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{folder / 'state.json'} is not a checkpoint's state: {error}.") from error
 
+    def carried(self, folder: Path) -> State:
+        """What the rows of a checkpoint's update hand on, or None."""
+        path = folder / "carried.safetensors"
+        return _load_tree(path) if path.is_file() else None
+
     def _check_same_run(self, then: dict[str, Any], folder: Path) -> None:
         now = schema.to_dict(self.config)
         then["optimizer"], now["optimizer"] = then["optimizer"]["kind"], now["optimizer"]["kind"]
@@ -181,6 +196,27 @@ def _write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def _save_tree(path: Path, tree: State) -> None:
+    """Write a tree of tensors; the header says where in it each of them stands."""
+    tensors: Tensors = {}
+
+    def name(leaf: Tensor | None) -> str | None:
+        if leaf is None:
+            return None
+        tensors[str(len(tensors))] = leaf
+        return str(len(tensors) - 1)
+
+    save_tensors(path, tensors, {"tree": tree_map(name, tree)})
+
+
+def _load_tree(path: Path) -> State:
+    tensors, metadata = load_tensors(path)
+    try:
+        return tree_map(lambda name: None if name is None else tensors[name], metadata["tree"])
+    except KeyError as error:
+        raise UserError(f"{path} is not what a run's streams hand on: it lacks {error}.") from error
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> Tensors:

@@ -1,10 +1,12 @@
-"""The one module that data parallelism wraps: a batch in, the loss and its sums out."""
+"""The one module that data parallelism wraps: a batch and what its rows carry in, loss, sums and the like out."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
+from seqtk.attention import State
 from seqtk.criterions import Criterion
 from seqtk.models import Model
 
@@ -20,13 +22,16 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.criterion, self.bf16 = model, criterion, bf16
 
-    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total that is minimised, a sum over the batch's targets, and the sums that are reported."""
+    def forward(self, batch: Any, carried: State = None) -> tuple[Tensor, dict[str, Tensor], State]:
+        """The total that is minimised, a sum over the batch's targets, and the sums that are reported.
+
+        `carried` is what the model's rows were handed by those before them; last, without gradient, what they hand on.
+        """
         with torch.autocast(batch.ids_B.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            loss = self.criterion(self.model, batch)
+            loss = self.criterion(self.model, batch, carried)
         total = loss.total
         for _, layer in self.model.attention_layers():
             penalty = layer.aux_loss()
             if penalty is not None:
                 total = total + penalty * loss.weight
-        return total, loss.sums
+        return total, loss.sums, tree_map(lambda leaf: None if leaf is None else leaf.detach().clone(), loss.carried)

@@ -18,12 +18,13 @@ from torch import nn
 
 from seqtk.criterions import criterions
 from seqtk.data.batch import Batch
-from seqtk.data.batching import epoch_batches, usable
-from seqtk.data.loader import Position, load_updates, updates
+from seqtk.data.loader import Position, load_updates
+from seqtk.data.streams import epoch_plan
 from seqtk.errors import UserError
-from seqtk.generation.limits import longest_source, longest_target
 from seqtk.optim import optimizers, schedules, set_rate
 from seqtk.tasks import tasks
+from seqtk.training.beginning import check_data, introduction
+from seqtk.training.carried import Carried
 from seqtk.training.checkpoint import Checkpoints, TrainState
 from seqtk.training.config import TrainConfig
 from seqtk.training.distributed import World
@@ -50,10 +51,12 @@ class Trainer:
         self.wrapped = world.wrap(self.objective)
         self.checkpoints = Checkpoints(config)
         self.state = TrainState()
-        self._check_lengths()
+        self.carried = Carried(config.batch.streams, world=world, update_freq=config.update_freq)
+        check_data(config, task=self.task, model=self.model, train_set=self.train_set)
         folder = self.checkpoints.latest()
         if folder is not None:
             self.state = self.checkpoints.restore(folder, self.model, self.optimizer, self.task)
+            self.carried.deal(self.checkpoints.carried(folder))
         measure = f"{config.validation.metric} of {config.validation.split}"
         if self.state.metric != measure:  # another measure knows no best yet
             self.state = self.state.after(metric=measure, best=None, validations_without_best=0)
@@ -74,7 +77,10 @@ class Trainer:
             ) as log,
             self._signals_noted(),
         ):
-            self._introduce(log)
+            for line in introduction(config, model=self.model, train_set=self.train_set, world=self.world):
+                log.say(line)
+            if state.update:
+                log.say(f"Going on from update {state.update:,}, epoch {state.position.epoch}.")
             while not self._is_over():
                 self._epoch(log)
                 if self._stop_signal:
@@ -91,18 +97,17 @@ class Trainer:
         """What is left of this epoch, or as much of it as there is time for."""
         config = self.config
         self.train_set = self.task.training_set(self.state.position.epoch)
-        batches = epoch_batches(
-            self.train_set.sizes_ND, config.batch, seed=config.seed, epoch=self.state.position.epoch
-        )
-        if not batches:
-            raise UserError(f"There is no training example in {config.task.data}.")
-        plan = updates(
-            batches,
+        plan = epoch_plan(
+            self.train_set.sizes_ND,
+            config.batch,
+            seed=config.seed,
             position=self.state.position,
             world=self.world.size,
             rank=self.world.rank,
             update_freq=config.update_freq,
         )
+        if not plan:
+            raise UserError(f"There is no training example in {config.task.data}.")
         started = time.monotonic()
         spare: Batch | None = None
         for number, (update, loaded) in enumerate(load_updates(plan, self.train_set, self.task.collate), start=1):
@@ -113,7 +118,10 @@ class Trainer:
             figures = self.update(micro_batches)
             seconds = time.monotonic() - started
             last = number == len(plan)
-            position = Position(self.state.position.epoch + 1, 0) if last else update.position_after
+            position = update.position_after
+            if last:
+                position = Position(self.state.position.epoch + 1, 0)
+                self.carried.clear()
             interval = dict(self.state.interval)
             for name, value in {**figures, "seconds": seconds, "updates": 1}.items():
                 interval[name] = interval.get(name, 0.0) + value
@@ -145,7 +153,9 @@ class Trainer:
         for index, batch in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
             with self.world.gradient_sync(self.wrapped, enabled=is_last):
-                total, reported = self.wrapped(batch)
+                carried = self.carried.into(index, rows=len(batch.ids_B))
+                total, reported, carried = self.wrapped(batch, carried)
+                self.carried.out_of(index, carried)
                 (total * (self.world.size / weight)).backward()
             for name, value in reported.items():
                 sums[name] = sums[name] + value if name in sums else value
@@ -231,35 +241,11 @@ class Trainer:
             self.checkpoints.export_best(self.model, self.state, self.task, numbers, higher=higher)
 
     def _save(self) -> None:
+        carried = self.carried.of_all()
         if self.world.is_first:
-            self.checkpoints.save(self.model, self.optimizer, self.state, self.task)
+            self.checkpoints.save(self.model, self.optimizer, self.state, self.task, carried=carried)
         self._saved_at = self.state.update
         self.world.barrier()
-
-    def _check_lengths(self) -> None:
-        """Refuse, before the first update, sentences that are to be used and are longer than the model can take."""
-        kept, _ = usable(self.train_set.sizes_ND, self.config.batch)
-        valid = self.task.dataset(self.config.validation.split)
-        limits = {"source": longest_source([self.model]), "target": longest_target([self.model])}
-        if not len(kept):
-            epoch_batches(self.train_set.sizes_ND, self.config.batch, seed=self.config.seed, epoch=1)  # says why
-        for split, sizes_ND in (("training", self.train_set.sizes_ND[kept]), ("validation", valid.sizes_ND)):
-            sides = ("source", "target")[-sizes_ND.shape[1] :]  # one-sided examples have targets alone
-            for sizes_N, name in zip(sizes_ND.T, sides, strict=True):
-                limit = limits[name]
-                too_long = int((sizes_N > limit).sum()) if limit is not None else 0
-                if too_long:
-                    one_sided = len(sides) == 1
-                    key = "attention.max_length"
-                    own = "max_length" if one_sided else f"max_{name}_length"
-                    if limit == getattr(self.config.model, own, None):
-                        key = f"model.{own}"
-                    other = "leave out long ones: batch.max_length in training, from the text in validation"
-                    raise UserError(
-                        f"The model takes {limit} {name} tokens; longer {split} examples: {too_long:,}.",
-                        f"The longest has {sizes_N.max()}: set {key} to that,",
-                        f"or {'cut shorter ones: task.tokens_per_sample' if one_sided else other}.",
-                    )
 
     def _is_over(self) -> bool:
         config, state = self.config, self.state
@@ -268,20 +254,6 @@ class Trainer:
             or (config.max_epochs and state.position.epoch > config.max_epochs)
             or (config.validation.patience and state.validations_without_best >= config.validation.patience)
         )
-
-    def _introduce(self, log: Logger) -> None:
-        """Say what is trained, on what, from where, and what is left out."""
-        kept, too_long = usable(self.train_set.sizes_ND, self.config.batch)
-        count = sum(parameter.numel() for parameter in self.model.parameters())
-        processes = f"{self.world.size} × " if self.world.size > 1 else ""
-        log.say(f"{count:,} parameters on {processes}{self.world.device.type}, {self.config.precision}.")
-        log.say(f"{len(kept):,} training examples in {self.config.task.data}.")
-        if len(too_long):
-            named = ", ".join(map(str, too_long[:10]))
-            more = ", …" if len(too_long) > 10 else ""
-            log.say(f"{len(too_long):,} examples are too long and left out: {named}{more}.")
-        if self.state.update:
-            log.say(f"Going on from update {self.state.update:,}, epoch {self.state.position.epoch}.")
 
     def _not_finite(self, micro_batches: Sequence[Batch]) -> UserError:
         names = [

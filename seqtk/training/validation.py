@@ -6,7 +6,9 @@ import torch
 
 from seqtk.data.batching import ordered_batches
 from seqtk.data.loader import Loader
+from seqtk.data.streams import stream_rows
 from seqtk.tasks import Output, Task
+from seqtk.training.carried import Carried
 from seqtk.training.config import TrainConfig
 from seqtk.training.distributed import World
 from seqtk.training.objective import Objective
@@ -26,15 +28,23 @@ def validate(
     """The figures of the validation split (losses in nats per target), each with its signature, and the outputs.
 
     Every example counts exactly once, however many processes share the work. Every process has the outputs of all.
+    With `batch.streams` the split is read in as many, each from an empty memory.
     """
     objective.eval()
     dataset = task.dataset(config.validation.split)
-    batches = ordered_batches(dataset.sizes_ND, config.batch)[world.rank :: world.size]
+    carried = Carried(config.batch.streams, world=world)
+    if config.batch.streams is None:
+        batches = ordered_batches(dataset.sizes_ND, config.batch)[world.rank :: world.size]
+    else:
+        (own,) = carried.parts
+        rows = [rows[own] for rows in stream_rows(len(dataset), config.batch.streams)]
+        batches = [indices for indices in rows if len(indices)]
     sums: dict[str, float] = {"weight": 0.0}
     outputs: list[Output] = []
     for batch in Loader(dataset, task.collate, batches):
         batch = batch.to(world.device)
-        _, reported = objective(batch)
+        _, reported, after = objective(batch, carried.into(0, rows=len(batch.ids_B)))
+        carried.out_of(0, after)
         sums["weight"] += batch.weight
         for name, value in reported.items():
             sums[name] = sums.get(name, 0.0) + float(value)

@@ -77,3 +77,26 @@ def test_two_processes_have_the_losses_of_one(corpus: Path, tmp_path: Path, extr
 def test_each_process_may_leave_out_other_layers(corpus: Path, tmp_path: Path) -> None:
     train(2, corpus, tmp_path, "model.layer_drop=0.5")
     assert len(losses(tmp_path)) == 8
+
+
+STREAMS = [
+    "batch.streams=6",
+    "model.positions=none",
+    "attention=transformer_xl",
+    "attention.memory_length=40",
+    "checkpoint.every=3",
+    "max_updates=16",
+]
+"""Nine updates an epoch."""
+
+
+def test_two_processes_have_the_memory_of_one_and_go_on_as_one(corpus: Path, tmp_path: Path) -> None:
+    train(1, corpus, tmp_path / "one", *STREAMS)
+    train(2, corpus, tmp_path / "two", *STREAMS, "max_updates=4")
+    train(1, corpus, tmp_path / "two", *STREAMS, "update_freq=3", "max_updates=12")
+    train(2, corpus, tmp_path / "two", *STREAMS)
+    for kind, count in (("train", 16), ("valid", 4)):
+        one, two = losses(tmp_path / "one", kind), losses(tmp_path / "two", kind)
+        assert [update for update, _ in one] == [update for update, _ in two]
+        assert len(one) == count
+        assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-5)

@@ -41,7 +41,7 @@ def test_the_total_has_each_penalty_once_per_unit_of_weight(tiny_corpus: Path, t
     run = penalised_trainer(tiny_corpus, tmp_path)
     batch = batch_of(run, range(8))
     objective = Objective(run.model, criterions.build(run.config.criterion), bf16=False).eval()
-    total, _ = objective(batch)
+    total, _, _ = objective(batch)
     alone = objective.criterion(run.model, batch).total
     assert penalty_of(run) > 1
     assert (total - alone).item() / batch.weight == pytest.approx(penalty_of(run), rel=1e-4)

@@ -1,0 +1,56 @@
+"""What is made sure, and what is said, before the first update."""
+
+from collections.abc import Iterator
+
+from seqtk.data.batching import epoch_batches, usable
+from seqtk.errors import UserError
+from seqtk.generation.limits import longest_source, longest_target
+from seqtk.models import Model
+from seqtk.tasks import Task
+from seqtk.tasks.base import Dataset
+from seqtk.training.config import TrainConfig
+from seqtk.training.distributed import World
+
+
+def check_data(config: TrainConfig, *, task: Task, model: Model, train_set: Dataset) -> None:
+    """Refuse streams of samples that do not follow on each other, and examples longer than the model can take."""
+    if config.batch.streams is not None and not task.continuous:
+        raise UserError(
+            "batch.streams needs samples of which each goes on where the one before it ends.",
+            "Those are task=language_modeling with task.break_mode=none.",
+        )
+    kept, _ = usable(train_set.sizes_ND, config.batch)
+    valid = task.dataset(config.validation.split)
+    limits = {"source": longest_source([model]), "target": longest_target([model])}
+    if not len(kept):
+        epoch_batches(train_set.sizes_ND, config.batch, seed=config.seed, epoch=1)  # says why
+    for split, sizes_ND in (("training", train_set.sizes_ND[kept]), ("validation", valid.sizes_ND)):
+        sides = ("source", "target")[-sizes_ND.shape[1] :]  # one-sided examples have targets alone
+        for sizes_N, name in zip(sizes_ND.T, sides, strict=True):
+            limit = limits[name]
+            too_long = int((sizes_N > limit).sum()) if limit is not None else 0
+            if too_long:
+                one_sided = len(sides) == 1
+                key = "attention.max_length"
+                own = "max_length" if one_sided else f"max_{name}_length"
+                if limit == getattr(config.model, own, None):
+                    key = f"model.{own}"
+                other = "leave out long ones: batch.max_length in training, from the text in validation"
+                raise UserError(
+                    f"The model takes {limit} {name} tokens; longer {split} examples: {too_long:,}.",
+                    f"The longest has {sizes_N.max()}: set {key} to that,",
+                    f"or {'cut shorter ones: task.tokens_per_sample' if one_sided else other}.",
+                )
+
+
+def introduction(config: TrainConfig, *, model: Model, train_set: Dataset, world: World) -> Iterator[str]:
+    """What is trained, on what, and what is left out."""
+    kept, too_long = usable(train_set.sizes_ND, config.batch)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    processes = f"{world.size} × " if world.size > 1 else ""
+    yield f"{count:,} parameters on {processes}{world.device.type}, {config.precision}."
+    yield f"{len(kept):,} training examples in {config.task.data}."
+    if len(too_long):
+        named = ", ".join(map(str, too_long[:10]))
+        more = ", …" if len(too_long) > 10 else ""
+        yield f"{len(too_long):,} examples are too long and left out: {named}{more}."

@@ -1,0 +1,90 @@
+"""Unit tests of Transformer-XL: segments with their memory are the whole, and memory gets no gradient."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from seqtk.attention import Role, attentions
+from seqtk.attention.transformer_xl import TransformerXLAttention, TransformerXLConfig
+from seqtk.errors import UserError
+from tests.laws.laws import close, steps
+
+
+def layer(**fields: Any) -> TransformerXLAttention:
+    torch.manual_seed(3)
+    made = TransformerXLAttention(TransformerXLConfig(heads=2, **fields), dim=8, role=Role.CAUSAL).double().eval()
+    torch.nn.init.normal_(made.content_bias)
+    torch.nn.init.normal_(made.distance_bias)
+    return made
+
+
+def drawn(length: int = 13) -> torch.Tensor:
+    return torch.randn(2, length, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+
+def in_segments(made: TransformerXLAttention, x_BTD: torch.Tensor, *lengths: int) -> torch.Tensor:
+    outputs, carried = [], None
+    for segment in x_BTD.split(lengths, dim=1):
+        y_BTD, carried = made.read(segment, carried)
+        outputs.append(y_BTD)
+    return torch.cat(outputs, 1)
+
+
+@pytest.mark.parametrize("memory_length", [1, 3, 5, 50])
+@pytest.mark.parametrize("lengths", [(13,), (5, 5, 3), (1, 2, 7, 3), (1,) * 13])
+def test_segments_with_their_memory_are_the_whole(memory_length: int, lengths: tuple[int, ...]) -> None:
+    made, x_BTD = layer(memory_length=memory_length), drawn()
+    close(in_segments(made, x_BTD, *lengths), made(x_BTD))
+    close(steps(made, x_BTD, made.start(2))[0], made(x_BTD))
+
+
+def test_two_hundred_steps_are_the_whole_and_the_state_stays_small() -> None:
+    made, x_BTD = layer(memory_length=16), drawn(200)
+    y_BTD, state = steps(made, x_BTD, made.start(2))
+    close(y_BTD, made(x_BTD))
+    assert state["key"].shape[2] == 17
+
+
+def test_each_position_sees_so_many_before_it() -> None:
+    made, x_BTD = layer(memory_length=3), drawn().requires_grad_()
+    y_BTD = made(x_BTD)
+    (gradient,) = torch.autograd.grad(y_BTD[:, 9].sum(), x_BTD)
+    assert gradient.any(-1).all(0).nonzero().flatten().tolist() == [6, 7, 8, 9]
+
+
+def test_memory_has_no_gradient_but_its_keys_and_values_have() -> None:
+    made, x_BTD = layer(memory_length=4), drawn(8).requires_grad_()
+    y_BTD, carried = made.read(x_BTD[:, :4], None)
+    assert not carried.requires_grad
+    y_BTD, _ = made.read(x_BTD[:, 4:], carried)
+    gradient, of_values = torch.autograd.grad(y_BTD[:, 0].sum(), [x_BTD, made.value.weight])
+    assert not gradient[:, :4].any()
+    assert of_values.any()
+
+
+def test_memory_may_be_longer_when_not_training() -> None:
+    made, x_BTD = layer(memory_length=2, evaluation_memory_length=6), drawn()
+    assert made.read(x_BTD, None)[1].shape[1] == 6
+    close(in_segments(made, x_BTD, 4, 9), layer(memory_length=6)(x_BTD))
+    made.train()
+    assert made.read(x_BTD, None)[1].shape[1] == 2
+    close(in_segments(made, x_BTD, 4, 9), layer(memory_length=2)(x_BTD))
+
+
+def test_what_is_farther_than_the_clamp_counts_as_so_far() -> None:
+    made, x_BTD = layer(clamp_length=1), drawn(5)
+    swapped = x_BTD[:, [1, 0, 2, 3, 4]]
+    close(made(swapped)[:, 4], made(x_BTD)[:, 4])
+    assert not torch.allclose(layer()(swapped)[:, 4], layer()(x_BTD)[:, 4])
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [({"memory_length": 0}, "memory_length=0"), ({"clamp_length": 0}, "clamp_length=0")],
+)
+def test_sizes_that_cannot_be(fields: dict[str, int], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        layer(**fields)
+    with pytest.raises(UserError, match="even width"):
+        attentions.build(TransformerXLConfig(heads=1), dim=7, role=Role.CAUSAL)

@@ -1,0 +1,165 @@
+"""Training on streams with a memory: resumed exactly, the same however cut, and evaluated as one long reading."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from seqtk import schema
+from seqtk.data.batch import LanguageBatch
+from seqtk.data.preprocess import PreprocessConfig, preprocess
+from seqtk.data.streams import stream_rows
+from seqtk.errors import UserError
+from seqtk.training.config import TrainConfig
+from seqtk.training.distributed import start_world
+from seqtk.training.export import read_export
+from seqtk.training.trainer import Trainer
+from seqtk.training.validation import validate
+from tests.unit.training.helpers import losses, tiny_config
+
+MODEL: dict[str, Any] = {"kind": "transformer_lm", "dim": 16, "ffn_dim": 32, "heads": 2, "layers": 2}
+MEMORIES: dict[str, dict[str, Any]] = {
+    "transformer_xl": MODEL | {"positions": "none", "attention": {"kind": "transformer_xl", "memory_length": 12}},
+    "with layers left out": MODEL
+    | {"positions": "none", "layer_drop": 0.4, "attention": {"kind": "transformer_xl", "memory_length": 12}},
+    "without": MODEL,
+}
+SETTINGS: dict[str, Any] = {
+    "device": "cpu",
+    "max_updates": 9,
+    "batch": {"streams": 6},
+    "criterion": "cross_entropy",
+    "schedule": {"warmup_updates": 4},
+    "optimizer": {"lr": 0.01},
+    "checkpoint": {"every": 4},
+    "validation": {"every": 5},
+    "log": {"every": 1, "tensorboard": False},
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Some 660 bytes, so that an epoch of 6 streams of samples of 16 is seven updates, the last with fewer rows."""
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "train").write_text("".join(f"{number} and {number**2}; " for number in range(50)))
+    (folder / "valid").write_text("".join(f"{number} and {number**2}; " for number in range(20, 30)))
+    preprocess(
+        PreprocessConfig(
+            tokens="bytes",
+            train=f"{folder}/train",
+            valid=(f"{folder}/valid",),
+            destdir=f"{folder}/bin",
+            workers=1,
+        )
+    )
+    return f"{folder}/bin"
+
+
+def trainer(corpus: str, save_dir: Path, memory: str = "transformer_xl", **changes: Any) -> Trainer:
+    task = {"kind": "language_modeling", "data": corpus, "tokens_per_sample": 16}
+    tree = SETTINGS | {"save_dir": str(save_dir), "task": task, "model": MEMORIES[memory]}
+    config = schema.from_dict(TrainConfig, tree)
+    for key, value in changes.items():
+        config = schema.update(config, key.replace("__", "."), value)
+    return Trainer(config, world=start_world("cpu"))
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_a_run_that_is_stopped_goes_on_bit_for_bit(memory: str, corpus: str, tmp_path: Path) -> None:
+    """Inside an epoch, at its end, and in the next one."""
+    whole = trainer(corpus, tmp_path / "whole", memory)
+    assert len(whole.train_set) % 6 > 0
+    assert -(-len(whole.train_set) // 6) == 7
+    whole.fit()
+    for updates in (3, 7, 8, 9):
+        trainer(corpus, tmp_path / "parts", memory, max_updates=updates).fit()
+    one, other = (read_export(tmp_path / name / "update_00000009").tensors for name in ("whole", "parts"))
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("memory", ["transformer_xl"])
+def test_a_run_goes_on_with_its_rows_dealt_anew(memory: str, corpus: str, tmp_path: Path) -> None:
+    changes = {"model__dropout": 0.0}
+    trainer(corpus, tmp_path / "whole", memory, **changes).fit()
+    trainer(corpus, tmp_path / "parts", memory, **changes, update_freq=4, max_updates=3).fit()
+    trainer(corpus, tmp_path / "parts", memory, **changes, update_freq=3).fit()
+    whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
+    assert len(parts) == 9
+    assert [loss for _, loss in parts] == pytest.approx([loss for _, loss in whole], rel=1e-5)
+    assert parts[3][1] == pytest.approx(whole[3][1], rel=1e-6)
+
+
+@pytest.mark.parametrize("memory", ["transformer_xl"])
+def test_memory_makes_a_difference_and_a_new_epoch_starts_without(memory: str, corpus: str, tmp_path: Path) -> None:
+    """At a rate of 0 the first update of an epoch gives the same again, and others differ from reading each alone."""
+    run = trainer(corpus, tmp_path / "run", memory, optimizer__lr=0.0, model__dropout=0.0)
+    run.fit()
+    logged = [loss for _, loss in losses(tmp_path / "run")]
+    assert logged[7:] == logged[:2]
+    rows = stream_rows(len(run.train_set), 6)
+    with torch.no_grad():
+        alone = [run.task.collate([run.train_set[index] for index in update]) for update in rows]
+        nll = [float(run.objective(batch)[1]["nll"]) / batch.weight for batch in alone]
+    assert logged[0] == pytest.approx(nll[0], rel=1e-6)
+    assert all(abs(one - other) > 1e-4 for one, other in zip(logged[1:7], nll[1:], strict=True))
+
+
+@pytest.mark.parametrize("memory", ["transformer_xl"])
+def test_validation_is_one_reading_of_each_stream(memory: str, corpus: str, tmp_path: Path) -> None:
+    """With memory for all that was: the whole split as one sample, in float64."""
+    changes = {"batch__streams": 1, "model__attention__memory_length": 500}
+    run = trainer(corpus, tmp_path / "run", memory, **changes)
+    run.objective.double()
+    figures, _ = validate(run.objective, run.task, run.config, world=run.world)
+    items = run.task.dataset("valid").items  # type: ignore[attr-defined]
+    ids = items.stream(0, items.total)
+    target_BT = torch.from_numpy(ids)[None]
+    previous_BT = torch.cat([torch.full((1, 1), 2), target_BT[:, :-1]], dim=1)
+    with torch.no_grad():
+        whole = run.objective(LanguageBatch(torch.tensor([0]), len(ids), previous_BT, target_BT))[1]
+    assert len(ids) > 100
+    assert figures["nll"] == pytest.approx(float(whole["nll"]) / len(ids), rel=1e-10)
+    assert "bits_per_byte" in figures
+
+
+def test_the_last_update_of_an_epoch_may_have_micro_batches_without_a_row(corpus: str, tmp_path: Path) -> None:
+    run = trainer(corpus, tmp_path, update_freq=6)
+    assert run.fit() == 0
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    weights = [line["tokens_per_update"] for line in lines if line["kind"] == "train"]
+    assert sum(weights[:7]) == run.task.dataset("train").sizes_ND.sum()
+    assert weights[6] < weights[0] == 6 * 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"task__break_mode": "eos"}, r"task\.break_mode=none"),
+        ({"update_freq": 7}, "streams=6 cannot be split into 7 micro-batches"),
+        ({"batch__max_length": 20}, r"batch\.max_length leaves some out"),
+    ],
+)
+def test_streams_that_cannot_be_read(changes: dict[str, Any], words: str, corpus: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        trainer(corpus, tmp_path, **changes)
+
+
+def test_pairs_are_no_stream(tiny_corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="goes on where the one before it ends"):
+        Trainer(tiny_config(tiny_corpus, tmp_path, batch__streams=2), world=start_world("cpu"))
+
+
+def test_positions_that_count_anew_are_refused(corpus: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"set model\.positions=none"):
+        trainer(corpus, tmp_path, model__positions="sinusoidal").fit()
+
+
+def test_a_damaged_memory_is_refused(corpus: str, tmp_path: Path) -> None:
+    trainer(corpus, tmp_path, max_updates=2).fit()
+    path = tmp_path / "update_00000002" / "carried.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        trainer(corpus, tmp_path)
