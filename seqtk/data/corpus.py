@@ -86,7 +86,7 @@ def check_text(path: Path, utf8: bool = True) -> int:
     lines = 0
     rest = b""
     with open_text(path) as file:
-        while chunk := _read(file, path):
+        while chunk := read_chunk(file, path):
             lines += _check_utf8(rest + chunk[: chunk.rfind(b"\n") + 1], path, lines) if b"\n" in chunk else 0
             rest = chunk[chunk.rfind(b"\n") + 1 :] if b"\n" in chunk else rest + chunk
     _check_utf8(rest, path, lines)
@@ -96,7 +96,7 @@ def check_text(path: Path, utf8: bool = True) -> int:
 def _count_lines(path: Path) -> int:
     lines, last = 0, b"\n"
     with open_text(path) as file:
-        while chunk := _read(file, path):
+        while chunk := read_chunk(file, path):
             lines += chunk.count(b"\n")
             last = chunk[-1:]
     return lines + (last != b"\n")
@@ -134,7 +134,8 @@ def sample_lines(paths: Sequence[Path], *, lines: int, most: int) -> Iterator[by
                 yield line.rstrip(b"\r\n")
 
 
-def _read(file: IO[bytes], path: Path) -> bytes:
+def read_chunk(file: IO[bytes], path: Path) -> bytes:
+    """The next bytes of a file that `open_text` opened; none at its end. Raises UserError if it is broken gzip."""
     try:
         return file.read(BLOCK_BYTES)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

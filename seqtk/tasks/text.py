@@ -15,7 +15,7 @@ def open_data(config: TaskConfig, directory: str | None = None) -> DataBin:
     if not config.data:
         raise UserError("task.data is not set.", "It names the data-bin directory to train on.")
     directory = directory or config.data
-    if not Path(directory).is_dir() and config.made_by:
+    if config.made_by and not any(Path(directory).glob("dict*.txt")):
         raise UserError(f"The corpus {directory} is not there.", "This command makes it:", config.made_by)
     languages = {
         key: getattr(config, key) for key in ("source_lang", "target_lang") if getattr(config, key, None) is not None

@@ -19,6 +19,8 @@ from seqtk.cli.help import field_comments
 from seqtk.cli.import_fairseq import ImportConfig
 from seqtk.cli.interactive import InteractiveConfig
 from seqtk.cli.recipes import recipe_folder, recipe_names
+from seqtk.corpora import CORPORA
+from seqtk.corpora.prepare import PrepareConfig
 from seqtk.data.preprocess import PreprocessConfig
 from seqtk.registry import REGISTRIES
 from seqtk.training.config import TrainConfig
@@ -68,7 +70,10 @@ def test_the_command_that_makes_a_recipes_corpus_exists(name: str) -> None:
     tree = yaml.safe_load((recipe_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
     made_by = (tree.get("task") or {}).get("made_by")
     if made_by is not None:
-        assert made_by.split()[0] in scripts()
+        program, *arguments = made_by.split()
+        assert program in scripts()
+        if program == "seqtk-prepare":
+            assert tree["task"]["data"] == f"data-bin/{CORPORA[arguments[0]].databin}"
 
 
 def test_nothing_runs_what_it_reads() -> None:
@@ -124,6 +129,7 @@ def test_help_says_what_every_key_is() -> None:
     commands = {
         TrainConfig,
         PreprocessConfig,
+        PrepareConfig,
         GenerateConfig,
         InteractiveConfig,
         ImportConfig,

@@ -33,6 +33,7 @@ TINY = {
     "seqtk-train": TRAIN,
     "torchrun": TRAIN,
     "seqtk-preprocess": "vocab_size=300 workers=1",
+    "seqtk-prepare": "",
     "seqtk-generate": "beam=2 max_length_a=0 max_length_b=3 device=cpu",
     "seqtk-interactive": "beam=2 max_length_a=0 max_length_b=3 device=cpu",
     "seqtk-eval-lm": "device=cpu",

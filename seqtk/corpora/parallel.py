@@ -1,0 +1,137 @@
+"""Corpora of translation: WMT14 English to German and to French, Multi30k English to German.
+
+Lengths and checksums: the records of TensorFlow Datasets (training sets), sacreBLEU (test sets) and torchtext
+(Multi30k). Of the UN and Giga corpora none are published.
+"""
+
+from seqtk.corpora.declared import Corpus, Published
+from seqtk.corpora.texts import Lines, Pairs
+
+_STATMT = "https://www.statmt.org"
+_TRAINING = (
+    # archive, length, digest, its texts without their language
+    (
+        f"{_STATMT}/wmt13/training-parallel-europarl-v7.tgz",
+        657_632_379,
+        "sha256:0224c7c710c8a063dfd893b0cc0830202d61f4c75c17eb8e31836103d27d96e7",
+        "training/europarl-v7.{pair}.{lang}",
+    ),
+    (
+        f"{_STATMT}/wmt13/training-parallel-commoncrawl.tgz",
+        918_311_367,
+        "sha256:c7a74e2ea01ac6c920123108627e35278d4ccb5701e15428ffa34de86fa3a9e5",
+        "commoncrawl.{pair}.{lang}",
+    ),
+    (
+        f"{_STATMT}/wmt14/training-parallel-nc-v9.tgz",
+        80_418_416,
+        "sha256:cb8953f292298e6877ae433c98912b927cb0766b303f4540512ddd286c748485",
+        "training/news-commentary-v9.{pair}.{lang}",
+    ),
+)
+_FRENCH_TRAINING = (
+    (f"{_STATMT}/wmt13/training-parallel-un.tgz", None, None, "un/undoc.2000.{pair}.{lang}"),
+    (f"{_STATMT}/wmt10/training-giga-fren.tar", None, None, "giga-fren.release2.fixed.{lang}.gz"),
+)
+
+
+def _held_out(lang: str) -> tuple[Published, Published]:
+    """newstest2013 and newstest2014 (the full set) from English, in WMT's SGML."""
+    names = [(2013, "test/newstest2013-src.{}.sgm", side) for side in ("en", lang)]
+    full = [
+        (2014, f"test-full/newstest2014-{lang}en-{role}.{{}}.sgm", side)
+        for role, side in (("src", "en"), ("ref", lang))
+    ]
+    members = [
+        tuple(
+            Published(
+                name.format(side),
+                also=(
+                    f"newstest{year}.{side}",
+                    f"newstest{year}.en-{lang}.{side}",
+                    f"newstest{year}.full.en-{lang}.{side}",
+                ),
+            )
+            for year, name, side in group
+        )
+        for group in (names, full)
+    ]
+    return (
+        Published(f"{_STATMT}/wmt13/test.tgz", digest="md5:48eca5d02f637af44e85186847141f67", members=members[0]),
+        Published(f"{_STATMT}/wmt14/test-full.tgz", digest="md5:a8cd784e006feb32ac6f3d9ec7eb389a", members=members[1]),
+    )
+
+
+def _wmt14(lang: str, about: str, training: tuple[tuple[str, int | None, str | None, str], ...]) -> Corpus:
+    """WMT14's news task from English to `lang`: all training text of these archives, newstest2013 and newstest2014."""
+    archives = tuple(
+        Published(
+            url,
+            length,
+            digest,
+            members=tuple(Published(name.format(pair=f"{lang}-en", lang=side)) for side in ("en", lang)),
+        )
+        for url, length, digest, name in training
+    )
+    valid, test = _held_out(lang)
+    return Corpus(
+        name=f"wmt14_en_{lang}",
+        about=about,
+        databin=f"wmt14_en_{lang}",
+        files=(*archives, valid, test),
+        texts=(
+            Pairs(
+                ("train.en", f"train.{lang}"),
+                tuple((archive.members[0].file_name, archive.members[1].file_name) for archive in archives),
+            ),
+            *(
+                Lines(f"{split}.{side}", member.file_name, lines)
+                for split, held_out, lines in (("valid", valid, 3_000), ("test", test, 3_003))
+                for side, member in zip(("en", lang), held_out.members, strict=True)
+            ),
+        ),
+        settings={
+            "source_lang": "en",
+            "target_lang": lang,
+            "vocab_size": 32_000,
+            "max_length": 250,
+            "max_ratio": 1.5,
+        },
+    )
+
+
+WMT14_EN_DE = _wmt14(
+    "de",
+    "WMT14 English to German: Europarl v7, Common Crawl, News Commentary v9; newstest2013, newstest2014",
+    _TRAINING,
+)
+WMT14_EN_FR = _wmt14(
+    "fr",
+    "WMT14 English to French: the same sets, the UN's and Giga's; 41 million pairs",
+    (*_TRAINING, *_FRENCH_TRAINING),
+)
+
+_MULTI30K = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw"
+
+MULTI30K = Corpus(
+    name="multi30k",
+    about="Multi30k task 1, English to German: 29,000 captions; val, test_2016_flickr",
+    databin="multi30k_en_de",
+    files=(
+        Published(f"{_MULTI30K}/train.en.gz", 568_929, "md5:0065d13af80720a55ca8153d126e6627"),
+        Published(f"{_MULTI30K}/train.de.gz", 637_044, "md5:81ff90b99829c0cd4b1b587d394afd39"),
+        Published(f"{_MULTI30K}/val.en.gz", 21_650, "md5:2b69aa9253948ac9f67e94917272dd40"),
+        Published(f"{_MULTI30K}/val.de.gz", 24_681, "md5:6e0e229eb049e3fc99a1ef02fb2d5f91"),
+        Published(f"{_MULTI30K}/test_2016_flickr.en.gz", 21_077, "md5:ff2c0fcb4893a13bd73414306bc250ae"),
+        Published(f"{_MULTI30K}/test_2016_flickr.de.gz", 22_890, "md5:efd67d314d98489b716b145475101932"),
+    ),
+    texts=(
+        Lines("train.en", "train.en.gz", 29_000),
+        Lines("train.de", "train.de.gz", 29_000),
+        Lines("valid.en", "val.en.gz", 1_014),
+        Lines("valid.de", "val.de.gz", 1_014),
+        Lines("test.en", "test_2016_flickr.en.gz", 1_000),
+        Lines("test.de", "test_2016_flickr.de.gz", 1_000),
+    ),
+    settings={"source_lang": "en", "target_lang": "de", "vocab_size": 8_000},
+)

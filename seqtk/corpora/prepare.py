@@ -1,0 +1,160 @@
+"""From published files to a data-bin: found or fetched, unpacked, cut into splits, preprocessed; each stage once.
+
+In the data-bin's folder, `text/` holds the text of the splits and `text/prepare.json` what it was made of, with all
+counts. A rerun takes what that record knows to be done, so the work goes on after any interruption.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seqtk import __version__
+from seqtk.corpora.declared import Corpus, Published, Text, check_file
+from seqtk.corpora.fetch import Patience, fetch
+from seqtk.corpora.find import find_all
+from seqtk.corpora.reporter import Reporter, counted
+from seqtk.corpora.room import room, whole_files
+from seqtk.corpora.unpack import unpack
+from seqtk.data.preprocess import PreprocessConfig, preprocess
+from seqtk.data.report import Report
+from seqtk.data.staging import refuse_overwriting
+from seqtk.errors import UserError
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Where the files of a corpus come from, and where its data-bin goes."""
+
+    corpus: str = ""  # which corpus; also written without corpus=
+    source: tuple[str, ...] = ()  # files or folders on the disk (source=A,B), instead of downloads
+    mirror: str | None = None  # download from this folder on a web server, under the published names
+    downloads: str = "data-bin/downloads"  # where downloads are kept, as HOST/PATH
+    destdir: str | None = None  # the data-bin directory to make; null: the one that the recipes name
+    overwrite: bool = False  # replace the data-bin that is there
+    workers: int = 0  # processes; 0: one for each core
+
+
+def prepare(corpus: Corpus, config: PrepareConfig, *, reporter: Reporter, patience: Patience | None = None) -> Report:
+    """Make the data-bin of `corpus`. Raises UserError for what cannot be found, fetched, unpacked or used."""
+    destination = Path(config.destdir or f"data-bin/{corpus.databin}")
+    refuse_overwriting(destination, overwrite=config.overwrite)
+    sources = [path for item in config.source for path in item.split(",") if path]
+    if sources and config.mirror:
+        raise UserError(
+            "source= and mirror= are both given.", "The first takes files from the disk, the second downloads."
+        )
+    files = _find(corpus, sources, reporter) if sources else _fetch(corpus, config, reporter, patience)
+    folder = destination / "text"
+    record = _Record(folder / "prepare.json", corpus)
+    unpacked = folder / ".unpacked"
+    items = _unpack(files, unpacked, record, reporter)
+    for text in corpus.texts:
+        _write(text, items, folder, record, reporter)
+    with room(destination):
+        settings = _settings(corpus, config, folder, destination)
+        report = preprocess(settings, notify=reporter.notify, progress=reporter.progress)
+    shutil.rmtree(unpacked, ignore_errors=True)
+    return report
+
+
+def _find(corpus: Corpus, sources: list[str], reporter: Reporter) -> dict[Published, Path]:
+    """The files of the corpus that are on the disk, checked."""
+    found = find_all(corpus, sources)
+    for published, path in found.items():
+        advice = "Use another source=, or none to download it."
+        checked = check_file(path, published, advice=advice, reporter=reporter)
+        reporter.notify(f"found {path}: {path.stat().st_size:,} bytes; {checked}")
+    return found
+
+
+def _fetch(
+    corpus: Corpus, config: PrepareConfig, reporter: Reporter, patience: Patience | None
+) -> dict[Published, Path]:
+    """The files of the corpus, downloaded unless they are there, checked."""
+    mirror = config.mirror
+    if mirror and not mirror.startswith(("http://", "https://")):
+        raise UserError(
+            f"mirror={mirror} is no web address: it begins with http:// or https://.",
+            "source= takes files on the disk.",
+        )
+    found = {}
+    for published in corpus.files:
+        target = Path(config.downloads) / published.name.partition("://")[2]
+        url = f"{mirror.rstrip('/')}/{published.file_name}" if mirror else published.name
+        checked = fetch(published, url, target, reporter=reporter, patience=patience)
+        reporter.notify(f"fetched {target}: {target.stat().st_size:,} bytes; {checked}")
+        found[published] = target
+    return found
+
+
+class _Record:
+    """Which files were made, of what, with which counts, as JSON beside them."""
+
+    def __init__(self, path: Path, corpus: Corpus) -> None:
+        self._path = path
+        self._made: dict[str, Any] = {}
+        self._head = {"seqtk": __version__, "corpus": corpus.name}
+        try:
+            read = json.loads(path.read_text(encoding="utf-8"))
+            self._made = dict(read["made"]) if {**read, **self._head} == read else {}
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            pass  # then all is made anew
+
+    def once(
+        self, outputs: list[Path], made_of: object, inputs: list[Path], make: Callable[[], dict[str, int]]
+    ) -> dict[str, int]:
+        """The counts that `make` returned when it made `outputs`, now or in an earlier run from the same `inputs`."""
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in inputs]
+        key, name = f"{made_of} of {stats}", " ".join(path.name for path in outputs)
+        made = self._made.get(name)
+        if made is not None and made["of"] == key and all(path.is_file() for path in outputs):
+            return dict(made["counts"])
+        counts = make()
+        self._made[name] = {"of": key, "counts": counts}
+        with whole_files([self._path]) as (file,):
+            file.write(json.dumps({**self._head, "made": self._made}, indent=1, ensure_ascii=False).encode() + b"\n")
+        return counts
+
+
+def _unpack(files: Mapping[Published, Path], folder: Path, record: _Record, reporter: Reporter) -> dict[str, Path]:
+    """The file name of each published item → its text, taken out of its archive if it is in one."""
+    items = {}
+    for published, path in files.items():
+        if not published.members:
+            items[published.file_name] = path
+            continue
+        targets = {member: folder / member.file_name for member in published.members}
+
+        def make(path: Path = path, targets: dict[Published, Path] = targets) -> dict[str, int]:
+            unpack(path, targets, reporter=reporter)
+            return {member.name: target.stat().st_size for member, target in targets.items()}
+
+        sizes = record.once(list(targets.values()), published, [path], make)
+        for member, target in targets.items():
+            reporter.notify(f"unpacked {member.name}: {sizes[member.name]:,} bytes")
+            items[member.file_name] = target
+    return items
+
+
+def _write(text: Text, items: Mapping[str, Path], folder: Path, record: _Record, reporter: Reporter) -> None:
+    """Write the files of one text, unless they are there, and say what they hold."""
+    inputs = {name: items[name] for name in text.inputs}
+    outputs = [folder / name for name in text.outputs]
+    counts = record.once(outputs, text, list(inputs.values()), lambda: text.write(inputs, outputs, reporter=reporter))
+    reporter.notify(f"{' and '.join(text.outputs)}: {counted(counts)}")
+
+
+def _settings(corpus: Corpus, config: PrepareConfig, folder: Path, destination: Path) -> PreprocessConfig:
+    """What makes the data-bin of the text in `folder`."""
+    return PreprocessConfig(
+        train=str(folder / "train"),
+        valid=(str(folder / "valid"),),
+        test=(str(folder / "test"),),
+        destdir=str(destination),
+        overwrite=config.overwrite,
+        workers=config.workers,
+        **corpus.settings,
+    )

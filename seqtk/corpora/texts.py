@@ -1,0 +1,174 @@
+"""The texts of a corpus: parts of published files, cleaned where they are for training.
+
+A line ends at `\\n` and nowhere else. Held-out text keeps each of its lines; of training pairs those are left out that
+have nothing on one side, or bytes that are no UTF-8.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from seqtk.corpora.declared import chunks
+from seqtk.corpora.reporter import Reporter, counted
+from seqtk.corpora.room import whole_files
+from seqtk.data.corpus import check_equal, check_text, open_text, read_blocks
+from seqtk.errors import UserError
+
+# Spaces and control characters (of one byte, and U+0080 to U+009F), U+2028, U+2029 and the byte order mark.
+_BLANK = re.compile(rb"(?:[\x00-\x09\x0b-\x20\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]|\xef\xbb\xbf)+")
+_KEPT_OR_NOT = ("pairs", "not_utf8", "empty", "kept")
+_SEGMENT = re.compile(rb"<seg\b[^>]*>(.*?)</seg>", re.DOTALL | re.IGNORECASE)
+_ENTITIES = ((b"&lt;", b"<"), (b"&gt;", b">"), (b"&quot;", b'"'), (b"&apos;", b"'"), (b"&amp;", b"&"))
+
+
+@dataclass(frozen=True)
+class _FromOne:
+    """A text that is made of one published file."""
+
+    name: str
+    source: str
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the files that it writes."""
+        return (self.name,)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the published files that it reads."""
+        return (self.source,)
+
+
+@dataclass(frozen=True)
+class Part(_FromOne):
+    """A text that is some bytes of one published file."""
+
+    start: int
+    length: int
+
+    def write(self, inputs: Mapping[str, Path], outputs: Sequence[Path], *, reporter: Reporter) -> dict[str, int]:
+        """Copy the bytes."""
+        left = self.length
+        bar = reporter.bar(self.length, f"writing {self.name}")
+        with open_text(inputs[self.source]) as file, whole_files(outputs) as (output,), bar:
+            file.seek(self.start)
+            while left and (chunk := file.read(min(left, 1 << 20))):
+                output.write(chunk)
+                bar.update(len(chunk))
+                left -= len(chunk)
+            if left:
+                raise UserError(f"{inputs[self.source]} is too short: {self.name} lacks {left:,} bytes.")
+        return {"bytes": self.length}
+
+
+@dataclass(frozen=True)
+class Lines(_FromOne):
+    """A text that is the lines of one published file, or its segments where that is SGML."""
+
+    lines: int | None = None
+    """How many there are, where that is published."""
+
+    def write(self, inputs: Mapping[str, Path], outputs: Sequence[Path], *, reporter: Reporter) -> dict[str, int]:
+        """Copy the lines, and count them. Raises UserError if there are not as many as published."""
+        path = inputs[self.source]
+        sgml = path.name.removesuffix(".gz").endswith(".sgm")
+        lines, size, last = 0, 0, b"\n"
+        with (
+            whole_files(outputs) as (output,),
+            open_text(path) as file,
+            reporter.bytes_bar(path, f"writing {self.name}") as bar,
+        ):
+            for chunk in _segments(b"".join(chunks(file, path))) if sgml else chunks(file, path):
+                output.write(chunk)
+                bar.update(len(chunk))
+                lines, size, last = lines + chunk.count(b"\n"), size + len(chunk), chunk[-1:]
+            lines += last != b"\n"
+            if self.lines not in (None, lines):
+                raise UserError(
+                    f"{path} is not {self.source} as it was published:",
+                    f"it has {lines:,} {'segments' if sgml else 'lines'}, not {self.lines:,}.",
+                )
+        return {"lines": lines, "bytes": size}
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two texts that are each other's translation, out of several published files, cleaned."""
+
+    names: tuple[str, str]
+    sources: tuple[tuple[str, str], ...]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the files that it writes."""
+        return self.names
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the published files that it reads."""
+        return tuple(name for pair in self.sources for name in pair)
+
+    def write(self, inputs: Mapping[str, Path], outputs: Sequence[Path], *, reporter: Reporter) -> dict[str, int]:
+        """Clean and copy the pairs; how many there were, were left out, and are kept."""
+        total = dict.fromkeys(_KEPT_OR_NOT, 0)
+        with whole_files(outputs) as files:
+            for pair in self.sources:
+                paths = [inputs[name] for name in pair]
+                lines = [check_text(path, utf8=False) for path in paths]
+                check_equal(paths, lines)
+                counts = dict.fromkeys(_KEPT_OR_NOT, 0)
+                with reporter.bar(lines[0], f"cleaning {pair[0]}", unit=" pairs") as bar:
+                    for blocks in read_blocks(paths):
+                        kept = _clean_pairs(blocks, counts)
+                        for file, side in zip(files, kept, strict=True):
+                            file.write(side)
+                        bar.update(len(blocks[0]))
+                reporter.notify(f"  {pair[0]}: {counted(counts)}")
+                total = {name: total[name] + count for name, count in counts.items()}
+        return total
+
+
+def _clean_pairs(blocks: Sequence[list[bytes]], counts: dict[str, int]) -> tuple[bytes, ...]:
+    """Both sides of the pairs worth keeping; `counts` is told what became of all."""
+    good = [_decodes(lines) for lines in blocks]
+    sides = [clean(lines) for lines in blocks]
+    decodes = list(map(all, zip(*good, strict=True)))
+    filled = list(map(all, zip(*sides, strict=True)))
+    keep = [is_text and has_text for is_text, has_text in zip(decodes, filled, strict=True)]
+    counts["pairs"] += len(keep)
+    counts["not_utf8"] += len(keep) - sum(decodes)
+    counts["empty"] += sum(decodes) - sum(keep)
+    counts["kept"] += sum(keep)
+    return tuple(b"".join(line + b"\n" for line, kept in zip(side, keep, strict=True) if kept) for side in sides)
+
+
+def clean(lines: Sequence[bytes]) -> list[bytes]:
+    """Each line without its end, with one space for any run of blanks and control characters, and none at its ends."""
+    text = b"".join(lines)
+    text = _BLANK.sub(b" ", text if text.endswith(b"\n") else text + b"\n")
+    return text.replace(b" \n", b"\n").replace(b"\n ", b"\n").removeprefix(b" ").split(b"\n")[:-1]
+
+
+def _decodes(lines: Sequence[bytes]) -> list[bool]:
+    """Whether each line is UTF-8."""
+    if _is_utf8(b"".join(lines)):
+        return [True] * len(lines)
+    return list(map(_is_utf8, lines))
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _segments(text: bytes) -> Iterator[bytes]:
+    """The segments of one of WMT's files, a line each; they are SGML in name only, and no parser takes all of them."""
+    for segment in _SEGMENT.findall(text):
+        line = b" ".join(segment.split())
+        for entity, character in _ENTITIES:
+            line = line.replace(entity, character)
+        yield line + b"\n"

@@ -1,0 +1,71 @@
+"""seqtk-prepare: what it lists, takes and refuses, and that recipes name it."""
+
+from pathlib import Path
+
+import pytest
+
+from seqtk.cli.prepare import main
+from seqtk.corpora import CORPORA
+from seqtk.errors import UserError
+from seqtk.tasks.language_modeling import LanguageModelingConfig
+from seqtk.tasks.text import open_data
+
+
+def failed(*arguments: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("seqtk-prepare: ")
+    assert len(lines) <= 3
+    return lines
+
+
+def test_ls_names_every_corpus_and_its_data_bin(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["ls"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(CORPORA)
+    assert {"enwik8", "wikitext103", "ptb", "wmt14_en_de", "wmt14_en_fr", "multi30k"} <= set(CORPORA)
+    for line, corpus in zip(lines, CORPORA.values(), strict=True):
+        assert line.endswith(f"data-bin/{corpus.databin}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "Which corpus?"),
+        (["enwik9"], "Did you mean 'enwik8'?"),
+        (["ptb", "sorce=x"], "Did you mean 'source'?"),
+        (["ptb", "source=nowhere"], "There is no source=nowhere"),
+        (["ptb", "--source", "x"], "seqtk-prepare corpus=ptb source=x"),
+        (["ptb", "enwik8"], "not of the form key=value"),
+    ],
+)
+def test_what_cannot_be_prepared(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert words in "\n".join(failed(*arguments, capsys=capsys))
+
+
+def test_the_name_may_stand_alone_or_behind_its_key(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    assert "seqtk-prepare NAME" in capsys.readouterr().out
+    for arguments in (["ptb", "--cfg", "job"], ["corpus=ptb", "--cfg", "job"]):
+        main(arguments)
+        assert "corpus: ptb" in capsys.readouterr().out
+
+
+def test_a_real_corpus_from_the_disk(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["ptb", f"source={real_data / 'ptb'}", "workers=1"])
+    printed = capsys.readouterr()
+    assert "929,589" in printed.out
+    assert printed.out.endswith("wrote data-bin/ptb\n")
+    assert "length and md5 as published" in printed.err
+    assert "There is a data-bin in data-bin/ptb already." in failed("ptb", capsys=capsys)[0]
+
+
+def test_what_an_interrupted_run_left_is_no_corpus_and_the_answer_is_the_command(tmp_path: Path) -> None:
+    (tmp_path / "ptb" / "text").mkdir(parents=True)
+    with pytest.raises(UserError, match="seqtk-prepare ptb"):
+        open_data(LanguageModelingConfig(data=str(tmp_path / "ptb"), made_by="seqtk-prepare ptb"))

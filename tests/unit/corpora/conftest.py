@@ -1,0 +1,13 @@
+"""The server that the tests of corpora share."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.unit.corpora.shelf import Shelf, serving
+
+
+@pytest.fixture
+def shelf() -> Iterator[Shelf]:
+    with serving() as shelf:
+        yield shelf

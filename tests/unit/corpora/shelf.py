@@ -1,0 +1,119 @@
+"""A web server of the tests' own, on this machine, that misbehaves as it is told; and a disk that is full."""
+
+import resource
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass
+class Served:
+    """A file and how the server treats those who ask for it."""
+
+    body: bytes
+    etag: str | None = '"1"'
+    date: str | None = None
+    ranges: bool = True
+    """Whether it knows of Range."""
+    wrong_range: bool = False
+    """Whether it answers a range with another one."""
+    announced: int | None = None
+    """The Content-Length, where that is a lie; 0: none is sent."""
+    content_type: str = "application/octet-stream"
+    drops: list[int] = field(default_factory=list)
+    """How many bytes of each coming answer are sent before the connection ends; then answers are whole."""
+    hangs: bool = False
+    """Whether a connection that would end stays open instead, for longer than a test."""
+    errors: list[int] = field(default_factory=list)
+    """The status of each coming answer; then it is 200 or 206."""
+
+
+class Shelf:
+    """The files that are served, and the requests that were made: (name, Range)."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.files: dict[str, Served] = {}
+        self.requests: list[tuple[str, str | None]] = []
+        self.agents: set[str | None] = set()
+
+
+@contextmanager
+def serving() -> Iterator[Shelf]:
+    """A server for as long as the block lasts."""
+
+    released = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name, asked = self.path.lstrip("/"), self.headers.get("Range")
+            shelf.requests.append((name, asked))
+            shelf.agents.add(self.headers.get("User-Agent"))
+            file = shelf.files.get(name)
+            if file is None:
+                self.send_error(404)
+            elif file.errors:
+                self.send_error(file.errors.pop(0))
+            else:
+                answer(self, file, asked)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    def answer(handler: BaseHTTPRequestHandler, file: Served, asked: str | None) -> None:
+        condition = handler.headers.get("If-Range")
+        start = 0
+        if asked and file.ranges and condition in (None, file.etag, file.date):
+            start = int(asked.removeprefix("bytes=").partition("-")[0])
+            if start >= len(file.body):
+                handler.send_error(416)
+                return
+            handler.send_response(206)
+            told = start - 1 if file.wrong_range else start
+            handler.send_header("Content-Range", f"bytes {told}-{len(file.body) - 1}/{len(file.body)}")
+        else:
+            handler.send_response(200)
+        body = file.body[start:]
+        announced = len(body) if file.announced is None else file.announced - start
+        if file.announced != 0:
+            handler.send_header("Content-Length", str(announced))
+        handler.send_header("Content-Type", file.content_type)
+        for header, value in (("ETag", file.etag), ("Last-Modified", file.date)):
+            if value is not None:
+                handler.send_header(header, value)
+        handler.end_headers()
+        dropped = bool(file.drops)
+        handler.wfile.write(body[: file.drops.pop(0)] if dropped else body)
+        if dropped and file.hangs:
+            released.wait(60)
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = False  # so that closing it waits for its answers
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            pass  # the other side has hung up
+
+    server = Server(("127.0.0.1", 0), Handler)
+    shelf = Shelf(f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield shelf
+    finally:
+        released.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """What the system says of a larger file is what it says of a full disk, in other words."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

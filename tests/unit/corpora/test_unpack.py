@@ -1,0 +1,159 @@
+"""Archives: only what was asked for comes out, only where it was asked to be, and whole."""
+
+import hashlib
+import io
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from seqtk.corpora.declared import Published
+from seqtk.corpora.reporter import Reporter
+from seqtk.corpora.unpack import unpack
+from seqtk.errors import UserError
+from tests.unit.corpora.miniature import archive
+
+TEXT = b"some text\n" * 3000
+WANTED = Published("inner/a.txt", len(TEXT), f"sha1:{hashlib.sha1(TEXT).hexdigest()}")
+KINDS = (".zip", ".tgz", ".tar")
+
+
+def take(path: Path, wanted: Published = WANTED) -> Path:
+    """Unpack into out/a.txt beside the archive, from where nothing else may be written."""
+    target = path.parent / "out" / "a.txt"
+    unpack(path, {wanted: target}, reporter=Reporter())
+    return target
+
+
+def refused(path: Path, wanted: Published = WANTED) -> str:
+    before = tree(path.parent)
+    with pytest.raises(UserError) as caught:
+        take(path, wanted)
+    assert tree(path.parent) - before <= {path.parent / "out"}
+    assert len(str(caught.value).splitlines()) <= 3
+    return str(caught.value)
+
+
+def tree(folder: Path) -> set[Path]:
+    return set(folder.parent.rglob("*"))
+
+
+def made(path: Path, members: dict[str, bytes]) -> Path:
+    path.write_bytes(archive(path.name, members))
+    return path
+
+
+@pytest.fixture
+def inside(tmp_path: Path) -> Path:
+    """A folder with another around it, so that an escape is seen."""
+    (tmp_path / "inside").mkdir()
+    return tmp_path / "inside"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("prefix", ["", "./"])
+def test_the_named_member_comes_out_and_no_other(inside: Path, kind: str, prefix: str) -> None:
+    path = made(inside / f"x{kind}", {"other": b"no", f"{prefix}inner/a.txt": TEXT, "inner/b.txt": b"no"})
+    assert take(path).read_bytes() == TEXT
+    assert {found.name for found in tree(inside)} == {"inside", path.name, "out", "a.txt"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "name", ["../escaped", "../../escaped", "/tmp/seqtk-escaped", "out/../../escaped", "inner/../a.txt"]
+)
+def test_members_that_lead_elsewhere_write_nothing(inside: Path, kind: str, name: str) -> None:
+    path = made(inside / f"x{kind}", {name: b"evil", "inner/a.txt": TEXT})
+    assert take(path).read_bytes() == TEXT
+    assert {found.name for found in tree(inside)} == {"inside", path.name, "out", "a.txt"}
+    assert not Path("/tmp/seqtk-escaped").exists()
+
+
+def link(kind: bytes, target: str) -> Callable[[Path], Path]:
+    def build(folder: Path) -> Path:
+        with tarfile.open(folder / "x.tar", "w") as tarred:
+            info = tarfile.TarInfo("inner/a.txt")
+            info.type, info.linkname = kind, target
+            tarred.addfile(info)
+            whole = tarfile.TarInfo("inner/a.txt")  # as if through the link
+            whole.size = 4
+            tarred.addfile(whole, io.BytesIO(b"evil"))
+        return folder / "x.tar"
+
+    return build
+
+
+def zip_link(folder: Path) -> Path:
+    with zipfile.ZipFile(folder / "x.zip", "w") as zipped:
+        info = zipfile.ZipInfo("inner/a.txt")
+        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        zipped.writestr(info, "../../escaped")
+    return folder / "x.zip"
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        link(tarfile.SYMTYPE, "../../escaped"),
+        link(tarfile.SYMTYPE, "/etc/passwd"),
+        link(tarfile.LNKTYPE, "other"),
+        link(tarfile.CHRTYPE, ""),
+        link(tarfile.FIFOTYPE, ""),
+        link(tarfile.DIRTYPE, ""),
+        zip_link,
+    ],
+)
+def test_links_and_devices_are_refused(inside: Path, build: Callable[[Path], Path]) -> None:
+    assert "is no plain file" in refused(build(inside))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_there_is_named(inside: Path, kind: str) -> None:
+    assert "holds no inner/a.txt" in refused(made(inside / f"x{kind}", {"a.txt": TEXT}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.6, 0.9])
+def test_a_part_of_an_archive_is_refused(inside: Path, kind: str, share: float) -> None:
+    import random
+
+    noise = random.Random(3).randbytes(40_000)
+    wanted = Published("inner/a.txt")
+    whole = archive(f"x{kind}", {"other": noise[:5000], "inner/a.txt": noise})
+    path = inside / f"x{kind}"
+    path.write_bytes(whole[: int(len(whole) * share)])
+    refused(path, wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_flipped_bytes_do_not_pass(inside: Path, kind: str) -> None:
+    path = made(inside / f"x{kind}", {"inner/a.txt": TEXT})
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 3] ^= 0xFF
+    path.write_bytes(whole)
+    refused(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("content", [TEXT[:-1], TEXT + b"\n", TEXT[:-1] + b"x"])
+def test_a_member_that_is_another_than_was_published_is_refused(inside: Path, kind: str, content: bytes) -> None:
+    assert "as it was published" in refused(made(inside / f"x{kind}", {"inner/a.txt": content}))
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>Not found</html>", bytes(5000)])
+def test_what_is_no_archive_is_refused(inside: Path, content: bytes) -> None:
+    path = inside / "x.zip"
+    path.write_bytes(content)
+    assert str(path) in refused(path)
+
+
+def test_what_is_encrypted_is_refused(inside: Path) -> None:
+    path = made(inside / "x.zip", {"inner/a.txt": TEXT})
+    whole = bytearray(path.read_bytes())
+    whole[6] |= 1
+    whole[whole.rindex(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(whole)
+    assert "is no plain file" in refused(path)
