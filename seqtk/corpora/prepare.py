@@ -29,7 +29,7 @@ class PrepareConfig:
     """Where the files of a corpus come from, and where its data-bin goes."""
 
     corpus: str = ""  # which corpus; also written without corpus=
-    source: tuple[str, ...] = ()  # files or folders on the disk (source=A,B), instead of downloads
+    source: str | None = None  # files or folders on the disk, instead of downloads; several with commas
     mirror: str | None = None  # download from this folder on a web server, under the published names
     downloads: str = "data-bin/downloads"  # where downloads are kept, as HOST/PATH
     destdir: str | None = None  # the data-bin directory to make; null: the one that the recipes name
@@ -41,7 +41,7 @@ def prepare(corpus: Corpus, config: PrepareConfig, *, reporter: Reporter, patien
     """Make the data-bin of `corpus`. Raises UserError for what cannot be found, fetched, unpacked or used."""
     destination = Path(config.destdir or f"data-bin/{corpus.databin}")
     refuse_overwriting(destination, overwrite=config.overwrite)
-    sources = [path for item in config.source for path in item.split(",") if path]
+    sources = [path for path in (config.source or "").split(",") if path]
     if sources and config.mirror:
         raise UserError(
             "source= and mirror= are both given.", "The first takes files from the disk, the second downloads."

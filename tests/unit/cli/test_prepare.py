@@ -57,7 +57,7 @@ def test_a_real_corpus_from_the_disk(
     real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    main(["ptb", f"source={real_data / 'ptb'}", "workers=1"])
+    main(["ptb", f"source={tmp_path},{real_data / 'ptb'}", "workers=1"])
     printed = capsys.readouterr()
     assert "929,589" in printed.out
     assert printed.out.endswith("wrote data-bin/ptb\n")

@@ -103,7 +103,7 @@ def test_files_on_the_disk_give_the_same_as_downloads(name: str, shelf: Shelf, t
     sources = {layout: f"{tmp_path / layout / 'in'}" for layout in layouts}
     sources["two"] = f"{tmp_path / 'two' / 'first'},{tmp_path / 'two' / 'second'}"
     for layout, source in sources.items():
-        make(corpus, tmp_path / layout, source=(source,))
+        make(corpus, tmp_path / layout, source=source)
         assert databin(tmp_path / layout / "bin") == databin(tmp_path / "fetched" / "bin"), layout
         assert not (tmp_path / layout / "downloads").exists()
 
@@ -111,7 +111,7 @@ def test_files_on_the_disk_give_the_same_as_downloads(name: str, shelf: Shelf, t
 def test_a_source_may_be_the_very_file(tmp_path: Path) -> None:
     corpus, contents = miniature(CORPORA["enwik8"])
     lay_out(tmp_path, contents)
-    report = make(corpus, tmp_path, source=(str(tmp_path / "enwik8.zip"),))
+    report = make(corpus, tmp_path, source=str(tmp_path / "enwik8.zip"))
     assert report.splits["train"].sides["text"].tokens == 900
 
 
@@ -124,7 +124,7 @@ def test_the_declaration_refuses_the_miniature(name: str, shelf: Shelf, tmp_path
     assert "as it was published" in str(caught.value)
     lay_out(tmp_path / "in", {item.file_name: content_of(item) for file in corpus.files for item in file.items})
     with pytest.raises(UserError) as caught:
-        make(corpus, tmp_path, source=(str(tmp_path / "in"),))
+        make(corpus, tmp_path, source=str(tmp_path / "in"))
     if not name.startswith("wmt14"):  # of the members of its archives nothing is published but the number of lines
         assert "as it was published" in str(caught.value)
     assert not list((tmp_path / "bin").glob("*.idx"))
@@ -164,12 +164,12 @@ def test_what_is_made_is_made_again_where_its_source_changed(tmp_path: Path) -> 
     corpus, contents = miniature(CORPORA["ptb"])
     free = replace(corpus, files=tuple(replace(file, length=None, digest=None) for file in corpus.files))
     source = lay_out(tmp_path / "in", contents)
-    make(free, tmp_path, source=(str(source),))
+    make(free, tmp_path, source=str(source))
     written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "bin" / "text").glob("[tv]*")}
     (source / "ptb.valid.txt").write_bytes(contents["ptb.valid.txt"].replace(b"dog", b"cow"))
     with pytest.raises(UserError, match="There is a data-bin in"):
-        make(free, tmp_path, source=(str(source),))
-    make(free, tmp_path, source=(str(source),), overwrite=True)
+        make(free, tmp_path, source=str(source))
+    make(free, tmp_path, source=str(source), overwrite=True)
     assert b"cow" in (tmp_path / "bin" / "text" / "valid").read_bytes()
     again = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "bin" / "text").glob("[tv]*")}
     assert {name for name in written if written[name] != again[name]} == {"valid"}
@@ -225,24 +225,21 @@ def test_killed_in_a_download_it_goes_on(shelf: Shelf, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"source": ("nowhere",)}, "There is no source=nowhere"),
-        ({"source": ("{empty}",)}, "There is no ptb.train.txt in source="),
+        ({"source": "nowhere"}, "There is no source=nowhere"),
+        ({"source": "{empty}"}, "There is no ptb.train.txt in source="),
         ({"mirror": "ftp://x"}, "is no web address"),
-        ({"mirror": "http://x", "source": ("{empty}",)}, "are both given"),
+        ({"mirror": "http://x", "source": "{empty}"}, "are both given"),
         ({"mirror": "http://127.0.0.1:9"}, "cannot be had"),
         ({"destdir": "{file}"}, "is a file, not a directory"),
     ],
 )
-def test_settings_that_lead_nowhere(settings: dict[str, object], words: str, tmp_path: Path) -> None:
+def test_settings_that_lead_nowhere(settings: dict[str, str], words: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     places = {"empty": tmp_path / "empty", "file": tmp_path / "file"}
 
-    def placed(value: object) -> object:
-        return value.format(**places) if isinstance(value, str) else tuple(item.format(**places) for item in value)  # type: ignore[attr-defined]
-
     with pytest.raises(UserError) as caught:
-        make(CORPORA["ptb"], tmp_path, **{key: placed(value) for key, value in settings.items()})
+        make(CORPORA["ptb"], tmp_path, **{key: value.format(**places) for key, value in settings.items()})
     assert words in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3
 
@@ -250,7 +247,7 @@ def test_settings_that_lead_nowhere(settings: dict[str, object], words: str, tmp
 def test_what_is_missing_of_an_archive_is_named(tmp_path: Path) -> None:
     lay_out(tmp_path / "in", {"wiki.train.tokens": b"a\n"})
     with pytest.raises(UserError) as caught:
-        make(CORPORA["wikitext103"], tmp_path, source=(str(tmp_path / "in"),))
+        make(CORPORA["wikitext103"], tmp_path, source=str(tmp_path / "in"))
     first = str(caught.value).splitlines()[0]
     assert "wikitext-103-v1.zip" in first
     assert "wikitext-103/wiki.valid.tokens, wikitext-103/wiki.test.tokens" in first
@@ -258,7 +255,7 @@ def test_what_is_missing_of_an_archive_is_named(tmp_path: Path) -> None:
 
 
 def test_real_penn_treebank(real_data: Path, tmp_path: Path) -> None:
-    report = make(CORPORA["ptb"], tmp_path, source=(str(real_data / "ptb"),))
+    report = make(CORPORA["ptb"], tmp_path, source=str(real_data / "ptb"))
     counts = {name: (split.lines, split.sides["text"].tokens) for name, split in report.splits.items()}
     assert counts == {"train": (42_068, 929_589), "valid": (3_370, 73_760), "test": (3_761, 82_430)}
 
@@ -266,7 +263,7 @@ def test_real_penn_treebank(real_data: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_real_multi30k_is_what_preprocessing_its_files_gives(real_data: Path, tmp_path: Path) -> None:
     source = real_data / "multi30k"
-    make(CORPORA["multi30k"], tmp_path, source=(str(source),))
+    make(CORPORA["multi30k"], tmp_path, source=str(source))
     preprocess(
         PreprocessConfig(
             source_lang="en",
@@ -291,7 +288,7 @@ def test_real_wikitext_held_out(name: str, train: str, real_data: Path, tmp_path
     files = (replace(real.files[0], members=members),)
     corpus = replace(small, files=files, texts=(small.texts[0], *real.texts[1:]))
     lay_out(tmp_path / "in", {train: content_of(members[0])})
-    report = make(corpus, tmp_path, source=(f"{tmp_path / 'in'},{real_data / 'wikitext'}",))
+    report = make(corpus, tmp_path, source=f"{tmp_path / 'in'},{real_data / 'wikitext'}")
     assert {split: report.splits[split].lines for split in ("valid", "test")} == {"valid": 3_760, "test": 4_358}
     if name == "wikitext103":
         tokens = [report.splits[split].sides["text"].tokens for split in ("valid", "test")]
@@ -303,5 +300,5 @@ def test_real_newstest(real_data: Path, tmp_path: Path) -> None:
     corpus = replace(small, texts=(small.texts[0], *real.texts[1:]))
     training = {name: content for name, content in contents.items() if "training" in name}
     lay_out(tmp_path / "in", training)
-    report = make(corpus, tmp_path, source=(str(tmp_path / "in"), str(real_data / "newstest")))
+    report = make(corpus, tmp_path, source=f"{tmp_path / 'in'},{real_data / 'newstest'}")
     assert {split: report.splits[split].lines for split in ("valid", "test")} == {"valid": 3_000, "test": 3_003}
