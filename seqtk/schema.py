@@ -88,7 +88,7 @@ def _set(config: C, key: str, value: Any, where: str) -> C:
     current = getattr(config, head)
     full = f"{where}{head}"
     if rest and rest != "kind":
-        new: Any = _set_inside(current, rest, value, full)
+        new: Any = _set_inside(_default_of(hints[head]) if current is None else current, rest, value, full)
     else:
         new = _convert(hints[head], value, current, full)
     return dataclasses.replace(config, **{head: new})  # type: ignore[type-var]
@@ -100,6 +100,12 @@ def _set_inside(current: Any, rest: str, value: Any, where: str) -> Any:
     if not dataclasses.is_dataclass(current):
         raise UserError(f"'{where}' is {current!r}: there is no key '{where}.{rest}' inside it.")
     return _set(current, rest, value, f"{where}.")
+
+
+def _default_of(hint: Any) -> Any:
+    """What a key inside an optional config, which is not there, is set in: its defaults."""
+    configs: list[Any] = [option for option in typing.get_args(hint) if dataclasses.is_dataclass(option)]
+    return configs[0]() if len(configs) == 1 and registry_of(configs[0]) is None else None
 
 
 def _set_in_each(configs: tuple[Any, ...], key: str, value: Any, where: str) -> tuple[Any, ...]:

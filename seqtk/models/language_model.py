@@ -59,8 +59,8 @@ def output_head(config: TransformerLMConfig, vocabulary: int, tokens: nn.Embeddi
     adaptive = config.adaptive
     if adaptive is not None and config.tie_embeddings and adaptive.input_factor != adaptive.softmax_factor:
         raise UserError(
-            f"model.adaptive has input_factor={adaptive.input_factor} and softmax_factor={adaptive.softmax_factor}, "
-            "so input and output cannot share their tables.",
+            f"model.adaptive has input_factor={adaptive.input_factor or 'null'} and "
+            f"softmax_factor={adaptive.softmax_factor or 'null'}, so input and output cannot share their tables.",
             "Make them equal, or set model.tie_embeddings=false.",
         )
     tied = tokens if config.tie_embeddings else None

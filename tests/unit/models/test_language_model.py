@@ -133,6 +133,7 @@ def test_bands_are_set_in_a_tree_of_keys() -> None:
     with pytest.raises(UserError, match=r"no key 'adaptive\.cutofs'") as caught:
         schema.from_dict(TransformerLMConfig, {"adaptive": {"cutofs": [5, 9]}})
     assert "cutoffs" in str(caught.value).splitlines()[1]
+    assert schema.update(TransformerLMConfig(), "adaptive.dropout", 0.2).adaptive == AdaptiveConfig(dropout=0.2)
     named = schema.update(models.config_type("transformer_lm_wiki103")(), "adaptive.cutoffs", [5, 9])
     assert named.adaptive == AdaptiveConfig(cutoffs=(5, 9), dropout=0.2)
 
@@ -152,7 +153,7 @@ def test_a_model_of_another_kind_of_task_is_refused() -> None:
         ({"heads": 3}, "3 heads"),
         ({"layers": -1}, r"model\.layers=-1"),
         ({"adaptive": replace(BANDS, softmax_factor=4.0)}, "input and output cannot share their tables"),
-        ({"adaptive": replace(BANDS, input_factor=None)}, "input_factor=None and softmax_factor=2.0"),
+        ({"adaptive": replace(BANDS, input_factor=None)}, "input_factor=null and softmax_factor=2.0"),
         ({"adaptive": AdaptiveConfig()}, "do not fit a vocabulary of 20"),
         ({"adaptive": replace(BANDS, dropout=1.0)}, "dropout of 1"),
         ({"attention": (SoftmaxConfig(),) * 3}, "'model.attention' names 3 attention layers for 2 blocks"),
