@@ -34,6 +34,8 @@ FAIRSEQ_NAMES = {
     "max_update": "max_updates",
     "path": "checkpoint",
     "required_batch_size_multiple": "size_multiple",
+    "sampling_topk": "top_k",
+    "sampling_topp": "top_p",
     "save_interval_updates": "checkpoint.every",
     "source": "source_lang",
     "target": "target_lang",

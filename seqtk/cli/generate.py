@@ -1,40 +1,29 @@
-"""seqtk-generate: translate a split of a corpus, a file, or standard input."""
+"""seqtk-generate: translate a split of a corpus, a file, or standard input; or go on with texts."""
 
 import itertools
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from seqtk.cli.command import command
-from seqtk.cli.loading import LoadConfig, check_dictionary, check_ensemble, check_loading, load_models
+from seqtk.cli.decoding import Continuing, DecodeConfig, Translating, check_decoding, check_room, load_decoder
+from seqtk.cli.loading import check_dictionary
 from seqtk.errors import UserError
-from seqtk.generation.config import SearchConfig
 
 if TYPE_CHECKING:
-    from seqtk.generation.decode import Decoder, Sentence
-    from seqtk.tasks import Task
+    from seqtk.generation.decode import Sentence
     from seqtk.tasks.translation import TranslationTask
 
 
 @dataclass(frozen=True)
-class TranslateConfig(SearchConfig, LoadConfig):
-    """Which model translates, how it searches, and how that is written."""
-
-    format: Literal["text", "fairseq", "json"] = "text"  # one line a sentence, fairseq's S, T, H, D, P lines, or JSON
-    detokenize: bool = True  # false: tokens stay apart
-    max_tokens: int | None = 4096  # sentences × longest source in a batch; null: no limit
-    max_sentences: int | None = 64  # sentences in a batch; null: no limit
-
-
-@dataclass(frozen=True)
-class GenerateConfig(TranslateConfig):
+class GenerateConfig(DecodeConfig):
     """What is translated, and where to."""
 
     data: str | None = None  # a data-bin directory, to translate a split of it; default: the one trained on
     split: str = "test"  # the split of data
-    input: str | None = None  # a text file to translate instead; - is standard input
+    input: str | None = None  # a text file to translate instead, or of prompts; - is standard input
     reference: str | None = None  # of input: its translations, line by line, to score against
     prefix: str | None = None  # of input: text that each translation has to begin with, line by line
     prefix_size: int = 0  # how many tokens of its reference each translation has to begin with
@@ -46,55 +35,23 @@ class GenerateConfig(TranslateConfig):
 
 @command("seqtk-generate", GenerateConfig)
 def main(config: GenerateConfig) -> None:
-    """Translate: seqtk-generate checkpoint=PATH [data=DATA-BIN split=test | input=FILE|-] [beam=5 …].
+    """Translate or continue texts: seqtk-generate checkpoint=PATH [data=DATA-BIN split=test | input=FILE|-] [beam=5 …].
 
-    Writes one line a sentence (format=text), in input order. Counts, speed and scores go to standard error.
+    Writes one line a sentence (format=text), in input order. Counts, speed and scores go to standard error. With a
+    language model each line of input is a prompt, or there is one without a word, and nbest samples go on from it:
+    seqtk-generate checkpoint=PATH [input=FILE|-] [temperature=0.8 top_k=40 top_p=0.95 nbest=3 seed=1 …].
     """
     _check(config)
     from seqtk.generation.lines import text_output
 
-    decoder, task = load_decoder(config, score_targets=config.score_reference)
-    sentences = _from_text(config, task) if config.input is not None else _from_data(config, task)
+    able = load_decoder(config, score_targets=config.score_reference)
+    sentences = _prompts(config, able) if isinstance(able, Continuing) else _sentences(config, able)
     with text_output(config.output) as output:
-        _translate(config, sentences, decoder, task, output=output)
-
-
-def load_decoder(config: TranslateConfig, *, score_targets: bool = False) -> "tuple[Decoder, TranslationTask]":
-    """The decoder of the checkpoint, or of the ensemble, that `config` names, and the task of the first one."""
-    check_common(config)
-    from seqtk.generation.decode import Decoder
-
-    loaded, device = load_models(config)
-    paths = config.checkpoint.split(",")
-    tasks = [_translation_task(path, item.task) for path, item in zip(paths, loaded, strict=True)]
-    check_ensemble(config, [(task.source_vocabulary, task.target_vocabulary) for task in tasks])
-    decoder = Decoder(
-        models=tuple(item.model for item in loaded),
-        vocabulary=tasks[0].target_vocabulary,
-        search=config,
-        score_targets=score_targets,
-        device=device,
-        bf16=config.precision == "bf16",
-    )
-    return decoder, tasks[0]
-
-
-def _translation_task(path: str, task: "Task") -> "TranslationTask":
-    from seqtk.tasks.translation import TranslationTask
-
-    if not isinstance(task, TranslationTask):
-        raise UserError(f"{path} holds no translation model.")
-    return task
-
-
-def check_common(config: TranslateConfig) -> None:
-    """Raises UserError for what is wrong before anything is loaded."""
-    config.check()
-    check_loading(config)
+        _decode(config, sentences, able, output=output)
 
 
 def _check(config: GenerateConfig) -> None:
-    check_common(config)
+    check_decoding(config)
     if config.input is not None and config.data is not None:
         raise UserError("input= and data= are both set.", "Translate a text or a split of a corpus, not both.")
     if config.input is None and (config.reference is not None or config.prefix is not None):
@@ -103,15 +60,28 @@ def _check(config: GenerateConfig) -> None:
         raise UserError("prefix= and prefix_size= are both set.", "Set one of them.")
     if config.input is not None and config.reference is None and (config.score_reference or config.prefix_size):
         raise UserError("score_reference= and prefix_size= need references.", "Set reference=FILE beside input=FILE.")
-    if config.format == "text" and config.nbest > 1:
-        raise UserError(
-            f"format=text gives one line a sentence, which leaves no room for nbest={config.nbest}.",
-            "Set format=json or format=fairseq.",
-        )
     if config.buffer_size < 1 or config.workers < 0 or config.prefix_size < 0:
         raise UserError("buffer_size must be at least 1, workers and prefix_size at least 0.")
     if config.workers and config.device == "cuda":
         raise UserError("workers= are for a CPU.", "Leave it out with device=cuda.")
+
+
+def _prompts(config: GenerateConfig, able: Continuing) -> "Iterator[Sentence]":
+    """Each line of the input, or nothing at all, once."""
+    for key in ("data", "reference", "prefix", "prefix_size", "score_reference"):
+        if getattr(config, key):
+            raise UserError(
+                f"{key}= is for translations, and {config.checkpoint} holds a language model.",
+                "Its prompts are the lines of input=; seqtk-eval-lm scores text.",
+            )
+    from seqtk.generation.lines import read_lines
+
+    return map(able.sentence, ("",) if config.input is None else read_lines(config.input))
+
+
+def _sentences(config: GenerateConfig, able: Translating) -> "Iterator[Sentence]":
+    check_room(config)
+    return _from_text(config, able) if config.input is not None else _from_data(config, able.task)
 
 
 def _from_data(config: GenerateConfig, task: "TranslationTask") -> "Iterator[Sentence]":
@@ -140,7 +110,7 @@ def _from_data(config: GenerateConfig, task: "TranslationTask") -> "Iterator[Sen
     return sentences()
 
 
-def _from_text(config: GenerateConfig, task: "TranslationTask") -> "Iterator[Sentence]":
+def _from_text(config: GenerateConfig, able: Translating) -> "Iterator[Sentence]":
     from seqtk.generation.lines import read_lines
 
     assert config.input is not None
@@ -155,47 +125,18 @@ def _from_text(config: GenerateConfig, task: "TranslationTask") -> "Iterator[Sen
             raise UserError(f"{short} has {number - 1} lines, but {longer} has more.", "They go line by line.")
         rest = iter(lines[1:])
         reference = next(rest) if config.reference is not None else None
-        yield sentence_of(lines[0], task, reference=reference, prefix=next(rest, None), prefix_size=config.prefix_size)
+        yield able.sentence(lines[0], reference=reference, prefix=next(rest, None), prefix_size=config.prefix_size)
 
 
-def sentence_of(
-    line: str,
-    task: "TranslationTask",
-    *,
-    reference: str | None = None,
-    prefix: str | None = None,
-    prefix_size: int = 0,
-) -> "Sentence":
-    """A line of text as the model reads it."""
-    from seqtk.generation.decode import Sentence
-
-    target = None
-    if reference is not None:
-        target = task.target_vocabulary.encode(task.target_tokenizer.encode(reference))
-    begins = None
-    if prefix is not None:
-        begins = task.target_vocabulary.encode(task.target_tokenizer.encode(prefix), eos=False)
-    elif target is not None:
-        begins = target[:prefix_size]
-    source = task.source_vocabulary.encode(task.source_tokenizer.encode(line))
-    return Sentence(source, target=target, prefix=begins, source_text=line, target_text=reference)
-
-
-def _translate(
-    config: GenerateConfig,
-    sentences: "Iterable[Sentence]",
-    decoder: "Decoder",
-    task: "TranslationTask",
-    *,
-    output: TextIO,
+def _decode(
+    config: GenerateConfig, sentences: "Iterable[Sentence]", able: Translating | Continuing, *, output: TextIO
 ) -> None:
     from seqtk.data.batching import BatchingConfig
     from seqtk.generation.decode import in_order
-    from seqtk.generation.formats import Writer
     from seqtk.generation.workers import decoding_processes
     from seqtk.training.machine import keep_freed_memory
 
-    writer = Writer(task, detokenize=config.detokenize)
+    decoder, writer, continuing = able.decoder, able.writer, isinstance(able, Continuing)
     batching = BatchingConfig(max_tokens=config.max_tokens, max_sentences=config.max_sentences)
     texts: list[str] = []
     references: list[str] = []
@@ -211,10 +152,12 @@ def _translate(
                 texts.append(writer.hypothesis(translation))
                 references.append(reference)
             count += 1
-            tokens += len(translation.hypotheses[0].tokens)
+            given = translation.hypotheses if continuing else translation.hypotheses[:1]
+            tokens += sum(len(hypothesis.tokens) for hypothesis in given)
             shortened += translation.shortened
         seconds = time.perf_counter() - started
-    _report(f"Translated {count:,} sentences ({tokens:,} tokens) in {seconds:.1f}s "
+    what = f"Continued {count:,} prompts" if continuing else f"Translated {count:,} sentences"
+    _report(f"{what} ({tokens:,} tokens) in {seconds:.1f}s "
             f"({count / seconds:.2f} sentences/s, {tokens / seconds:.2f} tokens/s)")  # fmt: skip
     if shortened:
         _report(f"{shortened} sentences were longer than the model can read: their ends were cut off.")

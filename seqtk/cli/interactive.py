@@ -1,4 +1,4 @@
-"""seqtk-interactive: translate line by line, at a prompt or through a pipe."""
+"""seqtk-interactive: translate, or go on with texts, line by line, at a prompt or through a pipe."""
 
 import sys
 from collections.abc import Iterator
@@ -6,50 +6,45 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from seqtk.cli.command import command
-from seqtk.cli.generate import TranslateConfig, check_common, load_decoder, sentence_of
+from seqtk.cli.decoding import Continuing, DecodeConfig, check_decoding, check_room, load_decoder
 from seqtk.errors import UserError
 
 if TYPE_CHECKING:
     from seqtk.generation.decode import Translation
     from seqtk.generation.formats import Writer
-    from seqtk.tasks.translation import TranslationTask
 
 
 @dataclass(frozen=True)
-class InteractiveConfig(TranslateConfig):
-    """Which model translates, how it searches, and when it answers."""
+class InteractiveConfig(DecodeConfig):
+    """Which model answers, how it searches, and when."""
 
     buffer_size: int = 1  # lines read before the first of them is answered; at a prompt always 1
 
 
 @command("seqtk-interactive", InteractiveConfig)
 def main(config: InteractiveConfig) -> None:
-    """Translate what is typed: seqtk-interactive checkpoint=PATH [beam=5 nbest=1 …].
+    """Translate what is typed, or go on with it: seqtk-interactive checkpoint=PATH [beam=5 nbest=1 …].
 
     On a terminal there is a prompt, and each hypothesis is shown with its score; end with Ctrl-D. Through a pipe it
     reads lines and writes lines, buffer_size at a time.
     """
-    check_common(config)
+    check_decoding(config)
     prompting = sys.stdin.isatty()
     if config.buffer_size < 1:
         raise UserError(f"buffer_size={config.buffer_size} must be at least 1.")
-    if config.format == "text" and config.nbest > 1 and not prompting:
-        raise UserError(
-            f"format=text gives one line a sentence, which leaves no room for nbest={config.nbest}.",
-            "Set format=json or format=fairseq.",
-        )
     from seqtk.data.batching import BatchingConfig
     from seqtk.generation.decode import in_order
-    from seqtk.generation.formats import Writer
     from seqtk.generation.lines import read_lines, text_output
 
-    decoder, task = load_decoder(config)
-    writer = Writer(task, detokenize=config.detokenize)
-    lines = _prompt(task) if prompting else read_lines("-")
+    able = load_decoder(config)
+    if not prompting and not isinstance(able, Continuing):
+        check_room(config)
+    writer = able.writer
+    lines = _prompt(able.prompt) if prompting else read_lines("-")
     with text_output("-") as output:
         for translation in in_order(
-            (sentence_of(line, task) for line in lines),
-            decoder,
+            map(able.sentence, lines),
+            able.decoder,
             batching=BatchingConfig(max_tokens=config.max_tokens, max_sentences=config.max_sentences),
             window=1 if prompting else config.buffer_size,
         ):
@@ -69,13 +64,13 @@ def _with_scores(translation: "Translation", writer: "Writer", config: Interacti
         yield f"{hypothesis.score:8.4f}  {writer.hypothesis(translation, rank)}"
 
 
-def _prompt(task: "TranslationTask") -> Iterator[str]:
+def _prompt(prompt: str) -> Iterator[str]:
     """What is typed, line by line, until Ctrl-D."""
     import readline  # noqa: F401  (gives `input` a history and editing)
 
     while True:
         try:
-            yield input(f"{task.source_lang}> ")
+            yield input(prompt)
         except EOFError:
             print()
             return

@@ -128,3 +128,9 @@ def collate_windows(examples: Sequence[tuple[int, np.ndarray, int]]) -> Language
         previous_BT=pad_rows([ids[:-1] for ids in rows]),
         target_BT=target_BT,
     )
+
+
+def prompts(previous_BT: Tensor) -> LanguageBatch:
+    """Rows that are only read, with nothing to predict."""
+    ids_B = torch.arange(len(previous_BT), device=previous_BT.device)
+    return LanguageBatch(ids_B, weight=0, previous_BT=previous_BT, target_BT=torch.full_like(previous_BT, PAD))

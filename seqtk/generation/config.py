@@ -7,25 +7,37 @@ from seqtk.errors import UserError
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How translations are searched and ranked."""
+    """How translations, and texts of language models, are searched and ranked, or drawn at random."""
 
     beam: int = 5  # hypotheses kept at each step; 1 is greedy search
-    nbest: int = 1  # hypotheses given for each sentence, at most beam
+    nbest: int = 1  # hypotheses given for each sentence: at most beam, or so many samples
     length_penalty: float = 1.0  # score = Σ log p / tokens^length_penalty, EOS counted; more favours longer ones
     normalize_scores: bool = True  # false: score = Σ log p
     unk_penalty: float = 0.0  # taken off the log-probability of <unk>
     min_length: int = 1  # tokens before EOS, at least
     max_length_a: float = 0.0  # tokens before EOS, at most: a · source tokens (EOS counted) + b, …
-    max_length_b: int = 200  # … and never more than the model can write
+    max_length_b: int = 200  # … and never more than the model can write; of language models: behind a prompt
     no_repeat_ngram: int = 0  # no n tokens in a row occur twice; 0: they may
     temperature: float = 1.0  # divides the logits
+    sampling: bool | None = None  # draw tokens by their probability; null: for language models alone
+    top_k: int = 0  # sampling: from the k most probable tokens; 0: from all
+    top_p: float = 1.0  # sampling: from the fewest tokens whose probabilities add up to p
+    min_p: float = 0.0  # sampling: from tokens of at least so many times the greatest probability
+    seed: int = 1  # sampling: another one draws other texts
 
     def check(self) -> None:
         """Raises UserError where the values make no search."""
-        if not 1 <= self.nbest <= self.beam:
-            raise UserError(f"nbest={self.nbest} hypotheses cannot come from beam={self.beam}.", "Raise beam.")
-        if self.temperature <= 0:
-            raise UserError(f"temperature={self.temperature} must be more than 0.")
-        for key in ("min_length", "max_length_a", "max_length_b", "no_repeat_ngram"):
+        if self.nbest < 1 or (self.nbest > self.beam and not self.sampling):
+            raise UserError(
+                f"nbest={self.nbest} hypotheses cannot come from beam={self.beam}.",
+                "Raise beam, or set sampling=true." if self.nbest > 0 else "Give at least one.",
+            )
+        if not self.temperature > 0:
+            raise UserError(f"temperature={self.temperature} must be more than 0.", "top_k=1 takes the best token.")
+        if not (0 < self.top_p <= 1 and 0 <= self.min_p <= 1):
+            raise UserError(f"top_p={self.top_p} and min_p={self.min_p} are shares: 0 < top_p <= 1, 0 <= min_p <= 1.")
+        if not self.sampling and (self.top_k, self.top_p, self.min_p) != (0, 1.0, 0.0):
+            raise UserError("top_k=, top_p= and min_p= are for sampling=true.", "A beam search takes the best tokens.")
+        for key in ("min_length", "max_length_a", "max_length_b", "no_repeat_ngram", "top_k", "seed"):
             if getattr(self, key) < 0:
                 raise UserError(f"{key}={getattr(self, key)} cannot be negative.")

@@ -1,6 +1,7 @@
 """What a search may not write: bans, penalties and forced tokens, as edits of one step's log-probabilities.
 
-B sentences still searched, R = B W rows (W beams of each), T tokens so far, V vocabulary, P length of the prefix.
+B rows of the batch, R texts that are being written (some for each of these), T tokens so far, V vocabulary, P length of
+the prefix.
 """
 
 from dataclasses import dataclass
@@ -19,27 +20,26 @@ class Constraints:
 
     never: list[int]
     unk_penalty: float
-    min_length: int
+    least_B: Tensor
+    """Tokens before EOS, at least."""
     limit_B: Tensor
+    """Tokens before EOS, at most."""
     no_repeat_ngram: int
     prefix_BP: Tensor | None
 
-    def apply(self, log_p_RV: Tensor, *, tokens_RT: Tensor, sentence_B: Tensor) -> Tensor:
-        """`log_p_RV`, edited in place, for the next token of `tokens_RT`; `sentence_B` says which rows are left.
+    def apply(self, log_p_RV: Tensor, *, tokens_RT: Tensor, row_R: Tensor) -> Tensor:
+        """`log_p_RV`, edited in place, for the next token of `tokens_RT`; `row_R` says of which row each text is.
 
-        A forced token keeps the model's own score and obeys no ban; at its limit a sentence can only end.
+        A forced token keeps the model's own score and obeys no ban; at its limit a text can only end.
         """
-        beams = len(tokens_RT) // len(sentence_B)
-        sentence_R = sentence_B.repeat_interleave(beams)
         length = tokens_RT.shape[1]
         if self.unk_penalty:
             log_p_RV[:, UNK] -= self.unk_penalty
-        full_R = length >= self.limit_B[sentence_R]
-        only_R = torch.where(full_R, EOS, self._forced(sentence_R, length))
+        full_R = length >= self.limit_B[row_R]
+        only_R = torch.where(full_R, EOS, self._forced(row_R, length))
         score_R1 = log_p_RV.gather(1, only_R[:, None])
         log_p_RV[:, self.never] = BANNED
-        if length < self.min_length:
-            log_p_RV[:, EOS] = BANNED
+        log_p_RV[length < self.least_B[row_R], EOS] = BANNED
         if 0 < self.no_repeat_ngram <= length:
             ban_repeats(log_p_RV, tokens_RT, n=self.no_repeat_ngram)
         rows_N = (only_R != PAD).nonzero().squeeze(1)
@@ -48,11 +48,11 @@ class Constraints:
             log_p_RV[rows_N, only_R[rows_N]] = score_R1[rows_N, 0]
         return log_p_RV
 
-    def _forced(self, sentence_R: Tensor, length: int) -> Tensor:
+    def _forced(self, row_R: Tensor, length: int) -> Tensor:
         """token_R that the prefix demands at this length, PAD where it demands none."""
         if self.prefix_BP is None or length >= self.prefix_BP.shape[1]:
-            return torch.full_like(sentence_R, PAD)
-        return self.prefix_BP[sentence_R, length]
+            return torch.full_like(row_R, PAD)
+        return self.prefix_BP[row_R, length]
 
 
 def ban_repeats(log_p_RV: Tensor, tokens_RT: Tensor, *, n: int) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from seqtk.data.batch import collate_pairs, pad_rows
+from seqtk.data.batch import LanguageBatch, TranslationBatch, collate_pairs, pad_rows, prompts
 from seqtk.data.batching import BatchingConfig, ordered_batches
 from seqtk.data.vocabulary import EOS
 from seqtk.generation.config import SearchConfig
@@ -38,6 +38,8 @@ class Sentence:
     source_text: str | None = None
     """The line as it was given, where there was one."""
     target_text: str | None = None
+    index: int = 0
+    """Its number in the input; `in_order` counts. What is drawn at random hangs on it."""
 
     @property
     def is_blank(self) -> bool:
@@ -74,19 +76,25 @@ class Decoder:
     """Whether products run in bfloat16; the scores are float32 in any case."""
 
     def __call__(self, sentences: Sequence[Sentence]) -> list[list[Hypothesis]]:
-        none = np.array([EOS])
-        batch = collate_pairs(
-            [
-                (index, sentence.source, none if sentence.target is None else sentence.target)
-                for index, sentence in enumerate(sentences)
-            ]
-        ).to(self.device)
+        batch = self.collate(sentences).to(self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             if self.score_targets:
+                assert isinstance(batch, TranslationBatch)
                 return [[hypothesis] for hypothesis in score(self.models, batch)]
             return search(
                 self.models, batch, self.search, vocabulary=self.vocabulary, prefix_BP=self._prefixes(sentences)
             )
+
+    def collate(self, sentences: Sequence[Sentence]) -> TranslationBatch | LanguageBatch:
+        """What the models start from."""
+        none = np.array([EOS])
+        return collate_pairs(
+            [(each.index, each.source, none if each.target is None else each.target) for each in sentences]
+        )
+
+    def leaves_blank(self, sentence: Sentence) -> bool:
+        """Whether nothing is the answer to this sentence."""
+        return sentence.is_blank and not self.score_targets
 
     def fit(self, sentences: Sequence[Sentence]) -> list[Sentence]:
         """The sentences themselves or, where the models cannot read so much, copies with the end cut off."""
@@ -98,6 +106,21 @@ class Decoder:
         nothing = np.empty(0, dtype=np.int64)
         rows = [nothing if sentence.prefix is None else sentence.prefix for sentence in sentences]
         return pad_rows(rows).to(self.device) if any(len(row) for row in rows) else None
+
+
+@dataclass(frozen=True)
+class LanguageDecoder(Decoder):
+    """Continues texts: a sentence's `prefix` is the prompt, of any length, also none."""
+
+    def collate(self, sentences: Sequence[Sentence]) -> LanguageBatch:
+        nothing_B0 = torch.empty(len(sentences), 0, dtype=torch.long)
+        return dataclasses.replace(prompts(nothing_B0), ids_B=torch.tensor([each.index for each in sentences]))
+
+    def leaves_blank(self, sentence: Sentence) -> bool:
+        return False
+
+    def fit(self, sentences: Sequence[Sentence]) -> list[Sentence]:
+        return list(sentences)
 
 
 def in_order(
@@ -114,13 +137,13 @@ def in_order(
     given; no more are held. `map_batches` applies the decoder to the batches, `map` or one that has worker processes.
     A blank line is translated by a blank line.
     """
-    numbered = enumerate(sentences)
+    numbered = (dataclasses.replace(sentence, index=index) for index, sentence in enumerate(sentences))
     while block := list(itertools.islice(numbered, window)):
-        fitting = decoder.fit([sentence for _, sentence in block])
+        fitting = decoder.fit(block)
         hypotheses = {
             place: [Hypothesis(tokens=(EOS,), score=0.0, token_scores=(0.0,))]
             for place, sentence in enumerate(fitting)
-            if sentence.is_blank and not decoder.score_targets
+            if decoder.leaves_blank(sentence)
         }
         places_N = np.array([place for place in range(len(fitting)) if place not in hypotheses], dtype=np.int64)
         sizes_N = np.array([len(fitting[place].source) for place in places_N], dtype=np.int64)
@@ -128,8 +151,8 @@ def in_order(
         found = map_batches(decoder, [[fitting[place] for place in batch] for batch in batches])
         for batch, results in zip(batches, found, strict=True):
             hypotheses |= zip(batch.tolist(), results, strict=True)
-        for place, (index, sentence) in enumerate(block):
-            yield Translation(index, sentence, hypotheses[place], shortened=fitting[place] is not sentence)
+        for place, sentence in enumerate(block):
+            yield Translation(sentence.index, sentence, hypotheses[place], shortened=fitting[place] is not sentence)
 
 
 def _cut(sentence: Sentence, *, source: int | None, target: int | None) -> Sentence:

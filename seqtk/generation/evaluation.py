@@ -19,6 +19,7 @@ from seqtk.data.indexed import IndexedDataset
 from seqtk.data.loader import Loader
 from seqtk.data.vocabulary import PAD, UNK, Vocabulary
 from seqtk.errors import UserError
+from seqtk.generation.beams import NOT_NUMBERS
 from seqtk.generation.limits import longest_target
 from seqtk.models.base import Model
 
@@ -71,10 +72,7 @@ def score_stream(
             each = torch.stack([_target_scores(model, batch) for model in models])
         scores_N = each.logsumexp(dim=0) - np.log(len(models))
         if scores_N.isnan().any():
-            raise UserError(
-                "The model's log-probabilities are not numbers (NaN).",
-                "Its weights come from a training that diverged, or precision=bf16 is not enough for it.",
-            )
+            raise UserError(*NOT_NUMBERS)
         log_p_N[places_N] = scores_N.float().cpu().numpy()
         unknown += int((batch.target_BT == UNK).sum())
         advance(len(places_N))

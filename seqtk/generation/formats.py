@@ -22,11 +22,15 @@ class Languages(Protocol):
 
 
 class Writer:
-    """Turns translations into lines of text; `detokenize` false leaves tokens apart."""
+    """Turns translations into lines of text.
 
-    def __init__(self, languages: Languages, *, detokenize: bool = True) -> None:
+    `detokenize` false leaves tokens apart; `free_text`, for language models, gives every hypothesis, with its line
+    feeds (but in fairseq's lines).
+    """
+
+    def __init__(self, languages: Languages, *, detokenize: bool = True, free_text: bool = False) -> None:
         self.languages = languages
-        self.detokenize = detokenize
+        self.detokenize, self.free_text = detokenize, free_text
 
     def lines(self, translation: Translation, format: Format) -> Iterator[str]:
         """The lines that stand for one translation."""
@@ -58,7 +62,8 @@ class Writer:
         return self._join(self.languages.target_tokenizer, [unknown if token == "<unk>" else token for token in tokens])
 
     def _text(self, translation: Translation) -> Iterator[str]:
-        yield self.hypothesis(translation)
+        for rank in range(len(translation.hypotheses) if self.free_text else 1):
+            yield self.hypothesis(translation, rank)
 
     def _json(self, translation: Translation) -> Iterator[str]:
         decode = self.languages.target_vocabulary.decode
@@ -92,11 +97,12 @@ class Writer:
             score = hypothesis.score / math.log(2)
             tokens = _one_line(" ".join(self.languages.target_vocabulary.decode(hypothesis.tokens)))
             yield f"H-{number}\t{score}\t{tokens}"
-            yield f"D-{number}\t{score}\t{self.hypothesis(translation, rank)}"
+            yield f"D-{number}\t{score}\t{_one_line(self.hypothesis(translation, rank))}"
             yield f"P-{number}\t{' '.join(f'{x / math.log(2):.4f}' for x in hypothesis.token_scores)}"
 
     def _join(self, tokenizer: Tokenizer, tokens: list[str]) -> str:
-        return _one_line(tokenizer.decode(tokens) if self.detokenize else " ".join(tokens))
+        text = tokenizer.decode(tokens) if self.detokenize else " ".join(tokens)
+        return text if self.free_text else _one_line(text)
 
 
 def _one_line(text: str) -> str:

@@ -1,14 +1,17 @@
 """How long a source may be and a target may become.
 
-B batch, S source length.
+B batch, S source length, P length of the prefix.
 """
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 from seqtk.attention import Role
+from seqtk.data.batch import LanguageBatch, TranslationBatch
 from seqtk.data.vocabulary import PAD
+from seqtk.generation.config import SearchConfig
 from seqtk.models.base import Model
 
 
@@ -31,6 +34,25 @@ def most_tokens(source_BS: Tensor, *, a: float, b: int, longest: int | None) -> 
     length_B = (source_BS != PAD).sum(dim=1)
     limit_B = (length_B.double() * a + b).floor().long()
     return limit_B if longest is None else limit_B.clamp(max=longest - 1)
+
+
+def text_lengths(
+    models: Sequence[Model],
+    batch: TranslationBatch | LanguageBatch,
+    config: SearchConfig,
+    *,
+    prefix_BP: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """(least_B, most_B): how many tokens each text may have before its EOS.
+
+    A language model's prompt comes first; what is asked for is how far it goes on, and there is no longest text.
+    """
+    a, b = config.max_length_a, config.max_length_b
+    if isinstance(batch, TranslationBatch):
+        most_B = most_tokens(batch.source_BS, a=a, b=b, longest=longest_target(models))
+        return torch.full_like(most_B, config.min_length), most_B
+    given_B = torch.zeros_like(batch.ids_B) if prefix_BP is None else (prefix_BP != PAD).sum(dim=1)
+    return given_B + config.min_length, given_B + (given_B.double() * a + b).floor().long()
 
 
 def _layer_limits(model: Model, roles: Role) -> list[int | None]:

@@ -41,6 +41,9 @@ class LanguageModelingTask(Task):
         else:
             self.vocabulary = Vocabulary.from_text(assets["text.dict"])
             self.tokenizer = tokenizer_from(assets, "text")
+        # In the words of the search: what is read and what is written are of one kind.
+        self.source_vocabulary = self.target_vocabulary = self.vocabulary
+        self.source_tokenizer = self.target_tokenizer = self.tokenizer
 
     @property
     def continuous(self) -> bool:

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from seqtk.data.vocabulary import BOS, EOS, PAD
-from seqtk.generation.search import SearchConfig, best, search
+from seqtk.generation.beams import best
+from seqtk.generation.search import SearchConfig, search
 from tests.unit.generation.tiny import Table, batch_of, vocabulary
 
 WORDS = 5

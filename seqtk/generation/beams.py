@@ -1,0 +1,156 @@
+"""Beam search: the n best hypotheses of each row of a batch.
+
+What is searched is what fairseq searches: `docs/decoding.md` states it.
+
+B sentences still searched, W beams of each (1 before the first token, then K), K the width asked for, C = 2 K
+candidates, R = B W rows, T tokens so far, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seqtk.data.batch import LanguageBatch, TranslationBatch
+from seqtk.data.vocabulary import EOS
+from seqtk.errors import UserError
+from seqtk.generation.config import SearchConfig
+from seqtk.generation.constraints import Constraints
+from seqtk.generation.hypotheses import NOTHING, Hypothesis, ended
+from seqtk.generation.states import Rows
+from seqtk.models.base import Model
+
+NOT_NUMBERS = (
+    "The model's log-probabilities are not numbers (NaN).",
+    "Its weights come from a training that diverged, or precision=bf16 is not enough for it.",
+)
+
+
+@torch.no_grad()
+def beam_search(
+    models: Sequence[Model], batch: TranslationBatch | LanguageBatch, config: SearchConfig, constraints: Constraints
+) -> list[list[Hypothesis]]:
+    """For each row of `batch` its best hypotheses, best first: at most `nbest`, at least one.
+
+    Of equal scores, that of the better beam, then that of the lower id, goes first.
+    """
+    beams = _Beams(models, batch, beam=config.beam)
+    found: list[list[Hypothesis]] = [[] for _ in batch.ids_B]
+    while len(beams.sentence_B):
+        log_p_RV = beams.rows.next_log_probs(temperature=config.temperature)
+        constraints.apply(log_p_RV, tokens_RT=beams.rows.tokens_RT, row_R=beams.row_of_each())
+        candidates = beams.candidates(log_p_RV)
+        for sentence, tokens, token_scores in beams.ended(candidates):
+            if len(found[sentence]) < config.beam:
+                found[sentence].append(ended(tokens, token_scores, config))
+        beams.advance(candidates, open_B=[len(found[sentence]) < config.beam for sentence in beams.sentence_B.tolist()])
+    return [_best(hypotheses, config.nbest) for hypotheses in found]
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """The C best continuations of each sentence's beams, best first."""
+
+    total_BC: Tensor
+    """Σ log p with the new token; -inf where there are fewer than C continuations."""
+    row_BC: Tensor
+    """The row that is continued."""
+    token_BC: Tensor
+    score_BC: Tensor
+    """log p of the new token."""
+
+    def gather(self, index_BK: Tensor) -> "_Candidates":
+        return _Candidates(*(x.gather(1, index_BK) for x in (self.total_BC, self.row_BC, self.token_BC, self.score_BC)))
+
+    def select(self, sentences: Tensor) -> "_Candidates":
+        return _Candidates(*(x[sentences] for x in (self.total_BC, self.row_BC, self.token_BC, self.score_BC)))
+
+
+class _Beams:
+    """The unfinished hypotheses of the sentences that are still searched."""
+
+    def __init__(self, models: Sequence[Model], batch: TranslationBatch | LanguageBatch, *, beam: int) -> None:
+        self.beam = beam
+        self.rows = Rows(models, batch)
+        self.sentence_B = torch.arange(len(batch.ids_B), device=batch.ids_B.device)
+        """Which row of the batch each sentence is."""
+        self.total_BW = torch.zeros(len(batch.ids_B), 1, device=batch.ids_B.device)
+
+    def row_of_each(self) -> Tensor:
+        """row_R of the batch that each beam is of."""
+        return self.sentence_B.repeat_interleave(self.total_BW.shape[1])
+
+    def candidates(self, log_p_RV: Tensor) -> _Candidates:
+        sentences, beams = self.total_BW.shape
+        vocabulary = log_p_RV.shape[1]
+        total_BN = (log_p_RV.view(sentences, beams, vocabulary) + self.total_BW[:, :, None]).flatten(1)
+        total_BC, index_BC = best(total_BN, count=2 * self.beam)
+        if total_BC.isnan().any():
+            raise UserError(*NOT_NUMBERS)
+        first_row_B1 = torch.arange(sentences, device=log_p_RV.device)[:, None] * beams
+        row_BC = first_row_B1 + index_BC // vocabulary
+        token_BC = index_BC % vocabulary
+        return _Candidates(total_BC, row_BC, token_BC, log_p_RV[row_BC, token_BC])
+
+    def ended(self, candidates: _Candidates) -> Iterator[tuple[int, list[int], list[float]]]:
+        """The row of the batch, the tokens and their scores of each hypothesis that ends now: EOS among the K best."""
+        ends_BC = (candidates.token_BC == EOS) & candidates.total_BC.isfinite()
+        sentence_N, rank_N = ends_BC[:, : self.beam].nonzero(as_tuple=True)
+        if not len(sentence_N):
+            return
+        row_N = candidates.row_BC[sentence_N, rank_N]
+        last_N1 = candidates.score_BC[sentence_N, rank_N][:, None]
+        scores_NT = torch.cat([self.rows.scores_RT[row_N], last_N1], dim=1)
+        yield from zip(
+            self.sentence_B[sentence_N].tolist(), self.rows.tokens_RT[row_N].tolist(), scores_NT.tolist(), strict=True
+        )
+
+    def advance(self, candidates: _Candidates, *, open_B: list[bool]) -> None:
+        """Go on with the K best candidates that do not end, in the sentences that are open and have such a one."""
+        ends_BC = (candidates.token_BC == EOS) & candidates.total_BC.isfinite()
+        # A stable sort of "does it end" leaves those that do not in front and in their order.
+        chosen = candidates.gather(ends_BC.byte().sort(dim=1, stable=True).indices[:, : self.beam])
+        goes_on_B = torch.tensor(open_B, device=ends_BC.device) & chosen.total_BC[:, 0].isfinite()
+        left = goes_on_B.nonzero().squeeze(1)
+        fewer = len(left) < len(self.sentence_B)
+        if fewer:
+            chosen = chosen.select(left)
+            self.sentence_B = self.sentence_B[left]
+        widened = self.total_BW.shape[1] != self.beam
+        self.rows.advance(
+            chosen.row_BC.flatten(),
+            chosen.token_BC.flatten(),
+            chosen.score_BC.flatten(),
+            across_sentences=fewer or widened,
+        )
+        self.total_BW = chosen.total_BC
+
+
+def best(scores_BN: Tensor, *, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of each row and where they are, largest first; of equals, the first in the row goes first.
+
+    Where a row has fewer, -inf fills up. `topk` alone leaves open which of equals it takes.
+    """
+    size = scores_BN.shape[1]
+    values, indices = scores_BN.topk(min(count + 1, size), dim=1)
+    if size > count:
+        tied_B = (values[:, count - 1] == values[:, count]) & values[:, count].isfinite()
+        if tied_B.any():
+            everything = scores_BN[tied_B].sort(dim=1, descending=True, stable=True)
+            values[tied_B] = everything.values[:, : count + 1]
+            indices[tied_B] = everything.indices[:, : count + 1]
+        values, indices = values[:, :count], indices[:, :count]
+    indices, order = indices.sort(dim=1)
+    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    missing = (0, max(0, count - size))
+    return (
+        torch.nn.functional.pad(values, missing, value=-torch.inf),
+        torch.nn.functional.pad(indices.gather(1, order), missing),
+    )
+
+
+def _best(hypotheses: list[Hypothesis], nbest: int) -> list[Hypothesis]:
+    if not hypotheses:  # every token was banned before the first of them could end
+        return [NOTHING]
+    return sorted(hypotheses, key=lambda hypothesis: -hypothesis.score)[:nbest]

@@ -1,0 +1,114 @@
+"""Texts drawn at random: each token by the model's probabilities, or by the largest of them.
+
+A row's random numbers are a pure function of the seed, of the number that its example has and of which sample it is, so
+it is the same whatever else is in its batch.
+
+B rows of the batch, R = B nbest texts still written, N texts in all, T tokens, V vocabulary, K candidates.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqtk.data.batch import LanguageBatch, TranslationBatch
+from seqtk.data.vocabulary import EOS
+from seqtk.errors import UserError
+from seqtk.generation.beams import NOT_NUMBERS, best
+from seqtk.generation.config import SearchConfig
+from seqtk.generation.constraints import BANNED, Constraints
+from seqtk.generation.hypotheses import Hypothesis, ended
+from seqtk.generation.states import Rows
+from seqtk.models.base import Model
+
+
+@torch.no_grad()
+def sample(
+    models: Sequence[Model],
+    batch: TranslationBatch | LanguageBatch,
+    config: SearchConfig,
+    constraints: Constraints,
+) -> list[list[Hypothesis]]:
+    """For each row of `batch` `nbest` texts, in the order they were drawn in.
+
+    A token's score is its log-probability at this temperature among all tokens, whatever it was drawn from.
+    """
+    device = batch.ids_B.device
+    rows = Rows(models, batch)
+    count = len(batch.ids_B) * config.nbest
+    text_R = torch.arange(count, device=device)
+    rows.expand(text_R // config.nbest)
+    uniform_NT = uniform_numbers(
+        batch.ids_B.tolist(), seed=config.seed, samples=config.nbest, length=int(constraints.limit_B.max()) + 1
+    ).to(device)
+    found: list[Hypothesis | None] = [None] * count
+    while len(text_R):
+        log_p_RV = rows.next_log_probs(temperature=config.temperature)
+        constraints.apply(log_p_RV, tokens_RT=rows.tokens_RT, row_R=text_R // config.nbest)
+        token_R = draw(
+            log_p_RV,
+            uniform_NT[text_R, rows.tokens_RT.shape[1]],
+            top_k=config.top_k,
+            top_p=config.top_p,
+            min_p=config.min_p,
+        )
+        score_R = log_p_RV.gather(1, token_R[:, None]).squeeze(1)
+        ends_R = token_R == EOS
+        done_N = ends_R.nonzero().squeeze(1)
+        scores_NT = torch.cat([rows.scores_RT[done_N], score_R[done_N, None]], dim=1)
+        for text, tokens, scores in zip(
+            text_R[done_N].tolist(), rows.tokens_RT[done_N].tolist(), scores_NT.tolist(), strict=True
+        ):
+            found[text] = ended(tokens, scores, config)
+        left_R = (~ends_R).nonzero().squeeze(1)
+        rows.advance(left_R, token_R[left_R], score_R[left_R], across_sentences=len(left_R) < len(text_R))
+        text_R = text_R[left_R]
+    texts = [text for text in found if text is not None]
+    return [texts[first : first + config.nbest] for first in range(0, count, config.nbest)]
+
+
+def draw(log_p_RV: Tensor, uniform_R: Tensor, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Tensor:
+    """token_R: for each row the token at which the running sum of probabilities passes a number from [0, 1).
+
+    Candidates are the `top_k` most probable tokens (0: all), of these the fewest whose probabilities add up to `top_p`
+    (the nucleus of Holtzman et al. 2020, arXiv:1904.09751), and of these those of at least `min_p` times the greatest
+    (arXiv:2407.01082), all by the same distribution. They are drawn by their probabilities. Of equals the lower id goes
+    first. Where every token is banned it is EOS.
+    """
+    nothing_R = (log_p_RV == BANNED).all(dim=1)
+    p_RV = log_p_RV.double().softmax(dim=1)
+    p_RV[nothing_R] = 0
+    p_RV[nothing_R, EOS] = 1
+    if p_RV.isnan().any():
+        raise UserError(*NOT_NUMBERS)
+    id_RK: Tensor | None = None
+    if 0 < top_k < p_RV.shape[1]:
+        p_RK, id_RK = best(p_RV, count=top_k)
+    elif top_p < 1:
+        p_RK, id_RK = p_RV.sort(dim=1, descending=True, stable=True)
+    else:
+        p_RK = p_RV
+    kept_RK = p_RK >= min_p * p_RK.amax(dim=1, keepdim=True)
+    if top_p < 1:
+        kept_RK &= p_RK.cumsum(dim=1) - p_RK < top_p
+    p_RK = p_RK * kept_RK
+    sum_RK = p_RK.cumsum(dim=1)
+    place_R1 = torch.searchsorted(sum_RK, uniform_R[:, None] * sum_RK[:, -1:], right=True)
+    # Rounding may leave the number at the whole sum: then it is the last that has a probability.
+    last_R1 = (sum_RK < sum_RK[:, -1:]).sum(dim=1, keepdim=True)
+    place_R1 = torch.minimum(place_R1, last_R1)
+    return (place_R1 if id_RK is None else id_RK.gather(1, place_R1)).squeeze(1)
+
+
+def uniform_numbers(examples: Sequence[int], *, seed: int, samples: int, length: int) -> Tensor:
+    """Numbers from [0, 1), a row for each sample of each example; a longer row begins with the shorter one.
+
+    The random stream is one that numpy has frozen.
+    """
+    rows = [
+        np.random.RandomState(np.random.Philox(np.random.SeedSequence([seed, example, number]))).random_sample(length)
+        for example in examples
+        for number in range(samples)
+    ]
+    return torch.from_numpy(np.stack(rows))

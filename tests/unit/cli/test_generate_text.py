@@ -1,0 +1,116 @@
+"""seqtk-generate and seqtk-interactive with a language model: n prompts in, n texts out, in their order."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from seqtk.cli.generate import main as generate
+from seqtk.cli.interactive import main as interactive
+from tests.unit.cli.test_eval_lm import make
+
+PROMPTS = ["the dög", "", "a tree sees", "a"]
+TEXT = "".join(f"{line}\n" for line in PROMPTS).encode()
+
+Run = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("generate-text")
+    for kind in ("bytes", "words", "pieces"):
+        make(folder, kind)
+    make(folder, "words", seed=2)
+    (folder / "prompts").write_bytes(TEXT)
+    return folder
+
+
+@pytest.fixture
+def run(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(folder)
+
+    def run(*arguments: str, command: Callable[[list[str]], None] = generate, stdin: bytes = b"") -> str:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        command(["checkpoint=words.safetensors", "device=cpu", "max_length_b=9", *arguments])
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["bytes", "words", "pieces"])
+def test_each_prompt_is_gone_on_with_in_its_order(run: Run, kind: str) -> None:
+    written = run("input=prompts", f"checkpoint={kind}.safetensors", "format=json", "nbest=7", "min_length=3")
+    lines = [json.loads(line) for line in written.splitlines()]
+    assert [line["source"] for line in lines] == PROMPTS
+    for line, prompt in zip(lines, PROMPTS, strict=True):
+        texts = [hypothesis["text"] for hypothesis in line["hypotheses"]]
+        assert len(texts) == 7
+        assert len(set(texts)) > 1
+        assert all(text.startswith(prompt) for text in texts)
+    again = run("input=-", f"checkpoint={kind}.safetensors", "format=json", "nbest=7", "min_length=3", stdin=TEXT)
+    assert again == written
+    small = run("input=prompts", f"checkpoint={kind}.safetensors", "nbest=7", "min_length=3", "max_sentences=1")
+    texts = [hypothesis["text"] for line in lines for hypothesis in line["hypotheses"]]
+    assert small == "".join(f"{text}\n" for text in texts)  # with their own line feeds
+
+
+def test_without_a_prompt_texts_begin_of_themselves(run: Run) -> None:
+    texts = run("nbest=5").splitlines()
+    assert len(texts) == 5
+    assert run("nbest=5", "seed=2").splitlines() != texts
+    assert run("nbest=2", "checkpoint=words.safetensors,words2.safetensors").splitlines() != texts[:2]
+
+
+def test_beams_work_as_well(run: Run) -> None:
+    (line,) = (json.loads(line) for line in run("sampling=false", "nbest=3", "format=json", "beam=4").splitlines())
+    scores = [hypothesis["score"] for hypothesis in line["hypotheses"]]
+    assert scores == sorted(scores, reverse=True)
+    greedy = run("input=prompts", "sampling=false", "beam=1")
+    assert run("input=prompts", "top_k=1") == greedy
+
+
+def test_fairseq_lines_stay_lines(run: Run) -> None:
+    written = run("input=prompts", "checkpoint=bytes.safetensors", "format=fairseq", "nbest=2", "max_length_b=300")
+    tags = [line.split("-")[0] for line in written.split("\n")[:-1]]
+    last = tags.pop()
+    assert last == "NOTE: hypothesis and token scores are output in base 2"
+    assert tags == ["S", "H", "D", "P", "H", "D", "P"] * len(PROMPTS)
+
+
+def test_interactive_goes_on_with_each_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = run("input=prompts", "nbest=2")
+    assert run("nbest=2", command=interactive, stdin=TEXT) == expected
+
+
+@pytest.mark.slow
+def test_worker_processes_give_the_same(run: Run) -> None:
+    assert run("input=prompts", "workers=2", "max_sentences=2") == run("input=prompts")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("data=words", "data= is for translations"),
+        ("input=prompts reference=prompts", "reference= is for translations"),
+        ("input=prompts prefix=prompts", "prefix= is for translations"),
+        ("score_reference=true", "seqtk-eval-lm scores text"),
+        ("temperature=0", "top_k=1"),
+        ("top_p=2", "top_p=2.0"),
+        ("sampling=false top_k=3", "sampling=true"),
+        ("sampling=false nbest=9", "cannot come from beam=5"),
+        ("input=prompt", "Did you mean 'prompts'"),
+        ("checkpoint=words.safetensors,bytes.safetensors", "different vocabularies"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_three_lines(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: str, words: str
+) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as raised:
+        generate(["checkpoint=words.safetensors", *arguments.split()])
+    said = capsys.readouterr().err
+    assert words in said
+    assert raised.value.code == 2
+    assert len(said.splitlines()) <= 3
