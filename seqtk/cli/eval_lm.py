@@ -36,6 +36,7 @@ class EvalConfig(LoadConfig):
     break_mode: Literal["none", "complete", "complete_doc", "eos"] | None = None  # null: as in training
     tokens_per_sample: int | None = None  # tokens that a sample reads at most, its context included; null: as trained
     context_window: int = 0  # of these, tokens before a sample that are read but not scored again
+    streams: int | None = None  # of a model with memory: runs of the text side by side; null: batch.streams of training
     max_tokens: int | None = 4096  # samples × longest one in a batch; null: no limit
     max_sentences: int | None = None  # samples in a batch; null: no limit
     format: Literal["text", "json"] = "text"  # of the figures, on standard output
@@ -69,6 +70,7 @@ def main(config: EvalConfig) -> None:
             batching=BatchingConfig(max_tokens=config.max_tokens, max_sentences=config.max_sentences),
             device=device,
             bf16=config.precision == "bf16",
+            streams=_streams(config, loaded[0], blocks),
             advance=stack.enter_context(_progress(blocks)).update,
         )
         if output is not None:
@@ -80,7 +82,12 @@ def _check(config: EvalConfig) -> None:
     check_loading(config)
     if config.input is not None and config.data is not None:
         raise UserError("input= and data= are both set.", "Score a text or a split of a corpus, not both.")
-    for key in ("tokens_per_sample", "max_tokens", "max_sentences"):
+    if config.streams is not None and config.context_window:
+        raise UserError(
+            "streams= and context_window= are both set.",
+            "A memory hands on what a window would read again: set one of them.",
+        )
+    for key in ("tokens_per_sample", "streams", "max_tokens", "max_sentences"):
         value = getattr(config, key)
         if value is not None and value < 1:
             raise UserError(f"{key}={value} must be at least 1.")
@@ -134,6 +141,15 @@ def _blocks(config: EvalConfig, task: "LanguageModelingTask", split: str) -> "Co
         tokens_per_sample=config.tokens_per_sample or task.config.tokens_per_sample,
         context_window=config.context_window,
     )
+
+
+def _streams(config: EvalConfig, loaded: "LoadedModel", blocks: "ContextBlocks") -> int | None:
+    """How many runs of the text hand a memory on, if any do."""
+    if blocks.alone.break_mode == "none" and not config.context_window:
+        return config.streams or loaded.config.batch.streams
+    if config.streams is not None:
+        raise UserError("streams= reads text in its order, without regard to lines.", "Set break_mode=none.")
+    return None
 
 
 def _text_count(config: EvalConfig, data: "DataBin", split: str) -> "TextCount | None":

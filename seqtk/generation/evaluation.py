@@ -12,15 +12,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from seqtk.attention import State
 from seqtk.data.batch import LanguageBatch, collate_windows
 from seqtk.data.batching import BatchingConfig, ordered_batches
 from seqtk.data.blocks import ContextBlocks
 from seqtk.data.indexed import IndexedDataset
 from seqtk.data.loader import Loader
+from seqtk.data.streams import stream_rows
 from seqtk.data.vocabulary import PAD, UNK, Vocabulary
 from seqtk.errors import UserError
 from seqtk.generation.beams import NOT_NUMBERS
 from seqtk.generation.limits import longest_target
+from seqtk.generation.states import rows_of
 from seqtk.models.base import Model
 
 SUMMED = 1 << 20
@@ -55,21 +58,31 @@ def score_stream(
     batching: BatchingConfig,
     device: torch.device,
     bf16: bool = False,
+    streams: int | None = None,
     advance: Callable[[int], object] = lambda tokens: None,
 ) -> StreamScores:
     """Score every block of a stream; several models are an ensemble, the mean of their probabilities.
 
-    `advance` is told of each batch how many tokens it scored. Raises UserError for blocks that a model cannot read.
+    With `streams` the blocks, which must have no context, are read in their order in so many runs side by side, each
+    from an empty memory that goes with it (see `seqtk.data.streams`); `batching` plays no part then. `advance` is told
+    of each batch how many tokens it scored. Raises UserError for blocks that a model cannot read.
     """
     _check(models, blocks)
     log_p_N = np.full(blocks.items.total, np.nan, dtype=np.float32)
     unknown = 0
-    batches = ordered_batches(blocks.sizes_ND, batching)
+    batches = ordered_batches(blocks.sizes_ND, batching) if streams is None else stream_rows(len(blocks), streams)
+    memories: list[State] = [None] * len(models)
     for batch in Loader(blocks, collate_windows, batches):
         places_N = _places(blocks, batch)
         batch = batch.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            each = torch.stack([_target_scores(model, batch) for model in models])
+            found = [
+                _target_scores(model, batch, rows_of(memory, slice(len(batch.ids_B))))
+                for model, memory in zip(models, memories, strict=True)
+            ]
+        if streams is not None:
+            memories = [memory for _, memory in found]
+        each = torch.stack([scores_N for scores_N, _ in found])
         scores_N = each.logsumexp(dim=0) - np.log(len(models))
         if scores_N.isnan().any():
             raise UserError(*NOT_NUMBERS)
@@ -79,10 +92,11 @@ def score_stream(
     return StreamScores(log_p_N, unknown)
 
 
-def _target_scores(model: Model, batch: LanguageBatch) -> Tensor:
-    """log_p_N of the targets that are not PAD, row by row."""
+def _target_scores(model: Model, batch: LanguageBatch, memory: State) -> tuple[Tensor, State]:
+    """log_p_N of the targets that are not PAD, row by row, and the memory of what goes on behind them."""
     kept_BT = batch.target_BT != PAD
-    return model.head.target_log_probs(model(batch)[kept_BT], batch.target_BT[kept_BT])
+    features_BTD, memory = model.read(batch, memory)
+    return model.head.target_log_probs(features_BTD[kept_BT], batch.target_BT[kept_BT]), memory
 
 
 def _places(blocks: ContextBlocks, batch: LanguageBatch) -> npt.NDArray[np.int64]:

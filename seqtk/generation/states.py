@@ -8,13 +8,18 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from seqtk.attention import State
 from seqtk.data.batch import LanguageBatch, TranslationBatch, prompts
 from seqtk.data.vocabulary import EOS
 from seqtk.generation.limits import longest_target
 from seqtk.models.base import Model
+
+
+def rows_of(state: State, rows: slice) -> State:
+    """Some rows of a state."""
+    return tree_map(lambda leaf: None if leaf is None else leaf[rows], state)
 
 
 class Rows:

@@ -13,12 +13,8 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from seqtk.attention import State
 from seqtk.data.streams import own_parts
 from seqtk.errors import UserError
+from seqtk.generation.states import rows_of
 from seqtk.training.distributed import World
-
-
-def rows_of(state: State, rows: slice) -> State:
-    """Some rows of a state."""
-    return tree_map(lambda leaf: None if leaf is None else leaf[rows], state)
 
 
 class Carried:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from seqtk.attention.transformer_xl import TransformerXLConfig
 from seqtk.cli.eval_lm import main
 from seqtk.criterions.cross_entropy import CrossEntropy, CrossEntropyConfig
 from seqtk.data.preprocess import PreprocessConfig, preprocess
@@ -91,6 +92,30 @@ def test_the_figures_are_those_of_validation(run: Run, folder: Path, kind: str) 
     assert figures["scored_tokens"] == figures["tokens"]
 
 
+def test_a_memory_is_handed_on_as_in_validation(run: Run, folder: Path) -> None:
+    loaded = load_model(folder / "words.safetensors")
+    assert isinstance(loaded.task, LanguageModelingTask)
+    attention = TransformerXLConfig(memory_length=5)
+    model_config = replace(loaded.config.model, attention=(attention,), positions="none")
+    torch.manual_seed(1)
+    model = loaded.task.model(model_config).eval()
+    with torch.no_grad():
+        model.head.weight.mul_(4)  # type: ignore[operator]
+    config = replace(
+        loaded.config,
+        model=model_config,
+        batch=BatchingConfig(streams=3),
+        validation=ValidationConfig(split="test"),
+    )
+    save_export(folder / "xl.safetensors", tensors_of(model), config=config, assets=loaded.task.assets(), info={})
+    objective = Objective(model, CrossEntropy(CrossEntropyConfig()), bf16=False)
+    wanted, _ = validate(objective, loaded.task, config, world=start_world("cpu"))
+    figures = run("xl", "output=scores.jsonl")
+    assert figures["nll"] == pytest.approx(wanted["nll"], rel=1e-6)
+    assert run("xl", "streams=1")["nll"] != pytest.approx(figures["nll"], rel=1e-4)
+    assert run("xl", "context_window=4")["scored_tokens"] == figures["tokens"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_text_file_scores_what_its_data_bin_does(run: Run, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = run(kind, "context_window=4")
@@ -154,6 +179,9 @@ def test_each_figure_has_its_unit(capsys: pytest.CaptureFixture[str], folder: Pa
         ("checkpoint=words.safetensors tokens_per_sample=21", "21 tokens, but the model reads 20 at most"),
         ("checkpoint=words.safetensors tokens_per_sample=0", "tokens_per_sample=0 must be at least 1"),
         ("checkpoint=words.safetensors output=nowhere/o", "no folder nowhere"),
+        ("checkpoint=words.safetensors streams=2 context_window=3", "both set"),
+        ("checkpoint=words.safetensors streams=2 break_mode=eos", "Set break_mode=none"),
+        ("checkpoint=words.safetensors streams=0", "streams=0 must be at least 1"),
         ("checkpoint=words.safetensors output=-", "Set output= to a file"),
         ("checkpoint=words.safetensors max_tokens=null max_sentences=null", "both null"),
         ("checkpoint=bytes/dict.txt", "not a whole safetensors file"),
