@@ -81,7 +81,7 @@ CASES = [
     ("train", f"{TRAIN} optimizer=adm", "'adam'"),
     ("train", f"{TRAIN} schedule=inverse_squrt", "'inverse_sqrt'"),
     ("train", "task.data={here}/no-corpus max_updates=1", "{here}/no-corpus"),
-    ("train", "recipe=wmt14_base save_dir={new}", "seqtk-preprocess source_lang=en"),
+    ("train", "recipe=wmt14_base save_dir={new}", "seqtk-prepare wmt14_en_de"),
     ("train", "max_updates=1 save_dir={new}", "task.data"),
     ("train", f"{SMALL} validation.split=vaild", "'valid'"),
     ("train", f"{SMALL} validation.metric=blue", "validation.metric"),
