@@ -49,10 +49,12 @@ def train(processes: int, corpus: Path, save_dir: Path, *extra: str) -> tuple[in
     return process.returncode, errors
 
 
-def test_two_processes_have_the_losses_of_one(tiny_corpus: Path, tmp_path: Path) -> None:
-    code, errors = train(1, tiny_corpus, tmp_path / "one", "update_freq=2")
+@pytest.mark.parametrize("optimizer", ["adam", "nag", "adafactor", "muon"])
+def test_two_processes_have_the_losses_of_one(tiny_corpus: Path, tmp_path: Path, optimizer: str) -> None:
+    chosen = (f"optimizer={optimizer}", "optimizer.lr=0.01")
+    code, errors = train(1, tiny_corpus, tmp_path / "one", "update_freq=2", *chosen)
     assert code == 0, errors
-    code, errors = train(2, tiny_corpus, tmp_path / "two")
+    code, errors = train(2, tiny_corpus, tmp_path / "two", *chosen)
     assert code == 0, errors
     for kind in ("train", "valid"):
         one, two = losses(tmp_path / "one", kind), losses(tmp_path / "two", kind)
