@@ -234,12 +234,19 @@ def _holds(tree: Any, key: str) -> bool:
 
 
 def _nearest_key(name: str, config: Any, where: str) -> str:
-    """The last line about an unknown key: one that ends in this name, else is close to it, here or further down."""
+    """The last line about an unknown key: the one that ends most like it; of keys as close, the least far down."""
     name = name.replace("-", "_")
     here = [*_hints(type(config)), *getattr(type(config), "aliases", {})]
-    by_leaf = {key.rsplit(".", 1)[-1]: key for key in reversed(keys(config))} | {key: key for key in here}
-    close = [name] if name in by_leaf else difflib.get_close_matches(name, by_leaf, n=1)
-    return f"Did you mean '{where}{by_leaf[close[0]]}'?" if close else nearest(name, here)
+
+    def closeness(key: str) -> tuple[float, int]:
+        return difflib.SequenceMatcher(None, key.rpartition(".")[2], name).ratio(), -key.count(".")
+
+    closest = max([*here, *keys(config)], key=closeness, default="")
+    return f"Did you mean '{where}{closest}'?" if closeness(closest)[0] >= CLOSE else nearest(name, here)
+
+
+CLOSE = 0.6
+"""The share of letters in common, in their order, from which a name may have been meant (as `difflib` has it)."""
 
 
 def _hints(config_type: type) -> dict[str, Any]:

@@ -49,6 +49,8 @@ class Attention(nn.Module):
     roles: ClassVar[Role]
     subquadratic: bool = False
     """Whether no tensor it makes, and so neither its time, grows with the square of the length."""
+    slot: str = "attention"
+    """The key at which its config stands, which a model sets."""
 
     def __init__(self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         """`memory_dim` is the width of the memory a CROSS layer reads, `dim` if None."""
@@ -117,7 +119,7 @@ class Attention(nn.Module):
             raise UserError(
                 f"An input of {length} positions is longer than attention "
                 f"'{attentions.name_of(type(self.config))}' can take: max_length={self.max_length}.",
-                "Raise attention.max_length before training, or leave such sentences out.",
+                f"Raise {self.slot}.max_length before training, or leave such sentences out.",
             )
 
 

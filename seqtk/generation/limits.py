@@ -4,26 +4,28 @@ B batch, S source length, P length of the prefix.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from seqtk.attention import Role
+from seqtk.attention import Attention, Role
 from seqtk.data.batch import LanguageBatch, TranslationBatch
 from seqtk.data.vocabulary import PAD
 from seqtk.generation.config import SearchConfig
 from seqtk.models.base import Model
 
+Side = Literal["source", "target"]
+
 
 def longest_source(models: Sequence[Model]) -> int | None:
     """The most source tokens, EOS counted, that every one of `models` can read; None if there is no limit."""
-    reading = Role.ENCODER | Role.CROSS
-    return _least(limit for model in models for limit in [model.max_source_length, *_layer_limits(model, reading)])
+    return _least(limit for model in models for limit in [model.max_source_length, *_layer_limits(model, "source")])
 
 
 def longest_target(models: Sequence[Model]) -> int | None:
     """The most target tokens, EOS counted, that every one of `models` can write; None if there is no limit."""
-    return _least(limit for model in models for limit in [model.max_target_length, *_layer_limits(model, Role.CAUSAL)])
+    return _least(limit for model in models for limit in [model.max_target_length, *_layer_limits(model, "target")])
 
 
 def most_tokens(source_BS: Tensor, *, a: float, b: int, longest: int | None) -> Tensor:
@@ -55,8 +57,20 @@ def text_lengths(
     return given_B + config.min_length, given_B + (given_B.double() * a + b).floor().long()
 
 
-def _layer_limits(model: Model, roles: Role) -> list[int | None]:
-    return [layer.max_length for _, layer in model.attention_layers() if layer.role in roles]
+def narrowest_layer(model: Model, side: Side) -> Attention | None:
+    """The attention layer that takes the fewest tokens of a side; None if there is no limit."""
+    limited = [layer for layer in _layers(model, side) if layer.max_length is not None]
+    return min(limited, key=lambda layer: layer.max_length or 0, default=None)
+
+
+def _layer_limits(model: Model, side: Side) -> list[int | None]:
+    return [layer.max_length for layer in _layers(model, side)]
+
+
+def _layers(model: Model, side: Side) -> list[Attention]:
+    """The layers that attend to a side."""
+    roles = Role.ENCODER | Role.CROSS if side == "source" else Role.CAUSAL
+    return [layer for _, layer in model.attention_layers() if layer.role in roles]
 
 
 def _least(limits: Iterable[int | None]) -> int | None:

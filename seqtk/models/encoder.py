@@ -16,6 +16,8 @@ from seqtk.errors import UserError
 from seqtk.models.stacks import BlockOptions, StackConfig, layers_of
 from seqtk.modules.stem import ConvolutionalStem
 
+SLOT = "model.encoder.self_attention"
+
 
 @dataclass(frozen=True)
 class EncoderConfig(StackConfig):
@@ -31,7 +33,7 @@ class EncoderBlock(nn.Module):
 
     def __init__(self, attention: AttentionConfig, *, options: BlockOptions) -> None:
         super().__init__()
-        self.self_attention: Attention = options.attention(attention, role=Role.ENCODER)
+        self.self_attention: Attention = options.attention(attention, role=Role.ENCODER, slot=SLOT)
         self.self_residual = options.residual()
         self.feed_forward = options.feed_forward()
         self.ffn_residual = options.residual()
@@ -63,7 +65,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: EncoderConfig, *, options: BlockOptions) -> None:
         super().__init__()
-        pattern = layers_of(config.self_attention, config.layers, slot="model.encoder.self_attention")
+        pattern = layers_of(config.self_attention, config.layers, slot=SLOT)
         self.stem = (
             ConvolutionalStem(options.dim, layers=config.stem_layers, kernel_size=config.stem_kernel_size)
             if config.stem_layers
@@ -89,7 +91,7 @@ class Encoder(nn.Module):
         if longest < 1:
             raise UserError(
                 f"model.encoder.memory_tokens={len(self.memory_ND)} leave no room for a source.",
-                "Raise max_length of model.encoder.self_attention: it counts them, too.",
+                f"Raise {SLOT}.max_length: it counts them, too.",
             )
         return longest
 

@@ -20,6 +20,9 @@ Pattern = tuple[AttentionConfig, ...]
 """Attention layers from the first block on; a shorter pattern repeats down the stack."""
 
 
+CROSS_SLOT = "model.decoder.cross_attention"
+
+
 @dataclass(frozen=True)
 class StackConfig:
     """What an encoder and a decoder have in common; a size of None is the model's."""
@@ -54,11 +57,13 @@ class BlockOptions:
     final_norm: bool = True
     """Whether a stack whose blocks normalise first normalises once more at its end."""
 
-    def attention(self, config: AttentionConfig, *, role: Role, memory_dim: int | None = None) -> Attention:
-        """The layer of `config`, with the model's heads where it names none of its own."""
+    def attention(self, config: AttentionConfig, *, role: Role, slot: str, memory_dim: int | None = None) -> Attention:
+        """The layer of `config`, which stands at the key `slot`; with the model's heads where it names none."""
         if isinstance(config, HeadedConfig) and config.heads is None:
             config = replace(config, heads=self.heads)
-        return attentions.build(config, dim=self.dim, role=role, memory_dim=memory_dim)
+        layer = attentions.build(config, dim=self.dim, role=role, memory_dim=memory_dim)
+        layer.slot = slot
+        return layer
 
     def residual(self) -> Residual:
         return Residual(self.dim, dropout=self.dropout, pre_norm=self.pre_norm, bias=self.bias)
@@ -89,14 +94,20 @@ class DecoderBlock(nn.Module):
     """Causal self-attention, attention to the memory if there is one, then feed-forward."""
 
     def __init__(
-        self, attention: AttentionConfig, cross: AttentionConfig, *, options: BlockOptions, memory_dim: int | None
+        self,
+        attention: AttentionConfig,
+        cross: AttentionConfig,
+        *,
+        options: BlockOptions,
+        memory_dim: int | None,
+        slot: str,
     ) -> None:
         super().__init__()
-        self.self_attention: Attention = options.attention(attention, role=Role.CAUSAL)
+        self.self_attention: Attention = options.attention(attention, role=Role.CAUSAL, slot=slot)
         self.self_residual = options.residual()
         self.cross_attention: Attention | None = None
         if memory_dim is not None:
-            self.cross_attention = options.attention(cross, role=Role.CROSS, memory_dim=memory_dim)
+            self.cross_attention = options.attention(cross, role=Role.CROSS, slot=CROSS_SLOT, memory_dim=memory_dim)
             self.cross_residual = options.residual()
         self.feed_forward = options.feed_forward()
         self.ffn_residual = options.residual()
@@ -176,9 +187,9 @@ class Decoder(nn.Module):
         check_rate(layer_drop)
         self.layer_drop = layer_drop
         selves = layers_of(config.self_attention, config.layers, slot=slot)
-        crosses = layers_of(config.cross_attention, config.layers, slot="model.decoder.cross_attention")
+        crosses = layers_of(config.cross_attention, config.layers, slot=CROSS_SLOT)
         self.blocks = nn.ModuleList(
-            DecoderBlock(attention, cross, options=options, memory_dim=memory_dim)
+            DecoderBlock(attention, cross, options=options, memory_dim=memory_dim, slot=slot)
             for attention, cross in zip(selves, crosses, strict=True)
         )
         self.norm = options.closing_norm()

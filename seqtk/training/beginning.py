@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from seqtk.data.batching import epoch_batches, usable
 from seqtk.errors import UserError
-from seqtk.generation.limits import longest_source, longest_target
+from seqtk.generation.limits import Side, longest_source, longest_target, narrowest_layer
 from seqtk.models import Model
 from seqtk.tasks import Task
 from seqtk.tasks.base import Dataset
@@ -25,20 +25,22 @@ def check_data(config: TrainConfig, *, task: Task, model: Model, train_set: Data
     if not len(kept):
         epoch_batches(train_set.sizes_ND, config.batch, seed=config.seed, epoch=1)  # says why
     for split, sizes_ND in (("training", train_set.sizes_ND[kept]), ("validation", valid.sizes_ND)):
-        sides = ("source", "target")[-sizes_ND.shape[1] :]  # one-sided examples have targets alone
+        one_sided = sizes_ND.shape[1] == 1
+        sides: tuple[Side, ...] = ("target",) if one_sided else ("source", "target")
         for sizes_N, name in zip(sizes_ND.T, sides, strict=True):
             limit = limits[name]
             too_long = int((sizes_N > limit).sum()) if limit is not None else 0
             if too_long:
-                one_sided = len(sides) == 1
-                key = "attention.max_length"
                 own = "max_length" if one_sided else f"max_{name}_length"
-                if limit == getattr(config.model, own, None):
-                    key = f"model.{own}"
+                key, needed = f"model.{own}", int(sizes_N.max())
+                narrowest = narrowest_layer(model, name)
+                if narrowest is not None and limit != getattr(config.model, own, None):
+                    needed += (narrowest.max_length or 0) - (limit or 0)  # memory tokens take room in it, too
+                    key = config.length_key(narrowest.slot)
                 other = "leave out long ones: batch.max_length in training, from the text in validation"
                 raise UserError(
                     f"The model takes {limit} {name} tokens; longer {split} examples: {too_long:,}.",
-                    f"The longest has {sizes_N.max()}: set {key} to that,",
+                    f"The longest has {sizes_N.max()}: set {key} to {needed},",
                     f"or {'cut shorter ones: task.tokens_per_sample' if one_sided else other}.",
                 )
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import ClassVar, Literal
 
+from seqtk import schema
 from seqtk.criterions import CriterionConfig
 from seqtk.criterions.cross_entropy import LabelSmoothedConfig
 from seqtk.data.batching import BatchingConfig
@@ -85,6 +86,15 @@ class TrainConfig:
         if self.validation.metric in ("bleu", "chrf") and not self.validation.decode:
             raise UserError(f"validation.metric={self.validation.metric} needs validation.decode=true.")
         self.validation.search.check()
+
+    def length_key(self, slot: str) -> str:
+        """The key that sets `max_length` at a slot: the one for all layers where it reaches this one, or its own."""
+        try:
+            changed = schema.update(self, "attention.max_length", 0)
+        except UserError:  # another layer that it stands for has no such key
+            return f"{slot}.max_length"
+        reaches = attrgetter(slot)(changed) != attrgetter(slot)(self)
+        return "attention.max_length" if reaches else f"{slot}.max_length"
 
 
 _LEAST = {

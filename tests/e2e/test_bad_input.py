@@ -74,6 +74,7 @@ CASES = [
     ("train", "recipe=wmt14_sinth", "'wmt14_synth'"),
     ("train", "recipe={here}/mine.yaml", "{here}/mine.yaml"),
     ("train", "modle.dim=3", "'model'"),
+    ("train", "recipe=demo model.dmi=3", "'model.dim'"),
     ("train", "aliases=3", "'aliases'"),
     ("train", "model=transfromer", "'transformer'"),
     ("train", "attention=synthesizer_dens", "'synthesizer_dense'"),

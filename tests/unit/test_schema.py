@@ -216,3 +216,24 @@ def test_takes_text_follows_slots_and_aliases() -> None:
 
 def test_a_config_that_no_registry_names_has_no_kind() -> None:
     assert schema.to_dict(LayerConfig()) == {}
+
+
+@dataclass(frozen=True)
+class InnerConfig:
+    mix: int = 0
+    max_size: int = 0
+
+
+@dataclass(frozen=True)
+class OuterConfig:
+    max_steps: int = 0
+    inner: InnerConfig = InnerConfig()
+    dim: int = 0
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("dmi", "dim"), ("mxi", "inner.mix"), ("max_siez", "inner.max_size"), ("mix", "inner.mix")]
+)
+def test_of_keys_as_close_the_one_beside_the_typo_was_meant(written: str, meant: str) -> None:
+    with pytest.raises(UserError, match=f"Did you mean '{meant}'"):
+        schema.update(OuterConfig(), written, 1)

@@ -126,8 +126,8 @@ def test_shards_take_turns(corpus: Path, tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"task.tokens_per_sample": 0}, "task.tokens_per_sample=0 must be at least 1"),
-        ({"model.max_length": 8}, "set model.max_length to that"),
-        ({"attention": {"kind": "synthesizer_dense", "max_length": 8}}, "set attention.max_length to that"),
+        ({"model.max_length": 8}, "set model.max_length to"),
+        ({"attention": {"kind": "synthesizer_dense", "max_length": 8}}, "set attention.max_length to"),
         ({"model": "transformer"}, "'transformer' is not for this task"),
         ({"task.break_mode": "lines"}, "'task.break_mode' cannot be 'lines'"),
     ],

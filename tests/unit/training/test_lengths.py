@@ -1,0 +1,62 @@
+"""Examples longer than the model takes are refused before the first update, with advice that helps."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seqtk.errors import UserError
+from tests.unit.training.helpers import trainer
+
+LIMITED = {"kind": "synthesizer_random", "max_length": 8}
+CROSS = {"kind": "linformer", "max_length": 8, "rank": 4}
+CASES: dict[str, dict[str, Any]] = {
+    "encoder": {"model__encoder__self_attention": LIMITED},
+    "decoder": {"model__decoder__self_attention": LIMITED},
+    "cross": {"model__decoder__cross_attention": CROSS},
+    "both": {"attention": LIMITED},
+    "both and cross": {"attention": LIMITED, "model__decoder__cross_attention": CROSS},
+    "a pattern": {"model__encoder__layers": 2, "model__encoder__self_attention": ["softmax", LIMITED]},
+    "memory tokens": {"model__encoder__self_attention": LIMITED, "model__encoder__memory_tokens": 3},
+    "the model": {"model__max_source_length": 8, "model__max_target_length": 9},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_advised_for_long_examples_lets_the_run_begin(case: str, tiny_corpus: Path, tmp_path: Path) -> None:
+    changes = dict(CASES[case])
+    for _ in range(8):  # limits × splits
+        with pytest.raises(UserError) as caught:
+            trainer(tiny_corpus, tmp_path, **changes)
+        assert str(caught.value).count("\n") <= 2
+        advice = re.search(r"set (\S+) to (\d+)", str(caught.value))
+        assert advice is not None, caught.value
+        changes[advice[1].replace(".", "__")] = int(advice[2])
+        try:
+            trainer(tiny_corpus, tmp_path, **changes)
+        except UserError:
+            continue
+        return
+    pytest.fail("the advice does not help")
+
+
+def test_keys_of_all_layers_are_named_where_they_reach_them(tiny_corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"set attention\.max_length to"):
+        trainer(tiny_corpus, tmp_path, **CASES["both"])
+    with pytest.raises(UserError, match=r"set model\.decoder\.cross_attention\.max_length to"):
+        trainer(tiny_corpus, tmp_path, **CASES["cross"])
+
+
+def test_a_layer_in_a_model_names_its_own_key(tiny_corpus: Path, tmp_path: Path) -> None:
+    run = trainer(tiny_corpus, tmp_path, attention={"kind": "synthesizer_random", "max_length": 500})
+    slots = {}
+    for name, layer in run.model.attention_layers():
+        if layer.max_length is not None:
+            with pytest.raises(UserError) as caught:
+                layer.check_length(501)
+            slots[name] = re.findall(r"Raise (\S+) ", str(caught.value))
+    assert slots == {
+        "encoder.blocks.0.self_attention": ["model.encoder.self_attention.max_length"],
+        "decoder.blocks.0.self_attention": ["model.decoder.self_attention.max_length"],
+    }
