@@ -70,7 +70,7 @@ def _layer_limits(model: Model, side: Side) -> list[int | None]:
 def _layers(model: Model, side: Side) -> list[Attention]:
     """The layers that attend to a side."""
     roles = Role.ENCODER | Role.CROSS if side == "source" else Role.CAUSAL
-    return [layer for _, layer in model.attention_layers() if layer.role in roles]
+    return [layer for layer in model.layers_of_whole_rows() if layer.role in roles]
 
 
 def _least(limits: Iterable[int | None]) -> int | None:

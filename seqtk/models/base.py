@@ -56,6 +56,10 @@ class Model(nn.Module):
         """Every attention layer with its dotted name."""
         return ((name, module) for name, module in self.named_modules() if isinstance(module, Attention))
 
+    def layers_of_whole_rows(self) -> Iterator[Attention]:
+        """The attention layers whose input is as long as a source or target, which theirs may therefore limit."""
+        return (layer for _, layer in self.attention_layers())
+
 
 def build_model(config: ModelConfig, **sizes: int) -> Model:
     """The model of `config` for a task that knows these sizes. Raises UserError if it is for another kind of task."""

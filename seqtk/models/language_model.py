@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from seqtk.attention import State
+from seqtk.attention import SegmentAttention, State
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.data.batch import LanguageBatch
 from seqtk.data.vocabulary import PAD
@@ -32,7 +32,7 @@ class TransformerLMConfig(ModelConfig):
     layers: int = 6  # blocks
     attention: Pattern = (SoftmaxConfig(),)  # one layer, or a list that repeats up the stack
     positions: Positions = "sinusoidal"  # added to the embeddings; none: as with attention.positions=rotary
-    max_length: int = 1024  # tokens in a sample; learned positions have as many rows
+    max_length: int = 1024  # tokens in a sample (any number with layers with a memory); rows of learned positions
     tie_embeddings: bool = True  # one table for input and output, or one for each band
     adaptive: AdaptiveConfig | None = None  # bands of narrower vectors for rarer words, in input and softmax: {...}
     pre_norm: bool = False  # normalise before each sublayer instead of after it
@@ -105,7 +105,6 @@ class TransformerLM(LanguageModel):
     def __init__(self, config: TransformerLMConfig, *, vocabulary: int) -> None:
         super().__init__()
         self.config = config
-        self.max_target_length = config.max_length
         for key in ("dim", "ffn_dim", "heads", "max_length"):
             if getattr(config, key) < 1:
                 raise UserError(f"model.{key}={getattr(config, key)} must be at least 1.")
@@ -132,6 +131,9 @@ class TransformerLM(LanguageModel):
         stack = DecoderConfig(layers=config.layers, self_attention=config.attention)
         self.decoder = Decoder(stack, options=options, layer_drop=config.layer_drop, slot="model.attention")
         self.head = output_head(config, vocabulary, tokens)
+        goes_on = all(isinstance(layer, SegmentAttention) for _, layer in self.attention_layers())
+        if config.positions != "none" or not goes_on:  # else there is no end to what it reads
+            self.max_target_length = config.max_length
 
     def forward(self, batch: LanguageBatch) -> Tensor:
         return self.read(batch, None)[0]

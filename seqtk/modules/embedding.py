@@ -84,7 +84,14 @@ class Embedding(nn.Module):
 
     def forward(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
         """x_BTD. `positions_BT` broadcasts: one row serves a batch that is padded on the right."""
-        x_BTD = self.scale * self.tokens(tokens_BT)
+        return self.place(self.vectors(tokens_BT), positions_BT)
+
+    def vectors(self, tokens_BT: Tensor) -> Tensor:
+        """√D · token, without a position."""
+        return self.scale * self.tokens(tokens_BT)  # type: ignore[no-any-return]
+
+    def place(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor:
+        """Vectors, of tokens or not, at their positions, as they go into the first block."""
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(positions_BT)
         if self.norm is not None:

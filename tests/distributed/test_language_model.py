@@ -81,22 +81,30 @@ def test_each_process_may_leave_out_other_layers(corpus: Path, tmp_path: Path) -
 
 STREAMS = [
     "batch.streams=6",
-    "model.positions=none",
-    "attention=transformer_xl",
-    "attention.memory_length=40",
     "checkpoint.every=3",
     "max_updates=16",
 ]
 """Nine updates an epoch."""
+TRANSFORMER_XL = [*STREAMS, "model.positions=none", "attention=transformer_xl", "attention.memory_length=40"]
+SIZES = ["model.dim=16", "model.ffn_dim=32", "model.heads=2", "model.layers=2", "model.dropout=0"]
+TOKENS = [*STREAMS, "model=recurrent_memory_lm", *SIZES, "model.segment_length=16", "max_updates=4"]
 
 
 def test_two_processes_have_the_memory_of_one_and_go_on_as_one(corpus: Path, tmp_path: Path) -> None:
-    train(1, corpus, tmp_path / "one", *STREAMS)
-    train(2, corpus, tmp_path / "two", *STREAMS, "max_updates=4")
-    train(1, corpus, tmp_path / "two", *STREAMS, "update_freq=3", "max_updates=12")
-    train(2, corpus, tmp_path / "two", *STREAMS)
+    train(1, corpus, tmp_path / "one", *TRANSFORMER_XL)
+    train(2, corpus, tmp_path / "two", *TRANSFORMER_XL, "max_updates=4")
+    train(1, corpus, tmp_path / "two", *TRANSFORMER_XL, "update_freq=3", "max_updates=12")
+    train(2, corpus, tmp_path / "two", *TRANSFORMER_XL)
     for kind, count in (("train", 16), ("valid", 4)):
         one, two = losses(tmp_path / "one", kind), losses(tmp_path / "two", kind)
         assert [update for update, _ in one] == [update for update, _ in two]
         assert len(one) == count
         assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-5)
+
+
+def test_two_processes_have_the_memory_tokens_of_one(corpus: Path, tmp_path: Path) -> None:
+    train(1, corpus, tmp_path / "one", *TOKENS)
+    train(2, corpus, tmp_path / "two", *TOKENS)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(two) == 4
+    assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-5)

@@ -22,7 +22,7 @@ from seqtk.training.run import run
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = {
     *("demo", "multi30k_base", "multi30k_synth", "wmt14_base", "wmt14_synth"),
-    *("enwik8_base", "enwik8_synth", "ptb_word", "shakespeare_chars", "wikipedia_bytes"),
+    *("enwik8_base", "enwik8_synth", "enwik8_xl", "ptb_word", "shakespeare_chars", "wikipedia_bytes"),
     *("wikitext103_adaptive", "wikitext103_base", "wikitext103_synth"),
 }
 HEADINGS = ("# Data ", "# Score ", "# Time ", "# Hardware ")

@@ -9,9 +9,11 @@ import torch
 from seqtk import schema
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.synthesizer import SynthesizerDenseConfig
+from seqtk.attention.transformer_xl import TransformerXLConfig
 from seqtk.data.batch import LanguageBatch
 from seqtk.data.vocabulary import EOS, PAD
 from seqtk.errors import UserError
+from seqtk.generation.limits import longest_target
 from seqtk.models import build_model, models
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig
 from seqtk.models.transformer import TransformerConfig
@@ -162,3 +164,30 @@ def test_a_model_of_another_kind_of_task_is_refused() -> None:
 def test_sizes_that_cannot_be(changes: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
         tiny(replace(TINY, **changes))  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_layers_with_a_memory_go_on_for_ever_and_others_start_anew_in_each_segment() -> None:
+    memory = TransformerXLConfig(memory_length=3)
+    model = tiny(replace(TINY, positions="none", attention=(memory,))).double()
+    previous_BT = rows(length=30)
+    wanted_BTD = model(batch_of(previous_BT))
+    carried, parts, state = None, [], model.empty_state(3, previous_BT.device)
+    for segment_BT in torch.split(previous_BT, (7, 1, 12, 10), dim=1):
+        features_BTD, carried = model.read(batch_of(segment_BT), carried)
+        parts.append(features_BTD)
+        for token_B in segment_BT.unbind(1):
+            stepped_B1D, state = model.step(token_B, state)
+        torch.testing.assert_close(stepped_B1D[:, 0], features_BTD[:, -1], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(torch.cat(parts, 1), wanted_BTD, rtol=1e-10, atol=1e-10)
+    assert longest_target([model]) is None
+    mixed = tiny(replace(TINY, positions="none", attention=(memory, SoftmaxConfig())))
+    assert longest_target([mixed]) == TINY.max_length
+    assert [leaf is None for leaf in mixed.read(batch_of(rows()), None)[1]] == [False, True]
+
+
+def test_positions_that_count_anew_are_refused() -> None:
+    model = tiny(replace(TINY, attention=(TransformerXLConfig(memory_length=3),)))
+    _, carried = model.read(batch_of(rows()), None)
+    with pytest.raises(UserError, match=r"set model\.positions=none"):
+        model.read(batch_of(rows()), carried)

@@ -24,6 +24,7 @@ MEMORIES: dict[str, dict[str, Any]] = {
     "transformer_xl": MODEL | {"positions": "none", "attention": {"kind": "transformer_xl", "memory_length": 12}},
     "with layers left out": MODEL
     | {"positions": "none", "layer_drop": 0.4, "attention": {"kind": "transformer_xl", "memory_length": 12}},
+    "memory tokens": MODEL | {"kind": "recurrent_memory_lm", "segment_length": 8, "memory_tokens": 2},
     "without": MODEL,
 }
 SETTINGS: dict[str, Any] = {
@@ -80,7 +81,7 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(memory: str, corpus: str, tmp
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
 
-@pytest.mark.parametrize("memory", ["transformer_xl"])
+@pytest.mark.parametrize("memory", ["transformer_xl", "memory tokens"])
 def test_a_run_goes_on_with_its_rows_dealt_anew(memory: str, corpus: str, tmp_path: Path) -> None:
     changes = {"model__dropout": 0.0}
     trainer(corpus, tmp_path / "whole", memory, **changes).fit()
@@ -92,7 +93,7 @@ def test_a_run_goes_on_with_its_rows_dealt_anew(memory: str, corpus: str, tmp_pa
     assert parts[3][1] == pytest.approx(whole[3][1], rel=1e-6)
 
 
-@pytest.mark.parametrize("memory", ["transformer_xl"])
+@pytest.mark.parametrize("memory", ["transformer_xl", "memory tokens"])
 def test_memory_makes_a_difference_and_a_new_epoch_starts_without(memory: str, corpus: str, tmp_path: Path) -> None:
     """At a rate of 0 the first update of an epoch gives the same again, and others differ from reading each alone."""
     run = trainer(corpus, tmp_path / "run", memory, optimizer__lr=0.0, model__dropout=0.0)
@@ -107,11 +108,10 @@ def test_memory_makes_a_difference_and_a_new_epoch_starts_without(memory: str, c
     assert all(abs(one - other) > 1e-4 for one, other in zip(logged[1:7], nll[1:], strict=True))
 
 
-@pytest.mark.parametrize("memory", ["transformer_xl"])
-def test_validation_is_one_reading_of_each_stream(memory: str, corpus: str, tmp_path: Path) -> None:
+def test_validation_is_one_reading_of_each_stream(corpus: str, tmp_path: Path) -> None:
     """With memory for all that was: the whole split as one sample, in float64."""
     changes = {"batch__streams": 1, "model__attention__memory_length": 500}
-    run = trainer(corpus, tmp_path / "run", memory, **changes)
+    run = trainer(corpus, tmp_path / "run", **changes)
     run.objective.double()
     figures, _ = validate(run.objective, run.task, run.config, world=run.world)
     items = run.task.dataset("valid").items  # type: ignore[attr-defined]

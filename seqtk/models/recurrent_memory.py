@@ -1,0 +1,101 @@
+"""The Recurrent Memory Transformer as a language model: memory tokens hand what a segment leaves to the next one.
+
+B batch, T length of a sample, S tokens of a segment, M memory tokens, N = S + 2 M, D width.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from seqtk.attention import Attention, State
+from seqtk.data.batch import LanguageBatch
+from seqtk.errors import UserError
+from seqtk.models.base import models
+from seqtk.models.language_model import TransformerLM, TransformerLMConfig
+
+
+@dataclass(frozen=True)
+class RecurrentMemoryLMConfig(TransformerLMConfig):
+    """A transformer_lm that reads segments of 512 tokens, each between the memory that it reads and that it writes."""
+
+    max_length: int = 1024  # a segment and twice its memory; learned positions have as many rows
+    segment_length: int = 512  # tokens in a segment; a sample is cut into such, and gradients cross them
+    memory_tokens: int = 10  # vectors that a segment reads before its tokens, and writes behind them
+
+
+@models.register("recurrent_memory_lm", RecurrentMemoryLMConfig)
+class RecurrentMemoryLM(TransformerLM):
+    """`transformer_lm` over [memory; segment; memory]; M D more parameters (Bulatov et al. 2022, arXiv 2207.06881).
+
+    Both copies are what the segment before wrote: the outputs at its last M places, which have seen all of it; the
+    first segment reads trained vectors. Memory has positions like tokens, and the stack's own causality holds, so any
+    causal layer will do. Gradients go back to the start of a sample, through the memory of all its segments.
+    """
+
+    config: RecurrentMemoryLMConfig
+
+    def __init__(self, config: RecurrentMemoryLMConfig, *, vocabulary: int) -> None:
+        super().__init__(config, vocabulary=vocabulary)
+        self.max_target_length = None  # a sample may have any number of segments
+        for key, least in (("segment_length", 1), ("memory_tokens", 0)):
+            if getattr(config, key) < least:
+                raise UserError(f"model.{key}={getattr(config, key)} must be at least {least}.")
+        length = config.segment_length + 2 * config.memory_tokens
+        limits = [("model", config.max_length), *(("attention", x.max_length) for _, x in self.attention_layers())]
+        for owner, limit in limits:
+            if limit is not None and length > limit:
+                raise UserError(
+                    f"A segment of {config.segment_length} tokens and twice {config.memory_tokens} of memory is longer "
+                    f"than {owner}.max_length={limit}.",
+                    f"Set {owner}.max_length={length}, or model.segment_length or model.memory_tokens lower.",
+                )
+        # As large as the tokens' vectors are at first.
+        deviation = self.embedding.scale / math.sqrt(config.dim)
+        self.memory_MD = nn.Parameter(torch.randn(config.memory_tokens, config.dim) * deviation)
+
+    def layers_of_whole_rows(self) -> Iterator[Attention]:
+        """None: layers see a segment at a time, for which they have room."""
+        return iter(())
+
+    def read(self, batch: LanguageBatch, carried: State) -> tuple[Tensor, State]:
+        """The features, and the memory that the last segment wrote. A row that is padded has ended."""
+        memory_BMD = self.memory_MD.expand(len(batch.previous_BT), -1, -1)
+        if carried is not None:
+            memory_BMD = memory_BMD * 0 + carried  # data parallelism asks for every parameter's gradient
+        features = []
+        for tokens_BS in torch.split(batch.previous_BT, self.config.segment_length, dim=1):
+            x_BND = torch.cat([memory_BMD, self.embedding.vectors(tokens_BS), memory_BMD], dim=1)
+            position_1N = torch.arange(x_BND.shape[1], device=x_BND.device)[None]
+            y_BND = self.decoder(self.embedding.place(x_BND, position_1N))
+            sizes = [len(self.memory_MD), tokens_BS.shape[1], len(self.memory_MD)]
+            _, features_BSD, memory_BMD = torch.split(y_BND, sizes, dim=1)
+            features.append(features_BSD)
+        return torch.cat(features, dim=1), memory_BMD
+
+    def empty_state(self, batch: int, device: torch.device) -> State:
+        return self._begin(self.memory_MD.expand(batch, -1, -1))
+
+    def step(self, token_B: Tensor, state: State) -> tuple[Tensor, State]:
+        """As for any model; the step behind a segment's last token first lets that segment write its memory."""
+        if int(state["position_B1"][0]) == len(self.memory_MD) + self.config.segment_length:
+            written_BMD, _ = self._step_through(state["memory_BMD"], state)
+            state = self._begin(written_BMD)
+        return self._step_through(self.embedding.vectors(token_B[:, None]), state)
+
+    def _begin(self, memory_BMD: Tensor) -> State:
+        """The state of a segment that has read its memory."""
+        empty = super().empty_state(len(memory_BMD), memory_BMD.device)
+        return self._step_through(memory_BMD, {**empty, "memory_BMD": memory_BMD})[1]
+
+    def _step_through(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
+        """The features of some vectors, one after the other, and the state after them."""
+        features = [x_BTD[:, :0]]
+        for x_BD in x_BTD.unbind(1):
+            placed_B1D = self.embedding.place(x_BD[:, None], state["position_B1"])
+            y_B1D, blocks = self.decoder.step(placed_B1D, state["blocks"])
+            state = {**state, "position_B1": state["position_B1"] + 1, "blocks": blocks}
+            features.append(y_B1D)
+        return torch.cat(features, dim=1), state
