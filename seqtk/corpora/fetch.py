@@ -144,18 +144,26 @@ def _receive(published: Published, partial: _Partial, *, reporter: Reporter, pat
                     raise UserError(f"{partial.url} cannot be had: {error.code} {error.reason}.", _OTHERWISE) from None
                 problem = f"{error.code} {error.reason}"
             except (OSError, http.client.HTTPException) as error:
-                problem = str(getattr(error, "reason", "")) or str(error) or type(error).__name__
+                cause = getattr(error, "reason", error)
+                problem = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
             if problem is None:
                 return
             failures = 0 if partial.size > furthest else failures + 1
             furthest = max(furthest, partial.size)
             if failures >= patience.attempts:
-                raise UserError(
-                    f"{partial.url} cannot be had: {problem}.",
-                    f"{partial.size:,} bytes of it are in {partial.path}; the same command goes on from there.",
-                    _OTHERWISE,
-                )
-            time.sleep(patience.pause * 2 ** max(0, failures - 1))
+                raise _given_up(partial, problem)
+            pause = patience.pause * 2 ** max(0, failures - 1)
+            reporter.notify(f"{published.file_name}: {problem}; trying again in {pause:.0f} s")
+            time.sleep(pause)
+
+
+def _given_up(partial: _Partial, problem: str) -> UserError:
+    said = f"{partial.url} cannot be had: {problem}."
+    if not partial.size:
+        partial.remove()
+        return UserError(said, _OTHERWISE)
+    there = f"{partial.size:,} bytes of it are in {partial.path}; the same command goes on from there."
+    return UserError(said, there, _OTHERWISE)
 
 
 def _request(published: Published, partial: _Partial, bar: Any, *, timeout: float) -> str | None:

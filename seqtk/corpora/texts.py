@@ -7,6 +7,7 @@ have nothing on one side, or bytes that are no UTF-8.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 from seqtk.corpora.declared import chunks
@@ -15,8 +16,9 @@ from seqtk.corpora.room import whole_files
 from seqtk.data.corpus import check_equal, check_text, open_text, read_blocks
 from seqtk.errors import UserError
 
-# Spaces and control characters (of one byte, and U+0080 to U+009F), U+2028, U+2029 and the byte order mark.
-_BLANK = re.compile(rb"(?:[\x00-\x09\x0b-\x20\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]|\xef\xbb\xbf)+")
+# Control characters, and what else separates or marks nothing that one sees: U+0080 to U+009F, U+2028, U+2029, U+FEFF.
+_CONTROL = bytes(byte if byte == ord("\n") or 0x20 <= byte != 0x7F else 0x20 for byte in range(256))
+_WIDE_CONTROL = re.compile(rb"\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]|\xef\xbb\xbf")
 _KEPT_OR_NOT = ("pairs", "not_utf8", "empty", "kept")
 _SEGMENT = re.compile(rb"<seg\b[^>]*>(.*?)</seg>", re.DOTALL | re.IGNORECASE)
 _ENTITIES = ((b"&lt;", b"<"), (b"&gt;", b">"), (b"&quot;", b'"'), (b"&apos;", b"'"), (b"&amp;", b"&"))
@@ -140,13 +142,17 @@ def _clean_pairs(blocks: Sequence[list[bytes]], counts: dict[str, int]) -> tuple
     counts["not_utf8"] += len(keep) - sum(decodes)
     counts["empty"] += sum(decodes) - sum(keep)
     counts["kept"] += sum(keep)
-    return tuple(b"".join(line + b"\n" for line, kept in zip(side, keep, strict=True) if kept) for side in sides)
+    return tuple(b"".join(line + b"\n" for line in compress(side, keep)) for side in sides)
 
 
 def clean(lines: Sequence[bytes]) -> list[bytes]:
     """Each line without its end, with one space for any run of blanks and control characters, and none at its ends."""
-    text = b"".join(lines)
-    text = _BLANK.sub(b" ", text if text.endswith(b"\n") else text + b"\n")
+    text = b"".join(lines).translate(_CONTROL)
+    text = text if text.endswith(b"\n") else text + b"\n"
+    if not text.isascii():
+        text = _WIDE_CONTROL.sub(b" ", text)
+    while b"  " in text:
+        text = text.replace(b"  ", b" ")
     return text.replace(b" \n", b"\n").replace(b"\n ", b"\n").removeprefix(b" ").split(b"\n")[:-1]
 
 

@@ -163,8 +163,17 @@ def test_nobody_listens(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(UserError, match="Connection refused"):
-        fetch(FILE, f"http://127.0.0.1:{port}/a.zip", tmp_path / "a.zip", reporter=Reporter(), patience=HURRY)
+    told: list[str] = []
+    with pytest.raises(UserError, match="cannot be had: Connection refused"):
+        fetch(
+            FILE,
+            f"http://127.0.0.1:{port}/a.zip",
+            tmp_path / "a.zip",
+            reporter=Reporter(told.append),
+            patience=HURRY,
+        )
+    assert told == ["a.zip: Connection refused; trying again in 0 s"] * (HURRY.attempts - 1)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -97,9 +97,12 @@ def test_sides_of_different_length_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("train*"))
 
 
-@given(st.lists(st.text(alphabet="ab é\t\r\u2028\u0085\ufeff\x00", max_size=8), min_size=1, max_size=8))
-def test_cleaning_is_what_it_is_line_by_line(lines: list[str]) -> None:
-    """The whole block at once gives what each line gives alone, by the text's own rules."""
-    cleaned = clean([f"{line}\n".encode() for line in lines])
+@given(
+    st.lists(st.text(alphabet="ab é\t\r\u2028\u0085\ufeff\x00", max_size=8), min_size=1, max_size=8),
+    st.text(alphabet="a \u2028", min_size=1, max_size=3),
+)
+def test_cleaning_is_what_it_is_line_by_line(lines: list[str], last: str) -> None:
+    """The whole block at once gives what each line gives alone, by the text's own rules; the last need not end."""
+    cleaned = clean([*(f"{line}\n".encode() for line in lines), last.encode()])
     blanks = re.compile("[\x00-\x09\x0b-\x20\x7f-\x9f\u2028\u2029\ufeff]+")
-    assert [line.decode() for line in cleaned] == [blanks.sub(" ", line).strip(" ") for line in lines]
+    assert [line.decode() for line in cleaned] == [blanks.sub(" ", line).strip(" ") for line in [*lines, last]]
