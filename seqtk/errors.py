@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend, and the search for the name that was meant.
+"""The one exception for what a user can mend, the search for the name that was meant, and the wording of counts.
 
 Everything else that is raised is a bug of ours and keeps its traceback.
 """
@@ -27,3 +27,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 MOST_LISTED = 20
+
+
+def how_many(count: int, noun: str) -> str:
+    """A count as a sentence has it: 1 line, 2,000 lines."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

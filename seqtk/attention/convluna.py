@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from seqtk.attention.base import Role, State, attentions
 from seqtk.attention.luna import Luna, LunaConfig
+from seqtk.attention.parts import check_at_least_one
 from seqtk.attention.rows import align
 from seqtk.errors import UserError
 
@@ -30,7 +31,9 @@ class ConvLunaConfig(LunaConfig):
     stride: int = 1  # positions between windows; more than 1 not in a decoder's self-attention
     pack_temperature: Temperature = "learn"  # of the slots' softmax: 1, √E, or learned from √E on
     unpack_temperature: Temperature = "learn"  # of the queries' softmax
-    sharing: Literal["none", "qkv", "simplified"] = "none"  # of pack's and unpack's weights | and out's, no values'
+    sharing: Literal["none", "qkv", "simplified"] = (
+        "none"  # qkv: unpack has pack's weights; simplified: none for values
+    )
 
 
 @attentions.register("convluna", ConvLunaConfig)
@@ -81,9 +84,10 @@ class ConvLuna(Luna):
             raise UserError(
                 "attention.sharing=simplified has no values' weights, which attention.tie_kv=true could tie."
             )
-        if not 1 <= config.stride <= config.kernel_size:
+        check_at_least_one(config, "kernel_size", "stride")
+        if config.stride > config.kernel_size:
             raise UserError(
-                f"attention.stride={config.stride} must be at least 1, and at most kernel_size={config.kernel_size}:",
+                f"attention.stride={config.stride} must be at most attention.kernel_size={config.kernel_size}:",
                 "else there would be positions that no window has.",
             )
         if config.stride > 1 and (self.role is Role.CAUSAL or config.filter == "none"):

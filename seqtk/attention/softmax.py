@@ -14,6 +14,7 @@ from torch.nn import functional
 from seqtk.attention import cache
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
 from seqtk.attention.flex import LEAST_HEAD_DIM, alibi_score, flex_attend, seen_by
+from seqtk.attention.parts import check_at_least_one
 from seqtk.attention.positions import BUCKETS, AlibiBias, DistanceBias, T5Bias, alibi_slopes, rotate
 from seqtk.errors import UserError
 
@@ -216,7 +217,8 @@ def causal_mask(length: int, device: torch.device) -> Tensor:
 
 def _check(config: SoftmaxConfig, *, role: Role, head_dim: int) -> None:
     heads, kv_heads = config.heads or 1, config.kv_heads
-    if kv_heads is not None and (kv_heads < 1 or heads % kv_heads):
+    check_at_least_one(config, "kv_heads")
+    if kv_heads is not None and heads % kv_heads:
         raise UserError(
             f"attention.kv_heads={kv_heads} does not divide attention.heads={heads}.",
             f"These do: {', '.join(str(size) for size in range(1, heads + 1) if heads % size == 0)}.",

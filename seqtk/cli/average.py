@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seqtk.cli.command import command
-from seqtk.errors import UserError
+from seqtk.errors import UserError, how_many
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def main(config: AverageConfig) -> None:
     if not output.parent.is_dir():
         raise UserError(f"{output} cannot be written: there is no folder {output.parent}.")
     write_export(output, average(paths))
-    print(f"Mean of {len(paths)} checkpoints: {', '.join(Path(path).name for path in paths)}")
+    print(f"Mean of {how_many(len(paths), 'checkpoint')}: {', '.join(Path(path).name for path in paths)}")
     print(output)
 
 

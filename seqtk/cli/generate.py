@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 from seqtk.cli.command import command
 from seqtk.cli.decoding import Continuing, DecodeConfig, Translating, check_decoding, check_room, load_decoder
 from seqtk.cli.loading import check_dictionary
-from seqtk.errors import UserError
+from seqtk.errors import UserError, how_many
 
 if TYPE_CHECKING:
     from seqtk.generation.decode import Sentence
@@ -156,11 +156,12 @@ def _decode(
             tokens += sum(len(hypothesis.tokens) for hypothesis in given)
             shortened += translation.shortened
         seconds = time.perf_counter() - started
-    what = f"Continued {count:,} prompts" if continuing else f"Translated {count:,} sentences"
-    _report(f"{what} ({tokens:,} tokens) in {seconds:.1f}s "
+    what = f"Continued {how_many(count, 'prompt')}" if continuing else f"Translated {how_many(count, 'sentence')}"
+    _report(f"{what} ({how_many(tokens, 'token')}) in {seconds:.1f}s "
             f"({count / seconds:.2f} sentences/s, {tokens / seconds:.2f} tokens/s)")  # fmt: skip
     if shortened:
-        _report(f"{shortened} sentences were longer than the model can read: their ends were cut off.")
+        which = "1 sentence was" if shortened == 1 else f"{shortened:,} sentences were"
+        _report(f"{which} longer than the model can read; what was too much was cut off at the end.")
     _scores(config, texts, references, output)
 
 

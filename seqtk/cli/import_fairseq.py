@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seqtk.cli.command import command
-from seqtk.errors import UserError
+from seqtk.errors import UserError, how_many
 
 if TYPE_CHECKING:
     from seqtk.interop.fairseq import Imported
@@ -50,7 +50,7 @@ def main(config: ImportConfig) -> None:
             f"{pairs.source_lang}-{pairs.target_lang} Transformer of {parameters:,} parameters, "
             f"vocabularies of {imported.source_vocabulary:,} and {imported.target_vocabulary:,}"
         )
-    print(f"{about}, trained for {imported.updates:,} updates")
+    print(f"{about}, trained for {how_many(imported.updates, 'update')}")
     print(f"wrote {config.output}")
 
 

@@ -1,7 +1,7 @@
 """What a criterion gives back: sums and weights, so that every figure is a ratio of two sums."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -32,6 +32,9 @@ class Loss:
 
 class Criterion(nn.Module):
     """Turns a model's features into a loss."""
+
+    sum_names: ClassVar[tuple[str, ...] | None] = None
+    """The names of `Loss.sums`; None where they are not told beforehand."""
 
     def forward(self, model: Model, batch: Any, carried: State = None) -> Loss:
         """The loss of `batch` under `model`, whose rows were handed `carried`."""

@@ -23,6 +23,7 @@ class LabelSmoothedConfig(CriterionConfig):
 
 class _TokenCriterion(Criterion):
     label_smoothing: float = 0.0
+    sum_names = ("loss", "nll")
 
     def forward(self, model: Model, batch: Any, carried: State = None) -> Loss:
         features_BTD, carried = model.read(batch, carried)

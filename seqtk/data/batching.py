@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from seqtk.errors import UserError
+from seqtk.errors import UserError, how_many
 
 IndexArray: TypeAlias = npt.NDArray[np.int64]
 SizeArray: TypeAlias = npt.NDArray[np.integer[Any]]
@@ -52,9 +52,10 @@ def epoch_batches(sizes_ND: SizeArray, config: BatchingConfig, *, seed: int, epo
     """
     indices_N, too_long = usable(sizes_ND, config)
     if len(indices_N) == 0 and len(too_long) > 0:
+        limits = {"max_tokens": config.max_tokens, "max_length": config.max_length}
+        named = " and ".join(f"batch.{key}={limit}" for key, limit in limits.items() if limit is not None)
         raise UserError(
-            f"None of the {len(too_long)} training examples fits max_tokens={config.max_tokens} and "
-            f"max_length={config.max_length}.",
+            f"None of {how_many(len(too_long), 'training example')} fits {named}.",
             f"The shortest has length {_charged(sizes_ND).min()}; allow at least so much.",
         )
     random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, epoch])))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from seqtk.attention import Attention, AttentionConfig, HeadedConfig, Role, SegmentAttention, State, attentions
 from seqtk.attention.softmax import SoftmaxConfig
-from seqtk.errors import UserError
+from seqtk.errors import UserError, how_many
 from seqtk.modules.block import Residual
 from seqtk.modules.dropout import check_rate
 from seqtk.modules.feedforward import Activation, FeedForward
@@ -84,7 +84,7 @@ def layers_of(pattern: Pattern, count: int, *, slot: str) -> list[AttentionConfi
         raise UserError(f"{slot.rpartition('.')[0]}.layers={count} cannot be negative.")
     if not 0 < len(pattern) <= max(count, 1):
         raise UserError(
-            f"'{slot}' names {len(pattern)} attention layers for {count} blocks.",
+            f"'{slot}' names {how_many(len(pattern), 'attention layer')} for {how_many(count, 'block')}.",
             "Name between one and as many as there are blocks; a shorter pattern repeats.",
         )
     return [pattern[index % len(pattern)] for index in range(count)]

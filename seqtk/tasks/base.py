@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +61,11 @@ class Task:
 
     Built as `tasks.build(config)` from its corpus, or as `tasks.build(config, assets=…)` from what a checkpoint holds.
     """
+
+    figure_names: ClassVar[tuple[str, ...] | None] = None
+    """What `figures` can give; of a task that says so, a validation.metric that cannot be is refused at the start."""
+    score_names: ClassVar[tuple[str, ...] | None] = None
+    """What `scores` gives, likewise."""
 
     @property
     def continuous(self) -> bool:

@@ -1,5 +1,6 @@
 """The translation task whose corpus makes itself: English to German sentences of a synchronous grammar."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,12 @@ from typing import Any
 
 from seqtk.data.grammar import write_corpus
 from seqtk.data.preprocess import PreprocessConfig, preprocess
+from seqtk.errors import UserError
 from seqtk.tasks.base import tasks
 from seqtk.tasks.translation import TranslationConfig, TranslationTask
+
+RECORD = "demo.json"
+"""In the data-bin directory: what it was made with."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,9 @@ class DemoTask(TranslationTask):
     @classmethod
     def prepare(cls, config: Any) -> None:
         destination = Path(config.data)
+        settings = {key: getattr(config, key) for key in ("pairs", "vocab_size", "corpus_seed")}
         if destination.is_dir():
+            _check_made_with(destination / RECORD, settings)
             return
         unfinished = destination.with_name(f"{destination.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -47,4 +54,18 @@ class DemoTask(TranslationTask):
                 workers=1,
             )
         )
+        (unfinished / RECORD).write_text(json.dumps(settings))
         unfinished.rename(destination)
+
+
+def _check_made_with(record: Path, settings: dict[str, int]) -> None:
+    """Raises UserError if the corpus was made with other settings; one without a record was not made by this task."""
+    if not record.is_file():
+        return
+    made_with = json.loads(record.read_text())
+    for key, value in settings.items():
+        if made_with.get(key) != value:
+            raise UserError(
+                f"{record.parent} was made with task.{key}={made_with.get(key)}, not {value}.",
+                "Set task.data to another folder, where a new corpus is made, or remove this one.",
+            )

@@ -31,6 +31,9 @@ class LanguageModelingConfig(TaskConfig):
 class LanguageModelingTask(Task):
     """One vocabulary, one tokenizer, and the blocks of a stream. Validation and test text are the first shard's."""
 
+    figure_names = ("bits_per_token", "bits_per_byte", "bits_per_character", "word_ppl")
+    score_names = ()
+
     def __init__(self, config: LanguageModelingConfig, *, assets: Mapping[str, str] | None = None) -> None:
         super().__init__(config)
         self._data: DataBin | None = None

@@ -67,6 +67,9 @@ class PairDataset:
 class TranslationTask(Task):
     """Two vocabularies, two tokenizers, and pairs of sentences."""
 
+    figure_names = ()
+    score_names = ("bleu", "chrf")
+
     def __init__(self, config: TranslationConfig, *, assets: Mapping[str, str] | None = None) -> None:
         super().__init__(config)
         self._data: DataBin | None = None

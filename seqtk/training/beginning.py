@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from seqtk.data.batching import epoch_batches, usable
-from seqtk.errors import UserError
+from seqtk.errors import UserError, how_many
 from seqtk.generation.limits import Side, longest_source, longest_target, narrowest_layer
 from seqtk.models import Model
 from seqtk.tasks import Task
@@ -51,8 +51,9 @@ def introduction(config: TrainConfig, *, model: Model, train_set: Dataset, world
     count = sum(parameter.numel() for parameter in model.parameters())
     processes = f"{world.size} × " if world.size > 1 else ""
     yield f"{count:,} parameters on {processes}{world.device.type}, {config.precision}."
-    yield f"{len(kept):,} training examples in {config.task.data}."
+    yield f"{how_many(len(kept), 'training example')} in {config.task.data}."
     if len(too_long):
         named = ", ".join(map(str, too_long[:10]))
         more = ", …" if len(too_long) > 10 else ""
-        yield f"{len(too_long):,} examples are too long and left out: {named}{more}."
+        are = "is" if len(too_long) == 1 else "are"
+        yield f"{how_many(len(too_long), 'example')} {are} too long and left out: {named}{more}."

@@ -5,17 +5,17 @@ from operator import attrgetter
 from typing import ClassVar, Literal
 
 from seqtk import schema
-from seqtk.criterions import CriterionConfig
+from seqtk.criterions import CriterionConfig, criterions
 from seqtk.criterions.cross_entropy import LabelSmoothedConfig
 from seqtk.data.batching import BatchingConfig
-from seqtk.errors import UserError
+from seqtk.errors import UserError, nearest
 from seqtk.generation.search import SearchConfig
 from seqtk.models import ModelConfig
 from seqtk.models.transformer import TransformerConfig
 from seqtk.optim import OptimizerConfig, ScheduleConfig
 from seqtk.optim.adam import AdamConfig
 from seqtk.optim.schedules import InverseSqrtConfig
-from seqtk.tasks import TaskConfig
+from seqtk.tasks import TaskConfig, tasks
 from seqtk.tasks.translation import TranslationConfig
 
 
@@ -46,7 +46,7 @@ class LogConfig:
 
     every: int = 100  # updates between lines
     tensorboard: bool = True  # curves in save_dir/tensorboard
-    samples: int = 3  # translations shown at each validation
+    samples: int = 3  # translations of each decoded validation that go to TensorBoard, and nowhere else
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,22 @@ class TrainConfig:
             value = attrgetter(key)(self)
             if not value >= least:
                 raise UserError(f"{key}={value} must be at least {least}.")
-        if self.validation.metric in ("bleu", "chrf") and not self.validation.decode:
-            raise UserError(f"validation.metric={self.validation.metric} needs validation.decode=true.")
+        self._check_metric()
         self.validation.search.check()
+
+    def _check_metric(self) -> None:
+        """Refuse a figure that no validation will give, as far as task and criterion say which there are."""
+        metric = self.validation.metric
+        task, criterion = tasks.class_of(type(self.task)), criterions.class_of(type(self.criterion))
+        if task.figure_names is None or task.score_names is None or criterion.sum_names is None:
+            return
+        known = [*criterion.sum_names, *task.figure_names, *task.score_names]
+        known += ["ppl"] if "nll" in known else []
+        if metric not in known:
+            name = tasks.name_of(type(self.task))
+            raise UserError(f"validation.metric={metric} is no figure of '{name}'.", nearest(metric, known))
+        if metric in task.score_names and not self.validation.decode:
+            raise UserError(f"validation.metric={metric} needs validation.decode=true.")
 
     def length_key(self, slot: str) -> str:
         """The key that sets `max_length` at a slot: the one for all layers where it reaches this one, or its own."""

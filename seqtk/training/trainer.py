@@ -222,7 +222,7 @@ class Trainer:
         if metric not in figures:
             raise UserError(
                 f"validation.metric={metric} is not among the figures: {', '.join(figures)}.",
-                "BLEU and chrF need validation.decode=true.",
+                "Some need validation.decode=true, others the size of the text in preprocess.json.",
             )
         value, best = float(figures[metric]), self.state.best
         higher = higher_is_better(metric)

@@ -122,6 +122,13 @@ def test_shards_take_turns(corpus: Path, tmp_path: Path) -> None:
         LanguageModelingTask(LanguageModelingConfig(data=f"{corpus}/bin0,{corpus}/bin7")).training_set(2)
 
 
+@pytest.mark.parametrize("decode", [False, True])
+def test_a_language_model_has_no_bleu(corpus: Path, tmp_path: Path, decode: bool) -> None:
+    with pytest.raises(UserError, match=r"validation\.metric=bleu is no figure of 'language_modeling'") as caught:
+        trainer(f"{corpus}/bin0", tmp_path / "run", validation__metric="bleu", validation__decode=decode)
+    assert "decode" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

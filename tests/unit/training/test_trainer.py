@@ -286,8 +286,11 @@ def test_validation_decodes_and_scores(tiny_corpus: Path, tmp_path: Path) -> Non
 
 
 def test_a_metric_that_is_not_there_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"validation\.metric=bleu"):
-        trainer(tiny_corpus, tmp_path, validation__metric="bleu").fit()
+    with pytest.raises(UserError, match=r"validation\.metric=bleu needs validation\.decode=true"):
+        trainer(tiny_corpus, tmp_path, validation__metric="bleu")
+    for metric, meant in {"blue": "bleu", "bits_per_byte": "bleu, chrf, loss, nll, ppl"}.items():
+        with pytest.raises(UserError, match=rf"validation\.metric={metric}(.|\n)*{meant}"):
+            trainer(tiny_corpus, tmp_path, validation__metric=metric)
 
 
 def test_a_run_without_an_end_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
