@@ -31,9 +31,7 @@ class ConvLunaConfig(LunaConfig):
     stride: int = 1  # positions between windows; more than 1 not in a decoder's self-attention
     pack_temperature: Temperature = "learn"  # of the slots' softmax: 1, √E, or learned from √E on
     unpack_temperature: Temperature = "learn"  # of the queries' softmax
-    sharing: Literal["none", "qkv", "simplified"] = (
-        "none"  # qkv: unpack has pack's weights; simplified: none for values
-    )
+    sharing: Literal["none", "qkv", "simplified"] = "none"  # qkv: unpack takes pack's weights; simplified: no value map
 
 
 @attentions.register("convluna", ConvLunaConfig)
