@@ -92,7 +92,7 @@ class Logger:
 
 def _short(value: float) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+        return f"{value:.4g}" if abs(value) < 1000 or abs(value) >= 1e9 else f"{value:,.0f}"
     return f"{value:,}"
 
 
