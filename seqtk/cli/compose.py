@@ -136,6 +136,7 @@ def _load(name: str, package: str | None, folders: Sequence[Path]) -> Layer:
 
 def compose(config: C, layers: Sequence[Layer], overrides: Sequence[Override]) -> C:
     """`config` with the layers of a recipe set onto it, then each override, in order."""
+    _check_order(overrides)
     whole = _whole(layers, overrides)
     for layer in layers:
         try:
@@ -145,6 +146,22 @@ def compose(config: C, layers: Sequence[Layer], overrides: Sequence[Override]) -
     for override in overrides:
         config = schema.update(config, override.key, _value(override, config))
     return config
+
+
+def _check_order(overrides: Sequence[Override]) -> None:
+    """Refuse an argument that a later one, which chooses another kind, would silently undo."""
+    for place, choice in enumerate(overrides):
+        if isinstance(choice.value, Mapping) and "kind" not in choice.value:
+            continue
+        slot = choice.key.removesuffix(".kind")
+        undone = [
+            f"{earlier.key}={earlier.text}" for earlier in overrides[:place] if earlier.key.startswith(f"{slot}.")
+        ]
+        if undone and undone[0] != f"{choice.key}={choice.text}":
+            raise UserError(
+                f"'{choice.key}={choice.text}' comes after '{undone[0]}' and would undo it.",
+                "Write what chooses a kind first, then its settings.",
+            )
 
 
 def value_of(key: str, layers: Sequence[Layer]) -> Any:

@@ -73,6 +73,13 @@ def test_a_recipe_says_only_what_differs(tmp_path: Path) -> None:
     assert configure(tmp_path, mine="model: {dim: 64}\nlr: 1e-4\n") == RunConfig(lr=1e-4, model=ModelConfig(dim=64))
 
 
+@pytest.mark.parametrize("choice", ["model.layer=dense", "model.layer.kind=dense", "model.layer={kind: dense}"])
+def test_a_kind_chosen_after_its_settings_is_refused(tmp_path: Path, choice: str) -> None:
+    assert configure(tmp_path, choice, "model.layer.heads=2").model.layer == DenseConfig(heads=2)
+    with pytest.raises(UserError, match=r"comes after 'model.layer.heads=2' and would undo it"):
+        configure(tmp_path, "model.layer.heads=2", choice)
+
+
 def test_a_recipe_may_be_empty(tmp_path: Path) -> None:
     assert configure(tmp_path, mine="# nothing yet\n") == RunConfig()
 
