@@ -40,7 +40,7 @@ def merge(config: C, tree: Mapping[str, Any], *, where: str = "") -> C:
     """A copy of `config` with every key of `tree` set; keys that stand for others are set last."""
     aliases: dict[str, tuple[str, ...]] = getattr(type(config), "aliases", {})
     for alias in sorted(set(aliases) & set(tree)):
-        for target in _stands_for(config, alias):
+        for target in stands_for(config, alias):
             if _holds(tree, target):
                 raise UserError(f"'{where}{alias}' and '{where}{target}' are both given; the first sets the second.")
     for key in sorted(tree, key=lambda key: key in aliases):
@@ -73,6 +73,17 @@ def keys(config: Any, prefix: str = "") -> list[str]:
         for child in _configs_in(getattr(config, name)):
             found += keys(child, f"{prefix}{name}.")
     return list(dict.fromkeys([*found, *(prefix + alias for alias in getattr(type(config), "aliases", {}))]))
+
+
+def stands_for(config: Any, key: str) -> list[str]:
+    """The dotted keys that `key` sets, if it is an alias: those in between, and those of a nested alias, too."""
+    head, _, rest = key.partition(".")
+    targets = getattr(type(config), "aliases", {}).get(head, ())
+    if targets:
+        keys = [f"{target}.{rest}" if rest else target for target in targets]
+        return [found for key in keys for found in (key, *stands_for(config, key))]
+    inside = getattr(config, head, None)
+    return [f"{head}.{found}" for found in stands_for(inside, rest)] if rest and _configs_in(inside) else []
 
 
 def _set(config: C, key: str, value: Any, where: str) -> C:
@@ -214,17 +225,6 @@ def _in_kind(config: Any) -> str:
 def _configs_in(value: Any) -> list[Any]:
     """The configs a field holds: itself, those of its tuple, or none."""
     return [item for item in (value if isinstance(value, tuple) else (value,)) if dataclasses.is_dataclass(item)]
-
-
-def _stands_for(config: Any, key: str) -> list[str]:
-    """The dotted keys that `key` sets, if it is an alias: those in between, and those of a nested alias, too."""
-    head, _, rest = key.partition(".")
-    targets = getattr(type(config), "aliases", {}).get(head, ())
-    if targets:
-        keys = [f"{target}.{rest}" if rest else target for target in targets]
-        return [found for key in keys for found in (key, *_stands_for(config, key))]
-    inside = getattr(config, head, None)
-    return [f"{head}.{found}" for found in _stands_for(inside, rest)] if rest and _configs_in(inside) else []
 
 
 def _holds(tree: Any, key: str) -> bool:

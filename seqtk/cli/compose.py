@@ -5,6 +5,7 @@ onto the config by itself, in order: so one that fills a slot with another kind 
 and nothing of theirs leaks into it.
 """
 
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -135,33 +136,28 @@ def _load(name: str, package: str | None, folders: Sequence[Path]) -> Layer:
 
 
 def compose(config: C, layers: Sequence[Layer], overrides: Sequence[Override]) -> C:
-    """`config` with the layers of a recipe set onto it, then each override, in order."""
-    _check_order(overrides)
+    """`config` with the layers of a recipe set onto it, then each override, in order (kinds before their settings)."""
     whole = _whole(layers, overrides)
     for layer in layers:
         try:
             config = schema.merge(config, _interpolated(OmegaConf.to_container(layer.tree), whole))
         except UserError as error:
             raise UserError(*str(error).splitlines()[:2], f"(in the recipe {layer.path})") from None
-    for override in overrides:
+    for override in _kinds_first(config, overrides):
         config = schema.update(config, override.key, _value(override, config))
     return config
 
 
-def _check_order(overrides: Sequence[Override]) -> None:
-    """Refuse an argument that a later one, which chooses another kind, would silently undo."""
-    for place, choice in enumerate(overrides):
-        if isinstance(choice.value, Mapping) and "kind" not in choice.value:
-            continue
-        slot = choice.key.removesuffix(".kind")
-        undone = [
-            f"{earlier.key}={earlier.text}" for earlier in overrides[:place] if earlier.key.startswith(f"{slot}.")
-        ]
-        if undone and undone[0] != f"{choice.key}={choice.text}":
-            raise UserError(
-                f"'{choice.key}={choice.text}' comes after '{undone[0]}' and would undo it.",
-                "Write what chooses a kind first, then its settings.",
-            )
+def _kinds_first(config: Any, overrides: Sequence[Override]) -> list[Override]:
+    """The overrides as written, but what chooses a kind before what is set inside it, which it would undo."""
+    keys = [next(iter(schema.stands_for(config, override.key)), override.key) for override in overrides]
+
+    def depth(pair: tuple[str, Override]) -> float:
+        slot, value = pair[0].removesuffix(".kind"), pair[1].value
+        is_choice = "kind" in value if isinstance(value, Mapping) else any(key.startswith(f"{slot}.") for key in keys)
+        return slot.count(".") if is_choice else math.inf
+
+    return [override for _, override in sorted(zip(keys, overrides, strict=True), key=depth)]
 
 
 def value_of(key: str, layers: Sequence[Layer]) -> Any:

@@ -1,5 +1,6 @@
 """Recipes and arguments → config: layers, order, interpolation, the grammar, and what is refused."""
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -8,9 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from seqtk.attention.luna import LunaConfig
 from seqtk.cli import compose
 from seqtk.errors import UserError
+from seqtk.models.language_model import TransformerLMConfig
 from seqtk.registry import Registry
+from seqtk.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,22 @@ def test_a_recipe_says_only_what_differs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("choice", ["model.layer=dense", "model.layer.kind=dense", "model.layer={kind: dense}"])
-def test_a_kind_chosen_after_its_settings_is_refused(tmp_path: Path, choice: str) -> None:
-    assert configure(tmp_path, choice, "model.layer.heads=2").model.layer == DenseConfig(heads=2)
-    with pytest.raises(UserError, match=r"comes after 'model.layer.heads=2' and would undo it"):
-        configure(tmp_path, "model.layer.heads=2", choice)
+def test_a_kind_is_chosen_before_its_settings_wherever_it_is_written(tmp_path: Path, choice: str) -> None:
+    wanted = ModelConfig(dim=3, layer=DenseConfig(heads=2))
+    for arguments in itertools.permutations([choice, "model.layer.heads=2", "model.dim=3"]):
+        assert configure(tmp_path, *arguments).model == wanted
+
+
+def test_what_an_alias_stands_for_is_set_after_the_kind_it_is_in() -> None:
+    for order in itertools.permutations(["attention.heads=2", "attention=luna", "model=transformer_lm"]):
+        config = compose.compose(TrainConfig(), [], compose.parse_overrides(order))
+        assert config.model == TransformerLMConfig(attention=(LunaConfig(heads=2),))
+
+
+def test_of_two_arguments_for_one_key_the_last_wins(tmp_path: Path) -> None:
+    for first, last in itertools.permutations(["dot", "dense"]):
+        config = configure(tmp_path, "attention.heads=2", f"model.layer={first}", f"model.layer.kind={last}")
+        assert config.model.layer == layers.config_type(last)(heads=2)
 
 
 def test_a_recipe_may_be_empty(tmp_path: Path) -> None:
