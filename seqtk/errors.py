@@ -4,7 +4,9 @@ Everything else that is raised is a bug of ours and keeps its traceback.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -17,13 +19,34 @@ class UserError(Exception):
 def nearest(name: str, known: Iterable[str]) -> str:
     """The last line of an error about an unknown `name`: the known name closest to it, or all of them."""
     names = sorted(known)
-    by_lower = {known.lower(): known for known in names}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
-    if close:
-        return f"Did you mean '{by_lower[close[0]]}'?"
+    meant = _meant(name, names)
+    if meant is not None:
+        return f"Did you mean '{meant}'?"
     if len(names) > MOST_LISTED:
         return f"Among the known: {', '.join(difflib.get_close_matches(name, names, n=MOST_LISTED, cutoff=0))}."
     return f"Known: {', '.join(names)}." if names else "There is none to choose from."
+
+
+def near_path(path: Path, *, suits: Callable[[Path], bool] = Path.exists, ending: str = "") -> tuple[str, ...]:
+    """The last line of an error about a path that is not there: the one beside it that was meant, if one is like it.
+
+    Else that there is no such folder, or nothing: what a folder happens to hold is no list of what may be meant. Names
+    are taken without `ending`.
+    """
+    folder = path.absolute().parent
+    with suppress(OSError):
+        if not folder.is_dir():
+            return (f"There is no folder {folder}.",)
+        meant = _meant(path.name, sorted(item.name.removesuffix(ending) for item in folder.iterdir() if suits(item)))
+        return () if meant is None else (f"Did you mean '{meant}'?",)
+    return ()
+
+
+def _meant(name: str, known: Iterable[str]) -> str | None:
+    """The known name closest to `name`, if it is close."""
+    by_lower = {known.lower(): known for known in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[close[0]] if close else None
 
 
 MOST_LISTED = 20

@@ -112,21 +112,25 @@ def _language_task(config: EvalConfig, loaded: "list[LoadedModel]") -> "Language
 @contextlib.contextmanager
 def _corpus(config: EvalConfig, task: "LanguageModelingTask") -> "Iterator[tuple[DataBin, str]]":
     """The data-bin and the split to score; of a text, one that lasts as long as this context."""
+    from seqtk.data.corpus import find_text
     from seqtk.data.databin import DataBin
     from seqtk.data.encoded import encode_text
+    from seqtk.tasks.text import check_made
 
     if config.input is None:
         directory = config.data or task.config.data.split(",")[0]
         if not directory:
             raise UserError("Nothing to score: set input=FILE, or data=DATA-BIN.")
+        check_made(task.config, directory)
         yield DataBin(directory), config.split
         return
     with tempfile.TemporaryDirectory(prefix="seqtk-eval-lm-") as folder:
-        path = Path(config.input)
         if config.input == "-":
             path = Path(folder) / "standard-input"
             with open(path, "wb") as file:
                 shutil.copyfileobj(sys.stdin.buffer, file)
+        else:
+            path = find_text(config.input, None)
         made = encode_text(path, Path(folder) / "made", vocabulary=task.vocabulary, tokenizer=task.tokenizer)
         yield made, "test"
 

@@ -87,10 +87,12 @@ def _sentences(config: GenerateConfig, able: Translating) -> "Iterator[Sentence]
 def _from_data(config: GenerateConfig, task: "TranslationTask") -> "Iterator[Sentence]":
     from seqtk.data.databin import DataBin
     from seqtk.generation.decode import Sentence
+    from seqtk.tasks.text import check_made
 
     directory = config.data or task.config.data
     if not directory:
         raise UserError("Nothing to translate: set input=FILE, or data=DATA-BIN.")
+    check_made(task.config, directory)
     data = DataBin(directory, source_lang=task.source_lang, target_lang=task.target_lang)
     check_dictionary(data, data.source_lang, task.source_vocabulary)
     check_dictionary(data, data.target_lang, task.target_vocabulary)

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from seqtk.errors import UserError, nearest
+from seqtk.errors import UserError, near_path
 
 BLOCK_BYTES = 1 << 20
 
@@ -47,6 +47,8 @@ class TextConfig:
         if self.target_lang and self.target_lang == self.source_lang:
             raise UserError(f"source_lang= and target_lang= are both '{self.source_lang}'.")
         sides = (self.source_lang,) if self.target_lang is None else (self.source_lang, self.target_lang)
+        for prefix in self.prefixes().values() if sides == (None,) else ():
+            _refuse_pairs(prefix)
         found = {name: tuple(find_text(prefix, side) for side in sides) for name, prefix in self.prefixes().items()}
         if not found:
             raise UserError("There is no text to read: set train=, valid= or test= to the prefix of its files.")
@@ -62,21 +64,27 @@ class Text:
     lines: int
 
 
+def _refuse_pairs(prefix: str) -> None:
+    """Raises UserError if `prefix` is no text, but the beginning of the names of several."""
+    path = Path(prefix)
+    if path.is_file() or Path(f"{prefix}.gz").is_file() or not path.parent.is_dir():
+        return
+    names = sorted(other.name for other in path.parent.iterdir() if other.name.startswith(f"{path.name}."))
+    if len(names) > 1:
+        raise UserError(
+            f"There is no text {prefix}, but there are {names[0]} and {names[1]}.",
+            "For a parallel corpus set source_lang= and target_lang=.",
+        )
+
+
 def find_text(prefix: str, lang: str | None) -> Path:
     """The file of one side of a corpus: `prefix.lang` (just `prefix` without a language), or the same with `.gz`."""
     name = f"{prefix}.{lang}" if lang else prefix
     for path in (Path(name), Path(f"{name}.gz")):
         if path.is_file():
             return path
-    folder, stem = Path(prefix).parent, Path(prefix).name
-    names = [path.name.removesuffix(".gz") for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
-    raise UserError(
-        f"There is no text {name} (nor {name}.gz).",
-        nearest(Path(name).name, [other for other in names if other.startswith(stem)] or names)
-        if names
-        else f"There are no files in {folder}.",
-        *(() if lang else ("For a parallel corpus set source_lang= and target_lang=.",)),
-    )
+    near = near_path(Path(name), suits=Path.is_file, ending=".gz")
+    raise UserError(f"There is no text {name} (nor {name}.gz).", *near)
 
 
 def check_text(path: Path, utf8: bool = True) -> int:

@@ -14,7 +14,7 @@ from seqtk.data.indexed import IndexedDataset
 from seqtk.data.report import TextCount
 from seqtk.data.tokenizer import Tokenizer
 from seqtk.data.vocabulary import Vocabulary
-from seqtk.errors import UserError, nearest
+from seqtk.errors import UserError, near_path, nearest
 
 NO_LANGUAGE = "None"  # what fairseq-preprocess writes for the other side when it is given one language only
 
@@ -31,12 +31,10 @@ class DataBin:
     ) -> None:
         self.directory = Path(directory)
         if not self.directory.is_dir():
-            folder = self.directory.absolute().parent
-            siblings = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
             raise UserError(
                 f"There is no data-bin directory {directory}.",
                 "seqtk-preprocess makes one.",
-                nearest(self.directory.name, siblings) if siblings else f"{folder} does not exist or is empty.",
+                *near_path(self.directory, suits=Path.is_dir),
             )
         self.source_lang, self.target_lang = self._direction(source_lang, target_lang)
 

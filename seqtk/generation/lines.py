@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from seqtk.errors import UserError, nearest
+from seqtk.errors import UserError, near_path
 
 
 def read_lines(path: str) -> Iterator[str]:
@@ -24,7 +24,7 @@ def read_lines(path: str) -> Iterator[str]:
             try:
                 binary = stack.enter_context(open(path, "rb"))
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-                raise _missing(Path(path)) from None
+                raise UserError(f"There is no text file {path}.", *near_path(Path(path), suits=Path.is_file)) from None
         for line in binary:
             yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", errors="replace")
 
@@ -48,12 +48,3 @@ def text_output(path: str) -> Iterator[TextIO]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _missing(path: Path) -> UserError:
-    folder = path.absolute().parent
-    beside = [item.name for item in folder.iterdir() if item.is_file()] if folder.is_dir() else []
-    return UserError(
-        f"There is no text file {path}.",
-        nearest(path.name, beside) if beside else f"{folder} does not exist or is empty.",
-    )

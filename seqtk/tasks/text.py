@@ -15,12 +15,18 @@ def open_data(config: TaskConfig, directory: str | None = None) -> DataBin:
     if not config.data:
         raise UserError("task.data is not set.", "It names the data-bin directory to train on.")
     directory = directory or config.data
-    if config.made_by and not any(Path(directory).glob("dict*.txt")):
-        raise UserError(f"The corpus {directory} is not there.", "This command makes it:", config.made_by)
+    check_made(config, directory)
     languages = {
         key: getattr(config, key) for key in ("source_lang", "target_lang") if getattr(config, key, None) is not None
     }
     return DataBin(directory, **languages)
+
+
+def check_made(config: TaskConfig, directory: str) -> None:
+    """Raises UserError, with the command to run, if `directory` is the corpus that `config` names and is missing."""
+    own = directory in (config.data, *config.data.split(","))
+    if own and config.made_by and not any(Path(directory).glob("dict*.txt")):
+        raise UserError(f"The corpus {directory} is not there.", "This command makes it:", config.made_by)
 
 
 def tokenizer_assets(tokenizer: Tokenizer, side: str) -> Assets:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from seqtk import __version__, schema
-from seqtk.errors import UserError, nearest
+from seqtk.errors import UserError, near_path, nearest
 from seqtk.models import Model
 from seqtk.tasks import Task, tasks
 from seqtk.tasks.base import Assets
@@ -127,11 +127,10 @@ def model_file(path: Path) -> Path:
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
         what = "holds no model" if path.is_dir() else "is not there"
-        siblings = [item.name for item in path.absolute().parent.glob("*")] if path.absolute().parent.is_dir() else []
         raise UserError(
             f"The checkpoint {path} {what}.",
             "It is a file, one checkpoint's folder, or a save_dir.",
-            nearest(path.name, siblings),
+            *(() if path.is_dir() else near_path(path)),
         )
     return found
 

@@ -38,6 +38,9 @@ def place(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     model = folder / "model.safetensors"
     write_export(model, read_export(folder / "run"))
     (folder / "cut.safetensors").write_bytes(model.read_bytes()[:-1000])
+    moved = read_export(model)
+    moved.config["task"] |= {"data": "data-bin/gone", "made_by": "made-by-this"}
+    write_export(folder / "moved.safetensors", moved)
     (folder / "notes.txt").write_text("This is no model.\n")
     (folder / "empty.txt").write_text("")
     (folder / "three.en").write_text("one\ntwo\nthree\n")
@@ -157,6 +160,7 @@ CASES = [
     ("generate", f"{GENERATE} split=tset", "'test'"),
     ("generate", f"{GENERATE} data={{here}}/other-corpus", "{here}/other-corpus"),
     ("generate", f"{GENERATE} data={{here}}/nothing", "{here}/nothing"),
+    ("generate", "checkpoint={here}/moved.safetensors", "made-by-this"),
     ("generate", "--beam 4", "beam=4"),
     ("interactive", "", "checkpoint"),
     ("interactive", f"{GENERATE} buffer_size=0", "buffer_size=0"),

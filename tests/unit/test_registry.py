@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from seqtk.errors import UserError, nearest
+from seqtk.errors import UserError, near_path, nearest
 from seqtk.registry import REGISTRIES, Registry, load_plugins, registry_of
 
 
@@ -80,6 +80,16 @@ def test_an_unknown_name_is_answered_with_the_nearest(shapes: Registry[object]) 
         shapes.config_type("cirlce")
     with pytest.raises(UserError, match=r"Known: circle\."):
         shapes.config_type("zzz")
+
+
+def test_a_path_is_answered_by_one_that_is_like_it_and_by_no_other(tmp_path: Path) -> None:
+    for name in ("checkpoints", "opt", "home"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint.txt").touch()
+    assert near_path(tmp_path / "checkpoint") == ("Did you mean 'checkpoints'?",)
+    assert near_path(tmp_path / "checkpoint", suits=Path.is_file) == ("Did you mean 'checkpoint.txt'?",)
+    assert near_path(tmp_path / "nope") == ()
+    assert near_path(tmp_path / "no" / "where") == (f"There is no folder {tmp_path / 'no'}.",)
 
 
 def test_nearest_lists_a_few_of_many_names() -> None:

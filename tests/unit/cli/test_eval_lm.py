@@ -19,7 +19,7 @@ from seqtk.models.language_model import TransformerLMConfig
 from seqtk.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from seqtk.training.config import BatchingConfig, TrainConfig, ValidationConfig
 from seqtk.training.distributed import start_world
-from seqtk.training.export import load_model, save_export, tensors_of
+from seqtk.training.export import load_model, read_export, save_export, tensors_of, write_export
 from seqtk.training.objective import Objective
 from seqtk.training.validation import validate
 
@@ -163,6 +163,33 @@ def test_each_figure_has_its_unit(capsys: pytest.CaptureFixture[str], folder: Pa
     units = [line.split(maxsplit=1)[1].split(" (")[0] for line in figures]
     per = ["nats per token", "bits per token", "perplexity per token", "perplexity per word"]
     assert units == [*per, "bits per byte", "bits per character"]
+
+
+def test_a_corpus_that_is_gone_is_answered_with_the_command_that_makes_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export = read_export(folder / "words.safetensors")
+    export.config["task"] |= {"data": "data-bin/gone", "made_by": "seqtk-prepare ptb"}
+    write_export(Path("lm.safetensors"), export)
+    for arguments, advice in (("", "seqtk-prepare ptb"), ("data=data-bin/gone", "seqtk-prepare ptb"), ("data=x", "")):
+        with pytest.raises(SystemExit):
+            main(["checkpoint=lm.safetensors", *arguments.split()])
+        said = capsys.readouterr().err
+        assert ("seqtk-prepare ptb" in said) == bool(advice)
+        assert ("seqtk-preprocess" in said) != bool(advice)
+
+
+@pytest.mark.parametrize("arguments", ["checkpoint=/nope", "data=/nope", "input=/nope", "text=/nope"])
+def test_what_lies_beside_a_missing_path_is_not_listed(
+    arguments: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit):
+        main(["checkpoint=words.safetensors", arguments])
+    said = capsys.readouterr().err
+    assert "/nope" in said
+    assert not [word for word in ("nown", "tmp", "etc", "source_lang") if word in said]
 
 
 @pytest.mark.parametrize(

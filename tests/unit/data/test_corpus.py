@@ -64,8 +64,6 @@ def test_a_missing_file_is_named_with_its_neighbours(tmp_path: Path) -> None:
     assert find_text(f"{tmp_path}/train", "de").name == "train.de.gz"
     with pytest.raises(UserError, match=r"no text .*train\.dee.*\n.*train\.de"):
         find_text(f"{tmp_path}/train", "dee")
-    with pytest.raises(UserError, match="source_lang="):
-        find_text(f"{tmp_path}/train", None)
     with pytest.raises(UserError, match="nowhere"):
         find_text(f"{tmp_path}/nowhere/train", "en")
 
@@ -73,6 +71,18 @@ def test_a_missing_file_is_named_with_its_neighbours(tmp_path: Path) -> None:
 def test_unequal_sides_are_told_with_both_numbers() -> None:
     with pytest.raises(UserError, match=r"a has 1,000, b has 999\."):
         check_equal([Path("a"), Path("b")], [1000, 999])
+
+
+def test_advice_about_languages_is_for_files_of_languages(tmp_path: Path) -> None:
+    for name in ("train.de", "train.en", "wiki.test.raw"):
+        (tmp_path / name).write_text("a\n")
+    with pytest.raises(UserError, match=r"(?s)there are train\.de and train\.en.*set source_lang="):
+        TextConfig(train=f"{tmp_path}/train").files()
+    with pytest.raises(UserError) as raised:
+        TextConfig(train=f"{tmp_path}/wiki.test").files()
+    assert str(raised.value).splitlines()[1:] == ["Did you mean 'wiki.test.raw'?"]
+    (tmp_path / "train.gz").write_bytes(gzip.compress(b"a\n"))
+    assert TextConfig(train=f"{tmp_path}/train").files() == {"train": (tmp_path / "train.gz",)}
 
 
 def test_prefixes_name_the_splits_in_order() -> None:
