@@ -26,8 +26,8 @@ class DecodeConfig(SearchConfig, LoadConfig):
 
 def check_decoding(config: DecodeConfig) -> None:
     """Raises UserError for what is wrong before anything is loaded."""
-    # Whether a search samples may hang on the model: what only a beam search refuses comes later.
-    replace(config, sampling=True if config.sampling is None else config.sampling).check()
+    # Whether a search samples may hang on the model: what only one of both refuses comes later.
+    (replace(config, sampling=True, beam=None) if config.sampling is None else config).check()
     check_loading(config)
 
 

@@ -178,7 +178,7 @@ def _scores(config: GenerateConfig, texts: Sequence[str], references: Sequence[s
     if config.format == "fairseq":
         what = config.split if config.input is None else config.input
         bleu = scores["bleu"]
-        output.write(f"Generate {what} with beam={config.beam}: {bleu.line} {bleu.signature}\n")
+        output.write(f"Generate {what} with beam={config.width}: {bleu.line} {bleu.signature}\n")
     for score in scores.values():
         _report(score.signed_line)
 

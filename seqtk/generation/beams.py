@@ -35,16 +35,18 @@ def beam_search(
 
     Of equal scores, that of the better beam, then that of the lower id, goes first.
     """
-    beams = _Beams(models, batch, beam=config.beam)
+    beams = _Beams(models, batch, beam=config.width)
     found: list[list[Hypothesis]] = [[] for _ in batch.ids_B]
     while len(beams.sentence_B):
         log_p_RV = beams.rows.next_log_probs(temperature=config.temperature)
         constraints.apply(log_p_RV, tokens_RT=beams.rows.tokens_RT, row_R=beams.row_of_each())
         candidates = beams.candidates(log_p_RV)
         for sentence, tokens, token_scores in beams.ended(candidates):
-            if len(found[sentence]) < config.beam:
+            if len(found[sentence]) < config.width:
                 found[sentence].append(ended(tokens, token_scores, config))
-        beams.advance(candidates, open_B=[len(found[sentence]) < config.beam for sentence in beams.sentence_B.tolist()])
+        beams.advance(
+            candidates, open_B=[len(found[sentence]) < config.width for sentence in beams.sentence_B.tolist()]
+        )
     return [_best(hypotheses, config.nbest) for hypotheses in found]
 
 

@@ -9,11 +9,11 @@ from seqtk.errors import UserError
 class SearchConfig:
     """How translations, and texts of language models, are searched and ranked, or drawn at random."""
 
-    beam: int = 5  # hypotheses kept at each step; 1 is greedy search
+    beam: int | None = None  # hypotheses kept at each step, 5 where null; 1 is greedy search; sampling keeps none
     nbest: int = 1  # hypotheses given for each sentence: at most beam, or so many samples
     length_penalty: float = 1.0  # score = Σ log p / tokens^length_penalty, EOS counted; more favours longer ones
     normalize_scores: bool = True  # false: score = Σ log p
-    unk_penalty: float = 0.0  # taken off the log-probability of <unk>
+    unk_penalty: float | None = None  # off log p of <unk>; inf: it is never written; null: 0, inf of language models
     min_length: int = 1  # tokens before EOS, at least
     max_length_a: float = 0.0  # tokens before EOS, at most: a · source tokens (EOS counted) + b, …
     max_length_b: int = 200  # … and never more than the model can write; of language models: behind a prompt
@@ -25,12 +25,22 @@ class SearchConfig:
     min_p: float = 0.0  # sampling: from tokens of at least so many times the greatest probability
     seed: int = 1  # sampling: another one draws other texts
 
+    @property
+    def width(self) -> int:
+        """The hypotheses that a search keeps at each step."""
+        return 5 if self.beam is None else self.beam
+
     def check(self) -> None:
         """Raises UserError where the values make no search."""
-        if self.nbest < 1 or (self.nbest > self.beam and not self.sampling):
+        if self.nbest < 1 or (self.nbest > self.width and not self.sampling):
             raise UserError(
-                f"nbest={self.nbest} hypotheses cannot come from beam={self.beam}.",
+                f"nbest={self.nbest} hypotheses cannot come from beam={self.width}.",
                 "Raise beam, or set sampling=true." if self.nbest > 0 else "Give at least one.",
+            )
+        if self.sampling and self.beam is not None:
+            raise UserError(
+                f"beam={self.beam} is for a search, and this draws at random, as language models do by default.",
+                "Set sampling=false, or leave beam out: nbest= says how many texts are drawn.",
             )
         if not self.temperature > 0:
             raise UserError(f"temperature={self.temperature} must be more than 0.", "top_k=1 takes the best token.")

@@ -30,14 +30,14 @@ class Constraints:
     def apply(self, log_p_RV: Tensor, *, tokens_RT: Tensor, row_R: Tensor) -> Tensor:
         """`log_p_RV`, edited in place, for the next token of `tokens_RT`; `row_R` says of which row each text is.
 
-        A forced token keeps the model's own score and obeys no ban; at its limit a text can only end.
+        A forced token keeps the model's own score and obeys no ban or penalty; at its limit a text can only end.
         """
         length = tokens_RT.shape[1]
-        if self.unk_penalty:
-            log_p_RV[:, UNK] -= self.unk_penalty
         full_R = length >= self.limit_B[row_R]
         only_R = torch.where(full_R, EOS, self._forced(row_R, length))
         score_R1 = log_p_RV.gather(1, only_R[:, None])
+        if self.unk_penalty:
+            log_p_RV[:, UNK] -= self.unk_penalty
         log_p_RV[:, self.never] = BANNED
         log_p_RV[length < self.least_B[row_R], EOS] = BANNED
         if 0 < self.no_repeat_ngram <= length:

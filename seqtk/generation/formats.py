@@ -25,7 +25,7 @@ class Writer:
     """Turns translations into lines of text.
 
     `detokenize` false leaves tokens apart; `free_text`, for language models, gives every hypothesis, with its line
-    feeds (but in fairseq's lines).
+    feeds (but in fairseq's lines), behind its prompt as it was given.
     """
 
     def __init__(self, languages: Languages, *, detokenize: bool = True, free_text: bool = False) -> None:
@@ -41,8 +41,12 @@ class Writer:
 
     def hypothesis(self, translation: Translation, rank: int = 0) -> str:
         """The text of one hypothesis."""
-        tokens = self.languages.target_vocabulary.decode(translation.hypotheses[rank].tokens)
-        return self._join(self.languages.target_tokenizer, tokens)
+        vocabulary, tokenizer = self.languages.target_vocabulary, self.languages.target_tokenizer
+        text = self._join(tokenizer, vocabulary.decode(translation.hypotheses[rank].tokens))
+        sentence = translation.sentence
+        if not (self.free_text and self.detokenize) or sentence.source_text is None or sentence.prefix is None:
+            return text
+        return _behind(sentence.source_text, self._join(tokenizer, vocabulary.decode(sentence.prefix)), text)
 
     def source(self, translation: Translation) -> str:
         """The source as it was given, or as its ids say."""
@@ -77,7 +81,7 @@ class Writer:
                     {
                         "text": self.hypothesis(translation, rank),
                         "score": hypothesis.score if math.isfinite(hypothesis.score) else None,
-                        "tokens": decode(hypothesis.tokens),
+                        "tokens": [*decode(hypothesis.tokens), "</s>"],
                         "token_scores": [x if math.isfinite(x) else None for x in hypothesis.token_scores],
                     }
                     for rank, hypothesis in enumerate(translation.hypotheses)
@@ -103,6 +107,16 @@ class Writer:
     def _join(self, tokenizer: Tokenizer, tokens: list[str]) -> str:
         text = tokenizer.decode(tokens) if self.detokenize else " ".join(tokens)
         return text if self.free_text else _one_line(text)
+
+
+def _behind(given: str, read: str, text: str) -> str:
+    """A `text` with a prompt as it was given in the place of what was read of it, without words that have no token."""
+    if not text.startswith(read):
+        return text
+    rest = text.removeprefix(read)
+    # What white space the tokens do not hold stands in the prompt already.
+    both = given[-1:].isspace() and rest[:1].isspace() and not read[-1:].isspace()
+    return given + rest[both:]
 
 
 def _one_line(text: str) -> str:

@@ -3,6 +3,7 @@
 P length of the prefix.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -45,9 +46,10 @@ def search(
     if any(model.training for model in models):
         raise ValueError("search needs models in eval mode")
     least_B, most_B = text_lengths(models, batch, config, prefix_BP=prefix_BP)
+    is_text = isinstance(batch, LanguageBatch)  # which a reader wants in words
     constraints = Constraints(
         never=vocabulary.never_generated,
-        unk_penalty=config.unk_penalty,
+        unk_penalty=(math.inf if is_text else 0.0) if config.unk_penalty is None else config.unk_penalty,
         least_B=least_B,
         limit_B=most_B,
         no_repeat_ngram=config.no_repeat_ngram,

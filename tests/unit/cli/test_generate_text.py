@@ -63,6 +63,38 @@ def test_without_a_prompt_texts_begin_of_themselves(run: Run) -> None:
     assert run("nbest=2", "checkpoint=words.safetensors,words2.safetensors").splitlines() != texts[:2]
 
 
+def test_a_prompt_is_given_back_as_it_was_and_unknown_words_are_not_written(run: Run) -> None:
+    prompt = "the  zebra sees a giraffe"  # two words that the vocabulary has not, and two spaces
+    arguments = ("input=-", "format=json", "nbest=20", "min_length=5")
+    given = [json.loads(run(*arguments, *more, stdin=prompt.encode())) for more in ((), ("unk_penalty=0",))]
+    for line in given:
+        for hypothesis in line["hypotheses"]:
+            assert hypothesis["text"].startswith(f"{prompt} ")
+            assert hypothesis["tokens"][:5] == ["the", "<unk>", "sees", "a", "<unk>"]
+            assert hypothesis["tokens"][-1] == "</s>"
+            assert len(hypothesis["tokens"]) == len(hypothesis["token_scores"])
+            assert all(score is not None for score in hypothesis["token_scores"])
+    left_out, written = ([text["tokens"][5:].count("<unk>") for text in line["hypotheses"]] for line in given)
+    assert sum(left_out) == 0 < sum(written)
+    apart = run("input=-", "detokenize=false", stdin=prompt.encode())
+    assert apart.startswith("the <unk> sees a <unk> ")
+    (best,) = run("input=-", "sampling=false", "beam=3", stdin=prompt.encode()).splitlines()
+    assert best.startswith(f"{prompt} ")
+    assert "<unk>" not in best
+
+
+@pytest.mark.parametrize("kind", ["bytes", "words", "pieces"])
+def test_white_space_at_the_end_of_a_prompt_is_not_doubled(run: Run, kind: str) -> None:
+    prompts = ["the ", " the\t", "a tree ?? sees  "]
+    texts = run(
+        "input=-", f"checkpoint={kind}.safetensors", "format=json", "top_k=1", stdin="\n".join(prompts).encode()
+    )
+    for line, prompt in zip(map(json.loads, texts.splitlines()), prompts, strict=True):
+        text = line["hypotheses"][0]["text"]
+        assert text.startswith(prompt)
+        assert kind == "bytes" or not text.removeprefix(prompt).startswith(" ")
+
+
 def test_beams_work_as_well(run: Run) -> None:
     (line,) = (json.loads(line) for line in run("sampling=false", "nbest=3", "format=json", "beam=4").splitlines())
     scores = [hypothesis["score"] for hypothesis in line["hypotheses"]]
@@ -99,6 +131,9 @@ def test_worker_processes_give_the_same(run: Run) -> None:
         ("temperature=0", "top_k=1"),
         ("top_p=2", "top_p=2.0"),
         ("sampling=false top_k=3", "sampling=true"),
+        ("beam=3", "Set sampling=false"),
+        ("top_k=1 beam=5", "Set sampling=false"),
+        ("sampling=true beam=5", "Set sampling=false"),
         ("sampling=false nbest=9", "cannot come from beam=5"),
         ("input=prompt", "Did you mean 'prompts'"),
         ("checkpoint=words.safetensors,bytes.safetensors", "different vocabularies"),

@@ -62,7 +62,7 @@ def test_json_holds_every_hypothesis_with_natural_scores():
     assert (read["source"], read["reference"]) == ("a woman", "ein<unk>")
     assert [hypothesis["text"] for hypothesis in read["hypotheses"]] == ["eine Frau", "Frau"]
     assert read["hypotheses"][0]["score"] == pytest.approx(-math.log(2))
-    assert read["hypotheses"][0]["tokens"] == ["ein@@", "e", "Frau"]
+    assert read["hypotheses"][0]["tokens"] == ["ein@@", "e", "Frau", "</s>"]
     assert len(read["hypotheses"][0]["token_scores"]) == 4
 
 
@@ -82,4 +82,4 @@ def test_one_sentence_is_one_line_whatever_its_tokens_spell():
 def test_a_score_of_minus_infinity_is_null_in_json():
     hypothesis = Hypothesis(tokens=(EOS,), score=-math.inf, token_scores=(-math.inf,))
     (line,) = lines(Translation(0, Sentence(np.array([EOS])), [hypothesis], shortened=False), "json")
-    assert json.loads(line)["hypotheses"][0] == {"text": "", "score": None, "tokens": [], "token_scores": [None]}
+    assert json.loads(line)["hypotheses"][0] == {"text": "", "score": None, "tokens": ["</s>"], "token_scores": [None]}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from seqtk.data.batch import pad_rows
 from seqtk.data.batching import BatchingConfig
-from seqtk.data.vocabulary import EOS
+from seqtk.data.vocabulary import EOS, UNK
 from seqtk.errors import UserError
 from seqtk.generation.config import SearchConfig
 from seqtk.generation.decode import Decoder, LanguageDecoder, Sentence, in_order
@@ -190,7 +190,7 @@ def greedy(model: TransformerLM, given: list[int], *, most: int) -> list[int]:
         window = [*(window[-12:] if len(window) == 24 else window), token]
     while len(text) < len(given) + most:
         log_p_V = model.head.log_probs(model(language_batch_of(torch.tensor([window])))[0, -1])
-        log_p_V[[0, 1]] = -torch.inf
+        log_p_V[[0, 1, UNK]] = -torch.inf
         if len(text) == len(given):
             log_p_V[EOS] = -torch.inf  # min_length=1
         token = int(log_p_V.argmax())
