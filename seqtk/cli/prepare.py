@@ -1,5 +1,6 @@
 """`seqtk-prepare`: the published files of a corpus in, the data-bin that the recipes name out."""
 
+import itertools
 import sys
 from collections.abc import Sequence
 
@@ -42,14 +43,22 @@ def listed() -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: `ls`, or the name of a corpus and settings."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments == ["ls"]:
-        with reporting_errors(PROGRAM):
+    names = [
+        word
+        for before, word in itertools.pairwise(["", *arguments])
+        if "=" not in word and not word.startswith("-") and not before.startswith("-")
+    ]
+    with reporting_errors(PROGRAM):
+        if len(names) > 1:
+            raise UserError(
+                f"{PROGRAM} takes one corpus at a time, not {' and '.join(names)}.",
+                f"Write: {' && '.join(f'{PROGRAM} {name}' for name in names)}",
+            )
+        if arguments == ["ls"]:
             sys.stdout.write(listed())
             sys.stdout.flush()
-        return
-    if arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
-        arguments[0] = f"corpus={arguments[0]}"
-    run(arguments)
+            return
+    run([f"corpus={word}" if word in names else word for word in arguments])
 
 
 if __name__ == "__main__":

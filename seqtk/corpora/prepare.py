@@ -20,7 +20,7 @@ from seqtk.corpora.room import room, whole_files
 from seqtk.corpora.unpack import unpack
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.data.report import Report
-from seqtk.data.staging import refuse_overwriting
+from seqtk.data.staging import check_writable, refuse_overwriting
 from seqtk.errors import UserError
 
 
@@ -46,6 +46,8 @@ def prepare(corpus: Corpus, config: PrepareConfig, *, reporter: Reporter, patien
         raise UserError(
             "source= and mirror= are both given.", "The first takes files from the disk, the second downloads."
         )
+    if not sources:
+        check_writable(Path(config.downloads), key="downloads")
     files = _find(corpus, sources, reporter) if sources else _fetch(corpus, config, reporter, patience)
     folder = destination / "text"
     record = _Record(folder / "prepare.json", corpus)

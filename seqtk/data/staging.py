@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,8 +22,22 @@ _OTHERS = (
 )
 
 
+def check_writable(folder: Path, *, key: str) -> None:
+    """Raises UserError unless something can be made in `folder`, which need not be there; leaves nothing behind."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
+    try:
+        with tempfile.TemporaryDirectory(prefix=".seqtk-", dir=there):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{key}={folder} cannot be written.",
+            f"Nothing can be made in {there}: {error.strerror}.",
+            f"Set {key}= to another folder.",
+        ) from None
+
+
 def refuse_overwriting(destination: Path, *, overwrite: bool) -> None:
-    """Raises UserError if `destination` is a file, or holds a data-bin that is not to be replaced."""
+    """Raises UserError if `destination` is a file or cannot be written, or holds a data-bin that is not to go."""
     if destination.exists() and not destination.is_dir():
         raise UserError(f"destdir={destination} is a file, not a directory.")
     if not overwrite and _files_of_databin(destination):
@@ -30,6 +45,7 @@ def refuse_overwriting(destination: Path, *, overwrite: bool) -> None:
             f"There is a data-bin in {destination} already.",
             "Choose another destdir=, or replace it with overwrite=true.",
         )
+    check_writable(destination, key="destdir")
 
 
 @contextmanager

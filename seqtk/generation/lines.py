@@ -42,8 +42,14 @@ def text_output(path: str) -> Iterator[TextIO]:
     temporary = Path(f"{path}.partial-{os.getpid()}")
     if not temporary.parent.is_dir():
         raise UserError(f"{path} cannot be written: there is no folder {temporary.parent}.")
+    if Path(path).is_dir():
+        raise UserError(f"{path} cannot be written: it is a folder.")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file = open(temporary, "w", encoding="utf-8", newline="\n")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from None
+    try:
+        with file:
             yield file
         os.replace(temporary, path)
     finally:

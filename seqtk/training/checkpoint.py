@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_map
 from seqtk import schema
 from seqtk.attention import State
 from seqtk.data.loader import Position
+from seqtk.data.staging import check_writable
 from seqtk.errors import UserError
 from seqtk.tasks import Task
 from seqtk.training.config import TrainConfig
@@ -116,6 +117,7 @@ class Checkpoints:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other runs out of save_dir. Raises UserError if one is in it; the lock ends with its process."""
+        check_writable(self.directory, key="save_dir")
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / ".lock").open("w") as lock:
             try:

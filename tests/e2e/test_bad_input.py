@@ -129,7 +129,9 @@ CASES = [
     ("train", f"{SMALL} seed=-1", "seed"),
     ("train", f"{SMALL} save_dir={{here}}/notes.txt", "{here}/notes.txt"),
     ("train", f"{SMALL} save_dir={{here}}/run", "{here}/run"),
+    ("train", f"{SMALL} save_dir=/proc/run", "save_dir=/proc/run|Nothing can be made in /proc"),
     # preprocessing
+    ("preprocess", f"{MAKE} destdir=/proc/new", "destdir=/proc/new"),
     ("preprocess", "", "destdir"),
     ("preprocess", f"{MAKE} destdir={{new}} train={{here}}/trian", "{here}/trian.en"),
     ("preprocess", f"{MAKE} destdir={{corpus}}", "{corpus}"),
@@ -157,6 +159,8 @@ CASES = [
     ("generate", f"{GENERATE} input={{here}}/three.de", "'three.en'"),
     ("generate", f"{GENERATE} input={{here}}/three.en reference={{here}}/two.de", "{here}/two.de"),
     ("generate", f"{GENERATE} input={{here}}/three.en output={{here}}/no/such/file", "{here}/no/such"),
+    ("generate", f"{GENERATE} input={{here}}/three.en output=/proc/file", "/proc/file cannot be written"),
+    ("generate", f"{GENERATE} input={{here}}/three.en output={{here}}", "{here} cannot be written: it is a folder"),
     ("generate", f"{GENERATE} split=tset", "'test'"),
     ("generate", f"{GENERATE} data={{here}}/other-corpus", "{here}/other-corpus"),
     ("generate", f"{GENERATE} data={{here}}/nothing", "{here}/nothing"),

@@ -38,7 +38,11 @@ def test_ls_names_every_corpus_and_its_data_bin(capsys: pytest.CaptureFixture[st
         (["ptb", "sorce=x"], "Did you mean 'source'?"),
         (["ptb", "source=nowhere"], "There is no source=nowhere"),
         (["ptb", "--source", "x"], "seqtk-prepare corpus=ptb source=x"),
-        (["ptb", "enwik8"], "not of the form key=value"),
+        (["ptb", "enwik8"], "one corpus at a time, not ptb and enwik8"),
+        (["ls", "ptb"], "one corpus at a time"),
+        (["workers=2", "enwik9"], "Did you mean 'enwik8'?"),
+        (["ptb", "destdir=/proc/x"], "destdir=/proc/x cannot be written"),
+        (["ptb", "downloads=/proc/x"], "Nothing can be made in /proc: "),
     ],
 )
 def test_what_cannot_be_prepared(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
