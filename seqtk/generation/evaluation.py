@@ -68,6 +68,9 @@ def score_stream(
     of each batch how many tokens it scored. Raises UserError for blocks that a model cannot read.
     """
     _check(models, blocks)
+    if streams is not None:
+        for model in models:
+            model.check_carrying()
     log_p_N = np.full(blocks.items.total, np.nan, dtype=np.float32)
     unknown = 0
     batches = ordered_batches(blocks.sizes_ND, batching) if streams is None else stream_rows(len(blocks), streams)

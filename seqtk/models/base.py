@@ -44,6 +44,9 @@ class Model(nn.Module):
         """
         return self(batch), None
 
+    def check_carrying(self) -> None:
+        """Raises UserError if rows of this model cannot go on where others ended."""
+
     def start(self, batch: Any) -> State:
         """The state before the first target token of each row of `batch`; what can be computed once is."""
         raise NotImplementedError

@@ -140,13 +140,18 @@ class TransformerLM(LanguageModel):
 
     def read(self, batch: LanguageBatch, carried: State) -> tuple[Tensor, State]:
         """The features, and what each layer with a memory (`SegmentAttention`) takes where its rows go on."""
-        if self.config.positions != "none" and any(leaf is not None for leaf in tree_leaves(carried)):
+        if any(leaf is not None for leaf in tree_leaves(carried)):
+            self.check_carrying()
+        positions_1T = torch.arange(batch.previous_BT.shape[1], device=batch.previous_BT.device)[None]
+        return self.decoder.read(self.embedding(batch.previous_BT, positions_1T), carried)
+
+    def check_carrying(self) -> None:
+        memories = any(isinstance(layer, SegmentAttention) for _, layer in self.attention_layers())
+        if memories and self.config.positions != "none":
             raise UserError(
                 f"model.positions={self.config.positions} would count anew in each segment of a stream.",
                 "A layer with a memory tells distances itself: set model.positions=none.",
             )
-        positions_1T = torch.arange(batch.previous_BT.shape[1], device=batch.previous_BT.device)[None]
-        return self.decoder.read(self.embedding(batch.previous_BT, positions_1T), carried)
 
     def empty_state(self, batch: int, device: torch.device) -> State:
         return {

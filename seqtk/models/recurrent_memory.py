@@ -60,6 +60,9 @@ class RecurrentMemoryLM(TransformerLM):
         """None: layers see a segment at a time, for which they have room."""
         return iter(())
 
+    def check_carrying(self) -> None:
+        """Rows can: a segment counts its positions anew, and layers see no other."""
+
     def read(self, batch: LanguageBatch, carried: State) -> tuple[Tensor, State]:
         """The features, and the memory that the last segment wrote. A row that is padded has ended."""
         memory_BMD = self.memory_MD.expand(len(batch.previous_BT), -1, -1)

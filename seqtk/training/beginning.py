@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from seqtk.criterions import criterions
 from seqtk.data.batching import epoch_batches, usable
 from seqtk.errors import UserError, how_many
 from seqtk.generation.limits import Side, longest_source, longest_target, narrowest_layer
@@ -13,15 +14,13 @@ from seqtk.training.distributed import World
 
 
 def check_data(config: TrainConfig, *, task: Task, model: Model, train_set: Dataset) -> None:
-    """Refuse streams of samples that do not follow on each other, and examples longer than the model can take."""
-    if config.batch.streams is not None and not task.continuous:
-        raise UserError(
-            "batch.streams needs samples of which each goes on where the one before it ends.",
-            "Those are task=language_modeling with task.break_mode=none.",
-        )
+    """Refuse streams that cannot be, examples longer than the model can take, and a measure that nothing gives."""
+    if config.batch.streams is not None:
+        _check_streams(config.batch.streams, task=task, model=model, samples=len(train_set))
     kept, _ = usable(train_set.sizes_ND, config.batch)
     valid = task.dataset(config.validation.split)
     limits = {"source": longest_source([model]), "target": longest_target([model])}
+    _check_metric(config, task=task, targets=int(valid.sizes_ND[:, -1].sum()))
     if not len(kept):
         epoch_batches(train_set.sizes_ND, config.batch, seed=config.seed, epoch=1)  # says why
     for split, sizes_ND in (("training", train_set.sizes_ND[kept]), ("validation", valid.sizes_ND)):
@@ -43,6 +42,36 @@ def check_data(config: TrainConfig, *, task: Task, model: Model, train_set: Data
                     f"The longest has {sizes_N.max()}: set {key} to {needed},",
                     f"or {'cut shorter ones: task.tokens_per_sample' if one_sided else other}.",
                 )
+
+
+def _check_streams(streams: int, *, task: Task, model: Model, samples: int) -> None:
+    if not task.continuous:
+        raise UserError(
+            "batch.streams needs samples of which each goes on where the one before it ends.",
+            "Those are task=language_modeling with task.break_mode=none.",
+        )
+    if samples <= streams:
+        raise UserError(
+            f"batch.streams={streams} runs of {how_many(samples, 'training sample')} have one each, or none.",
+            "So nothing would be handed from sample to sample.",
+            f"Set batch.streams to {max(samples // 2, 1)} or less, or task.tokens_per_sample lower.",
+        )
+    model.check_carrying()
+
+
+def _check_metric(config: TrainConfig, *, task: Task, targets: int) -> None:
+    """Refuse a figure that the task knows, but cannot give for want of something in the data."""
+    metric, split = config.validation.metric, config.validation.split
+    sums = criterions.class_of(type(config.criterion)).sum_names
+    if sums is None or metric not in (task.figure_names or ()):
+        return
+    found = task.figures(split, {**dict.fromkeys(sums, 0.0), "weight": float(targets)})
+    if metric not in found:
+        raise UserError(
+            f"validation.metric={metric} cannot be had of the split '{split}' of {config.task.data}.",
+            "It needs the size of all of its text, which seqtk-preprocess notes in preprocess.json.",
+            f"Set validation.metric to one of {', '.join([*sums, 'ppl', *found])}.",
+        )
 
 
 def introduction(config: TrainConfig, *, model: Model, train_set: Dataset, world: World) -> Iterator[str]:

@@ -27,7 +27,7 @@ class Carried:
         if streams is not None and streams < world.size * update_freq:
             raise UserError(
                 f"batch.streams={streams} cannot be split into {world.size * update_freq} micro-batches.",
-                f"{world.size} processes take update_freq={update_freq} each: set one of these lower.",
+                "Each process takes update_freq of them: set that lower, or batch.streams to their number or more.",
             )
         self.world = world
         self.parts = (

@@ -174,20 +174,35 @@ class Checkpoints:
         then["optimizer"], now["optimizer"] = then["optimizer"]["kind"], now["optimizer"]["kind"]
         for tree in (then, now):  # where the corpus lies, and who made it, is not what it is
             del tree["task"]["data"], tree["task"]["made_by"]
-        for part in ("seed", "task", "model", "batch", "optimizer"):
-            key = _first_difference(then[part], now[part], part)
-            if key is not None:
-                raise UserError(
-                    f"{folder} is of a run with another {key[0]}: {key[1]!r} then, {key[2]!r} now.",
-                    f"Give the same {key[0]} to go on, or another save_dir to start anew.",
-                )
+        parts = ("seed", "task", "model", "batch", "optimizer")
+        found = [difference for part in parts for difference in _differences(then[part], now[part], part)]
+        if found:
+            (first, *_), others = found[0], [key for key, *_ in found[1:]]
+            also = [*others[:4], f"{len(others) - 4} more"] if len(others) > 5 else others
+            raise UserError(
+                f"{folder} is of a run with another {first}: {found[0][1]!r} then, {found[0][2]!r} now.",
+                *([f"Also other: {', '.join(also)}."] if also else []),
+                f"Give the same {'settings' if also else first} to go on, or another save_dir to start anew.",
+            )
 
 
-def _first_difference(then: Any, now: Any, key: str) -> tuple[str, Any, Any] | None:
-    if isinstance(then, dict) and isinstance(now, dict) and then.keys() == now.keys():
-        found = (_first_difference(then[name], now[name], f"{key}.{name}") for name in then)
-        return next((difference for difference in found if difference is not None), None)
-    return None if then == now else (key, then, now)
+def _differences(then: Any, now: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    """Each key that has another value, with both; of a slot that is filled otherwise, the names of both kinds."""
+    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        for place, pair in enumerate(zip(then, now, strict=True)):
+            yield from _differences(*pair, key if len(now) == 1 else f"{key}[{place}]")
+    elif isinstance(then, dict) and isinstance(now, dict) and then.get("kind") == now.get("kind"):
+        for name in {**then, **now}:
+            yield from _differences(then.get(name), now.get(name), f"{key}.{name}")
+    elif then != now:
+        yield key, _short(then), _short(now)
+
+
+def _short(value: Any) -> Any:
+    """A value in few words: of what fills a slot, its kind."""
+    if isinstance(value, list):
+        return [_short(item) for item in value]
+    return value["kind"] if isinstance(value, dict) and "kind" in value else value
 
 
 def _value_in_name(path: Path) -> float:

@@ -81,7 +81,7 @@ class TrainConfig:
             raise UserError("Nothing says when to stop.", "Set max_updates or max_epochs.")
         for key, least in _LEAST.items():
             value = attrgetter(key)(self)
-            if not value >= least:
+            if value is not None and not value >= least:
                 raise UserError(f"{key}={value} must be at least {least}.")
         self._check_metric()
         self.validation.search.check()
@@ -114,4 +114,5 @@ _LEAST = {
     **dict.fromkeys(("seed", "threads", "max_updates", "max_epochs", "clip_norm"), 0),
     **dict.fromkeys(("validation.every", "validation.patience", "checkpoint.keep_best", "log.samples"), 0),
     **dict.fromkeys(("update_freq", "checkpoint.every", "checkpoint.keep_last", "log.every"), 1),
+    **dict.fromkeys(("batch.max_tokens", "batch.max_sentences", "batch.max_length", "batch.streams"), 1),
 }

@@ -116,6 +116,17 @@ def test_a_memory_is_handed_on_as_in_validation(run: Run, folder: Path) -> None:
     assert run("xl", "context_window=4")["scored_tokens"] == figures["tokens"]
 
 
+def test_a_memory_that_cannot_be_handed_on_is_refused_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = load_model(folder / "words.safetensors")
+    assert isinstance(loaded.task, LanguageModelingTask)
+    config = replace(loaded.config, model=replace(loaded.config.model, attention=(TransformerXLConfig(),)))
+    model = loaded.task.model(config.model)
+    save_export(folder / "counts.safetensors", tensors_of(model), config=config, assets=loaded.task.assets(), info={})
+    with pytest.raises(SystemExit):
+        main([f"checkpoint={folder}/counts.safetensors", "streams=8"])  # more than there are samples
+    assert "model.positions=sinusoidal would count anew" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_text_file_scores_what_its_data_bin_does(run: Run, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = run(kind, "context_window=4")

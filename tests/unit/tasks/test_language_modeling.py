@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,18 @@ def test_a_language_model_has_no_bleu(corpus: Path, tmp_path: Path, decode: bool
     with pytest.raises(UserError, match=r"validation\.metric=bleu is no figure of 'language_modeling'") as caught:
         trainer(f"{corpus}/bin0", tmp_path / "run", validation__metric="bleu", validation__decode=decode)
     assert "decode" not in str(caught.value)
+
+
+def test_a_figure_that_needs_the_size_of_the_text_is_refused_where_nobody_knows_it(
+    corpus: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(f"{corpus}/bin0", tmp_path / "bin")
+    trainer(str(data), tmp_path / "run", validation__metric="bits_per_byte")
+    (data / "preprocess.json").unlink()
+    trainer(str(data), tmp_path / "run", validation__metric="bits_per_token")
+    with pytest.raises(UserError, match=r"Set validation\.metric to one of loss, nll, ppl, bits_per_token") as raised:
+        trainer(str(data), tmp_path / "run", validation__metric="bits_per_byte")
+    assert str(raised.value).count("\n") == 2
 
 
 @pytest.mark.parametrize(

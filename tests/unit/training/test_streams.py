@@ -139,6 +139,9 @@ def test_the_last_update_of_an_epoch_may_have_micro_batches_without_a_row(corpus
     [
         ({"task__break_mode": "eos"}, r"task\.break_mode=none"),
         ({"update_freq": 7}, "streams=6 cannot be split into 7 micro-batches"),
+        ({"batch__streams": 0}, r"batch\.streams=0 must be at least 1"),
+        ({"batch__streams": 38}, r"streams=38 runs of 38 training samples(.|\n)*Set batch.streams to 19 or less"),
+        ({"model__positions": "sinusoidal"}, r"set model\.positions=none"),
         ({"batch__max_length": 20}, r"batch\.max_length leaves some out"),
     ],
 )
@@ -150,11 +153,6 @@ def test_streams_that_cannot_be_read(changes: dict[str, Any], words: str, corpus
 def test_pairs_are_no_stream(tiny_corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="goes on where the one before it ends"):
         Trainer(tiny_config(tiny_corpus, tmp_path, batch__streams=2), world=start_world("cpu"))
-
-
-def test_positions_that_count_anew_are_refused(corpus: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"set model\.positions=none"):
-        trainer(corpus, tmp_path, model__positions="sinusoidal").fit()
 
 
 def test_a_damaged_memory_is_refused(corpus: str, tmp_path: Path) -> None:

@@ -182,6 +182,36 @@ def test_a_run_of_another_config_is_not_resumed(tiny_corpus: Path, tmp_path: Pat
         trainer(tiny_corpus, tmp_path, **{key: value})
 
 
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        (
+            {"attention": "luna"},
+            [
+                "another model.encoder.self_attention: 'softmax' then, 'luna' now.",
+                "Also other: model.decoder.self_attention.",
+            ],
+        ),
+        (
+            {"attention": ["softmax", "luna"], "model__encoder__layers": 2, "model__decoder__layers": 2, "seed": 2},
+            ["another seed: 1 then, 2 now.", "Also other: model.encoder.layers, model.encoder.self_attention, "],
+        ),
+        ({"model__encoder__self_attention__dropout": 0.5}, ["another model.encoder.self_attention.dropout: 0.0 then"]),
+    ],
+)
+def test_only_what_differs_is_told(
+    tiny_corpus: Path, tmp_path: Path, changes: dict[str, Any], lines: list[str]
+) -> None:
+    trainer(tiny_corpus, tmp_path, max_updates=1).fit()
+    with pytest.raises(UserError) as raised:
+        trainer(tiny_corpus, tmp_path, **changes)
+    said = str(raised.value).splitlines()
+    assert len(said) == len(lines) + 1
+    assert all(part in line for part, line in zip(lines, said, strict=False))
+    assert said[-1].endswith("or another save_dir to start anew.")
+    assert max(map(len, said)) < 250
+
+
 def test_another_metric_starts_with_no_best(tiny_corpus: Path, tmp_path: Path) -> None:
     first = trainer(tiny_corpus, tmp_path, max_updates=4, validation__metric="nll")
     first.fit()
