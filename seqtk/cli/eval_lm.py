@@ -175,6 +175,7 @@ def _progress(blocks: "ContextBlocks") -> "tqdm[Any]":
 
 def _print(config: EvalConfig, blocks: "ContextBlocks", scores: "StreamScores", text: "TextCount | None") -> None:
     from seqtk.tasks.language_modeling import text_figures
+    from seqtk.training.logs import short
     from seqtk.training.validation import means
 
     tokens, nll = scores.tokens, scores.nll
@@ -207,7 +208,7 @@ def _print(config: EvalConfig, blocks: "ContextBlocks", scores: "StreamScores", 
             "bits_per_character": f"bits per character ({whole.characters:,} characters)",
         }
     for name, unit in units.items():
-        print(f"{figures[name]:>14,.4f} {unit}")
+        print(f"{short(figures[name]):>10} {unit}")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ class Logger:
             return
         self._lines.write(json.dumps({"kind": kind, "update": update, **figures}) + "\n")
         shown = {name: value for name, value in figures.items() if not isinstance(value, str)}
-        self.say(f"{kind:5} | update {update:>7,} | " + " | ".join(f"{k} {_short(v)}" for k, v in shown.items()))
+        self.say(f"{kind:5} | update {update:>7,} | " + " | ".join(f"{k} {short(v)}" for k, v in shown.items()))
         for name, value in figures.items():
             if isinstance(value, str) and name not in self._said:  # a signature: once is enough for the eye
                 self._said.add(name)
@@ -90,7 +90,8 @@ class Logger:
                 sink.close()
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A figure as the eye wants it: four digits that count, or all of a whole number."""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 or abs(value) >= 1e9 else f"{value:,.0f}"
     return f"{value:,}"

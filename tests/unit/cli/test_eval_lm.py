@@ -176,6 +176,17 @@ def test_each_figure_has_its_unit(capsys: pytest.CaptureFixture[str], folder: Pa
     assert units == [*per, "bits per byte", "bits per character"]
 
 
+def test_the_eye_gets_four_digits_and_a_program_all(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exact = run("words")
+    main([f"checkpoint={folder}/words.safetensors", "device=cpu"])
+    printed = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    names = ("nll", "bits_per_token", "ppl", "word_ppl", "bits_per_byte", "bits_per_character")
+    for name, figure in zip(names, printed, strict=True):
+        assert float(figure) == pytest.approx(exact[name], rel=6e-4)
+        assert len(figure.replace(".", "").lstrip("0")) <= 4
+        assert len(str(exact[name])) > 10
+
+
 def test_a_corpus_that_is_gone_is_answered_with_the_command_that_makes_it(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
