@@ -208,7 +208,7 @@ def _print(config: EvalConfig, blocks: "ContextBlocks", scores: "StreamScores", 
             "bits_per_character": f"bits per character ({whole.characters:,} characters)",
         }
     for name, unit in units.items():
-        print(f"{short(figures[name]):>10} {unit}")
+        print(f"{short(float(figures[name])):>10} {unit}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """How a search is configured; apart from it, so that a command can check its arguments before torch is loaded."""
 
+import math
 from dataclasses import dataclass
 
 from seqtk.errors import UserError
@@ -48,6 +49,11 @@ class SearchConfig:
             raise UserError(f"top_p={self.top_p} and min_p={self.min_p} are shares: 0 < top_p <= 1, 0 <= min_p <= 1.")
         if not self.sampling and (self.top_k, self.top_p, self.min_p) != (0, 1.0, 0.0):
             raise UserError("top_k=, top_p= and min_p= are for sampling=true.", "A beam search takes the best tokens.")
+        for key, value in (("length_penalty", self.length_penalty), ("max_length_a", self.max_length_a)):
+            if not math.isfinite(value):
+                raise UserError(f"{key}={value} must be a finite number.")
+        if self.unk_penalty is not None and math.isnan(self.unk_penalty):
+            raise UserError("unk_penalty=nan is no number.", "unk_penalty=inf leaves <unk> out.")
         for key in ("min_length", "max_length_a", "max_length_b", "no_repeat_ngram", "top_k", "seed"):
             if getattr(self, key) < 0:
                 raise UserError(f"{key}={getattr(self, key)} cannot be negative.")
