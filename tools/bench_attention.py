@@ -38,6 +38,7 @@ DECODING = "decoding"
 POSITIONS = (16, 64, 256, 1024)
 DECODED_ROWS, TIMED_STEPS = 4, 32
 POSITIONS_IN_A_BATCH = 2048
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's numbers of these settings of malloc
 MIXTURES = {
     "random+dot": ["random", "dot"],
     "dense+dot": ["dense", "dot"],
@@ -257,11 +258,17 @@ def _memory(work: Callable[[], object], device: str) -> float:
         before = torch.cuda.memory_allocated()
         work()
         return (torch.cuda.max_memory_allocated() - before) / 2**30
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed earlier must not serve unseen
+    work()  # what libraries keep for themselves is not the layer's
+    library = ctypes.CDLL(None)
+    library.mallopt(M_MMAP_THRESHOLD, 2**16)  # a tensor that is freed goes back at once
+    library.malloc_trim(0)  # what was freed earlier must not serve unseen
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew from here
     work()
-    return max(_status("VmHWM") - before, 0) / 2**20
+    peak = _status("VmHWM")
+    library.mallopt(M_MMAP_THRESHOLD, 2**25)  # in the timings one tensor takes the place of another, as in training
+    library.mallopt(M_TRIM_THRESHOLD, 2**30)
+    return max(peak - before, 0) / 2**20
 
 
 def _status(key: str) -> int:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from seqtk.attention import cache
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, attentions
+from seqtk.attention.by_heads import Projected, by_heads
 from seqtk.attention.parts import check_at_least_one, xavier_linear
 from seqtk.attention.precision import wide
 from seqtk.attention.rows import align
@@ -58,17 +59,27 @@ class AftSimple(Attention):
     ) -> Tensor:
         self.check_length(x_BTD.shape[1])
         rows = align(x_BTD, pad_BS, right_padded=positions_BT is None)
-        key_BTD, value_BTD = self.keys_and_values(rows.x_BTD)
         pad_BT1 = None if rows.pad_BT is None else rows.pad_BT[..., None]
-        if pad_BT1 is not None:
-            key_BTD, value_BTD = key_BTD.masked_fill(pad_BT1, NOTHING), value_BTD.masked_fill(pad_BT1, 0)
-        with torch.autocast(x_BTD.device.type, enabled=False):
-            mean_BTD = self.means(key_BTD, value_BTD)
-        if pad_BT1 is not None:
-            mean_BTD = mean_BTD.masked_fill(pad_BT1, 0)
+
+        biases = self.biases(x_BTD.shape[1])
+
+        def means(_: slice, key_BTD: Tensor, value_BTD: Tensor) -> Tensor:
+            key_BTD, value_BTD = wide(key_BTD), wide(value_BTD)
+            if pad_BT1 is not None:
+                key_BTD, value_BTD = key_BTD.masked_fill(pad_BT1, NOTHING), value_BTD.masked_fill(pad_BT1, 0)
+            with torch.autocast(x_BTD.device.type, enabled=False):
+                mean_BTD = self.means(key_BTD, value_BTD, biases)
+            return mean_BTD if pad_BT1 is None else mean_BTD.masked_fill(pad_BT1, 0)
+
+        of_keys, of_values = Projected(rows.x_BTD, self.key), Projected(rows.x_BTD, self.value)
+        mean_BTD = by_heads(means, of_keys, of_values, heads=self.dim, through=biases)
         return rows.restore(self.gate(rows.x_BTD, mean_BTD))
 
-    def means(self, key_BTD: Tensor, value_BTD: Tensor) -> Tensor:
+    def biases(self, length: int) -> tuple[Tensor, ...]:
+        """What positions add to the keys, for all channels alike, float32 or wider."""
+        return ()
+
+    def means(self, key_BTD: Tensor, value_BTD: Tensor, biases: tuple[Tensor, ...]) -> Tensor:
         """The weighed mean at each position, BTD, or B1D where it is the same at all."""
         if self.role is Role.CAUSAL:
             return running(Weighed(key_BTD, value_BTD)).mean
@@ -129,21 +140,31 @@ class AftFull(AftSimple):
         """Positions s with |t - s| below it have a bias."""
         return int(self.config.max_length)
 
-    def means(self, key_BTD: Tensor, value_BTD: Tensor) -> Tensor:
-        length = key_BTD.shape[1]
-        query_TK, key_TK = (wide(factor[:length]) for factor in (self.position_query, self.position_key))
-        if length > self.window:
-            return self._means_by_block(query_TK, key_TK, key_BTD, value_BTD)
-        weigh = weigh_past if self.role is Role.CAUSAL else weigh_all
-        return weigh(query_TK @ key_TK.T, key_BTD, value_BTD).mean
+    def biases(self, length: int) -> tuple[Tensor, ...]:
+        """w_TT; of longer inputs, in blocks as long as the window: w with the block before, itself and the next."""
+        with torch.autocast(self.position_key.device.type, enabled=False):
+            query_TK, key_TK = (wide(factor[:length]) for factor in (self.position_query, self.position_key))
+            if length <= self.window:
+                return (query_TK @ key_TK.T,)
+            query_NWK, place_NWK = _blocks(query_TK, self.window, 0), _blocks(key_TK, self.window, 0)
+            before, own, after = (
+                query_NWK @ _shifted(place_NWK, by, 0).transpose(-1, -2)
+                if by
+                else query_NWK @ place_NWK.transpose(-1, -2)
+                for by in (1, 0, -1)
+            )
+        return before.triu(1), own, after.tril(-1)
 
-    def _means_by_block(self, query_TK: Tensor, key_TK: Tensor, key_BTD: Tensor, value_BTD: Tensor) -> Tensor:
+    def means(self, key_BTD: Tensor, value_BTD: Tensor, biases: tuple[Tensor, ...]) -> Tensor:
+        if len(biases) > 1:
+            return self._means_by_block(key_BTD, value_BTD, *biases)
+        weigh = weigh_past if self.role is Role.CAUSAL else weigh_all
+        return weigh(biases[0], key_BTD, value_BTD).mean
+
+    def _means_by_block(self, key_BTD: Tensor, value_BTD: Tensor, before: Tensor, own: Tensor, after: Tensor) -> Tensor:
         """By blocks as long as the window: own block and neighbours with their biases, and the rest, which has none."""
-        size, length = self.window, len(query_TK)
-        query_NWK, place_NWK = _blocks(query_TK, size, 0), _blocks(key_TK, size, 0)
+        size, length = self.window, key_BTD.shape[1]
         key_BNWD, value_BNWD = _blocks(key_BTD, size, NOTHING), _blocks(value_BTD, size, 0)
-        own = query_NWK @ place_NWK.transpose(-1, -2)
-        before = (query_NWK @ _shifted(place_NWK, 1, 0).transpose(-1, -2)).triu(1)
         whole = weigh_all(key_BTD.new_zeros(1, size), key_BNWD, value_BNWD)
         blocks = Weighed(whole.log[..., 0, :], whole.mean[..., 0, :])
         rest = running(blocks).delayed(2)
@@ -151,7 +172,6 @@ class AftFull(AftSimple):
         if self.role is Role.CAUSAL:
             near = weigh_past(own, key_BNWD, value_BNWD).merge(weigh_all(before, key_before, value_before))
         else:
-            after = (query_NWK @ _shifted(place_NWK, -1, 0).transpose(-1, -2)).tril(-1)
             near = weigh_all(
                 torch.cat([before, own, after], -1),
                 torch.cat([key_before, key_BNWD, _shifted(key_BNWD, -1, NOTHING)], -2),

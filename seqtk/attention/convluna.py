@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import Role, State, attentions
+from seqtk.attention.depthwise import depthwise
 from seqtk.attention.luna import Luna, LunaConfig
 from seqtk.attention.parts import check_at_least_one
 from seqtk.attention.rows import align
@@ -154,7 +155,7 @@ class ConvLuna(Luna):
         new = self._project(("pack_key", "key", "value"), x_B1D)
         window = [torch.cat([old_BHKE, new_BH1E], 2) for old_BHKE, new_BH1E in zip(state["window"], new, strict=True)]
         pad_BK = functional.pad(state["pad"], (0, 1))
-        context = [self._filter(x_BHKE, pad_BK)[:, :, -1:] for x_BHKE in window]
+        context = [self._read(x_BHKE, slice(None), pad_BK)[:, :, -1:] for x_BHKE in window]
         y_B1D, state = self._causal_step(x_B1D, state, context)
         return y_B1D, {**state, "window": [x_BHKE[:, :, 1:] for x_BHKE in window], "pad": pad_BK[:, 1:]}
 
@@ -168,38 +169,36 @@ class ConvLuna(Luna):
         packed_BPD = super()._pack(slots_BPD, context_BSM, pad_BS=pad_BS)
         return cast(Tensor, self.out(packed_BPD)) if self.config.sharing == "simplified" else packed_BPD
 
-    def _context(
-        self, uses: tuple[str, ...], context_BSM: Tensor, pad_BS: Tensor | None
-    ) -> tuple[list[Tensor], Tensor | None]:
-        names = [self.serving[use] for use in uses]
-        by_name = dict(zip(names, self._project(uses, context_BSM), strict=True))
-        filtered = {name: self._filter(x_BHSE, pad_BS) for name, x_BHSE in by_name.items()}
-        return [filtered[name] for name in names], None if pad_BS is None else pad_BS[:, :: self.config.stride]
+    def _read_padding(self, pad_BS: Tensor | None) -> Tensor | None:
+        return None if pad_BS is None else pad_BS[:, :: self.config.stride]
 
-    def _filter(self, x_BHSE: Tensor, pad_BS: Tensor | None) -> Tensor:
+    def _reading(self) -> list[Tensor]:
+        return [] if self.kernel is None else [self.kernel]
+
+    def _read(self, x_BHSE: Tensor, some: slice, pad_BS: Tensor | None) -> Tensor:
         """x_BHNE, one for each window of each row; 0 where that is padding."""
         if self.config.filter == "none":
             return x_BHSE
         size, stride, length = self.config.kernel_size, self.config.stride, x_BHSE.shape[2]
         windows = -(-length // stride)
         before = size - 1 if self.role is Role.CAUSAL else (size - 1) // 2 if stride == 1 else 0
-        around = (0, 0, before, (windows - 1) * stride + size - before - length)
+        after = (windows - 1) * stride + size - before - length
+        around = (0, 0, before, after)
         pad_B1S1 = None if pad_BS is None else pad_BS[:, None, :, None]
         pool = self.config.filter == "max_pool"
         nothing = -math.inf if pool else 0.0
         if pad_B1S1 is not None:
             x_BHSE = x_BHSE.masked_fill(pad_B1S1, nothing)
-        x_BHSE = functional.pad(x_BHSE, around, value=nothing)
         if self.kernel is not None:
-            x_BHNE = functional.conv2d(
-                x_BHSE, self.kernel[:, None, :, None].to(x_BHSE.dtype), stride=(stride, 1), groups=self.heads
-            )
+            x_BND = depthwise(self.join(x_BHSE), self.kernel[some], before=before, after=after, stride=stride)
+            x_BHNE = self.split(x_BND)
         elif pool:
-            x_BHNE = functional.max_pool2d(x_BHSE, (size, 1), (stride, 1))
+            x_BHNE = functional.max_pool2d(functional.pad(x_BHSE, around, value=nothing), (size, 1), (stride, 1))
         else:
-            real_B1S1 = torch.ones_like(x_BHSE[:1, :1, :length, :1]) if pad_B1S1 is None else ~pad_B1S1
+            real_B1S1 = torch.ones_like(x_BHSE[:1, :1, :, :1]) if pad_B1S1 is None else ~pad_B1S1
             share_B1N1 = functional.avg_pool2d(
                 functional.pad(real_B1S1.to(x_BHSE.dtype), around), (size, 1), (stride, 1)
             )
+            x_BHSE = functional.pad(x_BHSE, around)
             x_BHNE = functional.avg_pool2d(x_BHSE, (size, 1), (stride, 1)) / share_B1N1.clamp(min=0.5 / size)
         return x_BHNE if pad_B1S1 is None else x_BHNE.masked_fill(pad_B1S1[:, :, ::stride], 0)

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention.by_heads import Projected, by_heads
+from seqtk.attention.depthwise import depthwise
 from seqtk.errors import UserError
 from seqtk.modules.dropout import Dropout
 
@@ -110,7 +112,7 @@ class Convolution(HeadedAttention):
         v_BHTE = functional.pad(self.split(v_BTD), (0, 0, self.before, after))
         if chunks == 1:
             return v_BHTE[:, :, None, : chunk + taps - 1]
-        v_BHNCE = v_BHTE.view(len(v_BTD), self.heads, chunks + further, chunk, self.head_dim)
+        v_BHNCE = v_BHTE.view(*v_BHTE.shape[:2], chunks + further, chunk, self.head_dim)
         whole = [v_BHNCE[:, :, first : first + chunks] for first in range(further)]
         rest = v_BHNCE[:, :, further:, : taps - 1 - (further - 1) * chunk]
         return torch.cat([*whole, rest], dim=3)
@@ -141,19 +143,12 @@ class LightweightConv(Convolution):
     def convolve(self, v_BTD: Tensor) -> Tensor:
         kernel_HK = self.normalised(self.kernel)
         if v_BTD.device.type == "cpu" and v_BTD.dtype is torch.float32:
-            return self._convolve_channels(v_BTD, kernel_HK)
+            return depthwise(v_BTD, kernel_HK, before=self.before, after=self.config.kernel_size - 1 - self.before)
         length = v_BTD.shape[1]
         chunk = chunk_for(length)
         band_HCW = band(kernel_HK[:, None].expand(-1, chunk, -1))
         y_BHNCE = torch.einsum("hcw,bhnwe->bhnce", band_HCW, self.windows(v_BTD, chunk=chunk))
         return self.join(y_BHNCE.flatten(2, 3)[:, :, :length])
-
-    def _convolve_channels(self, v_BTD: Tensor, kernel_HK: Tensor) -> Tensor:
-        """The same by the CPU's kernel for one filter per channel, which takes channels last, as they are."""
-        kernel_D1K1 = kernel_HK.repeat_interleave(self.head_dim, dim=0)[:, None, :, None]
-        after = self.config.kernel_size - 1 - self.before
-        v_BDT1 = functional.pad(v_BTD, (0, 0, self.before, after))[:, :, None].permute(0, 3, 1, 2)
-        return functional.conv2d(v_BDT1, kernel_D1K1, groups=self.dim)[..., 0].transpose(1, 2)
 
     def convolve_once(self, window_BKHE: Tensor) -> Tensor:
         return torch.einsum("bkhe,hk->bhe", window_BKHE, self.normalised(self.kernel))
@@ -180,21 +175,28 @@ class DynamicConv(Convolution):
         assert config.heads is not None
         return super().parameter_count(config, dim=dim) + dim * config.heads * config.kernel_size
 
-    def kernels(self, v: Tensor) -> Tensor:
-        """The kernels at each position, H and K last."""
-        return self.normalised(self.kernel(v).view(*v.shape[:-1], self.heads, self.config.kernel_size))
+    def taps(self, kernels_BTX: Tensor) -> Tensor:
+        """The kernels at each position of some heads, BTHK."""
+        return self.normalised(kernels_BTX.view(*kernels_BTX.shape[:-1], -1, self.config.kernel_size))
 
     def convolve(self, v_BTD: Tensor) -> Tensor:
+        is_random = self.training and self.config.dropout > 0
+        return by_heads(
+            self._convolve_heads, v_BTD, Projected(v_BTD, self.kernel), heads=self.heads, is_random=is_random
+        )
+
+    def _convolve_heads(self, _: slice, v_BTD: Tensor, kernels_BTX: Tensor) -> Tensor:
+        """y_BTD of some heads, whose kernels' taps are side by side."""
         length = v_BTD.shape[1]
         chunk = chunk_for(length)
         chunks = (length + chunk - 1) // chunk
-        kernels_BHTK = functional.pad(self.kernels(v_BTD).transpose(1, 2), (0, 0, 0, chunks * chunk - length))
-        kernels_BHNCK = kernels_BHTK.view(len(v_BTD), self.heads, chunks, chunk, self.config.kernel_size)
-        y_BHNCE = band(kernels_BHNCK) @ self.windows(v_BTD, chunk=chunk)
+        kernels_BHTK = self.taps(kernels_BTX).transpose(1, 2)
+        kernels_BHTK = functional.pad(kernels_BHTK, (0, 0, 0, chunks * chunk - length))
+        y_BHNCE = band(kernels_BHTK.view(*kernels_BHTK.shape[:2], chunks, chunk, -1)) @ self.windows(v_BTD, chunk=chunk)
         return self.join(y_BHNCE.flatten(2, 3)[:, :, :length])
 
     def convolve_once(self, window_BKHE: Tensor) -> Tensor:
-        kernels_BHK = self.kernels(window_BKHE[:, -1].flatten(1))
+        kernels_BHK = self.taps(self.kernel(window_BKHE[:, -1].flatten(1)))
         return torch.einsum("bkhe,bhk->bhe", window_BKHE, kernels_BHK)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import Role, attentions
-from seqtk.attention.linear import KernelAttention, KernelConfig
+from seqtk.attention.linear import ALL, KernelAttention, KernelConfig
 from seqtk.errors import UserError
 from seqtk.modules.dropout import Dropout
 
@@ -61,10 +61,14 @@ class FeedForwardKernelAttention(KernelAttention):
         projections = super().parameter_count(config, dim=dim, memory_dim=memory_dim)
         return projections + config.depth * config.heads * (width**2 + gate)
 
-    def features(self, x_BHTE: Tensor, *, positions_BT: Tensor | None) -> Tensor:
+    @property
+    def is_random(self) -> bool:
+        return self.training and bool(self.config.kernel_dropout)
+
+    def features(self, x_BHTE: Tensor, *, some: slice = ALL, positions_BT: Tensor | None) -> Tensor:
         for stage in self.stages[:-1]:
-            x_BHTE = stage(x_BHTE)
-        return self.stages[-1](x_BHTE, positive=True)  # type: ignore[no-any-return]
+            x_BHTE = stage(x_BHTE, some)
+        return self.stages[-1](x_BHTE, some, positive=True)  # type: ignore[no-any-return]
 
     def aux_loss(self) -> Tensor | None:
         if self.config.kernel not in ORTHOGONAL or not self.config.orthogonality:
@@ -86,15 +90,16 @@ class Stage(nn.Module):
             shapes = [(width, rank), (rank, width)] if config.kernel == "aoglu" else [(width, width)]
             self.gate = nn.ParameterList(matrices(heads, *shape) for shape in shapes)
 
-    def forward(self, x_BHTE: Tensor, *, positive: bool = False) -> Tensor:
+    def forward(self, x_BHTE: Tensor, some: slice = ALL, *, positive: bool = False) -> Tensor:
+        """Of `some` heads."""
         x_BHTE = self.dropout(x_BHTE)
-        y_BHTE = x_BHTE @ self.matrix_HEE
+        y_BHTE = x_BHTE @ self.matrix_HEE[some]
         if positive:
             y_BHTE = functional.softplus(y_BHTE.to(torch.promote_types(y_BHTE.dtype, torch.float32)))
         if self.gate is None:
             return y_BHTE
         for factor in self.gate:
-            x_BHTE = x_BHTE @ factor
+            x_BHTE = x_BHTE @ factor[some]
         return y_BHTE * x_BHTE.sigmoid()
 
     def distance_from_orthogonal(self) -> Tensor:

@@ -16,8 +16,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention.by_heads import Projected, by_heads
 from seqtk.attention.scan import CHUNK, causal_sums
 from seqtk.modules.dropout import Dropout
+
+ALL = slice(None)
+"""Of the heads."""
+
+PROJECTIONS = ("query", "key", "value", "out")
 
 EPSILON = 1e-6
 """What keeps denominators from 0 in the kinds whose papers say so."""
@@ -50,20 +56,27 @@ class KernelAttention(HeadedAttention):
     def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
         return 2 * dim * (dim + (memory_dim or dim)) + 4 * dim * int(config.bias)
 
-    def features(self, x_BHTE: Tensor, *, positions_BT: Tensor | None) -> Tensor:
-        """φ of queries and of keys, BHTR, nowhere negative; positions of None mean 0, 1, 2, …"""
+    def features(self, x_BHTE: Tensor, *, some: slice = ALL, positions_BT: Tensor | None) -> Tensor:
+        """φ of queries and of keys of `some` heads, BHTR, nowhere negative; positions of None mean 0, 1, 2, …"""
         raise NotImplementedError
 
     def key_features(
-        self, key_BHSE: Tensor, *, pad_BS: Tensor | None, positions_BS: Tensor | None
+        self, key_BHSE: Tensor, *, some: slice = ALL, pad_BS: Tensor | None, positions_BS: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """φ of keys, 0 at padding, and what `query_features` has to know of them: B1… or None."""
-        key_BHSR = self.features(key_BHSE, positions_BT=positions_BS)
+        """φ of keys, 0 at padding, and what `query_features` has to know of them: BH1R or None."""
+        key_BHSR = self.features(key_BHSE, some=some, positions_BT=positions_BS)
         return key_BHSR if pad_BS is None else key_BHSR.masked_fill(pad_BS[:, None, :, None], 0), None
 
-    def query_features(self, query_BHTE: Tensor, *, shift_BH1R: Tensor | None, positions_BT: Tensor | None) -> Tensor:
+    def query_features(
+        self, query_BHTE: Tensor, *, some: slice = ALL, shift_BH1R: Tensor | None, positions_BT: Tensor | None
+    ) -> Tensor:
         """φ of queries."""
-        return self.features(query_BHTE, positions_BT=positions_BT)
+        return self.features(query_BHTE, some=some, positions_BT=positions_BT)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether φ draws anything just now."""
+        return False
 
     def denominator(self, sum_BHT1: Tensor) -> Tensor:
         """What the sum of weighted values is divided by: the sum of the weights, or 1 where nothing is seen."""
@@ -80,49 +93,72 @@ class KernelAttention(HeadedAttention):
         keys_from = x_BTD if memory_BSM is None else memory_BSM
         self.check_length(max(x_BTD.shape[1], keys_from.shape[1]))
         positions_BS = positions_BT if memory_BSM is None else positions_in_row(pad_BS)
-        key_BHSR, value_BHSF, shift = self._keys(keys_from, pad_BS=pad_BS, positions_BS=positions_BS)
-        query_BHTR = self._queries(x_BTD, shift=shift, positions_BT=positions_BT)
-        if self.role is Role.CAUSAL:
-            chunk = balanced_chunk(query_BHTR.shape[-1], value_BHSF.shape[-1])
-            return self._output(causal_sums(query_BHTR, key_BHSR, value_BHSF, chunk=chunk))
-        return self._output(product(query_BHTR, product(key_BHSR.transpose(-1, -2), value_BHSF)))
+
+        def attend(some: slice, query_BTD: Tensor, key_BSD: Tensor, value_BSD: Tensor) -> Tensor:
+            key_BHSR, value_BHSF, shift = self._keys(key_BSD, value_BSD, some, pad_BS=pad_BS, positions_BS=positions_BS)
+            query_BHTR = self._queries(query_BTD, some, shift=shift, positions_BT=positions_BT)
+            if self.role is Role.CAUSAL:
+                chunk = balanced_chunk(query_BHTR.shape[-1], value_BHSF.shape[-1])
+                return self._quotient(causal_sums(query_BHTR, key_BHSR, value_BHSF, chunk=chunk))
+            return self._quotient(product(query_BHTR, product(key_BHSR.transpose(-1, -2), value_BHSF)))
+
+        dropped = self.training and self.config.dropout
+        y_BTD = by_heads(
+            attend,
+            Projected(x_BTD, self.query),
+            Projected(keys_from, self.key),
+            self._drop(self.value(keys_from)) if dropped else Projected(keys_from, self.value),
+            heads=self.heads,
+            through=[weight for name, weight in self.named_parameters() if name.split(".")[0] not in PROJECTIONS],
+            is_random=self.is_random,
+        )
+        return self.out(y_BTD)  # type: ignore[no-any-return]
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
         if self.role is not Role.CROSS:
             return {"sums": None, "shift": None}
         assert memory_BSM is not None
         self.check_length(memory_BSM.shape[1])
-        key_BHSR, value_BHSF, shift = self._keys(memory_BSM, pad_BS=pad_BS, positions_BS=positions_in_row(pad_BS))
-        return {"sums": product(key_BHSR.transpose(-1, -2), value_BHSF), "shift": shift}
+        sums_BHRF, shift = self._sums(memory_BSM, pad_BS=pad_BS, positions_BS=positions_in_row(pad_BS))
+        return {"sums": sums_BHRF, "shift": shift}
 
     def step(self, x_B1D: Tensor, state: State, *, positions_BT: Tensor | None = None) -> tuple[Tensor, State]:
         if self.role is not Role.CROSS:
-            key_BH1R, value_BH1F, shift = self._keys(x_B1D, pad_BS=None, positions_BS=positions_BT)
-            new_BHRF = product(key_BH1R.transpose(-1, -2), value_BH1F)
+            new_BHRF, shift = self._sums(x_B1D, pad_BS=None, positions_BS=positions_BT)
             state = {"sums": new_BHRF if state["sums"] is None else state["sums"] + new_BHRF, "shift": shift}
-        query_BH1R = self._queries(x_B1D, shift=state["shift"], positions_BT=positions_BT)
-        return self._output(product(query_BH1R, state["sums"])), state
+        query_BH1R = self._queries(self.query(x_B1D), ALL, shift=state["shift"], positions_BT=positions_BT)
+        return self.out(self._quotient(product(query_BH1R, state["sums"]))), state
+
+    def _sums(
+        self, keys_from_BSM: Tensor, *, pad_BS: Tensor | None, positions_BS: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Σ φ(k) [vᵀ 1], BHRF, and what the queries have to know of the keys."""
+        key_BSD, value_BSD = self.key(keys_from_BSM), self._drop(self.value(keys_from_BSM))
+        key_BHSR, value_BHSF, shift = self._keys(key_BSD, value_BSD, ALL, pad_BS=pad_BS, positions_BS=positions_BS)
+        return product(key_BHSR.transpose(-1, -2), value_BHSF), shift
+
+    def _drop(self, value_BSD: Tensor) -> Tensor:
+        """Values with dropout. Their column of ones, which is to come, stays: what is left is right on average."""
+        kept_BSH1 = self.weight_dropout(torch.ones_like(value_BSD[..., : self.heads, None]))
+        dropped_BSD: Tensor = value_BSD * kept_BSH1.expand(-1, -1, -1, self.head_dim).flatten(2)
+        return dropped_BSD
 
     def _keys(
-        self, keys_from_BSM: Tensor, *, pad_BS: Tensor | None, positions_BS: Tensor | None
+        self, key_BSD: Tensor, value_BSD: Tensor, some: slice, *, pad_BS: Tensor | None, positions_BS: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """φ of the keys, their values with a column of ones, and what the queries have to know of the keys."""
+        """φ of some heads' keys, their values with a column of ones, and what the queries have to know of the keys."""
         key_BHSR, shift = self.key_features(
-            wide(self.split(self.key(keys_from_BSM))), pad_BS=pad_BS, positions_BS=positions_BS
+            wide(self.split(key_BSD)), some=some, pad_BS=pad_BS, positions_BS=positions_BS
         )
-        value_BHSE = wide(self.split(self.value(keys_from_BSM)))
-        if self.training and self.config.dropout:  # the column of ones stays: what is left is right on average
-            value_BHSE = value_BHSE * self.weight_dropout(torch.ones_like(value_BHSE[..., :1]))
-        return wide(key_BHSR), functional.pad(value_BHSE, (0, 1), value=1.0), shift
+        return wide(key_BHSR), functional.pad(wide(self.split(value_BSD)), (0, 1), value=1.0), shift
 
-    def _queries(self, x_BTD: Tensor, *, shift: Tensor | None, positions_BT: Tensor | None) -> Tensor:
-        query_BHTE = wide(self.split(self.query(x_BTD)))
-        return wide(self.query_features(query_BHTE, shift_BH1R=shift, positions_BT=positions_BT))
+    def _queries(self, query_BTD: Tensor, some: slice, *, shift: Tensor | None, positions_BT: Tensor | None) -> Tensor:
+        query_BHTE = wide(self.split(query_BTD))
+        return wide(self.query_features(query_BHTE, some=some, shift_BH1R=shift, positions_BT=positions_BT))
 
-    def _output(self, sums_BHTF: Tensor) -> Tensor:
-        """The weighted values over the sum of their weights, projected."""
-        y_BHTE = sums_BHTF[..., :-1] / self.denominator(sums_BHTF[..., -1:])
-        return self.out(self.join(y_BHTE))  # type: ignore[no-any-return]
+    def _quotient(self, sums_BHTF: Tensor) -> Tensor:
+        """The weighted values over the sum of their weights, joined."""
+        return self.join(sums_BHTF[..., :-1] / self.denominator(sums_BHTF[..., -1:]))
 
 
 @dataclass(frozen=True)
@@ -138,7 +174,7 @@ class LinearAttention(KernelAttention):
     R = E features: O(T E D) time, O(T D) memory.
     """
 
-    def features(self, x_BHTE: Tensor, *, positions_BT: Tensor | None) -> Tensor:
+    def features(self, x_BHTE: Tensor, *, some: slice = ALL, positions_BT: Tensor | None) -> Tensor:
         return functional.elu(x_BHTE) + 1
 
     def denominator(self, sum_BHT1: Tensor) -> Tensor:
@@ -166,7 +202,7 @@ class CosformerAttention(KernelAttention):
     def max_length(self) -> int | None:
         return int(self.config.max_length)
 
-    def features(self, x_BHTE: Tensor, *, positions_BT: Tensor | None) -> Tensor:
+    def features(self, x_BHTE: Tensor, *, some: slice = ALL, positions_BT: Tensor | None) -> Tensor:
         if positions_BT is None:
             positions_BT = torch.arange(x_BHTE.shape[2], device=x_BHTE.device)[None]
         angle_B1T1 = positions_BT[:, None, :, None].to(x_BHTE.dtype) * (math.pi / 2 / self.config.max_length)

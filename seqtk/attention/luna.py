@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import CarryingAttention, HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention.by_heads import OfHeads, Projected, by_heads
 from seqtk.attention.scan import causal_sums
 from seqtk.attention.softmax import attend, padding_bias
 from seqtk.errors import UserError
@@ -149,11 +150,22 @@ class Luna(HeadedAttention, CarryingAttention):
         assert self.memory is not None
         return self.memory.expand(batch, -1, -1)
 
-    def _context(
-        self, uses: tuple[str, ...], context_BSM: Tensor, pad_BS: Tensor | None
-    ) -> tuple[list[Tensor], Tensor | None]:
-        """What the slots read, projected for each of `uses`, and where that is padding."""
-        return self._project(uses, context_BSM), pad_BS
+    def _sources(self, uses: tuple[str, ...], x_BTD: Tensor) -> dict[str | None, Tensor | Projected]:
+        """What each of the projections that serve the uses is made of."""
+        names = dict.fromkeys(self.serving[use] for use in uses)
+        return {name: x_BTD if name is None else Projected(x_BTD, getattr(self, name)) for name in names}
+
+    def _read(self, x_BHSE: Tensor, some: slice, pad_BS: Tensor | None) -> Tensor:
+        """What the slots read of a projection of some heads."""
+        return x_BHSE
+
+    def _read_padding(self, pad_BS: Tensor | None) -> Tensor | None:
+        """Where that is padding."""
+        return pad_BS
+
+    def _reading(self) -> list[Tensor]:
+        """Parameters that reading has, beside the projections."""
+        return []
 
     def _scale(self, part: str) -> float | Tensor:
         """What the logits of `part` ("pack" or "unpack") are multiplied by."""
@@ -162,8 +174,23 @@ class Luna(HeadedAttention, CarryingAttention):
     def _pack(self, slots_BPD: Tensor, context_BSM: Tensor, *, pad_BS: Tensor | None) -> Tensor:
         """Y, packed_BPD."""
         (query_BHPE,) = self._project(("pack_query",), slots_BPD)
-        (key_BHSE, value_BHSE), pad_BS = self._context(("pack_key", "pack_value"), context_BSM, pad_BS)
-        return self.join(self._attend(query_BHPE * self._scale("pack"), key_BHSE, value_BHSE, padding_bias(pad_BS)))
+        query_BHPE = query_BHPE * self._scale("pack")
+        uses = "pack_key", "pack_value"
+        sources, bias = self._sources(uses, context_BSM), padding_bias(self._read_padding(pad_BS))
+
+        def pack(some: slice, *projected: Tensor) -> Tensor:
+            read = {name: self._read(self.split(x), some, pad_BS) for name, x in zip(sources, projected, strict=True)}
+            key_BHSE, value_BHSE = (read[self.serving[use]] for use in uses)
+            return self.join(self._attend(query_BHPE[:, some], key_BHSE, value_BHSE, bias))
+
+        return self._some_heads_at_a_time(pack, sources, query_BHPE)
+
+    def _some_heads_at_a_time(
+        self, function: OfHeads, sources: dict[str | None, Tensor | Projected], *through: Tensor | float
+    ) -> Tensor:
+        is_random = self.training and self.dropout.rate > 0
+        tensors = [tensor for tensor in (*through, *self._reading()) if isinstance(tensor, Tensor)]
+        return by_heads(function, *sources.values(), heads=self.heads, through=tensors, is_random=is_random)
 
     def _unpacking(self, packed_BPD: Tensor, *, pad_BS: Tensor | None) -> State:
         """The keys and values that queries find in the slots; values of 0 in rows that see nothing."""
@@ -185,23 +212,33 @@ class Luna(HeadedAttention, CarryingAttention):
         return attend(query_BHTE, key_BHSE, value_BHSE, bias=bias, dropout=dropout, scale=1.0)
 
     def _causal(self, x_BTD: Tensor, *, pad_BT: Tensor | None) -> Tensor:
-        (pack_key_BHTE, key_BHTE, value_BHTE), _ = self._context(("pack_key", "key", "value"), x_BTD, pad_BT)
         (pack_query_BHPE,) = self._project(("pack_query",), self._slots(len(x_BTD), None))
-        weight_BHTP = self._pack_weights(pack_query_BHPE, pack_key_BHTE)
+        pack_query_BHPE = pack_query_BHPE.to(_wide(pack_query_BHPE)) * self._scale("pack")
+        scale, sources = self._scale("unpack"), self._sources(("query", "pack_key", "key", "value"), x_BTD)
         if pad_BT is None:
             count = torch.arange(1, x_BTD.shape[1] + 1, device=x_BTD.device)[:, None]
         else:
-            weight_BHTP = weight_BHTP.masked_fill(pad_BT[:, None, :, None], 0)
             count = (~pad_BT).cumsum(1).clamp(min=1)[:, None, :, None]
-        logits_BHTP = causal_sums(self._query(x_BTD), key_BHTE, weight_BHTP) / count
-        unpacking_BHTP = self.dropout(logits_BHTP.softmax(-1))
-        y_BHTE = causal_sums(unpacking_BHTP, weight_BHTP, value_BHTE) / count
-        return cast(Tensor, self.out(self.join(y_BHTE).to(x_BTD.dtype)))
+
+        def pack_and_unpack(some: slice, query_BTD: Tensor, *projected: Tensor) -> Tensor:
+            query_BHTE, (_, *names) = self.split(query_BTD) * scale, sources
+            read = {name: self._read(self.split(x), some, pad_BT) for name, x in zip(names, projected, strict=True)}
+            pack_key_BHTE, key_BHTE, value_BHTE = (read[self.serving[use]] for use in ("pack_key", "key", "value"))
+            weight_BHTP = self._pack_weights(pack_query_BHPE[:, some], pack_key_BHTE)
+            if pad_BT is not None:
+                weight_BHTP = weight_BHTP.masked_fill(pad_BT[:, None, :, None], 0)
+            logits_BHTP = causal_sums(query_BHTE, key_BHTE, weight_BHTP) / count
+            unpacking_BHTP = self.dropout(logits_BHTP.softmax(-1))
+            return self.join(causal_sums(unpacking_BHTP, weight_BHTP, value_BHTE) / count)
+
+        y_BTD = self._some_heads_at_a_time(pack_and_unpack, sources, pack_query_BHPE, scale)
+        return cast(Tensor, self.out(y_BTD.to(x_BTD.dtype)))
 
     def _causal_step(self, x_B1D: Tensor, state: State, context: list[Tensor]) -> tuple[Tensor, State]:
         """The output and the state after one more position, whose pack key, key and value, BH1E, are `context`."""
         pack_key_BH1E, key_BH1E, value_BH1E = context
-        weight_BHP1 = self._pack_weights(state["pack_query"], pack_key_BH1E).transpose(-1, -2)
+        pack_query_BHPE = state["pack_query"].to(_wide(state["pack_query"])) * self._scale("pack")
+        weight_BHP1 = self._pack_weights(pack_query_BHPE, pack_key_BH1E).transpose(-1, -2)
         state = {
             **state,
             "keys": state["keys"] + weight_BHP1 * key_BH1E,
@@ -215,11 +252,10 @@ class Luna(HeadedAttention, CarryingAttention):
         return self.out(self.join(y_BH1E).to(x_B1D.dtype)), state
 
     def _pack_weights(self, pack_query_BHPE: Tensor, pack_key_BHTE: Tensor) -> Tensor:
-        """weight_BHTP = log2(1 + 2^logit), in float32 or wider."""
+        """weight_BHTP = log2(1 + 2^logit), in float32 or wider; queries are scaled."""
         wide = _wide(pack_key_BHTE)
         with torch.autocast(pack_key_BHTE.device.type, enabled=False):
-            query_BHPE = pack_query_BHPE.to(wide) * self._scale("pack")
-            logits_BHTP = pack_key_BHTE.to(wide) @ query_BHPE.transpose(-1, -2)
+            logits_BHTP = pack_key_BHTE.to(wide) @ pack_query_BHPE.transpose(-1, -2)
         weight_BHTP = functional.softplus(logits_BHTP, beta=LN2, threshold=40)
         return cast(Tensor, self.dropout(weight_BHTP))
 

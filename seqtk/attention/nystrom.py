@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, attentions
+from seqtk.attention.by_heads import Projected, by_heads
+from seqtk.attention.depthwise import depthwise
 from seqtk.attention.rows import align
 from seqtk.attention.softmax import attend
 from seqtk.errors import UserError
@@ -64,28 +66,60 @@ class NystromAttention(HeadedAttention):
         positions_BT: Tensor | None = None,
     ) -> Tensor:
         rows = align(x_BTD, pad_BS, right_padded=positions_BT is None)
-        query_BTD, key_BTD, value_BTD = self.query(rows.x_BTD), self.key(rows.x_BTD), self.value(rows.x_BTD)
-        means_BLT = segment_means(rows.pad_BT, min(self.config.landmarks, x_BTD.shape[1]), like=query_BTD)
+        means_BLT = segment_means(rows.pad_BT, min(self.config.landmarks, x_BTD.shape[1]), like=x_BTD)
+        dropout = self.config.dropout if self.training else 0.0
+
+        def attend_by_landmarks(some: slice, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor) -> Tensor:
+            y_BHTE = self._attend(
+                some,
+                self.split(query_BTD),
+                self.split(key_BTD),
+                self.split(value_BTD),
+                means_BLT,
+                rows.pad_BT,
+                dropout=dropout,
+            )
+            return self.join(y_BHTE)
+
+        y_BTD = by_heads(
+            attend_by_landmarks,
+            *(Projected(rows.x_BTD, projection) for projection in (self.query, self.key, self.value)),
+            heads=self.heads,
+            through=[] if self.conv is None else [self.conv.weight],
+            is_random=dropout > 0,
+        )
+        return self.out(rows.restore(y_BTD))  # type: ignore[no-any-return]
+
+    def _attend(
+        self,
+        some: slice,
+        query_BHTE: Tensor,
+        key_BHTE: Tensor,
+        value_BHTE: Tensor,
+        means_BLT: Tensor,
+        pad_BT: Tensor | None,
+        *,
+        dropout: float,
+    ) -> Tensor:
+        """y_BHTE of `some` heads."""
         exists_BL = means_BLT.any(-1)
-        with torch.autocast(x_BTD.device.type, enabled=False):
-            few_queries_BHLE = self.split(means_BLT @ query_BTD.to(means_BLT.dtype))
-            few_keys_BHLE = self.split(means_BLT @ key_BTD.to(means_BLT.dtype))
+        means_B1LT, dtype = means_BLT[:, None], value_BHTE.dtype
+        with torch.autocast(value_BHTE.device.type, enabled=False):
+            few_queries_BHLE = means_B1LT @ query_BHTE.to(means_BLT.dtype)
+            few_keys_BHLE = means_B1LT @ key_BHTE.to(means_BLT.dtype)
             among_BHLL = among_landmarks(few_queries_BHLE, few_keys_BHLE, exists_BL)
             inverse_BHLL = pseudo_inverse(among_BHLL, iterations=self.config.iterations)
-        seen = None if rows.pad_BT is None else ~rows.pad_BT[:, None, None, :]
-        value_BHTE = self.split(value_BTD)
-        dtype = value_BHTE.dtype
-        few_keys_BHLE = few_keys_BHLE.to(dtype)
-        gathered_BHLE = attend(few_queries_BHLE.to(dtype), self.split(key_BTD), value_BHTE, bias=seen)
+        seen = None if pad_BT is None else ~pad_BT[:, None, None, :]
+        gathered_BHLE = attend(few_queries_BHLE.to(dtype), key_BHTE, value_BHTE, bias=seen)
         mixed_BHLE = (inverse_BHLL @ gathered_BHLE.to(inverse_BHLL.dtype)).to(dtype)
-        dropout = self.config.dropout if self.training else 0.0
-        bias = None if rows.pad_BT is None else exists_BL[:, None, None, :]
-        y_BHTE = attend(self.split(query_BTD), few_keys_BHLE, mixed_BHLE, bias=bias, dropout=dropout)
-        if self.conv is not None:
-            padding = None if rows.pad_BT is None else rows.pad_BT[:, None, :, None]
-            near_BHTE = self.conv(value_BHTE if padding is None else value_BHTE.masked_fill(padding, 0))
-            y_BHTE = near_BHTE.add_(y_BHTE)
-        return self.out(rows.restore(self.join(y_BHTE)))  # type: ignore[no-any-return]
+        bias = None if pad_BT is None else exists_BL[:, None, None, :]
+        y_BHTE = attend(query_BHTE, few_keys_BHLE.to(dtype), mixed_BHLE, bias=bias, dropout=dropout)
+        if self.conv is None:
+            return y_BHTE
+        if pad_BT is not None:
+            value_BHTE = value_BHTE.masked_fill(pad_BT[:, None, :, None], 0)
+        kernel_HK, reach = self.conv.weight[some, 0, :, 0], self.config.kernel // 2
+        return y_BHTE + self.split(depthwise(self.join(value_BHTE), kernel_HK, before=reach, after=reach))
 
 
 def segment_means(pad_BT: Tensor | None, segments: int, *, like: Tensor) -> Tensor:

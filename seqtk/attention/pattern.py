@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig
+from seqtk.attention.by_heads import OfHeads, Projected, by_heads
 from seqtk.attention.rows import align
 from seqtk.attention.softmax import attend
 from seqtk.errors import UserError
@@ -39,6 +40,10 @@ class PatternAttention(HeadedAttention):
             return self.out(self.mix(x_BTD, torch.zeros_like(x_BTD[..., 0], dtype=torch.bool)))  # type: ignore[no-any-return]
         y_BTD = self.mix(rows.x_BTD, rows.pad_BT).masked_fill(rows.pad_BT[..., None], 0)
         return self.out(rows.restore(y_BTD))  # type: ignore[no-any-return]
+
+    def some_heads_at_a_time(self, function: OfHeads, *sources: Tensor | Projected) -> Tensor:
+        """y_BTD, as `by_heads`."""
+        return by_heads(function, *sources, heads=self.heads, is_random=self.active_dropout > 0)
 
     @property
     def active_dropout(self) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqtk.attention.base import Role, attentions
-from seqtk.attention.linear import KernelAttention, KernelConfig, product
+from seqtk.attention.linear import ALL, KernelAttention, KernelConfig, product
 from seqtk.errors import UserError
 
 HEADROOM = 64.0
@@ -62,10 +62,10 @@ class PerformerAttention(KernelAttention):
             self.projection_RE.copy_(orthogonal_gaussian(self.feature_count, self.head_dim, generator=generator))
 
     def key_features(
-        self, key_BHSE: Tensor, *, pad_BS: Tensor | None, positions_BS: Tensor | None
+        self, key_BHSE: Tensor, *, some: slice = ALL, pad_BS: Tensor | None, positions_BS: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         if self.config.kernel == "relu":
-            return super().key_features(key_BHSE, pad_BS=pad_BS, positions_BS=positions_BS)
+            return super().key_features(key_BHSE, some=some, pad_BS=pad_BS, positions_BS=positions_BS)
         logs_BHSR = log_features(key_BHSE, self.projection_RE)
         if pad_BS is not None:  # before the exponential: inf · 0 would be NaN
             logs_BHSR = logs_BHSR.masked_fill(pad_BS[:, None, :, None], -math.inf)
@@ -76,15 +76,19 @@ class PerformerAttention(KernelAttention):
         shift_BH1R = shift_BH1R.masked_fill(shift_BH1R == -math.inf, 0)  # of rows that are all padding
         return (logs_BHSR - shift_BH1R).exp(), shift_BH1R
 
-    def query_features(self, query_BHTE: Tensor, *, shift_BH1R: Tensor | None, positions_BT: Tensor | None) -> Tensor:
+    def query_features(
+        self, query_BHTE: Tensor, *, some: slice = ALL, shift_BH1R: Tensor | None, positions_BT: Tensor | None
+    ) -> Tensor:
         if self.config.kernel == "relu":
-            return self.features(query_BHTE, positions_BT=positions_BT)
-        logs_BHTR = log_features(query_BHTE, self.projection_RE)
+            return self.features(query_BHTE, some=some, positions_BT=positions_BT)
+        # |q'|²/2 is the same for all of a query's features, and so cancels.
+        scaled_RE = self.projection_RE.to(query_BHTE.dtype) * query_BHTE.shape[-1] ** -0.25
+        logs_BHTR = product(query_BHTE, scaled_RE.T)
         if shift_BH1R is not None:
             logs_BHTR = logs_BHTR + shift_BH1R
         return (logs_BHTR - logs_BHTR.detach().amax(-1, keepdim=True)).exp()
 
-    def features(self, x_BHTE: Tensor, *, positions_BT: Tensor | None) -> Tensor:
+    def features(self, x_BHTE: Tensor, *, some: slice = ALL, positions_BT: Tensor | None) -> Tensor:
         return product(x_BHTE * x_BHTE.shape[-1] ** -0.25, self.projection_RE.to(x_BHTE.dtype).T).relu() + 1e-3
 
 

@@ -71,16 +71,20 @@ class ReformerAttention(PatternAttention):
         return int(3 * dim * (dim + config.bias))
 
     def mix(self, x_BTD: Tensor, absent_BT: Tensor) -> Tensor:
-        query_BHTE, value_BHTE = self._project(x_BTD)
+        query_BTD, value_BTD = self._project(x_BTD)
         rotations_HREF = self.rotations
         if self.training and self.config.redraw:
             rotations_HREF = torch.randn_like(rotations_HREF)
-        bucket_BHRT = self._buckets(query_BHTE, rotations_HREF)
-        # Padding goes to a bucket of its own, the last; so it takes no place before a position that exists.
-        bucket_BHRT = torch.where(absent_BT[:, None, None], self.config.buckets, bucket_BHRT)
-        with torch.autocast(x_BTD.device.type, enabled=False):
-            y_BHTE = self._attend_by_bucket(query_BHTE, value_BHTE, bucket_BHRT)
-        return self.join(y_BHTE).to(x_BTD.dtype)
+
+        def attend_by_bucket(some: slice, query_BTD: Tensor, value_BTD: Tensor) -> Tensor:
+            query_BHTE = self.split(query_BTD)
+            bucket_BHRT = self._buckets(query_BHTE, rotations_HREF[some])
+            # Padding goes to a bucket of its own, the last; so it takes no place before a position that exists.
+            bucket_BHRT = torch.where(absent_BT[:, None, None], self.config.buckets, bucket_BHRT)
+            with torch.autocast(x_BTD.device.type, enabled=False):
+                return self.join(self._attend_by_bucket(query_BHTE, self.split(value_BTD), bucket_BHRT))
+
+        return self.some_heads_at_a_time(attend_by_bucket, query_BTD, value_BTD).to(x_BTD.dtype)
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
         none_BHRF = torch.zeros(
@@ -89,7 +93,7 @@ class ReformerAttention(PatternAttention):
         return {**cache.empty("key", "value", "code"), "count": none_BHRF}
 
     def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
-        query_BH1E, value_BH1E = self._project(x_B1D)
+        query_BH1E, value_BH1E = map(self.split, self._project(x_B1D))
         bucket_BHR1 = self._buckets(query_BH1E, self.rotations)
         code_BHR1 = bucket_BHR1 * FAR + state["count"].gather(3, bucket_BHR1)  # of a bucket, numbered in their order
         state = cache.remember(state, key=_unit(query_BH1E), value=value_BH1E, code=code_BHR1.transpose(2, 3))
@@ -101,10 +105,10 @@ class ReformerAttention(PatternAttention):
         return self.out(self.join(cache.average(logits_BH1S, state)).to(x_B1D.dtype)), state
 
     def _project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """query_BHTE, not rounded by autocast, and value_BHTE of the same type."""
+        """query_BTD, not rounded by autocast, and value_BTD of the same type."""
         with torch.autocast(x_BTD.device.type, enabled=False):
-            query_BHTE = self.split(self.query_key(x_BTD.to(self.query_key.weight.dtype)))
-        return query_BHTE, self.split(self.value(x_BTD)).to(query_BHTE.dtype)
+            query_BTD: Tensor = self.query_key(x_BTD.to(self.query_key.weight.dtype))
+        return query_BTD, self.value(x_BTD).to(query_BTD.dtype)
 
     def _buckets(self, query_BHTE: Tensor, rotations_HREF: Tensor) -> Tensor:
         """bucket_BHRT of each position in each round."""

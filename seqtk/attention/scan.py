@@ -34,5 +34,6 @@ def causal_sums(query_BHTR: Tensor, key_BHTR: Tensor, value_BHTE: Tensor, *, chu
 def _in_chunks(x_BHTE: Tensor, chunk: int) -> Tensor:
     """x_BHNCE, zeros at the end."""
     batch, heads, length, width = x_BHTE.shape
-    padded = functional.pad(x_BHTE, (0, 0, 0, -length % chunk))
-    return padded.view(batch, heads, -1, chunk, width)
+    if length % chunk:  # torch would copy it even if nothing were missing
+        x_BHTE = functional.pad(x_BHTE, (0, 0, 0, -length % chunk))
+    return x_BHTE.reshape(batch, heads, -1, chunk, width)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention.by_heads import Projected, by_heads
 from seqtk.attention.precision import as_autocast, wide
 from seqtk.attention.scan import causal_sums
 from seqtk.modules.dropout import Dropout
@@ -63,14 +64,20 @@ class SimpleTron(HeadedAttention):
         pad_BS: Tensor | None = None,
         positions_BT: Tensor | None = None,
     ) -> Tensor:
-        query_BHTE = wide(self.split(self.query(x_BTD)))
-        keys_from = x_BTD if memory_BSM is None else memory_BSM
         if self.role is not Role.CAUSAL:
-            return self._output(query_BHTE, self._product(keys_from, pad_BS))
-        key_BHSE, value_BHSE = self._keys_and_values(keys_from, pad_BS)
-        y_BHTE = causal_sums(self.dropout(query_BHTE), key_BHSE, value_BHSE)
-        seen_BT = torch.ones_like(x_BTD[..., 0], dtype=key_BHSE.dtype) if pad_BS is None else (~pad_BS).to(y_BHTE)
-        return self._join_out(y_BHTE * self._factor(seen_BT.cumsum(1))[:, None, :, None])
+            keys_from = x_BTD if memory_BSM is None else memory_BSM
+            return self._output(wide(self.split(self.query(x_BTD))), self._product(keys_from, pad_BS))
+        seen_BT = torch.ones_like(x_BTD[..., 0]) if pad_BS is None else ~pad_BS
+        factor_B1T1 = self._factor(wide(seen_BT.cumsum(1, dtype=self.query.weight.dtype)))[:, None, :, None]
+
+        def sums(_: slice, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor) -> Tensor:
+            key_BHTE = self._real(wide(self.split(key_BTD)), pad_BS)
+            y_BHTE = causal_sums(self.dropout(wide(self.split(query_BTD))), key_BHTE, wide(self.split(value_BTD)))
+            return self.join(y_BHTE * factor_B1T1)
+
+        sources = (Projected(x_BTD, projection) for projection in (self.query, self.key, self.value))
+        is_random = self.training and self.config.dropout > 0
+        return self._project_out(by_heads(sums, *sources, heads=self.heads, is_random=is_random))
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
         if memory_BSM is not None:
@@ -90,10 +97,10 @@ class SimpleTron(HeadedAttention):
         return self._output(query_BH1E, scaled_BHRE), {"product": product_BHRE, "count": count_B1}
 
     def _keys_and_values(self, keys_from: Tensor, pad_BS: Tensor | None) -> tuple[Tensor, Tensor]:
-        key_BHSE = wide(self.split(self.key(keys_from)))
-        if pad_BS is not None:
-            key_BHSE = key_BHSE.masked_fill(pad_BS[:, None, :, None], 0)
-        return key_BHSE, wide(self.split(self.value(keys_from)))
+        return self._real(wide(self.split(self.key(keys_from))), pad_BS), wide(self.split(self.value(keys_from)))
+
+    def _real(self, key_BHSE: Tensor, pad_BS: Tensor | None) -> Tensor:
+        return key_BHSE if pad_BS is None else key_BHSE.masked_fill(pad_BS[:, None, :, None], 0)
 
     def _product(self, keys_from: Tensor, pad_BS: Tensor | None) -> Tensor:
         """Kᵀ V · c over all real keys, BHRE."""
@@ -114,7 +121,7 @@ class SimpleTron(HeadedAttention):
     def _output(self, query_BHTE: Tensor, product_BHRE: Tensor) -> Tensor:
         with torch.autocast(query_BHTE.device.type, enabled=False):
             y_BHTE = query_BHTE @ self.dropout(product_BHRE)
-        return self._join_out(y_BHTE)
+        return self._project_out(self.join(y_BHTE))
 
-    def _join_out(self, y_BHTE: Tensor) -> Tensor:
-        return as_autocast(self.out(self.join(y_BHTE.to(self.query.weight.dtype))))
+    def _project_out(self, y_BTD: Tensor) -> Tensor:
+        return as_autocast(self.out(y_BTD.to(self.query.weight.dtype)))

@@ -52,7 +52,8 @@ class StridedSparseAttention(NearAttention):
         projected = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
         width = self.near_heads * self.head_dim
         query_BTF, key_BTF, value_BTF = (y_BTD[..., :width] for y_BTD in projected)
-        near = self.attend_near(query_BTF, key_BTF, value_BTF, absent_BT, self.span)
+        span = self.span.within(x_BTD.shape[1])
+        near = self.attend_near(query_BTF, key_BTF, value_BTF, span, span.seen(absent_BT))
         return torch.cat([near, self._attend_columns([y_BTD[..., width:] for y_BTD in projected], absent_BT)], dim=2)
 
     def _attend_columns(self, projected: Sequence[Tensor], absent_BT: Tensor) -> Tensor:
@@ -128,10 +129,7 @@ class FixedSparseAttention(NearAttention):
         length, block, summary = x_BTD.shape[1], self.config.block, self.config.summary
         if length <= block:
             return super().mix(x_BTD, absent_BT)
-        query_BNCD, key_BNCD, value_BNCD = (
-            in_blocks(projection(x_BTD), block) for projection in (self.query, self.key, self.value)
-        )
-        blocks = query_BNCD.shape[1]
+        blocks = -(-length // block)
         own_BNCC = self.span.seen(absent_BT).expand(-1, -1, block, -1)
         real_BNC = ~in_blocks(absent_BT, block, fill=True)
         index_N = torch.arange(blocks, device=x_BTD.device)
@@ -145,8 +143,12 @@ class FixedSparseAttention(NearAttention):
             return torch.cat([y_BNCD, far_BSD[:, None].expand(-1, blocks, -1, -1)], dim=2)
 
         seen_BNCK = torch.cat([own_BNCC, far_BNCS], dim=3)
-        y_BTD = self.attend_in_blocks(query_BNCD, keys(key_BNCD), keys(value_BNCD), seen_BNCK=seen_BNCK)
-        return y_BTD[:, :length]
+
+        def attend_in_blocks(_: slice, *projected: Tensor) -> Tensor:
+            query_BNCD, key_BNCD, value_BNCD = (in_blocks(y_BTD, block) for y_BTD in projected)
+            return self.attend_in_blocks(query_BNCD, keys(key_BNCD), keys(value_BNCD), seen_BNCK=seen_BNCK)[:, :length]
+
+        return self.some_heads_at_a_time(attend_in_blocks, *self.projected(x_BTD))
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
         return dict.fromkeys(("key", "value", "far_key", "far_value"))
@@ -195,32 +197,45 @@ class BigBirdAttention(NearAttention):
     def mix(self, x_BTD: Tensor, absent_BT: Tensor) -> Tensor:
         length = x_BTD.shape[1]
         first = min(self.config.global_blocks * self.config.block, length)
-        query_BTD, key_BTD, value_BTD = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
-        y_BHGE = attend(
-            self.split(query_BTD[:, :first]),
-            self.split(key_BTD),
-            self.split(value_BTD),
-            bias=~absent_BT[:, None, None],
-            dropout=self.active_dropout,
-        )
-        if length == first:
-            return self.join(y_BHGE)
-        others_BTD = self._attend_in_blocks(query_BTD, key_BTD, value_BTD, absent_BT, first)
-        return torch.cat([self.join(y_BHGE), others_BTD[:, first:length]], dim=1)
+        random_BHNR, chosen_BHNR = self._random_blocks((~absent_BT).sum(1), -(-length // self.config.block))
+
+        def attend_to_both(some: slice, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor) -> Tensor:
+            y_BHGE = attend(
+                self.split(query_BTD[:, :first]),
+                self.split(key_BTD),
+                self.split(value_BTD),
+                bias=~absent_BT[:, None, None],
+                dropout=self.active_dropout,
+            )
+            if length == first:
+                return self.join(y_BHGE)
+            others_BTD = self._attend_in_blocks(
+                query_BTD, key_BTD, value_BTD, absent_BT, first, random_BHNR[:, some], chosen_BHNR[:, some]
+            )
+            return torch.cat([self.join(y_BHGE), others_BTD[:, first:length]], dim=1)
+
+        return self.some_heads_at_a_time(attend_to_both, *self.projected(x_BTD))
 
     def _attend_in_blocks(
-        self, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, absent_BT: Tensor, first: int
+        self,
+        query_BTD: Tensor,
+        key_BTD: Tensor,
+        value_BTD: Tensor,
+        absent_BT: Tensor,
+        first: int,
+        random_BHNR: Tensor,
+        chosen_BHNR: Tensor,
     ) -> Tensor:
         """The outputs of all positions as if none were global but the first as keys."""
         query_BNCD = in_blocks(query_BTD, self.config.block)
         batch, blocks = query_BNCD.shape[:2]
-        random_BHNR, chosen_BHNR = self._random_blocks((~absent_BT).sum(1), blocks)
+        heads = random_BHNR.shape[1]
         # Global positions are seen once: as such, and no more as part of a neighbour.
         is_global_T = torch.arange(absent_BT.shape[1], device=absent_BT.device) < first
         near_BN1K = self.span.seen(absent_BT | is_global_T)
-        near_BNHK = near_BN1K.expand(-1, -1, self.heads, -1)
-        global_BNHG = (~absent_BT[:, None, None, :first]).expand(-1, blocks, self.heads, -1)
-        real_BHNC = ~in_blocks(absent_BT, self.config.block, fill=True)[:, None].expand(-1, self.heads, -1, -1)
+        near_BNHK = near_BN1K.expand(-1, -1, heads, -1)
+        global_BNHG = (~absent_BT[:, None, None, :first]).expand(-1, blocks, heads, -1)
+        real_BHNC = ~in_blocks(absent_BT, self.config.block, fill=True)[:, None].expand(-1, heads, -1, -1)
         random_BHNRC = _gather_blocks(real_BHNC, random_BHNR) & chosen_BHNR[..., None]
         seen_BNHK = torch.cat([near_BNHK, global_BNHG, random_BHNRC.flatten(3).transpose(1, 2)], dim=3)
 
@@ -240,7 +255,7 @@ class BigBirdAttention(NearAttention):
             bias=seen_BNHK.flatten(0, 1)[:, :, None],
             dropout=self.active_dropout,
         )
-        return self.join(y_MHCE).view(batch, -1, self.dim)
+        return self.join(y_MHCE).view(batch, -1, query_BTD.shape[2])
 
     def _random_blocks(self, length_B: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
         """block_BHNR and chosen_BHNR, False where a row has too few blocks for as many."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from seqtk.attention.base import HeadedConfig, Role, State, attentions
+from seqtk.attention.by_heads import Projected
 from seqtk.attention.cache import append
 from seqtk.attention.pattern import PatternAttention, Span, check_positive, in_blocks
 from seqtk.attention.softmax import attend, causal_mask
@@ -39,21 +40,26 @@ class NearAttention(PatternAttention):
         return int(4 * dim * (dim + config.bias))
 
     def mix(self, x_BTD: Tensor, absent_BT: Tensor) -> Tensor:
-        return self.attend_near(self.query(x_BTD), self.key(x_BTD), self.value(x_BTD), absent_BT, self.span)
+        span = self.span.within(x_BTD.shape[1])
+        seen_BNCK = span.seen(absent_BT)
+
+        def attend_near(_: slice, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor) -> Tensor:
+            return self.attend_near(query_BTD, key_BTD, value_BTD, span, seen_BNCK)
+
+        return self.some_heads_at_a_time(attend_near, *self.projected(x_BTD))
+
+    def projected(self, x_BTD: Tensor) -> tuple[Projected, Projected, Projected]:
+        """What queries, keys and values are made of."""
+        return Projected(x_BTD, self.query), Projected(x_BTD, self.key), Projected(x_BTD, self.value)
 
     def attend_near(
-        self, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, absent_BT: Tensor, span: Span
+        self, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, span: Span, seen_BNCK: Tensor
     ) -> Tensor:
         """y_BTD: each query over the keys of its span. The width may be that of some of the heads."""
-        length = query_BTD.shape[1]
-        span = span.within(length)
         y_BTD = self.attend_in_blocks(
-            in_blocks(query_BTD, span.block),
-            span.keys_of(key_BTD),
-            span.keys_of(value_BTD),
-            seen_BNCK=span.seen(absent_BT),
+            in_blocks(query_BTD, span.block), span.keys_of(key_BTD), span.keys_of(value_BTD), seen_BNCK=seen_BNCK
         )
-        return y_BTD[:, :length]
+        return y_BTD[:, : query_BTD.shape[1]]
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
         count_B1 = torch.zeros(batch, 1, dtype=torch.long, device=self.out.weight.device)
@@ -174,22 +180,22 @@ class LongformerAttention(NearAttention):
         x_BGD = x_BTD[:, :globals_]
         x_BSD = x_BGD if causal else x_BTD
         seen = causal_mask(globals_, x_BTD.device) if causal else ~absent_BT[:, None, None]
-        y_BHGE = attend(
-            self.split(self.global_query(x_BGD)),
-            self.split(self.global_key(x_BSD)),
-            self.split(self.global_value(x_BSD)),
-            bias=seen,
-            dropout=self.active_dropout,
+
+        def attend_to_all(_: slice, *projected: Tensor) -> Tensor:
+            return self.join(attend(*map(self.split, projected), bias=seen, dropout=self.active_dropout))
+
+        return self.some_heads_at_a_time(
+            attend_to_all,
+            Projected(x_BGD, self.global_query),
+            Projected(x_BSD, self.global_key),
+            Projected(x_BSD, self.global_value),
         )
-        return self.join(y_BHGE)
 
     def _attend_near_and_global(self, x_BTD: Tensor, absent_BT: Tensor, globals_: int) -> Tensor:
         """The outputs of all positions as if none were global but as keys."""
         length = x_BTD.shape[1]
         span = self.span.within(length)
-        query_BNCD = in_blocks(self.query(x_BTD), span.block)
-        blocks = query_BNCD.shape[1]
-        key_BTD, value_BTD = self.key(x_BTD), self.value(x_BTD)
+        blocks = -(-length // span.block)
         # Global positions are seen once: as such, and no more as part of a window.
         is_global_T = torch.arange(length, device=x_BTD.device) < globals_
         near_BNCK = span.seen(absent_BT | is_global_T).expand(-1, -1, span.block, -1)
@@ -199,10 +205,13 @@ class LongformerAttention(NearAttention):
             global_BNGD = y_BTD[:, None, :globals_].expand(-1, blocks, -1, -1)
             return torch.cat([span.keys_of(y_BTD), global_BNGD], dim=2)
 
-        y_BTD = self.attend_in_blocks(
-            query_BNCD, keys(key_BTD), keys(value_BTD), seen_BNCK=torch.cat([near_BNCK, global_BNCG], dim=3)
-        )
-        return y_BTD[:, :length]
+        seen_BNCK = torch.cat([near_BNCK, global_BNCG], dim=3)
+
+        def attend_in_blocks(_: slice, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor) -> Tensor:
+            query_BNCD = in_blocks(query_BTD, span.block)
+            return self.attend_in_blocks(query_BNCD, keys(key_BTD), keys(value_BTD), seen_BNCK=seen_BNCK)[:, :length]
+
+        return self.some_heads_at_a_time(attend_in_blocks, *self.projected(x_BTD))
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
         empty_BHGE = self.out.weight.new_zeros(batch, self.heads, self.config.global_tokens, self.head_dim)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from seqtk.attention import Attention, Role, State
+from seqtk.attention import Attention, Role, State, by_heads
 from seqtk.errors import UserError
 from tests.laws.cases import Make, sizes
 from tests.laws.memory import largest_tensor
@@ -302,6 +302,28 @@ def what_is_called_subquadratic_makes_no_square(make: Make, device: torch.device
     if layer.subquadratic:
         growth = largest_tensor(layer, longer) / largest_tensor(layer, long)
         assert growth < (longer / long) ** 1.6
+
+
+@law(ANY)
+def long_inputs_are_computed_as_short_ones(make: Make, device: torch.device) -> None:
+    """Outputs and every gradient are the same where some heads at a time go through and are made again."""
+    found = []
+    for longest in (by_heads.LONG, 0):
+        layer = make(device).train()
+        inputs = inputs_for(layer, device)
+        leaves = [tensor.requires_grad_() for tensor in (inputs.x_BTD, inputs.memory_BSM) if tensor is not None]
+        torch.manual_seed(0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(by_heads, "LONG", longest)
+            patch.setattr(by_heads, "PIECE", {device.type: 1})
+            y_BTD = inputs.run(layer)
+            weights_BTD = torch.linspace(-1, 1, y_BTD.numel(), dtype=y_BTD.dtype, device=device).view_as(y_BTD)
+            (y_BTD * weights_BTD)[inputs.real].sum().backward()
+        found.append([y_BTD[inputs.real], *(tensor.grad for tensor in (*leaves, *layer.parameters()))])
+    for short, long in zip(*found, strict=True):
+        assert (short is None) == (long is None)
+        if short is not None:
+            close(long, short)
 
 
 @law(ANY)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqtk.attention import Attention, Role, State
+from seqtk.attention.by_heads import Projected, by_heads
 from seqtk.attention.cache import append
 from seqtk.attention.softmax import SoftmaxAttention, SoftmaxConfig, attend
 from seqtk.attention.synthesizer import SynthesizerRandom, SynthesizerRandomConfig
@@ -165,6 +166,12 @@ class StepsInAnotherPrecision(SoftmaxAttention):
         return y_B1D.to(torch.bfloat16).to(y_B1D.dtype), state
 
 
+class ReadsAWeightUnsaid(SoftmaxAttention):
+    def forward(self, x_BTD: Tensor, *rest: Any, pad_BS: Any = None, positions_BT: Any = None) -> Tensor:
+        read = by_heads(lambda _, x_BTd: x_BTd * self.key.weight.mean(), Projected(x_BTD, self.query), heads=self.heads)
+        return super().forward(x_BTD, *rest, pad_BS=pad_BS, positions_BT=positions_BT) + read
+
+
 ENCODER, CAUSAL = Role.ENCODER, Role.CAUSAL
 MUTANTS: list[tuple[type[Attention], Role, str]] = [
     (IgnoresPadding, ENCODER, "content_of_padding_never_leaks"),
@@ -188,6 +195,7 @@ MUTANTS: list[tuple[type[Attention], Role, str]] = [
     (MiscountsItself, ENCODER, "parameter_count_is_the_formula"),
     (BelittlesItsCost, CAUSAL, "what_is_called_subquadratic_makes_no_square"),
     (CutsOffWhatIsTooLong, ENCODER, "too_long_is_refused_by_name"),
+    (ReadsAWeightUnsaid, ENCODER, "long_inputs_are_computed_as_short_ones"),
     (ReportsATensor, ENCODER, "what_it_reports_is_plain"),
     (DropsOutWhenEvaluated, ENCODER, "dropout_acts_in_training_only"),
     (NeverDropsOut, ENCODER, "dropout_acts_in_training_only"),

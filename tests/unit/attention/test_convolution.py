@@ -44,7 +44,7 @@ def unfolded(layer: Convolution, x_BTD: Tensor) -> Tensor:
     taps = layer.config.kernel_size
     v_BTD = layer.values(x_BTD)
     if isinstance(layer, DynamicConv):
-        kernels_BTHK = layer.kernels(v_BTD)
+        kernels_BTHK = layer.taps(layer.kernel(v_BTD))
     else:
         kernels_BTHK = torch.as_tensor(layer.kernel).softmax(-1).expand(*v_BTD.shape[:2], -1, -1)
     padded = functional.pad(v_BTD, (0, 0, layer.before, taps - 1 - layer.before))
