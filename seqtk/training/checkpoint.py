@@ -137,7 +137,7 @@ class Checkpoints:
         pointer = self.directory / "latest"
         if not pointer.is_file():
             return None
-        folder = self.directory / pointer.read_text().strip()
+        folder = self.directory / pointer.read_text(errors="replace").strip()
         if not (folder / "state.json").is_file():
             raise UserError(
                 f"{pointer} names {folder.name}, which is not a checkpoint.",
@@ -148,7 +148,10 @@ class Checkpoints:
 
     def restore(self, folder: Path, model: nn.Module, optimizer: Optimizer, task: Task) -> TrainState:
         """Put weights and optimizer back as they were and return the rest. Refuses a run that was another one."""
-        export = read_export(folder)
+        with self._damage_told(folder):
+            export = read_export(folder)
+            tensors, _ = load_tensors(folder / "optimizer.safetensors")
+            state = _read_state(folder / "state.json")
         self._check_same_run(schema.to_dict(config_of(export, source=str(folder))), folder)
         if export.assets != task.assets():
             raise UserError(
@@ -156,18 +159,28 @@ class Checkpoints:
                 "Give the same corpus to go on, or another save_dir to start anew.",
             )
         set_tensors(model, export.tensors, source=str(folder))
-        tensors, _ = load_tensors(folder / "optimizer.safetensors")
         _set_optimizer_tensors(model, optimizer, tensors, source=str(folder))
-        try:
-            state = json.loads((folder / "state.json").read_text())
-            return TrainState(**{**state, "position": Position(**state["position"])})
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{folder / 'state.json'} is not a checkpoint's state: {error}.") from error
+        return state
 
     def carried(self, folder: Path) -> State:
         """What the rows of a checkpoint's update hand on, or None."""
         path = folder / "carried.safetensors"
-        return _load_tree(path) if path.is_file() else None
+        with self._damage_told(folder):
+            return _load_tree(path) if path.is_file() else None
+
+    @contextmanager
+    def _damage_told(self, folder: Path) -> Iterator[None]:
+        """To what is said of a checkpoint that cannot be read, adds which others there are."""
+        try:
+            yield
+        except UserError as error:
+            others = [path.name for path in self.folders() if path != folder]
+            raise UserError(
+                *str(error).splitlines()[:2],
+                f"Write {others[-1]} into {self.directory / 'latest'} to go on from that."
+                if others
+                else "There is no other checkpoint: set another save_dir to start anew.",
+            ) from error
 
     def _check_same_run(self, then: dict[str, Any], folder: Path) -> None:
         now = schema.to_dict(self.config)
@@ -184,6 +197,14 @@ class Checkpoints:
                 *([f"Also other: {', '.join(also)}."] if also else []),
                 f"Give the same {'settings' if also else first} to go on, or another save_dir to start anew.",
             )
+
+
+def _read_state(path: Path) -> TrainState:
+    try:
+        state = json.loads(path.read_text())
+        return TrainState(**{**state, "position": Position(**state["position"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is not a checkpoint's state: {error}.") from error
 
 
 def _differences(then: Any, now: Any, key: str) -> Iterator[tuple[str, Any, Any]]:

@@ -123,7 +123,7 @@ def model_file(path: Path) -> Path:
         return path
     candidates = [path / "model.safetensors", path / "best.safetensors"]
     if (path / "latest").is_file():
-        candidates.append(path / (path / "latest").read_text().strip() / "model.safetensors")
+        candidates.append(path / (path / "latest").read_text(errors="replace").strip() / "model.safetensors")
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
         what = "holds no model" if path.is_dir() else "is not there"

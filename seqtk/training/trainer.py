@@ -261,11 +261,12 @@ class Trainer:
             for name, parameter in self.model.named_parameters()
             if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
         ] or ["the sum of its squares"]
+        saved = f"The last checkpoint is of update {self._saved_at}" if self._saved_at else "There is no checkpoint yet"
         examples = [str(index) for batch in micro_batches for index in batch.ids_B.tolist()]
         return UserError(
             f"The gradient of update {self.state.update + 1} is not finite, first in {names[0]}.",
             f"Its training examples: {', '.join(examples[:20])}{', …' if len(examples) > 20 else ''}.",
-            f"The last checkpoint is of update {self._saved_at}; lower optimizer.lr or set clip_norm.",
+            f"{saved}; lower optimizer.lr or set clip_norm.",
         )
 
     @contextmanager

@@ -212,6 +212,21 @@ def test_only_what_differs_is_told(
     assert max(map(len, said)) < 250
 
 
+@pytest.mark.parametrize("damaged", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_answered_with_another(tiny_corpus: Path, tmp_path: Path, damaged: str) -> None:
+    trainer(tiny_corpus, tmp_path, max_updates=2, checkpoint__every=1).fit()
+    path = tmp_path / "update_00000002" / damaged
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(UserError, match=rf"{damaged} is not(.|\n)*Write update_00000001 into .*latest") as raised:
+        trainer(tiny_corpus, tmp_path)
+    assert str(raised.value).count("\n") < 3
+    (tmp_path / "latest").write_text("update_00000001")
+    assert trainer(tiny_corpus, tmp_path).state.update == 1
+    (tmp_path / "latest").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="There are: update_00000001, update_00000002"):
+        trainer(tiny_corpus, tmp_path)
+
+
 def test_another_metric_starts_with_no_best(tiny_corpus: Path, tmp_path: Path) -> None:
     first = trainer(tiny_corpus, tmp_path, max_updates=4, validation__metric="nll")
     first.fit()
