@@ -1,11 +1,12 @@
-"""The one exception for what a user can mend, the search for the name that was meant, and the wording of counts.
+"""What a user is told: the one exception for what can be mended, the name that was meant, the wording of counts.
 
 Everything else that is raised is a bug of ours and keeps its traceback.
 """
 
 import difflib
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -14,6 +15,17 @@ class UserError(Exception):
 
     def __init__(self, *lines: str) -> None:
         super().__init__("\n".join(lines))
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """A refusal of the system that names no path, as that of a full disk, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

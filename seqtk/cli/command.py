@@ -1,6 +1,7 @@
 """The frame of every command: key=value arguments → a typed config → a function; and how errors reach the user."""
 
 import contextlib
+import errno
 import functools
 import os
 import sys
@@ -173,6 +174,11 @@ def reporting_errors(program: str) -> Iterator[None]:
     except OSError as error:
         # A path that leads nowhere, or to a file in place of a folder, is for the user to mend; a full disk is not.
         mendable = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError)
-        said = f"{error.filename}: {error.strerror}" if mendable and error.filename else str(error)
+        said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
         print(f"{program}: {said}", file=sys.stderr)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            indent = " " * (len(program) + 2)
+            print(
+                f"{indent}What was whole is still there. Make room, then run the same command again.", file=sys.stderr
+            )
         sys.exit(USAGE_ERROR if mendable else 1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from seqtk.cli.command import command
 from seqtk.cli.loading import LoadConfig, check_dictionary, check_ensemble, check_loading, load_models
-from seqtk.errors import UserError
+from seqtk.errors import UserError, naming
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -127,7 +127,7 @@ def _corpus(config: EvalConfig, task: "LanguageModelingTask") -> "Iterator[tuple
     with tempfile.TemporaryDirectory(prefix="seqtk-eval-lm-") as folder:
         if config.input == "-":
             path = Path(folder) / "standard-input"
-            with open(path, "wb") as file:
+            with naming(path), open(path, "wb") as file:
                 shutil.copyfileobj(sys.stdin.buffer, file)
         else:
             path = find_text(config.input, None)

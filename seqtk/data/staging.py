@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from seqtk.errors import UserError
+from seqtk.errors import UserError, naming
 
 _DICTIONARIES = ("dict.txt", "dict.*.txt")
 _OTHERS = (
@@ -60,7 +60,8 @@ def staged(destination: Path) -> Iterator[Path]:
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        yield staging
+        with naming(destination):
+            yield staging
         for old in _files_of_databin(destination):
             old.unlink()
         for new in sorted(staging.iterdir(), key=lambda path: (path.name.startswith("dict."), path.name)):

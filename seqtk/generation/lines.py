@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from seqtk.errors import UserError, near_path
+from seqtk.errors import UserError, naming, near_path
 
 
 def read_lines(path: str) -> Iterator[str]:
@@ -49,7 +49,7 @@ def text_output(path: str) -> Iterator[TextIO]:
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from None
     try:
-        with file:
+        with naming(path), file:
             yield file
         os.replace(temporary, path)
     finally:

@@ -24,7 +24,7 @@ from seqtk import schema
 from seqtk.attention import State
 from seqtk.data.loader import Position
 from seqtk.data.staging import check_writable
-from seqtk.errors import UserError
+from seqtk.errors import UserError, naming
 from seqtk.tasks import Task
 from seqtk.training.config import TrainConfig
 from seqtk.training.export import (
@@ -82,7 +82,8 @@ class Checkpoints:
             save_tensors(temporary / "optimizer.safetensors", _optimizer_tensors(model, optimizer))
             if carried is not None:
                 _save_tree(temporary / "carried.safetensors", carried)
-            (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1))
+            with naming(temporary / "state.json"):
+                (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1))
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
         finally:

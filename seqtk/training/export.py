@@ -3,8 +3,10 @@
 Weights only, complete, and inert: reading it runs nothing, and it needs neither the corpus nor the recipe.
 """
 
+import errno
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +83,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary, header)
         os.replace(temporary, path)
     except SafetensorError as error:
-        raise OSError(f"cannot write {path}: {error}") from error
+        number = re.search(r"os error (\d+)", str(error))
+        reason = os.strerror(int(number[1])) if number else str(error)
+        raise OSError(int(number[1]) if number else errno.EIO, reason, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -178,8 +178,12 @@ def test_options_are_answered_with_our_keys(
     assert answer in error
 
 
-def test_a_refusal_of_the_system_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert failure(capsys, "name=full") == (1, "seqtk-toy: [Errno 28] No space left on device: 'model.pt'\n")
+def test_a_full_disk_names_the_file_and_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert failure(capsys, "name=full") == (
+        1,
+        "seqtk-toy: model.pt: No space left on device\n"
+        "           What was whole is still there. Make room, then run the same command again.\n",
+    )
 
 
 def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
