@@ -122,7 +122,10 @@ class DataBin:
                 return None
             return TextCount(**record["text"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is not the record of a preprocessing: {error!r}.") from None
+            raise UserError(
+                f"{path} is not the record of a preprocessing: {error!r}.",
+                "Make the data-bin anew, or remove that file: then there are no figures per word, byte and character.",
+            ) from None
 
     def _find(self, split: str, lang: str | None) -> str | None:
         pair = [self.source_lang or NO_LANGUAGE, self.target_lang or NO_LANGUAGE]

@@ -41,6 +41,8 @@ class LanguageModelingTask(Task):
             data = self.open()
             self.vocabulary = data.vocabulary(data.source_lang)
             self.tokenizer = data.tokenizer(data.source_lang)
+            for number in range(1, len(self._directories())):  # not only when their epoch comes
+                self._check_shard(self._shard(number))
         else:
             self.vocabulary = Vocabulary.from_text(assets["text.dict"])
             self.tokenizer = tokenizer_from(assets, "text")
@@ -66,11 +68,6 @@ class LanguageModelingTask(Task):
     def training_set(self, epoch: int) -> TokenBlocks:
         number = (epoch - 1) % max(1, len(self._directories()))
         data = self._shard(number) if number else self.open()
-        if number and data.vocabulary(data.source_lang) != self.vocabulary:
-            raise UserError(
-                f"The shards {self.open().directory} and {data.directory} have different dictionaries.",
-                "Preprocess every shard but the first with source_dict= (or sentencepiece=) of the first.",
-            )
         return self._blocks(data, "train")
 
     def collate(self, examples: Sequence[Any]) -> Batch:
@@ -98,6 +95,14 @@ class LanguageModelingTask(Task):
     def _shard(self, number: int) -> DataBin:
         directories = self._directories()
         return _one_sided(open_data(self.config, directories[number] if directories else None))
+
+    def _check_shard(self, data: DataBin) -> None:
+        if data.vocabulary(data.source_lang) != self.vocabulary:
+            raise UserError(
+                f"The shards {self.open().directory} and {data.directory} have different dictionaries.",
+                "Preprocess every shard but the first with source_dict= (or sentencepiece=) of the first.",
+            )
+        data.split("train", data.source_lang)
 
     def _blocks(self, data: DataBin, split: str) -> TokenBlocks:
         return TokenBlocks(

@@ -143,7 +143,10 @@ def load_model(path: str | os.PathLike[str], *, device: torch.device | str = "cp
     """The model at `path`, in evaluation mode on `device`, with its task, built from the file alone."""
     export = read_export(path)
     config = config_of(export, source=str(path))
-    task = tasks.build(config.task, assets=export.assets)
+    try:
+        task = tasks.build(config.task, assets=export.assets)
+    except KeyError as error:
+        raise UserError(f"{path} lacks {error}, without which its task cannot work: it is not whole.") from error
     model = task.model(config.model)
     set_tensors(model, export.tensors, source=str(path))
     return LoadedModel(model=model.to(device).eval(), task=task, config=config, info=export.info)

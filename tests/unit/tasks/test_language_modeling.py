@@ -118,9 +118,9 @@ def test_shards_take_turns(corpus: Path, tmp_path: Path) -> None:
         assert task.text([id_ for index in range(len(blocks)) for id_ in blocks[index][1][1:]]) == text
     other = make(corpus, "words", tokens="words", train=f"{corpus}/part0")
     with pytest.raises(UserError, match="different dictionaries"):
-        LanguageModelingTask(LanguageModelingConfig(data=f"{corpus}/bin0,{other}")).training_set(2)
+        LanguageModelingTask(LanguageModelingConfig(data=f"{corpus}/bin0,{other}"))
     with pytest.raises(UserError, match="no data-bin directory"):
-        LanguageModelingTask(LanguageModelingConfig(data=f"{corpus}/bin0,{corpus}/bin7")).training_set(2)
+        LanguageModelingTask(LanguageModelingConfig(data=f"{corpus}/bin0,{corpus}/bin7"))
 
 
 @pytest.mark.parametrize("decode", [False, True])

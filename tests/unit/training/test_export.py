@@ -85,6 +85,14 @@ def test_the_average_is_the_mean_of_the_weights(run_dir: Path) -> None:
     assert mean.info["averaged"] == [int(path[-8:]) for path in folders]
 
 
+def test_a_file_without_its_vocabulary_is_not_whole(run_dir: Path, tmp_path: Path) -> None:
+    export = read_export(run_dir)
+    export.assets.clear()
+    write_export(tmp_path / "model.safetensors", export)
+    with pytest.raises(UserError, match=r"lacks 'source\..*it is not whole"):
+        load_model(tmp_path / "model.safetensors")
+
+
 def test_a_file_appears_whole_or_not_at_all(run_dir: Path, tmp_path: Path) -> None:
     export = read_export(run_dir)
     target = tmp_path / "full" / "model.safetensors"
