@@ -41,6 +41,8 @@ def prepare(corpus: Corpus, config: PrepareConfig, *, reporter: Reporter, patien
     """Make the data-bin of `corpus`. Raises UserError for what cannot be found, fetched, unpacked or used."""
     destination = Path(config.destdir or f"data-bin/{corpus.databin}")
     refuse_overwriting(destination, overwrite=config.overwrite)
+    if config.workers < 0:
+        raise UserError(f"workers={config.workers} cannot be negative; 0 is one for each core.")
     sources = [path for path in (config.source or "").split(",") if path]
     if sources and config.mirror:
         raise UserError(

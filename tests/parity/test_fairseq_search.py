@@ -49,7 +49,7 @@ MODELS = {
     "lightconv_dynamic": "joined",
 }
 OPTIONS = {
-    "beam": "beam",
+    "beam": "width",
     "nbest": "nbest",
     "lenpen": "length_penalty",
     "unkpen": "unk_penalty",

@@ -42,6 +42,7 @@ def test_ls_names_every_corpus_and_its_data_bin(capsys: pytest.CaptureFixture[st
         (["ls", "ptb"], "one corpus at a time"),
         (["workers=2", "enwik9"], "Did you mean 'enwik8'?"),
         (["ptb", "destdir=/proc/x"], "destdir=/proc/x cannot be written"),
+        (["ptb", "workers=-1", "source=."], "workers=-1 cannot be negative"),
         (["ptb", "downloads=/proc/x"], "Nothing can be made in /proc: "),
     ],
 )
