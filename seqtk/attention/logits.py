@@ -7,37 +7,35 @@ B batch, T query length, S key length, D width of the layer, H heads, E = D / H,
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from seqtk.attention.averages import Factors
 from seqtk.errors import UserError
 
 
 class Logits(nn.Module):
     """A source of logits; `config` holds heads, bias, max_length and, where it matters, rank."""
 
-    def forward(self, x_BTD: Tensor, *, rows: slice | Tensor, columns: int) -> Tensor:
-        """The logits, BHTS or 1HTS (the same for the whole batch), of queries x for the keys at 0 … `columns` - 1.
+    def factors(self, x_BTD: Tensor, *, rows: slice, columns: int) -> Factors:
+        """What makes the logits of queries x, at the positions `rows`, for the keys at 0 … `columns` - 1.
 
-        `rows` are the queries' own positions: a slice where they are the same in the whole batch, else rows_BT.
+        They are linear in the first of the tensors by query.
         """
         raise NotImplementedError
+
+    def forward(self, x_BTD: Tensor, *, rows: slice, columns: int) -> Tensor:
+        """The logits, BHTS or 1HTS (the same for the whole batch)."""
+        return self.factors(x_BTD, rows=rows, columns=columns).logits(columns)
 
     @staticmethod
     def parameter_count(config: Any, dim: int) -> int:
         """The number of trained parameters, by the formula."""
         raise NotImplementedError
-
-    def at(self, x_BTD: Tensor, positions_BT: Tensor | None) -> Tensor:
-        """The logits among all positions of `x_BTD`, BHTS or 1HTS with S = T; `positions_BT` None is 0, 1, 2, …"""
-        length = x_BTD.shape[1]
-        if positions_BT is None:
-            return self(x_BTD, rows=slice(0, length), columns=length)  # type: ignore[no-any-return]
-        positions_BT = positions_BT.clamp(0, length - 1)  # of padding they may be anything
-        logits_BHTS = self(x_BTD, rows=positions_BT, columns=length)
-        return logits_BHTS.gather(-1, positions_BT[:, None, None, :].expand_as(logits_BHTS))  # type: ignore[no-any-return]
 
 
 class DenseLogits(Logits):
@@ -54,9 +52,9 @@ class DenseLogits(Logits):
         self.hidden = _hidden(config, dim)
         self.logits = _HeadLinear(config, dim, config.max_length)
 
-    def forward(self, x_BTD: Tensor, *, rows: slice | Tensor, columns: int) -> Tensor:
-        hidden_BTHE = self.hidden(x_BTD).relu().unflatten(-1, (self.heads, -1))
-        return self.logits(hidden_BTHE, columns=columns)  # type: ignore[no-any-return]
+    def factors(self, x_BTD: Tensor, *, rows: slice, columns: int) -> Factors:
+        hidden_BHTE = self.hidden(x_BTD).relu().unflatten(-1, (self.heads, -1)).transpose(1, 2).contiguous()
+        return self.logits.factors(hidden_BHTE, columns=columns)
 
     @staticmethod
     def parameter_count(config: Any, dim: int) -> int:
@@ -77,11 +75,10 @@ class FactorizedDenseLogits(Logits):
         self.coarse = _HeadLinear(config, dim, a)
         self.fine = _HeadLinear(config, dim, b)
 
-    def forward(self, x_BTD: Tensor, *, rows: slice | Tensor, columns: int) -> Tensor:
-        hidden_BTHE = self.hidden(x_BTD).relu().unflatten(-1, (self.heads, -1))
-        coarse_BHTa = self.coarse(hidden_BTHE, columns=-(-columns // self.fine.outputs))
-        product_BHTab = coarse_BHTa[..., :, None] * self.fine(hidden_BTHE)[..., None, :]
-        return product_BHTab.flatten(-2)[..., :columns]  # type: ignore[no-any-return]
+    def factors(self, x_BTD: Tensor, *, rows: slice, columns: int) -> Factors:
+        hidden_BHTE = self.hidden(x_BTD).relu().unflatten(-1, (self.heads, -1)).transpose(1, 2).contiguous()
+        coarse_BHTa = self.coarse(hidden_BHTE, columns=-(-columns // self.fine.outputs))
+        return Factors(_outer, (coarse_BHTa, self.fine(hidden_BHTE)))
 
     @staticmethod
     def parameter_count(config: Any, dim: int) -> int:
@@ -100,8 +97,8 @@ class RandomLogits(Logits):
         size = config.max_length
         self.matrix = nn.Parameter(torch.randn(config.heads, size, size) / math.sqrt(size))
 
-    def forward(self, x_BTD: Tensor, *, rows: slice | Tensor, columns: int) -> Tensor:
-        return _rows(self.matrix[..., :columns], rows)
+    def factors(self, x_BTD: Tensor, *, rows: slice, columns: int) -> Factors:
+        return Factors(looked_up, (_rows(self.matrix, rows),))
 
     @staticmethod
     def parameter_count(config: Any, dim: int) -> int:
@@ -117,8 +114,8 @@ class FixedRandomLogits(Logits):
         super().__init__()
         self.register_buffer("matrix", torch.randn(config.heads, config.max_length, config.max_length))
 
-    def forward(self, x_BTD: Tensor, *, rows: slice | Tensor, columns: int) -> Tensor:
-        return _rows(self.matrix[..., :columns], rows)
+    def factors(self, x_BTD: Tensor, *, rows: slice, columns: int) -> Factors:
+        return Factors(looked_up, (_rows(self.matrix, rows),))
 
     @staticmethod
     def parameter_count(config: Any, dim: int) -> int:
@@ -135,8 +132,8 @@ class FactorizedRandomLogits(Logits):
         self.query = nn.Parameter(torch.randn(shape) * deviation)
         self.key = nn.Parameter(torch.randn(shape) * deviation)
 
-    def forward(self, x_BTD: Tensor, *, rows: slice | Tensor, columns: int) -> Tensor:
-        return _rows(self.query, rows) @ self.key[:, :columns].transpose(1, 2)
+    def factors(self, x_BTD: Tensor, *, rows: slice, columns: int) -> Factors:
+        return Factors(product, (_rows(self.query, rows),), (_rows(self.key, slice(0, columns)).transpose(2, 3),))
 
     @staticmethod
     def parameter_count(config: Any, dim: int) -> int:
@@ -170,16 +167,39 @@ class _HeadLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.heads, head_dim, outputs).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.zeros(config.heads, 1, outputs)) if config.bias else None
 
-    def forward(self, x_BTHE: Tensor, *, columns: int | None = None) -> Tensor:
-        y_BHTS = torch.einsum("bthe,hes->bhts", x_BTHE, self.weight[..., :columns])
-        return y_BHTS if self.bias is None else y_BHTS + self.bias[..., :columns]
+    def factors(self, x_BHTE: Tensor, *, columns: int) -> Factors:
+        """What makes the first `columns` outputs; the bias is the weight of a 1 at the end of x."""
+        if self.bias is None:
+            return Factors(product, (x_BHTE,), (self.weight[None, ..., :columns],))
+        weight_HFS = torch.cat([self.weight[..., :columns], self.bias[..., :columns]], 1)
+        return Factors(product, (functional.pad(x_BHTE, (0, 1), value=1.0),), (weight_HFS[None],))
+
+    def forward(self, x_BHTE: Tensor, *, columns: int | None = None) -> Tensor:
+        columns = self.outputs if columns is None else columns
+        return self.factors(x_BHTE, columns=columns).logits(columns)
 
 
-def _rows(matrix_HLS: Tensor, rows: slice | Tensor) -> Tensor:
-    """The given rows of one matrix per head: 1HTS, or BHTS where each of the batch has its own."""
-    if isinstance(rows, slice):
-        return matrix_HLS[None, :, rows]
-    return matrix_HLS[:, rows].transpose(0, 1)
+def product(by_query: Sequence[Tensor], by_key: Sequence[Tensor], columns: int) -> Tensor:
+    """Logits that are a matrix product."""
+    return by_query[0] @ by_key[0]
+
+
+def _outer(by_query: Sequence[Tensor], by_key: Sequence[Tensor], columns: int) -> Tensor:
+    coarse_BHTa, fine_BHTb = by_query
+    coarse_BHTa = coarse_BHTa[..., : -(-columns // fine_BHTb.shape[-1])]
+    return (coarse_BHTa[..., :, None] * fine_BHTb[..., None, :]).flatten(-2)[..., :columns]
+
+
+def looked_up(by_query: Sequence[Tensor], by_key: Sequence[Tensor], columns: int) -> Tensor:
+    """Logits that are there."""
+    return by_query[0][..., :columns]
+
+
+def _rows(matrix_HLX: Tensor, rows: slice) -> Tensor:
+    """The given rows of one matrix per head: 1HTX."""
+    if rows.stop - rows.start == matrix_HLX.shape[1]:
+        return matrix_HLX[None]  # a slice's gradient would be copied
+    return matrix_HLX[None, :, rows]
 
 
 SOURCES: dict[str, type[Logits]] = {

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.attention import cache
+from seqtk.attention.averages import Factors, added_up, seen_of
 from seqtk.attention.base import Role, State, attentions
-from seqtk.attention.logits import SOURCES, Logits
-from seqtk.attention.precision import wide
+from seqtk.attention.logits import SOURCES, product
 from seqtk.attention.softmax import attend, attend_last
-from seqtk.attention.synthesizer import SynthesizedAttention, SynthesizerConfig, keeping_fine, weigh
+from seqtk.attention.synthesizer import SynthesizedAttention, SynthesizerConfig, keeping_fine
 from seqtk.errors import UserError
 
 Part = Literal["dot", "dense", "random", "fixed_random", "factorized_dense", "factorized_random"]
@@ -86,21 +86,26 @@ class SynthesizerMixture(SynthesizedAttention):
             return {part: values[0] for part, values in by_part.items()}
         return {f"{part}.{head}": value for part, values in by_part.items() for head, value in enumerate(values)}
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        memory_BSM: Tensor | None = None,
-        *,
-        pad_BS: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-    ) -> Tensor:
-        self.check_length(x_BTD.shape[1])
+    def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
+        """On a GPU the fused kernel compares the tokens; the other logits are its bias."""
+        if not self.has_dot or x_BTD.device.type == "cpu":
+            return super().mix(x_BTD, pad_BT)
+        length, weights = x_BTD.shape[1], self.weights()
+        bias_BHTS = added_up(self._synthetic(x_BTD, weights, slice(0, length), length)).logits(length)
+        seen = seen_of(pad_BT, causal=self.role is Role.CAUSAL, length=length, device=x_BTD.device)
+        if seen is not None:
+            bias_BHTS = torch.where(seen, bias_BHTS, -math.inf)
+        query, key, value = (self.split(projection(x_BTD)) for projection in (self.query, self.key, self.value))
+        return attend(query * weights["dot"], key, value, bias=bias_BHTS, dropout=self.active_dropout)
+
+    def factors(self, x_BTD: Tensor, *, rows: slice, columns: int) -> Factors:
         weights = self.weights()
-        logits_BHTS = _add_up([weights[part] * source.at(x_BTD, positions_BT) for part, source in self._synthetic()])
-        y_BHTE = self._attend(
-            x_BTD, logits_BHTS, self._keys(x_BTD), self.split(self.value(x_BTD)), weights, self.seen(x_BTD, pad_BS)
-        )
-        return self.out(self.join(y_BHTE))  # type: ignore[no-any-return]
+        terms = self._synthetic(x_BTD, weights, rows, columns)
+        if self.has_dot:
+            query_BHTE = self.split(self.query(x_BTD)).contiguous() / math.sqrt(self.head_dim)
+            key_BHES = self.split(self.key(x_BTD)).transpose(2, 3).contiguous()
+            terms.append(Factors(product, (query_BHTE,), (key_BHES,)).scaled(weights["dot"]))
+        return added_up(terms)
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
         return cache.empty(*(["key"] if self.has_dot else []), "value")
@@ -110,11 +115,8 @@ class SynthesizerMixture(SynthesizedAttention):
         state = cache.remember(state, **{name: self.split(getattr(self, name)(x_B1D)) for name in names})
         length = cache.length(state, "value")
         self.check_length(length)
-        weights = self.weights()
-        rows = slice(length - 1, length)
-        logits_BH1S = _add_up(
-            [weights[part] * source(x_B1D, rows=rows, columns=length) for part, source in self._synthetic()]
-        )
+        weights, rows = self.weights(), slice(length - 1, length)
+        logits_BH1S = added_up(self._synthetic(x_B1D, weights, rows, length)).logits(length)
         if self.has_dot:
             query_BH1E = self.split(self.query(x_B1D)) * weights["dot"]
             y_BH1E = attend_last(query_BH1E, state, bias=logits_BH1S)
@@ -122,41 +124,12 @@ class SynthesizerMixture(SynthesizedAttention):
             y_BH1E = cache.average(logits_BH1S, state)
         return self.out(self.join(y_BH1E)), state
 
-    def _synthetic(self) -> list[tuple[str, Logits]]:
-        return list(self.sources.items())  # type: ignore[arg-type]
-
-    def _keys(self, x_BTD: Tensor) -> Tensor | None:
-        return self.split(self.key(x_BTD)) if self.has_dot else None
-
-    def _attend(
-        self,
-        x_BTD: Tensor,
-        logits_BHTS: Tensor,
-        key_BHSE: Tensor | None,
-        value_BHSE: Tensor,
-        weights: dict[str, Tensor | float],
-        seen: Tensor | None,
-    ) -> Tensor:
-        """The mixture's values, with the synthetic logits as the bias of the dot-product kernel if `dot` is a part."""
-        if key_BHSE is None:
-            return weigh(logits_BHTS, value_BHSE, seen=seen, dropout=self.active_dropout)
-        query_BHTE = self.split(self.query(x_BTD)) * weights["dot"]
-        if logits_BHTS.requires_grad and logits_BHTS.device.type == "cpu":
-            # Where the fused kernel has no gradient for a bias, torch's unfused one makes more passes than needed.
-            with torch.autocast("cpu", enabled=False):
-                dot_BHTS = wide(query_BHTE) / math.sqrt(self.head_dim) @ wide(key_BHSE).transpose(-1, -2)
-                logits_BHTS = dot_BHTS.add_(logits_BHTS)
-            return weigh(logits_BHTS, value_BHSE, seen=seen, dropout=self.active_dropout)
-        bias_BHTS = logits_BHTS if seen is None else torch.where(seen, logits_BHTS, -math.inf)
-        return attend(query_BHTE, key_BHSE, value_BHSE, bias=bias_BHTS, dropout=self.active_dropout)
-
-
-def _add_up(terms: list[Tensor]) -> Tensor:
-    """The sum of the terms, in the memory of the largest, which nobody else reads: they may be T × T for each row."""
-    total, *others = sorted(terms, key=Tensor.numel, reverse=True)
-    for term in others:
-        total = total.add_(term)
-    return total
+    def _synthetic(self, x_BTD: Tensor, weights: dict[str, Tensor | float], rows: slice, columns: int) -> list[Factors]:
+        """The weighed factors of each part but `dot`."""
+        return [
+            source.factors(x_BTD, rows=rows, columns=columns).scaled(weights[part])  # type: ignore[operator]
+            for part, source in self.sources.items()
+        ]
 
 
 def _scalars(config: Any) -> tuple[int, int]:

@@ -33,9 +33,9 @@ def check_rate(rate: float) -> None:
         raise UserError(f"A dropout of {rate} is not possible: it is a probability, and less than 1.")
 
 
-def keep_mask(x: Tensor, rate: float) -> Tensor:
+def keep_mask(x: Tensor, rate: float, *, generator: torch.Generator | None = None) -> Tensor:
     """A tensor like `x` that is 0 with probability `rate`, else 1 / (1 - rate)."""
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None, generator=generator)
     bits = words.view(torch.int16)[: x.numel()].view(x.shape)
     dropped = min(round(rate * 2**16), 2**16 - 1)
     return (bits >= dropped - 2**15).to(x.dtype).mul_(2**16 / (2**16 - dropped))

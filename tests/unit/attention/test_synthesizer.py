@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from seqtk.attention import Attention, AttentionConfig, Role, attentions
-from seqtk.attention.logits import factors
+from seqtk.attention.averages import BLOCK, SHORT, Factors, seen_of, weigh, weigh_at_once
+from seqtk.attention.logits import factors, looked_up, product
 from seqtk.attention.mixture import SynthesizerMixtureConfig
 from seqtk.attention.softmax import SoftmaxAttention, SoftmaxConfig
 from seqtk.attention.synthesizer import (
@@ -19,10 +20,10 @@ from seqtk.attention.synthesizer import (
     SynthesizerFactorizedRandomConfig,
     SynthesizerFixedRandomConfig,
     SynthesizerRandomConfig,
-    weigh,
 )
 from seqtk.errors import UserError
 from seqtk.schema import from_dict, to_dict
+from tests.laws.memory import largest_tensor
 
 DIM = 8
 
@@ -155,16 +156,92 @@ def test_mixture_of_an_unknown_part_names_the_nearest() -> None:
         from_dict(SynthesizerMixtureConfig, {"parts": ["randm", "dot"]})
 
 
+MIXTURES: list[dict[str, Any]] = [
+    {"parts": ["dot", "random"], "mix": "sigmoid"},
+    {"parts": ["dense", "random"], "mix": "sum"},
+    {"parts": ["factorized_random", "fixed_random"]},
+    {"parts": ["factorized_dense", "factorized_random"]},
+    {"parts": ["dot", "dense", "random", "factorized_dense", "factorized_random", "fixed_random"], "per_head": True},
+]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("mixture", MIXTURES, ids=lambda mixture: "-".join(map(str, mixture.values())))
+def test_blocks_of_queries_equal_all_at_once(mixture: dict[str, Any], batch: int, causal: bool, padded: bool) -> None:
+    """Outputs and gradients, where there are several blocks."""
+    length = SHORT + 6
+    config = from_dict(SynthesizerMixtureConfig, {"heads": 2, "max_length": length + 1, **mixture})
+    layer = build(config).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.6)
+    x_BTD = torch.randn(batch, length, DIM, dtype=torch.float64)
+    value_BHSE = torch.randn(batch, 2, length, 3, dtype=torch.float64, requires_grad=True)
+    pad_BS = torch.arange(length) >= torch.tensor([length - 9, length, 0])[:batch, None] if padded else None
+    seen = seen_of(pad_BS, causal=causal, length=length, device=value_BHSE.device)
+
+    def run(in_blocks: bool) -> list[torch.Tensor | None]:
+        factors = layer.factors(x_BTD, rows=slice(0, length), columns=length)  # type: ignore[operator]
+        if in_blocks:
+            y_BHTE = weigh(factors, value_BHSE, pad_BS=pad_BS, causal=causal, block=1)
+        else:
+            y_BHTE = weigh_at_once(factors.logits(length), value_BHSE, seen=seen)
+        inputs = [value_BHSE, *layer.parameters()]
+        return [y_BHTE, *torch.autograd.grad(y_BHTE.square().sum(), inputs, allow_unused=True)]
+
+    for blocks, whole in zip(run(True), run(False), strict=True):
+        if blocks is None:
+            assert whole is None
+        else:
+            torch.testing.assert_close(blocks, whole, atol=1e-9, rtol=1e-9)
+
+
+def test_dropout_in_blocks_has_the_gradient_of_what_it_computes() -> None:
+    length = SHORT + 2
+    left_1HTK = torch.randn(1, 1, length, 2, dtype=torch.float64, requires_grad=True)
+    right_1HKS = torch.randn(1, 1, 2, length, dtype=torch.float64, requires_grad=True)
+    value_BHSE = torch.randn(2, 1, length, 1, dtype=torch.float64, requires_grad=True)
+
+    def run(*inputs: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(1)
+        return weigh(Factors(product, inputs[:1], inputs[1:2]), inputs[2], dropout=0.4, block=1, causal=True)
+
+    assert torch.autograd.gradcheck(run, (left_1HTK, right_1HKS, value_BHSE), fast_mode=True)
+
+
+@pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
+def test_blocks_of_queries_under_autocast_are_near_those_in_float32(role: Role) -> None:
+    config = SynthesizerMixtureConfig(heads=2, max_length=SHORT + 6, parts=("dot", "dense", "random"))
+    layer = attentions.build(config, dim=DIM, role=role)
+    x_BTD = torch.randn(2, SHORT + 6, DIM)
+    expected = layer(x_BTD)
+    gradient = torch.autograd.grad(expected.square().mean(), list(layer.parameters()))
+    with torch.autocast("cpu", torch.bfloat16):
+        y_BTD = layer(x_BTD)
+        found = torch.autograd.grad(y_BTD.float().square().mean(), list(layer.parameters()))
+    torch.testing.assert_close(y_BTD.float(), expected, atol=0.03, rtol=0.03)
+    near, exact = (torch.cat([part.flatten() for part in parts]) for parts in (found, gradient))
+    assert (near - exact).norm() <= 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
+def test_logits_of_all_pairs_are_never_there_at_once(role: Role) -> None:
+    config = SynthesizerMixtureConfig(heads=2, max_length=2048, parts=("dot", "dense"))
+    layer = attentions.build(config, dim=DIM, role=role)
+    assert largest_tensor(layer, 2048) <= BLOCK * torch.get_num_threads() < 2 * 2048**2
+
+
 @pytest.mark.parametrize("spread", [1.0, 30.0, 1000.0])
 def test_long_rows_that_share_their_logits_are_weighed_as_if_each_had_its_own(spread: float) -> None:
     """Also where the largest logits belong to padding and the sums of the others would vanish."""
     length, lengths = 70, torch.tensor([70, 40, 1, 0])
     logits_1HTS = (torch.randn(1, 2, length, length, dtype=torch.float64) * spread).requires_grad_()
     value_BHSE = torch.randn(4, 2, length, 3, dtype=torch.float64, requires_grad=True)
-    seen = (torch.arange(length) < lengths[:, None])[:, None, None]
+    pad_BS = torch.arange(length) >= lengths[:, None]
 
     def run(logits_BHTS: torch.Tensor) -> list[torch.Tensor]:
-        y_BHTE = weigh(logits_BHTS, value_BHSE, seen=seen)
+        y_BHTE = weigh(Factors(looked_up, (logits_BHTS,)), value_BHSE, pad_BS=pad_BS)
         return [y_BHTE, *torch.autograd.grad(y_BHTE.square().sum(), [logits_1HTS, value_BHSE])]
 
     for shared, own in zip(run(logits_1HTS), run(logits_1HTS.expand(4, -1, -1, -1)), strict=True):

@@ -1,0 +1,291 @@
+"""softmax(logits) V where the logits are not those of the fused kernel: a block of queries at a time.
+
+The logits of a layer are made of `Factors`: tensors with a row for each query, tensors with a column for each key. On a
+CPU only a block of them is there at once, made again in the backward pass, so that no T × S tensor lives but those that
+are parameters; and a causal layer's block ends with its last query, which saves half the work.
+
+B batch, T query length, S key length, H heads, E width of a head, C queries of a block, X any width.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from seqtk.attention.softmax import causal_mask, padding_bias
+from seqtk.modules.dropout import Dropout, keep_mask
+
+BLOCK = 2**19
+"""Logits of a block for each thread, about: what a core's cache holds, so that each operation finds the last one's."""
+
+SHORT = 256
+"""Up to this length nothing is gained by blocks."""
+
+LEAST_ROWS = 32
+"""Queries of a block at least, lest its products be mere vectors'."""
+
+
+Combine = Callable[[Sequence[Tensor], Sequence[Tensor], int], Tensor]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What logits are made of; each tensor has four dimensions, B or 1 first, H second.
+
+    `combine` gives the logits, BHTS or 1HTS, of some queries for the keys at 0 … `columns` - 1. It gets `by_query` with
+    the rows of these queries alone, and `by_key` with the columns of these keys alone.
+    """
+
+    combine: Combine
+    by_query: tuple[Tensor, ...]  # ...TX
+    by_key: tuple[Tensor, ...] = ()  # ...XS
+
+    def logits(self, columns: int) -> Tensor:
+        """All of them."""
+        return self.combine(self.by_query, self.by_key, columns)
+
+    def scaled(self, weight: Tensor | float) -> "Factors":
+        """Those of the logits times `weight`, which broadcasts to HTS: they are linear in the first tensor by query."""
+        first, *rest = self.by_query
+        return Factors(self.combine, (first * weight, *rest), self.by_key)
+
+    def cast(self, dtype: torch.dtype) -> "Factors":
+        """In another type."""
+        by_query, by_key = (tuple(tensor.to(dtype) for tensor in group) for group in (self.by_query, self.by_key))
+        return Factors(self.combine, by_query, by_key)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether they are there already, one row for each query."""
+        return (len(self.by_query), len(self.by_key)) == (1, 0)
+
+    @property
+    def batch(self) -> int:
+        """1 where they are the same for all rows."""
+        return max(len(tensor) for tensor in self.by_query)
+
+
+def added_up(terms: Sequence[Factors]) -> Factors:
+    """The factors of the sum of some logits."""
+
+    def combine(by_query: Sequence[Tensor], by_key: Sequence[Tensor], columns: int) -> Tensor:
+        queries, keys = iter(by_query), iter(by_key)
+        total, *others = (
+            term.combine([next(queries) for _ in term.by_query], [next(keys) for _ in term.by_key], columns)
+            for term in sorted_terms
+        )
+        for other in others:
+            total = total + other
+        return total
+
+    sorted_terms = sorted(terms, key=lambda term: -term.batch)
+    return Factors(
+        combine,
+        tuple(tensor for term in sorted_terms for tensor in term.by_query),
+        tuple(tensor for term in sorted_terms for tensor in term.by_key),
+    )
+
+
+def weigh(
+    factors: Factors,
+    value_BHSE: Tensor,
+    *,
+    pad_BS: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+    block: int = BLOCK,
+) -> Tensor:
+    """softmax(logits where seen) V, about `block` logits a thread at a time; a query that sees nothing gets 0.
+
+    In float32 on a CPU even under autocast, as is dot-product attention.
+    """
+    device, length = value_BHSE.device, value_BHSE.shape[2]
+    if device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            factors, value_BHSE = factors.cast(torch.float32), value_BHSE.float()
+            return weigh(factors, value_BHSE, pad_BS=pad_BS, causal=causal, dropout=dropout, block=block)
+    batch, heads = value_BHSE.shape[:2]
+    alike = (factors.batch == 1 < batch or factors.is_table) and not dropout
+    in_one = length <= SHORT or (alike and not causal)  # the same logits for all rows are few, a table's are there
+    if in_one or device.type != "cpu" or torch.compiler.is_compiling():
+        seen = seen_of(pad_BS, causal=causal, length=length, device=device)
+        return weigh_at_once(factors.logits(length), value_BHSE, seen=seen, dropout=dropout)
+    side_by_side = alike and pad_BS is None
+    if side_by_side:  # one product per head, of its matrix with the values of all rows
+        value_BHSE = value_BHSE.permute(1, 2, 0, 3).flatten(2)[None]
+    seed = int(torch.randint(2**62, ())) if dropout else 0
+    blocks = list(_blocks(value_BHSE, size=block, causal=causal))
+    how = _How(factors.combine, len(factors.by_query), blocks, causal, pad_BS, dropout, seed)
+    y_BHTE: Tensor = _InBlocks.apply(how, value_BHSE, *factors.by_query, *factors.by_key)  # type: ignore[no-untyped-call]
+    if side_by_side:
+        y_BHTE = y_BHTE.view(heads, length, batch, -1).permute(2, 0, 1, 3)
+    if pad_BS is None:
+        return y_BHTE
+    nothing_seen_BT = pad_BS.cummin(1).values if causal else pad_BS.all(1, keepdim=True)
+    return y_BHTE.masked_fill(nothing_seen_BT[:, None, :, None], 0)
+
+
+def seen_of(pad_BS: Tensor | None, *, causal: bool, length: int, device: torch.device) -> Tensor | None:
+    """The mask, True where seen and of a shape that broadcasts to BHTS, of padding and the future."""
+    if causal and pad_BS is None:
+        return causal_mask(length, device)[None, None]
+    return padding_bias(pad_BS, causal_length=length if causal else None)
+
+
+def weigh_at_once(
+    logits_BHTS: Tensor, value_BHSE: Tensor, *, seen: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """As `weigh`, of logits that are there, BHTS, or 1HTS where they are the same for all rows."""
+    if _can_share(logits_BHTS, value_BHSE, seen) and not dropout:
+        y_BHTE = _weigh_alike(logits_BHTS[0], value_BHSE, seen[:, 0, 0])  # type: ignore[index]
+        if y_BHTE is not None:
+            return y_BHTE
+    if seen is not None:
+        logits_BHTS = logits_BHTS.masked_fill(~seen, torch.finfo(logits_BHTS.dtype).min)
+    weights_BHTS = logits_BHTS.softmax(-1)
+    if dropout:
+        weights_BHTS = Dropout(dropout)(weights_BHTS.expand(len(value_BHSE), -1, -1, -1))
+    weights_BHTS = weights_BHTS.to(value_BHSE.dtype)
+    if len(weights_BHTS) == 1:  # one product per head, of its matrix with the values of all rows side by side
+        y_BHTE = torch.einsum("hts,bhse->bhte", weights_BHTS[0], value_BHSE)
+    else:
+        y_BHTE = weights_BHTS @ value_BHSE
+    return y_BHTE if seen is None else y_BHTE.masked_fill(~seen.any(-1, keepdim=True), 0)
+
+
+def _can_share(logits_BHTS: Tensor, value_BHSE: Tensor, seen: Tensor | None) -> bool:
+    """Whether rows that differ only in their padding are better weighed by `_weigh_alike`.
+
+    It pays from some 64 positions on, and where it costs nothing to look at a result: on a CPU.
+    """
+    only_padding = seen is not None and seen.shape[1:3] == (1, 1)
+    return only_padding and len(logits_BHTS) == 1 and value_BHSE.shape[2] >= 64 and value_BHSE.device.type == "cpu"
+
+
+def _weigh_alike(logits_HTS: Tensor, value_BHSE: Tensor, seen_BS: Tensor) -> Tensor | None:
+    """Where rows differ only in their padding: exp(logits) is the same for all rows, only its sum over s is not.
+
+    None where the largest logits all belong to padding, and those of some row's own tokens are so far below that their
+    exponentials are lost.
+    """
+    exp_HTS = (logits_HTS - logits_HTS.detach().amax(-1, keepdim=True)).exp()
+    seen_BS = seen_BS.to(exp_HTS.dtype)
+    sum_BHT = torch.einsum("hts,bs->bht", exp_HTS, seen_BS)
+    nothing_seen_B11 = seen_BS.sum(-1)[:, None, None] == 0
+    if torch.where(nothing_seen_B11, 1, sum_BHT).min() < 1e-20:
+        return None
+    y_BHTE = torch.einsum("hts,bhse->bhte", exp_HTS, value_BHSE * seen_BS[:, None, :, None])
+    return y_BHTE / torch.where(nothing_seen_B11, 1, sum_BHT)[..., None]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some queries of some heads, and the keys that they may see."""
+
+    heads: slice
+    rows: slice
+    columns: slice
+
+
+def _blocks(value_BHSE: Tensor, *, size: int, causal: bool) -> Iterator[_Block]:
+    """As many queries of a head as may be, up to all (causal: a quarter), and then as many heads."""
+    batch, heads, length = value_BHSE.shape[:3]
+    most_rows = min(length, max(size // (batch * length), LEAST_ROWS))
+    if causal:
+        most_rows = min(most_rows, max(length // 4, 2 * LEAST_ROWS))
+    most_heads = min(heads, max(size * torch.get_num_threads() // (batch * length * most_rows), 1))
+    for head in range(0, heads, most_heads):
+        for row in range(0, length, most_rows):
+            rows = slice(row, min(row + most_rows, length))
+            yield _Block(slice(head, head + most_heads), rows, slice(0, rows.stop if causal else length))
+
+
+@dataclass(frozen=True)
+class _How:
+    """What `_InBlocks` is asked for, beside tensors with gradients."""
+
+    combine: Combine
+    by_query: int  # so many of the tensors, the first ones, have a row for each query
+    blocks: list[_Block]
+    causal: bool
+    pad_BS: Tensor | None
+    dropout: float
+    seed: int
+
+    def places(self, block: _Block, inputs: Sequence[Tensor]) -> list[Any]:
+        """Which part of each of the factors' tensors belongs to a block."""
+        every = slice(None)
+        of_query, of_key = (every, block.heads, block.rows), (every, block.heads, every, block.columns)
+        return [of_query if i < self.by_query else of_key for i in range(len(inputs))]
+
+    def weights(self, pieces: list[Tensor], block: _Block) -> Tensor:
+        """softmax(logits where seen), of a block's parts of the tensors."""
+        logits_BHCS = self.combine(pieces[: self.by_query], pieces[self.by_query :], block.columns.stop)
+        lowest = torch.finfo(logits_BHCS.dtype).min / 2
+        if self.causal:
+            logits_BHCS = logits_BHCS + logits_BHCS.new_full(logits_BHCS.shape[-2:], lowest).triu(block.rows.start + 1)
+        if self.pad_BS is not None:
+            logits_BHCS = logits_BHCS.masked_fill(self.pad_BS[:, None, None, block.columns], lowest)
+        return logits_BHCS.softmax(-1)
+
+    def dropped(self, weights_BHCS: Tensor, block: _Block, batch: int) -> Tensor:
+        """Without what dropout takes, the same each time; BHCS then, or 1HCS without dropout."""
+        if not self.dropout:
+            return weights_BHCS
+        generator = torch.Generator().manual_seed(self.seed + block.heads.start * 2**32 + block.rows.start)
+        weights_BHCS = weights_BHCS.expand(batch, -1, -1, -1)
+        return weights_BHCS * keep_mask(weights_BHCS, self.dropout, generator=generator)
+
+
+class _InBlocks(torch.autograd.Function):
+    """softmax(logits where seen) V, whose backward pass makes the logits of each block anew."""
+
+    @staticmethod
+    def forward(ctx: Any, how: _How, value_BHSE: Tensor, *inputs: Tensor) -> Tensor:
+        y_BHTE = torch.empty_like(value_BHSE)
+        for block in how.blocks:
+            pieces = [tensor[place] for tensor, place in zip(inputs, how.places(block, inputs), strict=True)]
+            weights_BHCS = how.dropped(how.weights(pieces, block), block, len(value_BHSE))
+            y_BHTE[:, block.heads, block.rows] = weights_BHCS @ value_BHSE[:, block.heads, block.columns]
+        ctx.how = how
+        ctx.save_for_backward(value_BHSE, *inputs)
+        return y_BHTE
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BHTE: Tensor) -> tuple[Tensor | None, ...]:
+        how: _How = ctx.how
+        value_BHSE, *inputs = ctx.saved_tensors
+        batch, grad_BHTE = len(value_BHSE), grad_BHTE.contiguous()
+        _, needs_value, *needed = ctx.needs_input_grad
+        value_grad = torch.zeros_like(value_BHSE) if needs_value else None
+        wanted = [i for i, need in enumerate(needed) if need]
+        # A query is in one block, so that its gradient need not be summed up.
+        grads = {i: (torch.empty_like if i < how.by_query else torch.zeros_like)(inputs[i]) for i in wanted}
+        value_BHES = value_BHSE.transpose(-1, -2).contiguous()
+        for block in how.blocks:
+            places = how.places(block, inputs)
+            pieces = [
+                tensor.detach()[place].requires_grad_(need)
+                for tensor, place, need in zip(inputs, places, needed, strict=True)
+            ]
+            with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+                weights_BHCS = how.weights(pieces, block)
+            grad_BHCE = grad_BHTE[:, block.heads, block.rows]
+            if value_grad is not None:
+                kept_BHCS = how.dropped(weights_BHCS.detach(), block, batch)
+                value_grad[:, block.heads, block.columns] += kept_BHCS.transpose(-1, -2) @ grad_BHCE
+            if wanted:
+                by_weight_BHCS = grad_BHCE @ value_BHES[:, block.heads, :, block.columns]
+                by_weight_BHCS = how.dropped(by_weight_BHCS, block, batch)
+                by_weight_BHCS = by_weight_BHCS.sum_to_size(weights_BHCS.shape)
+                found = torch.autograd.grad(weights_BHCS, [pieces[i] for i in wanted], by_weight_BHCS)
+                for i, part in zip(wanted, found, strict=True):
+                    if i < how.by_query:
+                        grads[i][places[i]] = part
+                    else:
+                        grads[i][places[i]] += part
+        return None, value_grad, *map(grads.get, range(len(inputs)))
