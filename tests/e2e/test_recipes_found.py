@@ -87,6 +87,8 @@ def test_a_recipe_takes_two_steps(name: str, corpora: dict[str, Path], tmp_path:
     if isinstance(composed(name).task, LanguageModelingConfig):
         corpus = corpora["text"]
         small += ["task.tokens_per_sample=50", "model.layers=2"]
+        if composed(name).batch.streams:
+            small += ["batch.streams=7"]  # of 42 samples
         if getattr(composed(name).model, "adaptive", None):
             small += ["model.adaptive.cutoffs=[40,100]"]  # of 260 tokens
     config = composed(
