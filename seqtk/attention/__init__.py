@@ -1,4 +1,4 @@
-"""The attention layers: one file a family, and one import line each, which registers it."""
+"""The attention layers: one file a family, and one import line each, which registers it; `parts` is what they share."""
 
 from seqtk.attention import aft as aft
 from seqtk.attention import convluna as convluna

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.attention import cache
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, attentions
-from seqtk.attention.by_heads import Projected, by_heads
-from seqtk.attention.parts import check_at_least_one, xavier_linear
-from seqtk.attention.precision import wide
-from seqtk.attention.rows import align
-from seqtk.attention.weighed import NOTHING, Weighed, blocks_of, running, weigh_all, weigh_one_by_one, weigh_past
+from seqtk.attention.parts import cache
+from seqtk.attention.parts.building import check_at_least_one, xavier_linear
+from seqtk.attention.parts.by_heads import Projected, by_heads
+from seqtk.attention.parts.precision import wide
+from seqtk.attention.parts.rows import align
+from seqtk.attention.parts.weighed import NOTHING, Weighed, blocks_of, running, weigh_all, weigh_one_by_one, weigh_past
 
 
 @dataclass(frozen=True)

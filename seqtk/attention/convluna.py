@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import Role, State, attentions
-from seqtk.attention.depthwise import depthwise
 from seqtk.attention.luna import Luna, LunaConfig
-from seqtk.attention.parts import check_at_least_one
-from seqtk.attention.rows import align
+from seqtk.attention.parts.building import check_at_least_one
+from seqtk.attention.parts.depthwise import depthwise
+from seqtk.attention.parts.rows import align
 from seqtk.errors import UserError
 
 Temperature = Literal["unit", "sqrt", "learn"]

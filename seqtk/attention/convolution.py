@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
-from seqtk.attention.by_heads import Projected, by_heads
-from seqtk.attention.depthwise import depthwise
+from seqtk.attention.parts.by_heads import Projected, by_heads
+from seqtk.attention.parts.depthwise import depthwise
 from seqtk.errors import UserError
 from seqtk.modules.dropout import Dropout
 

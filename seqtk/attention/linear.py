@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
-from seqtk.attention.by_heads import Projected, by_heads
-from seqtk.attention.scan import CHUNK, causal_sums
+from seqtk.attention.parts.by_heads import Projected, by_heads
+from seqtk.attention.parts.scan import CHUNK, causal_sums
 from seqtk.modules.dropout import Dropout
 
 ALL = slice(None)

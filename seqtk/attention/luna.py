@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import CarryingAttention, HeadedAttention, HeadedConfig, Role, State, attentions
-from seqtk.attention.by_heads import OfHeads, Projected, by_heads
-from seqtk.attention.scan import causal_sums
-from seqtk.attention.softmax import attend, padding_bias
+from seqtk.attention.parts.by_heads import OfHeads, Projected, by_heads
+from seqtk.attention.parts.dot_product import attend, padding_bias
+from seqtk.attention.parts.scan import causal_sums
 from seqtk.errors import UserError
 from seqtk.modules.dropout import Dropout
 

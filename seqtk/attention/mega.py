@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.attention import cache
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, attentions
-from seqtk.attention.ema import DampedAverage
-from seqtk.attention.parts import check_at_least_one, xavier_linear
-from seqtk.attention.positions import rotate
-from seqtk.attention.precision import as_autocast
-from seqtk.attention.rows import align
-from seqtk.attention.softmax import attend, attend_last, padding_bias
+from seqtk.attention.parts import cache
+from seqtk.attention.parts.building import check_at_least_one, xavier_linear
+from seqtk.attention.parts.dot_product import attend, attend_last, padding_bias
+from seqtk.attention.parts.ema import DampedAverage
+from seqtk.attention.parts.positions import rotate
+from seqtk.attention.parts.precision import as_autocast
+from seqtk.attention.parts.rows import align
 from seqtk.errors import UserError
 from seqtk.modules.dropout import check_rate
 

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from seqtk.attention import cache
-from seqtk.attention.averages import Factors, added_up, seen_of
 from seqtk.attention.base import Role, State, attentions
-from seqtk.attention.logits import SOURCES, product
-from seqtk.attention.softmax import attend, attend_last
+from seqtk.attention.parts import cache
+from seqtk.attention.parts.averages import Factors, added_up, seen_of
+from seqtk.attention.parts.dot_product import attend, attend_last
+from seqtk.attention.parts.logits import SOURCES, product
 from seqtk.attention.synthesizer import SynthesizedAttention, SynthesizerConfig, keeping_fine
 from seqtk.errors import UserError
 

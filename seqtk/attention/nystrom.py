@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, attentions
-from seqtk.attention.by_heads import Projected, by_heads
-from seqtk.attention.depthwise import depthwise
-from seqtk.attention.rows import align
-from seqtk.attention.softmax import attend
+from seqtk.attention.parts.by_heads import Projected, by_heads
+from seqtk.attention.parts.depthwise import depthwise
+from seqtk.attention.parts.dot_product import attend
+from seqtk.attention.parts.rows import align
 from seqtk.errors import UserError
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
-from seqtk.attention.rows import align
-from seqtk.attention.softmax import attend
+from seqtk.attention.parts.dot_product import attend
+from seqtk.attention.parts.rows import align
 from seqtk.errors import UserError
 
 

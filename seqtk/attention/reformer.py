@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from seqtk.attention import cache
 from seqtk.attention.base import HeadedConfig, Role, State, attentions
-from seqtk.attention.pattern import PatternAttention, check_positive, in_blocks, with_neighbours
+from seqtk.attention.parts import cache
+from seqtk.attention.parts.pattern import PatternAttention, check_positive, in_blocks, with_neighbours
 from seqtk.errors import UserError
 from seqtk.modules.dropout import Dropout
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
-from seqtk.attention.by_heads import Projected, by_heads
-from seqtk.attention.precision import as_autocast, wide
-from seqtk.attention.scan import causal_sums
+from seqtk.attention.parts.by_heads import Projected, by_heads
+from seqtk.attention.parts.precision import as_autocast, wide
+from seqtk.attention.parts.scan import causal_sums
 from seqtk.modules.dropout import Dropout
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from seqtk.attention.base import HeadedConfig, Role, attentions
-from seqtk.attention.pattern import check_positive, in_blocks
-from seqtk.attention.softmax import attend
+from seqtk.attention.parts.dot_product import attend
+from seqtk.attention.parts.pattern import check_positive, in_blocks
 from seqtk.attention.windows import NearAttention
 from seqtk.errors import UserError
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seqtk.attention import cache
 from seqtk.attention.base import HeadedConfig, Role, State, attentions
-from seqtk.attention.cache import append
-from seqtk.attention.pattern import Span, check_positive, in_blocks
-from seqtk.attention.softmax import attend
+from seqtk.attention.parts import cache
+from seqtk.attention.parts.cache import append
+from seqtk.attention.parts.dot_product import attend
+from seqtk.attention.parts.pattern import Span, check_positive, in_blocks
 from seqtk.attention.windows import NearAttention, window_span
 from seqtk.errors import UserError
 

@@ -1,8 +1,8 @@
 """Synthesizer attention: the weights come from one source that compares no tokens (Tay et al. 2021, arXiv 2005.00743).
 
 Each kind is softmax(logits) V and an output projection; the sources, with their equations and parameter counts, are in
-`logits.py`. All biases are on unless `bias=False`, as in the dot-product layer they are compared with. Self-attention
-only: in the published systems cross-attention stays dot-product, and replacing it costs 4 to 6 BLEU.
+`parts/logits.py`. All biases are on unless `bias=False`, as in the dot-product layer they are compared with.
+Self-attention only: in the published systems cross-attention stays dot-product, and replacing it costs 4 to 6 BLEU.
 
 B batch, T query length, S key length, D width of the layer, H heads, E = D / H.
 """
@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from seqtk.attention import cache
-from seqtk.attention.averages import Factors, weigh
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
-from seqtk.attention.logits import SOURCES, factors
-from seqtk.attention.resizing import Resizable
-from seqtk.attention.rows import align
+from seqtk.attention.parts import cache
+from seqtk.attention.parts.averages import Factors, weigh
+from seqtk.attention.parts.logits import SOURCES, factors
+from seqtk.attention.parts.resizing import Resizable
+from seqtk.attention.parts.rows import align
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, SegmentAttention, State, attentions
-from seqtk.attention.cache import append
-from seqtk.attention.parts import check_at_least_one
-from seqtk.attention.softmax import attend
+from seqtk.attention.parts.building import check_at_least_one
+from seqtk.attention.parts.cache import append
+from seqtk.attention.parts.dot_product import attend
 from seqtk.errors import UserError
 
 

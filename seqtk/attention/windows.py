@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from seqtk.attention.base import HeadedConfig, Role, State, attentions
-from seqtk.attention.by_heads import Projected
-from seqtk.attention.cache import append
-from seqtk.attention.pattern import PatternAttention, Span, check_positive, in_blocks
-from seqtk.attention.softmax import attend, causal_mask
+from seqtk.attention.parts.by_heads import Projected
+from seqtk.attention.parts.cache import append
+from seqtk.attention.parts.dot_product import attend, causal_mask
+from seqtk.attention.parts.pattern import PatternAttention, Span, check_positive, in_blocks
 
 
 class NearAttention(PatternAttention):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention import Attention, AttentionConfig, CarryingAttention, Role
-from seqtk.attention.rows import align
+from seqtk.attention.parts.rows import align
 from seqtk.errors import UserError
 from seqtk.models.stacks import BlockOptions, StackConfig, layers_of
 from seqtk.modules.stem import ConvolutionalStem

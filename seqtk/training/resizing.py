@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from seqtk import schema
-from seqtk.attention.resizing import Resizable, resize_configs, resize_tensor
+from seqtk.attention.parts.resizing import Resizable, resize_configs, resize_tensor
 from seqtk.errors import UserError
 from seqtk.models import Model
 from seqtk.tasks import tasks

@@ -63,6 +63,17 @@ def test_what_registers_is_imported_by_its_package(folder: str) -> None:
         assert f"seqtk.{folder}.{path.stem}" in imported, f"seqtk/{folder}/__init__.py does not import {path.stem}"
 
 
+def test_parts_of_attention_know_no_layer() -> None:
+    """Beside them stand `base` and files that each register a layer, which no part imports."""
+    folder = PACKAGE / "attention"
+    layers = {path.stem for path, tree in TREES.items() if path.parent == folder and registers(tree)}
+    assert {path.stem for path in folder.glob("*.py")} == layers | {"__init__", "base"}
+    for path, tree in TREES.items():
+        if path.parent == folder / "parts":
+            found = {layer for layer in layers if f"seqtk.attention.{layer}" in imported_by(tree)}
+            assert not found, f"{relative(path)} imports {', '.join(sorted(found))}"
+
+
 def public_definitions(tree: ast.Module) -> Iterator[ast.ClassDef | ast.FunctionDef]:
     """The classes and functions of a module that have no underscore."""
     for node in tree.body:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from seqtk.attention import Attention, Role, State, by_heads
+from seqtk.attention import Attention, Role, State
+from seqtk.attention.parts import by_heads
 from seqtk.errors import UserError
 from tests.laws.cases import Make, sizes
 from tests.laws.memory import largest_tensor

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqtk.attention import Attention, Role, State
-from seqtk.attention.by_heads import Projected, by_heads
-from seqtk.attention.cache import append
-from seqtk.attention.softmax import SoftmaxAttention, SoftmaxConfig, attend
+from seqtk.attention.parts.by_heads import Projected, by_heads
+from seqtk.attention.parts.cache import append
+from seqtk.attention.parts.dot_product import attend
+from seqtk.attention.softmax import SoftmaxAttention, SoftmaxConfig
 from seqtk.attention.synthesizer import SynthesizerRandom, SynthesizerRandomConfig
 from tests.laws.cases import prepare, sizes
 from tests.laws.laws import LAWS

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from seqtk.attention import Attention, AttentionConfig, Role, attentions
 from seqtk.attention.aft import AftFullConfig, AftLocalConfig, AftSimpleConfig
-from seqtk.attention.weighed import Weighed, running, weigh_past
+from seqtk.attention.parts.weighed import Weighed, running, weigh_past
 from seqtk.errors import UserError
 from tests.laws.memory import largest_tensor
 

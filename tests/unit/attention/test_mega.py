@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from seqtk.attention import Role
-from seqtk.attention.ema import DampedAverage
 from seqtk.attention.mega import Mega, MegaConfig
+from seqtk.attention.parts.ema import DampedAverage
 from seqtk.errors import UserError
 from tests.laws.memory import largest_tensor
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from seqtk.attention import Role
-from seqtk.attention.flex import alibi_score, flex_attend, seen_by
-from seqtk.attention.positions import AlibiBias, DistanceBias, T5Bias, alibi_slopes, rotate
-from seqtk.attention.softmax import SoftmaxAttention, SoftmaxConfig, attend
+from seqtk.attention.parts.dot_product import attend
+from seqtk.attention.parts.flex import alibi_score, flex_attend, seen_by
+from seqtk.attention.parts.positions import AlibiBias, DistanceBias, T5Bias, alibi_slopes, rotate
+from seqtk.attention.softmax import SoftmaxAttention, SoftmaxConfig
 from seqtk.errors import UserError
 from tests.laws.families.dot_product import slopes, t5_bucket
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from seqtk.attention import Attention, AttentionConfig, Role, attentions
-from seqtk.attention.averages import BLOCK, SHORT, Factors, seen_of, weigh, weigh_at_once
-from seqtk.attention.logits import factors, looked_up, product
 from seqtk.attention.mixture import SynthesizerMixtureConfig
+from seqtk.attention.parts.averages import BLOCK, SHORT, Factors, seen_of, weigh, weigh_at_once
+from seqtk.attention.parts.logits import factors, looked_up, product
 from seqtk.attention.softmax import SoftmaxAttention, SoftmaxConfig
 from seqtk.attention.synthesizer import (
     SynthesizerConfig,

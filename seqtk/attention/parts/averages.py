@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seqtk.attention.softmax import causal_mask, padding_bias
+from seqtk.attention.parts.dot_product import causal_mask, padding_bias
 from seqtk.modules.dropout import Dropout, keep_mask
 
 BLOCK = 2**19

@@ -10,7 +10,7 @@ from seqtk.attention import Attention, AttentionConfig, Role, attentions
 from seqtk.attention.linear import CosformerConfig
 from seqtk.attention.linformer import LinformerConfig
 from seqtk.attention.mixture import SynthesizerMixtureConfig
-from seqtk.attention.resizing import Resizable, resize_configs, resize_tensor
+from seqtk.attention.parts.resizing import Resizable, resize_configs, resize_tensor
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.synthesizer import SynthesizerFactorizedDenseConfig, SynthesizerRandomConfig
 from seqtk.errors import UserError

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig
-from seqtk.attention.by_heads import OfHeads, Projected, by_heads
-from seqtk.attention.rows import align
-from seqtk.attention.softmax import attend
+from seqtk.attention.parts.by_heads import OfHeads, Projected, by_heads
+from seqtk.attention.parts.dot_product import attend
+from seqtk.attention.parts.rows import align
 from seqtk.errors import UserError
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from seqtk.attention import Role, cache
+from seqtk.attention import Role
+from seqtk.attention.parts import cache
 from tests.laws.cases import Case, cases
 
 CPU = torch.device("cpu")

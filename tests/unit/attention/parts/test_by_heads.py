@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqtk.attention import Role, attentions, by_heads
-from seqtk.attention.by_heads import Projected
+from seqtk.attention import Role, attentions
+from seqtk.attention.parts import by_heads
+from seqtk.attention.parts.by_heads import Projected
 from seqtk.schema import from_dict
 
 HEADS, WIDTH, LENGTH = 4, 8, 6

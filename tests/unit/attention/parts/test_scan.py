@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from seqtk.attention.scan import causal_sums
+from seqtk.attention.parts.scan import causal_sums
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 8, 11])

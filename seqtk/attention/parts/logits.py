@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.attention.averages import Factors
+from seqtk.attention.parts.averages import Factors
 from seqtk.errors import UserError
 
 

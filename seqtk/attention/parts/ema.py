@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.attention.precision import wide
+from seqtk.attention.parts.precision import wide
 
 CHUNK = 32
 """Positions whose weights are written out; between chunks the averages are handed on."""
