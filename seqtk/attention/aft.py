@@ -13,11 +13,12 @@ from torch.nn import functional
 
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, attentions
 from seqtk.attention.parts import cache
+from seqtk.attention.parts.blocks import in_blocks
 from seqtk.attention.parts.building import check_at_least_one, xavier_linear
 from seqtk.attention.parts.by_heads import Projected, by_heads
 from seqtk.attention.parts.precision import wide
 from seqtk.attention.parts.rows import align
-from seqtk.attention.parts.weighed import NOTHING, Weighed, blocks_of, running, weigh_all, weigh_one_by_one, weigh_past
+from seqtk.attention.parts.weighed import NOTHING, Weighed, running, weigh_all, weigh_one_by_one, weigh_past
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class AftFull(AftSimple):
             query_TK, key_TK = (wide(factor[:length]) for factor in (self.position_query, self.position_key))
             if length <= self.window:
                 return (query_TK @ key_TK.T,)
-            query_NWK, place_NWK = _blocks(query_TK, self.window, 0), _blocks(key_TK, self.window, 0)
+            query_NWK, place_NWK = in_blocks(query_TK, self.window, dim=-2), in_blocks(key_TK, self.window, dim=-2)
             before, own, after = (
                 query_NWK @ _shifted(place_NWK, by, 0).transpose(-1, -2)
                 if by
@@ -164,7 +165,7 @@ class AftFull(AftSimple):
     def _means_by_block(self, key_BTD: Tensor, value_BTD: Tensor, before: Tensor, own: Tensor, after: Tensor) -> Tensor:
         """By blocks as long as the window: own block and neighbours with their biases, and the rest, which has none."""
         size, length = self.window, key_BTD.shape[1]
-        key_BNWD, value_BNWD = _blocks(key_BTD, size, NOTHING), _blocks(value_BTD, size, 0)
+        key_BNWD, value_BNWD = in_blocks(key_BTD, size, dim=-2, fill=NOTHING), in_blocks(value_BTD, size, dim=-2)
         whole = weigh_all(key_BTD.new_zeros(1, size), key_BNWD, value_BNWD)
         blocks = Weighed(whole.log[..., 0, :], whole.mean[..., 0, :])
         rest = running(blocks).delayed(2)
@@ -245,11 +246,6 @@ class AftLocal(AftFull):
         log, mean = older or (None, None)
         after = {"key": key_BSD, "value": value_BSD, "past": past_Bt0, "log": log, "mean": mean}
         return self.gate(x_B1D, now.mean), after
-
-
-def _blocks(x_TD: Tensor, size: int, filler: float) -> Tensor:
-    """...TD → ...NWD, the end filled up."""
-    return blocks_of(functional.pad(x_TD, (0, 0, 0, -x_TD.shape[-2] % size), value=filler), size)
 
 
 def _shifted(x_NWD: Tensor, by: int, filler: float) -> Tensor:

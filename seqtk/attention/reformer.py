@@ -13,7 +13,9 @@ from torch.nn import functional
 
 from seqtk.attention.base import HeadedConfig, Role, State, attentions
 from seqtk.attention.parts import cache
-from seqtk.attention.parts.pattern import PatternAttention, check_positive, in_blocks, with_neighbours
+from seqtk.attention.parts.blocks import in_blocks, with_neighbours
+from seqtk.attention.parts.building import check_at_least_one
+from seqtk.attention.parts.pattern import PatternAttention
 from seqtk.errors import UserError
 from seqtk.modules.dropout import Dropout
 
@@ -56,7 +58,7 @@ class ReformerAttention(PatternAttention):
 
     def __init__(self, config: ReformerConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        check_positive(config, "buckets", "chunk", "rounds")
+        check_at_least_one(config, "buckets", "chunk", "rounds")
         if config.buckets % 2:
             raise UserError(
                 f"attention.buckets={config.buckets} must be even: a direction and its opposite are a pair."

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from seqtk.attention.base import HeadedConfig, Role, attentions
+from seqtk.attention.parts.blocks import in_blocks
+from seqtk.attention.parts.building import check_at_least_one
 from seqtk.attention.parts.dot_product import attend
-from seqtk.attention.parts.pattern import check_positive, in_blocks
 from seqtk.attention.windows import NearAttention
 from seqtk.errors import UserError
 
@@ -51,7 +52,7 @@ class SinkhornAttention(NearAttention):
 
     def __init__(self, config: SinkhornConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        check_positive(config, "block", "iterations")
+        check_at_least_one(config, "block", "iterations")
         if config.temperature <= 0:
             raise UserError(f"attention.temperature={config.temperature} must be above 0.")
         self.sort = self.projection(dim, self.heads * _most_blocks(config))

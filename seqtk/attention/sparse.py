@@ -14,9 +14,11 @@ from torch import Tensor
 
 from seqtk.attention.base import HeadedConfig, Role, State, attentions
 from seqtk.attention.parts import cache
+from seqtk.attention.parts.blocks import in_blocks
+from seqtk.attention.parts.building import check_at_least_one
 from seqtk.attention.parts.cache import append
 from seqtk.attention.parts.dot_product import attend
-from seqtk.attention.parts.pattern import Span, check_positive, in_blocks
+from seqtk.attention.parts.pattern import Span
 from seqtk.attention.windows import NearAttention, window_span
 from seqtk.errors import UserError
 
@@ -42,7 +44,7 @@ class StridedSparseAttention(NearAttention):
 
     def __init__(self, config: StridedSparseConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        check_positive(config, "stride")
+        check_at_least_one(config, "stride")
         if self.heads < 2:
             raise UserError("Attention 'strided_sparse' needs two heads or more: each sees one half of the pattern.")
         self.span = window_span(config.stride, causal=role is Role.CAUSAL)
@@ -118,7 +120,7 @@ class FixedSparseAttention(NearAttention):
 
     def __init__(self, config: FixedSparseConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        check_positive(config, "block", "summary")
+        check_at_least_one(config, "block", "summary")
         if config.summary > config.block:
             raise UserError(
                 f"attention.summary={config.summary} is more than a block has: attention.block={config.block}."
@@ -191,7 +193,7 @@ class BigBirdAttention(NearAttention):
 
     def __init__(self, config: BigBirdConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        check_positive(config, "block", "global_blocks", "random_blocks")
+        check_at_least_one(config, "block", "global_blocks", "random_blocks")
         self.span = Span(config.block, 1, 1)
 
     def mix(self, x_BTD: Tensor, absent_BT: Tensor) -> Tensor:

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from seqtk.attention.base import HeadedConfig, Role, State, attentions
+from seqtk.attention.parts.blocks import in_blocks
+from seqtk.attention.parts.building import check_at_least_one
 from seqtk.attention.parts.by_heads import Projected
 from seqtk.attention.parts.cache import append
 from seqtk.attention.parts.dot_product import attend, causal_mask
-from seqtk.attention.parts.pattern import PatternAttention, Span, check_positive, in_blocks
+from seqtk.attention.parts.pattern import PatternAttention, Span
 
 
 class NearAttention(PatternAttention):
@@ -95,7 +97,7 @@ class LocalBlockAttention(NearAttention):
 
     def __init__(self, config: LocalBlockConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        check_positive(config, "block")
+        check_at_least_one(config, "block")
         self.span = Span(config.block, int(config.back), 0, farthest_ahead=0 if role is Role.CAUSAL else None)
 
     def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
@@ -127,7 +129,7 @@ class SlidingWindowAttention(NearAttention):
 
     def __init__(self, config: SlidingWindowConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        check_positive(config, "window")
+        check_at_least_one(config, "window")
         self.span = window_span(config.window, causal=role is Role.CAUSAL)
 
     def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
@@ -157,7 +159,7 @@ class LongformerAttention(NearAttention):
 
     def __init__(self, config: LongformerConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        check_positive(config, "window", "global_tokens")
+        check_at_least_one(config, "window", "global_tokens")
         self.span = window_span(config.window, causal=role is Role.CAUSAL)
         self.global_query = self.projection(dim, gain=1 / math.sqrt(2))
         self.global_key = self.projection(dim, gain=1 / math.sqrt(2))

@@ -4,17 +4,15 @@ B batch, T length, D width of the layer, E width of a head, N blocks of C positi
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from seqtk.attention.base import HeadedAttention, HeadedConfig
+from seqtk.attention.base import HeadedAttention
+from seqtk.attention.parts.blocks import in_blocks, with_neighbours
 from seqtk.attention.parts.by_heads import OfHeads, Projected, by_heads
 from seqtk.attention.parts.dot_product import attend
 from seqtk.attention.parts.rows import align
-from seqtk.errors import UserError
 
 
 class PatternAttention(HeadedAttention):
@@ -91,24 +89,3 @@ class Span:
         if self.farthest_ahead is not None:
             seen_BNCK = seen_BNCK & (distance_CK >= -self.farthest_ahead)
         return seen_BNCK
-
-
-def in_blocks(x_BT: Tensor, size: int, *, fill: float = 0) -> Tensor:
-    """x_BNC (and any dimensions after T): the positions in blocks of `size`, `fill` after the end."""
-    padded = functional.pad(x_BT, (0, 0) * (x_BT.dim() - 2) + (0, -x_BT.shape[1] % size), value=fill)
-    return padded.view(len(x_BT), -1, size, *x_BT.shape[2:])
-
-
-def with_neighbours(x_BNC: Tensor, *, before: int, after: int, fill: float = 0) -> Tensor:
-    """x_BNK (and any dimensions after C): each block between its neighbours, `fill` where there are none."""
-    blocks = x_BNC.shape[1]
-    padded = functional.pad(x_BNC, (0, 0) * (x_BNC.dim() - 2) + (before, after), value=fill)
-    return torch.cat([padded[:, start : start + blocks] for start in range(before + 1 + after)], dim=2)
-
-
-def check_positive(config: HeadedConfig, *keys: str) -> None:
-    """Raises UserError for a size below 1."""
-    for key in keys:
-        value: Any = getattr(config, key)
-        if value < 1:
-            raise UserError(f"attention.{key}={value} must be at least 1.")

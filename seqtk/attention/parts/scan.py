@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from seqtk.attention.parts.blocks import in_blocks
+
 CHUNK = 64
 """Positions that are compared with each other directly: T C (R + E) time within chunks, T R E / C memory between."""
 
@@ -22,18 +24,10 @@ def causal_sums(query_BHTR: Tensor, key_BHTR: Tensor, value_BHTE: Tensor, *, chu
         length = query_BHTR.shape[2]
         chunk = min(chunk, length)
         query_BHNCR, key_BHNCR, value_BHNCE = (
-            _in_chunks(x.to(dtype), chunk) for x in (query_BHTR, key_BHTR, value_BHTE)
+            in_blocks(x.to(dtype), chunk, dim=2) for x in (query_BHTR, key_BHTR, value_BHTE)
         )
         y_BHNCE: Tensor = (query_BHNCR @ key_BHNCR.transpose(-1, -2)).tril() @ value_BHNCE
         if length > chunk:
             sums_BHNRE = (key_BHNCR.transpose(-1, -2) @ value_BHNCE).cumsum(2)
             y_BHNCE = y_BHNCE + query_BHNCR @ functional.pad(sums_BHNRE[:, :, :-1], (0, 0, 0, 0, 1, 0))
         return y_BHNCE.flatten(2, 3)[:, :, :length]
-
-
-def _in_chunks(x_BHTE: Tensor, chunk: int) -> Tensor:
-    """x_BHNCE, zeros at the end."""
-    batch, heads, length, width = x_BHTE.shape
-    if length % chunk:  # torch would copy it even if nothing were missing
-        x_BHTE = functional.pad(x_BHTE, (0, 0, 0, -length % chunk))
-    return x_BHTE.reshape(batch, heads, -1, chunk, width)

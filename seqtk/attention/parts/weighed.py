@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from seqtk.attention.parts.blocks import in_blocks
+
 NOTHING = -1e30
 """The logarithm of no weight: finite, so that differences of two of them, and gradients, are no NaN."""
 
@@ -104,17 +106,8 @@ def weigh_past(bias_TT: Tensor, key_TD: Tensor, value_TD: Tensor) -> Weighed:
     lack = half - later
     within = weigh_past(
         torch.stack([bias_TT[..., :half, :half], functional.pad(bias_TT[..., half:, half:], (0, lack, 0, lack))], -3),
-        _halves(key_TD, half, NOTHING),
-        _halves(value_TD, half, 0.0),
+        in_blocks(key_TD, half, dim=-2, fill=NOTHING),
+        in_blocks(value_TD, half, dim=-2),
     )
     second = Weighed(*(x[..., 1, :later, :] for x in within)).merge(across)
     return Weighed(*(torch.cat([x[..., 0, :, :], y], -2) for x, y in zip(within, second, strict=True)))
-
-
-def _halves(x_TD: Tensor, half: int, filler: float) -> Tensor:
-    return blocks_of(functional.pad(x_TD, (0, 0, 0, 2 * half - x_TD.shape[-2]), value=filler), half)
-
-
-def blocks_of(x_TD: Tensor, size: int) -> Tensor:
-    """...TD → ...NWD: N blocks of W = `size` positions, which must divide T."""
-    return x_TD.reshape(*x_TD.shape[:-2], -1, size, x_TD.shape[-1])
