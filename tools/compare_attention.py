@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seqtk.attention import attentions
+from seqtk.attention import Role, attentions
 
 ENTRANTS: dict[str, dict[str, Any]] = {
     "softmax": {"kind": "softmax"},
@@ -50,9 +50,9 @@ ENTRANTS: dict[str, dict[str, Any]] = {
     "nystrom": {"kind": "nystrom"},
     "sliding_window": {"kind": "sliding_window", "window": 8},
     "fnet": {"kind": "fnet"},
+    "transformer_xl": {"kind": "transformer_xl"},
 }
 """The settings of each layer; one that has a `max_length` gets the contest's."""
-NOT_CAUSAL = {"linformer", "nystrom", "fnet"}
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,18 @@ class Contest:
     """Finds the score in what that prints."""
     name: str
     higher_is_better: bool
+    role: Role
+    """What a layer has to be, to take part."""
 
 
 CONTESTS = {
     "translation": Contest(
         "multi30k_base", 128, ("seqtk-generate", "beam=5", "output={translations}"),
-        re.compile(r"^BLEU\|\S+ = ([\d.]+)", re.MULTILINE), "test BLEU", higher_is_better=True,
+        re.compile(r"^BLEU\|\S+ = ([\d.]+)", re.MULTILINE), "test BLEU", higher_is_better=True, role=Role.ENCODER,
     ),
     "language": Contest(
         "wikipedia_bytes", 256, ("seqtk-eval-lm", "format=json"),
-        re.compile(r'"bits_per_byte": ([\d.]+)'), "test bits per byte", higher_is_better=False,
+        re.compile(r'"bits_per_byte": ([\d.]+)'), "test bits per byte", higher_is_better=False, role=Role.CAUSAL,
     ),
 }  # fmt: skip
 COLUMNS = ("kind", "where", "score", "valid_nll", "tokens_per_cpu_second", "parameters", "peak_gib")
@@ -95,8 +97,7 @@ def main() -> None:
     arguments = parser.parse_args()
     contest = CONTESTS[arguments.contest]
     arguments.output.mkdir(parents=True, exist_ok=True)
-    able = [name for name in ENTRANTS if arguments.contest == "translation" or name not in NOT_CAUSAL]
-    for name in arguments.kinds or able:
+    for name in arguments.kinds or [name for name in ENTRANTS if contest.role in roles(name)]:
         result = arguments.output / f"{name}.json"
         if not result.exists():
             result.write_text(json.dumps(run(name, contest, arguments)))
@@ -109,12 +110,22 @@ def main() -> None:
     print(table(rows, contest))
 
 
+def roles(name: str) -> Role:
+    """What the layer can be."""
+    return attentions.class_of(attentions.config_type(ENTRANTS[name]["kind"])).roles
+
+
+def where(name: str) -> str:
+    """The places that it takes."""
+    return "everywhere" if Role.CAUSAL in roles(name) else "encoder"
+
+
 def settings_of(name: str, contest: Contest) -> list[str]:
     """The settings that put the layer in its places, with the longest input where it asks for one."""
     config_type = attentions.config_type(ENTRANTS[name]["kind"])
     needs_length = "max_length" in {field.name for field in dataclasses.fields(config_type)}
     config = {**ENTRANTS[name], **({"max_length": contest.longest} if needs_length else {})}
-    settings = [f"{'model.encoder.self_attention' if name in NOT_CAUSAL else 'attention'}={_written(config)}"]
+    settings = [f"{'model.encoder.self_attention' if where(name) == 'encoder' else 'attention'}={_written(config)}"]
     if needs_length and contest.recipe == "multi30k_base":
         settings += [f"model.max_{side}_length={contest.longest}" for side in ("source", "target")]
     return settings
@@ -144,7 +155,7 @@ def run(name: str, contest: Contest, arguments: argparse.Namespace) -> dict[str,
     assert parameters is not None
     return {
         "kind": name,
-        "where": "encoder" if name in NOT_CAUSAL else "everywhere",
+        "where": where(name),
         "score": float(score[1]),
         "valid_nll": [event["nll"] for event in events if event["kind"] == "valid"][-1],
         "tokens_per_cpu_second": tokens / seconds,

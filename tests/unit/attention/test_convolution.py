@@ -21,7 +21,6 @@ from seqtk.attention.convolution import (
     band,
 )
 from seqtk.errors import UserError
-from tests.laws.memory import largest_tensor
 
 DIM, HEADS = 8, 2
 KINDS: tuple[tuple[type[Convolution], Any], ...] = (
@@ -132,14 +131,6 @@ def test_200_steps_in_a_state_that_does_not_grow(kind: Any) -> None:
             y_B1D, state = layer.step(x_BTD[:, t : t + 1], state)
             torch.testing.assert_close(y_B1D[:, 0], expected[:, t], atol=1e-5, rtol=1e-5)
             assert state["past"].shape == (2, 4, DIM)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
-def test_the_largest_tensor_grows_with_the_length(kind: Any, role: Role, dtype: torch.dtype) -> None:
-    layer = layer_of(kind, role, kernel_size=7, dtype=dtype)
-    assert largest_tensor(layer, 64 * CHUNK) <= 4.2 * largest_tensor(layer, 16 * CHUNK)
 
 
 @pytest.mark.slow  # tracing

@@ -75,14 +75,6 @@ def test_200_steps_equal_the_parallel_form_and_the_state_does_not_grow(kind: str
     assert len(sizes) == 1
 
 
-@pytest.mark.parametrize(("kind", "role"), every_kind(*Role))
-def test_twice_the_length_makes_tensors_twice_as_large(kind: str, role: Role) -> None:
-    layer = build(kind, role)
-    short, long = largest_tensor(layer, 1024), largest_tensor(layer, 2048)
-    assert long <= 2 * short
-    assert long < 2048**2
-
-
 def test_the_measure_of_memory_sees_a_matrix_of_all_pairs() -> None:
     assert largest_tensor(build("synthesizer_random", max_length=64), 64) >= 2 * 64**2
 

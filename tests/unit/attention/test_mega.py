@@ -10,7 +10,6 @@ from seqtk.attention import Role
 from seqtk.attention.mega import Mega, MegaConfig
 from seqtk.attention.parts.ema import DampedAverage
 from seqtk.errors import UserError
-from tests.laws.memory import largest_tensor
 
 DIM = 8
 
@@ -100,12 +99,6 @@ def test_only_the_average_reaches_beyond_a_chunk() -> None:
     torch.nn.init.zeros_(layer.average.collapse)
     torch.testing.assert_close(layer(x_BTD)[:, 4:], layer(other)[:, 4:])
     assert not torch.allclose(layer(x_BTD)[:, 1:4], layer(other)[:, 1:4])
-
-
-@pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
-def test_with_chunks_no_tensor_grows_with_the_square_of_the_length(role: Role) -> None:
-    layer = build(role, chunk=16)
-    assert largest_tensor(layer, 2048) <= 4.2 * largest_tensor(layer, 512)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from seqtk.attention import Role
 from seqtk.attention.reformer import ReformerConfig
 from seqtk.errors import UserError
 from tests.laws.laws import close, steps
-from tests.laws.memory import largest_tensor
 from tests.unit.attention.test_windows import SELF, build
 
 
@@ -77,12 +76,6 @@ def test_two_hundred_steps_equal_the_parallel_form(chunk: int) -> None:
     x_BTD = torch.randn(2, 200, 8, dtype=torch.float64)
     with torch.no_grad():
         close(steps(layer, x_BTD, layer.start(2))[0], layer(x_BTD))
-
-
-@pytest.mark.parametrize("role", SELF)
-def test_memory_is_linear_in_the_length(role: Role) -> None:
-    layer = build(ReformerConfig(heads=2, buckets=8, chunk=8, rounds=2), role)
-    assert largest_tensor(layer, 1024) <= min(2 * largest_tensor(layer, 512), 1024 * 1024 / 4)
 
 
 @pytest.mark.parametrize("field", ["buckets", "chunk", "rounds"])

@@ -94,11 +94,6 @@ def test_memory_of_a_stride_at_the_square_root(role: Role) -> None:
         assert largest_tensor(build(config, role), 1024) <= 1024 * 1024 / 4
 
 
-def test_memory_of_bigbird_is_linear_in_the_length() -> None:
-    layer = build(BigBirdConfig(heads=2, block=8), Role.ENCODER)
-    assert largest_tensor(layer, 1024) <= min(2 * largest_tensor(layer, 512), 1024 * 1024 / 2)
-
-
 @pytest.mark.parametrize(
     ("config", "word"),
     [
