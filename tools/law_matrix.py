@@ -1,4 +1,4 @@
-"""Runs the laws of attention and prints which kind passed which, and how often: kinds down, laws across.
+"""Runs the laws of attention and writes docs/laws.md: which kind passed which, and how often.
 
 python tools/law_matrix.py [pytest options, e.g. -n 2 or --device cuda]
 """
@@ -13,6 +13,14 @@ from pathlib import Path
 from seqtk.attention import attentions
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "laws.md"
+HEAD = """# The laws of attention, kind by kind
+
+Written by `python tools/law_matrix.py`, which runs [the laws](adding-an-attention.md#the-laws): how many cases passed,
+a case being an option of the kind in a role that it has. Empty: the law is about a role that the kind does not have.
+A law about a promise that a kind does not make, such as a longest input, holds idly. The laws, by number:
+
+"""
 
 
 def main() -> None:
@@ -29,14 +37,15 @@ def main() -> None:
             all_[place] += 1
             passed[place] += not any(child.tag in ("failure", "error", "skipped") for child in case)
     laws = list(dict.fromkeys(law for _, law in all_))
-    for number, law in enumerate(laws, start=1):
-        print(f"{number:2} {law.replace('_', ' ')}")
-    print("\n| kind | " + " | ".join(map(str, range(1, len(laws) + 1))) + " | all |\n" + "|---" * (len(laws) + 2) + "|")
+    lines = [f"{number}. {law.replace('_', ' ')}" for number, law in enumerate(laws, start=1)]
+    lines += ["", f"| kind | {' | '.join(map(str, range(1, len(laws) + 1)))} | all |", "|---" * (len(laws) + 2) + "|"]
     for kind in attentions:
         cells = [_cell(passed[kind, law], all_[kind, law]) for law in laws]
         total = _cell(sum(passed[kind, law] for law in laws), sum(all_[kind, law] for law in laws))
-        print(f"| `{kind}` | {' | '.join(cells)} | {total} |")
-    print(f"\n{sum(passed.values()):,} of {sum(all_.values()):,} passed.")
+        lines.append(f"| `{kind}` | {' | '.join(cells)} | {total} |")
+    lines += ["", f"{sum(passed.values()):,} of {sum(all_.values()):,} passed."]
+    PAGE.write_text(HEAD + "\n".join(lines) + "\n", encoding="utf-8")
+    print(lines[-1])
     sys.exit(status)
 
 
