@@ -46,12 +46,13 @@ FAIRSEQ_NAMES = {
 
 
 def command(
-    program: str, config_type: type[C] | Callable[[], type[C]], *, recipes: bool = False
+    program: str, config_type: type[C] | Callable[[], type[C]], *, recipes: bool = False, first: str | None = None
 ) -> Callable[[Callable[[C], None]], Callable[..., None]]:
     """Make a function of a config the entry point `main(argv=None)` of a command.
 
     `config_type` is the dataclass, or a function that imports and returns it: what can be checked first (whether the
     recipe exists) is then answered before anything heavy is imported. With `recipes` the command takes `recipe=`.
+    `first` is the key that a first argument without one is for.
     Raises SystemExit with 2 for what the user can mend, 1 for what the system refused, 130 for Ctrl-C.
     """
 
@@ -60,7 +61,8 @@ def command(
         def main(argv: Sequence[str] | None = None) -> None:
             with reporting_errors(program):
                 arguments = list(sys.argv[1:] if argv is None else argv)
-                config = _read(program, config_type, arguments, recipes=recipes, about=function.__doc__ or "")
+                about = function.__doc__ or ""
+                config = _read(program, config_type, arguments, recipes=recipes, first=first, about=about)
                 if config is not None:
                     function(config)
                 sys.stdout.flush()
@@ -71,15 +73,27 @@ def command(
 
 
 def _read(
-    program: str, config_type: type[C] | Callable[[], type[C]], arguments: Sequence[str], *, recipes: bool, about: str
+    program: str,
+    config_type: type[C] | Callable[[], type[C]],
+    arguments: Sequence[str],
+    *,
+    recipes: bool,
+    first: str | None,
+    about: str,
 ) -> C | None:
     """The config that the arguments ask for, or None where they asked for something to be printed, which is done."""
     if "--version" in arguments:
         print(program, seqtk.__version__)
         return None
     action, rest = _action(arguments)
-    recipe = _value_of("recipe", rest) if recipes else None
-    path = find_recipe(recipe) if recipe is not None else None
+    if first and rest and not rest[0].startswith(("-", "+", "~")) and "=" not in rest[0]:
+        rest[0] = f"{first}={rest[0]}"
+    chosen = _values_of("recipe", rest) if recipes else []
+    if len(chosen) > 1:
+        raise UserError(
+            f"recipe= is given more than once: {', '.join(chosen)}.", "A recipe builds on another by its defaults list."
+        )
+    path = find_recipe(chosen[0]) if chosen else None
 
     from seqtk.cli import compose  # Hydra takes 0.4 s, for which an unknown recipe need not wait
 
@@ -88,7 +102,7 @@ def _read(
     layers = compose.recipe_layers(path) if path is not None else []
     overrides = compose.parse_overrides(written) if not flags else []
     defaults = config_type() if isinstance(config_type, type) else config_type()()
-    load_plugins(_value_of("user_dir", rest) or compose.value_of("user_dir", layers))
+    load_plugins(next(reversed(_values_of("user_dir", rest)), None) or compose.value_of("user_dir", layers))
     if flags:
         raise _flags_error(program, rest, defaults, recipes=recipes)
     config = compose.compose(defaults, layers, overrides)
@@ -97,7 +111,7 @@ def _read(
     elif action == "help":
         from seqtk.cli.help import help_text
 
-        print(help_text(program, about, config, recipes=recipes))
+        print(help_text(program, about, config, recipes=recipes, first=first))
     return config if action == "run" else None
 
 
@@ -117,10 +131,9 @@ def _action(arguments: Sequence[str]) -> tuple[str, list[str]]:
     return action, rest
 
 
-def _value_of(key: str, arguments: Sequence[str]) -> str | None:
-    """The last value of `key` among the arguments, before they are parsed."""
-    values = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{key}=")]
-    return values[-1].strip("'\"") if values else None
+def _values_of(key: str, arguments: Sequence[str]) -> list[str]:
+    """The values of `key` among the arguments, before they are parsed."""
+    return [argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith(f"{key}=")]
 
 
 def _flags_error(program: str, arguments: Sequence[str], config: Any, *, recipes: bool) -> UserError:

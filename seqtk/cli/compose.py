@@ -60,16 +60,11 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
 
 def _parse(parser: OverridesParser, argument: str) -> Override:
     key, equals, text = argument.partition("=")
-    if not equals:
-        raise UserError(
-            f"'{argument}' is not of the form key=value.",
-            "In a shell, quote a value with spaces in it: 'key=two words'",
-        )
-    if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
-        raise UserError(
-            f"'{argument}' is not of the form key=value.",
-            f"Every key has a value already, which {key.lstrip('+~').partition('@')[0]}={text} changes.",
-        )
+    if not (equals and re.fullmatch(r"[\w-]+(\.[\w-]+)*", key)):
+        advice = "--help shows every key." if equals else "In a shell, quote a value with spaces in it: 'key=two words'"
+        if argument.startswith(("+", "~")):
+            advice = "No key is added or removed: set it, key=value. --help shows every key."
+        raise UserError(f"'{argument}' is not of the form key=value.", advice)
     try:
         parsed = parser.parse_override(argument)
     except HydraException:

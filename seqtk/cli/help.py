@@ -20,12 +20,12 @@ FEW = 6
 """So many names are listed beside their key; more, once, at the end."""
 
 
-def help_text(program: str, about: str, config: Any, *, recipes: bool) -> str:
+def help_text(program: str, about: str, config: Any, *, recipes: bool, first: str | None = None) -> str:
     """The whole help page, for the values that `config` holds."""
     title, _, body = inspect.cleandoc(about).partition("\n")
-    recipe = "[recipe=NAME|FILE.yaml] " if recipes else ""
+    head = "[recipe=NAME|FILE.yaml] " if recipes else f"[{first.upper()}] " if first else ""
     usage = [
-        f"Usage: {program} {recipe}[key=value ...]",
+        f"Usage: {program} {head}[key=value ...]",
         f"       {program} --cfg job ...   print the whole configuration as YAML",
         *(["       seqtk-recipes ls   the recipes that come with seqtk"] if recipes else []),
     ]

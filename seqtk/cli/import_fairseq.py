@@ -26,9 +26,9 @@ class ImportConfig:
     target_lang: str | None = None  # the same
 
 
-@command("seqtk-import-fairseq", ImportConfig)
+@command("seqtk-import-fairseq", ImportConfig, first="checkpoint")
 def main(config: ImportConfig) -> None:
-    """Import a model: seqtk-import-fairseq checkpoint=checkpoint_best.pt data=DATA-BIN output=model.safetensors.
+    """Import a model: seqtk-import-fairseq checkpoint_best.pt data=DATA-BIN output=model.safetensors.
 
     Translation and language models; their scores are fairseq's. A sentencepiece.model in data goes into the file too.
     """

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from seqtk.errors import UserError
@@ -45,7 +46,26 @@ def load_models(config: LoadConfig) -> "tuple[list[LoadedModel], torch.device]":
     if config.threads:
         torch.set_num_threads(config.threads)
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-    return [load_model(path, device=device) for path in config.checkpoint.split(",")], device
+    paths = config.checkpoint.split(",")
+    for path in paths:
+        _refuse_pytorch(Path(path))
+    return [load_model(path, device=device) for path in paths], device
+
+
+def _refuse_pytorch(path: Path) -> None:
+    """Raises UserError, with what reads those of fairseq's, if `path` is a file that PyTorch wrote."""
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(4) in PYTORCH:
+                raise UserError(
+                    f"{path} is a checkpoint in PyTorch's format, not a model of seqtk's.",
+                    "If fairseq wrote it, this makes it one:",
+                    f"seqtk-import-fairseq {path} data=DATA-BIN output=model.safetensors",
+                )
+
+
+PYTORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
+"""How the files begin that torch.save writes: an archive, and a pickled number in the old format."""
 
 
 def check_ensemble(config: LoadConfig, vocabularies: "Sequence[Sequence[Vocabulary]]") -> None:

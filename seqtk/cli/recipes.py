@@ -5,14 +5,15 @@ import shutil
 import sys
 from pathlib import Path
 
+import seqtk
 from seqtk.errors import UserError, nearest
 
 USAGE = """\
-seqtk-recipes: the training recipes that come with seqtk.
+seqtk-recipes: List, show or copy the training recipes that come with seqtk.
 
-  seqtk-recipes ls              their names and what each is
-  seqtk-recipes show NAME       one as YAML
-  seqtk-recipes cp NAME FOLDER  a copy to change; train with recipe=FOLDER/NAME.yaml
+Usage: seqtk-recipes ls              their names and what each is
+       seqtk-recipes show NAME       one as YAML
+       seqtk-recipes cp NAME FOLDER  a copy to change; train with recipe=FOLDER/NAME.yaml
 """
 
 
@@ -29,7 +30,9 @@ def recipe_names() -> list[str]:
 def find_recipe(name: str) -> Path:
     """The file of a recipe: a shipped one by its name, anyone's by its path (with a folder, or ending in .yaml)."""
     path = Path(name)
-    if path.suffix != ".yaml" and len(path.parts) == 1:
+    if path.suffix == ".yml":
+        raise UserError(f"{name}: the name of a recipe's file ends in .yaml.", f"Rename it to {path.stem}.yaml.")
+    if path.suffix != ".yaml" and len(path.parts) <= 1:
         if name not in recipe_names():
             raise UserError(
                 f"There is no recipe called '{name}'.",
@@ -60,9 +63,13 @@ def run(arguments: list[str]) -> str:
             return find_recipe(name).read_text(encoding="utf-8")
         case ["cp", name, folder]:
             return f"{_copy(find_recipe(name), Path(folder))}\n"
+        case ["ls", *_]:
+            raise UserError("Write: seqtk-recipes ls", "It takes nothing else.")
         case ["show" | "cp" as verb, *_]:
             wanted = {"show": "NAME", "cp": "NAME FOLDER"}[verb]
             raise UserError(f"Write: seqtk-recipes {verb} {wanted}", f"NAME is one of {', '.join(recipe_names())}.")
+        case ["--version"]:
+            return f"seqtk-recipes {seqtk.__version__}\n"
         case ["-h" | "--help"] | []:
             return USAGE
         case [other, *_]:

@@ -4,6 +4,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from seqtk.cli.command import command
+from seqtk.errors import UserError
 
 if TYPE_CHECKING:
     from seqtk.training.config import TrainConfig
@@ -21,6 +22,12 @@ def main(config: "TrainConfig") -> None:
 
     Under torchrun, the processes share the work: torchrun --nproc-per-node 2 -m seqtk.cli.train recipe=NAME.
     """
+    if not (config.max_updates or config.max_epochs):
+        raise UserError(
+            "Nothing says what to train, or when to stop.",
+            "Give a recipe: recipe=NAME; seqtk-recipes ls shows them.",
+            "In one of your own, set max_updates or max_epochs.",
+        )
     from seqtk.training.run import run
 
     stopped_by = run(config)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from seqtk.cli.recipes import main as recipes_main
 from seqtk.data.preprocess import PreprocessConfig, preprocess
@@ -43,6 +44,8 @@ def place(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     write_export(folder / "moved.safetensors", moved)
     (folder / "notes.txt").write_text("This is no model.\n")
     (folder / "empty.txt").write_text("")
+    (folder / "empty.yaml").write_text("")
+    torch.save({"model": {}}, folder / "fairseq.pt")
     (folder / "three.en").write_text("one\ntwo\nthree\n")
     (folder / "two.de").write_text("eins\nzwei\n")
     (folder / "latin1.en").write_bytes(b"caf\xe9\n" * 3)
@@ -103,6 +106,9 @@ CASES = [
     ("train", "recipe={here}/typo.yaml", "'model'"),
     # what cannot be
     ("train", "task.data={corpus} save_dir={new}", "max_updates"),
+    ("train", "", "seqtk-recipes ls"),
+    ("train", "recipe={here}/empty.yaml", "seqtk-recipes ls"),
+    ("train", "recipe=", "There is no recipe called ''"),
     ("train", f"{SMALL} batch.max_tokens=0", "max_tokens"),
     ("train", f"{SMALL} batch.max_tokens=3", "max_tokens=3"),
     ("train", f"{SMALL} update_freq=0", "update_freq"),
@@ -149,6 +155,8 @@ CASES = [
     ("generate", "checkpoint={here}/cut.safetensors", "{here}/cut.safetensors"),
     ("generate", "checkpoint={here}/notes.txt", "{here}/notes.txt"),
     ("generate", "checkpoint={here}/evil.pt", "{here}/evil.pt"),
+    ("generate", "checkpoint={here}/fairseq.pt", "seqtk-import-fairseq {here}/fairseq.pt"),
+    ("generate", "checkpoint={corpus}", "{corpus} holds no model"),
     ("generate", f"{GENERATE} beam=-2", "beam=-2"),
     ("generate", f"{GENERATE} beam=0", "beam=0"),
     ("generate", f"{GENERATE} nbest=9", "nbest=9"),
@@ -182,6 +190,8 @@ CASES = [
     ("score", "hypothesis={here}/two.de reference={here}/two.de metrics=blue", "'bleu'"),
     ("score", "hypothesis={here}/two.de reference={here}/two.de tokenize=14a", "'13a'"),
     ("import_fairseq", "", "checkpoint"),
+    ("import_fairseq", "{here}/evil.pt", "data is not set"),
+    ("import_fairseq", "{here}/evil.pt data={corpus} output={here}/x", "{here}/evil.pt"),
     ("import_fairseq", "checkpoint={here}/evil.pt data={corpus} output={here}/x", "{here}/evil.pt"),
     ("import_fairseq", "checkpoint={here}/notes.txt data={corpus} output={here}/x", "{here}/notes.txt"),
     ("import_fairseq", "checkpoint={here}/no.pt data={corpus} output={here}/x", "{here}/no.pt"),

@@ -137,6 +137,7 @@ def test_ls_show_and_cp(tmp_path: Path) -> None:
     recipes.run(["cp", "demo", str(tmp_path / "new" / "folder")])
     assert (tmp_path / "new" / "folder" / "demo.yaml").read_bytes() == (ROOT / "recipes" / "demo.yaml").read_bytes()
     assert recipes.run([]) == recipes.run(["--help"]) == recipes.USAGE
+    assert recipes.run(["--version"]).startswith("seqtk-recipes 0.")
 
 
 @pytest.mark.parametrize(
@@ -145,6 +146,10 @@ def test_ls_show_and_cp(tmp_path: Path) -> None:
         (["show", "demmo"], "Did you mean 'demo'?"),
         (["show"], "Write: seqtk-recipes show NAME"),
         (["cp", "demo"], "Write: seqtk-recipes cp NAME FOLDER"),
+        (["show", "."], "There is no recipe called '.'."),
+        (["show", ""], "There is no recipe called ''."),
+        (["show", "my/kid.yml"], "Rename it to kid.yaml."),
+        (["ls", "foo"], "Write: seqtk-recipes ls"),
         (["lss"], "Did you mean 'ls'?"),
         (["cp", "demo", str(ROOT / "recipes")], "exists already"),
         (["show", "no/such.yaml"], "There is no recipe at"),

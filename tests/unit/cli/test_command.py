@@ -141,6 +141,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["max_token=3"], ["There is no key 'max_token'.", "Did you mean 'batch.max_tokens'?"]),
         (["recipe=no/such"], ["There is no recipe at ", "", "A recipe is"]),
         (["name=missing"], ["The corpus is not there.", "This command makes it:", "make corpus"]),
+        (
+            ["recipe=demo", "recipe=mine.yaml"],
+            ["recipe= is given more than once: demo, mine.yaml.", "A recipe builds on another"],
+        ),
         (["--cfg", "hydra"], ["Write --cfg job: it prints the whole configuration."]),
         (["train.de"], ["'train.de' is not of the form key=value.", "In a shell, quote"]),
     ],
@@ -176,6 +180,23 @@ def test_options_are_answered_with_our_keys(
     assert code == 2
     assert "settings are written key=value" in error
     assert answer in error
+
+
+def test_a_first_word_may_stand_for_a_key(capsys: pytest.CaptureFixture[str]) -> None:
+    """A path is then taken as it is written; only the first argument may lack its key."""
+
+    @command("seqtk-toy", ToyConfig, first="name")
+    def takes_a_name(config: ToyConfig) -> None:
+        seen.append(config)
+
+    takes_a_name(["runs/best one.pt", "tokens=7"])
+    takes_a_name(["name=runs/a.pt"])
+    assert [config.name for config in seen] == ["runs/best one.pt", "runs/a.pt"]
+    takes_a_name(["--help"])
+    assert "Usage: seqtk-toy [NAME] [key=value ...]" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        takes_a_name(["tokens=7", "runs/a.pt"])
+    assert "'runs/a.pt' is not of the form key=value." in capsys.readouterr().err
 
 
 def test_a_full_disk_names_the_file_and_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:

@@ -197,8 +197,11 @@ def test_the_grammar_of_arguments(tmp_path: Path, argument: str, value: object) 
     [
         ("name", "'name' is not of the form key=value."),
         ("=3", "'=3' is not of the form key=value."),
-        ("+name=x", "which name=x changes"),
-        ("~name=x", "which name=x changes"),
+        ("two words", "In a shell, quote"),
+        ("+name=x", "No key is added or removed: set it, key=value."),
+        ("~name=x", "No key is added or removed"),
+        ("~name", "No key is added or removed"),
+        ("name@model=x", "--help shows every key."),
         ("attention=[dot", "cannot be read"),
         ("lr=1,2", "Write a list as lr=[1,2]."),
         ("lr=choice(1,2)", "several values"),
