@@ -8,7 +8,9 @@ import dataclasses
 import importlib
 import importlib.metadata
 import sys
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -83,9 +85,16 @@ def registry_of(config_base: type) -> Registry[Any] | None:
 
 
 def load_plugins(user_dir: str | None = None) -> None:
-    """Import every plug-in: the entry points of group `seqtk.plugins`, then the package or module at `user_dir`."""
+    """Import every plug-in: the entry points of group `seqtk.plugins`, then the package or module at `user_dir`.
+
+    Raises UserError for one that cannot be imported, with the distribution or the path that it is from.
+    """
     for entry_point in importlib.metadata.entry_points(group="seqtk.plugins"):
-        entry_point.load()
+        package = entry_point.dist.name if entry_point.dist else "an unknown distribution"
+        version = f" {entry_point.dist.version}" if entry_point.dist else ""
+        named = f"The plug-in '{entry_point.name}' of {package}{version}"
+        with _failure_told(f"{named} cannot be imported: mend it, or uninstall {package}."):
+            entry_point.load()
     if user_dir is None:
         return
     path = Path(user_dir).expanduser().resolve()
@@ -95,10 +104,36 @@ def load_plugins(user_dir: str | None = None) -> None:
     name = path.stem
     if name not in sys.modules:
         sys.path.insert(0, str(path.parent))
-        importlib.import_module(name)
+        with _failure_told(f"user_dir={user_dir} cannot be imported."):
+            importlib.import_module(name)
     loaded_from = getattr(sys.modules[name], "__file__", None)
     if loaded_from is None or Path(loaded_from).resolve() != source.resolve():
         raise UserError(
             f"user_dir={user_dir} has the name of another module: {name}, from {loaded_from or 'the interpreter'}.",
             "Rename it.",
         )
+
+
+@contextmanager
+def _failure_told(what: str) -> Iterator[None]:
+    """Of whatever goes wrong in an import, that it did, the line of the plug-in, and the error."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(what, *_line_of(error), f"{type(error).__name__}: {error}".splitlines()[0][:300]) from error
+
+
+def _line_of(error: Exception) -> list[str]:
+    """The line that is no Python, or that which was run last in the folder of the module that was imported first."""
+    if isinstance(error, SyntaxError):
+        return [f"Line {error.lineno} of {error.filename}:"]
+    importing = (Path(__file__), Path(importlib.__file__).parent)
+    frames = [
+        (Path(frame.filename), frame.lineno)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<frozen") and not any(map(Path(frame.filename).is_relative_to, importing))
+    ]
+    own = [(path, line) for path, line in frames if path.is_relative_to(frames[0][0].parent)]
+    return [f"Line {line} of {path}:" for path, line in own[-1:]]

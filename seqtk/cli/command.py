@@ -102,7 +102,8 @@ def _read(
     layers = compose.recipe_layers(path) if path is not None else []
     overrides = compose.parse_overrides(written) if not flags else []
     defaults = config_type() if isinstance(config_type, type) else config_type()()
-    load_plugins(next(reversed(_values_of("user_dir", rest)), None) or compose.value_of("user_dir", layers))
+    if hasattr(defaults, "user_dir"):  # else it builds nothing that a plug-in could add
+        load_plugins(next(reversed(_values_of("user_dir", rest)), None) or compose.value_of("user_dir", layers))
     if flags:
         raise _flags_error(program, rest, defaults, recipes=recipes)
     config = compose.compose(defaults, layers, overrides)

@@ -139,6 +139,44 @@ def test_a_user_dir_with_the_name_of_another_module_is_refused(plugin: Path) -> 
         load_plugins(str(plugin / "json.py"))
 
 
+@pytest.mark.parametrize(
+    ("source", "line", "error"),
+    [
+        ("import no_such_module\n", 1, "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("import json\n\njson.loads('{')\n", 3, "JSONDecodeError: Expecting property name"),
+        ("raise ValueError('two\\nlines')\n", 1, "ValueError: two"),
+        ("x = 1\ndef broken(:\n", 2, "SyntaxError: invalid syntax"),
+    ],
+)
+def test_a_plugin_that_fails_is_named_with_its_line(plugin: Path, source: str, line: int, error: str) -> None:
+    (plugin / "my_plug.py").write_text(source)
+    with pytest.raises(UserError) as caught:
+        load_plugins(str(plugin / "my_plug"))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"user_dir={plugin}/my_plug cannot be imported."
+    assert lines[1] == f"Line {line} of {plugin}/my_plug.py:"
+    assert lines[2].startswith(error)
+    assert len(lines) == 3
+
+
+def test_an_entry_point_that_fails_is_named_with_its_distribution(plugin: Path) -> None:
+    (plugin / "their_layers.py").write_text("import no_such_module\n")
+    install(plugin)
+    with pytest.raises(UserError) as caught:
+        load_plugins()
+    assert str(caught.value).splitlines() == [
+        "The plug-in 'theirs' of their-package 1.0 cannot be imported: mend it, or uninstall their-package.",
+        f"Line 1 of {plugin}/their_layers.py:",
+        "ModuleNotFoundError: No module named 'no_such_module'",
+    ]
+
+
+def test_an_entry_point_that_names_nothing_is_named_with_its_distribution(plugin: Path) -> None:
+    install(plugin)
+    with pytest.raises(UserError, match="their-package 1.0 cannot be imported"):
+        load_plugins()
+
+
 def test_entry_points_are_loaded(plugin: Path, shapes: Registry[object]) -> None:
     (plugin / "their_layers.py").write_text(
         "from dataclasses import dataclass\n"
@@ -148,10 +186,15 @@ def test_entry_points_are_loaded(plugin: Path, shapes: Registry[object]) -> None
         "class StarConfig(registry.config_base): ...\n"
         "registry.register('star', StarConfig)(type('Star', (), {}))\n"
     )
-    info = plugin / "their_package-1.0.dist-info"
+    install(plugin)
+    load_plugins()
+    assert "star" in shapes
+
+
+def install(folder: Path) -> None:
+    """Let `folder` be that of an installed distribution, whose module their_layers is a plug-in."""
+    info = folder / "their_package-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[seqtk.plugins]\ntheirs = their_layers\n")
-    sys.path.insert(0, str(plugin))
-    load_plugins()
-    assert "star" in shapes
+    sys.path.insert(0, str(folder))

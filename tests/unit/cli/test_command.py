@@ -233,6 +233,19 @@ def test_a_user_dir_is_imported_before_its_names_are_needed(tmp_path: Path, monk
     assert sys.modules.pop("toy_plug").LOADED
 
 
+def test_a_command_without_plug_ins_of_its_own_loads_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that build nothing from a registry have no user_dir, and run whatever is installed."""
+
+    @command("seqtk-toy", BatchConfig)
+    def builds_nothing(config: BatchConfig) -> None: ...
+
+    def fail(user_dir: str | None = None) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("seqtk.cli.command.load_plugins", fail)
+    builds_nothing([])
+
+
 def test_a_reader_that_leaves_is_no_error() -> None:
     program = "from seqtk.cli.recipes import main; main(['--help'])"
     reader, writer = os.pipe()
