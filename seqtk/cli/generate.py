@@ -134,6 +134,7 @@ def _decode(
     config: GenerateConfig, sentences: "Iterable[Sentence]", able: Translating | Continuing, *, output: TextIO
 ) -> None:
     from seqtk.data.batching import BatchingConfig
+    from seqtk.data.vocabulary import UNK
     from seqtk.generation.decode import in_order
     from seqtk.generation.workers import decoding_processes
     from seqtk.training.machine import keep_freed_memory
@@ -142,7 +143,7 @@ def _decode(
     batching = BatchingConfig(max_tokens=config.max_tokens, max_sentences=config.max_sentences)
     texts: list[str] = []
     references: list[str] = []
-    count = tokens = shortened = 0
+    count = tokens = shortened = read = unknown = 0
     with decoding_processes(decoder, workers=config.workers, prepare=keep_freed_memory) as map_batches:
         started = time.perf_counter()
         for translation in in_order(
@@ -157,10 +158,15 @@ def _decode(
             given = translation.hypotheses if continuing else translation.hypotheses[:1]
             tokens += sum(len(hypothesis.tokens) for hypothesis in given)
             shortened += translation.shortened
+            read += len(translation.sentence.source) - 1
+            unknown += int((translation.sentence.source == UNK).sum())
         seconds = time.perf_counter() - started
     what = f"Continued {how_many(count, 'prompt')}" if continuing else f"Translated {how_many(count, 'sentence')}"
     _report(f"{what} ({how_many(tokens, 'token')}) in {seconds:.1f}s "
             f"({count / seconds:.2f} sentences/s, {tokens / seconds:.2f} tokens/s)")  # fmt: skip
+    if 2 * unknown > read:
+        _report(f"{100 * unknown / read:.0f} % of the input's tokens are not in the model's dictionary: "
+                "is it tokenised as the training text was?")  # fmt: skip
     if shortened:
         which = "1 sentence was" if shortened == 1 else f"{shortened:,} sentences were"
         _report(f"{which} longer than the model can read; what was too much was cut off at the end.")

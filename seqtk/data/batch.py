@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqtk.data.vocabulary import EOS, PAD
+from seqtk.data.vocabulary import EOS, PAD, Vocabulary
+from seqtk.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,16 @@ def pad_rows(rows: Sequence[np.ndarray]) -> Tensor:
     for index, row in enumerate(rows):
         padded[index, : len(row)] = row
     return torch.from_numpy(padded)
+
+
+def check_ids(ids: Tensor, vocabulary: Vocabulary, *, name: str) -> None:
+    """Raises UserError for an id that no token of `vocabulary`, which is called `name`, has."""
+    largest = int(ids.max()) if ids.numel() else 0
+    if largest >= len(vocabulary):
+        raise UserError(
+            f"A token of the data has the number {largest:,}, but {name} has {len(vocabulary):,} tokens only.",
+            "It was cut short, or belongs to other data: copy it again, or make the data-bin anew.",
+        )
 
 
 def collate_pairs(examples: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> TranslationBatch:

@@ -150,6 +150,14 @@ def read_chunk(file: IO[bytes], path: Path) -> bytes:
         raise UserError(f"{path} is not a whole gzip file: {error}.", "Download or compress it again.") from None
 
 
+def not_utf8(error: UnicodeDecodeError, path: Path | str, line: int) -> UserError:
+    """What is said of a line that is not UTF-8."""
+    return UserError(
+        f"Line {line:,} of {path} is not UTF-8: {error.reason} {error.object[error.start : error.start + 1]!r}.",
+        "Convert the file, for example with iconv -f latin1 -t utf-8.",
+    )
+
+
 def _check_utf8(block: bytes, path: Path, lines_before: int) -> int:
     """The number of line ends in a block of whole lines. Raises UserError naming the line that is not UTF-8."""
     if not block.isascii():
@@ -157,8 +165,5 @@ def _check_utf8(block: bytes, path: Path, lines_before: int) -> int:
             block.decode("utf-8")
         except UnicodeDecodeError as error:
             line = lines_before + block.count(b"\n", 0, error.start) + 1
-            raise UserError(
-                f"Line {line:,} of {path} is not UTF-8: {error.reason} {block[error.start : error.start + 1]!r}.",
-                "Convert the file, for example with iconv -f latin1 -t utf-8.",
-            ) from None
+            raise not_utf8(error, path, line) from None
     return block.count(b"\n")

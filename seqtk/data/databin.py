@@ -7,8 +7,11 @@ text of validation and test splits (`test.en-de.de.txt`) are seqtk's own additio
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from seqtk.data.indexed import IndexedDataset
 from seqtk.data.report import TextCount
@@ -16,6 +19,7 @@ from seqtk.data.tokenizer import Tokenizer
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.errors import UserError, near_path, nearest
 
+RECORD = "preprocess.json"
 NO_LANGUAGE = "None"  # what fairseq-preprocess writes for the other side when it is given one language only
 
 
@@ -70,21 +74,62 @@ class DataBin:
             f"Set source_lang= and target_lang= to one of {', '.join('-'.join(pair) for pair in both_ways)}.",
         )
 
+    @cached_property
+    def _record(self) -> dict[str, dict[str, Any]]:
+        """What seqtk-preprocess noted of the directory; nothing where fairseq made it."""
+        path, parts = self.directory / RECORD, ("settings", "vocabulary", "splits")
+        if not path.is_file():
+            return {part: {} for part in parts}
+        with self._damage_told():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            return {part: dict(record.get(part, {})) for part in parts}
+
+    @contextmanager
+    def _damage_told(self) -> Iterator[None]:
+        """Raises UserError where the record turns out to be something else."""
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self.directory / RECORD} is not the record of a preprocessing: {error!r}.",
+                "Make the data-bin anew, or remove that file: then there are no figures per word, byte and character.",
+            ) from None
+
     def vocabulary(self, lang: str | None = None) -> Vocabulary:
-        """The dictionary of a language, or the only one of a one-sided directory."""
+        """The dictionary of a language, or the only one of a one-sided directory.
+
+        Raises UserError where it has not the length that the data-bin was made with.
+        """
         name = "dict.txt" if lang is None else f"dict.{lang}.txt"
         path = self.directory / name
         if not path.is_file():
             known = [found.name for found in self._glob("dict*.txt")]
             raise UserError(f"There is no {name} in {self.directory}.", nearest(name, known))
-        return Vocabulary.load(path)
+        vocabulary, noted = Vocabulary.load(path), self._record["vocabulary"]
+        size = next(iter(noted.values()), None) if lang is None else noted.get(lang)
+        if size not in (None, len(vocabulary)):
+            raise UserError(
+                f"{path} has {len(vocabulary):,} tokens, but had {size:,} when the data-bin was made.",
+                "It was cut short or replaced: copy it again, or make the data-bin anew.",
+            )
+        return vocabulary
 
     def tokenizer(self, lang: str | None = None) -> Tokenizer:
-        """The SentencePiece model of a language; without one, white space, with the dictionary's subword marker."""
+        """The SentencePiece model of a language; without one, white space, with the dictionary's subword marker.
+
+        Raises UserError where the data-bin was made with a model that is not there.
+        """
         names = ["sentencepiece.model"] if lang is None else [f"sentencepiece.{lang}.model", "sentencepiece.model"]
         for name in names:
             if (self.directory / name).is_file():
                 return Tokenizer.load(self.directory / name)
+        settings = self._record["settings"]
+        if settings.get("tokens") == "sentencepiece":
+            raise UserError(
+                f"There is no {names[-1 if settings.get('joint', True) else 0]} in {self.directory}, "
+                "which was made with one.",
+                "Copy it there too, or make the data-bin anew: a model could read no text without it.",
+            )
         return Tokenizer.guess(self.vocabulary(lang))
 
     def splits(self) -> list[str]:
@@ -113,19 +158,11 @@ class DataBin:
 
     def text_count(self, name: str) -> TextCount | None:
         """How large the text of a one-sided split is; None where nobody counted it, or not all of it became items."""
-        path = self.directory / "preprocess.json"
-        if not path.is_file():
-            return None
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))["splits"].get(name, {})
-            if not record.get("text") or any(record["dropped"].values()):
+        with self._damage_told():
+            noted = self._record["splits"].get(name, {})
+            if not noted.get("text") or any(noted["dropped"].values()):
                 return None
-            return TextCount(**record["text"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path} is not the record of a preprocessing: {error!r}.",
-                "Make the data-bin anew, or remove that file: then there are no figures per word, byte and character.",
-            ) from None
+            return TextCount(**noted["text"])
 
     def _find(self, split: str, lang: str | None) -> str | None:
         pair = [self.source_lang or NO_LANGUAGE, self.target_lang or NO_LANGUAGE]

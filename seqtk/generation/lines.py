@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from seqtk.data.corpus import not_utf8
 from seqtk.errors import UserError, naming, near_path
 
 
@@ -15,7 +16,7 @@ def read_lines(path: str) -> Iterator[str]:
     """The lines of the UTF-8 file at `path`, `-` for standard input, as they come.
 
     A line ends at `\\n` and nowhere else, so there are as many as `wc -l` says (and one more that does not end).
-    Bytes that are no UTF-8 become U+FFFD rather than end the work: a line in is a line out.
+    Raises UserError for one that is not UTF-8, with its number.
     """
     with contextlib.ExitStack() as stack:
         if path == "-":
@@ -25,8 +26,12 @@ def read_lines(path: str) -> Iterator[str]:
                 binary = stack.enter_context(open(path, "rb"))
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 raise UserError(f"There is no text file {path}.", *near_path(Path(path), suits=Path.is_file)) from None
-        for line in binary:
-            yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", errors="replace")
+        for number, line in enumerate(binary, start=1):
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise not_utf8(error, "standard input" if path == "-" else path, number) from None
+            yield text.removesuffix("\n").removesuffix("\r")
 
 
 @contextlib.contextmanager

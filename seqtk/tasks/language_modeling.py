@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from seqtk.data.batch import Batch, collate_blocks
+from seqtk.data.batch import Batch, check_ids, collate_blocks
 from seqtk.data.blocks import BreakMode, TokenBlocks
 from seqtk.data.databin import DataBin
 from seqtk.data.report import TextCount
@@ -71,7 +71,10 @@ class LanguageModelingTask(Task):
         return self._blocks(data, "train")
 
     def collate(self, examples: Sequence[Any]) -> Batch:
-        return collate_blocks(examples)
+        batch = collate_blocks(examples)
+        for ids_BT in (batch.previous_BT, batch.target_BT):
+            check_ids(ids_BT, self.vocabulary, name="the dictionary")
+        return batch
 
     def model(self, config: ModelConfig) -> Model:
         return build_model(config, vocabulary=len(self.vocabulary))

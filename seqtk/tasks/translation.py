@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from seqtk.data.batch import Batch, TranslationBatch, collate_pairs
+from seqtk.data.batch import Batch, TranslationBatch, check_ids, collate_pairs
 from seqtk.data.databin import DataBin
 from seqtk.data.indexed import IndexedDataset
 from seqtk.data.vocabulary import Vocabulary
@@ -117,7 +117,10 @@ class TranslationTask(Task):
         )
 
     def collate(self, examples: Sequence[Any]) -> Batch:
-        return collate_pairs(examples)
+        batch = collate_pairs(examples)
+        check_ids(batch.source_BS, self.source_vocabulary, name=f"the dictionary of '{self.source_lang}'")
+        check_ids(batch.target_BT, self.target_vocabulary, name=f"the dictionary of '{self.target_lang}'")
+        return batch
 
     def model(self, config: ModelConfig) -> Model:
         return build_model(

@@ -2,6 +2,7 @@
 
 import importlib
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -67,6 +68,13 @@ def place(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
             workers=1,
         )
     )
+    for damaged in ("no-pieces", "cut", "fairseqs-cut"):
+        shutil.copytree(tiny_corpus, folder / damaged)
+    (folder / "no-pieces" / "sentencepiece.model").unlink()
+    for name in ("cut", "fairseqs-cut"):
+        dictionary = folder / name / "dict.de.txt"
+        dictionary.write_text("".join(dictionary.read_text(encoding="utf-8").splitlines(keepends=True)[:100]))
+    (folder / "fairseqs-cut" / "preprocess.json").unlink()
     return Place(folder, tiny_corpus)
 
 
@@ -93,6 +101,9 @@ CASES = [
     ("train", f"{SMALL} validation.split=vaild", "'valid'"),
     ("train", f"{SMALL} validation.metric=blue", "validation.metric"),
     ("train", f"{TRAIN} user_dir={{here}}/no-plugin", "{here}/no-plugin"),
+    ("train", f"{SMALL} task.data={{here}}/no-pieces", "There is no sentencepiece.model in {here}/no-pieces"),
+    ("train", f"{SMALL} task.data={{here}}/cut", "{here}/cut/dict.de.txt has"),
+    ("train", f"{SMALL} model.share_embeddings=none task.data={{here}}/fairseqs-cut", "dictionary of 'de'"),
     # what is of the wrong kind
     ("train", "model.dim=wide", "model.dim"),
     ("train", "model.dim=3.5", "model.dim"),
@@ -165,6 +176,7 @@ CASES = [
     ("generate", f"{GENERATE} format=xml", "format"),
     ("generate", f"{GENERATE} max_tokens=0", "max_tokens"),
     ("generate", f"{GENERATE} input={{here}}/three.de", "'three.en'"),
+    ("generate", f"{GENERATE} input={{here}}/latin1.en", "Line 1 of {here}/latin1.en is not UTF-8"),
     ("generate", f"{GENERATE} input={{here}}/three.en reference={{here}}/two.de", "{here}/two.de"),
     ("generate", f"{GENERATE} input={{here}}/three.en output={{here}}/no/such/file", "{here}/no/such"),
     ("generate", f"{GENERATE} input={{here}}/three.en output=/proc/file", "/proc/file cannot be written"),

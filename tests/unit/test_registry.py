@@ -173,7 +173,7 @@ def test_an_entry_point_that_fails_is_named_with_its_distribution(plugin: Path) 
 
 def test_an_entry_point_that_names_nothing_is_named_with_its_distribution(plugin: Path) -> None:
     install(plugin)
-    with pytest.raises(UserError, match="their-package 1.0 cannot be imported"):
+    with pytest.raises(UserError, match=r"their-package 1\.0 cannot be imported"):
         load_plugins()
 
 

@@ -110,10 +110,18 @@ def test_text_gives_a_line_for_each_line_in_their_order(run):
     assert run("input=test.de", "max_sentences=1", "buffer_size=2").out.splitlines() == whole
 
 
-@pytest.mark.parametrize("text", [b"", b"alt", b"alt\n", b"alt\r\n\xff\xfe\n", b"\n\n", b"a\xe2\x80\xa8b\x0cc\n"])
+@pytest.mark.parametrize("text", [b"", b"alt", b"alt\n", b"alt\r\nneu\n", b"\n\n", b"a\xe2\x80\xa8b\x0cc\n"])
 def test_a_line_ends_where_wc_says(run, text):
     expected = text.count(b"\n") + (not text.endswith(b"\n") and text != b"")
     assert len(run("input=-", stdin=text).out.split("\n")) - 1 == expected
+
+
+@pytest.mark.parametrize(("line", "share"), [("Katze Hund alt", "67 %"), ("Katze alt", None), ("", None)])
+def test_input_of_unknown_tokens_is_told(run, line, share):
+    """As raw text is to a model that was imported with a dictionary alone; half of them are as yet unremarkable."""
+    said = [found for found in run("input=-", stdin=f"{line}\n".encode()).err.splitlines() if "dictionary" in found]
+    asks = "of the input's tokens are not in the model's dictionary: is it tokenised as the training text was?"
+    assert said == ([f"{share} {asks}"] if share else [])
 
 
 def test_a_split_is_translated_and_scored_like_the_text_it_was_made_of(run, folder):

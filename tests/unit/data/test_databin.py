@@ -1,5 +1,6 @@
 """Unit tests of data-bin directories: which languages, which splits, and what is missing."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,38 @@ def test_one_sided_directories(tmp_path: Path) -> None:
     assert DataBin(tmp_path / "lm", source_lang="en").source_lang is None
     named = DataBin(_make(tmp_path / "named", "train.en-None.en", dictionaries=("dict.en.txt",)))
     assert (named.source_lang, named.target_lang, named.splits()) == ("en", None, ["train"])
+
+
+def _record(directory: Path, **parts: object) -> None:
+    (directory / "preprocess.json").write_text(json.dumps(parts))
+
+
+def test_a_sentencepiece_model_that_was_there_is_missed(en_de: Path) -> None:
+    assert DataBin(en_de).tokenizer("de").encode("a b") == ["a", "b"]
+    _record(en_de, settings={"tokens": "words"})
+    assert DataBin(en_de).tokenizer("de").encode("a b") == ["a", "b"]
+    for joint, name in ((True, "sentencepiece.model"), (False, r"sentencepiece\.de\.model")):
+        _record(en_de, settings={"tokens": "sentencepiece", "joint": joint})
+        with pytest.raises(UserError, match=f"There is no {name} in .*, which was made with one"):
+            DataBin(en_de).tokenizer("de")
+
+
+def test_a_dictionary_has_the_length_it_was_made_with(en_de: Path) -> None:
+    _record(en_de, vocabulary={"en": 8, "de": 9})
+    assert len(DataBin(en_de).vocabulary("en")) == 8
+    with pytest.raises(UserError, match=r"dict\.de\.txt has 8 tokens, but had 9 when the data-bin was made"):
+        DataBin(en_de).vocabulary("de")
+    one_sided = _make(en_de.parent / "lm", "train", dictionaries=("dict.txt",))
+    _record(one_sided, vocabulary={"text": 7})
+    with pytest.raises(UserError, match=r"dict\.txt has 8 tokens, but had 7"):
+        DataBin(one_sided).vocabulary()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"settings": 3}'])
+def test_a_damaged_record_is_named(en_de: Path, content: str) -> None:
+    (en_de / "preprocess.json").write_text(content)
+    with pytest.raises(UserError, match=r"preprocess\.json is not the record of a preprocessing"):
+        DataBin(en_de).tokenizer("de")
 
 
 def test_several_pairs_need_a_choice(tmp_path: Path) -> None:
