@@ -1,6 +1,7 @@
 """Training a SentencePiece model, the same one for the same text and settings on any machine and number of workers."""
 
 import io
+import re
 from collections.abc import Iterable
 
 import sentencepiece
@@ -12,6 +13,16 @@ from seqtk.errors import UserError
 # SentencePiece adds partial sums in the order of its threads: a fixed number of them keeps the result reproducible.
 _THREADS = 8
 _OWN_SPECIALS = 3  # unknown, bos and eos, which a model counts among its pieces
+
+
+def _in_our_words(reason: str) -> str:
+    """Why there is no model, with our keys and our count of the special symbols."""
+    ours = len(SPECIALS) - _OWN_SPECIALS
+    if too_small := re.search(r"required_chars\. \d+ vs (\d+)", reason):
+        return f"Set vocab_size to {int(too_small[1]) + ours} or more, or character_coverage lower."
+    if too_large := re.search(r"a value <= (\d+)", reason):
+        return f"The text gives {int(too_large[1]) + ours} tokens at most."
+    return reason.rpartition("] ")[2].strip() or reason
 
 
 def train_tokenizer(
@@ -41,6 +52,7 @@ def train_tokenizer(
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = str(error).rpartition("] ")[2].strip() or str(error)
-        raise UserError(f"SentencePiece could not make a vocabulary of vocab_size={vocab_size}.", reason) from None
+        raise UserError(
+            f"SentencePiece could not make a vocabulary of vocab_size={vocab_size}.", _in_our_words(str(error))
+        ) from None
     return Tokenizer.from_model(model.getvalue())

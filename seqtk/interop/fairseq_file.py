@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from seqtk.errors import UserError, nearest
+from seqtk.errors import UserError
 from seqtk.interop.fairseq_options import Options, flat_options
 from seqtk.interop.unpickle import plain, read_checkpoint
 from seqtk.modules.feedforward import Activation
@@ -43,9 +43,10 @@ def read_fairseq(path: str | Path) -> FairseqFile:
     """The checkpoint at `path`; none of its code is run. Raises UserError for any other file."""
     content = read_checkpoint(path)
     if not isinstance(content.get("model"), Mapping) or not (content.get("cfg") or content.get("args")):
+        names, others = [str(name)[:80] for name in list(content)[:2]], len(content) - 2
         raise UserError(
             f"{path} is not a checkpoint of fairseq's: it lacks 'model', or both of 'cfg' and 'args'.",
-            f"It holds: {', '.join(map(str, list(content)[:8]))}.",
+            f"It holds: {', '.join(names) or 'nothing'}{f' and {others:,} more' if others > 0 else ''}.",
         )
     history = plain(content.get("optimizer_history")) or [{}]
     return FairseqFile(
@@ -56,11 +57,19 @@ def read_fairseq(path: str | Path) -> FairseqFile:
     )
 
 
+def lacking(name: str, *, where: str) -> UserError:
+    """What is said of a tensor that a model with the file's options has, and the file has not."""
+    return UserError(
+        f"{where} lacks '{name}', which a model with its options has.",
+        "It is another model than its options say, or not whole, so it cannot be imported.",
+    )
+
+
 def rows(state: Mapping[str, Tensor], stack: str, *, where: str) -> int:
     """The size of the vocabulary that a stack reads."""
     name = f"{stack}.embed_tokens.weight"
     if name not in state:
-        raise UserError(f"{where} lacks '{name}'.", nearest(name, state))
+        raise lacking(name, where=where)
     return len(state[name])
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from seqtk.errors import UserError, nearest
+from seqtk.errors import UserError
+from seqtk.interop.fairseq_file import lacking
 
 FIRST_POSITION = 2
 """fairseq numbers positions from padding_idx + 1; the two rows of a learned table before it belong to no token."""
@@ -129,10 +130,7 @@ def our_state(
             others = (fairseq_name(other, lightconv=lightconv) for other in tied.get(name, ()))
             theirs = next((other for other in others if other in state), theirs)
         if theirs not in state:
-            raise UserError(
-                f"{where} lacks '{theirs}', which a model with its options has.",
-                nearest(theirs, unused),
-            )
+            raise lacking(theirs, where=where)
         unused.discard(theirs)
         tensor = state[theirs].float()
         if name.endswith("positions.table.weight"):

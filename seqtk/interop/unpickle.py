@@ -65,7 +65,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except (MemoryError, PermissionError):
         raise
     except Exception as error:  # a malformed file can raise anything at all
-        raise _refusal(path, names, error) from None
+        raise _refusal(path, names) from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint.")
     return content
@@ -141,7 +141,7 @@ def _plain_dict(*_: Any) -> dict[Any, Any]:
     return {}
 
 
-def _refusal(path: Path, names: list[str], error: Exception) -> UserError:
+def _refusal(path: Path, names: list[str]) -> UserError:
     foreign = [
         name for name in names if not _is_stubbed(name) and name not in ORDINARY and name.split(".")[0] not in ORDINARY
     ]
@@ -150,8 +150,10 @@ def _refusal(path: Path, names: list[str], error: Exception) -> UserError:
             f"{path} is not read: it asks for {', '.join(foreign[:3])}, which no checkpoint of fairseq needs.",
             "None of it was run. If you trust the file, save its 'model' and 'cfg' or 'args' alone, elsewhere.",
         )
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(f"{path} is not a torch checkpoint, or it is damaged.", f"The reader says: {reason[:160]}")
+    return UserError(
+        f"{path} is not a torch checkpoint, or it is damaged.",
+        "If it was one, it was cut short: copy or download it again.",
+    )
 
 
 def _quiet() -> Any:

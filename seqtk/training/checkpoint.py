@@ -138,10 +138,11 @@ class Checkpoints:
         pointer = self.directory / "latest"
         if not pointer.is_file():
             return None
-        folder = self.directory / pointer.read_text(errors="replace").strip()
-        if not (folder / "state.json").is_file():
+        name = pointer.read_text(errors="replace").strip()
+        folder = self.directory / name
+        if not name or not (folder / "state.json").is_file():
             raise UserError(
-                f"{pointer} names {folder.name}, which is not a checkpoint.",
+                f"{pointer} names {name or 'nothing'}, which is not a checkpoint.",
                 f"There are: {', '.join(path.name for path in self.folders()) or 'none'}.",
                 f"Write one of these into {pointer}, or remove it to start anew.",
             )

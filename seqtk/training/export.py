@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from seqtk import __version__, schema
-from seqtk.errors import UserError, near_path, nearest
+from seqtk.errors import UserError, near_path
 from seqtk.models import Model
 from seqtk.tasks import Task, tasks
 from seqtk.tasks.base import Assets
@@ -62,8 +62,8 @@ def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str)
     own = tensors_of(model)
     for name in [*own, *tensors]:
         if name not in tensors or name not in own:
-            there, known = ("lacks", tensors) if name not in tensors else ("has an unknown", own)
-            raise UserError(f"{source} {there} '{name}': it is of another model.", nearest(name, known))
+            there = "lacks" if name not in tensors else "has an unknown"
+            raise UserError(f"{source} {there} '{name}': it is of another model, or not whole.")
         if own[name].shape != tensors[name].shape:
             raise UserError(
                 f"{source} is of another model: '{name}' is {list(tensors[name].shape)} there, "

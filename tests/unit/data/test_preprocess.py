@@ -207,7 +207,7 @@ def test_a_failure_leaves_no_directory(text: Path) -> None:
         ({"sentencepiece": "{text}/m"}, "no SentencePiece model"),
         ({"target_dict": "{text}/d"}, "joint=false"),
         ({"source_lang": "fr"}, "no text"),
-        ({"vocab_size": 9999, "hard_vocab_limit": True}, "too high"),
+        ({"vocab_size": 9999, "hard_vocab_limit": True}, "tokens at most"),
         ({"valid": ("{text}/empty",)}, "is empty"),
         ({"valid": ("{text}/unequal",)}, "unequal.en has 2, .*unequal.de has 1"),
     ],

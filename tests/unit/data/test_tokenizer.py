@@ -1,6 +1,7 @@
 """Unit tests of the tokenizer: SentencePiece models and the joining of tokenised text."""
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -56,9 +57,22 @@ def test_text_too_small_for_the_vocabulary_makes_it_smaller_or_fails() -> None:
     assert len(_trained(5000).vocabulary()) < 200
     with pytest.raises(UserError, match="vocab_size=5000") as error:
         _trained(5000, hard=True)
-    assert "too high" in str(error.value)
-    with pytest.raises(UserError, match="vocab_size=8"):
+    largest = _asked(error, r"The text gives (\d+) tokens at most\.")
+    with pytest.raises(UserError, match="vocab_size=8") as error:
         _trained(8)
+    least = _asked(error, r"Set vocab_size to (\d+) or more, or character_coverage lower\.")
+    for vocab_size in (least, largest):
+        assert len(_trained(vocab_size, hard=True).vocabulary()) == vocab_size
+    for vocab_size in (least - 1, largest + 1):
+        with pytest.raises(UserError):
+            _trained(vocab_size, hard=True)
+
+
+def _asked(error: pytest.ExceptionInfo[UserError], pattern: str) -> int:
+    """The number in an error's last line, which is `pattern`."""
+    found = re.fullmatch(pattern, str(error.value).splitlines()[-1])
+    assert found, str(error.value)
+    return int(found[1])
 
 
 def test_a_pickled_copy_works_and_a_saved_one(tmp_path: Path) -> None:

@@ -181,7 +181,10 @@ def without(name: str) -> Callable[[State], Any]:
 
 
 BROKEN: dict[str, tuple[Callable[[State], Any], str]] = {
-    "a missing key": (without("encoder.layers.0.fc1.weight"), "lacks 'encoder.layers.0.fc1.weight'"),
+    "a missing key": (
+        without("encoder.layers.0.fc1.weight"),
+        "lacks 'encoder.layers.0.fc1.weight', which a model with its options has.\nIt is another model",
+    ),
     "no table": (without("decoder.embed_tokens.weight"), "lacks 'decoder.embed_tokens.weight'"),
     "an unknown key": (lambda state: state.update({"decoder.extra.weight": torch.ones(1)}), "decoder.extra.weight"),
     "a numbered norm too many": (
@@ -243,6 +246,14 @@ def test_options_are_refused_by_name(tmp_path: Path, options: dict[str, Any], wo
 def test_other_torch_files_are_refused(tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(2)}, tmp_path / "a.pt")
     assert "not a checkpoint of fairseq's" in refusal(tmp_path / "a.pt")
+
+
+def test_of_what_a_foreign_file_holds_a_few_names_are_told(tmp_path: Path) -> None:
+    torch.save({f"encoder.layers.{number}.weight": torch.ones(1) for number in range(20)}, tmp_path / "a.pt")
+    told = refusal(tmp_path / "a.pt").splitlines()[-1]
+    assert told == "It holds: encoder.layers.0.weight, encoder.layers.1.weight and 18 more."
+    torch.save({"weights": torch.ones(1)}, tmp_path / "a.pt")
+    assert refusal(tmp_path / "a.pt").splitlines()[-1] == "It holds: weights."
 
 
 def dictionaries(folder: Path, *, tokens: int) -> Path:

@@ -107,8 +107,12 @@ def test_a_truncated_file_is_a_user_error(tmp_path: Path, writer: str, keep: flo
     WRITERS[writer]({"model": {"weight": torch.randn(64, 64)}, "args": argparse.Namespace(arch="transformer")}, path)
     content = path.read_bytes()
     path.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError) as caught:
         read_checkpoint(path)
+    assert str(caught.value).splitlines() == [
+        f"{path} is not a torch checkpoint, or it is damaged.",
+        "If it was one, it was cut short: copy or download it again.",
+    ]
 
 
 @pytest.mark.parametrize(

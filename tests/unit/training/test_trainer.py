@@ -225,6 +225,9 @@ def test_a_damaged_checkpoint_is_answered_with_another(tiny_corpus: Path, tmp_pa
     (tmp_path / "latest").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="There are: update_00000001, update_00000002"):
         trainer(tiny_corpus, tmp_path)
+    (tmp_path / "latest").write_text("\n")
+    with pytest.raises(UserError, match="latest names nothing, which is not a checkpoint"):
+        trainer(tiny_corpus, tmp_path)
 
 
 def test_another_metric_starts_with_no_best(tiny_corpus: Path, tmp_path: Path) -> None:
