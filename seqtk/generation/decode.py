@@ -129,15 +129,17 @@ def in_order(
     *,
     batching: BatchingConfig,
     window: int = 8192,
+    first: int = 0,
     map_batches: Map = map,
 ) -> Iterator[Translation]:
     """One translation for each sentence, in their order, whatever the batches.
 
     So many sentences as `window` says are read, sorted by length into batches, and decoded before the first of them is
-    given; no more are held. `map_batches` applies the decoder to the batches, `map` or one that has worker processes.
+    given; no more are held. They are counted from `first` on. `map_batches` applies the decoder to the batches, `map`
+    or one that has worker processes.
     A blank line is translated by a blank line.
     """
-    numbered = (dataclasses.replace(sentence, index=index) for index, sentence in enumerate(sentences))
+    numbered = (dataclasses.replace(sentence, index=index) for index, sentence in enumerate(sentences, first))
     while block := list(itertools.islice(numbered, window)):
         fitting = decoder.fit(block)
         hypotheses = {

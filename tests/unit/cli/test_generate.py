@@ -1,5 +1,6 @@
 import io
 import json
+import signal
 
 import pytest
 
@@ -11,6 +12,7 @@ from seqtk.data.databin import DataBin
 from seqtk.data.indexed import IndexedWriter
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.generation.config import SearchConfig
+from seqtk.generation.search import search
 from seqtk.models.encoder import EncoderConfig
 from seqtk.models.stacks import DecoderConfig
 from seqtk.models.transformer import TransformerConfig
@@ -236,21 +238,54 @@ def test_interactive_answers_each_line(run):
         assert run(f"buffer_size={size}", command=interactive, stdin=text).out == expected
 
 
-def test_a_prompt_shows_every_hypothesis_with_its_score(run, monkeypatch):
-    typed = iter(["alt", "neu und alt"])
+@pytest.fixture
+def at_a_terminal(run, monkeypatch):
+    def at_a_terminal(typed, *arguments):
+        """What is shown to somebody who types these lines, or raises these signals, and then Ctrl-D."""
+        remaining = iter(typed)
 
-    def read(prompt):
-        assert prompt == "de> "
-        try:
-            return next(typed)
-        except StopIteration:
-            raise EOFError from None
+        def read(prompt):
+            assert prompt == "de> "
+            line = next(remaining, EOFError())
+            if isinstance(line, BaseException):
+                raise line
+            return line
 
-    monkeypatch.setattr("builtins.input", read)
-    monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
-    shown = run("nbest=2", command=interactive).out.splitlines()
-    assert len([line for line in shown if line]) == 4
+        monkeypatch.setattr("builtins.input", read)
+        monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
+        return run(*arguments, command=interactive).out.splitlines()[:-1]
+
+    return at_a_terminal
+
+
+def test_a_prompt_shows_every_hypothesis_with_its_score(at_a_terminal):
+    shown = at_a_terminal(["alt", "neu und alt"], "nbest=2")
+    assert len(shown) == 4
     assert float(shown[0].split()[0]) >= float(shown[1].split()[0])
+
+
+def test_at_a_prompt_a_blank_line_is_answered_by_one(at_a_terminal):
+    (answer,) = at_a_terminal(["alt"])
+    assert at_a_terminal(["", "  ", "alt"]) == ["", "", answer]
+
+
+def test_ctrl_c_drops_the_line_that_is_typed_or_translated(at_a_terminal, monkeypatch):
+    (answer,) = at_a_terminal(["alt"])
+    assert at_a_terminal(["alt", KeyboardInterrupt(), "alt"]) == [answer, "", answer]
+    calls = iter(range(9))
+
+    def interrupted_once(*arguments, **named):
+        if next(calls) == 0:
+            raise KeyboardInterrupt
+        return search(*arguments, **named)
+
+    monkeypatch.setattr("seqtk.generation.decode.search", interrupted_once)
+    assert at_a_terminal(["neu und alt", "alt"]) == ["", answer]
+
+
+def test_another_signal_ends_the_prompt(at_a_terminal, capsys):
+    with pytest.raises(SystemExit):
+        at_a_terminal([KeyboardInterrupt(signal.SIGTERM), "alt"])
 
 
 @pytest.mark.parametrize(
