@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import seqtk
 from seqtk import schema
-from seqtk.cli.recipes import find_recipe
+from seqtk.cli.recipe_files import find_recipe
 from seqtk.errors import UserError, nearest
 from seqtk.registry import load_plugins
 

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from seqtk import schema
-from seqtk.cli.recipes import recipe_folder, recipe_names
+from seqtk.cli.recipe_files import recipe_folder, recipe_names
 from seqtk.errors import UserError, nearest
 
 C = TypeVar("C")

@@ -1,11 +1,12 @@
-"""seqtk-recipes: the recipes that come with the package, and where any recipe is found. Imports nothing heavy."""
+"""seqtk-recipes: the recipes that come with the package. Imports nothing heavy."""
 
-import importlib.resources
 import shutil
 import sys
 from pathlib import Path
 
 import seqtk
+from seqtk.cli.command import reporting_errors
+from seqtk.cli.recipe_files import find_recipe, recipe_names
 from seqtk.errors import UserError, nearest
 
 USAGE = """\
@@ -15,36 +16,6 @@ Usage: seqtk-recipes ls              their names and what each is
        seqtk-recipes show NAME       one as YAML
        seqtk-recipes cp NAME FOLDER  a copy to change; train with recipe=FOLDER/NAME.yaml
 """
-
-
-def recipe_folder() -> Path:
-    """Where the shipped recipes lie: in the package, which in a checkout links to `recipes/`."""
-    return Path(str(importlib.resources.files("seqtk.conf").joinpath("recipe")))
-
-
-def recipe_names() -> list[str]:
-    """The shipped recipes."""
-    return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
-
-
-def find_recipe(name: str) -> Path:
-    """The file of a recipe: a shipped one by its name, anyone's by its path (with a folder, or ending in .yaml)."""
-    path = Path(name)
-    if path.suffix == ".yml":
-        raise UserError(f"{name}: the name of a recipe's file ends in .yaml.", f"Rename it to {path.stem}.yaml.")
-    if path.suffix != ".yaml" and len(path.parts) <= 1:
-        if name not in recipe_names():
-            raise UserError(
-                f"There is no recipe called '{name}'.",
-                nearest(name, recipe_names()),
-                "A recipe of your own is given by its path: recipe=mine.yaml",
-            )
-        return recipe_folder() / f"{name}.yaml"
-    path = (path if path.suffix == ".yaml" else path.with_name(f"{path.name}.yaml")).absolute()
-    if not path.is_file():
-        neighbours = [found.stem for found in path.parent.glob("*.yaml")]
-        raise UserError(f"There is no recipe at {path}.", nearest(path.stem, {*recipe_names(), *neighbours}))
-    return path
 
 
 def summary(path: Path) -> str:
@@ -88,8 +59,6 @@ def _copy(source: Path, folder: Path) -> Path:
 
 def main(arguments: list[str] | None = None) -> None:
     """List, show or copy the shipped recipes."""
-    from seqtk.cli.command import reporting_errors  # which looks recipes up here
-
     with reporting_errors("seqtk-recipes"):
         sys.stdout.write(run(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()

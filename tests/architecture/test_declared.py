@@ -18,7 +18,7 @@ from seqtk.cli.generate import GenerateConfig
 from seqtk.cli.help import field_comments
 from seqtk.cli.import_fairseq import ImportConfig
 from seqtk.cli.interactive import InteractiveConfig
-from seqtk.cli.recipes import recipe_folder, recipe_names
+from seqtk.cli.recipe_files import recipe_folder, recipe_names
 from seqtk.corpora import CORPORA
 from seqtk.corpora.prepare import PrepareConfig
 from seqtk.data.preprocess import PreprocessConfig

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from seqtk.cli.recipes import recipe_names
+from seqtk.cli.recipe_files import recipe_names
 from seqtk.registry import REGISTRIES
 from seqtk.tasks.demo import DemoTask  # importing a task imports all that registers anything but optimizers
 from seqtk.training.trainer import Trainer

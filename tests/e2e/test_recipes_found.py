@@ -11,7 +11,7 @@ import yaml
 
 from seqtk import schema
 from seqtk.cli import compose, recipes
-from seqtk.cli.recipes import find_recipe, recipe_names
+from seqtk.cli.recipe_files import find_recipe, recipe_names
 from seqtk.data.grammar import write_corpus
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.errors import UserError
