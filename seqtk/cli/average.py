@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seqtk.cli.command import command
-from seqtk.errors import UserError, how_many
+from seqtk.errors import UserError, how_many, near_path
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class AverageConfig:
 @command("seqtk-average", AverageConfig)
 def main(config: AverageConfig) -> None:
     """Average the weights of checkpoints: seqtk-average checkpoint=SAVE_DIR [last=5] [output=FILE]."""
+    paths = _paths(config)
     from seqtk.training.export import average, write_export
 
-    paths = _paths(config)
     output = Path(config.output) if config.output else Path(config.checkpoint) / "average.safetensors"
     if not config.output and "," in config.checkpoint:
         raise UserError("output is not set.", "It names the file for the mean of the checkpoints.")
@@ -39,10 +39,17 @@ def _paths(config: AverageConfig) -> list[str]:
         raise UserError("checkpoint is not set.", "It is a save_dir, or checkpoints separated by commas.")
     if "," in config.checkpoint:
         return config.checkpoint.split(",")
-    folders = sorted(Path(config.checkpoint).glob("update_????????/model.safetensors"))
+    save_dir = Path(config.checkpoint)
+    if not save_dir.is_dir():
+        raise UserError(f"There is no folder {save_dir}.", "Give the save_dir of a run.", *near_path(save_dir))
+    from seqtk.training.checkpoint import checkpoints_of
+
+    folders = checkpoints_of(save_dir)
     if not folders:
-        raise UserError(f"There are no checkpoints in {config.checkpoint}.", "Give the save_dir of a run.")
-    return [str(path.parent) for path in folders[-config.last :]]
+        raise UserError(f"There are no checkpoints in {save_dir}.", "Give the save_dir of a run.")
+    if len(folders) < config.last:
+        print(f"last={config.last}, but {save_dir} holds {how_many(len(folders), 'checkpoint')}.")
+    return [str(path) for path in folders[-config.last :]]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ folder.
 """
 
 import fcntl
+import itertools
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -32,6 +34,7 @@ from seqtk.training.export import (
     config_of,
     load_tensors,
     read_export,
+    read_info,
     save_export,
     save_tensors,
     set_tensors,
@@ -49,6 +52,8 @@ class TrainState:
     """What `best` is measured by, and on which split."""
     best: float | None = None
     validations_without_best: int = 0
+    validation_owed: bool = False
+    """Whether the validation of this update is still to come."""
     seconds: float = 0.0
     """Spent training, over all the sessions of the run."""
     interval: dict[str, float] = field(default_factory=dict)
@@ -73,7 +78,7 @@ class Checkpoints:
 
         `carried` is what all rows hand to the next update: dicts and lists of tensors and None.
         """
-        folder = self.directory / f"update_{state.update:08d}"
+        folder = self.directory / _name(state.update)
         temporary = self.directory / f"{folder.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -83,7 +88,7 @@ class Checkpoints:
             if carried is not None:
                 _save_tree(temporary / "carried.safetensors", carried)
             with naming(temporary / "state.json"):
-                (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1))
+                (temporary / "state.json").write_text(_state_text(state))
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
         finally:
@@ -92,6 +97,27 @@ class Checkpoints:
         for old in self.folders()[: -max(self.config.checkpoint.keep_last, 1)]:
             shutil.rmtree(old, ignore_errors=True)
         return folder
+
+    def save_state(self, state: TrainState) -> None:
+        """Replace what the checkpoint of this update says of the state, whose weights are the same."""
+        _write_text(self.directory / _name(state.update) / "state.json", _state_text(state))
+
+    def put_aside(self, *, later_than: int) -> Path | None:
+        """Move what was saved of later updates out of the way, and say where to.
+
+        It is of a run that was given up when this one began at an earlier update: among this one's checkpoints it
+        would pass for the newest, or the best.
+        """
+        found = [*self.folders(), *self.directory.glob("best*.safetensors")]
+        later = [path for path in found if _update_of(path) > later_than]
+        if not later:
+            return None
+        names = (self.directory / f"abandoned_{number}" for number in itertools.count(1))
+        aside = next(path for path in names if not path.exists())
+        aside.mkdir()
+        for path in later:
+            os.replace(path, aside / path.name)
+        return aside
 
     def export(
         self, path: Path, model: nn.Module, state: TrainState, task: Task, figures: dict[str, float] | None = None
@@ -131,7 +157,7 @@ class Checkpoints:
 
     def folders(self) -> list[Path]:
         """The checkpoints that are there, oldest first."""
-        return sorted(path for path in self.directory.glob("update_*") if path.is_dir() and path.suffix != ".tmp")
+        return _folders(self.directory)
 
     def latest(self) -> Path | None:
         """The checkpoint to go on from, or None for a new run."""
@@ -201,6 +227,36 @@ class Checkpoints:
             )
 
 
+def checkpoints_of(save_dir: Path) -> list[Path]:
+    """The checkpoints of the run in save_dir, oldest first: none that is later than `latest` says."""
+    pointer = save_dir / "latest"
+    last = pointer.read_text(errors="replace").strip() if pointer.is_file() else None
+    return [path for path in _folders(save_dir) if last is None or path.name <= last]
+
+
+def _folders(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.glob("update_*") if path.is_dir() and path.suffix != ".tmp")
+
+
+def _name(update: int) -> str:
+    return f"update_{update:08d}"
+
+
+def _update_of(path: Path) -> float:
+    """The update that a checkpoint, or one of the best models, is of; of one that cannot be read, no matter which."""
+    _, found, update = path.stem.rpartition("update_")
+    if found:
+        return int(update)
+    try:
+        return float(read_info(path)["update"])
+    except (UserError, KeyError):
+        return math.inf
+
+
+def _state_text(state: TrainState) -> str:
+    return json.dumps(asdict(state), indent=1)
+
+
 def _read_state(path: Path) -> TrainState:
     try:
         state = json.loads(path.read_text())
@@ -234,7 +290,8 @@ def _value_in_name(path: Path) -> float:
 
 def _write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text)
+    with naming(temporary):
+        temporary.write_text(text)
     os.replace(temporary, path)
 
 

@@ -7,7 +7,8 @@ import errno
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,27 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 def load_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
     """The tensors and the metadata of one safetensors file. Raises UserError if it is missing or not whole."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, _metadata(file)  # noqa: SIM118
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """Where the model in the file at `path` comes from; nothing else is read. Raises UserError if it is not whole."""
+    with _opened(path) as file:
+        return dict(_metadata(file).get("info", {}))
+
+
+def _metadata(file: Any) -> dict[str, Any]:
+    return {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise UserError(f"There is no file {path}.")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+            yield file
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{path} is not a whole safetensors file.", str(error).splitlines()[0]) from error
 

@@ -17,10 +17,20 @@ Figures = Mapping[str, float | int | str]
 class Logger:
     """Writes the figures of the first process; those of the others are silent.
 
-    A resumed run takes back what was logged after the update that it goes on from, so no update is there twice.
+    A resumed run takes back what was logged after the update that it goes on from, and that update's validation if it
+    is still owed, so that nothing is there twice.
     """
 
-    def __init__(self, save_dir: str, *, world: World, tensorboard: bool, resumed_at: int, total: int) -> None:
+    def __init__(
+        self,
+        save_dir: str,
+        *,
+        world: World,
+        tensorboard: bool,
+        resumed_at: int,
+        total: int,
+        validation_owed: bool = False,
+    ) -> None:
         self._bar: tqdm[Any] | None = None
         self._lines: Any = None
         self._writer: Any = None
@@ -30,7 +40,7 @@ class Logger:
             return
         path = Path(save_dir) / "log.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        _take_back(path, resumed_at)
+        _take_back(path, resumed_at, validation_owed=validation_owed)
         self._lines = path.open("a", encoding="utf-8", buffering=1)
         if tensorboard:
             # Takes a second to import, so only where it is used.
@@ -97,14 +107,16 @@ def short(value: float) -> str:
     return f"{value:,}"
 
 
-def _take_back(path: Path, update: int) -> None:
-    """Leave in the log only the whole lines up to `update`; of a new run, none."""
+def _take_back(path: Path, update: int, *, validation_owed: bool) -> None:
+    """Leave the whole lines up to `update`, without its validation if that is owed; of a new run, none."""
     if not path.is_file():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["update"] <= update and update > 0:
+            read = json.loads(line)
+            comes_again = validation_owed and (read["kind"], read["update"]) == ("valid", update)
+            if read["update"] <= update and update > 0 and not comes_again:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue

@@ -6,6 +6,7 @@ its batch is cut. Dropout and batch order are functions of (seed, update, rank) 
 """
 
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,11 @@ from seqtk.training.distributed import World
 from seqtk.training.logs import Logger
 from seqtk.training.machine import peak_memory_gib
 from seqtk.training.objective import Objective
-from seqtk.training.validation import higher_is_better, validate
+from seqtk.training.validation import GivenUpError, higher_is_better, validate
+
+
+class NotFiniteError(UserError):
+    """The gradient of an update is not finite: which, where first, and of which examples."""
 
 
 class Trainer:
@@ -74,6 +79,7 @@ class Trainer:
                 tensorboard=config.log.tensorboard,
                 resumed_at=state.update,
                 total=config.max_updates,
+                validation_owed=state.validation_owed,
             ) as log,
             self._signals_noted(),
         ):
@@ -81,15 +87,16 @@ class Trainer:
                 log.say(line)
             if state.update:
                 log.say(f"Going on from update {state.update:,}, epoch {state.position.epoch}.")
-            while not self._is_over():
+            if state.validation_owed:
+                self._validate(log)
+            while not (self._stop_signal or self._is_over()):
                 self._epoch(log)
-                if self._stop_signal:
-                    log.say(
-                        f"Stopped by a signal after update {self.state.update:,}; the same command goes on from it."
-                    )
-                    return self._stop_signal
-            if self._saved_at != self.state.update:
-                self._save()
+            if self._stop_signal:
+                owed = " with its validation" if self.state.validation_owed else ""
+                log.say(
+                    f"Stopped by a signal after update {self.state.update:,}; the same command goes on from it{owed}."
+                )
+                return self._stop_signal
             log.say(f"Finished after update {self.state.update:,}; the models are in {config.save_dir}.")
         return 0
 
@@ -115,7 +122,10 @@ class Trainer:
                 spare = next((batch for batch in loaded if batch is not None), None)
                 spare = (spare or self.task.collate([self.train_set[0]])).without_weight()
             micro_batches = [(spare if batch is None else batch).to(self.world.device) for batch in loaded]
-            figures = self.update(micro_batches)
+            try:
+                figures = self.update(micro_batches)
+            except NotFiniteError as error:
+                raise UserError(*str(error).splitlines(), self._rescued(log)) from None
             seconds = time.monotonic() - started
             last = number == len(plan)
             position = update.position_after
@@ -140,15 +150,14 @@ class Trainer:
     def update(self, micro_batches: Sequence[Batch]) -> dict[str, float]:
         """One update of the weights. Returns sums over all processes: each reported sum, `weight`, `norm`.
 
-        Raises UserError, before any weight changes, if the gradient is not finite.
+        Raises NotFiniteError, before anything changes that a checkpoint holds, if the gradient is not finite.
         """
+        handed = list(self.carried.states)
         step = self.state.update
         seed = np.random.SeedSequence([self.config.seed, step, self.world.rank]).generate_state(1)[0]
         torch.manual_seed(int(seed))
         self.wrapped.train()
-        weight, stop = self.world.sums([float(sum(batch.weight for batch in micro_batches)), float(self._noted_signal)])
-        if stop:
-            self._stop_signal = self._noted_signal or signal.SIGTERM
+        (weight,) = self.world.sums([float(sum(batch.weight for batch in micro_batches))])
         sums: dict[str, torch.Tensor] = {}
         for index, batch in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
@@ -161,6 +170,7 @@ class Trainer:
                 sums[name] = sums[name] + value if name in sums else value
         norm = float(nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None))
         if not math.isfinite(norm):
+            self.carried.states = handed
             raise self._not_finite(micro_batches)
         if self.config.clip_norm and norm > self.config.clip_norm:
             for parameter in self.model.parameters():
@@ -174,7 +184,8 @@ class Trainer:
         for _, layer in self.model.attention_layers():
             layer.after_update(step + 1, generator)
         names = sorted(sums)
-        totals = self.world.sums([float(sums[name]) for name in names])
+        *totals, noted = self.world.sums([*(float(sums[name]) for name in names), float(self._noted_signal)])
+        self._stop_if(noted)
         return {**dict(zip(names, totals, strict=True)), "weight": weight, "norm": norm}
 
     def _after_update(self, log: Logger, *, epoch_ended: bool) -> None:
@@ -184,10 +195,11 @@ class Trainer:
             self._log_interval(log)
         every = config.validation.every
         if (update % every == 0 if every else epoch_ended) or over:
+            self.state = self.state.after(validation_owed=True)
+            self._save(log)
             self._validate(log)
-            self._save()
         elif update % config.checkpoint.every == 0 or self._stop_signal:
-            self._save()
+            self._save(log)
 
     def _log_interval(self, log: Logger) -> None:
         sums = self.state.interval
@@ -216,8 +228,14 @@ class Trainer:
         self.state = self.state.after(interval={})
 
     def _validate(self, log: Logger) -> None:
+        """Make the validation that is owed, or leave it to the run that goes on from here if a signal comes first."""
         config = self.config
-        figures, outputs = validate(self.objective, self.task, config, world=self.world)
+        try:
+            figures, outputs = validate(
+                self.objective, self.task, config, world=self.world, stop=self._all_have_to_stop
+            )
+        except GivenUpError:
+            return
         metric = config.validation.metric
         if metric not in figures:
             raise UserError(
@@ -230,6 +248,7 @@ class Trainer:
         self.state = self.state.after(
             best=value if is_best else best,
             validations_without_best=0 if is_best else self.state.validations_without_best + 1,
+            validation_owed=False,
         )
         best_figure = {} if self.state.best is None else {f"best_{metric}": self.state.best}
         log.figures("valid", self.state.update, {**figures, **best_figure})
@@ -239,13 +258,27 @@ class Trainer:
         if self.world.is_first:
             numbers = {name: value for name, value in figures.items() if isinstance(value, float)}
             self.checkpoints.export_best(self.model, self.state, self.task, numbers, higher=higher)
+            self.checkpoints.save_state(self.state)
+        self._all_have_to_stop()
 
-    def _save(self) -> None:
+    def _save(self, log: Logger) -> None:
         carried = self.carried.of_all()
         if self.world.is_first:
+            aside = self.checkpoints.put_aside(later_than=self._saved_at)
+            if aside is not None:
+                log.say(f"What an abandoned run had saved after update {self._saved_at:,} is in {aside} now.")
             self.checkpoints.save(self.model, self.optimizer, self.state, self.task, carried=carried)
         self._saved_at = self.state.update
         self.world.barrier()
+
+    def _all_have_to_stop(self) -> bool:
+        """Whether a process has noted a signal; all of them have to ask, and agree."""
+        self._stop_if(*self.world.sums([float(self._noted_signal)]))
+        return bool(self._stop_signal)
+
+    def _stop_if(self, noted: float) -> None:
+        if noted and not self._stop_signal:
+            self._stop_signal = self._noted_signal or signal.SIGTERM
 
     def _is_over(self) -> bool:
         config, state = self.config, self.state
@@ -255,28 +288,41 @@ class Trainer:
             or (config.validation.patience and state.validations_without_best >= config.validation.patience)
         )
 
-    def _not_finite(self, micro_batches: Sequence[Batch]) -> UserError:
+    def _rescued(self, log: Logger) -> str:
+        """What there is to go on from after an update that could not be made: the state before it, if that is good."""
+        good = all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+        if good and self.state.update != self._saved_at:
+            self._save(log)
+        saved = f"The last checkpoint is of update {self._saved_at:,}" if self._saved_at else "There is no checkpoint"
+        return f"{saved}; lower optimizer.lr or set clip_norm."
+
+    def _not_finite(self, micro_batches: Sequence[Batch]) -> NotFiniteError:
         names = [
             name
             for name, parameter in self.model.named_parameters()
             if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
         ] or ["the sum of its squares"]
-        saved = f"The last checkpoint is of update {self._saved_at}" if self._saved_at else "There is no checkpoint yet"
         examples = [str(index) for batch in micro_batches for index in batch.ids_B.tolist()]
-        return UserError(
+        return NotFiniteError(
             f"The gradient of update {self.state.update + 1} is not finite, first in {names[0]}.",
             f"Its training examples: {', '.join(examples[:20])}{', …' if len(examples) > 20 else ''}.",
-            f"{saved}; lower optimizer.lr or set clip_norm.",
         )
 
     @contextmanager
     def _signals_noted(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM ends the run after this update, with a checkpoint; the second at once."""
+        """The first SIGINT or SIGTERM ends the run after this update, with a checkpoint; the second at once.
+
+        A validation is given up, whose update is made and saved.
+        """
 
         def note(number: int, _: Any) -> None:
             if self._noted_signal:
                 raise KeyboardInterrupt
             self._noted_signal = number
+            if self.world.is_first:
+                last = self.state.update + (not self.state.validation_owed)
+                line = f"Stopping after update {last:,}; once more to stop at once.\n"
+                os.write(2, f"{chr(10) if os.isatty(2) else ''}{line}".encode())  # print may be what was interrupted
 
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

@@ -1,7 +1,9 @@
 """Validation: the loss of a split, and, if asked, what the model makes of it."""
 
 import math
+from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from seqtk.data.batching import ordered_batches
@@ -13,6 +15,7 @@ from seqtk.training.config import TrainConfig
 from seqtk.training.distributed import World
 from seqtk.training.objective import Objective
 
+NOTHING = np.empty(0, dtype=np.int64)
 HIGHER_IS_BETTER = {"bleu", "chrf", "accuracy"}
 
 
@@ -21,28 +24,44 @@ def higher_is_better(metric: str) -> bool:
     return metric in HIGHER_IS_BETTER
 
 
+class GivenUpError(Exception):
+    """A validation was asked to stop; it has no figures."""
+
+
 @torch.no_grad()
 def validate(
-    objective: Objective, task: Task, config: TrainConfig, *, world: World
+    objective: Objective,
+    task: Task,
+    config: TrainConfig,
+    *,
+    world: World,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, float | str], list[Output]]:
     """The figures of the validation split (losses in nats per target), each with its signature, and the outputs.
 
     Every example counts exactly once, however many processes share the work. Every process has the outputs of all.
-    With `batch.streams` the split is read in as many, each from an empty memory.
+    With `batch.streams` the split is read in as many, each from an empty memory. Before each batch `stop` is asked, by
+    all processes as often, so that they may agree on it; if it says so, this raises GivenUpError.
     """
     objective.eval()
     dataset = task.dataset(config.validation.split)
     carried = Carried(config.batch.streams, world=world)
     if config.batch.streams is None:
-        batches = ordered_batches(dataset.sizes_ND, config.batch)[world.rank :: world.size]
+        every = ordered_batches(dataset.sizes_ND, config.batch)
+        turns = [every[first : first + world.size][world.rank :] for first in range(0, len(every), world.size)]
+        batches = [turn[0] if turn else NOTHING for turn in turns]
     else:
         (own,) = carried.parts
-        rows = [rows[own] for rows in stream_rows(len(dataset), config.batch.streams)]
-        batches = [indices for indices in rows if len(indices)]
+        batches = [rows[own] for rows in stream_rows(len(dataset), config.batch.streams)]
     sums: dict[str, float] = {"weight": 0.0}
     outputs: list[Output] = []
-    for batch in Loader(dataset, task.collate, batches):
-        batch = batch.to(world.device)
+    loaded = iter(Loader(dataset, task.collate, [indices for indices in batches if len(indices)]))
+    for indices in batches:
+        if stop():
+            raise GivenUpError
+        if not len(indices):  # the others' turn
+            continue
+        batch = next(loaded).to(world.device)
         _, reported, after = objective(batch, carried.into(0, rows=len(batch.ids_B)))
         carried.out_of(0, after)
         sums["weight"] += batch.weight

@@ -161,3 +161,14 @@ def test_a_damaged_memory_is_refused(corpus: str, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match="not a whole safetensors file"):
         trainer(corpus, tmp_path)
+
+
+def test_an_update_that_cannot_be_made_leaves_the_memory_from_before_it(corpus: str, tmp_path: Path) -> None:
+    trainer(corpus, tmp_path / "whole").fit()
+    run = trainer(corpus, tmp_path / "parts", checkpoint__every=100)
+    parameter = next(iter(run.model.parameters()))
+    parameter.register_hook(lambda gradient: gradient * float("nan") if run.state.update == 6 else gradient)
+    with pytest.raises(UserError, match="The last checkpoint is of update 6"):
+        run.fit()
+    trainer(corpus, tmp_path / "parts").fit()
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
