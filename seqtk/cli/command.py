@@ -4,7 +4,9 @@ import contextlib
 import errno
 import functools
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -16,7 +18,7 @@ from seqtk.registry import load_plugins
 
 C = TypeVar("C")
 
-USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # exit codes; the last two are 128 + the signal's number
+USAGE_ERROR, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 130, 141, 143  # exit codes; all but 2: 128 + a signal's number
 
 FAIRSEQ_NAMES = {
     "arch": "recipe",
@@ -62,7 +64,8 @@ def command(
             with reporting_errors(program):
                 arguments = list(sys.argv[1:] if argv is None else argv)
                 about = function.__doc__ or ""
-                config = _read(program, config_type, arguments, recipes=recipes, first=first, about=about)
+                with _said_once():
+                    config = _read(program, config_type, arguments, recipes=recipes, first=first, about=about)
                 if config is not None:
                     function(config)
                 sys.stdout.flush()
@@ -102,6 +105,8 @@ def _read(
     layers = compose.recipe_layers(path) if path is not None else []
     overrides = compose.parse_overrides(written) if not flags else []
     defaults = config_type() if isinstance(config_type, type) else config_type()()
+    if path is not None:
+        defaults = compose.named_after(path, defaults)
     if hasattr(defaults, "user_dir"):  # else it builds nothing that a plug-in could add
         load_plugins(next(reversed(_values_of("user_dir", rest)), None) or compose.value_of("user_dir", layers))
     if flags:
@@ -165,6 +170,34 @@ def _flags_error(program: str, arguments: Sequence[str], config: Any, *, recipes
 
 
 @contextlib.contextmanager
+def _said_once() -> Iterator[None]:
+    """What is wrong with the arguments is so in every process of a machine: the first of them says it."""
+    try:
+        yield
+    except UserError:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            sys.exit(USAGE_ERROR)
+        raise
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Within it SIGTERM ends the work as Ctrl-C does, so that what is half written goes."""
+
+    def interrupt(number: int, _: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    if threading.current_thread() is not threading.main_thread():  # the only one that may say what a signal does
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
 def reporting_errors(program: str) -> Iterator[None]:
     """Turns what a user can mend, a refusal of the system and Ctrl-C into at most three lines and an exit code.
 
@@ -172,16 +205,17 @@ def reporting_errors(program: str) -> Iterator[None]:
     """
     rank = os.environ.get("RANK", "0")
     try:
-        yield
+        with _terminated_as_interrupted():
+            yield
     except UserError as error:
         lines = str(error).splitlines() if rank == "0" else [f"[rank {rank}] {str(error).splitlines()[0]}"]
         indent = " " * (len(program) + 2)
         print(f"{program}: " + f"\n{indent}".join(lines), file=sys.stderr)
         sys.exit(USAGE_ERROR)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if rank == "0":
             print(f"\n{program}: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(TERMINATED if interrupt.args == (signal.SIGTERM,) else INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has left, as `head` does: not an error to speak of
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)

@@ -79,6 +79,13 @@ def _parse(parser: OverridesParser, argument: str) -> Override:
     return Override(key, parsed.value(), text)
 
 
+def named_after(recipe: Path, config: C) -> C:
+    """`config` with a save_dir of the recipe's name, if it has one: a recipe that builds on another shares no run."""
+    if not hasattr(config, "save_dir"):
+        return config
+    return schema.update(config, "save_dir", f"{config.save_dir}/{recipe.stem}")
+
+
 def recipe_layers(path: Path) -> list[Layer]:
     """The files that make up the recipe at `path`, in the order they are set: its defaults list, read by Hydra.
 

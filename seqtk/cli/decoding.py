@@ -109,6 +109,10 @@ def load_decoder(config: DecodeConfig, *, score_targets: bool = False) -> "Trans
     sampling = isinstance(task, LanguageModelingTask) if config.sampling is None else config.sampling
     search = replace(config, sampling=sampling)
     search.check()
+    if not sampling and config.beam is not None and config.beam > len(task.target_vocabulary):
+        raise UserError(
+            f"beam={config.beam} is more than the {len(task.target_vocabulary):,} tokens of the vocabulary."
+        )
     kind = LanguageDecoder if isinstance(task, LanguageModelingTask) else Decoder
     decoder = kind(
         models=tuple(item.model for item in loaded),

@@ -54,6 +54,11 @@ class SearchConfig:
                 raise UserError(f"{key}={value} must be a finite number.")
         if self.unk_penalty is not None and math.isnan(self.unk_penalty):
             raise UserError("unk_penalty=nan is no number.", "unk_penalty=inf leaves <unk> out.")
+        if self.max_length_a == 0 and self.min_length > max(self.max_length_b, 1):
+            raise UserError(
+                f"min_length={self.min_length} is more than max_length_b={self.max_length_b} allows.",
+                "Raise max_length_b, or lower min_length.",
+            )
         for key in ("min_length", "max_length_a", "max_length_b", "no_repeat_ngram", "top_k", "seed"):
             if getattr(self, key) < 0:
                 raise UserError(f"{key}={getattr(self, key)} cannot be negative.")

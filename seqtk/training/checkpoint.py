@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from seqtk import schema
 from seqtk.attention import State
 from seqtk.data.loader import Position
 from seqtk.data.staging import check_writable
 from seqtk.errors import UserError, naming
 from seqtk.tasks import Task
+from seqtk.training.comparison import Difference, compare
 from seqtk.training.config import TrainConfig
 from seqtk.training.export import (
     Tensors,
@@ -174,13 +174,18 @@ class Checkpoints:
             )
         return folder
 
-    def restore(self, folder: Path, model: nn.Module, optimizer: Optimizer, task: Task) -> TrainState:
-        """Put weights and optimizer back as they were and return the rest. Refuses a run that was another one."""
+    def restore(
+        self, folder: Path, model: nn.Module, optimizer: Optimizer, task: Task
+    ) -> tuple[TrainState, list[Difference]]:
+        """Put weights and optimizer back as they were. Returns the rest, and which settings are other now.
+
+        Raises UserError for a run that was another one.
+        """
         with self._damage_told(folder):
             export = read_export(folder)
             tensors, _ = load_tensors(folder / "optimizer.safetensors")
             state = _read_state(folder / "state.json")
-        self._check_same_run(schema.to_dict(config_of(export, source=str(folder))), folder)
+        changed = compare(config_of(export, source=str(folder)), self.config, source=str(folder))
         if export.assets != task.assets():
             raise UserError(
                 f"{folder} is of a run with other vocabularies than those in {self.config.task.data}.",
@@ -188,7 +193,7 @@ class Checkpoints:
             )
         set_tensors(model, export.tensors, source=str(folder))
         _set_optimizer_tensors(model, optimizer, tensors, source=str(folder))
-        return state
+        return state, changed
 
     def carried(self, folder: Path) -> State:
         """What the rows of a checkpoint's update hand on, or None."""
@@ -209,22 +214,6 @@ class Checkpoints:
                 if others
                 else "There is no other checkpoint: set another save_dir to start anew.",
             ) from error
-
-    def _check_same_run(self, then: dict[str, Any], folder: Path) -> None:
-        now = schema.to_dict(self.config)
-        then["optimizer"], now["optimizer"] = then["optimizer"]["kind"], now["optimizer"]["kind"]
-        for tree in (then, now):  # where the corpus lies, and who made it, is not what it is
-            del tree["task"]["data"], tree["task"]["made_by"]
-        parts = ("seed", "task", "model", "batch", "optimizer")
-        found = [difference for part in parts for difference in _differences(then[part], now[part], part)]
-        if found:
-            (first, *_), others = found[0], [key for key, *_ in found[1:]]
-            also = [*others[:4], f"{len(others) - 4} more"] if len(others) > 5 else others
-            raise UserError(
-                f"{folder} is of a run with another {first}: {found[0][1]!r} then, {found[0][2]!r} now.",
-                *([f"Also other: {', '.join(also)}."] if also else []),
-                f"Give the same {'settings' if also else first} to go on, or another save_dir to start anew.",
-            )
 
 
 def checkpoints_of(save_dir: Path) -> list[Path]:
@@ -263,25 +252,6 @@ def _read_state(path: Path) -> TrainState:
         return TrainState(**{**state, "position": Position(**state["position"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is not a checkpoint's state: {error}.") from error
-
-
-def _differences(then: Any, now: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
-    """Each key that has another value, with both; of a slot that is filled otherwise, the names of both kinds."""
-    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        for place, pair in enumerate(zip(then, now, strict=True)):
-            yield from _differences(*pair, key if len(now) == 1 else f"{key}[{place}]")
-    elif isinstance(then, dict) and isinstance(now, dict) and then.get("kind") == now.get("kind"):
-        for name in {**then, **now}:
-            yield from _differences(then.get(name), now.get(name), f"{key}.{name}")
-    elif then != now:
-        yield key, _short(then), _short(now)
-
-
-def _short(value: Any) -> Any:
-    """A value in few words: of what fills a slot, its kind."""
-    if isinstance(value, list):
-        return [_short(item) for item in value]
-    return value["kind"] if isinstance(value, dict) and "kind" in value else value
 
 
 def _value_in_name(path: Path) -> float:

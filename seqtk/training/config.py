@@ -55,7 +55,7 @@ class TrainConfig:
 
     aliases: ClassVar[dict[str, tuple[str, ...]]] = {"attention": ("model.attention",)}
 
-    save_dir: str = "checkpoints"  # everything the run writes; a rerun of the same command resumes from it
+    save_dir: str = "checkpoints"  # all that the run writes, and goes on from; of a recipe: checkpoints/<its name>
     user_dir: str | None = None  # a package or module of your own layers and tasks, imported first
     seed: int = 1  # of weights, batch order and dropout
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
@@ -79,6 +79,8 @@ class TrainConfig:
         """Raises UserError for what makes no run; what belongs to a task, a model and so on is checked there."""
         if not (self.max_updates or self.max_epochs):
             raise UserError("Nothing says when to stop.", "Set max_updates or max_epochs.")
+        if not self.save_dir.strip():
+            raise UserError("save_dir= is empty.", "It names the folder for everything that the run writes.")
         for key, least in _LEAST.items():
             value = attrgetter(key)(self)
             if value is not None and not value >= least:

@@ -27,6 +27,7 @@ from seqtk.tasks import tasks
 from seqtk.training.beginning import check_data, introduction
 from seqtk.training.carried import Carried
 from seqtk.training.checkpoint import Checkpoints, TrainState
+from seqtk.training.comparison import Difference, listed
 from seqtk.training.config import TrainConfig
 from seqtk.training.distributed import World
 from seqtk.training.logs import Logger
@@ -56,11 +57,12 @@ class Trainer:
         self.wrapped = world.wrap(self.objective)
         self.checkpoints = Checkpoints(config)
         self.state = TrainState()
+        self.changed: list[Difference] = []
         self.carried = Carried(config.batch.streams, world=world, update_freq=config.update_freq)
         check_data(config, task=self.task, model=self.model, train_set=self.train_set)
         folder = self.checkpoints.latest()
         if folder is not None:
-            self.state = self.checkpoints.restore(folder, self.model, self.optimizer, self.task)
+            self.state, self.changed = self.checkpoints.restore(folder, self.model, self.optimizer, self.task)
             self.carried.deal(self.checkpoints.carried(folder))
         measure = f"{config.validation.metric} of {config.validation.split}"
         if self.state.metric != measure:  # another measure knows no best yet
@@ -87,6 +89,8 @@ class Trainer:
                 log.say(line)
             if state.update:
                 log.say(f"Going on from update {state.update:,}, epoch {state.position.epoch}.")
+            if self.changed:
+                log.say(f"Other than before: {listed(self.changed)}.")
             if state.validation_owed:
                 self._validate(log)
             while not (self._stop_signal or self._is_over()):
@@ -98,6 +102,8 @@ class Trainer:
                 )
                 return self._stop_signal
             log.say(f"Finished after update {self.state.update:,}; the models are in {config.save_dir}.")
+            if self.changed and self.state.update == state.update:
+                log.say("It was at its end before: nothing was trained with what is other now. Set another save_dir.")
         return 0
 
     def _epoch(self, log: Logger) -> None:
@@ -317,7 +323,7 @@ class Trainer:
 
         def note(number: int, _: Any) -> None:
             if self._noted_signal:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(number)
             self._noted_signal = number
             if self.world.is_first:
                 last = self.state.update + (not self.state.validation_owed)

@@ -29,8 +29,9 @@ HEADINGS = ("# Data ", "# Score ", "# Time ", "# Hardware ")
 
 
 def composed(name: str, *arguments: str) -> TrainConfig:
-    layers = compose.recipe_layers(find_recipe(name))
-    return compose.compose(TrainConfig(), layers, compose.parse_overrides(arguments))
+    path = find_recipe(name)
+    defaults = compose.named_after(path, TrainConfig())
+    return compose.compose(defaults, compose.recipe_layers(path), compose.parse_overrides(arguments))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_a_recipe_of_ones_own_builds_on_a_shipped_one_and_on_a_neighbour(tmp_pat
     (tmp_path / "short.yaml").write_text("max_updates: 7\n")
     (tmp_path / "mine.yaml").write_text("defaults: [wmt14_synth, short, _self_]\nseed: 3\n")
     config = composed(str(tmp_path / "mine"))
-    assert config == replace(composed("wmt14_synth"), max_updates=7, seed=3)
+    assert config == replace(composed("wmt14_synth"), max_updates=7, seed=3, save_dir="checkpoints/mine")
 
 
 def test_a_copied_recipe_with_its_old_name_is_not_its_own_parent(tmp_path: Path) -> None:

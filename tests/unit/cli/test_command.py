@@ -1,6 +1,7 @@
 """The frame of a command: help, --cfg job, errors in at most three lines, exit codes."""
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import pytest
 from seqtk.cli.command import command, reporting_errors
 from seqtk.cli.help import field_comments
 from seqtk.errors import UserError
+from seqtk.generation.lines import text_output
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class ToyConfig:
     aliases: ClassVar[dict[str, tuple[str, ...]]] = {"tokens": ("batch.max_tokens",)}
 
     name: str = "toy"  # what the run is called
+    save_dir: str = "runs"
     user_dir: str | None = None
     length_penalty: float = 1.0
     mix: Literal["sum", "softmax"] = "sum"  # of the parts
@@ -276,3 +279,42 @@ def test_nothing_is_said_where_nothing_fails(capsys: pytest.CaptureFixture[str])
     with reporting_errors("seqtk-toy"):
         print("done")
     assert capsys.readouterr() == ("done\n", "")
+
+
+def test_what_is_wrong_with_the_arguments_is_said_once_on_each_machine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert failure(capsys, "nam=x") == (2, "")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert failure(capsys, "nam=x") == (2, "seqtk-toy: [rank 3] There is no key 'nam'.\n")
+
+
+def test_sigterm_ends_the_work_as_ctrl_c_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    @command("seqtk-toy", ToyConfig)
+    def writes(config: ToyConfig) -> None:
+        with text_output(str(tmp_path / "output")) as output:
+            output.write("half")
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as caught:
+        writes([])
+    assert caught.value.code == 143
+    assert capsys.readouterr().err == "\nseqtk-toy: interrupted\n"
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_recipe_that_builds_on_another_has_a_save_dir_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "parent.yaml").write_text("name: parent\n")
+    (tmp_path / "child.yaml").write_text("defaults: [parent]\ntokens: 5\n")
+    for name in ("parent", "child"):
+        main([f"recipe={tmp_path}/{name}.yaml"])
+        assert (seen[-1].name, seen[-1].save_dir) == ("parent", f"runs/{name}")
+    main([f"recipe={tmp_path}/child.yaml", "save_dir=elsewhere"])
+    assert seen[-1].save_dir == "elsewhere"
+    main([])
+    assert seen[-1].save_dir == "runs"

@@ -309,3 +309,8 @@ def test_another_signal_ends_the_prompt(at_a_terminal, capsys):
 def test_what_cannot_be_done_is_said_in_three_lines(refused, folder, arguments, words):
     (folder / "one.en").write_text("a\n")
     assert words in refused(*arguments)
+
+
+def test_no_search_has_more_beams_than_the_vocabulary_has_tokens(refused):
+    said = refused("checkpoint=model1.safetensors", "input=test.de", "device=cpu", "beam=100000")
+    assert "beam=100000 is more than the " in said

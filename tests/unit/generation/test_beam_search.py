@@ -143,7 +143,7 @@ def test_lengths_keep_to_their_bounds(rows):
 
 
 def test_the_least_length_gives_way_to_the_greatest(model, rows):
-    for (hypothesis,) in run(model, rows, min_length=9, max_length_b=3):
+    for (hypothesis,) in run(model, rows, min_length=9, max_length_a=0.01, max_length_b=3):
         assert len(hypothesis.tokens) == 4
         assert np.isfinite(hypothesis.score)
 
@@ -315,3 +315,9 @@ def test_given_targets_are_scored_without_their_padding(model, rows):
         (alone,) = score([model], collate_pairs([pair]))
         assert alone.token_scores == pytest.approx(hypothesis.token_scores, abs=1e-5)
         assert hypothesis.score == pytest.approx(np.mean(hypothesis.token_scores), abs=1e-6)
+
+
+def test_a_least_length_that_no_text_may_have_is_refused():
+    with pytest.raises(UserError, match="min_length=300 is more than max_length_b=200 allows"):
+        SearchConfig(min_length=300).check()
+    SearchConfig(min_length=300, max_length_a=2.0).check()  # some sentences are long enough

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from seqtk.errors import UserError
 from seqtk.training.checkpoint import checkpoints_of
 from seqtk.training.export import read_export
-from tests.unit.training.helpers import losses, trainer
+from tests.unit.training.helpers import losses, tiny_config, trainer
 
 
 def listed(folder: Path) -> list[int]:
@@ -133,3 +134,26 @@ def test_a_first_update_that_cannot_be_made_leaves_nothing(tiny_corpus: Path, tm
     with pytest.raises(UserError, match="There is no checkpoint; lower"):
         run.fit()
     assert listed(tmp_path) == []
+
+
+def test_what_is_set_otherwise_is_told_and_that_a_finished_run_was_not_trained_with_it(
+    tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer(tiny_corpus, tmp_path).fit()
+    trainer(tiny_corpus, tmp_path).fit()
+    assert "ther than before" not in capsys.readouterr().err
+    other = {"optimizer__lr": 0.5, "criterion": "cross_entropy"}
+    trainer(tiny_corpus, tmp_path, **other).fit()
+    said = capsys.readouterr().err
+    told = "criterion=cross_entropy (was label_smoothed_cross_entropy), optimizer.lr=0.5 (was 0.01)"
+    assert f"Other than before: {told}.\n" in said
+    assert "nothing was trained with what is other now. Set another save_dir" in said
+    trainer(tiny_corpus, tmp_path, **other, max_updates=9).fit()
+    said = capsys.readouterr().err
+    assert f"Other than before: max_updates=9 (was 8), {told}.\n" in said
+    assert "nothing was trained" not in said
+
+
+def test_a_save_dir_without_a_name_is_refused(tiny_corpus: Path) -> None:
+    with pytest.raises(UserError, match="save_dir= is empty"):
+        replace(tiny_config(tiny_corpus, Path()), save_dir=" ").check()
