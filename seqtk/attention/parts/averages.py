@@ -18,8 +18,8 @@ from torch.autograd.function import once_differentiable
 from seqtk.attention.parts.dot_product import causal_mask, padding_bias
 from seqtk.modules.dropout import Dropout, keep_mask
 
-BLOCK = 2**19
-"""Logits of a block for each thread, about: what a core's cache holds, so that each operation finds the last one's."""
+BLOCK = 2**22
+"""Logits of a block, about. Smaller ones are a little faster, but of so many that threads wait for one another."""
 
 SHORT = 256
 """Up to this length nothing is gained by blocks."""
@@ -98,7 +98,7 @@ def weigh(
     dropout: float = 0.0,
     block: int = BLOCK,
 ) -> Tensor:
-    """softmax(logits where seen) V, about `block` logits a thread at a time; a query that sees nothing gets 0.
+    """softmax(logits where seen) V, about `block` logits at a time; a query that sees nothing gets 0.
 
     In float32 on a CPU even under autocast, as is dot-product attention.
     """
@@ -196,7 +196,7 @@ def _blocks(value_BHSE: Tensor, *, size: int, causal: bool) -> Iterator[_Block]:
     most_rows = min(length, max(size // (batch * length), LEAST_ROWS))
     if causal:
         most_rows = min(most_rows, max(length // 4, 2 * LEAST_ROWS))
-    most_heads = min(heads, max(size * torch.get_num_threads() // (batch * length * most_rows), 1))
+    most_heads = min(heads, max(size // (batch * length * most_rows), 1))
     for head in range(0, heads, most_heads):
         for row in range(0, length, most_rows):
             rows = slice(row, min(row + most_rows, length))

@@ -229,7 +229,7 @@ def test_blocks_of_queries_under_autocast_are_near_those_in_float32(role: Role) 
 def test_logits_of_all_pairs_are_never_there_at_once(role: Role) -> None:
     config = SynthesizerMixtureConfig(heads=2, max_length=2048, parts=("dot", "dense"))
     layer = attentions.build(config, dim=DIM, role=role)
-    assert largest_tensor(layer, 2048) <= BLOCK * torch.get_num_threads() < 2 * 2048**2
+    assert largest_tensor(layer, 2048) <= BLOCK < 2 * 2048**2
 
 
 @pytest.mark.parametrize("spread", [1.0, 30.0, 1000.0])
