@@ -1,8 +1,10 @@
 """The frame of every command: key=value arguments → a typed config → a function; and how errors reach the user."""
 
+import atexit
 import contextlib
 import errno
 import functools
+import gc
 import os
 import signal
 import sys
@@ -17,6 +19,10 @@ from seqtk.errors import UserError, nearest
 from seqtk.registry import load_plugins
 
 C = TypeVar("C")
+
+# At its end Python looks for cycles among all the objects of torch, which takes half a second of an idle machine, and
+# many of a busy one, for memory that goes with the process anyway.
+atexit.register(gc.freeze)
 
 USAGE_ERROR, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 130, 141, 143  # exit codes; all but 2: 128 + a signal's number
 

@@ -59,9 +59,8 @@ def test_two_processes_have_the_losses_of_one(tiny_corpus: Path, tmp_path: Path,
     for kind in ("train", "valid"):
         one, two = losses(tmp_path / "one", kind), losses(tmp_path / "two", kind)
         assert [update for update, _ in one] == [update for update, _ in two]
-        assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-4)
-    # The first losses come from equal weights, so nothing but the order of the sums differs.
-    assert losses(tmp_path / "two")[0][1] == pytest.approx(losses(tmp_path / "one")[0][1], rel=1e-6)
+        # Nothing but the order of float32 sums differs: 1e-7 an update, which twelve updates are too few to amplify.
+        assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-6)
 
 
 def test_a_run_of_two_goes_on_with_one(tiny_corpus: Path, tmp_path: Path) -> None:
@@ -72,7 +71,7 @@ def test_a_run_of_two_goes_on_with_one(tiny_corpus: Path, tmp_path: Path) -> Non
     code, errors = train(1, tiny_corpus, tmp_path / "parts", "update_freq=2")
     assert code == 0, errors
     whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
-    assert [loss for _, loss in parts] == pytest.approx([loss for _, loss in whole], rel=1e-4)
+    assert [loss for _, loss in parts] == pytest.approx([loss for _, loss in whole], rel=1e-6)
 
 
 def test_one_dead_process_ends_the_run(tiny_corpus: Path, tmp_path: Path) -> None:
@@ -104,3 +103,30 @@ def test_sigterm_saves_and_resumes_in_two_processes(tiny_corpus: Path, tmp_path:
     code, errors = train(2, tiny_corpus, tmp_path, f"max_updates={update + 2}")
     assert code == 0, errors
     assert f"Going on from update {update}" in errors
+
+
+def test_a_validation_of_two_processes_is_given_up_by_both_and_made_by_the_next(
+    tiny_corpus: Path, tmp_path: Path
+) -> None:
+    """A signal to one of them is enough, were their batches of the split not as many."""
+    decoded = ("validation.decode=true", "validation.search.max_length_b=5", "batch.max_tokens=100", "max_updates=6")
+    plugin = tmp_path / "interrupts.py"
+    plugin.write_text(
+        "import os, signal\n"
+        "from seqtk.tasks.translation import TranslationTask\n"
+        "decode, calls = TranslationTask.decode, []\n"
+        "def once(self, *given):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 2 and os.environ.get('RANK') == '1':\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "    return decode(self, *given)\n"
+        "TranslationTask.decode = once\n"
+    )
+    code, errors = train(2, tiny_corpus, tmp_path / "run", f"user_dir={plugin}", *decoded)
+    assert code != 0
+    assert "Stopped by a signal after update 6; the same command goes on from it with its validation." in errors
+    assert (tmp_path / "run" / "latest").read_text() == "update_00000006"
+    assert losses(tmp_path / "run", "valid") == []
+    code, errors = train(2, tiny_corpus, tmp_path / "run", *decoded)
+    assert code == 0, errors
+    assert [update for update, _ in losses(tmp_path / "run", "valid")] == [6]
