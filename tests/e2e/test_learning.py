@@ -28,7 +28,7 @@ DEAF = {"kind": "sliding_window", "window": 1}
 """Self-attention in which each position hears itself alone."""
 SETTINGS: dict[str, Any] = {
     "device": "cpu",
-    "max_updates": 350,
+    "max_updates": 500,
     "clip_norm": 1.0,
     "batch": {"max_tokens": 1200},
     "model": {
@@ -39,8 +39,8 @@ SETTINGS: dict[str, Any] = {
         "pre_norm": True,
     },
     "criterion": {"label_smoothing": 0.0},
-    "optimizer": {"lr": 0.005},
-    "schedule": {"kind": "cosine", "warmup_updates": 50},
+    "optimizer": {"lr": 0.003},  # at 0.005 some seeds do not get there
+    "schedule": {"kind": "cosine", "warmup_updates": 100},
     "validation": {"decode": True, "search": {"beam": 1, "max_length_b": 12}},
     "log": {"tensorboard": False},
 }
