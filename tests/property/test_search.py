@@ -17,15 +17,16 @@ SIZE = WORDS + 4
 @some.composite
 def searches(draw):
     beam = draw(some.integers(1, 6))
+    grows, longest = draw(some.sampled_from([0.0, 0.5, 1.3])), draw(some.integers(0, 6))
     return SearchConfig(
         beam=beam,
         nbest=draw(some.integers(1, beam)),
         length_penalty=draw(some.sampled_from([0.0, 0.6, 1.0, 2.0])),
         normalize_scores=draw(some.booleans()),
         unk_penalty=draw(some.sampled_from([0.0, 1.0])),
-        min_length=draw(some.integers(0, 3)),
-        max_length_a=draw(some.sampled_from([0.0, 0.5, 1.3])),
-        max_length_b=draw(some.integers(0, 6)),
+        min_length=draw(some.integers(0, 3 if grows else min(3, max(longest, 1)))),
+        max_length_a=grows,
+        max_length_b=longest,
         no_repeat_ngram=draw(some.integers(0, 3)),
         temperature=draw(some.sampled_from([0.5, 1.0])),
     )
