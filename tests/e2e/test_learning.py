@@ -2,7 +2,7 @@
 
 To know where a reversed string begins, one has to know how long it is: where in the source a target position must look
 depends on the whole source, which the encoder's self-attention alone can tell, since in the decoder each position hears
-itself alone: without it, over seven seeds, 0.17 to 0.59 of new strings come out right, at 0.23 to 0.56 nats.
+itself alone: without it, over seven seeds, 0.015 to 0.045 of new strings come out right, at 0.76 to 0.83 nats.
 And a tiny language model learns to say again what it has read, with every kind that can be causal.
 """
 
@@ -55,11 +55,11 @@ def seed() -> int:
 
 
 def write_reversals(folder: Path, *, seed: int) -> Path:
-    """A data-bin directory of strings of four to seven digits and their reversals; validation strings are new ones."""
+    """A data-bin directory of strings of four to nine digits and their reversals; validation strings are new ones."""
     draw = random.Random(seed)
     strings: dict[str, None] = {}
     while len(strings) < TRAIN + VALID:
-        strings[" ".join(draw.choices("0123456789", k=draw.randint(4, 7)))] = None
+        strings[" ".join(draw.choices("0123456789", k=draw.randint(4, 9)))] = None
     lines = list(strings)
     for split, part in (("train", lines[VALID:]), ("valid", lines[:VALID])):
         (folder / f"{split}.fw").write_text("".join(f"{line}\n" for line in part))
@@ -107,10 +107,6 @@ KINDS = {
     role: [kind for kind in attentions if role in attentions.class_of(attentions.config_type(kind)).roles]
     for role in (Role.ENCODER, Role.CAUSAL)
 }
-SLOW_LEARNERS = {"fnet": 0.6}
-"""The share of strings that must be right, where it is not 0.7; FNet mixes positions in one way, whatever they hold."""
-
-
 FEW = {"rank": 8, "buckets": 2, "redraw": False}
 """Sizes for rows of some ten positions, and one hash for all updates: too few to learn what holds for any hash."""
 
@@ -125,13 +121,13 @@ def sized(kind: str, **sizes: int) -> dict[str, Any]:
 def test_a_tiny_model_learns_to_reverse(kind: str, seed: int, tmp_path: Path) -> None:
     nll, right = learn(tmp_path, seed=seed, attention=sized(kind, max_length=10, **FEW))
     assert nll < 0.35
-    assert right > SLOW_LEARNERS.get(kind, 0.7)
+    assert right > 0.7
 
 
 def test_without_self_attention_it_does_not(seed: int, tmp_path: Path) -> None:
     nll, right = learn(tmp_path, seed=seed, attention=DEAF)
-    assert nll > 0.1
-    assert right < 0.7
+    assert nll > 0.4
+    assert right < 0.35
 
 
 REPEATED = 4
