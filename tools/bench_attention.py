@@ -18,6 +18,7 @@ import argparse
 import csv
 import ctypes
 import dataclasses
+import itertools
 import multiprocessing
 import statistics
 import sys
@@ -175,33 +176,39 @@ def _in_a_process(name: str, role: str, reference: dict[int, Cell], arguments: a
 
 
 def training_cells(name: str, role: str, reference: dict[int, Cell], arguments: argparse.Namespace) -> Iterator[Cell]:
-    """Forward and backward at each length, until one is too long, or too large."""
+    """Forward and backward at each length that is neither too long nor too large."""
     family = "softmax" if name == "bare" else attentions.class_of(attentions.config_type(_kind(name))).__module__
-    previous: Cell | None = None
-    for length in arguments.lengths:
-        growth = 1.0 if previous is None else (length / previous.length) ** 2
-        if previous is not None and name != "softmax" and previous.seconds * growth > 4 * arguments.seconds:
-            return  # even at a linear cost it might not fit
-        if previous is not None and previous.gib is not None and previous.gib * growth > 2 * arguments.gib:
-            return
-        try:
-            layer = build(name, role, length=length, arguments=arguments)
-        except UserError as error:
-            print(error, file=sys.stderr)
-            return
-        x_BTD, memory_BSD = _inputs(role, length, arguments)
-        gib = _memory(lambda layer=layer, x=x_BTD, m=memory_BSD: _train(layer, x, m), arguments.device)  # type: ignore[misc]
-        own, beside = _timings(layer, x_BTD, memory_BSD, reference.get(length), role, arguments)
-        seconds = statistics.median(own)
+    peaks = dict(_peaks(name, role, arguments))
+    _keep_what_is_freed()
+    for length, gib in peaks.items():
+        layer = build(name, role, length=length, arguments=arguments)
+        own, beside = _timings(layer, *_inputs(role, length, arguments), reference.get(length), role, arguments)
         speed = memory = None
         if name == "softmax":
             speed = memory = 1.0
         elif length in reference:
             speed = statistics.median(b / o for o, b in zip(own, beside, strict=True))
             memory = gib / reference[length].gib if reference[length].gib else None
-        previous = Cell(role, name, family.rpartition(".")[2], length, seconds, speed, gib, memory)
-        yield previous
-        if name != "softmax" and (seconds > arguments.seconds or gib > arguments.gib):
+        yield Cell(role, name, family.rpartition(".")[2], length, statistics.median(own), speed, gib, memory)
+
+
+def _peaks(name: str, role: str, arguments: argparse.Namespace) -> Iterator[tuple[int, float]]:
+    """GiB at each length, until one takes too long, or too much; before anything is timed, for malloc's sake."""
+    _give_back_what_is_freed()
+    for length, longer in itertools.zip_longest(arguments.lengths, arguments.lengths[1:]):
+        try:
+            layer = build(name, role, length=length, arguments=arguments)
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return
+        x_BTD, memory_BSD = _inputs(role, length, arguments)
+        started = time.perf_counter()
+        gib = _memory(lambda layer=layer, x=x_BTD, m=memory_BSD: _train(layer, x, m), arguments.device)  # type: ignore[misc]
+        seconds = (time.perf_counter() - started) / 2  # it is done twice
+        yield length, gib
+        growth = (longer / length) ** 2 if longer else 1.0  # even at a linear cost it might not fit
+        too_slow = seconds > arguments.seconds or seconds * growth > 4 * arguments.seconds
+        if name != "softmax" and (too_slow or gib > arguments.gib or gib * growth > 2 * arguments.gib):
             return
 
 
@@ -226,6 +233,7 @@ def _timings(
     arguments: argparse.Namespace,
 ) -> tuple[list[float], list[float]]:
     """Seconds of the layer, and of softmax beside it."""
+    _train(layer, x_BTD, memory_BSD)
     rival = None
     if softmax is not None and softmax.seconds < 1:
         rival = build("softmax", role, length=x_BTD.shape[1], arguments=arguments)
@@ -259,16 +267,21 @@ def _memory(work: Callable[[], object], device: str) -> float:
         work()
         return (torch.cuda.max_memory_allocated() - before) / 2**30
     work()  # what libraries keep for themselves is not the layer's
-    library = ctypes.CDLL(None)
-    library.mallopt(M_MMAP_THRESHOLD, 2**16)  # a tensor that is freed goes back at once
-    library.malloc_trim(0)  # what was freed earlier must not serve unseen
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew from here
     work()
-    peak = _status("VmHWM")
-    library.mallopt(M_MMAP_THRESHOLD, 2**25)  # in the timings one tensor takes the place of another, as in training
-    library.mallopt(M_TRIM_THRESHOLD, 2**30)
-    return max(peak - before, 0) / 2**20
+    return max(_status("VmHWM") - before, 0) / 2**20
+
+
+def _give_back_what_is_freed() -> None:
+    """To the system, from now on: else what was freed earlier is used again, and counts as held before or after."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
+
+
+def _keep_what_is_freed() -> None:
+    """One tensor takes the place of another, as in training."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**25)
+    ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def _status(key: str) -> int:
