@@ -17,7 +17,7 @@ from seqtk.attention import Attention, Role, State
 from seqtk.attention.parts import by_heads
 from seqtk.errors import UserError
 from tests.laws.cases import Make, sizes
-from tests.laws.memory import largest_tensor
+from tests.laws.memory import peak_memory
 from tests.laws.naive import naive
 
 LENGTHS = (6, 4, 1)
@@ -297,11 +297,12 @@ def too_long_is_refused_by_name(make: Make, device: torch.device) -> None:
 
 @law(ANY)
 def what_is_called_subquadratic_makes_no_square(make: Make, device: torch.device) -> None:
+    """Neither as one tensor nor in pieces: at its peak, all that it holds grows no faster than its input."""
     long, longer = 256, 1024
     room = {"max_length": longer} if hasattr(make(device).config, "max_length") else {}
     layer = make(device, dtype=torch.float32, **room)
     if layer.subquadratic:
-        growth = largest_tensor(layer, longer) / largest_tensor(layer, long)
+        growth = peak_memory(layer, longer) / peak_memory(layer, long)
         assert growth <= 1.05 * longer / long
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from seqtk.attention import Attention, Role, State
 from seqtk.attention.parts.by_heads import Projected, by_heads
@@ -118,6 +119,19 @@ class BelittlesItsCost(SoftmaxAttention):
     subquadratic = True
 
 
+class CutsTheSquareUp(SoftmaxAttention):
+    """None of its tensors is large; together they are as many weights as ever, and all wait for the backward pass."""
+
+    subquadratic = True
+
+    def forward(self, x_BTD: Tensor, *rest: Any, pad_BS: Any = None, positions_BT: Any = None) -> Tensor:
+        query, key, value = (self.split(linear(x_BTD)) for linear in (self.query, self.key, self.value))
+        seen = None if pad_BS is None else ~pad_BS[:, None, None]
+        parts = query.split(16, dim=2)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernel makes no weights
+            return self.out(self.join(torch.cat([attend(part, key, value, bias=seen) for part in parts], dim=2)))
+
+
 class MiscountsItself(SoftmaxAttention):
     @classmethod
     def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
@@ -195,6 +209,7 @@ MUTANTS: list[tuple[type[Attention], Role, str]] = [
     (HasAnIdleWeight, ENCODER, "every_parameter_is_used"),
     (MiscountsItself, ENCODER, "parameter_count_is_the_formula"),
     (BelittlesItsCost, CAUSAL, "what_is_called_subquadratic_makes_no_square"),
+    (CutsTheSquareUp, ENCODER, "what_is_called_subquadratic_makes_no_square"),
     (CutsOffWhatIsTooLong, ENCODER, "too_long_is_refused_by_name"),
     (ReadsAWeightUnsaid, ENCODER, "long_inputs_are_computed_as_short_ones"),
     (ReportsATensor, ENCODER, "what_it_reports_is_plain"),
