@@ -20,13 +20,15 @@ def build(kind: str, role: Role, **fields: Any) -> Any:
     return attentions.build(config, dim=HEADS * WIDTH, role=role)
 
 
-def gradients(layer: Any, x_BTD: Tensor, monkeypatch: pytest.MonkeyPatch, *, longest: int) -> list[Tensor]:
+def gradients(
+    layer: Any, x_BTD: Tensor, monkeypatch: pytest.MonkeyPatch, *, longest: int, rough: bool = True
+) -> list[Tensor]:
     """Of the input and all parameters, after the output; inputs of `longest` positions and more by heads."""
     monkeypatch.setattr(by_heads, "LONG", longest)
     monkeypatch.setattr(by_heads, "PIECE", {"cpu": 1})
     x_BTD = x_BTD.clone().requires_grad_()
     layer.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=rough):
         y_BTD = layer(x_BTD)
     y_BTD.float().square().sum().backward()
     return [y_BTD, x_BTD.grad, *(parameter.grad for parameter in layer.parameters())]
@@ -40,9 +42,13 @@ def test_under_autocast_gradients_are_those_of_all_heads_at_once(kind: str, monk
     x_BTD = torch.randn(2, LENGTH, HEADS * WIDTH)
     at_once = gradients(layer, x_BTD, monkeypatch, longest=LENGTH + 1)
     in_turn = gradients(layer, x_BTD, monkeypatch, longest=LENGTH)
-    for whole, made in zip(at_once, in_turn, strict=True):
+    exact = gradients(layer, x_BTD, monkeypatch, longest=LENGTH + 1, rough=False)
+    for whole, made, right in zip(at_once, in_turn, exact, strict=True):
         assert made.dtype == whole.dtype
-        torch.testing.assert_close(made, whole, rtol=0, atol=0.05 * float(whole.detach().abs().max()))
+        # What bfloat16 costs either way; a key's bias has a gradient of nothing but rounding.
+        least = 0.005 * float(max(gradient.detach().norm() for gradient in exact[2:]))
+        assert (made - right).norm() <= max(1.5 * (whole - right).norm(), least)
+        assert (made - right).norm() <= max(0.03 * right.norm(), least)
 
 
 @pytest.mark.parametrize("piece", [1, 2 * LENGTH * WIDTH, 3 * LENGTH * WIDTH, 10**6])
