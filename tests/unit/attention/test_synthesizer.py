@@ -113,6 +113,26 @@ def test_mixture_with_all_weight_on_dot_is_softmax_attention() -> None:
     torch.testing.assert_close(mixture(x_BTD), softmax(x_BTD))
 
 
+def test_mixture_with_all_weight_on_the_matrix_is_random_attention() -> None:
+    mixture = build(SynthesizerMixtureConfig(heads=2, max_length=6, parts=("dot", "random"), mix="sigmoid"))
+    torch.nn.init.constant_(mixture.get_parameter("mixing"), -100.0)
+    random = build(SynthesizerRandomConfig(heads=2, max_length=6))
+    weights = {name.replace("sources.random", "logits"): tensor for name, tensor in mixture.state_dict().items()}
+    random.load_state_dict({name: weights[name] for name in random.state_dict()})
+    x_BTD = torch.randn(2, 6, DIM)
+    torch.testing.assert_close(mixture(x_BTD), random(x_BTD))
+
+
+def test_factors_of_full_rank_can_be_any_matrix() -> None:
+    random = build(SynthesizerRandomConfig(heads=2, max_length=6))
+    factorized = build(SynthesizerFactorizedRandomConfig(heads=2, max_length=6, rank=6))
+    weights = random.state_dict()
+    factors = {"logits.query": weights.pop("logits.matrix"), "logits.key": torch.eye(6).expand(2, -1, -1)}
+    factorized.load_state_dict(weights | factors)
+    x_BTD = torch.randn(2, 6, DIM)
+    torch.testing.assert_close(factorized(x_BTD), random(x_BTD))
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
