@@ -11,7 +11,7 @@ import torch
 
 from seqtk.attention import Role
 from tests.laws.cases import Case, cases
-from tests.laws.laws import close, inputs_for
+from tests.laws.laws import close, inputs_for, left_padded
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -22,9 +22,12 @@ PLAIN = [case for case in cases() if not case.variant]
 def test_it_compiles_to_one_graph_that_computes_the_same(case: Case, device: torch.device) -> None:
     torch.compiler.reset()
     layer = case.make(device, dtype=torch.float32)
-    whole = dataclasses.replace(inputs_for(layer, device), pad_BS=None)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    close(compiled(whole.x_BTD, whole.memory_BSM), whole.run(layer), 1e-5)
+    right = inputs_for(layer, device)
+    for inputs in (dataclasses.replace(right, pad_BS=None), left_padded(right)):
+        options = {"pad_BS": inputs.pad_BS, "positions_BT": inputs.positions_BT}
+        actual = compiled(inputs.x_BTD, inputs.memory_BSM, **options)
+        close(actual[inputs.real], inputs.run(layer)[inputs.real], 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["softmax", "synthesizer_mixture", "linear"])
