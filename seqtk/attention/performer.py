@@ -66,15 +66,16 @@ class PerformerAttention(KernelAttention):
     ) -> tuple[Tensor, Tensor | None]:
         if self.config.kernel == "relu":
             return super().key_features(key_BHSE, some=some, pad_BS=pad_BS, positions_BS=positions_BS)
-        logs_BHSR = log_features(key_BHSE, self.projection_RE)
+        causal = self.role is Role.CAUSAL
+        less = self.projection_RE.square().sum(-1).amax() / 2 - HEADROOM if causal else 0.0
+        logs_BHSR = log_features(key_BHSE, self.projection_RE, less=less)
         if pad_BS is not None:  # before the exponential: inf · 0 would be NaN
-            logs_BHSR = logs_BHSR.masked_fill(pad_BS[:, None, :, None], -math.inf)
-        if self.role is Role.CAUSAL:
-            largest = self.projection_RE.square().sum(-1).amax() / 2
-            return (logs_BHSR - (largest - HEADROOM)).exp(), None
+            logs_BHSR.masked_fill_(pad_BS[:, None, :, None], -math.inf)
+        if causal:
+            return logs_BHSR.exp_(), None
         shift_BH1R = logs_BHSR.detach().amax(2, keepdim=True)
         shift_BH1R = shift_BH1R.masked_fill(shift_BH1R == -math.inf, 0)  # of rows that are all padding
-        return (logs_BHSR - shift_BH1R).exp(), shift_BH1R
+        return logs_BHSR.sub_(shift_BH1R).exp_(), shift_BH1R
 
     def query_features(
         self, query_BHTE: Tensor, *, some: slice = ALL, shift_BH1R: Tensor | None, positions_BT: Tensor | None
@@ -85,17 +86,17 @@ class PerformerAttention(KernelAttention):
         scaled_RE = self.projection_RE.to(query_BHTE.dtype) * query_BHTE.shape[-1] ** -0.25
         logs_BHTR = product(query_BHTE, scaled_RE.T)
         if shift_BH1R is not None:
-            logs_BHTR = logs_BHTR + shift_BH1R
-        return (logs_BHTR - logs_BHTR.detach().amax(-1, keepdim=True)).exp()
+            logs_BHTR.add_(shift_BH1R)
+        return logs_BHTR.sub_(logs_BHTR.detach().amax(-1, keepdim=True)).exp_()
 
     def features(self, x_BHTE: Tensor, *, some: slice = ALL, positions_BT: Tensor | None) -> Tensor:
         return product(x_BHTE * x_BHTE.shape[-1] ** -0.25, self.projection_RE.to(x_BHTE.dtype).T).relu() + 1e-3
 
 
-def log_features(x_BHTE: Tensor, projection_RE: Tensor) -> Tensor:
-    """ln φ(x) + ln √R = W x' - |x'|²/2 with x' = x / E^¼, BHTR: one product, of [x', -|x'|²/2] with [W, 1]."""
+def log_features(x_BHTE: Tensor, projection_RE: Tensor, *, less: Tensor | float = 0.0) -> Tensor:
+    """ln φ(x) + ln √R - less = W x' - |x'|²/2 - less, x' = x / E^¼, BHTR: of [x', the rest] times [W, 1]."""
     x_BHTE = x_BHTE * x_BHTE.shape[-1] ** -0.25
-    with_norm = torch.cat([x_BHTE, -x_BHTE.square().sum(-1, keepdim=True) / 2], dim=-1)
+    with_norm = torch.cat([x_BHTE, -x_BHTE.square().sum(-1, keepdim=True) / 2 - less], dim=-1)
     return product(with_norm, functional.pad(projection_RE.to(x_BHTE.dtype), (0, 1), value=1.0).T)
 
 
