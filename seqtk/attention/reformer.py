@@ -15,7 +15,7 @@ from seqtk.attention.base import HeadedConfig, Role, State, attentions
 from seqtk.attention.parts import cache
 from seqtk.attention.parts.blocks import in_blocks, with_neighbours
 from seqtk.attention.parts.building import check_at_least_one
-from seqtk.attention.parts.pattern import PatternAttention
+from seqtk.attention.parts.pattern import PatternAttention, absent
 from seqtk.errors import UserError
 from seqtk.modules.dropout import Dropout
 
@@ -72,7 +72,8 @@ class ReformerAttention(PatternAttention):
     def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
         return int(3 * dim * (dim + config.bias))
 
-    def mix(self, x_BTD: Tensor, absent_BT: Tensor) -> Tensor:
+    def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
+        absent_BT = absent(x_BTD, pad_BT)
         query_BTD, value_BTD = self._project(x_BTD)
         rotations_HREF = self.rotations
         if self.training and self.config.redraw:

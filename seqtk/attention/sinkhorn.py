@@ -13,6 +13,7 @@ from seqtk.attention.base import HeadedConfig, Role, attentions
 from seqtk.attention.parts.blocks import in_blocks
 from seqtk.attention.parts.building import check_at_least_one
 from seqtk.attention.parts.dot_product import attend
+from seqtk.attention.parts.pattern import absent
 from seqtk.attention.windows import NearAttention
 from seqtk.errors import UserError
 
@@ -66,7 +67,8 @@ class SinkhornAttention(NearAttention):
     def max_length(self) -> int | None:
         return int(self.config.max_length)
 
-    def mix(self, x_BTD: Tensor, absent_BT: Tensor) -> Tensor:
+    def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
+        absent_BT = absent(x_BTD, pad_BT)
         length = x_BTD.shape[1]
         block = min(self.config.block, length)
         real_BNC = ~in_blocks(absent_BT, block, fill=True)

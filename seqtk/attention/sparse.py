@@ -3,7 +3,7 @@
 Positions and blocks are counted from each row's first real position, and no T × T tensor is made.
 
 B batch, T length, D width of the layer, H heads, E width of a head, N blocks of C positions, L stride, S keys, K keys
-that a block sees, M = B N, R random blocks.
+that a block looks into, P blocks of them, R random blocks.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from seqtk.attention.parts import cache
 from seqtk.attention.parts.blocks import in_blocks
 from seqtk.attention.parts.building import check_at_least_one
 from seqtk.attention.parts.cache import append
-from seqtk.attention.parts.dot_product import attend
-from seqtk.attention.parts.pattern import Span
+from seqtk.attention.parts.dot_product import attend, causal_mask
+from seqtk.attention.parts.pattern import Span, absent
 from seqtk.attention.windows import NearAttention, window_span
 from seqtk.errors import UserError
 
@@ -50,13 +50,12 @@ class StridedSparseAttention(NearAttention):
         self.span = window_span(config.stride, causal=role is Role.CAUSAL)
         self.near_heads = (self.heads + 1) // 2
 
-    def mix(self, x_BTD: Tensor, absent_BT: Tensor) -> Tensor:
+    def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
         projected = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
         width = self.near_heads * self.head_dim
-        query_BTF, key_BTF, value_BTF = (y_BTD[..., :width] for y_BTD in projected)
-        span = self.span.within(x_BTD.shape[1])
-        near = self.attend_near(query_BTF, key_BTF, value_BTF, span, span.seen(absent_BT))
-        return torch.cat([near, self._attend_columns([y_BTD[..., width:] for y_BTD in projected], absent_BT)], dim=2)
+        near = self.attend_near(*(y_BTD[..., :width] for y_BTD in projected), self.near_runs(x_BTD, pad_BT))
+        far = self._attend_columns([y_BTD[..., width:] for y_BTD in projected], absent(x_BTD, pad_BT))
+        return torch.cat([near, far], dim=2)
 
     def _attend_columns(self, projected: Sequence[Tensor], absent_BT: Tensor) -> Tensor:
         """y_BTD: the blocks under one another, each of the columns attends within itself."""
@@ -127,15 +126,17 @@ class FixedSparseAttention(NearAttention):
             )
         self.span = Span(config.block, 0, 0, farthest_ahead=0 if role is Role.CAUSAL else None)
 
-    def mix(self, x_BTD: Tensor, absent_BT: Tensor) -> Tensor:
+    def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
         length, block, summary = x_BTD.shape[1], self.config.block, self.config.summary
         if length <= block:
-            return super().mix(x_BTD, absent_BT)
+            return super().mix(x_BTD, pad_BT)
         blocks = -(-length // block)
-        own_BNCC = self.span.seen(absent_BT).expand(-1, -1, block, -1)
-        real_BNC = ~in_blocks(absent_BT, block, fill=True)
-        index_N = torch.arange(blocks, device=x_BTD.device)
+        real_BNC = ~in_blocks(absent(x_BTD, pad_BT), block, fill=True)
         causal = self.role is Role.CAUSAL
+        own_BNCC = real_BNC[:, :, None].expand(-1, -1, block, -1)
+        if causal:
+            own_BNCC = own_BNCC & causal_mask(block, x_BTD.device)
+        index_N = torch.arange(blocks, device=x_BTD.device)
         others_NN = index_N[:, None] > index_N if causal else index_N[:, None] != index_N
         far_BNNc = others_NN[..., None] & real_BNC[:, None, :, -summary:]
         far_BNCS = far_BNNc.flatten(2)[:, :, None].expand(-1, -1, block, -1)
@@ -194,12 +195,12 @@ class BigBirdAttention(NearAttention):
     def __init__(self, config: BigBirdConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
         check_at_least_one(config, "block", "global_blocks", "random_blocks")
-        self.span = Span(config.block, 1, 1)
 
-    def mix(self, x_BTD: Tensor, absent_BT: Tensor) -> Tensor:
+    def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
         length = x_BTD.shape[1]
+        absent_BT = absent(x_BTD, pad_BT)
         first = min(self.config.global_blocks * self.config.block, length)
-        random_BHNR, chosen_BHNR = self._random_blocks((~absent_BT).sum(1), -(-length // self.config.block))
+        index_BHNP, seen_BHNK = self._seen_blocks(absent_BT)
 
         def attend_to_both(some: slice, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor) -> Tensor:
             y_BHGE = attend(
@@ -211,53 +212,51 @@ class BigBirdAttention(NearAttention):
             )
             if length == first:
                 return self.join(y_BHGE)
-            others_BTD = self._attend_in_blocks(
-                query_BTD, key_BTD, value_BTD, absent_BT, first, random_BHNR[:, some], chosen_BHNR[:, some]
+            y_BHTE = self._attend_in_blocks(
+                self.split(query_BTD),
+                self.split(key_BTD),
+                self.split(value_BTD),
+                index_BHNP[:, some],
+                seen_BHNK[:, some],
             )
-            return torch.cat([self.join(y_BHGE), others_BTD[:, first:length]], dim=1)
+            return self.join(torch.cat([y_BHGE, y_BHTE[:, :, first:length]], dim=2))
 
         return self.some_heads_at_a_time(attend_to_both, *self.projected(x_BTD))
 
     def _attend_in_blocks(
-        self,
-        query_BTD: Tensor,
-        key_BTD: Tensor,
-        value_BTD: Tensor,
-        absent_BT: Tensor,
-        first: int,
-        random_BHNR: Tensor,
-        chosen_BHNR: Tensor,
+        self, query_BHTE: Tensor, key_BHTE: Tensor, value_BHTE: Tensor, index_BHNP: Tensor, seen_BHNK: Tensor
     ) -> Tensor:
-        """The outputs of all positions as if none were global but the first as keys."""
-        query_BNCD = in_blocks(query_BTD, self.config.block)
-        batch, blocks = query_BNCD.shape[:2]
-        heads = random_BHNR.shape[1]
-        # Global positions are seen once: as such, and no more as part of a neighbour.
-        is_global_T = torch.arange(absent_BT.shape[1], device=absent_BT.device) < first
-        near_BN1K = self.span.seen(absent_BT | is_global_T)
-        near_BNHK = near_BN1K.expand(-1, -1, heads, -1)
-        global_BNHG = (~absent_BT[:, None, None, :first]).expand(-1, blocks, heads, -1)
-        real_BHNC = ~in_blocks(absent_BT, self.config.block, fill=True)[:, None].expand(-1, heads, -1, -1)
-        random_BHNRC = _gather_blocks(real_BHNC, random_BHNR) & chosen_BHNR[..., None]
-        seen_BNHK = torch.cat([near_BNHK, global_BNHG, random_BHNRC.flatten(3).transpose(1, 2)], dim=3)
+        """The outputs of all positions as if none were global but as keys."""
 
-        def keys(y_BTD: Tensor) -> Tensor:
-            near_MHKE = self.split(self.span.keys_of(y_BTD).flatten(0, 1))
-            global_BNGD = y_BTD[:, None, :first].expand(-1, blocks, -1, -1)
-            y_MHCE = self.split(in_blocks(y_BTD, self.config.block).flatten(0, 1))
-            y_BHNCE = y_MHCE.reshape(batch, blocks, *y_MHCE.shape[1:]).transpose(1, 2)
-            random_BHNKE = _gather_blocks(y_BHNCE, random_BHNR).flatten(3, 4)
-            random_MHKE = random_BHNKE.transpose(1, 2).flatten(0, 1)
-            return torch.cat([near_MHKE, self.split(global_BNGD.flatten(0, 1)), random_MHKE], dim=2)
+        def keys(x_BHTE: Tensor) -> Tensor:
+            return _gather_blocks(in_blocks(x_BHTE, self.config.block, dim=2), index_BHNP).flatten(1, 2)[:, None]
 
-        y_MHCE = attend(
-            self.split(query_BNCD.flatten(0, 1)),
-            keys(key_BTD),
-            keys(value_BTD),
-            bias=seen_BNHK.flatten(0, 1)[:, :, None],
+        query_M1CE = in_blocks(query_BHTE, self.config.block, dim=2).flatten(0, 2)[:, None]
+        y_M1CE = attend(
+            query_M1CE,
+            keys(key_BHTE),
+            keys(value_BHTE),
+            bias=seen_BHNK.flatten(0, 2)[:, None, None],
             dropout=self.active_dropout,
         )
-        return self.join(y_MHCE).view(batch, -1, query_BTD.shape[2])
+        return y_M1CE.view(*query_BHTE.shape[:2], -1, query_BHTE.shape[3])
+
+    def _seen_blocks(self, absent_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """block_BHNP, those that each block looks into, near, global and random; and which of their positions it sees."""
+        real_BNC = ~in_blocks(absent_BT, self.config.block, fill=True)
+        batch, blocks = real_BNC.shape[:2]
+        random_BHNR, chosen_BHNR = self._random_blocks((~absent_BT).sum(1), blocks)
+        near_N3 = torch.arange(blocks, device=absent_BT.device)[:, None] + torch.arange(-1, 2, device=absent_BT.device)
+        # Global positions are seen once: as such, and no more as part of a neighbour.
+        is_near_N3 = (near_N3 >= self.config.global_blocks) & (near_N3 < blocks)
+        global_NG = torch.arange(min(self.config.global_blocks, blocks), device=absent_BT.device).expand(blocks, -1)
+        fixed_NF = torch.cat([near_N3.clamp(0, blocks - 1), global_NG], 1)
+        is_fixed_NF = torch.cat([is_near_N3, torch.ones_like(global_NG, dtype=torch.bool)], 1)
+        shape = (*random_BHNR.shape[:3], -1)
+        index_BHNP = torch.cat([fixed_NF.expand(shape), random_BHNR], 3)
+        is_seen_BHNP = torch.cat([is_fixed_NF.expand(shape), chosen_BHNR], 3)
+        row_B111 = torch.arange(batch, device=absent_BT.device)[:, None, None, None]
+        return index_BHNP, (real_BNC[row_B111, index_BHNP] & is_seen_BHNP[..., None]).flatten(3)
 
     def _random_blocks(self, length_B: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
         """block_BHNR and chosen_BHNR, False where a row has too few blocks for as many."""
@@ -288,9 +287,10 @@ def hashed(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def _gather_blocks(x_BHNC: Tensor, index_BHNR: Tensor) -> Tensor:
-    """x_BHNRC (and any dimensions after C): for each block those at its indices."""
-    batch, heads, blocks, picks = index_BHNR.shape
-    flat_BHNF = x_BHNC.flatten(3)
-    picked_BHIF = flat_BHNF.take_along_dim(index_BHNR.flatten(2)[..., None], 2)
-    return picked_BHIF.view(batch, heads, blocks, picks, *x_BHNC.shape[3:])
+def _gather_blocks(x_BHNCE: Tensor, index_BHNP: Tensor) -> Tensor:
+    """x_MPCE, M = B H N: for each block those at its indices, copied whole."""
+    batch, heads, blocks, picks = index_BHNP.shape
+    before_BH11 = torch.arange(0, batch * heads * blocks, blocks, device=index_BHNP.device).view(batch, heads, 1, 1)
+    place_I = (before_BH11 + index_BHNP).flatten()
+    picked_IF = x_BHNCE.flatten(0, 2).flatten(1).index_select(0, place_I)
+    return picked_IF.view(-1, picks, *x_BHNCE.shape[3:])

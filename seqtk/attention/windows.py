@@ -4,23 +4,24 @@ All are computed in blocks, on the fused kernel: O(T W) time and memory for W po
 blocks are counted from each row's first real position.
 
 B batch, T length, D width of the layer, H heads, E width of a head, N blocks of C positions, K keys that a block sees,
-W positions in a window, G global positions.
+W positions in a window, F first positions that all see, G global positions, S positions that these see.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from seqtk.attention.base import HeadedConfig, Role, State, attentions
-from seqtk.attention.parts.blocks import in_blocks
 from seqtk.attention.parts.building import check_at_least_one
 from seqtk.attention.parts.by_heads import Projected
 from seqtk.attention.parts.cache import append
 from seqtk.attention.parts.dot_product import attend, causal_mask
-from seqtk.attention.parts.pattern import PatternAttention, Span
+from seqtk.attention.parts.pattern import PatternAttention, Run, Span
 
 
 class NearAttention(PatternAttention):
@@ -41,27 +42,64 @@ class NearAttention(PatternAttention):
     def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
         return int(4 * dim * (dim + config.bias))
 
-    def mix(self, x_BTD: Tensor, absent_BT: Tensor) -> Tensor:
-        span = self.span.within(x_BTD.shape[1])
-        seen_BNCK = span.seen(absent_BT)
+    def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
+        return self.mix_near(x_BTD, pad_BT)
+
+    def mix_near(self, x_BTD: Tensor, pad_BT: Tensor | None, *, first: int = 0) -> Tensor:
+        """The outputs of all positions, which see the `first` ones besides those of their span."""
+        runs = self.near_runs(x_BTD, pad_BT, first=first)
 
         def attend_near(_: slice, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor) -> Tensor:
-            return self.attend_near(query_BTD, key_BTD, value_BTD, span, seen_BNCK)
+            return self.attend_near(query_BTD, key_BTD, value_BTD, runs, first=first)
 
         return self.some_heads_at_a_time(attend_near, *self.projected(x_BTD))
+
+    def near_runs(self, x_BTD: Tensor, pad_BT: Tensor | None, *, first: int = 0) -> list[tuple[Run, Tensor]]:
+        """Runs of blocks, and seen_BNCK of each: its near keys, each once, and the `first` ones."""
+        if self.role is Role.CAUSAL:
+            pad_BT = None  # it comes last, in the future of all that count
+        runs = []
+        for run in self.span.runs(x_BTD.shape[1], first=first):
+            seen_BNCK = self.span.seen(run, pad_BT=pad_BT, device=x_BTD.device, first=first)
+            if first:
+                is_real_BF = (
+                    torch.ones_like(x_BTD[:1, :first, 0], dtype=torch.bool) if pad_BT is None else ~pad_BT[:, :first]
+                )
+                is_real_BNCF = is_real_BF[:, None, None].expand(*seen_BNCK.shape[:3], -1)
+                seen_BNCK = torch.cat([seen_BNCK, is_real_BNCF], dim=3)
+            runs.append((run, seen_BNCK))
+        return runs
 
     def projected(self, x_BTD: Tensor) -> tuple[Projected, Projected, Projected]:
         """What queries, keys and values are made of."""
         return Projected(x_BTD, self.query), Projected(x_BTD, self.key), Projected(x_BTD, self.value)
 
     def attend_near(
-        self, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, span: Span, seen_BNCK: Tensor
+        self,
+        query_BTD: Tensor,
+        key_BTD: Tensor,
+        value_BTD: Tensor,
+        runs: Sequence[tuple[Run, Tensor]],
+        *,
+        first: int = 0,
     ) -> Tensor:
-        """y_BTD: each query over the keys of its span. The width may be that of some of the heads."""
-        y_BTD = self.attend_in_blocks(
-            in_blocks(query_BTD, span.block), span.keys_of(key_BTD), span.keys_of(value_BTD), seen_BNCK=seen_BNCK
+        """y_BTD: each query over the keys of its span, and the `first`. The width may be that of some of the heads."""
+
+        def keys(run: Run, y_BTD: Tensor) -> Tensor:
+            near_BNKD = run.keys_of(y_BTD)
+            if not first:
+                return near_BNKD
+            return torch.cat([near_BNKD, y_BTD[:, None, :first].expand(-1, near_BNKD.shape[1], -1, -1)], dim=2)
+
+        return torch.cat(
+            [
+                self.attend_in_blocks(
+                    run.queries_of(query_BTD), keys(run, key_BTD), keys(run, value_BTD), seen_BNCK=seen_BNCK
+                )
+                for run, seen_BNCK in runs
+            ],
+            dim=1,
         )
-        return y_BTD[:, : query_BTD.shape[1]]
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
         count_B1 = torch.zeros(batch, 1, dtype=torch.long, device=self.out.weight.device)
@@ -169,51 +207,43 @@ class LongformerAttention(NearAttention):
     def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
         return int(7 * dim * (dim + config.bias))
 
-    def mix(self, x_BTD: Tensor, absent_BT: Tensor) -> Tensor:
-        length, globals_ = x_BTD.shape[1], min(self.config.global_tokens, x_BTD.shape[1])
-        y_BGD = self._attend_from_global(x_BTD, absent_BT, globals_)
-        if length <= globals_:
-            return y_BGD
-        return torch.cat([y_BGD, self._attend_near_and_global(x_BTD, absent_BT, globals_)[:, globals_:]], dim=1)
+    def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
+        globals_ = min(self.config.global_tokens, x_BTD.shape[1])
+        y_BTD = self.mix_near(x_BTD, pad_BT, first=globals_)
+        return torch.cat([self._attend_from_global(x_BTD, pad_BT, globals_), y_BTD[:, globals_:]], dim=1)
 
-    def _attend_from_global(self, x_BTD: Tensor, absent_BT: Tensor, globals_: int) -> Tensor:
-        """The outputs of the first positions; padding comes after all that they may see if the future is hidden."""
-        causal = self.role is Role.CAUSAL
+    def _attend_from_global(self, x_BTD: Tensor, pad_BT: Tensor | None, globals_: int) -> Tensor:
+        """The outputs of the first positions.
+
+        They are few, so that all positions need no keys and values made for them: q · (A x + a) = (Aᵀ q) · x + q · a,
+        and Σ w (B x + b) = B (Σ w x) + b Σ w.
+        """
         x_BGD = x_BTD[:, :globals_]
-        x_BSD = x_BGD if causal else x_BTD
-        seen = causal_mask(globals_, x_BTD.device) if causal else ~absent_BT[:, None, None]
-
-        def attend_to_all(_: slice, *projected: Tensor) -> Tensor:
-            return self.join(attend(*map(self.split, projected), bias=seen, dropout=self.active_dropout))
-
-        return self.some_heads_at_a_time(
-            attend_to_all,
-            Projected(x_BGD, self.global_query),
-            Projected(x_BSD, self.global_key),
-            Projected(x_BSD, self.global_value),
+        x_BSD = x_BTD
+        seen = None if pad_BT is None else ~pad_BT[:, None, None]
+        if self.role is Role.CAUSAL:
+            x_BSD, seen = x_BGD, causal_mask(globals_, x_BTD.device)
+        key_HED, value_HED = (
+            linear.weight.unflatten(0, (self.heads, -1)) for linear in (self.global_key, self.global_value)
         )
+        query_BHGE = self.split(self.global_query(x_BGD)) / math.sqrt(self.head_dim)
+        logits_BHGS = self._by_row(query_BHGE @ key_HED, x_BSD.transpose(1, 2))
+        if (
+            self.global_key.bias is not None
+        ):  # the same for all keys: of no effect, but no parameter is without gradient
+            logits_BHGS = logits_BHGS + query_BHGE @ self.global_key.bias.view(self.heads, -1, 1)
+        if seen is not None:
+            logits_BHGS = logits_BHGS.masked_fill(~seen, torch.finfo(logits_BHGS.dtype).min)
+        weight_BHGS = functional.dropout(logits_BHGS.softmax(-1), self.active_dropout)
+        y_BHGE = self._by_row(weight_BHGS, x_BSD) @ value_HED.transpose(1, 2)
+        if self.global_value.bias is not None:
+            y_BHGE = y_BHGE + weight_BHGS.sum(-1, keepdim=True) * self.global_value.bias.view(self.heads, 1, -1)
+        return self.join(y_BHGE)
 
-    def _attend_near_and_global(self, x_BTD: Tensor, absent_BT: Tensor, globals_: int) -> Tensor:
-        """The outputs of all positions as if none were global but as keys."""
-        length = x_BTD.shape[1]
-        span = self.span.within(length)
-        blocks = -(-length // span.block)
-        # Global positions are seen once: as such, and no more as part of a window.
-        is_global_T = torch.arange(length, device=x_BTD.device) < globals_
-        near_BNCK = span.seen(absent_BT | is_global_T).expand(-1, -1, span.block, -1)
-        global_BNCG = (~absent_BT[:, None, None, :globals_]).expand(-1, blocks, span.block, -1)
-
-        def keys(y_BTD: Tensor) -> Tensor:
-            global_BNGD = y_BTD[:, None, :globals_].expand(-1, blocks, -1, -1)
-            return torch.cat([span.keys_of(y_BTD), global_BNGD], dim=2)
-
-        seen_BNCK = torch.cat([near_BNCK, global_BNCG], dim=3)
-
-        def attend_in_blocks(_: slice, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor) -> Tensor:
-            query_BNCD = in_blocks(query_BTD, span.block)
-            return self.attend_in_blocks(query_BNCD, keys(key_BTD), keys(value_BTD), seen_BNCK=seen_BNCK)[:, :length]
-
-        return self.some_heads_at_a_time(attend_in_blocks, *self.projected(x_BTD))
+    @staticmethod
+    def _by_row(left_BHGI: Tensor, right_BIO: Tensor) -> Tensor:
+        """The products of all heads with what they share, in one product a row."""
+        return (left_BHGI.flatten(1, 2) @ right_BIO).unflatten(1, left_BHGI.shape[1:3])  # type: ignore[no-any-return, no-untyped-call]
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
         empty_BHGE = self.out.weight.new_zeros(batch, self.heads, self.config.global_tokens, self.head_dim)
@@ -249,8 +279,13 @@ class LongformerAttention(NearAttention):
 
 
 def window_span(window: int, *, causal: bool) -> Span:
-    """|t - s| <= window / 2, or 0 <= t - s < window of a causal layer, in blocks that reach no farther than needed."""
-    if causal:
-        return Span(window, 1, 0, farthest_back=window - 1, farthest_ahead=0)
+    """|t - s| <= window / 2, or 0 <= t - s < window of a causal layer, in blocks of half a window.
+
+    Larger blocks see more that is too far, smaller ones are slower on the kernel: of the powers of two, 256 is the best
+    for a window of 512 and 64 for one of 128 (forward and backward, on a CPU).
+    """
     half = window // 2
-    return Span(max(half, 1), 1, 1, farthest_back=half, farthest_ahead=half)
+    block = max(half, 1)
+    if causal:
+        return Span(block, -(-(window - 1) // block), 0, farthest_back=window - 1, farthest_ahead=0)
+    return Span(block, 1, 1, farthest_back=half, farthest_ahead=half)

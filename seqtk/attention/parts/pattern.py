@@ -3,13 +3,13 @@
 B batch, T length, D width of the layer, E width of a head, N blocks of C positions, K keys that a block sees.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from seqtk.attention.base import HeadedAttention
-from seqtk.attention.parts.blocks import in_blocks, with_neighbours
 from seqtk.attention.parts.by_heads import OfHeads, Projected, by_heads
 from seqtk.attention.parts.dot_product import attend
 from seqtk.attention.parts.rows import align
@@ -20,8 +20,8 @@ class PatternAttention(HeadedAttention):
 
     out: nn.Linear
 
-    def mix(self, x_BTD: Tensor, absent_BT: Tensor) -> Tensor:
-        """What `out` projects, of rows whose real positions come first; anything finite where `absent_BT` is True."""
+    def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
+        """What `out` projects, of rows whose real positions come first; anything finite where `pad_BT` is True."""
         raise NotImplementedError
 
     def forward(
@@ -34,10 +34,10 @@ class PatternAttention(HeadedAttention):
     ) -> Tensor:
         self.check_length(x_BTD.shape[1])
         rows = align(x_BTD, pad_BS, right_padded=positions_BT is None)
-        if rows.pad_BT is None:
-            return self.out(self.mix(x_BTD, torch.zeros_like(x_BTD[..., 0], dtype=torch.bool)))  # type: ignore[no-any-return]
-        y_BTD = self.mix(rows.x_BTD, rows.pad_BT).masked_fill(rows.pad_BT[..., None], 0)
-        return self.out(rows.restore(y_BTD))  # type: ignore[no-any-return]
+        y_BTD = self.mix(rows.x_BTD, rows.pad_BT)
+        if rows.pad_BT is not None:
+            y_BTD = rows.restore(y_BTD.masked_fill(rows.pad_BT[..., None], 0))
+        return self.out(y_BTD)  # type: ignore[no-any-return]
 
     def some_heads_at_a_time(self, function: OfHeads, *sources: Tensor | Projected) -> Tensor:
         """y_BTD, as `by_heads`."""
@@ -50,11 +50,36 @@ class PatternAttention(HeadedAttention):
     def attend_in_blocks(
         self, query_BNCD: Tensor, key_BNKD: Tensor, value_BNKD: Tensor, *, seen_BNCK: Tensor
     ) -> Tensor:
-        """y_BTD, T = N C: each block's queries over the keys of that block. `seen_BNCK` may be 1 in any dimension."""
+        """y_BTD, T = N C: each block's queries over the keys of that block. `seen_11CK`, if all blocks see the same."""
         query_MHCE, key_MHKE, value_MHKE = (self.split(x.flatten(0, 1)) for x in (query_BNCD, key_BNKD, value_BNKD))
-        seen_MCK = seen_BNCK.expand(*query_BNCD.shape[:2], *seen_BNCK.shape[2:]).flatten(0, 1)
-        y_MHCE = attend(query_MHCE, key_MHKE, value_MHKE, bias=seen_MCK[:, None], dropout=self.active_dropout)
+        seen_M1CK = seen_BNCK.flatten(0, 1)[:, None]
+        y_MHCE = attend(query_MHCE, key_MHKE, value_MHKE, bias=seen_M1CK, dropout=self.active_dropout)
         return self.join(y_MHCE).view(len(query_BNCD), -1, query_BNCD.shape[3])
+
+
+def absent(x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
+    """absent_BT: the padding, also where there is none."""
+    return torch.zeros_like(x_BTD[..., 0], dtype=torch.bool) if pad_BT is None else pad_BT
+
+
+@dataclass(frozen=True)
+class Run:
+    """Blocks side by side, each of which looks equally far back and ahead and never over an end of the input."""
+
+    start: int  # of the first block
+    end: int  # of the last
+    block: int
+    back: int = 0  # positions before each block that are looked into
+    ahead: int = 0
+
+    def queries_of(self, x_BTD: Tensor) -> Tensor:
+        """x_BNCD: what is in each block."""
+        return x_BTD[:, self.start : self.end].unflatten(1, (-1, self.block))  # type: ignore[no-any-return, no-untyped-call]
+
+    def keys_of(self, x_BT: Tensor) -> Tensor:
+        """x_BNK (and any dimensions after T): what each block looks into, a view."""
+        reached_BT = x_BT[:, self.start - self.back : self.end + self.ahead]
+        return reached_BT.unfold(1, self.back + self.block + self.ahead, self.block).movedim(-1, 2)
 
 
 @dataclass(frozen=True)
@@ -67,25 +92,32 @@ class Span:
     farthest_back: int | None = None  # t - s at most; None: whatever is in these blocks
     farthest_ahead: int | None = None  # s - t at most
 
-    def within(self, length: int) -> "Span":
-        """The same positions seen, in one block where the whole input fits in one."""
-        if length > self.block:
-            return self
-        return Span(length, 0, 0, self.farthest_back, self.farthest_ahead)
+    def runs(self, length: int, *, first: int = 0) -> Iterator[Run]:
+        """All positions: those near the start or the end in one block each, so that all blocks between see the same.
 
-    def keys_of(self, x_BTD: Tensor) -> Tensor:
-        """x_BNKD: what each block looks into."""
-        return with_neighbours(in_blocks(x_BTD, self.block), before=self.before, after=self.after)
+        Near the start are those that would look over it, or at one of the `first` positions.
+        """
+        back, ahead = self.before * self.block, self.after * self.block
+        start = back + -(-first // self.block) * self.block
+        end = start + (length - ahead - start) // self.block * self.block
+        if end <= start:
+            yield Run(0, length, length)
+            return
+        if start:
+            yield Run(0, start, start, ahead=ahead)
+        yield Run(start, end, self.block, back, ahead)
+        if end < length:
+            yield Run(end, length, length - end, back)
 
-    def seen(self, absent_BT: Tensor) -> Tensor:
-        """seen_BNCK, or BN1K if all queries of a block see the same: True for keys that exist and are not too far."""
-        absent_BNC = in_blocks(absent_BT, self.block, fill=True)
-        absent_BNK = with_neighbours(absent_BNC, before=self.before, after=self.after, fill=True)
-        query_C1 = torch.arange(self.block, device=absent_BT.device)[:, None] + self.before * self.block
-        distance_CK = query_C1 - torch.arange(absent_BNK.shape[2], device=absent_BT.device)
-        seen_BNCK = ~absent_BNK[:, :, None]
+    def seen(self, run: Run, *, pad_BT: Tensor | None, device: torch.device, first: int = 0) -> Tensor:
+        """seen_BNCK, or seen_11CK without padding: True for keys that exist, are not too far and not of the `first`."""
+        query_C1 = torch.arange(run.block, device=device)[:, None] + run.back
+        key_K = torch.arange(run.back + run.block + run.ahead, device=device)
+        blocks_back_CK = query_C1 // self.block - key_K // self.block
+        seen_CK = (blocks_back_CK <= self.before) & (blocks_back_CK >= -self.after)
+        seen_CK &= key_K >= first + run.back - run.start
         if self.farthest_back is not None:
-            seen_BNCK = seen_BNCK & (distance_CK <= self.farthest_back)
+            seen_CK &= query_C1 - key_K <= self.farthest_back
         if self.farthest_ahead is not None:
-            seen_BNCK = seen_BNCK & (distance_CK >= -self.farthest_ahead)
-        return seen_BNCK
+            seen_CK &= key_K - query_C1 <= self.farthest_ahead
+        return seen_CK[None, None] if pad_BT is None else seen_CK & ~run.keys_of(pad_BT)[:, :, None]
