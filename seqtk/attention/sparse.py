@@ -53,7 +53,8 @@ class StridedSparseAttention(NearAttention):
     def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
         projected = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
         width = self.near_heads * self.head_dim
-        near = self.attend_near(*(y_BTD[..., :width] for y_BTD in projected), self.near_runs(x_BTD, pad_BT))
+        query_BTF, key_BTF, value_BTF = (y_BTD[..., :width] for y_BTD in projected)
+        near = self.attend_near(query_BTF, key_BTF, value_BTF, self.near_runs(x_BTD, pad_BT))
         far = self._attend_columns([y_BTD[..., width:] for y_BTD in projected], absent(x_BTD, pad_BT))
         return torch.cat([near, far], dim=2)
 
@@ -242,7 +243,7 @@ class BigBirdAttention(NearAttention):
         return y_M1CE.view(*query_BHTE.shape[:2], -1, query_BHTE.shape[3])
 
     def _seen_blocks(self, absent_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """block_BHNP, those that each block looks into, near, global and random; and which of their positions it sees."""
+        """block_BHNP, those each block looks into, near, global and random; and which of their positions it sees."""
         real_BNC = ~in_blocks(absent_BT, self.config.block, fill=True)
         batch, blocks = real_BNC.shape[:2]
         random_BHNR, chosen_BHNR = self._random_blocks((~absent_BT).sum(1), blocks)

@@ -55,7 +55,7 @@ class NearAttention(PatternAttention):
         return self.some_heads_at_a_time(attend_near, *self.projected(x_BTD))
 
     def near_runs(self, x_BTD: Tensor, pad_BT: Tensor | None, *, first: int = 0) -> list[tuple[Run, Tensor]]:
-        """Runs of blocks, and seen_BNCK of each: its near keys, each once, and the `first` ones."""
+        """Runs of blocks, and seen_BNCK of each (0 and -inf without padding): its near keys, and the `first`, each once."""
         if self.role is Role.CAUSAL:
             pad_BT = None  # it comes last, in the future of all that count
         runs = []
@@ -67,6 +67,8 @@ class NearAttention(PatternAttention):
                 )
                 is_real_BNCF = is_real_BF[:, None, None].expand(*seen_BNCK.shape[:3], -1)
                 seen_BNCK = torch.cat([seen_BNCK, is_real_BNCF], dim=3)
+            if pad_BT is None:  # every query sees something, and the kernel would make it floating at every call
+                seen_BNCK = torch.zeros_like(seen_BNCK, dtype=x_BTD.dtype).masked_fill(~seen_BNCK, -torch.inf)
             runs.append((run, seen_BNCK))
         return runs
 
@@ -178,7 +180,7 @@ class SlidingWindowAttention(NearAttention):
 
 @dataclass(frozen=True)
 class LongformerConfig(SlidingWindowConfig):
-    """A sliding window and a few global positions: 7 D² weights, O(T (window + global_tokens) D) time and memory."""
+    """A sliding window and a few global positions: 7 D² weights, O(T (window + heads global_tokens) D) time."""
 
     window: int = 512  # positions seen: window / 2 on each side in an encoder, the last `window` in a decoder
     global_tokens: int = 1  # the first so many positions see all, and all see them
@@ -224,13 +226,11 @@ class LongformerAttention(NearAttention):
         if self.role is Role.CAUSAL:
             x_BSD, seen = x_BGD, causal_mask(globals_, x_BTD.device)
         key_HED, value_HED = (
-            linear.weight.unflatten(0, (self.heads, -1)) for linear in (self.global_key, self.global_value)
+            linear.weight.view(self.heads, self.head_dim, -1) for linear in (self.global_key, self.global_value)
         )
         query_BHGE = self.split(self.global_query(x_BGD)) / math.sqrt(self.head_dim)
         logits_BHGS = self._by_row(query_BHGE @ key_HED, x_BSD.transpose(1, 2))
-        if (
-            self.global_key.bias is not None
-        ):  # the same for all keys: of no effect, but no parameter is without gradient
+        if self.global_key.bias is not None:  # the same for all keys, so of no effect; yet its gradient is to be 0
             logits_BHGS = logits_BHGS + query_BHGE @ self.global_key.bias.view(self.heads, -1, 1)
         if seen is not None:
             logits_BHGS = logits_BHGS.masked_fill(~seen, torch.finfo(logits_BHGS.dtype).min)
