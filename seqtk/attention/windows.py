@@ -55,7 +55,7 @@ class NearAttention(PatternAttention):
         return self.some_heads_at_a_time(attend_near, *self.projected(x_BTD))
 
     def near_runs(self, x_BTD: Tensor, pad_BT: Tensor | None, *, first: int = 0) -> list[tuple[Run, Tensor]]:
-        """Runs of blocks, and seen_BNCK of each (0 and -inf without padding): its near keys, and the `first`, each once."""
+        """Runs of blocks, and seen_BNCK of each, 0 and -inf without padding: near keys and the `first`, each once."""
         if self.role is Role.CAUSAL:
             pad_BT = None  # it comes last, in the future of all that count
         runs = []

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from seqtk.attention import Attention, AttentionConfig, Role, attentions
 from seqtk.attention.softmax import SoftmaxConfig
@@ -70,6 +71,34 @@ def test_what_each_sees() -> None:
         (LongformerConfig(heads=2, window=3, global_tokens=2), Role.CAUSAL, past & ((t - s < 3) | (s < 2))),
     ]:
         assert torch.equal(mutual(build(config, role), 11), expected), config
+
+
+@pytest.mark.parametrize("role", SELF)
+@pytest.mark.parametrize("window", [4, 7])
+@pytest.mark.parametrize("globals_", [0, 1, 5])
+def test_any_length_is_cut_into_blocks_that_see_the_pattern(role: Role, window: int, globals_: int) -> None:
+    layer: Any = build(
+        LongformerConfig(heads=2, window=window, global_tokens=globals_)
+        if globals_
+        else SlidingWindowConfig(heads=2, window=window),
+        role,
+    )
+    if globals_:
+        for name in ("query", "key", "value"):
+            getattr(layer, f"global_{name}").load_state_dict(getattr(layer, name).state_dict())
+    for length in range(1, 27):
+        x_BTD = torch.randn(2, length, 8, dtype=torch.float64)
+        t, s = torch.arange(length)[:, None], torch.arange(length)
+        seen_TS = (t - s).abs() <= window // 2 if role is Role.ENCODER else (s <= t) & (t - s < window)
+        seen_TS |= ((s < globals_) | (t < globals_)) & ((s <= t) | torch.tensor(role is Role.ENCODER))
+        heads_BHTE = (layer.split(linear(x_BTD)) for linear in (layer.query, layer.key, layer.value))
+        expected = layer.out(layer.join(functional.scaled_dot_product_attention(*heads_BHTE, attn_mask=seen_TS)))
+        close(layer(x_BTD), expected)
+        padded = layer(
+            torch.cat([x_BTD, 9 * torch.randn(2, 9, 8).double()], 1),
+            pad_BS=torch.arange(length + 9).expand(2, -1) >= length,
+        )
+        close(padded[:, :length], expected)
 
 
 @pytest.mark.parametrize("config", NEAR, ids=str)
