@@ -13,11 +13,10 @@ from torch.nn import functional
 
 from seqtk.attention.base import HeadedConfig, Role, State, attentions
 from seqtk.attention.parts import cache
-from seqtk.attention.parts.blocks import in_blocks, with_neighbours
+from seqtk.attention.parts.buckets import Rounds, attend
 from seqtk.attention.parts.building import check_at_least_one
 from seqtk.attention.parts.pattern import PatternAttention, absent
 from seqtk.errors import UserError
-from seqtk.modules.dropout import Dropout
 
 ALONE = -1e5
 """Added to the logit of a position with itself, so that it counts only where nothing else is seen."""
@@ -78,16 +77,20 @@ class ReformerAttention(PatternAttention):
         rotations_HREF = self.rotations
         if self.training and self.config.redraw:
             rotations_HREF = torch.randn_like(rotations_HREF)
-
-        def attend_by_bucket(some: slice, query_BTD: Tensor, value_BTD: Tensor) -> Tensor:
-            query_BHTE = self.split(query_BTD)
-            bucket_BHRT = self._buckets(query_BHTE, rotations_HREF[some])
-            # Padding goes to a bucket of its own, the last; so it takes no place before a position that exists.
-            bucket_BHRT = torch.where(absent_BT[:, None, None], self.config.buckets, bucket_BHRT)
-            with torch.autocast(x_BTD.device.type, enabled=False):
-                return self.join(self._attend_by_bucket(query_BHTE, self.split(value_BTD), bucket_BHRT))
-
-        return self.some_heads_at_a_time(attend_by_bucket, query_BTD, value_BTD).to(x_BTD.dtype)
+        bucket_BHRT = self._buckets(self.split(query_BTD), rotations_HREF)
+        # Padding goes to a bucket of its own, the last; so it takes no place before a position that exists.
+        bucket_BHRT = torch.where(absent_BT[:, None, None], self.config.buckets, bucket_BHRT)
+        length = x_BTD.shape[1]
+        chunk = min(self.config.chunk, length)
+        missing = -length % chunk
+        if missing:
+            query_BTD, value_BTD = (functional.pad(x, (0, 0, 0, missing)) for x in (query_BTD, value_BTD))
+            bucket_BHRT = functional.pad(bucket_BHRT, (0, missing), value=self.config.buckets)
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            rounds = Rounds.sort(bucket_BHRT, chunk=chunk, causal=self.role is Role.CAUSAL)
+            query_XE, value_XE = (x_BTD.reshape(-1, self.head_dim) for x_BTD in (query_BTD, value_BTD))
+            y_XE = attend(query_XE, value_XE, rounds, dropout=self.active_dropout)
+        return y_XE.view(query_BTD.shape)[:, :length].to(x_BTD.dtype)
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
         none_BHRF = torch.zeros(
@@ -118,56 +121,6 @@ class ReformerAttention(PatternAttention):
         with torch.autocast(query_BHTE.device.type, enabled=False), torch.no_grad():
             x_BHRTF = query_BHTE[:, :, None] @ rotations_HREF.to(query_BHTE.dtype)
             return torch.cat([x_BHRTF, -x_BHRTF], -1).argmax(-1)
-
-    def _attend_by_bucket(self, query_BHTE: Tensor, value_BHTE: Tensor, bucket_BHRT: Tensor) -> Tensor:
-        """y_BHTE, finite for padding."""
-        length, rounds = query_BHTE.shape[2], self.config.rounds
-        chunk = min(self.config.chunk, length)
-        order_BHRT = bucket_BHRT.argsort(dim=-1, stable=True)  # the position at each place
-        place_BHRT = order_BHRT.argsort(dim=-1)  # the place of each position
-
-        def sort(x_BHT: Tensor, fill: float = 0) -> Tensor:
-            """x_BHRNC (and any dimensions after T), in each round's order."""
-            x_BHRT = x_BHT[:, :, None].expand(-1, -1, rounds, *x_BHT.shape[2:])
-            index = order_BHRT.view(*order_BHRT.shape, *[1] * (x_BHT.dim() - 3))
-            x_MT = x_BHRT.take_along_dim(index, 3).flatten(0, 2)
-            return in_blocks(x_MT, chunk, fill=fill).view(*order_BHRT.shape[:3], -1, chunk, *x_BHT.shape[3:])
-
-        def keys(x_BHRNC: Tensor, fill: float = 0) -> Tensor:
-            """x_BHRNK: each chunk after the one before it."""
-            flat = x_BHRNC.flatten(0, 2)
-            return with_neighbours(flat, before=1, after=0, fill=fill).view(*x_BHRNC.shape[:4], -1, *x_BHRNC.shape[5:])
-
-        own, count_BHRNCK = [], torch.zeros((), dtype=torch.uint8, device=query_BHTE.device)
-        code_BHRT, reach = self._codes(bucket_BHRT, place_BHRT, chunk)
-        for finder in range(rounds):  # whether this round has the pair, whichever round's chunk the pair is in
-            code_BHRNC = sort(code_BHRT[:, :, finder], fill=-(2**30))
-            ahead_BHRNCK = code_BHRNC[..., :, None] - keys(code_BHRNC, fill=-(2**30))[..., None, :]
-            found = (ahead_BHRNCK >= 0) & (ahead_BHRNCK < reach)
-            own.append(found[:, :, finder])
-            count_BHRNCK = count_BHRNCK + found.byte()
-        place_C = torch.arange(chunk, device=query_BHTE.device)
-        itself_CK = place_C[:, None] + chunk == torch.arange(2 * chunk, device=query_BHTE.device)
-        bias_BHRNCK = itself_CK * ALONE - count_BHRNCK.clamp(min=1).to(query_BHTE.dtype).log()
-        bias_BHRNCK = bias_BHRNCK.masked_fill(~torch.stack(own, 2), torch.finfo(query_BHTE.dtype).min / 2)
-
-        query_BHRNCE = sort(query_BHTE)
-        products_BHRNCK = query_BHRNCE @ keys(sort(_unit(query_BHTE))).transpose(-1, -2)
-        logits_BHRNCK = products_BHRNCK * self.head_dim**-0.5 + bias_BHRNCK
-        total_BHRNC = logits_BHRNCK.logsumexp(-1)
-        weights_BHRNCK = Dropout(self.active_dropout)((logits_BHRNCK - total_BHRNC[..., None]).exp())
-        y_BHRNCE = weights_BHRNCK @ keys(sort(value_BHTE))
-
-        y_BHRTE = y_BHRNCE.flatten(3, 4).take_along_dim(place_BHRT[..., None], 3)
-        share_BHRT = total_BHRNC.flatten(3).take_along_dim(place_BHRT, 3).softmax(2)
-        return torch.einsum("bhrt,bhrte->bhte", share_BHRT, y_BHRTE)
-
-    def _codes(self, bucket_BHRT: Tensor, place_BHRT: Tensor, chunk: int) -> tuple[Tensor, int]:
-        """One number a position, and the reach: query sees key where 0 <= query's - key's < reach."""
-        causal = self.role is Role.CAUSAL
-        reach = chunk if causal else 2
-        far = bucket_BHRT.shape[3] + reach  # between buckets
-        return (bucket_BHRT * far + (place_BHRT if causal else place_BHRT // chunk)).int(), reach
 
 
 def _unit(x_BHTE: Tensor) -> Tensor:

@@ -1,0 +1,188 @@
+"""One softmax over what several rounds of sorting into buckets find, a few chunks of places at a time.
+
+No logits are kept: with the logarithm of its whole denominator each weight is made again, alone, in the backward pass.
+
+X rows: the positions of all heads and sequences; E width of a head; R rounds. Of some chunks: N chunks of C places, P
+places in all, W places with the chunk before them, K keys that a chunk sees.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from seqtk.modules.dropout import Dropout
+
+ALONE = -1e30
+"""The logit of a position with itself: so low that it counts only where nothing else is seen."""
+
+PIECE = {"cpu": 2**18}
+"""Logits that are there at once; elsewhere than on a CPU all of one round."""
+
+
+class Chunks(NamedTuple):
+    """Some chunks of one round."""
+
+    query_P: Tensor  # rows
+    key_W: Tensor  # rows
+    unseen_NCK: Tensor
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Where each row stands in each round, and which pairs of rows that finds.
+
+    A row is sorted among those of its head and sequence; these stand one after the other, and are buckets to each other.
+    """
+
+    order_RX: Tensor
+    """The row at each place."""
+    code_RX: Tensor
+    """Of each row: a query sees a key if its code is 0 … reach - 1 more."""
+    reach: int
+    chunk: int
+    before: int
+    """Places that a chunk sees before its own: `chunk`, or 0 if no sequence is longer."""
+
+    @classmethod
+    def sort(cls, bucket_BHRT: Tensor, *, chunk: int, causal: bool) -> "Rounds":
+        """`chunk` divides T. Rows are numbered as those of x_BTD, its width cut into heads."""
+        batch, heads, _, length = bucket_BHRT.shape
+        bucket_RBHT, order_RBHT = bucket_BHRT.permute(2, 0, 1, 3).sort(stable=True)
+        first_BHT = torch.arange(batch * heads * length, device=bucket_BHRT.device).view(batch, length, heads)
+        order_RX = (order_RBHT * heads + first_BHT[:, 0, :, None]).flatten(1)
+        sequence_BH1 = torch.arange(batch * heads, device=bucket_BHRT.device).view(batch, heads, 1)
+        key_RX = (bucket_RBHT + sequence_BH1 * (bucket_BHRT.max() + 1)).flatten(1)
+        place_X = torch.arange(order_RX.shape[1], device=bucket_BHRT.device)
+        reach = chunk if causal else 2
+        code_RX = (place_X if causal else place_X // chunk) + key_RX * reach
+        code_RX = torch.empty_like(code_RX).scatter_(1, order_RX, code_RX).int()
+        return cls(order_RX, code_RX, reach, chunk, chunk if length > chunk else 0)
+
+    def pieces(self) -> Iterator[Chunks]:
+        """All chunks of all rounds, some at a time; a pair is seen in the first round that finds it."""
+        rounds, rows = self.order_RX.shape
+        size = rows
+        if self.order_RX.device.type in PIECE and not torch.compiler.is_compiling():
+            most = PIECE[self.order_RX.device.type] // (self.chunk + self.before)
+            size = max(most // self.chunk, 1) * self.chunk
+        for number in range(rounds):
+            order_X = self.order_RX[number]
+            # What stands before the first chunk is of another sequence.
+            order_X = torch.cat([order_X[rows - self.before :], order_X])
+            for first in range(0, rows, size):
+                key_W = order_X[first : first + size + self.before]
+                yield Chunks(key_W[self.before :], key_W, self._unseen(self.code_RX[: number + 1, key_W]))
+
+    def _unseen(self, code_RW: Tensor) -> Tensor:
+        """True where the last of the rounds does not find a pair, or an earlier one does; and of a position itself."""
+        far_NCK, *earlier = (self._distance(code_W) for code_W in code_RW.flip(0))
+        unseen_NCK = far_NCK >= self.reach
+        for distance_NCK in earlier:
+            unseen_NCK |= distance_NCK < self.reach
+        unseen_NCK.diagonal(self.before, 1, 2).fill_(True)
+        return unseen_NCK
+
+    def _distance(self, code_W: Tensor) -> Tensor:
+        """|2 (query's - key's code) - (reach - 1)|: less than `reach` where the one is 0 … reach - 1 more."""
+        code_W = code_W * 2
+        query_NC1 = code_W[self.before :].view(-1, self.chunk, 1) - (self.reach - 1)
+        return (query_NC1 - self.windows(code_W)[:, None]).abs_()
+
+    def windows(self, x_W: Tensor) -> Tensor:
+        """x_NK, or x_NEK of x_WE: of each chunk, and the one before it."""
+        return x_W.unfold(0, self.before + self.chunk, self.chunk)
+
+    def chunks(self, x_P: Tensor) -> Tensor:
+        """x_NC (and any dimensions after)."""
+        return x_P.view(-1, self.chunk, *x_P.shape[1:])
+
+    def by_key(self, weight_NCK: Tensor, x_NCE: Tensor) -> Tensor:
+        """x_WE: the sum of the queries' x by the weights that a key has."""
+        places = x_NCE.shape[0] * self.chunk
+        sum_WE = x_NCE.new_zeros(self.before + places, x_NCE.shape[2])
+        for first in {0, self.before}:
+            part_NCC = weight_NCK[..., first : first + self.chunk]
+            self.chunks(sum_WE[first : first + places]).baddbmm_(part_NCC.mT, x_NCE)
+        return sum_WE
+
+
+def attend(query_XE: Tensor, value_XE: Tensor, rounds: Rounds, *, dropout: float = 0.0) -> Tensor:
+    """y_XE = softmax(q · k / √E) v over the union of what the rounds find, k = q / |q|; itself if there is nothing else.
+
+    With dropout, and under torch.compile, by operations that torch differentiates, which keep all weights.
+    """
+    if dropout or torch.compiler.is_compiling():
+        return _average(query_XE, value_XE, rounds, dropout)[0]
+    y_XE: Tensor = _Average.apply(query_XE, value_XE, rounds)  # type: ignore[no-untyped-call]
+    return y_XE
+
+
+def _key_sizes(query_XE: Tensor) -> Tensor:
+    """Of each row what makes a key of its query: 1 / (|q| √E)."""
+    return query_XE.shape[1] ** -0.5 / query_XE.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+def _average(query_XE: Tensor, value_XE: Tensor, rounds: Rounds, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+    """y_XE, and total_X1, the logarithm of the denominator."""
+    lowest, tiny = torch.finfo(query_XE.dtype).min / 2, torch.finfo(query_XE.dtype).tiny
+    size_X1 = _key_sizes(query_XE)
+    y_XE, total_X1 = value_XE.clone(), torch.full_like(size_X1, ALONE)
+    for chunks in rounds.pieces():
+        query_WE = query_XE.index_select(0, chunks.key_W)
+        key_WE = query_WE * size_X1.index_select(0, chunks.key_W)
+        logits_NCK = rounds.chunks(query_WE[rounds.before :]) @ rounds.windows(key_WE)
+        logits_NCK.masked_fill_(chunks.unseen_NCK, lowest)
+        largest_NC1 = logits_NCK.detach().amax(-1, keepdim=True)
+        # What is unseen is 0 in the end; exp() takes ten times as long where it underflows.
+        exp_NCK = logits_NCK.sub_(largest_NC1).masked_fill_(chunks.unseen_NCK, 0).exp_()
+        exp_NCK = exp_NCK.masked_fill(chunks.unseen_NCK, 0)
+        new_P1 = (exp_NCK.sum(-1, keepdim=True).clamp(min=tiny).log() + largest_NC1).flatten(0, 1)
+        old_P1 = total_X1.index_select(0, chunks.query_P)
+        both_P1 = torch.logaddexp(old_P1, new_P1)
+        value_NEK = rounds.windows(value_XE.index_select(0, chunks.key_W))
+        new_PE = (Dropout(dropout)(exp_NCK) @ value_NEK.mT).flatten(0, 1) * (largest_NC1.flatten(0, 1) - both_P1).exp()
+        old_PE = y_XE.index_select(0, chunks.query_P) * (old_P1 - both_P1).exp()
+        y_XE.index_copy_(0, chunks.query_P, old_PE + new_PE)
+        total_X1.index_copy_(0, chunks.query_P, both_P1)
+    return y_XE, total_X1
+
+
+class _Average(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query_XE: Tensor, value_XE: Tensor, rounds: Rounds) -> Tensor:
+        y_XE, total_X1 = _average(query_XE, value_XE, rounds)
+        ctx.save_for_backward(query_XE, value_XE, y_XE, total_X1)
+        ctx.rounds = rounds
+        return y_XE
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_XE: Tensor) -> tuple[Tensor, Tensor, None]:
+        rounds: Rounds = ctx.rounds
+        query_XE, value_XE, y_XE, total_X1 = ctx.saved_tensors
+        size_X1 = _key_sizes(query_XE)
+        mean_X1 = torch.linalg.vecdot(grad_XE, y_XE)[:, None]
+        query_grad, value_grad = torch.zeros_like(query_XE), grad_XE * (ALONE - total_X1).exp()
+        for chunks in rounds.pieces():
+            query_WE, value_WE = (x_XE.index_select(0, chunks.key_W) for x_XE in (query_XE, value_XE))
+            grad_NCE, total_NC1, mean_NC1 = (
+                rounds.chunks(x_X.index_select(0, chunks.query_P)) for x_X in (grad_XE, total_X1, mean_X1)
+            )
+            size_W1 = size_X1.index_select(0, chunks.key_W)
+            key_WE = query_WE * size_W1
+            query_PE = query_WE[rounds.before :]
+            weight_NCK = rounds.chunks(query_PE) @ rounds.windows(key_WE)
+            weight_NCK.sub_(total_NC1).exp_().masked_fill_(chunks.unseen_NCK, 0)
+            value_grad.index_add_(0, chunks.key_W, rounds.by_key(weight_NCK, grad_NCE))
+            logit_grad_NCK = (grad_NCE @ rounds.windows(value_WE)).sub_(mean_NC1).mul_(weight_NCK)
+            key_grad_WE = rounds.by_key(logit_grad_NCK, rounds.chunks(query_PE))
+            # A key grows no longer with its query.
+            along_W1 = torch.linalg.vecdot(key_grad_WE, key_WE)[:, None] * query_XE.shape[1]
+            grad_WE = key_grad_WE.addcmul_(key_WE, along_W1, value=-1).mul_(size_W1)
+            grad_WE[rounds.before :] += (logit_grad_NCK @ rounds.windows(key_WE).mT).flatten(0, 1)
+            query_grad.index_add_(0, chunks.key_W, grad_WE)
+        return query_grad, value_grad, None
