@@ -79,10 +79,10 @@ class Rounds:
 
     def _unseen(self, code_RW: Tensor) -> Tensor:
         """True where the last of the rounds does not find a pair, or an earlier one does; and of a position itself."""
-        far_NCK, *earlier = (self._distance(code_W) for code_W in code_RW.flip(0))
-        unseen_NCK = far_NCK >= self.reach
-        for distance_NCK in earlier:
-            unseen_NCK |= distance_NCK < self.reach
+        *earlier, last_W = code_RW
+        unseen_NCK = self._distance(last_W) >= self.reach
+        for code_W in earlier:
+            unseen_NCK |= self._distance(code_W) < self.reach
         unseen_NCK.diagonal(self.before, 1, 2).fill_(True)
         return unseen_NCK
 
