@@ -1,7 +1,7 @@
 """Attention among positions that hash alike (Kitaev et al. 2020, Reformer, arXiv 2001.04451).
 
-B batch, T length, D width of the layer, H heads, E width of a head, R rounds of hashing, F half the buckets, N chunks
-of C positions, K = 2 C keys that a chunk sees.
+B batch, T length, D width of the layer, H heads, E width of a head, R rounds of hashing, F half the buckets, S
+positions so far, X = B T H rows.
 """
 
 from dataclasses import dataclass
@@ -44,10 +44,10 @@ class ReformerAttention(PatternAttention):
     before (section 2; no chunk is before the first). CAUSAL is ours: t sees the last C positions of its bucket, itself
     among them. The paper's chunks would not do: where they begin depends on how many later positions fall into lower
     buckets, so that what is seen of the past would tell of the future. t sees itself only if there is nothing else. The
-    rounds are combined by their logsumexp, each logit less log(number of rounds that have the pair), so that what is
-    seen is their union (appendix A). Hashes are computed in float32 or wider, lest rounding move a position.
+    rounds are combined by their logsumexp (appendix A); a pair counts in the first round that has it, so that what is
+    seen is their union. Hashes are computed in float32 or wider, lest rounding move a position.
 
-    Parameters: 3 D² (+ 3 D bias): `query_key`, `value`, `out`. O(T R (R + D) C) time, O(T R (C H + D)) memory.
+    Parameters: 3 D² (+ 3 D bias): `query_key`, `value`, `out`. O(T R (R + D) C) time, O(T (R H + D)) memory.
     A step compares the new position with all before: O(t (R + D)).
     """
 
@@ -88,7 +88,7 @@ class ReformerAttention(PatternAttention):
             bucket_BHRT = functional.pad(bucket_BHRT, (0, missing), value=self.config.buckets)
         with torch.autocast(x_BTD.device.type, enabled=False):
             rounds = Rounds.sort(bucket_BHRT, chunk=chunk, causal=self.role is Role.CAUSAL)
-            query_XE, value_XE = (x_BTD.reshape(-1, self.head_dim) for x_BTD in (query_BTD, value_BTD))
+            query_XE, value_XE = (x.reshape(-1, self.head_dim) for x in (query_BTD, value_BTD))
             y_XE = attend(query_XE, value_XE, rounds, dropout=self.active_dropout)
         return y_XE.view(query_BTD.shape)[:, :length].to(x_BTD.dtype)
 

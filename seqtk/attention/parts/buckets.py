@@ -35,7 +35,8 @@ class Chunks(NamedTuple):
 class Rounds:
     """Where each row stands in each round, and which pairs of rows that finds.
 
-    A row is sorted among those of its head and sequence; these stand one after the other, and are buckets to each other.
+    A row is sorted among those of its head and sequence; these stand one after the other, and do not see each
+    other, as buckets do not.
     """
 
     order_RX: Tensor
@@ -111,7 +112,7 @@ class Rounds:
 
 
 def attend(query_XE: Tensor, value_XE: Tensor, rounds: Rounds, *, dropout: float = 0.0) -> Tensor:
-    """y_XE = softmax(q · k / √E) v over the union of what the rounds find, k = q / |q|; itself if there is nothing else.
+    """y_XE = softmax(q · k / √E) v over the union of what the rounds find, k = q / |q|; itself if that is all.
 
     With dropout, and under torch.compile, by operations that torch differentiates, which keep all weights.
     """
@@ -122,8 +123,9 @@ def attend(query_XE: Tensor, value_XE: Tensor, rounds: Rounds, *, dropout: float
 
 
 def _key_sizes(query_XE: Tensor) -> Tensor:
-    """Of each row what makes a key of its query: 1 / (|q| √E)."""
-    return query_XE.shape[1] ** -0.5 / query_XE.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    """Of each row what its query is divided by to be a key: |q| √E."""
+    length_X1: Tensor = torch.linalg.vector_norm(query_XE, dim=1, keepdim=True)
+    return length_X1.clamp(min=1e-12) * query_XE.shape[1] ** 0.5
 
 
 def _average(query_XE: Tensor, value_XE: Tensor, rounds: Rounds, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -133,7 +135,7 @@ def _average(query_XE: Tensor, value_XE: Tensor, rounds: Rounds, dropout: float 
     y_XE, total_X1 = value_XE.clone(), torch.full_like(size_X1, ALONE)
     for chunks in rounds.pieces():
         query_WE = query_XE.index_select(0, chunks.key_W)
-        key_WE = query_WE * size_X1.index_select(0, chunks.key_W)
+        key_WE = query_WE / size_X1.index_select(0, chunks.key_W)
         logits_NCK = rounds.chunks(query_WE[rounds.before :]) @ rounds.windows(key_WE)
         logits_NCK.masked_fill_(chunks.unseen_NCK, lowest)
         largest_NC1 = logits_NCK.detach().amax(-1, keepdim=True)
@@ -173,7 +175,7 @@ class _Average(torch.autograd.Function):
                 rounds.chunks(x_X.index_select(0, chunks.query_P)) for x_X in (grad_XE, total_X1, mean_X1)
             )
             size_W1 = size_X1.index_select(0, chunks.key_W)
-            key_WE = query_WE * size_W1
+            key_WE = query_WE / size_W1
             query_PE = query_WE[rounds.before :]
             weight_NCK = rounds.chunks(query_PE) @ rounds.windows(key_WE)
             weight_NCK.sub_(total_NC1).exp_().masked_fill_(chunks.unseen_NCK, 0)
@@ -182,7 +184,7 @@ class _Average(torch.autograd.Function):
             key_grad_WE = rounds.by_key(logit_grad_NCK, rounds.chunks(query_PE))
             # A key grows no longer with its query.
             along_W1 = torch.linalg.vecdot(key_grad_WE, key_WE)[:, None] * query_XE.shape[1]
-            grad_WE = key_grad_WE.addcmul_(key_WE, along_W1, value=-1).mul_(size_W1)
+            grad_WE = key_grad_WE.addcmul_(key_WE, along_W1, value=-1).div_(size_W1)
             grad_WE[rounds.before :] += (logit_grad_NCK @ rounds.windows(key_WE).mT).flatten(0, 1)
             query_grad.index_add_(0, chunks.key_W, grad_WE)
         return query_grad, value_grad, None
