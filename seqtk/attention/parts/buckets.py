@@ -6,6 +6,7 @@ X rows: the positions of all heads and sequences; E width of a head; R rounds. O
 places in all, W places with the chunk before them, K keys that a chunk sees.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -125,7 +126,7 @@ def attend(query_XE: Tensor, value_XE: Tensor, rounds: Rounds, *, dropout: float
 def _key_sizes(query_XE: Tensor) -> Tensor:
     """Of each row what its query is divided by to be a key: |q| √E."""
     length_X1: Tensor = torch.linalg.vector_norm(query_XE, dim=1, keepdim=True)
-    return length_X1.clamp(min=1e-12) * query_XE.shape[1] ** 0.5
+    return length_X1.clamp(min=1e-12) * math.sqrt(query_XE.shape[1])
 
 
 def _average(query_XE: Tensor, value_XE: Tensor, rounds: Rounds, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
