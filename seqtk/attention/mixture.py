@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from seqtk.attention.base import Role, State, attentions
 from seqtk.attention.parts import cache
-from seqtk.attention.parts.averages import Factors, added_up, seen_of
+from seqtk.attention.parts.averages import Factors, Tensors, added_up, seen_of
 from seqtk.attention.parts.dot_product import attend, attend_last
 from seqtk.attention.parts.logits import SOURCES, product
 from seqtk.attention.synthesizer import SynthesizedAttention, SynthesizerConfig, keeping_fine
@@ -104,7 +104,7 @@ class SynthesizerMixture(SynthesizedAttention):
         if self.has_dot:
             query_BHTE = self.split(self.query(x_BTD)).contiguous() / math.sqrt(self.head_dim)
             key_BHES = self.split(self.key(x_BTD)).transpose(2, 3).contiguous()
-            terms.append(Factors(product, (query_BHTE,), (key_BHES,)).scaled(weights["dot"]))
+            terms.append(Factors(product, Tensors((query_BHTE,), (key_BHES,))).scaled(weights["dot"]))
         return added_up(terms)
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:

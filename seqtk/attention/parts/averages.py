@@ -7,9 +7,10 @@ are parameters; and a causal layer's block ends with its last query, which saves
 B batch, T query length, S key length, H heads, E width of a head, C queries of a block, X any width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,65 +29,90 @@ LEAST_ROWS = 32
 """Queries of a block at least, lest its products be mere vectors'."""
 
 
-Combine = Callable[[Sequence[Tensor], Sequence[Tensor], int], Tensor]
+class Tensors(NamedTuple):
+    """What logits are made of; each tensor has four dimensions, B or 1 first, H second."""
+
+    by_query: tuple[Tensor, ...] = ()  # ...TX
+    by_key: tuple[Tensor, ...] = ()  # ...XS
+    by_both: tuple[Tensor, ...] = ()  # ...TS, or with more columns
+
+    def flat(self) -> tuple[Tensor, ...]:
+        """All of them."""
+        return self.by_query + self.by_key + self.by_both
+
+    def like(self, flat: Iterable[Tensor]) -> "Tensors":
+        """Others in the places of these."""
+        others = iter(flat)
+        return Tensors(*(tuple(itertools.islice(others, len(group))) for group in self))
+
+
+Combine = Callable[[Tensors, int], Tensor]
 
 
 @dataclass(frozen=True)
 class Factors:
-    """What logits are made of; each tensor has four dimensions, B or 1 first, H second.
+    """Tensors, and how logits are made of them.
 
-    `combine` gives the logits, BHTS or 1HTS, of some queries for the keys at 0 … `columns` - 1. It gets `by_query` with
-    the rows of these queries alone, and `by_key` with the columns of these keys alone.
+    `combine` gives the logits, BHTS or 1HTS, of some queries for the keys at 0 … `columns` - 1. It gets the rows of
+    these queries alone, and the columns of these keys alone.
     """
 
     combine: Combine
-    by_query: tuple[Tensor, ...]  # ...TX
-    by_key: tuple[Tensor, ...] = ()  # ...XS
+    tensors: Tensors
 
     def logits(self, columns: int) -> Tensor:
         """All of them."""
-        return self.combine(self.by_query, self.by_key, columns)
+        tables = tuple(table[..., :columns] for table in self.tensors.by_both)
+        return self.combine(self.tensors._replace(by_both=tables), columns)
 
     def scaled(self, weight: Tensor | float) -> "Factors":
         """Those of the logits times `weight`, which broadcasts to HTS: they are linear in the first tensor by query."""
-        first, *rest = self.by_query
-        return Factors(self.combine, (first * weight, *rest), self.by_key)
+        if not self.is_table:
+            first, *rest = self.tensors.by_query
+            return Factors(self.combine, self.tensors._replace(by_query=(first * weight, *rest)))
+
+        def combine(tensors: Tensors, columns: int) -> Tensor:
+            return self.combine(tensors, columns) * tensors.by_query[0]
+
+        # A table is large, and not all of it may be needed: its parts are scaled where they are.
+        table = self.tensors.by_both[0]
+        weight_1HT1 = torch.as_tensor(weight, dtype=table.dtype, device=table.device).expand(*table.shape[:3], 1)
+        return Factors(combine, self.tensors._replace(by_query=(weight_1HT1,)))
 
     def cast(self, dtype: torch.dtype) -> "Factors":
         """In another type."""
-        by_query, by_key = (tuple(tensor.to(dtype) for tensor in group) for group in (self.by_query, self.by_key))
-        return Factors(self.combine, by_query, by_key)
+        return Factors(self.combine, self.tensors.like(tensor.to(dtype) for tensor in self.tensors.flat()))
 
     @property
     def is_table(self) -> bool:
-        """Whether they are there already, one row for each query."""
-        return (len(self.by_query), len(self.by_key)) == (1, 0)
+        """Whether they are there already."""
+        return len(self.tensors.by_query) + len(self.tensors.by_key) == 0
 
     @property
     def batch(self) -> int:
         """1 where they are the same for all rows."""
-        return max(len(tensor) for tensor in self.by_query)
+        return max(len(tensor) for tensor in self.tensors.by_query + self.tensors.by_both)
 
 
 def added_up(terms: Sequence[Factors]) -> Factors:
     """The factors of the sum of some logits."""
+    terms = sorted(terms, key=lambda term: -term.batch)
 
-    def combine(by_query: Sequence[Tensor], by_key: Sequence[Tensor], columns: int) -> Tensor:
-        queries, keys = iter(by_query), iter(by_key)
-        total, *others = (
-            term.combine([next(queries) for _ in term.by_query], [next(keys) for _ in term.by_key], columns)
-            for term in sorted_terms
-        )
-        for other in others:
-            total = total + other
+    def combine(tensors: Tensors, columns: int) -> Tensor:
+        groups = [iter(group) for group in tensors]
+        total: Tensor | None = None
+        for term in terms:
+            own = Tensors(*(tuple(itertools.islice(i, len(g))) for i, g in zip(groups, term.tensors, strict=True)))
+            logits_BHTS = term.combine(own, columns)
+            if total is None:
+                total = logits_BHTS.clone() if term.is_table else logits_BHTS
+            else:
+                total += logits_BHTS
+        assert total is not None
         return total
 
-    sorted_terms = sorted(terms, key=lambda term: -term.batch)
-    return Factors(
-        combine,
-        tuple(tensor for term in sorted_terms for tensor in term.by_query),
-        tuple(tensor for term in sorted_terms for tensor in term.by_key),
-    )
+    groups = zip(*(term.tensors for term in terms), strict=True)
+    return Factors(combine, Tensors(*(tuple(itertools.chain(*group)) for group in groups)))
 
 
 def weigh(
@@ -118,8 +144,8 @@ def weigh(
         value_BHSE = value_BHSE.permute(1, 2, 0, 3).flatten(2)[None]
     seed = int(torch.randint(2**62, ())) if dropout else 0
     blocks = list(_blocks(value_BHSE, size=block, causal=causal))
-    how = _How(factors.combine, len(factors.by_query), blocks, causal, pad_BS, dropout, seed)
-    y_BHTE: Tensor = _InBlocks.apply(how, value_BHSE, *factors.by_query, *factors.by_key)  # type: ignore[no-untyped-call]
+    how = _How(factors, blocks, causal, pad_BS, dropout, seed)
+    y_BHTE: Tensor = _InBlocks.apply(how, value_BHSE, *factors.tensors.flat())  # type: ignore[no-untyped-call]
     if side_by_side:
         y_BHTE = y_BHTE.view(heads, length, batch, -1).permute(2, 0, 1, 3)
     if pad_BS is None:
@@ -207,29 +233,42 @@ def _blocks(value_BHSE: Tensor, *, size: int, causal: bool) -> Iterator[_Block]:
 class _How:
     """What `_InBlocks` is asked for, beside tensors with gradients."""
 
-    combine: Combine
-    by_query: int  # so many of the tensors, the first ones, have a row for each query
+    factors: Factors
     blocks: list[_Block]
     causal: bool
     pad_BS: Tensor | None
     dropout: float
     seed: int
 
-    def places(self, block: _Block, inputs: Sequence[Tensor]) -> list[Any]:
+    def places(self, block: _Block) -> list[Any]:
         """Which part of each of the factors' tensors belongs to a block."""
         every = slice(None)
-        of_query, of_key = (every, block.heads, block.rows), (every, block.heads, every, block.columns)
-        return [of_query if i < self.by_query else of_key for i in range(len(inputs))]
+        kinds = (
+            (every, block.heads, block.rows),
+            (every, block.heads, every, block.columns),
+            (every, block.heads, block.rows, block.columns),
+        )
+        return [place for group, place in zip(self.factors.tensors, kinds, strict=True) for _ in group]
 
-    def weights(self, pieces: list[Tensor], block: _Block) -> Tensor:
-        """softmax(logits where seen), of a block's parts of the tensors."""
-        logits_BHCS = self.combine(pieces[: self.by_query], pieces[self.by_query :], block.columns.stop)
+    def logits(self, pieces: Sequence[Tensor], block: _Block) -> Tensor:
+        """Of a block's parts of the tensors."""
+        return self.factors.combine(self.factors.tensors.like(pieces), block.columns.stop)
+
+    def seen(self, logits_BHCS: Tensor, block: _Block) -> Tensor:
+        """The logits where seen, next to -∞ elsewhere, without a gradient; in the place of those given, if they may."""
+        logits_BHCS = logits_BHCS.detach()
+        if self.factors.is_table and (self.causal or self.pad_BS is not None):
+            logits_BHCS = logits_BHCS.clone()
         lowest = torch.finfo(logits_BHCS.dtype).min / 2
         if self.causal:
-            logits_BHCS = logits_BHCS + logits_BHCS.new_full(logits_BHCS.shape[-2:], lowest).triu(block.rows.start + 1)
+            own_BHCC = logits_BHCS[..., block.rows]
+            own_BHCC.masked_fill_(~causal_mask(own_BHCC.shape[-1], own_BHCC.device), lowest)
         if self.pad_BS is not None:
-            logits_BHCS = logits_BHCS.masked_fill(self.pad_BS[:, None, None, block.columns], lowest)
-        return logits_BHCS.softmax(-1)
+            pad_B11S = self.pad_BS[:, None, None, block.columns]
+            one_for_all = len(logits_BHCS) < len(pad_B11S)
+            fill = logits_BHCS.masked_fill if one_for_all else logits_BHCS.masked_fill_
+            logits_BHCS = fill(pad_B11S, lowest)
+        return logits_BHCS
 
     def dropped(self, weights_BHCS: Tensor, block: _Block, batch: int) -> Tensor:
         """Without what dropout takes, the same each time; BHCS then, or 1HCS without dropout."""
@@ -247,9 +286,10 @@ class _InBlocks(torch.autograd.Function):
     def forward(ctx: Any, how: _How, value_BHSE: Tensor, *inputs: Tensor) -> Tensor:
         y_BHTE = torch.empty_like(value_BHSE)
         for block in how.blocks:
-            pieces = [tensor[place] for tensor, place in zip(inputs, how.places(block, inputs), strict=True)]
-            weights_BHCS = how.dropped(how.weights(pieces, block), block, len(value_BHSE))
-            y_BHTE[:, block.heads, block.rows] = weights_BHCS @ value_BHSE[:, block.heads, block.columns]
+            pieces = [tensor[place] for tensor, place in zip(inputs, how.places(block), strict=True)]
+            weights_BHCS = how.seen(how.logits(pieces, block), block).softmax(-1)
+            kept_BHCS = how.dropped(weights_BHCS, block, len(value_BHSE))
+            y_BHTE[:, block.heads, block.rows] = kept_BHCS @ value_BHSE[:, block.heads, block.columns]
         ctx.how = how
         ctx.save_for_backward(value_BHSE, *inputs)
         return y_BHTE
@@ -263,29 +303,35 @@ class _InBlocks(torch.autograd.Function):
         _, needs_value, *needed = ctx.needs_input_grad
         value_grad = torch.zeros_like(value_BHSE) if needs_value else None
         wanted = [i for i, need in enumerate(needed) if need]
+        is_key = [group == 1 for group, tensors in enumerate(how.factors.tensors) for _ in tensors]
         # A query is in one block, so that its gradient need not be summed up.
-        grads = {i: (torch.empty_like if i < how.by_query else torch.zeros_like)(inputs[i]) for i in wanted}
+        grads = {i: (torch.zeros_like if is_key[i] else torch.empty_like)(inputs[i]) for i in wanted}
         value_BHES = value_BHSE.transpose(-1, -2).contiguous()
         for block in how.blocks:
-            places = how.places(block, inputs)
+            places = how.places(block)
             pieces = [
                 tensor.detach()[place].requires_grad_(need)
                 for tensor, place, need in zip(inputs, places, needed, strict=True)
             ]
             with torch.enable_grad(), torch.autocast("cpu", enabled=False):
-                weights_BHCS = how.weights(pieces, block)
+                logits_BHCS = how.logits(pieces, block)
+                seen_BHCS = how.seen(logits_BHCS, block).requires_grad_()
+                weights_BHCS = seen_BHCS.softmax(-1)
             grad_BHCE = grad_BHTE[:, block.heads, block.rows]
             if value_grad is not None:
                 kept_BHCS = how.dropped(weights_BHCS.detach(), block, batch)
                 value_grad[:, block.heads, block.columns] += kept_BHCS.transpose(-1, -2) @ grad_BHCE
             if wanted:
                 by_weight_BHCS = grad_BHCE @ value_BHES[:, block.heads, :, block.columns]
-                by_weight_BHCS = how.dropped(by_weight_BHCS, block, batch)
-                by_weight_BHCS = by_weight_BHCS.sum_to_size(weights_BHCS.shape)
-                found = torch.autograd.grad(weights_BHCS, [pieces[i] for i in wanted], by_weight_BHCS)
+                by_weight_BHCS = how.dropped(by_weight_BHCS, block, batch).sum_to_size(weights_BHCS.shape)
+                (by_logit_BHCS,) = torch.autograd.grad(weights_BHCS, seen_BHCS, by_weight_BHCS)
+                by_logit_BHCS = by_logit_BHCS.sum_to_size(logits_BHCS.shape)
+                found = torch.autograd.grad(logits_BHCS, [pieces[i] for i in wanted], by_logit_BHCS)
                 for i, part in zip(wanted, found, strict=True):
-                    if i < how.by_query:
-                        grads[i][places[i]] = part
-                    else:
+                    if is_key[i]:
                         grads[i][places[i]] += part
+                    else:
+                        of_rows = grads[i][places[i][:3]]
+                        of_rows[..., : part.shape[-1]] = part
+                        of_rows[..., part.shape[-1] :] = 0
         return None, value_grad, *map(grads.get, range(len(inputs)))

@@ -7,14 +7,13 @@ B batch, T query length, S key length, D width of the layer, H heads, E = D / H,
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.attention.parts.averages import Factors
+from seqtk.attention.parts.averages import Factors, Tensors
 from seqtk.errors import UserError
 
 
@@ -78,7 +77,7 @@ class FactorizedDenseLogits(Logits):
     def factors(self, x_BTD: Tensor, *, rows: slice, columns: int) -> Factors:
         hidden_BHTE = self.hidden(x_BTD).relu().unflatten(-1, (self.heads, -1)).transpose(1, 2).contiguous()
         coarse_BHTa = self.coarse(hidden_BHTE, columns=-(-columns // self.fine.outputs))
-        return Factors(_outer, (coarse_BHTa, self.fine(hidden_BHTE)))
+        return Factors(_outer, Tensors(by_query=(coarse_BHTa, self.fine(hidden_BHTE))))
 
     @staticmethod
     def parameter_count(config: Any, dim: int) -> int:
@@ -98,7 +97,7 @@ class RandomLogits(Logits):
         self.matrix = nn.Parameter(torch.randn(config.heads, size, size) / math.sqrt(size))
 
     def factors(self, x_BTD: Tensor, *, rows: slice, columns: int) -> Factors:
-        return Factors(looked_up, (_rows(self.matrix, rows),))
+        return Factors(looked_up, Tensors(by_both=(_rows(self.matrix, rows),)))
 
     @staticmethod
     def parameter_count(config: Any, dim: int) -> int:
@@ -115,7 +114,7 @@ class FixedRandomLogits(Logits):
         self.register_buffer("matrix", torch.randn(config.heads, config.max_length, config.max_length))
 
     def factors(self, x_BTD: Tensor, *, rows: slice, columns: int) -> Factors:
-        return Factors(looked_up, (_rows(self.matrix, rows),))
+        return Factors(looked_up, Tensors(by_both=(_rows(self.matrix, rows),)))
 
     @staticmethod
     def parameter_count(config: Any, dim: int) -> int:
@@ -133,7 +132,8 @@ class FactorizedRandomLogits(Logits):
         self.key = nn.Parameter(torch.randn(shape) * deviation)
 
     def factors(self, x_BTD: Tensor, *, rows: slice, columns: int) -> Factors:
-        return Factors(product, (_rows(self.query, rows),), (_rows(self.key, slice(0, columns)).transpose(2, 3),))
+        key_1HKS = _rows(self.key, slice(0, columns)).transpose(2, 3)
+        return Factors(product, Tensors((_rows(self.query, rows),), (key_1HKS,)))
 
     @staticmethod
     def parameter_count(config: Any, dim: int) -> int:
@@ -170,29 +170,29 @@ class _HeadLinear(nn.Module):
     def factors(self, x_BHTE: Tensor, *, columns: int) -> Factors:
         """What makes the first `columns` outputs; the bias is the weight of a 1 at the end of x."""
         if self.bias is None:
-            return Factors(product, (x_BHTE,), (self.weight[None, ..., :columns],))
+            return Factors(product, Tensors((x_BHTE,), (self.weight[None, ..., :columns],)))
         weight_HFS = torch.cat([self.weight[..., :columns], self.bias[..., :columns]], 1)
-        return Factors(product, (functional.pad(x_BHTE, (0, 1), value=1.0),), (weight_HFS[None],))
+        return Factors(product, Tensors((functional.pad(x_BHTE, (0, 1), value=1.0),), (weight_HFS[None],)))
 
     def forward(self, x_BHTE: Tensor, *, columns: int | None = None) -> Tensor:
         columns = self.outputs if columns is None else columns
         return self.factors(x_BHTE, columns=columns).logits(columns)
 
 
-def product(by_query: Sequence[Tensor], by_key: Sequence[Tensor], columns: int) -> Tensor:
+def product(tensors: Tensors, columns: int) -> Tensor:
     """Logits that are a matrix product."""
-    return by_query[0] @ by_key[0]
+    return tensors.by_query[0] @ tensors.by_key[0]
 
 
-def _outer(by_query: Sequence[Tensor], by_key: Sequence[Tensor], columns: int) -> Tensor:
-    coarse_BHTa, fine_BHTb = by_query
+def _outer(tensors: Tensors, columns: int) -> Tensor:
+    coarse_BHTa, fine_BHTb = tensors.by_query
     coarse_BHTa = coarse_BHTa[..., : -(-columns // fine_BHTb.shape[-1])]
     return (coarse_BHTa[..., :, None] * fine_BHTb[..., None, :]).flatten(-2)[..., :columns]
 
 
-def looked_up(by_query: Sequence[Tensor], by_key: Sequence[Tensor], columns: int) -> Tensor:
+def looked_up(tensors: Tensors, columns: int) -> Tensor:
     """Logits that are there."""
-    return by_query[0][..., :columns]
+    return tensors.by_both[0]
 
 
 def _rows(matrix_HLX: Tensor, rows: slice) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from seqtk.attention import Attention, AttentionConfig, Role, attentions
 from seqtk.attention.mixture import SynthesizerMixtureConfig
-from seqtk.attention.parts.averages import BLOCK, SHORT, Factors, seen_of, weigh, weigh_at_once
+from seqtk.attention.parts.averages import BLOCK, SHORT, Factors, Tensors, seen_of, weigh, weigh_at_once
 from seqtk.attention.parts.logits import factors, looked_up, product
 from seqtk.attention.softmax import SoftmaxAttention, SoftmaxConfig
 from seqtk.attention.synthesizer import (
@@ -225,7 +225,13 @@ def test_dropout_in_blocks_has_the_gradient_of_what_it_computes() -> None:
 
     def run(*inputs: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(1)
-        return weigh(Factors(product, inputs[:1], inputs[1:2]), inputs[2], dropout=0.4, block=1, causal=True)
+        return weigh(
+            Factors(product, Tensors(tuple(inputs[:1]), tuple(inputs[1:2]))),
+            inputs[2],
+            dropout=0.4,
+            block=1,
+            causal=True,
+        )
 
     assert torch.autograd.gradcheck(run, (left_1HTK, right_1HKS, value_BHSE), fast_mode=True)
 
@@ -261,7 +267,7 @@ def test_long_rows_that_share_their_logits_are_weighed_as_if_each_had_its_own(sp
     pad_BS = torch.arange(length) >= lengths[:, None]
 
     def run(logits_BHTS: torch.Tensor) -> list[torch.Tensor]:
-        y_BHTE = weigh(Factors(looked_up, (logits_BHTS,)), value_BHSE, pad_BS=pad_BS)
+        y_BHTE = weigh(Factors(looked_up, Tensors(by_both=(logits_BHTS,))), value_BHSE, pad_BS=pad_BS)
         return [y_BHTE, *torch.autograd.grad(y_BHTE.square().sum(), [logits_1HTS, value_BHSE])]
 
     for shared, own in zip(run(logits_1HTS), run(logits_1HTS.expand(4, -1, -1, -1)), strict=True):
