@@ -5,7 +5,7 @@ python tools/bench_attention.py [--roles …] [--lengths …] [--kinds …] [--d
 Forward and backward of one layer (default: width 512, 8 heads, dropout 0, no padding), for every registered kind, at
 each length; as many rows as make 2,048 positions, at least one. `bare` is torch's scaled_dot_product_attention between
 four linear maps, nothing else. A kind and `softmax` take turns, so that neighbours on the machine disturb both; where
-`softmax` takes longer than a second it is measured once. Each kind has a process of its own, whose peak of resident
+`softmax` takes longer than --seconds it is measured once. Each kind has a process of its own, whose peak of resident
 memory (of allocated memory on a GPU) beyond what it held before is the memory shown. Decoding: one `step` of four rows
 at each position, in turns with one of `softmax`. A cell that would take longer than --seconds, or more than --gib, is
 left empty.
@@ -235,7 +235,7 @@ def _timings(
     """Seconds of the layer, and of softmax beside it."""
     _train(layer, x_BTD, memory_BSD)
     rival = None
-    if softmax is not None and softmax.seconds < 1:
+    if softmax is not None and softmax.seconds < arguments.seconds:
         rival = build("softmax", role, length=x_BTD.shape[1], arguments=arguments)
         _train(rival, x_BTD, memory_BSD)
     own: list[float] = []
