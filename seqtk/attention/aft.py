@@ -18,7 +18,7 @@ from seqtk.attention.parts.building import check_at_least_one, xavier_linear
 from seqtk.attention.parts.by_heads import Projected, by_heads
 from seqtk.attention.parts.precision import wide
 from seqtk.attention.parts.rows import align
-from seqtk.attention.parts.weighed import NOTHING, Weighed, running, weigh_all, weigh_one_by_one, weigh_past
+from seqtk.attention.parts.weighed import NOTHING, Weighed, running, weigh_all, weigh_past
 
 
 @dataclass(frozen=True)
@@ -62,28 +62,28 @@ class AftSimple(Attention):
         rows = align(x_BTD, pad_BS, right_padded=positions_BT is None)
         pad_BT1 = None if rows.pad_BT is None else rows.pad_BT[..., None]
 
-        biases = self.biases(x_BTD.shape[1])
+        weights = self.weights(x_BTD.shape[1])
 
         def means(_: slice, key_BTD: Tensor, value_BTD: Tensor) -> Tensor:
             key_BTD, value_BTD = wide(key_BTD), wide(value_BTD)
             if pad_BT1 is not None:
                 key_BTD, value_BTD = key_BTD.masked_fill(pad_BT1, NOTHING), value_BTD.masked_fill(pad_BT1, 0)
             with torch.autocast(x_BTD.device.type, enabled=False):
-                mean_BTD = self.means(key_BTD, value_BTD, biases)
+                mean_BTD = self.means(key_BTD, value_BTD, weights)
             return mean_BTD if pad_BT1 is None else mean_BTD.masked_fill(pad_BT1, 0)
 
         of_keys, of_values = Projected(rows.x_BTD, self.key), Projected(rows.x_BTD, self.value)
-        mean_BTD = by_heads(means, of_keys, of_values, heads=self.dim, through=biases)
+        mean_BTD = by_heads(means, of_keys, of_values, heads=self.dim, through=weights)
         return rows.restore(self.gate(rows.x_BTD, mean_BTD))
 
-    def biases(self, length: int) -> tuple[Tensor, ...]:
-        """What positions add to the keys, for all channels alike, float32 or wider."""
+    def weights(self, length: int) -> tuple[Tensor, ...]:
+        """By what positions multiply exp(key), for all channels alike, float32 or wider."""
         return ()
 
-    def means(self, key_BTD: Tensor, value_BTD: Tensor, biases: tuple[Tensor, ...]) -> Tensor:
+    def means(self, key_BTD: Tensor, value_BTD: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
         """The weighed mean at each position, BTD, or B1D where it is the same at all."""
         if self.role is Role.CAUSAL:
-            return running(Weighed(key_BTD, value_BTD)).mean
+            return running(Weighed.of(key_BTD, value_BTD)).mean
         return (key_BTD.softmax(1) * value_BTD).sum(1, keepdim=True)
 
     def keys_and_values(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,8 +99,8 @@ class AftSimple(Attention):
         return {"log": zeros_B1D + NOTHING, "mean": zeros_B1D}
 
     def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
-        now = Weighed(state["log"], state["mean"]).merge(Weighed(*self.keys_and_values(x_B1D)))
-        return self.gate(x_B1D, now.mean), now._asdict()
+        now = Weighed.of(state["log"], state["mean"]).merge(Weighed.of(*self.keys_and_values(x_B1D)))
+        return self.gate(x_B1D, now.mean), {"log": now.log, "mean": now.mean}
 
 
 @dataclass(frozen=True)
@@ -141,46 +141,62 @@ class AftFull(AftSimple):
         """Positions s with |t - s| below it have a bias."""
         return int(self.config.max_length)
 
-    def biases(self, length: int) -> tuple[Tensor, ...]:
-        """w_TT; of longer inputs, in blocks as long as the window: w with the block before, itself and the next."""
+    def weights(self, length: int) -> tuple[Tensor, ...]:
+        """exp(w_TT); of longer inputs, by blocks as long as the window: of near blocks, of all others, of the own past.
+
+        Each row is divided by its largest, or by 1 if that is larger: a position without a bias has a weight, too.
+        """
+        causal = self.role is Role.CAUSAL
         with torch.autocast(self.position_key.device.type, enabled=False):
             query_TK, key_TK = (wide(factor[:length]) for factor in (self.position_query, self.position_key))
             if length <= self.window:
-                return (query_TK @ key_TK.T,)
-            query_NWK, place_NWK = in_blocks(query_TK, self.window, dim=-2), in_blocks(key_TK, self.window, dim=-2)
-            before, own, after = (
-                query_NWK @ _shifted(place_NWK, by, 0).transpose(-1, -2)
-                if by
-                else query_NWK @ place_NWK.transpose(-1, -2)
-                for by in (1, 0, -1)
-            )
-        return before.triu(1), own, after.tril(-1)
+                bias_TT = query_TK @ key_TK.T
+                bias_TT = bias_TT.tril() if causal else bias_TT
+                return ((bias_TT - _top(bias_TT)).exp(),)
+            query_NWK, own_NWK = in_blocks(query_TK, self.window, dim=-2), in_blocks(key_TK, self.window, dim=-2)
+            before_NWW = (query_NWK @ _shifted(own_NWK, 1).mT).triu(1)
+            own_NWW = query_NWK @ own_NWK.mT
+            if causal:
+                own_NWW = own_NWW.tril()
+                top_NW1 = torch.maximum(_top(before_NWW), _top(own_NWW))
+                return (before_NWW - top_NW1).exp(), (-top_NW1).exp(), (own_NWW - top_NW1).exp()
+            after_NWW = (query_NWK @ _shifted(own_NWK, -1).mT).tril(-1)
+            near_NWJ = torch.cat([before_NWW, own_NWW, after_NWW], -1)
+            top_NW1 = _top(near_NWJ)
+            return (near_NWJ - top_NW1).exp(), (-top_NW1).exp()
 
-    def means(self, key_BTD: Tensor, value_BTD: Tensor, biases: tuple[Tensor, ...]) -> Tensor:
-        if len(biases) > 1:
-            return self._means_by_block(key_BTD, value_BTD, *biases)
+    def means(self, key_BTD: Tensor, value_BTD: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
         weigh = weigh_past if self.role is Role.CAUSAL else weigh_all
-        return weigh(biases[0], key_BTD, value_BTD).mean
-
-    def _means_by_block(self, key_BTD: Tensor, value_BTD: Tensor, before: Tensor, own: Tensor, after: Tensor) -> Tensor:
-        """By blocks as long as the window: own block and neighbours with their biases, and the rest, which has none."""
+        if len(weights) == 1:
+            return weigh(weights[0], key_BTD, value_BTD).mean
         size, length = self.window, key_BTD.shape[1]
         key_BNWD, value_BNWD = in_blocks(key_BTD, size, dim=-2, fill=NOTHING), in_blocks(value_BTD, size, dim=-2)
-        whole = weigh_all(key_BTD.new_zeros(1, size), key_BNWD, value_BNWD)
-        blocks = Weighed(whole.log[..., 0, :], whole.mean[..., 0, :])
-        rest = running(blocks).delayed(2)
-        key_before, value_before = _shifted(key_BNWD, 1, NOTHING), _shifted(value_BNWD, 1, 0)
+        means = self._of_blocks(key_BNWD, value_BNWD, *weights[:2])
         if self.role is Role.CAUSAL:
-            near = weigh_past(own, key_BNWD, value_BNWD).merge(weigh_all(before, key_before, value_before))
+            means = means.merge(weigh_past(weights[2], key_BNWD, value_BNWD))
+        return means.mean.flatten(1, 2)[:, :length]
+
+    def _of_blocks(self, key_BNWD: Tensor, value_BNWD: Tensor, near_NWJ: Tensor, far_NW1: Tensor) -> Weighed:
+        """Each position over near blocks with their biases and over all others without; or over blocks before its own.
+
+        The scale is that of the largest key seen: of all, or of all earlier blocks.
+        """
+        causal = self.role is Role.CAUSAL
+        scale_BND = key_BNWD.detach().amax(2)
+        scale_BND = scale_BND.cummax(1).values if causal else scale_BND.amax(1, keepdim=True).expand_as(scale_BND)
+        exp_BNWD = (key_BNWD - scale_BND[:, :, None]).exp()
+        sums_BNWE = torch.cat([exp_BNWD, exp_BNWD * value_BNWD], -1)
+        blocks = Weighed(scale_BND, *sums_BNWE.sum(2).chunk(2, -1))
+        far = running(blocks).delayed(2)
+        if causal:
+            scale_BND = blocks.delayed(1).scale
         else:
-            near = weigh_all(
-                torch.cat([before, own, after], -1),
-                torch.cat([key_before, key_BNWD, _shifted(key_BNWD, -1, NOTHING)], -2),
-                torch.cat([value_before, value_BNWD, _shifted(value_BNWD, -1, 0)], -2),
-            )
-            rest = rest.merge(running(blocks.flip()).delayed(2).flip())
-        near = near.merge(Weighed(rest.log[..., None, :], rest.mean[..., None, :]))
-        return near.mean.flatten(1, 2)[:, :length]
+            far = far.merge(running(blocks.flip()).delayed(2).flip())
+        far_BN1E = torch.cat(far.at_scale(scale_BND)[1:], -1)[:, :, None]
+        padded_BNWE = functional.pad(sums_BNWE, (0, 0, 0, 0, 1, -1 if causal else 1))
+        near_BNJE = padded_BNWE.flatten(1, 2).unfold(1, near_NWJ.shape[-1], self.window).mT
+        seen_BNWE = near_NWJ @ near_BNJE + far_NW1 @ far_BN1E
+        return Weighed(scale_BND[:, :, None], *seen_BNWE.chunk(2, -1))
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
         return cache.empty("key", "value")
@@ -190,11 +206,15 @@ class AftFull(AftSimple):
         state = cache.remember(state, key=key_B1D, value=value_B1D)
         length = cache.length(state, "key")
         self.check_length(length)
-        bias_1S = wide(self.position_query[length - 1 : length]) @ wide(self.position_key[:length]).T
         keys, values = cache.segments(state, "key"), cache.segments(state, "value")
-        biases = torch.split(bias_1S, [key.shape[1] for key in keys], -1)
-        now = functools.reduce(Weighed.merge, map(weigh_all, biases, keys, values))
+        bias_1S = self._bias_at(length, 0)
+        weights = torch.split((bias_1S - _top(bias_1S)).exp(), [key.shape[1] for key in keys], -1)
+        now = functools.reduce(Weighed.merge, map(weigh_all, weights, keys, values))
         return self.gate(x_B1D, now.mean), state
+
+    def _bias_at(self, length: int, first: int) -> Tensor:
+        """Of the last of `length` positions, for those from the `first` to itself: 1S."""
+        return wide(self.position_query[length - 1 : length]) @ wide(self.position_key[first:length]).T
 
 
 @dataclass(frozen=True)
@@ -234,22 +254,26 @@ class AftLocal(AftFull):
             torch.cat([state[name], new], 1)
             for name, new in zip(("key", "value"), self.keys_and_values(x_B1D), strict=True)
         )
-        first = length - key_BSD.shape[1]
-        bias_1S = wide(self.position_query[length - 1 : length]) @ wide(self.position_key[first:length]).T
-        older = None if state["log"] is None else Weighed(state["log"], state["mean"])
-        now = weigh_one_by_one(bias_1S, key_BSD, value_BSD)
-        now = now if older is None else now.merge(older)
+        bias_1S = self._bias_at(length, length - key_BSD.shape[1])
+        older = None if state["log"] is None else Weighed.of(state["log"], state["mean"])
+        top_11 = _top(bias_1S)
+        now = weigh_all((bias_1S - top_11).exp(), key_BSD, value_BSD)
+        if older is not None:
+            now = now.merge(Weighed(older.scale - top_11, older.total, older.sum))
         if key_BSD.shape[1] == self.window:  # the oldest leaves the window
-            left = Weighed(key_BSD[:, :1], value_BSD[:, :1])
+            left = Weighed.of(key_BSD[:, :1], value_BSD[:, :1])
             older = left if older is None else older.merge(left)
             key_BSD, value_BSD = key_BSD[:, 1:], value_BSD[:, 1:]
-        log, mean = older or (None, None)
+        log, mean = (None, None) if older is None else (older.log, older.mean)
         after = {"key": key_BSD, "value": value_BSD, "past": past_Bt0, "log": log, "mean": mean}
         return self.gate(x_B1D, now.mean), after
 
 
-def _shifted(x_NWD: Tensor, by: int, filler: float) -> Tensor:
+def _top(bias_TS: Tensor) -> Tensor:
+    """Each row's largest bias, or 0 if that is larger."""
+    return bias_TS.detach().amax(-1, keepdim=True).clamp(min=0)
+
+
+def _shifted(x_NWK: Tensor, by: int) -> Tensor:
     """At each block the one before (`by` = 1) or after it (-1)."""
-    if by > 0:
-        return functional.pad(x_NWD[..., :-1, :, :], (0, 0, 0, 0, 1, 0), value=filler)
-    return functional.pad(x_NWD[..., 1:, :, :], (0, 0, 0, 0, 0, 1), value=filler)
+    return functional.pad(x_NWK, (0, 0, 0, 0, by, -by))

@@ -68,11 +68,11 @@ def test_a_window_is_full_with_the_other_biases_zero(role: Role, window: int) ->
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 8, 13, 64, 65])
 def test_running_means_at_every_length(length: int) -> None:
     log, mean = torch.randn(2, 2, length, 3, dtype=torch.float64) * 5
-    actual = running(Weighed(log, mean))
+    actual = running(Weighed.of(log, mean))
     for t in range(length):
         torch.testing.assert_close(actual.log[:, t], log[:, : t + 1].logsumexp(1))
         torch.testing.assert_close(actual.mean[:, t], (log[:, : t + 1].softmax(1) * mean[:, : t + 1]).sum(1))
-    past = weigh_past(torch.zeros(length, length, dtype=torch.float64), log, mean)
+    past = weigh_past(torch.ones(length, length, dtype=torch.float64), log, mean)
     torch.testing.assert_close(past.mean, actual.mean)
     torch.testing.assert_close(past.log, actual.log)
 
