@@ -6,13 +6,11 @@ position would dwarf is lost.
 T length (or queries), S keys, D width; leading dimensions are free. A key that must not count is NOTHING, its value 0.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-from seqtk.attention.parts.blocks import in_blocks
 
 NOTHING = -1e30
 """The logarithm of no weight: finite, so that differences of two of them, and gradients, are no NaN."""
@@ -108,22 +106,89 @@ def weigh_all(weight_TS: Tensor, key_SD: Tensor, value_SD: Tensor, *, scale_1D: 
 
 
 def weigh_past(weight_TT: Tensor, key_TD: Tensor, value_TD: Tensor) -> Weighed:
-    """Each query over the keys up to its own place, with no scale that a later key has a part in.
+    """Each query over the keys up to its own place, each exp(key) times a weight in 0 … 1, the later ones not read.
 
-    The later half over the earlier half by `weigh_all`, and each half within itself the same way: the work of half a
-    T × T product, in log2 T rounds.
+    By the scale of the largest key so far, in which no later key has a part. The later half of 2, 4, 8, … positions
+    sees the earlier half by a matrix product: the work of half a T × T product, in log2 T rounds.
     """
     length = key_TD.shape[-2]
-    if length == 1:
-        alone = Weighed.of(key_TD, value_TD)
-        return Weighed(alone.scale, alone.total * weight_TT, alone.sum * weight_TT)
-    half = (length + 1) // 2
-    lack = 2 * half - length
-    weight_TT = functional.pad(weight_TT, (0, lack, 0, lack)) if lack else weight_TT
-    key_2HD, value_2HD = in_blocks(key_TD, half, dim=-2, fill=NOTHING), in_blocks(value_TD, half, dim=-2)
-    own_2HH = torch.stack([weight_TT[..., :half, :half], weight_TT[..., half:, half:]], -3)
-    within = weigh_past(own_2HH, key_2HD, value_2HD)
-    first, second = (Weighed(*halves) for halves in zip(*(x.unbind(-3) for x in within), strict=True))
-    across = weigh_all(weight_TT[..., half:, :half], key_2HD.unbind(-3)[0], value_2HD.unbind(-3)[0])
-    both = zip(first, second.merge(across), strict=True)
-    return Weighed(*(torch.cat(halves, -2)[..., :length, :] for halves in both))
+    earlier = 1 << (length - 1).bit_length() >> 1
+    if 2 * earlier == length or length == 1:
+        return Weighed(*_WeighPast.apply(weight_TT, key_TD, value_TD))  # type: ignore[no-untyped-call]
+    first = weigh_past(weight_TT[..., :earlier, :earlier], key_TD[..., :earlier, :], value_TD[..., :earlier, :])
+    second = weigh_past(weight_TT[..., earlier:, earlier:], key_TD[..., earlier:, :], value_TD[..., earlier:, :])
+    across = weigh_all(weight_TT[..., earlier:, :earlier], key_TD[..., :earlier, :], value_TD[..., :earlier, :])
+    return Weighed(*(torch.cat(halves, -2) for halves in zip(first, second.merge(across), strict=True)))
+
+
+class _WeighPast(torch.autograd.Function):
+    """`weigh_past` of 2^n positions, with nothing kept of the rounds: they are gone through again backward.
+
+    exp(key - scale of t) = exp(key - largest of the earlier half) × exp(that - scale of t), neither above 1.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight_TT: Tensor, key_TD: Tensor, value_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        scale_TD = key_TD.clone()
+        for size in _sizes(key_TD):
+            first, second = _halves(scale_TD, size)
+            second.clamp_(min=first[..., -1:, :])
+        total_TD = (key_TD - scale_TD).exp_().mul_(_own(weight_TT))
+        sum_TD = total_TD * value_TD
+        for size in _sizes(key_TD):
+            exp_HD, both_HE, factor_HD = _across(key_TD, value_TD, scale_TD, size)
+            seen = (_lower(weight_TT, size) @ both_HE).chunk(2, -1)
+            for x_TD, seen_HD in zip((total_TD, sum_TD), seen, strict=True):
+                _halves(x_TD, size)[1].addcmul_(seen_HD, factor_HD)
+        ctx.save_for_backward(weight_TT, key_TD, value_TD, scale_TD)
+        ctx.mark_non_differentiable(scale_TD)
+        return scale_TD, total_TD, sum_TD
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor, total_TD: Tensor, sum_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Given the gradients of both sums."""
+        weight_TT, key_TD, value_TD, scale_TD = ctx.saved_tensors
+        exp_TD = (key_TD - scale_TD).exp_()
+        by_logit_TD = torch.addcmul(total_TD, sum_TD, value_TD).mul_(exp_TD)
+        weight_grad, key_grad = torch.zeros_like(weight_TT), by_logit_TD * _own(weight_TT)
+        value_grad = exp_TD.mul_(sum_TD).mul_(_own(weight_TT))
+        _own(weight_grad).copy_(by_logit_TD.sum(-1, keepdim=True).sum_to_size(_own(weight_TT).shape))
+        for size in _sizes(key_TD):
+            exp_HD, both_HE, factor_HD = _across(key_TD, value_TD, scale_TD, size)
+            grad_HE = torch.cat([_halves(x_TD, size)[1] * factor_HD for x_TD in (total_TD, sum_TD)], -1)
+            lower_HH, lower_grad = _lower(weight_TT, size), _lower(weight_grad, size)
+            lower_grad.copy_((grad_HE @ both_HE.mT).sum_to_size(lower_HH.shape))
+            total_HD, sum_HD = (lower_HH.mT @ grad_HE).chunk(2, -1)
+            _halves(value_grad, size)[0].addcmul_(sum_HD, exp_HD)
+            by_exp_HD = torch.addcmul(total_HD, sum_HD, _halves(value_TD, size)[0])
+            _halves(key_grad, size)[0].addcmul_(by_exp_HD, exp_HD)
+        return weight_grad, key_grad, value_grad
+
+
+def _sizes(x_TD: Tensor) -> list[int]:
+    """Of the halves in each round: 1, 2, 4, … T / 2."""
+    return [1 << n for n in range(x_TD.shape[-2].bit_length() - 1)]
+
+
+def _halves(x_TD: Tensor, size: int) -> tuple[Tensor, ...]:
+    """The earlier and the later half of every two times `size` positions: views."""
+    return x_TD.unflatten(-2, (-1, 2, size)).unbind(-3)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _lower(x_TT: Tensor, size: int) -> Tensor:
+    """Later halves as rows, each with its earlier half as columns: a view."""
+    later_earlier = x_TT.unflatten(-1, (-1, 2, size)).unflatten(-4, (-1, 2, size)).select(-2, 0).select(-4, 1)  # type: ignore[no-untyped-call]
+    return later_earlier.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)  # type: ignore[no-any-return]
+
+
+def _own(x_TT: Tensor) -> Tensor:
+    """The diagonal, as a column: a view."""
+    return x_TT.diagonal(dim1=-2, dim2=-1)[..., None]
+
+
+def _across(key_TD: Tensor, value_TD: Tensor, scale_TD: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every earlier half the exponentials, alone and beside themselves times values; and the later half's factor."""
+    (key_HD, _), (value_HD, _), (scale_HD, later_HD) = (_halves(x, size) for x in (key_TD, value_TD, scale_TD))
+    largest_1D = scale_HD[..., -1:, :]
+    exp_HD = (key_HD - largest_1D).exp_()
+    return exp_HD, torch.cat([exp_HD, exp_HD * value_HD], -1), (largest_1D - later_HD).exp_()
