@@ -18,7 +18,7 @@ from seqtk.attention.parts.building import check_at_least_one, xavier_linear
 from seqtk.attention.parts.by_heads import Projected, by_heads
 from seqtk.attention.parts.precision import wide
 from seqtk.attention.parts.rows import align
-from seqtk.attention.parts.weighed import NOTHING, Weighed, running, weigh_all, weigh_past
+from seqtk.attention.parts.weighed import NOTHING, Weighed, exponentials, running, weigh_all, weigh_past
 
 
 @dataclass(frozen=True)
@@ -171,10 +171,10 @@ class AftFull(AftSimple):
             return weigh(weights[0], key_BTD, value_BTD).mean
         size, length = self.window, key_BTD.shape[1]
         key_BNWD, value_BNWD = in_blocks(key_BTD, size, dim=-2, fill=NOTHING), in_blocks(value_BTD, size, dim=-2)
-        means = self._of_blocks(key_BNWD, value_BNWD, *weights[:2])
+        seen = self._of_blocks(key_BNWD, value_BNWD, *weights[:2])
         if self.role is Role.CAUSAL:
-            means = means.merge(weigh_past(weights[2], key_BNWD, value_BNWD))
-        return means.mean.flatten(1, 2)[:, :length]
+            seen = weigh_past(weights[2], key_BNWD, value_BNWD, before=seen)
+        return seen.mean.flatten(1, 2)[:, :length]
 
     def _of_blocks(self, key_BNWD: Tensor, value_BNWD: Tensor, near_NWJ: Tensor, far_NW1: Tensor) -> Weighed:
         """Each position over near blocks with their biases and over all others without; or over blocks before its own.
@@ -184,8 +184,7 @@ class AftFull(AftSimple):
         causal = self.role is Role.CAUSAL
         scale_BND = key_BNWD.detach().amax(2)
         scale_BND = scale_BND.cummax(1).values if causal else scale_BND.amax(1, keepdim=True).expand_as(scale_BND)
-        exp_BNWD = (key_BNWD - scale_BND[:, :, None]).exp()
-        sums_BNWE = torch.cat([exp_BNWD, exp_BNWD * value_BNWD], -1)
+        sums_BNWE = exponentials(key_BNWD - scale_BND[:, :, None], value_BNWD)
         blocks = Weighed(scale_BND, *sums_BNWE.sum(2).chunk(2, -1))
         far = running(blocks).delayed(2)
         if causal:
@@ -193,10 +192,10 @@ class AftFull(AftSimple):
         else:
             far = far.merge(running(blocks.flip()).delayed(2).flip())
         far_BN1E = torch.cat(far.at_scale(scale_BND)[1:], -1)[:, :, None]
-        padded_BNWE = functional.pad(sums_BNWE, (0, 0, 0, 0, 1, -1 if causal else 1))
-        near_BNJE = padded_BNWE.flatten(1, 2).unfold(1, near_NWJ.shape[-1], self.window).mT
-        seen_BNWE = near_NWJ @ near_BNJE + far_NW1 @ far_BN1E
-        return Weighed(scale_BND[:, :, None], *seen_BNWE.chunk(2, -1))
+        beside_BNWE = functional.pad(sums_BNWE, (0, 0, 0, 0, 1, -1 if causal else 1))
+        near_BNJE = beside_BNWE.flatten(1, 2).unfold(1, near_NWJ.shape[-1], self.window).mT
+        total_BNWD, sum_BNWD = (near_NWJ @ near_BNJE + far_NW1 @ far_BN1E).chunk(2, -1)
+        return Weighed(scale_BND[:, :, None].expand_as(total_BNWD), total_BNWD, sum_BNWD)
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
         return cache.empty("key", "value")

@@ -94,19 +94,24 @@ def _interleaved(even_TD: Tensor, odd_TD: Tensor) -> Tensor:
     return torch.cat([torch.stack([even_TD[..., :pairs, :], odd_TD], -2).flatten(-3, -2), even_TD[..., pairs:, :]], -2)
 
 
-def weigh_all(weight_TS: Tensor, key_SD: Tensor, value_SD: Tensor, *, scale_1D: Tensor | None = None) -> Weighed:
+def weigh_all(weight_TS: Tensor, key_SD: Tensor, value_SD: Tensor) -> Weighed:
     """Each query over all keys, each exp(key) times a weight in 0 … 1: a matrix product.
 
-    By the scale of the largest key, if no other is given. Exact while, in no channel, only weights of 10^-30 meet it.
+    By the scale of the largest key. Exact while, in no channel, only weights of 10^-30 meet it.
     """
-    scale_1D = key_SD.detach().amax(-2, keepdim=True) if scale_1D is None else scale_1D
-    exp_SD = (key_SD - scale_1D).exp()
-    total_TD, sum_TD = (weight_TS @ torch.cat([exp_SD, exp_SD * value_SD], -1)).chunk(2, -1)
-    return Weighed(scale_1D, total_TD, sum_TD)
+    scale_1D = key_SD.detach().amax(-2, keepdim=True)
+    total_TD, sum_TD = (weight_TS @ exponentials(key_SD - scale_1D, value_SD)).chunk(2, -1)
+    return Weighed(scale_1D.expand_as(total_TD), total_TD, sum_TD)
 
 
-def weigh_past(weight_TT: Tensor, key_TD: Tensor, value_TD: Tensor) -> Weighed:
-    """Each query over the keys up to its own place, each exp(key) times a weight in 0 … 1, the later ones not read.
+def exponentials(logit_SD: Tensor, value_SD: Tensor) -> Tensor:
+    """exp(logit), and beside it exp(logit) value: S(2D), to be summed in one matrix product."""
+    exp_SD = logit_SD.exp()
+    return torch.cat([exp_SD, exp_SD * value_SD], -1)
+
+
+def weigh_past(weight_TT: Tensor, key_TD: Tensor, value_TD: Tensor, *, before: Weighed | None = None) -> Weighed:
+    """Each query over the keys up to its own place, each exp(key) times a weight in 0 … 1; and over what came `before`.
 
     By the scale of the largest key so far, in which no later key has a part. The later half of 2, 4, 8, … positions
     sees the earlier half by a matrix product: the work of half a T × T product, in log2 T rounds.
@@ -114,11 +119,16 @@ def weigh_past(weight_TT: Tensor, key_TD: Tensor, value_TD: Tensor) -> Weighed:
     length = key_TD.shape[-2]
     earlier = 1 << (length - 1).bit_length() >> 1
     if 2 * earlier == length or length == 1:
-        return Weighed(*_WeighPast.apply(weight_TT, key_TD, value_TD))  # type: ignore[no-untyped-call]
-    first = weigh_past(weight_TT[..., :earlier, :earlier], key_TD[..., :earlier, :], value_TD[..., :earlier, :])
-    second = weigh_past(weight_TT[..., earlier:, earlier:], key_TD[..., earlier:, :], value_TD[..., earlier:, :])
-    across = weigh_all(weight_TT[..., earlier:, :earlier], key_TD[..., :earlier, :], value_TD[..., :earlier, :])
-    return Weighed(*(torch.cat(halves, -2) for halves in zip(first, second.merge(across), strict=True)))
+        known = (None, None, None) if before is None else before
+        return Weighed(*_WeighPast.apply(weight_TT, key_TD, value_TD, *known))  # type: ignore[no-untyped-call]
+    weight_EE, key_ED, value_ED = weight_TT[..., :earlier, :earlier], key_TD[..., :earlier, :], value_TD[..., :earlier, :]
+    across = weigh_all(weight_TT[..., earlier:, :earlier], key_ED, value_ED)
+    if before is not None:
+        across, before = across.merge(before.at(slice(earlier, None))), before.at(slice(0, earlier))
+    first = weigh_past(weight_EE, key_ED, value_ED, before=before)
+    own_LL, key_LD, value_LD = weight_TT[..., earlier:, earlier:], key_TD[..., earlier:, :], value_TD[..., earlier:, :]
+    second = weigh_past(own_LL, key_LD, value_LD, before=across)
+    return Weighed(*(torch.cat(halves, -2) for halves in zip(first, second, strict=True)))
 
 
 class _WeighPast(torch.autograd.Function):
@@ -128,41 +138,58 @@ class _WeighPast(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weight_TT: Tensor, key_TD: Tensor, value_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        scale_TD = key_TD.clone()
+    def forward(
+        ctx: Any,
+        weight_TT: Tensor,
+        key_TD: Tensor,
+        value_TD: Tensor,
+        before_TD: Tensor | None,
+        before_total_TD: Tensor | None,
+        before_sum_TD: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        scale_TD = key_TD.clone() if before_TD is None else torch.maximum(key_TD, before_TD)
         for size in _sizes(key_TD):
             first, second = _halves(scale_TD, size)
             second.clamp_(min=first[..., -1:, :])
         total_TD = (key_TD - scale_TD).exp_().mul_(_own(weight_TT))
         sum_TD = total_TD * value_TD
+        if before_TD is not None:
+            factor_TD = (before_TD - scale_TD).exp_()
+            total_TD.addcmul_(before_total_TD, factor_TD)
+            sum_TD.addcmul_(before_sum_TD, factor_TD)
         for size in _sizes(key_TD):
-            exp_HD, both_HE, factor_HD = _across(key_TD, value_TD, scale_TD, size)
+            both_HE, factor_HD = _across(key_TD, value_TD, scale_TD, size)
             seen = (_lower(weight_TT, size) @ both_HE).chunk(2, -1)
             for x_TD, seen_HD in zip((total_TD, sum_TD), seen, strict=True):
                 _halves(x_TD, size)[1].addcmul_(seen_HD, factor_HD)
-        ctx.save_for_backward(weight_TT, key_TD, value_TD, scale_TD)
+        ctx.save_for_backward(weight_TT, key_TD, value_TD, scale_TD, before_TD)
         ctx.mark_non_differentiable(scale_TD)
         return scale_TD, total_TD, sum_TD
 
     @staticmethod
-    def backward(ctx: Any, _: Tensor, total_TD: Tensor, sum_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, _: Tensor, total_TD: Tensor, sum_TD: Tensor) -> tuple[Tensor | None, ...]:
         """Given the gradients of both sums."""
-        weight_TT, key_TD, value_TD, scale_TD = ctx.saved_tensors
+        weight_TT, key_TD, value_TD, scale_TD, before_TD = ctx.saved_tensors
         exp_TD = (key_TD - scale_TD).exp_()
-        by_logit_TD = torch.addcmul(total_TD, sum_TD, value_TD).mul_(exp_TD)
-        weight_grad, key_grad = torch.zeros_like(weight_TT), by_logit_TD * _own(weight_TT)
+        key_grad = torch.addcmul(total_TD, sum_TD, value_TD).mul_(exp_TD)
+        weight_grad = torch.zeros_like(weight_TT)
+        _own(weight_grad).copy_(key_grad.sum(-1, keepdim=True).sum_to_size(_own(weight_TT).shape))
+        key_grad.mul_(_own(weight_TT))
         value_grad = exp_TD.mul_(sum_TD).mul_(_own(weight_TT))
-        _own(weight_grad).copy_(by_logit_TD.sum(-1, keepdim=True).sum_to_size(_own(weight_TT).shape))
         for size in _sizes(key_TD):
-            exp_HD, both_HE, factor_HD = _across(key_TD, value_TD, scale_TD, size)
+            both_HE, factor_HD = _across(key_TD, value_TD, scale_TD, size)
             grad_HE = torch.cat([_halves(x_TD, size)[1] * factor_HD for x_TD in (total_TD, sum_TD)], -1)
-            lower_HH, lower_grad = _lower(weight_TT, size), _lower(weight_grad, size)
-            lower_grad.copy_((grad_HE @ both_HE.mT).sum_to_size(lower_HH.shape))
+            lower_HH = _lower(weight_TT, size)
+            _lower(weight_grad, size).copy_((grad_HE @ both_HE.mT).sum_to_size(lower_HH.shape))
             total_HD, sum_HD = (lower_HH.mT @ grad_HE).chunk(2, -1)
+            exp_HD = both_HE.chunk(2, -1)[0]
             _halves(value_grad, size)[0].addcmul_(sum_HD, exp_HD)
-            by_exp_HD = torch.addcmul(total_HD, sum_HD, _halves(value_TD, size)[0])
-            _halves(key_grad, size)[0].addcmul_(by_exp_HD, exp_HD)
-        return weight_grad, key_grad, value_grad
+            total_HD.addcmul_(sum_HD, _halves(value_TD, size)[0])
+            _halves(key_grad, size)[0].addcmul_(total_HD, exp_HD)
+        if before_TD is None:
+            return weight_grad, key_grad, value_grad, None, None, None
+        factor_TD = (before_TD - scale_TD).exp_()
+        return weight_grad, key_grad, value_grad, None, total_TD * factor_TD, sum_TD * factor_TD
 
 
 def _sizes(x_TD: Tensor) -> list[int]:
@@ -186,9 +213,8 @@ def _own(x_TT: Tensor) -> Tensor:
     return x_TT.diagonal(dim1=-2, dim2=-1)[..., None]
 
 
-def _across(key_TD: Tensor, value_TD: Tensor, scale_TD: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of every earlier half the exponentials, alone and beside themselves times values; and the later half's factor."""
+def _across(key_TD: Tensor, value_TD: Tensor, scale_TD: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Of every earlier half the exponentials, and beside them these times values; and the later half's factor."""
     (key_HD, _), (value_HD, _), (scale_HD, later_HD) = (_halves(x, size) for x in (key_TD, value_TD, scale_TD))
     largest_1D = scale_HD[..., -1:, :]
-    exp_HD = (key_HD - largest_1D).exp_()
-    return exp_HD, torch.cat([exp_HD, exp_HD * value_HD], -1), (largest_1D - later_HD).exp_()
+    return exponentials(key_HD - largest_1D, value_HD), (largest_1D - later_HD).exp_()
