@@ -1,6 +1,6 @@
 """Means weighed by exponentials of any size, that can be merged: what Attention Free Transformers are made of.
 
-Every sum of weights has a scale beside it, near the largest of its keys, so that no sum overflows, and none that a later
+Every sum of weights has a scale beside it, the largest of its keys, so that no sum overflows, and none that a later
 position would dwarf is lost.
 
 T length (or queries), S keys, D width; leading dimensions are free. A key that must not count is NOTHING, its value 0.
@@ -76,22 +76,51 @@ class Weighed(NamedTuple):
 
 
 def running(each: Weighed) -> Weighed:
-    """At each position over all up to it: O(T) work, in 2 log2 T rounds (Brent and Kung 1982)."""
-    length = each.scale.shape[-2]
-    if length == 1:
-        return each
-    even, odd = each.at(slice(0, None, 2)), each.at(slice(1, None, 2))
-    pairs = length // 2
-    at_odd = running(even.at(slice(0, pairs)).merge(odd))
-    later = at_odd.at(slice(0, (length - 1) // 2)).merge(even.at(slice(1, None)))
-    at_even = Weighed(*(torch.cat([first[..., :1, :], rest], -2) for first, rest in zip(even, later, strict=True)))
-    return Weighed(*(_interleaved(*places) for places in zip(at_even, at_odd, strict=True)))
+    """At each position over all up to it, by the scale of the largest so far: O(T) work, in 2 log2 T rounds."""
+    scale_TD = each.scale.clone()
+    for source, target in _rounds(scale_TD.shape[-2]):
+        scale_TD[..., target, :].clamp_(min=scale_TD[..., source, :])
+    _, total_TD, sum_TD = each.at_scale(scale_TD)
+    return Weighed(scale_TD, *_Running.apply(scale_TD, total_TD, sum_TD))  # type: ignore[no-untyped-call]
 
 
-def _interleaved(even_TD: Tensor, odd_TD: Tensor) -> Tensor:
-    """One of each in turn; of the first there may be one more."""
-    pairs = odd_TD.shape[-2]
-    return torch.cat([torch.stack([even_TD[..., :pairs, :], odd_TD], -2).flatten(-3, -2), even_TD[..., pairs:, :]], -2)
+class _Running(torch.autograd.Function):
+    """Sums that each have a scale of their own, over all up to each; backward the same rounds, turned round."""
+
+    @staticmethod
+    def forward(ctx: Any, scale_TD: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(scale_TD)
+        sums = tuple(x_TD.clone() for x_TD in sums)
+        for source, target in _rounds(scale_TD.shape[-2]):
+            factor_TD = (scale_TD[..., source, :] - scale_TD[..., target, :]).exp_()
+            for x_TD in sums:
+                x_TD[..., target, :].addcmul_(x_TD[..., source, :], factor_TD)
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (scale_TD,) = ctx.saved_tensors
+        grads = tuple(grad_TD.clone() for grad_TD in grads)
+        for source, target in reversed(_rounds(scale_TD.shape[-2])):
+            factor_TD = (scale_TD[..., source, :] - scale_TD[..., target, :]).exp_()
+            for grad_TD in grads:
+                grad_TD[..., source, :].addcmul_(grad_TD[..., target, :], factor_TD)
+        return None, *grads
+
+
+def _rounds(length: int) -> list[tuple[slice, slice]]:
+    """What is added to what, one round after the other, so that all are running sums (Brent and Kung 1982).
+
+    First ever longer stretches that end at multiples of 2, 4, 8, …; then what lies before each, at shorter ones.
+    """
+    sizes = [1 << n for n in range((length - 1).bit_length())]
+    pairs = [(size - 1, 2 * size - 1, 2 * size) for size in sizes]
+    pairs += [(2 * size - 1, 3 * size - 1, 2 * size) for size in reversed(sizes)]
+    return [
+        (slice(source, length - (target - source), step), slice(target, length, step))
+        for source, target, step in pairs
+        if target < length
+    ]
 
 
 def weigh_all(weight_TS: Tensor, key_SD: Tensor, value_SD: Tensor) -> Weighed:
@@ -121,7 +150,11 @@ def weigh_past(weight_TT: Tensor, key_TD: Tensor, value_TD: Tensor, *, before: W
     if 2 * earlier == length or length == 1:
         known = (None, None, None) if before is None else before
         return Weighed(*_WeighPast.apply(weight_TT, key_TD, value_TD, *known))  # type: ignore[no-untyped-call]
-    weight_EE, key_ED, value_ED = weight_TT[..., :earlier, :earlier], key_TD[..., :earlier, :], value_TD[..., :earlier, :]
+    weight_EE, key_ED, value_ED = (
+        weight_TT[..., :earlier, :earlier],
+        key_TD[..., :earlier, :],
+        value_TD[..., :earlier, :],
+    )
     across = weigh_all(weight_TT[..., earlier:, :earlier], key_ED, value_ED)
     if before is not None:
         across, before = across.merge(before.at(slice(earlier, None))), before.at(slice(0, earlier))
@@ -153,7 +186,7 @@ class _WeighPast(torch.autograd.Function):
             second.clamp_(min=first[..., -1:, :])
         total_TD = (key_TD - scale_TD).exp_().mul_(_own(weight_TT))
         sum_TD = total_TD * value_TD
-        if before_TD is not None:
+        if before_TD is not None and before_total_TD is not None and before_sum_TD is not None:
             factor_TD = (before_TD - scale_TD).exp_()
             total_TD.addcmul_(before_total_TD, factor_TD)
             sum_TD.addcmul_(before_sum_TD, factor_TD)
