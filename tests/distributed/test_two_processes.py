@@ -49,9 +49,15 @@ def train(processes: int, corpus: Path, save_dir: Path, *extra: str) -> tuple[in
     return process.returncode, errors
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "nag", "adafactor", "muon"])
-def test_two_processes_have_the_losses_of_one(tiny_corpus: Path, tmp_path: Path, optimizer: str) -> None:
-    chosen = (f"optimizer={optimizer}", "optimizer.lr=0.01")
+PENALTY = "attention={kind:feedforward_kernel,orthogonality:10}"
+"""Added to the loss of the tokens by the layer itself."""
+
+
+@pytest.mark.parametrize(
+    "choice", ["optimizer=adam", "optimizer=nag", "optimizer=adafactor", "optimizer=muon", PENALTY]
+)
+def test_two_processes_have_the_losses_of_one(tiny_corpus: Path, tmp_path: Path, choice: str) -> None:
+    chosen = (choice, "optimizer.lr=0.01")
     code, errors = train(1, tiny_corpus, tmp_path / "one", "update_freq=2", *chosen)
     assert code == 0, errors
     code, errors = train(2, tiny_corpus, tmp_path / "two", *chosen)
