@@ -1,5 +1,9 @@
 """Every law, over every registered attention layer, in every role it declares."""
 
+import collections
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -43,6 +47,14 @@ def test_roles_that_a_variant_leaves_out_are_refused(kind: str) -> None:
 
 def test_every_kind_has_an_oracle() -> None:
     assert set(ORACLES) == set(attentions)
+
+
+def test_the_page_of_the_laws_counts_every_case() -> None:
+    """Else `python tools/law_matrix.py` has to be run again."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "laws.md").read_text(encoding="utf-8")
+    stated = dict(re.findall(r"^\| `(\w+)` .*\| (\d+) \|$", page, re.MULTILINE))
+    counted = collections.Counter(case.name.partition("-")[0] for _, roles in LAWS.values() for case in cases(*roles))
+    assert {kind: stated.get(kind) for kind in attentions} == {kind: str(counted[kind]) for kind in attentions}
 
 
 def test_variants_are_of_registered_kinds() -> None:
