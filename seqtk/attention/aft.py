@@ -32,8 +32,8 @@ class AftSimpleConfig(AttentionConfig):
 class AftSimple(Attention):
     """y_t = out(sigmoid(q_t) ⊙ Σ_s exp(k_s) ⊙ v_s / Σ_s exp(k_s)), s real (and <= t in the causal role), no heads.
 
-    Zhai et al. 2021, section 3.2. Parameters: 4 D² (+ 4 D bias). O(T D) time and memory, a step is O(D); causal sums
-    are scanned as means with logarithmic weights, so that no key, however large, spoils what comes before it.
+    Zhai et al. 2021, section 3.2. Parameters: 4 D² (+ 4 D bias). O(T D) time and memory, a step is O(D); each causal
+    sum has the scale of its own largest key, so that no key, however large, spoils what comes before it.
     """
 
     roles = Role.ENCODER | Role.CAUSAL

@@ -77,6 +77,33 @@ def test_running_means_at_every_length(length: int) -> None:
     torch.testing.assert_close(past.log, actual.log)
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 8])
+def test_gradients_of_sums_over_the_past(length: int) -> None:
+    """Of rounds that are gone through by hand, against finite differences; weights are shared by the rows."""
+    key, value, older, newer = torch.randn(4, 2, length, 2, dtype=torch.float64).requires_grad_().unbind()
+    weight = torch.rand(length, length, dtype=torch.float64, requires_grad=True)
+
+    def past(weight: Tensor, key: Tensor, value: Tensor, older: Tensor, newer: Tensor) -> tuple[Tensor, ...]:
+        before = Weighed.of(older, newer)
+        alone, added = weigh_past(weight, key, value), weigh_past(weight, key, value, before=before)
+        return alone.mean, alone.log, added.mean, added.log, running(before).mean, running(before).log
+
+    assert torch.autograd.gradcheck(past, (weight, key, value, older, newer))
+
+
+@pytest.mark.parametrize("role", SELF)
+@pytest.mark.parametrize("window", [5, 8, 100])
+def test_keys_and_biases_of_any_size_keep_their_means(role: Role, window: int) -> None:
+    """In float32 as in float64: keys of some hundreds, that rise and fall within a window, and biases of some tens."""
+    layer = build(AftLocalConfig(max_length=60, rank=3, window=window), role)
+    with torch.no_grad():
+        layer.get_parameter("position_query").mul_(20)
+    x_BTD = torch.randn(2, 60, DIM, dtype=torch.float64) * torch.tensor([1.0, 100, 1, 1, 30, 1]).repeat(10)[:, None]
+    expected = layer(x_BTD)
+    actual = layer.float()(x_BTD.float())
+    assert (actual - expected).norm() < 1e-3 * expected.norm()
+
+
 CONFIGS = [
     AftSimpleConfig(),
     AftFullConfig(max_length=200, rank=3),
