@@ -62,22 +62,18 @@ class Factors:
 
     def logits(self, columns: int) -> Tensor:
         """All of them."""
-        tables = tuple(table[..., :columns] for table in self.tensors.by_both)
-        return self.combine(self.tensors._replace(by_both=tables), columns)
+        by_both = tuple(logits[..., :columns] for logits in self.tensors.by_both)
+        return self.combine(self.tensors._replace(by_both=by_both), columns)
 
     def scaled(self, weight: Tensor | float) -> "Factors":
         """Those of the logits times `weight`, which broadcasts to HTS: they are linear in the first tensor by query."""
         if not self.is_table:
             first, *rest = self.tensors.by_query
             return Factors(self.combine, self.tensors._replace(by_query=(first * weight, *rest)))
-
-        def combine(tensors: Tensors, columns: int) -> Tensor:
-            return self.combine(tensors, columns) * tensors.by_query[0]
-
         # A table is large, and not all of it may be needed: its parts are scaled where they are.
-        table = self.tensors.by_both[0]
-        weight_1HT1 = torch.as_tensor(weight, dtype=table.dtype, device=table.device).expand(*table.shape[:3], 1)
-        return Factors(combine, self.tensors._replace(by_query=(weight_1HT1,)))
+        logits = self.tensors.by_both[0]
+        weight_1HT1 = torch.as_tensor(weight, dtype=logits.dtype, device=logits.device).expand(*logits.shape[:3], 1)
+        return Factors(_scaled_table, self.tensors._replace(by_query=(weight_1HT1,)))
 
     def cast(self, dtype: torch.dtype) -> "Factors":
         """In another type."""
@@ -86,12 +82,21 @@ class Factors:
     @property
     def is_table(self) -> bool:
         """Whether they are there already."""
-        return len(self.tensors.by_query) + len(self.tensors.by_key) == 0
+        return self.combine is table
 
     @property
     def batch(self) -> int:
         """1 where they are the same for all rows."""
         return max(len(tensor) for tensor in self.tensors.by_query + self.tensors.by_both)
+
+
+def table(tensors: Tensors, columns: int) -> Tensor:
+    """Logits that are there."""
+    return tensors.by_both[0]
+
+
+def _scaled_table(tensors: Tensors, columns: int) -> Tensor:
+    return tensors.by_both[0] * tensors.by_query[0]
 
 
 def added_up(terms: Sequence[Factors]) -> Factors:
@@ -103,11 +108,13 @@ def added_up(terms: Sequence[Factors]) -> Factors:
         total: Tensor | None = None
         for term in terms:
             own = Tensors(*(tuple(itertools.islice(i, len(g))) for i, g in zip(groups, term.tensors, strict=True)))
-            logits_BHTS = term.combine(own, columns)
             if total is None:
-                total = logits_BHTS.clone() if term.is_table else logits_BHTS
+                total = term.combine(own, columns)
+                total = total.clone() if term.is_table else total
+            elif term.combine is _scaled_table:  # in one go
+                total.addcmul_(own.by_both[0], own.by_query[0])
             else:
-                total += logits_BHTS
+                total += term.combine(own, columns)
         assert total is not None
         return total
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.attention.parts.averages import Factors, Tensors
+from seqtk.attention.parts.averages import Factors, Tensors, table
 from seqtk.errors import UserError
 
 
@@ -97,7 +97,7 @@ class RandomLogits(Logits):
         self.matrix = nn.Parameter(torch.randn(config.heads, size, size) / math.sqrt(size))
 
     def factors(self, x_BTD: Tensor, *, rows: slice, columns: int) -> Factors:
-        return Factors(looked_up, Tensors(by_both=(_rows(self.matrix, rows),)))
+        return Factors(table, Tensors(by_both=(_rows(self.matrix, rows),)))
 
     @staticmethod
     def parameter_count(config: Any, dim: int) -> int:
@@ -114,7 +114,7 @@ class FixedRandomLogits(Logits):
         self.register_buffer("matrix", torch.randn(config.heads, config.max_length, config.max_length))
 
     def factors(self, x_BTD: Tensor, *, rows: slice, columns: int) -> Factors:
-        return Factors(looked_up, Tensors(by_both=(_rows(self.matrix, rows),)))
+        return Factors(table, Tensors(by_both=(_rows(self.matrix, rows),)))
 
     @staticmethod
     def parameter_count(config: Any, dim: int) -> int:
@@ -188,11 +188,6 @@ def _outer(tensors: Tensors, columns: int) -> Tensor:
     coarse_BHTa, fine_BHTb = tensors.by_query
     coarse_BHTa = coarse_BHTa[..., : -(-columns // fine_BHTb.shape[-1])]
     return (coarse_BHTa[..., :, None] * fine_BHTb[..., None, :]).flatten(-2)[..., :columns]
-
-
-def looked_up(tensors: Tensors, columns: int) -> Tensor:
-    """Logits that are there."""
-    return tensors.by_both[0]
 
 
 def _rows(matrix_HLX: Tensor, rows: slice) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 
 from seqtk.attention import Attention, AttentionConfig, Role, attentions
 from seqtk.attention.mixture import SynthesizerMixtureConfig
-from seqtk.attention.parts.averages import BLOCK, SHORT, Factors, Tensors, seen_of, weigh, weigh_at_once
-from seqtk.attention.parts.logits import factors, looked_up, product
+from seqtk.attention.parts.averages import BLOCK, SHORT, Factors, Tensors, seen_of, table, weigh, weigh_at_once
+from seqtk.attention.parts.logits import factors, product
 from seqtk.attention.softmax import SoftmaxAttention, SoftmaxConfig
 from seqtk.attention.synthesizer import (
     SynthesizerConfig,
@@ -267,7 +267,7 @@ def test_long_rows_that_share_their_logits_are_weighed_as_if_each_had_its_own(sp
     pad_BS = torch.arange(length) >= lengths[:, None]
 
     def run(logits_BHTS: torch.Tensor) -> list[torch.Tensor]:
-        y_BHTE = weigh(Factors(looked_up, Tensors(by_both=(logits_BHTS,))), value_BHSE, pad_BS=pad_BS)
+        y_BHTE = weigh(Factors(table, Tensors(by_both=(logits_BHTS,))), value_BHSE, pad_BS=pad_BS)
         return [y_BHTE, *torch.autograd.grad(y_BHTE.square().sum(), [logits_1HTS, value_BHSE])]
 
     for shared, own in zip(run(logits_1HTS), run(logits_1HTS.expand(4, -1, -1, -1)), strict=True):
