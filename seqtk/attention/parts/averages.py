@@ -224,11 +224,11 @@ class _Block:
 
 
 def _blocks(value_BHSE: Tensor, *, size: int, causal: bool) -> Iterator[_Block]:
-    """As many queries of a head as may be, up to all (causal: a quarter), and then as many heads."""
+    """As many queries of a head as may be, up to all (causal: an eighth), and then as many heads."""
     batch, heads, length = value_BHSE.shape[:3]
     most_rows = min(length, max(size // (batch * length), LEAST_ROWS))
     if causal:
-        most_rows = min(most_rows, max(length // 4, 2 * LEAST_ROWS))
+        most_rows = min(most_rows, max(length // 8, 2 * LEAST_ROWS))
     most_heads = min(heads, max(size // (batch * length * most_rows), 1))
     for head in range(0, heads, most_heads):
         for row in range(0, length, most_rows):
