@@ -20,7 +20,7 @@ from seqtk.modules.dropout import Dropout
 ALONE = -1e30
 """The logit of a position with itself: so low that it counts only where nothing else is seen."""
 
-PIECE = {"cpu": 2**18}
+PIECE = {"cpu": 2**19}
 """Logits that are there at once; elsewhere than on a CPU all of one round."""
 
 

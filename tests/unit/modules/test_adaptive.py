@@ -13,7 +13,7 @@ from seqtk.modules import head as module
 from seqtk.modules.bands import AdaptiveConfig
 from seqtk.modules.embedding import AdaptiveEmbedding
 from seqtk.modules.head import AdaptiveHead
-from tests.laws.memory import Largest
+from tests.laws.memory import Measure
 
 D, V, FACTOR = 8, 23, 2.0
 BANDS = AdaptiveConfig(cutoffs=(6, 13)).bands(V)  # of 6, 7 and 10 words, 8, 4 and 2 wide
@@ -99,9 +99,9 @@ def test_targets_are_scored_by_their_own_tail_alone(monkeypatch: pytest.MonkeyPa
     wanted_N = adaptive.log_probs(features_ND).gather(1, target_N[:, None]).squeeze(1)
     torch.testing.assert_close(adaptive.target_log_probs(features_ND, target_N), wanted_N)
     assert adaptive.target_log_probs(features_ND[:0], target_N[:0]).shape == (0,)
-    with Largest() as largest:
+    with Measure() as measure:
         adaptive.target_log_probs(features_ND, target_N)
-    assert largest.elements < len(target_N) * V
+    assert measure.largest < len(target_N) * V
 
 
 @torch.no_grad()
@@ -169,9 +169,9 @@ def test_no_more_logits_than_a_chunk_are_held(monkeypatch: pytest.MonkeyPatch) -
     bands = AdaptiveConfig(cutoffs=(100, 500)).bands(1000)
     adaptive = AdaptiveHead(bands, dim=4, factor=1.0)
     features_BTD = torch.randn(4, 500, 4, requires_grad=True)
-    with Largest() as largest:
+    with Measure() as measure:
         adaptive.losses(features_BTD, torch.randint(2, 1000, (4, 500))).total.backward()  # type: ignore[no-untyped-call]
-    assert largest.elements <= 2000 * 4  # the features; all logits would be 2000 × 102 and more
+    assert measure.largest <= 2000 * 4  # the features; all logits would be 2000 × 102 and more
 
 
 def test_label_smoothing_is_refused() -> None:
