@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention import Role, attentions
-from seqtk.errors import UserError
-from seqtk.schema import from_dict
+from seqtk.config.schema import from_dict
+from seqtk.utils.errors import UserError
 
 DECODING = "decoding"
 POSITIONS = (16, 64, 256, 1024)

@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from seqtk.data.dictionaries import Tokens
 from seqtk.data.preprocess import PreprocessConfig, preprocess
-from seqtk.data.subwords import train_tokenizer
+from seqtk.data.tokenizer_training import train_tokenizer
 from seqtk.data.vocabulary import EOS, UNK
+from seqtk.data.vocabulary_building import Tokens
 from seqtk.data.workers import available_cores
 
 WORDS_PER_LINE = 25

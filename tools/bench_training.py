@@ -32,17 +32,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk import schema
+from seqtk.checkpoint.model_file import tensors_of
+from seqtk.config import schema
 from seqtk.data.batch import TranslationBatch
 from seqtk.data.batching import epoch_batches
 from seqtk.data.indexed import IndexedWriter
 from seqtk.data.loader import Position, load_updates, updates
 from seqtk.data.vocabulary import EOS, PAD, UNK, Vocabulary
 from seqtk.training.config import TrainConfig
-from seqtk.training.distributed import start_world
-from seqtk.training.export import tensors_of
-from seqtk.training.machine import keep_freed_memory
+from seqtk.training.parallel import start_world
 from seqtk.training.trainer import Trainer
+from seqtk.utils.memory import keep_freed_memory
 
 DIM, FFN_DIM, HEADS, LAYERS = 256, 1024, 4, 3
 LABEL_SMOOTHING, CLIP_NORM = 0.1, 1.0

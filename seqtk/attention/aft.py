@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, attentions
-from seqtk.attention.parts import cache
-from seqtk.attention.parts.blocks import in_blocks
-from seqtk.attention.parts.building import check_at_least_one, xavier_linear
-from seqtk.attention.parts.by_heads import Projected, by_heads
-from seqtk.attention.parts.precision import wide
-from seqtk.attention.parts.rows import align
-from seqtk.attention.parts.weighed import NOTHING, Weighed, exponentials, running, weigh_all, weigh_past
+from seqtk.ops import cache
+from seqtk.ops.aft import NOTHING, Weighed, exponentials, running, weigh_all, weigh_past
+from seqtk.ops.blocks import in_blocks
+from seqtk.ops.head_checkpoint import Projected, by_heads
+from seqtk.ops.init import check_at_least_one, xavier_linear
+from seqtk.ops.precision import wide
+from seqtk.ops.rows import align
 
 
 @dataclass(frozen=True)

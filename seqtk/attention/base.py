@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from seqtk.errors import UserError
+from seqtk.config.registry import Registry
 from seqtk.modules.dropout import check_rate
-from seqtk.registry import Registry
+from seqtk.utils.errors import UserError
 
 State = Any
 """A pytree whose leaves are tensors with the batch first, or None: reordered by one `tree_map`."""

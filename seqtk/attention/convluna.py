@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from seqtk.attention.base import Role, State, attentions
 from seqtk.attention.luna import Luna, LunaConfig
-from seqtk.attention.parts.building import check_at_least_one
-from seqtk.attention.parts.depthwise import depthwise
-from seqtk.attention.parts.rows import align
-from seqtk.errors import UserError
+from seqtk.ops.depthwise import depthwise
+from seqtk.ops.init import check_at_least_one
+from seqtk.ops.rows import align
+from seqtk.utils.errors import UserError
 
 Temperature = Literal["unit", "sqrt", "learn"]
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
-from seqtk.attention.parts.by_heads import Projected, by_heads
-from seqtk.attention.parts.depthwise import depthwise
-from seqtk.errors import UserError
 from seqtk.modules.dropout import Dropout
+from seqtk.ops.depthwise import depthwise
+from seqtk.ops.head_checkpoint import Projected, by_heads
+from seqtk.utils.errors import UserError
 
 CHUNK = 32
 """Positions that one band matrix serves in long rows."""

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from seqtk.attention.base import Role, attentions
 from seqtk.attention.linear import ALL, KernelAttention, KernelConfig
-from seqtk.errors import UserError
 from seqtk.modules.dropout import Dropout
+from seqtk.utils.errors import UserError
 
 Kernel = Literal["ffn", "linear", "glu", "oglu", "aoglu"]
 GATED = ("glu", "oglu", "aoglu")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from seqtk.attention.base import Attention, AttentionConfig, Role, attentions
-from seqtk.attention.parts.precision import as_autocast, wide
-from seqtk.attention.parts.rows import align
+from seqtk.ops.precision import as_autocast, wide
+from seqtk.ops.rows import align
 
 
 @dataclass(frozen=True)

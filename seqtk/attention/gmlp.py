@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, attentions
-from seqtk.attention.parts import cache
-from seqtk.attention.parts.building import check_at_least_one, xavier_linear
-from seqtk.attention.parts.rows import align
+from seqtk.ops import cache
+from seqtk.ops.init import check_at_least_one, xavier_linear
+from seqtk.ops.rows import align
 
 
 @dataclass(frozen=True)

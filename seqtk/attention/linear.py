@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
-from seqtk.attention.parts.by_heads import Projected, by_heads
-from seqtk.attention.parts.scan import CHUNK, causal_sums
 from seqtk.modules.dropout import Dropout
+from seqtk.ops.head_checkpoint import Projected, by_heads
+from seqtk.ops.scan import CHUNK, causal_sums
 
 ALL = slice(None)
 """Of the heads."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
-from seqtk.attention.parts.dot_product import attend
-from seqtk.attention.parts.resizing import Resizable
-from seqtk.attention.parts.rows import align
+from seqtk.ops.dot_product import attend
+from seqtk.ops.resizing import Resizable
+from seqtk.ops.rows import align
 
 
 @dataclass(frozen=True)

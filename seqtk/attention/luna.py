@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import CarryingAttention, HeadedAttention, HeadedConfig, Role, State, attentions
-from seqtk.attention.parts.by_heads import OfHeads, Projected, by_heads
-from seqtk.attention.parts.dot_product import attend, padding_bias
-from seqtk.attention.parts.scan import causal_sums
-from seqtk.errors import UserError
 from seqtk.modules.dropout import Dropout
+from seqtk.ops.dot_product import attend, padding_bias
+from seqtk.ops.head_checkpoint import OfHeads, Projected, by_heads
+from seqtk.ops.scan import causal_sums
+from seqtk.utils.errors import UserError
 
 LN2 = math.log(2)
 

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, attentions
-from seqtk.attention.parts import cache
-from seqtk.attention.parts.building import check_at_least_one, xavier_linear
-from seqtk.attention.parts.dot_product import attend, attend_last, padding_bias
-from seqtk.attention.parts.ema import DampedAverage
-from seqtk.attention.parts.positions import rotate
-from seqtk.attention.parts.precision import as_autocast
-from seqtk.attention.parts.rows import align
-from seqtk.errors import UserError
 from seqtk.modules.dropout import check_rate
+from seqtk.ops import cache
+from seqtk.ops.dot_product import attend, attend_last, padding_bias
+from seqtk.ops.ema import DampedAverage
+from seqtk.ops.init import check_at_least_one, xavier_linear
+from seqtk.ops.positions import rotate
+from seqtk.ops.precision import as_autocast
+from seqtk.ops.rows import align
+from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)

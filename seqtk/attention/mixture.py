@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.attention.base import Role, State, attentions
-from seqtk.attention.parts import cache
-from seqtk.attention.parts.averages import Factors, Tensors, added_up, seen_of
-from seqtk.attention.parts.dot_product import attend, attend_last
-from seqtk.attention.parts.logits import SOURCES, product
 from seqtk.attention.synthesizer import SynthesizedAttention, SynthesizerConfig, keeping_fine
-from seqtk.errors import UserError
+from seqtk.ops import cache
+from seqtk.ops.blockwise_softmax import Factors, Tensors, added_up, seen_of
+from seqtk.ops.dot_product import attend, attend_last
+from seqtk.ops.logits import SOURCES, product
+from seqtk.utils.errors import UserError
 
 Part = Literal["dot", "dense", "random", "fixed_random", "factorized_dense", "factorized_random"]
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, attentions
-from seqtk.attention.parts.by_heads import Projected, by_heads
-from seqtk.attention.parts.depthwise import depthwise
-from seqtk.attention.parts.dot_product import attend
-from seqtk.attention.parts.rows import align
-from seqtk.errors import UserError
+from seqtk.ops.depthwise import depthwise
+from seqtk.ops.dot_product import attend
+from seqtk.ops.head_checkpoint import Projected, by_heads
+from seqtk.ops.rows import align
+from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from seqtk.attention.base import Role, attentions
 from seqtk.attention.linear import ALL, KernelAttention, KernelConfig, product
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 HEADROOM = 64.0
 """The logarithm that the largest possible feature of a causal key is brought to; float32 ends at 88."""

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
-from seqtk.attention.parts.dot_product import attend
-from seqtk.attention.parts.rows import align
-from seqtk.errors import UserError
+from seqtk.ops.dot_product import attend
+from seqtk.ops.rows import align
+from seqtk.utils.errors import UserError
 
 
 class PooledKeysAttention(HeadedAttention):

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedConfig, Role, State, attentions
-from seqtk.attention.parts import cache
-from seqtk.attention.parts.buckets import Rounds, attend
-from seqtk.attention.parts.building import check_at_least_one
-from seqtk.attention.parts.pattern import PatternAttention, absent
-from seqtk.errors import UserError
+from seqtk.ops import cache
+from seqtk.ops.block_pattern import PatternAttention, absent
+from seqtk.ops.init import check_at_least_one
+from seqtk.ops.lsh import Rounds, attend
+from seqtk.utils.errors import UserError
 
 ALONE = -1e5
 """Added to the logit of a position with itself, so that it counts only where nothing else is seen."""

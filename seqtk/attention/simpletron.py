@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
-from seqtk.attention.parts.by_heads import Projected, by_heads
-from seqtk.attention.parts.precision import as_autocast, wide
-from seqtk.attention.parts.scan import causal_sums
 from seqtk.modules.dropout import Dropout
+from seqtk.ops.head_checkpoint import Projected, by_heads
+from seqtk.ops.precision import as_autocast, wide
+from seqtk.ops.scan import causal_sums
 
 
 @dataclass(frozen=True)

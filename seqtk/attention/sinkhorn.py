@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from seqtk.attention.base import HeadedConfig, Role, attentions
-from seqtk.attention.parts.blocks import in_blocks
-from seqtk.attention.parts.building import check_at_least_one
-from seqtk.attention.parts.dot_product import attend
-from seqtk.attention.parts.pattern import absent
 from seqtk.attention.windows import NearAttention
-from seqtk.errors import UserError
+from seqtk.ops.block_pattern import absent
+from seqtk.ops.blocks import in_blocks
+from seqtk.ops.dot_product import attend
+from seqtk.ops.init import check_at_least_one
+from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)

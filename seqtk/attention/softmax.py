@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
-from seqtk.attention.parts import cache
-from seqtk.attention.parts.building import check_at_least_one
-from seqtk.attention.parts.dot_product import attend, attend_last, padding_bias
-from seqtk.attention.parts.flex import LEAST_HEAD_DIM, alibi_score, flex_attend, seen_by
-from seqtk.attention.parts.positions import BUCKETS, AlibiBias, DistanceBias, T5Bias, alibi_slopes, rotate
-from seqtk.errors import UserError
+from seqtk.ops import cache
+from seqtk.ops.dot_product import attend, attend_last, padding_bias
+from seqtk.ops.flex import LEAST_HEAD_DIM, alibi_score, flex_attend, seen_by
+from seqtk.ops.init import check_at_least_one
+from seqtk.ops.positions import BUCKETS, AlibiBias, DistanceBias, T5Bias, alibi_slopes, rotate
+from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class SoftmaxAttention(HeadedAttention):
     `kv_heads` K: query head h reads keys and values of head ⌊h K / H⌋ (Ainslie et al. 2023, arXiv 2305.13245; K = 1:
     Shazeer 2019, arXiv 1911.02150); 2 D² + 2 M E K (+ 2 D + 2 E K bias), and a cache of K heads.
     `positions`: `rotary` turns queries and keys; `alibi` and `t5` (32 H more parameters) add a bias by distance
-    (`seqtk/attention/parts/positions.py`).
+    (`seqtk/ops/positions.py`).
     `qk_norm`: g ⊙ x / rms(x) of each head's query and key before they are turned, so that logits stay bounded; 2 E more
     parameters, shared by the heads (Henry et al. 2020, arXiv 2010.04245, with the trained scale and the 1 / √E of
     Dehghani et al. 2023, arXiv 2302.05442).

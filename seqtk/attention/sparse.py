@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from seqtk.attention.base import HeadedConfig, Role, State, attentions
-from seqtk.attention.parts import cache
-from seqtk.attention.parts.blocks import in_blocks
-from seqtk.attention.parts.building import check_at_least_one
-from seqtk.attention.parts.cache import append
-from seqtk.attention.parts.dot_product import attend, causal_mask
-from seqtk.attention.parts.pattern import Span, absent
 from seqtk.attention.windows import NearAttention, window_span
-from seqtk.errors import UserError
+from seqtk.ops import cache
+from seqtk.ops.block_pattern import Span, absent
+from seqtk.ops.blocks import in_blocks
+from seqtk.ops.cache import append
+from seqtk.ops.dot_product import attend, causal_mask
+from seqtk.ops.init import check_at_least_one
+from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)

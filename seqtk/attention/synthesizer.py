@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
-from seqtk.attention.parts import cache
-from seqtk.attention.parts.averages import Factors, weigh
-from seqtk.attention.parts.logits import SOURCES, factors
-from seqtk.attention.parts.resizing import Resizable
-from seqtk.attention.parts.rows import align
+from seqtk.ops import cache
+from seqtk.ops.blockwise_softmax import Factors, weigh
+from seqtk.ops.logits import SOURCES, factors
+from seqtk.ops.resizing import Resizable
+from seqtk.ops.rows import align
 
 
 @dataclass(frozen=True)

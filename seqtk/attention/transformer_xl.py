@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, SegmentAttention, State, attentions
-from seqtk.attention.parts.building import check_at_least_one
-from seqtk.attention.parts.cache import append
-from seqtk.attention.parts.dot_product import attend
-from seqtk.errors import UserError
+from seqtk.ops.cache import append
+from seqtk.ops.dot_product import attend
+from seqtk.ops.init import check_at_least_one
+from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedConfig, Role, State, attentions
-from seqtk.attention.parts.building import check_at_least_one
-from seqtk.attention.parts.by_heads import Projected
-from seqtk.attention.parts.cache import append
-from seqtk.attention.parts.dot_product import attend, causal_mask
-from seqtk.attention.parts.pattern import PatternAttention, Run, Span
+from seqtk.ops.block_pattern import PatternAttention, Run, Span
+from seqtk.ops.cache import append
+from seqtk.ops.dot_product import attend, causal_mask
+from seqtk.ops.head_checkpoint import Projected
+from seqtk.ops.init import check_at_least_one
 
 
 class NearAttention(PatternAttention):

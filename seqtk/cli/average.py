@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seqtk.cli.command import command
-from seqtk.errors import UserError, how_many, near_path
+from seqtk.utils.errors import UserError, how_many, near_path
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class AverageConfig:
 def main(config: AverageConfig) -> None:
     """Average the weights of checkpoints: seqtk-average checkpoint=SAVE_DIR [last=5] [output=FILE]."""
     paths = _paths(config)
-    from seqtk.training.export import average, write_export
+    from seqtk.checkpoint.model_file import average, write_export
 
     output = Path(config.output) if config.output else Path(config.checkpoint) / "average.safetensors"
     if not config.output and "," in config.checkpoint:
@@ -42,7 +42,7 @@ def _paths(config: AverageConfig) -> list[str]:
     save_dir = Path(config.checkpoint)
     if not save_dir.is_dir():
         raise UserError(f"There is no folder {save_dir}.", "Give the save_dir of a run.", *near_path(save_dir))
-    from seqtk.training.checkpoint import checkpoints_of
+    from seqtk.checkpoint.run_state import checkpoints_of
 
     folders = checkpoints_of(save_dir)
     if not folders:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import seqtk
-from seqtk import schema
 from seqtk.cli.recipe_files import find_recipe
-from seqtk.errors import UserError, nearest
-from seqtk.registry import load_plugins
+from seqtk.config import schema
+from seqtk.config.registry import load_plugins
+from seqtk.utils.errors import UserError, nearest
 
 C = TypeVar("C")
 

@@ -1,8 +1,7 @@
 """Recipes and key=value arguments → a typed config, and back to YAML.
 
-Hydra reads the defaults lists and the arguments; seqtk.schema does all checking. Each recipe of a defaults list is set
-onto the config by itself, in order: so one that fills a slot with another kind replaces what its parents said there,
-and nothing of theirs leaks into it.
+Hydra reads the defaults lists and the arguments; seqtk.config.schema checks all values. Each recipe of a defaults list
+is applied to the config in order, so a recipe that fills a slot with another kind replaces its parents' settings there.
 """
 
 import math
@@ -22,9 +21,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from seqtk import schema
 from seqtk.cli.recipe_files import recipe_folder, recipe_names
-from seqtk.errors import UserError, nearest
+from seqtk.config import schema
+from seqtk.utils.errors import UserError, nearest
 
 C = TypeVar("C")
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from seqtk.cli.loading import LoadConfig, check_ensemble, check_loading, load_models
-from seqtk.errors import UserError
 from seqtk.generation.config import SearchConfig
+from seqtk.utils.errors import UserError
 
 if TYPE_CHECKING:
     from seqtk.generation.decode import Decoder, Sentence

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from seqtk.cli.command import command
 from seqtk.cli.loading import LoadConfig, check_dictionary, check_ensemble, check_loading, load_models
-from seqtk.errors import UserError, naming
+from seqtk.utils.errors import UserError, naming
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from seqtk.checkpoint.model_file import LoadedModel
     from seqtk.data.blocks import ContextBlocks
     from seqtk.data.databin import DataBin
     from seqtk.data.report import TextCount
     from seqtk.generation.evaluation import StreamScores
     from seqtk.tasks.language_modeling import LanguageModelingTask
-    from seqtk.training.export import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def main(config: EvalConfig) -> None:
     with _corpus(config, task) as (data, split), contextlib.ExitStack() as stack:
         from seqtk.data.batching import BatchingConfig
         from seqtk.generation.evaluation import score_lines, score_stream
-        from seqtk.generation.lines import text_output
+        from seqtk.utils.text_io import text_output
 
         task.open(data)
         check_dictionary(data, data.source_lang, task.vocabulary)
@@ -114,7 +114,7 @@ def _corpus(config: EvalConfig, task: "LanguageModelingTask") -> "Iterator[tuple
     """The data-bin and the split to score; of a text, one that lasts as long as this context."""
     from seqtk.data.corpus import find_text
     from seqtk.data.databin import DataBin
-    from seqtk.data.encoded import encode_text
+    from seqtk.data.temporary_databin import encode_text
     from seqtk.tasks.text import check_made
 
     if config.input is None:
@@ -175,7 +175,7 @@ def _progress(blocks: "ContextBlocks") -> "tqdm[Any]":
 
 def _print(config: EvalConfig, blocks: "ContextBlocks", scores: "StreamScores", text: "TextCount | None") -> None:
     from seqtk.tasks.language_modeling import text_figures
-    from seqtk.training.logs import short
+    from seqtk.training.logging import short
     from seqtk.training.validation import means
 
     tokens, nll = scores.tokens, scores.nll

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 from seqtk.cli.command import command
 from seqtk.cli.decoding import Continuing, DecodeConfig, Translating, check_decoding, check_room, load_decoder
 from seqtk.cli.loading import check_dictionary
-from seqtk.errors import UserError, how_many
+from seqtk.utils.errors import UserError, how_many
 
 if TYPE_CHECKING:
     from seqtk.generation.decode import Sentence
@@ -42,7 +42,7 @@ def main(config: GenerateConfig) -> None:
     seqtk-generate checkpoint=PATH [input=FILE|-] [temperature=0.8 top_k=40 top_p=0.95 nbest=3 seed=1 …].
     """
     _check(config)
-    from seqtk.generation.lines import text_output
+    from seqtk.utils.text_io import text_output
 
     able = load_decoder(config, score_targets=config.score_reference)
     sentences = _prompts(config, able) if isinstance(able, Continuing) else _sentences(config, able)
@@ -74,7 +74,7 @@ def _prompts(config: GenerateConfig, able: Continuing) -> "Iterator[Sentence]":
                 f"{key}= is for translations, and {config.checkpoint} holds a language model.",
                 "Its prompts are the lines of input=; seqtk-eval-lm scores text.",
             )
-    from seqtk.generation.lines import read_lines
+    from seqtk.utils.text_io import read_lines
 
     return map(able.sentence, ("",) if config.input is None else read_lines(config.input))
 
@@ -113,7 +113,7 @@ def _from_data(config: GenerateConfig, task: "TranslationTask") -> "Iterator[Sen
 
 
 def _from_text(config: GenerateConfig, able: Translating) -> "Iterator[Sentence]":
-    from seqtk.generation.lines import read_lines
+    from seqtk.utils.text_io import read_lines
 
     assert config.input is not None
     files = [config.input, *(path for path in (config.reference, config.prefix) if path is not None)]
@@ -137,7 +137,7 @@ def _decode(
     from seqtk.data.vocabulary import UNK
     from seqtk.generation.decode import in_order
     from seqtk.generation.workers import decoding_processes
-    from seqtk.training.machine import keep_freed_memory
+    from seqtk.utils.memory import keep_freed_memory
 
     decoder, writer, continuing = able.decoder, able.writer, isinstance(able, Continuing)
     batching = BatchingConfig(max_tokens=config.max_tokens, max_sentences=config.max_sentences)
@@ -174,7 +174,7 @@ def _decode(
 
 
 def _scores(config: GenerateConfig, texts: Sequence[str], references: Sequence[str], output: TextIO) -> None:
-    from seqtk.generation.metrics import corpus_scores
+    from seqtk.metrics.text import corpus_scores
 
     if config.format == "fairseq":
         output.write("NOTE: hypothesis and token scores are output in base 2\n")

@@ -12,8 +12,8 @@ import typing
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from seqtk import schema
-from seqtk.registry import REGISTRIES, Registry, registry_of
+from seqtk.config import schema
+from seqtk.config.registry import REGISTRIES, Registry, registry_of
 
 KEY_WIDTH = 44
 FEW = 6

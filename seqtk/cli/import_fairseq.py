@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seqtk.cli.command import command
-from seqtk.errors import UserError, how_many
+from seqtk.utils.errors import UserError, how_many
 
 if TYPE_CHECKING:
     from seqtk.interop.fairseq import Imported
@@ -96,9 +96,9 @@ def _check_size(config: ImportConfig, dictionary: str, tokens: int, rows: int) -
 
 def _write(output: Path, imported: "Imported | ImportedLanguageModel", task: "Task", *, checkpoint: Path) -> int:
     """Write the export; the number of its parameters."""
+    from seqtk.checkpoint.model_file import save_export, tensors_of
     from seqtk.criterions.cross_entropy import LabelSmoothedConfig
     from seqtk.training.config import TrainConfig
-    from seqtk.training.export import save_export, tensors_of
 
     model = imported.model()
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from seqtk.cli.command import command
 from seqtk.cli.decoding import Continuing, DecodeConfig, Translating, check_decoding, check_room, load_decoder
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 if TYPE_CHECKING:
     from seqtk.generation.decode import Translation
@@ -33,7 +33,7 @@ def main(config: InteractiveConfig) -> None:
     prompting = sys.stdin.isatty()
     if config.buffer_size < 1:
         raise UserError(f"buffer_size={config.buffer_size} must be at least 1.")
-    from seqtk.generation.lines import read_lines, text_output
+    from seqtk.utils.text_io import read_lines, text_output
 
     able = load_decoder(config)
     if not prompting and not isinstance(able, Continuing):

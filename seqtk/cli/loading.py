@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
+    from seqtk.checkpoint.model_file import LoadedModel
     from seqtk.data.databin import DataBin
     from seqtk.data.vocabulary import Vocabulary
-    from seqtk.training.export import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def load_models(config: LoadConfig) -> "tuple[list[LoadedModel], torch.device]":
     check_loading(config)
     import torch
 
-    from seqtk.training.export import load_model
+    from seqtk.checkpoint.model_file import load_model
 
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but torch finds no GPU.", "Set device=cpu.")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from seqtk.cli.command import command, reporting_errors
 from seqtk.corpora import CORPORA
 from seqtk.corpora.prepare import PrepareConfig, prepare
-from seqtk.corpora.reporter import Reporter
-from seqtk.errors import UserError, nearest
+from seqtk.utils.errors import UserError, nearest
+from seqtk.utils.progress import Reporter
 
 PROGRAM = "seqtk-prepare"
 

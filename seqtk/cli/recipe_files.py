@@ -3,7 +3,7 @@
 import importlib.resources
 from pathlib import Path
 
-from seqtk.errors import UserError, nearest
+from seqtk.utils.errors import UserError, nearest
 
 
 def recipe_folder() -> Path:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seqtk.cli.command import command
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ def main(config: ResizeConfig) -> None:
         why = "it is a folder" if output.is_dir() else f"there is no folder {output.parent}"
         raise UserError(f"{output} cannot be written: {why}.")
 
-    from seqtk.training.export import read_export, write_export
-    from seqtk.training.resizing import resize
+    from seqtk.checkpoint.model_file import read_export, write_export
+    from seqtk.checkpoint.resize import resize
 
     export = resize(read_export(config.checkpoint), max_length=config.max_length, source=config.checkpoint)
     write_export(output, export)

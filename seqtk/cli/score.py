@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from seqtk.cli.command import command
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ def main(config: ScoreConfig) -> None:
     paths = config.hypothesis.split(",")
     if len(set(paths)) < len(paths) or [*paths, config.reference].count("-") > 1:
         raise UserError("A file is named twice.", f"hypothesis={config.hypothesis} reference={config.reference}")
-    from seqtk.generation.lines import read_lines
-    from seqtk.generation.metrics import check_lengths
+    from seqtk.metrics.text import check_lengths
+    from seqtk.utils.text_io import read_lines
 
     systems = {path: list(read_lines(path)) for path in paths}
     references = list(read_lines(config.reference))
@@ -45,7 +45,7 @@ def main(config: ScoreConfig) -> None:
 
 
 def _one(config: ScoreConfig, hypotheses: Sequence[str], references: Sequence[str]) -> None:
-    from seqtk.generation.metrics import corpus_scores
+    from seqtk.metrics.text import corpus_scores
 
     scores = corpus_scores(
         hypotheses,
@@ -59,7 +59,7 @@ def _one(config: ScoreConfig, hypotheses: Sequence[str], references: Sequence[st
 
 
 def _compare(config: ScoreConfig, systems: Mapping[str, Sequence[str]], references: Sequence[str]) -> None:
-    from seqtk.generation.metrics import paired_bootstrap
+    from seqtk.metrics.text import paired_bootstrap
 
     compared = paired_bootstrap(
         systems,

@@ -4,7 +4,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from seqtk.cli.command import command
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 if TYPE_CHECKING:
     from seqtk.training.config import TrainConfig

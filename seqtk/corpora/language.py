@@ -7,7 +7,7 @@ published archives for the others, which agree with each other where they overla
 from dataclasses import replace
 from typing import Any
 
-from seqtk.corpora.declared import Corpus, Published
+from seqtk.corpora.spec import Corpus, Published
 from seqtk.corpora.texts import Lines, Part
 
 ENWIK8 = Corpus(

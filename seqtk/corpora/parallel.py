@@ -4,7 +4,7 @@ Lengths and checksums: the records of TensorFlow Datasets (training sets), sacre
 (Multi30k). Of the UN and Giga corpora none are published.
 """
 
-from seqtk.corpora.declared import Corpus, Published
+from seqtk.corpora.spec import Corpus, Published
 from seqtk.corpora.texts import Lines, Pairs
 
 _STATMT = "https://www.statmt.org"

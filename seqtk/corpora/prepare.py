@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from seqtk import __version__
-from seqtk.corpora.declared import Corpus, Published, Text, check_file
-from seqtk.corpora.fetch import Patience, fetch
-from seqtk.corpora.find import find_all
-from seqtk.corpora.reporter import Reporter, counted
-from seqtk.corpora.room import room, whole_files
+from seqtk.corpora.download import Patience, fetch
+from seqtk.corpora.local import find_all
+from seqtk.corpora.spec import Corpus, Published, Text, check_file
 from seqtk.corpora.unpack import unpack
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.data.report import Report
-from seqtk.data.staging import check_writable, refuse_overwriting
-from seqtk.errors import UserError
+from seqtk.data.staging import refuse_overwriting
+from seqtk.utils.errors import UserError
+from seqtk.utils.files import atomic_files, check_writable, disk_full_errors
+from seqtk.utils.progress import Reporter, counted
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def prepare(corpus: Corpus, config: PrepareConfig, *, reporter: Reporter, patien
     items = _unpack(files, unpacked, record, reporter)
     for text in corpus.texts:
         _write(text, items, folder, record, reporter)
-    with room(destination):
+    with disk_full_errors(destination):
         settings = _settings(corpus, config, folder, destination)
         report = preprocess(settings, notify=reporter.notify, progress=reporter.progress)
     shutil.rmtree(unpacked, ignore_errors=True)
@@ -118,7 +118,7 @@ class _Record:
             return dict(made["counts"])
         counts = make()
         self._made[name] = {"of": key, "counts": counts}
-        with whole_files([self._path]) as (file,):
+        with atomic_files([self._path]) as (file,):
             file.write(json.dumps({**self._head, "made": self._made}, indent=1, ensure_ascii=False).encode() + b"\n")
         return counts
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 
-from seqtk.corpora.declared import chunks
-from seqtk.corpora.reporter import Reporter, counted
-from seqtk.corpora.room import whole_files
+from seqtk.corpora.spec import chunks
 from seqtk.data.corpus import check_equal, check_text, open_text, read_blocks
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
+from seqtk.utils.files import atomic_files
+from seqtk.utils.progress import Reporter, counted
 
 # Control characters, and what else separates or marks nothing that one sees: U+0080 to U+009F, U+2028, U+2029, U+FEFF.
 _CONTROL = bytes(byte if byte == ord("\n") or 0x20 <= byte != 0x7F else 0x20 for byte in range(256))
@@ -53,7 +53,7 @@ class Part(_FromOne):
         """Copy the bytes."""
         left = self.length
         bar = reporter.bar(self.length, f"writing {self.name}")
-        with open_text(inputs[self.source]) as file, whole_files(outputs) as (output,), bar:
+        with open_text(inputs[self.source]) as file, atomic_files(outputs) as (output,), bar:
             file.seek(self.start)
             while left and (chunk := file.read(min(left, 1 << 20))):
                 output.write(chunk)
@@ -77,7 +77,7 @@ class Lines(_FromOne):
         sgml = path.name.removesuffix(".gz").endswith(".sgm")
         lines, size, last = 0, 0, b"\n"
         with (
-            whole_files(outputs) as (output,),
+            atomic_files(outputs) as (output,),
             open_text(path) as file,
             reporter.bytes_bar(path, f"writing {self.name}") as bar,
         ):
@@ -114,7 +114,7 @@ class Pairs:
     def write(self, inputs: Mapping[str, Path], outputs: Sequence[Path], *, reporter: Reporter) -> dict[str, int]:
         """Clean and copy the pairs; how many there were, were left out, and are kept."""
         total = dict.fromkeys(_KEPT_OR_NOT, 0)
-        with whole_files(outputs) as files:
+        with atomic_files(outputs) as files:
             for pair in self.sources:
                 paths = [inputs[name] for name in pair]
                 lines = [check_text(path, utf8=False) for path in paths]

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from seqtk.corpora.declared import Check, Published
-from seqtk.corpora.reporter import Reporter
-from seqtk.corpora.room import whole_files
-from seqtk.errors import UserError
+from seqtk.corpora.spec import Check, Published
+from seqtk.utils.errors import UserError
+from seqtk.utils.files import atomic_files
+from seqtk.utils.progress import Reporter
 
 _CHUNK_BYTES = 1 << 20
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, NotImplementedError)
@@ -32,7 +32,7 @@ def unpack(archive: Path, targets: Mapping[Published, Path], *, reporter: Report
     def copy(member: Published, source: IO[bytes], size: int) -> None:
         check = Check(member)
         bar = reporter.bar(size, f"unpacking {member.file_name}")
-        with whole_files([targets[member]]) as (file,), bar, _naming(archive):
+        with atomic_files([targets[member]]) as (file,), bar, _naming(archive):
             if member.length not in (None, size):
                 raise UserError(
                     f"{member.name} in {archive} is not as it was published:",

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from seqtk.attention import State
+from seqtk.config.registry import Registry
 from seqtk.models import Model
-from seqtk.registry import Registry
 
 
 @dataclass(frozen=True)

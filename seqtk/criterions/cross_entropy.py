@@ -5,8 +5,8 @@ from typing import Any
 
 from seqtk.attention import State
 from seqtk.criterions.base import Criterion, CriterionConfig, Loss, criterions
-from seqtk.errors import UserError
 from seqtk.models import Model
+from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seqtk.data.vocabulary import EOS, PAD, Vocabulary
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)

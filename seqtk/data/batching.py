@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from seqtk.errors import UserError, how_many
+from seqtk.utils.errors import UserError, how_many
 
 IndexArray: TypeAlias = npt.NDArray[np.int64]
 SizeArray: TypeAlias = npt.NDArray[np.integer[Any]]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from seqtk.data.indexed import IndexedDataset
 from seqtk.data.vocabulary import EOS
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 BreakMode = Literal["none", "complete", "complete_doc", "eos"]
 

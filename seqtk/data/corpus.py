@@ -12,7 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from seqtk.errors import UserError, near_path
+from seqtk.utils.errors import UserError, near_path
+from seqtk.utils.text_io import not_utf8
 
 BLOCK_BYTES = 1 << 20
 
@@ -148,14 +149,6 @@ def read_chunk(file: IO[bytes], path: Path) -> bytes:
         return file.read(BLOCK_BYTES)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is not a whole gzip file: {error}.", "Download or compress it again.") from None
-
-
-def not_utf8(error: UnicodeDecodeError, path: Path | str, line: int) -> UserError:
-    """What is said of a line that is not UTF-8."""
-    return UserError(
-        f"Line {line:,} of {path} is not UTF-8: {error.reason} {error.object[error.start : error.start + 1]!r}.",
-        "Convert the file, for example with iconv -f latin1 -t utf-8.",
-    )
 
 
 def _check_utf8(block: bytes, path: Path, lines_before: int) -> int:

@@ -17,7 +17,7 @@ from seqtk.data.indexed import IndexedDataset
 from seqtk.data.report import TextCount
 from seqtk.data.tokenizer import Tokenizer
 from seqtk.data.vocabulary import Vocabulary
-from seqtk.errors import UserError, near_path, nearest
+from seqtk.utils.errors import UserError, near_path, nearest
 
 RECORD = "preprocess.json"
 NO_LANGUAGE = "None"  # what fairseq-preprocess writes for the other side when it is given one language only

@@ -13,7 +13,7 @@ from seqtk.data.indexed import dtype_for
 from seqtk.data.report import TextCount, count_text
 from seqtk.data.tokenizer import Tokenizer
 from seqtk.data.vocabulary import EOS, UNK, Vocabulary
-from seqtk.data.words import WordTable, joined, words_in_lines
+from seqtk.data.word_lookup import WordTable, joined, words_in_lines
 
 Ids = npt.NDArray[Any]
 

@@ -13,18 +13,19 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from seqtk import __version__, schema
+from seqtk import __version__
+from seqtk.config import schema
+from seqtk.data.char_tokenizer import SymbolEncoder
 from seqtk.data.corpus import BLOCK_BYTES, Text, check_equal, check_text, read_blocks
-from seqtk.data.dictionaries import Side, Tokens, VocabularyConfig, make_sides
 from seqtk.data.encoding import BlockEncoder, EncodedBlock, LineEncoder, PieceEncoder, WordEncoder
 from seqtk.data.filters import RULES, LengthFilter
 from seqtk.data.indexed import IndexedWriter
 from seqtk.data.report import Report, SideCount, SplitCount, TextCount
 from seqtk.data.staging import refuse_overwriting, staged
-from seqtk.data.symbols import SymbolEncoder
 from seqtk.data.vocabulary import UNK, Vocabulary
+from seqtk.data.vocabulary_building import Side, Tokens, VocabularyConfig, make_sides
 from seqtk.data.workers import available_cores, ordered_map
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)

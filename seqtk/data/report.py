@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from seqtk.data.filters import RULES
-from seqtk.data.words import count_words
+from seqtk.data.word_lookup import count_words
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from seqtk.errors import UserError, naming
+from seqtk.utils.errors import UserError, naming
+from seqtk.utils.files import check_writable
 
 _DICTIONARIES = ("dict.txt", "dict.*.txt")
 _OTHERS = (
@@ -20,20 +20,6 @@ _OTHERS = (
     "preprocess.json",
     "preprocess.log",
 )
-
-
-def check_writable(folder: Path, *, key: str) -> None:
-    """Raises UserError unless something can be made in `folder`, which need not be there; leaves nothing behind."""
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
-    try:
-        with tempfile.TemporaryDirectory(prefix=".seqtk-", dir=there):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{key}={folder} cannot be written.",
-            f"Nothing can be made in {there}: {error.strerror}.",
-            f"Set {key}= to another folder.",
-        ) from None
 
 
 def refuse_overwriting(destination: Path, *, overwrite: bool) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import sentencepiece
 
-from seqtk.data import symbols
+from seqtk.data import char_tokenizer as symbols
 from seqtk.data.vocabulary import SPECIALS, Vocabulary
-from seqtk.errors import UserError, nearest
+from seqtk.utils.errors import UserError, nearest
 
 _SPACE_PIECE = "\u2581"
 
@@ -74,7 +74,7 @@ class Tokenizer:
 
         `separator` names the subword marker that `decode` removes, as fairseq's `--remove-bpe` does: `"@@ "`,
         `"sentencepiece"`, `"wordpiece"`, `"letter"`, `"_EOW"` or `"silence"`; None leaves tokens apart. `"bytes"` and
-        `"characters"` split text into these, under the names that `seqtk.data.symbols` gives them.
+        `"characters"` split text into these, under the names that `seqtk.data.char_tokenizer` gives them.
         """
         return cls(None, separator)
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 _IN_FLIGHT_PER_WORKER = 3
 _function: Callable[..., Any]

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from seqtk.data.batch import LanguageBatch, TranslationBatch
 from seqtk.data.vocabulary import EOS
-from seqtk.errors import UserError
 from seqtk.generation.config import SearchConfig
 from seqtk.generation.constraints import Constraints
+from seqtk.generation.decoder_state import Rows
 from seqtk.generation.hypotheses import NOTHING, Hypothesis, ended
-from seqtk.generation.states import Rows
 from seqtk.models.base import Model
+from seqtk.utils.errors import UserError
 
 NOT_NUMBERS = (
     "The model's log-probabilities are not numbers (NaN).",

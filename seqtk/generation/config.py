@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from seqtk.data.batch import LanguageBatch, TranslationBatch, collate_pairs, pad
 from seqtk.data.batching import BatchingConfig, ordered_batches
 from seqtk.data.vocabulary import EOS
 from seqtk.generation.config import SearchConfig
-from seqtk.generation.limits import longest_source, longest_target
+from seqtk.generation.length_limits import longest_source, longest_target
 from seqtk.generation.scoring import score
 from seqtk.generation.search import HasNeverGenerated, Hypothesis, search
 from seqtk.models.base import Model

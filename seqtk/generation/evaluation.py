@@ -20,11 +20,11 @@ from seqtk.data.indexed import IndexedDataset
 from seqtk.data.loader import Loader
 from seqtk.data.streams import stream_rows
 from seqtk.data.vocabulary import PAD, UNK, Vocabulary
-from seqtk.errors import UserError
 from seqtk.generation.beams import NOT_NUMBERS
-from seqtk.generation.limits import longest_target
-from seqtk.generation.states import rows_of
+from seqtk.generation.decoder_state import rows_of
+from seqtk.generation.length_limits import longest_target
 from seqtk.models.base import Model
+from seqtk.utils.errors import UserError
 
 SUMMED = 1 << 20
 

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from seqtk.data.batch import LanguageBatch, TranslationBatch
 from seqtk.data.vocabulary import EOS
-from seqtk.errors import UserError
 from seqtk.generation.beams import NOT_NUMBERS, best
 from seqtk.generation.config import SearchConfig
 from seqtk.generation.constraints import BANNED, Constraints
+from seqtk.generation.decoder_state import Rows
 from seqtk.generation.hypotheses import Hypothesis, ended
-from seqtk.generation.states import Rows
 from seqtk.models.base import Model
+from seqtk.utils.errors import UserError
 
 
 @torch.no_grad()

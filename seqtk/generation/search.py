@@ -15,7 +15,7 @@ from seqtk.generation.beams import beam_search
 from seqtk.generation.config import SearchConfig as SearchConfig
 from seqtk.generation.constraints import Constraints
 from seqtk.generation.hypotheses import Hypothesis as Hypothesis
-from seqtk.generation.limits import text_lengths
+from seqtk.generation.length_limits import text_lengths
 from seqtk.generation.sampling import sample
 from seqtk.models.base import Model
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from seqtk.attention.softmax import SoftmaxConfig
-from seqtk.errors import UserError, nearest
 from seqtk.interop.fairseq_file import ACTIVATIONS, FairseqFile, read_fairseq, rows
 from seqtk.interop.fairseq_keys import our_state, todays_names
 from seqtk.interop.fairseq_lightconv import convolutions, is_lightconv
@@ -21,6 +20,7 @@ from seqtk.interop.fairseq_options import SIDES, Options
 from seqtk.models.encoder import EncoderConfig
 from seqtk.models.stacks import DecoderConfig, Pattern
 from seqtk.models.transformer import SharedEmbeddings, Transformer, TransformerConfig
+from seqtk.utils.errors import UserError, nearest
 
 REFUSED = {
     "adaptive_input": "adaptive input embeddings",

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from seqtk.errors import UserError
 from seqtk.interop.fairseq_file import rows
 from seqtk.interop.fairseq_options import Options
-from seqtk.modules.bands import AdaptiveConfig
+from seqtk.modules.adaptive_clusters import AdaptiveConfig
+from seqtk.utils.errors import UserError
 
 TABLE = re.compile(r"decoder\.embed_tokens\.embeddings\.\d+\.0\.weight")
 HEAD = "decoder.adaptive_softmax.head"

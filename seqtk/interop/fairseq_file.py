@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from seqtk.errors import UserError
 from seqtk.interop.fairseq_options import Options, flat_options
 from seqtk.interop.unpickle import plain, read_checkpoint
 from seqtk.modules.feedforward import Activation
+from seqtk.utils.errors import UserError
 
 ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu"}
 """fairseq's names of the activations that ours has."""

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from seqtk.errors import UserError
 from seqtk.interop.fairseq_file import lacking
+from seqtk.utils.errors import UserError
 
 FIRST_POSITION = 2
 """fairseq numbers positions from padding_idx + 1; the two rows of a learned table before it belong to no token."""

@@ -1,9 +1,9 @@
 """fairseq's lightconv models: the same blocks as its Transformer's, but for convolutions in place of self-attention."""
 
 from seqtk.attention.convolution import DynamicConvConfig, LightweightConvConfig
-from seqtk.errors import UserError, nearest
 from seqtk.interop.fairseq_options import Options
 from seqtk.models.stacks import Pattern
+from seqtk.utils.errors import UserError, nearest
 
 TYPES: dict[str, type[DynamicConvConfig | LightweightConvConfig]] = {
     "dynamic": DynamicConvConfig,

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.data.blocks import BreakMode
-from seqtk.errors import UserError, nearest
 from seqtk.interop.fairseq_adaptive import adaptive_config, laid_out, vocabulary_size
 from seqtk.interop.fairseq_file import ACTIVATIONS, FairseqFile
 from seqtk.interop.fairseq_keys import our_state, todays_names
 from seqtk.interop.fairseq_options import Options
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig
+from seqtk.utils.errors import UserError, nearest
 
 BREAK_MODES: dict[str, BreakMode] = {
     "none": "none",

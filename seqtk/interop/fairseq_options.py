@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from seqtk.errors import UserError
 from seqtk.interop.unpickle import plain
+from seqtk.utils.errors import UserError
 
 SIDES = (("source", "encoder"), ("target", "decoder"))
 

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import torch
 
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 STUBBED_MODULES = ("argparse", "fairseq", "hydra", "numpy", "omegaconf", "pathlib", "typing")
 """Packages whose classes appear in fairseq checkpoints; each becomes a stub, so none of them is imported or called."""

@@ -13,7 +13,7 @@ from seqtk.models.encoder import EncoderConfig
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig
 from seqtk.models.stacks import DecoderConfig, Pattern
 from seqtk.models.transformer import Transformer, TransformerConfig
-from seqtk.modules.bands import AdaptiveConfig
+from seqtk.modules.adaptive_clusters import AdaptiveConfig
 from seqtk.modules.feedforward import Activation
 
 _DROPOUT = (SoftmaxConfig(dropout=0.1),)

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from seqtk.attention import Attention, State
-from seqtk.errors import UserError
+from seqtk.config.registry import Registry
 from seqtk.modules.head import Head
-from seqtk.registry import Registry
+from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)

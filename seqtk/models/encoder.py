@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention import Attention, AttentionConfig, CarryingAttention, Role
-from seqtk.attention.parts.rows import align
-from seqtk.errors import UserError
 from seqtk.models.stacks import BlockOptions, StackConfig, layers_of
 from seqtk.modules.stem import ConvolutionalStem
+from seqtk.ops.rows import align
+from seqtk.utils.errors import UserError
 
 SLOT = "model.encoder.self_attention"
 

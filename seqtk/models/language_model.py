@@ -13,13 +13,13 @@ from seqtk.attention import SegmentAttention, State
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.data.batch import LanguageBatch
 from seqtk.data.vocabulary import PAD
-from seqtk.errors import UserError
 from seqtk.models.base import Model, ModelConfig, models
 from seqtk.models.stacks import BlockOptions, Decoder, DecoderConfig, Pattern
-from seqtk.modules.bands import AdaptiveConfig
+from seqtk.modules.adaptive_clusters import AdaptiveConfig
 from seqtk.modules.embedding import AdaptiveEmbedding, Embedding, Positions, token_embedding
 from seqtk.modules.feedforward import Activation
 from seqtk.modules.head import AdaptiveHead, Head, LinearHead
+from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from seqtk.attention import Attention, State
 from seqtk.data.batch import LanguageBatch
-from seqtk.errors import UserError
 from seqtk.models.base import models
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig
+from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from seqtk.attention import Attention, AttentionConfig, HeadedConfig, Role, SegmentAttention, State, attentions
 from seqtk.attention.softmax import SoftmaxConfig
-from seqtk.errors import UserError, how_many
 from seqtk.modules.block import Residual
 from seqtk.modules.dropout import check_rate
 from seqtk.modules.feedforward import Activation, FeedForward
+from seqtk.utils.errors import UserError, how_many
 
 Pattern = tuple[AttentionConfig, ...]
 """Attention layers from the first block on; a shorter pattern repeats down the stack."""

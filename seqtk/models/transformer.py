@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from seqtk.attention import State
 from seqtk.data.batch import TranslationBatch
 from seqtk.data.vocabulary import PAD
-from seqtk.errors import UserError
 from seqtk.models.base import Model, ModelConfig, models
 from seqtk.models.encoder import Encoder, EncoderConfig
 from seqtk.models.stacks import BlockOptions, Decoder, DecoderConfig, StackConfig
 from seqtk.modules.embedding import Embedding, Positions, real_positions, token_embedding
 from seqtk.modules.feedforward import Activation
 from seqtk.modules.head import LinearHead
+from seqtk.utils.errors import UserError
 
 SharedEmbeddings = Literal["none", "decoder", "all"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 
 class Dropout(nn.Module):

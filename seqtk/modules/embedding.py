@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.data.vocabulary import PAD
-from seqtk.errors import UserError
-from seqtk.modules.bands import Bands
+from seqtk.modules.adaptive_clusters import Bands
 from seqtk.modules.dropout import Dropout
+from seqtk.utils.errors import UserError
 
 Positions = Literal["sinusoidal", "learned", "none"]
 

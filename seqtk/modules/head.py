@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.data.vocabulary import PAD
-from seqtk.errors import UserError
-from seqtk.modules.bands import Bands
+from seqtk.modules.adaptive_clusters import Bands
 from seqtk.modules.dropout import Dropout
 from seqtk.modules.embedding import AdaptiveEmbedding
+from seqtk.utils.errors import UserError
 
 CHUNK_LOGITS = 2**22
 """How many float32 logits are held at once: 16 MiB, and as many probabilities."""

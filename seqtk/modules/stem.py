@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 
 class ConvolutionalStem(nn.Module):

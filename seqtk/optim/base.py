@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
-from seqtk.errors import UserError
-from seqtk.registry import Registry
+from seqtk.config.registry import Registry
+from seqtk.utils.errors import UserError
 
 FUSED_DEVICES = ("cpu", "cuda")
 """Where torch has kernels that update all parameters in one pass (on a CPU: 3 to 7 times as fast)."""

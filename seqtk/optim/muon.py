@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
-from seqtk.errors import UserError
 from seqtk.optim.base import OptimizerConfig, can_fuse, check_momentum, groups, optimizers, refused, trained
+from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)

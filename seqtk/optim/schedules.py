@@ -8,8 +8,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-from seqtk.errors import UserError
-from seqtk.registry import Registry
+from seqtk.config.registry import Registry
+from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from seqtk.config.registry import Registry
 from seqtk.data.batch import Batch
 from seqtk.generation.search import SearchConfig
 from seqtk.models import Model, ModelConfig
-from seqtk.registry import Registry
 
 Assets = dict[str, str]
 """Text by name: all that a task needs beside its config to work without its corpus (vocabularies, tokenizer)."""

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seqtk.data.grammar import write_corpus
+from seqtk.corpora.demo import write_corpus
 from seqtk.data.preprocess import PreprocessConfig, preprocess
-from seqtk.errors import UserError
 from seqtk.tasks.base import tasks
 from seqtk.tasks.translation import TranslationConfig, TranslationTask
+from seqtk.utils.errors import UserError
 
 RECORD = "demo.json"
 """In the data-bin directory: what it was made with."""

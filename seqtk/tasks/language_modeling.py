@@ -10,10 +10,10 @@ from seqtk.data.blocks import BreakMode, TokenBlocks
 from seqtk.data.databin import DataBin
 from seqtk.data.report import TextCount
 from seqtk.data.vocabulary import Vocabulary
-from seqtk.errors import UserError
 from seqtk.models import Model, ModelConfig, build_model
 from seqtk.tasks.base import Assets, Task, TaskConfig, tasks
 from seqtk.tasks.text import open_data, tokenizer_assets, tokenizer_from
+from seqtk.utils.errors import UserError
 
 _LARGEST_EXPONENT = 700.0
 

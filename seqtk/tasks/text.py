@@ -6,8 +6,8 @@ from pathlib import Path
 
 from seqtk.data.databin import DataBin
 from seqtk.data.tokenizer import Tokenizer
-from seqtk.errors import UserError
 from seqtk.tasks.base import Assets, TaskConfig
+from seqtk.utils.errors import UserError
 
 
 def open_data(config: TaskConfig, directory: str | None = None) -> DataBin:

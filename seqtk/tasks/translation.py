@@ -10,12 +10,12 @@ from seqtk.data.batch import Batch, TranslationBatch, check_ids, collate_pairs
 from seqtk.data.databin import DataBin
 from seqtk.data.indexed import IndexedDataset
 from seqtk.data.vocabulary import Vocabulary
-from seqtk.errors import UserError
-from seqtk.generation.metrics import corpus_scores
 from seqtk.generation.search import SearchConfig, search
+from seqtk.metrics.text import corpus_scores
 from seqtk.models import Model, ModelConfig, build_model
 from seqtk.tasks.base import Assets, Output, Score, Task, TaskConfig, tasks
 from seqtk.tasks.text import open_data, tokenizer_assets, tokenizer_from
+from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)

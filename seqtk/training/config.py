@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import ClassVar, Literal
 
-from seqtk import schema
+from seqtk.config import schema
 from seqtk.criterions import CriterionConfig, criterions
 from seqtk.criterions.cross_entropy import LabelSmoothedConfig
 from seqtk.data.batching import BatchingConfig
-from seqtk.errors import UserError, nearest
 from seqtk.generation.search import SearchConfig
 from seqtk.models import ModelConfig
 from seqtk.models.transformer import TransformerConfig
@@ -17,6 +16,7 @@ from seqtk.optim.adam import AdamConfig
 from seqtk.optim.schedules import InverseSqrtConfig
 from seqtk.tasks import TaskConfig, tasks
 from seqtk.tasks.translation import TranslationConfig
+from seqtk.utils.errors import UserError, nearest
 
 
 @dataclass(frozen=True)

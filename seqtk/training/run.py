@@ -4,12 +4,12 @@ from contextlib import nullcontext
 
 import torch
 
-from seqtk.registry import REGISTRIES
-from seqtk.training.checkpoint import Checkpoints
+from seqtk.checkpoint.run_state import Checkpoints
+from seqtk.config.registry import REGISTRIES
 from seqtk.training.config import TrainConfig
-from seqtk.training.distributed import end_world, start_world
-from seqtk.training.machine import keep_freed_memory
+from seqtk.training.parallel import end_world, start_world
 from seqtk.training.trainer import Trainer
+from seqtk.utils.memory import keep_freed_memory
 
 
 def run(config: TrainConfig) -> int:

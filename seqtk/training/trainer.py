@@ -17,23 +17,23 @@ import numpy as np
 import torch
 from torch import nn
 
+from seqtk.checkpoint.run_state import Checkpoints, TrainState
 from seqtk.criterions import criterions
 from seqtk.data.batch import Batch
 from seqtk.data.loader import Position, load_updates
 from seqtk.data.streams import epoch_plan
-from seqtk.errors import UserError
 from seqtk.optim import optimizers, schedules, set_rate
 from seqtk.tasks import tasks
-from seqtk.training.beginning import check_data, introduction
-from seqtk.training.carried import Carried
-from seqtk.training.checkpoint import Checkpoints, TrainState
-from seqtk.training.comparison import Difference, listed
+from seqtk.training.checks import check_data, introduction
 from seqtk.training.config import TrainConfig
-from seqtk.training.distributed import World
-from seqtk.training.logs import Logger
-from seqtk.training.machine import peak_memory_gib
-from seqtk.training.objective import Objective
+from seqtk.training.logging import Logger
+from seqtk.training.parallel import World
+from seqtk.training.resume import Difference, listed
+from seqtk.training.stream_state import Carried
+from seqtk.training.train_step import Objective
 from seqtk.training.validation import GivenUpError, higher_is_better, validate
+from seqtk.utils.errors import UserError
+from seqtk.utils.memory import peak_memory_gib
 
 
 class NotFiniteError(UserError):

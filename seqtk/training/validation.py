@@ -10,10 +10,10 @@ from seqtk.data.batching import ordered_batches
 from seqtk.data.loader import Loader
 from seqtk.data.streams import stream_rows
 from seqtk.tasks import Output, Task
-from seqtk.training.carried import Carried
 from seqtk.training.config import TrainConfig
-from seqtk.training.distributed import World
-from seqtk.training.objective import Objective
+from seqtk.training.parallel import World
+from seqtk.training.stream_state import Carried
+from seqtk.training.train_step import Objective
 
 NOTHING = np.empty(0, dtype=np.int64)
 HIGHER_IS_BETTER = {"bleu", "chrf", "accuracy"}

@@ -19,10 +19,10 @@ from seqtk.cli.help import field_comments
 from seqtk.cli.import_fairseq import ImportConfig
 from seqtk.cli.interactive import InteractiveConfig
 from seqtk.cli.recipe_files import recipe_folder, recipe_names
+from seqtk.config.registry import REGISTRIES
 from seqtk.corpora import CORPORA
 from seqtk.corpora.prepare import PrepareConfig
 from seqtk.data.preprocess import PreprocessConfig
-from seqtk.registry import REGISTRIES
 from seqtk.training.config import TrainConfig
 from tests.architecture.test_structure import PACKAGE, ROOT, TREES, imported_by, relative
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from seqtk.training.export import read_export
+from seqtk.checkpoint.model_file import read_export
 from tests.unit.training.helpers import losses
 
 pytestmark = pytest.mark.slow

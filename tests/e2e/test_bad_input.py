@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from seqtk.checkpoint.model_file import read_export, write_export
 from seqtk.cli.recipes import main as recipes_main
 from seqtk.data.preprocess import PreprocessConfig, preprocess
-from seqtk.training.export import read_export, write_export
 from tests.unit.training.helpers import trainer
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from seqtk.training.export import load_model
+from seqtk.checkpoint.model_file import load_model
 
 pytestmark = pytest.mark.slow
 

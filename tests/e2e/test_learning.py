@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from seqtk import schema
 from seqtk.attention import Role, attentions
+from seqtk.config import schema
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.training.config import TrainConfig
-from seqtk.training.distributed import start_world
+from seqtk.training.parallel import start_world
 from seqtk.training.trainer import Trainer
 from seqtk.training.validation import validate
 

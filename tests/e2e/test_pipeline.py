@@ -15,7 +15,7 @@ import pytest
 from sacrebleu import BLEU
 
 from seqtk.cli import average, generate, preprocess, score
-from seqtk.data.grammar import write_corpus
+from seqtk.corpora.demo import write_corpus
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from seqtk.cli.recipe_files import recipe_names
-from seqtk.registry import REGISTRIES
+from seqtk.config.registry import REGISTRIES
 from seqtk.tasks.demo import DemoTask  # importing a task imports all that registers anything but optimizers
 from seqtk.training.trainer import Trainer
 from tests.unit.interop.test_fairseq import fairseq_state, save, tiny

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from seqtk import schema
 from seqtk.cli import compose, recipes
 from seqtk.cli.recipe_files import find_recipe, recipe_names
-from seqtk.data.grammar import write_corpus
+from seqtk.config import schema
+from seqtk.corpora.demo import write_corpus
 from seqtk.data.preprocess import PreprocessConfig, preprocess
-from seqtk.errors import UserError
 from seqtk.tasks.language_modeling import LanguageModelingConfig
 from seqtk.training.config import TrainConfig
 from seqtk.training.run import run
+from seqtk.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = {

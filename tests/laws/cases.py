@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from seqtk.attention import Attention, AttentionConfig, Role, attentions
-from seqtk.schema import from_dict
+from seqtk.config.schema import from_dict
 from tests.laws.families import VARIANTS
 
 DIM, MEMORY_DIM = 8, 6

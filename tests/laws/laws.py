@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from seqtk.attention import Attention, Role, State
-from seqtk.attention.parts import by_heads
-from seqtk.errors import UserError
+from seqtk.ops import head_checkpoint as by_heads
+from seqtk.utils.errors import UserError
 from tests.laws.cases import Make, sizes
 from tests.laws.memory import peak_memory
 from tests.laws.naive import naive

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from seqtk.attention import Role, attentions
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 from tests.laws.cases import VARIANTS, Case, cases, configs, roles_of, sizes
 from tests.laws.laws import LAWS
 from tests.laws.naive import ORACLES

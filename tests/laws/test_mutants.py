@@ -11,11 +11,11 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from seqtk.attention import Attention, Role, State
-from seqtk.attention.parts.by_heads import Projected, by_heads
-from seqtk.attention.parts.cache import append
-from seqtk.attention.parts.dot_product import attend
 from seqtk.attention.softmax import SoftmaxAttention, SoftmaxConfig
 from seqtk.attention.synthesizer import SynthesizerRandom, SynthesizerRandomConfig
+from seqtk.ops.cache import append
+from seqtk.ops.dot_product import attend
+from seqtk.ops.head_checkpoint import Projected, by_heads
 from tests.laws.cases import prepare, sizes
 from tests.laws.laws import LAWS
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from seqtk.config.schema import update
 from seqtk.models import models
 from seqtk.models.transformer import TransformerConfig
-from seqtk.schema import update
 
 WMT = 32_768  # joint vocabulary of fairseq.md 3.8
 

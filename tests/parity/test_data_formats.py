@@ -10,7 +10,7 @@ from seqtk.data.databin import DataBin
 from seqtk.data.indexed import IndexedDataset
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.data.vocabulary import Vocabulary
-from seqtk.data.words import WordCounter
+from seqtk.data.word_lookup import WordCounter
 
 EXAMPLE_IDX = (
     "4d4d494449445800 00 0100000000000000 08 0300000000000000 04000000 03000000 01000000"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from seqtk.checkpoint.model_file import load_model
 from seqtk.cli import import_fairseq as command
 from seqtk.criterions.cross_entropy import CrossEntropy, CrossEntropyConfig
 from seqtk.data.batch import LanguageBatch, collate_blocks
@@ -21,11 +22,10 @@ from seqtk.interop.fairseq import import_fairseq
 from seqtk.interop.fairseq_keys import fairseq_name
 from seqtk.interop.fairseq_lm import ImportedLanguageModel
 from seqtk.models.language_model import TransformerLM
-from seqtk.modules.bands import AdaptiveConfig
+from seqtk.modules.adaptive_clusters import AdaptiveConfig
 from seqtk.modules.head import AdaptiveHead
-from seqtk.training.distributed import start_world
-from seqtk.training.export import load_model
-from seqtk.training.objective import Objective
+from seqtk.training.parallel import start_world
+from seqtk.training.train_step import Objective
 from seqtk.training.validation import validate
 
 NAMES = ("transformer_lm", "transformer_lm_adaptive")

@@ -22,10 +22,10 @@ from seqtk.data.batch import TranslationBatch, collate_pairs
 from seqtk.data.databin import DataBin
 from seqtk.data.tokenizer import Tokenizer
 from seqtk.data.vocabulary import Vocabulary
-from seqtk.generation.metrics import corpus_scores
 from seqtk.generation.scoring import score
 from seqtk.generation.search import Hypothesis, SearchConfig, search
 from seqtk.interop.fairseq import import_fairseq
+from seqtk.metrics.text import corpus_scores
 from seqtk.models import Model
 
 # file → its settings. Where fairseq itself does not do what its option says, the file that does is taken: no-repeat

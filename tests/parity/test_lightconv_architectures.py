@@ -9,9 +9,9 @@ import torch
 
 from seqtk.attention import AttentionConfig
 from seqtk.attention.convolution import ConvolutionConfig, DynamicConvConfig, LightweightConvConfig
+from seqtk.config.schema import update
 from seqtk.models import models
 from seqtk.models.transformer import TransformerConfig
-from seqtk.schema import update
 
 WMT = 32_768
 

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from seqtk.attention import Attention, AttentionConfig, Role, attentions
 from seqtk.attention.aft import AftFullConfig, AftLocalConfig, AftSimpleConfig
-from seqtk.attention.parts.weighed import Weighed, running, weigh_past
-from seqtk.errors import UserError
+from seqtk.ops.aft import Weighed, running, weigh_past
+from seqtk.utils.errors import UserError
 
 DIM = 8
 SELF = [Role.ENCODER, Role.CAUSAL]

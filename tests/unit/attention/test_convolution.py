@@ -20,7 +20,7 @@ from seqtk.attention.convolution import (
     LightweightConvConfig,
     band,
 )
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 DIM, HEADS = 8, 2
 KINDS: tuple[tuple[type[Convolution], Any], ...] = (

@@ -5,7 +5,7 @@ import torch
 
 from seqtk.attention import Role
 from seqtk.attention.fnet import FNet, FNetConfig
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 
 def build(**fields: bool) -> FNet:

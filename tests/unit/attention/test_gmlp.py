@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from seqtk.attention import Role
 from seqtk.attention.gmlp import Gmlp, GmlpConfig
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 
 def build(role: Role = Role.ENCODER, **fields: int) -> Gmlp:

@@ -12,8 +12,8 @@ from seqtk.attention import Attention, Role, attentions
 from seqtk.attention.feedforward_kernel import FeedForwardKernelAttention, Stage
 from seqtk.attention.linear import KernelAttention
 from seqtk.attention.performer import PerformerAttention, log_features, orthogonal_gaussian
-from seqtk.errors import UserError
-from seqtk.schema import from_dict
+from seqtk.config.schema import from_dict
+from seqtk.utils.errors import UserError
 from tests.laws.memory import largest_tensor
 
 DIM = 16

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from seqtk.attention import Role
 from seqtk.attention.mega import Mega, MegaConfig
-from seqtk.attention.parts.ema import DampedAverage
-from seqtk.errors import UserError
+from seqtk.ops.ema import DampedAverage
+from seqtk.utils.errors import UserError
 
 DIM = 8
 

@@ -7,8 +7,8 @@ import torch
 
 from seqtk.attention import Attention, Role, attentions
 from seqtk.attention.softmax import SoftmaxConfig
-from seqtk.errors import UserError
-from seqtk.schema import from_dict
+from seqtk.config.schema import from_dict
+from seqtk.utils.errors import UserError
 
 DIM = 8
 

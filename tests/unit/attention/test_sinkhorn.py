@@ -10,7 +10,7 @@ from seqtk.attention import Role
 from seqtk.attention.sinkhorn import SinkhornAttention, SinkhornConfig, normalised
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.windows import LocalBlockConfig
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 from tests.laws.laws import close
 from tests.laws.memory import largest_tensor
 from tests.unit.attention.test_windows import build, mutual

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from seqtk.attention import Role
-from seqtk.attention.parts.dot_product import attend
-from seqtk.attention.parts.flex import alibi_score, flex_attend, seen_by
-from seqtk.attention.parts.positions import AlibiBias, DistanceBias, T5Bias, alibi_slopes, rotate
 from seqtk.attention.softmax import SoftmaxAttention, SoftmaxConfig
-from seqtk.errors import UserError
+from seqtk.ops.dot_product import attend
+from seqtk.ops.flex import alibi_score, flex_attend, seen_by
+from seqtk.ops.positions import AlibiBias, DistanceBias, T5Bias, alibi_slopes, rotate
+from seqtk.utils.errors import UserError
 from tests.laws.families.dot_product import slopes, t5_bucket
 
 POSITIONS = ("none", "rotary", "alibi", "t5")

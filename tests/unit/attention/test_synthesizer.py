@@ -10,8 +10,6 @@ import torch
 
 from seqtk.attention import Attention, AttentionConfig, Role, attentions
 from seqtk.attention.mixture import SynthesizerMixtureConfig
-from seqtk.attention.parts.averages import BLOCK, SHORT, Factors, Tensors, seen_of, table, weigh, weigh_at_once
-from seqtk.attention.parts.logits import factors, product
 from seqtk.attention.softmax import SoftmaxAttention, SoftmaxConfig
 from seqtk.attention.synthesizer import (
     SynthesizerConfig,
@@ -21,8 +19,10 @@ from seqtk.attention.synthesizer import (
     SynthesizerFixedRandomConfig,
     SynthesizerRandomConfig,
 )
-from seqtk.errors import UserError
-from seqtk.schema import from_dict, to_dict
+from seqtk.config.schema import from_dict, to_dict
+from seqtk.ops.blockwise_softmax import BLOCK, SHORT, Factors, Tensors, seen_of, table, weigh, weigh_at_once
+from seqtk.ops.logits import factors, product
+from seqtk.utils.errors import UserError
 from tests.laws.memory import largest_tensor
 
 DIM = 8

@@ -7,7 +7,7 @@ import torch
 
 from seqtk.attention import Role, attentions
 from seqtk.attention.transformer_xl import TransformerXLAttention, TransformerXLConfig
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 from tests.laws.laws import close, steps
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from seqtk.attention import Attention, AttentionConfig, Role, attentions
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.windows import LocalBlockConfig, LongformerConfig, SlidingWindowConfig
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 from tests.laws.laws import close, steps
 
 SELF = [Role.ENCODER, Role.CAUSAL]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from seqtk.checkpoint.model_file import read_export
 from seqtk.cli.average import main
-from seqtk.training.export import read_export
 from tests.unit.training.helpers import trainer
 
 

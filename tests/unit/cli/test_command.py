@@ -12,8 +12,8 @@ import pytest
 
 from seqtk.cli.command import command, reporting_errors
 from seqtk.cli.help import field_comments
-from seqtk.errors import UserError
-from seqtk.generation.lines import text_output
+from seqtk.utils.errors import UserError
+from seqtk.utils.text_io import text_output
 
 
 @dataclass(frozen=True)

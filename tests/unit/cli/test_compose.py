@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from seqtk.attention.luna import LunaConfig
 from seqtk.cli import compose
-from seqtk.errors import UserError
+from seqtk.config.registry import Registry
 from seqtk.models.language_model import TransformerLMConfig
-from seqtk.registry import Registry
 from seqtk.training.config import TrainConfig
+from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)

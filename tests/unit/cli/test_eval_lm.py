@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from seqtk.attention.transformer_xl import TransformerXLConfig
+from seqtk.checkpoint.model_file import load_model, read_export, save_export, tensors_of, write_export
 from seqtk.cli.eval_lm import main
 from seqtk.criterions.cross_entropy import CrossEntropy, CrossEntropyConfig
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.models.language_model import TransformerLMConfig
 from seqtk.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from seqtk.training.config import BatchingConfig, TrainConfig, ValidationConfig
-from seqtk.training.distributed import start_world
-from seqtk.training.export import load_model, read_export, save_export, tensors_of, write_export
-from seqtk.training.objective import Objective
+from seqtk.training.parallel import start_world
+from seqtk.training.train_step import Objective
 from seqtk.training.validation import validate
 
 LINES = ["the dög sees a tree", "", "a tree sees the dög and the sea", "and a sea"] * 5

@@ -5,6 +5,7 @@ import signal
 import pytest
 
 from seqtk.attention.softmax import SoftmaxConfig
+from seqtk.checkpoint.model_file import load_model, save_export, tensors_of
 from seqtk.cli.generate import main as generate
 from seqtk.cli.interactive import main as interactive
 from seqtk.cli.score import main as score
@@ -18,7 +19,6 @@ from seqtk.models.stacks import DecoderConfig
 from seqtk.models.transformer import TransformerConfig
 from seqtk.tasks.translation import TranslationConfig, TranslationTask
 from seqtk.training.config import TrainConfig
-from seqtk.training.export import load_model, save_export, tensors_of
 from tests.unit.generation.tiny import sharpen
 
 SOURCES = ["ein Haus", "", "das Haus ist alt und das Haus ist neu", "alt", "neu und alt"] * 3

@@ -6,9 +6,9 @@ import pytest
 
 from seqtk.cli.prepare import main
 from seqtk.corpora import CORPORA
-from seqtk.errors import UserError
 from seqtk.tasks.language_modeling import LanguageModelingConfig
 from seqtk.tasks.text import open_data
+from seqtk.utils.errors import UserError
 
 
 def failed(*arguments: str, capsys: pytest.CaptureFixture[str]) -> list[str]:

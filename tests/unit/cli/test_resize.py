@@ -13,6 +13,7 @@ from seqtk.attention.linear import CosformerConfig
 from seqtk.attention.linformer import LinformerConfig
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.synthesizer import SynthesizerDenseConfig, SynthesizerRandomConfig
+from seqtk.checkpoint.model_file import load_model, read_export, save_export, tensors_of
 from seqtk.cli import resize
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.models.encoder import EncoderConfig
@@ -20,7 +21,6 @@ from seqtk.models.stacks import DecoderConfig
 from seqtk.models.transformer import TransformerConfig
 from seqtk.tasks.translation import TranslationConfig, TranslationTask
 from seqtk.training.config import TrainConfig
-from seqtk.training.export import load_model, read_export, save_export, tensors_of
 
 Write = Callable[..., Path]
 

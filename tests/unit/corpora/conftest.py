@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.corpora.shelf import Shelf, serving
+from tests.unit.corpora.fake_server import Shelf, serving
 
 
 @pytest.fixture

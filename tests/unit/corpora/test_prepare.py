@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 
 from seqtk.corpora import CORPORA
-from seqtk.corpora.declared import Corpus
-from seqtk.corpora.fetch import Patience
+from seqtk.corpora.download import Patience
 from seqtk.corpora.prepare import PrepareConfig, prepare
-from seqtk.corpora.reporter import Reporter
+from seqtk.corpora.spec import Corpus
 from seqtk.corpora.texts import Pairs
 from seqtk.data.databin import DataBin
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.data.report import Report
-from seqtk.errors import UserError
-from tests.unit.corpora.miniature import HELD_OUT, TRAIN, content_of, lay_out, miniature, sentences
-from tests.unit.corpora.shelf import Served, Shelf, files_of_at_most
+from seqtk.utils.errors import UserError
+from seqtk.utils.progress import Reporter
+from tests.unit.corpora.fake_server import Served, Shelf, files_of_at_most
+from tests.unit.corpora.tiny_corpora import HELD_OUT, TRAIN, content_of, lay_out, miniature, sentences
 
 HURRY = Patience(attempts=2, pause=0.0, timeout=5.0)
 
@@ -195,7 +195,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from seqtk.corpora import CORPORA
-from tests.unit.corpora.miniature import miniature
+from tests.unit.corpora.tiny_corpora import miniature
 from tests.unit.corpora.test_prepare import make
 make(miniature(CORPORA["ptb"])[0], Path(sys.argv[1]), mirror=sys.argv[2])
 """

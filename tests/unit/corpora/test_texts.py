@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqtk.corpora.reporter import Reporter
 from seqtk.corpora.texts import Lines, Pairs, Part, clean
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
+from seqtk.utils.progress import Reporter
 
 QUIET = Reporter()
 

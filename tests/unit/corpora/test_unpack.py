@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from seqtk.corpora.declared import Published
-from seqtk.corpora.reporter import Reporter
+from seqtk.corpora.spec import Published
 from seqtk.corpora.unpack import unpack
-from seqtk.errors import UserError
-from tests.unit.corpora.miniature import archive
+from seqtk.utils.errors import UserError
+from seqtk.utils.progress import Reporter
+from tests.unit.corpora.tiny_corpora import archive
 
 TEXT = b"some text\n" * 3000
 WANTED = Published("inner/a.txt", len(TEXT), f"sha1:{hashlib.sha1(TEXT).hexdigest()}")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from seqtk.data.batching import BatchingConfig, epoch_batches, ordered_batches, pack, usable
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 SIZES_N2 = np.random.RandomState(0).randint(2, 40, size=(500, 2)).astype(np.int32)
 

@@ -12,7 +12,7 @@ from seqtk.data.batch import collate_blocks, collate_windows
 from seqtk.data.blocks import SEPARATOR_LENGTH, BreakMode, ContextBlocks, TokenBlocks, block_bounds
 from seqtk.data.indexed import IndexedDataset, IndexedWriter
 from seqtk.data.vocabulary import EOS, PAD
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 MODES: tuple[BreakMode, ...] = ("none", "complete", "complete_doc", "eos")
 

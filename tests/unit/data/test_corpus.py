@@ -7,7 +7,7 @@ import pytest
 
 from seqtk.data import corpus
 from seqtk.data.corpus import TextConfig, check_equal, check_text, find_text, read_blocks, sample_lines
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 
 @pytest.mark.parametrize(

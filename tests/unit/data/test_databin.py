@@ -8,7 +8,7 @@ import pytest
 from seqtk.data.databin import DataBin
 from seqtk.data.indexed import IndexedWriter
 from seqtk.data.vocabulary import Vocabulary
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 
 def _make(directory: Path, *names: str, dictionaries: tuple[str, ...] = ()) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from seqtk.data.indexed import IndexedDataset, IndexedWriter
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 ITEMS = [[5, 9, 7, 2], [2], [], [3, 2]]
 

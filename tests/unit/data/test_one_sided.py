@@ -10,10 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqtk.data.databin import DataBin
-from seqtk.data.preprocess import PreprocessConfig, preprocess
-from seqtk.data.report import TextCount
-from seqtk.data.symbols import (
+from seqtk.data.char_tokenizer import (
     byte_vocabulary,
     bytes_to_names,
     characters_to_names,
@@ -21,8 +18,11 @@ from seqtk.data.symbols import (
     names_to_characters,
     symbols,
 )
+from seqtk.data.databin import DataBin
+from seqtk.data.preprocess import PreprocessConfig, preprocess
+from seqtk.data.report import TextCount
 from seqtk.data.vocabulary import EOS, UNK, Vocabulary
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 TEXT = "Über \u2028 den\tFluß.\r\n\n  zwei  \nà la <unk> fin"
 BYTES = bytes(range(256)) + b"\n\xff\n\n end"

@@ -15,7 +15,7 @@ from seqtk.data.filters import LengthFilter
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.data.vocabulary import EOS, UNK
 from seqtk.data.workers import ordered_map
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 NOUNS = ("dog", "cat", "bird", "house", "tree", "river")
 EN = [f"the {a} sees the {b} {i}" for i, a in enumerate(NOUNS) for b in NOUNS]

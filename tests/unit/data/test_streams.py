@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from seqtk.data.batching import BatchingConfig, usable
 from seqtk.data.loader import Position
 from seqtk.data.streams import epoch_plan, stream_rows, stream_updates
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 
 def plan(samples: int, streams: int, *, examples: int = 0, **share: int) -> list[list[list[int] | None]]:

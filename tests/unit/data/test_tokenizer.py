@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from seqtk.data.subwords import train_tokenizer
 from seqtk.data.tokenizer import Tokenizer
+from seqtk.data.tokenizer_training import train_tokenizer
 from seqtk.data.vocabulary import Vocabulary
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 LINES = [f"the {a} {b} sees a {c}".encode() for a in ("red", "blue") for b in ("dog", "cat") for c in ("bird", "fish")]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seqtk.data.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 
 
 def test_specials_come_first_in_fairseqs_order() -> None:

@@ -6,10 +6,10 @@ import torch
 
 from seqtk.data.batch import collate_pairs
 from seqtk.data.vocabulary import BOS, EOS, PAD, UNK
-from seqtk.errors import UserError
 from seqtk.generation.beams import best
 from seqtk.generation.scoring import score
 from seqtk.generation.search import Hypothesis, SearchConfig, search
+from seqtk.utils.errors import UserError
 from tests.unit.generation.tiny import Table, batch_of, sources, transformer, vocabulary
 
 WORDS = 12

@@ -13,9 +13,9 @@ from seqtk.data.databin import DataBin
 from seqtk.data.indexed import IndexedDataset, IndexedWriter
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.data.vocabulary import EOS, UNK
-from seqtk.errors import UserError
 from seqtk.generation.evaluation import StreamScores, score_stream
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig
+from seqtk.utils.errors import UserError
 from tests.unit.models.test_language_model import batch_of
 
 WORDS = 20

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from seqtk.data.batch import pad_rows
 from seqtk.data.batching import BatchingConfig
 from seqtk.data.vocabulary import EOS, UNK
-from seqtk.errors import UserError
 from seqtk.generation.config import SearchConfig
 from seqtk.generation.decode import Decoder, LanguageDecoder, Sentence, in_order
 from seqtk.generation.sampling import draw, uniform_numbers
 from seqtk.generation.scoring import score
 from seqtk.generation.search import Hypothesis, search
 from seqtk.models.language_model import TransformerLM
+from seqtk.utils.errors import UserError
 from tests.unit.generation.test_evaluation import WORDS as LM_WORDS
 from tests.unit.generation.test_evaluation import tiny
 from tests.unit.generation.tiny import Table, batch_of, sources, transformer, vocabulary

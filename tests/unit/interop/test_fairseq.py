@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from seqtk.attention.softmax import SoftmaxConfig
+from seqtk.checkpoint.model_file import load_model
 from seqtk.cli import import_fairseq as command
-from seqtk.errors import UserError
 from seqtk.interop import fairseq_options
 from seqtk.interop.fairseq import REFUSED, import_fairseq
 from seqtk.interop.fairseq_keys import FIRST_POSITION, fairseq_name, todays_names
 from seqtk.models.encoder import EncoderConfig
 from seqtk.models.stacks import DecoderConfig
 from seqtk.models.transformer import Transformer, TransformerConfig
-from seqtk.training.export import load_model
+from seqtk.utils.errors import UserError
 
 HEADS = (SoftmaxConfig(heads=2),)
 TINY = TransformerConfig(

@@ -15,8 +15,8 @@ import omegaconf
 import pytest
 import torch
 
-from seqtk.errors import UserError
 from seqtk.interop.unpickle import Stub, globals_of, plain, read_checkpoint
+from seqtk.utils.errors import UserError
 
 ALARMING = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "shutil.rmtree", "socket.connect")
 _listeners: list[list[str]] = []

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.synthesizer import SynthesizerRandomConfig
-from seqtk.errors import UserError
 from seqtk.models.encoder import Encoder, EncoderConfig
 from seqtk.models.stacks import BlockOptions
 from seqtk.models.transformer import Transformer, TransformerConfig
+from seqtk.utils.errors import UserError
 
 OPTIONS = BlockOptions(
     dim=8, ffn_dim=16, heads=2, activation="relu", dropout=0.0, activation_dropout=0.0, pre_norm=True

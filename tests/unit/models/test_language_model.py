@@ -6,19 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from seqtk import schema
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.synthesizer import SynthesizerDenseConfig
 from seqtk.attention.transformer_xl import TransformerXLConfig
+from seqtk.checkpoint.model_file import load_tensors, save_tensors, set_tensors, tensors_of
+from seqtk.config import schema
 from seqtk.data.batch import LanguageBatch
 from seqtk.data.vocabulary import EOS, PAD
-from seqtk.errors import UserError
-from seqtk.generation.limits import longest_target
+from seqtk.generation.length_limits import longest_target
 from seqtk.models import build_model, models
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig
 from seqtk.models.transformer import TransformerConfig
-from seqtk.modules.bands import AdaptiveConfig
-from seqtk.training.export import load_tensors, save_tensors, set_tensors, tensors_of
+from seqtk.modules.adaptive_clusters import AdaptiveConfig
+from seqtk.utils.errors import UserError
 
 VOCABULARY = 20
 TINY = TransformerLMConfig(dim=16, ffn_dim=24, heads=2, layers=2, max_length=12)

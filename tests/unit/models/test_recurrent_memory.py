@@ -10,10 +10,10 @@ from seqtk.attention.linear import LinearConfig
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.synthesizer import SynthesizerDenseConfig
 from seqtk.data.batch import LanguageBatch
-from seqtk.errors import UserError
-from seqtk.generation.limits import longest_target
+from seqtk.generation.length_limits import longest_target
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig
 from seqtk.models.recurrent_memory import RecurrentMemoryLM, RecurrentMemoryLMConfig
+from seqtk.utils.errors import UserError
 from tests.unit.models.test_language_model import VOCABULARY, batch_of, rows
 
 TINY = RecurrentMemoryLMConfig(

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.data.vocabulary import PAD
-from seqtk.errors import UserError
 from seqtk.modules import head as module
-from seqtk.modules.bands import AdaptiveConfig
+from seqtk.modules.adaptive_clusters import AdaptiveConfig
 from seqtk.modules.embedding import AdaptiveEmbedding
 from seqtk.modules.head import AdaptiveHead
+from seqtk.utils.errors import UserError
 from tests.laws.memory import Measure
 
 D, V, FACTOR = 8, 23, 2.0

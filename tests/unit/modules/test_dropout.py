@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from seqtk.errors import UserError
 from seqtk.modules.dropout import Dropout, keep_mask
+from seqtk.utils.errors import UserError
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.5, 0.9])

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from seqtk.data.vocabulary import PAD
-from seqtk.errors import UserError
 from seqtk.modules.embedding import Embedding, SinusoidalPositions, real_positions, sinusoids, token_embedding
+from seqtk.utils.errors import UserError
 
 D = 16
 

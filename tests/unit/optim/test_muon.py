@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from seqtk.config.schema import from_dict
 from seqtk.models.base import Model, build_model
 from seqtk.models.language_model import TransformerLMConfig
 from seqtk.models.transformer import TransformerConfig
@@ -14,7 +15,6 @@ from seqtk.modules.embedding import Embedding
 from seqtk.modules.head import Head
 from seqtk.optim import optimizers, set_rate
 from seqtk.optim.muon import MuonConfig, hidden_matrices
-from seqtk.schema import from_dict
 from tests.unit.optim.helpers import gradients, layer, train
 
 SMALL = {"dim": 16, "ffn_dim": 24, "heads": 2}

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from seqtk.errors import UserError
 from seqtk.optim import OptimizerConfig, optimizers, set_rate
 from seqtk.optim.adafactor import AdafactorConfig
 from seqtk.optim.adam import AdamConfig, AdamWConfig
 from seqtk.optim.muon import MuonConfig
 from seqtk.optim.sgd import NAGConfig, SGDConfig
+from seqtk.utils.errors import UserError
 from tests.unit.optim.helpers import layer, train
 
 ALL = [optimizers.config_type(name) for name in optimizers]

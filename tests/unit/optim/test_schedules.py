@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqtk.errors import UserError
 from seqtk.optim import Schedule, ScheduleConfig, schedules
 from seqtk.optim.schedules import ConstantConfig, CosineConfig, InverseSqrtConfig, PolynomialConfig, WSDConfig
+from seqtk.utils.errors import UserError
 
 ALL = [schedules.config_type(name) for name in schedules]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from seqtk.errors import UserError
 from seqtk.tasks.demo import DemoConfig, DemoTask
+from seqtk.utils.errors import UserError
 
 
 @pytest.fixture

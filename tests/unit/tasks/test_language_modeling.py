@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from seqtk import schema
+from seqtk.checkpoint.model_file import load_model, read_export
+from seqtk.config import schema
 from seqtk.data.preprocess import PreprocessConfig, preprocess
-from seqtk.errors import UserError
 from seqtk.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from seqtk.tasks.translation import TranslationConfig, TranslationTask
 from seqtk.training.config import TrainConfig
-from seqtk.training.distributed import start_world
-from seqtk.training.export import load_model, read_export
+from seqtk.training.parallel import start_world
 from seqtk.training.trainer import Trainer
+from seqtk.utils.errors import UserError
 
 LINES = [f"the {a} sees the {b}, and {b} is glad.\n" for a in ("dog", "cat", "bird") for b in ("tree", "house", "sea")]
 SETTINGS: dict[str, Any] = {

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from seqtk import schema
+from seqtk.config import schema
 from seqtk.training.config import TrainConfig
-from seqtk.training.distributed import start_world
+from seqtk.training.parallel import start_world
 from seqtk.training.trainer import Trainer
 
 TINY: dict[str, Any] = {

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from seqtk.checkpoint.model_file import load_tensors
 from seqtk.optim import optimizers
-from seqtk.training.export import load_tensors
 from tests.unit.training.helpers import losses, trainer
 
 RATES = {"sgd": 1.0, "nag": 0.05, "adafactor": 0.2}

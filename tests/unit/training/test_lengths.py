@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from seqtk.errors import UserError
+from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import trainer
 
 LIMITED = {"kind": "synthesizer_random", "max_length": 8}

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from seqtk import schema
+from seqtk.checkpoint.model_file import read_export
+from seqtk.config import schema
 from seqtk.data.batch import LanguageBatch
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.data.streams import stream_rows
-from seqtk.errors import UserError
 from seqtk.training.config import TrainConfig
-from seqtk.training.distributed import start_world
-from seqtk.training.export import read_export
+from seqtk.training.parallel import start_world
 from seqtk.training.trainer import Trainer
 from seqtk.training.validation import validate
+from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import losses, tiny_config
 
 MODEL: dict[str, Any] = {"kind": "transformer_lm", "dim": 16, "ffn_dim": 32, "heads": 2, "layers": 2}

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from seqtk.checkpoint.model_file import read_export, tensors_of
+from seqtk.checkpoint.run_state import Checkpoints
 from seqtk.data.batching import epoch_batches
 from seqtk.data.preprocess import PreprocessConfig, preprocess
-from seqtk.errors import UserError
 from seqtk.tasks.translation import TranslationConfig, TranslationTask
-from seqtk.training.checkpoint import Checkpoints
-from seqtk.training.export import read_export, tensors_of
 from seqtk.training.run import run as run_training
 from seqtk.training.trainer import Trainer
 from seqtk.training.validation import validate
+from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import losses, tiny_config, trainer
 
 

@@ -1,0 +1,1 @@
+"""Model files, and the state of a run on disk."""

@@ -1,0 +1,1 @@
+"""Registries, and typed configs as plain trees."""

@@ -1,0 +1,139 @@
+"""Registries: a name ⇄ a config dataclass ⇄ the class it configures.
+
+A config's *type* selects the code. Importing a module registers what it defines, so a plug-in is any importable module
+that uses these decorators: one that an installed package names under the entry point `seqtk.plugins`, or a `user_dir`.
+"""
+
+import dataclasses
+import importlib
+import importlib.metadata
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from seqtk.utils.errors import UserError, nearest
+
+T = TypeVar("T")
+C = TypeVar("C", bound=type)
+
+REGISTRIES: dict[str, "Registry[Any]"] = {}
+
+
+class Registry(Generic[T]):
+    """All the classes of one kind (`attention`, `task`, …), each under a name and with its own config type.
+
+    `config_base` is what every config of the kind extends; a dataclass field of that type is a slot for any of them.
+    """
+
+    def __init__(self, kind: str, config_base: type) -> None:
+        self.kind = kind
+        self.config_base = config_base
+        self._config_types: dict[str, type] = {}
+        self._classes: dict[type, type[T]] = {}
+        REGISTRIES[kind] = self
+
+    def register(self, name: str, config_type: type) -> Callable[[C], C]:
+        """Class decorator: `name` now means this class, configured by `config_type`. Neither may be taken."""
+        if name in self._config_types:
+            raise ValueError(f"{self.kind} '{name}' is registered already")
+        if config_type in self._classes:
+            raise ValueError(f"{config_type.__name__} configures {self.kind} '{self.name_of(config_type)}' already")
+        if not (dataclasses.is_dataclass(config_type) and issubclass(config_type, self.config_base)):
+            raise TypeError(f"{config_type.__name__} is not a dataclass that extends {self.config_base.__name__}")
+
+        def decorate(cls: C) -> C:
+            self._config_types[name] = config_type
+            self._classes[config_type] = cls
+            return cls
+
+        return decorate
+
+    def build(self, config: Any, *args: Any, **kwargs: Any) -> T:
+        """An instance of the class that `config`'s type selects, made from `(config, *args, **kwargs)`."""
+        factory: Callable[..., T] = self.class_of(type(config))
+        return factory(config, *args, **kwargs)
+
+    def config_type(self, name: str) -> type:
+        """The config dataclass registered under `name`. Raises UserError, with the nearest name, if there is none."""
+        if name not in self._config_types:
+            raise UserError(f"There is no {self.kind} called '{name}'.", nearest(name, self))
+        return self._config_types[name]
+
+    def knows(self, config_type: type) -> bool:
+        """Whether a class is registered for this config type."""
+        return config_type in self._classes
+
+    def class_of(self, config_type: type) -> type[T]:
+        return self._classes[config_type]
+
+    def name_of(self, config_type: type) -> str:
+        return next(name for name, known in self._config_types.items() if known is config_type)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._config_types))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._config_types
+
+
+def registry_of(config_base: type) -> Registry[Any] | None:
+    """The registry whose configs extend exactly `config_base`, if it is the base of one."""
+    return next((known for known in REGISTRIES.values() if known.config_base is config_base), None)
+
+
+def load_plugins(user_dir: str | None = None) -> None:
+    """Import every plug-in: the entry points of group `seqtk.plugins`, then the package or module at `user_dir`.
+
+    Raises UserError for one that cannot be imported, with the distribution or the path that it is from.
+    """
+    for entry_point in importlib.metadata.entry_points(group="seqtk.plugins"):
+        package = entry_point.dist.name if entry_point.dist else "an unknown distribution"
+        version = f" {entry_point.dist.version}" if entry_point.dist else ""
+        named = f"The plug-in '{entry_point.name}' of {package}{version}"
+        with _failure_told(f"{named} cannot be imported: mend it, or uninstall {package}."):
+            entry_point.load()
+    if user_dir is None:
+        return
+    path = Path(user_dir).expanduser().resolve()
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if not source.is_file():
+        raise UserError(f"user_dir={user_dir} is neither a package nor a module.", f"Looked for {source}.")
+    name = path.stem
+    if name not in sys.modules:
+        sys.path.insert(0, str(path.parent))
+        with _failure_told(f"user_dir={user_dir} cannot be imported."):
+            importlib.import_module(name)
+    loaded_from = getattr(sys.modules[name], "__file__", None)
+    if loaded_from is None or Path(loaded_from).resolve() != source.resolve():
+        raise UserError(
+            f"user_dir={user_dir} has the name of another module: {name}, from {loaded_from or 'the interpreter'}.",
+            "Rename it.",
+        )
+
+
+@contextmanager
+def _failure_told(what: str) -> Iterator[None]:
+    """Of whatever goes wrong in an import, that it did, the line of the plug-in, and the error."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(what, *_line_of(error), f"{type(error).__name__}: {error}".splitlines()[0][:300]) from error
+
+
+def _line_of(error: Exception) -> list[str]:
+    """The line that is no Python, or that which was run last in the folder of the module that was imported first."""
+    if isinstance(error, SyntaxError):
+        return [f"Line {error.lineno} of {error.filename}:"]
+    importing = (Path(__file__), Path(importlib.__file__).parent)
+    frames = [
+        (Path(frame.filename), frame.lineno)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<frozen") and not any(map(Path(frame.filename).is_relative_to, importing))
+    ]
+    own = [(path, line) for path, line in frames if path.is_relative_to(frames[0][0].parent)]
+    return [f"Line {line} of {path}:" for path, line in own[-1:]]

@@ -1,0 +1,219 @@
+"""One file by HTTP, whole and checked; what broke off goes on where it was.
+
+A download lies under `NAME.partial` until all of it is there and is what was published. Beside it `NAME.partial.json`
+says which URL it is of and what the server called that version (its ETag or date), so that a rerun asks for the rest of
+that version alone (Range with If-Range, RFC 9110, 13.1.5 and 14.2). A server that does not know ranges, or has another
+file by now, answers with all of it, and the download starts over: parts of two files are never glued.
+"""
+
+import fcntl
+import http.client
+import json
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.message import Message
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from seqtk import __version__
+from seqtk.corpora.spec import Published, check_file
+from seqtk.utils.errors import UserError
+from seqtk.utils.files import disk_full_errors
+from seqtk.utils.progress import Reporter
+
+_CHUNK_BYTES = 1 << 18
+_PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers of a server that may do better soon
+_WEB_PAGE = re.compile(rb"\s*(<!doctype html|<html|<\?xml)", re.IGNORECASE)
+_OTHERWISE = "Try again later, or use mirror=URL, or source=FOLDER for files that you have."
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a server is given."""
+
+    attempts: int = 5  # in a row that bring nothing new
+    pause: float = 2.0  # seconds before the second; each further pause is twice as long
+    timeout: float = 60.0  # seconds without a byte
+
+
+def fetch(published: Published, url: str, target: Path, *, reporter: Reporter, patience: Patience | None = None) -> str:
+    """Put the file at `url` at `target`, if it is not there; in what it was found to be the published one.
+
+    Raises UserError where it cannot be had, or is another file.
+    """
+    if target.is_file():
+        return check_file(target, published, advice="Remove it, then run the same command again.", reporter=reporter)
+    with _opened(target, url) as partial:
+        _receive(published, partial, reporter=reporter, patience=patience or Patience())
+        advice = "It was removed. Run the same command again, or use another mirror=URL."
+        try:
+            checked = check_file(partial.path, published, advice=advice, reporter=reporter)
+        except UserError:
+            partial.remove()
+            raise
+        partial.finish(target)
+    return checked
+
+
+class _Partial:
+    """What is there of a download, open for more."""
+
+    def __init__(self, target: Path, url: str, file: FileIO) -> None:
+        self.path = _beside(target, ".partial")
+        self.url = url
+        self.version: str | None = None
+        self._notes = _beside(target, ".partial.json")
+        self._file = file
+        try:
+            notes = json.loads(self._notes.read_text(encoding="utf-8"))
+            if notes["url"] == url:
+                self.version = notes["version"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            pass  # then nothing is known of what is there
+        if self.version is None:
+            self.start_over(None)
+
+    @property
+    def size(self) -> int:
+        """The bytes that are there."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def start_over(self, version: str | None) -> None:
+        """Forget what is there; what comes next is of this version."""
+        self._file.truncate(0)
+        self.version = version
+        with disk_full_errors(self._notes):
+            self._notes.write_text(json.dumps({"url": self.url, "version": version}), encoding="utf-8")
+
+    def write(self, chunk: bytes) -> None:
+        """Append to what is there."""
+        rest = memoryview(chunk)
+        with disk_full_errors(self.path):
+            while rest:
+                rest = rest[self._file.write(rest) :]
+
+    def remove(self) -> None:
+        """Leave nothing."""
+        self.path.unlink(missing_ok=True)
+        self._notes.unlink(missing_ok=True)
+
+    def finish(self, target: Path) -> None:
+        """Give the whole file its name."""
+        os.fsync(self._file.fileno())
+        os.replace(self.path, target)
+        self._notes.unlink(missing_ok=True)
+
+
+def _beside(target: Path, suffix: str) -> Path:
+    return target.with_name(f"{target.name}{suffix}")
+
+
+@contextmanager
+def _opened(target: Path, url: str) -> Iterator[_Partial]:
+    """The download of `url` for `target`, which no other process can have open meanwhile."""
+    path = _beside(target, ".partial")
+    with disk_full_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab", buffering=0) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"Another process is downloading {path}.", "Wait until it is done.") from None
+            yield _Partial(target, url, file)
+
+
+def _receive(published: Published, partial: _Partial, *, reporter: Reporter, patience: Patience) -> None:
+    """Get all of the file, in as many requests as it takes while each brings something new."""
+    furthest, failures = partial.size, 0
+    with reporter.bar(published.length, published.file_name, initial=partial.size) as bar:
+        while True:
+            try:
+                problem = _request(published, partial, bar, timeout=patience.timeout)
+            except urllib.error.HTTPError as error:
+                error.close()
+                if error.code == 416:  # there is no such range: the file is shorter by now
+                    partial.start_over(None)
+                elif error.code not in _PASSING:
+                    raise UserError(f"{partial.url} cannot be had: {error.code} {error.reason}.", _OTHERWISE) from None
+                problem = f"{error.code} {error.reason}"
+            except (OSError, http.client.HTTPException) as error:
+                cause = getattr(error, "reason", error)
+                problem = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+            if problem is None:
+                return
+            failures = 0 if partial.size > furthest else failures + 1
+            furthest = max(furthest, partial.size)
+            if failures >= patience.attempts:
+                raise _given_up(partial, problem)
+            pause = patience.pause * 2 ** max(0, failures - 1)
+            reporter.notify(f"{published.file_name}: {problem}; trying again in {pause:.0f} s")
+            time.sleep(pause)
+
+
+def _given_up(partial: _Partial, problem: str) -> UserError:
+    said = f"{partial.url} cannot be had: {problem}."
+    if not partial.size:
+        partial.remove()
+        return UserError(said, _OTHERWISE)
+    there = f"{partial.size:,} bytes of it are in {partial.path}; the same command goes on from there."
+    return UserError(said, there, _OTHERWISE)
+
+
+def _request(published: Published, partial: _Partial, bar: Any, *, timeout: float) -> str | None:
+    """One request for what is missing. What went wrong, or None if all is there now."""
+    headers = {"User-Agent": f"seqtk/{__version__}", "Accept-Encoding": "identity"}
+    if partial.size and partial.version:
+        headers |= {"Range": f"bytes={partial.size}-", "If-Range": partial.version}
+    with urllib.request.urlopen(urllib.request.Request(partial.url, headers=headers), timeout=timeout) as response:
+        version = _version(response.headers)
+        if response.status == 206:
+            start = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+            same = version in (None, partial.version)
+            if start is None or int(start[1]) != partial.size or not same:
+                partial.start_over(None)
+                return "the server sent another part than the one it was asked for"
+        else:
+            partial.start_over(version)
+        sent = response.headers.get("Content-Length", "")
+        total = partial.size + int(sent) if sent.isdigit() else published.length
+        _refuse_other_files(published, partial.url, response.headers, total)
+        while chunk := response.read1(_CHUNK_BYTES):  # what has come, so that none of it is lost when no more does
+            if not partial.size and _WEB_PAGE.match(chunk):
+                raise _web_page(published, partial.url)
+            partial.write(chunk)
+            bar.update(partial.size - bar.n)
+    if total is not None and partial.size < total:
+        return f"the connection ended after {partial.size:,} of {total:,} bytes"
+    return None
+
+
+def _version(headers: Message) -> str | None:
+    """What the server calls this version of the file, if it is a name that If-Range takes: a strong ETag, or a date."""
+    etag = headers.get("ETag")
+    return etag if etag is not None and not etag.startswith("W/") else headers.get("Last-Modified")
+
+
+def _refuse_other_files(published: Published, url: str, headers: Message, total: int | None) -> None:
+    if headers.get_content_type() == "text/html":
+        raise _web_page(published, url)
+    if published.length is not None and total != published.length:
+        raise UserError(
+            f"{url} is not {published.file_name} as it was published:",
+            f"the server has {total:,} bytes, not {published.length:,}.",
+            _OTHERWISE,
+        )
+
+
+def _web_page(published: Published, url: str) -> UserError:
+    return UserError(
+        f"{url} is a web page, not {published.file_name}.",
+        "The file has moved, or something between here and there wants a log-in.",
+        _OTHERWISE,
+    )

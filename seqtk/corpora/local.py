@@ -1,0 +1,50 @@
+"""Published files that are on the disk already, whole or as somebody unpacked them."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from seqtk.corpora.spec import Corpus, Published
+from seqtk.utils.errors import UserError
+
+
+def find_all(corpus: Corpus, sources: Sequence[str]) -> dict[Published, Path]:
+    """Each published file, or else each wanted member of it, → where it lies in `sources`, files and folders.
+
+    Raises UserError naming what is in none of them.
+    """
+    places = [Path(source).expanduser() for source in sources]
+    for place in places:
+        if not place.exists():
+            raise UserError(f"There is no source={place}.", "It names a file or folder with the published files.")
+    found: dict[Published, Path] = {}
+    for published in corpus.files:
+        whole = _find(published, places)
+        parts = {member: _find(member, places) for member in published.members}
+        if whole is None and not (parts and all(parts.values())):
+            raise _missing(published, [member for member, path in parts.items() if path is None], places)
+        found |= {published: whole} if whole else {member: path for member, path in parts.items() if path}
+    return found
+
+
+def _missing(published: Published, members: Sequence[Published], places: Sequence[Path]) -> UserError:
+    inside = f", nor {', '.join(member.name for member in members)} out of it" if members else ""
+    return UserError(
+        f"There is no {published.file_name} in source={','.join(map(str, places))}{inside}.",
+        f"It is published at {published.name}; plain and .gz will do.",
+        "Without source= it is downloaded; source=A,B looks in both.",
+    )
+
+
+def _find(published: Published, places: Sequence[Path]) -> Path | None:
+    """The first file in `places` that has one of the names of `published`."""
+    return next((path for place in places for path in _candidates(published, place) if path.is_file()), None)
+
+
+def _candidates(published: Published, place: Path) -> Iterator[Path]:
+    names = [published.name.partition("://")[2] or published.name, published.file_name, *published.also]
+    for name in names:
+        for spelt in (name, f"{name}.gz", name.removesuffix(".gz")):
+            if place.is_dir():
+                yield place / spelt
+            elif place.name == spelt.rsplit("/", 1)[-1]:
+                yield place

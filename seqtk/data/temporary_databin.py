@@ -1,0 +1,45 @@
+"""A text in the tokens of a vocabulary that is there: a small data-bin, made for once."""
+
+from pathlib import Path
+
+from seqtk.data.char_tokenizer import BYTE_NAMES, character_name
+from seqtk.data.databin import DataBin
+from seqtk.data.preprocess import PreprocessConfig, preprocess
+from seqtk.data.tokenizer import Tokenizer
+from seqtk.data.vocabulary import Vocabulary
+from seqtk.data.vocabulary_building import Tokens
+
+LINE_FEEDS = (BYTE_NAMES[ord("\n")], character_name("\n"))
+
+
+def encode_text(path: Path, folder: Path, *, vocabulary: Vocabulary, tokenizer: Tokenizer) -> DataBin:
+    """The data-bin, in `folder`, whose split `test` is the text at `path`. It is read by blocks, so it may be large.
+
+    Text by bytes or characters keeps its line feeds if the vocabulary has seen one; else EOS ends each line.
+    """
+    tokens: Tokens = "bytes" if tokenizer.separator == "bytes" else "words"
+    if tokenizer.separator == "characters":
+        tokens = "characters"
+    dictionary, model = folder / "given.txt", folder / "given.model"
+    folder.mkdir(parents=True)
+    vocabulary.save(dictionary)
+    if tokenizer.model_bytes is not None:
+        tokens = "sentencepiece"
+        model.write_bytes(tokenizer.model_bytes)
+    preprocess(
+        PreprocessConfig(
+            tokens=tokens,
+            test=(str(path),),
+            source_dict=str(dictionary) if tokens != "bytes" else None,
+            sentencepiece=str(model) if tokens == "sentencepiece" else None,
+            line_end=None if _spells_line_feeds(vocabulary) else "eos",
+            destdir=str(folder / "data-bin"),
+            workers=1,
+        )
+    )
+    return DataBin(folder / "data-bin")
+
+
+def _spells_line_feeds(vocabulary: Vocabulary) -> bool:
+    """Whether a line feed is a token of the training text, rather than what EOS stands for."""
+    return any(vocabulary.counts[vocabulary.id(name)] > 0 for name in LINE_FEEDS if name in vocabulary)

@@ -1,0 +1,1 @@
+"""What attention layers compute with, as functions."""

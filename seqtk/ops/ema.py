@@ -1,0 +1,88 @@
+"""Mega's moving average: each channel as a sum of damped exponential averages (Ma et al. 2022, arXiv 2209.10655).
+
+B batch, T length, D width, N averages of a channel, M chunks of C positions (also as S).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seqtk.ops.precision import wide
+
+CHUNK = 32
+"""Positions whose weights are written out; between chunks the averages are handed on."""
+
+
+class DampedAverage(nn.Module):
+    """y_t = η · h_t / √N, h_t = α ⊙ β x_t + (1 - α ⊙ δ) ⊙ h_{t-1} in each channel (section 3.1).
+
+    α and δ are sigmoids of trained numbers, and the √N is the official code's. With `both_ways` the second half of the
+    averages runs from the end to the start. 4 D N parameters; O(T D (C + N)) time, O(T D (1 + N / C)) memory; the
+    future has no part in it, not by rounding either, as it has where such a sum is taken by a Fourier transform.
+    """
+
+    def __init__(self, dim: int, averages: int, *, both_ways: bool) -> None:
+        super().__init__()
+        self.both_ways = both_ways
+        alternating_N = torch.ones(averages)
+        alternating_N[1::2] = -1
+        self.share = nn.Parameter(torch.randn(dim, averages) * 0.2)  # sigmoid: α
+        self.damping = nn.Parameter(torch.randn(dim, averages) * 0.2)  # sigmoid: δ
+        self.expand = nn.Parameter(torch.randn(dim, averages) * 0.02 + alternating_N)  # β
+        self.collapse = nn.Parameter(torch.randn(dim, averages))  # η
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """The averages at all positions, in float32 or wider."""
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            x_BTD = wide(x_BTD)
+            factors = self._factors()
+            if not self.both_ways:
+                return _scan(x_BTD, *factors)
+            half = self.share.shape[1] // 2
+            onwards = _scan(x_BTD, *(factor_DN[:, :half] for factor_DN in factors))
+            return onwards + _scan(x_BTD.flip(1), *(factor_DN[:, half:] for factor_DN in factors)).flip(1)
+
+    def start(self, batch: int) -> Tensor:
+        """The state h_BDN before the first position."""
+        return wide(self.share).new_zeros(batch, *self.share.shape)
+
+    def step(self, x_B1D: Tensor, state_BDN: Tensor) -> tuple[Tensor, Tensor]:
+        """The average at the next position, and the state after it."""
+        log_decay_DN, in_DN, out_DN = self._factors()
+        state_BDN = log_decay_DN.exp() * state_BDN + in_DN * wide(x_B1D).transpose(1, 2)
+        return (state_BDN * out_DN).sum(-1)[:, None], state_BDN
+
+    def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """log(1 - α δ), α β and η / √N, each DN."""
+        share_DN = wide(self.share).sigmoid()
+        decay_DN = 1 - share_DN * wide(self.damping).sigmoid()
+        out_DN = wide(self.collapse) / self.collapse.shape[1] ** 0.5
+        return decay_DN.clamp(min=1e-30).log(), share_DN * wide(self.expand), out_DN
+
+
+def _scan(x_BTD: Tensor, log_decay_DN: Tensor, in_DN: Tensor, out_DN: Tensor) -> Tensor:
+    """Within chunks by a product with the weights of all distances; between them by what a chunk leaves behind."""
+    length = x_BTD.shape[1]
+    size = min(CHUNK, length)
+    x_BMSD = functional.pad(x_BTD, (0, 0, 0, -length % size)).reshape(len(x_BTD), -1, size, x_BTD.shape[2])
+    place_C = torch.arange(size, device=x_BTD.device)
+    decay_DNC = (log_decay_DN[..., None] * place_C).exp()
+    weight_DC = torch.einsum("dn,dnc->dc", in_DN * out_DN, decay_DNC)
+    weight_DTS = weight_DC[:, (place_C[:, None] - place_C).clamp(min=0)].tril()
+    y_BMTD = torch.einsum("dts,bmsd->bmtd", weight_DTS, x_BMSD)
+    if length > size:
+        left_BMDN = torch.einsum("dns,bmsd->bmdn", in_DN[..., None] * decay_DNC.flip(-1), x_BMSD[:, :-1])
+        before_BMDN = functional.pad(_handed_on(left_BMDN, log_decay_DN * size), (0, 0, 0, 0, 1, 0))
+        read_DNT = (out_DN * log_decay_DN.exp())[..., None] * decay_DNC
+        y_BMTD = y_BMTD + torch.einsum("dnt,bmdn->bmtd", read_DNT, before_BMDN)
+    return y_BMTD.flatten(1, 2)[:, :length]
+
+
+def _handed_on(left_BMDN: Tensor, log_decay_DN: Tensor) -> Tensor:
+    """h_m = left_m + decay · h_{m-1} over chunks, in log2 M rounds that each reach twice as far."""
+    reach = 1
+    while reach < left_BMDN.shape[1]:
+        earlier_BMDN = functional.pad(left_BMDN[:, :-reach], (0, 0, 0, 0, reach, 0))
+        left_BMDN = left_BMDN + (log_decay_DN * reach).exp() * earlier_BMDN
+        reach *= 2
+    return left_BMDN

@@ -1,0 +1,88 @@
+"""What is made sure, and what is said, before the first update."""
+
+from collections.abc import Iterator
+
+from seqtk.criterions import criterions
+from seqtk.data.batching import epoch_batches, usable
+from seqtk.generation.length_limits import Side, longest_source, longest_target, narrowest_layer
+from seqtk.models import Model
+from seqtk.tasks import Task
+from seqtk.tasks.base import Dataset
+from seqtk.training.config import TrainConfig
+from seqtk.training.parallel import World
+from seqtk.utils.errors import UserError, how_many
+
+
+def check_data(config: TrainConfig, *, task: Task, model: Model, train_set: Dataset) -> None:
+    """Refuse streams that cannot be, examples longer than the model can take, and a measure that nothing gives."""
+    if config.batch.streams is not None:
+        _check_streams(config.batch.streams, task=task, model=model, samples=len(train_set))
+    kept, _ = usable(train_set.sizes_ND, config.batch)
+    valid = task.dataset(config.validation.split)
+    limits = {"source": longest_source([model]), "target": longest_target([model])}
+    _check_metric(config, task=task, targets=int(valid.sizes_ND[:, -1].sum()))
+    if not len(kept):
+        epoch_batches(train_set.sizes_ND, config.batch, seed=config.seed, epoch=1)  # says why
+    for split, sizes_ND in (("training", train_set.sizes_ND[kept]), ("validation", valid.sizes_ND)):
+        one_sided = sizes_ND.shape[1] == 1
+        sides: tuple[Side, ...] = ("target",) if one_sided else ("source", "target")
+        for sizes_N, name in zip(sizes_ND.T, sides, strict=True):
+            limit = limits[name]
+            too_long = int((sizes_N > limit).sum()) if limit is not None else 0
+            if too_long:
+                own = "max_length" if one_sided else f"max_{name}_length"
+                key, needed = f"model.{own}", int(sizes_N.max())
+                narrowest = narrowest_layer(model, name)
+                if narrowest is not None and limit != getattr(config.model, own, None):
+                    needed += (narrowest.max_length or 0) - (limit or 0)  # memory tokens take room in it, too
+                    key = config.length_key(narrowest.slot)
+                other = "leave out long ones: batch.max_length in training, from the text in validation"
+                raise UserError(
+                    f"The model takes {limit} {name} tokens; longer {split} examples: {too_long:,}.",
+                    f"The longest has {sizes_N.max()}: set {key} to {needed},",
+                    f"or {'cut shorter ones: task.tokens_per_sample' if one_sided else other}.",
+                )
+
+
+def _check_streams(streams: int, *, task: Task, model: Model, samples: int) -> None:
+    if not task.continuous:
+        raise UserError(
+            "batch.streams needs samples of which each goes on where the one before it ends.",
+            "Those are task=language_modeling with task.break_mode=none.",
+        )
+    if samples <= streams:
+        raise UserError(
+            f"batch.streams={streams} runs of {how_many(samples, 'training sample')} have one each, or none.",
+            "So nothing would be handed from sample to sample.",
+            f"Set batch.streams to {max(samples // 2, 1)} or less, or task.tokens_per_sample lower.",
+        )
+    model.check_carrying()
+
+
+def _check_metric(config: TrainConfig, *, task: Task, targets: int) -> None:
+    """Refuse a figure that the task knows, but cannot give for want of something in the data."""
+    metric, split = config.validation.metric, config.validation.split
+    sums = criterions.class_of(type(config.criterion)).sum_names
+    if sums is None or metric not in (task.figure_names or ()):
+        return
+    found = task.figures(split, {**dict.fromkeys(sums, 0.0), "weight": float(targets)})
+    if metric not in found:
+        raise UserError(
+            f"validation.metric={metric} cannot be had of the split '{split}' of {config.task.data}.",
+            "It needs the size of all of its text, which seqtk-preprocess notes in preprocess.json.",
+            f"Set validation.metric to one of {', '.join([*sums, 'ppl', *found])}.",
+        )
+
+
+def introduction(config: TrainConfig, *, model: Model, train_set: Dataset, world: World) -> Iterator[str]:
+    """What is trained, on what, and what is left out."""
+    kept, too_long = usable(train_set.sizes_ND, config.batch)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    processes = f"{world.size} × " if world.size > 1 else ""
+    yield f"{count:,} parameters on {processes}{world.device.type}, {config.precision}."
+    yield f"{how_many(len(kept), 'training example')} in {config.task.data}."
+    if len(too_long):
+        named = ", ".join(map(str, too_long[:10]))
+        more = ", …" if len(too_long) > 10 else ""
+        are = "is" if len(too_long) == 1 else "are"
+        yield f"{how_many(len(too_long), 'example')} {are} too long and left out: {named}{more}."

@@ -1,0 +1,200 @@
+"""Names, config types and classes; plug-ins."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from seqtk.config.registry import REGISTRIES, Registry, load_plugins, registry_of
+from seqtk.utils.errors import UserError, near_path, nearest
+from seqtk.utils.text_io import text_output
+
+
+@dataclass(frozen=True)
+class ShapeConfig:
+    """The base of this test's configs."""
+
+
+@dataclass(frozen=True)
+class CircleConfig(ShapeConfig):
+    radius: float = 1.0
+
+
+@pytest.fixture
+def shapes() -> Iterator[Registry[object]]:
+    registry: Registry[object] = Registry("registry-test shape", ShapeConfig)
+
+    @registry.register("circle", CircleConfig)
+    class Circle:
+        def __init__(self, config: CircleConfig, *, scale: float) -> None:
+            self.radius = config.radius * scale
+
+    yield registry
+    del REGISTRIES["registry-test shape"]
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder to put a plug-in into; what is imported from it is forgotten afterwards."""
+    known, path = set(sys.modules), list(sys.path)
+    yield tmp_path
+    sys.path[:] = path
+    for name in set(sys.modules) - known:
+        del sys.modules[name]
+
+
+def test_the_type_of_a_config_selects_the_class(shapes: Registry[object]) -> None:
+    assert shapes.build(CircleConfig(2.0), scale=3.0).radius == 6.0  # type: ignore[attr-defined]
+
+
+def test_name_type_and_class_find_each_other(shapes: Registry[object]) -> None:
+    assert shapes.config_type("circle") is CircleConfig
+    assert shapes.name_of(CircleConfig) == "circle"
+    assert shapes.class_of(CircleConfig).__name__ == "Circle"
+    assert list(shapes) == ["circle"]
+    assert "circle" in shapes
+    assert shapes.knows(CircleConfig)
+    assert not shapes.knows(ShapeConfig)
+    assert registry_of(ShapeConfig) is shapes
+    assert registry_of(CircleConfig) is None
+
+
+def test_a_name_and_a_config_type_are_used_once(shapes: Registry[object]) -> None:
+    @dataclass(frozen=True)
+    class OtherConfig(ShapeConfig): ...
+
+    with pytest.raises(ValueError, match="registered already"):
+        shapes.register("circle", OtherConfig)
+    with pytest.raises(ValueError, match="configures registry-test shape 'circle' already"):
+        shapes.register("disc", CircleConfig)
+
+
+def test_a_config_extends_the_base(shapes: Registry[object]) -> None:
+    with pytest.raises(TypeError, match="is not a dataclass that extends ShapeConfig"):
+        shapes.register("stranger", int)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest(shapes: Registry[object]) -> None:
+    with pytest.raises(UserError, match="Did you mean 'circle'"):
+        shapes.config_type("cirlce")
+    with pytest.raises(UserError, match=r"Known: circle\."):
+        shapes.config_type("zzz")
+
+
+def test_a_path_is_answered_by_one_that_is_like_it_and_by_no_other(tmp_path: Path) -> None:
+    for name in ("checkpoints", "opt", "home"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint.txt").touch()
+    assert near_path(tmp_path / "checkpoint") == ("Did you mean 'checkpoints'?",)
+    assert near_path(tmp_path / "checkpoint", suits=Path.is_file) == ("Did you mean 'checkpoint.txt'?",)
+    assert near_path(tmp_path / "nope") == ()
+    assert near_path(tmp_path / "no" / "where") == (f"There is no folder {tmp_path / 'no'}.",)
+
+
+def test_a_disk_that_is_full_names_what_was_written(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space") as raised, text_output(str(tmp_path / "texts")):
+        raise OSError(28, "No space left on device")
+    assert raised.value.filename == str(tmp_path / "texts")
+    with pytest.raises(OSError, match="No such file") as raised, text_output(str(tmp_path / "texts")):
+        (tmp_path / "other").read_text()
+    assert raised.value.filename == str(tmp_path / "other")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nearest_lists_a_few_of_many_names() -> None:
+    assert nearest("Circle", ["circle"]) == "Did you mean 'circle'?"
+    assert nearest("x", []) == "There is none to choose from."
+    many = nearest("qqqq", (f"name_{index}" for index in range(1000)))
+    assert many.startswith("Among the known: ")
+    assert len(many) < 250
+
+
+@pytest.mark.parametrize("file", ["my_plug.py", "my_plug/__init__.py"])
+def test_a_user_dir_is_a_module_or_a_package(plugin: Path, shapes: Registry[object], file: str) -> None:
+    (plugin / file).parent.mkdir(exist_ok=True)
+    (plugin / file).write_text(
+        "from dataclasses import dataclass\n"
+        "from seqtk.config.registry import REGISTRIES\n"
+        "registry = REGISTRIES['registry-test shape']\n"
+        "@dataclass(frozen=True)\n"
+        "class SquareConfig(registry.config_base): ...\n"
+        "@registry.register('square', SquareConfig)\n"
+        "class Square: ...\n"
+    )
+    load_plugins(str(plugin / "my_plug"))
+    load_plugins(str(plugin / "my_plug"))  # a second time changes nothing
+    assert list(shapes) == ["circle", "square"]
+
+
+def test_a_missing_user_dir_is_named(plugin: Path) -> None:
+    with pytest.raises(UserError, match="neither a package nor a module"):
+        load_plugins(str(plugin / "nothing"))
+
+
+def test_a_user_dir_with_the_name_of_another_module_is_refused(plugin: Path) -> None:
+    (plugin / "json.py").write_text("")
+    with pytest.raises(UserError, match="has the name of another module: json"):
+        load_plugins(str(plugin / "json.py"))
+
+
+@pytest.mark.parametrize(
+    ("source", "line", "error"),
+    [
+        ("import no_such_module\n", 1, "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("import json\n\njson.loads('{')\n", 3, "JSONDecodeError: Expecting property name"),
+        ("raise ValueError('two\\nlines')\n", 1, "ValueError: two"),
+        ("x = 1\ndef broken(:\n", 2, "SyntaxError: invalid syntax"),
+    ],
+)
+def test_a_plugin_that_fails_is_named_with_its_line(plugin: Path, source: str, line: int, error: str) -> None:
+    (plugin / "my_plug.py").write_text(source)
+    with pytest.raises(UserError) as caught:
+        load_plugins(str(plugin / "my_plug"))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"user_dir={plugin}/my_plug cannot be imported."
+    assert lines[1] == f"Line {line} of {plugin}/my_plug.py:"
+    assert lines[2].startswith(error)
+    assert len(lines) == 3
+
+
+def test_an_entry_point_that_fails_is_named_with_its_distribution(plugin: Path) -> None:
+    (plugin / "their_layers.py").write_text("import no_such_module\n")
+    install(plugin)
+    with pytest.raises(UserError) as caught:
+        load_plugins()
+    assert str(caught.value).splitlines() == [
+        "The plug-in 'theirs' of their-package 1.0 cannot be imported: mend it, or uninstall their-package.",
+        f"Line 1 of {plugin}/their_layers.py:",
+        "ModuleNotFoundError: No module named 'no_such_module'",
+    ]
+
+
+def test_an_entry_point_that_names_nothing_is_named_with_its_distribution(plugin: Path) -> None:
+    install(plugin)
+    with pytest.raises(UserError, match=r"their-package 1\.0 cannot be imported"):
+        load_plugins()
+
+
+def test_entry_points_are_loaded(plugin: Path, shapes: Registry[object]) -> None:
+    (plugin / "their_layers.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from seqtk.config.registry import REGISTRIES\n"
+        "registry = REGISTRIES['registry-test shape']\n"
+        "@dataclass(frozen=True)\n"
+        "class StarConfig(registry.config_base): ...\n"
+        "registry.register('star', StarConfig)(type('Star', (), {}))\n"
+    )
+    install(plugin)
+    load_plugins()
+    assert "star" in shapes
+
+
+def install(folder: Path) -> None:
+    """Let `folder` be that of an installed distribution, whose module their_layers is a plug-in."""
+    info = folder / "their_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[seqtk.plugins]\ntheirs = their_layers\n")
+    sys.path.insert(0, str(folder))

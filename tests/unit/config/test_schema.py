@@ -1,0 +1,239 @@
+"""A config and its plain tree: round trips, slots, aliases, tuples, and what is refused."""
+
+import enum
+import json
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seqtk.config import schema
+from seqtk.config.registry import Registry
+from seqtk.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """The base of the layers of this test."""
+
+
+layers: Registry[object] = Registry("schema-test layer", LayerConfig)
+
+
+@dataclass(frozen=True)
+class DotConfig(LayerConfig):
+    heads: int = 8
+
+
+@layers.register("dot", DotConfig)
+class Dot: ...
+
+
+@dataclass(frozen=True)
+class DenseConfig(LayerConfig):
+    heads: int = 8
+    max_length: int = 256
+
+
+@layers.register("dense", DenseConfig)
+class Dense: ...
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    depth: int = 6
+    layer: LayerConfig | tuple[LayerConfig, ...] = DotConfig()
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    aliases: ClassVar[dict[str, tuple[str, ...]]] = {"attention": ("encoder.layer", "decoder.layer")}
+
+    encoder: StackConfig = StackConfig()
+    decoder: StackConfig = StackConfig()
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    aliases: ClassVar[dict[str, tuple[str, ...]]] = {"attention": ("model.attention",)}
+
+    name: str = "run"
+    note: str | None = None
+    model: ModelConfig = ModelConfig()
+    betas: tuple[float, float] = (0.9, 0.98)
+    langs: tuple[str, ...] = ("de", "en")
+    colour: Colour = Colour.RED
+    mix: Literal["sum", "softmax"] = "sum"
+    fast: bool = False
+
+
+def build(**changes: object) -> RunConfig:
+    return schema.from_dict(RunConfig, changes)
+
+
+@st.composite
+def stacks(draw: st.DrawFn) -> StackConfig:
+    layer = st.one_of(
+        st.builds(DotConfig, heads=st.integers()), st.builds(DenseConfig, heads=st.integers(), max_length=st.integers())
+    )
+    return StackConfig(draw(st.integers()), draw(st.one_of(layer, st.lists(layer, min_size=1).map(tuple))))
+
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+configs = st.builds(
+    RunConfig,
+    name=st.text(),
+    note=st.none() | st.text(),
+    model=st.builds(ModelConfig, encoder=stacks(), decoder=stacks(), dropout=numbers),
+    betas=st.tuples(numbers, numbers),
+    langs=st.lists(st.text()).map(tuple),
+    colour=st.sampled_from(Colour),
+    mix=st.sampled_from(["sum", "softmax"]),
+    fast=st.booleans(),
+)
+
+
+@given(configs)
+def test_a_config_survives_the_way_through_json(config: RunConfig) -> None:
+    assert schema.from_dict(RunConfig, json.loads(json.dumps(schema.to_dict(config)))) == config
+
+
+def test_a_slot_takes_a_name_or_a_mapping_with_a_kind() -> None:
+    assert build(model={"encoder": {"layer": "dense"}}).model.encoder.layer == DenseConfig()
+    tree = {"layer": {"kind": "dense", "max_length": 9}}
+    assert build(model={"encoder": tree}).model.encoder.layer == DenseConfig(max_length=9)
+    assert schema.update(RunConfig(), "model.encoder.layer.kind", "dense").model.encoder.layer == DenseConfig()
+
+
+def test_a_mapping_without_a_kind_changes_only_what_it_names() -> None:
+    config = schema.update(RunConfig(), "model.encoder.layer", {"kind": "dense", "heads": 2})
+    config = schema.merge(config, {"model": {"encoder": {"layer": {"max_length": 9}}}})
+    assert config.model.encoder.layer == DenseConfig(heads=2, max_length=9)
+
+
+def test_a_new_kind_keeps_nothing_of_the_old() -> None:
+    config = schema.update(RunConfig(), "model.encoder.layer.heads", 2)
+    assert schema.update(config, "model.encoder.layer", {"kind": "dense"}).model.encoder.layer == DenseConfig()
+
+
+def test_an_alias_sets_all_it_stands_for_through_a_nested_alias_too() -> None:
+    config = schema.update(RunConfig(), "attention", "dense")
+    config = schema.update(config, "attention.max_length", 5)
+    assert config.model.encoder.layer == config.model.decoder.layer == DenseConfig(max_length=5)
+
+
+def test_an_alias_is_set_after_the_mapping_it_points_into() -> None:
+    config = build(attention="dense", model={"encoder": {"depth": 2}})
+    assert config.model.encoder == StackConfig(2, DenseConfig())
+
+
+@pytest.mark.parametrize("model", [{"attention": "dot"}, {"decoder": {"layer": "dot"}}])
+def test_an_alias_beside_what_it_stands_for_is_refused(model: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="are both given"):
+        build(attention="dense", model=model)
+
+
+def test_a_list_makes_a_pattern_and_a_key_is_set_in_each_layer_that_has_it() -> None:
+    config = build(model={"encoder": {"layer": ["dot", {"kind": "dense", "heads": 2}]}})
+    assert config.model.encoder.layer == (DotConfig(), DenseConfig(heads=2))
+    config = schema.update(config, "model.encoder.layer.max_length", 3)
+    config = schema.merge(config, {"model": {"encoder": {"layer": {"heads": 4}}}})
+    assert config.model.encoder.layer == (DotConfig(heads=4), DenseConfig(heads=4, max_length=3))
+
+
+def test_numbers_are_read_as_the_field_wants_them() -> None:
+    config = build(model={"dropout": 0, "encoder": {"depth": 3.0}}, name=2014, betas=[0, 1])
+    assert (config.model.dropout, config.model.encoder.depth, config.name, config.betas) == (0.0, 3, "2014", (0.0, 1.0))
+    assert isinstance(config.model.dropout, float)
+    assert isinstance(config.model.encoder.depth, int)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("nam", "x", "There is no key 'nam'.\nDid you mean 'name'?"),
+        ("dropout", 0.3, "There is no key 'dropout'.\nDid you mean 'model.dropout'?"),
+        ("drop_out", 0.3, "There is no key 'drop_out'.\nDid you mean 'model.dropout'?"),
+        ("model.encoder.dept", 1, "There is no key 'model.encoder.dept'.\nDid you mean 'model.encoder.depth'?"),
+        ("attention.max_length", 1, "There is no key 'model.encoder.layer.max_length' in 'dot'.\nKnown: heads."),
+        ("attention", "dens", "There is no schema-test layer called 'dens'.\nDid you mean 'dense'?"),
+        ("attention", {"kind": 7}, "There is no schema-test layer called '7'.\nKnown: dense, dot."),
+        ("attention", ["dot", "dens"], "There is no schema-test layer called 'dens'.\nDid you mean 'dense'?"),
+        (
+            "attention",
+            3,
+            "'model.encoder.layer' must be the name of one kind of schema-test layer, or a mapping, not 3.",
+        ),
+        ("model", "big", "'model' must be a mapping, not 'big'."),
+        ("model.encoder.depth", 2.5, "'model.encoder.depth' must be a whole number, not 2.5."),
+        ("model.encoder.depth", True, "'model.encoder.depth' must be a whole number, not True."),
+        ("model.encoder.depth", None, "'model.encoder.depth' must be a whole number, not None."),
+        ("model.dropout", "a lot", "'model.dropout' must be a number, not 'a lot'."),
+        ("fast", 1, "'fast' must be true or false, not 1."),
+        ("name", True, "'name' must be text, not True."),
+        ("name.first", "x", "'name' is 'run': there is no key 'name.first' inside it."),
+        ("betas", [0.9], "'betas' must have 2 values, not [0.9]."),
+        ("colour", "rad", "'colour' cannot be 'rad'.\nDid you mean 'red'?"),
+        ("mix", "max", "'mix' cannot be 'max'."),
+    ],
+)
+def test_what_cannot_be_set_is_refused_in_words(key: str, value: object, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        schema.update(RunConfig(), key, value)
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_unknown_keys_deep_in_a_tree_are_refused() -> None:
+    """Nothing that was merged before switches the checking off (a trap of OmegaConf's struct mode)."""
+    tree = {"attention": "dense", "model": {"encoder": {"depth": 2, "heads": 4}}}
+    with pytest.raises(UserError, match=r"'model\.encoder\.heads'"):
+        schema.from_dict(RunConfig, tree)
+
+
+def test_keys_lists_what_update_takes() -> None:
+    keys = schema.keys(build(attention="dense"))
+    assert {"name", "attention", "model.attention", "model.encoder.layer.max_length"} <= set(keys)
+
+
+def test_takes_text_follows_slots_and_aliases() -> None:
+    config = RunConfig()
+    assert schema.takes_text(config, "name")
+    assert schema.takes_text(config, "note")
+    assert not any(
+        schema.takes_text(config, key)
+        for key in ("fast", "langs", "model.dropout", "attention.heads", "attention", "no.such")
+    )
+
+
+def test_a_config_that_no_registry_names_has_no_kind() -> None:
+    assert schema.to_dict(LayerConfig()) == {}
+
+
+@dataclass(frozen=True)
+class InnerConfig:
+    mix: int = 0
+    max_size: int = 0
+
+
+@dataclass(frozen=True)
+class OuterConfig:
+    max_steps: int = 0
+    inner: InnerConfig = InnerConfig()
+    dim: int = 0
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("dmi", "dim"), ("mxi", "inner.mix"), ("max_siez", "inner.max_size"), ("mix", "inner.mix")]
+)
+def test_of_keys_as_close_the_one_beside_the_typo_was_meant(written: str, meant: str) -> None:
+    with pytest.raises(UserError, match=f"Did you mean '{meant}'"):
+        schema.update(OuterConfig(), written, 1)

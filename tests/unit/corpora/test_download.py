@@ -1,0 +1,230 @@
+"""Downloads: whole, checked, resumed, and never glued of two files, whatever the server does."""
+
+import fcntl
+import hashlib
+import json
+import random
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from seqtk.corpora.download import Patience, fetch
+from seqtk.corpora.spec import Published
+from seqtk.utils.errors import UserError
+from seqtk.utils.progress import Reporter
+from tests.unit.corpora.fake_server import Served, Shelf, files_of_at_most
+
+BODY = random.Random(7).randbytes(900_000)
+FILE = Published("http://far.away/a.zip", length=len(BODY), digest=f"sha256:{hashlib.sha256(BODY).hexdigest()}")
+UNKNOWN = replace(FILE, length=None, digest=None)
+HURRY = Patience(attempts=3, pause=0.0, timeout=5.0)
+
+
+def get(shelf: Shelf, target: Path, published: Published = FILE) -> str:
+    return fetch(published, f"{shelf.url}/a.zip", target, reporter=Reporter(), patience=HURRY)
+
+
+def refused(shelf: Shelf, target: Path, published: Published = FILE) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        get(shelf, target, published)
+    assert not target.exists()
+    lines = str(caught.value).splitlines()
+    assert 2 <= len(lines) <= 3
+    return lines
+
+
+def beside(target: Path) -> list[str]:
+    return sorted(path.name for path in target.parent.iterdir())
+
+
+def test_a_file_arrives_whole_and_alone(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.files["a.zip"] = Served(BODY)
+    target = tmp_path / "host" / "a.zip"
+    assert get(shelf, target) == "length and sha256 as published"
+    assert target.read_bytes() == BODY
+    assert beside(target) == ["a.zip"]
+    assert get(shelf, target) == "length and sha256 as published"
+    assert shelf.requests == [("a.zip", None)]
+    assert all(agent and agent.startswith("seqtk/") for agent in shelf.agents)
+
+
+def test_of_a_file_of_which_nothing_is_published_that_is_said(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.files["a.zip"] = Served(BODY)
+    assert get(shelf, tmp_path / "a.zip", UNKNOWN) == "neither length nor checksum is published"
+
+
+@pytest.mark.parametrize("published", [FILE, UNKNOWN])
+def test_broken_connections_are_taken_up_where_they_broke(shelf: Shelf, tmp_path: Path, published: Published) -> None:
+    shelf.files["a.zip"] = Served(BODY, drops=[300_000, 0, 10, 500_000])
+    get(shelf, tmp_path / "a.zip", published)
+    assert (tmp_path / "a.zip").read_bytes() == BODY
+    assert [asked for _, asked in shelf.requests] == [
+        None,
+        *(f"bytes={n}-" for n in (300_000, 300_000, 300_010, 800_010)),
+    ]
+
+
+@pytest.mark.parametrize("served", [Served(BODY, etag=None), Served(BODY, etag='W/"1"')])
+def test_a_date_names_a_version_where_there_is_no_strong_etag(shelf: Shelf, tmp_path: Path, served: Served) -> None:
+    shelf.files["a.zip"] = replace(served, date="Fri, 03 Mar 2006 00:00:00 GMT", drops=[1000])
+    get(shelf, tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").read_bytes() == BODY
+    assert shelf.requests[1] == ("a.zip", "bytes=1000-")
+
+
+def test_without_a_name_of_the_version_nothing_is_glued(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.files["a.zip"] = Served(BODY, etag=None, drops=[1000])
+    get(shelf, tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").read_bytes() == BODY
+    assert shelf.requests == [("a.zip", None)] * 2
+
+
+def test_a_server_that_ignores_ranges_starts_over(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.files["a.zip"] = Served(BODY, ranges=False, drops=[1000, 2000])
+    get(shelf, tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").read_bytes() == BODY
+
+
+def test_a_server_that_sends_another_part_starts_over(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.files["a.zip"] = Served(BODY, wrong_range=True, drops=[1000])
+    get(shelf, tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("published", [FILE, UNKNOWN])
+def test_a_file_that_changed_meanwhile_is_not_glued(shelf: Shelf, tmp_path: Path, published: Published) -> None:
+    other = bytes(len(BODY))
+    shelf.files["a.zip"] = Served(other, etag='"old"', drops=[5000, 0, 0, 0])
+    refused(shelf, tmp_path / "a.zip", published)
+    assert (tmp_path / "a.zip.partial").stat().st_size == 5000
+    shelf.files["a.zip"] = Served(BODY, etag='"new"')
+    get(shelf, tmp_path / "a.zip", published)
+    assert (tmp_path / "a.zip").read_bytes() == BODY
+    assert shelf.requests[-1] == ("a.zip", "bytes=5000-")
+
+
+def test_what_is_left_of_another_address_is_not_glued(shelf: Shelf, tmp_path: Path) -> None:
+    (tmp_path / "a.zip.partial").write_bytes(b"x" * 100)
+    (tmp_path / "a.zip.partial.json").write_text(json.dumps({"url": "http://else.where/a.zip", "version": '"1"'}))
+    shelf.files["a.zip"] = Served(BODY)
+    get(shelf, tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("notes", ["", "[]", "{", '{"url": 1}'])
+def test_what_nothing_is_known_of_is_not_glued(shelf: Shelf, tmp_path: Path, notes: str) -> None:
+    (tmp_path / "a.zip.partial").write_bytes(b"x" * 100)
+    (tmp_path / "a.zip.partial.json").write_text(notes)
+    shelf.files["a.zip"] = Served(BODY)
+    get(shelf, tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").read_bytes() == BODY
+
+
+def test_a_file_that_has_become_shorter_than_what_is_there_starts_over(shelf: Shelf, tmp_path: Path) -> None:
+    (tmp_path / "a.zip.partial").write_bytes(b"x" * (len(BODY) + 1))
+    (tmp_path / "a.zip.partial.json").write_text(json.dumps({"url": f"{shelf.url}/a.zip", "version": '"1"'}))
+    shelf.files["a.zip"] = Served(BODY)
+    get(shelf, tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").read_bytes() == BODY
+    assert [asked for _, asked in shelf.requests] == [f"bytes={len(BODY) + 1}-", None]
+
+
+def test_a_server_that_is_busy_is_asked_again(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.files["a.zip"] = Served(BODY, errors=[503, 429])
+    get(shelf, tmp_path / "a.zip")
+    assert len(shelf.requests) == 3
+
+
+def test_a_server_that_keeps_breaking_off_is_given_up_and_what_came_is_kept(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.files["a.zip"] = Served(BODY, drops=[4000, 0, 0, 0])
+    lines = refused(shelf, tmp_path / "a.zip")
+    assert "the connection ended after 4,000 of 900,000 bytes" in lines[0]
+    assert "4,000 bytes of it are in" in lines[1]
+    get(shelf, tmp_path / "a.zip")
+    assert shelf.requests[-1] == ("a.zip", "bytes=4000-")
+
+
+def test_one_that_ignores_ranges_and_breaks_off_is_given_up_too(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.files["a.zip"] = Served(BODY, ranges=False, drops=[4000] * 50)
+    refused(shelf, tmp_path / "a.zip")
+    assert len(shelf.requests) == 1 + HURRY.attempts
+
+
+def test_what_is_not_there_is_told_at_once(shelf: Shelf, tmp_path: Path) -> None:
+    lines = refused(shelf, tmp_path / "a.zip")
+    assert lines[0] == f"{shelf.url}/a.zip cannot be had: 404 Not Found."
+    assert "mirror=URL" in lines[1]
+    assert len(shelf.requests) == 1
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told: list[str] = []
+    with pytest.raises(UserError, match="cannot be had: Connection refused"):
+        fetch(
+            FILE,
+            f"http://127.0.0.1:{port}/a.zip",
+            tmp_path / "a.zip",
+            reporter=Reporter(told.append),
+            patience=HURRY,
+        )
+    assert told == ["a.zip: Connection refused; trying again in 0 s"] * (HURRY.attempts - 1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("served", "words"),
+    [
+        (Served(BODY[:-1]), "the server has 899,999 bytes, not 900,000"),
+        (Served(BODY, announced=900_001), "the server has 900,001 bytes, not 900,000"),
+        (Served(BODY + b"x", announced=0), "it has 900,001 bytes, not 900,000"),
+        (Served(BODY[:-1], announced=900_000), "cannot be had"),
+        (Served(BODY[:-1], announced=0), "cannot be had"),
+        (Served(bytes(900_000)), "its sha256 is"),
+        (Served(b"<!DOCTYPE html><title>Log in</title>", content_type="text/html; charset=utf-8"), "is a web page"),
+        (Served(b"\n <HTML>".ljust(900_000)), "is a web page"),
+    ],
+)
+def test_another_file_is_refused(shelf: Shelf, tmp_path: Path, served: Served, words: str) -> None:
+    shelf.files["a.zip"] = replace(served, drops=[])
+    assert words in "\n".join(refused(shelf, tmp_path / "a.zip"))
+    shelf.files["a.zip"] = Served(BODY, etag='"right"')
+    get(shelf, tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").read_bytes() == BODY
+
+
+def test_a_server_that_announces_more_than_it_sends_is_given_up(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.files["a.zip"] = Served(BODY, announced=1_000_000)
+    lines = refused(shelf, tmp_path / "a.zip", UNKNOWN)
+    assert "cannot be had" in lines[0]
+
+
+def test_a_wrong_file_in_place_of_the_download_is_refused_and_left_alone(shelf: Shelf, tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"mine")
+    with pytest.raises(UserError, match="it has 4 bytes, not 900,000"):
+        get(shelf, tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").read_bytes() == b"mine"
+    assert shelf.requests == []
+
+
+def test_two_do_not_write_into_one_download(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.files["a.zip"] = Served(BODY)
+    with open(tmp_path / "a.zip.partial", "ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert "Another process is downloading" in refused(shelf, tmp_path / "a.zip")[0]
+    get(shelf, tmp_path / "a.zip")
+
+
+def test_a_full_disk_is_told_and_the_download_goes_on_when_there_is_room(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.files["a.zip"] = Served(BODY)
+    with files_of_at_most(400_000):
+        lines = refused(shelf, tmp_path / "a.zip")
+    assert "does not fit" in lines[0]
+    assert "Make room" in lines[2]
+    get(shelf, tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").read_bytes() == BODY
+    assert shelf.requests[-1] == ("a.zip", "bytes=400000-")

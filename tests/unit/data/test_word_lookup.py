@@ -1,0 +1,66 @@
+"""Unit tests of the block-wise word table: equal to Python's own split and dictionaries, whatever the text."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seqtk.data.encoding import WordEncoder
+from seqtk.data.vocabulary import Vocabulary
+from seqtk.data.word_lookup import WordCounter, WordTable, joined
+
+WHITE_SPACE = [chr(code) for code in range(0x110000) if chr(code).isspace() and chr(code) != "\n"]
+LETTERS = ["a", "b", "\0", "\x01", "ä", "▁", "“", "\u2060", "\U0001f600", "</s>", "1234567", "abcdefgh"]
+TEXTS = st.text("".join(WHITE_SPACE)) | st.lists(st.sampled_from([*LETTERS, *WHITE_SPACE, " ", "\n"]), max_size=60).map(
+    "".join
+)
+
+
+def _split_keeping_ends(text: str) -> list[bytes]:
+    parts = text.encode("utf-8").split(b"\n")
+    return [part + b"\n" for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
+
+
+@given(text=TEXTS, known=st.sets(st.sampled_from(range(40))))
+@settings(max_examples=150, deadline=None)
+def test_words_are_split_and_looked_up_as_python_would(text: str, known: set[int]) -> None:
+    lines = _split_keeping_ends(text)
+    if not lines:
+        return
+    words = sorted(set(text.split()) - {"</s>"})
+    vocabulary = Vocabulary([word for number, word in enumerate(words) if number in known])
+    ids, sizes = WordEncoder(vocabulary).encode(lines)
+    expected = [vocabulary.encode(line.decode("utf-8").split(), eos=False).tolist() for line in lines]
+    assert sizes.tolist() == list(map(len, expected))
+    assert ids.tolist() == [id_ for item in expected for id_ in item]
+
+
+@given(blocks=st.lists(TEXTS, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_words_are_counted_as_python_would(blocks: list[str]) -> None:
+    counter = WordCounter()
+    for text in blocks:
+        if lines := _split_keeping_ends(text):
+            assert counter(lines) == Counter(word.encode("utf-8") for word in text.split())
+
+
+def test_words_that_differ_only_in_zeros_length_or_end_are_kept_apart() -> None:
+    words = [b"a", b"a\0", b"a\0\0", b"12345678", b"123456789", b"123456789012345", b"1234567890123456", b"\xff" * 15]
+    table = WordTable(words, range(len(words)), missing=-1)
+    absent = [b"b", b"1234567", b"1234567890123456x", b"123456789012346", b"a\0\0\0"]
+    assert table.find(b" ".join(words + absent) + b"\n")[0].tolist() == [*range(len(words)), *[-1] * len(absent)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5000])
+def test_every_word_of_a_crowded_table_is_found(count: int) -> None:
+    words = [str(number * 7919).encode() for number in range(count)]
+    table = WordTable(words, range(count), missing=-1)
+    values, starts, ends = table.find(b" ".join([*words, b"none"]) + b"\n")
+    assert values.tolist() == [*range(count), -1]
+    assert (ends - starts).tolist() == list(map(len, [*words, b"none"]))
+
+
+def test_the_last_line_may_lack_its_end() -> None:
+    assert joined([b"a\n", b"b"]) == b"a\nb\n"
+    assert joined([b"a\xe2\x80\xa8b\xc2\xa0c\n"]) == b"a b c\n"

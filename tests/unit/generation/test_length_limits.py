@@ -1,0 +1,59 @@
+import dataclasses
+
+import pytest
+import torch
+
+from seqtk.attention import Role, attentions
+from seqtk.data.batching import BatchingConfig
+from seqtk.data.vocabulary import EOS, PAD
+from seqtk.generation.config import SearchConfig
+from seqtk.generation.decode import Decoder, Sentence, in_order
+from seqtk.generation.length_limits import longest_source, longest_target, most_tokens
+from tests.unit.generation.tiny import Table, sources, transformer, vocabulary
+
+WORDS = 12
+SELF_ATTENTIONS = [
+    name for name in attentions if Role.ENCODER | Role.CAUSAL in attentions.class_of(attentions.config_type(name)).roles
+]
+
+
+def config_of(name, **options):
+    config = attentions.config_type(name)()
+    known = {field.name for field in dataclasses.fields(config)}
+    return dataclasses.replace(config, **{key: value for key, value in options.items() if key in known})
+
+
+@pytest.mark.parametrize("name", SELF_ATTENTIONS)
+def test_whatever_the_attention_a_translation_does_not_depend_on_its_batch_or_outgrow_the_model(name):
+    model = transformer(WORDS, seed=1, attention=config_of(name, heads=2, max_length=9, rank=2))
+    rows = sources(12, words=WORDS, seed=1, longest=12)
+    decoder = Decoder(
+        models=(model,), vocabulary=vocabulary(WORDS), search=SearchConfig(beam=3, max_length_b=11, min_length=6)
+    )
+    alone, together = (
+        list(in_order(map(Sentence, rows), decoder, batching=BatchingConfig(max_sentences=size))) for size in (1, 16)
+    )
+    for one, other in zip(alone, together, strict=True):
+        assert one.hypotheses[0].tokens == other.hypotheses[0].tokens
+        assert one.hypotheses[0].score == pytest.approx(other.hypotheses[0].score, abs=1e-5)
+    reach = longest_target([model])
+    assert reach is not None
+    assert max(len(one.hypotheses[0].tokens) for one in alone) <= reach
+    assert [one.shortened for one in alone] == [len(row) > (longest_source([model]) or 99) for row in rows]
+
+
+def test_the_shortest_reach_of_all_models_and_layers_counts():
+    far = transformer(WORDS, seed=1, max_source_length=40, max_target_length=50)
+    near = transformer(WORDS, seed=1, attention=config_of("synthesizer_random", heads=2, max_length=9))
+    assert (longest_source([far]), longest_target([far])) == (40, 50)
+    assert (longest_source([near]), longest_target([near])) == (9, 9)
+    assert (longest_source([far, near]), longest_target([near, far])) == (9, 9)
+    table = Table(torch.zeros(1, 6, 6))
+    assert (longest_source([table]), longest_target([table])) == (None, None)
+
+
+def test_the_limit_is_of_each_source_alone_and_counts_its_eos():
+    source_BS = torch.tensor([[4, 5, 6, EOS], [4, EOS, PAD, PAD], [EOS, PAD, PAD, PAD]])
+    assert most_tokens(source_BS, a=0.5, b=3, longest=None).tolist() == [5, 4, 3]
+    assert most_tokens(source_BS, a=0.5, b=3, longest=5).tolist() == [4, 4, 3]
+    assert most_tokens(source_BS.flip(1), a=0.5, b=3, longest=None).tolist() == [5, 4, 3]

@@ -1,0 +1,61 @@
+import pytest
+import sacrebleu
+
+from seqtk.metrics.text import corpus_scores, paired_bootstrap
+from seqtk.utils.errors import UserError
+
+REFERENCES = ["The cat sat on the mat .", "A dog runs through the green grass .", "Two men talk ."] * 4
+GOOD = [line.replace("green", "tall") for line in REFERENCES]
+BAD = [line.replace("cat", "bird").replace("talk", "speak").replace("runs", "walks") for line in REFERENCES]
+
+
+def test_scores_are_sacrebleus_to_the_last_digit():
+    scores = corpus_scores(GOOD, REFERENCES, metrics=("bleu", "chrf", "ter"))
+    assert scores["bleu"].value == sacrebleu.corpus_bleu(GOOD, [REFERENCES]).score
+    assert scores["chrf"].value == sacrebleu.corpus_chrf(GOOD, [REFERENCES]).score
+    assert scores["ter"].value == sacrebleu.corpus_ter(GOOD, [REFERENCES]).score
+    assert scores["bleu"].signature == f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
+
+
+def test_lines_read_as_sacrebleu_prints_them():
+    bleu = corpus_scores(GOOD, REFERENCES)["bleu"]
+    assert bleu.line.startswith(f"BLEU = {bleu.value:.2f} ")
+    assert bleu.signed_line.startswith(f"BLEU|{bleu.signature} = {bleu.value:.2f} ")
+
+
+def test_options_reach_the_signature_and_the_score():
+    upper = [line.upper() for line in REFERENCES]
+    assert corpus_scores(upper, REFERENCES, lowercase=True)["bleu"].value == pytest.approx(100.0)
+    assert "case:lc" in corpus_scores(upper, REFERENCES, lowercase=True)["chrf"].signature
+    assert "tok:char" in corpus_scores(GOOD, REFERENCES, tokenize="char")["bleu"].signature
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"metrics": ["blue"]}, "Did you mean 'bleu'"),
+        ({"tokenize": "31a"}, "Did you mean '13a'"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_nearest(arguments, words):
+    with pytest.raises(UserError, match=words):
+        corpus_scores(GOOD, REFERENCES, **arguments)
+
+
+def test_lines_that_do_not_pair_up_are_refused():
+    with pytest.raises(UserError, match="11 in the hypotheses, 12 references"):
+        corpus_scores(GOOD[1:], REFERENCES)
+    with pytest.raises(UserError, match="no line"):
+        corpus_scores([], [])
+
+
+def test_the_bootstrap_tells_systems_apart():
+    (bleu,) = paired_bootstrap({"good": GOOD, "bad": BAD, "copy": list(GOOD)}, REFERENCES, metrics=["bleu"], samples=50)
+    good, bad, copy = bleu.rows
+    assert bleu.name == "BLEU"
+    assert "bs:50" in bleu.signature
+    assert (good.system, good.p_value) == ("good", None)
+    assert good.value == corpus_scores(GOOD, REFERENCES)["bleu"].value
+    assert bad.value < good.value
+    assert bad.p_value == pytest.approx(1 / 51)
+    assert copy.p_value == 1.0
