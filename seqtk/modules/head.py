@@ -7,7 +7,6 @@ W words in it, E its width.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +16,8 @@ from seqtk.data.vocabulary import PAD
 from seqtk.modules.adaptive_clusters import Bands
 from seqtk.modules.dropout import Dropout
 from seqtk.modules.embedding import AdaptiveEmbedding
+from seqtk.ops.linear_cross_entropy import linear_cross_entropy
 from seqtk.utils.errors import UserError
-
-CHUNK_LOGITS = 2**22
-"""How many float32 logits are held at once: 16 MiB, and as many probabilities."""
 
 CHUNK_POSITIONS = 256
 """Positions whose log-probabilities over the whole vocabulary are held at once where targets are scored."""
@@ -178,72 +175,5 @@ def _targets(features_BTD: Tensor, target_BT: Tensor) -> tuple[Tensor, Tensor]:
 def _cross_entropy(
     features_ND: Tensor, target_N: Tensor, weight_VD: Tensor, *, label_smoothing: float = 0.0
 ) -> TokenLosses:
-    """The losses of softmax(x Wᵀ), in chunks."""
-    total, nll = _ChunkedCrossEntropy.apply(features_ND, weight_VD, target_N, label_smoothing)  # type: ignore[no-untyped-call]
-    return TokenLosses(total=total, nll=nll)
-
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Linear, log-softmax, loss and both gradients in one pass over chunks of positions.
-
-    The gradients are computed in the forward pass, where the chunk's logits are at hand: nothing of size N V is kept.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, features_ND: Tensor, weight_VD: Tensor, target_N: Tensor, label_smoothing: float
-    ) -> tuple[Tensor, Tensor]:
-        device = features_ND.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features_ND.dtype
-        vocabulary_size = len(weight_VD)
-        spread = label_smoothing / (vocabulary_size - 1)
-        on_target = 1.0 - label_smoothing - spread
-        share = on_target + vocabulary_size * spread
-        need_features, need_weight = ctx.needs_input_grad[:2]
-        weight = weight_VD.to(dtype)
-        sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        total = features_ND.new_zeros((), dtype=sum_dtype)
-        nll = features_ND.new_zeros((), dtype=sum_dtype)
-        grad_features_ND = torch.empty_like(features_ND) if need_features else None
-        grad_weight_VD = torch.zeros_like(weight_VD) if need_weight else None
-        size = max(1, CHUNK_LOGITS // vocabulary_size)
-        for start in range(0, len(features_ND), size):
-            chunk = slice(start, start + size)
-            features_CD = features_ND[chunk].to(dtype)
-            logits_CV = (features_CD @ weight.T).to(sum_dtype)
-            index_C1 = target_N[chunk, None]
-            p_CV = logits_CV.softmax(dim=1)  # one pass over memory, where logsumexp and what would follow are six
-            normalizer_C1 = logits_CV.amax(dim=1, keepdim=True) - p_CV.amax(dim=1, keepdim=True).log()
-            nll_chunk = (normalizer_C1 - logits_CV.gather(1, index_C1)).sum()
-            nll += nll_chunk
-            total += on_target * nll_chunk + spread * vocabulary_size * normalizer_C1.sum()
-            del logits_CV
-            # d total / d logits = share · p - on_target [target] - spread; share and spread come in after the products
-            p_CV.scatter_add_(1, index_C1, p_CV.new_full((1, 1), -on_target / share).expand_as(index_C1))
-            p_CV = p_CV.to(dtype)
-            if grad_features_ND is not None:
-                grad_features_ND[chunk] = p_CV @ weight
-            if grad_weight_VD is not None and grad_weight_VD.dtype == dtype:
-                grad_weight_VD.addmm_(p_CV.T, features_CD)
-            elif grad_weight_VD is not None:
-                grad_weight_VD += p_CV.T @ features_CD
-        if spread:
-            features_D, weight_D = features_ND.sum(0, dtype=sum_dtype), weight_VD.sum(0, dtype=sum_dtype)
-            total -= spread * (features_D @ weight_D)  # the sum of all logits
-            if grad_features_ND is not None:
-                grad_features_ND.mul_(share).sub_(spread * weight_D)
-            if grad_weight_VD is not None:
-                grad_weight_VD.mul_(share).sub_(spread * features_D)
-        ctx.save_for_backward(grad_features_ND, grad_weight_VD)
-        ctx.mark_non_differentiable(nll)
-        return total, nll
-
-    @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grad_features_ND, grad_weight_VD = ctx.saved_tensors
-        return (
-            None if grad_features_ND is None else grad_features_ND * grad_total.to(grad_features_ND.dtype),
-            None if grad_weight_VD is None else grad_weight_VD * grad_total.to(grad_weight_VD.dtype),
-            None,
-            None,
-        )
+    """The losses of softmax(x Wᵀ)."""
+    return TokenLosses(*linear_cross_entropy(features_ND, weight_VD, target_N, label_smoothing=label_smoothing))

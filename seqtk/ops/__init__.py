@@ -1,1 +1,4 @@
-"""What attention layers compute with, as functions."""
+"""What layers compute with, as functions: one file an operation, a readable `naive` form beside the fast one.
+
+`seqtk.ops.dispatch` says which of the two runs. Nothing here knows attention layers, modules or configs.
+"""

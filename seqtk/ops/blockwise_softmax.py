@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seqtk.modules.dropout import Dropout, keep_mask
+from seqtk.ops import dropout as drop
 from seqtk.ops.dot_product import causal_mask, padding_bias
 
 BLOCK = 2**22
@@ -180,7 +180,7 @@ def weigh_at_once(
         logits_BHTS = logits_BHTS.masked_fill(~seen, torch.finfo(logits_BHTS.dtype).min)
     weights_BHTS = logits_BHTS.softmax(-1)
     if dropout:
-        weights_BHTS = Dropout(dropout)(weights_BHTS.expand(len(value_BHSE), -1, -1, -1))
+        weights_BHTS = drop.dropout(weights_BHTS.expand(len(value_BHSE), -1, -1, -1), dropout)
     weights_BHTS = weights_BHTS.to(value_BHSE.dtype)
     if len(weights_BHTS) == 1:  # one product per head, of its matrix with the values of all rows side by side
         y_BHTE = torch.einsum("hts,bhse->bhte", weights_BHTS[0], value_BHSE)
@@ -283,7 +283,7 @@ class _How:
             return weights_BHCS
         generator = torch.Generator().manual_seed(self.seed + block.heads.start * 2**32 + block.rows.start)
         weights_BHCS = weights_BHCS.expand(batch, -1, -1, -1)
-        return weights_BHCS * keep_mask(weights_BHCS, self.dropout, generator=generator)
+        return weights_BHCS * drop.keep_mask(weights_BHCS, self.dropout, generator=generator)
 
 
 class _InBlocks(torch.autograd.Function):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seqtk.modules.dropout import Dropout
+from seqtk.ops import dropout as drop
 
 ALONE = -1e30
 """The logit of a position with itself: so low that it counts only where nothing else is seen."""
@@ -147,7 +147,9 @@ def _average(query_XE: Tensor, value_XE: Tensor, rounds: Rounds, dropout: float 
         old_P1 = total_X1.index_select(0, chunks.query_P)
         both_P1 = torch.logaddexp(old_P1, new_P1)
         value_NEK = rounds.windows(value_XE.index_select(0, chunks.key_W))
-        new_PE = (Dropout(dropout)(exp_NCK) @ value_NEK.mT).flatten(0, 1) * (largest_NC1.flatten(0, 1) - both_P1).exp()
+        new_PE = (drop.dropout(exp_NCK, dropout) @ value_NEK.mT).flatten(0, 1) * (
+            largest_NC1.flatten(0, 1) - both_P1
+        ).exp()
         old_PE = y_XE.index_select(0, chunks.query_P) * (old_P1 - both_P1).exp()
         y_XE.index_copy_(0, chunks.query_P, old_PE + new_PE)
         total_X1.index_copy_(0, chunks.query_P, both_P1)

@@ -12,6 +12,7 @@ from seqtk.modules import head as module
 from seqtk.modules.adaptive_clusters import AdaptiveConfig
 from seqtk.modules.embedding import AdaptiveEmbedding
 from seqtk.modules.head import AdaptiveHead
+from seqtk.ops import linear_cross_entropy as chunked
 from seqtk.utils.errors import UserError
 from tests.laws.memory import Measure
 
@@ -70,7 +71,7 @@ def naive_loss(adaptive: AdaptiveHead, features_BTD: Tensor, target_BT: Tensor) 
 def test_losses_and_gradients_equal_one_token_at_a_time(
     monkeypatch: pytest.MonkeyPatch, sharing: str, logits_in_chunk: int
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK_LOGITS", logits_in_chunk)
+    monkeypatch.setattr(chunked, "CHUNK_LOGITS", logits_in_chunk)
     adaptive, (features_BTD, target_BT) = head(sharing), example()
     of = [features_BTD, *adaptive.parameters()]
     losses = adaptive.losses(features_BTD, target_BT)
@@ -165,7 +166,7 @@ def test_padding_is_left_out_and_alone_costs_nothing() -> None:
 
 
 def test_no_more_logits_than_a_chunk_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_LOGITS", 4096)
+    monkeypatch.setattr(chunked, "CHUNK_LOGITS", 4096)
     bands = AdaptiveConfig(cutoffs=(100, 500)).bands(1000)
     adaptive = AdaptiveHead(bands, dim=4, factor=1.0)
     features_BTD = torch.randn(4, 500, 4, requires_grad=True)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from seqtk.modules.dropout import Dropout, keep_mask
+from seqtk.modules.dropout import Dropout
+from seqtk.ops.dropout import keep_mask
 from seqtk.utils.errors import UserError
 
 
