@@ -110,7 +110,7 @@ def test_layers_are_dropped_while_training_alone_and_have_gradients_all_the_same
     silent = [all(not p.grad.any() for p in block.parameters()) for block in model.decoder.blocks]  # type: ignore[union-attr]
     assert True in silent
     assert False in silent
-    with pytest.raises(UserError, match="dropout of 1"):
+    with pytest.raises(UserError, match="dropout=1"):
         tiny(replace(TINY, layer_drop=1.0))
 
 
