@@ -165,7 +165,7 @@ def test_dropout_of_taps_is_one_for_all_positions_or_one_each() -> None:
 def test_what_cannot_be_is_refused(kind: Any) -> None:
     with pytest.raises(UserError, match=r"attention\.kernel_size=0"):
         layer_of(kind, Role.ENCODER, kernel_size=0)
-    with pytest.raises(UserError, match="dropout of 1"):
+    with pytest.raises(UserError, match="dropout=1"):
         layer_of(kind, Role.ENCODER, input_dropout=1.0)
     with pytest.raises(UserError, match="cannot be cross-attention"):
         layer_of(kind, Role.CROSS)

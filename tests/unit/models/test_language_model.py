@@ -157,7 +157,7 @@ def test_a_model_of_another_kind_of_task_is_refused() -> None:
         ({"adaptive": replace(BANDS, softmax_factor=4.0)}, "input and output cannot share their tables"),
         ({"adaptive": replace(BANDS, input_factor=None)}, "input_factor=null and softmax_factor=2.0"),
         ({"adaptive": AdaptiveConfig()}, "do not fit a vocabulary of 20"),
-        ({"adaptive": replace(BANDS, dropout=1.0)}, "dropout of 1"),
+        ({"adaptive": replace(BANDS, dropout=1.0)}, "dropout=1"),
         ({"attention": (SoftmaxConfig(),) * 3}, "'model.attention' names 3 attention layers for 2 blocks"),
     ],
 )
