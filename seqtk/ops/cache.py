@@ -1,74 +1,85 @@
-"""What a layer keeps of the positions so far, such that a step copies few of them.
+"""A cache of keys and values, or other tensors, to which each step of decoding adds one position.
 
-Lengthening one tensor at every step copies it whole, which from some hundred positions on takes longer than attending
-to it. So new positions lengthen a short tensor, which joins the long one when it is full. Nothing is changed in place:
-a search may go on from any state.
+Where it runs: on every device, two tensors per name, a long and a short one. Concatenating one tensor at every step
+copies it whole, which from some hundred positions on takes longer than attending to it. So new positions lengthen a
+short tensor, which joins the long one when it is full. The naive form concatenates.
+
+No tensor is changed in place: a search may continue from any earlier cache.
 
 B batch, S key length, H heads, K heads of keys and values, E width of a head.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from seqtk.attention.base import State
+from seqtk.ops.dispatch import naive_mode
+
+Cache = dict[str, Any]
+"""Tensors by name, or None before the first position; the positions are the last dimension but one."""
 
 RECENT = 256
 """Positions that the short tensor holds when it is full; shorter outputs never leave it."""
 
 
-def empty(*names: str) -> State:
-    """The state before the first position, of tensors of these names."""
+def naive(cache: Cache, **new_1E: Tensor) -> Cache:
+    """The cache with one more position in each of the named tensors."""
+    return {**cache, **{name: append(cache[name], tensor) for name, tensor in new_1E.items()}}
+
+
+def empty(*names: str) -> Cache:
+    """The cache before the first position, of tensors of these names."""
     return dict.fromkeys([*names, *map(_past, names)])
 
 
 def append(kept_SE: Tensor | None, new_SE: Tensor) -> Tensor:
-    """What is kept with the new positions at its end; any dimensions may come before these two."""
+    """The kept positions and the new ones after them; any dimensions may come before these two."""
     return new_SE if kept_SE is None else torch.cat([kept_SE, new_SE], dim=-2)
 
 
-def remember(state: State, **new_1E: Tensor) -> State:
-    """The state with one more position in each of the named tensors."""
-    recent = {name: append(state[name], tensor) for name, tensor in new_1E.items()}
-    if min(tensor.shape[-2] for tensor in recent.values()) < RECENT:
-        return {**state, **recent}
-    past = {_past(name): append(state[_past(name)], tensor) for name, tensor in recent.items()}
-    return {**state, **dict.fromkeys(recent), **past}
+def remember(cache: Cache, **new_1E: Tensor) -> Cache:
+    """The cache with one more position in each of the named tensors."""
+    recent = naive(cache, **new_1E)
+    if naive_mode() or min(recent[name].shape[-2] for name in new_1E) < RECENT:
+        return recent
+    past = {_past(name): append(cache[_past(name)], recent[name]) for name in new_1E}
+    return {**recent, **dict.fromkeys(new_1E), **past}
 
 
-def segments(state: State, name: str) -> list[Tensor]:
+def segments(cache: Cache, name: str) -> list[Tensor]:
     """The tensors that hold all positions so far, oldest first."""
-    return [state[key] for key in (_past(name), name) if state[key] is not None]
+    return [cache[key] for key in (_past(name), name) if cache[key] is not None]
 
 
-def length(state: State, name: str) -> int:
+def length(cache: Cache, name: str) -> int:
     """The number of positions so far."""
-    return sum(segment.shape[-2] for segment in segments(state, name))
+    return sum(segment.shape[-2] for segment in segments(cache, name))
 
 
-def picked(state: State, name: str, *, first: int, stride: int = 1) -> Tensor:
+def picked(cache: Cache, name: str, *, first: int, stride: int = 1) -> Tensor:
     """Every `stride`-th position from `first` on, in one tensor."""
     pieces, start = [], 0
-    for segment in segments(state, name):
+    for segment in segments(cache, name):
         offset = first - start if first > start else (first - start) % stride
         pieces.append(segment[..., offset::stride, :])
         start += segment.shape[-2]
     return torch.cat(pieces, dim=-2)
 
 
-def compare(query_BH1E: Tensor, state: State, *, scale: float | None = None) -> Tensor:
-    """Q Kᵀ · scale (1 / √E) of one query a row, BH1S, with the positions of `key`, which may have fewer heads."""
+def compare(query_BH1E: Tensor, cache: Cache, *, scale: float | None = None) -> Tensor:
+    """Q Kᵀ · scale (1 / √E), BH1S, of one query a row with the positions of `key`, which may have fewer heads."""
     batch, heads, _, width = query_BH1E.shape
-    keys = segments(state, "key")
+    keys = segments(cache, "key")
     kv_heads = keys[0].shape[1]
     query_BKGE = query_BH1E.reshape(batch, kv_heads, heads // kv_heads, width) * (scale or 1 / math.sqrt(width))
     return torch.cat([query_BKGE @ key.transpose(-1, -2) for key in keys], -1).view(batch, heads, 1, -1)
 
 
-def average(logits_BH1S: Tensor, state: State, *, name: str = "value") -> Tensor:
+def average(logits_BH1S: Tensor, cache: Cache, *, name: str = "value") -> Tensor:
     """softmax(logits) V, BH1E, over the positions of `name`, which may have fewer heads; the logits may be 1H1S."""
-    values = segments(state, name)
+    values = segments(cache, name)
     heads, kv_heads = logits_BH1S.shape[1], values[0].shape[1]
     weights_BH1S = logits_BH1S.softmax(-1, dtype=torch.promote_types(logits_BH1S.dtype, torch.float32))
     weights_BKGS = weights_BH1S.to(values[0].dtype).view(len(logits_BH1S), kv_heads, heads // kv_heads, -1)
@@ -77,7 +88,7 @@ def average(logits_BH1S: Tensor, state: State, *, name: str = "value") -> Tensor
 
 
 def sum_over(weights_TS: Tensor, values: list[Tensor]) -> Tensor:
-    """The product of weights, of all positions, and the tensors that hold them."""
+    """The product of the weights of all positions with the tensors that hold these positions."""
     pieces = torch.split(weights_TS, [value.shape[-2] for value in values], -1)
     products = [  # expanded, or torch would copy the values to make one product of all rows
         piece.expand(*value.shape[:-2], -1, -1) @ value for piece, value in zip(pieces, values, strict=True)

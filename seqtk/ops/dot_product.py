@@ -1,14 +1,63 @@
-"""Dot-product attention by torch's kernel, and the masks that it is given.
+"""Dot-product attention, softmax(Q Kᵀ / √E + bias) V (Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1), and masks.
+
+Where it runs: `attend` is torch's scaled_dot_product_attention on every device, which picks a fused kernel there.
+`attend_flex` is torch's FlexAttention, for CUDA alone: masks and biases are functions of (batch, head, query, key),
+never T × S tensors, and blocks that no query sees are skipped. On a CPU it has no backward (torch 2.13).
+
+Keys and values may have fewer heads, K that divides H; query head h then reads those of head ⌊h K / H⌋.
 
 B batch, T query length, S key length, H heads, K heads of keys and values, E width of a head.
 """
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from seqtk.attention.base import State
 from seqtk.ops import cache
+from seqtk.ops import dropout as dropout_op
+from seqtk.ops.dispatch import naive_mode
+from seqtk.ops.tensors import to_fp32, without_autocast
+
+Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(batch, head, query, key) → True where seen."""
+Score = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(logit, batch, head, query, key) → the logit with its bias."""
+
+MIN_FLEX_WIDTH = 16
+"""The narrowest head that FlexAttention's CUDA kernel takes."""
+
+
+def naive(
+    query_BHTE: Tensor,
+    key_BKSE: Tensor,
+    value_BKSE: Tensor,
+    *,
+    bias: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    """The formula, with all weights at once; a query that sees nothing gets 0."""
+    group = query_BHTE.shape[1] // key_BKSE.shape[1]
+    key_BHSE, value_BHSE = (to_fp32(x).repeat_interleave(group, 1) for x in (key_BKSE, value_BKSE))
+    scale = query_BHTE.shape[-1] ** -0.5 if scale is None else scale
+    with without_autocast(query_BHTE):
+        logits_BHTS = to_fp32(query_BHTE) @ key_BHSE.mT * scale
+        seen = torch.ones_like(logits_BHTS, dtype=torch.bool)
+        if causal:
+            seen = seen.tril()
+        if bias is not None:
+            seen = seen & (bias if bias.dtype == torch.bool else bias > -torch.inf)
+            logits_BHTS = logits_BHTS if bias.dtype == torch.bool else logits_BHTS + bias
+        logits_BHTS = logits_BHTS.masked_fill(~seen, torch.finfo(logits_BHTS.dtype).min)
+        weights_BHTS = logits_BHTS.softmax(-1).masked_fill(~seen, 0)
+        if dropout:
+            weights_BHTS = dropout_op.naive(weights_BHTS, dropout)
+        return (weights_BHTS @ value_BHSE).to(value_BKSE.dtype)
 
 
 def attend(
@@ -21,10 +70,9 @@ def attend(
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> Tensor:
-    """softmax(Q Kᵀ · scale + bias) V by torch's kernel; `bias` broadcasts to BHTS and is True (or finite) where seen.
+    """softmax(Q Kᵀ · scale + bias) V, BHTE. `bias` broadcasts to BHTS: True where seen, or -inf where not seen.
 
-    Keys and values may have fewer heads, K that divides H; query head h then takes those of head ⌊h K / H⌋.
-    In float32 on a CPU even under autocast, where the backward of the bfloat16 kernel is ten times slower.
+    On a CPU it computes in float32 even under autocast: the backward of the bfloat16 kernel is ten times slower.
     """
     if query_BHTE.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
@@ -32,11 +80,13 @@ def attend(
                 query_BHTE.float(), key_BKSE.float(), value_BKSE.float(),
                 bias=bias, causal=causal, dropout=dropout, scale=scale,
             )  # fmt: skip
+    if naive_mode():
+        return naive(query_BHTE, key_BKSE, value_BKSE, bias=bias, causal=causal, dropout=dropout, scale=scale)
     if bias is not None and bias.dtype != torch.bool:
         bias = bias.to(query_BHTE.dtype)
     heads, kv_heads = query_BHTE.shape[1], key_BKSE.shape[1]
     folded = kv_heads < heads and query_BHTE.shape[2] == 1
-    if folded:  # the single queries of a group are the rows of one product, twice as fast as a group's heads apart
+    if folded:  # the single queries of a group become the rows of one product: twice as fast as one product per head
         query_BHTE = query_BHTE.reshape(len(query_BHTE), kv_heads, heads // kv_heads, query_BHTE.shape[3])
         if bias is not None and bias.shape[1] == heads:
             bias = bias.reshape(len(bias), kv_heads, heads // kv_heads, bias.shape[3])
@@ -47,7 +97,7 @@ def attend(
     return y.flatten(1, 2)[:, :, None] if folded else y
 
 
-def attend_last(query_BH1E: Tensor, state: State, *, bias: Tensor | None = None) -> Tensor:
+def attend_last(query_BH1E: Tensor, state: cache.Cache, *, bias: Tensor | None = None) -> Tensor:
     """As `attend`, of one query a row over the positions of `key` and `value` in a cache; `bias` is finite."""
     keys, values = cache.segments(state, "key"), cache.segments(state, "value")
     if len(keys) == 1:
@@ -57,7 +107,7 @@ def attend_last(query_BH1E: Tensor, state: State, *, bias: Tensor | None = None)
 
 
 def padding_bias(pad_BS: Tensor | None, *, causal_length: int | None = None) -> Tensor | None:
-    """The boolean mask, True where seen and of a shape that broadcasts to BHTS, of padding and the future."""
+    """The mask of padding and the future, True where seen, that broadcasts to BHTS; None without padding."""
     if pad_BS is None:
         return None
     seen = ~pad_BS[:, None, None, :]
@@ -67,3 +117,52 @@ def padding_bias(pad_BS: Tensor | None, *, causal_length: int | None = None) -> 
 def causal_mask(length: int, device: torch.device) -> Tensor:
     """mask_TS: True where position t may see position s, s <= t."""
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+def attend_flex(
+    query_BHTE: Tensor, key_BKSE: Tensor, value_BKSE: Tensor, *, seen: Mask | None = None, score: Score | None = None
+) -> Tensor:
+    """softmax(score(Q Kᵀ / √E)) V over the keys that are `seen`, 0 where there are none.
+
+    Tensors that `score` captures must not need a gradient: the gradient of a captured bias has open bugs in torch (its
+    issues 145208 and 157677). A captured int becomes a dynamic one, which some kernels refuse.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention  # the import takes seconds
+
+    compiled = query_BHTE.is_cuda and not torch.compiler.is_compiling()
+    block_mask = None
+    if seen is not None:
+        batch, _, queries, _ = query_BHTE.shape
+        make = _compiled(create_block_mask) if compiled else create_block_mask
+        block_mask = make(seen, batch, None, queries, key_BKSE.shape[2], device=query_BHTE.device.type)
+    attend = _compiled(flex_attention) if compiled else flex_attention
+    y_BHTE: Tensor = attend(
+        query_BHTE,
+        key_BKSE,
+        value_BKSE,
+        score_mod=score,
+        block_mask=block_mask,
+        enable_gqa=query_BHTE.shape[1] != key_BKSE.shape[1],
+    )
+    return y_BHTE
+
+
+def flex_mask(pad_BS: Tensor | None, *, causal: bool) -> Mask | None:
+    """The mask of padding and the future for `attend_flex`; None if everything is seen."""
+    if pad_BS is None:
+        return (lambda b, h, t, s: t >= s) if causal else None
+    if causal:
+        return lambda b, h, t, s: ~pad_BS[b, s] & (t >= s)
+    return lambda b, h, t, s: ~pad_BS[b, s]
+
+
+def alibi_score(slope_H: Tensor, positions_BT: Tensor | None) -> Score:
+    """The logit less slope · |distance|; `positions_BT` None is 0, 1, 2, …"""
+    if positions_BT is None:
+        return lambda logit, b, h, t, s: logit - slope_H[h] * (s - t).abs()
+    return lambda logit, b, h, t, s: logit - slope_H[h] * (positions_BT[b, s] - positions_BT[b, t]).abs()
+
+
+@functools.cache
+def _compiled(function: Any) -> Any:
+    return torch.compile(function)
