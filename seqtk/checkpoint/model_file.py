@@ -1,58 +1,223 @@
-"""A trained model as one file: safetensors, with the config and the task's assets as JSON in its header.
+"""A trained model as one file: safetensors with the configuration and the task's assets as JSON in its header.
 
-Weights only, complete, and inert: reading it runs nothing, and it needs neither the corpus nor the recipe.
+A model file holds weights only, is complete, and is inert: reading it runs no code, and using it needs neither the
+corpus nor the recipe. The functions are meant to be used with the module's name: `model_file.load(path)`.
 """
 
 import errno
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from seqtk import __version__
 from seqtk.config import schema
-from seqtk.models import Model
-from seqtk.tasks import Task, tasks
+from seqtk.models import Model, ModelConfig
+from seqtk.ops.resizing import Resizable, resize_configs, resize_tensor
+from seqtk.tasks import Task, TaskConfig, tasks
 from seqtk.tasks.base import Assets
-from seqtk.training.config import TrainConfig
 from seqtk.utils.errors import UserError, near_path
+from seqtk.utils.file_kinds import describe
+from seqtk.utils.files import atomic_file, is_special
 
 Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Export:
-    """What one file holds."""
+class ModelFile:
+    """The contents of one model file."""
 
     tensors: Tensors
     config: dict[str, Any]
-    """The plain tree of the run's TrainConfig."""
+    """The plain tree of the run's configuration. Only `task` and `model` are needed to use the model."""
     assets: Assets
     info: dict[str, Any]
-    """Where the model comes from: update, epoch, figures, seqtk's version."""
+    """Where the model comes from: update, epoch, metrics, and the version of seqtk that wrote it."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to be used, with the task that can read and write its tokens."""
+    """A model in evaluation mode, with the task that reads and writes its tokens."""
 
-    model: Model
     task: Task
-    config: TrainConfig
+    model: Model
+    config: dict[str, Any]
+    """The plain tree of the configuration it was trained with."""
     info: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """The parts of a run's configuration that say what a model is."""
+
+    task: TaskConfig = TaskConfig()
+    model: ModelConfig = ModelConfig()
+
+
+def save(path: str | os.PathLike[str], tensors: Tensors, *, config: Any, assets: Assets, info: dict[str, Any]) -> None:
+    """Writes a model atomically. `config` is a config dataclass or its tree, with at least `task` and `model`."""
+    write(path, ModelFile(tensors, schema.to_dict(config), assets, {"version": __version__, **info}))
+
+
+def write(path: str | os.PathLike[str], contents: ModelFile) -> None:
+    """Writes what `read` returns."""
+    header = {"config": contents.config, "assets": contents.assets, "info": contents.info}
+    save_tensors(Path(path), contents.tensors, header)
+
+
+def read(path: str | os.PathLike[str]) -> ModelFile:
+    """The contents of the model file that `path` stands for (see `find`). Raises UserError for any other file."""
+    file = find(path)
+    tensors, metadata = load_tensors(file)
+    if not {"config", "assets", "info"} <= metadata.keys():
+        if any(name.endswith("/exp_avg") or "/" in name for name in tensors):
+            raise UserError(f"{file} holds the state of an optimizer, not a model.", f"Set checkpoint={file.parent}.")
+        raise UserError(f"{file} holds tensors, but they are not a model of seqtk.")
+    return ModelFile(tensors=tensors, config=metadata["config"], assets=metadata["assets"], info=metadata["info"])
+
+
+def find(path: str | os.PathLike[str]) -> Path:
+    """The model file that `path` stands for.
+
+    `path` is that file, the folder of one checkpoint, or the folder of a run, which stands for its best model or, if
+    there is none, its latest. Raises UserError if there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    candidates = [path / "model.safetensors", path / "best.safetensors"]
+    latest = path / "latest"
+    if latest.is_file():
+        candidates.append(path / latest.read_text(errors="replace").strip() / "model.safetensors")
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        if path.is_dir():
+            what, hint = describe(path)
+            raise UserError(
+                f"checkpoint={path} is {what}.",
+                "checkpoint= takes a model file, the folder of one checkpoint, or the folder of a run.",
+                *([f"To use it: {hint}"] if hint else []),
+            )
+        raise UserError(
+            f"checkpoint={path} does not exist.",
+            "checkpoint= takes a model file, the folder of one checkpoint, or the folder of a run.",
+            *near_path(path),
+        )
+    return found
+
+
+def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> LoadedModel:
+    """Builds the model at `path` and its task from the file alone, in evaluation mode on `device`."""
+    contents = read(path)
+    source = str(path)
+    parts = _parts(contents, source=source)
+    task = _task(contents, parts, source=source)
+    model = task.model(parts.model)
+    set_tensors(model, contents.tensors, source=source)
+    return LoadedModel(task=task, model=model.to(device).eval(), config=contents.config, info=contents.info)
+
+
+def average(paths: Sequence[str | os.PathLike[str]]) -> ModelFile:
+    """The mean, summed in float64, of several models of one run; all else is from the last one.
+
+    Raises UserError for models of different runs, and for weights that are not finite.
+    """
+    last = read(paths[-1])
+    total: dict[str, Tensor] = {}
+    updates = []
+    for path in paths:
+        each = read(path)
+        if {name: tensor.shape for name, tensor in each.tensors.items()} != {
+            name: tensor.shape for name, tensor in last.tensors.items()
+        }:
+            raise UserError(f"{path} and {paths[-1]} hold different models: the names or shapes of their weights.")
+        if each.assets != last.assets or each.config.get("seed") != last.config.get("seed"):
+            raise UserError(f"{path} and {paths[-1]} come from different runs: their vocabularies or seeds differ.")
+        for name, tensor in each.tensors.items():
+            if not tensor.is_floating_point():
+                continue
+            if not bool(tensor.isfinite().all()):
+                raise UserError(
+                    f"{path} holds weights that are not finite, first in {name}: its training diverged.",
+                    "Average checkpoints from before that, or train again with a lower optimizer.lr.",
+                )
+            total[name] = total[name] + tensor.double() if name in total else tensor.double()
+        updates.append(each.info.get("update"))
+    mean = {
+        name: (total[name] / len(paths)).to(tensor.dtype) if name in total else tensor
+        for name, tensor in last.tensors.items()
+    }
+    return replace(last, tensors=mean, info={**last.info, "averaged": updates})
+
+
+def resize(contents: ModelFile, *, max_length: int, source: str) -> ModelFile:
+    """The same model with attention layers that accept `max_length` positions.
+
+    Weights that a longer model needs beyond the trained ones are drawn with the run's seed. Raises UserError if no
+    layer of the model has a limit, if all have this one, or if one cannot be resized.
+    """
+    parts = _parts(contents, source=source)
+    resized = replace(parts, model=resize_configs(parts.model, max_length=max_length))
+    old, new = (_seeded_model(contents, each, source=source) for each in (parts, resized))
+    limits = sorted({layer.max_length for _, layer in old.attention_layers() if layer.max_length is not None})
+    if not limits:
+        raise UserError(f"No attention layer of {source} limits the length of its input: there is nothing to resize.")
+    if resized == parts:
+        raise UserError(f"The attention layers of {source} already have max_length={max_length}.")
+    set_tensors(old, contents.tensors, source=source)  # refuses weights of another model
+    drawn = tensors_of(new)
+    layers = tuple(f"{name}." for name, layer in new.attention_layers() if isinstance(layer, Resizable))
+    tensors = {
+        name: resize_tensor(tensor, new=drawn[name]) if name.startswith(layers) else tensor
+        for name, tensor in contents.tensors.items()
+    }
+    set_tensors(new, tensors, source=source)
+    config = {**contents.config, **schema.to_dict(resized)}
+    info = {**contents.info, "resized": {"from": limits, "to": max_length}}
+    return replace(contents, tensors=tensors, config=config, info=info)
+
+
+def checkpoint_folders(save_dir: Path) -> list[Path]:
+    """All checkpoints in the folder of a run, oldest first."""
+    return sorted(path for path in save_dir.glob("update_*") if path.is_dir() and "." not in path.name)
+
+
+def checkpoints_of(path: str | os.PathLike[str]) -> list[Path]:
+    """The checkpoints of the run at `path`, oldest first: none that is newer than the file `latest` says.
+
+    `path` is the folder of the run, or a model file or checkpoint in it. Raises UserError if there is no checkpoint.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(
+            f"checkpoint={path} does not exist.", "Set it to the folder of a run (save_dir).", *near_path(path)
+        )
+    inside = next((place for place in (path, *path.absolute().parents[:2]) if (place / "latest").is_file()), path)
+    latest = inside / "latest"
+    newest = latest.read_text(errors="replace").strip() if latest.is_file() else None
+    found = [folder for folder in checkpoint_folders(inside) if newest is None or folder.name <= newest]
+    if not found:
+        raise UserError(
+            f"checkpoint={path}: there are no checkpoints of a run there.",
+            *([f"It is {describe(path)[0]}."] if path.is_file() else []),
+            "Set checkpoint= to the folder of a run (save_dir), or to several model files separated by commas.",
+        )
+    return found
+
+
 def tensors_of(model: nn.Module) -> Tensors:
-    """Every parameter and saved buffer once, by its first name; tied weights appear under one name."""
+    """Every parameter and persistent buffer once, by its first name; tied weights appear under one name."""
     persistent = set(model.state_dict())
     tensors: Tensors = dict(model.named_parameters())
     tensors |= {name: buffer for name, buffer in model.named_buffers() if name in persistent}
@@ -60,16 +225,16 @@ def tensors_of(model: nn.Module) -> Tensors:
 
 
 def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
-    """Copy `tensors` into the model. Raises UserError naming a tensor that is missing, unknown or of another shape."""
+    """Copies `tensors` into the model. Raises UserError naming a tensor that is missing, unknown or of other shape."""
     own = tensors_of(model)
     for name in [*own, *tensors]:
         if name not in tensors or name not in own:
-            there = "lacks" if name not in tensors else "has an unknown"
-            raise UserError(f"{source} {there} '{name}': it is of another model, or not whole.")
+            verb = "lacks" if name not in tensors else "has an unknown"
+            raise UserError(f"{source} {verb} '{name}': wrong architecture or incomplete file.")
         if own[name].shape != tensors[name].shape:
             raise UserError(
-                f"{source} is of another model: '{name}' is {list(tensors[name].shape)} there, "
-                f"{list(own[name].shape)} here."
+                f"{source} holds another model: '{name}' is {list(tensors[name].shape)} in the file, "
+                f"{list(own[name].shape)} in the model."
             )
     with torch.no_grad():
         for name, tensor in own.items():
@@ -77,29 +242,32 @@ def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
-    """Write one safetensors file, whole or not at all."""
-    # Without an entry it has to be None: of no tensors and an empty one safetensors 0.8 makes a file it cannot read.
+    """Writes one safetensors file atomically; the values of `metadata` become JSON."""
+    # None rather than {}: from an empty header and no tensors, safetensors 0.8 writes a file that it cannot read.
     header = {name: json.dumps(value) for name, value in (metadata or {}).items()} or None
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    contiguous = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     try:
-        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary, header)
-        os.replace(temporary, path)
+        with atomic_file(path) as file:
+            if is_special(Path(os.path.realpath(path))):
+                file.write(serialize(contiguous, header))
+                return
+            mode = os.fstat(file.fileno()).st_mode
+            save_file(contiguous, file.name, header)  # replaces the file by one that only its owner can read
+            os.chmod(file.name, stat.S_IMODE(mode))
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         reason = os.strerror(int(number[1])) if number else str(error)
         raise OSError(int(number[1]) if number else errno.EIO, reason, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors and the metadata of one safetensors file. Raises UserError if it is missing or not whole."""
+    """The tensors and the metadata of one safetensors file. Raises UserError if it is missing or damaged."""
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, _metadata(file)  # noqa: SIM118
 
 
 def read_info(path: Path) -> dict[str, Any]:
-    """Where the model in the file at `path` comes from; nothing else is read. Raises UserError if it is not whole."""
+    """Where the model at `path` comes from; reads nothing else. Raises UserError if the file is damaged."""
     with _opened(path) as file:
         return dict(_metadata(file).get("info", {}))
 
@@ -116,88 +284,41 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is not a whole safetensors file.", str(error).splitlines()[0]) from error
+        what, hint = describe(path)
+        if what == "a safetensors file" or path.suffix == ".safetensors":
+            raise UserError(f"{path} is damaged or incomplete.", str(error).splitlines()[0]) from error
+        raise UserError(f"{path} is {what}, not a model of seqtk.", *([hint] if hint else [])) from error
 
 
-def save_export(path: Path, tensors: Tensors, *, config: TrainConfig, assets: Assets, info: dict[str, Any]) -> None:
-    """Write a model as one file from which `load_model` makes it again."""
-    write_export(path, Export(tensors, schema.to_dict(config), assets, {"version": __version__, **info}))
+_LEGACY_TASKS = {"demo_translation": ("translation", ("pairs", "vocab_size", "corpus_seed"))}
+"""Former tasks: the one that replaces each, and the keys that it does not have."""
 
 
-def write_export(path: Path, export: Export) -> None:
-    """Write what `read_export` reads."""
-    save_tensors(path, export.tensors, {"config": export.config, "assets": export.assets, "info": export.info})
-
-
-def read_export(path: str | os.PathLike[str]) -> Export:
-    """What the file at `path` holds; of a checkpoint folder its model, of a save_dir its best or else its latest."""
-    file = model_file(Path(path))
-    tensors, metadata = load_tensors(file)
-    if not {"config", "assets", "info"} <= metadata.keys():
-        raise UserError(f"{file} holds tensors but no seqtk model.", "seqtk-import-fairseq reads fairseq checkpoints.")
-    return Export(tensors=tensors, config=metadata["config"], assets=metadata["assets"], info=metadata["info"])
-
-
-def model_file(path: Path) -> Path:
-    """The model's file that `path` stands for. Raises UserError if there is none."""
-    if path.is_file():
-        return path
-    candidates = [path / "model.safetensors", path / "best.safetensors"]
-    if (path / "latest").is_file():
-        candidates.append(path / (path / "latest").read_text(errors="replace").strip() / "model.safetensors")
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if found is None:
-        what = "holds no model" if path.is_dir() else "is not there"
-        raise UserError(
-            f"The checkpoint {path} {what}.",
-            "It is a file, one checkpoint's folder, or a save_dir.",
-            *(() if path.is_dir() else near_path(path)),
-        )
-    return found
-
-
-def load_model(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> LoadedModel:
-    """The model at `path`, in evaluation mode on `device`, with its task, built from the file alone."""
-    export = read_export(path)
-    config = config_of(export, source=str(path))
+def _parts(contents: ModelFile, *, source: str) -> _Parts:
+    """The task and model of `contents`. Raises UserError naming a key that this version does not know."""
+    tree = {name: contents.config.get(name, {}) for name in ("task", "model")}
+    if tree["task"].get("kind") in _LEGACY_TASKS:
+        kind, gone = _LEGACY_TASKS[tree["task"]["kind"]]
+        tree["task"] = {key: value for key, value in tree["task"].items() if key not in gone} | {"kind": kind}
     try:
-        task = tasks.build(config.task, assets=export.assets)
-    except KeyError as error:
-        raise UserError(f"{path} lacks {error}, without which its task cannot work: it is not whole.") from error
-    model = task.model(config.model)
-    set_tensors(model, export.tensors, source=str(path))
-    return LoadedModel(model=model.to(device).eval(), task=task, config=config, info=export.info)
-
-
-def config_of(export: Export, *, source: str) -> TrainConfig:
-    """The config in `export`. Raises UserError naming the key that this version does not know."""
-    try:
-        return schema.from_dict(TrainConfig, export.config)
+        return schema.from_dict(_Parts, tree)
     except UserError as error:
         lines = str(error).splitlines()
-        if export.config.get("user_dir") and "called" in lines[0]:
-            lines[1:] = [f"It was trained with user_dir={export.config['user_dir']}: give user_dir= to load that."]
-        raise UserError(
-            f"{source} was written by seqtk {export.info.get('version')}: {lines[0]}", *lines[1:2]
-        ) from error
+        user_dir = contents.config.get("user_dir")
+        if user_dir and "called" in lines[0]:
+            lines[1:] = [f"It was trained with user_dir={user_dir}: set user_dir= to load that."]
+        version = contents.info.get("version")
+        raise UserError(f"{source} was written by seqtk {version}: {lines[0]}", *lines[1:2]) from error
 
 
-def average(paths: list[str]) -> Export:
-    """The mean, in float32, of several models of one run; all else is the last one's."""
-    exports = [read_export(path) for path in paths]
-    last = exports[-1]
-    for path, export in zip(paths, exports, strict=True):
-        shapes = [{name: tensor.shape for name, tensor in item.tensors.items()} for item in (export, last)]
-        if shapes[0] != shapes[1]:
-            raise UserError(f"{path} and {paths[-1]} are not of one model: their tensors differ.")
-        if export.assets != last.assets or export.config.get("seed") != last.config.get("seed"):
-            raise UserError(f"{path} and {paths[-1]} are not of one run: their vocabularies or seeds differ.")
-    mean: Tensors = {}
-    for name, tensor in last.tensors.items():
-        if tensor.is_floating_point():
-            total = sum(export.tensors[name].double() for export in exports)
-            mean[name] = (total / len(exports)).to(tensor.dtype)  # type: ignore[union-attr]
-        else:
-            mean[name] = tensor
-    updates = [export.info.get("update") for export in exports]
-    return Export(tensors=mean, config=last.config, assets=last.assets, info={**last.info, "averaged": updates})
+def _task(contents: ModelFile, parts: _Parts, *, source: str) -> Task:
+    try:
+        return tasks.build(parts.task, assets=contents.assets)
+    except KeyError as error:
+        raise UserError(f"{source} lacks {error}, which its task requires: the file is incomplete.") from error
+
+
+def _seeded_model(contents: ModelFile, parts: _Parts, *, source: str) -> Model:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(contents.config.get("seed", 1))
+        return _task(contents, parts, source=source).model(parts.model)

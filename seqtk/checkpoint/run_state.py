@@ -23,17 +23,18 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from seqtk.attention import State
+from seqtk.checkpoint import model_file
 from seqtk.checkpoint.model_file import (
+    ModelFile,
     Tensors,
-    config_of,
+    checkpoint_folders,
     load_tensors,
-    read_export,
     read_info,
-    save_export,
     save_tensors,
     set_tensors,
     tensors_of,
 )
+from seqtk.config import schema
 from seqtk.data.loader import Position
 from seqtk.tasks import Task
 from seqtk.training.config import TrainConfig
@@ -124,7 +125,7 @@ class Checkpoints:
     ) -> None:
         """Write the model alone."""
         info = {"update": state.update, "epoch": state.position.epoch, **(figures or {})}
-        save_export(path, tensors_of(model), config=self.config, assets=task.assets(), info=info)
+        model_file.save(path, tensors_of(model), config=self.config, assets=task.assets(), info=info)
 
     def export_best(
         self, model: nn.Module, state: TrainState, task: Task, figures: dict[str, float], *, higher: bool
@@ -157,7 +158,7 @@ class Checkpoints:
 
     def folders(self) -> list[Path]:
         """The checkpoints that are there, oldest first."""
-        return _folders(self.directory)
+        return checkpoint_folders(self.directory)
 
     def latest(self) -> Path | None:
         """The checkpoint to go on from, or None for a new run."""
@@ -182,10 +183,10 @@ class Checkpoints:
         Raises UserError for a run that was another one.
         """
         with self._damage_told(folder):
-            export = read_export(folder)
+            export = model_file.read(folder)
             tensors, _ = load_tensors(folder / "optimizer.safetensors")
             state = _read_state(folder / "state.json")
-        changed = compare(config_of(export, source=str(folder)), self.config, source=str(folder))
+        changed = compare(_config_of(export, source=str(folder)), self.config, source=str(folder))
         if export.assets != task.assets():
             raise UserError(
                 f"{folder} is of a run with other vocabularies than those in {self.config.task.data}.",
@@ -216,15 +217,14 @@ class Checkpoints:
             ) from error
 
 
-def checkpoints_of(save_dir: Path) -> list[Path]:
-    """The checkpoints of the run in save_dir, oldest first: none that is later than `latest` says."""
-    pointer = save_dir / "latest"
-    last = pointer.read_text(errors="replace").strip() if pointer.is_file() else None
-    return [path for path in _folders(save_dir) if last is None or path.name <= last]
-
-
-def _folders(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.glob("update_*") if path.is_dir() and path.suffix != ".tmp")
+def _config_of(contents: ModelFile, *, source: str) -> TrainConfig:
+    """The run's configuration. Raises UserError naming a key that this version does not know."""
+    try:
+        return schema.from_dict(TrainConfig, contents.config)
+    except UserError as error:
+        lines = str(error).splitlines()
+        version = contents.info.get("version")
+        raise UserError(f"{source} was written by seqtk {version}: {lines[0]}", *lines[1:2]) from error
 
 
 def _name(update: int) -> str:

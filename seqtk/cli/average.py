@@ -4,52 +4,46 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seqtk.cli.command import command
-from seqtk.utils.errors import UserError, how_many, near_path
+from seqtk.config.fields import setting
+from seqtk.utils.errors import UserError, how_many
 
 
 @dataclass(frozen=True)
 class AverageConfig:
-    """Which checkpoints, and where their mean goes."""
+    """Which checkpoints to average, and the file to write."""
 
-    checkpoint: str = ""  # a save_dir, or checkpoints separated by commas
-    last: int = 5  # of a save_dir: how many of its newest checkpoints
-    output: str = ""  # the file to write; default: average.safetensors in the save_dir
+    checkpoint: str = setting(
+        "",
+        help="The folder of a run, or a model file in it: its newest checkpoints are averaged. "
+        "Several model files, separated by commas: these are averaged.",
+    )
+    last: int = setting(5, at_least=1, help="How many of the run's newest checkpoints to average.")
+    output: str = setting("", help="The file to write. Default: average.safetensors in the folder of the run.")
 
 
 @command("seqtk-average", AverageConfig)
 def main(config: AverageConfig) -> None:
     """Average the weights of checkpoints: seqtk-average checkpoint=SAVE_DIR [last=5] [output=FILE]."""
-    paths = _paths(config)
-    from seqtk.checkpoint.model_file import average, write_export
-
-    output = Path(config.output) if config.output else Path(config.checkpoint) / "average.safetensors"
-    if not config.output and "," in config.checkpoint:
-        raise UserError("output is not set.", "It names the file for the mean of the checkpoints.")
-    if not output.parent.is_dir():
-        raise UserError(f"{output} cannot be written: there is no folder {output.parent}.")
-    write_export(output, average(paths))
-    print(f"Mean of {how_many(len(paths), 'checkpoint')}: {', '.join(Path(path).name for path in paths)}")
-    print(output)
-
-
-def _paths(config: AverageConfig) -> list[str]:
-    if config.last < 1:
-        raise UserError(f"last={config.last} must be at least 1.")
     if not config.checkpoint:
-        raise UserError("checkpoint is not set.", "It is a save_dir, or checkpoints separated by commas.")
-    if "," in config.checkpoint:
-        return config.checkpoint.split(",")
-    save_dir = Path(config.checkpoint)
-    if not save_dir.is_dir():
-        raise UserError(f"There is no folder {save_dir}.", "Give the save_dir of a run.", *near_path(save_dir))
-    from seqtk.checkpoint.run_state import checkpoints_of
+        raise UserError("checkpoint= is not set.", "Set it to the folder of a run (save_dir).")
+    several = "," in config.checkpoint
+    if several and not config.output:
+        raise UserError("output= is not set.", "Set it to the file that the mean of these checkpoints is written to.")
+    from seqtk.checkpoint import model_file
+    from seqtk.cli.loading import check_output, split_paths
 
-    folders = checkpoints_of(save_dir)
-    if not folders:
-        raise UserError(f"There are no checkpoints in {save_dir}.", "Give the save_dir of a run.")
-    if len(folders) < config.last:
-        print(f"last={config.last}, but {save_dir} holds {how_many(len(folders), 'checkpoint')}.")
-    return [str(path) for path in folders[-config.last :]]
+    if several:
+        paths = [Path(path) for path in split_paths(config.checkpoint)]
+    else:
+        found = model_file.checkpoints_of(config.checkpoint)
+        paths = found[-config.last :]
+        if len(found) < config.last:
+            print(f"last={config.last}, but {found[0].parent} holds {how_many(len(found), 'checkpoint')}.")
+    output = Path(config.output) if config.output else paths[-1].parent / "average.safetensors"
+    check_output(output)
+    model_file.write(output, model_file.average(paths))
+    print(f"Mean of {how_many(len(paths), 'checkpoint')}: {', '.join(path.name for path in paths)}")
+    print(output)
 
 
 if __name__ == "__main__":

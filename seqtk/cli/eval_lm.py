@@ -150,7 +150,7 @@ def _blocks(config: EvalConfig, task: "LanguageModelingTask", split: str) -> "Co
 def _streams(config: EvalConfig, loaded: "LoadedModel", blocks: "ContextBlocks") -> int | None:
     """How many runs of the text hand a memory on, if any do."""
     if blocks.alone.break_mode == "none" and not config.context_window:
-        return config.streams or loaded.config.batch.streams
+        return config.streams or loaded.config.get("batch", {}).get("streams")
     if config.streams is not None:
         raise UserError("streams= reads text in its order, without regard to lines.", "Set break_mode=none.")
     return None

@@ -96,13 +96,14 @@ def _check_size(config: ImportConfig, dictionary: str, tokens: int, rows: int) -
 
 def _write(output: Path, imported: "Imported | ImportedLanguageModel", task: "Task", *, checkpoint: Path) -> int:
     """Write the export; the number of its parameters."""
-    from seqtk.checkpoint.model_file import save_export, tensors_of
+    from seqtk.checkpoint import model_file
+    from seqtk.checkpoint.model_file import tensors_of
     from seqtk.criterions.cross_entropy import LabelSmoothedConfig
     from seqtk.training.config import TrainConfig
 
     model = imported.model()
     output.parent.mkdir(parents=True, exist_ok=True)
-    save_export(
+    model_file.save(
         output,
         tensors_of(model),
         config=replace(

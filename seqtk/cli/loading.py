@@ -39,38 +39,33 @@ def load_models(config: LoadConfig) -> "tuple[list[LoadedModel], torch.device]":
     check_loading(config)
     import torch
 
-    from seqtk.checkpoint.model_file import load_model
+    from seqtk.checkpoint import model_file
 
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but torch finds no GPU.", "Set device=cpu.")
     if config.threads:
         torch.set_num_threads(config.threads)
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-    paths = config.checkpoint.split(",")
-    for path in paths:
-        _refuse_pytorch(Path(path))
-    return [load_model(path, device=device) for path in paths], device
+    paths = split_paths(config.checkpoint)
+    return [model_file.load(path, device=device) for path in paths], device
 
 
-def _refuse_pytorch(path: Path) -> None:
-    """Raises UserError, with what reads those of fairseq's, if `path` is a file that PyTorch wrote."""
-    if path.is_file():
-        with path.open("rb") as file:
-            if file.read(4) in PYTORCH:
-                raise UserError(
-                    f"{path} is a checkpoint in PyTorch's format, not a model of seqtk's.",
-                    "If fairseq wrote it, this makes it one:",
-                    f"seqtk-import-fairseq {path} data=DATA-BIN output=model.safetensors",
-                )
+def split_paths(value: str) -> list[str]:
+    """The paths in a value that lists them with commas; a path that exists as it stands is one, commas and all."""
+    return [value] if Path(value).exists() else value.split(",")
 
 
-PYTORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
-"""How the files begin that torch.save writes: an archive, and a pickled number in the old format."""
+def check_output(path: Path) -> None:
+    """Raises UserError, before any work, for an output that cannot be a file."""
+    if path.is_dir():
+        raise UserError(f"output={path} is a folder.", "Set output= to the file to write.")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"output={path} cannot be written: there is no folder {path.parent}.")
 
 
 def check_ensemble(config: LoadConfig, vocabularies: "Sequence[Sequence[Vocabulary]]") -> None:
     """Raises UserError unless every model has the vocabularies of the first."""
-    paths = config.checkpoint.split(",")
+    paths = split_paths(config.checkpoint)
     for path, own in zip(paths, vocabularies, strict=True):
         if own != vocabularies[0]:
             raise UserError(f"{path} and {paths[0]} have different vocabularies: they make no ensemble.")

@@ -1,45 +1,46 @@
-"""seqtk-resize: a trained model for longer, or only for shorter, input."""
+"""seqtk-resize: a trained model for longer or shorter input."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from seqtk.cli.command import command
+from seqtk.config.fields import setting
 from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class ResizeConfig:
-    """Which model, for which length, and where it goes."""
+    """Which model to resize, the new length, and the file to write."""
 
-    checkpoint: str = ""  # an exported file, a checkpoint's folder or a save_dir
-    max_length: int | None = None  # positions that each attention layer with a limit shall take
-    output: str = ""  # the file to write
-    user_dir: str | None = None  # a package or module of your own layers and tasks, imported first
+    checkpoint: str = setting("", help="A model file, the folder of one checkpoint, or the folder of a run.")
+    max_length: int | None = setting(
+        None, at_least=1, help="Positions that each attention layer with a limit accepts afterwards."
+    )
+    output: str = setting("", help="The file to write.")
+    user_dir: str | None = setting(None, help="A package or module with your own layers and tasks, imported first.")
 
 
 @command("seqtk-resize", ResizeConfig)
 def main(config: ResizeConfig) -> None:
-    """Change how long an input a trained model takes: seqtk-resize checkpoint=PATH max_length=N output=FILE.
+    """Change the longest input of a trained model: seqtk-resize checkpoint=PATH max_length=N output=FILE.
 
-    The weights of positions that both lengths have are kept, so input that fits both is read and written as before.
-    Those of new positions are as they are when training starts.
+    The weights of positions that both lengths have are kept, so input that fits both is processed as before.
+    Those of new positions are initialized as in training.
     """
-    for key in ("checkpoint", "output"):
+    for key in ("checkpoint", "max_length", "output"):
         if not getattr(config, key):
-            raise UserError(f"{key} is not set.", "Give checkpoint=PATH max_length=N output=FILE.")
-    if config.max_length is None or config.max_length < 1:
-        raise UserError(f"max_length={config.max_length} must be set to 1 or more.")
+            raise UserError(f"{key}= is not set.", "Usage: seqtk-resize checkpoint=PATH max_length=N output=FILE.")
+    assert config.max_length is not None
+    from seqtk.cli.loading import check_output
+
     output = Path(config.output)
-    if output.is_dir() or not output.parent.is_dir():
-        why = "it is a folder" if output.is_dir() else f"there is no folder {output.parent}"
-        raise UserError(f"{output} cannot be written: {why}.")
+    check_output(output)
+    from seqtk.checkpoint import model_file
 
-    from seqtk.checkpoint.model_file import read_export, write_export
-    from seqtk.checkpoint.resize import resize
-
-    export = resize(read_export(config.checkpoint), max_length=config.max_length, source=config.checkpoint)
-    write_export(output, export)
-    before = ", ".join(map(str, export.info["resized"]["from"]))
+    contents = model_file.read(config.checkpoint)
+    resized = model_file.resize(contents, max_length=config.max_length, source=config.checkpoint)
+    model_file.write(output, resized)
+    before = ", ".join(map(str, resized.info["resized"]["from"]))
     print(f"Longest input of the attention layers: {before} → {config.max_length}")
     print(output)
 

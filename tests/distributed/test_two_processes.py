@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from seqtk.checkpoint.model_file import read_export
+from seqtk.checkpoint import model_file
 from tests.unit.training.helpers import losses
 
 pytestmark = pytest.mark.slow
@@ -90,7 +90,7 @@ def test_one_dead_process_ends_the_run(tiny_corpus: Path, tmp_path: Path) -> Non
     assert code != 0
     assert time.monotonic() - began < 60
     if (tmp_path / "run" / "latest").is_file():
-        assert read_export(tmp_path / "run").tensors
+        assert model_file.read(tmp_path / "run").tensors
 
 
 def test_sigterm_saves_and_resumes_in_two_processes(tiny_corpus: Path, tmp_path: Path) -> None:

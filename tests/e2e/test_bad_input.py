@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seqtk.checkpoint.model_file import read_export, write_export
+from seqtk.checkpoint import model_file
 from seqtk.cli.recipes import main as recipes_main
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from tests.unit.training.helpers import trainer
@@ -38,11 +38,11 @@ def place(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("place")
     trainer(tiny_corpus, folder / "run", max_updates=1).fit()
     model = folder / "model.safetensors"
-    write_export(model, read_export(folder / "run"))
+    model_file.write(model, model_file.read(folder / "run"))
     (folder / "cut.safetensors").write_bytes(model.read_bytes()[:-1000])
-    moved = read_export(model)
+    moved = model_file.read(model)
     moved.config["task"] |= {"data": "data-bin/gone", "made_by": "made-by-this"}
-    write_export(folder / "moved.safetensors", moved)
+    model_file.write(folder / "moved.safetensors", moved)
     (folder / "notes.txt").write_text("This is no model.\n")
     (folder / "empty.txt").write_text("")
     (folder / "empty.yaml").write_text("")

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from seqtk.checkpoint.model_file import load_model
+from seqtk.checkpoint import model_file
 
 pytestmark = pytest.mark.slow
 
@@ -175,5 +175,5 @@ def test_a_full_disk_is_told_in_a_line_and_costs_no_checkpoint(whole: Path, tiny
     assert "File too large" in last
     assert latest(tmp_path) == before
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == contents
-    load_model(folder)
+    model_file.load(folder)
     assert not list(tmp_path.rglob("*.tmp"))

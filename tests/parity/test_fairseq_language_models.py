@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqtk.checkpoint.model_file import load_model
+from seqtk.checkpoint import model_file
 from seqtk.cli import import_fairseq as command
+from seqtk.config import schema
 from seqtk.criterions.cross_entropy import CrossEntropy, CrossEntropyConfig
 from seqtk.data.batch import LanguageBatch, collate_blocks
 from seqtk.data.blocks import BreakMode, TokenBlocks
@@ -24,6 +25,7 @@ from seqtk.interop.fairseq_lm import ImportedLanguageModel
 from seqtk.models.language_model import TransformerLM
 from seqtk.modules.adaptive_clusters import AdaptiveConfig
 from seqtk.modules.head import AdaptiveHead
+from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import start_world
 from seqtk.training.train_step import Objective
 from seqtk.training.validation import validate
@@ -182,9 +184,10 @@ def test_the_command_writes_a_model_whose_validation_says_the_same(
 ) -> None:
     output, data = tmp_path / "lm.safetensors", golden / "data-bin" / "lm"
     command.main([f"checkpoint={stored_in / 'checkpoint.pt'}", f"data={data}", f"output={output}"])
-    loaded = load_model(output)
+    loaded = model_file.load(output)
     assert loaded.model.state_dict().keys() == model.state_dict().keys()
-    config = replace(loaded.config, task=replace(loaded.config.task, data=str(data)))
+    saved = schema.from_dict(TrainConfig, loaded.config)
+    config = replace(saved, task=replace(saved.task, data=str(data)))
     objective = Objective(loaded.model, CrossEntropy(CrossEntropyConfig()), bf16=False)
     figures, outputs = validate(objective, loaded.task, config, world=start_world("cpu"))
     total, weight = loss_of(model, TokenBlocks(DataBin(data).split("valid"), tokens_per_sample=64))

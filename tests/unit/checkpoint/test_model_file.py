@@ -1,16 +1,26 @@
-"""A model as one file: complete, inert, and refused in words when it is not whole."""
+"""Model files: complete, inert, and refused with a clear error when damaged."""
 
+import json
 import os
+import stat
+import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load as deserialize
 from safetensors.torch import save_file
 
-from seqtk.checkpoint.model_file import average, load_model, read_export, tensors_of, write_export
+from seqtk.checkpoint import model_file
+from seqtk.checkpoint.model_file import tensors_of
 from seqtk.data.databin import DataBin
 from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import trainer
+
+OLD_CONFIGS: dict[str, Any] = json.loads((Path(__file__).parent / "configs_0_1_0.json").read_text())
+"""`task` and `model` as version 0.1.0 wrote them for every recipe and every attention layer."""
 
 
 @pytest.fixture(scope="module")
@@ -20,83 +30,173 @@ def run_dir(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return path
 
 
-def test_a_loaded_model_is_the_trained_one_and_needs_no_corpus(tiny_corpus: Path, run_dir: Path) -> None:
-    run = trainer(tiny_corpus, run_dir)
-    loaded = load_model(run_dir / "update_00000008")
-    assert not loaded.model.training
-    for name, tensor in tensors_of(run.model).items():
-        assert torch.equal(tensor, tensors_of(loaded.model)[name])
-    data = DataBin(tiny_corpus)
-    assert loaded.task.assets() == run.task.assets()
-    assert loaded.task.source_vocabulary.tokens == data.vocabulary("en").tokens  # type: ignore[attr-defined]
-    batch = run.task.collate([run.train_set[0]])
-    run.model.eval()
-    with torch.no_grad():
-        assert torch.equal(run.model(batch), loaded.model(batch))
+class TestLoad:
+    def test_model_equals_trained_one_without_corpus(self, tiny_corpus: Path, run_dir: Path) -> None:
+        run = trainer(tiny_corpus, run_dir)
+        loaded = model_file.load(run_dir / "update_00000008")
+        assert not loaded.model.training
+        for name, tensor in tensors_of(run.model).items():
+            assert torch.equal(tensor, tensors_of(loaded.model)[name])
+        data = DataBin(tiny_corpus)
+        assert loaded.task.assets() == run.task.assets()
+        assert loaded.task.source_vocabulary.tokens == data.vocabulary("en").tokens  # type: ignore[attr-defined]
+
+    def test_run_folder_stands_for_best_model(self, run_dir: Path) -> None:
+        assert model_file.read(run_dir).info == model_file.read(run_dir / "best.safetensors").info
+
+    def test_unknown_config_key_is_named(self, run_dir: Path, tmp_path: Path) -> None:
+        contents = model_file.read(run_dir)
+        contents.config["model"]["width"] = 3
+        model_file.write(tmp_path / "new.safetensors", contents)
+        with pytest.raises(UserError, match=r"new\.safetensors was written by seqtk .*model\.width"):
+            model_file.load(tmp_path / "new.safetensors")
+
+    def test_settings_of_training_are_not_read(self, run_dir: Path, tmp_path: Path) -> None:
+        contents = model_file.read(run_dir)
+        config = {**contents.config, "optimizer": {"kind": "of the future"}, "new": 1}
+        model_file.write(tmp_path / "a.safetensors", replace(contents, config=config))
+        assert model_file.load(tmp_path / "a.safetensors").config == config
+
+    def test_tensors_of_another_model_are_named(self, run_dir: Path, tmp_path: Path) -> None:
+        contents = model_file.read(run_dir)
+        contents.config["model"]["ffn_dim"] = 64
+        model_file.write(tmp_path / "other.safetensors", contents)
+        with pytest.raises(UserError, match=r"feed_forward.*\[32, 16\].*\[64, 16\]"):
+            model_file.load(tmp_path / "other.safetensors")
+
+    def test_file_without_vocabulary_is_incomplete(self, run_dir: Path, tmp_path: Path) -> None:
+        contents = model_file.read(run_dir)
+        contents.assets.clear()
+        model_file.write(tmp_path / "model.safetensors", contents)
+        with pytest.raises(UserError, match=r"source\..*incomplete"):
+            model_file.load(tmp_path / "model.safetensors")
 
 
-def test_a_save_dir_stands_for_its_best_model(run_dir: Path) -> None:
-    assert read_export(run_dir).info == read_export(run_dir / "best.safetensors").info
+class TestOldFiles:
+    @pytest.mark.parametrize("name", OLD_CONFIGS)
+    def test_configs_of_0_1_0_are_read(self, name: str, run_dir: Path) -> None:
+        contents = replace(model_file.read(run_dir), config=OLD_CONFIGS[name])
+        model_file._parts(contents, source=name)
+
+    def test_demo_model_is_a_translation_model(self, run_dir: Path, tmp_path: Path) -> None:
+        contents = model_file.read(run_dir)
+        task = {**OLD_CONFIGS["demo"]["task"], "data": "gone"}
+        model_file.write(tmp_path / "demo.safetensors", replace(contents, config={**contents.config, "task": task}))
+        assert type(model_file.load(tmp_path / "demo.safetensors").task).__name__ == "TranslationTask"
 
 
-def test_a_file_is_hardly_larger_than_its_weights_and_texts(run_dir: Path) -> None:
-    export = read_export(run_dir)
-    content = sum(tensor.nbytes for tensor in export.tensors.values()) + sum(map(len, export.assets.values()))
-    assert (run_dir / "best.safetensors").stat().st_size < 1.1 * content + 20_000
+class TestOtherFiles:
+    """A file of another kind is named for what it is."""
+
+    @pytest.mark.parametrize(
+        ("name", "content", "words"),
+        [
+            ("log.jsonl", b'{"kind": "train"}\n', r"log\.jsonl is a training log"),
+            ("a.yaml", b"task: translation\n", r"a recipe"),
+            ("checkpoint.pt", b"PK\x03\x04...", r"PyTorch's format(.|\n)*seqtk-import-fairseq"),
+            ("old.pt", b"\x80\x02\x8a\x0al\xfc", r"PyTorch's format"),
+            ("train.idx", b"TNTIDX\x00\x00", r"data-bin"),
+            ("dict.en.txt", b"a 1\n", r"a dictionary"),
+            ("text", b"Hello.\n", r"a text file"),
+            ("empty", b"", r"an empty file"),
+        ],
+    )
+    def test_kind_is_named(self, name: str, content: bytes, words: str, tmp_path: Path) -> None:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=words):
+            model_file.load(tmp_path / name)
+
+    def test_optimizer_state_is_named(self, run_dir: Path) -> None:
+        with pytest.raises(UserError, match="state of an optimizer"):
+            model_file.load(run_dir / "update_00000008" / "optimizer.safetensors")
+
+    def test_other_tensors_are_refused(self, tmp_path: Path) -> None:
+        save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
+        with pytest.raises(UserError, match=r"x\.safetensors"):
+            model_file.load(tmp_path / "x.safetensors")
+
+    def test_truncated_file_is_damaged(self, run_dir: Path, tmp_path: Path) -> None:
+        path = tmp_path / "cut.safetensors"
+        path.write_bytes((run_dir / "best.safetensors").read_bytes()[:-100])
+        with pytest.raises(UserError, match=r"cut\.safetensors is damaged"):
+            model_file.load(path)
+
+    def test_data_bin_is_named(self, tiny_corpus: Path) -> None:
+        with pytest.raises(UserError, match="data-bin"):
+            model_file.load(tiny_corpus)
+
+    def test_missing_path_names_the_nearest(self, run_dir: Path) -> None:
+        with pytest.raises(UserError, match=r"does not exist(.|\n)*best\.safetensors"):
+            model_file.load(run_dir / "bets.safetensors")
 
 
-def test_a_truncated_file_is_refused(run_dir: Path, tmp_path: Path) -> None:
-    path = tmp_path / "cut.safetensors"
-    path.write_bytes((run_dir / "best.safetensors").read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"cut\.safetensors is not a whole safetensors file"):
-        load_model(path)
+class TestWrite:
+    def test_size_is_that_of_weights_and_texts(self, run_dir: Path) -> None:
+        contents = model_file.read(run_dir)
+        size = sum(tensor.nbytes for tensor in contents.tensors.values()) + sum(map(len, contents.assets.values()))
+        assert (run_dir / "best.safetensors").stat().st_size < 1.1 * size + 20_000
+
+    def test_failure_leaves_nothing(self, run_dir: Path, tmp_path: Path) -> None:
+        contents = model_file.read(run_dir)
+        with pytest.raises(OSError, match="full"):
+            model_file.write(tmp_path / "full" / "model.safetensors", contents)
+        assert os.listdir(tmp_path) == []
+
+    def test_permissions_follow_umask(self, run_dir: Path, tmp_path: Path) -> None:
+        before = os.umask(0o027)
+        try:
+            model_file.write(tmp_path / "a.safetensors", model_file.read(run_dir))
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == 0o640
+
+    def test_link_is_written_through(self, run_dir: Path, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(tmp_path / "file")
+        model_file.write(tmp_path / "link", model_file.read(run_dir))
+        assert (tmp_path / "link").is_symlink()
+        model_file.load(tmp_path / "file")
+
+    def test_pipe_is_written_to(self, run_dir: Path, tmp_path: Path) -> None:
+        contents, got = model_file.read(run_dir), []
+        os.mkfifo(tmp_path / "pipe")
+        reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_bytes()))
+        reader.start()
+        model_file.write(tmp_path / "pipe", contents)
+        reader.join()
+        assert deserialize(got[0]).keys() == contents.tensors.keys()
 
 
-def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
-    (tmp_path / "y.pt").write_bytes(b"\x80\x02cposix\nsystem\n")
-    for name, message in (("x.safetensors", "no seqtk model"), ("y.pt", "not a whole"), ("z", "is not there")):
-        with pytest.raises(UserError, match=message):
-            load_model(tmp_path / name)
+class TestAverage:
+    def test_is_the_mean_of_the_weights(self, run_dir: Path) -> None:
+        folders = sorted(run_dir.glob("update_*"))
+        mean = model_file.average(folders)
+        for name, tensor in mean.tensors.items():
+            expected = torch.stack([model_file.read(path).tensors[name].double() for path in folders]).mean(0)
+            assert torch.allclose(tensor.double(), expected, atol=1e-7)
+        assert mean.info["averaged"] == [int(path.name[-8:]) for path in folders]
+
+    def test_weights_that_are_not_finite_are_refused(self, run_dir: Path, tmp_path: Path) -> None:
+        contents = model_file.read(run_dir)
+        next(iter(contents.tensors.values())).view(-1)[3] = torch.nan
+        model_file.write(tmp_path / "nan.safetensors", contents)
+        with pytest.raises(UserError, match=r"nan\.safetensors(.|\n)*not finite"):
+            model_file.average([run_dir, tmp_path / "nan.safetensors"])
+
+    def test_other_run_is_refused(self, run_dir: Path, tmp_path: Path) -> None:
+        contents = model_file.read(run_dir)
+        model_file.write(tmp_path / "a.safetensors", replace(contents, config={**contents.config, "seed": 5}))
+        with pytest.raises(UserError, match="different runs"):
+            model_file.average([run_dir, tmp_path / "a.safetensors"])
 
 
-def test_a_config_that_this_version_does_not_know_names_the_key(run_dir: Path, tmp_path: Path) -> None:
-    export = read_export(run_dir)
-    export.config["model"]["width"] = 3
-    write_export(tmp_path / "new.safetensors", export)
-    with pytest.raises(UserError, match=r"written by seqtk .*'model.width'"):
-        load_model(tmp_path / "new.safetensors")
+class TestCheckpointsOf:
+    @pytest.mark.parametrize("name", ["", "best.safetensors", "update_00000004", "update_00000004/model.safetensors"])
+    def test_run_is_found_from_any_of_its_files(self, name: str, run_dir: Path) -> None:
+        names = [path.name for path in model_file.checkpoints_of(run_dir / name)]
+        assert names == ["update_00000002", "update_00000004", "update_00000006", "update_00000008"]
 
-
-def test_tensors_of_another_model_are_named(run_dir: Path, tmp_path: Path) -> None:
-    export = read_export(run_dir)
-    export.config["model"]["ffn_dim"] = 64
-    write_export(tmp_path / "other.safetensors", export)
-    with pytest.raises(UserError, match=r"feed_forward.*\[32, 16\] there, \[64, 16\] here"):
-        load_model(tmp_path / "other.safetensors")
-
-
-def test_the_average_is_the_mean_of_the_weights(run_dir: Path) -> None:
-    folders = sorted(str(path) for path in run_dir.glob("update_*"))
-    mean = average(folders)
-    for name, tensor in mean.tensors.items():
-        expected = torch.stack([read_export(path).tensors[name].double() for path in folders]).mean(0)
-        assert torch.allclose(tensor.double(), expected, atol=1e-7)
-    assert mean.info["averaged"] == [int(path[-8:]) for path in folders]
-
-
-def test_a_file_without_its_vocabulary_is_not_whole(run_dir: Path, tmp_path: Path) -> None:
-    export = read_export(run_dir)
-    export.assets.clear()
-    write_export(tmp_path / "model.safetensors", export)
-    with pytest.raises(UserError, match=r"lacks 'source\..*it is not whole"):
-        load_model(tmp_path / "model.safetensors")
-
-
-def test_a_file_appears_whole_or_not_at_all(run_dir: Path, tmp_path: Path) -> None:
-    export = read_export(run_dir)
-    target = tmp_path / "full" / "model.safetensors"
-    with pytest.raises(OSError, match="full"):
-        write_export(target, export)
-    assert not target.exists()
-    assert os.listdir(tmp_path) == []
+    def test_file_outside_a_run_is_refused(self, run_dir: Path, tmp_path: Path) -> None:
+        (tmp_path / "a" / "b").mkdir(parents=True)
+        model_file.write(tmp_path / "a" / "b" / "a.safetensors", model_file.read(run_dir))
+        with pytest.raises(UserError, match="checkpoint="):
+            model_file.checkpoints_of(tmp_path / "a" / "b" / "a.safetensors")

@@ -1,10 +1,10 @@
-"""Which checkpoints seqtk-average takes, and what it says where there are none, or fewer."""
+"""seqtk-average: which checkpoints it takes, and its errors where there are none."""
 
 from pathlib import Path
 
 import pytest
 
-from seqtk.checkpoint.model_file import read_export
+from seqtk.checkpoint import model_file
 from seqtk.cli.average import main
 from tests.unit.training.helpers import trainer
 
@@ -16,25 +16,38 @@ def run_dir(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return path
 
 
-def test_fewer_checkpoints_than_asked_for_are_counted(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fewer_checkpoints_than_last_are_counted(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([f"checkpoint={run_dir}", "last=2"])
     assert capsys.readouterr().out.startswith("Mean of 2 checkpoints: update_00000004, update_00000006\n")
     main([f"checkpoint={run_dir}", "last=99"])
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == f"last=99, but {run_dir} holds 3 checkpoints."
-    assert said[1].startswith("Mean of 3 checkpoints")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"last=99, but {run_dir} holds 3 checkpoints."
+    assert lines[1].startswith("Mean of 3 checkpoints")
 
 
-def test_what_is_later_than_latest_is_no_part_of_the_run(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_model_file_stands_for_its_run(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([f"checkpoint={run_dir / 'best.safetensors'}", "last=2"])
+    assert capsys.readouterr().out.splitlines()[1] == str(run_dir / "average.safetensors")
+
+
+def test_newer_checkpoints_than_latest_are_ignored(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    latest = (run_dir / "latest").read_text()
     (run_dir / "latest").write_text("update_00000004")
-    main([f"checkpoint={run_dir}"])
+    try:
+        main([f"checkpoint={run_dir}"])
+    finally:
+        (run_dir / "latest").write_text(latest)
     assert "Mean of 2 checkpoints: update_00000002, update_00000004" in capsys.readouterr().out
-    assert read_export(run_dir / "average.safetensors").info["averaged"] == [2, 4]
+    assert model_file.read(run_dir / "average.safetensors").info["averaged"] == [2, 4]
 
 
-def test_a_folder_that_is_not_there_is_not_an_empty_one(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (run_dir / "empty").mkdir(exist_ok=True)
-    for name, words in (("emty", "There is no folder {}."), ("empty", "There are no checkpoints in {}.")):
-        with pytest.raises(SystemExit):
-            main([f"checkpoint={run_dir / name}"])
-        assert words.format(run_dir / name) in capsys.readouterr().err
+@pytest.mark.parametrize(("name", "words"), [("emty", "does not exist"), ("empty", "no checkpoints")])
+def test_missing_and_empty_folders_differ(
+    name: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit):
+        main([f"checkpoint={tmp_path / name}"])
+    error = capsys.readouterr().err
+    assert words in error
+    assert "checkpoint=" in error

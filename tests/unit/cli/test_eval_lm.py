@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from seqtk.attention.transformer_xl import TransformerXLConfig
-from seqtk.checkpoint.model_file import load_model, read_export, save_export, tensors_of, write_export
+from seqtk.checkpoint import model_file
+from seqtk.checkpoint.model_file import tensors_of
 from seqtk.cli.eval_lm import main
+from seqtk.config import schema
 from seqtk.criterions.cross_entropy import CrossEntropy, CrossEntropyConfig
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.models.language_model import TransformerLMConfig
@@ -52,7 +54,7 @@ def make(folder: Path, kind: str, *, seed: int = 1) -> None:
     model = task.model(model_config)
     train = TrainConfig(task=config, model=model_config)
     name = folder / f"{kind}{'' if seed == 1 else seed}.safetensors"
-    save_export(name, tensors_of(model), config=train, assets=task.assets(), info={})
+    model_file.save(name, tensors_of(model), config=train, assets=task.assets(), info={})
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +79,17 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     return run
 
 
+def train_config(loaded: model_file.LoadedModel) -> TrainConfig:
+    return schema.from_dict(TrainConfig, loaded.config)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_figures_are_those_of_validation(run: Run, folder: Path, kind: str) -> None:
-    loaded = load_model(folder / f"{kind}.safetensors")
+    loaded = model_file.load(folder / f"{kind}.safetensors")
     objective = Objective(loaded.model, CrossEntropy(CrossEntropyConfig()), bf16=False)
-    config = replace(loaded.config, validation=ValidationConfig(split="test"), batch=BatchingConfig(max_tokens=100))
+    config = replace(
+        train_config(loaded), validation=ValidationConfig(split="test"), batch=BatchingConfig(max_tokens=100)
+    )
     wanted, _ = validate(objective, loaded.task, config, world=start_world("cpu"))
     wanted.pop("loss")
     figures = run(kind)
@@ -93,21 +101,21 @@ def test_the_figures_are_those_of_validation(run: Run, folder: Path, kind: str) 
 
 
 def test_a_memory_is_handed_on_as_in_validation(run: Run, folder: Path) -> None:
-    loaded = load_model(folder / "words.safetensors")
+    loaded = model_file.load(folder / "words.safetensors")
     assert isinstance(loaded.task, LanguageModelingTask)
     attention = TransformerXLConfig(memory_length=5)
-    model_config = replace(loaded.config.model, attention=(attention,), positions="none")
+    model_config = replace(train_config(loaded).model, attention=(attention,), positions="none")
     torch.manual_seed(1)
     model = loaded.task.model(model_config).eval()
     with torch.no_grad():
         model.head.weight.mul_(4)  # type: ignore[operator]
     config = replace(
-        loaded.config,
+        train_config(loaded),
         model=model_config,
         batch=BatchingConfig(streams=3),
         validation=ValidationConfig(split="test"),
     )
-    save_export(folder / "xl.safetensors", tensors_of(model), config=config, assets=loaded.task.assets(), info={})
+    model_file.save(folder / "xl.safetensors", tensors_of(model), config=config, assets=loaded.task.assets(), info={})
     objective = Objective(model, CrossEntropy(CrossEntropyConfig()), bf16=False)
     wanted, _ = validate(objective, loaded.task, config, world=start_world("cpu"))
     figures = run("xl", "output=scores.jsonl")
@@ -117,11 +125,15 @@ def test_a_memory_is_handed_on_as_in_validation(run: Run, folder: Path) -> None:
 
 
 def test_a_memory_that_cannot_be_handed_on_is_refused_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    loaded = load_model(folder / "words.safetensors")
+    loaded = model_file.load(folder / "words.safetensors")
     assert isinstance(loaded.task, LanguageModelingTask)
-    config = replace(loaded.config, model=replace(loaded.config.model, attention=(TransformerXLConfig(),)))
+    config = replace(
+        train_config(loaded), model=replace(train_config(loaded).model, attention=(TransformerXLConfig(),))
+    )
     model = loaded.task.model(config.model)
-    save_export(folder / "counts.safetensors", tensors_of(model), config=config, assets=loaded.task.assets(), info={})
+    model_file.save(
+        folder / "counts.safetensors", tensors_of(model), config=config, assets=loaded.task.assets(), info={}
+    )
     with pytest.raises(SystemExit):
         main([f"checkpoint={folder}/counts.safetensors", "streams=8"])  # more than there are samples
     assert "model.positions=sinusoidal would count anew" in capsys.readouterr().err
@@ -140,7 +152,7 @@ def test_a_text_file_scores_what_its_data_bin_does(run: Run, kind: str, monkeypa
 def test_every_token_has_a_line_of_scores(run: Run, kind: str, folder: Path) -> None:
     figures = run(kind, "output=scores.jsonl", "max_tokens=40")
     lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
-    task = load_model(folder / f"{kind}.safetensors").task
+    task = model_file.load(folder / f"{kind}.safetensors").task
     assert isinstance(task, LanguageModelingTask)
     assert [line["index"] for line in lines] == list(range(len(LINES)))
     assert [task.tokenizer.decode([token for token in line["tokens"] if token != "</s>"]) for line in lines] == [
@@ -191,9 +203,9 @@ def test_a_corpus_that_is_gone_is_answered_with_the_command_that_makes_it(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    export = read_export(folder / "words.safetensors")
+    export = model_file.read(folder / "words.safetensors")
     export.config["task"] |= {"data": "data-bin/gone", "made_by": "seqtk-prepare ptb"}
-    write_export(Path("lm.safetensors"), export)
+    model_file.write(Path("lm.safetensors"), export)
     for arguments, advice in (("", "seqtk-prepare ptb"), ("data=data-bin/gone", "seqtk-prepare ptb"), ("data=x", "")):
         with pytest.raises(SystemExit):
             main(["checkpoint=lm.safetensors", *arguments.split()])
@@ -233,7 +245,7 @@ def test_what_lies_beside_a_missing_path_is_not_listed(
         ("checkpoint=words.safetensors streams=0", "streams=0 must be at least 1"),
         ("checkpoint=words.safetensors output=-", "Set output= to a file"),
         ("checkpoint=words.safetensors max_tokens=null max_sentences=null", "both null"),
-        ("checkpoint=bytes/dict.txt", "not a whole safetensors file"),
+        ("checkpoint=bytes/dict.txt", "a dictionary"),
         ("checkpoint=words.safetensors contxt_window=3", "Did you mean 'context_window'"),
         ("--path words.safetensors --context-window 3 --gen-subset valid", "checkpoint=words.safetensors"),
     ],

@@ -5,7 +5,8 @@ import signal
 import pytest
 
 from seqtk.attention.softmax import SoftmaxConfig
-from seqtk.checkpoint.model_file import load_model, save_export, tensors_of
+from seqtk.checkpoint import model_file
+from seqtk.checkpoint.model_file import tensors_of
 from seqtk.cli.generate import main as generate
 from seqtk.cli.interactive import main as interactive
 from seqtk.cli.score import main as score
@@ -26,7 +27,7 @@ TARGETS = ["a house", "nothing", "the house is old and the house is new", "old",
 LIMITS = ["beam=2", "max_length_b=5", "device=cpu", "max_sentences=4"]
 
 
-def model_file(folder, *, seed, words):
+def model_path(folder, *, seed, words):
     import torch
 
     attention = (SoftmaxConfig(heads=2),)
@@ -51,7 +52,7 @@ def model_file(folder, *, seed, words):
     model = sharpen(task.model(config), 6)
     path = folder / f"model{seed}.safetensors"
     train = TrainConfig(task=task_config, model=config)
-    save_export(path, tensors_of(model), config=train, assets=task.assets(), info={})
+    model_file.save(path, tensors_of(model), config=train, assets=task.assets(), info={})
     return path, task
 
 
@@ -60,9 +61,9 @@ def folder(tmp_path_factory):
     """A folder with two models of random weights, their data-bin, and text files."""
     folder = tmp_path_factory.mktemp("generate")
     words = sorted({word for line in TARGETS for word in line.split()})
-    _, task = model_file(folder, seed=1, words=words)
-    model_file(folder, seed=2, words=words)
-    model_file(folder, seed=3, words=[*words, "more"])
+    _, task = model_path(folder, seed=1, words=words)
+    model_path(folder, seed=2, words=words)
+    model_path(folder, seed=3, words=[*words, "more"])
     (folder / "data-bin").mkdir()
     for lang, vocabulary, lines in (("de", task.source_vocabulary, SOURCES), ("en", task.target_vocabulary, TARGETS)):
         (folder / "data-bin" / f"dict.{lang}.txt").write_text(vocabulary.to_text())
@@ -159,7 +160,7 @@ def test_the_text_kept_of_a_split_is_what_is_shown_and_a_blank_line_is_left_blan
 
 
 def test_validation_says_and_scores_the_same_of_kept_text(run, folder, kept_text):
-    loaded = load_model(folder / "model1.safetensors")
+    loaded = model_file.load(folder / "model1.safetensors")
     loaded.task.open(DataBin(folder / "data-bin"))
     dataset = loaded.task.dataset("test")
     batch = loaded.task.collate([dataset[index] for index in range(len(dataset))])
@@ -168,7 +169,7 @@ def test_validation_says_and_scores_the_same_of_kept_text(run, folder, kept_text
 
 
 def test_validation_says_and_scores_the_same(run, folder):
-    loaded = load_model(folder / "model1.safetensors")
+    loaded = model_file.load(folder / "model1.safetensors")
     task = loaded.task
     assert isinstance(task, TranslationTask)
     task.open(DataBin(folder / "data-bin"))

@@ -13,7 +13,8 @@ from seqtk.attention.linear import CosformerConfig
 from seqtk.attention.linformer import LinformerConfig
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.synthesizer import SynthesizerDenseConfig, SynthesizerRandomConfig
-from seqtk.checkpoint.model_file import load_model, read_export, save_export, tensors_of
+from seqtk.checkpoint import model_file
+from seqtk.checkpoint.model_file import tensors_of
 from seqtk.cli import resize
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.models.encoder import EncoderConfig
@@ -44,7 +45,7 @@ def write(tmp_path: Path) -> Write:
         model = task.model(config)
         path = tmp_path / f"{next(numbers)}.safetensors"
         train = TrainConfig(task=task.config, model=config)
-        save_export(path, tensors_of(model), config=train, assets=task.assets(), info={"update": 3})
+        model_file.save(path, tensors_of(model), config=train, assets=task.assets(), info={"update": 3})
         return path
 
     return write
@@ -54,14 +55,14 @@ def write(tmp_path: Path) -> Write:
     "self_attention", [SynthesizerRandomConfig(max_length=12), SynthesizerDenseConfig(max_length=12)]
 )
 @pytest.mark.parametrize("max_length", [9, 30])
-def test_short_sentences_are_read_as_before_and_the_file_says_what_it_is(
+def test_short_input_is_processed_as_before(
     self_attention: AttentionConfig, max_length: int, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = write(self_attention, LinformerConfig(rank=3, max_length=20))
     new = tmp_path / "new.safetensors"
     resize.main([f"checkpoint={old}", f"max_length={max_length}", f"output={new}"])
     assert capsys.readouterr().out == f"Longest input of the attention layers: 12, 20 → {max_length}\n{new}\n"
-    before, after = load_model(old), load_model(new)
+    before, after = model_file.load(old), model_file.load(new)
     assert {layer.max_length for _, layer in after.model.attention_layers()} == {None, max_length}
     assert after.info["update"] == 3
     assert after.info["resized"] == {"from": [12, 20], "to": max_length}
@@ -71,29 +72,29 @@ def test_short_sentences_are_read_as_before_and_the_file_says_what_it_is(
         torch.testing.assert_close(after.model(batch), before.model(batch))
 
 
-def test_the_result_is_the_same_each_time(write: Write, tmp_path: Path) -> None:
+def test_result_is_reproducible(write: Write, tmp_path: Path) -> None:
     old = write(SynthesizerRandomConfig(max_length=4), SoftmaxConfig())
     for name in "ab":
         resize.main([f"checkpoint={old}", "max_length=7", f"output={tmp_path / name}"])
-    a, b = (read_export(tmp_path / name) for name in "ab")
+    a, b = (model_file.read(tmp_path / name) for name in "ab")
     assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
 
 
 @pytest.mark.parametrize(
     ("self_attention", "arguments", "words"),
     [
-        (SynthesizerRandomConfig(max_length=4), "checkpoint={old} max_length=7", "output is not set"),
-        (SynthesizerRandomConfig(max_length=4), "max_length=7 output={new}", "checkpoint is not set"),
+        (SynthesizerRandomConfig(max_length=4), "checkpoint={old} max_length=7", "output="),
+        (SynthesizerRandomConfig(max_length=4), "max_length=7 output={new}", "checkpoint="),
         (SynthesizerRandomConfig(max_length=4), "checkpoint={old} output={new}", "max_length"),
-        (SynthesizerRandomConfig(max_length=4), "checkpoint={old} max_length=0 output={new}", "max_length=0"),
-        (SynthesizerRandomConfig(max_length=4), "checkpoint={old} max_length=4 output={new}", "max_length=4 already"),
+        (SynthesizerRandomConfig(max_length=4), "checkpoint={old} max_length=0 output={new}", "max_length="),
+        (SynthesizerRandomConfig(max_length=4), "checkpoint={old} max_length=4 output={new}", "max_length=4"),
         (SynthesizerRandomConfig(max_length=4), "checkpoint={old} max_length=7 output={new}/x", "there is no folder"),
-        (SynthesizerRandomConfig(max_length=4), "checkpoint={old}.x max_length=7 output={new}", "is not there"),
-        (SoftmaxConfig(), "checkpoint={old} max_length=7 output={new}", "it takes any"),
+        (SynthesizerRandomConfig(max_length=4), "checkpoint={old}.x max_length=7 output={new}", "does not exist"),
+        (SoftmaxConfig(), "checkpoint={old} max_length=7 output={new}", "nothing to resize"),
         (CosformerConfig(max_length=9), "checkpoint={old} max_length=7 output={new}", "'cosformer'"),
     ],
 )
-def test_what_cannot_be_done_is_said(
+def test_refusal_names_the_key(
     self_attention: AttentionConfig,
     arguments: str,
     words: str,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from seqtk.attention.softmax import SoftmaxConfig
-from seqtk.checkpoint.model_file import load_model
+from seqtk.checkpoint import model_file
 from seqtk.cli import import_fairseq as command
 from seqtk.interop import fairseq_options
 from seqtk.interop.fairseq import REFUSED, import_fairseq
@@ -271,8 +271,8 @@ def test_the_command_writes_a_model_that_needs_nothing_else(tmp_path: Path, caps
     assert "en-de Transformer" in capsys.readouterr().out
     for lang in ("en", "de"):
         (data / f"dict.{lang}.txt").unlink()
-    loaded = load_model(output)
-    assert loaded.config.model == TINY
+    loaded = model_file.load(output)
+    assert loaded.model.config == TINY
     assert loaded.info["imported_from"] == "a.pt"
     for name, tensor in loaded.model.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name])

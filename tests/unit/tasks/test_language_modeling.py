@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from seqtk.checkpoint.model_file import load_model, read_export
+from seqtk.checkpoint import model_file
 from seqtk.config import schema
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
@@ -95,7 +95,7 @@ def test_a_run_learns_reports_and_is_loaded_without_its_corpus(corpus: Path, tmp
     valid = logged(tmp_path / "run", "valid")[-1]
     assert valid["bits_per_byte"] == pytest.approx(valid["nll"] / math.log(2))
     assert valid["best_bits_per_byte"] <= valid["bits_per_byte"]
-    loaded = load_model(tmp_path / "run")
+    loaded = model_file.load(tmp_path / "run")
     assert isinstance(loaded.task, LanguageModelingTask)
     assert loaded.task.text([4 + byte for byte in "Größe\n".encode()]) == "Größe\n"
 
@@ -105,7 +105,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(corpus: Path, tmp_path: Path) ->
     trainer(data, tmp_path / "whole").fit()
     for updates in (2, 5, 9):
         trainer(data, tmp_path / "parts", max_updates=updates).fit()
-    whole, parts = (read_export(tmp_path / name / "update_00000009").tensors for name in ("whole", "parts"))
+    whole, parts = (model_file.read(tmp_path / name / "update_00000009").tensors for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 

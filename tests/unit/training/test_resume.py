@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from seqtk.checkpoint.model_file import read_export
-from seqtk.checkpoint.run_state import checkpoints_of
+from seqtk.checkpoint import model_file
+from seqtk.checkpoint.model_file import checkpoints_of
 from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import losses, tiny_config, trainer
 
@@ -38,8 +38,8 @@ def test_what_an_abandoned_run_saved_later_is_put_aside_and_neither_counts_nor_i
     assert f"after update {began_at} is in {aside} now" in capsys.readouterr().err
     assert {int(path.stem[-8:]) for path in tmp_path.glob("best_loss_*")} == {2, 4}
     assert {int(path.stem[-8:]) for path in aside.glob("best_loss_*")} == set(range(began_at + 2, 9, 2))
-    assert read_export(aside / "best.safetensors").info["update"] > began_at
-    assert read_export(tmp_path / "best.safetensors").info["update"] <= 4
+    assert model_file.read(aside / "best.safetensors").info["update"] > began_at
+    assert model_file.read(tmp_path / "best.safetensors").info["update"] <= 4
 
 
 def test_a_run_that_goes_on_puts_nothing_aside(tiny_corpus: Path, tmp_path: Path) -> None:

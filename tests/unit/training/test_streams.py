@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from seqtk.checkpoint.model_file import read_export
+from seqtk.checkpoint import model_file
 from seqtk.config import schema
 from seqtk.data.batch import LanguageBatch
 from seqtk.data.preprocess import PreprocessConfig, preprocess
@@ -76,7 +76,7 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(memory: str, corpus: str, tmp
     whole.fit()
     for updates in (3, 7, 8, 9):
         trainer(corpus, tmp_path / "parts", memory, max_updates=updates).fit()
-    one, other = (read_export(tmp_path / name / "update_00000009").tensors for name in ("whole", "parts"))
+    one, other = (model_file.read(tmp_path / name / "update_00000009").tensors for name in ("whole", "parts"))
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from seqtk.checkpoint.model_file import read_export, tensors_of
+from seqtk.checkpoint import model_file
+from seqtk.checkpoint.model_file import tensors_of
 from seqtk.checkpoint.run_state import Checkpoints
 from seqtk.data.batching import epoch_batches
 from seqtk.data.preprocess import PreprocessConfig, preprocess
@@ -142,7 +143,7 @@ def test_training_with_an_infinite_weight_says_where_and_keeps_the_checkpoint(
     ):
         run.fit()
     assert (tmp_path / "latest").read_text() == "update_00000003"
-    tensors = read_export(tmp_path / "update_00000003").tensors
+    tensors = model_file.read(tmp_path / "update_00000003").tensors
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
 
 
@@ -172,7 +173,7 @@ def test_only_the_last_checkpoints_and_the_best_models_are_kept(tiny_corpus: Pat
     best = sorted(tmp_path.glob("best_loss_*.safetensors"))
     assert len(best) == 2
     figures = dict(losses(tmp_path, "valid"))
-    assert read_export(tmp_path / "best.safetensors").info["loss"] == min(figures.values())
+    assert model_file.read(tmp_path / "best.safetensors").info["loss"] == min(figures.values())
 
 
 @pytest.mark.parametrize(("key", "value"), [("model__dim", 32), ("seed", 2), ("batch__max_tokens", 500)])
@@ -238,7 +239,7 @@ def test_another_metric_starts_with_no_best(tiny_corpus: Path, tmp_path: Path) -
     second = trainer(tiny_corpus, tmp_path, max_updates=8, validation__metric="loss")
     second.fit()
     assert second.state.best == losses(tmp_path, "valid")[-1][1]
-    assert read_export(tmp_path / "best.safetensors").info["update"] == 8
+    assert model_file.read(tmp_path / "best.safetensors").info["update"] == 8
 
 
 def test_a_loss_that_is_no_number_is_never_the_best(tiny_corpus: Path, tmp_path: Path) -> None:

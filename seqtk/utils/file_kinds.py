@@ -1,0 +1,41 @@
+"""Names what a file or folder is, for an error about one that was given to the wrong command."""
+
+from pathlib import Path
+
+PYTORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
+"""First bytes of what torch.save writes: a zip archive, and the pickled magic number of the old format."""
+INDEXED = (b"TNTIDX", b"MMIDIDX")
+"""First bytes of an index of token ids, in the formats of fairseq and seqtk."""
+
+
+def describe(path: Path) -> tuple[str, str]:
+    """What `path` holds, as a noun phrase, and the command or key that takes it; empty text where unknown."""
+    if path.is_dir():
+        return _describe_folder(path)
+    with path.open("rb") as file:
+        head = file.read(2048)
+    if head.startswith(PYTORCH):
+        return "a checkpoint in PyTorch's format", f"seqtk-import-fairseq {path} data=DATA-BIN output=model.safetensors"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
+        return "a safetensors file", ""
+    if head.startswith(INDEXED) or path.suffix in (".idx", ".bin"):
+        return "a part of a data-bin directory", f"Give its directory: task.data={path.parent} or data={path.parent}"
+    if path.suffix == ".jsonl":
+        return "a training log", f"seqtk-plot {path.parent} output=curves.png"
+    if path.suffix in (".yaml", ".yml"):
+        return "a recipe", f"seqtk-train recipe={path}"
+    if path.suffix == ".model":
+        return "a SentencePiece model", f"seqtk-preprocess sentencepiece={path}"
+    if path.name.startswith("dict.") and path.suffix == ".txt":
+        return "a dictionary", f"Give its directory: data={path.parent}"
+    if b"\0" not in head:
+        return ("a text file" if head else "an empty file"), ""
+    return "a file of another kind", ""
+
+
+def _describe_folder(path: Path) -> tuple[str, str]:
+    if any(path.glob("dict*.txt")):
+        return "a data-bin directory", f"seqtk-train task.data={path}"
+    if (path / "log.jsonl").is_file():
+        return "the folder of a run without a checkpoint", ""
+    return "a folder without a model", ""
