@@ -218,7 +218,7 @@ def test_a_damaged_checkpoint_is_answered_with_another(tiny_corpus: Path, tmp_pa
     trainer(tiny_corpus, tmp_path, max_updates=2, checkpoint__every=1).fit()
     path = tmp_path / "update_00000002" / damaged
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(UserError, match=rf"{damaged} is not(.|\n)*Write update_00000001 into .*latest") as raised:
+    with pytest.raises(UserError, match=rf"{damaged} is (.|\n)*Write update_00000001 into .*latest") as raised:
         trainer(tiny_corpus, tmp_path)
     assert str(raised.value).count("\n") < 3
     (tmp_path / "latest").write_text("update_00000001")
