@@ -35,9 +35,9 @@ from torch.nn import functional
 from seqtk.checkpoint.model_file import tensors_of
 from seqtk.config import schema
 from seqtk.data.batch import TranslationBatch
-from seqtk.data.batching import epoch_batches
 from seqtk.data.indexed import IndexedWriter
-from seqtk.data.loader import Position, load_updates, updates
+from seqtk.data.loader import load_updates
+from seqtk.data.plan import Position, epoch_batches, updates
 from seqtk.data.vocabulary import EOS, PAD, UNK, Vocabulary
 from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import start_world
@@ -315,7 +315,7 @@ def _serve_plain(arguments: argparse.Namespace) -> None:
 
 def _plain_data(data: Path) -> tuple[int, list[TranslationBatch]]:
     """The size of the vocabulary and the first batches, in memory."""
-    from seqtk.data.batching import BatchingConfig
+    from seqtk.data.plan import BatchingConfig
     from seqtk.tasks.translation import TranslationConfig, TranslationTask
 
     task = TranslationTask(TranslationConfig(data=str(data)))

@@ -35,7 +35,7 @@ from seqtk.checkpoint.model_file import (
     tensors_of,
 )
 from seqtk.config import schema
-from seqtk.data.loader import Position
+from seqtk.data.plan import Position
 from seqtk.tasks import Task
 from seqtk.training.config import TrainConfig
 from seqtk.training.resume import Difference, compare

@@ -54,7 +54,7 @@ def main(config: EvalConfig) -> None:
     loaded, device = load_models(config)
     task = _language_task(config, loaded)
     with _corpus(config, task) as (data, split), contextlib.ExitStack() as stack:
-        from seqtk.data.batching import BatchingConfig
+        from seqtk.data.plan import BatchingConfig
         from seqtk.generation.evaluation import score_lines, score_stream
         from seqtk.utils.text_io import text_output
 

@@ -133,7 +133,7 @@ def _from_text(config: GenerateConfig, able: Translating) -> "Iterator[Sentence]
 def _decode(
     config: GenerateConfig, sentences: "Iterable[Sentence]", able: Translating | Continuing, *, output: TextIO
 ) -> None:
-    from seqtk.data.batching import BatchingConfig
+    from seqtk.data.plan import BatchingConfig
     from seqtk.data.vocabulary import UNK
     from seqtk.generation.decode import in_order
     from seqtk.generation.workers import decoding_processes

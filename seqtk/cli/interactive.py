@@ -70,7 +70,7 @@ def _answer(
     first: int = 0,
     scores: bool = False,
 ) -> None:
-    from seqtk.data.batching import BatchingConfig
+    from seqtk.data.plan import BatchingConfig
     from seqtk.generation.decode import in_order
 
     for translation in in_order(

@@ -4,7 +4,7 @@ B batch, S source length, T target length.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,33 +18,36 @@ from seqtk.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Batch:
-    """What every batch has: which examples it is made of, and its weight."""
+    """The base of all batches: the indices of its examples, its weight, and further tensors in subclasses."""
 
     ids_B: Tensor
     weight: int
-    """The number of targets that count; what sums over this batch are divided by, once added up."""
+    """The number of targets that count: sums over this batch are divided by it, once added up over batches."""
 
     def to(self, device: torch.device) -> Self:
-        """The same batch with its tensors on `device`."""
-        moved: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=True)
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return dataclasses.replace(self, **moved)
+        """The same batch with its tensors on `device`; the copy is asynchronous if they are pinned."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """The same batch in page-locked memory; torch's loader calls this where a GPU is to be fed."""
-        pinned: dict[str, Any] = {
-            field.name: value.pin_memory()
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return dataclasses.replace(self, **pinned)
+        """The same batch in page-locked memory, from which copies to a GPU are asynchronous."""
+        return self._map(Tensor.pin_memory)
 
-    def without_weight(self) -> Self:
-        """One row of this batch in which no target counts: what a rank with nothing left to do works on."""
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keeps the memory of the tensors until `stream` has used them."""
+        for tensor in self._tensors().values():
+            tensor.record_stream(stream)
+
+    def as_empty(self) -> Self:
+        """One row of this batch in which no target counts: the micro-batch of a rank that has no examples left."""
         raise NotImplementedError
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        changed: dict[str, Any] = {name: function(tensor) for name, tensor in self._tensors().items()}
+        return dataclasses.replace(self, **changed)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class TranslationBatch(Batch):
     left_padded: bool = False
     """Whether somebody made this batch with its source padded on the left."""
 
-    def without_weight(self) -> Self:
+    def as_empty(self) -> Self:
         return dataclasses.replace(
             self,
             ids_B=self.ids_B[:1],
@@ -78,7 +81,7 @@ class LanguageBatch(Batch):
     target_BT: Tensor
     """PAD where nothing is to be predicted: behind a row's end, or in what a row is only given to know."""
 
-    def without_weight(self) -> Self:
+    def as_empty(self) -> Self:
         return dataclasses.replace(
             self,
             ids_B=self.ids_B[:1],

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from seqtk.data.batch import LanguageBatch, TranslationBatch, collate_pairs, pad_rows, prompts
-from seqtk.data.batching import BatchingConfig, ordered_batches
+from seqtk.data.plan import BatchingConfig, ordered_batches
 from seqtk.data.vocabulary import EOS
 from seqtk.generation.config import SearchConfig
 from seqtk.generation.length_limits import longest_source, longest_target

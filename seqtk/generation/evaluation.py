@@ -14,11 +14,10 @@ from torch import Tensor
 
 from seqtk.attention import State
 from seqtk.data.batch import LanguageBatch, collate_windows
-from seqtk.data.batching import BatchingConfig, ordered_batches
 from seqtk.data.blocks import ContextBlocks
 from seqtk.data.indexed import IndexedDataset
-from seqtk.data.loader import Loader
-from seqtk.data.streams import stream_rows
+from seqtk.data.loader import load_batches
+from seqtk.data.plan import BatchingConfig, ordered_batches, stream_rows
 from seqtk.data.vocabulary import PAD, UNK, Vocabulary
 from seqtk.generation.beams import NOT_NUMBERS
 from seqtk.generation.decoder_state import rows_of
@@ -64,7 +63,7 @@ def score_stream(
     """Score every block of a stream; several models are an ensemble, the mean of their probabilities.
 
     With `streams` the blocks, which must have no context, are read in their order in so many runs side by side, each
-    from an empty memory that goes with it (see `seqtk.data.streams`); `batching` plays no part then. `advance` is told
+    from an empty memory that goes with it (see `seqtk.data.plan`); `batching` plays no part then. `advance` is told
     of each batch how many tokens it scored. Raises UserError for blocks that a model cannot read.
     """
     _check(models, blocks)
@@ -75,7 +74,7 @@ def score_stream(
     unknown = 0
     batches = ordered_batches(blocks.sizes_ND, batching) if streams is None else stream_rows(len(blocks), streams)
     memories: list[State] = [None] * len(models)
-    for batch in Loader(blocks, collate_windows, batches):
+    for batch in load_batches(batches, blocks, collate_windows):
         places_N = _places(blocks, batch)
         batch = batch.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from seqtk.criterions import criterions
-from seqtk.data.batching import epoch_batches, usable
+from seqtk.data.plan import epoch_batches, usable
 from seqtk.generation.length_limits import Side, longest_source, longest_target, narrowest_layer
 from seqtk.models import Model
 from seqtk.tasks import Task

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from seqtk.config import schema
 from seqtk.criterions import CriterionConfig, criterions
 from seqtk.criterions.cross_entropy import LabelSmoothedConfig
-from seqtk.data.batching import BatchingConfig
+from seqtk.data.plan import BatchingConfig
 from seqtk.generation.search import SearchConfig
 from seqtk.models import ModelConfig
 from seqtk.models.transformer import TransformerConfig

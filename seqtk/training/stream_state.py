@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from seqtk.attention import State
-from seqtk.data.streams import own_parts
+from seqtk.data.plan import stream_slices
 from seqtk.generation.decoder_state import rows_of
 from seqtk.training.parallel import World
 from seqtk.utils.errors import UserError
@@ -31,7 +31,9 @@ class Carried:
             )
         self.world = world
         self.parts = (
-            [] if streams is None else own_parts(streams, world=world.size, rank=world.rank, update_freq=update_freq)
+            []
+            if streams is None
+            else stream_slices(streams, world=world.size, rank=world.rank, update_freq=update_freq)
         )
         self.states: list[State] = []
         self.clear()

@@ -20,8 +20,8 @@ from torch import nn
 from seqtk.checkpoint.run_state import Checkpoints, TrainState
 from seqtk.criterions import criterions
 from seqtk.data.batch import Batch
-from seqtk.data.loader import Position, load_updates
-from seqtk.data.streams import epoch_plan
+from seqtk.data.loader import load_updates
+from seqtk.data.plan import Position, epoch_plan
 from seqtk.optim import optimizers, schedules, set_rate
 from seqtk.tasks import tasks
 from seqtk.training.checks import check_data, introduction
@@ -121,13 +121,11 @@ class Trainer:
         )
         if not plan:
             raise UserError(f"There is no training example in {config.task.data}.")
+        updates = load_updates(
+            plan, self.train_set, self.task.collate, device=self.world.device, workers=config.batch.workers
+        )
         started = time.monotonic()
-        spare: Batch | None = None
-        for number, (update, loaded) in enumerate(load_updates(plan, self.train_set, self.task.collate), start=1):
-            if spare is None:
-                spare = next((batch for batch in loaded if batch is not None), None)
-                spare = (spare or self.task.collate([self.train_set[0]])).without_weight()
-            micro_batches = [(spare if batch is None else batch).to(self.world.device) for batch in loaded]
+        for number, (update, micro_batches) in enumerate(updates, start=1):
             try:
                 figures = self.update(micro_batches)
             except NotFiniteError as error:

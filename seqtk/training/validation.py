@@ -6,9 +6,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from seqtk.data.batching import ordered_batches
-from seqtk.data.loader import Loader
-from seqtk.data.streams import stream_rows
+from seqtk.data.loader import load_batches
+from seqtk.data.plan import ordered_batches, stream_rows
 from seqtk.tasks import Output, Task
 from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import World
@@ -55,13 +54,19 @@ def validate(
         batches = [rows[own] for rows in stream_rows(len(dataset), config.batch.streams)]
     sums: dict[str, float] = {"weight": 0.0}
     outputs: list[Output] = []
-    loaded = iter(Loader(dataset, task.collate, [indices for indices in batches if len(indices)]))
+    loaded = load_batches(
+        [indices for indices in batches if len(indices)],
+        dataset,
+        task.collate,
+        device=world.device,
+        workers=config.batch.workers,
+    )
     for indices in batches:
         if stop():
             raise GivenUpError
         if not len(indices):  # the others' turn
             continue
-        batch = next(loaded).to(world.device)
+        batch = next(loaded)
         _, reported, after = objective(batch, carried.into(0, rows=len(batch.ids_B)))
         carried.out_of(0, after)
         sums["weight"] += batch.weight

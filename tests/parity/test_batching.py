@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from seqtk.data.batching import pack
+from seqtk.data.plan import pack
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,16 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqtk.data.batching import BatchingConfig, IndexArray, epoch_batches, ordered_batches, usable
-from seqtk.data.loader import Position, Update, updates
+from seqtk.data.plan import (
+    BatchingConfig,
+    IndexArray,
+    Position,
+    Update,
+    epoch_batches,
+    ordered_batches,
+    updates,
+    usable,
+)
 
 few = settings(max_examples=25, deadline=None)
 

@@ -74,9 +74,9 @@ def test_equals_torch(model: Transformer, config: object) -> None:
     )
 
 
-def test_a_batch_without_weight_has_no_loss_and_no_gradient(model: Transformer) -> None:
+def test_a_batch_as_empty_has_no_loss_and_no_gradient(model: Transformer) -> None:
     criterion = criterions.build(LabelSmoothedConfig())
-    loss = criterion(model, collate_pairs(pairs()).without_weight())
+    loss = criterion(model, collate_pairs(pairs()).as_empty())
     assert (loss.total.item(), loss.weight) == (0, 0)
     gradients = torch.autograd.grad(loss.total, list(model.parameters()))
     assert all(gradient.abs().max() == 0 for gradient in gradients)

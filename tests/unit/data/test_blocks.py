@@ -93,7 +93,7 @@ def test_batches_are_padded_on_the_right_and_weigh_their_targets() -> None:
     assert (batch.ids_B.tolist(), batch.weight) == ([5, 2], 3)
     assert batch.previous_BT.tolist() == [[EOS, 10], [11, PAD]]
     assert batch.target_BT.tolist() == [[10, 11], [12, PAD]]
-    empty = batch.without_weight()
+    empty = batch.as_empty()
     assert (empty.weight, empty.target_BT.tolist()) == (0, [[PAD, PAD]])
 
 

@@ -1,134 +1,145 @@
-"""The loader's order and the plan of an epoch."""
+"""The loader: batches in the order of the plan, from any number of workers, and what happens when one fails."""
 
 import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from seqtk.data.loader import Loader, Position, Update, load_updates, updates
+from seqtk.data.batch import Batch
+from seqtk.data.loader import load_batches, load_updates
+from seqtk.data.plan import Position, updates
+from seqtk.utils.errors import UserError
 
 BATCHES = [np.array(batch) for batch in ([4, 1], [0], [2, 3, 5], [6, 7], [8])]
 
 
 class Squares:
-    """A dataset that can be pickled; example 99 cannot be read."""
+    """A dataset that can be pickled; some examples fail."""
 
     def __len__(self) -> int:
         return 100
 
     def __getitem__(self, index: int) -> int:
         assert type(index) is int
+        if index == 97:
+            os._exit(3)
+        if index == 98:
+            raise UserError("example 98 is missing", "make it")
         if index == 99:
             raise LookupError("example 99 is broken")
         return index * index
 
 
 @dataclass(frozen=True)
-class Batch:
-    values_B: torch.Tensor
+class Values(Batch):
+    values_B: Tensor
+
+    def as_empty(self) -> Self:
+        return replace(self, values_B=self.values_B[:0], weight=0)
 
 
-def collate(examples: list[int]) -> Batch:
-    return Batch(torch.tensor(examples))
+def collate(examples: list[int]) -> Values:
+    return Values(torch.arange(len(examples)), len(examples), torch.tensor(examples))
 
 
-def values(loader: Loader[int, Batch]) -> list[list[int]]:
-    return [batch.values_B.tolist() for batch in loader]
+def read(*batches: list[int], workers: int | None = 0) -> list[list[int]]:
+    loaded = load_batches([np.array(batch) for batch in batches], Squares(), collate, workers=workers)
+    return [batch.values_B.tolist() for batch in loaded]
 
 
-def plan(**arguments: int) -> list[tuple[list[list[int] | None], int]]:
-    examples = arguments.pop("examples", 0)
-    made = updates(BATCHES, position=Position(3, examples), **arguments)
-    assert all(update.position_after.epoch == 3 for update in made)
-    return [([i if i is None else i.tolist() for i in u.indices], u.position_after.examples) for u in made]
+class TestBatches:
+    @pytest.mark.parametrize("workers", [0, 2, None])
+    def test_order_does_not_depend_on_workers(self, workers: int | None) -> None:
+        before = torch.get_rng_state()
+        assert read(*(batch.tolist() for batch in BATCHES), workers=workers) == [
+            [16, 1],
+            [0],
+            [4, 9, 25],
+            [36, 49],
+            [64],
+        ]
+        assert torch.equal(before, torch.get_rng_state())
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_no_batches(self, workers: int) -> None:
+        assert read(workers=workers) == []
+
+    def test_without_workers_nothing_is_read_ahead(self) -> None:
+        loaded = load_batches([np.array([1]), np.array([99])], Squares(), collate)
+        assert next(loaded).values_B.tolist() == [1]
+        with pytest.raises(LookupError, match="99"):
+            next(loaded)
+
+    def test_batches_move_to_the_device(self) -> None:
+        (batch,) = load_batches(BATCHES[:1], Squares(), collate, device=torch.device("meta"))
+        assert batch.values_B.device.type == batch.ids_B.device.type == "meta"
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_batches_come_in_order_whoever_reads_them_and_no_random_number_is_drawn(num_workers: int) -> None:
-    before = torch.get_rng_state()
-    loader = Loader(Squares(), collate, BATCHES, num_workers=num_workers)
-    assert len(loader) == 5
-    assert values(loader) == [[16, 1], [0], [4, 9, 25], [36, 49], [64]]
-    assert torch.equal(before, torch.get_rng_state())
+class TestUpdates:
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_micro_batches_follow_the_plan(self, workers: int) -> None:
+        plan = updates(BATCHES, position=Position(1, 0), world=2, rank=1, update_freq=2)
+        loaded = list(load_updates(plan, Squares(), collate, workers=workers))
+        assert [update for update, _ in loaded] == plan
+        assert [[batch.values_B.tolist() for batch in micro] for _, micro in loaded] == [[[0], [36, 49]], [[], []]]
+        assert [batch.weight for batch in loaded[1][1]] == [0, 0]
+
+    def test_a_rank_without_examples_gets_empty_batches(self) -> None:
+        plan = updates(BATCHES[:1], position=Position(1, 0), world=2, rank=1)
+        ((_, micro_batches),) = load_updates(plan, Squares(), collate)
+        assert [batch.weight for batch in micro_batches] == [0]
 
 
-def test_a_loader_can_be_iterated_again() -> None:
-    loader = Loader(Squares(), collate, BATCHES)
-    assert values(loader) == values(loader)
+class TestFailures:
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    def test_an_exception_keeps_the_workers_traceback(self) -> None:
+        loaded = load_batches([np.array([1]), np.array([99])], Squares(), collate, workers=1)
+        assert next(loaded).values_B.tolist() == [1]
+        with pytest.raises(LookupError, match=r"(?s)in __getitem__.*example 99 is broken"):
+            next(loaded)
+
+    def test_a_user_error_keeps_its_lines(self) -> None:
+        with pytest.raises(UserError) as raised:
+            read([98], workers=1)
+        assert str(raised.value) == "example 98 is missing\nmake it"
+
+    def test_a_worker_that_exits_is_a_user_error(self) -> None:
+        with pytest.raises(UserError, match=r"batch\.workers"):
+            read([97], workers=1)
+
+    def test_a_dataset_that_cannot_be_pickled_is_refused(self) -> None:
+        dataset = {0: 1, "": (value for value in "ab")}
+        with pytest.raises(UserError, match=r"batch\.workers=1.*\n.*generator"):
+            next(load_batches([np.array([0])], dataset, collate, workers=1))  # type: ignore[arg-type]
 
 
-def test_reading_is_lazy_and_errors_come_from_where_they_are() -> None:
-    loaded = iter(Loader(Squares(), collate, [np.array([1]), np.array([99])]))
-    assert next(loaded).values_B.tolist() == [1]
-    with pytest.raises(LookupError, match="99"):
-        next(loaded)
-
-
-def test_no_batches() -> None:
-    assert values(Loader(Squares(), collate, [])) == []
-
-
-def test_one_rank_takes_the_batches_one_by_one() -> None:
-    assert plan() == [([[4, 1]], 2), ([[0]], 3), ([[2, 3, 5]], 6), ([[6, 7]], 8), ([[8]], 9)]
-
-
-def test_micro_batches_go_round_the_ranks_and_end_in_none() -> None:
-    assert plan(world=2, rank=0, update_freq=2) == [([[4, 1], [2, 3, 5]], 8), ([[8], None], 9)]
-    assert plan(world=2, rank=1, update_freq=2) == [([[0], [6, 7]], 8), ([None, None], 9)]
-
-
-def test_resuming_at_a_boundary_gives_the_rest() -> None:
-    assert plan(update_freq=2, examples=3) == plan(update_freq=2)[1:]
-    assert plan(examples=9) == []
-
-
-def test_resuming_with_another_number_of_ranks_starts_after_what_was_consumed() -> None:
-    """3 examples are one update of 2 ranks, and no boundary of updates of 3 batches."""
-    assert plan(update_freq=3, examples=3) == [([[2, 3, 5], [6, 7], [8]], 9)]
-
-
-def test_resuming_inside_a_batch_continues_it() -> None:
-    assert plan(examples=5) == [([[5]], 6), ([[6, 7]], 8), ([[8]], 9)]
-
-
-def test_no_updates_of_no_batches() -> None:
-    assert updates([], position=Position(1, 0), world=2, rank=1) == []
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_updates_come_with_their_batches(num_workers: int) -> None:
-    made = updates(BATCHES, position=Position(1, 0), world=2, rank=1, update_freq=2)
-    loaded = list(load_updates(made, Squares(), collate, num_workers=num_workers))
-    assert [update for update, _ in loaded] == made
-    read = [[batch if batch is None else batch.values_B.tolist() for batch in micro] for _, micro in loaded]
-    assert read == [[[0], [36, 49]], [None, None]]
-
-
-def test_an_update_says_where_it_leads() -> None:
-    assert Update((None,), Position(2, 7)).position_after == Position(epoch=2, examples=7)
-
-
-ENDLESS = """
-import os, sys, time
-import numpy as np
-from seqtk.data.loader import Loader
+DATASET = """
+import os
+import torch
+from seqtk.data.batch import Batch
 
 class Pids:
-    def __len__(self): return 10**6
     def __getitem__(self, index): return os.getpid()
 
-def first(examples): return examples[0]
+def collate(examples): return Batch(torch.tensor(examples), 1)
+"""
+SCRIPT = """
+import time
+import numpy as np
+from pids import Pids, collate
+from seqtk.data.loader import load_batches
 
-if __name__ == "__main__":
-    loaded = iter(Loader(Pids(), first, [np.array([0])] * 10**4, num_workers=2))
-    print(next(loaded), next(loaded), flush=True)
-    time.sleep(600)
+loaded = load_batches([np.array([0])] * 10**4, Pids(), collate, workers=2)
+print(next(loaded).ids_B.item(), next(loaded).ids_B.item(), flush=True)
+time.sleep(600)
 """
 
 
@@ -141,9 +152,11 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_no_worker_outlives_a_training_that_was_killed(tmp_path: Path) -> None:
-    script = tmp_path / "endless.py"
-    script.write_text(ENDLESS)
+def test_workers_end_with_a_script_that_is_killed(tmp_path: Path) -> None:
+    """The script has no `if __name__ == "__main__"`: workers do not run it again."""
+    (tmp_path / "pids.py").write_text(DATASET)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
     with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         workers = [int(pid) for pid in process.stdout.readline().split()]

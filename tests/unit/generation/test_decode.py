@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from seqtk.data.batching import BatchingConfig
+from seqtk.data.plan import BatchingConfig
 from seqtk.data.vocabulary import EOS
 from seqtk.generation.config import SearchConfig
 from seqtk.generation.decode import Decoder, Sentence, in_order

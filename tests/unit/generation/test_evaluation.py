@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from seqtk.data.batching import BatchingConfig
 from seqtk.data.blocks import BreakMode, ContextBlocks
 from seqtk.data.databin import DataBin
 from seqtk.data.indexed import IndexedDataset, IndexedWriter
+from seqtk.data.plan import BatchingConfig
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.data.vocabulary import EOS, UNK
 from seqtk.generation.evaluation import StreamScores, score_stream

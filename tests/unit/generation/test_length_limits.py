@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from seqtk.attention import Role, attentions
-from seqtk.data.batching import BatchingConfig
+from seqtk.data.plan import BatchingConfig
 from seqtk.data.vocabulary import EOS, PAD
 from seqtk.generation.config import SearchConfig
 from seqtk.generation.decode import Decoder, Sentence, in_order

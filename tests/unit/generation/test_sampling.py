@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqtk.data.batch import pad_rows
-from seqtk.data.batching import BatchingConfig
+from seqtk.data.plan import BatchingConfig
 from seqtk.data.vocabulary import EOS, UNK
 from seqtk.generation.config import SearchConfig
 from seqtk.generation.decode import Decoder, LanguageDecoder, Sentence, in_order

@@ -13,7 +13,7 @@ import torch
 from seqtk.checkpoint import model_file
 from seqtk.checkpoint.model_file import tensors_of
 from seqtk.checkpoint.run_state import Checkpoints
-from seqtk.data.batching import epoch_batches
+from seqtk.data.plan import epoch_batches
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.tasks.translation import TranslationConfig, TranslationTask
 from seqtk.training.run import run as run_training
@@ -49,12 +49,12 @@ def test_one_update_is_the_same_however_its_batch_is_cut(tiny_corpus: Path, tmp_
     assert (results[0][2] - results[1][2]).abs().mean() < 1e-6
 
 
-def test_a_batch_without_weight_changes_nothing(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_a_batch_as_empty_changes_nothing(tiny_corpus: Path, tmp_path: Path) -> None:
     results = []
     for extra in (False, True):
         run = trainer(tiny_corpus, tmp_path / str(extra), model__dropout=0.0)
         batch = run.task.collate([run.train_set[index] for index in range(8)])
-        run.update([batch, batch.without_weight()] if extra else [batch])
+        run.update([batch, batch.as_empty()] if extra else [batch])
         results.append(weights(run))
     for name, tensor in results[0].items():
         assert torch.allclose(tensor, results[1][name], atol=1e-7), name

@@ -1,0 +1,285 @@
+"""The plan of an epoch: which examples form a batch, in which order, on which rank; pure functions of their arguments.
+
+Nothing here reads an example; only lengths are looked at. A batch costs (number of examples) × (longest source or
+target in it), so padding counts. Position in the epoch is counted in examples, so a run can resume with another number
+of ranks. N examples, D sides of an example (source and target, or one), K samples of a split, S streams.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from seqtk.config.fields import setting
+from seqtk.utils.errors import UserError, how_many
+
+IndexArray: TypeAlias = npt.NDArray[np.int64]
+SizeArray: TypeAlias = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class BatchingConfig:
+    """Size of a batch on one device, how training examples are grouped by length, and how they are loaded."""
+
+    max_tokens: int | None = setting(
+        4096,
+        at_least=1,
+        help="Examples × longest source or target of a batch, padding counted. null: no limit.",
+    )
+    max_sentences: int | None = setting(None, at_least=1, help="Examples in a batch. null: no limit.")
+    size_multiple: int = setting(
+        1, at_least=1, help="Batches of at least this many examples hold a multiple of it, where possible."
+    )
+    max_length: int | None = setting(
+        None, at_least=1, help="Training skips examples whose source or target is longer, eos counted. null: no limit."
+    )
+    bucket: int = setting(
+        1000, at_least=1, help="Training sorts the shuffled examples of this many batches by length together."
+    )
+    streams: int | None = setting(
+        None,
+        at_least=1,
+        help="Reads the text in order, as this many parallel streams over all devices, each of which continues where "
+        "its last sample ended. null: shuffled batches.",
+    )
+    workers: int | None = setting(
+        None,
+        at_least=0,
+        help="Processes that load batches ahead of time. 0: batches are loaded in the training process. "
+        "null: 1 when a GPU computes, else 0.",
+    )
+
+
+@dataclass(frozen=True)
+class Position:
+    """Progress of training: the epoch, from 1, and how many of its examples all ranks together have consumed."""
+
+    epoch: int = 1
+    examples: int = 0
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one rank reads for one update, and the position after it."""
+
+    indices: tuple[IndexArray | None, ...]
+    """The examples of each micro-batch. None: the epoch has nothing left for this rank."""
+    position_after: Position
+
+
+def epoch_plan(
+    sizes_ND: SizeArray,
+    config: BatchingConfig,
+    *,
+    seed: int,
+    position: Position,
+    world: int = 1,
+    rank: int = 0,
+    update_freq: int = 1,
+) -> list[Update]:
+    """The remaining updates of an epoch for one rank of `world`, in their order."""
+    if config.streams is not None:
+        return stream_updates(
+            len(sizes_ND), config.streams, position=position, world=world, rank=rank, update_freq=update_freq
+        )
+    batches = epoch_batches(sizes_ND, config, seed=seed, epoch=position.epoch)
+    return updates(batches, position=position, world=world, rank=rank, update_freq=update_freq)
+
+
+def usable(sizes_ND: SizeArray, config: BatchingConfig) -> tuple[IndexArray, IndexArray]:
+    """The examples to train on, and those that are skipped: longer than `max_length` or than `max_tokens`.
+
+    Streams skip nothing.
+    """
+    _check(config)
+    limits = [limit for limit in (config.max_length, config.max_tokens) if limit is not None]
+    if config.streams is not None or not limits:
+        return np.arange(len(sizes_ND)), np.empty(0, dtype=np.int64)
+    fits_N = _longest_side(sizes_ND) <= min(limits)
+    return np.flatnonzero(fits_N), np.flatnonzero(~fits_N)
+
+
+def epoch_batches(sizes_ND: SizeArray, config: BatchingConfig, *, seed: int, epoch: int) -> list[IndexArray]:
+    """The training batches of an epoch, in their order: every usable example exactly once, new batches each epoch.
+
+    The examples are permuted by (seed, epoch) and cut into windows of about `bucket` batches. Each window is sorted by
+    length, the target's and then the source's; the result is packed into batches, and their order is shuffled. A larger
+    `bucket` pads less and mixes less. The random stream is one that NumPy has frozen, so a run resumed under another
+    version sees the same batches.
+
+    Raises UserError if no example is usable.
+    """
+    indices_N, too_long = usable(sizes_ND, config)
+    if len(indices_N) == 0 and len(too_long) > 0:
+        limits = {"max_tokens": config.max_tokens, "max_length": config.max_length}
+        named = " and ".join(f"batch.{key}={limit}" for key, limit in limits.items() if limit is not None)
+        raise UserError(
+            f"None of {how_many(len(too_long), 'training example')} fits {named}.",
+            f"The shortest has {how_many(int(_longest_side(sizes_ND).min()), 'token')}: allow at least that many.",
+        )
+    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, epoch])))
+    order_N: IndexArray = indices_N[random.permutation(len(indices_N))]
+    longest_N = _longest_side(sizes_ND)
+    share_N = np.zeros(len(order_N))  # the share of a batch that each example fills
+    if config.max_tokens is not None:
+        share_N = longest_N[order_N] / config.max_tokens
+    if config.max_sentences is not None:
+        share_N = np.maximum(share_N, 1 / config.max_sentences)
+    window_N = (np.cumsum(share_N) / config.bucket).astype(np.int64)
+    key_N = _snake_order(sizes_ND[order_N], first_N=window_N)
+    batches = _pack(order_N[np.argsort(key_N, kind="stable")], longest_N, config)
+    return [batches[place] for place in random.permutation(len(batches))]
+
+
+def ordered_batches(sizes_ND: SizeArray, config: BatchingConfig) -> list[IndexArray]:
+    """Batches for validation and decoding: every example exactly once, longest first, always the same.
+
+    An example over the budget is alone in its batch. The longest come first, so that a lack of memory shows at once.
+    """
+    _check(config)
+    first_N = np.zeros(len(sizes_ND), dtype=np.int64)
+    return _pack(np.argsort(-_snake_order(sizes_ND, first_N=first_N), kind="stable"), _longest_side(sizes_ND), config)
+
+
+def pack(
+    order: IndexArray,
+    sizes_N: SizeArray,
+    *,
+    max_tokens: int | None,
+    max_sentences: int | None = None,
+    multiple: int = 1,
+) -> list[IndexArray]:
+    """`order` cut into consecutive batches, each as long as the budget allows; `sizes_N[i]` is the length of example i.
+
+    With `multiple` > 1 a batch ends after a multiple of it (or after fewer examples than it). The examples between
+    that end and the first one that did not fit start the next batch; if they alone exceed the budget, they are a
+    batch. These are the cuts of fairseq's batch_by_size, which then drops its last batch if that is no multiple; here
+    it is kept. An example over the budget is a batch of its own.
+    """
+    lengths = np.maximum(sizes_N[order], 1).astype(np.int64)
+    most = min(len(order), max_sentences or len(order))
+    counts = np.arange(1, most + 1)
+    batches = []
+    start = deferred_end = 0  # the batch starts at `start`; its examples up to `deferred_end` did not fit the last one
+    while start < len(order):
+        room = most if max_tokens is None else min(most, max(1, max_tokens // int(lengths[start])))
+        stop = start + room
+        if max_tokens is not None:
+            tokens = np.maximum.accumulate(lengths[start:stop])
+            tokens *= counts[: len(tokens)]
+            stop = start + max(1, int(tokens.searchsorted(max_tokens, side="right")))
+        stop = min(stop, len(order))
+        fitting = stop - start
+        end = stop if fitting < multiple else max(stop - fitting % multiple, deferred_end)
+        batches.append(order[start:end])
+        rest_fits = max_tokens is None or (stop + 1 - end) * int(lengths[end : stop + 1].max(initial=0)) <= max_tokens
+        if end < stop and (stop == len(order) or not rest_fits):
+            batches.append(order[end:stop])
+            end = stop
+        start, deferred_end = end, stop + 1
+    return batches
+
+
+def updates(
+    batches: Sequence[IndexArray], *, position: Position, world: int = 1, rank: int = 0, update_freq: int = 1
+) -> list[Update]:
+    """The remaining updates of an epoch for one rank; `batches` are all batches of the epoch, the same for every rank.
+
+    An update takes the next world × update_freq batches; micro-batch i on rank r is number i × world + r of them.
+    `position` may have been reached with another world or update_freq: the consumed examples are a prefix of the epoch,
+    so none is lost or repeated. A batch that was consumed in part is continued with its rest.
+    """
+    ends = np.cumsum([len(batch) for batch in batches], dtype=np.int64)
+    first = int(ends.searchsorted(position.examples, side="right"))
+    remaining = list(batches[first:])
+    if remaining:
+        remaining[0] = remaining[0][len(remaining[0]) - (int(ends[first]) - position.examples) :]
+    taken = world * update_freq
+    plan = []
+    for start in range(0, len(remaining), taken):
+        places = range(start + rank, start + taken, world)
+        indices = tuple(remaining[place] if place < len(remaining) else None for place in places)
+        examples = int(ends[min(first + start + taken, len(batches)) - 1])
+        plan.append(Update(indices, Position(position.epoch, examples)))
+    return plan
+
+
+def stream_rows(samples: int, streams: int) -> list[IndexArray]:
+    """The samples that each update of an epoch reads: update k reads sample k of every stream.
+
+    The samples are split into S contiguous runs of ⌈K / S⌉ or ⌊K / S⌋, longer ones first. So each sample is read once,
+    and when the shorter runs have ended an update has the first rows only.
+    """
+    least, longer = divmod(samples, streams)
+    starts_S = np.arange(streams) * least + np.minimum(np.arange(streams), longer)
+    rows = [starts_S + update for update in range(least)]
+    return [*rows, starts_S[:longer] + least] if longer else rows
+
+
+def stream_slices(streams: int, *, world: int = 1, rank: int = 0, update_freq: int = 1) -> list[slice]:
+    """The rows of an update that each micro-batch of one rank reads, the same in every update.
+
+    The rows are split into world × update_freq contiguous parts, as equal as possible, larger ones first; micro-batch i
+    on rank r is part i × world + r.
+    """
+    parts = world * update_freq
+    least, larger = divmod(streams, parts)
+    starts = [number * least + min(number, larger) for number in range(parts + 1)]
+    return [slice(starts[number], starts[number + 1]) for number in range(rank, parts, world)]
+
+
+def stream_updates(
+    samples: int, streams: int, *, position: Position, world: int = 1, rank: int = 0, update_freq: int = 1
+) -> list[Update]:
+    """The remaining updates of an epoch for one rank, like `updates`, for streams instead of shuffled batches.
+
+    A stream stays in the same micro-batch. A micro-batch is None when all of its streams have ended.
+    """
+    parts = stream_slices(streams, world=world, rank=rank, update_freq=update_freq)
+    done = position.examples // streams
+    plan, consumed = [], done * streams
+    for rows in stream_rows(samples, streams)[done:]:
+        consumed += len(rows)
+        own = tuple(rows[part] if len(rows[part]) else None for part in parts)
+        plan.append(Update(own, Position(position.epoch, consumed)))
+    return plan
+
+
+def _pack(order: IndexArray, sizes_N: SizeArray, config: BatchingConfig) -> list[IndexArray]:
+    return pack(
+        order,
+        sizes_N,
+        max_tokens=config.max_tokens,
+        max_sentences=config.max_sentences,
+        multiple=config.size_multiple,
+    )
+
+
+def _longest_side(sizes_ND: SizeArray) -> SizeArray:
+    return sizes_ND if sizes_ND.ndim == 1 else sizes_ND.max(axis=1)
+
+
+def _snake_order(sizes_ND: SizeArray, *, first_N: IndexArray) -> IndexArray:
+    """A number per example that sorts by `first_N`, then by the last side, then by the side before it, and so on.
+
+    Each key rises and falls in turn (boustrophedon), so that neighbours are alike across the borders of the key before
+    it too: batches that straddle such a border are padded less.
+    """
+    key_N, base = first_N, int(sizes_ND.max(initial=0)) + 1
+    sides = [sizes_ND] if sizes_ND.ndim == 1 else [sizes_ND[:, side] for side in reversed(range(sizes_ND.shape[1]))]
+    for side_N in sides:
+        key_N = key_N * base + np.where(key_N % 2 == 0, side_N, base - 1 - side_N)
+    return key_N
+
+
+def _check(config: BatchingConfig) -> None:
+    if config.streams is not None and config.max_length is not None:
+        raise UserError(
+            "batch.streams reads every sample, but batch.max_length skips some.", "Set one of them to null."
+        )
+    if config.max_tokens is None and config.max_sentences is None and config.streams is None:
+        raise UserError(
+            "batch.max_tokens and batch.max_sentences are both null: a batch needs a limit.", "Set one of them."
+        )

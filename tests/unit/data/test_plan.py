@@ -1,0 +1,217 @@
+"""The plan of an epoch: budgets, batches, streams, the updates of each rank, and resuming inside an epoch."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seqtk.data.plan import (
+    BatchingConfig,
+    Position,
+    Update,
+    epoch_batches,
+    epoch_plan,
+    ordered_batches,
+    pack,
+    stream_rows,
+    stream_updates,
+    updates,
+    usable,
+)
+from seqtk.utils.errors import UserError
+
+BATCHES = [np.array(batch) for batch in ([4, 1], [0], [2, 3, 5], [6, 7], [8])]
+SIZES_N2 = np.random.RandomState(0).randint(2, 40, size=(500, 2)).astype(np.int32)
+
+
+def lists(batches: list[np.ndarray]) -> list[list[int]]:
+    return [batch.tolist() for batch in batches]
+
+
+class TestPack:
+    def test_costs_examples_times_the_longest(self) -> None:
+        sizes = np.array([3, 4, 4, 5, 1])
+        assert lists(pack(np.arange(5), sizes, max_tokens=12)) == [[0, 1, 2], [3, 4]]
+        assert lists(pack(np.arange(5), sizes, max_tokens=12, max_sentences=2)) == [[0, 1], [2, 3], [4]]
+        assert lists(pack(np.arange(5), sizes, max_tokens=None, max_sentences=4)) == [[0, 1, 2, 3], [4]]
+
+    def test_nothing_makes_no_batch(self) -> None:
+        assert pack(np.arange(0), np.arange(0), max_tokens=10) == []
+
+    def test_an_example_over_the_budget_is_alone(self) -> None:
+        assert lists(pack(np.arange(4), np.array([2, 50, 2, 2]), max_tokens=10)) == [[0], [1], [2, 3]]
+        assert lists(pack(np.arange(4), np.array([2, 2, 2, 50]), max_tokens=10, multiple=2)) == [[0, 1], [2], [3]]
+
+    def test_multiples_drop_nothing(self) -> None:
+        batches = pack(np.arange(13), np.full(13, 5), max_tokens=None, max_sentences=8, multiple=8)
+        assert [len(batch) for batch in batches] == [8, 5]
+        assert [len(batch) for batch in pack(np.arange(20), np.full(20, 5), max_tokens=50, multiple=4)] == [8, 8, 4]
+
+    def test_an_empty_example_costs_one(self) -> None:
+        assert [len(batch) for batch in pack(np.arange(9), np.zeros(9, dtype=np.int32), max_tokens=4)] == [4, 4, 1]
+
+
+class TestBatches:
+    def test_long_examples_are_skipped_by_index(self) -> None:
+        sizes = np.array([[3, 3], [9, 2], [2, 9], [4, 4], [30, 1]])
+        kept, too_long = usable(sizes, BatchingConfig(max_tokens=20, max_length=8))
+        assert (kept.tolist(), too_long.tolist()) == ([0, 3], [1, 2, 4])
+        kept, too_long = usable(sizes, BatchingConfig(max_tokens=20))
+        assert (kept.tolist(), too_long.tolist()) == ([0, 1, 2, 3], [4])
+        kept, too_long = usable(sizes, BatchingConfig(max_tokens=None, max_sentences=2))
+        assert (kept.tolist(), too_long.tolist()) == ([0, 1, 2, 3, 4], [])
+
+    def test_every_epoch_has_new_batches(self) -> None:
+        config = BatchingConfig(max_tokens=400, bucket=5)
+        first, second = (
+            {frozenset(b) for b in lists(epoch_batches(SIZES_N2, config, seed=1, epoch=e))} for e in (1, 2)
+        )
+        assert len(first & second) < len(first) / 10
+
+    def test_like_lengths_in_mixed_order(self) -> None:
+        batches = epoch_batches(SIZES_N2, BatchingConfig(max_tokens=400), seed=1, epoch=1)
+        longest = [SIZES_N2[batch, 1].max() for batch in batches]
+        padded = sum(len(batch) * length for batch, length in zip(batches, longest, strict=True))
+        assert SIZES_N2[:, 1].sum() / padded > 0.95
+        assert longest != sorted(longest)
+        assert longest != sorted(longest, reverse=True)
+
+    def test_a_larger_bucket_pads_less(self) -> None:
+        def padded(bucket: int) -> int:
+            batches = epoch_batches(SIZES_N2, BatchingConfig(max_tokens=400, bucket=bucket), seed=3, epoch=1)
+            return sum(len(batch) * int(SIZES_N2[batch].max(axis=0).sum()) for batch in batches)
+
+        assert padded(30) < padded(4) < padded(1)
+
+    def test_the_random_stream_is_fixed(self) -> None:
+        """A run that is resumed, under whatever versions, continues the epoch it was in."""
+        batches = epoch_batches(np.arange(2, 12), BatchingConfig(max_tokens=30, bucket=2), seed=7, epoch=3)
+        assert lists(batches) == [[0, 1, 2, 3, 4], [9, 6], [5, 7, 8]]
+
+    def test_one_side_may_be_a_vector(self) -> None:
+        config = BatchingConfig(max_tokens=100)
+        vector, column = SIZES_N2[:, 0], SIZES_N2[:, :1]
+        assert lists(ordered_batches(vector, config)) == lists(ordered_batches(column, config))
+        made = [lists(epoch_batches(sizes, config, seed=0, epoch=0)) for sizes in (vector, column)]
+        assert made[0] == made[1]
+
+    def test_validation_reads_everything_longest_first(self) -> None:
+        sizes = np.array([3, 80, 5, 4, 5])
+        assert lists(ordered_batches(sizes, BatchingConfig(max_tokens=10, max_length=4))) == [[1], [2, 4], [3, 0]]
+        assert lists(ordered_batches(sizes, BatchingConfig(max_tokens=None, max_sentences=3))) == [[1, 2, 4], [3, 0]]
+
+    def test_no_examples_no_batches(self) -> None:
+        empty = np.empty((0, 2), dtype=np.int32)
+        assert epoch_batches(empty, BatchingConfig(), seed=1, epoch=1) == []
+        assert ordered_batches(empty, BatchingConfig()) == []
+
+    def test_only_long_examples_are_refused(self) -> None:
+        with pytest.raises(UserError, match=r"None of 2 training examples fits batch\.max_tokens=5"):
+            epoch_batches(np.array([[8, 3], [2, 9]]), BatchingConfig(max_tokens=5), seed=1, epoch=1)
+
+    def test_a_limit_is_required(self) -> None:
+        with pytest.raises(UserError, match=r"batch\.max_tokens and batch\.max_sentences"):
+            ordered_batches(SIZES_N2, BatchingConfig(max_tokens=None))
+
+
+def plan(**arguments: int) -> list[tuple[list[list[int] | None], int]]:
+    examples = arguments.pop("examples", 0)
+    made = updates(BATCHES, position=Position(3, examples), **arguments)
+    assert all(update.position_after.epoch == 3 for update in made)
+    return [([i if i is None else i.tolist() for i in u.indices], u.position_after.examples) for u in made]
+
+
+class TestRanks:
+    def test_one_rank_takes_every_batch(self) -> None:
+        assert plan() == [([[4, 1]], 2), ([[0]], 3), ([[2, 3, 5]], 6), ([[6, 7]], 8), ([[8]], 9)]
+
+    def test_micro_batches_go_round_the_ranks(self) -> None:
+        assert plan(world=2, rank=0, update_freq=2) == [([[4, 1], [2, 3, 5]], 8), ([[8], None], 9)]
+        assert plan(world=2, rank=1, update_freq=2) == [([[0], [6, 7]], 8), ([None, None], 9)]
+
+    def test_no_batches_make_no_updates(self) -> None:
+        assert updates([], position=Position(1, 0), world=2, rank=1) == []
+
+    def test_an_update_holds_the_position_after_it(self) -> None:
+        assert Update((None,), Position(2, 7)).position_after == Position(epoch=2, examples=7)
+
+
+class TestResume:
+    def test_at_a_boundary(self) -> None:
+        assert plan(update_freq=2, examples=3) == plan(update_freq=2)[1:]
+        assert plan(examples=9) == []
+
+    def test_with_another_number_of_ranks(self) -> None:
+        """3 examples are one update of 2 ranks, and no boundary of updates of 3 batches."""
+        assert plan(update_freq=3, examples=3) == [([[2, 3, 5], [6, 7], [8]], 9)]
+
+    def test_inside_a_batch(self) -> None:
+        assert plan(examples=5) == [([[5]], 6), ([[6, 7]], 8), ([[8]], 9)]
+
+
+def stream_plan(samples: int, streams: int, *, examples: int = 0, **share: int) -> list[list[list[int] | None]]:
+    made = stream_updates(samples, streams, position=Position(2, examples), **share)
+    return [[None if rows is None else rows.tolist() for rows in update.indices] for update in made]
+
+
+class TestStreams:
+    def test_rows_are_contiguous_longer_ones_first(self) -> None:
+        assert [rows.tolist() for rows in stream_rows(8, 3)] == [[0, 3, 6], [1, 4, 7], [2, 5]]
+        assert [rows.tolist() for rows in stream_rows(2, 3)] == [[0, 1]]
+        assert stream_rows(0, 3) == []
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.integers(0, 60), st.integers(1, 12))
+    def test_every_sample_is_read_once_in_order(self, samples: int, streams: int) -> None:
+        updates = stream_rows(samples, streams)
+        assert sorted(np.concatenate([*updates, []]).tolist()) == list(range(samples))
+        for before, after in itertools.pairwise(updates):
+            assert after.tolist() == (before[: len(after)] + 1).tolist()
+        lengths = [sum(len(rows) > stream for rows in updates) for stream in range(streams)]
+        assert lengths == sorted(lengths, reverse=True)
+        assert lengths[0] - lengths[-1] <= 1
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 3), st.integers(1, 3), st.integers(0, 5))
+    def test_an_update_does_not_depend_on_the_split(
+        self, samples: int, streams: int, world: int, update_freq: int, done: int
+    ) -> None:
+        whole = [rows.tolist() for rows in stream_rows(samples, streams)][done:]
+        ranks = [
+            stream_plan(samples, streams, examples=done * streams, world=world, rank=rank, update_freq=update_freq)
+            for rank in range(world)
+        ]
+        for number, rows in enumerate(whole):
+            dealt = [ranks[rank][number][index] or [] for index in range(update_freq) for rank in range(world)]
+            assert list(itertools.chain(*dealt)) == rows
+        firsts = [[micro[0] for micro in update if micro] for rank in ranks for update in rank]
+        assert all(first == sorted(first) for first in firsts)
+
+    def test_rows_stay_in_their_micro_batch(self) -> None:
+        assert stream_plan(5, 4, world=2, rank=1) == [[[3, 4]], [None]]
+        assert stream_plan(6, 4, world=2, rank=0) == [[[0, 2]], [[1, 3]]]
+        assert stream_plan(7, 4, world=2, rank=1) == [[[4, 6]], [[5]]]
+
+    def test_the_position_counts_examples(self) -> None:
+        made = stream_updates(8, 3, position=Position(2, 3), world=2, rank=1)
+        assert [update.position_after for update in made] == [Position(2, 6), Position(2, 8)]
+
+    def test_nothing_is_shuffled_or_skipped(self) -> None:
+        sizes_ND = np.array([[5], [5], [5], [2]], dtype=np.int32)
+        config = BatchingConfig(max_tokens=3, streams=2)
+        made = epoch_plan(sizes_ND, config, seed=1, position=Position())
+        assert [rows.tolist() for update in made for rows in update.indices if rows is not None] == [[0, 2], [1, 3]]
+        assert len(usable(sizes_ND, config)[0]) == 4
+        assert len(epoch_plan(sizes_ND, BatchingConfig(), seed=1, position=Position())) == 1
+
+    @pytest.mark.parametrize(
+        ("config", "words"),
+        [
+            (BatchingConfig(streams=2, max_length=5), r"batch\.max_length"),
+        ],
+    )
+    def test_skipping_samples_is_refused(self, config: BatchingConfig, words: str) -> None:
+        with pytest.raises(UserError, match=words):
+            usable(np.array([[3]], dtype=np.int32), config)
