@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from seqtk.config import schema
+from seqtk.config.fields import HELP, written
 from seqtk.config.registry import REGISTRIES, Registry, registry_of
 
 KEY_WIDTH = 44
@@ -64,11 +65,11 @@ def _rows(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         value = getattr(config, field.name)
         inside = [item for item in (value if isinstance(value, tuple) else (value,)) if dataclasses.is_dataclass(item)]
         choices = list(dict.fromkeys(_choices(hints[field.name])))
-        about = comments.get(field.name, "")
+        about = field.metadata.get(HELP) or comments.get(field.name, "")
         if choices:
             about += f" ({' | '.join(choices)})"
         if not inside or choices:
-            yield f"{prefix}{field.name}={_written(schema.to_dict(value))}", about.strip()
+            yield f"{prefix}{field.name}={written(schema.to_dict(value))}", about.strip()
         elif about:
             yield f"{prefix}{field.name}", about
         for item in dict.fromkeys(inside):
@@ -90,17 +91,6 @@ def _choices(hint: Any) -> Iterator[str]:
     else:
         for argument in typing.get_args(hint):
             yield from _choices(argument)
-
-
-def _written(value: Any) -> str:
-    """A value as it is written on the command line; of a slot only its kind."""
-    if isinstance(value, dict):
-        return str(value["kind"]) if "kind" in value else "{...}"
-    if isinstance(value, list):
-        return f"[{','.join(map(_written, value))}]"
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    return str(value)
 
 
 def field_comments(config_type: type) -> dict[str, str]:

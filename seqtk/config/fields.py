@@ -1,13 +1,17 @@
 """Fields of config dataclasses: a default, the help text, and the range that a value must lie in.
 
-Every number must be finite unless its field says otherwise; `seqtk.config.schema` checks a value when it sets one, and
-names the whole key in the error.
+Every number must be finite unless its field says otherwise, and every whole number must fit into 64 bits.
+`seqtk.config.schema` checks each value that it sets; `check` checks a config that was built in Python.
 """
 
 import dataclasses
 import math
+import operator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from seqtk.utils.errors import UserError
 
 HELP, RANGE = "help", "range"
 """The keys of a field's metadata."""
@@ -24,24 +28,35 @@ class Range:
     infinite: bool = False
     """Whether infinity is accepted; NaN never is."""
 
-    def __contains__(self, value: float) -> bool:
-        return (
-            (math.isfinite(value) or (self.infinite and not math.isnan(value)))
-            and (self.at_least is None or value >= self.at_least)
-            and (self.above is None or value > self.above)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.below is None or value < self.below)
-        )
+    def accepts(self, value: float) -> bool:
+        """Whether `value` lies in the range."""
+        return self._representable(value) and self._in_limits(value)
 
-    def __str__(self) -> str:
-        limits = [
-            ("at least", self.at_least),
-            ("greater than", self.above),
-            ("at most", self.at_most),
-            ("less than", self.below),
-        ]
-        words = " and ".join(f"{words} {limit:,}" for words, limit in limits if limit is not None)
-        return f"a {'' if self.infinite else 'finite '}number{f' {words}' if words else ''}"
+    def describe(self, value: float) -> str:
+        """What `value` must be, in words: "a whole number of at least 1"."""
+        whole = isinstance(value, int)
+        noun = "whole number" if whole else "number" if self.infinite else "finite number"
+        words = "and ".join(f"{words} {limit:,} " for words, _, limit in self._limits())
+        too_large = whole and self._in_limits(value) and not self._representable(value)
+        return f"a {noun} {words}{'that fits into 64 bits' if too_large else ''}".rstrip()
+
+    def _representable(self, value: float) -> bool:
+        if isinstance(value, int):
+            return -(2**63) <= value < 2**63
+        return math.isfinite(value) or (self.infinite and not math.isnan(value))
+
+    def _in_limits(self, value: float) -> bool:
+        return all(holds(value, limit) for _, holds, limit in self._limits())
+
+    def _limits(self) -> Iterator[tuple[str, Callable[[float, float], bool], float]]:
+        for words, holds, limit in (
+            ("of at least", operator.ge, self.at_least),
+            ("greater than", operator.gt, self.above),
+            ("of at most" if self.at_least is self.above is None else "at most", operator.le, self.at_most),
+            ("less than", operator.lt, self.below),
+        ):
+            if limit is not None:
+                yield words, holds, limit
 
 
 def setting(
@@ -70,3 +85,51 @@ def setting(
 def probability(default: Any, *, help: str = "") -> Any:
     """A field for a probability that is less than 1, such as a dropout rate."""
     return setting(default, help=help, at_least=0, below=1)
+
+
+def range_of(field: "dataclasses.Field[Any]") -> Range:
+    """The range of a field's numbers: that of its `setting`, or every finite number."""
+    limits = field.metadata.get(RANGE)
+    return limits if isinstance(limits, Range) else Range()
+
+
+def check_number(value: float, limits: Range, *, key: str) -> None:
+    """Raises UserError, naming `key`, if the number is out of range."""
+    if not limits.accepts(value):
+        raise UserError(f"{key}={written(value)}: must be {limits.describe(value)}.")
+
+
+def check(config: Any, *, key: str = "") -> None:
+    """Raises UserError for a number out of its range in a config, those inside it included.
+
+    Args:
+        config: A config dataclass.
+        key: The key at which it stands, which the error names.
+    """
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{key}.{field.name}" if key else field.name
+        for item in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(item):
+                check(item, key=name)
+            elif isinstance(item, int | float) and not isinstance(item, bool):
+                check_number(item, range_of(field), key=name)
+
+
+def written(value: Any) -> str:
+    """A value as it is written on the command line, shortened to one line; of a config tree only its kind."""
+    if isinstance(value, Mapping):
+        return str(value.get("kind", "{...}"))
+    if isinstance(value, list | tuple):
+        text = f"[{','.join(map(written, value[:MAX_SHOWN]))}]"
+    elif isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    elif isinstance(value, int) and value.bit_length() > MAX_SHOWN:  # more digits than Python may agree to print
+        text = f"{'-' if value < 0 else ''}1e{int(value.bit_length() * math.log10(2))}"
+    else:
+        text = str(value)
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+
+
+MAX_SHOWN = 200
+"""The characters of a value that an error quotes."""

@@ -9,11 +9,12 @@ import importlib
 import importlib.metadata
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from seqtk.config.fields import check
 from seqtk.utils.errors import UserError, nearest
 
 T = TypeVar("T")
@@ -25,11 +26,15 @@ REGISTRIES: dict[str, "Registry[Any]"] = {}
 class Registry(Generic[T]):
     """All the classes of one kind (`attention`, `task`, …), each under a name and with its own config type.
 
-    `config_base` is what every config of the kind extends; a dataclass field of that type is a slot for any of them.
+    Args:
+        kind: The noun for a member, as in errors: "attention".
+        config_base: The class that every config of the kind extends. A dataclass field of that type is a slot.
+        renamed: Old names of members → new names. An old name is accepted in files of an earlier version only.
     """
 
-    def __init__(self, kind: str, config_base: type) -> None:
+    def __init__(self, kind: str, config_base: type, *, renamed: Mapping[str, str] | None = None) -> None:
         self.kind = kind
+        self.renamed = dict(renamed or {})
         self.config_base = config_base
         self._config_types: dict[str, type] = {}
         self._classes: dict[type, type[T]] = {}
@@ -52,12 +57,18 @@ class Registry(Generic[T]):
         return decorate
 
     def build(self, config: Any, *args: Any, **kwargs: Any) -> T:
-        """An instance of the class that `config`'s type selects, made from `(config, *args, **kwargs)`."""
+        """An instance of the class that `config`'s type selects, made from `(config, *args, **kwargs)`.
+
+        Raises UserError if a number in the config is out of its field's range.
+        """
+        check(config, key=self.kind)
         factory: Callable[..., T] = self.class_of(type(config))
         return factory(config, *args, **kwargs)
 
     def config_type(self, name: str) -> type:
         """The config dataclass registered under `name`. Raises UserError, with the nearest name, if there is none."""
+        if name in self.renamed:
+            raise UserError(f"There is no {self.kind} called '{name}' any more.", f"It is now '{self.renamed[name]}'.")
         if name not in self._config_types:
             raise UserError(f"There is no {self.kind} called '{name}'.", nearest(name, self))
         return self._config_types[name]
@@ -77,6 +88,11 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._config_types
+
+
+def slot_of(config: Any) -> Registry[Any] | None:
+    """The registry in which the type of `config` is registered, if any."""
+    return next((known for known in REGISTRIES.values() if known.knows(type(config))), None)
 
 
 def registry_of(config_base: type) -> Registry[Any] | None:

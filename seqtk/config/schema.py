@@ -1,22 +1,27 @@
-"""Config dataclasses ⇄ plain trees, the one place where a key or a value is checked.
+"""Config dataclasses ⇄ plain trees, and the one place where a key or a value is checked.
 
-A config is a frozen dataclass; a field whose type is the base of a registry is a *slot*, filled by any config of that
+A config is a frozen dataclass. A field whose type is the base of a registry is a *slot*, which holds any config of that
 registry. In a plain tree (recipe, command line, checkpoint, log) a slot is a name, or a mapping with that name under
-`kind`. Unknown keys fail by name with the nearest match. Nothing here knows where a tree came from.
+`kind`. An unknown key is an error that names the nearest known one. A number out of its field's range (see
+`seqtk.config.fields`) is an error that names the key as it was typed.
 
-A class may state `aliases: ClassVar[dict[str, tuple[str, ...]]]`: a key that stands for several others.
+A config class may state two tables:
+
+- `aliases: ClassVar[dict[str, tuple[str, ...]]]`: a key that sets several others.
+- `renamed: ClassVar[dict[str, str]]`: an old key → its new name, or `""` if it is gone. Both are dotted and relative to
+  the class. Setting an old key is an error that names the new one; `from_dict(..., legacy=True)` accepts it.
 """
 
 import dataclasses
-import difflib
 import enum
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union
 
-from seqtk.config.registry import REGISTRIES, registry_of
-from seqtk.utils.errors import UserError, nearest
+from seqtk.config.fields import Range, check_number, range_of, written
+from seqtk.config.registry import registry_of, slot_of
+from seqtk.utils.errors import UserError, nearest_key
 
 C = TypeVar("C")
 
@@ -24,45 +29,60 @@ C = TypeVar("C")
 def to_dict(config: Any) -> Any:
     """The plain tree of a config: dicts, lists and scalars, each slot with its `kind`, ready for JSON or YAML."""
     if dataclasses.is_dataclass(config):
-        tree = {} if _kind(config) is None else {"kind": _kind(config)}
+        registry = slot_of(config)
+        tree = {} if registry is None else {"kind": registry.name_of(type(config))}
         return tree | {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, tuple):
         return [to_dict(item) for item in config]
     return config.value if isinstance(config, enum.Enum) else config
 
 
-def from_dict(config_type: type[C], tree: Mapping[str, Any]) -> C:
-    """The config of `config_type` in which `tree`'s keys have its values and all others their defaults."""
-    return merge(config_type(), tree)
+def from_dict(config_type: type[C], tree: Mapping[str, Any], *, key: str = "", legacy: bool = False) -> C:
+    """The config with the values of `tree` and defaults for all other keys.
+
+    Args:
+        config_type: A config class, or the base of a registry; then `tree` has a `kind`.
+        tree: The plain tree.
+        key: The key at which the config stands, for errors.
+        legacy: Accept renamed keys and kinds, as in files written by an earlier version.
+    """
+    if legacy:
+        tree = _modernize(config_type, tree)
+    return typing.cast(C, _convert_config(config_type, tree, None, key))
 
 
-def merge(config: C, tree: Mapping[str, Any], *, where: str = "") -> C:
-    """A copy of `config` with every key of `tree` set; keys that stand for others are set last."""
-    aliases: dict[str, tuple[str, ...]] = getattr(type(config), "aliases", {})
+def merge(config: C, tree: Mapping[str, Any], *, key: str = "") -> C:
+    """A copy of `config`, which stands at `key`, with every key of `tree` set; aliases are set last."""
+    where = f"{key}." if key else ""
+    aliases = _aliases(type(config))
+    for old, new in _renamed(type(config)).items():
+        if _holds(tree, old):
+            raise _renamed_error(where + old, new and where + new)
     for alias in sorted(set(aliases) & set(tree)):
         for target in stands_for(config, alias):
             if _holds(tree, target):
-                raise UserError(f"'{where}{alias}' and '{where}{target}' are both given; the first sets the second.")
-    for key in sorted(tree, key=lambda key: key in aliases):
-        config = _set(config, str(key), tree[key], where)
+                raise UserError(
+                    f"'{where}{alias}' and '{where}{target}' are both given, but the first is an alias of the second."
+                )
+    for name in sorted(tree, key=lambda name: name in aliases):
+        config = _set(config, str(name), tree[name], f"{where}{name}")
     return config
 
 
 def update(config: C, key: str, value: Any) -> C:
     """A copy of `config` with the dotted `key` set to `value`; a key inside a tuple is set in each of its elements."""
-    return _set(config, key, value, "")
+    return _set(config, key, value, key)
 
 
 def takes_text(config: Any, key: str) -> bool:
-    """Whether `key` holds text (or nothing), so that whatever is written for it is meant as text."""
-    head, _, rest = key.partition(".")
-    for target in getattr(type(config), "aliases", {}).get(head, ()):
-        return takes_text(config, f"{target}.{rest}" if rest else target)
-    hint = _hints(type(config)).get(head)
-    if not rest:
-        return hint is str or (hint is not None and set(typing.get_args(hint)) == {str, type(None)})
-    inside = getattr(config, head, None)
-    return any(takes_text(item, rest) for item in _configs_in(inside))
+    """Whether `key` holds text (or nothing), so that any value of it is taken literally."""
+    hint = _hint_at(config, key)
+    return hint is str or set(typing.get_args(hint)) == {str, type(None)}
+
+
+def takes_texts(config: Any, key: str) -> bool:
+    """Whether `key` holds any number of texts."""
+    return bool(_hint_at(config, key) == tuple[str, ...])
 
 
 def keys(config: Any, prefix: str = "") -> list[str]:
@@ -72,13 +92,13 @@ def keys(config: Any, prefix: str = "") -> list[str]:
         found.append(prefix + name)
         for child in _configs_in(getattr(config, name)):
             found += keys(child, f"{prefix}{name}.")
-    return list(dict.fromkeys([*found, *(prefix + alias for alias in getattr(type(config), "aliases", {}))]))
+    return list(dict.fromkeys([*found, *(prefix + alias for alias in _aliases(type(config)))]))
 
 
 def stands_for(config: Any, key: str) -> list[str]:
-    """The dotted keys that `key` sets, if it is an alias: those in between, and those of a nested alias, too."""
+    """The dotted keys that an alias sets, those of nested aliases included; none if `key` is no alias."""
     head, _, rest = key.partition(".")
-    targets = getattr(type(config), "aliases", {}).get(head, ())
+    targets = _aliases(type(config)).get(head, ())
     if targets:
         keys = [f"{target}.{rest}" if rest else target for target in targets]
         return [found for key in keys for found in (key, *stands_for(config, key))]
@@ -86,67 +106,78 @@ def stands_for(config: Any, key: str) -> list[str]:
     return [f"{head}.{found}" for found in stands_for(inside, rest)] if rest and _configs_in(inside) else []
 
 
-def _set(config: C, key: str, value: Any, where: str) -> C:
+def _set(config: C, key: str, value: Any, typed: str) -> C:
+    """A copy of `config` with `key` set. `typed` is the whole key as the user wrote it; it ends with `key`, or with
+    the part of it that follows an alias."""
     head, _, rest = key.partition(".")
-    aliases: dict[str, tuple[str, ...]] = getattr(type(config), "aliases", {})
-    if head in aliases:
-        for target in aliases[head]:
-            config = _set(config, f"{target}.{rest}" if rest else target, value, where)
+    shown = typed.removesuffix(f".{rest}") if rest else typed
+    for old, new in _renamed(type(config)).items():
+        if key == old or key.startswith(f"{old}."):
+            where = typed.removesuffix(key)
+            raise _renamed_error(where + old, new and where + new)
+    for target in _aliases(type(config)).get(head, ()):
+        config = _set(config, f"{target}.{rest}" if rest else target, value, typed)
+    if head in _aliases(type(config)):
         return config
-    hints = _hints(type(config))
+    hints = hints_of(type(config))
     if head not in hints:
-        raise UserError(f"There is no key '{where}{head}'{_in_kind(config)}.", _nearest_key(head, config, where))
+        registry = slot_of(config)
+        inside = f" in '{registry.name_of(type(config))}'" if registry else ""
+        here = [*hints, *_aliases(type(config))]
+        where = shown.removesuffix(head)
+        raise UserError(f"There is no key '{shown}'{inside}.", nearest_key(head, here, keys(config), prefix=where))
     current = getattr(config, head)
-    full = f"{where}{head}"
     if rest and rest != "kind":
-        new: Any = _set_inside(_default_of(hints[head]) if current is None else current, rest, value, full)
+        new_value: Any = _set_inside(
+            _default_of(hints[head]) if current is None else current, rest, value, shown, typed
+        )
     else:
-        new = _convert(hints[head], value, current, full)
-    return dataclasses.replace(config, **{head: new})  # type: ignore[type-var]
+        new_value = _convert(hints[head], value, current, shown, _range(type(config), head))
+    return dataclasses.replace(config, **{head: new_value})  # type: ignore[type-var]
 
 
-def _set_inside(current: Any, rest: str, value: Any, where: str) -> Any:
+def _set_inside(current: Any, rest: str, value: Any, shown: str, typed: str) -> Any:
     if isinstance(current, tuple) and _configs_in(current):
-        return _set_in_each(current, rest, value, where)
+        return _set_in_each(current, rest, value, typed)
     if not dataclasses.is_dataclass(current):
-        raise UserError(f"'{where}' is {current!r}: there is no key '{where}.{rest}' inside it.")
-    return _set(current, rest, value, f"{where}.")
+        raise UserError(f"There is no key '{typed}': '{shown}' is {written(current)}.")
+    return _set(current, rest, value, typed)
 
 
 def _default_of(hint: Any) -> Any:
-    """What a key inside an optional config, which is not there, is set in: its defaults."""
+    """The default config of an optional field, in which a key is set when the field is null."""
     configs: list[Any] = [option for option in typing.get_args(hint) if dataclasses.is_dataclass(option)]
     return configs[0]() if len(configs) == 1 and registry_of(configs[0]) is None else None
 
 
-def _set_in_each(configs: tuple[Any, ...], key: str, value: Any, where: str) -> tuple[Any, ...]:
-    """The configs with `key` set in each that has it (kinds may differ along a pattern); at least one must."""
+def _set_in_each(configs: tuple[Any, ...], key: str, value: Any, typed: str) -> tuple[Any, ...]:
+    """The configs with `key` set in each that has it (the kinds in a pattern may differ); at least one must."""
     head = key.partition(".")[0]
-    able = [head in _hints(type(config)) or head in getattr(type(config), "aliases", {}) for config in configs]
+    has_key = [head in hints_of(type(config)) or head in _aliases(type(config)) for config in configs]
     return tuple(
-        _set(config, key, value, f"{where}.") if has or not any(able) else config
-        for config, has in zip(configs, able, strict=True)
+        _set(config, key, value, typed) if has or not any(has_key) else config
+        for config, has in zip(configs, has_key, strict=True)
     )
 
 
-def _convert(hint: Any, value: Any, current: Any, where: str) -> Any:
+def _convert(hint: Any, value: Any, current: Any, key: str, limits: Range) -> Any:
     """`value` as the type `hint`; a mapping for a nested config changes only the keys it names."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
-        return _convert_union(arguments, value, current, where)
+        return _convert_union(arguments, value, current, key, limits)
     if origin is tuple:
-        return _convert_tuple(arguments, value, current, where)
+        return _convert_tuple(arguments, value, current, key, limits)
     if origin is Literal:
-        return _one_of(arguments, value, where)
+        return _one_of(arguments, value, key)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return hint(_one_of([member.value for member in hint], value, where))
+        return hint(_one_of([member.value for member in hint], value, key))
     if dataclasses.is_dataclass(hint):
-        return _convert_config(hint, value, current, where)
-    return _convert_scalar(hint, value, where)
+        return _convert_config(hint, value, current, key)
+    return _convert_scalar(hint, value, key, limits)
 
 
-def _convert_union(options: tuple[Any, ...], value: Any, current: Any, where: str) -> Any:
-    """The first option that takes `value`, tuples first for a list; where none does, the first one's error."""
+def _convert_union(options: tuple[Any, ...], value: Any, current: Any, key: str, limits: Range) -> Any:
+    """The first option that takes `value`, tuples first for a list; if none does, the first one's error."""
     if value is None and type(None) in options:
         return None
     tuples: list[Any] = [option for option in options if typing.get_origin(option) is tuple]
@@ -154,72 +185,123 @@ def _convert_union(options: tuple[Any, ...], value: Any, current: Any, where: st
     errors = []
     for option in [*tuples, *others] if isinstance(value, list) else [*others, *tuples]:
         try:
-            return _convert(option, value, current, where)
+            return _convert(option, value, current, key, limits)
         except UserError as error:
             errors.append(error)
     raise errors[0]
 
 
-def _convert_config(hint: Any, value: Any, current: Any, where: str) -> Any:
+def _convert_config(hint: Any, value: Any, current: Any, key: str) -> Any:
     registry = registry_of(hint)
     if dataclasses.is_dataclass(value) and isinstance(value, hint):
         return value
     if registry is not None and isinstance(value, str):
         return registry.config_type(value)()
     if not isinstance(value, Mapping):
-        wanted = f"the name of one kind of {registry.kind}, or " if registry else ""
-        raise UserError(f"'{where}' must be {wanted}a mapping, not {value!r}.")
+        wanted = f"the name of a registered {registry.kind} or " if registry else ""
+        raise UserError(f"{key}={written(value)}: must be {wanted}a mapping.")
     if registry is not None and "kind" in value:
         start = registry.config_type(str(value["kind"]))()
-        value = {key: item for key, item in value.items() if key != "kind"}
+        value = {name: item for name, item in value.items() if name != "kind"}
     else:
         start = current if dataclasses.is_dataclass(current) else hint()
-    return merge(start, value, where=f"{where}.")
+    return merge(start, value, key=key)
 
 
-def _convert_tuple(arguments: tuple[Any, ...], value: Any, current: Any, where: str) -> tuple[Any, ...]:
-    if isinstance(value, Mapping) and "kind" not in value and _configs_in(current):
-        for key, item in value.items():  # a mapping changes what it names in each, as the dotted keys do
-            current = _set_in_each(current, str(key), item, where)
+def _convert_tuple(arguments: tuple[Any, ...], value: Any, current: Any, key: str, limits: Range) -> tuple[Any, ...]:
+    if isinstance(value, Mapping) and "kind" not in value and isinstance(current, tuple) and _configs_in(current):
+        for name, item in value.items():  # a mapping changes the keys it names in each, as dotted keys do
+            current = _set_in_each(current, str(name), item, f"{key}.{name}")
         return tuple(current)
     items = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if len(arguments) == 2 and arguments[1] is Ellipsis:
-        return tuple(_convert(arguments[0], item, None, where) for item in items)
+        return tuple(_convert(arguments[0], item, None, key, limits) for item in items)
     if len(items) != len(arguments):
-        raise UserError(f"'{where}' must have {len(arguments)} values, not {value!r}.")
-    return tuple(_convert(hint, item, None, where) for hint, item in zip(arguments, items, strict=True))
+        raise UserError(f"{key}={written(value)}: must have {len(arguments)} values.")
+    return tuple(_convert(hint, item, None, key, limits) for hint, item in zip(arguments, items, strict=True))
 
 
-def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
+def _convert_scalar(hint: Any, value: Any, key: str, limits: Range) -> Any:
     if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, bool) is (hint is bool):
-        if hint is float and isinstance(value, int | float):
-            return float(value)
         if hint is int and isinstance(value, float) and value.is_integer():
-            return int(value)
+            value = int(value)
+        if hint is float and isinstance(value, int) and value.bit_length() < 1000:  # a larger one is no float
+            value = float(value)
+        if hint in (int, float) and isinstance(value, hint | int):
+            check_number(value, limits, key=key)
         if isinstance(value, hint):
             return value
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    raise UserError(f"'{where}' must be {words.get(hint, hint)}, not {value!r}.")
+    raise UserError(f"{key}={written(value)}: must be {words.get(hint, hint)}.")
 
 
-def _one_of(allowed: Sequence[Any], value: Any, where: str) -> Any:
+def _one_of(allowed: Sequence[Any], value: Any, key: str) -> Any:
     if value not in allowed:
-        raise UserError(f"'{where}' cannot be {value!r}.", nearest(str(value), map(str, allowed)))
+        raise UserError(f"{key}={written(value)}: must be one of {', '.join(map(str, allowed))}.")
     return value
 
 
-def _kind(config: Any) -> str | None:
-    for registry in REGISTRIES.values():
-        if isinstance(config, registry.config_base) and registry.knows(type(config)):
-            return registry.name_of(type(config))
-    return None
+def _modernize(hint: Any, value: Any) -> Any:
+    """`value`, a plain tree for the type `hint`, with renamed keys and kinds replaced by their new names."""
+    options = [option for option in (hint, *_leaves(hint)) if isinstance(option, type)]
+    config_type = next(filter(dataclasses.is_dataclass, options), None)
+    if isinstance(value, list):
+        return [_modernize(hint, item) for item in value]
+    if config_type is None:
+        return value
+    registry = registry_of(config_type)
+    if isinstance(value, str):
+        return registry.renamed.get(value, value) if registry else value
+    if not isinstance(value, Mapping):
+        return value
+    tree = dict(value)
+    if registry is not None and "kind" in tree:
+        tree["kind"] = registry.renamed.get(tree["kind"], tree["kind"])
+        config_type = registry.config_type(str(tree["kind"]))
+    for old, new in _renamed(config_type).items():
+        if _holds(tree, old):
+            tree, item = _without(tree, old)
+            tree = _with(tree, new, item) if new else tree
+    hints = hints_of(config_type)
+    return {name: _modernize(hints[name], item) if name in hints else item for name, item in tree.items()}
 
 
-def _in_kind(config: Any) -> str:
-    kind = _kind(config)
-    return f" in '{kind}'" if kind else ""
+def _leaves(hint: Any) -> Iterator[Any]:
+    for argument in typing.get_args(hint):
+        yield argument
+        yield from _leaves(argument)
+
+
+def _without(tree: Mapping[str, Any], key: str) -> tuple[dict[str, Any], Any]:
+    """A tree without the dotted `key`, and the value that it had."""
+    head, _, rest = key.partition(".")
+    if not rest:
+        return {name: item for name, item in tree.items() if name != head}, tree[head]
+    inside, value = _without(tree[head], rest)
+    return {**tree, head: inside}, value
+
+
+def _with(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A tree with the dotted `key` set."""
+    head, _, rest = key.partition(".")
+    return {**tree, head: _with(tree.get(head) or {}, rest, value) if rest else value}
+
+
+def _renamed_error(old: str, new: str) -> UserError:
+    return UserError(f"There is no key '{old}' any more.", *([f"It is now '{new}'."] if new else []))
+
+
+def _hint_at(config: Any, key: str) -> Any:
+    """The type of the field at the dotted `key`; None if there is none."""
+    head, _, rest = key.partition(".")
+    for target in _aliases(type(config)).get(head, ()):
+        return _hint_at(config, f"{target}.{rest}" if rest else target)
+    if not rest:
+        return hints_of(type(config)).get(head)
+    found = (_hint_at(item, rest) for item in _configs_in(getattr(config, head, None)))
+    return next((hint for hint in found if hint is not None), None)
 
 
 def _configs_in(value: Any) -> list[Any]:
@@ -233,24 +315,20 @@ def _holds(tree: Any, key: str) -> bool:
     return isinstance(tree, Mapping) and head in tree and (not rest or _holds(tree[head], rest))
 
 
-def _nearest_key(name: str, config: Any, where: str) -> str:
-    """The last line about an unknown key: the one that ends most like it; of keys as close, the least far down."""
-    name = name.replace("-", "_")
-    here = [*_hints(type(config)), *getattr(type(config), "aliases", {})]
-
-    def closeness(key: str) -> tuple[float, int]:
-        return difflib.SequenceMatcher(None, key.rpartition(".")[2], name).ratio(), -key.count(".")
-
-    closest = max([*here, *keys(config)], key=closeness, default="")
-    return f"Did you mean '{where}{closest}'?" if closeness(closest)[0] >= CLOSE else nearest(name, here)
+def _aliases(config_type: type) -> dict[str, tuple[str, ...]]:
+    return getattr(config_type, "aliases", {})
 
 
-CLOSE = 0.6
-"""The share of letters in common, in their order, from which a name may have been meant (as `difflib` has it)."""
+def _renamed(config_type: type) -> dict[str, str]:
+    return getattr(config_type, "renamed", {})
 
 
-def _hints(config_type: type) -> dict[str, Any]:
-    """The type of each field."""
+def _range(config_type: type, name: str) -> Range:
+    return range_of(next(field for field in dataclasses.fields(config_type) if field.name == name))
+
+
+def hints_of(config_type: type) -> dict[str, Any]:
+    """The type of each field of a config class."""
     if config_type not in _HINTS:
         hints = typing.get_type_hints(config_type)
         _HINTS[config_type] = {field.name: hints[field.name] for field in dataclasses.fields(config_type)}

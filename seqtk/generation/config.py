@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from seqtk.config.fields import setting
 from seqtk.utils.errors import UserError
 
 
@@ -14,7 +15,12 @@ class SearchConfig:
     nbest: int = 1  # hypotheses given for each sentence: at most beam, or so many samples
     length_penalty: float = 1.0  # score = Σ log p / tokens^length_penalty, EOS counted; more favours longer ones
     normalize_scores: bool = True  # false: score = Σ log p
-    unk_penalty: float | None = None  # off log p of <unk>; inf: it is never written; null: 0, inf of language models
+    unk_penalty: float | None = setting(
+        None,
+        infinite=True,
+        help="Subtracted from the log-probability of <unk>. inf: <unk> is never produced. "
+        "null: 0, or inf for language models.",
+    )
     min_length: int = 1  # tokens before EOS, at least
     max_length_a: float = 0.0  # tokens before EOS, at most: a · source tokens (EOS counted) + b, …
     max_length_b: int = 200  # … and never more than the model can write; of language models: behind a prompt

@@ -105,7 +105,7 @@ class TrainConfig:
     def length_key(self, slot: str) -> str:
         """The key that sets `max_length` at a slot: the one for all layers where it reaches this one, or its own."""
         try:
-            changed = schema.update(self, "attention.max_length", 0)
+            changed = schema.update(self, "attention.max_length", 2**31)
         except UserError:  # another layer that it stands for has no such key
             return f"{slot}.max_length"
         reaches = attrgetter(slot)(changed) != attrgetter(slot)(self)

@@ -1,6 +1,6 @@
-"""What a user is told: the one exception for what can be mended, the name that was meant, the wording of counts.
+"""Errors that a user can fix, did-you-mean suggestions, and the wording of counts.
 
-Everything else that is raised is a bug of ours and keeps its traceback.
+Any other exception is a bug of seqtk and keeps its traceback.
 """
 
 import difflib
@@ -11,15 +11,18 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Something the user can mend: at most three lines that say what is wrong, where, and what to do."""
+    """An error that the user can fix, in at most three lines: the problem, its cause or value, the fix.
+
+    Empty lines are left out.
+    """
 
     def __init__(self, *lines: str) -> None:
-        super().__init__("\n".join(lines))
+        super().__init__("\n".join(line for line in lines if line))
 
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """A refusal of the system that names no path, as that of a full disk, names this one."""
+    """Adds `path` to an OSError that names no file, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -29,41 +32,70 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The last line of an error about an unknown `name`: the known name closest to it, or all of them."""
+    """The last line of an error about an unknown `name`: the known name closest to it, or the known names."""
     names = sorted(known)
-    meant = _meant(name, names)
+    meant = closest(name, names)
     if meant is not None:
         return f"Did you mean '{meant}'?"
     if len(names) > MOST_LISTED:
-        return f"Among the known: {', '.join(difflib.get_close_matches(name, names, n=MOST_LISTED, cutoff=0))}."
+        return ""
     return f"Known: {', '.join(names)}." if names else "There is none to choose from."
 
 
-def near_path(path: Path, *, suits: Callable[[Path], bool] = Path.exists, ending: str = "") -> tuple[str, ...]:
-    """The last line of an error about a path that is not there: the one beside it that was meant, if one is like it.
+def nearest_key(name: str, here: Iterable[str], below: Iterable[str] = (), *, prefix: str = "") -> str:
+    """The last line of an error about an unknown key: the one whose last part is most like `name`.
 
-    Else that there is no such folder, or nothing: what a folder happens to hold is no list of what may be meant. Names
-    are taken without `ending`.
+    Args:
+        name: The key as it was typed, without `prefix`.
+        here: The keys of the config in which it was looked for; listed if they are few and none is close.
+        below: Dotted keys of the configs inside that one.
+        prefix: Where the config stands, with a dot at the end.
+    """
+    here = list(here)
+    meant = closest(name.replace("-", "_"), sorted({*here, *below}, key=lambda key: (key.count("."), key)), dotted=True)
+    if meant is not None:
+        return f"Did you mean '{prefix}{meant}'?"
+    return f"Known: {', '.join(sorted(here))}." if 0 < len(here) <= MOST_LISTED else ""
+
+
+def near_path(path: Path, *, suits: Callable[[Path], bool] = Path.exists, ending: str = "") -> tuple[str, ...]:
+    """The last line of an error about a path that does not exist: a similar name in the same folder, if there is one.
+
+    If the folder does not exist either, the line says so. Names are compared without `ending`.
     """
     folder = path.absolute().parent
     with suppress(OSError):
         if not folder.is_dir():
             return (f"There is no folder {folder}.",)
-        meant = _meant(path.name, sorted(item.name.removesuffix(ending) for item in folder.iterdir() if suits(item)))
+        names = {item.name.removesuffix(ending) for item in folder.iterdir() if suits(item)}
+        meant = closest(path.name, sorted(names - {path.name}))
         return () if meant is None else (f"Did you mean '{meant}'?",)
     return ()
 
 
-def _meant(name: str, known: Iterable[str]) -> str | None:
-    """The known name closest to `name`, if it is close."""
-    by_lower = {known.lower(): known for known in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
-    return by_lower[close[0]] if close else None
+def closest(name: str, known: Iterable[str], *, dotted: bool = False) -> str | None:
+    """The known name most like `name`, the first of several; None if none is close.
+
+    Close are names that share two thirds of their letters in order, and those that contain all words of `name`
+    (`warmup` → `warmup_updates`). With `dotted` only the last parts of the known names are compared.
+    """
+
+    def closeness(other: str) -> float:
+        other = (other.rpartition(".")[2] if dotted else other).lower()
+        ratio = difflib.SequenceMatcher(None, other, name.lower()).ratio()
+        return max(ratio, CLOSE) if set(name.lower().split("_")) <= set(other.split("_")) else ratio
+
+    best = max(known, key=closeness, default=None)
+    return best if best is not None and closeness(best) >= CLOSE else None
 
 
-MOST_LISTED = 20
+CLOSE = 0.66
+"""The share of letters in common, in their order, from which a name may have been meant (`difflib`'s ratio)."""
+
+MOST_LISTED = 60
+"""No longer list of names is printed."""
 
 
 def how_many(count: int, noun: str) -> str:
-    """A count as a sentence has it: 1 line, 2,000 lines."""
+    """A count with its noun: 1 line, 2,000 lines."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -162,7 +162,7 @@ def test_frozen_parameters_are_left_out() -> None:
     ("config", "words"),
     [
         (AdamConfig(lr=-1.0), "learning rate"),
-        (AdamConfig(lr=float("nan")), "learning rate"),
+        (AdamConfig(lr=float("nan")), "optimizer.lr"),
         (AdamConfig(betas=(0.9, 1.0)), "beta"),
         (AdamWConfig(eps=-1.0), "epsilon"),
         (AdamWConfig(weight_decay=-0.1), "weight_decay"),
