@@ -174,13 +174,15 @@ def _progress(blocks: "ContextBlocks") -> "tqdm[Any]":
 
 
 def _print(config: EvalConfig, blocks: "ContextBlocks", scores: "StreamScores", text: "TextCount | None") -> None:
-    from seqtk.tasks.language_modeling import text_figures
+    from seqtk.metrics import Evaluation, metrics
+    from seqtk.tasks.language_modeling import LanguageModelingTask
     from seqtk.training.logging import short
-    from seqtk.training.validation import means
 
     tokens, nll = scores.tokens, scores.nll
     whole = text if tokens == blocks.items.total else None
-    figures = {**means({"nll": nll, "weight": tokens}), **text_figures(nll, tokens, whole)}
+    evaluation = Evaluation({"nll": (nll, float(tokens))}, text=whole)
+    scores_by_name = metrics.compute(LanguageModelingTask.metrics, evaluation)
+    figures = {name: score.value for name, score in scores_by_name.items()}
     counts = {
         "lines": len(blocks.items),
         "tokens": blocks.items.total,

@@ -50,7 +50,7 @@ def _one(config: ScoreConfig, hypotheses: Sequence[str], references: Sequence[st
     scores = corpus_scores(
         hypotheses,
         references,
-        metrics=config.metrics.split(","),
+        names=config.metrics.split(","),
         lowercase=config.lowercase,
         tokenize=config.tokenize,
     )
@@ -64,7 +64,7 @@ def _compare(config: ScoreConfig, systems: Mapping[str, Sequence[str]], referenc
     compared = paired_bootstrap(
         systems,
         references,
-        metrics=config.metrics.split(","),
+        names=config.metrics.split(","),
         lowercase=config.lowercase,
         tokenize=config.tokenize,
         samples=config.bootstrap,

@@ -1,4 +1,4 @@
-"""What is minimised, as sums with their weights: one import line a file, which registers it."""
+"""Criterions: one import line for each file, which registers what it defines."""
 
 from seqtk.criterions import cross_entropy as cross_entropy
 from seqtk.criterions.base import Criterion, CriterionConfig, Loss, criterions

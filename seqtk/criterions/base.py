@@ -1,8 +1,9 @@
-"""What a criterion gives back: sums and weights, so that every figure is a ratio of two sums."""
+"""The base of criterions. A criterion returns sums and weights, so that every metric is a ratio of two sums."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from seqtk.attention import State
@@ -18,24 +19,43 @@ class CriterionConfig:
 criterions: Registry["Criterion"] = Registry("criterion", CriterionConfig)
 
 
+Stats = dict[str, tuple[Tensor, Tensor]]
+"""Name → (sum, weight): two scalar tensors without gradient, on the model's device."""
+
+
 @dataclass(frozen=True)
 class Loss:
-    """The loss of one micro-batch: a *sum* over its targets, with how many they are."""
+    """The loss of one micro-batch."""
 
     total: Tensor
+    """What is minimised: a *sum* over the targets."""
     weight: int
-    sums: dict[str, Tensor]
-    """Further sums over the same targets, without gradient, by the name they are reported under."""
-    carried: State = None
-    """What the model's rows hand to those that go on where they ended."""
+    """The number of targets; `total` is divided by it once all micro-batches of an update are added up."""
+    stats: Stats
+    """Sums that metrics are computed from, each with its weight."""
+    state: State = None
+    """The recurrent state after the batch, for rows that continue these."""
 
 
 class Criterion(nn.Module):
-    """Turns a model's features into a loss."""
+    """Computes a loss from a model and a batch."""
 
-    sum_names: ClassVar[tuple[str, ...] | None] = None
-    """The names of `Loss.sums`; None where they are not told beforehand."""
+    stat_names: ClassVar[tuple[str, ...]] = ("loss",)
+    """The names in `Loss.stats`."""
 
-    def forward(self, model: Model, batch: Any, carried: State = None) -> Loss:
-        """The loss of `batch` under `model`, whose rows were handed `carried`."""
+    def forward(self, model: Model, batch: Any, state: State = None) -> Loss:
+        """The loss of `batch`.
+
+        Args:
+            model: The model, called as `model(...)` and `model.head(...)` only.
+            batch: What the task's `collate` returns.
+            state: The recurrent state of the rows that these continue; None at the start.
+        """
         raise NotImplementedError
+
+
+def stat(total: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    """An entry of `Loss.stats`: a sum, detached, with its weight."""
+    total = total.detach()
+    # A float32 counts exactly up to 2^24 only, which the tokens of a few updates exceed.
+    return total, torch.full((), float(weight), dtype=torch.float64, device=total.device)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from seqtk.attention import State
-from seqtk.criterions.base import Criterion, CriterionConfig, Loss, criterions
+from seqtk.config.fields import probability
+from seqtk.criterions.base import Criterion, CriterionConfig, Loss, criterions, stat
 from seqtk.models import Model
-from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -16,20 +16,20 @@ class CrossEntropyConfig(CriterionConfig):
 
 @dataclass(frozen=True)
 class LabelSmoothedConfig(CriterionConfig):
-    """Cross entropy with a share of the probability spread over the other tokens."""
+    """Cross entropy with part of the probability spread over the other tokens."""
 
-    label_smoothing: float = 0.1  # ε, spread over the V - 1 tokens that are not the target
+    label_smoothing: float = probability(0.1, help="ε: the probability that is spread over the V - 1 other tokens.")
 
 
 class _TokenCriterion(Criterion):
     label_smoothing: float = 0.0
-    sum_names = ("loss", "nll")
+    stat_names = ("loss", "nll")
 
-    def forward(self, model: Model, batch: Any, carried: State = None) -> Loss:
-        features_BTD, carried = model.read(batch, carried)
+    def forward(self, model: Model, batch: Any, state: State = None) -> Loss:
+        features_BTD, state = model.read(batch, state)
         losses = model.head.losses(features_BTD, batch.target_BT, label_smoothing=self.label_smoothing)
-        sums = {"loss": losses.total.detach(), "nll": losses.nll}
-        return Loss(total=losses.total, weight=batch.weight, sums=sums, carried=carried)
+        stats = {"loss": stat(losses.total, batch.weight), "nll": stat(losses.nll, batch.weight)}
+        return Loss(total=losses.total, weight=batch.weight, stats=stats, state=state)
 
 
 @criterions.register("cross_entropy", CrossEntropyConfig)
@@ -46,6 +46,4 @@ class LabelSmoothedCrossEntropy(_TokenCriterion):
 
     def __init__(self, config: LabelSmoothedConfig) -> None:
         super().__init__()
-        if not 0 <= config.label_smoothing < 1:
-            raise UserError(f"label_smoothing={config.label_smoothing} is not possible: it is a share, less than 1.")
         self.label_smoothing = config.label_smoothing

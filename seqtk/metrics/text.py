@@ -1,56 +1,111 @@
-"""Scores of a whole corpus by sacreBLEU, each with the signature that says how it was computed.
+"""Metrics of generated text by sacreBLEU, each with the signature that says how it was computed.
 
-Validation, generation and scoring all come here, so they agree to the last digit.
+Validation, generation and scoring use these, so they agree to the last digit.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from seqtk.metrics.base import OUTPUTS, Evaluation, Metric, Output, Score, metrics
 from seqtk.utils.errors import UserError, nearest
 
-METRICS = ("bleu", "chrf", "ter")
 BLEU_TOKENIZERS = ("13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "none", "flores200")
 
 
-@dataclass(frozen=True)
-class MetricScore:
-    """One figure of a corpus."""
+class TextMetric(Metric):
+    """A metric that sacreBLEU computes from outputs and their references, of which each output has equally many.
 
-    value: float
-    signature: str
-    """sacreBLEU's, as in `nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:…`."""
-    line: str
-    """As sacreBLEU prints it, without the signature: `BLEU = 28.1 …`."""
+    Args:
+        lowercase: Ignore case. TER always does.
+        tokenize: The tokenizer of BLEU.
+    """
 
-    @property
-    def signed_line(self) -> str:
-        """As sacreBLEU prints it, with the signature: `BLEU|nrefs:1|… = 28.1 …`."""
-        name, equals, rest = self.line.partition(" = ")
-        return f"{name}|{self.signature}{equals}{rest}"
+    needs = (OUTPUTS,)
+
+    def __init__(self, *, lowercase: bool = False, tokenize: str = "13a") -> None:
+        self.lowercase, self.tokenize = lowercase, tokenize
+
+    def build(self) -> Any:
+        """sacreBLEU's metric."""
+        raise NotImplementedError
+
+    def compute(self, evaluation: Evaluation) -> Score:
+        outputs = [item.output for item in evaluation.outputs]
+        references = zip(*(item.references for item in evaluation.outputs), strict=True)
+        metric = self.build()
+        score = metric.corpus_score(outputs, [list(lines) for lines in references])
+        return Score(score.score, signature=str(metric.get_signature()), line=str(score))
+
+
+@metrics.register("bleu", unit="%", higher_is_better=True)
+class Bleu(TextMetric):
+    """BLEU (Papineni et al. 2002)."""
+
+    def build(self) -> Any:
+        from sacrebleu import BLEU  # takes 0.2 s, for which a command that scores nothing need not wait
+
+        if self.tokenize not in BLEU_TOKENIZERS:
+            raise UserError(
+                f"tokenize={self.tokenize}: BLEU has no such tokenizer.", nearest(self.tokenize, BLEU_TOKENIZERS)
+            )
+        try:
+            # `force` silences the warning that the text looks tokenised, which each validation would repeat.
+            return BLEU(lowercase=self.lowercase, tokenize=self.tokenize, force=True)
+        except (ImportError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"tokenize={self.tokenize}: this tokenizer is not installed.", reason) from None
+
+
+@metrics.register("chrf", unit="%", higher_is_better=True)
+class Chrf(TextMetric):
+    """chrF2 (Popović 2015)."""
+
+    def build(self) -> Any:
+        from sacrebleu import CHRF
+
+        return CHRF(lowercase=self.lowercase)
+
+
+@metrics.register("ter", unit="%", higher_is_better=False)
+class Ter(TextMetric):
+    """Translation edit rate (Snover et al. 2006)."""
+
+    def build(self) -> Any:
+        from sacrebleu import TER
+
+        return TER()
 
 
 def corpus_scores(
     hypotheses: Sequence[str],
-    references: Sequence[str],
-    *,
-    metrics: Sequence[str] = ("bleu", "chrf"),
+    *references: Sequence[str],
+    names: Sequence[str] = ("bleu", "chrf"),
     lowercase: bool = False,
     tokenize: str = "13a",
-) -> dict[str, MetricScore]:
-    """The scores of `hypotheses`, line by line against `references`, by the names in `metrics`."""
-    check_lengths({"the hypotheses": hypotheses}, references)
-    scores = {}
-    for name, metric in build_metrics(metrics, lowercase=lowercase, tokenize=tokenize).items():
-        score = metric.corpus_score(list(hypotheses), [list(references)])
-        signature = str(metric.get_signature())
-        scores[name] = MetricScore(value=score.score, signature=signature, line=str(score))
-    return scores
+) -> dict[str, Score]:
+    """The scores of `hypotheses` against one or several sets of references, line by line, by metric.
+
+    Any registered metric that needs only outputs is possible; `lowercase` and `tokenize` apply to sacreBLEU's.
+
+    Raises:
+        UserError: For a name that is no such metric, and for lines that do not pair up.
+    """
+    check_lengths({"the hypotheses": hypotheses}, *references)
+    outputs = [
+        Output(index=index, source="", output=output, references=lines)
+        for index, (output, lines) in enumerate(zip(hypotheses, zip(*references, strict=True), strict=True))
+    ]
+    evaluation = Evaluation(outputs=outputs)
+    return {
+        name: metric.compute(evaluation)
+        for name, metric in build_metrics(names, lowercase=lowercase, tokenize=tokenize).items()
+    }
 
 
 @dataclass(frozen=True)
 class ComparedSystem:
-    """One system in a paired test."""
+    """One system of a paired test."""
 
     system: str
     value: float
@@ -58,12 +113,12 @@ class ComparedSystem:
     half_width: float
     """95 % of the samples' scores lie within mean ± half_width."""
     p_value: float | None
-    """How likely a difference from the first system so large is by chance; None for the first itself."""
+    """The probability of so large a difference from the first system by chance; None for the first."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All systems by one metric, the first being what the others are tested against."""
+    """The systems under one metric; all others are tested against the first."""
 
     name: str
     signature: str
@@ -72,24 +127,27 @@ class Comparison:
 
 def paired_bootstrap(
     systems: Mapping[str, Sequence[str]],
-    references: Sequence[str],
-    *,
-    metrics: Sequence[str] = METRICS,
+    *references: Sequence[str],
+    names: Sequence[str] = ("bleu", "chrf", "ter"),
     lowercase: bool = False,
     tokenize: str = "13a",
     samples: int = 1000,
 ) -> list[Comparison]:
     """sacreBLEU's paired bootstrap test (Koehn 2004) of each system against the first.
 
-    A system that says the same in every line gets p = 1, where sacreBLEU, which counts samples that differ by more
-    than the systems do, finds none and calls the difference certain.
+    A system with the same lines as the first gets p = 1. (sacreBLEU counts samples that differ by more than the
+    systems do; here it finds none and reports p = 0.)
     """
-    check_lengths(systems, references)
+    check_lengths(systems, *references)
     from sacrebleu.significance import PairedTest
 
-    built = build_metrics(metrics, lowercase=lowercase, tokenize=tokenize)
+    built = {}
+    for name, metric in build_metrics(names, lowercase=lowercase, tokenize=tokenize).items():
+        if not isinstance(metric, TextMetric):
+            raise UserError(f"metrics={name}: the paired test compares sacreBLEU's metrics only.")
+        built[name] = metric.build()
     named: list[tuple[str, Sequence[str]]] = [(name, list(lines)) for name, lines in systems.items()]
-    test: Any = PairedTest(named, built, [list(references)], test_type="bs", n_samples=samples)
+    test: Any = PairedTest(named, built, [list(lines) for lines in references], test_type="bs", n_samples=samples)
     signatures, table = test()
     return [
         Comparison(
@@ -110,36 +168,28 @@ def paired_bootstrap(
     ]
 
 
-def build_metrics(metrics: Sequence[str], *, lowercase: bool = False, tokenize: str = "13a") -> dict[str, Any]:
-    """sacreBLEU's metric objects by name. Raises UserError for a name or a tokenizer that it has not."""
-    from sacrebleu import BLEU, CHRF, TER  # 0.2 s, which a command that scores nothing need not wait
-
-    for known, names in ((METRICS, metrics), (BLEU_TOKENIZERS, [tokenize])):
-        for name in names:
-            if name not in known:
-                kind = "metric" if known is METRICS else "tokenizer of BLEU"
-                raise UserError(f"There is no {kind} called '{name}'.", nearest(name, known))
-    makers: dict[str, Callable[[], Any]] = {
-        # `force` silences the warning that the text looks tokenised, which a validation would repeat for ever.
-        "bleu": lambda: BLEU(lowercase=lowercase, tokenize=tokenize, force=True),
-        "chrf": lambda: CHRF(lowercase=lowercase),
-        "ter": TER,
+def build_metrics(names: Sequence[str], *, lowercase: bool = False, tokenize: str = "13a") -> dict[str, Metric]:
+    """Metrics of text by name. Raises UserError for one that is unknown, or that needs more than outputs."""
+    possible = metrics.available((OUTPUTS,))
+    for name in names:
+        if name not in possible:
+            raise UserError(f"metrics={name}: there is no such metric of text.", nearest(name, possible))
+    classes = {name: metrics[name] for name in names}
+    return {
+        name: kind(lowercase=lowercase, tokenize=tokenize) if issubclass(kind, TextMetric) else kind()
+        for name, kind in classes.items()
     }
-    try:
-        return {name: makers[name]() for name in metrics}
-    except (ImportError, RuntimeError) as error:
-        raise UserError(
-            f"BLEU's tokenizer '{tokenize}' is not installed.", str(error).strip().splitlines()[0]
-        ) from None
 
 
-def check_lengths(systems: Mapping[str, Sequence[str]], references: Sequence[str]) -> None:
-    """Raises UserError unless every system has one line for each reference, and there is a line at all."""
-    for name, lines in systems.items():
-        if len(lines) != len(references):
+def check_lengths(systems: Mapping[str, Sequence[str]], *references: Sequence[str]) -> None:
+    """Raises UserError unless all systems and all sets of references have equally many lines, at least one."""
+    if not references or not references[0]:
+        raise UserError("There is no line to score.")
+    lines = len(references[0])
+    others = {f"references {number}": each for number, each in enumerate(references[1:], start=2)}
+    for name, each in {**others, **systems}.items():
+        if len(each) != lines:
             raise UserError(
-                f"The lines do not pair up: {len(lines)} in {name}, {len(references)} references.",
+                f"The lines do not pair up: {len(each)} in {name}, {lines} references.",
                 "Each hypothesis needs one reference, in the same order.",
             )
-    if not references:
-        raise UserError("There is no line to score.")

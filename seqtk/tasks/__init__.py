@@ -3,6 +3,6 @@
 from seqtk.tasks import demo as demo
 from seqtk.tasks import language_modeling as language_modeling
 from seqtk.tasks import translation as translation
-from seqtk.tasks.base import Output, Score, Task, TaskConfig, tasks
+from seqtk.tasks.base import Task, TaskConfig, tasks
 
-__all__ = ["Output", "Score", "Task", "TaskConfig", "tasks"]
+__all__ = ["Task", "TaskConfig", "tasks"]

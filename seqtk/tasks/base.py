@@ -9,7 +9,9 @@ import numpy.typing as npt
 
 from seqtk.config.registry import Registry
 from seqtk.data.batch import Batch
+from seqtk.data.report import TextCount
 from seqtk.generation.search import SearchConfig
+from seqtk.metrics.base import OUTPUTS, TEXT_SIZE, Output
 from seqtk.models import Model, ModelConfig
 
 Assets = dict[str, str]
@@ -38,34 +40,14 @@ class Dataset(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-@dataclass(frozen=True)
-class Score:
-    """A figure with the signature that says how it was computed."""
-
-    value: float
-    signature: str
-
-
-@dataclass(frozen=True)
-class Output:
-    """What a model made of one example, as text."""
-
-    index: int
-    source: str
-    output: str
-    reference: str
-
-
 class Task:
     """Where data, model, criterion and metric meet.
 
     Built as `tasks.build(config)` from its corpus, or as `tasks.build(config, assets=…)` from what a checkpoint holds.
     """
 
-    figure_names: ClassVar[tuple[str, ...] | None] = None
-    """What `figures` can give; of a task that says so, a validation.metric that cannot be is refused at the start."""
-    score_names: ClassVar[tuple[str, ...] | None] = None
-    """What `scores` gives, likewise."""
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "nll", "ppl")
+    """The metrics that a validation and a report give, as far as criterion and data allow them."""
 
     @property
     def continuous(self) -> bool:
@@ -99,14 +81,31 @@ class Task:
         """A new model of the sizes this task's vocabularies have."""
         raise NotImplementedError
 
-    def figures(self, split: str, sums: Mapping[str, float]) -> dict[str, float]:
-        """Further figures of a whole split, from the sums over its targets (`nll`, …) and their number, `weight`."""
-        return {}
+    def text_size(self, split: str, targets: float) -> TextCount | None:
+        """The size of a split's original text; None if it is unknown, or if `targets` targets are not all of it."""
+        return None
 
-    def decode(self, model: Model, batch: Batch, dataset: Any, search: SearchConfig) -> list[Output]:
-        """What the model makes of each row, examples of `dataset`; nothing if all figures are in the loss."""
-        return []
+    def outputs(self, model: Model, batch: Batch, dataset: Any, search: SearchConfig) -> list[Output]:
+        """The model's output for each row of `batch`, whose examples are of `dataset`. Optional: see `has_outputs`."""
+        raise NotImplementedError
 
-    def scores(self, outputs: Sequence[Output]) -> dict[str, Score]:
-        """The figures of a whole split's outputs, by name."""
-        return {}
+    @classmethod
+    def has_outputs(cls) -> bool:
+        """Whether this task implements `outputs`, for the metrics that need them."""
+        return cls.outputs is not Task.outputs
+
+    def provides(self, split: str, *, stats: Sequence[str], targets: float, outputs: bool = True) -> set[str]:
+        """Which needs of metrics are met for a split of so many targets.
+
+        Args:
+            split: The split that is read.
+            stats: Names of the criterion's statistics.
+            targets: The number of targets that are scored.
+            outputs: Whether the model's outputs are wanted.
+        """
+        met = {*stats}
+        if outputs and self.has_outputs():
+            met.add(OUTPUTS)
+        if self.text_size(split, targets) is not None:
+            met.add(TEXT_SIZE)
+        return met

@@ -1,6 +1,5 @@
 """Language modelling: a stream of tokens in, nats and bits of each unit of the text out."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,6 @@ from seqtk.models import Model, ModelConfig, build_model
 from seqtk.tasks.base import Assets, Task, TaskConfig, tasks
 from seqtk.tasks.text import open_data, tokenizer_assets, tokenizer_from
 from seqtk.utils.errors import UserError
-
-_LARGEST_EXPONENT = 700.0
 
 
 @dataclass(frozen=True)
@@ -31,8 +28,7 @@ class LanguageModelingConfig(TaskConfig):
 class LanguageModelingTask(Task):
     """One vocabulary, one tokenizer, and the blocks of a stream. Validation and test text are the first shard's."""
 
-    figure_names = ("bits_per_token", "bits_per_byte", "bits_per_character", "word_ppl")
-    score_names = ()
+    metrics = ("loss", "nll", "ppl", "bits_per_token", "bits_per_byte", "bits_per_character", "word_ppl")
 
     def __init__(self, config: LanguageModelingConfig, *, assets: Mapping[str, str] | None = None) -> None:
         super().__init__(config)
@@ -83,14 +79,10 @@ class LanguageModelingTask(Task):
         """The text whose ids these are."""
         return self.tokenizer.decode(self.vocabulary.decode(ids))
 
-    def figures(self, split: str, sums: Mapping[str, float]) -> dict[str, float]:
-        """Bits per token and, where the size of the text is known and all of it was scored, per unit of the text."""
-        if "nll" not in sums:
-            return {}
+    def text_size(self, split: str, targets: float) -> TextCount | None:
         data = self.open()
-        text = data.text_count(split)
-        whole = sums["weight"] == data.split(split, data.source_lang).total
-        return text_figures(sums["nll"], sums["weight"], text if whole else None)
+        whole = targets == data.split(split, data.source_lang).total
+        return data.text_count(split) if whole else None
 
     def _directories(self) -> list[str]:
         return [directory for directory in self.config.data.split(",") if directory]
@@ -122,15 +114,3 @@ def _one_sided(data: DataBin) -> DataBin:
             "A language model needs one-sided text: seqtk-preprocess without target_lang= makes it.",
         )
     return data
-
-
-def text_figures(nll: float, tokens: float, text: TextCount | None) -> dict[str, float]:
-    """The figures of so many nats over so many tokens; those of other units too where all of a `text` was scored."""
-    bits = nll / math.log(2)
-    found = {"bits_per_token": bits / max(tokens, 1.0)}
-    if text is not None:
-        found["bits_per_byte"] = bits / max(text.bytes, 1)
-        found["bits_per_character"] = bits / max(text.characters, 1)
-        # As published for corpora of words: the end of each line counts as a word.
-        found["word_ppl"] = math.exp(min(nll / max(text.words + text.lines, 1), _LARGEST_EXPONENT))
-    return found

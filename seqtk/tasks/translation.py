@@ -11,9 +11,9 @@ from seqtk.data.databin import DataBin
 from seqtk.data.indexed import IndexedDataset
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.generation.search import SearchConfig, search
-from seqtk.metrics.text import corpus_scores
+from seqtk.metrics import Output
 from seqtk.models import Model, ModelConfig, build_model
-from seqtk.tasks.base import Assets, Output, Score, Task, TaskConfig, tasks
+from seqtk.tasks.base import Assets, Task, TaskConfig, tasks
 from seqtk.tasks.text import open_data, tokenizer_assets, tokenizer_from
 from seqtk.utils.errors import UserError
 
@@ -67,8 +67,7 @@ class PairDataset:
 class TranslationTask(Task):
     """Two vocabularies, two tokenizers, and pairs of sentences."""
 
-    figure_names = ()
-    score_names = ("bleu", "chrf")
+    metrics = ("loss", "nll", "ppl", "bleu", "chrf")
 
     def __init__(self, config: TranslationConfig, *, assets: Mapping[str, str] | None = None) -> None:
         super().__init__(config)
@@ -135,7 +134,7 @@ class TranslationTask(Task):
         """The line whose target ids these are."""
         return self.target_tokenizer.decode(self.target_vocabulary.decode(ids))
 
-    def decode(self, model: Model, batch: Batch, dataset: PairDataset, search_config: SearchConfig) -> list[Output]:
+    def outputs(self, model: Model, batch: Batch, dataset: PairDataset, search_config: SearchConfig) -> list[Output]:
         assert isinstance(batch, TranslationBatch)
         found = search([model], batch, search_config, vocabulary=self.target_vocabulary)
         return [
@@ -145,13 +144,11 @@ class TranslationTask(Task):
                 if dataset.source_lines
                 else self.source_text(dataset.source[index].tolist()),
                 output="" if dataset.is_blank(index) else self.target_text(hypotheses[0].tokens),
-                reference=dataset.target_lines[index]
-                if dataset.target_lines
-                else self.target_text(dataset.target[index].tolist()),
+                references=(
+                    dataset.target_lines[index]
+                    if dataset.target_lines
+                    else self.target_text(dataset.target[index].tolist()),
+                ),
             )
             for index, hypotheses in zip(batch.ids_B.tolist(), found, strict=True)
         ]
-
-    def scores(self, outputs: Sequence[Output]) -> dict[str, Score]:
-        scores = corpus_scores([item.output for item in outputs], [item.reference for item in outputs])
-        return {name: Score(score.value, score.signature) for name, score in scores.items()}

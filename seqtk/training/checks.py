@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
-from seqtk.criterions import criterions
+from seqtk.criterions import Criterion
 from seqtk.data.plan import epoch_batches, usable
 from seqtk.generation.length_limits import Side, longest_source, longest_target, narrowest_layer
+from seqtk.metrics import metrics
+from seqtk.metrics.base import OUTPUTS, TEXT_SIZE
 from seqtk.models import Model
 from seqtk.tasks import Task
 from seqtk.tasks.base import Dataset
@@ -13,14 +15,14 @@ from seqtk.training.parallel import World
 from seqtk.utils.errors import UserError, how_many
 
 
-def check_data(config: TrainConfig, *, task: Task, model: Model, train_set: Dataset) -> None:
+def check_data(config: TrainConfig, *, task: Task, model: Model, criterion: Criterion, train_set: Dataset) -> None:
     """Refuse streams that cannot be, examples longer than the model can take, and a measure that nothing gives."""
     if config.batch.streams is not None:
         _check_streams(config.batch.streams, task=task, model=model, samples=len(train_set))
     kept, _ = usable(train_set.sizes_ND, config.batch)
     valid = task.dataset(config.validation.split)
     limits = {"source": longest_source([model]), "target": longest_target([model])}
-    _check_metric(config, task=task, targets=int(valid.sizes_ND[:, -1].sum()))
+    _check_metrics(config, task=task, criterion=criterion, targets=int(valid.sizes_ND[:, -1].sum()))
     if not len(kept):
         epoch_batches(train_set.sizes_ND, config.batch, seed=config.seed, epoch=1)  # says why
     for split, sizes_ND in (("training", train_set.sizes_ND[kept]), ("validation", valid.sizes_ND)):
@@ -59,19 +61,25 @@ def _check_streams(streams: int, *, task: Task, model: Model, samples: int) -> N
     model.check_carrying()
 
 
-def _check_metric(config: TrainConfig, *, task: Task, targets: int) -> None:
-    """Refuse a figure that the task knows, but cannot give for want of something in the data."""
-    metric, split = config.validation.metric, config.validation.split
-    sums = criterions.class_of(type(config.criterion)).sum_names
-    if sums is None or metric not in (task.figure_names or ()):
-        return
-    found = task.figures(split, {**dict.fromkeys(sums, 0.0), "weight": float(targets)})
-    if metric not in found:
-        raise UserError(
-            f"validation.metric={metric} cannot be had of the split '{split}' of {config.task.data}.",
-            "It needs the size of all of its text, which seqtk-preprocess notes in preprocess.json.",
-            f"Set validation.metric to one of {', '.join([*sums, 'ppl', *found])}.",
-        )
+_HOW_TO_PROVIDE = {
+    OUTPUTS: "outputs, which this task does not have",
+    TEXT_SIZE: "the text size that seqtk-preprocess records in preprocess.json, and a split that is scored whole",
+}
+
+
+def _check_metrics(config: TrainConfig, *, task: Task, criterion: Criterion, targets: int) -> None:
+    """Raises UserError for a metric whose needs are not met by task, criterion and data, with those whose are."""
+    split = config.validation.split
+    met = task.provides(split, stats=criterion.stat_names, targets=targets, outputs=config.validation.decode)
+    for key, name in config.validation.named_metrics():
+        missing = [need for need in metrics[name].needs if need not in met]
+        if missing:
+            needs = ", ".join(_HOW_TO_PROVIDE.get(need, f"a criterion that returns '{need}'") for need in missing)
+            raise UserError(
+                f"{key}={name} is not available for split '{split}' of {config.task.data}.",
+                f"It needs {needs}.",
+                f"Available: {', '.join(metrics.available(met))}.",
+            )
 
 
 def introduction(config: TrainConfig, *, model: Model, train_set: Dataset, world: World) -> Iterator[str]:

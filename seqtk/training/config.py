@@ -5,10 +5,13 @@ from operator import attrgetter
 from typing import ClassVar, Literal
 
 from seqtk.config import schema
-from seqtk.criterions import CriterionConfig, criterions
+from seqtk.config.fields import setting
+from seqtk.criterions import CriterionConfig
 from seqtk.criterions.cross_entropy import LabelSmoothedConfig
 from seqtk.data.plan import BatchingConfig
 from seqtk.generation.search import SearchConfig
+from seqtk.metrics import metrics
+from seqtk.metrics.base import OUTPUTS
 from seqtk.models import ModelConfig
 from seqtk.models.transformer import TransformerConfig
 from seqtk.optim import OptimizerConfig, ScheduleConfig
@@ -25,10 +28,15 @@ class ValidationConfig:
 
     every: int = 0  # updates between validations; 0: at the end of each epoch
     split: str = "valid"  # of the data-bin directory
-    metric: str = "loss"  # what "best" means: loss, nll, ppl, bits_per_byte, word_ppl, … (lower), bleu, chrf (higher)
+    metric: str = setting("loss", help="The metric that chooses the best model. Its direction is the metric's own.")
+    metrics: tuple[str, ...] | None = setting(None, help="The metrics that are reported. null: those of the task.")
     decode: bool = False  # translate the split as well, for BLEU and chrF
     search: SearchConfig = SearchConfig()
     patience: int = 0  # stop after so many validations without a new best; 0: never
+
+    def named_metrics(self) -> list[tuple[str, str]]:
+        """Every metric that the config names, with its key."""
+        return [("validation.metric", self.metric), *(("validation.metrics", name) for name in self.metrics or ())]
 
 
 @dataclass(frozen=True)
@@ -85,22 +93,16 @@ class TrainConfig:
             value = attrgetter(key)(self)
             if value is not None and not value >= least:
                 raise UserError(f"{key}={value} must be at least {least}.")
-        self._check_metric()
+        self._check_metrics()
         self.validation.search.check()
 
-    def _check_metric(self) -> None:
-        """Refuse a figure that no validation will give, as far as task and criterion say which there are."""
-        metric = self.validation.metric
-        task, criterion = tasks.class_of(type(self.task)), criterions.class_of(type(self.criterion))
-        if task.figure_names is None or task.score_names is None or criterion.sum_names is None:
-            return
-        known = [*criterion.sum_names, *task.figure_names, *task.score_names]
-        known += ["ppl"] if "nll" in known else []
-        if metric not in known:
-            name = tasks.name_of(type(self.task))
-            raise UserError(f"validation.metric={metric} is no figure of '{name}'.", nearest(metric, known))
-        if metric in task.score_names and not self.validation.decode:
-            raise UserError(f"validation.metric={metric} needs validation.decode=true.")
+    def _check_metrics(self) -> None:
+        for key, name in self.validation.named_metrics():
+            if name not in metrics:
+                raise UserError(f"{key}={name}: there is no such metric.", nearest(name, metrics))
+            able = tasks.class_of(type(self.task)).has_outputs()
+            if OUTPUTS in metrics[name].needs and able and not self.validation.decode:
+                raise UserError(f"{key}={name}: this metric needs the model's outputs.", "Set validation.decode=true.")
 
     def length_key(self, slot: str) -> str:
         """The key that sets `max_length` at a slot: the one for all layers where it reaches this one, or its own."""

@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_map
 
 from seqtk.attention import State
 from seqtk.criterions import Criterion
+from seqtk.criterions.base import Stats
 from seqtk.models import Model
 
 
@@ -22,8 +23,8 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.criterion, self.bf16 = model, criterion, bf16
 
-    def forward(self, batch: Any, carried: State = None) -> tuple[Tensor, dict[str, Tensor], State]:
-        """The total that is minimised, a sum over the batch's targets, and the sums that are reported.
+    def forward(self, batch: Any, carried: State = None) -> tuple[Tensor, Stats, State]:
+        """The total that is minimised, a sum over the batch's targets, and the sums that metrics are computed from.
 
         `carried` is what the model's rows were handed by those before them; last, without gradient, what they hand on.
         """
@@ -34,4 +35,4 @@ class Objective(nn.Module):
             penalty = layer.aux_loss()
             if penalty is not None:
                 total = total + penalty * loss.weight
-        return total, loss.sums, tree_map(lambda leaf: None if leaf is None else leaf.detach().clone(), loss.carried)
+        return total, loss.stats, tree_map(lambda leaf: None if leaf is None else leaf.detach().clone(), loss.state)

@@ -19,9 +19,11 @@ from torch import nn
 
 from seqtk.checkpoint.run_state import Checkpoints, TrainState
 from seqtk.criterions import criterions
+from seqtk.criterions.base import Stats
 from seqtk.data.batch import Batch
 from seqtk.data.loader import load_updates
 from seqtk.data.plan import Position, epoch_plan
+from seqtk.metrics import Evaluation, metrics
 from seqtk.optim import optimizers, schedules, set_rate
 from seqtk.tasks import tasks
 from seqtk.training.checks import check_data, introduction
@@ -31,9 +33,12 @@ from seqtk.training.parallel import World
 from seqtk.training.resume import Difference, listed
 from seqtk.training.stream_state import Carried
 from seqtk.training.train_step import Objective
-from seqtk.training.validation import GivenUpError, higher_is_better, validate
+from seqtk.training.validation import GivenUpError, reported_metrics, validate
 from seqtk.utils.errors import UserError
 from seqtk.utils.memory import peak_memory_gib
+
+OF_WEIGHTS = "/weight"
+"""Ends the name of the sum of a statistic's weights, beside the statistic's own."""
 
 
 class NotFiniteError(UserError):
@@ -59,7 +64,7 @@ class Trainer:
         self.state = TrainState()
         self.changed: list[Difference] = []
         self.carried = Carried(config.batch.streams, world=world, update_freq=config.update_freq)
-        check_data(config, task=self.task, model=self.model, train_set=self.train_set)
+        check_data(config, task=self.task, model=self.model, criterion=criterion, train_set=self.train_set)
         folder = self.checkpoints.latest()
         if folder is not None:
             self.state, self.changed = self.checkpoints.restore(folder, self.model, self.optimizer, self.task)
@@ -152,7 +157,8 @@ class Trainer:
             started = time.monotonic()
 
     def update(self, micro_batches: Sequence[Batch]) -> dict[str, float]:
-        """One update of the weights. Returns sums over all processes: each reported sum, `weight`, `norm`.
+        """One update of the weights. Returns sums over all processes: of each statistic and of its weights, and
+        `weight` and `norm`.
 
         Raises NotFiniteError, before anything changes that a checkpoint holds, if the gradient is not finite.
         """
@@ -162,7 +168,7 @@ class Trainer:
         torch.manual_seed(int(seed))
         self.wrapped.train()
         (weight,) = self.world.sums([float(sum(batch.weight for batch in micro_batches))])
-        sums: dict[str, torch.Tensor] = {}
+        stats: Stats = {}
         for index, batch in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
             with self.world.gradient_sync(self.wrapped, enabled=is_last):
@@ -170,8 +176,9 @@ class Trainer:
                 total, reported, carried = self.wrapped(batch, carried)
                 self.carried.out_of(index, carried)
                 (total * (self.world.size / weight)).backward()
-            for name, value in reported.items():
-                sums[name] = sums[name] + value if name in sums else value
+            for name, (value, its_weight) in reported.items():
+                before = stats.get(name, (0.0, 0.0))
+                stats[name] = before[0] + value, before[1] + its_weight
         norm = float(nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None))
         if not math.isfinite(norm):
             self.carried.states = handed
@@ -187,10 +194,11 @@ class Trainer:
         generator = torch.Generator().manual_seed(int(for_all))
         for _, layer in self.model.attention_layers():
             layer.after_update(step + 1, generator)
-        names = sorted(sums)
-        *totals, noted = self.world.sums([*(float(sums[name]) for name in names), float(self._noted_signal)])
+        sums = {name: float(pair[0]) for name, pair in stats.items()}
+        sums |= {f"{name}{OF_WEIGHTS}": float(pair[1]) for name, pair in stats.items()}
+        *totals, noted = self.world.sums([*(sums[name] for name in sorted(sums)), float(self._noted_signal)])
         self._stop_if(noted)
-        return {**dict(zip(names, totals, strict=True)), "weight": weight, "norm": norm}
+        return {**dict(zip(sorted(sums), totals, strict=True)), "weight": weight, "norm": norm}
 
     def _after_update(self, log: Logger, *, epoch_ended: bool) -> None:
         config, update = self.config, self.state.update
@@ -208,10 +216,11 @@ class Trainer:
     def _log_interval(self, log: Logger) -> None:
         sums = self.state.interval
         weight, count = sums["weight"], sums["updates"]
-        own = {name for name in sums if name not in {"weight", "updates", "seconds", "norm"}}
-        figures = {name: sums[name] / weight for name in sorted(own)}
-        if "nll" in figures:
-            figures["ppl"] = math.exp(min(figures["nll"], 700.0))
+        others = ("weight", "updates", "seconds", "norm")
+        names = [name for name in sorted(sums) if name not in others and not name.endswith(OF_WEIGHTS)]
+        stats = {name: (sums[name], sums.get(f"{name}{OF_WEIGHTS}", weight)) for name in names}
+        scores = metrics.compute(reported_metrics(self.config, self.task), Evaluation(stats))
+        figures = {name: score.value for name, score in scores.items()}
         log.figures(
             "train",
             self.state.update,
@@ -242,13 +251,9 @@ class Trainer:
             return
         metric = config.validation.metric
         if metric not in figures:
-            raise UserError(
-                f"validation.metric={metric} is not among the figures: {', '.join(figures)}.",
-                "Some need validation.decode=true, others the size of the text in preprocess.json.",
-            )
+            raise UserError(f"validation.metric={metric} was not computed; only {', '.join(figures)} were.")
         value, best = float(figures[metric]), self.state.best
-        higher = higher_is_better(metric)
-        is_best = math.isfinite(value) and (best is None or (value > best if higher else value < best))
+        is_best = math.isfinite(value) and metrics[metric]().is_better(value, best)
         self.state = self.state.after(
             best=value if is_best else best,
             validations_without_best=0 if is_best else self.state.validations_without_best + 1,
@@ -257,11 +262,13 @@ class Trainer:
         best_figure = {} if self.state.best is None else {f"best_{metric}": self.state.best}
         log.figures("valid", self.state.update, {**figures, **best_figure})
         for number, output in enumerate(outputs[: config.log.samples]):
-            shown = f"**source** {output.source}\n\n**output** {output.output}\n\n**reference** {output.reference}"
+            shown = f"**source** {output.source}\n\n**output** {output.output}\n\n**reference** {output.references[0]}"
             log.text(f"sample {number}", self.state.update, shown)
         if self.world.is_first:
             numbers = {name: value for name, value in figures.items() if isinstance(value, float)}
-            self.checkpoints.export_best(self.model, self.state, self.task, numbers, higher=higher)
+            self.checkpoints.export_best(
+                self.model, self.state, self.task, numbers, higher=metrics[metric].higher_is_better
+            )
             self.checkpoints.save_state(self.state)
         self._all_have_to_stop()
 

@@ -1,6 +1,5 @@
 """Validation: the loss of a split, and, if asked, what the model makes of it."""
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -8,19 +7,20 @@ import torch
 
 from seqtk.data.loader import load_batches
 from seqtk.data.plan import ordered_batches, stream_rows
-from seqtk.tasks import Output, Task
+from seqtk.metrics import Evaluation, Output, metrics
+from seqtk.tasks import Task
 from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import World
 from seqtk.training.stream_state import Carried
 from seqtk.training.train_step import Objective
 
 NOTHING = np.empty(0, dtype=np.int64)
-HIGHER_IS_BETTER = {"bleu", "chrf", "accuracy"}
 
 
-def higher_is_better(metric: str) -> bool:
-    """Whether a larger value of `metric` is a better one."""
-    return metric in HIGHER_IS_BETTER
+def reported_metrics(config: TrainConfig, task: Task) -> list[str]:
+    """The names of the metrics that a validation reports: those of the config or of the task, and the one compared."""
+    names = task.metrics if config.validation.metrics is None else config.validation.metrics
+    return list(dict.fromkeys([*names, config.validation.metric]))
 
 
 class GivenUpError(Exception):
@@ -52,7 +52,8 @@ def validate(
     else:
         (own,) = carried.parts
         batches = [rows[own] for rows in stream_rows(len(dataset), config.batch.streams)]
-    sums: dict[str, float] = {"weight": 0.0}
+    sums: dict[str, tuple[float, float]] = {}
+    targets = 0
     outputs: list[Output] = []
     loaded = load_batches(
         [indices for indices in batches if len(indices)],
@@ -69,33 +70,26 @@ def validate(
         batch = next(loaded)
         _, reported, after = objective(batch, carried.into(0, rows=len(batch.ids_B)))
         carried.out_of(0, after)
-        sums["weight"] += batch.weight
-        for name, value in reported.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
-        if config.validation.decode:
-            outputs += task.decode(objective.model, batch, dataset, config.validation.search)
-    totals = _totals(world, sums)
-    figures = {**means(totals), **task.figures(config.validation.split, totals)}
+        targets += batch.weight
+        for name, (value, weight) in reported.items():
+            before = sums.get(name, (0.0, 0.0))
+            sums[name] = before[0] + float(value), before[1] + float(weight)
+        if config.validation.decode and task.has_outputs():
+            outputs += task.outputs(objective.model, batch, dataset, config.validation.search)
     gathered = [output for part in world.gather(outputs) for output in part]
     gathered.sort(key=lambda output: output.index)
-    if gathered:
-        for name, score in task.scores(gathered).items():
-            figures[name] = score.value
-            figures[f"{name}_signature"] = score.signature
+    (all_targets,) = world.sums([float(targets)])
+    text = task.text_size(config.validation.split, all_targets)
+    scores = metrics.compute(reported_metrics(config, task), Evaluation(_totals(world, sums), gathered, text))
+    figures: dict[str, float | str] = {name: score.value for name, score in scores.items()}
+    figures |= {f"{name}_signature": score.signature for name, score in scores.items() if score.signature}
     return figures, gathered
 
 
-def _totals(world: World, sums: dict[str, float]) -> dict[str, float]:
+def _totals(world: World, sums: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
     """The sums over all processes."""
     # A process without a batch has no names: take them from all.
     names = sorted({name for part in world.gather(list(sums)) for name in part})
-    return dict(zip(names, world.sums([sums.get(name, 0.0) for name in names]), strict=True))
-
-
-def means(totals: dict[str, float]) -> dict[str, float | str]:
-    """What each target costs in the mean, from sums over all of them and their number, `weight`."""
-    weight = max(totals["weight"], 1.0)
-    figures: dict[str, float | str] = {name: total / weight for name, total in totals.items() if name != "weight"}
-    if "nll" in totals:
-        figures["ppl"] = math.exp(min(totals["nll"] / weight, 700.0))
-    return figures
+    own = [sums.get(name, (0.0, 0.0)) for name in names]
+    totals, weights = world.sums([total for total, _ in own]), world.sums([weight for _, weight in own])
+    return dict(zip(names, zip(totals, weights, strict=True), strict=True))

@@ -15,6 +15,8 @@ from seqtk.data.indexed import IndexedWriter
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.generation.config import SearchConfig
 from seqtk.generation.search import search
+from seqtk.metrics import Evaluation
+from seqtk.metrics.text import Bleu
 from seqtk.models.encoder import EncoderConfig
 from seqtk.models.stacks import DecoderConfig
 from seqtk.models.transformer import TransformerConfig
@@ -164,7 +166,7 @@ def test_validation_says_and_scores_the_same_of_kept_text(run, folder, kept_text
     loaded.task.open(DataBin(folder / "data-bin"))
     dataset = loaded.task.dataset("test")
     batch = loaded.task.collate([dataset[index] for index in range(len(dataset))])
-    outputs = loaded.task.decode(loaded.model, batch, dataset, SearchConfig(beam=2, max_length_b=5))
+    outputs = loaded.task.outputs(loaded.model, batch, dataset, SearchConfig(beam=2, max_length_b=5))
     assert [output.output for output in outputs] == run("data=data-bin").out.split("\n")[:-1]
 
 
@@ -175,14 +177,14 @@ def test_validation_says_and_scores_the_same(run, folder):
     task.open(DataBin(folder / "data-bin"))
     dataset = task.dataset("test")
     batch = task.collate([dataset[index] for index in range(len(dataset)) if index % 5 != 2])
-    outputs = task.decode(loaded.model, batch, dataset, SearchConfig(beam=2, max_length_b=5))
+    outputs = task.outputs(loaded.model, batch, dataset, SearchConfig(beam=2, max_length_b=5))
     written = run("data=data-bin")
     lines = written.out.splitlines()
     assert [output.output for output in outputs] == [line for number, line in enumerate(lines) if number % 5 != 2]
     (folder / "kept").write_text("".join(f"{output.output}\n" for output in outputs))
-    (folder / "kept.en").write_text("".join(f"{output.reference}\n" for output in outputs))
+    (folder / "kept.en").write_text("".join(f"{output.references[0]}\n" for output in outputs))
     scored = run("hypothesis=kept", "reference=kept.en", "metrics=bleu", command=score).out
-    bleu = task.scores(outputs)["bleu"]
+    bleu = Bleu().compute(Evaluation(outputs=outputs))
     assert f"BLEU|{bleu.signature} = {bleu.value:.2f} " in scored
 
 

@@ -51,10 +51,11 @@ def test_a_batch_cut_in_two_adds_up(model: Transformer, config: object, cut: int
     second, second_gradients = computed(criterion, model, pairs()[cut:])
     assert whole.weight == first.weight + second.weight == sum(len(target) for _, _, target in pairs())
     torch.testing.assert_close(whole.total, first.total + second.total)
-    assert whole.sums.keys() == first.sums.keys() == {"loss", "nll"}
-    for name, value in whole.sums.items():
+    assert whole.stats.keys() == first.stats.keys() == {"loss", "nll"}
+    for name, (value, weight) in whole.stats.items():
         assert not value.requires_grad
-        torch.testing.assert_close(value, first.sums[name] + second.sums[name])
+        torch.testing.assert_close(value, first.stats[name][0] + second.stats[name][0])
+        assert weight == first.stats[name][1] + second.stats[name][1] == whole.weight
     for together, one, other in zip(whole_gradients, first_gradients, second_gradients, strict=True):
         torch.testing.assert_close(together, one + other)
 
@@ -68,9 +69,9 @@ def test_equals_torch(model: Transformer, config: object) -> None:
     settings = {"ignore_index": PAD, "reduction": "sum"}
     wanted = functional.cross_entropy(logits_NV, batch.target_BT.flatten(), label_smoothing=smoothing, **settings)
     torch.testing.assert_close(loss.total, wanted)
-    torch.testing.assert_close(loss.sums["loss"], wanted.detach())
+    torch.testing.assert_close(loss.stats["loss"][0], wanted.detach())
     torch.testing.assert_close(
-        loss.sums["nll"], functional.cross_entropy(logits_NV, batch.target_BT.flatten(), **settings).detach()
+        loss.stats["nll"][0], functional.cross_entropy(logits_NV, batch.target_BT.flatten(), **settings).detach()
     )
 
 

@@ -10,7 +10,7 @@ BAD = [line.replace("cat", "bird").replace("talk", "speak").replace("runs", "wal
 
 
 def test_scores_are_sacrebleus_to_the_last_digit():
-    scores = corpus_scores(GOOD, REFERENCES, metrics=("bleu", "chrf", "ter"))
+    scores = corpus_scores(GOOD, REFERENCES, names=("bleu", "chrf", "ter"))
     assert scores["bleu"].value == sacrebleu.corpus_bleu(GOOD, [REFERENCES]).score
     assert scores["chrf"].value == sacrebleu.corpus_chrf(GOOD, [REFERENCES]).score
     assert scores["ter"].value == sacrebleu.corpus_ter(GOOD, [REFERENCES]).score
@@ -33,7 +33,7 @@ def test_options_reach_the_signature_and_the_score():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"metrics": ["blue"]}, "Did you mean 'bleu'"),
+        ({"names": ["blue"]}, "Did you mean 'bleu'"),
         ({"tokenize": "31a"}, "Did you mean '13a'"),
     ],
 )
@@ -50,7 +50,7 @@ def test_lines_that_do_not_pair_up_are_refused():
 
 
 def test_the_bootstrap_tells_systems_apart():
-    (bleu,) = paired_bootstrap({"good": GOOD, "bad": BAD, "copy": list(GOOD)}, REFERENCES, metrics=["bleu"], samples=50)
+    (bleu,) = paired_bootstrap({"good": GOOD, "bad": BAD, "copy": list(GOOD)}, REFERENCES, names=["bleu"], samples=50)
     good, bad, copy = bleu.rows
     assert bleu.name == "BLEU"
     assert "bs:50" in bleu.signature
@@ -59,3 +59,14 @@ def test_the_bootstrap_tells_systems_apart():
     assert bad.value < good.value
     assert bad.p_value == pytest.approx(1 / 51)
     assert copy.p_value == 1.0
+
+
+def test_several_references_are_sacrebleus():
+    other = [line.replace("mat", "rug") for line in REFERENCES]
+    scores = corpus_scores(BAD, REFERENCES, other, names=("bleu", "chrf", "ter"))
+    assert scores["bleu"].value == sacrebleu.corpus_bleu(BAD, [REFERENCES, other]).score
+    assert scores["chrf"].value == sacrebleu.corpus_chrf(BAD, [REFERENCES, other]).score
+    assert scores["ter"].value == sacrebleu.corpus_ter(BAD, [REFERENCES, other]).score
+    assert "nrefs:2" in scores["bleu"].signature
+    with pytest.raises(UserError, match="references 2"):
+        corpus_scores(BAD, REFERENCES, other[1:])

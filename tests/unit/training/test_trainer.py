@@ -314,7 +314,7 @@ def test_validation_counts_every_target_once(tiny_corpus: Path, tmp_path: Path) 
     run.model.eval()
     with torch.no_grad():
         batches = [run.task.collate([dataset[index]]) for index in range(len(dataset))]
-        total = sum(float(run.objective(batch)[1]["nll"]) for batch in batches)
+        total = sum(float(run.objective(batch)[1]["nll"][0]) for batch in batches)
     assert figures[0]["nll"] == pytest.approx(total / dataset.sizes_ND[:, 1].sum(), rel=1e-5)
 
 
@@ -335,11 +335,22 @@ def test_validation_decodes_and_scores(tiny_corpus: Path, tmp_path: Path) -> Non
 
 
 def test_a_metric_that_is_not_there_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"validation\.metric=bleu needs validation\.decode=true"):
-        trainer(tiny_corpus, tmp_path, validation__metric="bleu")
-    for metric, meant in {"blue": "bleu", "bits_per_byte": "bleu, chrf, loss, nll, ppl"}.items():
-        with pytest.raises(UserError, match=rf"validation\.metric={metric}(.|\n)*{meant}"):
+    for metric, fix in {
+        "bleu": r"validation\.decode=true",
+        "blue": "bleu",
+        "bits_per_byte": "bits_per_token, loss, nll, ppl",
+        "accuracy": "bits_per_token, loss, nll, ppl",
+    }.items():
+        with pytest.raises(UserError, match=rf"validation\.metric={metric}(.|\n)*{fix}"):
             trainer(tiny_corpus, tmp_path, validation__metric=metric)
+
+
+def test_validation_metrics_choose_what_is_reported(tiny_corpus: Path, tmp_path: Path) -> None:
+    trainer(tiny_corpus, tmp_path, max_updates=2, validation__metrics=["bits_per_token"]).fit()
+    lines = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    for line in lines:
+        assert {"bits_per_token", "loss"} <= line.keys()
+        assert not {"nll", "ppl"} & line.keys()
 
 
 def test_a_run_without_an_end_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:

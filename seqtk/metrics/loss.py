@@ -1,0 +1,94 @@
+"""Metrics computed from the sums of a criterion: losses, perplexities, bits per unit of the text, accuracy."""
+
+import math
+
+from seqtk.metrics.base import TEXT_SIZE, Evaluation, Metric, Score, metrics
+
+LARGEST_EXPONENT = 700.0
+"""Perplexities are capped at exp(700), the largest power of e that a float holds."""
+
+
+@metrics.register("loss", unit="per target", higher_is_better=False)
+class MeanLoss(Metric):
+    """What is minimised, per target, without the penalties of attention layers."""
+
+    needs = ("loss",)
+
+    def compute(self, evaluation: Evaluation) -> Score:
+        return Score(evaluation.mean("loss"))
+
+
+@metrics.register("nll", unit="nats per target", higher_is_better=False)
+class NegativeLogLikelihood(Metric):
+    """The negative log-likelihood of the targets."""
+
+    needs = ("nll",)
+
+    def compute(self, evaluation: Evaluation) -> Score:
+        return Score(evaluation.mean("nll"))
+
+
+@metrics.register("ppl", unit="perplexity per target", higher_is_better=False)
+class Perplexity(Metric):
+    """exp(nll)."""
+
+    needs = ("nll",)
+
+    def compute(self, evaluation: Evaluation) -> Score:
+        return Score(math.exp(min(evaluation.mean("nll"), LARGEST_EXPONENT)))
+
+
+@metrics.register("bits_per_token", unit="bits per token", higher_is_better=False)
+class BitsPerToken(Metric):
+    """nll in bits."""
+
+    needs = ("nll",)
+
+    def compute(self, evaluation: Evaluation) -> Score:
+        total, weight = evaluation.stats["nll"]
+        return Score(total / math.log(2) / max(weight, 1.0))
+
+
+class _PerUnitOfText(Metric):
+    needs = ("nll", TEXT_SIZE)
+
+    def bits_per(self, evaluation: Evaluation, units: int) -> Score:
+        return Score(evaluation.stats["nll"][0] / math.log(2) / max(units, 1))
+
+
+@metrics.register("bits_per_byte", unit="bits per byte", higher_is_better=False)
+class BitsPerByte(_PerUnitOfText):
+    """The bits that the text costs, per byte of its UTF-8 form; comparable between vocabularies."""
+
+    def compute(self, evaluation: Evaluation) -> Score:
+        assert evaluation.text is not None
+        return self.bits_per(evaluation, evaluation.text.bytes)
+
+
+@metrics.register("bits_per_character", unit="bits per character", higher_is_better=False)
+class BitsPerCharacter(_PerUnitOfText):
+    """The bits that the text costs, per Unicode code point; comparable between vocabularies."""
+
+    def compute(self, evaluation: Evaluation) -> Score:
+        assert evaluation.text is not None
+        return self.bits_per(evaluation, evaluation.text.characters)
+
+
+@metrics.register("word_ppl", unit="perplexity per word", higher_is_better=False)
+class WordPerplexity(_PerUnitOfText):
+    """Perplexity per word of the text, where the end of each line counts as a word, as published for word corpora."""
+
+    def compute(self, evaluation: Evaluation) -> Score:
+        assert evaluation.text is not None
+        words = max(evaluation.text.words + evaluation.text.lines, 1)
+        return Score(math.exp(min(evaluation.stats["nll"][0] / words, LARGEST_EXPONENT)))
+
+
+@metrics.register("accuracy", unit="%", higher_is_better=True)
+class Accuracy(Metric):
+    """Share of targets that are the most probable class."""
+
+    needs = ("correct",)
+
+    def compute(self, evaluation: Evaluation) -> Score:
+        return Score(100 * evaluation.mean("correct"))
