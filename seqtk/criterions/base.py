@@ -43,6 +43,10 @@ class Criterion(nn.Module):
     stat_names: ClassVar[tuple[str, ...]] = ("loss",)
     """The names in `Loss.stats`."""
 
+    def stats_of(self, model: Model) -> tuple[str, ...]:
+        """The names in `Loss.stats` with this model, for a criterion whose statistics depend on the head."""
+        return self.stat_names
+
     def forward(self, model: Model, batch: Any, state: State = None) -> Loss:
         """The loss of `batch`.
 

@@ -21,19 +21,26 @@ class LabelSmoothedConfig(CriterionConfig):
     label_smoothing: float = probability(0.1, help="ε: the probability that is spread over the V - 1 other tokens.")
 
 
-class _TokenCriterion(Criterion):
+class _HeadCriterion(Criterion):
+    """The losses of the model's head, whichever it is."""
+
     label_smoothing: float = 0.0
     stat_names = ("loss", "nll")
 
+    def stats_of(self, model: Model) -> tuple[str, ...]:
+        return (*self.stat_names, "correct") if model.head.counts_correct else self.stat_names
+
     def forward(self, model: Model, batch: Any, state: State = None) -> Loss:
         features_BTD, state = model.read(batch, state)
-        losses = model.head.losses(features_BTD, batch.target_BT, label_smoothing=self.label_smoothing)
+        losses = model.head(features_BTD, batch.target, pad_BT=batch.pad, label_smoothing=self.label_smoothing)
         stats = {"loss": stat(losses.total, batch.weight), "nll": stat(losses.nll, batch.weight)}
+        if losses.correct is not None:
+            stats["correct"] = stat(losses.correct, batch.weight)
         return Loss(total=losses.total, weight=batch.weight, stats=stats, state=state)
 
 
 @criterions.register("cross_entropy", CrossEntropyConfig)
-class CrossEntropy(_TokenCriterion):
+class CrossEntropy(_HeadCriterion):
     """Σ -log p(target)."""
 
     def __init__(self, config: CrossEntropyConfig) -> None:
@@ -41,7 +48,7 @@ class CrossEntropy(_TokenCriterion):
 
 
 @criterions.register("label_smoothed_cross_entropy", LabelSmoothedConfig)
-class LabelSmoothedCrossEntropy(_TokenCriterion):
+class LabelSmoothedCrossEntropy(_HeadCriterion):
     """Σ (1 - ε - ε/(V-1)) · nll + ε/(V-1) · Σ_v -log p_v."""
 
     def __init__(self, config: LabelSmoothedConfig) -> None:

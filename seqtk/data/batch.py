@@ -37,9 +37,22 @@ class Batch:
         for tensor in self._tensors().values():
             tensor.record_stream(stream)
 
-    def as_empty(self) -> Self:
-        """One row of this batch in which no target counts: the micro-batch of a rank that has no examples left."""
+    @property
+    def target(self) -> Tensor:
+        """What the head's losses are computed for: target_BT of tokens, target_B of classes."""
         raise NotImplementedError
+
+    @property
+    def pad(self) -> Tensor | None:
+        """pad_BT: true where the model's features are padding; for heads that pool the features of a row."""
+        return None
+
+    def as_empty(self) -> Self:
+        """The first row of this batch with the weight 0: the micro-batch of a rank that has no examples left.
+
+        The loss of a batch of weight 0 is multiplied by 0 in training, so that its targets do not matter.
+        """
+        return dataclasses.replace(self._map(lambda tensor: tensor[:1]), weight=0)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         changed: dict[str, Any] = {name: function(tensor) for name, tensor in self._tensors().items()}
@@ -61,15 +74,9 @@ class TranslationBatch(Batch):
     left_padded: bool = False
     """Whether somebody made this batch with its source padded on the left."""
 
-    def as_empty(self) -> Self:
-        return dataclasses.replace(
-            self,
-            ids_B=self.ids_B[:1],
-            source_BS=self.source_BS[:1],
-            previous_BT=self.previous_BT[:1],
-            target_BT=torch.full_like(self.target_BT[:1], PAD),
-            weight=0,
-        )
+    @property
+    def target(self) -> Tensor:
+        return self.target_BT
 
 
 @dataclass(frozen=True)
@@ -81,14 +88,26 @@ class LanguageBatch(Batch):
     target_BT: Tensor
     """PAD where nothing is to be predicted: behind a row's end, or in what a row is only given to know."""
 
-    def as_empty(self) -> Self:
-        return dataclasses.replace(
-            self,
-            ids_B=self.ids_B[:1],
-            previous_BT=self.previous_BT[:1],
-            target_BT=torch.full_like(self.target_BT[:1], PAD),
-            weight=0,
-        )
+    @property
+    def target(self) -> Tensor:
+        return self.target_BT
+
+
+@dataclass(frozen=True)
+class ClassBatch(Batch):
+    """Rows of tokens, padded with PAD on the right, each with a class."""
+
+    source_BS: Tensor
+    target_B: Tensor
+    """The number of each row's class, from 0."""
+
+    @property
+    def target(self) -> Tensor:
+        return self.target_B
+
+    @property
+    def pad(self) -> Tensor:
+        return self.source_BS == PAD
 
 
 def pad_rows(rows: Sequence[np.ndarray]) -> Tensor:

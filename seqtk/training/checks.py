@@ -22,7 +22,7 @@ def check_data(config: TrainConfig, *, task: Task, model: Model, criterion: Crit
     kept, _ = usable(train_set.sizes_ND, config.batch)
     valid = task.dataset(config.validation.split)
     limits = {"source": longest_source([model]), "target": longest_target([model])}
-    _check_metrics(config, task=task, criterion=criterion, targets=int(valid.sizes_ND[:, -1].sum()))
+    _check_metrics(config, task=task, stats=criterion.stats_of(model), targets=int(valid.sizes_ND[:, -1].sum()))
     if not len(kept):
         epoch_batches(train_set.sizes_ND, config.batch, seed=config.seed, epoch=1)  # says why
     for split, sizes_ND in (("training", train_set.sizes_ND[kept]), ("validation", valid.sizes_ND)):
@@ -67,10 +67,10 @@ _HOW_TO_PROVIDE = {
 }
 
 
-def _check_metrics(config: TrainConfig, *, task: Task, criterion: Criterion, targets: int) -> None:
+def _check_metrics(config: TrainConfig, *, task: Task, stats: tuple[str, ...], targets: int) -> None:
     """Raises UserError for a metric whose needs are not met by task, criterion and data, with those whose are."""
     split = config.validation.split
-    met = task.provides(split, stats=criterion.stat_names, targets=targets, outputs=config.validation.decode)
+    met = task.provides(split, stats=stats, targets=targets, outputs=config.validation.decode)
     for key, name in config.validation.named_metrics():
         missing = [need for need in metrics[name].needs if need not in met]
         if missing:

@@ -35,4 +35,7 @@ class Objective(nn.Module):
             penalty = layer.aux_loss()
             if penalty is not None:
                 total = total + penalty * loss.weight
-        return total, loss.stats, tree_map(lambda leaf: None if leaf is None else leaf.detach().clone(), loss.state)
+        stats = loss.stats
+        if not loss.weight:  # a row that stands in for no examples: it only takes part in the all-reduce
+            total, stats = total * 0, {name: (value * 0, weight * 0) for name, (value, weight) in stats.items()}
+        return total, stats, tree_map(lambda leaf: None if leaf is None else leaf.detach().clone(), loss.state)

@@ -94,7 +94,7 @@ def test_batches_are_padded_on_the_right_and_weigh_their_targets() -> None:
     assert batch.previous_BT.tolist() == [[EOS, 10], [11, PAD]]
     assert batch.target_BT.tolist() == [[10, 11], [12, PAD]]
     empty = batch.as_empty()
-    assert (empty.weight, empty.target_BT.tolist()) == (0, [[PAD, PAD]])
+    assert (empty.weight, empty.ids_B.tolist(), empty.target_BT.tolist()) == (0, [5], [[10, 11]])
 
 
 @settings(max_examples=60, deadline=None)

@@ -74,7 +74,7 @@ def test_losses_and_gradients_equal_one_token_at_a_time(
     monkeypatch.setattr(chunked, "CHUNK_LOGITS", logits_in_chunk)
     adaptive, (features_BTD, target_BT) = head(sharing), example()
     of = [features_BTD, *adaptive.parameters()]
-    losses = adaptive.losses(features_BTD, target_BT)
+    losses = adaptive(features_BTD, target_BT)
     wanted = naive_loss(adaptive, features_BTD, target_BT)
     torch.testing.assert_close(losses.total, wanted)
     torch.testing.assert_close(losses.nll, wanted.detach())
@@ -128,7 +128,7 @@ def test_torchs_adaptive_softmax_is_the_same() -> None:
             ours_WE.copy_(words.weight)
     kept = target_BT != PAD
     wanted = oracle(features_BTD[kept], target_BT[kept])
-    torch.testing.assert_close(adaptive.losses(features_BTD, target_BT).total, -wanted.output.sum())
+    torch.testing.assert_close(adaptive(features_BTD, target_BT).total, -wanted.output.sum())
     torch.testing.assert_close(
         adaptive.log_probs(features_BTD.flatten(0, 1)), oracle.log_prob(features_BTD.flatten(0, 1)).float()
     )
@@ -136,16 +136,16 @@ def test_torchs_adaptive_softmax_is_the_same() -> None:
 
 def test_gradcheck() -> None:
     adaptive, (features_BTD, target_BT) = head(), example()
-    assert torch.autograd.gradcheck(lambda x_BTD: adaptive.losses(x_BTD, target_BT).total, (features_BTD,))
+    assert torch.autograd.gradcheck(lambda x_BTD: adaptive(x_BTD, target_BT).total, (features_BTD,))
 
 
 def test_a_tail_without_a_target_is_not_computed_and_has_a_gradient_of_zero() -> None:
     adaptive, (features_BTD, target_BT) = head(), example(words=BANDS.starts[2])
-    wanted = adaptive.losses(features_BTD, target_BT).total
+    wanted = adaptive(features_BTD, target_BT).total
     with torch.no_grad():
         adaptive.bands[2].fill_(torch.nan)
         adaptive.projections[1].fill_(torch.nan)
-    losses = adaptive.losses(features_BTD, target_BT)
+    losses = adaptive(features_BTD, target_BT)
     losses.total.backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(losses.total, wanted)
     for parameter in adaptive.parameters():
@@ -158,8 +158,8 @@ def test_padding_is_left_out_and_alone_costs_nothing() -> None:
     adaptive, (features_BTD, target_BT) = head(), example()
     loud = features_BTD.detach().clone()
     loud[target_BT == PAD] = torch.nan
-    torch.testing.assert_close(adaptive.losses(loud, target_BT).total, adaptive.losses(features_BTD, target_BT).total)
-    nothing = adaptive.losses(features_BTD, torch.full_like(target_BT, PAD))
+    torch.testing.assert_close(adaptive(loud, target_BT).total, adaptive(features_BTD, target_BT).total)
+    nothing = adaptive(features_BTD, torch.full_like(target_BT, PAD))
     nothing.total.backward()  # type: ignore[no-untyped-call]
     assert nothing.total.item() == nothing.nll.item() == 0
     assert not any(parameter.grad.any() for parameter in adaptive.parameters())  # type: ignore[union-attr]
@@ -171,23 +171,23 @@ def test_no_more_logits_than_a_chunk_are_held(monkeypatch: pytest.MonkeyPatch) -
     adaptive = AdaptiveHead(bands, dim=4, factor=1.0)
     features_BTD = torch.randn(4, 500, 4, requires_grad=True)
     with Measure() as measure:
-        adaptive.losses(features_BTD, torch.randint(2, 1000, (4, 500))).total.backward()  # type: ignore[no-untyped-call]
+        adaptive(features_BTD, torch.randint(2, 1000, (4, 500))).total.backward()  # type: ignore[no-untyped-call]
     assert measure.largest <= 2000 * 4  # the features; all logits would be 2000 × 102 and more
 
 
 def test_label_smoothing_is_refused() -> None:
-    with pytest.raises(UserError, match=r"label_smoothing=0\.1 cannot go with an adaptive softmax"):
-        head().losses(*example(), label_smoothing=0.1)
+    with pytest.raises(UserError, match=r"criterion\.label_smoothing=0\.1"):
+        head()(*example(), label_smoothing=0.1)
 
 
 def test_autocast_stays_near_float32() -> None:
     adaptive = head().float()
     features_BTD, target_BT = example()
     features_BTD = features_BTD.float()
-    exact = adaptive.losses(features_BTD, target_BT)
+    exact = adaptive(features_BTD, target_BT)
     gradient = torch.autograd.grad(exact.total, adaptive.bands[1])[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = adaptive.losses(features_BTD, target_BT)
+        rough = adaptive(features_BTD, target_BT)
         log_p_BTV = adaptive.log_probs(features_BTD)
     assert rough.total.dtype == log_p_BTV.dtype == torch.float32
     assert rough.total.item() == pytest.approx(exact.total.item(), rel=0.01)
@@ -198,11 +198,9 @@ def test_autocast_stays_near_float32() -> None:
 
 def test_dropout_is_of_training_alone() -> None:
     adaptive, (features_BTD, target_BT) = head(dropout=0.5), example()
-    assert adaptive.losses(features_BTD, target_BT).total != head().losses(features_BTD, target_BT).total
+    assert adaptive(features_BTD, target_BT).total != head()(features_BTD, target_BT).total
     adaptive.eval()
-    torch.testing.assert_close(
-        adaptive.losses(features_BTD, target_BT).total, head().losses(features_BTD, target_BT).total
-    )
+    torch.testing.assert_close(adaptive(features_BTD, target_BT).total, head()(features_BTD, target_BT).total)
 
 
 def test_tied_tables_are_one_tensor() -> None:

@@ -1,5 +1,7 @@
 """The chunked loss equals torch's over all logits, with its gradients, wherever the chunks end."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch.nn import functional
 
 from seqtk.data.vocabulary import PAD
 from seqtk.modules.embedding import token_embedding
-from seqtk.modules.head import LinearHead
+from seqtk.modules.head import LinearHead, Pool, PooledHead, pooled
 from seqtk.ops import linear_cross_entropy as chunked
 
 D, V = 5, 11
@@ -30,7 +32,7 @@ def test_equals_torch(monkeypatch: pytest.MonkeyPatch, smoothing: float, positio
     monkeypatch.setattr(chunked, "CHUNK_LOGITS", positions_in_chunk * V)
     head, features_BTD, target_BT = example()
     assert int((target_BT != PAD).sum()) == 8
-    losses = head.losses(features_BTD, target_BT, label_smoothing=smoothing)
+    losses = head(features_BTD, target_BT, label_smoothing=smoothing)
     gradients = torch.autograd.grad(losses.total, [features_BTD, head.weight])
 
     logits_NV = (features_BTD @ head.weight.T).flatten(0, 1)
@@ -50,7 +52,7 @@ def test_gradcheck(monkeypatch: pytest.MonkeyPatch, smoothing: float) -> None:
 
     def total(features_BTD: Tensor, weight_VD: Tensor) -> Tensor:
         head.weight = weight_VD  # type: ignore[assignment]
-        return head.losses(features_BTD, target_BT, label_smoothing=smoothing).total
+        return head(features_BTD, target_BT, label_smoothing=smoothing).total
 
     weight_VD = head.weight.detach().clone().requires_grad_()
     del head.weight
@@ -62,16 +64,16 @@ def test_padding_is_left_out() -> None:
     loud = features_BTD.detach().clone()
     loud[target_BT == PAD] = torch.nan
     loud.requires_grad_()
-    losses = head.losses(loud, target_BT, label_smoothing=0.1)
+    losses = head(loud, target_BT, label_smoothing=0.1)
     losses.total.backward()
     assert loud.grad is not None
-    torch.testing.assert_close(losses.total, head.losses(features_BTD, target_BT, label_smoothing=0.1).total)
+    torch.testing.assert_close(losses.total, head(features_BTD, target_BT, label_smoothing=0.1).total)
     assert loud.grad[target_BT == PAD].abs().max() == 0
 
 
 def test_nothing_but_padding_costs_nothing() -> None:
     head, features_BTD, target_BT = example()
-    losses = head.losses(features_BTD, torch.full_like(target_BT, PAD), label_smoothing=0.1)
+    losses = head(features_BTD, torch.full_like(target_BT, PAD), label_smoothing=0.1)
     losses.total.backward()
     assert losses.total.item() == losses.nll.item() == 0
     assert head.weight.grad is not None
@@ -80,20 +82,20 @@ def test_nothing_but_padding_costs_nothing() -> None:
 
 def test_no_gradient_is_computed_where_none_is_wanted() -> None:
     head, features_BTD, target_BT = example()
-    losses = head.losses(features_BTD, target_BT, label_smoothing=0.1)
+    losses = head(features_BTD, target_BT, label_smoothing=0.1)
     assert not losses.nll.requires_grad
     with torch.no_grad():
-        again = head.losses(features_BTD, target_BT, label_smoothing=0.1)
+        again = head(features_BTD, target_BT, label_smoothing=0.1)
     torch.testing.assert_close(again.total, losses.total.detach())
     assert not again.total.requires_grad
 
 
 def test_autocast_stays_near_float32() -> None:
     head, features_BTD, target_BT = example(dtype=torch.float32)
-    exact = head.losses(features_BTD, target_BT, label_smoothing=0.1)
+    exact = head(features_BTD, target_BT, label_smoothing=0.1)
     gradient = torch.autograd.grad(exact.total, head.weight)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = head.losses(features_BTD, target_BT, label_smoothing=0.1)
+        rough = head(features_BTD, target_BT, label_smoothing=0.1)
     assert rough.total.dtype == torch.float32
     assert rough.total.item() == pytest.approx(exact.total.item(), rel=0.01)
     rough_gradient = torch.autograd.grad(rough.total, head.weight)[0]
@@ -113,3 +115,45 @@ def test_a_tied_head_has_no_weight_of_its_own() -> None:
     head = LinearHead(D, V, tied_to=tokens)
     assert head.weight is tokens.weight
     assert LinearHead(D, V).weight.shape == (V, D)
+
+
+class TestPooledHead:
+    PAD_BT = torch.tensor([[False, False, False], [False, True, True], [True, True, True]])
+
+    def features(self) -> Tensor:
+        return torch.randn(3, 3, D, generator=torch.Generator().manual_seed(2))
+
+    def test_pools(self) -> None:
+        features_BTD = self.features()
+        wanted = {
+            "mean": features_BTD[0].mean(0),
+            "max": features_BTD[0].amax(0),
+            "cls": features_BTD[0, 0],
+            "last": features_BTD[0, 2],
+        }
+        for pool in get_args(Pool):
+            vector_BD = pooled(features_BTD, pool, pad_BT=self.PAD_BT)
+            torch.testing.assert_close(vector_BD[0], wanted[pool])
+            torch.testing.assert_close(vector_BD[1], features_BTD[1, 0])
+            assert vector_BD[2].abs().max() == 0
+
+    @pytest.mark.parametrize("pool", get_args(Pool))
+    def test_padding_does_not_matter(self, pool: Pool) -> None:
+        loud = self.features().masked_fill(self.PAD_BT[:, :, None], torch.nan)
+        torch.testing.assert_close(
+            pooled(loud, pool, pad_BT=self.PAD_BT), pooled(self.features(), pool, pad_BT=self.PAD_BT)
+        )
+
+    @pytest.mark.parametrize("smoothing", [0.0, 0.2])
+    def test_class_1_counts_like_any_other(self, smoothing: float) -> None:
+        assert PAD == 1
+        head = PooledHead(D, 3, pool="mean")
+        target_B = torch.tensor([1, 1, 0])
+        losses = head(self.features(), target_B, label_smoothing=smoothing)
+        log_p_BC = head.logits(self.features()).log_softmax(1)
+        nll = -log_p_BC.gather(1, target_B[:, None]).sum()
+        total = (1 - smoothing - smoothing / 2) * nll - smoothing / 2 * log_p_BC.sum()
+        torch.testing.assert_close(losses.nll, nll)
+        torch.testing.assert_close(losses.total, total)
+        assert int(losses.correct) == int((log_p_BC.argmax(1) == target_B).sum())
+        assert not losses.nll.requires_grad
