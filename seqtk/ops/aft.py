@@ -1,9 +1,15 @@
-"""Means weighed by exponentials of any size, that can be merged: what Attention Free Transformers are made of.
+"""Sums and means weighted by exponentials of any size: the core of Attention Free Transformers.
 
-Every sum of weights has a scale beside it, the largest of its keys, so that no sum overflows, and none that a later
-position would dwarf is lost.
+y_t = Σ_s w_ts exp(k_s) v_s / Σ_s w_ts exp(k_s) in each channel, over all s or over s <= t (Zhai et al. 2021, arXiv
+2105.14103, section 3). Each sum is stored together with a scale, the largest of its keys, as in the online log-sum-exp:
+no sum overflows, and none is lost next to a much larger key at a later position.
 
-T length (or queries), S keys, D width; leading dimensions are free. A key that must not count is NOTHING, its value 0.
+Where it runs: the fast forms on every device. `cumulative` has w = 1 and takes O(T) work in 2 log2 T rounds, in place,
+forward and backward. `accumulate_causal` is half the work of a T × T matrix product, in log2 T rounds; its backward
+recomputes the rounds, so that it keeps only its inputs and the scale. `accumulate` is one matrix product. The naive
+form makes T × S × D exponentials.
+
+T length (or queries), S keys, D width, E = 2 D; leading dimensions are free. Padding has the key NEG_INF and value 0.
 """
 
 from typing import Any, NamedTuple
@@ -12,18 +18,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-NOTHING = -1e30
-"""The logarithm of no weight: finite, so that differences of two of them, and gradients, are no NaN."""
+from seqtk.ops.dispatch import naive_mode
 
+NEG_INF = -1e30
+"""The logarithm of a weight of 0. Finite, so that differences of two of them, and gradients, are not NaN."""
 
 SMALLEST = 1e-30
-"""A sum of weights below it counts as this: what has nothing to see has a mean of 0."""
+"""A smaller sum of weights counts as this one: a position that sees nothing has a mean of 0."""
 
 
-class Weighed(NamedTuple):
-    """Sums of weights, and of values times weights, to be multiplied by exp(scale); each of shape ...TD.
+class LogSumExpAccumulator(NamedTuple):
+    """Sums of weights, and of weights times values, each to be multiplied by exp(scale); each of shape ...TD.
 
-    A scale is a number like any other to its sums: it has no gradient.
+    The scale is a constant of its sums: it has no gradient.
     """
 
     scale: Tensor
@@ -31,61 +38,79 @@ class Weighed(NamedTuple):
     sum: Tensor
 
     @classmethod
-    def of(cls, key_TD: Tensor, value_TD: Tensor) -> "Weighed":
-        """Each key alone."""
+    def of(cls, key_TD: Tensor, value_TD: Tensor) -> "LogSumExpAccumulator":
+        """At each position, its own key alone."""
         scale_TD = key_TD.detach()
         total_TD = (key_TD - scale_TD).exp()
         return cls(scale_TD, total_TD, total_TD * value_TD)
 
     @property
     def log(self) -> Tensor:
-        """Logarithm of the weights' sum."""
+        """The logarithm of the sum of weights."""
         return self.scale + self.total.clamp(min=SMALLEST).log()
 
     @property
     def mean(self) -> Tensor:
+        """The weighted mean of the values."""
         return self.sum / self.total.clamp(min=SMALLEST)
 
-    def at_scale(self, scale: Tensor) -> "Weighed":
-        """The same by another scale, that is not smaller."""
+    def at_scale(self, scale: Tensor) -> "LogSumExpAccumulator":
+        """The same sums at another scale, which is not smaller."""
         factor = (self.scale - scale).exp()
-        return Weighed(scale, self.total * factor, self.sum * factor)
+        return LogSumExpAccumulator(scale, self.total * factor, self.sum * factor)
 
-    def merge(self, other: "Weighed") -> "Weighed":
-        """Over the keys of both."""
+    def merge(self, other: "LogSumExpAccumulator") -> "LogSumExpAccumulator":
+        """The sums over the keys of both."""
         scale = torch.maximum(self.scale, other.scale)
         one, two = self.at_scale(scale), other.at_scale(scale)
-        return Weighed(scale, one.total + two.total, one.sum + two.sum)
+        return LogSumExpAccumulator(scale, one.total + two.total, one.sum + two.sum)
 
-    def at(self, rows: slice) -> "Weighed":
-        """At some positions."""
-        return Weighed(*(x[..., rows, :] for x in self))
+    def at(self, positions: slice) -> "LogSumExpAccumulator":
+        """The sums at some positions."""
+        return LogSumExpAccumulator(*(x[..., positions, :] for x in self))
 
-    def flip(self) -> "Weighed":
-        """In the opposite order of positions."""
-        return Weighed(*(x.flip(-2) for x in self))
+    def flip(self) -> "LogSumExpAccumulator":
+        """The positions in reverse order."""
+        return LogSumExpAccumulator(*(x.flip(-2) for x in self))
 
-    def delayed(self, by: int) -> "Weighed":
-        """Each position with what stood `by` places before; the first with nothing."""
+    def shift(self, by: int) -> "LogSumExpAccumulator":
+        """At each position the sums of the position `by` places before; empty sums at the first ones."""
         length = self.scale.shape[-2]
         added = min(by, length)
         kept = self.at(slice(0, length - added))
-        return Weighed(
-            *(functional.pad(x, (0, 0, added, 0), value=fill) for x, fill in zip(kept, (NOTHING, 0, 0), strict=True))
+        return LogSumExpAccumulator(
+            *(functional.pad(x, (0, 0, added, 0), value=fill) for x, fill in zip(kept, (NEG_INF, 0, 0), strict=True))
         )
 
+    def delayed(self, by: int) -> "LogSumExpAccumulator":
+        return self.shift(by)
 
-def running(each: Weighed) -> Weighed:
-    """At each position over all up to it, by the scale of the largest so far: O(T) work, in 2 log2 T rounds."""
+
+def naive(weight_TS: Tensor, keys: LogSumExpAccumulator, *, causal: bool = False) -> LogSumExpAccumulator:
+    """Each query over all S keys, or if `causal` over those up to its own position."""
+    future_TS1 = torch.ones_like(weight_TS, dtype=torch.bool).triu(1)[..., None] & causal
+    scale_TSD = (keys.scale[..., None, :, :] + 0 * weight_TS[..., None]).masked_fill(future_TS1, NEG_INF).detach()
+    scale_TD = scale_TSD.amax(-2)
+    factor_TSD = weight_TS[..., None] * (scale_TSD - scale_TD[..., None, :]).exp()
+    factor_TSD = factor_TSD.masked_fill(future_TS1, 0)
+    total_TD, sum_TD = (torch.einsum("...tsd,...sd->...td", factor_TSD, x_SD) for x_SD in keys[1:])
+    return LogSumExpAccumulator(scale_TD, total_TD, sum_TD)
+
+
+def cumulative(each: LogSumExpAccumulator) -> LogSumExpAccumulator:
+    """At each position the sums over all positions up to it, at the scale of the largest key so far."""
+    if naive_mode():
+        length = each.scale.shape[-2]
+        return naive(each.scale.new_ones(length, length), each, causal=True)
     scale_TD = each.scale.clone()
     for source, target in _rounds(scale_TD.shape[-2]):
         scale_TD[..., target, :].clamp_(min=scale_TD[..., source, :])
     _, total_TD, sum_TD = each.at_scale(scale_TD)
-    return Weighed(scale_TD, *_Running.apply(scale_TD, total_TD, sum_TD))  # type: ignore[no-untyped-call]
+    return LogSumExpAccumulator(scale_TD, *_Cumulative.apply(scale_TD, total_TD, sum_TD))  # type: ignore[no-untyped-call]
 
 
-class _Running(torch.autograd.Function):
-    """Sums that each have a scale of their own, over all up to each; backward the same rounds, turned round."""
+class _Cumulative(torch.autograd.Function):
+    """Sums, each with its scale, over all positions up to each. Backward runs the same rounds in reverse order."""
 
     @staticmethod
     def forward(ctx: Any, scale_TD: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
@@ -109,9 +134,9 @@ class _Running(torch.autograd.Function):
 
 
 def _rounds(length: int) -> list[tuple[slice, slice]]:
-    """What is added to what, one round after the other, so that all are running sums (Brent and Kung 1982).
+    """What is added to what in each round of a parallel prefix sum (Brent and Kung 1982).
 
-    First ever longer stretches that end at multiples of 2, 4, 8, …; then what lies before each, at shorter ones.
+    First the sums of stretches of 2, 4, 8, … positions; then, from long to short stretches, what comes before each.
     """
     sizes = [1 << n for n in range((length - 1).bit_length())]
     pairs = [(size - 1, 2 * size - 1, 2 * size) for size in sizes]
@@ -123,49 +148,56 @@ def _rounds(length: int) -> list[tuple[slice, slice]]:
     ]
 
 
-def weigh_all(weight_TS: Tensor, key_SD: Tensor, value_SD: Tensor) -> Weighed:
-    """Each query over all keys, each exp(key) times a weight in 0 … 1: a matrix product.
+def accumulate(weight_TS: Tensor, key_SD: Tensor, value_SD: Tensor) -> LogSumExpAccumulator:
+    """Each query over all keys, exp(key) times a weight in 0 … 1: a matrix product.
 
-    By the scale of the largest key. Exact while, in no channel, only weights of 10^-30 meet it.
+    At the scale of the largest key. Exact unless, in some channel, that key meets only weights below 1e-30.
     """
+    if naive_mode():
+        return naive(weight_TS, LogSumExpAccumulator.of(key_SD, value_SD))
     scale_1D = key_SD.detach().amax(-2, keepdim=True)
     total_TD, sum_TD = (weight_TS @ exponentials(key_SD - scale_1D, value_SD)).chunk(2, -1)
-    return Weighed(scale_1D.expand_as(total_TD), total_TD, sum_TD)
+    return LogSumExpAccumulator(scale_1D.expand_as(total_TD), total_TD, sum_TD)
 
 
 def exponentials(logit_SD: Tensor, value_SD: Tensor) -> Tensor:
-    """exp(logit), and beside it exp(logit) value: S(2D), to be summed in one matrix product."""
+    """exp(logit) and exp(logit) · value side by side, SE, so that one matrix product sums both."""
     exp_SD = logit_SD.exp()
     return torch.cat([exp_SD, exp_SD * value_SD], -1)
 
 
-def weigh_past(weight_TT: Tensor, key_TD: Tensor, value_TD: Tensor, *, before: Weighed | None = None) -> Weighed:
-    """Each query over the keys up to its own place, each exp(key) times a weight in 0 … 1; and over what came `before`.
+def accumulate_causal(
+    weight_TT: Tensor, key_TD: Tensor, value_TD: Tensor, *, before: LogSumExpAccumulator | None = None
+) -> LogSumExpAccumulator:
+    """Each query over the keys up to its own position, exp(key) times a weight in 0 … 1, and over the sums `before`.
 
-    By the scale of the largest key so far, in which no later key has a part. The later half of 2, 4, 8, … positions
-    sees the earlier half by a matrix product: the work of half a T × T product, in log2 T rounds.
+    At the scale of the largest key so far, which no later key influences. In each round the later half of 2, 4, 8, …
+    positions sees the earlier half by a matrix product.
     """
+    if naive_mode():
+        own = naive(weight_TT, LogSumExpAccumulator.of(key_TD, value_TD), causal=True)
+        return own if before is None else own.merge(before)
     length = key_TD.shape[-2]
     earlier = 1 << (length - 1).bit_length() >> 1
     if 2 * earlier == length or length == 1:
         known = (None, None, None) if before is None else before
-        return Weighed(*_WeighPast.apply(weight_TT, key_TD, value_TD, *known))  # type: ignore[no-untyped-call]
+        return LogSumExpAccumulator(*_AccumulateCausal.apply(weight_TT, key_TD, value_TD, *known))  # type: ignore[no-untyped-call]
     weight_EE, key_ED, value_ED = (
         weight_TT[..., :earlier, :earlier],
         key_TD[..., :earlier, :],
         value_TD[..., :earlier, :],
     )
-    across = weigh_all(weight_TT[..., earlier:, :earlier], key_ED, value_ED)
+    across = accumulate(weight_TT[..., earlier:, :earlier], key_ED, value_ED)
     if before is not None:
         across, before = across.merge(before.at(slice(earlier, None))), before.at(slice(0, earlier))
-    first = weigh_past(weight_EE, key_ED, value_ED, before=before)
+    first = accumulate_causal(weight_EE, key_ED, value_ED, before=before)
     own_LL, key_LD, value_LD = weight_TT[..., earlier:, earlier:], key_TD[..., earlier:, :], value_TD[..., earlier:, :]
-    second = weigh_past(own_LL, key_LD, value_LD, before=across)
-    return Weighed(*(torch.cat(halves, -2) for halves in zip(first, second, strict=True)))
+    second = accumulate_causal(own_LL, key_LD, value_LD, before=across)
+    return LogSumExpAccumulator(*(torch.cat(halves, -2) for halves in zip(first, second, strict=True)))
 
 
-class _WeighPast(torch.autograd.Function):
-    """`weigh_past` of 2^n positions, with nothing kept of the rounds: they are gone through again backward.
+class _AccumulateCausal(torch.autograd.Function):
+    """`accumulate_causal` of 2^n positions; the backward recomputes the rounds.
 
     exp(key - scale of t) = exp(key - largest of the earlier half) × exp(that - scale of t), neither above 1.
     """
@@ -184,7 +216,7 @@ class _WeighPast(torch.autograd.Function):
         for size in _sizes(key_TD):
             first, second = _halves(scale_TD, size)
             second.clamp_(min=first[..., -1:, :])
-        total_TD = (key_TD - scale_TD).exp_().mul_(_own(weight_TT))
+        total_TD = (key_TD - scale_TD).exp_().mul_(_diagonal(weight_TT))
         sum_TD = total_TD * value_TD
         if before_TD is not None and before_total_TD is not None and before_sum_TD is not None:
             factor_TD = (before_TD - scale_TD).exp_()
@@ -201,14 +233,14 @@ class _WeighPast(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, _: Tensor, total_TD: Tensor, sum_TD: Tensor) -> tuple[Tensor | None, ...]:
-        """Given the gradients of both sums."""
+        """From the gradients of both sums, here called `total_TD` and `sum_TD`."""
         weight_TT, key_TD, value_TD, scale_TD, before_TD = ctx.saved_tensors
         exp_TD = (key_TD - scale_TD).exp_()
         key_grad = torch.addcmul(total_TD, sum_TD, value_TD).mul_(exp_TD)
         weight_grad = torch.zeros_like(weight_TT)
-        _own(weight_grad).copy_(key_grad.sum(-1, keepdim=True).sum_to_size(_own(weight_TT).shape))
-        key_grad.mul_(_own(weight_TT))
-        value_grad = exp_TD.mul_(sum_TD).mul_(_own(weight_TT))
+        _diagonal(weight_grad).copy_(key_grad.sum(-1, keepdim=True).sum_to_size(_diagonal(weight_TT).shape))
+        key_grad.mul_(_diagonal(weight_TT))
+        value_grad = exp_TD.mul_(sum_TD).mul_(_diagonal(weight_TT))
         for size in _sizes(key_TD):
             both_HE, factor_HD = _across(key_TD, value_TD, scale_TD, size)
             grad_HE = torch.cat([_halves(x_TD, size)[1] * factor_HD for x_TD in (total_TD, sum_TD)], -1)
@@ -226,7 +258,7 @@ class _WeighPast(torch.autograd.Function):
 
 
 def _sizes(x_TD: Tensor) -> list[int]:
-    """Of the halves in each round: 1, 2, 4, … T / 2."""
+    """The sizes of the halves in each round: 1, 2, 4, … T / 2."""
     return [1 << n for n in range(x_TD.shape[-2].bit_length() - 1)]
 
 
@@ -241,13 +273,18 @@ def _lower(x_TT: Tensor, size: int) -> Tensor:
     return later_earlier.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)  # type: ignore[no-any-return]
 
 
-def _own(x_TT: Tensor) -> Tensor:
+def _diagonal(x_TT: Tensor) -> Tensor:
     """The diagonal, as a column: a view."""
     return x_TT.diagonal(dim1=-2, dim2=-1)[..., None]
 
 
 def _across(key_TD: Tensor, value_TD: Tensor, scale_TD: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Of every earlier half the exponentials, and beside them these times values; and the later half's factor."""
+    """For every earlier half its `exponentials`, HE, and for every later half the factor to its scale, HD."""
     (key_HD, _), (value_HD, _), (scale_HD, later_HD) = (_halves(x, size) for x in (key_TD, value_TD, scale_TD))
     largest_1D = scale_HD[..., -1:, :]
     return exponentials(key_HD - largest_1D, value_HD), (largest_1D - later_HD).exp_()
+
+
+NOTHING = NEG_INF
+Weighed = LogSumExpAccumulator
+running, weigh_all, weigh_past = cumulative, accumulate, accumulate_causal
