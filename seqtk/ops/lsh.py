@@ -1,9 +1,15 @@
-"""One softmax over what several rounds of sorting into buckets find, a few chunks of places at a time.
+"""Attention among positions that hash alike: softmax(q_t · k_s / √E) v_s over the s that rounds of hashing find for t.
 
-No logits are kept: with the logarithm of its whole denominator each weight is made again, alone, in the backward pass.
+k_s = q_s / |q_s|. A position attends to itself only if it finds nothing else (Kitaev et al. 2020, arXiv 2001.04451,
+section 2). A pair counts once, however many rounds find it: one softmax over the union of the rounds.
 
-X rows: the positions of all heads and sequences; E width of a head; R rounds. Of some chunks: N chunks of C places, P
-places in all, W places with the chunk before them, K keys that a chunk sees.
+Where it runs: without dropout the autograd function on every device; with dropout, and under torch.compile, the same
+operations differentiated by torch, which keep all weights. The autograd function keeps the logarithm of each softmax's
+denominator, from which the backward computes each weight again. On a CPU it works on some CHUNK_LOGITS logits at once,
+elsewhere on all logits of a round. The naive form compares all pairs of a sequence.
+
+X rows: the positions of all heads and sequences; B batch, T length, H heads, E width of a head; R rounds. Of some
+chunks: N chunks of C places, P places in all, W places with the chunk before them, K keys that a chunk sees.
 """
 
 import math
@@ -14,14 +20,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
-from seqtk.ops import dropout as drop
+from seqtk.ops.dispatch import naive_mode
+from seqtk.ops.dropout import dropout as apply_dropout
 
-ALONE = -1e30
-"""The logit of a position with itself: so low that it counts only where nothing else is seen."""
+SELF_MASK_VALUE = -1e30
+"""The logit of a position with itself: so low that it counts only if nothing else is seen."""
 
-PIECE = {"cpu": 2**19}
-"""Logits that are there at once; elsewhere than on a CPU all of one round."""
+CHUNK_LOGITS = {"cpu": 2**19}
+"""Logits that exist at once, by type of device; all of one round on devices not listed."""
 
 
 class Chunks(NamedTuple):
@@ -33,25 +41,27 @@ class Chunks(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rounds:
-    """Where each row stands in each round, and which pairs of rows that finds.
+class HashRounds:
+    """The order of the rows in each round of hashing, and which pairs of rows a round finds.
 
-    A row is sorted among those of its head and sequence; these stand one after the other, and do not see each
-    other, as buckets do not.
+    Rows are sorted by sequence and head, then by bucket, then by position. Rows of different sequences, heads or
+    buckets do not see each other.
     """
 
     order_RX: Tensor
-    """The row at each place."""
+    """The row at each place of the order."""
     code_RX: Tensor
-    """Of each row: a query sees a key if its code is 0 … reach - 1 more."""
+    """A code per row: a query sees a key if its code is 0 … reach - 1 more than the key's."""
     reach: int
     chunk: int
     before: int
-    """Places that a chunk sees before its own: `chunk`, or 0 if no sequence is longer."""
+    """Places before a chunk that it sees: `chunk`, or 0 if no sequence is longer."""
+    shape_BTH: tuple[int, int, int]
+    """Batch, length and heads: X = B T H, in this order."""
 
     @classmethod
-    def sort(cls, bucket_BHRT: Tensor, *, chunk: int, causal: bool) -> "Rounds":
-        """`chunk` divides T. Rows are numbered as those of x_BTD, its width cut into heads."""
+    def sort(cls, bucket_BHRT: Tensor, *, chunk: int, causal: bool) -> "HashRounds":
+        """Sort positions by bucket; `chunk` divides T. Rows are numbered as in x_BTHE."""
         batch, heads, _, length = bucket_BHRT.shape
         bucket_RBHT, order_RBHT = bucket_BHRT.permute(2, 0, 1, 3).sort(stable=True)
         first_BHT = torch.arange(batch * heads * length, device=bucket_BHRT.device).view(batch, length, heads)
@@ -62,25 +72,25 @@ class Rounds:
         reach = chunk if causal else 2
         code_RX = (place_X if causal else place_X // chunk) + key_RX * reach
         code_RX = torch.empty_like(code_RX).scatter_(1, order_RX, code_RX).int()
-        return cls(order_RX, code_RX, reach, chunk, chunk if length > chunk else 0)
+        return cls(order_RX, code_RX, reach, chunk, chunk if length > chunk else 0, (batch, length, heads))
 
     def pieces(self) -> Iterator[Chunks]:
-        """All chunks of all rounds, some at a time; a pair is seen in the first round that finds it."""
+        """All chunks of all rounds, some at a time; a pair is seen in the first round that finds it only."""
         rounds, rows = self.order_RX.shape
         size = rows
-        if self.order_RX.device.type in PIECE and not torch.compiler.is_compiling():
-            most = PIECE[self.order_RX.device.type] // (self.chunk + self.before)
+        if self.order_RX.device.type in CHUNK_LOGITS and not torch.compiler.is_compiling():
+            most = CHUNK_LOGITS[self.order_RX.device.type] // (self.chunk + self.before)
             size = max(most // self.chunk, 1) * self.chunk
         for number in range(rounds):
             order_X = self.order_RX[number]
-            # What stands before the first chunk is of another sequence.
+            # The last chunk comes before the first one; it is of another sequence, so it is not seen.
             order_X = torch.cat([order_X[rows - self.before :], order_X])
             for first in range(0, rows, size):
                 key_W = order_X[first : first + size + self.before]
                 yield Chunks(key_W[self.before :], key_W, self._unseen(self.code_RX[: number + 1, key_W]))
 
     def _unseen(self, code_RW: Tensor) -> Tensor:
-        """True where the last of the rounds does not find a pair, or an earlier one does; and of a position itself."""
+        """True where the last of the rounds does not find a pair, or an earlier one does; and for a position itself."""
         *earlier, last_W = code_RW
         unseen_NCK = self._distance(last_W) >= self.reach
         for code_W in earlier:
@@ -89,13 +99,13 @@ class Rounds:
         return unseen_NCK
 
     def _distance(self, code_W: Tensor) -> Tensor:
-        """|2 (query's - key's code) - (reach - 1)|: less than `reach` where the one is 0 … reach - 1 more."""
+        """|2 (query's - key's code) - (reach - 1)|: less than `reach` if the difference is 0 … reach - 1."""
         code_W = code_W * 2
         query_NC1 = code_W[self.before :].view(-1, self.chunk, 1) - (self.reach - 1)
         return (query_NC1 - self.windows(code_W)[:, None]).abs_()
 
     def windows(self, x_W: Tensor) -> Tensor:
-        """x_NK, or x_NEK of x_WE: of each chunk, and the one before it."""
+        """x_NK, or x_NEK from x_WE: each chunk with the one before it."""
         return x_W.unfold(0, self.before + self.chunk, self.chunk)
 
     def chunks(self, x_P: Tensor) -> Tensor:
@@ -103,7 +113,7 @@ class Rounds:
         return x_P.view(-1, self.chunk, *x_P.shape[1:])
 
     def by_key(self, weight_NCK: Tensor, x_NCE: Tensor) -> Tensor:
-        """x_WE: the sum of the queries' x by the weights that a key has."""
+        """x_WE: for each key the sum of the queries' x, weighted."""
         places = x_NCE.shape[0] * self.chunk
         sum_WE = x_NCE.new_zeros(self.before + places, x_NCE.shape[2])
         for first in {0, self.before}:
@@ -112,42 +122,57 @@ class Rounds:
         return sum_WE
 
 
-def attend(query_XE: Tensor, value_XE: Tensor, rounds: Rounds, *, dropout: float = 0.0) -> Tensor:
-    """y_XE = softmax(q · k / √E) v over the union of what the rounds find, k = q / |q|; itself if that is all.
+def naive(query_XE: Tensor, value_XE: Tensor, rounds: HashRounds, *, dropout: float = 0.0) -> Tensor:
+    """The formula, with the weights of all pairs of a sequence."""
+    query_BHTE, value_BHTE = (x.view(*rounds.shape_BTH, -1).transpose(1, 2) for x in (query_XE, value_XE))
+    key_BHSE = functional.normalize(query_BHTE, dim=-1)
+    logits_BHTS = query_BHTE @ key_BHSE.mT / math.sqrt(query_BHTE.shape[-1])
+    code_RBHT = rounds.code_RX.view(-1, *rounds.shape_BTH).transpose(2, 3)
+    difference_RBHTS = code_RBHT[..., :, None] - code_RBHT[..., None, :]
+    found_BHTS = ((difference_RBHTS >= 0) & (difference_RBHTS < rounds.reach)).any(0)
+    itself_TS = torch.eye(query_BHTE.shape[2], dtype=torch.bool, device=query_XE.device)
+    logits_BHTS = logits_BHTS.masked_fill(~found_BHTS, torch.finfo(logits_BHTS.dtype).min)
+    weights_BHTS = logits_BHTS.masked_fill(itself_TS, SELF_MASK_VALUE).softmax(-1)
+    if dropout:
+        weights_BHTS = torch.where(itself_TS, weights_BHTS, apply_dropout(weights_BHTS, dropout))
+    return (weights_BHTS @ value_BHTE).transpose(1, 2).reshape(value_XE.shape)
 
-    With dropout, and under torch.compile, by operations that torch differentiates, which keep all weights.
-    """
+
+def lsh_attention(query_XE: Tensor, value_XE: Tensor, rounds: HashRounds, *, dropout: float = 0.0) -> Tensor:
+    """y_XE. Call it without autocast: logits as large as queries need the precision."""
+    if naive_mode():
+        return naive(query_XE, value_XE, rounds, dropout=dropout)
     if dropout or torch.compiler.is_compiling():
-        return _average(query_XE, value_XE, rounds, dropout)[0]
-    y_XE: Tensor = _Average.apply(query_XE, value_XE, rounds)  # type: ignore[no-untyped-call]
+        return _attention(query_XE, value_XE, rounds, dropout)[0]
+    y_XE: Tensor = _LshAttention.apply(query_XE, value_XE, rounds)  # type: ignore[no-untyped-call]
     return y_XE
 
 
 def _key_sizes(query_XE: Tensor) -> Tensor:
-    """Of each row what its query is divided by to be a key: |q| √E."""
+    """What a row's query is divided by to get its key: |q| √E."""
     length_X1: Tensor = torch.linalg.vector_norm(query_XE, dim=1, keepdim=True)
     return length_X1.clamp(min=1e-12) * math.sqrt(query_XE.shape[1])
 
 
-def _average(query_XE: Tensor, value_XE: Tensor, rounds: Rounds, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
-    """y_XE, and total_X1, the logarithm of the denominator."""
+def _attention(query_XE: Tensor, value_XE: Tensor, rounds: HashRounds, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+    """y_XE, and total_X1, the logarithm of the softmax's denominator."""
     lowest, tiny = torch.finfo(query_XE.dtype).min / 2, torch.finfo(query_XE.dtype).tiny
     size_X1 = _key_sizes(query_XE)
-    y_XE, total_X1 = value_XE.clone(), torch.full_like(size_X1, ALONE)
+    y_XE, total_X1 = value_XE.clone(), torch.full_like(size_X1, SELF_MASK_VALUE)
     for chunks in rounds.pieces():
         query_WE = query_XE.index_select(0, chunks.key_W)
         key_WE = query_WE / size_X1.index_select(0, chunks.key_W)
         logits_NCK = rounds.chunks(query_WE[rounds.before :]) @ rounds.windows(key_WE)
         logits_NCK.masked_fill_(chunks.unseen_NCK, lowest)
         largest_NC1 = logits_NCK.detach().amax(-1, keepdim=True)
-        # What is unseen is 0 in the end; exp() takes ten times as long where it underflows.
+        # Unseen logits are set to 0 twice: exp() takes ten times as long where it underflows.
         exp_NCK = logits_NCK.sub_(largest_NC1).masked_fill_(chunks.unseen_NCK, 0).exp_()
         exp_NCK = exp_NCK.masked_fill(chunks.unseen_NCK, 0)
         new_P1 = (exp_NCK.sum(-1, keepdim=True).clamp(min=tiny).log() + largest_NC1).flatten(0, 1)
         old_P1 = total_X1.index_select(0, chunks.query_P)
         both_P1 = torch.logaddexp(old_P1, new_P1)
         value_NEK = rounds.windows(value_XE.index_select(0, chunks.key_W))
-        new_PE = (drop.dropout(exp_NCK, dropout) @ value_NEK.mT).flatten(0, 1) * (
+        new_PE = (apply_dropout(exp_NCK, dropout) @ value_NEK.mT).flatten(0, 1) * (
             largest_NC1.flatten(0, 1) - both_P1
         ).exp()
         old_PE = y_XE.index_select(0, chunks.query_P) * (old_P1 - both_P1).exp()
@@ -156,10 +181,10 @@ def _average(query_XE: Tensor, value_XE: Tensor, rounds: Rounds, dropout: float 
     return y_XE, total_X1
 
 
-class _Average(torch.autograd.Function):
+class _LshAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query_XE: Tensor, value_XE: Tensor, rounds: Rounds) -> Tensor:
-        y_XE, total_X1 = _average(query_XE, value_XE, rounds)
+    def forward(ctx: Any, query_XE: Tensor, value_XE: Tensor, rounds: HashRounds) -> Tensor:
+        y_XE, total_X1 = _attention(query_XE, value_XE, rounds)
         ctx.save_for_backward(query_XE, value_XE, y_XE, total_X1)
         ctx.rounds = rounds
         return y_XE
@@ -167,11 +192,11 @@ class _Average(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_XE: Tensor) -> tuple[Tensor, Tensor, None]:
-        rounds: Rounds = ctx.rounds
+        rounds: HashRounds = ctx.rounds
         query_XE, value_XE, y_XE, total_X1 = ctx.saved_tensors
         size_X1 = _key_sizes(query_XE)
         mean_X1 = torch.linalg.vecdot(grad_XE, y_XE)[:, None]
-        query_grad, value_grad = torch.zeros_like(query_XE), grad_XE * (ALONE - total_X1).exp()
+        query_grad, value_grad = torch.zeros_like(query_XE), grad_XE * (SELF_MASK_VALUE - total_X1).exp()
         for chunks in rounds.pieces():
             query_WE, value_WE = (x_XE.index_select(0, chunks.key_W) for x_XE in (query_XE, value_XE))
             grad_NCE, total_NC1, mean_NC1 = (
@@ -185,9 +210,13 @@ class _Average(torch.autograd.Function):
             value_grad.index_add_(0, chunks.key_W, rounds.by_key(weight_NCK, grad_NCE))
             logit_grad_NCK = (grad_NCE @ rounds.windows(value_WE)).sub_(mean_NC1).mul_(weight_NCK)
             key_grad_WE = rounds.by_key(logit_grad_NCK, rounds.chunks(query_PE))
-            # A key grows no longer with its query.
+            # A key has unit length: it does not grow with its query.
             along_W1 = torch.linalg.vecdot(key_grad_WE, key_WE)[:, None] * query_XE.shape[1]
             grad_WE = key_grad_WE.addcmul_(key_WE, along_W1, value=-1).div_(size_W1)
             grad_WE[rounds.before :] += (logit_grad_NCK @ rounds.windows(key_WE).mT).flatten(0, 1)
             query_grad.index_add_(0, chunks.key_W, grad_WE)
         return query_grad, value_grad, None
+
+
+Rounds = HashRounds
+attend = lsh_attention

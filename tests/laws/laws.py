@@ -310,14 +310,14 @@ def what_is_called_subquadratic_makes_no_square(make: Make, device: torch.device
 def long_inputs_are_computed_as_short_ones(make: Make, device: torch.device) -> None:
     """Outputs and every gradient are the same where some heads at a time go through and are made again."""
     found = []
-    for longest in (by_heads.LONG, 0):
+    for longest in (by_heads.MIN_LENGTH, 0):
         layer = make(device).train()
         inputs = inputs_for(layer, device)
         leaves = [tensor.requires_grad_() for tensor in (inputs.x_BTD, inputs.memory_BSM) if tensor is not None]
         torch.manual_seed(0)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(by_heads, "LONG", longest)
-            patch.setattr(by_heads, "PIECE", {device.type: 1})
+            patch.setattr(by_heads, "MIN_LENGTH", longest)
+            patch.setattr(by_heads, "CHUNK_ELEMENTS", {device.type: 1})
             y_BTD = inputs.run(layer)
             weights_BTD = torch.linspace(-1, 1, y_BTD.numel(), dtype=y_BTD.dtype, device=device).view_as(y_BTD)
             (y_BTD * weights_BTD)[inputs.real].sum().backward()

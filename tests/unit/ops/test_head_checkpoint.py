@@ -24,8 +24,8 @@ def gradients(
     layer: Any, x_BTD: Tensor, monkeypatch: pytest.MonkeyPatch, *, longest: int, rough: bool = True
 ) -> list[Tensor]:
     """Of the input and all parameters, after the output; inputs of `longest` positions and more by heads."""
-    monkeypatch.setattr(by_heads, "LONG", longest)
-    monkeypatch.setattr(by_heads, "PIECE", {"cpu": 1})
+    monkeypatch.setattr(by_heads, "MIN_LENGTH", longest)
+    monkeypatch.setattr(by_heads, "CHUNK_ELEMENTS", {"cpu": 1})
     x_BTD = x_BTD.clone().requires_grad_()
     layer.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=rough):
@@ -53,8 +53,8 @@ def test_under_autocast_gradients_are_those_of_all_heads_at_once(kind: str, monk
 
 @pytest.mark.parametrize("piece", [1, 2 * LENGTH * WIDTH, 3 * LENGTH * WIDTH, 10**6])
 def test_pieces_cover_all_heads_once(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(by_heads, "LONG", 0)
-    monkeypatch.setattr(by_heads, "PIECE", {"cpu": piece})
+    monkeypatch.setattr(by_heads, "MIN_LENGTH", 0)
+    monkeypatch.setattr(by_heads, "CHUNK_ELEMENTS", {"cpu": piece})
     seen: list[slice] = []
 
     def double(some: slice, x_BTd: Tensor) -> Tensor:
@@ -69,16 +69,16 @@ def test_pieces_cover_all_heads_once(piece: int, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_draws_at_random_goes_through_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(by_heads, "LONG", 0)
-    monkeypatch.setattr(by_heads, "PIECE", {"cpu": 1})
+    monkeypatch.setattr(by_heads, "MIN_LENGTH", 0)
+    monkeypatch.setattr(by_heads, "CHUNK_ELEMENTS", {"cpu": 1})
     seen = []
     by_heads.by_heads(lambda some, x: seen.append(some) or x, torch.ones(1, 2, 4), heads=4, is_random=True)  # type: ignore[func-returns-value]
     assert seen == [slice(0, 4)]
 
 
 def test_a_frozen_projection_gets_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(by_heads, "LONG", 0)
-    monkeypatch.setattr(by_heads, "PIECE", {"cpu": 1})
+    monkeypatch.setattr(by_heads, "MIN_LENGTH", 0)
+    monkeypatch.setattr(by_heads, "CHUNK_ELEMENTS", {"cpu": 1})
     linear = torch.nn.Linear(3, 8).requires_grad_(False)
     x_BTI = torch.randn(1, 2, 3, requires_grad=True)
     by_heads.by_heads(lambda _, x: x.exp(), Projected(x_BTI, linear), heads=4).sum().backward()

@@ -22,7 +22,7 @@ def problem(*, causal: bool, length: int = 12) -> tuple[Tensor, Tensor, buckets.
 def test_its_gradients_are_those_of_finite_differences(
     causal: bool, length: int, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(buckets, "PIECE", {"cpu": piece})
+    monkeypatch.setattr(buckets, "CHUNK_LOGITS", {"cpu": piece})
     query_XE, value_XE, rounds = problem(causal=causal, length=length)
 
     def attend(query_XE: Tensor, value_XE: Tensor) -> Tensor:
