@@ -220,7 +220,7 @@ def _inputs(role: str, length: int, arguments: argparse.Namespace) -> tuple[Tens
 
 def _train(layer: nn.Module, x_BTD: Tensor, memory_BSD: Tensor | None) -> None:
     layer.train()
-    layer(x_BTD, memory_BSD).sum().backward()
+    layer(x_BTD, memory_BSD)[0].sum().backward()
     layer.zero_grad()
 
 

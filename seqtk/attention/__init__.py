@@ -1,4 +1,4 @@
-"""The attention layers: one file a family, and one import line each, which registers it; `parts` is what they share."""
+"""Attention layers: one file for each family, registered by its import line below."""
 
 from seqtk.attention import aft as aft
 from seqtk.attention import convluna as convluna
@@ -25,23 +25,23 @@ from seqtk.attention import windows as windows
 from seqtk.attention.base import (
     Attention,
     AttentionConfig,
-    CarryingAttention,
     HeadedAttention,
     HeadedConfig,
     Role,
-    SegmentAttention,
+    Scope,
     State,
+    StepState,
     attentions,
 )
 
 __all__ = [
     "Attention",
     "AttentionConfig",
-    "CarryingAttention",
     "HeadedAttention",
     "HeadedConfig",
     "Role",
-    "SegmentAttention",
+    "Scope",
     "State",
+    "StepState",
     "attentions",
 ]

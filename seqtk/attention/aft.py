@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.attention.base import Attention, AttentionConfig, Role, State, attentions
+from seqtk.attention.base import Attention, AttentionConfig, Role, State, StepState, attentions
 from seqtk.ops import cache
 from seqtk.ops.aft import NOTHING, Weighed, exponentials, running, weigh_all, weigh_past
 from seqtk.ops.blocks import in_blocks
 from seqtk.ops.head_checkpoint import Projected, by_heads
 from seqtk.ops.init import check_at_least_one, xavier_linear
 from seqtk.ops.precision import wide
-from seqtk.ops.rows import align
 
 
 @dataclass(frozen=True)
@@ -46,22 +45,16 @@ class AftSimple(Attention):
         self.value = xavier_linear(dim, dim, bias=config.bias)
         self.out = xavier_linear(dim, dim, bias=config.bias)
 
-    @classmethod
-    def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
-        return int(4 * dim * (dim + config.bias))
-
     def forward(
         self,
         x_BTD: Tensor,
         memory_BSM: Tensor | None = None,
         *,
         pad_BS: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-    ) -> Tensor:
+        state: State = None,
+    ) -> tuple[Tensor, State]:
         self.check_length(x_BTD.shape[1])
-        rows = align(x_BTD, pad_BS, right_padded=positions_BT is None)
-        pad_BT1 = None if rows.pad_BT is None else rows.pad_BT[..., None]
-
+        pad_BT1 = None if pad_BS is None else pad_BS[..., None]
         weights = self.weights(x_BTD.shape[1])
 
         def means(_: slice, key_BTD: Tensor, value_BTD: Tensor) -> Tensor:
@@ -72,9 +65,9 @@ class AftSimple(Attention):
                 mean_BTD = self.means(key_BTD, value_BTD, weights)
             return mean_BTD if pad_BT1 is None else mean_BTD.masked_fill(pad_BT1, 0)
 
-        of_keys, of_values = Projected(rows.x_BTD, self.key), Projected(rows.x_BTD, self.value)
+        of_keys, of_values = Projected(x_BTD, self.key), Projected(x_BTD, self.value)
         mean_BTD = by_heads(means, of_keys, of_values, heads=self.dim, through=weights)
-        return rows.restore(self.gate(rows.x_BTD, mean_BTD))
+        return self.gate(x_BTD, mean_BTD), None
 
     def weights(self, length: int) -> tuple[Tensor, ...]:
         """By what positions multiply exp(key), for all channels alike, float32 or wider."""
@@ -94,13 +87,13 @@ class AftSimple(Attention):
         """The output, from the weighed means."""
         return self.out(self.query(x_BTD).sigmoid() * mean_BTD.to(self.out.weight.dtype))  # type: ignore[no-any-return]
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
         zeros_B1D = wide(self.key.weight).new_zeros(batch, 1, self.dim)
-        return {"log": zeros_B1D + NOTHING, "mean": zeros_B1D}
+        return StepState(dynamic={"log": zeros_B1D + NOTHING, "mean": zeros_B1D})
 
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
-        now = Weighed.of(state["log"], state["mean"]).merge(Weighed.of(*self.keys_and_values(x_B1D)))
-        return self.gate(x_B1D, now.mean), {"log": now.log, "mean": now.mean}
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
+        now = Weighed.of(state.dynamic["log"], state.dynamic["mean"]).merge(Weighed.of(*self.keys_and_values(x_B1D)))
+        return self.gate(x_B1D, now.mean), state.advance({"log": now.log, "mean": now.mean})
 
 
 @dataclass(frozen=True)
@@ -127,10 +120,6 @@ class AftFull(AftSimple):
         deviation = (0.01 / config.rank) ** 0.25  # an element of u vᵀ then has one of 0.1
         self.position_query = nn.Parameter(torch.randn(config.max_length, config.rank) * deviation)
         self.position_key = nn.Parameter(torch.randn(config.max_length, config.rank) * deviation)
-
-    @classmethod
-    def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
-        return super().parameter_count(config, dim=dim) + int(2 * config.max_length * config.rank)
 
     @property
     def max_length(self) -> int | None:
@@ -197,19 +186,19 @@ class AftFull(AftSimple):
         total_BNWD, sum_BNWD = (near_NWJ @ near_BNJE + far_NW1 @ far_BN1E).chunk(2, -1)
         return Weighed(scale_BND[:, :, None].expand_as(total_BNWD), total_BNWD, sum_BNWD)
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
-        return cache.empty("key", "value")
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
+        return StepState(dynamic=cache.empty("key", "value"))
 
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
         key_B1D, value_B1D = self.keys_and_values(x_B1D)
-        state = cache.remember(state, key=key_B1D, value=value_B1D)
-        length = cache.length(state, "key")
+        kept = cache.remember(state.dynamic, key=key_B1D, value=value_B1D)
+        length = cache.length(kept, "key")
         self.check_length(length)
-        keys, values = cache.segments(state, "key"), cache.segments(state, "value")
+        keys, values = cache.segments(kept, "key"), cache.segments(kept, "value")
         bias_1S = self._bias_at(length, 0)
         weights = torch.split((bias_1S - _top(bias_1S)).exp(), [key.shape[1] for key in keys], -1)
         now = functools.reduce(Weighed.merge, map(weigh_all, weights, keys, values))
-        return self.gate(x_B1D, now.mean), state
+        return self.gate(x_B1D, now.mean), state.advance(kept)
 
     def _bias_at(self, length: int, first: int) -> Tensor:
         """Of the last of `length` positions, for those from the `first` to itself: 1S."""
@@ -240,21 +229,24 @@ class AftLocal(AftFull):
     def window(self) -> int:
         return int(self.config.window)
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
         empty_B0D = wide(self.key.weight).new_zeros(batch, 0, self.dim)
-        # `past` is as long as the positions so far, and holds nothing.
-        return {"key": empty_B0D, "value": empty_B0D, "past": empty_B0D[..., :0], "log": None, "mean": None}
+        # `past` has no elements; its length counts the positions so far.
+        return StepState(
+            dynamic={"key": empty_B0D, "value": empty_B0D, "past": empty_B0D[..., :0], "log": None, "mean": None}
+        )
 
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
-        past_Bt0 = functional.pad(state["past"], (0, 0, 0, 1))
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
+        kept = state.dynamic
+        past_Bt0 = functional.pad(kept["past"], (0, 0, 0, 1))
         length = past_Bt0.shape[1]
         self.check_length(length)
         key_BSD, value_BSD = (
-            torch.cat([state[name], new], 1)
+            torch.cat([kept[name], new], 1)
             for name, new in zip(("key", "value"), self.keys_and_values(x_B1D), strict=True)
         )
         bias_1S = self._bias_at(length, length - key_BSD.shape[1])
-        older = None if state["log"] is None else Weighed.of(state["log"], state["mean"])
+        older = None if kept["log"] is None else Weighed.of(kept["log"], kept["mean"])
         top_11 = _top(bias_1S)
         now = weigh_all((bias_1S - top_11).exp(), key_BSD, value_BSD)
         if older is not None:
@@ -264,8 +256,8 @@ class AftLocal(AftFull):
             older = left if older is None else older.merge(left)
             key_BSD, value_BSD = key_BSD[:, 1:], value_BSD[:, 1:]
         log, mean = (None, None) if older is None else (older.log, older.mean)
-        after = {"key": key_BSD, "value": value_BSD, "past": past_Bt0, "log": log, "mean": mean}
-        return self.gate(x_B1D, now.mean), after
+        kept = {"key": key_BSD, "value": value_BSD, "past": past_Bt0, "log": log, "mean": mean}
+        return self.gate(x_B1D, now.mean), state.advance(kept)
 
 
 def _top(bias_TS: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What every attention layer is: one class, up to three roles, a parallel form and a step form that agree.
+"""The contract of attention layers: one class, up to three roles, a parallel form and a step form that agree.
 
 B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, E width of a head.
 """
@@ -10,24 +10,61 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import register_pytree_node
 
 from seqtk.config.registry import Registry
 from seqtk.modules.dropout import check_rate
 from seqtk.utils.errors import UserError
 
 State = Any
-"""A pytree whose leaves are tensors with the batch first, or None: reordered by one `tree_map`."""
+"""A pytree whose leaves are tensors with the batch first, or None."""
 
 
 class Role(enum.Flag):
-    """What a layer is used as; one instance has one role for life."""
+    """The place of a layer in a model. An instance has one role for life."""
 
     ENCODER = enum.auto()
-    """Every position may see every other."""
+    """Self-attention in both directions."""
     CAUSAL = enum.auto()
-    """Position t sees positions <= t; appending positions never changes earlier outputs."""
+    """Self-attention in which position t sees positions <= t; later positions never change earlier outputs."""
     CROSS = enum.auto()
-    """Queries read a memory of another length."""
+    """Queries attend to a memory of another length."""
+
+
+class Scope(enum.Enum):
+    """Which call takes the state that `forward` returns."""
+
+    NONE = enum.auto()
+    """No call: the state is None."""
+    LAYER = enum.auto()
+    """The next layer of the encoder stack with this scope (Luna's packed memory)."""
+    SEGMENT = enum.auto()
+    """The same layer on the next segment of the text (Transformer-XL's memory)."""
+
+
+@dataclass(frozen=True)
+class StepState:
+    """The state of a layer while it decodes one token at a time; a pytree node.
+
+    Beam search copies `static` only when a row moves to another sentence.
+    """
+
+    static: State = None
+    """Leaves that no step changes, such as the keys and values of the memory."""
+    dynamic: State = None
+    """Leaves that each step replaces, such as the cache of self-attention."""
+
+    def advance(self, dynamic: State) -> "StepState":
+        """The state after a step: the same static leaves, new dynamic ones."""
+        return StepState(self.static, dynamic)
+
+
+register_pytree_node(
+    StepState,
+    lambda state: ([state.static, state.dynamic], None),
+    lambda children, _: StepState(*children),
+    serialized_type_name="seqtk.attention.StepState",
+)
 
 
 @dataclass(frozen=True)
@@ -41,19 +78,30 @@ attentions: Registry["Attention"] = Registry("attention", AttentionConfig)
 class Attention(nn.Module):
     """A layer that mixes positions.
 
-    Padding is True in `pad_BS` at positions of what is attended to (the memory for CROSS, else `x` itself) that do not
-    exist. Rows are numbered from 0 at their first real position: `positions_BT` says how, and None means 0, 1, 2, …
-    which is right for right-padded rows. Outputs at padding are finite and mean nothing.
+    `pad_BS` is True at padding of the attended sequence: the memory for CROSS, else `x` itself. Padding is always on
+    the right. Outputs at padding are finite and have no meaning.
     """
 
     roles: ClassVar[Role]
+    scope: ClassVar[Scope] = Scope.NONE
+    """What the state that `forward` returns is for; LAYER applies to encoders, SEGMENT to causal layers."""
     subquadratic: bool = False
-    """Whether no tensor it makes, and so neither its time, grows with the square of the length."""
+    """True if time and memory grow more slowly than the square of the length."""
     slot: str = "attention"
-    """The key at which its config stands, which a model sets."""
+    """The configuration key of the layer, set by the model."""
 
     def __init__(self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
-        """`memory_dim` is the width of the memory a CROSS layer reads, `dim` if None."""
+        """Builds the layer.
+
+        Args:
+            config: The configuration of the layer.
+            dim: Width of inputs and outputs.
+            role: One of `roles`.
+            memory_dim: Width of the memory of a CROSS layer. None: `dim`.
+
+        Raises:
+            UserError: The layer does not support `role`.
+        """
         super().__init__()
         if role not in self.roles:
             name = attentions.name_of(type(config))
@@ -65,97 +113,73 @@ class Attention(nn.Module):
         self.config, self.dim, self.role = config, dim, role
         self.memory_dim = memory_dim or dim
 
-    @classmethod
-    def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
-        """The number of trained parameters, by the formula that the class's docstring states."""
-        raise NotImplementedError
-
     @property
     def max_length(self) -> int | None:
-        """The longest input this layer can take, or None."""
+        """The longest input that the layer accepts. None: any length."""
         return None
 
     def aux_loss(self) -> Tensor | None:
-        """A penalty on the weights that joins the training loss once per update, or None."""
+        """A penalty on the weights that is added to the training loss once per update, or None."""
         return None
 
     def after_update(self, update: int, generator: torch.Generator) -> None:
-        """Called after each update of the weights while training, the first being 1: for what is drawn anew.
+        """Called after each training update; the first is 1. Layers with random features redraw them here.
 
-        The generator is on the CPU, alike in all processes and in a run that is resumed; layers take turns with it.
+        The generator is on the CPU. It is the same in all processes and after a resume; layers draw from it in turn.
         """
 
     def monitored(self) -> dict[str, float]:
-        """Scalars worth plotting while training, by name (a mixture's weights, …)."""
+        """Scalars to log during training, by name."""
         return {}
 
     def forward(
-        self,
-        x_BTD: Tensor,
-        memory_BSM: Tensor | None = None,
-        *,
-        pad_BS: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-    ) -> Tensor:
-        """The outputs at all positions at once."""
+        self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
+    ) -> tuple[Tensor, State]:
+        """Computes all positions in parallel.
+
+        Args:
+            x_BTD: The inputs; queries in cross-attention.
+            memory_BSM: The encoder output, for CROSS only.
+            pad_BS: True at padding.
+            state: What the previous call returned, as `scope` says. None: this is the first.
+
+        Returns:
+            (y_BTD, state). The state is None unless `scope` says otherwise.
+        """
         raise NotImplementedError
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
-        """The state before the first token of `batch` rows. CROSS projects its memory here, once."""
-        return {"x": None, "memory": memory_BSM, "pad": pad_BS}
+    def chain_after(self, previous: "Attention") -> None:
+        """Tells a layer of scope LAYER that its input state comes from `previous`. Called once, at construction.
 
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
-        """The output at the next position, and the state after it.
-
-        This default is right for every layer but slow: it keeps the prefix and runs the parallel form over it again.
+        Raises:
+            UserError: The layer cannot use the state of `previous`.
         """
-        x_BTD = x_B1D if state["x"] is None else torch.cat([state["x"], x_B1D], dim=1)
-        y_BTD = self(x_BTD, state["memory"], pad_BS=state["pad"])
-        return y_BTD[:, -1:], {**state, "x": x_BTD}
+        raise NotImplementedError
+
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
+        """The state before the first token of `batch` rows. CROSS projects its memory here, once."""
+        return StepState(static={"memory": memory_BSM, "pad": pad_BS})
+
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
+        """Computes the next position.
+
+        This default is correct for every layer but slow: it runs `forward` on the whole prefix.
+
+        Returns:
+            (y_B1D, state after the token).
+        """
+        x_BTD = x_B1D if state.dynamic is None else torch.cat([state.dynamic, x_B1D], dim=1)
+        y_BTD, _ = self(x_BTD, state.static["memory"], pad_BS=state.static["pad"])
+        return y_BTD[:, -1:], state.advance(x_BTD)
 
     def check_length(self, length: int) -> None:
-        """Refuse, naming the limit and its key, an input longer than `max_length`."""
+        """Raises UserError if an input is longer than `max_length`."""
         if self.max_length is not None and length > self.max_length:
             raise UserError(
                 f"An input of {length} positions is longer than attention "
                 f"'{attentions.name_of(type(self.config))}' can take: max_length={self.max_length}.",
                 f"Raise {self.slot}.max_length before training, or leave such sentences out.",
             )
-
-
-class CarryingAttention(Attention):
-    """An encoder's layer that hands a tensor up the stack, beside the positions (Luna's packed memory).
-
-    Alone, or first of its kind, it starts from a tensor of its own. A stack calls `follow` on every later one, which
-    then takes what the one before it handed on.
-    """
-
-    def follow(self, before: "CarryingAttention") -> None:
-        """Give up the tensor of its own for what `before`, the last of these below it, hands on.
-
-        Called once, before training, and only in the ENCODER role. Raises UserError if it cannot take that.
-        """
-        raise NotImplementedError
-
-    def carry(
-        self, x_BTD: Tensor, carried: Tensor | None, *, pad_BS: Tensor | None, positions_BT: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The outputs at all positions, and what the next layer of this kind takes; `carried` is None for the first."""
-        raise NotImplementedError
-
-
-class SegmentAttention(Attention):
-    """A causal layer that can go on where the segment before ended, and so see what stood in it.
-
-    Segment by segment its outputs are those for all of the segments at once.
-    """
-
-    def read(self, x_BTD: Tensor, carried: State) -> tuple[Tensor, State]:
-        """The outputs of a segment, and what the next one takes; `carried` is None for the first.
-
-        No row is padded on the left. What a row hands on means nothing once it has padding on the right: it has ended.
-        """
-        raise NotImplementedError
 
 
 _ROLE_WORDS = {

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.attention.base import Role, State, attentions
+from seqtk.attention.base import Role, StepState, attentions
 from seqtk.attention.luna import Luna, LunaConfig
 from seqtk.ops.depthwise import depthwise
 from seqtk.ops.init import check_at_least_one
-from seqtk.ops.rows import align
 from seqtk.utils.errors import UserError
 
 Temperature = Literal["unit", "sqrt", "learn"]
@@ -101,63 +100,32 @@ class ConvLuna(Luna):
             serving |= {use: None for use in serving if use.endswith("value")}
         return serving
 
-    @classmethod
-    def parameter_count(
-        cls, config: ConvLunaConfig, *, dim: int, memory_dim: int | None = None, role: Role = Role.ENCODER
-    ) -> int:
-        count = super().parameter_count(config, dim=dim, memory_dim=memory_dim, role=role)
-        if config.sharing != "none":
-            projections = 3 if config.tie_kv or config.sharing == "simplified" else 4
-            count = config.memory_size * dim + projections * dim * (dim + config.bias)
-        learned = (config.pack_temperature == "learn") + (config.unpack_temperature == "learn")
-        return count + learned + (config.filter == "conv") * (config.heads or 0) * config.kernel_size
-
     def monitored(self) -> dict[str, float]:
         """The learned temperatures."""
         logs = {part: getattr(self, f"log_{part}_temperature") for part in ("pack", "unpack")}
         return {f"{part}_temperature": float(log.detach().exp()) for part, log in logs.items() if log is not None}
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        memory_BSM: Tensor | None = None,
-        *,
-        pad_BS: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-    ) -> Tensor:
-        if self.role is not Role.CAUSAL:
-            return super().forward(x_BTD, memory_BSM, pad_BS=pad_BS, positions_BT=positions_BT)
-        rows = align(x_BTD, pad_BS, right_padded=positions_BT is None)
-        return rows.restore(super().forward(rows.x_BTD, pad_BS=rows.pad_BT))
-
-    def carry(
-        self, x_BTD: Tensor, carried: Tensor | None, *, pad_BS: Tensor | None, positions_BT: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        rows = align(x_BTD, pad_BS, right_padded=positions_BT is None)
-        y_BTD, carried = super().carry(rows.x_BTD, carried, pad_BS=rows.pad_BT, positions_BT=None)
-        return rows.restore(y_BTD), carried
-
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
-        if memory_BSM is not None:
-            rows = align(memory_BSM, pad_BS, right_padded=False)
-            memory_BSM, pad_BS = rows.x_BTD, rows.pad_BT
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
         state = super().start(batch, memory_BSM, pad_BS=pad_BS)
-        if self.role is Role.CAUSAL:
-            none_BHKE = state["keys"].new_zeros(batch, self.heads, self.config.kernel_size - 1, self.head_dim)
-            none_BHKE = none_BHKE.to(state["pack_query"].dtype)
-            state["window"] = [none_BHKE] * 3
-            state["pad"] = torch.ones_like(none_BHKE[:, 0, :, 0], dtype=torch.bool)
-        return state
+        if self.role is Role.CROSS:
+            return state
+        like = state.static["pack_query"]
+        none_BHKE = like.new_zeros(batch, self.heads, self.config.kernel_size - 1, self.head_dim)
+        pad_BK = torch.ones_like(none_BHKE[:, 0, :, 0], dtype=torch.bool)
+        return state.advance({**state.dynamic, "window": [none_BHKE] * 3, "pad": pad_BK})
 
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
         if self.role is Role.CROSS:
             return super().step(x_B1D, state)
         new = self._project(("pack_key", "key", "value"), x_B1D)
-        window = [torch.cat([old_BHKE, new_BH1E], 2) for old_BHKE, new_BH1E in zip(state["window"], new, strict=True)]
-        pad_BK = functional.pad(state["pad"], (0, 1))
+        window = [
+            torch.cat([old_BHKE, new_BH1E], 2) for old_BHKE, new_BH1E in zip(state.dynamic["window"], new, strict=True)
+        ]
+        pad_BK = functional.pad(state.dynamic["pad"], (0, 1))
         context = [self._read(x_BHKE, slice(None), pad_BK)[:, :, -1:] for x_BHKE in window]
         y_B1D, state = self._causal_step(x_B1D, state, context)
-        return y_B1D, {**state, "window": [x_BHKE[:, :, 1:] for x_BHKE in window], "pad": pad_BK[:, 1:]}
+        kept = {"window": [x_BHKE[:, :, 1:] for x_BHKE in window], "pad": pad_BK[:, 1:]}
+        return y_B1D, state.advance({**state.dynamic, **kept})
 
     def _scale(self, part: str) -> float | Tensor:
         log = getattr(self, f"log_{part}_temperature")

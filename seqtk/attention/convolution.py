@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, StepState, attentions
 from seqtk.modules.dropout import Dropout
 from seqtk.ops.depthwise import depthwise
 from seqtk.ops.head_checkpoint import Projected, by_heads
@@ -61,10 +61,6 @@ class Convolution(HeadedAttention):
         self.out = self.projection(dim)
         self.input_dropout, self.dropout = Dropout(config.input_dropout), Dropout(config.dropout)
 
-    @classmethod
-    def parameter_count(cls, config: ConvolutionConfig, *, dim: int, memory_dim: int | None = None) -> int:
-        return (2 + config.glu) * dim * (dim + config.bias)
-
     def values(self, x_BTD: Tensor) -> Tensor:
         """What the convolution reads: v_BTD."""
         v_BTD: Tensor = self.value(self.input_dropout(x_BTD))
@@ -88,20 +84,20 @@ class Convolution(HeadedAttention):
         memory_BSM: Tensor | None = None,
         *,
         pad_BS: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-    ) -> Tensor:
+        state: State = None,
+    ) -> tuple[Tensor, State]:
         v_BTD = self.values(x_BTD)
         if pad_BS is not None:
             v_BTD = v_BTD.masked_fill(pad_BS[..., None], 0)
-        return self.out(self.convolve(v_BTD))  # type: ignore[no-any-return]
+        return self.out(self.convolve(v_BTD)), None
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
-        return {"past": self.out.weight.new_zeros(batch, self.config.kernel_size - 1, self.dim)}
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
+        return StepState(dynamic={"past": self.out.weight.new_zeros(batch, self.config.kernel_size - 1, self.dim)})
 
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
-        window_BKD = torch.cat([state["past"], self.values(x_B1D)], dim=1)
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
+        window_BKD = torch.cat([state.dynamic["past"], self.values(x_B1D)], dim=1)
         y_BHE = self.convolve_once(window_BKD.view(*window_BKD.shape[:2], self.heads, self.head_dim))
-        return self.out(y_BHE.flatten(1)[:, None]), {"past": window_BKD[:, 1:]}
+        return self.out(y_BHE.flatten(1)[:, None]), state.advance({"past": window_BKD[:, 1:]})
 
     def windows(self, v_BTD: Tensor, *, chunk: int) -> Tensor:
         """v_BHNWE: what each chunk reads, zeros beyond the ends of the rows."""
@@ -135,11 +131,6 @@ class LightweightConv(Convolution):
         kernel_H1K = nn.init.xavier_uniform_(torch.empty(self.heads, 1, config.kernel_size))
         self.kernel = nn.Parameter(kernel_H1K.squeeze(1))
 
-    @classmethod
-    def parameter_count(cls, config: ConvolutionConfig, *, dim: int, memory_dim: int | None = None) -> int:
-        assert config.heads is not None
-        return super().parameter_count(config, dim=dim) + config.heads * config.kernel_size
-
     def convolve(self, v_BTD: Tensor) -> Tensor:
         kernel_HK = self.normalised(self.kernel)
         if v_BTD.device.type == "cpu" and v_BTD.dtype is torch.float32:
@@ -169,11 +160,6 @@ class DynamicConv(Convolution):
     def __init__(self, config: DynamicConvConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
         self.kernel = nn.Linear(dim, self.heads * config.kernel_size, bias=False)
-
-    @classmethod
-    def parameter_count(cls, config: ConvolutionConfig, *, dim: int, memory_dim: int | None = None) -> int:
-        assert config.heads is not None
-        return super().parameter_count(config, dim=dim) + dim * config.heads * config.kernel_size
 
     def taps(self, kernels_BTX: Tensor) -> Tensor:
         """The kernels at each position of some heads, BTHK."""

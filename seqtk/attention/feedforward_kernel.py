@@ -53,19 +53,11 @@ class FeedForwardKernelAttention(KernelAttention):
             raise UserError(f"attention.orthogonality={config.orthogonality} must not be negative.")
         self.stages = nn.ModuleList(Stage(config, heads=self.heads, width=self.head_dim) for _ in range(config.depth))
 
-    @classmethod
-    def parameter_count(cls, config: FeedForwardKernelConfig, *, dim: int, memory_dim: int | None = None) -> int:
-        assert config.heads is not None
-        width = dim // config.heads
-        gate = {"glu": width**2, "oglu": width**2, "aoglu": 2 * width * gate_rank(width)}.get(config.kernel, 0)
-        projections = super().parameter_count(config, dim=dim, memory_dim=memory_dim)
-        return projections + config.depth * config.heads * (width**2 + gate)
-
     @property
     def is_random(self) -> bool:
         return self.training and bool(self.config.kernel_dropout)
 
-    def features(self, x_BHTE: Tensor, *, some: slice = ALL, positions_BT: Tensor | None) -> Tensor:
+    def features(self, x_BHTE: Tensor, *, some: slice = ALL, first: int = 0) -> Tensor:
         for stage in self.stages[:-1]:
             x_BHTE = stage(x_BHTE, some)
         return self.stages[-1](x_BHTE, some, positive=True)  # type: ignore[no-any-return]

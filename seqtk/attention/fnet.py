@@ -5,14 +5,12 @@ B batch, T length, D width, P length of a padded convolution.
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from seqtk.attention.base import Attention, AttentionConfig, Role, attentions
+from seqtk.attention.base import Attention, AttentionConfig, Role, State, attentions
 from seqtk.ops.precision import as_autocast, wide
-from seqtk.ops.rows import align
 
 
 @dataclass(frozen=True)
@@ -33,30 +31,26 @@ class FNet(Attention):
     roles = Role.ENCODER
     subquadratic = True
 
-    @classmethod
-    def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
-        return 0
-
     def forward(
         self,
         x_BTD: Tensor,
         memory_BSM: Tensor | None = None,
         *,
         pad_BS: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-    ) -> Tensor:
-        rows = align(wide(x_BTD), pad_BS, right_padded=positions_BT is None)
+        state: State = None,
+    ) -> tuple[Tensor, State]:
+        wide_BTD = wide(x_BTD)
         with torch.autocast(x_BTD.device.type, enabled=False):
-            if rows.pad_BT is None:
-                length_B11 = rows.x_BTD.new_full((1, 1, 1), x_BTD.shape[1])
-                y_BTD = torch.fft.fft2(rows.x_BTD, dim=(1, 2)).real
+            if pad_BS is None:
+                length_B11 = wide_BTD.new_full((1, 1, 1), x_BTD.shape[1])
+                y_BTD = torch.fft.fft2(wide_BTD, dim=(1, 2)).real
             else:
-                real_BT1 = ~rows.pad_BT[..., None]
+                real_BT1 = ~pad_BS[..., None]
                 length_B11 = real_BT1.sum(1, keepdim=True).clamp(min=1)
-                y_BTD = transform(torch.fft.fft(rows.x_BTD * real_BT1, dim=2), length_B11).real
+                y_BTD = transform(torch.fft.fft(wide_BTD * real_BT1, dim=2), length_B11).real
             if self.config.orthonormal:
                 y_BTD = y_BTD * (length_B11.to(y_BTD.dtype) * self.dim).rsqrt()
-        return as_autocast(rows.restore(y_BTD).to(x_BTD.dtype))
+        return as_autocast(y_BTD.to(x_BTD.dtype)), None
 
 
 def transform(x_BTD: Tensor, length_B11: Tensor) -> Tensor:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.attention.base import Attention, AttentionConfig, Role, State, attentions
+from seqtk.attention.base import Attention, AttentionConfig, Role, State, StepState, attentions
 from seqtk.ops import cache
 from seqtk.ops.init import check_at_least_one, xavier_linear
-from seqtk.ops.rows import align
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,6 @@ class Gmlp(Attention):
         self.spatial_bias = nn.Parameter(torch.ones(config.max_length))
         self.out = xavier_linear(inner, dim, bias=config.bias)
 
-    @classmethod
-    def parameter_count(cls, config: GmlpConfig, *, dim: int, memory_dim: int | None = None) -> int:
-        inner = config.inner or dim
-        projections = 3 * dim * inner + (dim + 2 * inner) * config.bias
-        return projections + 2 * inner + config.max_length**2 + config.max_length
-
     @property
     def max_length(self) -> int | None:
         return int(self.config.max_length)
@@ -60,30 +53,29 @@ class Gmlp(Attention):
         memory_BSM: Tensor | None = None,
         *,
         pad_BS: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-    ) -> Tensor:
+        state: State = None,
+    ) -> tuple[Tensor, State]:
         length = x_BTD.shape[1]
         self.check_length(length)
-        rows = align(x_BTD, pad_BS, right_padded=positions_BT is None)
-        gated_BTI, value_BTI = self._halves(rows.x_BTD)
-        if rows.pad_BT is not None:
-            pad_BT1 = rows.pad_BT[..., None]
+        gated_BTI, value_BTI = self._halves(x_BTD)
+        if pad_BS is not None:
+            pad_BT1 = pad_BS[..., None]
             gated_BTI, value_BTI = gated_BTI.masked_fill(pad_BT1, 0), value_BTI.masked_fill(pad_BT1, 0)
         weights_TS = self.spatial[:length, :length]
         if self.role is Role.CAUSAL:
             weights_TS = weights_TS.tril()
-        return rows.restore(self._gate(gated_BTI, weights_TS @ value_BTI, self.spatial_bias[:length]))
+        return self._gate(gated_BTI, weights_TS @ value_BTI, self.spatial_bias[:length]), None
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
-        return cache.empty("value")
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
+        return StepState(dynamic=cache.empty("value"))
 
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
         gated_B1I, value_B1I = self._halves(x_B1D)
-        state = cache.remember(state, value=value_B1I)
-        length = cache.length(state, "value")
+        kept = cache.remember(state.dynamic, value=value_B1I)
+        length = cache.length(kept, "value")
         self.check_length(length)
-        sum_B1I = cache.sum_over(self.spatial[length - 1 : length, :length], cache.segments(state, "value"))
-        return self._gate(gated_B1I, sum_B1I, self.spatial_bias[length - 1 : length]), state
+        sum_B1I = cache.sum_over(self.spatial[length - 1 : length, :length], cache.segments(kept, "value"))
+        return self._gate(gated_B1I, sum_B1I, self.spatial_bias[length - 1 : length]), state.advance(kept)
 
     def _halves(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """What is gated, and the normed values that the gate is made of."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, StepState, attentions
 from seqtk.modules.dropout import Dropout
 from seqtk.ops.head_checkpoint import Projected, by_heads
 from seqtk.ops.scan import CHUNK, causal_sums
@@ -52,26 +52,22 @@ class KernelAttention(HeadedAttention):
         self.add_projections()
         self.weight_dropout = Dropout(config.dropout)
 
-    @classmethod
-    def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
-        return 2 * dim * (dim + (memory_dim or dim)) + 4 * dim * int(config.bias)
-
-    def features(self, x_BHTE: Tensor, *, some: slice = ALL, positions_BT: Tensor | None) -> Tensor:
-        """φ of queries and of keys of `some` heads, BHTR, nowhere negative; positions of None mean 0, 1, 2, …"""
+    def features(self, x_BHTE: Tensor, *, some: slice = ALL, first: int = 0) -> Tensor:
+        """φ of queries and of keys of `some` heads, BHTR, at least 0; they are at the positions from `first` on."""
         raise NotImplementedError
 
     def key_features(
-        self, key_BHSE: Tensor, *, some: slice = ALL, pad_BS: Tensor | None, positions_BS: Tensor | None
+        self, key_BHSE: Tensor, *, some: slice = ALL, pad_BS: Tensor | None, first: int = 0
     ) -> tuple[Tensor, Tensor | None]:
         """φ of keys, 0 at padding, and what `query_features` has to know of them: BH1R or None."""
-        key_BHSR = self.features(key_BHSE, some=some, positions_BT=positions_BS)
+        key_BHSR = self.features(key_BHSE, some=some, first=first)
         return key_BHSR if pad_BS is None else key_BHSR.masked_fill(pad_BS[:, None, :, None], 0), None
 
     def query_features(
-        self, query_BHTE: Tensor, *, some: slice = ALL, shift_BH1R: Tensor | None, positions_BT: Tensor | None
+        self, query_BHTE: Tensor, *, some: slice = ALL, shift_BH1R: Tensor | None, first: int = 0
     ) -> Tensor:
         """φ of queries."""
-        return self.features(query_BHTE, some=some, positions_BT=positions_BT)
+        return self.features(query_BHTE, some=some, first=first)
 
     @property
     def is_random(self) -> bool:
@@ -88,15 +84,14 @@ class KernelAttention(HeadedAttention):
         memory_BSM: Tensor | None = None,
         *,
         pad_BS: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-    ) -> Tensor:
+        state: State = None,
+    ) -> tuple[Tensor, State]:
         keys_from = x_BTD if memory_BSM is None else memory_BSM
         self.check_length(max(x_BTD.shape[1], keys_from.shape[1]))
-        positions_BS = positions_BT if memory_BSM is None else positions_in_row(pad_BS)
 
         def attend(some: slice, query_BTD: Tensor, key_BSD: Tensor, value_BSD: Tensor) -> Tensor:
-            key_BHSR, value_BHSF, shift = self._keys(key_BSD, value_BSD, some, pad_BS=pad_BS, positions_BS=positions_BS)
-            query_BHTR = self._queries(query_BTD, some, shift=shift, positions_BT=positions_BT)
+            key_BHSR, value_BHSF, shift = self._keys(key_BSD, value_BSD, some, pad_BS=pad_BS)
+            query_BHTR = self._queries(query_BTD, some, shift=shift)
             if self.role is Role.CAUSAL:
                 chunk = balanced_chunk(query_BHTR.shape[-1], value_BHSF.shape[-1])
                 return self._quotient(causal_sums(query_BHTR, key_BHSR, value_BHSF, chunk=chunk))
@@ -112,29 +107,30 @@ class KernelAttention(HeadedAttention):
             through=[weight for name, weight in self.named_parameters() if name.split(".")[0] not in PROJECTIONS],
             is_random=self.is_random,
         )
-        return self.out(y_BTD)  # type: ignore[no-any-return]
+        return self.out(y_BTD), None
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
         if self.role is not Role.CROSS:
-            return {"sums": None, "shift": None}
+            return StepState(dynamic={"sums": None, "shift": None})
         assert memory_BSM is not None
         self.check_length(memory_BSM.shape[1])
-        sums_BHRF, shift = self._sums(memory_BSM, pad_BS=pad_BS, positions_BS=positions_in_row(pad_BS))
-        return {"sums": sums_BHRF, "shift": shift}
+        sums_BHRF, shift = self._sums(memory_BSM, pad_BS=pad_BS)
+        return StepState(static={"sums": sums_BHRF, "shift": shift})
 
-    def step(self, x_B1D: Tensor, state: State, *, positions_BT: Tensor | None = None) -> tuple[Tensor, State]:
+    def step(self, x_B1D: Tensor, state: StepState, *, first: int = 0) -> tuple[Tensor, StepState]:
+        seen = state.static
         if self.role is not Role.CROSS:
-            new_BHRF, shift = self._sums(x_B1D, pad_BS=None, positions_BS=positions_BT)
-            state = {"sums": new_BHRF if state["sums"] is None else state["sums"] + new_BHRF, "shift": shift}
-        query_BH1R = self._queries(self.query(x_B1D), ALL, shift=state["shift"], positions_BT=positions_BT)
-        return self.out(self._quotient(product(query_BH1R, state["sums"]))), state
+            new_BHRF, shift = self._sums(x_B1D, pad_BS=None, first=first)
+            past_BHRF = state.dynamic["sums"]
+            seen = {"sums": new_BHRF if past_BHRF is None else past_BHRF + new_BHRF, "shift": shift}
+            state = state.advance(seen)
+        query_BH1R = self._queries(self.query(x_B1D), ALL, shift=seen["shift"], first=first)
+        return self.out(self._quotient(product(query_BH1R, seen["sums"]))), state
 
-    def _sums(
-        self, keys_from_BSM: Tensor, *, pad_BS: Tensor | None, positions_BS: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _sums(self, keys_from_BSM: Tensor, *, pad_BS: Tensor | None, first: int = 0) -> tuple[Tensor, Tensor | None]:
         """Σ φ(k) [vᵀ 1], BHRF, and what the queries have to know of the keys."""
         key_BSD, value_BSD = self.key(keys_from_BSM), self._drop(self.value(keys_from_BSM))
-        key_BHSR, value_BHSF, shift = self._keys(key_BSD, value_BSD, ALL, pad_BS=pad_BS, positions_BS=positions_BS)
+        key_BHSR, value_BHSF, shift = self._keys(key_BSD, value_BSD, ALL, pad_BS=pad_BS, first=first)
         return product(key_BHSR.transpose(-1, -2), value_BHSF), shift
 
     def _drop(self, value_BSD: Tensor) -> Tensor:
@@ -144,17 +140,15 @@ class KernelAttention(HeadedAttention):
         return dropped_BSD
 
     def _keys(
-        self, key_BSD: Tensor, value_BSD: Tensor, some: slice, *, pad_BS: Tensor | None, positions_BS: Tensor | None
+        self, key_BSD: Tensor, value_BSD: Tensor, some: slice, *, pad_BS: Tensor | None, first: int = 0
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """φ of some heads' keys, their values with a column of ones, and what the queries have to know of the keys."""
-        key_BHSR, shift = self.key_features(
-            wide(self.split(key_BSD)), some=some, pad_BS=pad_BS, positions_BS=positions_BS
-        )
+        key_BHSR, shift = self.key_features(wide(self.split(key_BSD)), some=some, pad_BS=pad_BS, first=first)
         return wide(key_BHSR), functional.pad(wide(self.split(value_BSD)), (0, 1), value=1.0), shift
 
-    def _queries(self, query_BTD: Tensor, some: slice, *, shift: Tensor | None, positions_BT: Tensor | None) -> Tensor:
+    def _queries(self, query_BTD: Tensor, some: slice, *, shift: Tensor | None, first: int = 0) -> Tensor:
         query_BHTE = wide(self.split(query_BTD))
-        return wide(self.query_features(query_BHTE, some=some, shift_BH1R=shift, positions_BT=positions_BT))
+        return wide(self.query_features(query_BHTE, some=some, shift_BH1R=shift, first=first))
 
     def _quotient(self, sums_BHTF: Tensor) -> Tensor:
         """The weighted values over the sum of their weights, joined."""
@@ -174,7 +168,7 @@ class LinearAttention(KernelAttention):
     R = E features: O(T E D) time, O(T D) memory.
     """
 
-    def features(self, x_BHTE: Tensor, *, some: slice = ALL, positions_BT: Tensor | None) -> Tensor:
+    def features(self, x_BHTE: Tensor, *, some: slice = ALL, first: int = 0) -> Tensor:
         return functional.elu(x_BHTE) + 1
 
     def denominator(self, sum_BHT1: Tensor) -> Tensor:
@@ -202,27 +196,25 @@ class CosformerAttention(KernelAttention):
     def max_length(self) -> int | None:
         return int(self.config.max_length)
 
-    def features(self, x_BHTE: Tensor, *, some: slice = ALL, positions_BT: Tensor | None) -> Tensor:
-        if positions_BT is None:
-            positions_BT = torch.arange(x_BHTE.shape[2], device=x_BHTE.device)[None]
-        angle_B1T1 = positions_BT[:, None, :, None].to(x_BHTE.dtype) * (math.pi / 2 / self.config.max_length)
+    def features(self, x_BHTE: Tensor, *, some: slice = ALL, first: int = 0) -> Tensor:
+        position_T1 = torch.arange(first, first + x_BHTE.shape[2], device=x_BHTE.device)[:, None]
+        angle_T1 = position_T1.to(x_BHTE.dtype) * (math.pi / 2 / self.config.max_length)
         positive_BHTE = x_BHTE.relu()
-        return torch.cat([positive_BHTE * angle_B1T1.cos(), positive_BHTE * angle_B1T1.sin()], dim=-1)
+        return torch.cat([positive_BHTE * angle_T1.cos(), positive_BHTE * angle_T1.sin()], dim=-1)
 
     def denominator(self, sum_BHT1: Tensor) -> Tensor:
         return sum_BHT1.clamp(min=EPSILON)
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
-        # A tensor without elements counts the steps in its shape, which is known on the host.
-        return {**super().start(batch, memory_BSM, pad_BS=pad_BS), "done": self.out.weight.new_empty(batch, 0, 0)}
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
+        # A tensor without elements counts the steps in its shape, which the host knows.
+        state = super().start(batch, memory_BSM, pad_BS=pad_BS)
+        return state.advance({**(state.dynamic or {}), "done": self.out.weight.new_empty(batch, 0, 0)})
 
-    def step(self, x_B1D: Tensor, state: State, *, positions_BT: Tensor | None = None) -> tuple[Tensor, State]:
-        done = state["done"]
+    def step(self, x_B1D: Tensor, state: StepState, *, first: int = 0) -> tuple[Tensor, StepState]:
+        done = state.dynamic["done"]
         self.check_length(done.shape[1] + 1)
-        if positions_BT is None:
-            positions_BT = torch.full((1, 1), done.shape[1], device=x_B1D.device)
-        y_B1D, after = super().step(x_B1D, state, positions_BT=positions_BT)
-        return y_B1D, {**after, "done": functional.pad(done, (0, 0, 0, 1))}
+        y_B1D, state = super().step(x_B1D, state, first=done.shape[1])
+        return y_B1D, state.advance({**state.dynamic, "done": functional.pad(done, (0, 0, 0, 1))})
 
 
 def wide(x: Tensor) -> Tensor:
@@ -239,8 +231,3 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 def balanced_chunk(features: int, width: int) -> int:
     """The positions of a chunk whose weights, C for each of them, are about as many as its sums, R F / C for each."""
     return max(CHUNK, int(2 ** round(math.log2(features * width) / 2)))
-
-
-def positions_in_row(pad_BS: Tensor | None) -> Tensor | None:
-    """Each position's number in its row, from 0 at the first that is real; None where there is no padding."""
-    return None if pad_BS is None else ((~pad_BS).cumsum(1) - 1).clamp(min=0)

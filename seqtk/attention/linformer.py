@@ -11,10 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, StepState, attentions
 from seqtk.ops.dot_product import attend
 from seqtk.ops.resizing import Resizable
-from seqtk.ops.rows import align
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,6 @@ class LinformerAttention(Resizable, HeadedAttention):
         rank, length = self.config.rank, self.config.max_length
         return nn.Parameter(torch.randn(maps, rank, length) / math.sqrt(rank + length))
 
-    @classmethod
-    def parameter_count(cls, config: LinformerConfig, *, dim: int, memory_dim: int | None = None) -> int:
-        assert config.heads is not None
-        maps = {"none": 2 * config.heads, "headwise": 2, "key_value": 1}[config.sharing]
-        projections = 2 * dim * (dim + (memory_dim or dim)) + 4 * dim * config.bias
-        return projections + maps * config.rank * config.max_length
-
     @property
     def max_length(self) -> int | None:
         return int(self.config.max_length)
@@ -71,43 +63,40 @@ class LinformerAttention(Resizable, HeadedAttention):
         memory_BSM: Tensor | None = None,
         *,
         pad_BS: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-    ) -> Tensor:
-        right_padded = memory_BSM is None and positions_BT is None
-        state = self._compress(x_BTD if memory_BSM is None else memory_BSM, pad_BS, right_padded=right_padded)
-        return self._read(x_BTD, state)
+        state: State = None,
+    ) -> tuple[Tensor, State]:
+        return self._read(x_BTD, self._compress(x_BTD if memory_BSM is None else memory_BSM, pad_BS)), None
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
         if self.role is not Role.CROSS:
             return super().start(batch, memory_BSM, pad_BS=pad_BS)
         assert memory_BSM is not None
-        return self._compress(memory_BSM, pad_BS, right_padded=False)
+        return StepState(static=self._compress(memory_BSM, pad_BS))
 
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
-        return (self._read(x_B1D, state), state) if self.role is Role.CROSS else super().step(x_B1D, state)
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
+        return (self._read(x_B1D, state.static), state) if self.role is Role.CROSS else super().step(x_B1D, state)
 
-    def _read(self, x_BTD: Tensor, state: State) -> Tensor:
+    def _read(self, x_BTD: Tensor, compressed: dict[str, Tensor]) -> Tensor:
         dropout = self.config.dropout if self.training else 0.0
-        y_BHTE = attend(self.split(self.query(x_BTD)), state["key"], state["value"], dropout=dropout)
+        y_BHTE = attend(self.split(self.query(x_BTD)), compressed["key"], compressed["value"], dropout=dropout)
         return self.out(self.join(y_BHTE))  # type: ignore[no-any-return]
 
-    def _compress(self, keys_from_BSM: Tensor, pad_BS: Tensor | None, *, right_padded: bool) -> dict[str, Tensor]:
+    def _compress(self, keys_from_BSM: Tensor, pad_BS: Tensor | None) -> dict[str, Tensor]:
         """The `rank` keys and values of each row, BHKE."""
         length = keys_from_BSM.shape[1]
         self.check_length(length)
-        rows = align(keys_from_BSM, pad_BS, right_padded=right_padded)
         key_map_GKS = self.key_map[..., :length]
         value_map_GKS = key_map_GKS if self.value_map is None else self.value_map[..., :length]
         if self.config.sharing == "none":
-            key_BHSE = self.split(_zeroed(self.key(rows.x_BTD), rows.pad_BT))
-            value_BHSE = self.split(_zeroed(self.value(rows.x_BTD), rows.pad_BT))
+            key_BHSE = self.split(_zeroed(self.key(keys_from_BSM), pad_BS))
+            value_BHSE = self.split(_zeroed(self.value(keys_from_BSM), pad_BS))
             return {"key": key_map_GKS @ key_BHSE, "value": value_map_GKS @ value_BHSE}
-        x_BSM = _zeroed(rows.x_BTD, rows.pad_BT)
+        x_BSM = _zeroed(keys_from_BSM, pad_BS)
         mixed_BKM = key_map_GKS @ x_BSM
-        key_BKD = self._project(self.key, mixed_BKM, key_map_GKS, rows.pad_BT)
+        key_BKD = self._project(self.key, mixed_BKM, key_map_GKS, pad_BS)
         if self.value_map is not None:
             mixed_BKM = value_map_GKS @ x_BSM
-        value_BKD = self._project(self.value, mixed_BKM, value_map_GKS, rows.pad_BT)
+        value_BKD = self._project(self.value, mixed_BKM, value_map_GKS, pad_BS)
         return {"key": self.split(key_BKD), "value": self.split(value_BKD)}
 
     @staticmethod

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.attention.base import CarryingAttention, HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention.base import Attention, HeadedAttention, HeadedConfig, Role, Scope, State, StepState, attentions
 from seqtk.modules.dropout import Dropout
 from seqtk.ops.dot_product import attend, padding_bias
 from seqtk.ops.head_checkpoint import OfHeads, Projected, by_heads
@@ -31,7 +31,7 @@ class LunaConfig(HeadedConfig):
 
 
 @attentions.register("luna", LunaConfig)
-class Luna(HeadedAttention, CarryingAttention):
+class Luna(HeadedAttention):
     """Nested linear attention (Ma et al. 2021, arXiv 2106.01540, sections 3.1 to 3.3), in O(T P) time and memory.
 
     Pack:   Y = softmax(P Wq' (C Wk')ᵀ / √E) C Wv' per head, where P are the slots and C the context;
@@ -51,6 +51,7 @@ class Luna(HeadedAttention, CarryingAttention):
     """
 
     roles = Role.ENCODER | Role.CAUSAL | Role.CROSS
+    scope = Scope.LAYER
     subquadratic = True
 
     def __init__(self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
@@ -76,16 +77,9 @@ class Luna(HeadedAttention, CarryingAttention):
             serving["pack_value"] = "pack_key" if tied else "pack_value"
         return serving
 
-    @classmethod
-    def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None, role: Role = Role.ENCODER) -> int:
-        """Of a layer that follows no other."""
-        count, of_context = (5, 1) if config.tie_kv else (6 if role is Role.CAUSAL else 7, 2)
-        weights = (count - of_context) * dim**2 + of_context * dim * (memory_dim or dim)
-        return int(config.memory_size * dim + weights + count * dim * config.bias)
-
-    def follow(self, before: CarryingAttention) -> None:
-        if not isinstance(before, Luna) or before.config.memory_size != self.config.memory_size:
-            kinds = [attentions.name_of(type(layer.config)) for layer in (self, before)]
+    def chain_after(self, previous: Attention) -> None:
+        if not isinstance(previous, Luna) or previous.config.memory_size != self.config.memory_size:
+            kinds = [attentions.name_of(type(layer.config)) for layer in (self, previous)]
             raise UserError(
                 f"Attention '{kinds[0]}' cannot take the memory that '{kinds[1]}' before it in the encoder hands on.",
                 f"It takes attention.memory_size={self.config.memory_size} slots of Luna or ConvLuna.",
@@ -100,38 +94,31 @@ class Luna(HeadedAttention, CarryingAttention):
         memory_BSM: Tensor | None = None,
         *,
         pad_BS: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-    ) -> Tensor:
+        state: State = None,
+    ) -> tuple[Tensor, State]:
         if self.role is Role.CAUSAL:
-            return self._causal(x_BTD, pad_BT=pad_BS)
+            return self._causal(x_BTD, pad_BT=pad_BS), None
         if self.role is Role.CROSS:
-            return self._unpack(x_BTD, self.start(len(x_BTD), memory_BSM, pad_BS=pad_BS))
-        return self.carry(x_BTD, None, pad_BS=pad_BS, positions_BT=positions_BT)[0]
-
-    def carry(
-        self, x_BTD: Tensor, carried: Tensor | None, *, pad_BS: Tensor | None, positions_BT: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The outputs, and P + Y."""
-        slots_BPD = self._slots(len(x_BTD), carried)
+            return self._unpack(x_BTD, self.start(len(x_BTD), memory_BSM, pad_BS=pad_BS).static), None
+        slots_BPD = self._slots(len(x_BTD), state)
         packed_BPD = self._pack(slots_BPD, x_BTD, pad_BS=pad_BS)
         return self._unpack(x_BTD, self._unpacking(packed_BPD, pad_BS=pad_BS)), slots_BPD + packed_BPD
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
         if self.role is Role.CROSS:
             assert memory_BSM is not None
-            return self._unpacking(self._pack(self._slots(batch, None), memory_BSM, pad_BS=pad_BS), pad_BS=pad_BS)
+            packed_BPD = self._pack(self._slots(batch, None), memory_BSM, pad_BS=pad_BS)
+            return StepState(static=self._unpacking(packed_BPD, pad_BS=pad_BS))
         (pack_query_BHPE,) = self._project(("pack_query",), self._slots(batch, None))
         sums_BHPE = pack_query_BHPE.new_zeros(pack_query_BHPE.shape, dtype=_wide(pack_query_BHPE))
-        return {
-            "pack_query": pack_query_BHPE,
-            "keys": sums_BHPE,
-            "values": sums_BHPE,
-            "count": sums_BHPE.new_zeros(batch, 1, 1, 1),
-        }
+        return StepState(
+            static={"pack_query": pack_query_BHPE},
+            dynamic={"keys": sums_BHPE, "values": sums_BHPE, "count": sums_BHPE.new_zeros(batch, 1, 1, 1)},
+        )
 
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
         if self.role is Role.CROSS:
-            return self._unpack(x_B1D, state), state
+            return self._unpack(x_B1D, state.static), state
         return self._causal_step(x_B1D, state, self._project(("pack_key", "key", "value"), x_B1D))
 
     def _project(self, uses: tuple[str, ...], x_BTD: Tensor) -> list[Tensor]:
@@ -192,15 +179,15 @@ class Luna(HeadedAttention, CarryingAttention):
         tensors = [tensor for tensor in (*through, *self._reading()) if isinstance(tensor, Tensor)]
         return by_heads(function, *sources.values(), heads=self.heads, through=tensors, is_random=is_random)
 
-    def _unpacking(self, packed_BPD: Tensor, *, pad_BS: Tensor | None) -> State:
+    def _unpacking(self, packed_BPD: Tensor, *, pad_BS: Tensor | None) -> dict[str, Tensor]:
         """The keys and values that queries find in the slots; values of 0 in rows that see nothing."""
         key_BHPE, value_BHPE = self._project(("key", "value"), packed_BPD)
         if pad_BS is not None:
             value_BHPE = value_BHPE.masked_fill(pad_BS.all(1)[:, None, None, None], 0)
         return {"key": key_BHPE, "value": value_BHPE}
 
-    def _unpack(self, x_BTD: Tensor, state: State) -> Tensor:
-        y_BHTE = self._attend(self._query(x_BTD), state["key"], state["value"])
+    def _unpack(self, x_BTD: Tensor, unpacking: dict[str, Tensor]) -> Tensor:
+        y_BHTE = self._attend(self._query(x_BTD), unpacking["key"], unpacking["value"])
         return cast(Tensor, self.out(self.join(y_BHTE)))
 
     def _query(self, x_BTD: Tensor) -> Tensor:
@@ -234,22 +221,23 @@ class Luna(HeadedAttention, CarryingAttention):
         y_BTD = self._some_heads_at_a_time(pack_and_unpack, sources, pack_query_BHPE, scale)
         return cast(Tensor, self.out(y_BTD.to(x_BTD.dtype)))
 
-    def _causal_step(self, x_B1D: Tensor, state: State, context: list[Tensor]) -> tuple[Tensor, State]:
+    def _causal_step(self, x_B1D: Tensor, state: StepState, context: list[Tensor]) -> tuple[Tensor, StepState]:
         """The output and the state after one more position, whose pack key, key and value, BH1E, are `context`."""
         pack_key_BH1E, key_BH1E, value_BH1E = context
-        pack_query_BHPE = state["pack_query"].to(_wide(state["pack_query"])) * self._scale("pack")
+        pack_query_BHPE = state.static["pack_query"]
+        pack_query_BHPE = pack_query_BHPE.to(_wide(pack_query_BHPE)) * self._scale("pack")
         weight_BHP1 = self._pack_weights(pack_query_BHPE, pack_key_BH1E).transpose(-1, -2)
-        state = {
-            **state,
-            "keys": state["keys"] + weight_BHP1 * key_BH1E,
-            "values": state["values"] + weight_BHP1 * value_BH1E,
-            "count": state["count"] + 1,
+        sums = {
+            **state.dynamic,
+            "keys": state.dynamic["keys"] + weight_BHP1 * key_BH1E,
+            "values": state.dynamic["values"] + weight_BHP1 * value_BH1E,
+            "count": state.dynamic["count"] + 1,
         }
         query_BH1E = self._query(x_B1D)
         with torch.autocast(x_B1D.device.type, enabled=False):
-            logits_BH1P = query_BH1E.to(_wide(query_BH1E)) @ state["keys"].transpose(-1, -2) / state["count"]
-            y_BH1E = logits_BH1P.softmax(-1) @ state["values"] / state["count"]
-        return self.out(self.join(y_BH1E).to(x_B1D.dtype)), state
+            logits_BH1P = query_BH1E.to(_wide(query_BH1E)) @ sums["keys"].transpose(-1, -2) / sums["count"]
+            y_BH1E = logits_BH1P.softmax(-1) @ sums["values"] / sums["count"]
+        return self.out(self.join(y_BH1E).to(x_B1D.dtype)), state.advance(sums)
 
     def _pack_weights(self, pack_query_BHPE: Tensor, pack_key_BHTE: Tensor) -> Tensor:
         """weight_BHTP = log2(1 + 2^logit), in float32 or wider; queries are scaled."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.attention.base import Attention, AttentionConfig, Role, State, attentions
+from seqtk.attention.base import Attention, AttentionConfig, Role, State, StepState, attentions
 from seqtk.modules.dropout import check_rate
 from seqtk.ops import cache
 from seqtk.ops.dot_product import attend, attend_last, padding_bias
@@ -18,7 +18,6 @@ from seqtk.ops.ema import DampedAverage
 from seqtk.ops.init import check_at_least_one, xavier_linear
 from seqtk.ops.positions import rotate
 from seqtk.ops.precision import as_autocast
-from seqtk.ops.rows import align
 from seqtk.utils.errors import UserError
 
 
@@ -73,43 +72,36 @@ class Mega(Attention):
         self.shifts = nn.Parameter(torch.zeros(2, shared))
         self.attended = xavier_linear(values, dim, bias=False)
 
-    @classmethod
-    def parameter_count(cls, config: MegaConfig, *, dim: int, memory_dim: int | None = None) -> int:
-        shared, values = _widths(config, dim)
-        weights = 2 * dim**2 + 3 * dim * values + dim * shared
-        return 4 * dim * config.averages + dim + weights + 2 * dim + 2 * values + 5 * shared
-
     def forward(
         self,
         x_BTD: Tensor,
         memory_BSM: Tensor | None = None,
         *,
         pad_BS: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-    ) -> Tensor:
-        rows = align(x_BTD, pad_BS, right_padded=positions_BT is None)
-        x_BTD, pad_BT = rows.x_BTD, rows.pad_BT
-        if pad_BT is not None:
-            x_BTD = x_BTD.masked_fill(pad_BT[..., None], 0)
+        state: State = None,
+    ) -> tuple[Tensor, State]:
+        if pad_BS is not None:
+            x_BTD = x_BTD.masked_fill(pad_BS[..., None], 0)
         gates = self._gates(x_BTD, self.average(x_BTD))
         place_1T = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None]
         query_B1TZ, key_B1TZ = self._queries_and_keys(gates["shared"], place_1T)
-        attended_BTV = self._attend(query_B1TZ, key_B1TZ, self._values(x_BTD), pad_BT)
+        attended_BTV = self._attend(query_B1TZ, key_B1TZ, self._values(x_BTD), pad_BS)
         y_BTD = self._change(x_BTD, attended_BTV, gates)
-        return rows.restore(y_BTD if pad_BT is None else y_BTD.masked_fill(pad_BT[..., None], 0))
+        return y_BTD if pad_BS is None else y_BTD.masked_fill(pad_BS[..., None], 0), None
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
-        return {"average": self.average.start(batch), **cache.empty("key", "value")}
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
+        return StepState(dynamic={"average": self.average.start(batch), **cache.empty("key", "value")})
 
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
-        average_B1D, average_BDN = self.average.step(x_B1D, state["average"])
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
+        average_B1D, average_BDN = self.average.step(x_B1D, state.dynamic["average"])
         gates = self._gates(x_B1D, average_B1D)
-        if cache.length(state, "key") == self.config.chunk:
-            state = cache.empty("key", "value")
-        place_11 = torch.full((1, 1), cache.length(state, "key"), device=x_B1D.device)
+        kept = state.dynamic
+        if cache.length(kept, "key") == self.config.chunk:
+            kept = cache.empty("key", "value")
+        place_11 = torch.full((1, 1), cache.length(kept, "key"), device=x_B1D.device)
         query_B11Z, key_B11Z = self._queries_and_keys(gates["shared"], place_11)
-        state = cache.remember({**state, "average": average_BDN}, key=key_B11Z, value=self._values(x_B1D))
-        return self._change(x_B1D, attend_last(query_B11Z, state)[:, 0], gates), state
+        kept = cache.remember({**kept, "average": average_BDN}, key=key_B11Z, value=self._values(x_B1D))
+        return self._change(x_B1D, attend_last(query_B11Z, kept)[:, 0], gates), state.advance(kept)
 
     def _gates(self, x_BTD: Tensor, average_BTD: Tensor) -> dict[str, Tensor]:
         """What is made of the moving average: φ, the part of Ĥ without attention, z, γ."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from seqtk.attention.base import Role, State, attentions
+from seqtk.attention.base import Role, StepState, attentions
 from seqtk.attention.synthesizer import SynthesizedAttention, SynthesizerConfig, keeping_fine
 from seqtk.ops import cache
 from seqtk.ops.blockwise_softmax import Factors, Tensors, added_up, seen_of
@@ -55,12 +55,6 @@ class SynthesizerMixture(SynthesizedAttention):
             self.query = self.projection(dim, gain=1 / math.sqrt(2))
             self.key = self.projection(dim, gain=1 / math.sqrt(2))
         self.mixing = nn.Parameter(torch.zeros(_scalars(config))) if config.mix != "sum" else None
-
-    @classmethod
-    def parameter_count(cls, config: SynthesizerMixtureConfig, *, dim: int, memory_dim: int | None = None) -> int:
-        projections = 4 if "dot" in config.parts else 2
-        sources = sum(SOURCES[part].parameter_count(config, dim) for part in config.parts if part != "dot")
-        return projections * dim * (dim + config.bias) + sources + math.prod(_scalars(config))
 
     @classmethod
     def resized(cls, config: Any, *, max_length: int) -> Any:
@@ -107,22 +101,22 @@ class SynthesizerMixture(SynthesizedAttention):
             terms.append(Factors(product, Tensors((query_BHTE,), (key_BHES,))).scaled(weights["dot"]))
         return added_up(terms)
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
-        return cache.empty(*(["key"] if self.has_dot else []), "value")
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
+        return StepState(dynamic=cache.empty(*(["key"] if self.has_dot else []), "value"))
 
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
         names = ("key", "value") if self.has_dot else ("value",)
-        state = cache.remember(state, **{name: self.split(getattr(self, name)(x_B1D)) for name in names})
-        length = cache.length(state, "value")
+        kept = cache.remember(state.dynamic, **{name: self.split(getattr(self, name)(x_B1D)) for name in names})
+        length = cache.length(kept, "value")
         self.check_length(length)
         weights, rows = self.weights(), slice(length - 1, length)
         logits_BH1S = added_up(self._synthetic(x_B1D, weights, rows, length)).logits(length)
         if self.has_dot:
             query_BH1E = self.split(self.query(x_B1D)) * weights["dot"]
-            y_BH1E = attend_last(query_BH1E, state, bias=logits_BH1S)
+            y_BH1E = attend_last(query_BH1E, kept, bias=logits_BH1S)
         else:
-            y_BH1E = cache.average(logits_BH1S, state)
-        return self.out(self.join(y_BH1E)), state
+            y_BH1E = cache.average(logits_BH1S, kept)
+        return self.out(self.join(y_BH1E)), state.advance(kept)
 
     def _synthetic(self, x_BTD: Tensor, weights: dict[str, Tensor | float], rows: slice, columns: int) -> list[Factors]:
         """The weighed factors of each part but `dot`."""

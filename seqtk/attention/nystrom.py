@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, attentions
+from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
 from seqtk.ops.depthwise import depthwise
 from seqtk.ops.dot_product import attend
 from seqtk.ops.head_checkpoint import Projected, by_heads
-from seqtk.ops.rows import align
 from seqtk.utils.errors import UserError
 
 
@@ -52,21 +51,15 @@ class NystromAttention(HeadedAttention):
             size, padding = (config.kernel, 1), (config.kernel // 2, 0)
             self.conv = nn.Conv2d(self.heads, self.heads, size, padding=padding, groups=self.heads, bias=False)
 
-    @classmethod
-    def parameter_count(cls, config: NystromConfig, *, dim: int, memory_dim: int | None = None) -> int:
-        assert config.heads is not None
-        return 4 * dim * (dim + config.bias) + config.kernel * config.heads
-
     def forward(
         self,
         x_BTD: Tensor,
         memory_BSM: Tensor | None = None,
         *,
         pad_BS: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-    ) -> Tensor:
-        rows = align(x_BTD, pad_BS, right_padded=positions_BT is None)
-        means_BLT = segment_means(rows.pad_BT, min(self.config.landmarks, x_BTD.shape[1]), like=x_BTD)
+        state: State = None,
+    ) -> tuple[Tensor, State]:
+        means_BLT = segment_means(pad_BS, min(self.config.landmarks, x_BTD.shape[1]), like=x_BTD)
         dropout = self.config.dropout if self.training else 0.0
 
         def attend_by_landmarks(some: slice, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor) -> Tensor:
@@ -76,19 +69,19 @@ class NystromAttention(HeadedAttention):
                 self.split(key_BTD),
                 self.split(value_BTD),
                 means_BLT,
-                rows.pad_BT,
+                pad_BS,
                 dropout=dropout,
             )
             return self.join(y_BHTE)
 
         y_BTD = by_heads(
             attend_by_landmarks,
-            *(Projected(rows.x_BTD, projection) for projection in (self.query, self.key, self.value)),
+            *(Projected(x_BTD, projection) for projection in (self.query, self.key, self.value)),
             heads=self.heads,
             through=[] if self.conv is None else [self.conv.weight],
             is_random=dropout > 0,
         )
-        return self.out(rows.restore(y_BTD))  # type: ignore[no-any-return]
+        return self.out(y_BTD), None
 
     def _attend(
         self,

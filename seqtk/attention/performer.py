@@ -62,10 +62,10 @@ class PerformerAttention(KernelAttention):
             self.projection_RE.copy_(orthogonal_gaussian(self.feature_count, self.head_dim, generator=generator))
 
     def key_features(
-        self, key_BHSE: Tensor, *, some: slice = ALL, pad_BS: Tensor | None, positions_BS: Tensor | None
+        self, key_BHSE: Tensor, *, some: slice = ALL, pad_BS: Tensor | None, first: int = 0
     ) -> tuple[Tensor, Tensor | None]:
         if self.config.kernel == "relu":
-            return super().key_features(key_BHSE, some=some, pad_BS=pad_BS, positions_BS=positions_BS)
+            return super().key_features(key_BHSE, some=some, pad_BS=pad_BS, first=first)
         causal = self.role is Role.CAUSAL
         less = self.projection_RE.square().sum(-1).amax() / 2 - HEADROOM if causal else 0.0
         logs_BHSR = log_features(key_BHSE, self.projection_RE, less=less)
@@ -78,10 +78,10 @@ class PerformerAttention(KernelAttention):
         return logs_BHSR.sub_(shift_BH1R).exp_(), shift_BH1R
 
     def query_features(
-        self, query_BHTE: Tensor, *, some: slice = ALL, shift_BH1R: Tensor | None, positions_BT: Tensor | None
+        self, query_BHTE: Tensor, *, some: slice = ALL, shift_BH1R: Tensor | None, first: int = 0
     ) -> Tensor:
         if self.config.kernel == "relu":
-            return self.features(query_BHTE, some=some, positions_BT=positions_BT)
+            return self.features(query_BHTE, some=some, first=first)
         # |q'|²/2 is the same for all of a query's features, and so cancels.
         scaled_RE = self.projection_RE.to(query_BHTE.dtype) * query_BHTE.shape[-1] ** -0.25
         logs_BHTR = product(query_BHTE, scaled_RE.T)
@@ -89,7 +89,7 @@ class PerformerAttention(KernelAttention):
             logs_BHTR.add_(shift_BH1R)
         return logs_BHTR.sub_(logs_BHTR.detach().amax(-1, keepdim=True)).exp_()
 
-    def features(self, x_BHTE: Tensor, *, some: slice = ALL, positions_BT: Tensor | None) -> Tensor:
+    def features(self, x_BHTE: Tensor, *, some: slice = ALL, first: int = 0) -> Tensor:
         return product(x_BHTE * x_BHTE.shape[-1] ** -0.25, self.projection_RE.to(x_BHTE.dtype).T).relu() + 1e-3
 
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, StepState, attentions
 from seqtk.ops.dot_product import attend
-from seqtk.ops.rows import align
 from seqtk.utils.errors import UserError
 
 
@@ -48,52 +47,43 @@ class PooledKeysAttention(HeadedAttention):
         """What makes one vector of a window."""
         raise NotImplementedError
 
-    @classmethod
-    def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
-        null = 2 * dim * (cls.window(config)[0] > 1)
-        return int(2 * dim * (dim + (memory_dim or dim)) + 4 * dim * config.bias + null)
-
     def forward(
         self,
         x_BTD: Tensor,
         memory_BSM: Tensor | None = None,
         *,
         pad_BS: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-    ) -> Tensor:
-        right_padded = memory_BSM is None and positions_BT is None
-        rows = align(x_BTD if memory_BSM is None else memory_BSM, pad_BS, right_padded=right_padded)
-        state = self._compress(rows.x_BTD, rows.pad_BT)
-        if self.role is not Role.CAUSAL:
-            return self._read(x_BTD, state)
-        return rows.restore(self._read(rows.x_BTD, state))
+        state: State = None,
+    ) -> tuple[Tensor, State]:
+        return self._read(x_BTD, self._compress(x_BTD if memory_BSM is None else memory_BSM, pad_BS)), None
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
         if self.role is Role.ENCODER:
             return super().start(batch, memory_BSM, pad_BS=pad_BS)
         if self.role is Role.CROSS:
             assert memory_BSM is not None
-            rows = align(memory_BSM, pad_BS, right_padded=False)
-            return self._compress(rows.x_BTD, rows.pad_BT)
+            return StepState(static=self._compress(memory_BSM, pad_BS))
         nothing_B0D = self.out.weight.new_zeros(batch, 0, self.dim)
         key_BHNE, value_BHNE = self._with_null(nothing_B0D, nothing_B0D)
-        return {"key": key_BHNE, "value": value_BHNE, "keys": nothing_B0D, "values": nothing_B0D}
+        return StepState(dynamic={"key": key_BHNE, "value": value_BHNE, "keys": nothing_B0D, "values": nothing_B0D})
 
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
         """`keys` and `values` wait for the window that they begin; `key` and `value` are of the complete ones."""
         if self.role is Role.CROSS:
-            return self._read(x_B1D, state), state
-        keys_BKD = torch.cat([state["keys"], self.key(x_B1D)], 1)
-        values_BKD = torch.cat([state["values"], self.value(x_B1D)], 1)
-        key_BHNE, value_BHNE = state["key"], state["value"]
+            return self._read(x_B1D, state.static), state
+        kept = state.dynamic
+        keys_BKD = torch.cat([kept["keys"], self.key(x_B1D)], 1)
+        values_BKD = torch.cat([kept["values"], self.value(x_B1D)], 1)
+        key_BHNE, value_BHNE = kept["key"], kept["value"]
         if keys_BKD.shape[1] == self.kernel:
             key_BHNE = torch.cat([key_BHNE, self.split(self.pool_key(keys_BKD[:, None], None))], 2)
             value_BHNE = torch.cat([value_BHNE, self.split(self.pool_value(values_BKD[:, None], None))], 2)
             keys_BKD, values_BKD = keys_BKD[:, self.stride :], values_BKD[:, self.stride :]
         y_B1D = self._attend(x_B1D, key_BHNE, value_BHNE, None)
-        return y_B1D, {"key": key_BHNE, "value": value_BHNE, "keys": keys_BKD, "values": values_BKD}
+        kept = {"key": key_BHNE, "value": value_BHNE, "keys": keys_BKD, "values": values_BKD}
+        return y_B1D, state.advance(kept)
 
-    def _compress(self, keys_from_BSM: Tensor, pad_BS: Tensor | None) -> State:
+    def _compress(self, keys_from_BSM: Tensor, pad_BS: Tensor | None) -> dict[str, Any]:
         """The windows' keys and values, BHNE, after the null key's, and which of them exist in a row, BN."""
         length = keys_from_BSM.shape[1]
         whole = pad_BS is None and self.kernel == self.stride and length % self.stride == 0
@@ -134,12 +124,12 @@ class PooledKeysAttention(HeadedAttention):
             key_BND, value_BND = torch.cat([null_key_B1D, key_BND], 1), torch.cat([null_value_B1D, value_BND], 1)
         return self.split(key_BND), self.split(value_BND)
 
-    def _read(self, x_BTD: Tensor, state: State) -> Tensor:
-        seen_BHTN = None if state["exists"] is None else state["exists"][:, None, None]
+    def _read(self, x_BTD: Tensor, pooled: dict[str, Any]) -> Tensor:
+        seen_BHTN = None if pooled["exists"] is None else pooled["exists"][:, None, None]
         if self.role is Role.CAUSAL:
-            complete_TN = self._complete(x_BTD.shape[1], state["key"].shape[2], x_BTD.device)
+            complete_TN = self._complete(x_BTD.shape[1], pooled["key"].shape[2], x_BTD.device)
             seen_BHTN = complete_TN if seen_BHTN is None else seen_BHTN & complete_TN
-        return self._attend(x_BTD, state["key"], state["value"], seen_BHTN)
+        return self._attend(x_BTD, pooled["key"], pooled["value"], seen_BHTN)
 
     def _complete(self, length: int, keys: int, device: torch.device) -> Tensor:
         """mask_TN: True where position t sees a key, that of a window that ends at or before t, or the null key."""
@@ -176,12 +166,6 @@ class MemoryCompressedAttention(PooledKeysAttention):
 
     def pool(self) -> "Pool":
         return ConvolutionPool(self.heads, self.head_dim, kernel=self.kernel, bias=self.config.bias)
-
-    @classmethod
-    def parameter_count(cls, config: MemoryCompressedConfig, *, dim: int, memory_dim: int | None = None) -> int:
-        assert config.heads is not None
-        convolution = dim * (dim // config.heads) * config.compression + dim * config.bias
-        return super().parameter_count(config, dim=dim, memory_dim=memory_dim) + 2 * convolution
 
 
 @dataclass(frozen=True)

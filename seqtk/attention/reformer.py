@@ -5,13 +5,12 @@ positions so far, X = B T H rows.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from seqtk.attention.base import HeadedConfig, Role, State, attentions
+from seqtk.attention.base import HeadedConfig, Role, StepState, attentions
 from seqtk.ops import cache
 from seqtk.ops.block_pattern import PatternAttention, absent
 from seqtk.ops.init import check_at_least_one
@@ -67,10 +66,6 @@ class ReformerAttention(PatternAttention):
         self.out = self.projection(dim)
         self.register_buffer("rotations", torch.randn(self.heads, config.rounds, self.head_dim, config.buckets // 2))
 
-    @classmethod
-    def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
-        return int(3 * dim * (dim + config.bias))
-
     def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
         absent_BT = absent(x_BTD, pad_BT)
         query_BTD, value_BTD = self._project(x_BTD)
@@ -92,23 +87,25 @@ class ReformerAttention(PatternAttention):
             y_XE = attend(query_XE, value_XE, rounds, dropout=self.active_dropout)
         return y_XE.view(query_BTD.shape)[:, :length].to(x_BTD.dtype)
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
         none_BHRF = torch.zeros(
             batch, self.heads, self.config.rounds, self.config.buckets, dtype=torch.long, device=self.rotations.device
         )
-        return {**cache.empty("key", "value", "code"), "count": none_BHRF}
+        return StepState(dynamic={**cache.empty("key", "value", "code"), "count": none_BHRF})
 
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
         query_BH1E, value_BH1E = map(self.split, self._project(x_B1D))
         bucket_BHR1 = self._buckets(query_BH1E, self.rotations)
-        code_BHR1 = bucket_BHR1 * FAR + state["count"].gather(3, bucket_BHR1)  # of a bucket, numbered in their order
-        state = cache.remember(state, key=_unit(query_BH1E), value=value_BH1E, code=code_BHR1.transpose(2, 3))
-        state["count"] = state["count"].scatter_add(3, bucket_BHR1, torch.ones_like(bucket_BHR1))
-        since_BHSR = code_BHR1.transpose(2, 3) - torch.cat(cache.segments(state, "code"), 2)
+        code_BHR1 = bucket_BHR1 * FAR + state.dynamic["count"].gather(
+            3, bucket_BHR1
+        )  # of a bucket, numbered in their order
+        kept = cache.remember(state.dynamic, key=_unit(query_BH1E), value=value_BH1E, code=code_BHR1.transpose(2, 3))
+        kept["count"] = kept["count"].scatter_add(3, bucket_BHR1, torch.ones_like(bucket_BHR1))
+        since_BHSR = code_BHR1.transpose(2, 3) - torch.cat(cache.segments(kept, "code"), 2)
         seen_BHS = ((since_BHSR >= 0) & (since_BHSR < self.config.chunk)).any(3)
-        logits_BH1S = cache.compare(query_BH1E, state).masked_fill(~seen_BHS[:, :, None], -torch.inf)
+        logits_BH1S = cache.compare(query_BH1E, kept).masked_fill(~seen_BHS[:, :, None], -torch.inf)
         logits_BH1S[..., -1] += ALONE
-        return self.out(self.join(cache.average(logits_BH1S, state)).to(x_B1D.dtype)), state
+        return self.out(self.join(cache.average(logits_BH1S, kept)).to(x_B1D.dtype)), state.advance(kept)
 
     def _project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """query_BTD, not rounded by autocast, and value_BTD of the same type."""

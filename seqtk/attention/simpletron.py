@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, StepState, attentions
 from seqtk.modules.dropout import Dropout
 from seqtk.ops.head_checkpoint import Projected, by_heads
 from seqtk.ops.precision import as_autocast, wide
@@ -51,22 +51,17 @@ class SimpleTron(HeadedAttention):
         self.out = self.projection(dim) if config.out_projection else nn.Identity()  # type: ignore[assignment]
         self.dropout = Dropout(config.dropout)
 
-    @classmethod
-    def parameter_count(cls, config: SimpleTronConfig, *, dim: int, memory_dim: int | None = None) -> int:
-        out = dim * (dim + config.bias) if config.out_projection else 0
-        return dim * (dim + 2 * (memory_dim or dim) + 3 * config.bias) + out
-
     def forward(
         self,
         x_BTD: Tensor,
         memory_BSM: Tensor | None = None,
         *,
         pad_BS: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-    ) -> Tensor:
+        state: State = None,
+    ) -> tuple[Tensor, State]:
         if self.role is not Role.CAUSAL:
             keys_from = x_BTD if memory_BSM is None else memory_BSM
-            return self._output(wide(self.split(self.query(x_BTD))), self._product(keys_from, pad_BS))
+            return self._output(wide(self.split(self.query(x_BTD))), self._product(keys_from, pad_BS)), None
         seen_BT = torch.ones_like(x_BTD[..., 0]) if pad_BS is None else ~pad_BS
         factor_B1T1 = self._factor(wide(seen_BT.cumsum(1, dtype=self.query.weight.dtype)))[:, None, :, None]
 
@@ -77,24 +72,24 @@ class SimpleTron(HeadedAttention):
 
         sources = (Projected(x_BTD, projection) for projection in (self.query, self.key, self.value))
         is_random = self.training and self.config.dropout > 0
-        return self._project_out(by_heads(sums, *sources, heads=self.heads, is_random=is_random))
+        return self._project_out(by_heads(sums, *sources, heads=self.heads, is_random=is_random)), None
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
         if memory_BSM is not None:
-            return {"product": self._product(memory_BSM, pad_BS), "count": None}
+            return StepState(static={"product": self._product(memory_BSM, pad_BS)})
         weight = wide(self.query.weight)
         zeros_BHRE = weight.new_zeros(batch, self.heads, self.head_dim, self.head_dim)
-        return {"product": zeros_BHRE, "count": weight.new_zeros(batch, 1)}
+        return StepState(dynamic={"product": zeros_BHRE, "count": weight.new_zeros(batch, 1)})
 
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
         query_BH1E = wide(self.split(self.query(x_B1D)))
         if self.role is Role.CROSS:
-            return self._output(query_BH1E, state["product"]), state
+            return self._output(query_BH1E, state.static["product"]), state
         key_BH1E, value_BH1E = self._keys_and_values(x_B1D, None)
-        count_B1 = state["count"] + 1
-        product_BHRE = state["product"] + key_BH1E.transpose(-1, -2) * value_BH1E
+        count_B1 = state.dynamic["count"] + 1
+        product_BHRE = state.dynamic["product"] + key_BH1E.transpose(-1, -2) * value_BH1E
         scaled_BHRE = product_BHRE * self._factor(count_B1)[..., None, None]
-        return self._output(query_BH1E, scaled_BHRE), {"product": product_BHRE, "count": count_B1}
+        return self._output(query_BH1E, scaled_BHRE), state.advance({"product": product_BHRE, "count": count_B1})
 
     def _keys_and_values(self, keys_from: Tensor, pad_BS: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._real(wide(self.split(self.key(keys_from))), pad_BS), wide(self.split(self.value(keys_from)))

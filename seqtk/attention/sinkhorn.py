@@ -4,7 +4,6 @@ B batch, T length, D width of the layer, H heads, E width of a head, N blocks of
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,11 +56,6 @@ class SinkhornAttention(NearAttention):
         if config.temperature <= 0:
             raise UserError(f"attention.temperature={config.temperature} must be above 0.")
         self.sort = self.projection(dim, self.heads * _most_blocks(config))
-
-    @classmethod
-    def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
-        sort = (dim + config.bias) * config.heads * _most_blocks(config)
-        return int(super().parameter_count(config, dim=dim) + sort)
 
     @property
     def max_length(self) -> int | None:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, StepState, attentions
 from seqtk.ops import cache
 from seqtk.ops.dot_product import attend, attend_last, padding_bias
 from seqtk.ops.flex import LEAST_HEAD_DIM, alibi_score, flex_attend, seen_by
 from seqtk.ops.init import check_at_least_one
-from seqtk.ops.positions import BUCKETS, AlibiBias, DistanceBias, T5Bias, alibi_slopes, rotate
+from seqtk.ops.positions import AlibiBias, DistanceBias, T5Bias, alibi_slopes, rotate
 from seqtk.utils.errors import UserError
 
 
@@ -58,40 +58,31 @@ class SoftmaxAttention(HeadedAttention):
         elif config.positions == "t5":
             self.distance_bias = T5Bias(self.heads, causal=role is Role.CAUSAL)
 
-    @classmethod
-    def parameter_count(cls, config: SoftmaxConfig, *, dim: int, memory_dim: int | None = None) -> int:
-        heads = config.heads or 1
-        kv_dim = dim if config.kv_heads is None else dim // heads * config.kv_heads
-        projections = 2 * dim * dim + 2 * (memory_dim or dim) * kv_dim + config.bias * 2 * (dim + kv_dim)
-        return projections + config.qk_norm * 2 * (dim // heads) + (config.positions == "t5") * BUCKETS * heads
-
     def forward(
         self,
         x_BTD: Tensor,
         memory_BSM: Tensor | None = None,
         *,
         pad_BS: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-    ) -> Tensor:
+        state: State = None,
+    ) -> tuple[Tensor, State]:
         causal = self.role is Role.CAUSAL
         keys_from = x_BTD if memory_BSM is None else memory_BSM
         query_BHTE, key_BKSE, value_BKSE = self._query(x_BTD), self._key(keys_from), self.split(self.value(keys_from))
         if self.config.positions == "rotary":
-            turned_by = (
-                torch.arange(x_BTD.shape[1], device=x_BTD.device)[None] if positions_BT is None else positions_BT
-            )
+            turned_by = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None]
             query_BHTE, key_BKSE = rotate(query_BHTE, turned_by), rotate(key_BKSE, turned_by)
         if self.config.backend == "flex" and self._flexes(x_BTD.device):
             score = None
             if self.config.positions == "alibi":
-                score = alibi_score(alibi_slopes(self.heads, device=x_BTD.device), positions_BT)
+                score = alibi_score(alibi_slopes(self.heads, device=x_BTD.device))
             seen = seen_by(pad_BS, causal=causal)
             y_BHTE = flex_attend(query_BHTE, key_BKSE, value_BKSE, seen=seen, score=score)
         else:
             if self.distance_bias is None:
                 bias = padding_bias(pad_BS, causal_length=x_BTD.shape[1] if causal else None)
             else:
-                bias = self.distance_bias.among(query_BHTE, causal=causal, pad_BT=pad_BS, positions_BT=positions_BT)
+                bias = self.distance_bias.among(query_BHTE, causal=causal, pad_BT=pad_BS)
             y_BHTE = attend(
                 query_BHTE,
                 key_BKSE,
@@ -100,24 +91,27 @@ class SoftmaxAttention(HeadedAttention):
                 causal=causal and bias is None,
                 dropout=self.config.dropout if self.training else 0.0,
             )
-        return self.out(self.join(y_BHTE))  # type: ignore[no-any-return]
+        return self.out(self.join(y_BHTE)), None
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
         if self.role is not Role.CROSS:
-            return cache.empty("key", "value")
+            return StepState(dynamic=cache.empty("key", "value"))
         assert memory_BSM is not None
-        return {
-            "key": self._key(memory_BSM),
-            "value": self.split(self.value(memory_BSM)),
-            "bias": padding_bias(pad_BS),
-        }
+        return StepState(
+            static={
+                "key": self._key(memory_BSM),
+                "value": self.split(self.value(memory_BSM)),
+                "bias": padding_bias(pad_BS),
+            }
+        )
 
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
         query_BH1E = self._query(x_B1D)
         if self.role is Role.CROSS:
-            y_BH1E = attend(query_BH1E, state["key"], state["value"], bias=state["bias"])
+            memory = state.static
+            y_BH1E = attend(query_BH1E, memory["key"], memory["value"], bias=memory["bias"])
             return self.out(self.join(y_BH1E)), state
-        key_BK1E, bias, done = self._key(x_B1D), None, cache.length(state, "key")
+        key_BK1E, bias, done = self._key(x_B1D), None, cache.length(state.dynamic, "key")
         if self.config.positions == "rotary":
             position_11 = torch.full((1, 1), done, device=x_B1D.device)
             query_BH1E, key_BK1E = rotate(query_BH1E, position_11), rotate(key_BK1E, position_11)
@@ -125,8 +119,8 @@ class SoftmaxAttention(HeadedAttention):
             distance_S = torch.arange(-done, 1, device=x_B1D.device)
             dtype = torch.promote_types(query_BH1E.dtype, torch.float32)
             bias = self.distance_bias(distance_S, dtype=dtype)[None, :, None]
-        state = cache.remember(state, key=key_BK1E, value=self.split(self.value(x_B1D)))
-        return self.out(self.join(attend_last(query_BH1E, state, bias=bias))), state
+        kept = cache.remember(state.dynamic, key=key_BK1E, value=self.split(self.value(x_B1D)))
+        return self.out(self.join(attend_last(query_BH1E, kept, bias=bias))), state.advance(kept)
 
     def _query(self, x_BTD: Tensor) -> Tensor:
         query_BHTE = self.split(self.query(x_BTD))

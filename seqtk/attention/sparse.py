@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seqtk.attention.base import HeadedConfig, Role, State, attentions
+from seqtk.attention.base import HeadedConfig, Role, StepState, attentions
 from seqtk.attention.windows import NearAttention, window_span
 from seqtk.ops import cache
 from seqtk.ops.block_pattern import Span, absent
@@ -70,20 +70,20 @@ class StridedSparseAttention(NearAttention):
         y_MHNE = attend(query, key, value, bias=seen, causal=causal, dropout=self.active_dropout)
         return _rows(self.join(y_MHNE), stride)[:, :length]
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
-        return cache.empty("key", "value")
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
+        return StepState(dynamic=cache.empty("key", "value"))
 
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
-        state = cache.remember(state, key=self.split(self.key(x_B1D)), value=self.split(self.value(x_B1D)))
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
+        kept = cache.remember(state.dynamic, key=self.split(self.key(x_B1D)), value=self.split(self.value(x_B1D)))
         query_BH1E = self.split(self.query(x_B1D))
-        near, stride, length = self.near_heads, self.config.stride, cache.length(state, "key")
+        near, stride, length = self.near_heads, self.config.stride, cache.length(kept, "key")
         first_near, first = max(length - stride, 0), (length - 1) % stride
-        near_BHSE = [cache.picked(state, name, first=first_near)[:, :near] for name in ("key", "value")]
-        column_BHSE = [cache.picked(state, name, first=first, stride=stride)[:, near:] for name in ("key", "value")]
+        near_BHSE = [cache.picked(kept, name, first=first_near)[:, :near] for name in ("key", "value")]
+        column_BHSE = [cache.picked(kept, name, first=first, stride=stride)[:, near:] for name in ("key", "value")]
         y_BH1E = torch.cat(
             [attend(query_BH1E[:, :near], *near_BHSE), attend(query_BH1E[:, near:], *column_BHSE)], dim=1
         )
-        return self.out(self.join(y_BH1E)), state
+        return self.out(self.join(y_BH1E)), state.advance(kept)
 
 
 def _columns(x_BT: Tensor, stride: int) -> Tensor:
@@ -154,20 +154,20 @@ class FixedSparseAttention(NearAttention):
 
         return self.some_heads_at_a_time(attend_in_blocks, *self.projected(x_BTD))
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
-        return dict.fromkeys(("key", "value", "far_key", "far_value"))
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
+        return StepState(dynamic=dict.fromkeys(("key", "value", "far_key", "far_value")))
 
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
         after: dict[str, Tensor | None] = {}
         seen: list[Tensor] = []
         for name, projection in (("key", self.key), ("value", self.value)):
-            own_BHSE, far_BHSE = state[name], state[f"far_{name}"]
+            own_BHSE, far_BHSE = state.dynamic[name], state.dynamic[f"far_{name}"]
             if own_BHSE is not None and own_BHSE.shape[2] == self.config.block:
                 far_BHSE, own_BHSE = append(far_BHSE, own_BHSE[:, :, -self.config.summary :]), None
             own_BHSE = append(own_BHSE, self.split(projection(x_B1D)))
             after |= {name: own_BHSE, f"far_{name}": far_BHSE}
             seen.append(append(far_BHSE, own_BHSE))
-        return self.out(self.join(attend(self.split(self.query(x_B1D)), *seen))), after
+        return self.out(self.join(attend(self.split(self.query(x_B1D)), *seen))), state.advance(after)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, StepState, attentions
 from seqtk.ops import cache
 from seqtk.ops.blockwise_softmax import Factors, weigh
 from seqtk.ops.logits import SOURCES, factors
 from seqtk.ops.resizing import Resizable
-from seqtk.ops.rows import align
 
 
 @dataclass(frozen=True)
@@ -48,15 +47,13 @@ class SynthesizedAttention(Resizable, HeadedAttention):
         memory_BSM: Tensor | None = None,
         *,
         pad_BS: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-    ) -> Tensor:
+        state: State = None,
+    ) -> tuple[Tensor, State]:
         self.check_length(x_BTD.shape[1])
-        rows = align(x_BTD, pad_BS, right_padded=positions_BT is None)
-        y_BHTE = self.mix(rows.x_BTD, rows.pad_BT)
-        return self.out(rows.restore(self.join(y_BHTE)))  # type: ignore[no-any-return]
+        return self.out(self.join(self.mix(x_BTD, pad_BS))), None
 
     def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
-        """What `out` projects, BHTE, of rows whose real positions come first."""
+        """The heads' outputs, BHTE."""
         return weigh(
             self.factors(x_BTD, rows=slice(0, x_BTD.shape[1]), columns=x_BTD.shape[1]),
             self.split(self.value(x_BTD)).contiguous(),
@@ -83,22 +80,18 @@ class Synthesizer(SynthesizedAttention):
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
         self.logits = SOURCES[self.source](config, dim)
 
-    @classmethod
-    def parameter_count(cls, config: SynthesizerConfig, *, dim: int, memory_dim: int | None = None) -> int:
-        return 2 * dim * (dim + config.bias) + SOURCES[cls.source].parameter_count(config, dim)
-
     def factors(self, x_BTD: Tensor, *, rows: slice, columns: int) -> Factors:
         return self.logits.factors(x_BTD, rows=rows, columns=columns)
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
-        return cache.empty("value")
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
+        return StepState(dynamic=cache.empty("value"))
 
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
-        state = cache.remember(state, value=self.split(self.value(x_B1D)))
-        length = cache.length(state, "value")
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
+        kept = cache.remember(state.dynamic, value=self.split(self.value(x_B1D)))
+        length = cache.length(kept, "value")
         self.check_length(length)
         logits_BH1S = self.logits(x_B1D, rows=slice(length - 1, length), columns=length)
-        return self.out(self.join(cache.average(logits_BH1S, state))), state
+        return self.out(self.join(cache.average(logits_BH1S, kept))), state.advance(kept)
 
 
 @dataclass(frozen=True)

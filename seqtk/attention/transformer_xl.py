@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, SegmentAttention, State, attentions
+from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, Scope, State, StepState, attentions
 from seqtk.ops.cache import append
 from seqtk.ops.dot_product import attend
 from seqtk.ops.init import check_at_least_one
@@ -29,7 +29,7 @@ class TransformerXLConfig(HeadedConfig):
 
 
 @attentions.register("transformer_xl", TransformerXLConfig)
-class TransformerXLAttention(HeadedAttention, SegmentAttention):
+class TransformerXLAttention(HeadedAttention):
     """softmax(((q_t + u) · k_s + (q_t + v) · W R_{t-s}) / √E) v_s per head over 0 <= t - s <= `memory_length`.
 
     R_d is the sinusoid of a distance, [sin(d ω_i) | cos(d ω_i)], ω_i = 10000^(-2i/D); W, u and v (a vector per head)
@@ -42,6 +42,7 @@ class TransformerXLAttention(HeadedAttention, SegmentAttention):
     """
 
     roles = Role.CAUSAL
+    scope = Scope.SEGMENT
 
     def __init__(self, config: TransformerXLConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
@@ -53,10 +54,6 @@ class TransformerXLAttention(HeadedAttention, SegmentAttention):
         nn.init.xavier_uniform_(self.distance.weight)
         self.content_bias = nn.Parameter(torch.randn(self.heads, 1, self.head_dim) * 0.02)
         self.distance_bias = nn.Parameter(torch.randn(self.heads, 1, self.head_dim) * 0.02)
-
-    @classmethod
-    def parameter_count(cls, config: TransformerXLConfig, *, dim: int, memory_dim: int | None = None) -> int:
-        return 5 * dim * dim + 2 * dim + config.bias * 4 * dim
 
     @property
     def memory_length(self) -> int:
@@ -70,14 +67,15 @@ class TransformerXLAttention(HeadedAttention, SegmentAttention):
         memory_BSM: Tensor | None = None,
         *,
         pad_BS: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-    ) -> Tensor:
-        # Distances within a row are those of places: a row's real positions stand next to each other.
-        return self._among(x_BTD, x_BTD, pad_BS=pad_BS)
-
-    def read(self, x_BTD: Tensor, carried: State) -> tuple[Tensor, State]:
-        x_BSD = x_BTD if carried is None else torch.cat([carried[:, -self.memory_length :], x_BTD], dim=1)
-        return self._among(x_BTD, x_BSD, pad_BS=None), x_BSD[:, -self.memory_length :].detach()
+        state: State = None,
+    ) -> tuple[Tensor, State]:
+        if state is None:
+            x_BSD = x_BTD
+        else:
+            x_BSD = torch.cat([state[:, -self.memory_length :], x_BTD], dim=1)
+            if pad_BS is not None:
+                pad_BS = functional.pad(pad_BS, (x_BSD.shape[1] - x_BTD.shape[1], 0))
+        return self._among(x_BTD, x_BSD, pad_BS=pad_BS), x_BSD[:, -self.memory_length :].detach()
 
     def _among(self, x_BTD: Tensor, x_BSD: Tensor, *, pad_BS: Tensor | None) -> Tensor:
         """The outputs at the last T of S positions."""
@@ -100,12 +98,12 @@ class TransformerXLAttention(HeadedAttention, SegmentAttention):
         )
         return self.out(self.join(y_BHTE))  # type: ignore[no-any-return]
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
-        return {"key": None, "value": None}
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
+        return StepState(dynamic={"key": None, "value": None})
 
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
-        key_BHSE = append(state["key"], self.split(self.key(x_B1D)))[:, :, -self.memory_length - 1 :]
-        value_BHSE = append(state["value"], self.split(self.value(x_B1D)))[:, :, -self.memory_length - 1 :]
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
+        key_BHSE = append(state.dynamic["key"], self.split(self.key(x_B1D)))[:, :, -self.memory_length - 1 :]
+        value_BHSE = append(state.dynamic["value"], self.split(self.value(x_B1D)))[:, :, -self.memory_length - 1 :]
         query_BH1E = self.split(self.query(x_B1D))
         # (q + v) · W R = Wᵀ(q + v) · R: one query is mapped instead of every distance.
         weight_HED = self.distance.weight.view(self.heads, self.head_dim, self.dim)
@@ -113,7 +111,7 @@ class TransformerXLAttention(HeadedAttention, SegmentAttention):
         distance_N = torch.arange(key_BHSE.shape[2] - 1, -1, -1, device=x_B1D.device)
         bias_BH1S = mapped_BH1D @ self._sinusoids(distance_N, like=x_B1D).T / math.sqrt(self.head_dim)
         y_BH1E = attend(query_BH1E + self.content_bias, key_BHSE, value_BHSE, bias=bias_BH1S)
-        return self.out(self.join(y_BH1E)), {"key": key_BHSE, "value": value_BHSE}
+        return self.out(self.join(y_BH1E)), state.advance({"key": key_BHSE, "value": value_BHSE})
 
     def _sinusoids(self, distance_N: Tensor, *, like: Tensor) -> Tensor:
         """R_ND of these distances; computed in float32 or wider."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from seqtk.attention.base import HeadedConfig, Role, State, attentions
+from seqtk.attention.base import HeadedConfig, Role, StepState, attentions
 from seqtk.ops.block_pattern import PatternAttention, Run, Span
 from seqtk.ops.cache import append
 from seqtk.ops.dot_product import attend, causal_mask
@@ -37,10 +37,6 @@ class NearAttention(PatternAttention):
         self.key = self.projection(dim, gain=1 / math.sqrt(2))
         self.value = self.projection(dim, gain=1 / math.sqrt(2))
         self.out = self.projection(dim)
-
-    @classmethod
-    def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
-        return int(4 * dim * (dim + config.bias))
 
     def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
         return self.mix_near(x_BTD, pad_BT)
@@ -103,17 +99,17 @@ class NearAttention(PatternAttention):
             dim=1,
         )
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
         count_B1 = torch.zeros(batch, 1, dtype=torch.long, device=self.out.weight.device)
-        return {"key": None, "value": None, "count": count_B1}
+        return StepState(dynamic={"key": None, "value": None, "count": count_B1})
 
-    def remember(self, x_B1D: Tensor, state: State, *, last: int) -> dict[str, Any]:
+    def remember(self, x_B1D: Tensor, kept: dict[str, Any], *, last: int) -> dict[str, Any]:
         """The state with the keys and values of the `last` positions, the new one among them; it counts that one."""
         return {
-            **state,
-            "key": append(state["key"], self.split(self.key(x_B1D)))[:, :, -last:],
-            "value": append(state["value"], self.split(self.value(x_B1D)))[:, :, -last:],
-            "count": state["count"] + 1,
+            **kept,
+            "key": append(kept["key"], self.split(self.key(x_B1D)))[:, :, -last:],
+            "value": append(kept["value"], self.split(self.value(x_B1D)))[:, :, -last:],
+            "count": kept["count"] + 1,
         }
 
 
@@ -140,15 +136,15 @@ class LocalBlockAttention(NearAttention):
         check_at_least_one(config, "block")
         self.span = Span(config.block, int(config.back), 0, farthest_ahead=0 if role is Role.CAUSAL else None)
 
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
         block, blocks_before = self.config.block, int(self.config.back)
-        state = self.remember(x_B1D, state, last=(1 + blocks_before) * block)
-        count_B1 = state["count"]
+        recent = self.remember(x_B1D, state.dynamic, last=(1 + blocks_before) * block)
+        count_B1 = recent["count"]
         first_seen_B1 = ((count_B1 - 1) // block - blocks_before) * block
-        kept = state["key"].shape[2]
+        kept = recent["key"].shape[2]
         seen_BS = torch.arange(kept, device=x_B1D.device) + count_B1 - kept >= first_seen_B1
-        y_BH1E = attend(self.split(self.query(x_B1D)), state["key"], state["value"], bias=seen_BS[:, None, None])
-        return self.out(self.join(y_BH1E)), state
+        y_BH1E = attend(self.split(self.query(x_B1D)), recent["key"], recent["value"], bias=seen_BS[:, None, None])
+        return self.out(self.join(y_BH1E)), state.advance(recent)
 
 
 @dataclass(frozen=True)
@@ -172,10 +168,10 @@ class SlidingWindowAttention(NearAttention):
         check_at_least_one(config, "window")
         self.span = window_span(config.window, causal=role is Role.CAUSAL)
 
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
-        state = self.remember(x_B1D, state, last=self.config.window)
-        y_BH1E = attend(self.split(self.query(x_B1D)), state["key"], state["value"])
-        return self.out(self.join(y_BH1E)), state
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
+        recent = self.remember(x_B1D, state.dynamic, last=self.config.window)
+        y_BH1E = attend(self.split(self.query(x_B1D)), recent["key"], recent["value"])
+        return self.out(self.join(y_BH1E)), state.advance(recent)
 
 
 @dataclass(frozen=True)
@@ -204,10 +200,6 @@ class LongformerAttention(NearAttention):
         self.global_query = self.projection(dim, gain=1 / math.sqrt(2))
         self.global_key = self.projection(dim, gain=1 / math.sqrt(2))
         self.global_value = self.projection(dim, gain=1 / math.sqrt(2))
-
-    @classmethod
-    def parameter_count(cls, config: Any, *, dim: int, memory_dim: int | None = None) -> int:
-        return int(7 * dim * (dim + config.bias))
 
     def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
         globals_ = min(self.config.global_tokens, x_BTD.shape[1])
@@ -245,37 +237,40 @@ class LongformerAttention(NearAttention):
         """The products of all heads with what they share, in one product a row."""
         return (left_BHGI.flatten(1, 2) @ right_BIO).unflatten(1, left_BHGI.shape[1:3])  # type: ignore[no-any-return, no-untyped-call]
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
         empty_BHGE = self.out.weight.new_zeros(batch, self.heads, self.config.global_tokens, self.head_dim)
         names = ("first_key", "first_value", "global_key", "global_value")
-        return {**super().start(batch), **dict.fromkeys(names, empty_BHGE)}
+        return StepState(dynamic={**super().start(batch).dynamic, **dict.fromkeys(names, empty_BHGE)})
 
-    def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
-        position_B1 = state["count"]
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
+        position_B1 = state.dynamic["count"]
         slot_G = torch.arange(self.config.global_tokens, device=x_B1D.device)
         new_BG = slot_G == position_B1
-        state = self.remember(x_B1D, state, last=self.config.window)
+        recent = self.remember(x_B1D, state.dynamic, last=self.config.window)
         fresh = {
-            "first_key": state["key"][:, :, -1:],
-            "first_value": state["value"][:, :, -1:],
+            "first_key": recent["key"][:, :, -1:],
+            "first_value": recent["value"][:, :, -1:],
             "global_key": self.split(self.global_key(x_B1D)),
             "global_value": self.split(self.global_value(x_B1D)),
         }
-        state |= {name: torch.where(new_BG[:, None, :, None], new, state[name]) for name, new in fresh.items()}
+        recent |= {name: torch.where(new_BG[:, None, :, None], new, recent[name]) for name, new in fresh.items()}
         met_BG = slot_G <= position_B1
-        kept = state["key"].shape[2]
+        kept = recent["key"].shape[2]
         place_BW = torch.arange(kept, device=x_B1D.device) + position_B1 + 1 - kept
         as_global_BH1E = attend(
-            self.split(self.global_query(x_B1D)), state["global_key"], state["global_value"], bias=met_BG[:, None, None]
+            self.split(self.global_query(x_B1D)),
+            recent["global_key"],
+            recent["global_value"],
+            bias=met_BG[:, None, None],
         )
         as_other_BH1E = attend(
             self.split(self.query(x_B1D)),
-            torch.cat([state["key"], state["first_key"]], 2),
-            torch.cat([state["value"], state["first_value"]], 2),
+            torch.cat([recent["key"], recent["first_key"]], 2),
+            torch.cat([recent["value"], recent["first_value"]], 2),
             bias=torch.cat([place_BW >= self.config.global_tokens, met_BG], 1)[:, None, None],
         )
         is_global_B111 = (position_B1 < self.config.global_tokens)[..., None, None]
-        return self.out(self.join(torch.where(is_global_B111, as_global_BH1E, as_other_BH1E))), state
+        return self.out(self.join(torch.where(is_global_B111, as_global_BH1E, as_other_BH1E))), state.advance(recent)
 
 
 def window_span(window: int, *, causal: bool) -> Span:

@@ -31,7 +31,7 @@ class _HeadCriterion(Criterion):
         return (*self.stat_names, "correct") if model.head.counts_correct else self.stat_names
 
     def forward(self, model: Model, batch: Any, state: State = None) -> Loss:
-        features_BTD, state = model.read(batch, state)
+        features_BTD, state = model(batch, state)
         losses = model.head(features_BTD, batch.target, pad_BT=batch.pad, label_smoothing=self.label_smoothing)
         stats = {"loss": stat(losses.total, batch.weight), "nll": stat(losses.nll, batch.weight)}
         if losses.correct is not None:

@@ -16,7 +16,7 @@ from seqtk.data.batch import LanguageBatch, TranslationBatch
 from seqtk.data.vocabulary import EOS
 from seqtk.generation.config import SearchConfig
 from seqtk.generation.constraints import Constraints
-from seqtk.generation.decoder_state import Rows
+from seqtk.generation.decoder_state import PartialHypotheses
 from seqtk.generation.hypotheses import NOTHING, Hypothesis, ended
 from seqtk.models.base import Model
 from seqtk.utils.errors import UserError
@@ -74,7 +74,7 @@ class _Beams:
 
     def __init__(self, models: Sequence[Model], batch: TranslationBatch | LanguageBatch, *, beam: int) -> None:
         self.beam = beam
-        self.rows = Rows(models, batch)
+        self.rows = PartialHypotheses(models, batch)
         self.sentence_B = torch.arange(len(batch.ids_B), device=batch.ids_B.device)
         """Which row of the batch each sentence is."""
         self.total_BW = torch.zeros(len(batch.ids_B), 1, device=batch.ids_B.device)

@@ -69,7 +69,7 @@ def score_stream(
     _check(models, blocks)
     if streams is not None:
         for model in models:
-            model.check_carrying()
+            model.check_supports_recurrent_state()
     log_p_N = np.full(blocks.items.total, np.nan, dtype=np.float32)
     unknown = 0
     batches = ordered_batches(blocks.sizes_ND, batching) if streams is None else stream_rows(len(blocks), streams)
@@ -97,7 +97,7 @@ def score_stream(
 def _target_scores(model: Model, batch: LanguageBatch, memory: State) -> tuple[Tensor, State]:
     """log_p_N of the targets that are not PAD, row by row, and the memory of what goes on behind them."""
     kept_BT = batch.target_BT != PAD
-    features_BTD, memory = model.read(batch, memory)
+    features_BTD, memory = model(batch, memory)
     return model.head.target_log_probs(features_BTD[kept_BT], batch.target_BT[kept_BT]), memory
 
 

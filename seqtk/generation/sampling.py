@@ -17,7 +17,7 @@ from seqtk.data.vocabulary import EOS
 from seqtk.generation.beams import NOT_NUMBERS, best
 from seqtk.generation.config import SearchConfig
 from seqtk.generation.constraints import BANNED, Constraints
-from seqtk.generation.decoder_state import Rows
+from seqtk.generation.decoder_state import PartialHypotheses
 from seqtk.generation.hypotheses import Hypothesis, ended
 from seqtk.models.base import Model
 from seqtk.utils.errors import UserError
@@ -35,7 +35,7 @@ def sample(
     A token's score is its log-probability at this temperature among all tokens, whatever it was drawn from.
     """
     device = batch.ids_B.device
-    rows = Rows(models, batch)
+    rows = PartialHypotheses(models, batch)
     count = len(batch.ids_B) * config.nbest
     text_R = torch.arange(count, device=device)
     rows.expand(text_R // config.nbest)

@@ -33,5 +33,6 @@ def score(models: Sequence[Model], batch: TranslationBatch) -> list[Hypothesis]:
 
 def _target_scores(model: Model, batch: TranslationBatch) -> torch.Tensor:
     """log_p_BT of each target token."""
-    scores_N = model.head.target_log_probs(model(batch).flatten(0, 1), batch.target_BT.flatten())
+    features_BTD, _ = model(batch)
+    scores_N = model.head.target_log_probs(features_BTD.flatten(0, 1), batch.target_BT.flatten())
     return scores_N.view(batch.target_BT.shape)

@@ -15,7 +15,7 @@ from seqtk.generation.beams import beam_search
 from seqtk.generation.config import SearchConfig as SearchConfig
 from seqtk.generation.constraints import Constraints
 from seqtk.generation.hypotheses import Hypothesis as Hypothesis
-from seqtk.generation.length_limits import text_lengths
+from seqtk.generation.length_limits import target_length_bounds
 from seqtk.generation.sampling import sample
 from seqtk.models.base import Model
 
@@ -45,7 +45,7 @@ def search(
     config.check()
     if any(model.training for model in models):
         raise ValueError("search needs models in eval mode")
-    least_B, most_B = text_lengths(models, batch, config, prefix_BP=prefix_BP)
+    least_B, most_B = target_length_bounds(models, batch, config, prefix_BP=prefix_BP)
     is_text = isinstance(batch, LanguageBatch)  # which a reader wants in words
     constraints = Constraints(
         never=vocabulary.never_generated,

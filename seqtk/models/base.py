@@ -1,4 +1,4 @@
-"""What a model owes the criterions and the search."""
+"""The base class of models."""
 
 import inspect
 from collections.abc import Iterator
@@ -32,35 +32,39 @@ class Model(nn.Module):
     max_source_length: int | None = None
     max_target_length: int | None = None
 
-    def forward(self, batch: Any) -> Tensor:
-        """features_BTD at every target position."""
+    def forward(self, batch: Any, state: State = None) -> tuple[Tensor, State]:
+        """Computes the features of every target position.
+
+        Args:
+            batch: The batch of the model's task.
+            state: The recurrent state that the previous segments of these rows returned: a pytree whose leaves are
+                None or tensors with the batch first. None: the rows are first segments.
+
+        Returns:
+            (features_BTD, recurrent state for the next segments). The state is None for models without one.
+        """
         raise NotImplementedError
 
-    def read(self, batch: Any, carried: State) -> tuple[Tensor, State]:
-        """features_BTD, and what each row hands to the one that goes on where it ended.
-
-        `carried` is what the rows of this batch were handed so: a pytree whose leaves are tensors with the batch first,
-        or None, which is also what the whole is for rows that begin. This default reads each row as one that begins.
-        """
-        return self(batch), None
-
-    def check_carrying(self) -> None:
-        """Raises UserError if rows of this model cannot go on where others ended."""
+    def check_supports_recurrent_state(self) -> None:
+        """Raises UserError if the configuration does not allow a state to pass from segment to segment."""
 
     def start(self, batch: Any) -> State:
-        """The state before the first target token of each row of `batch`; what can be computed once is."""
+        """The decoding state before the first target token; computes the encoder output once.
+
+        Attention layers keep their part in `StepState` nodes; every other leaf may change with each step.
+        """
         raise NotImplementedError
 
     def step(self, token_B: Tensor, state: State) -> tuple[Tensor, State]:
-        """features_B1D after reading one more token of each row, and the state after it."""
+        """Reads one more token of each row. Returns (features_B1D, state after the token)."""
         raise NotImplementedError
 
     def attention_layers(self) -> Iterator[tuple[str, Attention]]:
-        """Every attention layer with its dotted name."""
+        """All attention layers with their dotted names."""
         return ((name, module) for name, module in self.named_modules() if isinstance(module, Attention))
 
-    def layers_of_whole_rows(self) -> Iterator[Attention]:
-        """The attention layers whose input is as long as a source or target, which theirs may therefore limit."""
+    def length_limited_layers(self) -> Iterator[Attention]:
+        """The attention layers whose `max_length` limits the source or the target."""
         return (layer for _, layer in self.attention_layers())
 
 

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.attention import Attention, AttentionConfig, CarryingAttention, Role
+from seqtk.attention import Attention, AttentionConfig, Role, Scope, State
 from seqtk.models.stacks import BlockOptions, StackConfig, layers_of
 from seqtk.modules.stem import ConvolutionalStem
-from seqtk.ops.rows import align
 from seqtk.utils.errors import UserError
 
 SLOT = "model.encoder.self_attention"
@@ -38,22 +37,14 @@ class EncoderBlock(nn.Module):
         self.feed_forward = options.feed_forward()
         self.ffn_residual = options.residual()
 
-    def forward(
-        self, x_BSD: Tensor, carried: Tensor | None, *, pad_BS: Tensor | None, positions_BS: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The block's output, and what the layers that carry a tensor up the stack carry from here."""
-        after = carried
-
-        def attend(x_BSD: Tensor) -> Tensor:
-            nonlocal after
-            layer = self.self_attention
-            if not isinstance(layer, CarryingAttention):
-                return layer(x_BSD, pad_BS=pad_BS, positions_BT=positions_BS)  # type: ignore[no-any-return]
-            y_BSD, after = layer.carry(x_BSD, carried, pad_BS=pad_BS, positions_BT=positions_BS)
-            return y_BSD
-
-        x_BSD = self.self_residual(x_BSD, attend)
-        return self.ffn_residual(x_BSD, self.feed_forward), after
+    def forward(self, x_BSD: Tensor, *, pad_BS: Tensor | None, state: State = None) -> tuple[Tensor, State]:
+        """Returns the output of the block and the state for the next block."""
+        attention = self.self_attention
+        takes_state = attention.scope is Scope.LAYER
+        y_BSD, new_state = attention(self.self_residual.pre(x_BSD), pad_BS=pad_BS, state=state if takes_state else None)
+        x_BSD = self.self_residual.post(x_BSD, y_BSD)
+        y_BSD = self.feed_forward(self.ffn_residual.pre(x_BSD))
+        return self.ffn_residual.post(x_BSD, y_BSD), new_state if takes_state else state
 
 
 class Encoder(nn.Module):
@@ -75,18 +66,20 @@ class Encoder(nn.Module):
             raise UserError(f"model.encoder.memory_tokens={config.memory_tokens} cannot be negative.")
         self.memory_ND = nn.Parameter(torch.randn(config.memory_tokens, options.dim)) if config.memory_tokens else None
         self.blocks = nn.ModuleList(EncoderBlock(attention, options=options) for attention in pattern)
-        carrying = [
-            block.self_attention for block in self.blocks if isinstance(block.self_attention, CarryingAttention)
-        ]
-        for before, layer in pairwise(carrying):
-            layer.follow(before)
-        self.norm = options.closing_norm()
+        chained = [layer for layer in self.attention_layers() if layer.scope is Scope.LAYER]
+        for previous, layer in pairwise(chained):
+            layer.chain_after(previous)
+        self.norm = options.stack_norm()
 
-    def longest_beside_memory(self, limit: int) -> int:
-        """The longest source, `limit` at most, that fits into every layer together with the memory tokens."""
+    def attention_layers(self) -> list[Attention]:
+        """The attention layer of each block."""
+        return [block.self_attention for block in self.blocks if isinstance(block, EncoderBlock)]
+
+    def max_source_length(self, limit: int) -> int:
+        """The longest source that fits into every layer together with the memory tokens; `limit` at most."""
         if self.memory_ND is None:
             return limit
-        lengths = [block.self_attention.max_length for block in self.blocks if isinstance(block, EncoderBlock)]
+        lengths = [layer.max_length for layer in self.attention_layers()]
         longest = min([limit, *(length - len(self.memory_ND) for length in lengths if length is not None)])
         if longest < 1:
             raise UserError(
@@ -95,20 +88,17 @@ class Encoder(nn.Module):
             )
         return longest
 
-    def forward(self, x_BSD: Tensor, *, pad_BS: Tensor | None, positions_BS: Tensor | None = None) -> Tensor:
+    def forward(self, x_BSD: Tensor, *, pad_BS: Tensor | None) -> Tensor:
         if self.stem is not None:
             x_BSD = self.stem(x_BSD, pad_BT=pad_BS)
-        if self.memory_ND is None:
-            return self._blocks(x_BSD, pad_BS=pad_BS, positions_BS=positions_BS)
-        # Memory stands right before the first token, so rows have to begin at the left edge.
-        rows = align(x_BSD, pad_BS, right_padded=positions_BS is None)
-        memory_BND = self.memory_ND.to(x_BSD.dtype).expand(len(x_BSD), -1, -1)
-        pad_BT = None if rows.pad_BT is None else functional.pad(rows.pad_BT, (len(self.memory_ND), 0), value=False)
-        y_BTD = self._blocks(torch.cat([memory_BND, rows.x_BTD], dim=1), pad_BS=pad_BT, positions_BS=None)
-        return rows.restore(y_BTD[:, len(self.memory_ND) :])
-
-    def _blocks(self, x_BSD: Tensor, *, pad_BS: Tensor | None, positions_BS: Tensor | None) -> Tensor:
-        carried: Tensor | None = None
+        memory_tokens = 0
+        if self.memory_ND is not None:
+            memory_tokens = len(self.memory_ND)
+            memory_BND = self.memory_ND.to(x_BSD.dtype).expand(len(x_BSD), -1, -1)
+            x_BSD = torch.cat([memory_BND, x_BSD], dim=1)
+            pad_BS = None if pad_BS is None else functional.pad(pad_BS, (memory_tokens, 0), value=False)
+        state: State = None
         for block in self.blocks:
-            x_BSD, carried = block(x_BSD, carried, pad_BS=pad_BS, positions_BS=positions_BS)
-        return self.norm(x_BSD)  # type: ignore[no-any-return]
+            x_BSD, state = block(x_BSD, pad_BS=pad_BS, state=state)
+        y_BSD: Tensor = self.norm(x_BSD)
+        return y_BSD[:, memory_tokens:] if memory_tokens else y_BSD

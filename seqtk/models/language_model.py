@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from seqtk.attention import SegmentAttention, State
+from seqtk.attention import Scope, State
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.data.batch import LanguageBatch
 from seqtk.data.vocabulary import PAD
@@ -131,26 +131,24 @@ class TransformerLM(LanguageModel):
         stack = DecoderConfig(layers=config.layers, self_attention=config.attention)
         self.decoder = Decoder(stack, options=options, layer_drop=config.layer_drop, slot="model.attention")
         self.head = output_head(config, vocabulary, tokens)
-        goes_on = all(isinstance(layer, SegmentAttention) for _, layer in self.attention_layers())
-        if config.positions != "none" or not goes_on:  # else there is no end to what it reads
+        recurrent = all(layer.scope is Scope.SEGMENT for _, layer in self.attention_layers())
+        if config.positions != "none" or not recurrent:  # else it reads texts of any length
             self.max_target_length = config.max_length
 
-    def forward(self, batch: LanguageBatch) -> Tensor:
-        return self.read(batch, None)[0]
+    def forward(self, batch: LanguageBatch, state: State = None) -> tuple[Tensor, State]:
+        """Returns the features and the state of each layer whose scope is SEGMENT."""
+        if any(leaf is not None for leaf in tree_leaves(state)):
+            self.check_supports_recurrent_state()
+        position_1T = torch.arange(batch.previous_BT.shape[1], device=batch.previous_BT.device)[None]
+        return self.decoder(self.embedding(batch.previous_BT, position_1T), state=state)  # type: ignore[no-any-return]
 
-    def read(self, batch: LanguageBatch, carried: State) -> tuple[Tensor, State]:
-        """The features, and what each layer with a memory (`SegmentAttention`) takes where its rows go on."""
-        if any(leaf is not None for leaf in tree_leaves(carried)):
-            self.check_carrying()
-        positions_1T = torch.arange(batch.previous_BT.shape[1], device=batch.previous_BT.device)[None]
-        return self.decoder.read(self.embedding(batch.previous_BT, positions_1T), carried)
-
-    def check_carrying(self) -> None:
-        memories = any(isinstance(layer, SegmentAttention) for _, layer in self.attention_layers())
-        if memories and self.config.positions != "none":
+    def check_supports_recurrent_state(self) -> None:
+        recurrent = any(layer.scope is Scope.SEGMENT for _, layer in self.attention_layers())
+        if recurrent and self.config.positions != "none":
             raise UserError(
-                f"model.positions={self.config.positions} would count anew in each segment of a stream.",
-                "A layer with a memory tells distances itself: set model.positions=none.",
+                f"model.positions={self.config.positions}: positions would restart in every segment of a stream.",
+                "The attention has recurrent state and encodes distances itself.",
+                "Set model.positions=none.",
             )
 
     def empty_state(self, batch: int, device: torch.device) -> State:

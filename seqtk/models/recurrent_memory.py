@@ -56,23 +56,23 @@ class RecurrentMemoryLM(TransformerLM):
         deviation = self.embedding.scale / math.sqrt(config.dim)
         self.memory_MD = nn.Parameter(torch.randn(config.memory_tokens, config.dim) * deviation)
 
-    def layers_of_whole_rows(self) -> Iterator[Attention]:
-        """None: layers see a segment at a time, for which they have room."""
+    def length_limited_layers(self) -> Iterator[Attention]:
+        """None: a layer sees one segment at a time, which fits."""
         return iter(())
 
-    def check_carrying(self) -> None:
-        """Rows can: a segment counts its positions anew, and layers see no other."""
+    def check_supports_recurrent_state(self) -> None:
+        """Always supported: positions restart in each segment, and attention does not cross it."""
 
-    def read(self, batch: LanguageBatch, carried: State) -> tuple[Tensor, State]:
-        """The features, and the memory that the last segment wrote. A row that is padded has ended."""
+    def forward(self, batch: LanguageBatch, state: State = None) -> tuple[Tensor, State]:
+        """Returns the features and the memory that the last segment wrote. The text of a padded row has ended."""
         memory_BMD = self.memory_MD.expand(len(batch.previous_BT), -1, -1)
-        if carried is not None:
-            memory_BMD = memory_BMD * 0 + carried  # data parallelism asks for every parameter's gradient
+        if state is not None:
+            memory_BMD = memory_BMD * 0 + state  # data parallelism expects a gradient for every parameter
         features = []
         for tokens_BS in torch.split(batch.previous_BT, self.config.segment_length, dim=1):
             x_BND = torch.cat([memory_BMD, self.embedding.vectors(tokens_BS), memory_BMD], dim=1)
             position_1N = torch.arange(x_BND.shape[1], device=x_BND.device)[None]
-            y_BND = self.decoder(self.embedding.place(x_BND, position_1N))
+            y_BND, _ = self.decoder(self.embedding.place(x_BND, position_1N))
             sizes = [len(self.memory_MD), tokens_BS.shape[1], len(self.memory_MD)]
             _, features_BSD, memory_BMD = torch.split(y_BND, sizes, dim=1)
             features.append(features_BSD)

@@ -3,13 +3,12 @@
 B batch, S source length, T target length, D width of the stack, M width of the memory.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from seqtk.attention import Attention, AttentionConfig, HeadedConfig, Role, SegmentAttention, State, attentions
+from seqtk.attention import Attention, AttentionConfig, HeadedConfig, Role, Scope, State, attentions
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.modules.block import Residual
 from seqtk.modules.dropout import check_rate
@@ -73,8 +72,8 @@ class BlockOptions:
             self.dim, self.ffn_dim, activation=self.activation, dropout=self.activation_dropout, bias=self.bias
         )
 
-    def closing_norm(self) -> nn.Module:
-        """What closes a stack: a norm if its blocks normalise first."""
+    def stack_norm(self) -> nn.Module:
+        """The norm at the end of a stack: a layer norm after pre-norm blocks, else the identity."""
         return nn.LayerNorm(self.dim, bias=self.bias) if self.pre_norm and self.final_norm else nn.Identity()
 
 
@@ -113,25 +112,35 @@ class DecoderBlock(nn.Module):
         self.ffn_residual = options.residual()
 
     def forward(
-        self, x_BTD: Tensor, carried: State, memory_BSM: Tensor | None, *, pad_BS: Tensor | None
+        self,
+        x_BTD: Tensor,
+        memory_BSM: Tensor | None = None,
+        *,
+        pad_BS: Tensor | None = None,
+        state: State = None,
+        skip: bool = False,
     ) -> tuple[Tensor, State]:
-        """The block's output, and what its self-attention hands to the next segment."""
-        after: State = None
+        """Returns the output of the block and the recurrent state of its self-attention for the next segment.
 
-        def attend(x_BTD: Tensor) -> Tensor:
-            nonlocal after
-            layer = self.self_attention
-            # Target rows are padded on the right, where causality alone keeps padding from being seen.
-            if not isinstance(layer, SegmentAttention):
-                return layer(x_BTD)  # type: ignore[no-any-return]
-            y_BTD, after = layer.read(x_BTD, carried)
-            return y_BTD
-
-        x_BTD = self.self_residual(x_BTD, attend)
-        cross = self.cross_attention
-        if cross is not None:
-            x_BTD = self.cross_residual(x_BTD, lambda x: cross(x, memory_BSM, pad_BS=pad_BS))
-        return self.ffn_residual(x_BTD, self.feed_forward), after
+        Target rows are padded on the right, so causality alone hides their padding. With `skip` (LayerDrop) the output
+        is the input, and the state is what the block would have returned.
+        """
+        if skip:
+            new_state = None
+            if self.self_attention.scope is Scope.SEGMENT:
+                with torch.no_grad():
+                    _, new_state = self.self_attention(self.self_residual.pre(x_BTD), state=state)
+            # Zero, as a function of every parameter: data parallelism expects a gradient for each of them.
+            zero = torch.cat([parameter.flatten()[:1] for parameter in self.parameters()]).sum() * 0
+            return x_BTD + zero, new_state
+        y_BTD, new_state = self.self_attention(self.self_residual.pre(x_BTD), state=state)
+        x_BTD = self.self_residual.post(x_BTD, y_BTD)
+        if self.cross_attention is not None:
+            y_BTD, _ = self.cross_attention(self.cross_residual.pre(x_BTD), memory_BSM, pad_BS=pad_BS)
+            x_BTD = self.cross_residual.post(x_BTD, y_BTD)
+        y_BTD = self.feed_forward(self.ffn_residual.pre(x_BTD))
+        segmented = self.self_attention.scope is Scope.SEGMENT
+        return self.ffn_residual.post(x_BTD, y_BTD), new_state if segmented else None
 
     def start(self, batch: int, memory_BSM: Tensor | None, *, pad_BS: Tensor | None) -> State:
         state = {"self": self.self_attention.start(batch)}
@@ -140,31 +149,14 @@ class DecoderBlock(nn.Module):
         return state
 
     def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
-        after = dict(state)
-
-        def step_with(name: str, layer: Attention) -> Callable[[Tensor], Tensor]:
-            def step(x_B1D: Tensor) -> Tensor:
-                y_B1D, after[name] = layer.step(x_B1D, state[name])
-                return y_B1D
-
-            return step
-
-        x_B1D = self.self_residual(x_B1D, step_with("self", self.self_attention))
+        new_state = {}
+        y_B1D, new_state["self"] = self.self_attention.step(self.self_residual.pre(x_B1D), state["self"])
+        x_B1D = self.self_residual.post(x_B1D, y_B1D)
         if self.cross_attention is not None:
-            x_B1D = self.cross_residual(x_B1D, step_with("cross", self.cross_attention))
-        return self.ffn_residual(x_B1D, self.feed_forward), after
-
-    def leave_out(
-        self, x_BTD: Tensor, carried: State, memory_BSM: Tensor | None, *, pad_BS: Tensor | None
-    ) -> tuple[Tensor, State]:
-        """The input itself, and what would have been handed on."""
-        after: State = None
-        if isinstance(self.self_attention, SegmentAttention):
-            with torch.no_grad():
-                _, after = self(x_BTD, carried, memory_BSM, pad_BS=pad_BS)
-        # 0, as a function of every parameter: what is left out for once has a gradient, of zeros.
-        nothing = torch.cat([parameter.flatten()[:1] for parameter in self.parameters()]).sum() * 0
-        return x_BTD + nothing, after
+            y_B1D, new_state["cross"] = self.cross_attention.step(self.cross_residual.pre(x_B1D), state["cross"])
+            x_B1D = self.cross_residual.post(x_B1D, y_B1D)
+        y_B1D = self.feed_forward(self.ffn_residual.pre(x_B1D))
+        return self.ffn_residual.post(x_B1D, y_B1D), new_state
 
 
 class Decoder(nn.Module):
@@ -192,29 +184,25 @@ class Decoder(nn.Module):
             DecoderBlock(attention, cross, options=options, memory_dim=memory_dim, slot=slot)
             for attention, cross in zip(selves, crosses, strict=True)
         )
-        self.norm = options.closing_norm()
+        self.norm = options.stack_norm()
 
-    def forward(self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> Tensor:
-        return self.read(x_BTD, None, memory_BSM, pad_BS=pad_BS)[0]
-
-    def read(
-        self, x_BTD: Tensor, carried: State, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None
+    def forward(
+        self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
     ) -> tuple[Tensor, State]:
-        """The outputs of a segment, and what each block hands to the next one; `carried` is None for the first."""
-        after = []
-        for block, before in zip(self.blocks, carried or [None] * len(self.blocks), strict=True):
-            left_out = self.training and self.layer_drop and float(torch.rand(())) < self.layer_drop
-            read = block.leave_out if left_out else block
-            x_BTD, handed_on = read(x_BTD, before, memory_BSM, pad_BS=pad_BS)  # type: ignore[operator]
-            after.append(handed_on)
-        return self.norm(x_BTD), after
+        """Returns the outputs and the recurrent state of each block; `state` is None for the first segment."""
+        new_state = []
+        for block, block_state in zip(self.blocks, state or [None] * len(self.blocks), strict=True):
+            skip = bool(self.training and self.layer_drop and float(torch.rand(())) < self.layer_drop)
+            x_BTD, block_state = block(x_BTD, memory_BSM, pad_BS=pad_BS, state=block_state, skip=skip)
+            new_state.append(block_state)
+        return self.norm(x_BTD), new_state
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> State:
         return [block.start(batch, memory_BSM, pad_BS=pad_BS) for block in self.blocks]  # type: ignore[operator]
 
     def step(self, x_B1D: Tensor, state: State) -> tuple[Tensor, State]:
-        after = []
+        new_state = []
         for block, block_state in zip(self.blocks, state, strict=True):
             x_B1D, block_state = block.step(x_B1D, block_state)  # type: ignore[operator]
-            after.append(block_state)
-        return self.norm(x_B1D), after
+            new_state.append(block_state)
+        return self.norm(x_B1D), new_state

@@ -15,7 +15,7 @@ from seqtk.data.vocabulary import PAD
 from seqtk.models.base import Model, ModelConfig, models
 from seqtk.models.encoder import Encoder, EncoderConfig
 from seqtk.models.stacks import BlockOptions, Decoder, DecoderConfig, StackConfig
-from seqtk.modules.embedding import Embedding, Positions, real_positions, token_embedding
+from seqtk.modules.embedding import Embedding, Positions, token_embedding
 from seqtk.modules.feedforward import Activation
 from seqtk.modules.head import LinearHead
 from seqtk.utils.errors import UserError
@@ -72,7 +72,7 @@ class Transformer(Model):
         self.source_embedding = self._embedding(source_tokens, max_length=config.max_source_length)
         self.target_embedding = self._embedding(target_tokens, max_length=config.max_target_length)
         self.encoder = Encoder(config.encoder, options=self._options(config.encoder))
-        self.max_source_length = self.encoder.longest_beside_memory(config.max_source_length)
+        self.max_source_length = self.encoder.max_source_length(config.max_source_length)
         self.decoder = Decoder(config.decoder, options=self._options(config.decoder), memory_dim=memory_dim)
         self.head = LinearHead(
             dim, target_vocabulary, tied_to=None if config.share_embeddings == "none" else target_tokens
@@ -99,22 +99,21 @@ class Transformer(Model):
             pre_norm=self.config.pre_norm,
         )
 
-    def encode(self, source_BS: Tensor, *, left_padded: bool = False) -> tuple[Tensor, Tensor | None]:
-        """memory_BSM and its padding."""
+    def encode(self, source_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoder output memory_BSM and its padding pad_BS."""
         pad_BS = source_BS == PAD
-        positions_BS = real_positions(pad_BS) if left_padded else None
-        row_1S = torch.arange(source_BS.shape[1], device=source_BS.device)[None]
-        x_BSM = self.source_embedding(source_BS, row_1S if positions_BS is None else positions_BS)
-        return self.encoder(x_BSM, pad_BS=pad_BS, positions_BS=positions_BS), pad_BS
+        position_1S = torch.arange(source_BS.shape[1], device=source_BS.device)[None]
+        return self.encoder(self.source_embedding(source_BS, position_1S), pad_BS=pad_BS), pad_BS
 
-    def forward(self, batch: TranslationBatch) -> Tensor:
-        memory_BSM, pad_BS = self.encode(batch.source_BS, left_padded=batch.left_padded)
-        positions_1T = torch.arange(batch.previous_BT.shape[1], device=batch.previous_BT.device)[None]
-        x_BTD = self.target_embedding(batch.previous_BT, positions_1T)
-        return self.decoder(x_BTD, memory_BSM, pad_BS=pad_BS)  # type: ignore[no-any-return]
+    def forward(self, batch: TranslationBatch, state: State = None) -> tuple[Tensor, State]:
+        memory_BSM, pad_BS = self.encode(batch.source_BS)
+        position_1T = torch.arange(batch.previous_BT.shape[1], device=batch.previous_BT.device)[None]
+        x_BTD = self.target_embedding(batch.previous_BT, position_1T)
+        features_BTD, _ = self.decoder(x_BTD, memory_BSM, pad_BS=pad_BS)
+        return features_BTD, None
 
     def start(self, batch: TranslationBatch) -> State:
-        memory_BSM, pad_BS = self.encode(batch.source_BS, left_padded=batch.left_padded)
+        memory_BSM, pad_BS = self.encode(batch.source_BS)
         rows = len(batch.source_BS)
         return {
             "position_B1": torch.zeros(rows, 1, dtype=torch.long, device=memory_BSM.device),

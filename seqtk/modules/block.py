@@ -1,6 +1,4 @@
-"""Where a sublayer meets the residual stream."""
-
-from collections.abc import Callable
+"""The residual connection around a sublayer."""
 
 from torch import Tensor, nn
 
@@ -8,9 +6,9 @@ from seqtk.modules.dropout import Dropout
 
 
 class Residual(nn.Module):
-    """x + dropout(sublayer(x)) with a layer norm before the sublayer or after the sum.
+    """x + dropout(sublayer(x)), with a layer norm before the sublayer (pre-norm) or after the sum (post-norm).
 
-    The sublayer is an argument of the call, so that one that is stepped, or reads a memory, needs no wrapper.
+    The caller runs the sublayer between `pre` and `post`, so that a sublayer may take and return a state.
     """
 
     def __init__(self, dim: int, *, dropout: float, pre_norm: bool, bias: bool = True) -> None:
@@ -19,7 +17,11 @@ class Residual(nn.Module):
         self.dropout = Dropout(dropout)
         self.pre_norm = pre_norm
 
-    def forward(self, x_BTD: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        if self.pre_norm:
-            return x_BTD + self.dropout(sublayer(self.norm(x_BTD)))  # type: ignore[no-any-return]
-        return self.norm(x_BTD + self.dropout(sublayer(x_BTD)))  # type: ignore[no-any-return]
+    def pre(self, x_BTD: Tensor) -> Tensor:
+        """The input of the sublayer."""
+        return self.norm(x_BTD) if self.pre_norm else x_BTD
+
+    def post(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
+        """The output of the residual block, from its input x and the output y of the sublayer."""
+        sum_BTD: Tensor = x_BTD + self.dropout(y_BTD)
+        return sum_BTD if self.pre_norm else self.norm(sum_BTD)

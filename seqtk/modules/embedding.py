@@ -1,6 +1,6 @@
 """Token embeddings and the positions added to them, numbered and laid out as fairseq does.
 
-B batch, T length, D width, N = B T, M tokens of one band, E its width. Position 0 is a row's first real token.
+B batch, T length, D width, N = B T, M tokens of one band, E its width. Position 0 is the first token of a row.
 """
 
 import math
@@ -145,8 +145,3 @@ def sinusoids(length: int, dim: int) -> Tensor:
     angle_TE = torch.arange(2, length + 2, dtype=torch.float64)[:, None] * frequency_E
     table_TD = torch.cat([angle_TE.sin(), angle_TE.cos()], dim=1)
     return nn.functional.pad(table_TD, (0, dim % 2)).float()
-
-
-def real_positions(pad_BT: Tensor) -> Tensor:
-    """positions_BT counted from each row's first real token; padding before it gets 0."""
-    return ((~pad_BT).cumsum(dim=1) - 1).clamp(min=0)

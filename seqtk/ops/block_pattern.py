@@ -9,19 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from seqtk.attention.base import HeadedAttention
+from seqtk.attention.base import HeadedAttention, State
 from seqtk.ops.dot_product import attend
 from seqtk.ops.head_checkpoint import OfHeads, Projected, by_heads
-from seqtk.ops.rows import align
 
 
 class PatternAttention(HeadedAttention):
-    """Self-attention that counts positions, blocks and windows from each row's own first real position."""
+    """Self-attention in blocks and windows of positions."""
 
     out: nn.Linear
 
     def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
-        """What `out` projects, of rows whose real positions come first; anything finite where `pad_BT` is True."""
+        """What `out` projects, anything finite where `pad_BT` is True."""
         raise NotImplementedError
 
     def forward(
@@ -30,14 +29,13 @@ class PatternAttention(HeadedAttention):
         memory_BSM: Tensor | None = None,
         *,
         pad_BS: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-    ) -> Tensor:
+        state: State = None,
+    ) -> tuple[Tensor, State]:
         self.check_length(x_BTD.shape[1])
-        rows = align(x_BTD, pad_BS, right_padded=positions_BT is None)
-        y_BTD = self.mix(rows.x_BTD, rows.pad_BT)
-        if rows.pad_BT is not None:
-            y_BTD = rows.restore(y_BTD.masked_fill(rows.pad_BT[..., None], 0))
-        return self.out(y_BTD)  # type: ignore[no-any-return]
+        y_BTD = self.mix(x_BTD, pad_BS)
+        if pad_BS is not None:
+            y_BTD = y_BTD.masked_fill(pad_BS[..., None], 0)
+        return self.out(y_BTD), None
 
     def some_heads_at_a_time(self, function: OfHeads, *sources: Tensor | Projected) -> Tensor:
         """y_BTD, as `by_heads`."""

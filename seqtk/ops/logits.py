@@ -31,11 +31,6 @@ class Logits(nn.Module):
         """The logits, BHTS or 1HTS (the same for the whole batch)."""
         return self.factors(x_BTD, rows=rows, columns=columns).logits(columns)
 
-    @staticmethod
-    def parameter_count(config: Any, dim: int) -> int:
-        """The number of trained parameters, by the formula."""
-        raise NotImplementedError
-
 
 class DenseLogits(Logits):
     """W2 relu(W1 x + b1) + b2 per head: D² + D L (+ D + H L bias) parameters.
@@ -54,10 +49,6 @@ class DenseLogits(Logits):
     def factors(self, x_BTD: Tensor, *, rows: slice, columns: int) -> Factors:
         hidden_BHTE = self.hidden(x_BTD).relu().unflatten(-1, (self.heads, -1)).transpose(1, 2).contiguous()
         return self.logits.factors(hidden_BHTE, columns=columns)
-
-    @staticmethod
-    def parameter_count(config: Any, dim: int) -> int:
-        return int(dim**2 + dim * config.max_length + config.bias * (dim + config.heads * config.max_length))
 
 
 class FactorizedDenseLogits(Logits):
@@ -79,11 +70,6 @@ class FactorizedDenseLogits(Logits):
         coarse_BHTa = self.coarse(hidden_BHTE, columns=-(-columns // self.fine.outputs))
         return Factors(_outer, Tensors(by_query=(coarse_BHTa, self.fine(hidden_BHTE))))
 
-    @staticmethod
-    def parameter_count(config: Any, dim: int) -> int:
-        a, b = factors(config.max_length, config.fine)
-        return int(dim**2 + dim * (a + b) + config.bias * (dim + config.heads * (a + b)))
-
 
 class RandomLogits(Logits):
     """A trained matrix R per head, whatever the input: H L² parameters, N(0, 1 / L) at first.
@@ -99,10 +85,6 @@ class RandomLogits(Logits):
     def factors(self, x_BTD: Tensor, *, rows: slice, columns: int) -> Factors:
         return Factors(table, Tensors(by_both=(_rows(self.matrix, rows),)))
 
-    @staticmethod
-    def parameter_count(config: Any, dim: int) -> int:
-        return int(config.heads * config.max_length**2)
-
 
 class FixedRandomLogits(Logits):
     """A matrix per head that stays as it was drawn, from N(0, 1), so that heads differ: no trained parameter."""
@@ -115,10 +97,6 @@ class FixedRandomLogits(Logits):
 
     def factors(self, x_BTD: Tensor, *, rows: slice, columns: int) -> Factors:
         return Factors(table, Tensors(by_both=(_rows(self.matrix, rows),)))
-
-    @staticmethod
-    def parameter_count(config: Any, dim: int) -> int:
-        return 0
 
 
 class FactorizedRandomLogits(Logits):
@@ -134,10 +112,6 @@ class FactorizedRandomLogits(Logits):
     def factors(self, x_BTD: Tensor, *, rows: slice, columns: int) -> Factors:
         key_1HKS = _rows(self.key, slice(0, columns)).transpose(2, 3)
         return Factors(product, Tensors((_rows(self.query, rows),), (key_1HKS,)))
-
-    @staticmethod
-    def parameter_count(config: Any, dim: int) -> int:
-        return int(2 * config.heads * config.max_length * config.rank)
 
 
 def factors(length: int, fine: int | None = None) -> tuple[int, int]:

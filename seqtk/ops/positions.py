@@ -36,22 +36,14 @@ class DistanceBias(nn.Module):
         """The bias, [H, …], at whole distances […]."""
         raise NotImplementedError
 
-    def among(
-        self, x_BHTE: Tensor, *, causal: bool, pad_BT: Tensor | None = None, positions_BT: Tensor | None = None
-    ) -> Tensor:
-        """The bias among all positions of `x`, BHTT or 1HTT, -∞ at padding and, if `causal`, at what is later."""
+    def among(self, x_BHTE: Tensor, *, causal: bool, pad_BT: Tensor | None = None) -> Tensor:
+        """The bias among all positions of `x`, BHTT or 1HTT; -∞ at padding and, if `causal`, at later positions."""
         length, dtype = x_BHTE.shape[2], torch.promote_types(x_BHTE.dtype, torch.float32)
-        if positions_BT is None:
-            distance_N = torch.arange(1 - length, length, device=x_BHTE.device)
-            bias_HN: Tensor = self(distance_N, dtype=dtype)
-            if causal:
-                bias_HN = bias_HN.masked_fill(distance_N > 0, -math.inf)
-            bias = bias_HN.unfold(1, length, 1).flip(1)[None]  # row t starts at distance -t
-        else:
-            bias = self(positions_BT[:, None, :] - positions_BT[:, :, None], dtype=dtype).transpose(0, 1)
-            if causal:  # by place: a query that is padding has no distances to go by
-                later_TT = torch.ones(length, length, dtype=torch.bool, device=x_BHTE.device).triu(1)
-                bias = bias.masked_fill(later_TT, -math.inf)
+        distance_N = torch.arange(1 - length, length, device=x_BHTE.device)
+        bias_HN: Tensor = self(distance_N, dtype=dtype)
+        if causal:
+            bias_HN = bias_HN.masked_fill(distance_N > 0, -math.inf)
+        bias = bias_HN.unfold(1, length, 1).flip(1)[None]  # row t starts at distance -t
         return bias if pad_BT is None else bias.masked_fill(pad_BT[:, None, None], -math.inf)
 
 

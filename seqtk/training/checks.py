@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from seqtk.criterions import Criterion
 from seqtk.data.plan import epoch_batches, usable
-from seqtk.generation.length_limits import Side, longest_source, longest_target, narrowest_layer
+from seqtk.generation.length_limits import Side, longest_source, longest_target, most_restrictive_layer
 from seqtk.metrics import metrics
 from seqtk.metrics.base import OUTPUTS, TEXT_SIZE
 from seqtk.models import Model
@@ -34,7 +34,7 @@ def check_data(config: TrainConfig, *, task: Task, model: Model, criterion: Crit
             if too_long:
                 own = "max_length" if one_sided else f"max_{name}_length"
                 key, needed = f"model.{own}", int(sizes_N.max())
-                narrowest = narrowest_layer(model, name)
+                narrowest = most_restrictive_layer(model, name)
                 if narrowest is not None and limit != getattr(config.model, own, None):
                     needed += (narrowest.max_length or 0) - (limit or 0)  # memory tokens take room in it, too
                     key = config.length_key(narrowest.slot)
@@ -58,7 +58,7 @@ def _check_streams(streams: int, *, task: Task, model: Model, samples: int) -> N
             "So nothing would be handed from sample to sample.",
             f"Set batch.streams to {max(samples // 2, 1)} or less, or task.tokens_per_sample lower.",
         )
-    model.check_carrying()
+    model.check_supports_recurrent_state()
 
 
 _HOW_TO_PROVIDE = {

@@ -1,7 +1,7 @@
-"""What the rows of a micro-batch hand to those of the next update, where `batch.streams` reads samples in their order.
+"""Recurrent state between updates, for contiguous streams (`batch.streams`).
 
-A pytree whose leaves are tensors with the rows first, or None. Each process holds it for its own rows; it is saved for
-all of them together, so that a run may go on with other processes.
+A state is a pytree whose leaves are None or tensors with the rows first. Each process holds the rows of its own
+micro-batches. A checkpoint holds all rows, so that a run may resume with another number of processes.
 """
 
 from collections.abc import Sequence
@@ -17,17 +17,19 @@ from seqtk.training.parallel import World
 from seqtk.utils.errors import UserError
 
 
-class Carried:
-    """The state between updates of the rows of this process; always None if `streams` is.
+class StreamState:
+    """The recurrent state of this process's micro-batches; every state is None without streams.
 
-    Raises UserError if there are more micro-batches than streams.
+    Raises:
+        UserError: There are more micro-batches than streams.
     """
 
     def __init__(self, streams: int | None, *, world: World, update_freq: int = 1) -> None:
         if streams is not None and streams < world.size * update_freq:
             raise UserError(
                 f"batch.streams={streams} cannot be split into {world.size * update_freq} micro-batches.",
-                "Each process takes update_freq of them: set that lower, or batch.streams to their number or more.",
+                "Each process takes update_freq of them.",
+                f"Set batch.streams={world.size * update_freq} or more, or lower update_freq.",
             )
         self.world = world
         self.parts = (
@@ -39,33 +41,33 @@ class Carried:
         self.clear()
 
     def clear(self) -> None:
-        """Let every stream begin."""
+        """Resets every stream to its beginning."""
         self.states = [None] * len(self.parts)
 
-    def into(self, index: int, *, rows: int) -> State:
-        """What goes into micro-batch `index`, of which no more than the first `rows` may be left."""
+    def load(self, index: int, *, rows: int) -> State:
+        """The input state of micro-batch `index`, whose last update may have fewer rows."""
         return rows_of(self.states[index], slice(rows)) if self.parts else None
 
-    def out_of(self, index: int, state: State) -> None:
-        """Keep what came out of micro-batch `index`."""
+    def store(self, index: int, state: State) -> None:
+        """Keeps the output state of micro-batch `index`."""
         if self.parts:
             self.states[index] = state
 
-    def of_all(self) -> State:
-        """The state of all rows of all processes, in their order, on the CPU; every process has to ask for it."""
+    def gather(self) -> State:
+        """The state of all rows of all processes, on the CPU. A collective operation."""
         if not self.parts:
             return None
         leaves, specs = zip(*map(tree_flatten, self.states), strict=True)
-        return tree_unflatten([self._of_all(own) for own in zip(*leaves, strict=True)], specs[0])
+        return tree_unflatten([self._gather_leaf(own) for own in zip(*leaves, strict=True)], specs[0])
 
-    def _of_all(self, own: Sequence[Tensor | None]) -> Tensor | None:
-        """All rows of one leaf, of which `own` are this process's: micro-batch i of each process, then i + 1."""
+    def _gather_leaf(self, own: Sequence[Tensor | None]) -> Tensor | None:
+        """All rows of a leaf: micro-batch 0 of each process, then micro-batch 1, and so on."""
         by_rank = self.world.gather([None if leaf is None else leaf.cpu() for leaf in own])
-        pieces = [piece for of_each in zip(*by_rank, strict=True) for piece in of_each]
+        pieces = [piece for of_index in zip(*by_rank, strict=True) for piece in of_index]
         return None if pieces[0] is None else torch.cat(pieces)
 
-    def deal(self, whole: State) -> None:
-        """Take this process's rows of what `of_all` gave, here or in a run of other processes."""
+    def scatter(self, state: State) -> None:
+        """Takes this process's rows from a state that `gather` returned, in this run or in an earlier one."""
         device = self.world.device
-        on_device = tree_map(lambda leaf: None if leaf is None else leaf.to(device), whole)
+        on_device = tree_map(lambda leaf: None if leaf is None else leaf.to(device), state)
         self.states = [rows_of(on_device, part) for part in self.parts]

@@ -31,7 +31,7 @@ from seqtk.training.config import TrainConfig
 from seqtk.training.logging import Logger
 from seqtk.training.parallel import World
 from seqtk.training.resume import Difference, listed
-from seqtk.training.stream_state import Carried
+from seqtk.training.stream_state import StreamState
 from seqtk.training.train_step import Objective
 from seqtk.training.validation import GivenUpError, reported_metrics, validate
 from seqtk.utils.errors import UserError
@@ -63,12 +63,12 @@ class Trainer:
         self.checkpoints = Checkpoints(config)
         self.state = TrainState()
         self.changed: list[Difference] = []
-        self.carried = Carried(config.batch.streams, world=world, update_freq=config.update_freq)
+        self.streams = StreamState(config.batch.streams, world=world, update_freq=config.update_freq)
         check_data(config, task=self.task, model=self.model, criterion=criterion, train_set=self.train_set)
         folder = self.checkpoints.latest()
         if folder is not None:
             self.state, self.changed = self.checkpoints.restore(folder, self.model, self.optimizer, self.task)
-            self.carried.deal(self.checkpoints.carried(folder))
+            self.streams.scatter(self.checkpoints.carried(folder))
         measure = f"{config.validation.metric} of {config.validation.split}"
         if self.state.metric != measure:  # another measure knows no best yet
             self.state = self.state.after(metric=measure, best=None, validations_without_best=0)
@@ -140,7 +140,7 @@ class Trainer:
             position = update.position_after
             if last:
                 position = Position(self.state.position.epoch + 1, 0)
-                self.carried.clear()
+                self.streams.clear()
             interval = dict(self.state.interval)
             for name, value in {**figures, "seconds": seconds, "updates": 1}.items():
                 interval[name] = interval.get(name, 0.0) + value
@@ -162,7 +162,7 @@ class Trainer:
 
         Raises NotFiniteError, before anything changes that a checkpoint holds, if the gradient is not finite.
         """
-        handed = list(self.carried.states)
+        handed = list(self.streams.states)
         step = self.state.update
         seed = np.random.SeedSequence([self.config.seed, step, self.world.rank]).generate_state(1)[0]
         torch.manual_seed(int(seed))
@@ -172,16 +172,16 @@ class Trainer:
         for index, batch in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
             with self.world.gradient_sync(self.wrapped, enabled=is_last):
-                carried = self.carried.into(index, rows=len(batch.ids_B))
+                carried = self.streams.load(index, rows=len(batch.ids_B))
                 total, reported, carried = self.wrapped(batch, carried)
-                self.carried.out_of(index, carried)
+                self.streams.store(index, carried)
                 (total * (self.world.size / weight)).backward()
             for name, (value, its_weight) in reported.items():
                 before = stats.get(name, (0.0, 0.0))
                 stats[name] = before[0] + value, before[1] + its_weight
         norm = float(nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None))
         if not math.isfinite(norm):
-            self.carried.states = handed
+            self.streams.states = handed
             raise self._not_finite(micro_batches)
         if self.config.clip_norm and norm > self.config.clip_norm:
             for parameter in self.model.parameters():
@@ -273,7 +273,7 @@ class Trainer:
         self._all_have_to_stop()
 
     def _save(self, log: Logger) -> None:
-        carried = self.carried.of_all()
+        carried = self.streams.gather()
         if self.world.is_first:
             aside = self.checkpoints.put_aside(later_than=self._saved_at)
             if aside is not None:

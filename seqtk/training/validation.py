@@ -11,7 +11,7 @@ from seqtk.metrics import Evaluation, Output, metrics
 from seqtk.tasks import Task
 from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import World
-from seqtk.training.stream_state import Carried
+from seqtk.training.stream_state import StreamState
 from seqtk.training.train_step import Objective
 
 NOTHING = np.empty(0, dtype=np.int64)
@@ -44,13 +44,13 @@ def validate(
     """
     objective.eval()
     dataset = task.dataset(config.validation.split)
-    carried = Carried(config.batch.streams, world=world)
+    streams = StreamState(config.batch.streams, world=world)
     if config.batch.streams is None:
         every = ordered_batches(dataset.sizes_ND, config.batch)
         turns = [every[first : first + world.size][world.rank :] for first in range(0, len(every), world.size)]
         batches = [turn[0] if turn else NOTHING for turn in turns]
     else:
-        (own,) = carried.parts
+        (own,) = streams.parts
         batches = [rows[own] for rows in stream_rows(len(dataset), config.batch.streams)]
     sums: dict[str, tuple[float, float]] = {}
     targets = 0
@@ -68,8 +68,8 @@ def validate(
         if not len(indices):  # the others' turn
             continue
         batch = next(loaded)
-        _, reported, after = objective(batch, carried.into(0, rows=len(batch.ids_B)))
-        carried.out_of(0, after)
+        _, reported, after = objective(batch, streams.load(0, rows=len(batch.ids_B)))
+        streams.store(0, after)
         targets += batch.weight
         for name, (value, weight) in reported.items():
             before = sums.get(name, (0.0, 0.0))

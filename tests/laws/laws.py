@@ -5,7 +5,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from inspect import signature
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from torch.utils._pytree import tree_map
 from seqtk.attention import Attention, Role, State
 from seqtk.ops import head_checkpoint as by_heads
 from seqtk.utils.errors import UserError
-from tests.laws.cases import Make, sizes
+from tests.laws.cases import Make
 from tests.laws.memory import peak_memory
 from tests.laws.naive import naive
 
@@ -43,7 +42,6 @@ class Inputs:
     x_BTD: Tensor
     memory_BSM: Tensor | None
     pad_BS: Tensor | None
-    positions_BT: Tensor | None = None
 
     @property
     def keys_from(self) -> Tensor:
@@ -59,7 +57,7 @@ class Inputs:
         return replace(self, x_BTD=new) if self.memory_BSM is None else replace(self, memory_BSM=new)
 
     def run(self, layer: Attention) -> Tensor:
-        y_BTD: Tensor = layer(self.x_BTD, self.memory_BSM, pad_BS=self.pad_BS, positions_BT=self.positions_BT)
+        y_BTD: Tensor = layer(self.x_BTD, self.memory_BSM, pad_BS=self.pad_BS)[0]
         return y_BTD
 
     def start(self, layer: Attention) -> State:
@@ -80,23 +78,6 @@ def inputs_for(layer: Attention, device: torch.device, *, lengths: Sequence[int]
     return Inputs(draw(size, layer.dim), draw(size, layer.memory_dim) if cross else None, pad_BS.to(device))
 
 
-def left_padded(inputs: Inputs) -> Inputs:
-    """The same rows, each moved to the right end, with their positions."""
-    assert inputs.pad_BS is not None
-    lengths_B = (~inputs.pad_BS).sum(1)
-    place_S = torch.arange(inputs.pad_BS.shape[1], device=inputs.pad_BS.device)
-    start_B1 = inputs.pad_BS.shape[1] - lengths_B[:, None]
-    from_BS = (place_S - start_B1) % inputs.pad_BS.shape[1]
-    moved = inputs.keys_from.take_along_dim(from_BS[..., None], 1)
-    positions_BT = (place_S - start_B1).clamp(min=0) if inputs.memory_BSM is None else None
-    return replace(inputs.with_keys_from(moved), pad_BS=place_S < start_B1, positions_BT=positions_BT)
-
-
-def both_paddings(layer: Attention, device: torch.device) -> list[Inputs]:
-    right = inputs_for(layer, device)
-    return [right, left_padded(right)]
-
-
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
 
@@ -115,10 +96,10 @@ def steps(
 @law(ANY)
 def content_of_padding_never_leaks(make: Make, device: torch.device) -> None:
     layer = make(device)
-    for inputs in both_paddings(layer, device):
-        assert inputs.pad_BS is not None
-        other = inputs.with_keys_from(torch.where(inputs.pad_BS[..., None], 100.0, inputs.keys_from))
-        close(other.run(layer)[inputs.real], inputs.run(layer)[inputs.real])
+    inputs = inputs_for(layer, device)
+    assert inputs.pad_BS is not None
+    other = inputs.with_keys_from(torch.where(inputs.pad_BS[..., None], 100.0, inputs.keys_from))
+    close(other.run(layer)[inputs.real], inputs.run(layer)[inputs.real])
 
 
 @law(ANY)
@@ -133,19 +114,11 @@ def more_padding_changes_nothing(make: Make, device: torch.device) -> None:
     close(wider.run(layer)[wider.real], inputs.run(layer)[inputs.real])
 
 
-@law(ANY)
-def left_padding_equals_right_padding(make: Make, device: torch.device) -> None:
-    layer = make(device)
-    right = inputs_for(layer, device)
-    left = left_padded(right)
-    close(left.run(layer)[left.real], right.run(layer)[right.real])
-
-
 @law(Role.CAUSAL)
 def future_is_invisible(make: Make, device: torch.device) -> None:
     layer = make(device)
     right = inputs_for(layer, device)
-    for inputs in (right, left_padded(right), replace(right, pad_BS=None)):
+    for inputs in (right, replace(right, pad_BS=None)):
         x_BTD = inputs.x_BTD.clone().requires_grad_()
         y_BTD = inputs.with_keys_from(x_BTD).run(layer)
         for t in range(x_BTD.shape[1]):
@@ -153,7 +126,7 @@ def future_is_invisible(make: Make, device: torch.device) -> None:
             (gradient,) = torch.autograd.grad(real_at_t.sum(), x_BTD, retain_graph=True)
             assert not gradient[:, t + 1 :].any(), f"output {t} depends on later inputs"
     for length in range(1, right.x_BTD.shape[1]):  # nor does it matter how much future there is
-        close(layer(right.x_BTD[:, :length]), layer(right.x_BTD)[:, :length])
+        close(layer(right.x_BTD[:, :length])[0], layer(right.x_BTD)[0][:, :length])
 
 
 def _stepping_equals_parallel(make: Make, device: torch.device, dtype: torch.dtype, tolerance: float) -> None:
@@ -210,9 +183,9 @@ def a_row_alone_equals_its_row_in_the_batch(make: Make, device: torch.device) ->
     for row, length in enumerate(LENGTHS):
         x_1TD = inputs.x_BTD[row : row + 1]
         if inputs.memory_BSM is None:
-            close(layer(x_1TD[:, :length])[0], together[row, :length])
+            close(layer(x_1TD[:, :length])[0][0], together[row, :length])
         else:
-            close(layer(x_1TD, inputs.memory_BSM[row : row + 1, :length])[0], together[row])
+            close(layer(x_1TD, inputs.memory_BSM[row : row + 1, :length])[0][0], together[row])
 
 
 @law(ANY)
@@ -262,18 +235,6 @@ def every_parameter_is_used(make: Make, device: torch.device) -> None:
     replace(inputs, x_BTD=x_BTD).run(layer)[inputs.real].square().sum().backward()
     unused = [name for name, p in layer.named_parameters() if p.grad is None or (p.numel() and not p.grad.any())]
     assert [name for name in unused if not name.endswith("key.bias")] == []  # a softmax cannot see the keys' bias
-
-
-@law(ANY)
-def parameter_count_is_the_formula(make: Make, device: torch.device) -> None:
-    kind, config, role = type(make(device)), make(device).config, make(device).role
-    for dim in (8, 48):
-        arguments = sizes(role) | {"dim": dim}
-        with torch.device("meta"):
-            layer = kind(config, **arguments)
-        asked = signature(kind.parameter_count).parameters  # the role only where the formula depends on it
-        stated = kind.parameter_count(config, **{name: arguments[name] for name in asked if name in arguments})
-        assert sum(p.numel() for p in layer.parameters()) == stated
 
 
 @law(ANY)
@@ -366,9 +327,9 @@ def it_computes_the_equations(make: Make, device: torch.device) -> None:
     right = inputs_for(layer, device)
     assert right.pad_BS is not None
     whole = replace(right, pad_BS=None)
-    for inputs in (right, left_padded(right), whole):
+    for inputs in (right, whole):
         pad_BS = torch.zeros_like(right.pad_BS) if inputs.pad_BS is None else inputs.pad_BS
-        expected = naive(layer, inputs.x_BTD, inputs.memory_BSM, pad_BS=pad_BS, positions_BT=inputs.positions_BT)
+        expected = naive(layer, inputs.x_BTD, inputs.memory_BSM, pad_BS=pad_BS)
         real = inputs.real.cpu().numpy()
         np.testing.assert_allclose(
             inputs.run(layer).detach().cpu().numpy()[real], expected[real], rtol=1e-10, atol=1e-10

@@ -62,5 +62,5 @@ def _measured(layer: Attention, length: int) -> Measure:
         memory_1TM = weight.new_empty(1, length, layer.memory_dim).normal_().requires_grad_()
     pad_1T = torch.arange(length, device=weight.device)[None] >= length - PADDING
     with Measure() as measure:
-        layer(x_1TD, memory_1TM, pad_BS=pad_1T).sum().backward()
+        layer(x_1TD, memory_1TM, pad_BS=pad_1T)[0].sum().backward()
     return measure

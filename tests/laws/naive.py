@@ -53,11 +53,9 @@ def naive(
     memory_BSM: torch.Tensor | None,
     *,
     pad_BS: torch.Tensor,
-    positions_BT: torch.Tensor | None,
 ) -> Array:
     """What `layer` must give."""
-    if positions_BT is None:
-        positions_BT = torch.arange(x_BTD.shape[1]).expand(x_BTD.shape[:2])
+    positions_BT = torch.arange(x_BTD.shape[1]).expand(x_BTD.shape[:2])
     problem = Problem(
         config=layer.config,
         role=layer.role,

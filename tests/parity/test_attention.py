@@ -48,7 +48,7 @@ def test_softmax_equals_torch_multihead_attention(role: Role, padded: bool, devi
         x_BTD = x_BTD.clone().requires_grad_()
         keys = x_BTD if memory_BSM is None else memory_BSM
         if run is layer:
-            y_BTD = layer(x_BTD, memory_BSM, pad_BS=pad_BS)
+            y_BTD = layer(x_BTD, memory_BSM, pad_BS=pad_BS)[0]
         else:
             y_BTD, _ = theirs(x_BTD, keys, keys, key_padding_mask=pad_BS, attn_mask=future_TT, need_weights=False)
         return y_BTD, torch.autograd.grad(y_BTD.square().sum(), x_BTD)[0]

@@ -73,9 +73,9 @@ def test_reference_log_probabilities_within_1e_5(stored_in: Path, model: Transfo
     pairs = reference(stored_in, "reference_logprobs.json")["pairs"]
     assert len(pairs) == 50
     together = collate_blocks([(row, np.array([EOS, *pair["tokens"]])) for row, pair in enumerate(pairs)])
-    together_BTV = model.head.log_probs(model(together))
+    together_BTV = model.head.log_probs(model(together)[0])
     for row, pair in enumerate(pairs):
-        alone_TV = model.head.log_probs(model(sentence(pair["tokens"])))[0]
+        alone_TV = model.head.log_probs(model(sentence(pair["tokens"]))[0])[0]
         target_T1 = torch.tensor(pair["tokens"])[:, None]
         wanted = torch.tensor(pair["logprobs"])
         for ours_TV in (alone_TV, together_BTV[row, : len(wanted)]):
@@ -89,7 +89,7 @@ def test_features_and_whole_rows(stored_in: Path, model: TransformerLM) -> None:
     previous = stored["prev_output_tokens"]
     batch = sentence([*previous[1:], EOS])
     assert batch.previous_BT[0].tolist() == previous
-    features_TD = model(batch)[0]
+    features_TD = model(batch)[0][0]
     wanted_TD = torch.tensor(stored["features"]).view(stored["features_shape_time_channel"])
     torch.testing.assert_close(features_TD, wanted_TD, rtol=1e-5, atol=1e-5)
     ours = model.head.log_probs(features_TD[[0, -1]])
@@ -115,7 +115,7 @@ def left_out_by_fairseq(model: TransformerLM, batch: LanguageBatch) -> Tensor:
     """
     if not isinstance(model.head, AdaptiveHead):
         return torch.zeros(())
-    log_p_BTV = model.head.log_probs(model(batch))
+    log_p_BTV = model.head.log_probs(model(batch)[0])
     losses = []
     for start, size in zip(model.head.cut.starts[1:], model.head.cut.sizes[1:], strict=True):
         log_p_MW = log_p_BTV[batch.target_BT == start + PAD][:, start : start + size]

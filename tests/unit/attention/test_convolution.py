@@ -130,7 +130,7 @@ def test_200_steps_in_a_state_that_does_not_grow(kind: Any) -> None:
         for t in range(200):
             y_B1D, state = layer.step(x_BTD[:, t : t + 1], state)
             torch.testing.assert_close(y_B1D[:, 0], expected[:, t], atol=1e-5, rtol=1e-5)
-            assert state["past"].shape == (2, 4, DIM)
+            assert state.dynamic["past"].shape == (2, 4, DIM)
 
 
 @pytest.mark.slow  # tracing

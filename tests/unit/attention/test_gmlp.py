@@ -18,9 +18,9 @@ def test_starts_near_a_perceptron(role: Role) -> None:
     layer = build(role)
     x_BTD = torch.randn(2, 10, 8, dtype=torch.float64)
     perceptron = layer.out(functional.gelu(layer.expand(x_BTD)).chunk(2, -1)[0])
-    assert (layer(x_BTD) - perceptron).abs().max() < 0.05
+    assert (layer(x_BTD)[0] - perceptron).abs().max() < 0.05
     torch.nn.init.zeros_(layer.spatial)
-    torch.testing.assert_close(layer(x_BTD), perceptron)
+    torch.testing.assert_close(layer(x_BTD)[0], perceptron)
 
 
 def test_a_lower_triangular_matrix_makes_the_two_roles_one() -> None:
@@ -28,10 +28,10 @@ def test_a_lower_triangular_matrix_makes_the_two_roles_one() -> None:
     torch.nn.init.normal_(encoder.spatial)
     causal.load_state_dict(encoder.state_dict())
     x_BTD = torch.randn(2, 10, 8, dtype=torch.float64)
-    assert not torch.allclose(encoder(x_BTD), causal(x_BTD))
+    assert not torch.allclose(encoder(x_BTD)[0], causal(x_BTD)[0])
     with torch.no_grad():
         encoder.spatial.tril_()
-    torch.testing.assert_close(encoder(x_BTD), causal(x_BTD))
+    torch.testing.assert_close(encoder(x_BTD)[0], causal(x_BTD)[0])
 
 
 def test_a_shift_of_the_matrix_shifts_what_is_gated() -> None:
@@ -43,7 +43,7 @@ def test_a_shift_of_the_matrix_shifts_what_is_gated() -> None:
     x_BTD = torch.randn(1, 10, 8, dtype=torch.float64)
     gated, value = functional.gelu(layer.expand(x_BTD)).chunk(2, -1)
     before = functional.pad(layer.norm(value)[:, :-1], (0, 0, 1, 0))
-    torch.testing.assert_close(layer(x_BTD), layer.out(gated * before))
+    torch.testing.assert_close(layer(x_BTD)[0], layer.out(gated * before))
 
 
 @pytest.mark.parametrize("field", ["max_length", "inner"])

@@ -35,7 +35,7 @@ def every_kind(*roles: Role) -> list[Any]:
 
 
 def run(layer: Attention, x_BTD: Tensor, memory_BSD: Tensor, pad_BS: Tensor | None = None) -> Tensor:
-    y_BTD: Tensor = layer(x_BTD, memory_BSD if layer.role is Role.CROSS else None, pad_BS=pad_BS)
+    y_BTD: Tensor = layer(x_BTD, memory_BSD if layer.role is Role.CROSS else None, pad_BS=pad_BS)[0]
     return y_BTD
 
 
@@ -43,7 +43,7 @@ def by_all_pairs(layer: KernelAttention, x_BTD: Tensor, memory_BSD: Tensor, pad_
     """The layer's output with the T × S matrix of weights made."""
     keys_from = memory_BSD if layer.role is Role.CROSS else x_BTD
     key_BHSR, shift = layer.key_features(layer.split(layer.key(keys_from)), pad_BS=pad_BS, positions_BS=None)
-    query_BHTR = layer.query_features(layer.split(layer.query(x_BTD)), shift_BH1R=shift, positions_BT=None)
+    query_BHTR = layer.query_features(layer.split(layer.query(x_BTD)), shift_BH1R=shift)
     weights_BHTS = query_BHTR @ key_BHSR.transpose(-1, -2)
     if layer.role is Role.CAUSAL:
         weights_BHTS = weights_BHTS.tril()
@@ -188,7 +188,7 @@ def test_a_causal_key_that_vanishes_gives_zero_not_nan() -> None:
     layer = build("performer", Role.CAUSAL, features=64)
     with torch.no_grad():
         layer.key.bias.fill_(1000)
-    y_BTD = layer(torch.randn(2, 20, DIM))
+    y_BTD = layer(torch.randn(2, 20, DIM))[0]
     y_BTD.sum().backward()
     assert y_BTD.isfinite().all()
     assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
@@ -259,8 +259,8 @@ def test_input_dropout_of_the_kernel_acts_in_training_only() -> None:
     layer, without = build("feedforward_kernel", kernel_dropout=0.5), build("feedforward_kernel")
     without.load_state_dict(layer.state_dict())
     x_BTD = torch.randn(2, 9, DIM)
-    assert torch.equal(layer(x_BTD), without(x_BTD))
-    assert not torch.allclose(layer.train()(x_BTD), without(x_BTD), atol=1e-3)
+    assert torch.equal(layer(x_BTD)[0], without(x_BTD)[0])
+    assert not torch.allclose(layer.train()(x_BTD)[0], without(x_BTD)[0], atol=1e-3)
 
 
 def test_dropout_keeps_the_denominators() -> None:
@@ -272,7 +272,7 @@ def test_dropout_keeps_the_denominators() -> None:
         layer.value.weight[:, 0] = 1
     x_BTD = torch.randn(1, 40, DIM)
     x_BTD[..., 0] = 1
-    sums = torch.stack([layer(x_BTD)[0, 0].detach() for _ in range(200)])
+    sums = torch.stack([layer(x_BTD)[0][0, 0].detach() for _ in range(200)])
     assert abs(float(sums.mean()) - 1) < 0.05
     assert sums.std() > 0.05
 

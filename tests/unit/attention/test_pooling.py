@@ -60,7 +60,7 @@ def test_the_first_windows_are_seen_when_they_are_complete_and_the_null_before(
     x_BTD, _ = inputs(Role.CAUSAL)
     changed = x_BTD.clone()
     changed[:, 0] += 1
-    reached = (layer(changed) - layer(x_BTD)).abs().amax((0, 2)) > 1e-9
+    reached = (layer(changed)[0] - layer(x_BTD)[0]).abs().amax((0, 2)) > 1e-9
     complete = layer.kernel - 1
     assert reached[1:].tolist() == [t >= complete for t in range(1, 9)]
 
@@ -73,9 +73,9 @@ def test_two_hundred_steps_equal_the_parallel_form(kernel: int, stride: int) -> 
     for t in range(200):
         y_B1D, state = layer.step(x_BTD[:, t : t + 1], state)
         outputs.append(y_B1D)
-    torch.testing.assert_close(torch.cat(outputs, 1), layer(x_BTD))
-    assert state["keys"].shape[1] < kernel
-    assert state["key"].shape[2] == (200 - kernel) // stride + 1 + (kernel > 1)
+    torch.testing.assert_close(torch.cat(outputs, 1), layer(x_BTD)[0])
+    assert state.dynamic["keys"].shape[1] < kernel
+    assert state.dynamic["key"].shape[2] == (200 - kernel) // stride + 1 + (kernel > 1)
 
 
 def test_parameters_of_the_convolutions() -> None:

@@ -32,32 +32,36 @@ def test_from_the_right_equals_from_the_left(role: Role) -> None:
     if role is Role.CAUSAL:
         weights_BHTS, seen = weights_BHTS.tril(), torch.arange(1.0, 151, dtype=torch.float64)
     expected = layer.join(weights_BHTS @ value / (seen[:, None] * layer.head_dim).sqrt())
-    torch.testing.assert_close(layer(x_BTD, memory_BSD), expected)
+    torch.testing.assert_close(layer(x_BTD, memory_BSD)[0], expected)
 
 
 def test_is_linear_in_the_values() -> None:
     layer = build(bias=False)
     x_BTD = torch.randn(2, 5, DIM, dtype=torch.float64)
-    once = layer(x_BTD)
+    once = layer(x_BTD)[0]
     with torch.no_grad():
         layer.value.weight *= 3
-    torch.testing.assert_close(layer(x_BTD), 3 * once)
+    torch.testing.assert_close(layer(x_BTD)[0], 3 * once)
 
 
 def test_the_two_factors_of_the_sources() -> None:
     x_BTD = torch.randn(1, 9, DIM, dtype=torch.float64)
     layer = build(length_factor="none", head_scale=False)
-    bare = layer(x_BTD)
+    bare = layer(x_BTD)[0]
     for fields, factor in (({"head_scale": False}, 9), ({}, 9 * DIM // 2)):
         layer.config = dataclasses.replace(SimpleTronConfig(heads=2), **fields)
-        torch.testing.assert_close(layer(x_BTD), bare / factor**0.5)
+        torch.testing.assert_close(layer(x_BTD)[0], bare / factor**0.5)
 
 
 def test_parameters_are_those_of_three_projections() -> None:
-    count = attentions.class_of(SimpleTronConfig).parameter_count
-    assert count(SimpleTronConfig(bias=False), dim=512) == 3 * 512**2
-    assert count(SimpleTronConfig(bias=False), dim=512, memory_dim=256) == 512**2 + 2 * 512 * 256
-    assert count(SimpleTronConfig(bias=False, out_projection=True), dim=512) == 4 * 512**2
+    def count(role: Role = Role.ENCODER, memory_dim: int | None = None, **fields: Any) -> int:
+        config = SimpleTronConfig(heads=8, bias=False, **fields)
+        layer = attentions.build(config, dim=64, role=role, memory_dim=memory_dim)
+        return sum(p.numel() for p in layer.parameters())
+
+    assert count() == 3 * 64**2
+    assert count(Role.CROSS, memory_dim=32) == 64**2 + 2 * 64 * 32
+    assert count(out_projection=True) == 4 * 64**2
 
 
 def run_steps(layer: Attention, x_BTD: Tensor) -> Tensor:
@@ -71,6 +75,6 @@ def run_steps(layer: Attention, x_BTD: Tensor) -> Tensor:
 def test_two_hundred_steps_equal_the_parallel_form_and_the_state_does_not_grow() -> None:
     layer = build(Role.CAUSAL)
     x_BTD = torch.randn(2, 200, DIM, dtype=torch.float64)
-    torch.testing.assert_close(run_steps(layer, x_BTD), layer(x_BTD), atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(run_steps(layer, x_BTD), layer(x_BTD)[0], atol=1e-10, rtol=1e-10)
     _, state = layer.step(x_BTD[:, :1], layer.start(2))
     assert {leaf.shape for leaf in state.values()} == {(2, 2, 4, 4), (2, 1)}

@@ -40,20 +40,8 @@ def test_positions_make_order_matter(positions: Any) -> None:
     layer = build(positions=positions)
     x_BTD = torch.randn(1, 5, 8, dtype=torch.float64)
     order = torch.tensor([2, 0, 1, 4, 3])
-    same = torch.allclose(layer(x_BTD)[:, order], layer(x_BTD[:, order]), atol=1e-10)
+    same = torch.allclose(layer(x_BTD)[0][:, order], layer(x_BTD[:, order])[0], atol=1e-10)
     assert same == (positions == "none")
-
-
-@pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
-@pytest.mark.parametrize("positions", POSITIONS)
-def test_shifted_positions_change_nothing(positions: Any, role: Role) -> None:
-    layer = build(role, positions=positions)
-    x_BTD = torch.randn(2, 6, 8, dtype=torch.float64)
-    pad_BS, at_BT = torch.zeros(2, 6, dtype=torch.bool), torch.arange(6).expand(2, 6)
-    expected = layer(x_BTD)
-    for shift in (0, 3, 100):
-        torch.testing.assert_close(layer(x_BTD, pad_BS=pad_BS, positions_BT=at_BT + shift), expected)
-        torch.testing.assert_close(layer(x_BTD, positions_BT=at_BT + shift), expected)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 6, 8, 12, 16, 20])
@@ -100,7 +88,8 @@ def test_the_cache_holds_the_kv_heads_alone(role: Role) -> None:
     x_B1D = torch.randn(3, 1, 8, dtype=torch.float64)
     state = layer.start(3, torch.randn(3, 1, 8, dtype=torch.float64) if role is Role.CROSS else None)
     _, state = layer.step(x_B1D, state)
-    assert state["key"].shape == state["value"].shape == (3, 2, 1, 2)
+    kept = state.static if role is Role.CROSS else state.dynamic
+    assert kept["key"].shape == kept["value"].shape == (3, 2, 1, 2)
 
 
 @pytest.mark.parametrize("queries", [1, 3])
@@ -115,7 +104,7 @@ def test_grouped_queries_read_their_groups_keys(queries: int, bias_heads: int | 
 def test_normed_logits_do_not_grow_with_the_input() -> None:
     layer = build(qk_norm=True, bias=False)
     x_BTD = torch.randn(2, 5, 8, dtype=torch.float64)
-    torch.testing.assert_close(layer(1000 * x_BTD) / 1000, layer(x_BTD), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(layer(1000 * x_BTD)[0] / 1000, layer(x_BTD)[0], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("positions", POSITIONS[1:])
@@ -153,46 +142,38 @@ def flex_pair(role: Role, positions: Any, device: torch.device) -> tuple[Softmax
     return flex.float().to(device), sdpa.float().to(device)
 
 
-def flex_inputs(padded: str, device: torch.device) -> dict[str, Tensor | None]:
-    """Rows of 7, 3 and 0 real positions, padded on either side, or none padded."""
-    lengths, place = torch.tensor([[7], [3], [0]]), torch.arange(7)
-    if padded == "left":
-        return {
-            "pad_BS": (place < 7 - lengths).to(device),
-            "positions_BT": (place - (7 - lengths)).clamp(min=0).to(device),
-        }
-    return {"pad_BS": (place >= lengths).to(device) if padded == "right" else None, "positions_BT": None}
-
-
-PADDED = ("no", "right", "left")
+def flex_padding(padded: bool, device: torch.device) -> Tensor | None:
+    """Rows of 7, 3 and 0 real positions, or no padding."""
+    lengths = torch.tensor([[7], [3], [0]])
+    return (torch.arange(7) >= lengths).to(device) if padded else None
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("padded", PADDED)
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("positions", ["none", "alibi"])
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
-def test_the_functions_that_flex_gets_are_the_masks_and_biases(role: Role, positions: Any, padded: str) -> None:
+def test_the_functions_that_flex_gets_are_the_masks_and_biases(role: Role, positions: Any, padded: bool) -> None:
     """On a CPU, where FlexAttention runs uncompiled and without a backward."""
-    pad_BS, positions_BT = (flex_inputs(padded, torch.device("cpu"))[name] for name in ("pad_BS", "positions_BT"))
+    pad_BS = flex_padding(padded, torch.device("cpu"))
     query, key, value = torch.randn(3, 4, 7, 16), torch.randn(3, 2, 7, 16), torch.randn(3, 2, 7, 16)
-    score = alibi_score(alibi_slopes(4), positions_BT) if positions == "alibi" else None
+    score = alibi_score(alibi_slopes(4)) if positions == "alibi" else None
     actual = flex_attend(query, key, value, seen=seen_by(pad_BS, causal=role is Role.CAUSAL), score=score)
 
     bias: DistanceBias = AlibiBias(4)
     if positions == "none":
         bias = T5Bias(4, causal=False)  # 0 before training
-    expected_bias = bias.among(query, causal=role is Role.CAUSAL, pad_BT=pad_BS, positions_BT=positions_BT)
+    expected_bias = bias.among(query, causal=role is Role.CAUSAL, pad_BT=pad_BS)
     torch.testing.assert_close(actual, attend(query, key, value, bias=expected_bias), atol=1e-5, rtol=1e-5)
-    if padded != "no":
+    if padded:
         assert not actual[2].any()
 
 
 def test_flex_evaluates_on_a_cpu_by_sdpa_and_refuses_to_train_there() -> None:
     flex, sdpa = flex_pair(Role.CAUSAL, "alibi", torch.device("cpu"))
     x_BTD = torch.randn(2, 5, 64)
-    assert torch.equal(flex(x_BTD), sdpa(x_BTD))
+    assert torch.equal(flex(x_BTD)[0], sdpa(x_BTD)[0])
     with pytest.raises(UserError, match=r"attention\.backend=flex cannot train on cpu"):
-        flex.train()(x_BTD)
+        flex.train()(x_BTD)[0]
 
 
 @pytest.mark.parametrize(
@@ -202,16 +183,16 @@ def test_flex_evaluates_on_a_cpu_by_sdpa_and_refuses_to_train_there() -> None:
 def test_flex_trains_on_cuda_as_sdpa_does(role: Role, positions: Any, device: torch.device) -> None:
     if device.type != "cuda":
         pytest.skip("FlexAttention trains on CUDA alone")
-    for padded in PADDED[:2] if role is Role.CROSS else PADDED:
-        inputs = flex_inputs(padded, device)
+    for padded in (False, True):
+        pad_BS = flex_padding(padded, device)
         x_BTD = torch.randn(3, 7, 64, device=device)
         memory = torch.randn(3, 7, 64, device=device) if role is Role.CROSS else None
         real = torch.ones(3, 7, dtype=torch.bool, device=device)
-        if inputs["pad_BS"] is not None and memory is None:
-            real = ~inputs["pad_BS"]
+        if pad_BS is not None and memory is None:
+            real = ~pad_BS
         results = []
         for layer in flex_pair(role, positions, device):
-            y_BTD = layer.train()(x_BTD, memory, **inputs)[real]
+            y_BTD = layer.train()(x_BTD, memory, pad_BS=pad_BS)[0][real]
             y_BTD.square().sum().backward()
             results.append([y_BTD, *(p.grad for p in layer.parameters())])
         for actual, expected in zip(*results, strict=True):
@@ -219,13 +200,10 @@ def test_flex_trains_on_cuda_as_sdpa_does(role: Role, positions: Any, device: to
 
 
 def test_a_bias_spreads_over_what_is_seen_alone() -> None:
-    """By distance alone and by given positions it is the same tensor."""
     bias = T5Bias(2, causal=True)
     torch.nn.init.normal_(bias.table)
     x_BHTE = torch.zeros(2, 2, 6, 4)
     by_distance = bias.among(x_BHTE, causal=True)
-    by_position = bias.among(x_BHTE, causal=True, positions_BT=torch.arange(6).expand(2, 6))
-    assert torch.equal(by_position, by_distance.expand(2, -1, -1, -1))
     assert by_distance.isinf().sum() == 2 * 15
     padded = bias.among(x_BHTE, causal=True, pad_BT=torch.tensor([[False] * 6, [True] * 6]))
     assert torch.equal(padded[:1], by_distance)

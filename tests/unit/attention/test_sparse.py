@@ -33,9 +33,9 @@ def test_a_pattern_of_everything_is_full_attention(config: AttentionConfig, role
     if isinstance(config, StridedSparseConfig):  # compare what the second head gives
         for each in (layer, full):
             each.out = torch.nn.Identity()
-        close(layer(x_BTD, pad_BS=pad_BS)[~pad_BS][:, 4:], full(x_BTD, pad_BS=pad_BS)[~pad_BS][:, 4:])
+        close(layer(x_BTD, pad_BS=pad_BS)[0][~pad_BS][:, 4:], full(x_BTD, pad_BS=pad_BS)[0][~pad_BS][:, 4:])
     else:
-        close(layer(x_BTD, pad_BS=pad_BS)[~pad_BS], full(x_BTD, pad_BS=pad_BS)[~pad_BS])
+        close(layer(x_BTD, pad_BS=pad_BS)[0][~pad_BS], full(x_BTD, pad_BS=pad_BS)[0][~pad_BS])
 
 
 def test_what_each_sees() -> None:
@@ -85,7 +85,7 @@ def test_two_hundred_steps_equal_the_parallel_form(config: AttentionConfig) -> N
     layer = build(config, Role.CAUSAL, dim=12)
     x_BTD = torch.randn(2, 200, 12, dtype=torch.float64)
     with torch.no_grad():
-        close(steps(layer, x_BTD, layer.start(2))[0], layer(x_BTD))
+        close(steps(layer, x_BTD, layer.start(2))[0], layer(x_BTD)[0])
 
 
 @pytest.mark.parametrize("role", SELF)

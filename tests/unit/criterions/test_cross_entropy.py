@@ -66,7 +66,7 @@ def test_equals_torch(model: Transformer, config: object) -> None:
     batch = collate_pairs(pairs())
     loss = criterions.build(config)(model, batch)
     smoothing = getattr(config, "label_smoothing", 0.0) * 13 / 12
-    logits_NV = (model(batch) @ model.head.weight.T).flatten(0, 1)
+    logits_NV = (model(batch)[0] @ model.head.weight.T).flatten(0, 1)
     settings = {"ignore_index": PAD, "reduction": "sum"}
     wanted = functional.cross_entropy(logits_NV, batch.target_BT.flatten(), label_smoothing=smoothing, **settings)
     torch.testing.assert_close(loss.total, wanted)

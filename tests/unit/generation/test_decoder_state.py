@@ -2,14 +2,14 @@ import numpy as np
 import torch
 
 from seqtk.data.vocabulary import EOS
-from seqtk.generation.decoder_state import RowStates
+from seqtk.generation.decoder_state import ModelState
 from seqtk.generation.search import SearchConfig, search
 from tests.unit.generation.tiny import Diary, batch_of, sources, transformer, vocabulary
 
 WORDS = 8
 
 
-def test_a_state_written_in_place_follows_its_beams():
+def test_state_written_in_place_follows_its_beam():
     torch.manual_seed(0)
     table = torch.randn(1, WORDS + 4, WORDS + 4)
     table[0, 0] = 0.0  # the empty places of the history
@@ -26,34 +26,34 @@ def test_a_state_written_in_place_follows_its_beams():
                 assert abs(float(model.head.log_probs(features)[0, 0, token]) - found) < 1e-4
 
 
-def test_only_what_steps_leave_alone_is_not_copied():
+def test_static_leaves_are_copied_across_sentences_only():
     model = transformer(WORDS, seed=0)
     with torch.no_grad():
-        states = RowStates(model, batch_of(sources(2, words=WORDS, seed=0)))
+        states = ModelState(model, batch_of(sources(2, words=WORDS, seed=0)))
         states.step(torch.tensor([EOS, EOS]), temperature=1.0)
         states.reorder(torch.tensor([0, 0, 1, 1]), across_sentences=True)
         states.step(torch.tensor([4, 5, 6, 7]), temperature=1.0)
         before = states.state["blocks"][0]
         states.reorder(torch.tensor([1, 1, 3, 2]), across_sentences=False)
     after = states.state["blocks"][0]
-    assert after["cross"]["key"] is before["cross"]["key"]
-    assert after["self"]["key"].equal(before["self"]["key"][[1, 1, 3, 2]])
+    assert after["cross"].static["key"] is before["cross"].static["key"]
+    assert after["self"].dynamic["key"].equal(before["self"].dynamic["key"][[1, 1, 3, 2]])
 
 
-def test_a_reordering_that_changes_nothing_copies_nothing():
+def test_identity_reorder_copies_nothing():
     model = transformer(WORDS, seed=0)
     with torch.no_grad():
-        states = RowStates(model, batch_of(sources(2, words=WORDS, seed=0)))
+        states = ModelState(model, batch_of(sources(2, words=WORDS, seed=0)))
         states.step(torch.tensor([EOS, EOS]), temperature=1.0)
         before = states.state
         states.reorder(torch.tensor([0, 1]), across_sentences=False)
     assert states.state is before
 
 
-def test_tensors_made_in_inference_mode_are_always_copied():
+def test_reorder_in_inference_mode():
     model = transformer(WORDS, seed=0)
     with torch.inference_mode():
-        states = RowStates(model, batch_of(sources(2, words=WORDS, seed=0)))
+        states = ModelState(model, batch_of(sources(2, words=WORDS, seed=0)))
         states.step(torch.tensor([EOS, EOS]), temperature=1.0)
         states.reorder(torch.tensor([1, 0]), across_sentences=False)
         assert states.step(torch.tensor([4, 5]), temperature=1.0).isfinite().all()

@@ -51,7 +51,7 @@ def scored(
 @torch.no_grad()
 def one_at_a_time(model: TransformerLM, read: list[int], target: int) -> float:
     """log p of a token after what is read, in float64, from the head's logits themselves."""
-    last_D = model(batch_of(torch.tensor([read])))[0, -1]
+    last_D = model(batch_of(torch.tensor([read])))[0][0, -1]
     return float(functional.log_softmax(model.head.weight @ last_D, dim=0)[target])
 
 

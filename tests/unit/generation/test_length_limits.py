@@ -8,7 +8,7 @@ from seqtk.data.plan import BatchingConfig
 from seqtk.data.vocabulary import EOS, PAD
 from seqtk.generation.config import SearchConfig
 from seqtk.generation.decode import Decoder, Sentence, in_order
-from seqtk.generation.length_limits import longest_source, longest_target, most_tokens
+from seqtk.generation.length_limits import longest_source, longest_target, max_target_lengths
 from tests.unit.generation.tiny import Table, sources, transformer, vocabulary
 
 WORDS = 12
@@ -54,6 +54,6 @@ def test_the_shortest_reach_of_all_models_and_layers_counts():
 
 def test_the_limit_is_of_each_source_alone_and_counts_its_eos():
     source_BS = torch.tensor([[4, 5, 6, EOS], [4, EOS, PAD, PAD], [EOS, PAD, PAD, PAD]])
-    assert most_tokens(source_BS, a=0.5, b=3, longest=None).tolist() == [5, 4, 3]
-    assert most_tokens(source_BS, a=0.5, b=3, longest=5).tolist() == [4, 4, 3]
-    assert most_tokens(source_BS.flip(1), a=0.5, b=3, longest=None).tolist() == [5, 4, 3]
+    assert max_target_lengths(source_BS, a=0.5, b=3, longest=None).tolist() == [5, 4, 3]
+    assert max_target_lengths(source_BS, a=0.5, b=3, longest=5).tolist() == [4, 4, 3]
+    assert max_target_lengths(source_BS.flip(1), a=0.5, b=3, longest=None).tolist() == [5, 4, 3]

@@ -189,7 +189,7 @@ def greedy(model: TransformerLM, given: list[int], *, most: int) -> list[int]:
     for token in given:
         window = [*(window[-12:] if len(window) == 24 else window), token]
     while len(text) < len(given) + most:
-        log_p_V = model.head.log_probs(model(language_batch_of(torch.tensor([window])))[0, -1])
+        log_p_V = model.head.log_probs(model(language_batch_of(torch.tensor([window])))[0][0, -1])
         log_p_V[[0, 1, UNK]] = -torch.inf
         if len(text) == len(given):
             log_p_V[EOS] = -torch.inf  # min_length=1

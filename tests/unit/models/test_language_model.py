@@ -61,7 +61,7 @@ def rows(count: int = 3, length: int = 7) -> torch.Tensor:
 def test_stepping_equals_reading_at_once(variant: str) -> None:
     model = tiny(VARIANTS[variant])
     previous_BT = rows()
-    wanted_BTD = model(batch_of(previous_BT))
+    wanted_BTD = model(batch_of(previous_BT))[0]
     state = model.start(batch_of(previous_BT[:, :0]))
     for at, token_B in enumerate(previous_BT.unbind(1)):
         features_B1D, state = model.step(token_B, state)
@@ -74,7 +74,7 @@ def test_generation_goes_on_behind_a_prompt() -> None:
     previous_BT = rows()
     state = model.start(batch_of(previous_BT[:, :4]))
     features_B1D, _ = model.step(previous_BT[:, 4], state)
-    torch.testing.assert_close(features_B1D[:, 0], model(batch_of(previous_BT))[:, 4], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(features_B1D[:, 0], model(batch_of(previous_BT))[0][:, 4], rtol=1e-5, atol=1e-5)
     previous_BT[0, 2:] = PAD
     with pytest.raises(ValueError, match="different lengths"):
         model.start(batch_of(previous_BT))
@@ -85,11 +85,11 @@ def test_generation_goes_on_behind_a_prompt() -> None:
 def test_neither_the_future_nor_padding_is_seen(variant: str) -> None:
     model = tiny(VARIANTS[variant])
     previous_BT = rows()
-    wanted_BTD = model(batch_of(previous_BT))[:, :4]
+    wanted_BTD = model(batch_of(previous_BT))[0][:, :4]
     changed_BT = previous_BT.clone()
     changed_BT[:, 4:] = PAD
-    torch.testing.assert_close(model(batch_of(changed_BT))[:, :4], wanted_BTD, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(model(batch_of(previous_BT[:1, :4])), wanted_BTD[:1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model(batch_of(changed_BT))[0][:, :4], wanted_BTD, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model(batch_of(previous_BT[:1, :4]))[0], wanted_BTD[:1], rtol=1e-5, atol=1e-6)
 
 
 def test_without_bias_there_is_none() -> None:
@@ -101,10 +101,10 @@ def test_without_bias_there_is_none() -> None:
 def test_layers_are_dropped_while_training_alone_and_have_gradients_all_the_same() -> None:
     model = tiny(replace(TINY, layers=6, layer_drop=0.5, dropout=0.0))
     batch = batch_of(rows())
-    assert torch.equal(model(batch), model(batch))
+    assert torch.equal(model(batch)[0], model(batch)[0])
     model.train()
     torch.manual_seed(1)
-    model(batch).sum().backward()
+    model(batch)[0].sum().backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert None not in gradients.values()
     silent = [all(not p.grad.any() for p in block.parameters()) for block in model.decoder.blocks]  # type: ignore[union-attr]
@@ -123,7 +123,7 @@ def test_tied_bands_are_written_once_and_read_back(tmp_path: Path) -> None:
     torch.manual_seed(9)
     other = TransformerLM(model.config, vocabulary=VOCABULARY).eval()
     set_tensors(other, tensors, source="a.safetensors")
-    features_BTD = model(batch_of(rows()))
+    features_BTD = model(batch_of(rows()))[0]
     assert torch.equal(other(batch_of(rows())), features_BTD)
     assert torch.equal(other.head.log_probs(features_BTD), model.head.log_probs(features_BTD))
 
@@ -171,10 +171,10 @@ def test_layers_with_a_memory_go_on_for_ever_and_others_start_anew_in_each_segme
     memory = TransformerXLConfig(memory_length=3)
     model = tiny(replace(TINY, positions="none", attention=(memory,))).double()
     previous_BT = rows(length=30)
-    wanted_BTD = model(batch_of(previous_BT))
+    wanted_BTD = model(batch_of(previous_BT))[0]
     carried, parts, state = None, [], model.empty_state(3, previous_BT.device)
     for segment_BT in torch.split(previous_BT, (7, 1, 12, 10), dim=1):
-        features_BTD, carried = model.read(batch_of(segment_BT), carried)
+        features_BTD, carried = model(batch_of(segment_BT), carried)
         parts.append(features_BTD)
         for token_B in segment_BT.unbind(1):
             stepped_B1D, state = model.step(token_B, state)
@@ -183,11 +183,11 @@ def test_layers_with_a_memory_go_on_for_ever_and_others_start_anew_in_each_segme
     assert longest_target([model]) is None
     mixed = tiny(replace(TINY, positions="none", attention=(memory, SoftmaxConfig())))
     assert longest_target([mixed]) == TINY.max_length
-    assert [leaf is None for leaf in mixed.read(batch_of(rows()), None)[1]] == [False, True]
+    assert [leaf is None for leaf in mixed(batch_of(rows()))[1]] == [False, True]
 
 
 def test_positions_that_count_anew_are_refused() -> None:
     model = tiny(replace(TINY, attention=(TransformerXLConfig(memory_length=3),)))
-    _, carried = model.read(batch_of(rows()), None)
-    with pytest.raises(UserError, match=r"set model\.positions=none"):
-        model.read(batch_of(rows()), carried)
+    _, carried = model(batch_of(rows()))
+    with pytest.raises(UserError, match=r"model\.positions=sinusoidal"):
+        model(batch_of(rows()), carried)

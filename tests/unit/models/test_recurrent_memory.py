@@ -45,7 +45,7 @@ def naive(model: RecurrentMemoryLM, previous_BT: torch.Tensor) -> torch.Tensor:
                 x_ND = x_ND + model.embedding.positions(torch.arange(len(x_ND))[None])[0]
             if model.embedding.norm is not None:
                 x_ND = model.embedding.norm(x_ND)
-            y_ND = model.decoder(x_ND[None])[0]
+            y_ND = model.decoder(x_ND[None])[0][0]
             parts.append(y_ND[config.memory_tokens : config.memory_tokens + len(segment)])
             memory = y_ND[config.memory_tokens + len(segment) :]
         found.append(torch.cat(parts))
@@ -56,7 +56,7 @@ def naive(model: RecurrentMemoryLM, previous_BT: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def test_it_computes_what_it_says_at_once_and_by_steps(variant: str) -> None:
     model, previous_BT = tiny(VARIANTS[variant]), rows(length=11)
-    features_BTD = model(batch_of(previous_BT))
+    features_BTD = model(batch_of(previous_BT))[0]
     torch.testing.assert_close(features_BTD, naive(model, previous_BT), rtol=1e-10, atol=1e-10)
     state = model.start(batch_of(previous_BT[:, :0]))
     for at, token_B in enumerate(previous_BT.unbind(1)):
@@ -72,10 +72,10 @@ def test_samples_that_hand_on_their_memory_are_one(lengths: tuple[int, ...]) -> 
     model, previous_BT = tiny(), rows(length=12)
     carried, parts = None, []
     for part_BT in torch.split(previous_BT, lengths, dim=1):
-        features_BTD, carried = model.read(batch_of(part_BT), carried)
+        features_BTD, carried = model(batch_of(part_BT), carried)
         parts.append(features_BTD)
-    torch.testing.assert_close(torch.cat(parts, 1), model(batch_of(previous_BT)))
-    alone = model(batch_of(previous_BT[:, lengths[0] :]))
+    torch.testing.assert_close(torch.cat(parts, 1), model(batch_of(previous_BT))[0])
+    alone = model(batch_of(previous_BT[:, lengths[0] :]))[0]
     assert not torch.allclose(alone[:, 0], torch.cat(parts, 1)[:, lengths[0]])
 
 
@@ -88,18 +88,18 @@ def test_one_segment_without_memory_is_the_plain_model() -> None:
     assert weights.pop("memory_MD").numel() == 0
     plain.load_state_dict(weights)
     batch = batch_of(rows(length=12))
-    torch.testing.assert_close(model(batch), plain(batch))
+    torch.testing.assert_close(model(batch)[0], plain(batch)[0])
 
 
 def test_gradients_cross_the_segments_of_a_sample_and_reach_every_parameter() -> None:
     model = tiny()
     batch = batch_of(rows(length=12))
-    features_BTD, carried = model.read(batch, None)
+    features_BTD, carried = model(batch)
     features_BTD[:, 9].square().sum().backward(retain_graph=True)
     assert model.memory_MD.grad is not None
     assert model.memory_MD.grad.any()
     model.zero_grad()
-    model.read(batch, carried.detach())[0].square().sum().backward()
+    model(batch, carried.detach())[0].square().sum().backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
     assert not model.memory_MD.grad.any()
 
@@ -110,7 +110,7 @@ def test_the_future_is_not_seen() -> None:
     changed_BT = previous_BT.clone()
     changed_BT[:, 6:] = 5
     batches: list[LanguageBatch] = [batch_of(previous_BT), batch_of(changed_BT)]
-    one, other = (model(batch)[:, :6] for batch in batches)
+    one, other = (model(batch)[0][:, :6] for batch in batches)
     torch.testing.assert_close(one, other)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seqtk.data.vocabulary import PAD
-from seqtk.modules.embedding import Embedding, SinusoidalPositions, real_positions, sinusoids, token_embedding
+from seqtk.modules.embedding import Embedding, SinusoidalPositions, sinusoids, token_embedding
 from seqtk.utils.errors import UserError
 
 D = 16
@@ -64,10 +64,3 @@ def test_longer_input_than_learned_positions_reach() -> None:
     assert layer(torch.full((1, 9), 4), torch.arange(9)[None]).shape == (1, 9, D)
     with pytest.raises(UserError, match="10 tokens is longer than the learned positions reach: 9"):
         layer(torch.full((1, 10), 4), torch.arange(10)[None])
-
-
-def test_real_positions_count_from_the_first_real_token() -> None:
-    pad_BT = torch.tensor([[0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1]]).bool()
-    positions_BT = real_positions(pad_BT)
-    assert positions_BT[~pad_BT].tolist() == [0, 1, 2, 3, 0, 1, 0, 1]
-    assert positions_BT.min() == 0

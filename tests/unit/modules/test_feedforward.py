@@ -59,4 +59,4 @@ def test_residual(pre_norm: bool) -> None:
     x = torch.randn(2, 3, D)
     normalised = torch.nn.functional.layer_norm
     wanted = x + 2 * normalised(x, (D,)) if pre_norm else normalised(x + 2 * x, (D,))
-    torch.testing.assert_close(block(x, lambda inner: 2 * inner), wanted)
+    torch.testing.assert_close(block.post(x, 2 * block.pre(x)), wanted)

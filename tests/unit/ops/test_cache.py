@@ -50,7 +50,7 @@ def test_steps_with_two_tensors_equal_the_parallel_form_also_when_rows_are_reord
     order, state = torch.tensor([1, 1, 0]), layer.start(2)
     x_BTD = torch.randn(2, length, layer.dim, dtype=torch.float64)
     with torch.no_grad():
-        y_BTD = layer(x_BTD)
+        y_BTD = layer(x_BTD)[0]
         for t in range(length - 2):
             y_B1D, state = layer.step(x_BTD[:, t : t + 1], state)
             torch.testing.assert_close(y_B1D, y_BTD[:, t : t + 1], rtol=1e-9, atol=1e-9)

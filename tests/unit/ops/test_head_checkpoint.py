@@ -29,7 +29,7 @@ def gradients(
     x_BTD = x_BTD.clone().requires_grad_()
     layer.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=rough):
-        y_BTD = layer(x_BTD)
+        y_BTD = layer(x_BTD)[0]
     y_BTD.float().square().sum().backward()
     return [y_BTD, x_BTD.grad, *(parameter.grad for parameter in layer.parameters())]
 
