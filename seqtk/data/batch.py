@@ -71,8 +71,6 @@ class TranslationBatch(Batch):
     previous_BT: Tensor
     """What the decoder reads: the target shifted by one, with EOS first (fairseq's convention)."""
     target_BT: Tensor
-    left_padded: bool = False
-    """Whether somebody made this batch with its source padded on the left."""
 
     @property
     def target(self) -> Tensor:

@@ -156,11 +156,9 @@ def flex_mask(pad_BS: Tensor | None, *, causal: bool) -> Mask | None:
     return lambda b, h, t, s: ~pad_BS[b, s]
 
 
-def alibi_score(slope_H: Tensor, positions_BT: Tensor | None) -> Score:
-    """The logit less slope · |distance|; `positions_BT` None is 0, 1, 2, …"""
-    if positions_BT is None:
-        return lambda logit, b, h, t, s: logit - slope_H[h] * (s - t).abs()
-    return lambda logit, b, h, t, s: logit - slope_H[h] * (positions_BT[b, s] - positions_BT[b, t]).abs()
+def alibi_score(slope_H: Tensor) -> Score:
+    """The logit less slope · |distance|."""
+    return lambda logit, b, h, t, s: logit - slope_H[h] * (s - t).abs()
 
 
 @functools.cache

@@ -30,7 +30,7 @@ def rows(length: int = 37) -> tuple[Tensor, Tensor]:
 
 def same(first: Attention, second: Attention) -> None:
     x_BTD, pad_BT = rows()
-    difference = first(x_BTD, pad_BS=pad_BT) - second(x_BTD, pad_BS=pad_BT)
+    difference = first(x_BTD, pad_BS=pad_BT)[0] - second(x_BTD, pad_BS=pad_BT)[0]
     assert difference[~pad_BT].abs().max() < 1e-10
 
 
@@ -100,7 +100,7 @@ def test_keys_and_biases_of_any_size_keep_their_means(role: Role, window: int) -
         layer.get_parameter("position_query").mul_(20)
     x_BTD = torch.randn(2, 60, DIM, dtype=torch.float64) * torch.tensor([1.0, 100, 1, 1, 30, 1]).repeat(10)[:, None]
     expected = layer(x_BTD)[0]
-    actual = layer.float()(x_BTD.float())
+    actual = layer.float()(x_BTD.float())[0]
     assert (actual - expected).norm() < 1e-3 * expected.norm()
 
 
@@ -139,7 +139,7 @@ def test_two_hundred_steps_equal_the_parallel_form(config: AttentionConfig) -> N
         y_B1D, state = layer.step(x_BTD[:, t : t + 1], state)
         outputs.append(y_B1D)
     torch.testing.assert_close(torch.cat(outputs, 1), layer(x_BTD)[0], atol=1e-10, rtol=1e-10)
-    held = sum(leaf.numel() for leaf in state.values() if leaf is not None)
+    held = sum(leaf.numel() for leaf in state.dynamic.values() if leaf is not None)
     assert held == {"aft_simple": 2, "aft_full": 2 * 200, "aft_local": 2 * 8 + 2}[named(config)] * 2 * DIM
 
 

@@ -59,8 +59,8 @@ def unfolded(layer: Convolution, x_BTD: Tensor) -> Tensor:
 def test_chunks_give_what_a_copy_per_tap_gives(kind: Any, role: Role, taps: int, length: int) -> None:
     layer = layer_of(kind, role, kernel_size=taps)
     x_BTD = torch.randn(2, length, DIM, dtype=torch.float64)
-    torch.testing.assert_close(layer(x_BTD), unfolded(layer, x_BTD), atol=1e-12, rtol=1e-12)
-    in_float32 = layer.float()(x_BTD.float())  # on a CPU another kernel, for the lightweight one
+    torch.testing.assert_close(layer(x_BTD)[0], unfolded(layer, x_BTD), atol=1e-12, rtol=1e-12)
+    in_float32 = layer.float()(x_BTD.float())[0]  # on a CPU another kernel, for the lightweight one
     torch.testing.assert_close(in_float32.double(), unfolded(layer.double(), x_BTD), atol=1e-5, rtol=1e-5)
 
 
@@ -69,7 +69,7 @@ def test_chunks_give_what_a_copy_per_tap_gives(kind: Any, role: Role, taps: int,
 def test_one_tap_leaves_the_projections_alone(kind: Any, role: Role) -> None:
     layer = layer_of(kind, role, kernel_size=1)
     x_BTD = torch.randn(2, 5, DIM, dtype=torch.float64)
-    torch.testing.assert_close(layer(x_BTD), layer.out(layer.values(x_BTD)))
+    torch.testing.assert_close(layer(x_BTD)[0], layer.out(layer.values(x_BTD)))
 
 
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
@@ -79,10 +79,10 @@ def test_kernels_that_say_nothing_are_one_running_mean(role: Role) -> None:
     torch.nn.init.zeros_(dynamic.kernel.weight)  # type: ignore[union-attr, arg-type]
     dynamic.value, dynamic.out = light.value, light.out
     x_BTD = torch.randn(2, 6, DIM, dtype=torch.float64)
-    torch.testing.assert_close(light(x_BTD), dynamic(x_BTD))
+    torch.testing.assert_close(light(x_BTD)[0], dynamic(x_BTD)[0])
     mean_BD = light.values(x_BTD)[:, :4].mean(1)
     place = 3 if role is Role.CAUSAL else 1
-    torch.testing.assert_close(light(x_BTD)[:, place], light.out(mean_BD))
+    torch.testing.assert_close(light(x_BTD)[0][:, place], light.out(mean_BD))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,7 +98,7 @@ def test_kernels_that_say_nothing_are_one_running_mean(role: Role) -> None:
 def test_what_position_5_sees(kind: Any, role: Role, taps: int, seen: tuple[int, ...]) -> None:
     layer = layer_of(kind, role, kernel_size=taps)
     x_BTD = torch.randn(1, 10, DIM, dtype=torch.float64, requires_grad=True)
-    layer(x_BTD)[0, 5].sum().backward()
+    layer(x_BTD)[0][0, 5].sum().backward()
     assert x_BTD.grad is not None
     assert tuple(x_BTD.grad[0].any(-1).nonzero().flatten().tolist()) == seen
 
@@ -112,7 +112,7 @@ def test_heads_are_neighbouring_channels() -> None:
     x_BTD = torch.randn(1, 3, DIM, dtype=torch.float64)
     expected = x_BTD.clone()
     expected[..., DIM // 2 :] = functional.pad(x_BTD[:, :-1, DIM // 2 :], (0, 0, 1, 0))
-    torch.testing.assert_close(layer(x_BTD), expected)
+    torch.testing.assert_close(layer(x_BTD)[0], expected)
 
 
 def test_a_band_matrix() -> None:
@@ -126,7 +126,7 @@ def test_200_steps_in_a_state_that_does_not_grow(kind: Any) -> None:
     x_BTD = torch.randn(2, 200, DIM)
     state = layer.start(2)
     with torch.no_grad():
-        expected = layer(x_BTD)
+        expected = layer(x_BTD)[0]
         for t in range(200):
             y_B1D, state = layer.step(x_BTD[:, t : t + 1], state)
             torch.testing.assert_close(y_B1D[:, 0], expected[:, t], atol=1e-5, rtol=1e-5)
@@ -140,16 +140,16 @@ def test_it_is_one_graph(kind: Any) -> None:
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     for length in (5, 2 * CHUNK + 3):
         x_BTD = torch.randn(2, length, DIM)
-        torch.testing.assert_close(compiled(x_BTD), layer(x_BTD))
+        torch.testing.assert_close(compiled(x_BTD)[0], layer(x_BTD)[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropout_of_the_input(kind: Any) -> None:
     layer = layer_of(kind, Role.ENCODER, kernel_size=1, input_dropout=0.5, glu=False, bias=False)
     x_BTD = torch.ones(1, 50, DIM, dtype=torch.float64)
-    torch.testing.assert_close(layer(x_BTD), layer.out(layer.value(x_BTD)))
+    torch.testing.assert_close(layer(x_BTD)[0], layer.out(layer.value(x_BTD)))
     layer.train()
-    assert len(layer(x_BTD)[0].unique(dim=0)) > 10
+    assert len(layer(x_BTD)[0][0].unique(dim=0)) > 10
 
 
 def test_dropout_of_taps_is_one_for_all_positions_or_one_each() -> None:
@@ -157,7 +157,7 @@ def test_dropout_of_taps_is_one_for_all_positions_or_one_each() -> None:
     for kind, most in zip(KINDS, (1, 1000), strict=True):
         layer = layer_of(kind, Role.CAUSAL, kernel_size=4, dropout=0.5).train()
         torch.nn.init.normal_(layer.get_parameter("kernel" if kind is KINDS[0] else "kernel.weight"))
-        outputs = layer(x_BTD)[:, 4:].flatten(0, 1).round(decimals=10).unique(dim=0)
+        outputs = layer(x_BTD)[0][:, 4:].flatten(0, 1).round(decimals=10).unique(dim=0)
         assert len(outputs) == 1 if most == 1 else len(outputs) > 10
 
 

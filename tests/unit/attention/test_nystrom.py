@@ -29,7 +29,7 @@ def test_with_a_landmark_for_each_token_it_is_softmax_attention(landmarks: int) 
     x_BTD = torch.randn(3, 7, DIM, dtype=torch.float64)
     pad_BS = torch.arange(7) >= torch.tensor([[7], [4], [1]])
     torch.testing.assert_close(
-        nystrom(x_BTD, pad_BS=pad_BS)[~pad_BS], softmax(x_BTD, pad_BS=pad_BS)[~pad_BS], atol=1e-6, rtol=1e-6
+        nystrom(x_BTD, pad_BS=pad_BS)[0][~pad_BS], softmax(x_BTD, pad_BS=pad_BS)[0][~pad_BS], atol=1e-6, rtol=1e-6
     )
 
 

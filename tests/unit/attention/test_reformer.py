@@ -66,7 +66,7 @@ def test_training_draws_new_hashes_and_evaluation_keeps_the_saved_ones() -> None
     first = layer(x_BTD)[0]
     torch.manual_seed(5)
     close(layer(x_BTD)[0], first, 0)  # from torch's generator alone
-    close(layer.eval()(x_BTD), before, 0)
+    close(layer.eval()(x_BTD)[0], before, 0)
     close(build(config, Role.ENCODER, like=layer)(x_BTD)[0], before, 0)
 
 

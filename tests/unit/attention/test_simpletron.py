@@ -77,4 +77,4 @@ def test_two_hundred_steps_equal_the_parallel_form_and_the_state_does_not_grow()
     x_BTD = torch.randn(2, 200, DIM, dtype=torch.float64)
     torch.testing.assert_close(run_steps(layer, x_BTD), layer(x_BTD)[0], atol=1e-10, rtol=1e-10)
     _, state = layer.step(x_BTD[:, :1], layer.start(2))
-    assert {leaf.shape for leaf in state.values()} == {(2, 2, 4, 4), (2, 1)}
+    assert {leaf.shape for leaf in state.dynamic.values()} == {(2, 2, 4, 4), (2, 1)}

@@ -78,7 +78,7 @@ def test_training_sorts_with_noise_and_evaluation_without() -> None:
     expected = layer(X_BTD)[0]
     layer.train()
     assert not torch.allclose(layer(X_BTD)[0], layer(X_BTD)[0])
-    close(layer.eval()(X_BTD), expected, 0)
+    close(layer.eval()(X_BTD)[0], expected, 0)
 
 
 def test_memory_is_that_of_the_blocks() -> None:
