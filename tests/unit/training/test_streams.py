@@ -139,9 +139,9 @@ def test_the_last_update_of_an_epoch_may_have_micro_batches_without_a_row(corpus
     [
         ({"task__break_mode": "eos"}, r"task\.break_mode=none"),
         ({"update_freq": 7}, "streams=6 cannot be split into 7 micro-batches"),
-        ({"batch__streams": 0}, r"batch\.streams=0 must be at least 1"),
+        ({"batch__streams": 0}, r"batch\.streams=0"),
         ({"batch__streams": 38}, r"streams=38 runs of 38 training samples(.|\n)*Set batch.streams to 19 or less"),
-        ({"model__positions": "sinusoidal"}, r"set model\.positions=none"),
+        ({"model__positions": "sinusoidal"}, r"[Ss]et model\.positions=none"),
         ({"batch__max_length": 20}, r"batch\.max_length"),
     ],
 )
