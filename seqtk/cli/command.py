@@ -1,4 +1,4 @@
-"""The frame of every command: key=value arguments → a typed config → a function; and how errors reach the user."""
+"""The frame of every command: arguments → a typed config → a function, and errors → messages and exit codes."""
 
 import atexit
 import contextlib
@@ -16,41 +16,11 @@ import seqtk
 from seqtk.cli.recipe_files import find_recipe
 from seqtk.config import schema
 from seqtk.config.registry import load_plugins
-from seqtk.utils.errors import UserError, nearest
+from seqtk.utils.errors import UserError
 
 C = TypeVar("C")
 
-# At its end Python looks for cycles among all the objects of torch, which takes half a second of an idle machine, and
-# many of a busy one, for memory that goes with the process anyway.
-atexit.register(gc.freeze)
-
 USAGE_ERROR, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 130, 141, 143  # exit codes; all but 2: 128 + a signal's number
-
-FAIRSEQ_NAMES = {
-    "arch": "recipe",
-    "batch_size": "max_sentences",
-    "best_checkpoint_metric": "metric",
-    "bpe": "tokenizer",
-    "gen_subset": "split",
-    "joined_dictionary": "joint",
-    "keep_last_epochs": "keep_last",
-    "lenpen": "length_penalty",
-    "log_interval": "log.every",
-    "lr_scheduler": "schedule",
-    "max_epoch": "max_epochs",
-    "max_len_a": "max_length_a",
-    "max_len_b": "max_length_b",
-    "max_update": "max_updates",
-    "path": "checkpoint",
-    "required_batch_size_multiple": "size_multiple",
-    "sampling_topk": "top_k",
-    "sampling_topp": "top_p",
-    "save_interval_updates": "checkpoint.every",
-    "source": "source_lang",
-    "target": "target_lang",
-    "unkpen": "unk_penalty",
-    "validate_interval_updates": "validation.every",
-}  # fairseq's option → our key, or the end of it, where the names differ
 
 
 def command(
@@ -58,20 +28,38 @@ def command(
 ) -> Callable[[Callable[[C], None]], Callable[..., None]]:
     """Make a function of a config the entry point `main(argv=None)` of a command.
 
-    `config_type` is the dataclass, or a function that imports and returns it: what can be checked first (whether the
-    recipe exists) is then answered before anything heavy is imported. With `recipes` the command takes `recipe=`.
-    `first` is the key that a first argument without one is for.
-    Raises SystemExit with 2 for what the user can mend, 1 for what the system refused, 130 for Ctrl-C.
+    Args:
+        program: The name of the command.
+        config_type: The config dataclass, or a function that imports and returns it. An unknown recipe is then
+            reported before anything heavy is imported.
+        recipes: Whether the command takes `recipe=` and `--multirun`.
+        first: The key that a first argument without a key is for.
+
+    Raises SystemExit with 2 for an error that the user can fix, 1 for one of the system, 130 for Ctrl-C.
     """
 
     def decorate(function: Callable[[C], None]) -> Callable[..., None]:
+        def read(arguments: list[str]) -> C | None:
+            about = function.__doc__ or ""
+            with _rank0_errors():
+                return _read(program, config_type, arguments, recipes=recipes, first=first, about=about)
+
         @functools.wraps(function)
-        def main(argv: Sequence[str] | None = None) -> None:
+        def main(argv: Sequence[str] | None = None, *, subfolder: str = "") -> None:
             with reporting_errors(program):
+                if argv is None:  # the process ends with this command
+                    # Python would search all objects of torch for cycles at exit, which takes half a second.
+                    atexit.register(gc.freeze)
                 arguments = list(sys.argv[1:] if argv is None else argv)
-                about = function.__doc__ or ""
-                with _said_once():
-                    config = _read(program, config_type, arguments, recipes=recipes, first=first, about=about)
+                several = [argument for argument in arguments if argument not in ("--multirun", "-m")]
+                if recipes and len(several) < len(arguments):
+                    from seqtk.cli.sweep import sweep
+
+                    sweep(main, several, lambda job: getattr(read(job), "save_dir", None))
+                    return
+                config = read(arguments)
+                if config is not None and subfolder and "save_dir=" not in subfolder:
+                    config = schema.update(config, "save_dir", f"{config.save_dir}/{subfolder}")  # type: ignore[attr-defined]
                 if config is not None:
                     function(config)
                 sys.stdout.flush()
@@ -90,7 +78,7 @@ def _read(
     first: str | None,
     about: str,
 ) -> C | None:
-    """The config that the arguments ask for, or None where they asked for something to be printed, which is done."""
+    """The config that the arguments ask for, or None if they asked for something to be printed, which is done."""
     if "--version" in arguments:
         print(program, seqtk.__version__)
         return None
@@ -104,19 +92,24 @@ def _read(
         )
     path = find_recipe(chosen[0]) if chosen else None
 
-    from seqtk.cli import compose  # Hydra takes 0.4 s, for which an unknown recipe need not wait
+    from seqtk.cli import compose  # Hydra takes 0.4 s; an unknown recipe is reported before
 
-    written = [argument for argument in rest if not (recipes and argument.startswith("recipe="))]
-    flags = [argument for argument in written if argument.startswith("-")]
-    layers = compose.recipe_layers(path) if path is not None else []
-    overrides = compose.parse_overrides(written) if not flags else []
+    settings = [argument for argument in rest if not (recipes and argument.startswith("recipe="))]
+    malformed = [
+        argument for argument in rest if argument.startswith("-") or not ("=" in argument or argument.startswith("~"))
+    ]
+    overrides = compose.parse_overrides([argument for argument in settings if argument not in malformed])
+    groups, overrides = compose.split_groups(overrides, path)
+    layers = compose.recipe_layers(path, groups) if path is not None or groups else []
     defaults = config_type() if isinstance(config_type, type) else config_type()()
     if path is not None:
-        defaults = compose.named_after(path, defaults)
-    if hasattr(defaults, "user_dir"):  # else it builds nothing that a plug-in could add
-        load_plugins(next(reversed(_values_of("user_dir", rest)), None) or compose.value_of("user_dir", layers))
-    if flags:
-        raise _flags_error(program, rest, defaults, recipes=recipes)
+        defaults = compose.with_default_save_dir(path, defaults)
+    if hasattr(defaults, "user_dir"):  # other commands build nothing that a plug-in could add
+        load_plugins(compose.text_of("user_dir", layers, overrides))
+    if malformed:
+        from seqtk.cli.fairseq_options import translate
+
+        raise translate(program, rest, defaults, recipes=recipes)
     config = compose.compose(defaults, layers, overrides)
     if action == "config":
         print(compose.to_yaml(config), end="")
@@ -128,7 +121,7 @@ def _read(
 
 
 def _action(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """What is asked for: `run`, `help` or `config`; and the other arguments."""
+    """The action that the arguments ask for, `run`, `help` or `config`; and the other arguments."""
     rest, action = [], "run"
     remaining = iter(arguments)
     for argument in remaining:
@@ -136,7 +129,7 @@ def _action(arguments: Sequence[str]) -> tuple[str, list[str]]:
             action = "help"
         elif argument in ("-c", "--cfg", "--cfg=job"):
             if argument != "--cfg=job" and next(remaining, None) != "job":
-                raise UserError("Write --cfg job: it prints the whole configuration.")
+                raise UserError("--cfg: must be job, which prints the whole configuration.")
             action = "config"
         else:
             rest.append(argument)
@@ -148,36 +141,9 @@ def _values_of(key: str, arguments: Sequence[str]) -> list[str]:
     return [argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith(f"{key}=")]
 
 
-def _flags_error(program: str, arguments: Sequence[str], config: Any, *, recipes: bool) -> UserError:
-    """The answer to `--some-option value`: the whole command in our words, or the nearest key."""
-    known = [*schema.keys(config), *(["recipe"] if recipes else [])]
-    by_leaf = {key.rsplit(".", 1)[-1]: key for key in sorted(known, key=lambda key: -key.count("."))}
-    translated, remaining = [], list(arguments)
-    while remaining:
-        argument = remaining.pop(0)
-        if not argument.startswith("-"):
-            translated.append(argument)
-            continue
-        option, equals, value = argument.partition("=")
-        if not equals:
-            value = remaining.pop(0) if remaining and not remaining[0].startswith("-") else "true"
-        name = option.lstrip("-").replace("-", "_")
-        ours = FAIRSEQ_NAMES.get(name, name)
-        key = by_leaf.get(name) or by_leaf.get(ours) or (ours if ours in known else None)
-        if key is None:
-            close = nearest(name, by_leaf)
-            return UserError(f"There is no option {option}: settings are written key=value; --help shows them.", close)
-        translated.append(f"{key}={value}")
-    first = next(argument for argument in arguments if argument.startswith("-"))
-    return UserError(
-        f"There is no option {first}: settings are written key=value; --help shows them.",
-        f"You may mean: {program} {' '.join(translated)}",
-    )
-
-
 @contextlib.contextmanager
-def _said_once() -> Iterator[None]:
-    """What is wrong with the arguments is so in every process of a machine: the first of them says it."""
+def _rank0_errors() -> Iterator[None]:
+    """Errors in the arguments occur in every process of a machine; only the first process reports them."""
     try:
         yield
     except UserError:
@@ -187,13 +153,13 @@ def _said_once() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Within it SIGTERM ends the work as Ctrl-C does, so that what is half written goes."""
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Within it SIGTERM raises KeyboardInterrupt, so that unfinished files are removed."""
 
     def interrupt(number: int, _: Any) -> None:
         raise KeyboardInterrupt(number)
 
-    if threading.current_thread() is not threading.main_thread():  # the only one that may say what a signal does
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
         yield
         return
     before = signal.signal(signal.SIGTERM, interrupt)
@@ -205,34 +171,34 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def reporting_errors(program: str) -> Iterator[None]:
-    """Turns what a user can mend, a refusal of the system and Ctrl-C into at most three lines and an exit code.
+    """Turns user errors, system errors and Ctrl-C into at most three lines and an exit code.
 
-    Of several processes under torchrun the first says all, the others one line each, so that a failure of one is seen.
+    Of several processes under torchrun the first prints the whole error, the others one line each.
     """
     rank = os.environ.get("RANK", "0")
+    indent = " " * (len(program) + 2)
     try:
-        with _terminated_as_interrupted():
+        with _sigterm_as_interrupt():
             yield
     except UserError as error:
-        lines = str(error).splitlines() if rank == "0" else [f"[rank {rank}] {str(error).splitlines()[0]}"]
-        indent = " " * (len(program) + 2)
+        lines = str(error).splitlines()[:3] if rank == "0" else [f"[rank {rank}] {str(error).splitlines()[0]}"]
         print(f"{program}: " + f"\n{indent}".join(lines), file=sys.stderr)
         sys.exit(USAGE_ERROR)
     except KeyboardInterrupt as interrupt:
         if rank == "0":
             print(f"\n{program}: interrupted", file=sys.stderr)
         sys.exit(TERMINATED if interrupt.args == (signal.SIGTERM,) else INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output has left, as `head` does: not an error to speak of
+    except BrokenPipeError:  # standard output was closed, as by `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)
     except OSError as error:
-        # A path that leads nowhere, or to a file in place of a folder, is for the user to mend; a full disk is not.
-        mendable = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError)
-        said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
-        print(f"{program}: {said}", file=sys.stderr)
+        # The user can fix a path that does not exist, or is a file instead of a folder; a full disk is a system error.
+        of_user = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError)
+        of_user = of_user or error.errno == errno.ENAMETOOLONG
+        problem = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+        print(f"{program}: {problem if len(problem) < 400 else f'{problem[:200]}… {error.strerror}'}", file=sys.stderr)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            indent = " " * (len(program) + 2)
             print(
-                f"{indent}What was whole is still there. Make room, then run the same command again.", file=sys.stderr
+                f"{indent}Complete files are kept. Free some space, then run the same command again.", file=sys.stderr
             )
-        sys.exit(USAGE_ERROR if mendable else 1)
+        sys.exit(USAGE_ERROR if of_user else 1)

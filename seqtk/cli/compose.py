@@ -6,6 +6,7 @@ is applied to the config in order, so a recipe that fills a slot with another ki
 
 import math
 import re
+import typing
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,111 +17,147 @@ import yaml  # type: ignore[import-untyped]
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from seqtk.cli.recipe_files import recipe_folder, recipe_names
 from seqtk.config import schema
+from seqtk.config.fields import written
 from seqtk.utils.errors import UserError, nearest
 
 C = TypeVar("C")
 
 
-SEVERAL = object()  # the value of `key=a,b`, which is text or a mistake
+SWEEP = object()
+"""The value of `key=a,b`: of a text field the text itself, else a mistake unless the command runs with `--multirun`."""
+
+_KEY = r"[\w-]+(\.[\w-]+)*"
+_ARGUMENT = re.compile(rf"(?P<prefix>\+\+?|~|)(?P<key>{_KEY}|[\w/-]+(@{_KEY})?)(?:=(?P<text>.*))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Override:
-    """One key=value argument."""
+    """One argument: `key=value`, `+key=value`, `++key=value` or `~key`, as in Hydra.
+
+    All keys exist in a typed config, so that `+` and `++` say no more than `key=value`. `~key` drops what the recipe
+    sets there. Config groups are chosen by `group=option` or `group@package=option`.
+    """
 
     key: str
     value: Any
     text: str  # the value as it was written
+    delete: bool = False
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What one file of a recipe's defaults list says."""
+    """The settings of one file of a recipe's defaults list."""
 
     path: Path
     tree: DictConfig
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[Override]:
-    """Each `key=value` read by Hydra's grammar: numbers, true, null, quotes, [lists] and {mappings}.
+    """Each argument read by Hydra's grammar: numbers, true, null, quotes, [lists] and {mappings}.
 
-    A value that the grammar cannot read and that opens no bracket or quote (`~/data`, `a=b`, `é`) is text as it stands.
+    A value that the grammar cannot read (`~/data`, `a=b`, `é`) is text as it stands.
     """
     parser = OverridesParser.create()
     return [_parse(parser, argument) for argument in arguments]
 
 
 def _parse(parser: OverridesParser, argument: str) -> Override:
-    key, equals, text = argument.partition("=")
-    if not (equals and re.fullmatch(r"[\w-]+(\.[\w-]+)*", key)):
-        advice = "--help shows every key." if equals else "In a shell, quote a value with spaces in it: 'key=two words'"
-        if argument.startswith(("+", "~")):
-            advice = "No key is added or removed: set it, key=value. --help shows every key."
-        raise UserError(f"'{argument}' is not of the form key=value.", advice)
+    found = _ARGUMENT.fullmatch(argument)
+    if found is None or (found["text"] is None and found["prefix"] != "~"):
+        raise UserError(
+            f"'{written(argument)}' is not of the form key=value.",
+            "--help shows every key. Quote a value with blanks: 'key=two words'",
+        )
+    key, text = found["key"], found["text"] or ""
     try:
-        parsed = parser.parse_override(argument)
-    except HydraException:
-        if text[:1] in ("[", "{", "'", '"'):
-            raise UserError(
-                f"The value in '{argument}' cannot be read.",
-                f"Check its brackets, quotes and commas; in a shell, quote the whole: '{key}={text}'",
-            ) from None
-        return Override(key, text, text)
-    if parsed.is_sweep_override():
-        return Override(key, SEVERAL, text)
-    return Override(key, parsed.value(), text)
+        parsed = parser.parse_override(f"{key}={text}")
+        value = SWEEP if parsed.is_sweep_override() else parsed.value()
+    except (HydraException, ValueError, RecursionError):  # ValueError: a number of more digits than Python reads
+        value = text
+    return Override(key, value, text, delete=found["prefix"] == "~")
 
 
-def named_after(recipe: Path, config: C) -> C:
-    """`config` with a save_dir of the recipe's name, if it has one: a recipe that builds on another shares no run."""
+def split_groups(overrides: Sequence[Override], recipe: Path | None) -> tuple[list[Override], list[Override]]:
+    """The overrides that choose an option of a config group, and the others.
+
+    A group is a folder beside the recipe or the shipped ones, an option is a file in it.
+    """
+    folders = [*([recipe.parent] if recipe else []), recipe_folder()]
+
+    def is_group(override: Override) -> bool:
+        group = override.key.partition("@")[0].replace(".", "/")
+        chosen = any((folder / group / f"{override.text}.yaml").is_file() for folder in folders if override.text)
+        return chosen or "/" in override.key or "@" in override.key
+
+    groups = [override for override in overrides if is_group(override)]
+    return groups, [override for override in overrides if override not in groups]
+
+
+def with_default_save_dir(recipe: Path, config: C) -> C:
+    """`config` with the recipe's name added to its save_dir, if it has one."""
     if not hasattr(config, "save_dir"):
         return config
     return schema.update(config, "save_dir", f"{config.save_dir}/{recipe.stem}")
 
 
-def recipe_layers(path: Path) -> list[Layer]:
+def recipe_layers(path: Path | None, groups: Sequence[Override] = ()) -> list[Layer]:
     """The files that make up the recipe at `path`, in the order they are set: its defaults list, read by Hydra.
 
-    An entry of that list is the name of a recipe beside `path`, or of a shipped one.
+    An entry of that list is the name of a recipe beside `path`, or of a shipped one. `groups` choose options of config
+    groups; one that the defaults list does not hold is added at its end.
     """
-    folders = [path.parent, recipe_folder()]
-    escaped = str(folders[1]).replace("\\", "\\\\").replace("'", "\\'")
+    folders = [*([path.parent] if path else []), recipe_folder()]
+    escaped = str(recipe_folder()).replace("\\", "\\\\").replace("'", "\\'")
+    choices = [
+        f"{'~' if group.delete else ''}{group.key}" + (f"={group.text}" if group.text else "") for group in groups
+    ]
     try:
-        with initialize_config_dir(str(path.parent), version_base="1.3"), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*missing `_self_`")  # it then is last, as one would think
-            defaults = (
-                GlobalHydra.instance()
-                .config_loader()
-                .compute_defaults_list(
-                    config_name=path.name, overrides=[f"hydra.searchpath=['file://{escaped}']"], run_mode=RunMode.RUN
+        with initialize_config_dir(str(folders[0]), version_base="1.3"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*missing `_self_`")  # it is last then, as one would expect
+            loader = GlobalHydra.instance().config_loader()
+
+            def defaults_list(choices: list[str]) -> Any:
+                searchpath = f"hydra.searchpath=['file://{escaped}']"
+                return loader.compute_defaults_list(
+                    config_name=path.name if path else None, overrides=[searchpath, *choices], run_mode=RunMode.RUN
                 )
-            )
+
+            try:
+                defaults = defaults_list(choices)
+            except ConfigCompositionException as error:
+                if not choices or "Could not override" not in str(error):
+                    raise
+                defaults = defaults_list([choice if choice.startswith("~") else f"+{choice}" for choice in choices])
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML.", " ".join(str(error).split())) from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _defaults_error(path, error) from None
     except RecursionError:
-        raise UserError(f"The defaults lists of {path} lead in a circle.") from None
+        raise UserError(f"The defaults lists of {path} form a cycle.") from None
     entries = [entry for entry in defaults.defaults if entry.config_path and not entry.config_path.startswith("hydra/")]
-    return [_load(entry.config_path, entry.package, folders) for entry in entries]
+    return [
+        _load(entry.config_path, entry.package, folders)
+        for entry in entries
+        if entry.config_path != "_dummy_empty_config_"
+    ]
 
 
-def _defaults_error(path: Path, error: Exception) -> UserError:
+def _defaults_error(path: Path | None, error: Exception) -> UserError:
     missing = getattr(error, "missing_cfg_file", None)
     if missing is None:
-        return UserError(f"{path} cannot be read as a recipe.", str(error).strip().splitlines()[0])
-    neighbours = {found.stem for found in path.parent.glob("*.yaml")} - {path.stem}
+        return UserError(f"{path or 'The arguments'} cannot be read as a recipe.", str(error).strip().splitlines()[0])
+    neighbours = {found.stem for found in path.parent.glob("*.yaml")} - {path.stem} if path else set()
     return UserError(
         f"There is no recipe called '{missing}'.",
         nearest(str(missing), {*recipe_names(), *neighbours}),
-        f"It is named in the defaults list of {path} or of a recipe named there.",
+        f"It is named in the defaults list of {path}, of a recipe in that list, or in an argument.",
     )
 
 
@@ -138,6 +175,8 @@ def _load(name: str, package: str | None, folders: Sequence[Path]) -> Layer:
 
 def compose(config: C, layers: Sequence[Layer], overrides: Sequence[Override]) -> C:
     """`config` with the layers of a recipe set onto it, then each override, in order (kinds before their settings)."""
+    layers = _without_deleted(layers, [override for override in overrides if override.delete])
+    overrides = [override for override in overrides if not override.delete]
     whole = _whole(layers, overrides)
     for layer in layers:
         try:
@@ -147,6 +186,29 @@ def compose(config: C, layers: Sequence[Layer], overrides: Sequence[Override]) -
     for override in _kinds_first(config, overrides):
         config = schema.update(config, override.key, _value(override, config))
     return config
+
+
+def _without_deleted(layers: Sequence[Layer], deleted: Sequence[Override]) -> list[Layer]:
+    """The layers without the keys that `~key` arguments name. Raises UserError if no layer sets one."""
+    trees = [typing.cast(dict[str, Any], OmegaConf.to_container(layer.tree)) for layer in layers]
+    for override in deleted:
+        *parents, leaf = override.key.split(".")
+        found = False
+        for tree in trees:
+            node: Any = tree
+            for parent in parents:
+                node = node.get(parent) if isinstance(node, dict) else None
+            if isinstance(node, dict) and leaf in node and (not override.text or node[leaf] == override.value):
+                del node[leaf]
+                found = True
+        if not found:
+            given = f"{override.key}={override.text}" if override.text else override.key
+            raise UserError(f"~{given}: the recipe does not set it.", "~ drops a setting of the recipe.")
+    return (
+        [Layer(layer.path, OmegaConf.create(tree)) for layer, tree in zip(layers, trees, strict=True)]
+        if deleted
+        else list(layers)
+    )
 
 
 def _kinds_first(config: Any, overrides: Sequence[Override]) -> list[Override]:
@@ -161,9 +223,15 @@ def _kinds_first(config: Any, overrides: Sequence[Override]) -> list[Override]:
     return [override for _, override in sorted(zip(keys, overrides, strict=True), key=depth)]
 
 
-def value_of(key: str, layers: Sequence[Layer]) -> Any:
-    """What a recipe says under a key at its top, None where it says nothing."""
-    return next((layer.tree[key] for layer in reversed(layers) if key in layer.tree), None)
+def text_of(key: str, layers: Sequence[Layer], overrides: Sequence[Override]) -> str | None:
+    """The text at a key at the root, before the whole config is composed; None if it is not set."""
+    values = [layer.tree[key] for layer in layers if key in layer.tree]
+    values += [
+        override.value if isinstance(override.value, str | None) else override.text
+        for override in overrides
+        if override.key == key
+    ]
+    return values[-1] if values else None
 
 
 def _whole(layers: Sequence[Layer], overrides: Sequence[Override]) -> Any:
@@ -174,7 +242,7 @@ def _whole(layers: Sequence[Layer], overrides: Sequence[Override]) -> Any:
         node: Any = whole
         for parent in parents:
             node = node.get(parent) if isinstance(node, dict) else None
-        if isinstance(node, dict) and isinstance(node.get(leaf), str | int | float) and override.value is not SEVERAL:
+        if isinstance(node, dict) and isinstance(node.get(leaf), str | int | float) and override.value is not SWEEP:
             node[leaf] = override.value
     return whole
 
@@ -195,15 +263,32 @@ def _interpolated(value: Any, root: Any) -> Any:
 
 
 def _value(override: Override, config: Any) -> Any:
-    """The override's value as its field wants it, with `${key}` replaced by what the config holds there so far."""
-    if schema.takes_text(config, override.key) and not isinstance(override.value, str | list | dict | None):
-        return override.text  # 2024_01, 1e5, true and "a, b" are names here
-    if override.value is SEVERAL:
+    """The override's value as its field takes it, with `${key}` replaced by what the config holds there so far.
+
+    Text fields take the argument literally: 2024_01, 1e5, true, "a, b" and [x].txt are names there.
+    """
+    value, text = override.value, override.text
+    if not isinstance(value, str | None) and (
+        schema.takes_text(config, override.key)
+        or (schema.takes_texts(config, override.key) and not isinstance(value, list))
+    ):
+        return text
+    if value is SWEEP:
         raise UserError(
-            f"'{override.key}={override.text}' gives {override.key} several values.",
-            f"Write a list as {override.key}=[{override.text}].",
+            f"{override.key}={written(text)}: has several values.",
+            f"Write a list as {override.key}=[{written(text)}]. To run the command for each value, add --multirun.",
         )
-    return _interpolated(override.value, _escaped(schema.to_dict(config)))
+    if (
+        isinstance(value, str)
+        and value == text
+        and text[:1] in ("[", "{", "'", '"')
+        and not schema.takes_text(config, override.key)
+    ):
+        raise UserError(
+            f"{override.key}={written(text)}: cannot be read.",
+            "Check its brackets, quotes and commas, and quote the argument in a shell.",
+        )
+    return _interpolated(value, _escaped(schema.to_dict(config)))
 
 
 def to_yaml(config: Any) -> str:

@@ -55,7 +55,7 @@ def nearest_key(name: str, here: Iterable[str], below: Iterable[str] = (), *, pr
     meant = closest(name.replace("-", "_"), sorted({*here, *below}, key=lambda key: (key.count("."), key)), dotted=True)
     if meant is not None:
         return f"Did you mean '{prefix}{meant}'?"
-    return f"Known: {', '.join(sorted(here))}." if 0 < len(here) <= MOST_LISTED else ""
+    return f"Known: {', '.join(sorted(here))}." if 0 < len(here) <= MOST_KEYS_LISTED else ""
 
 
 def near_path(path: Path, *, suits: Callable[[Path], bool] = Path.exists, ending: str = "") -> tuple[str, ...]:
@@ -92,8 +92,8 @@ def closest(name: str, known: Iterable[str], *, dotted: bool = False) -> str | N
 CLOSE = 0.66
 """The share of letters in common, in their order, from which a name may have been meant (`difflib`'s ratio)."""
 
-MOST_LISTED = 60
-"""No longer list of names is printed."""
+MOST_LISTED, MOST_KEYS_LISTED = 60, 12
+"""No longer lists of names and of keys are printed."""
 
 
 def how_many(count: int, noun: str) -> str:

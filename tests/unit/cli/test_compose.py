@@ -151,6 +151,52 @@ def test_interpolations_see_parents_and_arguments(tmp_path: Path) -> None:
     assert configure(tmp_path, "model.dim=3", "note=w${model.dim}").note == "w3"
 
 
+class TestDeletion:
+    def test_tilde_restores_the_default(self, tmp_path: Path) -> None:
+        recipe = "lr: 2\nmodel: {dim: 3, layer: dense}"
+        assert configure(tmp_path, "~lr", mine=recipe).lr == RunConfig().lr
+        assert configure(tmp_path, "~model.dim", mine=recipe).model == ModelConfig(DenseConfig())
+        assert configure(tmp_path, "~lr=2", mine=recipe).lr == RunConfig().lr
+
+    def test_another_value_is_an_error(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="~lr=3"):
+            configure(tmp_path, "~lr=3", mine="lr: 2")
+
+
+class TestGroups:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        for group, option, text in [
+            ("model", "small", "dim: 8"),
+            ("model", "big", "dim: 80"),
+            ("sets", "long", "lr: 3"),
+        ]:
+            (tmp_path / group).mkdir(exist_ok=True)
+            (tmp_path / group / f"{option}.yaml").write_text(text)
+        return tmp_path
+
+    def choose(self, folder: Path, recipe: str, *arguments: str) -> RunConfig:
+        path = folder / "mine.yaml"
+        path.write_text(recipe)
+        groups, rest = compose.split_groups(compose.parse_overrides(arguments), path)
+        return compose.compose(RunConfig(), compose.recipe_layers(path, groups), rest)
+
+    def test_option_replaces_that_of_the_defaults_list(self, folder: Path) -> None:
+        recipe = "defaults: [model: small]\nname: x"
+        assert self.choose(folder, recipe).model.dim == 8
+        assert self.choose(folder, recipe, "model=big", "name=y") == RunConfig(name="y", model=ModelConfig(dim=80))
+        assert self.choose(folder, recipe, "~model").model.dim == ModelConfig().dim
+
+    def test_option_is_added_to_the_defaults_list(self, folder: Path) -> None:
+        assert self.choose(folder, "name: x", "model=big").model.dim == 80
+        assert self.choose(folder, "name: x", "+model=big").model.dim == 80
+        assert self.choose(folder, "name: x", "sets@_global_=long").lr == 3
+
+    def test_unknown_option_is_an_error(self, folder: Path) -> None:
+        with pytest.raises(UserError, match="model/huge"):
+            self.choose(folder, "defaults: [model: small]", "model@model=huge")
+
+
 def test_an_interpolation_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nam"):
         configure(tmp_path, mine="save_dir: runs/${nam}")
@@ -176,6 +222,13 @@ def test_an_interpolation_of_nothing_is_refused(tmp_path: Path) -> None:
         ("note=/a/b-c.d:e", "/a/b-c.d:e"),
         ("words=[a,'b c',3]", ("a", "b c", "3")),
         ("words=a", ("a",)),
+        ("words=a, b", ("a, b",)),
+        ("note=[x].txt", "[x].txt"),
+        ("note=[a,b]", "[a,b]"),
+        ("note='open", "'open"),
+        ("note=my data, v=2/tr", "my data, v=2/tr"),
+        ("+note=x", "x"),
+        ("++note=x", "x"),
         ("lr=1e-4", 1e-4),
         ("lr=3", 3.0),
         ("model.dim=1_000", 1000),
@@ -186,7 +239,7 @@ def test_an_interpolation_of_nothing_is_refused(tmp_path: Path) -> None:
 )
 def test_the_grammar_of_arguments(tmp_path: Path, argument: str, value: object) -> None:
     config: Any = configure(tmp_path, argument)
-    key = argument.partition("=")[0].replace("attention", "model.layer")
+    key = argument.lstrip("+").partition("=")[0].replace("attention", "model.layer")
     for part in key.split("."):
         config = getattr(config, part)
     assert config == value
@@ -197,14 +250,14 @@ def test_the_grammar_of_arguments(tmp_path: Path, argument: str, value: object) 
     [
         ("name", "'name' is not of the form key=value."),
         ("=3", "'=3' is not of the form key=value."),
-        ("two words", "In a shell, quote"),
-        ("+name=x", "No key is added or removed: set it, key=value."),
-        ("~name=x", "No key is added or removed"),
-        ("~name", "No key is added or removed"),
-        ("name@model=x", "--help shows every key."),
+        ("two words", "Quote a value with blanks"),
+        ("~name=x", "the recipe does not set it"),
+        ("~name", "the recipe does not set it"),
         ("attention=[dot", "cannot be read"),
-        ("lr=1,2", "Write a list as lr=[1,2]."),
-        ("lr=choice(1,2)", "several values"),
+        ("lr='1", "cannot be read"),
+        (f"model.dim={'1' * 5000}", "model.dim=111"),
+        ("lr=1,2", "add --multirun"),
+        ("lr=choice(1,2)", "has several values"),
         ("nam=x", "Did you mean 'name'?"),
         ("model.dmi=3", "Did you mean 'model.dim'?"),
         ("lr=fast", "lr=fast: must be a number."),
@@ -225,7 +278,7 @@ def test_arguments_that_are_refused(tmp_path: Path, argument: str, words: str) -
         ("model: {_target_: os.system}", ("There is no key 'model._target_'.", "mine.yaml")),
         ("defaults: [bsae]", ("There is no recipe called 'bsae'.", "Did you mean 'base'?", "mine.yaml")),
         ("defaults: base", ("defaults", "mine.yaml")),
-        ("defaults: [other]", ("circle", "mine.yaml")),
+        ("defaults: [other]", ("cycle", "mine.yaml")),
         ("hydra: {run: {dir: x}}", ("There is no key 'hydra'.", "mine.yaml")),
         ("- a\n- b", ("mine.yaml", "cannot be read as a recipe")),
         ("a: [1", ("mine.yaml", "is not valid YAML")),

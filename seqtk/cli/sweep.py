@@ -1,0 +1,94 @@
+"""`--multirun`: a command run once for each combination of values, by Hydra's sweepers and launchers."""
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from seqtk.cli.recipe_files import recipe_folder
+from seqtk.utils.errors import UserError
+
+Command = Callable[..., None]
+"""A command's `main(arguments, *, subfolder)`."""
+
+
+def sweep(main: Command, arguments: Sequence[str], save_dir: Callable[[list[str]], str | None]) -> None:
+    """Run `main` for each combination of the values in `arguments`, in folders of their own inside its save_dir.
+
+    `hydra/…` and `hydra.…` arguments choose and configure the sweeper and the launcher. With Hydra's own, all
+    combinations are checked before the first runs, and they run one after the other in this process.
+
+    Args:
+        main: The command. It exits with a code of 128 or more to end the sweep.
+        arguments: The arguments without `--multirun`.
+        save_dir: Gives the save_dir of a run with these arguments, or raises UserError for what is wrong with them.
+    """
+    ours = [argument for argument in arguments if not argument.startswith(("hydra/", "hydra."))]
+    hydra = [argument for argument in arguments if argument not in ours]
+    parser = OverridesParser.create()
+    parsed = {argument: _parse(parser, argument) for argument in ours}
+    varied = [override for override in parsed.values() if override]
+    fixed = [argument for argument, override in parsed.items() if not override]
+    if not varied:
+        raise UserError("--multirun needs a key with several values.", "For example: attention=softmax,linear")
+    folder = None
+    if not any(argument.startswith("hydra/sweeper") for argument in hydra):
+        try:
+            [jobs] = BasicSweeper.split_arguments(varied, None)
+        except HydraException as error:
+            raise UserError(f"--multirun: {str(error).splitlines()[0]}") from None
+        folder = next(iter([save_dir([*fixed, *job]) for job in jobs]))
+    settings = [
+        "hydra/hydra_logging=disabled",
+        "hydra/job_logging=disabled",
+        "hydra.output_subdir=null",
+        "hydra.sweep.subdir=.",
+        *([f"hydra.sweep.dir='{folder}'"] if folder else []),
+        *hydra,
+    ]
+    task = functools.partial(_job, main, fixed)
+    try:
+        with initialize_config_dir(str(recipe_folder()), version_base="1.3"):
+            results = GlobalHydra.instance().hydra.multirun(  # type: ignore[union-attr]
+                config_name=None,
+                task_function=task,
+                overrides=[*settings, *(f"++{override.input_line}" for override in varied)],
+            )
+    except HydraException as error:
+        raise UserError(f"--multirun: {' '.join(str(error).split())[:400]}") from None
+    codes = [job.return_value for batch in results or [] for job in batch]
+    if any(codes):
+        sys.exit(next(code for code in codes if code))
+
+
+def _parse(parser: OverridesParser, argument: str) -> Override | None:
+    """The argument if it has several values."""
+    try:
+        parsed = parser.parse_override(argument.lstrip("+"))
+    except (HydraException, ValueError):
+        return None
+    return parsed if parsed.is_sweep_override() else None
+
+
+def _job(main: Command, fixed: Sequence[str], _: Any) -> int:
+    """One run, in the process in which the launcher starts it. Returns its exit code."""
+    varied = [override.removeprefix("++") for override in HydraConfig.get().overrides.task]
+    name = ",".join(varied).replace("/", "_")[:200]
+    print(f"{' '.join(varied)}", file=sys.stderr, flush=True)
+    GlobalHydra.instance().clear()  # the run reads its recipe with a Hydra of its own
+    try:
+        main([*fixed, *varied], subfolder=name)
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+        if code >= 128:  # interrupted: the sweep ends, too
+            raise
+        return code
+    return 0
