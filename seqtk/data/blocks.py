@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from seqtk.data.indexed import IndexedDataset
+from seqtk.data.sources.base import Items
 from seqtk.data.vocabulary import EOS
 from seqtk.utils.errors import UserError
 
@@ -68,7 +68,7 @@ class TokenBlocks:
     EOS for blocks that begin with an item, whether or not items end in it. `sizes_ND` counts the targets.
     """
 
-    def __init__(self, items: IndexedDataset, *, break_mode: BreakMode = "none", tokens_per_sample: int = 512) -> None:
+    def __init__(self, items: Items, *, break_mode: BreakMode = "none", tokens_per_sample: int = 512) -> None:
         self.items, self.break_mode = items, break_mode
         sizes_N = items.sizes if break_mode != "none" else np.array([items.total], dtype=np.int64)
         self.bounds_K2 = block_bounds(sizes_N, break_mode=break_mode, tokens_per_sample=tokens_per_sample)
@@ -93,9 +93,7 @@ class ContextBlocks:
     read. (fairseq's LMContextWindowDataset is the same but for documents, which see each other there.)
     """
 
-    def __init__(
-        self, items: IndexedDataset, *, break_mode: BreakMode, tokens_per_sample: int, context_window: int = 0
-    ) -> None:
+    def __init__(self, items: Items, *, break_mode: BreakMode, tokens_per_sample: int, context_window: int = 0) -> None:
         if not 0 <= context_window < max(tokens_per_sample, 1):
             raise UserError(
                 f"context_window={context_window} does not fit in tokens_per_sample={tokens_per_sample}.",

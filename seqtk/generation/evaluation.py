@@ -15,9 +15,9 @@ from torch import Tensor
 from seqtk.attention import State
 from seqtk.data.batch import LanguageBatch, collate_windows
 from seqtk.data.blocks import ContextBlocks
-from seqtk.data.indexed import IndexedDataset
 from seqtk.data.loader import load_batches
 from seqtk.data.plan import BatchingConfig, ordered_batches, stream_rows
+from seqtk.data.sources import Items
 from seqtk.data.vocabulary import PAD, UNK, Vocabulary
 from seqtk.generation.beams import NOT_NUMBERS
 from seqtk.generation.decoder_state import rows_of
@@ -122,7 +122,7 @@ def _check(models: Sequence[Model], blocks: ContextBlocks) -> None:
         )
 
 
-def score_lines(items: IndexedDataset, scores: StreamScores, vocabulary: Vocabulary) -> Iterator[str]:
+def score_lines(items: Items, scores: StreamScores, vocabulary: Vocabulary) -> Iterator[str]:
     """A JSON line for each item of the stream: its tokens and their log p in nats, null where none was scored."""
     names = np.array(vocabulary.tokens, dtype=object)
     ends_N = np.cumsum(items.sizes, dtype=np.int64)

@@ -7,9 +7,11 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from seqtk.config.fields import setting
 from seqtk.config.registry import Registry
 from seqtk.data.batch import Batch
 from seqtk.data.report import TextCount
+from seqtk.data.sources import DataBinSourceConfig, SourceConfig
 from seqtk.generation.search import SearchConfig
 from seqtk.metrics.base import OUTPUTS, TEXT_SIZE, Output
 from seqtk.models import Model, ModelConfig
@@ -22,8 +24,9 @@ Assets = dict[str, str]
 class TaskConfig:
     """The base of every task's config."""
 
-    data: str = ""  # the data-bin directory
-    made_by: str = ""  # the command that makes it; shown when it is missing
+    data: str = setting("", help="Where the data is: of the default source, a data-bin directory.")
+    source: SourceConfig = DataBinSourceConfig()
+    made_by: str = setting("", help="The command that makes the data, which the error shows if it is missing.")
 
 
 tasks: Registry["Task"] = Registry("task", TaskConfig)

@@ -6,33 +6,35 @@ from typing import Any
 
 import numpy as np
 
+from seqtk.config.fields import setting
 from seqtk.data.batch import Batch, TranslationBatch, check_ids, collate_pairs
-from seqtk.data.databin import DataBin
-from seqtk.data.indexed import IndexedDataset
+from seqtk.data.sources import Items, Source
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.generation.search import SearchConfig, search
 from seqtk.metrics import Output
 from seqtk.models import Model, ModelConfig, build_model
-from seqtk.tasks.base import Assets, Task, TaskConfig, tasks
-from seqtk.tasks.text import open_data, tokenizer_assets, tokenizer_from
+from seqtk.tasks.base import Assets, TaskConfig, tasks
+from seqtk.tasks.text import TextTask, tokenizer_assets, tokenizer_from
 from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class TranslationConfig(TaskConfig):
-    """A data-bin directory of sentence pairs, as seqtk-preprocess or fairseq-preprocess wrote it."""
+    """Pairs of sentences."""
 
-    source_lang: str | None = None  # found in the file names if the directory holds one pair
-    target_lang: str | None = None  # the same
+    source_lang: str | None = setting(
+        None, help="The language that is read. null: found in the file names, if the directory holds one pair."
+    )
+    target_lang: str | None = setting(None, help="The language that is written. null: likewise.")
 
 
 class PairDataset:
-    """The pairs of one split as `(index, source ids, target ids)`, memory-mapped, with their text if it was kept."""
+    """The pairs of one split as `(index, source ids, target ids)`, with their original text if it was kept."""
 
     def __init__(
         self,
-        source: IndexedDataset,
-        target: IndexedDataset,
+        source: Items,
+        target: Items,
         *,
         source_lines: list[str] | None = None,
         target_lines: list[str] | None = None,
@@ -56,7 +58,7 @@ class PairDataset:
         return len(self.source)
 
     def is_blank(self, index: int) -> bool:
-        """Whether the source is a line of text without a token, which no model was taught to translate."""
+        """Whether the source is a line of text without any token; its translation is a blank line."""
         return self.source_lines is not None and int(self.source.sizes[index]) == 1
 
     def __getitem__(self, index: int) -> tuple[int, Any, Any]:
@@ -64,26 +66,20 @@ class PairDataset:
 
 
 @tasks.register("translation", TranslationConfig)
-class TranslationTask(Task):
+class TranslationTask(TextTask):
     """Two vocabularies, two tokenizers, and pairs of sentences."""
 
     metrics = ("loss", "nll", "ppl", "bleu", "chrf")
 
     def __init__(self, config: TranslationConfig, *, assets: Mapping[str, str] | None = None) -> None:
         super().__init__(config)
-        self._data: DataBin | None = None
         if assets is None:
-            self._data = data = open_data(config)
-            if data.target_lang is None:
-                raise UserError(
-                    f"{data.directory} holds one-sided text, not pairs of sentences.",
-                    "Train a language model on it with task=language_modeling, or preprocess with target_lang=.",
-                )
-            self.source_lang, self.target_lang = data.source_lang or "source", data.target_lang or "target"
-            self.source_vocabulary = data.vocabulary(data.source_lang)
-            self.target_vocabulary = data.vocabulary(data.target_lang)
-            self.source_tokenizer = data.tokenizer(data.source_lang)
-            self.target_tokenizer = data.tokenizer(data.target_lang)
+            source = self.open()
+            self.source_lang, self.target_lang = source.source_lang or "source", source.target_lang or "target"
+            self.source_vocabulary = source.vocabulary(source.source_lang)
+            self.target_vocabulary = source.vocabulary(source.target_lang)
+            self.source_tokenizer = source.tokenizer(source.source_lang)
+            self.target_tokenizer = source.tokenizer(source.target_lang)
         else:
             self.source_lang, self.target_lang = assets["source.lang"], assets["target.lang"]
             self.source_vocabulary = Vocabulary.from_text(assets["source.dict"])
@@ -101,19 +97,29 @@ class TranslationTask(Task):
             **tokenizer_assets(self.target_tokenizer, "target"),
         }
 
-    def open(self, data: DataBin | None = None) -> DataBin:
-        """The corpus: `data` from now on, or the one that the config names."""
-        self._data = data or self._data or open_data(self.config)
-        return self._data
+    def connect(self, source: Source) -> None:
+        if source.target_lang is None:
+            raise UserError(
+                f"{source.name} holds one-sided text, not pairs of sentences.",
+                "Train a language model on it with task=language_modeling, or preprocess with target_lang=.",
+            )
+        if hasattr(self, "target_tokenizer"):
+            source.use(source.source_lang, self.source_vocabulary, self.source_tokenizer)
+            source.use(source.target_lang, self.target_vocabulary, self.target_tokenizer)
 
     def dataset(self, split: str) -> PairDataset:
-        data = self.open()
+        source = self.open()
         return PairDataset(
-            data.split(split, data.source_lang),
-            data.split(split, data.target_lang),
-            source_lines=data.lines(split, data.source_lang),
-            target_lines=data.lines(split, data.target_lang),
+            source.split(split, source.source_lang),
+            source.split(split, source.target_lang),
+            source_lines=source.lines(split, source.source_lang),
+            target_lines=source.lines(split, source.target_lang),
         )
+
+    def training_set(self, epoch: int) -> PairDataset:
+        source = self.open()
+        sides = (source.source_lang, source.target_lang)
+        return PairDataset(*(source.split("train", lang, epoch=epoch) for lang in sides))
 
     def collate(self, examples: Sequence[Any]) -> Batch:
         batch = collate_pairs(examples)
@@ -127,11 +133,11 @@ class TranslationTask(Task):
         )
 
     def source_text(self, ids: Sequence[int]) -> str:
-        """The line whose source ids these are."""
+        """The line of text of source ids."""
         return self.source_tokenizer.decode(self.source_vocabulary.decode(ids))
 
     def target_text(self, ids: Sequence[int]) -> str:
-        """The line whose target ids these are."""
+        """The line of text of target ids."""
         return self.target_tokenizer.decode(self.target_vocabulary.decode(ids))
 
     def outputs(self, model: Model, batch: Batch, dataset: PairDataset, search_config: SearchConfig) -> list[Output]:

@@ -231,7 +231,7 @@ def test_what_lies_beside_a_missing_path_is_not_listed(
     [
         ("", "checkpoint is not set"),
         ("checkpoint=words.safetensors split=tset", "Did you mean 'test'"),
-        ("checkpoint=words.safetensors data=bytes", "dictionary in bytes is not the model's"),
+        ("checkpoint=words.safetensors data=bytes", "dictionary in bytes"),
         ("checkpoint=words.safetensors,bytes.safetensors", "different vocabularies"),
         ("checkpoint=words.safetensors input=txt", "There is no text txt"),
         ("checkpoint=words.safetensors input=text data=words", "both set"),

@@ -6,8 +6,7 @@ import pytest
 
 from seqtk.cli.prepare import main
 from seqtk.corpora import CORPORA
-from seqtk.tasks.language_modeling import LanguageModelingConfig
-from seqtk.tasks.text import open_data
+from seqtk.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from seqtk.utils.errors import UserError
 
 
@@ -73,4 +72,4 @@ def test_a_real_corpus_from_the_disk(
 def test_what_an_interrupted_run_left_is_no_corpus_and_the_answer_is_the_command(tmp_path: Path) -> None:
     (tmp_path / "ptb" / "text").mkdir(parents=True)
     with pytest.raises(UserError, match="seqtk-prepare ptb"):
-        open_data(LanguageModelingConfig(data=str(tmp_path / "ptb"), made_by="seqtk-prepare ptb"))
+        LanguageModelingTask(LanguageModelingConfig(data=str(tmp_path / "ptb"), made_by="seqtk-prepare ptb"))

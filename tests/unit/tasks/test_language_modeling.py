@@ -154,11 +154,11 @@ def test_an_unknown_text_size_is_refused(corpus: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"task.tokens_per_sample": 0}, "task.tokens_per_sample=0 must be at least 1"),
+        ({"task.tokens_per_sample": 0}, "task.tokens_per_sample=0"),
         ({"model.max_length": 8}, "set model.max_length to"),
         ({"attention": {"kind": "synthesizer_dense", "max_length": 8}}, "set attention.max_length to"),
         ({"model": "transformer"}, "'transformer' is not for this task"),
-        ({"task.break_mode": "lines"}, "'task.break_mode' cannot be 'lines'"),
+        ({"task.break_mode": "lines"}, "task.break_mode"),
     ],
 )
 def test_what_cannot_be_trained_is_told_in_three_lines(

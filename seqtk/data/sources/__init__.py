@@ -1,0 +1,8 @@
+"""Data sources: one import line for each file, which registers what it defines."""
+
+from seqtk.data.sources import databin as databin
+from seqtk.data.sources.base import Items, Source, SourceConfig, sources
+from seqtk.data.sources.databin import DataBinSource, DataBinSourceConfig
+from seqtk.data.sources.text import TextSource
+
+__all__ = ["DataBinSource", "DataBinSourceConfig", "Items", "Source", "SourceConfig", "TextSource", "sources"]

@@ -1,0 +1,100 @@
+"""Text in memory as a source: a subclass says how the lines are read, and everything else follows."""
+
+import abc
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from seqtk.data.report import TextCount, count_text
+from seqtk.data.sources.base import Items, Source
+from seqtk.data.tokenizer import Tokenizer
+from seqtk.data.vocabulary import Vocabulary
+from seqtk.utils.errors import UserError
+
+
+class MemoryItems:
+    """`Items` that are in memory."""
+
+    def __init__(self, items: Iterable[npt.NDArray[np.int64]]) -> None:
+        self._items = list(items)
+        self.sizes = np.array([len(item) for item in self._items], dtype=np.int32)
+
+    @property
+    def total(self) -> int:
+        return int(self.sizes.sum(dtype=np.int64))
+
+    @cached_property
+    def _stream(self) -> npt.NDArray[np.int64]:
+        return np.concatenate([*self._items, np.empty(0, dtype=np.int64)])
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> npt.NDArray[np.int64]:
+        return self._items[index]
+
+    def stream(self, start: int, end: int) -> npt.NDArray[np.int64]:
+        return self._stream[start:end]
+
+
+class TextSource(Source):
+    """A source whose text fits in memory; a subclass implements `read`.
+
+    The vocabularies are the words of the training split, most frequent first, unless a model brings its own.
+    """
+
+    sides: ClassVar[tuple[str, ...]] = ("source", "target")
+    """The names of the sides where the task gives none: one for text, two for pairs."""
+    separator: ClassVar[str | None] = None
+    """How lines are split into tokens: see `Tokenizer.plain`. None: at white space."""
+
+    def __init__(self, config: Any, *, data: str, source_lang: str | None = None, **others: Any) -> None:
+        super().__init__(config, data=data, source_lang=source_lang, **others)
+        self.source_lang = self.source_lang or self.sides[0]
+        self.target_lang = (self.target_lang or self.sides[1]) if len(self.sides) > 1 else None
+        self._rows: dict[str, list[tuple[str, ...]]] = {}
+        self._given: dict[str | None, tuple[Vocabulary, Tokenizer]] = {}
+
+    @abc.abstractmethod
+    def read(self, split: str) -> Iterable[Sequence[str]]:
+        """The examples of a split, each with one line of text for each side. Raises UserError if there is no split."""
+
+    def vocabulary(self, lang: str | None = None) -> Vocabulary:
+        if lang not in self._given:
+            tokenizer = Tokenizer.plain(self.separator)
+            words = itertools.chain.from_iterable(map(tokenizer.encode, self._lines("train", lang)))
+            self._given[lang] = Vocabulary.from_counts(Counter(words)), tokenizer
+        return self._given[lang][0]
+
+    def tokenizer(self, lang: str | None = None) -> Tokenizer:
+        self.vocabulary(lang)
+        return self._given[lang][1]
+
+    def use(self, lang: str | None, vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:
+        self._given[lang] = vocabulary, tokenizer
+
+    def split(self, name: str, lang: str | None = None, *, epoch: int = 1) -> Items:
+        vocabulary, tokenizer = self.vocabulary(lang), self.tokenizer(lang)
+        return MemoryItems(vocabulary.encode(tokenizer.encode(line)) for line in self._lines(name, lang))
+
+    def lines(self, name: str, lang: str | None = None) -> list[str]:
+        return self._lines(name, lang)
+
+    def text_count(self, name: str) -> TextCount:
+        return count_text([f"{line}\n".encode() for line in self._lines(name, self.source_lang)])
+
+    def _lines(self, split: str, lang: str | None) -> list[str]:
+        if split not in self._rows:
+            self._rows[split] = [self._checked(row, split, number) for number, row in enumerate(self.read(split), 1)]
+        side = 1 if lang == self.target_lang else 0
+        return [row[side] for row in self._rows[split]]
+
+    def _checked(self, row: Sequence[str], split: str, number: int) -> tuple[str, ...]:
+        if len(row) != len(self.sides):
+            raise UserError(f"Example {number} of split '{split}' in {self.name} has {len(row)} sides.")
+        return tuple(row)
