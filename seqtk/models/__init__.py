@@ -1,6 +1,7 @@
 """Whole networks made from modules and attention layers: one import line each, which registers it."""
 
 from seqtk.models import architectures as architectures
+from seqtk.models import classifier as classifier
 from seqtk.models import language_model as language_model
 from seqtk.models import lightconv as lightconv
 from seqtk.models import recurrent_memory as recurrent_memory

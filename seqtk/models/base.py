@@ -1,14 +1,14 @@
 """The base class of models."""
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from seqtk.attention import Attention, State
 from seqtk.config.registry import Registry
+from seqtk.data.batch import Batch
 from seqtk.modules.head import Head
 from seqtk.utils.errors import UserError
 
@@ -24,10 +24,13 @@ models: Registry["Model"] = Registry("model", ModelConfig)
 class Model(nn.Module):
     """A network from a batch to features, and the head that turns features into losses or log-probabilities.
 
-    Built by `build_model` with the sizes that its task knows: `source_vocabulary` and `target_vocabulary`, or, for a
-    language model, `vocabulary`.
+    Its task builds it as `build_model(config, BatchType, **sizes)`. The sizes belong to the type of the batch:
+    `source_vocabulary` and `target_vocabulary` for a TranslationBatch, `vocabulary` for a LanguageBatch, `vocabulary`
+    and `head` (a function of the width that returns the head) for a ClassBatch.
     """
 
+    reads: ClassVar[type[Batch]] = Batch
+    """The type of its batches."""
     head: Head
     max_source_length: int | None = None
     max_target_length: int | None = None
@@ -68,16 +71,15 @@ class Model(nn.Module):
         return (layer for _, layer in self.attention_layers())
 
 
-def build_model(config: ModelConfig, **sizes: int) -> Model:
-    """The model of `config` for a task that knows these sizes. Raises UserError if it is for another kind of task."""
+def build_model(config: ModelConfig, batch: type[Batch], **sizes: Any) -> Model:
+    """Builds the model of `config` for a task whose batches are of type `batch`.
 
-    def wants(kind: type[Model]) -> set[str]:
-        return set(inspect.signature(kind).parameters) - {"config"}
-
-    if wants(models.class_of(type(config))) != set(sizes):
-        able = [name for name in models if wants(models.class_of(models.config_type(name))) == set(sizes)]
+    Raises UserError for a model that reads other batches.
+    """
+    if not issubclass(batch, models.class_of(type(config)).reads):
+        able = [name for name in models if issubclass(batch, models.class_of(models.config_type(name)).reads)]
         raise UserError(
-            f"The model '{models.name_of(type(config))}' is not for this task.",
-            f"These are: {', '.join(able)}.",
+            f"model={models.name_of(type(config))}: this model is for another task.",
+            f"Models for this task: {', '.join(able)}.",
         )
     return models.build(config, **sizes)

@@ -81,6 +81,8 @@ def output_head(config: TransformerLMConfig, vocabulary: int, tokens: nn.Embeddi
 class LanguageModel(Model):
     """A model of one stream: `forward` reads `previous_BT` of a LanguageBatch, position t sees tokens <= t."""
 
+    reads = LanguageBatch
+
     def start(self, batch: LanguageBatch) -> State:
         """The state after each row has read its prompt: all of `batch.previous_BT`, which may have no column.
 

@@ -52,6 +52,8 @@ class TransformerConfig(ModelConfig):
 class Transformer(Model):
     """Embeddings, encoder, decoder and head; parameter counts as fairseq's."""
 
+    reads = TranslationBatch
+
     def __init__(self, config: TransformerConfig, *, source_vocabulary: int, target_vocabulary: int) -> None:
         super().__init__()
         self.config = config

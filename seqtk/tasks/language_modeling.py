@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seqtk.config.fields import setting
-from seqtk.data.batch import Batch, check_ids, collate_blocks
+from seqtk.data.batch import Batch, LanguageBatch, check_ids, collate_blocks
 from seqtk.data.blocks import BreakMode, TokenBlocks
 from seqtk.data.report import TextCount
 from seqtk.data.sources import Source
@@ -77,7 +77,7 @@ class LanguageModelingTask(TextTask):
         return batch
 
     def model(self, config: ModelConfig) -> Model:
-        return build_model(config, vocabulary=len(self.vocabulary))
+        return build_model(config, LanguageBatch, vocabulary=len(self.vocabulary))
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of token ids."""

@@ -129,7 +129,10 @@ class TranslationTask(TextTask):
 
     def model(self, config: ModelConfig) -> Model:
         return build_model(
-            config, source_vocabulary=len(self.source_vocabulary), target_vocabulary=len(self.target_vocabulary)
+            config,
+            TranslationBatch,
+            source_vocabulary=len(self.source_vocabulary),
+            target_vocabulary=len(self.target_vocabulary),
         )
 
     def source_text(self, ids: Sequence[int]) -> str:

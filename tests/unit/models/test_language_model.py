@@ -11,13 +11,14 @@ from seqtk.attention.synthesizer import SynthesizerDenseConfig
 from seqtk.attention.transformer_xl import TransformerXLConfig
 from seqtk.checkpoint.model_file import load_tensors, save_tensors, set_tensors, tensors_of
 from seqtk.config import schema
-from seqtk.data.batch import LanguageBatch
+from seqtk.data.batch import ClassBatch, LanguageBatch, TranslationBatch
 from seqtk.data.vocabulary import EOS, PAD
 from seqtk.generation.length_limits import longest_target
 from seqtk.models import build_model, models
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig
 from seqtk.models.transformer import TransformerConfig
 from seqtk.modules.adaptive_clusters import AdaptiveConfig
+from seqtk.modules.head import LinearHead
 from seqtk.utils.errors import UserError
 
 VOCABULARY = 20
@@ -140,12 +141,14 @@ def test_bands_are_set_in_a_tree_of_keys() -> None:
     assert named.adaptive == AdaptiveConfig(cutoffs=(5, 9), dropout=0.2)
 
 
-def test_a_model_of_another_kind_of_task_is_refused() -> None:
-    with pytest.raises(UserError, match="'transformer' is not for this task") as caught:
-        build_model(TransformerConfig(), vocabulary=VOCABULARY)
-    assert "transformer_lm" in str(caught.value)
-    with pytest.raises(UserError, match="'transformer_lm' is not for this task"):
-        build_model(TINY, source_vocabulary=VOCABULARY, target_vocabulary=VOCABULARY)
+def test_a_model_for_another_task_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model=transformer:(.|\n)*transformer_lm"):
+        build_model(TransformerConfig(), LanguageBatch, vocabulary=VOCABULARY)
+    sizes = {"source_vocabulary": VOCABULARY, "target_vocabulary": VOCABULARY}
+    with pytest.raises(UserError, match="model=transformer_lm:"):
+        build_model(TINY, TranslationBatch, **sizes)
+    with pytest.raises(UserError, match=r"(.|\n)*: transformer_classifier"):
+        build_model(TINY, ClassBatch, vocabulary=VOCABULARY, head=lambda dim: LinearHead(dim, 3))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.config.schema import from_dict
+from seqtk.data.batch import LanguageBatch, TranslationBatch
 from seqtk.models.base import Model, build_model
 from seqtk.models.language_model import TransformerLMConfig
 from seqtk.models.transformer import TransformerConfig
@@ -22,11 +23,11 @@ SMALL = {"dim": 16, "ffn_dim": 24, "heads": 2}
 
 def translator(**settings: object) -> Model:
     config = from_dict(TransformerConfig, {**SMALL, "encoder": {"layers": 1}, "decoder": {"layers": 1}, **settings})
-    return build_model(config, source_vocabulary=20, target_vocabulary=20)
+    return build_model(config, TranslationBatch, source_vocabulary=20, target_vocabulary=20)
 
 
 def language_model(**settings: object) -> Model:
-    return build_model(from_dict(TransformerLMConfig, {**SMALL, "layers": 2, **settings}), vocabulary=20)
+    return build_model(from_dict(TransformerLMConfig, {**SMALL, "layers": 2, **settings}), LanguageBatch, vocabulary=20)
 
 
 MODELS: dict[str, Callable[[], Model]] = {

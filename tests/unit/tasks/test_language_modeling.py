@@ -157,7 +157,7 @@ def test_an_unknown_text_size_is_refused(corpus: Path, tmp_path: Path) -> None:
         ({"task.tokens_per_sample": 0}, "task.tokens_per_sample=0"),
         ({"model.max_length": 8}, "set model.max_length to"),
         ({"attention": {"kind": "synthesizer_dense", "max_length": 8}}, "set attention.max_length to"),
-        ({"model": "transformer"}, "'transformer' is not for this task"),
+        ({"model": "transformer"}, "model=transformer:"),
         ({"task.break_mode": "lines"}, "task.break_mode"),
     ],
 )
