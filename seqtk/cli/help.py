@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from seqtk.config import schema
-from seqtk.config.fields import HELP, written
+from seqtk.config.fields import help_of, written
 from seqtk.config.registry import REGISTRIES, Registry, registry_of
 
 KEY_WIDTH = 44
@@ -65,7 +65,7 @@ def _rows(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         value = getattr(config, field.name)
         inside = [item for item in (value if isinstance(value, tuple) else (value,)) if dataclasses.is_dataclass(item)]
         choices = list(dict.fromkeys(_choices(hints[field.name])))
-        about = field.metadata.get(HELP) or comments.get(field.name, "")
+        about = help_of(type(config), field.name) or comments.get(field.name, "")
         if choices:
             about += f" ({' | '.join(choices)})"
         if not inside or choices:

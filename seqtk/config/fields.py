@@ -87,10 +87,25 @@ def probability(default: Any, *, help: str = "") -> Any:
     return setting(default, help=help, at_least=0, below=1)
 
 
-def range_of(field: "dataclasses.Field[Any]") -> Range:
-    """The range of a field's numbers: that of its `setting`, or every finite number."""
-    limits = field.metadata.get(RANGE)
+def range_of(config_type: type, name: str) -> Range:
+    """The range of the numbers of a field: that of its `setting`, or every finite number."""
+    limits = _metadata(config_type, name).get(RANGE)
     return limits if isinstance(limits, Range) else Range()
+
+
+def help_of(config_type: type, name: str) -> str:
+    """The help text of a field."""
+    return str(_metadata(config_type, name).get(HELP, ""))
+
+
+def _metadata(config_type: type, name: str) -> Mapping[str, Any]:
+    """The metadata of a field; a subclass that only changes the default inherits it."""
+    for cls in config_type.__mro__:
+        field = cls.__dict__.get("__dataclass_fields__", {}).get(name)
+        if field is not None and field.metadata:
+            metadata: Mapping[str, Any] = field.metadata
+            return metadata
+    return {}
 
 
 def check_number(value: float, limits: Range, *, key: str) -> None:
@@ -112,7 +127,7 @@ def check(config: Any, *, key: str = "") -> None:
             if dataclasses.is_dataclass(item):
                 check(item, key=name)
             elif isinstance(item, int | float) and not isinstance(item, bool):
-                check_number(item, range_of(field), key=name)
+                check_number(item, range_of(type(config), field.name), key=name)
 
 
 def written(value: Any) -> str:

@@ -132,7 +132,7 @@ def _set(config: C, key: str, value: Any, typed: str) -> C:
             _default_of(hints[head]) if current is None else current, rest, value, shown, typed
         )
     else:
-        new_value = _convert(hints[head], value, current, shown, _range(type(config), head))
+        new_value = _convert(hints[head], value, current, shown, range_of(type(config), head))
     return dataclasses.replace(config, **{head: new_value})  # type: ignore[type-var]
 
 
@@ -321,10 +321,6 @@ def _aliases(config_type: type) -> dict[str, tuple[str, ...]]:
 
 def _renamed(config_type: type) -> dict[str, str]:
     return getattr(config_type, "renamed", {})
-
-
-def _range(config_type: type, name: str) -> Range:
-    return range_of(next(field for field in dataclasses.fields(config_type) if field.name == name))
 
 
 def hints_of(config_type: type) -> dict[str, Any]:

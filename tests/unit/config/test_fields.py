@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from seqtk.config import schema
-from seqtk.config.fields import Range, check, probability, setting, written
+from seqtk.config.fields import Range, check, help_of, probability, range_of, setting, written
 from seqtk.config.registry import REGISTRIES, Registry
 from seqtk.utils.errors import UserError
 
@@ -107,6 +107,14 @@ class TestRange:
         with pytest.raises(UserError, match=r"model\.inside\.part\.sizes=0"):
             check(RunConfig(inside=RunConfig.Inside(part=(ConvConfig(), ConvConfig(sizes=(0,))))), key="model")
         check(RunConfig())
+
+    def test_subclasses_inherit_ranges_and_help(self) -> None:
+        @dataclass(frozen=True)
+        class WideConfig(ConvConfig):
+            kernel_size: int = 9
+
+        assert range_of(WideConfig, "kernel_size") == Range(at_least=1)
+        assert help_of(WideConfig, "kernel_size") == "Positions that one output sees."
 
     def test_words_for_every_limit(self) -> None:
         limits = Range(above=0, at_most=1)
