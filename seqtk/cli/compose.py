@@ -33,6 +33,9 @@ C = TypeVar("C")
 SWEEP = object()
 """The value of `key=a,b`: of a text field the text itself, else a mistake unless the command runs with `--multirun`."""
 
+MAX_PARSED = 10_000
+"""A value of more characters is text; the grammar would take seconds for it."""
+
 _KEY = r"[\w-]+(\.[\w-]+)*"
 _ARGUMENT = re.compile(rf"(?P<prefix>\+\+?|~|)(?P<key>{_KEY}|[\w/-]+(@{_KEY})?)(?:=(?P<text>.*))?", re.DOTALL)
 
@@ -76,6 +79,8 @@ def _parse(parser: OverridesParser, argument: str) -> Override:
             "--help shows every key. Quote a value with blanks: 'key=two words'",
         )
     key, text = found["key"], found["text"] or ""
+    if len(text) > MAX_PARSED:
+        return Override(key, text, text)
     try:
         parsed = parser.parse_override(f"{key}={text}")
         value = SWEEP if parsed.is_sweep_override() else parsed.value()
@@ -288,7 +293,7 @@ def _value(override: Override, config: Any) -> Any:
             f"{override.key}={written(text)}: cannot be read.",
             "Check its brackets, quotes and commas, and quote the argument in a shell.",
         )
-    return _interpolated(value, _escaped(schema.to_dict(config)))
+    return _interpolated(value, _escaped(schema.to_dict(config))) if "${" in text else value
 
 
 def to_yaml(config: Any) -> str:
