@@ -1,20 +1,30 @@
-"""What a task owes the trainer and the commands; it owns neither the loop nor the loss."""
+"""The base of tasks. A task knows data, head and metrics; it owns neither the training loop nor the loss."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from seqtk.config.fields import setting
 from seqtk.config.registry import Registry
+from seqtk.criterions import Criterion, criterions
+from seqtk.criterions.cross_entropy import CrossEntropyConfig
 from seqtk.data.batch import Batch
+from seqtk.data.loader import load_batches
+from seqtk.data.plan import BatchingConfig, ordered_batches, stream_rows
 from seqtk.data.report import TextCount
 from seqtk.data.sources import DataBinSourceConfig, SourceConfig
+from seqtk.generation.decoder_state import rows_of
+from seqtk.generation.length_limits import Side, longest_source, longest_target
 from seqtk.generation.search import SearchConfig
-from seqtk.metrics.base import OUTPUTS, TEXT_SIZE, Output
+from seqtk.metrics import Evaluation, Output, Score, metrics
+from seqtk.metrics.base import OUTPUTS, TEXT_SIZE
 from seqtk.models import Model, ModelConfig
+from seqtk.utils.errors import UserError, how_many
+from seqtk.utils.progress import Reporter
 
 Assets = dict[str, str]
 """Text by name: all that a task needs beside its config to work without its corpus (vocabularies, tokenizer)."""
@@ -43,37 +53,68 @@ class Dataset(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-class Task:
-    """Where data, model, criterion and metric meet.
+@dataclass(frozen=True)
+class Report:
+    """The result of `Task.evaluate`."""
 
-    Built as `tasks.build(config)` from its corpus, or as `tasks.build(config, assets=…)` from what a checkpoint holds.
+    scores: dict[str, Score]
+    """Metric → score."""
+    counts: dict[str, int]
+    """How much was evaluated."""
+    outputs: list[Output]
+    """The model's outputs in the order of the examples; empty if nothing was decoded."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every value, signature and count under one key each, ready for JSON."""
+        signatures = {f"{name}_signature": score.signature for name, score in self.scores.items() if score.signature}
+        return {name: score.value for name, score in self.scores.items()} | signatures | self.counts
+
+    def lines(self) -> list[str]:
+        """The report as text: the counts, then one metric a line with its unit."""
+        about = ", ".join(
+            how_many(count, name.replace("_", " ").removesuffix("s")) for name, count in self.counts.items()
+        )
+        units = {name: metrics[name].unit if name in metrics else "per target" for name in self.scores}
+        return [
+            about,
+            *(f"{score.value:>10.4g} {name} ({units[name]})" for name, score in self.scores.items()),
+            *(f"{name} signature: {score.signature}" for name, score in self.scores.items() if score.signature),
+        ]
+
+
+class Task:
+    """Where data, model, criterion and metrics meet.
+
+    Built as `tasks.build(config)` from its data, or as `tasks.build(config, assets=…)` from a model file.
     """
 
     metrics: ClassVar[tuple[str, ...]] = ("loss", "nll", "ppl")
     """The metrics that a validation and a report give, as far as criterion and data allow them."""
-
-    @property
-    def continuous(self) -> bool:
-        """Whether each example goes on where the one before it ends, so that `batch.streams` can read them."""
-        return False
+    sides: ClassVar[tuple[Side, ...]] = ("source", "target")
+    """What the columns of a dataset's `sizes_ND` are; each is compared with the model's limit for that side."""
 
     def __init__(self, config: Any, *, assets: Mapping[str, str] | None = None) -> None:
         self.config = config
+
+    @property
+    def continuous(self) -> bool:
+        """Whether each example continues where the one before it ends, so that `batch.streams` can read them."""
+        return False
 
     @classmethod
     def prepare(cls, config: Any) -> None:
         """Make the corpus if this task can, before anybody opens it; called by one process alone."""
 
     def assets(self) -> Assets:
-        """What `assets=` of the constructor takes."""
+        """What the constructor takes as `assets`: all that is needed to use a model without the data."""
         raise NotImplementedError
 
     def dataset(self, split: str) -> Dataset:
-        """The examples of a split of the corpus."""
+        """The examples of a split."""
         raise NotImplementedError
 
     def training_set(self, epoch: int) -> Dataset:
-        """The examples that an epoch, from 1, trains on: the same each time, or one shard of them after the other."""
+        """The examples that an epoch, counted from 1, trains on."""
         return self.dataset("train")
 
     def collate(self, examples: Sequence[Any]) -> Batch:
@@ -81,7 +122,7 @@ class Task:
         raise NotImplementedError
 
     def model(self, config: ModelConfig) -> Model:
-        """A new model of the sizes this task's vocabularies have."""
+        """Builds a model for this task, with its head: `build_model(config, BatchType, **sizes)`."""
         raise NotImplementedError
 
     def text_size(self, split: str, targets: float) -> TextCount | None:
@@ -112,3 +153,85 @@ class Task:
         if self.text_size(split, targets) is not None:
             met.add(TEXT_SIZE)
         return met
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        model: Model,
+        split: str = "test",
+        *,
+        criterion: Criterion | None = None,
+        names: Sequence[str] | None = None,
+        decode: bool = True,
+        search: SearchConfig | None = None,
+        references: Sequence[Sequence[str]] = (),
+        batching: BatchingConfig | None = None,
+        bf16: bool = False,
+        progress: bool = False,
+    ) -> Report:
+        """Computes the metrics of a split.
+
+        Args:
+            model: The model, in evaluation mode.
+            split: The split of the task's data.
+            criterion: Gives the statistics. None: cross entropy.
+            names: The metrics. None: those of the task that are available.
+            decode: Whether the outputs of the model are needed.
+            search: How outputs are searched for. None: the defaults.
+            references: Further sets of references, line by line, beside those of the data.
+            batching: The size of a batch; with `streams`, the text is read in so many, with recurrent state.
+            bf16: Whether matrix products run in bfloat16.
+            progress: Shows a bar on a terminal.
+
+        Raises:
+            UserError: For a metric that is not available, an empty split, and examples that are too long for the model.
+        """
+        criterion = criterion or criterions.build(CrossEntropyConfig())
+        search, batching = search or SearchConfig(), batching or BatchingConfig()
+        dataset, device = self.dataset(split), next(model.parameters()).device
+        self._check_lengths(dataset, model, split=split)
+        stats: dict[str, tuple[float, float]] = {}
+        outputs: list[Output] = []
+        targets, state = 0, None
+        streams = batching.streams
+        batches = ordered_batches(dataset.sizes_ND, batching) if streams is None else stream_rows(len(dataset), streams)
+        with Reporter(progress=progress).bar(len(dataset), f"{split}", unit=" examples") as bar:
+            for batch in load_batches(batches, dataset, self.collate, device=device):
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+                    loss = criterion(model, batch, rows_of(state, slice(len(batch.ids_B))))
+                    if decode and self.has_outputs():
+                        outputs += self.outputs(model, batch, dataset, search)
+                state = loss.state if streams is not None else None
+                targets += batch.weight
+                for name, (value, weight) in loss.stats.items():
+                    before = stats.get(name, (0.0, 0.0))
+                    stats[name] = before[0] + float(value), before[1] + float(weight)
+                bar.update(len(batch.ids_B))
+        outputs.sort(key=lambda output: output.index)
+        outputs = [
+            replace(output, references=(*output.references, *(lines[output.index] for lines in references)))
+            for output in outputs
+        ]
+        evaluation = Evaluation(stats, outputs, self.text_size(split, targets))
+        for name in names or ():
+            if name not in metrics.available(evaluation.provides):
+                raise UserError(
+                    f"metrics={name} is not available for split '{split}'.",
+                    f"Available: {', '.join(metrics.available(evaluation.provides))}.",
+                )
+        scores = metrics.compute(self.metrics if names is None else names, evaluation)
+        return Report(scores, {"examples": len(dataset), "targets": targets}, outputs)
+
+    def _check_lengths(self, dataset: Dataset, model: Model, *, split: str) -> None:
+        if not len(dataset):
+            raise UserError(f"Split '{split}' has no example.")
+        limits = {"source": longest_source([model]), "target": longest_target([model])}
+        for sizes_N, side in zip(dataset.sizes_ND.T, self.sides, strict=False):
+            limit = limits[side]
+            too_long = 0 if limit is None else int((sizes_N > limit).sum())
+            if too_long:
+                raise UserError(
+                    f"{how_many(too_long, 'example')} of split '{split}' are longer than the model's limit.",
+                    f"The limit is {limit} {side} tokens.",
+                    f"The longest has {sizes_N.max()} tokens: remove or shorten them.",
+                )

@@ -34,6 +34,7 @@ class LanguageModelingTask(TextTask):
     """One vocabulary, one tokenizer, and blocks of a stream of tokens."""
 
     metrics = ("loss", "nll", "ppl", "bits_per_token", "bits_per_byte", "bits_per_character", "word_ppl")
+    sides = ("target",)
 
     def __init__(self, config: LanguageModelingConfig, *, assets: Mapping[str, str] | None = None) -> None:
         super().__init__(config)

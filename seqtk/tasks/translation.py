@@ -101,7 +101,8 @@ class TranslationTask(TextTask):
         if source.target_lang is None:
             raise UserError(
                 f"{source.name} holds one-sided text, not pairs of sentences.",
-                "Train a language model on it with task=language_modeling, or preprocess with target_lang=.",
+                "Set reference= to the other side of input=; preprocess data with target_lang=.",
+                "task=language_modeling trains a language model on one-sided text.",
             )
         if hasattr(self, "target_tokenizer"):
             source.use(source.source_lang, self.source_vocabulary, self.source_tokenizer)

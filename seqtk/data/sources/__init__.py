@@ -3,6 +3,15 @@
 from seqtk.data.sources import databin as databin
 from seqtk.data.sources.base import Items, Source, SourceConfig, sources
 from seqtk.data.sources.databin import DataBinSource, DataBinSourceConfig
-from seqtk.data.sources.text import TextSource
+from seqtk.data.sources.text import GivenText, TextSource
 
-__all__ = ["DataBinSource", "DataBinSourceConfig", "Items", "Source", "SourceConfig", "TextSource", "sources"]
+__all__ = [
+    "DataBinSource",
+    "DataBinSourceConfig",
+    "GivenText",
+    "Items",
+    "Source",
+    "SourceConfig",
+    "TextSource",
+    "sources",
+]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqtk.data.report import TextCount, count_text
-from seqtk.data.sources.base import Items, Source
+from seqtk.data.sources.base import Items, Source, SourceConfig
 from seqtk.data.tokenizer import Tokenizer
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.utils.errors import UserError
@@ -48,7 +48,7 @@ class TextSource(Source):
     The vocabularies are the words of the training split, most frequent first, unless a model brings its own.
     """
 
-    sides: ClassVar[tuple[str, ...]] = ("source", "target")
+    sides: tuple[str, ...] = ("source", "target")
     """The names of the sides where the task gives none: one for text, two for pairs."""
     separator: ClassVar[str | None] = None
     """How lines are split into tokens: see `Tokenizer.plain`. None: at white space."""
@@ -98,3 +98,28 @@ class TextSource(Source):
         if len(row) != len(self.sides):
             raise UserError(f"Example {number} of split '{split}' in {self.name} has {len(row)} sides.")
         return tuple(row)
+
+
+class GivenText(TextSource):
+    """Lines that a command is given, in place of the splits of the data.
+
+    Args:
+        sides: The lines of each side.
+        source_lang: The name of the first side.
+        target_lang: The name of the second side, if there are two.
+        name: What errors call the text.
+    """
+
+    def __init__(
+        self,
+        *sides: Sequence[str],
+        source_lang: str | None = None,
+        target_lang: str | None = None,
+        name: str = "input=",
+    ) -> None:
+        self.sides = ("source", "target")[: len(sides)]
+        super().__init__(SourceConfig(), data=name, source_lang=source_lang, target_lang=target_lang)
+        self._sides = sides
+
+    def read(self, split: str) -> Iterable[Sequence[str]]:
+        return zip(*self._sides, strict=True)
