@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from seqtk.attention import Role
-from tests.laws.naive import Array, Problem
+from seqtk.testing.reference import Array, Problem
 
 Window = list[Array]
 """The keys, or the values, of one head in one window: only those that are real."""
@@ -65,14 +65,14 @@ def _pooled(
 ) -> list[Array]:
     """The keys or values that a query sees, the null one first."""
     nulls = [problem.head(problem.weights["null"][("key", "value").index(name)], head)] if null else []
-    rows = problem.keys_from_BSM[row]
+    rows = problem.attended_BSM[row]
     return nulls + [
         pool(name, head, [problem.head(problem.linear(name, rows[place]), head) for place in window])
         for window in windows
     ]
 
 
-ORACLES = {"memory_compressed": memory_compressed, "pooled": pooled}
+REFERENCES = {"memory_compressed": memory_compressed, "pooled": pooled}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "memory_compressed": {"": {}, "by-2-no-bias": {"compression": 2, "bias": False}, "by-1": {"compression": 1}},
     "pooled": {

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.laws.naive import Array, Problem, weighted_values
+from seqtk.testing.reference import Array, Problem, softmax_average
 
 
 def sinusoid(distance: int, dim: int) -> Array:
@@ -22,7 +22,7 @@ class Near(Problem):
 
 def transformer_xl(problem: Problem) -> Array:
     def logit(row: int, head: int, query: int, key: int) -> float:
-        distance = int(problem.position_BT[row, query] - problem.position_BT[row, key])
+        distance = query - key
         q = problem.head(problem.linear("query", problem.x_BTD[row, query]), head)
         k = problem.head(problem.linear("key", problem.x_BTD[row, key]), head)
         counted = min(distance, problem.config.clamp_length or distance)
@@ -30,10 +30,10 @@ def transformer_xl(problem: Problem) -> Array:
         content = (q + problem.weights["content_bias"][head, 0]) @ k
         return float(content + (q + problem.weights["distance_bias"][head, 0]) @ r) / math.sqrt(len(q))
 
-    return weighted_values(Near(**vars(problem)), logit)
+    return softmax_average(Near(problem.config, problem.role, problem.weights, problem.x_BTD, problem.attended_BSM, problem.pad_BS), logit)
 
 
-ORACLES = {"transformer_xl": transformer_xl}
+REFERENCES = {"transformer_xl": transformer_xl}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "transformer_xl": {"": {}, "short": {"memory_length": 2, "bias": True}, "clamped": {"clamp_length": 2}},
 }

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.laws.naive import Array, Problem
+from seqtk.testing.reference import Array, Problem
 
 
 def nystrom(problem: Problem) -> Array:
@@ -53,7 +53,7 @@ def _inverse(a: Array, iterations: int) -> Array:
     return z
 
 
-ORACLES = {"nystrom": nystrom}
+REFERENCES = {"nystrom": nystrom}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "nystrom": {
         "": {"landmarks": 3, "kernel": 3},

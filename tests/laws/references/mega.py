@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from seqtk.attention import Role
-from tests.laws.families.dot_product import turned
-from tests.laws.naive import Array, Problem
+from tests.laws.references.dot_product import turned
+from seqtk.testing.reference import Array, Problem
 
 
 def _sigmoid(vector: Array) -> Array:
@@ -73,7 +73,7 @@ def mega(problem: Problem) -> Array:
     return y_BTD
 
 
-ORACLES = {"mega": mega}
+REFERENCES = {"mega": mega}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "mega": {
         "": {"averages": 4},

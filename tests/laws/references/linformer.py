@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from tests.laws.naive import Array, Problem
+from seqtk.testing.reference import Array, Problem
 
 
 def linformer(problem: Problem) -> Array:
     """softmax over K of q · (Σ_s E[k, s] key_s) / √e, times Σ_s F[k, s] value_s; s the real positions of a row."""
     heads, rank = problem.config.heads, problem.config.rank
     y_BTD = np.zeros_like(problem.x_BTD)
-    for row, tokens in enumerate(problem.keys_from_BSM):
+    for row, tokens in enumerate(problem.attended_BSM):
         real = [token for token, pad in zip(tokens, problem.pad_BS[row], strict=True) if not pad]
         for query, x in enumerate(problem.x_BTD[row]):
             joined = []
@@ -36,7 +36,7 @@ def _mixed(problem: Problem, name: str, real: list[Array], head: int, k: int, wi
     return total
 
 
-ORACLES = {"linformer": linformer}
+REFERENCES = {"linformer": linformer}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "linformer": {
         "": {"rank": 4},

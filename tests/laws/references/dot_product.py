@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from seqtk.attention import Role
-from tests.laws.naive import Array, Logit, Problem, weighted_values
+from seqtk.testing.reference import Array, Logit, Problem, softmax_average
 
 
 def turned(vector: Array, position: int) -> Array:
@@ -62,9 +62,9 @@ def dot(problem: Problem, _: str) -> Logit:
     def logit(row: int, head: int, query: int, key: int) -> float:
         at_query = at_key = 0
         if problem.role is not Role.CROSS:
-            at_query, at_key = int(problem.position_BT[row, query]), int(problem.position_BT[row, key])
+            at_query, at_key = query, key
         q = project("query", problem.x_BTD[row, query], head, at_query)
-        k = project("key", problem.keys_from_BSM[row, key], head, at_key)
+        k = project("key", problem.attended_BSM[row, key], head, at_key)
         return float(q @ k) / math.sqrt(len(q)) + bias(problem, head, at_key - at_query)
 
     return logit
@@ -86,10 +86,10 @@ def repeated(problem: Problem) -> Problem:
 
 def softmax(problem: Problem) -> Array:
     problem = repeated(problem)
-    return weighted_values(problem, dot(problem, ""))
+    return softmax_average(problem, dot(problem, ""))
 
 
-ORACLES = {"softmax": softmax}
+REFERENCES = {"softmax": softmax}
 SELF = Role.ENCODER | Role.CAUSAL
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "softmax": {

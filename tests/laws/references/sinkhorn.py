@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.laws.naive import Array, Problem
+from seqtk.testing.reference import Array, Problem
 
 
 def sinkhorn(problem: Problem) -> Array:
@@ -13,7 +13,7 @@ def sinkhorn(problem: Problem) -> Array:
     block = problem.config.block
     y_BTD = np.zeros_like(problem.x_BTD)
     for row in range(len(y_BTD)):
-        real = sorted(np.flatnonzero(~problem.pad_BS[row]), key=lambda index: problem.position_BT[row, index])
+        real = np.flatnonzero(~problem.pad_BS[row])
         tokens = [problem.x_BTD[row, index] for index in real]
         blocks = [range(start, min(start + block, len(tokens))) for start in range(0, len(tokens), block)]
         for t, index in enumerate(real):
@@ -51,7 +51,7 @@ def doubly_stochastic(problem: Problem, sums: list[Array], head: int) -> Array:
     return p
 
 
-ORACLES = {"sinkhorn": sinkhorn}
+REFERENCES = {"sinkhorn": sinkhorn}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     # Noise would be another layer at each training step.
     "sinkhorn": {

@@ -1,4 +1,4 @@
-"""How much a layer holds at once: whether a cost that is stated linear is.
+"""Measures the memory that a layer allocates.
 
 T length, D width of the layer, M width of the memory.
 """
@@ -14,53 +14,55 @@ from torch.utils._pytree import tree_leaves
 from seqtk.attention import Attention, Role
 
 PADDING = 3
+"""Padding at the end of the measured input."""
 
 
 class Measure(TorchDispatchMode):
-    """Notes what the tensors made within it store; an expanded view stores what it was made of."""
+    """Records the storage of every tensor that is created inside the context. Views count once."""
 
     largest = 0
-    """Elements of the largest."""
+    """Elements of the largest tensor."""
     peak = 0
-    """The most bytes that were held at once."""
+    """Bytes that were alive at the same time, at most."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._held: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
-        made = function(*arguments, **(options or {}))
-        for leaf in tree_leaves(made):
+        result = function(*arguments, **(options or {}))
+        for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()
                 self.largest = max(self.largest, storage.nbytes() // leaf.element_size())
                 reference = StorageWeakRef(storage)
-                self._held[reference.cdata] = reference, storage.nbytes()
-        self._held = {key: held for key, held in self._held.items() if not held[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self._held.values()))
-        return made
+                self._alive[reference.cdata] = reference, storage.nbytes()
+        self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+        return result
 
 
 def largest_tensor(layer: Attention, length: int) -> int:
-    """The elements of the largest tensor that `layer`, in its role, makes forward and backward over `length` positions.
+    """The number of elements of the largest tensor in a forward and backward pass over `length` positions.
 
-    A memory is as long as the input, and the last positions of what is attended to are padding.
+    The memory of a CROSS layer has the same length. The last `PADDING` positions are padding.
     """
     return _measured(layer, length).largest
 
 
 def peak_memory(layer: Attention, length: int) -> int:
-    """The most bytes that all its tensors take at once, those that wait for the backward pass among them."""
+    """The largest number of bytes alive at the same time in a forward and backward pass over `length` positions."""
     return _measured(layer, length).peak
 
 
 def _measured(layer: Attention, length: int) -> Measure:
-    weight = next(layer.parameters(), torch.empty(0))  # FNet has none
+    weight = next(layer.parameters(), torch.empty(0))  # FNet has no parameters
     x_1TD = weight.new_empty(1, length, layer.dim).normal_().requires_grad_()
     memory_1TM = None
     if layer.role is Role.CROSS:
         memory_1TM = weight.new_empty(1, length, layer.memory_dim).normal_().requires_grad_()
     pad_1T = torch.arange(length, device=weight.device)[None] >= length - PADDING
     with Measure() as measure:
-        layer(x_1TD, memory_1TM, pad_BS=pad_1T)[0].sum().backward()
+        y_1TD, _ = layer(x_1TD, memory_1TM, pad_BS=pad_1T)
+        y_1TD.sum().backward()
     return measure

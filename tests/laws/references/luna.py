@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from seqtk.attention import Role
-from tests.laws.naive import Array, Problem
+from seqtk.testing.reference import Array, Problem
 
 
 def luna(problem: Problem) -> Array:
@@ -14,7 +14,7 @@ def luna(problem: Problem) -> Array:
     rows, queries, _ = problem.x_BTD.shape
     y_BTD = np.zeros_like(problem.x_BTD)
     for row in range(rows):
-        context = [c for c, pad in zip(problem.keys_from_BSM[row], problem.pad_BS[row], strict=True) if not pad]
+        context = [c for c, pad in zip(problem.attended_BSM[row], problem.pad_BS[row], strict=True) if not pad]
         wanted = range(queries) if problem.role is Role.CROSS else np.flatnonzero(~problem.pad_BS[row])
         for index, query in enumerate(wanted):
             read = _causal if problem.role is Role.CAUSAL else _bidirectional
@@ -113,7 +113,7 @@ def _filtered(problem: Problem, vectors: list[Array]) -> list[Array]:
     return found
 
 
-ORACLES = {"luna": luna, "convluna": luna}
+REFERENCES = {"luna": luna, "convluna": luna}
 ALONE = Role.ENCODER | Role.CAUSAL
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "luna": {

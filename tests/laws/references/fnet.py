@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.laws.naive import Array, Problem
+from seqtk.testing.reference import Array, Problem
 
 
 def fnet(problem: Problem) -> Array:
@@ -27,5 +27,5 @@ def fnet(problem: Problem) -> Array:
     return y_BTD
 
 
-ORACLES = {"fnet": fnet}
+REFERENCES = {"fnet": fnet}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {"fnet": {"": {}, "as-published": {"orthonormal": False}}}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.laws.naive import Array, Problem
+from seqtk.testing.reference import Array, Problem
 
 Bias = Callable[[int, int], float]
 
@@ -18,13 +18,12 @@ def gated_means(problem: Problem, bias: Bias) -> Array:
     for row in range(rows):
         keys = [problem.linear("key", token) for token in problem.x_BTD[row]]
         values = [problem.linear("value", token) for token in problem.x_BTD[row]]
-        places = problem.position_BT[row]
         for query in range(queries):
             seen = [s for s in range(queries) if problem.sees(row, query, s)]
             gates = problem.linear("query", problem.x_BTD[row, query])
             y = np.zeros(dim)
             for channel in range(dim):
-                weights = {s: math.exp(keys[s][channel] + bias(places[query], places[s])) for s in seen}
+                weights = {s: math.exp(keys[s][channel] + bias(query, s)) for s in seen}
                 if seen:
                     mean = sum(weights[s] * values[s][channel] for s in seen) / sum(weights.values())
                     y[channel] = mean / (1 + math.exp(-gates[channel]))
@@ -46,7 +45,7 @@ def _product(problem: Problem, t: int, s: int) -> float:
     return float(problem.weights["position_query"][t] @ problem.weights["position_key"][s])
 
 
-ORACLES = {"aft_simple": lambda problem: gated_means(problem, lambda t, s: 0.0), "aft_full": full, "aft_local": local}
+REFERENCES = {"aft_simple": lambda problem: gated_means(problem, lambda t, s: 0.0), "aft_full": full, "aft_local": local}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "aft_simple": {"": {}, "no-bias": {"bias": False}},
     "aft_full": {"": {"rank": 3}},

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from tests.laws.families.windows import patterned
-from tests.laws.naive import Array, Problem
+from tests.laws.references.windows import patterned
+from seqtk.testing.reference import Array, Problem
 
 
 def strided_sparse(problem: Problem) -> Array:
@@ -50,7 +50,7 @@ def bigbird(problem: Problem) -> Array:
     return patterned(problem, pattern)
 
 
-ORACLES = {"strided_sparse": strided_sparse, "fixed_sparse": fixed_sparse, "bigbird": bigbird}
+REFERENCES = {"strided_sparse": strided_sparse, "fixed_sparse": fixed_sparse, "bigbird": bigbird}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "strided_sparse": {"": {"stride": 2}, "three": {"stride": 3, "bias": False}},
     "fixed_sparse": {"": {"block": 2, "summary": 1}, "three": {"block": 3, "summary": 2, "bias": False}},

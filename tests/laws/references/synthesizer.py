@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from tests.laws.families.dot_product import dot
-from tests.laws.naive import Array, Logit, Problem, weighted_values
+from tests.laws.references.dot_product import dot
+from seqtk.testing.reference import Array, Logit, Problem, softmax_average
 
 
 def dense(problem: Problem, name: str) -> Logit:
     """Element j of W2 relu(W1 x + b1) + b2, j the key's position."""
 
     def logit(row: int, head: int, query: int, key: int) -> float:
-        return float(_perceptron(problem, name, "logits", row, head, query)[problem.position_BT[row, key]])
+        return float(_perceptron(problem, name, "logits", row, head, query)[key])
 
     return logit
 
@@ -25,7 +25,7 @@ def factorized_dense(problem: Problem, name: str) -> Logit:
     def logit(row: int, head: int, query: int, key: int) -> float:
         coarse = _perceptron(problem, name, "coarse", row, head, query)
         fine = _perceptron(problem, name, "fine", row, head, query)
-        p, q = divmod(int(problem.position_BT[row, key]), len(fine))
+        p, q = divmod(key, len(fine))
         return float(coarse[p] * fine[q])
 
     return logit
@@ -43,7 +43,7 @@ def random(problem: Problem, name: str) -> Logit:
     matrix = problem.weights[f"{name}.matrix"]
 
     def logit(row: int, head: int, query: int, key: int) -> float:
-        return float(matrix[head, problem.position_BT[row, query], problem.position_BT[row, key]])
+        return float(matrix[head, query, key])
 
     return logit
 
@@ -53,7 +53,7 @@ def factorized_random(problem: Problem, name: str) -> Logit:
     first, second = problem.weights[f"{name}.query"], problem.weights[f"{name}.key"]
 
     def logit(row: int, head: int, query: int, key: int) -> float:
-        t, s = problem.position_BT[row, query], problem.position_BT[row, key]
+        t, s = query, key
         return float(sum(first[head, t, k] * second[head, s, k] for k in range(first.shape[2])))
 
     return logit
@@ -87,14 +87,14 @@ def mixture(problem: Problem) -> Array:
     def logit(row: int, head: int, query: int, key: int) -> float:
         return sum(weight(i, head) * logits[i](row, head, query, key) for i in range(len(parts)))
 
-    return weighted_values(problem, logit)
+    return softmax_average(problem, logit)
 
 
 def _pure(part: str) -> Callable[[Problem], Array]:
-    return lambda problem: weighted_values(problem, LOGITS[part](problem, "logits"))
+    return lambda problem: softmax_average(problem, LOGITS[part](problem, "logits"))
 
 
-ORACLES = {
+REFERENCES = {
     "synthesizer_dense": _pure("dense"),
     "synthesizer_random": _pure("random"),
     "synthesizer_fixed_random": _pure("fixed_random"),

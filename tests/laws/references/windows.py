@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.laws.naive import Array, Problem
+from seqtk.testing.reference import Array, Problem
 
 Pattern = Callable[[int, int, int, int], bool]
 """(row, head, query's position, key's position) → whether the pattern has it."""
@@ -17,13 +17,13 @@ def patterned(problem: Problem, pattern: Pattern, *, prefix: Callable[[int], str
     y_BTD = np.zeros_like(problem.x_BTD)
     for row in range(len(y_BTD)):
         for query in range(y_BTD.shape[1]):
-            t = int(problem.position_BT[row, query])
+            t = query
             heads = []
             for head in range(problem.config.heads):
                 seen = [
                     key
                     for key in range(y_BTD.shape[1])
-                    if problem.sees(row, query, key) and pattern(row, head, t, int(problem.position_BT[row, key]))
+                    if problem.sees(row, query, key) and pattern(row, head, t, key)
                 ]
                 heads.append(_weigh(problem, prefix(t), row, head, query, seen))
             y_BTD[row, query] = problem.linear("out", np.concatenate(heads))
@@ -63,7 +63,7 @@ def longformer(problem: Problem) -> Array:
     )
 
 
-ORACLES = {
+REFERENCES = {
     "local_block": local_block,
     "sliding_window": lambda problem: patterned(problem, lambda row, head, t, s: near(problem, t, s)),
     "longformer": longformer,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from seqtk.attention import Role
-from tests.laws.naive import Array, Problem
+from seqtk.testing.reference import Array, Problem
 
 Kernel = Callable[[Problem, int, Array], Array]
 """(problem, head, v at the position) → the taps before their softmax."""
@@ -61,8 +61,8 @@ _SIZES: dict[str, dict[str, Any]] = {
     "plain": {"kernel_size": 5, "glu": False, "weight_softmax": False},
     "longer-than-rows": {"kernel_size": 31},
 }
-ORACLES = {
+REFERENCES = {
     "lightweight_conv": lambda problem: convolution(problem, trained),
     "dynamic_conv": lambda problem: convolution(problem, predicted),
 }
-VARIANTS = dict.fromkeys(ORACLES, _SIZES)
+VARIANTS = dict.fromkeys(REFERENCES, _SIZES)

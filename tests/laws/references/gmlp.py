@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.laws.naive import Array, Problem
+from seqtk.testing.reference import Array, Problem
 
 
 def gmlp(problem: Problem) -> Array:
@@ -14,12 +14,11 @@ def gmlp(problem: Problem) -> Array:
     rows, queries, _ = y_BTD.shape
     for row in range(rows):
         halves = [np.split(_gelu(problem.linear("expand", token)), 2) for token in problem.x_BTD[row]]
-        place = problem.position_BT[row]
         for t in range(queries):
-            gate = np.full(len(halves[t][0]), problem.weights["spatial_bias"][place[t]])
+            gate = np.full(len(halves[t][0]), problem.weights["spatial_bias"][t])
             for s in range(queries):
                 if problem.sees(row, t, s):
-                    gate = gate + problem.weights["spatial"][place[t], place[s]] * _norm(problem, halves[s][1])
+                    gate = gate + problem.weights["spatial"][t, s] * _norm(problem, halves[s][1])
             y_BTD[row, t] = problem.linear("out", halves[t][0] * gate)
     return y_BTD
 
@@ -34,5 +33,5 @@ def _norm(problem: Problem, vector: Array) -> Array:
     return scaled * problem.weights["norm.weight"] + problem.weights["norm.bias"]
 
 
-ORACLES = {"gmlp": gmlp}
+REFERENCES = {"gmlp": gmlp}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {"gmlp": {"": {}, "inner-no-bias": {"inner": 5, "bias": False}}}

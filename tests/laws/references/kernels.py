@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from seqtk.attention import Role
-from tests.laws.naive import Array, Problem
+from seqtk.testing.reference import Array, Problem
 
 Weight = Callable[[Problem, int, int, Array, int, Array, int], float]
 """(problem, row, head, query vector, query, key vector, key) → the weight of the pair before it is normalised."""
@@ -18,7 +18,7 @@ def quotient(problem: Problem, weight: Weight, *, added: float = 0.0, at_least: 
     rows, queries, _ = problem.x_BTD.shape
     outputs = []
     for row in range(rows):
-        tokens = problem.keys_from_BSM[row]
+        tokens = problem.attended_BSM[row]
         for query in range(queries):
             q = problem.linear("query", problem.x_BTD[row, query])
             heads = []
@@ -48,8 +48,8 @@ def elu_plus_one(_p: Problem, _row: int, _head: int, q: Array, _query: int, k: A
 
 def near(problem: Problem, row: int, _head: int, q: Array, query: int, k: Array, key: int) -> float:
     """relu(q) · relu(k) cos(π/2 (t - s) / M); in a memory s counts its real positions."""
-    t = int(problem.position_BT[row, query])
-    s = int(np.sum(~problem.pad_BS[row, :key])) if problem.role is Role.CROSS else int(problem.position_BT[row, key])
+    t = query
+    s = int(np.sum(~problem.pad_BS[row, :key])) if problem.role is Role.CROSS else key
     return float(np.maximum(q, 0) @ np.maximum(k, 0)) * math.cos(math.pi / 2 * (t - s) / problem.config.max_length)
 
 
@@ -87,7 +87,7 @@ def trained(problem: Problem, _row: int, head: int, q: Array, _query: int, k: Ar
     return float(phi(q) @ phi(k))
 
 
-ORACLES = {
+REFERENCES = {
     "linear": lambda problem: quotient(problem, elu_plus_one, added=1e-6),
     "cosformer": lambda problem: quotient(problem, near, at_least=1e-6),
     "performer": lambda problem: quotient(problem, random_features),

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.laws.naive import Array, Problem
+from seqtk.testing.reference import Array, Problem
 
 
 def simpletron(problem: Problem) -> Array:
@@ -14,14 +14,14 @@ def simpletron(problem: Problem) -> Array:
     y_BTD = np.zeros((rows, queries, dim))
     for row in range(rows):
         for query in range(queries):
-            keys = [s for s in range(problem.keys_from_BSM.shape[1]) if problem.sees(row, query, s)]
+            keys = [s for s in range(problem.attended_BSM.shape[1]) if problem.sees(row, query, s)]
             heads = []
             for head in range(config.heads):
                 q = problem.head(problem.linear("query", problem.x_BTD[row, query]), head)
                 total = np.zeros(len(q))
                 for s in keys:
-                    k = problem.head(problem.linear("key", problem.keys_from_BSM[row, s]), head)
-                    total += (q @ k) * problem.head(problem.linear("value", problem.keys_from_BSM[row, s]), head)
+                    k = problem.head(problem.linear("key", problem.attended_BSM[row, s]), head)
+                    total += (q @ k) * problem.head(problem.linear("value", problem.attended_BSM[row, s]), head)
                 divisor = len(q) if config.head_scale else 1
                 if config.length_factor == "sqrt":
                     divisor *= max(len(keys), 1)
@@ -31,7 +31,7 @@ def simpletron(problem: Problem) -> Array:
     return y_BTD
 
 
-ORACLES = {"simpletron": simpletron}
+REFERENCES = {"simpletron": simpletron}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "simpletron": {
         "": {},

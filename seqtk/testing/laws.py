@@ -1,0 +1,618 @@
+"""The laws: promises that every attention layer keeps, in every role, at two sizes.
+
+    from seqtk.testing.laws import run_laws
+
+    run_laws("retention", oracle=retention)
+
+checks the registered layer `retention` and raises AssertionError with one line for each law that it breaks. With
+pytest, one test a law:
+
+    @pytest.mark.parametrize("case", law_cases("retention", oracle=retention), ids=str)
+    def test_law(case):
+        case.check()
+
+`oracle` is a function of a `seqtk.testing.reference.Problem` that computes the layer's output with plain loops. The
+short size has rows of 6, 4 and 1 positions. The long size has rows of 290 and 131, enough for several blocks, chunks
+and windows. `LAWS` holds all laws by name.
+
+B batch, T query length, S key length, D width of the layer, N draws.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from seqtk.attention import Attention, Role
+from seqtk.ops.dispatch import naive_ops
+from seqtk.testing.memory import peak_memory
+from seqtk.testing.reference import Reference
+from seqtk.testing.subject import LONG, SHORT, VERY_LONG, Inputs, Subject, Variant, random_seed, run, steps, subjects
+from seqtk.utils.errors import UserError
+
+SELF = Role.ENCODER | Role.CAUSAL
+ANY = SELF | Role.CROSS
+
+
+@dataclass(frozen=True)
+class Law:
+    """A promise. `check` raises AssertionError if the subject's layer breaks it."""
+
+    check: Callable[[Subject], None]
+    roles: Role
+    sizes: tuple[str, ...]
+    slow: bool
+    """Takes seconds, so `law_cases` and `run_laws` leave it out unless `slow=True`."""
+
+    @property
+    def name(self) -> str:
+        return self.check.__name__
+
+    @property
+    def promise(self) -> str:
+        """The promise in one sentence."""
+        return (self.check.__doc__ or "").strip().splitlines()[0]
+
+
+LAWS: dict[str, Law] = {}
+
+
+def law(
+    roles: Role = ANY, *, sizes: tuple[str, ...] = ("short", "long"), slow: bool = False
+) -> Callable[[Callable[[Subject], None]], Callable[[Subject], None]]:
+    """Adds a function to `LAWS`; the first line of its docstring is the promise."""
+
+    def add(check: Callable[[Subject], None]) -> Callable[[Subject], None]:
+        LAWS[check.__name__] = Law(check, roles, sizes, slow)
+        return check
+
+    return add
+
+
+@dataclass(frozen=True)
+class LawCase:
+    """One law for one subject."""
+
+    law: Law
+    kind: str
+    variant: str
+    subject: Subject
+
+    def __str__(self) -> str:
+        return "-".join([self.kind, *self._details(), self.law.name])
+
+    def _details(self) -> list[str]:
+        details = [self.variant, str(self.subject.role.name).lower(), self.subject.size.name]
+        return [detail for detail in details if detail]
+
+    def check(self, device: str | torch.device = "cpu") -> None:
+        """Raises AssertionError, with the kind and the law in its message, if the layer breaks the law."""
+        where = f"{self.kind} ({', '.join(self._details())}), law {self.law.name}"
+        try:
+            self.law.check(replace(self.subject, device=torch.device(device)))
+        except AssertionError as error:
+            raise AssertionError(f"{where}: {error}") from error
+        except Exception as error:
+            error.add_note(where)
+            raise
+
+
+def law_cases(
+    kind: str,
+    *,
+    oracle: Reference | None = None,
+    variants: Mapping[str, Variant | Mapping[str, Any]] | None = None,
+    sizes: Sequence[str] = ("short", "long"),
+    slow: bool = False,
+) -> list[LawCase]:
+    """Every law that applies to a registered kind, in every role, variant and size.
+
+    Args:
+        kind: The name under which the layer is registered.
+        oracle: Computes the layer's output from its equations. None: the law `equals_the_reference` is left out.
+        variants: Name → settings to check, as a mapping or a `Variant`, which also restricts roles and sizes. None: the
+            kind's defaults. `heads=2` and a small `max_length` are set where the kind has such settings.
+        sizes: Of "short" and "long".
+        slow: Include the laws that take seconds (compilation).
+
+    Raises:
+        UserError: No layer has this name, or a variant sets a key that does not exist.
+    """
+    declared = {
+        name: variant if isinstance(variant, Variant) else Variant(variant)
+        for name, variant in (variants or {"": {}}).items()
+    }
+    cases = []
+    for variant, subject in subjects(kind, reference=oracle, variants=declared):
+        for law in LAWS.values():
+            applies = subject.role in law.roles and subject.size.name in law.sizes and subject.size.name in sizes
+            if law.slow and (not slow or variant != next(iter(declared))):
+                continue
+            if applies and not (law.check is equals_the_reference and oracle is None):
+                cases.append(LawCase(law, kind, variant, subject))
+    return cases
+
+
+def run_laws(
+    kind: str,
+    *,
+    oracle: Reference | None = None,
+    variants: Mapping[str, Variant | Mapping[str, Any]] | None = None,
+    device: str | torch.device = "cpu",
+    sizes: Sequence[str] = ("short", "long"),
+    slow: bool = False,
+) -> int:
+    """Checks all laws of a registered kind and returns the number of cases; for the arguments see `law_cases`.
+
+    Raises:
+        AssertionError: The layer breaks laws; the message has a line for each case.
+    """
+    cases = law_cases(kind, oracle=oracle, variants=variants, sizes=sizes, slow=slow)
+    broken = []
+    for case in cases:
+        try:
+            case.check(device)
+        except AssertionError as error:
+            broken.append(str(error))
+    if broken:
+        raise AssertionError(f"{len(broken)} of {len(cases)} law cases fail:\n" + "\n".join(broken))
+    return len(cases)
+
+
+def expect(condition: object, message: str) -> None:
+    """Raises AssertionError with the message unless the condition holds; unlike `assert`, under `python -O` too."""
+    if not condition:
+        raise AssertionError(message)
+
+
+def expect_close(actual: Tensor, expected: Tensor, message: str, tolerance: float = SHORT.tolerance) -> None:
+    """Raises AssertionError unless the tensors agree, absolutely or relatively, to the tolerance."""
+    try:
+        torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
+    except AssertionError as error:
+        raise AssertionError(f"{message}. {str(error).splitlines()[0]} {' '.join(str(error).split()[-30:])}") from error
+
+
+def expect_close_all(
+    actual: Sequence[Tensor | None], expected: Sequence[Tensor | None], message: str, tolerance: float
+) -> None:
+    """As `expect_close`, for lists in which None stands for a missing gradient."""
+    for number, (one, other) in enumerate(zip(actual, expected, strict=True)):
+        if one is None or other is None:
+            zero = not any(tensor is not None and tensor.any() for tensor in (one, other))
+            expect(zero, f"{message}: tensor {number} has a gradient in one form only")
+        else:
+            expect_close(one, other, f"{message} (tensor {number})", tolerance)
+
+
+@contextmanager
+def refusal(message: str) -> Iterator[None]:
+    """Raises AssertionError unless the block raises a UserError that names `max_length`."""
+    try:
+        yield
+    except UserError as error:
+        expect("max_length" in str(error), f"{message}; its message does not name max_length: {error}")
+    else:
+        raise AssertionError(message)
+
+
+def output_and_gradients(layer: Attention, inputs: Inputs) -> list[Tensor | None]:
+    """The outputs at real positions, and the gradients of a weighted sum of them: of inputs, then of parameters."""
+    leaves = [*inputs.leaves(), *layer.parameters()]
+    y_BTD = inputs.run(layer)
+    weights_BTD = torch.linspace(-1, 1, y_BTD[inputs.real].numel(), dtype=y_BTD.dtype, device=y_BTD.device)
+    total = (y_BTD[inputs.real] * weights_BTD.view_as(y_BTD[inputs.real])).sum()
+    return [y_BTD[inputs.real].detach(), *torch.autograd.grad(total, leaves, allow_unused=True)]
+
+
+@law()
+def padding_never_leaks(subject: Subject) -> None:
+    """What padding contains never changes an output."""
+    layer = subject.make()
+    inputs = subject.inputs(layer)
+    assert inputs.pad_BS is not None
+    other = inputs.with_attended(torch.where(inputs.pad_BS[..., None], 100.0, inputs.attended))
+    message = "outputs change when padding contains 100 instead of random numbers"
+    with torch.no_grad():
+        expect_close(other.run(layer)[inputs.real], inputs.run(layer)[inputs.real], message, subject.size.tolerance)
+
+
+@law()
+def more_padding_changes_nothing(subject: Subject) -> None:
+    """More padding on the right never changes an output."""
+    layer = subject.make()
+    inputs = subject.inputs(layer)
+    wider = inputs.more_padding(3 if subject.size is SHORT else 37)
+    with torch.no_grad():
+        expect_close(
+            wider.run(layer)[wider.real],
+            inputs.run(layer)[inputs.real],
+            "outputs change with more padding",
+            subject.size.tolerance,
+        )
+
+
+@law(Role.CAUSAL)
+def future_is_invisible(subject: Subject) -> None:
+    """A later position never changes an earlier output, and neither does the number of later positions."""
+    layer = subject.make()
+    padded = subject.inputs(layer)
+    length = padded.x_BTD.shape[1]
+    places = range(length) if subject.size is SHORT else (0, 63, 64, 130, 256, length - 2)
+    for inputs in (padded, replace(padded, pad_BS=None)):
+        x_BTD = inputs.x_BTD.clone().requires_grad_()
+        y_BTD = inputs.with_attended(x_BTD).run(layer)
+        for t in places:
+            at_t = torch.where(inputs.real[:, t, None], y_BTD[:, t], 0)  # outputs at padding have no meaning
+            (gradient,) = torch.autograd.grad(at_t.sum(), x_BTD, retain_graph=True)
+            expect(not gradient[:, t + 1 :].any(), f"output {t} depends on later inputs")
+    with torch.no_grad():
+        whole = run(layer, padded.x_BTD)
+        for t in places:
+            expect_close(
+                run(layer, padded.x_BTD[:, : t + 1]),
+                whole[:, : t + 1],
+                f"outputs 0 to {t} depend on how many positions follow",
+                subject.size.tolerance,
+            )
+
+
+@law(Role.CAUSAL | Role.CROSS)
+def stepping_equals_the_parallel_form(subject: Subject) -> None:
+    """`start` and `step` give the same outputs as `forward`.
+
+    In float64 and, at the short size, float32. At the long size rows are reordered near the end.
+    """
+    precisions = [(torch.float64, subject.size.tolerance)] + [(torch.float32, 1e-5)] * (subject.size is SHORT)
+    for dtype, tolerance in precisions:
+        layer = subject.make(dtype=dtype)
+        inputs = subject.inputs(layer).without_padding(layer)
+        length = inputs.x_BTD.shape[1]
+        split = length if subject.size is SHORT else length - 6
+        with torch.no_grad():
+            y_BTD, state = steps(layer, inputs.x_BTD[:, :split], inputs.start(layer))
+            message = f"stepping differs from the parallel form in {dtype}".replace("torch.", "")
+            expect_close(y_BTD, inputs.run(layer)[:, :split], message, tolerance)
+            if split < length:
+                order = torch.tensor([1, 1, 0], device=subject.device)
+                after = inputs.rows(order)
+                y_BTD, _ = steps(layer, after.x_BTD[:, split:], reordered(state, order))
+                expect_close(y_BTD, after.run(layer)[:, split:], f"{message} after rows are reordered", tolerance)
+
+
+def reordered(state: Any, order: Tensor) -> Any:
+    """A state with its rows in another order, as beam search makes it."""
+    return tree_map(lambda leaf: leaf[order] if isinstance(leaf, Tensor) else leaf, state)
+
+
+@law(Role.CAUSAL | Role.CROSS, sizes=("short",))
+def reordering_the_state_reorders_the_future(subject: Subject) -> None:
+    """The state holds everything about the past: reordering its rows is the same as reordering the inputs."""
+    layer = subject.make()
+    inputs = subject.inputs(layer)
+    order = torch.tensor([2, 0, 0, 1], device=subject.device)  # beam search also changes the number of rows
+    with torch.no_grad():
+        _, state = steps(layer, inputs.x_BTD[:, :3], inputs.start(layer))
+        actual, _ = steps(layer, inputs.x_BTD[order, 3:], reordered(state, order))
+        expected, _ = steps(layer, inputs.x_BTD[order], inputs.rows(order).start(layer))
+    expect_close(actual, expected[:, 3:], "outputs after reordering the state are not those of the reordered rows")
+
+
+@law()
+def a_row_alone_equals_the_row_in_its_batch(subject: Subject) -> None:
+    """A row without padding, alone, gives the same outputs as in a batch."""
+    layer = subject.make()
+    inputs = subject.inputs(layer)
+    with torch.no_grad():
+        together = inputs.run(layer)
+        for row, length in enumerate(subject.size.lengths):
+            alone = inputs.rows(slice(row, row + 1))
+            alone = replace(alone.with_attended(alone.attended[:, :length]), pad_BS=None)
+            actual = alone.run(layer)[0]
+            expect_close(
+                actual,
+                together[row, : len(actual)],
+                f"the row of {length} positions alone differs from itself in a batch",
+                subject.size.tolerance,
+            )
+
+
+@law()
+def padding_only_gives_zero(subject: Subject) -> None:
+    """A row of padding gives zero before the output projection, and all gradients stay finite."""
+    layer = subject.make()
+    inputs = subject.inputs(layer)
+    assert inputs.pad_BS is not None
+    inputs = replace(inputs, pad_BS=inputs.pad_BS.index_fill(0, torch.tensor([1], device=subject.device), True))
+    attended = inputs.attended.clone().requires_grad_()
+    y_BTD = inputs.with_attended(attended).run(layer)
+    expect(y_BTD.isfinite().all(), "an output is not finite where a row is all padding")
+    out = getattr(layer, "out", nn.Identity())
+    nothing = out(inputs.x_BTD.new_zeros(inputs.x_BTD.shape[1], getattr(out, "in_features", layer.dim)))
+    expect_close(y_BTD[1], nothing, "a row of padding does not give the bias of the output projection")
+    y_BTD.sum().backward()
+    gradients = [attended.grad, *(parameter.grad for parameter in layer.parameters())]
+    finite = all(gradient is None or bool(gradient.isfinite().all()) for gradient in gradients)
+    expect(finite, "a gradient is not finite where a row is all padding")
+
+
+@law(sizes=("short",))
+def bfloat16_stays_near_float32(subject: Subject) -> None:
+    """Under bfloat16 autocast outputs are bfloat16 and within 5% of the float32 ones."""
+    layer = subject.make(dtype=torch.float32)
+    inputs = subject.inputs(layer)
+    with torch.no_grad():
+        exact = inputs.run(layer)[inputs.real]
+        with torch.autocast(subject.device.type, dtype=torch.bfloat16):
+            rough = inputs.run(layer)[inputs.real]
+    expect(rough.dtype is torch.bfloat16, f"the output under bfloat16 autocast is {rough.dtype}")
+    error = float((rough - exact).abs().max() / exact.abs().max())
+    expect(error < 0.05, f"bfloat16 differs from float32 by {error:.1%} of the largest output; 5% is allowed")
+
+
+@law(sizes=("long",))
+def sums_stay_in_float32(subject: Subject) -> None:
+    """Under bfloat16 autocast, what lies between the linear maps is computed in float32, in both forms.
+
+    Compared with a float32 run that rounds the inputs and outputs of linear maps to bfloat16. The mean difference may
+    be `Variant.bfloat16_error` of the mean output.
+    """
+    layer = subject.make(dtype=torch.float32)
+    inputs = subject.inputs(layer)
+
+    def run_both_forms() -> list[Tensor]:
+        outputs = [inputs.run(layer)[inputs.real]]
+        if layer.role in Role.CAUSAL | Role.CROSS:
+            outputs.append(steps(layer, inputs.x_BTD[:, :40], inputs.start(layer))[0])
+        return [output.float() for output in outputs]
+
+    with torch.no_grad():
+        with torch.autocast(subject.device.type, dtype=torch.bfloat16):
+            rough = run_both_forms()
+        hooks = [
+            module.register_forward_hook(_in_bfloat16) for module in layer.modules() if isinstance(module, nn.Linear)
+        ]
+        exact = run_both_forms()
+        for hook in hooks:
+            hook.remove()
+    for form, one, other in zip(("parallel", "step"), rough, exact, strict=False):
+        error = float((one - other).abs().mean() / other.abs().mean())
+        allowed = subject.bfloat16_error
+        expect(
+            error <= allowed,
+            f"the {form} form rounds to bfloat16 between its linear maps: outputs move by {error:.2%}, "
+            f"{allowed:.2%} are allowed",
+        )
+
+
+def _in_bfloat16(linear: nn.Linear, arguments: tuple[Tensor, ...], _: Tensor) -> Tensor:
+    """A forward hook: the output of the linear map as under bfloat16 autocast, in float32."""
+    bias = None if linear.bias is None else linear.bias.bfloat16()
+    return nn.functional.linear(arguments[0].bfloat16(), linear.weight.bfloat16(), bias).float()
+
+
+@law(sizes=("short",))
+def weights_survive_a_round_trip(subject: Subject) -> None:
+    """`state_dict` holds everything that outputs depend on."""
+    layer, other = subject.make(), subject.make(seed=7)
+    inputs = subject.inputs(layer)
+    with torch.no_grad():
+        before = inputs.run(layer)
+        other.load_state_dict(layer.state_dict(), strict=True)
+        expect_close(inputs.run(other), before, "a layer with the loaded weights gives other outputs", 0)
+
+
+@law(sizes=("short",))
+def every_parameter_is_used(subject: Subject) -> None:
+    """Every parameter has a gradient, except the bias of keys, which softmax cancels."""
+    layer = subject.make()
+    inputs = subject.inputs(layer)
+    x_BTD = inputs.x_BTD.clone().requires_grad_()  # for a layer without parameters
+    replace(inputs, x_BTD=x_BTD).run(layer)[inputs.real].square().sum().backward()
+    unused = [name for name, p in layer.named_parameters() if p.grad is None or (p.numel() and not p.grad.any())]
+    unused = [name for name in unused if not name.endswith("key.bias")]
+    expect(not unused, f"these parameters have no gradient: {', '.join(unused)}")
+
+
+@law(sizes=("short",))
+def too_long_inputs_are_refused(subject: Subject) -> None:
+    """An input longer than `max_length` raises a UserError that names the key; one of that length does not."""
+    layer = subject.make()
+    limit = layer.max_length
+    if limit is None:
+        expect(not subject.has("max_length"), "the setting max_length has no effect: the property max_length is None")
+        return
+    whole = subject.inputs(layer, lengths=(limit,))
+    with torch.no_grad():
+        if layer.role is Role.CAUSAL:
+            _, state = steps(layer, whole.x_BTD, whole.start(layer))
+            with refusal(f"step {limit} does not raise a UserError: max_length={limit}"):
+                layer.step(whole.x_BTD[:, :1], state)
+        expect(whole.run(layer).isfinite().all(), f"an input of max_length={limit} gives an output that is not finite")
+        for lengths in ((limit + 1,), (3, limit + 1)):
+            with refusal(f"an input of {limit + 1} positions does not raise a UserError: max_length={limit}"):
+                subject.inputs(layer, lengths=lengths).run(layer)
+
+
+@law(sizes=("short",))
+def subquadratic_memory_is_linear(subject: Subject) -> None:
+    """The memory of a layer that declares `subquadratic` grows no faster than its input, forward and backward."""
+    long, longer = 256, 1024
+    room = {"max_length": longer} if subject.has("max_length") else {}
+    layer = subject.make(dtype=torch.float32, **room)
+    if layer.subquadratic:
+        growth = peak_memory(layer, longer) / peak_memory(layer, long)
+        allowed = 1.05 * longer / long
+        expect(growth <= allowed, f"4 times the length takes {growth:.1f} times the memory, {allowed:.1f} are allowed")
+
+
+@law()
+def reports_are_plain_numbers(subject: Subject) -> None:
+    """`aux_loss` is None or a finite scalar; `monitored` maps names to floats."""
+    layer = subject.make()
+    penalty = layer.aux_loss()
+    expect(penalty is None or (penalty.shape == () and penalty.isfinite()), "aux_loss is not a finite scalar")
+    for name, value in layer.monitored().items():
+        expect(type(name) is str and type(value) is float, f"monitored has {name!r}: {value!r}, which is not a float")
+
+
+@law()
+def evaluation_is_deterministic(subject: Subject) -> None:
+    """In eval mode the same input gives the same output, and dropout is inactive."""
+    layer = subject.make()
+    inputs = subject.inputs(layer)
+    with torch.no_grad():
+        expected = inputs.run(layer)
+        expect_close(inputs.run(layer), expected, "two runs in eval mode differ", 0)
+        if subject.has("dropout"):
+            actual = inputs.run(subject.make(dropout=0.5))
+            expect_close(actual, expected, "dropout changes outputs in eval mode", subject.size.tolerance)
+
+
+@law()
+def dropout_is_unbiased_and_seeded(subject: Subject) -> None:
+    """Dropout changes outputs in training, keeps their mean, follows the seed, and draws anew for every position.
+
+    A layer may drop a key for all queries at once, but no block of positions may reuse the mask of another.
+    """
+    if not subject.has("dropout"):
+        return
+    layer = subject.make()
+    inputs = subject.inputs(layer, lengths=None if subject.size is SHORT else (max(subject.size.lengths),))
+    draws = 60
+    with torch.no_grad(), random_seed(0):
+        expected = inputs.run(layer)
+        expect_close(inputs.run(layer.train()), expected, "training with dropout=0 differs from evaluation", 1e-9)
+        layer = subject.make(dropout=0.5).train()
+        torch.manual_seed(0)
+        noise_NRD = torch.stack([(inputs.run(layer) - expected)[inputs.real] for _ in range(draws)])
+        torch.manual_seed(0)
+        again_RD = (inputs.run(layer) - expected)[inputs.real]
+    ignored = torch.equal(noise_NRD[0], noise_NRD[1])
+    expect(
+        not ignored, "dropout must change outputs in training: the layer has a 'dropout' setting but ignores it"
+    )
+    expect(torch.equal(noise_NRD[0], again_RD), "dropout must draw from torch's generator: the same seed gives another mask")
+    bias = float(noise_NRD.mean(0).norm() / noise_NRD.flatten(1).norm(dim=1).mean())
+    expect(bias < 0.6, f"dropout must keep the mean of outputs: over {draws} draws it moves by {bias:.0%} of the noise")
+    if subject.size is LONG:
+        noise_NR = noise_NRD @ torch.linspace(-1, 1, noise_NRD.shape[2], dtype=torch.float64, device=subject.device)
+        correlation_RR = torch.corrcoef(noise_NR.T).abs().nan_to_num(0).fill_diagonal_(0)
+        far = correlation_RR.triu(16)
+        mean = float(far.sum() / far.count_nonzero().clamp(min=1))
+        if mean < 0.12:  # else dropped keys are shared by all queries; 0.1 is the mean of independent noise
+            expect(far.max() < 0.75, "dropout must draw anew for every position: two blocks of positions share a mask")
+
+
+@law()
+def equals_the_reference(subject: Subject) -> None:
+    """Outputs in float64 are those of the reference implementation, which restates the equations as loops."""
+    layer = subject.make()
+    padded = subject.inputs(layer, lengths=subject.size.reference_lengths)
+    if subject.size is not SHORT:
+        padded = padded.more_padding(3)
+    for inputs in (padded, replace(padded, pad_BS=None)) if subject.size is SHORT else (padded,):
+        with torch.no_grad():
+            actual, expected = inputs.run(layer)[inputs.real], subject.expected(layer, inputs)[inputs.real]
+        expect_close(actual, expected, "outputs differ from the reference", subject.size.tolerance)
+
+
+@law()
+def gradients_equal_finite_differences(subject: Subject) -> None:
+    """The gradients of inputs and parameters are those of the outputs, with and without dropout.
+
+    Compared along one random direction, in float64: (f(x + ε d) - f(x - ε d)) / 2ε = ∇f · d.
+    """
+    step = 1e-6
+    for dropout in (0.0, 0.3) if subject.has("dropout") else (None,):
+        layer = subject.make(**({} if dropout is None else {"dropout": dropout})).train()
+        inputs = subject.inputs(layer)
+        leaves = [*inputs.leaves(), *layer.parameters()]
+        generator = torch.Generator().manual_seed(2)
+        directions = [torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf) for leaf in leaves]
+        weights_BTD = torch.randn(inputs.x_BTD.shape, generator=generator, dtype=leaves[0].dtype).to(leaves[0])
+
+        def value(shift: float) -> Tensor:
+            with torch.no_grad():
+                for leaf, direction in zip(leaves, directions, strict=True):  # noqa: B023
+                    leaf.add_(direction, alpha=shift)
+            with random_seed(0):
+                return (inputs.run(layer) * weights_BTD)[inputs.real].sum()  # noqa: B023
+
+        gradients = torch.autograd.grad(value(0.0), leaves, allow_unused=True)
+        with torch.no_grad():
+            after, before = value(step), value(-2 * step)
+        slopes = [0.0 if g is None else float((g * d).sum()) for g, d in zip(gradients, directions, strict=True)]
+        difference = float(after - before) / (2 * step)
+        error = abs(difference - sum(slopes)) / max(math.hypot(*slopes), 1e-3)
+        with_dropout = f" with dropout={dropout}" if dropout else ""
+        expect(
+            error < 1e-5,
+            f"the gradient{with_dropout} is {sum(slopes):.6g} along a direction, finite differences give {difference:.6g}",
+        )
+
+
+@law(sizes=("long",))
+def very_long_inputs_equal_shorter_ones(subject: Subject) -> None:
+    """A layer that declares `subquadratic` gives the same outputs and gradients when padding makes the input very long.
+
+    2,040 positions, and the same with padding up to 2,100: from 2,048 on, layers may work in another order to save
+    memory.
+    """
+    room = {"max_length": VERY_LONG} if subject.has("max_length") else {}
+    layer = subject.make(**room)
+    if not layer.subquadratic:
+        return
+    found = []
+    for padding in (0, 60):
+        inputs = subject.inputs(layer, lengths=(VERY_LONG - 60,)).more_padding(padding)
+        inputs = replace(inputs, x_BTD=inputs.x_BTD.detach())
+        y, *gradients = output_and_gradients(layer, inputs)
+        cut = [g[:, : VERY_LONG - 60] if g is not None and g.dim() == 3 and g.shape[1] >= VERY_LONG - 60 else g for g in gradients]
+        found.append([y, *cut])
+    expect_close_all(*found, "a very long input differs from a shorter one", 1e-8)
+
+
+@law()
+def naive_operations_give_the_same(subject: Subject) -> None:
+    """Outputs and gradients are the same on the naive form of every operation (`SEQTK_NAIVE=1`)."""
+    layer = subject.make()
+    fast = output_and_gradients(layer, subject.inputs(layer))
+    with naive_ops():
+        naive = output_and_gradients(layer, subject.inputs(layer))
+    expect_close_all(fast, naive, "the fast and the naive form of an operation differ", 10 * subject.size.tolerance)
+
+
+@law(sizes=("short",), slow=True)
+def compiles_to_one_graph(subject: Subject) -> None:
+    """`torch.compile(fullgraph=True)` compiles forward and backward, and both give the same numbers.
+
+    With the backend that traces and differentiates but generates no code.
+    """
+    torch.compiler.reset()
+    layer = subject.make(dtype=torch.float32)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    padded = subject.inputs(layer)
+    for pad_BS in (None, padded.pad_BS):
+        inputs = replace(padded, pad_BS=pad_BS)
+        expected = output_and_gradients(layer, inputs)
+        actual = output_and_gradients(compiled, inputs)  # type: ignore[arg-type]
+        expect_close_all(actual, expected, "the compiled layer differs", 1e-5)
+
+
+@law(sizes=("short", "long"))
+def devices_give_the_same(subject: Subject) -> None:
+    """Outputs and gradients on an accelerator are those of the CPU, in float64."""
+    if subject.device.type == "cpu":
+        return
+    found = []
+    for device in (torch.device("cpu"), subject.device):
+        there = replace(subject, device=device)
+        layer = there.make()
+        found.append([t if t is None else t.cpu() for t in output_and_gradients(layer, there.inputs(layer))])
+    expect_close_all(found[1], found[0], f"{subject.device.type} differs from the CPU", 100 * subject.size.tolerance)

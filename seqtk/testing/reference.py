@@ -1,0 +1,96 @@
+"""The base of reference implementations: loops over rows, heads, queries and keys in float64 NumPy.
+
+A reference restates the equations of a paper. It shares no code with the layer and reads only the layer's weights, by
+name. It is a function that takes a `Problem` and returns the outputs, an array of the shape of `x_BTD`.
+
+B batch, T query length, S key length, D width of the layer, M width of the memory.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from seqtk.attention import Attention, Role
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Logit = Callable[[int, int, int, int], float]
+"""(row, head, query, key) → the logit."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The settings and weights of a layer, and its input as arrays."""
+
+    config: Any
+    role: Role
+    weights: dict[str, Array]
+    """Parameters and buffers by name."""
+    x_BTD: Array
+    attended_BSM: Array
+    """The memory of a CROSS layer; otherwise `x_BTD`."""
+    pad_BS: Array
+    """True at padding of `attended_BSM`."""
+    _products: dict[tuple[str, bytes], Array] = field(default_factory=dict, init=False, repr=False)
+
+    def sees(self, row: int, query: int, key: int) -> bool:
+        """Whether softmax attention in this role lets the query attend to the key."""
+        return not self.pad_BS[row, key] and not (self.role is Role.CAUSAL and key > query)
+
+    def head(self, vector: Array, head: int) -> Array:
+        """The part of a vector that belongs to one of `config.heads` heads."""
+        size = len(vector) // self.config.heads
+        return vector[head * size : (head + 1) * size]
+
+    def linear(self, name: str, vector: Array) -> Array:
+        """The linear layer `name` (its weight, and its bias if it has one) applied to a vector."""
+        known = name, vector.tobytes()
+        if known not in self._products:
+            y: Array = self.weights[f"{name}.weight"] @ vector
+            self._products[known] = y + self.weights[f"{name}.bias"] if f"{name}.bias" in self.weights else y
+        return self._products[known]
+
+
+Reference = Callable[[Problem], Array]
+
+
+def reference_output(
+    reference: Reference,
+    layer: Attention,
+    x_BTD: torch.Tensor,
+    memory_BSM: torch.Tensor | None,
+    *,
+    pad_BS: torch.Tensor,
+) -> Array:
+    """The output of `reference` with the weights of `layer`."""
+    problem = Problem(
+        config=layer.config,
+        role=layer.role,
+        weights={name: value.double().cpu().numpy() for name, value in layer.state_dict().items()},
+        x_BTD=x_BTD.double().cpu().numpy(),
+        attended_BSM=(x_BTD if memory_BSM is None else memory_BSM).double().cpu().numpy(),
+        pad_BS=pad_BS.cpu().numpy(),
+    )
+    return reference(problem)
+
+
+def softmax_average(problem: Problem, logit: Logit) -> Array:
+    """The output projection of softmax(logits) V, per head, over the keys that each query sees."""
+    rows, queries, _ = problem.x_BTD.shape
+    outputs = []
+    for row in range(rows):
+        values = [problem.linear("value", token) for token in problem.attended_BSM[row]]
+        for query in range(queries):
+            keys = [key for key in range(len(values)) if problem.sees(row, query, key)]
+            heads = []
+            for head in range(problem.config.heads):
+                average = 0 * problem.head(values[0], head)
+                if keys:
+                    weights = np.array([math.exp(logit(row, head, query, key)) for key in keys])
+                    average = weights @ np.array([problem.head(values[key], head) for key in keys]) / weights.sum()
+                heads.append(average)
+            outputs.append(problem.linear("out", np.concatenate(heads)))
+    return np.stack(outputs).reshape(rows, queries, -1)

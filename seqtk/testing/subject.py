@@ -1,0 +1,202 @@
+"""What a law is checked on: one layer, in one role, at one size.
+
+B batch, T query length, S key length, D width of the layer, M width of the memory.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqtk.attention import Attention, AttentionConfig, Role, StepState, attentions
+from seqtk.config.schema import from_dict
+from seqtk.testing.reference import Reference, reference_output
+
+
+@dataclass(frozen=True)
+class Size:
+    """The widths and lengths at which a law is checked."""
+
+    name: str
+    dim: int
+    memory_dim: int
+    lengths: tuple[int, ...]
+    """The real length of each row (of its memory, for a CROSS layer); shorter rows are padded on the right."""
+    queries: int
+    """The number of queries of a CROSS layer."""
+    reference_lengths: tuple[int, ...]
+    """The same as `lengths` where a slow reference implementation is compared."""
+    settings: Mapping[str, Any]
+    """Set in every config that has the field, unless the variant sets it."""
+    tolerance: float
+    """Of float64 results."""
+
+
+SHORT = Size("short", 8, 6, (6, 4, 1), 5, (6, 4, 1), {"heads": 2, "max_length": 12}, 1e-10)
+LONG = Size("long", 16, 12, (290, 131), 70, (140,), {"heads": 2, "max_length": 330}, 1e-9)
+"""Long enough for several blocks, chunks and windows, and for more positions than a cache's recent part (256)."""
+SIZES = {size.name: size for size in (SHORT, LONG)}
+
+VERY_LONG = 2100
+"""Positions from which layers with linear cost process some heads at a time (2,048) and a few more."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Settings of a kind under which the laws are checked."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    roles: Role = Role.ENCODER | Role.CAUSAL | Role.CROSS
+    """The roles in which the kind accepts these settings."""
+    sizes: tuple[str, ...] = ("short", "long")
+    bfloat16_error: float = 0.02
+    """What rounding to bfloat16 between the linear maps may add to outputs, on average, relative to them."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The arguments of a layer."""
+
+    x_BTD: Tensor
+    memory_BSM: Tensor | None
+    pad_BS: Tensor | None
+
+    @property
+    def attended(self) -> Tensor:
+        """The memory of a CROSS layer; otherwise x."""
+        return self.x_BTD if self.memory_BSM is None else self.memory_BSM
+
+    @property
+    def real(self) -> Tensor:
+        """True at positions whose output has a meaning."""
+        if self.pad_BS is None or self.memory_BSM is not None:
+            return torch.ones(self.x_BTD.shape[:2], dtype=torch.bool, device=self.x_BTD.device)
+        return ~self.pad_BS
+
+    def with_attended(self, new: Tensor) -> "Inputs":
+        """The same with another memory (CROSS) or another x."""
+        return replace(self, x_BTD=new) if self.memory_BSM is None else replace(self, memory_BSM=new)
+
+    def rows(self, index: Any) -> "Inputs":
+        """The rows at `index`, a slice or a tensor."""
+        return Inputs(*(None if tensor is None else tensor[index] for tensor in vars(self).values()))
+
+    def without_padding(self, layer: Attention) -> "Inputs":
+        """All positions real, except in the memory of a CROSS layer."""
+        return self if layer.role is Role.CROSS else replace(self, pad_BS=None)
+
+    def more_padding(self, count: int, *, value: float = 1.0) -> "Inputs":
+        """The same with `count` more positions of padding, which hold `value`."""
+        assert self.pad_BS is not None
+        wider = self.with_attended(nn.functional.pad(self.attended, (0, 0, 0, count), value=value))
+        return replace(wider, pad_BS=nn.functional.pad(self.pad_BS, (0, count), value=True))
+
+    def leaves(self) -> list[Tensor]:
+        """The inputs, with gradients switched on."""
+        return [tensor.requires_grad_() for tensor in (self.x_BTD, self.memory_BSM) if tensor is not None]
+
+    def run(self, layer: Attention) -> Tensor:
+        """y_BTD."""
+        return run(layer, self.x_BTD, self.memory_BSM, pad_BS=self.pad_BS)
+
+    def start(self, layer: Attention) -> StepState:
+        """The state before the first step."""
+        return layer.start(len(self.x_BTD), self.memory_BSM, pad_BS=None if layer.role is Role.CAUSAL else self.pad_BS)
+
+
+def run(
+    layer: Attention, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None
+) -> Tensor:
+    """y_BTD of the parallel form, without its state."""
+    y_BTD: Tensor
+    y_BTD, _ = layer(x_BTD, memory_BSM, pad_BS=pad_BS)
+    return y_BTD
+
+
+def steps(layer: Attention, x_BTD: Tensor, state: StepState) -> tuple[Tensor, StepState]:
+    """The outputs of one step per position of x, and the state after them."""
+    outputs = []
+    for t in range(x_BTD.shape[1]):
+        y_B1D, state = layer.step(x_BTD[:, t : t + 1], state)
+        outputs.append(y_B1D)
+    return torch.cat(outputs, 1), state
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A layer class with a config, in a role, at a size. `make` builds it."""
+
+    layer: type[Attention]
+    config: AttentionConfig
+    role: Role
+    size: Size = SHORT
+    reference: Reference | None = None
+    bfloat16_error: float = 0.02
+    device: torch.device = torch.device("cpu")
+
+    def make(self, *, dtype: torch.dtype = torch.float64, seed: int = 0, **settings: Any) -> Attention:
+        """The same layer every time, in eval mode. All weights are random, so that no zero hides a mistake."""
+        config = dataclasses.replace(self.config, **settings)
+        memory_dim = self.size.memory_dim if self.role is Role.CROSS else None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            layer = self.layer(config, dim=self.size.dim, role=self.role, memory_dim=memory_dim)
+            scale = 0.6 * (SHORT.dim / self.size.dim) ** 0.5
+            for parameter in layer.parameters():
+                nn.init.normal_(parameter, std=scale)
+        return layer.to(self.device, dtype).eval()
+
+    def has(self, setting: str) -> bool:
+        """Whether the config has the setting."""
+        return any(field.name == setting for field in dataclasses.fields(self.config))
+
+    def inputs(self, layer: Attention, *, lengths: Sequence[int] | None = None, seed: int = 1) -> Inputs:
+        """Right-padded rows of the given real lengths (of the memory, for a CROSS layer)."""
+        lengths = lengths or self.size.lengths
+        generator = torch.Generator().manual_seed(seed)
+        dtype = next((p.dtype for p in layer.parameters()), torch.float64)
+        length, cross = max(lengths), layer.role is Role.CROSS
+
+        def draw(positions: int, width: int) -> Tensor:
+            shape = (len(lengths), positions, width)
+            return torch.randn(shape, generator=generator, dtype=torch.float64).to(self.device, dtype)
+
+        x_BTD = draw(self.size.queries if cross else length, layer.dim)
+        memory_BSM = draw(length, layer.memory_dim) if cross else None
+        pad_BS = torch.arange(length)[None] >= torch.tensor(lengths)[:, None]
+        return Inputs(x_BTD, memory_BSM, pad_BS.to(self.device))
+
+    def expected(self, layer: Attention, inputs: Inputs) -> Tensor:
+        """y_BTD of the reference implementation."""
+        assert self.reference is not None
+        pad_BS = torch.zeros(inputs.attended.shape[:2], dtype=torch.bool) if inputs.pad_BS is None else inputs.pad_BS
+        y_BTD = reference_output(self.reference, layer, inputs.x_BTD, inputs.memory_BSM, pad_BS=pad_BS)
+        return torch.from_numpy(y_BTD).to(self.device)
+
+
+def subjects(
+    kind: str, *, reference: Reference | None = None, variants: Mapping[str, Variant] | None = None
+) -> Iterator[tuple[str, Subject]]:
+    """(variant, subject) of a registered kind: every variant in every role and at every size that it declares."""
+    config_type = attentions.config_type(kind)
+    layer = attentions.class_of(config_type)
+    known = {field.name for field in dataclasses.fields(config_type)}
+    for name, variant in (variants or {"": Variant()}).items():
+        for size in map(SIZES.__getitem__, variant.sizes):
+            settings = {key: value for key, value in size.settings.items() if key in known} | dict(variant.settings)
+            config = from_dict(config_type, settings)
+            for role in Role:
+                if role in layer.roles & variant.roles:
+                    yield name, Subject(layer, config, role, size, reference, variant.bfloat16_error)
+
+
+@contextlib.contextmanager
+def random_seed(seed: int) -> Iterator[None]:
+    """Seeds torch's default generators inside the block and restores their states after it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
