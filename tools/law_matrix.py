@@ -1,62 +1,102 @@
-"""Runs the laws of attention and writes docs/laws.md: which kind passed which, and how often.
+"""Writes docs/laws.md: the laws of attention layers, the kinds that they apply to, and the mutants that they catch.
 
-python tools/law_matrix.py [pytest options, e.g. -n 2 or --device cuda]
+python tools/law_matrix.py            writes the page
+python tools/law_matrix.py --check    exits with code 1 if the page is not current
 """
 
-import collections
-import subprocess
+import argparse
 import sys
-import tempfile
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from seqtk.attention import attentions
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from seqtk.attention import attentions  # noqa: E402
+from seqtk.testing.laws import LAWS  # noqa: E402
+from tests.laws.mutants import CLASS_MUTANTS, SLOW_MUTANTS, SOURCE_MUTANTS  # noqa: E402
+from tests.laws.references import cases  # noqa: E402
+
 PAGE = ROOT / "docs" / "laws.md"
-HEAD = """# The laws of attention, kind by kind
+HEAD = """# The laws of attention
 
-Written by `python tools/law_matrix.py`, which runs [the laws](adding-an-attention.md#the-laws): how many cases passed,
-a case being an option of the kind in a role that it has. Empty: the law is about a role that the kind does not have.
-A law about a promise that a kind does not make, such as a longest input, holds idly. The laws, by number:
+A law is a promise that every attention layer keeps. The tests check each law for every registered layer, in every role
+that the layer declares. Run them on a layer of your own:
 
+```python
+from seqtk.testing.laws import run_laws
+
+run_laws("retention", oracle=retention, variants={"": {}, "no-gate": {"gate": False}})
+```
+
+`oracle` computes the layer's output from its equations with plain loops over a `seqtk.testing.reference.Problem`.
+`run_laws` needs the installed package only; [adding an attention layer](adding-an-attention.md#the-laws) has an example.
+
+This page is written by `python tools/law_matrix.py`.
+
+## Two sizes
+
+- **short**: rows of 6, 4 and 1 positions, width 8. All settings of a layer are checked.
+- **long**: rows of 293 and 131 positions, width 16. These lengths fill several blocks, chunks and windows of every layer,
+  and more positions than the recent part of a cache. Settings that use other code at this length are checked.
+
+One law uses 2,100 positions, from which layers with linear cost process a few heads at a time.
+
+## The laws
 """
+
+
+def page() -> str:
+    """The text of docs/laws.md."""
+    lines = [HEAD, "| law | promise | roles | sizes |", "|---|---|---|---|"]
+    for name, law in LAWS.items():
+        roles = ", ".join(str(role.name).lower() for role in law.roles)
+        sizes = "compilation" if law.slow else ", ".join(law.sizes)
+        lines.append(f"| `{name}` | {law.promise} | {roles} | {sizes} |")
+    lines += ["", "## Which laws apply to which layer", ""]
+    lines += ["The letters say at which size: S short, L long. Laws that apply to every layer are left out.", ""]
+    applied = {
+        kind: {(case.law.name, case.subject.size.name) for case in cases(kind, slow=True)} for kind in attentions
+    }
+    common = set.intersection(*applied.values())
+    shown = [
+        name for name, law in LAWS.items() if any((name, size) in set.union(*applied.values()) for size in law.sizes)
+    ]
+    shown = [name for name in shown if not all((name, size) in common for size in LAWS[name].sizes)]
+    lines += [f"| layer | {' | '.join(f'`{name}`' for name in shown)} |", "|---" * (len(shown) + 1) + "|"]
+    for kind in attentions:
+        cells = [
+            "".join(size[0].upper() for size in LAWS[name].sizes if (name, size) in applied[kind]) for name in shown
+        ]
+        lines.append(f"| `{kind}` | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "## Mutants",
+        "",
+        "A mutant is a wrong layer that the tests keep, to show that the laws catch it.",
+        "",
+    ]
+    lines += ["Faults of the library, put into its source:", "", "| fault | caught by | on |", "|---|---|---|"]
+    for mutant in SOURCE_MUTANTS:
+        layer, _, law = mutant.case.rpartition("-")
+        lines.append(f"| {mutant.fault} | `{law}` | {layer} |")
+    lines += [
+        "",
+        "Wrong variants of softmax attention and of the random Synthesizer:",
+        "",
+        "| fault | caught by |",
+        "|---|---|",
+    ]
+    lines += [f"| {mutant.fault} | `{mutant.law}` |" for mutant in CLASS_MUTANTS + SLOW_MUTANTS]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "laws.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "tests/laws/test_attention_laws.py", "-k", "test_law"]
-        status = subprocess.run(
-            [*command, f"--junitxml={report}", *sys.argv[1:]], cwd=ROOT, stdout=sys.stderr
-        ).returncode
-        passed: dict[tuple[str, str], int] = collections.Counter()
-        all_: dict[tuple[str, str], int] = collections.Counter()
-        for case in ElementTree.parse(report).iter("testcase"):
-            place = _place(case.attrib["name"])
-            all_[place] += 1
-            passed[place] += not any(child.tag in ("failure", "error", "skipped") for child in case)
-    laws = list(dict.fromkeys(law for _, law in all_))
-    lines = [f"{number}. {law.replace('_', ' ')}" for number, law in enumerate(laws, start=1)]
-    lines += ["", f"| kind | {' | '.join(map(str, range(1, len(laws) + 1)))} | all |", "|---" * (len(laws) + 2) + "|"]
-    for kind in attentions:
-        cells = [_cell(passed[kind, law], all_[kind, law]) for law in laws]
-        total = _cell(sum(passed[kind, law] for law in laws), sum(all_[kind, law] for law in laws))
-        lines.append(f"| `{kind}` | {' | '.join(cells)} | {total} |")
-    lines += ["", f"{sum(passed.values()):,} of {sum(all_.values()):,} passed."]
-    PAGE.write_text(HEAD + "\n".join(lines) + "\n", encoding="utf-8")
-    print(lines[-1])
-    sys.exit(status)
-
-
-def _place(test: str) -> tuple[str, str]:
-    """The kind and the law of `test_law[kind-variant-role-law]`."""
-    case, _, law = test.partition("[")[2].rstrip("]").rpartition("-")
-    return case.partition("-")[0], law
-
-
-def _cell(passed: int, count: int) -> str:
-    return "" if not count else str(passed) if passed == count else f"**{passed}/{count}**"
+    parser = argparse.ArgumentParser(description="Write docs/laws.md.")
+    parser.add_argument("--check", action="store_true", help="Only check that the page is current.")
+    if not parser.parse_args().check:
+        PAGE.write_text(page(), encoding="utf-8")
+    elif PAGE.read_text(encoding="utf-8") != page():
+        sys.exit("docs/laws.md is not current. Run: python tools/law_matrix.py")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ PADDING = 3
 """Padding at the end of the measured input."""
 
 
-class Measure(TorchDispatchMode):
+class Measure(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the storage of every tensor that is created inside the context. Views count once."""
 
     largest = 0
@@ -26,7 +26,7 @@ class Measure(TorchDispatchMode):
     """Bytes that were alive at the same time, at most."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
@@ -35,9 +35,13 @@ class Measure(TorchDispatchMode):
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()
                 self.largest = max(self.largest, storage.nbytes() // leaf.element_size())
-                reference = StorageWeakRef(storage)
+                reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
                 self._alive[reference.cdata] = reference, storage.nbytes()
-        self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
+        self._alive = {
+            key: entry
+            for key, entry in self._alive.items()
+            if not entry[0].expired()  # type: ignore[no-untyped-call]
+        }
         self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
         return result
 
@@ -62,7 +66,8 @@ def _measured(layer: Attention, length: int) -> Measure:
     if layer.role is Role.CROSS:
         memory_1TM = weight.new_empty(1, length, layer.memory_dim).normal_().requires_grad_()
     pad_1T = torch.arange(length, device=weight.device)[None] >= length - PADDING
-    with Measure() as measure:
+    measure = Measure()
+    with measure:
         y_1TD, _ = layer(x_1TD, memory_1TM, pad_BS=pad_1T)
         y_1TD.sum().backward()
     return measure

@@ -8,6 +8,8 @@ import importlib
 import pkgutil
 from typing import Any
 
+import torch
+
 from seqtk.attention import Role
 from seqtk.testing.laws import LawCase, law_cases
 from seqtk.testing.reference import Reference
@@ -38,17 +40,55 @@ ALSO_LONG: dict[str, tuple[str, ...]] = {
 }
 """The variants that are checked at the long size besides the first one: those with other blocks or other code."""
 
+ONLY_LONG: dict[str, dict[str, dict[str, Any]]] = {
+    "aft_local": {"wide-long": {"rank": 3, "window": 32}},
+    "sliding_window": {"wide": {"window": 64}, "odd-long": {"window": 5}},
+    "longformer": {"wide": {"window": 64, "global_tokens": 5}},
+    "local_block": {"wide": {"block": 32, "back": True}},
+    "strided_sparse": {"wide": {"stride": 16}},
+    "fixed_sparse": {"wide": {"block": 16, "summary": 4}},
+    "bigbird": {"wide": {"block": 16}},
+    "reformer": {"wide": {"buckets": 8, "chunk": 16, "rounds": 2, "redraw": False}},
+    "sinkhorn": {"wide": {"block": 16, "gumbel": False}},
+    "nystrom": {"wide": {"landmarks": 32}},
+    "mega": {"wide": {"averages": 4, "chunk": 64}},
+}
+"""Settings that only mean something on long inputs: kind → variant → settings."""
+
+BFLOAT16_ERROR: dict[str, float] = {
+    **dict.fromkeys(("aft_full", "aft_local", "aft_simple"), 0.004),  # the gate
+    **dict.fromkeys(("dynamic_conv", "lightweight_conv"), 0.004),  # values and taps
+    **dict.fromkeys(
+        ("luna", "convluna", "memory_compressed", "pooled", "linformer", "nystrom"), 0.01
+    ),  # their averages
+    **dict.fromkeys(("softmax", "transformer_xl", "sinkhorn"), 0.006),  # turned or shifted queries, sorted keys
+    "feedforward_kernel": 0.003,  # the feature map
+    "fnet": 0.002,  # no linear map: the input
+    "gmlp": 0.006,  # the norm and the gate
+    "mega": 0.003,  # gates
+    "reformer": 1.0,  # hashes are computed before rounding, so rounded queries fall into other buckets
+    "simpletron": 0.002,  # no output projection: the output
+    **dict.fromkeys(("synthesizer_dense", "synthesizer_factorized_dense"), 0.01),  # the perceptron
+    **dict.fromkeys(("synthesizer_mixture", "synthesizer_factorized_random"), 0.004),  # logits
+    **dict.fromkeys(("synthesizer_fixed_random", "synthesizer_random"), 0.003),
+}
+"""`Variant.bfloat16_error` of the kinds that round to bfloat16 between their linear maps, and what they round."""
+
 
 def variants(kind: str) -> dict[str, Variant]:
     """The tested settings of a kind; its defaults if no reference module names any."""
+    error = BFLOAT16_ERROR.get(kind, 0.0005)
     found = {}
     for number, (name, settings) in enumerate(VARIANTS.get(kind, {"": {}}).items()):
         plain = {key: value for key, value in settings.items() if key != "roles"}
         sizes = ("short", "long") if number == 0 or name in ALSO_LONG.get(kind, ()) else ("short",)
-        found[name] = Variant(plain, settings.get("roles", Role.ENCODER | Role.CAUSAL | Role.CROSS), sizes)
+        roles = settings.get("roles", Role.ENCODER | Role.CAUSAL | Role.CROSS)
+        found[name] = Variant(plain, roles, sizes, error)
+    for name, settings in ONLY_LONG.get(kind, {}).items():
+        found[name] = Variant(settings, sizes=("long",), bfloat16_error=error)
     return found
 
 
-def cases(kind: str, *, slow: bool = False) -> list[LawCase]:
+def cases(kind: str, *, slow: bool = False, device: str | torch.device = "cpu") -> list[LawCase]:
     """All law cases of a kind."""
-    return law_cases(kind, oracle=REFERENCES.get(kind), variants=variants(kind), slow=slow)
+    return law_cases(kind, oracle=REFERENCES.get(kind), variants=variants(kind), slow=slow, device=device)

@@ -45,7 +45,11 @@ def _product(problem: Problem, t: int, s: int) -> float:
     return float(problem.weights["position_query"][t] @ problem.weights["position_key"][s])
 
 
-REFERENCES = {"aft_simple": lambda problem: gated_means(problem, lambda t, s: 0.0), "aft_full": full, "aft_local": local}
+REFERENCES = {
+    "aft_simple": lambda problem: gated_means(problem, lambda t, s: 0.0),
+    "aft_full": full,
+    "aft_local": local,
+}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "aft_simple": {"": {}, "no-bias": {"bias": False}},
     "aft_full": {"": {"rank": 3}},

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from seqtk.attention import Role
-from tests.laws.references.dot_product import turned
 from seqtk.testing.reference import Array, Problem
+from tests.laws.references.dot_product import turned
 
 
 def _sigmoid(vector: Array) -> Array:

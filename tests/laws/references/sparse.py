@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from tests.laws.references.windows import patterned
 from seqtk.testing.reference import Array, Problem
+from tests.laws.references.windows import patterned
 
 
 def strided_sparse(problem: Problem) -> Array:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.laws.references.dot_product import dot
 from seqtk.testing.reference import Array, Logit, Problem, softmax_average
+from tests.laws.references.dot_product import dot
 
 
 def dense(problem: Problem, name: str) -> Logit:

@@ -30,7 +30,9 @@ def transformer_xl(problem: Problem) -> Array:
         content = (q + problem.weights["content_bias"][head, 0]) @ k
         return float(content + (q + problem.weights["distance_bias"][head, 0]) @ r) / math.sqrt(len(q))
 
-    return softmax_average(Near(problem.config, problem.role, problem.weights, problem.x_BTD, problem.attended_BSM, problem.pad_BS), logit)
+    return softmax_average(
+        Near(problem.config, problem.role, problem.weights, problem.x_BTD, problem.attended_BSM, problem.pad_BS), logit
+    )
 
 
 REFERENCES = {"transformer_xl": transformer_xl}

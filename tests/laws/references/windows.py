@@ -21,9 +21,7 @@ def patterned(problem: Problem, pattern: Pattern, *, prefix: Callable[[int], str
             heads = []
             for head in range(problem.config.heads):
                 seen = [
-                    key
-                    for key in range(y_BTD.shape[1])
-                    if problem.sees(row, query, key) and pattern(row, head, t, key)
+                    key for key in range(y_BTD.shape[1]) if problem.sees(row, query, key) and pattern(row, head, t, key)
                 ]
                 heads.append(_weigh(problem, prefix(t), row, head, query, seen))
             y_BTD[row, query] = problem.linear("out", np.concatenate(heads))

@@ -13,8 +13,8 @@ from seqtk.attention.feedforward_kernel import FeedForwardKernelAttention, Stage
 from seqtk.attention.linear import KernelAttention
 from seqtk.attention.performer import PerformerAttention, log_features, orthogonal_gaussian
 from seqtk.config.schema import from_dict
+from seqtk.testing.memory import largest_tensor
 from seqtk.utils.errors import UserError
-from tests.laws.memory import largest_tensor
 
 DIM = 16
 KINDS: dict[str, dict[str, Any]] = {

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from seqtk.attention import Role
 from seqtk.attention.reformer import ReformerConfig
+from seqtk.testing.subject import close, steps
 from seqtk.utils.errors import UserError
-from tests.laws.laws import close, steps
 from tests.unit.attention.test_windows import SELF, build
 
 

@@ -10,9 +10,9 @@ from seqtk.attention import Role
 from seqtk.attention.sinkhorn import SinkhornAttention, SinkhornConfig, normalised
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.windows import LocalBlockConfig
+from seqtk.testing.memory import largest_tensor
+from seqtk.testing.subject import close
 from seqtk.utils.errors import UserError
-from tests.laws.laws import close
-from tests.laws.memory import largest_tensor
 from tests.unit.attention.test_windows import build, mutual
 
 X_BTD, PAD_BS = torch.randn(2, 20, 8, dtype=torch.float64), torch.arange(20) >= torch.tensor([[20], [13]])

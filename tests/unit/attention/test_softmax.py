@@ -13,7 +13,7 @@ from seqtk.ops.dot_product import attend
 from seqtk.ops.flex import alibi_score, flex_attend, seen_by
 from seqtk.ops.positions import AlibiBias, DistanceBias, T5Bias, alibi_slopes, rotate
 from seqtk.utils.errors import UserError
-from tests.laws.families.dot_product import slopes, t5_bucket
+from tests.laws.references.dot_product import slopes, t5_bucket
 
 POSITIONS = ("none", "rotary", "alibi", "t5")
 

@@ -8,9 +8,9 @@ import torch
 from seqtk.attention import AttentionConfig, Role
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.sparse import BigBirdConfig, FixedSparseConfig, StridedSparseConfig, hashed
+from seqtk.testing.memory import largest_tensor
+from seqtk.testing.subject import close, steps
 from seqtk.utils.errors import UserError
-from tests.laws.laws import close, steps
-from tests.laws.memory import largest_tensor
 from tests.unit.attention.test_windows import SELF, build, mutual
 
 FULL = [

@@ -22,8 +22,8 @@ from seqtk.attention.synthesizer import (
 from seqtk.config.schema import from_dict, to_dict
 from seqtk.ops.blockwise_softmax import BLOCK, SHORT, Factors, Tensors, seen_of, table, weigh, weigh_at_once
 from seqtk.ops.logits import factors, product
+from seqtk.testing.memory import largest_tensor
 from seqtk.utils.errors import UserError
-from tests.laws.memory import largest_tensor
 
 DIM = 8
 

@@ -7,8 +7,8 @@ import torch
 
 from seqtk.attention import Role, attentions
 from seqtk.attention.transformer_xl import TransformerXLAttention, TransformerXLConfig
+from seqtk.testing.subject import close, steps
 from seqtk.utils.errors import UserError
-from tests.laws.laws import close, steps
 
 
 def layer(**fields: Any) -> TransformerXLAttention:

@@ -10,8 +10,8 @@ from torch.nn import functional
 from seqtk.attention import Attention, AttentionConfig, Role, attentions
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.windows import LocalBlockConfig, LongformerConfig, SlidingWindowConfig
+from seqtk.testing.subject import close, steps
 from seqtk.utils.errors import UserError
-from tests.laws.laws import close, steps
 
 SELF = [Role.ENCODER, Role.CAUSAL]
 NEAR: list[AttentionConfig] = [

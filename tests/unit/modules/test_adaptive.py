@@ -13,8 +13,8 @@ from seqtk.modules.adaptive_clusters import AdaptiveConfig
 from seqtk.modules.embedding import AdaptiveEmbedding
 from seqtk.modules.head import AdaptiveHead
 from seqtk.ops import linear_cross_entropy as chunked
+from seqtk.testing.memory import Measure
 from seqtk.utils.errors import UserError
-from tests.laws.memory import Measure
 
 D, V, FACTOR = 8, 23, 2.0
 BANDS = AdaptiveConfig(cutoffs=(6, 13)).bands(V)  # of 6, 7 and 10 words, 8, 4 and 2 wide

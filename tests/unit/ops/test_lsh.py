@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from seqtk.ops import lsh as buckets
-from tests.laws.laws import close
+from seqtk.testing.subject import close
 
 
 def problem(*, causal: bool, length: int = 12) -> tuple[Tensor, Tensor, buckets.Rounds]:

@@ -1,0 +1,452 @@
+"""Wrong layers, each with the law case that catches it.
+
+A mutant of the library replaces a piece of the source of one function while the law runs. Where the piece is gone, the
+test of the mutant says so: then the mutant has to follow the code.
+"""
+
+import contextlib
+import functools
+import importlib
+import inspect
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
+
+from seqtk.attention import Attention, Role, StepState
+from seqtk.attention.softmax import SoftmaxAttention, SoftmaxConfig
+from seqtk.attention.synthesizer import SynthesizerRandom, SynthesizerRandomConfig
+from seqtk.ops.cache import append
+from seqtk.ops.dispatch import naive_mode
+from seqtk.ops.dot_product import attend
+from seqtk.ops.head_checkpoint import LazyProjection, checkpoint_over_heads
+from seqtk.testing.subject import SIZES, Subject
+
+
+@dataclass(frozen=True)
+class SourceMutant:
+    """A change to one function of the library."""
+
+    fault: str
+    function: str
+    """module:qualified.name"""
+    old: str
+    new: str
+    case: str
+    """The law case that fails, as `str(LawCase)`."""
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """The change, inside the block. The function object stays the same, so every importer sees the change."""
+        module, _, name = self.function.partition(":")
+        found = inspect.unwrap(functools.reduce(getattr, name.split("."), importlib.import_module(module)))
+        function = getattr(found, "__func__", found)
+        source = textwrap.dedent(inspect.getsource(function))
+        if source.count(self.old) != 1:
+            raise ValueError(f"{self.function} does not contain once: {self.old}")
+        lines = source.replace(self.old, self.new).splitlines()
+        start = next(number for number, line in enumerate(lines) if line.startswith("def "))
+        namespace: dict[str, Any] = {}
+        exec(compile("\n".join(lines[start:]), self.function, "exec"), function.__globals__, namespace)
+        before = function.__code__
+        function.__code__ = next(iter(namespace.values())).__code__
+        try:
+            yield
+        finally:
+            function.__code__ = before
+
+
+SOURCE_MUTANTS = [
+    SourceMutant(
+        "The backward pass of the scan drops its second half, the sums over later chunks",
+        "seqtk.ops.scan:_CausalSums.backward",
+        "(query_GNCR.mT @ grad_GNCE).flip(1)",
+        "(0 * query_GNCR.mT @ grad_GNCE).flip(1)",
+        "linear-causal-long-gradients_equal_finite_differences",
+    ),
+    SourceMutant(
+        "The scan adds up in bfloat16",
+        "seqtk.ops.scan:causal_sums",
+        "x.to(dtype) for x",
+        "x.to(torch.bfloat16 if torch.is_autocast_enabled('cpu') else dtype) for x",
+        "linear-causal-long-sums_stay_in_float32",
+    ),
+    SourceMutant(
+        "Linear attention adds up keys and values in bfloat16",
+        "seqtk.attention.linear:product",
+        "enabled=False",
+        "enabled=torch.is_autocast_enabled('cpu')",
+        "linear-encoder-long-sums_stay_in_float32",
+    ),
+    SourceMutant(
+        "The blockwise softmax scales dropout wrongly in backward",
+        "seqtk.ops.blockwise_softmax:_InBlocks.backward",
+        "= plan.dropped(weights_grad_BHCS, block, batch)",
+        "= (1 - plan.dropout) * plan.dropped(weights_grad_BHCS, block, batch)",
+        "synthesizer_dense-causal-long-gradients_equal_finite_differences",
+    ),
+    SourceMutant(
+        "The blockwise softmax seeds dropout alike in every block",
+        "seqtk.ops.blockwise_softmax:_Plan.dropped",
+        "self.seed + block.heads.start * 2**32 + block.rows.start",
+        "self.seed",
+        "synthesizer_dense-causal-long-dropout_is_unbiased_and_seeded",
+    ),
+    SourceMutant(
+        "The mixture's weight is detached in its table",
+        "seqtk.ops.blockwise_softmax:LogitSpec.scaled",
+        "torch.as_tensor(weight,",
+        "torch.as_tensor(weight.detach(),",
+        "synthesizer_mixture-all-encoder-long-gradients_equal_finite_differences",
+    ),
+    SourceMutant(
+        "Nyström's dropout is active in evaluation on long inputs",
+        "seqtk.attention.nystrom:NystromAttention.forward",
+        "if self.training else 0.0",
+        "if self.training or x_BTD.shape[1] > 128 else 0.0",
+        "nystrom-encoder-long-evaluation_is_deterministic",
+    ),
+    SourceMutant(
+        "The last run of blocks of a window does not look back",
+        "seqtk.ops.block_pattern:Span.runs",
+        "yield Run(end, length, length - end, back)",
+        "yield Run(end, length, length - end, back if length < 64 else 0)",
+        "sliding_window-wide-causal-long-equals_the_reference",
+    ),
+    SourceMutant(
+        "BigBird takes its random blocks from padding, too",
+        "seqtk.attention.sparse:BigBirdAttention._seen_blocks",
+        "self._random_blocks((~absent_BT).sum(1), blocks)",
+        "self._random_blocks((absent_BT | True).sum(1), blocks)",
+        "bigbird-encoder-long-more_padding_changes_nothing",
+    ),
+    SourceMutant(
+        "AFT's running sums take the rounds in the order of the forward pass in backward",
+        "seqtk.ops.aft:_Cumulative.backward",
+        "reversed(_rounds(scale_TD.shape[-2]))",
+        "_rounds(scale_TD.shape[-2])",
+        "aft_simple-causal-long-gradients_equal_finite_differences",
+    ),
+    SourceMutant(
+        "Reformer's state counts to 64 only",
+        "seqtk.attention.reformer:ReformerAttention.step",
+        "torch.ones_like(bucket_BHR1))",
+        "torch.ones_like(bucket_BHR1)).clamp(max=64)",
+        "reformer-causal-long-stepping_equals_the_parallel_form",
+    ),
+    SourceMutant(
+        "Transformer-XL keeps the oldest positions as its memory",
+        "seqtk.attention.transformer_xl:TransformerXLAttention.forward",
+        "x_BSD[:, -self.memory_length :].detach()",
+        "x_BSD[:, : self.memory_length].detach()",
+        "transformer_xl-short-causal-long-segments_equal_the_whole",
+    ),
+    SourceMutant(
+        "Longformer's global positions see padding",
+        "seqtk.attention.windows:LongformerAttention._attend_from_global",
+        "seen = None if pad_BT is None else ~pad_BT[:, None, None]",
+        "seen = None",
+        "longformer-encoder-long-padding_never_leaks",
+    ),
+    SourceMutant(
+        "The gate of low rank is left out of the feed-forward kernel where its rank is above 1",
+        "seqtk.attention.feedforward_kernel:Stage.forward",
+        "if self.gate is None:",
+        "if self.gate is None or (len(self.gate) == 2 and self.gate[0].shape[2] > 1):",
+        "feedforward_kernel-aoglu-2-encoder-long-equals_the_reference",
+    ),
+    SourceMutant(
+        "Rotary positions wrap at 128",
+        "seqtk.ops.positions:rotate",
+        "positions_BT[:, None, :, None]",
+        "(positions_BT % 128)[:, None, :, None]",
+        "softmax-rotary-encoder-long-equals_the_reference",
+    ),
+]
+
+
+class IgnoresPadding(SoftmaxAttention):
+    """Attends to padding."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, pad_BS: Any = None, **_: Any) -> Any:
+        return super().forward(x_BTD, *rest)
+
+
+class ZeroesPadding(SoftmaxAttention):
+    """Sets padding to zero but still attends to it."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, pad_BS: Any = None, **_: Any) -> Any:
+        return super().forward(x_BTD if pad_BS is None else x_BTD * ~pad_BS[..., None])
+
+
+class SeesTheFuture(SoftmaxAttention):
+    """Attends to later positions."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, pad_BS: Any = None, **_: Any) -> Any:
+        nothing = torch.zeros_like(x_BTD[..., 0], dtype=torch.bool)
+        role, self.role = self.role, Role.ENCODER
+        y_BTD = super().forward(x_BTD, *rest, pad_BS=nothing if pad_BS is None else pad_BS)
+        self.role = role
+        return y_BTD
+
+
+class DividesByLength(SoftmaxAttention):
+    """Divides by the length of the batch, which no gradient shows."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
+        return super().forward(x_BTD, *rest, **options)[0] / x_BTD.shape[1], None
+
+
+class StepsAtPositionZero(SynthesizerRandom):
+    """Reads row 0 of its matrix at every step, as a public implementation does."""
+
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
+        value_BHSE = append(state.dynamic["value"], self.split(self.value(x_B1D)))
+        logits_1H1S = self.logits(x_B1D, rows=slice(0, 1), columns=value_BHSE.shape[2])
+        return self.out(self.join(logits_1H1S.softmax(-1) @ value_BHSE)), state.advance({"value": value_BHSE})
+
+
+class StepsInBfloat16(SoftmaxAttention):
+    """Rounds the output of each step."""
+
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
+        y_B1D, state = super().step(x_B1D, state)
+        return y_B1D.to(torch.bfloat16).to(y_B1D.dtype), state
+
+
+class HidesItsState(SoftmaxAttention):
+    """Keeps its cache in an attribute, which beam search cannot reorder."""
+
+    def start(self, batch: int, *rest: Any, **options: Any) -> StepState:
+        self.state = super().start(batch, *rest, **options)
+        return StepState()
+
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
+        if self.state.dynamic["key"] is not None:
+            rows = torch.arange(len(x_B1D), device=x_B1D.device) % len(self.state.dynamic["key"])
+            self.state = tree_map(lambda leaf: leaf if leaf is None else leaf[rows], self.state)
+        y_B1D, self.state = super().step(x_B1D, self.state)
+        return y_B1D, state
+
+
+class MixesRows(SoftmaxAttention):
+    """Subtracts a mean over the batch."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
+        return super().forward(x_BTD - x_BTD[:, :1].mean(0), *rest, **options)
+
+
+class NanForPadding(SoftmaxAttention):
+    """Takes the softmax of a row of minus infinities."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, pad_BS: Any = None, **_: Any) -> Any:
+        query, key, value = (self.split(linear(x_BTD)) for linear in (self.query, self.key, self.value))
+        logits_BHTS = query @ key.transpose(-1, -2)
+        weights_BHTS = logits_BHTS.masked_fill(pad_BS[:, None, None], float("-inf")).softmax(-1)
+        return self.out(self.join(weights_BHTS @ value)), None
+
+
+class LosesBits(SoftmaxAttention):
+    """Adds a large number in bfloat16 and subtracts it again."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
+        y_BTD, _ = super().forward(x_BTD, *rest, **options)
+        return y_BTD if y_BTD.dtype is not torch.bfloat16 else (y_BTD + 512) - 512, None
+
+
+class HidesAWeight(SoftmaxAttention):
+    """Has a weight that is no parameter, so that a checkpoint loses it."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.hidden = torch.randn(())
+
+    def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
+        return super().forward(x_BTD, *rest, **options)[0] * self.hidden, None
+
+
+class HasAnIdleWeight(SoftmaxAttention):
+    """Has a parameter that it does not use."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.idle = torch.nn.Parameter(torch.zeros(3))
+
+
+class ClaimsLinearMemory(SoftmaxAttention):
+    """Declares `subquadratic` although a causal mask with padding is a T × T matrix."""
+
+    subquadratic = True
+
+
+class KeepsAllWeights(SoftmaxAttention):
+    """Cuts its T × T weights into small tensors but keeps all of them for the backward pass."""
+
+    subquadratic = True
+
+    def forward(self, x_BTD: Tensor, *rest: Any, pad_BS: Any = None, **_: Any) -> Any:
+        query, key, value = (self.split(linear(x_BTD)) for linear in (self.query, self.key, self.value))
+        seen = None if pad_BS is None else ~pad_BS[:, None, None]
+        parts = query.split(16, dim=2)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernel keeps no weights
+            return self.out(self.join(torch.cat([attend(part, key, value, bias=seen) for part in parts], dim=2))), None
+
+
+class TruncatesLongInputs(SynthesizerRandom):
+    """Cuts off positions beyond max_length."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, pad_BS: Any = None, **_: Any) -> Any:
+        limit = self.config.max_length
+        return super().forward(x_BTD[:, :limit], pad_BS=None if pad_BS is None else pad_BS[:, :limit])
+
+
+class ReportsATensor(SoftmaxAttention):
+    """Reports a tensor where a float is expected."""
+
+    def monitored(self) -> dict[str, Any]:
+        return {"gate": self.out.bias.mean()}
+
+
+class DropsInEvaluation(SoftmaxAttention):
+    """Applies dropout in eval mode, too."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
+        return functional.dropout(super().forward(x_BTD, *rest, **options)[0], self.config.dropout), None
+
+
+class IgnoresDropout(SoftmaxAttention):
+    """Has the setting `dropout` but no dropout."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
+        training, self.training = self.training, False
+        y_BTD = super().forward(x_BTD, *rest, **options)
+        self.training = training
+        return y_BTD
+
+
+class DropsWithoutScaling(SoftmaxAttention):
+    """Forgets to divide by 1 - dropout."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
+        scale = 1 - self.config.dropout if self.training else 1
+        return super().forward(x_BTD, *rest, **options)[0] * scale, None
+
+
+class RandomInEvaluation(SoftmaxAttention):
+    """Adds a little noise."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
+        return super().forward(x_BTD, *rest, **options)[0] + 1e-9 * torch.randn_like(x_BTD), None
+
+
+class DoesNotScale(SoftmaxAttention):
+    """Leaves out the division by √E."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, pad_BS: Any = None, **_: Any) -> Any:
+        query, key, value = (self.split(linear(x_BTD)) for linear in (self.query, self.key, self.value))
+        bias = None if pad_BS is None else ~pad_BS[:, None, None]
+        return self.out(self.join(attend(query, key, value, bias=bias, scale=1.0))), None
+
+
+class DetachesValues(SoftmaxAttention):
+    """Cuts a part of the output off the graph."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
+        y_BTD, state = super().forward(x_BTD, *rest, **options)
+        return y_BTD + (0.1 * x_BTD).detach(), state
+
+
+class ReadsAWeightSilently(SoftmaxAttention):
+    """Reads a weight per group of heads without naming it in `extra_params`, so that its gradient is lost."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, pad_BS: Any = None, **_: Any) -> Any:
+        read = checkpoint_over_heads(
+            lambda _, x_BTd: x_BTd * self.key.weight.mean(), LazyProjection(x_BTD, self.query), heads=self.heads
+        )
+        return super().forward(x_BTD, *rest, pad_BS=pad_BS)[0] + read, None
+
+
+class ReadsAWeightSilentlyIfLong(ReadsAWeightSilently):
+    """The same, and declares `subquadratic`."""
+
+    subquadratic = True
+
+
+class DiffersInNaiveMode(SoftmaxAttention):
+    """Has another scale on the naive operations."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
+        return super().forward(x_BTD, *rest, **options)[0] * (1.01 if naive_mode() else 1), None
+
+
+class BranchesOnData(SoftmaxAttention):
+    """Decides in Python by the value of a tensor, which breaks the graph."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
+        y_BTD, state = super().forward(x_BTD, *rest, **options)
+        return (y_BTD if x_BTD.sum() > 0 else 1 * y_BTD), state
+
+
+@dataclass(frozen=True)
+class ClassMutant:
+    """A layer that breaks a law. Its docstring says how."""
+
+    layer: type[Attention]
+    role: Role
+    law: str
+    size: str = "short"
+
+    @property
+    def fault(self) -> str:
+        return (self.layer.__doc__ or "").strip().rstrip(".")
+
+    @property
+    def subject(self) -> Subject:
+        return subject_of(self.layer, self.role, self.size)
+
+
+def subject_of(layer: type[Attention], role: Role, size: str) -> Subject:
+    """A subclass of softmax attention or of the random Synthesizer, with its defaults."""
+    config: Any = SoftmaxConfig(heads=2)
+    if issubclass(layer, SynthesizerRandom):
+        config = SynthesizerRandomConfig(heads=2, max_length=SIZES[size].settings["max_length"])
+    return Subject(layer, config, role, SIZES[size], bfloat16_error=0.003)
+
+
+CLASS_MUTANTS = [
+    ClassMutant(IgnoresPadding, Role.ENCODER, "padding_never_leaks"),
+    ClassMutant(IgnoresPadding, Role.ENCODER, "a_row_alone_equals_the_row_in_its_batch"),
+    ClassMutant(ZeroesPadding, Role.ENCODER, "more_padding_changes_nothing"),
+    ClassMutant(SeesTheFuture, Role.CAUSAL, "future_is_invisible"),
+    ClassMutant(DividesByLength, Role.CAUSAL, "future_is_invisible"),
+    ClassMutant(DividesByLength, Role.ENCODER, "more_padding_changes_nothing"),
+    ClassMutant(StepsAtPositionZero, Role.CAUSAL, "stepping_equals_the_parallel_form"),
+    ClassMutant(StepsInBfloat16, Role.CAUSAL, "stepping_equals_the_parallel_form"),
+    ClassMutant(HidesItsState, Role.CAUSAL, "reordering_the_state_reorders_the_future"),
+    ClassMutant(MixesRows, Role.ENCODER, "a_row_alone_equals_the_row_in_its_batch"),
+    ClassMutant(NanForPadding, Role.ENCODER, "padding_only_gives_zero"),
+    ClassMutant(LosesBits, Role.ENCODER, "bfloat16_stays_near_float32"),
+    ClassMutant(LosesBits, Role.ENCODER, "sums_stay_in_float32", "long"),
+    ClassMutant(HidesAWeight, Role.ENCODER, "weights_survive_a_round_trip"),
+    ClassMutant(HasAnIdleWeight, Role.ENCODER, "every_parameter_is_used"),
+    ClassMutant(ClaimsLinearMemory, Role.CAUSAL, "subquadratic_memory_is_linear"),
+    ClassMutant(KeepsAllWeights, Role.ENCODER, "subquadratic_memory_is_linear"),
+    ClassMutant(TruncatesLongInputs, Role.ENCODER, "too_long_inputs_are_refused"),
+    ClassMutant(ReadsAWeightSilently, Role.ENCODER, "heads_in_groups_give_the_same"),
+    ClassMutant(ReadsAWeightSilentlyIfLong, Role.ENCODER, "very_long_inputs_equal_shorter_ones", "long"),
+    ClassMutant(ReportsATensor, Role.ENCODER, "reports_are_plain_numbers"),
+    ClassMutant(DropsInEvaluation, Role.ENCODER, "evaluation_is_deterministic"),
+    ClassMutant(RandomInEvaluation, Role.ENCODER, "evaluation_is_deterministic"),
+    ClassMutant(IgnoresDropout, Role.ENCODER, "dropout_is_unbiased_and_seeded"),
+    ClassMutant(DropsWithoutScaling, Role.ENCODER, "dropout_is_unbiased_and_seeded", "long"),
+    ClassMutant(DoesNotScale, Role.ENCODER, "equals_the_reference"),
+    ClassMutant(DetachesValues, Role.ENCODER, "gradients_equal_finite_differences"),
+    ClassMutant(DiffersInNaiveMode, Role.ENCODER, "naive_operations_give_the_same"),
+]
+SLOW_MUTANTS = [ClassMutant(BranchesOnData, Role.ENCODER, "compiles_to_one_graph")]
