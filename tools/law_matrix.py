@@ -29,15 +29,16 @@ run_laws("retention", oracle=retention, variants={"": {}, "no-gate": {"gate": Fa
 ```
 
 `oracle` computes the layer's output from its equations with plain loops over a `seqtk.testing.reference.Problem`.
-`run_laws` needs the installed package only; [adding an attention layer](adding-an-attention.md#the-laws) has an example.
+`run_laws` needs the installed package only. There is an example in
+[adding an attention layer](adding-an-attention.md#the-laws).
 
 This page is written by `python tools/law_matrix.py`.
 
 ## Two sizes
 
 - **short**: rows of 6, 4 and 1 positions, width 8. All settings of a layer are checked.
-- **long**: rows of 293 and 131 positions, width 16. These lengths fill several blocks, chunks and windows of every layer,
-  and more positions than the recent part of a cache. Settings that use other code at this length are checked.
+- **long**: rows of 293 and 131 positions, width 16. They fill several blocks, chunks and windows of every layer and
+  more than the recent part of a cache. Settings that use other code at this length are checked.
 
 One law uses 2,100 positions, from which layers with linear cost process a few heads at a time.
 
