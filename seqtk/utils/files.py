@@ -1,4 +1,4 @@
-"""Files and directories that appear complete or not at all, and clear errors when the disk is full or read-only."""
+"""Files and folders that appear complete or not at all, and clear errors when the disk is full or read-only."""
 
 import errno
 import os
@@ -13,6 +13,7 @@ from typing import IO, Any, BinaryIO
 from seqtk.utils.errors import UserError, naming
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DESCRIPTORS = ("/dev/fd/", "/proc/self/fd/", "/dev/stdout", "/dev/stderr")
 
 
 @contextmanager
@@ -24,10 +25,10 @@ def disk_full_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _DISK_FULL:
             raise
-        free = shutil.disk_usage(_existing(path.absolute().parent)).free
+        folder = _existing(path.absolute().parent)
         raise UserError(
             f"{path} does not fit on the disk: {error.strerror}.",
-            f"{free:,} bytes are free in {path.absolute().parent}.",
+            f"{shutil.disk_usage(folder).free:,} bytes are free in {folder}.",
             "Free some space, then run the same command again.",
         ) from None
 
@@ -36,39 +37,46 @@ def disk_full_errors(path: Path) -> Iterator[None]:
 def atomic_file(path: str | os.PathLike[str], mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
     """A file to write that gets its name when the block ends; after an exception the old file is still there.
 
-    Writes through a symbolic link to the file it names. A pipe or a device is written to directly, never replaced.
-    A new file has the permissions of the umask, a replaced one keeps its own. `options` are those of `open`.
+    A symbolic link stays, and the file that it names is replaced. A pipe, a device or an open file (`/dev/stdout`,
+    `/dev/fd/3`) is written to directly. A new file has the permissions of the umask, a replaced one keeps its own.
+
+    Args:
+        path: The file to write.
+        mode, options: Those of `open`.
+
+    Raises:
+        UserError: If the folder is missing, `path` is a folder or may not be written, or the disk is full.
     """
     target = Path(os.path.realpath(path))
-    with disk_full_errors(Path(path)):
-        if is_special(target):
-            with open(target, mode, **options) as file:
-                yield file
-            return
-        partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    direct = is_special(Path(path)) or os.path.abspath(path).startswith(_DESCRIPTORS)
+    with ExitStack() as stack:
         try:
-            with open(partial, mode, **options) as file:
-                yield file
-            _take_over(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+            if direct:
+                file = stack.enter_context(open(path, mode, **options))
+            else:
+                partial = _partial_beside(target)
+                stack.callback(partial.unlink, missing_ok=True)
+                file = stack.enter_context(open(partial, mode, **options))
+        except OSError as error:
+            reason = error.strerror if target.parent.is_dir() else f"there is no folder {Path(path).parent}"
+            raise UserError(f"{path} cannot be written: {reason}.") from None
+        with disk_full_errors(Path(path)):
+            yield file
+            file.close()
+            if not direct:
+                _replace_file(partial, target)
 
 
 @contextmanager
 def atomic_files(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
-    """Binary files to write that all get their names when the block ends; after an exception none is left."""
-    partial = [path.with_name(f"{path.name}.partial") for path in paths]
-    try:
-        with disk_full_errors(paths[0]):
-            for path in paths:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            with ExitStack() as stack:
-                yield [stack.enter_context(open(path, "wb")) for path in partial]
-            for written, path in zip(partial, paths, strict=True):
-                os.replace(written, path)
-    finally:
-        for path in partial:
-            path.unlink(missing_ok=True)
+    """Binary files to write that get their names when the block ends; after an exception none does.
+
+    Missing folders are made.
+    """
+    with ExitStack() as stack:
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        yield [stack.enter_context(atomic_file(path)) for path in paths]
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -78,18 +86,36 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 @contextmanager
-def atomic_directory(destination: Path) -> Iterator[Path]:
-    """A directory to fill, which replaces `destination` when the block ends; after an exception nothing is left."""
-    partial = destination.with_name(f"{destination.name}.partial")
+def atomic_directory(destination: Path, *, only: Sequence[str] = ()) -> Iterator[Path]:
+    """A folder to fill, whose content gets its place at `destination` when the block ends.
+
+    After an exception nothing has changed there, and no folder was made.
+
+    Args:
+        destination: The folder, replaced if it exists; a symbolic link stays.
+        only: Patterns of file names. If given, the folder is not replaced: files of these names are, and all others
+            stay. Files of the first pattern are the first to go and the last to come: without them the folder does not
+            count as complete.
+    """
+    target = Path(os.path.realpath(destination))
+    made = [folder for folder in (target, *target.parents) if not folder.exists()]
+    partial = target / ".partial" if only else target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with disk_full_errors(destination):
             partial.mkdir(parents=True)
             yield partial
-        shutil.rmtree(destination, ignore_errors=True)
-        os.replace(partial, destination)
+            if only:
+                _replace_files(partial, target, only)
+            else:
+                shutil.rmtree(target, ignore_errors=True)
+                os.replace(partial, target)
+        made = []
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):  # another process may have put something there
+                folder.rmdir()
 
 
 def check_writable(folder: Path, *, key: str) -> None:
@@ -119,8 +145,25 @@ def _existing(path: Path) -> Path:
     return next(place for place in (path, *path.parents) if os.path.exists(place))
 
 
-def _take_over(partial: Path, target: Path) -> None:
+def _partial_beside(target: Path) -> Path:
+    """The name under which `target` is written. Raises OSError if `target` may not be replaced."""
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return target.with_name(f".{target.name[:200]}.partial-{os.getpid()}")
+
+
+def _replace_file(partial: Path, target: Path) -> None:
     """Moves `partial` to `target`; a file that is replaced passes on its permissions."""
     with suppress(FileNotFoundError):
         shutil.copymode(target, partial)
     os.replace(partial, target)
+
+
+def _replace_files(partial: Path, target: Path, patterns: Sequence[str]) -> None:
+    for old in [path for pattern in patterns for path in sorted(target.glob(pattern))]:
+        old.unlink()
+    new = sorted(partial.iterdir(), key=lambda path: (path.match(patterns[0]), path.name))
+    for path in new:
+        os.replace(path, target / path.name)

@@ -1,4 +1,4 @@
-"""What the one who waits is told: lines of text, and bars on a terminal."""
+"""Progress of work that takes long: lines of text, and bars on a terminal."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,28 +7,35 @@ from typing import Any
 
 from tqdm import tqdm
 
+from seqtk.utils.text_io import SUFFIXES
 
-def _silent(message: str) -> None:
+
+def _ignore(message: str) -> None:
     pass
 
 
 @dataclass(frozen=True)
 class Reporter:
-    """Where lines go, and whether bars are shown (on a terminal alone)."""
+    """Reports progress. By default it reports nothing.
 
-    notify: Callable[[str], None] = _silent
+    Attributes:
+        notify: Called with each line of text.
+        progress: Whether bars are shown, if standard error is a terminal.
+    """
+
+    notify: Callable[[str], None] = _ignore
     progress: bool = False
 
-    def bar(self, total: int | None, about: str, *, unit: str = "B", initial: int = 0) -> "tqdm[Any]":
-        """A bar of `total` units, of which `initial` are done."""
+    def bar(self, total: int | None, title: str, *, unit: str = "B", initial: int = 0) -> "tqdm[Any]":
+        """A bar of `total` units, `initial` of them done. None: the total is not known."""
         disable = None if self.progress else True
-        return tqdm(total=total, desc=about, unit=unit, unit_scale=True, initial=initial, disable=disable, leave=False)
+        return tqdm(total=total, desc=title, unit=unit, unit_scale=True, initial=initial, disable=disable, leave=False)
 
-    def bytes_bar(self, path: Path, about: str) -> "tqdm[Any]":
-        """A bar over the bytes of a file; open-ended where they are compressed."""
-        return self.bar(None if path.suffix == ".gz" else path.stat().st_size, about)
+    def bytes_bar(self, path: Path, title: str) -> "tqdm[Any]":
+        """A bar over the bytes of a file; their number is not known if it is compressed."""
+        return self.bar(None if path.suffix in SUFFIXES[1:] else path.stat().st_size, title)
 
 
-def counted(counts: Mapping[str, int]) -> str:
-    """Counts as a sentence has them: 4 lines, 3 words."""
+def format_counts(counts: Mapping[str, int]) -> str:
+    """Counts as a sentence lists them: 4 lines, 3 words."""
     return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items())

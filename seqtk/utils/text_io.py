@@ -1,68 +1,147 @@
-"""Lines of text from a file or standard input, and to a file or standard output."""
+"""Text in and out: UTF-8 lines from files, pipes or standard input, plain or compressed, and to files or standard output.
 
+A line ends at `\\n` and nowhere else, so there are as many as `wc -l` counts (and one more that does not end).
+"""
+
+import bz2
 import contextlib
+import gzip
 import io
-import os
+import lzma
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import IO, TextIO, cast
 
-from seqtk.utils.errors import UserError, naming, near_path
+from seqtk.utils.errors import UserError, near_path
+from seqtk.utils.files import atomic_file
+
+BOM = b"\xef\xbb\xbf"
+SUFFIXES = ("", ".gz", ".bz2", ".xz")
+"""How the names of text files may end: plain, and the compressions that are read."""
+
+_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_NOT_TEXT = {
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd, which is not read here", "Decompress it first: zstd -d."),
+    b"PK\x03\x04": ("a zip archive, not a text", "Unpack it first: unzip."),
+    b"\xff\xfe": ("UTF-16 or UTF-32 text, not UTF-8", "Convert it first: iconv -f utf-16 -t utf-8."),
+    b"\xfe\xff": ("UTF-16 text, not UTF-8", "Convert it first: iconv -f utf-16 -t utf-8."),
+    b"\x00\x00\xfe\xff": ("UTF-32 text, not UTF-8", "Convert it first: iconv -f utf-32 -t utf-8."),
+}
+_HEAD = max(map(len, (*_OPENERS, *_NOT_TEXT)))
 
 
 def read_lines(path: str) -> Iterator[str]:
-    """The lines of the UTF-8 file at `path`, `-` for standard input, as they come.
+    """Yields the lines of the UTF-8 file at `path` (`-`: standard input) without their ends, as they arrive.
 
-    A line ends at `\\n` and nowhere else, so there are as many as `wc -l` says (and one more that does not end).
-    Raises UserError for one that is not UTF-8, with its number.
+    A file may be a pipe or a device, and compressed. A byte-order mark at its start and `\\r` before `\\n` are no text.
+
+    Raises:
+        UserError: If there is no such file, or it is not text; a line that is not UTF-8 is named by its number.
     """
+    name = "standard input" if path == "-" else path
     with contextlib.ExitStack() as stack:
         if path == "-":
-            binary = sys.stdin.buffer
+            file = _decompressed(sys.stdin.buffer, name)
         else:
-            try:
-                binary = stack.enter_context(open(path, "rb"))
-            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-                raise UserError(f"There is no text file {path}.", *near_path(Path(path), suits=Path.is_file)) from None
-        for number, line in enumerate(binary, start=1):
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise not_utf8(error, "standard input" if path == "-" else path, number) from None
-            yield text.removesuffix("\n").removesuffix("\r")
+            file = stack.enter_context(open_decompressed(Path(path)))
+        stack.enter_context(decompression_errors(name))
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(BOM)
+            check_utf8(line, name, number)
+            yield line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+
+
+def open_text(path: Path) -> IO[bytes]:
+    """Opens a text file to read bytes, decompressed and without a byte-order mark at its start."""
+    file = open_decompressed(path)
+    with decompression_errors(path):
+        if file.peek(len(BOM))[: len(BOM)] == BOM:  # type: ignore[attr-defined]
+            file.read(len(BOM))
+    return file
+
+
+def open_decompressed(path: Path) -> IO[bytes]:
+    """Opens a file to read bytes; gzip, bzip2 and xz are decompressed, whatever the name says.
+
+    Raises UserError if there is no such file, or it is in a format or an encoding that is not read.
+    """
+    try:
+        file = open(path, "rb")  # noqa: SIM115
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UserError(f"There is no text file {path}.", *near_path(path, suits=Path.is_file)) from None
+    try:
+        return _decompressed(file, path)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _decompressed(file: io.BufferedReader, name: Path | str) -> IO[bytes]:
+    """`file` itself, or what decompresses it, by its first bytes."""
+    if not isinstance(file, io.BufferedReader):  # a test's or a notebook's standard input
+        return file
+    head = file.peek(_HEAD)[:_HEAD]
+    for magic, (what, fix) in _NOT_TEXT.items():
+        if head.startswith(magic):
+            raise UserError(f"{name} is {what}.", fix)
+    opener = next((opener for magic, opener in _OPENERS.items() if head.startswith(magic)), None)
+    return file if opener is None else cast("IO[bytes]", opener(file, "rb"))
+
+
+@contextlib.contextmanager
+def decompression_errors(name: Path | str) -> Iterator[None]:
+    """Turns what is wrong with compressed data into a UserError that names the file."""
+    try:
+        yield
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise _incomplete(name, error) from None
+    except OSError as error:
+        if error.errno is None:  # bz2's way to say that data is invalid
+            raise _incomplete(name, error) from None
+        raise
+
+
+def _incomplete(name: Path | str, error: Exception) -> UserError:
+    return UserError(f"{name} is damaged or incomplete: {error}.", "Download or compress it again.")
 
 
 @contextlib.contextmanager
 def text_output(path: str) -> Iterator[TextIO]:
-    """Where lines are written: the UTF-8 file at `path`, whole or not there at all; `-` is standard output."""
-    if path == "-":
-        # Whatever the locale says, text is UTF-8.
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(encoding="utf-8", newline="\n")
-        yield sys.stdout
-        sys.stdout.flush()
-        return
-    temporary = Path(f"{path}.partial-{os.getpid()}")
-    if not temporary.parent.is_dir():
-        raise UserError(f"{path} cannot be written: there is no folder {temporary.parent}.")
-    if Path(path).is_dir():
-        raise UserError(f"{path} cannot be written: it is a folder.")
-    try:
-        file = open(temporary, "w", encoding="utf-8", newline="\n")  # noqa: SIM115
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from None
-    try:
-        with naming(path), file:
+    """A UTF-8 text file to write; `-` is standard output, other paths are those of `atomic_file`."""
+    if path != "-":
+        with atomic_file(path, "w", encoding="utf-8", newline="\n") as file:
             yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        return
+    if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the locale says
+        sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+    yield sys.stdout
+    sys.stdout.flush()
 
 
-def not_utf8(error: UnicodeDecodeError, path: Path | str, line: int) -> UserError:
-    """What is said of a line that is not UTF-8."""
-    return UserError(
-        f"Line {line:,} of {path} is not UTF-8: {error.reason} {error.object[error.start : error.start + 1]!r}.",
-        "Convert the file, for example with iconv -f latin1 -t utf-8.",
-    )
+def check_utf8(block: bytes, name: Path | str, first_line: int) -> None:
+    """Raises UserError with the number of the first line that is not UTF-8 or holds a NUL byte.
+
+    Args:
+        block: Whole lines of text.
+        name: The file, for the error.
+        first_line: The number of the first of them.
+    """
+    if not block.isascii():
+        try:
+            block.decode("utf-8")
+        except UnicodeDecodeError as error:
+            line = first_line + block.count(b"\n", 0, error.start)
+            raise UserError(
+                f"Line {line:,} of {name} is not UTF-8: {error.reason} {block[error.start : error.start + 1]!r}.",
+                "Convert the file, for example with iconv -f latin1 -t utf-8.",
+            ) from None
+    if b"\0" in block:
+        line = first_line + block.count(b"\n", 0, block.index(b"\0"))
+        raise UserError(
+            f"Line {line:,} of {name} holds a NUL byte, so it is no text.",
+            "If the file is UTF-16, convert it: iconv -f utf-16 -t utf-8; else remove them: tr -d '\\000'.",
+        )
+
