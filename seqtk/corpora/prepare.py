@@ -12,38 +12,40 @@ from pathlib import Path
 from typing import Any
 
 from seqtk import __version__
+from seqtk.config.fields import setting
 from seqtk.corpora.download import Patience, fetch
 from seqtk.corpora.local import find_all
 from seqtk.corpora.spec import Corpus, Published, Text, check_file
 from seqtk.corpora.unpack import unpack
-from seqtk.data.preprocess import PreprocessConfig, preprocess
+from seqtk.data.preprocess import PreprocessConfig, check_destination, preprocess
 from seqtk.data.report import Report
-from seqtk.data.staging import refuse_overwriting
 from seqtk.utils.errors import UserError
 from seqtk.utils.files import atomic_files, check_writable, disk_full_errors
-from seqtk.utils.progress import Reporter, counted
+from seqtk.utils.progress import Reporter, format_counts
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
     """Where the files of a corpus come from, and where its data-bin goes."""
 
-    corpus: str = ""  # which corpus; also written without corpus=
-    source: str | None = None  # files or folders on the disk, instead of downloads; several with commas
-    mirror: str | None = None  # download from this folder on a web server, under the published names
-    downloads: str = "data-bin/downloads"  # where downloads are kept, as HOST/PATH
-    destdir: str | None = None  # the data-bin directory to make; null: the one that the recipes name
-    overwrite: bool = False  # replace the data-bin that is there
-    workers: int = 0  # processes; 0: one for each core
+    corpus: str = setting("", help="Name of the corpus; may be written without corpus=.")
+    source: str | None = setting(
+        None, help="File or folder with the published files, instead of a download: A, or A,B if A,B does not exist."
+    )
+    mirror: str | None = setting(None, help="Downloads from this folder of a web server, under the published names.")
+    downloads: str = setting("data-bin/downloads", help="Folder that keeps downloads, as HOST/PATH.")
+    destdir: str | None = setting(None, help="Data-bin folder to make. null: the one that the recipes name.")
+    overwrite: bool = setting(False, help="Replaces a data-bin that is in destdir.")
+    workers: int = setting(0, at_least=0, help="Worker processes. 0: one per core.")
 
 
 def prepare(corpus: Corpus, config: PrepareConfig, *, reporter: Reporter, patience: Patience | None = None) -> Report:
     """Make the data-bin of `corpus`. Raises UserError for what cannot be found, fetched, unpacked or used."""
     destination = Path(config.destdir or f"data-bin/{corpus.databin}")
-    refuse_overwriting(destination, overwrite=config.overwrite)
-    if config.workers < 0:
-        raise UserError(f"workers={config.workers} cannot be negative; 0 is one for each core.")
-    sources = [path for path in (config.source or "").split(",") if path]
+    check_destination(destination, overwrite=config.overwrite)
+    given = config.source or ""
+    sources = [given] if Path(given).exists() else [path for path in given.split(",") if path]
+    sources = sources if given else []
     if sources and config.mirror:
         raise UserError(
             "source= and mirror= are both given.", "The first takes files from the disk, the second downloads."
@@ -59,7 +61,7 @@ def prepare(corpus: Corpus, config: PrepareConfig, *, reporter: Reporter, patien
         _write(text, items, folder, record, reporter)
     with disk_full_errors(destination):
         settings = _settings(corpus, config, folder, destination)
-        report = preprocess(settings, notify=reporter.notify, progress=reporter.progress)
+        report = preprocess(settings, reporter=reporter)
     shutil.rmtree(unpacked, ignore_errors=True)
     return report
 
@@ -148,7 +150,7 @@ def _write(text: Text, items: Mapping[str, Path], folder: Path, record: _Record,
     inputs = {name: items[name] for name in text.inputs}
     outputs = [folder / name for name in text.outputs]
     counts = record.once(outputs, text, list(inputs.values()), lambda: text.write(inputs, outputs, reporter=reporter))
-    reporter.notify(f"{' and '.join(text.outputs)}: {counted(counts)}")
+    reporter.notify(f"{' and '.join(text.outputs)}: {format_counts(counts)}")
 
 
 def _settings(corpus: Corpus, config: PrepareConfig, folder: Path, destination: Path) -> PreprocessConfig:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from seqtk.data.corpus import open_text, read_chunk
+from seqtk.data.corpus import read_chunk
 from seqtk.utils.errors import UserError
 from seqtk.utils.progress import Reporter
+from seqtk.utils.text_io import open_decompressed
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def check_file(path: Path, published: Published, *, advice: str, reporter: Repor
         return "decompressed, so there is nothing published to compare it with"
     check = Check(published)
     bar = reporter.bytes_bar(path, f"checking {path.name}")
-    with open(path, "rb") if packed else open_text(path) as file, bar:
+    compressed_since = path.suffix == ".gz" and not packed
+    with open_decompressed(path) if compressed_since else open(path, "rb") as file, bar:
         for chunk in chunks(file, path):
             check.add(chunk)
             bar.update(len(chunk))

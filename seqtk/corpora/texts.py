@@ -11,10 +11,11 @@ from itertools import compress
 from pathlib import Path
 
 from seqtk.corpora.spec import chunks
-from seqtk.data.corpus import check_equal, check_text, open_text, read_blocks
+from seqtk.data.corpus import check_equal, check_text, read_blocks, split_lines
 from seqtk.utils.errors import UserError
 from seqtk.utils.files import atomic_files
-from seqtk.utils.progress import Reporter, counted
+from seqtk.utils.progress import Reporter, format_counts
+from seqtk.utils.text_io import open_decompressed
 
 # Control characters, and what else separates or marks nothing that one sees: U+0080 to U+009F, U+2028, U+2029, U+FEFF.
 _CONTROL = bytes(byte if byte == ord("\n") or 0x20 <= byte != 0x7F else 0x20 for byte in range(256))
@@ -53,7 +54,7 @@ class Part(_FromOne):
         """Copy the bytes."""
         left = self.length
         bar = reporter.bar(self.length, f"writing {self.name}")
-        with open_text(inputs[self.source]) as file, atomic_files(outputs) as (output,), bar:
+        with open_decompressed(inputs[self.source]) as file, atomic_files(outputs) as (output,), bar:
             file.seek(self.start)
             while left and (chunk := file.read(min(left, 1 << 20))):
                 output.write(chunk)
@@ -78,7 +79,7 @@ class Lines(_FromOne):
         lines, size, last = 0, 0, b"\n"
         with (
             atomic_files(outputs) as (output,),
-            open_text(path) as file,
+            open_decompressed(path) as file,
             reporter.bytes_bar(path, f"writing {self.name}") as bar,
         ):
             for chunk in _segments(b"".join(chunks(file, path))) if sgml else chunks(file, path):
@@ -122,11 +123,12 @@ class Pairs:
                 counts = dict.fromkeys(_KEPT_OR_NOT, 0)
                 with reporter.bar(lines[0], f"cleaning {pair[0]}", unit=" pairs") as bar:
                     for blocks in read_blocks(paths):
-                        kept = _clean_pairs(blocks, counts)
+                        before = counts["pairs"]
+                        kept = _clean_pairs([split_lines(block) for block in blocks], counts)
                         for file, side in zip(files, kept, strict=True):
                             file.write(side)
-                        bar.update(len(blocks[0]))
-                reporter.notify(f"  {pair[0]}: {counted(counts)}")
+                        bar.update(counts["pairs"] - before)
+                reporter.notify(f"  {pair[0]}: {format_counts(counts)}")
                 total = {name: total[name] + count for name, count in counts.items()}
         return total
 

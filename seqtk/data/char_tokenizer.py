@@ -4,9 +4,10 @@ A dictionary holds one token a line, so what is white space or cannot be seen ha
 character U+0020 is `<U+0020>`. Every other character is its own name.
 """
 
+import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -63,29 +64,11 @@ def _character(name: str) -> str:
 
 
 def kind_of(vocabulary: Vocabulary) -> str | None:
-    """ "bytes" or "characters" if these are a dictionary's tokens, by its names."""
+    """ "bytes" or "characters" if the names of the tokens say so."""
     words = vocabulary.tokens[UNK + 1 :]
     if tuple(words) == BYTE_NAMES:
         return "bytes"
     return "characters" if any(_CHARACTER_NAME.fullmatch(word) for word in words) else None
-
-
-class SymbolEncoder:
-    """Encodes text by its bytes or characters, each line with its line feed (`newlines`) or without its end."""
-
-    def __init__(self, vocabulary: Vocabulary, *, characters: bool, newlines: bool) -> None:
-        self.vocabulary = vocabulary
-        self._characters, self._newlines = characters, newlines
-        self._ids = np.full(0x110000 if characters else 256, UNK, dtype=np.uint32)
-        for id_, name in enumerate(vocabulary.tokens):
-            code = _code(name) if characters else _BYTE_OF.get(name)
-            if code is not None:
-                self._ids[code] = id_
-
-    def encode(self, lines: Sequence[bytes]) -> tuple[Array, Array]:
-        """(ids of all lines one after the other, how many each line has)."""
-        codes, sizes = symbols(lines, characters=self._characters, newlines=self._newlines)
-        return self._ids[codes], sizes
 
 
 class SymbolCounter:
@@ -94,31 +77,35 @@ class SymbolCounter:
     def __init__(self, *, newlines: bool) -> None:
         self._newlines = newlines
 
-    def __call__(self, lines: Sequence[bytes]) -> Counter[bytes]:
-        """How often each character, by its name in UTF-8, occurs in some lines."""
-        codes, counts = np.unique(symbols(lines, characters=True, newlines=self._newlines)[0], return_counts=True)
+    def __call__(self, block: bytes) -> Counter[bytes]:
+        """The number of times each character, by its name in UTF-8, occurs in a block."""
+        codes, counts = np.unique(symbols(block, characters=True, newlines=self._newlines)[0], return_counts=True)
         names = (character_name(chr(code)).encode("utf-8") for code in codes)
         return Counter(dict(zip(names, counts.tolist(), strict=True)))
 
 
-def symbols(lines: Sequence[bytes], *, characters: bool, newlines: bool) -> tuple[Array, Array]:
-    """(bytes or code points of all lines one after the other, how many each line has)."""
-    text = b"".join(lines) if newlines else b"".join(_closed(lines))
+def symbols(block: bytes, *, characters: bool, newlines: bool) -> tuple[Array, Array]:
+    """(bytes or code points of all lines of a block one after the other, how many each line has)."""
+    text = block if newlines or b"\r" not in block else b"".join(map(_normal_end, io.BytesIO(block)))
     codes: Array = np.frombuffer(text, dtype=np.uint8)
     if characters:
         codes = np.frombuffer(text.decode("utf-8").encode("utf-32-le"), dtype="<u4")
-    ends = np.flatnonzero(codes == _NEWLINE) + 1
-    if len(codes) and codes[-1] != _NEWLINE:  # the last line of a file may have no line feed
-        ends = np.append(ends, len(codes))
+    is_end = codes == _NEWLINE
+    ends = np.flatnonzero(is_end) + 1
+    has_end = np.ones(len(ends), dtype=np.int64)
+    if len(codes) and not is_end[-1]:  # the last line of a file may have no line feed
+        ends, has_end = np.append(ends, len(codes)), np.append(has_end, 0)
     sizes = np.diff(ends, prepend=0)
-    return (codes, sizes) if newlines else (codes[codes != _NEWLINE], sizes - 1)
+    return (codes, sizes) if newlines else (codes[~is_end], sizes - has_end)
 
 
-def _closed(lines: Sequence[bytes]) -> Iterable[bytes]:
-    return (line.rstrip(b"\r\n") + b"\n" for line in lines)
-
-
-def _code(name: str) -> int | None:
-    """The code point that a name of the dictionary stands for; fillers and special symbols stand for none."""
+def code_of(name: str, *, characters: bool) -> int | None:
+    """The code point or byte that a name of the dictionary stands for; None for fillers and special symbols."""
+    if not characters:
+        return _BYTE_OF.get(name)
     named = _CHARACTER_NAME.fullmatch(name)
     return int(named[1], 16) if named else ord(name) if len(name) == 1 else None
+
+
+def _normal_end(line: bytes) -> bytes:
+    return line.rstrip(b"\r\n") + b"\n" * line.endswith(b"\n")

@@ -1,10 +1,9 @@
 """Raw text files: found, checked, and read in blocks of whole lines, so that memory does not grow with the corpus.
 
-A line ends at `\\n` and nowhere else. A block is the bytes of some whole lines, as they stand in the file.
+A line ends at `\\n` and nowhere else. A block is the bytes of some whole lines.
 """
 
-import gzip
-import zlib
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,47 +11,59 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
+from seqtk.config.fields import setting
 from seqtk.utils.errors import UserError, near_path
-from seqtk.utils.text_io import not_utf8
+from seqtk.utils.text_io import SUFFIXES, check_utf8, decompression_errors, open_decompressed, open_text
 
 BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Which text to read: a prefix for each split, and a file for each language behind it."""
+    """Which text to read: a prefix for each split, followed by a language."""
 
-    source_lang: str | None = None  # the text is PREFIX.source_lang; without languages it is PREFIX itself
-    target_lang: str | None = None  # leave it out for one-sided text, as for a language model
-    train: str | None = None  # prefix of the training text; files are plain or .gz
-    valid: tuple[str, ...] = ()  # prefixes of the validation texts, in order: valid, valid1, …
-    test: tuple[str, ...] = ()  # prefixes of the test texts, in order: test, test1, …
+    source_lang: str | None = setting(
+        None, help="Source language: the text is PREFIX.source_lang. Without languages the text is PREFIX itself."
+    )
+    target_lang: str | None = setting(None, help="Target language. null: one-sided text, as for a language model.")
+    train: str | None = setting(
+        None, help="Prefix of the training text. Files are UTF-8, plain or compressed (.gz, .bz2, .xz)."
+    )
+    valid: tuple[str, ...] = setting(
+        (), help="Prefixes of the validation texts, which become valid, valid1, …: [A,B], or A,B if A,B is no file."
+    )
+    test: tuple[str, ...] = setting((), help="Prefixes of the test texts, which become test, test1, …; as valid.")
 
     @property
     def langs(self) -> tuple[str | None, ...]:
         """The languages of the data-bin, source first; a single None for one-sided text."""
         return (self.source_lang, self.target_lang) if self.target_lang else (None,)
 
+    @property
+    def _sides(self) -> tuple[str | None, ...]:
+        return self.langs if self.target_lang else (self.source_lang,)
+
     def prefixes(self) -> dict[str, str]:
-        """Each split's name → the prefix of its text."""
+        """The prefix of each split's text. A prefix that exists is never split at its commas."""
         named = {"train": self.train} if self.train else {}
         for name, given in (("valid", self.valid), ("test", self.test)):
-            each = [prefix for item in given for prefix in item.split(",") if prefix]
+            parts = [[item] if _find(item, self._sides[0]) else item.split(",") for item in given]
+            each = [prefix for item in parts for prefix in item if prefix]
             named |= {f"{name}{number or ''}": prefix for number, prefix in enumerate(each)}
         return named
 
     def files(self) -> dict[str, tuple[Path, ...]]:
-        """Each split's name → its files, in the order of the languages. Raises UserError if one is missing."""
+        """The files of each split, in the order of the languages. Raises UserError if one is missing."""
         if self.target_lang and not self.source_lang:
-            raise UserError("target_lang= needs source_lang=.", "For one-sided text give source_lang= alone.")
+            raise UserError("target_lang= needs source_lang=.", "For one-sided text set source_lang= alone.")
         if self.target_lang and self.target_lang == self.source_lang:
-            raise UserError(f"source_lang= and target_lang= are both '{self.source_lang}'.")
-        sides = (self.source_lang,) if self.target_lang is None else (self.source_lang, self.target_lang)
-        for prefix in self.prefixes().values() if sides == (None,) else ():
-            _refuse_pairs(prefix)
-        found = {name: tuple(find_text(prefix, side) for side in sides) for name, prefix in self.prefixes().items()}
+            raise UserError(f"source_lang= and target_lang= are both '{self.source_lang}'.", "Set two languages.")
+        found = {
+            name: tuple(find_text(prefix, side, key=name.rstrip("0123456789")) for side in self._sides)
+            for name, prefix in self.prefixes().items()
+        }
         if not found:
-            raise UserError("There is no text to read: set train=, valid= or test= to the prefix of its files.")
+            raise UserError("There is no text to read.", "Set train=, valid= or test= to the prefix of its files.")
         return found
 
 
@@ -65,50 +76,75 @@ class Text:
     lines: int
 
 
-def _refuse_pairs(prefix: str) -> None:
-    """Raises UserError if `prefix` is no text, but the beginning of the names of several."""
-    path = Path(prefix)
-    if path.is_file() or Path(f"{prefix}.gz").is_file() or not path.parent.is_dir():
-        return
-    names = sorted(other.name for other in path.parent.iterdir() if other.name.startswith(f"{path.name}."))
-    if len(names) > 1:
+def find_text(prefix: str, lang: str | None, *, key: str = "input") -> Path:
+    """The file of one side of a corpus: `prefix.lang` (`prefix` without a language), plain or compressed.
+
+    Raises UserError if it is missing, which names what was probably meant; `key` is the one that `prefix` was given by.
+    """
+    path = _find(prefix, lang)
+    if path is not None:
+        return path
+    name = Path(f"{prefix}.{lang}" if lang else prefix)
+    if name.is_fifo() or name.is_char_device():
+        raise UserError(f"{key}={name} is a pipe or a device, but it is read more than once.", "Write a file first.")
+    existing = languages_of(prefix)
+    stem, _, ending = prefix.removesuffix(".gz").rpartition(".")
+    if lang and Path(prefix).is_file() and stem and _find(stem, lang) is not None:
+        raise UserError(f"There is no text {name}.", f"Give the prefix, without .{ending}: {key}={stem}")
+    if lang and existing:
         raise UserError(
-            f"There is no text {prefix}, but there are {names[0]} and {names[1]}.",
-            "For a parallel corpus set source_lang= and target_lang=.",
+            f"There is no text {name}.",
+            f"{prefix}.* exists for: {', '.join(existing)}.",
+            "Set source_lang= and target_lang= to languages that exist.",
         )
+    if not lang and len(existing) > 1:
+        raise UserError(
+            f"There is no text {name}, but there are {name.name}.{existing[0]} and {name.name}.{existing[1]}.",
+            f"For a parallel corpus set source_lang={existing[0]} target_lang={existing[1]}.",
+        )
+    endings = ", ".join(SUFFIXES[1:])
+    near = near_path(name, suits=Path.is_file)
+    raise UserError(f"There is no text {name} (nor with {endings}).", *near)
 
 
-def find_text(prefix: str, lang: str | None) -> Path:
-    """The file of one side of a corpus: `prefix.lang` (just `prefix` without a language), or the same with `.gz`."""
-    name = f"{prefix}.{lang}" if lang else prefix
-    for path in (Path(name), Path(f"{name}.gz")):
-        if path.is_file():
-            return path
-    near = near_path(Path(name), suits=Path.is_file, ending=".gz")
-    raise UserError(f"There is no text {name} (nor {name}.gz).", *near)
+def languages_of(prefix: str) -> list[str]:
+    """The endings of the files whose names begin with `prefix` and a dot, compression left out."""
+    path, found = Path(prefix), set()
+    if path.parent.is_dir():
+        for other in path.parent.iterdir():
+            name = other.name
+            for suffix in SUFFIXES[1:]:
+                name = name.removesuffix(suffix)
+            if name.startswith(f"{path.name}.") and other.is_file():
+                found.add(name.removeprefix(f"{path.name}."))
+    return sorted(found)
+
+
+def _find(prefix: str, lang: str | None) -> Path | None:
+    paths = (Path(f"{prefix}.{lang}{suffix}" if lang else f"{prefix}{suffix}") for suffix in SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def check_text(path: Path, utf8: bool = True) -> int:
-    """The number of lines of a file, once all of it was found readable and, unless `utf8` is false, UTF-8."""
-    if not utf8:
-        return _count_lines(path)
-    lines = 0
-    rest = b""
-    with open_text(path) as file:
-        while chunk := read_chunk(file, path):
-            lines += _check_utf8(rest + chunk[: chunk.rfind(b"\n") + 1], path, lines) if b"\n" in chunk else 0
-            rest = chunk[chunk.rfind(b"\n") + 1 :] if b"\n" in chunk else rest + chunk
-    _check_utf8(rest, path, lines)
-    return lines + bool(rest)
+    """The number of lines of a file that is readable and, unless `utf8` is false, UTF-8 without NUL bytes.
 
-
-def _count_lines(path: Path) -> int:
-    lines, last = 0, b"\n"
-    with open_text(path) as file:
+    Raises UserError if it is not.
+    """
+    lines, rest = 0, b""
+    with open_text(path) if utf8 else open_decompressed(path) as file:
         while chunk := read_chunk(file, path):
+            end = chunk.rfind(b"\n") + 1
+            if utf8 and end:
+                check_utf8(rest + chunk[:end], path, lines + 1)
+            rest = chunk[end:] if end else rest + chunk if utf8 else chunk[-1:]
             lines += chunk.count(b"\n")
-            last = chunk[-1:]
-    return lines + (last != b"\n")
+    if utf8:
+        check_utf8(rest, path, lines + 1)
+        if not lines and rest.count(b"\r") > 2:
+            raise UserError(
+                f"The lines of {path} end in \\r alone, as on old Macs.", "Convert it: tr '\\r' '\\n' < IN > OUT."
+            )
+    return lines + bool(rest)
 
 
 def check_equal(paths: Sequence[Path], lines: Sequence[int]) -> None:
@@ -121,17 +157,23 @@ def check_equal(paths: Sequence[Path], lines: Sequence[int]) -> None:
         )
 
 
-def open_text(path: Path) -> IO[bytes]:
-    """A text file for reading bytes, decompressed where its name ends in .gz."""
-    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")  # type: ignore[return-value]
-
-
-def read_blocks(paths: Sequence[Path], *, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[list[bytes], ...]]:
-    """Blocks of the same lines of each file: about `block_bytes` of the first one, with the other ones' lines."""
+def read_blocks(paths: Sequence[Path], *, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[bytes, ...]]:
+    """Yields blocks of the same lines of each file: about `block_bytes` of the first one, and the others' lines."""
     with ExitStack() as stack:
         first, *others = [stack.enter_context(open_text(path)) for path in paths]
-        while lines := first.readlines(block_bytes):
-            yield lines, *(list(islice(other, len(lines))) for other in others)
+        while block := first.read(block_bytes) + first.readline():
+            lines = count_lines(block)
+            yield block, *(b"".join(islice(other, lines)) for other in others)
+
+
+def split_lines(block: bytes) -> list[bytes]:
+    """The lines of a block, with their ends."""
+    return io.BytesIO(block).readlines()
+
+
+def count_lines(block: bytes) -> int:
+    """The number of lines of a block; the last one may have no end."""
+    return block.count(b"\n") + (block[-1:] not in (b"\n", b""))
 
 
 def sample_lines(paths: Sequence[Path], *, lines: int, most: int) -> Iterator[bytes]:
@@ -144,19 +186,9 @@ def sample_lines(paths: Sequence[Path], *, lines: int, most: int) -> Iterator[by
 
 
 def read_chunk(file: IO[bytes], path: Path) -> bytes:
-    """The next bytes of a file that `open_text` opened; none at its end. Raises UserError if it is broken gzip."""
-    try:
+    """The next bytes of a file that was opened by `open_text`; none at its end.
+
+    Raises UserError if it is compressed and damaged.
+    """
+    with decompression_errors(path):
         return file.read(BLOCK_BYTES)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is not a whole gzip file: {error}.", "Download or compress it again.") from None
-
-
-def _check_utf8(block: bytes, path: Path, lines_before: int) -> int:
-    """The number of line ends in a block of whole lines. Raises UserError naming the line that is not UTF-8."""
-    if not block.isascii():
-        try:
-            block.decode("utf-8")
-        except UnicodeDecodeError as error:
-            line = lines_before + block.count(b"\n", 0, error.start) + 1
-            raise not_utf8(error, path, line) from None
-    return block.count(b"\n")

@@ -1,21 +1,40 @@
-"""From blocks of lines to arrays of ids, one pass over a whole block at a time and no Python loop over tokens."""
+"""From blocks of lines to arrays of ids: one pass over a whole block at a time, and no Python loop over tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from seqtk.data.char_tokenizer import code_of, symbols
+from seqtk.data.corpus import count_lines, split_lines
 from seqtk.data.filters import LengthFilter
 from seqtk.data.indexed import dtype_for
 from seqtk.data.report import TextCount, count_text
-from seqtk.data.tokenizer import Tokenizer
+from seqtk.data.tokenizer import BYTE_PIECE, SPACE_PIECE, Tokenizer
 from seqtk.data.vocabulary import EOS, UNK, Vocabulary
-from seqtk.data.word_lookup import WordTable, joined, words_in_lines
+from seqtk.data.word_lookup import WordTable, collapse_spaces, narrow_spaces, words_in_lines
 
 Ids = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class EncodedLines:
+    """The tokens of the lines of one language, without EOS.
+
+    Attributes:
+        ids: The ids of all lines, one after the other.
+        sizes: The number of ids of each line.
+        special: The number of words that spell a special symbol; they are UNK.
+        kept: The size of the text that the tokens keep; None: all of it.
+    """
+
+    ids: Ids
+    sizes: Ids
+    special: int = 0
+    kept: TextCount | None = None
 
 
 class LineEncoder(Protocol):
@@ -23,10 +42,10 @@ class LineEncoder(Protocol):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """What the ids are of."""
+        """The vocabulary of the ids."""
 
-    def encode(self, lines: Sequence[bytes]) -> tuple[Ids, Ids]:
-        """(ids of all lines one after the other, how many each line has): both without eos."""
+    def encode(self, block: bytes, *, measure: bool = False) -> EncodedLines:
+        """The tokens of the lines of a block; with `measure`, also how much of the text they keep."""
 
 
 class WordEncoder:
@@ -34,13 +53,18 @@ class WordEncoder:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
-        ids = {token.encode("utf-8"): vocabulary.id(token) for token in vocabulary.tokens}
+        ids = {token.encode("utf-8"): id_ for id_, token in enumerate(vocabulary.tokens)}
         self._table = WordTable(list(ids), list(ids.values()), missing=UNK)
 
-    def encode(self, lines: Sequence[bytes]) -> tuple[Ids, Ids]:
-        text = joined(lines)
+    def encode(self, block: bytes, *, measure: bool = False) -> EncodedLines:
+        text = narrow_spaces(block)
         ids, starts, _ = self._table.find(text)
-        return ids, words_in_lines(text, starts)
+        is_special = ids < UNK
+        special = int(np.count_nonzero(is_special))
+        if special:
+            ids[is_special] = UNK
+        kept = count_text(collapse_spaces(text)) if measure else None
+        return EncodedLines(ids, words_in_lines(text, starts), special, kept)
 
 
 class PieceEncoder:
@@ -52,78 +76,140 @@ class PieceEncoder:
         pieces = tokenizer.pieces()
         self._table = np.array([UNK if piece is None else vocabulary.id(piece) for piece in pieces], dtype=np.int64)
         self._hidden = np.array([piece is None for piece in pieces])
+        self._bytes, self._characters = (np.array(lengths) for lengths in zip(*map(_size, pieces), strict=True))
         # A dictionary that was counted from text may know a word which the model only sees as an unknown piece.
         self._knows_more = not set(vocabulary.tokens[UNK + 1 :]) <= {*pieces, *_fillers(vocabulary)}
 
-    def encode(self, lines: Sequence[bytes]) -> tuple[Ids, Ids]:
-        stripped = [line.rstrip(b"\r\n") for line in lines]
+    def encode(self, block: bytes, *, measure: bool = False) -> EncodedLines:
+        stripped = [line.rstrip(b"\r\n") for line in split_lines(block)]
         encoded = self._tokenizer.encode_batch(stripped)
         sizes = np.fromiter(map(len, encoded), np.int64, len(encoded))
         piece_ids = np.fromiter(chain.from_iterable(encoded), np.int64, int(sizes.sum()))
         ids = self._table[piece_ids]
-        if self._knows_more and self._hidden[piece_ids].any():
-            self._look_up_unknown_pieces(ids, self._hidden[piece_ids], sizes, stripped)
-        return ids, sizes
+        hidden = self._hidden[piece_ids]
+        if self._knows_more and hidden.any():
+            self._look_up_unknown_pieces(ids, hidden, sizes, stripped)
+        kept = self._measure(piece_ids, hidden, sizes, stripped, block) if measure else None
+        return EncodedLines(ids, sizes, kept=kept)
+
+    def _measure(self, piece_ids: Ids, hidden: Ids, sizes: Ids, lines: Sequence[bytes], block: bytes) -> TextCount:
+        """The size of the text that the pieces spell, a line feed after each line; words are those of the text."""
+        ends = np.cumsum(sizes)
+        unknown = np.unique(np.searchsorted(ends, np.flatnonzero(hidden), side="right"))
+        is_known = np.ones(len(sizes), dtype=bool)
+        is_known[unknown] = False
+        of_known = np.repeat(is_known, sizes)
+        spelled = piece_ids[of_known]
+        prefixes = self._tokenizer.prefix_length * int(np.count_nonzero(sizes[is_known]))
+        size, characters = int(self._bytes[spelled].sum()) - prefixes, int(self._characters[spelled].sum()) - prefixes
+        rest = count_text(b"".join(self._tokenizer.normalize(lines[i]) for i in unknown))  # with unknown characters
+        return replace(
+            count_text(block),
+            bytes=size + rest.bytes + len(lines),
+            characters=characters + rest.characters + len(lines),
+        )
 
     def _look_up_unknown_pieces(self, ids: Ids, hidden: Ids, sizes: Ids, lines: Sequence[bytes]) -> None:
-        """In lines with unknown pieces, give those that the vocabulary has as words their ids."""
+        """In lines with unknown pieces, replaces those by their ids that the vocabulary has as words."""
         ends = np.cumsum(sizes)
         for i in np.unique(np.searchsorted(ends, np.flatnonzero(hidden), side="right")):
             pieces = self._tokenizer.encode(lines[i].decode("utf-8"))
             ids[ends[i] - sizes[i] : ends[i]] = self.vocabulary.encode(pieces, eos=False)
 
 
+class SymbolEncoder:
+    """Encodes text by its bytes or characters, each line with its line feed (`newlines`) or without its end."""
+
+    def __init__(self, vocabulary: Vocabulary, *, characters: bool, newlines: bool) -> None:
+        self.vocabulary = vocabulary
+        self._characters, self._newlines = characters, newlines
+        self._ids = np.full(0x110000 if characters else 256, UNK, dtype=np.uint32)
+        for id_, name in enumerate(vocabulary.tokens):
+            code = code_of(name, characters=characters)
+            if code is not None:
+                self._ids[code] = id_
+
+    def encode(self, block: bytes, *, measure: bool = False) -> EncodedLines:
+        codes, sizes = symbols(block, characters=self._characters, newlines=self._newlines)
+        return EncodedLines(self._ids[codes], sizes)
+
+
 def _fillers(vocabulary: Vocabulary) -> list[str]:
     return [vocabulary.tokens[id_] for id_ in vocabulary.never_generated]
 
 
+def _size(piece: str | None) -> tuple[int, int]:
+    """The bytes and characters that a piece of SentencePiece spells; 0 for those that are never in a text."""
+    if piece is None:
+        return 0, 0
+    if BYTE_PIECE.fullmatch(piece):
+        byte = int(piece[3:5], 16)
+        return 1, int(byte & 0xC0 != 0x80)
+    return len(piece.replace(SPACE_PIECE, " ").encode()), len(piece)
+
+
 @dataclass(frozen=True)
 class EncodedBlock:
-    """What became of one block: the ids and sizes (eos included) of the kept lines of each language, and counts.
+    """One encoded and filtered block.
 
-    `text` is how large the block was, before any line was dropped, where it is one-sided.
+    Attributes:
+        flats: The ids of the kept lines of each language, one after the other.
+        sizes: The number of ids of each kept line of each language.
+        lines: The number of lines that were read.
+        dropped: The number of lines that each rule dropped.
+        special: The number of words of each language that spell a special symbol.
+        text, kept: For one-sided text, its size before any line was dropped, and the size of what the tokens keep.
     """
 
     flats: tuple[Ids, ...]
     sizes: tuple[Ids, ...]
     lines: int
     dropped: dict[str, int]
+    special: tuple[int, ...]
     text: TextCount | None
+    kept: TextCount | None
 
 
 @dataclass(frozen=True)
 class BlockEncoder:
-    """Encodes aligned blocks of every language and filters them; it travels to worker processes once."""
+    """Encodes aligned blocks of every language and filters them; it is sent to each worker process once.
+
+    A block is the text of some whole lines. `eos`: EOS ends each item.
+    """
 
     encoders: tuple[LineEncoder, ...]
     length_filter: LengthFilter
     eos: bool = True
-    """Whether EOS closes each item."""
 
-    def __call__(self, blocks: tuple[list[bytes], ...], filtered: bool) -> EncodedBlock:
-        encoded = [encoder.encode(lines) for encoder, lines in zip(self.encoders, blocks, strict=True)]
-        lengths = [sizes for _, sizes in encoded]
+    def __call__(self, blocks: tuple[bytes, ...], filtered: bool) -> EncodedBlock:
+        one_sided = len(blocks) == 1
+        encoded = [
+            encoder.encode(block, measure=one_sided) for encoder, block in zip(self.encoders, blocks, strict=True)
+        ]
+        items = [(each.ids, each.sizes) for each in encoded]
         dropped: dict[str, int] = {}
         if filtered:
-            keep, dropped = self.length_filter(lengths)
+            keep, dropped = self.length_filter([sizes for _, sizes in items])
             if not keep.all():
-                encoded = [(ids[np.repeat(keep, sizes)], sizes[keep]) for ids, sizes in encoded]
+                items = [(ids[np.repeat(keep, sizes)], sizes[keep]) for ids, sizes in items]
         stored = [
             (_with_eos if self.eos else _stored)(ids, sizes, len(encoder.vocabulary))
-            for encoder, (ids, sizes) in zip(self.encoders, encoded, strict=True)
+            for encoder, (ids, sizes) in zip(self.encoders, items, strict=True)
         ]
         flats, sizes = zip(*stored, strict=True)
-        text = count_text(blocks[0]) if len(blocks) == 1 else None
-        return EncodedBlock(flats, sizes, len(blocks[0]), dropped, text)
+        text = count_text(blocks[0]) if one_sided else None
+        special = tuple(each.special for each in encoded)
+        kept = (encoded[0].kept or text) if one_sided else None
+        return EncodedBlock(flats, sizes, count_lines(blocks[0]), dropped, special, text, kept)
 
 
 def _stored(ids: Ids, sizes: Ids, vocabulary_size: int) -> tuple[Ids, Ids]:
-    """The same items in the type they are stored in."""
+    """The items in the type that they are stored in."""
     return ids.astype(dtype_for(vocabulary_size)), sizes.astype(np.int32)
 
 
 def _with_eos(ids: Ids, sizes: Ids, vocabulary_size: int) -> tuple[Ids, Ids]:
-    """The same items with EOS behind each, in the type they are stored in."""
+    """The items with EOS after each, in the type that they are stored in."""
     closed_sizes = sizes + 1
     closed = np.full(len(ids) + len(sizes), EOS, dtype=dtype_for(vocabulary_size))
     is_word = np.ones(len(closed), dtype=bool)

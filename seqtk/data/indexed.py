@@ -4,10 +4,10 @@ A data set is two files. `PREFIX.bin` holds the ids of all items one after the o
 starts and how long it is (`docs/formats.md` has both layouts byte by byte).
 """
 
-import contextlib
 import mmap
 import os
 import struct
+from contextlib import ExitStack
 from functools import cached_property
 from types import TracebackType
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqtk.utils.errors import UserError
+from seqtk.utils.files import atomic_file
 
 MAGIC = b"MMIDIDX\x00\x00"
 LEGACY_MAGIC = b"TNTIDX\x00\x00"
@@ -162,16 +163,15 @@ def _token_type(version: int, code: int, prefix: str) -> np.dtype[Any]:
 class IndexedWriter:
     """Writes a data set in the memory-mapped format, byte for byte as fairseq does, in constant memory.
 
-    A context manager: both files appear when it ends, or neither if it ends by an exception.
+    A context manager: both files get their names when it ends, none if it ends by an exception.
     """
 
     def __init__(self, prefix: str | os.PathLike[str], *, vocabulary_size: int | None) -> None:
-        self.prefix = str(prefix)
         self.dtype = np.dtype(dtype_for(vocabulary_size))
         self.items = 0
-        self._temporary = {suffix: f"{prefix}.{suffix}.partial-{os.getpid()}" for suffix in ("bin", "idx")}
-        self._data = open(self._temporary["bin"], "wb")  # noqa: SIM115
-        self._index = open(self._temporary["idx"], "w+b")  # noqa: SIM115
+        self._stack = ExitStack()
+        self._data = self._stack.enter_context(atomic_file(f"{prefix}.bin"))
+        self._index = self._stack.enter_context(atomic_file(f"{prefix}.idx", "w+b"))
         code = next(code for code, name in DTYPES.items() if np.dtype(name) == self.dtype)
         self._index.write(HEADER.pack(MAGIC, 1, code, 0))
 
@@ -188,16 +188,8 @@ class IndexedWriter:
         self._index.write(np.ascontiguousarray(sizes, dtype="<i4").data)
         self.items += len(sizes)
 
-    def close(self) -> None:
-        """Complete the index and give both files their names."""
-        self._write_starts()
-        self._data.close()
-        self._index.close()
-        for suffix, temporary in self._temporary.items():
-            os.replace(temporary, f"{self.prefix}.{suffix}")
-
     def _write_starts(self) -> None:
-        """Behind the sizes, the byte each item starts at: their running sum, made block by block from the file."""
+        """Writes, after the sizes, the byte at which each item starts: their running sum, computed block by block."""
         self._index.seek(_COUNT_OFFSET)
         self._index.write(struct.pack("<Q", self.items))
         start = 0
@@ -210,21 +202,13 @@ class IndexedWriter:
             self._index.write(np.concatenate([[start], ends[:-1]]).astype("<i8").data)
             start = int(ends[-1])
 
-    def discard(self) -> None:
-        """Leave nothing behind."""
-        self._data.close()
-        self._index.close()
-        for temporary in self._temporary.values():
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-
     def __enter__(self) -> "IndexedWriter":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.discard()
+        with self._stack:
+            if error is not None:
+                raise error
+            self._write_starts()

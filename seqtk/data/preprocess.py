@@ -1,7 +1,7 @@
-"""From text to a data-bin directory: check, learn or take vocabularies, encode, filter, write, count.
+"""From text to a data-bin directory: check, learn or load vocabularies, encode, filter, write, count.
 
 The same text and settings give the same bytes whatever the number of workers, and memory does not grow with the
-corpus: text is read in blocks of lines, and a few blocks per worker are under way at a time.
+corpus: text is read in blocks of lines, and a few blocks per worker are in progress at a time.
 """
 
 import json
@@ -11,75 +11,94 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from seqtk import __version__
 from seqtk.config import schema
-from seqtk.data.char_tokenizer import SymbolEncoder
-from seqtk.data.corpus import BLOCK_BYTES, Text, check_equal, check_text, read_blocks
-from seqtk.data.encoding import BlockEncoder, EncodedBlock, LineEncoder, PieceEncoder, WordEncoder
+from seqtk.config.fields import setting
+from seqtk.data.corpus import BLOCK_BYTES, Text, check_equal, check_text, read_blocks, split_lines
+from seqtk.data.encoding import BlockEncoder, EncodedBlock, LineEncoder, PieceEncoder, SymbolEncoder, WordEncoder
 from seqtk.data.filters import RULES, LengthFilter
 from seqtk.data.indexed import IndexedWriter
 from seqtk.data.report import Report, SideCount, SplitCount, TextCount
-from seqtk.data.staging import refuse_overwriting, staged
 from seqtk.data.vocabulary import UNK, Vocabulary
-from seqtk.data.vocabulary_building import Side, Tokens, VocabularyConfig, make_sides
+from seqtk.data.vocabulary_building import LanguageSpec, Tokens, VocabularyConfig, make_specs
 from seqtk.data.workers import available_cores, ordered_map
 from seqtk.utils.errors import UserError
+from seqtk.utils.files import atomic_directory, check_writable, write_text
+from seqtk.utils.progress import Reporter
 
 
 @dataclass(frozen=True)
 class PreprocessConfig(VocabularyConfig):
-    """The text, its vocabulary, what to leave out of the training text, and where to write."""
+    """The text, its vocabulary, which training lines to drop, and the folder to write."""
 
-    min_length: int | None = None  # training lines with fewer tokens are dropped; null: 1 in pairs, 0 in one-sided text
-    max_length: int | None = None  # training lines with more tokens are dropped
-    max_ratio: float | None = None  # training pairs are dropped if one side is more than so many times the other
-    destdir: str | None = None  # the data-bin directory to make
-    overwrite: bool = False  # replace the data-bin that is there
-    workers: int = 0  # processes; 0: one for each core
+    min_length: int | None = setting(
+        None, at_least=0, help="Training lines with fewer tokens are dropped. null: 1 in pairs, 0 in one-sided text."
+    )
+    max_length: int | None = setting(
+        None, at_least=1, help="Training lines with more tokens are dropped. null: no limit."
+    )
+    max_ratio: float | None = setting(
+        None,
+        at_least=1,
+        help="Training pairs are dropped if one side has more than this many times the tokens of the other. "
+        "null: no limit.",
+    )
+    destdir: str | None = setting(None, help="Data-bin folder to make.")
+    overwrite: bool = setting(False, help="Replaces a data-bin that is in destdir.")
+    workers: int = setting(0, at_least=0, help="Worker processes. 0: one per core.")
 
+
+DATABIN_FILES = (
+    "dict.*txt",
+    "*.idx",
+    "*.bin",
+    "valid*.txt",
+    "test*.txt",
+    "sentencepiece.model",
+    "sentencepiece.*.model",
+    "preprocess.json",
+    "preprocess.log",
+)
+"""The files of a data-bin. Without its dictionaries, which come first here, a folder is none."""
 
 _WORTH_A_WORKER = {"sentencepiece": 4, "words": 32, "characters": 128, "bytes": 256}
-"""Blocks that take longer to encode than a process to start."""
+"""Number of blocks that take longer to encode than a process takes to start."""
 
-_WORTH_A_CHECKER = 1 << 28  # bytes that take longer to check than a process to start
-_NOT_IN_THE_RECORD = ("destdir", "overwrite", "workers")  # what has no influence on the files
+_WORTH_A_CHECKER = 1 << 28
+"""Number of bytes that take longer to check than a process takes to start."""
+
+_NOT_RECORDED = ("destdir", "overwrite", "workers")
+"""Settings without influence on the files."""
 
 
-def preprocess(
-    config: PreprocessConfig,
-    *,
-    notify: Callable[[str], None] = lambda message: None,
-    progress: bool = False,
-    block_bytes: int = BLOCK_BYTES,
-) -> Report:
-    """Make the data-bin directory that `config` describes, and count. Raises UserError for what cannot be used.
+def preprocess(config: PreprocessConfig, *, reporter: Reporter | None = None, block_bytes: int = BLOCK_BYTES) -> Report:
+    """Makes the data-bin folder that `config` describes, and returns its counts.
 
-    `notify` is told of each step that takes time; `progress` shows a bar, if standard error is a terminal. Text of
-    a few blocks is not worth a process. With more than one worker the caller's main module must be
-    importable without effect.
+    Text of a few blocks is not worth a worker process. With several workers the caller's main module must be importable
+    without side effects (`if __name__ == "__main__":`).
+
+    Raises:
+        UserError: For text or settings that cannot be used; the folder is then as it was before.
     """
+    reporter = reporter or Reporter()
     if config.destdir is None:
-        raise UserError("destdir= is missing: the data-bin directory to make.")
-    if config.workers < 0:
-        raise UserError(f"workers={config.workers} cannot be negative; 0 is one for each core.")
+        raise UserError("destdir= is missing.", "Set it to the data-bin folder to make.")
     destination = Path(config.destdir)
-    refuse_overwriting(destination, overwrite=config.overwrite)
+    check_destination(destination, overwrite=config.overwrite)
     files = config.files()
     total_bytes = sum(path.stat().st_size for paths in files.values() for path in paths)
     cores = config.workers or available_cores()
-    worth = _WORTH_A_WORKER[config.tokens] * block_bytes
-    workers = min(cores, max(1, total_bytes // worth))
+    workers = min(cores, max(1, total_bytes // (_WORTH_A_WORKER[config.tokens] * block_bytes)))
     newlines = config.newlines
     checkers = min(cores, max(1, total_bytes // _WORTH_A_CHECKER))
     texts = _check(files, utf8=config.tokens != "bytes", workers=checkers)
-    with staged(destination) as staging:
+    with atomic_directory(destination, only=DATABIN_FILES) as folder:
         train = next((text for text in texts if text.name == "train"), None)
-        sides = make_sides(config, train, workers=workers, notify=notify)
+        specs = make_specs(config, train, workers=workers, notify=reporter.notify)
         shortest = len(config.langs) - 1 if config.min_length is None else config.min_length
         length_filter = LengthFilter(shortest, config.max_length, config.max_ratio)
-        encoders = tuple(_encoder(side, config.tokens, newlines=newlines) for side in sides)
+        encoders = tuple(_encoder(spec, config.tokens, newlines=newlines) for spec in specs)
         encode = BlockEncoder(encoders, length_filter, eos=not newlines)
         stream = (
             (blocks, text.name == "train")
@@ -87,62 +106,75 @@ def preprocess(
             for blocks in read_blocks(text.paths, block_bytes=block_bytes)
         )
         names = [lang or config.source_lang or "text" for lang in config.langs]
-        writer = _Writer(staging, config.langs, sides, names=names)
-        bar = tqdm(total=sum(text.lines for text in texts), unit=" lines", disable=None if progress else True)
+        writer = _Writer(folder, config.langs, specs, names=names)
+        bar = reporter.bar(sum(text.lines for text in texts), "encoding", unit=" lines")
         with closing(ordered_map(encode, stream, workers=workers)) as results, bar:
             splits = {text.name: writer.write_split(text, results, advance=bar.update) for text in texts}
         for text in texts:
             if text.name != "train" and config.tokens == "sentencepiece":
                 writer.keep_text(text)
         writer.write_vocabularies()
-        report = Report(dict(zip(names, (len(side.vocabulary) for side in sides), strict=True)), splits)
-        _write_record(staging / "preprocess.json", config, report)
+        report = Report(dict(zip(names, (len(spec.vocabulary) for spec in specs), strict=True)), splits)
+        _write_record(folder / "preprocess.json", config, report)
     return report
 
 
+def check_destination(destination: Path, *, overwrite: bool) -> None:
+    """Raises UserError if `destination` is a file, cannot be written, or holds a data-bin that must stay."""
+    if destination.exists() and not destination.is_dir():
+        raise UserError(f"destdir={destination} is a file, not a folder.", "Choose another destdir=.")
+    if not overwrite and any(any(destination.glob(pattern)) for pattern in DATABIN_FILES):
+        raise UserError(
+            f"There is a data-bin in {destination} already.",
+            "Choose another destdir=, or replace it with overwrite=true.",
+        )
+    check_writable(destination, key="destdir")
+
+
 def _check(files: dict[str, tuple[Path, ...]], *, utf8: bool, workers: int) -> list[Text]:
-    """Every split, once all lines of its files were read and found good."""
+    """The splits, after all lines of their files were checked."""
     each = sorted({path for paths in files.values() for path in paths})
     lines = dict(zip(each, ordered_map(check_text, ((path, utf8) for path in each), workers=workers), strict=True))
     for paths in files.values():
         check_equal(paths, [lines[path] for path in paths])
         if not lines[paths[0]]:
-            raise UserError(f"{paths[0]} is empty.")
+            raise UserError(f"{paths[0]} is empty.", "Every text needs at least one line.")
     return [Text(name, paths, lines[paths[0]]) for name, paths in files.items()]
 
 
-def _encoder(side: Side, tokens: Tokens, *, newlines: bool) -> LineEncoder:
+def _encoder(spec: LanguageSpec, tokens: Tokens, *, newlines: bool) -> LineEncoder:
     if tokens in ("characters", "bytes"):
-        return SymbolEncoder(side.vocabulary, characters=tokens == "characters", newlines=newlines)
-    if tokens == "sentencepiece" and side.tokenizer is not None:
-        return PieceEncoder(side.tokenizer, side.vocabulary)
-    return WordEncoder(side.vocabulary)
+        return SymbolEncoder(spec.vocabulary, characters=tokens == "characters", newlines=newlines)
+    if tokens == "sentencepiece" and spec.tokenizer is not None:
+        return PieceEncoder(spec.tokenizer, spec.vocabulary)
+    return WordEncoder(spec.vocabulary)
 
 
 class _Writer:
-    """Writes splits and vocabularies of all languages into a directory, counting tokens on the way."""
+    """Writes splits and vocabularies of all languages into a folder, and counts tokens."""
 
     def __init__(
-        self, directory: Path, langs: Sequence[str | None], sides: Sequence[Side], *, names: Sequence[str]
+        self, directory: Path, langs: Sequence[str | None], specs: Sequence[LanguageSpec], *, names: Sequence[str]
     ) -> None:
         self._directory = directory
         self._names = names
         self._langs = langs
-        self._sides = sides
-        self._counts = [np.zeros(len(side.vocabulary), dtype=np.int64) for side in sides]
+        self._specs = specs
+        self._counts = [np.zeros(len(spec.vocabulary), dtype=np.int64) for spec in specs]
 
     def write_split(
         self, text: Text, results: Iterator[EncodedBlock], *, advance: Callable[[int], object]
     ) -> SplitCount:
-        """Take the split's encoded blocks off `results` and write them; `advance` is told the lines done."""
+        """Writes the encoded blocks of a split, the next ones of `results`; calls `advance` with the lines done."""
         lines, items = 0, 0
         dropped = dict.fromkeys(RULES, 0)
         counts = [np.zeros_like(count) for count in self._counts]
-        size: TextCount | None = None
+        special = np.zeros(len(counts), dtype=np.int64)
+        size = kept = None
         with ExitStack() as stack:
             writers = [
-                stack.enter_context(IndexedWriter(self._prefix(text.name, lang), vocabulary_size=len(side.vocabulary)))
-                for lang, side in zip(self._langs, self._sides, strict=True)
+                stack.enter_context(IndexedWriter(self._prefix(text.name, lang), vocabulary_size=len(spec.vocabulary)))
+                for lang, spec in zip(self._langs, self._specs, strict=True)
             ]
             while lines < text.lines:
                 block = next(results)
@@ -150,43 +182,48 @@ class _Writer:
                     writer.extend_arrays(flat, sizes)
                     count += np.bincount(flat, minlength=len(count))
                 lines += block.lines
-                if block.text is not None:
-                    size = block.text + (size or TextCount())
+                if block.text is not None and block.kept is not None:
+                    size, kept = block.text + (size or TextCount()), block.kept + (kept or TextCount())
                 items += len(block.sizes[0])
+                special += block.special
                 dropped = {rule: number + block.dropped.get(rule, 0) for rule, number in dropped.items()}
                 advance(block.lines)
         if text.name == "train":
             self._counts = counts
-        found = [SideCount(int(count.sum()), int(count[UNK])) for count in counts]
-        return SplitCount(lines, items, dropped, dict(zip(self._names, found, strict=True)), size)
+        found = [
+            SideCount(int(count.sum()), int(count[UNK]), int(words))
+            for count, words in zip(counts, special, strict=True)
+        ]
+        sides = dict(zip(self._names, found, strict=True))
+        return SplitCount(lines, items, dropped, sides, size, kept if kept != size else None)
 
     def keep_text(self, text: Text) -> None:
-        """Keep the split's lines beside its items: scores are taken against the text, not what became of it."""
+        """Writes the lines of a split, which are what translations are scored against."""
         for lang, path in zip(self._langs, text.paths, strict=True):
             with open(f"{self._prefix(text.name, lang)}.txt", "wb") as kept:
-                for (lines,) in read_blocks((path,)):
-                    kept.writelines(line.rstrip(b"\r\n") + b"\n" for line in lines)
+                for (block,) in read_blocks((path,)):
+                    kept.writelines(line.rstrip(b"\r\n") + b"\n" for line in split_lines(block))
 
     def write_vocabularies(self) -> None:
-        """The dictionary of each language, with the counts of the training split, and the SentencePiece models."""
-        joint = all(side is self._sides[0] for side in self._sides)
+        """Writes the dictionaries, with the counts of the training split, and the SentencePiece models."""
+        joint = all(spec is self._specs[0] for spec in self._specs)
         total = np.sum(self._counts, axis=0) if joint else None
-        for lang, side, own in zip(self._langs, self._sides, self._counts, strict=True):
-            vocabulary = side.vocabulary
-            if side.counted:
+        for lang, spec, own in zip(self._langs, self._specs, self._counts, strict=True):
+            vocabulary = spec.vocabulary
+            if spec.counted:
                 first = UNK + 1
                 counts = (own if total is None else total)[first:].tolist()
                 vocabulary = Vocabulary(vocabulary.tokens[first:], counts)
             vocabulary.save(self._directory / (f"dict.{lang}.txt" if lang else "dict.txt"))
-            if side.tokenizer is not None and side.tokenizer.model_bytes is not None:
+            if spec.tokenizer is not None and spec.tokenizer.model_bytes is not None:
                 name = "sentencepiece.model" if joint else f"sentencepiece.{lang}.model"
-                (self._directory / name).write_bytes(side.tokenizer.model_bytes)
+                (self._directory / name).write_bytes(spec.tokenizer.model_bytes)
 
     def _prefix(self, split: str, lang: str | None) -> Path:
         return self._directory / (f"{split}.{'-'.join(map(str, self._langs))}.{lang}" if lang else split)
 
 
 def _write_record(path: Path, config: PreprocessConfig, report: Report) -> None:
-    settings = {key: value for key, value in schema.to_dict(config).items() if key not in _NOT_IN_THE_RECORD}
+    settings = {key: value for key, value in schema.to_dict(config).items() if key not in _NOT_RECORDED}
     record = {"seqtk": __version__, "settings": settings, **report.to_dict()}
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -1,56 +1,69 @@
-"""Every count of a preprocessing run, as a table to read and as JSON to keep."""
+"""The counts of a preprocessing run, as a table to read and as JSON to keep."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
 
+from seqtk.data.corpus import count_lines
 from seqtk.data.filters import RULES
+from seqtk.data.vocabulary import SPECIALS
 from seqtk.data.word_lookup import count_words
+from seqtk.utils.errors import how_many
+
+SYMBOLS = ", ".join(SPECIALS[:3])
 
 
 @dataclass(frozen=True)
 class SideCount:
-    """What one language of a split has: ids with eos, and how many of them are unknown."""
+    """The tokens of one language of a split, eos included, those that are unknown, and the words that spell `<s>` …"""
 
     tokens: int
     unknown: int
+    special: int = 0
 
 
 @dataclass(frozen=True)
 class TextCount:
-    """How large the text itself is, whatever its tokens: all of its lines, with their line feeds."""
+    """The size of a text, whatever its tokens: all of its lines, with their line feeds."""
 
     lines: int = 0
     bytes: int = 0
     characters: int = 0
     """Unicode code points."""
     words: int = 0
-    """What stands between white space."""
+    """Between white space."""
 
     def __add__(self, other: "TextCount") -> "TextCount":
         pairs = zip(astuple(self), astuple(other), strict=True)
         return TextCount(*(one + another for one, another in pairs))
 
 
-def count_text(lines: Sequence[bytes]) -> TextCount:
-    """The size of some lines of UTF-8."""
-    text = np.frombuffer(b"".join(lines), dtype=np.uint8)
-    characters = int(np.count_nonzero((text & 0xC0) != 0x80))  # the first byte of each
-    return TextCount(len(lines), len(text), characters, count_words(lines))
+def count_text(block: bytes) -> TextCount:
+    """The size of a block of UTF-8 text."""
+    characters = int(np.count_nonzero((np.frombuffer(block, dtype=np.uint8) & 0xC0) != 0x80))  # the first byte of each
+    return TextCount(count_lines(block), len(block), characters, count_words(block))
 
 
 @dataclass(frozen=True)
 class SplitCount:
-    """What became of a split: lines read, items written, lines dropped by each rule, and each language's counts."""
+    """The counts of one split.
+
+    Attributes:
+        lines: Lines read.
+        items: Items written.
+        dropped: Lines dropped by each rule.
+        sides: The counts of each language.
+        text: For one-sided text, its size, for figures that do not depend on the tokens.
+        kept: The size of the text that the tokens keep: SentencePiece, for instance, collapses spaces. None: all of it.
+    """
 
     lines: int
     items: int
     dropped: dict[str, int]
     sides: dict[str, SideCount]
     text: TextCount | None = None
-    """Of one-sided text, for figures that do not depend on its tokens."""
+    kept: TextCount | None = None
 
 
 @dataclass(frozen=True)
@@ -77,4 +90,13 @@ class Report:
         for name, split in self.splits.items():
             if (text := split.text) is not None:
                 lines.append(f"{name}: {text.words:,} words, {text.characters:,} characters, {text.bytes:,} bytes")
+            if (kept := split.kept) is not None:
+                lines.append(
+                    f"{name}: the tokens keep {kept.characters:,} characters, {kept.bytes:,} bytes of it, "
+                    "which are those that bits per character and byte count"
+                )
+            for lang, side in split.sides.items():
+                if side.special:
+                    words = how_many(side.special, "word")
+                    lines.append(f"{name}, {lang}: {words} of the text spell {SYMBOLS}, special symbols; read as <unk>")
         return "\n".join([*lines, f"vocabulary: {sizes} (special symbols included)"])

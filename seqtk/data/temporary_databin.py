@@ -1,4 +1,4 @@
-"""A text in the tokens of a vocabulary that is there: a small data-bin, made for once."""
+"""Binarise one text file with an existing vocabulary into a temporary data-bin."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ LINE_FEEDS = (BYTE_NAMES[ord("\n")], character_name("\n"))
 
 
 def encode_text(path: Path, folder: Path, *, vocabulary: Vocabulary, tokenizer: Tokenizer) -> DataBin:
-    """The data-bin, in `folder`, whose split `test` is the text at `path`. It is read by blocks, so it may be large.
+    """Makes a data-bin in `folder` whose split `test` is the text at `path`; read in blocks, so it may be large.
 
-    Text by bytes or characters keeps its line feeds if the vocabulary has seen one; else EOS ends each line.
+    Text by bytes or characters keeps its line feeds if the vocabulary counted one; else EOS ends each line.
     """
     tokens: Tokens = "bytes" if tokenizer.separator == "bytes" else "words"
     if tokenizer.separator == "characters":
@@ -32,6 +32,7 @@ def encode_text(path: Path, folder: Path, *, vocabulary: Vocabulary, tokenizer: 
             test=(str(path),),
             source_dict=str(dictionary) if tokens != "bytes" else None,
             sentencepiece=str(model) if tokens == "sentencepiece" else None,
+            remove_bpe=tokenizer.separator if tokens == "words" else None,
             line_end=None if _spells_line_feeds(vocabulary) else "eos",
             destdir=str(folder / "data-bin"),
             workers=1,
@@ -41,5 +42,5 @@ def encode_text(path: Path, folder: Path, *, vocabulary: Vocabulary, tokenizer: 
 
 
 def _spells_line_feeds(vocabulary: Vocabulary) -> bool:
-    """Whether a line feed is a token of the training text, rather than what EOS stands for."""
+    """Whether a line feed was a token of the training text."""
     return any(vocabulary.counts[vocabulary.id(name)] > 0 for name in LINE_FEEDS if name in vocabulary)

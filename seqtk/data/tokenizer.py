@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from seqtk.data import char_tokenizer as symbols
 from seqtk.data.vocabulary import SPECIALS, Vocabulary
 from seqtk.utils.errors import UserError, nearest
 
-_SPACE_PIECE = "\u2581"
+SPACE_PIECE = "\u2581"
+BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def _without_spaces(tokens: Sequence[str], boundary: str) -> str:
@@ -22,7 +24,7 @@ def _without_spaces(tokens: Sequence[str], boundary: str) -> str:
 # How each marker of fairseq's `--remove-bpe` is undone.
 JOINERS: dict[str, Callable[[Sequence[str]], str]] = {
     "@@ ": lambda tokens: (" ".join(tokens) + " ").replace("@@ ", "").rstrip(),
-    "sentencepiece": lambda tokens: _without_spaces(tokens, _SPACE_PIECE),
+    "sentencepiece": lambda tokens: _without_spaces(tokens, SPACE_PIECE),
     "wordpiece": lambda tokens: _without_spaces(tokens, "_"),
     "letter": lambda tokens: _without_spaces(tokens, "|"),
     "_EOW": lambda tokens: _without_spaces(tokens, "_EOW"),
@@ -85,7 +87,7 @@ class Tokenizer:
         if kind is not None:
             return cls.plain(kind)
         words = vocabulary.tokens[len(SPECIALS) :]
-        if any(word.startswith(_SPACE_PIECE) for word in words):
+        if any(word.startswith(SPACE_PIECE) for word in words):
             return cls.plain("sentencepiece")
         return cls.plain("@@ " if any(len(word) > 2 and word.endswith("@@") for word in words) else None)
 
@@ -103,6 +105,16 @@ class Tokenizer:
         """SentencePiece's own ids (not the vocabulary's) of many lines of UTF-8, on one thread."""
         ids: list[list[int]] = self._processor.Encode(list(lines), out_type=int, num_threads=1)
         return ids
+
+    def normalize(self, line: bytes) -> bytes:
+        """The text that the pieces of a line of UTF-8 keep."""
+        text: str = self._processor.Normalize(line.decode("utf-8"))
+        return text[self.prefix_length :].replace(SPACE_PIECE, " ").encode()
+
+    @cached_property
+    def prefix_length(self) -> int:
+        """The number of characters (0 or 1) that SentencePiece puts before each line."""
+        return int(self._processor.Normalize("a").startswith(SPACE_PIECE))
 
     def decode(self, tokens: Sequence[str]) -> str:
         """The line whose tokens these are."""

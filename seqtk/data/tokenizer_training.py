@@ -1,8 +1,8 @@
-"""Training a SentencePiece model, the same one for the same text and settings on any machine and number of workers."""
+"""Training of a SentencePiece model: the same for the same text and settings, on any machine and with any workers."""
 
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import sentencepiece
 
@@ -15,8 +15,26 @@ _THREADS = 8
 _OWN_SPECIALS = 3  # unknown, bos and eos, which a model counts among its pieces
 
 
+MAX_LINE_BYTES = 4192
+RESERVED = "\u2585".encode()
+"""SentencePiece's trainer skips longer lines, and lines with this character."""
+
+
+class TrainingSample:
+    """The lines to learn a model from; counts those that SentencePiece skips."""
+
+    def __init__(self, lines: Iterable[bytes]) -> None:
+        self._lines = lines
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for line in self._lines:
+            self.skipped += len(line) > MAX_LINE_BYTES or RESERVED in line
+            yield line
+
+
 def _in_our_words(reason: str) -> str:
-    """Why there is no model, with our keys and our count of the special symbols."""
+    """The reason why there is no model, with our keys and our count of the special symbols."""
     ours = len(SPECIALS) - _OWN_SPECIALS
     if too_small := re.search(r"required_chars\. \d+ vs (\d+)", reason):
         return f"Set vocab_size to {int(too_small[1]) + ours} or more, or character_coverage lower."
@@ -34,9 +52,9 @@ def train_tokenizer(
     byte_fallback: bool,
     hard_vocab_limit: bool,
 ) -> Tokenizer:
-    """The tokenizer learnt from `lines`, whose vocabulary has at most `vocab_size` entries, special symbols included.
+    """Trains a tokenizer on `lines`; its vocabulary has at most `vocab_size` entries, special symbols included.
 
-    Text that gives fewer pieces makes a smaller vocabulary, or a UserError where `hard_vocab_limit` is true.
+    Raises UserError if the text is too small for any vocabulary, or for this one if `hard_vocab_limit` is true.
     """
     model = io.BytesIO()
     try:
@@ -49,6 +67,7 @@ def train_tokenizer(
             byte_fallback=byte_fallback,
             hard_vocab_limit=hard_vocab_limit,
             num_threads=_THREADS,
+            max_sentence_length=MAX_LINE_BYTES,
             minloglevel=2,
         )
     except RuntimeError as error:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqtk.utils.errors import UserError
+from seqtk.utils.files import write_text
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -104,10 +105,8 @@ class Vocabulary:
         return "".join(lines)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the dictionary file; it is there whole or not at all."""
-        temporary = Path(f"{path}.partial-{os.getpid()}")
-        temporary.write_bytes(self.to_text().encode("utf-8"))
-        os.replace(temporary, path)
+        """Writes the dictionary file atomically."""
+        write_text(path, self.to_text())
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -124,8 +123,11 @@ class Vocabulary:
         return self._ids.get(token, UNK)
 
     def encode(self, tokens: Iterable[str], eos: bool = True) -> npt.NDArray[np.int64]:
-        """The ids of `tokens`, unknown ones as UNK, closed by EOS unless `eos` is false."""
-        ids = [self._ids.get(token, UNK) for token in tokens]
+        """The ids of `tokens`, closed by EOS unless `eos` is false.
+
+        Tokens that are unknown or spell a special symbol, such as the word `<pad>` in a text, are UNK.
+        """
+        ids = [max(self._ids.get(token, UNK), UNK) for token in tokens]
         return np.array([*ids, EOS] if eos else ids, dtype=np.int64)
 
     def decode(self, ids: Iterable[int]) -> list[str]:

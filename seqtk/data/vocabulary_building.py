@@ -1,18 +1,19 @@
-"""Where a data-bin's vocabularies come from: SentencePiece models, dictionary files, or counts of tokenised text."""
+"""The vocabularies of a data-bin: from SentencePiece models, dictionary files, or counts of tokenised text."""
 
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from seqtk.config.fields import setting
 from seqtk.data.char_tokenizer import SymbolCounter, byte_vocabulary
 from seqtk.data.corpus import Text, TextConfig, read_blocks, sample_lines
 from seqtk.data.tokenizer import Tokenizer
-from seqtk.data.tokenizer_training import train_tokenizer
+from seqtk.data.tokenizer_training import MAX_LINE_BYTES, RESERVED, TrainingSample, train_tokenizer
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.data.word_lookup import WordCounter
 from seqtk.data.workers import ordered_map
-from seqtk.utils.errors import UserError
+from seqtk.utils.errors import UserError, how_many
 
 Tokens = Literal["sentencepiece", "words", "characters", "bytes"]
 
@@ -23,28 +24,59 @@ _COUNTED_BYTES = 2 << 20  # large enough that adding up the counts of blocks cos
 
 @dataclass(frozen=True)
 class VocabularyConfig(TextConfig):
-    """How text becomes tokens and where the vocabulary of the tokens comes from."""
+    """How text becomes tokens, and where their vocabulary comes from."""
 
-    tokens: Tokens = "sentencepiece"  # pieces of a model | words between white space | characters | bytes
-    joint: bool = True  # one vocabulary (and one model) for both languages
-    vocab_size: int = 8000  # rows of the vocabulary of a new SentencePiece model, the four special symbols included
-    model_type: Literal["bpe", "unigram"] = "bpe"  # kind of the new SentencePiece model
-    character_coverage: float = 0.9999  # share of all characters of the text that the new model covers
-    byte_fallback: bool = False  # the new model spells the other characters in bytes, so that none is unknown
-    hard_vocab_limit: bool = False  # fail, rather than make a smaller vocabulary, where the text is too small
-    sentencepiece_lines: int = 2_000_000  # train the new model on this many lines at most, at regular distances
-    sentencepiece: str | None = None  # an existing model instead of a new one; the source's if not joint
-    target_sentencepiece: str | None = None  # an existing model of the target, if not joint
-    source_dict: str | None = None  # an existing dictionary in fairseq's format; of both languages if joint
-    target_dict: str | None = None  # an existing dictionary of the target, if not joint
-    threshold: int = -1  # words or characters that are rarer get no row
-    nwords: int = -1  # rows of a counted vocabulary at most, the four special symbols included; -1: no limit
-    padding_factor: int = 8  # new vocabularies, but that of the 256 bytes, are filled up to a multiple of this
-    line_end: LineEnd | None = None  # null: newline (a token as it stands) in one-sided bytes or characters, else eos
+    tokens: Tokens = setting(
+        "sentencepiece", help="Tokens: pieces of a SentencePiece model, words between white space, characters or bytes."
+    )
+    remove_bpe: str | None = setting(
+        None,
+        help="With tokens=words: subword marker in the text, which is removed when output is joined to text, "
+        "such as '@@ ' or sentencepiece. null: none.",
+    )
+    joint: bool = setting(True, help="Both languages share one vocabulary and one SentencePiece model.")
+    vocab_size: int = setting(
+        8000, at_least=1, help="Size of the vocabulary of a new SentencePiece model, including four special symbols."
+    )
+    model_type: Literal["bpe", "unigram"] = setting("bpe", help="Type of the new SentencePiece model.")
+    character_coverage: float = setting(
+        0.9999, above=0, at_most=1, help="Share of the characters of the text that the new model covers."
+    )
+    byte_fallback: bool = setting(
+        False, help="The new model spells other characters in bytes, so that none is unknown."
+    )
+    hard_vocab_limit: bool = setting(
+        False, help="Fails if the text is too small for vocab_size. Otherwise the vocabulary is smaller."
+    )
+    sentencepiece_lines: int = setting(
+        2_000_000, at_least=1, help="Trains the new model on at most this many lines, at regular distances."
+    )
+    sentencepiece: str | None = setting(
+        None, help="Existing SentencePiece model to use. With joint=false: of the source."
+    )
+    target_sentencepiece: str | None = setting(
+        None, help="With joint=false: existing SentencePiece model of the target."
+    )
+    source_dict: str | None = setting(
+        None, help="Existing dictionary in fairseq's format. With joint=false: of the source."
+    )
+    target_dict: str | None = setting(None, help="With joint=false: existing dictionary of the target.")
+    threshold: int = setting(-1, at_least=-1, help="Words or characters that occur less often are unknown.")
+    nwords: int = setting(
+        -1, at_least=-1, help="Largest size of a counted vocabulary, including four special symbols. -1: no limit."
+    )
+    padding_factor: int = setting(
+        8, at_least=1, help="New vocabularies, except that of bytes, are padded to a multiple of this size."
+    )
+    line_end: LineEnd | None = setting(
+        None,
+        help="What ends a line: the token eos, or the line feed as it is in the text. null: newline in one-sided "
+        "bytes or characters, else eos.",
+    )
 
     @property
     def newlines(self) -> bool:
-        """Whether line feeds are tokens. Raises UserError where they cannot be."""
+        """Whether line feeds are tokens. Raises UserError if they cannot be."""
         able = self.tokens in ("bytes", "characters") and len(self.langs) == 1
         if self.line_end == "newline" and not able:
             raise UserError(
@@ -55,34 +87,34 @@ class VocabularyConfig(TextConfig):
 
 
 @dataclass(frozen=True)
-class Side:
-    """What one language's text is encoded with. `counted`: the dictionary gets its counts from the encoded text."""
+class LanguageSpec:
+    """Vocabulary and tokenizer of one language. `counted`: the dictionary gets its counts from the encoded text."""
 
     vocabulary: Vocabulary
     tokenizer: Tokenizer | None
     counted: bool
 
 
-def make_sides(
+def make_specs(
     config: VocabularyConfig, train: Text | None, *, workers: int, notify: Callable[[str], None]
-) -> list[Side]:
-    """What to encode each language with, in the order of `config.langs`; the very same object where it is joint."""
+) -> list[LanguageSpec]:
+    """The specs of the languages, in the order of `config.langs`; one and the same object if they are joint."""
     separate = len(config.langs) == 2 and not config.joint
     if not separate and (config.target_dict or config.target_sentencepiece):
         raise UserError("target_dict= and target_sentencepiece= need two languages and joint=false.")
     models = (config.sentencepiece, config.target_sentencepiece)
     dictionaries = (config.source_dict, config.target_dict)
     if not separate:
-        side = _make_side(config, models[0], dictionaries[0], train, workers=workers, notify=notify)
-        return [side] * len(config.langs)
+        spec = _make_spec(config, models[0], dictionaries[0], train, workers=workers, notify=notify)
+        return [spec] * len(config.langs)
     parts = [Text(train.name, (path,), train.lines) for path in train.paths] if train is not None else [None, None]
     return [
-        _make_side(config, model, dictionary, part, workers=workers, notify=notify)
+        _make_spec(config, model, dictionary, part, workers=workers, notify=notify)
         for model, dictionary, part in zip(models, dictionaries, parts, strict=True)
     ]
 
 
-def _make_side(
+def _make_spec(
     config: VocabularyConfig,
     model: str | None,
     dictionary: str | None,
@@ -90,15 +122,15 @@ def _make_side(
     *,
     workers: int,
     notify: Callable[[str], None],
-) -> Side:
-    """What to encode the text of `train`'s files with."""
+) -> LanguageSpec:
+    """The spec for the text of `train`'s files."""
     _check_asked(config, model, dictionary)
     tokenizer = Tokenizer.load(model) if model else None
     if config.tokens == "bytes":
-        return Side(byte_vocabulary(), None, counted=True)
+        return LanguageSpec(byte_vocabulary(), None, counted=True)
     if config.tokens != "sentencepiece":
         vocabulary = Vocabulary.load(dictionary) if dictionary else _count(config, _needed(train), workers=workers)
-        return Side(vocabulary, tokenizer, counted=False)
+        return LanguageSpec(vocabulary, tokenizer, counted=False)
     if tokenizer is None and dictionary:
         raise UserError(
             f"The dictionary {dictionary} is for tokens, but the text is raw.",
@@ -106,11 +138,15 @@ def _make_side(
         )
     tokenizer = tokenizer or _train(config, _needed(train), notify=notify)
     vocabulary = Vocabulary.load(dictionary) if dictionary else tokenizer.vocabulary().padded(config.padding_factor)
-    return Side(vocabulary, tokenizer, counted=dictionary is None)
+    return LanguageSpec(vocabulary, tokenizer, counted=dictionary is None)
 
 
 def _check_asked(config: VocabularyConfig, model: str | None, dictionary: str | None) -> None:
-    """Refuse an existing vocabulary where the tokens leave no use for one."""
+    """Raises UserError for an existing vocabulary that the tokens cannot use."""
+    if config.remove_bpe is not None and config.tokens != "words":
+        raise UserError(f"remove_bpe={config.remove_bpe} is for tokens=words.", "Leave it out.")
+    if config.remove_bpe is not None:
+        Tokenizer.plain(config.remove_bpe)
     if config.tokens == "bytes" and (model or dictionary):
         raise UserError("tokens=bytes has a vocabulary of its own: leave sentencepiece= and source_dict= out.")
     if config.tokens == "characters" and model:
@@ -130,23 +166,29 @@ def _train(config: VocabularyConfig, train: Text, *, notify: Callable[[str], Non
     lines = train.lines * len(train.paths)
     names = " and ".join(map(str, train.paths))
     notify(f"learning {config.model_type} pieces from {min(lines, config.sentencepiece_lines):,} lines of {names}")
+    sample = TrainingSample(sample_lines(train.paths, lines=lines, most=config.sentencepiece_lines))
     tokenizer = train_tokenizer(
-        sample_lines(train.paths, lines=lines, most=config.sentencepiece_lines),
+        sample,
         vocab_size=config.vocab_size,
         model_type=config.model_type,
         character_coverage=config.character_coverage,
         byte_fallback=config.byte_fallback,
         hard_vocab_limit=config.hard_vocab_limit,
     )
+    if sample.skipped:
+        notify(
+            f"SentencePiece learned nothing from {how_many(sample.skipped, 'line')} that are longer than "
+            f"{MAX_LINE_BYTES:,} bytes or hold {RESERVED.decode()}; they are encoded like all others"
+        )
     size = len(tokenizer.vocabulary())
     if size < config.vocab_size:
-        notify(f"the text gives a vocabulary of {size:,} only, not of vocab_size={config.vocab_size:,}")
+        notify(f"the text is too small for vocab_size={config.vocab_size:,}: the vocabulary has {size:,} tokens")
     return tokenizer
 
 
 def _count(config: VocabularyConfig, train: Text, *, workers: int) -> Vocabulary:
     """The vocabulary of the words or characters of all of `train`'s files."""
-    blocks = ((lines,) for path in train.paths for (lines,) in read_blocks([path], block_bytes=_COUNTED_BYTES))
+    blocks = (block for path in train.paths for block in read_blocks([path], block_bytes=_COUNTED_BYTES))
     counter = SymbolCounter(newlines=config.newlines) if config.tokens == "characters" else WordCounter()
     counts: Counter[bytes] = Counter()
     for block in ordered_map(counter, blocks, workers=workers):

@@ -23,6 +23,7 @@ _MOST_REMEMBERED = 1 << 20  # words; the others are rare, and need not be fast
 _FREE = np.uint64(2**64 - 1)
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93], dtype=np.uint64)  # any odd numbers
 _IS_SPACE = bytes(int(chr(byte).isspace() and byte < 128) for byte in range(256))
+_TO_SPACE = bytes(32 if _IS_SPACE[byte] and byte != ord("\n") else byte for byte in range(256))
 _WIDE_SPACE = re.compile(rb"\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80")
 _WIDE_STARTS = (
     (b"\xc2", (b"\xc2\x85", b"\xc2\xa0")),
@@ -104,9 +105,9 @@ class WordCounter:
         self._words: list[bytes] = []
         self._table = WordTable([], [], missing=-1)
 
-    def __call__(self, lines: Sequence[bytes]) -> Counter[bytes]:
-        """How often each word occurs in some lines."""
-        text = joined(lines)
+    def __call__(self, block: bytes) -> Counter[bytes]:
+        """The number of times each word occurs in a block."""
+        text = narrow_spaces(block)
         values, starts, ends = self._table.find(text)
         known = values >= 0
         counts = np.bincount(values[known], minlength=len(self._words))
@@ -120,18 +121,25 @@ class WordCounter:
         return counter
 
 
-def joined(lines: Sequence[bytes]) -> bytes:
-    """Lines of UTF-8 as one text that ends in a line end and has no white space of more than one byte."""
-    text = b"".join(lines)
-    text = text if text.endswith(b"\n") else text + b"\n"
+def narrow_spaces(block: bytes) -> bytes:
+    """A block of UTF-8 text with all white space of several bytes replaced by spaces, and a line end at its end."""
+    text = block if block.endswith(b"\n") else block + b"\n"
     if any(lead in text and any(start in text for start in starts) for lead, starts in _WIDE_STARTS):
         text = _WIDE_SPACE.sub(b" ", text)
     return text
 
 
-def count_words(lines: Sequence[bytes]) -> int:
-    """How many words some lines have."""
-    return len(_bounds(joined(lines))[0]) if lines else 0
+def collapse_spaces(text: bytes) -> bytes:
+    """What `narrow_spaces` returned, with one space between words, and none at the ends of lines."""
+    text = text.translate(_TO_SPACE)
+    while b"  " in text:
+        text = text.replace(b"  ", b" ")
+    return text.replace(b" \n", b"\n").replace(b"\n ", b"\n").removeprefix(b" ")
+
+
+def count_words(block: bytes) -> int:
+    """The number of words of a block."""
+    return len(_bounds(narrow_spaces(block))[0])
 
 
 def words_in_lines(text: bytes, starts: Array) -> Array:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 from seqtk.utils.errors import UserError, naming
 
@@ -68,7 +68,7 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "wb", **options: Any) 
 
 
 @contextmanager
-def atomic_files(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
+def atomic_files(paths: Sequence[Path]) -> Iterator[list[IO[bytes]]]:
     """Binary files to write that get their names when the block ends; after an exception none does.
 
     Missing folders are made.

@@ -1,4 +1,4 @@
-"""Text in and out: UTF-8 lines from files, pipes or standard input, plain or compressed, and to files or standard output.
+"""UTF-8 lines from files, pipes or standard input, plain or compressed, and to files or standard output.
 
 A line ends at `\\n` and nowhere else, so there are as many as `wc -l` counts (and one more that does not end).
 """
@@ -12,7 +12,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TextIO, cast
+from typing import IO, Any, TextIO, cast
 
 from seqtk.utils.errors import UserError, near_path
 from seqtk.utils.files import atomic_file
@@ -21,7 +21,7 @@ BOM = b"\xef\xbb\xbf"
 SUFFIXES = ("", ".gz", ".bz2", ".xz")
 """How the names of text files may end: plain, and the compressions that are read."""
 
-_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _NOT_TEXT = {
     b"\x28\xb5\x2f\xfd": ("compressed by zstd, which is not read here", "Decompress it first: zstd -d."),
     b"PK\x03\x04": ("a zip archive, not a text", "Unpack it first: unzip."),
@@ -56,11 +56,12 @@ def read_lines(path: str) -> Iterator[str]:
 
 def open_text(path: Path) -> IO[bytes]:
     """Opens a text file to read bytes, decompressed and without a byte-order mark at its start."""
-    file = open_decompressed(path)
+    file: Any = open_decompressed(path)
     with decompression_errors(path):
-        if file.peek(len(BOM))[: len(BOM)] == BOM:  # type: ignore[attr-defined]
+        if file.peek(len(BOM))[: len(BOM)] == BOM:
             file.read(len(BOM))
-    return file
+    opened: IO[bytes] = file
+    return opened
 
 
 def open_decompressed(path: Path) -> IO[bytes]:
@@ -73,13 +74,14 @@ def open_decompressed(path: Path) -> IO[bytes]:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UserError(f"There is no text file {path}.", *near_path(path, suits=Path.is_file)) from None
     try:
-        return _decompressed(file, path)
+        opened: IO[bytes] = _decompressed(file, path)
+        return opened
     except BaseException:
         file.close()
         raise
 
 
-def _decompressed(file: io.BufferedReader, name: Path | str) -> IO[bytes]:
+def _decompressed(file: Any, name: Path | str) -> Any:
     """`file` itself, or what decompresses it, by its first bytes."""
     if not isinstance(file, io.BufferedReader):  # a test's or a notebook's standard input
         return file
@@ -88,7 +90,12 @@ def _decompressed(file: io.BufferedReader, name: Path | str) -> IO[bytes]:
         if head.startswith(magic):
             raise UserError(f"{name} is {what}.", fix)
     opener = next((opener for magic, opener in _OPENERS.items() if head.startswith(magic)), None)
-    return file if opener is None else cast("IO[bytes]", opener(file, "rb"))
+    if opener is None:
+        return file
+    if isinstance(name, Path) and name.is_file():
+        file.close()
+        return opener(name, "rb")  # which closes its file, unlike one that is handed an open file
+    return opener(file, "rb")
 
 
 @contextlib.contextmanager
@@ -112,8 +119,8 @@ def _incomplete(name: Path | str, error: Exception) -> UserError:
 def text_output(path: str) -> Iterator[TextIO]:
     """A UTF-8 text file to write; `-` is standard output, other paths are those of `atomic_file`."""
     if path != "-":
-        with atomic_file(path, "w", encoding="utf-8", newline="\n") as file:
-            yield file
+        with atomic_file(path, "w", encoding="utf-8", newline="\n") as output:
+            yield cast("TextIO", output)
         return
     if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the locale says
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")
@@ -144,4 +151,3 @@ def check_utf8(block: bytes, name: Path | str, first_line: int) -> None:
             f"Line {line:,} of {name} holds a NUL byte, so it is no text.",
             "If the file is UTF-16, convert it: iconv -f utf-16 -t utf-8; else remove them: tr -d '\\000'.",
         )
-

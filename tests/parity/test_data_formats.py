@@ -38,7 +38,7 @@ def test_the_worked_example(tmp_path: Path) -> None:
 def test_dictionaries_from_counts(golden: Path, number: int) -> None:
     table = json.loads((golden / "tables.json").read_text(encoding="utf-8"))["dictionary"]
     case = table["cases"][number]
-    counts = WordCounter()([table["text"].encode("utf-8")])
+    counts = WordCounter()(table["text"].encode("utf-8"))
     vocabulary = Vocabulary.from_counts(
         {word.decode("utf-8"): count for word, count in counts.items()},
         threshold=case["threshold"],

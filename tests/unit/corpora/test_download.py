@@ -224,7 +224,7 @@ def test_a_full_disk_is_told_and_the_download_goes_on_when_there_is_room(shelf: 
     with files_of_at_most(400_000):
         lines = refused(shelf, tmp_path / "a.zip")
     assert "does not fit" in lines[0]
-    assert "Make room" in lines[2]
+    assert "Free some space" in lines[2]
     get(shelf, tmp_path / "a.zip")
     assert (tmp_path / "a.zip").read_bytes() == BODY
     assert shelf.requests[-1] == ("a.zip", "bytes=400000-")

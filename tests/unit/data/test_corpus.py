@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from seqtk.data import corpus
-from seqtk.data.corpus import TextConfig, check_equal, check_text, find_text, read_blocks, sample_lines
+from seqtk.data.corpus import TextConfig, check_equal, check_text, count_lines, find_text, read_blocks, sample_lines
 from seqtk.utils.errors import UserError
 
 
@@ -34,11 +34,10 @@ def test_invalid_utf8_is_named_with_its_line(tmp_path: Path, monkeypatch: pytest
 
 def test_a_gzip_file_that_was_cut_short_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.gz").write_bytes(gzip.compress(b"hello\n" * 1000)[:-10])
-    with pytest.raises(UserError, match="not a whole gzip file"):
+    with pytest.raises(UserError, match=r"x\.gz is damaged or incomplete"):
         check_text(tmp_path / "x.gz")
     (tmp_path / "x.gz").write_bytes(b"hello\n")
-    with pytest.raises(UserError, match="not a whole gzip file"):
-        check_text(tmp_path / "x.gz")
+    assert check_text(tmp_path / "x.gz") == 1
 
 
 def test_blocks_hold_the_same_lines_of_every_file(tmp_path: Path) -> None:
@@ -46,8 +45,8 @@ def test_blocks_hold_the_same_lines_of_every_file(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"".join(b"long line %d\n" % i for i in range(100)))
     blocks = list(read_blocks([tmp_path / "a", tmp_path / "b"], block_bytes=16))
     assert len(blocks) > 10
-    assert all(len(first) == len(second) for first, second in blocks)
-    assert b"".join(line for _, second in blocks for line in second) == (tmp_path / "b").read_bytes()
+    assert all(count_lines(first) == count_lines(second) for first, second in blocks)
+    assert b"".join(second for _, second in blocks) == (tmp_path / "b").read_bytes()
 
 
 def test_samples_are_taken_at_regular_distances(tmp_path: Path) -> None:
@@ -62,7 +61,7 @@ def test_a_missing_file_is_named_with_its_neighbours(tmp_path: Path) -> None:
     (tmp_path / "train.en").touch()
     (tmp_path / "train.de.gz").touch()
     assert find_text(f"{tmp_path}/train", "de").name == "train.de.gz"
-    with pytest.raises(UserError, match=r"no text .*train\.dee.*\n.*train\.de"):
+    with pytest.raises(UserError, match=r"train\.dee(.|\n)*exists for: de, en"):
         find_text(f"{tmp_path}/train", "dee")
     with pytest.raises(UserError, match="nowhere"):
         find_text(f"{tmp_path}/nowhere/train", "en")

@@ -150,11 +150,11 @@ def test_names_are_undone(line: str) -> None:
     assert names_to_characters(names) == line
     vocabulary = Vocabulary(sorted(set(names)))
     assert Vocabulary.from_text(vocabulary.to_text()) == vocabulary  # a dictionary can hold every name
-    codes, sizes = symbols([line.encode()], characters=True, newlines=True)
+    codes, sizes = symbols(line.encode(), characters=True, newlines=True)
     assert "".join(map(chr, codes)) == line
     assert int(sizes.sum()) == len(line)
 
 
 def test_unknown_bytes_show(text: Path) -> None:
     assert names_to_bytes(["<0x61>", "<unk>", "<0xC3>"]) == "a\ufffd\ufffd"
-    assert np.array_equal(symbols([b"a\r\n", b"b"], characters=False, newlines=False)[1], [1, 1])
+    assert np.array_equal(symbols(b"a\r\nb", characters=False, newlines=False)[1], [1, 1])
