@@ -86,7 +86,7 @@ class TextSource(Source):
         return self._lines(name, lang)
 
     def text_count(self, name: str) -> TextCount:
-        return count_text([f"{line}\n".encode() for line in self._lines(name, self.source_lang)])
+        return count_text("".join(f"{line}\n" for line in self._lines(name, self.source_lang)).encode())
 
     def _lines(self, split: str, lang: str | None) -> list[str]:
         if split not in self._rows:
