@@ -27,7 +27,7 @@ def disk_full_errors(path: Path) -> Iterator[None]:
             raise
         folder = _existing(path.absolute().parent)
         raise UserError(
-            f"{path} does not fit on the disk: {error.strerror}.",
+            f"{error.filename} does not fit on the disk: {error.strerror}.",
             f"{shutil.disk_usage(folder).free:,} bytes are free in {folder}.",
             "Free some space, then run the same command again.",
         ) from None

@@ -92,10 +92,10 @@ def _decompressed(file: Any, name: Path | str) -> Any:
     opener = next((opener for magic, opener in _OPENERS.items() if head.startswith(magic)), None)
     if opener is None:
         return file
-    if isinstance(name, Path) and name.is_file():
-        file.close()
-        return opener(name, "rb")  # which closes its file, unlike one that is handed an open file
-    return opener(file, "rb")
+    opened = opener(file, "rb")
+    if isinstance(name, Path):  # closing it then closes `file`, as when it is opened by name
+        vars(opened).update({"myfileobj": file} if opener is gzip.open else {"_closefp": True})
+    return opened
 
 
 @contextlib.contextmanager

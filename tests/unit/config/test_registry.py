@@ -9,7 +9,6 @@ import pytest
 
 from seqtk.config.registry import REGISTRIES, Registry, load_plugins, registry_of
 from seqtk.utils.errors import UserError, near_path, nearest
-from seqtk.utils.text_io import text_output
 
 
 @dataclass(frozen=True)
@@ -91,16 +90,6 @@ def test_a_path_is_answered_by_one_that_is_like_it_and_by_no_other(tmp_path: Pat
     assert near_path(tmp_path / "checkpoint", suits=Path.is_file) == ("Did you mean 'checkpoint.txt'?",)
     assert near_path(tmp_path / "nope") == ()
     assert near_path(tmp_path / "no" / "where") == (f"There is no folder {tmp_path / 'no'}.",)
-
-
-def test_a_disk_that_is_full_names_what_was_written(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No space") as raised, text_output(str(tmp_path / "texts")):
-        raise OSError(28, "No space left on device")
-    assert raised.value.filename == str(tmp_path / "texts")
-    with pytest.raises(OSError, match="No such file") as raised, text_output(str(tmp_path / "texts")):
-        (tmp_path / "other").read_text()
-    assert raised.value.filename == str(tmp_path / "other")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_nearest_lists_a_few_of_many_names() -> None:
