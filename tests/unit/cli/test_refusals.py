@@ -193,7 +193,6 @@ PLAUSIBLE = {
 """Arguments that are well-formed, for inputs that do not exist."""
 
 NONSENSE = [
-    "",
     f"seed={HUGE}",
     "threads=-1",
     "device=tpu",
@@ -201,6 +200,7 @@ NONSENSE = [
     "--some-option",
     "checkpoint=",
     "batch.max_tokens=nan",
+    "",
 ]
 
 
