@@ -33,7 +33,8 @@ def command(
         config_type: The config dataclass, or a function that imports and returns it. An unknown recipe is then
             reported before anything heavy is imported.
         recipes: Whether the command takes `recipe=` and `--multirun`.
-        first: The key that a first argument without a key is for.
+        first: The key that a first argument without a key sets; if it holds several texts, all arguments without a
+            key that come first.
 
     Raises SystemExit with 2 for an error that the user can fix, 1 for one of the system, 130 for Ctrl-C.
     """
@@ -83,8 +84,10 @@ def _read(
         print(program, seqtk.__version__)
         return None
     action, rest = _action(arguments)
-    if first and rest and not rest[0].startswith(("-", "+", "~")) and "=" not in rest[0]:
-        rest[0] = f"{first}={rest[0]}"
+    several = first is not None and isinstance(config_type, type) and schema.takes_texts(config_type(), first)
+    positional: list[str] = []
+    while first and rest and _is_positional(rest[0]) and (several or not positional):
+        positional.append(rest.pop(0))
     chosen = _values_of("recipe", rest) if recipes else []
     if len(chosen) > 1:
         raise UserError(
@@ -100,6 +103,8 @@ def _read(
     ]
     overrides = compose.parse_overrides([argument for argument in settings if argument not in malformed])
     groups, overrides = compose.split_groups(overrides, path)
+    if first and positional:
+        overrides.insert(0, compose.Override(first, positional if several else positional[0], text=""))
     layers = compose.recipe_layers(path, groups) if path is not None or groups else []
     defaults = config_type() if isinstance(config_type, type) else config_type()()
     if path is not None:
@@ -109,7 +114,7 @@ def _read(
     if malformed:
         from seqtk.cli.fairseq_options import translate
 
-        raise translate(program, rest, defaults, recipes=recipes)
+        raise translate(program, [*positional, *rest], defaults, recipes=recipes)
     config = compose.compose(defaults, layers, overrides)
     if action == "config":
         print(compose.to_yaml(config), end="")
@@ -118,6 +123,10 @@ def _read(
 
         print(help_text(program, about, config, recipes=recipes, first=first))
     return config if action == "run" else None
+
+
+def _is_positional(argument: str) -> bool:
+    return not argument.startswith(("-", "+", "~")) and "=" not in argument
 
 
 def _action(arguments: Sequence[str]) -> tuple[str, list[str]]:

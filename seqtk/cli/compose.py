@@ -188,9 +188,18 @@ def compose(config: C, layers: Sequence[Layer], overrides: Sequence[Override]) -
             config = schema.merge(config, _interpolated(OmegaConf.to_container(layer.tree), whole))
         except UserError as error:
             raise UserError(*str(error).splitlines()[:2], f"(in the recipe {layer.path})") from None
+    recipe = config
     for override in _kinds_first(config, overrides):
         config = schema.update(config, override.key, _value(override, config))
-    return config
+    return _without_other_command(config, recipe)
+
+
+def _without_other_command(config: C, recipe: C) -> C:
+    """The config without the recipe's `task.made_by` if `task.data` differs: that command makes the recipe's data."""
+    task, of_recipe = getattr(config, "task", None), getattr(recipe, "task", None)
+    if task is None or not task.made_by or task.data == of_recipe.data or task.made_by != of_recipe.made_by:  # type: ignore[union-attr]
+        return config
+    return schema.update(config, "task.made_by", "")
 
 
 def _without_deleted(layers: Sequence[Layer], deleted: Sequence[Override]) -> list[Layer]:

@@ -30,7 +30,7 @@ HEADINGS = ("# Data ", "# Score ", "# Time ", "# Hardware ")
 
 def composed(name: str, *arguments: str) -> TrainConfig:
     path = find_recipe(name)
-    defaults = compose.named_after(path, TrainConfig())
+    defaults = compose.with_default_save_dir(path, TrainConfig())
     return compose.compose(defaults, compose.recipe_layers(path), compose.parse_overrides(arguments))
 
 

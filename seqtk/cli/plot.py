@@ -1,0 +1,101 @@
+"""seqtk-plot: the curves of a metric over several runs, as a picture."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from seqtk.cli.command import command
+from seqtk.config.fields import setting
+from seqtk.utils.errors import UserError, near_path, nearest
+from seqtk.utils.files import atomic_file
+
+Points = list[tuple[int, float]]
+"""(update, value), in order."""
+
+FORMATS = ("png", "svg", "pdf")
+
+
+@dataclass(frozen=True)
+class PlotConfig:
+    """The runs, the metric, and the picture."""
+
+    runs: tuple[str, ...] = setting((), help="Folders of runs (their save_dir).")
+    metric: str = setting("loss", help="The metric to plot, as log.jsonl names it: loss, nll, ppl, bleu, lr, ….")
+    output: str = setting("curves.png", help="The file to write. Its ending says the format: png, svg or pdf.")
+    log_scale: bool = setting(False, help="Use a logarithmic scale for the metric.")
+    width: float = setting(8.0, above=0, at_most=100, help="Width of the picture in inches.")
+    height: float = setting(5.0, above=0, at_most=100, help="Height of the picture in inches.")
+
+
+@command("seqtk-plot", PlotConfig, first="runs")
+def main(config: PlotConfig) -> None:
+    """Plot a metric of one or more runs: seqtk-plot RUN… [metric=loss] [output=curves.png].
+
+    Reads each run's log.jsonl. Validation is drawn as a line with points, training as a thin line of the same colour.
+    """
+    if not config.runs:
+        raise UserError("runs= is not set.", "Name one or more runs: seqtk-plot checkpoints/a checkpoints/b metric=nll")
+    if Path(config.output).suffix.removeprefix(".") not in FORMATS:
+        raise UserError(f"output={config.output}: must end in .{', .'.join(FORMATS)}.")
+    curves = {run: read_curves(Path(run), config.metric) for run in config.runs}
+    plot(curves, config)
+    print(config.output)
+
+
+def read_curves(run: Path, metric: str) -> dict[str, Points]:
+    """The values of a metric in a run's log, by kind (`train`, `valid`).
+
+    Raises:
+        UserError: If there is no log, or no value of the metric in it.
+    """
+    log = run / "log.jsonl" if run.is_dir() else run
+    if not log.is_file():
+        raise UserError(f"There is no run at {run}: {log} does not exist.", *near_path(run))
+    curves: dict[str, Points] = {}
+    known: set[str] = set()
+    for number, line in enumerate(log.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            kind, update = entry.pop("kind"), entry.pop("update")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{log} is not the log of a run: line {number} has no kind and update.") from None
+        known |= {name for name, value in entry.items() if isinstance(value, int | float)}
+        if isinstance(entry.get(metric), int | float):
+            curves.setdefault(kind, []).append((update, entry[metric]))
+    if not curves:
+        raise UserError(f"metric={metric}: {log} has no such metric.", nearest(metric, known))
+    return curves
+
+
+def plot(curves: Mapping[str, Mapping[str, Points]], config: PlotConfig) -> None:
+    """Draws the curves of each run into `config.output`. Raises UserError if matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError(
+            "seqtk-plot needs matplotlib, which is not installed.", "Install it: pip install 'seqtk-torch[plot]'"
+        ) from None
+    matplotlib.use("agg")
+    matplotlib.rcParams["svg.hashsalt"] = "seqtk"  # equal runs give equal files
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(config.width, config.height), layout="constrained")
+    for index, (run, by_kind) in enumerate(curves.items()):
+        colour = f"C{index % 10}"
+        for kind, points in by_kind.items():
+            style = {"linewidth": 0.8, "alpha": 0.5} if kind == "train" else {"marker": "o", "markersize": 3.0}
+            axes.plot(*zip(*points, strict=True), color=colour, label=f"{run} ({kind})", **style)
+    axes.set_xlabel("update")
+    axes.set_ylabel(config.metric)
+    if config.log_scale:
+        axes.set_yscale("log")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()
+    with atomic_file(config.output) as path:
+        figure.savefig(path, format=Path(config.output).suffix.removeprefix("."), dpi=150)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
