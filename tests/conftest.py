@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seqtk.tasks.demo import DemoConfig, DemoTask
+from seqtk.corpora import demo
 
 torch.set_num_threads(1)
 
@@ -19,10 +19,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data-bin directory of 300 pairs of the demo language, with its text in `text`."""
-    config = DemoConfig(data=str(tmp_path_factory.mktemp("corpus") / "tiny"), pairs=300, vocab_size=300)
-    DemoTask.prepare(config)
-    return Path(config.data)
+    """A data-bin folder of 300 pairs of the demo corpus, with its text in `text`."""
+    config = demo.DemoConfig(destdir=str(tmp_path_factory.mktemp("corpus") / "tiny"), pairs=300, vocab_size=300)
+    demo.prepare(config)
+    return Path(config.destdir)
 
 
 @pytest.fixture(scope="session")

@@ -67,7 +67,6 @@ def train_tokenizer(
             byte_fallback=byte_fallback,
             hard_vocab_limit=hard_vocab_limit,
             num_threads=_THREADS,
-            max_sentence_length=MAX_LINE_BYTES,
             minloglevel=2,
         )
     except RuntimeError as error:

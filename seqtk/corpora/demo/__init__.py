@@ -1,9 +1,9 @@
-"""The parallel corpus of the demo: a synchronous grammar that writes English and German sentences at once.
+"""The demo corpus: a synchronous grammar that writes English and German sentences together.
 
 words (what an entry holds) → lexicon (the entries) → phrases (noun phrases in each case) → clauses (word order) →
 sampler (what is said) → sentences (kinds of sentence) → corpus (files).
 """
 
-from seqtk.corpora.demo.corpus import pairs, write_corpus
+from seqtk.corpora.demo.corpus import DESTINATION, DemoConfig, ensure, pairs, prepare, write_corpus
 
-__all__ = ["pairs", "write_corpus"]
+__all__ = ["DESTINATION", "DemoConfig", "ensure", "pairs", "prepare", "write_corpus"]

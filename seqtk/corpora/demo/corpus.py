@@ -1,15 +1,79 @@
-"""Distinct sentence pairs from a seed, and the files of the demo corpus."""
+"""The demo corpus: distinct sentence pairs from a seed, their files, and the data-bin made of them."""
 
-import os
+import fcntl
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from seqtk.config.fields import setting
 from seqtk.corpora.demo.sampler import Sampler
 from seqtk.corpora.demo.sentences import sentence
+from seqtk.data.preprocess import DATABIN_FILES, PreprocessConfig, check_destination, preprocess
+from seqtk.data.report import Report
+from seqtk.utils.files import atomic_files, disk_full_errors
+from seqtk.utils.progress import Reporter
 
-WORDS = range(3, 26)  # how long a sentence may be, in English words
+DESTINATION = "data-bin/demo"
+WORDS = range(3, 26)
+"""The number of English words of a sentence."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """The demo corpus to make."""
+
+    destdir: str = setting(DESTINATION, help="Data-bin folder to make; the text is in its folder text.")
+    pairs: int = setting(20000, at_least=1, help="Sentence pairs to train on; 500 more validate, and 500 test.")
+    vocab_size: int = setting(2500, at_least=1, help="Size of the joint SentencePiece vocabulary.")
+    seed: int = setting(1, at_least=0, help="Seed of the sentences.")
+    overwrite: bool = setting(False, help="Replaces a data-bin that is in destdir.")
+
+
+def prepare(config: DemoConfig, *, reporter: Reporter | None = None) -> Report:
+    """Makes the demo corpus, the same for the same settings on every machine.
+
+    Raises UserError if the folder cannot be written or holds a data-bin that must stay.
+    """
+    text = Path(config.destdir) / "text"
+    settings = PreprocessConfig(
+        source_lang="en",
+        target_lang="de",
+        train=str(text / "train"),
+        valid=(str(text / "valid"),),
+        test=(str(text / "test"),),
+        destdir=config.destdir,
+        vocab_size=config.vocab_size,
+        character_coverage=1.0,
+        overwrite=config.overwrite,
+        workers=1,
+    )
+    check_destination(Path(config.destdir), overwrite=config.overwrite)
+    write_corpus(text, train=config.pairs, seed=config.seed)
+    return preprocess(settings, reporter=reporter)
+
+
+def ensure(destination: str = DESTINATION) -> None:
+    """Makes the demo corpus in `destination` unless it exists; several processes may ask at once."""
+    folder = Path(destination)
+    lock = folder.with_name(f".{folder.name}.lock")
+    if exists(folder):
+        return
+    with disk_full_errors(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with open(lock, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                if not exists(folder):
+                    prepare(DemoConfig(destdir=destination))
+            finally:
+                lock.unlink(missing_ok=True)
+
+
+def exists(folder: Path) -> bool:
+    """Whether a data-bin is in `folder`: its dictionaries come last."""
+    return any(folder.glob(DATABIN_FILES[0]))
 
 
 def pairs(count: int, *, seed: int) -> Iterator[tuple[str, str]]:
@@ -28,19 +92,13 @@ def _distinct(seed: int) -> Iterator[tuple[str, str]]:
 
 
 def write_corpus(directory: Path, *, train: int = 20000, valid: int = 500, test: int = 500, seed: int = 1) -> None:
-    """`directory` holds train, valid and test as `.en` and `.de`, a sentence a line, no English one in two of them.
+    """Writes train, valid and test as `.en` and `.de`, one sentence a line, no English sentence in two of them.
 
-    A file appears whole or not at all. Validation and test are drawn first: they stay the same as training grows.
+    Validation and test are drawn first: they stay the same as training grows.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     drawn = pairs(train + valid + test, seed=seed)
     for split, count in (("valid", valid), ("test", test), ("train", train)):
-        english, german = zip(*islice(drawn, count), strict=True) if count else ((), ())
-        for language, lines in (("en", english), ("de", german)):
-            _write(directory / f"{split}.{language}", "".join(f"{line}\n" for line in lines))
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+        with atomic_files([directory / f"{split}.{lang}" for lang in ("en", "de")]) as files:
+            for pair in islice(drawn, count):
+                for file, line in zip(files, pair, strict=True):
+                    file.write(f"{line}\n".encode())

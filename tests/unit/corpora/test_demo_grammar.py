@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from seqtk.corpora import demo
 from seqtk.corpora.demo import lexicon, pairs, write_corpus
 from seqtk.corpora.demo.clauses import (
     Clause,
@@ -34,6 +35,7 @@ from seqtk.corpora.demo.phrases import (
 from seqtk.corpora.demo.sampler import Sampler
 from seqtk.corpora.demo.sentences import RULES, sentence
 from seqtk.corpora.demo.words import Case, Gender, Modal, Name, Noun, Verb
+from seqtk.utils.errors import UserError
 
 ADJECTIVE = {adjective.english: adjective for adjective in lexicon.ADJECTIVES}
 NOUN = {noun.english[0]: noun for noun in lexicon.NOUNS}
@@ -309,3 +311,19 @@ def test_one_translation_per_word() -> None:
         assert len(set(forms)) == len(forms)
     assert all(noun.german[0][0].isupper() for noun in nouns)
     assert all(form == form.lower() for verb in verbs for form in verb.german)
+
+
+class TestEnsure:
+    def test_is_made_once(self, tmp_path: Path) -> None:
+        config = demo.DemoConfig(destdir=str(tmp_path / "demo"), pairs=60, vocab_size=200)
+        demo.prepare(config)
+        made = {path: path.read_bytes() for path in (tmp_path / "demo").glob("*.*")}
+        demo.ensure(config.destdir)
+        assert made == {path: path.read_bytes() for path in (tmp_path / "demo").glob("*.*")}
+        assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+    def test_another_data_bin_is_not_replaced(self, tmp_path: Path) -> None:
+        config = demo.DemoConfig(destdir=str(tmp_path / "demo"), pairs=60, vocab_size=200)
+        demo.prepare(config)
+        with pytest.raises(UserError, match="overwrite=true"):
+            demo.prepare(config)
