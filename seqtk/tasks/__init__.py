@@ -1,6 +1,5 @@
 """Tasks: one import line for each file, which registers what it defines."""
 
-from seqtk.tasks import demo as demo
 from seqtk.tasks import language_modeling as language_modeling
 from seqtk.tasks import translation as translation
 from seqtk.tasks.base import Report, Task, TaskConfig, tasks

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import torch
 
 from seqtk.checkpoint.run_state import Checkpoints
-from seqtk.config.registry import REGISTRIES
+from seqtk.corpora import demo
 from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import end_world, start_world
 from seqtk.training.trainer import Trainer
@@ -15,7 +15,7 @@ from seqtk.utils.memory import keep_freed_memory
 def run(config: TrainConfig) -> int:
     """Train as `config` says. Returns the number of the signal that stopped it early, or 0.
 
-    The first process makes the task's corpus, where the task can, before any process opens it.
+    The demo corpus is made at its own place if it is missing.
     """
     config.check()
     keep_freed_memory()
@@ -23,9 +23,8 @@ def run(config: TrainConfig) -> int:
         torch.set_num_threads(config.threads)
     world = start_world(config.device)
     try:
-        if world.is_first:
-            REGISTRIES["task"].class_of(type(config.task)).prepare(config.task)
-        world.barrier()
+        if config.task.data == demo.DESTINATION:
+            demo.ensure()
         with Checkpoints(config).locked() if world.is_first else nullcontext():
             return Trainer(config, world=world).fit()
     finally:

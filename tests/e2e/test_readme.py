@@ -17,7 +17,7 @@ import pytest
 
 from seqtk.cli.recipe_files import recipe_names
 from seqtk.config.registry import REGISTRIES
-from seqtk.tasks.demo import DemoTask  # importing a task imports all that registers anything but optimizers
+from seqtk.tasks.translation import TranslationTask  # a task imports all that registers anything but optimizers
 from seqtk.training.trainer import Trainer
 from tests.unit.interop.test_fairseq import fairseq_state, save, tiny
 
@@ -26,7 +26,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 TRAIN = (
     "threads=1 device=cpu max_updates=2 log.every=1 log.tensorboard=false validation.every=2 batch.max_tokens=600 "
-    "model.dim=16 model.ffn_dim=16 model.encoder.layers=1 model.decoder.layers=1 task.pairs=300 task.vocab_size=300 "
+    "model.dim=16 model.ffn_dim=16 model.encoder.layers=1 model.decoder.layers=1 "
     "validation.search.max_length_a=0 validation.search.max_length_b=3"
 )
 TRAIN_LANGUAGE_MODEL = (
@@ -158,8 +158,7 @@ def test_what_a_page_adds_works(name: str, tmp_path: Path) -> None:
         if "pytest" in line:
             shell(f"PYTHONPATH=mine:{ROOT} python -m pytest -q {line.split()[-1]}", folder=tmp_path)
         else:
-            tiny_train = TRAIN if "recipe=demo" in line else TRAIN.split("task.pairs")[0]
-            shell(f"{line} {tiny_train if program(line) == 'seqtk-train' else TINY[program(line)]}", folder=tmp_path)
+            shell(f"{line} {TINY[program(line)]}", folder=tmp_path)
 
 
 def shell(line: str, *, folder: Path, code: int = 0) -> str:
@@ -184,7 +183,7 @@ def console_scripts() -> list[str]:
 
 
 def test_the_table_is_what_is_there() -> None:
-    assert DemoTask
+    assert TranslationTask
     assert Trainer
     rows: dict[str, set[str]] = {}
     for kind, names in re.findall(r"^\| (\w+) \| (.*) \|$", README, flags=re.MULTILINE):
