@@ -1,8 +1,9 @@
-"""From sentences in any number to their translations, in the order they came in.
+"""Decodes any number of sentences or prompts in batches, and returns the results in input order.
 
 B batch, P length of the prefix.
 """
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.multiprocessing
 from torch import Tensor
 
 from seqtk.data.batch import LanguageBatch, TranslationBatch, collate_pairs, pad_rows, prompts
@@ -20,43 +22,50 @@ from seqtk.data.vocabulary import EOS
 from seqtk.generation.config import SearchConfig
 from seqtk.generation.length_limits import longest_source, longest_target
 from seqtk.generation.scoring import score
-from seqtk.generation.search import HasNeverGenerated, Hypothesis, search
+from seqtk.generation.search import BannedTokens, Hypothesis, search
 from seqtk.models.base import Model
+from seqtk.utils.memory import keep_freed_memory
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """What is to be translated, as ids that end in EOS, and what is known about its translation."""
+    """One input: a source sentence or a prompt as token ids, with what is known about its output."""
 
     source: Ids
+    """Token ids, ending in EOS."""
     target: Ids | None = None
-    """The reference, ending in EOS."""
+    """The first reference, ending in EOS."""
     prefix: Ids | None = None
-    """What the translation has to begin with."""
+    """Tokens that the output must begin with."""
     source_text: str | None = None
-    """The line as it was given, where there was one."""
-    target_text: str | None = None
+    """The line as it was given; None for ids from a data-bin without text."""
+    references: tuple[str, ...] = ()
+    """The texts of the references, if they were given."""
+    prefix_text: str | None = None
+    """The text of the prefix as it was given. The output repeats it, whatever tokens the model knows."""
     index: int = 0
-    """Its number in the input; `in_order` counts. What is drawn at random hangs on it."""
+    """The position in the input; `decode_in_order` sets it. Sampling derives its random numbers from it."""
 
     @property
     def is_blank(self) -> bool:
-        """Whether this is a line of text without a token, which no model was taught to translate."""
+        """True for a line of text without any token, which no model is trained to translate."""
         return self.source_text is not None and len(self.source) == 1
 
 
 @dataclass(frozen=True)
 class Translation:
-    """One sentence with its hypotheses, best first."""
+    """One sentence or prompt with its hypotheses, best first."""
 
     index: int
-    """The number of the sentence in the input, from 0."""
+    """The position of the sentence in the input, from 0."""
     sentence: Sentence
     hypotheses: list[Hypothesis]
-    shortened: bool
-    """Whether the sentence was longer than the model can read and lost its end."""
+    truncated: bool = False
+    """True if the source, or a target that is scored, exceeded the model's limit and lost its end."""
+    prefix_truncated: bool = False
+    """True if the prefix exceeded the longest output and lost its end."""
 
 
 Decode = Callable[[Sequence[Sentence]], list[list[Hypothesis]]]
@@ -64,16 +73,16 @@ Map = Callable[[Decode, Iterable[Sequence[Sentence]]], Iterable[list[list[Hypoth
 
 
 @dataclass(frozen=True)
-class Decoder:
-    """Translates one batch of sentences, or scores the targets they have; can be sent to another process."""
+class BatchTranslator:
+    """Translates one batch of sentences, or scores the targets they have. Can be sent to another process."""
 
     models: tuple[Model, ...]
-    vocabulary: HasNeverGenerated
+    vocabulary: BannedTokens
     search: SearchConfig = SearchConfig()
     score_targets: bool = False
     device: torch.device = torch.device("cpu")
     bf16: bool = False
-    """Whether products run in bfloat16; the scores are float32 in any case."""
+    """Computes matrix products in bfloat16. Scores are float32 either way."""
 
     def __call__(self, sentences: Sequence[Sentence]) -> list[list[Hypothesis]]:
         batch = self.collate(sentences).to(self.device)
@@ -86,21 +95,35 @@ class Decoder:
             )
 
     def collate(self, sentences: Sequence[Sentence]) -> TranslationBatch | LanguageBatch:
-        """What the models start from."""
+        """The batch that the models start from."""
         none = np.array([EOS])
         return collate_pairs(
             [(each.index, each.source, none if each.target is None else each.target) for each in sentences]
         )
 
-    def leaves_blank(self, sentence: Sentence) -> bool:
-        """Whether nothing is the answer to this sentence."""
+    def skips_empty(self, sentence: Sentence) -> bool:
+        """True if the output of this sentence is empty without a search."""
         return sentence.is_blank and not self.score_targets
 
-    def fit(self, sentences: Sequence[Sentence]) -> list[Sentence]:
-        """The sentences themselves or, where the models cannot read so much, copies with the end cut off."""
-        source = longest_source(self.models)
-        target = longest_target(self.models) if self.score_targets else None
-        return [_cut(sentence, source=source, target=target) for sentence in sentences]
+    def truncate(self, sentences: Sequence[Sentence]) -> list[Sentence]:
+        """The sentences themselves, or copies without the end of whatever exceeds the limits of the models."""
+        source, target = longest_source(self.models), longest_target(self.models)
+        return [self._truncate(sentence, source=source, target=target) for sentence in sentences]
+
+    def _truncate(self, sentence: Sentence, *, source: int | None, target: int | None) -> Sentence:
+        changes: dict[str, Any] = {}
+        if source is not None and len(sentence.source) > source:
+            changes["source"] = np.append(sentence.source[: source - 1], EOS)
+        if self.score_targets:
+            if target is not None and sentence.target is not None and len(sentence.target) > target:
+                changes["target"] = np.append(sentence.target[: target - 1], EOS)
+        elif sentence.prefix is not None:
+            length = len(changes.get("source", sentence.source))
+            limit = int(length * self.search.max_length_a + self.search.max_length_b)
+            limit = limit if target is None else min(limit, target - 1)
+            if len(sentence.prefix) > limit:
+                changes["prefix"] = sentence.prefix[:limit]
+        return dataclasses.replace(sentence, **changes) if changes else sentence
 
     def _prefixes(self, sentences: Sequence[Sentence]) -> Tensor | None:
         nothing = np.empty(0, dtype=np.int64)
@@ -109,43 +132,46 @@ class Decoder:
 
 
 @dataclass(frozen=True)
-class LanguageDecoder(Decoder):
-    """Continues texts: a sentence's `prefix` is the prompt, of any length, also none."""
+class BatchGenerator(BatchTranslator):
+    """Continues one batch of prompts: the `prefix` of each sentence, of any length."""
 
     def collate(self, sentences: Sequence[Sentence]) -> LanguageBatch:
         nothing_B0 = torch.empty(len(sentences), 0, dtype=torch.long)
         return dataclasses.replace(prompts(nothing_B0), ids_B=torch.tensor([each.index for each in sentences]))
 
-    def leaves_blank(self, sentence: Sentence) -> bool:
+    def skips_empty(self, sentence: Sentence) -> bool:
         return False
 
-    def fit(self, sentences: Sequence[Sentence]) -> list[Sentence]:
+    def truncate(self, sentences: Sequence[Sentence]) -> list[Sentence]:
         return list(sentences)
 
 
-def in_order(
+def decode_in_order(
     sentences: Iterable[Sentence],
-    decoder: Decoder,
+    decoder: BatchTranslator,
     *,
     batching: BatchingConfig,
     window: int = 8192,
     first: int = 0,
     map_batches: Map = map,
 ) -> Iterator[Translation]:
-    """One translation for each sentence, in their order, whatever the batches.
+    """Yields one translation for each sentence, in input order, whatever the batches.
 
-    So many sentences as `window` says are read, sorted by length into batches, and decoded before the first of them is
-    given; no more are held. They are counted from `first` on. `map_batches` applies the decoder to the batches, `map`
-    or one that has worker processes.
-    A blank line is translated by a blank line.
+    Args:
+        sentences: The input, read lazily.
+        decoder: Decodes one batch.
+        batching: The size of a batch. Sentences of a window are sorted by length into batches.
+        window: How many sentences are read and decoded before the first of them is yielded; no more are in memory.
+        first: The index of the first sentence.
+        map_batches: Applies the decoder to the batches: `map`, or one with worker processes (see `decoding_map`).
     """
     numbered = (dataclasses.replace(sentence, index=index) for index, sentence in enumerate(sentences, first))
     while block := list(itertools.islice(numbered, window)):
-        fitting = decoder.fit(block)
+        fitting = decoder.truncate(block)
         hypotheses = {
             place: [Hypothesis(tokens=(EOS,), score=0.0, token_scores=(0.0,))]
             for place, sentence in enumerate(fitting)
-            if decoder.leaves_blank(sentence)
+            if decoder.skips_empty(sentence)
         }
         places_N = np.array([place for place in range(len(fitting)) if place not in hypotheses], dtype=np.int64)
         sizes_N = np.array([len(fitting[place].source) for place in places_N], dtype=np.int64)
@@ -153,14 +179,48 @@ def in_order(
         found = map_batches(decoder, [[fitting[place] for place in batch] for batch in batches])
         for batch, results in zip(batches, found, strict=True):
             hypotheses |= zip(batch.tolist(), results, strict=True)
-        for place, sentence in enumerate(block):
-            yield Translation(sentence.index, sentence, hypotheses[place], shortened=fitting[place] is not sentence)
+        for place, (sentence, fit) in enumerate(zip(block, fitting, strict=True)):
+            prefix_truncated = fit.prefix is not sentence.prefix
+            yield Translation(
+                sentence.index,
+                dataclasses.replace(sentence, prefix_text=None) if prefix_truncated else sentence,
+                hypotheses[place],
+                truncated=fit.source is not sentence.source or fit.target is not sentence.target,
+                prefix_truncated=prefix_truncated,
+            )
 
 
-def _cut(sentence: Sentence, *, source: int | None, target: int | None) -> Sentence:
-    changes: dict[str, Any] = {}
-    if source is not None and len(sentence.source) > source:
-        changes["source"] = np.append(sentence.source[: source - 1], EOS)
-    if target is not None and sentence.target is not None and len(sentence.target) > target:
-        changes["target"] = np.append(sentence.target[: target - 1], EOS)
-    return dataclasses.replace(sentence, **changes) if changes else sentence
+@contextlib.contextmanager
+def decoding_map(decoder: BatchTranslator, *, workers: int) -> Iterator[Map]:
+    """A `map` over batches of sentences, in `workers` processes of one thread each, or in this process if 0.
+
+    The products of a decoding step are too small to be shared by threads: two processes of one thread decode faster
+    than one process of two.
+    """
+    if workers == 0:
+        keep_freed_memory()
+        yield map
+        return
+    # "spawn": a process forked from one whose torch has threads can wait forever for one of their locks.
+    context = torch.multiprocessing.get_context("spawn")
+    with context.Pool(workers, initializer=_start_worker, initargs=(decoder,)) as pool:
+
+        def pool_map(_: Decode, batches: Iterable[Sequence[Sentence]]) -> Iterable[list[list[Hypothesis]]]:
+            return pool.imap(_decode_in_worker, batches)
+
+        yield pool_map
+
+
+_worker_decoder: BatchTranslator | None = None
+
+
+def _start_worker(decoder: BatchTranslator) -> None:
+    global _worker_decoder
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    _worker_decoder = decoder
+
+
+def _decode_in_worker(batch: Sequence[Sentence]) -> list[list[Hypothesis]]:
+    assert _worker_decoder is not None
+    return _worker_decoder(batch)

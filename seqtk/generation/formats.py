@@ -1,4 +1,4 @@
-"""How translations are written: plain text, fairseq's lines, or JSON lines. Layouts: `docs/decoding.md`."""
+"""Output formats: plain text, fairseq's lines, or JSON lines. `docs/decoding.md` shows them."""
 
 import json
 import math
@@ -12,8 +12,12 @@ from seqtk.generation.decode import Translation
 Format = Literal["text", "fairseq", "json"]
 
 
+TEXT_SEPARATOR = "---"
+"""The line after each text of format=text when there are several for one prompt; a text may have several lines."""
+
+
 class Languages(Protocol):
-    """Who knows the tokens of both sides."""
+    """The vocabularies and tokenizers of both sides: a translation task or a language-modeling task."""
 
     source_vocabulary: Vocabulary
     target_vocabulary: Vocabulary
@@ -22,10 +26,12 @@ class Languages(Protocol):
 
 
 class Writer:
-    """Turns translations into lines of text.
+    """Converts translations into lines of text.
 
-    `detokenize` false leaves tokens apart; `free_text`, for language models, gives every hypothesis, with its line
-    feeds (but in fairseq's lines), behind its prompt as it was given.
+    Args:
+        languages: Vocabularies and tokenizers.
+        detokenize: False leaves tokens separated by spaces.
+        free_text: For language models: all hypotheses are written, with their line feeds (except in fairseq's format).
     """
 
     def __init__(self, languages: Languages, *, detokenize: bool = True, free_text: bool = False) -> None:
@@ -33,50 +39,59 @@ class Writer:
         self.detokenize, self.free_text = detokenize, free_text
 
     def lines(self, translation: Translation, format: Format) -> Iterator[str]:
-        """The lines that stand for one translation."""
+        """The lines for one translation."""
         makers: dict[Format, Callable[[Translation], Iterator[str]]] = {
             "text": self._text, "fairseq": self._fairseq, "json": self._json
         }  # fmt: skip
         return makers[format](translation)
 
     def hypothesis(self, translation: Translation, rank: int = 0) -> str:
-        """The text of one hypothesis."""
+        """The text of one hypothesis. It begins with the prefix or prompt as it was given."""
         vocabulary, tokenizer = self.languages.target_vocabulary, self.languages.target_tokenizer
         text = self._join(tokenizer, vocabulary.decode(translation.hypotheses[rank].tokens))
         sentence = translation.sentence
-        if not (self.free_text and self.detokenize) or sentence.source_text is None or sentence.prefix is None:
+        if not self.detokenize or sentence.prefix_text is None or sentence.prefix is None:
             return text
-        return _behind(sentence.source_text, self._join(tokenizer, vocabulary.decode(sentence.prefix)), text)
+        prefix = self._join(tokenizer, vocabulary.decode(sentence.prefix))
+        return _replace_prefix(text, prefix, sentence.prefix_text)
 
     def source(self, translation: Translation) -> str:
-        """The source as it was given, or as its ids say."""
+        """The source as it was given, or else decoded from its ids."""
         sentence = translation.sentence
         if sentence.source_text is not None and self.detokenize:
             return sentence.source_text
         return self._join(self.languages.source_tokenizer, self.languages.source_vocabulary.decode(sentence.source))
 
-    def reference(self, translation: Translation, *, unknown: str = "<unk>") -> str | None:
-        """The reference as it was given, or as its ids say with `unknown` for what has none; None where none is."""
+    def references(self, translation: Translation, *, unknown: str = "<unk>") -> tuple[str, ...]:
+        """The references as they were given, or else decoded from ids, with `unknown` for unknown tokens."""
         sentence = translation.sentence
-        if sentence.target_text is not None and self.detokenize:
-            return sentence.target_text
+        if sentence.references and self.detokenize:
+            return sentence.references
         if sentence.target is None:
-            return None
+            return ()
         tokens = self.languages.target_vocabulary.decode(sentence.target)
-        return self._join(self.languages.target_tokenizer, [unknown if token == "<unk>" else token for token in tokens])
+        tokens = [unknown if token == "<unk>" else token for token in tokens]
+        return (self._join(self.languages.target_tokenizer, tokens),)
 
     def _text(self, translation: Translation) -> Iterator[str]:
-        for rank in range(len(translation.hypotheses) if self.free_text else 1):
+        if not self.free_text:
+            yield self.hypothesis(translation)
+            return
+        several = len(translation.hypotheses) > 1
+        for rank in range(len(translation.hypotheses)):
             yield self.hypothesis(translation, rank)
+            if several:
+                yield TEXT_SEPARATOR
 
     def _json(self, translation: Translation) -> Iterator[str]:
         decode = self.languages.target_vocabulary.decode
-        reference = self.reference(translation)
+        references = self.references(translation)
         yield json.dumps(
             {
                 "index": translation.index,
                 "source": self.source(translation),
-                **({} if reference is None else {"reference": reference}),
+                **({"reference": references[0]} if references else {}),
+                **({"references": references} if len(references) > 1 else {}),
                 "hypotheses": [
                     {
                         "text": self.hypothesis(translation, rank),
@@ -93,9 +108,8 @@ class Writer:
     def _fairseq(self, translation: Translation) -> Iterator[str]:
         number = translation.index
         yield f"S-{number}\t{self.source(translation)}"
-        # An unknown word of the reference is marked, so that no hypothesis can be equal to it.
-        reference = self.reference(translation, unknown="<<unk>>")
-        if reference is not None:
+        # Unknown words of a reference are marked, so that no hypothesis equals them.
+        for reference in self.references(translation, unknown="<<unk>>"):
             yield f"T-{number}\t{reference}"
         for rank, hypothesis in enumerate(translation.hypotheses):
             score = hypothesis.score / math.log(2)
@@ -109,16 +123,16 @@ class Writer:
         return text if self.free_text else _one_line(text)
 
 
-def _behind(given: str, read: str, text: str) -> str:
-    """A `text` with a prompt as it was given in the place of what was read of it, without words that have no token."""
+def _replace_prefix(text: str, read: str, given: str) -> str:
+    """`text` with its beginning `read`, the prefix as its tokens spell it, replaced by the prefix as it was given."""
     if not text.startswith(read):
         return text
     rest = text.removeprefix(read)
-    # What white space the tokens do not hold stands in the prompt already.
-    both = given[-1:].isspace() and rest[:1].isspace() and not read[-1:].isspace()
-    return given + rest[both:]
+    # White space at the end of the prefix may have no token, and then follows as part of the next one.
+    repeated = given[-1:].isspace() and rest[:1].isspace() and not read[-1:].isspace()
+    return given + rest[repeated:]
 
 
 def _one_line(text: str) -> str:
-    """`text` with spaces for ends of lines, which a vocabulary with bytes in it can spell."""
+    """`text` with spaces for line ends, which a vocabulary of bytes can produce."""
     return text.replace("\r", " ").replace("\n", " ")

@@ -20,7 +20,7 @@ from seqtk.generation.sampling import sample
 from seqtk.models.base import Model
 
 
-class HasNeverGenerated(Protocol):
+class BannedTokens(Protocol):
     """What the search needs of a vocabulary."""
 
     @property
@@ -34,7 +34,7 @@ def search(
     batch: TranslationBatch | LanguageBatch,
     config: SearchConfig,
     *,
-    vocabulary: HasNeverGenerated,
+    vocabulary: BannedTokens,
     prefix_BP: Tensor | None = None,
 ) -> list[list[Hypothesis]]:
     """For each row of `batch` its hypotheses: the best, at most `nbest` and at least one; or `nbest` samples.
