@@ -1,3 +1,22 @@
-"""Sequence-to-sequence and language-model research with swappable attention layers."""
+"""Sequence-to-sequence and language models with swappable attention layers.
+
+`load` returns a trained model as an object with `translate`, `generate`, `score` and `evaluate`; `train` trains one.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from seqtk.api import Run, train
+    from seqtk.pipeline import GenerationPipeline, Pipeline, TranslationPipeline, load
 
 __version__ = "0.1.0"
+__all__ = ["GenerationPipeline", "Pipeline", "Run", "TranslationPipeline", "load", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the Python API on first use, so that `import seqtk` takes no time."""
+    if name not in __all__:
+        raise AttributeError(f"module 'seqtk' has no attribute '{name}'")
+    import importlib
+
+    return getattr(importlib.import_module("seqtk.api" if name in ("Run", "train") else "seqtk.pipeline"), name)

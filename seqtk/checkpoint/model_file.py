@@ -67,12 +67,13 @@ class _Parts:
 
 def save(path: str | os.PathLike[str], tensors: Tensors, *, config: Any, assets: Assets, info: dict[str, Any]) -> None:
     """Writes a model atomically. `config` is a config dataclass or its tree, with at least `task` and `model`."""
-    write(path, ModelFile(tensors, schema.to_dict(config), assets, {"version": __version__, **info}))
+    write(path, ModelFile(tensors, schema.to_dict(config), assets, info))
 
 
 def write(path: str | os.PathLike[str], contents: ModelFile) -> None:
-    """Writes what `read` returns."""
-    header = {"config": contents.config, "assets": contents.assets, "info": contents.info}
+    """Writes what `read` returns. A model that is new, not read from a file, gets the version of seqtk."""
+    info = {"version": __version__, **contents.info}
+    header = {"config": contents.config, "assets": contents.assets, "info": info}
     save_tensors(Path(path), contents.tensors, header)
 
 
@@ -285,7 +286,7 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except (SafetensorError, ValueError) as error:
         what, hint = describe(path)
-        if what == "a safetensors file" or path.suffix == ".safetensors":
+        if "safetensors" in what or "model file" in what or path.suffix == ".safetensors":
             raise UserError(f"{path} is damaged or incomplete.", str(error).splitlines()[0]) from error
         raise UserError(f"{path} is {what}, not a model of seqtk.", *([hint] if hint else [])) from error
 
@@ -301,7 +302,7 @@ def _parts(contents: ModelFile, *, source: str) -> _Parts:
         kind, gone = _LEGACY_TASKS[tree["task"]["kind"]]
         tree["task"] = {key: value for key, value in tree["task"].items() if key not in gone} | {"kind": kind}
     try:
-        return schema.from_dict(_Parts, tree)
+        return schema.from_dict(_Parts, tree, legacy=True)
     except UserError as error:
         lines = str(error).splitlines()
         user_dir = contents.config.get("user_dir")

@@ -1,190 +1,214 @@
-"""seqtk-generate: translate a split of a corpus, a file, or standard input; or go on with texts."""
+"""seqtk-generate: translates a data-bin split, a file or standard input, or continues prompts."""
 
 import itertools
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
 from seqtk.cli.command import command
-from seqtk.cli.decoding import Continuing, DecodeConfig, Translating, check_decoding, check_room, load_decoder
-from seqtk.cli.loading import check_dictionary
+from seqtk.cli.decoding import DecodeConfig, check_decoding, check_nbest, load_text_pipeline
+from seqtk.cli.loading import split_paths
+from seqtk.config.fields import setting
 from seqtk.utils.errors import UserError, how_many
 
 if TYPE_CHECKING:
-    from seqtk.generation.decode import Sentence
-    from seqtk.tasks.translation import TranslationTask
+    from seqtk.generation.decode import Sentence, Translation
+    from seqtk.generation.formats import Writer
+    from seqtk.pipeline import GenerationPipeline, TextPipeline, TranslationPipeline
 
 
 @dataclass(frozen=True)
 class GenerateConfig(DecodeConfig):
-    """What is translated, and where to."""
+    """What to translate or continue, and where to write it."""
 
-    data: str | None = None  # a data-bin directory, to translate a split of it; default: the one trained on
-    split: str = "test"  # the split of data
-    input: str | None = None  # a text file to translate instead, or of prompts; - is standard input
-    reference: str | None = None  # of input: its translations, line by line, to score against
-    prefix: str | None = None  # of input: text that each translation has to begin with, line by line
-    prefix_size: int = 0  # how many tokens of its reference each translation has to begin with
-    score_reference: bool = False  # score the references instead of searching
-    output: str = "-"  # the file to write; - is standard output
-    buffer_size: int = 8192  # sentences read, and sorted by length into batches, before the first is written
-    workers: int = 0  # processes of one thread each that share the work on a CPU; 0: this one, with all threads
+    data: str | None = setting(
+        None, help="A data-bin directory to translate a split of. Default: the one that the model was trained on."
+    )
+    split: str = setting("test", help="The split of data.")
+    input: str | None = setting(
+        None, help="A text file to translate instead, or a file of prompts, one a line. -: standard input."
+    )
+    reference: str | None = setting(
+        None, help="Reference translations of input, line by line, to score against. Several files: separate by commas."
+    )
+    prefix: str | None = setting(None, help="A file with text that each translation of input must begin with.")
+    prefix_size: int = setting(0, at_least=0, help="How many tokens of its reference each translation must begin with.")
+    score_reference: bool = setting(False, help="Score the (first) references instead of searching.")
+    output: str = setting("-", help="The file to write. -: standard output.")
+    buffer_size: int = setting(
+        8192,
+        at_least=1,
+        help="Sentences that are read, and sorted by length into batches, before the first is written.",
+    )
+    workers: int = setting(
+        0, at_least=0, at_most=256, help="Processes of one thread each on a CPU. 0: one process with all threads."
+    )
 
 
 @command("seqtk-generate", GenerateConfig)
 def main(config: GenerateConfig) -> None:
     """Translate or continue texts: seqtk-generate checkpoint=PATH [data=DATA-BIN split=test | input=FILE|-] [beam=5 …].
 
-    Writes one line a sentence (format=text), in input order. Counts, speed and scores go to standard error. With a
-    language model each line of input is a prompt, or there is one without a word, and nbest samples go on from it:
+    Writes one line for each sentence (format=text), in input order; counts, speed and scores go to standard error.
+    With a language model each line of input is a prompt (default: one empty prompt), which nbest samples continue:
     seqtk-generate checkpoint=PATH [input=FILE|-] [temperature=0.8 top_k=40 top_p=0.95 nbest=3 seed=1 …].
     """
     _check(config)
+    from seqtk.pipeline import TranslationPipeline
     from seqtk.utils.text_io import text_output
 
-    able = load_decoder(config, score_targets=config.score_reference)
-    sentences = _prompts(config, able) if isinstance(able, Continuing) else _sentences(config, able)
+    pipeline = load_text_pipeline(config)
+    check_nbest(config, pipeline)
+    search = pipeline.resolve(config)
+    if isinstance(pipeline, TranslationPipeline):
+        sentences = _sentences(config, pipeline)
+    else:
+        sentences = _prompts(config, pipeline)  # type: ignore[arg-type]
+    writer, tally = pipeline.writer(detokenize=config.detokenize), _Tally(pipeline)
     with text_output(config.output) as output:
-        _decode(config, sentences, able, output=output)
+        for translation in pipeline.decode(
+            sentences,
+            search,
+            batching=config.batching,
+            window=config.buffer_size,
+            score_targets=config.score_reference,
+            workers=config.workers,
+        ):
+            output.writelines(f"{line}\n" for line in writer.lines(translation, config.format))
+            tally.add(translation, writer)
+        tally.report()
+        if config.format == "fairseq":
+            output.write("NOTE: hypothesis and token scores are output in base 2\n")
+        if tally.references and not config.score_reference:
+            _score(config, tally, output)
 
 
 def _check(config: GenerateConfig) -> None:
     check_decoding(config)
     if config.input is not None and config.data is not None:
-        raise UserError("input= and data= are both set.", "Translate a text or a split of a corpus, not both.")
+        raise UserError("input= and data= are both set.", "Set one of them: a text, or a split of a data-bin.")
     if config.input is None and (config.reference is not None or config.prefix is not None):
-        raise UserError("reference= and prefix= belong to input=.", "A split has references of its own.")
+        raise UserError("reference= and prefix= need input=.", "A split of a data-bin has its references in it.")
     if config.prefix is not None and config.prefix_size:
         raise UserError("prefix= and prefix_size= are both set.", "Set one of them.")
     if config.input is not None and config.reference is None and (config.score_reference or config.prefix_size):
-        raise UserError("score_reference= and prefix_size= need references.", "Set reference=FILE beside input=FILE.")
-    if config.buffer_size < 1 or config.workers < 0 or config.prefix_size < 0:
-        raise UserError("buffer_size must be at least 1, workers and prefix_size at least 0.")
+        raise UserError("score_reference= and prefix_size= need references.", "Set reference=FILE.")
     if config.workers and config.device == "cuda":
-        raise UserError("workers= are for a CPU.", "Leave it out with device=cuda.")
+        raise UserError("workers= is for a CPU.", "Remove it, or set device=cpu.")
 
 
-def _prompts(config: GenerateConfig, able: Continuing) -> "Iterator[Sentence]":
-    """Each line of the input, or nothing at all, once."""
+def _prompts(config: GenerateConfig, pipeline: "GenerationPipeline") -> "Iterator[Sentence]":
     for key in ("data", "reference", "prefix", "prefix_size", "score_reference"):
         if getattr(config, key):
             raise UserError(
-                f"{key}= is for translations, and {config.checkpoint} holds a language model.",
-                "Its prompts are the lines of input=; seqtk-eval-lm scores text.",
+                f"{key}= is for translation models; checkpoint={config.checkpoint} is a language model.",
+                "Set input= to a file with prompts. seqtk-eval-lm scores text.",
             )
     from seqtk.utils.text_io import read_lines
 
-    return map(able.sentence, ("",) if config.input is None else read_lines(config.input))
+    return map(pipeline.sentence, ("",) if config.input is None else read_lines(config.input))
 
 
-def _sentences(config: GenerateConfig, able: Translating) -> "Iterator[Sentence]":
-    check_room(config)
-    return _from_text(config, able) if config.input is not None else _from_data(config, able.task)
+def _sentences(config: GenerateConfig, pipeline: "TranslationPipeline") -> "Iterator[Sentence]":
+    if config.input is None:
+        return pipeline.split(config.split, data=config.data, prefix_size=config.prefix_size)
+    return _from_text(config, pipeline)
 
 
-def _from_data(config: GenerateConfig, task: "TranslationTask") -> "Iterator[Sentence]":
-    from seqtk.data.databin import DataBin
-    from seqtk.generation.decode import Sentence
-    from seqtk.tasks.text import check_made
-
-    directory = config.data or task.config.data
-    if not directory:
-        raise UserError("Nothing to translate: set input=FILE, or data=DATA-BIN.")
-    check_made(task.config, directory)
-    data = DataBin(directory, source_lang=task.source_lang, target_lang=task.target_lang)
-    check_dictionary(data, data.source_lang, task.source_vocabulary)
-    check_dictionary(data, data.target_lang, task.target_vocabulary)
-    task.open(data)
-    dataset = task.dataset(config.split)
-
-    def sentences() -> "Iterator[Sentence]":
-        for index, source, target in map(dataset.__getitem__, range(len(dataset))):
-            yield Sentence(
-                source,
-                target=target,
-                prefix=target[: config.prefix_size],
-                source_text=dataset.source_lines[index] if dataset.source_lines else None,
-                target_text=dataset.target_lines[index] if dataset.target_lines else None,
-            )
-
-    return sentences()
-
-
-def _from_text(config: GenerateConfig, able: Translating) -> "Iterator[Sentence]":
+def _from_text(config: GenerateConfig, pipeline: "TranslationPipeline") -> "Iterator[Sentence]":
     from seqtk.utils.text_io import read_lines
 
     assert config.input is not None
-    files = [config.input, *(path for path in (config.reference, config.prefix) if path is not None)]
+    references = split_paths(config.reference) if config.reference is not None else []
+    files = [config.input, *references, *([config.prefix] if config.prefix is not None else [])]
     if files.count("-") > 1:
-        raise UserError("Standard input (-) can be read once only.")
-    opened = [read_lines(path) for path in files]
-    for number, lines in enumerate(itertools.zip_longest(*opened), start=1):
+        raise UserError("- (standard input) is given for more than one of input=, reference= and prefix=.")
+    for number, lines in enumerate(itertools.zip_longest(*map(read_lines, files)), start=1):
         if None in lines:
             short = files[lines.index(None)]
             longer = next(path for path, line in zip(files, lines, strict=True) if line is not None)
-            raise UserError(f"{short} has {number - 1} lines, but {longer} has more.", "They go line by line.")
-        rest = iter(lines[1:])
-        reference = next(rest) if config.reference is not None else None
-        yield able.sentence(lines[0], reference=reference, prefix=next(rest, None), prefix_size=config.prefix_size)
+            raise UserError(
+                f"{short} has {how_many(number - 1, 'line')}, but {longer} has more.",
+                "input=, reference= and prefix= must have the same number of lines.",
+            )
+        yield pipeline.sentence(
+            lines[0],
+            references=lines[1 : 1 + len(references)],
+            prefix=lines[-1] if config.prefix is not None else None,
+            prefix_size=config.prefix_size,
+        )
 
 
-def _decode(
-    config: GenerateConfig, sentences: "Iterable[Sentence]", able: Translating | Continuing, *, output: TextIO
-) -> None:
-    from seqtk.data.plan import BatchingConfig
-    from seqtk.data.vocabulary import UNK
-    from seqtk.generation.decode import in_order
-    from seqtk.generation.workers import decoding_processes
-    from seqtk.utils.memory import keep_freed_memory
+@dataclass
+class _Tally:
+    """Counts what was decoded, for the report on standard error."""
 
-    decoder, writer, continuing = able.decoder, able.writer, isinstance(able, Continuing)
-    batching = BatchingConfig(max_tokens=config.max_tokens, max_sentences=config.max_sentences)
-    texts: list[str] = []
-    references: list[str] = []
-    count = tokens = shortened = read = unknown = 0
-    with decoding_processes(decoder, workers=config.workers, prepare=keep_freed_memory) as map_batches:
-        started = time.perf_counter()
-        for translation in in_order(
-            sentences, decoder, batching=batching, window=config.buffer_size, map_batches=map_batches
-        ):
-            output.writelines(f"{line}\n" for line in writer.lines(translation, config.format))
-            reference = writer.reference(translation)
-            if reference is not None:
-                texts.append(writer.hypothesis(translation))
-                references.append(reference)
-            count += 1
-            given = translation.hypotheses if continuing else translation.hypotheses[:1]
-            tokens += sum(len(hypothesis.tokens) for hypothesis in given)
-            shortened += translation.shortened
-            read += len(translation.sentence.source) - 1
-            unknown += int((translation.sentence.source == UNK).sum())
-        seconds = time.perf_counter() - started
-    what = f"Continued {how_many(count, 'prompt')}" if continuing else f"Translated {how_many(count, 'sentence')}"
-    _report(f"{what} ({how_many(tokens, 'token')}) in {seconds:.1f}s "
-            f"({count / seconds:.2f} sentences/s, {tokens / seconds:.2f} tokens/s)")  # fmt: skip
-    if 2 * unknown > read:
-        _report(f"{100 * unknown / read:.0f} % of the input's tokens are not in the model's dictionary: "
-                "is it tokenised as the training text was?")  # fmt: skip
-    if shortened:
-        which = "1 sentence was" if shortened == 1 else f"{shortened:,} sentences were"
-        _report(f"{which} longer than the model can read; what was too much was cut off at the end.")
-    _scores(config, texts, references, output)
+    pipeline: "TextPipeline"
+    started: float = field(default_factory=time.perf_counter)
+    sentences: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    prefixes_truncated: int = 0
+    source_tokens: int = 0
+    unknown: int = 0
+    unknown_in_prefix: int = 0
+    texts: list[str] = field(default_factory=list)
+    references: list[tuple[str, ...]] = field(default_factory=list)
+
+    def add(self, translation: "Translation", writer: "Writer") -> None:
+        from seqtk.data.vocabulary import UNK
+
+        sentence = translation.sentence
+        references = writer.references(translation)
+        if references:
+            self.texts.append(writer.hypothesis(translation))
+            self.references.append(references)
+        self.sentences += 1
+        written = translation.hypotheses if self.pipeline.free_text else translation.hypotheses[:1]
+        self.tokens += sum(len(hypothesis.tokens) for hypothesis in written)
+        self.truncated += translation.truncated
+        self.prefixes_truncated += translation.prefix_truncated
+        self.source_tokens += len(sentence.source) - 1
+        self.unknown += int((sentence.source == UNK).sum())
+        if sentence.prefix_text is not None and sentence.prefix is not None and not self.pipeline.free_text:
+            self.unknown_in_prefix += int((sentence.prefix == UNK).sum())
+
+    def report(self) -> None:
+        seconds = time.perf_counter() - self.started
+        verb, noun = ("Continued", "prompt") if self.pipeline.free_text else ("Translated", "sentence")
+        _report(
+            f"{verb} {how_many(self.sentences, noun)} ({how_many(self.tokens, 'token')}) in {seconds:.1f}s "
+            f"({self.sentences / seconds:.2f} sentences/s, {self.tokens / seconds:.2f} tokens/s)"
+        )
+        if 2 * self.unknown > self.source_tokens:
+            _report(
+                f"{self.unknown / self.source_tokens:.0%} of the input's tokens are unknown to the model. "
+                "Is the input tokenized as the training text was?"
+            )
+        if self.unknown_in_prefix:
+            _report(
+                f"{how_many(self.unknown_in_prefix, 'token')} of the prefixes are unknown to the model, "
+                "which reads <unk> instead."
+            )
+        if self.truncated:
+            _report(f"{how_many(self.truncated, noun)} exceeded the longest input of the model; the end was cut off.")
+        if self.prefixes_truncated:
+            _report(
+                f"The prefix of {how_many(self.prefixes_truncated, noun)} exceeded the longest output; "
+                "its end was cut off. Raise max_length_b=."
+            )
 
 
-def _scores(config: GenerateConfig, texts: Sequence[str], references: Sequence[str], output: TextIO) -> None:
+def _score(config: GenerateConfig, tally: _Tally, output: TextIO) -> None:
     from seqtk.metrics.text import corpus_scores
 
+    scores = corpus_scores(tally.texts, *zip(*tally.references, strict=True))
     if config.format == "fairseq":
-        output.write("NOTE: hypothesis and token scores are output in base 2\n")
-    if not references:
-        return
-    scores = corpus_scores(texts, references)
-    if config.format == "fairseq":
-        what = config.split if config.input is None else config.input
+        name = config.split if config.input is None else config.input
         bleu = scores["bleu"]
-        output.write(f"Generate {what} with beam={config.width}: {bleu.line} {bleu.signature}\n")
+        output.write(f"Generate {name} with beam={config.width}: {bleu.line} {bleu.signature}\n")
     for score in scores.values():
         _report(score.signed_line)
 

@@ -1,69 +1,90 @@
-"""seqtk-score: BLEU, chrF and TER of translations, and which of several systems is better."""
+"""seqtk-score: BLEU, chrF and TER of translations, and a test of which system is better."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from seqtk.cli.command import command
+from seqtk.cli.loading import split_paths
+from seqtk.config.fields import setting
 from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """What is scored against what."""
+    """Which translations to score, and against which references."""
 
-    hypothesis: str = ""  # a file of translations; several, with commas: each is compared with the first
-    reference: str = ""  # the file of their references, line by line
-    metrics: str = "bleu,chrf,ter"  # any of bleu, chrf, ter
-    lowercase: bool = False  # score without regard to case (TER never regards it)
-    tokenize: str = "13a"  # BLEU's tokenizer: 13a, intl, char, zh, ja-mecab, ko-mecab, flores200, none
-    bootstrap: int = 1000  # with several files: samples of the paired test
+    hypothesis: str = setting(
+        "", help="A file of translations. Several, separated by commas: each is compared with the first."
+    )
+    reference: str = setting(
+        "", help="The file with their references, line by line. Several references: files separated by commas."
+    )
+    metrics: str = setting("bleu,chrf,ter", help="Any metrics of text, separated by commas.")
+    lowercase: bool = setting(False, help="Ignore case (TER always does).")
+    tokenize: str = setting(
+        "13a", help="The tokenizer of BLEU: 13a, intl, char, zh, ja-mecab, ko-mecab, flores200, none."
+    )
+    bootstrap: int = setting(
+        1000, at_least=1, at_most=1_000_000, help="With several hypotheses: samples of the paired test."
+    )
 
 
 @command("seqtk-score", ScoreConfig)
 def main(config: ScoreConfig) -> None:
-    """Score translations with sacreBLEU: seqtk-score hypothesis=FILE[,FILE…] reference=FILE.
+    """Score translations with sacreBLEU: seqtk-score hypothesis=FILE[,FILE…] reference=FILE[,FILE…].
 
-    With several files, each is tested against the first by paired bootstrap (Koehn 2004).
+    With several hypotheses, each is tested against the first by paired bootstrap (Koehn 2004).
     """
     if not config.hypothesis or not config.reference:
-        raise UserError("hypothesis= and reference= must both name a file.")
-    if config.bootstrap < 1:
-        raise UserError(f"bootstrap={config.bootstrap} must be at least 1.")
-    paths = config.hypothesis.split(",")
-    if len(set(paths)) < len(paths) or [*paths, config.reference].count("-") > 1:
-        raise UserError("A file is named twice.", f"hypothesis={config.hypothesis} reference={config.reference}")
+        missing = "reference" if config.hypothesis else "hypothesis"
+        raise UserError(f"{missing}= is not set.", "Usage: seqtk-score hypothesis=FILE reference=FILE")
+    hypotheses, references = split_paths(config.hypothesis), split_paths(config.reference)
+    _check_distinct(hypotheses, references)
     from seqtk.metrics.text import check_lengths
     from seqtk.utils.text_io import read_lines
 
-    systems = {path: list(read_lines(path)) for path in paths}
-    references = list(read_lines(config.reference))
-    check_lengths(systems, references)
-    if len(paths) == 1:
-        _one(config, systems[paths[0]], references)
+    systems = {path: list(read_lines(path)) for path in hypotheses}
+    given = [list(read_lines(path)) for path in references]
+    check_lengths(systems, *given)
+    if len(hypotheses) == 1:
+        _one(config, systems[hypotheses[0]], given)
     else:
-        _compare(config, systems, references)
+        _compare(config, systems, given)
 
 
-def _one(config: ScoreConfig, hypotheses: Sequence[str], references: Sequence[str]) -> None:
+def _check_distinct(hypotheses: Sequence[str], references: Sequence[str]) -> None:
+    """Raises UserError for a file that is named twice: a text scored against itself says nothing."""
+    seen: dict[str, str] = {}
+    for key, paths in (("hypothesis", hypotheses), ("reference", references)):
+        for path in paths:
+            real = path if path == "-" else str(Path(path).resolve())
+            if real in seen:
+                where = f"{key}= twice" if seen[real] == key else f"both hypothesis= and reference= ({path})"
+                raise UserError(f"The same file is given in {where}.", "Each file must be given once.")
+            seen[real] = key
+
+
+def _one(config: ScoreConfig, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
     from seqtk.metrics.text import corpus_scores
 
     scores = corpus_scores(
         hypotheses,
-        references,
+        *references,
         names=config.metrics.split(","),
         lowercase=config.lowercase,
         tokenize=config.tokenize,
     )
-    for score in scores.values():
-        print(score.signed_line)
+    for name, score in scores.items():
+        print(score.signed_line if score.line else f"{name} = {score.value:.2f}")
 
 
-def _compare(config: ScoreConfig, systems: Mapping[str, Sequence[str]], references: Sequence[str]) -> None:
+def _compare(config: ScoreConfig, systems: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]]) -> None:
     from seqtk.metrics.text import paired_bootstrap
 
     compared = paired_bootstrap(
         systems,
-        references,
+        *references,
         names=config.metrics.split(","),
         lowercase=config.lowercase,
         tokenize=config.tokenize,
@@ -76,9 +97,7 @@ def _compare(config: ScoreConfig, systems: Mapping[str, Sequence[str]], referenc
             verdict = "baseline" if row.p_value is None else f"p = {row.p_value:.4f}{'*' * (row.p_value < 0.05)}"
             interval = f"({row.mean:.2f} ± {row.half_width:.2f})"
             print(f"  {row.system:{width}}  {row.value:6.2f}  {interval:16}  {verdict}")
-    print(
-        "In brackets: mean of the samples ± half the interval that holds 95 % of them. *: p < 0.05 against the first."
-    )
+    print("In brackets: mean of the samples ± half their 95 % interval. *: p < 0.05 against the first.")
 
 
 if __name__ == "__main__":

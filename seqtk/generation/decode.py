@@ -16,7 +16,7 @@ import torch
 import torch.multiprocessing
 from torch import Tensor
 
-from seqtk.data.batch import LanguageBatch, TranslationBatch, collate_pairs, pad_rows, prompts
+from seqtk.data.batch import LanguageBatch, TranslationBatch, collate_blocks, collate_pairs, pad_rows, prompts
 from seqtk.data.plan import BatchingConfig, ordered_batches
 from seqtk.data.vocabulary import EOS
 from seqtk.generation.config import SearchConfig
@@ -88,7 +88,6 @@ class BatchTranslator:
         batch = self.collate(sentences).to(self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             if self.score_targets:
-                assert isinstance(batch, TranslationBatch)
                 return [[hypothesis] for hypothesis in score(self.models, batch)]
             return search(
                 self.models, batch, self.search, vocabulary=self.vocabulary, prefix_BP=self._prefixes(sentences)
@@ -96,10 +95,7 @@ class BatchTranslator:
 
     def collate(self, sentences: Sequence[Sentence]) -> TranslationBatch | LanguageBatch:
         """The batch that the models start from."""
-        none = np.array([EOS])
-        return collate_pairs(
-            [(each.index, each.source, none if each.target is None else each.target) for each in sentences]
-        )
+        return collate_pairs([(each.index, each.source, _target(each)) for each in sentences])
 
     def skips_empty(self, sentence: Sentence) -> bool:
         """True if the output of this sentence is empty without a search."""
@@ -136,6 +132,8 @@ class BatchGenerator(BatchTranslator):
     """Continues one batch of prompts: the `prefix` of each sentence, of any length."""
 
     def collate(self, sentences: Sequence[Sentence]) -> LanguageBatch:
+        if self.score_targets:
+            return collate_blocks([(each.index, np.insert(_target(each), 0, EOS)) for each in sentences])
         nothing_B0 = torch.empty(len(sentences), 0, dtype=torch.long)
         return dataclasses.replace(prompts(nothing_B0), ids_B=torch.tensor([each.index for each in sentences]))
 
@@ -143,7 +141,11 @@ class BatchGenerator(BatchTranslator):
         return False
 
     def truncate(self, sentences: Sequence[Sentence]) -> list[Sentence]:
-        return list(sentences)
+        return super().truncate(sentences) if self.score_targets else list(sentences)
+
+
+def _target(sentence: Sentence) -> Ids:
+    return np.array([EOS]) if sentence.target is None else sentence.target
 
 
 def decode_in_order(

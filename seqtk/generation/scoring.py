@@ -1,4 +1,4 @@
-"""Scores of translations that are given.
+"""Scores of given targets.
 
 B batch, T target length.
 """
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 
 import torch
 
-from seqtk.data.batch import TranslationBatch
+from seqtk.data.batch import LanguageBatch, TranslationBatch
 from seqtk.data.vocabulary import PAD
 from seqtk.generation.search import Hypothesis
 from seqtk.models.base import Model
 
 
 @torch.no_grad()
-def score(models: Sequence[Model], batch: TranslationBatch) -> list[Hypothesis]:
-    """The targets of `batch` as hypotheses: natural-log scores of their tokens, and the mean of these.
+def score(models: Sequence[Model], batch: TranslationBatch | LanguageBatch) -> list[Hypothesis]:
+    """The targets of `batch` as hypotheses: natural-log scores of their tokens, and their mean as the score.
 
-    Several models are an ensemble, the mean of their probabilities.
+    Several models are an ensemble, which averages their probabilities.
     """
     if any(model.training for model in models):
         raise ValueError("scores need models in eval mode")
@@ -31,7 +31,7 @@ def score(models: Sequence[Model], batch: TranslationBatch) -> list[Hypothesis]:
     return hypotheses
 
 
-def _target_scores(model: Model, batch: TranslationBatch) -> torch.Tensor:
+def _target_scores(model: Model, batch: TranslationBatch | LanguageBatch) -> torch.Tensor:
     """log_p_BT of each target token."""
     features_BTD, _ = model(batch)
     scores_N = model.head.target_log_probs(features_BTD.flatten(0, 1), batch.target_BT.flatten())

@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 
 from seqtk.attention.softmax import SoftmaxConfig
+from seqtk.checkpoint.model_file import ModelFile, tensors_of
+from seqtk.config import schema
+from seqtk.config.fields import setting
+from seqtk.interop.base import Importer, ImporterConfig, importers
 from seqtk.interop.fairseq_file import ACTIVATIONS, FairseqFile, read_fairseq, rows
 from seqtk.interop.fairseq_keys import our_state, todays_names
 from seqtk.interop.fairseq_lightconv import convolutions, is_lightconv
@@ -20,7 +24,11 @@ from seqtk.interop.fairseq_options import SIDES, Options
 from seqtk.models.encoder import EncoderConfig
 from seqtk.models.stacks import DecoderConfig, Pattern
 from seqtk.models.transformer import SharedEmbeddings, Transformer, TransformerConfig
+from seqtk.tasks import Task
+from seqtk.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
+from seqtk.tasks.translation import TranslationConfig, TranslationTask
 from seqtk.utils.errors import UserError, nearest
+from seqtk.utils.file_kinds import describe
 
 REFUSED = {
     "adaptive_input": "adaptive input embeddings",
@@ -66,6 +74,77 @@ def import_fairseq(path: str | Path) -> Imported | ImportedLanguageModel:
     """
     file = read_fairseq(path)
     return import_language_model(file) if file.is_language_model else import_translation(file)
+
+
+@dataclass(frozen=True)
+class FairseqConfig(ImporterConfig):
+    """A checkpoint of fairseq 0.6 to 0.12: translation and language models."""
+
+    data: str = setting(
+        "",
+        help="The directory with the dict.*.txt files that the model was trained with: its data-bin, or the unpacked "
+        "archive. A sentencepiece.model there is included.",
+    )
+    source_lang: str | None = setting(None, help="The source language. null: as in the checkpoint.")
+    target_lang: str | None = setting(None, help="The target language. null: as in the checkpoint.")
+
+
+@importers.register("fairseq", FairseqConfig)
+class FairseqImporter(Importer):
+    """Reads a checkpoint of fairseq with its dictionaries. Nothing in the checkpoint is executed."""
+
+    config: FairseqConfig
+
+    def read(self, path: Path) -> ModelFile:
+        what, _ = describe(path) if path.is_file() else ("", "")
+        if what.startswith(("a safetensors", "a model file", "a text", "a training log", "a recipe", "an empty")):
+            raise UserError(f"{path} is {what}, not a checkpoint of fairseq.", "fairseq's checkpoints end in .pt.")
+        imported = import_fairseq(path)
+        if not self.config.data:
+            raise UserError("data= is not set.", "Set it to the directory with the dict.*.txt files of the model.")
+        if isinstance(imported, ImportedLanguageModel):
+            task = self._language_task(imported)
+        else:
+            task = self._translation_task(imported)
+        criterion = {"kind": "label_smoothed_cross_entropy", "label_smoothing": imported.label_smoothing}
+        return ModelFile(
+            tensors=tensors_of(imported.model()),
+            config={
+                "task": schema.to_dict(task.config),
+                "model": schema.to_dict(imported.config),
+                "criterion": criterion,
+            },
+            assets=task.assets(),
+            info={"update": imported.updates, "imported_from": path.name},
+        )
+
+    def _language_task(self, imported: ImportedLanguageModel) -> Task:
+        task = LanguageModelingTask(
+            LanguageModelingConfig(
+                data=self.config.data, tokens_per_sample=imported.tokens_per_sample, break_mode=imported.break_mode
+            )
+        )
+        self._check_size("dict.txt", len(task.vocabulary), imported.vocabulary)
+        return task
+
+    def _translation_task(self, imported: Imported) -> Task:
+        task = TranslationTask(
+            TranslationConfig(
+                data=self.config.data,
+                source_lang=self.config.source_lang or imported.source_lang,
+                target_lang=self.config.target_lang or imported.target_lang,
+            )
+        )
+        self._check_size(f"dict.{task.source_lang}.txt", len(task.source_vocabulary), imported.source_vocabulary)
+        self._check_size(f"dict.{task.target_lang}.txt", len(task.target_vocabulary), imported.target_vocabulary)
+        return task
+
+    def _check_size(self, dictionary: str, tokens: int, rows: int) -> None:
+        if tokens != rows:
+            raise UserError(
+                f"data={self.config.data}: {dictionary} has {tokens:,} tokens, but the model has {rows:,}.",
+                "data= must be the directory with the dictionaries that the model was trained with.",
+            )
 
 
 def import_translation(file: FairseqFile) -> Imported:

@@ -17,6 +17,8 @@ def describe(path: Path) -> tuple[str, str]:
     if head.startswith(PYTORCH):
         return "a checkpoint in PyTorch's format", f"seqtk-import-fairseq {path} data=DATA-BIN output=model.safetensors"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
+        if b'"__metadata__":{"' in head and any(key in head for key in (b'"assets"', b'"config"', b'"info"')):
+            return "a model file of seqtk", f"seqtk-generate checkpoint={path}"
         return "a safetensors file", ""
     if head.startswith(INDEXED) or path.suffix in (".idx", ".bin"):
         return "a part of a data-bin directory", f"Give its directory: task.data={path.parent} or data={path.parent}"

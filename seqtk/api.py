@@ -1,0 +1,61 @@
+"""Training from Python: `seqtk.train("multi30k_synth", attention="synthesizer_dense", max_updates=200)`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seqtk.cli import compose
+from seqtk.cli.recipe_files import find_recipe
+from seqtk.config.registry import load_plugins
+from seqtk.pipeline import Pipeline, load
+from seqtk.training.config import TrainConfig
+from seqtk.training.run import run
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of a run."""
+
+    save_dir: Path
+    stopped_by: int = 0
+    """The number of the signal that stopped training before its end, or 0."""
+
+    def load(self, **options: Any) -> Pipeline:
+        """The best model of the run, or else its latest. `options` are those of `seqtk.load`."""
+        return load(self.save_dir, **options)
+
+    def log(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """The lines of `log.jsonl`; `kind` ("train" or "valid") selects some."""
+        lines = map(json.loads, (self.save_dir / "log.jsonl").read_text(encoding="utf-8").splitlines())
+        return [line for line in lines if kind is None or line["kind"] == kind]
+
+
+def train(recipe: str | TrainConfig | None = None, /, **overrides: Any) -> Run:
+    """Trains a model, or resumes the run in `save_dir`.
+
+    Args:
+        recipe: The name of a recipe, the path of one, or a configuration. None: the defaults.
+        **overrides: Keys as on the command line. A key inside another is a mapping, `task={"data": "data-bin/de_en"}`,
+            or is dotted: `**{"task.data": "data-bin/de_en"}`.
+
+    Returns:
+        The run; `run.load()` is its best model.
+
+    Raises:
+        UserError: For a recipe, a key or a value that does not exist, and for settings that cannot be trained.
+    """
+    return Run(Path((config := train_config(recipe, **overrides)).save_dir), run(config))
+
+
+def train_config(recipe: str | TrainConfig | None = None, /, **overrides: Any) -> TrainConfig:
+    """The configuration that `train` would use."""
+    config = recipe if isinstance(recipe, TrainConfig) else TrainConfig()
+    layers: list[compose.Layer] = []
+    if isinstance(recipe, str):
+        path = find_recipe(recipe)
+        config, layers = compose.named_after(path, config), compose.recipe_layers(path)
+    load_plugins(overrides.get("user_dir") or compose.value_of("user_dir", layers))
+    return compose.compose(
+        config, layers, [compose.Override(key, value, str(value)) for key, value in overrides.items()]
+    )

@@ -1,0 +1,37 @@
+"""seqtk-export: a trained model in the format of another toolkit."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seqtk.cli.command import command
+from seqtk.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from seqtk.interop import ExportConfig
+
+
+def _config_type() -> "type[ExportConfig]":
+    from seqtk.interop import ExportConfig
+
+    return ExportConfig
+
+
+@command("seqtk-export", _config_type)
+def main(config: "ExportConfig") -> None:
+    """Export a model: seqtk-export checkpoint=PATH format=NAME [format.KEY=VALUE …] output=PATH."""
+    for key in ("checkpoint", "output"):
+        if not getattr(config, key):
+            raise UserError(f"{key}= is not set.", "Usage: seqtk-export checkpoint=PATH format=NAME output=PATH")
+    output = Path(config.output)
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"output={output} cannot be written: there is no folder {output.parent}.")
+    from seqtk.checkpoint import model_file
+    from seqtk.interop import chosen, exporters
+
+    exporter = chosen(exporters, config.format)
+    exporter.write(model_file.load(config.checkpoint), output)
+    print(output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""seqtk-import: a model of another toolkit, as a model file."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seqtk.cli.command import command
+from seqtk.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from seqtk.interop import ImportConfig, Importer
+
+
+def _config_type() -> "type[ImportConfig]":
+    from seqtk.interop import ImportConfig
+
+    return ImportConfig
+
+
+@command("seqtk-import", _config_type)
+def main(config: "ImportConfig") -> None:
+    """Import a model: seqtk-import checkpoint=PATH format=NAME [format.KEY=VALUE …] output=model.safetensors."""
+    if not config.checkpoint:
+        raise UserError("checkpoint= is not set.", "Usage: seqtk-import checkpoint=PATH format=NAME output=FILE")
+    from seqtk.interop import chosen, importers
+
+    import_model(chosen(importers, config.format), Path(config.checkpoint), output=config.output)
+
+
+def import_model(importer: "Importer", checkpoint: Path, *, output: str) -> None:
+    """Writes the model at `checkpoint` to the model file `output`, and prints what it is."""
+    from seqtk.checkpoint import model_file
+
+    if Path(output).is_dir() and output:
+        raise UserError(f"output={output} is a folder.", "Set it to the model file to write.")
+    contents = importer.read(checkpoint)
+    if not output:
+        raise UserError("output= is not set.", "Set it to the model file to write.")
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    model_file.write(output, contents)
+    parameters = sum(tensor.numel() for tensor in contents.tensors.values())
+    names = [contents.assets[name] for name in ("source.lang", "target.lang") if name in contents.assets]
+    task, model = contents.config["task"]["kind"], contents.config["model"]["kind"]
+    about = " ".join([*(["-".join(names)] if names else []), f"{task} model ({model})"])
+    print(f"{about} of {parameters:,} parameters, trained for {contents.info.get('update', 0):,} updates")
+    print(output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""The registries of importers and exporters: models of other toolkits in, models for other toolkits out.
+
+An importer or exporter is one file: a config dataclass and a class, registered under the name that `format=` takes.
+"""
+
+import abc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from seqtk.checkpoint.model_file import LoadedModel, ModelFile
+from seqtk.config.fields import setting
+from seqtk.config.registry import Registry
+from seqtk.utils.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ImporterConfig:
+    """The base of every importer's config."""
+
+
+@dataclass(frozen=True)
+class ExporterConfig:
+    """The base of every exporter's config."""
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Settings of seqtk-import: which model, in which format it is, and the file to write."""
+
+    checkpoint: str = setting("", help="The file or folder that the other toolkit wrote.")
+    format: ImporterConfig = setting(ImporterConfig(), help="The importer.")
+    output: str = setting("", help="The model file to write.")
+    user_dir: str | None = setting(None, help="A package or module with importers of your own, imported first.")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Settings of seqtk-export: which model, into which format, and where to write it."""
+
+    checkpoint: str = setting("", help="A model file, the folder of one checkpoint, or the folder of a run.")
+    format: ExporterConfig = setting(ExporterConfig(), help="The exporter.")
+    output: str = setting("", help="The file or folder to write.")
+    user_dir: str | None = setting(None, help="A package or module of your own, imported first.")
+
+
+class Importer(abc.ABC):
+    """Reads a model that another toolkit wrote.
+
+    Args:
+        config: The importer's settings (`format.key=value` on the command line).
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abc.abstractmethod
+    def read(self, path: Path) -> ModelFile:
+        """The model at `path` as the contents of a model file.
+
+        `config` needs the parts `task` and `model`, `assets` what the task's `assets()` returns. Raises UserError for
+        a file that is no such model, and for a model that seqtk cannot reproduce.
+        """
+
+
+class Exporter(abc.ABC):
+    """Writes a model for another toolkit.
+
+    Args:
+        config: The exporter's settings (`format.key=value` on the command line).
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abc.abstractmethod
+    def write(self, loaded: LoadedModel, output: Path) -> None:
+        """Writes `loaded` to `output`, a file or a folder, atomically (`seqtk.utils.files`).
+
+        Raises UserError for a model that the other toolkit cannot run.
+        """
+
+
+importers: Registry[Importer] = Registry("importer", ImporterConfig)
+exporters: Registry[Exporter] = Registry("exporter", ExporterConfig)
+
+
+def chosen(registry: Registry[T], config: Any) -> T:
+    """The importer or exporter that `format=` chooses. Raises UserError if it is not set."""
+    if not registry.knows(type(config)):
+        raise UserError("format= is not set.", f"Known: {', '.join(registry)}.")
+    return registry.build(config)
