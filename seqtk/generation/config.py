@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from seqtk.config.fields import check as check_ranges
 from seqtk.config.fields import setting
 from seqtk.utils.errors import UserError
 
@@ -51,7 +52,8 @@ class SearchConfig:
         return 5 if self.beam is None else self.beam
 
     def check(self) -> None:
-        """Raises UserError for settings that contradict each other."""
+        """Raises UserError for values out of range, and for settings that contradict each other."""
+        check_ranges(self)
         if self.nbest > self.width and not self.sampling:
             raise UserError(
                 f"nbest={self.nbest} is more than beam={self.width}.",

@@ -3,6 +3,7 @@
 Validation, generation and scoring use these, so they agree to the last digit.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -139,6 +140,9 @@ def paired_bootstrap(
     systems do; here it finds none and reports p = 0.)
     """
     check_lengths(systems, *references)
+    seed = os.environ.get("SACREBLEU_SEED", "12345")
+    if not (seed.isdecimal() or seed.lower() == "none"):
+        raise UserError(f"SACREBLEU_SEED={seed}: must be a whole number of at least 0, or none.", "Unset it.")
     from sacrebleu.significance import PairedTest
 
     built = {}

@@ -159,10 +159,10 @@ class TestWrite:
     def test_pipe_is_written_to(self, run_dir: Path, tmp_path: Path) -> None:
         contents, got = model_file.read(run_dir), []
         os.mkfifo(tmp_path / "pipe")
-        reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_bytes()))
+        reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_bytes()), daemon=True)
         reader.start()
         model_file.write(tmp_path / "pipe", contents)
-        reader.join()
+        reader.join(timeout=10)
         assert deserialize(got[0]).keys() == contents.tensors.keys()
 
 

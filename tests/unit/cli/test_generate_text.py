@@ -9,6 +9,7 @@ import pytest
 
 from seqtk.cli.generate import main as generate
 from seqtk.cli.interactive import main as interactive
+from seqtk.generation.formats import TEXT_SEPARATOR
 from tests.unit.cli.test_eval_lm import make
 
 PROMPTS = ["the dög", "", "a tree sees", "a"]
@@ -40,7 +41,7 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("kind", ["bytes", "words", "pieces"])
-def test_each_prompt_is_gone_on_with_in_its_order(run: Run, kind: str) -> None:
+def test_texts_are_in_prompt_order(run: Run, kind: str) -> None:
     written = run("input=prompts", f"checkpoint={kind}.safetensors", "format=json", "nbest=7", "min_length=3")
     lines = [json.loads(line) for line in written.splitlines()]
     assert [line["source"] for line in lines] == PROMPTS
@@ -53,17 +54,17 @@ def test_each_prompt_is_gone_on_with_in_its_order(run: Run, kind: str) -> None:
     assert again == written
     small = run("input=prompts", f"checkpoint={kind}.safetensors", "nbest=7", "min_length=3", "max_sentences=1")
     texts = [hypothesis["text"] for line in lines for hypothesis in line["hypotheses"]]
-    assert small == "".join(f"{text}\n" for text in texts)  # with their own line feeds
+    assert small == "".join(f"{text}\n{TEXT_SEPARATOR}\n" for text in texts)  # with their own line feeds
 
 
-def test_without_a_prompt_texts_begin_of_themselves(run: Run) -> None:
+def test_default_is_one_empty_prompt(run: Run) -> None:
     texts = run("nbest=5").splitlines()
-    assert len(texts) == 5
+    assert texts[1::2] == [TEXT_SEPARATOR] * 5
     assert run("nbest=5", "seed=2").splitlines() != texts
     assert run("nbest=2", "checkpoint=words.safetensors,words2.safetensors").splitlines() != texts[:2]
 
 
-def test_a_prompt_is_given_back_as_it_was_and_unknown_words_are_not_written(run: Run) -> None:
+def test_prompt_is_kept_and_unk_is_not_written(run: Run) -> None:
     prompt = "the  zebra sees a giraffe"  # two words that the vocabulary has not, and two spaces
     arguments = ("input=-", "format=json", "nbest=20", "min_length=5")
     given = [json.loads(run(*arguments, *more, stdin=prompt.encode())) for more in ((), ("unk_penalty=0",))]
@@ -84,7 +85,7 @@ def test_a_prompt_is_given_back_as_it_was_and_unknown_words_are_not_written(run:
 
 
 @pytest.mark.parametrize("kind", ["bytes", "words", "pieces"])
-def test_white_space_at_the_end_of_a_prompt_is_not_doubled(run: Run, kind: str) -> None:
+def test_trailing_space_of_prompt_is_not_doubled(run: Run, kind: str) -> None:
     prompts = ["the ", " the\t", "a tree ?? sees  "]
     texts = run(
         "input=-", f"checkpoint={kind}.safetensors", "format=json", "top_k=1", stdin="\n".join(prompts).encode()
@@ -95,7 +96,7 @@ def test_white_space_at_the_end_of_a_prompt_is_not_doubled(run: Run, kind: str) 
         assert kind == "bytes" or not text.removeprefix(prompt).startswith(" ")
 
 
-def test_beams_work_as_well(run: Run) -> None:
+def test_beam_search(run: Run) -> None:
     (line,) = (json.loads(line) for line in run("sampling=false", "nbest=3", "format=json", "beam=4").splitlines())
     scores = [hypothesis["score"] for hypothesis in line["hypotheses"]]
     assert scores == sorted(scores, reverse=True)
@@ -103,7 +104,7 @@ def test_beams_work_as_well(run: Run) -> None:
     assert run("input=prompts", "top_k=1") == greedy
 
 
-def test_fairseq_lines_stay_lines(run: Run) -> None:
+def test_fairseq_format_has_no_line_feeds(run: Run) -> None:
     written = run("input=prompts", "checkpoint=bytes.safetensors", "format=fairseq", "nbest=2", "max_length_b=300")
     tags = [line.split("-")[0] for line in written.split("\n")[:-1]]
     last = tags.pop()
@@ -111,7 +112,7 @@ def test_fairseq_lines_stay_lines(run: Run) -> None:
     assert tags == ["S", "H", "D", "P", "H", "D", "P"] * len(PROMPTS)
 
 
-def test_interactive_goes_on_with_each_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interactive_continues_each_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run("input=prompts", "nbest=2")
     assert run("nbest=2", command=interactive, stdin=TEXT) == expected
 
@@ -124,22 +125,22 @@ def test_worker_processes_give_the_same(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("data=words", "data= is for translations"),
-        ("input=prompts reference=prompts", "reference= is for translations"),
-        ("input=prompts prefix=prompts", "prefix= is for translations"),
+        ("data=words", "data="),
+        ("input=prompts reference=prompts", "reference="),
+        ("input=prompts prefix=prompts", "prefix="),
         ("score_reference=true", "seqtk-eval-lm scores text"),
-        ("temperature=0", "top_k=1"),
+        ("temperature=0", "temperature=0"),
         ("top_p=2", "top_p=2.0"),
         ("sampling=false top_k=3", "sampling=true"),
         ("beam=3", "Set sampling=false"),
         ("top_k=1 beam=5", "Set sampling=false"),
         ("sampling=true beam=5", "Set sampling=false"),
-        ("sampling=false nbest=9", "cannot come from beam=5"),
+        ("sampling=false nbest=9", "nbest=9 is more than beam=5"),
         ("input=prompt", "Did you mean 'prompts'"),
         ("checkpoint=words.safetensors,bytes.safetensors", "different vocabularies"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_three_lines(
+def test_refusal_names_the_key(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: str, words: str
 ) -> None:
     monkeypatch.chdir(folder)

@@ -23,7 +23,7 @@ def refused(capsys, *arguments):
     return capsys.readouterr().err
 
 
-def test_one_system_gets_sacrebleus_lines(folder, capsys):
+def test_lines_are_those_of_sacrebleu(folder, capsys):
     main(["hypothesis=good", "reference=reference"])
     bleu, chrf, ter = capsys.readouterr().out.splitlines()
     expected = sacrebleu.corpus_bleu(GOOD, [REFERENCE])
@@ -33,7 +33,7 @@ def test_one_system_gets_sacrebleus_lines(folder, capsys):
     assert ter.startswith("TER|")
 
 
-def test_options_choose_metric_case_and_tokenizer(folder, capsys):
+def test_metric_case_and_tokenizer(folder, capsys):
     (folder / "upper").write_text("".join(f"{line.upper()}\n" for line in REFERENCE))
     main(["hypothesis=upper", "reference=reference", "metrics=bleu", "lowercase=true", "tokenize=intl"])
     (line,) = capsys.readouterr().out.splitlines()
@@ -42,7 +42,7 @@ def test_options_choose_metric_case_and_tokenizer(folder, capsys):
     assert "= 100.00 " in line
 
 
-def test_several_systems_are_tested_against_the_first(folder, capsys):
+def test_systems_are_tested_against_the_first(folder, capsys):
     main(["hypothesis=good,bad", "reference=reference", "metrics=bleu", "bootstrap=100"])
     head, good, bad, _ = capsys.readouterr().out.splitlines()
     assert "bs:100" in head
@@ -52,7 +52,7 @@ def test_several_systems_are_tested_against_the_first(folder, capsys):
     assert 0 < float(bad.split("p = ")[1].rstrip("*")) < 1
 
 
-def test_standard_input_is_a_system(folder, capsys, monkeypatch):
+def test_standard_input(folder, capsys, monkeypatch):
     with open("good") as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
         main(["hypothesis=-", "reference=reference", "metrics=chrf"])
@@ -68,9 +68,33 @@ def test_standard_input_is_a_system(folder, capsys, monkeypatch):
         (["hypothesis=goood", "reference=reference"], "Did you mean 'good'"),
         (["hypothesis=good", "reference=reference", "metrics=blue"], "Did you mean 'bleu'"),
         (["hypothesis=good", "reference=reference", "tokenize=31a"], "Did you mean '13a'"),
-        (["hypothesis=good,good", "reference=reference"], "named twice"),
-        (["reference=reference"], "must both name a file"),
+        (["hypothesis=good,good", "reference=reference"], "hypothesis= twice"),
+        (["reference=reference"], "hypothesis= is not set"),
+        (["hypothesis=good"], "reference= is not set"),
+        (["hypothesis=reference", "reference=./reference"], "both hypothesis= and reference="),
+        (["hypothesis=good,bad", "reference=reference", "bootstrap=0"], "bootstrap=0"),
     ],
 )
-def test_mistakes_are_named(folder, capsys, arguments, words):
+def test_refusal_names_the_key(folder, capsys, arguments, words):
     assert words in refused(capsys, *arguments)
+
+
+def test_several_references(folder, capsys):
+    main(["hypothesis=good", "reference=reference,bad", "metrics=bleu"])
+    expected = sacrebleu.corpus_bleu(GOOD, [REFERENCE, BAD])
+    line = capsys.readouterr().out.strip()
+    assert line.startswith("BLEU|nrefs:2|")
+    assert line.endswith(str(expected).removeprefix("BLEU"))
+
+
+def test_comma_in_an_existing_path_belongs_to_it(folder, capsys):
+    (folder / "a,b").write_text((folder / "good").read_text())
+    main(["hypothesis=a,b", "reference=reference", "metrics=bleu"])
+    piped = capsys.readouterr().out
+    main(["hypothesis=good", "reference=reference", "metrics=bleu"])
+    assert piped == capsys.readouterr().out
+
+
+def test_seed_of_sacrebleu_must_be_a_number(folder, capsys, monkeypatch):
+    monkeypatch.setenv("SACREBLEU_SEED", "abc")
+    assert "SACREBLEU_SEED=abc" in refused(capsys, "hypothesis=good,bad", "reference=reference", "metrics=bleu")

@@ -295,7 +295,7 @@ def test_scores_that_are_no_numbers_are_refused():
         ({"max_length_b": -1}, "max_length_b"),
     ],
 )
-def test_a_search_that_cannot_be_is_refused(model, rows, options, words):
+def test_refusal_names_the_key(model, rows, options, words):
     with pytest.raises(UserError, match=words):
         run(model, rows, **options)
 

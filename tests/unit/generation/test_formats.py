@@ -8,7 +8,7 @@ import pytest
 from seqtk.data.tokenizer import Tokenizer
 from seqtk.data.vocabulary import EOS, UNK, Vocabulary
 from seqtk.generation.decode import Sentence, Translation
-from seqtk.generation.formats import Writer
+from seqtk.generation.formats import TEXT_SEPARATOR, Writer
 from seqtk.generation.search import Hypothesis
 
 WORDS = Vocabulary(["ein@@", "e", "Frau", "a", "woman", "x\ny"])
@@ -29,19 +29,19 @@ def translation(**known) -> Translation:
         Hypothesis(tokens=(6, EOS), score=-2 * math.log(2), token_scores=(-math.log(4), -math.log(4))),
     ]
     sentence = Sentence(np.array([7, 8, EOS]), target=np.array([4, UNK, EOS]), **known)
-    return Translation(3, sentence, hypotheses, shortened=False)
+    return Translation(3, sentence, hypotheses, truncated=False)
 
 
 def lines(item, format, **options):
     return list(Writer(Languages(), **options).lines(item, format))
 
 
-def test_text_is_the_best_hypothesis():
+def test_text_is_best_hypothesis():
     assert lines(translation(), "text") == ["eine Frau"]
     assert lines(translation(), "text", detokenize=False) == ["ein@@ e Frau"]
 
 
-def test_fairseq_lines_are_laid_out_as_fairseq_does():
+def test_fairseq_lines():
     assert lines(translation(), "fairseq") == [
         "S-3\ta woman",
         "T-3\tein<<unk>>",
@@ -55,7 +55,7 @@ def test_fairseq_lines_are_laid_out_as_fairseq_does():
     assert lines(translation(), "fairseq", detokenize=False)[1:4:2] == ["T-3\tein@@ <<unk>>", "D-3\t-1.0\tein@@ e Frau"]
 
 
-def test_json_holds_every_hypothesis_with_natural_scores():
+def test_json_holds_all_hypotheses_in_nats():
     (line,) = lines(translation(), "json")
     read = json.loads(line)
     assert read["index"] == 3
@@ -66,20 +66,40 @@ def test_json_holds_every_hypothesis_with_natural_scores():
     assert len(read["hypotheses"][0]["token_scores"]) == 4
 
 
-def test_the_text_that_was_given_is_shown_as_it_was():
-    item = translation(source_text="A  Woman", target_text="Eine Frau, ja")
+def test_given_text_is_shown_unchanged():
+    item = translation(source_text="A  Woman", references=("Eine Frau, ja",))
     assert lines(item, "fairseq")[:2] == ["S-3\tA  Woman", "T-3\tEine Frau, ja"]
     assert lines(item, "fairseq", detokenize=False)[:2] == ["S-3\ta woman", "T-3\tein@@ <<unk>>"]
 
 
-def test_one_sentence_is_one_line_whatever_its_tokens_spell():
+def test_translation_is_one_line():
     hypothesis = Hypothesis(tokens=(9, EOS), score=-1.0, token_scores=(-1.0, -1.0))
-    item = Translation(0, Sentence(np.array([7, EOS])), [hypothesis], shortened=False)
+    item = Translation(0, Sentence(np.array([7, EOS])), [hypothesis], truncated=False)
     assert lines(item, "text") == ["x y"]
     assert all("\n" not in line for line in lines(item, "fairseq"))
 
 
-def test_a_score_of_minus_infinity_is_null_in_json():
+def test_infinite_score_is_null_in_json():
     hypothesis = Hypothesis(tokens=(EOS,), score=-math.inf, token_scores=(-math.inf,))
-    (line,) = lines(Translation(0, Sentence(np.array([EOS])), [hypothesis], shortened=False), "json")
+    (line,) = lines(Translation(0, Sentence(np.array([EOS])), [hypothesis], truncated=False), "json")
     assert json.loads(line)["hypotheses"][0] == {"text": "", "score": None, "tokens": ["</s>"], "token_scores": [None]}
+
+
+def test_several_references_are_listed():
+    item = translation(references=("Eine Frau", "Die Frau"))
+    assert lines(item, "fairseq")[1:3] == ["T-3\tEine Frau", "T-3\tDie Frau"]
+    (line,) = lines(item, "json")
+    assert json.loads(line)["references"] == ["Eine Frau", "Die Frau"]
+
+
+def test_prefix_is_written_as_given():
+    item = Translation(
+        0,
+        Sentence(np.array([7, EOS]), prefix=np.array([UNK]), prefix_text="Ōin"),
+        [Hypothesis(tokens=(UNK, 6, EOS), score=-1.0, token_scores=(-1.0,) * 3)],
+    )
+    assert lines(item, "text") == ["Ōin Frau"]
+
+
+def test_several_free_texts_are_separated():
+    assert lines(translation(), "text", free_text=True) == ["eine Frau", TEXT_SEPARATOR, "Frau", TEXT_SEPARATOR]

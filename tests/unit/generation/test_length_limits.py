@@ -7,7 +7,7 @@ from seqtk.attention import Role, attentions
 from seqtk.data.plan import BatchingConfig
 from seqtk.data.vocabulary import EOS, PAD
 from seqtk.generation.config import SearchConfig
-from seqtk.generation.decode import Decoder, Sentence, in_order
+from seqtk.generation.decode import BatchTranslator, Sentence, decode_in_order
 from seqtk.generation.length_limits import longest_source, longest_target, max_target_lengths
 from tests.unit.generation.tiny import Table, sources, transformer, vocabulary
 
@@ -27,11 +27,12 @@ def config_of(name, **options):
 def test_whatever_the_attention_a_translation_does_not_depend_on_its_batch_or_outgrow_the_model(name):
     model = transformer(WORDS, seed=1, attention=config_of(name, heads=2, max_length=9, rank=2))
     rows = sources(12, words=WORDS, seed=1, longest=12)
-    decoder = Decoder(
+    decoder = BatchTranslator(
         models=(model,), vocabulary=vocabulary(WORDS), search=SearchConfig(beam=3, max_length_b=11, min_length=6)
     )
     alone, together = (
-        list(in_order(map(Sentence, rows), decoder, batching=BatchingConfig(max_sentences=size))) for size in (1, 16)
+        list(decode_in_order(map(Sentence, rows), decoder, batching=BatchingConfig(max_sentences=size)))
+        for size in (1, 16)
     )
     for one, other in zip(alone, together, strict=True):
         assert one.hypotheses[0].tokens == other.hypotheses[0].tokens
@@ -39,7 +40,7 @@ def test_whatever_the_attention_a_translation_does_not_depend_on_its_batch_or_ou
     reach = longest_target([model])
     assert reach is not None
     assert max(len(one.hypotheses[0].tokens) for one in alone) <= reach
-    assert [one.shortened for one in alone] == [len(row) > (longest_source([model]) or 99) for row in rows]
+    assert [one.truncated for one in alone] == [len(row) > (longest_source([model]) or 99) for row in rows]
 
 
 def test_the_shortest_reach_of_all_models_and_layers_counts():
