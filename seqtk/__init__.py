@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from seqtk.api import Run, train
-    from seqtk.pipeline import GenerationPipeline, Pipeline, TranslationPipeline, load
+    from seqtk.pipelines import GenerationPipeline, Pipeline, TranslationPipeline, load
 
 __version__ = "0.1.0"
 __all__ = ["GenerationPipeline", "Pipeline", "Run", "TranslationPipeline", "load", "train"]
@@ -19,4 +19,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'seqtk' has no attribute '{name}'")
     import importlib
 
-    return getattr(importlib.import_module("seqtk.api" if name in ("Run", "train") else "seqtk.pipeline"), name)
+    return getattr(importlib.import_module("seqtk.api" if name in ("Run", "train") else "seqtk.pipelines"), name)

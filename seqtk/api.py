@@ -8,7 +8,7 @@ from typing import Any
 from seqtk.cli import compose
 from seqtk.cli.recipe_files import find_recipe
 from seqtk.config.registry import load_plugins
-from seqtk.pipeline import Pipeline, load
+from seqtk.pipelines import Pipeline, load
 from seqtk.training.config import TrainConfig
 from seqtk.training.run import run
 
@@ -54,8 +54,7 @@ def train_config(recipe: str | TrainConfig | None = None, /, **overrides: Any) -
     layers: list[compose.Layer] = []
     if isinstance(recipe, str):
         path = find_recipe(recipe)
-        config, layers = compose.named_after(path, config), compose.recipe_layers(path)
-    load_plugins(overrides.get("user_dir") or compose.value_of("user_dir", layers))
-    return compose.compose(
-        config, layers, [compose.Override(key, value, str(value)) for key, value in overrides.items()]
-    )
+        config, layers = compose.with_default_save_dir(path, config), compose.recipe_layers(path)
+    values = [compose.Override(key, value, str(value)) for key, value in overrides.items()]
+    load_plugins(compose.text_of("user_dir", layers, values))
+    return compose.compose(config, layers, values)

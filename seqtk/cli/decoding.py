@@ -10,7 +10,7 @@ from seqtk.utils.errors import UserError
 
 if TYPE_CHECKING:
     from seqtk.data.plan import BatchingConfig
-    from seqtk.pipeline import TextPipeline
+    from seqtk.pipelines import TextPipeline
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def check_nbest(config: DecodeConfig, pipeline: "TextPipeline") -> None:
 
 def load_text_pipeline(config: DecodeConfig) -> "TextPipeline":
     """The models that `config` names. Raises UserError for models of other tasks."""
-    from seqtk.pipeline import TextPipeline
+    from seqtk.pipelines import TextPipeline
 
     pipeline = load_pipeline(config)
     if not isinstance(pipeline, TextPipeline):

@@ -10,7 +10,7 @@ from seqtk.config.fields import setting
 from seqtk.utils.errors import UserError, how_many
 
 if TYPE_CHECKING:
-    from seqtk.pipeline import CorpusScores
+    from seqtk.pipelines import CorpusScores
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def main(config: EvalConfig) -> None:
     if config.output == "-":
         raise UserError("output=- is where the metrics are printed.", "Set output= to a file.")
     from seqtk.data.plan import BatchingConfig
-    from seqtk.pipeline import GenerationPipeline
+    from seqtk.pipelines import GenerationPipeline
 
     pipeline = load_pipeline(config)
     if not isinstance(pipeline, GenerationPipeline):
@@ -99,7 +99,7 @@ def _print(config: EvalConfig, scores: "CorpusScores") -> None:
         f"each once, in {how_many(scores.samples, 'sample')}; {scores.unknown_tokens:,} unknown ({share:.2%})"
     )
     for name, value in values.items():
-        print(f"{value:>10.4g} {metrics[name].unit}")
+        print(f"{value:>10.4g} {name} ({metrics[name].unit})")
     if scores.text is not None:
         print(f"The text has {', '.join(how_many(count, noun) for noun, count in _sizes(scores).items())}.")
 

@@ -16,7 +16,7 @@ from seqtk.utils.errors import UserError, how_many
 if TYPE_CHECKING:
     from seqtk.generation.decode import Sentence, Translation
     from seqtk.generation.formats import Writer
-    from seqtk.pipeline import GenerationPipeline, TextPipeline, TranslationPipeline
+    from seqtk.pipelines import GenerationPipeline, TextPipeline, TranslationPipeline
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def main(config: GenerateConfig) -> None:
     seqtk-generate checkpoint=PATH [input=FILE|-] [temperature=0.8 top_k=40 top_p=0.95 nbest=3 seed=1 …].
     """
     _check(config)
-    from seqtk.pipeline import TranslationPipeline
+    from seqtk.pipelines import TranslationPipeline
     from seqtk.utils.text_io import text_output
 
     pipeline = load_text_pipeline(config)

@@ -11,7 +11,7 @@ from seqtk.cli.decoding import DecodeConfig, check_decoding, check_nbest, load_t
 from seqtk.config.fields import setting
 
 if TYPE_CHECKING:
-    from seqtk.pipeline import TextPipeline
+    from seqtk.pipelines import TextPipeline
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from seqtk.config.fields import setting
 from seqtk.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from seqtk.pipeline import Pipeline
+    from seqtk.pipelines import Pipeline
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def load_pipeline(config: LoadConfig) -> "Pipeline":
     check_checkpoint(config)
     import torch
 
-    from seqtk.pipeline import load
+    from seqtk.pipelines import load
 
     if config.threads:
         torch.set_num_threads(config.threads)

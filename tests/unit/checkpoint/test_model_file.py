@@ -138,7 +138,7 @@ class TestWrite:
 
     def test_failure_leaves_nothing(self, run_dir: Path, tmp_path: Path) -> None:
         contents = model_file.read(run_dir)
-        with pytest.raises(OSError, match="full"):
+        with pytest.raises(UserError, match="full"):
             model_file.write(tmp_path / "full" / "model.safetensors", contents)
         assert os.listdir(tmp_path) == []
 

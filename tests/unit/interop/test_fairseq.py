@@ -268,7 +268,7 @@ def test_the_command_writes_a_model_that_needs_nothing_else(tmp_path: Path, caps
     checkpoint, output = save(tmp_path / "a.pt", fairseq_state(model)), tmp_path / "made" / "model.safetensors"
     data = dictionaries(tmp_path / "data", tokens=12)
     command.main([f"checkpoint={checkpoint}", f"data={data}", f"output={output}"])
-    assert "en-de Transformer" in capsys.readouterr().out
+    assert "en-de translation model" in capsys.readouterr().out
     for lang in ("en", "de"):
         (data / f"dict.{lang}.txt").unlink()
     loaded = model_file.load(output)
@@ -281,10 +281,10 @@ def test_the_command_writes_a_model_that_needs_nothing_else(tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"data": "{tmp}/other"}, "the model 16"),
+        ({"data": "{tmp}/other"}, "the model has 16"),
         ({"data": "{tmp}/nowhere"}, "nowhere"),
         ({"checkpoint": "{tmp}/missing.pt"}, "missing.pt"),
-        ({"output": ""}, "output is not set"),
+        ({"output": ""}, "output="),
     ],
 )
 def test_the_command_says_what_is_wrong(

@@ -1,0 +1,75 @@
+"""Trained models as Python objects: text in, text out.
+
+    import seqtk
+    model = seqtk.load("checkpoints/multi30k_synth")
+    model.translate(["A man in an orange hat."], beam=5)
+
+The decoding commands are thin over the same classes.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from seqtk.checkpoint import model_file
+from seqtk.config.registry import load_plugins
+from seqtk.pipelines.base import Pipeline, TextPipeline
+from seqtk.pipelines.generation import CorpusScores, GenerationPipeline
+from seqtk.pipelines.translation import TranslationPipeline
+from seqtk.tasks import Task
+from seqtk.tasks.language_modeling import LanguageModelingTask
+from seqtk.tasks.translation import TranslationTask
+from seqtk.utils.errors import UserError
+
+__all__ = ["CorpusScores", "GenerationPipeline", "Pipeline", "TextPipeline", "TranslationPipeline", "load"]
+
+Path = str | os.PathLike[str]
+
+
+def load(
+    path: Path | Sequence[Path],
+    *,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    user_dir: str | None = None,
+) -> "Pipeline":
+    """Loads a trained model.
+
+    Args:
+        path: A model file, the folder of one checkpoint, or the folder of a run (its best model). Several are an
+            ensemble, which averages their probabilities.
+        device: "auto" uses a GPU if there is one.
+        precision: Of matrix products; scores are float32 either way.
+        user_dir: A package or module with layers and tasks of your own, imported first.
+
+    Returns:
+        A `TranslationPipeline`, a `GenerationPipeline` for a language model, or else a `Pipeline`.
+
+    Raises:
+        UserError: For a path that holds no model, or models that cannot be an ensemble.
+    """
+    load_plugins(user_dir)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: torch finds no GPU.", "Set device=cpu or device=auto.")
+    place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+    if not paths:
+        raise UserError("checkpoint= names no model.")
+    loaded = [model_file.load(each, device=place) for each in paths]
+    for each, item in zip(paths, loaded, strict=True):
+        if type(item.task) is not type(loaded[0].task):
+            raise UserError(f"{each} and {paths[0]} are models for different tasks: they cannot be an ensemble.")
+        if _vocabularies(item.task) != _vocabularies(loaded[0].task):
+            raise UserError(f"{each} and {paths[0]} have different vocabularies: they cannot be an ensemble.")
+    kinds: dict[type[Task], type[Pipeline]] = {
+        TranslationTask: TranslationPipeline,
+        LanguageModelingTask: GenerationPipeline,
+    }
+    kind = next((kind for task, kind in kinds.items() if isinstance(loaded[0].task, task)), Pipeline)
+    return kind(loaded, device=place, bf16=precision == "bf16")
+
+
+def _vocabularies(task: Task) -> list[Any]:
+    return [getattr(task, name, None) for name in ("source_vocabulary", "target_vocabulary")]

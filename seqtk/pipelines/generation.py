@@ -1,0 +1,162 @@
+"""Language models: they continue prompts and score text."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seqtk.data.blocks import BreakMode, ContextBlocks
+from seqtk.data.corpus import find_text, read_blocks
+from seqtk.data.plan import BatchingConfig
+from seqtk.data.report import TextCount, count_text
+from seqtk.generation.decode import BatchGenerator, Sentence
+from seqtk.generation.evaluation import score_lines, score_stream
+from seqtk.metrics import Evaluation, Score, metrics
+from seqtk.pipelines.base import TextPipeline, as_lines
+from seqtk.tasks.language_modeling import LanguageModelingTask
+from seqtk.tasks.other_data import other_data
+from seqtk.utils.errors import UserError
+from seqtk.utils.progress import Reporter
+from seqtk.utils.text_io import text_output
+
+SCORING_BATCH = BatchingConfig(max_tokens=4096)
+
+
+class GenerationPipeline(TextPipeline):
+    """A language model, or an ensemble of them."""
+
+    task: LanguageModelingTask
+    decoder_type = BatchGenerator
+    samples_by_default = True
+    free_text = True
+
+    def generate(self, prompts: Sequence[str] = ("",), **settings: Any) -> list[str]:
+        """Continues prompts by sampling.
+
+        Args:
+            prompts: Texts to continue. The default is one empty prompt.
+            **settings: Fields of `SearchConfig`: `temperature=0.8`, `top_k=40`, `nbest=3`, `sampling=False`, …
+
+        Returns:
+            One text for each prompt, which begins with the prompt. With `nbest=n`, n texts for each prompt, one after
+            the other.
+        """
+        inputs = map(self.sentence, as_lines(prompts, "prompts"))
+        return list(self._outputs(inputs, self.search_config(**settings)))
+
+    def score(self, texts: Sequence[str]) -> list[float]:  # type: ignore[override]
+        """The mean log-probability (natural, per token, EOS counted) of each text, read as one line of its own."""
+        vocabulary, tokenizer = self.task.vocabulary, self.task.tokenizer
+        rows = [vocabulary.encode(tokenizer.encode(text)) for text in as_lines(texts, "texts")]
+        return self._scores(Sentence(row, target=row) for row in rows)
+
+    def score_corpus(
+        self,
+        *,
+        data: str | None = None,
+        split: str = "test",
+        input: str | None = None,
+        text: str | None = None,
+        break_mode: BreakMode | None = None,
+        tokens_per_sample: int | None = None,
+        context_window: int = 0,
+        streams: int | None = None,
+        batching: BatchingConfig = SCORING_BATCH,
+        output: str | None = None,
+        progress: bool = False,
+    ) -> "CorpusScores":
+        """Scores every token of a text once.
+
+        Args:
+            data: A data-bin directory; by default the one that the model was trained on.
+            split: The split of `data`.
+            input: A text file instead, read with the model's vocabulary; "-" is standard input.
+            text: The original text, counted for metrics per word and byte. None: as counted by preprocessing.
+            break_mode: How the text is cut into samples. None: as in training.
+            tokens_per_sample: Most tokens that a sample reads, context included. None: as in training.
+            context_window: How many of these are context, read again but not scored again.
+            streams: For models with recurrent memory: in how many contiguous streams the text is read. None: as in
+                training.
+            batching: The size of a batch.
+            output: A file for the scores of all tokens, one JSON line for each line of the text.
+            progress: Shows a bar on a terminal.
+        """
+        if input is not None and data is not None:
+            raise UserError("input= and data= are both set.", "Set one of them: a text, or a split of a data-bin.")
+        if streams is not None and context_window:
+            raise UserError(
+                "streams= and context_window= are both set.",
+                "Recurrent memory replaces the context window: set one of them.",
+            )
+        task = self.task
+        with contextlib.ExitStack() as stack:
+            split = stack.enter_context(other_data(task, data=data, split=split, input=input))
+            source = task.open()
+            blocks = ContextBlocks(
+                source.split(split, source.source_lang),
+                break_mode=break_mode or task.config.break_mode,
+                tokens_per_sample=tokens_per_sample or task.config.tokens_per_sample,
+                context_window=context_window,
+            )
+            if blocks.alone.break_mode == "none" and not context_window:
+                streams = streams or self.config.get("batch", {}).get("streams")
+            elif streams is not None:
+                raise UserError("streams= reads the text without regard to lines.", "Set break_mode=none.")
+            size = source.text_count(split) if text is None else _count(text)
+            # Opened before the work, so that an output that cannot be written is an error at once.
+            file = None if output is None else stack.enter_context(text_output(output))
+            bar = stack.enter_context(Reporter(progress=progress).bar(blocks.items.total, "", unit=" tokens"))
+            scores = score_stream(
+                self.models,
+                blocks,
+                batching=batching,
+                device=self.device,
+                bf16=self.bf16,
+                streams=streams,
+                advance=bar.update,
+            )
+            if file is not None:
+                file.writelines(f"{line}\n" for line in score_lines(blocks.items, scores, task.vocabulary))
+        if not scores.tokens:
+            raise UserError("There is no token to score.", "The text is empty, or break_mode leaves all of it out.")
+        return CorpusScores(
+            nll=scores.nll,
+            lines=len(blocks.items),
+            tokens=blocks.items.total,
+            scored_tokens=scores.tokens,
+            unknown_tokens=scores.unknown,
+            samples=len(blocks),
+            text=size,
+        )
+
+    def sentence(self, line: str) -> Sentence:
+        """A prompt as input for `decode`."""
+        ids = self.task.vocabulary.encode(self.task.tokenizer.encode(line))
+        return Sentence(ids, prefix=ids[:-1], source_text=line, prefix_text=line)
+
+
+@dataclass(frozen=True)
+class CorpusScores:
+    """The log-likelihood of a text under a language model, and its size."""
+
+    nll: float
+    """Σ -log p over the scored tokens, in nats."""
+    lines: int
+    tokens: int
+    scored_tokens: int
+    unknown_tokens: int
+    samples: int
+    text: TextCount | None
+    """The size of the original text, if it is known."""
+
+    @property
+    def metrics(self) -> dict[str, Score]:
+        """Every metric that is available; those per unit of the text only if all of it was scored."""
+        text = self.text if self.scored_tokens == self.tokens else None
+        evaluation = Evaluation({"nll": (self.nll, float(self.scored_tokens))}, text=text)
+        return metrics.compute(LanguageModelingTask.metrics, evaluation)
+
+
+def _count(text: str) -> TextCount:
+    blocks = read_blocks((find_text(text, None),))
+    return sum((count_text(lines) for (lines,) in blocks), start=TextCount())

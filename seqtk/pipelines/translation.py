@@ -1,0 +1,81 @@
+"""Models that translate."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from seqtk.generation.decode import Sentence
+from seqtk.pipelines.base import TextPipeline, as_lines
+from seqtk.tasks.translation import TranslationTask
+from seqtk.utils.errors import UserError
+
+
+class TranslationPipeline(TextPipeline):
+    """A translation model, or an ensemble of them."""
+
+    task: TranslationTask
+
+    def translate(
+        self, sentences: Sequence[str], *, prefixes: Sequence[str] | None = None, **settings: Any
+    ) -> list[str]:
+        """Translates sentences.
+
+        Args:
+            sentences: One line of source text each.
+            prefixes: Text that each translation must begin with.
+            **settings: Fields of `SearchConfig`: `beam=5`, `length_penalty=0.6`, `sampling=True`, …
+
+        Returns:
+            One translation for each sentence. With `nbest=n`, the n best for each sentence, one after the other.
+        """
+        lines = as_lines(sentences, "sentences")
+        begin = [None] * len(lines) if prefixes is None else as_lines(prefixes, "prefixes", count=len(lines))
+        inputs = (self.sentence(line, prefix=prefix) for line, prefix in zip(lines, begin, strict=True))
+        return list(self._outputs(inputs, self.search_config(**settings)))
+
+    def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[float]:  # type: ignore[override]
+        """The mean log-probability (natural, per token, EOS counted) of each target given its source."""
+        lines = as_lines(sources, "sources")
+        pairs = zip(lines, as_lines(targets, "targets", count=len(lines)), strict=True)
+        return self._scores(self.sentence(line, references=(target,)) for line, target in pairs)
+
+    def sentence(
+        self, line: str, *, references: Sequence[str] = (), prefix: str | None = None, prefix_size: int = 0
+    ) -> Sentence:
+        """A line of text as input for `decode`.
+
+        Args:
+            line: The source text.
+            references: Its reference translations.
+            prefix: Text that the translation must begin with.
+            prefix_size: How many tokens of the first reference the translation must begin with.
+        """
+        task, target, begin = self.task, None, None
+        if references:
+            target = task.target_vocabulary.encode(task.target_tokenizer.encode(references[0]))
+            begin = target[:prefix_size]
+        if prefix is not None:
+            begin = task.target_vocabulary.encode(task.target_tokenizer.encode(prefix), eos=False)
+        return Sentence(
+            task.source_vocabulary.encode(task.source_tokenizer.encode(line)),
+            target=target,
+            prefix=begin,
+            source_text=line,
+            references=tuple(references),
+            prefix_text=prefix,
+        )
+
+    def split(self, split: str = "test", *, data: str | None = None, prefix_size: int = 0) -> Iterator[Sentence]:
+        """The sentences of a split of a data-bin, by default of the one that the model was trained on."""
+        task = self.task
+        if not (data or task.config.data):
+            raise UserError("There is nothing to translate.", "Set input=FILE, or data=DATA-BIN.")
+        task.open(data)
+        dataset = task.dataset(split)
+        for index, source, target in map(dataset.__getitem__, range(len(dataset))):
+            yield Sentence(
+                source,
+                target=target,
+                prefix=target[:prefix_size],
+                source_text=dataset.source_lines[index] if dataset.source_lines else None,
+                references=(dataset.target_lines[index],) if dataset.target_lines else (),
+            )
