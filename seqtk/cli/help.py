@@ -1,4 +1,4 @@
-"""What `--help` prints: every key of a config with its value and the comment at the end of its field's line."""
+"""The page that `--help` prints: every key of a config with its value and its help text."""
 
 import ast
 import dataclasses
@@ -18,17 +18,17 @@ from seqtk.config.registry import REGISTRIES, Registry, registry_of
 
 KEY_WIDTH = 44
 FEW = 6
-"""So many names are listed beside their key; more, once, at the end."""
+"""A slot with more names refers to a list at the end of the page."""
 
 
 def help_text(program: str, about: str, config: Any, *, recipes: bool, first: str | None = None) -> str:
-    """The whole help page, for the values that `config` holds."""
+    """The help page of a command, with the values that `config` holds."""
     title, _, body = inspect.cleandoc(about).partition("\n")
     head = "[recipe=NAME|FILE.yaml] " if recipes else f"[{first.upper()}] " if first else ""
     usage = [
         f"Usage: {program} {head}[key=value ...]",
-        f"       {program} --cfg job ...   print the whole configuration as YAML",
-        *(["       seqtk-recipes ls   the recipes that come with seqtk"] if recipes else []),
+        f"       {program} --cfg job ...   print the configuration as YAML",
+        *(["       seqtk-recipes ls   list the recipes that come with seqtk"] if recipes else []),
     ]
     width = max(60, min(140, shutil.get_terminal_size((120, 24)).columns))
     rows = [_row(key, text, width) for key, text in _rows(config)]
@@ -41,11 +41,11 @@ def help_text(program: str, about: str, config: Any, *, recipes: bool, first: st
 
 
 def _end_of_page(registry: Registry[Any]) -> str:
-    return f"one of those under '{registry.kind.capitalize()}' below"
+    return f"see '{registry.kind.capitalize()}' below"
 
 
 def _kind(registry: Registry[Any], name: str) -> tuple[str, str]:
-    """A registered name, what it is, and, of an attention layer, what it can be."""
+    """A registered name and what it is; of an attention layer also its roles."""
     config_type = registry.config_type(name)
     roles = getattr(registry.class_of(config_type), "roles", ())
     about = (inspect.getdoc(config_type) or "").split("\n\n")[0]
@@ -59,7 +59,7 @@ def _row(key: str, text: str, width: int) -> str:
 
 
 def _rows(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(key=value, what it is) of every field, those of nested configs after their slot."""
+    """(key=value, help) of every field; the fields of a nested config follow its slot."""
     comments, hints = field_comments(type(config)), typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -75,11 +75,11 @@ def _rows(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         for item in dict.fromkeys(inside):
             yield from _rows(item, f"{prefix}{field.name}.")
     for alias, targets in getattr(type(config), "aliases", {}).items():
-        yield f"{prefix}{alias}=...", f"sets {', '.join(f'{prefix}{target}' for target in targets)}"
+        yield f"{prefix}{alias}=...", f"An alias of {', '.join(f'{prefix}{target}' for target in targets)}"
 
 
 def _choices(hint: Any) -> Iterator[str]:
-    """The names that a field can hold: kinds of its registry, or fixed words."""
+    """The names that a field can hold: members of its registry, or the words of a Literal."""
     if typing.get_origin(hint) is Literal:
         yield from map(str, typing.get_args(hint))
     elif isinstance(hint, type) and issubclass(hint, enum.Enum):

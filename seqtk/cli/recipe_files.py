@@ -1,4 +1,4 @@
-"""Where recipes lie: those that come with the package by their names, anyone's by its path. Imports nothing heavy."""
+"""Finding recipes: shipped ones by name, others by path. Imports nothing heavy."""
 
 import importlib.resources
 from pathlib import Path
@@ -7,26 +7,26 @@ from seqtk.utils.errors import UserError, nearest
 
 
 def recipe_folder() -> Path:
-    """Where the shipped recipes lie: in the package, which in a checkout links to `recipes/`."""
+    """The folder of the shipped recipes: inside the package; in a checkout, a link to `recipes/`."""
     return Path(str(importlib.resources.files("seqtk.conf").joinpath("recipe")))
 
 
 def recipe_names() -> list[str]:
-    """The shipped recipes."""
+    """The names of the shipped recipes."""
     return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe: a shipped one by its name, anyone's by its path (with a folder, or ending in .yaml)."""
+    """The file of a recipe: a shipped one by its name, any other by its path (with a folder, or ending in .yaml)."""
     path = Path(name)
     if path.suffix == ".yml":
-        raise UserError(f"{name}: the name of a recipe's file ends in .yaml.", f"Rename it to {path.stem}.yaml.")
+        raise UserError(f"recipe={name}: must end in .yaml.", f"Rename it to {path.stem}.yaml.")
     if path.suffix != ".yaml" and len(path.parts) <= 1:
         if name not in recipe_names():
             raise UserError(
                 f"There is no recipe called '{name}'.",
                 nearest(name, recipe_names()),
-                "A recipe of your own is given by its path: recipe=mine.yaml",
+                "Give your own recipe by its path: recipe=mine.yaml",
             )
         return recipe_folder() / f"{name}.yaml"
     path = (path if path.suffix == ".yaml" else path.with_name(f"{path.name}.yaml")).absolute()

@@ -1,4 +1,4 @@
-"""seqtk-recipes: the recipes that come with the package. Imports nothing heavy."""
+"""seqtk-recipes: list, show and copy the shipped recipes. Imports nothing heavy."""
 
 import shutil
 import sys
@@ -12,14 +12,14 @@ from seqtk.utils.errors import UserError, nearest
 USAGE = """\
 seqtk-recipes: List, show or copy the training recipes that come with seqtk.
 
-Usage: seqtk-recipes ls              their names and what each is
-       seqtk-recipes show NAME       one as YAML
-       seqtk-recipes cp NAME FOLDER  a copy to change; train with recipe=FOLDER/NAME.yaml
+Usage: seqtk-recipes ls              list their names and what each trains
+       seqtk-recipes show NAME       print one
+       seqtk-recipes cp NAME FOLDER  copy one to edit; train with recipe=FOLDER/NAME.yaml
 """
 
 
 def summary(path: Path) -> str:
-    """What a recipe says of itself in its first line."""
+    """The first line of a recipe: what it trains."""
     with path.open(encoding="utf-8") as lines:
         return next(lines, "").lstrip("# ").rstrip()
 
@@ -35,10 +35,14 @@ def run(arguments: list[str]) -> str:
         case ["cp", name, folder]:
             return f"{_copy(find_recipe(name), Path(folder))}\n"
         case ["ls", *_]:
-            raise UserError("Write: seqtk-recipes ls", "It takes nothing else.")
+            raise UserError("ls takes no arguments.", "Write: seqtk-recipes ls")
         case ["show" | "cp" as verb, *_]:
             wanted = {"show": "NAME", "cp": "NAME FOLDER"}[verb]
-            raise UserError(f"Write: seqtk-recipes {verb} {wanted}", f"NAME is one of {', '.join(recipe_names())}.")
+            raise UserError(
+                f"{verb} needs {wanted}.",
+                f"Write: seqtk-recipes {verb} {wanted}",
+                f"NAME is one of {', '.join(recipe_names())}.",
+            )
         case ["--version"]:
             return f"seqtk-recipes {seqtk.__version__}\n"
         case ["-h" | "--help"] | []:

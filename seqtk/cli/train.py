@@ -18,15 +18,15 @@ def _config_type() -> "type[TrainConfig]":
 
 @command("seqtk-train", _config_type, recipes=True)
 def main(config: "TrainConfig") -> None:
-    """Train a model, or go on with the run in save_dir: seqtk-train recipe=NAME [key=value …].
+    """Train a model, or resume the run in save_dir: seqtk-train recipe=NAME [key=value …].
 
-    Under torchrun, the processes share the work: torchrun --nproc-per-node 2 -m seqtk.cli.train recipe=NAME.
+    For several devices: torchrun --nproc-per-node 2 -m seqtk.cli.train recipe=NAME.
     """
     if not (config.max_updates or config.max_epochs):
         raise UserError(
-            "Nothing says what to train, or when to stop.",
-            "Give a recipe: recipe=NAME; seqtk-recipes ls shows them.",
-            "In one of your own, set max_updates or max_epochs.",
+            "max_updates and max_epochs are not set, and neither is a recipe.",
+            "Give a recipe: recipe=NAME; seqtk-recipes ls lists them.",
+            "In your own recipe set max_updates or max_epochs; on the command line add max_updates=1000.",
         )
     from seqtk.training.run import run
 

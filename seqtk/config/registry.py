@@ -24,7 +24,7 @@ REGISTRIES: dict[str, "Registry[Any]"] = {}
 
 
 class Registry(Generic[T]):
-    """All the classes of one kind (`attention`, `task`, …), each under a name and with its own config type.
+    """The classes of one kind (`attention`, `task`, …), each with a name and a config type of its own.
 
     Args:
         kind: The noun for a member, as in errors: "attention".
@@ -41,11 +41,11 @@ class Registry(Generic[T]):
         REGISTRIES[kind] = self
 
     def register(self, name: str, config_type: type) -> Callable[[C], C]:
-        """Class decorator: `name` now means this class, configured by `config_type`. Neither may be taken."""
+        """Class decorator that registers the class under `name`, configured by `config_type`; neither may be in use."""
         if name in self._config_types:
-            raise ValueError(f"{self.kind} '{name}' is registered already")
+            raise ValueError(f"{self.kind} '{name}' is already registered")
         if config_type in self._classes:
-            raise ValueError(f"{config_type.__name__} configures {self.kind} '{self.name_of(config_type)}' already")
+            raise ValueError(f"{config_type.__name__} configures {self.kind} '{self.name_of(config_type)}'")
         if not (dataclasses.is_dataclass(config_type) and issubclass(config_type, self.config_base)):
             raise TypeError(f"{config_type.__name__} is not a dataclass that extends {self.config_base.__name__}")
 
@@ -57,7 +57,7 @@ class Registry(Generic[T]):
         return decorate
 
     def build(self, config: Any, *args: Any, **kwargs: Any) -> T:
-        """An instance of the class that `config`'s type selects, made from `(config, *args, **kwargs)`.
+        """An instance of the class that the type of `config` selects: `cls(config, *args, **kwargs)`.
 
         Raises UserError if a number in the config is out of its field's range.
         """
@@ -103,13 +103,13 @@ def registry_of(config_base: type) -> Registry[Any] | None:
 def load_plugins(user_dir: str | None = None) -> None:
     """Import every plug-in: the entry points of group `seqtk.plugins`, then the package or module at `user_dir`.
 
-    Raises UserError for one that cannot be imported, with the distribution or the path that it is from.
+    Raises UserError if one cannot be imported; the error names its distribution or path.
     """
     for entry_point in importlib.metadata.entry_points(group="seqtk.plugins"):
         package = entry_point.dist.name if entry_point.dist else "an unknown distribution"
         version = f" {entry_point.dist.version}" if entry_point.dist else ""
         named = f"The plug-in '{entry_point.name}' of {package}{version}"
-        with _failure_told(f"{named} cannot be imported: mend it, or uninstall {package}."):
+        with _import_errors(f"{named} cannot be imported. Fix it, or uninstall {package}."):
             entry_point.load()
     if user_dir is None:
         return
@@ -120,7 +120,7 @@ def load_plugins(user_dir: str | None = None) -> None:
     name = path.stem
     if name not in sys.modules:
         sys.path.insert(0, str(path.parent))
-        with _failure_told(f"user_dir={user_dir} cannot be imported."):
+        with _import_errors(f"user_dir={user_dir} cannot be imported."):
             importlib.import_module(name)
     loaded_from = getattr(sys.modules[name], "__file__", None)
     if loaded_from is None or Path(loaded_from).resolve() != source.resolve():
@@ -131,8 +131,8 @@ def load_plugins(user_dir: str | None = None) -> None:
 
 
 @contextmanager
-def _failure_told(what: str) -> Iterator[None]:
-    """Of whatever goes wrong in an import, that it did, the line of the plug-in, and the error."""
+def _import_errors(what: str) -> Iterator[None]:
+    """Turns any exception in an import into a UserError with the line of the plug-in and the error."""
     try:
         yield
     except UserError:
@@ -142,7 +142,7 @@ def _failure_told(what: str) -> Iterator[None]:
 
 
 def _line_of(error: Exception) -> list[str]:
-    """The line that is no Python, or that which was run last in the folder of the module that was imported first."""
+    """The line of a syntax error, or the last line that ran in the folder of the plug-in."""
     if isinstance(error, SyntaxError):
         return [f"Line {error.lineno} of {error.filename}:"]
     importing = (Path(__file__), Path(importlib.__file__).parent)

@@ -109,7 +109,7 @@ def test_help_shows_every_key(capsys: pytest.CaptureFixture[str], monkeypatch: p
         "mix=sum of the parts (sum | softmax)",
         "batch.max_tokens=5 tokens in a batch, # padding included",
         "batch.max_sentences=null",
-        "tokens=... sets batch.max_tokens",
+        "tokens=... An alias of batch.max_tokens",
     } <= set(lines)
 
 

@@ -73,35 +73,35 @@ def configure(folder: Path, *arguments: str, **recipes: str) -> RunConfig:
     return compose.compose(RunConfig(), chain, compose.parse_overrides(arguments))
 
 
-def test_a_recipe_says_only_what_differs(tmp_path: Path) -> None:
+def test_recipe_states_only_differences(tmp_path: Path) -> None:
     assert configure(tmp_path, mine="model: {dim: 64}\nlr: 1e-4\n") == RunConfig(lr=1e-4, model=ModelConfig(dim=64))
 
 
 @pytest.mark.parametrize("choice", ["model.layer=dense", "model.layer.kind=dense", "model.layer={kind: dense}"])
-def test_a_kind_is_chosen_before_its_settings_wherever_it_is_written(tmp_path: Path, choice: str) -> None:
+def test_kind_is_set_before_its_settings(tmp_path: Path, choice: str) -> None:
     wanted = ModelConfig(dim=3, layer=DenseConfig(heads=2))
     for arguments in itertools.permutations([choice, "model.layer.heads=2", "model.dim=3"]):
         assert configure(tmp_path, *arguments).model == wanted
 
 
-def test_what_an_alias_stands_for_is_set_after_the_kind_it_is_in() -> None:
+def test_alias_is_set_after_the_kind_around_it() -> None:
     for order in itertools.permutations(["attention.heads=2", "attention=luna", "model=transformer_lm"]):
         config = compose.compose(TrainConfig(), [], compose.parse_overrides(order))
         assert config.model == TransformerLMConfig(attention=(LunaConfig(heads=2),))
 
 
-def test_of_two_arguments_for_one_key_the_last_wins(tmp_path: Path) -> None:
+def test_last_argument_for_a_key_wins(tmp_path: Path) -> None:
     for first, last in itertools.permutations(["dot", "dense"]):
         config = configure(tmp_path, "attention.heads=2", f"model.layer={first}", f"model.layer.kind={last}")
         assert config.model.layer == layers.config_type(last)(heads=2)
 
 
-def test_a_recipe_may_be_empty(tmp_path: Path) -> None:
+def test_recipe_may_be_empty(tmp_path: Path) -> None:
     assert configure(tmp_path, mine="# nothing yet\n") == RunConfig()
 
 
 @pytest.mark.parametrize("defaults", ["[base]", "[base, _self_]"])
-def test_a_recipe_wins_over_its_parent(tmp_path: Path, defaults: str) -> None:
+def test_recipe_wins_over_its_parent(tmp_path: Path, defaults: str) -> None:
     child = f"defaults: {defaults}\nname: child\n"
     assert configure(tmp_path, base="name: base\nlr: 2\n", child=child) == RunConfig(name="child", lr=2.0)
 
@@ -110,7 +110,7 @@ def test_self_first_lets_the_parent_win(tmp_path: Path) -> None:
     assert configure(tmp_path, base="name: base", child="defaults: [_self_, base]\nname: child").name == "base"
 
 
-def test_another_kind_keeps_nothing_of_the_parents_kind(tmp_path: Path) -> None:
+def test_another_kind_drops_the_parents_settings(tmp_path: Path) -> None:
     base = "attention: {kind: dot, heads: 2, temperature: 3}"
     config = configure(tmp_path, base=base, child="defaults: [base]\nattention: {kind: dense, max_length: 9}")
     assert config.model.layer == DenseConfig(max_length=9)
@@ -120,7 +120,7 @@ def test_another_kind_keeps_nothing_of_the_parents_kind(tmp_path: Path) -> None:
     assert config.model.layer == DenseConfig(max_length=9)
 
 
-def test_a_childs_key_wins_over_a_parents_alias(tmp_path: Path) -> None:
+def test_childs_key_wins_over_parents_alias(tmp_path: Path) -> None:
     config = configure(tmp_path, base="attention: dense", child="defaults: [base]\nmodel: {layer: dot}")
     assert config.model.layer == DotConfig()
 
@@ -132,13 +132,13 @@ def test_three_generations(tmp_path: Path) -> None:
     assert config == RunConfig(name="c", lr=2.0, model=ModelConfig(dim=4))
 
 
-def test_a_part_of_a_config_can_be_put_where_it_belongs(tmp_path: Path) -> None:
+def test_defaults_list_places_a_package(tmp_path: Path) -> None:
     (tmp_path / "sizes").mkdir()
     (tmp_path / "sizes" / "small.yaml").write_text("dim: 8")
     assert configure(tmp_path, mine="defaults: [sizes/small@model]").model.dim == 8
 
 
-def test_arguments_are_set_in_their_order(tmp_path: Path) -> None:
+def test_arguments_are_set_in_order(tmp_path: Path) -> None:
     config = configure(tmp_path, "attention=dense", "attention.max_length=7", "model.dim=3", "model.dim=4")
     assert config.model == ModelConfig(DenseConfig(max_length=7), 4)
 
@@ -197,7 +197,7 @@ class TestGroups:
             self.choose(folder, "defaults: [model: small]", "model@model=huge")
 
 
-def test_an_interpolation_of_nothing_is_refused(tmp_path: Path) -> None:
+def test_unknown_interpolation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nam"):
         configure(tmp_path, mine="save_dir: runs/${nam}")
     with pytest.raises(UserError, match="nam"):
@@ -237,7 +237,7 @@ def test_an_interpolation_of_nothing_is_refused(tmp_path: Path) -> None:
         ("attention={heads: 4}", DotConfig(heads=4)),
     ],
 )
-def test_the_grammar_of_arguments(tmp_path: Path, argument: str, value: object) -> None:
+def test_argument_grammar(tmp_path: Path, argument: str, value: object) -> None:
     config: Any = configure(tmp_path, argument)
     key = argument.lstrip("+").partition("=")[0].replace("attention", "model.layer")
     for part in key.split("."):
@@ -263,7 +263,7 @@ def test_the_grammar_of_arguments(tmp_path: Path, argument: str, value: object) 
         ("lr=fast", "lr=fast: must be a number."),
     ],
 )
-def test_arguments_that_are_refused(tmp_path: Path, argument: str, words: str) -> None:
+def test_bad_arguments_are_refused(tmp_path: Path, argument: str, words: str) -> None:
     with pytest.raises(UserError) as caught:
         configure(tmp_path, argument)
     assert words in str(caught.value)
@@ -285,7 +285,7 @@ def test_arguments_that_are_refused(tmp_path: Path, argument: str, words: str) -
         ("name: a\nname: b", ("mine.yaml", "is not valid YAML", "name")),
     ],
 )
-def test_recipes_that_are_refused(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
+def test_bad_recipes_are_refused(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
     (tmp_path / "base.yaml").write_text("name: base")
     (tmp_path / "other.yaml").write_text("defaults: [mine]")
     with pytest.raises(UserError) as caught:
@@ -294,7 +294,7 @@ def test_recipes_that_are_refused(tmp_path: Path, text: str, words: tuple[str, .
     assert len(str(caught.value).splitlines()) <= 3
 
 
-def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+def test_recipe_folder_may_have_any_name(tmp_path: Path) -> None:
     folder = tmp_path / "it's a, [strange] {folder}=1"
     folder.mkdir()
     assert configure(folder, base="name: base", child="defaults: [base]").name == "base"
@@ -313,7 +313,7 @@ text = st.text(st.characters(exclude_categories=["Cs", "Cc"])) | st.sampled_from
     lr=st.floats(allow_nan=False, allow_infinity=False),
     dense=st.booleans(),
 )
-def test_the_yaml_of_a_config_is_a_recipe_for_it(
+def test_yaml_of_a_config_is_an_equal_recipe(
     tmp_path: Path, name: str, note: str | None, words: list[str], lr: float, dense: bool
 ) -> None:
     model = ModelConfig((DenseConfig(3), DotConfig()), dim=7) if dense else ModelConfig()

@@ -36,7 +36,7 @@ def shapes() -> Iterator[Registry[object]]:
 
 @pytest.fixture
 def plugin(tmp_path: Path) -> Iterator[Path]:
-    """An empty folder to put a plug-in into; what is imported from it is forgotten afterwards."""
+    """An empty folder for a plug-in; modules imported from it are removed afterwards."""
     known, path = set(sys.modules), list(sys.path)
     yield tmp_path
     sys.path[:] = path
@@ -44,11 +44,11 @@ def plugin(tmp_path: Path) -> Iterator[Path]:
         del sys.modules[name]
 
 
-def test_the_type_of_a_config_selects_the_class(shapes: Registry[object]) -> None:
+def test_config_type_selects_the_class(shapes: Registry[object]) -> None:
     assert shapes.build(CircleConfig(2.0), scale=3.0).radius == 6.0  # type: ignore[attr-defined]
 
 
-def test_name_type_and_class_find_each_other(shapes: Registry[object]) -> None:
+def test_name_type_and_class_match(shapes: Registry[object]) -> None:
     assert shapes.config_type("circle") is CircleConfig
     assert shapes.name_of(CircleConfig) == "circle"
     assert shapes.class_of(CircleConfig).__name__ == "Circle"
@@ -60,29 +60,29 @@ def test_name_type_and_class_find_each_other(shapes: Registry[object]) -> None:
     assert registry_of(CircleConfig) is None
 
 
-def test_a_name_and_a_config_type_are_used_once(shapes: Registry[object]) -> None:
+def test_names_and_config_types_are_unique(shapes: Registry[object]) -> None:
     @dataclass(frozen=True)
     class OtherConfig(ShapeConfig): ...
 
-    with pytest.raises(ValueError, match="registered already"):
+    with pytest.raises(ValueError, match="already registered"):
         shapes.register("circle", OtherConfig)
-    with pytest.raises(ValueError, match="configures registry-test shape 'circle' already"):
+    with pytest.raises(ValueError, match="configures registry-test shape 'circle'"):
         shapes.register("disc", CircleConfig)
 
 
-def test_a_config_extends_the_base(shapes: Registry[object]) -> None:
+def test_configs_extend_the_base(shapes: Registry[object]) -> None:
     with pytest.raises(TypeError, match="is not a dataclass that extends ShapeConfig"):
         shapes.register("stranger", int)
 
 
-def test_an_unknown_name_is_answered_with_the_nearest(shapes: Registry[object]) -> None:
+def test_unknown_name_suggests_the_nearest(shapes: Registry[object]) -> None:
     with pytest.raises(UserError, match="Did you mean 'circle'"):
         shapes.config_type("cirlce")
     with pytest.raises(UserError, match=r"Known: circle\."):
         shapes.config_type("zzz")
 
 
-def test_a_path_is_answered_by_one_that_is_like_it_and_by_no_other(tmp_path: Path) -> None:
+def test_missing_path_suggests_a_similar_one(tmp_path: Path) -> None:
     for name in ("checkpoints", "opt", "home"):
         (tmp_path / name).mkdir()
     (tmp_path / "checkpoint.txt").touch()
@@ -92,14 +92,14 @@ def test_a_path_is_answered_by_one_that_is_like_it_and_by_no_other(tmp_path: Pat
     assert near_path(tmp_path / "no" / "where") == (f"There is no folder {tmp_path / 'no'}.",)
 
 
-def test_nearest_lists_a_few_of_many_names() -> None:
+def test_nearest_lists_only_few_names() -> None:
     assert nearest("Circle", ["circle"]) == "Did you mean 'circle'?"
     assert nearest("x", []) == "There is none to choose from."
     assert nearest("qqqq", (f"name_{index}" for index in range(1000))) == ""
 
 
 @pytest.mark.parametrize("file", ["my_plug.py", "my_plug/__init__.py"])
-def test_a_user_dir_is_a_module_or_a_package(plugin: Path, shapes: Registry[object], file: str) -> None:
+def test_user_dir_is_a_module_or_a_package(plugin: Path, shapes: Registry[object], file: str) -> None:
     (plugin / file).parent.mkdir(exist_ok=True)
     (plugin / file).write_text(
         "from dataclasses import dataclass\n"
@@ -115,12 +115,12 @@ def test_a_user_dir_is_a_module_or_a_package(plugin: Path, shapes: Registry[obje
     assert list(shapes) == ["circle", "square"]
 
 
-def test_a_missing_user_dir_is_named(plugin: Path) -> None:
+def test_missing_user_dir_is_named(plugin: Path) -> None:
     with pytest.raises(UserError, match="neither a package nor a module"):
         load_plugins(str(plugin / "nothing"))
 
 
-def test_a_user_dir_with_the_name_of_another_module_is_refused(plugin: Path) -> None:
+def test_user_dir_named_like_a_module_is_refused(plugin: Path) -> None:
     (plugin / "json.py").write_text("")
     with pytest.raises(UserError, match="has the name of another module: json"):
         load_plugins(str(plugin / "json.py"))
@@ -135,7 +135,7 @@ def test_a_user_dir_with_the_name_of_another_module_is_refused(plugin: Path) -> 
         ("x = 1\ndef broken(:\n", 2, "SyntaxError: invalid syntax"),
     ],
 )
-def test_a_plugin_that_fails_is_named_with_its_line(plugin: Path, source: str, line: int, error: str) -> None:
+def test_failing_plugin_is_named_with_its_line(plugin: Path, source: str, line: int, error: str) -> None:
     (plugin / "my_plug.py").write_text(source)
     with pytest.raises(UserError) as caught:
         load_plugins(str(plugin / "my_plug"))
@@ -146,19 +146,19 @@ def test_a_plugin_that_fails_is_named_with_its_line(plugin: Path, source: str, l
     assert len(lines) == 3
 
 
-def test_an_entry_point_that_fails_is_named_with_its_distribution(plugin: Path) -> None:
+def test_failing_entry_point_names_its_package(plugin: Path) -> None:
     (plugin / "their_layers.py").write_text("import no_such_module\n")
     install(plugin)
     with pytest.raises(UserError) as caught:
         load_plugins()
     assert str(caught.value).splitlines() == [
-        "The plug-in 'theirs' of their-package 1.0 cannot be imported: mend it, or uninstall their-package.",
+        "The plug-in 'theirs' of their-package 1.0 cannot be imported. Fix it, or uninstall their-package.",
         f"Line 1 of {plugin}/their_layers.py:",
         "ModuleNotFoundError: No module named 'no_such_module'",
     ]
 
 
-def test_an_entry_point_that_names_nothing_is_named_with_its_distribution(plugin: Path) -> None:
+def test_missing_entry_point_names_its_package(plugin: Path) -> None:
     install(plugin)
     with pytest.raises(UserError, match=r"their-package 1\.0 cannot be imported"):
         load_plugins()
@@ -179,7 +179,7 @@ def test_entry_points_are_loaded(plugin: Path, shapes: Registry[object]) -> None
 
 
 def install(folder: Path) -> None:
-    """Let `folder` be that of an installed distribution, whose module their_layers is a plug-in."""
+    """Make `folder` an installed distribution whose module their_layers is a plug-in."""
     info = folder / "their_package-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")

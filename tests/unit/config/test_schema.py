@@ -1,4 +1,4 @@
-"""A config and its plain tree: round trips, slots, aliases, tuples, and what is refused."""
+"""A config and its plain tree: round trips, slots, aliases, tuples and errors."""
 
 import enum
 import json
@@ -103,46 +103,46 @@ configs = st.builds(
 
 
 @given(configs)
-def test_a_config_survives_the_way_through_json(config: RunConfig) -> None:
+def test_json_round_trip(config: RunConfig) -> None:
     assert schema.from_dict(RunConfig, json.loads(json.dumps(schema.to_dict(config)))) == config
 
 
-def test_a_slot_takes_a_name_or_a_mapping_with_a_kind() -> None:
+def test_slot_takes_a_name_or_a_mapping() -> None:
     assert build(model={"encoder": {"layer": "dense"}}).model.encoder.layer == DenseConfig()
     tree = {"layer": {"kind": "dense", "max_length": 9}}
     assert build(model={"encoder": tree}).model.encoder.layer == DenseConfig(max_length=9)
     assert schema.update(RunConfig(), "model.encoder.layer.kind", "dense").model.encoder.layer == DenseConfig()
 
 
-def test_a_mapping_without_a_kind_changes_only_what_it_names() -> None:
+def test_mapping_without_kind_keeps_other_keys() -> None:
     config = schema.update(RunConfig(), "model.encoder.layer", {"kind": "dense", "heads": 2})
     config = schema.merge(config, {"model": {"encoder": {"layer": {"max_length": 9}}}})
     assert config.model.encoder.layer == DenseConfig(heads=2, max_length=9)
 
 
-def test_a_new_kind_keeps_nothing_of_the_old() -> None:
+def test_new_kind_starts_from_its_defaults() -> None:
     config = schema.update(RunConfig(), "model.encoder.layer.heads", 2)
     assert schema.update(config, "model.encoder.layer", {"kind": "dense"}).model.encoder.layer == DenseConfig()
 
 
-def test_an_alias_sets_all_it_stands_for_through_a_nested_alias_too() -> None:
+def test_aliases_may_be_nested() -> None:
     config = schema.update(RunConfig(), "attention", "dense")
     config = schema.update(config, "attention.max_length", 5)
     assert config.model.encoder.layer == config.model.decoder.layer == DenseConfig(max_length=5)
 
 
-def test_an_alias_is_set_after_the_mapping_it_points_into() -> None:
+def test_alias_is_set_after_its_targets_parent() -> None:
     config = build(attention="dense", model={"encoder": {"depth": 2}})
     assert config.model.encoder == StackConfig(2, DenseConfig())
 
 
 @pytest.mark.parametrize("model", [{"attention": "dot"}, {"decoder": {"layer": "dot"}}])
-def test_an_alias_beside_what_it_stands_for_is_refused(model: dict[str, object]) -> None:
+def test_alias_and_its_target_together_are_refused(model: dict[str, object]) -> None:
     with pytest.raises(UserError, match="are both given"):
         build(attention="dense", model=model)
 
 
-def test_a_list_makes_a_pattern_and_a_key_is_set_in_each_layer_that_has_it() -> None:
+def test_keys_in_a_pattern_are_set_in_each_layer() -> None:
     config = build(model={"encoder": {"layer": ["dot", {"kind": "dense", "heads": 2}]}})
     assert config.model.encoder.layer == (DotConfig(), DenseConfig(heads=2))
     config = schema.update(config, "model.encoder.layer.max_length", 3)
@@ -150,7 +150,7 @@ def test_a_list_makes_a_pattern_and_a_key_is_set_in_each_layer_that_has_it() -> 
     assert config.model.encoder.layer == (DotConfig(heads=4), DenseConfig(heads=4, max_length=3))
 
 
-def test_numbers_are_read_as_the_field_wants_them() -> None:
+def test_numbers_are_converted_to_the_field_type() -> None:
     config = build(model={"dropout": 0, "encoder": {"depth": 3.0}}, name=2014, betas=[0, 1])
     assert (config.model.dropout, config.model.encoder.depth, config.name, config.betas) == (0.0, 3, "2014", (0.0, 1.0))
     assert isinstance(config.model.dropout, float)
@@ -186,21 +186,21 @@ def test_numbers_are_read_as_the_field_wants_them() -> None:
         ("mix", "max", "mix=max: must be one of sum, softmax."),
     ],
 )
-def test_what_cannot_be_set_is_refused_in_words(key: str, value: object, words: str) -> None:
+def test_errors_name_the_key(key: str, value: object, words: str) -> None:
     with pytest.raises(UserError) as caught:
         schema.update(RunConfig(), key, value)
     assert words in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3
 
 
-def test_unknown_keys_deep_in_a_tree_are_refused() -> None:
-    """Nothing that was merged before switches the checking off (a trap of OmegaConf's struct mode)."""
+def test_unknown_nested_keys_are_refused() -> None:
+    """Earlier merges do not switch the check off, as OmegaConf's struct flag can."""
     tree = {"attention": "dense", "model": {"encoder": {"depth": 2, "heads": 4}}}
     with pytest.raises(UserError, match=r"'model\.encoder\.heads'"):
         schema.from_dict(RunConfig, tree)
 
 
-def test_keys_lists_what_update_takes() -> None:
+def test_keys_lists_all_keys() -> None:
     keys = schema.keys(build(attention="dense"))
     assert {"name", "attention", "model.attention", "model.encoder.layer.max_length"} <= set(keys)
 
@@ -215,7 +215,7 @@ def test_takes_text_follows_slots_and_aliases() -> None:
     )
 
 
-def test_a_config_that_no_registry_names_has_no_kind() -> None:
+def test_unregistered_config_has_no_kind() -> None:
     assert schema.to_dict(LayerConfig()) == {}
 
 
@@ -235,6 +235,6 @@ class OuterConfig:
 @pytest.mark.parametrize(
     ("written", "meant"), [("dmi", "dim"), ("mxi", "inner.mix"), ("max_siez", "inner.max_size"), ("mix", "inner.mix")]
 )
-def test_of_keys_as_close_the_one_beside_the_typo_was_meant(written: str, meant: str) -> None:
+def test_nearest_key_prefers_the_same_level(written: str, meant: str) -> None:
     with pytest.raises(UserError, match=f"Did you mean '{meant}'"):
         schema.update(OuterConfig(), written, 1)
