@@ -1,8 +1,8 @@
-"""A data-bin directory: binarised splits with their dictionaries, as fairseq or seqtk-preprocess wrote it.
+"""A data-bin folder: binarised splits with their dictionaries, as fairseq or seqtk-preprocess wrote it.
 
-A parallel directory names its files `<split>.<source>-<target>.<lang>`, a one-sided one just `<split>`; a directory
-serves both directions. `sentencepiece.model` (or one per language), `preprocess.json` and the
-text of validation and test splits (`test.en-de.de.txt`) are seqtk's own additions.
+A parallel folder names its files `<split>.<source>-<target>.<lang>`, a one-sided one `<split>`; a folder serves both
+directions. seqtk adds `sentencepiece.model` (or one per language), `preprocess.json`, which records how the text was
+tokenised, and the text of validation and test splits (`test.en-de.de.txt`).
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 
 from seqtk.data.indexed import IndexedDataset
 from seqtk.data.report import TextCount
-from seqtk.data.tokenizer import Tokenizer
+from seqtk.data.tokenizer import Tokenizer, likely_marker
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.utils.errors import UserError, near_path, nearest
 
@@ -24,19 +24,31 @@ NO_LANGUAGE = "None"  # what fairseq-preprocess writes for the other side when i
 
 
 class DataBin:
-    """Opens one data-bin directory for one direction. Whatever is missing is a UserError that names it.
+    """One data-bin folder, opened for one direction.
 
-    Languages that are not given are inferred from the file names. `source_lang` and `target_lang` are None in a
-    one-sided directory (`dict.txt`, `train.idx`).
+    Args:
+        directory: The folder.
+        source_lang, target_lang: The direction. By default it follows from the file names; both are None in a
+            one-sided folder (`dict.txt`, `train.idx`).
+        remove_bpe: The subword marker of the text, or "none", for a folder without a record (fairseq's).
+
+    Raises:
+        UserError: For whatever is missing.
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str], *, source_lang: str | None = None, target_lang: str | None = None
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        source_lang: str | None = None,
+        target_lang: str | None = None,
+        remove_bpe: str | None = None,
     ) -> None:
         self.directory = Path(directory)
+        self.remove_bpe = remove_bpe
         if not self.directory.is_dir():
             raise UserError(
-                f"There is no data-bin directory {directory}.",
+                f"There is no data-bin folder {directory}.",
                 "seqtk-preprocess makes one.",
                 *near_path(self.directory, suits=Path.is_dir),
             )
@@ -44,7 +56,7 @@ class DataBin:
 
     @cached_property
     def _datasets(self) -> dict[str, tuple[str, str, str] | None]:
-        """Each data set's file name without suffix → (source, target, its own language), None where one-sided."""
+        """The (source, target, language) of each data set by its file name without suffix; None if it is one-sided."""
         parsed = {path.name[: -len(".idx")]: _parse(path.name[: -len(".idx")]) for path in self._glob("*.idx")}
         return {name: found for name, found in parsed.items() if found is not None or "." not in name}
 
@@ -76,29 +88,29 @@ class DataBin:
 
     @cached_property
     def _record(self) -> dict[str, dict[str, Any]]:
-        """What seqtk-preprocess noted of the directory; nothing where fairseq made it."""
+        """The record that seqtk-preprocess wrote; empty if fairseq made the folder."""
         path, parts = self.directory / RECORD, ("settings", "vocabulary", "splits")
         if not path.is_file():
             return {part: {} for part in parts}
-        with self._damage_told():
+        with self._record_errors():
             record = json.loads(path.read_text(encoding="utf-8"))
             return {part: dict(record.get(part, {})) for part in parts}
 
     @contextmanager
-    def _damage_told(self) -> Iterator[None]:
-        """Raises UserError where the record turns out to be something else."""
+    def _record_errors(self) -> Iterator[None]:
+        """Turns what is wrong with the record into a UserError."""
         try:
             yield
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{self.directory / RECORD} is not the record of a preprocessing: {error!r}.",
-                "Make the data-bin anew, or remove that file: then there are no figures per word, byte and character.",
+                "Make the data-bin again.",
             ) from None
 
     def vocabulary(self, lang: str | None = None) -> Vocabulary:
-        """The dictionary of a language, or the only one of a one-sided directory.
+        """The dictionary of a language, or the only one of a one-sided folder.
 
-        Raises UserError where it has not the length that the data-bin was made with.
+        Raises UserError if its length differs from the record.
         """
         name = "dict.txt" if lang is None else f"dict.{lang}.txt"
         path = self.directory / name
@@ -110,36 +122,52 @@ class DataBin:
         if size not in (None, len(vocabulary)):
             raise UserError(
                 f"{path} has {len(vocabulary):,} tokens, but had {size:,} when the data-bin was made.",
-                "It was cut short or replaced: copy it again, or make the data-bin anew.",
+                "It was cut short or replaced: copy it again, or make the data-bin again.",
             )
         return vocabulary
 
     def tokenizer(self, lang: str | None = None) -> Tokenizer:
-        """The SentencePiece model of a language; without one, white space, with the dictionary's subword marker.
+        """The tokenizer of a language: its SentencePiece model, or the one in the record of preprocessing.
 
-        Raises UserError where the data-bin was made with a model that is not there.
+        Without a record, it is words with the subword marker `remove_bpe`.
+
+        Raises:
+            UserError: If the SentencePiece model is missing, or nothing says whether the dictionary has subwords.
         """
         names = ["sentencepiece.model"] if lang is None else [f"sentencepiece.{lang}.model", "sentencepiece.model"]
         for name in names:
             if (self.directory / name).is_file():
                 return Tokenizer.load(self.directory / name)
         settings = self._record["settings"]
-        if settings.get("tokens") == "sentencepiece":
+        tokens = settings.get("tokens")
+        if tokens == "sentencepiece":
             raise UserError(
                 f"There is no {names[-1 if settings.get('joint', True) else 0]} in {self.directory}, "
                 "which was made with one.",
-                "Copy it there too, or make the data-bin anew: a model could read no text without it.",
+                "Copy it there too, or make the data-bin again.",
             )
-        return Tokenizer.guess(self.vocabulary(lang))
+        if tokens in ("bytes", "characters"):
+            return Tokenizer.plain(tokens)
+        marker = self.remove_bpe or settings.get("remove_bpe")
+        if marker is None and "remove_bpe" not in settings:
+            likely = likely_marker(self.vocabulary(lang))
+            if likely == "bytes":  # the names of all 256, in their order
+                return Tokenizer.plain("bytes")
+            if likely is not None:
+                raise UserError(
+                    f"Nothing says how the tokens of {self.directory} join to text; they look like '{likely}'.",
+                    f"Set task.source.remove_bpe='{likely}', or task.source.remove_bpe=none for words.",
+                )
+        return Tokenizer.plain(None if marker == "none" else marker)
 
     def splits(self) -> list[str]:
-        """The names of the splits that are there in every language of this direction."""
+        """The names of the splits that exist in every language of this direction."""
         names = {name.split(".")[0] for name in self._datasets}
         langs = {self.source_lang, self.target_lang} - {None} or {None}
         return sorted(name for name in names if all(self._find(name, lang) for lang in langs))
 
     def split(self, name: str, lang: str | None = None) -> IndexedDataset:
-        """The items of one split in one language (None for a one-sided directory)."""
+        """The items of one split in one language (None for a one-sided folder)."""
         found = self._find(name, lang)
         if found is None:
             raise UserError(
@@ -149,7 +177,7 @@ class DataBin:
         return IndexedDataset(self.directory / found)
 
     def lines(self, name: str, lang: str | None = None) -> list[str] | None:
-        """The text that a split was made from, a line for each item; None where only the items were kept."""
+        """The text of a split, a line for each item; None if only the items were kept."""
         path = self.directory / f"{self._find(name, lang)}.txt"
         if not path.is_file():
             return None
@@ -157,12 +185,21 @@ class DataBin:
             return [line.removesuffix("\n") for line in file]
 
     def text_count(self, name: str) -> TextCount | None:
-        """How large the text of a one-sided split is; None where nobody counted it, or not all of it became items."""
-        with self._damage_told():
+        """The size of the text that the tokens of a one-sided split keep; None if unknown or if lines were dropped.
+
+        Words and lines are those of the text itself. `original_text_count` has its bytes and characters too.
+        """
+        with self._record_errors():
             noted = self._record["splits"].get(name, {})
             if not noted.get("text") or any(noted["dropped"].values()):
                 return None
-            return TextCount(**noted["text"])
+            return TextCount(**(noted.get("kept") or noted["text"]))
+
+    def original_text_count(self, name: str) -> TextCount | None:
+        """The size of the text of a one-sided split, before tokenisation; None if it is unknown."""
+        with self._record_errors():
+            noted = self._record["splits"].get(name, {})
+            return TextCount(**noted["text"]) if noted.get("text") else None
 
     def _find(self, split: str, lang: str | None) -> str | None:
         pair = [self.source_lang or NO_LANGUAGE, self.target_lang or NO_LANGUAGE]

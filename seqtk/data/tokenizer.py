@@ -1,4 +1,4 @@
-"""The tokenizer: a line of text ⇄ its tokens, by a SentencePiece model, by bytes or characters, or by white space."""
+"""Tokenizers: a line of text ⇄ its tokens, by a SentencePiece model, by bytes or characters, or by white space."""
 
 import os
 import re
@@ -21,7 +21,6 @@ def _without_spaces(tokens: Sequence[str], boundary: str) -> str:
     return "".join(tokens).replace(boundary, " ").strip()
 
 
-# How each marker of fairseq's `--remove-bpe` is undone.
 JOINERS: dict[str, Callable[[Sequence[str]], str]] = {
     "@@ ": lambda tokens: (" ".join(tokens) + " ").replace("@@ ", "").rstrip(),
     "sentencepiece": lambda tokens: _without_spaces(tokens, SPACE_PIECE),
@@ -30,6 +29,7 @@ JOINERS: dict[str, Callable[[Sequence[str]], str]] = {
     "_EOW": lambda tokens: _without_spaces(tokens, "_EOW"),
     "silence": lambda tokens: re.sub(" +", " ", " ".join(tokens).replace("<SIL>", "")).strip(),
 }
+"""How each subword marker (fairseq's `--remove-bpe`) is removed."""
 JOINERS["subword_nmt"] = JOINERS["@@ "]
 JOINERS |= {"bytes": symbols.names_to_bytes, "characters": symbols.names_to_characters}
 
@@ -37,7 +37,7 @@ SPLITTERS: dict[str | None, Callable[[str], list[str]]] = {
     "bytes": symbols.bytes_to_names,
     "characters": symbols.characters_to_names,
 }
-"""What else than white space text is split at."""
+"""How text is split other than at white space."""
 
 
 class Tokenizer:
@@ -80,17 +80,6 @@ class Tokenizer:
         """
         return cls(None, separator)
 
-    @classmethod
-    def guess(cls, vocabulary: Vocabulary) -> "Tokenizer":
-        """The plain tokenizer that `vocabulary` shows: bytes, characters, SentencePiece's marker, `@@`, or none."""
-        kind = symbols.kind_of(vocabulary)
-        if kind is not None:
-            return cls.plain(kind)
-        words = vocabulary.tokens[len(SPECIALS) :]
-        if any(word.startswith(SPACE_PIECE) for word in words):
-            return cls.plain("sentencepiece")
-        return cls.plain("@@ " if any(len(word) > 2 and word.endswith("@@") for word in words) else None)
-
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes | None, str | None]]:
         return Tokenizer, (self.model_bytes, self.separator)
 
@@ -132,3 +121,12 @@ class Tokenizer:
     def vocabulary(self) -> Vocabulary:
         """The vocabulary of the model: its pieces in their order, without unknown, bos, eos and pad."""
         return Vocabulary([piece for piece in self.pieces() if piece is not None and piece not in SPECIALS])
+
+
+def likely_marker(vocabulary: Vocabulary) -> str | None:
+    """The subword marker, or "bytes" or "characters", that a dictionary's tokens look like; None: they are words."""
+    kind = symbols.kind_of(vocabulary)
+    words = vocabulary.tokens[len(SPECIALS) :]
+    if kind is None and any(word.startswith(SPACE_PIECE) for word in words):
+        return "sentencepiece"
+    return kind or ("@@ " if any(len(word) > 2 and word.endswith("@@") for word in words) else None)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seqtk.config.fields import setting
 from seqtk.data.databin import DataBin
 from seqtk.data.report import TextCount
 from seqtk.data.sources.base import Items, Source, SourceConfig, sources
@@ -14,7 +15,13 @@ from seqtk.utils.errors import UserError
 
 @dataclass(frozen=True)
 class DataBinSourceConfig(SourceConfig):
-    """A data-bin directory."""
+    """A data-bin folder."""
+
+    remove_bpe: str | None = setting(
+        None,
+        help="Subword marker of the tokens, such as '@@ ' or sentencepiece, for a folder that fairseq-preprocess made; "
+        "none: the tokens are words. null: as seqtk-preprocess recorded it.",
+    )
 
 
 @sources.register("databin", DataBinSourceConfig)
@@ -54,7 +61,12 @@ class DataBinSource(Source):
     def _open(self, directory: str) -> DataBin:
         if self.made_by and not any(Path(directory).glob("dict*.txt")):
             raise UserError(f"The data {directory} does not exist.", "This command makes it:", self.made_by)
-        return DataBin(directory, source_lang=self.source_lang, target_lang=self.target_lang)
+        return DataBin(
+            directory,
+            source_lang=self.source_lang,
+            target_lang=self.target_lang,
+            remove_bpe=self.config.remove_bpe,
+        )
 
     def vocabulary(self, lang: str | None = None) -> Vocabulary:
         return self._data.vocabulary(lang)

@@ -100,10 +100,14 @@ def test_blocks_and_workers_make_no_difference(text: Path, tokens: str) -> None:
 
 
 @pytest.mark.parametrize("tokens", ["bytes", "words"])
-def test_the_size_of_the_text_does_not_depend_on_its_tokens(text: Path, tokens: str) -> None:
+def test_the_size_of_the_text_is_recorded(text: Path, tokens: str) -> None:
     preprocess(config(text, tokens=tokens))
-    found = DataBin(text / "bin").text_count("train")
+    found = DataBin(text / "bin").original_text_count("train")
     assert found == TextCount(lines=4, bytes=len(TEXT.encode()), characters=len(TEXT), words=len(TEXT.split()))
+    kept = TEXT if tokens == "bytes" else "".join(f"{' '.join(line.split())}\n" for line in TEXT.split("\n")[:4])
+    counted = DataBin(text / "bin").text_count("train")
+    assert counted is not None
+    assert (counted.bytes, counted.characters) == (len(kept.encode()), len(kept))
     assert DataBin(text / "bin").text_count("test") is None
     assert len(DataBin(text / "bin").split("train")) == 4  # empty lines stay
 

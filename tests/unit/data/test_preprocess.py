@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 
 from seqtk.cli.preprocess import main
+from seqtk.data.corpus import TextConfig
 from seqtk.data.databin import DataBin
 from seqtk.data.filters import LengthFilter
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.data.vocabulary import EOS, UNK
 from seqtk.data.workers import ordered_map
 from seqtk.utils.errors import UserError
+from seqtk.utils.progress import Reporter
 
 NOUNS = ("dog", "cat", "bird", "house", "tree", "river")
 EN = [f"the {a} sees the {b} {i}" for i, a in enumerate(NOUNS) for b in NOUNS]
@@ -248,3 +251,104 @@ def test_the_command_prints_the_counts(text: Path, capsys: pytest.CaptureFixture
         main([f"train={text}/train", f"destdir={text}/bin"])
     assert exit_.value.code == 2
     assert "already" in capsys.readouterr().err
+
+
+class TestTextAndTokens:
+    """What the tokens keep of the text, and what they do not, is counted and said."""
+
+    @pytest.mark.parametrize("byte_fallback", [False, True])
+    def test_bytes_that_pieces_keep(self, tmp_path: Path, byte_fallback: bool) -> None:
+        """SentencePiece collapses spaces and normalises; unknown characters stay in the count."""
+        lines = ["  the dog   sees ", "", "½ ﬁsh\u00a0x", "☃ unknown ☃☃", "the cat"]
+        (tmp_path / "train").write_text("the dog sees the cat fish\n" * 50)
+        (tmp_path / "test").write_text("".join(f"{line}\n" for line in lines))
+        config = PreprocessConfig(
+            train=f"{tmp_path}/train",
+            test=(f"{tmp_path}/test",),
+            vocab_size=300 if byte_fallback else 40,
+            byte_fallback=byte_fallback,
+            destdir=f"{tmp_path}/bin",
+            workers=1,
+        )
+        report = preprocess(config)
+        tokenizer = DataBin(tmp_path / "bin").tokenizer()
+        kept = "".join(f"{tokenizer.normalize(line.encode()).decode()}\n" for line in lines)
+        assert kept.startswith("the dog sees\n\n1⁄2 fish x\n")
+        counted = DataBin(tmp_path / "bin").text_count("test")
+        assert counted is not None
+        assert (counted.bytes, counted.characters) == (len(kept.encode()), len(kept))
+        original = DataBin(tmp_path / "bin").original_text_count("test")
+        assert original is not None
+        assert original.bytes == len("".join(f"{line}\n" for line in lines).encode())
+        assert f"{counted.bytes} bytes of it" in report.table()
+
+    def test_words_that_spell_special_symbols_are_unknown(self, tmp_path: Path) -> None:
+        (tmp_path / "train").write_text("a b c\n" * 9)
+        (tmp_path / "valid").write_text("a <pad> b\n</s> <s> <unk> c\n")
+        config = PreprocessConfig(
+            tokens="words",
+            train=f"{tmp_path}/train",
+            valid=(f"{tmp_path}/valid",),
+            destdir=f"{tmp_path}/bin",
+            workers=1,
+        )
+        report = preprocess(config)
+        data = DataBin(tmp_path / "bin")
+        vocabulary, items = data.vocabulary(), data.split("valid")
+        assert vocabulary.decode(items[0]) == ["a", "<unk>", "b"]
+        assert vocabulary.decode(items[1]) == ["<unk>", "<unk>", "<unk>", "c"]
+        assert vocabulary.encode(["<pad>", "</s>", "a"]).tolist() == [UNK, UNK, vocabulary.id("a"), EOS]
+        assert report.splits["valid"].sides["text"].special == 3
+        assert "3 words of the text spell <s>, <pad>, </s>" in report.table()
+
+    def test_lines_that_sentencepiece_skips_are_reported(self, tmp_path: Path) -> None:
+        (tmp_path / "train").write_text("a b c\n" * 9 + "x " * 3000 + "\n" + "d \u2585\n")
+        messages: list[str] = []
+        config = PreprocessConfig(train=f"{tmp_path}/train", vocab_size=12, destdir=f"{tmp_path}/bin", workers=1)
+        preprocess(config, reporter=Reporter(messages.append))
+        assert any("2 lines" in message for message in messages)
+
+    @pytest.mark.parametrize("word", ["▁▂▃", "b@@", "<U+0020>"])
+    def test_the_record_says_how_tokens_join(self, tmp_path: Path, word: str) -> None:
+        """Not the look of a word."""
+        (tmp_path / "train").write_text(f"a {word} c\n" * 9)
+        config = PreprocessConfig(tokens="words", train=f"{tmp_path}/train", destdir=f"{tmp_path}/bin", workers=1)
+        preprocess(config)
+        assert DataBin(tmp_path / "bin").tokenizer().decode(["a", word, "c"]) == f"a {word} c"
+        (tmp_path / "bin" / "preprocess.json").unlink()
+        with pytest.raises(UserError, match="remove_bpe"):
+            DataBin(tmp_path / "bin").tokenizer()
+        assert DataBin(tmp_path / "bin", remove_bpe="none").tokenizer().separator is None
+        preprocess(replace(config, remove_bpe="@@ ", overwrite=True))
+        assert DataBin(tmp_path / "bin").tokenizer().decode(["b@@", "c"]) == "bc"
+
+
+class TestPaths:
+    def test_a_path_that_exists_is_not_split(self, tmp_path: Path) -> None:
+        for name in ("my data, v=2", "b"):
+            (tmp_path / name).write_text("a\n")
+        config = TextConfig(valid=(f"{tmp_path}/my data, v=2",), test=(f"{tmp_path}/b,{tmp_path}/my data, v=2",))
+        assert config.prefixes()["valid"] == f"{tmp_path}/my data, v=2"
+        assert config.prefixes()["test1"] == f"{tmp_path}/my data"
+
+    def test_a_prefix_with_its_language(self, tmp_path: Path) -> None:
+        for lang in ("en", "de"):
+            (tmp_path / f"train.{lang}").write_text("a\n")
+        with pytest.raises(UserError, match=r"without \.en: train=.*/train$"):
+            TextConfig(source_lang="en", target_lang="de", train=f"{tmp_path}/train.en").files()
+
+    def test_languages_that_exist_are_listed(self, tmp_path: Path) -> None:
+        for lang in ("en", "de.gz"):
+            (tmp_path / f"train.{lang}").write_text("a\n")
+        with pytest.raises(UserError, match=r"train\.fr(.|\n)*exists for: de, en"):
+            TextConfig(source_lang="en", target_lang="fr", train=f"{tmp_path}/train").files()
+
+    def test_a_pipe_is_refused(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(UserError, match=r"train=.*pipe is a pipe"):
+            TextConfig(train=f"{tmp_path}/pipe").files()
+
+    def test_a_byte_order_mark_is_no_word(self, tmp_path: Path) -> None:
+        (tmp_path / "train").write_bytes(b"\xef\xbb\xbfa b\r\n" * 1 + b"a b\r\n")
+        preprocess(PreprocessConfig(tokens="words", train=f"{tmp_path}/train", destdir=f"{tmp_path}/bin", workers=1))
+        assert DataBin(tmp_path / "bin").vocabulary().tokens[4:6] == ["a", "b"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from seqtk.data.tokenizer import Tokenizer
+from seqtk.data.tokenizer import Tokenizer, likely_marker
 from seqtk.data.tokenizer_training import train_tokenizer
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.utils.errors import UserError
@@ -102,9 +102,9 @@ def test_plain_tokens_are_joined_as_their_marker_says(separator: str | None, tok
 
 
 def test_the_marker_is_guessed_from_the_vocabulary() -> None:
-    assert Tokenizer.guess(Vocabulary(["▁a", "b"])).separator == "sentencepiece"
-    assert Tokenizer.guess(Vocabulary(["a", "b@@"])).separator == "@@ "
-    assert Tokenizer.guess(Vocabulary(["a", "@@"])).separator is None
+    assert likely_marker(Vocabulary(["▁a", "b"])) == "sentencepiece"
+    assert likely_marker(Vocabulary(["a", "b@@"])) == "@@ "
+    assert likely_marker(Vocabulary(["a", "@@"])) is None
 
 
 def test_what_is_no_model_is_the_users(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_shards_take_turns(corpus: Path, tmp_path: Path) -> None:
     other = make(corpus, "words", tokens="words", train=f"{corpus}/part0")
     with pytest.raises(UserError, match="different dictionaries"):
         LanguageModelingTask(LanguageModelingConfig(data=f"{corpus}/bin0,{other}"))
-    with pytest.raises(UserError, match="no data-bin directory"):
+    with pytest.raises(UserError, match="no data-bin folder"):
         LanguageModelingTask(LanguageModelingConfig(data=f"{corpus}/bin0,{corpus}/bin7"))
 
 
