@@ -65,6 +65,7 @@ def command(
                     function(config)
                 sys.stdout.flush()
 
+        main.__dict__["config_type"] = config_type  # for tests and tables
         return main
 
     return decorate

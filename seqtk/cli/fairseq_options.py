@@ -184,7 +184,8 @@ def translate(program: str, arguments: Sequence[str], config: Any, *, recipes: b
                 config = schema.update(config, key, kind)
     known = schema.keys(config)
     translated, advice = [], []
-    for key, value in zip(_positional_keys(program, known), positional, strict=False):
+    has_path = any(name == "path" for name, _ in pairs)
+    for key, value in zip(_positional_keys(program, known, has_path=has_path), positional, strict=False):
         translated.append(f"{key}={_quoted(value)}")
     for name, value in pairs:
         if name == "=":
@@ -233,10 +234,11 @@ def _is_number(text: str) -> bool:
     return re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", text) is not None
 
 
-def _positional_keys(program: str, known: Sequence[str]) -> tuple[str, ...]:
+def _positional_keys(program: str, known: Sequence[str], *, has_path: bool) -> tuple[str, ...]:
     if program in POSITIONAL:
         return POSITIONAL[program]
-    return tuple(key for key in ("task.data", "data", "checkpoint") if key in known)[:1]
+    keys = ("task.data", "data", *(() if has_path else ("checkpoint",)))
+    return tuple(key for key in keys if key in known)[:1]
 
 
 def _setting(name: str, value: str, known: Sequence[str]) -> tuple[str | None, str]:
@@ -277,7 +279,8 @@ def _kind(slot: str, value: str) -> str | None:
         "polynomial_decay": "polynomial",
         "translation_multi_simple_epoch": "translation",
     }.get(value, value)
-    return value if value in registry else closest(value, registry)
+    family = [name for name in registry if name.partition("_")[0] == value.partition("_")[0]]
+    return value if value in registry else closest(value, family)
 
 
 def _quoted(value: str) -> str:

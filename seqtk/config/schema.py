@@ -92,7 +92,19 @@ def keys(config: Any, prefix: str = "") -> list[str]:
         found.append(prefix + name)
         for child in _configs_in(getattr(config, name)):
             found += keys(child, f"{prefix}{name}.")
-    return list(dict.fromkeys([*found, *(prefix + alias for alias in _aliases(type(config)))]))
+    for alias in _aliases(type(config)):
+        found.append(prefix + alias)
+        for target in stands_for(config, alias):
+            for child in _configs_in(_value_at(config, target)):
+                found += keys(child, f"{prefix}{alias}.")
+    return list(dict.fromkeys(found))
+
+
+def _value_at(config: Any, key: str) -> Any:
+    """The value at a dotted key; None if there is none."""
+    for part in key.split("."):
+        config = getattr(config, part, None)
+    return config
 
 
 def stands_for(config: Any, key: str) -> list[str]:

@@ -10,7 +10,6 @@ import math
 import pkgutil
 import subprocess
 import sys
-import typing
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,19 +44,15 @@ OTHERS = [
 
 
 def commands() -> dict[str, type]:
-    """The config class of every command."""
-    from seqtk.training.config import TrainConfig
-
-    found: dict[str, type] = {"train": TrainConfig}
+    """The config class of every command, by its module."""
+    found: dict[str, type] = {}
     for module in pkgutil.iter_modules(seqtk.cli.__path__):
-        main = getattr(importlib.import_module(f"seqtk.cli.{module.name}"), "main", None) or getattr(
-            sys.modules[f"seqtk.cli.{module.name}"], "run", None
-        )
-        hints = (
-            typing.get_type_hints(main.__wrapped__) if hasattr(main, "__wrapped__") and module.name != "train" else {}
-        )
-        if dataclasses.is_dataclass(hints.get("config")):
-            found[module.name] = hints["config"]
+        for item in vars(importlib.import_module(f"seqtk.cli.{module.name}")).values():
+            config_type = getattr(item, "__dict__", {}).get("config_type") if inspect.isfunction(item) else None
+            if config_type is not None and not dataclasses.is_dataclass(config_type):
+                config_type = config_type()
+            if config_type is not None:
+                found.setdefault(module.name, config_type)
     return found
 
 
