@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from seqtk.attention import Attention, Role, Scope
 from seqtk.ops import head_checkpoint
@@ -330,6 +330,38 @@ def reordering_the_state_reorders_the_future(subject: Subject) -> None:
         actual, _ = steps(layer, inputs.x_BTD[order, 3:], reordered(state, order))
         expected, _ = steps(layer, inputs.x_BTD[order], inputs.rows(order).start(layer))
     expect_close(actual, expected[:, 3:], "outputs after reordering the state are not those of the reordered rows")
+
+
+@law(Role.CAUSAL | Role.CROSS, sizes=("short",))
+def a_step_changes_no_state_in_place(subject: Subject) -> None:
+    """`step` leaves the given state as it is and returns its static part unchanged, so that a search may branch."""
+    layer = subject.make()
+    inputs = subject.inputs(layer)
+    with torch.no_grad():
+        _, state = steps(layer, inputs.x_BTD[:, :2], inputs.start(layer))
+        before = [leaf.clone() for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
+        first, after = layer.step(inputs.x_BTD[:, 2:3], state)
+        again, _ = layer.step(inputs.x_BTD[:, 2:3], state)
+    expect_close(again, first, "a second step from the same state gives another output", 0)
+    leaves = [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
+    unchanged = all(torch.equal(leaf, copy) for leaf, copy in zip(leaves, before, strict=True))
+    expect(unchanged, "step changes a tensor of the given state")
+    static = zip(tree_leaves(after.static), tree_leaves(state.static), strict=True)
+    expect(all(new is old for new, old in static), "step replaces a tensor of StepState.static")
+
+
+@law(sizes=("short",))
+def state_follows_scope(subject: Subject) -> None:
+    """`forward` returns a state if `scope` is LAYER (encoders) or SEGMENT (causal layers), and None otherwise."""
+    layer = subject.make()
+    inputs = subject.inputs(layer)
+    with torch.no_grad():
+        _, state = layer(inputs.x_BTD, inputs.memory_BSM, pad_BS=inputs.pad_BS)
+    wanted = {Scope.NONE: Role(0), Scope.LAYER: Role.ENCODER, Scope.SEGMENT: Role.CAUSAL}[layer.scope]
+    expected = layer.role in wanted
+    expect(
+        (state is not None) == expected, f"forward {'must' if expected else 'must not'} return a state: {layer.scope}"
+    )
 
 
 @law(Role.CAUSAL, only_if=lambda subject: subject.layer.scope is Scope.SEGMENT)

@@ -235,6 +235,23 @@ class HidesItsState(SoftmaxAttention):
         return y_B1D, state
 
 
+class AppendsInPlace(SoftmaxAttention):
+    """Writes into the state that it is given."""
+
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
+        if state.dynamic["key"] is not None:
+            state.dynamic["key"].mul_(1.5)
+        return super().step(x_B1D, state)
+
+
+class ReturnsAState(SoftmaxAttention):
+    """Returns a state although its scope is NONE."""
+
+    def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
+        y_BTD, _ = super().forward(x_BTD, *rest, **options)
+        return y_BTD, y_BTD
+
+
 class MixesRows(SoftmaxAttention):
     """Subtracts a mean over the batch."""
 
@@ -363,7 +380,7 @@ class DetachesValues(SoftmaxAttention):
 
 
 class ReadsAWeightSilently(SoftmaxAttention):
-    """Reads a weight per group of heads without naming it in `extra_params`, so that its gradient is lost."""
+    """Reads a weight without naming it in `extra_params`, so that its gradient is lost in groups of heads."""
 
     def forward(self, x_BTD: Tensor, *rest: Any, pad_BS: Any = None, **_: Any) -> Any:
         read = checkpoint_over_heads(
@@ -373,7 +390,7 @@ class ReadsAWeightSilently(SoftmaxAttention):
 
 
 class ReadsAWeightSilentlyIfLong(ReadsAWeightSilently):
-    """The same, and declares `subquadratic`."""
+    """Loses a gradient in the same way on very long inputs, and declares `subquadratic`."""
 
     subquadratic = True
 
@@ -429,6 +446,8 @@ CLASS_MUTANTS = [
     ClassMutant(StepsAtPositionZero, Role.CAUSAL, "stepping_equals_the_parallel_form"),
     ClassMutant(StepsInBfloat16, Role.CAUSAL, "stepping_equals_the_parallel_form"),
     ClassMutant(HidesItsState, Role.CAUSAL, "reordering_the_state_reorders_the_future"),
+    ClassMutant(AppendsInPlace, Role.CAUSAL, "a_step_changes_no_state_in_place"),
+    ClassMutant(ReturnsAState, Role.ENCODER, "state_follows_scope"),
     ClassMutant(MixesRows, Role.ENCODER, "a_row_alone_equals_the_row_in_its_batch"),
     ClassMutant(NanForPadding, Role.ENCODER, "padding_only_gives_zero"),
     ClassMutant(LosesBits, Role.ENCODER, "bfloat16_stays_near_float32"),

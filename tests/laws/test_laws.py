@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from seqtk.attention import Role, attentions
+from seqtk.ops.dispatch import naive_ops
 from seqtk.testing.laws import LawCase
 from seqtk.testing.subject import Subject, subjects
 from seqtk.utils.errors import UserError
@@ -40,6 +41,15 @@ def test_generated_code_has_the_same_gradients(kind: str, device: torch.device) 
         layer.zero_grad()
     for eager, generated in zip(*gradients, strict=True):
         torch.testing.assert_close(generated, eager, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(attentions))
+def test_laws_hold_on_naive_operations(kind: str) -> None:
+    with naive_ops():
+        for case in cases(kind):
+            if case.subject.size.name == "short":
+                case.check()
 
 
 class TestRoles:
