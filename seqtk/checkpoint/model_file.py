@@ -148,10 +148,10 @@ def average(paths: Sequence[str | os.PathLike[str]]) -> ModelFile:
         for name, tensor in each.tensors.items():
             if not tensor.is_floating_point():
                 continue
-            if not bool(tensor.isfinite().all()):
+            if not bool(tensor.float().square().sum().isfinite()):  # nor are the activations then
                 raise UserError(
-                    f"{path} holds weights that are not finite, first in {name}: its training diverged.",
-                    "Average checkpoints from before that, or train again with a lower optimizer.lr.",
+                    f"{path} holds weights that are not finite, or as good as infinite, first in {name}.",
+                    "Its training diverged: average earlier checkpoints, or train again with a lower optimizer.lr.",
                 )
             total[name] = total[name] + tensor.double() if name in total else tensor.double()
         updates.append(each.info.get("update"))

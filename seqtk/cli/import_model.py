@@ -7,17 +7,17 @@ from seqtk.cli.command import command
 from seqtk.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from seqtk.interop import ImportConfig, Importer
+    from seqtk.interop import Importer, ImportModelConfig
 
 
-def _config_type() -> "type[ImportConfig]":
-    from seqtk.interop import ImportConfig
+def _config_type() -> "type[ImportModelConfig]":
+    from seqtk.interop import ImportModelConfig
 
-    return ImportConfig
+    return ImportModelConfig
 
 
 @command("seqtk-import", _config_type)
-def main(config: "ImportConfig") -> None:
+def main(config: "ImportModelConfig") -> None:
     """Import a model: seqtk-import checkpoint=PATH format=NAME [format.KEY=VALUE …] output=model.safetensors."""
     if not config.checkpoint:
         raise UserError("checkpoint= is not set.", "Usage: seqtk-import checkpoint=PATH format=NAME output=FILE")

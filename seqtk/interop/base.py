@@ -27,7 +27,7 @@ class ExporterConfig:
 
 
 @dataclass(frozen=True)
-class ImportConfig:
+class ImportModelConfig:
     """Settings of seqtk-import: which model, in which format it is, and the file to write."""
 
     checkpoint: str = setting("", help="The file or folder that the other toolkit wrote.")

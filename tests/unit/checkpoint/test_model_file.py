@@ -175,9 +175,10 @@ class TestAverage:
             assert torch.allclose(tensor.double(), expected, atol=1e-7)
         assert mean.info["averaged"] == [int(path.name[-8:]) for path in folders]
 
-    def test_weights_that_are_not_finite_are_refused(self, run_dir: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("value", [torch.nan, -torch.inf, 1e30])
+    def test_weights_that_are_not_finite_are_refused(self, run_dir: Path, tmp_path: Path, value: float) -> None:
         contents = model_file.read(run_dir)
-        next(iter(contents.tensors.values())).view(-1)[3] = torch.nan
+        next(iter(contents.tensors.values())).view(-1)[3] = value
         model_file.write(tmp_path / "nan.safetensors", contents)
         with pytest.raises(UserError, match=r"nan\.safetensors(.|\n)*not finite"):
             model_file.average([run_dir, tmp_path / "nan.safetensors"])
