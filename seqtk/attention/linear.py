@@ -169,6 +169,8 @@ class LinearAttention(KernelAttention):
     """
 
     def features(self, x_BHTE: Tensor, *, some: slice = ALL, first: int = 0) -> Tensor:
+        if torch.compiler.is_compiling():  # else the traced gradient of elu has other strides than the computed one
+            x_BHTE = x_BHTE.contiguous()
         return functional.elu(x_BHTE) + 1
 
     def denominator(self, sum_BHT1: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class Problem:
     """The memory of a CROSS layer; otherwise `x_BTD`."""
     pad_BS: Array
     """True at padding of `attended_BSM`."""
-    _products: dict[tuple[str, bytes], Array] = field(default_factory=dict, init=False, repr=False)
+    _known: dict[tuple[str, bytes], Array] = field(default_factory=dict, init=False, repr=False)
 
     def sees(self, row: int, query: int, key: int) -> bool:
         """Whether softmax attention in this role lets the query attend to the key."""
@@ -47,11 +47,19 @@ class Problem:
 
     def linear(self, name: str, vector: Array) -> Array:
         """The linear layer `name` (its weight, and its bias if it has one) applied to a vector."""
-        known = name, vector.tobytes()
-        if known not in self._products:
+
+        def product(vector: Array) -> Array:
             y: Array = self.weights[f"{name}.weight"] @ vector
-            self._products[known] = y + self.weights[f"{name}.bias"] if f"{name}.bias" in self.weights else y
-        return self._products[known]
+            return y + self.weights[f"{name}.bias"] if f"{name}.bias" in self.weights else y
+
+        return self.once(name, product, vector)
+
+    def once(self, name: str, function: Callable[[Array], Array], vector: Array) -> Array:
+        """`function(vector)`, computed once for each name and vector: references ask for the same keys again."""
+        known = name, vector.tobytes()
+        if known not in self._known:
+            self._known[known] = function(vector)
+        return self._known[known]
 
 
 Reference = Callable[[Problem], Array]

@@ -9,11 +9,13 @@ import torch._dynamo
 from seqtk.attention import attentions
 from seqtk.attention.softmax import SoftmaxAttention
 from seqtk.attention.synthesizer import SynthesizerRandom
+from seqtk.ops.dispatch import naive_mode
 from seqtk.testing.laws import LAWS
 from tests.laws.mutants import CLASS_MUTANTS, SLOW_MUTANTS, SOURCE_MUTANTS, ClassMutant, SourceMutant, subject_of
 from tests.laws.references import REFERENCES, cases
 
 
+@pytest.mark.skipif(naive_mode(), reason="The mutants change the fast forms.")
 @pytest.mark.parametrize("mutant", SOURCE_MUTANTS, ids=lambda mutant: mutant.fault.replace(" ", "_")[:50])
 def test_faulty_source_is_caught(mutant: SourceMutant, device: torch.device) -> None:
     kind = mutant.case.partition("-")[0]
@@ -40,9 +42,12 @@ def test_faulty_layer_does_not_compile(mutant: ClassMutant, device: torch.device
 
 @pytest.mark.parametrize("mutant", CLASS_MUTANTS, ids=lambda mutant: f"{mutant.layer.__name__}-{mutant.law}")
 def test_the_right_layer_passes(mutant: ClassMutant, device: torch.device) -> None:
+    law = LAWS[mutant.law]
     for right, kind in ((SoftmaxAttention, "softmax"), (SynthesizerRandom, "synthesizer_random")):
         subject = subject_of(right, mutant.role, mutant.size)
-        LAWS[mutant.law].check(replace(subject, device=device, reference=REFERENCES[kind]))
+        subject = replace(subject, device=device, reference=REFERENCES[kind])
+        if law.applies(subject):
+            law.check(subject)
 
 
 def test_every_law_catches_a_mutant() -> None:

@@ -16,14 +16,13 @@ def fnet(problem: Problem) -> Array:
     for row in range(rows):
         real = np.flatnonzero(~problem.pad_BS[row])
         size = math.sqrt(len(real) * dim) if problem.config.orthonormal else 1
+        n = len(real)
+        by_position = np.array([[cmath.exp(-2j * math.pi * t * s / n) for s in range(n)] for t in range(n)])
+        by_feature = np.array([[cmath.exp(-2j * math.pi * d * e / dim) for e in range(dim)] for d in range(dim)])
         for t, query in enumerate(real):
             for d in range(dim):
-                total = sum(
-                    problem.x_BTD[row, key, e] * cmath.exp(-2j * math.pi * (t * s / len(real) + d * e / dim))
-                    for s, key in enumerate(real)
-                    for e in range(dim)
-                )
-                y_BTD[row, query, d] = complex(total).real / size
+                total = (problem.x_BTD[row, real] * by_position[t][:, None] * by_feature[d]).sum()
+                y_BTD[row, query, d] = total.real / size
     return y_BTD
 
 

@@ -63,7 +63,10 @@ def random_features(problem: Problem, _row: int, _head: int, q: Array, _query: i
             return float(max(row @ x, 0) + 0.001)
         return math.exp(row @ x - x @ x / 2)
 
-    return sum(phi(row, q) * phi(row, k) for row in rows) / len(rows)
+    def features(x: Array) -> Array:
+        return np.array([phi(row, x) for row in rows])
+
+    return float(problem.once("features", features, q) @ problem.once("features", features, k)) / len(rows)
 
 
 def trained(problem: Problem, _row: int, head: int, q: Array, _query: int, k: Array, _key: int) -> float:
@@ -84,7 +87,7 @@ def trained(problem: Problem, _row: int, head: int, q: Array, _query: int, k: Ar
             x = y
         return x / math.sqrt(len(x))
 
-    return float(phi(q) @ phi(k))
+    return float(problem.once(f"features.{head}", phi, q) @ problem.once(f"features.{head}", phi, k))
 
 
 REFERENCES = {
