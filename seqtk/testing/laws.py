@@ -381,6 +381,28 @@ def segments_equal_the_whole(subject: Subject) -> None:
     )
 
 
+@law(Role.ENCODER, only_if=lambda subject: subject.layer.scope is Scope.LAYER)
+def a_chain_of_layers_keeps_rows_apart(subject: Subject) -> None:
+    """Where a layer of scope LAYER passes its state to the next, a row alone still equals the row in its batch."""
+    first, second = subject.make(), subject.make(seed=1)
+    second.chain_after(first)
+    second.to(subject.device, torch.float64)  # a chained layer may have new parameters
+    inputs = subject.inputs(first)
+
+    def run_chain(x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
+        y_BTD, state = first(x_BTD, pad_BS=pad_BT)
+        z_BTD: Tensor
+        z_BTD, _ = second(y_BTD, pad_BS=pad_BT, state=state)
+        return z_BTD
+
+    with torch.no_grad():
+        together = run_chain(inputs.x_BTD, inputs.pad_BS)
+        for row, length in enumerate(subject.size.lengths):
+            alone = run_chain(inputs.x_BTD[row : row + 1, :length], None)[0]
+            message = f"the row of {length} positions alone differs from itself in a batch"
+            expect_close(alone, together[row, :length], message, subject.size.tolerance)
+
+
 @law()
 def a_row_alone_equals_the_row_in_its_batch(subject: Subject) -> None:
     """A row without padding, alone, gives the same outputs as in a batch."""

@@ -148,6 +148,13 @@ SOURCE_MUTANTS = [
         "transformer_xl-short-causal-long-segments_equal_the_whole",
     ),
     SourceMutant(
+        "Luna passes the memory of another row to the next layer",
+        "seqtk.attention.luna:Luna.forward",
+        "slots_BPD + packed_BPD",
+        "slots_BPD + packed_BPD.roll(1, 0)",
+        "luna-encoder-short-a_chain_of_layers_keeps_rows_apart",
+    ),
+    SourceMutant(
         "Longformer's global positions see padding",
         "seqtk.attention.windows:LongformerAttention._attend_from_global",
         "seen = None if pad_BT is None else ~pad_BT[:, None, None]",

@@ -12,7 +12,7 @@ Bias = Callable[[int, int], float]
 
 
 def gated_means(problem: Problem, bias: Bias) -> Array:
-    """sigmoid(q_t) Σ_s exp(k_s + w_ts) v_s / Σ_s exp(k_s + w_ts), every channel for itself; then the projection."""
+    """sigmoid(q_t) Σ_s exp(k_s + w_ts) v_s / Σ_s exp(k_s + w_ts), per channel; then the output projection."""
     rows, queries, dim = problem.x_BTD.shape
     y_BTD = np.zeros((rows, queries, dim))
     for row in range(rows):

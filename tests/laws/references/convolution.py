@@ -14,7 +14,7 @@ Kernel = Callable[[Problem, int, Array], Array]
 
 
 def convolution(problem: Problem, kernel: Kernel) -> Array:
-    """out(Σ_k w_k v_{t + k - before}) over the taps that meet a token; w the softmax over all taps."""
+    """out(Σ_k w_k v_{t + k - before}) over taps inside the row; w is the softmax over all taps."""
     config = problem.config
     before = config.kernel_size - 1 if problem.role is Role.CAUSAL else (config.kernel_size - 1) // 2
     rows, length, _ = problem.x_BTD.shape

@@ -19,7 +19,7 @@ def turned(vector: Array, position: int) -> Array:
 
 
 def slopes(heads: int) -> list[float]:
-    """From 2^(-8/n) geometrically for n heads, a power of two; else the power below, and every second of the next."""
+    """ALiBi: 2^(-8 i / n) for n heads, a power of two; otherwise those of the power below and every second of the next."""
     power = 2 ** math.floor(math.log2(heads))
     if power == heads:
         return [2 ** (-8 / heads * (i + 1)) for i in range(heads)]
@@ -27,7 +27,7 @@ def slopes(heads: int) -> list[float]:
 
 
 def t5_bucket(distance: int, *, causal: bool, buckets: int = 32, max_distance: int = 128) -> int:
-    """Half the buckets for each sign unless causal; half of those of one distance each, the others by logarithm."""
+    """T5's bucket: half of the buckets per sign unless causal; of these, half hold one distance, the others grow."""
     if not causal:
         buckets //= 2
     offset = buckets if distance > 0 and not causal else 0
@@ -40,7 +40,7 @@ def t5_bucket(distance: int, *, causal: bool, buckets: int = 32, max_distance: i
 
 
 def bias(problem: Problem, head: int, distance: int) -> float:
-    """What the logit gets for a key at `distance` after its query."""
+    """The bias of the logit of a key `distance` positions after its query."""
     positions = getattr(problem.config, "positions", "none")
     if positions == "alibi":
         return -slopes(problem.config.heads)[head] * abs(distance)
@@ -51,7 +51,7 @@ def bias(problem: Problem, head: int, distance: int) -> float:
 
 
 def dot(problem: Problem, _: str) -> Logit:
-    """q · k / √e, each normalised, scaled and turned if the config says so, plus the bias."""
+    """q · k / √e plus the bias; q and k are normalised and rotated if the settings say so."""
 
     def project(name: str, vector: Array, head: int, position: int) -> Array:
         x = problem.head(problem.linear(name, vector), head)
@@ -71,7 +71,7 @@ def dot(problem: Problem, _: str) -> Logit:
 
 
 def repeated(problem: Problem) -> Problem:
-    """The same with as many heads of keys and values as of queries: each again for every query of its group."""
+    """The same problem with one head of keys and values per head of queries: each is repeated for its group."""
     if problem.config.kv_heads is None:
         return problem
     times, size = problem.config.heads // problem.config.kv_heads, problem.x_BTD.shape[2] // problem.config.heads

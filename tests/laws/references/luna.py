@@ -10,7 +10,7 @@ from seqtk.testing.reference import Array, Problem
 
 
 def luna(problem: Problem) -> Array:
-    """Slots read the filtered context; queries read the slots, or the running means of what they have read so far."""
+    """Slots attend to the filtered context; queries attend to the slots (causal: to running means of the slots)."""
     rows, queries, _ = problem.x_BTD.shape
     y_BTD = np.zeros_like(problem.x_BTD)
     for row in range(rows):
@@ -53,7 +53,7 @@ def _read(problem: Problem, query: Array, keys: list[Array], values: list[Array]
 
 
 def _causal(problem: Problem, x: Array, context: list[Array]) -> Array:
-    """Slot p has read k_p = mean of w_ps k_s and v_p = mean of w_ps v_s, with w_ps = log2(1 + 2^logit)."""
+    """Slot p holds k_p = mean of w_ps k_s and v_p = mean of w_ps v_s, with w_ps = log2(1 + 2^logit)."""
     pack_keys, keys, values = (
         _filtered(problem, [_use(problem, use, c) for c in context]) for use in ("pack_key", "key", "value")
     )
@@ -75,7 +75,7 @@ def _causal(problem: Problem, x: Array, context: list[Array]) -> Array:
 
 
 def _use(problem: Problem, use: str, vector: Array) -> Array:
-    """The projection that serves a use: its own, its tied or shared one, or none."""
+    """The vector after the projection for this use, which may be tied, shared or absent."""
     sharing, tied = getattr(problem.config, "sharing", "none"), problem.config.tie_kv
     if use.endswith("value"):
         if sharing == "simplified":

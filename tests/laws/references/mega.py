@@ -19,7 +19,7 @@ def _silu(vector: Array) -> Array:
 
 
 def _averages(problem: Problem, tokens: list[Array]) -> list[Array]:
-    """h = α β x + (1 - α δ) h of every channel and average, one position after another; then η · h / √N."""
+    """h = α β x + (1 - α δ) h for each channel and average, position by position; then η · h / √N."""
     names = ("share", "damping", "expand", "collapse")
     share, damping, expand, collapse = (problem.weights[f"average.{name}"] for name in names)
     alpha, delta = _sigmoid(share), _sigmoid(damping)
@@ -63,7 +63,7 @@ def _row(problem: Problem, tokens: list[Array]) -> list[Array]:
 
 
 def mega(problem: Problem) -> Array:
-    """Each row's real positions as a row of their own."""
+    """Each row without its padding."""
     y_BTD = np.zeros_like(problem.x_BTD)
     for row, pad_T in enumerate(problem.pad_BS):
         real = np.flatnonzero(~pad_T)

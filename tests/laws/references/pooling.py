@@ -9,7 +9,7 @@ from seqtk.attention import Role
 from seqtk.testing.reference import Array, Problem
 
 Window = list[Array]
-"""The keys, or the values, of one head in one window: only those that are real."""
+"""The keys or values of one head at the real positions of one window."""
 
 
 def pooled(problem: Problem) -> Array:
@@ -22,7 +22,7 @@ def pooled(problem: Problem) -> Array:
 
 
 def memory_compressed(problem: Problem) -> Array:
-    """As `pooled`, where a window becomes Σ_k W_k x_k + b, each head with its own."""
+    """As `pooled`, but a window becomes Σ_k W_k x_k + b, with weights per head."""
 
     def pool(name: str, head: int, window: Window) -> Array:
         weights = problem.weights[f"pool_{name}.weight"][head]

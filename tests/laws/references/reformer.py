@@ -1,4 +1,4 @@
-"""Attention among positions that hash alike."""
+"""Reformer: attention among positions in the same hash bucket."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from seqtk.testing.reference import Array, Problem
 
 
 def reformer(problem: Problem) -> Array:
-    """Plain softmax over the union of what the rounds find."""
+    """Softmax over the union of the pairs that the rounds of hashing find."""
     y_BTD = np.zeros_like(problem.x_BTD)
     for row in range(len(y_BTD)):
         real = np.flatnonzero(~problem.pad_BS[row])
@@ -52,7 +52,7 @@ def found(problem: Problem, buckets: list[int]) -> set[tuple[int, int]]:
 
 REFERENCES = {"reformer": reformer}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    # A hash that is drawn anew would be another layer at each training step.
+    # Redrawing the hash would give another layer at each training step.
     "reformer": {
         "": {"buckets": 2, "chunk": 2, "rounds": 2, "redraw": False},
         "four": {"buckets": 4, "chunk": 3, "rounds": 3, "redraw": False, "bias": False},

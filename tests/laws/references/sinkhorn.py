@@ -1,4 +1,4 @@
-"""Blocks beside sorted blocks."""
+"""Sinkhorn attention: each block attends to itself and to a block of sorted keys."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from seqtk.testing.reference import Array, Problem
 
 
 def sinkhorn(problem: Problem) -> Array:
-    """Position by position: the own block's keys, and at each place the mean of all blocks' keys there, by share."""
+    """Softmax over the keys of the query's block and, per place in a block, the mean of all blocks' keys by share."""
     block = problem.config.block
     y_BTD = np.zeros_like(problem.x_BTD)
     for row in range(len(y_BTD)):
@@ -53,7 +53,7 @@ def doubly_stochastic(problem: Problem, sums: list[Array], head: int) -> Array:
 
 REFERENCES = {"sinkhorn": sinkhorn}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    # Noise would be another layer at each training step.
+    # Gumbel noise would give another layer at each training step.
     "sinkhorn": {
         "": {"block": 2, "gumbel": False},
         "three": {"block": 3, "iterations": 2, "temperature": 1.5, "gumbel": False, "bias": False},

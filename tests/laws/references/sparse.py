@@ -7,7 +7,7 @@ from tests.laws.references.windows import patterned
 
 
 def strided_sparse(problem: Problem) -> Array:
-    """The first half of the heads, the larger, sees what is near; the others see a column."""
+    """The first half of the heads (rounded up) attends to near positions, the others to a column."""
     stride, heads = problem.config.stride, problem.config.heads
 
     def pattern(row: int, head: int, t: int, s: int) -> bool:

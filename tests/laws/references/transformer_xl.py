@@ -1,4 +1,4 @@
-"""Transformer-XL: content and distance, each with a bias of its own, over the positions not too far back."""
+"""Transformer-XL: content and distance, each with a bias, over the last `memory_length` positions."""
 
 import math
 from typing import Any

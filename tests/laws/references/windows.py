@@ -1,4 +1,4 @@
-"""Blocks, windows, and windows beside global positions; and what oracles of any pattern of positions share."""
+"""Local blocks, sliding windows and Longformer; and `patterned`, the base of all patterns of positions."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ Pattern = Callable[[int, int, int, int], bool]
 
 
 def patterned(problem: Problem, pattern: Pattern, *, prefix: Callable[[int], str] = lambda t: "") -> Array:
-    """Dot-product attention to the keys of a pattern, by the projections that a query's position selects."""
+    """Dot-product attention to the keys of a pattern; `prefix` names the projections by the query's position."""
     y_BTD = np.zeros_like(problem.x_BTD)
     for row in range(len(y_BTD)):
         for query in range(y_BTD.shape[1]):
@@ -41,7 +41,7 @@ def _weigh(problem: Problem, prefix: str, row: int, head: int, query: int, seen:
 
 
 def near(problem: Problem, t: int, s: int) -> bool:
-    """In the window."""
+    """Whether s is in the window of t."""
     distance = abs(t - s) * (2 if problem.role.name == "ENCODER" else 1)
     return bool(distance <= problem.config.window - (problem.role.name == "CAUSAL"))
 
@@ -52,7 +52,7 @@ def local_block(problem: Problem) -> Array:
 
 
 def longformer(problem: Problem) -> Array:
-    """Global positions see all, by projections of their own; the others see the window and the global positions."""
+    """Global positions attend to all, with separate projections; the others to their window and the global positions."""
     count = problem.config.global_tokens
     return patterned(
         problem,
