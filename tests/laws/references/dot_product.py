@@ -19,7 +19,7 @@ def turned(vector: Array, position: int) -> Array:
 
 
 def slopes(heads: int) -> list[float]:
-    """ALiBi: 2^(-8 i / n) for n heads, a power of two; otherwise those of the power below and every second of the next."""
+    """ALiBi: 2^(-8 i / n) for n heads, a power of two; else those of the power below and every second of the next."""
     power = 2 ** math.floor(math.log2(heads))
     if power == heads:
         return [2 ** (-8 / heads * (i + 1)) for i in range(heads)]

@@ -52,7 +52,7 @@ def local_block(problem: Problem) -> Array:
 
 
 def longformer(problem: Problem) -> Array:
-    """Global positions attend to all, with separate projections; the others to their window and the global positions."""
+    """Global positions attend to all, with separate projections; others to their window and the global positions."""
     count = problem.config.global_tokens
     return patterned(
         problem,
