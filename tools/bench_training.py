@@ -40,7 +40,7 @@ from seqtk.data.loader import load_updates
 from seqtk.data.plan import Position, epoch_batches, updates
 from seqtk.data.vocabulary import EOS, PAD, UNK, Vocabulary
 from seqtk.training.config import TrainConfig
-from seqtk.training.parallel import start_world
+from seqtk.training.parallel import start_engine
 from seqtk.training.trainer import Trainer
 from seqtk.utils.memory import keep_freed_memory
 
@@ -179,7 +179,7 @@ def _trainer(arguments: argparse.Namespace, *, dropout: float) -> Trainer:
         "optimizer": {"kind": "adam", **ADAM},
         "schedule": {"kind": "constant"},
     }  # fmt: skip
-    return Trainer(schema.from_dict(TrainConfig, tree), world=start_world("cpu"))
+    return Trainer(schema.from_dict(TrainConfig, tree), engine=start_engine(device="cpu"))
 
 
 def _batches(trainer: Trainer) -> Iterator[TranslationBatch]:

@@ -1,8 +1,8 @@
-"""Checkpoints: a folder an update, whole or not there, from which the same run goes on bit for bit.
+"""The folder of a run: one directory per checkpoint, written atomically, from which resuming is bit-exact.
 
-`model.safetensors` is an export, `optimizer.safetensors` the optimizer's tensors by parameter, `carried.safetensors`
-what streams hand on, `state.json` the rest. All inert files: nothing is pickled. `latest` in save_dir names the newest
-folder.
+`model.safetensors` is a model file, `optimizer.safetensors` the optimizer's tensors by parameter,
+`stream_state.safetensors` the recurrent state of `batch.streams`, `state.json` the rest. No file can run code: nothing
+is pickled. `latest` in save_dir names the newest checkpoint.
 """
 
 import fcntl
@@ -11,8 +11,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,137 +31,138 @@ from seqtk.checkpoint.model_file import (
     load_tensors,
     read_info,
     save_tensors,
-    set_tensors,
-    tensors_of,
 )
-from seqtk.config import schema
 from seqtk.data.plan import Position
-from seqtk.tasks import Task
-from seqtk.training.config import TrainConfig
-from seqtk.training.resume import Difference, compare
-from seqtk.utils.errors import UserError, naming
-from seqtk.utils.files import check_writable
+from seqtk.tasks.base import Assets
+from seqtk.utils.errors import UserError
+from seqtk.utils.files import atomic_directory, check_writable, write_text
+
+STREAM_STATE = "stream_state.safetensors"
+_FORMER_NAMES = {"validation_owed": "pending_validation"}
+"""Fields of `TrainState` as seqtk 0.1 wrote them."""
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run is; all that is neither weights nor optimizer."""
+    """How far a run has come: all that is neither weights nor optimizer."""
 
     update: int = 0
     position: Position = field(default_factory=Position)
     metric: str = ""
-    """What `best` is measured by, and on which split."""
+    """What `best` is a value of, and on which split."""
     best: float | None = None
     validations_without_best: int = 0
-    validation_owed: bool = False
-    """Whether the validation of this update is still to come."""
+    pending_validation: bool = False
+    """Whether the validation of this update is still to be done."""
     seconds: float = 0.0
-    """Spent training, over all the sessions of the run."""
+    """Time spent training, over all sessions of the run."""
     interval: dict[str, float] = field(default_factory=dict)
     """Sums since the last log line."""
+    corpus: str = ""
+    """Fingerprint of the training data."""
 
-    def after(self, **changes: Any) -> "TrainState":
-        """This state with some fields changed."""
+    def replace(self, **changes: Any) -> "TrainState":
+        """Returns a copy with some fields changed."""
         return replace(self, **changes)
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds."""
+
+    folder: Path
+    model: ModelFile
+    optimizer: Tensors
+    state: TrainState
+    streams: State
+    """The recurrent state of all rows, or None."""
+
+
 class Checkpoints:
-    """The checkpoints of one run, in its save_dir."""
+    """The checkpoints of one run, in its save_dir.
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-        self.directory = Path(config.save_dir)
+    Args:
+        save_dir: The folder of the run.
+        config: The plain tree of the run's config, for the model files.
+        assets: The task's assets, likewise.
+        metric: The metric that chooses the best models.
+        keep_last, keep_best: How many checkpoints and best models to keep.
+    """
 
-    def save(
-        self, model: nn.Module, optimizer: Optimizer, state: TrainState, task: Task, *, carried: State = None
-    ) -> Path:
-        """Write a checkpoint of this update, point `latest` at it, and remove the ones that are too old.
+    def __init__(
+        self,
+        save_dir: Path,
+        *,
+        config: Mapping[str, Any],
+        assets: Assets,
+        metric: str,
+        keep_last: int = 5,
+        keep_best: int = 1,
+    ) -> None:
+        self.directory = save_dir
+        self.config, self.assets, self.metric = dict(config), assets, metric
+        self.keep_last, self.keep_best = keep_last, keep_best
 
-        `carried` is what all rows hand to the next update: dicts and lists of tensors and None.
-        """
+    def save(self, model: Tensors, optimizer: Tensors, state: TrainState, *, streams: State = None) -> Path:
+        """Writes a checkpoint of this update, points `latest` at it, and removes those that are too old."""
         folder = self.directory / _name(state.update)
-        temporary = self.directory / f"{folder.name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            self.export(temporary / "model.safetensors", model, state, task)
-            save_tensors(temporary / "optimizer.safetensors", _optimizer_tensors(model, optimizer))
-            if carried is not None:
-                _save_tree(temporary / "carried.safetensors", carried)
-            with naming(temporary / "state.json"):
-                (temporary / "state.json").write_text(_state_text(state))
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        _write_text(self.directory / "latest", folder.name)
-        for old in self.folders()[: -max(self.config.checkpoint.keep_last, 1)]:
+        with atomic_directory(folder) as partial:
+            self._write_model(partial / "model.safetensors", model, state)
+            save_tensors(partial / "optimizer.safetensors", optimizer)
+            if streams is not None:
+                _save_tree(partial / STREAM_STATE, streams)
+            write_text(partial / "state.json", _state_text(state))
+        write_text(self.directory / "latest", folder.name)
+        for old in self.folders()[: -self.keep_last]:
             shutil.rmtree(old, ignore_errors=True)
         return folder
 
     def save_state(self, state: TrainState) -> None:
-        """Replace what the checkpoint of this update says of the state, whose weights are the same."""
-        _write_text(self.directory / _name(state.update) / "state.json", _state_text(state))
+        """Replaces the state in the checkpoint of this update, whose weights stay."""
+        write_text(self.directory / _name(state.update) / "state.json", _state_text(state))
 
-    def put_aside(self, *, later_than: int) -> Path | None:
-        """Move what was saved of later updates out of the way, and say where to.
+    def save_best(self, model: Tensors, state: TrainState, metrics: Mapping[str, float], *, higher: bool) -> None:
+        """Keeps the model among the best `keep_best`; `best.safetensors` is the first of them.
 
-        It is of a run that was given up when this one began at an earlier update: among this one's checkpoints it
-        would pass for the newest, or the best.
+        Args:
+            model: The weights.
+            state: The state of the run, whose `best` includes this validation.
+            metrics: The results of the validation, stored in the model file.
+            higher: Whether a higher value of the metric is better.
+        """
+        value = metrics[self.metric]
+        if self.keep_best > 1:
+            name = f"best_{self.metric}_{value:.4f}_update_{state.update:08d}.safetensors"
+            self._write_model(self.directory / name, model, state, metrics)
+            kept = list(self.directory.glob(f"best_{self.metric}_*.safetensors"))
+            kept.sort(key=lambda path: self._recorded(path, higher=higher), reverse=higher)
+            for worse in kept[self.keep_best :]:
+                worse.unlink(missing_ok=True)
+        if state.best == value:
+            self._write_model(self.directory / "best.safetensors", model, state, metrics)
+
+    def archive_newer(self, update: int) -> Path | None:
+        """Moves checkpoints and best models newer than `update`, of an abandoned run, to a folder `abandoned_N`.
+
+        Left where they are, they would be taken for the newest or the best of the run that replaces them.
         """
         found = [*self.folders(), *self.directory.glob("best*.safetensors")]
-        later = [path for path in found if _update_of(path) > later_than]
-        if not later:
+        newer = [path for path in found if _update_of(path) > update]
+        if not newer:
             return None
         names = (self.directory / f"abandoned_{number}" for number in itertools.count(1))
-        aside = next(path for path in names if not path.exists())
-        aside.mkdir()
-        for path in later:
-            os.replace(path, aside / path.name)
-        return aside
-
-    def export(
-        self, path: Path, model: nn.Module, state: TrainState, task: Task, figures: dict[str, float] | None = None
-    ) -> None:
-        """Write the model alone."""
-        info = {"update": state.update, "epoch": state.position.epoch, **(figures or {})}
-        model_file.save(path, tensors_of(model), config=self.config, assets=task.assets(), info=info)
-
-    def export_best(
-        self, model: nn.Module, state: TrainState, task: Task, figures: dict[str, float], *, higher: bool
-    ) -> None:
-        """Keep the model among the best `keep_best`; `best.safetensors` is the first of them."""
-        metric = self.config.validation.metric
-        path = self.directory / f"best_{metric}_{figures[metric]:.4f}_update_{state.update:08d}.safetensors"
-        keep = self.config.checkpoint.keep_best
-        if keep > 1:
-            self.export(path, model, state, task, figures)
-            kept = sorted(self.directory.glob(f"best_{metric}_*.safetensors"), key=_value_in_name, reverse=higher)
-            for worse in kept[keep:]:
-                worse.unlink(missing_ok=True)
-        if state.best == figures[metric]:
-            self.export(self.directory / "best.safetensors", model, state, task, figures)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other runs out of save_dir. Raises UserError if one is in it; the lock ends with its process."""
-        check_writable(self.directory, key="save_dir")
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(
-                    f"Another run is writing to {self.directory}.", "Wait for its end, or set another save_dir."
-                ) from None
-            yield
+        archive = next(path for path in names if not path.exists())
+        archive.mkdir()
+        for path in newer:
+            os.replace(path, archive / path.name)
+        return archive
 
     def folders(self) -> list[Path]:
-        """The checkpoints that are there, oldest first."""
+        """Returns the checkpoints that exist, oldest first."""
         return checkpoint_folders(self.directory)
 
     def latest(self) -> Path | None:
-        """The checkpoint to go on from, or None for a new run."""
+        """Returns the checkpoint to resume from, or None for a new run."""
         pointer = self.directory / "latest"
         if not pointer.is_file():
             return None
@@ -170,61 +171,114 @@ class Checkpoints:
         if not name or not (folder / "state.json").is_file():
             raise UserError(
                 f"{pointer} names {name or 'nothing'}, which is not a checkpoint.",
-                f"There are: {', '.join(path.name for path in self.folders()) or 'none'}.",
-                f"Write one of these into {pointer}, or remove it to start anew.",
+                f"Checkpoints: {', '.join(path.name for path in self.folders()) or 'none'}.",
+                f"Write one of these into {pointer}, or remove it to start a new run.",
             )
         return folder
 
-    def restore(
-        self, folder: Path, model: nn.Module, optimizer: Optimizer, task: Task
-    ) -> tuple[TrainState, list[Difference]]:
-        """Put weights and optimizer back as they were. Returns the rest, and which settings are other now.
+    def load(self, folder: Path) -> Checkpoint:
+        """Reads a checkpoint.
 
-        Raises UserError for a run that was another one.
+        Raises:
+            UserError: If a file is missing or damaged.
         """
-        with self._damage_told(folder):
-            export = model_file.read(folder)
-            tensors, _ = load_tensors(folder / "optimizer.safetensors")
-            state = _read_state(folder / "state.json")
-        changed = compare(_config_of(export, source=str(folder)), self.config, source=str(folder))
-        if export.assets != task.assets():
-            raise UserError(
-                f"{folder} is of a run with other vocabularies than those in {self.config.task.data}.",
-                "Give the same corpus to go on, or another save_dir to start anew.",
+        try:
+            paths = [folder / STREAM_STATE, folder / "carried.safetensors"]  # the second by seqtk 0.1
+            streams = next((path for path in paths if path.is_file()), None)
+            return Checkpoint(
+                folder=folder,
+                model=model_file.read(folder),
+                optimizer=load_tensors(folder / "optimizer.safetensors")[0],
+                state=_read_state(folder / "state.json"),
+                streams=None if streams is None else _load_tree(streams),
             )
-        set_tensors(model, export.tensors, source=str(folder))
-        _set_optimizer_tensors(model, optimizer, tensors, source=str(folder))
-        return state, changed
+        except UserError as error:
+            raise UserError(*str(error).splitlines()[:2], self._suggest_alternatives(folder)) from error
 
-    def carried(self, folder: Path) -> State:
-        """What the rows of a checkpoint's update hand on, or None."""
-        path = folder / "carried.safetensors"
-        with self._damage_told(folder):
-            return _load_tree(path) if path.is_file() else None
+    def _suggest_alternatives(self, folder: Path) -> str:
+        others = [path.name for path in self.folders() if path != folder]
+        if others:
+            return f"Write {others[-1]} into {self.directory / 'latest'} to resume from that."
+        return "There is no other checkpoint: set another save_dir to start a new run."
 
-    @contextmanager
-    def _damage_told(self, folder: Path) -> Iterator[None]:
-        """To what is said of a checkpoint that cannot be read, adds which others there are."""
+    def _write_model(
+        self, path: Path, model: Tensors, state: TrainState, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        info = {"update": state.update, "epoch": state.position.epoch, **(metrics or {})}
+        model_file.save(path, model, config=self.config, assets=self.assets, info=info)
+
+    def _recorded(self, path: Path, *, higher: bool) -> float:
+        """Returns the metric that a model file records; of an unreadable one, the worst value."""
+        with suppress(UserError, KeyError, TypeError, ValueError):
+            return float(read_info(path)[self.metric])
+        return -math.inf if higher else math.inf
+
+
+@contextmanager
+def locked(save_dir: Path) -> Iterator[None]:
+    """Keeps other runs out of save_dir; a run that wrote nothing leaves neither the lock file nor the folder.
+
+    The lock ends with its process, however that ends.
+
+    Raises:
+        UserError: If save_dir cannot be written, or another run is writing to it.
+    """
+    check_writable(save_dir, key="save_dir")
+    created = [path for path in (save_dir, *save_dir.absolute().parents) if not path.exists()]
+    save_dir.mkdir(parents=True, exist_ok=True)
+    path = save_dir / ".lock"
+    is_new = not path.exists()
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"Another run is writing to {save_dir}.", "Wait until it ends, or set another save_dir."
+            ) from None
         try:
             yield
-        except UserError as error:
-            others = [path.name for path in self.folders() if path != folder]
-            raise UserError(
-                *str(error).splitlines()[:2],
-                f"Write {others[-1]} into {self.directory / 'latest'} to go on from that."
-                if others
-                else "There is no other checkpoint: set another save_dir to start anew.",
-            ) from error
+        finally:
+            if is_new and not (save_dir / "log.jsonl").exists() and not (save_dir / "latest").exists():
+                path.unlink(missing_ok=True)
+                with suppress(OSError):  # something else is in it
+                    for folder in created:
+                        folder.rmdir()
 
 
-def _config_of(contents: ModelFile, *, source: str) -> TrainConfig:
-    """The run's configuration. Raises UserError naming a key that this version does not know."""
-    try:
-        return schema.from_dict(TrainConfig, contents.config)
-    except UserError as error:
-        lines = str(error).splitlines()
-        version = contents.info.get("version")
-        raise UserError(f"{source} was written by seqtk {version}: {lines[0]}", *lines[1:2]) from error
+def optimizer_tensors(model: nn.Module, optimizer: Optimizer, *, full: Callable[[Tensor], Tensor]) -> Tensors:
+    """Returns the optimizer's state as `{parameter/key: tensor}`; `full` makes a tensor whole."""
+    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}/{key}": full(torch.as_tensor(value))
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+    }
+
+
+def set_optimizer_tensors(
+    model: nn.Module,
+    optimizer: Optimizer,
+    tensors: Tensors,
+    *,
+    source: str,
+    local: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    """Sets the optimizer's state; `local(tensor, parameter)` returns this process's part, on the right device.
+
+    Raises:
+        UserError: If a tensor belongs to no parameter of the model.
+    """
+    parameters = dict(model.named_parameters())
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition("/")
+        if name not in parameters:
+            raise UserError(f"{source} has optimizer state for '{full_name}', which is not a weight of this model.")
+        parameter = parameters[name]
+        # torch keeps the number of steps on the CPU unless the optimizer is fused; as a scalar it is never sharded.
+        on_cpu = key == "step" and not optimizer.defaults.get("fused")
+        is_part = tensor.shape == parameter.shape
+        place = tensor if on_cpu else local(tensor, parameter) if is_part else tensor.to(parameter.device)
+        optimizer.state[parameter][key] = place
 
 
 def _name(update: int) -> str:
@@ -232,7 +286,7 @@ def _name(update: int) -> str:
 
 
 def _update_of(path: Path) -> float:
-    """The update that a checkpoint, or one of the best models, is of; of one that cannot be read, no matter which."""
+    """Returns the update of a checkpoint or best model; infinity for one that cannot be read."""
     _, found, update = path.stem.rpartition("update_")
     if found:
         return int(update)
@@ -248,25 +302,14 @@ def _state_text(state: TrainState) -> str:
 
 def _read_state(path: Path) -> TrainState:
     try:
-        state = json.loads(path.read_text())
+        state = {_FORMER_NAMES.get(name, name): value for name, value in json.loads(path.read_text()).items()}
         return TrainState(**{**state, "position": Position(**state["position"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is not a checkpoint's state: {error}.") from error
-
-
-def _value_in_name(path: Path) -> float:
-    return float(path.name.split("_")[-3])
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    with naming(temporary):
-        temporary.write_text(text)
-    os.replace(temporary, path)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is not the state of a checkpoint: {error}.") from error
 
 
 def _save_tree(path: Path, tree: State) -> None:
-    """Write a tree of tensors; the header says where in it each of them stands."""
+    """Writes a tree of tensors; the header says where each of them belongs."""
     tensors: Tensors = {}
 
     def name(leaf: Tensor | None) -> str | None:
@@ -283,25 +326,4 @@ def _load_tree(path: Path) -> State:
     try:
         return tree_map(lambda name: None if name is None else tensors[name], metadata["tree"])
     except KeyError as error:
-        raise UserError(f"{path} is not what a run's streams hand on: it lacks {error}.") from error
-
-
-def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> Tensors:
-    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[parameter]}/{key}": torch.as_tensor(value)
-        for parameter, values in optimizer.state.items()
-        for key, value in values.items()
-    }
-
-
-def _set_optimizer_tensors(model: nn.Module, optimizer: Optimizer, tensors: Tensors, *, source: str) -> None:
-    parameters = dict(model.named_parameters())
-    for full_name, tensor in tensors.items():
-        name, _, key = full_name.rpartition("/")
-        if name not in parameters:
-            raise UserError(f"{source} has optimizer state for '{full_name}', which is no weight of this model.")
-        parameter = parameters[name]
-        # Adam keeps its step count on the CPU, unless it is fused.
-        place = tensor if key == "step" and not optimizer.defaults.get("fused") else tensor.to(parameter.device)
-        optimizer.state[parameter][key] = place
+        raise UserError(f"{path} is not the state of streams: {error} is missing.") from error

@@ -28,9 +28,9 @@ def main(config: "TrainConfig") -> None:
             "Give a recipe: recipe=NAME; seqtk-recipes ls lists them.",
             "In your own recipe set max_updates or max_epochs; on the command line add max_updates=1000.",
         )
-    from seqtk.training.run import run
+    from seqtk.training.trainer import train
 
-    stopped_by = run(config)
+    stopped_by = train(config).signal
     if stopped_by:
         sys.exit(128 + stopped_by)
 

@@ -1,17 +1,18 @@
-"""Adafactor, from torch: for each matrix, the memory of a row and a column."""
+"""Adafactor, on torch's implementation: a matrix's second moments are kept per row and per column only."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from seqtk.optim.base import OptimizerConfig, groups, optimizers, refused, trained
+from seqtk.config.fields import setting
+from seqtk.optim.base import OptimizerConfig, as_user_error, optimizers, parameter_groups, trainable_parameters
 
-SMALLEST = 1e-18
+MIN_EPS = 1e-18
 """torch's first eps: its square, under the root of v, must be a float32 above zero, or gradients of 0 give NaN.
 
-torch's own choice, 1e-7, is also the least mean of v that it reckons with, and gradients of a mean over many tokens
-have smaller squares than that: v̂ would be too small, and every update would be cut to the threshold.
+torch's default, 1e-7, is also its lower bound for the mean of v, and gradients of a mean over many tokens have smaller
+squares than that: v̂ would be too small, and every update would be cut to the threshold.
 """
 
 
@@ -19,10 +20,16 @@ have smaller squares than that: v̂ would be too small, and every update would b
 class AdafactorConfig(OptimizerConfig):
     """Adafactor: steps in proportion to the size of the weights, with little memory."""
 
-    lr: float = 1e-2  # the peak of the schedule, as a share of the root mean square of each tensor
-    beta2_decay: float = -0.8  # the running mean of squares forgets t to this power after t updates
-    clip_threshold: float = 1.0  # an update, before lr, is scaled down to this root mean square at most
-    min_scale: float = 1e-3  # a tensor of smaller root mean square moves as if it had this one
+    lr: float = setting(
+        1e-2, above=0, help="The peak of the schedule, relative to the root mean square of each tensor."
+    )
+    beta2_decay: float = setting(
+        -0.8, below=0, help="After t updates the running mean of squares forgets t to this power."
+    )
+    clip_threshold: float = setting(
+        1.0, above=0, help="An update, before lr, is scaled down to at most this root mean square."
+    )
+    min_scale: float = setting(1e-3, above=0, help="A tensor of smaller root mean square moves as if it had this one.")
 
 
 @optimizers.register("adafactor", AdafactorConfig)
@@ -33,7 +40,7 @@ class Adafactor(torch.optim.Adafactor):
     over its rows R and over its columns C are kept, and v̂ = R C / mean(R); of a vector v̂ = v.
     u = g / √v̂;  w ← w − lr · decay · w − α · u / max(1, rms(u) / clip_threshold), α = min(lr, 1 / √t) · max(min_scale,
     rms(w)). The 1 / √t is the paper's own schedule: a rate above it (0.01 from update 10,000 on) is cut to it.
-    A tensor of more than two dimensions is a stack of matrices, one a head.
+    A tensor of more than two dimensions is a stack of matrices, one per head.
 
     State per weight: `row_var` and `col_var`, or `variance`, and `step`. torch has no fused kernel for it.
     """
@@ -41,11 +48,11 @@ class Adafactor(torch.optim.Adafactor):
     def __init__(self, config: AdafactorConfig, model: nn.Module) -> None:
         try:
             super().__init__(
-                groups(config, trained(model)),
+                parameter_groups(config, trainable_parameters(model)),
                 lr=config.lr,
                 beta2_decay=config.beta2_decay,
-                eps=(SMALLEST, config.min_scale),
+                eps=(MIN_EPS, config.min_scale),
                 d=config.clip_threshold,
             )
         except ValueError as refusal:
-            raise refused(refusal) from None
+            raise as_user_error(refusal) from None

@@ -1,4 +1,4 @@
-"""Adam, from torch, with the defaults of the field."""
+"""Adam and AdamW, on torch's implementation."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,15 +6,28 @@ from typing import Literal
 import torch
 from torch import nn
 
-from seqtk.optim.base import OptimizerConfig, can_fuse, groups, optimizers, refused, trained
+from seqtk.config.fields import probability, setting
+from seqtk.optim.base import (
+    DECAY_HELP,
+    WEIGHT_DECAY_HELP,
+    OptimizerConfig,
+    as_user_error,
+    can_fuse,
+    optimizers,
+    parameter_groups,
+    trainable_parameters,
+)
+
+BETAS_HELP = "Decay of the running means of the gradient and of its square."
+EPS_HELP = "Added to the root of the mean square, which divides the step."
 
 
 @dataclass(frozen=True)
 class AdamConfig(OptimizerConfig):
     """Adam as fairseq's Transformers were trained."""
 
-    betas: tuple[float, float] = (0.9, 0.98)  # decay of the running means of the gradient and of its square
-    eps: float = 1e-8  # keeps the division by the root of the second from exploding
+    betas: tuple[float, float] = probability((0.9, 0.98), help=BETAS_HELP)
+    eps: float = setting(1e-8, at_least=0, help=EPS_HELP)
 
 
 @optimizers.register("adam", AdamConfig)
@@ -27,21 +40,22 @@ class Adam(torch.optim.AdamW):
     """
 
     def __init__(self, config: AdamConfig, model: nn.Module) -> None:
-        parameters = trained(model)
+        parameters = trainable_parameters(model)
         fused = can_fuse(parameters)
         try:
-            super().__init__(groups(config, parameters), lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+            groups = parameter_groups(config, parameters)
+            super().__init__(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
         except ValueError as refusal:
-            raise refused(refusal) from None
+            raise as_user_error(refusal) from None
 
 
 @dataclass(frozen=True)
 class AdamWConfig(AdamConfig):
     """AdamW with torch's defaults; only matrices decay."""
 
-    weight_decay: float = 0.01  # each update takes lr × weight_decay × the weight off the weight
-    decay: Literal["all", "matrices"] = "matrices"  # what weight_decay applies to; matrices: not biases, norms, gains
-    betas: tuple[float, float] = (0.9, 0.999)  # decay of the running means of the gradient and of its square
+    weight_decay: float = setting(0.01, at_least=0, help=WEIGHT_DECAY_HELP)
+    decay: Literal["all", "matrices"] = setting("matrices", help=DECAY_HELP)
+    betas: tuple[float, float] = probability((0.9, 0.999), help=BETAS_HELP)
 
 
 @optimizers.register("adamw", AdamWConfig)

@@ -1,4 +1,4 @@
-"""Muon, from torch, for the matrices of hidden layers; AdamW for all other weights."""
+"""Muon, on torch's implementation, for the matrices of hidden layers; AdamW for all other weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,18 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
-from seqtk.optim.base import OptimizerConfig, can_fuse, check_momentum, groups, optimizers, refused, trained
+from seqtk.config.fields import probability, setting
+from seqtk.optim.adam import BETAS_HELP, EPS_HELP
+from seqtk.optim.base import (
+    DECAY_HELP,
+    WEIGHT_DECAY_HELP,
+    OptimizerConfig,
+    as_user_error,
+    can_fuse,
+    optimizers,
+    parameter_groups,
+    trainable_parameters,
+)
 from seqtk.utils.errors import UserError
 
 
@@ -16,13 +27,17 @@ from seqtk.utils.errors import UserError
 class MuonConfig(OptimizerConfig):
     """Muon for the matrices of hidden layers, AdamW for all other weights."""
 
-    weight_decay: float = 0.1  # each update takes lr × weight_decay × the weight off the weight
-    decay: Literal["all", "matrices"] = "matrices"  # what weight_decay applies to; matrices: not biases, norms, gains
-    momentum: float = 0.95  # Muon's: decay of the running mean of the gradient
-    adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw"  # how the step depends on a matrix's shape
-    adamw_lr: float | None = None  # AdamW's rate where Muon's is lr, as with adjust_lr_fn=original; null: lr
-    betas: tuple[float, float] = (0.9, 0.98)  # AdamW's: decay of the running means of the gradient and of its square
-    eps: float = 1e-8  # AdamW's: keeps the division by the root of the second from exploding
+    weight_decay: float = setting(0.1, at_least=0, help=WEIGHT_DECAY_HELP)
+    decay: Literal["all", "matrices"] = setting("matrices", help=DECAY_HELP)
+    momentum: float = probability(0.95, help="Muon's decay of the running mean of the gradient.")
+    adjust_lr_fn: Literal["match_rms_adamw", "original"] = setting(
+        "match_rms_adamw", help="How the step depends on a matrix's shape."
+    )
+    adamw_lr: float | None = setting(
+        None, at_least=0, help="AdamW's rate where Muon's is lr, as with adjust_lr_fn=original. null: lr."
+    )
+    betas: tuple[float, float] = probability((0.9, 0.98), help=f"AdamW's. {BETAS_HELP}")
+    eps: float = setting(1e-8, at_least=0, help=f"AdamW's. {EPS_HELP}")
 
 
 @optimizers.register("muon", MuonConfig)
@@ -35,48 +50,44 @@ class Muon(torch.optim.Optimizer):
     √max(1, A / B) with `original`, which wants a larger lr (Jordan: 0.02) and so an `adamw_lr`. Both rates follow the
     schedule by the same factor.
 
-    A matrix of a hidden layer is the weight of an `nn.Linear` in no embedding and no head, told by the names: no part
-    of its dotted name is `head` or has `embed` in it. All else is AdamW's: tables, heads, biases, norms, and what a
-    layer holds as bare parameters, such as stacks of one matrix a head or the logits of a random Synthesizer. A
-    projection to several heads is one matrix.
+    A matrix of a hidden layer is the weight of an `nn.Linear` outside embeddings and heads, recognised by its name: no
+    part of the dotted name is `head` or contains `embed`. All else is AdamW's: tables, heads, biases, norms, and bare
+    parameters of a layer, such as stacks of one matrix per head or the logits of a random Synthesizer. A projection to
+    several heads is one matrix.
 
     State per weight: `momentum_buffer` b, or Adam's. AdamW is fused where torch can; Muon has no such kernel.
     """
 
     def __init__(self, config: MuonConfig, model: nn.Module) -> None:
-        check_momentum(config.momentum)
-        if config.adamw_lr is not None and not (config.lr > 0 and config.adamw_lr >= 0):
-            raise UserError(
-                f"optimizer.adamw_lr={config.adamw_lr} with optimizer.lr={config.lr}: the first must not be negative,",
-                "and the second must be above 0, for AdamW's rate is in proportion to it.",
-            )
-        parameters = trained(model)
+        parameters = trainable_parameters(model)
         hidden = hidden_matrices(model)
         matrices = [p for p in parameters if id(p) in hidden]
         others = [p for p in parameters if id(p) not in hidden]
-        share = 1.0 if config.adamw_lr is None else config.adamw_lr / config.lr
+        scale = 1.0 if config.adamw_lr is None else config.adamw_lr / config.lr
         fused = can_fuse(others)
         self.parts: list[torch.optim.Optimizer] = []
         try:
             if matrices:
                 self.parts.append(_muon(config, matrices))
             if others:
-                rate = share * config.lr
+                rate = scale * config.lr
                 self.parts.append(
-                    torch.optim.AdamW(groups(config, others), lr=rate, betas=config.betas, eps=config.eps, fused=fused)
+                    torch.optim.AdamW(
+                        parameter_groups(config, others), lr=rate, betas=config.betas, eps=config.eps, fused=fused
+                    )
                 )
         except ValueError as refusal:
-            raise refused(refusal) from None
+            raise as_user_error(refusal) from None
         made = [(number, group) for number, part in enumerate(self.parts) for group in part.param_groups]
         for number, group in made:
             group["part"] = number
-            group["share"] = share if "betas" in group else 1.0
+            group["lr_scale"] = scale if "betas" in group else 1.0
         super().__init__([group for _, group in made], {})
         self.defaults["fused"] = fused
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every group by the part that it belongs to, on the state that all share."""
+        """Makes one update: each part updates its groups, on the state that the parts share."""
         loss = closure() if closure is not None else None
         for number, part in enumerate(self.parts):
             part.param_groups = [group for group in self.param_groups if group["part"] == number]
@@ -86,22 +97,22 @@ class Muon(torch.optim.Optimizer):
 
 
 def hidden_matrices(model: nn.Module) -> set[int]:
-    """The ids of the parameters that are Muon's."""
+    """Returns the ids of the parameters that Muon updates."""
     found: set[int] = set()
-    kept_out: set[int] = set()
+    excluded: set[int] = set()
     for name, module in model.named_modules(remove_duplicate=False):
         for own, parameter in module.named_parameters(recurse=False):
             outside = any(part == "head" or "embed" in part for part in name.split("."))
             is_hidden = isinstance(module, nn.Linear) and own == "weight" and not outside
-            (found if is_hidden else kept_out).add(id(parameter))
-    return found - kept_out
+            (found if is_hidden else excluded).add(id(parameter))
+    return found - excluded
 
 
 def _muon(config: MuonConfig, matrices: list[Parameter]) -> torch.optim.Optimizer:
     if not hasattr(torch.optim, "Muon"):
         raise UserError(f"The optimizer 'muon' needs torch 2.9 or newer; this is {torch.__version__}.")
     return torch.optim.Muon(
-        groups(config, matrices),
+        parameter_groups(config, matrices),
         lr=config.lr,
         weight_decay=config.weight_decay,
         momentum=config.momentum,

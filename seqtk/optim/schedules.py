@@ -1,6 +1,6 @@
-"""Learning rates: pure functions of the step, so that a run resumes at the right one by knowing its step alone.
+"""Schedules of the learning rate: pure functions of the step, so a run that resumes needs to know its step only.
 
-`lr(step)` is the rate that the update made after `step` finished updates uses: the first of a run uses `lr(0)`.
+`lr(step)` is the rate of the update that follows `step` finished updates: the first update of a run uses `lr(0)`.
 """
 
 import math
@@ -8,34 +8,40 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+from seqtk.config.fields import setting
 from seqtk.config.registry import Registry
 from seqtk.utils.errors import UserError
+
+WARMUP_HELP = "Updates in which the rate rises linearly to the optimizer's lr."
+PERIOD_HELP = "null: all updates after the warm-up."
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Every schedule starts with a linear rise to the optimizer's `lr`."""
+    """The settings of every schedule, which starts with a linear warm-up to the optimizer's `lr`."""
 
-    warmup_updates: int = 0  # updates in which the rate rises linearly to the optimizer's lr
-    warmup_init_lr: float = 0.0  # where it rises from
+    warmup_updates: int = setting(0, at_least=0, help=WARMUP_HELP)
+    warmup_init_lr: float = setting(0.0, at_least=0, help="The rate at the first update of the warm-up.")
 
 
 schedules: Registry["Schedule"] = Registry("schedule", ScheduleConfig)
 
 
 class Schedule(ABC):
-    """The rate of each update: linear from `warmup_init_lr` to the peak in `warmup_updates`, then `after_warmup`."""
+    """Base class: linear from `warmup_init_lr` to the peak in `warmup_updates`, then `after_warmup`."""
 
     def __init__(self, config: Any, *, lr: float, max_steps: int | None = None) -> None:
-        """`lr` is the peak; `max_steps` how many updates the run makes, None where something else ends it."""
-        if config.warmup_updates < 0:
-            raise UserError(f"schedule.warmup_updates={config.warmup_updates} must not be negative.")
+        """Args:
+        config: The schedule's config.
+        lr: The peak of the rate.
+        max_steps: The number of updates of the run; None if something else ends it.
+        """
         self.config = config
         self.peak = lr
         self.max_steps = max_steps
 
     def lr(self, step: int) -> float:
-        """The rate of the update that follows `step` finished ones."""
+        """Returns the rate of the update that follows `step` finished ones."""
         warmup: int = self.config.warmup_updates
         if step < warmup:
             start: float = self.config.warmup_init_lr
@@ -44,26 +50,24 @@ class Schedule(ABC):
 
     @abstractmethod
     def after_warmup(self, step: int) -> float:
-        """The rate of the update that follows `step` finished ones after the warm-up."""
+        """Returns the rate of the update that follows `step` finished ones after the warm-up."""
 
     def decay_updates(self) -> float:
-        """The configured `period`, or else all that `max_steps` leaves after the warm-up."""
+        """Returns the configured `period`, or else the number of updates after the warm-up."""
         if self.config.period is None:
             if self.max_steps is None:
                 raise UserError(
-                    f"The schedule '{schedules.name_of(type(self.config))}' does not know when the training ends.",
-                    "Set schedule.period, or the number of updates to train for.",
+                    f"schedule={schedules.name_of(type(self.config))} requires the length of the run.",
+                    "Set max_updates, or schedule.period to the number of updates after the warm-up.",
                 )
             warmup: int = self.config.warmup_updates
             return max(1, self.max_steps - warmup)
-        if self.config.period < 1:
-            raise UserError(f"schedule.period={self.config.period} must be at least 1, or null for the whole run.")
         return float(self.config.period)
 
 
 @dataclass(frozen=True)
 class ConstantConfig(ScheduleConfig):
-    """The same rate for ever, once warm."""
+    """A constant rate after the warm-up."""
 
 
 @schedules.register("constant", ConstantConfig)
@@ -78,7 +82,7 @@ class Constant(Schedule):
 class InverseSqrtConfig(ScheduleConfig):
     """The Transformer's schedule, with the usual 4,000 updates of warm-up."""
 
-    warmup_updates: int = 4000  # updates in which the rate rises linearly to the optimizer's lr
+    warmup_updates: int = setting(4000, at_least=0, help=WARMUP_HELP)
 
 
 @schedules.register("inverse_sqrt", InverseSqrtConfig)
@@ -92,12 +96,12 @@ class InverseSqrt(Schedule):
 
 @dataclass(frozen=True)
 class CosineConfig(ScheduleConfig):
-    """Half a cosine down to `min_lr`, again and again where the run is longer than `period`."""
+    """Half a cosine down to `min_lr`, repeated if the run is longer than `period`."""
 
-    min_lr: float = 0.0  # where the first cycle ends
-    period: int | None = None  # updates in the first cycle; null: all that follow the warm-up
-    t_mult: float = 1.0  # each cycle is so many times as long as the one before
-    shrink: float = 0.1  # and its highest and lowest rate so many times as high
+    min_lr: float = setting(0.0, at_least=0, help="The rate at the end of the first cycle.")
+    period: int | None = setting(None, at_least=1, help=f"Updates in the first cycle. {PERIOD_HELP}")
+    t_mult: float = setting(1.0, at_least=1, help="The length of each cycle relative to the one before.")
+    shrink: float = setting(0.1, at_least=0, help="The rates of each cycle relative to the one before.")
 
 
 @schedules.register("cosine", CosineConfig)
@@ -111,8 +115,6 @@ class Cosine(Schedule):
         super().__init__(config, lr=lr, max_steps=max_steps)
         if config.min_lr > lr:
             raise UserError(f"schedule.min_lr={config.min_lr} is higher than the peak, optimizer.lr={lr}.")
-        if config.t_mult < 1:
-            raise UserError(f"schedule.t_mult={config.t_mult} must be at least 1.")
         self.period = self.decay_updates()
 
     def after_warmup(self, step: int) -> float:
@@ -127,11 +129,11 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class PolynomialConfig(ScheduleConfig):
-    """A straight line (or another power) down to `end_lr`, which then stays."""
+    """A straight line (or another power) down to `end_lr`, and constant from there."""
 
-    end_lr: float = 0.0  # the rate after `period`
-    power: float = 1.0  # 1: a straight line
-    period: int | None = None  # updates from the peak to end_lr; null: all that follow the warm-up
+    end_lr: float = setting(0.0, at_least=0, help="The rate after `period`.")
+    power: float = setting(1.0, above=0, help="The shape of the decay. 1: a straight line.")
+    period: int | None = setting(None, at_least=1, help=f"Updates from the peak to end_lr. {PERIOD_HELP}")
 
 
 @schedules.register("polynomial", PolynomialConfig)
@@ -150,38 +152,38 @@ class Polynomial(Schedule):
 
 @dataclass(frozen=True)
 class WSDConfig(ScheduleConfig):
-    """Warm-up, stable, decay: the peak for most of the run, then a fall to `end_lr`, which then stays."""
+    """Warm-up, stable, decay: the peak for most of the run, then a decay to `end_lr`, and constant from there."""
 
-    end_lr: float = 0.0  # the rate after `period`
-    decay_share: float = 0.1  # the last part of `period`, in which the rate falls
-    power: float = 1.0  # 1: a straight line; 0.5: steeper at first, 1 − √t
-    period: int | None = None  # updates from the end of the warm-up to end_lr; null: all that follow the warm-up
+    end_lr: float = setting(0.0, at_least=0, help="The rate after `period`.")
+    decay_share: float = setting(
+        0.1, at_least=0, at_most=1, help="The last fraction of `period`, in which the rate decays."
+    )
+    power: float = setting(
+        1.0, above=0, help="The shape of the decay. 1: a straight line; 0.5: steeper at first, 1 − √t."
+    )
+    period: int | None = setting(None, at_least=1, help=f"Updates from the end of the warm-up to end_lr. {PERIOD_HELP}")
 
 
 @schedules.register("wsd", WSDConfig)
 class WarmupStableDecay(Schedule):
     """lr, then end + (lr − end) · (1 − ((t − S) / (T − S))^power) from update S = (1 − decay_share) T to T.
 
-    Until the fall the rate does not depend on T, so that a run may go on with a larger `max_updates` as if it had been
-    planned (Hu et al. 2024, MiniCPM, section 4). A power of 0.5 is the best fall of Hägele et al. 2024.
+    Before the decay the rate does not depend on T, so a run can resume with a larger `max_updates` as if that had been
+    planned (Hu et al. 2024, MiniCPM, section 4). A power of 0.5 is the best decay of Hägele et al. 2024.
     """
 
     def __init__(self, config: WSDConfig, *, lr: float, max_steps: int | None = None) -> None:
         super().__init__(config, lr=lr, max_steps=max_steps)
         if config.end_lr > lr:
             raise UserError(f"schedule.end_lr={config.end_lr} is higher than the peak, optimizer.lr={lr}.")
-        if not 0 <= config.decay_share <= 1:
-            raise UserError(f"schedule.decay_share={config.decay_share} must be from 0 to 1, a part of the run.")
-        if not config.power > 0:
-            raise UserError(f"schedule.power={config.power} must be above 0.")
         self.period = self.decay_updates()
 
     def after_warmup(self, step: int) -> float:
         end: float = self.config.end_lr
-        falling = self.config.decay_share * self.period
-        fallen = step - (self.period - falling)
+        decay = self.config.decay_share * self.period
+        decayed = step - (self.period - decay)
         if step >= self.period:
             return end
-        if fallen <= 0:
+        if decayed <= 0:
             return self.peak
-        return end + (self.peak - end) * (1 - (fallen / falling) ** self.config.power)  # type: ignore[no-any-return]
+        return end + (self.peak - end) * (1 - (decayed / decay) ** self.config.power)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Gradient descent with momentum, on torch's kernels: torch's own, and fairseq's `nag`."""
+"""Gradient descent with momentum, on torch's kernels: torch's SGD, and fairseq's `nag`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,30 +7,36 @@ from typing import Any
 import torch
 from torch import nn
 
-from seqtk.optim.base import OptimizerConfig, can_fuse, check_momentum, groups, optimizers, refused, trained
+from seqtk.config.fields import probability, setting
+from seqtk.optim.base import (
+    OptimizerConfig,
+    as_user_error,
+    can_fuse,
+    optimizers,
+    parameter_groups,
+    trainable_parameters,
+)
 
 
 class _Descent(torch.optim.SGD):
     """torch's SGD, whose momentum starts from zero at a weight's first gradient.
 
-    torch's fused kernel wants the first gradients of all weights in one update; a weight that the first batch makes no
-    use of has its own later.
+    torch's fused kernel requires the first gradients of all weights in the same update, but a weight that the first
+    batch does not use gets its first gradient later.
     """
 
     def __init__(self, config: "SGDConfig | NAGConfig", model: nn.Module, *, nesterov: bool) -> None:
-        check_momentum(config.momentum)
-        parameters = trained(model)
+        parameters = trainable_parameters(model)
         fused = can_fuse(parameters)
         try:
-            super().__init__(
-                groups(config, parameters), lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=fused
-            )
+            groups = parameter_groups(config, parameters)
+            super().__init__(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=fused)
         except ValueError as refusal:
-            raise refused(refusal) from None
+            raise as_user_error(refusal) from None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update."""
+        """Makes one update."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if group["momentum"] and parameter.grad is not None and not self.state[parameter]:
@@ -42,9 +48,9 @@ class _Descent(torch.optim.SGD):
 class SGDConfig(OptimizerConfig):
     """Gradient descent, with or without momentum."""
 
-    lr: float = 0.1  # the peak of the schedule
-    momentum: float = 0.0  # share of the last step that is made again
-    nesterov: bool = False  # the gradient counts as if taken after that
+    lr: float = setting(0.1, above=0, help="The learning rate at the peak of the schedule.")
+    momentum: float = probability(0.0, help="The fraction of the last step that is added to this one.")
+    nesterov: bool = setting(False, help="Look ahead: use the gradient as if it were taken after the momentum step.")
 
 
 @optimizers.register("sgd", SGDConfig)
@@ -62,8 +68,8 @@ class SGD(_Descent):
 class NAGConfig(OptimizerConfig):
     """Nesterov's accelerated gradient, as fairseq's WikiText-103 models were trained."""
 
-    lr: float = 0.25  # the peak of the schedule
-    momentum: float = 0.99  # share of the last step that is made again
+    lr: float = setting(0.25, above=0, help="The learning rate at the peak of the schedule.")
+    momentum: float = probability(0.99, help="The fraction of the last step that is added to this one.")
 
 
 @optimizers.register("nag", NAGConfig)
@@ -71,21 +77,26 @@ class NAG(_Descent):
     """Nesterov's gradient (Sutskever et al. 2013) with decoupled weight decay: fairseq's `nag`.
 
     w ← (1 − lr · decay) · w;  u ← μ u + g;  w ← w − lr · (g + μ u). fairseq keeps the step v = −lr · u instead of u:
-    v ← μ (lr / lr₋) v − lr · g and w ← w + μ² (lr / lr₋) v₋ − (1 + μ) lr · g, where ₋ marks what the update before had.
-    Put in, that is the same; but u needs no lr₋, which a rate of 0 would make a division by zero and which a
+    v ← μ (lr / lr₋) v − lr · g and w ← w + μ² (lr / lr₋) v₋ − (1 + μ) lr · g, ₋ for the update before.
+    Substituted, that is the same; but u needs no lr₋, which would divide by zero after a rate of 0, and which a
     checkpoint would have to hold. State per weight: `momentum_buffer` u.
     """
 
     def __init__(self, config: NAGConfig, model: nn.Module) -> None:
         super().__init__(config, model, nesterov=True)
-        for group in self.param_groups:  # torch's own weight decay would be added to the gradient
+        for group in self.param_groups:  # torch would add its weight decay to the gradient
             group["decoupled_decay"], group["weight_decay"] = group["weight_decay"], 0.0
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update."""
+        """Makes one update."""
         for group in self.param_groups:
             decayed = [parameter for parameter in group["params"] if parameter.grad is not None]
             if group["decoupled_decay"] and decayed:
-                torch._foreach_mul_(decayed, 1 - group["lr"] * group["decoupled_decay"])
+                torch._foreach_mul_(decayed, self._unless_skipped(1 - group["lr"] * group["decoupled_decay"]))
         return super().step(closure)
+
+    def _unless_skipped(self, factor: float) -> Any:
+        """Returns the factor, or 1 on the device if this update is skipped (see `can_skip`)."""
+        found_inf = getattr(self, "found_inf", None)
+        return factor if found_inf is None else torch.where(found_inf > 0, 1.0, factor)

@@ -1,4 +1,4 @@
-"""What is made sure, and what is said, before the first update."""
+"""Checks before the first update, and the start-up banner."""
 
 from collections.abc import Iterator
 
@@ -11,57 +11,70 @@ from seqtk.models import Model
 from seqtk.tasks import Task
 from seqtk.tasks.base import Dataset
 from seqtk.training.config import TrainConfig
-from seqtk.training.parallel import World
+from seqtk.training.parallel import Engine
 from seqtk.utils.errors import UserError, how_many
 
 
-def check_data(config: TrainConfig, *, task: Task, model: Model, criterion: Criterion, train_set: Dataset) -> None:
-    """Refuse streams that cannot be, examples longer than the model can take, and a measure that nothing gives."""
+def check_run(config: TrainConfig, *, task: Task, model: Model, criterion: Criterion, train_set: Dataset) -> None:
+    """Checks stream settings, the lengths of examples, and that the validation metric is available.
+
+    Raises:
+        UserError: Naming the key to change.
+    """
     if config.batch.streams is not None:
         _check_streams(config.batch.streams, task=task, model=model, samples=len(train_set))
     kept, _ = usable(train_set.sizes_ND, config.batch)
     valid = task.dataset(config.validation.split)
-    limits = {"source": longest_source([model]), "target": longest_target([model])}
     _check_metrics(config, task=task, stats=criterion.stats_of(model), targets=int(valid.sizes_ND[:, -1].sum()))
     if not len(kept):
-        epoch_batches(train_set.sizes_ND, config.batch, seed=config.seed, epoch=1)  # says why
+        epoch_batches(train_set.sizes_ND, config.batch, seed=config.seed, epoch=1)  # raises, with the reason
+    _check_lengths(config, model=model, train_set=train_set, valid=valid)
+
+
+def _check_lengths(config: TrainConfig, *, model: Model, train_set: Dataset, valid: Dataset) -> None:
+    kept, _ = usable(train_set.sizes_ND, config.batch)
+    limits = {"source": longest_source([model]), "target": longest_target([model])}
     for split, sizes_ND in (("training", train_set.sizes_ND[kept]), ("validation", valid.sizes_ND)):
         one_sided = sizes_ND.shape[1] == 1
         sides: tuple[Side, ...] = ("target",) if one_sided else ("source", "target")
-        for sizes_N, name in zip(sizes_ND.T, sides, strict=True):
-            limit = limits[name]
+        for sizes_N, side in zip(sizes_ND.T, sides, strict=True):
+            limit = limits[side]
             too_long = int((sizes_N > limit).sum()) if limit is not None else 0
-            if too_long:
-                own = "max_length" if one_sided else f"max_{name}_length"
-                key, needed = f"model.{own}", int(sizes_N.max())
-                narrowest = most_restrictive_layer(model, name)
-                if narrowest is not None and limit != getattr(config.model, own, None):
-                    needed += (narrowest.max_length or 0) - (limit or 0)  # memory tokens take room in it, too
-                    key = config.length_key(narrowest.slot)
-                other = "leave out long ones: batch.max_length in training, from the text in validation"
-                raise UserError(
-                    f"The model takes {limit} {name} tokens; longer {split} examples: {too_long:,}.",
-                    f"The longest has {sizes_N.max()}: set {key} to {needed},",
-                    f"or {'cut shorter ones: task.tokens_per_sample' if one_sided else other}.",
-                )
+            if not too_long:
+                continue
+            own = "max_length" if one_sided else f"max_{side}_length"
+            key, needed = f"model.{own}", int(sizes_N.max())
+            narrowest = most_restrictive_layer(model, side)
+            if narrowest is not None and limit != getattr(config.model, own, None):
+                needed += (narrowest.max_length or 0) - (limit or 0)  # memory tokens take positions, too
+                key = config.length_key(narrowest.slot)
+            if one_sided:
+                other = "or task.tokens_per_sample to at most the limit."
+            elif split == "training":
+                other = f"or batch.max_length={limit} to skip them."
+            else:
+                other = "or remove them from the validation text."
+            raise UserError(
+                f"{how_many(too_long, f'{split} example')} exceed the model's limit of {limit} {side} tokens.",
+                f"The longest has {sizes_N.max()}: set {key} to {needed},",
+                other,
+            )
 
 
 def _check_streams(streams: int, *, task: Task, model: Model, samples: int) -> None:
     if not task.continuous:
         raise UserError(
-            "batch.streams needs samples of which each goes on where the one before it ends.",
-            "Those are task=language_modeling with task.break_mode=none.",
+            "batch.streams requires contiguous samples.", "Set task=language_modeling and task.break_mode=none."
         )
     if samples <= streams:
         raise UserError(
-            f"batch.streams={streams} runs of {how_many(samples, 'training sample')} have one each, or none.",
-            "So nothing would be handed from sample to sample.",
+            f"batch.streams={streams} is too large for {how_many(samples, 'training sample')}: no stream has two.",
             f"Set batch.streams to {max(samples // 2, 1)} or less, or task.tokens_per_sample lower.",
         )
     model.check_supports_recurrent_state()
 
 
-_HOW_TO_PROVIDE = {
+_REMEDIES = {
     OUTPUTS: "outputs, which this task does not have",
     TEXT_SIZE: "the text size that seqtk-preprocess records in preprocess.json, and a split that is scored whole",
 }
@@ -74,7 +87,7 @@ def _check_metrics(config: TrainConfig, *, task: Task, stats: tuple[str, ...], t
     for key, name in config.validation.named_metrics():
         missing = [need for need in metrics[name].needs if need not in met]
         if missing:
-            needs = ", ".join(_HOW_TO_PROVIDE.get(need, f"a criterion that returns '{need}'") for need in missing)
+            needs = ", ".join(_REMEDIES.get(need, f"a criterion that returns '{need}'") for need in missing)
             raise UserError(
                 f"{key}={name} is not available for split '{split}' of {config.task.data}.",
                 f"It needs {needs}.",
@@ -82,15 +95,15 @@ def _check_metrics(config: TrainConfig, *, task: Task, stats: tuple[str, ...], t
             )
 
 
-def introduction(config: TrainConfig, *, model: Model, train_set: Dataset, world: World) -> Iterator[str]:
-    """What is trained, on what, and what is left out."""
+def banner(config: TrainConfig, *, model: Model, train_set: Dataset, engine: Engine) -> Iterator[str]:
+    """Yields lines about what is trained, on what, and which examples are skipped."""
     kept, too_long = usable(train_set.sizes_ND, config.batch)
     count = sum(parameter.numel() for parameter in model.parameters())
-    processes = f"{world.size} × " if world.size > 1 else ""
-    yield f"{count:,} parameters on {processes}{world.device.type}, {config.precision}."
+    processes = f"{engine.size} × " if engine.size > 1 else ""
+    yield f"{count:,} parameters on {processes}{engine.device.type}, {config.precision}."
     yield f"{how_many(len(kept), 'training example')} in {config.task.data}."
     if len(too_long):
         named = ", ".join(map(str, too_long[:10]))
         more = ", …" if len(too_long) > 10 else ""
         are = "is" if len(too_long) == 1 else "are"
-        yield f"{how_many(len(too_long), 'example')} {are} too long and left out: {named}{more}."
+        yield f"{how_many(len(too_long), 'example')} {are} too long and skipped: {named}{more}."

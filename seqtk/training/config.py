@@ -1,4 +1,4 @@
-"""The root of a run's configuration."""
+"""The configuration of a run."""
 
 from dataclasses import dataclass
 from operator import attrgetter
@@ -19,20 +19,22 @@ from seqtk.optim.adam import AdamConfig
 from seqtk.optim.schedules import InverseSqrtConfig
 from seqtk.tasks import TaskConfig, tasks
 from seqtk.tasks.translation import TranslationConfig
+from seqtk.training.logging import ConsoleConfig, JsonlConfig, SinkConfig, TensorBoardConfig
+from seqtk.training.parallel import EngineConfig
 from seqtk.utils.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """When to validate, and what by."""
+    """When to validate, on what, and by which metric the best model is chosen."""
 
-    every: int = 0  # updates between validations; 0: at the end of each epoch
-    split: str = "valid"  # of the data-bin directory
+    every: int = setting(0, at_least=0, help="Updates between validations. 0: at the end of each epoch.")
+    split: str = setting("valid", help="The split to validate on.")
     metric: str = setting("loss", help="The metric that chooses the best model. Its direction is the metric's own.")
     metrics: tuple[str, ...] | None = setting(None, help="The metrics that are reported. null: those of the task.")
-    decode: bool = False  # translate the split as well, for BLEU and chrF
+    decode: bool = setting(False, help="Also decode the split, for metrics of the output such as BLEU and chrF.")
     search: SearchConfig = SearchConfig()
-    patience: int = 0  # stop after so many validations without a new best; 0: never
+    patience: int = setting(0, at_least=0, help="Stop after this many validations without a new best model. 0: never.")
 
     def named_metrics(self) -> list[tuple[str, str]]:
         """Every metric that the config names, with its key."""
@@ -43,36 +45,53 @@ class ValidationConfig:
 class CheckpointConfig:
     """What is kept in save_dir."""
 
-    every: int = 1000  # updates between checkpoints; one is also saved at each validation and at the end
-    keep_last: int = 5  # older checkpoints are removed
-    keep_best: int = 1  # models kept by validation.metric, each one file
+    every: int = setting(
+        1000, at_least=1, help="Updates between checkpoints. One is also saved at each validation and at the end."
+    )
+    keep_last: int = setting(5, at_least=1, help="Number of recent checkpoints to keep; older ones are removed.")
+    keep_best: int = setting(1, at_least=0, help="Number of best models to keep, by validation.metric.")
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What is written down while training."""
+    """What is logged during training, and where."""
 
-    every: int = 100  # updates between lines
-    tensorboard: bool = True  # curves in save_dir/tensorboard
-    samples: int = 3  # translations of each decoded validation that go to TensorBoard, and nowhere else
+    every: int = setting(100, at_least=1, help="Updates between log lines.")
+    sinks: tuple[SinkConfig, ...] = setting(
+        (ConsoleConfig(), JsonlConfig()), help="Where metrics are written: console, jsonl, tensorboard, or a plug-in's."
+    )
+    tensorboard: bool = setting(True, help="Also write curves to save_dir/tensorboard, whatever log.sinks is.")
+    samples: int = setting(3, at_least=0, help="Number of outputs of each decoded validation to log to TensorBoard.")
+
+    def all_sinks(self) -> tuple[SinkConfig, ...]:
+        """Returns the sinks, with TensorBoard if it is wanted and not listed."""
+        listed = any(isinstance(sink, TensorBoardConfig) for sink in self.sinks)
+        return self.sinks if listed or not self.tensorboard else (*self.sinks, TensorBoardConfig())
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run: what is learnt from what, how, and what is kept."""
+    """A training run."""
 
     aliases: ClassVar[dict[str, tuple[str, ...]]] = {"attention": ("model.attention",)}
 
-    save_dir: str = "checkpoints"  # all that the run writes, and goes on from; of a recipe: checkpoints/<its name>
-    user_dir: str | None = None  # a package or module of your own layers and tasks, imported first
-    seed: int = 1  # of weights, batch order and dropout
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
-    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; weights stay in float32
-    threads: int = 0  # CPU threads; 0: torch's choice
-    max_updates: int = 0  # stop after so many updates; 0: no limit
-    max_epochs: int = 0  # stop after so many epochs; 0: no limit
-    update_freq: int = 1  # micro-batches an update, on each device
-    clip_norm: float = 0.0  # largest norm of the gradient; 0: not clipped
+    save_dir: str = setting(
+        "checkpoints", help="The folder of the run: results, and where it resumes. Default: checkpoints/RECIPE."
+    )
+    user_dir: str | None = setting(None, help="A package or module with plug-ins, imported first.")
+    seed: int = setting(1, at_least=0, at_most=2**63 - 1, help="Seed of weights, batch order and dropout.")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", help="Where to compute. auto: a GPU if there is one.")
+    parallel: EngineConfig | None = setting(
+        None, help="How processes share the work: none, ddp, or a plug-in's. null: ddp under torchrun, else none."
+    )
+    precision: Literal["fp32", "bf16"] = setting(
+        "fp32", help="Precision of the computation. bf16: autocast to bfloat16; the weights stay in float32."
+    )
+    threads: int = setting(0, at_least=0, at_most=1024, help="CPU threads. 0: torch's default.")
+    max_updates: int = setting(0, at_least=0, help="Stop after this many updates. 0: no limit.")
+    max_epochs: int = setting(0, at_least=0, help="Stop after this many epochs. 0: no limit.")
+    update_freq: int = setting(1, at_least=1, help="Micro-batches per update on each device.")
+    clip_norm: float = setting(0.0, at_least=0, help="Maximum norm of the gradient. 0: no clipping.")
     batch: BatchingConfig = BatchingConfig()
     task: TaskConfig = TranslationConfig()
     model: ModelConfig = TransformerConfig()
@@ -84,15 +103,15 @@ class TrainConfig:
     log: LogConfig = LogConfig()
 
     def check(self) -> None:
-        """Raises UserError for what makes no run; what belongs to a task, a model and so on is checked there."""
+        """Checks settings against each other, before anything is built.
+
+        Raises:
+            UserError: If the run has no end, no folder, or a metric that its task does not have.
+        """
         if not (self.max_updates or self.max_epochs):
-            raise UserError("Nothing says when to stop.", "Set max_updates or max_epochs.")
+            raise UserError("Set max_updates or max_epochs: the run has no end.")
         if not self.save_dir.strip():
-            raise UserError("save_dir= is empty.", "It names the folder for everything that the run writes.")
-        for key, least in _LEAST.items():
-            value = attrgetter(key)(self)
-            if value is not None and not value >= least:
-                raise UserError(f"{key}={value} must be at least {least}.")
+            raise UserError("save_dir= is empty.", "Set it to the folder for everything that the run writes.")
         self._check_metrics()
         self.validation.search.check()
 
@@ -105,18 +124,10 @@ class TrainConfig:
                 raise UserError(f"{key}={name}: this metric needs the model's outputs.", "Set validation.decode=true.")
 
     def length_key(self, slot: str) -> str:
-        """The key that sets `max_length` at a slot: the one for all layers where it reaches this one, or its own."""
+        """Returns the key that sets `max_length` of the layers at `slot`: the shared one where it reaches them."""
         try:
             changed = schema.update(self, "attention.max_length", 2**31)
-        except UserError:  # another layer that it stands for has no such key
+        except UserError:  # another layer that the alias reaches has no such key
             return f"{slot}.max_length"
         reaches = attrgetter(slot)(changed) != attrgetter(slot)(self)
         return "attention.max_length" if reaches else f"{slot}.max_length"
-
-
-_LEAST = {
-    **dict.fromkeys(("seed", "threads", "max_updates", "max_epochs", "clip_norm"), 0),
-    **dict.fromkeys(("validation.every", "validation.patience", "checkpoint.keep_best", "log.samples"), 0),
-    **dict.fromkeys(("update_freq", "checkpoint.every", "checkpoint.keep_last", "log.every"), 1),
-    **dict.fromkeys(("batch.max_tokens", "batch.max_sentences", "batch.max_length", "batch.streams"), 1),
-}

@@ -1,93 +1,208 @@
-"""What a run says of itself: JSON lines, TensorBoard, and a bar on a terminal or plain lines elsewhere."""
+"""Training logs: the sinks that a run writes its metrics to, and the console, JSON lines and TensorBoard among them.
+
+A sink of a plug-in is one file: a subclass of `Sink`, registered under the name that `log.sinks` lists.
+"""
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tqdm import tqdm
 
-from seqtk.training.parallel import World
+from seqtk.config.registry import Registry
+from seqtk.utils.files import write_text
 
-Figures = Mapping[str, float | int | str]
+Metrics = Mapping[str, float | int | str]
+"""By name; text is a signature that says how the metric before it was computed."""
+
+
+@dataclass(frozen=True)
+class SinkConfig:
+    """The base of every sink's config."""
+
+
+sinks: Registry["Sink"] = Registry("sink", SinkConfig)
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Where a run starts, as its sinks need to know it."""
+
+    save_dir: Path
+    resumed_at: int = 0
+    """The update of the checkpoint that the run resumes from; 0 for a new run."""
+    pending_validation: bool = False
+    """Whether the validation of that update will be repeated."""
+    max_updates: int = 0
+    """0 if something else ends the run."""
+
+    def keeps(self, kind: str, update: int) -> bool:
+        """Whether an entry of an earlier session stands: it is not of an update or validation that will be repeated."""
+        repeated = self.pending_validation and (kind, update) == ("valid", self.resumed_at)
+        return 0 < update <= self.resumed_at and not repeated
+
+
+class Sink:
+    """Base class of what metrics are written to. Only the first process has sinks.
+
+    Every method does nothing unless a subclass overrides it. `kind` is `train`, `valid` or `attention`.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def start(self, run: RunInfo) -> None:
+        """Opens the sink, and removes what an earlier session wrote and `run.keeps` does not keep."""
+
+    def info(self, message: str) -> None:
+        """Shows a line for the user."""
+
+    def progress(self, update: int) -> None:
+        """Notes that `update` updates are done."""
+
+    def metrics(self, kind: str, update: int, values: Metrics) -> None:
+        """Writes one log line of training or validation."""
+
+    def scalars(self, kind: str, update: int, values: Mapping[str, float]) -> None:
+        """Writes values for curves that would crowd a log line."""
+
+    def text(self, name: str, update: int, markdown: str) -> None:
+        """Writes a sample output."""
+
+    def close(self) -> None:
+        """Closes the sink."""
+
+
+@dataclass(frozen=True)
+class ConsoleConfig(SinkConfig):
+    """Lines on the standard error stream, with a progress bar on a terminal."""
+
+
+@sinks.register("console", ConsoleConfig)
+class Console(Sink):
+    """Prints one line per log interval and validation."""
+
+    def start(self, run: RunInfo) -> None:
+        self.shown: set[str] = set()
+        self.bar: tqdm[Any] | None = None
+        if sys.stderr.isatty():
+            options: dict[str, Any] = {"unit": "update", "dynamic_ncols": True, "leave": True}
+            self.bar = tqdm(total=run.max_updates or None, initial=run.resumed_at, **options)
+
+    def info(self, message: str) -> None:
+        tqdm.write(message, file=sys.stderr)
+
+    def progress(self, update: int) -> None:
+        if self.bar is not None:
+            self.bar.update(update - self.bar.n)
+
+    def metrics(self, kind: str, update: int, values: Metrics) -> None:
+        numbers = {name: value for name, value in values.items() if not isinstance(value, str)}
+        shown = " | ".join(f"{name} {format_number(value)}" for name, value in numbers.items())
+        self.info(f"{kind:5} | update {update:>7,} | {shown}")
+        for name, value in values.items():
+            if isinstance(value, str) and name not in self.shown:  # a signature is printed once
+                self.shown.add(name)
+                self.info(f"{name} {value}")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+@dataclass(frozen=True)
+class JsonlConfig(SinkConfig):
+    """One JSON object per line in save_dir/log.jsonl."""
+
+
+@sinks.register("jsonl", JsonlConfig)
+class Jsonl(Sink):
+    """Writes `{"kind": …, "update": …, metric: value, …}` per log interval and validation."""
+
+    def start(self, run: RunInfo) -> None:
+        path = run.save_dir / "log.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            write_text(path, "".join(f"{line}\n" for line in path.read_text("utf-8").splitlines() if _kept(line, run)))
+        self.file = path.open("a", encoding="utf-8", buffering=1)
+
+    def metrics(self, kind: str, update: int, values: Metrics) -> None:
+        self.file.write(json.dumps({"kind": kind, "update": update, **values}) + "\n")
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _kept(line: str, run: RunInfo) -> bool:
+    try:
+        entry = json.loads(line)
+        return run.keeps(entry["kind"], entry["update"])
+    except (ValueError, KeyError, TypeError):  # cut off when a run was killed
+        return False
+
+
+@dataclass(frozen=True)
+class TensorBoardConfig(SinkConfig):
+    """Curves, attention statistics and sample outputs in save_dir/tensorboard."""
+
+
+@sinks.register("tensorboard", TensorBoardConfig)
+class TensorBoard(Sink):
+    """Writes TensorBoard event files."""
+
+    def start(self, run: RunInfo) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        purge = run.resumed_at + 1 if run.resumed_at else None
+        self.writer: Any = SummaryWriter(str(run.save_dir / "tensorboard"), purge_step=purge, flush_secs=30)
+
+    def metrics(self, kind: str, update: int, values: Metrics) -> None:
+        self.scalars(kind, update, {name: value for name, value in values.items() if not isinstance(value, str)})
+
+    def scalars(self, kind: str, update: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(f"{kind}/{name}", value, update)
+
+    def text(self, name: str, update: int, markdown: str) -> None:
+        self.writer.add_text(name, markdown, update)
+
+    def close(self) -> None:
+        self.writer.close()
 
 
 class Logger:
-    """Writes the figures of the first process; those of the others are silent.
+    """Passes everything on to the sinks of the run; without sinks it does nothing."""
 
-    A resumed run takes back what was logged after the update that it goes on from, and that update's validation if it
-    is still owed, so that nothing is there twice.
-    """
+    def __init__(self, configs: Sequence[SinkConfig], run: RunInfo) -> None:
+        self.sinks: list[Sink] = []
+        for config in configs:
+            sink = sinks.build(config)
+            sink.start(run)
+            self.sinks.append(sink)
 
-    def __init__(
-        self,
-        save_dir: str,
-        *,
-        world: World,
-        tensorboard: bool,
-        resumed_at: int,
-        total: int,
-        validation_owed: bool = False,
-    ) -> None:
-        self._bar: tqdm[Any] | None = None
-        self._lines: Any = None
-        self._writer: Any = None
-        self._said: set[str] = set()
-        self._silent = not world.is_first
-        if self._silent:
-            return
-        path = Path(save_dir) / "log.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _take_back(path, resumed_at, validation_owed=validation_owed)
-        self._lines = path.open("a", encoding="utf-8", buffering=1)
-        if tensorboard:
-            # Takes a second to import, so only where it is used.
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(
-                str(Path(save_dir) / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None, flush_secs=30
-            )
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=total or None, initial=resumed_at, unit="update", dynamic_ncols=True, leave=True)
-
-    def say(self, message: str) -> None:
-        """Print one line, above the bar if there is one."""
-        if not self._silent:
-            tqdm.write(message, file=sys.stderr)
+    def info(self, message: str) -> None:
+        for sink in self.sinks:
+            sink.info(message)
 
     def progress(self, update: int) -> None:
-        """Move the bar."""
-        if self._bar is not None:
-            self._bar.update(update - self._bar.n)
+        for sink in self.sinks:
+            sink.progress(update)
 
-    def figures(self, kind: str, update: int, figures: Figures) -> None:
-        """Log the figures of `kind` (train, valid) at this update, everywhere."""
-        if self._silent:
-            return
-        self._lines.write(json.dumps({"kind": kind, "update": update, **figures}) + "\n")
-        shown = {name: value for name, value in figures.items() if not isinstance(value, str)}
-        self.say(f"{kind:5} | update {update:>7,} | " + " | ".join(f"{k} {short(v)}" for k, v in shown.items()))
-        for name, value in figures.items():
-            if isinstance(value, str) and name not in self._said:  # a signature: once is enough for the eye
-                self._said.add(name)
-                self.say(f"{name} {value}")
-        if self._writer is not None:
-            for name, value in figures.items():
-                if isinstance(value, int | float):
-                    self._writer.add_scalar(f"{kind}/{name}", value, update)
+    def metrics(self, kind: str, update: int, values: Metrics) -> None:
+        for sink in self.sinks:
+            sink.metrics(kind, update, values)
 
     def scalars(self, kind: str, update: int, values: Mapping[str, float]) -> None:
-        """Plot values that would crowd the lines."""
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(f"{kind}/{name}", value, update)
+        for sink in self.sinks:
+            sink.scalars(kind, update, values)
 
     def text(self, name: str, update: int, markdown: str) -> None:
-        """Keep a text in TensorBoard."""
-        if self._writer is not None:
-            self._writer.add_text(name, markdown, update)
+        for sink in self.sinks:
+            sink.text(name, update, markdown)
 
     def __enter__(self) -> Self:
         return self
@@ -95,31 +210,12 @@ class Logger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for sink in (self._bar, self._lines, self._writer):
-            if sink is not None:
-                sink.close()
+        for sink in self.sinks:
+            sink.close()
 
 
-def short(value: float) -> str:
-    """A figure as the eye wants it: four digits that count, or all of a whole number."""
+def format_number(value: float) -> str:
+    """Formats a metric with four significant digits, and a whole number with all of its digits."""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 or abs(value) >= 1e9 else f"{value:,.0f}"
     return f"{value:,}"
-
-
-def _take_back(path: Path, update: int, *, validation_owed: bool) -> None:
-    """Leave the whole lines up to `update`, without its validation if that is owed; of a new run, none."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            read = json.loads(line)
-            comes_again = validation_owed and (read["kind"], read["update"]) == ("valid", update)
-            if read["update"] <= update and update > 0 and not comes_again:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)

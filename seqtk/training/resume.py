@@ -1,76 +1,145 @@
-"""Whether a run's settings are those of the checkpoint that it goes on from, and which may be others."""
+"""Whether a run may resume from a checkpoint: its settings and its corpus compared with the current ones."""
 
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from seqtk.config import schema
+from seqtk.optim import schedules
+from seqtk.tasks.base import Dataset
 from seqtk.training.config import TrainConfig
 from seqtk.utils.errors import UserError
 
-SAME = ("seed", "task", "model", "batch")
-"""What makes a run this one; and the kind of its optimizer, whose tensors a checkpoint holds."""
-MOST_TOLD = 5
+RESUME_INVARIANT = ("seed", "task", "model", "batch")
+"""Settings that resuming may not change; nor may the kind of the optimizer, or of anything inside it."""
+FREE = ("save_dir", "user_dir", "task.made_by", "batch.workers")
+"""Settings that have no influence on the result."""
+MOVABLE = ("task.data",)
+"""Settings that may change, although they are part of an invariant section: the corpus itself is compared."""
+MAX_LISTED = 5
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A key with another value than it had."""
+    """A key whose value changed."""
 
     key: str
-    then: Any
-    now: Any
+    saved: Any
+    current: Any
+    is_kind: bool = False
+    """Whether a slot holds another kind of thing now; the values are the kinds."""
 
     def __str__(self) -> str:
-        return f"{self.key}={_written(self.now)} (was {_written(self.then)})"
+        return f"{self.key}={_as_text(self.current)} (was {_as_text(self.saved)})"
+
+    @property
+    def is_refused(self) -> bool:
+        section = self.key.split(".")[0].split("[")[0]
+        if self.key in MOVABLE:
+            return False
+        return section in RESUME_INVARIANT or (section == "optimizer" and self.is_kind)
 
 
-def compare(then: TrainConfig, now: TrainConfig, *, source: str) -> list[Difference]:
-    """What is set otherwise now than in the checkpoint `source`, and may be. Raises UserError for what may not."""
-    trees = schema.to_dict(then), schema.to_dict(now)
-    for tree in trees:  # where a run and its corpus lie, and who made that, is not what they are
-        del tree["save_dir"], tree["user_dir"], tree["task"]["data"], tree["task"]["made_by"]
-    found = list(_differences(*trees, ""))
-    refused = [each for each in found if each.key.split(".")[0].split("[")[0] in SAME or each.key == "optimizer"]
+def saved_config(tree: Mapping[str, Any], *, source: str, version: str) -> TrainConfig:
+    """Reads the config in a checkpoint.
+
+    Raises:
+        UserError: If this version does not know one of its keys; it says how to keep the model.
+    """
+    try:
+        return schema.from_dict(TrainConfig, tree)
+    except UserError as error:
+        raise UserError(
+            f"{source} was written by seqtk {version}, and cannot be resumed: {str(error).splitlines()[0]}",
+            f"To keep its model: seqtk-average checkpoint={source} last=1.",
+        ) from error
+
+
+def config_diff(saved: TrainConfig, current: TrainConfig, *, source: str) -> list[Difference]:
+    """Returns the settings that differ from those of the checkpoint `source`, and are allowed to.
+
+    Raises:
+        UserError: If others differ.
+    """
+    found = [each for each in _differences(schema.to_dict(saved), schema.to_dict(current), "") if each.key not in FREE]
+    refused = [each for each in found if each.is_refused]
     if refused:
         first, others = refused[0], [each.key for each in refused[1:]]
         raise UserError(
-            f"{source} is of a run with another {first.key}: {first.then!r} then, {first.now!r} now.",
-            *([f"Also other: {listed(others)}."] if others else []),
-            f"Give the same {'settings' if others else first.key} to go on, or another save_dir to start anew.",
+            f"{source} was trained with {first.key}={_as_text(first.saved)}, but now it is {_as_text(first.current)}.",
+            *([f"Also different: {format_list(others)}."] if others else []),
+            f"Set the same {'values' if others else 'value'} to resume, or another save_dir to start a new run.",
         )
     return found
 
 
-def listed(names: Sequence[object]) -> str:
-    """Names in a row; of many, the first and how many more."""
-    few = names if len(names) <= MOST_TOLD else [*names[: MOST_TOLD - 1], f"{len(names) - MOST_TOLD + 1} more"]
+def fingerprint(train_set: Dataset) -> str:
+    """Returns a short text that differs for other training data: the number of examples and a CRC of their lengths."""
+    lengths = np.ascontiguousarray(train_set.sizes_ND, dtype=np.int32)
+    return f"{len(train_set)} examples, {zlib.crc32(lengths.tobytes()):08x}"
+
+
+def check_corpus(saved: str, current: str, *, source: str, data: str) -> None:
+    """Refuses to resume on other training data; a checkpoint of an older version has no fingerprint to compare.
+
+    Raises:
+        UserError: If the data differ.
+    """
+    if saved and saved != current:
+        counts = [text.partition(",")[0] for text in (saved, current)]
+        raise UserError(
+            f"{source} was trained on data other than {data}: {counts[0]} there, {counts[1]} here.",
+            "Set task.data to the same corpus to resume, or another save_dir to start a new run.",
+        )
+
+
+def rate_change(saved: TrainConfig, current: TrainConfig, *, update: int) -> str | None:
+    """Returns a line about the learning rate of the next update, if it is not what the saved config would give."""
+
+    def rate(config: TrainConfig) -> float:
+        limit = config.max_updates or None
+        return schedules.build(config.schedule, lr=config.optimizer.lr, max_steps=limit).lr(update)
+
+    before, now = rate(saved), rate(current)
+    if before == now:
+        return None
+    stretched = ""
+    if saved.schedule == current.schedule and saved.optimizer.lr == current.optimizer.lr:
+        stretched = f", because the schedule now spans max_updates={current.max_updates}"
+    return f"The learning rate of update {update + 1:,} is {now:.3g} (was {before:.3g}){stretched}."
+
+
+def format_list(names: Sequence[object]) -> str:
+    """Joins names with commas; of many, the first few and how many more there are."""
+    few = names if len(names) <= MAX_LISTED else [*names[: MAX_LISTED - 1], f"{len(names) - MAX_LISTED + 1} more"]
     return ", ".join(map(str, few))
 
 
-def _differences(then: Any, now: Any, key: str) -> Iterator[Difference]:
-    """Each key that has another value, with both; of a slot that is filled otherwise, the names of both kinds."""
-    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        for place, pair in enumerate(zip(then, now, strict=True)):
-            yield from _differences(*pair, key if len(now) == 1 else f"{key}[{place}]")
-    elif isinstance(then, dict) and isinstance(now, dict) and then.get("kind") == now.get("kind"):
-        for name in {**then, **now}:
-            yield from _differences(then.get(name), now.get(name), f"{key}.{name}" if key else name)
-    elif then != now:
-        yield Difference(key, _short(then), _short(now))
+def _differences(saved: Any, current: Any, key: str) -> Iterator[Difference]:
+    """Yields each key whose value differs; of a slot that holds another kind, the two kinds."""
+    if isinstance(saved, list) and isinstance(current, list) and len(saved) == len(current):
+        for index, pair in enumerate(zip(saved, current, strict=True)):
+            yield from _differences(*pair, key if len(current) == 1 else f"{key}[{index}]")
+    elif isinstance(saved, dict) and isinstance(current, dict) and saved.get("kind") == current.get("kind"):
+        for name in {**saved, **current}:
+            yield from _differences(saved.get(name), current.get(name), f"{key}.{name}" if key else name)
+    elif saved != current:
+        yield Difference(
+            key, _kind(saved), _kind(current), is_kind=isinstance(saved, dict) or isinstance(current, dict)
+        )
 
 
-def _short(value: Any) -> Any:
-    """A value in few words: of what fills a slot, its kind."""
+def _kind(value: Any) -> Any:
+    """Returns the kind of what fills a slot, and any other value as it is."""
     if isinstance(value, list):
-        return [_short(item) for item in value]
+        return [_kind(item) for item in value]
     return value["kind"] if isinstance(value, dict) and "kind" in value else value
 
 
-def _written(value: Any) -> str:
-    """A value as the command line has it."""
-    return (
-        {None: "null", True: "true", False: "false"}[value]
-        if value is None or value is True or value is False
-        else str(value)
-    )
+def _as_text(value: Any) -> str:
+    """Writes a value as the command line takes it."""
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from seqtk.attention import State
 from seqtk.data.plan import stream_slices
 from seqtk.generation.decoder_state import rows_of
-from seqtk.training.parallel import World
+from seqtk.training.parallel import Engine
 from seqtk.utils.errors import UserError
 
 
@@ -24,7 +24,7 @@ class StreamState:
         UserError: There are more micro-batches than streams.
     """
 
-    def __init__(self, streams: int | None, *, world: World, update_freq: int = 1) -> None:
+    def __init__(self, streams: int | None, *, world: Engine, update_freq: int = 1) -> None:
         if streams is not None and streams < world.size * update_freq:
             raise UserError(
                 f"batch.streams={streams} cannot be split into {world.size * update_freq} micro-batches.",

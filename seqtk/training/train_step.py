@@ -1,4 +1,4 @@
-"""The one module that data parallelism wraps: a batch and what its rows carry in, loss, sums and the like out."""
+"""The module that engines wrap: a batch goes in, and its loss, its statistics and its recurrent state come out."""
 
 from typing import Any
 
@@ -12,24 +12,30 @@ from seqtk.criterions.base import Stats
 from seqtk.models import Model
 
 
-class Objective(nn.Module):
-    """Criterion and model together, under the precision of the run.
+class TrainStep(nn.Module):
+    """Criterion and model together, in the precision of the run.
 
-    Attention layers' penalties join the total multiplied by the batch's weight: since the total of an update is divided
-    by its whole weight, each penalty counts exactly once however the update is cut.
+    Penalties of attention layers join the total multiplied by the batch's weight: since the total of an update is
+    divided by its whole weight, each penalty counts exactly once however the update is split into micro-batches.
     """
 
     def __init__(self, model: Model, criterion: Criterion, *, bf16: bool) -> None:
         super().__init__()
         self.model, self.criterion, self.bf16 = model, criterion, bf16
 
-    def forward(self, batch: Any, carried: State = None) -> tuple[Tensor, Stats, State]:
-        """The total that is minimised, a sum over the batch's targets, and the sums that metrics are computed from.
+    def forward(self, batch: Any, state: State = None) -> tuple[Tensor, Stats, State]:
+        """Computes the loss of a micro-batch.
 
-        `carried` is what the model's rows were handed by those before them; last, without gradient, what they hand on.
+        Args:
+            batch: The micro-batch.
+            state: The recurrent state in which its rows start; None for the beginning of a text.
+
+        Returns:
+            The total to minimise, a sum over the targets; the statistics for metrics; and the recurrent state in
+            which the rows end, without gradient.
         """
         with torch.autocast(batch.ids_B.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            loss = self.criterion(self.model, batch, carried)
+            loss = self.criterion(self.model, batch, state)
         total = loss.total
         for _, layer in self.model.attention_layers():
             penalty = layer.aux_loss()

@@ -1,95 +1,106 @@
-"""Validation: the loss of a split, and, if asked, what the model makes of it."""
+"""Validation: the metrics of a split, from its loss and, if configured, from the decoded outputs."""
 
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from seqtk.data.loader import load_batches
 from seqtk.data.plan import ordered_batches, stream_rows
 from seqtk.metrics import Evaluation, Output, metrics
 from seqtk.tasks import Task
 from seqtk.training.config import TrainConfig
-from seqtk.training.parallel import World
+from seqtk.training.parallel import Engine
 from seqtk.training.stream_state import StreamState
-from seqtk.training.train_step import Objective
+from seqtk.training.train_step import TrainStep
 
-NOTHING = np.empty(0, dtype=np.int64)
+EMPTY = np.empty(0, dtype=np.int64)
 
 
 def reported_metrics(config: TrainConfig, task: Task) -> list[str]:
-    """The names of the metrics that a validation reports: those of the config or of the task, and the one compared."""
+    """Returns the metrics to report: those of the config or else of the task, and the one that chooses the best."""
     names = task.metrics if config.validation.metrics is None else config.validation.metrics
     return list(dict.fromkeys([*names, config.validation.metric]))
 
 
-class GivenUpError(Exception):
-    """A validation was asked to stop; it has no figures."""
+class ValidationInterrupted(Exception):  # noqa: N818 (not an error)
+    """A validation was stopped; it has no result."""
 
 
 @torch.no_grad()
 def validate(
-    objective: Objective,
+    step: TrainStep,
     task: Task,
     config: TrainConfig,
     *,
-    world: World,
+    engine: Engine,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, float | str], list[Output]]:
-    """The figures of the validation split (losses in nats per target), each with its signature, and the outputs.
+    """Evaluates the validation split; every example counts exactly once, however many processes share the work.
 
-    Every example counts exactly once, however many processes share the work. Every process has the outputs of all.
-    With `batch.streams` the split is read in as many, each from an empty memory. Before each batch `stop` is asked, by
-    all processes as often, so that they may agree on it; if it says so, this raises GivenUpError.
+    With `batch.streams` the split is read as that many streams, each from an empty state.
+
+    Args:
+        step: The model and its criterion.
+        task: Reads, decodes and scores the split.
+        config: The run's config.
+        engine: The processes that share the work.
+        stop: Called before each batch by all processes, so that they can agree; True stops the validation.
+
+    Returns:
+        Each metric with its signature, losses in nats per target; and the outputs of all processes.
+
+    Raises:
+        ValidationInterrupted: If `stop` returned True.
     """
-    objective.eval()
+    step.eval()
     dataset = task.dataset(config.validation.split)
-    streams = StreamState(config.batch.streams, world=world)
+    streams = StreamState(config.batch.streams, world=engine)
     if config.batch.streams is None:
         every = ordered_batches(dataset.sizes_ND, config.batch)
-        turns = [every[first : first + world.size][world.rank :] for first in range(0, len(every), world.size)]
-        batches = [turn[0] if turn else NOTHING for turn in turns]
+        turns = [every[first : first + engine.size][engine.rank :] for first in range(0, len(every), engine.size)]
+        batches = [turn[0] if turn else EMPTY for turn in turns]
     else:
         (own,) = streams.parts
         batches = [rows[own] for rows in stream_rows(len(dataset), config.batch.streams)]
-    sums: dict[str, tuple[float, float]] = {}
+    sums: dict[str, tuple[Tensor, Tensor]] = {}
     targets = 0
     outputs: list[Output] = []
     loaded = load_batches(
         [indices for indices in batches if len(indices)],
         dataset,
         task.collate,
-        device=world.device,
+        device=engine.device,
         workers=config.batch.workers,
     )
     for indices in batches:
         if stop():
-            raise GivenUpError
-        if not len(indices):  # the others' turn
+            raise ValidationInterrupted
+        if not len(indices):  # only other processes have a batch
             continue
         batch = next(loaded)
-        _, reported, after = objective(batch, streams.load(0, rows=len(batch.ids_B)))
-        streams.store(0, after)
+        _, stats, state = step(batch, streams.load(0, rows=len(batch.ids_B)))
+        streams.store(0, state)
         targets += batch.weight
-        for name, (value, weight) in reported.items():
+        for name, (value, weight) in stats.items():
             before = sums.get(name, (0.0, 0.0))
-            sums[name] = before[0] + float(value), before[1] + float(weight)
+            sums[name] = before[0] + value.double(), before[1] + weight.double()
         if config.validation.decode and task.has_outputs():
-            outputs += task.outputs(objective.model, batch, dataset, config.validation.search)
-    gathered = [output for part in world.gather(outputs) for output in part]
+            outputs += task.outputs(step.model, batch, dataset, config.validation.search)
+    gathered = [output for part in engine.gather(outputs) for output in part]
     gathered.sort(key=lambda output: output.index)
-    (all_targets,) = world.sums([float(targets)])
+    (all_targets,) = engine.sums([float(targets)])
     text = task.text_size(config.validation.split, all_targets)
-    scores = metrics.compute(reported_metrics(config, task), Evaluation(_totals(world, sums), gathered, text))
-    figures: dict[str, float | str] = {name: score.value for name, score in scores.items()}
-    figures |= {f"{name}_signature": score.signature for name, score in scores.items() if score.signature}
-    return figures, gathered
+    scores = metrics.compute(reported_metrics(config, task), Evaluation(_totals(engine, sums), gathered, text))
+    values: dict[str, float | str] = {name: score.value for name, score in scores.items()}
+    values |= {f"{name}_signature": score.signature for name, score in scores.items() if score.signature}
+    return values, gathered
 
 
-def _totals(world: World, sums: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    """The sums over all processes."""
-    # A process without a batch has no names: take them from all.
-    names = sorted({name for part in world.gather(list(sums)) for name in part})
-    own = [sums.get(name, (0.0, 0.0)) for name in names]
-    totals, weights = world.sums([total for total, _ in own]), world.sums([weight for _, weight in own])
+def _totals(engine: Engine, sums: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[float, float]]:
+    """Returns the sums over all processes; one without a batch has no names, so they are taken from all."""
+    names = sorted({name for part in engine.gather(list(sums)) for name in part})
+    own = [(float(sums[name][0]), float(sums[name][1])) if name in sums else (0.0, 0.0) for name in names]
+    totals, weights = engine.sums([total for total, _ in own]), engine.sums([weight for _, weight in own])
     return dict(zip(names, zip(totals, weights, strict=True), strict=True))

@@ -1,19 +1,24 @@
-"""What the machine is told before training, and what it says of its memory."""
+"""Allocator tuning, peak memory, and what to do when memory runs out."""
 
 import ctypes
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
+from seqtk.utils.errors import UserError
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "cannot allocate memory")
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed buffers for the next update.
+    """Makes glibc keep freed buffers for the next update.
 
-    By default it hands large ones back to the system, and every update pays to have them zeroed again: a tenth to a
-    third of a CPU run's time. Other C libraries have no such setting and are left as they are.
+    By default it returns large ones to the system, and every update pays to have them zeroed again: a tenth to a third
+    of a CPU run's time. Other C libraries have no such setting and are left as they are.
     """
     if sys.platform != "linux":
         return
@@ -26,7 +31,19 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most memory this process has held: on the GPU if it computes there, else resident."""
+    """Returns the most memory that this process has held, in GiB: on the GPU if it computes there, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+@contextmanager
+def out_of_memory_errors(device: torch.device, *advice: str) -> Iterator[None]:
+    """Turns running out of memory, on a GPU or a CPU, into a UserError that ends with `advice`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error).lower()
+        if not isinstance(error, MemoryError) and not any(words in text for words in _OUT_OF_MEMORY):
+            raise
+        raise UserError(f"Out of memory on {device.type}.", *advice) from error

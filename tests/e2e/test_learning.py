@@ -17,7 +17,7 @@ from seqtk.attention import Role, attentions
 from seqtk.config import schema
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.training.config import TrainConfig
-from seqtk.training.parallel import start_world
+from seqtk.training.parallel import start_engine
 from seqtk.training.trainer import Trainer
 from seqtk.training.validation import validate
 
@@ -95,9 +95,9 @@ def learn(folder: Path, *, seed: int, attention: dict[str, Any]) -> tuple[float,
             },
         },
     )
-    trainer = Trainer(config, world=start_world("cpu"))
+    trainer = Trainer(config, engine=start_engine(device="cpu"))
     assert trainer.fit() == 0
-    figures, outputs = validate(trainer.objective, trainer.task, config, world=trainer.world)
+    figures, outputs = validate(trainer.step, trainer.task, config, engine=trainer.engine)
     right = sum(output.output == output.reference for output in outputs) / len(outputs)
     print(f"nll {figures['nll']:.3f}, right {right:.3f}")
     return float(figures["nll"]), right
@@ -178,9 +178,9 @@ def recall(folder: Path, *, seed: int, attention: dict[str, Any]) -> float:
     task = {"kind": "language_modeling", "data": data, "break_mode": "eos", "tokens_per_sample": 16}
     model = RECALL["model"] | {"attention": attention}
     tree = RECALL | {"seed": seed, "save_dir": str(folder / "run"), "task": task, "model": model}
-    trainer = Trainer(schema.from_dict(TrainConfig, tree), world=start_world("cpu"))
+    trainer = Trainer(schema.from_dict(TrainConfig, tree), engine=start_engine(device="cpu"))
     assert trainer.fit() == 0
-    figures, _ = validate(trainer.objective, trainer.task, trainer.config, world=trainer.world)
+    figures, _ = validate(trainer.step, trainer.task, trainer.config, engine=trainer.engine)
     print(f"nll {figures['nll']:.3f}")
     return float(figures["nll"])
 

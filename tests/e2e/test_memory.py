@@ -14,7 +14,7 @@ import pytest
 from seqtk.config import schema
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.training.config import TrainConfig
-from seqtk.training.parallel import start_world
+from seqtk.training.parallel import start_engine
 from seqtk.training.trainer import Trainer
 from seqtk.training.validation import validate
 
@@ -67,9 +67,9 @@ def learnt(folder: Path, *, seed: int, lines: int = 1, **model: Any) -> float:
     )
     task = {"kind": "language_modeling", "data": data, "tokens_per_sample": LINE * lines}
     tree = SETTINGS | {"seed": seed, "save_dir": f"{folder}/run", "task": task, "model": SETTINGS["model"] | model}
-    trainer = Trainer(schema.from_dict(TrainConfig, tree), world=start_world("cpu"))
+    trainer = Trainer(schema.from_dict(TrainConfig, tree), engine=start_engine(device="cpu"))
     assert trainer.fit() == 0
-    figures, _ = validate(trainer.objective, trainer.task, trainer.config, world=trainer.world)
+    figures, _ = validate(trainer.step, trainer.task, trainer.config, engine=trainer.engine)
     print(f"nll {figures['nll']:.3f}")
     return float(figures["nll"])
 

@@ -16,7 +16,7 @@ from seqtk.corpora.demo import write_corpus
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.tasks.language_modeling import LanguageModelingConfig
 from seqtk.training.config import TrainConfig
-from seqtk.training.run import run
+from seqtk.training.trainer import train
 from seqtk.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,7 +95,7 @@ def test_a_recipe_takes_two_steps(name: str, corpora: dict[str, Path], tmp_path:
     config = composed(
         name, *small, f"task.data={corpus}", f"save_dir={tmp_path}", "device=cpu", "validation.every=2", "log.every=1"
     )
-    assert run(replace(config, log=replace(config.log, tensorboard=False))) == 0
+    assert train(replace(config, log=replace(config.log, tensorboard=False))).signal == 0
 
 
 def test_the_command_line_of_the_manual_reads_as_it_should() -> None:

@@ -26,8 +26,8 @@ from seqtk.models.language_model import TransformerLM
 from seqtk.modules.adaptive_clusters import AdaptiveConfig
 from seqtk.modules.head import AdaptiveHead
 from seqtk.training.config import TrainConfig
-from seqtk.training.parallel import start_world
-from seqtk.training.train_step import Objective
+from seqtk.training.parallel import start_engine
+from seqtk.training.train_step import TrainStep
 from seqtk.training.validation import validate
 
 NAMES = ("transformer_lm", "transformer_lm_adaptive")
@@ -188,8 +188,8 @@ def test_the_command_writes_a_model_whose_validation_says_the_same(
     assert loaded.model.state_dict().keys() == model.state_dict().keys()
     saved = schema.from_dict(TrainConfig, loaded.config)
     config = replace(saved, task=replace(saved.task, data=str(data)))
-    objective = Objective(loaded.model, CrossEntropy(CrossEntropyConfig()), bf16=False)
-    figures, outputs = validate(objective, loaded.task, config, world=start_world("cpu"))
+    objective = TrainStep(loaded.model, CrossEntropy(CrossEntropyConfig()), bf16=False)
+    figures, outputs = validate(objective, loaded.task, config, engine=start_engine(device="cpu"))
     total, weight = loss_of(model, TokenBlocks(DataBin(data).split("valid"), tokens_per_sample=64))
     assert figures["bits_per_token"] == pytest.approx(total / weight / math.log(2), rel=5e-7)
     assert figures["ppl"] == pytest.approx(math.exp(total / weight), rel=2e-6)

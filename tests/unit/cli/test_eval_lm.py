@@ -22,8 +22,8 @@ from seqtk.metrics import metrics
 from seqtk.models.language_model import TransformerLMConfig
 from seqtk.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from seqtk.training.config import BatchingConfig, TrainConfig, ValidationConfig
-from seqtk.training.parallel import start_world
-from seqtk.training.train_step import Objective
+from seqtk.training.parallel import start_engine
+from seqtk.training.train_step import TrainStep
 from seqtk.training.validation import validate
 
 LINES = ["the dög sees a tree", "", "a tree sees the dög and the sea", "and a sea"] * 5
@@ -87,11 +87,11 @@ def train_config(loaded: model_file.LoadedModel) -> TrainConfig:
 @pytest.mark.parametrize("kind", KINDS)
 def test_metrics_equal_those_of_validation(run: Run, folder: Path, kind: str) -> None:
     loaded = model_file.load(folder / f"{kind}.safetensors")
-    objective = Objective(loaded.model, CrossEntropy(CrossEntropyConfig()), bf16=False)
+    objective = TrainStep(loaded.model, CrossEntropy(CrossEntropyConfig()), bf16=False)
     config = replace(
         train_config(loaded), validation=ValidationConfig(split="test"), batch=BatchingConfig(max_tokens=100)
     )
-    wanted, _ = validate(objective, loaded.task, config, world=start_world("cpu"))
+    wanted, _ = validate(objective, loaded.task, config, engine=start_engine(device="cpu"))
     wanted.pop("loss")
     figures = run(kind)
     assert {name: figures[name] for name in wanted} == pytest.approx(wanted, rel=1e-6)
@@ -117,8 +117,8 @@ def test_recurrent_memory_as_in_validation(run: Run, folder: Path) -> None:
         validation=ValidationConfig(split="test"),
     )
     model_file.save(folder / "xl.safetensors", tensors_of(model), config=config, assets=loaded.task.assets(), info={})
-    objective = Objective(model, CrossEntropy(CrossEntropyConfig()), bf16=False)
-    wanted, _ = validate(objective, loaded.task, config, world=start_world("cpu"))
+    objective = TrainStep(model, CrossEntropy(CrossEntropyConfig()), bf16=False)
+    wanted, _ = validate(objective, loaded.task, config, engine=start_engine(device="cpu"))
     figures = run("xl", "output=scores.jsonl")
     assert figures["nll"] == pytest.approx(wanted["nll"], rel=1e-6)
     assert run("xl", "streams=1")["nll"] != pytest.approx(figures["nll"], rel=1e-4)

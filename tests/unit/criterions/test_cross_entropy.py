@@ -15,7 +15,7 @@ from seqtk.data.vocabulary import EOS, PAD
 from seqtk.models.encoder import EncoderConfig
 from seqtk.models.stacks import DecoderConfig
 from seqtk.models.transformer import Transformer, TransformerConfig
-from seqtk.training.train_step import Objective
+from seqtk.training.train_step import TrainStep
 
 HEADS = (SoftmaxConfig(heads=2),)
 CONFIGS = (CrossEntropyConfig(), LabelSmoothedConfig(label_smoothing=0.2))
@@ -77,8 +77,8 @@ def test_equals_torch(model: Transformer, config: object) -> None:
 
 
 def test_an_empty_batch_has_gradients_of_zero(model: Transformer) -> None:
-    objective = Objective(model, criterions.build(LabelSmoothedConfig()), bf16=False)
-    total, stats, _ = objective(collate_pairs(pairs()).as_empty())
+    step = TrainStep(model, criterions.build(LabelSmoothedConfig()), bf16=False)
+    total, stats, _ = step(collate_pairs(pairs()).as_empty())
     assert total.item() == 0
     assert {(float(value), float(weight)) for value, weight in stats.values()} == {(0, 0)}
     gradients = torch.autograd.grad(total, list(model.parameters()))

@@ -71,9 +71,7 @@ def expected(value: Tensor, config: AdafactorConfig, scale: float = 1.0) -> Tens
     ],
 )
 @pytest.mark.parametrize(("dtype", "scale"), [(torch.float64, 1.0), (torch.float32, 1.0), (torch.float32, 1e-6)])
-def test_updates_are_those_of_the_paper_however_small_the_gradients(
-    config: AdafactorConfig, dtype: torch.dtype, scale: float
-) -> None:
+def test_updates_follow_the_paper(config: AdafactorConfig, dtype: torch.dtype, scale: float) -> None:
     module = Tensors(dtype)
     values = {name: expected(p.detach().double(), config, scale) for name, p in module.named_parameters()}
     optimizer = optimizers.build(config, module)
@@ -88,7 +86,7 @@ def test_updates_are_those_of_the_paper_however_small_the_gradients(
         )
 
 
-def test_a_matrix_needs_the_memory_of_a_row_and_a_column() -> None:
+def test_matrix_state_is_a_row_and_a_column() -> None:
     module = nn.Linear(300, 200, bias=False)
     optimizer = optimizers.build(AdafactorConfig(), module)
     module.weight.grad = torch.ones_like(module.weight)

@@ -10,7 +10,7 @@ from seqtk.optim.adam import AdamConfig, AdamWConfig
 from tests.unit.optim.helpers import gradients, layer, train
 
 
-def test_adam_is_torch_adam_where_nothing_decays() -> None:
+def test_equals_torch_adam_without_decay() -> None:
     module, reference = layer(), layer()
     train(module, optimizers.build(AdamConfig(), module))
     train(reference, torch.optim.Adam(reference.parameters(), lr=5e-4, betas=(0.9, 0.98), eps=1e-8, fused=False))
@@ -21,7 +21,7 @@ def test_adam_is_torch_adam_where_nothing_decays() -> None:
 @pytest.mark.parametrize(
     "config", [AdamConfig(lr=0.1, weight_decay=0.3), AdamWConfig(lr=0.1), AdamWConfig(decay="all")]
 )
-def test_adam_follows_its_formula_with_decoupled_decay(config: AdamConfig) -> None:
+def test_follows_its_formula(config: AdamConfig) -> None:
     module = layer()
     expected = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
     for name, value in expected.items():
@@ -38,7 +38,7 @@ def test_adam_follows_its_formula_with_decoupled_decay(config: AdamConfig) -> No
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-12, atol=1e-15)
 
 
-def test_fairseq_adam_differs_only_by_where_eps_stands() -> None:
+def test_fairseq_adam_differs_by_eps_only() -> None:
     """fairseq: w ← w − lr √(1 − β₂ᵗ) / (1 − β₁ᵗ) · m / (√v + eps)."""
     config, module = AdamConfig(lr=0.1), layer()
     value = module.weight.detach().clone()

@@ -40,7 +40,7 @@ MODELS: dict[str, Callable[[], Model]] = {
 }
 
 
-def test_both_parts_are_those_of_torch() -> None:
+def test_both_parts_equal_torch() -> None:
     module, reference = layer(torch.float32), layer(torch.float32)
     train(module, optimizers.build(MuonConfig(lr=0.02, adamw_lr=0.003, adjust_lr_fn="original"), module))
     gradient = zip(gradients(module.weight.shape), gradients(module.bias.shape), strict=True)
@@ -65,7 +65,7 @@ def near_one(value: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
 @pytest.mark.parametrize("adjust", ["match_rms_adamw", "original"])
-def test_the_update_of_a_matrix_in_closed_form(shape: tuple[int, int], adjust: str) -> None:
+def test_update_of_a_matrix_in_closed_form(shape: tuple[int, int], adjust: str) -> None:
     rows, columns = shape
     module = nn.Linear(columns, rows, bias=False, dtype=torch.float64)
     config = from_dict(MuonConfig, {"lr": 0.1, "adjust_lr_fn": adjust})
@@ -81,7 +81,7 @@ def test_the_update_of_a_matrix_in_closed_form(shape: tuple[int, int], adjust: s
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_matrices_of_hidden_layers_are_the_maps_in_no_embedding_and_no_head(name: str) -> None:
+def test_matrices_of_hidden_layers_are_muons(name: str) -> None:
     model = MODELS[name]()
     chosen = hidden_matrices(model)
     tables = [module for module in model.modules() if isinstance(module, Embedding | Head | nn.Embedding)]
@@ -93,21 +93,21 @@ def test_matrices_of_hidden_layers_are_the_maps_in_no_embedding_and_no_head(name
     assert {id(p) for n, p in model.named_parameters() if "feed_forward" in n and n.endswith("weight")} <= chosen
 
 
-def test_maps_inside_an_embedding_or_a_head_are_not_hidden() -> None:
+def test_embeddings_and_heads_are_adamws() -> None:
     model = nn.ModuleDict({"embedding": nn.Sequential(nn.Linear(2, 2)), "head": nn.Linear(2, 2), "a": nn.Linear(2, 2)})
     assert hidden_matrices(model) == {id(model["a"].weight)}
     model["head"].weight = model["a"].weight
     assert hidden_matrices(model) == set()
 
 
-def test_all_parameters_are_updated_once() -> None:
+def test_parameters_are_updated_once() -> None:
     model = language_model(attention={"kind": "synthesizer_mixture", "max_length": 8})
     optimizer = optimizers.build(MuonConfig(), model)
     grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(map(id, model.parameters()))
 
 
-def test_both_rates_follow_the_schedule_by_the_same_factor() -> None:
+def test_both_rates_follow_the_schedule() -> None:
     optimizer = optimizers.build(MuonConfig(lr=0.02, adamw_lr=0.0003), layer())
     for factor in (0.0, 0.25, 1.0):
         set_rate(optimizer, factor * 0.02)
@@ -117,7 +117,7 @@ def test_both_rates_follow_the_schedule_by_the_same_factor() -> None:
 
 
 @pytest.mark.parametrize("module", [nn.Embedding(4, 3), nn.Linear(3, 4, bias=False)])
-def test_a_model_may_have_weights_of_one_part_alone(module: nn.Module) -> None:
+def test_model_may_need_one_part_only(module: nn.Module) -> None:
     optimizer = optimizers.build(MuonConfig(lr=0.1), module)
     weight = next(module.parameters())
     before, weight.grad = weight.detach().clone(), torch.ones_like(weight)

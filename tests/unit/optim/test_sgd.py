@@ -11,7 +11,7 @@ RATES = [1e-7, 0.3, 1.0, 0.7, 0.05]
 """A warm-up and a fall."""
 
 
-def test_sgd_is_torch_sgd() -> None:
+def test_sgd_equals_torch() -> None:
     module, reference = layer(), layer()
     config = SGDConfig(lr=0.2, momentum=0.9, nesterov=True, weight_decay=0.1)
     train(module, optimizers.build(config, module))
@@ -36,7 +36,7 @@ def fairseqs_nag(value: torch.Tensor, *, momentum: float, weight_decay: float) -
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.2])
 @pytest.mark.parametrize("momentum", [0.99, 0.5])
-def test_nag_is_that_of_fairseq_under_a_changing_rate(momentum: float, weight_decay: float) -> None:
+def test_nag_equals_fairseq(momentum: float, weight_decay: float) -> None:
     module = layer()
     expected = [fairseqs_nag(p.detach(), momentum=momentum, weight_decay=weight_decay) for p in module.parameters()]
     optimizer = optimizers.build(NAGConfig(momentum=momentum, weight_decay=weight_decay), module)

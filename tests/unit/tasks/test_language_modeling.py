@@ -17,7 +17,7 @@ from seqtk.metrics import Evaluation, metrics
 from seqtk.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from seqtk.tasks.translation import TranslationConfig, TranslationTask
 from seqtk.training.config import TrainConfig
-from seqtk.training.parallel import start_world
+from seqtk.training.parallel import start_engine
 from seqtk.training.trainer import Trainer
 from seqtk.utils.errors import UserError
 
@@ -64,7 +64,7 @@ def trainer(data: str, save_dir: Path, **changes: Any) -> Trainer:
     )
     for key, value in changes.items():
         config = schema.update(config, key.replace("__", "."), value)
-    return Trainer(config, world=start_world("cpu"))
+    return Trainer(config, engine=start_engine(device="cpu"))
 
 
 def logged(save_dir: Path, kind: str) -> list[dict[str, Any]]:
@@ -100,7 +100,7 @@ def test_part_of_a_text_has_no_size(corpus: Path) -> None:
 
 
 def test_a_run_learns_reports_and_is_loaded_without_its_corpus(corpus: Path, tmp_path: Path) -> None:
-    assert trainer(f"{corpus}/bin0", tmp_path / "run", validation__metric="bits_per_byte").fit() == 0
+    assert trainer(f"{corpus}/bin0", tmp_path / "run", validation__metric="bits_per_byte").fit().signal == 0
     train = [line["loss"] for line in logged(tmp_path / "run", "train")]
     assert train[-1] < train[0] < 6.5
     valid = logged(tmp_path / "run", "valid")[-1]

@@ -6,7 +6,7 @@ from typing import Any
 
 from seqtk.config import schema
 from seqtk.training.config import TrainConfig
-from seqtk.training.parallel import start_world
+from seqtk.training.parallel import start_engine
 from seqtk.training.trainer import Trainer
 
 TINY: dict[str, Any] = {
@@ -38,10 +38,16 @@ def tiny_config(corpus: Path, save_dir: Path, **changes: Any) -> TrainConfig:
 
 def trainer(corpus: Path, save_dir: Path, **changes: Any) -> Trainer:
     """A trainer in this process."""
-    return Trainer(tiny_config(corpus, save_dir, **changes), world=start_world("cpu"))
+    return Trainer(tiny_config(corpus, save_dir, **changes), engine=start_engine(device="cpu"))
 
 
 def losses(save_dir: Path, kind: str = "train") -> list[tuple[int, float]]:
     """(update, loss) of every logged line of a kind."""
     lines = map(json.loads, (save_dir / "log.jsonl").read_text().splitlines())
     return [(line["update"], line["loss"]) for line in lines if line["kind"] == kind]
+
+
+def sums_of(run: Trainer) -> dict[str, float]:
+    """The sums of the updates that a test made by hand."""
+    run._read_sums()
+    return run.state.interval

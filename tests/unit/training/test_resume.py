@@ -1,17 +1,26 @@
-"""What a run leaves behind wherever it ends, and what the one that goes on from there makes of it."""
+"""Resuming: bit-exact wherever a run ended, and refused for a run with other settings or data."""
 
 import json
+import shutil
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from seqtk.checkpoint import model_file
-from seqtk.checkpoint.model_file import checkpoints_of
+from seqtk.checkpoint.model_file import checkpoints_of, tensors_of
+from seqtk.checkpoint.run_state import locked
+from seqtk.training.resume import fingerprint
+from seqtk.training.trainer import Trainer, train
 from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import losses, tiny_config, trainer
+
+
+class KilledError(Exception):
+    """Ends a run where a test wants it to."""
 
 
 def listed(folder: Path) -> list[int]:
@@ -19,141 +28,305 @@ def listed(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("update_")) for path in folder.glob("update_????????"))
 
 
-@pytest.mark.parametrize("began_at", [0, 2])
-def test_what_an_abandoned_run_saved_later_is_put_aside_and_neither_counts_nor_is_averaged(
-    tiny_corpus: Path, tmp_path: Path, began_at: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    kept = {"checkpoint__every": 1, "checkpoint__keep_last": 9, "checkpoint__keep_best": 9, "validation__every": 2}
-    trainer(tiny_corpus, tmp_path, **kept).fit()
-    pointer = tmp_path / "latest"
-    pointer.write_text(f"update_{began_at:08d}") if began_at else pointer.unlink()
-    if began_at:
-        assert [path.name for path in checkpoints_of(tmp_path)] == ["update_00000001", "update_00000002"]
-    again = trainer(tiny_corpus, tmp_path, **{**kept, "checkpoint__keep_last": 2, "max_updates": 4})
-    again.fit()
-    assert listed(tmp_path) == [3, 4]
-    assert pointer.read_text() == "update_00000004"
-    aside = tmp_path / "abandoned_1"
-    assert listed(aside) == list(range(began_at + 1, 9))
-    assert f"after update {began_at} is in {aside} now" in capsys.readouterr().err
-    assert {int(path.stem[-8:]) for path in tmp_path.glob("best_loss_*")} == {2, 4}
-    assert {int(path.stem[-8:]) for path in aside.glob("best_loss_*")} == set(range(began_at + 2, 9, 2))
-    assert model_file.read(aside / "best.safetensors").info["update"] > began_at
-    assert model_file.read(tmp_path / "best.safetensors").info["update"] <= 4
+def assert_same_weights(one: Trainer, other: Trainer) -> None:
+    tensors = tensors_of(other.model)
+    assert [name for name, tensor in tensors_of(one.model).items() if not torch.equal(tensor, tensors[name])] == []
 
 
-def test_a_run_that_goes_on_puts_nothing_aside(tiny_corpus: Path, tmp_path: Path) -> None:
-    for end in (3, 6):
-        trainer(tiny_corpus, tmp_path, max_updates=end, checkpoint__every=1).fit()
-    assert listed(tmp_path) == [2, 3, 4, 5, 6]
-    assert not list(tmp_path.glob("abandoned*"))
+def interrupt(run: Trainer, *, update: int, training: bool, how: str = "signal") -> None:
+    """Ends the run in the first forward pass after `update` updates, of training or validation."""
 
-
-class BrokenError(Exception):
-    """Ends a run where a test wants it to."""
-
-
-@pytest.mark.parametrize("end", ["killed", "told to stop"])
-@pytest.mark.parametrize("update", [4, 8])
-def test_a_checkpoint_comes_before_its_validation_which_is_made_once_by_the_run_that_goes_on(
-    tiny_corpus: Path, tmp_path: Path, update: int, end: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    trainer(tiny_corpus, tmp_path / "whole", validation__patience=9).fit()
-    first = trainer(tiny_corpus, tmp_path / "parts", validation__patience=9)
-
-    def interrupt(module: Any, inputs: Any) -> None:
-        if not module.training and first.state.update == update:
-            if end == "killed":
-                raise BrokenError
-            if not first._noted_signal:
+    def hook(module: Any, inputs: Any) -> None:
+        if module.training is training and run.state.update == update:
+            if how == "killed":
+                raise KilledError
+            if not run._noted_signal:
                 signal.raise_signal(signal.SIGTERM)
 
-    first.objective.register_forward_pre_hook(interrupt)
-    if end == "killed":
-        with pytest.raises(BrokenError):
-            first.fit()
-    else:
-        assert first.fit() == signal.SIGTERM
-        said = capfd.readouterr().err
-        assert f"Stopping after update {update}; once more to stop at once." in said
-        assert f"Stopped by a signal after update {update}; the same command goes on from it with its" in said
-    assert first.state.update == update
-    assert first.checkpoints.latest() == tmp_path / "parts" / f"update_{update:08d}"
-    assert [at for at, _ in losses(tmp_path / "parts", "valid")] == list(range(4, update, 4))
-    second = trainer(tiny_corpus, tmp_path / "parts", validation__patience=9)
-    assert second.state.validation_owed
-    assert second.fit() == 0
-    for kind in ("train", "valid"):
-        assert losses(tmp_path / "whole", kind) == losses(tmp_path / "parts", kind)
-    states = [
-        json.loads((tmp_path / folder / "update_00000008" / "state.json").read_text()) for folder in ("whole", "parts")
-    ]
-    assert states[0] | {"seconds": 0} == states[1] | {"seconds": 0}
-    assert not states[0]["validation_owed"]
-    assert trainer(tiny_corpus, tmp_path / "parts", validation__patience=9).fit() == 0
-    assert [at for at, _ in losses(tmp_path / "parts", "valid")] == [4, 8]
+    run.step.register_forward_pre_hook(hook)
 
 
-def test_a_validation_that_was_logged_but_not_noted_is_not_logged_twice(tiny_corpus: Path, tmp_path: Path) -> None:
-    first = trainer(tiny_corpus, tmp_path, max_updates=4)
-    first.fit()
-    first.checkpoints.save_state(first.state.after(validation_owed=True, best=None, validations_without_best=0))
-    trainer(tiny_corpus, tmp_path, max_updates=4).fit()
-    assert [at for at, _ in losses(tmp_path, "valid")] == [4]
-    assert [at for at, _ in losses(tmp_path)] == [1, 2, 3, 4]
+class TestExactness:
+    @pytest.mark.parametrize("log_every", [1, 5])
+    @pytest.mark.parametrize("stop_after", [3, 4, 7])
+    def test_stopped_run(self, tiny_corpus: Path, tmp_path: Path, stop_after: int, log_every: int) -> None:
+        changes = {"max_updates": 12, "log__every": log_every}
+        whole = trainer(tiny_corpus, tmp_path / "whole", **changes)
+        whole.fit()
+        first = trainer(tiny_corpus, tmp_path / "parts", **changes, checkpoint__every=1)
+        interrupt(first, update=stop_after - 1, training=True)
+        assert first.fit().signal == signal.SIGTERM
+        assert first.state.update == stop_after
+        second = trainer(tiny_corpus, tmp_path / "parts", **changes)
+        assert second.state.update == stop_after
+        assert second.fit().signal == 0
+        assert_same_weights(whole, second)
+        for kind in ("train", "valid"):
+            assert losses(tmp_path / "whole", kind) == losses(tmp_path / "parts", kind)
+
+    def test_killed_run(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        whole = trainer(tiny_corpus, tmp_path / "whole")
+        whole.fit()
+        killed = trainer(tiny_corpus, tmp_path / "killed")
+        interrupt(killed, update=5, training=True, how="killed")  # the last checkpoint is of update 4
+        with pytest.raises(KilledError):
+            killed.fit()
+        again = trainer(tiny_corpus, tmp_path / "killed")
+        assert again.state.update == 4
+        again.fit()
+        assert_same_weights(whole, again)
+        assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
+
+    def test_finished_run_has_nothing_left(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        first = trainer(tiny_corpus, tmp_path)
+        first.fit()
+        again = trainer(tiny_corpus, tmp_path)
+        again.fit()
+        assert again.state.update == 8
+        assert_same_weights(first, again)
+
+    def test_signal_ends_the_run_after_its_update(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        run = trainer(tiny_corpus, tmp_path)
+        interrupt(run, update=1, training=True)
+        assert run.fit().signal == signal.SIGTERM
+        assert run.state.update == 2
 
 
-def test_a_signal_within_an_update_ends_the_run_after_that_update(tiny_corpus: Path, tmp_path: Path) -> None:
-    run = trainer(tiny_corpus, tmp_path)
+class TestPendingValidation:
+    @pytest.mark.parametrize("how", ["killed", "signal"])
+    @pytest.mark.parametrize("update", [4, 8])
+    def test_is_done_once_by_the_resumed_run(
+        self, tiny_corpus: Path, tmp_path: Path, update: int, how: str, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """The checkpoint of an update is written before its validation."""
+        trainer(tiny_corpus, tmp_path / "whole", validation__patience=9).fit()
+        first = trainer(tiny_corpus, tmp_path / "parts", validation__patience=9)
+        interrupt(first, update=update, training=False, how=how)
+        if how == "killed":
+            with pytest.raises(KilledError):
+                first.fit()
+        else:
+            assert first.fit().signal == signal.SIGTERM
+            printed = capfd.readouterr().err
+            assert f"Stopping after update {update};" in printed
+            assert "resumes there, starting with its validation." in printed
+        assert first.state.update == update
+        assert first.checkpoints.latest() == tmp_path / "parts" / f"update_{update:08d}"
+        assert [at for at, _ in losses(tmp_path / "parts", "valid")] == list(range(4, update, 4))
+        second = trainer(tiny_corpus, tmp_path / "parts", validation__patience=9)
+        assert second.state.pending_validation
+        assert second.fit().signal == 0
+        for kind in ("train", "valid"):
+            assert losses(tmp_path / "whole", kind) == losses(tmp_path / "parts", kind)
+        states = [
+            json.loads((tmp_path / folder / "update_00000008" / "state.json").read_text())
+            for folder in ("whole", "parts")
+        ]
+        assert states[0] | {"seconds": 0} == states[1] | {"seconds": 0}
+        assert not states[0]["pending_validation"]
+        assert trainer(tiny_corpus, tmp_path / "parts", validation__patience=9).fit().signal == 0
+        assert [at for at, _ in losses(tmp_path / "parts", "valid")] == [4, 8]
 
-    def interrupt(module: Any, inputs: Any) -> None:
-        if run.state.update == 1 and not run._noted_signal:
-            signal.raise_signal(signal.SIGINT)
+    def test_is_not_logged_twice(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        first = trainer(tiny_corpus, tmp_path, max_updates=4)
+        first.fit()
+        pending = first.state.replace(pending_validation=True, best=None, validations_without_best=0)
+        first.checkpoints.save_state(pending)
+        trainer(tiny_corpus, tmp_path, max_updates=4).fit()
+        assert [at for at, _ in losses(tmp_path, "valid")] == [4]
+        assert [at for at, _ in losses(tmp_path)] == [1, 2, 3, 4]
 
-    run.objective.register_forward_pre_hook(interrupt)
-    assert run.fit() == signal.SIGINT
-    assert run.state.update == 2
+    def test_state_of_an_older_version_is_read(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        trainer(tiny_corpus, tmp_path, max_updates=4).fit()
+        path = tmp_path / "update_00000004" / "state.json"
+        state = json.loads(path.read_text())
+        state["validation_owed"] = not state.pop("pending_validation")
+        del state["corpus"]
+        path.write_text(json.dumps(state))
+        assert trainer(tiny_corpus, tmp_path).state.pending_validation
 
 
-def test_an_update_that_cannot_be_made_leaves_a_checkpoint_of_the_one_before(tiny_corpus: Path, tmp_path: Path) -> None:
-    trainer(tiny_corpus, tmp_path / "whole").fit()
-    run = trainer(tiny_corpus, tmp_path / "parts", checkpoint__every=100, validation__every=100)
-    parameter = next(iter(run.model.parameters()))
-    parameter.register_hook(lambda gradient: gradient * float("nan") if run.state.update == 5 else gradient)
-    with pytest.raises(UserError, match=r"update 6 is not finite(.|\n)*The last checkpoint is of update 5;"):
+class TestArchive:
+    @pytest.mark.parametrize("began_at", [0, 2])
+    def test_newer_checkpoints_are_archived(
+        self, tiny_corpus: Path, tmp_path: Path, began_at: int, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        kept = {"checkpoint__every": 1, "checkpoint__keep_last": 9, "checkpoint__keep_best": 9, "validation__every": 2}
+        trainer(tiny_corpus, tmp_path, **kept).fit()
+        pointer = tmp_path / "latest"
+        pointer.write_text(f"update_{began_at:08d}") if began_at else pointer.unlink()
+        if began_at:
+            assert [path.name for path in checkpoints_of(tmp_path)] == ["update_00000001", "update_00000002"]
+        again = trainer(tiny_corpus, tmp_path, **{**kept, "checkpoint__keep_last": 2, "max_updates": 4})
+        again.fit()
+        assert listed(tmp_path) == [3, 4]
+        assert pointer.read_text() == "update_00000004"
+        archive = tmp_path / "abandoned_1"
+        assert listed(archive) == list(range(began_at + 1, 9))
+        assert f"after update {began_at} of an abandoned run to {archive}" in capsys.readouterr().err
+        assert {int(path.stem[-8:]) for path in tmp_path.glob("best_loss_*")} == {2, 4}
+        assert {int(path.stem[-8:]) for path in archive.glob("best_loss_*")} == set(range(began_at + 2, 9, 2))
+        assert model_file.read(archive / "best.safetensors").info["update"] > began_at
+        assert model_file.read(tmp_path / "best.safetensors").info["update"] <= 4
+
+    def test_resumed_run_archives_nothing(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        for end in (3, 6):
+            trainer(tiny_corpus, tmp_path, max_updates=end, checkpoint__every=1).fit()
+        assert listed(tmp_path) == [2, 3, 4, 5, 6]
+        assert not list(tmp_path.glob("abandoned*"))
+
+
+class TestSettings:
+    @pytest.mark.parametrize(("key", "value"), [("model__dim", 32), ("seed", 2), ("batch__max_tokens", 500)])
+    def test_invariant_setting_is_refused(self, tiny_corpus: Path, tmp_path: Path, key: str, value: int) -> None:
+        trainer(tiny_corpus, tmp_path, max_updates=1).fit()
+        with pytest.raises(UserError, match=rf"{key.replace('__', '.')}=\d+, but now it is {value}"):
+            trainer(tiny_corpus, tmp_path, **{key: value})
+
+    @pytest.mark.parametrize(
+        ("changes", "lines"),
+        [
+            (
+                {"attention": "luna"},
+                [
+                    "model.encoder.self_attention=softmax, but now it is luna.",
+                    "model.decoder.self_attention",
+                ],
+            ),
+            (
+                {"attention": ["softmax", "luna"], "model__encoder__layers": 2, "model__decoder__layers": 2, "seed": 2},
+                ["seed=1, but now it is 2.", "model.encoder.layers, model.encoder.self_attention, "],
+            ),
+            (
+                {"model__encoder__self_attention__dropout": 0.5},
+                ["model.encoder.self_attention.dropout=0.0, but now it is 0.5"],
+            ),
+        ],
+    )
+    def test_refusal_names_what_differs(
+        self, tiny_corpus: Path, tmp_path: Path, changes: dict[str, Any], lines: list[str]
+    ) -> None:
+        trainer(tiny_corpus, tmp_path, max_updates=1).fit()
+        with pytest.raises(UserError) as raised:
+            trainer(tiny_corpus, tmp_path, **changes)
+        printed = str(raised.value).splitlines()
+        assert len(printed) == len(lines) + 1
+        assert all(part in line for part, line in zip(lines, printed, strict=False))
+        assert "save_dir" in printed[-1]
+        assert max(map(len, printed)) < 250
+
+    def test_other_optimizer_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        trainer(tiny_corpus, tmp_path, max_updates=1).fit()
+        with pytest.raises(UserError, match="optimizer=adam, but now it is sgd"):
+            trainer(tiny_corpus, tmp_path, optimizer="sgd")
+
+    def test_changed_settings_are_printed(
+        self, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        trainer(tiny_corpus, tmp_path).fit()
+        trainer(tiny_corpus, tmp_path).fit()
+        assert "Changed settings" not in capsys.readouterr().err
+        other = {"optimizer__lr": 0.5, "criterion": "cross_entropy"}
+        trainer(tiny_corpus, tmp_path, **other).fit()
+        printed = capsys.readouterr().err
+        changed = "criterion=cross_entropy (was label_smoothed_cross_entropy), optimizer.lr=0.5 (was 0.01)"
+        assert f"Changed settings: {changed}.\n" in printed
+        assert "changed settings had no effect" in printed
+        trainer(tiny_corpus, tmp_path, **other, max_updates=9).fit()
+        printed = capsys.readouterr().err
+        assert f"Changed settings: max_updates=9 (was 8), {changed}.\n" in printed
+        assert "no effect" not in printed
+
+    def test_stretched_schedule_is_printed(
+        self, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        schedule = {"kind": "cosine", "warmup_updates": 2}
+        trainer(tiny_corpus, tmp_path, schedule=schedule).fit()
+        trainer(tiny_corpus, tmp_path, schedule=schedule, max_updates=10).fit()
+        printed = capsys.readouterr().err
+        assert (
+            "learning rate of update 9 is 0.00146 (was 0.001), because the schedule now spans max_updates=10" in printed
+        )
+
+    def test_limits_may_change(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        trainer(tiny_corpus, tmp_path, max_updates=2).fit()
+        run = trainer(tiny_corpus, tmp_path, max_updates=4, update_freq=2, log__every=2, batch__workers=0)
         run.fit()
-    again = trainer(tiny_corpus, tmp_path / "parts")
-    assert again.state.update == 5
-    again.fit()
-    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+        assert run.state.update == 4
 
 
-def test_a_first_update_that_cannot_be_made_leaves_nothing(tiny_corpus: Path, tmp_path: Path) -> None:
-    run = trainer(tiny_corpus, tmp_path)
-    next(iter(run.model.parameters())).register_hook(lambda gradient: gradient * float("nan"))
-    with pytest.raises(UserError, match="There is no checkpoint; lower"):
-        run.fit()
-    assert listed(tmp_path) == []
+class TestCorpus:
+    def test_moved_corpus_is_the_same(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        trainer(tiny_corpus, tmp_path / "run", max_updates=1).fit()
+        moved = shutil.copytree(tiny_corpus, tmp_path / "moved")
+        assert trainer(moved, tmp_path / "run").state.update == 1
+
+    def test_other_vocabulary_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        trainer(tiny_corpus, tmp_path / "run", max_updates=1).fit()
+        moved = shutil.copytree(tiny_corpus, tmp_path / "moved")
+        lines = (moved / "dict.de.txt").read_text().splitlines()
+        for lang in ("en", "de"):
+            (moved / f"dict.{lang}.txt").write_text("\n".join([*lines[:-1], "other 1"]) + "\n")
+        with pytest.raises(UserError, match=r"vocabularies(.|\n)*task\.data"):
+            trainer(moved, tmp_path / "run")
+
+    def test_other_examples_are_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        trainer(tiny_corpus, tmp_path / "run", max_updates=1).fit()
+        other = shutil.copytree(tiny_corpus, tmp_path / "other")
+        for path in other.glob("valid.*"):
+            shutil.copy(path, other / path.name.replace("valid", "train"))
+        with pytest.raises(UserError, match=r"other than .*other: 300 examples there(.|\n)*task\.data"):
+            trainer(other, tmp_path / "run")
+
+    def test_fingerprint_sees_counts_and_lengths(self) -> None:
+        class Sizes:
+            def __init__(self, *sizes: tuple[int, int]) -> None:
+                self.sizes_ND = np.array(sizes, dtype=np.int32)
+
+            def __len__(self) -> int:
+                return len(self.sizes_ND)
+
+            def __getitem__(self, index: int) -> None: ...
+
+        found = {fingerprint(Sizes(*sizes)) for sizes in ([(1, 2)], [(1, 3)], [(1, 2), (1, 2)], [(2, 1)])}
+        assert len(found) == 4
 
 
-def test_what_is_set_otherwise_is_told_and_that_a_finished_run_was_not_trained_with_it(
-    tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    trainer(tiny_corpus, tmp_path).fit()
-    trainer(tiny_corpus, tmp_path).fit()
-    assert "ther than before" not in capsys.readouterr().err
-    other = {"optimizer__lr": 0.5, "criterion": "cross_entropy"}
-    trainer(tiny_corpus, tmp_path, **other).fit()
-    said = capsys.readouterr().err
-    told = "criterion=cross_entropy (was label_smoothed_cross_entropy), optimizer.lr=0.5 (was 0.01)"
-    assert f"Other than before: {told}.\n" in said
-    assert "nothing was trained with what is other now. Set another save_dir" in said
-    trainer(tiny_corpus, tmp_path, **other, max_updates=9).fit()
-    said = capsys.readouterr().err
-    assert f"Other than before: max_updates=9 (was 8), {told}.\n" in said
-    assert "nothing was trained" not in said
+class TestDamage:
+    @pytest.mark.parametrize("damaged", ["model.safetensors", "optimizer.safetensors", "state.json"])
+    def test_another_checkpoint_is_suggested(self, tiny_corpus: Path, tmp_path: Path, damaged: str) -> None:
+        trainer(tiny_corpus, tmp_path, max_updates=2, checkpoint__every=1).fit()
+        path = tmp_path / "update_00000002" / damaged
+        path.write_bytes(path.read_bytes()[:50])
+        with pytest.raises(UserError, match=rf"{damaged} is (.|\n)*update_00000001 into .*latest") as raised:
+            trainer(tiny_corpus, tmp_path)
+        assert str(raised.value).count("\n") < 3
+        (tmp_path / "latest").write_text("update_00000001")
+        assert trainer(tiny_corpus, tmp_path).state.update == 1
+
+    @pytest.mark.parametrize("content", [b"\xff\xfe", b"\n"])
+    def test_damaged_pointer_lists_the_checkpoints(self, tiny_corpus: Path, tmp_path: Path, content: bytes) -> None:
+        trainer(tiny_corpus, tmp_path, max_updates=2, checkpoint__every=1).fit()
+        (tmp_path / "latest").write_bytes(content)
+        with pytest.raises(UserError, match=r"latest(.|\n)*update_00000001, update_00000002"):
+            trainer(tiny_corpus, tmp_path)
 
 
-def test_a_save_dir_without_a_name_is_refused(tiny_corpus: Path) -> None:
-    with pytest.raises(UserError, match="save_dir= is empty"):
-        replace(tiny_config(tiny_corpus, Path()), save_dir=" ").check()
+class TestFolder:
+    def test_serves_one_run_at_a_time(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        config = tiny_config(tiny_corpus, tmp_path, max_updates=1)
+        with locked(tmp_path), pytest.raises(UserError, match="Another run"):
+            train(config)
+        assert train(config).update == 1
+
+    def test_refused_run_leaves_nothing(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        config = tiny_config(tiny_corpus, tmp_path / "a" / "b", batch__max_tokens=1)
+        with pytest.raises(UserError, match=r"batch\.max_tokens=1"):
+            train(config)
+        assert not list(tmp_path.iterdir())
+
+    def test_refused_run_keeps_a_folder_that_existed(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        (tmp_path / "notes").touch()
+        with pytest.raises(UserError, match=r"batch\.max_tokens=1"):
+            train(tiny_config(tiny_corpus, tmp_path, batch__max_tokens=1))
+        assert [path.name for path in tmp_path.iterdir()] == ["notes"]

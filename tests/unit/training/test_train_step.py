@@ -8,9 +8,9 @@ import torch
 
 from seqtk.criterions import criterions
 from seqtk.data.batch import Batch
-from seqtk.training.train_step import Objective
+from seqtk.training.train_step import TrainStep
 from seqtk.training.trainer import Trainer
-from tests.unit.training.helpers import trainer
+from tests.unit.training.helpers import sums_of, trainer
 
 PENALISED = {"kind": "feedforward_kernel", "kernel": "oglu", "depth": 2, "orthogonality": 3.0}
 
@@ -40,9 +40,9 @@ def penalty_of(run: Trainer) -> float:
 def test_the_total_has_each_penalty_once_per_unit_of_weight(tiny_corpus: Path, tmp_path: Path) -> None:
     run = penalised_trainer(tiny_corpus, tmp_path)
     batch = batch_of(run, range(8))
-    objective = Objective(run.model, criterions.build(run.config.criterion), bf16=False).eval()
-    total, _, _ = objective(batch)
-    alone = objective.criterion(run.model, batch).total
+    step = TrainStep(run.model, criterions.build(run.config.criterion), bf16=False).eval()
+    total, _, _ = step(batch)
+    alone = step.criterion(run.model, batch).total
     assert penalty_of(run) > 1
     assert (total - alone).item() / batch.weight == pytest.approx(penalty_of(run), rel=1e-4)
 
@@ -63,4 +63,5 @@ def test_the_gradient_has_each_penalty_once_however_the_update_is_cut(
         loss = loss + penalty
     expected = torch.autograd.grad(loss, list(run.model.parameters()), allow_unused=True)
     norm = torch.nn.utils.get_total_norm([gradient for gradient in expected if gradient is not None])
-    assert run.update(parts)["norm"] == pytest.approx(float(norm), rel=1e-4)
+    run.update(parts)
+    assert sums_of(run)["norm"] == pytest.approx(float(norm), rel=1e-4)
