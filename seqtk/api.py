@@ -10,7 +10,7 @@ from seqtk.cli.recipe_files import find_recipe
 from seqtk.config.registry import load_plugins
 from seqtk.pipelines import Pipeline, load
 from seqtk.training.config import TrainConfig
-from seqtk.training.run import run
+from seqtk.training.trainer import train as run
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def train(recipe: str | TrainConfig | None = None, /, **overrides: Any) -> Run:
     Raises:
         UserError: For a recipe, a key or a value that does not exist, and for settings that cannot be trained.
     """
-    return Run(Path((config := train_config(recipe, **overrides)).save_dir), run(config))
+    result = run(train_config(recipe, **overrides))
+    return Run(result.save_dir, result.signal)
 
 
 def train_config(recipe: str | TrainConfig | None = None, /, **overrides: Any) -> TrainConfig:
