@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, StepState, attentions
+from seqtk.config.fields import setting
 from seqtk.ops import cache
 from seqtk.ops.aft import NOTHING, Weighed, exponentials, running, weigh_all, weigh_past
 from seqtk.ops.blocks import in_blocks
@@ -24,7 +25,7 @@ from seqtk.ops.precision import wide
 class AftSimpleConfig(AttentionConfig):
     """Each channel's mean of values, weighed by exp(key), times a gate: 4 D² weights, O(T D) beside its projections."""
 
-    bias: bool = True  # of the projections
+    bias: bool = setting(True, help="Use biases in the projections.")
 
 
 @attentions.register("aft_simple", AftSimpleConfig)
@@ -100,8 +101,8 @@ class AftSimple(Attention):
 class AftFullConfig(AftSimpleConfig):
     """Each channel's mean of values, weighed by exp(key + position bias): 4 D² + 2 L K weights, O(T² D) time."""
 
-    max_length: int = 256  # the longest input; the position biases are of this size
-    rank: int = 128  # of the matrix of position biases
+    max_length: int = setting(256, at_least=1, help="The longest input. The position biases have this size.")
+    rank: int = setting(128, at_least=1, help="Rank of the matrix of position biases.")
 
 
 @attentions.register("aft_full", AftFullConfig)
@@ -209,7 +210,7 @@ class AftFull(AftSimple):
 class AftLocalConfig(AftFullConfig):
     """As aft_full, but only positions nearer than a window have a bias: 4 D² + 2 L K weights, O(T W D) time."""
 
-    window: int = 32  # positions s with |t - s| < window have a bias
+    window: int = setting(32, at_least=1, help="Only positions nearer than this have a position bias.")
 
 
 @attentions.register("aft_local", AftLocalConfig)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_pytree_node
 
+from seqtk.config.fields import probability, setting
 from seqtk.config.registry import Registry
 from seqtk.modules.dropout import check_rate
 from seqtk.utils.errors import UserError
@@ -193,9 +194,9 @@ _ROLE_WORDS = {
 class HeadedConfig(AttentionConfig):
     """What layers with heads share."""
 
-    heads: int | None = None  # null: as many as the model says
-    dropout: float = 0.0  # of the attention weights
-    bias: bool = True  # of the projections
+    heads: int | None = setting(None, at_least=1, help="Attention heads. null: the model's heads.")
+    dropout: float = probability(0.0, help="Dropout of the attention weights.")
+    bias: bool = setting(True, help="Use biases in the projections.")
 
 
 class HeadedAttention(Attention):

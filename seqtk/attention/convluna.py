@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from seqtk.attention.base import Role, StepState, attentions
 from seqtk.attention.luna import Luna, LunaConfig
+from seqtk.config.fields import setting
 from seqtk.ops.depthwise import depthwise
 from seqtk.ops.init import check_at_least_one
 from seqtk.utils.errors import UserError
@@ -25,13 +26,19 @@ Temperature = Literal["unit", "sqrt", "learn"]
 class ConvLunaConfig(LunaConfig):
     """Luna whose slots read keys and values that are filtered along time: Luna's cost and T K D more."""
 
-    tie_kv: bool = False  # keys and values by one projection
-    filter: Literal["conv", "max_pool", "mean_pool", "none"] = "conv"  # conv: one kernel a head, for keys and values
-    kernel_size: int = 4  # positions a window
-    stride: int = 1  # positions between windows; more than 1 not in a decoder's self-attention
-    pack_temperature: Temperature = "learn"  # of the slots' softmax: 1, √E, or learned from √E on
-    unpack_temperature: Temperature = "learn"  # of the queries' softmax
-    sharing: Literal["none", "qkv", "simplified"] = "none"  # qkv: unpack takes pack's weights; simplified: no value map
+    tie_kv: bool = setting(False, help="Compute keys and values with one projection.")
+    filter: Literal["conv", "max_pool", "mean_pool", "none"] = setting(
+        "conv", help="Filter over keys and values. conv: one kernel per head."
+    )
+    kernel_size: int = setting(4, at_least=1, help="Positions in a window of the filter.")
+    stride: int = setting(1, at_least=1, help="Positions between windows. Must be 1 in a decoder's self-attention.")
+    pack_temperature: Temperature = setting(
+        "learn", help="Temperature of the slots' softmax: 1, √E, or learned, starting at √E."
+    )
+    unpack_temperature: Temperature = setting("learn", help="Temperature of the queries' softmax.")
+    sharing: Literal["none", "qkv", "simplified"] = setting(
+        "none", help="qkv: unpack uses the weights of pack. simplified: there is no value projection."
+    )
 
 
 @attentions.register("convluna", ConvLunaConfig)

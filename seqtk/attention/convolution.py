@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, StepState, attentions
+from seqtk.config.fields import probability, setting
 from seqtk.modules.dropout import Dropout
 from seqtk.ops.depthwise import depthwise
 from seqtk.ops.head_checkpoint import Projected, by_heads
@@ -32,11 +33,13 @@ CHUNK = 32
 class ConvolutionConfig(HeadedConfig):
     """What both convolutions share."""
 
-    dropout: float = 0.0  # of the kernels' taps, after their softmax (DropConnect)
-    kernel_size: int = 31  # taps; in an encoder half of them on either side, in a decoder all in the past
-    glu: bool = True  # the input projection is gated: twice as wide, and halved by a gated linear unit
-    weight_softmax: bool = True  # the taps of a kernel are normalised by a softmax
-    input_dropout: float = 0.0  # of the layer's input
+    dropout: float = probability(0.0, help="Dropout of the kernel's taps after their softmax (DropConnect).")
+    kernel_size: int = setting(
+        31, at_least=1, help="Taps of the kernel. Half lie on either side in an encoder, all in the past in a decoder."
+    )
+    glu: bool = setting(True, help="Gate the input projection: it is twice as wide, and a gated linear unit halves it.")
+    weight_softmax: bool = setting(True, help="Normalize the taps of a kernel with a softmax.")
+    input_dropout: float = probability(0.0, help="Dropout of the layer's input.")
 
 
 class Convolution(HeadedAttention):

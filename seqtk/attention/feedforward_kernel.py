@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from seqtk.attention.base import Role, attentions
 from seqtk.attention.linear import ALL, KernelAttention, KernelConfig
+from seqtk.config.fields import probability, setting
 from seqtk.modules.dropout import Dropout
 from seqtk.utils.errors import UserError
 
@@ -25,10 +26,15 @@ ORTHOGONAL = ("linear", "oglu", "aoglu")
 class FeedForwardKernelConfig(KernelConfig):
     """Linear attention with a trained feature map: O(D² / H) more weights than dot-product, O(T D² / H) time."""
 
-    kernel: Kernel = "oglu"  # matrix | orthogonal matrix | gated matrix | gated orthogonal | so with a gate of rank E/4
-    depth: int = 1  # stages of the kernel, 1 to 3
-    orthogonality: float = 0.01  # weight of the penalty on W Wᵀ ≠ I; of linear, oglu and aoglu
-    kernel_dropout: float = 0.0  # of what each stage of the kernel is given
+    kernel: Kernel = setting(
+        "oglu",
+        help="Each stage: a matrix, an orthogonal one, either of them gated, or gated with a gate of rank E/4.",
+    )
+    depth: int = setting(1, at_least=1, at_most=3, help="Stages of the kernel.")
+    orthogonality: float = setting(
+        0.01, at_least=0, help="Weight of the penalty on W Wᵀ ≠ I, for linear, oglu and aoglu."
+    )
+    kernel_dropout: float = probability(0.0, help="Dropout of the input of each stage.")
 
 
 @attentions.register("feedforward_kernel", FeedForwardKernelConfig)

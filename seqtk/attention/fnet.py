@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, attentions
+from seqtk.config.fields import setting
 from seqtk.ops.precision import as_autocast, wide
 
 
@@ -17,7 +18,9 @@ from seqtk.ops.precision import as_autocast, wide
 class FNetConfig(AttentionConfig):
     """The real part of a Fourier transform over positions and width: no weights, O(T D log(T D)) time. Encoder only."""
 
-    orthonormal: bool = True  # divided by √(T D), so that outputs are as large as inputs; the paper's (false) is not
+    orthonormal: bool = setting(
+        True, help="Divide by √(T D), so that outputs are as large as inputs. The paper does not (false)."
+    )
 
 
 @attentions.register("fnet", FNetConfig)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, StepState, attentions
+from seqtk.config.fields import setting
 from seqtk.ops import cache
 from seqtk.ops.init import check_at_least_one, xavier_linear
 
@@ -18,9 +19,11 @@ from seqtk.ops.init import check_at_least_one, xavier_linear
 class GmlpConfig(AttentionConfig):
     """A perceptron gated by one trained matrix over positions, of L² weights beside 3 D I: O(T² I) time."""
 
-    max_length: int = 256  # the longest input; the matrix is of this size
-    inner: int | None = None  # width of the gate and of what it gates; null: the layer's
-    bias: bool = True  # of the projections
+    max_length: int = setting(256, at_least=1, help="The longest input. The matrix over positions has this size.")
+    inner: int | None = setting(
+        None, at_least=1, help="Width of the gate and of the gated half. null: the layer's width."
+    )
+    bias: bool = setting(True, help="Use biases in the projections.")
 
 
 @attentions.register("gmlp", GmlpConfig)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, StepState, attentions
+from seqtk.config.fields import probability, setting
 from seqtk.modules.dropout import Dropout
 from seqtk.ops.head_checkpoint import Projected, by_heads
 from seqtk.ops.scan import CHUNK, causal_sums
@@ -33,7 +34,9 @@ EPSILON = 1e-6
 class KernelConfig(HeadedConfig):
     """What all kernelised layers share."""
 
-    dropout: float = 0.0  # of the attention weights; a key's are dropped for all queries of a head at once
+    dropout: float = probability(
+        0.0, help="Dropout of the attention weights. A key is dropped for all queries of a head at once."
+    )
 
 
 class KernelAttention(HeadedAttention):
@@ -181,7 +184,9 @@ class LinearAttention(KernelAttention):
 class CosformerConfig(KernelConfig):
     """cosFormer: linear attention that prefers what is near; the weights of dot-product attention, O(T D² / H) time."""
 
-    max_length: int = 1024  # the longest input; the weight of a pair falls to 0 at this distance
+    max_length: int = setting(
+        1024, at_least=1, help="The longest input. The weight of a pair falls to 0 at this distance."
+    )
 
 
 @attentions.register("cosformer", CosformerConfig)

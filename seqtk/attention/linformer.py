@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, StepState, attentions
+from seqtk.config.fields import setting
 from seqtk.ops.dot_product import attend
 from seqtk.ops.resizing import Resizable
 
@@ -20,9 +21,12 @@ from seqtk.ops.resizing import Resizable
 class LinformerConfig(HeadedConfig):
     """Attention to `rank` mixtures of all positions: O(T rank D) time, and rank × max_length weights a map."""
 
-    rank: int = 128  # keys and values that are left of an input
-    max_length: int = 256  # the longest input (of what is attended to)
-    sharing: Literal["none", "headwise", "key_value"] = "headwise"  # maps: each head its own two | two | one in all
+    rank: int = setting(128, at_least=1, help="Keys and values that an input is reduced to.")
+    max_length: int = setting(256, at_least=1, help="The longest input, or encoder output in cross-attention.")
+    sharing: Literal["none", "headwise", "key_value"] = setting(
+        "headwise",
+        help="Projections over positions. none: two per head. headwise: two for all heads. key_value: one for all.",
+    )
 
 
 @attentions.register("linformer", LinformerConfig)

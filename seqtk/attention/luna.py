@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import Attention, HeadedAttention, HeadedConfig, Role, Scope, State, StepState, attentions
+from seqtk.config.fields import setting
 from seqtk.modules.dropout import Dropout
 from seqtk.ops.dot_product import attend, padding_bias
 from seqtk.ops.head_checkpoint import OfHeads, Projected, by_heads
@@ -26,8 +27,8 @@ LN2 = math.log(2)
 class LunaConfig(HeadedConfig):
     """Attention by way of P memory slots, handed up an encoder: 5 D² weights (untied 7 D²), O(T P D) time."""
 
-    memory_size: int = 32  # slots; layers of one encoder that hand them on must agree
-    tie_kv: bool = True  # keys and values by one projection
+    memory_size: int = setting(32, at_least=1, help="Memory slots. Layers of one encoder that share them must agree.")
+    tie_kv: bool = setting(True, help="Compute keys and values with one projection.")
 
 
 @attentions.register("luna", LunaConfig)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, StepState, attentions
+from seqtk.config.fields import probability, setting
 from seqtk.modules.dropout import check_rate
 from seqtk.ops import cache
 from seqtk.ops.dot_product import attend, attend_last, padding_bias
@@ -29,12 +30,18 @@ class MegaConfig(AttentionConfig):
     in blocks that normalise after the residual.
     """
 
-    averages: int = 16  # N, of each channel; in an encoder half of them run backwards
-    shared: int | None = None  # width of queries and keys; null: a quarter of the layer's
-    values: int | None = None  # width of the values; null: twice the layer's
-    chunk: int | None = None  # attention only within chunks of so many positions; null: over all
-    rotary: bool = True  # queries and keys are turned by their positions
-    dropout: float = 0.0  # of the attention weights
+    averages: int = setting(
+        16, at_least=1, help="Moving averages of each channel. Half of them run backwards in an encoder."
+    )
+    shared: int | None = setting(
+        None, at_least=1, help="Width of queries and keys. null: a quarter of the layer's width."
+    )
+    values: int | None = setting(None, at_least=1, help="Width of the values. null: twice the layer's width.")
+    chunk: int | None = setting(
+        None, at_least=1, help="Attention stays within chunks of this many positions. null: no chunks."
+    )
+    rotary: bool = setting(True, help="Rotate queries and keys by their positions.")
+    dropout: float = probability(0.0, help="Dropout of the attention weights.")
 
 
 @attentions.register("mega", MegaConfig)

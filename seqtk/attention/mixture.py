@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from seqtk.attention.base import Role, StepState, attentions
 from seqtk.attention.synthesizer import SynthesizedAttention, SynthesizerConfig, keeping_fine
+from seqtk.config.fields import setting
 from seqtk.ops import cache
 from seqtk.ops.blockwise_softmax import Factors, Tensors, added_up, seen_of
 from seqtk.ops.dot_product import attend, attend_last
@@ -27,11 +28,15 @@ Part = Literal["dot", "dense", "random", "fixed_random", "factorized_dense", "fa
 class SynthesizerMixtureConfig(SynthesizerConfig):
     """Logits that are the sum of several sources', for example `parts: [random, dot], mix: sigmoid`."""
 
-    parts: tuple[Part, ...] = ("random", "dot")  # two or more of them
-    mix: Literal["sum", "sigmoid", "softmax"] = "softmax"  # weights: all 1 | a and 1 - a of two parts | summing to 1
-    per_head: bool = False  # each head has its own weights
-    rank: int = 8  # of factorized_random's matrix
-    fine: int | None = None  # b of factorized_dense, the length of its factor that repeats; null: ceil(√max_length)
+    parts: tuple[Part, ...] = setting(("random", "dot"), help="Sources of the logits, two or more.")
+    mix: Literal["sum", "sigmoid", "softmax"] = setting(
+        "softmax", help="Weights of the parts. sum: all 1. sigmoid: a and 1 - a of two parts. softmax: they sum to 1."
+    )
+    per_head: bool = setting(False, help="Learn the weights for each head.")
+    rank: int = setting(8, at_least=1, help="Rank of factorized_random's matrix.")
+    fine: int | None = setting(
+        None, at_least=1, help="Length of the factor of factorized_dense that repeats. null: ceil(√max_length)."
+    )
 
 
 @attentions.register("synthesizer_mixture", SynthesizerMixtureConfig)

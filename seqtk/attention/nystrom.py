@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.config.fields import setting
 from seqtk.ops.depthwise import depthwise
 from seqtk.ops.dot_product import attend
 from seqtk.ops.head_checkpoint import Projected, by_heads
@@ -20,9 +21,15 @@ from seqtk.utils.errors import UserError
 class NystromConfig(HeadedConfig):
     """Softmax attention rebuilt from `landmarks` mean queries and keys: O(T landmarks D) time; encoders only."""
 
-    landmarks: int = 64  # segments of a row whose means stand for it; a shorter row has as many as tokens
-    iterations: int = 6  # towards the inverse of the matrix among landmarks
-    kernel: int = 35  # of the convolution of the values that is added, an odd number; 0: none
+    landmarks: int = setting(
+        64,
+        at_least=1,
+        help="Segments of an input, each represented by its mean. A shorter input has one for each token.",
+    )
+    iterations: int = setting(6, at_least=1, help="Iterations towards the inverse of the matrix between landmarks.")
+    kernel: int = setting(
+        35, at_least=0, help="Kernel size of the convolution of the values that is added; odd. 0: none."
+    )
 
 
 @attentions.register("nystrom", NystromConfig)

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from seqtk.attention.base import Role, attentions
 from seqtk.attention.linear import ALL, KernelAttention, KernelConfig, product
+from seqtk.config.fields import setting
 from seqtk.utils.errors import UserError
 
 HEADROOM = 64.0
@@ -24,9 +25,13 @@ HEADROOM = 64.0
 class PerformerConfig(KernelConfig):
     """Performer: softmax attention by R random features; the weights of dot-product attention, O(T R D) time."""
 
-    features: int | None = None  # R, of each head; null: E ln E for heads of width E
-    kernel: Literal["softmax", "relu"] = "softmax"  # relu: generalised attention, relu(W x) + 0.001
-    redraw_every: int | None = 1000  # updates of the weights between new random features; null: never
+    features: int | None = setting(
+        None, at_least=1, help="Random features of each head. null: E ln E for heads of width E."
+    )
+    kernel: Literal["softmax", "relu"] = setting(
+        "softmax", help="softmax, or relu: generalized attention with relu(W x) + 0.001."
+    )
+    redraw_every: int | None = setting(1000, at_least=1, help="Updates between new random features. null: never.")
 
 
 @attentions.register("performer", PerformerConfig)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, StepState, attentions
+from seqtk.config.fields import setting
 from seqtk.ops.dot_product import attend
 from seqtk.utils.errors import UserError
 
@@ -147,7 +148,9 @@ class PooledKeysAttention(HeadedAttention):
 class MemoryCompressedConfig(HeadedConfig):
     """Dot-product attention to keys and values that strided convolutions make fewer: O(T S D / compression) time."""
 
-    compression: int = 3  # positions that become one key and one value: the convolutions' kernel and stride
+    compression: int = setting(
+        3, at_least=1, help="Positions that become one key and one value: kernel size and stride of the convolutions."
+    )
 
 
 @attentions.register("memory_compressed", MemoryCompressedConfig)
@@ -172,9 +175,11 @@ class MemoryCompressedAttention(PooledKeysAttention):
 class PooledConfig(HeadedConfig):
     """Dot-product attention to the means or maxima of neighbouring keys and values: O(T S D / stride) time."""
 
-    pool: Literal["mean", "max"] = "mean"  # what a window becomes
-    kernel: int = 3  # positions of a window
-    stride: int = 3  # positions from the start of a window to that of the next; at most kernel
+    pool: Literal["mean", "max"] = setting("mean", help="How a window is pooled.")
+    kernel: int = setting(3, at_least=1, help="Positions in a window.")
+    stride: int = setting(
+        3, at_least=1, help="Positions from the start of a window to that of the next; at most kernel."
+    )
 
 
 @attentions.register("pooled", PooledConfig)

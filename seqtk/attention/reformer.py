@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedConfig, Role, StepState, attentions
+from seqtk.config.fields import setting
 from seqtk.ops import cache
 from seqtk.ops.block_pattern import PatternAttention, absent
 from seqtk.ops.init import check_at_least_one
@@ -28,10 +29,16 @@ FAR = 2**40
 class ReformerConfig(HeadedConfig):
     """Attention among positions that hash alike: 3 D² weights, O(T rounds² chunk + T rounds chunk D) time."""
 
-    buckets: int = 32  # of a round of hashing, an even number: about the usual length over `chunk`
-    chunk: int = 64  # positions that attend together, and to as many before them in the order of the buckets
-    rounds: int = 4  # of hashing; more come nearer to full attention
-    redraw: bool = True  # the hash anew at each training step; evaluation has one hash, which is saved
+    buckets: int = setting(
+        32, at_least=2, help="Buckets of a round of hashing; even. About the usual length divided by chunk."
+    )
+    chunk: int = setting(
+        64,
+        at_least=1,
+        help="Positions that attend to each other, and to as many before them in the order of the buckets.",
+    )
+    rounds: int = setting(4, at_least=1, help="Rounds of hashing. More come closer to full attention.")
+    redraw: bool = setting(True, help="Draw new hashes at each training step. Evaluation has one hash, which is saved.")
 
 
 @attentions.register("reformer", ReformerConfig)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, StepState, attentions
+from seqtk.config.fields import setting
 from seqtk.modules.dropout import Dropout
 from seqtk.ops.head_checkpoint import Projected, by_heads
 from seqtk.ops.precision import as_autocast, wide
@@ -24,9 +25,12 @@ class SimpleTronConfig(HeadedConfig):
     Its dropout is of Kᵀ V; a causal layer drops whole rows of it, drawn afresh at each position.
     """
 
-    length_factor: Literal["sqrt", "none"] = "sqrt"  # 1 / sqrt(keys seen) or 1; without it training is unstable
-    head_scale: bool = True  # also by 1 / sqrt(width of a head), as dot-product attention
-    out_projection: bool = False  # a linear map of the joined heads at the end
+    length_factor: Literal["sqrt", "none"] = setting(
+        "sqrt",
+        help="Divide by the square root of the number of visible keys (sqrt), or not. Without it training is unstable.",
+    )
+    head_scale: bool = setting(True, help="Divide by the square root of a head's width, as dot-product attention does.")
+    out_projection: bool = setting(False, help="Add an output projection.")
 
 
 @attentions.register("simpletron", SimpleTronConfig)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seqtk.attention.base import HeadedConfig, Role, attentions
 from seqtk.attention.windows import NearAttention
+from seqtk.config.fields import setting
 from seqtk.ops.block_pattern import absent
 from seqtk.ops.blocks import in_blocks
 from seqtk.ops.dot_product import attend
@@ -21,11 +22,13 @@ from seqtk.utils.errors import UserError
 class SinkhornConfig(HeadedConfig):
     """Own block and a sorted one: 4 D² + H D max_length / block weights, O(T (block + T / block) D) time."""
 
-    block: int = 64  # positions in a block
-    max_length: int = 1024  # the longest input; the sorting network is of this many blocks
-    iterations: int = 7  # of the normalisation of columns and rows
-    temperature: float = 0.75  # of the sorting; lower comes nearer to a permutation
-    gumbel: bool = True  # noise on the sorting while training
+    block: int = setting(64, at_least=1, help="Positions in a block.")
+    max_length: int = setting(1024, at_least=1, help="The longest input. The sorting network has this many positions.")
+    iterations: int = setting(7, at_least=1, help="Iterations of the normalization of columns and rows.")
+    temperature: float = setting(
+        0.75, above=0, help="Temperature of the sorting. Lower values come closer to a permutation."
+    )
+    gumbel: bool = setting(True, help="Add noise to the sorting in training.")
 
 
 @attentions.register("sinkhorn", SinkhornConfig)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, StepState, attentions
+from seqtk.config.fields import setting
 from seqtk.ops import cache
 from seqtk.ops.dot_product import attend, attend_last, padding_bias
 from seqtk.ops.flex import LEAST_HEAD_DIM, alibi_score, flex_attend, seen_by
@@ -24,10 +25,14 @@ from seqtk.utils.errors import UserError
 class SoftmaxConfig(HeadedConfig):
     """Dot-product attention: 4 D² weights (2 D² + 2 M D with a memory of width M), O(T S D) time."""
 
-    kv_heads: int | None = None  # heads of keys and values, each serving heads / kv_heads queries; null: heads
-    positions: Literal["none", "rotary", "alibi", "t5"] = "none"  # what tells distances; not in cross-attention
-    qk_norm: bool = False  # queries and keys are normalised per head (RMS), with a trained scale
-    backend: Literal["sdpa", "flex"] = "sdpa"  # flex: torch's FlexAttention, compiled; trains on CUDA alone
+    kv_heads: int | None = setting(
+        None, at_least=1, help="Heads of keys and values; each serves heads / kv_heads queries. null: heads."
+    )
+    positions: Literal["none", "rotary", "alibi", "t5"] = setting("none", help="Relative positions in self-attention.")
+    qk_norm: bool = setting(False, help="Normalize queries and keys per head (RMS), with a learned scale.")
+    backend: Literal["sdpa", "flex"] = setting(
+        "sdpa", help="flex: torch's FlexAttention, compiled; it trains on CUDA only."
+    )
 
 
 @attentions.register("softmax", SoftmaxConfig)

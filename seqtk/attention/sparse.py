@@ -14,6 +14,7 @@ from torch import Tensor
 
 from seqtk.attention.base import HeadedConfig, Role, StepState, attentions
 from seqtk.attention.windows import NearAttention, window_span
+from seqtk.config.fields import setting
 from seqtk.ops import cache
 from seqtk.ops.block_pattern import Span, absent
 from seqtk.ops.blocks import in_blocks
@@ -27,7 +28,11 @@ from seqtk.utils.errors import UserError
 class StridedSparseConfig(HeadedConfig):
     """Half the heads see the nearest positions, half every stride-th: 4 D² weights, O(T (stride + T / stride) D)."""
 
-    stride: int = 32  # best near the square root of the usual length
+    stride: int = setting(
+        32,
+        at_least=1,
+        help="Distance of the positions of a column. The square root of the usual length is a good value.",
+    )
 
 
 @attentions.register("strided_sparse", StridedSparseConfig)
@@ -100,8 +105,8 @@ def _rows(x_MND: Tensor, stride: int) -> Tensor:
 class FixedSparseConfig(HeadedConfig):
     """A block, and the last positions of each other: 4 D² weights, O(T (block + summary T / block) D)."""
 
-    block: int = 32  # best near the square root of the usual length
-    summary: int = 4  # the last so many positions of a block are seen from every (later) block
+    block: int = setting(32, at_least=1, help="Positions in a block.")
+    summary: int = setting(4, at_least=1, help="The last positions of each block, which every later block sees too.")
 
 
 @attentions.register("fixed_sparse", FixedSparseConfig)
@@ -174,10 +179,10 @@ class FixedSparseAttention(NearAttention):
 class BigBirdConfig(HeadedConfig):
     """Near, global and random blocks: 4 D² weights, O(T block (3 + global_blocks + random_blocks) D)."""
 
-    block: int = 64  # positions in a block
-    global_blocks: int = 1  # the first so many see all, and all see them
-    random_blocks: int = 3  # seen by each block besides, others for each head
-    seed: int = 0  # of the random blocks; give layers different ones to have them see different blocks
+    block: int = setting(64, at_least=1, help="Positions in a block.")
+    global_blocks: int = setting(1, at_least=1, help="The first blocks, which see every position and are seen by all.")
+    random_blocks: int = setting(3, at_least=1, help="Further blocks that each block sees, drawn for each head.")
+    seed: int = setting(0, at_least=0, help="Seed of the random blocks. Layers with other seeds see other blocks.")
 
 
 @attentions.register("bigbird", BigBirdConfig)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, StepState, attentions
+from seqtk.config.fields import setting
 from seqtk.ops import cache
 from seqtk.ops.blockwise_softmax import Factors, weigh
 from seqtk.ops.logits import SOURCES, factors
@@ -24,7 +25,7 @@ from seqtk.ops.resizing import Resizable
 class SynthesizerConfig(HeadedConfig):
     """What all Synthesizers share."""
 
-    max_length: int = 256  # the longest input; the logits' matrices are of this size
+    max_length: int = setting(256, at_least=1, help="The longest input. The matrices of logits have this size.")
 
 
 class SynthesizedAttention(Resizable, HeadedAttention):
@@ -134,7 +135,9 @@ class SynthesizerFixedRandom(Synthesizer):
 class SynthesizerFactorizedDenseConfig(SynthesizerConfig):
     """Logits from each query alone, as the outer product of two short vectors."""
 
-    fine: int | None = None  # b, the length of the factor that repeats along a row of logits; null: ceil(√max_length)
+    fine: int | None = setting(
+        None, at_least=1, help="Length of the factor that repeats along a row of logits. null: ceil(√max_length)."
+    )
 
 
 @attentions.register("synthesizer_factorized_dense", SynthesizerFactorizedDenseConfig)
@@ -152,7 +155,7 @@ class SynthesizerFactorizedDense(Synthesizer):
 class SynthesizerFactorizedRandomConfig(SynthesizerConfig):
     """Logits that are a trained matrix of low rank per head."""
 
-    rank: int = 8  # of the matrix
+    rank: int = setting(8, at_least=1, help="Rank of the matrix.")
 
 
 @attentions.register("synthesizer_factorized_random", SynthesizerFactorizedRandomConfig)

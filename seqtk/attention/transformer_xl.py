@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, Scope, State, StepState, attentions
+from seqtk.config.fields import setting
 from seqtk.ops.cache import append
 from seqtk.ops.dot_product import attend
 from seqtk.ops.init import check_at_least_one
@@ -22,10 +23,14 @@ from seqtk.utils.errors import UserError
 class TransformerXLConfig(HeadedConfig):
     """Dot products with relative positions and a memory: 5 D² + 2 D weights, O(T (T + memory_length) D) time."""
 
-    bias: bool = False  # of the projections
-    memory_length: int = 512  # positions that each one sees before itself, also in segments before its own
-    evaluation_memory_length: int | None = None  # the same when not training; null: memory_length
-    clamp_length: int | None = None  # what is farther counts as so far; null: every distance counts as it is
+    bias: bool = setting(False, help="Use biases in the projections.")
+    memory_length: int = setting(
+        512, at_least=1, help="Earlier positions that each position sees, those of earlier segments included."
+    )
+    evaluation_memory_length: int | None = setting(
+        None, at_least=1, help="The same in evaluation. null: memory_length."
+    )
+    clamp_length: int | None = setting(None, at_least=1, help="Larger distances count as this one. null: no limit.")
 
 
 @attentions.register("transformer_xl", TransformerXLConfig)

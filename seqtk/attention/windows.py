@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqtk.attention.base import HeadedConfig, Role, StepState, attentions
+from seqtk.config.fields import setting
 from seqtk.ops.block_pattern import PatternAttention, Run, Span
 from seqtk.ops.cache import append
 from seqtk.ops.dot_product import attend, causal_mask
@@ -117,8 +118,8 @@ class NearAttention(PatternAttention):
 class LocalBlockConfig(HeadedConfig):
     """Dot-product attention within blocks: 4 D² weights, O(T block D) time and memory."""
 
-    block: int = 64  # positions in a block
-    back: bool = False  # the block before is seen, too
+    block: int = setting(64, at_least=1, help="Positions in a block.")
+    back: bool = setting(False, help="Each block sees the block before it too.")
 
 
 @attentions.register("local_block", LocalBlockConfig)
@@ -151,7 +152,9 @@ class LocalBlockAttention(NearAttention):
 class SlidingWindowConfig(HeadedConfig):
     """Dot-product attention to the nearest positions: 4 D² weights, O(T window D) time and memory."""
 
-    window: int = 128  # positions seen: window / 2 on each side in an encoder, the last `window` in a decoder
+    window: int = setting(
+        128, at_least=1, help="Visible positions: window / 2 on each side in an encoder, the last window in a decoder."
+    )
 
 
 @attentions.register("sliding_window", SlidingWindowConfig)
@@ -178,8 +181,12 @@ class SlidingWindowAttention(NearAttention):
 class LongformerConfig(SlidingWindowConfig):
     """A sliding window and a few global positions: 7 D² weights, O(T (window + heads global_tokens) D) time."""
 
-    window: int = 512  # positions seen: window / 2 on each side in an encoder, the last `window` in a decoder
-    global_tokens: int = 1  # the first so many positions see all, and all see them
+    window: int = setting(
+        512, at_least=1, help="Visible positions: window / 2 on each side in an encoder, the last window in a decoder."
+    )
+    global_tokens: int = setting(
+        1, at_least=1, help="The first positions, which see every position and are seen by all."
+    )
 
 
 @attentions.register("longformer", LongformerConfig)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention import Attention, AttentionConfig, Role, Scope, State
+from seqtk.config.fields import setting
 from seqtk.models.stacks import BlockOptions, StackConfig, layers_of
 from seqtk.modules.stem import ConvolutionalStem
 from seqtk.utils.errors import UserError
@@ -22,9 +23,11 @@ SLOT = "model.encoder.self_attention"
 class EncoderConfig(StackConfig):
     """The blocks that read the source."""
 
-    memory_tokens: int = 0  # trained vectors in front of the source, in all blocks, and dropped at the end
-    stem_layers: int = 0  # convolutions before the first block
-    stem_kernel_size: int = 3  # odd
+    memory_tokens: int = setting(
+        0, at_least=0, help="Learned vectors before the source in all blocks, removed at the end."
+    )
+    stem_layers: int = setting(0, at_least=0, help="Convolutions before the first block.")
+    stem_kernel_size: int = setting(3, at_least=1, help="Kernel size of these convolutions; odd.")
 
 
 class EncoderBlock(nn.Module):

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from seqtk.attention import Scope, State
 from seqtk.attention.softmax import SoftmaxConfig
+from seqtk.config.fields import probability, setting
 from seqtk.data.batch import LanguageBatch
 from seqtk.data.vocabulary import PAD
 from seqtk.models.base import Model, ModelConfig, models
@@ -26,24 +27,43 @@ from seqtk.utils.errors import UserError
 class TransformerLMConfig(ModelConfig):
     """6 causal blocks of 512 / 2048 / 8 heads, post-norm, ReLU, sinusoidal positions (fairseq's transformer_lm)."""
 
-    dim: int = 512  # width of the model
-    ffn_dim: int = 2048  # inner width of the feed-forward networks
-    heads: int = 8  # of attention layers that name none
-    layers: int = 6  # blocks
-    attention: Pattern = (SoftmaxConfig(),)  # one layer, or a list that repeats up the stack
-    positions: Positions = "sinusoidal"  # added to the embeddings; none: as with attention.positions=rotary
-    max_length: int = 1024  # tokens in a sample (any number with layers with a memory); rows of learned positions
-    tie_embeddings: bool = True  # one table for input and output, or one for each band
-    adaptive: AdaptiveConfig | None = None  # bands of narrower vectors for rarer words, in input and softmax: {...}
-    pre_norm: bool = False  # normalise before each sublayer instead of after it
-    final_norm: bool = True  # with pre_norm: and once more at the end
-    scale_embedding: bool = True  # multiply token vectors by √dim
-    norm_embedding: bool = False  # a layer norm after the embeddings
-    activation: Activation = "relu"  # in feed-forward networks; glu, geglu and swiglu are gated
-    bias: bool = True  # of feed-forward networks and norms; that of attention layers is attention.bias
-    dropout: float = 0.1  # after embeddings and sublayers
-    activation_dropout: float = 0.0  # inside feed-forward networks; that of attention weights is attention.dropout
-    layer_drop: float = 0.0  # while training, the probability that a block is left out
+    dim: int = setting(512, at_least=1, help="Width of the model.")
+    ffn_dim: int = setting(2048, at_least=1, help="Inner width of the feed-forward networks.")
+    heads: int = setting(8, at_least=1, help="Heads of attention layers that set none.")
+    layers: int = setting(6, at_least=0, help="Number of blocks.")
+    attention: Pattern = setting((SoftmaxConfig(),), help="One layer, or a list that repeats through the blocks.")
+    positions: Positions = setting(
+        "sinusoidal",
+        help="Positions added to the embeddings. none: use it with attention.positions=rotary, for example.",
+    )
+    max_length: int = setting(
+        1024,
+        at_least=1,
+        help="Tokens in a sample, and rows of learned positions. Layers with a memory take any number.",
+    )
+    tie_embeddings: bool = setting(
+        True, help="Share one table between input and output, or one for each band of the adaptive softmax."
+    )
+    adaptive: AdaptiveConfig | None = setting(
+        None, help="Adaptive input and softmax: bands of narrower vectors for rarer words."
+    )
+    pre_norm: bool = setting(
+        False, help="Normalize before each sublayer and at the end, instead of after each sublayer."
+    )
+    final_norm: bool = setting(True, help="Normalize at the end, with pre_norm.")
+    scale_embedding: bool = setting(True, help="Multiply token vectors by √dim.")
+    norm_embedding: bool = setting(False, help="Add a layer norm after the embeddings.")
+    activation: Activation = setting(
+        "relu", help="Activation of the feed-forward networks. glu, geglu and swiglu are gated."
+    )
+    bias: bool = setting(
+        True, help="Use biases in feed-forward networks and norms. Attention layers have attention.bias."
+    )
+    dropout: float = probability(0.1, help="Dropout after embeddings and sublayers.")
+    activation_dropout: float = probability(
+        0.0, help="Dropout inside feed-forward networks. Attention weights have attention.dropout."
+    )
+    layer_drop: float = probability(0.0, help="Probability that a block is skipped in training.")
 
 
 def token_table(config: TransformerLMConfig, vocabulary: int) -> nn.Embedding | AdaptiveEmbedding:

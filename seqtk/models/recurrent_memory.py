@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.attention import Attention, State
+from seqtk.config.fields import setting
 from seqtk.data.batch import LanguageBatch
 from seqtk.models.base import models
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig
@@ -21,9 +22,15 @@ from seqtk.utils.errors import UserError
 class RecurrentMemoryLMConfig(TransformerLMConfig):
     """A transformer_lm that reads segments of 512 tokens, each between the memory that it reads and that it writes."""
 
-    max_length: int = 1024  # a segment and twice its memory; learned positions have as many rows
-    segment_length: int = 512  # tokens in a segment; a sample is cut into such, and gradients cross them
-    memory_tokens: int = 10  # vectors that a segment reads before its tokens, and writes behind them
+    max_length: int = setting(
+        1024, at_least=1, help="Tokens of a segment plus twice its memory tokens, and rows of learned positions."
+    )
+    segment_length: int = setting(
+        512, at_least=1, help="Tokens in a segment. A sample is cut into segments, and gradients pass between them."
+    )
+    memory_tokens: int = setting(
+        10, at_least=0, help="Vectors that a segment reads before its tokens and writes after them."
+    )
 
 
 @models.register("recurrent_memory_lm", RecurrentMemoryLMConfig)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from seqtk.attention import Attention, AttentionConfig, HeadedConfig, Role, Scope, State, attentions
 from seqtk.attention.softmax import SoftmaxConfig
+from seqtk.config.fields import setting
 from seqtk.modules.block import Residual
 from seqtk.modules.dropout import check_rate
 from seqtk.modules.feedforward import Activation, FeedForward
@@ -26,18 +27,18 @@ CROSS_SLOT = "model.decoder.cross_attention"
 class StackConfig:
     """What an encoder and a decoder have in common; a size of None is the model's."""
 
-    layers: int = 6  # blocks
-    dim: int | None = None  # width; null: the model's
-    ffn_dim: int | None = None  # inner width of the feed-forward networks; null: the model's
-    heads: int | None = None  # of attention layers that name none; null: the model's
-    self_attention: Pattern = (SoftmaxConfig(),)  # one layer, or a list that repeats down the stack
+    layers: int = setting(6, at_least=0, help="Number of blocks.")
+    dim: int | None = setting(None, at_least=1, help="Width. null: the model's.")
+    ffn_dim: int | None = setting(None, at_least=1, help="Inner width of the feed-forward networks. null: the model's.")
+    heads: int | None = setting(None, at_least=1, help="Heads of attention layers that set none. null: the model's.")
+    self_attention: Pattern = setting((SoftmaxConfig(),), help="One layer, or a list that repeats through the blocks.")
 
 
 @dataclass(frozen=True)
 class DecoderConfig(StackConfig):
     """The blocks that write the target."""
 
-    cross_attention: Pattern = (SoftmaxConfig(),)  # as self_attention; not there without a source to attend to
+    cross_attention: Pattern = setting((SoftmaxConfig(),), help="One layer, or a list that repeats through the blocks.")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.attention import State
+from seqtk.config.fields import probability, setting
 from seqtk.data.batch import TranslationBatch
 from seqtk.data.vocabulary import PAD
 from seqtk.models.base import Model, ModelConfig, models
@@ -31,21 +32,32 @@ class TransformerConfig(ModelConfig):
         "attention": ("encoder.self_attention", "decoder.self_attention"),
     }
 
-    dim: int = 512  # width of the model
-    ffn_dim: int = 2048  # inner width of the feed-forward networks
-    heads: int = 8  # of attention layers that name none
+    dim: int = setting(512, at_least=1, help="Width of the model.")
+    ffn_dim: int = setting(2048, at_least=1, help="Inner width of the feed-forward networks.")
+    heads: int = setting(8, at_least=1, help="Heads of attention layers that set none.")
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
-    positions: Positions = "sinusoidal"  # added to the embeddings; none: as with attention.positions=rotary
-    max_source_length: int = 1024  # tokens; learned positions have as many rows
-    max_target_length: int = 1024  # the same for the target
-    share_embeddings: SharedEmbeddings = "all"  # all: source, target and output; decoder: target and output
-    pre_norm: bool = False  # normalise before each sublayer, and once at the end, instead of after it
-    scale_embedding: bool = True  # multiply token vectors by √dim
-    norm_embedding: bool = False  # a layer norm after the embeddings
-    activation: Activation = "relu"  # in feed-forward networks; glu, geglu and swiglu are gated
-    dropout: float = 0.1  # after embeddings and sublayers
-    activation_dropout: float = 0.0  # inside feed-forward networks; that of attention weights is attention.dropout
+    positions: Positions = setting(
+        "sinusoidal",
+        help="Positions added to the embeddings. none: use it with attention.positions=rotary, for example.",
+    )
+    max_source_length: int = setting(1024, at_least=1, help="Tokens in a source, and rows of its learned positions.")
+    max_target_length: int = setting(1024, at_least=1, help="Tokens in a target, and rows of its learned positions.")
+    share_embeddings: SharedEmbeddings = setting(
+        "all", help="all: source, target and output share one table. decoder: target and output do."
+    )
+    pre_norm: bool = setting(
+        False, help="Normalize before each sublayer and at the end, instead of after each sublayer."
+    )
+    scale_embedding: bool = setting(True, help="Multiply token vectors by √dim.")
+    norm_embedding: bool = setting(False, help="Add a layer norm after the embeddings.")
+    activation: Activation = setting(
+        "relu", help="Activation of the feed-forward networks. glu, geglu and swiglu are gated."
+    )
+    dropout: float = probability(0.1, help="Dropout after embeddings and sublayers.")
+    activation_dropout: float = probability(
+        0.0, help="Dropout inside feed-forward networks. Attention weights have attention.dropout."
+    )
 
 
 @models.register("transformer", TransformerConfig)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from seqtk.config.fields import probability, setting
 from seqtk.data.vocabulary import SPECIALS
 from seqtk.utils.errors import UserError
 
@@ -21,11 +22,23 @@ class AdaptiveConfig:
     two softmaxes each: it is slower and worse.
     """
 
-    cutoffs: tuple[int, ...] = (20000, 60000)  # first id of the second band, the third, …; ids go from frequent to rare
-    input_factor: float | None = 4.0  # vectors of a band are so many times narrower than the last's; null: one table
-    softmax_factor: float | None = 4.0  # the same of the output; null: one softmax over all words
-    tie_projections: bool = True  # where tables are tied (tie_embeddings), input and output share projections, too
-    dropout: float = 0.0  # on the features that enter the adaptive softmax, and on their projections
+    cutoffs: tuple[int, ...] = setting(
+        (20000, 60000),
+        at_least=1,
+        help="First id of the second band, the third, and so on. Ids go from frequent to rare.",
+    )
+    input_factor: float | None = setting(
+        4.0,
+        at_least=1,
+        help="How many times narrower the vectors of a band are than those of the band before. null: one table.",
+    )
+    softmax_factor: float | None = setting(
+        4.0, at_least=1, help="The same for the output. null: one softmax over all words."
+    )
+    tie_projections: bool = setting(
+        True, help="Share projections between input and output where tables are tied (tie_embeddings)."
+    )
+    dropout: float = probability(0.0, help="Dropout of the input of the adaptive softmax, and of its projections.")
 
     def bands(self, vocabulary: int) -> "Bands":
         """The bands of `vocabulary` ids. Raises UserError for cutoffs that leave one empty."""

@@ -230,7 +230,7 @@ def test_the_whole_layer_compiles_into_one_graph(config: LunaConfig, role: Role)
     [
         (Role.ENCODER, {"memory_size": 0}, "memory_size=0"),
         (Role.ENCODER, {"stride": 0}, "stride=0"),
-        (Role.ENCODER, {"kernel_size": 0}, r"^attention\.kernel_size=0 must be at least 1"),
+        (Role.ENCODER, {"kernel_size": 0}, r"^attention\.kernel_size=0"),
         (Role.ENCODER, {"kernel_size": 2, "stride": 3}, "stride=3"),
         (Role.ENCODER, {"stride": 2, "filter": "none"}, "filter=none"),
         (Role.CAUSAL, {"stride": 2}, "stride=2"),

@@ -94,5 +94,5 @@ def test_parameters_of_the_convolutions() -> None:
     ],
 )
 def test_settings_that_make_no_sense_are_named(kind: str, fields: dict[str, int], key: str) -> None:
-    with pytest.raises(UserError, match=rf"attention\.{key}="):
+    with pytest.raises(UserError, match=rf"{key}="):
         build(kind, **fields)

@@ -122,7 +122,7 @@ def test_a_sample_may_have_any_length_and_a_segment_has_to_fit() -> None:
         tiny(replace(TINY, **short))
     with pytest.raises(UserError, match=r"longer than model\.max_length=12"):
         tiny(replace(TINY, segment_length=7))
-    with pytest.raises(UserError, match=r"model\.segment_length=0 must be at least 1"):
+    with pytest.raises(UserError, match=r"model\.segment_length=0"):
         tiny(replace(TINY, segment_length=0))
-    with pytest.raises(UserError, match=r"model\.memory_tokens=-1 must be at least 0"):
+    with pytest.raises(UserError, match=r"model\.memory_tokens=-1"):
         tiny(replace(TINY, memory_tokens=-1))
