@@ -12,10 +12,10 @@ from seqtk.data.char_tokenizer import code_of, symbols
 from seqtk.data.corpus import count_lines, split_lines
 from seqtk.data.filters import LengthFilter
 from seqtk.data.indexed import dtype_for
-from seqtk.data.report import TextCount, count_text
+from seqtk.data.report import TextCount, count_text, text_size
 from seqtk.data.tokenizer import BYTE_PIECE, SPACE_PIECE, Tokenizer
 from seqtk.data.vocabulary import EOS, UNK, Vocabulary
-from seqtk.data.word_lookup import WordTable, collapse_spaces, narrow_spaces, words_in_lines
+from seqtk.data.word_lookup import WordTable, narrow_spaces, words_in_lines
 
 Ids = npt.NDArray[Any]
 
@@ -28,13 +28,13 @@ class EncodedLines:
         ids: The ids of all lines, one after the other.
         sizes: The number of ids of each line.
         special: The number of words that spell a special symbol; they are UNK.
-        kept: The size of the text that the tokens keep; None: all of it.
+        kept: The bytes and characters of the text that the tokens keep; None: all.
     """
 
     ids: Ids
     sizes: Ids
     special: int = 0
-    kept: TextCount | None = None
+    kept: tuple[int, int] | None = None
 
 
 class LineEncoder(Protocol):
@@ -58,13 +58,17 @@ class WordEncoder:
 
     def encode(self, block: bytes, *, measure: bool = False) -> EncodedLines:
         text = narrow_spaces(block)
-        ids, starts, _ = self._table.find(text)
+        ids, starts, ends = self._table.find(text)
         is_special = ids < UNK
         special = int(np.count_nonzero(is_special))
         if special:
             ids[is_special] = UNK
-        kept = count_text(collapse_spaces(text)) if measure else None
-        return EncodedLines(ids, words_in_lines(text, starts), special, kept)
+        sizes = words_in_lines(text, starts)
+        kept = None
+        if measure:  # one space between words, and the line ends
+            in_words, between = int((ends - starts).sum()), len(ids) - int(np.count_nonzero(sizes)) + len(sizes)
+            kept = in_words + between, text_size(text)[1] - (len(text) - in_words) + between
+        return EncodedLines(ids, sizes, special, kept)
 
 
 class PieceEncoder:
@@ -89,25 +93,21 @@ class PieceEncoder:
         hidden = self._hidden[piece_ids]
         if self._knows_more and hidden.any():
             self._look_up_unknown_pieces(ids, hidden, sizes, stripped)
-        kept = self._measure(piece_ids, hidden, sizes, stripped, block) if measure else None
+        kept = self._measure(piece_ids, hidden, sizes, stripped) if measure else None
         return EncodedLines(ids, sizes, kept=kept)
 
-    def _measure(self, piece_ids: Ids, hidden: Ids, sizes: Ids, lines: Sequence[bytes], block: bytes) -> TextCount:
-        """The size of the text that the pieces spell, a line feed after each line; words are those of the text."""
-        ends = np.cumsum(sizes)
-        unknown = np.unique(np.searchsorted(ends, np.flatnonzero(hidden), side="right"))
-        is_known = np.ones(len(sizes), dtype=bool)
-        is_known[unknown] = False
-        of_known = np.repeat(is_known, sizes)
-        spelled = piece_ids[of_known]
-        prefixes = self._tokenizer.prefix_length * int(np.count_nonzero(sizes[is_known]))
-        size, characters = int(self._bytes[spelled].sum()) - prefixes, int(self._characters[spelled].sum()) - prefixes
-        rest = count_text(b"".join(self._tokenizer.normalize(lines[i]) for i in unknown))  # with unknown characters
-        return replace(
-            count_text(block),
-            bytes=size + rest.bytes + len(lines),
-            characters=characters + rest.characters + len(lines),
-        )
+    def _measure(self, piece_ids: Ids, hidden: Ids, sizes: Ids, lines: Sequence[bytes]) -> tuple[int, int]:
+        """The bytes and characters that the pieces spell, with a line feed after each line."""
+        rest = 0, 0
+        if hidden.any():  # lines with unknown characters
+            unknown = np.unique(np.searchsorted(np.cumsum(sizes), np.flatnonzero(hidden), side="right"))
+            is_known = np.ones(len(sizes), dtype=bool)
+            is_known[unknown] = False
+            piece_ids, sizes = piece_ids[np.repeat(is_known, sizes)], sizes[is_known]
+            rest = text_size(b"".join(self._tokenizer.normalize(lines[i]) for i in unknown))
+        counts = np.bincount(piece_ids, minlength=len(self._table))
+        ends = len(lines) - self._tokenizer.prefix_length * int(np.count_nonzero(sizes))
+        return int(counts @ self._bytes) + rest[0] + ends, int(counts @ self._characters) + rest[1] + ends
 
     def _look_up_unknown_pieces(self, ids: Ids, hidden: Ids, sizes: Ids, lines: Sequence[bytes]) -> None:
         """In lines with unknown pieces, replaces those by their ids that the vocabulary has as words."""
@@ -199,7 +199,10 @@ class BlockEncoder:
         flats, sizes = zip(*stored, strict=True)
         text = count_text(blocks[0]) if one_sided else None
         special = tuple(each.special for each in encoded)
-        kept = (encoded[0].kept or text) if one_sided else None
+        kept = text
+        if text is not None and encoded[0].kept is not None:
+            unended = not blocks[0].endswith(b"\n")  # the last line of a file may have no line feed
+            kept = replace(text, bytes=encoded[0].kept[0] - unended, characters=encoded[0].kept[1] - unended)
         return EncodedBlock(flats, sizes, count_lines(blocks[0]), dropped, special, text, kept)
 
 

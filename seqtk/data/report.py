@@ -41,8 +41,12 @@ class TextCount:
 
 def count_text(block: bytes) -> TextCount:
     """The size of a block of UTF-8 text."""
-    characters = int(np.count_nonzero((np.frombuffer(block, dtype=np.uint8) & 0xC0) != 0x80))  # the first byte of each
-    return TextCount(count_lines(block), len(block), characters, count_words(block))
+    return TextCount(count_lines(block), *text_size(block), count_words(block))
+
+
+def text_size(block: bytes) -> tuple[int, int]:
+    """The number of bytes and of characters of a block of UTF-8 text."""
+    return len(block), int(np.count_nonzero((np.frombuffer(block, dtype=np.uint8) & 0xC0) != 0x80))  # first bytes
 
 
 @dataclass(frozen=True)

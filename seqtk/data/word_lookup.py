@@ -23,7 +23,6 @@ _MOST_REMEMBERED = 1 << 20  # words; the others are rare, and need not be fast
 _FREE = np.uint64(2**64 - 1)
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93], dtype=np.uint64)  # any odd numbers
 _IS_SPACE = bytes(int(chr(byte).isspace() and byte < 128) for byte in range(256))
-_TO_SPACE = bytes(32 if _IS_SPACE[byte] and byte != ord("\n") else byte for byte in range(256))
 _WIDE_SPACE = re.compile(rb"\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80")
 _WIDE_STARTS = (
     (b"\xc2", (b"\xc2\x85", b"\xc2\xa0")),
@@ -127,14 +126,6 @@ def narrow_spaces(block: bytes) -> bytes:
     if any(lead in text and any(start in text for start in starts) for lead, starts in _WIDE_STARTS):
         text = _WIDE_SPACE.sub(b" ", text)
     return text
-
-
-def collapse_spaces(text: bytes) -> bytes:
-    """What `narrow_spaces` returned, with one space between words, and none at the ends of lines."""
-    text = text.translate(_TO_SPACE)
-    while b"  " in text:
-        text = text.replace(b"  ", b" ")
-    return text.replace(b" \n", b"\n").replace(b"\n ", b"\n").removeprefix(b" ")
 
 
 def count_words(block: bytes) -> int:

@@ -1,4 +1,4 @@
-"""Worker processes that apply one function to a stream of items, in order, with few items under way at a time."""
+"""Worker processes that apply a function to a stream of items, in order, with a few items in progress at a time."""
 
 import multiprocessing
 import os
@@ -23,37 +23,49 @@ def available_cores() -> int:
 def ordered_map(
     function: Callable[..., Any], items: Iterable[tuple[Any, ...]], *, workers: int
 ) -> Generator[Any, None, None]:
-    """`function(*item)` for each item, in order; by `workers` fresh processes, or in this one if `workers` is 1.
+    """Yields `function(*item)` for each item, in order; computed by `workers` new processes, or in this one if 1.
 
-    The function is sent to each process once. At most three items per worker are read ahead, whatever the stream.
+    The function is sent to each process once. At most three items per worker are read ahead.
+
+    Raises UserError if a worker process is killed.
     """
     if workers <= 1:
         yield from (function(*item) for item in items)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(function,))
+    started = context.Value("i", 0)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(function, started))
     try:
-        under_way: deque[Future[Any]] = deque()
+        pending: deque[Future[Any]] = deque()
         for item in items:
-            under_way.append(pool.submit(_apply, *item))
-            if len(under_way) >= _IN_FLIGHT_PER_WORKER * workers:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+            pending.append(pool.submit(_apply, *item))
+            if len(pending) >= _IN_FLIGHT_PER_WORKER * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     except BrokenProcessPool:
         raise UserError(
-            "A worker process came to a sudden end, most likely for want of memory: try fewer workers=.",
+            "A worker process ended unexpectedly, most likely because memory ran out. Set workers= lower.",
             "(A script that calls this needs its `if __name__ == '__main__':`, or workers=1.)",
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _start(function: Callable[..., Any]) -> None:
-    """Runs once in each worker. Ctrl-C is left to the parent, which then ends the workers."""
+def _start(function: Callable[..., Any], started: Any) -> None:
+    """Runs once in each worker. Ctrl-C is left to the parent, which then ends the workers.
+
+    Each worker has a core to itself: some kernels (of virtual machines that pack their load) would run two on one.
+    """
     global _function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _function = function
+    if hasattr(os, "sched_setaffinity"):
+        with started.get_lock():
+            number = started.value
+            started.value += 1
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[number % len(cores)]})
 
 
 def _apply(*item: Any) -> Any:

@@ -352,3 +352,11 @@ class TestPaths:
         (tmp_path / "train").write_bytes(b"\xef\xbb\xbfa b\r\n" * 1 + b"a b\r\n")
         preprocess(PreprocessConfig(tokens="words", train=f"{tmp_path}/train", destdir=f"{tmp_path}/bin", workers=1))
         assert DataBin(tmp_path / "bin").vocabulary().tokens[4:6] == ["a", "b"]
+
+    @pytest.mark.parametrize("tokens", ["words", "sentencepiece", "characters"])
+    def test_text_that_is_kept_whole_is_not_counted_twice(self, tmp_path: Path, tokens: Any) -> None:
+        (tmp_path / "train").write_text("a b c\n" * 20 + "a b")
+        config = PreprocessConfig(
+            tokens=tokens, vocab_size=12, train=f"{tmp_path}/train", destdir=f"{tmp_path}/bin", workers=1
+        )
+        assert preprocess(config).splits["train"].kept is None
