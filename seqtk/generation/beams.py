@@ -1,9 +1,9 @@
 """Beam search: the n best hypotheses of each row of a batch.
 
-What is searched is what fairseq searches: `docs/decoding.md` states it.
+Finds the same hypotheses as fairseq; `docs/decoding.md` describes the search.
 
-B sentences still searched, W beams of each (1 before the first token, then K), K the width asked for, C = 2 K
-candidates, R = B W rows, T tokens so far, V vocabulary.
+B unfinished sentences, W beams of each (1 before the first token, then K), K beam width, C = 2 K candidates, R = B W
+rows, T tokens so far, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,13 +17,13 @@ from seqtk.data.vocabulary import EOS
 from seqtk.generation.config import SearchConfig
 from seqtk.generation.constraints import Constraints
 from seqtk.generation.decoder_state import PartialHypotheses
-from seqtk.generation.hypotheses import NOTHING, Hypothesis, ended
+from seqtk.generation.scoring import EMPTY, Hypothesis, finish
 from seqtk.models.base import Model
 from seqtk.utils.errors import UserError
 
 NOT_NUMBERS = (
-    "The model's log-probabilities are not numbers (NaN).",
-    "Its weights come from a training that diverged, or precision=bf16 is not enough for it.",
+    "The model's log-probabilities are NaN.",
+    "Its training diverged, or precision=bf16 is not enough for it.",
 )
 
 
@@ -31,19 +31,19 @@ NOT_NUMBERS = (
 def beam_search(
     models: Sequence[Model], batch: TranslationBatch | LanguageBatch, config: SearchConfig, constraints: Constraints
 ) -> list[list[Hypothesis]]:
-    """For each row of `batch` its best hypotheses, best first: at most `nbest`, at least one.
+    """The best hypotheses for each row of `batch`, best first: at most `nbest`, at least one.
 
-    Of equal scores, that of the better beam, then that of the lower id, goes first.
+    Equal scores are ranked by beam, better beams first, then by token id.
     """
     beams = _Beams(models, batch, beam=config.width)
     found: list[list[Hypothesis]] = [[] for _ in batch.ids_B]
     while len(beams.sentence_B):
         log_p_RV = beams.rows.next_log_probs(temperature=config.temperature)
-        constraints.apply(log_p_RV, tokens_RT=beams.rows.tokens_RT, row_R=beams.row_of_each())
+        constraints.apply(log_p_RV, tokens_RT=beams.rows.tokens_RT, row_R=beams.batch_rows())
         candidates = beams.candidates(log_p_RV)
-        for sentence, tokens, token_scores in beams.ended(candidates):
+        for sentence, tokens, token_scores in beams.finished(candidates):
             if len(found[sentence]) < config.width:
-                found[sentence].append(ended(tokens, token_scores, config))
+                found[sentence].append(finish(tokens, token_scores, config))
         beams.advance(
             candidates, open_B=[len(found[sentence]) < config.width for sentence in beams.sentence_B.tolist()]
         )
@@ -52,10 +52,10 @@ def beam_search(
 
 @dataclass(frozen=True)
 class _Candidates:
-    """The C best continuations of each sentence's beams, best first."""
+    """The C best continuations of the beams of each sentence, best first."""
 
     total_BC: Tensor
-    """Σ log p with the new token; -inf where there are fewer than C continuations."""
+    """Σ log p including the new token; -inf if there are fewer than C continuations."""
     row_BC: Tensor
     """The row that is continued."""
     token_BC: Tensor
@@ -70,17 +70,17 @@ class _Candidates:
 
 
 class _Beams:
-    """The unfinished hypotheses of the sentences that are still searched."""
+    """The partial hypotheses of the unfinished sentences."""
 
     def __init__(self, models: Sequence[Model], batch: TranslationBatch | LanguageBatch, *, beam: int) -> None:
         self.beam = beam
         self.rows = PartialHypotheses(models, batch)
         self.sentence_B = torch.arange(len(batch.ids_B), device=batch.ids_B.device)
-        """Which row of the batch each sentence is."""
+        """The row of the batch of each sentence."""
         self.total_BW = torch.zeros(len(batch.ids_B), 1, device=batch.ids_B.device)
 
-    def row_of_each(self) -> Tensor:
-        """row_R of the batch that each beam is of."""
+    def batch_rows(self) -> Tensor:
+        """row_R: the row of the batch of each beam."""
         return self.sentence_B.repeat_interleave(self.total_BW.shape[1])
 
     def candidates(self, log_p_RV: Tensor) -> _Candidates:
@@ -95,8 +95,8 @@ class _Beams:
         token_BC = index_BC % vocabulary
         return _Candidates(total_BC, row_BC, token_BC, log_p_RV[row_BC, token_BC])
 
-    def ended(self, candidates: _Candidates) -> Iterator[tuple[int, list[int], list[float]]]:
-        """The row of the batch, the tokens and their scores of each hypothesis that ends now: EOS among the K best."""
+    def finished(self, candidates: _Candidates) -> Iterator[tuple[int, list[int], list[float]]]:
+        """Yields (batch row, tokens, token scores) of each hypothesis that ends now: with EOS among its K best."""
         ends_BC = (candidates.token_BC == EOS) & candidates.total_BC.isfinite()
         sentence_N, rank_N = ends_BC[:, : self.beam].nonzero(as_tuple=True)
         if not len(sentence_N):
@@ -109,12 +109,12 @@ class _Beams:
         )
 
     def advance(self, candidates: _Candidates, *, open_B: list[bool]) -> None:
-        """Go on with the K best candidates that do not end, in the sentences that are open and have such a one."""
+        """Continues with the K best candidates that do not end, for each open sentence that has one."""
         ends_BC = (candidates.token_BC == EOS) & candidates.total_BC.isfinite()
-        # A stable sort of "does it end" leaves those that do not in front and in their order.
+        # A stable sort by "ends" moves candidates that do not end to the front, in their order.
         chosen = candidates.gather(ends_BC.byte().sort(dim=1, stable=True).indices[:, : self.beam])
-        goes_on_B = torch.tensor(open_B, device=ends_BC.device) & chosen.total_BC[:, 0].isfinite()
-        left = goes_on_B.nonzero().squeeze(1)
+        continues_B = torch.tensor(open_B, device=ends_BC.device) & chosen.total_BC[:, 0].isfinite()
+        left = continues_B.nonzero().squeeze(1)
         fewer = len(left) < len(self.sentence_B)
         if fewer:
             chosen = chosen.select(left)
@@ -130,9 +130,9 @@ class _Beams:
 
 
 def best(scores_BN: Tensor, *, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of each row and where they are, largest first; of equals, the first in the row goes first.
+    """The `count` largest values of each row and their indices, largest first; equal values in the order of the row.
 
-    Where a row has fewer, -inf fills up. `topk` alone leaves open which of equals it takes.
+    Rows with fewer values are filled up with -inf. `topk` alone does not define which of equal values it takes.
     """
     size = scores_BN.shape[1]
     values, indices = scores_BN.topk(min(count + 1, size), dim=1)
@@ -153,6 +153,6 @@ def best(scores_BN: Tensor, *, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _best(hypotheses: list[Hypothesis], nbest: int) -> list[Hypothesis]:
-    if not hypotheses:  # every token was banned before the first of them could end
-        return [NOTHING]
+    if not hypotheses:  # all tokens were banned before a hypothesis could end
+        return [EMPTY]
     return sorted(hypotheses, key=lambda hypothesis: -hypothesis.score)[:nbest]

@@ -1,4 +1,4 @@
-"""The probability that language models give a text: every token of a stream, scored once.
+"""Scores of a text under language models: the log-probability of every token of a stream, each once.
 
 B batch, T length, D width, N targets.
 """
@@ -30,21 +30,21 @@ SUMMED = 1 << 20
 
 @dataclass(frozen=True)
 class StreamScores:
-    """What a stream of tokens has scored."""
+    """The log-probabilities of a stream of tokens."""
 
     log_p_N: npt.NDArray[np.float32]
-    """log p of each token in nats; NaN for those in no block, as are the separators of documents."""
+    """log p of each token in nats; NaN for tokens in no block, such as document separators."""
     unknown: int
-    """How many of the scored tokens are UNK."""
+    """The number of scored tokens that are UNK."""
 
     @property
     def tokens(self) -> int:
-        """How many were scored."""
+        """The number of scored tokens."""
         return int(np.count_nonzero(~np.isnan(self.log_p_N)))
 
     @property
     def nll(self) -> float:
-        """Σ -log p of the scored tokens, added up in float64."""
+        """Σ -log p of the scored tokens, summed in float64."""
         parts = (self.log_p_N[at : at + SUMMED] for at in range(0, len(self.log_p_N), SUMMED))
         return -float(sum(float(np.nansum(part, dtype=np.float64)) for part in parts))
 
@@ -60,11 +60,20 @@ def score_stream(
     streams: int | None = None,
     advance: Callable[[int], object] = lambda tokens: None,
 ) -> StreamScores:
-    """Score every block of a stream; several models are an ensemble, the mean of their probabilities.
+    """Scores every block of a stream.
 
-    With `streams` the blocks, which must have no context, are read in their order in so many runs side by side, each
-    from an empty memory that goes with it (see `seqtk.data.plan`); `batching` plays no part then. `advance` is told
-    of each batch how many tokens it scored. Raises UserError for blocks that a model cannot read.
+    Args:
+        models: One language model, or an ensemble, which averages probabilities; in evaluation mode.
+        blocks: The samples that the stream is cut into.
+        batching: The size of a batch; not used with `streams`.
+        device: Where the models are.
+        bf16: Computes matrix products in bfloat16.
+        streams: Reads the blocks, which must have no context, in order in so many contiguous streams, each with its
+            own recurrent state (see `seqtk.data.plan`).
+        advance: Called with the number of tokens that each batch scored.
+
+    Raises:
+        UserError: For blocks that are longer than a model's limit, and log-probabilities that are NaN.
     """
     _check(models, blocks)
     if streams is not None:

@@ -1,9 +1,9 @@
-"""Texts drawn at random: each token by the model's probabilities, or by the largest of them.
+"""Sampling: each token is drawn by the model's probabilities, or by the largest of them.
 
-A row's random numbers are a pure function of the seed, of the number that its example has and of which sample it is, so
-it is the same whatever else is in its batch.
+The random numbers of a row are a pure function of the seed, the index of its example and the number of the sample, so a
+sample does not depend on its batch.
 
-B rows of the batch, R = B nbest texts still written, N texts in all, T tokens, V vocabulary, K candidates.
+B rows of the batch, R = B nbest unfinished samples, N samples in all, T tokens, V vocabulary, K candidates.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from seqtk.generation.beams import NOT_NUMBERS, best
 from seqtk.generation.config import SearchConfig
 from seqtk.generation.constraints import BANNED, Constraints
 from seqtk.generation.decoder_state import PartialHypotheses
-from seqtk.generation.hypotheses import Hypothesis, ended
+from seqtk.generation.scoring import Hypothesis, finish
 from seqtk.models.base import Model
 from seqtk.utils.errors import UserError
 
@@ -30,9 +30,9 @@ def sample(
     config: SearchConfig,
     constraints: Constraints,
 ) -> list[list[Hypothesis]]:
-    """For each row of `batch` `nbest` texts, in the order they were drawn in.
+    """`nbest` samples for each row of `batch`, in the order in which they are drawn.
 
-    A token's score is its log-probability at this temperature among all tokens, whatever it was drawn from.
+    The score of a token is its log-probability among all tokens, at the given temperature.
     """
     device = batch.ids_B.device
     rows = PartialHypotheses(models, batch)
@@ -40,7 +40,7 @@ def sample(
     text_R = torch.arange(count, device=device)
     rows.expand(text_R // config.nbest)
     uniform_NT = uniform_numbers(
-        batch.ids_B.tolist(), seed=config.seed, samples=config.nbest, length=int(constraints.limit_B.max()) + 1
+        batch.ids_B.tolist(), seed=config.seed, samples=config.nbest, length=int(constraints.max_B.max()) + 1
     ).to(device)
     found: list[Hypothesis | None] = [None] * count
     while len(text_R):
@@ -60,7 +60,7 @@ def sample(
         for text, tokens, scores in zip(
             text_R[done_N].tolist(), rows.tokens_RT[done_N].tolist(), scores_NT.tolist(), strict=True
         ):
-            found[text] = ended(tokens, scores, config)
+            found[text] = finish(tokens, scores, config)
         left_R = (~ends_R).nonzero().squeeze(1)
         rows.advance(left_R, token_R[left_R], score_R[left_R], across_sentences=len(left_R) < len(text_R))
         text_R = text_R[left_R]
@@ -69,12 +69,12 @@ def sample(
 
 
 def draw(log_p_RV: Tensor, uniform_R: Tensor, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Tensor:
-    """token_R: for each row the token at which the running sum of probabilities passes a number from [0, 1).
+    """token_R: for each row, the token at which the cumulative probability of the candidates exceeds `uniform_R`.
 
-    Candidates are the `top_k` most probable tokens (0: all), of these the fewest whose probabilities add up to `top_p`
-    (the nucleus of Holtzman et al. 2020, arXiv:1904.09751), and of these those of at least `min_p` times the greatest
-    (arXiv:2407.01082), all by the same distribution. They are drawn by their probabilities. Of equals the lower id goes
-    first. Where every token is banned it is EOS.
+    Candidates are the `top_k` most probable tokens (0: all); of these, the fewest whose probabilities add up to `top_p`
+    (nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751); of these, the ones with at least `min_p` times the
+    highest probability (arXiv:2407.01082). All three use the same distribution, and equal probabilities are ranked by
+    token id. The result is EOS if every token is banned.
     """
     nothing_R = (log_p_RV == BANNED).all(dim=1)
     p_RV = log_p_RV.double().softmax(dim=1)
@@ -95,16 +95,16 @@ def draw(log_p_RV: Tensor, uniform_R: Tensor, *, top_k: int = 0, top_p: float = 
     p_RK = p_RK * kept_RK
     sum_RK = p_RK.cumsum(dim=1)
     place_R1 = torch.searchsorted(sum_RK, uniform_R[:, None] * sum_RK[:, -1:], right=True)
-    # Rounding may leave the number at the whole sum: then it is the last that has a probability.
+    # Rounding may put the number at the whole sum; then the last candidate is taken.
     last_R1 = (sum_RK < sum_RK[:, -1:]).sum(dim=1, keepdim=True)
     place_R1 = torch.minimum(place_R1, last_R1)
     return (place_R1 if id_RK is None else id_RK.gather(1, place_R1)).squeeze(1)
 
 
 def uniform_numbers(examples: Sequence[int], *, seed: int, samples: int, length: int) -> Tensor:
-    """Numbers from [0, 1), a row for each sample of each example; a longer row begins with the shorter one.
+    """Numbers from [0, 1): one row for each sample of each example. A longer row begins with the shorter one.
 
-    The random stream is one that numpy has frozen.
+    numpy guarantees that this random stream never changes.
     """
     rows = [
         np.random.RandomState(np.random.Philox(np.random.SeedSequence([seed, example, number]))).random_sample(length)

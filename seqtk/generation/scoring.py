@@ -1,16 +1,38 @@
-"""Scores of given targets.
+"""Hypotheses with their scores, and the scores of given targets.
 
 B batch, T target length.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from seqtk.data.batch import LanguageBatch, TranslationBatch
-from seqtk.data.vocabulary import PAD
-from seqtk.generation.search import Hypothesis
+from seqtk.data.vocabulary import EOS, PAD
+from seqtk.generation.config import SearchConfig
 from seqtk.models.base import Model
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One output: token ids that end in EOS, with natural-log scores."""
+
+    tokens: tuple[int, ...]
+    score: float
+    """Σ token_scores, divided by len(tokens)^length_penalty if scores are normalized."""
+    token_scores: tuple[float, ...]
+
+
+EMPTY = Hypothesis(tokens=(EOS,), score=-torch.inf, token_scores=(-torch.inf,))
+"""The only hypothesis if every token is banned."""
+
+
+def finish(tokens: list[int], token_scores: list[float], config: SearchConfig) -> Hypothesis:
+    """The hypothesis with these tokens and EOS; `token_scores` includes the score of EOS."""
+    total = sum(token_scores)
+    score = total / len(token_scores) ** config.length_penalty if config.normalize_scores else total
+    return Hypothesis(tokens=(*tokens, EOS), score=score, token_scores=tuple(token_scores))
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
-"""The search over anything that can `step`: the best hypotheses of each row of a batch, or some drawn at random.
+"""The search over any model with a step form: the best hypotheses for each row of a batch, or samples.
 
-P length of the prefix.
+P prefix length.
 """
 
 import math
@@ -14,18 +14,18 @@ from seqtk.data.batch import LanguageBatch, TranslationBatch
 from seqtk.generation.beams import beam_search
 from seqtk.generation.config import SearchConfig as SearchConfig
 from seqtk.generation.constraints import Constraints
-from seqtk.generation.hypotheses import Hypothesis as Hypothesis
 from seqtk.generation.length_limits import target_length_bounds
 from seqtk.generation.sampling import sample
+from seqtk.generation.scoring import Hypothesis as Hypothesis
 from seqtk.models.base import Model
 
 
 class BannedTokens(Protocol):
-    """What the search needs of a vocabulary."""
+    """The part of a vocabulary that a search needs."""
 
     @property
     def never_generated(self) -> list[int]:
-        """The ids that no search may choose; PAD is one of them."""
+        """The ids that are never produced, PAD among them."""
 
 
 @torch.no_grad()
@@ -37,21 +37,28 @@ def search(
     vocabulary: BannedTokens,
     prefix_BP: Tensor | None = None,
 ) -> list[list[Hypothesis]]:
-    """For each row of `batch` its hypotheses: the best, at most `nbest` and at least one; or `nbest` samples.
+    """The hypotheses for each row of `batch`: the best ones, at most `nbest` and at least one, or `nbest` samples.
 
-    Several models are an ensemble, the mean of their probabilities. `prefix_BP`, padded with PAD, holds tokens that
-    each target has to begin with; of a language model, whose batch says nothing else, these are the prompts.
+    Args:
+        models: One model, or an ensemble, which averages probabilities; in evaluation mode.
+        batch: The sources, or for language models one empty row for each prompt.
+        config: The settings.
+        vocabulary: Names the tokens that are never produced.
+        prefix_BP: Tokens that each output must begin with, padded with PAD; for language models the prompts.
+
+    Raises:
+        UserError: For settings that contradict each other, and log-probabilities that are NaN.
     """
     config.check()
     if any(model.training for model in models):
         raise ValueError("search needs models in eval mode")
-    least_B, most_B = target_length_bounds(models, batch, config, prefix_BP=prefix_BP)
-    is_text = isinstance(batch, LanguageBatch)  # which a reader wants in words
+    min_B, max_B = target_length_bounds(models, batch, config, prefix_BP=prefix_BP)
+    is_text = isinstance(batch, LanguageBatch)  # readers want words, not <unk>
     constraints = Constraints(
         never=vocabulary.never_generated,
         unk_penalty=(math.inf if is_text else 0.0) if config.unk_penalty is None else config.unk_penalty,
-        least_B=least_B,
-        limit_B=most_B,
+        min_B=min_B,
+        max_B=max_B,
         no_repeat_ngram=config.no_repeat_ngram,
         prefix_BP=prefix_BP,
     )

@@ -60,7 +60,7 @@ def brute_force(log_p_TVV: torch.Tensor, *, longest: int, length_penalty: float)
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 0.6])
-def test_a_beam_of_full_width_is_brute_force(length_penalty):
+def test_full_width_beam_equals_brute_force(length_penalty):
     torch.manual_seed(int(length_penalty * 10))
     logits_TVV = 2 * torch.randn(4, 6, 6)
     # No probability for what may not be generated, so that nothing is renormalised.
@@ -76,7 +76,7 @@ def test_a_beam_of_full_width_is_brute_force(length_penalty):
 
 
 @pytest.mark.parametrize(("beam", "sharpness", "count"), [(1, 1.0, 15), (5, 6.0, 65)])
-def test_a_translation_does_not_depend_on_its_batch(beam, sharpness, count):
+def test_search_is_batch_invariant(beam, sharpness, count):
     sharp = transformer(WORDS, seed=2, sharpness=sharpness)
     rows = sources(count, words=WORDS, seed=2)
     options = {"beam": beam, "nbest": beam, "max_length_a": 0.5, "max_length_b": 2}
@@ -92,7 +92,7 @@ def test_a_translation_does_not_depend_on_its_batch(beam, sharpness, count):
             assert scores(together) == pytest.approx(scores(expected), abs=1e-5)
 
 
-def test_the_greedy_translation_takes_the_best_token_each_time(model, rows):
+def test_beam_1_is_greedy(model, rows):
     found = run(model, rows, beam=1, min_length=0)
     for row, (hypothesis,) in zip(rows, found, strict=True):
         state, token, expected = model.start(batch_of([row])), EOS, []
@@ -105,7 +105,7 @@ def test_the_greedy_translation_takes_the_best_token_each_time(model, rows):
         assert hypothesis.tokens[: len(expected)] == tuple(expected)
 
 
-def test_scores_are_those_of_the_model_for_the_tokens_found(model, rows):
+def test_scores_are_those_of_the_model(model, rows):
     for hypothesis, row in zip(itertools.chain(*run(model, rows)), rows, strict=True):
         (given,) = score([model], collate_pairs([(0, row, np.array(hypothesis.tokens))]))
         assert given.tokens == hypothesis.tokens
@@ -119,20 +119,20 @@ def test_hypotheses_are_distinct_and_best_first(model, rows):
         assert scores([hypotheses]) == sorted(scores([hypotheses]), reverse=True)
 
 
-def test_a_wider_beam_finds_no_worse_on_the_whole(model, rows):
+def test_wider_beam_is_no_worse(model, rows):
     options = {"normalize_scores": False, "max_length_b": 5}
     narrow, wide = (scores(run(model, rows, beam=beam, **options)) for beam in (1, 8))
     assert sum(wide) >= sum(narrow)
 
 
 @pytest.mark.parametrize(("length_penalty", "normalize"), [(0.0, True), (0.6, True), (2.0, True), (1.0, False)])
-def test_the_length_penalty_divides_the_sum(model, rows, length_penalty, normalize):
+def test_length_penalty_divides_the_sum(model, rows, length_penalty, normalize):
     for (hypothesis,) in run(model, rows, length_penalty=length_penalty, normalize_scores=normalize):
         divisor = len(hypothesis.tokens) ** length_penalty if normalize else 1.0
         assert hypothesis.score == pytest.approx(sum(hypothesis.token_scores) / divisor)
 
 
-def test_lengths_keep_to_their_bounds(rows):
+def test_lengths_stay_in_bounds(rows):
     eager = transformer(WORDS, seed=3)
     shortest = [len(hypothesis.tokens) for (hypothesis,) in run(eager, rows, min_length=7)]
     assert min(shortest) >= 8
@@ -142,13 +142,13 @@ def test_lengths_keep_to_their_bounds(rows):
     assert only.tokens == (EOS,)
 
 
-def test_the_least_length_gives_way_to_the_greatest(model, rows):
+def test_max_length_overrides_min_length(model, rows):
     for (hypothesis,) in run(model, rows, min_length=9, max_length_a=0.01, max_length_b=3):
         assert len(hypothesis.tokens) == 4
         assert np.isfinite(hypothesis.score)
 
 
-def test_no_translation_is_longer_than_the_model_can_write(rows):
+def test_length_is_limited_by_the_model(rows):
     short = transformer(WORDS, seed=1, max_target_length=5)
     longest = max(len(hypothesis.tokens) for (hypothesis,) in run(short, rows, min_length=20, max_length_b=200))
     assert longest == 5
@@ -156,7 +156,7 @@ def test_no_translation_is_longer_than_the_model_can_write(rows):
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("beam", [1, 4])
-def test_no_n_tokens_in_a_row_occur_twice(n, beam):
+def test_no_ngram_repeats(n, beam):
     table = flat_table(WORDS, length=1)
     table[0, :, 5] = 9.0  # would say the same word for ever
     table[0, :, EOS] = -2.0
@@ -169,13 +169,13 @@ def test_no_n_tokens_in_a_row_occur_twice(n, beam):
                 assert len(grams) == len(set(grams))
 
 
-def test_a_repeat_is_allowed_where_nothing_forbids_it():
+def test_repeats_are_allowed_by_default():
     table = flat_table(WORDS, length=1)
     table[0, :, 5] = 9.0
     assert run(Table(table), [np.array([EOS])], beam=1, max_length_b=4)[0][0].tokens == (5, 5, 5, 5, EOS)
 
 
-def test_the_unknown_token_pays_its_penalty():
+def test_unk_penalty():
     table = flat_table(WORDS, length=1)
     table[0, :, UNK] = 5.0
     (plain,) = run(Table(table), [np.array([EOS])], beam=1, max_length_b=2)[0]
@@ -186,7 +186,7 @@ def test_the_unknown_token_pays_its_penalty():
     assert UNK not in avoided.tokens
 
 
-def test_what_is_never_generated_is_not_even_if_likeliest():
+def test_banned_tokens_are_never_produced():
     table = flat_table(4, length=1)
     table[0, :, [BOS, PAD, 6, 7]] = 9.0
     found = search(
@@ -198,7 +198,7 @@ def test_what_is_never_generated_is_not_even_if_likeliest():
     assert {token for hypothesis in found[0] for token in hypothesis.tokens} <= {EOS, UNK, 4, 5}
 
 
-def test_a_prefix_begins_the_translation_and_keeps_the_models_scores(model, rows):
+def test_prefix_begins_the_translation(model, rows):
     generator = np.random.default_rng(5)
     lengths = generator.integers(0, 4, size=len(rows))
     prefix = torch.full((len(rows), 4), PAD)
@@ -215,25 +215,25 @@ def test_a_prefix_begins_the_translation_and_keeps_the_models_scores(model, rows
             assert strings([found[row]]) == strings([free[row]])
 
 
-def test_a_prefix_that_ends_the_sentence_is_the_only_hypothesis(model, rows):
+def test_prefix_with_eos_is_the_only_hypothesis(model, rows):
     found = run(model, rows[:2], prefix=torch.tensor([[4, 5, EOS], [4, PAD, PAD]]), beam=3, nbest=3)
     assert strings(found)[0] == [(4, 5, EOS)]
     assert len(found[1]) == 3
 
 
-def test_a_prefix_may_repeat_itself_and_hold_the_unknown_token(model, rows):
+def test_prefix_obeys_no_constraint(model, rows):
     (hypothesis,) = run(model, rows[:1], prefix=torch.tensor([[4, 4, UNK, 4, 4]]), no_repeat_ngram=2)[0]
     assert hypothesis.tokens[:5] == (4, 4, UNK, 4, 4)
     assert np.isfinite(hypothesis.score)
 
 
-def test_a_model_twice_is_an_ensemble_equal_to_itself(model, rows):
+def test_ensemble_of_one_model_equals_it(model, rows):
     once, twice = run(model, rows, nbest=3), run([model, model], rows, nbest=3)
     assert strings(once) == strings(twice)
     assert scores(once) == pytest.approx(scores(twice), abs=1e-5)
 
 
-def test_an_ensemble_has_the_mean_of_the_probabilities(rows):
+def test_ensemble_averages_probabilities(rows):
     members = [transformer(WORDS, seed=seed) for seed in (6, 7)]
     (hypothesis,) = run(members, rows[:1], beam=1)[0]
     batch = collate_pairs([(0, rows[0], np.array(hypothesis.tokens))])
@@ -251,14 +251,14 @@ def test_temperature_divides_the_logits(rows):
     assert scores(warm) == pytest.approx(scores(sharp), abs=1e-5)
 
 
-def test_equal_scores_are_ranked_by_beam_and_then_by_id():
+def test_ties_are_ranked_by_beam_then_id():
     flat = Table(flat_table(WORDS, length=1))
     for count in (1, 3):
         found = run(flat, [np.array([EOS])] * count, beam=3, nbest=3, max_length_b=2)
         assert strings(found) == [[(3, EOS), (3, 3, EOS), (3, 4, EOS)]] * count
 
 
-def test_the_best_of_each_row_are_stable():
+def test_best_is_stable():
     generator = torch.Generator().manual_seed(0)
     scores_BN = torch.randint(0, 4, (40, 300), generator=generator).float()
     scores_BN[5, :] = -torch.inf
@@ -273,13 +273,13 @@ def test_the_best_of_each_row_are_stable():
     assert indices[:, :3].tolist() == [[1, 2, 0]]
 
 
-def test_a_sentence_with_everything_banned_still_has_a_hypothesis():
+def test_all_banned_gives_empty_hypothesis():
     table = flat_table(1, length=1)  # one word, which may not be said twice
     found = run(Table(table), [np.array([EOS])], words=1, no_repeat_ngram=1, min_length=5, unk_penalty=torch.inf)
     assert found == [[Hypothesis(tokens=(EOS,), score=-torch.inf, token_scores=(-torch.inf,))]]
 
 
-def test_scores_that_are_no_numbers_are_refused():
+def test_nan_scores_are_refused():
     table = flat_table(WORDS, length=1)
     table[0, 5] = torch.nan
     table[0, EOS, 5] = 9.0
@@ -300,12 +300,12 @@ def test_refusal_names_the_key(model, rows, options, words):
         run(model, rows, **options)
 
 
-def test_a_model_in_training_is_refused(rows):
+def test_training_mode_is_refused(rows):
     with pytest.raises(ValueError, match="eval"):
         run(transformer(WORDS, seed=1).train(), rows)
 
 
-def test_given_targets_are_scored_without_their_padding(model, rows):
+def test_padding_of_targets_is_not_scored(model, rows):
     generator = np.random.default_rng(9)
     targets = [np.append(generator.integers(4, 4 + WORDS, size=size), EOS) for size in (0, 3, 8)]
     pairs = [(index, row, target) for index, (row, target) in enumerate(zip(rows, targets, strict=False))]
@@ -317,7 +317,7 @@ def test_given_targets_are_scored_without_their_padding(model, rows):
         assert hypothesis.score == pytest.approx(np.mean(hypothesis.token_scores), abs=1e-6)
 
 
-def test_a_least_length_that_no_text_may_have_is_refused():
+def test_impossible_min_length_is_refused():
     with pytest.raises(UserError, match="min_length=300 is more than max_length_b=200 allows"):
         SearchConfig(min_length=300).check()
     SearchConfig(min_length=300, max_length_a=2.0).check()  # some sentences are long enough

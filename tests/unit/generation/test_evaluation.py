@@ -69,7 +69,7 @@ def naive(
 
 
 @pytest.mark.parametrize("window", [0, 5, 11])
-def test_scores_are_those_of_a_loop_over_tokens_in_float64(items: IndexedDataset, window: int) -> None:
+def test_scores_equal_a_float64_loop(items: IndexedDataset, window: int) -> None:
     scores = scored(items, tiny(), window=window)
     stream = items.stream(0, items.total).tolist()
     blocks = ContextBlocks(items, break_mode="none", tokens_per_sample=12, context_window=window)
@@ -82,7 +82,7 @@ def test_scores_are_those_of_a_loop_over_tokens_in_float64(items: IndexedDataset
 
 @pytest.mark.parametrize("mode", ["none", "complete", "complete_doc", "eos"])
 @pytest.mark.parametrize("window", [0, 4])
-def test_every_token_is_scored_once_whatever_the_batch(items: IndexedDataset, mode: BreakMode, window: int) -> None:
+def test_every_token_is_scored_once(items: IndexedDataset, mode: BreakMode, window: int) -> None:
     each = [scored(items, tiny(), mode=mode, window=window, max_tokens=size) for size in (1, 30, 4000)]
     separators = int((items.sizes == 1).sum()) if mode == "complete_doc" else 0
     told: list[int] = []
@@ -94,13 +94,13 @@ def test_every_token_is_scored_once_whatever_the_batch(items: IndexedDataset, mo
         np.testing.assert_allclose(scores.log_p_N, each[0].log_p_N, rtol=0, atol=1e-5)
 
 
-def test_several_models_are_the_mean_of_their_probabilities(items: IndexedDataset) -> None:
+def test_ensemble_averages_probabilities(items: IndexedDataset) -> None:
     one, other = (scored(items, tiny(seed=seed)).log_p_N for seed in (1, 2))
     both = scored(items, tiny(seed=1), tiny(seed=2)).log_p_N
     np.testing.assert_allclose(np.exp(both), (np.exp(one) + np.exp(other)) / 2, rtol=1e-5)
 
 
-def test_what_a_model_cannot_read_or_say_is_told(items: IndexedDataset) -> None:
+def test_unreadable_samples_are_refused(items: IndexedDataset) -> None:
     blocks = ContextBlocks(items, break_mode="none", tokens_per_sample=25)
     with pytest.raises(UserError, match="25 tokens, but the model reads 24 at most"):
         score_stream([tiny()], blocks, batching=BatchingConfig(), device=CPU)
@@ -114,7 +114,7 @@ def test_what_a_model_cannot_read_or_say_is_told(items: IndexedDataset) -> None:
 
 
 @pytest.mark.parametrize(("split", "tokens"), [("valid", 217_646), ("test", 245_569)])
-def test_wikitext_103_is_scored_to_the_last_token(real_data: Path, tmp_path: Path, split: str, tokens: int) -> None:
+def test_wikitext_103_is_scored_completely(real_data: Path, tmp_path: Path, split: str, tokens: int) -> None:
     """All of it is counted; some hundred tokens from its start, its middle and its end are scored by the plain loop."""
     text = f"{real_data}/wikitext/wikitext103.{split}.tokens"
     preprocess(PreprocessConfig(tokens="words", train=text, test=(text,), nwords=500, destdir=f"{tmp_path}/bin"))

@@ -59,9 +59,7 @@ def naive_candidates(p: Sequence[float], *, top_k: int, top_p: float, min_p: flo
     top_p=st.sampled_from([1.0, 0.95, 0.7, 0.31, 0.01]),
     min_p=st.sampled_from([0.0, 0.1, 0.37, 1.0]),
 )
-def test_candidates_are_those_of_a_plain_loop_in_their_proportions(
-    weights: list[int], top_k: int, top_p: float, min_p: float
-) -> None:
+def test_candidates_equal_those_of_a_plain_loop(weights: list[int], top_k: int, top_p: float, min_p: float) -> None:
     log_p_V = (torch.tensor(weights).double() / sum(weights)).log().float()
     p = log_p_V.double().softmax(0).tolist()
     wanted = naive_candidates(p, top_k=top_k, top_p=top_p, min_p=min_p)
@@ -73,7 +71,7 @@ def test_candidates_are_those_of_a_plain_loop_in_their_proportions(
         assert float(counts[token]) == pytest.approx(p[token] / mass, abs=2e-3)
 
 
-def test_what_is_banned_is_not_drawn_and_the_last_number_reaches_a_token() -> None:
+def test_banned_tokens_are_not_drawn() -> None:
     log_p_RV = torch.tensor([[-torch.inf, 0.1, 0.2, -torch.inf]]).repeat(2, 1)
     assert draw(log_p_RV, torch.tensor([0.0, np.nextafter(1, 0)], dtype=torch.float64)).tolist() == [1, 2]
     assert draw(torch.full((1, 5), -torch.inf), torch.zeros(1).double()).tolist() == [EOS]
@@ -81,7 +79,7 @@ def test_what_is_banned_is_not_drawn_and_the_last_number_reaches_a_token() -> No
         draw(torch.full((1, 5), torch.nan), torch.zeros(1).double())
 
 
-def test_texts_come_as_often_as_their_probability_says() -> None:
+def test_frequencies_match_probabilities() -> None:
     """χ² of all texts of up to two tokens, at a temperature."""
     torch.manual_seed(0)
     table = Table(torch.randn(3, WORDS, WORDS))
@@ -110,7 +108,7 @@ def translations(rows: Sequence[np.ndarray], *, batching: BatchingConfig, **chan
     return [translation.hypotheses for translation in decode_in_order(map(Sentence, rows), decoder, batching=batching)]
 
 
-def test_a_sample_does_not_hang_on_its_batch() -> None:
+def test_sampling_is_batch_invariant() -> None:
     rows = sources(12, words=WORDS, seed=2)
     together = translations(rows, batching=BatchingConfig())
     alone = translations(rows, batching=BatchingConfig(max_sentences=1))
@@ -124,7 +122,7 @@ def test_a_sample_does_not_hang_on_its_batch() -> None:
     assert len({texts[0].tokens for texts in same}) > 2  # a line that comes twice is not answered alike
 
 
-def test_more_samples_begin_with_the_fewer_and_numbers_with_the_shorter() -> None:
+def test_random_numbers_are_prefix_stable() -> None:
     model, rows, names = transformer(WORDS, seed=1), batch_of(sources(4, words=WORDS, seed=2)), vocabulary(WORDS)
     few, many = (search([model], rows, sampling(nbest=count), vocabulary=names) for count in (2, 7))
     assert tokens_of(few) == [texts[:2] for texts in tokens_of(many)]
@@ -135,14 +133,14 @@ def test_more_samples_begin_with_the_fewer_and_numbers_with_the_shorter() -> Non
 
 
 @pytest.mark.parametrize("changes", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}, {"temperature": 1e-4}])
-def test_the_narrowest_sampling_is_greedy_search(changes: dict[str, Any]) -> None:
+def test_narrowest_sampling_is_greedy(changes: dict[str, Any]) -> None:
     model, rows, names = transformer(WORDS, seed=1), batch_of(sources(9, words=WORDS, seed=3)), vocabulary(WORDS)
     greedy = search([model], rows, SearchConfig(beam=1, max_length_b=6), vocabulary=names)
     drawn = search([model], rows, sampling(**changes), vocabulary=names)
     assert tokens_of(drawn) == tokens_of(greedy)
 
 
-def test_scores_are_the_models_own_whatever_was_drawn_from() -> None:
+def test_scores_are_those_of_the_model() -> None:
     model, names = transformer(WORDS, seed=1), vocabulary(WORDS)
     rows = sources(6, words=WORDS, seed=4)
     for texts, row in zip(
@@ -155,7 +153,7 @@ def test_scores_are_the_models_own_whatever_was_drawn_from() -> None:
             assert text.score == pytest.approx(sum(text.token_scores) / len(text.tokens))
 
 
-def test_constraints_hold_and_where_all_is_banned_a_text_ends() -> None:
+def test_constraints_hold() -> None:
     table = Table(torch.zeros(1, 6, 6))
     found = search(
         [table],
@@ -202,7 +200,7 @@ def greedy(model: TransformerLM, given: list[int], *, most: int) -> list[int]:
 
 
 @pytest.mark.parametrize("config", [sampling(top_k=1), SearchConfig(beam=1)])
-def test_a_language_model_goes_on_behind_prompts_of_any_length_and_beyond_its_own(config: SearchConfig) -> None:
+def test_prompts_of_any_length_are_continued(config: SearchConfig) -> None:
     model = tiny(seed=5)
     with torch.no_grad():
         model.head.weight[EOS] = -1  # so that texts do not end at once
@@ -214,7 +212,7 @@ def test_a_language_model_goes_on_behind_prompts_of_any_length_and_beyond_its_ow
     assert max(len(texts[0].tokens) for texts in found) > 60
 
 
-def test_samples_of_a_language_model_do_not_hang_on_the_other_prompts() -> None:
+def test_prompts_are_batch_invariant() -> None:
     model = tiny()
     config = sampling(nbest=4, max_length_b=30)
     together = continued(model, config)
@@ -231,7 +229,7 @@ def test_samples_of_a_language_model_do_not_hang_on_the_other_prompts() -> None:
         assert all(len(ids) + 1 <= len(text.tokens) - 1 <= len(ids) + 30 for text in alone)
 
 
-def test_beams_of_a_language_model_are_better_than_greedy_texts() -> None:
+def test_beam_search_of_language_models() -> None:
     model = tiny()
     one, many = (continued(model, SearchConfig(beam=beam, nbest=beam, max_length_b=5)) for beam in (1, 8))
     for narrow, wide in zip(one, many, strict=True):

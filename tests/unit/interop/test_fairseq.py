@@ -100,7 +100,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_options_and_weights_become_ours(tmp_path: Path, variant: str) -> None:
+def test_options_and_weights_are_imported(tmp_path: Path, variant: str) -> None:
     ours, theirs = VARIANTS[variant]
     model = tiny(replace(TINY, **ours))
     imported = import_fairseq(save(tmp_path / "a.pt", fairseq_state(model), theirs))
@@ -219,7 +219,7 @@ def test_keys_are_refused_by_name(tmp_path: Path, case: str) -> None:
     assert words in refusal(save(tmp_path / "a.pt", state))
 
 
-def test_a_tied_projection_may_be_missing(tmp_path: Path) -> None:
+def test_tied_projection_may_be_missing(tmp_path: Path) -> None:
     state = fairseq_state(tiny())
     del state["decoder.output_projection.weight"]
     imported = import_fairseq(save(tmp_path / "a.pt", state))
@@ -248,7 +248,7 @@ def test_other_torch_files_are_refused(tmp_path: Path) -> None:
     assert "not a checkpoint of fairseq's" in refusal(tmp_path / "a.pt")
 
 
-def test_of_what_a_foreign_file_holds_a_few_names_are_told(tmp_path: Path) -> None:
+def test_error_lists_few_names_of_a_foreign_file(tmp_path: Path) -> None:
     torch.save({f"encoder.layers.{number}.weight": torch.ones(1) for number in range(20)}, tmp_path / "a.pt")
     told = refusal(tmp_path / "a.pt").splitlines()[-1]
     assert told == "It holds: encoder.layers.0.weight, encoder.layers.1.weight and 18 more."
@@ -263,7 +263,7 @@ def dictionaries(folder: Path, *, tokens: int) -> Path:
     return folder
 
 
-def test_the_command_writes_a_model_that_needs_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_writes_a_complete_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny().eval()
     checkpoint, output = save(tmp_path / "a.pt", fairseq_state(model)), tmp_path / "made" / "model.safetensors"
     data = dictionaries(tmp_path / "data", tokens=12)
@@ -287,7 +287,7 @@ def test_the_command_writes_a_model_that_needs_nothing_else(tmp_path: Path, caps
         ({"output": ""}, "output="),
     ],
 )
-def test_the_command_says_what_is_wrong(
+def test_command_refusal_names_the_key(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, str], words: str
 ) -> None:
     save(tmp_path / "a.pt", fairseq_state(tiny()))

@@ -96,7 +96,7 @@ def save(path: Path, state: dict[str, Tensor], **options: Any) -> Path:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_options_and_weights_become_ours(tmp_path: Path, variant: str) -> None:
+def test_options_and_weights_are_imported(tmp_path: Path, variant: str) -> None:
     config, options = VARIANTS[variant]
     model = TransformerLM(config, vocabulary=V).eval()
     imported = import_fairseq(save(tmp_path / "a.pt", fairseq_state(model), **options))
@@ -144,7 +144,7 @@ def test_names_are_fairseqs() -> None:
         ({"adaptive_softmax_cutoff": None, **UNTIED}, "lacks 'decoder.output_projection.weight'"),
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+def test_unsupported_options_are_refused(tmp_path: Path, options: dict[str, Any], words: str) -> None:
     path = save(tmp_path / "a.pt", fairseq_state(TransformerLM(TIED, vocabulary=V)), **options)
     with pytest.raises(UserError) as caught:
         import_fairseq(path)
@@ -152,7 +152,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path, options: dict[str, Any], word
     assert len(str(caught.value).splitlines()) <= 3
 
 
-def test_a_tied_tail_that_differs_is_refused(tmp_path: Path) -> None:
+def test_different_tied_tail_is_refused(tmp_path: Path) -> None:
     state = fairseq_state(TransformerLM(TIED, vocabulary=V))
     state["decoder.adaptive_softmax.tail.0.2.weight"] = torch.ones(7, 4)
     with pytest.raises(UserError, match=r"'decoder.adaptive_softmax.tail.0.2.weight' and .*1.0.weight' differ"):

@@ -70,7 +70,7 @@ def saved(folder: Path, state: State, **options: Any) -> Path:
         ({"dropout": 0.0, "input_dropout": 0.0}, {"weight_dropout": 0.0, "input_dropout": 0.0}),
     ],
 )
-def test_options_and_weights_become_ours(tmp_path: Path, fields: dict[str, Any], options: dict[str, Any]) -> None:
+def test_options_and_weights_are_imported(tmp_path: Path, fields: dict[str, Any], options: dict[str, Any]) -> None:
     config = config_of(**fields)
     state = fairseq_state(config)
     imported = import_fairseq(saved(tmp_path, state, **options))
@@ -116,5 +116,5 @@ def test_numbered_norms_of_the_encoder(tmp_path: Path) -> None:
         ({"encoder_glu": False}, "'encoder.layers.0.linear1.weight' is 16 × 8"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+def test_unsupported_options_are_refused(tmp_path: Path, options: dict[str, Any], words: str) -> None:
     assert words in refusal(saved(tmp_path, fairseq_state(config_of()), **options))
