@@ -22,6 +22,11 @@ class ImportConfig:
     output: str = setting("", help="The model file to write.")
     source_lang: str | None = setting(None, help="The source language. null: as in the checkpoint.")
     target_lang: str | None = setting(None, help="The target language. null: as in the checkpoint.")
+    remove_bpe: str | None = setting(
+        None,
+        help="How the tokens join to text: the subword marker of the training text, such as '@@ ' or sentencepiece; "
+        "none for words. null: as recorded in data.",
+    )
 
 
 @command("seqtk-import-fairseq", ImportConfig, first="checkpoint")
@@ -37,7 +42,12 @@ def main(config: ImportConfig) -> None:
         )
     from seqtk.interop.fairseq import FairseqConfig, FairseqImporter
 
-    options = FairseqConfig(data=config.data, source_lang=config.source_lang, target_lang=config.target_lang)
+    options = FairseqConfig(
+        data=config.data,
+        source_lang=config.source_lang,
+        target_lang=config.target_lang,
+        remove_bpe=config.remove_bpe,
+    )
     import_model(FairseqImporter(options), Path(config.checkpoint), output=config.output)
 
 

@@ -15,6 +15,7 @@ from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.checkpoint.model_file import ModelFile, tensors_of
 from seqtk.config import schema
 from seqtk.config.fields import setting
+from seqtk.data.sources import DataBinSourceConfig
 from seqtk.interop.base import Importer, ImporterConfig, importers
 from seqtk.interop.fairseq_file import ACTIVATIONS, FairseqFile, read_fairseq, rows
 from seqtk.interop.fairseq_keys import our_state, todays_names
@@ -87,6 +88,11 @@ class FairseqConfig(ImporterConfig):
     )
     source_lang: str | None = setting(None, help="The source language. null: as in the checkpoint.")
     target_lang: str | None = setting(None, help="The target language. null: as in the checkpoint.")
+    remove_bpe: str | None = setting(
+        None,
+        help="How the tokens join to text: the subword marker of the training text, such as '@@ ' or sentencepiece; "
+        "none for words. null: as recorded in data.",
+    )
 
 
 @importers.register("fairseq", FairseqConfig)
@@ -102,10 +108,13 @@ class FairseqImporter(Importer):
         imported = import_fairseq(path)
         if not self.config.data:
             raise UserError("data= is not set.", "Set it to the directory with the dict.*.txt files of the model.")
-        if isinstance(imported, ImportedLanguageModel):
-            task = self._language_task(imported)
-        else:
-            task = self._translation_task(imported)
+        try:
+            if isinstance(imported, ImportedLanguageModel):
+                task = self._language_task(imported)
+            else:
+                task = self._translation_task(imported)
+        except UserError as error:  # of the data, which this command does not know as task.source
+            raise UserError(*str(error).replace("task.source.", "").splitlines()) from None
         criterion = {"kind": "label_smoothed_cross_entropy", "label_smoothing": imported.label_smoothing}
         return ModelFile(
             tensors=tensors_of(imported.model()),
@@ -121,7 +130,10 @@ class FairseqImporter(Importer):
     def _language_task(self, imported: ImportedLanguageModel) -> Task:
         task = LanguageModelingTask(
             LanguageModelingConfig(
-                data=self.config.data, tokens_per_sample=imported.tokens_per_sample, break_mode=imported.break_mode
+                data=self.config.data,
+                source=DataBinSourceConfig(remove_bpe=self.config.remove_bpe),
+                tokens_per_sample=imported.tokens_per_sample,
+                break_mode=imported.break_mode,
             )
         )
         self._check_size("dict.txt", len(task.vocabulary), imported.vocabulary)
@@ -131,6 +143,7 @@ class FairseqImporter(Importer):
         task = TranslationTask(
             TranslationConfig(
                 data=self.config.data,
+                source=DataBinSourceConfig(remove_bpe=self.config.remove_bpe),
                 source_lang=self.config.source_lang or imported.source_lang,
                 target_lang=self.config.target_lang or imported.target_lang,
             )
