@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union
 
 from seqtk.config.fields import Range, check_number, range_of, written
-from seqtk.config.registry import registry_of, slot_of
-from seqtk.utils.errors import UserError, nearest_key
+from seqtk.config.registry import Registry, registry_of, slot_of
+from seqtk.utils.errors import UserError, nearest, nearest_key
 
 C = TypeVar("C")
 
@@ -208,16 +208,23 @@ def _convert_config(hint: Any, value: Any, current: Any, key: str) -> Any:
     if dataclasses.is_dataclass(value) and isinstance(value, hint):
         return value
     if registry is not None and isinstance(value, str):
-        return registry.config_type(value)()
+        return _member(registry, value, key)()
     if not isinstance(value, Mapping):
         wanted = f"the name of a registered {registry.kind} or " if registry else ""
         raise UserError(f"{key}={written(value)}: must be {wanted}a mapping.")
     if registry is not None and "kind" in value:
-        start = registry.config_type(str(value["kind"]))()
+        start = _member(registry, str(value["kind"]), key)()
         value = {name: item for name, item in value.items() if name != "kind"}
     else:
         start = current if dataclasses.is_dataclass(current) else hint()
     return merge(start, value, key=key)
+
+
+def _member(registry: Registry[Any], name: str, key: str) -> type:
+    """The config type registered under `name`."""
+    if key and name not in registry and name not in registry.renamed:
+        raise UserError(f"{key}={written(name)}: there is no such {registry.kind}.", nearest(name, registry))
+    return registry.config_type(name)
 
 
 def _convert_tuple(arguments: tuple[Any, ...], value: Any, current: Any, key: str, limits: Range) -> tuple[Any, ...]:

@@ -165,9 +165,9 @@ def test_numbers_are_converted_to_the_field_type() -> None:
         ("drop_out", 0.3, "There is no key 'drop_out'.\nDid you mean 'model.dropout'?"),
         ("model.encoder.dept", 1, "There is no key 'model.encoder.dept'.\nDid you mean 'model.encoder.depth'?"),
         ("attention.max_length", 1, "There is no key 'attention.max_length' in 'dot'.\nKnown: heads."),
-        ("attention", "dens", "There is no schema-test layer called 'dens'.\nDid you mean 'dense'?"),
-        ("attention", {"kind": 7}, "There is no schema-test layer called '7'.\nKnown: dense, dot."),
-        ("attention", ["dot", "dens"], "There is no schema-test layer called 'dens'.\nDid you mean 'dense'?"),
+        ("attention", "dens", "attention=dens: there is no such schema-test layer.\nDid you mean 'dense'?"),
+        ("attention", {"kind": 7}, "attention=7: there is no such schema-test layer.\nKnown: dense, dot."),
+        ("attention", ["dot", "dens"], "attention=dens: there is no such schema-test layer.\nDid you mean 'dense'?"),
         (
             "attention",
             3,
