@@ -110,9 +110,11 @@ class ReformerAttention(PatternAttention):
         kept["count"] = kept["count"].scatter_add(3, bucket_BHR1, torch.ones_like(bucket_BHR1))
         since_BHSR = code_BHR1.transpose(2, 3) - torch.cat(cache.segments(kept, "code"), 2)
         seen_BHS = ((since_BHSR >= 0) & (since_BHSR < self.config.chunk)).any(3)
-        logits_BH1S = cache.compare(query_BH1E, kept).masked_fill(~seen_BHS[:, :, None], -torch.inf)
-        logits_BH1S[..., -1] += ALONE
-        return self.out(self.join(cache.average(logits_BH1S, kept)).to(x_B1D.dtype)), state.advance(kept)
+        with torch.autocast(x_B1D.device.type, enabled=False):  # as in the parallel form
+            logits_BH1S = cache.compare(query_BH1E, kept).masked_fill(~seen_BHS[:, :, None], -torch.inf)
+            logits_BH1S[..., -1] += ALONE
+            y_BH1E = cache.average(logits_BH1S, kept)
+        return self.out(self.join(y_BH1E).to(x_B1D.dtype)), state.advance(kept)
 
     def _project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """query_BTD, not rounded by autocast, and value_BTD of the same type."""

@@ -19,8 +19,8 @@ B batch, T query length, S key length, D width of the layer, N draws.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -471,15 +471,18 @@ def sums_stay_in_float32(subject: Subject) -> None:
             outputs.append(steps(layer, inputs.x_BTD[:, :40], inputs.start(layer))[0])
         return [output.float() for output in outputs]
 
+    linears = [module for module in layer.modules() if isinstance(module, nn.Linear)]
+    rounded: set[nn.Module] = set()
+
+    def record(linear: nn.Module, _: Any, output: Tensor) -> None:
+        if output.dtype is torch.bfloat16:
+            rounded.add(linear)
+
     with torch.no_grad():
-        with torch.autocast(subject.device.type, dtype=torch.bfloat16):
+        with hooked(linears, record), torch.autocast(subject.device.type, dtype=torch.bfloat16):
             rough = run_both_forms()
-        hooks = [
-            module.register_forward_hook(_in_bfloat16) for module in layer.modules() if isinstance(module, nn.Linear)
-        ]
-        exact = run_both_forms()
-        for hook in hooks:
-            hook.remove()
+        with hooked(rounded, _in_bfloat16):
+            exact = run_both_forms()
     for form, one, other in zip(("parallel", "step"), rough, exact, strict=False):
         error = float((one - other).abs().mean() / other.abs().mean())
         allowed = subject.bfloat16_error
@@ -488,6 +491,17 @@ def sums_stay_in_float32(subject: Subject) -> None:
             f"the {form} form rounds to bfloat16 between its linear maps: outputs move by {error:.2%}, "
             f"{allowed:.2%} are allowed",
         )
+
+
+@contextmanager
+def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+    """Inside the block the hook runs after the forward pass of each module."""
+    handles = [module.register_forward_hook(hook) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _in_bfloat16(linear: nn.Linear, arguments: tuple[Tensor, ...], _: Tensor) -> Tensor:
@@ -684,11 +698,16 @@ def very_long_inputs_equal_shorter_ones(subject: Subject) -> None:
 @law(sizes=("short",))
 def heads_in_groups_give_the_same(subject: Subject) -> None:
     """Outputs and gradients are the same when `checkpoint_over_heads` takes one head at a time, whatever the length."""
-    layer = subject.make()
-    together = output_and_gradients(layer, subject.inputs(layer))
-    with heads_one_at_a_time(subject.device.type):
-        apart = output_and_gradients(layer, subject.inputs(layer))
-    expect_close_all(apart, together, "one head at a time differs from all heads at once", subject.size.tolerance)
+    for dropout in (0.0, 0.3) if subject.has("dropout") else (None,):
+        settings: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
+        found = []
+        for one_at_a_time in (False, True):
+            layer = subject.make(**settings).train()
+            context = heads_one_at_a_time(subject.device.type) if one_at_a_time else nullcontext()
+            with context, random_seed(0):
+                found.append(output_and_gradients(layer, subject.inputs(layer)))
+        message = f"one head at a time differs from all heads at once, with dropout={dropout}"
+        expect_close_all(found[1], found[0], message, subject.size.tolerance)
 
 
 @contextmanager

@@ -141,6 +141,20 @@ SOURCE_MUTANTS = [
         "reformer-causal-long-stepping_equals_the_parallel_form",
     ),
     SourceMutant(
+        "Reformer computes hashes in bfloat16",
+        "seqtk.attention.reformer:ReformerAttention._buckets",
+        "enabled=False",
+        "enabled=torch.is_autocast_enabled('cpu')",
+        "reformer-encoder-long-sums_stay_in_float32",
+    ),
+    SourceMutant(
+        "Layers with dropout recompute heads in backward, with another mask",
+        "seqtk.ops.block_pattern:PatternAttention.some_heads_at_a_time",
+        "self.active_dropout > 0",
+        "self.active_dropout > 1",
+        "sliding_window-encoder-short-heads_in_groups_give_the_same",
+    ),
+    SourceMutant(
         "Transformer-XL keeps the oldest positions as its memory",
         "seqtk.attention.transformer_xl:TransformerXLAttention.forward",
         "x_BSD[:, -self.memory_length :].detach()",

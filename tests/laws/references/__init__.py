@@ -65,7 +65,6 @@ BFLOAT16_ERROR: dict[str, float] = {
     "fnet": 0.002,  # no linear map: the input
     "gmlp": 0.006,  # the norm and the gate
     "mega": 0.003,  # gates
-    "reformer": 1.0,  # hashes are computed before rounding, so rounded queries fall into other buckets
     "simpletron": 0.002,  # no output projection: the output
     **dict.fromkeys(("synthesizer_dense", "synthesizer_factorized_dense"), 0.01),  # the perceptron
     **dict.fromkeys(("synthesizer_mixture", "synthesizer_factorized_random"), 0.004),  # logits
