@@ -282,6 +282,14 @@ class TestTextAndTokens:
         assert original.bytes == len("".join(f"{line}\n" for line in lines).encode())
         assert f"{counted.bytes} bytes of it" in report.table()
 
+    @pytest.mark.parametrize("tokens", ["words", "sentencepiece", "characters"])
+    def test_text_that_is_kept_whole_is_not_counted_twice(self, tmp_path: Path, tokens: Any) -> None:
+        (tmp_path / "train").write_text("a b c\n" * 20 + "a b")
+        config = PreprocessConfig(
+            tokens=tokens, vocab_size=12, train=f"{tmp_path}/train", destdir=f"{tmp_path}/bin", workers=1
+        )
+        assert preprocess(config).splits["train"].kept is None
+
     def test_words_that_spell_special_symbols_are_unknown(self, tmp_path: Path) -> None:
         (tmp_path / "train").write_text("a b c\n" * 9)
         (tmp_path / "valid").write_text("a <pad> b\n</s> <s> <unk> c\n")
@@ -352,11 +360,3 @@ class TestPaths:
         (tmp_path / "train").write_bytes(b"\xef\xbb\xbfa b\r\n" * 1 + b"a b\r\n")
         preprocess(PreprocessConfig(tokens="words", train=f"{tmp_path}/train", destdir=f"{tmp_path}/bin", workers=1))
         assert DataBin(tmp_path / "bin").vocabulary().tokens[4:6] == ["a", "b"]
-
-    @pytest.mark.parametrize("tokens", ["words", "sentencepiece", "characters"])
-    def test_text_that_is_kept_whole_is_not_counted_twice(self, tmp_path: Path, tokens: Any) -> None:
-        (tmp_path / "train").write_text("a b c\n" * 20 + "a b")
-        config = PreprocessConfig(
-            tokens=tokens, vocab_size=12, train=f"{tmp_path}/train", destdir=f"{tmp_path}/bin", workers=1
-        )
-        assert preprocess(config).splits["train"].kept is None
