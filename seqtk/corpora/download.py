@@ -1,9 +1,9 @@
-"""One file by HTTP, whole and checked; what broke off goes on where it was.
+"""Downloads one file by HTTP, checks it, and continues a download that was interrupted.
 
-A download lies under `NAME.partial` until all of it is there and is what was published. Beside it `NAME.partial.json`
-says which URL it is of and what the server called that version (its ETag or date), so that a rerun asks for the rest of
-that version alone (Range with If-Range, RFC 9110, 13.1.5 and 14.2). A server that does not know ranges, or has another
-file by now, answers with all of it, and the download starts over: parts of two files are never glued.
+A download is called `NAME.partial` until it is complete and checked. Beside it `NAME.partial.json` records its URL and
+version (ETag or date), so that a rerun asks for the rest of that version only (Range with If-Range, RFC 9110, 13.1.5
+and 14.2). A server that does not support ranges, or has another file by now, answers with the whole file, and the
+download starts over: parts of two files are never joined.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from seqtk import __version__
-from seqtk.corpora.spec import Published, check_file
+from seqtk.corpora.spec import RemoteFile, check_file
 from seqtk.utils.errors import UserError
 from seqtk.utils.files import disk_full_errors
 from seqtk.utils.progress import Reporter
@@ -35,23 +35,25 @@ _OTHERWISE = "Try again later, or use mirror=URL, or source=FOLDER for files tha
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long a server is given."""
+class RetryPolicy:
+    """How often and how long to wait for a server."""
 
-    attempts: int = 5  # in a row that bring nothing new
-    pause: float = 2.0  # seconds before the second; each further pause is twice as long
+    attempts: int = 5  # attempts in a row without new bytes
+    pause: float = 2.0  # seconds before the second attempt; each further pause is twice as long
     timeout: float = 60.0  # seconds without a byte
 
 
-def fetch(published: Published, url: str, target: Path, *, reporter: Reporter, patience: Patience | None = None) -> str:
-    """Put the file at `url` at `target`, if it is not there; in what it was found to be the published one.
+def fetch(
+    published: RemoteFile, url: str, target: Path, *, reporter: Reporter, retry: RetryPolicy | None = None
+) -> str:
+    """Downloads `url` to `target`, unless that exists. Returns what was compared with the published file.
 
-    Raises UserError where it cannot be had, or is another file.
+    Raises UserError if it cannot be downloaded, or is another file.
     """
     if target.is_file():
         return check_file(target, published, advice="Remove it, then run the same command again.", reporter=reporter)
     with _opened(target, url) as partial:
-        _receive(published, partial, reporter=reporter, patience=patience or Patience())
+        _receive(published, partial, reporter=reporter, retry=retry or RetryPolicy())
         advice = "It was removed. Run the same command again, or use another mirror=URL."
         try:
             checked = check_file(partial.path, published, advice=advice, reporter=reporter)
@@ -63,7 +65,7 @@ def fetch(published: Published, url: str, target: Path, *, reporter: Reporter, p
 
 
 class _Partial:
-    """What is there of a download, open for more."""
+    """An incomplete download, open for writing."""
 
     def __init__(self, target: Path, url: str, file: FileIO) -> None:
         self.path = _beside(target, ".partial")
@@ -82,30 +84,30 @@ class _Partial:
 
     @property
     def size(self) -> int:
-        """The bytes that are there."""
+        """The number of bytes received."""
         return os.fstat(self._file.fileno()).st_size
 
     def start_over(self, version: str | None) -> None:
-        """Forget what is there; what comes next is of this version."""
+        """Discards the bytes received; the next ones are of this version."""
         self._file.truncate(0)
         self.version = version
         with disk_full_errors(self._notes):
             self._notes.write_text(json.dumps({"url": self.url, "version": version}), encoding="utf-8")
 
     def write(self, chunk: bytes) -> None:
-        """Append to what is there."""
+        """Appends bytes."""
         rest = memoryview(chunk)
         with disk_full_errors(self.path):
             while rest:
                 rest = rest[self._file.write(rest) :]
 
     def remove(self) -> None:
-        """Leave nothing."""
+        """Removes the download."""
         self.path.unlink(missing_ok=True)
         self._notes.unlink(missing_ok=True)
 
     def finish(self, target: Path) -> None:
-        """Give the whole file its name."""
+        """Gives the complete file its name."""
         os.fsync(self._file.fileno())
         os.replace(self.path, target)
         self._notes.unlink(missing_ok=True)
@@ -117,7 +119,7 @@ def _beside(target: Path, suffix: str) -> Path:
 
 @contextmanager
 def _opened(target: Path, url: str) -> Iterator[_Partial]:
-    """The download of `url` for `target`, which no other process can have open meanwhile."""
+    """The download of `url` for `target`, locked against other processes."""
     path = _beside(target, ".partial")
     with disk_full_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,19 +131,21 @@ def _opened(target: Path, url: str) -> Iterator[_Partial]:
             yield _Partial(target, url, file)
 
 
-def _receive(published: Published, partial: _Partial, *, reporter: Reporter, patience: Patience) -> None:
-    """Get all of the file, in as many requests as it takes while each brings something new."""
+def _receive(published: RemoteFile, partial: _Partial, *, reporter: Reporter, retry: RetryPolicy) -> None:
+    """Receives the whole file, in as many requests as needed."""
     furthest, failures = partial.size, 0
     with reporter.bar(published.length, published.file_name, initial=partial.size) as bar:
         while True:
             try:
-                problem = _request(published, partial, bar, timeout=patience.timeout)
+                problem = _request(published, partial, bar, timeout=retry.timeout)
             except urllib.error.HTTPError as error:
                 error.close()
                 if error.code == 416:  # there is no such range: the file is shorter by now
                     partial.start_over(None)
                 elif error.code not in _PASSING:
-                    raise UserError(f"{partial.url} cannot be had: {error.code} {error.reason}.", _OTHERWISE) from None
+                    raise UserError(
+                        f"{partial.url} cannot be downloaded: {error.code} {error.reason}.", _OTHERWISE
+                    ) from None
                 problem = f"{error.code} {error.reason}"
             except (OSError, http.client.HTTPException) as error:
                 cause = getattr(error, "reason", error)
@@ -150,24 +154,24 @@ def _receive(published: Published, partial: _Partial, *, reporter: Reporter, pat
                 return
             failures = 0 if partial.size > furthest else failures + 1
             furthest = max(furthest, partial.size)
-            if failures >= patience.attempts:
+            if failures >= retry.attempts:
                 raise _given_up(partial, problem)
-            pause = patience.pause * 2 ** max(0, failures - 1)
+            pause = retry.pause * 2 ** max(0, failures - 1)
             reporter.notify(f"{published.file_name}: {problem}; trying again in {pause:.0f} s")
             time.sleep(pause)
 
 
 def _given_up(partial: _Partial, problem: str) -> UserError:
-    said = f"{partial.url} cannot be had: {problem}."
+    said = f"{partial.url} cannot be downloaded: {problem}."
     if not partial.size:
         partial.remove()
         return UserError(said, _OTHERWISE)
-    there = f"{partial.size:,} bytes of it are in {partial.path}; the same command goes on from there."
+    there = f"{partial.size:,} bytes of it are in {partial.path}; the same command continues there."
     return UserError(said, there, _OTHERWISE)
 
 
-def _request(published: Published, partial: _Partial, bar: Any, *, timeout: float) -> str | None:
-    """One request for what is missing. What went wrong, or None if all is there now."""
+def _request(published: RemoteFile, partial: _Partial, bar: Any, *, timeout: float) -> str | None:
+    """Requests the missing bytes. Returns what went wrong; None if the file is complete."""
     headers = {"User-Agent": f"seqtk/{__version__}", "Accept-Encoding": "identity"}
     if partial.size and partial.version:
         headers |= {"Range": f"bytes={partial.size}-", "If-Range": partial.version}
@@ -195,12 +199,12 @@ def _request(published: Published, partial: _Partial, bar: Any, *, timeout: floa
 
 
 def _version(headers: Message) -> str | None:
-    """What the server calls this version of the file, if it is a name that If-Range takes: a strong ETag, or a date."""
+    """The server's name of this version of the file, if If-Range accepts it: a strong ETag, or a date."""
     etag = headers.get("ETag")
     return etag if etag is not None and not etag.startswith("W/") else headers.get("Last-Modified")
 
 
-def _refuse_other_files(published: Published, url: str, headers: Message, total: int | None) -> None:
+def _refuse_other_files(published: RemoteFile, url: str, headers: Message, total: int | None) -> None:
     if headers.get_content_type() == "text/html":
         raise _web_page(published, url)
     if published.length is not None and total != published.length:
@@ -211,7 +215,7 @@ def _refuse_other_files(published: Published, url: str, headers: Message, total:
         )
 
 
-def _web_page(published: Published, url: str) -> UserError:
+def _web_page(published: RemoteFile, url: str) -> UserError:
     return UserError(
         f"{url} is a web page, not {published.file_name}.",
         "The file has moved, or something between here and there wants a log-in.",

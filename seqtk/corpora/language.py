@@ -7,7 +7,7 @@ published archives for the others, which agree with each other where they overla
 from dataclasses import replace
 from typing import Any
 
-from seqtk.corpora.spec import Corpus, Published
+from seqtk.corpora.spec import Corpus, RemoteFile
 from seqtk.corpora.texts import Lines, Part
 
 ENWIK8 = Corpus(
@@ -15,10 +15,10 @@ ENWIK8 = Corpus(
     about="100,000,000 bytes of Wikipedia's XML, cut 90 / 5 / 5 million; by bytes",
     databin="enwik8",
     files=(
-        Published(
+        RemoteFile(
             "http://mattmahoney.net/dc/enwik8.zip",
             length=36_445_475,
-            members=(Published("enwik8", length=100_000_000, digest="md5:a1fa5ffddb56f4953e226637dabbb36a"),),
+            members=(RemoteFile("enwik8", length=100_000_000, digest="md5:a1fa5ffddb56f4953e226637dabbb36a"),),
         ),
     ),
     texts=(
@@ -33,16 +33,16 @@ ENWIK8 = Corpus(
 def _wikitext103(
     name: str,
     about: str,
-    archive: Published,
+    archive: RemoteFile,
     kind: str,
     digests: dict[str, str],
     held_out: str,
     settings: dict[str, Any],
 ) -> Corpus:
-    """One edition of WikiText-103; `held_out` is how else valid and test are called, without their kind."""
+    """One edition of WikiText-103; `held_out` is how else valid and test are called, without their ending."""
     folder = archive.file_name.removesuffix("-v1.zip")
     members = tuple(
-        Published(
+        RemoteFile(
             f"{folder}/wiki.{split}.{kind}",
             digest=digest,
             also=() if split == "train" else (f"{held_out}.{split}.{kind}",),
@@ -66,7 +66,7 @@ def _wikitext103(
 WIKITEXT103 = _wikitext103(
     "wikitext103",
     "Wikipedia's good articles, 103 million words, rare ones as <unk>; by words",
-    Published(
+    RemoteFile(
         "https://wikitext.smerity.com/wikitext-103-v1.zip",
         length=190_229_076,
         digest="sha256:242ba0f20b329cfdf1ccc61e9e9e5b59becf189db7f7a81cd2a0e2fc31539590",
@@ -84,7 +84,7 @@ WIKITEXT103 = _wikitext103(
 WIKITEXT103_BPE = _wikitext103(
     "wikitext103_bpe",
     "the same articles as raw text, no word left out; by 50,264 BPE pieces",
-    Published(
+    RemoteFile(
         "https://wikitext.smerity.com/wikitext-103-raw-v1.zip",
         length=191_984_949,
         digest="sha256:91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794",
@@ -106,9 +106,9 @@ PTB = Corpus(
     about="Penn Treebank, Mikolov's split and 10,000 words, with <unk> and N; by words",
     databin="ptb",
     files=(
-        Published(f"{_PTB}/ptb.train.txt", 5_101_618, "md5:f26c4b92c5fdc7b3f8c7cdcb991d8420"),
-        Published(f"{_PTB}/ptb.valid.txt", 399_782, "md5:aa0affc06ff7c36e977d7cd49e3839bf"),
-        Published(f"{_PTB}/ptb.test.txt", 449_945, "md5:8b80168b89c18661a38ef683c0dc3721"),
+        RemoteFile(f"{_PTB}/ptb.train.txt", 5_101_618, "md5:f26c4b92c5fdc7b3f8c7cdcb991d8420"),
+        RemoteFile(f"{_PTB}/ptb.valid.txt", 399_782, "md5:aa0affc06ff7c36e977d7cd49e3839bf"),
+        RemoteFile(f"{_PTB}/ptb.test.txt", 449_945, "md5:8b80168b89c18661a38ef683c0dc3721"),
     ),
     texts=(
         Lines("train", "ptb.train.txt", 42_068),

@@ -1,22 +1,22 @@
-"""Published files that are on the disk already, whole or as somebody unpacked them."""
+"""Finds published files on the disk, as published or unpacked."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from seqtk.corpora.spec import Corpus, Published
+from seqtk.corpora.spec import Corpus, RemoteFile
 from seqtk.utils.errors import UserError
 
 
-def find_all(corpus: Corpus, sources: Sequence[str]) -> dict[Published, Path]:
-    """Each published file, or else each wanted member of it, → where it lies in `sources`, files and folders.
+def find_all(corpus: Corpus, sources: Sequence[str]) -> dict[RemoteFile, Path]:
+    """The paths of each published file, or else of its wanted members, in `sources` (files and folders).
 
-    Raises UserError naming what is in none of them.
+    Raises UserError for a file that is in none of them.
     """
     places = [Path(source).expanduser() for source in sources]
     for place in places:
         if not place.exists():
             raise UserError(f"There is no source={place}.", "It names a file or folder with the published files.")
-    found: dict[Published, Path] = {}
+    found: dict[RemoteFile, Path] = {}
     for published in corpus.files:
         whole = _find(published, places)
         parts = {member: _find(member, places) for member in published.members}
@@ -26,7 +26,7 @@ def find_all(corpus: Corpus, sources: Sequence[str]) -> dict[Published, Path]:
     return found
 
 
-def _missing(published: Published, members: Sequence[Published], places: Sequence[Path]) -> UserError:
+def _missing(published: RemoteFile, members: Sequence[RemoteFile], places: Sequence[Path]) -> UserError:
     inside = f", nor {', '.join(member.name for member in members)} out of it" if members else ""
     return UserError(
         f"There is no {published.file_name} in source={','.join(map(str, places))}{inside}.",
@@ -35,12 +35,12 @@ def _missing(published: Published, members: Sequence[Published], places: Sequenc
     )
 
 
-def _find(published: Published, places: Sequence[Path]) -> Path | None:
+def _find(published: RemoteFile, places: Sequence[Path]) -> Path | None:
     """The first file in `places` that has one of the names of `published`."""
     return next((path for place in places for path in _candidates(published, place) if path.is_file()), None)
 
 
-def _candidates(published: Published, place: Path) -> Iterator[Path]:
+def _candidates(published: RemoteFile, place: Path) -> Iterator[Path]:
     names = [published.name.partition("://")[2] or published.name, published.file_name, *published.also]
     for name in names:
         for spelt in (name, f"{name}.gz", name.removesuffix(".gz")):

@@ -4,7 +4,7 @@ Lengths and checksums: the records of TensorFlow Datasets (training sets), sacre
 (Multi30k). Of the UN and Giga corpora none are published.
 """
 
-from seqtk.corpora.spec import Corpus, Published
+from seqtk.corpora.spec import Corpus, RemoteFile
 from seqtk.corpora.texts import Lines, Pairs
 
 _STATMT = "https://www.statmt.org"
@@ -35,7 +35,7 @@ _FRENCH_TRAINING = (
 )
 
 
-def _held_out(lang: str) -> tuple[Published, Published]:
+def _held_out(lang: str) -> tuple[RemoteFile, RemoteFile]:
     """newstest2013 and newstest2014 (the full set) from English, in WMT's SGML."""
     names = [(2013, "test/newstest2013-src.{}.sgm", side) for side in ("en", lang)]
     full = [
@@ -44,7 +44,7 @@ def _held_out(lang: str) -> tuple[Published, Published]:
     ]
     members = [
         tuple(
-            Published(
+            RemoteFile(
                 name.format(side),
                 also=(
                     f"newstest{year}.{side}",
@@ -57,19 +57,19 @@ def _held_out(lang: str) -> tuple[Published, Published]:
         for group in (names, full)
     ]
     return (
-        Published(f"{_STATMT}/wmt13/test.tgz", digest="md5:48eca5d02f637af44e85186847141f67", members=members[0]),
-        Published(f"{_STATMT}/wmt14/test-full.tgz", digest="md5:a8cd784e006feb32ac6f3d9ec7eb389a", members=members[1]),
+        RemoteFile(f"{_STATMT}/wmt13/test.tgz", digest="md5:48eca5d02f637af44e85186847141f67", members=members[0]),
+        RemoteFile(f"{_STATMT}/wmt14/test-full.tgz", digest="md5:a8cd784e006feb32ac6f3d9ec7eb389a", members=members[1]),
     )
 
 
 def _wmt14(lang: str, about: str, training: tuple[tuple[str, int | None, str | None, str], ...]) -> Corpus:
     """WMT14's news task from English to `lang`: all training text of these archives, newstest2013 and newstest2014."""
     archives = tuple(
-        Published(
+        RemoteFile(
             url,
             length,
             digest,
-            members=tuple(Published(name.format(pair=f"{lang}-en", lang=side)) for side in ("en", lang)),
+            members=tuple(RemoteFile(name.format(pair=f"{lang}-en", lang=side)) for side in ("en", lang)),
         )
         for url, length, digest, name in training
     )
@@ -118,12 +118,12 @@ MULTI30K = Corpus(
     about="Multi30k task 1, English to German: 29,000 captions; val, test_2016_flickr",
     databin="multi30k_en_de",
     files=(
-        Published(f"{_MULTI30K}/train.en.gz", 568_929, "md5:0065d13af80720a55ca8153d126e6627"),
-        Published(f"{_MULTI30K}/train.de.gz", 637_044, "md5:81ff90b99829c0cd4b1b587d394afd39"),
-        Published(f"{_MULTI30K}/val.en.gz", 21_650, "md5:2b69aa9253948ac9f67e94917272dd40"),
-        Published(f"{_MULTI30K}/val.de.gz", 24_681, "md5:6e0e229eb049e3fc99a1ef02fb2d5f91"),
-        Published(f"{_MULTI30K}/test_2016_flickr.en.gz", 21_077, "md5:ff2c0fcb4893a13bd73414306bc250ae"),
-        Published(f"{_MULTI30K}/test_2016_flickr.de.gz", 22_890, "md5:efd67d314d98489b716b145475101932"),
+        RemoteFile(f"{_MULTI30K}/train.en.gz", 568_929, "md5:0065d13af80720a55ca8153d126e6627"),
+        RemoteFile(f"{_MULTI30K}/train.de.gz", 637_044, "md5:81ff90b99829c0cd4b1b587d394afd39"),
+        RemoteFile(f"{_MULTI30K}/val.en.gz", 21_650, "md5:2b69aa9253948ac9f67e94917272dd40"),
+        RemoteFile(f"{_MULTI30K}/val.de.gz", 24_681, "md5:6e0e229eb049e3fc99a1ef02fb2d5f91"),
+        RemoteFile(f"{_MULTI30K}/test_2016_flickr.en.gz", 21_077, "md5:ff2c0fcb4893a13bd73414306bc250ae"),
+        RemoteFile(f"{_MULTI30K}/test_2016_flickr.de.gz", 22_890, "md5:efd67d314d98489b716b145475101932"),
     ),
     texts=(
         Lines("train.en", "train.en.gz", 29_000),

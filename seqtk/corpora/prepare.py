@@ -1,4 +1,4 @@
-"""From published files to a data-bin: found or fetched, unpacked, cut into splits, preprocessed; each stage once.
+"""From published files to a data-bin: found or downloaded, unpacked, split, preprocessed.
 
 In the data-bin's folder, `text/` holds the text of the splits and `text/prepare.json` what it was made of, with all
 counts. A rerun takes what that record knows to be done, so the work goes on after any interruption.
@@ -13,9 +13,9 @@ from typing import Any
 
 from seqtk import __version__
 from seqtk.config.fields import setting
-from seqtk.corpora.download import Patience, fetch
+from seqtk.corpora.download import RetryPolicy, fetch
 from seqtk.corpora.local import find_all
-from seqtk.corpora.spec import Corpus, Published, Text, check_file
+from seqtk.corpora.spec import Corpus, RemoteFile, Text, check_file
 from seqtk.corpora.unpack import unpack
 from seqtk.data.preprocess import PreprocessConfig, check_destination, preprocess
 from seqtk.data.report import Report
@@ -39,8 +39,8 @@ class PrepareConfig:
     workers: int = setting(0, at_least=0, help="Worker processes. 0: one per core.")
 
 
-def prepare(corpus: Corpus, config: PrepareConfig, *, reporter: Reporter, patience: Patience | None = None) -> Report:
-    """Make the data-bin of `corpus`. Raises UserError for what cannot be found, fetched, unpacked or used."""
+def prepare(corpus: Corpus, config: PrepareConfig, *, reporter: Reporter, retry: RetryPolicy | None = None) -> Report:
+    """Makes the data-bin of `corpus`. Raises UserError for files that are missing, damaged or different."""
     destination = Path(config.destdir or f"data-bin/{corpus.databin}")
     check_destination(destination, overwrite=config.overwrite)
     given = config.source or ""
@@ -52,7 +52,7 @@ def prepare(corpus: Corpus, config: PrepareConfig, *, reporter: Reporter, patien
         )
     if not sources:
         check_writable(Path(config.downloads), key="downloads")
-    files = _find(corpus, sources, reporter) if sources else _fetch(corpus, config, reporter, patience)
+    files = _find(corpus, sources, reporter) if sources else _fetch(corpus, config, reporter, retry)
     folder = destination / "text"
     record = _Record(folder / "prepare.json", corpus)
     unpacked = folder / ".unpacked"
@@ -66,8 +66,8 @@ def prepare(corpus: Corpus, config: PrepareConfig, *, reporter: Reporter, patien
     return report
 
 
-def _find(corpus: Corpus, sources: list[str], reporter: Reporter) -> dict[Published, Path]:
-    """The files of the corpus that are on the disk, checked."""
+def _find(corpus: Corpus, sources: list[str], reporter: Reporter) -> dict[RemoteFile, Path]:
+    """The files of the corpus on the disk, checked."""
     found = find_all(corpus, sources)
     for published, path in found.items():
         advice = "Use another source=, or none to download it."
@@ -77,27 +77,27 @@ def _find(corpus: Corpus, sources: list[str], reporter: Reporter) -> dict[Publis
 
 
 def _fetch(
-    corpus: Corpus, config: PrepareConfig, reporter: Reporter, patience: Patience | None
-) -> dict[Published, Path]:
-    """The files of the corpus, downloaded unless they are there, checked."""
+    corpus: Corpus, config: PrepareConfig, reporter: Reporter, retry: RetryPolicy | None
+) -> dict[RemoteFile, Path]:
+    """The files of the corpus, downloaded if they are missing, checked."""
     mirror = config.mirror
     if mirror and not mirror.startswith(("http://", "https://")):
         raise UserError(
-            f"mirror={mirror} is no web address: it begins with http:// or https://.",
-            "source= takes files on the disk.",
+            f"mirror={mirror} is not a web address: it must begin with http:// or https://.",
+            "Set source= for files on the disk.",
         )
     found = {}
     for published in corpus.files:
         target = Path(config.downloads) / published.name.partition("://")[2]
         url = f"{mirror.rstrip('/')}/{published.file_name}" if mirror else published.name
-        checked = fetch(published, url, target, reporter=reporter, patience=patience)
+        checked = fetch(published, url, target, reporter=reporter, retry=retry)
         reporter.notify(f"fetched {target}: {target.stat().st_size:,} bytes; {checked}")
         found[published] = target
     return found
 
 
 class _Record:
-    """Which files were made, of what, with which counts, as JSON beside them."""
+    """The record of which files were made from what, with their counts, as JSON."""
 
     def __init__(self, path: Path, corpus: Corpus) -> None:
         self._path = path
@@ -125,8 +125,8 @@ class _Record:
         return counts
 
 
-def _unpack(files: Mapping[Published, Path], folder: Path, record: _Record, reporter: Reporter) -> dict[str, Path]:
-    """The file name of each published item → its text, taken out of its archive if it is in one."""
+def _unpack(files: Mapping[RemoteFile, Path], folder: Path, record: _Record, reporter: Reporter) -> dict[str, Path]:
+    """The text of each published item by its file name, unpacked from its archive."""
     items = {}
     for published, path in files.items():
         if not published.members:
@@ -134,7 +134,7 @@ def _unpack(files: Mapping[Published, Path], folder: Path, record: _Record, repo
             continue
         targets = {member: folder / member.file_name for member in published.members}
 
-        def make(path: Path = path, targets: dict[Published, Path] = targets) -> dict[str, int]:
+        def make(path: Path = path, targets: dict[RemoteFile, Path] = targets) -> dict[str, int]:
             unpack(path, targets, reporter=reporter)
             return {member.name: target.stat().st_size for member, target in targets.items()}
 
@@ -146,7 +146,7 @@ def _unpack(files: Mapping[Published, Path], folder: Path, record: _Record, repo
 
 
 def _write(text: Text, items: Mapping[str, Path], folder: Path, record: _Record, reporter: Reporter) -> None:
-    """Write the files of one text, unless they are there, and say what they hold."""
+    """Writes the files of one text if they are missing, and reports their counts."""
     inputs = {name: items[name] for name in text.inputs}
     outputs = [folder / name for name in text.outputs]
     counts = record.once(outputs, text, list(inputs.values()), lambda: text.write(inputs, outputs, reporter=reporter))
@@ -154,7 +154,7 @@ def _write(text: Text, items: Mapping[str, Path], folder: Path, record: _Record,
 
 
 def _settings(corpus: Corpus, config: PrepareConfig, folder: Path, destination: Path) -> PreprocessConfig:
-    """What makes the data-bin of the text in `folder`."""
+    """The settings that make the data-bin from the text in `folder`."""
     return PreprocessConfig(
         train=str(folder / "train"),
         valid=(str(folder / "valid"),),

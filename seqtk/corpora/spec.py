@@ -1,4 +1,4 @@
-"""What a published corpus is: its files with their lengths and checksums, and which text of which split they become."""
+"""Published corpora: their files with lengths and checksums, and the texts of their splits."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,28 +13,28 @@ from seqtk.utils.text_io import open_decompressed
 
 
 @dataclass(frozen=True)
-class Published:
-    """A file as its authors publish it, or one in an archive. None stands for what nobody published."""
+class RemoteFile:
+    """A file as its authors publish it, or a member of an archive. None: not published."""
 
-    name: str  # its URL; of one in an archive, its path there
+    name: str  # its URL, or its path in the archive
     length: int | None = None  # in bytes
-    digest: str | None = None  # the kind of checksum and its digits, as in "md5:a1fa…"
-    also: tuple[str, ...] = ()  # names under which the same text is found elsewhere
-    members: tuple["Published", ...] = ()  # what is wanted of an archive
+    digest: str | None = None  # the algorithm and the digits, such as "md5:a1fa…"
+    also: tuple[str, ...] = ()  # other names of the same text
+    members: tuple["RemoteFile", ...] = ()  # the wanted members of an archive
 
     @property
     def file_name(self) -> str:
-        """The last part of its name, by which the texts of a corpus refer to it."""
+        """The last part of its name, which the texts of a corpus use."""
         return self.name.rsplit("/", 1)[-1]
 
     @property
-    def items(self) -> tuple["Published", ...]:
-        """The files that hold its text: itself, or members of the archive that it is."""
+    def items(self) -> tuple["RemoteFile", ...]:
+        """The files with its text: the file itself, or the members of the archive."""
         return self.members or (self,)
 
 
 class Text(Protocol):
-    """Some text files of a data-bin, and the published files they are made of."""
+    """Text files of a data-bin that are made from published files."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -45,7 +45,7 @@ class Text(Protocol):
         """The names of the published files that it reads."""
 
     def write(self, inputs: Mapping[str, Path], outputs: Sequence[Path], *, reporter: Reporter) -> dict[str, int]:
-        """Write the files, whole; how much of what there was."""
+        """Writes the files. Returns counts of what was read and written."""
 
 
 @dataclass(frozen=True)
@@ -55,28 +55,28 @@ class Corpus:
     name: str
     about: str  # one line
     databin: str  # the folder in data-bin/ where recipes look for it
-    files: tuple[Published, ...]
+    files: tuple[RemoteFile, ...]
     texts: tuple[Text, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)  # of seqtk-preprocess
 
 
-class Check:
-    """Counts and sums up the bytes of a copy, to be compared with what is published of it."""
+class ChecksumVerifier:
+    """Computes length and checksum of a copy, and compares them with the published ones."""
 
-    def __init__(self, published: Published) -> None:
+    def __init__(self, published: RemoteFile) -> None:
         self._published = published
         self._length = 0
         kind = published.digest.partition(":")[0] if published.digest else None
         self._hash = hashlib.new(kind, usedforsecurity=False) if kind else None
 
     def add(self, chunk: bytes) -> None:
-        """The next bytes of the copy."""
+        """Adds the next bytes of the copy."""
         self._length += len(chunk)
         if self._hash is not None:
             self._hash.update(chunk)
 
     def end(self, where: str, advice: str) -> str:
-        """What was compared. Raises UserError if the copy, which lies at `where`, is not what was published."""
+        """Returns what was compared. Raises UserError, naming `where`, if the copy is not the published file."""
         published, compared = self._published, []
         if published.length is not None:
             compared.append("length")
@@ -92,15 +92,15 @@ class Check:
         return f"{' and '.join(compared)} as published" if compared else "neither length nor checksum is published"
 
 
-def check_file(path: Path, published: Published, *, advice: str, reporter: Reporter) -> str:
-    """In what the file at `path` was found to be the published one. Raises UserError if it is another one.
+def check_file(path: Path, published: RemoteFile, *, advice: str, reporter: Reporter) -> str:
+    """Compares the file at `path` with the published one, and returns what was compared.
 
-    What somebody compressed for keeping is compared decompressed; what was published compressed, compressed.
+    A file that was compressed after publication is compared decompressed. Raises UserError if it differs.
     """
     packed = published.name.endswith(".gz")
     if packed and path.suffix != ".gz":
         return "decompressed, so there is nothing published to compare it with"
-    check = Check(published)
+    check = ChecksumVerifier(published)
     bar = reporter.bytes_bar(path, f"checking {path.name}")
     compressed_since = path.suffix == ".gz" and not packed
     with open_decompressed(path) if compressed_since else open(path, "rb") as file, bar:
@@ -111,6 +111,6 @@ def check_file(path: Path, published: Published, *, advice: str, reporter: Repor
 
 
 def chunks(file: Any, path: Path) -> Iterator[bytes]:
-    """The bytes of an open file, a part at a time. Raises UserError if it is a broken gzip file."""
+    """Yields the bytes of an open file in parts. Raises UserError if it is compressed and damaged."""
     while chunk := read_chunk(file, path):
         yield chunk

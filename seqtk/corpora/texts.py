@@ -1,7 +1,7 @@
-"""The texts of a corpus: parts of published files, cleaned where they are for training.
+"""The texts of a corpus: parts of published files; training text is cleaned.
 
-A line ends at `\\n` and nowhere else. Held-out text keeps each of its lines; of training pairs those are left out that
-have nothing on one side, or bytes that are no UTF-8.
+A line ends at `\\n` and nowhere else. Held-out text keeps each of its lines. Training pairs with an empty
+side, or with bytes that are not UTF-8, are dropped.
 """
 
 import re
@@ -17,7 +17,7 @@ from seqtk.utils.files import atomic_files
 from seqtk.utils.progress import Reporter, format_counts
 from seqtk.utils.text_io import open_decompressed
 
-# Control characters, and what else separates or marks nothing that one sees: U+0080 to U+009F, U+2028, U+2029, U+FEFF.
+# Control characters and invisible separators: U+0080 to U+009F, U+2028, U+2029, U+FEFF.
 _CONTROL = bytes(byte if byte == ord("\n") or 0x20 <= byte != 0x7F else 0x20 for byte in range(256))
 _WIDE_CONTROL = re.compile(rb"\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]|\xef\xbb\xbf")
 _KEPT_OR_NOT = ("pairs", "not_utf8", "empty", "kept")
@@ -27,7 +27,7 @@ _ENTITIES = ((b"&lt;", b"<"), (b"&gt;", b">"), (b"&quot;", b'"'), (b"&apos;", b"
 
 @dataclass(frozen=True)
 class _FromOne:
-    """A text that is made of one published file."""
+    """A text from one published file."""
 
     name: str
     source: str
@@ -45,13 +45,13 @@ class _FromOne:
 
 @dataclass(frozen=True)
 class Part(_FromOne):
-    """A text that is some bytes of one published file."""
+    """A range of bytes of one published file."""
 
     start: int
     length: int
 
     def write(self, inputs: Mapping[str, Path], outputs: Sequence[Path], *, reporter: Reporter) -> dict[str, int]:
-        """Copy the bytes."""
+        """Copies the bytes."""
         left = self.length
         bar = reporter.bar(self.length, f"writing {self.name}")
         with open_decompressed(inputs[self.source]) as file, atomic_files(outputs) as (output,), bar:
@@ -67,13 +67,13 @@ class Part(_FromOne):
 
 @dataclass(frozen=True)
 class Lines(_FromOne):
-    """A text that is the lines of one published file, or its segments where that is SGML."""
+    """The lines of one published file, or its segments if it is SGML."""
 
     lines: int | None = None
-    """How many there are, where that is published."""
+    """The published number of lines, if there is one."""
 
     def write(self, inputs: Mapping[str, Path], outputs: Sequence[Path], *, reporter: Reporter) -> dict[str, int]:
-        """Copy the lines, and count them. Raises UserError if there are not as many as published."""
+        """Copies and counts the lines. Raises UserError if their number is not the published one."""
         path = inputs[self.source]
         sgml = path.name.removesuffix(".gz").endswith(".sgm")
         lines, size, last = 0, 0, b"\n"
@@ -97,7 +97,7 @@ class Lines(_FromOne):
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two texts that are each other's translation, out of several published files, cleaned."""
+    """Two texts that are translations of each other, from several published files, cleaned."""
 
     names: tuple[str, str]
     sources: tuple[tuple[str, str], ...]
@@ -113,7 +113,7 @@ class Pairs:
         return tuple(name for pair in self.sources for name in pair)
 
     def write(self, inputs: Mapping[str, Path], outputs: Sequence[Path], *, reporter: Reporter) -> dict[str, int]:
-        """Clean and copy the pairs; how many there were, were left out, and are kept."""
+        """Cleans and copies the pairs. Returns how many were read, dropped and kept."""
         total = dict.fromkeys(_KEPT_OR_NOT, 0)
         with atomic_files(outputs) as files:
             for pair in self.sources:
@@ -134,7 +134,7 @@ class Pairs:
 
 
 def _clean_pairs(blocks: Sequence[list[bytes]], counts: dict[str, int]) -> tuple[bytes, ...]:
-    """Both sides of the pairs worth keeping; `counts` is told what became of all."""
+    """Both sides of the pairs that are kept; adds to `counts`."""
     good = [_decodes(lines) for lines in blocks]
     sides = [clean(lines) for lines in blocks]
     decodes = list(map(all, zip(*good, strict=True)))
@@ -174,7 +174,7 @@ def _is_utf8(text: bytes) -> bool:
 
 
 def _segments(text: bytes) -> Iterator[bytes]:
-    """The segments of one of WMT's files, a line each; they are SGML in name only, and no parser takes all of them."""
+    """The segments of a file of WMT, a line each; they are not valid SGML, so no parser reads all of them."""
     for segment in _SEGMENT.findall(text):
         line = b" ".join(segment.split())
         for entity, character in _ENTITIES:

@@ -1,7 +1,7 @@
-"""Named members out of a zip or tar archive, each into the file that the caller names.
+"""Unpacks named members of a zip or tar archive, each to the path that the caller gives.
 
-Nothing in an archive says where anything is written: its members' names are only compared with the wanted ones. Links
-and devices under such a name are refused, all other members are passed over.
+Names in an archive never decide where a file is written: they are only compared with the wanted ones. Links and
+devices with a wanted name are refused; other members are skipped.
 """
 
 import gzip
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from seqtk.corpora.spec import Check, Published
+from seqtk.corpora.spec import ChecksumVerifier, RemoteFile
 from seqtk.utils.errors import UserError
 from seqtk.utils.files import atomic_files
 from seqtk.utils.progress import Reporter
@@ -22,15 +22,15 @@ from seqtk.utils.progress import Reporter
 _CHUNK_BYTES = 1 << 20
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, NotImplementedError)
 
-Copy = Callable[[Published, IO[bytes], int], None]
+Copy = Callable[[RemoteFile, IO[bytes], int], None]
 
 
-def unpack(archive: Path, targets: Mapping[Published, Path], *, reporter: Reporter) -> None:
-    """Write each wanted member of `archive` to its path, checked. Raises UserError where one is not there."""
+def unpack(archive: Path, targets: Mapping[RemoteFile, Path], *, reporter: Reporter) -> None:
+    """Writes each wanted member of `archive` to its path, checked. Raises UserError if one is missing."""
     wanted = {member.name: member for member in targets}
 
-    def copy(member: Published, source: IO[bytes], size: int) -> None:
-        check = Check(member)
+    def copy(member: RemoteFile, source: IO[bytes], size: int) -> None:
+        check = ChecksumVerifier(member)
         bar = reporter.bar(size, f"unpacking {member.file_name}")
         with atomic_files([targets[member]]) as (file,), bar, _naming(archive):
             if member.length not in (None, size):
@@ -50,12 +50,12 @@ def unpack(archive: Path, targets: Mapping[Published, Path], *, reporter: Report
         left = (_from_zip if is_zip else _from_tar)(archive, wanted, copy)
     if left:
         raise UserError(
-            f"{archive} holds no {min(left)}.", "It is another archive, or only a part of this one.", _advice(archive)
+            f"{archive} has no member {min(left)}.", "It is another archive, or an incomplete one.", _advice(archive)
         )
 
 
-def _from_zip(archive: Path, wanted: Mapping[str, Published], copy: Copy) -> set[str]:
-    """The wanted members that are not there, once the others were copied."""
+def _from_zip(archive: Path, wanted: Mapping[str, RemoteFile], copy: Copy) -> set[str]:
+    """Copies the wanted members. Returns the missing ones."""
     left = set(wanted)
     with zipfile.ZipFile(archive) as opened:
         for info in opened.infolist():
@@ -70,8 +70,8 @@ def _from_zip(archive: Path, wanted: Mapping[str, Published], copy: Copy) -> set
     return left
 
 
-def _from_tar(archive: Path, wanted: Mapping[str, Published], copy: Copy) -> set[str]:
-    """The same; nothing behind the last wanted member is read."""
+def _from_tar(archive: Path, wanted: Mapping[str, RemoteFile], copy: Copy) -> set[str]:
+    """Copies the wanted members, and stops after the last one. Returns the missing ones."""
     left = set(wanted)
     with tarfile.open(archive) as opened:
         for info in opened:
@@ -95,11 +95,11 @@ def _naming(archive: Path) -> Iterator[None]:
         yield
     except _BROKEN as error:
         said = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{archive} is not a whole archive: {said}.", _advice(archive)) from None
+        raise UserError(f"{archive} is damaged or incomplete: {said}.", _advice(archive)) from None
 
 
 def _no_file(archive: Path, name: str) -> UserError:
-    return UserError(f"{name} in {archive} is no plain file.", "Nothing of it was written.", _advice(archive))
+    return UserError(f"{name} in {archive} is no plain file.", "It was not written.", _advice(archive))
 
 
 def _advice(archive: Path) -> str:

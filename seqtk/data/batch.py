@@ -84,7 +84,7 @@ class LanguageBatch(Batch):
     previous_BT: Tensor
     """What the model reads: at each position the token before its target."""
     target_BT: Tensor
-    """PAD where nothing is to be predicted: behind a row's end, or in what a row is only given to know."""
+    """PAD where nothing is predicted: after a row's end, and in its context."""
 
     @property
     def target(self) -> Tensor:
@@ -117,12 +117,12 @@ def pad_rows(rows: Sequence[np.ndarray]) -> Tensor:
 
 
 def check_ids(ids: Tensor, vocabulary: Vocabulary, *, name: str) -> None:
-    """Raises UserError for an id that no token of `vocabulary`, which is called `name`, has."""
+    """Raises UserError for an id beyond the end of `vocabulary`, which errors call `name`."""
     largest = int(ids.max()) if ids.numel() else 0
     if largest >= len(vocabulary):
         raise UserError(
             f"A token of the data has the number {largest:,}, but {name} has {len(vocabulary):,} tokens only.",
-            "It was cut short, or belongs to other data: copy it again, or make the data-bin anew.",
+            "It was cut short, or belongs to other data: copy it again, or make the data-bin again.",
         )
 
 
@@ -143,12 +143,12 @@ def collate_pairs(examples: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> Tra
 
 
 def collate_blocks(examples: Sequence[tuple[int, np.ndarray]]) -> LanguageBatch:
-    """The batch of `(index, ids)`: the first of the ids is only read, every other one is to be predicted."""
+    """The batch of `(index, ids)`: the first id is context, all others are predicted."""
     return collate_windows([(index, ids, 1) for index, ids in examples])
 
 
 def collate_windows(examples: Sequence[tuple[int, np.ndarray, int]]) -> LanguageBatch:
-    """The batch of `(index, ids, known)`: the first `known` ids are only read, every other one is to be predicted."""
+    """The batch of `(index, ids, known)`: the first `known` ids are context, all others are predicted."""
     indices, rows, known = zip(*examples, strict=True)
     target_BT = pad_rows([ids[1:] for ids in rows])
     context_B1 = torch.tensor(known)[:, None] - 1
@@ -162,6 +162,6 @@ def collate_windows(examples: Sequence[tuple[int, np.ndarray, int]]) -> Language
 
 
 def prompts(previous_BT: Tensor) -> LanguageBatch:
-    """Rows that are only read, with nothing to predict."""
+    """Rows of context only, with nothing to predict."""
     ids_B = torch.arange(len(previous_BT), device=previous_BT.device)
     return LanguageBatch(ids_B, weight=0, previous_BT=previous_BT, target_BT=torch.full_like(previous_BT, PAD))

@@ -1,6 +1,6 @@
-"""Token blocks: the samples of a language model, cut from the stream that the items of a split make end to end.
+"""Token blocks: the samples of a language model, cut from the concatenated items of a split.
 
-What fairseq calls `sample_break_mode`. Nothing but lengths is looked at to cut. N items, K blocks.
+This is fairseq's `sample_break_mode`. Blocks depend on lengths only. N items, K blocks.
 """
 
 from typing import Any, Literal
@@ -17,7 +17,7 @@ BreakMode = Literal["none", "complete", "complete_doc", "eos"]
 Bounds = npt.NDArray[np.int64]
 
 SEPARATOR_LENGTH = 1
-"""An item so long, an empty line with its end, stands between two documents."""
+"""The length of an item (an empty line with its end) that separates two documents."""
 
 
 def block_bounds(sizes_N: npt.NDArray[Any], *, break_mode: BreakMode, tokens_per_sample: int) -> Bounds:
@@ -26,7 +26,7 @@ def block_bounds(sizes_N: npt.NDArray[Any], *, break_mode: BreakMode, tokens_per
     - `none`: pieces of `tokens_per_sample`, the last one shorter;
     - `eos`: each item, however long;
     - `complete`: as many whole items as fit in `tokens_per_sample`; an item that does not fit has a block of its own;
-    - `complete_doc`: the same, but a block never goes on behind an item of length 1, which is in no block.
+    - `complete_doc`: the same, but a block ends before an item of length 1, which is in no block.
     """
     if tokens_per_sample < 1:
         raise UserError(f"task.tokens_per_sample={tokens_per_sample} must be at least 1.")
@@ -53,7 +53,7 @@ def block_bounds(sizes_N: npt.NDArray[Any], *, break_mode: BreakMode, tokens_per
 
 
 def _chain(following_N: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """0, following[0], following[following[0]], … to the end: one step a block, and nothing else can be told ahead."""
+    """0, following[0], following[following[0]], … to the end; one step a block."""
     following, found, place = following_N.tolist(), [], 0
     while place < len(following):
         found.append(place)
@@ -62,7 +62,7 @@ def _chain(following_N: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
 
 class TokenBlocks:
-    """The blocks of one split as `(index, ids)`, memory-mapped: an id that is only read, then those to predict.
+    """The blocks of one split as `(index, ids)`, memory-mapped: one id of context, then those to predict.
 
     The id before a block's first target is the one that precedes it in the stream, EOS at the start of the stream, and
     EOS for blocks that begin with an item, whether or not items end in it. `sizes_ND` counts the targets.
@@ -85,11 +85,11 @@ class TokenBlocks:
 
 
 class ContextBlocks:
-    """Blocks that see what precedes them, as `(index, ids, known)`: the first `known` ids are only read.
+    """Blocks with context, as `(index, ids, known)`: the first `known` ids are context.
 
     A block reads up to `context_window` ids of the stream more than it would alone, as long as it fits with them in
-    `tokens_per_sample`; so blocks are cut for that many fewer. Nobody sees what precedes the stream or, under
-    `complete_doc`, the document: that is EOS. With a window of 0 these are the blocks alone. `sizes_ND` counts the ids
+    `tokens_per_sample`; so blocks are cut for that many fewer. What precedes the stream or, with
+    `complete_doc`, the document is EOS. With a window of 0 these are the blocks alone. `sizes_ND` counts the ids
     read. (fairseq's LMContextWindowDataset is the same but for documents, which see each other there.)
     """
 
@@ -122,7 +122,7 @@ class ContextBlocks:
 
 
 def _document_starts(sizes_N: npt.NDArray[Any], starts_K: Bounds) -> Bounds:
-    """For each of these places in the stream, where its document starts: behind the last separator before it."""
+    """The start of the document of each place in the stream: after the last separator before it."""
     ends_N = np.cumsum(sizes_N, dtype=np.int64)
     separator_ends = np.concatenate([[0], ends_N[sizes_N == SEPARATOR_LENGTH]])
     return separator_ends[np.searchsorted(separator_ends, starts_K, side="right") - 1]

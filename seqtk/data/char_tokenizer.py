@@ -1,6 +1,6 @@
 """Bytes and characters as tokens: their names in a dictionary, and whole blocks of text as ids.
 
-A dictionary holds one token a line, so what is white space or cannot be seen has a name: byte 10 is `<0x0A>`, the
+A dictionary holds one token a line, so white space and invisible characters have names: byte 10 is `<0x0A>`, the
 character U+0020 is `<U+0020>`. Every other character is its own name.
 """
 
@@ -30,7 +30,7 @@ def byte_vocabulary() -> Vocabulary:
 
 
 def character_name(character: str) -> str:
-    """What the dictionary calls a character."""
+    """The name of a character in the dictionary."""
     seen = character.isprintable() and not character.isspace()
     return character if seen else f"<U+{ord(character):04X}>"
 
@@ -41,7 +41,7 @@ def bytes_to_names(line: str) -> list[str]:
 
 
 def names_to_bytes(names: Sequence[str]) -> str:
-    """The text of these bytes; what is not UTF-8 in it, or no byte's name, becomes U+FFFD."""
+    """The text of these bytes; invalid UTF-8 and names of no byte become U+FFFD."""
     each = (bytes([_BYTE_OF[name]]) if name in _BYTE_OF else b"\xff" for name in names)
     return b"".join(each).decode("utf-8", errors="replace")
 
@@ -72,7 +72,7 @@ def kind_of(vocabulary: Vocabulary) -> str | None:
 
 
 class SymbolCounter:
-    """Counts the characters of block after block by their names."""
+    """Counts the characters of a block by their names."""
 
     def __init__(self, *, newlines: bool) -> None:
         self._newlines = newlines

@@ -1,4 +1,4 @@
-"""Which training lines or pairs are worth keeping, by their lengths in tokens (eos not counted)."""
+"""Filters training lines or pairs by their lengths in tokens (eos not counted)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class LengthFilter:
     max_ratio: float | None = None
 
     def __call__(self, lengths: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:
-        """(which lines are kept, how many were dropped by each rule); a line counts for the first rule it breaks."""
+        """The lines to keep, and the number dropped by each rule; a line counts for the first rule that it breaks."""
         shortest, longest = np.minimum.reduce(lengths), np.maximum.reduce(lengths)
         broken = (
             (shortest == 0) & (self.min_length > 0),

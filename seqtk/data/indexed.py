@@ -1,7 +1,7 @@
 """Arrays of token ids in files: fairseq's memory-mapped format, read and written, and its older one, read.
 
-A data set is two files. `PREFIX.bin` holds the ids of all items one after the other, `PREFIX.idx` where each item
-starts and how long it is (`docs/formats.md` has both layouts byte by byte).
+A data set is two files. `PREFIX.bin` holds the ids of all items, one after the other; `PREFIX.idx` holds the start and
+the length of each item (`docs/formats.md` gives both layouts byte by byte).
 """
 
 import mmap
@@ -35,9 +35,9 @@ def dtype_for(vocabulary_size: int | None) -> npt.DTypeLike:
 
 
 class IndexedDataset:
-    """The items of a data set: `dataset[i]` is an int64 array. Nothing is read before it is asked for.
+    """The items of a data set: `dataset[i]` is an int64 array. Items are read when they are indexed.
 
-    `sizes` is how many ids each item has, eos included. Picklable: a copy opens the files anew.
+    `sizes` is how many ids each item has, eos included. Picklable: a copy opens the files again.
     """
 
     def __init__(self, prefix: str | os.PathLike[str]) -> None:
@@ -128,7 +128,7 @@ def _layout(index: Any, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
         if len(index) == expected + 8 + 8 * documents:
             raise UserError(
                 f"{prefix}.idx is Megatron-LM's variant of the format, with a document index, which is not read here.",
-                "Binarise the text again, with seqtk-preprocess or fairseq-preprocess.",
+                "Preprocess the text again, with seqtk-preprocess or fairseq-preprocess.",
             )
         raise UserError(
             f"{prefix}.idx has {len(index):,} bytes, but {expected:,} are needed for its {length:,} items.",

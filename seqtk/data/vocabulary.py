@@ -24,7 +24,7 @@ _OVERWRITE = " #fairseq:overwrite"
 class Vocabulary:
     """An ordered list of tokens, each with its id and its count in the training text.
 
-    `tokens` are those of the file, without the four special symbols. Where one is there twice, the later one wins.
+    `tokens` are those of the file, without the four special symbols. Of two equal tokens the later one wins.
     """
 
     def __init__(self, tokens: Sequence[str], counts: Sequence[int] | None = None) -> None:
@@ -38,10 +38,10 @@ class Vocabulary:
     def from_counts(
         cls, counts: Mapping[str, int], *, threshold: int = -1, nwords: int = -1, padding_factor: int = 8
     ) -> "Vocabulary":
-        """The vocabulary of the words that were counted: the most frequent first, ties in the order of code points.
+        """The vocabulary of counted words: the most frequent first, ties in the order of code points.
 
-        Kept are words counted at least `threshold` times and, where `nwords` is not -1, no more than fit in a
-        vocabulary of that size, specials included. Filler words then fill it up to a multiple of `padding_factor`.
+        It has the words counted at least `threshold` times and, unless `nwords` is -1, no more than fit in a
+        vocabulary of that size, specials included. Filler words pad it to a multiple of `padding_factor`.
         """
         words = [word for word in counts if word not in SPECIALS and counts[word] >= threshold]
         words.sort(key=lambda word: (-counts[word], word))
@@ -50,7 +50,7 @@ class Vocabulary:
         return cls(words, [counts[word] for word in words]).padded(padding_factor)
 
     def padded(self, factor: int) -> "Vocabulary":
-        """This vocabulary with `madeupword0000`, `madeupword0001`, … behind it, up to a multiple of `factor`."""
+        """This vocabulary followed by `madeupword0000`, `madeupword0001`, …, up to a multiple of `factor`."""
         fillers: list[str] = []
         number = 0
         while factor > 1 and (len(self) + len(fillers)) % factor:
@@ -63,7 +63,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
-        """The vocabulary of a dictionary file. Raises UserError where it is missing or malformed."""
+        """The vocabulary of a dictionary file. Raises UserError if it is missing or malformed."""
         try:
             text = Path(path).read_bytes().decode("utf-8")
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
@@ -88,7 +88,7 @@ class Vocabulary:
             if token in seen and not overwrites:
                 raise UserError(
                     f"Line {number} of {name} has '{token}' once more.",
-                    f"Remove it, or end the line with '{_OVERWRITE.strip()}' if it shall replace the earlier one.",
+                    f"Remove it, or end the line with '{_OVERWRITE.strip()}' if it replaces the earlier one.",
                 )
             seen.add(token)
             tokens.append(token)
@@ -136,5 +136,5 @@ class Vocabulary:
 
     @property
     def never_generated(self) -> list[int]:
-        """The ids no search may choose: bos, pad, and the words that only fill the vocabulary up."""
+        """The ids that are never generated: bos, pad, and the filler words that pad the vocabulary."""
         return [BOS, PAD, *(id_ for id_, token in enumerate(self.tokens) if _FILLER.fullmatch(token))]

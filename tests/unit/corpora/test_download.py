@@ -10,23 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from seqtk.corpora.download import Patience, fetch
-from seqtk.corpora.spec import Published
+from seqtk.corpora.download import RetryPolicy, fetch
+from seqtk.corpora.spec import RemoteFile
 from seqtk.utils.errors import UserError
 from seqtk.utils.progress import Reporter
 from tests.unit.corpora.fake_server import Served, Shelf, files_of_at_most
 
 BODY = random.Random(7).randbytes(900_000)
-FILE = Published("http://far.away/a.zip", length=len(BODY), digest=f"sha256:{hashlib.sha256(BODY).hexdigest()}")
+FILE = RemoteFile("http://far.away/a.zip", length=len(BODY), digest=f"sha256:{hashlib.sha256(BODY).hexdigest()}")
 UNKNOWN = replace(FILE, length=None, digest=None)
-HURRY = Patience(attempts=3, pause=0.0, timeout=5.0)
+HURRY = RetryPolicy(attempts=3, pause=0.0, timeout=5.0)
 
 
-def get(shelf: Shelf, target: Path, published: Published = FILE) -> str:
-    return fetch(published, f"{shelf.url}/a.zip", target, reporter=Reporter(), patience=HURRY)
+def get(shelf: Shelf, target: Path, published: RemoteFile = FILE) -> str:
+    return fetch(published, f"{shelf.url}/a.zip", target, reporter=Reporter(), retry=HURRY)
 
 
-def refused(shelf: Shelf, target: Path, published: Published = FILE) -> list[str]:
+def refused(shelf: Shelf, target: Path, published: RemoteFile = FILE) -> list[str]:
     with pytest.raises(UserError) as caught:
         get(shelf, target, published)
     assert not target.exists()
@@ -56,7 +56,7 @@ def test_of_a_file_of_which_nothing_is_published_that_is_said(shelf: Shelf, tmp_
 
 
 @pytest.mark.parametrize("published", [FILE, UNKNOWN])
-def test_broken_connections_are_taken_up_where_they_broke(shelf: Shelf, tmp_path: Path, published: Published) -> None:
+def test_broken_connections_are_taken_up_where_they_broke(shelf: Shelf, tmp_path: Path, published: RemoteFile) -> None:
     shelf.files["a.zip"] = Served(BODY, drops=[300_000, 0, 10, 500_000])
     get(shelf, tmp_path / "a.zip", published)
     assert (tmp_path / "a.zip").read_bytes() == BODY
@@ -94,7 +94,7 @@ def test_a_server_that_sends_another_part_starts_over(shelf: Shelf, tmp_path: Pa
 
 
 @pytest.mark.parametrize("published", [FILE, UNKNOWN])
-def test_a_file_that_changed_meanwhile_is_not_glued(shelf: Shelf, tmp_path: Path, published: Published) -> None:
+def test_a_file_that_changed_meanwhile_is_not_glued(shelf: Shelf, tmp_path: Path, published: RemoteFile) -> None:
     other = bytes(len(BODY))
     shelf.files["a.zip"] = Served(other, etag='"old"', drops=[5000, 0, 0, 0])
     refused(shelf, tmp_path / "a.zip", published)
@@ -154,7 +154,7 @@ def test_one_that_ignores_ranges_and_breaks_off_is_given_up_too(shelf: Shelf, tm
 
 def test_what_is_not_there_is_told_at_once(shelf: Shelf, tmp_path: Path) -> None:
     lines = refused(shelf, tmp_path / "a.zip")
-    assert lines[0] == f"{shelf.url}/a.zip cannot be had: 404 Not Found."
+    assert lines[0] == f"{shelf.url}/a.zip cannot be downloaded: 404 Not Found."
     assert "mirror=URL" in lines[1]
     assert len(shelf.requests) == 1
 
@@ -164,13 +164,13 @@ def test_nobody_listens(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     told: list[str] = []
-    with pytest.raises(UserError, match="cannot be had: Connection refused"):
+    with pytest.raises(UserError, match="cannot be downloaded: Connection refused"):
         fetch(
             FILE,
             f"http://127.0.0.1:{port}/a.zip",
             tmp_path / "a.zip",
             reporter=Reporter(told.append),
-            patience=HURRY,
+            retry=HURRY,
         )
     assert told == ["a.zip: Connection refused; trying again in 0 s"] * (HURRY.attempts - 1)
     assert not list(tmp_path.iterdir())
@@ -182,8 +182,8 @@ def test_nobody_listens(tmp_path: Path) -> None:
         (Served(BODY[:-1]), "the server has 899,999 bytes, not 900,000"),
         (Served(BODY, announced=900_001), "the server has 900,001 bytes, not 900,000"),
         (Served(BODY + b"x", announced=0), "it has 900,001 bytes, not 900,000"),
-        (Served(BODY[:-1], announced=900_000), "cannot be had"),
-        (Served(BODY[:-1], announced=0), "cannot be had"),
+        (Served(BODY[:-1], announced=900_000), "cannot be downloaded"),
+        (Served(BODY[:-1], announced=0), "cannot be downloaded"),
         (Served(bytes(900_000)), "its sha256 is"),
         (Served(b"<!DOCTYPE html><title>Log in</title>", content_type="text/html; charset=utf-8"), "is a web page"),
         (Served(b"\n <HTML>".ljust(900_000)), "is a web page"),
@@ -200,7 +200,7 @@ def test_another_file_is_refused(shelf: Shelf, tmp_path: Path, served: Served, w
 def test_a_server_that_announces_more_than_it_sends_is_given_up(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY, announced=1_000_000)
     lines = refused(shelf, tmp_path / "a.zip", UNKNOWN)
-    assert "cannot be had" in lines[0]
+    assert "cannot be downloaded" in lines[0]
 
 
 def test_a_wrong_file_in_place_of_the_download_is_refused_and_left_alone(shelf: Shelf, tmp_path: Path) -> None:

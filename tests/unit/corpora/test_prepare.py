@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from seqtk.corpora import CORPORA
-from seqtk.corpora.download import Patience
+from seqtk.corpora.download import RetryPolicy
 from seqtk.corpora.prepare import PrepareConfig, prepare
 from seqtk.corpora.spec import Corpus
 from seqtk.corpora.texts import Pairs
@@ -26,14 +26,14 @@ from seqtk.utils.progress import Reporter
 from tests.unit.corpora.fake_server import Served, Shelf, files_of_at_most
 from tests.unit.corpora.tiny_corpora import HELD_OUT, TRAIN, content_of, lay_out, miniature, sentences
 
-HURRY = Patience(attempts=2, pause=0.0, timeout=5.0)
+HURRY = RetryPolicy(attempts=2, pause=0.0, timeout=5.0)
 
 
 def make(corpus: Corpus, folder: Path, reporter: Reporter | None = None, **settings: object) -> Report:
     config = PrepareConfig(
         **{"downloads": str(folder / "downloads"), "destdir": str(folder / "bin"), "workers": 1, **settings}  # type: ignore[arg-type]
     )
-    return prepare(corpus, config, reporter=reporter or Reporter(), patience=HURRY)
+    return prepare(corpus, config, reporter=reporter or Reporter(), retry=HURRY)
 
 
 def databin(folder: Path) -> dict[str, bytes]:
@@ -227,9 +227,9 @@ def test_killed_in_a_download_it_goes_on(shelf: Shelf, tmp_path: Path) -> None:
     [
         ({"source": "nowhere"}, "There is no source=nowhere"),
         ({"source": "{empty}"}, "There is no ptb.train.txt in source="),
-        ({"mirror": "ftp://x"}, "is no web address"),
+        ({"mirror": "ftp://x"}, "is not a web address"),
         ({"mirror": "http://x", "source": "{empty}"}, "are both given"),
-        ({"mirror": "http://127.0.0.1:9"}, "cannot be had"),
+        ({"mirror": "http://127.0.0.1:9"}, "cannot be downloaded"),
         ({"destdir": "{file}"}, "is a file"),
     ],
 )

@@ -10,25 +10,25 @@ from pathlib import Path
 
 import pytest
 
-from seqtk.corpora.spec import Published
+from seqtk.corpora.spec import RemoteFile
 from seqtk.corpora.unpack import unpack
 from seqtk.utils.errors import UserError
 from seqtk.utils.progress import Reporter
 from tests.unit.corpora.tiny_corpora import archive
 
 TEXT = b"some text\n" * 3000
-WANTED = Published("inner/a.txt", len(TEXT), f"sha1:{hashlib.sha1(TEXT).hexdigest()}")
+WANTED = RemoteFile("inner/a.txt", len(TEXT), f"sha1:{hashlib.sha1(TEXT).hexdigest()}")
 KINDS = (".zip", ".tgz", ".tar")
 
 
-def take(path: Path, wanted: Published = WANTED) -> Path:
+def take(path: Path, wanted: RemoteFile = WANTED) -> Path:
     """Unpack into out/a.txt beside the archive, from where nothing else may be written."""
     target = path.parent / "out" / "a.txt"
     unpack(path, {wanted: target}, reporter=Reporter())
     return target
 
 
-def refused(path: Path, wanted: Published = WANTED) -> str:
+def refused(path: Path, wanted: RemoteFile = WANTED) -> str:
     before = tree(path.parent)
     with pytest.raises(UserError) as caught:
         take(path, wanted)
@@ -112,7 +112,7 @@ def test_links_and_devices_are_refused(inside: Path, build: Callable[[Path], Pat
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_not_there_is_named(inside: Path, kind: str) -> None:
-    assert "holds no inner/a.txt" in refused(made(inside / f"x{kind}", {"a.txt": TEXT}))
+    assert "has no member inner/a.txt" in refused(made(inside / f"x{kind}", {"a.txt": TEXT}))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,7 +121,7 @@ def test_a_part_of_an_archive_is_refused(inside: Path, kind: str, share: float) 
     import random
 
     noise = random.Random(3).randbytes(40_000)
-    wanted = Published("inner/a.txt")
+    wanted = RemoteFile("inner/a.txt")
     whole = archive(f"x{kind}", {"other": noise[:5000], "inner/a.txt": noise})
     path = inside / f"x{kind}"
     path.write_bytes(whole[: int(len(whole) * share)])

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from seqtk.corpora.spec import Corpus, Published
+from seqtk.corpora.spec import Corpus, RemoteFile
 from seqtk.corpora.texts import Lines, Part
 
 NOUNS = ("dog", "cat", "bird", "house", "tree", "river", "stone")
@@ -76,14 +76,14 @@ def archive(url: str, members: Mapping[str, bytes]) -> bytes:
     return file.getvalue()
 
 
-def sealed(published: Published, content: bytes) -> Published:
+def sealed(published: RemoteFile, content: bytes) -> RemoteFile:
     """The same, with the length and, where one is published, the checksum of `content`."""
     kind = published.digest.partition(":")[0] if published.digest else None
     digest = f"{kind}:{hashlib.new(kind, content).hexdigest()}" if kind else None
     return replace(published, length=published.length and len(content), digest=digest)
 
 
-def content_of(published: Published) -> bytes:
+def content_of(published: RemoteFile) -> bytes:
     """The bytes of a published file in miniature."""
     if published.members:
         noise = {"README": b"read me", "training/other.cs-en.cs": b"ahoj\n"}
