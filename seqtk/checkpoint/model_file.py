@@ -295,12 +295,15 @@ _LEGACY_TASKS = {"demo_translation": ("translation", ("pairs", "vocab_size", "co
 """Former tasks: the one that replaces each, and the keys that it does not have."""
 
 
+def modern_task(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of a task's configuration, with a former task replaced by the one that took its place."""
+    kind, gone = _LEGACY_TASKS.get(tree.get("kind", ""), (tree.get("kind"), ()))
+    return {key: value for key, value in tree.items() if key not in gone} | ({"kind": kind} if kind else {})
+
+
 def _parts(contents: ModelFile, *, source: str) -> _Parts:
     """The task and model of `contents`. Raises UserError naming a key that this version does not know."""
-    tree = {name: contents.config.get(name, {}) for name in ("task", "model")}
-    if tree["task"].get("kind") in _LEGACY_TASKS:
-        kind, gone = _LEGACY_TASKS[tree["task"]["kind"]]
-        tree["task"] = {key: value for key, value in tree["task"].items() if key not in gone} | {"kind": kind}
+    tree = {"task": modern_task(contents.config.get("task", {})), "model": contents.config.get("model", {})}
     try:
         return schema.from_dict(_Parts, tree, legacy=True)
     except UserError as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from seqtk.checkpoint.model_file import modern_task
 from seqtk.config import schema
 from seqtk.optim import schedules
 from seqtk.tasks.base import Dataset
@@ -50,7 +51,8 @@ def saved_config(tree: Mapping[str, Any], *, source: str, version: str) -> Train
         UserError: If this version does not know one of its keys; it says how to keep the model.
     """
     try:
-        return schema.from_dict(TrainConfig, tree)
+        task = modern_task(tree.get("task", {}))
+        return schema.from_dict(TrainConfig, {**tree, "task": task}, legacy=True)
     except UserError as error:
         raise UserError(
             f"{source} was written by seqtk {version}, and cannot be resumed: {str(error).splitlines()[0]}",

@@ -108,7 +108,7 @@ def test_sigterm_saves_and_resumes_in_two_processes(tiny_corpus: Path, tmp_path:
     assert update > 3, errors
     code, errors = train(2, tiny_corpus, tmp_path, f"max_updates={update + 2}")
     assert code == 0, errors
-    assert f"Going on from update {update}" in errors
+    assert f"Resuming from update {update}" in errors
 
 
 def test_a_validation_of_two_processes_is_given_up_by_both_and_made_by_the_next(
@@ -130,7 +130,7 @@ def test_a_validation_of_two_processes_is_given_up_by_both_and_made_by_the_next(
     )
     code, errors = train(2, tiny_corpus, tmp_path / "run", f"user_dir={plugin}", *decoded)
     assert code != 0
-    assert "Stopped by a signal after update 6; the same command goes on from it with its validation." in errors
+    assert "Stopped by a signal after update 6. The same command resumes there, starting with its validation." in errors
     assert (tmp_path / "run" / "latest").read_text() == "update_00000006"
     assert losses(tmp_path / "run", "valid") == []
     code, errors = train(2, tiny_corpus, tmp_path / "run", *decoded)

@@ -119,7 +119,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(
     assert latest(tmp_path) < logged(tmp_path)[-1]["update"] < UPDATES  # so some updates are lost, and made again
     position = json.loads((tmp_path / (tmp_path / "latest").read_text() / "state.json").read_text())["position"]
     assert position["examples"] > 0  # the middle of an epoch
-    assert f"Going on from update {latest(tmp_path)}" in train(tiny_corpus, tmp_path)
+    assert f"Resuming from update {latest(tmp_path)}" in train(tiny_corpus, tmp_path)
     assert_same_run(whole, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Every registered optimizer trains, and goes on from a checkpoint bit for bit."""
+"""Every registered optimizer trains, and resumes bit-exactly."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from seqtk.optim import optimizers
 from tests.unit.training.helpers import losses, trainer
 
 RATES = {"sgd": 1.0, "nag": 0.05, "adafactor": 0.2}
-"""Of those for which the 0.01 of the others is not enough to see anything learnt in so few updates."""
+"""Where 0.01 is too little to learn anything in so few updates."""
 
 
 @pytest.mark.parametrize("kind", list(optimizers))
-def test_a_run_in_two_parts_is_the_run_in_one(kind: str, tiny_corpus: Path, tmp_path: Path) -> None:
+def test_resumed_run_equals_uninterrupted_run(kind: str, tiny_corpus: Path, tmp_path: Path) -> None:
     changes = {
         "optimizer": {"kind": kind, "lr": RATES.get(kind, 0.01), "weight_decay": 0.01},
         "schedule": {"kind": "wsd", "warmup_updates": 2, "period": 6, "decay_share": 0.5},

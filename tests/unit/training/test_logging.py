@@ -1,0 +1,96 @@
+"""Sinks: what a resumed run keeps of a log, and a sink that a plug-in adds with one file."""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seqtk.training.logging import Jsonl, JsonlConfig, Metrics, RunInfo, Sink, SinkConfig, format_number, sinks
+from tests.unit.training.helpers import trainer
+
+
+@dataclass(frozen=True)
+class CsvConfig(SinkConfig):
+    """A table."""
+
+    name: str = "log.csv"
+
+
+class Csv(Sink):
+    """Writes the loss of each log line to a CSV file."""
+
+    def start(self, run: RunInfo) -> None:
+        self.path = run.save_dir / self.config.name
+        rows = list(csv.reader(self.path.read_text().splitlines())) if self.path.exists() else []
+        self.rows = [row for row in rows if run.keeps(row[0], int(row[1]))]
+
+    def metrics(self, kind: str, update: int, values: Metrics) -> None:
+        self.rows.append([kind, str(update), str(values["loss"])])
+
+    def close(self) -> None:
+        with self.path.open("w") as file:
+            csv.writer(file).writerows(self.rows)
+
+
+@pytest.fixture
+def csv_sink() -> Iterator[None]:
+    """Registers the sink for one test."""
+    sinks.register("csv", CsvConfig)(Csv)
+    yield
+    del sinks._config_types["csv"], sinks._classes[CsvConfig]
+
+
+@pytest.mark.usefixtures("csv_sink")
+def test_plugin_sink_is_written_and_resumed(tiny_corpus: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"log__sinks": ["jsonl", {"kind": "csv", "name": "table.csv"}]}
+    trainer(tiny_corpus, tmp_path, max_updates=6, **changes).fit()
+    (tmp_path / "latest").write_text("update_00000004")
+    trainer(tiny_corpus, tmp_path, max_updates=8, **changes).fit()
+    rows = [(kind, int(update)) for kind, update, _ in csv.reader((tmp_path / "table.csv").read_text().splitlines())]
+    lines = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    assert rows == [(line["kind"], line["update"]) for line in lines]
+    assert [update for kind, update in rows if kind == "train"] == list(range(1, 9))
+
+
+def test_without_console_nothing_is_printed(
+    tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer(tiny_corpus, tmp_path, max_updates=1, log__sinks=["jsonl"]).fit()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "update", "pending", "kept"),
+    [
+        ("train", 4, False, True),
+        ("train", 5, False, False),
+        ("valid", 4, False, True),
+        ("valid", 4, True, False),
+        ("train", 4, True, True),
+    ],
+)
+def test_run_keeps_entries_that_are_not_repeated(kind: str, update: int, pending: bool, kept: bool) -> None:
+    run = RunInfo(Path(), resumed_at=4, pending_validation=pending)
+    assert run.keeps(kind, update) is kept
+    assert not RunInfo(Path()).keeps(kind, update)
+
+
+def test_jsonl_drops_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"kind": "train", "update": 1, "loss": 2.0}\n{"kind": "train", "upd')
+    sink = Jsonl(JsonlConfig())
+    sink.start(RunInfo(tmp_path, resumed_at=1))
+    sink.metrics("train", 2, {"loss": 1.0})
+    sink.close()
+    assert [json.loads(line)["update"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.000123456, "0.0001235"), (12345.6, "12,346"), (1e30, "1e+30"), (12345, "12,345")]
+)
+def test_numbers(value: float, text: str) -> None:
+    assert format_number(value) == text

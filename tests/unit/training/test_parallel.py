@@ -1,0 +1,101 @@
+"""Engines in one process, and memory that runs out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from seqtk.training.parallel import DDP, DDPConfig, Engine, EngineConfig, engines, start_engine
+from seqtk.training.trainer import Trainer, train
+from seqtk.utils.errors import UserError
+from tests.unit.training.helpers import losses, tiny_config, trainer
+
+
+@dataclass(frozen=True)
+class HalvesConfig(EngineConfig):
+    """An engine that stores its weights in two halves."""
+
+
+class Halves(Engine):
+    """Records which tensors are gathered and which are split."""
+
+    gathered = 0
+    split = 0
+
+    def full(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.gathered += 1
+        return tensor
+
+    def local(self, full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        self.split += 1
+        assert full.shape == like.shape
+        return full
+
+
+class TestChoice:
+    def test_one_process_by_default(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+        assert type(start_engine(device="cpu")) is Engine
+
+    def test_none_under_torchrun_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(UserError, match=r"parallel=none(.|\n)*parallel=ddp"):
+            start_engine(engines.config_type("none")(), device="cpu")
+
+    def test_ddp_without_torchrun_is_one_process(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        trainer(tiny_corpus, tmp_path / "none", max_updates=2).fit()
+        config = tiny_config(tiny_corpus, tmp_path / "ddp", max_updates=2, parallel="ddp")
+        assert isinstance(start_engine(config.parallel, device="cpu"), DDP)
+        assert train(config).update == 2
+        assert losses(tmp_path / "none") == losses(tmp_path / "ddp")
+
+    def test_missing_gpu_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+        with pytest.raises(UserError, match="device=cuda"):
+            start_engine(DDPConfig(), device="cuda")
+
+
+def test_weights_are_gathered_and_split_by_the_engine(tiny_corpus: Path, tmp_path: Path) -> None:
+    config = tiny_config(tiny_corpus, tmp_path, max_updates=2)
+    first = Halves(HalvesConfig(), device="cpu")
+    Trainer(config, engine=first).fit()
+    weights = len(list((Trainer(config, engine=first)).model.parameters()))
+    assert first.gathered >= 3 * weights  # the weights and Adam's two means
+    second = Halves(HalvesConfig(), device="cpu")
+    Trainer(config, engine=second)
+    assert second.split >= 3 * weights
+
+
+class TestMemory:
+    @pytest.mark.parametrize(
+        "error",
+        [
+            RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried …"),
+            torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+            MemoryError(),
+        ],
+        ids=["cpu", "cuda", "python"],
+    )
+    def test_error_names_a_smaller_batch(self, tiny_corpus: Path, tmp_path: Path, error: Exception) -> None:
+        def fail(module: torch.nn.Module, inputs: object) -> None:
+            raise error
+
+        handle = torch.nn.modules.module.register_module_forward_pre_hook(fail)
+        try:
+            with pytest.raises(UserError, match=r"batch\.max_tokens=200") as caught:
+                train(tiny_config(tiny_corpus, tmp_path))
+        finally:
+            handle.remove()
+        assert str(caught.value).count("\n") == 2
+
+    def test_other_errors_stay(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        def fail(module: torch.nn.Module, inputs: object) -> None:
+            raise RuntimeError("shapes do not match")
+
+        handle = torch.nn.modules.module.register_module_forward_pre_hook(fail)
+        try:
+            with pytest.raises(RuntimeError, match="shapes"):
+                train(tiny_config(tiny_corpus, tmp_path))
+        finally:
+            handle.remove()
