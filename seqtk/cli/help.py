@@ -1,13 +1,10 @@
 """The page that `--help` prints: every key of a config with its value and its help text."""
 
-import ast
 import dataclasses
 import enum
 import inspect
-import io
 import shutil
 import textwrap
-import tokenize
 import typing
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -60,12 +57,12 @@ def _row(key: str, text: str, width: int) -> str:
 
 def _rows(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """(key=value, help) of every field; the fields of a nested config follow its slot."""
-    comments, hints = field_comments(type(config)), typing.get_type_hints(type(config))
+    hints = schema.hints_of(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         inside = [item for item in (value if isinstance(value, tuple) else (value,)) if dataclasses.is_dataclass(item)]
         choices = list(dict.fromkeys(_choices(hints[field.name])))
-        about = help_of(type(config), field.name) or comments.get(field.name, "")
+        about = help_of(type(config), field.name)
         if choices:
             about += f" ({' | '.join(choices)})"
         if not inside or choices:
@@ -91,28 +88,3 @@ def _choices(hint: Any) -> Iterator[str]:
     else:
         for argument in typing.get_args(hint):
             yield from _choices(argument)
-
-
-def field_comments(config_type: type) -> dict[str, str]:
-    """The comment at the end of each field's line in the source, inherited fields included."""
-    found: dict[str, str] = {}
-    for cls in reversed(config_type.__mro__):
-        if dataclasses.is_dataclass(cls):
-            found |= _own_comments(cls)
-    return found
-
-
-def _own_comments(cls: type) -> dict[str, str]:
-    try:
-        source = textwrap.dedent(inspect.getsource(cls))
-    except OSError:  # a class made at run time has no source
-        return {}
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
-    fields = [node for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
-    return {
-        typing.cast(ast.Name, node.target).id: comments[node.end_lineno]
-        for node in fields
-        if node.end_lineno in comments
-    }

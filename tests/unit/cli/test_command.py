@@ -4,41 +4,33 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
 
 from seqtk.cli.command import command, reporting_errors
-from seqtk.cli.help import field_comments
+from seqtk.config.fields import setting
 from seqtk.utils.errors import UserError
 from seqtk.utils.text_io import text_output
 
 
 @dataclass(frozen=True)
 class BatchConfig:
-    max_tokens: int = 4096  # tokens in a batch,  # padding included
+    max_tokens: int = setting(4096, at_least=1, help="Tokens in a batch, padding included.")
     max_sentences: int | None = None
-
-
-@dataclass(frozen=True)
-class LargeBatchConfig(BatchConfig):
-    max_tokens: int = 9999
-    langs: tuple[str, ...] = field(
-        default=("de", "en"),
-    )  # in this order
 
 
 @dataclass(frozen=True)
 class ToyConfig:
     aliases: ClassVar[dict[str, tuple[str, ...]]] = {"tokens": ("batch.max_tokens",)}
 
-    name: str = "toy"  # what the run is called
+    name: str = setting("toy", help="Name of the run.")
     save_dir: str = "runs"
     user_dir: str | None = None
     length_penalty: float = 1.0
-    mix: Literal["sum", "softmax"] = "sum"  # of the parts
+    mix: Literal["sum", "softmax"] = setting("sum", help="How parts are mixed.")
     batch: BatchConfig = BatchConfig()
 
 
@@ -105,19 +97,12 @@ def test_help_shows_every_key(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert {
         "For this test only.",
         "Usage: seqtk-toy [recipe=NAME|FILE.yaml] [key=value ...]",
-        "name=toy what the run is called",
-        "mix=sum of the parts (sum | softmax)",
-        "batch.max_tokens=5 tokens in a batch, # padding included",
+        "name=toy Name of the run.",
+        "mix=sum How parts are mixed. (sum | softmax)",
+        "batch.max_tokens=5 Tokens in a batch, padding included.",
         "batch.max_sentences=null",
         "tokens=... An alias of batch.max_tokens",
     } <= set(lines)
-
-
-def test_field_comments_are_inherited() -> None:
-    assert field_comments(LargeBatchConfig) == {
-        "max_tokens": "tokens in a batch,  # padding included",
-        "langs": "in this order",
-    }
 
 
 def test_cfg_job_prints_an_equal_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 import seqtk.cli
 from seqtk.cli import compose
 from seqtk.config import schema
-from seqtk.config.fields import range_of
+from seqtk.config.fields import help_of, range_of
 from seqtk.config.registry import REGISTRIES, registry_of
 from seqtk.utils.errors import UserError
 
@@ -180,6 +180,11 @@ class TestTable:
     def test_table_covers_every_command(self, tried: tuple[Counter[str], list[str]]) -> None:
         assert {"train", "generate", "interactive", "preprocess", "score", "average", "resize"} <= set(COMMANDS)
         assert tried[0]["refused"] > 5000
+
+
+def test_every_key_has_help() -> None:
+    texts = {(owner.__name__, name): help_of(owner, name) for _, _, _, owner, name in rows()}
+    assert [field for field, text in texts.items() if not text.endswith(".")] == []
 
 
 PLAUSIBLE = {
