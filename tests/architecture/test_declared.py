@@ -28,8 +28,6 @@ DANGEROUS = {
     "pickle.Unpickler",
     "eval",
     "exec",
-    "pickle.load",
-    "pickle.loads",
     "yaml.load",
     "yaml.unsafe_load",
     "np.load",
