@@ -1,0 +1,9 @@
+"""A plug-in package, used as `user_dir=tests/plugin/retlab`: one file and one import line for each seam of seqtk."""
+
+from retlab import flooding as flooding
+from retlab import lookahead as lookahead
+from retlab import questions as questions
+from retlab import retention as retention
+from retlab import sawtooth as sawtooth
+from retlab import token_f1 as token_f1
+from retlab import tsv_pairs as tsv_pairs

@@ -1,0 +1,47 @@
+"""An exporter and an importer: NumPy archives."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from seqtk.interop.base import Exporter, ExporterConfig, Importer, ImporterConfig, exporters, importers
+
+from seqtk.checkpoint.model_file import LoadedModel, ModelFile, tensors_of
+from seqtk.utils.errors import UserError
+from seqtk.utils.files import atomic_file
+
+
+@dataclass(frozen=True)
+class NpzExporterConfig(ExporterConfig):
+    """Nothing to set."""
+
+
+@exporters.register("npz", NpzExporterConfig)
+class NpzExporter(Exporter):
+    """Writes the weights as arrays, and everything else as JSON in one more."""
+
+    def write(self, loaded: LoadedModel, output: Path) -> None:
+        about = {"config": loaded.config, "assets": loaded.task.assets(), "info": loaded.info}
+        arrays = {name: tensor.numpy() for name, tensor in tensors_of(loaded.model).items()}
+        with atomic_file(output) as file:
+            np.savez(file, **arrays, __about__=np.array(json.dumps(about)))
+
+
+@dataclass(frozen=True)
+class NpzImporterConfig(ImporterConfig):
+    """Nothing to set."""
+
+
+@importers.register("npz", NpzImporterConfig)
+class NpzImporter(Importer):
+    """Reads what the exporter writes."""
+
+    def read(self, path: Path) -> ModelFile:
+        try:
+            arrays = dict(np.load(path))
+            about = json.loads(str(arrays.pop("__about__")))
+        except (ValueError, KeyError, OSError) as error:
+            raise UserError(f"{path} is not a model in a NumPy archive: {error}.") from error
+        return ModelFile({name: torch.from_numpy(array) for name, array in arrays.items()}, **about)

@@ -1,0 +1,166 @@
+"""Each seam of seqtk takes a member from a plug-in: one file, no change to seqtk, used from the command line."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.plugin.conftest import command, logged
+
+Train = Callable[..., Path]
+DECODER = ("model.decoder.layers=1", "validation.search.max_length_b=8")
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions that begin with `who` or `where`, with their class."""
+    folder = tmp_path_factory.mktemp("questions")
+    lines = [
+        f"{label} {word} is {name}" for name in "abcdef" for label, word in (("person", "who"), ("place", "where"))
+    ]
+    for split in ("train", "valid", "test"):
+        (folder / f"{split}.txt").write_text("".join(f"{line}\n" for line in lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo language as tab-separated files."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for split in ("train", "valid", "test"):
+        sides = [(tiny_corpus / "text" / f"{split}.{lang}").read_text().splitlines() for lang in ("en", "de")]
+        (folder / f"{split}.tsv").write_text(
+            "".join(f"{source}\t{target}\n" for source, target in zip(*sides, strict=True))
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def questions_run(train: Train, questions: Path) -> Path:
+    return train(
+        *("task=questions", "model=transformer_classifier", f"task.data={questions}", "task.pool=max"),
+        *("max_updates=40", "validation.every=20", "validation.decode=true", "validation.metric=f1"),
+    )
+
+
+@pytest.fixture(scope="module")
+def pairs_run(train: Train, pairs: Path) -> Path:
+    source = ("task=translation", "task.source=tsv_pairs", "task.source.lowercase=true", f"task.data={pairs}")
+    return train(*source, *DECODER, "model.share_embeddings=decoder")
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_corpus: Path) -> tuple[str, ...]:
+    return (
+        *(f"task.data={tiny_corpus}", *DECODER, "criterion=flooding", "criterion.level=2"),
+        *("optimizer=lookahead", "optimizer.inner=adamw", "optimizer.steps=2", "optimizer.alpha=0.8"),
+        *("schedule=sawtooth", "schedule.warmup_updates=0", "schedule.period=3"),
+        *("model.decoder.self_attention=retention", "validation.metric=share_below"),
+    )
+
+
+class TestTask:
+    """A task, with its own source, head and metrics."""
+
+    def test_learns(self, questions_run: Path) -> None:
+        last = logged(questions_run, "valid")[-1]
+        assert last["accuracy"] == last["f1"] == last["best_f1"] == 100
+
+    def test_is_evaluated_on_a_split(self, questions_run: Path) -> None:
+        report = json.loads(command("evaluate", str(questions_run), "format=json", "device=cpu"))
+        assert (report["accuracy"], report["f1"], report["examples"]) == (100, 100, 12)
+
+    def test_is_evaluated_on_a_file(self, questions_run: Path, tmp_path: Path) -> None:
+        (tmp_path / "text").write_text("who is g\nwhere is g\n")
+        (tmp_path / "labels").write_text("person\nperson\n")
+        files = (f"input={tmp_path}/text", f"reference={tmp_path}/labels")
+        printed = command("evaluate", str(questions_run), *files, "device=cpu", "metrics=[accuracy]")
+        assert "50 accuracy (%)" in printed
+
+
+class TestSource:
+    """A data source."""
+
+    def test_is_read_by_generate(self, pairs_run: Path) -> None:
+        options = ("beam=1", "max_length_b=8", "device=cpu")
+        assert len(command("generate", f"checkpoint={pairs_run}", *options).splitlines()) == 200
+
+    def test_is_read_by_evaluate(self, pairs_run: Path, pairs: Path) -> None:
+        options = ("search.beam=1", "search.max_length_b=8", "device=cpu", "format=json")
+        report = json.loads(command("evaluate", str(pairs_run), f"data={pairs}", "split=valid", *options))
+        assert report["nll"] == pytest.approx(logged(pairs_run, "valid")[-1]["nll"], rel=1e-4)
+
+
+class TestMetric:
+    """A metric, whose direction decides which model is best."""
+
+    def test_the_highest_is_kept(self, train: Train, tiny_corpus: Path) -> None:
+        run = train(
+            *(f"task.data={tiny_corpus}", *DECODER, "max_updates=30", "validation.every=6"),
+            *("validation.decode=true", "validation.metric=token_f1"),
+        )
+        values = [line["token_f1"] for line in logged(run, "valid")]
+        assert len(set(values)) > 1
+        assert logged(run, "valid")[-1]["best_token_f1"] == max(values)
+        scored = command(
+            "generate", f"checkpoint={run}", f"data={tiny_corpus}", "split=valid", "max_length_b=8", "beam=5"
+        )
+        assert len(scored.splitlines()) == 200
+
+
+class TestTraining:
+    """A criterion, an optimizer, a schedule and an attention layer."""
+
+    def test_members_are_used(self, train: Train, arguments: tuple[str, ...]) -> None:
+        run = train(*arguments)
+        lines = logged(run, "train")
+        assert [line["lr"] for line in lines] == pytest.approx([0.01, 0.02 / 3, 0.01 / 3, 0.01])
+        assert {line["share_below"] for line in lines} == {0}
+        assert all(line["loss"] == pytest.approx(line["nll"]) for line in lines)
+
+    def test_resuming_is_exact(self, train: Train, arguments: tuple[str, ...], tmp_path: Path) -> None:
+        whole = train(*arguments)
+        parts = train(*arguments, "max_updates=3", folder=tmp_path)
+        train(*arguments, folder=parts)
+        losses = [[line["loss"] for line in logged(run, "train")] for run in (whole, parts)]
+        assert losses[0] == losses[1]
+
+
+class TestSink:
+    """A log sink."""
+
+    def test_writes_and_resumes(self, train: Train, tiny_corpus: Path) -> None:
+        arguments = (f"task.data={tiny_corpus}", *DECODER, "log.sinks=[csv]")
+        run = train(*arguments, "max_updates=3")
+        train(*arguments, folder=run)
+        rows = list(csv.reader((run / "log.csv").open()))
+        found = [(int(update), float(value)) for kind, update, name, value in rows if (kind, name) == ("train", "nll")]
+        assert found == [(line["update"], pytest.approx(line["nll"])) for line in logged(run, "train")]
+
+
+class TestInterop:
+    """An exporter and an importer."""
+
+    def test_round_trip(self, train: Train, tiny_corpus: Path, tmp_path: Path) -> None:
+        run = train(f"task.data={tiny_corpus}", *DECODER)
+        archive, model = tmp_path / "model.npz", tmp_path / "model.safetensors"
+        command("export", f"checkpoint={run}", "format=npz", f"output={archive}")
+        command("import_model", f"checkpoint={archive}", "format=npz", f"output={model}")
+        options = ("beam=2", "max_length_b=8", "device=cpu")
+        once, again = (command("generate", f"checkpoint={path}", *options) for path in (run, model))
+        assert once == again
+
+
+@pytest.mark.slow
+class TestEngine:
+    """A parallel engine."""
+
+    def test_equals_ddp(self, train: Train, tiny_corpus: Path) -> None:
+        arguments = (f"task.data={tiny_corpus}", *DECODER, "model.dropout=0")
+        losses = []
+        for engine in ("flat", "ddp"):
+            run = train(*arguments, f"parallel={engine}", processes=2)
+            losses.append([line["loss"] for line in logged(run, "train")])
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
