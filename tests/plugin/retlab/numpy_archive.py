@@ -6,20 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from seqtk.interop.base import Exporter, ExporterConfig, Importer, ImporterConfig, exporters, importers
 
 from seqtk.checkpoint.model_file import LoadedModel, ModelFile, tensors_of
+from seqtk.interop.base import Exporter, ExporterConfig, Importer, ImporterConfig, exporters, importers
 from seqtk.utils.errors import UserError
 from seqtk.utils.files import atomic_file
 
 
 @dataclass(frozen=True)
-class NpzExporterConfig(ExporterConfig):
+class NumpyArchiveExporterConfig(ExporterConfig):
     """Nothing to set."""
 
 
-@exporters.register("npz", NpzExporterConfig)
-class NpzExporter(Exporter):
+@exporters.register("numpy_archive", NumpyArchiveExporterConfig)
+class NumpyArchiveExporter(Exporter):
     """Writes the weights as arrays, and everything else as JSON in one more."""
 
     def write(self, loaded: LoadedModel, output: Path) -> None:
@@ -30,12 +30,12 @@ class NpzExporter(Exporter):
 
 
 @dataclass(frozen=True)
-class NpzImporterConfig(ImporterConfig):
+class NumpyArchiveImporterConfig(ImporterConfig):
     """Nothing to set."""
 
 
-@importers.register("npz", NpzImporterConfig)
-class NpzImporter(Importer):
+@importers.register("numpy_archive", NumpyArchiveImporterConfig)
+class NumpyArchiveImporter(Importer):
     """Reads what the exporter writes."""
 
     def read(self, path: Path) -> ModelFile:
