@@ -1,4 +1,4 @@
-"""Looks up the words of whole blocks of text at once, in two to three times the speed of a dict and a loop.
+"""Looks up the words of whole blocks of text at once: 1.8 times as fast as a dict in a loop.
 
 A word of up to 15 bytes is two 64-bit integers: its bytes, padded with zeros, and its length in the last byte.
 So words are compared as integers, never by a hash alone, and found in a table with open addressing, in a few passes of
