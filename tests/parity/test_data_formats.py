@@ -62,7 +62,7 @@ def test_dictionaries_from_counts(golden: Path, number: int) -> None:
         ("lm", ".en", {}),
     ],
 )
-def test_tokenised_text_becomes_the_same_files(
+def test_tokenised_text_makes_the_same_files(
     golden: Path, tmp_path: Path, name: str, suffix: str, settings: dict[str, Any]
 ) -> None:
     preprocess(
@@ -79,7 +79,7 @@ def test_tokenised_text_becomes_the_same_files(
     _assert_same_files(golden / "data-bin" / name, tmp_path / "bin")
 
 
-def test_raw_text_with_model_and_dictionary_becomes_the_same_files(golden: Path, tmp_path: Path) -> None:
+def test_raw_text_makes_the_same_files(golden: Path, tmp_path: Path) -> None:
     preprocess(
         PreprocessConfig(
             source_lang="en",
@@ -95,7 +95,7 @@ def test_raw_text_with_model_and_dictionary_becomes_the_same_files(golden: Path,
     _assert_same_files(golden / "data-bin" / "joined", tmp_path / "bin", but="train")
 
 
-def test_the_vocabulary_of_a_model_is_its_vocab_file_less_three_rows(golden: Path, tmp_path: Path) -> None:
+def test_vocabulary_equals_the_vocab_file(golden: Path, tmp_path: Path) -> None:
     preprocess(
         PreprocessConfig(
             source_lang="en",
@@ -113,7 +113,7 @@ def test_the_vocabulary_of_a_model_is_its_vocab_file_less_three_rows(golden: Pat
     assert (len(tokens) + 4) % 8 == 0
 
 
-def test_a_published_data_bin_is_made_again_from_its_text(real_data: Path, tmp_path: Path) -> None:
+def test_a_published_data_bin_is_reproduced(real_data: Path, tmp_path: Path) -> None:
     original = real_data / "fairseq_format" / "mmap_tr-en"
     preprocess(
         PreprocessConfig(
@@ -132,7 +132,7 @@ def test_a_published_data_bin_is_made_again_from_its_text(real_data: Path, tmp_p
     _assert_same_files(original, tmp_path / "bin", but="train")
 
 
-def test_a_published_data_bin_is_read_in_both_directions(real_data: Path) -> None:
+def test_a_published_data_bin_is_read(real_data: Path) -> None:
     directory = real_data / "fairseq_format" / "mmap_tr-en"
     for data in (DataBin(directory), DataBin(directory, source_lang="en")):
         assert {data.source_lang, data.target_lang} == {"tr", "en"}

@@ -26,7 +26,7 @@ def items(stored: Any, tmp_path_factory: pytest.TempPathFactory) -> IndexedDatas
     return IndexedDataset(prefix)
 
 
-def test_bounds_and_contents(stored: Any, items: IndexedDataset) -> None:
+def test_blocks_equal_fairseq(stored: Any, items: IndexedDataset) -> None:
     assert len(stored["tables"]) == 8
     for table in stored["tables"]:
         settings = {"break_mode": table["break_mode"], "tokens_per_sample": table["block_size"]}

@@ -42,9 +42,7 @@ def check_budget(batches: list[IndexArray], sizes_N2: IndexArray, config: Batchi
 
 @few
 @given(lengths, configs, seeds, st.integers(1, 5))
-def test_an_epoch_has_every_usable_example_exactly_once_within_budget(
-    sizes_N2: IndexArray, config: BatchingConfig, seed: int, epoch: int
-) -> None:
+def test_an_epoch_reads_every_example_once(sizes_N2: IndexArray, config: BatchingConfig, seed: int, epoch: int) -> None:
     kept, too_long = usable(sizes_N2, config)
     batches = epoch_batches(sizes_N2, config, seed=seed, epoch=epoch)
     assert sorted(np.concatenate(batches)) == kept.tolist()
@@ -55,9 +53,7 @@ def test_an_epoch_has_every_usable_example_exactly_once_within_budget(
 
 @few
 @given(lengths, configs)
-def test_ordered_batches_have_every_example_exactly_once_within_budget_unless_alone(
-    sizes_N2: IndexArray, config: BatchingConfig
-) -> None:
+def test_ordered_batches_read_every_example_once(sizes_N2: IndexArray, config: BatchingConfig) -> None:
     batches = ordered_batches(sizes_N2, config)
     assert sorted(np.concatenate(batches)) == list(range(len(sizes_N2)))
     check_budget(batches, sizes_N2, config)
@@ -65,9 +61,7 @@ def test_ordered_batches_have_every_example_exactly_once_within_budget_unless_al
 
 @few
 @given(lengths, configs, seeds)
-def test_batches_are_a_pure_function_of_their_arguments(
-    sizes_N2: IndexArray, config: BatchingConfig, seed: int
-) -> None:
+def test_batches_are_a_pure_function(sizes_N2: IndexArray, config: BatchingConfig, seed: int) -> None:
     before = sizes_N2.copy()
     np.random.seed(seed % 1000)
     first = epoch_batches(sizes_N2, config, seed=seed, epoch=1)
@@ -91,7 +85,7 @@ splits = st.tuples(st.integers(1, 4), st.integers(1, 3))
 
 @few
 @given(lengths, configs, splits, splits, st.integers(0, 30))
-def test_resuming_loses_and_repeats_nothing_whatever_the_ranks(
+def test_resuming_loses_and_repeats_nothing(
     sizes_N2: IndexArray, config: BatchingConfig, before: tuple[int, int], after: tuple[int, int], stop: int
 ) -> None:
     batches = epoch_batches(sizes_N2, config, seed=1, epoch=1)

@@ -51,11 +51,11 @@ def test_demo_has_settings_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixt
         (["ptb", "downloads=/proc/x"], "downloads=/proc/x"),
     ],
 )
-def test_what_cannot_be_prepared(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert words in "\n".join(failed(*arguments, capsys=capsys))
 
 
-def test_the_name_may_stand_alone_or_behind_its_key(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_corpus_may_be_named_by_its_key(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     assert "seqtk-prepare NAME" in capsys.readouterr().out
     for arguments in (["ptb", "--cfg", "job"], ["corpus=ptb", "--cfg", "job"]):
@@ -75,7 +75,7 @@ def test_a_real_corpus_from_the_disk(
     assert "There is a data-bin in data-bin/ptb already." in failed("ptb", capsys=capsys)[0]
 
 
-def test_what_an_interrupted_run_left_is_no_corpus_and_the_answer_is_the_command(tmp_path: Path) -> None:
+def test_an_interrupted_corpus_names_the_command(tmp_path: Path) -> None:
     (tmp_path / "ptb" / "text").mkdir(parents=True)
     with pytest.raises(UserError, match="seqtk-prepare ptb"):
         LanguageModelingTask(LanguageModelingConfig(data=str(tmp_path / "ptb"), made_by="seqtk-prepare ptb"))

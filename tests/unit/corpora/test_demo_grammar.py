@@ -103,14 +103,14 @@ def test_the_splits_share_no_english_sentence(tmp_path: Path) -> None:
     assert len({line for name, text in lines.items() if name.endswith(".en") for line in text}) == 390
 
 
-def test_a_larger_training_set_keeps_validation_and_test(tmp_path: Path) -> None:
+def test_held_out_pairs_do_not_depend_on_train_size(tmp_path: Path) -> None:
     for train in (10, 20):
         write_corpus(tmp_path / str(train), train=train, valid=5, test=5)
     for name in ("valid.en", "valid.de", "test.en", "test.de"):
         assert (tmp_path / "10" / name).read_bytes() == (tmp_path / "20" / name).read_bytes()
 
 
-def test_every_word_of_the_lexicon_comes_often_enough_to_learn(corpus: list[tuple[str, str]]) -> None:
+def test_every_word_is_frequent(corpus: list[tuple[str, str]]) -> None:
     words = Counter(word for english, _ in corpus for word in set(re.findall(r"[\w-]+", english.lower())))
     phrases = Counter(
         f"{first} {second}"
@@ -132,7 +132,7 @@ def test_every_word_of_the_lexicon_comes_often_enough_to_learn(corpus: list[tupl
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_every_rule_ends_in_a_full_stop_or_question_mark(rule: object) -> None:
+def test_sentences_end_in_punctuation(rule: object) -> None:
     assert callable(rule)
     draw = Sampler(random.Random(0))
     for _ in range(50):
@@ -161,7 +161,7 @@ def test_subordinate_clauses_end_in_their_finite_verb(corpus: list[tuple[str, st
     assert all(found[word] > 100 for word in ("weil", "obwohl", "dass", "ob", "wenn", "relative"))
 
 
-def test_the_finite_verb_stands_second_after_a_fronted_time(corpus: list[tuple[str, str]]) -> None:
+def test_the_finite_verb_is_second(corpus: list[tuple[str, str]]) -> None:
     fronted = [
         german.split()[1] for _, german in corpus if german.split()[0] in ("Heute", "Gestern", "Morgen", "Jetzt")
     ]
@@ -198,7 +198,7 @@ def test_english_agrees_and_takes_do_or_be() -> None:
     assert english_statement(call(modal=want, subject=you)) == "you want to call the doctor today"
 
 
-def test_kein_negates_an_indefinite_object_and_nicht_all_else(corpus: list[tuple[str, str]]) -> None:
+def test_kein_and_nicht(corpus: list[tuple[str, str]]) -> None:
     for english, german in corpus:
         negations = len(re.findall(r"\bnot\b|\bcannot\b", english))
         assert negations == len(re.findall(r"\bnicht\b|\bkein\w*\b", german)), (english, german)
@@ -231,7 +231,7 @@ def test_determiner_and_adjective_endings(determiner: str) -> None:
         assert "|".join(phrase.german(case) for phrase in phrases) == row.strip()
 
 
-def test_substances_and_numbers_take_strong_adjectives() -> None:
+def test_strong_adjectives() -> None:
     cold = [NounPhrase(NOUN[noun], "a", False, ADJECTIVE["cold"]) for noun in ("tea", "milk", "water")]
     forms = [[phrase.german(case) for phrase in cold] for case in Case]
     assert forms == [

@@ -39,7 +39,7 @@ def beside(target: Path) -> list[str]:
     return sorted(path.name for path in target.parent.iterdir())
 
 
-def test_a_file_arrives_whole_and_alone(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_file_is_downloaded(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY)
     target = tmp_path / "host" / "a.zip"
     assert get(shelf, target) == "length and sha256 as published"
@@ -50,13 +50,13 @@ def test_a_file_arrives_whole_and_alone(shelf: Shelf, tmp_path: Path) -> None:
     assert all(agent and agent.startswith("seqtk/") for agent in shelf.agents)
 
 
-def test_of_a_file_of_which_nothing_is_published_that_is_said(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_file_without_checksum_is_reported(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY)
     assert get(shelf, tmp_path / "a.zip", UNKNOWN) == "neither length nor checksum is published"
 
 
 @pytest.mark.parametrize("published", [FILE, UNKNOWN])
-def test_broken_connections_are_taken_up_where_they_broke(shelf: Shelf, tmp_path: Path, published: RemoteFile) -> None:
+def test_broken_connections_are_resumed(shelf: Shelf, tmp_path: Path, published: RemoteFile) -> None:
     shelf.files["a.zip"] = Served(BODY, drops=[300_000, 0, 10, 500_000])
     get(shelf, tmp_path / "a.zip", published)
     assert (tmp_path / "a.zip").read_bytes() == BODY
@@ -67,14 +67,14 @@ def test_broken_connections_are_taken_up_where_they_broke(shelf: Shelf, tmp_path
 
 
 @pytest.mark.parametrize("served", [Served(BODY, etag=None), Served(BODY, etag='W/"1"')])
-def test_a_date_names_a_version_where_there_is_no_strong_etag(shelf: Shelf, tmp_path: Path, served: Served) -> None:
+def test_a_date_is_a_version(shelf: Shelf, tmp_path: Path, served: Served) -> None:
     shelf.files["a.zip"] = replace(served, date="Fri, 03 Mar 2006 00:00:00 GMT", drops=[1000])
     get(shelf, tmp_path / "a.zip")
     assert (tmp_path / "a.zip").read_bytes() == BODY
     assert shelf.requests[1] == ("a.zip", "bytes=1000-")
 
 
-def test_without_a_name_of_the_version_nothing_is_glued(shelf: Shelf, tmp_path: Path) -> None:
+def test_without_a_version_it_starts_over(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY, etag=None, drops=[1000])
     get(shelf, tmp_path / "a.zip")
     assert (tmp_path / "a.zip").read_bytes() == BODY
@@ -94,7 +94,7 @@ def test_a_server_that_sends_another_part_starts_over(shelf: Shelf, tmp_path: Pa
 
 
 @pytest.mark.parametrize("published", [FILE, UNKNOWN])
-def test_a_file_that_changed_meanwhile_is_not_glued(shelf: Shelf, tmp_path: Path, published: RemoteFile) -> None:
+def test_a_changed_file_starts_over(shelf: Shelf, tmp_path: Path, published: RemoteFile) -> None:
     other = bytes(len(BODY))
     shelf.files["a.zip"] = Served(other, etag='"old"', drops=[5000, 0, 0, 0])
     refused(shelf, tmp_path / "a.zip", published)
@@ -105,7 +105,7 @@ def test_a_file_that_changed_meanwhile_is_not_glued(shelf: Shelf, tmp_path: Path
     assert shelf.requests[-1] == ("a.zip", "bytes=5000-")
 
 
-def test_what_is_left_of_another_address_is_not_glued(shelf: Shelf, tmp_path: Path) -> None:
+def test_another_url_starts_over(shelf: Shelf, tmp_path: Path) -> None:
     (tmp_path / "a.zip.partial").write_bytes(b"x" * 100)
     (tmp_path / "a.zip.partial.json").write_text(json.dumps({"url": "http://else.where/a.zip", "version": '"1"'}))
     shelf.files["a.zip"] = Served(BODY)
@@ -114,7 +114,7 @@ def test_what_is_left_of_another_address_is_not_glued(shelf: Shelf, tmp_path: Pa
 
 
 @pytest.mark.parametrize("notes", ["", "[]", "{", '{"url": 1}'])
-def test_what_nothing_is_known_of_is_not_glued(shelf: Shelf, tmp_path: Path, notes: str) -> None:
+def test_an_unknown_part_starts_over(shelf: Shelf, tmp_path: Path, notes: str) -> None:
     (tmp_path / "a.zip.partial").write_bytes(b"x" * 100)
     (tmp_path / "a.zip.partial.json").write_text(notes)
     shelf.files["a.zip"] = Served(BODY)
@@ -122,7 +122,7 @@ def test_what_nothing_is_known_of_is_not_glued(shelf: Shelf, tmp_path: Path, not
     assert (tmp_path / "a.zip").read_bytes() == BODY
 
 
-def test_a_file_that_has_become_shorter_than_what_is_there_starts_over(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_shorter_file_starts_over(shelf: Shelf, tmp_path: Path) -> None:
     (tmp_path / "a.zip.partial").write_bytes(b"x" * (len(BODY) + 1))
     (tmp_path / "a.zip.partial.json").write_text(json.dumps({"url": f"{shelf.url}/a.zip", "version": '"1"'}))
     shelf.files["a.zip"] = Served(BODY)
@@ -131,13 +131,13 @@ def test_a_file_that_has_become_shorter_than_what_is_there_starts_over(shelf: Sh
     assert [asked for _, asked in shelf.requests] == [f"bytes={len(BODY) + 1}-", None]
 
 
-def test_a_server_that_is_busy_is_asked_again(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_busy_server_is_asked_again(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY, errors=[503, 429])
     get(shelf, tmp_path / "a.zip")
     assert len(shelf.requests) == 3
 
 
-def test_a_server_that_keeps_breaking_off_is_given_up_and_what_came_is_kept(shelf: Shelf, tmp_path: Path) -> None:
+def test_bytes_are_kept_when_retries_run_out(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY, drops=[4000, 0, 0, 0])
     lines = refused(shelf, tmp_path / "a.zip")
     assert "the connection ended after 4,000 of 900,000 bytes" in lines[0]
@@ -146,20 +146,20 @@ def test_a_server_that_keeps_breaking_off_is_given_up_and_what_came_is_kept(shel
     assert shelf.requests[-1] == ("a.zip", "bytes=4000-")
 
 
-def test_one_that_ignores_ranges_and_breaks_off_is_given_up_too(shelf: Shelf, tmp_path: Path) -> None:
+def test_retries_run_out_without_ranges(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY, ranges=False, drops=[4000] * 50)
     refused(shelf, tmp_path / "a.zip")
     assert len(shelf.requests) == 1 + HURRY.attempts
 
 
-def test_what_is_not_there_is_told_at_once(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_missing_file_fails_at_once(shelf: Shelf, tmp_path: Path) -> None:
     lines = refused(shelf, tmp_path / "a.zip")
     assert lines[0] == f"{shelf.url}/a.zip cannot be downloaded: 404 Not Found."
     assert "mirror=URL" in lines[1]
     assert len(shelf.requests) == 1
 
 
-def test_nobody_listens(tmp_path: Path) -> None:
+def test_connection_refused(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -197,13 +197,13 @@ def test_another_file_is_refused(shelf: Shelf, tmp_path: Path, served: Served, w
     assert (tmp_path / "a.zip").read_bytes() == BODY
 
 
-def test_a_server_that_announces_more_than_it_sends_is_given_up(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_wrong_length_runs_out_of_retries(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY, announced=1_000_000)
     lines = refused(shelf, tmp_path / "a.zip", UNKNOWN)
     assert "cannot be downloaded" in lines[0]
 
 
-def test_a_wrong_file_in_place_of_the_download_is_refused_and_left_alone(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_wrong_file_is_refused_and_kept(shelf: Shelf, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"mine")
     with pytest.raises(UserError, match="it has 4 bytes, not 900,000"):
         get(shelf, tmp_path / "a.zip")
@@ -211,7 +211,7 @@ def test_a_wrong_file_in_place_of_the_download_is_refused_and_left_alone(shelf: 
     assert shelf.requests == []
 
 
-def test_two_do_not_write_into_one_download(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_download_is_locked(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY)
     with open(tmp_path / "a.zip.partial", "ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
@@ -219,7 +219,7 @@ def test_two_do_not_write_into_one_download(shelf: Shelf, tmp_path: Path) -> Non
     get(shelf, tmp_path / "a.zip")
 
 
-def test_a_full_disk_is_told_and_the_download_goes_on_when_there_is_room(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_full_disk_can_be_resumed(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY)
     with files_of_at_most(400_000):
         lines = refused(shelf, tmp_path / "a.zip")

@@ -116,7 +116,7 @@ def test_a_source_may_be_the_very_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CORPORA)
-def test_the_declaration_refuses_the_miniature(name: str, shelf: Shelf, tmp_path: Path) -> None:
+def test_different_files_are_refused(name: str, shelf: Shelf, tmp_path: Path) -> None:
     corpus, contents = CORPORA[name], miniature(CORPORA[name])[1]
     stocked(shelf, contents)
     with pytest.raises(UserError) as caught:
@@ -131,7 +131,7 @@ def test_the_declaration_refuses_the_miniature(name: str, shelf: Shelf, tmp_path
 
 
 @pytest.mark.parametrize("name", ["enwik8", "wmt14_en_de", "multi30k"])
-def test_interrupted_after_any_message_the_same_command_goes_on(name: str, shelf: Shelf, tmp_path: Path) -> None:
+def test_resumes_after_any_message(name: str, shelf: Shelf, tmp_path: Path) -> None:
     corpus, contents = miniature(CORPORA[name])
     stocked(shelf, contents)
     messages: list[str] = []
@@ -160,7 +160,7 @@ def test_interrupted_after_any_message_the_same_command_goes_on(name: str, shelf
     assert Counter(name for name, _ in shelf.requests) == dict.fromkeys(contents, 1)
 
 
-def test_what_is_made_is_made_again_where_its_source_changed(tmp_path: Path) -> None:
+def test_changed_sources_are_made_again(tmp_path: Path) -> None:
     corpus, contents = miniature(CORPORA["ptb"])
     free = replace(corpus, files=tuple(replace(file, length=None, digest=None) for file in corpus.files))
     source = lay_out(tmp_path / "in", contents)
@@ -175,7 +175,7 @@ def test_what_is_made_is_made_again_where_its_source_changed(tmp_path: Path) -> 
     assert {name for name in written if written[name] != again[name]} == {"valid"}
 
 
-def test_a_disk_that_is_full_at_any_stage_is_told_and_the_same_command_goes_on(shelf: Shelf, tmp_path: Path) -> None:
+def test_resumes_after_a_full_disk(shelf: Shelf, tmp_path: Path) -> None:
     corpus, contents = miniature(CORPORA["wmt14_en_de"])
     stocked(shelf, contents)
     make(corpus, tmp_path / "whole", mirror=shelf.url)
@@ -202,7 +202,7 @@ make(miniature(CORPORA["ptb"])[0], Path(sys.argv[1]), mirror=sys.argv[2])
 
 
 @pytest.mark.slow
-def test_killed_in_a_download_it_goes_on(shelf: Shelf, tmp_path: Path) -> None:
+def test_resumes_after_kill(shelf: Shelf, tmp_path: Path) -> None:
     corpus, contents = miniature(CORPORA["ptb"])
     stocked(shelf, contents)
     shelf.files["ptb.valid.txt"].drops = [20] * 10
@@ -233,7 +233,7 @@ def test_killed_in_a_download_it_goes_on(shelf: Shelf, tmp_path: Path) -> None:
         ({"destdir": "{file}"}, "is a file"),
     ],
 )
-def test_settings_that_lead_nowhere(settings: dict[str, str], words: str, tmp_path: Path) -> None:
+def test_useless_settings_are_refused(settings: dict[str, str], words: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     places = {"empty": tmp_path / "empty", "file": tmp_path / "file"}
@@ -244,7 +244,7 @@ def test_settings_that_lead_nowhere(settings: dict[str, str], words: str, tmp_pa
     assert len(str(caught.value).splitlines()) <= 3
 
 
-def test_what_is_missing_of_an_archive_is_named(tmp_path: Path) -> None:
+def test_missing_members_are_named(tmp_path: Path) -> None:
     lay_out(tmp_path / "in", {"wiki.train.tokens": b"a\n"})
     with pytest.raises(UserError) as caught:
         make(CORPORA["wikitext103"], tmp_path, source=str(tmp_path / "in"))
@@ -261,7 +261,7 @@ def test_real_penn_treebank(real_data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_real_multi30k_is_what_preprocessing_its_files_gives(real_data: Path, tmp_path: Path) -> None:
+def test_real_multi30k(real_data: Path, tmp_path: Path) -> None:
     source = real_data / "multi30k"
     make(CORPORA["multi30k"], tmp_path, source=str(source))
     preprocess(

@@ -28,7 +28,7 @@ def test_parts_are_cut_by_bytes(tmp_path: Path) -> None:
         assert b"".join((tmp_path / part.name).read_bytes() for part in parts) == whole
 
 
-def test_a_part_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_part_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"short")
     with pytest.raises(UserError, match="too short: train lacks 5 bytes"):
         Part("train", "a", 0, 10).write({"a": tmp_path / "a"}, [tmp_path / "train"], reporter=QUIET)
@@ -64,7 +64,7 @@ def test_segments_of_sgml_are_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", [0.3, 0.8])
-def test_a_broken_gzip_file_is_told(tmp_path: Path, broken: float) -> None:
+def test_a_damaged_gzip_file_is_named(tmp_path: Path, broken: float) -> None:
     whole = gzip.compress(bytes(range(256)) * 100)
     (tmp_path / "a.gz").write_bytes(whole[: int(len(whole) * broken)])
     with pytest.raises(UserError, match="damaged or incomplete"):
@@ -101,7 +101,7 @@ def test_sides_of_different_length_are_refused(tmp_path: Path) -> None:
     st.lists(st.text(alphabet="ab é\t\r\u2028\u0085\ufeff\x00", max_size=8), min_size=1, max_size=8),
     st.text(alphabet="a \u2028", min_size=1, max_size=3),
 )
-def test_cleaning_is_what_it_is_line_by_line(lines: list[str], last: str) -> None:
+def test_cleaning_equals_line_by_line(lines: list[str], last: str) -> None:
     """The whole block at once gives what each line gives alone, by the text's own rules; the last need not end."""
     cleaned = clean([*(f"{line}\n".encode() for line in lines), last.encode()])
     blanks = re.compile("[\x00-\x09\x0b-\x20\x7f-\x9f\u2028\u2029\ufeff]+")

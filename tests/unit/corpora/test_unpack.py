@@ -55,7 +55,7 @@ def inside(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prefix", ["", "./"])
-def test_the_named_member_comes_out_and_no_other(inside: Path, kind: str, prefix: str) -> None:
+def test_only_named_members_are_unpacked(inside: Path, kind: str, prefix: str) -> None:
     path = made(inside / f"x{kind}", {"other": b"no", f"{prefix}inner/a.txt": TEXT, "inner/b.txt": b"no"})
     assert take(path).read_bytes() == TEXT
     assert {found.name for found in tree(inside)} == {"inside", path.name, "out", "a.txt"}
@@ -65,7 +65,7 @@ def test_the_named_member_comes_out_and_no_other(inside: Path, kind: str, prefix
 @pytest.mark.parametrize(
     "name", ["../escaped", "../../escaped", "/tmp/seqtk-escaped", "out/../../escaped", "inner/../a.txt"]
 )
-def test_members_that_lead_elsewhere_write_nothing(inside: Path, kind: str, name: str) -> None:
+def test_paths_in_archives_are_ignored(inside: Path, kind: str, name: str) -> None:
     path = made(inside / f"x{kind}", {name: b"evil", "inner/a.txt": TEXT})
     assert take(path).read_bytes() == TEXT
     assert {found.name for found in tree(inside)} == {"inside", path.name, "out", "a.txt"}
@@ -111,7 +111,7 @@ def test_links_and_devices_are_refused(inside: Path, build: Callable[[Path], Pat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_not_there_is_named(inside: Path, kind: str) -> None:
+def test_a_missing_member_is_named(inside: Path, kind: str) -> None:
     assert "has no member inner/a.txt" in refused(made(inside / f"x{kind}", {"a.txt": TEXT}))
 
 
@@ -129,7 +129,7 @@ def test_a_part_of_an_archive_is_refused(inside: Path, kind: str, share: float) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_flipped_bytes_do_not_pass(inside: Path, kind: str) -> None:
+def test_flipped_bytes_are_refused(inside: Path, kind: str) -> None:
     path = made(inside / f"x{kind}", {"inner/a.txt": TEXT})
     whole = bytearray(path.read_bytes())
     whole[len(whole) // 3] ^= 0xFF
@@ -139,18 +139,18 @@ def test_flipped_bytes_do_not_pass(inside: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("content", [TEXT[:-1], TEXT + b"\n", TEXT[:-1] + b"x"])
-def test_a_member_that_is_another_than_was_published_is_refused(inside: Path, kind: str, content: bytes) -> None:
+def test_a_different_member_is_refused(inside: Path, kind: str, content: bytes) -> None:
     assert "as it was published" in refused(made(inside / f"x{kind}", {"inner/a.txt": content}))
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>Not found</html>", bytes(5000)])
-def test_what_is_no_archive_is_refused(inside: Path, content: bytes) -> None:
+def test_other_files_are_refused(inside: Path, content: bytes) -> None:
     path = inside / "x.zip"
     path.write_bytes(content)
     assert str(path) in refused(path)
 
 
-def test_what_is_encrypted_is_refused(inside: Path) -> None:
+def test_encrypted_archives_are_refused(inside: Path) -> None:
     path = made(inside / "x.zip", {"inner/a.txt": TEXT})
     whole = bytearray(path.read_bytes())
     whole[6] |= 1

@@ -52,7 +52,7 @@ def items(tmp_path: Path) -> IndexedDataset:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_target_is_there_once_behind_the_token_before_it(items: IndexedDataset, mode: BreakMode) -> None:
+def test_every_target_follows_its_context_once(items: IndexedDataset, mode: BreakMode) -> None:
     blocks = TokenBlocks(items, break_mode=mode, tokens_per_sample=4)
     stream = items.stream(0, items.total).tolist()
     targets = []
@@ -67,7 +67,7 @@ def test_every_target_is_there_once_behind_the_token_before_it(items: IndexedDat
     assert targets == ([token for at, token in enumerate(stream) if at != 8] if mode == "complete_doc" else stream)
 
 
-def test_where_items_do_not_end_in_eos_a_stream_goes_on_and_lines_begin_anew(tmp_path: Path) -> None:
+def test_items_without_eos(tmp_path: Path) -> None:
     with IndexedWriter(tmp_path / "train", vocabulary_size=100) as writer:
         writer.extend_arrays(np.array([10, 11, 12, 13]), np.array([2, 2]))
     items = IndexedDataset(tmp_path / "train")
@@ -77,7 +77,7 @@ def test_where_items_do_not_end_in_eos_a_stream_goes_on_and_lines_begin_anew(tmp
     assert [lines[index][1].tolist() for index in range(2)] == [[EOS, 10, 11], [EOS, 12, 13]]
 
 
-def test_a_copy_in_another_process_opens_the_files_anew(items: IndexedDataset) -> None:
+def test_a_pickled_copy_opens_the_files(items: IndexedDataset) -> None:
     blocks = TokenBlocks(items, tokens_per_sample=4)
     again = pickle.loads(pickle.dumps(blocks))
     assert [again[index][1].tolist() for index in range(3)] == [blocks[index][1].tolist() for index in range(3)]
@@ -88,7 +88,7 @@ def test_a_sample_has_a_length(items: IndexedDataset) -> None:
         TokenBlocks(items, tokens_per_sample=0)
 
 
-def test_batches_are_padded_on_the_right_and_weigh_their_targets() -> None:
+def test_batches_are_padded_right_with_their_weight() -> None:
     batch = collate_blocks([(5, np.array([EOS, 10, 11])), (2, np.array([11, 12]))])
     assert (batch.ids_B.tolist(), batch.weight) == ([5, 2], 3)
     assert batch.previous_BT.tolist() == [[EOS, 10], [11, PAD]]
@@ -104,7 +104,7 @@ def test_batches_are_padded_on_the_right_and_weigh_their_targets() -> None:
     window=st.integers(0, 8),
     more=st.integers(1, 12),
 )
-def test_a_context_is_what_precedes_a_block_in_its_document(
+def test_context_precedes_a_block_in_its_document(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], mode: BreakMode, window: int, more: int
 ) -> None:
     stream = [10 + place for place in range(sum(sizes))]
@@ -135,7 +135,7 @@ def test_a_context_leaves_room_for_targets(items: IndexedDataset) -> None:
             ContextBlocks(items, break_mode="none", tokens_per_sample=4, context_window=window)
 
 
-def test_what_a_row_is_given_to_know_is_no_target() -> None:
+def test_context_is_no_target() -> None:
     batch = collate_windows([(0, np.array([EOS, 10, 11, 12]), 3), (1, np.array([12, 13, 14]), 1)])
     assert batch.previous_BT.tolist() == [[EOS, 10, 11], [12, 13, PAD]]
     assert batch.target_BT.tolist() == [[PAD, PAD, 12], [13, 14, PAD]]

@@ -67,12 +67,12 @@ def test_a_missing_file_is_named_with_its_neighbours(tmp_path: Path) -> None:
         find_text(f"{tmp_path}/nowhere/train", "en")
 
 
-def test_unequal_sides_are_told_with_both_numbers() -> None:
+def test_unequal_sides_state_both_numbers() -> None:
     with pytest.raises(UserError, match=r"a has 1,000, b has 999\."):
         check_equal([Path("a"), Path("b")], [1000, 999])
 
 
-def test_advice_about_languages_is_for_files_of_languages(tmp_path: Path) -> None:
+def test_languages_are_suggested_for_pairs_only(tmp_path: Path) -> None:
     for name in ("train.de", "train.en", "wiki.test.raw"):
         (tmp_path / name).write_text("a\n")
     with pytest.raises(UserError, match=r"(?s)there are train\.de and train\.en.*set source_lang="):
@@ -97,6 +97,6 @@ def test_prefixes_name_the_splits_in_order() -> None:
         ({}, "no text"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, str], complaint: str) -> None:
+def test_contradicting_settings_are_refused(settings: dict[str, str], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         TextConfig(**settings).files()

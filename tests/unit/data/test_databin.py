@@ -27,7 +27,7 @@ def en_de(tmp_path: Path) -> Path:
     return _make(tmp_path / "bin", *names, "test.en-de.en", dictionaries=("dict.en.txt", "dict.de.txt"))
 
 
-def test_the_languages_are_inferred_from_the_file_names(en_de: Path) -> None:
+def test_languages_follow_from_file_names(en_de: Path) -> None:
     data = DataBin(en_de)
     assert (data.source_lang, data.target_lang) == ("en", "de")
     assert data.splits() == ["train", "valid", "valid1"]
@@ -61,7 +61,7 @@ def _record(directory: Path, **parts: object) -> None:
     (directory / "preprocess.json").write_text(json.dumps(parts))
 
 
-def test_a_sentencepiece_model_that_was_there_is_missed(en_de: Path) -> None:
+def test_a_missing_sentencepiece_model_is_named(en_de: Path) -> None:
     assert DataBin(en_de).tokenizer("de").encode("a b") == ["a", "b"]
     _record(en_de, settings={"tokens": "words"})
     assert DataBin(en_de).tokenizer("de").encode("a b") == ["a", "b"]
@@ -71,7 +71,7 @@ def test_a_sentencepiece_model_that_was_there_is_missed(en_de: Path) -> None:
             DataBin(en_de).tokenizer("de")
 
 
-def test_a_dictionary_has_the_length_it_was_made_with(en_de: Path) -> None:
+def test_a_cut_dictionary_is_refused(en_de: Path) -> None:
     _record(en_de, vocabulary={"en": 8, "de": 9})
     assert len(DataBin(en_de).vocabulary("en")) == 8
     with pytest.raises(UserError, match=r"dict\.de\.txt has 8 tokens, but had 9 when the data-bin was made"):
@@ -99,7 +99,7 @@ def test_several_pairs_need_a_choice(tmp_path: Path) -> None:
     assert DataBin(directory, source_lang="fr").target_lang == "en"
 
 
-def test_what_is_missing_is_named_with_what_is_near(en_de: Path) -> None:
+def test_missing_parts_are_named(en_de: Path) -> None:
     for action, near in [
         (lambda: DataBin(en_de.parent / "bim"), "Did you mean 'bin'"),
         (lambda: DataBin(en_de, source_lang="fr"), "en-de"),
@@ -112,6 +112,6 @@ def test_what_is_missing_is_named_with_what_is_near(en_de: Path) -> None:
         assert str(error.value).count("\n") < 3
 
 
-def test_word_alignments_are_not_taken_for_splits(en_de: Path) -> None:
+def test_word_alignments_are_no_splits(en_de: Path) -> None:
     _make(en_de, "train.align.en-de")
     assert DataBin(en_de).splits() == ["train", "valid", "valid1"]

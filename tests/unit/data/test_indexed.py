@@ -32,7 +32,7 @@ def test_items_come_back_in_every_type(tmp_path: Path, vocabulary_size: int | No
     assert (tmp_path / "x.idx").stat().st_size == 26 + 12 * len(ITEMS)
 
 
-def test_many_items_at_once_are_the_same_bytes_as_one_by_one(tmp_path: Path) -> None:
+def test_many_items_equal_one_by_one(tmp_path: Path) -> None:
     _write(tmp_path / "one")
     with IndexedWriter(tmp_path / "all", vocabulary_size=100) as writer:
         writer.extend_arrays(np.concatenate(ITEMS[:2]), np.array([4, 1]))
@@ -41,9 +41,7 @@ def test_many_items_at_once_are_the_same_bytes_as_one_by_one(tmp_path: Path) -> 
         assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"all.{suffix}").read_bytes()
 
 
-def test_starts_are_right_across_the_blocks_they_are_written_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_starts_across_write_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("seqtk.data.indexed._BLOCK", 3)
     items = [list(range(1, 2 + i % 5)) for i in range(11)]
     _write(tmp_path / "x", items)
@@ -51,7 +49,7 @@ def test_starts_are_right_across_the_blocks_they_are_written_in(
     assert [dataset[i].tolist() for i in range(11)] == items
 
 
-def test_a_copy_in_another_process_opens_the_files_again(tmp_path: Path) -> None:
+def test_a_pickled_copy_opens_the_files(tmp_path: Path) -> None:
     _write(tmp_path / "x")
     copy = pickle.loads(pickle.dumps(IndexedDataset(tmp_path / "x")))
     assert copy[-1].tolist() == [3, 2]
@@ -59,7 +57,7 @@ def test_a_copy_in_another_process_opens_the_files_again(tmp_path: Path) -> None
         copy[4]
 
 
-def test_no_items_are_a_data_set_too(tmp_path: Path) -> None:
+def test_an_empty_data_set(tmp_path: Path) -> None:
     _write(tmp_path / "x", [])
     assert len(IndexedDataset(tmp_path / "x")) == 0
     assert IndexedDataset(tmp_path / "x").sizes.tolist() == []
@@ -74,7 +72,7 @@ def test_an_exception_while_writing_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_damage_is_told_in_words(tmp_path: Path) -> None:
+def test_damage_is_refused(tmp_path: Path) -> None:
     prefix = tmp_path / "x"
     _write(prefix)
     index, data = (tmp_path / "x.idx").read_bytes(), (tmp_path / "x.bin").read_bytes()

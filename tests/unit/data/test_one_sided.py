@@ -72,7 +72,7 @@ def test_every_character_is_kept(text: Path) -> None:
 
 
 @pytest.mark.parametrize("tokens", ["bytes", "characters"])
-def test_eos_takes_the_place_of_the_line_feed_where_it_is_asked_for(text: Path, tokens: str) -> None:
+def test_eos_replaces_line_feeds(text: Path, tokens: str) -> None:
     preprocess(config(text, tokens=tokens, line_end="eos"))
     data = DataBin(text / "bin")
     items = data.split("train")
@@ -112,7 +112,7 @@ def test_the_size_of_the_text_is_recorded(text: Path, tokens: str) -> None:
     assert len(DataBin(text / "bin").split("train")) == 4  # empty lines stay
 
 
-def test_of_text_with_lines_left_out_no_size_is_known(text: Path) -> None:
+def test_dropped_lines_leave_the_size_unknown(text: Path) -> None:
     preprocess(config(text, tokens="words", min_length=1))
     assert DataBin(text / "bin").text_count("train") is None
     assert DataBin(text / "bin").text_count("valid") is not None
@@ -139,7 +139,7 @@ def test_an_older_record_knows_no_size(text: Path) -> None:
         ({"tokens": "characters", "train": None}, "no training text"),
     ],
 )
-def test_what_cannot_be_is_told_in_three_lines(text: Path, changes: dict[str, Any], complaint: str) -> None:
+def test_errors_have_three_lines(text: Path, changes: dict[str, Any], complaint: str) -> None:
     filled = {key: value.format(text=text) if isinstance(value, str) else value for key, value in changes.items()}
     with pytest.raises(UserError, match=complaint) as error:
         preprocess(config(text, **filled))
@@ -148,7 +148,7 @@ def test_what_cannot_be_is_told_in_three_lines(text: Path, changes: dict[str, An
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_names_are_undone(line: str) -> None:
+def test_names_round_trip(line: str) -> None:
     assert names_to_bytes(bytes_to_names(line)) == line
     names = characters_to_names(line)
     assert names_to_characters(names) == line

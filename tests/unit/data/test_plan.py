@@ -37,7 +37,7 @@ class TestPack:
         assert lists(pack(np.arange(5), sizes, max_tokens=12, max_sentences=2)) == [[0, 1], [2, 3], [4]]
         assert lists(pack(np.arange(5), sizes, max_tokens=None, max_sentences=4)) == [[0, 1, 2, 3], [4]]
 
-    def test_nothing_makes_no_batch(self) -> None:
+    def test_no_examples_no_batch(self) -> None:
         assert pack(np.arange(0), np.arange(0), max_tokens=10) == []
 
     def test_an_example_over_the_budget_is_alone(self) -> None:

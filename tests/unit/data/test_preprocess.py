@@ -56,7 +56,7 @@ def _files(directory: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
-def test_raw_text_becomes_a_directory_that_needs_nothing_else(text: Path, joint: bool, model_type: str) -> None:
+def test_raw_text_makes_a_complete_folder(text: Path, joint: bool, model_type: str) -> None:
     preprocess(_config(text, joint=joint, model_type=model_type, min_length=0))
     data = DataBin(text / "bin")
     assert (data.source_lang, data.target_lang, data.splits()) == ("en", "de", ["train", "valid"])
@@ -68,7 +68,7 @@ def test_raw_text_becomes_a_directory_that_needs_nothing_else(text: Path, joint:
     assert len(list((text / "bin").glob("sentencepiece*.model"))) == (1 if joint else 2)
 
 
-def test_the_dictionary_has_the_counts_of_the_training_text(text: Path) -> None:
+def test_dictionary_counts_are_of_the_training_text(text: Path) -> None:
     preprocess(_config(text))
     data = DataBin(text / "bin")
     items = [data.split("train", lang)[i] for lang in ("en", "de") for i in range(len(data.split("train", lang)))]
@@ -76,7 +76,7 @@ def test_the_dictionary_has_the_counts_of_the_training_text(text: Path) -> None:
     assert data.vocabulary("en").counts[4:] == counted[4:].tolist()
 
 
-def test_training_lines_are_filtered_and_every_one_is_accounted_for(text: Path) -> None:
+def test_every_training_line_is_counted(text: Path) -> None:
     report = preprocess(_config(text, tokens="words", max_length=20, max_ratio=8.0))
     train, valid = report.splits["train"], report.splits["valid"]
     assert (train.lines, train.items) == (39, 36)
@@ -97,7 +97,7 @@ def test_held_out_text_keeps_each_line(text: Path) -> None:
     assert UNK in data.split("valid", "en")[0]
 
 
-def test_rules_count_a_pair_once_at_the_first_that_it_breaks() -> None:
+def test_a_pair_counts_for_its_first_rule() -> None:
     keep, dropped = LengthFilter(min_length=2, max_length=10, max_ratio=3.0)(
         [np.array([0, 1, 2, 11, 3, 4]), np.array([99, 5, 2, 2, 10, 8])]
     )
@@ -116,7 +116,7 @@ def test_blocks_and_workers_make_no_difference(text: Path, settings: dict[str, A
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"tokens": "words"}, {"model_type": "unigram", "joint": False}])
-def test_one_two_and_eight_workers_write_the_same_bytes(text: Path, settings: dict[str, Any]) -> None:
+def test_workers_write_the_same_bytes(text: Path, settings: dict[str, Any]) -> None:
     made = []
     for workers in (1, 2, 8):
         config = _config(text, destdir=f"{text}/bin{workers}", workers=workers, **settings)
@@ -125,7 +125,7 @@ def test_one_two_and_eight_workers_write_the_same_bytes(text: Path, settings: di
     assert made[0] == made[1] == made[2]
 
 
-def test_workers_answer_in_order_and_read_only_a_little_ahead() -> None:
+def test_workers_keep_order_and_read_little_ahead() -> None:
     read: list[int] = []
 
     def items() -> Any:
@@ -142,7 +142,7 @@ def test_workers_answer_in_order_and_read_only_a_little_ahead() -> None:
     assert multiprocessing.active_children() == []
 
 
-def test_an_existing_model_with_a_dictionary_counted_from_its_pieces(text: Path) -> None:
+def test_model_with_a_dictionary_of_its_pieces(text: Path) -> None:
     preprocess(_config(text, vocab_size=48))
     model = text / "bin" / "sentencepiece.model"
     tokenizer = DataBin(text / "bin").tokenizer("en")
@@ -177,7 +177,7 @@ def test_one_sided_text(text: Path) -> None:
     assert data.tokenizer().decode(data.vocabulary().decode(data.split("train")[0])) == EN[0]
 
 
-def test_an_existing_data_bin_is_kept_unless_told_otherwise(text: Path) -> None:
+def test_a_data_bin_is_replaced_with_overwrite_only(text: Path) -> None:
     preprocess(_config(text))
     (text / "bin" / "notes.txt").write_text("mine")
     (text / "bin" / "test.en-de.en.idx").write_text("of the old dictionary")
@@ -215,7 +215,7 @@ def test_a_failure_leaves_no_directory(text: Path) -> None:
         ({"valid": ("{text}/unequal",)}, "unequal.en has 2, .*unequal.de has 1"),
     ],
 )
-def test_what_the_user_can_mend_is_told_in_three_lines(text: Path, changes: dict[str, Any], complaint: str) -> None:
+def test_errors_have_three_lines(text: Path, changes: dict[str, Any], complaint: str) -> None:
     for name, content in [("empty.en", ""), ("empty.de", ""), ("unequal.en", "a\nb\n"), ("unequal.de", "a")]:
         (text / name).write_text(content)
     filled = {
@@ -283,7 +283,7 @@ class TestTextAndTokens:
         assert f"{counted.bytes} bytes of it" in report.table()
 
     @pytest.mark.parametrize("tokens", ["words", "sentencepiece", "characters"])
-    def test_text_that_is_kept_whole_is_not_counted_twice(self, tmp_path: Path, tokens: Any) -> None:
+    def test_exact_tokens_are_not_reported(self, tmp_path: Path, tokens: Any) -> None:
         (tmp_path / "train").write_text("a b c\n" * 20 + "a b")
         config = PreprocessConfig(
             tokens=tokens, vocab_size=12, train=f"{tmp_path}/train", destdir=f"{tmp_path}/bin", workers=1

@@ -28,7 +28,7 @@ def _trained(
 
 
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
-def test_what_a_trained_model_splits_it_joins(model_type: str) -> None:
+def test_pieces_join_to_the_line(model_type: str) -> None:
     tokenizer = _trained(32, model_type=model_type)
     pieces = tokenizer.encode("the blue fish sees a dog")
     assert len(pieces) > 6
@@ -36,7 +36,7 @@ def test_what_a_trained_model_splits_it_joins(model_type: str) -> None:
     assert set(pieces) <= set(tokenizer.vocabulary().tokens)
 
 
-def test_the_vocabulary_is_the_pieces_in_their_order_and_of_the_size_asked_for() -> None:
+def test_vocabulary_is_the_pieces_in_order() -> None:
     tokenizer = _trained(40)
     assert len(tokenizer.vocabulary()) == 40
     assert tokenizer.vocabulary().tokens[4:] == [piece for piece in tokenizer.pieces() if piece is not None]
@@ -48,12 +48,12 @@ def test_training_twice_gives_the_same_model() -> None:
         assert _trained(30, model_type=model_type).model_bytes == _trained(30, model_type=model_type).model_bytes
 
 
-def test_bytes_spell_what_the_model_does_not_know() -> None:
+def test_byte_fallback() -> None:
     tokenizer = _trained(300, byte_fallback=True)
     assert tokenizer.decode(tokenizer.encode("the Ω")) == "the Ω"
 
 
-def test_text_too_small_for_the_vocabulary_makes_it_smaller_or_fails() -> None:
+def test_small_text_makes_a_smaller_vocabulary() -> None:
     assert len(_trained(5000).vocabulary()) < 200
     with pytest.raises(UserError, match="vocab_size=5000") as error:
         _trained(5000, hard=True)
@@ -95,19 +95,19 @@ def test_a_pickled_copy_works_and_a_saved_one(tmp_path: Path) -> None:
         ("silence", "a <SIL> b", "a b"),
     ],
 )
-def test_plain_tokens_are_joined_as_their_marker_says(separator: str | None, tokens: str, line: str) -> None:
+def test_subword_markers_are_removed(separator: str | None, tokens: str, line: str) -> None:
     tokenizer = Tokenizer.plain(separator)
     assert tokenizer.encode(f" {tokens}\u00a0 ") == tokens.split()
     assert tokenizer.decode(tokens.split()) == line
 
 
-def test_the_marker_is_guessed_from_the_vocabulary() -> None:
+def test_likely_marker() -> None:
     assert likely_marker(Vocabulary(["▁a", "b"])) == "sentencepiece"
     assert likely_marker(Vocabulary(["a", "b@@"])) == "@@ "
     assert likely_marker(Vocabulary(["a", "@@"])) is None
 
 
-def test_what_is_no_model_is_the_users(tmp_path: Path) -> None:
+def test_a_broken_model_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "m").write_text("no model")
     with pytest.raises(UserError, match="not a SentencePiece model"):
         Tokenizer.load(tmp_path / "m")

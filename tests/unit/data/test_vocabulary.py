@@ -16,7 +16,7 @@ def test_specials_come_first_in_fairseqs_order() -> None:
     assert len(vocabulary) == 6
 
 
-def test_encode_closes_with_eos_and_maps_unknown_words() -> None:
+def test_encode_ends_in_eos() -> None:
     vocabulary = Vocabulary(["a", "b"])
     ids = vocabulary.encode(["b", "zz", "a"])
     assert ids.dtype == np.int64
@@ -24,7 +24,7 @@ def test_encode_closes_with_eos_and_maps_unknown_words() -> None:
     assert vocabulary.encode([], eos=False).tolist() == []
 
 
-def test_decode_drops_bos_pad_and_eos_but_shows_unknown() -> None:
+def test_decode_shows_unknown_only() -> None:
     assert Vocabulary(["a"]).decode(np.array([BOS, 4, UNK, EOS, PAD])) == ["a", "<unk>"]
 
 
@@ -48,7 +48,7 @@ def test_file_round_trip(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["dict.txt"]
 
 
-def test_lines_may_end_as_on_windows_and_the_last_space_separates() -> None:
+def test_windows_line_ends_and_spaces_in_tokens() -> None:
     vocabulary = Vocabulary.from_text("a 5\r\nb c 3\r\n")
     assert vocabulary.tokens[4:] == ["a", "b c"]
     assert vocabulary.counts[4:] == [5, 3]
@@ -75,7 +75,7 @@ def test_malformed_files_are_named_with_the_line(text: str, complaint: str) -> N
         Vocabulary.from_text(text)
 
 
-def test_missing_and_binary_files_are_the_users(tmp_path: Path) -> None:
+def test_missing_and_binary_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no dictionary"):
         Vocabulary.load(tmp_path / "dict.txt")
     (tmp_path / "dict.txt").write_bytes(b"\xff\xfe 3\n")

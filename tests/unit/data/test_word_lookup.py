@@ -24,7 +24,7 @@ def _split_keeping_ends(text: str) -> list[bytes]:
 
 @given(text=TEXTS, known=st.sets(st.sampled_from(range(40))))
 @settings(max_examples=150, deadline=None)
-def test_words_are_split_and_looked_up_as_python_would(text: str, known: set[int]) -> None:
+def test_words_equal_python_split(text: str, known: set[int]) -> None:
     lines = _split_keeping_ends(text)
     words = sorted(set(text.split()) - {"</s>"})
     vocabulary = Vocabulary([word for number, word in enumerate(words) if number in known])
@@ -38,14 +38,14 @@ def test_words_are_split_and_looked_up_as_python_would(text: str, known: set[int
 
 @given(blocks=st.lists(TEXTS, max_size=6))
 @settings(max_examples=60, deadline=None)
-def test_words_are_counted_as_python_would(blocks: list[str]) -> None:
+def test_counts_equal_python_counter(blocks: list[str]) -> None:
     counter = WordCounter()
     for text in blocks:
         if lines := _split_keeping_ends(text):
             assert counter(b"".join(lines)) == Counter(word.encode("utf-8") for word in text.split())
 
 
-def test_words_that_differ_only_in_zeros_length_or_end_are_kept_apart() -> None:
+def test_similar_words_are_distinct() -> None:
     words = [b"a", b"a\0", b"a\0\0", b"12345678", b"123456789", b"123456789012345", b"1234567890123456", b"\xff" * 15]
     table = WordTable(words, range(len(words)), missing=-1)
     absent = [b"b", b"1234567", b"1234567890123456x", b"123456789012346", b"a\0\0\0"]
