@@ -1,4 +1,4 @@
-"""Two gloo processes train a language model as one does, also where layers are left out."""
+"""Two gloo processes train a language model like one process."""
 
 import os
 import subprocess
@@ -64,8 +64,8 @@ def train(processes: int, corpus: Path, save_dir: Path, *extra: str) -> None:
 
 
 @pytest.mark.parametrize("extra", [(), ("model.adaptive={cutoffs:[90,200]}",)], ids=["plain", "adaptive"])
-def test_two_processes_have_the_losses_of_one(corpus: Path, tmp_path: Path, extra: tuple[str, ...]) -> None:
-    """With bands, too, where no target is in the last: no byte of the text has an id from 200 on."""
+def test_losses_equal_one_process(corpus: Path, tmp_path: Path, extra: tuple[str, ...]) -> None:
+    """Also with an adaptive head whose last cluster has no target: no byte of the text has an id from 200 on."""
     train(1, corpus, tmp_path / "one", "update_freq=2", *extra)
     train(2, corpus, tmp_path / "two", *extra)
     for kind in ("train", "valid"):
@@ -74,7 +74,7 @@ def test_two_processes_have_the_losses_of_one(corpus: Path, tmp_path: Path, extr
         assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-4)
 
 
-def test_each_process_may_leave_out_other_layers(corpus: Path, tmp_path: Path) -> None:
+def test_processes_may_drop_different_layers(corpus: Path, tmp_path: Path) -> None:
     train(2, corpus, tmp_path, "model.layer_drop=0.5")
     assert len(losses(tmp_path)) == 8
 
@@ -90,7 +90,7 @@ SIZES = ["model.dim=16", "model.ffn_dim=32", "model.heads=2", "model.layers=2", 
 TOKENS = [*STREAMS, "model=recurrent_memory_lm", *SIZES, "model.segment_length=16", "max_updates=4"]
 
 
-def test_two_processes_have_the_memory_of_one_and_go_on_as_one(corpus: Path, tmp_path: Path) -> None:
+def test_streams_resume_with_other_processes(corpus: Path, tmp_path: Path) -> None:
     train(1, corpus, tmp_path / "one", *TRANSFORMER_XL)
     train(2, corpus, tmp_path / "two", *TRANSFORMER_XL, "max_updates=4")
     train(1, corpus, tmp_path / "two", *TRANSFORMER_XL, "update_freq=3", "max_updates=12")
@@ -102,7 +102,7 @@ def test_two_processes_have_the_memory_of_one_and_go_on_as_one(corpus: Path, tmp
         assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-5)
 
 
-def test_two_processes_have_the_memory_tokens_of_one(corpus: Path, tmp_path: Path) -> None:
+def test_memory_tokens_equal_one_process(corpus: Path, tmp_path: Path) -> None:
     train(1, corpus, tmp_path / "one", *TOKENS)
     train(2, corpus, tmp_path / "two", *TOKENS)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")

@@ -1,4 +1,4 @@
-"""Two gloo processes make the run that one makes, and end together."""
+"""Two gloo processes train like one process, and end together."""
 
 import os
 import subprocess
@@ -50,13 +50,13 @@ def train(processes: int, corpus: Path, save_dir: Path, *extra: str) -> tuple[in
 
 
 PENALTY = "attention={kind:feedforward_kernel,orthogonality:10}"
-"""Added to the loss of the tokens by the layer itself."""
+"""A penalty that the layer adds to the loss."""
 
 
 @pytest.mark.parametrize(
     "choice", ["optimizer=adam", "optimizer=nag", "optimizer=adafactor", "optimizer=muon", PENALTY]
 )
-def test_two_processes_have_the_losses_of_one(tiny_corpus: Path, tmp_path: Path, choice: str) -> None:
+def test_losses_equal_one_process(tiny_corpus: Path, tmp_path: Path, choice: str) -> None:
     chosen = (choice, "optimizer.lr=0.01")
     code, errors = train(1, tiny_corpus, tmp_path / "one", "update_freq=2", *chosen)
     assert code == 0, errors
@@ -69,7 +69,48 @@ def test_two_processes_have_the_losses_of_one(tiny_corpus: Path, tmp_path: Path,
         assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-6)
 
 
-def test_a_run_of_two_goes_on_with_one(tiny_corpus: Path, tmp_path: Path) -> None:
+BY_HAND = """
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+from seqtk.training.parallel import DDP, EngineConfig, engines
+
+
+@dataclass(frozen=True)
+class ByHandConfig(EngineConfig):
+    pass
+
+
+@engines.register("by_hand", ByHandConfig)
+class ByHand(DDP):
+    def wrap(self, step):
+        return step
+
+    @contextmanager
+    def gradient_sync(self, wrapped, *, enabled):
+        yield
+        for parameter in wrapped.parameters() if enabled else ():
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.size
+"""
+
+
+def test_plugin_engine_has_the_losses_of_ddp(tiny_corpus: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "by_hand.py"
+    plugin.write_text(BY_HAND)
+    code, errors = train(2, tiny_corpus, tmp_path / "ddp", "update_freq=2", "clip_norm=0.3", "parallel=ddp")
+    assert code == 0, errors
+    chosen = ("update_freq=2", "clip_norm=0.3", "parallel=by_hand", f"user_dir={plugin}")
+    code, errors = train(2, tiny_corpus, tmp_path / "by_hand", *chosen)
+    assert code == 0, errors
+    ddp, by_hand = losses(tmp_path / "ddp"), losses(tmp_path / "by_hand")
+    assert [loss for _, loss in by_hand] == pytest.approx([loss for _, loss in ddp], rel=1e-6)
+
+
+def test_run_of_two_resumes_with_one(tiny_corpus: Path, tmp_path: Path) -> None:
     code, errors = train(1, tiny_corpus, tmp_path / "whole", "update_freq=2")
     assert code == 0, errors
     code, errors = train(2, tiny_corpus, tmp_path / "parts", "max_updates=7")
@@ -80,7 +121,7 @@ def test_a_run_of_two_goes_on_with_one(tiny_corpus: Path, tmp_path: Path) -> Non
     assert [loss for _, loss in parts] == pytest.approx([loss for _, loss in whole], rel=1e-6)
 
 
-def test_one_dead_process_ends_the_run(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_dead_process_ends_the_run(tiny_corpus: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "dies.py"
     plugin.write_text(
         "import os, threading\nif os.environ.get('RANK') == '1':\n    threading.Timer(8, os._exit, [9]).start()\n"
@@ -93,7 +134,7 @@ def test_one_dead_process_ends_the_run(tiny_corpus: Path, tmp_path: Path) -> Non
         assert model_file.read(tmp_path / "run").tensors
 
 
-def test_sigterm_saves_and_resumes_in_two_processes(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_sigterm_saves_and_resumes(tiny_corpus: Path, tmp_path: Path) -> None:
     process = start(
         2, tiny_corpus, tmp_path, "max_updates=100000", "validation.every=100000", "checkpoint.every=100000"
     )
@@ -111,22 +152,20 @@ def test_sigterm_saves_and_resumes_in_two_processes(tiny_corpus: Path, tmp_path:
     assert f"Resuming from update {update}" in errors
 
 
-def test_a_validation_of_two_processes_is_given_up_by_both_and_made_by_the_next(
-    tiny_corpus: Path, tmp_path: Path
-) -> None:
-    """A signal to one of them is enough, were their batches of the split not as many."""
+def test_interrupted_validation_is_repeated(tiny_corpus: Path, tmp_path: Path) -> None:
+    """A signal to one process is enough, even if they have different numbers of batches."""
     decoded = ("validation.decode=true", "validation.search.max_length_b=5", "batch.max_tokens=100", "max_updates=6")
     plugin = tmp_path / "interrupts.py"
     plugin.write_text(
         "import os, signal\n"
         "from seqtk.tasks.translation import TranslationTask\n"
-        "decode, calls = TranslationTask.decode, []\n"
+        "outputs, calls = TranslationTask.outputs, []\n"
         "def once(self, *given):\n"
         "    calls.append(1)\n"
         "    if len(calls) == 2 and os.environ.get('RANK') == '1':\n"
         "        signal.raise_signal(signal.SIGTERM)\n"
-        "    return decode(self, *given)\n"
-        "TranslationTask.decode = once\n"
+        "    return outputs(self, *given)\n"
+        "TranslationTask.outputs = once\n"
     )
     code, errors = train(2, tiny_corpus, tmp_path / "run", f"user_dir={plugin}", *decoded)
     assert code != 0

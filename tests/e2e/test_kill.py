@@ -1,4 +1,4 @@
-"""A run that is killed, interrupted or out of disk goes on, by the same command, as if nothing had happened."""
+"""A run that is killed, interrupted or out of disk resumes bit-exactly with the same command."""
 
 import json
 import os
@@ -46,7 +46,7 @@ TIMES = {"tokens_per_second", "memory_gib", "minutes"}
 
 
 def start(corpus: Path, save_dir: Path, *, before: Callable[[], None] | None = None) -> "subprocess.Popen[str]":
-    """The one command that all runs here are, but for where they save."""
+    """Starts the command that all runs here share; only the folder differs."""
     return subprocess.Popen(
         [sys.executable, "-m", "seqtk.cli.train", f"task.data={corpus}", f"save_dir={save_dir}", *ARGUMENTS],
         text=True,
@@ -58,7 +58,7 @@ def start(corpus: Path, save_dir: Path, *, before: Callable[[], None] | None = N
 
 
 def train(corpus: Path, save_dir: Path) -> str:
-    """Run to the end; what it said."""
+    """Runs to the end; returns what it printed."""
     process = start(corpus, save_dir)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
@@ -66,14 +66,14 @@ def train(corpus: Path, save_dir: Path) -> str:
 
 
 def logged(save_dir: Path) -> list[dict[str, Any]]:
-    """Every whole line of the log."""
+    """Every complete line of the log."""
     path = save_dir / "log.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.is_file() else []
     return [json.loads(line) for line in lines]
 
 
 def wait_for_update(process: "subprocess.Popen[str]", save_dir: Path, update: int) -> None:
-    """Return as soon as this update is in the log."""
+    """Returns as soon as this update is in the log."""
     deadline = time.monotonic() + 60
     while not any(line["update"] >= update for line in logged(save_dir)):
         assert process.poll() is None, process.communicate()[1]
@@ -82,12 +82,12 @@ def wait_for_update(process: "subprocess.Popen[str]", save_dir: Path, update: in
 
 
 def latest(save_dir: Path) -> int:
-    """The update of the checkpoint that a rerun goes on from."""
+    """The update of the checkpoint that the next run resumes from."""
     return int((save_dir / "latest").read_text().removeprefix("update_"))
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Weights, optimizer and best model are bit-equal, and so is every figure of the log that is no time."""
+    """Weights, optimizer and best model are bit-equal, and so is every value of the log except times."""
     for name in (f"update_{UPDATES:08d}/model", f"update_{UPDATES:08d}/optimizer", "best"):
         tensors, others = (load_file(path / f"{name}.safetensors") for path in (one, other))
         assert tensors.keys() == others.keys()
@@ -102,30 +102,26 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing befell."""
+    """The folder of a run that nothing interrupted."""
     save_dir = tmp_path_factory.mktemp("whole")
     train(tiny_corpus, save_dir)
     return save_dir
 
 
-def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(
-    whole: Path, tiny_corpus: Path, tmp_path: Path
-) -> None:
+def test_run_killed_within_an_epoch(whole: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     process = start(tiny_corpus, tmp_path)
     wait_for_update(process, tmp_path, CHECKPOINT_EVERY + 5)
     process.kill()
     process.communicate(timeout=30)
     assert process.returncode == -signal.SIGKILL
-    assert latest(tmp_path) < logged(tmp_path)[-1]["update"] < UPDATES  # so some updates are lost, and made again
+    assert latest(tmp_path) < logged(tmp_path)[-1]["update"] < UPDATES  # some updates are lost and repeated
     position = json.loads((tmp_path / (tmp_path / "latest").read_text() / "state.json").read_text())["position"]
     assert position["examples"] > 0  # the middle of an epoch
     assert f"Resuming from update {latest(tmp_path)}" in train(tiny_corpus, tmp_path)
     assert_same_run(whole, tmp_path)
 
 
-def test_a_run_killed_again_and_again_at_any_moment_ends_as_if_it_had_not_been(
-    whole: Path, tiny_corpus: Path, tmp_path: Path
-) -> None:
+def test_run_killed_repeatedly_at_any_moment(whole: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     moments = random.Random(seed)
@@ -140,7 +136,7 @@ def test_a_run_killed_again_and_again_at_any_moment_ends_as_if_it_had_not_been(
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(whole: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_the_same_command_resumes(whole: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     process = start(tiny_corpus, tmp_path)
     wait_for_update(process, tmp_path, 5)
     process.send_signal(signal.SIGINT)
@@ -153,7 +149,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(whole: Path, tiny_corpus: Pat
     assert_same_run(whole, tmp_path)
 
 
-def test_a_full_disk_is_told_in_a_line_and_costs_no_checkpoint(whole: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+def test_full_disk_costs_no_checkpoint(whole: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     before = CHECKPOINT_EVERY
     (tmp_path / "latest").write_text(f"update_{before:08d}")
@@ -167,12 +163,11 @@ def test_a_full_disk_is_told_in_a_line_and_costs_no_checkpoint(whole: Path, tiny
 
     process = start(tiny_corpus, tmp_path, before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1, errors
+    assert process.returncode == 2, errors
     assert "Traceback" not in errors
-    last = errors.splitlines()[-1]
-    assert last.startswith("seqtk-train: ")
-    assert str(tmp_path) in last
-    assert "File too large" in last
+    (line,) = (line for line in errors.splitlines() if line.startswith("seqtk-train: "))
+    assert str(tmp_path) in line
+    assert "File too large" in line
     assert latest(tmp_path) == before
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == contents
     model_file.load(folder)

@@ -13,7 +13,7 @@ import torch
 from seqtk.checkpoint import model_file
 from seqtk.checkpoint.model_file import checkpoints_of, tensors_of
 from seqtk.checkpoint.run_state import locked
-from seqtk.training.resume import fingerprint
+from seqtk.training.resume import Difference, fingerprint
 from seqtk.training.trainer import Trainer, train
 from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import losses, tiny_config, trainer
@@ -330,3 +330,19 @@ class TestFolder:
         with pytest.raises(UserError, match=r"batch\.max_tokens=1"):
             train(tiny_config(tiny_corpus, tmp_path, batch__max_tokens=1))
         assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+@pytest.mark.parametrize(
+    ("difference", "refused"),
+    [
+        (Difference("optimizer.inner", "adamw", "muon", is_kind=True), True),
+        (Difference("optimizer.inner.lr", 0.1, 0.2), False),
+        (Difference("model.encoder.self_attention", "softmax", "luna", is_kind=True), True),
+        (Difference("schedule", "cosine", "wsd", is_kind=True), False),
+        (Difference("task.data", "a", "b"), False),
+        (Difference("task.source_lang", "en", "de"), True),
+    ],
+    ids=str,
+)
+def test_kinds_inside_the_optimizer_may_not_change(difference: Difference, refused: bool) -> None:
+    assert difference.is_refused is refused
