@@ -59,7 +59,7 @@ def command(
                     sweep(main, several, lambda job: getattr(read(job), "save_dir", None))
                     return
                 config = read(arguments)
-                if config is not None and subfolder and "save_dir=" not in subfolder:
+                if config is not None and subfolder:
                     config = schema.update(config, "save_dir", f"{config.save_dir}/{subfolder}")  # type: ignore[attr-defined]
                 if config is not None:
                     function(config)
@@ -127,7 +127,8 @@ def _read(
 
 
 def _is_positional(argument: str) -> bool:
-    return not argument.startswith(("-", "+", "~")) and "=" not in argument
+    """Whether an argument has no key; the path of a file that exists may hold `=`."""
+    return not argument.startswith(("-", "+", "~")) and ("=" not in argument or os.path.lexists(argument[:4096]))
 
 
 def _action(arguments: Sequence[str]) -> tuple[str, list[str]]:

@@ -81,7 +81,8 @@ def _parse(parser: OverridesParser, argument: str) -> Override | None:
 def _job(main: Command, fixed: Sequence[str], _: Any) -> int:
     """One run, in the process in which the launcher starts it. Returns its exit code."""
     varied = [override.removeprefix("++") for override in HydraConfig.get().overrides.task]
-    name = ",".join(varied).replace("/", "_")[:200]
+    named = [override for override in varied if not override.startswith("save_dir=")]
+    name = ",".join(named).replace("/", "_")[:200]
     print(f"{' '.join(varied)}", file=sys.stderr, flush=True)
     GlobalHydra.instance().clear()  # the run reads its recipe with a Hydra of its own
     try:

@@ -166,6 +166,9 @@ class TestMultirun:
     def test_save_dirs_may_vary(self, tmp_path: Path) -> None:
         main(["-m", f"save_dir={tmp_path}/a,{tmp_path}/b"])
         assert [run.save_dir for run in seen] == [f"{tmp_path}/a", f"{tmp_path}/b"]
+        seen.clear()
+        main(["-m", f"save_dir={tmp_path}/a,{tmp_path}/b", "mix=sum,softmax"])
+        assert len({run.save_dir for run in seen}) == 4
 
     def test_recipes_may_vary(self, tmp_path: Path) -> None:
         for name in ("a", "b"):

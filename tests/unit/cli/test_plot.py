@@ -12,7 +12,7 @@ from seqtk.utils.errors import UserError
 @pytest.fixture
 def runs(tmp_path: Path) -> list[str]:
     """Two runs with a loss that falls, one in a folder with a blank and a comma in its name."""
-    folders = [tmp_path / "a", tmp_path / "b, 2"]
+    folders = [tmp_path / "a", tmp_path / "b, lr=2"]
     for folder in folders:
         folder.mkdir()
         lines = [
