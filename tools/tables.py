@@ -23,6 +23,7 @@ import seqtk
 from seqtk.cli.recipe_files import find_recipe, recipe_names
 from seqtk.cli.recipes import summary
 from seqtk.config.registry import REGISTRIES
+from seqtk.metrics.base import metrics
 from seqtk.utils.errors import UserError, nearest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,6 +56,8 @@ def members(kind: str) -> list[tuple[str, str]]:
         return [(name, summary(find_recipe(name))) for name in recipe_names()]
     if kind == "command":
         return list(commands().items())
+    if kind == "metric":
+        return [(name, " ".join((inspect.getdoc(metrics[name]) or "").split("\n\n")[0].split())) for name in metrics]
     if kind not in REGISTRIES:
         raise UserError(f"members: {kind}: there is no such registry.", nearest(kind, REGISTRIES))
     registry = REGISTRIES[kind]
@@ -71,7 +74,7 @@ def members(kind: str) -> list[tuple[str, str]]:
 def table(kind: str | None) -> str:
     """One table in Markdown."""
     if kind is None:
-        kinds = [*REGISTRIES, "recipe", "command"]
+        kinds = [*REGISTRIES, "metric", "recipe", "command"]
         rows = [(kind, ", ".join(f"`{name}`" for name, _ in members(kind))) for kind in kinds]
         return "\n".join(["| kind | names |", "|---|---|", *(f"| {kind} | {names} |" for kind, names in rows)])
     rows = [(f"`{name}`", about.replace("|", r"\|")) for name, about in members(kind)]
