@@ -10,7 +10,7 @@ from seqtk.data.report import TextCount
 from seqtk.data.sources.base import Items, Source, SourceConfig, sources
 from seqtk.data.tokenizer import Tokenizer
 from seqtk.data.vocabulary import Vocabulary
-from seqtk.utils.errors import UserError
+from seqtk.utils.errors import UserError, near_path
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,11 @@ class DataBinSource(Source):
 
     def _open(self, directory: str) -> DataBin:
         if self.made_by and not any(Path(directory).glob("dict*.txt")):
-            raise UserError(f"The data {directory} does not exist.", "This command makes it:", self.made_by)
+            raise UserError(
+                f"There is no data-bin folder {directory}.",
+                *near_path(Path(directory), suits=Path.is_dir),
+                f"The recipe's own data is made by: {self.made_by}",
+            )
         return DataBin(
             directory,
             source_lang=self.source_lang,
