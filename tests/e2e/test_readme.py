@@ -146,7 +146,7 @@ def test_what_is_shown_is_compared_whatever_the_numbers() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["adding-an-attention", "adding-a-task"])
+@pytest.mark.parametrize("name", ["adding-an-attention"])
 def test_what_a_page_adds_works(name: str, tmp_path: Path) -> None:
     """Its files are written and its commands run; a file's path is in its first line."""
     page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")

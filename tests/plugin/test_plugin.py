@@ -120,6 +120,7 @@ class TestTraining:
         assert {line["share_below"] for line in lines} == {0}
         assert all(line["loss"] == pytest.approx(line["nll"]) for line in lines)
 
+    @pytest.mark.slow
     def test_resuming_is_exact(self, train: Train, arguments: tuple[str, ...], tmp_path: Path) -> None:
         whole = train(*arguments)
         parts = train(*arguments, "max_updates=3", folder=tmp_path)
@@ -128,6 +129,7 @@ class TestTraining:
         assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 class TestSink:
     """A log sink."""
 
@@ -140,6 +142,7 @@ class TestSink:
         assert found == [(line["update"], pytest.approx(line["nll"])) for line in logged(run, "train")]
 
 
+@pytest.mark.slow
 class TestInterop:
     """An exporter and an importer."""
 
