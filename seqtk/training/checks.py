@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from seqtk.criterions import Criterion
 from seqtk.data.plan import epoch_batches, usable
-from seqtk.generation.length_limits import Side, longest_source, longest_target, most_restrictive_layer
+from seqtk.generation.length_limits import longest_source, longest_target, most_restrictive_layer
 from seqtk.metrics import metrics
 from seqtk.metrics.base import OUTPUTS, TEXT_SIZE
 from seqtk.models import Model
@@ -28,27 +28,27 @@ def check_run(config: TrainConfig, *, task: Task, model: Model, criterion: Crite
     _check_metrics(config, task=task, stats=criterion.stats_of(model), targets=int(valid.sizes_ND[:, -1].sum()))
     if not len(kept):
         epoch_batches(train_set.sizes_ND, config.batch, seed=config.seed, epoch=1)  # raises, with the reason
-    _check_lengths(config, model=model, train_set=train_set, valid=valid)
+    _check_lengths(config, task=task, model=model, train_set=train_set, valid=valid)
 
 
-def _check_lengths(config: TrainConfig, *, model: Model, train_set: Dataset, valid: Dataset) -> None:
+def _check_lengths(config: TrainConfig, *, task: Task, model: Model, train_set: Dataset, valid: Dataset) -> None:
     kept, _ = usable(train_set.sizes_ND, config.batch)
     limits = {"source": longest_source([model]), "target": longest_target([model])}
     for split, sizes_ND in (("training", train_set.sizes_ND[kept]), ("validation", valid.sizes_ND)):
-        one_sided = sizes_ND.shape[1] == 1
-        sides: tuple[Side, ...] = ("target",) if one_sided else ("source", "target")
-        for sizes_N, side in zip(sizes_ND.T, sides, strict=True):
+        for sizes_N, side in zip(sizes_ND.T, task.sides, strict=True):
             limit = limits[side]
             too_long = int((sizes_N > limit).sum()) if limit is not None else 0
             if not too_long:
                 continue
-            own = "max_length" if one_sided else f"max_{side}_length"
+            own = next(
+                (key for key in (f"max_{side}_length", "max_length") if hasattr(config.model, key)), "max_length"
+            )
             key, needed = f"model.{own}", int(sizes_N.max())
             narrowest = most_restrictive_layer(model, side)
             if narrowest is not None and limit != getattr(config.model, own, None):
                 needed += (narrowest.max_length or 0) - (limit or 0)  # memory tokens take positions, too
                 key = config.length_key(narrowest.slot)
-            if one_sided:
+            if task.sides == ("target",):
                 other = "or task.tokens_per_sample to at most the limit."
             elif split == "training":
                 other = f"or batch.max_length={limit} to skip them."

@@ -81,6 +81,16 @@ class TestTask:
         printed = command("evaluate", str(questions_run), *files, "device=cpu", "metrics=[accuracy]")
         assert "50 accuracy (%)" in printed
 
+    def test_long_questions_are_refused(self, train: Train, questions: Path) -> None:
+        limit = (
+            "task=questions",
+            "model=transformer_classifier",
+            f"task.data={questions}",
+            "model.max_source_length=2",
+        )
+        with pytest.raises(AssertionError, match=r"model\.max_source_length"):
+            train(*limit)
+
 
 class TestSource:
     """A data source."""
