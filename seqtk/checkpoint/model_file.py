@@ -59,7 +59,7 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class _Parts:
-    """The parts of a run's configuration that say what a model is."""
+    """The parts of a run's configuration that define a model."""
 
     task: TaskConfig = TaskConfig()
     model: ModelConfig = ModelConfig()

@@ -82,17 +82,17 @@ def score_stream(
     log_p_N = np.full(blocks.items.total, np.nan, dtype=np.float32)
     unknown = 0
     batches = ordered_batches(blocks.sizes_ND, batching) if streams is None else stream_rows(len(blocks), streams)
-    memories: list[State] = [None] * len(models)
+    states: list[State] = [None] * len(models)
     for batch in load_batches(batches, blocks, collate_windows):
         places_N = _places(blocks, batch)
         batch = batch.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             found = [
-                _target_scores(model, batch, rows_of(memory, slice(len(batch.ids_B))))
-                for model, memory in zip(models, memories, strict=True)
+                _target_scores(model, batch, rows_of(state, slice(len(batch.ids_B))))
+                for model, state in zip(models, states, strict=True)
             ]
         if streams is not None:
-            memories = [memory for _, memory in found]
+            states = [state for _, state in found]
         each = torch.stack([scores_N for scores_N, _ in found])
         scores_N = each.logsumexp(dim=0) - np.log(len(models))
         if scores_N.isnan().any():
@@ -103,15 +103,15 @@ def score_stream(
     return StreamScores(log_p_N, unknown)
 
 
-def _target_scores(model: Model, batch: LanguageBatch, memory: State) -> tuple[Tensor, State]:
-    """log_p_N of the targets that are not PAD, row by row, and the memory of what goes on behind them."""
+def _target_scores(model: Model, batch: LanguageBatch, state: State) -> tuple[Tensor, State]:
+    """log_p_N of the targets that are not PAD, row by row, and the recurrent state after them."""
     kept_BT = batch.target_BT != PAD
-    features_BTD, memory = model(batch, memory)
-    return model.head.target_log_probs(features_BTD[kept_BT], batch.target_BT[kept_BT]), memory
+    features_BTD, state = model(batch, state)
+    return model.head.target_log_probs(features_BTD[kept_BT], batch.target_BT[kept_BT]), state
 
 
 def _places(blocks: ContextBlocks, batch: LanguageBatch) -> npt.NDArray[np.int64]:
-    """Where in the stream the batch's targets are, in the order of `_target_scores`."""
+    """The positions of the batch's targets in the stream, in the order of `_target_scores`."""
     row_N, column_N = (batch.target_BT != PAD).nonzero(as_tuple=True)
     index_B = batch.ids_B.numpy()
     # A row's last target is the last of its block.
@@ -126,13 +126,13 @@ def _check(models: Sequence[Model], blocks: ContextBlocks) -> None:
     longest, limit = int(blocks.sizes_ND.max(initial=0)), longest_target(models)
     if limit is not None and longest > limit:
         raise UserError(
-            f"A sample has {longest:,} tokens, but the model reads {limit:,} at most.",
-            "Set tokens_per_sample= to that or less; break_mode=none cuts lines that are longer.",
+            f"A sample has {longest:,} tokens, but the model reads at most {limit:,}.",
+            f"Set tokens_per_sample={limit} or less; break_mode=none cuts longer lines.",
         )
 
 
 def score_lines(items: Items, scores: StreamScores, vocabulary: Vocabulary) -> Iterator[str]:
-    """A JSON line for each item of the stream: its tokens and their log p in nats, null where none was scored."""
+    """Yields a JSON line for each item of the stream: its tokens and their log p in nats, null if not scored."""
     names = np.array(vocabulary.tokens, dtype=object)
     ends_N = np.cumsum(items.sizes, dtype=np.int64)
     for index, (end, size) in enumerate(zip(ends_N.tolist(), items.sizes.tolist(), strict=True)):

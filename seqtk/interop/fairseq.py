@@ -1,8 +1,8 @@
-"""Models that fairseq trained, as our config and our parameters: same features, same scores. Here: translation.
+"""Imports fairseq's models: same features, same scores. This file: translation models, and the importer of all.
 
-Reads what fairseq 0.6 to 0.12 wrote: settings in `cfg` or in `args`, projections apart or stacked, norms under their
-names or numbered, tied tables stored twice or once. Every key is used or known to hold nothing; what our Transformer
-cannot do is refused by its name, never dropped.
+Reads checkpoints of fairseq 0.6 to 0.12: settings in `cfg` or in `args`, separate or stacked projections, named or
+numbered norms, tied tables stored twice or once. Every key is used or known to hold nothing. An option that seqtk does
+not support is an error that names it; nothing is dropped silently.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from seqtk.config.fields import setting
 from seqtk.data.sources import DataBinSourceConfig
 from seqtk.interop.base import Importer, ImporterConfig, importers
 from seqtk.interop.fairseq_file import ACTIVATIONS, FairseqFile, read_fairseq, rows
-from seqtk.interop.fairseq_keys import our_state, todays_names
+from seqtk.interop.fairseq_keys import current_names, seqtk_state
 from seqtk.interop.fairseq_lightconv import convolutions, is_lightconv
 from seqtk.interop.fairseq_lm import ImportedLanguageModel, import_language_model
 from seqtk.interop.fairseq_options import SIDES, Options
@@ -41,26 +41,26 @@ REFUSED = {
     "no_cross_attention": "a decoder that does not see the source",
     "no_decoder_final_norm": "a decoder without its final norm",
 }
-"""fairseq's option → what it asks for and our Transformer does not have, besides what no decoder of ours has."""
+"""Options of fairseq that seqtk's Transformer does not support, beside those that no decoder supports."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A model of fairseq's in our terms."""
+    """A translation model of fairseq in seqtk's terms."""
 
     config: TransformerConfig
     state: dict[str, Tensor]
-    """Float32, under our parameters' names; tied tables under each of theirs."""
+    """Float32, by seqtk's parameter names; tied tables under each of their names."""
     source_vocabulary: int
     target_vocabulary: int
     source_lang: str | None
     target_lang: str | None
     label_smoothing: float
     updates: int
-    """How many updates it was trained for."""
+    """The number of updates in training."""
 
     def model(self) -> Transformer:
-        """The network, ready to be used."""
+        """The network, in evaluation mode."""
         model = Transformer(
             self.config, source_vocabulary=self.source_vocabulary, target_vocabulary=self.target_vocabulary
         )
@@ -69,9 +69,9 @@ class Imported:
 
 
 def import_fairseq(path: str | Path) -> Imported | ImportedLanguageModel:
-    """Read a model of fairseq's from one of its checkpoint files; none of the file's code is run.
+    """Reads a model from a checkpoint of fairseq, without executing any of its code.
 
-    Raises UserError for any other file, and for a model that ours cannot equal, naming the option or the key.
+    Raises UserError for other files, and for models that seqtk cannot reproduce, naming the option or the key.
     """
     file = read_fairseq(path)
     return import_language_model(file) if file.is_language_model else import_translation(file)
@@ -161,10 +161,10 @@ class FairseqImporter(Importer):
 
 
 def import_translation(file: FairseqFile) -> Imported:
-    """The encoder–decoder in `file`. Raises UserError for one that ours cannot equal, naming the option or the key."""
+    """The encoder–decoder in `file`. Raises UserError for one that seqtk cannot reproduce, naming the option or key."""
     options, where = file.options, file.where
     lightconv = is_lightconv(options)
-    state = todays_names(file.tensors, lightconv=lightconv)
+    state = current_names(file.tensors, lightconv=lightconv)
     _check_kind(options)
     config = _config(options)
     vocabularies = {f"{side}_vocabulary": rows(state, stack, where=where) for side, stack in SIDES}
@@ -172,7 +172,7 @@ def import_translation(file: FairseqFile) -> Imported:
         model = Transformer(config, **vocabularies)
     return Imported(
         config=config,
-        state=our_state(state, model, lightconv=lightconv, where=where),
+        state=seqtk_state(state, model, lightconv=lightconv, where=where),
         **vocabularies,
         source_lang=options.get("source_lang", None),
         target_lang=options.get("target_lang", None),
@@ -182,13 +182,13 @@ def import_translation(file: FairseqFile) -> Imported:
 
 
 def _check_kind(options: Options) -> None:
-    """Refuse what is not for translation, or has a part that ours has not."""
+    """Raises UserError for a model of another task, or with a part that is not supported."""
     if options.get("task", "translation") != "translation":
         raise UserError(
             f"{options.where} was trained for fairseq's task '{options.get('task', '')}'.",
             "Only models of its tasks 'translation' and 'language_modeling' can be imported.",
         )
-    options.refuse(REFUSED, ours="Transformer")
+    options.refuse(REFUSED, model="Transformer")
 
 
 def _config(options: Options) -> TransformerConfig:

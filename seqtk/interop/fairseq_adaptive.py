@@ -1,4 +1,4 @@
-"""Adaptive input and softmax of fairseq's language models: their options, and their tensors as ours are laid out."""
+"""Adaptive input and softmax of fairseq's language models: their options, and their tensors in seqtk's layout."""
 
 import re
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def vocabulary_size(state: Mapping[str, Tensor], *, where: str) -> int:
 
 
 def adaptive_config(options: Options, *, vocabulary: int) -> AdaptiveConfig | None:
-    """What the options ask for; None where input and softmax are ordinary."""
+    """The adaptive input and softmax that the options ask for; None if there are none."""
     cutoffs = {
         part: _cutoffs(options, f"adaptive_{part}_cutoff", vocabulary)
         for part, there in (
@@ -37,7 +37,7 @@ def adaptive_config(options: Options, *, vocabulary: int) -> AdaptiveConfig | No
         raise UserError(
             f"{options.where}: adaptive_input_cutoff={list(cutoffs['input'])} but "
             f"adaptive_softmax_cutoff={list(cutoffs['softmax'])}.",
-            "Our language model has the same bands in both, so this model cannot be imported.",
+            "seqtk's language model has the same clusters in both, so this model cannot be imported.",
         )
     factors = {f"{part}_factor": options.number(f"adaptive_{part}_factor", 4.0) for part in cutoffs}
     return AdaptiveConfig(
@@ -73,5 +73,5 @@ def _cutoffs(options: Options, name: str, vocabulary: int) -> tuple[int, ...]:
     except (TypeError, ValueError):
         found = ()
     if not found:
-        raise UserError(f"{options.where}: the option '{name}' is {value!r}, which is no list of numbers.")
+        raise UserError(f"{options.where}: the option '{name}' is {value!r}, not a list of numbers.")
     return found[:-1] if found[-1] == vocabulary else found

@@ -1,4 +1,4 @@
-"""One checkpoint file of fairseq's: its options and its tensors, whatever model it holds."""
+"""One checkpoint file of fairseq: its options and tensors, whatever model it holds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,39 +13,39 @@ from seqtk.modules.feedforward import Activation
 from seqtk.utils.errors import UserError
 
 ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu"}
-"""fairseq's names of the activations that ours has."""
+"""fairseq's names of the activations that seqtk supports."""
 
 
 @dataclass(frozen=True)
 class FairseqFile:
-    """What a file of fairseq 0.6 to 0.12 holds of a model."""
+    """The model in a file of fairseq 0.6 to 0.12."""
 
     where: str
     options: Options
     tensors: dict[str, Tensor]
-    """Under the names that the file gives them."""
+    """By their names in the file."""
     updates: int
-    """How many updates the model was trained for."""
+    """The number of updates in training."""
 
     @property
     def is_language_model(self) -> bool:
-        """Whether it has a decoder alone."""
+        """Whether it has a decoder only."""
         return not any(name.startswith("encoder.") for name in self.tensors)
 
     @property
     def label_smoothing(self) -> float:
-        """The share that its criterion spread over the other tokens."""
+        """The label smoothing of its criterion."""
         smoothed = "label_smoothed" in str(self.options.get("criterion", ""))
         return self.options.number("label_smoothing") if smoothed else 0.0
 
 
 def read_fairseq(path: str | Path) -> FairseqFile:
-    """The checkpoint at `path`; none of its code is run. Raises UserError for any other file."""
+    """The checkpoint at `path`, read without executing any of its code. Raises UserError for any other file."""
     content = read_checkpoint(path)
     if not isinstance(content.get("model"), Mapping) or not (content.get("cfg") or content.get("args")):
         names, others = [str(name)[:80] for name in list(content)[:2]], len(content) - 2
         raise UserError(
-            f"{path} is not a checkpoint of fairseq's: it lacks 'model', or both of 'cfg' and 'args'.",
+            f"{path} is not a checkpoint of fairseq: it lacks 'model', or both 'cfg' and 'args'.",
             f"It holds: {', '.join(names) or 'nothing'}{f' and {others:,} more' if others > 0 else ''}.",
         )
     history = plain(content.get("optimizer_history")) or [{}]
@@ -58,10 +58,10 @@ def read_fairseq(path: str | Path) -> FairseqFile:
 
 
 def lacking(name: str, *, where: str) -> UserError:
-    """What is said of a tensor that a model with the file's options has, and the file has not."""
+    """The error about a tensor that the file's options require and the file lacks."""
     return UserError(
         f"{where} lacks '{name}', which a model with its options has.",
-        "It is another model than its options say, or not whole, so it cannot be imported.",
+        "Its tensors do not match its options, or the file is incomplete, so it cannot be imported.",
     )
 
 
@@ -76,5 +76,5 @@ def rows(state: Mapping[str, Tensor], stack: str, *, where: str) -> int:
 def _tensors(state: Mapping[Any, Any], *, where: str) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(value, Tensor):
-            raise UserError(f"{where}: '{name}' of its 'model' is no tensor, so this is not a checkpoint of fairseq's.")
+            raise UserError(f"{where}: '{name}' in 'model' is not a tensor, so this is not a checkpoint of fairseq.")
     return dict(state)

@@ -1,4 +1,4 @@
-"""The names under which fairseq keeps a Transformer's parameters, of every age, and how they become ours."""
+"""fairseq's names of a Transformer's parameters, in all versions, and their conversion to seqtk's names."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ NAMES = {
     "head.": "decoder.output_projection.",
     ".norm.": ".layer_norm.",
 }
-"""Ours → today's fairseq's, outside the blocks; a language model's embedding has no side in its name."""
+"""seqtk's names → fairseq's current names, outside the blocks; a language model's embedding has no side in its name."""
 
 BLOCK_NAMES = {
     "self_attention.": "self_attn.",
@@ -40,7 +40,7 @@ BLOCK_NAMES = {
     "value.": "v_proj.",
     ".out.": ".out_proj.",
 }
-"""Ours → today's fairseq's, inside a block."""
+"""seqtk's names → fairseq's current names, inside a block."""
 
 LIGHTCONV_NAMES = {
     "self_attention.kernel.weight": "conv.weight_linear.weight",
@@ -52,14 +52,14 @@ LIGHTCONV_NORMS = {
     "encoder": {"self_residual.norm.": "layer_norm1.", "ffn_residual.norm.": "layer_norm2."},
     "decoder": {"self_residual.norm.": "conv_layer_norm."},
 }
-"""Ours → today's fairseq's, inside a block of a lightconv model, where that has names of its own."""
+"""seqtk's names → fairseq's current names, in blocks of a lightconv model, where they differ."""
 
 NUMBERED_NORMS = {
     "encoder": ("self_attn_layer_norm", "final_layer_norm"),
     "decoder": ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
 }
 NUMBERED_LIGHTCONV_NORMS = {"encoder": ("layer_norm1", "layer_norm2"), "decoder": ()}
-"""What `layer_norms.N` of the releases before 0.7 are called today."""
+"""The current names of `layer_norms.N` in releases before 0.7."""
 
 ADAPTIVE_NAMES = (
     (r"embedding\.tokens\.bands\.(\d+)\.weight", "decoder.embed_tokens.embeddings.{}.0.weight", 0),
@@ -69,17 +69,17 @@ ADAPTIVE_NAMES = (
     (r"head\.bands\.(\d+)", "decoder.adaptive_softmax.tail.{}.2.weight", 1),  # band 1 is tail 0
     (r"head\.projections\.(\d+)", "decoder.adaptive_softmax.tail.{}.0.weight", 0),
 )
-"""Ours → today's fairseq's, of adaptive input and softmax, and which band of ours is number 0 there."""
+"""seqtk's names → fairseq's current names, for adaptive input and softmax, and the band that is number 0 in fairseq."""
 
 EMPTY = re.compile(
     r"(encoder|decoder)\.(version|embed_positions\._float_tensor|layers\.\d+\.conv\.conv_bias"
     r"|embed_tokens\._float_tensor|adaptive_softmax\.version|adaptive_softmax\.head\._float_tensor)"
 )
-"""Keys that hold a format's number, a device, or memory that was never initialised, and nothing of the model."""
+"""Keys that hold a format version, a device, or uninitialized memory, and nothing of the model."""
 
 
 def fairseq_name(name: str, *, lightconv: bool = False) -> str:
-    """What today's fairseq calls our parameter `name`, of a Transformer or of a lightconv model."""
+    """fairseq's current name of the parameter `name`, of a Transformer or a lightconv model."""
     for ours, theirs, first in ADAPTIVE_NAMES:
         if match := re.fullmatch(ours, name):
             return theirs.format(int(match[1]) - first if match[1].isdigit() else "")
@@ -93,8 +93,8 @@ def fairseq_name(name: str, *, lightconv: bool = False) -> str:
     return f"{stack}.layers.{renamed}" if blocks else renamed
 
 
-def todays_names(state: Mapping[str, Tensor], *, lightconv: bool = False) -> dict[str, Tensor]:
-    """The same tensors under the names that today's fairseq gives them; stacked projections are taken apart."""
+def current_names(state: Mapping[str, Tensor], *, lightconv: bool = False) -> dict[str, Tensor]:
+    """The same tensors by fairseq's current names; stacked projections are split."""
     norms = NUMBERED_LIGHTCONV_NORMS if lightconv else NUMBERED_NORMS
     return dict(pair for name, tensor in state.items() for pair in _today(name, tensor, numbered_norms=norms))
 
@@ -113,13 +113,13 @@ def _today(name: str, tensor: Tensor, *, numbered_norms: Mapping[str, tuple[str,
         yield name, tensor
 
 
-def our_state(
+def seqtk_state(
     state: Mapping[str, Tensor], model: nn.Module, *, where: str, lightconv: bool = False
 ) -> dict[str, Tensor]:
-    """The float32 tensors of fairseq's `state` under our names, as many and of such shapes as `model` has.
+    """The float32 tensors of fairseq's `state` by seqtk's names, with the names and shapes of `model`.
 
-    Of tensors that are one in `model` all but one may be left out. Raises UserError naming a key that is missing or
-    unknown, whose shape is not what the options promise, or that differs from one that they say is the same.
+    Of tensors that are tied in `model`, all but one may be missing. Raises UserError naming a key that is missing or
+    unknown, that has another shape than the options require, or that differs from one it is tied to.
     """
     ours: dict[str, Tensor] = {}
     unused = {name for name in state if not EMPTY.fullmatch(name)}
@@ -145,14 +145,14 @@ def our_state(
         if first in ours and not torch.equal(tensor, ours[first]):
             raise UserError(
                 f"{where}: '{theirs}' and '{fairseq_name(first, lightconv=lightconv)}' differ.",
-                "Its options say that they are shared, so it is damaged, or another model than they say.",
+                "Its options tie them, so the file is damaged, or its options are of another model.",
             )
         ours[name] = tensor
     if unused:
         raise UserError(
             f"{where} holds {len(unused)} keys that our Transformer has nothing for: "
             f"{', '.join(sorted(unused)[:3])}{', …' if len(unused) > 3 else ''}",
-            "It is another model than its options say, so it cannot be imported.",
+            "Its tensors do not match its options, so it cannot be imported.",
         )
     return ours
 

@@ -12,12 +12,12 @@ TYPES: dict[str, type[DynamicConvConfig | LightweightConvConfig]] = {
 
 
 def is_lightconv(options: Options) -> bool:
-    """Whether it is such a model: only these say of what type their convolutions are."""
+    """Whether it is such a model: only these have an option for the type of convolution."""
     return any(options.get(f"{stack}_conv_type", None) is not None for stack in ("encoder", "decoder"))
 
 
 def convolutions(options: Options, *, stack: str) -> Pattern:
-    """The layers of a stack, each with its own kernel size."""
+    """The layers of a stack, each with its kernel size."""
     kind, width = options.get(f"{stack}_conv_type", None), options.size(f"{stack}_embed_dim")
     if kind not in TYPES:
         raise UserError(f"{options.where} was trained with {stack}_conv_type={kind}.", nearest(str(kind), TYPES))
@@ -44,7 +44,7 @@ def _kernel_sizes(options: Options, *, stack: str) -> list[int]:
     name, layers = f"{stack}_kernel_size_list", options.size(f"{stack}_layers")
     sizes = options.get(name, None)
     if not isinstance(sizes, list) or not all(type(size) is int and size > 0 for size in sizes):
-        raise UserError(f"{options.where}: the option '{name}' is {sizes!r}, which is no list of sizes.")
+        raise UserError(f"{options.where}: the option '{name}' is {sizes!r}, not a list of sizes.")
     if len(sizes) not in (1, layers):
         raise UserError(f"{options.where}: '{name}' has {len(sizes)} sizes for {layers} layers.")
     return sizes * layers if len(sizes) == 1 else sizes

@@ -1,4 +1,4 @@
-"""Language models that fairseq trained, as our config and our parameters: same features, same scores."""
+"""Imports fairseq's language models: same features, same scores."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.data.blocks import BreakMode
 from seqtk.interop.fairseq_adaptive import adaptive_config, laid_out, vocabulary_size
 from seqtk.interop.fairseq_file import ACTIVATIONS, FairseqFile
-from seqtk.interop.fairseq_keys import our_state, todays_names
+from seqtk.interop.fairseq_keys import current_names, seqtk_state
 from seqtk.interop.fairseq_options import Options
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig
 from seqtk.utils.errors import UserError, nearest
@@ -29,16 +29,16 @@ REFUSED = {
     "past_target": "the token before as a target",
     "self_target": "the token itself as a target",
 }
-"""fairseq's option → what it asks for and our language model does not have, besides what no decoder of ours has."""
+"""Options of fairseq that seqtk's language model does not support, beside those that no decoder supports."""
 
 
 @dataclass(frozen=True)
 class ImportedLanguageModel:
-    """A language model of fairseq's in our terms."""
+    """A language model of fairseq in seqtk's terms."""
 
     config: TransformerLMConfig
     state: dict[str, Tensor]
-    """Float32, under our parameters' names; a tied table under each of them."""
+    """Float32, by seqtk's parameter names; a tied table under each of its names."""
     vocabulary: int
     tokens_per_sample: int
     break_mode: BreakMode
@@ -46,17 +46,17 @@ class ImportedLanguageModel:
     updates: int
 
     def model(self) -> TransformerLM:
-        """The network, ready to be used."""
+        """The network, in evaluation mode."""
         model = TransformerLM(self.config, vocabulary=self.vocabulary)
         model.load_state_dict(self.state)
         return model.eval()
 
 
 def import_language_model(file: FairseqFile) -> ImportedLanguageModel:
-    """The language model in `file`. Raises UserError for one that ours cannot equal, naming the option or the key."""
+    """The language model in `file`. Raises UserError for one that seqtk cannot reproduce, naming the option or key."""
     options, where = file.options, file.where
     _check(options)
-    state = todays_names(file.tensors)
+    state = current_names(file.tensors)
     vocabulary = vocabulary_size(state, where=where)
     config = _config(options, vocabulary=vocabulary)
     with torch.device("meta"):
@@ -64,7 +64,7 @@ def import_language_model(file: FairseqFile) -> ImportedLanguageModel:
     state = laid_out(state, adaptive=config.adaptive, tied=config.tie_embeddings)
     return ImportedLanguageModel(
         config=config,
-        state=our_state(state, model, where=where),
+        state=seqtk_state(state, model, where=where),
         vocabulary=vocabulary,
         tokens_per_sample=int(options.number("tokens_per_sample", 1024)),
         break_mode=BREAK_MODES[_known(options, "sample_break_mode", BREAK_MODES, default="none")],
@@ -74,14 +74,14 @@ def import_language_model(file: FairseqFile) -> ImportedLanguageModel:
 
 
 def _check(options: Options) -> None:
-    """Refuse what is no Transformer language model, or has a part that ours has not."""
+    """Raises UserError for another kind of model, or one with a part that is not supported."""
     task = options.get("task", "language_modeling")
     if task != "language_modeling":
         raise UserError(
             f"{options.where} holds a language model that was trained for fairseq's task '{task}'.",
             "Only models of its tasks 'language_modeling' and 'translation' can be imported.",
         )
-    options.refuse(REFUSED, ours="language model")
+    options.refuse(REFUSED, model="language model")
 
 
 def _config(options: Options, *, vocabulary: int) -> TransformerLMConfig:
@@ -113,7 +113,7 @@ def _config(options: Options, *, vocabulary: int) -> TransformerLMConfig:
 
 
 def _known(options: Options, name: str, known: Mapping[str, str], *, default: str) -> str:
-    """The value of an option, one of those that are known."""
+    """The value of an option. Raises UserError unless it is in `known`."""
     value = str(options.get(name, default))
     if value not in known:
         raise UserError(f"{options.where} was trained with {name}={value}.", nearest(value, known))

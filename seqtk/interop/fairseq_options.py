@@ -1,4 +1,4 @@
-"""The options in a checkpoint of fairseq's, of every age, read with the care that a stranger's file needs."""
+"""The options in a checkpoint of fairseq, of any version. Values are checked, as the file is not trusted."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ REFUSED = {
     "scale_heads": "NormFormer's scales",
     "scale_resids": "NormFormer's scales",
 }
-"""fairseq's option → what it asks for and no decoder of ours has. Unset, or false, it is fine."""
+"""Options of fairseq that no decoder of seqtk supports, with what they ask for. Unset or false they are accepted."""
 
 
 class Options:
@@ -30,38 +30,38 @@ class Options:
         return default if value is None else value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A number; one without a default must be there."""
+        """The value of a numeric option. Raises UserError if it is missing and has no default, or is not a number."""
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UserError(f"{self.where}: the option '{name}' is {value!r}, which is no number.")
+            raise UserError(f"{self.where}: the option '{name}' is {value!r}, not a number.")
         return value
 
     def size(self, name: str) -> int:
         return int(self.number(name))
 
-    def refuse(self, refused: Mapping[str, str], *, ours: str) -> None:
-        """Raise UserError for what `ours` has not: an option of `refused`, one of REFUSED, a decoder's projections."""
+    def refuse(self, refused: Mapping[str, str], *, model: str) -> None:
+        """Raises UserError for an option in `refused` or REFUSED that is set, and for projections of the decoder."""
         for option, words in {**REFUSED, **refused}.items():
             if self.get(option, False):
                 raise UserError(
                     f"{self.where} was trained with {option}={self.get(option, None)}: {words}.",
-                    f"Our {ours} does not have that, so this model cannot be imported.",
+                    f"seqtk's {model} does not support it, so this model cannot be imported.",
                 )
         dim = self.size("decoder_embed_dim")
         for option in ("decoder_input_dim", "decoder_output_dim"):
             if self.get(option, dim) != dim:
                 raise UserError(
                     f"{self.where} has {option}={self.size(option)}, not its decoder's width.",
-                    f"Our {ours} has no projection there, so this model cannot be imported.",
+                    f"seqtk's {model} has no projection there, so this model cannot be imported.",
                 )
 
     def both(self, ending: str) -> bool:
-        """A switch that our model has once and fairseq's has for the encoder and the decoder."""
+        """A switch that seqtk has once and fairseq has for encoder and decoder. Raises UserError if they differ."""
         encoder, decoder = (bool(self.get(f"{stack}_{ending}", False)) for _, stack in SIDES)
         if encoder != decoder:
             raise UserError(
                 f"{self.where}: encoder_{ending}={encoder} but decoder_{ending}={decoder}.",
-                "Our Transformer has one such switch for both, so this model cannot be imported.",
+                "seqtk's Transformer has one switch for both, so this model cannot be imported.",
             )
         return encoder
 

@@ -1,4 +1,4 @@
-"""Reads a torch checkpoint that somebody else wrote, running no code of its pickle.
+"""Reads a torch checkpoint from an untrusted source, without running any code of its pickle.
 
 torch's weights-only reader does the reading: it builds tensors and plain containers, and calls nothing else.
 Checkpoints also hold settings in classes of libraries that need not be installed here; for those of a few known
@@ -56,7 +56,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"There is no checkpoint {path}.")
+        raise UserError(f"checkpoint={path} does not exist.")
     names = globals_of(path)
     stubs = [(_stub(name), name) for name in names if _is_stubbed(name)]
     try:
@@ -93,7 +93,7 @@ def globals_of(path: Path) -> list[str]:
         for stream in _pickles(path):
             names.update(dict.fromkeys(_globals_in(stream)))
     except (ValueError, EOFError, IndexError, KeyError, zipfile.BadZipFile):
-        pass  # what is malformed is said by the reader itself, later
+        pass  # the reader reports what is malformed
     return list(names)
 
 
@@ -122,7 +122,7 @@ def _globals_in(stream: IO[bytes]) -> Iterator[str]:
 
 
 def _today(module: str, name: str) -> str:
-    """`module.name` in Python 3's words: protocol 2, which torch writes, uses those of Python 2."""
+    """`module.name` in Python 3: protocol 2, which torch writes, uses the names of Python 2."""
     if (module, name) in _compat_pickle.NAME_MAPPING:
         module, name = _compat_pickle.NAME_MAPPING[module, name]
     return f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
@@ -148,7 +148,7 @@ def _refusal(path: Path, names: list[str]) -> UserError:
     if foreign:
         return UserError(
             f"{path} is not read: it asks for {', '.join(foreign[:3])}, which no checkpoint of fairseq needs.",
-            "None of it was run. If you trust the file, save its 'model' and 'cfg' or 'args' alone, elsewhere.",
+            "None of it was run. If you trust the file, save its 'model' and its 'cfg' or 'args' to a new file.",
         )
     return UserError(
         f"{path} is not a torch checkpoint, or it is damaged.",
@@ -157,5 +157,5 @@ def _refusal(path: Path, names: list[str]) -> UserError:
 
 
 def _quiet() -> Any:
-    """torch warns about pickles of other protocols; what matters of that is said by the error."""
+    """Silences torch's warnings about pickle protocols; errors are reported anyway."""
     return warnings.catch_warnings(action="ignore")

@@ -231,7 +231,7 @@ def test_unrelated_paths_are_not_suggested(
         ("checkpoint=words.safetensors input=text data=words", "both set"),
         ("checkpoint=words.safetensors text=txt", "There is no text txt"),
         ("checkpoint=words.safetensors context_window=16", "does not fit in tokens_per_sample=16"),
-        ("checkpoint=words.safetensors tokens_per_sample=21", "21 tokens, but the model reads 20 at most"),
+        ("checkpoint=words.safetensors tokens_per_sample=21", "tokens_per_sample=20"),
         ("checkpoint=words.safetensors tokens_per_sample=0", "tokens_per_sample=0"),
         ("checkpoint=words.safetensors output=nowhere/o", "no folder nowhere"),
         ("checkpoint=words.safetensors streams=2 context_window=3", "both set"),

@@ -19,7 +19,7 @@ from seqtk.checkpoint import model_file
 from seqtk.cli import import_fairseq as command
 from seqtk.interop import fairseq_options
 from seqtk.interop.fairseq import REFUSED, import_fairseq
-from seqtk.interop.fairseq_keys import FIRST_POSITION, fairseq_name, todays_names
+from seqtk.interop.fairseq_keys import FIRST_POSITION, current_names, fairseq_name
 from seqtk.models.encoder import EncoderConfig
 from seqtk.models.stacks import DecoderConfig
 from seqtk.models.transformer import Transformer, TransformerConfig
@@ -148,7 +148,7 @@ def test_settings_in_groups(tmp_path: Path, as_omegaconf: bool) -> None:
 
 def test_old_names() -> None:
     stacked = torch.arange(12.0).view(6, 2)
-    today = todays_names(
+    today = current_names(
         {
             "decoder.layers.0.encoder_attn.in_proj_weight": stacked,
             "decoder.layers.0.layer_norms.1.bias": stacked[0],
@@ -183,7 +183,7 @@ def without(name: str) -> Callable[[State], Any]:
 BROKEN: dict[str, tuple[Callable[[State], Any], str]] = {
     "a missing key": (
         without("encoder.layers.0.fc1.weight"),
-        "lacks 'encoder.layers.0.fc1.weight', which a model with its options has.\nIt is another model",
+        "lacks 'encoder.layers.0.fc1.weight', which a model with its options has.\nIts tensors do not match",
     ),
     "no table": (without("decoder.embed_tokens.weight"), "lacks 'decoder.embed_tokens.weight'"),
     "an unknown key": (lambda state: state.update({"decoder.extra.weight": torch.ones(1)}), "decoder.extra.weight"),
@@ -245,7 +245,7 @@ def test_options_are_refused_by_name(tmp_path: Path, options: dict[str, Any], wo
 
 def test_other_torch_files_are_refused(tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(2)}, tmp_path / "a.pt")
-    assert "not a checkpoint of fairseq's" in refusal(tmp_path / "a.pt")
+    assert "not a checkpoint of fairseq" in refusal(tmp_path / "a.pt")
 
 
 def test_error_lists_few_names_of_a_foreign_file(tmp_path: Path) -> None:

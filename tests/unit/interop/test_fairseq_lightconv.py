@@ -110,7 +110,7 @@ def test_numbered_norms_of_the_encoder(tmp_path: Path) -> None:
         ({"decoder_conv_type": "fixed"}, "decoder_conv_type=fixed"),
         ({"encoder_conv_type": None}, "encoder_conv_type=None"),
         ({"decoder_kernel_size_list": [3, 5, 7]}, "'decoder_kernel_size_list' has 3 sizes for 2 layers"),
-        ({"decoder_kernel_size_list": "[3, 5]"}, "no list of sizes"),
+        ({"decoder_kernel_size_list": "[3, 5]"}, "decoder_kernel_size_list"),
         ({"decoder_kernel_size_list": None}, "'decoder_kernel_size_list' is None"),
         ({"encoder_kernel_size_list": [5]}, "'encoder.layers.0.conv.weight' is 2 × 3"),
         ({"encoder_glu": False}, "'encoder.layers.0.linear1.weight' is 16 × 8"),
