@@ -288,7 +288,9 @@ def _opened(path: Path) -> Iterator[Any]:
         what, hint = describe(path)
         if "safetensors" in what or "model file" in what or path.suffix == ".safetensors":
             raise UserError(f"{path} is damaged or incomplete.", str(error).splitlines()[0]) from error
-        raise UserError(f"{path} is {what}, not a model of seqtk.", *([hint] if hint else [])) from error
+        raise UserError(
+            f"{path} is {what}, not a model of seqtk.", *([f"To use it: {hint}"] if hint else [])
+        ) from error
 
 
 _LEGACY_TASKS = {"demo_translation": ("translation", ("pairs", "vocab_size", "corpus_seed"))}

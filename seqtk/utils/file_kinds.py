@@ -21,7 +21,7 @@ def describe(path: Path) -> tuple[str, str]:
             return "a model file of seqtk", f"seqtk-generate checkpoint={path}"
         return "a safetensors file", ""
     if head.startswith(INDEXED) or path.suffix in (".idx", ".bin"):
-        return "a part of a data-bin directory", f"Give its directory: task.data={path.parent} or data={path.parent}"
+        return "a part of a data-bin directory", f"task.data={path.parent} or data={path.parent}"
     if path.suffix == ".jsonl":
         return "a training log", f"seqtk-plot {path.parent} output=curves.png"
     if path.suffix in (".yaml", ".yml"):
@@ -29,7 +29,7 @@ def describe(path: Path) -> tuple[str, str]:
     if path.suffix == ".model":
         return "a SentencePiece model", f"seqtk-preprocess sentencepiece={path}"
     if path.name.startswith("dict.") and path.suffix == ".txt":
-        return "a dictionary", f"Give its directory: data={path.parent}"
+        return "a dictionary", f"data={path.parent}"
     if b"\0" not in head:
         return ("a text file" if head else "an empty file"), ""
     return "a file of another kind", ""
