@@ -203,6 +203,7 @@ class TextPipeline(Pipeline):
 
 
 def as_lines(texts: Sequence[str], name: str, *, count: int | None = None) -> Sequence[str]:
+    """`texts` itself. Raises TypeError for one string, and UserError unless there are `count` of them."""
     if isinstance(texts, str):
         raise TypeError(f"{name} must be a list of strings, not one string")
     if count is not None and len(texts) != count:
@@ -211,6 +212,7 @@ def as_lines(texts: Sequence[str], name: str, *, count: int | None = None) -> Se
 
 
 def warn_truncated(translations: Iterable[Translation]) -> Iterator[Translation]:
+    """Yields the translations, then warns of inputs and prefixes that lost their end."""
     sources = prefixes = 0
     for translation in translations:
         sources += translation.truncated

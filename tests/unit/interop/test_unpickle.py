@@ -127,9 +127,9 @@ def test_other_files_are_user_errors(tmp_path: Path, content: bytes) -> None:
 
 
 def test_missing_files_folders_and_other_archives(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="checkpoint=.* does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         read_checkpoint(tmp_path / "missing.pt")
-    with pytest.raises(UserError, match="checkpoint=.* does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         read_checkpoint(tmp_path)
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("readme.txt", "text")
