@@ -192,7 +192,13 @@ def _batches(trainer: Trainer) -> Iterator[TranslationBatch]:
 def _serve_ours(arguments: argparse.Namespace) -> None:
     trainer = _trainer(arguments, dropout=0.1)
     batches = _batches(trainer)
-    _serve(lambda: trainer.update([next(batches)])["weight"])
+
+    def update() -> float:
+        batch = next(batches)
+        trainer.update([batch])
+        return batch.weight
+
+    _serve(update)
 
 
 def _serve(update: Callable[[], float]) -> None:
@@ -333,8 +339,10 @@ def _losses(arguments: argparse.Namespace) -> None:
     loop.model.load_state_dict({_plain_name(name): tensor for name, tensor in tensors_of(trainer.model).items()})
     losses = []
     for batch in islice(_batches(trainer), arguments.checked):
-        figures = trainer.update([batch])
-        losses.append((figures["loss"] / figures["weight"], float(loop.update(batch))))
+        before = trainer.state.interval.get("loss", 0.0)
+        trainer.update([batch])
+        trainer.read_sums()
+        losses.append(((trainer.state.interval["loss"] - before) / batch.weight, float(loop.update(batch))))
     print(json.dumps(losses))
 
 

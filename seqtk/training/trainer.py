@@ -304,7 +304,7 @@ class Trainer:
         config = self.config
         events = (config.log.every, config.validation.every or None, config.checkpoint.every)
         if self._stop_signal or self._epoch_ended() or any(map(self._is_due, events)):
-            self._read_sums()
+            self.read_sums()
         self.log.progress(self.state.update)
 
     def _is_due(self, every: int | None) -> bool:
@@ -345,7 +345,7 @@ class Trainer:
         counts = torch.stack([made * weight, made])
         self._sums = self._sums + torch.cat([torch.where(self._finite, values, 0.0), counts])
 
-    def _read_sums(self) -> None:
+    def read_sums(self) -> None:
         """Reads the sums into the state: the only wait for the device between two log lines.
 
         Raises:
@@ -391,7 +391,7 @@ class Trainer:
 
     def _save_before_abort(self) -> str:
         """Saves the state before a failed update, if its weights are finite. Returns advice."""
-        self._read_sums()
+        self.read_sums()
         good = all(bool(self.engine.full(parameter).isfinite().all()) for parameter in self.model.parameters())
         if good and self.state.update != self._saved_at:
             self._save()

@@ -49,5 +49,5 @@ def losses(save_dir: Path, kind: str = "train") -> list[tuple[int, float]]:
 
 def sums_of(run: Trainer) -> dict[str, float]:
     """The sums of the updates that a test made by hand."""
-    run._read_sums()
+    run.read_sums()
     return run.state.interval
