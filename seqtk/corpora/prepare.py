@@ -18,7 +18,7 @@ from seqtk.corpora.local import find_all
 from seqtk.corpora.spec import Corpus, RemoteFile, Text, check_file
 from seqtk.corpora.unpack import unpack
 from seqtk.data.preprocess import PreprocessConfig, check_destination, preprocess
-from seqtk.data.report import Report
+from seqtk.data.report import PreprocessReport
 from seqtk.utils.errors import UserError
 from seqtk.utils.files import atomic_files, check_writable, disk_full_errors
 from seqtk.utils.progress import Reporter, format_counts
@@ -39,7 +39,9 @@ class PrepareConfig:
     workers: int = setting(0, at_least=0, help="Worker processes. 0: one per core.")
 
 
-def prepare(corpus: Corpus, config: PrepareConfig, *, reporter: Reporter, retry: RetryPolicy | None = None) -> Report:
+def prepare(
+    corpus: Corpus, config: PrepareConfig, *, reporter: Reporter, retry: RetryPolicy | None = None
+) -> PreprocessReport:
     """Makes the data-bin of `corpus`. Raises UserError for files that are missing, damaged or different."""
     destination = Path(config.destdir or f"data-bin/{corpus.databin}")
     check_destination(destination, overwrite=config.overwrite)

@@ -19,7 +19,7 @@ from seqtk.data.corpus import BLOCK_BYTES, Text, check_equal, check_text, read_b
 from seqtk.data.encoding import BlockEncoder, EncodedBlock, LineEncoder, PieceEncoder, SymbolEncoder, WordEncoder
 from seqtk.data.filters import RULES, LengthFilter
 from seqtk.data.indexed import IndexedWriter
-from seqtk.data.report import Report, SideCount, SplitCount, TextCount
+from seqtk.data.report import PreprocessReport, SideCount, SplitCount, TextCount
 from seqtk.data.vocabulary import UNK, Vocabulary
 from seqtk.data.vocabulary_building import LanguageSpec, Tokens, VocabularyConfig, make_specs
 from seqtk.data.workers import available_cores, ordered_map
@@ -72,7 +72,9 @@ _NOT_RECORDED = ("destdir", "overwrite", "workers")
 """Settings without influence on the files."""
 
 
-def preprocess(config: PreprocessConfig, *, reporter: Reporter | None = None, block_bytes: int = BLOCK_BYTES) -> Report:
+def preprocess(
+    config: PreprocessConfig, *, reporter: Reporter | None = None, block_bytes: int = BLOCK_BYTES
+) -> PreprocessReport:
     """Makes the data-bin folder that `config` describes, and returns its counts.
 
     Text of a few blocks is not worth a worker process. With several workers the caller's main module must be importable
@@ -114,7 +116,7 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter | None = None, bl
             if text.name != "train" and config.tokens == "sentencepiece":
                 writer.keep_text(text)
         writer.write_vocabularies()
-        report = Report(dict(zip(names, (len(spec.vocabulary) for spec in specs), strict=True)), splits)
+        report = PreprocessReport(dict(zip(names, (len(spec.vocabulary) for spec in specs), strict=True)), splits)
         _write_record(folder / "preprocess.json", config, report)
     return report
 
@@ -223,7 +225,7 @@ class _Writer:
         return self._directory / (f"{split}.{'-'.join(map(str, self._langs))}.{lang}" if lang else split)
 
 
-def _write_record(path: Path, config: PreprocessConfig, report: Report) -> None:
+def _write_record(path: Path, config: PreprocessConfig, report: PreprocessReport) -> None:
     settings = {key: value for key, value in schema.to_dict(config).items() if key not in _NOT_RECORDED}
     record = {"seqtk": __version__, "settings": settings, **report.to_dict()}
     write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -71,7 +71,7 @@ class SplitCount:
 
 
 @dataclass(frozen=True)
-class Report:
+class PreprocessReport:
     """The size of each language's vocabulary, special symbols included, and the counts of each split."""
 
     vocabulary: dict[str, int]

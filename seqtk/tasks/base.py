@@ -101,10 +101,6 @@ class Task:
         """Whether each example continues where the one before it ends, so that `batch.streams` can read them."""
         return False
 
-    @classmethod
-    def prepare(cls, config: Any) -> None:
-        """Make the corpus if this task can, before anybody opens it; called by one process alone."""
-
     def assets(self) -> Assets:
         """What the constructor takes as `assets`: all that is needed to use a model without the data."""
         raise NotImplementedError

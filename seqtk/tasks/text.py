@@ -2,14 +2,11 @@
 
 import base64
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from seqtk.data.databin import DataBin
 from seqtk.data.sources import Source, sources
 from seqtk.data.tokenizer import Tokenizer
-from seqtk.tasks.base import Assets, Task, TaskConfig
-from seqtk.utils.errors import UserError
+from seqtk.tasks.base import Assets, Task
 
 
 class TextTask(Task):
@@ -24,7 +21,7 @@ class TextTask(Task):
             UserError: If the source does not suit the task or its vocabularies.
         """
 
-    def open(self, data: str | Source | DataBin | None = None) -> Source:
+    def open(self, data: str | Source | None = None) -> Source:
         """The source of the data.
 
         Args:
@@ -33,8 +30,6 @@ class TextTask(Task):
         Raises:
             UserError: If it cannot be read, or does not suit the task or its vocabularies.
         """
-        if isinstance(data, DataBin):
-            data = str(data.directory)
         if data is not None or self._source is None:
             source = data if isinstance(data, Source) else self._open(data or self.config.data)
             self.connect(source)
@@ -47,13 +42,6 @@ class TextTask(Task):
         }
         made_by = self.config.made_by if data == self.config.data else ""
         return sources.build(self.config.source, data=data, made_by=made_by, **languages)
-
-
-def check_made(config: TaskConfig, directory: str) -> None:
-    """Raises UserError, with the command to run, if `directory` is the corpus that `config` names and is missing."""
-    own = directory in (config.data, *config.data.split(","))
-    if own and config.made_by and not any(Path(directory).glob("dict*.txt")):
-        raise UserError(f"The corpus {directory} is not there.", "This command makes it:", config.made_by)
 
 
 def tokenizer_assets(tokenizer: Tokenizer, side: str) -> Assets:

@@ -11,7 +11,7 @@ from seqtk.config.fields import setting
 from seqtk.corpora.demo.sampler import Sampler
 from seqtk.corpora.demo.sentences import sentence
 from seqtk.data.preprocess import DATABIN_FILES, PreprocessConfig, check_destination, preprocess
-from seqtk.data.report import Report
+from seqtk.data.report import PreprocessReport
 from seqtk.utils.files import atomic_files, disk_full_errors
 from seqtk.utils.progress import Reporter
 
@@ -31,7 +31,7 @@ class DemoConfig:
     overwrite: bool = setting(False, help="Replaces a data-bin that is in destdir.")
 
 
-def prepare(config: DemoConfig, *, reporter: Reporter | None = None) -> Report:
+def prepare(config: DemoConfig, *, reporter: Reporter | None = None) -> PreprocessReport:
     """Makes the demo corpus, the same for the same settings on every machine.
 
     Raises UserError if the folder cannot be written or holds a data-bin that must stay.

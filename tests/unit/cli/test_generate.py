@@ -12,7 +12,6 @@ from seqtk.checkpoint.model_file import tensors_of
 from seqtk.cli.generate import main as generate
 from seqtk.cli.interactive import main as interactive
 from seqtk.cli.score import main as score
-from seqtk.data.databin import DataBin
 from seqtk.data.indexed import IndexedWriter
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.generation.config import SearchConfig
@@ -164,7 +163,7 @@ def test_kept_text_is_shown(run, kept_text):
 
 def test_validation_equals_generation_of_kept_text(run, folder, kept_text):
     loaded = model_file.load(folder / "model1.safetensors")
-    loaded.task.open(DataBin(folder / "data-bin"))
+    loaded.task.open(str(folder / "data-bin"))
     dataset = loaded.task.dataset("test")
     batch = loaded.task.collate([dataset[index] for index in range(len(dataset))])
     outputs = loaded.task.outputs(loaded.model, batch, dataset, SearchConfig(beam=2, max_length_b=5))
@@ -175,7 +174,7 @@ def test_validation_equals_generation(run, folder):
     loaded = model_file.load(folder / "model1.safetensors")
     task = loaded.task
     assert isinstance(task, TranslationTask)
-    task.open(DataBin(folder / "data-bin"))
+    task.open(str(folder / "data-bin"))
     dataset = task.dataset("test")
     batch = task.collate([dataset[index] for index in range(len(dataset)) if index % 5 != 2])
     outputs = task.outputs(loaded.model, batch, dataset, SearchConfig(beam=2, max_length_b=5))

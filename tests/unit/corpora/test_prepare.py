@@ -20,7 +20,7 @@ from seqtk.corpora.spec import Corpus
 from seqtk.corpora.texts import Pairs
 from seqtk.data.databin import DataBin
 from seqtk.data.preprocess import PreprocessConfig, preprocess
-from seqtk.data.report import Report
+from seqtk.data.report import PreprocessReport
 from seqtk.utils.errors import UserError
 from seqtk.utils.progress import Reporter
 from tests.unit.corpora.fake_server import Served, Shelf, files_of_at_most
@@ -29,7 +29,7 @@ from tests.unit.corpora.tiny_corpora import HELD_OUT, TRAIN, content_of, lay_out
 HURRY = RetryPolicy(attempts=2, pause=0.0, timeout=5.0)
 
 
-def make(corpus: Corpus, folder: Path, reporter: Reporter | None = None, **settings: object) -> Report:
+def make(corpus: Corpus, folder: Path, reporter: Reporter | None = None, **settings: object) -> PreprocessReport:
     config = PrepareConfig(
         **{"downloads": str(folder / "downloads"), "destdir": str(folder / "bin"), "workers": 1, **settings}  # type: ignore[arg-type]
     )
