@@ -25,20 +25,21 @@ from seqtk.attention import windows as windows
 from seqtk.attention.base import (
     Attention,
     AttentionConfig,
-    HeadedAttention,
-    HeadedConfig,
     Role,
     Scope,
     State,
     StepState,
     attentions,
 )
+from seqtk.attention.qkv import HeadedAttention, HeadwiseAttention, QKVAttention, QKVConfig
 
 __all__ = [
     "Attention",
     "AttentionConfig",
     "HeadedAttention",
-    "HeadedConfig",
+    "HeadwiseAttention",
+    "QKVAttention",
+    "QKVConfig",
     "Role",
     "Scope",
     "State",

@@ -17,7 +17,7 @@ from seqtk.ops import cache
 from seqtk.ops.aft import NOTHING, Weighed, exponentials, running, weigh_all, weigh_past
 from seqtk.ops.blocks import in_blocks
 from seqtk.ops.head_checkpoint import Projected, by_heads
-from seqtk.ops.init import check_at_least_one, xavier_linear
+from seqtk.ops.init import xavier_linear
 from seqtk.ops.precision import wide
 
 
@@ -117,7 +117,6 @@ class AftFull(AftSimple):
 
     def __init__(self, config: AftFullConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        check_at_least_one(config, "max_length", "rank")
         deviation = (0.01 / config.rank) ** 0.25  # an element of u vᵀ then has one of 0.1
         self.position_query = nn.Parameter(torch.randn(config.max_length, config.rank) * deviation)
         self.position_key = nn.Parameter(torch.randn(config.max_length, config.rank) * deviation)
@@ -224,7 +223,6 @@ class AftLocal(AftFull):
 
     def __init__(self, config: AftLocalConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        check_at_least_one(config, "window")
 
     @property
     def window(self) -> int:

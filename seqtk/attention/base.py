@@ -1,10 +1,9 @@
 """The contract of attention layers: one class, up to three roles, a parallel form and a step form that agree.
 
-B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, E width of a head.
+B batch, T query length, S key length, D width of the layer, M width of the memory.
 """
 
 import enum
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,9 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_pytree_node
 
-from seqtk.config.fields import probability, setting
 from seqtk.config.registry import Registry
-from seqtk.modules.dropout import check_rate
 from seqtk.utils.errors import UserError
 
 State = Any
@@ -188,56 +185,3 @@ _ROLE_WORDS = {
     Role.CAUSAL: "a decoder's self-attention (it has no causal form)",
     Role.CROSS: "cross-attention (it cannot read a memory)",
 }
-
-
-@dataclass(frozen=True)
-class HeadedConfig(AttentionConfig):
-    """What layers with heads share."""
-
-    heads: int | None = setting(None, at_least=1, help="Attention heads. null: the model's heads.")
-    dropout: float = probability(0.0, help="Dropout of the attention weights.")
-    bias: bool = setting(True, help="Use biases in the projections.")
-
-
-class HeadedAttention(Attention):
-    """A layer that splits its width into heads; holds the projections' sizes and the reshaping."""
-
-    def __init__(self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
-        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        if config.heads is None:
-            raise UserError(f"Attention '{attentions.name_of(type(config))}' outside a model needs its heads set.")
-        for key in ("heads", "max_length", "rank"):
-            if getattr(config, key, 1) < 1:
-                raise UserError(f"attention.{key}={getattr(config, key)} must be at least 1.")
-        if dim % config.heads:
-            raise UserError(f"A width of {dim} cannot be split into {config.heads} heads.", "Change dim or heads.")
-        check_rate(config.dropout)
-        self.heads = config.heads
-        self.head_dim = dim // config.heads
-
-    def projection(self, input_dim: int, output_dim: int | None = None, *, gain: float = 1.0) -> nn.Linear:
-        """A linear map, to the layer's width if None, Xavier-uniform with `gain`, its bias (if any) zero."""
-        linear = nn.Linear(input_dim, output_dim or self.dim, bias=self.config.bias)
-        nn.init.xavier_uniform_(linear.weight, gain=gain)
-        if linear.bias is not None:
-            nn.init.zeros_(linear.bias)
-        return linear
-
-    def add_projections(self, *, kv_dim: int | None = None) -> None:
-        """Make `query`, `key`, `value` (of width `kv_dim`, the layer's if None) and `out`: dot-product attention's.
-
-        Keys and values are made from the memory in cross-attention. The gain is that of one matrix for all three.
-        """
-        read_dim = self.memory_dim if self.role is Role.CROSS else self.dim
-        self.query = self.projection(self.dim, gain=1 / math.sqrt(2))
-        self.key = self.projection(read_dim, kv_dim, gain=1 / math.sqrt(2))
-        self.value = self.projection(read_dim, kv_dim, gain=1 / math.sqrt(2))
-        self.out = self.projection(self.dim)
-
-    def split(self, x_BTD: Tensor) -> Tensor:
-        """x_BTD → x_BHTE; of fewer heads if x is narrower."""
-        return x_BTD.view(*x_BTD.shape[:2], x_BTD.shape[2] // self.head_dim, self.head_dim).transpose(1, 2)
-
-    def join(self, x_BHTE: Tensor) -> Tensor:
-        """x_BHTE → x_BTD."""
-        return x_BHTE.transpose(1, 2).flatten(2)

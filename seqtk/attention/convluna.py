@@ -16,7 +16,6 @@ from seqtk.attention.base import Role, StepState, attentions
 from seqtk.attention.luna import Luna, LunaConfig
 from seqtk.config.fields import setting
 from seqtk.ops.depthwise import depthwise
-from seqtk.ops.init import check_at_least_one
 from seqtk.utils.errors import UserError
 
 Temperature = Literal["unit", "sqrt", "learn"]
@@ -89,7 +88,6 @@ class ConvLuna(Luna):
             raise UserError(
                 "attention.sharing=simplified has no values' weights, which attention.tie_kv=true could tie."
             )
-        check_at_least_one(config, "kernel_size", "stride")
         if config.stride > config.kernel_size:
             raise UserError(
                 f"attention.stride={config.stride} must be at most attention.kernel_size={config.kernel_size}:",

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, StepState, attentions
+from seqtk.attention.base import Role, State, StepState, attentions
+from seqtk.attention.qkv import HeadedAttention, QKVConfig
 from seqtk.config.fields import probability, setting
 from seqtk.modules.dropout import Dropout
 from seqtk.ops.depthwise import depthwise
@@ -30,7 +31,7 @@ CHUNK = 32
 
 
 @dataclass(frozen=True)
-class ConvolutionConfig(HeadedConfig):
+class ConvolutionConfig(QKVConfig):
     """What both convolutions share."""
 
     dropout: float = probability(0.0, help="Dropout of the kernel's taps after their softmax (DropConnect).")

@@ -12,7 +12,7 @@ from torch.nn import functional
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, StepState, attentions
 from seqtk.config.fields import setting
 from seqtk.ops import cache
-from seqtk.ops.init import check_at_least_one, xavier_linear
+from seqtk.ops.init import xavier_linear
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,6 @@ class Gmlp(Attention):
 
     def __init__(self, config: GmlpConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        check_at_least_one(config, "max_length", "inner")
         inner = config.inner or dim
         self.expand = xavier_linear(dim, 2 * inner, bias=config.bias)
         self.norm = nn.LayerNorm(inner)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, StepState, attentions
+from seqtk.attention.base import Role, State, StepState, attentions
+from seqtk.attention.qkv import HeadedAttention, QKVConfig
 from seqtk.config.fields import probability, setting
 from seqtk.modules.dropout import Dropout
 from seqtk.ops.head_checkpoint import Projected, by_heads
@@ -31,7 +32,7 @@ EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
-class KernelConfig(HeadedConfig):
+class KernelConfig(QKVConfig):
     """What all kernelised layers share."""
 
     dropout: float = probability(

@@ -11,14 +11,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, StepState, attentions
+from seqtk.attention.base import Role, State, StepState, attentions
+from seqtk.attention.qkv import HeadedAttention, QKVConfig
 from seqtk.config.fields import setting
 from seqtk.ops.dot_product import attend
 from seqtk.ops.resizing import Resizable
 
 
 @dataclass(frozen=True)
-class LinformerConfig(HeadedConfig):
+class LinformerConfig(QKVConfig):
     """Attention to `rank` mixtures of all positions: O(T rank D) time, and rank × max_length weights a map."""
 
     rank: int = setting(128, at_least=1, help="Keys and values that an input is reduced to.")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.attention.base import Attention, HeadedAttention, HeadedConfig, Role, Scope, State, StepState, attentions
+from seqtk.attention.base import Attention, Role, Scope, State, StepState, attentions
+from seqtk.attention.qkv import HeadedAttention, QKVConfig
 from seqtk.config.fields import setting
 from seqtk.modules.dropout import Dropout
 from seqtk.ops.dot_product import attend, padding_bias
@@ -24,7 +25,7 @@ LN2 = math.log(2)
 
 
 @dataclass(frozen=True)
-class LunaConfig(HeadedConfig):
+class LunaConfig(QKVConfig):
     """Attention by way of P memory slots, handed up an encoder: 5 D² weights (untied 7 D²), O(T P D) time."""
 
     memory_size: int = setting(32, at_least=1, help="Memory slots. Layers of one encoder that share them must agree.")

@@ -16,7 +16,7 @@ from seqtk.modules.dropout import check_rate
 from seqtk.ops import cache
 from seqtk.ops.dot_product import attend, attend_last, padding_bias
 from seqtk.ops.ema import DampedAverage
-from seqtk.ops.init import check_at_least_one, xavier_linear
+from seqtk.ops.init import xavier_linear
 from seqtk.ops.positions import rotate
 from seqtk.ops.precision import as_autocast
 from seqtk.utils.errors import UserError
@@ -60,7 +60,6 @@ class Mega(Attention):
 
     def __init__(self, config: MegaConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        check_at_least_one(config, "averages", "shared", "values", "chunk")
         check_rate(config.dropout)
         self.subquadratic = config.chunk is not None
         shared, values = _widths(config, dim)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, attentions
+from seqtk.attention.base import Role, State, attentions
+from seqtk.attention.qkv import HeadedAttention, QKVConfig
 from seqtk.config.fields import setting
 from seqtk.ops.depthwise import depthwise
 from seqtk.ops.dot_product import attend
@@ -18,7 +19,7 @@ from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class NystromConfig(HeadedConfig):
+class NystromConfig(QKVConfig):
     """Softmax attention rebuilt from `landmarks` mean queries and keys: O(T landmarks D) time; encoders only."""
 
     landmarks: int = setting(

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, StepState, attentions
+from seqtk.attention.base import Role, State, StepState, attentions
+from seqtk.attention.qkv import HeadedAttention, QKVConfig
 from seqtk.config.fields import setting
 from seqtk.ops.dot_product import attend
 from seqtk.utils.errors import UserError
@@ -145,7 +146,7 @@ class PooledKeysAttention(HeadedAttention):
 
 
 @dataclass(frozen=True)
-class MemoryCompressedConfig(HeadedConfig):
+class MemoryCompressedConfig(QKVConfig):
     """Dot-product attention to keys and values that strided convolutions make fewer: O(T S D / compression) time."""
 
     compression: int = setting(
@@ -172,7 +173,7 @@ class MemoryCompressedAttention(PooledKeysAttention):
 
 
 @dataclass(frozen=True)
-class PooledConfig(HeadedConfig):
+class PooledConfig(QKVConfig):
     """Dot-product attention to the means or maxima of neighbouring keys and values: O(T S D / stride) time."""
 
     pool: Literal["mean", "max"] = setting("mean", help="How a window is pooled.")

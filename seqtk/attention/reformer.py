@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from seqtk.attention.base import HeadedConfig, Role, StepState, attentions
+from seqtk.attention.base import Role, StepState, attentions
+from seqtk.attention.qkv import QKVConfig
 from seqtk.config.fields import setting
 from seqtk.ops import cache
 from seqtk.ops.block_pattern import PatternAttention, absent
-from seqtk.ops.init import check_at_least_one
 from seqtk.ops.lsh import Rounds, attend
 from seqtk.utils.errors import UserError
 
@@ -26,7 +26,7 @@ FAR = 2**40
 
 
 @dataclass(frozen=True)
-class ReformerConfig(HeadedConfig):
+class ReformerConfig(QKVConfig):
     """Attention among positions that hash alike: 3 D² weights, O(T rounds² chunk + T rounds chunk D) time."""
 
     buckets: int = setting(
@@ -63,7 +63,6 @@ class ReformerAttention(PatternAttention):
 
     def __init__(self, config: ReformerConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        check_at_least_one(config, "buckets", "chunk", "rounds")
         if config.buckets % 2:
             raise UserError(
                 f"attention.buckets={config.buckets} must be even: a direction and its opposite are a pair."

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, StepState, attentions
+from seqtk.attention.base import Role, State, StepState, attentions
+from seqtk.attention.qkv import HeadedAttention, QKVConfig
 from seqtk.config.fields import setting
 from seqtk.modules.dropout import Dropout
 from seqtk.ops.head_checkpoint import Projected, by_heads
@@ -19,7 +20,7 @@ from seqtk.ops.scan import causal_sums
 
 
 @dataclass(frozen=True)
-class SimpleTronConfig(HeadedConfig):
+class SimpleTronConfig(QKVConfig):
     """Dot-product attention without softmax: 3 D² weights (D² + 2 M D for a memory of width M), O((T + S) D E) time.
 
     Its dropout is of Kᵀ V; a causal layer drops whole rows of it, drawn afresh at each position.

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seqtk.attention.base import HeadedConfig, Role, attentions
+from seqtk.attention.base import Role, attentions
+from seqtk.attention.qkv import QKVConfig
 from seqtk.attention.windows import NearAttention
 from seqtk.config.fields import setting
 from seqtk.ops.block_pattern import absent
 from seqtk.ops.blocks import in_blocks
 from seqtk.ops.dot_product import attend
-from seqtk.ops.init import check_at_least_one
 from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class SinkhornConfig(HeadedConfig):
+class SinkhornConfig(QKVConfig):
     """Own block and a sorted one: 4 D² + H D max_length / block weights, O(T (block + T / block) D) time."""
 
     block: int = setting(64, at_least=1, help="Positions in a block.")
@@ -55,7 +55,6 @@ class SinkhornAttention(NearAttention):
 
     def __init__(self, config: SinkhornConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        check_at_least_one(config, "block", "iterations")
         if config.temperature <= 0:
             raise UserError(f"attention.temperature={config.temperature} must be above 0.")
         self.sort = self.projection(dim, self.heads * _most_blocks(config))

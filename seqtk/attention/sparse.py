@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seqtk.attention.base import HeadedConfig, Role, StepState, attentions
+from seqtk.attention.base import Role, StepState, attentions
+from seqtk.attention.qkv import QKVConfig
 from seqtk.attention.windows import NearAttention, window_span
 from seqtk.config.fields import setting
 from seqtk.ops import cache
@@ -20,12 +21,11 @@ from seqtk.ops.block_pattern import Span, absent
 from seqtk.ops.blocks import in_blocks
 from seqtk.ops.cache import append
 from seqtk.ops.dot_product import attend, causal_mask
-from seqtk.ops.init import check_at_least_one
 from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class StridedSparseConfig(HeadedConfig):
+class StridedSparseConfig(QKVConfig):
     """Half the heads see the nearest positions, half every stride-th: 4 D² weights, O(T (stride + T / stride) D)."""
 
     stride: int = setting(
@@ -49,7 +49,6 @@ class StridedSparseAttention(NearAttention):
 
     def __init__(self, config: StridedSparseConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        check_at_least_one(config, "stride")
         if self.heads < 2:
             raise UserError("Attention 'strided_sparse' needs two heads or more: each sees one half of the pattern.")
         self.span = window_span(config.stride, causal=role is Role.CAUSAL)
@@ -102,7 +101,7 @@ def _rows(x_MND: Tensor, stride: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FixedSparseConfig(HeadedConfig):
+class FixedSparseConfig(QKVConfig):
     """A block, and the last positions of each other: 4 D² weights, O(T (block + summary T / block) D)."""
 
     block: int = setting(32, at_least=1, help="Positions in a block.")
@@ -125,7 +124,6 @@ class FixedSparseAttention(NearAttention):
 
     def __init__(self, config: FixedSparseConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        check_at_least_one(config, "block", "summary")
         if config.summary > config.block:
             raise UserError(
                 f"attention.summary={config.summary} is more than a block has: attention.block={config.block}."
@@ -176,7 +174,7 @@ class FixedSparseAttention(NearAttention):
 
 
 @dataclass(frozen=True)
-class BigBirdConfig(HeadedConfig):
+class BigBirdConfig(QKVConfig):
     """Near, global and random blocks: 4 D² weights, O(T block (3 + global_blocks + random_blocks) D)."""
 
     block: int = setting(64, at_least=1, help="Positions in a block.")
@@ -200,7 +198,6 @@ class BigBirdAttention(NearAttention):
 
     def __init__(self, config: BigBirdConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        check_at_least_one(config, "block", "global_blocks", "random_blocks")
 
     def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
         length = x_BTD.shape[1]

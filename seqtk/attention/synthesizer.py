@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, State, StepState, attentions
+from seqtk.attention.base import Role, State, StepState, attentions
+from seqtk.attention.qkv import HeadedAttention, QKVConfig
 from seqtk.config.fields import setting
 from seqtk.ops import cache
 from seqtk.ops.blockwise_softmax import Factors, weigh
@@ -22,7 +23,7 @@ from seqtk.ops.resizing import Resizable
 
 
 @dataclass(frozen=True)
-class SynthesizerConfig(HeadedConfig):
+class SynthesizerConfig(QKVConfig):
     """What all Synthesizers share."""
 
     max_length: int = setting(256, at_least=1, help="The longest input. The matrices of logits have this size.")

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.attention.base import HeadedAttention, HeadedConfig, Role, Scope, State, StepState, attentions
+from seqtk.attention.base import Role, Scope, State, StepState, attentions
+from seqtk.attention.qkv import HeadedAttention, QKVConfig
 from seqtk.config.fields import setting
 from seqtk.ops.cache import append
 from seqtk.ops.dot_product import attend
-from seqtk.ops.init import check_at_least_one
 from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class TransformerXLConfig(HeadedConfig):
+class TransformerXLConfig(QKVConfig):
     """Dot products with relative positions and a memory: 5 D² + 2 D weights, O(T (T + memory_length) D) time."""
 
     bias: bool = setting(False, help="Use biases in the projections.")
@@ -51,7 +51,6 @@ class TransformerXLAttention(HeadedAttention):
 
     def __init__(self, config: TransformerXLConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        check_at_least_one(config, "memory_length", "evaluation_memory_length", "clamp_length")
         if dim % 2:
             raise UserError(f"Attention 'transformer_xl' needs an even width, which is {dim} here.")
         self.add_projections()

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from seqtk.attention.base import HeadedConfig, Role, StepState, attentions
+from seqtk.attention.base import Role, StepState, attentions
+from seqtk.attention.qkv import QKVConfig
 from seqtk.config.fields import setting
 from seqtk.ops.block_pattern import PatternAttention, Run, Span
 from seqtk.ops.cache import append
 from seqtk.ops.dot_product import attend, causal_mask
 from seqtk.ops.head_checkpoint import Projected
-from seqtk.ops.init import check_at_least_one
 
 
 class NearAttention(PatternAttention):
@@ -115,7 +115,7 @@ class NearAttention(PatternAttention):
 
 
 @dataclass(frozen=True)
-class LocalBlockConfig(HeadedConfig):
+class LocalBlockConfig(QKVConfig):
     """Dot-product attention within blocks: 4 D² weights, O(T block D) time and memory."""
 
     block: int = setting(64, at_least=1, help="Positions in a block.")
@@ -134,7 +134,6 @@ class LocalBlockAttention(NearAttention):
 
     def __init__(self, config: LocalBlockConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        check_at_least_one(config, "block")
         self.span = Span(config.block, int(config.back), 0, farthest_ahead=0 if role is Role.CAUSAL else None)
 
     def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
@@ -149,7 +148,7 @@ class LocalBlockAttention(NearAttention):
 
 
 @dataclass(frozen=True)
-class SlidingWindowConfig(HeadedConfig):
+class SlidingWindowConfig(QKVConfig):
     """Dot-product attention to the nearest positions: 4 D² weights, O(T window D) time and memory."""
 
     window: int = setting(
@@ -168,7 +167,6 @@ class SlidingWindowAttention(NearAttention):
 
     def __init__(self, config: SlidingWindowConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        check_at_least_one(config, "window")
         self.span = window_span(config.window, causal=role is Role.CAUSAL)
 
     def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
@@ -202,7 +200,6 @@ class LongformerAttention(NearAttention):
 
     def __init__(self, config: LongformerConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        check_at_least_one(config, "window", "global_tokens")
         self.span = window_span(config.window, causal=role is Role.CAUSAL)
         self.global_query = self.projection(dim, gain=1 / math.sqrt(2))
         self.global_key = self.projection(dim, gain=1 / math.sqrt(2))

@@ -3,12 +3,13 @@
 B batch, S source length, T target length, D width of the stack, M width of the memory.
 """
 
+import re
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from seqtk.attention import Attention, AttentionConfig, HeadedConfig, Role, Scope, State, attentions
+from seqtk.attention import Attention, AttentionConfig, QKVConfig, Role, Scope, State, attentions
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.config.fields import setting
 from seqtk.modules.block import Residual
@@ -58,10 +59,17 @@ class BlockOptions:
     """Whether a stack whose blocks normalise first normalises once more at its end."""
 
     def attention(self, config: AttentionConfig, *, role: Role, slot: str, memory_dim: int | None = None) -> Attention:
-        """The layer of `config`, which stands at the key `slot`; with the model's heads where it names none."""
-        if isinstance(config, HeadedConfig) and config.heads is None:
+        """Builds the layer of a slot, with the model's heads unless it has its own.
+
+        Raises:
+            UserError: Settings exclude each other. A layer names its keys `attention.KEY`, the error `slot.KEY`.
+        """
+        if isinstance(config, QKVConfig) and config.heads is None:
             config = replace(config, heads=self.heads)
-        layer = attentions.build(config, dim=self.dim, role=role, memory_dim=memory_dim)
+        try:
+            layer = attentions.build(config, dim=self.dim, role=role, memory_dim=memory_dim)
+        except UserError as error:
+            raise UserError(*re.sub(r"(?<![\w.])attention\.", f"{slot}.", str(error)).splitlines()) from None
         layer.slot = slot
         return layer
 

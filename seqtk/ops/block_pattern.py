@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from seqtk.attention.base import HeadedAttention, State
+from seqtk.attention.base import State
+from seqtk.attention.qkv import HeadedAttention
 from seqtk.ops.dot_product import attend
 from seqtk.ops.head_checkpoint import OfHeads, Projected, by_heads
 

@@ -6,7 +6,6 @@ from torch.nn import functional
 
 from seqtk.attention import Role
 from seqtk.attention.gmlp import Gmlp, GmlpConfig
-from seqtk.utils.errors import UserError
 
 
 def build(role: Role = Role.ENCODER, **fields: int) -> Gmlp:
@@ -44,9 +43,3 @@ def test_a_shift_of_the_matrix_shifts_what_is_gated() -> None:
     gated, value = functional.gelu(layer.expand(x_BTD)).chunk(2, -1)
     before = functional.pad(layer.norm(value)[:, :-1], (0, 0, 1, 0))
     torch.testing.assert_close(layer(x_BTD)[0], layer.out(gated * before))
-
-
-@pytest.mark.parametrize("field", ["max_length", "inner"])
-def test_sizes_below_one_are_refused(field: str) -> None:
-    with pytest.raises(UserError, match=rf"attention\.{field}=0"):
-        build(**{field: 0})

@@ -105,10 +105,7 @@ def test_only_the_average_reaches_beyond_a_chunk() -> None:
     ("fields", "words"),
     [
         ({"averages": 3}, r"attention\.averages=3"),
-        ({"averages": 0}, r"attention\.averages=0"),
         ({"shared": 3}, r"attention\.shared"),
-        ({"chunk": 0}, r"attention\.chunk=0"),
-        ({"values": 0}, r"attention\.values=0"),
         ({"dropout": 1.5}, "dropout"),
     ],
 )

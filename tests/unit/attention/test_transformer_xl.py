@@ -79,12 +79,6 @@ def test_what_is_farther_than_the_clamp_counts_as_so_far() -> None:
     assert not torch.allclose(layer()(swapped)[0][:, 4], layer()(x_BTD)[0][:, 4])
 
 
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [({"memory_length": 0}, "memory_length=0"), ({"clamp_length": 0}, "clamp_length=0")],
-)
-def test_sizes_that_cannot_be(fields: dict[str, int], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        layer(**fields)
+def test_odd_width_is_refused() -> None:
     with pytest.raises(UserError, match="even width"):
         attentions.build(TransformerXLConfig(heads=1), dim=7, role=Role.CAUSAL)

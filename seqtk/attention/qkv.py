@@ -1,0 +1,201 @@
+"""Attention as queries, keys and values: the projections, heads and cache that most layers share.
+
+To write such a layer, subclass `QKVAttention`, declare `roles` and write one method, `mix`, that takes the heads of
+queries, keys and values to the heads of the output. Write `mix_step` as well if one more position can be computed from
+a state that is smaller than all keys and values; its default keeps those and calls `mix`. If heads do not interact
+before the output projection, subclass `HeadwiseAttention` and write `mix_heads` instead, which saves memory on long
+inputs. A layer with heads but other projections subclasses `HeadedAttention` and writes `forward`, `start` and `step`.
+
+B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, K heads of keys and values,
+E width of a head.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqtk.attention.base import Attention, AttentionConfig, Role, State, StepState, attentions
+from seqtk.config.fields import probability, setting
+from seqtk.ops import cache
+from seqtk.ops.head_checkpoint import LazyProjection, checkpoint_over_heads
+from seqtk.utils.errors import UserError
+
+ALL_HEADS = slice(None)
+
+
+@dataclass(frozen=True)
+class QKVConfig(AttentionConfig):
+    """The settings of layers with heads."""
+
+    heads: int | None = setting(None, at_least=1, help="Attention heads. null: the model's.")
+    dropout: float = probability(0.0, help="Dropout of the attention weights.")
+    bias: bool = setting(True, help="Give the projections a bias.")
+
+
+class HeadedAttention(Attention):
+    """A layer that splits its width into heads.
+
+    Raises:
+        UserError: The width is not a multiple of the heads, or the number of heads is not set.
+    """
+
+    def __init__(self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        if config.heads is None:
+            raise UserError(
+                f"Attention '{attentions.name_of(type(config))}': the number of heads is not set.",
+                "Outside a model it has no default. Set heads.",
+            )
+        if dim % config.heads:
+            raise UserError(
+                f"A width of {dim} cannot be split into {config.heads} heads.", "Change the width or the heads."
+            )
+        self.heads: int = config.heads
+        self.head_dim = dim // config.heads
+
+    @property
+    def active_dropout(self) -> float:
+        """The dropout rate in training mode, else 0."""
+        return float(self.config.dropout) if self.training else 0.0
+
+    def projection(self, input_dim: int, output_dim: int | None = None, *, gain: float = 1.0) -> nn.Linear:
+        """A linear map, by default to the width of the layer: Xavier-uniform with `gain`, zero bias."""
+        linear = nn.Linear(input_dim, output_dim or self.dim, bias=self.config.bias)
+        nn.init.xavier_uniform_(linear.weight, gain=gain)
+        if linear.bias is not None:
+            nn.init.zeros_(linear.bias)
+        return linear
+
+    def add_projections(self, *, kv_heads: int | None = None) -> None:
+        """Adds `query`, `key`, `value` and `out`. Keys and values come from the memory in cross-attention.
+
+        The gain is that of one Xavier-uniform matrix for all three.
+        """
+        source_dim = self.memory_dim if self.role is Role.CROSS else self.dim
+        kv_dim = (kv_heads or self.heads) * self.head_dim
+        self.query = self.projection(self.dim, gain=1 / math.sqrt(2))
+        self.key = self.projection(source_dim, kv_dim, gain=1 / math.sqrt(2))
+        self.value = self.projection(source_dim, kv_dim, gain=1 / math.sqrt(2))
+        self.out = self.projection(self.dim)
+
+    def split(self, x_BTD: Tensor) -> Tensor:
+        """x_BTD → x_BHTE; a narrower x has fewer heads."""
+        return x_BTD.view(*x_BTD.shape[:2], x_BTD.shape[2] // self.head_dim, self.head_dim).transpose(1, 2)
+
+    def join(self, x_BHTE: Tensor) -> Tensor:
+        """x_BHTE → x_BTD."""
+        return x_BHTE.transpose(1, 2).flatten(2)
+
+
+class QKVAttention(HeadedAttention):
+    """out(mix(query(x), key(source), value(source))), where the source is x, or the memory in cross-attention."""
+
+    def __init__(
+        self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None, kv_heads: int | None = None
+    ) -> None:
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+        self.add_projections(kv_heads=kv_heads)
+
+    def mix(self, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None) -> Tensor:
+        """The outputs y_BHTE of the heads.
+
+        In the causal role the queries are those of the last T of the S positions. T is S in `forward`, and 1 in the
+        default `mix_step`.
+        """
+        raise NotImplementedError
+
+    def mix_step(self, query_BH1E: Tensor, key_BH1E: Tensor, value_BH1E: Tensor, state: State) -> tuple[Tensor, State]:
+        """Computes one more position: (y_BH1E, state after it). `start_mix` gives the first state. Causal role only."""
+        state = cache.remember(state, key=key_BH1E, value=value_BH1E)
+        key_BHSE, value_BHSE = (torch.cat(cache.segments(state, name), dim=2) for name in ("key", "value"))
+        return self.mix(query_BH1E, key_BHSE, value_BHSE, pad_BS=None), state
+
+    def start_mix(self, batch: int) -> State:
+        """The state before the first `mix_step`."""
+        return cache.empty("key", "value")
+
+    def queries(self, x_BTD: Tensor) -> Tensor:
+        """query_BHTE."""
+        return self.split(self.query(x_BTD))
+
+    def keys(self, x_BSM: Tensor) -> Tensor:
+        """key_BHSE."""
+        return self.split(self.key(x_BSM))
+
+    def values(self, x_BSM: Tensor) -> Tensor:
+        """value_BHSE."""
+        return self.split(self.value(x_BSM))
+
+    def forward(
+        self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
+    ) -> tuple[Tensor, State]:
+        source = x_BTD if memory_BSM is None else memory_BSM
+        self.check_length(source.shape[1])
+        y_BHTE = self.mix(self.queries(x_BTD), self.keys(source), self.values(source), pad_BS=pad_BS)
+        return self.out(self.join(y_BHTE)), None
+
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
+        if memory_BSM is None:
+            return StepState(dynamic=self.start_mix(batch))
+        self.check_length(memory_BSM.shape[1])
+        return StepState(static={"key": self.keys(memory_BSM), "value": self.values(memory_BSM), "pad": pad_BS})
+
+    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
+        query_BH1E = self.queries(x_B1D)
+        if self.role is Role.CROSS:
+            memory = state.static
+            y_BH1E = self.mix(query_BH1E, memory["key"], memory["value"], pad_BS=memory["pad"])
+        else:
+            y_BH1E, dynamic = self.mix_step(query_BH1E, self.keys(x_B1D), self.values(x_B1D), state.dynamic)
+            state = state.advance(dynamic)
+        return self.out(self.join(y_BH1E)), state
+
+
+class HeadwiseAttention(QKVAttention):
+    """A layer whose heads do not interact before the output projection.
+
+    On long inputs a few heads are computed at a time, together with their projections, and computed again in the
+    backward pass (`seqtk/ops/head_checkpoint.py`).
+    """
+
+    def mix_heads(
+        self, heads: slice, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None
+    ) -> Tensor:
+        """As `mix`, for a slice of the heads."""
+        raise NotImplementedError
+
+    def mix_parameters(self) -> Sequence[Tensor]:
+        """The parameters that `mix_heads` reads."""
+        return ()
+
+    @property
+    def is_random(self) -> bool:
+        """True if `mix_heads` draws random numbers, so that it cannot be computed again."""
+        return self.active_dropout > 0
+
+    def mix(self, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None) -> Tensor:
+        return self.mix_heads(ALL_HEADS, query_BHTE, key_BHSE, value_BHSE, pad_BS=pad_BS)
+
+    def forward(
+        self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
+    ) -> tuple[Tensor, State]:
+        source = x_BTD if memory_BSM is None else memory_BSM
+        self.check_length(max(x_BTD.shape[1], source.shape[1]))
+
+        def mix(heads: slice, *projected: Tensor) -> Tensor:
+            return self.join(self.mix_heads(heads, *map(self.split, projected), pad_BS=pad_BS))
+
+        y_BTD = checkpoint_over_heads(
+            mix,
+            LazyProjection(x_BTD, self.query),
+            LazyProjection(source, self.key),
+            LazyProjection(source, self.value),
+            heads=self.heads,
+            extra_params=self.mix_parameters(),
+            is_random=self.is_random,
+        )
+        return self.out(y_BTD), None
