@@ -24,7 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_advised_for_long_examples_lets_the_run_begin(case: str, tiny_corpus: Path, tmp_path: Path) -> None:
+def test_advice_lets_the_run_start(case: str, tiny_corpus: Path, tmp_path: Path) -> None:
     changes = dict(CASES[case])
     for _ in range(8):  # limits × splits
         with pytest.raises(UserError) as caught:
@@ -41,14 +41,14 @@ def test_what_is_advised_for_long_examples_lets_the_run_begin(case: str, tiny_co
     pytest.fail("the advice does not help")
 
 
-def test_keys_of_all_layers_are_named_where_they_reach_them(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_shared_key_is_named_where_it_applies(tiny_corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"set attention\.max_length to"):
         trainer(tiny_corpus, tmp_path, **CASES["both"])
     with pytest.raises(UserError, match=r"set model\.decoder\.cross_attention\.max_length to"):
         trainer(tiny_corpus, tmp_path, **CASES["cross"])
 
 
-def test_a_layer_in_a_model_names_its_own_key(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_layer_names_its_key(tiny_corpus: Path, tmp_path: Path) -> None:
     run = trainer(tiny_corpus, tmp_path, attention={"kind": "synthesizer_random", "max_length": 500})
     slots = {}
     for name, layer in run.model.attention_layers():

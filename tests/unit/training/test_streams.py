@@ -68,7 +68,7 @@ def trainer(corpus: str, save_dir: Path, memory: str = "transformer_xl", **chang
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
-def test_a_run_that_is_stopped_goes_on_bit_for_bit(memory: str, corpus: str, tmp_path: Path) -> None:
+def test_resumed_run_equals_uninterrupted_run(memory: str, corpus: str, tmp_path: Path) -> None:
     """Inside an epoch, at its end, and in the next one."""
     whole = trainer(corpus, tmp_path / "whole", memory)
     assert len(whole.train_set) % 6 > 0
@@ -82,7 +82,7 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(memory: str, corpus: str, tmp
 
 
 @pytest.mark.parametrize("memory", ["transformer_xl", "memory tokens"])
-def test_a_run_goes_on_with_its_rows_dealt_anew(memory: str, corpus: str, tmp_path: Path) -> None:
+def test_run_resumes_with_another_update_freq(memory: str, corpus: str, tmp_path: Path) -> None:
     changes = {"model__dropout": 0.0}
     trainer(corpus, tmp_path / "whole", memory, **changes).fit()
     trainer(corpus, tmp_path / "parts", memory, **changes, update_freq=4, max_updates=3).fit()
@@ -94,8 +94,8 @@ def test_a_run_goes_on_with_its_rows_dealt_anew(memory: str, corpus: str, tmp_pa
 
 
 @pytest.mark.parametrize("memory", ["transformer_xl", "memory tokens"])
-def test_memory_makes_a_difference_and_a_new_epoch_starts_without(memory: str, corpus: str, tmp_path: Path) -> None:
-    """At a rate of 0 the first update of an epoch gives the same again, and others differ from reading each alone."""
+def test_new_epoch_starts_without_memory(memory: str, corpus: str, tmp_path: Path) -> None:
+    """At a tiny rate the first update of an epoch gives the same again, and others differ from reading each alone."""
     run = trainer(corpus, tmp_path / "run", memory, optimizer__lr=1e-30, model__dropout=0.0)
     run.fit()
     logged = [loss for _, loss in losses(tmp_path / "run")]
@@ -108,7 +108,7 @@ def test_memory_makes_a_difference_and_a_new_epoch_starts_without(memory: str, c
     assert all(abs(one - other) > 1e-4 for one, other in zip(logged[1:7], nll[1:], strict=True))
 
 
-def test_validation_is_one_reading_of_each_stream(corpus: str, tmp_path: Path) -> None:
+def test_validation_reads_each_stream_once(corpus: str, tmp_path: Path) -> None:
     """With memory for all that was: the whole split as one sample, in float64."""
     changes = {"batch__streams": 1, "model__attention__memory_length": 500}
     run = trainer(corpus, tmp_path / "run", **changes)
@@ -125,7 +125,7 @@ def test_validation_is_one_reading_of_each_stream(corpus: str, tmp_path: Path) -
     assert "bits_per_byte" in figures
 
 
-def test_the_last_update_of_an_epoch_may_have_micro_batches_without_a_row(corpus: str, tmp_path: Path) -> None:
+def test_micro_batches_may_be_empty(corpus: str, tmp_path: Path) -> None:
     run = trainer(corpus, tmp_path, update_freq=6)
     assert run.fit().signal == 0
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -145,17 +145,17 @@ def test_the_last_update_of_an_epoch_may_have_micro_batches_without_a_row(corpus
         ({"batch__max_length": 20}, r"batch\.max_length"),
     ],
 )
-def test_streams_that_cannot_be_read(changes: dict[str, Any], words: str, corpus: str, tmp_path: Path) -> None:
+def test_impossible_streams_are_refused(changes: dict[str, Any], words: str, corpus: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
         trainer(corpus, tmp_path, **changes)
 
 
-def test_pairs_are_no_stream(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_pairs_are_refused(tiny_corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"batch\.streams(.|\n)*break_mode"):
         Trainer(tiny_config(tiny_corpus, tmp_path, batch__streams=2), engine=start_engine(device="cpu"))
 
 
-def test_a_damaged_memory_is_refused(corpus: str, tmp_path: Path) -> None:
+def test_damaged_state_is_refused(corpus: str, tmp_path: Path) -> None:
     trainer(corpus, tmp_path, max_updates=2).fit()
     path = tmp_path / "update_00000002" / "stream_state.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
@@ -163,7 +163,7 @@ def test_a_damaged_memory_is_refused(corpus: str, tmp_path: Path) -> None:
         trainer(corpus, tmp_path)
 
 
-def test_an_update_that_cannot_be_made_leaves_the_memory_from_before_it(corpus: str, tmp_path: Path) -> None:
+def test_failed_update_keeps_the_state_before_it(corpus: str, tmp_path: Path) -> None:
     trainer(corpus, tmp_path / "whole").fit()
     run = trainer(corpus, tmp_path / "parts", checkpoint__every=100)
     parameter = next(iter(run.model.parameters()))

@@ -1,4 +1,4 @@
-"""Penalties of attention layers join the loss exactly once an update, however the update is cut."""
+"""Penalties of attention layers join the loss exactly once an update, however the update is split."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def penalty_of(run: Trainer) -> float:
     return sum(penalty.item() for penalty in penalties if penalty is not None)
 
 
-def test_the_total_has_each_penalty_once_per_unit_of_weight(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_total_has_each_penalty_once(tiny_corpus: Path, tmp_path: Path) -> None:
     run = penalised_trainer(tiny_corpus, tmp_path)
     batch = batch_of(run, range(8))
     step = TrainStep(run.model, criterions.build(run.config.criterion), bf16=False).eval()
@@ -48,10 +48,10 @@ def test_the_total_has_each_penalty_once_per_unit_of_weight(tiny_corpus: Path, t
 
 
 @pytest.mark.parametrize("cut", [1, 3])
-def test_the_gradient_has_each_penalty_once_however_the_update_is_cut(
+def test_gradient_has_each_penalty_once(
     tiny_corpus: Path, tmp_path: Path, cut: int
 ) -> None:
-    """The optimizer is given the gradient of (loss / weight + penalties)."""
+    """The gradient is that of (loss / weight + penalties)."""
     run = penalised_trainer(tiny_corpus, tmp_path, clip_norm=0.0)
     parts = [batch_of(run, range(start, start + 24 // cut)) for start in range(0, 24, 24 // cut)]
     weight = sum(batch.weight for batch in parts)
