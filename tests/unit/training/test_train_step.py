@@ -48,9 +48,7 @@ def test_total_has_each_penalty_once(tiny_corpus: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 3])
-def test_gradient_has_each_penalty_once(
-    tiny_corpus: Path, tmp_path: Path, cut: int
-) -> None:
+def test_gradient_has_each_penalty_once(tiny_corpus: Path, tmp_path: Path, cut: int) -> None:
     """The gradient is that of (loss / weight + penalties)."""
     run = penalised_trainer(tiny_corpus, tmp_path, clip_norm=0.0)
     parts = [batch_of(run, range(start, start + 24 // cut)) for start in range(0, 24, 24 // cut)]
