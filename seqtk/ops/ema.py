@@ -1,4 +1,10 @@
-"""Mega's moving average: each channel as a sum of damped exponential averages (Ma et al. 2022, arXiv 2209.10655).
+"""Damped exponential moving averages: y_t = Σ_n out_n h_nt, h_nt = in_n x_t + decay_n h_n,t-1 in each channel.
+
+The core of Mega's moving average (Ma et al. 2022, arXiv 2209.10655, section 3.1).
+
+Where it runs: in chunks on every device. Within a chunk a product with the weights of all distances; from one chunk to
+the next by the averages at its end. O(T D (C + N)) time and O(T D (1 + N / C)) memory. Unlike a Fourier transform it
+lets no rounding error of a later position into an earlier one.
 
 B batch, T length, D width, N averages of a channel, M chunks of C positions (also as S).
 """
@@ -7,10 +13,50 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.ops.precision import wide
+from seqtk.ops.dispatch import naive_mode
+from seqtk.ops.tensors import to_fp32
 
 CHUNK = 32
-"""Positions whose weights are written out; between chunks the averages are handed on."""
+"""Positions of a chunk."""
+
+
+def naive(x_BTD: Tensor, log_decay_DN: Tensor, in_DN: Tensor, out_DN: Tensor) -> Tensor:
+    """A T × T matrix of weights per channel: Σ_n out_n in_n decay_n^(t - s) for s <= t."""
+    place_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
+    distance_TS = (place_T[:, None] - place_T).clamp(min=0)
+    decay_DNTS = (log_decay_DN[..., None, None] * distance_TS).exp()
+    weight_DTS = torch.einsum("dn,dnts->dts", in_DN * out_DN, decay_DNTS).tril()
+    return torch.einsum("dts,bsd->btd", weight_DTS, x_BTD)
+
+
+def damped_average(x_BTD: Tensor, log_decay_DN: Tensor, in_DN: Tensor, out_DN: Tensor) -> Tensor:
+    """y_BTD; `log_decay` is the logarithm of decay_n. Call it without autocast, in float32 or wider."""
+    if naive_mode():
+        return naive(x_BTD, log_decay_DN, in_DN, out_DN)
+    length = x_BTD.shape[1]
+    size = min(CHUNK, length)
+    x_BMSD = functional.pad(x_BTD, (0, 0, 0, -length % size)).reshape(len(x_BTD), -1, size, x_BTD.shape[2])
+    place_C = torch.arange(size, device=x_BTD.device)
+    decay_DNC = (log_decay_DN[..., None] * place_C).exp()
+    weight_DC = torch.einsum("dn,dnc->dc", in_DN * out_DN, decay_DNC)
+    weight_DTS = weight_DC[:, (place_C[:, None] - place_C).clamp(min=0)].tril()
+    y_BMTD = torch.einsum("dts,bmsd->bmtd", weight_DTS, x_BMSD)
+    if length > size:
+        left_BMDN = torch.einsum("dns,bmsd->bmdn", in_DN[..., None] * decay_DNC.flip(-1), x_BMSD[:, :-1])
+        before_BMDN = functional.pad(_across_chunks(left_BMDN, log_decay_DN * size), (0, 0, 0, 0, 1, 0))
+        read_DNT = (out_DN * log_decay_DN.exp())[..., None] * decay_DNC
+        y_BMTD = y_BMTD + torch.einsum("dnt,bmdn->bmtd", read_DNT, before_BMDN)
+    return y_BMTD.flatten(1, 2)[:, :length]
+
+
+def _across_chunks(left_BMDN: Tensor, log_decay_DN: Tensor) -> Tensor:
+    """h_m = left_m + decay · h_{m-1} over chunks, in log2 M rounds that each reach twice as far."""
+    reach = 1
+    while reach < left_BMDN.shape[1]:
+        earlier_BMDN = functional.pad(left_BMDN[:, :-reach], (0, 0, 0, 0, reach, 0))
+        left_BMDN = left_BMDN + (log_decay_DN * reach).exp() * earlier_BMDN
+        reach *= 2
+    return left_BMDN
 
 
 class DampedAverage(nn.Module):
@@ -34,55 +80,27 @@ class DampedAverage(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """The averages at all positions, in float32 or wider."""
         with torch.autocast(x_BTD.device.type, enabled=False):
-            x_BTD = wide(x_BTD)
+            x_BTD = to_fp32(x_BTD)
             factors = self._factors()
             if not self.both_ways:
-                return _scan(x_BTD, *factors)
+                return damped_average(x_BTD, *factors)
             half = self.share.shape[1] // 2
-            onwards = _scan(x_BTD, *(factor_DN[:, :half] for factor_DN in factors))
-            return onwards + _scan(x_BTD.flip(1), *(factor_DN[:, half:] for factor_DN in factors)).flip(1)
+            onwards = damped_average(x_BTD, *(factor_DN[:, :half] for factor_DN in factors))
+            return onwards + damped_average(x_BTD.flip(1), *(factor_DN[:, half:] for factor_DN in factors)).flip(1)
 
     def start(self, batch: int) -> Tensor:
         """The state h_BDN before the first position."""
-        return wide(self.share).new_zeros(batch, *self.share.shape)
+        return to_fp32(self.share).new_zeros(batch, *self.share.shape)
 
     def step(self, x_B1D: Tensor, state_BDN: Tensor) -> tuple[Tensor, Tensor]:
         """The average at the next position, and the state after it."""
         log_decay_DN, in_DN, out_DN = self._factors()
-        state_BDN = log_decay_DN.exp() * state_BDN + in_DN * wide(x_B1D).transpose(1, 2)
+        state_BDN = log_decay_DN.exp() * state_BDN + in_DN * to_fp32(x_B1D).transpose(1, 2)
         return (state_BDN * out_DN).sum(-1)[:, None], state_BDN
 
     def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
         """log(1 - α δ), α β and η / √N, each DN."""
-        share_DN = wide(self.share).sigmoid()
-        decay_DN = 1 - share_DN * wide(self.damping).sigmoid()
-        out_DN = wide(self.collapse) / self.collapse.shape[1] ** 0.5
-        return decay_DN.clamp(min=1e-30).log(), share_DN * wide(self.expand), out_DN
-
-
-def _scan(x_BTD: Tensor, log_decay_DN: Tensor, in_DN: Tensor, out_DN: Tensor) -> Tensor:
-    """Within chunks by a product with the weights of all distances; between them by what a chunk leaves behind."""
-    length = x_BTD.shape[1]
-    size = min(CHUNK, length)
-    x_BMSD = functional.pad(x_BTD, (0, 0, 0, -length % size)).reshape(len(x_BTD), -1, size, x_BTD.shape[2])
-    place_C = torch.arange(size, device=x_BTD.device)
-    decay_DNC = (log_decay_DN[..., None] * place_C).exp()
-    weight_DC = torch.einsum("dn,dnc->dc", in_DN * out_DN, decay_DNC)
-    weight_DTS = weight_DC[:, (place_C[:, None] - place_C).clamp(min=0)].tril()
-    y_BMTD = torch.einsum("dts,bmsd->bmtd", weight_DTS, x_BMSD)
-    if length > size:
-        left_BMDN = torch.einsum("dns,bmsd->bmdn", in_DN[..., None] * decay_DNC.flip(-1), x_BMSD[:, :-1])
-        before_BMDN = functional.pad(_handed_on(left_BMDN, log_decay_DN * size), (0, 0, 0, 0, 1, 0))
-        read_DNT = (out_DN * log_decay_DN.exp())[..., None] * decay_DNC
-        y_BMTD = y_BMTD + torch.einsum("dnt,bmdn->bmtd", read_DNT, before_BMDN)
-    return y_BMTD.flatten(1, 2)[:, :length]
-
-
-def _handed_on(left_BMDN: Tensor, log_decay_DN: Tensor) -> Tensor:
-    """h_m = left_m + decay · h_{m-1} over chunks, in log2 M rounds that each reach twice as far."""
-    reach = 1
-    while reach < left_BMDN.shape[1]:
-        earlier_BMDN = functional.pad(left_BMDN[:, :-reach], (0, 0, 0, 0, reach, 0))
-        left_BMDN = left_BMDN + (log_decay_DN * reach).exp() * earlier_BMDN
-        reach *= 2
-    return left_BMDN
+        share_DN = to_fp32(self.share).sigmoid()
+        decay_DN = 1 - share_DN * to_fp32(self.damping).sigmoid()
+        out_DN = to_fp32(self.collapse) / self.collapse.shape[1] ** 0.5
+        return decay_DN.clamp(min=1e-30).log(), share_DN * to_fp32(self.expand), out_DN
