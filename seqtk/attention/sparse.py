@@ -58,7 +58,7 @@ class StridedSparseAttention(NearAttention):
         projected = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
         width = self.near_heads * self.head_dim
         query_BTF, key_BTF, value_BTF = (y_BTD[..., :width] for y_BTD in projected)
-        near = self.attend_near(query_BTF, key_BTF, value_BTF, self.near_runs(x_BTD, pad_BT))
+        near = self.attend_near(query_BTF, key_BTF, value_BTF, self.window_mask(x_BTD, pad_BT))
         far = self._attend_columns([y_BTD[..., width:] for y_BTD in projected], absent(x_BTD, pad_BT))
         return torch.cat([near, far], dim=2)
 

@@ -8,7 +8,6 @@ W positions in a window, F first positions that all see, G global positions, S p
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch.nn import functional
 from seqtk.attention.base import Role, StepState, attentions
 from seqtk.attention.qkv import QKVConfig
 from seqtk.config.fields import setting
-from seqtk.ops.block_pattern import PatternAttention, Run, Span
+from seqtk.ops.block_pattern import PatternAttention, Span, WindowMask, window_attention
 from seqtk.ops.cache import append
 from seqtk.ops.dot_product import attend, causal_mask
 from seqtk.ops.head_checkpoint import Projected
@@ -43,62 +42,26 @@ class NearAttention(PatternAttention):
         return self.mix_near(x_BTD, pad_BT)
 
     def mix_near(self, x_BTD: Tensor, pad_BT: Tensor | None, *, first: int = 0) -> Tensor:
-        """The outputs of all positions, which see the `first` ones besides those of their span."""
-        runs = self.near_runs(x_BTD, pad_BT, first=first)
+        """The outputs of all positions, which see the `first` ones besides those of their window."""
+        mask = self.window_mask(x_BTD, pad_BT, first=first)
 
         def attend_near(_: slice, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor) -> Tensor:
-            return self.attend_near(query_BTD, key_BTD, value_BTD, runs, first=first)
+            return self.attend_near(query_BTD, key_BTD, value_BTD, mask)
 
         return self.some_heads_at_a_time(attend_near, *self.projected(x_BTD))
 
-    def near_runs(self, x_BTD: Tensor, pad_BT: Tensor | None, *, first: int = 0) -> list[tuple[Run, Tensor]]:
-        """Runs of blocks, and seen_BNCK of each, 0 and -inf without padding: near keys and the `first`, each once."""
-        if self.role is Role.CAUSAL:
-            pad_BT = None  # it comes last, in the future of all that count
-        runs = []
-        for run in self.span.runs(x_BTD.shape[1], first=first):
-            seen_BNCK = self.span.seen(run, pad_BT=pad_BT, device=x_BTD.device, first=first)
-            if first:
-                is_real_BF = (
-                    torch.ones_like(x_BTD[:1, :first, 0], dtype=torch.bool) if pad_BT is None else ~pad_BT[:, :first]
-                )
-                is_real_BNCF = is_real_BF[:, None, None].expand(*seen_BNCK.shape[:3], -1)
-                seen_BNCK = torch.cat([seen_BNCK, is_real_BNCF], dim=3)
-            if pad_BT is None:  # every query sees something, and the kernel would make it floating at every call
-                seen_BNCK = torch.zeros_like(seen_BNCK, dtype=x_BTD.dtype).masked_fill(~seen_BNCK, -torch.inf)
-            runs.append((run, seen_BNCK))
-        return runs
+    def window_mask(self, x_BTD: Tensor, pad_BT: Tensor | None, *, first: int = 0) -> WindowMask:
+        """Which keys a query sees. A causal layer needs no padding mask: padding is later than every token."""
+        return WindowMask(self.span, x_BTD, None if self.role is Role.CAUSAL else pad_BT, first)
 
     def projected(self, x_BTD: Tensor) -> tuple[Projected, Projected, Projected]:
-        """What queries, keys and values are made of."""
+        """The queries, keys and values."""
         return Projected(x_BTD, self.query), Projected(x_BTD, self.key), Projected(x_BTD, self.value)
 
-    def attend_near(
-        self,
-        query_BTD: Tensor,
-        key_BTD: Tensor,
-        value_BTD: Tensor,
-        runs: Sequence[tuple[Run, Tensor]],
-        *,
-        first: int = 0,
-    ) -> Tensor:
-        """y_BTD: each query over the keys of its span, and the `first`. The width may be that of some of the heads."""
-
-        def keys(run: Run, y_BTD: Tensor) -> Tensor:
-            near_BNKD = run.keys_of(y_BTD)
-            if not first:
-                return near_BNKD
-            return torch.cat([near_BNKD, y_BTD[:, None, :first].expand(-1, near_BNKD.shape[1], -1, -1)], dim=2)
-
-        return torch.cat(
-            [
-                self.attend_in_blocks(
-                    run.queries_of(query_BTD), keys(run, key_BTD), keys(run, value_BTD), seen_BNCK=seen_BNCK
-                )
-                for run, seen_BNCK in runs
-            ],
-            dim=1,
-        )
+    def attend_near(self, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, mask: WindowMask) -> Tensor:
+        """y_BTD: each query over the keys that `mask` lets it see. The width may be that of some of the heads."""
+        dropout = self.active_dropout
+        return window_attention(query_BTD, key_BTD, value_BTD, mask, head_dim=self.head_dim, dropout=dropout)
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
         count_B1 = torch.zeros(batch, 1, dtype=torch.long, device=self.out.weight.device)

@@ -1,18 +1,184 @@
-"""What layers share that see a pattern of positions: rows that start at 0, blocks of positions, blocks' neighbours.
+"""Attention within a window of positions: softmax(q_t · k_s / √E) v_s over the s near t, in O(T · window).
 
-B batch, T length, D width of the layer, E width of a head, N blocks of C positions, K keys that a block sees.
+A window is a number of blocks around the query's own block, cut to a largest distance (Beltagy et al. 2020, arXiv
+2004.05150, section 3.1; Parmar et al. 2018, arXiv 1802.05751, section 3.3). The `first` positions may be seen by all.
+
+Where it runs: in blocks on every device, each block of queries by `attend` (the fused kernel) over the keys that it
+reaches. Blocks that reach equally far are one batch; those near an end of the input are one block each, so that no keys
+beyond the ends exist. The naive form is dot-product attention with a T × T mask.
+
+B batch, T length, S keys, D width of some heads side by side, E width of a head, N blocks of C positions, K keys that a
+block sees, F first positions.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from seqtk.attention.base import State
 from seqtk.attention.qkv import HeadedAttention
+from seqtk.ops.dispatch import naive_mode
 from seqtk.ops.dot_product import attend
+from seqtk.ops.dot_product import naive as naive_attend
 from seqtk.ops.head_checkpoint import OfHeads, Projected, by_heads
+from seqtk.ops.tensors import join_heads, split_heads
+
+
+@dataclass(frozen=True)
+class BlockRange:
+    """Blocks side by side, each of which reaches equally far back and ahead, and never beyond an end of the input."""
+
+    start: int  # of the first block
+    end: int  # of the last
+    block: int
+    back: int = 0  # positions before each block that it reaches
+    ahead: int = 0
+
+    def queries_of(self, x_BTD: Tensor) -> Tensor:
+        """x_BNCD: the positions of each block."""
+        return x_BTD[:, self.start : self.end].unflatten(1, (-1, self.block))  # type: ignore[no-any-return, no-untyped-call]
+
+    def keys_of(self, x_BT: Tensor) -> Tensor:
+        """x_BNK (and any dimensions after T): the positions that each block reaches, a view."""
+        reached_BT = x_BT[:, self.start - self.back : self.end + self.ahead]
+        return reached_BT.unfold(1, self.back + self.block + self.ahead, self.block).movedim(-1, 2)
+
+
+@dataclass(frozen=True)
+class WindowSpec:
+    """The blocks around its own that a query sees, and how far apart query and key may be."""
+
+    block: int
+    before: int  # blocks
+    after: int  # blocks
+    farthest_back: int | None = None  # t - s at most; null: no limit within these blocks
+    farthest_ahead: int | None = None  # s - t at most
+
+    def sees(self, query_T1: Tensor, key_S: Tensor) -> Tensor:
+        """seen_TS for queries and keys at these positions."""
+        blocks_back_TS = query_T1 // self.block - key_S // self.block
+        seen_TS = (blocks_back_TS <= self.before) & (blocks_back_TS >= -self.after)
+        if self.farthest_back is not None:
+            seen_TS &= query_T1 - key_S <= self.farthest_back
+        if self.farthest_ahead is not None:
+            seen_TS &= key_S - query_T1 <= self.farthest_ahead
+        return seen_TS
+
+    def runs(self, length: int, *, first: int = 0) -> Iterator[BlockRange]:
+        """All positions: those near the start or the end in one block each, and equal blocks between.
+
+        Near the start are blocks that would reach beyond it, or into the `first` positions.
+        """
+        back, ahead = self.before * self.block, self.after * self.block
+        start = back + -(-first // self.block) * self.block
+        end = start + (length - ahead - start) // self.block * self.block
+        if end <= start:
+            yield BlockRange(0, length, length)
+            return
+        if start:
+            yield BlockRange(0, start, start, ahead=ahead)
+        yield BlockRange(start, end, self.block, back, ahead)
+        if end < length:
+            yield BlockRange(end, length, length - end, back)
+
+
+@dataclass(frozen=True)
+class WindowMask:
+    """Which keys every query of some rows sees: those of its window, and the `first` positions, but no padding."""
+
+    window: WindowSpec
+    x_BTD: Tensor
+    """The rows, of which the length, device and dtype are read."""
+    pad_BT: Tensor | None = None
+    first: int = 0
+
+    @property
+    def dense(self) -> Tensor:
+        """The whole mask, BTT or 1TT."""
+        position_T = torch.arange(self.x_BTD.shape[1], device=self.x_BTD.device)
+        seen_1TS = (self.window.sees(position_T[:, None], position_T) | (position_T < self.first))[None]
+        return seen_1TS if self.pad_BT is None else seen_1TS & ~self.pad_BT[:, None]
+
+    @cached_property
+    def ranges(self) -> list[tuple[BlockRange, Tensor]]:
+        """The ranges of blocks, and for each the mask of the keys it reaches and then of the `first`.
+
+        seen_BNCK, True where seen; without padding bias_11CK, 0 or -inf, which the kernel need not convert each time.
+        """
+        return [(blocks, self._of(blocks)) for blocks in self.window.runs(self.x_BTD.shape[1], first=self.first)]
+
+    def _of(self, blocks: BlockRange) -> Tensor:
+        query_C1 = torch.arange(blocks.block, device=self.x_BTD.device)[:, None] + blocks.back
+        key_K = torch.arange(blocks.back + blocks.block + blocks.ahead, device=self.x_BTD.device)
+        seen_CK = self.window.sees(query_C1, key_K) & (key_K >= self.first + blocks.back - blocks.start)
+        seen_BNCK = seen_CK[None, None]
+        if self.pad_BT is not None:
+            seen_BNCK = seen_BNCK & ~blocks.keys_of(self.pad_BT)[:, :, None]
+        if self.first:
+            first_BF = torch.zeros_like(self.x_BTD[:1, : self.first, 0], dtype=torch.bool)
+            first_BF = first_BF if self.pad_BT is None else self.pad_BT[:, : self.first]
+            first_BNCF = ~first_BF[:, None, None].expand(*seen_BNCK.shape[:3], -1)
+            seen_BNCK = torch.cat([seen_BNCK, first_BNCF], dim=3)
+        if self.pad_BT is None:
+            return torch.zeros_like(seen_BNCK, dtype=self.x_BTD.dtype).masked_fill(~seen_BNCK, -torch.inf)
+        return seen_BNCK
+
+
+def naive(
+    query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, mask: WindowMask, *, head_dim: int, dropout: float = 0.0
+) -> Tensor:
+    """Dot-product attention with a T × T mask."""
+    query_BHTE, key_BHTE, value_BHTE = (split_heads(x, head_dim) for x in (query_BTD, key_BTD, value_BTD))
+    return join_heads(naive_attend(query_BHTE, key_BHTE, value_BHTE, bias=mask.dense[:, None], dropout=dropout))
+
+
+def window_attention(
+    query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, mask: WindowMask, *, head_dim: int, dropout: float = 0.0
+) -> Tensor:
+    """y_BTD: each query over the keys that `mask` lets it see. The width is that of all heads, or of some of them."""
+    if naive_mode():
+        return naive(query_BTD, key_BTD, value_BTD, mask, head_dim=head_dim, dropout=dropout)
+    first = mask.first
+
+    def keys(blocks: BlockRange, x_BTD: Tensor) -> Tensor:
+        reached_BNKD = blocks.keys_of(x_BTD)
+        if not first:
+            return reached_BNKD
+        return torch.cat([reached_BNKD, x_BTD[:, None, :first].expand(-1, reached_BNKD.shape[1], -1, -1)], dim=2)
+
+    parts = [
+        attend_in_blocks(
+            blocks.queries_of(query_BTD), keys(blocks, key_BTD), keys(blocks, value_BTD),
+            seen_BNCK=seen_BNCK, head_dim=head_dim, dropout=dropout,
+        )
+        for blocks, seen_BNCK in mask.ranges
+    ]  # fmt: skip
+    return torch.cat(parts, dim=1)
+
+
+def attend_in_blocks(
+    query_BNCD: Tensor,
+    key_BNKD: Tensor,
+    value_BNKD: Tensor,
+    *,
+    seen_BNCK: Tensor,
+    head_dim: int,
+    dropout: float = 0.0,
+) -> Tensor:
+    """y_BTD, T = N C: the queries of each block over the keys of that block. `seen_11CK` if all blocks see the same."""
+    query_MHCE, key_MHKE, value_MHKE = (
+        split_heads(x.flatten(0, 1), head_dim) for x in (query_BNCD, key_BNKD, value_BNKD)
+    )
+    y_MHCE = attend(query_MHCE, key_MHKE, value_MHKE, bias=seen_BNCK.flatten(0, 1)[:, None], dropout=dropout)
+    return join_heads(y_MHCE).view(len(query_BNCD), -1, query_BNCD.shape[3])
+
+
+def padding_or_zeros(x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
+    """The padding mask, BT, all False if there is no padding."""
+    return torch.zeros_like(x_BTD[..., 0], dtype=torch.bool) if pad_BT is None else pad_BT
 
 
 class PatternAttention(HeadedAttention):
@@ -49,74 +215,11 @@ class PatternAttention(HeadedAttention):
     def attend_in_blocks(
         self, query_BNCD: Tensor, key_BNKD: Tensor, value_BNKD: Tensor, *, seen_BNCK: Tensor
     ) -> Tensor:
-        """y_BTD, T = N C: each block's queries over the keys of that block. `seen_11CK`, if all blocks see the same."""
-        query_MHCE, key_MHKE, value_MHKE = (self.split(x.flatten(0, 1)) for x in (query_BNCD, key_BNKD, value_BNKD))
-        seen_M1CK = seen_BNCK.flatten(0, 1)[:, None]
-        y_MHCE = attend(query_MHCE, key_MHKE, value_MHKE, bias=seen_M1CK, dropout=self.active_dropout)
-        return self.join(y_MHCE).view(len(query_BNCD), -1, query_BNCD.shape[3])
+        return attend_in_blocks(
+            query_BNCD, key_BNKD, value_BNKD, seen_BNCK=seen_BNCK, head_dim=self.head_dim, dropout=self.active_dropout
+        )
 
 
-def absent(x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
-    """absent_BT: the padding, also where there is none."""
-    return torch.zeros_like(x_BTD[..., 0], dtype=torch.bool) if pad_BT is None else pad_BT
-
-
-@dataclass(frozen=True)
-class Run:
-    """Blocks side by side, each of which looks equally far back and ahead and never over an end of the input."""
-
-    start: int  # of the first block
-    end: int  # of the last
-    block: int
-    back: int = 0  # positions before each block that are looked into
-    ahead: int = 0
-
-    def queries_of(self, x_BTD: Tensor) -> Tensor:
-        """x_BNCD: what is in each block."""
-        return x_BTD[:, self.start : self.end].unflatten(1, (-1, self.block))  # type: ignore[no-any-return, no-untyped-call]
-
-    def keys_of(self, x_BT: Tensor) -> Tensor:
-        """x_BNK (and any dimensions after T): what each block looks into, a view."""
-        reached_BT = x_BT[:, self.start - self.back : self.end + self.ahead]
-        return reached_BT.unfold(1, self.back + self.block + self.ahead, self.block).movedim(-1, 2)
-
-
-@dataclass(frozen=True)
-class Span:
-    """The blocks around each block that its queries look into, and how far apart query and key may be."""
-
-    block: int
-    before: int
-    after: int
-    farthest_back: int | None = None  # t - s at most; None: whatever is in these blocks
-    farthest_ahead: int | None = None  # s - t at most
-
-    def runs(self, length: int, *, first: int = 0) -> Iterator[Run]:
-        """All positions: those near the start or the end in one block each, so that all blocks between see the same.
-
-        Near the start are those that would look over it, or at one of the `first` positions.
-        """
-        back, ahead = self.before * self.block, self.after * self.block
-        start = back + -(-first // self.block) * self.block
-        end = start + (length - ahead - start) // self.block * self.block
-        if end <= start:
-            yield Run(0, length, length)
-            return
-        if start:
-            yield Run(0, start, start, ahead=ahead)
-        yield Run(start, end, self.block, back, ahead)
-        if end < length:
-            yield Run(end, length, length - end, back)
-
-    def seen(self, run: Run, *, pad_BT: Tensor | None, device: torch.device, first: int = 0) -> Tensor:
-        """seen_BNCK, or seen_11CK without padding: True for keys that exist, are not too far and not of the `first`."""
-        query_C1 = torch.arange(run.block, device=device)[:, None] + run.back
-        key_K = torch.arange(run.back + run.block + run.ahead, device=device)
-        blocks_back_CK = query_C1 // self.block - key_K // self.block
-        seen_CK = (blocks_back_CK <= self.before) & (blocks_back_CK >= -self.after)
-        seen_CK &= key_K >= first + run.back - run.start
-        if self.farthest_back is not None:
-            seen_CK &= query_C1 - key_K <= self.farthest_back
-        if self.farthest_ahead is not None:
-            seen_CK &= key_K - query_C1 <= self.farthest_ahead
-        return seen_CK[None, None] if pad_BT is None else seen_CK & ~run.keys_of(pad_BT)[:, :, None]
+Run = BlockRange
+Span = WindowSpec
+absent = padding_or_zeros

@@ -29,9 +29,7 @@ class DistanceBias(nn.Module):
     def among(self, x_BHTE: Tensor, *, causal: bool, pad_BT: Tensor | None = None) -> Tensor:
         """The bias among all positions of `x`, BHTT or 1HTT; -∞ at padding and, if `causal`, at later positions."""
         length, dtype = x_BHTE.shape[2], torch.promote_types(x_BHTE.dtype, torch.float32)
-        bias = pairwise_bias(
-            lambda distance: self(distance, dtype=dtype), length, causal=causal, device=x_BHTE.device
-        )
+        bias = pairwise_bias(lambda distance: self(distance, dtype=dtype), length, causal=causal, device=x_BHTE.device)
         return bias if pad_BT is None else bias.masked_fill(pad_BT[:, None, None], -math.inf)
 
 

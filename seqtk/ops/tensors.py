@@ -31,3 +31,13 @@ def in_blocks(x_BT: Tensor, size: int, *, dim: int = 1, fill: float = 0) -> Tens
     if missing:  # pad() copies even if there is nothing to add
         x_BT = functional.pad(x_BT, (0, 0) * (x_BT.dim() - dim - 1) + (0, missing), value=fill)
     return x_BT.unflatten(dim, (-1, size))  # type: ignore[no-any-return, no-untyped-call]
+
+
+def split_heads(x_BTD: Tensor, head_dim: int) -> Tensor:
+    """x_BHTE, heads of width E = `head_dim`, a view."""
+    return x_BTD.view(*x_BTD.shape[:2], -1, head_dim).transpose(1, 2)
+
+
+def join_heads(x_BHTE: Tensor) -> Tensor:
+    """x_BTD, the heads side by side."""
+    return x_BHTE.transpose(1, 2).flatten(2)
