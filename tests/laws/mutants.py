@@ -114,9 +114,9 @@ SOURCE_MUTANTS = [
     ),
     SourceMutant(
         "The last run of blocks of a window does not look back",
-        "seqtk.ops.block_pattern:Span.runs",
-        "yield Run(end, length, length - end, back)",
-        "yield Run(end, length, length - end, back if length < 64 else 0)",
+        "seqtk.ops.block_pattern:WindowSpec.runs",
+        "yield BlockRange(end, length, length - end, back)",
+        "yield BlockRange(end, length, length - end, back if length < 64 else 0)",
         "sliding_window-wide-causal-long-equals_the_reference",
     ),
     SourceMutant(
@@ -184,7 +184,7 @@ SOURCE_MUTANTS = [
     ),
     SourceMutant(
         "Rotary positions wrap at 128",
-        "seqtk.ops.positions:rotate",
+        "seqtk.ops.rotary:rotate",
         "positions_BT[:, None, :, None]",
         "(positions_BT % 128)[:, None, :, None]",
         "softmax-rotary-encoder-long-equals_the_reference",
