@@ -1,6 +1,6 @@
-"""What README.md and the pages on extending show is run at a tiny size; the README's table is what is registered.
+"""Runs the commands and examples of README.md and the pages on extending, at tiny sizes.
 
-What the README shows of a command's output is compared with what it prints, line by line, whatever the numbers.
+The output shown in the README is compared with what the commands print, line by line, ignoring numbers.
 """
 
 import configparser
@@ -14,11 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
-from seqtk.cli.recipe_files import recipe_names
-from seqtk.config.registry import REGISTRIES
-from seqtk.tasks.translation import TranslationTask  # a task imports all that registers anything but optimizers
-from seqtk.training.trainer import Trainer
 from tests.unit.interop.test_fairseq import fairseq_state, save, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,31 +38,38 @@ TINY = {
     "seqtk-generate": "beam=2 max_length_a=0 max_length_b=3 device=cpu",
     "seqtk-interactive": "beam=2 max_length_a=0 max_length_b=3 device=cpu",
     "seqtk-eval-lm": "device=cpu",
+    "seqtk-evaluate": "device=cpu search.beam=1",
+    "seqtk-export": "",
+    "seqtk-import": "",
+    "seqtk-plot": "",
     "seqtk-average": "",
     "seqtk-resize": "",
     "seqtk-score": "",
     "seqtk-recipes": "",
     "seqtk-import-fairseq": "",
 }
-"""Program → what is appended to its line, so that it ends in seconds."""
+"""Program → arguments that are appended so that the command takes seconds."""
+
+TINY_DEMO = "seqtk-prepare demo pairs=300 vocab_size=300"
+"""Makes the corpus that `recipe=demo` trains on, much smaller."""
 
 LEARNT = ("Gestern haben wir eine Frau besucht.",)
-"""What a model says, on a line of its own."""
+"""Lines that a trained model would print."""
 
 
 def blocks(language: str, page: str = README) -> Iterator[str]:
-    """The text of the code blocks in `language`."""
+    """The code blocks in `language`."""
     yield from re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
 
 
 def commands(page: str = README) -> list[str]:
-    """Every command line of the shell blocks, without comments."""
+    """Every command of the shell blocks, without comments."""
     lines = "".join(blocks("sh", page)).replace("\\\n", " ").splitlines()
     return [line for line in (line.split(" #")[0].strip() for line in lines) if line and not line.startswith("#")]
 
 
 def with_output(page: str = README) -> Iterator[tuple[list[str], list[str]]]:
-    """The commands of each shell block, and the lines that the block of text behind it shows of what they print."""
+    """The commands of each shell block, with the lines of output shown in the text block after it."""
     kind_and_text = re.findall(r"^```(sh|text)\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
     for (kind, text), (next_kind, shown) in itertools.pairwise([*kind_and_text, ("", "")]):
         if kind == "sh":
@@ -73,13 +77,13 @@ def with_output(page: str = README) -> Iterator[tuple[list[str], list[str]]]:
 
 
 def shape(line: str) -> str:
-    """A line of output without what hangs on the run: numbers, how many they are, what a model says behind a tab."""
+    """A line of output without numbers, and without the text of a model after a tab."""
     masked = re.sub(r"-?\d[\d,.]*(e[+-]?\d+)?\**", "#", " ".join(line.split("\t")[0].split()))
     return re.sub(r"(\S*#)( \1)+", r"\1", re.sub(r"# (\w+?)s\b", r"# \1", masked))
 
 
 def first_not_printed(shown: list[str], printed: str) -> str | None:
-    """The first line of `shown` that is not printed behind the one before it; `…` stands for what is left out."""
+    """The first line of `shown` that is not printed after the one before it; `…` stands for omitted text."""
     lines = iter([shape(line) for line in printed.splitlines()])
     for line in shown:
         begins = shape(line.partition("…")[0])
@@ -90,15 +94,15 @@ def first_not_printed(shown: list[str], printed: str) -> str | None:
 
 
 def program(line: str) -> str:
-    """What the last command of a pipeline is called."""
+    """The program of the last command of a pipeline."""
     return shlex.split(line.split("|")[-1])[0]
 
 
-def made_tiny(line: str) -> str:
-    """What makes the line end in seconds."""
+def tiny_arguments(line: str) -> str:
+    """Arguments with which the command takes seconds."""
     if "recipe=wikipedia_bytes" in line:
         return TRAIN_LANGUAGE_MODEL
-    return "max_length_b=3 device=cpu" if "top_p=" in line else TINY[program(line)]  # which draws, and has no beam
+    return "max_length_b=3 device=cpu" if "top_p=" in line else TINY[program(line)]  # sampling has no beam
 
 
 def make_target_exists(line: str) -> bool:
@@ -110,19 +114,21 @@ def pip_would_install(line: str) -> bool:
     return words[:4] == ["pip", "install", "-e", "."] and (ROOT / words[words.index("-c") + 1]).is_file()
 
 
-def test_the_readme_shows_every_command_and_none_that_is_not_tested() -> None:
+def test_readme_shows_every_command() -> None:
     shown = {program(line) for line in commands()}
     assert shown - {"make", "pip"} == set(TINY)
     assert shown >= {script.split(" = ")[0] for script in console_scripts()}
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
+def test_readme_commands_run(tmp_path: Path) -> None:
     (tmp_path / "fairseq" / "data-bin").mkdir(parents=True)
     model = tiny()
     save(tmp_path / "fairseq" / "checkpoint_best.pt", fairseq_state(model))
     for lang in ("en", "de"):
         (tmp_path / "fairseq" / "data-bin" / f"dict.{lang}.txt").write_text("".join(f"w{i} 1\n" for i in range(12)))
+    shell(TINY_DEMO, folder=tmp_path)
+    (tmp_path / "text").symlink_to("data-bin/demo/text")
     for lines, shown in with_output():
         printed = ""
         for line in lines:
@@ -131,12 +137,23 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
             elif program(line) == "pip":
                 assert pip_would_install(line), line
             else:
-                printed += shell(line if "--cfg" in line else f"{line} {made_tiny(line)}", folder=tmp_path)
+                printed += shell(line if "--cfg" in line else f"{line} {tiny_arguments(line)}", folder=tmp_path)
         if program(lines[0]) != "make":
             assert first_not_printed(shown, printed) is None, printed
 
 
-def test_what_is_shown_is_compared_whatever_the_numbers() -> None:
+@pytest.mark.slow
+def test_readme_python_example_runs(tmp_path: Path) -> None:
+    shell(f"{TINY_DEMO} destdir=data-bin/mine", folder=tmp_path)
+    (example,) = blocks("python")
+    settings = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in TRAIN.split())}
+    script = example.replace("max_updates=200, ", f"**{settings}, ").replace("beam=5", "beam=1, max_length_b=3")
+    script = re.sub(r"^model\.(.*)$", r"print(model.\1)", script, flags=re.MULTILINE)
+    (tmp_path / "example.py").write_text(script, encoding="utf-8")
+    assert shell("python example.py", folder=tmp_path)
+
+
+def test_shown_output_is_compared_without_numbers() -> None:
     printed = "a | loss 3.5 | bleu 0\nMean of 1 checkpoint: update_01\nP-0\t-0.1 -0.2\nwrote x\n"
     assert first_not_printed(["a | loss 1,234 | …", "Mean of 2 checkpoints: update_1, update_2"], printed) is None
     assert first_not_printed(["a | loss 1e-05 | bleu 7", "…", "P-3\t-3.1", "wrote x"], printed) is None
@@ -147,7 +164,7 @@ def test_what_is_shown_is_compared_whatever_the_numbers() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["adding-an-attention"])
-def test_what_a_page_adds_works(name: str, tmp_path: Path) -> None:
+def test_pages_on_extending_run(name: str, tmp_path: Path) -> None:
     """Its files are written and its commands run; a file's path is in its first line."""
     page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
     for source in blocks("python", page):
@@ -162,7 +179,7 @@ def test_what_a_page_adds_works(name: str, tmp_path: Path) -> None:
 
 
 def shell(line: str, *, folder: Path, code: int = 0) -> str:
-    """What one line prints that is run as a user would in `folder`; it must end with this exit code."""
+    """The output of a shell command in `folder`, which must exit with `code`."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -182,34 +199,15 @@ def console_scripts() -> list[str]:
     return setup["options.entry_points"]["console_scripts"].strip().splitlines()
 
 
-def test_the_table_is_what_is_there() -> None:
-    assert TranslationTask
-    assert Trainer
-    rows: dict[str, set[str]] = {}
-    for kind, names in re.findall(r"^\| (\w+) \| (.*) \|$", README, flags=re.MULTILINE):
-        rows.setdefault(kind, set()).update(re.findall(r"`([\w-]+)`", names))
-    # Other tests register layers of their own in this process.
-    there = {
-        kind: {
-            name for name in registry if registry.class_of(registry.config_type(name)).__module__.startswith("seqtk.")
-        }
-        for kind, registry in REGISTRIES.items()
-        if registry.config_base.__module__.startswith("seqtk.")
-    }
-    there["recipe"] = set(recipe_names())
-    there["command"] = {script.split(" = ")[0] for script in console_scripts()}
-    assert {kind: names for kind, names in rows.items() if kind != "kind"} == there
-
-
-def test_a_refusal_is_as_it_is_shown(tmp_path: Path) -> None:
-    """It stands in a block of text, behind its command after a `$`."""
+def test_shown_errors_are_printed(tmp_path: Path) -> None:
+    """A text block that starts with `$ command` shows its error."""
     refusals = [block.splitlines() for block in blocks("text") if block.startswith("$ ")]
     assert refusals
     for asked, *answer in refusals:
         assert shell(asked.removeprefix("$ "), folder=tmp_path, code=2).splitlines() == answer
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_exist() -> None:
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]:
         prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
         for target in re.findall(r"\]\(([^)#\s]+)", prose):
