@@ -73,7 +73,8 @@ def with_output(page: str = README) -> Iterator[tuple[list[str], list[str]]]:
     kind_and_text = re.findall(r"^```(sh|text)\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
     for (kind, text), (next_kind, shown) in itertools.pairwise([*kind_and_text, ("", "")]):
         if kind == "sh":
-            yield commands(f"```sh\n{text}```"), shown.splitlines() if next_kind == "text" else []
+            is_output = next_kind == "text" and not shown.startswith("$ ")
+            yield commands(f"```sh\n{text}```"), shown.splitlines() if is_output else []
 
 
 def shape(line: str) -> str:
