@@ -77,9 +77,9 @@ class RecurrentMemoryLM(TransformerLM):
             memory_BMD = memory_BMD * 0 + state  # data parallelism expects a gradient for every parameter
         features = []
         for tokens_BS in torch.split(batch.previous_BT, self.config.segment_length, dim=1):
-            x_BND = torch.cat([memory_BMD, self.embedding.vectors(tokens_BS), memory_BMD], dim=1)
-            position_1N = torch.arange(x_BND.shape[1], device=x_BND.device)[None]
-            y_BND, _ = self.decoder(self.embedding.place(x_BND, position_1N))
+            length = tokens_BS.shape[1] + 2 * len(self.memory_MD)
+            position_1N = torch.arange(length, device=tokens_BS.device)[None]
+            y_BND, _ = self.decoder(self.embedding(tokens_BS, position_1N, around_BMD=memory_BMD))
             sizes = [len(self.memory_MD), tokens_BS.shape[1], len(self.memory_MD)]
             _, features_BSD, memory_BMD = torch.split(y_BND, sizes, dim=1)
             features.append(features_BSD)

@@ -82,9 +82,18 @@ class Embedding(nn.Module):
         self.norm = nn.LayerNorm(dim) if norm else None
         self.dropout = Dropout(dropout)
 
-    def forward(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
-        """x_BTD. `positions_BT` broadcasts: one row serves a batch that is padded on the right."""
-        return self.place(self.vectors(tokens_BT), positions_BT)
+    def forward(self, tokens_BT: Tensor, positions_BT: Tensor, *, around_BMD: Tensor | None = None) -> Tensor:
+        """x_BTD.
+
+        Args:
+            tokens_BT: The tokens.
+            positions_BT: Their positions; one row serves all rows of a batch.
+            around_BMD: Vectors to place before and after the tokens; `positions_BT` counts them too.
+        """
+        x_BTD = self.vectors(tokens_BT)
+        if around_BMD is not None:
+            x_BTD = torch.cat([around_BMD, x_BTD, around_BMD], dim=1)
+        return self.place(x_BTD, positions_BT)
 
     def vectors(self, tokens_BT: Tensor) -> Tensor:
         """√D · token, without a position."""
