@@ -3,6 +3,7 @@
 from seqtk.attention import aft as aft
 from seqtk.attention import convluna as convluna
 from seqtk.attention import convolution as convolution
+from seqtk.attention import cosformer as cosformer
 from seqtk.attention import feedforward_kernel as feedforward_kernel
 from seqtk.attention import fnet as fnet
 from seqtk.attention import gmlp as gmlp

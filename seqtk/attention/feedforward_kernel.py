@@ -1,9 +1,11 @@
-"""Kernelised attention whose feature map is trained: a small network without biases in each head.
+"""Linear-time attention with a trained feature map: a small network without biases in each head.
 
 Yorsh and Kovalenko 2022, arXiv 2211.04076, "Linear Self-Attention Approximation via Trainable Feedforward Kernel".
+
 B batch, T length, D width of the layer, H heads, E width of a head, K rank of a gate.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import Role, attentions
-from seqtk.attention.linear import ALL, KernelAttention, KernelConfig
+from seqtk.attention.kernel import KernelAttention, KernelConfig
+from seqtk.attention.qkv import ALL_HEADS
 from seqtk.config.fields import probability, setting
 from seqtk.modules.dropout import Dropout
-from seqtk.utils.errors import UserError
+from seqtk.ops.tensors import to_fp32, without_autocast
 
 Kernel = Literal["ffn", "linear", "glu", "oglu", "aoglu"]
 GATED = ("glu", "oglu", "aoglu")
@@ -28,9 +31,10 @@ class FeedForwardKernelConfig(KernelConfig):
 
     kernel: Kernel = setting(
         "oglu",
-        help="Each stage: a matrix, an orthogonal one, either of them gated, or gated with a gate of rank E/4.",
+        help="Each stage is a matrix (ffn), an orthogonal one (linear), either of them with a gate (glu, oglu), or an "
+        "orthogonal one with a gate of rank E/4 (aoglu).",
     )
-    depth: int = setting(1, at_least=1, at_most=3, help="Stages of the kernel.")
+    depth: int = setting(1, at_least=1, at_most=3, help="Stages of the feature map.")
     orthogonality: float = setting(
         0.01, at_least=0, help="Weight of the penalty on W Wᵀ ≠ I, for linear, oglu and aoglu."
     )
@@ -39,34 +43,33 @@ class FeedForwardKernelConfig(KernelConfig):
 
 @attentions.register("feedforward_kernel", FeedForwardKernelConfig)
 class FeedForwardKernelAttention(KernelAttention):
-    """φ(x) = g_n(… g_1(x)), the same for queries and keys; g_i one of these per head, without bias:
+    """φ(x) = g_n(… g_1(x)) for queries and keys alike. In each head g_i is, without biases:
 
-    ffn, linear: a(x W); glu, oglu: a(x W) ⊙ sigmoid(x U); aoglu: a(x W) ⊙ sigmoid(x A B) with A E × E/4, B E/4 × E;
-    a is softplus in the last stage and the identity in those before. In `linear`, `oglu` and `aoglu` W starts
-    orthogonal, and `aux_loss` holds it there: λ · mean((W Wᵀ - I)²) over the heads and elements, summed over stages.
+    ffn, linear: a(x W); glu, oglu: a(x W) ⊙ sigmoid(x U); aoglu: a(x W) ⊙ sigmoid(x A B) with A E × K, B K × E,
+    K = max(1, E/4); a is softplus in the last stage and the identity in the others. In `linear`, `oglu` and `aoglu`
+    W starts orthogonal, and `aux_loss` keeps it near: λ · mean((W Wᵀ - I)²) over heads and elements, summed over
+    stages.
 
-    The sources also divide φ by √E, which cancels in the quotient, as there is no epsilon. The causal and the cross
-    form are ours: the same sums over the past, or over a memory. Parameters beside the projections, n stages:
-    n H E² (ffn, linear), 2 n H E² (glu, oglu), n H (E² + 2 E K) with K = max(1, E/4) (aoglu). O(T E D) time, O(T D)
-    memory.
+    The paper and its code also divide φ by √E, which cancels in the quotient, as there is no epsilon. The causal and
+    the cross form are seqtk's: the same sums over the past, or over a memory. Parameters of n stages: n H E² (ffn,
+    linear), 2 n H E² (glu, oglu), n H (E² + 2 E K) (aoglu). O(T E D) time, O(T D) memory.
     """
 
     def __init__(self, config: FeedForwardKernelConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        if not 1 <= config.depth <= 3:
-            raise UserError(f"attention.depth={config.depth} must be 1, 2 or 3.")
-        if config.orthogonality < 0:
-            raise UserError(f"attention.orthogonality={config.orthogonality} must not be negative.")
         self.stages = nn.ModuleList(Stage(config, heads=self.heads, width=self.head_dim) for _ in range(config.depth))
 
     @property
     def is_random(self) -> bool:
-        return self.training and bool(self.config.kernel_dropout)
+        return self.training and self.config.kernel_dropout > 0
 
-    def features(self, x_BHTE: Tensor, *, some: slice = ALL, first: int = 0) -> Tensor:
+    def mix_parameters(self) -> Iterable[Tensor]:
+        return self.stages.parameters()
+
+    def features(self, x_BHTE: Tensor, *, heads: slice = ALL_HEADS, first: int = 0) -> Tensor:
         for stage in self.stages[:-1]:
-            x_BHTE = stage(x_BHTE, some)
-        return self.stages[-1](x_BHTE, some, positive=True)  # type: ignore[no-any-return]
+            x_BHTE = stage(x_BHTE, heads)
+        return self.stages[-1](x_BHTE, heads, positive=True)  # type: ignore[no-any-return]
 
     def aux_loss(self) -> Tensor | None:
         if self.config.kernel not in ORTHOGONAL or not self.config.orthogonality:
@@ -84,38 +87,33 @@ class Stage(nn.Module):
         self.matrix_HEE = matrices(heads, width, width, orthogonal=config.kernel in ORTHOGONAL)
         self.gate: nn.ParameterList | None = None
         if config.kernel in GATED:
-            rank = gate_rank(width)
+            rank = max(1, width // 4)
             shapes = [(width, rank), (rank, width)] if config.kernel == "aoglu" else [(width, width)]
             self.gate = nn.ParameterList(matrices(heads, *shape) for shape in shapes)
 
-    def forward(self, x_BHTE: Tensor, some: slice = ALL, *, positive: bool = False) -> Tensor:
-        """Of `some` heads."""
+    def forward(self, x_BHTE: Tensor, heads: slice, *, positive: bool = False) -> Tensor:
+        """The outputs of some heads; softplus of them, in float32 or wider, if `positive`."""
         x_BHTE = self.dropout(x_BHTE)
-        y_BHTE = x_BHTE @ self.matrix_HEE[some]
+        y_BHTE = x_BHTE @ self.matrix_HEE[heads]
         if positive:
-            y_BHTE = functional.softplus(y_BHTE.to(torch.promote_types(y_BHTE.dtype, torch.float32)))
+            y_BHTE = functional.softplus(to_fp32(y_BHTE))
         if self.gate is None:
             return y_BHTE
         for factor in self.gate:
-            x_BHTE = x_BHTE @ factor[some]
+            x_BHTE = x_BHTE @ factor[heads]
         return y_BHTE * x_BHTE.sigmoid()
 
     def distance_from_orthogonal(self) -> Tensor:
         """mean((W Wᵀ - I)²) over heads and elements, in float32 or wider."""
-        with torch.autocast(self.matrix_HEE.device.type, enabled=False):
-            product_HEE = self.matrix_HEE @ self.matrix_HEE.transpose(-1, -2)
+        with without_autocast(self.matrix_HEE):
+            product_HEE = self.matrix_HEE @ self.matrix_HEE.mT
             identity = torch.eye(product_HEE.shape[-1], dtype=product_HEE.dtype, device=product_HEE.device)
             return (product_HEE - identity).square().mean()
 
 
 def matrices(heads: int, rows: int, columns: int, *, orthogonal: bool = False) -> nn.Parameter:
-    """One matrix a head, orthogonal or Xavier-uniform."""
+    """One matrix per head, orthogonal or Xavier-uniform."""
     tensor_HRC = torch.empty(heads, rows, columns)
     for matrix in tensor_HRC:
         (nn.init.orthogonal_ if orthogonal else nn.init.xavier_uniform_)(matrix)
     return nn.Parameter(tensor_HRC)
-
-
-def gate_rank(width: int) -> int:
-    """K of a gate of low rank: a quarter of the width of a head."""
-    return max(1, width // 4)

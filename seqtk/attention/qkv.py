@@ -11,7 +11,7 @@ E width of a head.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,7 +168,7 @@ class HeadwiseAttention(QKVAttention):
         """As `mix`, for a slice of the heads."""
         raise NotImplementedError
 
-    def mix_parameters(self) -> Sequence[Tensor]:
+    def mix_parameters(self) -> Iterable[Tensor]:
         """The parameters that `mix_heads` reads."""
         return ()
 
@@ -176,6 +176,13 @@ class HeadwiseAttention(QKVAttention):
     def is_random(self) -> bool:
         """True if `mix_heads` draws random numbers, so that it cannot be computed again."""
         return self.active_dropout > 0
+
+    def sources(self, x_BTD: Tensor, source_BSM: Tensor) -> tuple[Tensor | LazyProjection, ...]:
+        """query_BTD, key_BSD and value_BSD, or the projections that compute them for a few heads at a time."""
+        return tuple(
+            LazyProjection(x, linear)
+            for x, linear in ((x_BTD, self.query), (source_BSM, self.key), (source_BSM, self.value))
+        )
 
     def mix(self, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None) -> Tensor:
         return self.mix_heads(ALL_HEADS, query_BHTE, key_BHSE, value_BHSE, pad_BS=pad_BS)
@@ -191,11 +198,9 @@ class HeadwiseAttention(QKVAttention):
 
         y_BTD = checkpoint_over_heads(
             mix,
-            LazyProjection(x_BTD, self.query),
-            LazyProjection(source, self.key),
-            LazyProjection(source, self.value),
+            *self.sources(x_BTD, source),
             heads=self.heads,
-            extra_params=self.mix_parameters(),
+            extra_params=tuple(self.mix_parameters()),
             is_random=self.is_random,
         )
         return self.out(y_BTD), None

@@ -79,7 +79,7 @@ SOURCE_MUTANTS = [
     ),
     SourceMutant(
         "Linear attention adds up keys and values in bfloat16",
-        "seqtk.attention.linear:product",
+        "seqtk.attention.kernel:product",
         "enabled=False",
         "enabled=torch.is_autocast_enabled('cpu')",
         "linear-encoder-long-sums_stay_in_float32",

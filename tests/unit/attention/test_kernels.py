@@ -1,4 +1,4 @@
-"""What is particular to the kernelised layers, beyond the laws that all layers keep."""
+"""Properties of layers with feature maps, beyond the laws of all layers."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from seqtk.attention import Attention, Role, attentions
 from seqtk.attention.feedforward_kernel import FeedForwardKernelAttention, Stage
-from seqtk.attention.linear import KernelAttention
+from seqtk.attention.kernel import KernelAttention
 from seqtk.attention.performer import PerformerAttention, log_features, orthogonal_gaussian
 from seqtk.config.schema import from_dict
 from seqtk.testing.memory import largest_tensor
@@ -39,15 +39,15 @@ def run(layer: Attention, x_BTD: Tensor, memory_BSD: Tensor, pad_BS: Tensor | No
     return y_BTD
 
 
-def by_all_pairs(layer: KernelAttention, x_BTD: Tensor, memory_BSD: Tensor, pad_BS: Tensor) -> Tensor:
-    """The layer's output with the T × S matrix of weights made."""
-    keys_from = memory_BSD if layer.role is Role.CROSS else x_BTD
-    key_BHSR, shift = layer.key_features(layer.split(layer.key(keys_from)), pad_BS=pad_BS)
+def from_all_pairs(layer: KernelAttention, x_BTD: Tensor, memory_BSD: Tensor, pad_BS: Tensor) -> Tensor:
+    """The output of the layer, computed with the T × S matrix of weights."""
+    source = memory_BSD if layer.role is Role.CROSS else x_BTD
+    key_BHSR, shift = layer.key_features(layer.split(layer.key(source)), pad_BS=pad_BS)
     query_BHTR = layer.query_features(layer.split(layer.query(x_BTD)), shift_BH1R=shift)
     weights_BHTS = query_BHTR @ key_BHSR.transpose(-1, -2)
     if layer.role is Role.CAUSAL:
         weights_BHTS = weights_BHTS.tril()
-    y_BHTE = weights_BHTS @ layer.split(layer.value(keys_from)) / layer.denominator(weights_BHTS.sum(-1, keepdim=True))
+    y_BHTE = weights_BHTS @ layer.split(layer.value(source)) / layer.denominator(weights_BHTS.sum(-1, keepdim=True))
     return layer.out(layer.join(y_BHTE))  # type: ignore[no-any-return]
 
 
@@ -56,12 +56,12 @@ def test_sums_equal_the_matrix_of_all_pairs(kind: str, role: Role) -> None:
     layer = build(kind, role).double()
     x_BTD, memory_BSD = torch.randn(2, 150, DIM).double(), torch.randn(2, 150, DIM).double()
     pad_BS = torch.arange(150)[None] >= torch.tensor([[150], [131]])
-    expected = by_all_pairs(layer, x_BTD, memory_BSD, pad_BS)
+    expected = from_all_pairs(layer, x_BTD, memory_BSD, pad_BS)
     torch.testing.assert_close(run(layer, x_BTD, memory_BSD, pad_BS), expected, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize(("kind", "role"), every_kind(Role.CAUSAL, Role.CROSS))
-def test_200_steps_equal_the_parallel_form_and_the_state_does_not_grow(kind: str, role: Role) -> None:
+def test_200_steps_with_a_state_of_constant_size(kind: str, role: Role) -> None:
     layer = build(kind, role)
     x_BTD, memory_BSD = torch.randn(2, 200, DIM), torch.randn(2, 9, DIM)
     state = layer.start(2, memory_BSD if role is Role.CROSS else None)
@@ -75,12 +75,12 @@ def test_200_steps_equal_the_parallel_form_and_the_state_does_not_grow(kind: str
     assert len(sizes) == 1
 
 
-def test_the_measure_of_memory_sees_a_matrix_of_all_pairs() -> None:
+def test_memory_check_sees_a_matrix_of_all_pairs() -> None:
     assert largest_tensor(build("synthesizer_random", max_length=64), 64) >= 2 * 64**2
 
 
 @pytest.mark.parametrize(("kind", "role"), every_kind(*Role))
-def test_the_whole_layer_compiles_into_one_graph(kind: str, role: Role) -> None:
+def test_layer_compiles_into_one_graph(kind: str, role: Role) -> None:
     layer = build(kind, role)
     x_BTD, memory_BSD = torch.randn(2, 70, DIM), torch.randn(2, 70, DIM)
     pad_BS = torch.arange(70)[None] >= torch.tensor([[70], [5]])
@@ -102,13 +102,13 @@ def test_the_whole_layer_compiles_into_one_graph(kind: str, role: Role) -> None:
         ("feedforward_kernel", {"kernel": "aoglu", "depth": 3}, 3 * 8 * (64**2 + 64**2 // 2)),
     ],
 )
-def test_parameters_at_the_width_of_the_base_transformer(kind: str, fields: dict[str, Any], own: int) -> None:
+def test_parameters_at_width_512(kind: str, fields: dict[str, Any], own: int) -> None:
     with torch.device("meta"):
         layer = build(kind, dim=512, heads=8, bias=False, **fields)
     assert sum(p.numel() for p in layer.parameters()) == 4 * 512**2 + own
 
 
-def test_features_of_queries_and_keys_estimate_the_softmax_kernel() -> None:
+def test_features_estimate_the_softmax_kernel() -> None:
     """The mean over draws is exp(q · k / √E), within four standard errors; orthogonal features vary less."""
     torch.manual_seed(0)
     width, draws = 8, 20_000
@@ -139,7 +139,7 @@ def test_rows_are_orthogonal_within_blocks_and_as_long_as_gaussian_ones() -> Non
 
 
 @pytest.mark.parametrize("role", Role)
-def test_many_features_come_near_softmax_attention(role: Role) -> None:
+def test_many_features_approach_softmax_attention(role: Role) -> None:
     torch.manual_seed(0)
     exact = attentions.build(from_dict(attentions.config_type("softmax"), {"heads": 2}), dim=DIM, role=role).eval()
     x_BTD, memory_BSD = torch.randn(2, 20, DIM) / 2, torch.randn(2, 20, DIM) / 2
@@ -157,7 +157,7 @@ def test_many_features_come_near_softmax_attention(role: Role) -> None:
 
 @pytest.mark.parametrize("role", Role)
 def test_exponents_stay_in_range(role: Role) -> None:
-    """float32 gives what float64 does where exp of what is in the exponents would overflow."""
+    """float32 equals float64 where unshifted exponents would overflow."""
     layer = build("performer", role, features=64)
     with torch.no_grad():
         layer.query.weight.mul_(8)
@@ -170,8 +170,8 @@ def test_exponents_stay_in_range(role: Role) -> None:
 
 
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CROSS])
-def test_the_stabiliser_of_keys_lets_none_of_them_vanish(role: Role) -> None:
-    """With every key far away, weights are still those of float64, gradients too."""
+def test_no_key_vanishes_from_the_sums(role: Role) -> None:
+    """With all keys far from the origin, outputs and gradients equal those of float64."""
     layer = build("performer", role, features=64)
     x_BTD, memory_BSD = torch.randn(2, 20, DIM), torch.randn(2, 20, DIM)
     with torch.no_grad():
@@ -184,7 +184,7 @@ def test_the_stabiliser_of_keys_lets_none_of_them_vanish(role: Role) -> None:
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-3, rtol=1e-2)
 
 
-def test_a_causal_key_that_vanishes_gives_zero_not_nan() -> None:
+def test_vanishing_causal_keys_give_zero_not_nan() -> None:
     layer = build("performer", Role.CAUSAL, features=64)
     with torch.no_grad():
         layer.key.bias.fill_(1000)
@@ -194,7 +194,7 @@ def test_a_causal_key_that_vanishes_gives_zero_not_nan() -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
 
 
-def test_features_are_redrawn_every_so_many_updates_alike_from_the_same_generator() -> None:
+def test_features_are_redrawn_from_the_generator() -> None:
     layers = [build("performer", redraw_every=3) for _ in range(2)]
     layers[1].load_state_dict(layers[0].state_dict())
     first = layers[0].projection_RE.clone()
@@ -211,14 +211,14 @@ def test_features_are_redrawn_every_so_many_updates_alike_from_the_same_generato
     assert torch.equal(never.projection_RE, before)
 
 
-def test_the_projection_is_saved_and_not_trained() -> None:
+def test_projection_is_saved_and_not_trained() -> None:
     layer: PerformerAttention = build("performer")
     assert layer.projection_RE.shape == (int(8 * math.log(8)), 8)
     assert "projection_RE" in layer.state_dict()
     assert "projection_RE" not in dict(layer.named_parameters())
 
 
-def test_cosformer_far_from_its_limit_is_linear_attention_of_relu() -> None:
+def test_cosformer_at_small_distances_ignores_them() -> None:
     far, near = build("cosformer", max_length=10**7).double(), build("cosformer", max_length=12).double()
     near.load_state_dict(far.state_dict())
     x_BTD = torch.randn(2, 12, DIM).double()
@@ -230,7 +230,7 @@ def test_cosformer_far_from_its_limit_is_linear_attention_of_relu() -> None:
 
 
 @pytest.mark.parametrize(("kernel", "depth"), [("linear", 1), ("oglu", 2), ("aoglu", 3)])
-def test_the_penalty_is_zero_at_the_start_and_the_mean_squared_distance_later(kernel: str, depth: int) -> None:
+def test_penalty_is_the_mean_squared_distance(kernel: str, depth: int) -> None:
     layer: FeedForwardKernelAttention = build("feedforward_kernel", kernel=kernel, depth=depth, orthogonality=0.5)
     penalty = layer.aux_loss()
     assert penalty is not None
@@ -249,13 +249,13 @@ def test_the_penalty_is_zero_at_the_start_and_the_mean_squared_distance_later(ke
     assert gradients == {f"stages.{stage}.matrix_HEE" for stage in range(depth)}
 
 
-def test_no_penalty_where_none_is_asked_for() -> None:
+def test_no_penalty_without_orthogonal_matrices() -> None:
     assert build("feedforward_kernel", kernel="ffn").aux_loss() is None
     assert build("feedforward_kernel", kernel="glu").aux_loss() is None
     assert build("feedforward_kernel", kernel="oglu", orthogonality=0).aux_loss() is None
 
 
-def test_input_dropout_of_the_kernel_acts_in_training_only() -> None:
+def test_kernel_dropout_acts_in_training_only() -> None:
     layer, without = build("feedforward_kernel", kernel_dropout=0.5), build("feedforward_kernel")
     without.load_state_dict(layer.state_dict())
     x_BTD = torch.randn(2, 9, DIM)
@@ -264,7 +264,7 @@ def test_input_dropout_of_the_kernel_acts_in_training_only() -> None:
 
 
 def test_dropout_keeps_the_denominators() -> None:
-    """With all values 1 the weights sum to how many are kept: their mean over draws is 1, but none is always 1."""
+    """With all values 1, an output is the sum of the kept weights: 1 on average, but not always."""
     layer = build("linear", dropout=0.5, bias=False).train()
     with torch.no_grad():
         layer.out.weight.copy_(torch.eye(DIM))
@@ -278,17 +278,17 @@ def test_dropout_keeps_the_denominators() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "fields"),
+    ("kind", "key", "value"),
     [
-        ("performer", {"features": 0}),
-        ("performer", {"redraw_every": 0}),
-        ("feedforward_kernel", {"depth": 0}),
-        ("feedforward_kernel", {"depth": 4}),
-        ("feedforward_kernel", {"orthogonality": -1.0}),
-        ("feedforward_kernel", {"kernel_dropout": 1.0}),
-        ("cosformer", {"max_length": 0}),
+        ("performer", "features", 0),
+        ("performer", "redraw_every", 0),
+        ("feedforward_kernel", "depth", 0),
+        ("feedforward_kernel", "depth", 4),
+        ("feedforward_kernel", "orthogonality", -1.0),
+        ("feedforward_kernel", "kernel_dropout", 1.0),
+        ("cosformer", "max_length", 0),
     ],
 )
-def test_settings_that_cannot_be_are_refused(kind: str, fields: dict[str, Any]) -> None:
-    with pytest.raises(UserError):
-        build(kind, **fields)
+def test_values_out_of_range_are_refused(kind: str, key: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"{key}="):
+        build(kind, **{key: value})

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from seqtk.attention import AttentionConfig
-from seqtk.attention.linear import CosformerConfig
+from seqtk.attention.cosformer import CosformerConfig
 from seqtk.attention.linformer import LinformerConfig
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.synthesizer import SynthesizerDenseConfig, SynthesizerRandomConfig

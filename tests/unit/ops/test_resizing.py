@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from seqtk.attention import Attention, AttentionConfig, Role, attentions
-from seqtk.attention.linear import CosformerConfig
+from seqtk.attention.cosformer import CosformerConfig
 from seqtk.attention.linformer import LinformerConfig
 from seqtk.attention.mixture import SynthesizerMixtureConfig
 from seqtk.attention.softmax import SoftmaxConfig

@@ -1,0 +1,163 @@
+"""Linear-time attention: a product of features in place of the softmax, so that keys and values are summed once.
+
+    y_t = Σ_s (φ(q_t) · φ(k_s)) v_s / Σ_s φ(q_t) · φ(k_s) = φ(q_t)ᵀ (Σ_s φ(k_s) v_sᵀ) / φ(q_t)ᵀ Σ_s φ(k_s)
+
+over the positions s that t sees (Katharopoulos et al. 2020, arXiv 2006.16236, section 3.2): O(T R E) time per head for
+R features, and no T × S matrix. Subclasses define φ.
+
+B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, E width of a head,
+R features of a head, F = E + 1: values with a column of ones at their end, whose sum is the denominator.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from seqtk.attention.base import Role, StepState
+from seqtk.attention.qkv import ALL_HEADS, HeadwiseAttention, QKVConfig
+from seqtk.config.fields import probability
+from seqtk.ops.dropout import dropout
+from seqtk.ops.head_checkpoint import LazyProjection
+from seqtk.ops.scan import CHUNK, causal_sums
+from seqtk.ops.tensors import to_fp32
+
+EPSILON = 1e-6
+"""Keeps denominators above 0 in the layers whose papers say so."""
+
+
+@dataclass(frozen=True)
+class KernelConfig(QKVConfig):
+    """The settings of layers with a feature map."""
+
+    dropout: float = probability(
+        0.0, help="Dropout of the attention weights. A key is dropped for all queries of a head at once."
+    )
+
+
+class KernelAttention(HeadwiseAttention):
+    """Σ_s φ(q) · φ(k_s) v_s / Σ_s φ(q) · φ(k_s) per head. Subclasses define `features`, φ.
+
+    Parameters: 2 D² + 2 M D (+ 4 D bias) + those of φ. Keys at padding are zeroed after φ, because φ(0) is not 0. Sums
+    and denominators are in float32 or wider, also under autocast. The output is 0 where the denominator is. The state
+    is Σ φ(k) [vᵀ 1], so a step takes O(R E) per head at any position.
+    """
+
+    roles = Role.ENCODER | Role.CAUSAL | Role.CROSS
+    subquadratic = True
+
+    def features(self, x_BHTE: Tensor, *, heads: slice = ALL_HEADS, first: int = 0) -> Tensor:
+        """φ(x)_BHTR >= 0 of the queries or keys of some heads, at the positions `first`, `first` + 1, …"""
+        raise NotImplementedError
+
+    def key_features(
+        self, key_BHSE: Tensor, *, heads: slice = ALL_HEADS, pad_BS: Tensor | None, first: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
+        """φ(k)_BHSR, 0 at padding, and the BH1R or None that `query_features` takes as its `shift_BH1R`."""
+        key_BHSR = self.features(key_BHSE, heads=heads, first=first)
+        return key_BHSR if pad_BS is None else key_BHSR.masked_fill(pad_BS[:, None, :, None], 0), None
+
+    def query_features(
+        self, query_BHTE: Tensor, *, heads: slice = ALL_HEADS, shift_BH1R: Tensor | None, first: int = 0
+    ) -> Tensor:
+        """φ(q)_BHTR."""
+        return self.features(query_BHTE, heads=heads, first=first)
+
+    @property
+    def is_random(self) -> bool:
+        """False: `values` applies the dropout, outside `mix_heads`."""
+        return False
+
+    def denominator(self, sum_BHT1: Tensor) -> Tensor:
+        """The divisor of the weighted values: the sum of the weights, or 1 where nothing is seen."""
+        return sum_BHT1.masked_fill(sum_BHT1 == 0, 1)
+
+    def values(self, x_BSM: Tensor) -> Tensor:
+        """value_BHSE, some of them dropped. The column of ones is not, so that outputs are right on average."""
+        value_BHSE = super().values(x_BSM)
+        if not self.active_dropout:
+            return value_BHSE
+        ones_BSH1 = torch.ones_like(value_BHSE[..., :1].transpose(1, 2))
+        return value_BHSE * dropout(ones_BSH1, self.active_dropout).transpose(1, 2)
+
+    def sources(self, x_BTD: Tensor, source_BSM: Tensor) -> tuple[Tensor | LazyProjection, ...]:
+        query, key, value = super().sources(x_BTD, source_BSM)
+        return query, key, self.join(self.values(source_BSM)) if self.active_dropout else value
+
+    def mix_heads(
+        self, heads: slice, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None
+    ) -> Tensor:
+        if self.role is not Role.CAUSAL:
+            sums_BHRF, shift = self.sums(key_BHSE, value_BHSE, heads=heads, pad_BS=pad_BS)
+            return self.read(query_BHTE, sums_BHRF, heads=heads, shift=shift)
+        key_BHSR, shift = self.key_features(to_fp32(key_BHSE), heads=heads, pad_BS=pad_BS)
+        query_BHTR = self.query_features(to_fp32(query_BHTE), heads=heads, shift_BH1R=shift)
+        value_BHSF = with_ones(value_BHSE)
+        chunk = balanced_chunk(query_BHTR.shape[-1], value_BHSF.shape[-1])
+        return self.divide(causal_sums(query_BHTR, key_BHSR, value_BHSF, chunk=chunk))
+
+    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
+        if memory_BSM is None:
+            return StepState(dynamic={"sums": None, "shift": None})
+        self.check_length(memory_BSM.shape[1])
+        sums_BHRF, shift = self.sums(self.keys(memory_BSM), self.values(memory_BSM), pad_BS=pad_BS)
+        return StepState(static={"sums": sums_BHRF, "shift": shift})
+
+    def step(self, x_B1D: Tensor, state: StepState, *, first: int = 0) -> tuple[Tensor, StepState]:
+        """As `Attention.step`, for layers with positions at position `first`."""
+        seen = state.static
+        if self.role is Role.CAUSAL:
+            new_BHRF, shift = self.sums(self.keys(x_B1D), self.values(x_B1D), pad_BS=None, first=first)
+            past_BHRF = state.dynamic["sums"]
+            seen = {"sums": new_BHRF if past_BHRF is None else past_BHRF + new_BHRF, "shift": shift}
+            state = state.advance(seen)
+        y_BH1E = self.read(self.queries(x_B1D), seen["sums"], shift=seen["shift"], first=first)
+        return self.out(self.join(y_BH1E)), state
+
+    def sums(
+        self,
+        key_BHSE: Tensor,
+        value_BHSE: Tensor,
+        *,
+        heads: slice = ALL_HEADS,
+        pad_BS: Tensor | None,
+        first: int = 0,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Σ φ(k) [vᵀ 1], BHRF, and the shift of `key_features`."""
+        key_BHSR, shift = self.key_features(to_fp32(key_BHSE), heads=heads, pad_BS=pad_BS, first=first)
+        return product(key_BHSR.mT, with_ones(value_BHSE)), shift
+
+    def read(
+        self,
+        query_BHTE: Tensor,
+        sums_BHRF: Tensor,
+        *,
+        heads: slice = ALL_HEADS,
+        shift: Tensor | None,
+        first: int = 0,
+    ) -> Tensor:
+        """y_BHTE from the sums over all keys that are seen."""
+        query_BHTR = self.query_features(to_fp32(query_BHTE), heads=heads, shift_BH1R=shift, first=first)
+        return self.divide(product(query_BHTR, sums_BHRF))
+
+    def divide(self, sums_BHTF: Tensor) -> Tensor:
+        """y_BHTE: the weighted values over the sum of their weights."""
+        return sums_BHTF[..., :-1] / self.denominator(sums_BHTF[..., -1:])
+
+
+def with_ones(value_BHSE: Tensor) -> Tensor:
+    """value_BHSF."""
+    return functional.pad(to_fp32(value_BHSE), (0, 1), value=1.0)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """The matrix product in the precision of the operands, also under autocast."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
+
+
+def balanced_chunk(features: int, width: int) -> int:
+    """The C positions of a chunk with which its weights (C a position) and sums (R F / C a position) take as much."""
+    return max(CHUNK, int(2 ** round(math.log2(features * width) / 2)))
