@@ -1,4 +1,4 @@
-"""List the library files that run while a model trains: python tools/path_of_a_batch.py KEY=VALUE... (as for seqtk-train)
+"""List the library files that run while a model trains: python tools/path_of_a_batch.py KEY=VALUE…, as for seqtk-train
 
 A file counts if one of its functions is called. Code that runs only while modules are imported does not count.
 Prints the lines and calls of each file, then the number of files and the sum of their lines.

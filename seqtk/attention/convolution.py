@@ -21,7 +21,7 @@ from torch.nn import functional
 from seqtk.attention.base import Role, State, StepState, attentions
 from seqtk.attention.qkv import HeadedAttention, QKVConfig
 from seqtk.config.fields import probability, setting
-from seqtk.modules.dropout import Dropout
+from seqtk.modules.block import Dropout
 from seqtk.ops.depthwise import depthwise
 from seqtk.ops.head_checkpoint import Projected, by_heads
 from seqtk.utils.errors import UserError

@@ -17,7 +17,7 @@ from seqtk.attention.base import Role, attentions
 from seqtk.attention.kernel import KernelAttention, KernelConfig
 from seqtk.attention.qkv import ALL_HEADS
 from seqtk.config.fields import probability, setting
-from seqtk.modules.dropout import Dropout
+from seqtk.modules.block import Dropout
 from seqtk.ops.tensors import to_fp32, without_autocast
 
 Kernel = Literal["ffn", "linear", "glu", "oglu", "aoglu"]

@@ -15,7 +15,7 @@ from torch.nn import functional
 from seqtk.attention.base import Attention, Role, Scope, State, StepState, attentions
 from seqtk.attention.qkv import HeadedAttention, QKVConfig
 from seqtk.config.fields import setting
-from seqtk.modules.dropout import Dropout
+from seqtk.modules.block import Dropout
 from seqtk.ops.dot_product import attend, padding_bias
 from seqtk.ops.head_checkpoint import OfHeads, Projected, by_heads
 from seqtk.ops.scan import causal_sums

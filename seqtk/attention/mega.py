@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, StepState, attentions
 from seqtk.config.fields import probability, setting
-from seqtk.modules.dropout import check_rate
+from seqtk.modules.block import check_rate
 from seqtk.ops import cache
 from seqtk.ops.dot_product import attend, attend_last, padding_bias
 from seqtk.ops.ema import DampedAverage

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from seqtk.attention.base import Role, State, StepState, attentions
 from seqtk.attention.qkv import HeadedAttention, QKVConfig
 from seqtk.config.fields import setting
-from seqtk.modules.dropout import Dropout
+from seqtk.modules.block import Dropout
 from seqtk.ops.head_checkpoint import Projected, by_heads
 from seqtk.ops.precision import as_autocast, wide
 from seqtk.ops.scan import causal_sums

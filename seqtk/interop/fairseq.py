@@ -22,8 +22,7 @@ from seqtk.interop.fairseq_keys import current_names, seqtk_state
 from seqtk.interop.fairseq_lightconv import convolutions, is_lightconv
 from seqtk.interop.fairseq_lm import ImportedLanguageModel, import_language_model
 from seqtk.interop.fairseq_options import SIDES, Options
-from seqtk.models.encoder import EncoderConfig
-from seqtk.models.stacks import DecoderConfig, Pattern
+from seqtk.models.stacks import DecoderConfig, EncoderConfig, Pattern
 from seqtk.models.transformer import SharedEmbeddings, Transformer, TransformerConfig
 from seqtk.tasks import Task
 from seqtk.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from seqtk.interop.fairseq_file import rows
 from seqtk.interop.fairseq_options import Options
-from seqtk.modules.adaptive_clusters import AdaptiveConfig
+from seqtk.modules.adaptive import AdaptiveConfig
 from seqtk.utils.errors import UserError
 
 TABLE = re.compile(r"decoder\.embed_tokens\.embeddings\.\d+\.0\.weight")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from seqtk.interop.fairseq_options import Options, flat_options
 from seqtk.interop.unpickle import plain, read_checkpoint
-from seqtk.modules.feedforward import Activation
+from seqtk.modules.block import Activation
 from seqtk.utils.errors import UserError
 
 ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu"}

@@ -1,9 +1,8 @@
 """Whole networks made from modules and attention layers: one import line each, which registers it."""
 
-from seqtk.models import architectures as architectures
 from seqtk.models import classifier as classifier
 from seqtk.models import language_model as language_model
-from seqtk.models import lightconv as lightconv
+from seqtk.models import presets as presets
 from seqtk.models import recurrent_memory as recurrent_memory
 from seqtk.models import transformer as transformer
 from seqtk.models.base import Model, ModelConfig, build_model, models

@@ -15,10 +15,9 @@ from seqtk.config.fields import probability, setting
 from seqtk.data.batch import ClassBatch
 from seqtk.data.vocabulary import PAD
 from seqtk.models.base import Model, ModelConfig, models
-from seqtk.models.encoder import Encoder, EncoderConfig
-from seqtk.models.stacks import BlockOptions
+from seqtk.models.stacks import BlockOptions, Encoder, EncoderConfig
+from seqtk.modules.block import Activation
 from seqtk.modules.embedding import Embedding, Positions, token_embedding
-from seqtk.modules.feedforward import Activation
 from seqtk.modules.head import Head
 
 

@@ -16,10 +16,10 @@ from seqtk.data.batch import LanguageBatch
 from seqtk.data.vocabulary import PAD
 from seqtk.models.base import Model, ModelConfig, models
 from seqtk.models.stacks import BlockOptions, Decoder, DecoderConfig, Pattern
-from seqtk.modules.adaptive_clusters import AdaptiveConfig
-from seqtk.modules.embedding import AdaptiveEmbedding, Embedding, Positions, token_embedding
-from seqtk.modules.feedforward import Activation
-from seqtk.modules.head import AdaptiveHead, Head, LinearHead
+from seqtk.modules.adaptive import AdaptiveConfig, AdaptiveEmbedding, AdaptiveHead
+from seqtk.modules.block import Activation
+from seqtk.modules.embedding import Embedding, Positions, token_embedding
+from seqtk.modules.head import Head, LinearHead
 from seqtk.utils.errors import UserError
 
 
@@ -127,9 +127,6 @@ class TransformerLM(LanguageModel):
     def __init__(self, config: TransformerLMConfig, *, vocabulary: int) -> None:
         super().__init__()
         self.config = config
-        for key in ("dim", "ffn_dim", "heads", "max_length"):
-            if getattr(config, key) < 1:
-                raise UserError(f"model.{key}={getattr(config, key)} must be at least 1.")
         tokens = token_table(config, vocabulary)
         self.embedding = Embedding(
             tokens,

@@ -47,9 +47,6 @@ class RecurrentMemoryLM(TransformerLM):
     def __init__(self, config: RecurrentMemoryLMConfig, *, vocabulary: int) -> None:
         super().__init__(config, vocabulary=vocabulary)
         self.max_target_length = None  # a sample may have any number of segments
-        for key, least in (("segment_length", 1), ("memory_tokens", 0)):
-            if getattr(config, key) < least:
-                raise UserError(f"model.{key}={getattr(config, key)} must be at least {least}.")
         length = config.segment_length + 2 * config.memory_tokens
         limits = [("model", config.max_length), *(("attention", x.max_length) for _, x in self.attention_layers())]
         for owner, limit in limits:

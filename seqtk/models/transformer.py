@@ -14,10 +14,9 @@ from seqtk.config.fields import probability, setting
 from seqtk.data.batch import TranslationBatch
 from seqtk.data.vocabulary import PAD
 from seqtk.models.base import Model, ModelConfig, models
-from seqtk.models.encoder import Encoder, EncoderConfig
-from seqtk.models.stacks import BlockOptions, Decoder, DecoderConfig, StackConfig
+from seqtk.models.stacks import BlockOptions, Decoder, DecoderConfig, Encoder, EncoderConfig, StackConfig
+from seqtk.modules.block import Activation
 from seqtk.modules.embedding import Embedding, Positions, token_embedding
-from seqtk.modules.feedforward import Activation
 from seqtk.modules.head import LinearHead
 from seqtk.utils.errors import UserError
 
@@ -70,7 +69,6 @@ class Transformer(Model):
         super().__init__()
         self.config = config
         self.max_target_length = config.max_target_length
-        _check_sizes(config)
         memory_dim = config.encoder.dim or config.dim
         dim = config.decoder.dim or config.dim
         if config.share_embeddings == "all" and (source_vocabulary, memory_dim) != (target_vocabulary, dim):
@@ -138,12 +136,3 @@ class Transformer(Model):
         x_B1D = self.target_embedding(token_B[:, None], state["position_B1"])
         y_B1D, blocks = self.decoder.step(x_B1D, state["blocks"])
         return y_B1D, {"position_B1": state["position_B1"] + 1, "blocks": blocks}
-
-
-def _check_sizes(config: TransformerConfig) -> None:
-    parts = {"model": config, "model.encoder": config.encoder, "model.decoder": config.decoder}
-    for part, sizes in parts.items():
-        for key in ("dim", "ffn_dim", "heads", "max_source_length", "max_target_length"):
-            value = getattr(sizes, key, None)
-            if value is not None and value < 1:
-                raise UserError(f"{part}.{key}={value} must be at least 1.")

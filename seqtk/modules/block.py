@@ -1,8 +1,49 @@
-"""The residual connection around a sublayer."""
+"""What blocks are made of beside attention: dropout, the residual connection and the feed-forward network.
 
+B batch, T length, D width, F inner width.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from seqtk.modules.dropout import Dropout
+from seqtk.ops.dropout import dropout
+from seqtk.utils.errors import UserError
+
+Activation = Literal["relu", "gelu", "glu", "geglu", "swiglu"]
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "glu": torch.sigmoid,
+    "geglu": functional.gelu,
+    "swiglu": functional.silu,
+}
+_GATED = {"glu", "geglu", "swiglu"}
+
+
+class Dropout(nn.Module):
+    """While training, sets each element to 0 with probability `rate` and scales the rest by 1 / (1 - rate).
+
+    Raises UserError if `rate` is not a probability less than 1.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        check_rate(rate)
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.rate) if self.training else x
+
+
+def check_rate(rate: float) -> None:
+    """Raises UserError if `rate` is not a probability less than 1."""
+    if not 0 <= rate < 1:
+        raise UserError(f"dropout={rate}: must be a probability less than 1.")
 
 
 class Residual(nn.Module):
@@ -25,3 +66,27 @@ class Residual(nn.Module):
         """The output of the residual block, from its input x and the output y of the sublayer."""
         sum_BTD: Tensor = x_BTD + self.dropout(y_BTD)
         return sum_BTD if self.pre_norm else self.norm(sum_BTD)
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with an activation between them (Vaswani et al. 2017, section 3.3).
+
+    The gated kinds multiply it by a third map of the input (Shazeer 2020). The maps keep torch's default
+    initialisation, as fairseq's do. Parameters: 2 D F + F + D; gated: 3 D F + 2 F + D; without
+    `bias` only the products.
+    """
+
+    def __init__(self, dim: int, inner_dim: int, *, activation: Activation, dropout: float, bias: bool = True) -> None:
+        super().__init__()
+        self.activation = _ACTIVATIONS[activation]
+        self.expand = nn.Linear(dim, inner_dim, bias=bias)
+        self.gate = nn.Linear(dim, inner_dim, bias=bias) if activation in _GATED else None
+        self.contract = nn.Linear(inner_dim, dim, bias=bias)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        if self.gate is None:
+            inner_BTF = self.activation(self.expand(x_BTD))
+        else:
+            inner_BTF = self.activation(self.gate(x_BTD)) * self.expand(x_BTD)
+        return self.contract(self.dropout(inner_BTF))  # type: ignore[no-any-return]

@@ -1,18 +1,20 @@
 """Token embeddings and the positions added to them, numbered and laid out as fairseq does.
 
-B batch, T length, D width, N = B T, M tokens of one band, E its width. Position 0 is the first token of a row.
+B batch, T length, D width, Position 0 is the first token of a row.
 """
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 from seqtk.data.vocabulary import PAD
-from seqtk.modules.adaptive_clusters import Bands
-from seqtk.modules.dropout import Dropout
+from seqtk.modules.block import Dropout
 from seqtk.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from seqtk.modules.adaptive import AdaptiveEmbedding
 
 Positions = Literal["sinusoidal", "learned", "none"]
 
@@ -27,42 +29,12 @@ def token_embedding(vocabulary_size: int, dim: int, *, padding_idx: int | None =
     return embedding
 
 
-class AdaptiveEmbedding(nn.Module):
-    """A table for each band of the vocabulary, narrower for rarer words, and a projection of each to the model's width.
-
-    x = P_b E_b[token], b its band (Baevski and Auli 2019, arXiv:1809.10853, section 3). The first band, of full width,
-    has a projection, too. Entries are drawn from N(0, 1/E), projections as Xavier's.
-    """
-
-    def __init__(self, bands: Bands, *, dim: int, factor: float) -> None:
-        super().__init__()
-        self.cut = bands
-        self.embedding_dim = dim
-        widths = bands.widths(dim, factor)
-        self.bands = nn.ModuleList(
-            token_embedding(size, width, padding_idx=None if start else PAD)
-            for start, size, width in zip(bands.starts, bands.sizes, widths, strict=True)
-        )
-        projections = [nn.Linear(width, dim, bias=False) for width in widths]
-        for projection in projections:
-            nn.init.xavier_uniform_(projection.weight)
-        self.projections = nn.ModuleList(projections)
-
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        """x_BTD; each token is looked up and projected in its own band alone."""
-        tokens_N = tokens_BT.flatten()
-        members = self.cut.members(tokens_N)
-        parts = zip(self.bands, self.projections, self.cut.starts, members, strict=True)
-        x_ND = torch.cat([project(table(tokens_N[at_M] - start)) for table, project, start, at_M in parts])
-        return torch.empty_like(x_ND).index_copy(0, torch.cat(members), x_ND).view(*tokens_BT.shape, -1)
-
-
 class Embedding(nn.Module):
     """√D · token + position, then dropout (Vaswani et al. 2017, section 3.4 and 3.5)."""
 
     def __init__(
         self,
-        tokens: nn.Embedding | AdaptiveEmbedding,
+        tokens: "nn.Embedding | AdaptiveEmbedding",
         *,
         positions: Positions,
         max_length: int,

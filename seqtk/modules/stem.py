@@ -20,11 +20,8 @@ class ConvolutionalStem(nn.Module):
 
     def __init__(self, dim: int, *, layers: int, kernel_size: int) -> None:
         super().__init__()
-        if layers < 0 or kernel_size < 1 or kernel_size % 2 == 0:
-            raise UserError(
-                f"A stem of {layers} layers with a kernel of {kernel_size} cannot be built.",
-                "stem_layers must not be negative, and stem_kernel_size must be odd.",
-            )
+        if kernel_size % 2 == 0:
+            raise UserError(f"model.encoder.stem_kernel_size={kernel_size}: must be odd.")
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
         self.convolutions = nn.ModuleList(
             nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2) for _ in range(layers)

@@ -23,8 +23,7 @@ from seqtk.interop.fairseq import import_fairseq
 from seqtk.interop.fairseq_keys import fairseq_name
 from seqtk.interop.fairseq_lm import ImportedLanguageModel
 from seqtk.models.language_model import TransformerLM
-from seqtk.modules.adaptive_clusters import AdaptiveConfig
-from seqtk.modules.head import AdaptiveHead
+from seqtk.modules.adaptive import AdaptiveConfig, AdaptiveHead
 from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import start_engine
 from seqtk.training.train_step import TrainStep

@@ -16,7 +16,7 @@ from seqtk.data.vocabulary import Vocabulary
 from seqtk.generation.search import SearchConfig
 from seqtk.metrics import Evaluation, Metric, Output, Score, metrics
 from seqtk.models import Model, ModelConfig, build_model
-from seqtk.modules.head import Pool, PooledHead
+from seqtk.modules.pooled_head import Pool, PooledHead
 from seqtk.tasks import TaskConfig, tasks
 from seqtk.tasks.text import TextTask, tokenizer_assets, tokenizer_from
 

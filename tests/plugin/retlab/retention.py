@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seqtk.attention import HeadedAttention, HeadedConfig, Role, State, StepState, attentions
-from seqtk.modules.dropout import Dropout
+from seqtk.modules.block import Dropout
 from seqtk.testing.reference import Problem
 
 

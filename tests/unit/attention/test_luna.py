@@ -12,8 +12,7 @@ from seqtk.attention import Attention, AttentionConfig, Role, attentions
 from seqtk.attention.convluna import ConvLunaConfig
 from seqtk.attention.luna import Luna, LunaConfig
 from seqtk.attention.softmax import SoftmaxConfig
-from seqtk.models.encoder import Encoder, EncoderConfig
-from seqtk.models.stacks import BlockOptions
+from seqtk.models.stacks import BlockOptions, Encoder, EncoderConfig
 from seqtk.utils.errors import UserError
 
 DIM, MEMORY_DIM, SLOTS = 8, 6, 3

@@ -18,8 +18,7 @@ from seqtk.generation.config import SearchConfig
 from seqtk.generation.search import search
 from seqtk.metrics import Evaluation
 from seqtk.metrics.text import Bleu
-from seqtk.models.encoder import EncoderConfig
-from seqtk.models.stacks import DecoderConfig
+from seqtk.models.stacks import DecoderConfig, EncoderConfig
 from seqtk.models.transformer import TransformerConfig
 from seqtk.tasks.translation import TranslationConfig, TranslationTask
 from seqtk.training.config import TrainConfig

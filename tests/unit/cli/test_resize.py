@@ -17,8 +17,7 @@ from seqtk.checkpoint import model_file
 from seqtk.checkpoint.model_file import tensors_of
 from seqtk.cli import resize
 from seqtk.data.vocabulary import Vocabulary
-from seqtk.models.encoder import EncoderConfig
-from seqtk.models.stacks import DecoderConfig
+from seqtk.models.stacks import DecoderConfig, EncoderConfig
 from seqtk.models.transformer import TransformerConfig
 from seqtk.tasks.translation import TranslationConfig, TranslationTask
 from seqtk.training.config import TrainConfig

@@ -12,8 +12,7 @@ from seqtk.criterions import Criterion, Loss, criterions
 from seqtk.criterions.cross_entropy import CrossEntropyConfig, LabelSmoothedConfig
 from seqtk.data.batch import collate_pairs
 from seqtk.data.vocabulary import EOS, PAD
-from seqtk.models.encoder import EncoderConfig
-from seqtk.models.stacks import DecoderConfig
+from seqtk.models.stacks import DecoderConfig, EncoderConfig
 from seqtk.models.transformer import Transformer, TransformerConfig
 from seqtk.training.train_step import TrainStep
 

@@ -11,8 +11,7 @@ from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.data.batch import TranslationBatch, collate_pairs
 from seqtk.data.vocabulary import EOS, Vocabulary
 from seqtk.models.base import Model
-from seqtk.models.encoder import EncoderConfig
-from seqtk.models.stacks import DecoderConfig
+from seqtk.models.stacks import DecoderConfig, EncoderConfig
 from seqtk.models.transformer import Transformer, TransformerConfig
 
 SOFTMAX = SoftmaxConfig(heads=2)

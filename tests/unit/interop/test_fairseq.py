@@ -20,8 +20,7 @@ from seqtk.cli import import_fairseq as command
 from seqtk.interop import fairseq_options
 from seqtk.interop.fairseq import REFUSED, import_fairseq
 from seqtk.interop.fairseq_keys import FIRST_POSITION, current_names, fairseq_name
-from seqtk.models.encoder import EncoderConfig
-from seqtk.models.stacks import DecoderConfig
+from seqtk.models.stacks import DecoderConfig, EncoderConfig
 from seqtk.models.transformer import Transformer, TransformerConfig
 from seqtk.utils.errors import UserError
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from seqtk.interop.fairseq import import_fairseq
 from seqtk.interop.fairseq_keys import fairseq_name
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig
-from seqtk.modules.adaptive_clusters import AdaptiveConfig
+from seqtk.modules.adaptive import AdaptiveConfig
 from seqtk.utils.errors import UserError
 
 V = 20

@@ -15,7 +15,7 @@ from seqtk.data.batch import ClassBatch
 from seqtk.data.vocabulary import PAD
 from seqtk.models import build_model
 from seqtk.models.classifier import TransformerClassifier, TransformerClassifierConfig
-from seqtk.modules.head import Pool, PooledHead
+from seqtk.modules.pooled_head import Pool, PooledHead
 
 SMALL = {"dim": 16, "ffn_dim": 16, "heads": 2, "encoder": {"layers": 2}}
 

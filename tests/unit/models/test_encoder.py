@@ -5,8 +5,8 @@ import torch
 
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.synthesizer import SynthesizerRandomConfig
-from seqtk.models.encoder import Encoder, EncoderConfig
-from seqtk.models.stacks import BlockOptions
+from seqtk.config.fields import check
+from seqtk.models.stacks import BlockOptions, Encoder, EncoderConfig
 from seqtk.models.transformer import Transformer, TransformerConfig
 from seqtk.utils.errors import UserError
 
@@ -75,7 +75,11 @@ def test_a_stem_sees_its_neighbourhood_and_no_more() -> None:
     assert gradient[0].abs().sum(1).nonzero().flatten().tolist() == [2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("settings", [{"memory_tokens": -1}, {"stem_layers": 1, "stem_kernel_size": 4}])
-def test_impossible_ones_are_refused(settings: dict[str, object]) -> None:
-    with pytest.raises(UserError):
-        encoder(**settings)
+def test_an_even_stem_kernel_is_refused() -> None:
+    with pytest.raises(UserError, match="stem_kernel_size"):
+        encoder(stem_layers=1, stem_kernel_size=4)
+
+
+def test_negative_memory_tokens_are_refused() -> None:
+    with pytest.raises(UserError, match="memory_tokens=-1"):
+        check(EncoderConfig(memory_tokens=-1))

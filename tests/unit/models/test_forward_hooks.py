@@ -14,14 +14,13 @@ from seqtk.attention.transformer_xl import TransformerXLConfig
 from seqtk.criterions.cross_entropy import CrossEntropy, CrossEntropyConfig
 from seqtk.data.batch import LanguageBatch, TranslationBatch
 from seqtk.models.base import Model
-from seqtk.models.encoder import EncoderBlock, EncoderConfig
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig
 from seqtk.models.recurrent_memory import RecurrentMemoryLM, RecurrentMemoryLMConfig
-from seqtk.models.stacks import DecoderBlock, DecoderConfig
+from seqtk.models.stacks import DecoderBlock, DecoderConfig, EncoderBlock, EncoderConfig
 from seqtk.models.transformer import Transformer, TransformerConfig
-from seqtk.modules.adaptive_clusters import AdaptiveConfig
+from seqtk.modules.adaptive import AdaptiveConfig
+from seqtk.modules.block import FeedForward
 from seqtk.modules.embedding import Embedding
-from seqtk.modules.feedforward import FeedForward
 from seqtk.modules.head import Head
 
 KINDS = (EncoderBlock, DecoderBlock, Attention, FeedForward, Embedding, Head, nn.LayerNorm, nn.Embedding, nn.Linear)

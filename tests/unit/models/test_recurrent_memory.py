@@ -11,6 +11,7 @@ from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.synthesizer import SynthesizerDenseConfig
 from seqtk.data.batch import LanguageBatch
 from seqtk.generation.length_limits import longest_target
+from seqtk.models import models
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig
 from seqtk.models.recurrent_memory import RecurrentMemoryLM, RecurrentMemoryLMConfig
 from seqtk.utils.errors import UserError
@@ -123,6 +124,6 @@ def test_a_sample_may_have_any_length_and_a_segment_has_to_fit() -> None:
     with pytest.raises(UserError, match=r"longer than model\.max_length=12"):
         tiny(replace(TINY, segment_length=7))
     with pytest.raises(UserError, match=r"model\.segment_length=0"):
-        tiny(replace(TINY, segment_length=0))
+        models.build(replace(TINY, segment_length=0), vocabulary=VOCABULARY)
     with pytest.raises(UserError, match=r"model\.memory_tokens=-1"):
-        tiny(replace(TINY, memory_tokens=-1))
+        models.build(replace(TINY, memory_tokens=-1), vocabulary=VOCABULARY)

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from seqtk.data.vocabulary import PAD
 from seqtk.modules import head as module
-from seqtk.modules.adaptive_clusters import AdaptiveConfig
-from seqtk.modules.embedding import AdaptiveEmbedding
-from seqtk.modules.head import AdaptiveHead
+from seqtk.modules.adaptive import AdaptiveConfig, AdaptiveEmbedding, AdaptiveHead
 from seqtk.ops import linear_cross_entropy as chunked
 from seqtk.testing.memory import Measure
 from seqtk.utils.errors import UserError

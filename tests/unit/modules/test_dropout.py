@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from seqtk.modules.dropout import Dropout
+from seqtk.modules.block import Dropout
 from seqtk.ops.dropout import keep_mask
 from seqtk.utils.errors import UserError
 

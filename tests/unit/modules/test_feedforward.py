@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqtk.modules.block import Residual
-from seqtk.modules.feedforward import Activation, FeedForward
+from seqtk.modules.block import Activation, FeedForward, Residual
 
 D, F = 6, 10
 KINDS: dict[str, Callable[[Tensor], Tensor]] = {

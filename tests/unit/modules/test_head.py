@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from seqtk.data.vocabulary import PAD
 from seqtk.modules.embedding import token_embedding
-from seqtk.modules.head import LinearHead, Pool, PooledHead, pooled
+from seqtk.modules.head import LinearHead
+from seqtk.modules.pooled_head import Pool, PooledHead, pooled
 from seqtk.ops import linear_cross_entropy as chunked
 
 D, V = 5, 11

@@ -1,0 +1,223 @@
+"""Adaptive input and softmax: many parameters for the few frequent words of a vocabulary, few for the many rare ones.
+
+The vocabulary is cut into bands by frequency. B batch, T length, N positions (batch and length flattened), M of them in
+one band, D width of the model, E width of a band, W its words.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seqtk.config.fields import probability, setting
+from seqtk.data.vocabulary import PAD, SPECIALS
+from seqtk.modules.block import Dropout
+from seqtk.modules.embedding import token_embedding
+from seqtk.modules.head import Head, HeadLosses, picked, real_targets
+from seqtk.ops.linear_cross_entropy import linear_cross_entropy
+from seqtk.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class AdaptiveConfig:
+    """Adaptive input (Baevski and Auli 2019, arXiv:1809.10853) and softmax (Grave et al. 2017, arXiv:1609.04309).
+
+    `cutoffs` count ids, so the dictionary has to go from frequent words to rare ones, as those of words and of
+    SentencePiece do. With any other order the model is as right, but frequent words get the narrow vectors and cost
+    two softmaxes each: it is slower and worse.
+    """
+
+    cutoffs: tuple[int, ...] = setting(
+        (20000, 60000),
+        at_least=1,
+        help="First id of the second band, the third, and so on. Ids go from frequent to rare.",
+    )
+    input_factor: float | None = setting(
+        4.0,
+        at_least=1,
+        help="How many times narrower the vectors of a band are than those of the band before. null: one table.",
+    )
+    softmax_factor: float | None = setting(
+        4.0, at_least=1, help="The same for the output. null: one softmax over all words."
+    )
+    tie_projections: bool = setting(
+        True, help="Share projections between input and output where tables are tied (tie_embeddings)."
+    )
+    dropout: float = probability(0.0, help="Dropout of the input of the adaptive softmax, and of its projections.")
+
+    def bands(self, vocabulary: int) -> "Bands":
+        """The bands of `vocabulary` ids. Raises UserError for cutoffs that leave one empty."""
+        shown = f"model.adaptive.cutoffs={list(self.cutoffs)}"
+        starts = (0, *self.cutoffs)
+        sizes = tuple(end - start for start, end in zip(starts, (*self.cutoffs, vocabulary), strict=True))
+        if not self.cutoffs or self.cutoffs[0] < len(SPECIALS) or min(sizes[:-1]) < 1:
+            raise UserError(
+                f"{shown} are no cutoffs: they must rise, from {len(SPECIALS)} on.",
+                "Each is the first id of a band of rarer words, after the special symbols and the frequent words.",
+            )
+        if sizes[-1] < 1:
+            raise UserError(
+                f"{shown} do not fit a vocabulary of {vocabulary:,}: the last must be below it.",
+                "They count the ids of the dictionary, which has to go from frequent words to rare ones.",
+            )
+        return Bands(starts, sizes)
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Ids from `starts[i]` on, `sizes[i]` of them, are band i."""
+
+    starts: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    def widths(self, dim: int, factor: float) -> list[int]:
+        """E of each band, D / factor^i rounded down. Raises UserError where that leaves nothing."""
+        widths = [int(dim // factor**band) for band in range(len(self.sizes))] if factor >= 1 else [0]
+        if widths[-1] < 1:
+            raise UserError(
+                f"model.adaptive: a factor of {factor:g} is not possible with dim={dim} and {len(self.sizes)} bands.",
+                "It is at least 1, and dim / factor^i is the width of the vectors of band i, from 0.",
+            )
+        return widths
+
+    def number(self, ids_N: Tensor) -> Tensor:
+        """Which band each id is in."""
+        return torch.stack([ids_N >= start for start in self.starts[1:]]).sum(0)
+
+    def members(self, ids_N: Tensor) -> tuple[Tensor, ...]:
+        """For each band the positions of its ids, rising. The device is waited for once, not once a band."""
+        band_N = self.number(ids_N)
+        sizes: list[int] = torch.bincount(band_N, minlength=len(self.sizes)).tolist()
+        return torch.split(band_N.argsort(stable=True), sizes)
+
+
+class AdaptiveEmbedding(nn.Module):
+    """A table for each band of the vocabulary, narrower for rarer words, and a projection of each to the model's width.
+
+    x = P_b E_b[token], b its band (Baevski and Auli 2019, arXiv:1809.10853, section 3). The first band, of full width,
+    has a projection, too. Entries are drawn from N(0, 1/E), projections as Xavier's.
+    """
+
+    def __init__(self, bands: Bands, *, dim: int, factor: float) -> None:
+        super().__init__()
+        self.cut = bands
+        self.embedding_dim = dim
+        widths = bands.widths(dim, factor)
+        self.bands = nn.ModuleList(
+            token_embedding(size, width, padding_idx=None if start else PAD)
+            for start, size, width in zip(bands.starts, bands.sizes, widths, strict=True)
+        )
+        projections = [nn.Linear(width, dim, bias=False) for width in widths]
+        for projection in projections:
+            nn.init.xavier_uniform_(projection.weight)
+        self.projections = nn.ModuleList(projections)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """x_BTD; each token is looked up and projected in its own band alone."""
+        tokens_N = tokens_BT.flatten()
+        members = self.cut.members(tokens_N)
+        parts = zip(self.bands, self.projections, self.cut.starts, members, strict=True)
+        x_ND = torch.cat([project(table(tokens_N[at_M] - start)) for table, project, start, at_M in parts])
+        return torch.empty_like(x_ND).index_copy(0, torch.cat(members), x_ND).view(*tokens_BT.shape, -1)
+
+
+class AdaptiveHead(Head):
+    """Rare words in two steps: p(w) = p(band) · p(w | band), with narrower vectors the rarer the band.
+
+    The words of the first band and one class for each other band share a softmax. Each other band has another softmax,
+    over words of width D / factor^i to which the features are projected (Grave et al. 2017, arXiv:1609.04309, section
+    4; no biases, as in fairseq).
+
+    Args:
+        bands: The words of each band.
+        dim: D.
+        factor: How many times narrower the vectors of a band are than those of the band before it.
+        dropout: The dropout rate of the features and of their projections.
+        tied_to: The embedding whose word vectors are used here.
+        tie_projections: Whether its projections are used too, transposed. That of the first band is not needed here.
+    """
+
+    def __init__(
+        self,
+        bands: Bands,
+        *,
+        dim: int,
+        factor: float,
+        dropout: float = 0.0,
+        tied_to: AdaptiveEmbedding | None = None,
+        tie_projections: bool = False,
+    ) -> None:
+        super().__init__()
+        self.cut = bands
+        widths = bands.widths(dim, factor)
+        if tied_to is not None:
+            self.bands = nn.ParameterList(table.weight for table in tied_to.bands)
+        else:
+            self.bands = nn.ParameterList(map(_drawn, bands.sizes, widths))
+        self.classes = _drawn(len(bands.sizes) - 1, dim)
+        if tied_to is not None and tie_projections:
+            self.projections = nn.ParameterList(linear.weight for linear in tied_to.projections[1:])
+        else:
+            self.projections = nn.ParameterList(_drawn(dim, width) for width in widths[1:])
+        self.dropout = Dropout(dropout)
+
+    def log_probs(self, features: Tensor, *, temperature: float = 1.0) -> Tensor:
+        """Float32 log-probabilities of every token; with a temperature t, of p^(1/t), scaled to a sum of 1.
+
+        That is softmax(logits / t) where there is one softmax. Dividing the logits of each by t, as fairseq does, would
+        draw from another distribution: the tail as a whole would weigh more or less than its words.
+        """
+        first = _log_softmax(self._first_weight(), features)
+        frequent, classes = torch.split(first, [self.cut.sizes[0], len(self.classes)], dim=-1)
+        tails = zip(torch.split(classes, 1, dim=-1), self.projections, self.bands[1:], strict=True)
+        log_p = torch.cat([frequent, *(band + _log_softmax(w_WE, features @ p_DE) for band, p_DE, w_WE in tails)], -1)
+        return log_p if temperature == 1.0 else functional.log_softmax(log_p / temperature, dim=-1)
+
+    def forward(
+        self, features_BTD: Tensor, target: Tensor, *, pad_BT: Tensor | None = None, label_smoothing: float = 0.0
+    ) -> HeadLosses:
+        """The losses; only the band of its target is computed for a position."""
+        if label_smoothing:
+            raise UserError(
+                f"criterion.label_smoothing={label_smoothing:g}: an adaptive softmax (model.adaptive) cannot smooth.",
+                "Smoothing needs the probability of every word at every position, which that softmax avoids.",
+                "Set criterion=cross_entropy.",
+            )
+        steps = self._steps(*real_targets(features_BTD, target))
+        totals, nlls = zip(
+            *(linear_cross_entropy(x, weight, target_N) for _, x, target_N, weight in steps), strict=True
+        )
+        return HeadLosses(total=torch.stack(totals).sum(), nll=torch.stack(nlls).sum())
+
+    def target_log_probs(self, features_ND: Tensor, target_N: Tensor) -> Tensor:
+        """log_p_N: the float32 log-probability of each target, in nats, computed from its band alone."""
+        log_p_N = torch.zeros(len(target_N), device=target_N.device)
+        for at_M, features, target_M, weight in self._steps(features_ND, target_N):
+            log_p_N = log_p_N.index_add(0, at_M, picked(partial(_log_softmax, weight), features, target_M))
+        return log_p_N
+
+    def _steps(self, features_ND: Tensor, target_N: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """For each softmax: the positions that use it, its input there, their targets in it, and its weight."""
+        features_ND = self.dropout(features_ND)
+        last_frequent = self.cut.sizes[0] - 1  # the class after it is band 1
+        first_N = torch.where(target_N <= last_frequent, target_N, last_frequent + self.cut.number(target_N))
+        yield torch.arange(len(target_N), device=target_N.device), features_ND, first_N, self._first_weight()
+        members = self.cut.members(target_N)[1:]
+        for start, at_M, p_DE, w_WE in zip(self.cut.starts[1:], members, self.projections, self.bands[1:], strict=True):
+            yield at_M, self.dropout(features_ND[at_M] @ p_DE), target_N[at_M] - start, w_WE
+
+    def _first_weight(self) -> Tensor:
+        """The rows of the first softmax: frequent words, then a class for each band after them."""
+        return torch.cat([self.bands[0], self.classes])
+
+
+def _drawn(rows: int, columns: int) -> nn.Parameter:
+    """A matrix drawn from Xavier's uniform distribution, as fairseq's adaptive softmax."""
+    return nn.Parameter(nn.init.xavier_uniform_(torch.empty(rows, columns)))
+
+
+def _log_softmax(weight_WE: Tensor, features: Tensor) -> Tensor:
+    return functional.log_softmax(functional.linear(features, weight_WE).float(), dim=-1)
