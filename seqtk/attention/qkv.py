@@ -70,17 +70,18 @@ class HeadedAttention(Attention):
             nn.init.zeros_(linear.bias)
         return linear
 
-    def add_projections(self, *, kv_heads: int | None = None) -> None:
-        """Adds `query`, `key`, `value` and `out`. Keys and values come from the memory in cross-attention.
+    def add_projections(self, *, kv_heads: int | None = None, out_projection: bool = True) -> None:
+        """Adds `query`, `key`, `value` and `out` (the identity without `out_projection`).
 
-        The gain is that of one Xavier-uniform matrix for all three.
+        Keys and values come from the memory in cross-attention. The gain of `query`, `key` and `value` is that of one
+        Xavier-uniform matrix for all three.
         """
         source_dim = self.memory_dim if self.role is Role.CROSS else self.dim
         kv_dim = (kv_heads or self.heads) * self.head_dim
         self.query = self.projection(self.dim, gain=1 / math.sqrt(2))
         self.key = self.projection(source_dim, kv_dim, gain=1 / math.sqrt(2))
         self.value = self.projection(source_dim, kv_dim, gain=1 / math.sqrt(2))
-        self.out = self.projection(self.dim)
+        self.out: nn.Linear = self.projection(self.dim) if out_projection else nn.Identity()  # type: ignore[assignment]
 
     def split(self, x_BTD: Tensor) -> Tensor:
         """x_BTD → x_BHTE; a narrower x has fewer heads."""
@@ -95,10 +96,17 @@ class QKVAttention(HeadedAttention):
     """out(mix(query(x), key(source), value(source))), where the source is x, or the memory in cross-attention."""
 
     def __init__(
-        self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None, kv_heads: int | None = None
+        self,
+        config: Any,
+        *,
+        dim: int,
+        role: Role,
+        memory_dim: int | None = None,
+        kv_heads: int | None = None,
+        out_projection: bool = True,
     ) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        self.add_projections(kv_heads=kv_heads)
+        self.add_projections(kv_heads=kv_heads, out_projection=out_projection)
 
     def mix(self, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None) -> Tensor:
         """The outputs y_BHTE of the heads.

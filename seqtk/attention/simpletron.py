@@ -1,31 +1,29 @@
-"""SimpleTRON: attention without a softmax, so that the product can be taken from the right.
+"""SimpleTRON: attention without a softmax, so that Kᵀ V is computed first (Yorsh et al. 2021, arXiv 2111.15588).
 
 B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, E = D / H (also as R).
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seqtk.attention.base import Role, State, StepState, attentions
-from seqtk.attention.qkv import HeadedAttention, QKVConfig
-from seqtk.config.fields import setting
-from seqtk.modules.block import Dropout
-from seqtk.ops.head_checkpoint import Projected, by_heads
-from seqtk.ops.precision import as_autocast, wide
+from seqtk.attention.qkv import HeadwiseAttention, QKVConfig
+from seqtk.config.fields import probability, setting
+from seqtk.ops.dropout import dropout
 from seqtk.ops.scan import causal_sums
+from seqtk.ops.tensors import to_fp32, without_autocast
 
 
 @dataclass(frozen=True)
 class SimpleTronConfig(QKVConfig):
-    """Dot-product attention without softmax: 3 D² weights (D² + 2 M D for a memory of width M), O((T + S) D E) time.
+    """Dot-product attention without softmax: 3 D² weights (D² + 2 M D for a memory of width M), O((T + S) D E) time."""
 
-    Its dropout is of Kᵀ V; a causal layer drops whole rows of it, drawn afresh at each position.
-    """
-
+    dropout: float = probability(
+        0.0, help="Dropout of Kᵀ V. A causal layer drops whole rows of it, drawn again at each position."
+    )
     length_factor: Literal["sqrt", "none"] = setting(
         "sqrt",
         help="Divide by the square root of the number of visible keys (sqrt), or not. Without it training is unstable.",
@@ -35,12 +33,12 @@ class SimpleTronConfig(QKVConfig):
 
 
 @attentions.register("simpletron", SimpleTronConfig)
-class SimpleTron(HeadedAttention):
-    """Q (Kᵀ V) · c per head, c = 1 / √(n E), n the keys seen (Yorsh et al. 2021, arXiv 2111.15588).
+class SimpleTron(HeadwiseAttention):
+    """Q (Kᵀ V) · c per head, c = 1 / √(n E), n the number of visible keys.
 
-    No softmax, no feature map, no denominator and no output projection. The sources have two factors: 1 / √n
-    (`head_scale=false`), and 1 / √(n E). Each row counts its own real keys. The causal form, in which position t sums
-    over s <= t and divides by √t, and the cross form are ours: a factor of the whole length would leak it.
+    No softmax, no feature map, no denominator and no output projection. The paper has c = 1 / √n (`head_scale=false`),
+    the authors' code 1 / √(n E). Each row counts its real keys. The causal form, in which position t sums over s <= t
+    and divides by √t, and the cross form are seqtk's: a factor of the whole length would show the future.
     Parameters: D² + 2 M D (+ 3 D bias), and D² (+ D bias) with `out_projection`. O((T + S) D E) time; a step is O(D E).
     """
 
@@ -48,80 +46,57 @@ class SimpleTron(HeadedAttention):
     subquadratic = True
 
     def __init__(self, config: SimpleTronConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
-        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        key_dim = self.memory_dim if role is Role.CROSS else dim
-        self.query = self.projection(dim, gain=1 / math.sqrt(2))
-        self.key = self.projection(key_dim, gain=1 / math.sqrt(2))
-        self.value = self.projection(key_dim, gain=1 / math.sqrt(2))
-        self.out = self.projection(dim) if config.out_projection else nn.Identity()  # type: ignore[assignment]
-        self.dropout = Dropout(config.dropout)
+        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim, out_projection=config.out_projection)
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        memory_BSM: Tensor | None = None,
-        *,
-        pad_BS: Tensor | None = None,
-        state: State = None,
-    ) -> tuple[Tensor, State]:
+    def mix_heads(
+        self, heads: slice, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None
+    ) -> Tensor:
         if self.role is not Role.CAUSAL:
-            keys_from = x_BTD if memory_BSM is None else memory_BSM
-            return self._output(wide(self.split(self.query(x_BTD))), self._product(keys_from, pad_BS)), None
-        seen_BT = torch.ones_like(x_BTD[..., 0]) if pad_BS is None else ~pad_BS
-        factor_B1T1 = self._factor(wide(seen_BT.cumsum(1, dtype=self.query.weight.dtype)))[:, None, :, None]
+            return self.read(query_BHTE, self.product(key_BHSE, value_BHSE, pad_BS))
+        query = dropout(to_fp32(query_BHTE), self.active_dropout)
+        count_T1 = torch.arange(1, query.shape[2] + 1, dtype=query.dtype, device=query.device)[:, None]
+        if pad_BS is not None:
+            key_BHSE = key_BHSE.masked_fill(pad_BS[:, None, :, None], 0)
+        return (causal_sums(query, key_BHSE, value_BHSE) * self.factor(count_T1)).to(value_BHSE.dtype)
 
-        def sums(_: slice, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor) -> Tensor:
-            key_BHTE = self._real(wide(self.split(key_BTD)), pad_BS)
-            y_BHTE = causal_sums(self.dropout(wide(self.split(query_BTD))), key_BHTE, wide(self.split(value_BTD)))
-            return self.join(y_BHTE * factor_B1T1)
+    def start_mix(self, batch: int) -> State:
+        weight = to_fp32(self.query.weight)
+        product_BHRE = weight.new_zeros(batch, self.heads, self.head_dim, self.head_dim)
+        return {"product": product_BHRE, "count": weight.new_zeros(batch, 1)}
 
-        sources = (Projected(x_BTD, projection) for projection in (self.query, self.key, self.value))
-        is_random = self.training and self.config.dropout > 0
-        return self._project_out(by_heads(sums, *sources, heads=self.heads, is_random=is_random)), None
+    def mix_step(self, query_BH1E: Tensor, key_BH1E: Tensor, value_BH1E: Tensor, state: State) -> tuple[Tensor, State]:
+        product_BHRE, count_B1 = state["product"] + to_fp32(key_BH1E).mT * to_fp32(value_BH1E), state["count"] + 1
+        y_BH1E = self.read(query_BH1E, product_BHRE * self.factor(count_B1)[..., None, None])
+        return y_BH1E, {"product": product_BHRE, "count": count_B1}
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
-        if memory_BSM is not None:
-            return StepState(static={"product": self._product(memory_BSM, pad_BS)})
-        weight = wide(self.query.weight)
-        zeros_BHRE = weight.new_zeros(batch, self.heads, self.head_dim, self.head_dim)
-        return StepState(dynamic={"product": zeros_BHRE, "count": weight.new_zeros(batch, 1)})
+        if memory_BSM is None:
+            return super().start(batch)
+        return StepState(static={"product": self.product(self.keys(memory_BSM), self.values(memory_BSM), pad_BS)})
 
     def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
-        query_BH1E = wide(self.split(self.query(x_B1D)))
-        if self.role is Role.CROSS:
-            return self._output(query_BH1E, state.static["product"]), state
-        key_BH1E, value_BH1E = self._keys_and_values(x_B1D, None)
-        count_B1 = state.dynamic["count"] + 1
-        product_BHRE = state.dynamic["product"] + key_BH1E.transpose(-1, -2) * value_BH1E
-        scaled_BHRE = product_BHRE * self._factor(count_B1)[..., None, None]
-        return self._output(query_BH1E, scaled_BHRE), state.advance({"product": product_BHRE, "count": count_B1})
+        if self.role is not Role.CROSS:
+            return super().step(x_B1D, state)
+        return self.out(self.join(self.read(self.queries(x_B1D), state.static["product"]))), state
 
-    def _keys_and_values(self, keys_from: Tensor, pad_BS: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self._real(wide(self.split(self.key(keys_from))), pad_BS), wide(self.split(self.value(keys_from)))
-
-    def _real(self, key_BHSE: Tensor, pad_BS: Tensor | None) -> Tensor:
-        return key_BHSE if pad_BS is None else key_BHSE.masked_fill(pad_BS[:, None, :, None], 0)
-
-    def _product(self, keys_from: Tensor, pad_BS: Tensor | None) -> Tensor:
-        """Kᵀ V · c over all real keys, BHRE."""
-        key_BHSE, value_BHSE = self._keys_and_values(keys_from, pad_BS)
+    def product(self, key_BHSE: Tensor, value_BHSE: Tensor, pad_BS: Tensor | None) -> Tensor:
+        """Kᵀ V · c over the real keys, BHRE, in float32 or wider."""
+        key_BHSE, value_BHSE = to_fp32(key_BHSE), to_fp32(value_BHSE)
         if pad_BS is None:
-            count_B1 = key_BHSE.new_full((len(keys_from), 1), keys_from.shape[1])
+            count_B1 = key_BHSE.new_full((len(key_BHSE), 1), key_BHSE.shape[2])
         else:
+            key_BHSE = key_BHSE.masked_fill(pad_BS[:, None, :, None], 0)
             count_B1 = (~pad_BS).sum(1, keepdim=True).to(key_BHSE.dtype)
-        with torch.autocast(key_BHSE.device.type, enabled=False):
-            product_BHRE: Tensor = key_BHSE.transpose(-1, -2) @ value_BHSE
-            return product_BHRE * self._factor(count_B1)[..., None, None]
+        with without_autocast(key_BHSE):
+            return key_BHSE.mT @ value_BHSE * self.factor(count_B1)[..., None, None]
 
-    def _factor(self, seen: Tensor) -> Tensor:
-        """c, by how many keys are seen; of a query that sees none, that of one."""
+    def read(self, query_BHTE: Tensor, product_BHRE: Tensor) -> Tensor:
+        """y_BHTE."""
+        with without_autocast(query_BHTE):
+            y_BHTE = to_fp32(query_BHTE) @ dropout(product_BHRE, self.active_dropout)
+        return y_BHTE.to(query_BHTE.dtype)
+
+    def factor(self, count: Tensor) -> Tensor:
+        """c for `count` visible keys; for 0 as for 1."""
         size = self.head_dim if self.config.head_scale else 1
-        return (size * (seen.clamp(min=1) if self.config.length_factor == "sqrt" else torch.ones_like(seen))).rsqrt()
-
-    def _output(self, query_BHTE: Tensor, product_BHRE: Tensor) -> Tensor:
-        with torch.autocast(query_BHTE.device.type, enabled=False):
-            y_BHTE = query_BHTE @ self.dropout(product_BHRE)
-        return self._project_out(self.join(y_BHTE))
-
-    def _project_out(self, y_BTD: Tensor) -> Tensor:
-        return as_autocast(self.out(y_BTD.to(self.query.weight.dtype)))
+        return (size * (count.clamp(min=1) if self.config.length_factor == "sqrt" else torch.ones_like(count))).rsqrt()

@@ -1,4 +1,4 @@
-"""SimpleTRON: the product from the right is the product from the left; its factors; long rows step by step."""
+"""Properties of SimpleTRON, beyond the laws of all layers."""
 
 import dataclasses
 from typing import Any
@@ -19,23 +19,23 @@ def build(role: Role = Role.ENCODER, **fields: Any) -> SimpleTron:
 
 
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL, Role.CROSS])
-def test_from_the_right_equals_from_the_left(role: Role) -> None:
-    """(Q Kᵀ) V == Q (Kᵀ V), also where lengths pass a chunk."""
+def test_order_of_the_products_does_not_matter(role: Role) -> None:
+    """(Q Kᵀ) V == Q (Kᵀ V), also on several chunks."""
     layer = build(role)
     x_BTD = torch.randn(2, 150, DIM, dtype=torch.float64)
     memory_BSD = torch.randn(2, 70, DIM, dtype=torch.float64) if role is Role.CROSS else None
-    keys_from = x_BTD if memory_BSD is None else memory_BSD
+    source = x_BTD if memory_BSD is None else memory_BSD
     query, key, value = (layer.split(linear(of)) for linear, of in zip(
-        (layer.query, layer.key, layer.value), (x_BTD, keys_from, keys_from), strict=True))  # fmt: skip
+        (layer.query, layer.key, layer.value), (x_BTD, source, source), strict=True))  # fmt: skip
     weights_BHTS = query @ key.transpose(-1, -2)
-    seen = torch.full((150,), keys_from.shape[1], dtype=torch.float64)
+    seen = torch.full((150,), source.shape[1], dtype=torch.float64)
     if role is Role.CAUSAL:
         weights_BHTS, seen = weights_BHTS.tril(), torch.arange(1.0, 151, dtype=torch.float64)
     expected = layer.join(weights_BHTS @ value / (seen[:, None] * layer.head_dim).sqrt())
     torch.testing.assert_close(layer(x_BTD, memory_BSD)[0], expected)
 
 
-def test_is_linear_in_the_values() -> None:
+def test_output_is_linear_in_the_values() -> None:
     layer = build(bias=False)
     x_BTD = torch.randn(2, 5, DIM, dtype=torch.float64)
     once = layer(x_BTD)[0]
@@ -44,7 +44,7 @@ def test_is_linear_in_the_values() -> None:
     torch.testing.assert_close(layer(x_BTD)[0], 3 * once)
 
 
-def test_the_two_factors_of_the_sources() -> None:
+def test_factors_of_the_paper_and_the_code() -> None:
     x_BTD = torch.randn(1, 9, DIM, dtype=torch.float64)
     layer = build(length_factor="none", head_scale=False)
     bare = layer(x_BTD)[0]
@@ -53,7 +53,7 @@ def test_the_two_factors_of_the_sources() -> None:
         torch.testing.assert_close(layer(x_BTD)[0], bare / factor**0.5)
 
 
-def test_parameters_are_those_of_three_projections() -> None:
+def test_parameters_are_three_projections() -> None:
     def count(role: Role = Role.ENCODER, memory_dim: int | None = None, **fields: Any) -> int:
         config = SimpleTronConfig(heads=8, bias=False, **fields)
         layer = attentions.build(config, dim=64, role=role, memory_dim=memory_dim)
@@ -72,7 +72,7 @@ def run_steps(layer: Attention, x_BTD: Tensor) -> Tensor:
     return torch.cat(outputs, 1)
 
 
-def test_two_hundred_steps_equal_the_parallel_form_and_the_state_does_not_grow() -> None:
+def test_200_steps_with_a_state_of_constant_size() -> None:
     layer = build(Role.CAUSAL)
     x_BTD = torch.randn(2, 200, DIM, dtype=torch.float64)
     torch.testing.assert_close(run_steps(layer, x_BTD), layer(x_BTD)[0], atol=1e-10, rtol=1e-10)
