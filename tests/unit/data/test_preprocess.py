@@ -127,6 +127,7 @@ def test_workers_write_the_same_bytes(text: Path, settings: dict[str, Any]) -> N
 
 def test_workers_keep_order_and_read_little_ahead() -> None:
     read: list[int] = []
+    children = set(multiprocessing.active_children())
 
     def items() -> Any:
         for number in range(50):
@@ -139,7 +140,7 @@ def test_workers_keep_order_and_read_little_ahead() -> None:
     assert list(results) == list(range(1, 50))
     with pytest.raises(TypeError):
         list(ordered_map(abs, [("x",)], workers=2))
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= children
 
 
 def test_model_with_a_dictionary_of_its_pieces(text: Path) -> None:
