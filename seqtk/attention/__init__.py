@@ -1,6 +1,7 @@
 """Attention layers: one file for each family, registered by its import line below."""
 
 from seqtk.attention import aft as aft
+from seqtk.attention import bigbird as bigbird
 from seqtk.attention import convluna as convluna
 from seqtk.attention import convolution as convolution
 from seqtk.attention import cosformer as cosformer

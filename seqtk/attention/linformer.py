@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from seqtk.attention.base import Role, State, StepState, attentions
 from seqtk.attention.qkv import HeadedAttention, QKVConfig
+from seqtk.attention.resizing import Resizable
 from seqtk.config.fields import setting
 from seqtk.ops.dot_product import attend
-from seqtk.ops.resizing import Resizable
 
 
 @dataclass(frozen=True)

@@ -1,32 +1,34 @@
-"""A mixture of Synthesizers, with each other and with dot-product attention (Tay et al. 2021, arXiv 2005.00743).
+"""A mixture of Synthesizers, with each other and with dot-product attention (Tay et al. 2021, arXiv 2005.00743, 3.3).
 
-The logits are mixed, S = Σ w_i S_i, and one softmax over them weighs one set of values.
+    y = softmax(Σ w_i S_i) V per head        S_dot = Q Kᵀ / √E; the other S_i are the sources of `synthesizer.py`
 
 B batch, T query length, S key length, D width of the layer, H heads, E = D / H.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from seqtk.attention.base import Role, StepState, attentions
-from seqtk.attention.synthesizer import SynthesizedAttention, SynthesizerConfig, keeping_fine
+from seqtk.attention.base import Role, State, StepState, attentions
+from seqtk.attention.synthesizer import SOURCES, SynthesizerAttention, SynthesizerConfig, keep_fine, product
 from seqtk.config.fields import setting
 from seqtk.ops import cache
-from seqtk.ops.blockwise_softmax import Factors, Tensors, added_up, seen_of
+from seqtk.ops.blockwise_softmax import LogitSpec, LogitTensors, attention_mask, sum_logits
 from seqtk.ops.dot_product import attend, attend_last
-from seqtk.ops.logits import SOURCES, product
 from seqtk.utils.errors import UserError
 
 Part = Literal["dot", "dense", "random", "fixed_random", "factorized_dense", "factorized_random"]
+Weights = Mapping[str, Tensor | float]
+"""The weight of each part, of a shape that broadcasts to HTS."""
 
 
 @dataclass(frozen=True)
 class SynthesizerMixtureConfig(SynthesizerConfig):
-    """Logits that are the sum of several sources', for example `parts: [random, dot], mix: sigmoid`."""
+    """Logits that are a sum over several sources, for example `parts: [random, dot], mix: sigmoid`."""
 
     parts: tuple[Part, ...] = setting(("random", "dot"), help="Sources of the logits, two or more.")
     mix: Literal["sum", "sigmoid", "softmax"] = setting(
@@ -40,13 +42,15 @@ class SynthesizerMixtureConfig(SynthesizerConfig):
 
 
 @attentions.register("synthesizer_mixture", SynthesizerMixtureConfig)
-class SynthesizerMixture(SynthesizedAttention):
+class SynthesizerMixture(SynthesizerAttention):
     """softmax(Σ w_i S_i) V per head.
 
-    The weights w: `sum` 1 each; `softmax` that of one trained scalar a part (the paper); `sigmoid` a = sigmoid(one
+    Weights: `sum` 1 each; `softmax` the softmax of one trained scalar per part (the paper); `sigmoid` a = sigmoid(one
     trained scalar) for the first of two parts and 1 - a for the second (the official code). The scalars start at 0, so
-    that the parts weigh the same. Parameters: those of the value path, of each source, 2 D² (+ 2 D bias) for `dot`, and
-    the scalars: one for `sigmoid`, one a part for `softmax`, times H where each head has its own.
+    all parts start with the same weight.
+
+    Parameters: 2 D² (+ 2 D bias) for values and output, those of each source, 2 D² (+ 2 D bias) for `dot`, and the
+    scalars: one for `sigmoid`, one per part for `softmax`, times H with `per_head`. A step costs O(t D).
     """
 
     def __init__(
@@ -59,15 +63,13 @@ class SynthesizerMixture(SynthesizedAttention):
         if self.has_dot:
             self.query = self.projection(dim, gain=1 / math.sqrt(2))
             self.key = self.projection(dim, gain=1 / math.sqrt(2))
-        self.mixing = nn.Parameter(torch.zeros(_scalars(config))) if config.mix != "sum" else None
+        self.mixing: nn.Parameter | None = None
+        if config.mix != "sum":
+            scalars = 1 if config.mix == "sigmoid" else len(config.parts)
+            self.mixing = nn.Parameter(torch.zeros(scalars, self.heads if config.per_head else 1))
 
-    @classmethod
-    def resized(cls, config: Any, *, max_length: int) -> Any:
-        resized = super().resized(config, max_length=max_length)
-        return keeping_fine(config, resized) if "factorized_dense" in config.parts else resized
-
-    def weights(self) -> dict[str, Tensor | float]:
-        """Each part's weight, of a shape that broadcasts to HTS."""
+    def weights(self) -> Weights:
+        """w_i by part."""
         if self.mixing is None:
             return dict.fromkeys(self.config.parts, 1.0)
         if self.config.mix == "sigmoid":
@@ -76,46 +78,52 @@ class SynthesizerMixture(SynthesizedAttention):
             weights = self.mixing.softmax(0)
         return dict(zip(self.config.parts, weights[..., None, None], strict=True))
 
-    def monitored(self) -> dict[str, float]:
-        """The parts' weights, by part, and by head where each has its own."""
-        if self.mixing is None:
-            return {}
-        by_part = {part: torch.as_tensor(weight).flatten().tolist() for part, weight in self.weights().items()}
-        if not self.config.per_head:
-            return {part: values[0] for part, values in by_part.items()}
-        return {f"{part}.{head}": value for part, values in by_part.items() for head, value in enumerate(values)}
+    def forward(
+        self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
+    ) -> tuple[Tensor, State]:
+        self.check_length(x_BTD.shape[1])
+        if self.has_dot and x_BTD.device.type != "cpu":
+            y_BHTE = self._fused(x_BTD, pad_BS=pad_BS)
+        else:
+            y_BHTE = self.average(self.mixed_logits(x_BTD), x_BTD, pad_BS=pad_BS)
+        return self.out(self.join(y_BHTE)), None
 
-    def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
-        """On a GPU the fused kernel compares the tokens; the other logits are its bias."""
-        if not self.has_dot or x_BTD.device.type == "cpu":
-            return super().mix(x_BTD, pad_BT)
+    def mixed_logits(self, x_BTD: Tensor) -> LogitSpec:
+        """Σ w_i S_i of all positions."""
         length, weights = x_BTD.shape[1], self.weights()
-        bias_BHTS = added_up(self._synthetic(x_BTD, weights, slice(0, length), length)).logits(length)
-        seen = seen_of(pad_BT, causal=self.role is Role.CAUSAL, length=length, device=x_BTD.device)
-        if seen is not None:
-            bias_BHTS = torch.where(seen, bias_BHTS, -math.inf)
-        query, key, value = (self.split(projection(x_BTD)) for projection in (self.query, self.key, self.value))
-        return attend(query * weights["dot"], key, value, bias=bias_BHTS, dropout=self.active_dropout)
-
-    def factors(self, x_BTD: Tensor, *, rows: slice, columns: int) -> Factors:
-        weights = self.weights()
-        terms = self._synthetic(x_BTD, weights, rows, columns)
+        terms = self._synthetic(x_BTD, weights, rows=slice(0, length), columns=length)
         if self.has_dot:
             query_BHTE = self.split(self.query(x_BTD)).contiguous() / math.sqrt(self.head_dim)
             key_BHES = self.split(self.key(x_BTD)).transpose(2, 3).contiguous()
-            terms.append(Factors(product, Tensors((query_BHTE,), (key_BHES,))).scaled(weights["dot"]))
-        return added_up(terms)
+            terms.append(LogitSpec(product, LogitTensors((query_BHTE,), (key_BHES,))).scaled(weights["dot"]))
+        return sum_logits(terms)
+
+    def _synthetic(self, x_BTD: Tensor, weights: Weights, *, rows: slice, columns: int) -> list[LogitSpec]:
+        """w_i S_i of each part but `dot`."""
+        return [
+            source(x_BTD, rows=rows, columns=columns).scaled(weights[part]) for part, source in self.sources.items()
+        ]
+
+    def _fused(self, x_BTD: Tensor, *, pad_BS: Tensor | None) -> Tensor:
+        """y_BHTE by the fused kernel of a GPU: it compares the tokens, and the other logits are its bias."""
+        length, weights = x_BTD.shape[1], self.weights()
+        bias_BHTS = sum_logits(self._synthetic(x_BTD, weights, rows=slice(0, length), columns=length)).logits(length)
+        seen = attention_mask(pad_BS, causal=self.role is Role.CAUSAL, length=length, device=x_BTD.device)
+        if seen is not None:
+            bias_BHTS = torch.where(seen, bias_BHTS, -math.inf)
+        query, key, value = (self.split(linear(x_BTD)) for linear in (self.query, self.key, self.value))
+        return attend(query * weights["dot"], key, value, bias=bias_BHTS, dropout=self.active_dropout)
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
         return StepState(dynamic=cache.empty(*(["key"] if self.has_dot else []), "value"))
 
     def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
-        names = ("key", "value") if self.has_dot else ("value",)
-        kept = cache.remember(state.dynamic, **{name: self.split(getattr(self, name)(x_B1D)) for name in names})
-        length = cache.length(kept, "value")
+        cached = {"key": self.key, "value": self.value} if self.has_dot else {"value": self.value}
+        kept = cache.remember(state.dynamic, **{name: self.split(linear(x_B1D)) for name, linear in cached.items()})
+        length, weights = cache.length(kept, "value"), self.weights()
         self.check_length(length)
-        weights, rows = self.weights(), slice(length - 1, length)
-        logits_BH1S = added_up(self._synthetic(x_B1D, weights, rows, length)).logits(length)
+        terms = self._synthetic(x_B1D, weights, rows=slice(length - 1, length), columns=length)
+        logits_BH1S = sum_logits(terms).logits(length)
         if self.has_dot:
             query_BH1E = self.split(self.query(x_B1D)) * weights["dot"]
             y_BH1E = attend_last(query_BH1E, kept, bias=logits_BH1S)
@@ -123,26 +131,28 @@ class SynthesizerMixture(SynthesizedAttention):
             y_BH1E = cache.average(logits_BH1S, kept)
         return self.out(self.join(y_BH1E)), state.advance(kept)
 
-    def _synthetic(self, x_BTD: Tensor, weights: dict[str, Tensor | float], rows: slice, columns: int) -> list[Factors]:
-        """The weighed factors of each part but `dot`."""
-        return [
-            source.factors(x_BTD, rows=rows, columns=columns).scaled(weights[part])  # type: ignore[operator]
-            for part, source in self.sources.items()
-        ]
+    def monitored(self) -> dict[str, float]:
+        """The weights by part, and by head with `per_head`."""
+        if self.mixing is None:
+            return {}
+        by_part = {part: torch.as_tensor(weight).flatten().tolist() for part, weight in self.weights().items()}
+        if not self.config.per_head:
+            return {part: values[0] for part, values in by_part.items()}
+        return {f"{part}.{head}": value for part, values in by_part.items() for head, value in enumerate(values)}
 
-
-def _scalars(config: Any) -> tuple[int, int]:
-    """The shape of the trained scalars."""
-    rows = {"sum": 0, "sigmoid": 1, "softmax": len(config.parts)}[config.mix]
-    return rows, config.heads if config.per_head else 1
+    @classmethod
+    def resized(cls, config: Any, *, max_length: int) -> Any:
+        resized = super().resized(config, max_length=max_length)
+        return keep_fine(config, resized) if "factorized_dense" in config.parts else resized
 
 
 def _check(config: SynthesizerMixtureConfig) -> None:
+    """Raises UserError for parts that do not make a mixture."""
     parts = ", ".join(config.parts)
     if len(config.parts) < 2 or len(set(config.parts)) < len(config.parts):
-        raise UserError(f"attention.parts=[{parts}] must be two or more different sources of logits.")
+        raise UserError(f"attention.parts=[{parts}]: must be two or more different sources of logits.")
     if config.mix == "sigmoid" and len(config.parts) != 2:
         raise UserError(
-            f"attention.mix=sigmoid weighs two parts, not {len(config.parts)}: attention.parts=[{parts}].",
-            "Use attention.mix=softmax, or sum.",
+            f"attention.mix=sigmoid requires two parts, but attention.parts=[{parts}] has {len(config.parts)}.",
+            "Set attention.mix=softmax or attention.mix=sum.",
         )

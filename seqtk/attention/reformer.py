@@ -1,4 +1,4 @@
-"""Attention among positions that hash alike (Kitaev et al. 2020, Reformer, arXiv 2001.04451).
+"""LSH attention: softmax among positions that hash alike (Kitaev et al. 2020, Reformer, arXiv 2001.04451).
 
 B batch, T length, D width of the layer, H heads, E width of a head, R rounds of hashing, F half the buckets, S
 positions so far, X = B T H rows.
@@ -10,19 +10,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from seqtk.attention.base import Role, StepState, attentions
-from seqtk.attention.qkv import QKVConfig
+from seqtk.attention.base import Role, State, StepState, attentions
+from seqtk.attention.qkv import HeadedAttention, QKVConfig
 from seqtk.config.fields import setting
 from seqtk.ops import cache
-from seqtk.ops.block_pattern import PatternAttention, absent
-from seqtk.ops.lsh import Rounds, attend
+from seqtk.ops.block_pattern import padding_or_zeros
+from seqtk.ops.lsh import HashRounds, lsh_attention
+from seqtk.ops.tensors import without_autocast
 from seqtk.utils.errors import UserError
 
-ALONE = -1e5
-"""Added to the logit of a position with itself, so that it counts only where nothing else is seen."""
+SELF_MASK_VALUE = -1e5
+"""Added to the logit of a position with itself, so that it counts only if nothing else is seen."""
 
-FAR = 2**40
-"""Between the numbers of positions of different buckets: more than the positions of one."""
+BUCKET_STRIDE = 2**40
+"""Between the codes of different buckets: more than the positions of one."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,16 @@ class ReformerConfig(QKVConfig):
 
 
 @attentions.register("reformer", ReformerConfig)
-class ReformerAttention(PatternAttention):
-    """softmax(q_t · k_s / √E) v_s over the s in the union of what R rounds find, with shared q, k_s = q_s / |q_s|.
+class ReformerAttention(HeadedAttention):
+    """softmax(q_t · k_s / √E) v_s over the s that any of R rounds finds; shared queries and keys, k_s = q_s / |q_s|.
 
     Round r puts t into bucket argmax [x; -x], x = q_t rotations_r, of `buckets`, and sorts by bucket, then position.
-    ENCODER: t sees those of its bucket that are in its chunk of C = `chunk` places of that order, or in the chunk
-    before (section 2; no chunk is before the first). CAUSAL is ours: t sees the last C positions of its bucket, itself
-    among them. The paper's chunks would not do: where they begin depends on how many later positions fall into lower
-    buckets, so that what is seen of the past would tell of the future. t sees itself only if there is nothing else. The
-    rounds are combined by their logsumexp (appendix A); a pair counts in the first round that has it, so that what is
-    seen is their union. Hashes are computed in float32 or wider, lest rounding move a position.
+    ENCODER: t sees the positions of its bucket that are in its chunk of C = `chunk` places of that order, or in the
+    chunk before (section 2). CAUSAL is seqtk's: t sees the last C positions of its bucket, itself included. The paper's
+    chunks would reveal the future: where they begin depends on how many later positions fall into lower buckets. t sees
+    itself only if it sees nothing else. The rounds are combined by their logsumexp (appendix A); a pair counts in the
+    first round that has it, so what is seen is the union. Hashes are computed in float32 or wider, so that rounding
+    moves no position.
 
     Parameters: 3 D² (+ 3 D bias): `query_key`, `value`, `out`. O(T R (R + D) C) time, O(T (R H + D)) memory.
     A step compares the new position with all before: O(t (R + D)).
@@ -64,60 +65,59 @@ class ReformerAttention(PatternAttention):
     def __init__(self, config: ReformerConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
         if config.buckets % 2:
-            raise UserError(
-                f"attention.buckets={config.buckets} must be even: a direction and its opposite are a pair."
-            )
+            raise UserError(f"attention.buckets={config.buckets}: must be even; opposite directions are a pair.")
         self.query_key = self.projection(dim)
         self.value = self.projection(dim)
         self.out = self.projection(dim)
         self.register_buffer("rotations", torch.randn(self.heads, config.rounds, self.head_dim, config.buckets // 2))
 
-    def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
-        absent_BT = absent(x_BTD, pad_BT)
-        query_BTD, value_BTD = self._project(x_BTD)
-        rotations_HREF = self.rotations
-        if self.training and self.config.redraw:
-            rotations_HREF = torch.randn_like(rotations_HREF)
-        bucket_BHRT = self._buckets(self.split(query_BTD), rotations_HREF)
-        # Padding goes to a bucket of its own, the last; so it takes no place before a position that exists.
-        bucket_BHRT = torch.where(absent_BT[:, None, None], self.config.buckets, bucket_BHRT)
+    def forward(
+        self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
+    ) -> tuple[Tensor, State]:
         length = x_BTD.shape[1]
+        pad_BT = padding_or_zeros(x_BTD, pad_BS)
+        query_BTD, value_BTD = self._project(x_BTD)
+        redraws = self.training and self.config.redraw
+        bucket_BHRT = self._buckets(
+            self.split(query_BTD), torch.randn_like(self.rotations) if redraws else self.rotations
+        )
+        # Padding has a bucket of its own, the last, so it takes no place before a real position.
+        bucket_BHRT = torch.where(pad_BT[:, None, None], self.config.buckets, bucket_BHRT)
         chunk = min(self.config.chunk, length)
-        missing = -length % chunk
-        if missing:
+        if missing := -length % chunk:
             query_BTD, value_BTD = (functional.pad(x, (0, 0, 0, missing)) for x in (query_BTD, value_BTD))
             bucket_BHRT = functional.pad(bucket_BHRT, (0, missing), value=self.config.buckets)
-        with torch.autocast(x_BTD.device.type, enabled=False):
-            rounds = Rounds.sort(bucket_BHRT, chunk=chunk, causal=self.role is Role.CAUSAL)
+        with without_autocast(x_BTD):
+            rounds = HashRounds.sort(bucket_BHRT, chunk=chunk, causal=self.role is Role.CAUSAL)
             query_XE, value_XE = (x.reshape(-1, self.head_dim) for x in (query_BTD, value_BTD))
-            y_XE = attend(query_XE, value_XE, rounds, dropout=self.active_dropout)
-        return y_XE.view(query_BTD.shape)[:, :length].to(x_BTD.dtype)
+            y_XE = lsh_attention(query_XE, value_XE, rounds, dropout=self.active_dropout)
+        y_BTD = y_XE.view(query_BTD.shape)[:, :length].to(x_BTD.dtype)
+        return self.out(y_BTD.masked_fill(pad_BT[..., None], 0)), None
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
-        none_BHRF = torch.zeros(
-            batch, self.heads, self.config.rounds, self.config.buckets, dtype=torch.long, device=self.rotations.device
-        )
-        return StepState(dynamic={**cache.empty("key", "value", "code"), "count": none_BHRF})
+        shape = batch, self.heads, self.config.rounds, self.config.buckets
+        count_BHRF = torch.zeros(shape, dtype=torch.long, device=self.rotations.device)
+        return StepState(dynamic={**cache.empty("key", "value", "code"), "count": count_BHRF})
 
     def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
         query_BH1E, value_BH1E = map(self.split, self._project(x_B1D))
         bucket_BHR1 = self._buckets(query_BH1E, self.rotations)
-        code_BHR1 = bucket_BHR1 * FAR + state.dynamic["count"].gather(
-            3, bucket_BHR1
-        )  # of a bucket, numbered in their order
-        kept = cache.remember(state.dynamic, key=_unit(query_BH1E), value=value_BH1E, code=code_BHR1.transpose(2, 3))
+        # The positions of a bucket have consecutive codes.
+        code_BH1R = (bucket_BHR1 * BUCKET_STRIDE + state.dynamic["count"].gather(3, bucket_BHR1)).transpose(2, 3)
+        key_BH1E = functional.normalize(query_BH1E, dim=-1)
+        kept = cache.remember(state.dynamic, key=key_BH1E, value=value_BH1E, code=code_BH1R)
         kept["count"] = kept["count"].scatter_add(3, bucket_BHR1, torch.ones_like(bucket_BHR1))
-        since_BHSR = code_BHR1.transpose(2, 3) - torch.cat(cache.segments(kept, "code"), 2)
+        since_BHSR = code_BH1R - torch.cat(cache.segments(kept, "code"), 2)
         seen_BHS = ((since_BHSR >= 0) & (since_BHSR < self.config.chunk)).any(3)
-        with torch.autocast(x_B1D.device.type, enabled=False):  # as in the parallel form
+        with without_autocast(x_B1D):
             logits_BH1S = cache.compare(query_BH1E, kept).masked_fill(~seen_BHS[:, :, None], -torch.inf)
-            logits_BH1S[..., -1] += ALONE
+            logits_BH1S[..., -1] += SELF_MASK_VALUE
             y_BH1E = cache.average(logits_BH1S, kept)
         return self.out(self.join(y_BH1E).to(x_B1D.dtype)), state.advance(kept)
 
     def _project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """query_BTD, not rounded by autocast, and value_BTD of the same type."""
-        with torch.autocast(x_BTD.device.type, enabled=False):
+        """query_BTD, never rounded by autocast, and value_BTD in the same dtype."""
+        with without_autocast(x_BTD):
             query_BTD: Tensor = self.query_key(x_BTD.to(self.query_key.weight.dtype))
         return query_BTD, self.value(x_BTD).to(query_BTD.dtype)
 
@@ -126,7 +126,3 @@ class ReformerAttention(PatternAttention):
         with torch.autocast(query_BHTE.device.type, enabled=False), torch.no_grad():
             x_BHRTF = query_BHTE[:, :, None] @ rotations_HREF.to(query_BHTE.dtype)
             return torch.cat([x_BHRTF, -x_BHRTF], -1).argmax(-1)
-
-
-def _unit(x_BHTE: Tensor) -> Tensor:
-    return functional.normalize(x_BHTE, dim=-1)

@@ -1,36 +1,43 @@
-"""Synthesizer attention: the weights come from one source that compares no tokens (Tay et al. 2021, arXiv 2005.00743).
+"""Synthesizer attention: logits that compare no tokens (Tay et al. 2021, arXiv 2005.00743, section 3).
 
-Each kind is softmax(logits) V and an output projection; the sources, with their equations and parameter counts, are in
-`parts/logits.py`. All biases are on unless `bias=False`, as in the dot-product layer they are compared with.
-Self-attention only: in the published systems cross-attention stays dot-product, and replacing it costs 4 to 6 BLEU.
+    y = softmax(logits) V per head, and an output projection
 
-B batch, T query length, S key length, D width of the layer, H heads, E = D / H.
+A source gives each query a logit for every absolute position 0 … L - 1 of a key, L = `max_length`; it never reads the
+key. `mixture.py` adds several sources up. Self-attention only: in the published systems cross-attention stays
+dot-product, and replacing it costs 4 to 6 BLEU. Biases are on unless `bias=False`, as in `softmax`.
+
+Memory on a CPU is one block of logits, never T × T (`seqtk/ops/blockwise_softmax.py`).
+
+B batch, T query length, S key length, D width of the layer, H heads, E = D / H, L longest input, K rank of a factor.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from seqtk.attention.base import Role, State, StepState, attentions
 from seqtk.attention.qkv import HeadedAttention, QKVConfig
+from seqtk.attention.resizing import Resizable
 from seqtk.config.fields import setting
 from seqtk.ops import cache
-from seqtk.ops.blockwise_softmax import Factors, weigh
-from seqtk.ops.logits import SOURCES, factors
-from seqtk.ops.resizing import Resizable
+from seqtk.ops.blockwise_softmax import LogitSpec, LogitTensors, blockwise_softmax, table
+from seqtk.ops.init import xavier_linear
 
 
 @dataclass(frozen=True)
 class SynthesizerConfig(QKVConfig):
-    """What all Synthesizers share."""
+    """The settings of all Synthesizers."""
 
     max_length: int = setting(256, at_least=1, help="The longest input. The matrices of logits have this size.")
 
 
-class SynthesizedAttention(Resizable, HeadedAttention):
-    """The value path, and the masks, that all Synthesizers share. Parameters: 2 D² (+ 2 D bias) + the sources'."""
+class SynthesizerAttention(Resizable, HeadedAttention):
+    """The values and the output projection of all Synthesizers. Parameters: 2 D² (+ 2 D bias) + those of the source."""
 
     roles = Role.ENCODER | Role.CAUSAL
 
@@ -43,38 +50,15 @@ class SynthesizedAttention(Resizable, HeadedAttention):
     def max_length(self) -> int | None:
         return int(self.config.max_length)
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        memory_BSM: Tensor | None = None,
-        *,
-        pad_BS: Tensor | None = None,
-        state: State = None,
-    ) -> tuple[Tensor, State]:
-        self.check_length(x_BTD.shape[1])
-        return self.out(self.join(self.mix(x_BTD, pad_BS))), None
-
-    def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
-        """The heads' outputs, BHTE."""
-        return weigh(
-            self.factors(x_BTD, rows=slice(0, x_BTD.shape[1]), columns=x_BTD.shape[1]),
-            self.split(self.value(x_BTD)).contiguous(),
-            pad_BS=pad_BT,
-            causal=self.role is Role.CAUSAL,
-            dropout=self.active_dropout,
-        )
-
-    @property
-    def active_dropout(self) -> float:
-        return float(self.config.dropout) if self.training else 0.0
-
-    def factors(self, x_BTD: Tensor, *, rows: slice, columns: int) -> Factors:
-        """What makes the logits of queries x, at the positions `rows`, for the keys at 0 … `columns` - 1."""
-        raise NotImplementedError
+    def average(self, logits: LogitSpec, x_BTD: Tensor, *, pad_BS: Tensor | None) -> Tensor:
+        """softmax(logits) V over the positions that are seen, y_BHTE."""
+        value_BHSE = self.split(self.value(x_BTD)).contiguous()
+        causal = self.role is Role.CAUSAL
+        return blockwise_softmax(logits, value_BHSE, pad_BS=pad_BS, causal=causal, dropout=self.active_dropout)
 
 
-class Synthesizer(SynthesizedAttention):
-    """softmax(logits) V per head, the logits from one source."""
+class Synthesizer(SynthesizerAttention):
+    """softmax(logits) V per head with one source of logits."""
 
     source: ClassVar[str]
 
@@ -82,8 +66,13 @@ class Synthesizer(SynthesizedAttention):
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
         self.logits = SOURCES[self.source](config, dim)
 
-    def factors(self, x_BTD: Tensor, *, rows: slice, columns: int) -> Factors:
-        return self.logits.factors(x_BTD, rows=rows, columns=columns)
+    def forward(
+        self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
+    ) -> tuple[Tensor, State]:
+        length = x_BTD.shape[1]
+        self.check_length(length)
+        logits = self.logits(x_BTD, rows=slice(0, length), columns=length)
+        return self.out(self.join(self.average(logits, x_BTD, pad_BS=pad_BS))), None
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
         return StepState(dynamic=cache.empty("value"))
@@ -92,8 +81,164 @@ class Synthesizer(SynthesizedAttention):
         kept = cache.remember(state.dynamic, value=self.split(self.value(x_B1D)))
         length = cache.length(kept, "value")
         self.check_length(length)
-        logits_BH1S = self.logits(x_B1D, rows=slice(length - 1, length), columns=length)
+        logits_BH1S = self.logits(x_B1D, rows=slice(length - 1, length), columns=length).logits(length)
         return self.out(self.join(cache.average(logits_BH1S, kept))), state.advance(kept)
+
+
+class LogitSource(nn.Module):
+    """A source of logits. `config` has heads, bias, max_length, and the source's settings."""
+
+    def forward(self, x_BTD: Tensor, *, rows: slice, columns: int) -> LogitSpec:
+        """The logits, BHTS or 1HTS, of queries x at the positions `rows`, for the keys at 0 … `columns` - 1.
+
+        They are linear in the first of the tensors by query.
+        """
+        raise NotImplementedError
+
+
+class DenseLogits(LogitSource):
+    """W2 relu(W1 x + b1) + b2 per head (section 3.1). Parameters: D² + D L (+ D + H L bias).
+
+    The paper's W1 keeps all D dimensions in each head, H (D² + D L) in total. Like the official code, seqtk projects to
+    the E dimensions of the head, which costs no more than the query projection it replaces. Unlike that code, which
+    shares one E × L matrix among the heads, each head has its W2, as in the paper. Xavier-uniform, zero biases.
+    """
+
+    def __init__(self, config: Any, dim: int) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.hidden = xavier_linear(dim, dim, bias=config.bias)
+        self.logits = HeadLinear(config, dim, config.max_length)
+
+    def forward(self, x_BTD: Tensor, *, rows: slice, columns: int) -> LogitSpec:
+        hidden_BHTE = self.hidden(x_BTD).relu().unflatten(-1, (self.heads, -1)).transpose(1, 2).contiguous()
+        return self.logits(hidden_BHTE, columns=columns)  # type: ignore[no-any-return]
+
+
+class FactorizedDenseLogits(LogitSource):
+    """Logit p b + q of a query is A_p B_q; A and B are dense with a and b columns, a b >= L (section 3.1).
+
+    b = `fine`, or ceil(√L), and a = ceil(L / b). Parameters: D² + D (a + b) (+ D + H (a + b) bias).
+    """
+
+    def __init__(self, config: Any, dim: int) -> None:
+        super().__init__()
+        self.heads = config.heads
+        a, b = factor_lengths(config.max_length, config.fine)
+        self.hidden = xavier_linear(dim, dim, bias=config.bias)
+        self.coarse = HeadLinear(config, dim, a)
+        self.fine = HeadLinear(config, dim, b)
+
+    def forward(self, x_BTD: Tensor, *, rows: slice, columns: int) -> LogitSpec:
+        hidden_BHTE = self.hidden(x_BTD).relu().unflatten(-1, (self.heads, -1)).transpose(1, 2).contiguous()
+        coarse, fine = -(-columns // self.fine.outputs), self.fine.outputs
+        coarse_BHTa = self.coarse(hidden_BHTE, columns=coarse).logits(coarse)
+        fine_BHTb = self.fine(hidden_BHTE, columns=fine).logits(fine)
+        return LogitSpec(outer, LogitTensors(by_query=(coarse_BHTa, fine_BHTb)))
+
+
+class RandomLogits(LogitSource):
+    """A trained matrix per head, the same for every input (section 3.2). Parameters: H L².
+
+    Initialized from N(0, 1 / L), so that attention starts nearly uniform. From N(0, 1) a small model is far slower to
+    learn to reverse its input.
+    """
+
+    def __init__(self, config: Any, dim: int) -> None:
+        super().__init__()
+        size = config.max_length
+        self.matrix = nn.Parameter(torch.randn(config.heads, size, size) / math.sqrt(size))
+
+    def forward(self, x_BTD: Tensor, *, rows: slice, columns: int) -> LogitSpec:
+        return LogitSpec(table, LogitTensors(by_both=(select_rows(self.matrix, rows),)))
+
+
+class FixedRandomLogits(LogitSource):
+    """A matrix per head from N(0, 1) that is never trained (section 3.2). No parameters; it is saved with the model."""
+
+    matrix: Tensor
+
+    def __init__(self, config: Any, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("matrix", torch.randn(config.heads, config.max_length, config.max_length))
+
+    def forward(self, x_BTD: Tensor, *, rows: slice, columns: int) -> LogitSpec:
+        return LogitSpec(table, LogitTensors(by_both=(select_rows(self.matrix, rows),)))
+
+
+class FactorizedRandomLogits(LogitSource):
+    """R1 R2ᵀ per head, of rank K (section 3.2). Parameters: 2 H L K. An element starts with a variance of 1 / L."""
+
+    def __init__(self, config: Any, dim: int) -> None:
+        super().__init__()
+        shape = config.heads, config.max_length, config.rank
+        deviation = (config.rank * config.max_length) ** -0.25
+        self.query = nn.Parameter(torch.randn(shape) * deviation)
+        self.key = nn.Parameter(torch.randn(shape) * deviation)
+
+    def forward(self, x_BTD: Tensor, *, rows: slice, columns: int) -> LogitSpec:
+        key_1HKS = select_rows(self.key, slice(0, columns)).transpose(2, 3)
+        return LogitSpec(product, LogitTensors((select_rows(self.query, rows),), (key_1HKS,)))
+
+
+SOURCES: dict[str, type[LogitSource]] = {
+    "dense": DenseLogits,
+    "random": RandomLogits,
+    "fixed_random": FixedRandomLogits,
+    "factorized_dense": FactorizedDenseLogits,
+    "factorized_random": FactorizedRandomLogits,
+}
+"""Every source by its name in a mixture's `parts`."""
+
+
+class HeadLinear(nn.Module):
+    """A linear map per head, of which the first `columns` outputs can be computed alone."""
+
+    def __init__(self, config: Any, dim: int, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+        head_dim = dim // config.heads
+        bound = math.sqrt(6 / (head_dim + outputs))
+        self.weight = nn.Parameter(torch.empty(config.heads, head_dim, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(config.heads, 1, outputs)) if config.bias else None
+
+    def forward(self, x_BHTE: Tensor, *, columns: int) -> LogitSpec:
+        """The outputs as a matrix product; the bias is the weight of a 1 at the end of x."""
+        weight_HES = self.weight[..., :columns]
+        if self.bias is not None:
+            weight_HES = torch.cat([weight_HES, self.bias[..., :columns]], 1)
+            x_BHTE = functional.pad(x_BHTE, (0, 1), value=1.0)
+        return LogitSpec(product, LogitTensors((x_BHTE,), (weight_HES[None],)))
+
+
+def product(tensors: LogitTensors, columns: int) -> Tensor:
+    """Logits that are a matrix product."""
+    return tensors.by_query[0] @ tensors.by_key[0]
+
+
+def outer(tensors: LogitTensors, columns: int) -> Tensor:
+    """Logits that are the outer product of a coarse and a fine factor per query."""
+    coarse_BHTa, fine_BHTb = tensors.by_query
+    coarse_BHTa = coarse_BHTa[..., : -(-columns // fine_BHTb.shape[-1])]
+    return (coarse_BHTa[..., :, None] * fine_BHTb[..., None, :]).flatten(-2)[..., :columns]
+
+
+def select_rows(matrix_HLX: Tensor, rows: slice) -> Tensor:
+    """The given rows of the matrix of each head: 1HTX."""
+    if rows.stop - rows.start == matrix_HLX.shape[1]:
+        return matrix_HLX[None]  # the gradient of a slice would be copied
+    return matrix_HLX[None, :, rows]
+
+
+def factor_lengths(length: int, fine: int | None = None) -> tuple[int, int]:
+    """(a, b) with a b >= length; b is `fine`, or near √length."""
+    b = math.isqrt(length - 1) + 1 if fine is None else fine
+    return -(-length // b), b
+
+
+def keep_fine(config: Any, resized: Any) -> Any:
+    """`resized` with the b of `config`, since logit p b + q is A_p B_q at every length."""
+    return dataclasses.replace(resized, fine=factor_lengths(config.max_length, config.fine)[1])
 
 
 @dataclass(frozen=True)
@@ -122,12 +267,12 @@ class SynthesizerRandom(Synthesizer):
 
 @dataclass(frozen=True)
 class SynthesizerFixedRandomConfig(SynthesizerConfig):
-    """Logits that are a random matrix per head and never trained."""
+    """Logits that are a random matrix per head, never trained."""
 
 
 @attentions.register("synthesizer_fixed_random", SynthesizerFixedRandomConfig)
 class SynthesizerFixedRandom(Synthesizer):
-    """The logits are a matrix per head that is drawn once and never trained (`FixedRandomLogits`)."""
+    """The logits are a random matrix per head, never trained (`FixedRandomLogits`)."""
 
     source = "fixed_random"
 
@@ -149,7 +294,7 @@ class SynthesizerFactorizedDense(Synthesizer):
 
     @classmethod
     def resized(cls, config: Any, *, max_length: int) -> Any:
-        return keeping_fine(config, super().resized(config, max_length=max_length))
+        return keep_fine(config, super().resized(config, max_length=max_length))
 
 
 @dataclass(frozen=True)
@@ -164,8 +309,3 @@ class SynthesizerFactorizedRandom(Synthesizer):
     """The logits are a trained matrix of low rank per head (`FactorizedRandomLogits`)."""
 
     source = "factorized_random"
-
-
-def keeping_fine(config: Any, resized: Any) -> Any:
-    """`resized` with the factor b of `config`, since logit p b + q has to stay A_p B_q."""
-    return dataclasses.replace(resized, fine=factors(config.max_length, config.fine)[1])

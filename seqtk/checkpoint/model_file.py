@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from seqtk import __version__
+from seqtk.attention.resizing import Resizable, resize_configs, resize_tensor
 from seqtk.config import schema
 from seqtk.models import Model, ModelConfig
-from seqtk.ops.resizing import Resizable, resize_configs, resize_tensor
 from seqtk.tasks import Task, TaskConfig, tasks
 from seqtk.tasks.base import Assets
 from seqtk.utils.errors import UserError, near_path

@@ -16,14 +16,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from seqtk.attention.base import State
-from seqtk.attention.qkv import HeadedAttention
 from seqtk.ops.dispatch import naive_mode
 from seqtk.ops.dot_product import attend
 from seqtk.ops.dot_product import naive as naive_attend
-from seqtk.ops.head_checkpoint import OfHeads, Projected, by_heads
 from seqtk.ops.tensors import join_heads, split_heads
 
 
@@ -181,45 +178,6 @@ def padding_or_zeros(x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
     return torch.zeros_like(x_BTD[..., 0], dtype=torch.bool) if pad_BT is None else pad_BT
 
 
-class PatternAttention(HeadedAttention):
-    """Self-attention in blocks and windows of positions."""
-
-    out: nn.Linear
-
-    def mix(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
-        """What `out` projects, anything finite where `pad_BT` is True."""
-        raise NotImplementedError
-
-    def forward(
-        self,
-        x_BTD: Tensor,
-        memory_BSM: Tensor | None = None,
-        *,
-        pad_BS: Tensor | None = None,
-        state: State = None,
-    ) -> tuple[Tensor, State]:
-        self.check_length(x_BTD.shape[1])
-        y_BTD = self.mix(x_BTD, pad_BS)
-        if pad_BS is not None:
-            y_BTD = y_BTD.masked_fill(pad_BS[..., None], 0)
-        return self.out(y_BTD), None
-
-    def some_heads_at_a_time(self, function: OfHeads, *sources: Tensor | Projected) -> Tensor:
-        """y_BTD, as `by_heads`."""
-        return by_heads(function, *sources, heads=self.heads, is_random=self.active_dropout > 0)
-
-    @property
-    def active_dropout(self) -> float:
-        return float(self.config.dropout) if self.training else 0.0
-
-    def attend_in_blocks(
-        self, query_BNCD: Tensor, key_BNKD: Tensor, value_BNKD: Tensor, *, seen_BNCK: Tensor
-    ) -> Tensor:
-        return attend_in_blocks(
-            query_BNCD, key_BNKD, value_BNKD, seen_BNCK=seen_BNCK, head_dim=self.head_dim, dropout=self.active_dropout
-        )
-
-
-Run = BlockRange
-Span = WindowSpec
-absent = padding_or_zeros
+def zero_padding(y_BHTE: Tensor, pad_BT: Tensor | None) -> Tensor:
+    """The outputs of the heads, 0 at padding."""
+    return y_BHTE if pad_BT is None else y_BHTE.masked_fill(pad_BT[:, None, :, None], 0)

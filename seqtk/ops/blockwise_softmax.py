@@ -384,9 +384,3 @@ class _InBlocks(torch.autograd.Function):
                         of_rows[..., : part.shape[-1]] = part
                         of_rows[..., part.shape[-1] :] = 0
         return None, value_grad, *map(grads.get, range(len(inputs)))
-
-
-Tensors = LogitTensors
-Factors = LogitSpec
-added_up, seen_of, weigh = sum_logits, attention_mask, blockwise_softmax
-weigh_at_once, LEAST_ROWS = _at_once, MIN_ROWS

@@ -216,7 +216,3 @@ class _LshAttention(torch.autograd.Function):
             grad_WE[rounds.before :] += (logit_grad_NCK @ rounds.windows(key_WE).mT).flatten(0, 1)
             query_grad.index_add_(0, chunks.key_W, grad_WE)
         return query_grad, value_grad, None
-
-
-Rounds = HashRounds
-attend = lsh_attention

@@ -121,9 +121,9 @@ SOURCE_MUTANTS = [
     ),
     SourceMutant(
         "BigBird takes its random blocks from padding, too",
-        "seqtk.attention.sparse:BigBirdAttention._seen_blocks",
-        "self._random_blocks((~absent_BT).sum(1), blocks)",
-        "self._random_blocks((absent_BT | True).sum(1), blocks)",
+        "seqtk.attention.bigbird:BigBirdAttention._seen_blocks",
+        "(~pad_BT).sum(1)",
+        "(pad_BT | True).sum(1)",
         "bigbird-encoder-long-more_padding_changes_nothing",
     ),
     SourceMutant(
@@ -149,7 +149,7 @@ SOURCE_MUTANTS = [
     ),
     SourceMutant(
         "Layers with dropout recompute heads in backward, with another mask",
-        "seqtk.ops.block_pattern:PatternAttention.some_heads_at_a_time",
+        "seqtk.attention.qkv:HeadwiseAttention.is_random.fget",
         "self.active_dropout > 0",
         "self.active_dropout > 1",
         "sliding_window-encoder-short-heads_in_groups_give_the_same",
@@ -229,7 +229,7 @@ class StepsAtPositionZero(SynthesizerRandom):
 
     def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
         value_BHSE = append(state.dynamic["value"], self.split(self.value(x_B1D)))
-        logits_1H1S = self.logits(x_B1D, rows=slice(0, 1), columns=value_BHSE.shape[2])
+        logits_1H1S = self.logits(x_B1D, rows=slice(0, 1), columns=value_BHSE.shape[2]).logits(value_BHSE.shape[2])
         return self.out(self.join(logits_1H1S.softmax(-1) @ value_BHSE)), state.advance({"value": value_BHSE})
 
 

@@ -1,4 +1,4 @@
-"""What is particular to the Synthesizers, beyond the laws that all layers keep."""
+"""Synthesizers and their mixtures, beyond the laws of all layers."""
 
 import dataclasses
 import math
@@ -18,10 +18,19 @@ from seqtk.attention.synthesizer import (
     SynthesizerFactorizedRandomConfig,
     SynthesizerFixedRandomConfig,
     SynthesizerRandomConfig,
+    factor_lengths,
+    product,
 )
 from seqtk.config.schema import from_dict, to_dict
-from seqtk.ops.blockwise_softmax import BLOCK, SHORT, Factors, Tensors, seen_of, table, weigh, weigh_at_once
-from seqtk.ops.logits import factors, product
+from seqtk.ops.blockwise_softmax import (
+    BLOCK,
+    SHORT,
+    LogitSpec,
+    LogitTensors,
+    blockwise_softmax,
+    naive,
+    table,
+)
 from seqtk.testing.memory import largest_tensor
 from seqtk.utils.errors import UserError
 
@@ -42,7 +51,7 @@ def build(config: Any, role: Role = Role.ENCODER) -> Attention:
         (SynthesizerMixtureConfig(heads=8, parts=("random", "dot")), 73),
     ],
 )
-def test_parameters_reproduce_the_papers_translation_table(config: AttentionConfig, millions: int) -> None:
+def test_parameter_counts_are_those_of_table_2(config: AttentionConfig, millions: int) -> None:
     """Table 2 of the paper: the base Transformer of 67M with its 12 self-attention layers replaced."""
 
     def count(config: AttentionConfig) -> int:
@@ -63,14 +72,14 @@ def test_parameters_reproduce_the_papers_translation_table(config: AttentionConf
         (SynthesizerFixedRandomConfig(heads=8), 0),
     ],
 )
-def test_parameters_of_the_logits(config: SynthesizerConfig, logits: int) -> None:
+def test_parameter_counts_of_the_sources(config: SynthesizerConfig, logits: int) -> None:
     with torch.device("meta"):
         layer = attentions.build(config, dim=512, role=Role.CAUSAL)
     value_path = 2 * (512**2 + 512 * config.bias)
     assert sum(p.numel() for p in layer.parameters()) == value_path + logits
 
 
-def test_random_matrix_is_trained_and_the_fixed_one_is_saved_but_not_trained() -> None:
+def test_fixed_matrix_is_saved_but_not_trained() -> None:
     trained = build(SynthesizerRandomConfig(heads=2, max_length=4))
     fixed = build(SynthesizerFixedRandomConfig(heads=2, max_length=4))
     assert "logits.matrix" in dict(trained.named_parameters())
@@ -79,24 +88,24 @@ def test_random_matrix_is_trained_and_the_fixed_one_is_saved_but_not_trained() -
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 11, 12, 13, 255, 256, 257])
-def test_factors_are_near_each_other_and_cover_the_length(length: int) -> None:
-    a, b = factors(length)
+def test_factors_cover_the_length(length: int) -> None:
+    a, b = factor_lengths(length)
     assert a * b >= length
     assert (a - 1) * b < length
     assert 0 <= b - math.sqrt(length) < 1
 
 
-def test_factorized_dense_logits_differ_in_every_column_and_row() -> None:
+def test_factorized_dense_logits_are_all_different() -> None:
     layer = build(SynthesizerFactorizedDenseConfig(heads=2, max_length=11)).double()
     torch.nn.init.constant_(layer.get_parameter("logits.hidden.bias"), 9.0)  # queries without any unit on are alike
     x_BTD = torch.randn(1, 11, DIM, dtype=torch.float64)
-    logits_HTS = layer.get_submodule("logits")(x_BTD, rows=slice(0, 11), columns=11)[0]
+    logits_HTS = layer.get_submodule("logits")(x_BTD, rows=slice(0, 11), columns=11).logits(11)[0]
     for matrix in logits_HTS:
         assert len(set(matrix[0].tolist())) == 11
         assert len(set(matrix[:, 0].tolist())) == 11
 
 
-def test_uniform_attention_is_a_matrix_of_zeros() -> None:
+def test_zero_logits_average_the_values() -> None:
     layer = build(SynthesizerRandomConfig(heads=2, max_length=6))
     torch.nn.init.zeros_(layer.get_parameter("logits.matrix"))
     x_BTD = torch.randn(2, 6, DIM)
@@ -105,7 +114,7 @@ def test_uniform_attention_is_a_matrix_of_zeros() -> None:
     torch.testing.assert_close(layer(x_BTD)[0], expected.expand_as(x_BTD))
 
 
-def test_mixture_with_all_weight_on_dot_is_softmax_attention() -> None:
+def test_mixture_with_all_weight_on_dot_is_softmax() -> None:
     mixture = build(SynthesizerMixtureConfig(heads=2, max_length=6, parts=("dot", "random"), mix="sigmoid"))
     torch.nn.init.constant_(mixture.get_parameter("mixing"), 100.0)
     softmax = build(SoftmaxConfig(heads=2))
@@ -114,7 +123,7 @@ def test_mixture_with_all_weight_on_dot_is_softmax_attention() -> None:
     torch.testing.assert_close(mixture(x_BTD), softmax(x_BTD))
 
 
-def test_mixture_with_all_weight_on_the_matrix_is_random_attention() -> None:
+def test_mixture_with_no_weight_on_dot_is_random() -> None:
     mixture = build(SynthesizerMixtureConfig(heads=2, max_length=6, parts=("dot", "random"), mix="sigmoid"))
     torch.nn.init.constant_(mixture.get_parameter("mixing"), -100.0)
     random = build(SynthesizerRandomConfig(heads=2, max_length=6))
@@ -124,7 +133,7 @@ def test_mixture_with_all_weight_on_the_matrix_is_random_attention() -> None:
     torch.testing.assert_close(mixture(x_BTD), random(x_BTD))
 
 
-def test_factors_of_full_rank_can_be_any_matrix() -> None:
+def test_full_rank_factors_give_any_matrix() -> None:
     random = build(SynthesizerRandomConfig(heads=2, max_length=6))
     factorized = build(SynthesizerFactorizedRandomConfig(heads=2, max_length=6, rank=6))
     weights = random.state_dict()
@@ -153,7 +162,7 @@ class Slot:
     attention: AttentionConfig = SoftmaxConfig()
 
 
-def test_mixture_in_a_recipe() -> None:
+def test_mixture_config_from_a_recipe() -> None:
     tree = {"kind": "synthesizer_mixture", "parts": ["random", "dot"], "mix": "sigmoid", "max_length": 256}
     config = from_dict(Slot, {"attention": tree})
     assert config.attention == SynthesizerMixtureConfig(parts=("random", "dot"), mix="sigmoid", max_length=256)
@@ -166,13 +175,13 @@ def test_mixture_needs_two_different_parts(parts: list[str]) -> None:
         build(from_dict(SynthesizerMixtureConfig, {"parts": parts}))
 
 
-def test_mixture_by_sigmoid_is_of_two() -> None:
+def test_sigmoid_mixture_needs_two_parts() -> None:
     config = from_dict(SynthesizerMixtureConfig, {"parts": ["random", "dense", "dot"], "mix": "sigmoid"})
     with pytest.raises(UserError, match=r"attention\.mix=softmax"):
         build(config)
 
 
-def test_mixture_of_an_unknown_part_names_the_nearest() -> None:
+def test_unknown_part_suggests_the_nearest() -> None:
     with pytest.raises(UserError, match="random"):
         from_dict(SynthesizerMixtureConfig, {"parts": ["randm", "dot"]})
 
@@ -190,7 +199,7 @@ MIXTURES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("mixture", MIXTURES, ids=lambda mixture: "-".join(map(str, mixture.values())))
-def test_blocks_of_queries_equal_all_at_once(mixture: dict[str, Any], batch: int, causal: bool, padded: bool) -> None:
+def test_blocks_equal_the_naive_form(mixture: dict[str, Any], batch: int, causal: bool, padded: bool) -> None:
     """Outputs and gradients, where there are several blocks."""
     length = SHORT + 6
     config = from_dict(SynthesizerMixtureConfig, {"heads": 2, "max_length": length + 1, **mixture})
@@ -200,14 +209,13 @@ def test_blocks_of_queries_equal_all_at_once(mixture: dict[str, Any], batch: int
     x_BTD = torch.randn(batch, length, DIM, dtype=torch.float64)
     value_BHSE = torch.randn(batch, 2, length, 3, dtype=torch.float64, requires_grad=True)
     pad_BS = torch.arange(length) >= torch.tensor([length - 9, length, 0])[:batch, None] if padded else None
-    seen = seen_of(pad_BS, causal=causal, length=length, device=value_BHSE.device)
 
     def run(in_blocks: bool) -> list[torch.Tensor | None]:
-        factors = layer.factors(x_BTD, rows=slice(0, length), columns=length)  # type: ignore[operator]
+        logits = layer.mixed_logits(x_BTD)  # type: ignore[operator]
         if in_blocks:
-            y_BHTE = weigh(factors, value_BHSE, pad_BS=pad_BS, causal=causal, block=1)
+            y_BHTE = blockwise_softmax(logits, value_BHSE, pad_BS=pad_BS, causal=causal, block=1)
         else:
-            y_BHTE = weigh_at_once(factors.logits(length), value_BHSE, seen=seen)
+            y_BHTE = naive(logits, value_BHSE, pad_BS=pad_BS, causal=causal)
         inputs = [value_BHSE, *layer.parameters()]
         return [y_BHTE, *torch.autograd.grad(y_BHTE.square().sum(), inputs, allow_unused=True)]
 
@@ -218,7 +226,7 @@ def test_blocks_of_queries_equal_all_at_once(mixture: dict[str, Any], batch: int
             torch.testing.assert_close(blocks, whole, atol=1e-9, rtol=1e-9)
 
 
-def test_dropout_in_blocks_has_the_gradient_of_what_it_computes() -> None:
+def test_dropout_in_blocks_has_correct_gradients() -> None:
     length = SHORT + 2
     left_1HTK = torch.randn(1, 1, length, 2, dtype=torch.float64, requires_grad=True)
     right_1HKS = torch.randn(1, 1, 2, length, dtype=torch.float64, requires_grad=True)
@@ -226,8 +234,8 @@ def test_dropout_in_blocks_has_the_gradient_of_what_it_computes() -> None:
 
     def run(*inputs: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(1)
-        return weigh(
-            Factors(product, Tensors(tuple(inputs[:1]), tuple(inputs[1:2]))),
+        return blockwise_softmax(
+            LogitSpec(product, LogitTensors(tuple(inputs[:1]), tuple(inputs[1:2]))),
             inputs[2],
             dropout=0.4,
             block=1,
@@ -238,7 +246,7 @@ def test_dropout_in_blocks_has_the_gradient_of_what_it_computes() -> None:
 
 
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
-def test_blocks_of_queries_under_autocast_are_near_those_in_float32(role: Role) -> None:
+def test_blocks_under_autocast_are_near_float32(role: Role) -> None:
     config = SynthesizerMixtureConfig(heads=2, max_length=SHORT + 6, parts=("dot", "dense", "random"))
     layer = attentions.build(config, dim=DIM, role=role)
     x_BTD = torch.randn(2, SHORT + 6, DIM)
@@ -253,14 +261,14 @@ def test_blocks_of_queries_under_autocast_are_near_those_in_float32(role: Role) 
 
 
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
-def test_logits_of_all_pairs_are_never_there_at_once(role: Role) -> None:
+def test_no_tensor_holds_all_logits(role: Role) -> None:
     config = SynthesizerMixtureConfig(heads=2, max_length=2048, parts=("dot", "dense"))
     layer = attentions.build(config, dim=DIM, role=role)
     assert largest_tensor(layer, 2048) <= BLOCK < 2 * 2048**2
 
 
 @pytest.mark.parametrize("spread", [1.0, 30.0, 1000.0])
-def test_long_rows_that_share_their_logits_are_weighed_as_if_each_had_its_own(spread: float) -> None:
+def test_shared_logits_equal_separate_ones(spread: float) -> None:
     """Also where the largest logits belong to padding and the sums of the others would vanish."""
     length, lengths = 70, torch.tensor([70, 40, 1, 0])
     logits_1HTS = (torch.randn(1, 2, length, length, dtype=torch.float64) * spread).requires_grad_()
@@ -268,7 +276,7 @@ def test_long_rows_that_share_their_logits_are_weighed_as_if_each_had_its_own(sp
     pad_BS = torch.arange(length) >= lengths[:, None]
 
     def run(logits_BHTS: torch.Tensor) -> list[torch.Tensor]:
-        y_BHTE = weigh(Factors(table, Tensors(by_both=(logits_BHTS,))), value_BHSE, pad_BS=pad_BS)
+        y_BHTE = blockwise_softmax(LogitSpec(table, LogitTensors(by_both=(logits_BHTS,))), value_BHSE, pad_BS=pad_BS)
         return [y_BHTE, *torch.autograd.grad(y_BHTE.square().sum(), [logits_1HTS, value_BHSE])]
 
     for shared, own in zip(run(logits_1HTS), run(logits_1HTS.expand(4, -1, -1, -1)), strict=True):

@@ -1,4 +1,4 @@
-"""A layer of another `max_length` does the same with what both lengths can take."""
+"""A resized layer gives the same outputs for inputs that fit both lengths."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +10,10 @@ from seqtk.attention import Attention, AttentionConfig, Role, attentions
 from seqtk.attention.cosformer import CosformerConfig
 from seqtk.attention.linformer import LinformerConfig
 from seqtk.attention.mixture import SynthesizerMixtureConfig
+from seqtk.attention.resizing import Resizable, resize_configs, resize_tensor
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.synthesizer import SynthesizerFactorizedDenseConfig, SynthesizerRandomConfig
 from seqtk.config.schema import from_dict
-from seqtk.ops.resizing import Resizable, resize_configs, resize_tensor
 from seqtk.utils.errors import UserError
 
 DIM, OLD = 8, 10
@@ -45,7 +45,7 @@ RESIZABLE = [
 
 @pytest.mark.parametrize("max_length", [1, 4, 6, 9, 11, 17, 40])
 @pytest.mark.parametrize(("kind", "role"), RESIZABLE, ids=[f"{kind}-{role.name}" for kind, role in RESIZABLE])
-def test_input_that_fits_both_lengths_gives_the_same(kind: str, role: Role, max_length: int) -> None:
+def test_inputs_that_fit_both_lengths_give_the_same(kind: str, role: Role, max_length: int) -> None:
     fields: dict[str, Any] = {"heads": 2, "max_length": OLD}
     if kind == "synthesizer_mixture":
         fields["parts"] = EVERY_SOURCE
@@ -61,7 +61,7 @@ def test_input_that_fits_both_lengths_gives_the_same(kind: str, role: Role, max_
     torch.testing.assert_close(back(x_BTD, memory)[0], layer(x_BTD, memory)[0], atol=1e-10, rtol=1e-10)
 
 
-def test_what_is_new_is_drawn_afresh() -> None:
+def test_new_elements_are_those_of_the_new_layer() -> None:
     old, new = torch.zeros(2, 3, 3), torch.randn(2, 5, 5)
     grown = resize_tensor(old, new=new)
     assert not grown[:, :3, :3].any()
@@ -78,14 +78,14 @@ class Stack:
     max_length: int = 77
 
 
-def test_every_layer_of_a_config_is_resized_and_nothing_else() -> None:
+def test_only_attention_configs_are_resized() -> None:
     stack = Stack((SynthesizerRandomConfig(max_length=5), SoftmaxConfig(heads=3)), LinformerConfig(rank=2))
     assert resize_configs(stack, max_length=9) == Stack(
         (SynthesizerRandomConfig(max_length=9), SoftmaxConfig(heads=3)), LinformerConfig(rank=2, max_length=9)
     )
 
 
-def test_factors_of_logits_keep_their_width() -> None:
+def test_the_fine_factor_keeps_its_length() -> None:
     for config in (SynthesizerFactorizedDenseConfig(), SynthesizerMixtureConfig(parts=("factorized_dense", "dot"))):
         grown = resize_configs(config, max_length=1000)
         assert (grown.max_length, grown.fine) == (1000, 16)
@@ -93,7 +93,7 @@ def test_factors_of_logits_keep_their_width() -> None:
     assert resize_configs(SynthesizerMixtureConfig(), max_length=1000).fine is None
 
 
-def test_a_layer_for_which_the_length_means_more_is_refused() -> None:
+def test_unresizable_layers_are_refused() -> None:
     with pytest.raises(UserError, match=r"'cosformer'.*cannot be resized") as refused:
         resize_configs(Stack((CosformerConfig(),)), max_length=9)
     assert "synthesizer_random" in str(refused.value)

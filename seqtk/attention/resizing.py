@@ -1,0 +1,58 @@
+"""Changes the `max_length` of a trained attention layer.
+
+Position i stays position i: a tensor of the new size keeps the leading corner that it shares with the old one, and the
+rest is what a new layer of the new size is initialized with. So inputs that fit both sizes give the same outputs.
+"""
+
+import dataclasses
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from seqtk.attention.base import attentions
+from seqtk.utils.errors import UserError
+
+C = TypeVar("C")
+
+
+class Resizable:
+    """Mixin of the attention layers whose weights may be resized in this way."""
+
+    @classmethod
+    def resized(cls, config: Any, *, max_length: int) -> Any:
+        """The config of the layer after resizing."""
+        return dataclasses.replace(config, max_length=max_length)
+
+
+def resize_configs(tree: C, *, max_length: int) -> C:
+    """A copy of a config, or of a tuple of configs, with `max_length` set in every attention layer that has one.
+
+    Raises:
+        UserError: A layer has weights whose meaning depends on its `max_length`.
+    """
+    if isinstance(tree, tuple):
+        return tuple(resize_configs(item, max_length=max_length) for item in tree)  # type: ignore[return-value]
+    if not dataclasses.is_dataclass(tree) or isinstance(tree, type):
+        return tree
+    fields = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
+    changed = {name: resize_configs(value, max_length=max_length) for name, value in fields.items()}
+    config: C = dataclasses.replace(tree, **changed)
+    if not attentions.knows(type(tree)) or fields.get("max_length", max_length) == max_length:
+        return config
+    layer = attentions.class_of(type(tree))
+    if not issubclass(layer, Resizable):
+        able = [name for name in attentions if issubclass(attentions.class_of(attentions.config_type(name)), Resizable)]
+        raise UserError(
+            f"Attention '{attentions.name_of(type(tree))}' of max_length={fields['max_length']} cannot be resized: "
+            "another length would change its outputs.",
+            f"These can: {', '.join(able)}.",
+        )
+    return layer.resized(config, max_length=max_length)  # type: ignore[no-any-return]
+
+
+def resize_tensor(old: Tensor, *, new: Tensor) -> Tensor:
+    """`new`, a freshly initialized tensor, with the leading corner that it shares with `old`, in the dtype of `old`."""
+    corner = tuple(slice(min(sizes)) for sizes in zip(old.shape, new.shape, strict=True))
+    resized = new.to(old.dtype, copy=True)
+    resized[corner] = old[corner]
+    return resized
