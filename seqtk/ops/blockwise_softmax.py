@@ -195,7 +195,7 @@ def _in_blocks(
         value_BHSE = value_BHSE.permute(1, 2, 0, 3).flatten(2)[None]
     seed = int(torch.randint(2**62, ())) if dropout else 0
     blocks = list(_blocks(value_BHSE, size=block, causal=causal))
-    plan = _Plan(spec, blocks, causal, pad_BS, dropout, seed)
+    plan = _Plan(spec, blocks, length, causal, pad_BS, dropout, seed)
     y_BHTE: Tensor = _InBlocks.apply(plan, value_BHSE, *spec.tensors.flat())  # type: ignore[no-untyped-call]
     if side_by_side:
         y_BHTE = y_BHTE.view(heads, length, batch, -1).permute(2, 0, 1, 3)
@@ -284,6 +284,7 @@ class _Plan:
 
     spec: LogitSpec
     blocks: list[_Block]
+    length: int
     causal: bool
     pad_BS: Tensor | None
     dropout: float
@@ -323,7 +324,9 @@ class _Plan:
         """The weights after dropout, BHCS, with the same mask each time; unchanged, maybe 1HCS, without dropout."""
         if not self.dropout:
             return weights_BHCS
-        generator = torch.Generator().manual_seed(self.seed + block.heads.start * 2**32 + block.rows.start)
+        # torch's generator reads 32 bits of its seed: the numbers of blocks have to be near each other.
+        first = block.heads.start * self.length + block.rows.start
+        generator = torch.Generator().manual_seed(self.seed + first)
         weights_BHCS = weights_BHCS.expand(batch, -1, -1, -1)
         return weights_BHCS * keep_mask(weights_BHCS, self.dropout, generator=generator)
 

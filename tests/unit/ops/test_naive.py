@@ -1,0 +1,545 @@
+"""The fast form of every operation equals its naive form: outputs and gradients, at short and long sizes.
+
+Sizes are chosen so that every path runs: one chunk and several, a last chunk that is not full, all heads and some.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import seqtk.attention
+import seqtk.ops
+from seqtk.ops import (
+    aft,
+    block_pattern,
+    blockwise_softmax,
+    cache,
+    depthwise,
+    distance_bias,
+    dot_product,
+    dropout,
+    ema,
+    head_checkpoint,
+    linear_cross_entropy,
+    lsh,
+    rotary,
+    scan,
+)
+from seqtk.ops.blockwise_softmax import LogitSpec, LogitTensors
+from seqtk.ops.dispatch import naive_mode, naive_ops
+from seqtk.testing.subject import close
+
+Operation = Callable[..., Tensor | tuple[Tensor, ...]]
+
+
+@pytest.fixture(autouse=True)
+def fast_forms() -> Iterator[None]:
+    """Under SEQTK_NAIVE=1, too, the fast forms are what is tested."""
+    torch.manual_seed(0)
+    with naive_ops(False):
+        yield
+
+
+def same(operation: Operation, *shapes: tuple[int, ...], scale: float = 1.0, tolerance: float = 1e-10) -> None:
+    """Compare both forms on normal float64 inputs of these shapes: outputs, and gradients of a random projection."""
+    inputs = [(scale * torch.randn(shape, dtype=torch.float64)).requires_grad_() for shape in shapes]
+    found, weights = [], None
+    for naive in (False, True):
+        with naive_ops(naive):
+            outputs = operation(*inputs)
+            outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+            weights = weights or [torch.randn_like(y) for y in outputs]
+            total = sum((y * weight).sum() for y, weight in zip(outputs, weights, strict=True) if y.requires_grad)
+            found.append([*outputs, *torch.autograd.grad(total, inputs)])  # type: ignore[arg-type]
+    for fast, right in zip(*found, strict=True):
+        close(fast, right, tolerance)
+
+
+def rough(operation: Operation, *shapes: tuple[int, ...], tolerance: float, autocast: bool = True) -> None:
+    """Compare the fast form on bfloat16 inputs with the naive form on the same inputs in float32."""
+    inputs = [torch.randn(shape).bfloat16() for shape in shapes]
+    with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+        outputs = operation(*inputs)
+    with naive_ops():
+        right = operation(*(x.float() for x in inputs))
+    outputs, right = ((y,) if isinstance(y, Tensor) else y for y in (outputs, right))
+    for fast, exact in zip(outputs, right, strict=True):
+        assert (fast.float() - exact).norm() <= tolerance * exact.norm()
+
+
+def padding(batch: int, length: int) -> Tensor:
+    """Padding at the ends: none in the first row, about a third in the second, the whole third row if there is one."""
+    start_B1 = torch.tensor([length, 2 * length // 3, 0])[:batch, None]
+    return torch.arange(length) >= start_B1
+
+
+class TestBlockwiseSoftmax:
+    """Logits from queries and a table; 300 positions are more than SHORT, so on a CPU they run in blocks."""
+
+    HEADS = 3
+
+    def spec(self, kind: str, query_BHTR: Tensor, key_1HRS: Tensor, table_1HTS: Tensor) -> LogitSpec:
+        product = LogitSpec(
+            lambda tensors, columns: tensors.by_query[0] @ tensors.by_key[0][..., :columns],
+            LogitTensors((query_BHTR,), (key_1HRS,)),
+        )
+        table = LogitSpec(blockwise_softmax.table, LogitTensors(by_both=(table_1HTS,)))
+        if kind == "sum":
+            return blockwise_softmax.sum_logits([table.scaled(0.5), product.scaled(2.0), table])
+        if kind == "shared":
+            return dataclasses.replace(product, tensors=LogitTensors((query_BHTR[:1],), (key_1HRS,)))
+        return {"product": product, "table": table}[kind]
+
+    def shapes(self, length: int, batch: int = 3) -> list[tuple[int, ...]]:
+        heads = self.HEADS
+        return [(batch, heads, length, 2), (1, heads, 2, length), (1, heads, length, length), (batch, heads, length, 4)]
+
+    @pytest.mark.parametrize("length", [5, 100, 300])
+    @pytest.mark.parametrize("causal", [False, True], ids=["whole", "causal"])
+    @pytest.mark.parametrize("padded", [False, True], ids=["unpadded", "padded"])
+    @pytest.mark.parametrize("kind", ["product", "shared", "table", "sum"])
+    def test_forms_agree(self, kind: str, padded: bool, causal: bool, length: int) -> None:
+        pad_BS = padding(3, length) if padded else None
+
+        def operation(query: Tensor, key: Tensor, table: Tensor, value: Tensor) -> Tensor:
+            spec = self.spec(kind, query, key, table)
+            used = 0 * (query.sum() + key.sum() + table.sum())  # every input has a gradient
+            block = 3 * length * 40  # 40 rows of one head
+            return used + blockwise_softmax.blockwise_softmax(spec, value, pad_BS=pad_BS, causal=causal, block=block)
+
+        same(operation, *self.shapes(length))
+
+    def test_rows_of_several_heads_in_a_block(self) -> None:
+        def operation(query: Tensor, key: Tensor, table: Tensor, value: Tensor) -> Tensor:
+            spec = self.spec("product", query, key, table)
+            return 0 * table.sum() + blockwise_softmax.blockwise_softmax(spec, value, causal=True)
+
+        same(operation, *self.shapes(300, batch=1))
+
+    def test_padding_with_the_largest_logits(self) -> None:
+        """Where exponentials of tokens vanish beside those of padding, rows do not share them."""
+        pad_BS = padding(2, 100)
+
+        def operation(table: Tensor, value: Tensor) -> Tensor:
+            table = table + 200.0 * pad_BS[1]
+            spec = LogitSpec(blockwise_softmax.table, LogitTensors(by_both=(table,)))
+            return blockwise_softmax.blockwise_softmax(spec, value, pad_BS=pad_BS)
+
+        same(operation, (1, 2, 100, 100), (2, 2, 100, 3))
+
+    @pytest.mark.parametrize("length", [20, 300])
+    def test_bfloat16_sums_are_float32(self, length: int) -> None:
+        def operation(table: Tensor, value: Tensor) -> Tensor:
+            spec = LogitSpec(blockwise_softmax.table, LogitTensors(by_both=(table,)))
+            y_BHTE = blockwise_softmax.blockwise_softmax(spec, value, causal=True)
+            assert y_BHTE.dtype is torch.float32
+            return y_BHTE
+
+        rough(operation, (1, 2, length, length), (2, 2, length, 4), tolerance=1e-6)
+
+
+class TestBlockwiseDropout:
+    """With the identity as values, the output is the weights after dropout."""
+
+    RATE, LENGTH = 0.25, 300
+
+    def run(self, logits_BHTS: Tensor, value_BHSE: Tensor, *, seed: int = 1, causal: bool = False) -> Tensor:
+        # A batch of logits by query, so that they are no table: those run in blocks only if causal.
+        spec = LogitSpec(lambda tensors, columns: 1 * tensors.by_query[0][..., :columns], LogitTensors((logits_BHTS,)))
+        torch.manual_seed(seed)
+        block = 2 * self.LENGTH * 50  # 50 rows of one head
+        return blockwise_softmax.blockwise_softmax(spec, value_BHSE, dropout=self.RATE, causal=causal, block=block)
+
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        logits_BHTS = torch.randn(2, 2, self.LENGTH, self.LENGTH, dtype=torch.float64, requires_grad=True)
+        value_BHSE = torch.randn(2, 2, self.LENGTH, self.LENGTH, dtype=torch.float64, requires_grad=True)
+        identity_BHSS = torch.eye(self.LENGTH, dtype=torch.float64).expand(2, 2, -1, -1)
+        return logits_BHTS, value_BHSE, identity_BHSS
+
+    @pytest.mark.parametrize("causal", [False, True], ids=["whole", "causal"])
+    def test_backward_uses_the_mask_of_forward(self, causal: bool) -> None:
+        logits_BHTS, value_BHSE, identity_BHSS = self.inputs()
+        kept_BHTS = self.run(logits_BHTS, identity_BHSS, causal=causal).detach()
+        seen_TS = torch.ones(self.LENGTH, self.LENGTH, dtype=torch.bool).tril() if causal else torch.tensor(True)
+        weights_BHTS = logits_BHTS.masked_fill(~seen_TS, -torch.inf).softmax(-1)
+        mask_BHTS = (kept_BHTS != 0).double() / (1 - self.RATE)
+        right_BHTE = (weights_BHTS * mask_BHTS) @ value_BHSE
+        fast_BHTE = self.run(logits_BHTS, value_BHSE, causal=causal)
+        close(fast_BHTE, right_BHTE)
+        gradients = [
+            torch.autograd.grad((y * y.detach()).sum(), [logits_BHTS, value_BHSE]) for y in (fast_BHTE, right_BHTE)
+        ]
+        for fast, right in zip(*gradients, strict=True):
+            close(fast, right)
+
+    def test_blocks_have_masks_of_their_own(self) -> None:
+        logits_BHTS, _, identity_BHSS = self.inputs()
+        dropped_BHTS = self.run(logits_BHTS, identity_BHSS) == 0
+        blocks = [dropped_BHTS[:, head, row : row + 50] for head in range(2) for row in range(0, self.LENGTH, 50)]
+        for number, block in enumerate(blocks):
+            for other in blocks[:number]:
+                both = float((block & other).double().mean())
+                assert abs(both - self.RATE**2) < 0.02, "masks of two blocks are not independent"
+
+    def test_a_seed_gives_one_mask(self) -> None:
+        logits_BHTS, _, identity_BHSS = self.inputs()
+        first, again, other = (self.run(logits_BHTS, identity_BHSS, seed=seed) for seed in (1, 1, 2))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+    @pytest.mark.parametrize("naive", [False, True], ids=["fast", "naive"])
+    def test_the_mean_is_that_without_dropout(self, naive: bool) -> None:
+        logits_BHTS, _, identity_BHSS = self.inputs()
+        with naive_ops(naive):
+            kept_BHTS = self.run(logits_BHTS, identity_BHSS)
+        ratio_BHTS = (kept_BHTS / logits_BHTS.softmax(-1)).detach()
+        assert abs(float(ratio_BHTS.mean()) - 1) < 0.01
+        assert abs(float((ratio_BHTS == 0).double().mean()) - self.RATE) < 0.01
+
+
+class TestHeadCheckpoint:
+    """Running sums of projected heads, of 2048 positions, which is MIN_LENGTH, and fewer."""
+
+    @pytest.mark.parametrize("bias", [False, True], ids=["no_bias", "bias"])
+    @pytest.mark.parametrize("length", [5, 2048])
+    @pytest.mark.parametrize("heads_at_once", [1, 3, 4])
+    def test_forms_agree(self, heads_at_once: int, length: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(head_checkpoint.CHUNK_ELEMENTS, "cpu", heads_at_once * 2 * length)
+        groups: list[slice] = []
+
+        def operation(x_BTI: Tensor, y_BTD: Tensor, weight: Tensor, bias_D: Tensor, extra_H: Tensor) -> Tensor:
+            linear = nn.Linear(3, 8, bias=bias, dtype=torch.float64)
+            del linear.weight
+            linear.weight = weight  # type: ignore[assignment]
+            if bias:
+                del linear.bias
+                linear.bias = bias_D
+
+            def function(some: slice, a_BTd: Tensor, b_BTd: Tensor) -> Tensor:
+                groups.append(some)
+                scale_d = extra_H[some].repeat_interleave(2)
+                return (a_BTd * b_BTd * scale_d).cumsum(1) / length + a_BTd.sin()
+
+            project = head_checkpoint.LazyProjection(x_BTI, linear)
+            y = head_checkpoint.checkpoint_over_heads(function, project, y_BTD, heads=4, extra_params=[extra_H])
+            return y + 0 * bias_D.sum()
+
+        same(operation, (1, length, 3), (1, length, 8), (8, 3), (8,), (4,))
+        assert (slice(0, 1) in groups) == (heads_at_once == 1 and length == 2048)
+
+
+class TestScan:
+    @pytest.mark.parametrize("length", [1, 5, 64, 65, 200])
+    def test_forms_agree(self, length: int) -> None:
+        same(scan.causal_sums, (2, 3, length, 5), (2, 3, length, 5), (2, 3, length, 7))
+
+    @pytest.mark.parametrize("length", [3, 4, 5, 8, 11])
+    def test_chunks_of_another_size(self, length: int) -> None:
+        def operation(*qkv: Tensor) -> Tensor:
+            return scan.causal_sums(*qkv, chunk=4)
+
+        same(operation, (2, 3, length, 5), (2, 3, length, 5), (2, 3, length, 7))
+
+    def test_bfloat16_sums_are_float32(self) -> None:
+        def operation(*qkv: Tensor) -> Tensor:
+            y_BHTE = scan.causal_sums(*qkv)
+            assert y_BHTE.dtype is torch.float32
+            return y_BHTE
+
+        rough(operation, *[(1, 2, 2000, 4)] * 3, tolerance=1e-5)
+
+
+class TestAft:
+    """Keys of size 30: exponentials of any size."""
+
+    def both(self, sums: aft.LogSumExpAccumulator) -> tuple[Tensor, Tensor]:
+        """What does not depend on the scale."""
+        return sums.log, sums.mean
+
+    @pytest.mark.parametrize("size", [1.0, 30.0])
+    @pytest.mark.parametrize("length", [1, 5, 8, 100])
+    def test_cumulative(self, length: int, size: float) -> None:
+        def operation(key_TD: Tensor, value_TD: Tensor) -> tuple[Tensor, Tensor]:
+            return self.both(aft.cumulative(aft.LogSumExpAccumulator.of(size * key_TD, value_TD)))
+
+        same(operation, (2, length, 3), (2, length, 3))
+
+    @pytest.mark.parametrize("length", [1, 5, 100])
+    def test_accumulate(self, length: int) -> None:
+        def operation(weight_TS: Tensor, key_SD: Tensor, value_SD: Tensor) -> tuple[Tensor, Tensor]:
+            return self.both(aft.accumulate(weight_TS.sigmoid(), 10 * key_SD, value_SD))
+
+        same(operation, (7, length), (2, length, 3), (2, length, 3))
+
+    @pytest.mark.parametrize("before", [False, True], ids=["alone", "with_a_past"])
+    @pytest.mark.parametrize("length", [1, 2, 5, 8, 64, 100])
+    def test_accumulate_causal(self, length: int, before: bool) -> None:
+        def operation(weight_TT: Tensor, key_TD: Tensor, value_TD: Tensor, *past: Tensor) -> tuple[Tensor, Tensor]:
+            total_TD, sum_TD = past
+            scale_TD = 30 * torch.linspace(-1, 1, length, dtype=torch.float64).view(1, length, 1).expand(2, -1, 3)
+            past_sums = aft.LogSumExpAccumulator(scale_TD, total_TD.exp(), sum_TD)
+            sums = aft.accumulate_causal(
+                weight_TT.sigmoid(), 30 * key_TD, value_TD, before=past_sums if before else None
+            )
+            log_TD, mean_TD = self.both(sums)
+            return log_TD + 0 * total_TD, mean_TD + 0 * sum_TD
+
+        same(operation, (length, length), *[(2, length, 3)] * 4)
+
+
+class TestLsh:
+    CHUNK = 4
+
+    def rounds(self, length: int, *, causal: bool) -> lsh.HashRounds:
+        """Of two sequences and two heads, three rounds of three buckets."""
+        bucket_BHRT = torch.randint(3, (2, 2, 3, length))
+        return lsh.HashRounds.sort(bucket_BHRT, chunk=self.CHUNK, causal=causal)
+
+    @pytest.mark.parametrize("piece", [1, 2**19])
+    @pytest.mark.parametrize("causal", [False, True], ids=["whole", "causal"])
+    @pytest.mark.parametrize("length", [4, 12, 100])
+    def test_forms_agree(self, length: int, causal: bool, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(lsh.CHUNK_LOGITS, "cpu", piece)
+        rounds = self.rounds(length, causal=causal)
+        same(lambda query, value: lsh.lsh_attention(query, value, rounds), (4 * length, 3), (4 * length, 3))
+
+    @pytest.mark.parametrize("causal", [False, True], ids=["whole", "causal"])
+    def test_the_form_with_dropout_agrees(self, causal: bool) -> None:
+        rounds = self.rounds(60, causal=causal)
+        # So small a probability drops nothing.
+        same(lambda query, value: lsh.lsh_attention(query, value, rounds, dropout=1e-12), (240, 3), (240, 3))
+
+    @pytest.mark.parametrize("naive", [False, True], ids=["fast", "naive"])
+    def test_the_mean_is_that_without_dropout(self, naive: bool) -> None:
+        rounds, (query_XE, value_XE) = self.rounds(12, causal=False), torch.randn(2, 48, 3)
+        with naive_ops(naive):
+            draws = torch.stack([lsh.lsh_attention(query_XE, value_XE, rounds, dropout=0.5) for _ in range(400)])
+            right_XE = lsh.lsh_attention(query_XE, value_XE, rounds)
+        assert not torch.equal(draws[0], draws[1])
+        error_XE = draws.mean(0) - right_XE
+        assert float((error_XE / (draws.std(0) / 20 + 1e-6)).abs().max()) < 6
+
+
+class TestBlockPattern:
+    WINDOWS: ClassVar = {
+        "before": block_pattern.WindowSpec(4, before=1, after=0, farthest_ahead=0),
+        "around": block_pattern.WindowSpec(4, before=1, after=1),
+        "near": block_pattern.WindowSpec(4, before=2, after=1, farthest_back=5, farthest_ahead=3),
+        "own": block_pattern.WindowSpec(3, before=0, after=0),
+    }
+
+    @pytest.mark.parametrize("length", [3, 8, 50, 203])
+    @pytest.mark.parametrize("first", [0, 1, 6])
+    @pytest.mark.parametrize("padded", [False, True], ids=["unpadded", "padded"])
+    @pytest.mark.parametrize("window", WINDOWS)
+    def test_forms_agree(self, window: str, padded: bool, first: int, length: int) -> None:
+        first = min(first, length)
+        pad_BT = padding(2, length) if padded else None
+
+        def operation(query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor) -> Tensor:
+            mask = block_pattern.WindowMask(self.WINDOWS[window], query_BTD, pad_BT, first)
+            y_BTD = block_pattern.window_attention(query_BTD, key_BTD, value_BTD, mask, head_dim=3)
+            return y_BTD if pad_BT is None else y_BTD.masked_fill(pad_BT[..., None], 0)
+
+        same(operation, *[(2, length, 6)] * 3)
+
+
+class TestDotProduct:
+    BIASES: ClassVar[dict[str, Callable[[Tensor], Tensor | None]]] = {
+        "none": lambda bias_BHTS: None,
+        "bias": lambda bias_BHTS: bias_BHTS,
+        "mask": lambda bias_BHTS: bias_BHTS > 0,
+        "bias_with_a_mask": lambda bias_BHTS: bias_BHTS[:1].masked_fill(bias_BHTS[:1] > 1, -torch.inf),
+    }
+
+    @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 9), (5, 7), (70, 130)])
+    @pytest.mark.parametrize("kv_heads", [1, 2, 4])
+    @pytest.mark.parametrize("bias", BIASES)
+    def test_forms_agree(self, bias: str, kv_heads: int, queries: int, keys: int) -> None:
+        def operation(query: Tensor, key: Tensor, value: Tensor, bias_BHTS: Tensor) -> Tensor:
+            return 0 * bias_BHTS.sum() + dot_product.attend(query, key, value, bias=self.BIASES[bias](bias_BHTS))
+
+        same(operation, (2, 4, queries, 6), (2, kv_heads, keys, 6), (2, kv_heads, keys, 5), (2, 4, queries, keys))
+
+    @pytest.mark.parametrize("length", [5, 130])
+    def test_causal_and_scaled(self, length: int) -> None:
+        def operation(*qkv: Tensor) -> Tensor:
+            return dot_product.attend(*qkv, causal=True, scale=0.7)
+
+        same(operation, (2, 4, length, 6), (2, 2, length, 6), (2, 2, length, 6))
+
+    def test_bfloat16_sums_are_float32(self) -> None:
+        rough(dot_product.attend, (2, 4, 9, 16), (2, 2, 300, 16), (2, 2, 300, 16), tolerance=1e-6)
+
+    @pytest.mark.parametrize("naive", [False, True], ids=["fast", "naive"])
+    def test_the_mean_is_that_without_dropout(self, naive: bool) -> None:
+        query, key = torch.randn(2, 1, 2, 40, 6)
+        identity = torch.eye(40)[None, None].expand(1, 2, -1, -1)
+        with naive_ops(naive):
+            right = dot_product.attend(query, key, identity)
+            kept = torch.stack([dot_product.attend(query, key, identity, dropout=0.25) for _ in range(20)])
+        assert abs(float((kept / right).mean()) - 1) < 0.02
+        assert abs(float((kept == 0).float().mean()) - 0.25) < 0.02
+
+
+class TestCache:
+    """Steps, past the length where the short tensor joins the long one."""
+
+    STEPS = 2 * cache.RECENT + 3
+
+    def filled(self, key_BKSE: Tensor, value_BKSE: Tensor) -> cache.Cache:
+        state = cache.empty("key", "value")
+        for key_BK1E, value_BK1E in zip(key_BKSE.split(1, 2), value_BKSE.split(1, 2), strict=True):
+            state = cache.remember(state, key=key_BK1E, value=value_BK1E)
+        assert len(cache.segments(state, "key")) == (1 if naive_mode() or key_BKSE.shape[2] < cache.RECENT else 2)
+        assert cache.length(state, "key") == key_BKSE.shape[2]
+        return state
+
+    @pytest.mark.parametrize("steps", [3, STEPS])
+    @pytest.mark.parametrize("kv_heads", [1, 2, 4])
+    def test_forms_agree(self, kv_heads: int, steps: int) -> None:
+        def operation(query_BH1E: Tensor, key_BKSE: Tensor, value_BKSE: Tensor) -> tuple[Tensor, ...]:
+            state = self.filled(key_BKSE, value_BKSE)
+            logits_BH1S = cache.compare(query_BH1E, state)
+            picked = cache.picked(state, "key", first=1, stride=2)
+            return logits_BH1S, cache.average(logits_BH1S, state), dot_product.attend_last(query_BH1E, state), picked
+
+        same(operation, (2, 4, 1, 6), (2, kv_heads, steps, 6), (2, kv_heads, steps, 5))
+
+    @pytest.mark.parametrize("steps", [3, STEPS])
+    def test_averages_are_attention(self, steps: int) -> None:
+        def operation(query_BH1E: Tensor, key_BKSE: Tensor, value_BKSE: Tensor, bias: Tensor) -> Tensor:
+            if naive_mode():
+                return dot_product.naive(query_BH1E, key_BKSE, value_BKSE, bias=bias)
+            return dot_product.attend_last(query_BH1E, self.filled(key_BKSE, value_BKSE), bias=bias)
+
+        same(operation, (2, 4, 1, 6), (2, 2, steps, 6), (2, 2, steps, 5), (2, 4, 1, steps))
+
+
+class TestRotary:
+    @pytest.mark.parametrize("length", [1, 5, 300])
+    def test_forms_agree(self, length: int) -> None:
+        position_BT = torch.stack([torch.arange(length), 3 * torch.arange(length)])
+        same(lambda x_BHTE: rotary.rotate(x_BHTE, position_BT), (2, 3, length, 8))
+
+    def test_bfloat16_is_turned_in_float32(self) -> None:
+        position_BT = torch.arange(1000)[None]
+        rough(lambda x_BHTE: rotary.rotate(x_BHTE, position_BT), (1, 2, 1000, 8), tolerance=2**-8)
+
+
+class TestDistanceBias:
+    @pytest.mark.parametrize("causal", [False, True], ids=["whole", "causal"])
+    @pytest.mark.parametrize("length", [1, 2, 5, 200])
+    def test_forms_agree(self, length: int, causal: bool) -> None:
+        starts = torch.tensor(distance_bias.bucket_starts(8, 64))
+
+        def operation(table_HN: Tensor) -> Tensor:
+            def bias_of(distance: Tensor) -> Tensor:
+                side = (distance > 0) * (len(starts) + 1)
+                return table_HN[:, torch.bucketize(distance.abs(), starts, right=True) + side]
+
+            bias_1HTT = distance_bias.pairwise_bias(bias_of, length, causal=causal, device=table_HN.device)
+            return bias_1HTT.clamp(min=-1e9)
+
+        same(operation, (3, 2 * len(starts) + 2))
+
+
+class TestDepthwise:
+    @pytest.mark.parametrize(("before", "after", "stride"), [(0, 0, 1), (2, 0, 1), (1, 1, 2), (3, 4, 3)])
+    @pytest.mark.parametrize("length", [3, 10, 300])
+    def test_forms_agree(self, length: int, before: int, after: int, stride: int) -> None:
+        def operation(x_BTD: Tensor, kernel_HK: Tensor) -> Tensor:
+            return depthwise.depthwise(x_BTD, kernel_HK, before=before, after=after, stride=stride)
+
+        same(operation, (2, length, 6), (3, 3))
+
+    def test_bfloat16_stays_near_float32(self) -> None:
+        def operation(x_BTD: Tensor, kernel_HK: Tensor) -> Tensor:
+            return depthwise.depthwise(x_BTD, kernel_HK, before=30, after=0)
+
+        rough(operation, (2, 300, 6), (3, 31), tolerance=0.01, autocast=False)
+
+
+class TestEma:
+    @pytest.mark.parametrize("length", [1, 5, 32, 33, 64, 300])
+    def test_forms_agree(self, length: int) -> None:
+        def operation(x_BTD: Tensor, decay_DN: Tensor, in_DN: Tensor, out_DN: Tensor) -> Tensor:
+            return ema.damped_average(x_BTD, (4 + decay_DN).sigmoid().log(), in_DN, out_DN)
+
+        same(operation, (2, length, 3), (3, 2), (3, 2), (3, 2))
+
+
+class TestDropout:
+    @pytest.mark.parametrize("rate", [0.1, 0.5, 0.999])
+    @pytest.mark.parametrize("naive", [False, True], ids=["fast", "naive"])
+    def test_the_mean_stays(self, naive: bool, rate: float) -> None:
+        x = torch.full((1000, 333), 2.0, dtype=torch.float64, requires_grad=True)
+        with naive_ops(naive):
+            y = dropout.dropout(x, rate)
+        assert abs(float((y == 0).double().mean()) - rate) < 0.005
+        close(y.detach()[y != 0], torch.tensor(2 / (1 - rate)).double().expand(int((y != 0).sum())), 0.02)
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        close(gradient, y.detach() / 2)
+
+    @pytest.mark.parametrize("naive", [False, True], ids=["fast", "naive"])
+    def test_a_seed_gives_one_mask(self, naive: bool) -> None:
+        x, draws = torch.ones(40), []
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            with naive_ops(naive):
+                draws.append(dropout.dropout(x, 0.5))
+        assert torch.equal(draws[0], draws[1])
+        assert not torch.equal(draws[0], draws[2])
+
+    def test_elements_are_independent(self) -> None:
+        kept = dropout.keep_mask(torch.ones(10**5), 0.5) > 0
+        for distance in (1, 2, 4):  # four elements share a draw
+            assert abs(float((kept[distance:] & kept[:-distance]).double().mean()) - 0.25) < 0.01
+
+
+class TestLinearCrossEntropy:
+    """2049 positions of 2048 tokens are more logits than CHUNK_LOGITS."""
+
+    @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+    @pytest.mark.parametrize(("positions", "vocabulary"), [(1, 2), (7, 11), (2049, 2048)])
+    def test_forms_agree(self, positions: int, vocabulary: int, label_smoothing: float) -> None:
+        target_N = torch.randint(vocabulary, (positions,))
+
+        def operation(features_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
+            return linear_cross_entropy.linear_cross_entropy(
+                features_ND, weight_VD, target_N, label_smoothing=label_smoothing
+            )
+
+        same(operation, (positions, 3), (vocabulary, 3), tolerance=1e-9)
+
+    def test_bfloat16_sums_are_float32(self) -> None:
+        target_N = torch.randint(512, (9000,))
+
+        def operation(features_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
+            return linear_cross_entropy.linear_cross_entropy(features_ND, weight_VD, target_N)
+
+        rough(operation, (9000, 8), (512, 8), tolerance=1e-4)  # bfloat16 logits, each to three digits
+
+
+def operations() -> dict[str, Any]:
+    """Every module of `seqtk.ops` with a naive form."""
+    modules = [importlib.import_module(f"seqtk.ops.{found.name}") for found in pkgutil.iter_modules(seqtk.ops.__path__)]
+    return {m.__name__: m for m in modules if getattr(getattr(m, "naive", None), "__module__", "") == m.__name__}
+
+
+class TestNaiveForms:
+    @pytest.mark.parametrize("name", operations())
+    def test_naive_forms_are_short(self, name: str) -> None:
+        assert len(inspect.getsource(operations()[name].naive).splitlines()) <= 30
+
+    def test_every_operation_is_tested_here(self) -> None:
+        tested = {name for name, value in globals().items() if inspect.ismodule(value)}
+        assert {name.rpartition(".")[2] for name in operations()} <= tested
