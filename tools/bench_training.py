@@ -35,7 +35,7 @@ from torch.nn import functional
 from seqtk.checkpoint.model_file import tensors_of
 from seqtk.config import schema
 from seqtk.data.batch import TranslationBatch
-from seqtk.data.indexed import IndexedWriter
+from seqtk.data.indexed_writer import IndexedWriter
 from seqtk.data.loader import load_updates
 from seqtk.data.plan import Position, epoch_batches, updates
 from seqtk.data.vocabulary import EOS, PAD, UNK, Vocabulary

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from seqtk.data.char_tokenizer import code_of, symbols
 from seqtk.data.corpus import count_lines, split_lines
 from seqtk.data.filters import LengthFilter
-from seqtk.data.indexed import dtype_for
+from seqtk.data.indexed_writer import dtype_for
 from seqtk.data.report import TextCount, count_text, text_size
 from seqtk.data.tokenizer import BYTE_PIECE, SPACE_PIECE, Tokenizer
 from seqtk.data.vocabulary import EOS, UNK, Vocabulary

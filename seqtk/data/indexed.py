@@ -1,4 +1,4 @@
-"""Arrays of token ids in files: fairseq's memory-mapped format, read and written, and its older one, read.
+"""Arrays of token ids in files: fairseq's memory-mapped format and its older one. `IndexedWriter` writes the former.
 
 A data set is two files. `PREFIX.bin` holds the ids of all items, one after the other; `PREFIX.idx` holds the start and
 the length of each item (`docs/formats.md` gives both layouts byte by byte).
@@ -7,31 +7,19 @@ the length of each item (`docs/formats.md` gives both layouts byte by byte).
 import mmap
 import os
 import struct
-from contextlib import ExitStack
 from functools import cached_property
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from seqtk.utils.errors import UserError
-from seqtk.utils.files import atomic_file
 
 MAGIC = b"MMIDIDX\x00\x00"
 LEGACY_MAGIC = b"TNTIDX\x00\x00"
 DTYPES: dict[int, str] = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2", 9: "<u4", 10: "<u8"}
 HEADER = struct.Struct("<9sQBQ")
 LEGACY_HEADER = struct.Struct("<8sQQQQQ")
-_COUNT_OFFSET = HEADER.size - 8
-_BLOCK = 1 << 20
-
-
-def dtype_for(vocabulary_size: int | None) -> npt.DTypeLike:
-    """The type fairseq stores the ids of a vocabulary in; it leaves some room below 65,536."""
-    if vocabulary_size is not None and vocabulary_size < 65_500:
-        return np.uint16
-    return np.uint32 if vocabulary_size is None or vocabulary_size < 4_294_967_295 else np.int64
 
 
 class IndexedDataset:
@@ -158,57 +146,3 @@ def _token_type(version: int, code: int, prefix: str) -> np.dtype[Any]:
     if code not in DTYPES:
         raise UserError(f"{prefix}.idx holds numbers of type {code}, which are not token ids.")
     return np.dtype(DTYPES[code])
-
-
-class IndexedWriter:
-    """Writes a data set in the memory-mapped format, byte for byte as fairseq does, in constant memory.
-
-    A context manager: both files get their names when it ends, none if it ends by an exception.
-    """
-
-    def __init__(self, prefix: str | os.PathLike[str], *, vocabulary_size: int | None) -> None:
-        self.dtype = np.dtype(dtype_for(vocabulary_size))
-        self.items = 0
-        self._stack = ExitStack()
-        self._data = self._stack.enter_context(atomic_file(f"{prefix}.bin"))
-        self._index = self._stack.enter_context(atomic_file(f"{prefix}.idx", "w+b"))
-        code = next(code for code, name in DTYPES.items() if np.dtype(name) == self.dtype)
-        self._index.write(HEADER.pack(MAGIC, 1, code, 0))
-
-    def append(self, ids: npt.ArrayLike) -> None:
-        """Add one item."""
-        item = np.asarray(ids, dtype=np.int64)
-        self.extend_arrays(item, np.array([len(item)]))
-
-    def extend_arrays(self, flat: npt.NDArray[Any], sizes: npt.NDArray[Any]) -> None:
-        """Add `len(sizes)` items, whose ids stand one after the other in `flat`."""
-        if len(flat) != int(sizes.sum()):
-            raise ValueError(f"{len(flat)} ids for items of {int(sizes.sum())}")
-        self._data.write(np.ascontiguousarray(flat, dtype=self.dtype.newbyteorder("<")).data)
-        self._index.write(np.ascontiguousarray(sizes, dtype="<i4").data)
-        self.items += len(sizes)
-
-    def _write_starts(self) -> None:
-        """Writes, after the sizes, the byte at which each item starts: their running sum, computed block by block."""
-        self._index.seek(_COUNT_OFFSET)
-        self._index.write(struct.pack("<Q", self.items))
-        start = 0
-        for first in range(0, self.items, _BLOCK):
-            count = min(_BLOCK, self.items - first)
-            self._index.seek(HEADER.size + 4 * first)
-            sizes = np.frombuffer(self._index.read(4 * count), dtype="<i4")
-            ends = start + np.cumsum(sizes, dtype="<i8") * self.dtype.itemsize
-            self._index.seek(HEADER.size + 4 * self.items + 8 * first)
-            self._index.write(np.concatenate([[start], ends[:-1]]).astype("<i8").data)
-            start = int(ends[-1])
-
-    def __enter__(self) -> "IndexedWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        with self._stack:
-            if error is not None:
-                raise error
-            self._write_starts()

@@ -18,7 +18,7 @@ from seqtk.config.fields import setting
 from seqtk.data.corpus import BLOCK_BYTES, Text, check_equal, check_text, read_blocks, split_lines
 from seqtk.data.encoding import BlockEncoder, EncodedBlock, LineEncoder, PieceEncoder, SymbolEncoder, WordEncoder
 from seqtk.data.filters import RULES, LengthFilter
-from seqtk.data.indexed import IndexedWriter
+from seqtk.data.indexed_writer import IndexedWriter
 from seqtk.data.report import PreprocessReport, SideCount, SplitCount, TextCount
 from seqtk.data.vocabulary import UNK, Vocabulary
 from seqtk.data.vocabulary_building import LanguageSpec, Tokens, VocabularyConfig, make_specs

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from seqtk.data.char_tokenizer import BYTE_NAMES, character_name
-from seqtk.data.databin import DataBin
 from seqtk.data.preprocess import PreprocessConfig, preprocess
+from seqtk.data.sources.databin import DataBin
 from seqtk.data.tokenizer import Tokenizer
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.data.vocabulary_building import Tokens

@@ -10,10 +10,8 @@ from typing import Any
 
 from seqtk.config.fields import setting
 from seqtk.config.registry import Registry
-from seqtk.utils.errors import UserError
 
 WARMUP_HELP = "Updates in which the rate rises linearly to the optimizer's lr."
-PERIOD_HELP = "null: all updates after the warm-up."
 
 
 @dataclass(frozen=True)
@@ -52,18 +50,6 @@ class Schedule(ABC):
     def after_warmup(self, step: int) -> float:
         """Returns the rate of the update that follows `step` finished ones after the warm-up."""
 
-    def decay_updates(self) -> float:
-        """Returns the configured `period`, or else the number of updates after the warm-up."""
-        if self.config.period is None:
-            if self.max_steps is None:
-                raise UserError(
-                    f"schedule={schedules.name_of(type(self.config))} requires the length of the run.",
-                    "Set max_updates, or schedule.period to the number of updates after the warm-up.",
-                )
-            warmup: int = self.config.warmup_updates
-            return max(1, self.max_steps - warmup)
-        return float(self.config.period)
-
 
 @dataclass(frozen=True)
 class ConstantConfig(ScheduleConfig):
@@ -92,98 +78,3 @@ class InverseSqrt(Schedule):
     def after_warmup(self, step: int) -> float:
         warmup = max(1, self.config.warmup_updates)
         return self.peak * math.sqrt(warmup / max(warmup, self.config.warmup_updates + step))
-
-
-@dataclass(frozen=True)
-class CosineConfig(ScheduleConfig):
-    """Half a cosine down to `min_lr`, repeated if the run is longer than `period`."""
-
-    min_lr: float = setting(0.0, at_least=0, help="The rate at the end of the first cycle.")
-    period: int | None = setting(None, at_least=1, help=f"Updates in the first cycle. {PERIOD_HELP}")
-    t_mult: float = setting(1.0, at_least=1, help="The length of each cycle relative to the one before.")
-    shrink: float = setting(0.1, at_least=0, help="The rates of each cycle relative to the one before.")
-
-
-@schedules.register("cosine", CosineConfig)
-class Cosine(Schedule):
-    """min + (lr − min) · (1 + cos(π t / T)) / 2, t updates into a cycle of T (Loshchilov and Hutter 2017, SGDR).
-
-    Cycle i has T = period · t_mult^i, and both of its rates are times shrink^i (fairseq).
-    """
-
-    def __init__(self, config: CosineConfig, *, lr: float, max_steps: int | None = None) -> None:
-        super().__init__(config, lr=lr, max_steps=max_steps)
-        if config.min_lr > lr:
-            raise UserError(f"schedule.min_lr={config.min_lr} is higher than the peak, optimizer.lr={lr}.")
-        self.period = self.decay_updates()
-
-    def after_warmup(self, step: int) -> float:
-        cycle, done, length = 0, float(step), self.period
-        if self.config.t_mult == 1:
-            cycle, done = int(step // length), step % length
-        while done >= length:
-            cycle, done, length = cycle + 1, done - length, length * self.config.t_mult
-        low, high = (rate * self.config.shrink**cycle for rate in (self.config.min_lr, self.peak))
-        return low + (high - low) * (1 + math.cos(math.pi * done / length)) / 2  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True)
-class PolynomialConfig(ScheduleConfig):
-    """A straight line (or another power) down to `end_lr`, and constant from there."""
-
-    end_lr: float = setting(0.0, at_least=0, help="The rate after `period`.")
-    power: float = setting(1.0, above=0, help="The shape of the decay. 1: a straight line.")
-    period: int | None = setting(None, at_least=1, help=f"Updates from the peak to end_lr. {PERIOD_HELP}")
-
-
-@schedules.register("polynomial", PolynomialConfig)
-class Polynomial(Schedule):
-    """end + (lr − end) · (1 − t / T)^power, t updates after the warm-up, T of them till the end (fairseq)."""
-
-    def __init__(self, config: PolynomialConfig, *, lr: float, max_steps: int | None = None) -> None:
-        super().__init__(config, lr=lr, max_steps=max_steps)
-        self.period = self.decay_updates()
-
-    def after_warmup(self, step: int) -> float:
-        remaining = max(0.0, 1 - step / self.period)
-        end: float = self.config.end_lr
-        return end + (self.peak - end) * remaining**self.config.power  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True)
-class WSDConfig(ScheduleConfig):
-    """Warm-up, stable, decay: the peak for most of the run, then a decay to `end_lr`, and constant from there."""
-
-    end_lr: float = setting(0.0, at_least=0, help="The rate after `period`.")
-    decay_share: float = setting(
-        0.1, at_least=0, at_most=1, help="The last fraction of `period`, in which the rate decays."
-    )
-    power: float = setting(
-        1.0, above=0, help="The shape of the decay. 1: a straight line; 0.5: steeper at first, 1 − √t."
-    )
-    period: int | None = setting(None, at_least=1, help=f"Updates from the end of the warm-up to end_lr. {PERIOD_HELP}")
-
-
-@schedules.register("wsd", WSDConfig)
-class WarmupStableDecay(Schedule):
-    """lr, then end + (lr − end) · (1 − ((t − S) / (T − S))^power) from update S = (1 − decay_share) T to T.
-
-    Before the decay the rate does not depend on T, so a run can resume with a larger `max_updates` as if that had been
-    planned (Hu et al. 2024, MiniCPM, section 4). A power of 0.5 is the best decay of Hägele et al. 2024.
-    """
-
-    def __init__(self, config: WSDConfig, *, lr: float, max_steps: int | None = None) -> None:
-        super().__init__(config, lr=lr, max_steps=max_steps)
-        if config.end_lr > lr:
-            raise UserError(f"schedule.end_lr={config.end_lr} is higher than the peak, optimizer.lr={lr}.")
-        self.period = self.decay_updates()
-
-    def after_warmup(self, step: int) -> float:
-        end: float = self.config.end_lr
-        decay = self.config.decay_share * self.period
-        decayed = step - (self.period - decay)
-        if step >= self.period:
-            return end
-        if decayed <= 0:
-            return self.peak
-        return end + (self.peak - end) * (1 - (decayed / decay) ** self.config.power)  # type: ignore[no-any-return]

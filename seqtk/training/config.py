@@ -19,6 +19,7 @@ from seqtk.optim.adam import AdamConfig
 from seqtk.optim.schedules import InverseSqrtConfig
 from seqtk.tasks import TaskConfig, tasks
 from seqtk.tasks.translation import TranslationConfig
+from seqtk.training import ddp as ddp
 from seqtk.training.logging import ConsoleConfig, JsonlConfig, SinkConfig, TensorBoardConfig
 from seqtk.training.parallel import EngineConfig
 from seqtk.utils.errors import UserError, nearest

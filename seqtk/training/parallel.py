@@ -1,23 +1,24 @@
 """Engines: how the processes of a run share its work.
 
-`none` is one process; `ddp` gives each process a copy of the model and averages gradients. An engine of a plug-in is
+`none` is one process; `ddp`, in `seqtk.training.ddp`, gives each process a copy of the model. An engine of a plug-in is
 one file: a subclass of `Engine`, registered under the name that `parallel=` selects.
 """
 
-import inspect
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
 
+from seqtk.attention import State
 from seqtk.config.registry import Registry
+from seqtk.criterions import Criterion
+from seqtk.criterions.base import Stats
+from seqtk.models import Model
 from seqtk.utils.errors import UserError
 
 
@@ -32,11 +33,6 @@ engines: Registry["Engine"] = Registry("engine", EngineConfig)
 @dataclass(frozen=True)
 class NoneConfig(EngineConfig):
     """One process."""
-
-
-@dataclass(frozen=True)
-class DDPConfig(EngineConfig):
-    """Data parallelism: each process holds the whole model, and gradients are averaged."""
 
 
 @engines.register("none", NoneConfig)
@@ -102,63 +98,45 @@ class Engine:
         """Leaves the group of processes."""
 
 
-@engines.register("ddp", DDPConfig)
-class DDP(Engine):
-    """DistributedDataParallel between the processes that torchrun started: nccl between GPUs, gloo between CPUs."""
+class TrainStep(nn.Module):
+    """Criterion and model together, in the precision of the run.
 
-    def __init__(self, config: EngineConfig, *, device: str) -> None:
-        super().__init__(config, device=device)
-        self.rank, self.size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        if self.size > 1 and not dist.is_initialized():
-            # Numbers of the host travel by gloo in any case, so that adding them never waits for a GPU.
-            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    Penalties of attention layers join the total multiplied by the batch's weight: since the total of an update is
+    divided by its whole weight, each penalty counts exactly once however the update is split into micro-batches.
+    """
 
-    def wrap(self, step: nn.Module) -> nn.Module:
-        if self.size == 1:
-            return step
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        # Buffers are functions of the config, or tables that grow with each process's input: they are not exchanged.
-        known = inspect.signature(DistributedDataParallel).parameters
-        exchange = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        options: dict[str, Any] = {exchange: False}
-        return DistributedDataParallel(step, device_ids=ids, gradient_as_bucket_view=True, **options)
+    def __init__(self, model: Model, criterion: Criterion, *, bf16: bool) -> None:
+        super().__init__()
+        self.model, self.criterion, self.bf16 = model, criterion, bf16
 
-    def gradient_sync(self, wrapped: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
-        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not enabled else nullcontext()
+    def forward(self, batch: Any, state: State = None) -> tuple[Tensor, Stats, State]:
+        """Computes the loss of a micro-batch.
 
-    def sum(self, values: Tensor) -> Tensor:
-        if self.size > 1:
-            dist.all_reduce(values)
-        return values
+        Args:
+            batch: The micro-batch.
+            state: The recurrent state in which its rows start; None for the beginning of a text.
 
-    def sums(self, values: Sequence[float]) -> list[float]:
-        if self.size == 1:
-            return list(values)
-        total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
-        return total.tolist()
-
-    def gather(self, item: Any) -> list[Any]:
-        if self.size == 1:
-            return [item]
-        items: list[Any] = [None] * self.size
-        dist.all_gather_object(items, item)
-        return items
-
-    def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier()
-
-    def close(self) -> None:
-        if self.size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+        Returns:
+            The total to minimise, a sum over the targets; the statistics for metrics; and the recurrent state in
+            which the rows end, without gradient.
+        """
+        with torch.autocast(batch.ids_B.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            loss = self.criterion(self.model, batch, state)
+        total = loss.total
+        for _, layer in self.model.attention_layers():
+            penalty = layer.aux_loss()
+            if penalty is not None:
+                total = total + penalty * loss.weight
+        stats = loss.stats
+        if not loss.weight:  # a row that stands in for no examples: it only takes part in the all-reduce
+            total, stats = total * 0, {name: (value * 0, weight * 0) for name, (value, weight) in stats.items()}
+        return total, stats, tree_map(lambda leaf: None if leaf is None else leaf.detach().clone(), loss.state)
 
 
 def start_engine(config: EngineConfig | None = None, *, device: str = "auto") -> Engine:
     """Starts the engine that `config` selects; None is `ddp` under torchrun, and `none` otherwise."""
     if config is None:
-        config = DDPConfig() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else NoneConfig()
+        config = engines.config_type("ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "none")()
     return engines.build(config, device=device)
 
 

@@ -45,10 +45,9 @@ from seqtk.tasks import tasks
 from seqtk.training.checks import banner, check_run
 from seqtk.training.config import TrainConfig
 from seqtk.training.logging import Logger, RunInfo
-from seqtk.training.parallel import Engine, start_engine
+from seqtk.training.parallel import Engine, TrainStep, start_engine
 from seqtk.training.resume import check_corpus, config_diff, fingerprint, format_list, rate_change, saved_config
 from seqtk.training.stream_state import StreamState
-from seqtk.training.train_step import TrainStep
 from seqtk.training.validation import ValidationInterrupted, reported_metrics, validate
 from seqtk.utils.errors import UserError
 from seqtk.utils.memory import keep_freed_memory, out_of_memory_errors, peak_memory_gib

@@ -11,9 +11,8 @@ from seqtk.data.plan import ordered_batches, stream_rows
 from seqtk.metrics import Evaluation, Output, metrics
 from seqtk.tasks import Task
 from seqtk.training.config import TrainConfig
-from seqtk.training.parallel import Engine
+from seqtk.training.parallel import Engine, TrainStep
 from seqtk.training.stream_state import StreamState
-from seqtk.training.train_step import TrainStep
 
 EMPTY = np.empty(0, dtype=np.int64)
 

@@ -75,7 +75,8 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
-from seqtk.training.parallel import DDP, EngineConfig, engines
+from seqtk.training.ddp import DDP
+from seqtk.training.parallel import EngineConfig, engines
 
 
 @dataclass(frozen=True)

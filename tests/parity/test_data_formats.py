@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from seqtk.data.databin import DataBin
 from seqtk.data.indexed import IndexedDataset
 from seqtk.data.preprocess import PreprocessConfig, preprocess
+from seqtk.data.sources.databin import DataBin
 from seqtk.data.vocabulary import EOS, SPECIALS, UNK, Vocabulary
 from seqtk.data.word_lookup import WordCounter
 

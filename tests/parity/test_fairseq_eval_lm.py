@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from seqtk.data.blocks import BreakMode, ContextBlocks
-from seqtk.data.databin import DataBin
 from seqtk.data.plan import BatchingConfig
+from seqtk.data.sources.databin import DataBin
 from seqtk.generation.evaluation import score_stream
 from seqtk.interop.fairseq import import_fairseq
 from seqtk.interop.fairseq_lm import ImportedLanguageModel

@@ -17,7 +17,7 @@ from seqtk.config import schema
 from seqtk.criterions.cross_entropy import CrossEntropy, CrossEntropyConfig
 from seqtk.data.batch import LanguageBatch, collate_blocks
 from seqtk.data.blocks import BreakMode, TokenBlocks
-from seqtk.data.databin import DataBin
+from seqtk.data.sources.databin import DataBin
 from seqtk.data.vocabulary import EOS, PAD
 from seqtk.interop.fairseq import import_fairseq
 from seqtk.interop.fairseq_keys import fairseq_name
@@ -25,8 +25,7 @@ from seqtk.interop.fairseq_lm import ImportedLanguageModel
 from seqtk.models.language_model import TransformerLM
 from seqtk.modules.adaptive import AdaptiveConfig, AdaptiveHead
 from seqtk.training.config import TrainConfig
-from seqtk.training.parallel import start_engine
-from seqtk.training.train_step import TrainStep
+from seqtk.training.parallel import TrainStep, start_engine
 from seqtk.training.validation import validate
 
 NAMES = ("transformer_lm", "transformer_lm_adaptive")

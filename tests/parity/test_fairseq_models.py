@@ -19,7 +19,7 @@ from seqtk.attention import attentions
 from seqtk.attention.convolution import ConvolutionConfig
 from seqtk.criterions.cross_entropy import LabelSmoothedConfig, LabelSmoothedCrossEntropy
 from seqtk.data.batch import TranslationBatch, collate_pairs
-from seqtk.data.databin import DataBin
+from seqtk.data.sources.databin import DataBin
 from seqtk.data.vocabulary import PAD
 from seqtk.interop.fairseq import Imported, import_fairseq
 from seqtk.interop.fairseq_keys import fairseq_name

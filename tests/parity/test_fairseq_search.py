@@ -19,7 +19,7 @@ import torch
 from seqtk.cli import generate as generate_command
 from seqtk.cli import import_fairseq as import_fairseq_command
 from seqtk.data.batch import TranslationBatch, collate_pairs
-from seqtk.data.databin import DataBin
+from seqtk.data.sources.databin import DataBin
 from seqtk.data.tokenizer import Tokenizer
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.generation.scoring import score

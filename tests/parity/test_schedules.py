@@ -6,14 +6,8 @@ from typing import Any
 
 import pytest
 
-from seqtk.optim.schedules import (
-    ConstantConfig,
-    CosineConfig,
-    InverseSqrtConfig,
-    PolynomialConfig,
-    Schedule,
-    schedules,
-)
+from seqtk.optim.decays import CosineConfig, PolynomialConfig
+from seqtk.optim.schedules import ConstantConfig, InverseSqrtConfig, Schedule, schedules
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from seqtk.data.blocks import TokenBlocks, block_bounds
-from seqtk.data.indexed import IndexedDataset, IndexedWriter
+from seqtk.data.indexed import IndexedDataset
+from seqtk.data.indexed_writer import IndexedWriter
 
 
 @pytest.fixture(scope="module")

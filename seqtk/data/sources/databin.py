@@ -1,16 +1,224 @@
-"""Data-bins as a source: directories that seqtk-preprocess or fairseq-preprocess wrote."""
+"""Data-bin folders: binarised splits with their dictionaries, as fairseq or seqtk-preprocess wrote them.
 
+A parallel folder names its files `<split>.<source>-<target>.<lang>`, a one-sided one `<split>`; a folder serves both
+directions. seqtk adds `sentencepiece.model` (or one per language), `preprocess.json`, which records how the text was
+tokenised, and the text of validation and test splits (`test.en-de.de.txt`).
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from seqtk.config.fields import setting
-from seqtk.data.databin import DataBin
+from seqtk.data.indexed import IndexedDataset
 from seqtk.data.report import TextCount
 from seqtk.data.sources.base import Items, Source, SourceConfig, sources
-from seqtk.data.tokenizer import Tokenizer
+from seqtk.data.tokenizer import Tokenizer, likely_marker
 from seqtk.data.vocabulary import Vocabulary
-from seqtk.utils.errors import UserError, near_path
+from seqtk.utils.errors import UserError, near_path, nearest
+
+RECORD = "preprocess.json"
+NO_LANGUAGE = "None"  # what fairseq-preprocess writes for the other side when it is given one language only
+
+
+class DataBin:
+    """One data-bin folder, opened for one direction.
+
+    Args:
+        directory: The folder.
+        source_lang, target_lang: The direction. By default it follows from the file names; both are None in a
+            one-sided folder (`dict.txt`, `train.idx`).
+        remove_bpe: The subword marker of the text, or "none", for a folder without a record (fairseq's).
+
+    Raises:
+        UserError: For whatever is missing.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        source_lang: str | None = None,
+        target_lang: str | None = None,
+        remove_bpe: str | None = None,
+    ) -> None:
+        self.directory = Path(directory)
+        self.remove_bpe = remove_bpe
+        if not self.directory.is_dir():
+            raise UserError(
+                f"There is no data-bin folder {directory}.",
+                "seqtk-preprocess makes one.",
+                *near_path(self.directory, suits=Path.is_dir),
+            )
+        self.source_lang, self.target_lang = self._direction(source_lang, target_lang)
+
+    @cached_property
+    def _datasets(self) -> dict[str, tuple[str, str, str] | None]:
+        """The (source, target, language) of each data set by its file name without suffix; None if it is one-sided."""
+        parsed = {path.name[: -len(".idx")]: _parse(path.name[: -len(".idx")]) for path in self._glob("*.idx")}
+        return {name: found for name, found in parsed.items() if found is not None or "." not in name}
+
+    def _glob(self, pattern: str) -> list[Path]:
+        return sorted(self.directory.glob(pattern))
+
+    def _direction(self, source: str | None, target: str | None) -> tuple[str | None, str | None]:
+        pairs = sorted({found[:2] for found in self._datasets.values() if found is not None})
+        both_ways = pairs + [(second, first) for first, second in pairs if (second, first) not in pairs]
+        given = [pair for pair in both_ways if source in (None, pair[0]) and target in (None, pair[1])]
+        if source is None and target is None:
+            given = pairs
+        if not pairs and source and target and not self._datasets:  # dictionaries alone, as for translating a text file
+            return source, target
+        if not pairs and (self._datasets or (self.directory / "dict.txt").is_file()):
+            return None, None
+        if len(given) == 1:
+            first, second = given[0]
+            return first, None if second == NO_LANGUAGE else second
+        if not pairs:
+            raise UserError(f"{self.directory} is not a data-bin directory: it holds no .idx file.")
+        wanted = f"{source or '?'}-{target or '?'}"
+        raise UserError(
+            f"{self.directory} holds {', '.join('-'.join(pair) for pair in pairs)}, not just one {wanted}."
+            if given
+            else f"{self.directory} holds no {wanted}.",
+            f"Set source_lang= and target_lang= to one of {', '.join('-'.join(pair) for pair in both_ways)}.",
+        )
+
+    @cached_property
+    def _record(self) -> dict[str, dict[str, Any]]:
+        """The record that seqtk-preprocess wrote; empty if fairseq made the folder."""
+        path, parts = self.directory / RECORD, ("settings", "vocabulary", "splits")
+        if not path.is_file():
+            return {part: {} for part in parts}
+        with self._record_errors():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            return {part: dict(record.get(part, {})) for part in parts}
+
+    @contextmanager
+    def _record_errors(self) -> Iterator[None]:
+        """Turns what is wrong with the record into a UserError."""
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self.directory / RECORD} is not the record of a preprocessing: {error!r}.",
+                "Make the data-bin again.",
+            ) from None
+
+    def vocabulary(self, lang: str | None = None) -> Vocabulary:
+        """The dictionary of a language, or the only one of a one-sided folder.
+
+        Raises UserError if its length differs from the record.
+        """
+        name = "dict.txt" if lang is None else f"dict.{lang}.txt"
+        path = self.directory / name
+        if not path.is_file():
+            known = [found.name for found in self._glob("dict*.txt")]
+            raise UserError(f"There is no {name} in {self.directory}.", nearest(name, known))
+        vocabulary, noted = Vocabulary.load(path), self._record["vocabulary"]
+        size = next(iter(noted.values()), None) if lang is None else noted.get(lang)
+        if size not in (None, len(vocabulary)):
+            raise UserError(
+                f"{path} has {len(vocabulary):,} tokens, but had {size:,} when the data-bin was made.",
+                "It was cut short or replaced: copy it again, or make the data-bin again.",
+            )
+        return vocabulary
+
+    def tokenizer(self, lang: str | None = None) -> Tokenizer:
+        """The tokenizer of a language: its SentencePiece model, or the one in the record of preprocessing.
+
+        Without a record, it is words with the subword marker `remove_bpe`.
+
+        Raises:
+            UserError: If the SentencePiece model is missing, or nothing says whether the dictionary has subwords.
+        """
+        names = ["sentencepiece.model"] if lang is None else [f"sentencepiece.{lang}.model", "sentencepiece.model"]
+        for name in names:
+            if (self.directory / name).is_file():
+                return Tokenizer.load(self.directory / name)
+        settings = self._record["settings"]
+        tokens = settings.get("tokens")
+        if tokens == "sentencepiece":
+            raise UserError(
+                f"There is no {names[-1 if settings.get('joint', True) else 0]} in {self.directory}, "
+                "which was made with one.",
+                "Copy it there too, or make the data-bin again.",
+            )
+        if tokens in ("bytes", "characters"):
+            return Tokenizer.plain(tokens)
+        marker = self.remove_bpe or settings.get("remove_bpe")
+        if marker is None and "remove_bpe" not in settings:
+            likely = likely_marker(self.vocabulary(lang))
+            if likely == "bytes":  # the names of all 256, in their order
+                return Tokenizer.plain("bytes")
+            if likely is not None:
+                raise UserError(
+                    f"Nothing says how the tokens of {self.directory} join to text; they look like '{likely}'.",
+                    f"Set task.source.remove_bpe='{likely}', or task.source.remove_bpe=none for words.",
+                )
+        return Tokenizer.plain(None if marker == "none" else marker)
+
+    def splits(self) -> list[str]:
+        """The names of the splits that exist in every language of this direction."""
+        names = {name.split(".")[0] for name in self._datasets}
+        langs = {self.source_lang, self.target_lang} - {None} or {None}
+        return sorted(name for name in names if all(self._find(name, lang) for lang in langs))
+
+    def split(self, name: str, lang: str | None = None) -> IndexedDataset:
+        """The items of one split in one language (None for a one-sided folder)."""
+        found = self._find(name, lang)
+        if found is None:
+            raise UserError(
+                f"There is no split '{name}'{f' in {lang}' if lang else ''} in {self.directory}.",
+                nearest(name, self.splits()),
+            )
+        return IndexedDataset(self.directory / found)
+
+    def lines(self, name: str, lang: str | None = None) -> list[str] | None:
+        """The text of a split, a line for each item; None if only the items were kept."""
+        path = self.directory / f"{self._find(name, lang)}.txt"
+        if not path.is_file():
+            return None
+        with path.open(encoding="utf-8", newline="\n") as file:  # only \n ends a line: others may stand inside one
+            return [line.removesuffix("\n") for line in file]
+
+    def text_count(self, name: str) -> TextCount | None:
+        """The size of the text that the tokens of a one-sided split keep; None if unknown or if lines were dropped.
+
+        Words and lines are those of the text itself. `original_text_count` has its bytes and characters too.
+        """
+        with self._record_errors():
+            noted = self._record["splits"].get(name, {})
+            if not noted.get("text") or any(noted["dropped"].values()):
+                return None
+            return TextCount(**(noted.get("kept") or noted["text"]))
+
+    def original_text_count(self, name: str) -> TextCount | None:
+        """The size of the text of a one-sided split, before tokenisation; None if it is unknown."""
+        with self._record_errors():
+            noted = self._record["splits"].get(name, {})
+            return TextCount(**noted["text"]) if noted.get("text") else None
+
+    def _find(self, split: str, lang: str | None) -> str | None:
+        pair = [self.source_lang or NO_LANGUAGE, self.target_lang or NO_LANGUAGE]
+        candidates = [split] if lang is None else [f"{split}.{'-'.join(way)}.{lang}" for way in (pair, pair[::-1])]
+        return next((name for name in candidates if name in self._datasets), None)
+
+
+def _parse(name: str) -> tuple[str, str, str] | None:
+    """(source, target, language) of `train.en-de.de`; languages may have hyphens. None for any other name."""
+    _, _, rest = name.partition(".")
+    pair, _, lang = rest.rpartition(".")
+    if pair.startswith(f"{lang}-"):
+        return lang, pair[len(lang) + 1 :], lang
+    if pair.endswith(f"-{lang}"):
+        return pair[: -len(lang) - 1], lang, lang
+    return None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from seqtk.training.parallel import DDP, EngineConfig, engines
+from seqtk.training.ddp import DDP
+from seqtk.training.parallel import EngineConfig, engines
 
 
 @dataclass(frozen=True)

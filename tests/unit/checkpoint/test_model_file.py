@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from seqtk.checkpoint import model_file
 from seqtk.checkpoint.model_file import tensors_of
-from seqtk.data.databin import DataBin
+from seqtk.data.sources.databin import DataBin
 from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import trainer
 

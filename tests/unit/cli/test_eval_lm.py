@@ -22,8 +22,7 @@ from seqtk.metrics import metrics
 from seqtk.models.language_model import TransformerLMConfig
 from seqtk.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from seqtk.training.config import BatchingConfig, TrainConfig, ValidationConfig
-from seqtk.training.parallel import start_engine
-from seqtk.training.train_step import TrainStep
+from seqtk.training.parallel import TrainStep, start_engine
 from seqtk.training.validation import validate
 
 LINES = ["the dög sees a tree", "", "a tree sees the dög and the sea", "and a sea"] * 5

@@ -12,7 +12,7 @@ from seqtk.checkpoint.model_file import tensors_of
 from seqtk.cli.generate import main as generate
 from seqtk.cli.interactive import main as interactive
 from seqtk.cli.score import main as score
-from seqtk.data.indexed import IndexedWriter
+from seqtk.data.indexed_writer import IndexedWriter
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.generation.config import SearchConfig
 from seqtk.generation.search import search

@@ -18,9 +18,9 @@ from seqtk.corpora.download import RetryPolicy
 from seqtk.corpora.prepare import PrepareConfig, prepare
 from seqtk.corpora.spec import Corpus
 from seqtk.corpora.texts import Pairs
-from seqtk.data.databin import DataBin
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.data.report import PreprocessReport
+from seqtk.data.sources.databin import DataBin
 from seqtk.utils.errors import UserError
 from seqtk.utils.progress import Reporter
 from tests.unit.corpora.fake_server import Served, Shelf, files_of_at_most

@@ -14,7 +14,7 @@ from seqtk.data.batch import collate_pairs
 from seqtk.data.vocabulary import EOS, PAD
 from seqtk.models.stacks import DecoderConfig, EncoderConfig
 from seqtk.models.transformer import Transformer, TransformerConfig
-from seqtk.training.train_step import TrainStep
+from seqtk.training.parallel import TrainStep
 
 HEADS = (SoftmaxConfig(heads=2),)
 CONFIGS = (CrossEntropyConfig(), LabelSmoothedConfig(label_smoothing=0.2))

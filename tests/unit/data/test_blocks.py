@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from seqtk.data.batch import collate_blocks, collate_windows
 from seqtk.data.blocks import SEPARATOR_LENGTH, BreakMode, ContextBlocks, TokenBlocks, block_bounds
-from seqtk.data.indexed import IndexedDataset, IndexedWriter
+from seqtk.data.indexed import IndexedDataset
+from seqtk.data.indexed_writer import IndexedWriter
 from seqtk.data.vocabulary import EOS, PAD
 from seqtk.utils.errors import UserError
 

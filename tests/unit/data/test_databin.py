@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from seqtk.data.databin import DataBin
-from seqtk.data.indexed import IndexedWriter
+from seqtk.data.indexed_writer import IndexedWriter
+from seqtk.data.sources.databin import DataBin
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.utils.errors import UserError
 

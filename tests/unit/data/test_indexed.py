@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seqtk.data.indexed import IndexedDataset, IndexedWriter
+from seqtk.data.indexed import IndexedDataset
+from seqtk.data.indexed_writer import IndexedWriter
 from seqtk.utils.errors import UserError
 
 ITEMS = [[5, 9, 7, 2], [2], [], [3, 2]]
@@ -42,7 +43,7 @@ def test_many_items_equal_one_by_one(tmp_path: Path) -> None:
 
 
 def test_starts_across_write_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seqtk.data.indexed._BLOCK", 3)
+    monkeypatch.setattr("seqtk.data.indexed_writer._BLOCK", 3)
     items = [list(range(1, 2 + i % 5)) for i in range(11)]
     _write(tmp_path / "x", items)
     dataset = IndexedDataset(tmp_path / "x")

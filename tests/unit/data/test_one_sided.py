@@ -18,9 +18,9 @@ from seqtk.data.char_tokenizer import (
     names_to_characters,
     symbols,
 )
-from seqtk.data.databin import DataBin
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.data.report import TextCount
+from seqtk.data.sources.databin import DataBin
 from seqtk.data.vocabulary import EOS, UNK, Vocabulary
 from seqtk.utils.errors import UserError
 

@@ -12,9 +12,9 @@ import pytest
 
 from seqtk.cli.preprocess import main
 from seqtk.data.corpus import TextConfig
-from seqtk.data.databin import DataBin
 from seqtk.data.filters import LengthFilter
 from seqtk.data.preprocess import PreprocessConfig, preprocess
+from seqtk.data.sources.databin import DataBin
 from seqtk.data.vocabulary import EOS, UNK
 from seqtk.data.workers import ordered_map
 from seqtk.utils.errors import UserError

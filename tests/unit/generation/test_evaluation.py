@@ -8,10 +8,11 @@ import torch
 from torch.nn import functional
 
 from seqtk.data.blocks import BreakMode, ContextBlocks
-from seqtk.data.databin import DataBin
-from seqtk.data.indexed import IndexedDataset, IndexedWriter
+from seqtk.data.indexed import IndexedDataset
+from seqtk.data.indexed_writer import IndexedWriter
 from seqtk.data.plan import BatchingConfig
 from seqtk.data.preprocess import PreprocessConfig, preprocess
+from seqtk.data.sources.databin import DataBin
 from seqtk.data.vocabulary import EOS, UNK
 from seqtk.generation.evaluation import StreamScores, score_stream
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from seqtk.training.parallel import DDP, DDPConfig, Engine, EngineConfig, engines, start_engine
+from seqtk.training.ddp import DDP, DDPConfig
+from seqtk.training.parallel import Engine, EngineConfig, engines, start_engine
 from seqtk.training.trainer import Trainer, train
 from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import losses, tiny_config, trainer

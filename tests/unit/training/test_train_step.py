@@ -8,7 +8,7 @@ import torch
 
 from seqtk.criterions import criterions
 from seqtk.data.batch import Batch
-from seqtk.training.train_step import TrainStep
+from seqtk.training.parallel import TrainStep
 from seqtk.training.trainer import Trainer
 from tests.unit.training.helpers import sums_of, trainer
 

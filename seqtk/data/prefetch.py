@@ -1,0 +1,141 @@
+"""Worker processes that read and collate batches before they are needed."""
+
+import multiprocessing
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Generic, Protocol, TypeVar, cast
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from seqtk.data.batch import Batch
+from seqtk.data.plan import IndexArray
+from seqtk.utils.errors import UserError
+
+E_co = TypeVar("E_co", covariant=True)
+E = TypeVar("E")
+B = TypeVar("B", bound=Batch)
+
+
+class Examples(Protocol[E_co]):
+    """Anything with a length and examples by number; picklable if workers are to read it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> E_co: ...
+
+
+def read_ahead(
+    batches: Sequence[IndexArray],
+    dataset: Examples[E],
+    collate: Callable[[list[E]], B],
+    *,
+    workers: int,
+    pin_memory: bool,
+) -> Iterator[B]:
+    """Batches that worker processes read and collate, each some two batches ahead."""
+    reason = why_not_picklable(dataset, collate)
+    if reason is not None:
+        raise UserError(
+            f"batch.workers={workers}: the dataset cannot be sent to a worker process.", reason, "Set batch.workers=0."
+        )
+    # Workers are forked from a server process, not from this one, whose threads (OpenMP, CUDA) may hold locks.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, type(dataset).__module__])
+    with _no_main_module():
+        loaded = iter(
+            DataLoader(
+                cast("Dataset[B]", _Reader(dataset, collate)),
+                batch_size=None,
+                sampler=[batch.tolist() for batch in batches],
+                collate_fn=_unchanged,
+                num_workers=min(workers, len(batches)),
+                multiprocessing_context=context,
+                worker_init_fn=_exit_with_parent,
+                pin_memory=pin_memory,
+                generator=torch.Generator(),  # else it would draw a seed from the global one
+            )
+        )
+    while True:
+        try:
+            batch = next(loaded)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
+                raise
+            raise UserError(
+                "A process that loads training data ended unexpectedly.",
+                str(error).splitlines()[0],
+                "If memory ran out, set batch.workers lower; batch.workers=0 loads in the training process.",
+            ) from error
+        if isinstance(batch, _Failed):
+            raise UserError(*batch.lines)
+        yield batch
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """A UserError of a worker: torch would make its traceback part of the message."""
+
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Reader(Generic[E, B]):
+    """The dataset of a worker: its examples are whole batches."""
+
+    dataset: Examples[E]
+    collate: Callable[[list[E]], B]
+
+    def __getitem__(self, indices: list[int]) -> B | _Failed:
+        try:
+            return self.collate([self.dataset[index] for index in indices])
+        except UserError as error:
+            return _Failed(tuple(str(error).splitlines()))
+
+
+def _unchanged(batch: B) -> B:
+    return batch
+
+
+@contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Lets new processes not import the main module: a script that trains would train again in each of them."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def why_not_picklable(dataset: object, collate: object) -> str | None:
+    """Why dataset and collate cannot be sent to another process; None: they can."""
+    with _no_main_module():
+        try:
+            pickle.dumps((dataset, collate))
+        except (pickle.PicklingError, TypeError, AttributeError, ValueError) as error:
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
+def _exit_with_parent(worker: int) -> None:
+    """Ends this worker when the training process ends, even by kill -9.
+
+    torch's own check watches the worker's parent, which here is the server, and that lives as long as its workers.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="exit-with-parent", daemon=True).start()

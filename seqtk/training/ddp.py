@@ -1,0 +1,74 @@
+"""Data parallelism between the processes that torchrun started."""
+
+import inspect
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from seqtk.training.parallel import Engine, EngineConfig, engines
+
+
+@dataclass(frozen=True)
+class DDPConfig(EngineConfig):
+    """Data parallelism: each process holds the whole model, and gradients are averaged."""
+
+
+@engines.register("ddp", DDPConfig)
+class DDP(Engine):
+    """DistributedDataParallel between the processes that torchrun started: nccl between GPUs, gloo between CPUs."""
+
+    def __init__(self, config: EngineConfig, *, device: str) -> None:
+        super().__init__(config, device=device)
+        self.rank, self.size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        if self.size > 1 and not dist.is_initialized():
+            # Numbers of the host travel by gloo in any case, so that adding them never waits for a GPU.
+            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(minutes=30))
+
+    def wrap(self, step: nn.Module) -> nn.Module:
+        if self.size == 1:
+            return step
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        # Buffers are functions of the config, or tables that grow with each process's input: they are not exchanged.
+        known = inspect.signature(DistributedDataParallel).parameters
+        exchange = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {exchange: False}
+        return DistributedDataParallel(step, device_ids=ids, gradient_as_bucket_view=True, **options)
+
+    def gradient_sync(self, wrapped: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
+        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not enabled else nullcontext()
+
+    def sum(self, values: Tensor) -> Tensor:
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def gather(self, item: Any) -> list[Any]:
+        if self.size == 1:
+            return [item]
+        items: list[Any] = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
