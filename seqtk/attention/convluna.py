@@ -1,12 +1,13 @@
-"""ConvLuna: Luna whose slots read a filtered context, at a learned temperature.
+"""ConvLuna: Luna with a filter before the slots and learned temperatures (Yorsh et al. 2024, arXiv 2404.00798).
 
 B batch, T query length, S length of the context, D width of the layer, H heads, E = D / H, P memory slots, N windows,
 K positions a window.
 """
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 from seqtk.attention.base import Role, StepState, attentions
 from seqtk.attention.luna import Luna, LunaConfig
+from seqtk.attention.qkv import ALL_HEADS
 from seqtk.config.fields import setting
 from seqtk.ops.depthwise import depthwise
 from seqtk.utils.errors import UserError
@@ -23,7 +25,7 @@ Temperature = Literal["unit", "sqrt", "learn"]
 
 @dataclass(frozen=True)
 class ConvLunaConfig(LunaConfig):
-    """Luna whose slots read keys and values that are filtered along time: Luna's cost and T K D more."""
+    """Luna with keys and values that are filtered along time: Luna's cost and O(T K D) more."""
 
     tie_kv: bool = setting(False, help="Compute keys and values with one projection.")
     filter: Literal["conv", "max_pool", "mean_pool", "none"] = setting(
@@ -42,23 +44,23 @@ class ConvLunaConfig(LunaConfig):
 
 @attentions.register("convluna", ConvLunaConfig)
 class ConvLuna(Luna):
-    """Luna with a filter before the slots (Yorsh et al. 2024, arXiv 2404.00798, and the authors' code).
+    """Luna with a filter before the slots (the paper, and the authors' code where the paper is silent).
 
-    Pack: Y = softmax(P Wq' f(C Wk')ᵀ / τ) f(C Wv') per head; unpack as Luna's, with a τ of its own. τ is 1, √E, or the
-    exp of a trained scalar.
+    Pack: Y = softmax(P Wq' f(C Wk')ᵀ / τ) f(C Wv') per head; unpack as in Luna, with another τ. τ is 1, √E, or the exp
+    of a trained scalar.
 
-    The filter f slides over time within a head. `conv`: Σ_i w_i c_(t+i) with one kernel of K weights a head, the same
-    for all its dimensions and for keys and values; from U(-1/√K, 1/√K). Poolings are of the positions that exist.
-    At stride 1 windows are centred, (K - 1) // 2 positions to the left; at a larger stride window j starts at position
-    j · stride of its row, as long as that exists. (The authors' code leaves out a last window that is not whole, so
-    that a short row has none.) What is not there counts as 0 in `conv`.
+    The filter f slides over time within a head. `conv`: Σ_i w_i c_(t+i) with K weights per head, the same for all its
+    dimensions and for keys and values, from U(-1/√K, 1/√K); positions outside the row count as 0. The poolings are over
+    the positions that exist. At stride 1 windows are centred, with (K - 1) // 2 positions before; at a larger stride
+    window j starts at position j · stride, for every such position in the row. (The authors' code drops an incomplete
+    last window, so that a short row has none.)
 
-    CAUSAL is ours: windows end at their own position, and Luna's causal form follows; stride 1 only. A step costs
-    O(P D + K D).
+    The causal form is seqtk's: windows end at their own position, and Luna's causal form follows; stride 1 only. A step
+    costs O(P D + K D).
 
-    Sharing `qkv`: pack and unpack have the same query, key and value weights. `simplified`, which the authors ran: the
-    same query, key and output weights (so Y goes through `out`, except CAUSAL), and values are the context itself.
-    CROSS can share only if the memory is as wide as the layer.
+    `sharing=qkv`: pack and unpack have the same query, key and value weights. `sharing=simplified`, which the authors
+    ran: the same query, key and output weights (Y goes through `out`, except CAUSAL), and values are the context
+    itself. CROSS can share only if the memory is as wide as the layer.
 
     Parameters: Luna's; with `qkv` P D + 4 D² (tied 3 D²), simplified P D + 3 D² (+ D bias each); H K more for `conv`,
     and 1 for each learned temperature.
@@ -77,33 +79,36 @@ class ConvLuna(Luna):
             self.register_parameter(f"log_{part}_temperature", log)
 
     def _check(self) -> None:
-        config = self.config
+        config, causal = self.config, self.role is Role.CAUSAL
         if config.sharing != "none" and self.role is Role.CROSS and self.memory_dim != self.dim:
             raise UserError(
-                f"attention.sharing={config.sharing} reads the memory with the slots' own weights,",
-                f"but the memory is {self.memory_dim} wide and the layer {self.dim}.",
-                "Use attention.sharing=none there.",
+                f"attention.sharing={config.sharing} shares weights, which requires a memory as wide as the layer.",
+                f"The memory is {self.memory_dim} wide and the layer {self.dim}.",
+                "Set attention.sharing=none.",
             )
         if config.sharing == "simplified" and config.tie_kv:
             raise UserError(
-                "attention.sharing=simplified has no values' weights, which attention.tie_kv=true could tie."
+                "attention.tie_kv=true is not possible with attention.sharing=simplified, which has no value weights.",
+                "Set attention.tie_kv=false.",
             )
         if config.stride > config.kernel_size:
             raise UserError(
                 f"attention.stride={config.stride} must be at most attention.kernel_size={config.kernel_size}:",
-                "else there would be positions that no window has.",
+                "otherwise some positions are in no window.",
             )
-        if config.stride > 1 and (self.role is Role.CAUSAL or config.filter == "none"):
-            what = "a decoder's self-attention" if self.role is Role.CAUSAL else "attention.filter=none"
-            raise UserError(f"attention.stride={config.stride} is not possible with {what}; use 1.")
+        if config.stride > 1 and (causal or config.filter == "none"):
+            reason = "a decoder's self-attention" if causal else "attention.filter=none"
+            raise UserError(
+                f"attention.stride={config.stride} is not possible with {reason}.", "Set attention.stride=1."
+            )
 
-    def _serving(self) -> dict[str, str | None]:
-        serving = super()._serving()
+    def projection_names(self) -> dict[str, str | None]:
+        names = super().projection_names()
         if self.config.sharing != "none":
-            serving = {use: name and name.removeprefix("pack_") for use, name in serving.items()}
+            names = {use: name and name.removeprefix("pack_") for use, name in names.items()}
         if self.config.sharing == "simplified":
-            serving |= {use: None for use in serving if use.endswith("value")}
-        return serving
+            names |= {use: None for use in names if use.endswith("value")}
+        return names
 
     def monitored(self) -> dict[str, float]:
         """The learned temperatures."""
@@ -114,64 +119,61 @@ class ConvLuna(Luna):
         state = super().start(batch, memory_BSM, pad_BS=pad_BS)
         if self.role is Role.CROSS:
             return state
-        like = state.static["pack_query"]
-        none_BHKE = like.new_zeros(batch, self.heads, self.config.kernel_size - 1, self.head_dim)
+        shape = batch, self.heads, self.config.kernel_size - 1, self.head_dim
+        none_BHKE = state.static["pack_query"].new_zeros(shape)
         pad_BK = torch.ones_like(none_BHKE[:, 0, :, 0], dtype=torch.bool)
         return state.advance({**state.dynamic, "window": [none_BHKE] * 3, "pad": pad_BK})
 
     def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
         if self.role is Role.CROSS:
             return super().step(x_B1D, state)
-        new = self._project(("pack_key", "key", "value"), x_B1D)
-        window = [
-            torch.cat([old_BHKE, new_BH1E], 2) for old_BHKE, new_BH1E in zip(state.dynamic["window"], new, strict=True)
-        ]
+        new = self.project(("pack_key", "key", "value"), x_B1D)
+        window = [torch.cat(pair, 2) for pair in zip(state.dynamic["window"], new, strict=True)]
         pad_BK = functional.pad(state.dynamic["pad"], (0, 1))
-        context = [self._read(x_BHKE, slice(None), pad_BK)[:, :, -1:] for x_BHKE in window]
-        y_B1D, state = self._causal_step(x_B1D, state, context)
+        context = [self.filtered(x_BHKE, ALL_HEADS, pad_BK)[:, :, -1:] for x_BHKE in window]
+        y_B1D, state = self.causal_step(x_B1D, state, context)
         kept = {"window": [x_BHKE[:, :, 1:] for x_BHKE in window], "pad": pad_BK[:, 1:]}
         return y_B1D, state.advance({**state.dynamic, **kept})
 
-    def _scale(self, part: str) -> float | Tensor:
+    def pack(self, slots_BPD: Tensor, context_BSM: Tensor, *, pad_BS: Tensor | None) -> Tensor:
+        packed_BPD = super().pack(slots_BPD, context_BSM, pad_BS=pad_BS)
+        return self.out(packed_BPD) if self.config.sharing == "simplified" else packed_BPD
+
+    def scale(self, part: str) -> float | Tensor:
         log = getattr(self, f"log_{part}_temperature")
         if log is not None:
             return torch.exp(-log)
-        return 1.0 if getattr(self.config, f"{part}_temperature") == "unit" else super()._scale(part)
+        return 1.0 if getattr(self.config, f"{part}_temperature") == "unit" else super().scale(part)
 
-    def _pack(self, slots_BPD: Tensor, context_BSM: Tensor, *, pad_BS: Tensor | None) -> Tensor:
-        packed_BPD = super()._pack(slots_BPD, context_BSM, pad_BS=pad_BS)
-        return cast(Tensor, self.out(packed_BPD)) if self.config.sharing == "simplified" else packed_BPD
-
-    def _read_padding(self, pad_BS: Tensor | None) -> Tensor | None:
-        return None if pad_BS is None else pad_BS[:, :: self.config.stride]
-
-    def _reading(self) -> list[Tensor]:
-        return [] if self.kernel is None else [self.kernel]
-
-    def _read(self, x_BHSE: Tensor, some: slice, pad_BS: Tensor | None) -> Tensor:
-        """x_BHNE, one for each window of each row; 0 where that is padding."""
+    def filtered(self, x_BHSE: Tensor, heads: slice, pad_BS: Tensor | None) -> Tensor:
+        """x_BHNE, one for each window; 0 where its first position (at stride 1, its own) is padding."""
         if self.config.filter == "none":
             return x_BHSE
         size, stride, length = self.config.kernel_size, self.config.stride, x_BHSE.shape[2]
         windows = -(-length // stride)
         before = size - 1 if self.role is Role.CAUSAL else (size - 1) // 2 if stride == 1 else 0
         after = (windows - 1) * stride + size - before - length
-        around = (0, 0, before, after)
         pad_B1S1 = None if pad_BS is None else pad_BS[:, None, :, None]
-        pool = self.config.filter == "max_pool"
-        nothing = -math.inf if pool else 0.0
+        fill = -math.inf if self.config.filter == "max_pool" else 0.0
         if pad_B1S1 is not None:
-            x_BHSE = x_BHSE.masked_fill(pad_B1S1, nothing)
+            x_BHSE = x_BHSE.masked_fill(pad_B1S1, fill)
+
+        def pooled(pool: Callable[..., Tensor], x: Tensor) -> Tensor:
+            return pool(functional.pad(x, (0, 0, before, after), value=fill), (size, 1), (stride, 1))
+
         if self.kernel is not None:
-            x_BND = depthwise(self.join(x_BHSE), self.kernel[some], before=before, after=after, stride=stride)
+            x_BND = depthwise(self.join(x_BHSE), self.kernel[heads], before=before, after=after, stride=stride)
             x_BHNE = self.split(x_BND)
-        elif pool:
-            x_BHNE = functional.max_pool2d(functional.pad(x_BHSE, around, value=nothing), (size, 1), (stride, 1))
+        elif self.config.filter == "max_pool":
+            x_BHNE = pooled(functional.max_pool2d, x_BHSE)
         else:
-            real_B1S1 = torch.ones_like(x_BHSE[:1, :1, :, :1]) if pad_B1S1 is None else ~pad_B1S1
-            share_B1N1 = functional.avg_pool2d(
-                functional.pad(real_B1S1.to(x_BHSE.dtype), around), (size, 1), (stride, 1)
-            )
-            x_BHSE = functional.pad(x_BHSE, around)
-            x_BHNE = functional.avg_pool2d(x_BHSE, (size, 1), (stride, 1)) / share_B1N1.clamp(min=0.5 / size)
+            real_B1S1 = torch.ones_like(x_BHSE[:1, :1, :, :1]) if pad_B1S1 is None else (~pad_B1S1).to(x_BHSE.dtype)
+            share_B1N1 = pooled(functional.avg_pool2d, real_B1S1)
+            x_BHNE = pooled(functional.avg_pool2d, x_BHSE) / share_B1N1.clamp(min=0.5 / size)
         return x_BHNE if pad_B1S1 is None else x_BHNE.masked_fill(pad_B1S1[:, :, ::stride], 0)
+
+    def filtered_padding(self, pad_BS: Tensor | None) -> Tensor | None:
+        return None if pad_BS is None else pad_BS[:, :: self.config.stride]
+
+    def filter_parameters(self) -> Iterable[Tensor]:
+        return () if self.kernel is None else (self.kernel,)

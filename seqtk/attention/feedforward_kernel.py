@@ -17,7 +17,7 @@ from seqtk.attention.base import Role, attentions
 from seqtk.attention.kernel import KernelAttention, KernelConfig
 from seqtk.attention.qkv import ALL_HEADS
 from seqtk.config.fields import probability, setting
-from seqtk.modules.block import Dropout
+from seqtk.ops.dropout import dropout
 from seqtk.ops.tensors import to_fp32, without_autocast
 
 Kernel = Literal["ffn", "linear", "glu", "oglu", "aoglu"]
@@ -83,7 +83,7 @@ class Stage(nn.Module):
 
     def __init__(self, config: FeedForwardKernelConfig, *, heads: int, width: int) -> None:
         super().__init__()
-        self.dropout = Dropout(config.kernel_dropout)
+        self.dropout = config.kernel_dropout
         self.matrix_HEE = matrices(heads, width, width, orthogonal=config.kernel in ORTHOGONAL)
         self.gate: nn.ParameterList | None = None
         if config.kernel in GATED:
@@ -93,7 +93,7 @@ class Stage(nn.Module):
 
     def forward(self, x_BHTE: Tensor, heads: slice, *, positive: bool = False) -> Tensor:
         """The outputs of some heads; softplus of them, in float32 or wider, if `positive`."""
-        x_BHTE = self.dropout(x_BHTE)
+        x_BHTE = dropout(x_BHTE, self.dropout if self.training else 0.0)
         y_BHTE = x_BHTE @ self.matrix_HEE[heads]
         if positive:
             y_BHTE = functional.softplus(to_fp32(y_BHTE))

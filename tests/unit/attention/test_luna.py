@@ -1,4 +1,4 @@
-"""What is particular to Luna and ConvLuna: the memory handed up an encoder, equality limits, options, refusals."""
+"""Properties of Luna and ConvLuna, beyond the laws of all layers."""
 
 import dataclasses
 from typing import Any
@@ -49,11 +49,11 @@ def run(layer: Attention, x_BTD: Tensor, pad_BS: Tensor | None = None) -> Tensor
     return y_BTD
 
 
-# The memory is handed up the encoder.
+# Slots passed up the encoder.
 
 
 @BOTH
-def test_a_layer_that_follows_reads_the_norm_of_what_the_one_before_it_carries(config: LunaConfig) -> None:
+def test_later_layers_read_the_norm_of_the_slots(config: LunaConfig) -> None:
     first, second, _ = (block.self_attention for block in stack(config).blocks)
     x_BSD = draw(2, 7, DIM)
     _, carried_BPD = first(x_BSD)
@@ -68,14 +68,14 @@ def test_a_layer_that_follows_reads_the_norm_of_what_the_one_before_it_carries(c
 
 
 @pytest.mark.parametrize("pattern", [[LUNA], [LUNA, SoftmaxConfig(), LUNA], [LUNA, CONVLUNA, LUNA]])
-def test_the_first_memory_reaches_the_third_layer_by_the_slots_alone(pattern: list[AttentionConfig]) -> None:
+def test_slots_reach_later_layers_without_the_outputs(pattern: list[AttentionConfig]) -> None:
     encoder = stack(*pattern)
     x_BSD, carried = draw(2, 7, DIM), None
-    for block in encoder.blocks:  # what a block puts out is cut off, what it carries is not
+    for block in encoder.blocks:  # only the slots have a gradient
         x_BSD, carried = block(x_BSD.detach(), pad_BS=None, state=carried)
     x_BSD.square().sum().backward()
     assert encoder.blocks[0].self_attention.memory.grad.any()
-    assert encoder.blocks[0].self_attention.query.weight.grad is None  # it did come by the slots
+    assert encoder.blocks[0].self_attention.query.weight.grad is None  # the outputs have none
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
@@ -89,15 +89,15 @@ def test_the_first_memory_reaches_the_third_layer_by_the_slots_alone(pattern: li
     ],
 )
 def test_every_parameter_of_a_stack_gets_a_gradient(pattern: list[AttentionConfig], pre_norm: bool) -> None:
-    """Or DistributedDataParallel would wait for it."""
+    """DistributedDataParallel would wait for a missing one."""
     encoder = stack(*pattern, pre_norm=pre_norm)
     encoder(draw(2, 7, DIM), pad_BS=None).square().sum().backward()
     assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
     zero = [name for name, p in encoder.named_parameters() if not p.grad.any()]
-    assert [name for name in zero if not name.endswith("key.bias")] == []  # a softmax cannot see the keys' bias
+    assert [name for name in zero if not name.endswith("key.bias")] == []  # softmax does not depend on the bias of keys
 
 
-def test_a_stack_has_one_memory_and_a_norm_for_each_layer_that_follows() -> None:
+def test_a_stack_has_one_memory_and_a_norm_per_layer() -> None:
     alone = sum(p.numel() for p in build(LUNA).parameters())
     counts = [sum(p.numel() for p in block.self_attention.parameters()) for block in stack(LUNA).blocks]
     assert counts == [alone, alone - SLOTS * DIM + 2 * DIM, alone - SLOTS * DIM + 2 * DIM]
@@ -126,12 +126,11 @@ def test_memories_of_different_sizes_are_refused(other: LunaConfig) -> None:
 
 
 def test_decoders_keep_a_memory_in_each_layer() -> None:
-    """Nothing is carried there: a layer is what it is alone."""
     for role in (Role.CAUSAL, Role.CROSS):
         assert build(LUNA, role).memory is not None
 
 
-# Equality limits.
+# Equal to other layers in special cases.
 
 
 @pytest.mark.parametrize("tie_kv", [True, False])
@@ -153,17 +152,17 @@ def test_convluna_without_a_filter_is_luna(role: Role, tie_kv: bool, options: di
     torch.testing.assert_close(run(convluna, x_BTD, pad_BS), run(luna, x_BTD, pad_BS))
 
 
-def test_a_convolution_of_equal_weights_is_the_mean_where_windows_are_whole() -> None:
+def test_convolution_of_equal_weights_is_the_mean() -> None:
     config = dataclasses.replace(CONVLUNA, kernel_size=3)
     conv, mean = build(config), build(dataclasses.replace(config, filter="mean_pool"))
     conv.kernel.data.fill_(1 / 3)
     x_BHSE = draw(2, 2, 9, 4)
-    actual, expected = (layer._read(x_BHSE, slice(None), None) for layer in (conv, mean))
+    actual, expected = (layer.filtered(x_BHSE, slice(None), None) for layer in (conv, mean))
     torch.testing.assert_close(actual[:, :, 1:-1], expected[:, :, 1:-1])
     torch.testing.assert_close(actual[:, :, 0] * 3 / 2, expected[:, :, 0])
 
 
-def test_the_learned_temperatures_start_as_the_root_of_the_width() -> None:
+def test_learned_temperatures_start_at_root_of_width() -> None:
     torch.manual_seed(0)
     learned = attentions.build(CONVLUNA, dim=DIM, role=Role.ENCODER).double()
     fixed = build(dataclasses.replace(CONVLUNA, pack_temperature="sqrt", unpack_temperature="sqrt"))
@@ -174,7 +173,7 @@ def test_the_learned_temperatures_start_as_the_root_of_the_width() -> None:
     assert fixed.monitored() == {}
 
 
-def test_with_one_slot_every_query_reads_the_same() -> None:
+def test_with_one_slot_every_output_is_the_same() -> None:
     y_BTD = run(build(dataclasses.replace(LUNA, memory_size=1)), draw(1, 5, DIM))
     torch.testing.assert_close(y_BTD, y_BTD[:, :1].expand_as(y_BTD))
 
@@ -182,8 +181,8 @@ def test_with_one_slot_every_query_reads_the_same() -> None:
 # Cost.
 
 
-def test_tied_and_untied_differ_as_the_papers_models_do() -> None:
-    """132M and 147M parameters for a RoBERTa-base with each (README of the authors' code)."""
+def test_tying_saves_the_papers_parameters() -> None:
+    """RoBERTa-base has 132M parameters tied and 147M untied (README of the authors' code)."""
     layers = (Luna(LunaConfig(heads=12, tie_kv=tie), dim=768, role=Role.ENCODER) for tie in (True, False))
     tied, untied = (sum(p.numel() for p in layer.parameters()) for layer in layers)
     assert 132 + 12 * (untied - tied) / 1e6 == pytest.approx(147, abs=1)
@@ -191,7 +190,7 @@ def test_tied_and_untied_differ_as_the_papers_models_do() -> None:
 
 @BOTH
 @pytest.mark.parametrize("role", [Role.CAUSAL, Role.CROSS])
-def test_200_steps_equal_the_parallel_form_and_the_state_does_not_grow(config: LunaConfig, role: Role) -> None:
+def test_200_steps_with_a_state_of_constant_size(config: LunaConfig, role: Role) -> None:
     layer, x_BTD = build(config, role), draw(2, 200, DIM)
     torch.manual_seed(1)
     state = layer.start(2, draw(2, 200, MEMORY_DIM) if role is Role.CROSS else None)
@@ -207,7 +206,7 @@ def test_200_steps_equal_the_parallel_form_and_the_state_does_not_grow(config: L
 
 @BOTH
 @pytest.mark.parametrize("role", list(Role))
-def test_the_whole_layer_compiles_into_one_graph(config: LunaConfig, role: Role) -> None:
+def test_layer_compiles_into_one_graph(config: LunaConfig, role: Role) -> None:
     layer = build(config, role)
     x_BTD, pad_BS = draw(2, 7, DIM), torch.arange(7)[None] >= torch.tensor([[7], [3]])
     memory_BSM = draw(2, 7, MEMORY_DIM) if role is Role.CROSS else None
@@ -221,7 +220,7 @@ def test_the_whole_layer_compiles_into_one_graph(config: LunaConfig, role: Role)
     )
 
 
-# Refusals.
+# Errors.
 
 
 @pytest.mark.parametrize(
@@ -237,12 +236,12 @@ def test_the_whole_layer_compiles_into_one_graph(config: LunaConfig, role: Role)
         (Role.ENCODER, {"sharing": "simplified", "tie_kv": True}, "tie_kv=true"),
     ],
 )
-def test_what_cannot_be_is_refused_by_its_key(role: Role, fields: dict[str, Any], key: str) -> None:
+def test_invalid_settings_are_refused(role: Role, fields: dict[str, Any], key: str) -> None:
     with pytest.raises(UserError, match=key):
         build(dataclasses.replace(CONVLUNA, **fields), role)
 
 
-def test_cross_attention_shares_where_widths_agree() -> None:
+def test_cross_attention_shares_if_widths_agree() -> None:
     config = dataclasses.replace(CONVLUNA, sharing="simplified")
     layer = attentions.build(config, dim=DIM, role=Role.CROSS, memory_dim=DIM)
     assert layer(torch.randn(2, 3, DIM), torch.randn(2, 5, DIM))[0].shape == (2, 3, DIM)
