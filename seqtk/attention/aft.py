@@ -1,6 +1,11 @@
-"""Attention Free Transformers (Zhai et al. 2021, arXiv 2105.14103): every channel has weights of its own.
+"""Attention Free Transformers: attention weights per channel, without heads (Zhai et al. 2021, arXiv 2105.14103).
 
-B batch, T length (S as keys), D width, L longest input, K rank of the position biases, W window, N blocks of W.
+    y_t = out(σ(q_t) ⊙ Σ_s exp(k_s + w_ts) ⊙ v_s / Σ_s exp(k_s + w_ts))        over real s, causal: s <= t
+
+w_ts is 0 in `aft_simple`, a product of trained vectors in `aft_full`, and that for |t - s| < W in `aft_local`.
+
+B batch, T length (S as keys), D width, L longest input, K rank of the position biases, W window, N blocks of W, J keys
+of a block and its neighbours.
 """
 
 import functools
@@ -14,26 +19,25 @@ from torch.nn import functional
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, StepState, attentions
 from seqtk.config.fields import setting
 from seqtk.ops import cache
-from seqtk.ops.aft import NOTHING, Weighed, exponentials, running, weigh_all, weigh_past
-from seqtk.ops.blocks import in_blocks
-from seqtk.ops.head_checkpoint import Projected, by_heads
+from seqtk.ops.aft import NEG_INF, LogSumExpAccumulator, accumulate, accumulate_causal, cumulative, exponentials
+from seqtk.ops.head_checkpoint import LazyProjection, checkpoint_over_heads
 from seqtk.ops.init import xavier_linear
-from seqtk.ops.precision import wide
+from seqtk.ops.tensors import in_blocks, to_fp32, without_autocast
 
 
 @dataclass(frozen=True)
 class AftSimpleConfig(AttentionConfig):
-    """Each channel's mean of values, weighed by exp(key), times a gate: 4 D² weights, O(T D) beside its projections."""
+    """A mean of values per channel, weighted by exp(key), times a gate: 4 D² weights, O(T D) time and memory."""
 
-    bias: bool = setting(True, help="Use biases in the projections.")
+    bias: bool = setting(True, help="Give the projections a bias.")
 
 
 @attentions.register("aft_simple", AftSimpleConfig)
 class AftSimple(Attention):
-    """y_t = out(sigmoid(q_t) ⊙ Σ_s exp(k_s) ⊙ v_s / Σ_s exp(k_s)), s real (and <= t in the causal role), no heads.
+    """y_t = out(σ(q_t) ⊙ Σ_s exp(k_s) ⊙ v_s / Σ_s exp(k_s)) (section 3.2). Parameters: 4 D² (+ 4 D bias).
 
-    Zhai et al. 2021, section 3.2. Parameters: 4 D² (+ 4 D bias). O(T D) time and memory, a step is O(D); each causal
-    sum has the scale of its own largest key, so that no key, however large, spoils what comes before it.
+    O(T D) time and memory beside the projections; a step is O(D). Each causal sum is scaled by the largest key so far,
+    so no key, however large, affects what comes before it.
     """
 
     roles = Role.ENCODER | Role.CAUSAL
@@ -47,59 +51,60 @@ class AftSimple(Attention):
         self.out = xavier_linear(dim, dim, bias=config.bias)
 
     def forward(
-        self,
-        x_BTD: Tensor,
-        memory_BSM: Tensor | None = None,
-        *,
-        pad_BS: Tensor | None = None,
-        state: State = None,
+        self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
     ) -> tuple[Tensor, State]:
         self.check_length(x_BTD.shape[1])
         pad_BT1 = None if pad_BS is None else pad_BS[..., None]
         weights = self.weights(x_BTD.shape[1])
 
         def means(_: slice, key_BTD: Tensor, value_BTD: Tensor) -> Tensor:
-            key_BTD, value_BTD = wide(key_BTD), wide(value_BTD)
+            key_BTD, value_BTD = to_fp32(key_BTD), to_fp32(value_BTD)
             if pad_BT1 is not None:
-                key_BTD, value_BTD = key_BTD.masked_fill(pad_BT1, NOTHING), value_BTD.masked_fill(pad_BT1, 0)
-            with torch.autocast(x_BTD.device.type, enabled=False):
+                key_BTD, value_BTD = key_BTD.masked_fill(pad_BT1, NEG_INF), value_BTD.masked_fill(pad_BT1, 0)
+            with without_autocast(x_BTD):
                 mean_BTD = self.means(key_BTD, value_BTD, weights)
             return mean_BTD if pad_BT1 is None else mean_BTD.masked_fill(pad_BT1, 0)
 
-        of_keys, of_values = Projected(x_BTD, self.key), Projected(x_BTD, self.value)
-        mean_BTD = by_heads(means, of_keys, of_values, heads=self.dim, through=weights)
+        mean_BTD = checkpoint_over_heads(
+            means,
+            LazyProjection(x_BTD, self.key),
+            LazyProjection(x_BTD, self.value),
+            heads=self.dim,  # each channel is computed alone
+            extra_params=weights,
+        )
         return self.gate(x_BTD, mean_BTD), None
 
     def weights(self, length: int) -> tuple[Tensor, ...]:
-        """By what positions multiply exp(key), for all channels alike, float32 or wider."""
+        """The factors of exp(key) between positions, the same for all channels, in float32 or wider."""
         return ()
 
     def means(self, key_BTD: Tensor, value_BTD: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-        """The weighed mean at each position, BTD, or B1D where it is the same at all."""
+        """The weighted mean at each position, BTD, or B1D if it is the same at all."""
         if self.role is Role.CAUSAL:
-            return running(Weighed.of(key_BTD, value_BTD)).mean
+            return cumulative(LogSumExpAccumulator.of(key_BTD, value_BTD)).mean
         return (key_BTD.softmax(1) * value_BTD).sum(1, keepdim=True)
 
     def keys_and_values(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """In float32 or wider."""
-        return wide(self.key(x_BTD)), wide(self.value(x_BTD))
+        """key_BTD and value_BTD in float32 or wider."""
+        return to_fp32(self.key(x_BTD)), to_fp32(self.value(x_BTD))
 
     def gate(self, x_BTD: Tensor, mean_BTD: Tensor) -> Tensor:
-        """The output, from the weighed means."""
+        """The output for these weighted means."""
         return self.out(self.query(x_BTD).sigmoid() * mean_BTD.to(self.out.weight.dtype))  # type: ignore[no-any-return]
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
-        zeros_B1D = wide(self.key.weight).new_zeros(batch, 1, self.dim)
-        return StepState(dynamic={"log": zeros_B1D + NOTHING, "mean": zeros_B1D})
+        zeros_B1D = to_fp32(self.key.weight).new_zeros(batch, 1, self.dim)
+        return StepState(dynamic={"log": zeros_B1D + NEG_INF, "mean": zeros_B1D})
 
     def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
-        now = Weighed.of(state.dynamic["log"], state.dynamic["mean"]).merge(Weighed.of(*self.keys_and_values(x_B1D)))
+        past = LogSumExpAccumulator.of(state.dynamic["log"], state.dynamic["mean"])
+        now = past.merge(LogSumExpAccumulator.of(*self.keys_and_values(x_B1D)))
         return self.gate(x_B1D, now.mean), state.advance({"log": now.log, "mean": now.mean})
 
 
 @dataclass(frozen=True)
 class AftFullConfig(AftSimpleConfig):
-    """Each channel's mean of values, weighed by exp(key + position bias): 4 D² + 2 L K weights, O(T² D) time."""
+    """A mean of values per channel, weighted by exp(key + position bias): 4 D² + 2 L K weights, O(T² D) time."""
 
     max_length: int = setting(256, at_least=1, help="The longest input. The position biases have this size.")
     rank: int = setting(128, at_least=1, help="Rank of the matrix of position biases.")
@@ -107,17 +112,16 @@ class AftFullConfig(AftSimpleConfig):
 
 @attentions.register("aft_full", AftFullConfig)
 class AftFull(AftSimple):
-    """y_t = out(sigmoid(q_t) ⊙ Σ_s exp(k_s + w_ts) ⊙ v_s / Σ_s exp(k_s + w_ts)), w = u vᵀ over positions.
+    """Weights exp(k_s + w_ts), w = u vᵀ of rank K (section 3.1). Parameters: 4 D² (+ 4 D bias) + 2 L K.
 
-    Zhai et al. 2021, section 3.1; w of rank K as in the paper. Parameters: 4 D² (+ 4 D bias) + 2 L K. O(T² D) time as
-    matrix products, O(T² + T D) memory; a step is O(t D).
+    O(T² D) time as matrix products, O(T² + T D) memory; a step is O(t D).
     """
 
     subquadratic = False
 
     def __init__(self, config: AftFullConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        deviation = (0.01 / config.rank) ** 0.25  # an element of u vᵀ then has one of 0.1
+        deviation = (0.01 / config.rank) ** 0.25  # gives the elements of u vᵀ a deviation of 0.1
         self.position_query = nn.Parameter(torch.randn(config.max_length, config.rank) * deviation)
         self.position_key = nn.Parameter(torch.randn(config.max_length, config.rank) * deviation)
 
@@ -125,66 +129,17 @@ class AftFull(AftSimple):
     def max_length(self) -> int | None:
         return int(self.config.max_length)
 
-    @property
-    def window(self) -> int:
-        """Positions s with |t - s| below it have a bias."""
-        return int(self.config.max_length)
-
     def weights(self, length: int) -> tuple[Tensor, ...]:
-        """exp(w_TT); of longer inputs, by blocks as long as the window: of near blocks, of all others, of the own past.
-
-        Each row is divided by its largest, or by 1 if that is larger: a position without a bias has a weight, too.
-        """
-        causal = self.role is Role.CAUSAL
-        with torch.autocast(self.position_key.device.type, enabled=False):
-            query_TK, key_TK = (wide(factor[:length]) for factor in (self.position_query, self.position_key))
-            if length <= self.window:
-                bias_TT = query_TK @ key_TK.T
-                bias_TT = bias_TT.tril() if causal else bias_TT
-                return ((bias_TT - _top(bias_TT)).exp(),)
-            query_NWK, own_NWK = in_blocks(query_TK, self.window, dim=-2), in_blocks(key_TK, self.window, dim=-2)
-            before_NWW = (query_NWK @ _shifted(own_NWK, 1).mT).triu(1)
-            own_NWW = query_NWK @ own_NWK.mT
-            if causal:
-                own_NWW = own_NWW.tril()
-                top_NW1 = torch.maximum(_top(before_NWW), _top(own_NWW))
-                return (before_NWW - top_NW1).exp(), (-top_NW1).exp(), (own_NWW - top_NW1).exp()
-            after_NWW = (query_NWK @ _shifted(own_NWK, -1).mT).tril(-1)
-            near_NWJ = torch.cat([before_NWW, own_NWW, after_NWW], -1)
-            top_NW1 = _top(near_NWJ)
-            return (near_NWJ - top_NW1).exp(), (-top_NW1).exp()
+        """exp(w_TT), each row divided by its largest element, or by 1 if that is larger."""
+        with without_autocast(self.position_key):
+            query_TK, key_TK = (to_fp32(factor[:length]) for factor in (self.position_query, self.position_key))
+            bias_TT = query_TK @ key_TK.T
+            bias_TT = bias_TT.tril() if self.role is Role.CAUSAL else bias_TT
+            return ((bias_TT - _top(bias_TT)).exp(),)
 
     def means(self, key_BTD: Tensor, value_BTD: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-        weigh = weigh_past if self.role is Role.CAUSAL else weigh_all
-        if len(weights) == 1:
-            return weigh(weights[0], key_BTD, value_BTD).mean
-        size, length = self.window, key_BTD.shape[1]
-        key_BNWD, value_BNWD = in_blocks(key_BTD, size, dim=-2, fill=NOTHING), in_blocks(value_BTD, size, dim=-2)
-        seen = self._of_blocks(key_BNWD, value_BNWD, *weights[:2])
-        if self.role is Role.CAUSAL:
-            seen = weigh_past(weights[2], key_BNWD, value_BNWD, before=seen)
-        return seen.mean.flatten(1, 2)[:, :length]
-
-    def _of_blocks(self, key_BNWD: Tensor, value_BNWD: Tensor, near_NWJ: Tensor, far_NW1: Tensor) -> Weighed:
-        """Each position over near blocks with their biases and over all others without; or over blocks before its own.
-
-        The scale is that of the largest key seen: of all, or of all earlier blocks.
-        """
-        causal = self.role is Role.CAUSAL
-        scale_BND = key_BNWD.detach().amax(2)
-        scale_BND = scale_BND.cummax(1).values if causal else scale_BND.amax(1, keepdim=True).expand_as(scale_BND)
-        sums_BNWE = exponentials(key_BNWD - scale_BND[:, :, None], value_BNWD)
-        blocks = Weighed(scale_BND, *sums_BNWE.sum(2).chunk(2, -1))
-        far = running(blocks).delayed(2)
-        if causal:
-            scale_BND = blocks.delayed(1).scale
-        else:
-            far = far.merge(running(blocks.flip()).delayed(2).flip())
-        far_BN1E = torch.cat(far.at_scale(scale_BND)[1:], -1)[:, :, None]
-        beside_BNWE = functional.pad(sums_BNWE, (0, 0, 0, 0, 1, -1 if causal else 1))
-        near_BNJE = beside_BNWE.flatten(1, 2).unfold(1, near_NWJ.shape[-1], self.window).mT
-        total_BNWD, sum_BNWD = (near_NWJ @ near_BNJE + far_NW1 @ far_BN1E).chunk(2, -1)
-        return Weighed(scale_BND[:, :, None].expand_as(total_BNWD), total_BNWD, sum_BNWD)
+        total = accumulate_causal if self.role is Role.CAUSAL else accumulate
+        return total(weights[0], key_BTD, value_BTD).mean
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
         return StepState(dynamic=cache.empty("key", "value"))
@@ -195,14 +150,14 @@ class AftFull(AftSimple):
         length = cache.length(kept, "key")
         self.check_length(length)
         keys, values = cache.segments(kept, "key"), cache.segments(kept, "value")
-        bias_1S = self._bias_at(length, 0)
+        bias_1S = self.last_bias(length, first=0)
         weights = torch.split((bias_1S - _top(bias_1S)).exp(), [key.shape[1] for key in keys], -1)
-        now = functools.reduce(Weighed.merge, map(weigh_all, weights, keys, values))
+        now = functools.reduce(LogSumExpAccumulator.merge, map(accumulate, weights, keys, values))
         return self.gate(x_B1D, now.mean), state.advance(kept)
 
-    def _bias_at(self, length: int, first: int) -> Tensor:
-        """Of the last of `length` positions, for those from the `first` to itself: 1S."""
-        return wide(self.position_query[length - 1 : length]) @ wide(self.position_key[first:length]).T
+    def last_bias(self, length: int, *, first: int) -> Tensor:
+        """w_1S of the last of `length` positions, for the positions from `first` to itself."""
+        return to_fp32(self.position_query[length - 1 : length]) @ to_fp32(self.position_key[first:length]).T
 
 
 @dataclass(frozen=True)
@@ -214,23 +169,72 @@ class AftLocalConfig(AftFullConfig):
 
 @attentions.register("aft_local", AftLocalConfig)
 class AftLocal(AftFull):
-    """As `AftFull`, with w_ts = 0 where |t - s| >= W: all are still seen (Zhai et al. 2021, section 3.2).
+    """`AftFull` with w_ts = 0 for |t - s| >= W; all positions are still seen (section 3.2).
 
-    Parameters: 4 D² (+ 4 D bias) + 2 L K. O(T W D) time, O(T W + T D) memory; a step is O(W D).
+    Parameters: 4 D² (+ 4 D bias) + 2 L K. O(T W D) time, O(T W + T D) memory; a step is O(W D). Inputs longer than W
+    are cut into blocks of W: positions in the block and its neighbours have biases, and blocks farther away enter as
+    one sum each.
     """
 
     subquadratic = True
 
-    def __init__(self, config: AftLocalConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
-        super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
+    def weights(self, length: int) -> tuple[Tensor, ...]:
+        """As `AftFull`; if longer than W, exp(w) of near blocks, of all others, and (causal) of the own block."""
+        window, causal = self.config.window, self.role is Role.CAUSAL
+        if length <= window:
+            return super().weights(length)
+        with without_autocast(self.position_key):
+            query_NWK, own_NWK = (
+                in_blocks(to_fp32(factor[:length]), window, dim=-2)
+                for factor in (self.position_query, self.position_key)
+            )
+            before_NWW = (query_NWK @ _shift_blocks(own_NWK, 1).mT).triu(1)
+            own_NWW = query_NWK @ own_NWK.mT
+            if causal:
+                own_NWW = own_NWW.tril()
+                top_NW1 = torch.maximum(_top(before_NWW), _top(own_NWW))
+                return (before_NWW - top_NW1).exp(), (-top_NW1).exp(), (own_NWW - top_NW1).exp()
+            after_NWW = (query_NWK @ _shift_blocks(own_NWK, -1).mT).tril(-1)
+            near_NWJ = torch.cat([before_NWW, own_NWW, after_NWW], -1)
+            top_NW1 = _top(near_NWJ)
+            return (near_NWJ - top_NW1).exp(), (-top_NW1).exp()
 
-    @property
-    def window(self) -> int:
-        return int(self.config.window)
+    def means(self, key_BTD: Tensor, value_BTD: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+        if len(weights) == 1:
+            return super().means(key_BTD, value_BTD, weights)
+        key_BNWD = in_blocks(key_BTD, self.config.window, dim=-2, fill=NEG_INF)
+        value_BNWD = in_blocks(value_BTD, self.config.window, dim=-2)
+        seen = self._other_blocks(key_BNWD, value_BNWD, *weights[:2])
+        if self.role is Role.CAUSAL:
+            seen = accumulate_causal(weights[2], key_BNWD, value_BNWD, before=seen)
+        return seen.mean.flatten(1, 2)[:, : key_BTD.shape[1]]
+
+    def _other_blocks(
+        self, key_BNWD: Tensor, value_BNWD: Tensor, near_NWJ: Tensor, far_NW1: Tensor
+    ) -> LogSumExpAccumulator:
+        """The sums over near blocks with their biases and all others without; causal: over earlier blocks only.
+
+        The scale is the largest key of all blocks, or of all earlier ones.
+        """
+        causal = self.role is Role.CAUSAL
+        scale_BND = key_BNWD.detach().amax(2)
+        scale_BND = scale_BND.cummax(1).values if causal else scale_BND.amax(1, keepdim=True).expand_as(scale_BND)
+        sums_BNWE = exponentials(key_BNWD - scale_BND[:, :, None], value_BNWD)
+        blocks = LogSumExpAccumulator(scale_BND, *sums_BNWE.sum(2).chunk(2, -1))
+        far = cumulative(blocks).shift(2)
+        if causal:
+            scale_BND = blocks.shift(1).scale
+        else:
+            far = far.merge(cumulative(blocks.flip()).shift(2).flip())
+        far_BN1E = torch.cat(far.at_scale(scale_BND)[1:], -1)[:, :, None]
+        beside_BNWE = functional.pad(sums_BNWE, (0, 0, 0, 0, 1, -1 if causal else 1))
+        near_BNJE = beside_BNWE.flatten(1, 2).unfold(1, near_NWJ.shape[-1], self.config.window).mT
+        total_BNWD, sum_BNWD = (near_NWJ @ near_BNJE + far_NW1 @ far_BN1E).chunk(2, -1)
+        return LogSumExpAccumulator(scale_BND[:, :, None].expand_as(total_BNWD), total_BNWD, sum_BNWD)
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
-        empty_B0D = wide(self.key.weight).new_zeros(batch, 0, self.dim)
-        # `past` has no elements; its length counts the positions so far.
+        empty_B0D = to_fp32(self.key.weight).new_zeros(batch, 0, self.dim)
+        # The keys and values of the window; the sums of older positions; `past` is empty, its length is the position.
         return StepState(
             dynamic={"key": empty_B0D, "value": empty_B0D, "past": empty_B0D[..., :0], "log": None, "mean": None}
         )
@@ -240,19 +244,17 @@ class AftLocal(AftFull):
         past_Bt0 = functional.pad(kept["past"], (0, 0, 0, 1))
         length = past_Bt0.shape[1]
         self.check_length(length)
-        key_BSD, value_BSD = (
-            torch.cat([kept[name], new], 1)
-            for name, new in zip(("key", "value"), self.keys_and_values(x_B1D), strict=True)
-        )
-        bias_1S = self._bias_at(length, length - key_BSD.shape[1])
-        older = None if kept["log"] is None else Weighed.of(kept["log"], kept["mean"])
+        key_B1D, value_B1D = self.keys_and_values(x_B1D)
+        key_BSD, value_BSD = torch.cat([kept["key"], key_B1D], 1), torch.cat([kept["value"], value_B1D], 1)
+        bias_1S = self.last_bias(length, first=length - key_BSD.shape[1])
         top_11 = _top(bias_1S)
-        now = weigh_all((bias_1S - top_11).exp(), key_BSD, value_BSD)
+        now = accumulate((bias_1S - top_11).exp(), key_BSD, value_BSD)
+        older = None if kept["log"] is None else LogSumExpAccumulator.of(kept["log"], kept["mean"])
         if older is not None:
-            now = now.merge(Weighed(older.scale - top_11, older.total, older.sum))
-        if key_BSD.shape[1] == self.window:  # the oldest leaves the window
-            left = Weighed.of(key_BSD[:, :1], value_BSD[:, :1])
-            older = left if older is None else older.merge(left)
+            now = now.merge(LogSumExpAccumulator(older.scale - top_11, older.total, older.sum))
+        if key_BSD.shape[1] == self.config.window:  # the oldest position leaves the window
+            oldest = LogSumExpAccumulator.of(key_BSD[:, :1], value_BSD[:, :1])
+            older = oldest if older is None else older.merge(oldest)
             key_BSD, value_BSD = key_BSD[:, 1:], value_BSD[:, 1:]
         log, mean = (None, None) if older is None else (older.log, older.mean)
         kept = {"key": key_BSD, "value": value_BSD, "past": past_Bt0, "log": log, "mean": mean}
@@ -260,10 +262,10 @@ class AftLocal(AftFull):
 
 
 def _top(bias_TS: Tensor) -> Tensor:
-    """Each row's largest bias, or 0 if that is larger."""
+    """The largest bias of each row, at least 0: positions without a bias have a weight, too."""
     return bias_TS.detach().amax(-1, keepdim=True).clamp(min=0)
 
 
-def _shifted(x_NWK: Tensor, by: int) -> Tensor:
+def _shift_blocks(x_NWK: Tensor, by: int) -> Tensor:
     """At each block the one before (`by` = 1) or after it (-1)."""
     return functional.pad(x_NWK, (0, 0, 0, 0, by, -by))

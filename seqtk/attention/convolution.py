@@ -1,12 +1,13 @@
 """Lightweight and dynamic convolution (Wu et al. 2019, arXiv 1901.10430, section 3), in place of self-attention.
 
-Both put a convolution over positions between two projections; it has one kernel per head, which is shared by the head's
-channels and normalised by a softmax over its taps. Taps beyond the ends of a row, or on padding, read zeros, and the
-softmax counts them: a row that is shorter than the kernel is no exception.
+    y_t = out(Σ_k w_t[k] v_{t + k - before})        v = GLU(value(x))
 
-Nowhere is there a T × T matrix, nor a copy of the input per tap. A row is cut into chunks of C positions; what a chunk
-reads is a window of C + K - 1 positions, and its convolution is a product with a band matrix of that width, which
-costs (C + K - 1) / K times the arithmetic but runs at the speed of matrix products.
+w_t is one kernel per head, shared by the channels of the head, and a softmax over its K taps. Taps beyond the ends of a
+row, or on padding, read zeros, and the softmax still counts them.
+
+There is no T × T matrix and no copy of the input per tap. A row is cut into chunks of C positions; a chunk reads a
+window of C + K - 1 positions, and its convolution is a product with a band matrix of that width, which costs
+(C + K - 1) / K times the arithmetic but runs at the speed of matrix products.
 
 B batch, T length, D width of the layer, H heads, E = D / H, K taps, N chunks of C positions, W = C + K - 1.
 """
@@ -23,16 +24,15 @@ from seqtk.attention.qkv import HeadedAttention, QKVConfig
 from seqtk.config.fields import probability, setting
 from seqtk.modules.block import Dropout
 from seqtk.ops.depthwise import depthwise
-from seqtk.ops.head_checkpoint import Projected, by_heads
-from seqtk.utils.errors import UserError
+from seqtk.ops.head_checkpoint import LazyProjection, checkpoint_over_heads
 
 CHUNK = 32
-"""Positions that one band matrix serves in long rows."""
+"""Positions per band matrix in long rows."""
 
 
 @dataclass(frozen=True)
 class ConvolutionConfig(QKVConfig):
-    """What both convolutions share."""
+    """The settings of both convolutions."""
 
     dropout: float = probability(0.0, help="Dropout of the kernel's taps after their softmax (DropConnect).")
     kernel_size: int = setting(
@@ -44,10 +44,10 @@ class ConvolutionConfig(QKVConfig):
 
 
 class Convolution(HeadedAttention):
-    """out(Σ_k w[k] v_{t + k - before}) with v = GLU(value(x)); parameters: 3 D² (+ 3 D bias) + the kernels'.
+    """out(Σ_k w[k] v_{t + k - before}), v = GLU(value(x)). Parameters: 3 D² (+ 3 D bias) + those of the kernels.
 
-    Without the GLU 2 D² (+ 2 D bias). `before` is (K - 1) // 2 in an encoder, so that an even kernel reaches one
-    position further into the future, and K - 1 in a decoder.
+    Without the GLU 2 D² (+ 2 D bias). `before` is (K - 1) // 2 in an encoder, so an even kernel reaches one position
+    further into the future, and K - 1 in a decoder. A step is O(K D): the state holds the last K - 1 positions of v.
     """
 
     roles = Role.ENCODER | Role.CAUSAL
@@ -55,23 +55,18 @@ class Convolution(HeadedAttention):
 
     def __init__(self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        if config.kernel_size < 1:
-            raise UserError(f"attention.kernel_size={config.kernel_size} must be at least 1.")
         self.before = config.kernel_size - 1 if role is Role.CAUSAL else (config.kernel_size - 1) // 2
-        self.value = nn.Linear(dim, (1 + config.glu) * dim, bias=config.bias)
-        nn.init.xavier_uniform_(self.value.weight)
-        if config.bias:
-            nn.init.zeros_(self.value.bias)
+        self.value = self.projection(dim, (1 + config.glu) * dim)
         self.out = self.projection(dim)
         self.input_dropout, self.dropout = Dropout(config.input_dropout), Dropout(config.dropout)
 
     def values(self, x_BTD: Tensor) -> Tensor:
-        """What the convolution reads: v_BTD."""
+        """v_BTD, the input of the convolution."""
         v_BTD: Tensor = self.value(self.input_dropout(x_BTD))
         return functional.glu(v_BTD, dim=-1) if self.config.glu else v_BTD
 
-    def normalised(self, kernels: Tensor) -> Tensor:
-        """The kernels, their taps last, after the softmax and the dropout."""
+    def normalize(self, kernels: Tensor) -> Tensor:
+        """Kernels, taps last, after softmax and dropout."""
         return self.dropout(kernels.softmax(-1) if self.config.weight_softmax else kernels)  # type: ignore[no-any-return]
 
     def convolve(self, v_BTD: Tensor) -> Tensor:
@@ -79,16 +74,11 @@ class Convolution(HeadedAttention):
         raise NotImplementedError
 
     def convolve_once(self, window_BKHE: Tensor) -> Tensor:
-        """y_BHE of the last position of a window."""
+        """y_BHE at the last position of a window."""
         raise NotImplementedError
 
     def forward(
-        self,
-        x_BTD: Tensor,
-        memory_BSM: Tensor | None = None,
-        *,
-        pad_BS: Tensor | None = None,
-        state: State = None,
+        self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
     ) -> tuple[Tensor, State]:
         v_BTD = self.values(x_BTD)
         if pad_BS is not None:
@@ -104,30 +94,30 @@ class Convolution(HeadedAttention):
         return self.out(y_BHE.flatten(1)[:, None]), state.advance({"past": window_BKD[:, 1:]})
 
     def windows(self, v_BTD: Tensor, *, chunk: int) -> Tensor:
-        """v_BHNWE: what each chunk reads, zeros beyond the ends of the rows."""
+        """v_BHNWE, the window that each chunk reads; zeros beyond the ends of the rows."""
         taps, length = self.config.kernel_size, v_BTD.shape[1]
         chunks = (length + chunk - 1) // chunk
-        further = (taps + chunk - 2) // chunk  # chunks after its own that a window reaches into
+        further = (taps + chunk - 2) // chunk  # chunks that a window reaches beyond the first
         after = (chunks + further) * chunk - length - self.before
         v_BHTE = functional.pad(self.split(v_BTD), (0, 0, self.before, after))
         if chunks == 1:
             return v_BHTE[:, :, None, : chunk + taps - 1]
         v_BHNCE = v_BHTE.view(*v_BHTE.shape[:2], chunks + further, chunk, self.head_dim)
-        whole = [v_BHNCE[:, :, first : first + chunks] for first in range(further)]
+        full = [v_BHNCE[:, :, first : first + chunks] for first in range(further)]
         rest = v_BHNCE[:, :, further:, : taps - 1 - (further - 1) * chunk]
-        return torch.cat([*whole, rest], dim=3)
+        return torch.cat([*full, rest], dim=3)
 
 
 @dataclass(frozen=True)
 class LightweightConvConfig(ConvolutionConfig):
-    """Lightweight convolution: a trained kernel per head; 3 D² + H K weights, O(T K D) time beside the projections."""
+    """Lightweight convolution: a trained kernel per head; 3 D² + H K weights, O(T K D) time."""
 
 
 @attentions.register("lightweight_conv", LightweightConvConfig)
 class LightweightConv(Convolution):
-    """w = softmax(kernel_h) at all positions (Wu et al. 2019, section 3.1). Parameters: `Convolution` + H K.
+    """w = softmax(kernel_h), the same at all positions (section 3.1). Parameters: `Convolution` + H K.
 
-    Dropout takes a tap from all positions at once.
+    Dropout removes a tap at all positions at once.
     """
 
     def __init__(self, config: LightweightConvConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
@@ -136,7 +126,7 @@ class LightweightConv(Convolution):
         self.kernel = nn.Parameter(kernel_H1K.squeeze(1))
 
     def convolve(self, v_BTD: Tensor) -> Tensor:
-        kernel_HK = self.normalised(self.kernel)
+        kernel_HK = self.normalize(self.kernel)
         if v_BTD.device.type == "cpu" and v_BTD.dtype is torch.float32:
             return depthwise(v_BTD, kernel_HK, before=self.before, after=self.config.kernel_size - 1 - self.before)
         length = v_BTD.shape[1]
@@ -146,7 +136,7 @@ class LightweightConv(Convolution):
         return self.join(y_BHNCE.flatten(2, 3)[:, :, :length])
 
     def convolve_once(self, window_BKHE: Tensor) -> Tensor:
-        return torch.einsum("bkhe,hk->bhe", window_BKHE, self.normalised(self.kernel))
+        return torch.einsum("bkhe,hk->bhe", window_BKHE, self.normalize(self.kernel))
 
 
 @dataclass(frozen=True)
@@ -156,9 +146,9 @@ class DynamicConvConfig(ConvolutionConfig):
 
 @attentions.register("dynamic_conv", DynamicConvConfig)
 class DynamicConv(Convolution):
-    """w_t = softmax(kernel_h(v_t)), linear in v (Wu et al. 2019, section 3.2). Parameters: `Convolution` + D H K.
+    """w_t = softmax(kernel_h(v_t)), a linear map of v (section 3.2). Parameters: `Convolution` + D H K.
 
-    The map has no bias, and keeps torch's default initialisation, as fairseq's does.
+    The map has no bias and torch's default initialization, as in fairseq.
     """
 
     def __init__(self, config: DynamicConvConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
@@ -166,17 +156,20 @@ class DynamicConv(Convolution):
         self.kernel = nn.Linear(dim, self.heads * config.kernel_size, bias=False)
 
     def taps(self, kernels_BTX: Tensor) -> Tensor:
-        """The kernels at each position of some heads, BTHK."""
-        return self.normalised(kernels_BTX.view(*kernels_BTX.shape[:-1], -1, self.config.kernel_size))
+        """The kernels of some heads at each position, BTHK."""
+        return self.normalize(kernels_BTX.view(*kernels_BTX.shape[:-1], -1, self.config.kernel_size))
 
     def convolve(self, v_BTD: Tensor) -> Tensor:
-        is_random = self.training and self.config.dropout > 0
-        return by_heads(
-            self._convolve_heads, v_BTD, Projected(v_BTD, self.kernel), heads=self.heads, is_random=is_random
+        return checkpoint_over_heads(
+            self._convolve_heads,
+            v_BTD,
+            LazyProjection(v_BTD, self.kernel),
+            heads=self.heads,
+            is_random=self.active_dropout > 0,
         )
 
     def _convolve_heads(self, _: slice, v_BTD: Tensor, kernels_BTX: Tensor) -> Tensor:
-        """y_BTD of some heads, whose kernels' taps are side by side."""
+        """y_BTD of some heads; their kernels are side by side in X."""
         length = v_BTD.shape[1]
         chunk = chunk_for(length)
         chunks = (length + chunk - 1) // chunk
@@ -191,13 +184,13 @@ class DynamicConv(Convolution):
 
 
 def chunk_for(length: int) -> int:
-    """The size of chunks: all of a short row, so that little of a last chunk stays empty."""
+    """The size of chunks: a short row is one chunk, so that no large part of a last chunk is empty."""
     return length if length <= CHUNK * 3 // 2 else CHUNK
 
 
 def band(kernels_CK: Tensor) -> Tensor:
-    """band_CW, zeros but for row c: the taps of position c at columns c to c + K - 1. Any dimensions may come first."""
+    """band_CW: row c has the taps of position c at columns c to c + K - 1, else zeros. Leading dimensions are free."""
     chunk, taps = kernels_CK.shape[-2:]
-    # With C zeros after each kernel, rows that are read one element short of their length start one further each.
+    # Each kernel is followed by C zeros. Read as rows one element shorter, each row starts one column further right.
     flat = functional.pad(kernels_CK, (0, chunk)).flatten(-2)
     return flat[..., : chunk * (chunk + taps - 1)].view(*kernels_CK.shape[:-1], chunk + taps - 1)

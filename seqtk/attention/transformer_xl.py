@@ -1,7 +1,8 @@
 """Dot-product attention with relative positions and a memory across segments (Dai et al. 2019, arXiv 1901.02860).
 
-B batch, T length of a segment, S length of what is attended to (memory and segment), D width, H heads, E width of a
-head, N distances.
+    y_t = softmax(((q_t + u) · k_s + (q_t + v) · W R_{t-s}) / √E) v_s        over 0 <= t - s <= memory_length
+
+B batch, T length of a segment, S key length (memory and segment), D width, H heads, E width of a head, N distances.
 """
 
 import math
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.attention.base import Role, Scope, State, StepState, attentions
-from seqtk.attention.qkv import HeadedAttention, QKVConfig
+from seqtk.attention.base import Role, Scope, State, attentions
+from seqtk.attention.qkv import QKVAttention, QKVConfig
 from seqtk.config.fields import setting
-from seqtk.ops.cache import append
+from seqtk.ops.cache import keep_last
 from seqtk.ops.dot_product import attend
 from seqtk.utils.errors import UserError
 
@@ -23,9 +24,9 @@ from seqtk.utils.errors import UserError
 class TransformerXLConfig(QKVConfig):
     """Dot products with relative positions and a memory: 5 D² + 2 D weights, O(T (T + memory_length) D) time."""
 
-    bias: bool = setting(False, help="Use biases in the projections.")
+    bias: bool = setting(False, help="Give the projections a bias.")
     memory_length: int = setting(
-        512, at_least=1, help="Earlier positions that each position sees, those of earlier segments included."
+        512, at_least=1, help="Earlier positions that each position sees, including those of earlier segments."
     )
     evaluation_memory_length: int | None = setting(
         None, at_least=1, help="The same in evaluation. null: memory_length."
@@ -34,16 +35,16 @@ class TransformerXLConfig(QKVConfig):
 
 
 @attentions.register("transformer_xl", TransformerXLConfig)
-class TransformerXLAttention(HeadedAttention):
+class TransformerXLAttention(QKVAttention):
     """softmax(((q_t + u) · k_s + (q_t + v) · W R_{t-s}) / √E) v_s per head over 0 <= t - s <= `memory_length`.
 
-    R_d is the sinusoid of a distance, [sin(d ω_i) | cos(d ω_i)], ω_i = 10000^(-2i/D); W, u and v (a vector per head)
+    R_d is the sinusoid of a distance, [sin(d ω_i) | cos(d ω_i)], ω_i = 10000^(-2i/D). W, u and v (a vector per head)
     are trained, and each layer has its own (section 3.3). Parameters: 5 D² + 2 D (+ 4 D bias).
 
-    Memory is what the layer read in segments before, without gradient; its keys and values are made anew. Every
-    position sees as many before itself, whichever segment they are in (`same_length` of the official code), so where
-    segments end makes no difference. Without that, the late positions of a segment would see more than the early ones.
-    A step costs O(memory_length · D · H): the state holds the keys and values of the positions seen.
+    The memory is the input of the layer at earlier positions, without a gradient; its keys and values are computed
+    again. Every position sees the same number of positions before it, whichever segment they are in (`same_length` in
+    the official code), so the segmentation does not change the outputs. Otherwise the late positions of a segment would
+    see more than the early ones. A step costs O(memory_length · D · H): the state holds the keys and values in reach.
     """
 
     roles = Role.CAUSAL
@@ -52,8 +53,7 @@ class TransformerXLAttention(HeadedAttention):
     def __init__(self, config: TransformerXLConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
         if dim % 2:
-            raise UserError(f"Attention 'transformer_xl' needs an even width, which is {dim} here.")
-        self.add_projections()
+            raise UserError(f"Attention 'transformer_xl' requires an even width, but it is {dim}.")
         self.distance = nn.Linear(dim, dim, bias=False)
         nn.init.xavier_uniform_(self.distance.weight)
         self.content_bias = nn.Parameter(torch.randn(self.heads, 1, self.head_dim) * 0.02)
@@ -61,64 +61,49 @@ class TransformerXLAttention(HeadedAttention):
 
     @property
     def memory_length(self) -> int:
-        """The positions that each one sees before itself."""
-        longer: int | None = None if self.training else self.config.evaluation_memory_length
-        return longer or int(self.config.memory_length)
+        """The number of positions that each one sees before itself."""
+        in_evaluation: int | None = None if self.training else self.config.evaluation_memory_length
+        return in_evaluation or int(self.config.memory_length)
 
     def forward(
-        self,
-        x_BTD: Tensor,
-        memory_BSM: Tensor | None = None,
-        *,
-        pad_BS: Tensor | None = None,
-        state: State = None,
+        self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
     ) -> tuple[Tensor, State]:
-        if state is None:
-            x_BSD = x_BTD
-        else:
+        x_BSD = x_BTD
+        if state is not None:
             x_BSD = torch.cat([state[:, -self.memory_length :], x_BTD], dim=1)
             if pad_BS is not None:
                 pad_BS = functional.pad(pad_BS, (x_BSD.shape[1] - x_BTD.shape[1], 0))
-        return self._among(x_BTD, x_BSD, pad_BS=pad_BS), x_BSD[:, -self.memory_length :].detach()
+        y_BHTE = self.mix(self.queries(x_BTD), self.keys(x_BSD), self.values(x_BSD), pad_BS=pad_BS)
+        return self.out(self.join(y_BHTE)), x_BSD[:, -self.memory_length :].detach()
 
-    def _among(self, x_BTD: Tensor, x_BSD: Tensor, *, pad_BS: Tensor | None) -> Tensor:
-        """The outputs at the last T of S positions."""
-        length, seen = x_BTD.shape[1], x_BSD.shape[1]
-        query_BHTE = self.split(self.query(x_BTD))
-        place_S = torch.arange(seen, device=x_BTD.device)
-        relative_HNE = self.split(self.distance(self._sinusoids(place_S.flip(0), like=x_BTD)[None]))[0]
-        by_distance_BHTN = (query_BHTE + self.distance_bias) @ relative_HNE.transpose(1, 2)
-        bias_BHTS = _shifted(by_distance_BHTN) / math.sqrt(self.head_dim)
-        distance_TS = place_S[seen - length :, None] - place_S
+    def mix(self, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None) -> Tensor:
+        length, keys = query_BHTE.shape[2], key_BHSE.shape[2]
+        place_S = torch.arange(keys, device=query_BHTE.device)
+        relative_HNE = self.split(self.distance(self._sinusoids(place_S.flip(0), like=query_BHTE)[None]))[0]
+        bias_BHTN = (query_BHTE + self.distance_bias) @ relative_HNE.transpose(1, 2)
+        bias_BHTS = _by_key(bias_BHTN) / math.sqrt(self.head_dim)
+        distance_TS = place_S[keys - length :, None] - place_S
         hidden = (distance_TS < 0) | (distance_TS > self.memory_length)
         if pad_BS is not None:
             hidden = hidden | pad_BS[:, None, None]
-        y_BHTE = attend(
-            query_BHTE + self.content_bias,
-            self.split(self.key(x_BSD)),
-            self.split(self.value(x_BSD)),
-            bias=bias_BHTS.masked_fill(hidden, -math.inf),
-            dropout=self.config.dropout if self.training else 0.0,
-        )
-        return self.out(self.join(y_BHTE))  # type: ignore[no-any-return]
+        bias_BHTS = bias_BHTS.masked_fill(hidden, -math.inf)
+        query_BHTE = query_BHTE + self.content_bias
+        return attend(query_BHTE, key_BHSE, value_BHSE, bias=bias_BHTS, dropout=self.active_dropout)
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
-        return StepState(dynamic={"key": None, "value": None})
+    def start_mix(self, batch: int) -> State:
+        return {"key": None, "value": None}
 
-    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
-        key_BHSE = append(state.dynamic["key"], self.split(self.key(x_B1D)))[:, :, -self.memory_length - 1 :]
-        value_BHSE = append(state.dynamic["value"], self.split(self.value(x_B1D)))[:, :, -self.memory_length - 1 :]
-        query_BH1E = self.split(self.query(x_B1D))
-        # (q + v) · W R = Wᵀ(q + v) · R: one query is mapped instead of every distance.
+    def mix_step(self, query_BH1E: Tensor, key_BH1E: Tensor, value_BH1E: Tensor, state: State) -> tuple[Tensor, State]:
+        state = keep_last(state, self.memory_length + 1, key=key_BH1E, value=value_BH1E)
+        # (q + v) · W R = Wᵀ(q + v) · R: W is applied to one query, not to every distance.
         weight_HED = self.distance.weight.view(self.heads, self.head_dim, self.dim)
         mapped_BH1D = (query_BH1E + self.distance_bias) @ weight_HED
-        distance_N = torch.arange(key_BHSE.shape[2] - 1, -1, -1, device=x_B1D.device)
-        bias_BH1S = mapped_BH1D @ self._sinusoids(distance_N, like=x_B1D).T / math.sqrt(self.head_dim)
-        y_BH1E = attend(query_BH1E + self.content_bias, key_BHSE, value_BHSE, bias=bias_BH1S)
-        return self.out(self.join(y_BH1E)), state.advance({"key": key_BHSE, "value": value_BHSE})
+        distance_N = torch.arange(state["key"].shape[2] - 1, -1, -1, device=query_BH1E.device)
+        bias_BH1S = mapped_BH1D @ self._sinusoids(distance_N, like=query_BH1E).T / math.sqrt(self.head_dim)
+        return attend(query_BH1E + self.content_bias, state["key"], state["value"], bias=bias_BH1S), state
 
     def _sinusoids(self, distance_N: Tensor, *, like: Tensor) -> Tensor:
-        """R_ND of these distances; computed in float32 or wider."""
+        """R_ND of these distances, computed in float32 or wider."""
         if self.config.clamp_length is not None:
             distance_N = distance_N.clamp(max=self.config.clamp_length)
         dtype = torch.promote_types(like.dtype, torch.float32)
@@ -127,11 +112,11 @@ class TransformerXLAttention(HeadedAttention):
         return torch.cat([angle.sin(), angle.cos()], dim=1).to(like.dtype)
 
 
-def _shifted(x_BHTN: Tensor) -> Tensor:
-    """x_BHTS: row t moved left by T - 1 - t places, so that what stood by distance, the farthest first, stands by key.
+def _by_key(x_BHTN: Tensor) -> Tensor:
+    """x_BHTS from columns by distance, the farthest first: row t moves left by T - 1 - t columns (appendix B).
 
-    The last row stays as it is. What comes in from the right belongs to keys that are later than the query.
+    The columns that enter on the right belong to keys later than the query.
     """
     batch, heads, length, distances = x_BHTN.shape
-    lengthened = functional.pad(x_BHTN, (1, 0)).view(batch, heads, distances + 1, length)
-    return lengthened[:, :, 1:].reshape(x_BHTN.shape)
+    padded = functional.pad(x_BHTN, (1, 0)).view(batch, heads, distances + 1, length)
+    return padded[:, :, 1:].reshape(x_BHTN.shape)

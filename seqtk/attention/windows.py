@@ -19,7 +19,7 @@ from seqtk.attention.base import Role, State, StepState, attentions
 from seqtk.attention.qkv import HeadwiseAttention, QKVConfig
 from seqtk.config.fields import setting
 from seqtk.ops.block_pattern import WindowMask, WindowSpec, window_attention, zero_padding
-from seqtk.ops.cache import append
+from seqtk.ops.cache import append, keep_last
 from seqtk.ops.dot_product import attend, causal_mask
 
 
@@ -98,7 +98,7 @@ class SlidingWindowAttention(WindowAttention):
         self.window = sliding_window(config.window, causal=role is Role.CAUSAL)
 
     def mix_step(self, query_BH1E: Tensor, key_BH1E: Tensor, value_BH1E: Tensor, state: State) -> tuple[Tensor, State]:
-        state = append_last(state, key_BH1E, value_BH1E, length=self.config.window)
+        state = keep_last(state, self.config.window, key=key_BH1E, value=value_BH1E)
         return attend(query_BH1E, state["key"], state["value"]), state
 
 
@@ -178,7 +178,7 @@ class LongformerAttention(WindowAttention):
             kept = {**kept, **{name: append(kept[name], new_BH1E) for name, new_BH1E in new.items()}}
             y_BH1E = attend(self.split(self.global_query(x_B1D)), kept["global_key"], kept["global_value"])
         else:
-            kept = {**kept, **append_last(kept, key_BH1E, value_BH1E, length=self.config.window)}
+            kept = keep_last(kept, self.config.window, key=key_BH1E, value=value_BH1E)
             key_BHSE, value_BHSE = (torch.cat([kept[f"first_{name}"], kept[name]], 2) for name in ("key", "value"))
             y_BH1E = attend(self.queries(x_B1D), key_BHSE, value_BHSE)
         return self.out(self.join(y_BH1E)), state.advance(kept)
@@ -195,12 +195,6 @@ def sliding_window(window: int, *, causal: bool) -> WindowSpec:
     if causal:
         return WindowSpec(block, -(-(window - 1) // block), 0, farthest_back=window - 1, farthest_ahead=0)
     return WindowSpec(block, 1, 1, farthest_back=half, farthest_ahead=half)
-
-
-def append_last(state: State, key_BH1E: Tensor, value_BH1E: Tensor, *, length: int) -> State:
-    """The keys and values of the last `length` positions, with the new one."""
-    new = {"key": key_BH1E, "value": value_BH1E}
-    return {name: append(state[name], new_BH1E)[:, :, -length:] for name, new_BH1E in new.items()}
 
 
 def _product(left_BHGI: Tensor, right_BIO: Tensor) -> Tensor:

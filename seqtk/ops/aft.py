@@ -82,9 +82,6 @@ class LogSumExpAccumulator(NamedTuple):
             *(functional.pad(x, (0, 0, added, 0), value=fill) for x, fill in zip(kept, (NEG_INF, 0, 0), strict=True))
         )
 
-    def delayed(self, by: int) -> "LogSumExpAccumulator":
-        return self.shift(by)
-
 
 def naive(weight_TS: Tensor, keys: LogSumExpAccumulator, *, causal: bool = False) -> LogSumExpAccumulator:
     """Each query over all S keys, or if `causal` over those up to its own position."""
@@ -283,8 +280,3 @@ def _across(key_TD: Tensor, value_TD: Tensor, scale_TD: Tensor, size: int) -> tu
     (key_HD, _), (value_HD, _), (scale_HD, later_HD) = (_halves(x, size) for x in (key_TD, value_TD, scale_TD))
     largest_1D = scale_HD[..., -1:, :]
     return exponentials(key_HD - largest_1D, value_HD), (largest_1D - later_HD).exp_()
-
-
-NOTHING = NEG_INF
-Weighed = LogSumExpAccumulator
-running, weigh_all, weigh_past = cumulative, accumulate, accumulate_causal

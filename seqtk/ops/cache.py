@@ -48,6 +48,12 @@ def remember(cache: Cache, **new_1E: Tensor) -> Cache:
     return {**recent, **dict.fromkeys(new_1E), **past}
 
 
+def keep_last(cache: Cache, length: int, **new_1E: Tensor) -> Cache:
+    """The cache with one more position in each of the named tensors, of which it keeps the last `length`."""
+    recent = naive(cache, **new_1E)
+    return {**recent, **{name: recent[name][..., -length:, :] for name in new_1E}}
+
+
 def segments(cache: Cache, name: str) -> list[Tensor]:
     """The tensors that hold all positions so far, oldest first."""
     return [cache[key] for key in (_past(name), name) if cache[key] is not None]

@@ -1,4 +1,4 @@
-"""Attention Free Transformers: equality limits, stability, long rows step by step, and no T × T tensor."""
+"""Attention Free Transformers: limits, stability, sums, steps."""
 
 import pytest
 import torch
@@ -6,8 +6,7 @@ from torch import Tensor
 
 from seqtk.attention import Attention, AttentionConfig, Role, attentions
 from seqtk.attention.aft import AftFullConfig, AftLocalConfig, AftSimpleConfig
-from seqtk.ops.aft import Weighed, running, weigh_past
-from seqtk.utils.errors import UserError
+from seqtk.ops.aft import LogSumExpAccumulator, accumulate_causal, cumulative
 
 DIM = 8
 SELF = [Role.ENCODER, Role.CAUSAL]
@@ -35,7 +34,7 @@ def same(first: Attention, second: Attention) -> None:
 
 
 @pytest.mark.parametrize("role", SELF)
-def test_without_position_biases_full_is_simple(role: Role) -> None:
+def test_full_without_position_biases_is_simple(role: Role) -> None:
     full = build(AftFullConfig(max_length=40, rank=3), role)
     torch.nn.init.zeros_(full.get_parameter("position_key"))
     same(full, build(AftSimpleConfig(), role, like=full))
@@ -43,14 +42,14 @@ def test_without_position_biases_full_is_simple(role: Role) -> None:
 
 @pytest.mark.parametrize("role", SELF)
 @pytest.mark.parametrize("window", [37, 40, 100])
-def test_a_window_as_long_as_the_input_is_full(role: Role, window: int) -> None:
+def test_window_as_long_as_the_input_is_full(role: Role, window: int) -> None:
     full = build(AftFullConfig(max_length=40, rank=3), role)
     same(full, build(AftLocalConfig(max_length=40, rank=3, window=window), role, like=full))
 
 
 @pytest.mark.parametrize("role", SELF)
 @pytest.mark.parametrize("window", [1, 5, 12, 36])
-def test_a_window_is_full_with_the_other_biases_zero(role: Role, window: int) -> None:
+def test_local_is_full_with_zeros_outside_the_window(role: Role, window: int) -> None:
     layer = build(AftLocalConfig(max_length=40, rank=3, window=window), role)
     x_BTD, _ = rows()
     key, value = (layer.get_submodule(name)(x_BTD) for name in ("key", "value"))
@@ -66,35 +65,35 @@ def test_a_window_is_full_with_the_other_biases_zero(role: Role, window: int) ->
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 8, 13, 64, 65])
-def test_running_means_at_every_length(length: int) -> None:
+def test_cumulative_sums_at_every_length(length: int) -> None:
     log, mean = torch.randn(2, 2, length, 3, dtype=torch.float64) * 5
-    actual = running(Weighed.of(log, mean))
+    actual = cumulative(LogSumExpAccumulator.of(log, mean))
     for t in range(length):
         torch.testing.assert_close(actual.log[:, t], log[:, : t + 1].logsumexp(1))
         torch.testing.assert_close(actual.mean[:, t], (log[:, : t + 1].softmax(1) * mean[:, : t + 1]).sum(1))
-    past = weigh_past(torch.ones(length, length, dtype=torch.float64), log, mean)
+    past = accumulate_causal(torch.ones(length, length, dtype=torch.float64), log, mean)
     torch.testing.assert_close(past.mean, actual.mean)
     torch.testing.assert_close(past.log, actual.log)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 8])
-def test_gradients_of_sums_over_the_past(length: int) -> None:
-    """Of rounds that are gone through by hand, against finite differences; weights are shared by the rows."""
+def test_gradients_of_causal_sums(length: int) -> None:
+    """Against finite differences; weights are shared by the rows."""
     key, value, older, newer = torch.randn(4, 2, length, 2, dtype=torch.float64).requires_grad_().unbind()
     weight = torch.rand(length, length, dtype=torch.float64, requires_grad=True)
 
     def past(weight: Tensor, key: Tensor, value: Tensor, older: Tensor, newer: Tensor) -> tuple[Tensor, ...]:
-        before = Weighed.of(older, newer)
-        alone, added = weigh_past(weight, key, value), weigh_past(weight, key, value, before=before)
-        return alone.mean, alone.log, added.mean, added.log, running(before).mean, running(before).log
+        before = LogSumExpAccumulator.of(older, newer)
+        alone, added = accumulate_causal(weight, key, value), accumulate_causal(weight, key, value, before=before)
+        return alone.mean, alone.log, added.mean, added.log, cumulative(before).mean, cumulative(before).log
 
     assert torch.autograd.gradcheck(past, (weight, key, value, older, newer))
 
 
 @pytest.mark.parametrize("role", SELF)
 @pytest.mark.parametrize("window", [5, 8, 100])
-def test_keys_and_biases_of_any_size_keep_their_means(role: Role, window: int) -> None:
-    """In float32 as in float64: keys of some hundreds, that rise and fall within a window, and biases of some tens."""
+def test_keys_and_biases_of_any_size(role: Role, window: int) -> None:
+    """Float32 equals float64 for keys of hundreds that rise and fall within a window, and biases of tens."""
     layer = build(AftLocalConfig(max_length=60, rank=3, window=window), role)
     with torch.no_grad():
         layer.get_parameter("position_query").mul_(20)
@@ -116,7 +115,7 @@ def named(config: AttentionConfig) -> str:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=named)
-def test_a_later_key_however_large_changes_nothing_before_it(config: AttentionConfig) -> None:
+def test_large_later_key_changes_nothing_before_it(config: AttentionConfig) -> None:
     """In float32, where exp(key) overflows and anything scaled by it vanishes."""
     layer = build(config, Role.CAUSAL).float()
     x_BTD = torch.randn(1, 50, DIM)
@@ -131,7 +130,7 @@ def test_a_later_key_however_large_changes_nothing_before_it(config: AttentionCo
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=named)
-def test_two_hundred_steps_equal_the_parallel_form(config: AttentionConfig) -> None:
+def test_200_steps_equal_forward(config: AttentionConfig) -> None:
     layer = build(config, Role.CAUSAL)
     x_BTD = torch.randn(2, 200, DIM, dtype=torch.float64)
     state, outputs = layer.start(2), []
@@ -141,11 +140,3 @@ def test_two_hundred_steps_equal_the_parallel_form(config: AttentionConfig) -> N
     torch.testing.assert_close(torch.cat(outputs, 1), layer(x_BTD)[0], atol=1e-10, rtol=1e-10)
     held = sum(leaf.numel() for leaf in state.dynamic.values() if leaf is not None)
     assert held == {"aft_simple": 2, "aft_full": 2 * 200, "aft_local": 2 * 8 + 2}[named(config)] * 2 * DIM
-
-
-@pytest.mark.parametrize(("field", "config"), [
-    ("rank", AftFullConfig(rank=0)), ("max_length", AftFullConfig(max_length=0)), ("window", AftLocalConfig(window=0)),
-])  # fmt: skip
-def test_sizes_below_one_are_refused(field: str, config: AttentionConfig) -> None:
-    with pytest.raises(UserError, match=rf"attention\.{field}=0"):
-        attentions.build(config, dim=DIM, role=Role.ENCODER)

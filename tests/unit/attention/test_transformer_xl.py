@@ -1,4 +1,4 @@
-"""Unit tests of Transformer-XL: segments with their memory are the whole, and memory gets no gradient."""
+"""Transformer-XL: segments, memory, distances, refusals."""
 
 from typing import Any
 
@@ -24,46 +24,46 @@ def drawn(length: int = 13) -> torch.Tensor:
 
 
 def in_segments(made: TransformerXLAttention, x_BTD: torch.Tensor, *lengths: int) -> torch.Tensor:
-    outputs, carried = [], None
+    outputs, memory = [], None
     for segment in x_BTD.split(lengths, dim=1):
-        y_BTD, carried = made(segment, state=carried)
+        y_BTD, memory = made(segment, state=memory)
         outputs.append(y_BTD)
     return torch.cat(outputs, 1)
 
 
 @pytest.mark.parametrize("memory_length", [1, 3, 5, 50])
 @pytest.mark.parametrize("lengths", [(13,), (5, 5, 3), (1, 2, 7, 3), (1,) * 13])
-def test_segments_with_their_memory_are_the_whole(memory_length: int, lengths: tuple[int, ...]) -> None:
+def test_segments_equal_the_whole_text(memory_length: int, lengths: tuple[int, ...]) -> None:
     made, x_BTD = layer(memory_length=memory_length), drawn()
     close(in_segments(made, x_BTD, *lengths), made(x_BTD)[0])
     close(steps(made, x_BTD, made.start(2))[0], made(x_BTD)[0])
 
 
-def test_two_hundred_steps_are_the_whole_and_the_state_stays_small() -> None:
+def test_200_steps_equal_forward_in_a_small_state() -> None:
     made, x_BTD = layer(memory_length=16), drawn(200)
     y_BTD, state = steps(made, x_BTD, made.start(2))
     close(y_BTD, made(x_BTD)[0])
     assert state.dynamic["key"].shape[2] == 17
 
 
-def test_each_position_sees_so_many_before_it() -> None:
+def test_each_position_sees_memory_length_before_it() -> None:
     made, x_BTD = layer(memory_length=3), drawn().requires_grad_()
     y_BTD = made(x_BTD)[0]
     (gradient,) = torch.autograd.grad(y_BTD[:, 9].sum(), x_BTD)
     assert gradient.any(-1).all(0).nonzero().flatten().tolist() == [6, 7, 8, 9]
 
 
-def test_memory_has_no_gradient_but_its_keys_and_values_have() -> None:
+def test_memory_has_no_gradient_but_projections_do() -> None:
     made, x_BTD = layer(memory_length=4), drawn(8).requires_grad_()
-    y_BTD, carried = made(x_BTD[:, :4])
-    assert not carried.requires_grad
-    y_BTD, _ = made(x_BTD[:, 4:], state=carried)
+    y_BTD, memory = made(x_BTD[:, :4])
+    assert not memory.requires_grad
+    y_BTD, _ = made(x_BTD[:, 4:], state=memory)
     gradient, of_values = torch.autograd.grad(y_BTD[:, 0].sum(), [x_BTD, made.value.weight])
     assert not gradient[:, :4].any()
     assert of_values.any()
 
 
-def test_memory_may_be_longer_when_not_training() -> None:
+def test_evaluation_may_have_a_longer_memory() -> None:
     made, x_BTD = layer(memory_length=2, evaluation_memory_length=6), drawn()
     assert made(x_BTD)[1].shape[1] == 6
     close(in_segments(made, x_BTD, 4, 9), layer(memory_length=6)(x_BTD)[0])
@@ -72,7 +72,7 @@ def test_memory_may_be_longer_when_not_training() -> None:
     close(in_segments(made, x_BTD, 4, 9), layer(memory_length=2)(x_BTD)[0])
 
 
-def test_what_is_farther_than_the_clamp_counts_as_so_far() -> None:
+def test_clamped_distances_are_equal() -> None:
     made, x_BTD = layer(clamp_length=1), drawn(5)
     swapped = x_BTD[:, [1, 0, 2, 3, 4]]
     close(made(swapped)[0][:, 4], made(x_BTD)[0][:, 4])
