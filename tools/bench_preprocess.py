@@ -1,16 +1,21 @@
-"""How fast seqtk-preprocess is, as ratios to named baselines in the same run, on one core and on several.
+"""Measures the speed of seqtk-preprocess, as ratios to baselines and, on request, to another checkout.
 
-python tools/bench_preprocess.py [--lines N] [--source FILE --target FILE]
+    python tools/bench_preprocess.py [--against CHECKOUT] [--lines N] [--source FILE --target FILE]
 
-Without files the text is made here: words by Zipf's law. Everything of ours is timed from files to files: checking the
-text, counting the dictionary, encoding, writing, and the directory's own record. Rounds alternate between baselines and
-ours, so that all meet the same machine, and the best round counts. What runs on one core is measured in processor
-time, so that neighbours on the machine disturb it less; several workers are measured by the clock.
+Without files the text is generated, with words by Zipf's law. What is timed goes from files to files: it checks the
+text, counts the dictionary, encodes, and writes. Rounds alternate between the baselines and seqtk, and the best round
+counts. Work on one core is measured in processor time, so that other load on the machine matters less; several workers
+are measured in wall-clock time.
+
+With --against only the command `seqtk-preprocess` of this checkout and of the other one are timed, start-up included,
+each from its own .venv.
 """
 
 import argparse
 import gzip
+import resource
 import shutil
+import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -30,10 +35,12 @@ from seqtk.data.workers import available_cores
 
 WORDS_PER_LINE = 25
 WORD_TYPES = 30_000
+HERE = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--against", type=Path, help="another checkout, with its own .venv, to compare with")
     parser.add_argument("--lines", type=int, default=150_000, help="lines of each side to use")
     parser.add_argument("--source", type=Path, help="text of the source side, plain or .gz")
     parser.add_argument("--target", type=Path, help="text of the target side, plain or .gz")
@@ -44,8 +51,33 @@ def main() -> None:
         for number, (lang, given) in enumerate((("xx", arguments.source), ("yy", arguments.target))):
             lines = _read(given, arguments.lines) if given else _made_lines(arguments.lines, seed=number)
             (folder / f"text.{lang}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if arguments.against:
+            _bench_commands(folder, arguments.against.absolute(), rounds=arguments.rounds)
+            return
         _bench_tokenized(folder, rounds=arguments.rounds)
         _bench_raw(folder, rounds=arguments.rounds)
+
+
+def _bench_commands(folder: Path, other: Path, *, rounds: int) -> None:
+    """Compares the commands of two checkouts on the same text, in turn."""
+    print("seqtk-preprocess, seconds of the best round: ours, the other checkout's, ours / the other's")
+    for tokens in ("words", "sentencepiece"):
+        for workers in sorted({1, available_cores()}):
+            timed: dict[str, Callable[[], object]] = {
+                f"{checkout}, {workers} {'worker' if workers == 1 else 'workers'}": partial(
+                    _command, checkout, folder, workers=workers, tokens=tokens
+                )
+                for checkout in (HERE, other)
+            }
+            ours, others = _best(timed, rounds, children=True).values()
+            print(f"  {tokens:13} {workers} worker(s) {ours:8.2f} {others:8.2f} {ours / others:6.2f}", flush=True)
+
+
+def _command(checkout: Path, folder: Path, *, workers: int, tokens: str) -> None:
+    with _new_directory(folder) as destination:
+        settings = ["source_lang=xx", "target_lang=yy", f"train={folder}/text", f"destdir={destination}"]
+        settings += [f"tokens={tokens}", f"workers={workers}"]
+        subprocess.run([checkout / ".venv/bin/seqtk-preprocess", *settings], check=True, capture_output=True)
 
 
 def _bench_tokenized(folder: Path, *, rounds: int) -> None:
@@ -130,20 +162,28 @@ def _dictionary_loop(folder: Path) -> None:
             np.array(sizes, dtype=np.int32).tofile(destination / f"{path.name}.sizes")
 
 
-def _best(timed: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def _best(timed: dict[str, Callable[[], object]], rounds: int, *, children: bool = False) -> dict[str, float]:
+    """Returns the seconds of each function's best round: on the clock if its name ends with "workers", else in
+    processor time, which is that of child processes if `children`."""
     seconds = dict.fromkeys(timed, float("inf"))
+    processor_time = _time_of_children if children else time.process_time
     for _ in range(rounds):
         for name, function in timed.items():
-            clock = time.perf_counter if name.endswith("workers") else time.process_time
+            clock = time.perf_counter if name.endswith("workers") else processor_time
             start = clock()
             function()
             seconds[name] = min(seconds[name], clock() - start)
     return seconds
 
 
+def _time_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 @contextmanager
 def _new_directory(folder: Path) -> Iterator[Path]:
-    """The name of a directory that does not exist yet; it is deleted in the end."""
+    """Yields the name of a directory that does not exist yet, and deletes the directory afterwards."""
     try:
         yield folder / "out"
     finally:

@@ -1,14 +1,16 @@
-"""How fast training is, as a ratio to a plain torch loop of the same model on the same batches in the same run.
+"""Measures the speed of training, as a ratio to a plain torch loop and, on request, to another checkout.
 
-python tools/bench_training.py [--data DATA-BIN] [--bf16] [--threads N] [--updates N] [--rounds N]
+    python tools/bench_training.py [--against CHECKOUT] [--data DATA-BIN] [--threads N] [--updates N] [--rounds N]
 
 The model is the small one of the Multi30k recipes: 3 + 3 blocks, 256 / 1024 / 4 heads, one vocabulary of about 8,000
-tokens, 4,096 tokens a batch. Ours is `Trainer.update`, everything on, each batch read and collated within the timing.
-The baseline is written below from torch's own parts alone, its batches ready in memory. Each has a process of its own,
-since how memory is allocated is set for a whole process, and they take turns, an update of the same batch each, so that
-neighbours on the machine disturb both. First both are trained a few updates from the same weights without dropout, and
-their losses compared. Without --data the corpus is made here: sentences as long as those of Multi30k, of words by
-Zipf's law.
+tokens, 4,096 tokens a batch. `ours` is `Trainer.update` with everything on; reading and collating each batch is timed.
+`plain` is the loop below, written with torch alone, with its batches ready in memory. `against` is what `ours` is in
+another checkout, run by that checkout's .venv and its own tools/bench_training.py.
+
+Each trains in its own process, because the memory allocator is set for a whole process. They take turns, one update of
+the same batch each, so that other load on the machine slows all of them. First, `ours` and `plain` train a few updates
+from the same weights without dropout, and their losses are compared. Without --data a corpus is generated: sentences as
+long as those of Multi30k, with words by Zipf's law.
 
 B batch, S source length, T target length, D width, H heads, V vocabulary.
 """
@@ -54,8 +56,9 @@ WARM_UP = 2
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a data-bin directory of one language pair; default: a made one")
-    parser.add_argument("--bf16", action="store_true", help="measure bf16 autocast, too, on a CPU that has the units")
+    parser.add_argument("--data", type=Path, help="a data-bin of one language pair; default: a generated one")
+    parser.add_argument("--against", type=Path, help="another checkout, with its own .venv, to compare with")
+    parser.add_argument("--bf16", action="store_true", help="also measure bf16 autocast, on a CPU that supports it")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--updates", type=int, default=8, help="updates timed in each round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, each with new processes")
@@ -70,16 +73,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-training-") as folder:
         arguments.data = arguments.data or _make_corpus(Path(folder) / "data-bin")
         _check_losses(arguments)
-        kinds = [("plain", "fp32"), ("ours", "fp32")]
+        precisions = ["fp32"]
         if arguments.bf16 and _has_bf16():
-            kinds += [("plain", "bf16"), ("ours", "bf16")]
+            precisions.append("bf16")
         elif arguments.bf16:
             print("bf16 is not measured: this CPU has no units for it (avx512_bf16, amx_bf16) and would emulate it.")
-        _compare(arguments, kinds)
+        names = ["plain", "ours", *(["against"] if arguments.against else [])]
+        _compare(arguments, [(name, precision) for precision in precisions for name in names])
 
 
 def _compare(arguments: argparse.Namespace, kinds: list[tuple[str, str]]) -> None:
-    """Let the kinds take turns, an update each; print their rates, and how they stand to the plain fp32 loop."""
+    """Lets the kinds take turns, one update each. Prints their rates, and the ratios between them."""
     rates: dict[tuple[str, str], list[float]] = {kind: [] for kind in kinds}
     for _ in range(arguments.rounds):
         with contextlib.ExitStack() as stack:
@@ -88,19 +92,17 @@ def _compare(arguments: argparse.Namespace, kinds: list[tuple[str, str]]) -> Non
                 for kind, worker in workers.items():
                     rates[kind].append(worker.update())
     print(f"target tokens/s of an update, {arguments.threads} threads: min, median, max")
-    baseline = rates["plain", "fp32"]
     for (name, precision), values in rates.items():
         figures = "".join(f"{figure:9,.0f}" for figure in (min(values), statistics.median(values), max(values)))
-        print(f"  {name:5} {precision} {figures}", end="")
-        if values is not baseline:
-            ratios = [value / base for value, base in zip(values, baseline, strict=True)]
-            rounds = [statistics.median(part) for part in _parts(ratios, arguments.updates)]
-            shown = ", ".join(f"{ratio:.2f}" for ratio in rounds)
-            print(
-                f"   × plain fp32 on the same batch, median: {statistics.median(ratios):.2f} (by round: {shown})",
-                end="",
-            )
-        print()
+        print(f"  {name:7} {precision} {figures}")
+    print("ratios of the speed on the same batch: median (median of each round)")
+    pairs = [(kind, ("plain", "fp32")) for kind in kinds if kind != ("plain", "fp32")]
+    pairs += [(kind, ("against", kind[1])) for kind in kinds if kind[0] == "ours" and arguments.against]
+    for kind, baseline in pairs:
+        ratios = [value / base for value, base in zip(rates[kind], rates[baseline], strict=True)]
+        rounds = [f"{statistics.median(part):.2f}" for part in _parts(ratios, arguments.updates)]
+        names = f"{' '.join(kind)} / {' '.join(baseline)}"
+        print(f"  {names:27} {statistics.median(ratios):.2f} ({', '.join(rounds)})")
 
 
 def _parts(values: list[float], size: int) -> Iterator[list[float]]:
@@ -108,24 +110,28 @@ def _parts(values: list[float], size: int) -> Iterator[list[float]]:
 
 
 class _Worker:
-    """A process that trains in one way, an update whenever it is asked."""
+    """A process that trains in one way, and makes one update for each request."""
 
     def __init__(self, arguments: argparse.Namespace, name: str, *, precision: str) -> None:
-        command = [sys.executable, __file__, "--worker", name, "--precision", precision]
+        python, script = sys.executable, Path(__file__)
+        if name == "against":
+            name, other = "ours", arguments.against.absolute()
+            python, script = str(other / ".venv/bin/python"), other / "tools/bench_training.py"
+        command = [python, str(script), "--worker", name, "--precision", precision]
         command += [f"--{key}={getattr(arguments, key)}" for key in ("data", "threads", "checked")]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.answer()  # it is ready, and warm
+        self.answer()  # the warm-up is over
 
     def answer(self) -> Any:
-        """What it says next."""
+        """Returns the next value that the process prints."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"A process has ended early, with {self._process.wait()}.")
+            raise SystemExit(f"A worker process ended early, with exit code {self._process.wait()}.")
         return json.loads(line)
 
     def update(self) -> float:
-        """Let it make one; its target tokens per second."""
+        """Requests one update. Returns its target tokens per second."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
@@ -139,14 +145,14 @@ class _Worker:
 
 
 def _check_losses(arguments: argparse.Namespace) -> None:
-    """Raises SystemExit unless both trainings have the same losses."""
+    """Compares the losses of `ours` and `plain`. Raises SystemExit if they differ."""
     with _Worker(arguments, "losses", precision="fp32") as worker:
         pairs = worker.answer()
     worst = max(abs(ours - plain) / plain for ours, plain in pairs)
-    print(f"loss of ours, of the plain loop (fp32, no dropout): {'; '.join(f'{a:.6f}, {b:.6f}' for a, b in pairs)}")
+    print(f"loss of ours and of plain (fp32, no dropout): {'; '.join(f'{a:.6f}, {b:.6f}' for a, b in pairs)}")
     print(f"  largest relative difference {worst:.1e}")
     if not worst <= 1e-4:
-        raise SystemExit("The losses differ: these are two different trainings.")
+        raise SystemExit("The losses differ, so the speeds cannot be compared.")
 
 
 def _has_bf16() -> bool:
@@ -202,7 +208,7 @@ def _serve_ours(arguments: argparse.Namespace) -> None:
 
 
 def _serve(update: Callable[[], float]) -> None:
-    """Warm up, then make an update for each line read, and say its target tokens per second."""
+    """Warms up, then makes an update for each line read, and prints its target tokens per second."""
     for _ in range(WARM_UP):
         update()
     print("true", flush=True)
@@ -280,7 +286,7 @@ class PlainTransformer(nn.Module):
 
 
 class PlainLoop:
-    """What one writes in half an hour."""
+    """A training loop as one would write it by hand."""
 
     def __init__(self, vocabulary: int, *, dropout: float, precision: str) -> None:
         self.model = PlainTransformer(vocabulary, dropout=dropout)
@@ -320,7 +326,7 @@ def _serve_plain(arguments: argparse.Namespace) -> None:
 
 
 def _plain_data(data: Path) -> tuple[int, list[TranslationBatch]]:
-    """The size of the vocabulary and the first batches, in memory."""
+    """Returns the size of the vocabulary and the first batches, in memory."""
     from seqtk.data.plan import BatchingConfig
     from seqtk.tasks.translation import TranslationConfig, TranslationTask
 
