@@ -1,4 +1,4 @@
-"""RemoteFile corpora: how they are fetched, checked and cut, and which there are."""
+"""Published corpora: which there are, and how they are downloaded, checked and cut into splits."""
 
 from seqtk.corpora.language import ENWIK8, PTB, WIKITEXT103, WIKITEXT103_BPE
 from seqtk.corpora.parallel import MULTI30K, WMT14_EN_DE, WMT14_EN_FR

@@ -96,7 +96,7 @@ def learn(folder: Path, *, seed: int, attention: dict[str, Any]) -> tuple[float,
         },
     )
     trainer = Trainer(config, engine=start_engine(device="cpu"))
-    assert trainer.fit() == 0
+    assert trainer.fit().signal == 0
     figures, outputs = validate(trainer.step, trainer.task, config, engine=trainer.engine)
     right = sum(output.output == output.reference for output in outputs) / len(outputs)
     print(f"nll {figures['nll']:.3f}, right {right:.3f}")
@@ -179,7 +179,7 @@ def recall(folder: Path, *, seed: int, attention: dict[str, Any]) -> float:
     model = RECALL["model"] | {"attention": attention}
     tree = RECALL | {"seed": seed, "save_dir": str(folder / "run"), "task": task, "model": model}
     trainer = Trainer(schema.from_dict(TrainConfig, tree), engine=start_engine(device="cpu"))
-    assert trainer.fit() == 0
+    assert trainer.fit().signal == 0
     figures, _ = validate(trainer.step, trainer.task, trainer.config, engine=trainer.engine)
     print(f"nll {figures['nll']:.3f}")
     return float(figures["nll"])

@@ -68,7 +68,7 @@ def learnt(folder: Path, *, seed: int, lines: int = 1, **model: Any) -> float:
     task = {"kind": "language_modeling", "data": data, "tokens_per_sample": LINE * lines}
     tree = SETTINGS | {"seed": seed, "save_dir": f"{folder}/run", "task": task, "model": SETTINGS["model"] | model}
     trainer = Trainer(schema.from_dict(TrainConfig, tree), engine=start_engine(device="cpu"))
-    assert trainer.fit() == 0
+    assert trainer.fit().signal == 0
     figures, _ = validate(trainer.step, trainer.task, trainer.config, engine=trainer.engine)
     print(f"nll {figures['nll']:.3f}")
     return float(figures["nll"])

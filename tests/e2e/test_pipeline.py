@@ -106,7 +106,7 @@ def valid(run: Run) -> Said:
     return run.generate("split=valid")
 
 
-def test_training_leaves_a_log_for_people_programs_and_tensorboard(run: Run) -> None:
+def test_training_writes_all_logs(run: Run) -> None:
     lines = [json.loads(line) for line in (run.folder / "run" / "log.jsonl").read_text().splitlines()]
     assert [(line["kind"], line["update"]) for line in lines] == [
         *(("train", 80), ("train", 160), ("train", 240), ("valid", 240))
@@ -115,7 +115,7 @@ def test_training_leaves_a_log_for_people_programs_and_tensorboard(run: Run) -> 
     assert list((run.folder / "run" / "tensorboard").iterdir())
 
 
-def test_validation_generate_score_and_sacrebleu_agree_to_the_last_digit(run: Run, valid: Said) -> None:
+def test_every_command_gives_the_bleu_of_sacrebleu(run: Run, valid: Said) -> None:
     *_, last = map(json.loads, (run.folder / "run" / "log.jsonl").read_text().splitlines())
     references = run.text("valid", "de")
     bleu = BLEU(force=True)
@@ -135,7 +135,7 @@ def test_validation_generate_score_and_sacrebleu_agree_to_the_last_digit(run: Ru
     assert f" = {last['bleu']:.2f} " in theirs[0]
 
 
-def test_as_many_lines_come_out_as_go_in_whatever_the_batch(run: Run, valid: Said) -> None:
+def test_batch_size_changes_no_line(run: Run, valid: Said) -> None:
     assert len(valid.lines) == LINES["valid"]
     assert len(set(valid.lines)) > LINES["valid"] // 2  # so an order is a thing to speak of
     for sentences in (1, 7, 64):
@@ -146,14 +146,14 @@ def test_as_many_lines_come_out_as_go_in_whatever_the_batch(run: Run, valid: Sai
                 assert again.lines == valid.lines
 
 
-def test_a_text_is_translated_as_the_split_that_was_made_of_it(run: Run, valid: Said) -> None:
+def test_a_text_and_its_split_give_equal_lines(run: Run, valid: Said) -> None:
     text = run.folder / "text"
     from_text = run.generate(f"input={text}/valid.en", f"reference={text}/valid.de")
     assert from_text.lines == valid.lines
     assert from_text.score("BLEU") == valid.score("BLEU")
 
 
-def test_blank_and_strange_lines_keep_their_places(run: Run) -> None:
+def test_blank_and_unusual_lines_keep_their_positions(run: Run) -> None:
     given = ["", run.text("test", "en")[0], "   ", "\u2028 \x1f ☃ \t", "", "a" * 300, ""]
     path = run.folder / "strange.en"
     path.write_text("".join(f"{line}\n" for line in given), encoding="utf-8")
@@ -163,7 +163,7 @@ def test_blank_and_strange_lines_keep_their_places(run: Run) -> None:
     assert lines[1] == run.generate("split=test").lines[0]
 
 
-def test_the_usual_one_liners_read_the_fairseq_format(run: Run, valid: Said) -> None:
+def test_shell_one_liners_read_the_fairseq_format(run: Run, valid: Said) -> None:
     said = run.generate("split=valid", "format=fairseq", "max_sentences=7")
     path = run.folder / "generate.out"
     path.write_text(said.out, encoding="utf-8")
@@ -179,7 +179,7 @@ def test_the_usual_one_liners_read_the_fairseq_format(run: Run, valid: Said) -> 
     assert figures in final
 
 
-def test_json_holds_the_same_translations_and_scores(run: Run, valid: Said) -> None:
+def test_json_has_equal_translations_and_scores(run: Run, valid: Said) -> None:
     items: list[dict[str, Any]] = [json.loads(line) for line in run.generate("split=valid", "format=json").lines]
     assert [item["index"] for item in items] == list(range(LINES["valid"]))
     assert [item["reference"] for item in items] == run.text("valid", "de")
@@ -190,7 +190,7 @@ def test_json_holds_the_same_translations_and_scores(run: Run, valid: Said) -> N
         assert one["hypotheses"][0]["tokens"] == other["hypotheses"][0]["tokens"]
 
 
-def test_an_average_translates_and_several_systems_are_compared(run: Run, valid: Said) -> None:
+def test_averaging_and_comparing_systems(run: Run, valid: Said) -> None:
     said = call(average.main, f"checkpoint={run.folder / 'run'}", "last=3")
     assert "Mean of 3 checkpoints: update_00000080, update_00000160, update_00000240" in said.out
     averaged = run.generate("split=valid", checkpoint="run/average.safetensors")
@@ -208,7 +208,7 @@ def test_an_average_translates_and_several_systems_are_compared(run: Run, valid:
     assert "p = " in compared.lines[2]
 
 
-def test_the_model_is_all_that_translating_needs(run: Run, valid: Said, tmp_path: Path) -> None:
+def test_model_file_is_enough_to_translate(run: Run, valid: Said, tmp_path: Path) -> None:
     """One file, moved away from its corpus and run; in a fresh process, from a pipe."""
     best = tmp_path / "model.safetensors"
     best.write_bytes((run.folder / "run" / "best.safetensors").read_bytes())

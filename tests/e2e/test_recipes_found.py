@@ -1,6 +1,7 @@
-"""The shipped recipes compose, take two steps, and are found from wherever seqtk is installed."""
+"""The shipped recipes compose, train two steps, and are found wherever seqtk is installed."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -54,12 +55,12 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"pairs": folder / "pairs", "text": folder / "text"}
 
 
-def test_the_recipes_that_are_promised_are_there() -> None:
+def test_documented_recipes_exist() -> None:
     assert set(recipe_names()) >= SHIPPED
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_a_recipe_says_what_it_is_and_composes(name: str) -> None:
+def test_recipe_has_its_headings_and_composes(name: str) -> None:
     lines = find_recipe(name).read_text(encoding="utf-8").splitlines()
     assert len(recipes.summary(find_recipe(name))) > 20
     for heading in HEADINGS:
@@ -73,8 +74,8 @@ def test_a_recipe_says_what_it_is_and_composes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_a_recipe_states_only_what_differs_from_its_parents(name: str) -> None:
-    """Every file of a chain but the first changes what the ones before it say."""
+def test_recipe_files_change_their_parents(name: str) -> None:
+    """Each file after the first changes a value of the files before it."""
     layers = compose.recipe_layers(find_recipe(name))
     for shorter, longer in zip(range(len(layers)), range(1, len(layers) + 1), strict=True):
         before = compose.compose(TrainConfig(), layers[:shorter], [])
@@ -82,7 +83,7 @@ def test_a_recipe_states_only_what_differs_from_its_parents(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_a_recipe_takes_two_steps(name: str, corpora: dict[str, Path], tmp_path: Path) -> None:
+def test_recipe_trains_two_steps(name: str, corpora: dict[str, Path], tmp_path: Path) -> None:
     small = ["model.dim=32", "model.ffn_dim=32", "batch.max_tokens=200", "update_freq=1", "max_updates=2", "threads=1"]
     corpus = corpora["pairs"]
     if isinstance(composed(name).task, LanguageModelingConfig):
@@ -98,7 +99,7 @@ def test_a_recipe_takes_two_steps(name: str, corpora: dict[str, Path], tmp_path:
     assert train(replace(config, log=replace(config.log, tensorboard=False))).signal == 0
 
 
-def test_the_command_line_of_the_manual_reads_as_it_should() -> None:
+def test_overrides_of_a_recipe() -> None:
     config = composed(
         "wmt14_synth",
         "attention=synthesizer_dense",
@@ -118,14 +119,14 @@ def test_the_command_line_of_the_manual_reads_as_it_should() -> None:
     assert tree["decoder"]["cross_attention"][0]["kind"] == "softmax"
 
 
-def test_a_recipe_of_ones_own_builds_on_a_shipped_one_and_on_a_neighbour(tmp_path: Path) -> None:
+def test_own_recipe_extends_shipped_and_local_recipes(tmp_path: Path) -> None:
     (tmp_path / "short.yaml").write_text("max_updates: 7\n")
     (tmp_path / "mine.yaml").write_text("defaults: [wmt14_synth, short, _self_]\nseed: 3\n")
     config = composed(str(tmp_path / "mine"))
     assert config == replace(composed("wmt14_synth"), max_updates=7, seed=3, save_dir="checkpoints/mine")
 
 
-def test_a_copied_recipe_with_its_old_name_is_not_its_own_parent(tmp_path: Path) -> None:
+def test_copied_recipe_is_not_its_own_parent(tmp_path: Path) -> None:
     assert recipes.run(["cp", "wmt14_synth", str(tmp_path)]) == f"{tmp_path}/wmt14_synth.yaml\n"
     assert composed(str(tmp_path / "wmt14_synth.yaml")) == composed("wmt14_synth")
 
@@ -156,14 +157,14 @@ def test_ls_show_and_cp(tmp_path: Path) -> None:
         (["show", "no/such.yaml"], "There is no recipe at"),
     ],
 )
-def test_what_cannot_be_listed_shown_or_copied(arguments: list[str], words: str) -> None:
+def test_bad_arguments_are_user_errors(arguments: list[str], words: str) -> None:
     with pytest.raises(UserError) as caught:
         recipes.run(arguments)
     assert words in str(caught.value)
 
 
 def listed_by(python_path: Path, cwd: Path) -> set[str]:
-    """The names that a fresh interpreter lists with the package at `python_path`, and no other."""
+    """The recipes that a new process lists, which imports seqtk from `python_path`."""
     environment = {**os.environ, "PYTHONPATH": str(python_path), "PYTHONDONTWRITEBYTECODE": "1"}
     program = (
         "import seqtk, sys; from seqtk.cli.recipes import main;"
@@ -175,28 +176,21 @@ def listed_by(python_path: Path, cwd: Path) -> set[str]:
     return {line.split()[0] for line in done.stdout.splitlines()}
 
 
-def test_recipes_are_found_from_a_bare_checkout(tmp_path: Path) -> None:
+def test_recipes_are_found_in_a_checkout(tmp_path: Path) -> None:
     assert listed_by(ROOT, tmp_path) >= SHIPPED
 
 
 @pytest.mark.slow
-def test_recipes_are_found_in_a_wheel_installed_elsewhere(tmp_path: Path) -> None:
+def test_recipes_are_found_in_an_installed_wheel(tmp_path: Path) -> None:
+    """pip builds the wheel in an environment of its own, from the files that git knows."""
     source, target = tmp_path / "source", tmp_path / "target"
-    files = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
-    for name in files:
-        destination = source / name
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        if (ROOT / name).is_symlink():
-            destination.symlink_to(os.readlink(ROOT / name))
-        elif (ROOT / name).is_file():
-            destination.write_bytes((ROOT / name).read_bytes())
+    tracked = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(tracked, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
+        if (ROOT / name).is_file() or (ROOT / name).is_symlink():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, source / name, follow_symlinks=False)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    subprocess.run(
-        [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(source)], check=True, cwd=tmp_path
-    )
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(source)], check=True, cwd=tmp_path)
     wheel = next(tmp_path.glob("*.whl"))
     subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", str(target), str(wheel)], check=True)
     assert not (target / "seqtk" / "conf" / "recipe").is_symlink()

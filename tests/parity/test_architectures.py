@@ -45,7 +45,7 @@ def lm_parameter_count(name: str, *, vocabulary: int, tied: bool) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_counts_of_language_models_that_fairseq_itself_gave(golden: Path) -> None:
+def test_language_model_sizes_match_fairseq(golden: Path) -> None:
     entries = json.loads((golden / "architecture_parameter_counts.json").read_text())["architectures"]
     ours = [entry for entry in entries if entry["arch"].startswith("transformer_lm") and entry["arch"] in models]
     ends = ("", "_big", "_gpt", "_gpt2_small", "_wiki103", "_baevski_wiki103", "_baevski_gbw")

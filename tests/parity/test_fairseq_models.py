@@ -87,7 +87,7 @@ def test_what_it_is(golden: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["lightconv_lightweight", "lightconv_dynamic"])
-def test_convolutions_have_the_sizes_and_rates_of_the_command(golden: Path, name: str) -> None:
+def test_convolutions_have_the_sizes_of_the_command(golden: Path, name: str) -> None:
     config = imported(golden, name).config
     for stack in (config.encoder, config.decoder):
         assert [attentions.name_of(type(layer)) for layer in stack.self_attention] == [f"{name[10:]}_conv"] * 2

@@ -2,7 +2,7 @@
 
     y_t = Σ_{s <= t} γ^(t - s) (q_t · k_s / √E) v_s        γ_h = 1 - 2^(-5 - h), for head h
 
-B batch, H heads, T length, E width of a head.
+B batch, H heads, T length, S positions so far, E width of a head.
 """
 
 import math
@@ -12,53 +12,43 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqtk.attention import HeadedAttention, HeadedConfig, Role, State, StepState, attentions
+from seqtk.attention import QKVAttention, QKVConfig, Role, State, attentions
 from seqtk.modules.block import Dropout
 from seqtk.testing.reference import Problem
 
 
 @dataclass(frozen=True)
-class RetentionConfig(HeadedConfig):
+class RetentionConfig(QKVConfig):
     """Sums over the past that decay."""
 
 
 @attentions.register("retention", RetentionConfig)
-class Retention(HeadedAttention):
+class Retention(QKVAttention):
     """A decaying sum; its step form needs the matrix Σ γ^(t - s) k_sᵀ v_s only."""
 
     roles = Role.CAUSAL
 
     def __init__(self, config: RetentionConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        self.add_projections()
         decay_H = 1 - 2.0 ** (-5 - torch.arange(self.heads))
         self.register_buffer("decay_H11", decay_H[:, None, None], persistent=False)
         self.dropout = Dropout(config.dropout)
 
-    def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query_BHTE, key_BHTE, value_BHTE = (self.split(f(x_BTD)) for f in (self.query, self.key, self.value))
-        return query_BHTE / math.sqrt(self.head_dim), key_BHTE, value_BHTE
-
-    def forward(
-        self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
-    ) -> tuple[Tensor, State]:
-        query_BHTE, key_BHTE, value_BHTE = self.project(x_BTD)
+    def mix(self, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None) -> Tensor:
         if pad_BS is not None:
-            value_BHTE = value_BHTE.masked_fill(pad_BS[:, None, :, None], 0)
-        position_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
-        age_TT = position_T[:, None] - position_T
-        weight_HTT = (self.decay_H11 ** age_TT.clamp(min=0)).tril()
-        logits_BHTT = query_BHTE @ key_BHTE.transpose(2, 3) * weight_HTT.to(x_BTD.dtype)
-        return self.out(self.join(self.dropout(logits_BHTT) @ value_BHTE)), None
+            value_BHSE = value_BHSE.masked_fill(pad_BS[:, None, :, None], 0)
+        position_S = torch.arange(key_BHSE.shape[2], device=key_BHSE.device)
+        age_SS = position_S[:, None] - position_S
+        weight_HSS = (self.decay_H11 ** age_SS.clamp(min=0)).tril()
+        logits_BHTS = query_BHTE @ key_BHSE.transpose(2, 3) / math.sqrt(self.head_dim)
+        return self.dropout(logits_BHTS * weight_HSS.to(logits_BHTS.dtype)) @ value_BHSE
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
-        weight = self.out.weight
-        return StepState(dynamic=weight.new_zeros(batch, self.heads, self.head_dim, self.head_dim))
+    def start_mix(self, batch: int) -> State:
+        return self.out.weight.new_zeros(batch, self.heads, self.head_dim, self.head_dim)
 
-    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
-        query_BH1E, key_BH1E, value_BH1E = self.project(x_B1D)
-        sum_BHEE = self.decay_H11.to(x_B1D.dtype) * state.dynamic + key_BH1E.transpose(2, 3) @ value_BH1E
-        return self.out(self.join(query_BH1E @ sum_BHEE)), state.advance(sum_BHEE)
+    def mix_step(self, query_BH1E: Tensor, key_BH1E: Tensor, value_BH1E: Tensor, state: State) -> tuple[Tensor, State]:
+        sum_BHEE = self.decay_H11.to(state.dtype) * state + key_BH1E.transpose(2, 3) @ value_BH1E
+        return query_BH1E @ sum_BHEE / math.sqrt(self.head_dim), sum_BHEE
 
 
 def naive(problem: Problem) -> np.ndarray:

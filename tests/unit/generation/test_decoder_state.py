@@ -26,7 +26,7 @@ def test_state_written_in_place_follows_its_beam():
                 assert abs(float(model.head.log_probs(features)[0, 0, token]) - found) < 1e-4
 
 
-def test_static_leaves_are_copied_across_sentences_only():
+def test_static_leaves_are_copied_per_sentence():
     model = transformer(WORDS, seed=0)
     with torch.no_grad():
         states = ModelState(model, batch_of(sources(2, words=WORDS, seed=0)))

@@ -99,7 +99,7 @@ def test_without_bias_there_is_none() -> None:
     assert [name for name, _ in tiny().named_parameters() if "bias" in name]
 
 
-def test_layers_are_dropped_while_training_alone_and_have_gradients_all_the_same() -> None:
+def test_layer_drop_only_acts_in_training() -> None:
     model = tiny(replace(TINY, layers=6, layer_drop=0.5, dropout=0.0))
     batch = batch_of(rows())
     assert torch.equal(model(batch)[0], model(batch)[0])
@@ -170,7 +170,7 @@ def test_sizes_that_cannot_be(changes: dict[str, object], words: str) -> None:
 
 
 @torch.no_grad()
-def test_layers_with_a_memory_go_on_for_ever_and_others_start_anew_in_each_segment() -> None:
+def test_only_recurrent_layers_cross_segments() -> None:
     memory = TransformerXLConfig(memory_length=3)
     model = tiny(replace(TINY, positions="none", attention=(memory,))).double()
     previous_BT = rows(length=30)

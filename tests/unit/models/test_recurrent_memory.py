@@ -92,7 +92,7 @@ def test_one_segment_without_memory_is_the_plain_model() -> None:
     torch.testing.assert_close(model(batch)[0], plain(batch)[0])
 
 
-def test_gradients_cross_the_segments_of_a_sample_and_reach_every_parameter() -> None:
+def test_gradients_cross_segments() -> None:
     model = tiny()
     batch = batch_of(rows(length=12))
     features_BTD, carried = model(batch)
@@ -115,7 +115,7 @@ def test_the_future_is_not_seen() -> None:
     torch.testing.assert_close(one, other)
 
 
-def test_a_sample_may_have_any_length_and_a_segment_has_to_fit() -> None:
+def test_segments_must_fit_the_layers() -> None:
     assert longest_target([tiny(VARIANTS["other layers"])]) is None
     assert longest_target([TransformerLM(TransformerLMConfig(dim=16, heads=2), vocabulary=VOCABULARY)]) == 1024
     short: dict[str, Any] = {"attention": (SoftmaxConfig(), SynthesizerDenseConfig(max_length=9))}

@@ -66,7 +66,7 @@ def naive_loss(adaptive: AdaptiveHead, features_BTD: Tensor, target_BT: Tensor) 
 
 @pytest.mark.parametrize("sharing", SHARING)
 @pytest.mark.parametrize("logits_in_chunk", [1, 30, 2**22])  # one position, some, all
-def test_losses_and_gradients_equal_one_token_at_a_time(
+def test_losses_and_gradients_match_single_tokens(
     monkeypatch: pytest.MonkeyPatch, sharing: str, logits_in_chunk: int
 ) -> None:
     monkeypatch.setattr(chunked, "CHUNK_LOGITS", logits_in_chunk)
@@ -105,7 +105,7 @@ def test_targets_are_scored_by_their_own_tail_alone(monkeypatch: pytest.MonkeyPa
 
 @torch.no_grad()
 @pytest.mark.parametrize("temperature", [0.3, 2.0])
-def test_temperature_is_a_power_of_each_words_probability(temperature: float) -> None:
+def test_temperature_is_a_power_of_probabilities(temperature: float) -> None:
     adaptive, (features_BTD, _) = head(), example()
     powers_BTV = adaptive.log_probs(features_BTD).exp() ** (1 / temperature)
     wanted = powers_BTV / powers_BTV.sum(-1, keepdim=True)
@@ -137,7 +137,7 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda x_BTD: adaptive(x_BTD, target_BT).total, (features_BTD,))
 
 
-def test_a_tail_without_a_target_is_not_computed_and_has_a_gradient_of_zero() -> None:
+def test_unused_cluster_is_skipped_with_zero_gradient() -> None:
     adaptive, (features_BTD, target_BT) = head(), example(words=BANDS.starts[2])
     wanted = adaptive(features_BTD, target_BT).total
     with torch.no_grad():
@@ -211,7 +211,7 @@ def test_tied_tables_are_one_tensor() -> None:
     assert sum(parameter.numel() for parameter in both.parameters()) == of_bands + 2 * D
 
 
-def test_each_token_is_looked_up_in_its_band_and_projected() -> None:
+def test_tokens_are_embedded_by_their_band() -> None:
     tokens = embedding()
     tokens_BT = torch.tensor([[22, 4, 13, PAD], [12, 6, 5, 13]])
     x_BTD = tokens(tokens_BT)

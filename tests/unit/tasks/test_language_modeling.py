@@ -99,7 +99,7 @@ def test_part_of_a_text_has_no_size(corpus: Path) -> None:
     assert values(task, "valid", nll=50.0, targets=21.0).keys() == {"nll", "ppl", "bits_per_token"}
 
 
-def test_a_run_learns_reports_and_is_loaded_without_its_corpus(corpus: Path, tmp_path: Path) -> None:
+def test_a_run_learns_and_loads_without_its_corpus(corpus: Path, tmp_path: Path) -> None:
     assert trainer(f"{corpus}/bin0", tmp_path / "run", validation__metric="bits_per_byte").fit().signal == 0
     train = [line["loss"] for line in logged(tmp_path / "run", "train")]
     assert train[-1] < train[0] < 6.5
@@ -170,7 +170,7 @@ def test_what_cannot_be_trained_is_told_in_three_lines(
     assert str(caught.value).count("\n") < 3
 
 
-def test_pairs_are_refused_and_a_missing_corpus_names_its_maker(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_wrong_or_missing_data_is_a_user_error(tiny_corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds pairs of en and de"):
         LanguageModelingTask(LanguageModelingConfig(data=str(tiny_corpus)))
     with pytest.raises(UserError, match="seqtk-preprocess tokens=bytes"):
