@@ -9,9 +9,9 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from seqtk import __version__
-from seqtk.attention.resizing import Resizable, resize_configs, resize_tensor
 from seqtk.config import schema
 from seqtk.models import Model, ModelConfig
 from seqtk.tasks import Task, TaskConfig, tasks
@@ -58,7 +57,7 @@ class LoadedModel:
 
 
 @dataclass(frozen=True)
-class _Parts:
+class Parts:
     """The parts of a run's configuration that define a model."""
 
     task: TaskConfig = TaskConfig()
@@ -122,99 +121,16 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
     """Builds the model at `path` and its task from the file alone, in evaluation mode on `device`."""
     contents = read(path)
     source = str(path)
-    parts = _parts(contents, source=source)
-    task = _task(contents, parts, source=source)
+    parts = parts_of(contents, source=source)
+    task = task_of(contents, parts, source=source)
     model = task.model(parts.model)
     set_tensors(model, contents.tensors, source=source)
     return LoadedModel(task=task, model=model.to(device).eval(), config=contents.config, info=contents.info)
 
 
-def average(paths: Sequence[str | os.PathLike[str]]) -> ModelFile:
-    """The mean, summed in float64, of several models of one run; all else is from the last one.
-
-    Raises UserError for models of different runs, and for weights that are not finite.
-    """
-    last = read(paths[-1])
-    total: dict[str, Tensor] = {}
-    updates = []
-    for path in paths:
-        each = read(path)
-        if {name: tensor.shape for name, tensor in each.tensors.items()} != {
-            name: tensor.shape for name, tensor in last.tensors.items()
-        }:
-            raise UserError(f"{path} and {paths[-1]} hold different models: the names or shapes of their weights.")
-        if each.assets != last.assets or each.config.get("seed") != last.config.get("seed"):
-            raise UserError(f"{path} and {paths[-1]} come from different runs: their vocabularies or seeds differ.")
-        for name, tensor in each.tensors.items():
-            if not tensor.is_floating_point():
-                continue
-            if not bool(tensor.float().square().sum().isfinite()):  # nor are the activations then
-                raise UserError(
-                    f"{path} holds weights that are not finite, or as good as infinite, first in {name}.",
-                    "Its training diverged: average earlier checkpoints, or train again with a lower optimizer.lr.",
-                )
-            total[name] = total[name] + tensor.double() if name in total else tensor.double()
-        updates.append(each.info.get("update"))
-    mean = {
-        name: (total[name] / len(paths)).to(tensor.dtype) if name in total else tensor
-        for name, tensor in last.tensors.items()
-    }
-    return replace(last, tensors=mean, info={**last.info, "averaged": updates})
-
-
-def resize(contents: ModelFile, *, max_length: int, source: str) -> ModelFile:
-    """The same model with attention layers that accept `max_length` positions.
-
-    Weights that a longer model needs beyond the trained ones are drawn with the run's seed. Raises UserError if no
-    layer of the model has a limit, if all have this one, or if one cannot be resized.
-    """
-    parts = _parts(contents, source=source)
-    resized = replace(parts, model=resize_configs(parts.model, max_length=max_length))
-    old, new = (_seeded_model(contents, each, source=source) for each in (parts, resized))
-    limits = sorted({layer.max_length for _, layer in old.attention_layers() if layer.max_length is not None})
-    if not limits:
-        raise UserError(f"No attention layer of {source} limits the length of its input: there is nothing to resize.")
-    if resized == parts:
-        raise UserError(f"The attention layers of {source} already have max_length={max_length}.")
-    set_tensors(old, contents.tensors, source=source)  # refuses weights of another model
-    drawn = tensors_of(new)
-    layers = tuple(f"{name}." for name, layer in new.attention_layers() if isinstance(layer, Resizable))
-    tensors = {
-        name: resize_tensor(tensor, new=drawn[name]) if name.startswith(layers) else tensor
-        for name, tensor in contents.tensors.items()
-    }
-    set_tensors(new, tensors, source=source)
-    config = {**contents.config, **schema.to_dict(resized)}
-    info = {**contents.info, "resized": {"from": limits, "to": max_length}}
-    return replace(contents, tensors=tensors, config=config, info=info)
-
-
 def checkpoint_folders(save_dir: Path) -> list[Path]:
     """All checkpoints in the folder of a run, oldest first."""
     return sorted(path for path in save_dir.glob("update_*") if path.is_dir() and "." not in path.name)
-
-
-def checkpoints_of(path: str | os.PathLike[str]) -> list[Path]:
-    """The checkpoints of the run at `path`, oldest first: none that is newer than the file `latest` says.
-
-    `path` is the folder of the run, or a model file or checkpoint in it. Raises UserError if there is no checkpoint.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise UserError(
-            f"checkpoint={path} does not exist.", "Set it to the folder of a run (save_dir).", *near_path(path)
-        )
-    inside = next((place for place in (path, *path.absolute().parents[:2]) if (place / "latest").is_file()), path)
-    latest = inside / "latest"
-    newest = latest.read_text(errors="replace").strip() if latest.is_file() else None
-    found = [folder for folder in checkpoint_folders(inside) if newest is None or folder.name <= newest]
-    if not found:
-        raise UserError(
-            f"checkpoint={path}: there are no checkpoints of a run there.",
-            *([f"It is {describe(path)[0]}."] if path.is_file() else []),
-            "Set checkpoint= to the folder of a run (save_dir), or to several model files separated by commas.",
-        )
-    return found
 
 
 def tensors_of(model: nn.Module) -> Tensors:
@@ -303,11 +219,11 @@ def modern_task(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in tree.items() if key not in gone} | ({"kind": kind} if kind else {})
 
 
-def _parts(contents: ModelFile, *, source: str) -> _Parts:
+def parts_of(contents: ModelFile, *, source: str) -> Parts:
     """The task and model of `contents`. Raises UserError naming a key that this version does not know."""
     tree = {"task": modern_task(contents.config.get("task", {})), "model": contents.config.get("model", {})}
     try:
-        return schema.from_dict(_Parts, tree, legacy=True)
+        return schema.from_dict(Parts, tree, legacy=True)
     except UserError as error:
         lines = str(error).splitlines()
         user_dir = contents.config.get("user_dir")
@@ -317,14 +233,8 @@ def _parts(contents: ModelFile, *, source: str) -> _Parts:
         raise UserError(f"{source} was written by seqtk {version}: {lines[0]}", *lines[1:2]) from error
 
 
-def _task(contents: ModelFile, parts: _Parts, *, source: str) -> Task:
+def task_of(contents: ModelFile, parts: Parts, *, source: str) -> Task:
     try:
         return tasks.build(parts.task, assets=contents.assets)
     except KeyError as error:
         raise UserError(f"{source} lacks {error}, which its task requires: the file is incomplete.") from error
-
-
-def _seeded_model(contents: ModelFile, parts: _Parts, *, source: str) -> Model:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(contents.config.get("seed", 1))
-        return _task(contents, parts, source=source).model(parts.model)

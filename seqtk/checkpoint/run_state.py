@@ -11,12 +11,14 @@ import json
 import math
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -25,21 +27,17 @@ from torch.utils._pytree import tree_map
 from seqtk.attention import State
 from seqtk.checkpoint import model_file
 from seqtk.checkpoint.model_file import (
-    ModelFile,
     Tensors,
     checkpoint_folders,
-    load_tensors,
     read_info,
     save_tensors,
 )
 from seqtk.data.plan import Position
-from seqtk.tasks.base import Assets
+from seqtk.tasks.base import Assets, Dataset
 from seqtk.utils.errors import UserError
 from seqtk.utils.files import atomic_directory, check_writable, write_text
 
 STREAM_STATE = "stream_state.safetensors"
-_FORMER_NAMES = {"validation_owed": "pending_validation"}
-"""Fields of `TrainState` as seqtk 0.1 wrote them."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +62,6 @@ class TrainState:
     def replace(self, **changes: Any) -> "TrainState":
         """Returns a copy with some fields changed."""
         return replace(self, **changes)
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a checkpoint holds."""
-
-    folder: Path
-    model: ModelFile
-    optimizer: Tensors
-    state: TrainState
-    streams: State
-    """The recurrent state of all rows, or None."""
 
 
 class Checkpoints:
@@ -176,31 +162,6 @@ class Checkpoints:
             )
         return folder
 
-    def load(self, folder: Path) -> Checkpoint:
-        """Reads a checkpoint.
-
-        Raises:
-            UserError: If a file is missing or damaged.
-        """
-        try:
-            paths = [folder / STREAM_STATE, folder / "carried.safetensors"]  # the second by seqtk 0.1
-            streams = next((path for path in paths if path.is_file()), None)
-            return Checkpoint(
-                folder=folder,
-                model=model_file.read(folder),
-                optimizer=load_tensors(folder / "optimizer.safetensors")[0],
-                state=_read_state(folder / "state.json"),
-                streams=None if streams is None else _load_tree(streams),
-            )
-        except UserError as error:
-            raise UserError(*str(error).splitlines()[:2], self._suggest_alternatives(folder)) from error
-
-    def _suggest_alternatives(self, folder: Path) -> str:
-        others = [path.name for path in self.folders() if path != folder]
-        if others:
-            return f"Write {others[-1]} into {self.directory / 'latest'} to resume from that."
-        return "There is no other checkpoint: set another save_dir to start a new run."
-
     def _write_model(
         self, path: Path, model: Tensors, state: TrainState, metrics: Mapping[str, float] | None = None
     ) -> None:
@@ -245,6 +206,12 @@ def locked(save_dir: Path) -> Iterator[None]:
                         folder.rmdir()
 
 
+def fingerprint(train_set: Dataset) -> str:
+    """Returns a short text that differs for other training data: the number of examples and a CRC of their lengths."""
+    lengths = np.ascontiguousarray(train_set.sizes_ND, dtype=np.int32)
+    return f"{len(train_set)} examples, {zlib.crc32(lengths.tobytes()):08x}"
+
+
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer, *, full: Callable[[Tensor], Tensor]) -> Tensors:
     """Returns the optimizer's state as `{parameter/key: tensor}`; `full` makes a tensor whole."""
     names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
@@ -253,32 +220,6 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer, *, full: Callable[
         for parameter, values in optimizer.state.items()
         for key, value in values.items()
     }
-
-
-def set_optimizer_tensors(
-    model: nn.Module,
-    optimizer: Optimizer,
-    tensors: Tensors,
-    *,
-    source: str,
-    local: Callable[[Tensor, Tensor], Tensor],
-) -> None:
-    """Sets the optimizer's state; `local(tensor, parameter)` returns this process's part, on the right device.
-
-    Raises:
-        UserError: If a tensor belongs to no parameter of the model.
-    """
-    parameters = dict(model.named_parameters())
-    for full_name, tensor in tensors.items():
-        name, _, key = full_name.rpartition("/")
-        if name not in parameters:
-            raise UserError(f"{source} has optimizer state for '{full_name}', which is not a weight of this model.")
-        parameter = parameters[name]
-        # torch keeps the number of steps on the CPU unless the optimizer is fused; as a scalar it is never sharded.
-        on_cpu = key == "step" and not optimizer.defaults.get("fused")
-        is_part = tensor.shape == parameter.shape
-        place = tensor if on_cpu else local(tensor, parameter) if is_part else tensor.to(parameter.device)
-        optimizer.state[parameter][key] = place
 
 
 def _name(update: int) -> str:
@@ -300,14 +241,6 @@ def _state_text(state: TrainState) -> str:
     return json.dumps(asdict(state), indent=1)
 
 
-def _read_state(path: Path) -> TrainState:
-    try:
-        state = {_FORMER_NAMES.get(name, name): value for name, value in json.loads(path.read_text()).items()}
-        return TrainState(**{**state, "position": Position(**state["position"])})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is not the state of a checkpoint: {error}.") from error
-
-
 def _save_tree(path: Path, tree: State) -> None:
     """Writes a tree of tensors; the header says where each of them belongs."""
     tensors: Tensors = {}
@@ -319,11 +252,3 @@ def _save_tree(path: Path, tree: State) -> None:
         return str(len(tensors) - 1)
 
     save_tensors(path, tensors, {"tree": tree_map(name, tree)})
-
-
-def _load_tree(path: Path) -> State:
-    tensors, metadata = load_tensors(path)
-    try:
-        return tree_map(lambda name: None if name is None else tensors[name], metadata["tree"])
-    except KeyError as error:
-        raise UserError(f"{path} is not the state of streams: {error} is missing.") from error

@@ -29,19 +29,19 @@ def main(config: AverageConfig) -> None:
     several = "," in config.checkpoint
     if several and not config.output:
         raise UserError("output= is not set.", "Set it to the file that the mean of these checkpoints is written to.")
-    from seqtk.checkpoint import model_file
+    from seqtk.checkpoint import edit, model_file
     from seqtk.cli.loading import check_output, split_paths
 
     if several:
         paths = [Path(path) for path in split_paths(config.checkpoint)]
     else:
-        found = model_file.checkpoints_of(config.checkpoint)
+        found = edit.checkpoints_of(config.checkpoint)
         paths = found[-config.last :]
         if len(found) < config.last:
             print(f"last={config.last}, but {found[0].parent} holds {how_many(len(found), 'checkpoint')}.")
     output = Path(config.output) if config.output else paths[-1].parent / "average.safetensors"
     check_output(output)
-    model_file.write(output, model_file.average(paths))
+    model_file.write(output, edit.average(paths))
     print(f"Mean of {how_many(len(paths), 'checkpoint')}: {', '.join(path.name for path in paths)}")
     print(output)
 

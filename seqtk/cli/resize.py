@@ -35,10 +35,10 @@ def main(config: ResizeConfig) -> None:
 
     output = Path(config.output)
     check_output(output)
-    from seqtk.checkpoint import model_file
+    from seqtk.checkpoint import edit, model_file
 
     contents = model_file.read(config.checkpoint)
-    resized = model_file.resize(contents, max_length=config.max_length, source=config.checkpoint)
+    resized = edit.resize(contents, max_length=config.max_length, source=config.checkpoint)
     model_file.write(output, resized)
     before = ", ".join(map(str, resized.info["resized"]["from"]))
     print(f"Longest input of the attention layers: {before} → {config.max_length}")

@@ -17,11 +17,6 @@ from seqtk.generation.length_limits import longest_target
 from seqtk.models.base import Model
 
 
-def rows_of(state: State, rows: slice) -> State:
-    """A slice of the rows of a state."""
-    return tree_map(lambda leaf: None if leaf is None else leaf[rows], state)
-
-
 class PartialHypotheses:
     """R unfinished hypotheses with their tokens, natural-log scores and model states.
 

@@ -20,9 +20,8 @@ from seqtk.data.plan import BatchingConfig, ordered_batches, stream_rows
 from seqtk.data.sources import Items
 from seqtk.data.vocabulary import PAD, UNK, Vocabulary
 from seqtk.generation.beams import NOT_NUMBERS
-from seqtk.generation.decoder_state import rows_of
 from seqtk.generation.length_limits import longest_target
-from seqtk.models.base import Model
+from seqtk.models.base import Model, rows_of
 from seqtk.utils.errors import UserError
 
 SUMMED = 1 << 20

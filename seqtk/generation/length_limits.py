@@ -3,33 +3,25 @@
 B batch, S source length, P length of the prefix.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from seqtk.attention import Attention, Role
 from seqtk.data.batch import LanguageBatch, TranslationBatch
 from seqtk.data.vocabulary import PAD
 from seqtk.generation.config import SearchConfig
 from seqtk.models.base import Model
 
-Side = Literal["source", "target"]
-
 
 def longest_source(models: Sequence[Model]) -> int | None:
     """The longest source, with its EOS, that all models can read. None: any length."""
-    return _min_or_none(
-        limit for model in models for limit in [model.max_source_length, *_layer_limits(model, "source")]
-    )
+    return min((limit for model in models if (limit := model.length_limit("source")) is not None), default=None)
 
 
 def longest_target(models: Sequence[Model]) -> int | None:
     """The longest target, with its EOS, that all models can produce. None: any length."""
-    return _min_or_none(
-        limit for model in models for limit in [model.max_target_length, *_layer_limits(model, "target")]
-    )
+    return min((limit for model in models if (limit := model.length_limit("target")) is not None), default=None)
 
 
 def max_target_lengths(source_BS: Tensor, *, a: float, b: int, longest: int | None) -> Tensor:
@@ -59,23 +51,3 @@ def target_length_bounds(
         return torch.full_like(max_B, config.min_length), max_B
     prompt_B = torch.zeros_like(batch.ids_B) if prefix_BP is None else (prefix_BP != PAD).sum(dim=1)
     return prompt_B + config.min_length, prompt_B + (prompt_B.double() * a + b).floor().long()
-
-
-def most_restrictive_layer(model: Model, side: Side) -> Attention | None:
-    """The attention layer with the smallest `max_length` on a side. None: no layer has a limit."""
-    limited = [layer for layer in _layers(model, side) if layer.max_length is not None]
-    return min(limited, key=lambda layer: layer.max_length or 0, default=None)
-
-
-def _layer_limits(model: Model, side: Side) -> list[int | None]:
-    return [layer.max_length for layer in _layers(model, side)]
-
-
-def _layers(model: Model, side: Side) -> list[Attention]:
-    """The layers whose length limit applies to a side."""
-    roles = Role.ENCODER | Role.CROSS if side == "source" else Role.CAUSAL
-    return [layer for layer in model.length_limited_layers() if layer.role in roles]
-
-
-def _min_or_none(limits: Iterable[int | None]) -> int | None:
-    return min((limit for limit in limits if limit is not None), default=None)

@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from seqtk.attention import Attention, State
+from seqtk.attention import Attention, Role, State
 from seqtk.config.registry import Registry
 from seqtk.data.batch import Batch
 from seqtk.modules.head import Head
 from seqtk.utils.errors import UserError
+
+Side = Literal["source", "target"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,19 @@ class Model(nn.Module):
         """The attention layers whose `max_length` limits the source or the target."""
         return (layer for _, layer in self.attention_layers())
 
+    def most_restrictive_layer(self, side: Side) -> Attention | None:
+        """The attention layer with the smallest `max_length` on a side. None: no layer has a limit."""
+        roles = Role.ENCODER | Role.CROSS if side == "source" else Role.CAUSAL
+        layers = (layer for layer in self.length_limited_layers() if layer.role in roles)
+        limited = [layer for layer in layers if layer.max_length is not None]
+        return min(limited, key=lambda layer: layer.max_length or 0, default=None)
+
+    def length_limit(self, side: Side) -> int | None:
+        """The longest source or target, with its EOS, that the model takes. None: any length."""
+        layer = self.most_restrictive_layer(side)
+        limits = [getattr(self, f"max_{side}_length"), layer and layer.max_length]
+        return min((limit for limit in limits if limit is not None), default=None)
+
 
 def build_model(config: ModelConfig, batch: type[Batch], **sizes: Any) -> Model:
     """Builds the model of `config` for a task whose batches are of type `batch`.
@@ -83,3 +99,8 @@ def build_model(config: ModelConfig, batch: type[Batch], **sizes: Any) -> Model:
             f"Models for this task: {', '.join(able)}.",
         )
     return models.build(config, **sizes)
+
+
+def rows_of(state: State, rows: slice) -> State:
+    """A slice of the rows of a state."""
+    return tree_map(lambda leaf: None if leaf is None else leaf[rows], state)

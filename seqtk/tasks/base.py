@@ -1,6 +1,6 @@
 """The base of tasks. A task knows data, head and metrics; it owns neither the training loop nor the loss."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -8,21 +8,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from seqtk.attention import State
 from seqtk.config.fields import setting
 from seqtk.config.registry import Registry
 from seqtk.criterions import Criterion, criterions
+from seqtk.criterions.base import Stats
 from seqtk.criterions.cross_entropy import CrossEntropyConfig
 from seqtk.data.batch import Batch
 from seqtk.data.loader import load_batches
-from seqtk.data.plan import BatchingConfig, ordered_batches, stream_rows
+from seqtk.data.plan import BatchingConfig, IndexArray, SizeArray, ordered_batches, stream_rows
 from seqtk.data.report import TextCount
 from seqtk.data.sources import DataBinSourceConfig, SourceConfig
-from seqtk.generation.decoder_state import rows_of
-from seqtk.generation.length_limits import Side, longest_source, longest_target
 from seqtk.generation.search import SearchConfig
 from seqtk.metrics import Evaluation, Output, Score, metrics
 from seqtk.metrics.base import OUTPUTS, TEXT_SIZE
 from seqtk.models import Model, ModelConfig
+from seqtk.models.base import Side, rows_of
 from seqtk.utils.errors import UserError, how_many
 from seqtk.utils.progress import Reporter
 
@@ -150,6 +151,59 @@ class Task:
             met.add(TEXT_SIZE)
         return met
 
+    def too_long(self, sizes_ND: SizeArray, model: Model) -> Iterator[tuple[Side, int, SizeArray]]:
+        """Yields each side with examples over the model's limit, that limit, and the lengths of these examples."""
+        for sizes_N, side in zip(sizes_ND.T, self.sides, strict=False):
+            limit = model.length_limit(side)
+            if limit is not None and (sizes_N > limit).any():
+                yield side, limit, sizes_N[sizes_N > limit]
+
+    @torch.no_grad()
+    def totals(
+        self,
+        step: Callable[[Batch, State], tuple[Stats, State]],
+        dataset: Dataset,
+        batches: Sequence[IndexArray],
+        *,
+        model: Model,
+        search: SearchConfig | None,
+        device: torch.device,
+        workers: int | None = 0,
+        continuous: bool = False,
+        before_each: Callable[[], None] = lambda: None,
+    ) -> tuple[Stats, int, list[Output]]:
+        """Adds up what a criterion returns for batches, and collects the model's outputs.
+
+        Args:
+            step: Returns the statistics of a batch and the recurrent state after it, given the state before it.
+            batches: The indices of the examples of each batch; an empty one is skipped.
+            search: How outputs are searched for. None: there are none.
+            continuous: Whether the rows of a batch continue those of the batch before it.
+            before_each: Called before each batch, an empty one too.
+
+        Returns:
+            The sums, in float64 on the device; the number of targets; the outputs, in the order of the batches.
+        """
+        stats: Stats = {}
+        outputs: list[Output] = []
+        targets, state = 0, None
+        filled = [indices for indices in batches if len(indices)]
+        loaded = load_batches(filled, dataset, self.collate, device=device, workers=workers)
+        for indices in batches:
+            before_each()
+            if not len(indices):
+                continue
+            batch = next(loaded)
+            reported, after = step(batch, rows_of(state, slice(len(batch.ids_B))))
+            state = after if continuous else None
+            targets += batch.weight
+            for name, (value, weight) in reported.items():
+                before = stats.get(name, (0.0, 0.0))
+                stats[name] = before[0] + value.double(), before[1] + weight.double()
+            if search is not None and self.has_outputs():
+                outputs += self.outputs(model, batch, dataset, search)
+        return stats, targets, outputs
+
     @torch.no_grad()
     def evaluate(
         self,
@@ -185,30 +239,40 @@ class Task:
         criterion = criterion or criterions.build(CrossEntropyConfig())
         search, batching = search or SearchConfig(), batching or BatchingConfig()
         dataset, device = self.dataset(split), next(model.parameters()).device
-        self._check_lengths(dataset, model, split=split)
-        stats: dict[str, tuple[float, float]] = {}
-        outputs: list[Output] = []
-        targets, state = 0, None
+        if not len(dataset):
+            raise UserError(f"Split '{split}' has no example.")
+        for side, limit, sizes_N in self.too_long(dataset.sizes_ND, model):
+            raise UserError(
+                f"{how_many(len(sizes_N), 'example')} of split '{split}' are longer than the model's limit.",
+                f"The limit is {limit} {side} tokens.",
+                f"The longest has {sizes_N.max()} tokens: remove or shorten them.",
+            )
         streams = batching.streams
         batches = ordered_batches(dataset.sizes_ND, batching) if streams is None else stream_rows(len(dataset), streams)
         with Reporter(progress=progress).bar(len(dataset), f"{split}", unit=" examples") as bar:
-            for batch in load_batches(batches, dataset, self.collate, device=device):
-                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-                    loss = criterion(model, batch, rows_of(state, slice(len(batch.ids_B))))
-                    if decode and self.has_outputs():
-                        outputs += self.outputs(model, batch, dataset, search)
-                state = loss.state if streams is not None else None
-                targets += batch.weight
-                for name, (value, weight) in loss.stats.items():
-                    before = stats.get(name, (0.0, 0.0))
-                    stats[name] = before[0] + float(value), before[1] + float(weight)
+
+            def step(batch: Batch, state: State) -> tuple[Stats, State]:
+                loss = criterion(model, batch, state)
                 bar.update(len(batch.ids_B))
+                return loss.stats, loss.state
+
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+                stats, targets, outputs = self.totals(
+                    step,
+                    dataset,
+                    batches,
+                    model=model,
+                    search=search if decode else None,
+                    device=device,
+                    continuous=streams is not None,
+                )
         outputs.sort(key=lambda output: output.index)
         outputs = [
             replace(output, references=(*output.references, *(lines[output.index] for lines in references)))
             for output in outputs
         ]
-        evaluation = Evaluation(stats, outputs, self.text_size(split, targets))
+        sums = {name: (float(value), float(weight)) for name, (value, weight) in stats.items()}
+        evaluation = Evaluation(sums, outputs, self.text_size(split, targets))
         for name in names or ():
             if name not in metrics.available(evaluation.provides):
                 raise UserError(
@@ -217,17 +281,3 @@ class Task:
                 )
         scores = metrics.compute(self.metrics if names is None else names, evaluation)
         return Report(scores, {"examples": len(dataset), "targets": targets}, outputs)
-
-    def _check_lengths(self, dataset: Dataset, model: Model, *, split: str) -> None:
-        if not len(dataset):
-            raise UserError(f"Split '{split}' has no example.")
-        limits = {"source": longest_source([model]), "target": longest_target([model])}
-        for sizes_N, side in zip(dataset.sizes_ND.T, self.sides, strict=False):
-            limit = limits[side]
-            too_long = 0 if limit is None else int((sizes_N > limit).sum())
-            if too_long:
-                raise UserError(
-                    f"{how_many(too_long, 'example')} of split '{split}' are longer than the model's limit.",
-                    f"The limit is {limit} {side} tokens.",
-                    f"The longest has {sizes_N.max()} tokens: remove or shorten them.",
-                )

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from seqtk.criterions import Criterion
 from seqtk.data.plan import epoch_batches, usable
-from seqtk.generation.length_limits import longest_source, longest_target, most_restrictive_layer
 from seqtk.metrics import metrics
 from seqtk.metrics.base import OUTPUTS, TEXT_SIZE
 from seqtk.models import Model
@@ -33,20 +32,15 @@ def check_run(config: TrainConfig, *, task: Task, model: Model, criterion: Crite
 
 def _check_lengths(config: TrainConfig, *, task: Task, model: Model, train_set: Dataset, valid: Dataset) -> None:
     kept, _ = usable(train_set.sizes_ND, config.batch)
-    limits = {"source": longest_source([model]), "target": longest_target([model])}
     for split, sizes_ND in (("training", train_set.sizes_ND[kept]), ("validation", valid.sizes_ND)):
-        for sizes_N, side in zip(sizes_ND.T, task.sides, strict=True):
-            limit = limits[side]
-            too_long = int((sizes_N > limit).sum()) if limit is not None else 0
-            if not too_long:
-                continue
+        for side, limit, sizes_N in task.too_long(sizes_ND, model):
             own = next(
                 (key for key in (f"max_{side}_length", "max_length") if hasattr(config.model, key)), "max_length"
             )
             key, needed = f"model.{own}", int(sizes_N.max())
-            narrowest = most_restrictive_layer(model, side)
+            narrowest = model.most_restrictive_layer(side)
             if narrowest is not None and limit != getattr(config.model, own, None):
-                needed += (narrowest.max_length or 0) - (limit or 0)  # memory tokens take positions, too
+                needed += (narrowest.max_length or 0) - limit  # memory tokens take positions, too
                 key = config.length_key(narrowest.slot)
             if task.sides == ("target",):
                 other = "or task.tokens_per_sample to at most the limit."
@@ -55,7 +49,7 @@ def _check_lengths(config: TrainConfig, *, task: Task, model: Model, train_set: 
             else:
                 other = "or remove them from the validation text."
             raise UserError(
-                f"{how_many(too_long, f'{split} example')} exceed the model's limit of {limit} {side} tokens.",
+                f"{how_many(len(sizes_N), f'{split} example')} exceed the model's limit of {limit} {side} tokens.",
                 f"The longest has {sizes_N.max()}: set {key} to {needed},",
                 other,
             )

@@ -1,16 +1,14 @@
 """Whether a run may resume from a checkpoint: its settings and its corpus compared with the current ones."""
 
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from seqtk.checkpoint.model_file import modern_task
+from seqtk.checkpoint.restore import Checkpoint
 from seqtk.config import schema
 from seqtk.optim import schedules
-from seqtk.tasks.base import Dataset
+from seqtk.tasks.base import Assets
 from seqtk.training.config import TrainConfig
 from seqtk.utils.errors import UserError
 
@@ -78,24 +76,33 @@ def config_diff(saved: TrainConfig, current: TrainConfig, *, source: str) -> lis
     return found
 
 
-def fingerprint(train_set: Dataset) -> str:
-    """Returns a short text that differs for other training data: the number of examples and a CRC of their lengths."""
-    lengths = np.ascontiguousarray(train_set.sizes_ND, dtype=np.int32)
-    return f"{len(train_set)} examples, {zlib.crc32(lengths.tobytes()):08x}"
+def check_resumable(
+    saved: Checkpoint, config: TrainConfig, *, assets: Assets, corpus: str
+) -> tuple[list[Difference], str | None]:
+    """Compares a checkpoint with the run that resumes from it.
 
+    Args:
+        saved: The checkpoint.
+        config: The current config.
+        assets: The task's current vocabularies and tokenizers.
+        corpus: The fingerprint of the current training data; a checkpoint of an older version has none.
 
-def check_corpus(saved: str, current: str, *, source: str, data: str) -> None:
-    """Refuses to resume on other training data; a checkpoint of an older version has no fingerprint to compare.
+    Returns:
+        The settings that have changed, and a line about the learning rate if it has.
 
     Raises:
-        UserError: If the data differ.
+        UserError: If the run may not resume from it.
     """
-    if saved and saved != current:
-        counts = [text.partition(",")[0] for text in (saved, current)]
-        raise UserError(
-            f"{source} was trained on data other than {data}: {counts[0]} there, {counts[1]} here.",
-            "Set task.data to the same corpus to resume, or another save_dir to start a new run.",
-        )
+    source, data = str(saved.folder), config.task.data
+    other = "Set task.data to the same corpus to resume, or another save_dir to start a new run."
+    before = saved_config(saved.model.config, source=source, version=str(saved.model.info.get("version")))
+    changed = config_diff(before, config, source=source)
+    if saved.model.assets != assets:
+        raise UserError(f"{source} was trained with vocabularies other than those in {data}.", other)
+    if saved.state.corpus and saved.state.corpus != corpus:
+        there, here = (text.partition(",")[0] for text in (saved.state.corpus, corpus))
+        raise UserError(f"{source} was trained on data other than {data}: {there} there, {here} here.", other)
+    return changed, rate_change(before, config, update=saved.state.update)
 
 
 def rate_change(saved: TrainConfig, current: TrainConfig, *, update: int) -> str | None:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from seqtk.attention import State
 from seqtk.data.plan import stream_slices
-from seqtk.generation.decoder_state import rows_of
+from seqtk.models.base import rows_of
 from seqtk.training.parallel import Engine
 from seqtk.utils.errors import UserError
 

@@ -25,13 +25,8 @@ from torch import Tensor, nn
 
 from seqtk.attention import Attention
 from seqtk.checkpoint.model_file import Tensors, set_tensors, tensors_of
-from seqtk.checkpoint.run_state import (
-    Checkpoints,
-    TrainState,
-    locked,
-    optimizer_tensors,
-    set_optimizer_tensors,
-)
+from seqtk.checkpoint.restore import load_checkpoint, set_optimizer_tensors
+from seqtk.checkpoint.run_state import Checkpoints, TrainState, fingerprint, locked, optimizer_tensors
 from seqtk.config import schema
 from seqtk.corpora import demo
 from seqtk.criterions import criterions
@@ -46,7 +41,7 @@ from seqtk.training.checks import banner, check_run
 from seqtk.training.config import TrainConfig
 from seqtk.training.logging import Logger, RunInfo
 from seqtk.training.parallel import Engine, TrainStep, start_engine
-from seqtk.training.resume import check_corpus, config_diff, fingerprint, format_list, rate_change, saved_config
+from seqtk.training.resume import check_resumable, format_list
 from seqtk.training.stream_state import StreamState
 from seqtk.training.validation import ValidationInterrupted, reported_metrics, validate
 from seqtk.utils.errors import UserError
@@ -152,23 +147,15 @@ class Trainer:
         self._has_changes = False
         folder = self.checkpoints.latest()
         if folder is not None:
-            source, saved = str(folder), self.checkpoints.load(folder)
-            before = saved_config(saved.model.config, source=source, version=str(saved.model.info.get("version")))
-            changed = config_diff(before, config, source=source)
-            if saved.model.assets != self.task.assets():
-                raise UserError(
-                    f"{folder} was trained with vocabularies other than those in {config.task.data}.",
-                    "Set task.data to the same corpus to resume, or another save_dir to start a new run.",
-                )
-            check_corpus(saved.state.corpus, corpus, source=source, data=config.task.data)
-            self._set_weights(saved.model.tensors, saved.optimizer, source=source)
+            saved = load_checkpoint(folder)
+            changed, rates = check_resumable(saved, config, assets=self.task.assets(), corpus=corpus)
+            self._set_weights(saved.model.tensors, saved.optimizer, source=str(folder))
             self.streams.scatter(saved.streams)
             self.state = saved.state.replace(corpus=corpus)
             self._has_changes = bool(changed)
             self._resume_notes.append(f"Resuming from update {self.state.update:,}, epoch {self.state.position.epoch}.")
             if changed:
                 self._resume_notes.append(f"Changed settings: {format_list(changed)}.")
-            rates = rate_change(before, config, update=self.state.update)
             if rates and not self._is_over():
                 self._resume_notes.append(rates)
         if self.state.metric != metric:  # there is no best value of another metric yet

@@ -3,16 +3,13 @@
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from seqtk.data.loader import load_batches
-from seqtk.data.plan import ordered_batches, stream_rows
+from seqtk.data.plan import ordered_batches, stream_rows, stream_slices
 from seqtk.metrics import Evaluation, Output, metrics
 from seqtk.tasks import Task
 from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import Engine, TrainStep
-from seqtk.training.stream_state import StreamState
 
 EMPTY = np.empty(0, dtype=np.int64)
 
@@ -27,7 +24,6 @@ class ValidationInterrupted(Exception):  # noqa: N818 (not an error)
     """A validation was stopped; it has no result."""
 
 
-@torch.no_grad()
 def validate(
     step: TrainStep,
     task: Task,
@@ -54,39 +50,30 @@ def validate(
         ValidationInterrupted: If `stop` returned True.
     """
     step.eval()
-    dataset = task.dataset(config.validation.split)
-    streams = StreamState(config.batch.streams, world=engine)
-    if config.batch.streams is None:
+    dataset, streams = task.dataset(config.validation.split), config.batch.streams
+    if streams is None:
         every = ordered_batches(dataset.sizes_ND, config.batch)
         turns = [every[first : first + engine.size][engine.rank :] for first in range(0, len(every), engine.size)]
         batches = [turn[0] if turn else EMPTY for turn in turns]
     else:
-        (own,) = streams.parts
-        batches = [rows[own] for rows in stream_rows(len(dataset), config.batch.streams)]
-    sums: dict[str, tuple[Tensor, Tensor]] = {}
-    targets = 0
-    outputs: list[Output] = []
-    loaded = load_batches(
-        [indices for indices in batches if len(indices)],
-        dataset,
-        task.collate,
-        device=engine.device,
-        workers=config.batch.workers,
-    )
-    for indices in batches:
+        (own,) = stream_slices(streams, world=engine.size, rank=engine.rank)
+        batches = [rows[own] for rows in stream_rows(len(dataset), streams)]
+
+    def stop_if_asked() -> None:
         if stop():
             raise ValidationInterrupted
-        if not len(indices):  # only other processes have a batch
-            continue
-        batch = next(loaded)
-        _, stats, state = step(batch, streams.load(0, rows=len(batch.ids_B)))
-        streams.store(0, state)
-        targets += batch.weight
-        for name, (value, weight) in stats.items():
-            before = sums.get(name, (0.0, 0.0))
-            sums[name] = before[0] + value.double(), before[1] + weight.double()
-        if config.validation.decode and task.has_outputs():
-            outputs += task.outputs(step.model, batch, dataset, config.validation.search)
+
+    sums, targets, outputs = task.totals(
+        lambda batch, state: step(batch, state)[1:],
+        dataset,
+        batches,
+        model=step.model,
+        search=config.validation.search if config.validation.decode else None,
+        device=engine.device,
+        workers=config.batch.workers,
+        continuous=streams is not None,
+        before_each=stop_if_asked,
+    )
     gathered = [output for part in engine.gather(outputs) for output in part]
     gathered.sort(key=lambda output: output.index)
     (all_targets,) = engine.sums([float(targets)])

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load as deserialize
 from safetensors.torch import save_file
 
-from seqtk.checkpoint import model_file
+from seqtk.checkpoint import edit, model_file
 from seqtk.checkpoint.model_file import tensors_of
 from seqtk.data.sources.databin import DataBin
 from seqtk.utils.errors import UserError
@@ -76,7 +76,7 @@ class TestOldFiles:
     @pytest.mark.parametrize("name", OLD_CONFIGS)
     def test_configs_of_0_1_0_are_read(self, name: str, run_dir: Path) -> None:
         contents = replace(model_file.read(run_dir), config=OLD_CONFIGS[name])
-        model_file._parts(contents, source=name)
+        model_file.parts_of(contents, source=name)
 
     def test_demo_model_is_a_translation_model(self, run_dir: Path, tmp_path: Path) -> None:
         contents = model_file.read(run_dir)
@@ -169,7 +169,7 @@ class TestWrite:
 class TestAverage:
     def test_is_the_mean_of_the_weights(self, run_dir: Path) -> None:
         folders = sorted(run_dir.glob("update_*"))
-        mean = model_file.average(folders)
+        mean = edit.average(folders)
         for name, tensor in mean.tensors.items():
             expected = torch.stack([model_file.read(path).tensors[name].double() for path in folders]).mean(0)
             assert torch.allclose(tensor.double(), expected, atol=1e-7)
@@ -181,23 +181,23 @@ class TestAverage:
         next(iter(contents.tensors.values())).view(-1)[3] = value
         model_file.write(tmp_path / "nan.safetensors", contents)
         with pytest.raises(UserError, match=r"nan\.safetensors(.|\n)*not finite"):
-            model_file.average([run_dir, tmp_path / "nan.safetensors"])
+            edit.average([run_dir, tmp_path / "nan.safetensors"])
 
     def test_other_run_is_refused(self, run_dir: Path, tmp_path: Path) -> None:
         contents = model_file.read(run_dir)
         model_file.write(tmp_path / "a.safetensors", replace(contents, config={**contents.config, "seed": 5}))
         with pytest.raises(UserError, match="different runs"):
-            model_file.average([run_dir, tmp_path / "a.safetensors"])
+            edit.average([run_dir, tmp_path / "a.safetensors"])
 
 
 class TestCheckpointsOf:
     @pytest.mark.parametrize("name", ["", "best.safetensors", "update_00000004", "update_00000004/model.safetensors"])
     def test_run_is_found_from_any_of_its_files(self, name: str, run_dir: Path) -> None:
-        names = [path.name for path in model_file.checkpoints_of(run_dir / name)]
+        names = [path.name for path in edit.checkpoints_of(run_dir / name)]
         assert names == ["update_00000002", "update_00000004", "update_00000006", "update_00000008"]
 
     def test_file_outside_a_run_is_refused(self, run_dir: Path, tmp_path: Path) -> None:
         (tmp_path / "a" / "b").mkdir(parents=True)
         model_file.write(tmp_path / "a" / "b" / "a.safetensors", model_file.read(run_dir))
         with pytest.raises(UserError, match="checkpoint="):
-            model_file.checkpoints_of(tmp_path / "a" / "b" / "a.safetensors")
+            edit.checkpoints_of(tmp_path / "a" / "b" / "a.safetensors")

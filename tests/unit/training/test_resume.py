@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from seqtk.checkpoint import model_file
-from seqtk.checkpoint.model_file import checkpoints_of, tensors_of
-from seqtk.checkpoint.run_state import locked
-from seqtk.training.resume import Difference, fingerprint
+from seqtk.checkpoint.edit import checkpoints_of
+from seqtk.checkpoint.model_file import tensors_of
+from seqtk.checkpoint.run_state import fingerprint, locked
+from seqtk.training.resume import Difference
 from seqtk.training.trainer import Trainer, train
 from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import losses, tiny_config, trainer

@@ -1,0 +1,98 @@
+"""Reads a checkpoint of a run, to resume from it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+from seqtk.attention import State
+from seqtk.checkpoint import model_file
+from seqtk.checkpoint.model_file import ModelFile, Tensors, checkpoint_folders, load_tensors
+from seqtk.checkpoint.run_state import STREAM_STATE, TrainState
+from seqtk.data.plan import Position
+from seqtk.utils.errors import UserError
+
+_FORMER_NAMES = {"validation_owed": "pending_validation"}
+"""Fields of `TrainState` as seqtk 0.1 wrote them."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds."""
+
+    folder: Path
+    model: ModelFile
+    optimizer: Tensors
+    state: TrainState
+    streams: State
+    """The recurrent state of all rows, or None."""
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Reads a checkpoint.
+
+    Raises:
+        UserError: If a file is missing or damaged; it names another checkpoint of the run.
+    """
+    try:
+        paths = [folder / STREAM_STATE, folder / "carried.safetensors"]  # the second by seqtk 0.1
+        streams = next((path for path in paths if path.is_file()), None)
+        return Checkpoint(
+            folder=folder,
+            model=model_file.read(folder),
+            optimizer=load_tensors(folder / "optimizer.safetensors")[0],
+            state=_read_state(folder / "state.json"),
+            streams=None if streams is None else _load_tree(streams),
+        )
+    except UserError as error:
+        others = [path.name for path in checkpoint_folders(folder.parent) if path != folder]
+        advice = "There is no other checkpoint: set another save_dir to start a new run."
+        if others:
+            advice = f"Write {others[-1]} into {folder.parent / 'latest'} to resume from that."
+        raise UserError(*str(error).splitlines()[:2], advice) from error
+
+
+def set_optimizer_tensors(
+    model: nn.Module,
+    optimizer: Optimizer,
+    tensors: Tensors,
+    *,
+    source: str,
+    local: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    """Sets the optimizer's state; `local(tensor, parameter)` returns this process's part, on the right device.
+
+    Raises:
+        UserError: If a tensor belongs to no parameter of the model.
+    """
+    parameters = dict(model.named_parameters())
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition("/")
+        if name not in parameters:
+            raise UserError(f"{source} has optimizer state for '{full_name}', which is not a weight of this model.")
+        parameter = parameters[name]
+        # torch keeps the number of steps on the CPU unless the optimizer is fused; as a scalar it is never sharded.
+        on_cpu = key == "step" and not optimizer.defaults.get("fused")
+        is_part = tensor.shape == parameter.shape
+        place = tensor if on_cpu else local(tensor, parameter) if is_part else tensor.to(parameter.device)
+        optimizer.state[parameter][key] = place
+
+
+def _read_state(path: Path) -> TrainState:
+    try:
+        state = {_FORMER_NAMES.get(name, name): value for name, value in json.loads(path.read_text()).items()}
+        return TrainState(**{**state, "position": Position(**state["position"])})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is not the state of a checkpoint: {error}.") from error
+
+
+def _load_tree(path: Path) -> State:
+    tensors, metadata = load_tensors(path)
+    try:
+        return tree_map(lambda name: None if name is None else tensors[name], metadata["tree"])
+    except KeyError as error:
+        raise UserError(f"{path} is not the state of streams: {error} is missing.") from error
