@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from seqtk.attention.base import Role, StepState
+from seqtk.attention.base import Role, State, StepState
 from seqtk.attention.qkv import ALL_HEADS, HeadwiseAttention, QKVConfig
 from seqtk.config.fields import probability
 from seqtk.ops.dropout import dropout
@@ -90,57 +90,37 @@ class KernelAttention(HeadwiseAttention):
         self, heads: slice, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None
     ) -> Tensor:
         if self.role is not Role.CAUSAL:
-            sums_BHRF, shift = self.sums(key_BHSE, value_BHSE, heads=heads, pad_BS=pad_BS)
-            return self.read(query_BHTE, sums_BHRF, heads=heads, shift=shift)
+            return self.read(query_BHTE, self.compress(key_BHSE, value_BHSE, pad_BS=pad_BS, heads=heads), heads=heads)
         key_BHSR, shift = self.key_features(to_fp32(key_BHSE), heads=heads, pad_BS=pad_BS)
         query_BHTR = self.query_features(to_fp32(query_BHTE), heads=heads, shift_BH1R=shift)
         value_BHSF = with_ones(value_BHSE)
         chunk = balanced_chunk(query_BHTR.shape[-1], value_BHSF.shape[-1])
         return self.divide(causal_sums(query_BHTR, key_BHSR, value_BHSF, chunk=chunk))
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
-        if memory_BSM is None:
-            return StepState(dynamic={"sums": None, "shift": None})
-        self.check_length(memory_BSM.shape[1])
-        sums_BHRF, shift = self.sums(self.keys(memory_BSM), self.values(memory_BSM), pad_BS=pad_BS)
-        return StepState(static={"sums": sums_BHRF, "shift": shift})
+    def start_mix(self, batch: int) -> State:
+        return {"sums": None, "shift": None}
 
     def step(self, x_B1D: Tensor, state: StepState, *, first: int = 0) -> tuple[Tensor, StepState]:
-        """As `Attention.step`, for layers with positions at position `first`."""
+        """As `Attention.step`; layers with positions are at position `first`."""
         seen = state.static
         if self.role is Role.CAUSAL:
-            new_BHRF, shift = self.sums(self.keys(x_B1D), self.values(x_B1D), pad_BS=None, first=first)
-            past_BHRF = state.dynamic["sums"]
-            seen = {"sums": new_BHRF if past_BHRF is None else past_BHRF + new_BHRF, "shift": shift}
+            seen = self.compress(self.keys(x_B1D), self.values(x_B1D), pad_BS=None, first=first)
+            if state.dynamic["sums"] is not None:
+                seen["sums"] = state.dynamic["sums"] + seen["sums"]
             state = state.advance(seen)
-        y_BH1E = self.read(self.queries(x_B1D), seen["sums"], shift=seen["shift"], first=first)
-        return self.out(self.join(y_BH1E)), state
+        return self.out(self.join(self.read(self.queries(x_B1D), seen, first=first))), state
 
-    def sums(
-        self,
-        key_BHSE: Tensor,
-        value_BHSE: Tensor,
-        *,
-        heads: slice = ALL_HEADS,
-        pad_BS: Tensor | None,
-        first: int = 0,
-    ) -> tuple[Tensor, Tensor | None]:
+    def compress(
+        self, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None, heads: slice = ALL_HEADS, first: int = 0
+    ) -> State:
         """Σ φ(k) [vᵀ 1], BHRF, and the shift of `key_features`."""
         key_BHSR, shift = self.key_features(to_fp32(key_BHSE), heads=heads, pad_BS=pad_BS, first=first)
-        return product(key_BHSR.mT, with_ones(value_BHSE)), shift
+        return {"sums": product(key_BHSR.mT, with_ones(value_BHSE)), "shift": shift}
 
-    def read(
-        self,
-        query_BHTE: Tensor,
-        sums_BHRF: Tensor,
-        *,
-        heads: slice = ALL_HEADS,
-        shift: Tensor | None,
-        first: int = 0,
-    ) -> Tensor:
-        """y_BHTE from the sums over all keys that are seen."""
-        query_BHTR = self.query_features(to_fp32(query_BHTE), heads=heads, shift_BH1R=shift, first=first)
-        return self.divide(product(query_BHTR, sums_BHRF))
+    def read(self, query_BHTE: Tensor, memory: State, *, heads: slice = ALL_HEADS, first: int = 0) -> Tensor:
+        query_BHTE = to_fp32(query_BHTE)
+        query_BHTR = self.query_features(query_BHTE, heads=heads, shift_BH1R=memory["shift"], first=first)
+        return self.divide(product(query_BHTR, memory["sums"]))
 
     def divide(self, sums_BHTF: Tensor) -> Tensor:
         """y_BHTE: the weighted values over the sum of their weights."""

@@ -1,7 +1,7 @@
 """Linformer: keys and values are projected along the length to a fixed number (Wang et al. 2020, arXiv 2006.04768).
 
 B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, E width of a head,
-L longest input, K rank, G maps along the length (H, or 1 where heads share).
+L longest input, K rank, G maps along the length: H, or 1 if heads share them.
 """
 
 import math
@@ -20,7 +20,7 @@ from seqtk.ops.dot_product import attend
 
 @dataclass(frozen=True)
 class LinformerConfig(QKVConfig):
-    """Attention to `rank` mixtures of all positions: O(T rank D) time, and rank × max_length weights a map."""
+    """Attention to `rank` mixtures of all positions: O(T rank D) time, and rank × max_length weights per map."""
 
     rank: int = setting(128, at_least=1, help="Keys and values that an input is reduced to.")
     max_length: int = setting(256, at_least=1, help="The longest input, or encoder output in cross-attention.")
@@ -34,13 +34,12 @@ class LinformerConfig(QKVConfig):
 class LinformerAttention(Resizable, HeadedAttention):
     """softmax(Q (E K)ᵀ / √e) (F V) per head, E and F of rank × max_length (section 4, equation 7).
 
-    Parameters: 2 D² + 2 M D (+ 4 D bias), and rank × max_length times 2 H, 2 or 1, by `sharing`. Time and memory are
-    O(T rank). There is no causal form: each of the `rank` keys mixes all positions. Padding is zeroed before the maps,
-    and column s of a map belongs to position s of a row, wherever its padding stands; so a short row is as exact as a
-    long one, and a mask afterwards would have nothing to do.
+    Parameters: 2 D² + 2 M D (+ 4 D bias), and rank × max_length times 2 H, 2 or 1, by `sharing`. O(T rank) time and
+    memory. There is no causal form: each of the `rank` keys mixes all positions. Padding is zeroed before the maps,
+    after which no mask is needed.
 
-    Where heads share a map it is applied to the input, not to the keys: E (X W) = (E X) W, so that only `rank`
-    positions are projected, which saves more than the attention itself costs.
+    Maps that heads share are applied to the input instead of the keys: E (X W) = (E X) W, so that only `rank` positions
+    are projected. This saves more than the attention itself costs.
     """
 
     roles = Role.ENCODER | Role.CROSS
@@ -63,58 +62,50 @@ class LinformerAttention(Resizable, HeadedAttention):
         return int(self.config.max_length)
 
     def forward(
-        self,
-        x_BTD: Tensor,
-        memory_BSM: Tensor | None = None,
-        *,
-        pad_BS: Tensor | None = None,
-        state: State = None,
+        self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
     ) -> tuple[Tensor, State]:
         return self._read(x_BTD, self._compress(x_BTD if memory_BSM is None else memory_BSM, pad_BS)), None
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
-        if self.role is not Role.CROSS:
-            return super().start(batch, memory_BSM, pad_BS=pad_BS)
-        assert memory_BSM is not None
+        assert memory_BSM is not None, "only cross-attention has steps"
         return StepState(static=self._compress(memory_BSM, pad_BS))
 
     def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
-        return (self._read(x_B1D, state.static), state) if self.role is Role.CROSS else super().step(x_B1D, state)
+        return self._read(x_B1D, state.static), state
 
-    def _read(self, x_BTD: Tensor, compressed: dict[str, Tensor]) -> Tensor:
-        dropout = self.config.dropout if self.training else 0.0
-        y_BHTE = attend(self.split(self.query(x_BTD)), compressed["key"], compressed["value"], dropout=dropout)
+    def _read(self, x_BTD: Tensor, memory: dict[str, Tensor]) -> Tensor:
+        query_BHTE = self.split(self.query(x_BTD))
+        y_BHTE = attend(query_BHTE, memory["key"], memory["value"], dropout=self.active_dropout)
         return self.out(self.join(y_BHTE))  # type: ignore[no-any-return]
 
-    def _compress(self, keys_from_BSM: Tensor, pad_BS: Tensor | None) -> dict[str, Tensor]:
+    def _compress(self, source_BSM: Tensor, pad_BS: Tensor | None) -> dict[str, Tensor]:
         """The `rank` keys and values of each row, BHKE."""
-        length = keys_from_BSM.shape[1]
+        length = source_BSM.shape[1]
         self.check_length(length)
         key_map_GKS = self.key_map[..., :length]
         value_map_GKS = key_map_GKS if self.value_map is None else self.value_map[..., :length]
         if self.config.sharing == "none":
-            key_BHSE = self.split(_zeroed(self.key(keys_from_BSM), pad_BS))
-            value_BHSE = self.split(_zeroed(self.value(keys_from_BSM), pad_BS))
+            key_BHSE = self.split(_zeroed(self.key(source_BSM), pad_BS))
+            value_BHSE = self.split(_zeroed(self.value(source_BSM), pad_BS))
             return {"key": key_map_GKS @ key_BHSE, "value": value_map_GKS @ value_BHSE}
-        x_BSM = _zeroed(keys_from_BSM, pad_BS)
-        mixed_BKM = key_map_GKS @ x_BSM
-        key_BKD = self._project(self.key, mixed_BKM, key_map_GKS, pad_BS)
-        if self.value_map is not None:
-            mixed_BKM = value_map_GKS @ x_BSM
-        value_BKD = self._project(self.value, mixed_BKM, value_map_GKS, pad_BS)
+        x_BSM = _zeroed(source_BSM, pad_BS)
+        key_input_BKM = key_map_GKS @ x_BSM
+        value_input_BKM = key_input_BKM if self.value_map is None else value_map_GKS @ x_BSM
+        key_BKD = _projected(self.key, key_input_BKM, key_map_GKS, pad_BS)
+        value_BKD = _projected(self.value, value_input_BKM, value_map_GKS, pad_BS)
         return {"key": self.split(key_BKD), "value": self.split(value_BKD)}
 
-    @staticmethod
-    def _project(linear: nn.Linear, mixed_BKM: Tensor, map_GKS: Tensor, pad_BS: Tensor | None) -> Tensor:
-        """What the map makes of linear(x): the bias counts once for each real position, with its weight in the map."""
-        y_BKD = nn.functional.linear(mixed_BKM, linear.weight)
-        if linear.bias is None:
-            return y_BKD
-        weight_BK1 = (
-            map_GKS.sum(-1, keepdim=True) if pad_BS is None else map_GKS @ (~pad_BS)[..., None].to(map_GKS.dtype)
-        )
-        return y_BKD + weight_BK1 * linear.bias
+
+def _projected(linear: nn.Linear, mixed_BKM: Tensor, map_GKS: Tensor, pad_BS: Tensor | None) -> Tensor:
+    """map(linear(x)), BKD, from map(x): the bias counts once per real position, with its weight in the map."""
+    y_BKD = nn.functional.linear(mixed_BKM, linear.weight)
+    if linear.bias is None:
+        return y_BKD
+    if pad_BS is None:
+        return y_BKD + map_GKS.sum(-1, keepdim=True) * linear.bias
+    return y_BKD + map_GKS @ (~pad_BS)[..., None].to(map_GKS.dtype) * linear.bias
 
 
 def _zeroed(x_BSD: Tensor, pad_BS: Tensor | None) -> Tensor:
+    """x_BSD, 0 at padding."""
     return x_BSD if pad_BS is None else x_BSD.masked_fill(pad_BS[..., None], 0)

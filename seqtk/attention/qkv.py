@@ -126,6 +126,14 @@ class QKVAttention(HeadedAttention):
         """The state before the first `mix_step`."""
         return cache.empty("key", "value")
 
+    def compress(self, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None) -> State:
+        """What a cross-attention layer keeps of its memory while decoding; `read` takes it."""
+        return {"key": key_BHSE, "value": value_BHSE, "pad": pad_BS}
+
+    def read(self, query_BHTE: Tensor, memory: State) -> Tensor:
+        """y_BHTE, from what `compress` kept of the memory."""
+        return self.mix(query_BHTE, memory["key"], memory["value"], pad_BS=memory["pad"])
+
     def queries(self, x_BTD: Tensor) -> Tensor:
         """query_BHTE."""
         return self.split(self.query(x_BTD))
@@ -150,13 +158,12 @@ class QKVAttention(HeadedAttention):
         if memory_BSM is None:
             return StepState(dynamic=self.start_mix(batch))
         self.check_length(memory_BSM.shape[1])
-        return StepState(static={"key": self.keys(memory_BSM), "value": self.values(memory_BSM), "pad": pad_BS})
+        return StepState(static=self.compress(self.keys(memory_BSM), self.values(memory_BSM), pad_BS=pad_BS))
 
     def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
         query_BH1E = self.queries(x_B1D)
         if self.role is Role.CROSS:
-            memory = state.static
-            y_BH1E = self.mix(query_BH1E, memory["key"], memory["value"], pad_BS=memory["pad"])
+            y_BH1E = self.read(query_BH1E, state.static)
         else:
             y_BH1E, dynamic = self.mix_step(query_BH1E, self.keys(x_B1D), self.values(x_B1D), state.dynamic)
             state = state.advance(dynamic)

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from seqtk.attention.base import Role, State, StepState, attentions
+from seqtk.attention.base import Role, State, attentions
 from seqtk.attention.qkv import HeadwiseAttention, QKVConfig
 from seqtk.config.fields import probability, setting
 from seqtk.ops.dropout import dropout
@@ -52,12 +52,10 @@ class SimpleTron(HeadwiseAttention):
         self, heads: slice, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None
     ) -> Tensor:
         if self.role is not Role.CAUSAL:
-            return self.read(query_BHTE, self.product(key_BHSE, value_BHSE, pad_BS))
+            return self.read(query_BHTE, self.compress(key_BHSE, value_BHSE, pad_BS=pad_BS))
         query = dropout(to_fp32(query_BHTE), self.active_dropout)
         count_T1 = torch.arange(1, query.shape[2] + 1, dtype=query.dtype, device=query.device)[:, None]
-        if pad_BS is not None:
-            key_BHSE = key_BHSE.masked_fill(pad_BS[:, None, :, None], 0)
-        return (causal_sums(query, key_BHSE, value_BHSE) * self.factor(count_T1)).to(value_BHSE.dtype)
+        return (causal_sums(query, masked(key_BHSE, pad_BS), value_BHSE) * self.factor(count_T1)).to(value_BHSE.dtype)
 
     def start_mix(self, batch: int) -> State:
         weight = to_fp32(self.query.weight)
@@ -69,34 +67,27 @@ class SimpleTron(HeadwiseAttention):
         y_BH1E = self.read(query_BH1E, product_BHRE * self.factor(count_B1)[..., None, None])
         return y_BH1E, {"product": product_BHRE, "count": count_B1}
 
-    def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
-        if memory_BSM is None:
-            return super().start(batch)
-        return StepState(static={"product": self.product(self.keys(memory_BSM), self.values(memory_BSM), pad_BS)})
-
-    def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
-        if self.role is not Role.CROSS:
-            return super().step(x_B1D, state)
-        return self.out(self.join(self.read(self.queries(x_B1D), state.static["product"]))), state
-
-    def product(self, key_BHSE: Tensor, value_BHSE: Tensor, pad_BS: Tensor | None) -> Tensor:
+    def compress(self, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None) -> State:
         """Kᵀ V · c over the real keys, BHRE, in float32 or wider."""
-        key_BHSE, value_BHSE = to_fp32(key_BHSE), to_fp32(value_BHSE)
+        key_BHSE, value_BHSE = masked(to_fp32(key_BHSE), pad_BS), to_fp32(value_BHSE)
         if pad_BS is None:
             count_B1 = key_BHSE.new_full((len(key_BHSE), 1), key_BHSE.shape[2])
         else:
-            key_BHSE = key_BHSE.masked_fill(pad_BS[:, None, :, None], 0)
             count_B1 = (~pad_BS).sum(1, keepdim=True).to(key_BHSE.dtype)
         with without_autocast(key_BHSE):
             return key_BHSE.mT @ value_BHSE * self.factor(count_B1)[..., None, None]
 
-    def read(self, query_BHTE: Tensor, product_BHRE: Tensor) -> Tensor:
-        """y_BHTE."""
+    def read(self, query_BHTE: Tensor, memory: State) -> Tensor:
         with without_autocast(query_BHTE):
-            y_BHTE = to_fp32(query_BHTE) @ dropout(product_BHRE, self.active_dropout)
+            y_BHTE = to_fp32(query_BHTE) @ dropout(memory, self.active_dropout)
         return y_BHTE.to(query_BHTE.dtype)
 
     def factor(self, count: Tensor) -> Tensor:
         """c for `count` visible keys; for 0 as for 1."""
         size = self.head_dim if self.config.head_scale else 1
         return (size * (count.clamp(min=1) if self.config.length_factor == "sqrt" else torch.ones_like(count))).rsqrt()
+
+
+def masked(key_BHSE: Tensor, pad_BS: Tensor | None) -> Tensor:
+    """Keys, 0 at padding."""
+    return key_BHSE if pad_BS is None else key_BHSE.masked_fill(pad_BS[:, None, :, None], 0)

@@ -107,9 +107,9 @@ SOURCE_MUTANTS = [
     ),
     SourceMutant(
         "Nyström's dropout is active in evaluation on long inputs",
-        "seqtk.attention.nystrom:NystromAttention.forward",
-        "if self.training else 0.0",
-        "if self.training or x_BTD.shape[1] > 128 else 0.0",
+        "seqtk.attention.nystrom:NystromAttention.mix_heads",
+        "dropout=self.active_dropout",
+        "dropout=self.config.dropout if query_BHTE.shape[2] > 128 else self.active_dropout",
         "nystrom-encoder-long-evaluation_is_deterministic",
     ),
     SourceMutant(

@@ -1,4 +1,4 @@
-"""What is particular to Linformer, beyond the laws that all layers keep."""
+"""Properties of Linformer, beyond the laws of all layers."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def build(role: Role = Role.ENCODER, **fields: Any) -> Attention:
 
 @pytest.mark.parametrize("sharing", ["none", "headwise", "key_value"])
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CROSS])
-def test_of_full_rank_and_with_identities_for_maps_it_is_softmax_attention(sharing: str, role: Role) -> None:
+def test_identity_maps_are_softmax_attention(sharing: str, role: Role) -> None:
     linformer = build(role, sharing=sharing)
     softmax = attentions.build(SoftmaxConfig(heads=2), dim=DIM, role=role).eval()
     linformer.load_state_dict(softmax.state_dict(), strict=False)
@@ -34,8 +34,8 @@ def test_of_full_rank_and_with_identities_for_maps_it_is_softmax_attention(shari
     torch.testing.assert_close(linformer(x_BTD, memory_BSM), softmax(x_BTD, memory_BSM))
 
 
-def test_maps_that_heads_share_may_as_well_be_applied_to_the_keys() -> None:
-    """Before the projection (shared) and after it (a map per head) are the same, bias and padding included."""
+def test_shared_maps_equal_the_same_map_per_head() -> None:
+    """Maps before the projection equal maps after it, with biases and padding."""
     shared, own = build(rank=3).double(), build(rank=3, sharing="none").double()
     torch.nn.init.normal_(shared.get_parameter("key.bias"))
     torch.nn.init.normal_(shared.get_parameter("value.bias"))
@@ -54,6 +54,6 @@ def test_parameters_of_the_maps(sharing: str, maps: int) -> None:
     assert sum(p.numel() for p in layer.parameters()) == 4 * (512**2 + 512) + maps * 128 * 512
 
 
-def test_it_has_no_causal_form() -> None:
+def test_causal_role_is_refused() -> None:
     with pytest.raises(UserError, match="no causal form"):
         build(Role.CAUSAL)

@@ -1,4 +1,4 @@
-"""What is particular to Nyström attention, beyond the laws that all layers keep."""
+"""Properties of Nyström attention, beyond the laws of all layers."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def build(**fields: Any) -> Attention:
 
 
 @pytest.mark.parametrize("landmarks", [7, 16])
-def test_with_a_landmark_for_each_token_it_is_softmax_attention(landmarks: int) -> None:
+def test_a_landmark_per_token_is_softmax_attention(landmarks: int) -> None:
     nystrom = build(landmarks=landmarks, iterations=30).double()
     softmax = attentions.build(SoftmaxConfig(heads=2), dim=DIM, role=Role.ENCODER).eval().double()
     for weight in softmax.parameters():
@@ -33,7 +33,7 @@ def test_with_a_landmark_for_each_token_it_is_softmax_attention(landmarks: int) 
     )
 
 
-def test_the_inverse_is_the_pseudo_inverse_and_each_matrix_has_its_own() -> None:
+def test_inverse_is_the_pseudo_inverse_of_each_matrix() -> None:
     logits = torch.randn(4, 2, 6, 6, dtype=torch.float64) * torch.tensor([0.5, 1, 2, 3])[:, None, None, None]
     matrices = logits.softmax(-1)
     inverses = pseudo_inverse(matrices, iterations=40)
@@ -43,7 +43,7 @@ def test_the_inverse_is_the_pseudo_inverse_and_each_matrix_has_its_own() -> None
         torch.testing.assert_close(pseudo_inverse(one[None], iterations=6)[0], of_all, atol=1e-12, rtol=1e-12)
 
 
-def test_a_matrix_of_zeros_has_an_inverse_of_zeros_and_gradients_that_are_finite() -> None:
+def test_inverse_of_zeros_is_zero() -> None:
     matrices = torch.zeros(1, 1, 3, 3, requires_grad=True)
     inverse = pseudo_inverse(matrices, iterations=6)
     inverse.sum().backward()
@@ -52,7 +52,7 @@ def test_a_matrix_of_zeros_has_an_inverse_of_zeros_and_gradients_that_are_finite
     assert matrices.grad.isfinite().all()
 
 
-def test_segments_cut_each_row_by_its_own_length() -> None:
+def test_segments_depend_on_the_length_of_the_row() -> None:
     pad_BT = torch.arange(8) >= torch.tensor([[8], [5], [2], [0]])
     means_BLT = segment_means(pad_BT, 3, like=torch.zeros(4, 8, 1))
     members = [[row.nonzero().flatten().tolist() for row in rows] for rows in means_BLT]
@@ -66,7 +66,7 @@ def test_segments_cut_each_row_by_its_own_length() -> None:
     torch.testing.assert_close(sums_BL, (sums_BL > 0).float())
 
 
-def test_the_convolution_alone_sees_its_window() -> None:
+def test_convolution_adds_values_of_its_window() -> None:
     layer = build(kernel=3, landmarks=2)
     weights = layer.get_parameter("query.weight"), layer.get_parameter("conv.weight")
     base = build(kernel=0, landmarks=2)
@@ -81,6 +81,6 @@ def test_the_convolution_alone_sees_its_window() -> None:
 
 
 @pytest.mark.parametrize("fields", [{"landmarks": 0}, {"iterations": 0}, {"kernel": 4}, {"kernel": -1}])
-def test_settings_that_make_no_sense_are_named(fields: dict[str, int]) -> None:
+def test_invalid_settings_are_refused(fields: dict[str, int]) -> None:
     with pytest.raises(UserError, match=rf"{next(iter(fields))}="):
         build(**fields)
