@@ -21,6 +21,7 @@ from seqtk.config.fields import setting
 from seqtk.ops.block_pattern import WindowMask, WindowSpec, window_attention, zero_padding
 from seqtk.ops.cache import append, keep_last
 from seqtk.ops.dot_product import attend, causal_mask
+from seqtk.ops.tensors import to_fp32, without_autocast
 
 
 class WindowAttention(HeadwiseAttention):
@@ -144,27 +145,30 @@ class LongformerAttention(WindowAttention):
         """The outputs of the global positions, y_BGD.
 
         They are few, so keys and values of all positions are never computed: q · (A x + a) = (Aᵀ q) · x + q · a, and
-        Σ w (B x + b) = B (Σ w x) + b Σ w.
+        Σ w (B x + b) = B (Σ w x) + b Σ w. In float32 or wider, whatever autocast says, as `attend`.
         """
         x_BGD = x_BTD[:, : self.global_tokens]
         x_BSD = x_BTD
         seen = None if pad_BT is None else ~pad_BT[:, None, None]
         if self.role is Role.CAUSAL:
             x_BSD, seen = x_BGD, causal_mask(x_BGD.shape[1], x_BTD.device)
-        key_HED, value_HED = (
-            linear.weight.view(self.heads, self.head_dim, -1) for linear in (self.global_key, self.global_value)
-        )
-        query_BHGE = self.split(self.global_query(x_BGD)) / math.sqrt(self.head_dim)
-        logits_BHGS = _product(query_BHGE @ key_HED, x_BSD.transpose(1, 2))
-        if self.global_key.bias is not None:  # the same for all keys: no effect, but its gradient is 0, not None
-            logits_BHGS = logits_BHGS + query_BHGE @ self.global_key.bias.view(self.heads, -1, 1)
-        if seen is not None:
-            logits_BHGS = logits_BHGS.masked_fill(~seen, torch.finfo(logits_BHGS.dtype).min)
-        weight_BHGS = functional.dropout(logits_BHGS.softmax(-1), self.active_dropout)
-        y_BHGE = _product(weight_BHGS, x_BSD) @ value_HED.transpose(1, 2)
-        if self.global_value.bias is not None:
-            y_BHGE = y_BHGE + weight_BHGS.sum(-1, keepdim=True) * self.global_value.bias.view(self.heads, 1, -1)
-        return self.join(zero_padding(y_BHGE, None if pad_BT is None else pad_BT[:, : self.global_tokens]))
+        query_BHGE = self.split(self.global_query(x_BGD))
+        dtype, heads = query_BHGE.dtype, (self.heads, self.head_dim, -1)
+        with without_autocast(x_BTD):
+            x_BSD, query_BHGE = to_fp32(x_BSD), to_fp32(query_BHGE) / math.sqrt(self.head_dim)
+            key_HED, value_HED = (to_fp32(linear.weight).view(heads) for linear in (self.global_key, self.global_value))
+            logits_BHGS = _product(query_BHGE @ key_HED, x_BSD.transpose(1, 2))
+            if self.global_key.bias is not None:  # the same for all keys: no effect, but its gradient is 0, not None
+                logits_BHGS = logits_BHGS + query_BHGE @ to_fp32(self.global_key.bias).view(heads)
+            if seen is not None:
+                logits_BHGS = logits_BHGS.masked_fill(~seen, torch.finfo(logits_BHGS.dtype).min)
+            weight_BHGS = functional.dropout(logits_BHGS.softmax(-1), self.active_dropout)
+            y_BHGE = _product(weight_BHGS, x_BSD) @ value_HED.transpose(1, 2)
+            if self.global_value.bias is not None:
+                bias_H1E = to_fp32(self.global_value.bias).view(self.heads, 1, -1)
+                y_BHGE = y_BHGE + weight_BHGS.sum(-1, keepdim=True) * bias_H1E
+        pad_BG = None if pad_BT is None else pad_BT[:, : self.global_tokens]
+        return self.join(zero_padding(y_BHGE.to(dtype), pad_BG))
 
     def start_mix(self, batch: int) -> State:
         return dict.fromkeys(("key", "value", "first_key", "first_value", "global_key", "global_value"))

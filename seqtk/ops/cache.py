@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from seqtk.ops.dispatch import naive_mode
+from seqtk.ops.tensors import to_fp32, without_autocast
 
 Cache = dict[str, Any]
 """Tensors by name, or None before the first position; the positions are the last dimension but one."""
@@ -75,22 +76,31 @@ def picked(cache: Cache, name: str, *, first: int, stride: int = 1) -> Tensor:
 
 
 def compare(query_BH1E: Tensor, cache: Cache, *, scale: float | None = None) -> Tensor:
-    """Q Kᵀ · scale (1 / √E), BH1S, of one query a row with the positions of `key`, which may have fewer heads."""
+    """Q Kᵀ · scale (1 / √E), BH1S, of one query a row with the positions of `key`, which may have fewer heads.
+
+    In float32 or wider, whatever autocast says, as in `dot_product.attend`.
+    """
     batch, heads, _, width = query_BH1E.shape
     keys = segments(cache, "key")
     kv_heads = keys[0].shape[1]
-    query_BKGE = query_BH1E.reshape(batch, kv_heads, heads // kv_heads, width) * (scale or 1 / math.sqrt(width))
-    return torch.cat([query_BKGE @ key.transpose(-1, -2) for key in keys], -1).view(batch, heads, 1, -1)
+    with without_autocast(query_BH1E):
+        query_BH1E = to_fp32(query_BH1E) * (scale or 1 / math.sqrt(width))
+        query_BKGE = query_BH1E.reshape(batch, kv_heads, heads // kv_heads, width)
+        return torch.cat([query_BKGE @ to_fp32(key).mT for key in keys], -1).view(batch, heads, 1, -1)
 
 
 def average(logits_BH1S: Tensor, cache: Cache, *, name: str = "value") -> Tensor:
-    """softmax(logits) V, BH1E, over the positions of `name`, which may have fewer heads; the logits may be 1H1S."""
+    """softmax(logits) V, BH1E, over the positions of `name`, which may have fewer heads; the logits may be 1H1S.
+
+    Summed in float32 or wider, whatever autocast says; the result is of the dtype of the values.
+    """
     values = segments(cache, name)
     heads, kv_heads = logits_BH1S.shape[1], values[0].shape[1]
-    weights_BH1S = logits_BH1S.softmax(-1, dtype=torch.promote_types(logits_BH1S.dtype, torch.float32))
-    weights_BKGS = weights_BH1S.to(values[0].dtype).view(len(logits_BH1S), kv_heads, heads // kv_heads, -1)
-    y_BKGE = sum_over(weights_BKGS, values)
-    return y_BKGE.reshape(len(y_BKGE), heads, 1, -1)
+    with without_autocast(logits_BH1S):
+        weights_BH1S = to_fp32(logits_BH1S).softmax(-1)
+        weights_BKGS = weights_BH1S.view(len(logits_BH1S), kv_heads, heads // kv_heads, -1)
+        y_BKGE = sum_over(weights_BKGS, [value.to(weights_BKGS.dtype) for value in values])
+    return y_BKGE.reshape(len(y_BKGE), heads, 1, -1).to(values[0].dtype)
 
 
 def sum_over(weights_TS: Tensor, values: list[Tensor]) -> Tensor:

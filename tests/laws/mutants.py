@@ -94,7 +94,7 @@ SOURCE_MUTANTS = [
     SourceMutant(
         "The blockwise softmax seeds dropout alike in every block",
         "seqtk.ops.blockwise_softmax:_Plan.dropped",
-        "self.seed + block.heads.start * 2**32 + block.rows.start",
+        "self.seed + first",
         "self.seed",
         "synthesizer_dense-causal-long-dropout_is_unbiased_and_seeded",
     ),

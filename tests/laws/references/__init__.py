@@ -68,7 +68,6 @@ BFLOAT16_ERROR: dict[str, float] = {
     "simpletron": 0.002,  # no output projection: the output
     **dict.fromkeys(("synthesizer_dense", "synthesizer_factorized_dense"), 0.01),  # the perceptron
     **dict.fromkeys(("synthesizer_mixture", "synthesizer_factorized_random"), 0.004),  # logits
-    **dict.fromkeys(("synthesizer_fixed_random", "synthesizer_random"), 0.003),
 }
 """`Variant.bfloat16_error` of the kinds that round to bfloat16 between their linear maps, and what they round."""
 

@@ -1,5 +1,6 @@
 """Blocks and windows: limits, visible positions, steps, state."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from seqtk.attention import Attention, AttentionConfig, Role, attentions
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.windows import LocalBlockConfig, LongformerConfig, SlidingWindowConfig
 from seqtk.testing.subject import close, steps
+from tests.laws.references import cases
 
 SELF = [Role.ENCODER, Role.CAUSAL]
 NEAR: list[AttentionConfig] = [
@@ -117,3 +119,12 @@ def test_state_does_not_grow(config: AttentionConfig) -> None:
         state = steps(layer, x_BTD[:, first : first + 10], state)[1]
         kept = [leaf.shape[2] for leaf in state.dynamic.values() if leaf is not None]
         assert max(kept) <= (16 if isinstance(config, LocalBlockConfig) and config.back else 8)
+
+
+@pytest.mark.parametrize("role", SELF)
+def test_longformer_rounds_only_linear_maps(role: Role) -> None:
+    """Under bfloat16 autocast, the softmax of the global positions, too, is computed in float32."""
+    found = [case for case in cases("longformer") if case.law.name == "sums_stay_in_float32"]
+    for case in found:
+        if case.subject.role is role:
+            replace(case, subject=replace(case.subject, bfloat16_error=1e-6)).check()

@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import seqtk.attention
 import seqtk.ops
 from seqtk.ops import (
     aft,
@@ -422,6 +421,16 @@ class TestCache:
             return dot_product.attend_last(query_BH1E, self.filled(key_BKSE, value_BKSE), bias=bias)
 
         same(operation, (2, 4, 1, 6), (2, 2, steps, 6), (2, 2, steps, 5), (2, 4, 1, steps))
+
+    def test_bfloat16_sums_are_float32(self) -> None:
+        def compare(query_BH1E: Tensor, key_BKSE: Tensor) -> Tensor:
+            return cache.compare(query_BH1E, self.filled(key_BKSE, key_BKSE))
+
+        def attend(query_BH1E: Tensor, key_BKSE: Tensor, value_BKSE: Tensor) -> Tensor:
+            return dot_product.attend_last(query_BH1E, self.filled(key_BKSE, value_BKSE))
+
+        rough(compare, (2, 4, 1, 64), (2, 2, self.STEPS, 64), tolerance=1e-6)
+        rough(attend, (2, 4, 1, 64), *[(2, 2, self.STEPS, 64)] * 2, tolerance=2**-8)  # of the values' dtype
 
 
 class TestRotary:
