@@ -36,6 +36,17 @@ class SynthesizerConfig(QKVConfig):
     max_length: int = setting(256, at_least=1, help="The longest input. The matrices of logits have this size.")
 
 
+class LogitSource(nn.Module):
+    """A source of logits. `config` has heads, bias, max_length, and the source's settings."""
+
+    def forward(self, x_BTD: Tensor, *, rows: slice, columns: int) -> LogitSpec:
+        """The logits, BHTS or 1HTS, of queries x at the positions `rows`, for the keys at 0 … `columns` - 1.
+
+        They are linear in the first of the tensors by query.
+        """
+        raise NotImplementedError
+
+
 class SynthesizerAttention(Resizable, HeadedAttention):
     """The values and the output projection of all Synthesizers. Parameters: 2 D² (+ 2 D bias) + those of the source."""
 
@@ -60,11 +71,11 @@ class SynthesizerAttention(Resizable, HeadedAttention):
 class Synthesizer(SynthesizerAttention):
     """softmax(logits) V per head with one source of logits."""
 
-    source: ClassVar[str]
+    source: ClassVar[type[LogitSource]]
 
     def __init__(self, config: SynthesizerConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        self.logits = SOURCES[self.source](config, dim)
+        self.logits = self.source(config, dim)
 
     def forward(
         self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
@@ -85,17 +96,6 @@ class Synthesizer(SynthesizerAttention):
         return self.out(self.join(cache.average(logits_BH1S, kept))), state.advance(kept)
 
 
-class LogitSource(nn.Module):
-    """A source of logits. `config` has heads, bias, max_length, and the source's settings."""
-
-    def forward(self, x_BTD: Tensor, *, rows: slice, columns: int) -> LogitSpec:
-        """The logits, BHTS or 1HTS, of queries x at the positions `rows`, for the keys at 0 … `columns` - 1.
-
-        They are linear in the first of the tensors by query.
-        """
-        raise NotImplementedError
-
-
 class DenseLogits(LogitSource):
     """W2 relu(W1 x + b1) + b2 per head (section 3.1). Parameters: D² + D L (+ D + H L bias).
 
@@ -113,6 +113,71 @@ class DenseLogits(LogitSource):
     def forward(self, x_BTD: Tensor, *, rows: slice, columns: int) -> LogitSpec:
         hidden_BHTE = self.hidden(x_BTD).relu().unflatten(-1, (self.heads, -1)).transpose(1, 2).contiguous()
         return self.logits(hidden_BHTE, columns=columns)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class SynthesizerDenseConfig(SynthesizerConfig):
+    """Logits from each query alone, by a perceptron per head."""
+
+
+@attentions.register("synthesizer_dense", SynthesizerDenseConfig)
+class SynthesizerDense(Synthesizer):
+    """Each token predicts the logits of its row (`DenseLogits`)."""
+
+    source = DenseLogits
+
+
+class RandomLogits(LogitSource):
+    """A trained matrix per head, the same for every input (section 3.2). Parameters: H L².
+
+    Initialized from N(0, 1 / L), so that attention starts nearly uniform. From N(0, 1) a small model is far slower to
+    learn to reverse its input.
+    """
+
+    def __init__(self, config: Any, dim: int) -> None:
+        super().__init__()
+        size = config.max_length
+        self.matrix = nn.Parameter(torch.randn(config.heads, size, size) / math.sqrt(size))
+
+    def forward(self, x_BTD: Tensor, *, rows: slice, columns: int) -> LogitSpec:
+        return LogitSpec(table, LogitTensors(by_both=(select_rows(self.matrix, rows),)))
+
+
+@dataclass(frozen=True)
+class SynthesizerRandomConfig(SynthesizerConfig):
+    """Logits that are a trained matrix per head, the same for every input."""
+
+
+@attentions.register("synthesizer_random", SynthesizerRandomConfig)
+class SynthesizerRandom(Synthesizer):
+    """The logits are a trained matrix per head (`RandomLogits`)."""
+
+    source = RandomLogits
+
+
+class FixedRandomLogits(LogitSource):
+    """A matrix per head from N(0, 1) that is never trained (section 3.2). No parameters; it is saved with the model."""
+
+    matrix: Tensor
+
+    def __init__(self, config: Any, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("matrix", torch.randn(config.heads, config.max_length, config.max_length))
+
+    def forward(self, x_BTD: Tensor, *, rows: slice, columns: int) -> LogitSpec:
+        return LogitSpec(table, LogitTensors(by_both=(select_rows(self.matrix, rows),)))
+
+
+@dataclass(frozen=True)
+class SynthesizerFixedRandomConfig(SynthesizerConfig):
+    """Logits that are a random matrix per head, never trained."""
+
+
+@attentions.register("synthesizer_fixed_random", SynthesizerFixedRandomConfig)
+class SynthesizerFixedRandom(Synthesizer):
+    """The logits are a random matrix per head, never trained (`FixedRandomLogits`)."""
+
+    source = FixedRandomLogits
 
 
 class FactorizedDenseLogits(LogitSource):
@@ -137,33 +202,35 @@ class FactorizedDenseLogits(LogitSource):
         return LogitSpec(outer, LogitTensors(by_query=(coarse_BHTa, fine_BHTb)))
 
 
-class RandomLogits(LogitSource):
-    """A trained matrix per head, the same for every input (section 3.2). Parameters: H L².
+@dataclass(frozen=True)
+class SynthesizerFactorizedDenseConfig(SynthesizerConfig):
+    """Logits from each query alone, as the outer product of two short vectors."""
 
-    Initialized from N(0, 1 / L), so that attention starts nearly uniform. From N(0, 1) a small model is far slower to
-    learn to reverse its input.
-    """
-
-    def __init__(self, config: Any, dim: int) -> None:
-        super().__init__()
-        size = config.max_length
-        self.matrix = nn.Parameter(torch.randn(config.heads, size, size) / math.sqrt(size))
-
-    def forward(self, x_BTD: Tensor, *, rows: slice, columns: int) -> LogitSpec:
-        return LogitSpec(table, LogitTensors(by_both=(select_rows(self.matrix, rows),)))
+    fine: int | None = setting(
+        None, at_least=1, help="Length of the factor that repeats along a row of logits. null: ceil(√max_length)."
+    )
 
 
-class FixedRandomLogits(LogitSource):
-    """A matrix per head from N(0, 1) that is never trained (section 3.2). No parameters; it is saved with the model."""
+@attentions.register("synthesizer_factorized_dense", SynthesizerFactorizedDenseConfig)
+class SynthesizerFactorizedDense(Synthesizer):
+    """Each token predicts two factors of the logits of its row (`FactorizedDenseLogits`)."""
 
-    matrix: Tensor
+    source = FactorizedDenseLogits
 
-    def __init__(self, config: Any, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("matrix", torch.randn(config.heads, config.max_length, config.max_length))
+    @classmethod
+    def resized(cls, config: Any, *, max_length: int) -> Any:
+        return keep_fine(config, super().resized(config, max_length=max_length))
 
-    def forward(self, x_BTD: Tensor, *, rows: slice, columns: int) -> LogitSpec:
-        return LogitSpec(table, LogitTensors(by_both=(select_rows(self.matrix, rows),)))
+
+def factor_lengths(length: int, fine: int | None = None) -> tuple[int, int]:
+    """(a, b) with a b >= length; b is `fine`, or near √length."""
+    b = math.isqrt(length - 1) + 1 if fine is None else fine
+    return -(-length // b), b
+
+
+def keep_fine(config: Any, resized: Any) -> Any:
+    """`resized` with the b of `config`, since logit p b + q is A_p B_q at every length."""
+    return dataclasses.replace(resized, fine=factor_lengths(config.max_length, config.fine)[1])
 
 
 class FactorizedRandomLogits(LogitSource):
@@ -179,6 +246,20 @@ class FactorizedRandomLogits(LogitSource):
     def forward(self, x_BTD: Tensor, *, rows: slice, columns: int) -> LogitSpec:
         key_1HKS = select_rows(self.key, slice(0, columns)).transpose(2, 3)
         return LogitSpec(product, LogitTensors((select_rows(self.query, rows),), (key_1HKS,)))
+
+
+@dataclass(frozen=True)
+class SynthesizerFactorizedRandomConfig(SynthesizerConfig):
+    """Logits that are a trained matrix of low rank per head."""
+
+    rank: int = setting(8, at_least=1, help="Rank of the matrix.")
+
+
+@attentions.register("synthesizer_factorized_random", SynthesizerFactorizedRandomConfig)
+class SynthesizerFactorizedRandom(Synthesizer):
+    """The logits are a trained matrix of low rank per head (`FactorizedRandomLogits`)."""
+
+    source = FactorizedRandomLogits
 
 
 SOURCES: dict[str, type[LogitSource]] = {
@@ -228,84 +309,3 @@ def select_rows(matrix_HLX: Tensor, rows: slice) -> Tensor:
     if rows.stop - rows.start == matrix_HLX.shape[1]:
         return matrix_HLX[None]  # the gradient of a slice would be copied
     return matrix_HLX[None, :, rows]
-
-
-def factor_lengths(length: int, fine: int | None = None) -> tuple[int, int]:
-    """(a, b) with a b >= length; b is `fine`, or near √length."""
-    b = math.isqrt(length - 1) + 1 if fine is None else fine
-    return -(-length // b), b
-
-
-def keep_fine(config: Any, resized: Any) -> Any:
-    """`resized` with the b of `config`, since logit p b + q is A_p B_q at every length."""
-    return dataclasses.replace(resized, fine=factor_lengths(config.max_length, config.fine)[1])
-
-
-@dataclass(frozen=True)
-class SynthesizerDenseConfig(SynthesizerConfig):
-    """Logits from each query alone, by a perceptron per head."""
-
-
-@attentions.register("synthesizer_dense", SynthesizerDenseConfig)
-class SynthesizerDense(Synthesizer):
-    """Each token predicts the logits of its row (`DenseLogits`)."""
-
-    source = "dense"
-
-
-@dataclass(frozen=True)
-class SynthesizerRandomConfig(SynthesizerConfig):
-    """Logits that are a trained matrix per head, the same for every input."""
-
-
-@attentions.register("synthesizer_random", SynthesizerRandomConfig)
-class SynthesizerRandom(Synthesizer):
-    """The logits are a trained matrix per head (`RandomLogits`)."""
-
-    source = "random"
-
-
-@dataclass(frozen=True)
-class SynthesizerFixedRandomConfig(SynthesizerConfig):
-    """Logits that are a random matrix per head, never trained."""
-
-
-@attentions.register("synthesizer_fixed_random", SynthesizerFixedRandomConfig)
-class SynthesizerFixedRandom(Synthesizer):
-    """The logits are a random matrix per head, never trained (`FixedRandomLogits`)."""
-
-    source = "fixed_random"
-
-
-@dataclass(frozen=True)
-class SynthesizerFactorizedDenseConfig(SynthesizerConfig):
-    """Logits from each query alone, as the outer product of two short vectors."""
-
-    fine: int | None = setting(
-        None, at_least=1, help="Length of the factor that repeats along a row of logits. null: ceil(√max_length)."
-    )
-
-
-@attentions.register("synthesizer_factorized_dense", SynthesizerFactorizedDenseConfig)
-class SynthesizerFactorizedDense(Synthesizer):
-    """Each token predicts two factors of the logits of its row (`FactorizedDenseLogits`)."""
-
-    source = "factorized_dense"
-
-    @classmethod
-    def resized(cls, config: Any, *, max_length: int) -> Any:
-        return keep_fine(config, super().resized(config, max_length=max_length))
-
-
-@dataclass(frozen=True)
-class SynthesizerFactorizedRandomConfig(SynthesizerConfig):
-    """Logits that are a trained matrix of low rank per head."""
-
-    rank: int = setting(8, at_least=1, help="Rank of the matrix.")
-
-
-@attentions.register("synthesizer_factorized_random", SynthesizerFactorizedRandomConfig)
-class SynthesizerFactorizedRandom(Synthesizer):
-    """The logits are a trained matrix of low rank per head (`FactorizedRandomLogits`)."""
-
-    source = "factorized_random"

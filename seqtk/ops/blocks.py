@@ -1,3 +1,0 @@
-from seqtk.ops.tensors import in_blocks
-
-__all__ = ["in_blocks"]
