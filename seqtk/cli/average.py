@@ -40,7 +40,7 @@ def main(config: AverageConfig) -> None:
         if len(found) < config.last:
             print(f"last={config.last}, but {found[0].parent} holds {how_many(len(found), 'checkpoint')}.")
     output = Path(config.output) if config.output else paths[-1].parent / "average.safetensors"
-    check_output(output)
+    check_output(output, checkpoint=config.checkpoint if config.output else None)
     model_file.write(output, edit.average(paths))
     print(f"Mean of {how_many(len(paths), 'checkpoint')}: {', '.join(path.name for path in paths)}")
     print(output)

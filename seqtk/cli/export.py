@@ -26,8 +26,10 @@ def main(config: "ExportConfig") -> None:
     if not output.absolute().parent.is_dir():
         raise UserError(f"output={output} cannot be written: there is no folder {output.parent}.")
     from seqtk.checkpoint import model_file
+    from seqtk.cli.loading import check_not_input
     from seqtk.interop import chosen, exporters
 
+    check_not_input(output, checkpoint=config.checkpoint)
     exporter = chosen(exporters, config.format)
     exporter.write(model_file.load(config.checkpoint), output)
     print(output)

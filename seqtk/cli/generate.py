@@ -5,11 +5,12 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from seqtk.cli.command import command
 from seqtk.cli.decoding import DecodeConfig, check_decoding, check_nbest, load_text_pipeline
-from seqtk.cli.loading import split_paths
+from seqtk.cli.loading import check_not_input, split_paths
 from seqtk.config.fields import setting
 from seqtk.utils.errors import UserError, how_many
 
@@ -97,6 +98,8 @@ def _check(config: GenerateConfig) -> None:
         raise UserError("score_reference= and prefix_size= need references.", "Set reference=FILE.")
     if config.workers and config.device == "cuda":
         raise UserError("workers= is for a CPU.", "Remove it, or set device=cpu.")
+    inputs = {key: getattr(config, key) for key in ("checkpoint", "input", "reference", "prefix")}
+    check_not_input(Path(config.output), **inputs)
 
 
 def _prompts(config: GenerateConfig, pipeline: "GenerationPipeline") -> "Iterator[Sentence]":

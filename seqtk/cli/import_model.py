@@ -29,13 +29,13 @@ def main(config: "ImportModelConfig") -> None:
 def import_model(importer: "Importer", checkpoint: Path, *, output: str) -> None:
     """Writes the model at `checkpoint` to the model file `output`, and prints what it is."""
     from seqtk.checkpoint import model_file
+    from seqtk.cli.loading import check_output
 
-    if Path(output).is_dir() and output:
-        raise UserError(f"output={output} is a folder.", "Set it to the model file to write.")
+    if output:
+        check_output(Path(output), checkpoint=str(checkpoint))
     contents = importer.read(checkpoint)
     if not output:
         raise UserError("output= is not set.", "Set it to the model file to write.")
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
     model_file.write(output, contents)
     parameters = sum(tensor.numel() for tensor in contents.tensors.values())
     names = [contents.assets[name] for name in ("source.lang", "target.lang") if name in contents.assets]

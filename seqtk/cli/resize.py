@@ -34,7 +34,7 @@ def main(config: ResizeConfig) -> None:
     from seqtk.cli.loading import check_output
 
     output = Path(config.output)
-    check_output(output)
+    check_output(output, checkpoint=config.checkpoint)
     from seqtk.checkpoint import edit, model_file
 
     contents = model_file.read(config.checkpoint)
