@@ -110,9 +110,9 @@ def find(path: str | os.PathLike[str]) -> Path:
                 *([f"To use it: {hint}"] if hint else []),
             )
         raise UserError(
-            f"checkpoint={path} does not exist.",
+            f"checkpoint={path} {'is not a regular file' if path.exists() else 'does not exist'}.",
             "checkpoint= takes a model file, the folder of one checkpoint, or the folder of a run.",
-            *near_path(path),
+            *(() if path.exists() else near_path(path)),
         )
     return found
 

@@ -2,10 +2,11 @@
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from seqtk.cli.command import command
-from seqtk.cli.loading import LoadConfig, check_checkpoint, load_pipeline
+from seqtk.cli.loading import LoadConfig, check_checkpoint, check_not_input, load_pipeline
 from seqtk.config.fields import setting
 from seqtk.utils.errors import UserError, how_many
 
@@ -59,6 +60,8 @@ def main(config: EvalConfig) -> None:
     check_checkpoint(config)
     if config.output == "-":
         raise UserError("output=- is where the metrics are printed.", "Set output= to a file.")
+    if config.output is not None:
+        check_not_input(Path(config.output), checkpoint=config.checkpoint, input=config.input)
     from seqtk.data.plan import BatchingConfig
     from seqtk.pipelines import GenerationPipeline
 

@@ -56,6 +56,8 @@ def _copy(source: Path, folder: Path) -> Path:
     target = folder / source.name
     if target.exists():
         raise UserError(f"{target} exists already.", "Copy into another folder, or remove it first.")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, not a folder.", "Name the folder to copy the recipe into.")
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     return target

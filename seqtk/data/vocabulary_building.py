@@ -36,7 +36,10 @@ class VocabularyConfig(TextConfig):
     )
     joint: bool = setting(True, help="Both languages share one vocabulary and one SentencePiece model.")
     vocab_size: int = setting(
-        8000, at_least=1, help="Size of the vocabulary of a new SentencePiece model, including four special symbols."
+        8000,
+        at_least=1,
+        at_most=10_000_000,
+        help="Size of the vocabulary of a new SentencePiece model, including four special symbols.",
     )
     model_type: Literal["bpe", "unigram"] = setting("bpe", help="Type of the new SentencePiece model.")
     character_coverage: float = setting(

@@ -30,7 +30,7 @@ class TransformerLMConfig(ModelConfig):
     dim: int = setting(512, at_least=1, help="Width of the model.")
     ffn_dim: int = setting(2048, at_least=1, help="Inner width of the feed-forward networks.")
     heads: int = setting(8, at_least=1, help="Heads of attention layers that set none.")
-    layers: int = setting(6, at_least=0, help="Number of blocks.")
+    layers: int = setting(6, at_least=0, at_most=10_000, help="Number of blocks.")
     attention: Pattern = setting((SoftmaxConfig(),), help="One layer, or a list that repeats through the blocks.")
     positions: Positions = setting(
         "sinusoidal",

@@ -30,7 +30,7 @@ CROSS_SLOT = "model.decoder.cross_attention"
 class StackConfig:
     """What an encoder and a decoder have in common; a size of None is the model's."""
 
-    layers: int = setting(6, at_least=0, help="Number of blocks.")
+    layers: int = setting(6, at_least=0, at_most=10_000, help="Number of blocks.")
     dim: int | None = setting(None, at_least=1, help="Width. null: the model's.")
     ffn_dim: int | None = setting(None, at_least=1, help="Inner width of the feed-forward networks. null: the model's.")
     heads: int | None = setting(None, at_least=1, help="Heads of attention layers that set none. null: the model's.")
@@ -44,7 +44,7 @@ class EncoderConfig(StackConfig):
     memory_tokens: int = setting(
         0, at_least=0, help="Learned vectors before the source in all blocks, removed at the end."
     )
-    stem_layers: int = setting(0, at_least=0, help="Convolutions before the first block.")
+    stem_layers: int = setting(0, at_least=0, at_most=10_000, help="Convolutions before the first block.")
     stem_kernel_size: int = setting(3, at_least=1, help="Kernel size of these convolutions; odd.")
 
 

@@ -21,10 +21,11 @@ from seqtk.generation.decode import (
     decoding_map,
 )
 from seqtk.generation.formats import Writer
+from seqtk.metrics import metrics
 from seqtk.tasks import tasks
 from seqtk.tasks.base import Report
 from seqtk.tasks.other_data import other_data, parallel_lines
-from seqtk.utils.errors import UserError, how_many
+from seqtk.utils.errors import UserError, how_many, nearest
 
 DECODING_BATCH = BatchingConfig(max_tokens=4096, max_sentences=64)
 
@@ -93,6 +94,9 @@ class Pipeline:
             raise UserError("checkpoint= names several models.", "An evaluation takes one model.")
         if references and input is None:
             raise UserError("reference= needs input=.", "A split has its references in it.")
+        for name in names or ():
+            if name not in metrics:
+                raise UserError(f"metrics={name}: there is no such metric.", nearest(name, metrics))
         streams = self.config.get("batch", {}).get("streams") if self.task.continuous else None
         batching = batching or DECODING_BATCH
         with other_data(self.task, data=data, split=split, input=input, references=references) as split:
@@ -206,6 +210,9 @@ def as_lines(texts: Sequence[str], name: str, *, count: int | None = None) -> Se
     """`texts` itself. Raises TypeError for one string, and UserError unless there are `count` of them."""
     if isinstance(texts, str):
         raise TypeError(f"{name} must be a list of strings, not one string")
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"{name} must be a list of strings, not of {type(text).__name__}")
     if count is not None and len(texts) != count:
         raise UserError(f"There are {how_many(len(texts), name.removesuffix('s'))} for {count:,} inputs.")
     return texts

@@ -122,7 +122,10 @@ class TrainConfig:
                 raise UserError(f"{key}={name}: there is no such metric.", nearest(name, metrics))
             able = tasks.class_of(type(self.task)).has_outputs()
             if OUTPUTS in metrics[name].needs and able and not self.validation.decode:
-                raise UserError(f"{key}={name}: this metric needs the model's outputs.", "Set validation.decode=true.")
+                raise UserError(
+                    f"{key}={name}: this metric needs the model's outputs.",
+                    "Set validation.decode=true, or choose another metric.",
+                )
 
     def length_key(self, slot: str) -> str:
         """Returns the key that sets `max_length` of the layers at `slot`: the shared one where it reaches them."""

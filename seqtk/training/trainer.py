@@ -114,7 +114,8 @@ class Trainer:
         self.task = tasks.build(config.task)
         self.train_set = self.task.training_set(1)
         torch.manual_seed(config.seed)
-        self.model = self.task.model(config.model).to(engine.device)
+        with out_of_memory_errors(engine.device, "The weights of the model do not fit.", "Set smaller sizes in model."):
+            self.model = self.task.model(config.model).to(engine.device)
         self.step = TrainStep(self.model, criterions.build(config.criterion), bf16=config.precision == "bf16")
         self.wrapped = engine.wrap(self.step)
         self.optimizer = optimizers.build(config.optimizer, self.model)  # of the parameters as the engine left them

@@ -71,7 +71,9 @@ def open_decompressed(path: Path) -> IO[bytes]:
     """
     try:
         file = open(path, "rb")  # noqa: SIM115
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder, not a text file.") from None
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"There is no text file {path}.", *near_path(path, suits=Path.is_file)) from None
     try:
         opened: IO[bytes] = _decompressed(file, path)

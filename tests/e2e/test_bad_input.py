@@ -145,6 +145,10 @@ CASES = [
     ("train", f"{SMALL} attention=synthesizer_mixture attention.parts=[dot]", "attention.parts"),
     ("train", f"{SMALL} model.decoder.cross_attention=synthesizer_random", "synthesizer_random"),
     ("train", f"{SMALL} schedule=cosine max_updates=0 max_epochs=1", "schedule"),
+    ("train", f"{SMALL} model.dim=1000000000000", "weights|model"),
+    ("train", f"{SMALL} model.encoder.layers=1000000000", "model.encoder.layers"),
+    ("train", f"{SMALL} validation.metric=bleu validation.decode=false", "validation.metric|validation.decode"),
+    ("train", f"{SMALL} task.data={{here}} task.source_lang=en task.target_lang=de", "{here} is not a data-bin"),
     ("train", f"{SMALL} seed=-1", "seed"),
     ("train", f"{SMALL} save_dir={{here}}/notes.txt", "{here}/notes.txt"),
     ("train", f"{SMALL} save_dir={{here}}/run", "{here}/run"),
@@ -155,6 +159,7 @@ CASES = [
     ("preprocess", f"{MAKE} destdir={{new}} train={{here}}/trian", "{here}/trian.en"),
     ("preprocess", f"{MAKE} destdir={{corpus}}", "{corpus}"),
     ("preprocess", f"{MAKE} destdir={{new}} vocab_size=-5", "vocab_size"),
+    ("preprocess", f"{MAKE} destdir={{new}} vocab_size=99999999999", "vocab_size"),
     ("preprocess", f"{MAKE} destdir={{new}} model_type=bep", "model_type"),
     ("preprocess", f"{MAKE} destdir={{new}} sentencepiece={{here}}/notes.txt", "{here}/notes.txt"),
     ("preprocess", "source_lang=en train={here}/latin1 destdir={new}", "{here}/latin1.en"),
@@ -170,7 +175,9 @@ CASES = [
     ("generate", "checkpoint={here}/evil.pt", "{here}/evil.pt"),
     ("generate", "checkpoint={here}/fairseq.pt", "seqtk-import-fairseq {here}/fairseq.pt"),
     ("generate", "checkpoint={corpus}", "{corpus}|data-bin"),
+    ("generate", "checkpoint=/dev/null", "/dev/null is not a regular file"),
     ("generate", f"{GENERATE} beam=-2", "beam=-2"),
+    ("evaluate", "checkpoint={here}/model.safetensors metrics=[blue]", "'bleu'"),
     ("generate", f"{GENERATE} beam=0", "beam=0"),
     ("generate", f"{GENERATE} nbest=9", "nbest=9"),
     ("generate", f"{GENERATE} temperature=0", "temperature"),
@@ -223,6 +230,7 @@ CASES = [
     ("import_fairseq", "checkpoint={here}/notes.txt data={corpus} output={here}/x", "{here}/notes.txt"),
     ("import_fairseq", "checkpoint={here}/no.pt data={corpus} output={here}/x", "{here}/no.pt"),
     ("recipes", "show demmo", "'demo'"),
+    ("recipes", "cp demo {here}/notes.txt", "{here}/notes.txt is a file"),
 ]
 
 

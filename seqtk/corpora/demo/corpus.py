@@ -26,7 +26,7 @@ class DemoConfig:
 
     destdir: str = setting(DESTINATION, help="Data-bin folder to make; the text is in its folder text.")
     pairs: int = setting(20000, at_least=1, help="Sentence pairs to train on; 500 more validate, and 500 test.")
-    vocab_size: int = setting(2500, at_least=1, help="Size of the joint SentencePiece vocabulary.")
+    vocab_size: int = setting(2500, at_least=1, at_most=10_000_000, help="Size of the joint SentencePiece vocabulary.")
     seed: int = setting(1, at_least=0, help="Seed of the sentences.")
     overwrite: bool = setting(False, help="Replaces a data-bin that is in destdir.")
 

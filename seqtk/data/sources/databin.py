@@ -80,7 +80,9 @@ class DataBin:
             first, second = given[0]
             return first, None if second == NO_LANGUAGE else second
         if not pairs:
-            raise UserError(f"{self.directory} is not a data-bin directory: it holds no .idx file.")
+            raise UserError(
+                f"{self.directory} is not a data-bin folder: it has no .idx file.", "seqtk-preprocess makes one."
+            )
         wanted = f"{source or '?'}-{target or '?'}"
         raise UserError(
             f"{self.directory} holds {', '.join('-'.join(pair) for pair in pairs)}, not just one {wanted}."
@@ -119,6 +121,10 @@ class DataBin:
         path = self.directory / name
         if not path.is_file():
             known = [found.name for found in self._glob("dict*.txt")]
+            if not known:
+                raise UserError(
+                    f"{self.directory} is not a data-bin folder: there is no {name}.", "seqtk-preprocess makes one."
+                )
             raise UserError(f"There is no {name} in {self.directory}.", nearest(name, known))
         vocabulary, noted = Vocabulary.load(path), self._record["vocabulary"]
         size = next(iter(noted.values()), None) if lang is None else noted.get(lang)

@@ -98,6 +98,8 @@ class TestTranslate:
                 run.load().translate(SENTENCES, **settings)
         with pytest.raises(TypeError, match="list"):
             run.load().translate("one sentence")
+        with pytest.raises(TypeError, match="list of strings"):
+            run.load().translate(["w1", None])  # type: ignore[list-item]
 
     def test_score_is_that_of_the_search(self, run: seqtk.Run) -> None:
         model = run.load()

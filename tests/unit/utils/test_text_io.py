@@ -78,6 +78,10 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"text\.n(.|\n)*Did you mean 'text\.en'"):
             read(tmp_path / "text.n")
 
+    def test_a_folder_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="is a folder"):
+            read(tmp_path)
+
 
 def test_output_is_utf8_with_line_feeds(tmp_path: Path) -> None:
     with text_output(str(tmp_path / "out")) as output:
