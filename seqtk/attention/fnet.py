@@ -1,4 +1,4 @@
-"""FNet: tokens mixed by a Fourier transform, which has nothing to learn (Lee-Thorp et al. 2021, arXiv 2105.03824).
+"""FNet: positions mixed by a Fourier transform, without parameters (Lee-Thorp et al. 2021, arXiv 2105.03824).
 
 B batch, T length, D width, P length of a padded convolution.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, attentions
 from seqtk.config.fields import setting
-from seqtk.ops.precision import as_autocast, wide
+from seqtk.ops.tensors import to_autocast_dtype, to_fp32, without_autocast
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class FNetConfig(AttentionConfig):
     """The real part of a Fourier transform over positions and width: no weights, O(T D log(T D)) time. Encoder only."""
 
     orthonormal: bool = setting(
-        True, help="Divide by √(T D), so that outputs are as large as inputs. The paper does not (false)."
+        True, help="Divide by √(T D), so that outputs are as large as inputs. false: as in the paper."
     )
 
 
@@ -28,22 +28,17 @@ class FNet(Attention):
     """Re(F_T F_D x): the discrete Fourier transform over a row's T real positions and its D channels (section 3.1).
 
     No parameters. O(T D (log T + log D)) time, O(T D) memory. Every output needs every input, so there is no causal
-    form. Rows of different lengths have different transforms, all computed at once as chirp convolutions.
+    form. Rows of different lengths have different transforms, which one chirp convolution computes together.
     """
 
     roles = Role.ENCODER
     subquadratic = True
 
     def forward(
-        self,
-        x_BTD: Tensor,
-        memory_BSM: Tensor | None = None,
-        *,
-        pad_BS: Tensor | None = None,
-        state: State = None,
+        self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
     ) -> tuple[Tensor, State]:
-        wide_BTD = wide(x_BTD)
-        with torch.autocast(x_BTD.device.type, enabled=False):
+        wide_BTD = to_fp32(x_BTD)
+        with without_autocast(x_BTD):
             if pad_BS is None:
                 length_B11 = wide_BTD.new_full((1, 1, 1), x_BTD.shape[1])
                 y_BTD = torch.fft.fft2(wide_BTD, dim=(1, 2)).real
@@ -53,19 +48,21 @@ class FNet(Attention):
                 y_BTD = transform(torch.fft.fft(wide_BTD * real_BT1, dim=2), length_B11).real
             if self.config.orthonormal:
                 y_BTD = y_BTD * (length_B11.to(y_BTD.dtype) * self.dim).rsqrt()
-        return as_autocast(y_BTD.to(x_BTD.dtype)), None
+        return to_autocast_dtype(y_BTD.to(x_BTD.dtype)), None
 
 
 def transform(x_BTD: Tensor, length_B11: Tensor) -> Tensor:
-    """The Fourier transform over T of complex rows, each as long as `length_B11` says and zero beyond.
+    """The Fourier transform over T of complex rows of lengths `length_B11`, which are zero after their end.
 
-    As a convolution with a chirp c_m = exp(-iπ m² / n), for 2 m k = m² + k² - (k - m)² (Bluestein 1970), which takes a
-    length n of its own for each row in the same operations. Beyond a row's length its result means nothing.
+    A convolution with the chirp c_m = exp(-iπ m² / n), since 2 m k = m² + k² - (k - m)² (Bluestein 1970), so
+    that each row can have another length n. The result has no meaning after the end of a row.
     """
     size = x_BTD.shape[1]
     padded = 1 << (2 * size - 2).bit_length()
-    place_T1 = torch.arange(size, device=x_BTD.device)[:, None]
-    turn_BT1 = (place_T1**2 % (2 * length_B11)).to(x_BTD.real.dtype) / length_B11  # whole turns left out: exact
+    position_T1 = torch.arange(size, device=x_BTD.device)[:, None]
+    turn_BT1 = (position_T1**2 % (2 * length_B11)).to(
+        x_BTD.real.dtype
+    ) / length_B11  # modulo whole turns, so it stays exact
     chirp_BT1 = torch.polar(torch.ones_like(turn_BT1), -math.pi * turn_BT1)
     gap_B = chirp_BT1.new_zeros(len(chirp_BT1), padded - (2 * size - 1), 1)
     filter_BP1 = torch.cat([chirp_BT1, gap_B, chirp_BT1[:, 1:].flip(1)], 1).conj()

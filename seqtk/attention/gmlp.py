@@ -17,20 +17,21 @@ from seqtk.ops.init import xavier_linear
 
 @dataclass(frozen=True)
 class GmlpConfig(AttentionConfig):
-    """A perceptron gated by one trained matrix over positions, of L² weights beside 3 D I: O(T² I) time."""
+    """A perceptron gated by a trained matrix over positions: 3 D I + L² weights, O(T² I) time."""
 
     max_length: int = setting(256, at_least=1, help="The longest input. The matrix over positions has this size.")
     inner: int | None = setting(
         None, at_least=1, help="Width of the gate and of the gated half. null: the layer's width."
     )
-    bias: bool = setting(True, help="Use biases in the projections.")
+    bias: bool = setting(True, help="Give the projections a bias.")
 
 
 @attentions.register("gmlp", GmlpConfig)
 class Gmlp(Attention):
-    """out(u ⊙ (W norm(v) + b)), (u, v) = gelu(expand(x)), W over positions (section 2.1's spatial gating unit).
+    """out(u ⊙ (W norm(v) + b)), (u, v) = gelu(expand(x)), W over positions (section 2.1: spatial gating unit).
 
-    W is near 0 and b is 1 at first, so that it starts as a perceptron. The causal form takes W[t, s] with s <= t only.
+    W starts near 0 and b at 1, so that the layer starts as a perceptron. The causal form uses W[t, s] with s <= t only.
+
     Parameters: 3 D I (+ (D + 2 I) bias) + 2 I of the norm + L² + L. O(T² I) time, O(L² + T I) memory; a step is O(t I).
     """
 
@@ -50,12 +51,7 @@ class Gmlp(Attention):
         return int(self.config.max_length)
 
     def forward(
-        self,
-        x_BTD: Tensor,
-        memory_BSM: Tensor | None = None,
-        *,
-        pad_BS: Tensor | None = None,
-        state: State = None,
+        self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
     ) -> tuple[Tensor, State]:
         length = x_BTD.shape[1]
         self.check_length(length)
@@ -80,7 +76,7 @@ class Gmlp(Attention):
         return self._gate(gated_B1I, sum_B1I, self.spatial_bias[length - 1 : length]), state.advance(kept)
 
     def _halves(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """What is gated, and the normed values that the gate is made of."""
+        """u and norm(v)."""
         gated_BTI, value_BTI = functional.gelu(self.expand(x_BTD)).chunk(2, -1)
         return gated_BTI, self.norm(value_BTI).to(value_BTI.dtype)
 

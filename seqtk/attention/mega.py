@@ -4,7 +4,6 @@ B batch, T length, D width, N averages of a channel, Z width of queries and keys
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +11,12 @@ from torch.nn import functional
 
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, StepState, attentions
 from seqtk.config.fields import probability, setting
-from seqtk.modules.block import check_rate
 from seqtk.ops import cache
 from seqtk.ops.dot_product import attend, attend_last, padding_bias
 from seqtk.ops.ema import DampedAverage
 from seqtk.ops.init import xavier_linear
 from seqtk.ops.positions import rotate
-from seqtk.ops.precision import as_autocast
+from seqtk.ops.tensors import in_blocks, to_autocast_dtype
 from seqtk.utils.errors import UserError
 
 
@@ -26,8 +24,8 @@ from seqtk.utils.errors import UserError
 class MegaConfig(AttentionConfig):
     """A moving average, then gated attention of one head: 8.25 D² + 4 D N weights; O(T² D), with chunks O(T C D) time.
 
-    The layer gives the change of its input, so that the residual around it is Mega's gate. That is the published layer
-    in blocks that normalise after the residual.
+    The output is the change of the input, so that the residual connection around the layer completes Mega's gate. In
+    blocks that normalize after the residual this is the published layer.
     """
 
     averages: int = setting(
@@ -48,26 +46,28 @@ class MegaConfig(AttentionConfig):
 class Mega(Attention):
     """φ ⊙ (Ĥ - x), Ĥ = silu(m W_h + b_h + (γ ⊙ A) U), φ = sigmoid(m W_φ + b_φ), γ = silu(m W_γ + b_γ) (section 3.3).
 
-    m = silu(average(x) + ω ⊙ x); A = softmax(q kᵀ / √Z) silu(x W_v + b_v), where q and k are z = silu(m W_z + b_z) with
-    a scale and a shift of their own, turned by their positions. With `chunk`, attention stays within chunks
-    of each row's own positions, and only the average reaches further (section 3.5: Mega-chunk).
+    m = silu(average(x) + ω ⊙ x); A = softmax(q kᵀ / √Z) silu(x W_v + b_v), where q and k are z = silu(m W_z + b_z),
+    each with a scale and a shift, and rotated by position. With `chunk`, attention stays within chunks of a row's
+    positions; only the average reaches further (section 3.5: Mega-chunk).
+
     Parameters: 4 D N + D + 2 D² + 3 D V + D Z + 2 D + 2 V + 5 Z. O(T D (D + N)) time and O(T² V), with chunks O(T C V),
-    for attention; a step is O(t V) or O(C V). The official code's encoder has N averages for either direction, ours
-    half of them, so that a layer's size is the same in both roles; their table of relative biases is left out.
+    for attention; a step is O(t V) or O(C V). The encoder of the authors' code has N averages in each direction;
+    seqtk's has N / 2, so that a layer has the same size in both roles. Their relative position bias is left out.
     """
 
     roles = Role.ENCODER | Role.CAUSAL
 
     def __init__(self, config: MegaConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        check_rate(config.dropout)
         self.subquadratic = config.chunk is not None
-        shared, values = _widths(config, dim)
+        shared, values = self.widths = config.shared or max(dim // 4, 1), config.values or 2 * dim  # Z, V
         if role is Role.ENCODER and config.averages % 2:
-            raise UserError(f"attention.averages={config.averages} must be even in an encoder: half run backwards.")
+            raise UserError(
+                f"attention.averages={config.averages} must be even in an encoder, where half of them run backwards."
+            )
         if config.rotary and shared % 2:
             raise UserError(
-                f"attention.rotary=true needs an even width of queries and keys, not {shared}.",
+                f"attention.rotary=true requires an even width of queries and keys, but it is {shared}.",
                 "Set attention.shared to an even number, or attention.rotary=false.",
             )
         self.average = DampedAverage(dim, config.averages, both_ways=role is Role.ENCODER)
@@ -79,18 +79,13 @@ class Mega(Attention):
         self.attended = xavier_linear(values, dim, bias=False)
 
     def forward(
-        self,
-        x_BTD: Tensor,
-        memory_BSM: Tensor | None = None,
-        *,
-        pad_BS: Tensor | None = None,
-        state: State = None,
+        self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
     ) -> tuple[Tensor, State]:
         if pad_BS is not None:
             x_BTD = x_BTD.masked_fill(pad_BS[..., None], 0)
         gates = self._gates(x_BTD, self.average(x_BTD))
-        place_1T = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None]
-        query_B1TZ, key_B1TZ = self._queries_and_keys(gates["shared"], place_1T)
+        position_1T = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None]
+        query_B1TZ, key_B1TZ = self._queries_and_keys(gates["shared"], position_1T)
         attended_BTV = self._attend(query_B1TZ, key_B1TZ, self._values(x_BTD), pad_BS)
         y_BTD = self._change(x_BTD, attended_BTV, gates)
         return y_BTD if pad_BS is None else y_BTD.masked_fill(pad_BS[..., None], 0), None
@@ -104,16 +99,15 @@ class Mega(Attention):
         kept = state.dynamic
         if cache.length(kept, "key") == self.config.chunk:
             kept = cache.empty("key", "value")
-        place_11 = torch.full((1, 1), cache.length(kept, "key"), device=x_B1D.device)
-        query_B11Z, key_B11Z = self._queries_and_keys(gates["shared"], place_11)
+        position_11 = torch.full((1, 1), cache.length(kept, "key"), device=x_B1D.device)
+        query_B11Z, key_B11Z = self._queries_and_keys(gates["shared"], position_11)
         kept = cache.remember({**kept, "average": average_BDN}, key=key_B11Z, value=self._values(x_B1D))
         return self._change(x_B1D, attend_last(query_B11Z, kept)[:, 0], gates), state.advance(kept)
 
     def _gates(self, x_BTD: Tensor, average_BTD: Tensor) -> dict[str, Tensor]:
-        """What is made of the moving average: φ, the part of Ĥ without attention, z, γ."""
+        """φ, the part of Ĥ without attention, z and γ, all computed from the moving average."""
         moved_BTD = functional.silu(average_BTD + self.skip * x_BTD).to(x_BTD.dtype)
-        shared, values = _widths(self.config, self.dim)
-        update, hidden, z, reset = self.base(moved_BTD).split([self.dim, self.dim, shared, values], -1)
+        update, hidden, z, reset = self.base(moved_BTD).split([self.dim, self.dim, *self.widths], -1)
         return {
             "update": update.sigmoid(),
             "hidden": hidden,
@@ -131,33 +125,21 @@ class Mega(Attention):
         return functional.silu(self.value(x_BTD))[:, None]
 
     def _attend(self, query_B1TZ: Tensor, key_B1TZ: Tensor, value_B1TV: Tensor, pad_BT: Tensor | None) -> Tensor:
-        """Attention over each row, or within each of its chunks as if they were rows; BTV."""
+        """Attention over each row, or within each of its chunks, which become rows; BTV."""
         batch, _, length, _ = query_B1TZ.shape
-        size = min(self.config.chunk or length, length)
-        lack = -length % size
-        if lack and pad_BT is None and self.role is not Role.CAUSAL:
+        size, causal = min(self.config.chunk or length, length), self.role is Role.CAUSAL
+        if length % size and pad_BT is None and not causal:
             pad_BT = torch.zeros(batch, length, dtype=torch.bool, device=query_B1TZ.device)
         query, key, value = (
-            functional.pad(x, (0, 0, 0, lack)).reshape(-1, 1, size, x.shape[-1])
-            for x in (query_B1TZ, key_B1TZ, value_B1TV)
+            in_blocks(x[:, 0], size).flatten(0, 1)[:, None] for x in (query_B1TZ, key_B1TZ, value_B1TV)
         )
-        pad = None if pad_BT is None else functional.pad(pad_BT, (0, lack), value=True).reshape(-1, size)
-        causal = self.role is Role.CAUSAL
+        pad = None if pad_BT is None else in_blocks(pad_BT, size, fill=True).flatten(0, 1)
+        bias, is_causal = padding_bias(pad, causal_length=size if causal else None), causal and pad is None
         y = attend(
-            query,
-            key,
-            value,
-            bias=padding_bias(pad, causal_length=size if causal else None),
-            causal=causal and pad is None,
-            dropout=self.config.dropout if self.training else 0.0,
+            query, key, value, bias=bias, causal=is_causal, dropout=self.config.dropout if self.training else 0.0
         )
-        return y.reshape(batch, length + lack, -1)[:, :length]
+        return y.reshape(batch, -1, y.shape[-1])[:, :length]
 
     def _change(self, x_BTD: Tensor, attended_BTV: Tensor, gates: dict[str, Tensor]) -> Tensor:
         hidden_BTD = functional.silu(gates["hidden"] + self.attended(gates["reset"] * attended_BTV))
-        return as_autocast(gates["update"] * (hidden_BTD - x_BTD))
-
-
-def _widths(config: Any, dim: int) -> tuple[int, int]:
-    """Z and V."""
-    return config.shared or max(dim // 4, 1), config.values or 2 * dim
+        return to_autocast_dtype(gates["update"] * (hidden_BTD - x_BTD))

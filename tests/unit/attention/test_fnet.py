@@ -1,4 +1,4 @@
-"""FNet: rows of any length at once are the library's transform of each alone."""
+"""Properties of FNet, beyond the laws of all layers."""
 
 import pytest
 import torch
@@ -12,13 +12,13 @@ def build(**fields: bool) -> FNet:
     return FNet(FNetConfig(**fields), dim=8, role=Role.ENCODER)
 
 
-def test_has_nothing_to_learn_or_to_keep() -> None:
+def test_has_no_parameters_and_no_buffers() -> None:
     assert not build().state_dict()
     assert not list(build().parameters())
 
 
 @pytest.mark.parametrize("lengths", [[1], [2, 1], [7, 3], [8, 5, 1], [9, 8, 2]])
-def test_each_row_is_transformed_by_its_own_length(lengths: list[int]) -> None:
+def test_each_row_equals_its_own_transform(lengths: list[int]) -> None:
     x_BTD = torch.randn(len(lengths), lengths[0], 8, dtype=torch.float64)
     pad_BT = torch.arange(lengths[0]) >= torch.tensor(lengths)[:, None]
     y_BTD = build(orthonormal=False)(x_BTD, pad_BS=pad_BT)[0]
@@ -26,21 +26,21 @@ def test_each_row_is_transformed_by_its_own_length(lengths: list[int]) -> None:
         torch.testing.assert_close(y_TD[:length], torch.fft.fft2(x_TD[:length]).real)
 
 
-def test_long_rows_stay_exact_in_float32() -> None:
-    """Where the square of a position has more digits than a float32."""
+def test_long_rows_are_exact_in_float32() -> None:
+    """Also where the square of a position has more digits than a float32."""
     x_BTD = torch.randn(1, 6001, 8)
     exact_TD = build()(x_BTD[:, :6000].double())[0][0]
     y_TD = build()(x_BTD, pad_BS=torch.arange(6001)[None] == 6000)[0][0, :6000]
     assert (y_TD - exact_TD).abs().max() < 1e-5
 
 
-def test_outputs_are_as_large_as_inputs_unless_as_published() -> None:
+def test_orthonormal_transform_keeps_the_scale() -> None:
     x_BTD = torch.randn(4, 64, 8)
     scaled = build()(x_BTD)[0]
     assert 0.6 < scaled.norm() / x_BTD.norm() < 0.8  # the real part is half of the power
     torch.testing.assert_close(build(orthonormal=False)(x_BTD)[0], scaled * (64 * 8) ** 0.5)
 
 
-def test_no_causal_form_is_faked() -> None:
+def test_causal_role_is_refused() -> None:
     with pytest.raises(UserError, match="no causal form"):
         FNet(FNetConfig(), dim=8, role=Role.CAUSAL)

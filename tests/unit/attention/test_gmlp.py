@@ -1,4 +1,4 @@
-"""gMLP: starts as a perceptron; its spatial matrix alone moves anything between positions."""
+"""Properties of gMLP, beyond the laws of all layers."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_starts_near_a_perceptron(role: Role) -> None:
     torch.testing.assert_close(layer(x_BTD)[0], perceptron)
 
 
-def test_a_lower_triangular_matrix_makes_the_two_roles_one() -> None:
+def test_roles_agree_with_a_lower_triangular_matrix() -> None:
     encoder, causal = build(), build(Role.CAUSAL)
     torch.nn.init.normal_(encoder.spatial)
     causal.load_state_dict(encoder.state_dict())
@@ -33,7 +33,7 @@ def test_a_lower_triangular_matrix_makes_the_two_roles_one() -> None:
     torch.testing.assert_close(encoder(x_BTD)[0], causal(x_BTD)[0])
 
 
-def test_a_shift_of_the_matrix_shifts_what_is_gated() -> None:
+def test_matrix_of_a_shift_gates_by_the_value_before() -> None:
     """W of ones below the diagonal and b = 0: the gate is the value before."""
     layer = build(Role.CAUSAL)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Mega: its average at lengths that pass chunks, equality limits, long rows step by step, refusals."""
+"""Properties of Mega and its moving average, beyond the laws of all layers."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqtk.attention import Role
+from seqtk.attention import Role, attentions
 from seqtk.attention.mega import Mega, MegaConfig
 from seqtk.ops.ema import DampedAverage
 from seqtk.utils.errors import UserError
@@ -15,12 +15,13 @@ DIM = 8
 
 
 def build(role: Role = Role.ENCODER, **fields: Any) -> Mega:
-    layer = Mega(MegaConfig(**{"averages": 4, **fields}), dim=DIM, role=role).double().eval()
+    layer = attentions.build(MegaConfig(**{"averages": 4, **fields}), dim=DIM, role=role).double().eval()
+    assert isinstance(layer, Mega)
     torch.nn.init.normal_(layer.scales)
     return layer
 
 
-def by_one(average: DampedAverage, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+def stepped(average: DampedAverage, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
     """The averages of one step per position, and the last state."""
     state, outputs = average.start(len(x_BTD)), []
     for t in range(x_BTD.shape[1]):
@@ -30,13 +31,13 @@ def by_one(average: DampedAverage, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 65, 200])
-def test_the_average_in_chunks_is_the_recurrence(length: int) -> None:
+def test_average_in_chunks_equals_the_recurrence(length: int) -> None:
     average = DampedAverage(3, 4, both_ways=False).double()
     x_BTD = torch.randn(2, length, 3, dtype=torch.float64)
-    torch.testing.assert_close(average(x_BTD), by_one(average, x_BTD)[0])
+    torch.testing.assert_close(average(x_BTD), stepped(average, x_BTD)[0])
 
 
-def test_the_average_both_ways_is_two() -> None:
+def test_average_both_ways_is_the_sum_of_two() -> None:
     both = DampedAverage(3, 4, both_ways=True).double()
     x_BTD = torch.randn(2, 70, 3, dtype=torch.float64)
     expected = torch.zeros_like(x_BTD)
@@ -47,7 +48,7 @@ def test_the_average_both_ways_is_two() -> None:
     torch.testing.assert_close(both(x_BTD), expected)
 
 
-def test_the_average_sees_no_future_beyond_its_chunks() -> None:
+def test_average_does_not_depend_on_the_future() -> None:
     average = DampedAverage(3, 4, both_ways=False)
     x_BTD = torch.randn(1, 100, 3, requires_grad=True)
     (gradient,) = torch.autograd.grad(average(x_BTD)[:, 40].sum(), x_BTD)
@@ -55,8 +56,8 @@ def test_the_average_sees_no_future_beyond_its_chunks() -> None:
     assert gradient[:, 40].all()
 
 
-def test_forgets_at_once_and_never() -> None:
-    """α δ = 1 leaves the newest alone, without a NaN; α δ = 0 adds everything up."""
+def test_average_at_the_limits_of_damping() -> None:
+    """α δ = 1 keeps the newest position alone, without a NaN; α δ = 0 keeps the sum."""
     average = DampedAverage(1, 1, both_ways=False)
     x_BTD = torch.randn(1, 80, 1)
     for damping, expected in ((200.0, x_BTD), (-200.0, x_BTD.cumsum(1))):
@@ -70,7 +71,7 @@ def test_forgets_at_once_and_never() -> None:
 
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
 @pytest.mark.parametrize("chunk", [37, 100])
-def test_a_chunk_as_long_as_the_input_is_none(role: Role, chunk: int) -> None:
+def test_chunk_as_long_as_the_input_changes_nothing(role: Role, chunk: int) -> None:
     whole, chunked = build(role), build(role, chunk=chunk)
     chunked.load_state_dict(whole.state_dict())
     x_BTD = torch.randn(3, 37, DIM, dtype=torch.float64)
@@ -79,7 +80,7 @@ def test_a_chunk_as_long_as_the_input_is_none(role: Role, chunk: int) -> None:
 
 
 @pytest.mark.parametrize("chunk", [None, 16])
-def test_two_hundred_steps_equal_the_parallel_form(chunk: int | None) -> None:
+def test_200_steps_equal_the_parallel_form(chunk: int | None) -> None:
     layer = build(Role.CAUSAL, chunk=chunk)
     x_BTD = torch.randn(2, 200, DIM, dtype=torch.float64)
     state, outputs = layer.start(2), []
@@ -102,18 +103,18 @@ def test_only_the_average_reaches_beyond_a_chunk() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "key"),
     [
         ({"averages": 3}, r"attention\.averages=3"),
         ({"shared": 3}, r"attention\.shared"),
         ({"dropout": 1.5}, "dropout"),
     ],
 )
-def test_impossible_settings_are_refused(fields: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match=words):
+def test_invalid_settings_are_refused(fields: dict[str, Any], key: str) -> None:
+    with pytest.raises(UserError, match=key):
         build(**fields)
 
 
-def test_size_with_the_papers_widths() -> None:
+def test_size_with_the_widths_of_the_paper() -> None:
     layer = Mega(MegaConfig(), dim=512, role=Role.ENCODER)
     assert round(sum(p.numel() for p in layer.parameters()) / 512**2, 1) == 8.4

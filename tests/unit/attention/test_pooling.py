@@ -1,4 +1,4 @@
-"""What is particular to pooled keys and memory-compressed attention, beyond the laws that all layers keep."""
+"""Properties of pooled and memory-compressed attention, beyond the laws of all layers."""
 
 from typing import Any
 
@@ -40,8 +40,8 @@ def test_windows_of_one_position_are_softmax_attention(role: Role, pool: str) ->
 
 
 @pytest.mark.parametrize("role", list(Role))
-def test_a_convolution_that_takes_the_mean_is_the_mean(role: Role) -> None:
-    """Where all windows are whole: past a row's end the convolution reads zeros, which the mean leaves out."""
+def test_convolution_of_equal_weights_is_the_mean(role: Role) -> None:
+    """With complete windows: after the end of a row the convolution reads zeros, which the mean leaves out."""
     pooled = drawn(build("pooled", role))
     compressed = build("memory_compressed", role)
     weights = torch.eye(DIM // 2).expand(2, 3, -1, -1) / 3
@@ -53,9 +53,7 @@ def test_a_convolution_that_takes_the_mean_is_the_mean(role: Role) -> None:
 
 
 @pytest.mark.parametrize(("kind", "fields"), [("pooled", {}), ("memory_compressed", {}), ("pooled", {"kernel": 5})])
-def test_the_first_windows_are_seen_when_they_are_complete_and_the_null_before(
-    kind: str, fields: dict[str, Any]
-) -> None:
+def test_windows_are_seen_once_complete(kind: str, fields: dict[str, Any]) -> None:
     layer = drawn(build(kind, Role.CAUSAL, **fields))
     x_BTD, _ = inputs(Role.CAUSAL)
     changed = x_BTD.clone()
@@ -66,7 +64,7 @@ def test_the_first_windows_are_seen_when_they_are_complete_and_the_null_before(
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 3), (4, 2), (5, 1), (1, 1)])
-def test_two_hundred_steps_equal_the_parallel_form(kernel: int, stride: int) -> None:
+def test_200_steps_equal_the_parallel_form(kernel: int, stride: int) -> None:
     layer = drawn(build("pooled", Role.CAUSAL, kernel=kernel, stride=stride))
     x_BTD, _ = inputs(Role.CAUSAL, length=200)
     state, outputs = layer.start(2), []
@@ -74,7 +72,7 @@ def test_two_hundred_steps_equal_the_parallel_form(kernel: int, stride: int) -> 
         y_B1D, state = layer.step(x_BTD[:, t : t + 1], state)
         outputs.append(y_B1D)
     torch.testing.assert_close(torch.cat(outputs, 1), layer(x_BTD)[0])
-    assert state.dynamic["keys"].shape[1] < kernel
+    assert state.dynamic["keys"].shape[2] < kernel
     assert state.dynamic["key"].shape[2] == (200 - kernel) // stride + 1 + (kernel > 1)
 
 
@@ -93,6 +91,6 @@ def test_parameters_of_the_convolutions() -> None:
         ("memory_compressed", {"compression": 0}, "compression"),
     ],
 )
-def test_settings_that_make_no_sense_are_named(kind: str, fields: dict[str, int], key: str) -> None:
+def test_invalid_settings_are_refused(kind: str, fields: dict[str, int], key: str) -> None:
     with pytest.raises(UserError, match=rf"{key}="):
         build(kind, **fields)
