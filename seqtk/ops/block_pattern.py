@@ -13,7 +13,6 @@ block sees, F first positions.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -99,7 +98,7 @@ class WindowMask:
         seen_1TS = (self.window.sees(position_T[:, None], position_T) | (position_T < self.first))[None]
         return seen_1TS if self.pad_BT is None else seen_1TS & ~self.pad_BT[:, None]
 
-    @cached_property
+    @property
     def ranges(self) -> list[tuple[BlockRange, Tensor]]:
         """The ranges of blocks, and for each the mask of the keys it reaches and then of the `first`.
 
