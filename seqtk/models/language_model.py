@@ -3,7 +3,7 @@
 B batch, T length, D width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,28 +14,20 @@ from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.config.fields import probability, setting
 from seqtk.data.batch import LanguageBatch
 from seqtk.data.vocabulary import PAD
-from seqtk.models.base import Model, ModelConfig, models
-from seqtk.models.stacks import BlockOptions, Decoder, DecoderConfig, Pattern
+from seqtk.models.base import Model, models
+from seqtk.models.stacks import BlocksConfig, Decoder, DecoderConfig, Pattern
 from seqtk.modules.adaptive import AdaptiveConfig, AdaptiveEmbedding, AdaptiveHead
-from seqtk.modules.block import Activation
-from seqtk.modules.embedding import Embedding, Positions, token_embedding
+from seqtk.modules.embedding import token_embedding
 from seqtk.modules.head import Head, LinearHead
 from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class TransformerLMConfig(ModelConfig):
+class TransformerLMConfig(BlocksConfig):
     """6 causal blocks of 512 / 2048 / 8 heads, post-norm, ReLU, sinusoidal positions (fairseq's transformer_lm)."""
 
-    dim: int = setting(512, at_least=1, help="Width of the model.")
-    ffn_dim: int = setting(2048, at_least=1, help="Inner width of the feed-forward networks.")
-    heads: int = setting(8, at_least=1, help="Heads of attention layers that set none.")
     layers: int = setting(6, at_least=0, at_most=10_000, help="Number of blocks.")
     attention: Pattern = setting((SoftmaxConfig(),), help="One layer, or a list that repeats through the blocks.")
-    positions: Positions = setting(
-        "sinusoidal",
-        help="Positions added to the embeddings. none: use it with attention.positions=rotary, for example.",
-    )
     max_length: int = setting(
         1024,
         at_least=1,
@@ -47,21 +39,9 @@ class TransformerLMConfig(ModelConfig):
     adaptive: AdaptiveConfig | None = setting(
         None, help="Adaptive input and softmax: bands of narrower vectors for rarer words."
     )
-    pre_norm: bool = setting(
-        False, help="Normalize before each sublayer and at the end, instead of after each sublayer."
-    )
     final_norm: bool = setting(True, help="Normalize at the end, with pre_norm.")
-    scale_embedding: bool = setting(True, help="Multiply token vectors by √dim.")
-    norm_embedding: bool = setting(False, help="Add a layer norm after the embeddings.")
-    activation: Activation = setting(
-        "relu", help="Activation of the feed-forward networks. glu, geglu and swiglu are gated."
-    )
     bias: bool = setting(
         True, help="Use biases in feed-forward networks and norms. Attention layers have attention.bias."
-    )
-    dropout: float = probability(0.1, help="Dropout after embeddings and sublayers.")
-    activation_dropout: float = probability(
-        0.0, help="Dropout inside feed-forward networks. Attention weights have attention.dropout."
     )
     layer_drop: float = probability(0.0, help="Probability that a block is skipped in training.")
 
@@ -128,25 +108,8 @@ class TransformerLM(LanguageModel):
         super().__init__()
         self.config = config
         tokens = token_table(config, vocabulary)
-        self.embedding = Embedding(
-            tokens,
-            positions=config.positions,
-            max_length=config.max_length,
-            dropout=config.dropout,
-            scale=config.scale_embedding,
-            norm=config.norm_embedding,
-        )
-        options = BlockOptions(
-            dim=config.dim,
-            ffn_dim=config.ffn_dim,
-            heads=config.heads,
-            activation=config.activation,
-            dropout=config.dropout,
-            activation_dropout=config.activation_dropout,
-            pre_norm=config.pre_norm,
-            bias=config.bias,
-            final_norm=config.final_norm,
-        )
+        self.embedding = config.embedding(tokens, max_length=config.max_length)
+        options = replace(config.options(), bias=config.bias, final_norm=config.final_norm)
         stack = DecoderConfig(layers=config.layers, self_attention=config.attention)
         self.decoder = Decoder(stack, options=options, layer_drop=config.layer_drop, slot="model.attention")
         self.head = output_head(config, vocabulary, tokens)

@@ -13,8 +13,11 @@ from torch.nn import functional
 
 from seqtk.attention import Attention, AttentionConfig, QKVConfig, Role, Scope, State, attentions
 from seqtk.attention.softmax import SoftmaxConfig
-from seqtk.config.fields import setting
+from seqtk.config.fields import probability, setting
+from seqtk.models.base import ModelConfig
+from seqtk.modules.adaptive import AdaptiveEmbedding
 from seqtk.modules.block import Activation, FeedForward, Residual
+from seqtk.modules.embedding import Embedding, Positions
 from seqtk.modules.stem import ConvolutionalStem
 from seqtk.utils.errors import UserError, how_many
 
@@ -53,6 +56,54 @@ class DecoderConfig(StackConfig):
     """The blocks that write the target."""
 
     cross_attention: Pattern = setting((SoftmaxConfig(),), help="One layer, or a list that repeats through the blocks.")
+
+
+@dataclass(frozen=True)
+class BlocksConfig(ModelConfig):
+    """What the configs of all models of blocks have in common."""
+
+    dim: int = setting(512, at_least=1, help="Width of the model.")
+    ffn_dim: int = setting(2048, at_least=1, help="Inner width of the feed-forward networks.")
+    heads: int = setting(8, at_least=1, help="Heads of attention layers that set none.")
+    positions: Positions = setting(
+        "sinusoidal",
+        help="Positions added to the embeddings. none: use it with attention.positions=rotary, for example.",
+    )
+    pre_norm: bool = setting(
+        False, help="Normalize before each sublayer and at the end, instead of after each sublayer."
+    )
+    scale_embedding: bool = setting(True, help="Multiply token vectors by √dim.")
+    norm_embedding: bool = setting(False, help="Add a layer norm after the embeddings.")
+    activation: Activation = setting(
+        "relu", help="Activation of the feed-forward networks. glu, geglu and swiglu are gated."
+    )
+    dropout: float = probability(0.1, help="Dropout after embeddings and sublayers.")
+    activation_dropout: float = probability(
+        0.0, help="Dropout inside feed-forward networks. Attention weights have attention.dropout."
+    )
+
+    def options(self, stack: StackConfig = StackConfig()) -> "BlockOptions":
+        """The options of the blocks of a stack, whose sizes may differ from the model's."""
+        return BlockOptions(
+            dim=stack.dim or self.dim,
+            ffn_dim=stack.ffn_dim or self.ffn_dim,
+            heads=stack.heads or self.heads,
+            activation=self.activation,
+            dropout=self.dropout,
+            activation_dropout=self.activation_dropout,
+            pre_norm=self.pre_norm,
+        )
+
+    def embedding(self, tokens: nn.Embedding | AdaptiveEmbedding, *, max_length: int) -> Embedding:
+        """The module that turns tokens and positions into the input of a stack."""
+        return Embedding(
+            tokens,
+            positions=self.positions,
+            max_length=max_length,
+            dropout=self.dropout,
+            scale=self.scale_embedding,
+            norm=self.norm_embedding,
+        )
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seqtk.attention import State
-from seqtk.config.fields import probability, setting
+from seqtk.config.fields import setting
 from seqtk.data.batch import TranslationBatch
 from seqtk.data.vocabulary import PAD
-from seqtk.models.base import Model, ModelConfig, models
-from seqtk.models.stacks import BlockOptions, Decoder, DecoderConfig, Encoder, EncoderConfig, StackConfig
-from seqtk.modules.block import Activation
-from seqtk.modules.embedding import Embedding, Positions, token_embedding
+from seqtk.models.base import Model, models
+from seqtk.models.stacks import BlocksConfig, Decoder, DecoderConfig, Encoder, EncoderConfig
+from seqtk.modules.embedding import token_embedding
 from seqtk.modules.head import LinearHead
 from seqtk.utils.errors import UserError
 
@@ -24,38 +23,19 @@ SharedEmbeddings = Literal["none", "decoder", "all"]
 
 
 @dataclass(frozen=True)
-class TransformerConfig(ModelConfig):
+class TransformerConfig(BlocksConfig):
     """Transformer base: 6 + 6 blocks of 512 / 2048 / 8 heads, post-norm, ReLU, sinusoidal positions."""
 
     aliases: ClassVar[dict[str, tuple[str, ...]]] = {
         "attention": ("encoder.self_attention", "decoder.self_attention"),
     }
 
-    dim: int = setting(512, at_least=1, help="Width of the model.")
-    ffn_dim: int = setting(2048, at_least=1, help="Inner width of the feed-forward networks.")
-    heads: int = setting(8, at_least=1, help="Heads of attention layers that set none.")
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
-    positions: Positions = setting(
-        "sinusoidal",
-        help="Positions added to the embeddings. none: use it with attention.positions=rotary, for example.",
-    )
     max_source_length: int = setting(1024, at_least=1, help="Tokens in a source, and rows of its learned positions.")
     max_target_length: int = setting(1024, at_least=1, help="Tokens in a target, and rows of its learned positions.")
     share_embeddings: SharedEmbeddings = setting(
         "all", help="all: source, target and output share one table. decoder: target and output do."
-    )
-    pre_norm: bool = setting(
-        False, help="Normalize before each sublayer and at the end, instead of after each sublayer."
-    )
-    scale_embedding: bool = setting(True, help="Multiply token vectors by √dim.")
-    norm_embedding: bool = setting(False, help="Add a layer norm after the embeddings.")
-    activation: Activation = setting(
-        "relu", help="Activation of the feed-forward networks. glu, geglu and swiglu are gated."
-    )
-    dropout: float = probability(0.1, help="Dropout after embeddings and sublayers.")
-    activation_dropout: float = probability(
-        0.0, help="Dropout inside feed-forward networks. Attention weights have attention.dropout."
     )
 
 
@@ -81,34 +61,13 @@ class Transformer(Model):
         source_tokens = (
             target_tokens if config.share_embeddings == "all" else token_embedding(source_vocabulary, memory_dim)
         )
-        self.source_embedding = self._embedding(source_tokens, max_length=config.max_source_length)
-        self.target_embedding = self._embedding(target_tokens, max_length=config.max_target_length)
-        self.encoder = Encoder(config.encoder, options=self._options(config.encoder))
+        self.source_embedding = config.embedding(source_tokens, max_length=config.max_source_length)
+        self.target_embedding = config.embedding(target_tokens, max_length=config.max_target_length)
+        self.encoder = Encoder(config.encoder, options=config.options(config.encoder))
         self.max_source_length = self.encoder.max_source_length(config.max_source_length)
-        self.decoder = Decoder(config.decoder, options=self._options(config.decoder), memory_dim=memory_dim)
+        self.decoder = Decoder(config.decoder, options=config.options(config.decoder), memory_dim=memory_dim)
         self.head = LinearHead(
             dim, target_vocabulary, tied_to=None if config.share_embeddings == "none" else target_tokens
-        )
-
-    def _embedding(self, tokens: nn.Embedding, *, max_length: int) -> Embedding:
-        return Embedding(
-            tokens,
-            positions=self.config.positions,
-            max_length=max_length,
-            dropout=self.config.dropout,
-            scale=self.config.scale_embedding,
-            norm=self.config.norm_embedding,
-        )
-
-    def _options(self, stack: StackConfig) -> BlockOptions:
-        return BlockOptions(
-            dim=stack.dim or self.config.dim,
-            ffn_dim=stack.ffn_dim or self.config.ffn_dim,
-            heads=stack.heads or self.config.heads,
-            activation=self.config.activation,
-            dropout=self.config.dropout,
-            activation_dropout=self.config.activation_dropout,
-            pre_norm=self.config.pre_norm,
         )
 
     def encode(self, source_BS: Tensor) -> tuple[Tensor, Tensor]:

@@ -114,7 +114,8 @@ class TrainConfig:
         if not self.save_dir.strip():
             raise UserError("save_dir= is empty.", "Set it to the folder for everything that the run writes.")
         self._check_metrics()
-        self.validation.search.check()
+        if self.validation.decode:
+            self.validation.search.check()
 
     def _check_metrics(self) -> None:
         for key, name in self.validation.named_metrics():
