@@ -140,28 +140,3 @@ def collate_pairs(examples: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> Tra
         previous_BT=previous_BT,
         target_BT=target_BT,
     )
-
-
-def collate_blocks(examples: Sequence[tuple[int, np.ndarray]]) -> LanguageBatch:
-    """The batch of `(index, ids)`: the first id is context, all others are predicted."""
-    return collate_windows([(index, ids, 1) for index, ids in examples])
-
-
-def collate_windows(examples: Sequence[tuple[int, np.ndarray, int]]) -> LanguageBatch:
-    """The batch of `(index, ids, known)`: the first `known` ids are context, all others are predicted."""
-    indices, rows, known = zip(*examples, strict=True)
-    target_BT = pad_rows([ids[1:] for ids in rows])
-    context_B1 = torch.tensor(known)[:, None] - 1
-    target_BT[torch.arange(target_BT.shape[1]) < context_B1] = PAD
-    return LanguageBatch(
-        ids_B=torch.tensor(indices),
-        weight=sum(map(len, rows)) - sum(known),
-        previous_BT=pad_rows([ids[:-1] for ids in rows]),
-        target_BT=target_BT,
-    )
-
-
-def prompts(previous_BT: Tensor) -> LanguageBatch:
-    """Rows of context only, with nothing to predict."""
-    ids_B = torch.arange(len(previous_BT), device=previous_BT.device)
-    return LanguageBatch(ids_B, weight=0, previous_BT=previous_BT, target_BT=torch.full_like(previous_BT, PAD))

@@ -1,15 +1,19 @@
-"""Token blocks: the samples of a language model, cut from the concatenated items of a split.
+"""Token blocks: the samples of a language model, cut from the concatenated items of a split, and their batches.
 
-This is fairseq's `sample_break_mode`. Blocks depend on lengths only. N items, K blocks.
+This is fairseq's `sample_break_mode`. Blocks depend on lengths only. N items, K blocks, B batch, T length.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
+from seqtk.data.batch import LanguageBatch, pad_rows
 from seqtk.data.sources.base import Items
-from seqtk.data.vocabulary import EOS
+from seqtk.data.vocabulary import EOS, PAD
 from seqtk.utils.errors import UserError
 
 BreakMode = Literal["none", "complete", "complete_doc", "eos"]
@@ -126,3 +130,28 @@ def _document_starts(sizes_N: npt.NDArray[Any], starts_K: Bounds) -> Bounds:
     ends_N = np.cumsum(sizes_N, dtype=np.int64)
     separator_ends = np.concatenate([[0], ends_N[sizes_N == SEPARATOR_LENGTH]])
     return separator_ends[np.searchsorted(separator_ends, starts_K, side="right") - 1]
+
+
+def collate_blocks(examples: Sequence[tuple[int, np.ndarray]]) -> LanguageBatch:
+    """The batch of `(index, ids)`: the first id is context, all others are predicted."""
+    return collate_windows([(index, ids, 1) for index, ids in examples])
+
+
+def collate_windows(examples: Sequence[tuple[int, np.ndarray, int]]) -> LanguageBatch:
+    """The batch of `(index, ids, known)`: the first `known` ids are context, all others are predicted."""
+    indices, rows, known = zip(*examples, strict=True)
+    target_BT = pad_rows([ids[1:] for ids in rows])
+    context_B1 = torch.tensor(known)[:, None] - 1
+    target_BT[torch.arange(target_BT.shape[1]) < context_B1] = PAD
+    return LanguageBatch(
+        ids_B=torch.tensor(indices),
+        weight=sum(map(len, rows)) - sum(known),
+        previous_BT=pad_rows([ids[:-1] for ids in rows]),
+        target_BT=target_BT,
+    )
+
+
+def prompts(previous_BT: Tensor) -> LanguageBatch:
+    """Rows of context only, with nothing to predict."""
+    ids_B = torch.arange(len(previous_BT), device=previous_BT.device)
+    return LanguageBatch(ids_B, weight=0, previous_BT=previous_BT, target_BT=torch.full_like(previous_BT, PAD))

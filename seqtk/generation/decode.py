@@ -16,7 +16,8 @@ import torch
 import torch.multiprocessing
 from torch import Tensor
 
-from seqtk.data.batch import LanguageBatch, TranslationBatch, collate_blocks, collate_pairs, pad_rows, prompts
+from seqtk.data.batch import LanguageBatch, TranslationBatch, collate_pairs, pad_rows
+from seqtk.data.blocks import collate_blocks, prompts
 from seqtk.data.plan import BatchingConfig, ordered_batches
 from seqtk.data.vocabulary import EOS
 from seqtk.generation.config import SearchConfig

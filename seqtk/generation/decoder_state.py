@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from seqtk.attention import State, StepState
-from seqtk.data.batch import LanguageBatch, TranslationBatch, prompts
+from seqtk.data.batch import LanguageBatch, TranslationBatch
+from seqtk.data.blocks import prompts
 from seqtk.data.vocabulary import EOS
 from seqtk.generation.length_limits import longest_target
 from seqtk.models.base import Model

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from seqtk.attention import State
-from seqtk.data.batch import LanguageBatch, collate_windows
-from seqtk.data.blocks import ContextBlocks
+from seqtk.data.batch import LanguageBatch
+from seqtk.data.blocks import ContextBlocks, collate_windows
 from seqtk.data.loader import load_batches
 from seqtk.data.plan import BatchingConfig, ordered_batches, stream_rows
 from seqtk.data.sources import Items

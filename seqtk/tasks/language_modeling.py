@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from seqtk.config.fields import setting
-from seqtk.data.batch import Batch, LanguageBatch, check_ids, collate_blocks
-from seqtk.data.blocks import BreakMode, TokenBlocks
+from seqtk.data.batch import Batch, LanguageBatch, check_ids
+from seqtk.data.blocks import BreakMode, TokenBlocks, collate_blocks
 from seqtk.data.report import TextCount
 from seqtk.data.sources import Source
 from seqtk.data.vocabulary import Vocabulary

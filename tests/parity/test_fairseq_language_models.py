@@ -15,8 +15,8 @@ from seqtk.checkpoint import model_file
 from seqtk.cli import import_fairseq as command
 from seqtk.config import schema
 from seqtk.criterions.cross_entropy import CrossEntropy, CrossEntropyConfig
-from seqtk.data.batch import LanguageBatch, collate_blocks
-from seqtk.data.blocks import BreakMode, TokenBlocks
+from seqtk.data.batch import LanguageBatch
+from seqtk.data.blocks import BreakMode, TokenBlocks, collate_blocks
 from seqtk.data.sources.databin import DataBin
 from seqtk.data.vocabulary import EOS, PAD
 from seqtk.interop.fairseq import import_fairseq

@@ -8,8 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqtk.data.batch import collate_blocks, collate_windows
-from seqtk.data.blocks import SEPARATOR_LENGTH, BreakMode, ContextBlocks, TokenBlocks, block_bounds
+from seqtk.data.blocks import (
+    SEPARATOR_LENGTH,
+    BreakMode,
+    ContextBlocks,
+    TokenBlocks,
+    block_bounds,
+    collate_blocks,
+    collate_windows,
+)
 from seqtk.data.indexed import IndexedDataset
 from seqtk.data.indexed_writer import IndexedWriter
 from seqtk.data.vocabulary import EOS, PAD
