@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11 or newer and nothing else; both make .venv first.
+# Every target needs Python 3.11 or newer and nothing else; it creates .venv first.
 
 PYTHON ?= python3
 BIN := .venv/bin

@@ -1,7 +1,7 @@
-"""A tiny language model that reads a text sample by sample learns what only a memory of the sample before can tell.
+"""A tiny language model that reads a text sample by sample learns what only the previous sample can tell.
 
-Each line, "12>34", first says again the end of the line before, and then something new. Read in samples of one line,
-who remembers guesses two digits of six characters, ln 10 / 3 = 0.77 nats a character; who does not guesses four, 1.54.
+Each line, "12>34", first repeats the end of the previous line. A model that remembers it guesses two digits of six
+characters: ln 10 / 3 = 0.77 nats per character. A model that does not guesses four: 1.54.
 """
 
 import random
@@ -26,6 +26,7 @@ SETTINGS: dict[str, Any] = {
     "max_updates": 400,
     "clip_norm": 1.0,
     "batch": {"streams": 16},
+    "validation": {"every": 400},
     "model": {
         "kind": "transformer_lm",
         "dim": 64,
@@ -47,14 +48,14 @@ TOKENS = {"kind": "recurrent_memory_lm", "segment_length": LINE}
 
 @pytest.fixture
 def seed() -> int:
-    """A new one each time, to be read where a test fails."""
+    """A new seed for each run; a failing test prints it."""
     seed = random.randrange(2**31)
     print(f"seed {seed}")
     return seed
 
 
-def learnt(folder: Path, *, seed: int, lines: int = 1, **model: Any) -> float:
-    """Nats a character of new text, after training on 16 streams of samples of so many lines."""
+def nats(folder: Path, *, seed: int, lines: int = 1, **model: Any) -> float:
+    """Returns nats per character of new text, after training on 16 streams of samples of `lines` lines."""
     draw = random.Random(seed)
     for split, count in (("train", 12_800), ("valid", 640)):
         ends = ["".join(draw.choices("0123456789", k=2)) for _ in range(count + 1)]
@@ -74,18 +75,18 @@ def learnt(folder: Path, *, seed: int, lines: int = 1, **model: Any) -> float:
     return float(figures["nll"])
 
 
-def test_transformer_xl_remembers_the_sample_before(seed: int, tmp_path: Path) -> None:
+def test_transformer_xl_remembers_the_previous_sample(seed: int, tmp_path: Path) -> None:
     attention = {"kind": "transformer_xl", "memory_length": 2 * LINE}
-    assert learnt(tmp_path, seed=seed, positions="none", attention=attention) < 1.0
+    assert nats(tmp_path, seed=seed, positions="none", attention=attention) < 1.0
 
 
-def test_without_a_memory_it_is_not_remembered(seed: int, tmp_path: Path) -> None:
-    assert learnt(tmp_path, seed=seed) > 1.4
+def test_softmax_does_not_remember(seed: int, tmp_path: Path) -> None:
+    assert nats(tmp_path, seed=seed) > 1.4
 
 
-def test_memory_tokens_remember_the_segment_before(seed: int, tmp_path: Path) -> None:
-    assert learnt(tmp_path, seed=seed, lines=4, **TOKENS, memory_tokens=2) < 1.0
+def test_memory_tokens_remember_previous_segment(seed: int, tmp_path: Path) -> None:
+    assert nats(tmp_path, seed=seed, lines=4, **TOKENS, memory_tokens=2) < 1.0
 
 
-def test_without_memory_tokens_it_is_not_remembered(seed: int, tmp_path: Path) -> None:
-    assert learnt(tmp_path, seed=seed, lines=4, **TOKENS, memory_tokens=0) > 1.4
+def test_no_memory_tokens_remember_nothing(seed: int, tmp_path: Path) -> None:
+    assert nats(tmp_path, seed=seed, lines=4, **TOKENS, memory_tokens=0) > 1.4
