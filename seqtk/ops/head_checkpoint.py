@@ -198,12 +198,3 @@ class _CheckpointOverHeads(torch.autograd.Function):
                 for (_, total), new in zip(shared, found[len(sources) :], strict=True):
                     total += new
         return None, *grads
-
-
-Projected = LazyProjection
-
-
-def by_heads(
-    function: OfHeads, *sources: Tensor | Projected, heads: int, through: Sequence[Tensor] = (), is_random: bool = False
-) -> Tensor:
-    return checkpoint_over_heads(function, *sources, heads=heads, extra_params=through, is_random=is_random)
