@@ -11,6 +11,7 @@ from seqtk.data.vocabulary import PAD
 from seqtk.modules import head as module
 from seqtk.modules.adaptive import AdaptiveConfig, AdaptiveEmbedding, AdaptiveHead
 from seqtk.ops import linear_cross_entropy as chunked
+from seqtk.ops.dispatch import naive_mode
 from seqtk.testing.memory import Measure
 from seqtk.utils.errors import UserError
 
@@ -163,6 +164,7 @@ def test_padding_is_left_out_and_alone_costs_nothing() -> None:
     assert not any(parameter.grad.any() for parameter in adaptive.parameters())  # type: ignore[union-attr]
 
 
+@pytest.mark.skipif(naive_mode(), reason="It bounds the memory of the fast form.")
 def test_no_more_logits_than_a_chunk_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked, "CHUNK_LOGITS", 4096)
     bands = AdaptiveConfig(cutoffs=(100, 500)).bands(1000)
