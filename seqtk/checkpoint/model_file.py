@@ -76,19 +76,19 @@ def write(path: str | os.PathLike[str], contents: ModelFile) -> None:
     save_tensors(Path(path), contents.tensors, header)
 
 
-def read(path: str | os.PathLike[str]) -> ModelFile:
+def read(path: str | os.PathLike[str], *, key: str = "checkpoint") -> ModelFile:
     """The contents of the model file that `path` stands for (see `find`). Raises UserError for any other file."""
-    file = find(path)
+    file = find(path, key=key)
     tensors, metadata = load_tensors(file)
     if not {"config", "assets", "info"} <= metadata.keys():
         if any(name.endswith("/exp_avg") or "/" in name for name in tensors):
-            raise UserError(f"{file} holds the state of an optimizer, not a model.", f"Set checkpoint={file.parent}.")
+            raise UserError(f"{file} holds the state of an optimizer, not a model.", f"Set {key}={file.parent}.")
         raise UserError(f"{file} holds tensors, but they are not a model of seqtk.")
     return ModelFile(tensors=tensors, config=metadata["config"], assets=metadata["assets"], info=metadata["info"])
 
 
-def find(path: str | os.PathLike[str]) -> Path:
-    """The model file that `path` stands for.
+def find(path: str | os.PathLike[str], *, key: str = "checkpoint") -> Path:
+    """The model file that `path`, the value of `key`, stands for.
 
     `path` is that file, the folder of one checkpoint, or the folder of a run, which stands for its best model or, if
     there is none, its latest. Raises UserError if there is none.
@@ -105,13 +105,13 @@ def find(path: str | os.PathLike[str]) -> Path:
         if path.is_dir():
             what, hint = describe(path)
             raise UserError(
-                f"checkpoint={path} is {what}.",
-                "checkpoint= takes a model file, the folder of one checkpoint, or the folder of a run.",
+                f"{key}={path} is {what}.",
+                f"{key}= takes a model file, the folder of one checkpoint, or the folder of a run.",
                 *([f"To use it: {hint}"] if hint else []),
             )
         raise UserError(
-            f"checkpoint={path} {'is not a regular file' if path.exists() else 'does not exist'}.",
-            "checkpoint= takes a model file, the folder of one checkpoint, or the folder of a run.",
+            f"{key}={path} {'is not a regular file' if path.exists() else 'does not exist'}.",
+            f"{key}= takes a model file, the folder of one checkpoint, or the folder of a run.",
             *(() if path.exists() else near_path(path)),
         )
     return found

@@ -16,7 +16,7 @@ import seqtk
 from seqtk.cli.recipe_files import find_recipe
 from seqtk.config import schema
 from seqtk.config.registry import load_plugins
-from seqtk.utils.errors import UserError
+from seqtk.utils.errors import UserError, is_out_of_memory
 
 C = TypeVar("C")
 
@@ -202,6 +202,11 @@ def reporting_errors(program: str) -> Iterator[None]:
     except BrokenPipeError:  # standard output was closed, as by `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"{program}: Out of memory.", f"{indent}Set smaller sizes.", sep="\n", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
     except OSError as error:
         # The user can fix a path that does not exist, or is a file instead of a folder; a full disk is a system error.
         of_user = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError)

@@ -122,7 +122,6 @@ CONSTANTS: dict[str, str] = {
 ADVICE: dict[str, str] = {
     "ddp_backend": "start several processes with torchrun",
     "distributed_world_size": "start several processes with torchrun",
-    "finetune_from_model": "load the model file in Python (docs/training.md)",
     "maximize_best_checkpoint_metric": "validation.metric knows its direction",
     "nwordssrc": "set vocab_size",
     "nwordstgt": "set vocab_size",

@@ -79,6 +79,10 @@ class TrainConfig:
     save_dir: str = setting(
         "checkpoints", help="The folder of the run: results, and where it resumes. Default: checkpoints/RECIPE."
     )
+    init_from: str | None = setting(
+        None,
+        help="A trained model of the same shape and vocabularies, whose weights a new run starts from (fine-tuning).",
+    )
     user_dir: str | None = setting(None, help="A package or module with plug-ins, imported first.")
     seed: int = setting(1, at_least=0, at_most=2**63 - 1, help="Seed of weights, batch order and dropout.")
     device: Literal["auto", "cpu", "cuda"] = setting("auto", help="Where to compute. auto: a GPU if there is one.")

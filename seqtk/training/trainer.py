@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.attention import Attention
+from seqtk.checkpoint import model_file
 from seqtk.checkpoint.model_file import Tensors, set_tensors, tensors_of
 from seqtk.checkpoint.restore import load_checkpoint, set_optimizer_tensors
 from seqtk.checkpoint.run_state import Checkpoints, TrainState, fingerprint, locked, optimizer_tensors
@@ -41,7 +42,7 @@ from seqtk.training.checks import banner, check_run
 from seqtk.training.config import TrainConfig
 from seqtk.training.logging import Logger, RunInfo
 from seqtk.training.parallel import Engine, TrainStep, start_engine
-from seqtk.training.resume import check_resumable, format_list
+from seqtk.training.resume import check_resumable, check_vocabularies, format_list
 from seqtk.training.stream_state import StreamState
 from seqtk.training.validation import ValidationInterrupted, reported_metrics, validate
 from seqtk.utils.errors import UserError
@@ -159,6 +160,12 @@ class Trainer:
                 self._resume_notes.append(f"Changed settings: {format_list(changed)}.")
             if rates and not self._is_over():
                 self._resume_notes.append(rates)
+        elif config.init_from:
+            source = f"init_from={config.init_from}"
+            initial = model_file.read(config.init_from, key="init_from")
+            check_vocabularies(initial.assets, self.task.assets(), source=source)
+            self._set_weights(initial.tensors, {}, source=source)
+            self._resume_notes.append(f"Starting from the weights of {config.init_from}.")
         if self.state.metric != metric:  # there is no best value of another metric yet
             self.state = self.state.replace(metric=metric, best=None, validations_without_best=0)
         self._saved_at = self.state.update

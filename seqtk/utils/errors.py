@@ -99,3 +99,19 @@ MOST_LISTED, MOST_KEYS_LISTED = 60, 12
 def how_many(count: int, noun: str) -> str:
     """A count with its noun: 1 line, 2,000 lines."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of Python or torch says that memory, of a CPU or a GPU, ran out."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "cannot allocate memory",
+    "storage size calculation overflowed",
+    "integer multiplication overflow",
+)

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 
 import torch
 
-from seqtk.utils.errors import UserError
+from seqtk.utils.errors import UserError, is_out_of_memory
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "cannot allocate memory")
 
 
 def keep_freed_memory() -> None:
@@ -43,7 +42,6 @@ def out_of_memory_errors(device: torch.device, *advice: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        text = str(error).lower()
-        if not isinstance(error, MemoryError) and not any(words in text for words in _OUT_OF_MEMORY):
+        if not is_out_of_memory(error):
             raise
         raise UserError(f"Out of memory on {device.type}.", *advice) from error

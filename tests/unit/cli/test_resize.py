@@ -107,3 +107,14 @@ def test_refusal_names_the_key(
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
     assert not new.exists()
+
+
+@pytest.mark.parametrize("config", [SynthesizerRandomConfig(max_length=12), SynthesizerDenseConfig(max_length=12)])
+def test_a_size_beyond_memory_is_refused(
+    config: AttentionConfig, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write(config, SoftmaxConfig())
+    with pytest.raises(SystemExit) as ended:
+        resize.main([f"checkpoint={model}", "max_length=9999999999", f"output={tmp_path / 'long.safetensors'}"])
+    assert ended.value.code == 2
+    assert "memory" in capsys.readouterr().err
