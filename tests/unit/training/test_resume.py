@@ -14,10 +14,12 @@ from seqtk.checkpoint import model_file
 from seqtk.checkpoint.edit import checkpoints_of
 from seqtk.checkpoint.model_file import tensors_of
 from seqtk.checkpoint.run_state import fingerprint, locked
-from seqtk.training.resume import Difference
+from seqtk.training.resume import Difference, config_diff, saved_config
 from seqtk.training.trainer import Trainer, train
 from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import losses, tiny_config, trainer
+
+OLD_RUNS: dict[str, Any] = json.loads((Path(__file__).parent / "runs_0_1_0.json").read_text())
 
 
 class KilledError(Exception):
@@ -137,14 +139,38 @@ class TestPendingValidation:
         assert [at for at, _ in losses(tmp_path, "valid")] == [4]
         assert [at for at, _ in losses(tmp_path)] == [1, 2, 3, 4]
 
-    def test_state_of_an_older_version_is_read(self, tiny_corpus: Path, tmp_path: Path) -> None:
+
+class TestOldRuns:
+    """Runs of version 0.1.0. `runs_0_1_0.json` holds configs as it wrote them."""
+
+    @pytest.mark.parametrize("name", OLD_RUNS)
+    def test_configs_are_read(self, name: str) -> None:
+        tree = {**OLD_RUNS["demo"], **OLD_RUNS[name]}
+        saved = saved_config(tree, source=name, version="0.1.0")
+        assert config_diff(saved, saved, source=name) == []
+
+    def test_demo_run_resumes(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        trainer(tiny_corpus, tmp_path / "whole").fit()
+        trainer(tiny_corpus, tmp_path / "old", max_updates=4).fit()
+        folder = tmp_path / "old" / "update_00000004"
+        model = model_file.read(folder)
+        model.config["task"] = {**OLD_RUNS["demo"]["task"], "data": str(tiny_corpus)}
+        model_file.write(folder / "model.safetensors", model)
+        rewrite_state(folder)
+        trainer(tiny_corpus, tmp_path / "old").fit()
+        assert losses(tmp_path / "old") == losses(tmp_path / "whole")
+
+    def test_state_is_read(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=4).fit()
-        path = tmp_path / "update_00000004" / "state.json"
-        state = json.loads(path.read_text())
-        state["validation_owed"] = not state.pop("pending_validation")
-        del state["corpus"]
-        path.write_text(json.dumps(state))
+        rewrite_state(tmp_path / "update_00000004", owed=True)
         assert trainer(tiny_corpus, tmp_path).state.pending_validation
+
+
+def rewrite_state(folder: Path, *, owed: bool = False) -> None:
+    """Writes the state of a checkpoint as version 0.1.0 did."""
+    state = json.loads((folder / "state.json").read_text())
+    del state["pending_validation"], state["corpus"]
+    (folder / "state.json").write_text(json.dumps({**state, "validation_owed": owed}))
 
 
 class TestArchive:

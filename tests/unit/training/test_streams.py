@@ -81,6 +81,15 @@ def test_resumed_run_equals_uninterrupted_run(memory: str, corpus: str, tmp_path
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
 
+def test_run_of_0_1_0_resumes(corpus: str, tmp_path: Path) -> None:
+    trainer(corpus, tmp_path / "whole").fit()
+    trainer(corpus, tmp_path / "old", max_updates=3).fit()
+    folder = tmp_path / "old" / "update_00000003"
+    (folder / "stream_state.safetensors").rename(folder / "carried.safetensors")
+    trainer(corpus, tmp_path / "old").fit()
+    assert losses(tmp_path / "whole") == losses(tmp_path / "old")
+
+
 @pytest.mark.parametrize("memory", ["transformer_xl", "memory tokens"])
 def test_run_resumes_with_another_update_freq(memory: str, corpus: str, tmp_path: Path) -> None:
     changes = {"model__dropout": 0.0}
