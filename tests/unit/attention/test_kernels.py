@@ -129,7 +129,7 @@ def test_features_estimate_the_softmax_kernel() -> None:
     assert (orthogonal.var(0) / independent.var(0)).mean() < 0.95
 
 
-def test_rows_are_orthogonal_within_blocks_and_as_long_as_gaussian_ones() -> None:
+def test_rows_are_orthogonal_with_gaussian_norms() -> None:
     rows = orthogonal_gaussian(20, 8)
     products = rows[:8] @ rows[:8].T
     torch.testing.assert_close(products, products.diagonal().diag(), atol=1e-4, rtol=0)

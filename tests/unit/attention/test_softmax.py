@@ -24,7 +24,7 @@ def build(role: Role = Role.ENCODER, *, dim: int = 8, heads: int = 2, **options:
     return layer.double().eval()
 
 
-def test_products_of_turned_vectors_depend_on_their_distance_alone() -> None:
+def test_rotated_products_depend_on_distance() -> None:
     query, key = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
     products = [
         rotate(query, torch.tensor([[t]])).flatten() @ rotate(key, torch.tensor([[t - 3]])).flatten()
@@ -150,7 +150,7 @@ def flex_padding(padded: bool, device: torch.device) -> Tensor | None:
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("positions", ["none", "alibi"])
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
-def test_the_functions_that_flex_gets_are_the_masks_and_biases(role: Role, positions: Any, padded: bool) -> None:
+def test_flex_functions_equal_masks_and_biases(role: Role, positions: Any, padded: bool) -> None:
     """On a CPU, where FlexAttention runs uncompiled and without a backward."""
     pad_BS = flex_padding(padded, torch.device("cpu"))
     query, key, value = torch.randn(3, 4, 7, 16), torch.randn(3, 2, 7, 16), torch.randn(3, 2, 7, 16)
@@ -166,7 +166,7 @@ def test_the_functions_that_flex_gets_are_the_masks_and_biases(role: Role, posit
         assert not actual[2].any()
 
 
-def test_flex_evaluates_on_a_cpu_by_sdpa_and_refuses_to_train_there() -> None:
+def test_flex_on_cpu_evaluates_but_does_not_train() -> None:
     flex, sdpa = flex_pair(Role.CAUSAL, "alibi", torch.device("cpu"))
     x_BTD = torch.randn(2, 5, 64)
     assert torch.equal(flex(x_BTD)[0], sdpa(x_BTD)[0])
