@@ -18,10 +18,10 @@ from torch.nn import functional
 
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, StepState, attentions
 from seqtk.config.fields import setting
+from seqtk.modules.linear import xavier_linear
 from seqtk.ops import cache
 from seqtk.ops.aft import NEG_INF, LogSumExpAccumulator, accumulate, accumulate_causal, cumulative, exponentials
 from seqtk.ops.head_checkpoint import LazyProjection, checkpoint_over_heads
-from seqtk.ops.init import xavier_linear
 from seqtk.ops.tensors import in_blocks, to_fp32, without_autocast
 
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, StepState, attentions
 from seqtk.config.fields import setting
+from seqtk.modules.linear import xavier_linear
 from seqtk.ops import cache
-from seqtk.ops.init import xavier_linear
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ from torch.nn import functional
 from seqtk.attention.base import Role, State, attentions
 from seqtk.attention.qkv import QKVAttention, QKVConfig
 from seqtk.config.fields import setting
+from seqtk.modules.distance_bias import AlibiBias, DistanceBias, T5Bias
 from seqtk.ops import cache
+from seqtk.ops.distance_bias import alibi_slopes
 from seqtk.ops.dot_product import MIN_FLEX_WIDTH, alibi_score, attend, attend_flex, attend_last, flex_mask, padding_bias
-from seqtk.ops.positions import AlibiBias, DistanceBias, T5Bias, alibi_slopes, rotate
+from seqtk.ops.rotary import rotate
 from seqtk.utils.errors import UserError
 
 
@@ -41,7 +43,7 @@ class SoftmaxAttention(QKVAttention):
     `kv_heads` K: query head h reads keys and values of head ⌊h K / H⌋ (Ainslie et al. 2023, arXiv 2305.13245; K = 1:
     Shazeer 2019, arXiv 1911.02150); 2 D² + 2 M E K (+ 2 D + 2 E K bias), and a cache of K heads.
     `positions`: `rotary` rotates queries and keys; `alibi` and `t5` (32 H more parameters) add a bias by distance
-    (`seqtk/ops/positions.py`).
+    (`seqtk/ops/rotary.py`, `seqtk/modules/distance_bias.py`).
     `qk_norm`: g ⊙ x / rms(x) of each head's query and key before rotation, so that logits stay bounded; 2 E more
     parameters, shared by the heads (Henry et al. 2020, arXiv 2010.04245, with the trained scale and the 1 / √E of
     Dehghani et al. 2023, arXiv 2302.05442).

@@ -24,9 +24,9 @@ from seqtk.attention.base import Role, State, StepState, attentions
 from seqtk.attention.qkv import HeadedAttention, QKVConfig
 from seqtk.attention.resizing import Resizable
 from seqtk.config.fields import setting
+from seqtk.modules.linear import xavier_linear
 from seqtk.ops import cache
 from seqtk.ops.blockwise_softmax import LogitSpec, LogitTensors, blockwise_softmax, table
-from seqtk.ops.init import xavier_linear
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ B batch, T length, D width, N averages of a channel, M chunks of C positions (al
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from seqtk.ops.dispatch import naive_mode
-from seqtk.ops.tensors import to_fp32
 
 CHUNK = 32
 """Positions of a chunk."""
@@ -57,50 +56,3 @@ def _across_chunks(left_BMDN: Tensor, log_decay_DN: Tensor) -> Tensor:
         left_BMDN = left_BMDN + (log_decay_DN * reach).exp() * earlier_BMDN
         reach *= 2
     return left_BMDN
-
-
-class DampedAverage(nn.Module):
-    """y_t = η · h_t / √N, h_t = α ⊙ β x_t + (1 - α ⊙ δ) ⊙ h_{t-1} in each channel (section 3.1).
-
-    α and δ are sigmoids of trained numbers, and the √N is the official code's. With `both_ways` the second half of the
-    averages runs from the end to the start. 4 D N parameters; O(T D (C + N)) time, O(T D (1 + N / C)) memory; the
-    future has no part in it, not by rounding either, as it has where such a sum is taken by a Fourier transform.
-    """
-
-    def __init__(self, dim: int, averages: int, *, both_ways: bool) -> None:
-        super().__init__()
-        self.both_ways = both_ways
-        alternating_N = torch.ones(averages)
-        alternating_N[1::2] = -1
-        self.share = nn.Parameter(torch.randn(dim, averages) * 0.2)  # sigmoid: α
-        self.damping = nn.Parameter(torch.randn(dim, averages) * 0.2)  # sigmoid: δ
-        self.expand = nn.Parameter(torch.randn(dim, averages) * 0.02 + alternating_N)  # β
-        self.collapse = nn.Parameter(torch.randn(dim, averages))  # η
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """The averages at all positions, in float32 or wider."""
-        with torch.autocast(x_BTD.device.type, enabled=False):
-            x_BTD = to_fp32(x_BTD)
-            factors = self._factors()
-            if not self.both_ways:
-                return damped_average(x_BTD, *factors)
-            half = self.share.shape[1] // 2
-            onwards = damped_average(x_BTD, *(factor_DN[:, :half] for factor_DN in factors))
-            return onwards + damped_average(x_BTD.flip(1), *(factor_DN[:, half:] for factor_DN in factors)).flip(1)
-
-    def start(self, batch: int) -> Tensor:
-        """The state h_BDN before the first position."""
-        return to_fp32(self.share).new_zeros(batch, *self.share.shape)
-
-    def step(self, x_B1D: Tensor, state_BDN: Tensor) -> tuple[Tensor, Tensor]:
-        """The average at the next position, and the state after it."""
-        log_decay_DN, in_DN, out_DN = self._factors()
-        state_BDN = log_decay_DN.exp() * state_BDN + in_DN * to_fp32(x_B1D).transpose(1, 2)
-        return (state_BDN * out_DN).sum(-1)[:, None], state_BDN
-
-    def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """log(1 - α δ), α β and η / √N, each DN."""
-        share_DN = to_fp32(self.share).sigmoid()
-        decay_DN = 1 - share_DN * to_fp32(self.damping).sigmoid()
-        out_DN = to_fp32(self.collapse) / self.collapse.shape[1] ** 0.5
-        return decay_DN.clamp(min=1e-30).log(), share_DN * to_fp32(self.expand), out_DN

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from seqtk.attention import Role, attentions
-from seqtk.attention.mega import Mega, MegaConfig
-from seqtk.ops.ema import DampedAverage
+from seqtk.attention.mega import DampedAverage, Mega, MegaConfig
 from seqtk.utils.errors import UserError
 
 DIM = 8

@@ -1,8 +1,6 @@
-"""Where a position stands, told to dot-product attention: by turning queries and keys, or by a bias on the logits.
+"""Biases of attention logits by the distance s - t of a key from its query: ALiBi and T5.
 
-A bias depends on the head and on the distance s - t of a key from its query alone.
-
-B batch, T length of queries and of keys alike, H heads, E width of a head, F = E / 2, N = 2 T - 1 distances.
+B batch, T length of queries and keys, H heads, E width of a head.
 """
 
 import math
@@ -11,12 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqtk.ops.distance_bias import alibi_slopes as alibi_slopes
-from seqtk.ops.distance_bias import bucket_starts, pairwise_bias
-from seqtk.ops.rotary import rotate as rotate
+from seqtk.ops.distance_bias import alibi_slopes, bucket_starts, pairwise_bias
 
 BUCKETS, MAX_DISTANCE = 32, 128
-"""Of T5: so many buckets of distances, the last of which holds all from MAX_DISTANCE on."""
+"""T5's number of buckets, and the distance from which on all share the last bucket."""
 
 
 class DistanceBias(nn.Module):

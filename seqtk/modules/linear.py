@@ -1,4 +1,4 @@
-"""What layers without heads are made of."""
+"""Linear maps with Xavier-uniform weights."""
 
 from torch import nn
 
