@@ -234,6 +234,7 @@ def parts_of(contents: ModelFile, *, source: str) -> Parts:
 
 
 def task_of(contents: ModelFile, parts: Parts, *, source: str) -> Task:
+    """Builds the task of `contents` from its assets. Raises UserError if one is missing or damaged."""
     try:
         return tasks.build(parts.task, assets=contents.assets)
     except KeyError as error:

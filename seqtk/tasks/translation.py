@@ -101,7 +101,7 @@ class TranslationTask(TextTask):
         if source.target_lang is None:
             raise UserError(
                 f"{source.name} holds one-sided text, not pairs of sentences.",
-                "Set reference= to the other side of input=; preprocess data with target_lang=.",
+                "Preprocess pairs with source_lang= and target_lang=; with input= set reference= too.",
                 "task=language_modeling trains a language model on one-sided text.",
             )
         if hasattr(self, "target_tokenizer"):

@@ -83,7 +83,7 @@ class DataBin:
             raise UserError(
                 f"{self.directory} is not a data-bin folder: it has no .idx file.", "seqtk-preprocess makes one."
             )
-        wanted = f"{source or '?'}-{target or '?'}"
+        wanted = "-".join(filter(None, (source, target))) or "pair of languages"
         raise UserError(
             f"{self.directory} holds {', '.join('-'.join(pair) for pair in pairs)}, not just one {wanted}."
             if given
