@@ -15,18 +15,18 @@ from seqtk.training.trainer import train as run
 
 @dataclass(frozen=True)
 class Run:
-    """The folder of a run."""
+    """A training run, given by its folder."""
 
     save_dir: Path
     stopped_by: int = 0
     """The number of the signal that stopped training before its end, or 0."""
 
     def load(self, **options: Any) -> Pipeline:
-        """The best model of the run, or else its latest. `options` are those of `seqtk.load`."""
+        """Loads the best model of the run, or the latest if there is no best one. `options`: see `seqtk.load`."""
         return load(self.save_dir, **options)
 
     def log(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """The lines of `log.jsonl`; `kind` ("train" or "valid") selects some."""
+        """Returns the entries of `log.jsonl`, optionally only those of one `kind` ("train" or "valid")."""
         lines = map(json.loads, (self.save_dir / "log.jsonl").read_text(encoding="utf-8").splitlines())
         return [line for line in lines if kind is None or line["kind"] == kind]
 

@@ -54,7 +54,7 @@ def page() -> str:
         sizes = "compilation" if law.slow else ", ".join(law.sizes)
         lines.append(f"| `{name}` | {law.promise} | {roles} | {sizes} |")
     lines += ["", "## Which laws apply to which layer", ""]
-    lines += ["The letters say at which size: S short, L long. Laws that apply to every layer are left out.", ""]
+    lines += ["The letters say at which size: S short, L long. Laws that apply to every layer are omitted.", ""]
     applied = {
         kind: {(case.law.name, case.subject.size.name) for case in cases(kind, slow=True)} for kind in attentions
     }

@@ -26,7 +26,7 @@ from seqtk.utils.file_kinds import describe
 
 
 def average(paths: Sequence[str | os.PathLike[str]]) -> ModelFile:
-    """The mean, summed in float64, of several models of one run; all else is from the last one.
+    """Averages the weights of several models of one run, in float64. Everything else is taken from the last one.
 
     Raises UserError for models of different runs, and for weights that are not finite.
     """
@@ -46,7 +46,7 @@ def average(paths: Sequence[str | os.PathLike[str]]) -> ModelFile:
                 continue
             if not bool(tensor.float().square().sum().isfinite()):  # nor are the activations then
                 raise UserError(
-                    f"{path} holds weights that are not finite, or as good as infinite, first in {name}.",
+                    f"{path} holds weights that are infinite, NaN or close to overflow. The first is in {name}.",
                     "Its training diverged: average earlier checkpoints, or train again with a lower optimizer.lr.",
                 )
             total[name] = total[name] + tensor.double() if name in total else tensor.double()
@@ -59,7 +59,7 @@ def average(paths: Sequence[str | os.PathLike[str]]) -> ModelFile:
 
 
 def resize(contents: ModelFile, *, max_length: int, source: str) -> ModelFile:
-    """The same model with attention layers that accept `max_length` positions.
+    """Returns a copy of the model whose attention layers accept `max_length` positions.
 
     Weights that a longer model needs beyond the trained ones are drawn with the run's seed. Raises UserError if no
     layer of the model has a limit, if all have this one, or if one cannot be resized.
@@ -86,7 +86,7 @@ def resize(contents: ModelFile, *, max_length: int, source: str) -> ModelFile:
 
 
 def checkpoints_of(path: str | os.PathLike[str]) -> list[Path]:
-    """The checkpoints of the run at `path`, oldest first: none that is newer than the file `latest` says.
+    """Returns the checkpoints of the run at `path`, oldest first, up to the one that the file `latest` names.
 
     `path` is the folder of the run, or a model file or checkpoint in it. Raises UserError if there is no checkpoint.
     """

@@ -146,7 +146,7 @@ def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str)
     own = tensors_of(model)
     for name in [*own, *tensors]:
         if name not in tensors or name not in own:
-            verb = "lacks" if name not in tensors else "has an unknown"
+            verb = "has no" if name not in tensors else "has an unknown"
             raise UserError(f"{source} {verb} '{name}': wrong architecture or incomplete file.")
         if own[name].shape != tensors[name].shape:
             raise UserError(
@@ -214,7 +214,7 @@ _LEGACY_TASKS = {"demo_translation": ("translation", ("pairs", "vocab_size", "co
 
 
 def modern_task(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of a task's configuration, with a former task replaced by the one that took its place."""
+    """Returns the tree of a task's configuration, with a removed task replaced by its successor."""
     kind, gone = _LEGACY_TASKS.get(tree.get("kind", ""), (tree.get("kind"), ()))
     return {key: value for key, value in tree.items() if key not in gone} | ({"kind": kind} if kind else {})
 
@@ -238,4 +238,4 @@ def task_of(contents: ModelFile, parts: Parts, *, source: str) -> Task:
     try:
         return tasks.build(parts.task, assets=contents.assets)
     except KeyError as error:
-        raise UserError(f"{source} lacks {error}, which its task requires: the file is incomplete.") from error
+        raise UserError(f"{source} has no {error}, which its task requires: the file is incomplete.") from error

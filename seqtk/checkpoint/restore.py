@@ -87,7 +87,7 @@ def _read_state(path: Path) -> TrainState:
         state = {_FORMER_NAMES.get(name, name): value for name, value in json.loads(path.read_text()).items()}
         return TrainState(**{**state, "position": Position(**state["position"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is not the state of a checkpoint: {error}.") from error
+        raise UserError(f"{path} is not the state file of a checkpoint:  {error}.") from error
 
 
 def _load_tree(path: Path) -> State:

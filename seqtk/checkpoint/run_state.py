@@ -42,7 +42,7 @@ STREAM_STATE = "stream_state.safetensors"
 
 @dataclass(frozen=True)
 class TrainState:
-    """How far a run has come: all that is neither weights nor optimizer."""
+    """The progress of a run: everything except weights and optimizer state."""
 
     update: int = 0
     position: Position = field(default_factory=Position)
@@ -130,7 +130,7 @@ class Checkpoints:
     def archive_newer(self, update: int) -> Path | None:
         """Moves checkpoints and best models newer than `update`, of an abandoned run, to a folder `abandoned_N`.
 
-        Left where they are, they would be taken for the newest or the best of the run that replaces them.
+        Otherwise the new run would mistake them for its newest or best models.
         """
         found = [*self.folders(), *self.directory.glob("best*.safetensors")]
         newer = [path for path in found if _update_of(path) > update]
@@ -169,7 +169,7 @@ class Checkpoints:
         model_file.save(path, model, config=self.config, assets=self.assets, info=info)
 
     def _recorded(self, path: Path, *, higher: bool) -> float:
-        """Returns the metric that a model file records; of an unreadable one, the worst value."""
+        """Returns the metric stored in a model file, or the worst possible value if the file cannot be read."""
         with suppress(UserError, KeyError, TypeError, ValueError):
             return float(read_info(path)[self.metric])
         return -math.inf if higher else math.inf
@@ -177,9 +177,9 @@ class Checkpoints:
 
 @contextmanager
 def locked(save_dir: Path) -> Iterator[None]:
-    """Keeps other runs out of save_dir; a run that wrote nothing leaves neither the lock file nor the folder.
+    """Locks save_dir against other runs. If nothing was written, the lock file and the folder are removed.
 
-    The lock ends with its process, however that ends.
+    The operating system releases the lock when the process ends, even if it is killed.
 
     Raises:
         UserError: If save_dir cannot be written, or another run is writing to it.
@@ -207,13 +207,13 @@ def locked(save_dir: Path) -> Iterator[None]:
 
 
 def fingerprint(train_set: Dataset) -> str:
-    """Returns a short text that differs for other training data: the number of examples and a CRC of their lengths."""
+    """Returns a fingerprint of the training data: the number of examples and a CRC of their lengths."""
     lengths = np.ascontiguousarray(train_set.sizes_ND, dtype=np.int32)
     return f"{len(train_set)} examples, {zlib.crc32(lengths.tobytes()):08x}"
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer, *, full: Callable[[Tensor], Tensor]) -> Tensors:
-    """Returns the optimizer's state as `{parameter/key: tensor}`; `full` makes a tensor whole."""
+    """Returns the optimizer's state as `{parameter/key: tensor}`. `full` gathers a sharded tensor."""
     names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}/{key}": full(torch.as_tensor(value))
@@ -242,7 +242,7 @@ def _state_text(state: TrainState) -> str:
 
 
 def _save_tree(path: Path, tree: State) -> None:
-    """Writes a tree of tensors; the header says where each of them belongs."""
+    """Writes a tree of tensors. The header records the path of each tensor in the tree."""
     tensors: Tensors = {}
 
     def name(leaf: Tensor | None) -> str | None:

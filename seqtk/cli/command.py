@@ -80,7 +80,7 @@ def _read(
     first: str | None,
     about: str,
 ) -> C | None:
-    """The config that the arguments ask for, or None if they asked for something to be printed, which is done."""
+    """Returns the config that the arguments describe. Returns None after printing, for `--help` and the like."""
     if "--version" in arguments:
         print(program, seqtk.__version__)
         return None
@@ -132,7 +132,7 @@ def _is_positional(argument: str) -> bool:
 
 
 def _action(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The action that the arguments ask for, `run`, `help` or `config`; and the other arguments."""
+    """Returns the requested action (`run`, `help` or `config`) and the remaining arguments."""
     rest, action = [], "run"
     remaining = iter(arguments)
     for argument in remaining:
@@ -154,7 +154,7 @@ def _values_of(key: str, arguments: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _rank0_errors() -> Iterator[None]:
-    """Errors in the arguments occur in every process of a machine; only the first process reports them."""
+    """Reports errors in the arguments in the first process of a machine only, as they occur in all of them."""
     try:
         yield
     except UserError:
@@ -165,7 +165,7 @@ def _rank0_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """Within it SIGTERM raises KeyboardInterrupt, so that unfinished files are removed."""
+    """Raises KeyboardInterrupt on SIGTERM inside the block, so that unfinished files are removed."""
 
     def interrupt(number: int, _: Any) -> None:
         raise KeyboardInterrupt(number)

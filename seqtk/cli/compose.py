@@ -44,8 +44,8 @@ _ARGUMENT = re.compile(rf"(?P<prefix>\+\+?|~|)(?P<key>{_KEY}|[\w/-]+(@{_KEY})?)(
 class Override:
     """One argument: `key=value`, `+key=value`, `++key=value` or `~key`, as in Hydra.
 
-    All keys exist in a typed config, so that `+` and `++` say no more than `key=value`. `~key` drops what the recipe
-    sets there. Config groups are chosen by `group=option` or `group@package=option`.
+    A typed config has all keys already, so `+` and `++` mean the same as `key=value`. `~key` removes the recipe's value
+    of the key. Config groups are chosen by `group=option` or `group@package=option`.
     """
 
     key: str
@@ -92,7 +92,7 @@ def _parse(parser: OverridesParser, argument: str) -> Override:
 def split_groups(overrides: Sequence[Override], recipe: Path | None) -> tuple[list[Override], list[Override]]:
     """The overrides that choose an option of a config group, and the others.
 
-    A group is a folder beside the recipe or the shipped ones, an option is a file in it.
+    A group is a folder next to the recipe or among the shipped recipes. An option is a file in it.
     """
     folders = [*([recipe.parent] if recipe else []), recipe_folder()]
 
@@ -115,7 +115,7 @@ def with_default_save_dir(recipe: Path, config: C) -> C:
 def recipe_layers(path: Path | None, groups: Sequence[Override] = ()) -> list[Layer]:
     """The files that make up the recipe at `path`, in the order they are set: its defaults list, read by Hydra.
 
-    An entry of that list is the name of a recipe beside `path`, or of a shipped one. `groups` choose options of config
+    An entry of that list names a recipe in the folder of `path`, or a shipped one. `groups` choose options of config
     groups; one that the defaults list does not hold is added at its end.
     """
     folders = [*([path.parent] if path else []), recipe_folder()]
@@ -145,7 +145,7 @@ def recipe_layers(path: Path | None, groups: Sequence[Override] = ()) -> list[La
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _defaults_error(path, error) from None
     except RecursionError:
-        raise UserError(f"The defaults lists of {path} form a cycle.") from None
+        raise UserError(f"The defaults lists of {path} contain a cycle.") from None
     entries = [entry for entry in defaults.defaults if entry.config_path and not entry.config_path.startswith("hydra/")]
     return [
         _load(entry.config_path, entry.package, folders)
@@ -171,7 +171,7 @@ def _load(name: str, package: str | None, folders: Sequence[Path]) -> Layer:
     path = next(folder / file_name for folder in folders if (folder / file_name).is_file())
     tree = OmegaConf.load(path)
     if not isinstance(tree, DictConfig):
-        raise UserError(f"{path} must hold keys and values.")
+        raise UserError(f"{path} must be a mapping of keys to values.")
     tree.pop("defaults", None)
     for part in reversed(package.split(".") if package else []):
         tree = OmegaConf.create({part: tree})
@@ -226,7 +226,7 @@ def _without_deleted(layers: Sequence[Layer], deleted: Sequence[Override]) -> li
 
 
 def _kinds_first(config: Any, overrides: Sequence[Override]) -> list[Override]:
-    """The overrides as written, but what chooses a kind before what is set inside it, which it would undo."""
+    """Sorts the overrides so that a kind is chosen before its settings, which choosing it would reset."""
     keys = [next(iter(schema.stands_for(config, override.key)), override.key) for override in overrides]
 
     def depth(pair: tuple[str, Override]) -> float:
@@ -249,7 +249,7 @@ def text_of(key: str, layers: Sequence[Layer], overrides: Sequence[Override]) ->
 
 
 def _whole(layers: Sequence[Layer], overrides: Sequence[Override]) -> Any:
-    """What `${key}` in a recipe refers to: all its layers in one tree, with the arguments that change a value in it."""
+    """Returns the tree that `${key}` in a recipe refers to: all its layers, with the overrides applied."""
     whole = OmegaConf.to_container(OmegaConf.merge(*(layer.tree for layer in layers))) if layers else {}
     for override in overrides:
         *parents, leaf = override.key.split(".")
@@ -277,9 +277,9 @@ def _interpolated(value: Any, root: Any) -> Any:
 
 
 def _value(override: Override, config: Any) -> Any:
-    """The override's value as its field takes it, with `${key}` replaced by what the config holds there so far.
+    """Returns the override's value for its field, with `${key}` replaced by the current value of that key.
 
-    Text fields take the argument literally: 2024_01, 1e5, true, "a, b" and [x].txt are names there.
+    Text fields take the argument literally, including 2024_01, 1e5, true, "a, b" and [x].txt.
     """
     value, text = override.value, override.text
     if not isinstance(value, str | None) and (
@@ -311,7 +311,7 @@ def to_yaml(config: Any) -> str:
 
 
 def _escaped(tree: Any) -> Any:
-    """`tree` with `${` in its texts escaped, so that they stand for themselves."""
+    """Returns `tree` with every `${` in its strings escaped, so that it is not interpolated."""
     if isinstance(tree, Mapping):
         return {key: _escaped(value) for key, value in tree.items()}
     if isinstance(tree, list):

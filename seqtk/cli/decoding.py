@@ -1,4 +1,4 @@
-"""What seqtk-generate and seqtk-interactive share: settings of the search, and the model for them."""
+"""Shared by seqtk-generate and seqtk-interactive: search settings and model loading."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -45,7 +45,7 @@ def check_nbest(config: DecodeConfig, pipeline: "TextPipeline") -> None:
     """Raises UserError for several translations of a sentence in a format with one line for each."""
     if config.format == "text" and config.nbest > 1 and not pipeline.free_text:
         raise UserError(
-            f"nbest={config.nbest}: format=text has one line for each sentence.",
+            f"nbest={config.nbest}: format=text writes one line for each sentence.",
             "Set format=json or format=fairseq.",
         )
 

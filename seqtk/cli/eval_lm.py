@@ -59,7 +59,7 @@ def main(config: EvalConfig) -> None:
     """
     check_checkpoint(config)
     if config.output == "-":
-        raise UserError("output=- is where the metrics are printed.", "Set output= to a file.")
+        raise UserError("output=-: the metrics are printed on standard output.", "Set output= to a file.")
     if config.output is not None:
         check_not_input(Path(config.output), checkpoint=config.checkpoint, input=config.input)
     from seqtk.data.plan import BatchingConfig

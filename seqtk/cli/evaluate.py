@@ -1,4 +1,4 @@
-"""seqtk-evaluate: the metrics of a trained model, whatever its task."""
+"""seqtk-evaluate: computes the metrics of a trained model of any task."""
 
 import json
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class EvaluateConfig(LoadConfig):
     reference: str | None = setting(
         None, help="For input=: what the model should produce, line by line. Several files, separated by commas."
     )
-    metrics: tuple[str, ...] | None = setting(None, help="The metrics. null: those of the task that are available.")
+    metrics: tuple[str, ...] | None = setting(None, help="The metrics. null: the task's metrics that are available.")
     decode: bool = setting(True, help="Compute the model's outputs, for metrics that need them.")
     search: SearchConfig = SearchConfig()
     max_tokens: int | None = setting(4096, at_least=1, help="Examples × longest of a batch. null: no limit.")

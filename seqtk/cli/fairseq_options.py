@@ -1,4 +1,4 @@
-"""fairseq's options in seqtk's words, for the suggestions that answer `--option value`."""
+"""Translates fairseq's options to seqtk's keys, for suggestions when `--option value` is given."""
 
 import re
 from collections.abc import Sequence
@@ -167,7 +167,7 @@ SLOTS = ("task", "model", "optimizer", "schedule", "criterion")
 
 
 def translate(program: str, arguments: Sequence[str], config: Any, *, recipes: bool) -> UserError:
-    """The answer to arguments that are not key=value: the whole command in seqtk's words, or the nearest key."""
+    """Returns a suggestion for arguments that are not key=value: the translated command, or the nearest key."""
     pairs, positional = _options(arguments)
     unknown = next((argument for argument in arguments if argument.startswith("-")), None)
     problem = (
@@ -241,7 +241,7 @@ def _positional_keys(program: str, known: Sequence[str], *, has_path: bool) -> t
 
 
 def _setting(name: str, value: str, known: Sequence[str]) -> tuple[str | None, str]:
-    """The setting that an option means, None if there is none; and what to use instead."""
+    """Returns the setting that corresponds to an option (None if there is none), and what to use instead."""
     if name in CONSTANTS:
         has_key = CONSTANTS[name].partition("=")[0] in known
         return (CONSTANTS[name], "") if has_key else (None, NO_COUNTERPART)
@@ -269,7 +269,7 @@ def _setting(name: str, value: str, known: Sequence[str]) -> tuple[str | None, s
 
 
 def _kind(slot: str, value: str) -> str | None:
-    """The member of a slot's registry that a fairseq name means."""
+    """Returns the member of a slot's registry that corresponds to a fairseq name."""
     registry = next((known for known in REGISTRIES.values() if known.kind == slot), None)
     if registry is None:
         return None
@@ -283,5 +283,5 @@ def _kind(slot: str, value: str) -> str | None:
 
 
 def _quoted(value: str) -> str:
-    """A value as a shell takes it."""
+    """Quotes a value for a shell."""
     return f"'{value}'" if re.search(r"[\s'\"$&|;<>()]", value) else value

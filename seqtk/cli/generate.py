@@ -91,7 +91,7 @@ def _check(config: GenerateConfig) -> None:
     if config.input is not None and config.data is not None:
         raise UserError("input= and data= are both set.", "Set one of them: a text, or a split of a data-bin.")
     if config.input is None and (config.reference is not None or config.prefix is not None):
-        raise UserError("reference= and prefix= need input=.", "A split of a data-bin has its references in it.")
+        raise UserError("reference= and prefix= need input=.", "A split of a data-bin already has references.")
     if config.prefix is not None and config.prefix_size:
         raise UserError("prefix= and prefix_size= are both set.", "Set one of them.")
     if config.input is not None and config.reference is None and (config.score_reference or config.prefix_size):
@@ -127,7 +127,7 @@ def _from_text(config: GenerateConfig, pipeline: "TranslationPipeline") -> "Iter
     references = split_paths(config.reference) if config.reference is not None else []
     files = [config.input, *references, *([config.prefix] if config.prefix is not None else [])]
     if files.count("-") > 1:
-        raise UserError("- (standard input) is given for more than one of input=, reference= and prefix=.")
+        raise UserError("Only one of input=, reference= and prefix= can be - (standard input).")
     for number, lines in enumerate(itertools.zip_longest(*map(read_lines, files)), start=1):
         if None in lines:
             short = files[lines.index(None)]

@@ -48,7 +48,7 @@ def _reporter() -> Reporter:
 
 
 def listed() -> str:
-    """A line for each corpus: its name, what it is, and where its data-bin goes."""
+    """Lists the corpora, one line each: name, description and data-bin folder."""
     rows = [(corpus.name, corpus.about, f"data-bin/{corpus.databin}") for corpus in CORPORA.values()]
     rows.append((DEMO, "English to German sentences of a small grammar, made on this machine", demo.DESTINATION))
     width = max(len(name) for name, _, _ in rows)

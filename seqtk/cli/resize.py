@@ -22,7 +22,7 @@ class ResizeConfig:
 
 @command("seqtk-resize", ResizeConfig)
 def main(config: ResizeConfig) -> None:
-    """Change the longest input of a trained model: seqtk-resize checkpoint=PATH max_length=N output=FILE.
+    """Change the maximum input length of a trained model: seqtk-resize checkpoint=PATH max_length=N output=FILE.
 
     The weights of positions that both lengths have are kept, so input that fits both is processed as before.
     Those of new positions are initialized as in training.

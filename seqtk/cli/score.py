@@ -54,7 +54,7 @@ def main(config: ScoreConfig) -> None:
 
 
 def _check_distinct(hypotheses: Sequence[str], references: Sequence[str]) -> None:
-    """Raises UserError for a file that is named twice: a text scored against itself says nothing."""
+    """Raises UserError for a file that is given twice: scoring a text against itself is a mistake."""
     seen: dict[str, str] = {}
     for key, paths in (("hypothesis", hypotheses), ("reference", references)):
         for path in paths:

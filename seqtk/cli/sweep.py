@@ -21,7 +21,7 @@ Command = Callable[..., None]
 
 
 def sweep(main: Command, arguments: Sequence[str], save_dir: Callable[[list[str]], str | None]) -> None:
-    """Run `main` for each combination of the values in `arguments`, in folders of their own inside its save_dir.
+    """Run `main` for each combination of the values in `arguments`, in separate folders inside its save_dir.
 
     `hydra/…` and `hydra.…` arguments choose and configure the sweeper and the launcher. With Hydra's own, all
     combinations are checked before the first runs, and they run one after the other in this process.
@@ -29,7 +29,7 @@ def sweep(main: Command, arguments: Sequence[str], save_dir: Callable[[list[str]
     Args:
         main: The command. It exits with a code of 128 or more to end the sweep.
         arguments: The arguments without `--multirun`.
-        save_dir: Gives the save_dir of a run with these arguments, or raises UserError for what is wrong with them.
+        save_dir: Returns the save_dir of a run with these arguments. Raises UserError if they are invalid.
     """
     ours = [argument for argument in arguments if not argument.startswith(("hydra/", "hydra."))]
     hydra = [argument for argument in arguments if argument not in ours]
@@ -70,7 +70,7 @@ def sweep(main: Command, arguments: Sequence[str], save_dir: Callable[[list[str]
 
 
 def _parse(parser: OverridesParser, argument: str) -> Override | None:
-    """The argument if it has several values."""
+    """Returns the parsed argument if it has several values, otherwise None."""
     try:
         parsed = parser.parse_override(argument.lstrip("+"))
     except (HydraException, ValueError):
@@ -79,12 +79,12 @@ def _parse(parser: OverridesParser, argument: str) -> Override | None:
 
 
 def _job(main: Command, fixed: Sequence[str], _: Any) -> int:
-    """One run, in the process in which the launcher starts it. Returns its exit code."""
+    """Executes one run of the sweep, in a process that the launcher chooses. Returns its exit code."""
     varied = [override.removeprefix("++") for override in HydraConfig.get().overrides.task]
     named = [override for override in varied if not override.startswith("save_dir=")]
     name = ",".join(named).replace("/", "_")[:200]
     print(f"{' '.join(varied)}", file=sys.stderr, flush=True)
-    GlobalHydra.instance().clear()  # the run reads its recipe with a Hydra of its own
+    GlobalHydra.instance().clear()  # the run uses a separate Hydra instance
     try:
         main([*fixed, *varied], subfolder=name)
     except SystemExit as ended:

@@ -24,9 +24,9 @@ def main(config: "TrainConfig") -> None:
     """
     if not (config.max_updates or config.max_epochs):
         raise UserError(
-            "max_updates and max_epochs are not set, and neither is a recipe.",
+            "No recipe is set, and neither is max_updates or max_epochs.",
             "Give a recipe: recipe=NAME; seqtk-recipes ls lists them.",
-            "In your own recipe set max_updates or max_epochs; on the command line add max_updates=1000.",
+            "Without a recipe, set max_updates or max_epochs, for example max_updates=1000.",
         )
     from seqtk.training.trainer import train
 

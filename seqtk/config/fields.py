@@ -33,7 +33,7 @@ class Range:
         return self._representable(value) and self._in_limits(value)
 
     def describe(self, value: float) -> str:
-        """What `value` must be, in words: "a whole number of at least 1"."""
+        """Describes what `value` must be, for example "a whole number of at least 1"."""
         whole = isinstance(value, int)
         noun = "whole number" if whole else "number" if self.infinite else "finite number"
         words = "and ".join(f"{words} {limit:,} " for words, _, limit in self._limits())
@@ -88,7 +88,7 @@ def probability(default: Any, *, help: str = "") -> Any:
 
 
 def range_of(config_type: type, name: str) -> Range:
-    """The range of the numbers of a field: that of its `setting`, or every finite number."""
+    """Returns the range of a numeric field: the one given to `setting`, or every finite number."""
     limits = _metadata(config_type, name).get(RANGE)
     return limits if isinstance(limits, Range) else Range()
 
@@ -115,7 +115,7 @@ def check_number(value: float, limits: Range, *, key: str) -> None:
 
 
 def check(config: Any, *, key: str = "") -> None:
-    """Raises UserError for a number out of its range in a config, those inside it included.
+    """Raises UserError if a number in a config, or in a nested config, is out of its range.
 
     Args:
         config: A config dataclass.
@@ -131,7 +131,7 @@ def check(config: Any, *, key: str = "") -> None:
 
 
 def written(value: Any) -> str:
-    """A value as it is written on the command line, shortened to one line; of a config tree only its kind."""
+    """Formats a value for an error message, on one short line. A config tree is shortened to its kind."""
     if isinstance(value, Mapping):
         return str(value.get("kind", "{...}"))
     if isinstance(value, list | tuple):

@@ -24,7 +24,7 @@ REGISTRIES: dict[str, "Registry[Any]"] = {}
 
 
 class Registry(Generic[T]):
-    """The classes of one kind (`attention`, `task`, …), each with a name and a config type of its own.
+    """The classes of one kind (`attention`, `task`, …), each with a unique name and config type.
 
     Args:
         kind: The noun for a member, as in errors: "attention".
@@ -116,7 +116,7 @@ def load_plugins(user_dir: str | None = None) -> None:
     path = Path(user_dir).expanduser().resolve()
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     if not source.is_file():
-        raise UserError(f"user_dir={user_dir} is neither a package nor a module.", f"Looked for {source}.")
+        raise UserError(f"user_dir={user_dir} is neither a package nor a module.", f"There is no {source}.")
     name = path.stem
     if name not in sys.modules:
         sys.path.insert(0, str(path.parent))

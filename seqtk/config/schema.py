@@ -75,13 +75,13 @@ def update(config: C, key: str, value: Any) -> C:
 
 
 def takes_text(config: Any, key: str) -> bool:
-    """Whether `key` holds text (or nothing), so that any value of it is taken literally."""
+    """Returns whether `key` is of type str (or None), so that any value is taken literally."""
     hint = _hint_at(config, key)
     return hint is str or set(typing.get_args(hint)) == {str, type(None)}
 
 
 def takes_texts(config: Any, key: str) -> bool:
-    """Whether `key` holds any number of texts."""
+    """Returns whether `key` is a tuple of any number of strings."""
     return bool(_hint_at(config, key) == tuple[str, ...])
 
 
@@ -108,7 +108,7 @@ def _value_at(config: Any, key: str) -> Any:
 
 
 def stands_for(config: Any, key: str) -> list[str]:
-    """The dotted keys that an alias sets, those of nested aliases included; none if `key` is no alias."""
+    """Returns the dotted keys that an alias sets, including nested aliases. Empty if `key` is not an alias."""
     head, _, rest = key.partition(".")
     targets = _aliases(type(config)).get(head, ())
     if targets:
@@ -163,7 +163,7 @@ def _default_of(hint: Any) -> Any:
 
 
 def _set_in_each(configs: tuple[Any, ...], key: str, value: Any, typed: str) -> tuple[Any, ...]:
-    """The configs with `key` set in each that has it (the kinds in a pattern may differ); at least one must."""
+    """Sets `key` in every config of a pattern that has it. At least one must; the kinds may differ."""
     head = key.partition(".")[0]
     has_key = [head in hints_of(type(config)) or head in _aliases(type(config)) for config in configs]
     return tuple(
@@ -189,7 +189,7 @@ def _convert(hint: Any, value: Any, current: Any, key: str, limits: Range) -> An
 
 
 def _convert_union(options: tuple[Any, ...], value: Any, current: Any, key: str, limits: Range) -> Any:
-    """The first option that takes `value`, tuples first for a list; if none does, the first one's error."""
+    """Converts `value` to the first type of the union that accepts it (tuples first for a list)."""
     if value is None and type(None) in options:
         return None
     tuples: list[Any] = [option for option in options if typing.get_origin(option) is tuple]
@@ -324,12 +324,12 @@ def _hint_at(config: Any, key: str) -> Any:
 
 
 def _configs_in(value: Any) -> list[Any]:
-    """The configs a field holds: itself, those of its tuple, or none."""
+    """Returns the configs that a field holds: its value, the elements of its tuple, or none."""
     return [item for item in (value if isinstance(value, tuple) else (value,)) if dataclasses.is_dataclass(item)]
 
 
 def _holds(tree: Any, key: str) -> bool:
-    """Whether the dotted `key` is set in a plain tree."""
+    """Returns whether the dotted `key` is set in a plain tree."""
     head, _, rest = key.partition(".")
     return isinstance(tree, Mapping) and head in tree and (not rest or _holds(tree[head], rest))
 

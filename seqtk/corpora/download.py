@@ -209,7 +209,7 @@ def _refuse_other_files(published: RemoteFile, url: str, headers: Message, total
         raise _web_page(published, url)
     if published.length is not None and total != published.length:
         raise UserError(
-            f"{url} is not {published.file_name} as it was published:",
+            f"{url} differs from the published {published.file_name}:",
             f"the server has {total:,} bytes, not {published.length:,}.",
             _OTHERWISE,
         )
@@ -218,6 +218,6 @@ def _refuse_other_files(published: RemoteFile, url: str, headers: Message, total
 def _web_page(published: RemoteFile, url: str) -> UserError:
     return UserError(
         f"{url} is a web page, not {published.file_name}.",
-        "The file has moved, or something between here and there wants a log-in.",
+        "The file has moved, or a proxy requires a log-in.",
         _OTHERWISE,
     )

@@ -39,7 +39,7 @@ def _wikitext103(
     held_out: str,
     settings: dict[str, Any],
 ) -> Corpus:
-    """One edition of WikiText-103; `held_out` is how else valid and test are called, without their ending."""
+    """One edition of WikiText-103. `held_out` holds the names of its valid and test files, without extension."""
     folder = archive.file_name.removesuffix("-v1.zip")
     members = tuple(
         RemoteFile(
@@ -83,7 +83,7 @@ WIKITEXT103 = _wikitext103(
 
 WIKITEXT103_BPE = _wikitext103(
     "wikitext103_bpe",
-    "the same articles as raw text, no word left out; by 50,264 BPE pieces",
+    "the same articles as raw text, with all words; by 50,264 BPE pieces",
     RemoteFile(
         "https://wikitext.smerity.com/wikitext-103-raw-v1.zip",
         length=191_984_949,

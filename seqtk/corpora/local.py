@@ -15,7 +15,7 @@ def find_all(corpus: Corpus, sources: Sequence[str]) -> dict[RemoteFile, Path]:
     places = [Path(source).expanduser() for source in sources]
     for place in places:
         if not place.exists():
-            raise UserError(f"There is no source={place}.", "It names a file or folder with the published files.")
+            raise UserError(f"source={place} does not exist.", "Set it to a file or folder.")
     found: dict[RemoteFile, Path] = {}
     for published in corpus.files:
         whole = _find(published, places)
@@ -30,7 +30,7 @@ def _missing(published: RemoteFile, members: Sequence[RemoteFile], places: Seque
     inside = f", nor {', '.join(member.name for member in members)} out of it" if members else ""
     return UserError(
         f"There is no {published.file_name} in source={','.join(map(str, places))}{inside}.",
-        f"It is published at {published.name}; plain and .gz will do.",
+        f"It is published at {published.name}; plain and .gz files are accepted.",
         "Without source= it is downloaded; source=A,B looks in both.",
     )
 

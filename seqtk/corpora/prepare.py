@@ -1,7 +1,7 @@
 """From published files to a data-bin: found or downloaded, unpacked, split, preprocessed.
 
-In the data-bin's folder, `text/` holds the text of the splits and `text/prepare.json` what it was made of, with all
-counts. A rerun takes what that record knows to be done, so the work goes on after any interruption.
+In the data-bin's folder, `text/` holds the text of the splits, and `text/prepare.json` records its sources and counts.
+A rerun skips the steps that are recorded as done, so preparation resumes after an interruption.
 """
 
 import json
@@ -50,7 +50,7 @@ def prepare(
     sources = sources if given else []
     if sources and config.mirror:
         raise UserError(
-            "source= and mirror= are both given.", "The first takes files from the disk, the second downloads."
+            "source= and mirror= are both given.", "source= reads files from the disk, mirror= downloads them. Set one."
         )
     if not sources:
         check_writable(Path(config.downloads), key="downloads")
@@ -99,7 +99,7 @@ def _fetch(
 
 
 class _Record:
-    """The record of which files were made from what, with their counts, as JSON."""
+    """A JSON record of the files that were made, their sources and their counts."""
 
     def __init__(self, path: Path, corpus: Corpus) -> None:
         self._path = path
@@ -109,7 +109,7 @@ class _Record:
             read = json.loads(path.read_text(encoding="utf-8"))
             self._made = dict(read["made"]) if {**read, **self._head} == read else {}
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            pass  # then all is made anew
+            pass  # then everything is made again
 
     def once(
         self, outputs: list[Path], made_of: object, inputs: list[Path], make: Callable[[], dict[str, int]]

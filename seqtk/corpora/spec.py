@@ -76,19 +76,19 @@ class ChecksumVerifier:
             self._hash.update(chunk)
 
     def end(self, where: str, advice: str) -> str:
-        """Returns what was compared. Raises UserError, naming `where`, if the copy is not the published file."""
+        """Returns which properties were compared. Raises UserError, naming `where`, if the copy differs."""
         published, compared = self._published, []
         if published.length is not None:
             compared.append("length")
             if self._length != published.length:
                 difference = f"it has {self._length:,} bytes, not {published.length:,}."
-                raise UserError(f"{where} is not {published.file_name} as it was published:", difference, advice)
+                raise UserError(f"{where} differs from the published {published.file_name}:", difference, advice)
         if published.digest is not None and self._hash is not None:
             kind, _, digits = published.digest.partition(":")
             compared.append(kind)
             if self._hash.hexdigest() != digits:
                 difference = f"its {kind} is {self._hash.hexdigest()}, not {digits}."
-                raise UserError(f"{where} is not {published.file_name} as it was published:", difference, advice)
+                raise UserError(f"{where} differs from the published {published.file_name}:", difference, advice)
         return f"{' and '.join(compared)} as published" if compared else "neither length nor checksum is published"
 
 

@@ -61,7 +61,7 @@ class Part(_FromOne):
                 bar.update(len(chunk))
                 left -= len(chunk)
             if left:
-                raise UserError(f"{inputs[self.source]} is too short: {self.name} lacks {left:,} bytes.")
+                raise UserError(f"{inputs[self.source]} is too short: {self.name} needs {left:,} more bytes.")
         return {"bytes": self.length}
 
 
@@ -89,7 +89,7 @@ class Lines(_FromOne):
             lines += last != b"\n"
             if self.lines not in (None, lines):
                 raise UserError(
-                    f"{path} is not {self.source} as it was published:",
+                    f"{path} differs from the published {self.source}:",
                     f"it has {lines:,} {'segments' if sgml else 'lines'}, not {self.lines:,}.",
                 )
         return {"lines": lines, "bytes": size}

@@ -35,7 +35,7 @@ def unpack(archive: Path, targets: Mapping[RemoteFile, Path], *, reporter: Repor
         with atomic_files([targets[member]]) as (file,), bar, _naming(archive):
             if member.length not in (None, size):
                 raise UserError(
-                    f"{member.name} in {archive} is not as it was published:",
+                    f"{member.name} in {archive} differs from the published file:",
                     f"it has {size:,} bytes, not {member.length:,}.",
                     _advice(archive),
                 )
@@ -90,7 +90,7 @@ def _from_tar(archive: Path, wanted: Mapping[str, RemoteFile], copy: Copy) -> se
 
 @contextmanager
 def _naming(archive: Path) -> Iterator[None]:
-    """Turns what is wrong with an archive into a UserError that names it."""
+    """Converts exceptions about a damaged archive into a UserError that names it."""
     try:
         yield
     except _BROKEN as error:
@@ -99,7 +99,7 @@ def _naming(archive: Path) -> Iterator[None]:
 
 
 def _no_file(archive: Path, name: str) -> UserError:
-    return UserError(f"{name} in {archive} is no plain file.", "It was not written.", _advice(archive))
+    return UserError(f"{name} in {archive} is not a regular file.", "It was not unpacked.", _advice(archive))
 
 
 def _advice(archive: Path) -> str:

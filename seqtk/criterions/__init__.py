@@ -1,4 +1,4 @@
-"""Criterions: one import line for each file, which registers what it defines."""
+"""Criterions. Importing a file registers the criterions in it."""
 
 from seqtk.criterions import cross_entropy as cross_entropy
 from seqtk.criterions.base import Criterion, CriterionConfig, Loss, criterions

@@ -39,16 +39,16 @@ class Batch:
 
     @property
     def target(self) -> Tensor:
-        """What the head's losses are computed for: target_BT of tokens, target_B of classes."""
+        """The targets of the head's losses: target_BT of tokens, or target_B of classes."""
         raise NotImplementedError
 
     @property
     def pad(self) -> Tensor | None:
-        """pad_BT: true where the model's features are padding; for heads that pool the features of a row."""
+        """Returns pad_BT, True where the model's features are padding, for heads that pool the features of a row."""
         return None
 
     def as_empty(self) -> Self:
-        """The first row of this batch with the weight 0: the micro-batch of a rank that has no examples left.
+        """Returns the first row of this batch with weight 0, as a micro-batch for a rank without examples.
 
         The loss of a batch of weight 0 is multiplied by 0 in training, so that its targets do not matter.
         """
@@ -117,12 +117,12 @@ def pad_rows(rows: Sequence[np.ndarray]) -> Tensor:
 
 
 def check_ids(ids: Tensor, vocabulary: Vocabulary, *, name: str) -> None:
-    """Raises UserError for an id beyond the end of `vocabulary`, which errors call `name`."""
+    """Raises UserError for an id that is not in `vocabulary`. `name` is the vocabulary's name in the error."""
     largest = int(ids.max()) if ids.numel() else 0
     if largest >= len(vocabulary):
         raise UserError(
-            f"A token of the data has the number {largest:,}, but {name} has {len(vocabulary):,} tokens only.",
-            "It was cut short, or belongs to other data: copy it again, or make the data-bin again.",
+            f"The data contain the token id {largest:,}, but {name} has only {len(vocabulary):,} tokens.",
+            "It is truncated or belongs to other data: copy it again, or make the data-bin again.",
         )
 
 

@@ -29,7 +29,7 @@ def block_bounds(sizes_N: npt.NDArray[Any], *, break_mode: BreakMode, tokens_per
 
     - `none`: pieces of `tokens_per_sample`, the last one shorter;
     - `eos`: each item, however long;
-    - `complete`: as many whole items as fit in `tokens_per_sample`; an item that does not fit has a block of its own;
+    - `complete`: as many whole items as fit in `tokens_per_sample`; an item that does not fit gets a separate block;
     - `complete_doc`: the same, but a block ends before an item of length 1, which is in no block.
     """
     if tokens_per_sample < 1:
@@ -44,7 +44,7 @@ def block_bounds(sizes_N: npt.NDArray[Any], *, break_mode: BreakMode, tokens_per
     if break_mode == "eos":
         return np.stack([starts_N, ends_N], axis=1)
     item_N = np.arange(len(sizes_N))
-    following_N = np.searchsorted(ends_N, starts_N + tokens_per_sample, side="right")  # the first item left out
+    following_N = np.searchsorted(ends_N, starts_N + tokens_per_sample, side="right")  # the first excluded item
     if break_mode == "complete_doc":
         separators = np.flatnonzero(sizes_N == SEPARATOR_LENGTH)
         places = np.append(separators, len(sizes_N))
@@ -57,7 +57,7 @@ def block_bounds(sizes_N: npt.NDArray[Any], *, break_mode: BreakMode, tokens_per
 
 
 def _chain(following_N: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """0, following[0], following[following[0]], … to the end; one step a block."""
+    """Returns 0, following[0], following[following[0]], … up to the end, one entry for each block."""
     following, found, place = following_N.tolist(), [], 0
     while place < len(following):
         found.append(place)
@@ -101,7 +101,7 @@ class ContextBlocks:
         if not 0 <= context_window < max(tokens_per_sample, 1):
             raise UserError(
                 f"context_window={context_window} does not fit in tokens_per_sample={tokens_per_sample}.",
-                "It is that part of a sample which is only read: at least 0, and less than the whole.",
+                "Set context_window to at least 0 and less than tokens_per_sample.",
             )
         self.alone = TokenBlocks(items, break_mode=break_mode, tokens_per_sample=tokens_per_sample - context_window)
         self.items, self.bounds_K2 = items, self.alone.bounds_K2

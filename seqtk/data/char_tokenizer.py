@@ -36,23 +36,23 @@ def character_name(character: str) -> str:
 
 
 def bytes_to_names(line: str) -> list[str]:
-    """The bytes of a text."""
+    """Returns the bytes of a text as token names."""
     return [BYTE_NAMES[byte] for byte in line.encode("utf-8")]
 
 
 def names_to_bytes(names: Sequence[str]) -> str:
-    """The text of these bytes; invalid UTF-8 and names of no byte become U+FFFD."""
+    """Returns the text of token names that stand for bytes. Other names and invalid UTF-8 become U+FFFD."""
     each = (bytes([_BYTE_OF[name]]) if name in _BYTE_OF else b"\xff" for name in names)
     return b"".join(each).decode("utf-8", errors="replace")
 
 
 def characters_to_names(line: str) -> list[str]:
-    """The characters of a text."""
+    """Returns the characters of a text as token names."""
     return [character_name(character) for character in line]
 
 
 def names_to_characters(names: Sequence[str]) -> str:
-    """The text of these characters; the unknown token becomes U+FFFD."""
+    """Returns the text of token names that stand for characters. The unknown token becomes U+FFFD."""
     return "".join(map(_character, names))
 
 
@@ -85,7 +85,7 @@ class SymbolCounter:
 
 
 def symbols(block: bytes, *, characters: bool, newlines: bool) -> tuple[Array, Array]:
-    """(bytes or code points of all lines of a block one after the other, how many each line has)."""
+    """Returns the bytes or code points of all lines of a block, concatenated, and the number in each line."""
     text = block if newlines or b"\r" not in block else b"".join(map(_normal_end, io.BytesIO(block)))
     codes: Array = np.frombuffer(text, dtype=np.uint8)
     if characters:

@@ -86,7 +86,9 @@ def find_text(prefix: str, lang: str | None, *, key: str = "input") -> Path:
         return path
     name = Path(f"{prefix}.{lang}" if lang else prefix)
     if name.is_fifo() or name.is_char_device():
-        raise UserError(f"{key}={name} is a pipe or a device, but it is read more than once.", "Write a file first.")
+        raise UserError(
+            f"{key}={name} is a pipe or a device, but it is read more than once.", "Save it to a file first."
+        )
     existing = languages_of(prefix)
     stem, _, ending = prefix.removesuffix(".gz").rpartition(".")
     if lang and Path(prefix).is_file() and stem and _find(stem, lang) is not None:
@@ -108,7 +110,7 @@ def find_text(prefix: str, lang: str | None, *, key: str = "input") -> Path:
 
 
 def languages_of(prefix: str) -> list[str]:
-    """The endings of the files whose names begin with `prefix` and a dot, compression left out."""
+    """Returns the endings of the files whose names begin with `prefix` and a dot, without compression suffixes."""
     path, found = Path(prefix), set()
     if path.parent.is_dir():
         for other in path.parent.iterdir():
@@ -142,13 +144,13 @@ def check_text(path: Path, utf8: bool = True) -> int:
         check_utf8(rest, path, lines + 1)
         if not lines and rest.count(b"\r") > 2:
             raise UserError(
-                f"The lines of {path} end in \\r alone, as on old Macs.", "Convert it: tr '\\r' '\\n' < IN > OUT."
+                f"The lines of {path} end in \\r only (old Mac OS).", "Convert it: tr '\\r' '\\n' < IN > OUT."
             )
     return lines + bool(rest)
 
 
 def check_equal(paths: Sequence[Path], lines: Sequence[int]) -> None:
-    """Both sides of a corpus have the same number of lines, or a UserError states both numbers."""
+    """Raises UserError, with both numbers, if the two sides of a corpus differ in their number of lines."""
     if len(set(lines)) > 1:
         raise UserError(
             "The two sides of the corpus do not have the same number of lines:",
@@ -172,12 +174,12 @@ def split_lines(block: bytes) -> list[bytes]:
 
 
 def count_lines(block: bytes) -> int:
-    """The number of lines of a block; the last one may have no end."""
+    """Returns the number of lines of a block. The last line may have no line feed."""
     return block.count(b"\n") + (block[-1:] not in (b"\n", b""))
 
 
 def sample_lines(paths: Sequence[Path], *, lines: int, most: int) -> Iterator[bytes]:
-    """The lines of files that have `lines` together, without their ends: `most` at regular distances, if more."""
+    """Returns the lines of files, without line feeds: all of the `lines` lines, or `most` of them, evenly spaced."""
     step = max(1, -(-lines // most))
     for path in paths:
         with open_text(path) as file:

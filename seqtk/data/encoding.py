@@ -27,8 +27,8 @@ class EncodedLines:
     Attributes:
         ids: The ids of all lines, one after the other.
         sizes: The number of ids of each line.
-        special: The number of words that spell a special symbol; they are UNK.
-        kept: The bytes and characters of the text that the tokens keep; None: all.
+        special: The number of words that look like a special symbol, such as `<pad>`. They become UNK.
+        kept: The bytes and characters that can be decoded from the tokens. None: the whole text.
     """
 
     ids: Ids
@@ -110,7 +110,7 @@ class PieceEncoder:
         return int(counts @ self._bytes) + rest[0] + ends, int(counts @ self._characters) + rest[1] + ends
 
     def _look_up_unknown_pieces(self, ids: Ids, hidden: Ids, sizes: Ids, lines: Sequence[bytes]) -> None:
-        """In lines with unknown pieces, replaces those by their ids that the vocabulary has as words."""
+        """Looks up unknown pieces as words of the vocabulary, in the lines that have any."""
         ends = np.cumsum(sizes)
         for i in np.unique(np.searchsorted(ends, np.flatnonzero(hidden), side="right")):
             pieces = self._tokenizer.encode(lines[i].decode("utf-8"))

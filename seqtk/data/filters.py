@@ -22,7 +22,7 @@ class LengthFilter:
     max_ratio: float | None = None
 
     def __call__(self, lengths: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:
-        """The lines to keep, and the number dropped by each rule; a line counts for the first rule that it breaks."""
+        """Returns the lines to keep, and the number dropped by each rule. Each counts for its first rule."""
         shortest, longest = np.minimum.reduce(lengths), np.maximum.reduce(lengths)
         broken = (
             (shortest == 0) & (self.min_length > 0),

@@ -44,8 +44,8 @@ class IndexedDataset:
         expected = start + size * self._dtype.itemsize
         if len(data) != expected:
             raise UserError(
-                f"{prefix}.bin has {len(data):,} bytes, but its index says {expected:,}.",
-                "It was cut short, or belongs to another index: make or copy the data-bin directory again.",
+                f"{prefix}.bin has {len(data):,} bytes, but its index requires {expected:,}.",
+                "It is truncated or belongs to another index: make or copy the data-bin directory again.",
             )
 
     def __len__(self) -> int:
@@ -107,7 +107,7 @@ def _map(path: str) -> Any:
 def _layout(index: Any, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
     """(items, type, offset of the sizes, offset of the starts) of a memory-mapped data set's index."""
     if len(index) < HEADER.size:
-        raise UserError(f"{prefix}.idx was cut short: it has {len(index)} bytes.")
+        raise UserError(f"{prefix}.idx is truncated: it has {len(index)} bytes.")
     _, version, code, length = HEADER.unpack_from(index)
     dtype = _token_type(version, code, prefix)
     expected = HEADER.size + 12 * length
@@ -115,12 +115,12 @@ def _layout(index: Any, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
         documents = struct.unpack_from("<Q", index, HEADER.size)[0] if len(index) >= HEADER.size + 8 else -1
         if len(index) == expected + 8 + 8 * documents:
             raise UserError(
-                f"{prefix}.idx is Megatron-LM's variant of the format, with a document index, which is not read here.",
+                f"{prefix}.idx is Megatron-LM's variant of the format, with a document index, which is not supported.",
                 "Preprocess the text again, with seqtk-preprocess or fairseq-preprocess.",
             )
         raise UserError(
             f"{prefix}.idx has {len(index):,} bytes, but {expected:,} are needed for its {length:,} items.",
-            "It was cut short or is damaged: make or copy the data-bin directory again.",
+            "It is truncated or damaged: make or copy the data-bin directory again.",
         )
     return length, dtype, HEADER.size, HEADER.size + 4 * length
 
@@ -128,7 +128,7 @@ def _layout(index: Any, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
 def _legacy_layout(index: Any, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
     """(items, type, offset of the sizes, offset of the starts) of an older data set's index."""
     if len(index) < LEGACY_HEADER.size:
-        raise UserError(f"{prefix}.idx was cut short: it has {len(index)} bytes.")
+        raise UserError(f"{prefix}.idx is truncated: it has {len(index)} bytes.")
     _, version, code, _, length, dimensions = LEGACY_HEADER.unpack_from(index)
     dtype = _token_type(version, code, prefix)
     starts_at = LEGACY_HEADER.size + 8 * (length + 1)
@@ -142,7 +142,7 @@ def _legacy_layout(index: Any, prefix: str) -> tuple[int, np.dtype[Any], int, in
 
 def _token_type(version: int, code: int, prefix: str) -> np.dtype[Any]:
     if version != 1:
-        raise UserError(f"{prefix}.idx has version {version} of the format; only version 1 is known.")
+        raise UserError(f"{prefix}.idx has version {version} of the format; only version 1 is supported.")
     if code not in DTYPES:
         raise UserError(f"{prefix}.idx holds numbers of type {code}, which are not token ids.")
     return np.dtype(DTYPES[code])

@@ -26,7 +26,7 @@ def dtype_for(vocabulary_size: int | None) -> npt.DTypeLike:
 class IndexedWriter:
     """Writes a data set in the memory-mapped format, byte for byte as fairseq does, in constant memory.
 
-    A context manager: both files get their names when it ends, none if it ends by an exception.
+    A context manager: both files appear when the block ends, and neither if it raises an exception.
     """
 
     def __init__(self, prefix: str | os.PathLike[str], *, vocabulary_size: int | None) -> None:

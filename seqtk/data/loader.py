@@ -71,7 +71,7 @@ def load_batches(
 
 
 def _copy_ahead(batches: Iterator[B], device: torch.device) -> Iterator[B]:
-    """Copies each batch to a GPU on a stream of its own, one batch before it is needed."""
+    """Copies each batch to a GPU on a separate CUDA stream, one batch before it is needed."""
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     ahead: B | None = None
     for batch in batches:

@@ -155,8 +155,8 @@ def pack(
 
     With `multiple` > 1 a batch ends after a multiple of it (or after fewer examples than it). The examples between
     that end and the first one that did not fit start the next batch; if they alone exceed the budget, they are a
-    batch. These are the cuts of fairseq's batch_by_size, which then drops its last batch if that is no multiple; here
-    it is kept. An example over the budget is a batch of its own.
+    batch. fairseq's batch_by_size cuts in the same way, but drops a last batch that is not a multiple; here
+    it is kept. An example over the budget gets a separate batch.
     """
     lengths = np.maximum(sizes_N[order], 1).astype(np.int64)
     most = min(len(order), max_sentences or len(order))

@@ -82,7 +82,7 @@ def read_ahead(
 
 @dataclass(frozen=True)
 class _Failed:
-    """A UserError of a worker: torch would make its traceback part of the message."""
+    """Carries a UserError out of a worker, because torch would add the traceback to its message."""
 
     lines: tuple[str, ...]
 
@@ -107,7 +107,7 @@ def _unchanged(batch: B) -> B:
 
 @contextmanager
 def _no_main_module() -> Iterator[None]:
-    """Lets new processes not import the main module: a script that trains would train again in each of them."""
+    """Keeps new processes from importing the main module, so that a training script does not run again in each."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:

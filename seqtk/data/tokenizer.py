@@ -41,7 +41,7 @@ SPLITTERS: dict[str | None, Callable[[str], list[str]]] = {
 
 
 class Tokenizer:
-    """Splits a line into tokens and joins tokens to a line; made by `load`, `from_model` or `plain`. Picklable."""
+    """Splits a line into tokens, and joins tokens to a line. Created by `load`, `from_model` or `plain`. Picklable."""
 
     def __init__(self, model_bytes: bytes | None, separator: str | None) -> None:
         if separator is not None and separator not in JOINERS:
@@ -106,7 +106,7 @@ class Tokenizer:
         return int(self._processor.Normalize("a").startswith(SPACE_PIECE))
 
     def decode(self, tokens: Sequence[str]) -> str:
-        """The line whose tokens these are."""
+        """Joins tokens to a line."""
         if self._processor is not None:
             line: str = self._processor.DecodePieces(list(tokens))
             return line
@@ -124,7 +124,7 @@ class Tokenizer:
 
 
 def likely_marker(vocabulary: Vocabulary) -> str | None:
-    """The subword marker, or "bytes" or "characters", that a dictionary's tokens look like; None: they are words."""
+    """Guesses the subword marker of a dictionary's tokens, or "bytes" or "characters". None: words."""
     kind = symbols.kind_of(vocabulary)
     words = vocabulary.tokens[len(SPECIALS) :]
     if kind is None and any(word.startswith(SPACE_PIECE) for word in words):

@@ -33,7 +33,7 @@ class TrainingSample:
             yield line
 
 
-def _in_our_words(reason: str) -> str:
+def _reason(reason: str) -> str:
     """The reason why there is no model, with our keys and our count of the special symbols."""
     ours = len(SPECIALS) - _OWN_SPECIALS
     if too_small := re.search(r"required_chars\. \d+ vs (\d+)", reason):
@@ -71,6 +71,6 @@ def train_tokenizer(
         )
     except RuntimeError as error:
         raise UserError(
-            f"SentencePiece could not make a vocabulary of vocab_size={vocab_size}.", _in_our_words(str(error))
+            f"SentencePiece could not make a vocabulary of vocab_size={vocab_size}.", _reason(str(error))
         ) from None
     return Tokenizer.from_model(model.getvalue())

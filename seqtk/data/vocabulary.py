@@ -24,7 +24,7 @@ _OVERWRITE = " #fairseq:overwrite"
 class Vocabulary:
     """An ordered list of tokens, each with its id and its count in the training text.
 
-    `tokens` are those of the file, without the four special symbols. Of two equal tokens the later one wins.
+    `tokens` are the tokens of the file, without the four special symbols. Of two equal tokens the later one wins.
     """
 
     def __init__(self, tokens: Sequence[str], counts: Sequence[int] | None = None) -> None:
@@ -87,7 +87,7 @@ class Vocabulary:
                 raise UserError(f"Line {number} of {name} is not '<token> <count>':", repr(line[:80]))
             if token in seen and not overwrites:
                 raise UserError(
-                    f"Line {number} of {name} has '{token}' once more.",
+                    f"Line {number} of {name} has '{token}' twice.",
                     f"Remove it, or end the line with '{_OVERWRITE.strip()}' if it replaces the earlier one.",
                 )
             seen.add(token)

@@ -69,7 +69,7 @@ class VocabularyConfig(TextConfig):
         -1, at_least=-1, help="Largest size of a counted vocabulary, including four special symbols. -1: no limit."
     )
     padding_factor: int = setting(
-        8, at_least=1, help="New vocabularies, except that of bytes, are padded to a multiple of this size."
+        8, at_least=1, help="New vocabularies, except the one of bytes, are padded to a multiple of this size."
     )
     line_end: LineEnd | None = setting(
         None,
@@ -84,7 +84,7 @@ class VocabularyConfig(TextConfig):
         if self.line_end == "newline" and not able:
             raise UserError(
                 "line_end=newline is for bytes or characters of one-sided text.",
-                "Set tokens=bytes or tokens=characters and leave target_lang= out, or leave line_end= out.",
+                "Set tokens=bytes or tokens=characters and remove target_lang=, or remove line_end=.",
             )
         return able and self.line_end != "eos"
 
@@ -147,20 +147,20 @@ def _make_spec(
 def _check_asked(config: VocabularyConfig, model: str | None, dictionary: str | None) -> None:
     """Raises UserError for an existing vocabulary that the tokens cannot use."""
     if config.remove_bpe is not None and config.tokens != "words":
-        raise UserError(f"remove_bpe={config.remove_bpe} is for tokens=words.", "Leave it out.")
+        raise UserError(f"remove_bpe={config.remove_bpe} is for tokens=words.", "Remove it.")
     if config.remove_bpe is not None:
         Tokenizer.plain(config.remove_bpe)
     if config.tokens == "bytes" and (model or dictionary):
-        raise UserError("tokens=bytes has a vocabulary of its own: leave sentencepiece= and source_dict= out.")
+        raise UserError("tokens=bytes has a fixed vocabulary. Remove sentencepiece= and source_dict=.")
     if config.tokens == "characters" and model:
-        raise UserError("tokens=characters needs no model: leave sentencepiece= out.")
+        raise UserError("tokens=characters needs no model. Remove sentencepiece=.")
 
 
 def _needed(train: Text | None) -> Text:
     if train is None:
         raise UserError(
             "There is no training text to learn a vocabulary from.",
-            "Set train=, or take an existing vocabulary: sentencepiece=, or source_dict= with tokens=words.",
+            "Set train=, or use an existing vocabulary: sentencepiece=, or source_dict= with tokens=words.",
         )
     return train
 

@@ -56,7 +56,7 @@ class WordTable:
         self._insert(first, second, np.fromiter(short.values(), np.int64, len(short)))
 
     def _insert(self, first: Array, second: Array, values: Array) -> None:
-        """Puts each key in the nearest free slot at or after its own; of several for one slot, the first gets it."""
+        """Inserts each key by linear probing. If several keys want one slot, the first gets it."""
         slots = self._own_slots(first, second)
         left = np.arange(len(slots))[::-1]  # of several values assigned to one place numpy keeps the last
         while len(left):
@@ -76,7 +76,7 @@ class WordTable:
         return own
 
     def find(self, text: bytes) -> tuple[Array, Array, Array]:
-        """(values, starts, ends) of the words of `text`, which ends in white space; a word without value is missing."""
+        """Returns (values, starts, ends) of the words of `text` (ends in white space). Unknown words get `missing`."""
         starts, ends = _bounds(text)
         lengths = ends - starts
         first, second = _keys(text, starts, np.minimum(lengths, _SHORT))

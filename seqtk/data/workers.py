@@ -46,7 +46,7 @@ def ordered_map(
     except BrokenProcessPool:
         raise UserError(
             "A worker process ended unexpectedly, most likely because memory ran out. Set workers= lower.",
-            "(A script that calls this needs its `if __name__ == '__main__':`, or workers=1.)",
+            "A script must call this under `if __name__ == '__main__':`, or set workers=1.",
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -61,12 +61,12 @@ class SearchConfig:
             )
         if self.sampling and self.beam is not None:
             raise UserError(
-                f"beam={self.beam} is for a beam search, but the outputs are sampled (the default of language models).",
+                f"beam={self.beam} requires beam search, but outputs are sampled (the default of language models).",
                 "Set sampling=false, or remove beam=; nbest= is the number of samples.",
             )
         if not self.sampling and (self.top_k, self.top_p, self.min_p) != (0, 1.0, 0.0):
             raise UserError(
-                "top_k=, top_p= and min_p= need sampling=true.", "A beam search always keeps the best hypotheses."
+                "top_k=, top_p= and min_p= require sampling=true.", "A beam search always keeps the best hypotheses."
             )
         if self.max_length_a == 0 and self.min_length > max(self.max_length_b, 1):
             raise UserError(

@@ -32,7 +32,7 @@ Ids: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Sentence:
-    """One input: a source sentence or a prompt as token ids, with what is known about its output."""
+    """One input: a source sentence or a prompt as token ids, optionally with references and a forced prefix."""
 
     source: Ids
     """Token ids, ending in EOS."""

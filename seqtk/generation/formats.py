@@ -124,7 +124,7 @@ class Writer:
 
 
 def _replace_prefix(text: str, read: str, given: str) -> str:
-    """`text` with its beginning `read`, the prefix as its tokens spell it, replaced by the prefix as it was given."""
+    """Replaces the decoded prefix `read` at the start of `text` by the prefix as the user wrote it."""
     if not text.startswith(read):
         return text
     rest = text.removeprefix(read)
@@ -134,5 +134,5 @@ def _replace_prefix(text: str, read: str, given: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    """`text` with spaces for line ends, which a vocabulary of bytes can produce."""
+    """Replaces line ends in `text` by spaces. A vocabulary of bytes can produce line ends."""
     return text.replace("\r", " ").replace("\n", " ")

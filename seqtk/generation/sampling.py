@@ -30,7 +30,7 @@ def sample(
     config: SearchConfig,
     constraints: Constraints,
 ) -> list[list[Hypothesis]]:
-    """`nbest` samples for each row of `batch`, in the order in which they are drawn.
+    """Returns `nbest` samples for each row of `batch`, in the order in which they are drawn.
 
     The score of a token is its log-probability among all tokens, at the given temperature.
     """

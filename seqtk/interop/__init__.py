@@ -1,4 +1,4 @@
-"""Models of other toolkits in and out: one import line for each importer and exporter, which registers it."""
+"""Import and export of models of other toolkits. Importing a file registers the importers and exporters in it."""
 
 from seqtk.interop import fairseq as fairseq
 from seqtk.interop import npz as npz

@@ -1,8 +1,8 @@
-"""Imports fairseq's models: same features, same scores. This file: translation models, and the importer of all.
+"""Imports fairseq's models: same features, same scores. This file has the importer, and imports translation models.
 
 Reads checkpoints of fairseq 0.6 to 0.12: settings in `cfg` or in `args`, separate or stacked projections, named or
-numbered norms, tied tables stored twice or once. Every key is used or known to hold nothing. An option that seqtk does
-not support is an error that names it; nothing is dropped silently.
+numbered norms, tied tables stored twice or once. Every key is used or known to be irrelevant. An option that seqtk
+does not support is an error that names it; nothing is dropped silently.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ REFUSED = {
     "no_cross_attention": "a decoder that does not see the source",
     "no_decoder_final_norm": "a decoder without its final norm",
 }
-"""Options of fairseq that seqtk's Transformer does not support, beside those that no decoder supports."""
+"""Options of fairseq that seqtk's Transformer does not support, in addition to the ones that no decoder supports."""
 
 
 @dataclass(frozen=True)

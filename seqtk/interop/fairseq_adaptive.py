@@ -22,7 +22,7 @@ def vocabulary_size(state: Mapping[str, Tensor], *, where: str) -> int:
 
 
 def adaptive_config(options: Options, *, vocabulary: int) -> AdaptiveConfig | None:
-    """The adaptive input and softmax that the options ask for; None if there are none."""
+    """Returns the adaptive input and softmax that the options specify, or None."""
     cutoffs = {
         part: _cutoffs(options, f"adaptive_{part}_cutoff", vocabulary)
         for part, there in (
@@ -50,7 +50,7 @@ def adaptive_config(options: Options, *, vocabulary: int) -> AdaptiveConfig | No
 
 
 def laid_out(state: Mapping[str, Tensor], *, adaptive: AdaptiveConfig | None, tied: bool) -> dict[str, Tensor]:
-    """The same tensors with words and classes apart, and each tail's projection as a tied one is: D × its width."""
+    """Splits words and classes into separate tensors, and transposes untied projections of tails to D × width."""
     shared_projections = tied and adaptive is not None and adaptive.tie_projections
     ours: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -65,7 +65,7 @@ def laid_out(state: Mapping[str, Tensor], *, adaptive: AdaptiveConfig | None, ti
 
 
 def _cutoffs(options: Options, name: str, vocabulary: int) -> tuple[int, ...]:
-    """A list of numbers, or its text; the size of the vocabulary may end it."""
+    """Parses a list of cutoffs, or its text form. Its last entry may be the size of the vocabulary."""
     value = options.get(name, "")
     parts = re.findall(r"[^\s,()\[\]]+", value) if isinstance(value, str) else value
     try:

@@ -45,7 +45,7 @@ def read_fairseq(path: str | Path) -> FairseqFile:
     if not isinstance(content.get("model"), Mapping) or not (content.get("cfg") or content.get("args")):
         names, others = [str(name)[:80] for name in list(content)[:2]], len(content) - 2
         raise UserError(
-            f"{path} is not a checkpoint of fairseq: it lacks 'model', or both 'cfg' and 'args'.",
+            f"{path} is not a checkpoint of fairseq: it has no 'model', or neither 'cfg' nor 'args'.",
             f"It holds: {', '.join(names) or 'nothing'}{f' and {others:,} more' if others > 0 else ''}.",
         )
     history = plain(content.get("optimizer_history")) or [{}]
@@ -58,9 +58,9 @@ def read_fairseq(path: str | Path) -> FairseqFile:
 
 
 def lacking(name: str, *, where: str) -> UserError:
-    """The error about a tensor that the file's options require and the file lacks."""
+    """The error for a tensor that the options require but the file does not contain."""
     return UserError(
-        f"{where} lacks '{name}', which a model with its options has.",
+        f"{where} has no tensor '{name}', which its options require.",
         "Its tensors do not match its options, or the file is incomplete, so it cannot be imported.",
     )
 

@@ -139,18 +139,18 @@ def seqtk_state(
             tensor = tensor.squeeze(1)
         if tensor.shape != wanted.shape:
             raise UserError(
-                f"{where}: '{theirs}' is {_shape(tensor)}, but the options it was saved with ask for {_shape(wanted)}."
+                f"{where}: '{theirs}' is {_shape(tensor)}, but the options in the file require {_shape(wanted)}."
             )
         first = tied.get(name, (name,))[0]
         if first in ours and not torch.equal(tensor, ours[first]):
             raise UserError(
                 f"{where}: '{theirs}' and '{fairseq_name(first, lightconv=lightconv)}' differ.",
-                "Its options tie them, so the file is damaged, or its options are of another model.",
+                "Its options tie them, so the file is damaged, or its options belong to another model.",
             )
         ours[name] = tensor
     if unused:
         raise UserError(
-            f"{where} holds {len(unused)} keys that our Transformer has nothing for: "
+            f"{where} holds {len(unused)} keys that seqtk's Transformer does not have: "
             f"{', '.join(sorted(unused)[:3])}{', …' if len(unused) > 3 else ''}",
             "Its tensors do not match its options, so it cannot be imported.",
         )
@@ -158,7 +158,7 @@ def seqtk_state(
 
 
 def tied_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """For each parameter that has several names in `model` all of them, in the order of its tensors."""
+    """Returns the groups of names in `model` that share one parameter, in the order of its tensors."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

@@ -24,7 +24,7 @@ def convolutions(options: Options, *, stack: str) -> Pattern:
     if options.get(f"{stack}_conv_dim", width) != width:
         raise UserError(
             f"{options.where} has {stack}_conv_dim={options.size(f'{stack}_conv_dim')}, not its {stack}'s width.",
-            "Our convolutions are as wide as their model, so this one cannot be imported.",
+            "seqtk's convolutions have the width of the model, so this model cannot be imported.",
         )
     return tuple(
         TYPES[kind](
@@ -40,7 +40,7 @@ def convolutions(options: Options, *, stack: str) -> Pattern:
 
 
 def _kernel_sizes(options: Options, *, stack: str) -> list[int]:
-    """One per block; fairseq takes a single one for all of them."""
+    """Returns one kernel size for each block. A single size in fairseq's option applies to all blocks."""
     name, layers = f"{stack}_kernel_size_list", options.size(f"{stack}_layers")
     sizes = options.get(name, None)
     if not isinstance(sizes, list) or not all(type(size) is int and size > 0 for size in sizes):

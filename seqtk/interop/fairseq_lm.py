@@ -29,7 +29,7 @@ REFUSED = {
     "past_target": "the token before as a target",
     "self_target": "the token itself as a target",
 }
-"""Options of fairseq that seqtk's language model does not support, beside those that no decoder supports."""
+"""Options of fairseq that seqtk's language model does not support, in addition to the ones that no decoder supports."""
 
 
 @dataclass(frozen=True)

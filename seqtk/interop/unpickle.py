@@ -1,8 +1,8 @@
 """Reads a torch checkpoint from an untrusted source, without running any code of its pickle.
 
 torch's weights-only reader does the reading: it builds tensors and plain containers, and calls nothing else.
-Checkpoints also hold settings in classes of libraries that need not be installed here; for those of a few known
-libraries an inert stub stands in, which keeps what it was given and does nothing. Any other global is refused by name.
+Checkpoints also hold settings in classes of libraries that need not be installed here; for classes of a few known
+libraries an inert stub is used, which stores its arguments and does nothing. Any other global is refused by name.
 """
 
 import _compat_pickle
@@ -122,7 +122,7 @@ def _globals_in(stream: IO[bytes]) -> Iterator[str]:
 
 
 def _today(module: str, name: str) -> str:
-    """`module.name` in Python 3: protocol 2, which torch writes, uses the names of Python 2."""
+    """Returns `module.name` under its Python 3 name. Pickle protocol 2, which torch writes, uses Python 2 names."""
     if (module, name) in _compat_pickle.NAME_MAPPING:
         module, name = _compat_pickle.NAME_MAPPING[module, name]
     return f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
@@ -147,12 +147,12 @@ def _refusal(path: Path, names: list[str]) -> UserError:
     ]
     if foreign:
         return UserError(
-            f"{path} is not read: it asks for {', '.join(foreign[:3])}, which no checkpoint of fairseq needs.",
-            "None of it was run. If you trust the file, save its 'model' and its 'cfg' or 'args' to a new file.",
+            f"{path} was refused: it refers to {', '.join(foreign[:3])}, which no checkpoint of fairseq needs.",
+            "Nothing was executed. If you trust the file, save its 'model' and its 'cfg' or 'args' to a new file.",
         )
     return UserError(
         f"{path} is not a torch checkpoint, or it is damaged.",
-        "If it was one, it was cut short: copy or download it again.",
+        "The file may be truncated: copy or download it again.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Metrics: one import line for each file, which registers what it defines."""
+"""Metrics. Importing a file registers the metrics in it."""
 
 from seqtk.metrics import loss as loss
 from seqtk.metrics import text as text

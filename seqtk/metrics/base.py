@@ -70,7 +70,7 @@ class Score:
 
 
 class Metric(abc.ABC):
-    """One metric. Its instances have no state: all that is known of a split is passed to `compute` at once."""
+    """Base class of metrics. Instances have no state: `compute` receives all the data of a split at once."""
 
     name: ClassVar[str]
     unit: ClassVar[str]
@@ -124,7 +124,7 @@ class MetricRegistry:
         return name in self._classes
 
     def available(self, provided: Collection[str], names: Iterable[str] | None = None) -> list[str]:
-        """Those of `names` (default: all metrics) whose needs are met by `provided`."""
+        """Returns the metrics of `names` (default: all) whose needs are met by `provided`."""
         return [name for name in (self if names is None else names) if set(self[name].needs) <= set(provided)]
 
     def compute(self, names: Iterable[str], evaluation: Evaluation) -> dict[str, Score]:

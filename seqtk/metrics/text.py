@@ -15,7 +15,7 @@ BLEU_TOKENIZERS = ("13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "none", 
 
 
 class TextMetric(Metric):
-    """A metric that sacreBLEU computes from outputs and their references, of which each output has equally many.
+    """A metric that sacreBLEU computes from outputs and references. All outputs have the same number of references.
 
     Args:
         lowercase: Ignore case. TER always does.
@@ -90,7 +90,7 @@ def corpus_scores(
     Any registered metric that needs only outputs is possible; `lowercase` and `tokenize` apply to sacreBLEU's.
 
     Raises:
-        UserError: For a name that is no such metric, and for lines that do not pair up.
+        UserError: If a name is not a metric of text, or if the numbers of lines differ.
     """
     check_lengths({"the hypotheses": hypotheses}, *references)
     outputs = [
@@ -188,12 +188,12 @@ def build_metrics(names: Sequence[str], *, lowercase: bool = False, tokenize: st
 def check_lengths(systems: Mapping[str, Sequence[str]], *references: Sequence[str]) -> None:
     """Raises UserError unless all systems and all sets of references have equally many lines, at least one."""
     if not references or not references[0]:
-        raise UserError("There is no line to score.")
+        raise UserError("There are no lines to score.")
     lines = len(references[0])
     others = {f"references {number}": each for number, each in enumerate(references[1:], start=2)}
     for name, each in {**others, **systems}.items():
         if len(each) != lines:
             raise UserError(
-                f"The lines do not pair up: {len(each)} in {name}, {lines} references.",
+                f"The numbers of lines differ: {len(each)} in {name}, {lines} references.",
                 "Each hypothesis needs one reference, in the same order.",
             )

@@ -47,7 +47,7 @@ class TransformerLMConfig(BlocksConfig):
 
 
 def token_table(config: TransformerLMConfig, vocabulary: int) -> nn.Embedding | AdaptiveEmbedding:
-    """What turns tokens into vectors of the model's width."""
+    """Builds the token embedding."""
     adaptive = config.adaptive
     if adaptive is None or adaptive.input_factor is None:
         return token_embedding(vocabulary, config.dim)
@@ -55,7 +55,7 @@ def token_table(config: TransformerLMConfig, vocabulary: int) -> nn.Embedding | 
 
 
 def output_head(config: TransformerLMConfig, vocabulary: int, tokens: nn.Embedding | AdaptiveEmbedding) -> Head:
-    """What turns features into probabilities, with the vectors of `tokens` if they are tied."""
+    """Builds the output head, which uses the vectors of `tokens` if they are tied."""
     adaptive = config.adaptive
     if adaptive is not None and config.tie_embeddings and adaptive.input_factor != adaptive.softmax_factor:
         raise UserError(
@@ -84,7 +84,7 @@ class LanguageModel(Model):
     reads = LanguageBatch
 
     def start(self, batch: LanguageBatch) -> State:
-        """The state after each row has read its prompt: all of `batch.previous_BT`, which may have no column.
+        """Returns the state after each row has read its prompt, `batch.previous_BT`, which may be empty.
 
         The first token that a model reads is EOS, as in training. Rows of a batch have prompts of one length.
         """
@@ -96,7 +96,7 @@ class LanguageModel(Model):
         return state
 
     def empty_state(self, batch: int, device: torch.device) -> State:
-        """The state of `batch` rows that have read nothing."""
+        """Returns the state of `batch` rows before their first token."""
         raise NotImplementedError
 
 

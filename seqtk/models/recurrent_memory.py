@@ -1,4 +1,4 @@
-"""The Recurrent Memory Transformer as a language model: memory tokens hand what a segment leaves to the next one.
+"""The Recurrent Memory Transformer as a language model: memory tokens pass information from each segment to the next.
 
 B batch, T length of a sample, S tokens of a segment, M memory tokens, N = S + 2 M, D width.
 """
@@ -35,11 +35,11 @@ class RecurrentMemoryLMConfig(TransformerLMConfig):
 
 @models.register("recurrent_memory_lm", RecurrentMemoryLMConfig)
 class RecurrentMemoryLM(TransformerLM):
-    """`transformer_lm` over [memory; segment; memory]; M D more parameters (Bulatov et al. 2022, arXiv 2207.06881).
+    """A `transformer_lm` that reads [memory; segment; memory] (Bulatov et al. 2022, arXiv 2207.06881).
 
-    Both copies are what the segment before wrote: the outputs at its last M places, which have seen all of it; the
-    first segment reads trained vectors. Memory has positions like tokens, and the stack's own causality holds, so any
-    causal layer will do. Gradients go back to the start of a sample, through the memory of all its segments.
+    Both copies of the memory are the outputs of the previous segment at its last M positions. The first segment reads
+    trained vectors (M D parameters). Memory has positions like tokens, and attention is causal as usual, so any causal
+    layer can be used. Gradients flow back to the start of a sample, through the memory of all its segments.
     """
 
     config: RecurrentMemoryLMConfig
@@ -68,7 +68,7 @@ class RecurrentMemoryLM(TransformerLM):
         """Always supported: positions restart in each segment, and attention does not cross it."""
 
     def forward(self, batch: LanguageBatch, state: State = None) -> tuple[Tensor, State]:
-        """Returns the features and the memory that the last segment wrote. The text of a padded row has ended."""
+        """Returns the features and the memory of the last segment. A padded row is at the end of its text."""
         memory_BMD = self.memory_MD.expand(len(batch.previous_BT), -1, -1)
         if state is not None:
             memory_BMD = memory_BMD * 0 + state  # data parallelism expects a gradient for every parameter
@@ -86,7 +86,7 @@ class RecurrentMemoryLM(TransformerLM):
         return self._begin(self.memory_MD.expand(batch, -1, -1))
 
     def step(self, token_B: Tensor, state: State) -> tuple[Tensor, State]:
-        """As for any model; the step behind a segment's last token first lets that segment write its memory."""
+        """See `Model.step`. The step after a segment's last token first computes the memory of that segment."""
         if int(state["position_B1"][0]) == len(self.memory_MD) + self.config.segment_length:
             written_BMD, _ = self._step_through(state["memory_BMD"], state)
             state = self._begin(written_BMD)

@@ -118,7 +118,7 @@ class BlockOptions:
     activation_dropout: float
     pre_norm: bool
     bias: bool = True
-    """Of feed-forward networks and norms; attention layers have a key of their own."""
+    """Bias of feed-forward networks and norms. Attention layers have a separate key."""
     final_norm: bool = True
     """Whether a stack whose blocks normalise first normalises once more at its end."""
 
@@ -184,7 +184,7 @@ class Encoder(nn.Module):
     """A stack of encoder blocks, with a final norm if they normalise first.
 
     `memory_tokens` makes it a Memory Transformer (Burtsev et al. 2020, arXiv 2006.11527, section 3): trained vectors go
-    before the source, attend and are attended to like it, and are left out of what the encoder returns.
+    before the source, attend and are attended to like it, and are removed from the output.
     """
 
     def __init__(self, config: EncoderConfig, *, options: BlockOptions) -> None:
@@ -214,8 +214,8 @@ class Encoder(nn.Module):
         longest = min([limit, *(length - len(self.memory_ND) for length in lengths if length is not None)])
         if longest < 1:
             raise UserError(
-                f"model.encoder.memory_tokens={len(self.memory_ND)} leave no room for a source.",
-                f"Raise {ENCODER_SLOT}.max_length: it counts them, too.",
+                f"model.encoder.memory_tokens={len(self.memory_ND)} leaves no room for the source.",
+                f"Raise {ENCODER_SLOT}.max_length, which includes them.",
             )
         return longest
 
@@ -268,7 +268,7 @@ class DecoderBlock(nn.Module):
     ) -> tuple[Tensor, State]:
         """Returns the output of the block and the recurrent state of its self-attention for the next segment.
 
-        Target rows are padded on the right, so causality alone hides their padding. With `skip` (LayerDrop) the output
+        Target rows are padded on the right, so causality alone hides their padding. With `skip` (LayerDrop), the output
         is the input, and the state is what the block would have returned.
         """
         if skip:

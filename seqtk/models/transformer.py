@@ -41,7 +41,7 @@ class TransformerConfig(BlocksConfig):
 
 @models.register("transformer", TransformerConfig)
 class Transformer(Model):
-    """Embeddings, encoder, decoder and head; parameter counts as fairseq's."""
+    """Embeddings, encoder, decoder and head. Parameter counts equal fairseq's."""
 
     reads = TranslationBatch
 

@@ -25,9 +25,9 @@ from seqtk.utils.errors import UserError
 class AdaptiveConfig:
     """Adaptive input (Baevski and Auli 2019, arXiv:1809.10853) and softmax (Grave et al. 2017, arXiv:1609.04309).
 
-    `cutoffs` count ids, so the dictionary has to go from frequent words to rare ones, as those of words and of
-    SentencePiece do. With any other order the model is as right, but frequent words get the narrow vectors and cost
-    two softmaxes each: it is slower and worse.
+    `cutoffs` are ids, so the dictionary must be sorted from frequent words to rare ones. Dictionaries of words and of
+    SentencePiece are. Any other order is valid too, but slower and worse: frequent words get narrow vectors and need
+    two softmaxes each.
     """
 
     cutoffs: tuple[int, ...] = setting(
@@ -38,7 +38,7 @@ class AdaptiveConfig:
     input_factor: float | None = setting(
         4.0,
         at_least=1,
-        help="How many times narrower the vectors of a band are than those of the band before. null: one table.",
+        help="By what factor the vectors of each band are narrower than in the band before. null: one table.",
     )
     softmax_factor: float | None = setting(
         4.0, at_least=1, help="The same for the output. null: one softmax over all words."
@@ -55,13 +55,13 @@ class AdaptiveConfig:
         sizes = tuple(end - start for start, end in zip(starts, (*self.cutoffs, vocabulary), strict=True))
         if not self.cutoffs or self.cutoffs[0] < len(SPECIALS) or min(sizes[:-1]) < 1:
             raise UserError(
-                f"{shown} are no cutoffs: they must rise, from {len(SPECIALS)} on.",
+                f"{shown} are not valid cutoffs: they must increase, from {len(SPECIALS)} on.",
                 "Each is the first id of a band of rarer words, after the special symbols and the frequent words.",
             )
         if sizes[-1] < 1:
             raise UserError(
                 f"{shown} do not fit a vocabulary of {vocabulary:,}: the last must be below it.",
-                "They count the ids of the dictionary, which has to go from frequent words to rare ones.",
+                "Cutoffs are ids of the dictionary, which must be sorted from frequent words to rare ones.",
             )
         return Bands(starts, sizes)
 
@@ -74,21 +74,21 @@ class Bands:
     sizes: tuple[int, ...]
 
     def widths(self, dim: int, factor: float) -> list[int]:
-        """E of each band, D / factor^i rounded down. Raises UserError where that leaves nothing."""
+        """Returns the width E of each band, D / factor^i rounded down. Raises UserError if a width is 0."""
         widths = [int(dim // factor**band) for band in range(len(self.sizes))] if factor >= 1 else [0]
         if widths[-1] < 1:
             raise UserError(
                 f"model.adaptive: a factor of {factor:g} is not possible with dim={dim} and {len(self.sizes)} bands.",
-                "It is at least 1, and dim / factor^i is the width of the vectors of band i, from 0.",
+                "factor must be at least 1. Band i has vectors of width dim / factor^i, which must not be 0.",
             )
         return widths
 
     def number(self, ids_N: Tensor) -> Tensor:
-        """Which band each id is in."""
+        """Returns the band of each id."""
         return torch.stack([ids_N >= start for start in self.starts[1:]]).sum(0)
 
     def members(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        """For each band the positions of its ids, rising. The device is waited for once, not once a band."""
+        """Returns the positions of the ids of each band, in increasing order, with one synchronization in all."""
         band_N = self.number(ids_N)
         sizes: list[int] = torch.bincount(band_N, minlength=len(self.sizes)).tolist()
         return torch.split(band_N.argsort(stable=True), sizes)
@@ -134,7 +134,7 @@ class AdaptiveHead(Head):
     Args:
         bands: The words of each band.
         dim: D.
-        factor: How many times narrower the vectors of a band are than those of the band before it.
+        factor: By what factor the vectors of each band are narrower than in the band before it.
         dropout: The dropout rate of the features and of their projections.
         tied_to: The embedding whose word vectors are used here.
         tie_projections: Whether its projections are used too, transposed. That of the first band is not needed here.
@@ -179,11 +179,11 @@ class AdaptiveHead(Head):
     def forward(
         self, features_BTD: Tensor, target: Tensor, *, pad_BT: Tensor | None = None, label_smoothing: float = 0.0
     ) -> HeadLosses:
-        """The losses; only the band of its target is computed for a position."""
+        """Returns the losses. Each position computes only the band of its target."""
         if label_smoothing:
             raise UserError(
-                f"criterion.label_smoothing={label_smoothing:g}: an adaptive softmax (model.adaptive) cannot smooth.",
-                "Smoothing needs the probability of every word at every position, which that softmax avoids.",
+                f"criterion.label_smoothing={label_smoothing:g} is not possible with an adaptive softmax.",
+                "Smoothing requires the probability of every word at every position, which it does not compute.",
                 "Set criterion=cross_entropy.",
             )
         steps = self._steps(*real_targets(features_BTD, target))

@@ -1,4 +1,4 @@
-"""What blocks are made of beside attention: dropout, the residual connection and the feed-forward network.
+"""The parts of a block other than attention: dropout, residual connection and feed-forward network.
 
 B batch, T length, D width, F inner width.
 """

@@ -112,7 +112,7 @@ class LearnedPositions(nn.Module):
     def forward(self, positions_BT: Tensor) -> Tensor:
         if positions_BT.shape[-1] > self.table.num_embeddings:
             raise UserError(
-                f"An input of {positions_BT.shape[-1]} tokens is longer than the learned positions reach: "
+                f"An input of {positions_BT.shape[-1]} tokens is longer than the table of learned positions: "
                 f"{self.table.num_embeddings}.",
                 "Raise model.max_length (of translation: max_source_length, max_target_length) before training.",
             )

@@ -22,7 +22,7 @@ class PooledHead(Head):
         dim: D, the width of the features.
         classes: C. Every number below C is a class; there is no padding among them.
         pool: How the features of a row become one vector: their `mean` or `max`, or the feature of the first (`cls`)
-            or of the `last` position. Padding is left out; a row of padding alone has the vector 0.
+            or of the `last` position. Padding is ignored; a row of padding only has the vector 0.
         dropout: The dropout rate of the pooled vector.
     """
 

@@ -44,7 +44,7 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def can_skip(optimizer: torch.optim.Optimizer) -> bool:
     """Whether `step` changes nothing if the tensor `optimizer.found_inf` is 1: torch's protocol for loss scaling.
 
-    It lets an update be skipped without the host knowing. Fused kernels follow it.
+    An update can then be skipped without synchronizing with the host. Fused kernels support this.
     """
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
@@ -79,4 +79,4 @@ def can_fuse(parameters: Iterable[Parameter]) -> bool:
 
 def as_user_error(refusal: ValueError) -> UserError:
     """Returns the error for settings that torch refuses."""
-    return UserError(f"optimizer: torch refuses these settings: {refusal}.")
+    return UserError(f"optimizer: torch does not accept these settings: {refusal}.")

@@ -67,7 +67,7 @@ class PolynomialConfig(ScheduleConfig):
 
 @schedules.register("polynomial", PolynomialConfig)
 class Polynomial(Decay):
-    """end + (lr − end) · (1 − t / T)^power, t updates after the warm-up, T of them till the end (fairseq)."""
+    """end + (lr − end) · (1 − t / T)^power, where t of the T updates after the warm-up are done (fairseq)."""
 
     def after_warmup(self, step: int) -> float:
         remaining = max(0.0, 1 - step / self.period)

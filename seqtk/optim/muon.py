@@ -87,7 +87,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Makes one update: each part updates its groups, on the state that the parts share."""
+        """Makes one update: Muon and AdamW each update their parameter groups. Both use this optimizer's state."""
         loss = closure() if closure is not None else None
         for number, part in enumerate(self.parts):
             part.param_groups = [group for group in self.param_groups if group["part"] == number]

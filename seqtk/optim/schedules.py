@@ -39,7 +39,7 @@ class Schedule(ABC):
         self.max_steps = max_steps
 
     def lr(self, step: int) -> float:
-        """Returns the rate of the update that follows `step` finished ones."""
+        """Returns the learning rate of an update. `step` is the number of updates before it."""
         warmup: int = self.config.warmup_updates
         if step < warmup:
             start: float = self.config.warmup_init_lr
@@ -48,7 +48,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def after_warmup(self, step: int) -> float:
-        """Returns the rate of the update that follows `step` finished ones after the warm-up."""
+        """Returns the learning rate of an update after the warm-up. `step` is the number of updates before it."""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def load(
     place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
     if not paths:
-        raise UserError("checkpoint= names no model.")
+        raise UserError("checkpoint= is empty.")
     loaded = [model_file.load(each, device=place) for each in paths]
     for each, item in zip(paths, loaded, strict=True):
         if type(item.task) is not type(loaded[0].task):

@@ -78,7 +78,7 @@ class Pipeline:
             split: The split of it.
             input: A text file instead; "-" is standard input.
             references: For `input`: the files of its references, line by line.
-            names: The metrics. None: those of the task that are available.
+            names: The metrics. None: the task's metrics that are available.
             decode: Whether the model's outputs are computed, for metrics that need them.
             search: The settings of the search.
             batching: The size of a batch. None: 4096 tokens.
@@ -93,7 +93,7 @@ class Pipeline:
         if len(self.models) > 1:
             raise UserError("checkpoint= names several models.", "An evaluation takes one model.")
         if references and input is None:
-            raise UserError("reference= needs input=.", "A split has its references in it.")
+            raise UserError("reference= needs input=.", "A split already has references.")
         for name in names or ():
             if name not in metrics:
                 raise UserError(f"metrics={name}: there is no such metric.", nearest(name, metrics))
@@ -219,7 +219,7 @@ def as_lines(texts: Sequence[str], name: str, *, count: int | None = None) -> Se
 
 
 def warn_truncated(translations: Iterable[Translation]) -> Iterator[Translation]:
-    """Yields the translations, then warns of inputs and prefixes that lost their end."""
+    """Yields the translations, then warns about truncated inputs and prefixes."""
     sources = prefixes = 0
     for translation in translations:
         sources += translation.truncated

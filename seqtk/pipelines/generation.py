@@ -38,14 +38,14 @@ class GenerationPipeline(TextPipeline):
             **settings: Fields of `SearchConfig`: `temperature=0.8`, `top_k=40`, `nbest=3`, `sampling=False`, …
 
         Returns:
-            One text for each prompt, which begins with the prompt. With `nbest=n`, n texts for each prompt, one after
-            the other.
+            One text for each prompt, which begins with the prompt. With `nbest=n`, n consecutive texts for each
+            prompt.
         """
         inputs = map(self.sentence, as_lines(prompts, "prompts"))
         return list(self._outputs(inputs, self.search_config(**settings)))
 
     def score(self, texts: Sequence[str]) -> list[float]:  # type: ignore[override]
-        """The mean log-probability (natural, per token, EOS counted) of each text, read as one line of its own."""
+        """The mean log-probability (natural, per token, EOS counted) of each text, read as a separate line."""
         vocabulary, tokenizer = self.task.vocabulary, self.task.tokenizer
         rows = [vocabulary.encode(tokenizer.encode(text)) for text in as_lines(texts, "texts")]
         return self._scores(Sentence(row, target=row) for row in rows)
@@ -73,8 +73,8 @@ class GenerationPipeline(TextPipeline):
             input: A text file instead, read with the model's vocabulary; "-" is standard input.
             text: The original text, counted for metrics per word and byte. None: as counted by preprocessing.
             break_mode: How the text is cut into samples. None: as in training.
-            tokens_per_sample: Most tokens that a sample reads, context included. None: as in training.
-            context_window: How many of these are context, read again but not scored again.
+            tokens_per_sample: The maximum number of tokens of a sample, including context. None: as in training.
+            context_window: How many of these are context, which is read but not scored again.
             streams: For models with recurrent memory: in how many contiguous streams the text is read. None: as in
                 training.
             batching: The size of a batch.
@@ -101,7 +101,7 @@ class GenerationPipeline(TextPipeline):
             if blocks.alone.break_mode == "none" and not context_window:
                 streams = streams or self.config.get("batch", {}).get("streams")
             elif streams is not None:
-                raise UserError("streams= reads the text without regard to lines.", "Set break_mode=none.")
+                raise UserError("streams= ignores line boundaries.", "Set break_mode=none.")
             size = source.text_count(split) if text is None else _count(text)
             # Opened before the work, so that an output that cannot be written is an error at once.
             file = None if output is None else stack.enter_context(text_output(output))
@@ -118,7 +118,7 @@ class GenerationPipeline(TextPipeline):
             if file is not None:
                 file.writelines(f"{line}\n" for line in score_lines(blocks.items, scores, task.vocabulary))
         if not scores.tokens:
-            raise UserError("There is no token to score.", "The text is empty, or break_mode leaves all of it out.")
+            raise UserError("There is no token to score.", "The text is empty, or break_mode skips all of it.")
         return CorpusScores(
             nll=scores.nll,
             lines=len(blocks.items),

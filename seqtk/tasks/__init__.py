@@ -1,4 +1,4 @@
-"""Tasks: one import line for each file, which registers what it defines."""
+"""Tasks. Importing a file registers the tasks in it."""
 
 from seqtk.tasks import language_modeling as language_modeling
 from seqtk.tasks import translation as translation

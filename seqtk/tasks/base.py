@@ -1,4 +1,4 @@
-"""The base of tasks. A task knows data, head and metrics; it owns neither the training loop nor the loss."""
+"""The base of tasks. A task defines data, head and metrics, but neither the training loop nor the loss."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from seqtk.utils.errors import UserError, how_many
 from seqtk.utils.progress import Reporter
 
 Assets = dict[str, str]
-"""Text by name: all that a task needs beside its config to work without its corpus (vocabularies, tokenizer)."""
+"""Texts by name that a task needs, besides its config, to work without its corpus (vocabularies, tokenizer)."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Task:
         return cls.outputs is not Task.outputs
 
     def provides(self, split: str, *, stats: Sequence[str], targets: float, outputs: bool = True) -> set[str]:
-        """Which needs of metrics are met for a split of so many targets.
+        """Returns the needs of metrics that are met for a split.
 
         Args:
             split: The split that is read.
@@ -178,7 +178,7 @@ class Task:
             step: Returns the statistics of a batch and the recurrent state after it, given the state before it.
             batches: The indices of the examples of each batch; an empty one is skipped.
             search: How outputs are searched for. None: there are none.
-            continuous: Whether the rows of a batch continue those of the batch before it.
+            continuous: Whether the rows of a batch continue the rows of the previous batch.
             before_each: Called before each batch, an empty one too.
 
         Returns:
@@ -225,10 +225,10 @@ class Task:
             model: The model, in evaluation mode.
             split: The split of the task's data.
             criterion: Gives the statistics. None: cross entropy.
-            names: The metrics. None: those of the task that are available.
+            names: The metrics. None: the task's metrics that are available.
             decode: Whether the outputs of the model are needed.
             search: How outputs are searched for. None: the defaults.
-            references: Further sets of references, line by line, beside those of the data.
+            references: Further sets of references, line by line, in addition to the references in the data.
             batching: The size of a batch; with `streams`, the text is read in so many, with recurrent state.
             bf16: Whether matrix products run in bfloat16.
             progress: Shows a bar on a terminal.
@@ -240,7 +240,7 @@ class Task:
         search, batching = search or SearchConfig(), batching or BatchingConfig()
         dataset, device = self.dataset(split), next(model.parameters()).device
         if not len(dataset):
-            raise UserError(f"Split '{split}' has no example.")
+            raise UserError(f"Split '{split}' has no examples.")
         for side, limit, sizes_N in self.too_long(dataset.sizes_ND, model):
             raise UserError(
                 f"{how_many(len(sizes_N), 'example')} of split '{split}' are longer than the model's limit.",

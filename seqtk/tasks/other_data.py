@@ -42,7 +42,7 @@ def other_data(
         try:
             if input is None:
                 if not (data or task.config.data):
-                    raise UserError("There is no data.", "Set input=FILE, or data=DATA-BIN.")
+                    raise UserError("No data is set.", "Set input=FILE, or data=DATA-BIN.")
                 task.open(data)
                 yield split
             elif isinstance(task, LanguageModelingTask):

@@ -47,7 +47,7 @@ class PairDataset:
         for lines in (source_lines, target_lines):
             if lines is not None and len(lines) != len(source):
                 raise UserError(
-                    f"The text kept of a split has {len(lines)} lines, its items are {len(source)}.",
+                    f"The stored text of a split has {len(lines)} lines, but the split has {len(source)} items.",
                     "Preprocess the corpus again.",
                 )
         self.source, self.target = source, target

@@ -1,4 +1,4 @@
-"""The laws: promises that every attention layer keeps, in every role, at two sizes.
+"""The laws: properties that every attention layer must have, in every role, at two sizes.
 
     from seqtk.testing.laws import run_laws
 
@@ -142,7 +142,7 @@ def law_cases(
 
     Args:
         kind: The name under which the layer is registered.
-        oracle: Computes the layer's output from its equations. None: the law `equals_the_reference` is left out.
+        oracle: Computes the layer's output from its equations. None: the law `equals_the_reference` is skipped.
         variants: Name → settings to check, as a mapping or a `Variant`, which also restricts roles and sizes. None: the
             kind's defaults. `heads=2` and a small `max_length` are set where the kind has such settings.
         device: Where the layer runs. On an accelerator there is one more law: it gives the CPU's numbers.
@@ -329,7 +329,9 @@ def reordering_the_state_reorders_the_future(subject: Subject) -> None:
         _, state = steps(layer, inputs.x_BTD[:, :3], inputs.start(layer))
         actual, _ = steps(layer, inputs.x_BTD[order, 3:], reordered(state, order))
         expected, _ = steps(layer, inputs.x_BTD[order], inputs.rows(order).start(layer))
-    expect_close(actual, expected[:, 3:], "outputs after reordering the state are not those of the reordered rows")
+    expect_close(
+        actual, expected[:, 3:], "outputs after reordering the state differ from the outputs of the reordered rows"
+    )
 
 
 @law(Role.CAUSAL | Role.CROSS, sizes=("short",))
@@ -594,7 +596,7 @@ def evaluation_is_deterministic(subject: Subject) -> None:
 
 @law(only_if=lambda subject: subject.has("dropout"))
 def dropout_is_unbiased_and_seeded(subject: Subject) -> None:
-    """Dropout changes outputs in training, keeps their mean, follows the seed, and draws anew for every position.
+    """Dropout changes outputs in training, keeps their mean, follows the seed, and is independent at every position.
 
     A layer may drop a key for all queries at once, but no block of positions may reuse the mask of another.
     """
@@ -623,12 +625,14 @@ def dropout_is_unbiased_and_seeded(subject: Subject) -> None:
         far = correlation_RR.triu(16)
         mean = float(far.sum() / far.count_nonzero().clamp(min=1))
         if mean < 0.12:  # else dropped keys are shared by all queries; 0.1 is the mean of independent noise
-            expect(far.max() < 0.75, "dropout must draw anew for every position: two blocks of positions share a mask")
+            expect(
+                far.max() < 0.75, "dropout must be independent at every position: two blocks of positions share a mask"
+            )
 
 
 @law(only_if=lambda subject: subject.reference is not None)
 def equals_the_reference(subject: Subject) -> None:
-    """Outputs in float64 are those of the reference implementation, which restates the equations as loops."""
+    """Outputs in float64 equal the reference implementation, which restates the equations as loops."""
     layer = subject.make()
     padded = subject.inputs(layer, lengths=subject.size.reference_lengths)
     for inputs in (padded, replace(padded, pad_BS=None))[: len(subject.size.reference_lengths)]:
@@ -639,7 +643,7 @@ def equals_the_reference(subject: Subject) -> None:
 
 @law()
 def gradients_equal_finite_differences(subject: Subject) -> None:
-    """The gradients of inputs and parameters are those of the outputs, with and without dropout.
+    """The gradients of inputs and parameters equal finite differences, with and without dropout.
 
     Compared along one random direction, in float64: (f(x + ε d) - f(x - ε d)) / 2ε = ∇f · d.
     """
@@ -750,7 +754,7 @@ def compiles_to_one_graph(subject: Subject) -> None:
 
 @law(only_if=lambda subject: subject.device.type != "cpu")
 def devices_give_the_same(subject: Subject) -> None:
-    """Outputs and gradients on an accelerator are those of the CPU, in float64."""
+    """Outputs and gradients on an accelerator equal the CPU's, in float64."""
     found = []
     for device in (torch.device("cpu"), subject.device):
         there = replace(subject, device=device)

@@ -62,7 +62,7 @@ def _check_streams(streams: int, *, task: Task, model: Model, samples: int) -> N
         )
     if samples <= streams:
         raise UserError(
-            f"batch.streams={streams} is too large for {how_many(samples, 'training sample')}: no stream has two.",
+            f"batch.streams={streams} is too large for {how_many(samples, 'training sample')}: each needs two.",
             f"Set batch.streams to {max(samples // 2, 1)} or less, or task.tokens_per_sample lower.",
         )
     model.check_supports_recurrent_state()
@@ -75,7 +75,7 @@ _REMEDIES = {
 
 
 def _check_metrics(config: TrainConfig, *, task: Task, stats: tuple[str, ...], targets: int) -> None:
-    """Raises UserError for a metric whose needs are not met by task, criterion and data, with those whose are."""
+    """Raises UserError, listing the available metrics, if the needs of a metric are not met."""
     split = config.validation.split
     met = task.provides(split, stats=stats, targets=targets, outputs=config.validation.decode)
     for key, name in config.validation.named_metrics():
@@ -90,7 +90,7 @@ def _check_metrics(config: TrainConfig, *, task: Task, stats: tuple[str, ...], t
 
 
 def banner(config: TrainConfig, *, model: Model, train_set: Dataset, engine: Engine) -> Iterator[str]:
-    """Yields lines about what is trained, on what, and which examples are skipped."""
+    """Yields lines that describe the model, its data, and the examples that are skipped."""
     kept, too_long = usable(train_set.sizes_ND, config.batch)
     count = sum(parameter.numel() for parameter in model.parameters())
     processes = f"{engine.size} × " if engine.size > 1 else ""

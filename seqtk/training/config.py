@@ -32,7 +32,7 @@ class ValidationConfig:
     every: int = setting(0, at_least=0, help="Updates between validations. 0: at the end of each epoch.")
     split: str = setting("valid", help="The split to validate on.")
     metric: str = setting("loss", help="The metric that chooses the best model. Its direction is the metric's own.")
-    metrics: tuple[str, ...] | None = setting(None, help="The metrics that are reported. null: those of the task.")
+    metrics: tuple[str, ...] | None = setting(None, help="The metrics that are reported. null: the task's metrics.")
     decode: bool = setting(False, help="Also decode the split, for metrics of the output such as BLEU and chrF.")
     search: SearchConfig = SearchConfig()
     patience: int = setting(0, at_least=0, help="Stop after this many validations without a new best model. 0: never.")
@@ -133,7 +133,7 @@ class TrainConfig:
                 )
 
     def length_key(self, slot: str) -> str:
-        """Returns the key that sets `max_length` of the layers at `slot`: the shared one where it reaches them."""
+        """Returns the key that sets `max_length` of the layers at `slot`: the shared key if it applies to them."""
         try:
             changed = schema.update(self, "attention.max_length", 2**31)
         except UserError:  # another layer that the alias reaches has no such key

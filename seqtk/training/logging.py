@@ -41,7 +41,7 @@ class RunInfo:
     """0 if something else ends the run."""
 
     def keeps(self, kind: str, update: int) -> bool:
-        """Whether an entry of an earlier session stands: it is not of an update or validation that will be repeated."""
+        """Returns whether to keep an entry of an earlier session: its update or validation will not be repeated."""
         repeated = self.pending_validation and (kind, update) == ("valid", self.resumed_at)
         return 0 < update <= self.resumed_at and not repeated
 
@@ -62,13 +62,13 @@ class Sink:
         """Shows a line for the user."""
 
     def progress(self, update: int) -> None:
-        """Notes that `update` updates are done."""
+        """Reports that `update` updates are done."""
 
     def metrics(self, kind: str, update: int, values: Metrics) -> None:
         """Writes one log line of training or validation."""
 
     def scalars(self, kind: str, update: int, values: Mapping[str, float]) -> None:
-        """Writes values for curves that would crowd a log line."""
+        """Writes values that are plotted but too many for a log line."""
 
     def text(self, name: str, update: int, markdown: str) -> None:
         """Writes a sample output."""

@@ -72,7 +72,7 @@ class Engine:
         return nullcontext()
 
     def sum(self, values: Tensor) -> Tensor:
-        """Returns `values` summed over the processes, on the device and without a read by the host."""
+        """Returns `values` summed over the processes, on the device, without synchronizing with the host."""
         return values
 
     def sums(self, values: Sequence[float]) -> list[float]:
@@ -87,11 +87,11 @@ class Engine:
         """Waits until every process has called this."""
 
     def full(self, tensor: Tensor) -> Tensor:
-        """Returns a parameter, buffer, gradient norm or optimizer tensor as a whole, to be saved or read."""
+        """Returns a full (unsharded) parameter, buffer, gradient norm or optimizer tensor."""
         return tensor
 
     def local(self, full: Tensor, like: Tensor) -> Tensor:
-        """Returns the part of `full` that this process holds where it holds `like`; the inverse of `full`."""
+        """Returns this process's shard of `full`, sharded like `like`; the inverse of the method `full`."""
         return full.to(like.device)
 
     def close(self) -> None:

@@ -59,7 +59,7 @@ def saved_config(tree: Mapping[str, Any], *, source: str, version: str) -> Train
 
 
 def config_diff(saved: TrainConfig, current: TrainConfig, *, source: str) -> list[Difference]:
-    """Returns the settings that differ from those of the checkpoint `source`, and are allowed to.
+    """Returns the settings that differ from the checkpoint `source` and may differ.
 
     Raises:
         UserError: If others differ.

@@ -227,7 +227,7 @@ class Trainer:
                 update_freq=config.update_freq,
             )
             if not plan:
-                raise UserError(f"There is no training example in {config.task.data}.")
+                raise UserError(f"There are no training examples in {config.task.data}.")
             plan[-1] = replace(plan[-1], position_after=Position(position.epoch + 1, 0))
             self._started = time.monotonic()
             yield from load_updates(
@@ -288,7 +288,7 @@ class Trainer:
             torch._foreach_mul_(gradients, scale)
 
     def _advance(self, update: Update) -> None:
-        """Counts an update, and reads the sums on the device if something is done with them now."""
+        """Counts an update, and reads the sums from the device if they are needed now."""
         self._unread.append((self.state, update))
         self.state = self.state.replace(update=self.state.update + 1, position=update.position_after)
         if self._epoch_ended():
@@ -302,7 +302,7 @@ class Trainer:
         self.log.progress(self.state.update)
 
     def _is_due(self, every: int | None) -> bool:
-        """Whether something is due after this update that happens every so many updates (None: after each epoch)."""
+        """Returns whether something that happens `every` so many updates (None: each epoch) is due."""
         return self._is_over() or (self._epoch_ended() if every is None else self.state.update % every == 0)
 
     def _epoch_ended(self) -> bool:
@@ -326,7 +326,7 @@ class Trainer:
         self._started = time.monotonic()
 
     def _add(self, stats: tuple[str, ...], values: Tensor, *, weight: float) -> None:
-        """Adds an update to the sums since the last log line, if it was not skipped."""
+        """Adds the statistics of an update, unless it was skipped, to the sums since the last log line."""
         if self._sums is None:
             self._names = ("norm", *stats, "weight", "updates")
             before = self.state.interval
@@ -490,11 +490,11 @@ class Trainer:
     # Signals
 
     def _stop_requested(self) -> bool:
-        """Whether a process has received a signal; all processes have to ask, and get the same answer."""
+        """Returns whether any process has received a signal. A collective operation."""
         return self.engine.sums([float(self._noted_signal)]) != [0.0]
 
     def _stop_now(self) -> bool:
-        """Like `_stop_requested`, and the run stops if so."""
+        """Like `_stop_requested`, and records that the run stops."""
         if self._stop_requested() and not self._stop_signal:
             self._stop_signal = self._noted_signal or signal.SIGTERM
         return bool(self._stop_signal)

@@ -15,7 +15,7 @@ EMPTY = np.empty(0, dtype=np.int64)
 
 
 def reported_metrics(config: TrainConfig, task: Task) -> list[str]:
-    """Returns the metrics to report: those of the config or else of the task, and the one that chooses the best."""
+    """Returns the metrics to report (the config's, or else the task's), and the one that selects the best model."""
     names = task.metrics if config.validation.metrics is None else config.validation.metrics
     return list(dict.fromkeys([*names, config.validation.metric]))
 

@@ -1,1 +1,1 @@
-"""Files, text, progress, errors and memory: what every package uses and nothing here belongs to."""
+"""Utilities that every package uses: files, text, progress, errors and memory."""

@@ -13,7 +13,7 @@ from pathlib import Path
 class UserError(Exception):
     """An error that the user can fix, in at most three lines: the problem, its cause or value, the fix.
 
-    Empty lines are left out.
+    Empty lines are dropped.
     """
 
     def __init__(self, *lines: str) -> None:
@@ -22,7 +22,7 @@ class UserError(Exception):
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Adds `path` to an OSError that names no file, such as that of a full disk."""
+    """Adds `path` to an OSError without a file name, such as the one for a full disk."""
     try:
         yield
     except OSError as error:
@@ -74,9 +74,9 @@ def near_path(path: Path, *, suits: Callable[[Path], bool] = Path.exists, ending
 
 
 def closest(name: str, known: Iterable[str], *, dotted: bool = False) -> str | None:
-    """The known name most like `name`, the first of several; None if none is close.
+    """Returns the known name most similar to `name` (the first on ties), or None if none is close.
 
-    Close are names that share two thirds of their letters in order, and those that contain all words of `name`
+    A name is close if it shares two thirds of its letters in order, or contains all words of `name`
     (`warmup` → `warmup_updates`). With `dotted` only the last parts of the known names are compared.
     """
 

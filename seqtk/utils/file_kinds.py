@@ -1,4 +1,4 @@
-"""Names what a file or folder is, for an error about one that was given to the wrong command."""
+"""Describes a file or folder, for errors about a path that was given to the wrong command."""
 
 from pathlib import Path
 

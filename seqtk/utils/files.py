@@ -35,7 +35,7 @@ def disk_full_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str], mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
-    """A file to write that gets its name when the block ends; after an exception the old file is still there.
+    """Yields a file that replaces `path` when the block ends. After an exception the old file is unchanged.
 
     A symbolic link stays, and the file that it names is replaced. A pipe, a device or an open file (`/dev/stdout`,
     `/dev/fd/3`) is written to directly. A new file has the permissions of the umask, a replaced one keeps its own.
@@ -69,7 +69,7 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "wb", **options: Any) 
 
 @contextmanager
 def atomic_files(paths: Sequence[Path]) -> Iterator[list[IO[bytes]]]:
-    """Binary files to write that get their names when the block ends; after an exception none does.
+    """Yields binary files that get their names when the block ends. After an exception, no file is replaced.
 
     Missing folders are made.
     """
@@ -87,15 +87,15 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 @contextmanager
 def atomic_directory(destination: Path, *, only: Sequence[str] = ()) -> Iterator[Path]:
-    """A folder to fill, whose content gets its place at `destination` when the block ends.
+    """Yields a temporary folder, whose content is moved to `destination` when the block ends.
 
-    After an exception nothing has changed there, and no folder was made.
+    After an exception, `destination` is unchanged and no new folder is left.
 
     Args:
         destination: The folder, replaced if it exists; a symbolic link stays.
         only: Patterns of file names. If given, the folder is not replaced: files of these names are, and all others
-            stay. Files of the first pattern are the first to go and the last to come: without them the folder does not
-            count as complete.
+            stay. Files of the first pattern are removed first and written last: the folder is complete only
+            with them.
     """
     target = Path(os.path.realpath(destination))
     made = [folder for folder in (target, *target.parents) if not folder.exists()]
@@ -155,7 +155,7 @@ def _partial_beside(target: Path) -> Path:
 
 
 def _replace_file(partial: Path, target: Path) -> None:
-    """Moves `partial` to `target`; a file that is replaced passes on its permissions."""
+    """Moves `partial` to `target`, keeping the permissions of an existing `target`."""
     with suppress(FileNotFoundError):
         shutil.copymode(target, partial)
     os.replace(partial, target)

@@ -27,12 +27,12 @@ class Reporter:
     progress: bool = False
 
     def bar(self, total: int | None, title: str, *, unit: str = "B", initial: int = 0) -> "tqdm[Any]":
-        """A bar of `total` units, `initial` of them done. None: the total is not known."""
+        """Returns a progress bar of `total` units (None: unknown), of which `initial` are already done."""
         disable = None if self.progress else True
         return tqdm(total=total, desc=title, unit=unit, unit_scale=True, initial=initial, disable=disable, leave=False)
 
     def bytes_bar(self, path: Path, title: str) -> "tqdm[Any]":
-        """A bar over the bytes of a file; their number is not known if it is compressed."""
+        """Returns a progress bar over the bytes of a file. The total is unknown if the file is compressed."""
         return self.bar(None if path.suffix in SUFFIXES[1:] else path.stat().st_size, title)
 
 

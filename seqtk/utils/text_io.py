@@ -1,6 +1,6 @@
 """UTF-8 lines from files, pipes or standard input, plain or compressed, and to files or standard output.
 
-A line ends at `\\n` and nowhere else, so there are as many as `wc -l` counts (and one more that does not end).
+A line ends at `\\n` and nowhere else, so their number equals `wc -l` (plus one if the last line has no line feed).
 """
 
 import bz2
@@ -84,7 +84,7 @@ def open_decompressed(path: Path) -> IO[bytes]:
 
 
 def _decompressed(file: Any, name: Path | str) -> Any:
-    """`file` itself, or what decompresses it, by its first bytes."""
+    """Returns `file`, or a decompressing reader of it, depending on its first bytes."""
     if not isinstance(file, io.BufferedReader):  # a test's or a notebook's standard input
         return file
     head = file.peek(_HEAD)[:_HEAD]
@@ -102,7 +102,7 @@ def _decompressed(file: Any, name: Path | str) -> Any:
 
 @contextlib.contextmanager
 def decompression_errors(name: Path | str) -> Iterator[None]:
-    """Turns what is wrong with compressed data into a UserError that names the file."""
+    """Converts exceptions about damaged compressed data into a UserError that names the file."""
     try:
         yield
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
@@ -119,7 +119,7 @@ def _incomplete(name: Path | str, error: Exception) -> UserError:
 
 @contextlib.contextmanager
 def text_output(path: str) -> Iterator[TextIO]:
-    """A UTF-8 text file to write; `-` is standard output, other paths are those of `atomic_file`."""
+    """A UTF-8 text file to write; `-` is standard output, other paths are opened with `atomic_file`."""
     if path != "-":
         with atomic_file(path, "w", encoding="utf-8", newline="\n") as output:
             yield cast("TextIO", output)
@@ -150,6 +150,6 @@ def check_utf8(block: bytes, name: Path | str, first_line: int) -> None:
     if b"\0" in block:
         line = first_line + block.count(b"\n", 0, block.index(b"\0"))
         raise UserError(
-            f"Line {line:,} of {name} holds a NUL byte, so it is no text.",
-            "If the file is UTF-16, convert it: iconv -f utf-16 -t utf-8; else remove them: tr -d '\\000'.",
+            f"Line {line:,} of {name} contains a NUL byte, so it is not text.",
+            "If the file is UTF-16, convert it: iconv -f utf-16 -t utf-8. Otherwise remove NUL bytes: tr -d '\\000'.",
         )

@@ -99,7 +99,7 @@ class ByHand(DDP):
 """
 
 
-def test_plugin_engine_has_the_losses_of_ddp(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_plugin_engine_equals_ddp(tiny_corpus: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "by_hand.py"
     plugin.write_text(BY_HAND)
     code, errors = train(2, tiny_corpus, tmp_path / "ddp", "update_freq=2", "clip_norm=0.3", "parallel=ddp")

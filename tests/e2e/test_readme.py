@@ -165,7 +165,7 @@ def test_shown_output_is_compared_without_numbers() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["adding-an-attention"])
-def test_pages_on_extending_run(name: str, tmp_path: Path) -> None:
+def test_examples_of_extending_pages_run(name: str, tmp_path: Path) -> None:
     """Its files are written and its commands run; a file's path is in its first line."""
     page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
     for source in blocks("python", page):

@@ -70,7 +70,7 @@ def test_counts_of_language_models_by_formula(name: str, layers: int, dim: int) 
     assert lm_parameter_count(name, vocabulary=1000, tied=True) == count
 
 
-def test_counts_that_fairseq_itself_gave(golden: Path) -> None:
+def test_parameter_counts_equal_fairseqs(golden: Path) -> None:
     entries = json.loads((golden / "architecture_parameter_counts.json").read_text())["architectures"]
     ours = [
         entry for entry in entries if not entry["arch"].startswith(NOT_YET)

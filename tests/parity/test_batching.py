@@ -16,7 +16,7 @@ def table(golden: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("order", ["sorted", "natural"])
-def test_pack_makes_the_batches_of_fairseq(table: dict[str, Any], order: str) -> None:
+def test_batches_equal_fairseqs(table: dict[str, Any], order: str) -> None:
     """All of them, and as the last one the examples that fairseq drops: those short of the required multiple."""
     sizes = np.array(table["sizes"])
     indices = np.array(table["sorted_order"]) if order == "sorted" else np.arange(len(sizes))

@@ -57,7 +57,7 @@ def sentence(tokens: list[int]) -> LanguageBatch:
     return collate_blocks([(0, np.array([EOS, *tokens]))])
 
 
-def test_kind_of_model(stored_in: Path, imported: ImportedLanguageModel) -> None:
+def test_settings_are_imported(stored_in: Path, imported: ImportedLanguageModel) -> None:
     assert (imported.tokens_per_sample, imported.break_mode, imported.updates) == (64, "none", 300)
     adaptive = AdaptiveConfig(cutoffs=(100, 250), dropout=0.1) if "adaptive" in stored_in.name else None
     assert (imported.config.adaptive, imported.config.tie_embeddings) == (adaptive, True)

@@ -76,7 +76,7 @@ def log_probs(model: Model, batch: TranslationBatch) -> torch.Tensor:
     return all_BTV.gather(2, batch.target_BT[:, :, None]).squeeze(2) * (batch.target_BT != PAD)
 
 
-def test_what_it_is(golden: Path, name: str) -> None:
+def test_settings_are_imported(golden: Path, name: str) -> None:
     found = imported(golden, name)
     assert (found.source_lang, found.target_lang, found.label_smoothing, found.updates) == ("en", "de", 0.1, 400)
     positions = "learned" if name == "transformer_prenorm" else "sinusoidal"

@@ -57,7 +57,7 @@ def test_documented_counts(name: str, lightweight: bool, size: int, share: str, 
     assert parameter_count(config, source=size, target=size) == count - (0 if lightweight else unused(config))
 
 
-def test_counts_that_fairseq_itself_gave(golden: Path) -> None:
+def test_parameter_counts_equal_fairseqs(golden: Path) -> None:
     entries = json.loads((golden / "architecture_parameter_counts.json").read_text())["architectures"]
     ours = [entry for entry in entries if entry["arch"].startswith("lightconv")]
     assert len(ours) == 8

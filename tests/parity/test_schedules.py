@@ -41,7 +41,7 @@ def ours(scheduler: str, config: dict[str, Any]) -> Schedule:
 
 
 @pytest.mark.parametrize("scheduler", ["inverse_sqrt", "cosine", "polynomial_decay", "fixed"])
-def test_rates_are_those_of_fairseq(tables: list[dict[str, Any]], scheduler: str) -> None:
+def test_rates_equal_fairseqs(tables: list[dict[str, Any]], scheduler: str) -> None:
     cases = [table for table in tables if table["scheduler"] == scheduler]
     assert len(cases) == 2
     for case in cases:

@@ -108,7 +108,7 @@ class TestSource:
 class TestMetric:
     """A metric, whose direction decides which model is best."""
 
-    def test_the_highest_is_kept(self, train: Train, tiny_corpus: Path) -> None:
+    def test_the_highest_score_is_kept(self, train: Train, tiny_corpus: Path) -> None:
         run = train(
             *(f"task.data={tiny_corpus}", *DECODER, "max_updates=30", "validation.every=6"),
             *("validation.decode=true", "validation.metric=token_f1"),
@@ -182,7 +182,7 @@ class TestEngine:
 class TestLayer:
     """An attention layer, held to the laws that seqtk ships."""
 
-    def test_keeps_the_laws(self) -> None:
+    def test_obeys_the_laws(self) -> None:
         code = (
             f"from seqtk.config.registry import load_plugins; load_plugins({str(PLUGIN)!r})\n"
             "from seqtk.testing.laws import run_laws\n"

@@ -64,7 +64,7 @@ def test_every_hypothesis_is_within_its_bounds(config, lengths, seed):
     seed=some.integers(0, 10**6),
 )  # fmt: skip
 @settings(deadline=None)
-def test_the_best_are_those_of_a_stable_sort(rows, size, count, levels, seed):
+def test_top_k_equals_a_stable_sort(rows, size, count, levels, seed):
     generator = torch.Generator().manual_seed(seed)
     scores_BN = torch.randint(0, levels, (rows, size), generator=generator).float()
     values, indices = best(scores_BN, count=count)

@@ -55,7 +55,7 @@ def prepare(config: DemoConfig, *, reporter: Reporter | None = None) -> Preproce
 
 
 def ensure(destination: str = DESTINATION) -> None:
-    """Makes the demo corpus in `destination` unless it exists; several processes may ask at once."""
+    """Makes the demo corpus in `destination` unless it exists. Safe to call from several processes at once."""
     folder = Path(destination)
     lock = folder.with_name(f".{folder.name}.lock")
     if exists(folder):
@@ -72,7 +72,7 @@ def ensure(destination: str = DESTINATION) -> None:
 
 
 def exists(folder: Path) -> bool:
-    """Whether a data-bin is in `folder`: its dictionaries come last."""
+    """Returns whether `folder` contains a complete data-bin. The dictionaries are written last."""
     return any(folder.glob(DATABIN_FILES[0]))
 
 

@@ -1,4 +1,4 @@
-"""What the demo language talks about: draws phrases and clauses that make sense, with how often each is said."""
+"""Draws phrases and clauses that make sense, by their frequencies."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -136,7 +136,7 @@ class Sampler:
         return NounPhrase(noun, determiner, plural, adjective, number)
 
     def subject(self, kind: Kind = Kind.PERSON) -> Phrase:
-        """Who does it: a pronoun, a name, two names or a noun phrase."""
+        """Draws a subject: a pronoun, a name, two names or a noun phrase."""
         if kind & Kind.ANIMAL and self.chance(0.25):
             return self.noun_phrase(Kind.ANIMAL, subject=True)
         draw = self.rng.random()
@@ -150,7 +150,7 @@ class Sampler:
         return self.noun_phrase(Kind.PERSON, subject=True)
 
     def other(self, kind: Kind, subject: Phrase) -> Phrase:
-        """Whom or what it is done to; never *I … me*."""
+        """Draws an object; never *I … me*."""
         if kind & Kind.PERSON and self.chance(0.55):
             if self.chance(0.5):
                 known = [pronoun for pronoun in PRONOUNS if not _same(pronoun, subject)]
@@ -258,7 +258,7 @@ class Sampler:
         return verb if verb.subject & kind else self.verb_for(kind)
 
     def active_verb(self) -> Verb:
-        """A verb for what one can intend to do."""
+        """Draws a verb of an action that can be intended."""
         verb = self.verb()
         return verb if verb.aspect is Aspect.ACTIVITY and verb.place < 1 else self.active_verb()
 
@@ -279,7 +279,7 @@ class Sampler:
         negation: float = 0.1,
         fronting: bool = False,
     ) -> Clause:
-        """A clause about a drawn event; `adverbs` scales how often it says when, where and with whom."""
+        """Draws a clause. `adverbs` scales how often it has a time, a place and a companion."""
         if verb is None and subject is not None:
             verb = self.verb_for(kind_of(subject))
         verb = verb or self.verb()
@@ -348,7 +348,7 @@ class Sampler:
         return definite and not (indefinite or frequent or (modal is not None and modal.negative is None))
 
     def _fronted(self, clause: Clause) -> Clause:
-        """The same clause, or with a time or place moved to its front."""
+        """Returns the clause, at random with a time or place moved to the front."""
         for part in clause.parts:
             if (part.role is Role.TIME and self.chance(0.45)) or (
                 part.role is Role.PLACE and clause.verb.place < 1 and self.chance(0.15)
@@ -359,7 +359,7 @@ class Sampler:
 
 
 def kind_of(phrase: Phrase) -> Kind:
-    """What a phrase means; whoever has a name or is a pronoun is a person."""
+    """Returns the meaning of a phrase. Names and pronouns are persons."""
     return phrase.noun.kind if isinstance(phrase, NounPhrase) else Kind.PERSON | Kind.GROWN
 
 

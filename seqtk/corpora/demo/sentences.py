@@ -1,4 +1,4 @@
-"""The kinds of sentence, each a rule that writes the English and the German, and how often each is said."""
+"""The kinds of sentences and their frequencies. Each docstring is an example of the sentences that its rule writes."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -52,7 +52,7 @@ class Kind(Flag):
 
 
 class Aspect(Enum):
-    """How English tells a verb's present: *is reading*, *knows*, or better not at all (*finds*)."""
+    """How English forms the present of a verb: *is reading*, *knows*, or avoided (*finds*)."""
 
     ACTIVITY = "activity"
     STATE = "state"
@@ -87,7 +87,7 @@ class Adjective:
 
 @dataclass(frozen=True)
 class Object:
-    """What a verb asks of one object: its meaning, its German case, and the prepositions before it."""
+    """What a verb requires of one object: its meaning, its German case, and the prepositions before it."""
 
     kind: Kind
     case: Case = Case.ACCUSATIVE

@@ -1,4 +1,4 @@
-"""Data sources: one import line for each file, which registers what it defines."""
+"""Data sources. Importing a file registers the sources in it."""
 
 from seqtk.data.sources import databin as databin
 from seqtk.data.sources.base import Items, Source, SourceConfig, sources

@@ -36,7 +36,7 @@ class DataBin:
         remove_bpe: The subword marker of the text, or "none", for a folder without a record (fairseq's).
 
     Raises:
-        UserError: For whatever is missing.
+        UserError: If anything is missing.
     """
 
     def __init__(
@@ -103,12 +103,12 @@ class DataBin:
 
     @contextmanager
     def _record_errors(self) -> Iterator[None]:
-        """Turns what is wrong with the record into a UserError."""
+        """Converts exceptions about an invalid record into a UserError."""
         try:
             yield
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{self.directory / RECORD} is not the record of a preprocessing: {error!r}.",
+                f"{self.directory / RECORD} is not a record that seqtk-preprocess wrote: {error!r}.",
                 "Make the data-bin again.",
             ) from None
 
@@ -131,7 +131,7 @@ class DataBin:
         if size not in (None, len(vocabulary)):
             raise UserError(
                 f"{path} has {len(vocabulary):,} tokens, but had {size:,} when the data-bin was made.",
-                "It was cut short or replaced: copy it again, or make the data-bin again.",
+                "It was truncated or replaced: copy it again, or make the data-bin again.",
             )
         return vocabulary
 
@@ -164,7 +164,7 @@ class DataBin:
                 return Tokenizer.plain("bytes")
             if likely is not None:
                 raise UserError(
-                    f"Nothing says how the tokens of {self.directory} join to text; they look like '{likely}'.",
+                    f"{self.directory} does not record its subword marker; its tokens look like '{likely}'.",
                     f"Set task.source.remove_bpe='{likely}', or task.source.remove_bpe=none for words.",
                 )
         return Tokenizer.plain(None if marker == "none" else marker)
@@ -196,7 +196,7 @@ class DataBin:
     def text_count(self, name: str) -> TextCount | None:
         """The size of the text that the tokens of a one-sided split keep; None if unknown or if lines were dropped.
 
-        Words and lines are those of the text itself. `original_text_count` has its bytes and characters too.
+        Words and lines are counted in the text itself. `original_text_count` has its bytes and characters too.
         """
         with self._record_errors():
             noted = self._record["splits"].get(name, {})
@@ -242,7 +242,7 @@ class DataBinSourceConfig(SourceConfig):
 class DataBinSource(Source):
     """One data-bin directory, or several separated by commas: shards.
 
-    Each epoch trains on one shard, in turn. Vocabularies, tokenizers, and the other splits are those of the first.
+    Each epoch trains on one shard, in turn. Vocabularies, tokenizers and the other splits come from the first shard.
     """
 
     def __init__(

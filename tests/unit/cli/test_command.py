@@ -209,7 +209,7 @@ class TestMultirun:
         main(["-m", f"save_dir={tmp_path}", "name=x,y", f"hydra.sweep.dir={tmp_path}/hydra", "hydra/launcher=basic"])
         assert (tmp_path / "hydra" / "multirun.yaml").is_file()
 
-    def test_nothing_varies(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_multirun_without_varied_keys_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
         code, error = failure(capsys, "-m", "name=x")
         assert (code, "--multirun" in error) == (2, True)
 
@@ -324,7 +324,7 @@ def test_success_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("done\n", "")
 
 
-def test_argument_errors_print_once_a_machine(
+def test_argument_errors_print_once_per_machine(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "3")

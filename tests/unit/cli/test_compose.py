@@ -181,7 +181,7 @@ class TestGroups:
         groups, rest = compose.split_groups(compose.parse_overrides(arguments), path)
         return compose.compose(RunConfig(), compose.recipe_layers(path, groups), rest)
 
-    def test_option_replaces_that_of_the_defaults_list(self, folder: Path) -> None:
+    def test_option_replaces_the_one_in_the_defaults_list(self, folder: Path) -> None:
         recipe = "defaults: [model: small]\nname: x"
         assert self.choose(folder, recipe).model.dim == 8
         assert self.choose(folder, recipe, "model=big", "name=y") == RunConfig(name="y", model=ModelConfig(dim=80))

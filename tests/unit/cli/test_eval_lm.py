@@ -100,7 +100,7 @@ def test_metrics_equal_those_of_validation(run: Run, folder: Path, kind: str) ->
     assert figures["scored_tokens"] == figures["tokens"]
 
 
-def test_recurrent_memory_as_in_validation(run: Run, folder: Path) -> None:
+def test_recurrent_memory_equals_validation(run: Run, folder: Path) -> None:
     loaded = model_file.load(folder / "words.safetensors")
     assert isinstance(loaded.task, LanguageModelingTask)
     attention = TransformerXLConfig(memory_length=5)
@@ -140,7 +140,7 @@ def test_unsupported_streams_are_refused(folder: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_text_scores_as_its_data_bin(run: Run, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_and_its_data_bin_score_equally(run: Run, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = run(kind, "context_window=4")
     assert run(kind, "input=text", "context_window=4") == pytest.approx(wanted)
     stdin = io.TextIOWrapper(io.BytesIO(Path("text").read_bytes()))

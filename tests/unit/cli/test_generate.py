@@ -116,7 +116,7 @@ def test_text_gives_one_line_for_each_line(run):
 
 
 @pytest.mark.parametrize("text", [b"", b"alt", b"alt\n", b"alt\r\nneu\n", b"\n\n", b"a\xe2\x80\xa8b\x0cc\n"])
-def test_lines_are_those_of_wc(run, text):
+def test_line_count_equals_wc(run, text):
     expected = text.count(b"\n") + (not text.endswith(b"\n") and text != b"")
     assert len(run("input=-", stdin=text).out.split("\n")) - 1 == expected
 
@@ -152,7 +152,7 @@ def kept_text(folder):
         path.unlink()
 
 
-def test_kept_text_is_shown(run, kept_text):
+def test_stored_text_is_printed(run, kept_text):
     lines = run("data=data-bin", "format=fairseq").out.splitlines()
     shown = {tag: [line.split("\t")[-1] for line in lines if line.startswith(f"{tag}-")] for tag in "STD"}
     assert shown["S"] == [line.upper() for line in SOURCES]
@@ -160,7 +160,7 @@ def test_kept_text_is_shown(run, kept_text):
     assert [text for source, text in zip(SOURCES, shown["D"], strict=True) if not source] == ["", "", ""]
 
 
-def test_validation_equals_generation_of_kept_text(run, folder, kept_text):
+def test_outputs_equal_generation_with_stored_text(run, folder, kept_text):
     loaded = model_file.load(folder / "model1.safetensors")
     loaded.task.open(str(folder / "data-bin"))
     dataset = loaded.task.dataset("test")
@@ -199,7 +199,7 @@ def test_fairseq_lines_end_with_bleu(run):
     assert [line.split("\t")[0] for line in lines[:8]] == ["S-0", "T-0", "H-0", "D-0", "P-0", "H-0", "D-0", "P-0"]
 
 
-def test_references_are_scored_or_prefixes(run):
+def test_references_are_scored_or_used_as_prefixes(run):
     scored = [json.loads(line) for line in run("data=data-bin", "score_reference=true", "format=json").out.splitlines()]
     assert [item["hypotheses"][0]["text"] for item in scored] == TARGETS
     for lines in (run("data=data-bin", "prefix_size=1"), run("input=test.de", "reference=test.en", "prefix_size=1")):
@@ -266,7 +266,7 @@ def test_terminal_shows_scores(at_a_terminal):
     assert float(shown[0].split()[0]) >= float(shown[1].split()[0])
 
 
-def test_terminal_answers_blank_with_blank(at_a_terminal):
+def test_blank_line_on_a_terminal_gives_a_blank_line(at_a_terminal):
     (answer,) = at_a_terminal(["alt"])
     assert at_a_terminal(["", "  ", "alt"]) == ["", "", answer]
 

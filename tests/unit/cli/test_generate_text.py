@@ -64,7 +64,7 @@ def test_default_is_one_empty_prompt(run: Run) -> None:
     assert run("nbest=2", "checkpoint=words.safetensors,words2.safetensors").splitlines() != texts[:2]
 
 
-def test_prompt_is_kept_and_unk_is_not_written(run: Run) -> None:
+def test_prompt_is_kept_and_unk_is_not_produced(run: Run) -> None:
     prompt = "the  zebra sees a giraffe"  # two words that the vocabulary has not, and two spaces
     arguments = ("input=-", "format=json", "nbest=20", "min_length=5")
     given = [json.loads(run(*arguments, *more, stdin=prompt.encode())) for more in ((), ("unk_penalty=0",))]

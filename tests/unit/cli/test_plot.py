@@ -43,7 +43,7 @@ def test_curves_are_read_by_kind(runs: list[str]) -> None:
         (["RUN/notes"], "notes"),
     ],
 )
-def test_what_cannot_be_plotted(
+def test_unplottable_runs_are_refused(
     runs: list[str], arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (Path(runs[0]) / "notes").write_text("no log\n")

@@ -29,7 +29,7 @@ def test_ls_names_every_corpus_and_its_data_bin(capsys: pytest.CaptureFixture[st
         assert line.endswith(f"data-bin/{corpus.databin}")
 
 
-def test_demo_has_settings_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_has_separate_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["demo", "pairs=60", "vocab_size=200", f"destdir={tmp_path}/demo"])
     assert "60" in capsys.readouterr().out
     assert failed("demo", "pairs=0", capsys=capsys)[0].startswith("seqtk-prepare demo: pairs=0")
@@ -41,7 +41,7 @@ def test_demo_has_settings_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixt
         ([], "Which corpus?"),
         (["enwik9"], "Did you mean 'enwik8'?"),
         (["ptb", "sorce=x"], "Did you mean 'source'?"),
-        (["ptb", "source=nowhere"], "There is no source=nowhere"),
+        (["ptb", "source=nowhere"], "source=nowhere does not exist"),
         (["ptb", "--source", "x"], "seqtk-prepare corpus=ptb source=x"),
         (["ptb", "enwik8"], "one corpus at a time, not ptb and enwik8"),
         (["ls", "ptb"], "one corpus at a time"),

@@ -23,7 +23,7 @@ def refused(capsys, *arguments):
     return capsys.readouterr().err
 
 
-def test_lines_are_those_of_sacrebleu(folder, capsys):
+def test_lines_equal_sacrebleus(folder, capsys):
     main(["hypothesis=good", "reference=reference"])
     bleu, chrf, ter = capsys.readouterr().out.splitlines()
     expected = sacrebleu.corpus_bleu(GOOD, [REFERENCE])

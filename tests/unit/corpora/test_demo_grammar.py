@@ -69,7 +69,7 @@ def test_the_same_seed_gives_the_same_pairs() -> None:
     assert list(pairs(200, seed=3))[:50] == list(pairs(50, seed=3))
 
 
-def test_no_english_sentence_comes_twice(corpus: list[tuple[str, str]]) -> None:
+def test_english_sentences_are_distinct(corpus: list[tuple[str, str]]) -> None:
     assert len({english for english, _ in corpus}) == len(set(corpus)) == 20000
 
 
@@ -314,7 +314,7 @@ def test_one_translation_per_word() -> None:
 
 
 class TestEnsure:
-    def test_is_made_once(self, tmp_path: Path) -> None:
+    def test_corpus_is_made_once(self, tmp_path: Path) -> None:
         config = demo.DemoConfig(destdir=str(tmp_path / "demo"), pairs=60, vocab_size=200)
         demo.prepare(config)
         made = {path: path.read_bytes() for path in (tmp_path / "demo").glob("*.*")}

@@ -67,34 +67,34 @@ def test_broken_connections_are_resumed(shelf: Shelf, tmp_path: Path, published:
 
 
 @pytest.mark.parametrize("served", [Served(BODY, etag=None), Served(BODY, etag='W/"1"')])
-def test_a_date_is_a_version(shelf: Shelf, tmp_path: Path, served: Served) -> None:
+def test_a_date_identifies_the_version(shelf: Shelf, tmp_path: Path, served: Served) -> None:
     shelf.files["a.zip"] = replace(served, date="Fri, 03 Mar 2006 00:00:00 GMT", drops=[1000])
     get(shelf, tmp_path / "a.zip")
     assert (tmp_path / "a.zip").read_bytes() == BODY
     assert shelf.requests[1] == ("a.zip", "bytes=1000-")
 
 
-def test_without_a_version_it_starts_over(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_download_without_a_version_is_restarted(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY, etag=None, drops=[1000])
     get(shelf, tmp_path / "a.zip")
     assert (tmp_path / "a.zip").read_bytes() == BODY
     assert shelf.requests == [("a.zip", None)] * 2
 
 
-def test_a_server_that_ignores_ranges_starts_over(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_server_without_ranges_restarts_the_download(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY, ranges=False, drops=[1000, 2000])
     get(shelf, tmp_path / "a.zip")
     assert (tmp_path / "a.zip").read_bytes() == BODY
 
 
-def test_a_server_that_sends_another_part_starts_over(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_wrong_range_restarts_the_download(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY, wrong_range=True, drops=[1000])
     get(shelf, tmp_path / "a.zip")
     assert (tmp_path / "a.zip").read_bytes() == BODY
 
 
 @pytest.mark.parametrize("published", [FILE, UNKNOWN])
-def test_a_changed_file_starts_over(shelf: Shelf, tmp_path: Path, published: RemoteFile) -> None:
+def test_a_changed_file_restarts_the_download(shelf: Shelf, tmp_path: Path, published: RemoteFile) -> None:
     other = bytes(len(BODY))
     shelf.files["a.zip"] = Served(other, etag='"old"', drops=[5000, 0, 0, 0])
     refused(shelf, tmp_path / "a.zip", published)
@@ -105,7 +105,7 @@ def test_a_changed_file_starts_over(shelf: Shelf, tmp_path: Path, published: Rem
     assert shelf.requests[-1] == ("a.zip", "bytes=5000-")
 
 
-def test_another_url_starts_over(shelf: Shelf, tmp_path: Path) -> None:
+def test_another_url_restarts_the_download(shelf: Shelf, tmp_path: Path) -> None:
     (tmp_path / "a.zip.partial").write_bytes(b"x" * 100)
     (tmp_path / "a.zip.partial.json").write_text(json.dumps({"url": "http://else.where/a.zip", "version": '"1"'}))
     shelf.files["a.zip"] = Served(BODY)
@@ -114,7 +114,7 @@ def test_another_url_starts_over(shelf: Shelf, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("notes", ["", "[]", "{", '{"url": 1}'])
-def test_an_unknown_part_starts_over(shelf: Shelf, tmp_path: Path, notes: str) -> None:
+def test_an_unknown_partial_file_restarts_the_download(shelf: Shelf, tmp_path: Path, notes: str) -> None:
     (tmp_path / "a.zip.partial").write_bytes(b"x" * 100)
     (tmp_path / "a.zip.partial.json").write_text(notes)
     shelf.files["a.zip"] = Served(BODY)
@@ -122,7 +122,7 @@ def test_an_unknown_part_starts_over(shelf: Shelf, tmp_path: Path, notes: str) -
     assert (tmp_path / "a.zip").read_bytes() == BODY
 
 
-def test_a_shorter_file_starts_over(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_shorter_file_restarts_the_download(shelf: Shelf, tmp_path: Path) -> None:
     (tmp_path / "a.zip.partial").write_bytes(b"x" * (len(BODY) + 1))
     (tmp_path / "a.zip.partial.json").write_text(json.dumps({"url": f"{shelf.url}/a.zip", "version": '"1"'}))
     shelf.files["a.zip"] = Served(BODY)
@@ -131,7 +131,7 @@ def test_a_shorter_file_starts_over(shelf: Shelf, tmp_path: Path) -> None:
     assert [asked for _, asked in shelf.requests] == [f"bytes={len(BODY) + 1}-", None]
 
 
-def test_a_busy_server_is_asked_again(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_busy_server_is_retried(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY, errors=[503, 429])
     get(shelf, tmp_path / "a.zip")
     assert len(shelf.requests) == 3
@@ -159,7 +159,7 @@ def test_a_missing_file_fails_at_once(shelf: Shelf, tmp_path: Path) -> None:
     assert len(shelf.requests) == 1
 
 
-def test_connection_refused(tmp_path: Path) -> None:
+def test_refused_connection_is_a_user_error(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

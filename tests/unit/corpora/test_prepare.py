@@ -46,7 +46,7 @@ def stocked(shelf: Shelf, contents: dict[str, bytes]) -> None:
 
 
 @pytest.mark.parametrize("name", CORPORA)
-def test_a_corpus_becomes_the_data_bin_of_its_text(name: str, shelf: Shelf, tmp_path: Path) -> None:
+def test_every_corpus_is_downloaded_and_prepared(name: str, shelf: Shelf, tmp_path: Path) -> None:
     corpus, contents = miniature(CORPORA[name])
     stocked(shelf, contents)
     messages: list[str] = []
@@ -108,7 +108,7 @@ def test_files_on_the_disk_give_the_same_as_downloads(name: str, shelf: Shelf, t
         assert not (tmp_path / layout / "downloads").exists()
 
 
-def test_a_source_may_be_the_very_file(tmp_path: Path) -> None:
+def test_a_source_may_be_a_single_file(tmp_path: Path) -> None:
     corpus, contents = miniature(CORPORA["enwik8"])
     lay_out(tmp_path, contents)
     report = make(corpus, tmp_path, source=str(tmp_path / "enwik8.zip"))
@@ -121,12 +121,12 @@ def test_different_files_are_refused(name: str, shelf: Shelf, tmp_path: Path) ->
     stocked(shelf, contents)
     with pytest.raises(UserError) as caught:
         make(corpus, tmp_path, mirror=shelf.url)
-    assert "as it was published" in str(caught.value)
+    assert "differs from the published" in str(caught.value)
     lay_out(tmp_path / "in", {item.file_name: content_of(item) for file in corpus.files for item in file.items})
     with pytest.raises(UserError) as caught:
         make(corpus, tmp_path, source=str(tmp_path / "in"))
     if not name.startswith("wmt14"):  # of the members of its archives nothing is published but the number of lines
-        assert "as it was published" in str(caught.value)
+        assert "differs from the published" in str(caught.value)
     assert not list((tmp_path / "bin").glob("*.idx"))
 
 
@@ -160,7 +160,7 @@ def test_resumes_after_any_message(name: str, shelf: Shelf, tmp_path: Path) -> N
     assert Counter(name for name, _ in shelf.requests) == dict.fromkeys(contents, 1)
 
 
-def test_changed_sources_are_made_again(tmp_path: Path) -> None:
+def test_changed_sources_are_prepared_again(tmp_path: Path) -> None:
     corpus, contents = miniature(CORPORA["ptb"])
     free = replace(corpus, files=tuple(replace(file, length=None, digest=None) for file in corpus.files))
     source = lay_out(tmp_path / "in", contents)
@@ -233,7 +233,7 @@ def test_resumes_after_kill(shelf: Shelf, tmp_path: Path) -> None:
         ({"destdir": "{file}"}, "is a file"),
     ],
 )
-def test_useless_settings_are_refused(settings: dict[str, str], words: str, tmp_path: Path) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, str], words: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     places = {"empty": tmp_path / "empty", "file": tmp_path / "file"}

@@ -30,7 +30,7 @@ def test_parts_are_cut_by_bytes(tmp_path: Path) -> None:
 
 def test_a_missing_part_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"short")
-    with pytest.raises(UserError, match="too short: train lacks 5 bytes"):
+    with pytest.raises(UserError, match="too short: train needs 5 more bytes"):
         Part("train", "a", 0, 10).write({"a": tmp_path / "a"}, [tmp_path / "train"], reporter=QUIET)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 

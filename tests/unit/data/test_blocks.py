@@ -44,7 +44,7 @@ def naive(sizes: list[int], mode: BreakMode, longest: int) -> list[list[int]]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=60), st.sampled_from(MODES), st.integers(1, 20))
-def test_blocks_are_those_of_the_plain_loop(sizes: list[int], mode: BreakMode, longest: int) -> None:
+def test_blocks_equal_a_plain_loop(sizes: list[int], mode: BreakMode, longest: int) -> None:
     bounds_K2 = block_bounds(np.array(sizes, dtype=np.int32), break_mode=mode, tokens_per_sample=longest)
     assert bounds_K2.tolist() == naive(sizes, mode, longest)
 
@@ -143,7 +143,7 @@ def test_a_context_leaves_room_for_targets(items: IndexedDataset) -> None:
             ContextBlocks(items, break_mode="none", tokens_per_sample=4, context_window=window)
 
 
-def test_context_is_no_target() -> None:
+def test_context_is_not_a_target() -> None:
     batch = collate_windows([(0, np.array([EOS, 10, 11, 12]), 3), (1, np.array([12, 13, 14]), 1)])
     assert batch.previous_BT.tolist() == [[EOS, 10, 11], [12, 13, PAD]]
     assert batch.target_BT.tolist() == [[PAD, PAD, 12], [13, 14, PAD]]

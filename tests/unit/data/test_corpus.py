@@ -32,7 +32,7 @@ def test_invalid_utf8_is_named_with_its_line(tmp_path: Path, monkeypatch: pytest
         check_text(tmp_path / "x")
 
 
-def test_a_gzip_file_that_was_cut_short_is_named(tmp_path: Path) -> None:
+def test_a_truncated_gzip_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.gz").write_bytes(gzip.compress(b"hello\n" * 1000)[:-10])
     with pytest.raises(UserError, match=r"x\.gz is damaged or incomplete"):
         check_text(tmp_path / "x.gz")

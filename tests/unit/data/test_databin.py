@@ -71,7 +71,7 @@ def test_a_missing_sentencepiece_model_is_named(en_de: Path) -> None:
             DataBin(en_de).tokenizer("de")
 
 
-def test_a_cut_dictionary_is_refused(en_de: Path) -> None:
+def test_a_truncated_dictionary_is_refused(en_de: Path) -> None:
     _record(en_de, vocabulary={"en": 8, "de": 9})
     assert len(DataBin(en_de).vocabulary("en")) == 8
     with pytest.raises(UserError, match=r"dict\.de\.txt has 8 tokens, but had 9 when the data-bin was made"):
@@ -85,7 +85,7 @@ def test_a_cut_dictionary_is_refused(en_de: Path) -> None:
 @pytest.mark.parametrize("content", ["{", "[]", '{"settings": 3}'])
 def test_a_damaged_record_is_named(en_de: Path, content: str) -> None:
     (en_de / "preprocess.json").write_text(content)
-    with pytest.raises(UserError, match=r"preprocess\.json is not the record of a preprocessing"):
+    with pytest.raises(UserError, match=r"preprocess\.json is not a record that seqtk-preprocess wrote"):
         DataBin(en_de).tokenizer("de")
 
 
@@ -112,6 +112,6 @@ def test_missing_parts_are_named(en_de: Path) -> None:
         assert str(error.value).count("\n") < 3
 
 
-def test_word_alignments_are_no_splits(en_de: Path) -> None:
+def test_word_alignments_are_not_splits(en_de: Path) -> None:
     _make(en_de, "train.align.en-de")
     assert DataBin(en_de).splits() == ["train", "valid", "valid1"]

@@ -79,8 +79,8 @@ def test_damage_is_refused(tmp_path: Path) -> None:
     index, data = (tmp_path / "x.idx").read_bytes(), (tmp_path / "x.bin").read_bytes()
     documents = struct.pack("<QQQ", 2, 0, 4)  # Megatron-LM: a count behind the header's, and an array at the end
     for damaged, complaint in [
-        (index[:-5], "cut short"),
-        (index[:20], "cut short"),
+        (index[:-5], "truncated"),
+        (index[:20], "truncated"),
         (b"", "not an index"),
         (b"PK" + index[2:], "not an index"),
         (index[:9] + b"\2" + index[10:], "version"),
@@ -92,7 +92,7 @@ def test_damage_is_refused(tmp_path: Path) -> None:
             IndexedDataset(prefix)
     (tmp_path / "x.idx").write_bytes(index)
     (tmp_path / "x.bin").write_bytes(data[:-1])
-    with pytest.raises(UserError, match="13 bytes, but its index says 14"):
+    with pytest.raises(UserError, match="13 bytes, but its index requires 14"):
         IndexedDataset(prefix)
     (tmp_path / "x.bin").unlink()
     with pytest.raises(UserError, match=r"There is no .*x\.bin"):

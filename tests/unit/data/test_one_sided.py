@@ -117,11 +117,11 @@ def test_dropped_lines_leave_the_size_unknown(text: Path) -> None:
     assert DataBin(text / "bin").text_count("train") is None
     assert DataBin(text / "bin").text_count("valid") is not None
     (text / "bin" / "preprocess.json").write_text("{")
-    with pytest.raises(UserError, match="is not the record of a preprocessing"):
+    with pytest.raises(UserError, match="is not a record that seqtk-preprocess wrote"):
         DataBin(text / "bin").text_count("train")
 
 
-def test_an_older_record_knows_no_size(text: Path) -> None:
+def test_an_older_record_has_no_size(text: Path) -> None:
     preprocess(config(text, tokens="words"))
     record = json.loads((text / "bin" / "preprocess.json").read_text())
     del record["splits"]["train"]["text"]
@@ -133,7 +133,7 @@ def test_an_older_record_knows_no_size(text: Path) -> None:
     ("changes", "complaint"),
     [
         ({"tokens": "words", "line_end": "newline"}, "line_end=newline is for bytes or characters"),
-        ({"tokens": "bytes", "source_dict": "{text}/d"}, "tokens=bytes has a vocabulary of its own"),
+        ({"tokens": "bytes", "source_dict": "{text}/d"}, "tokens=bytes has a fixed vocabulary"),
         ({"tokens": "characters", "sentencepiece": "{text}/m"}, "tokens=characters needs no model"),
         ({"tokens": "characters", "train": "{text}/bytes"}, "is not UTF-8"),
         ({"tokens": "characters", "train": None}, "no training text"),
@@ -159,6 +159,6 @@ def test_names_round_trip(line: str) -> None:
     assert int(sizes.sum()) == len(line)
 
 
-def test_unknown_bytes_show(text: Path) -> None:
+def test_unknown_bytes_are_shown(text: Path) -> None:
     assert names_to_bytes(["<0x61>", "<unk>", "<0xC3>"]) == "a\ufffd\ufffd"
     assert np.array_equal(symbols(b"a\r\nb", characters=False, newlines=False)[1], [1, 1])

@@ -70,7 +70,7 @@ class TestBatches:
         )
         assert len(first & second) < len(first) / 10
 
-    def test_like_lengths_in_mixed_order(self) -> None:
+    def test_lengths_are_similar_and_order_is_shuffled(self) -> None:
         batches = epoch_batches(SIZES_N2, BatchingConfig(max_tokens=400), seed=1, epoch=1)
         longest = [SIZES_N2[batch, 1].max() for batch in batches]
         padded = sum(len(batch) * length for batch, length in zip(batches, longest, strict=True))
@@ -127,7 +127,7 @@ class TestRanks:
     def test_one_rank_takes_every_batch(self) -> None:
         assert plan() == [([[4, 1]], 2), ([[0]], 3), ([[2, 3, 5]], 6), ([[6, 7]], 8), ([[8]], 9)]
 
-    def test_micro_batches_go_round_the_ranks(self) -> None:
+    def test_micro_batches_are_dealt_round_robin(self) -> None:
         assert plan(world=2, rank=0, update_freq=2) == [([[4, 1], [2, 3, 5]], 8), ([[8], None], 9)]
         assert plan(world=2, rank=1, update_freq=2) == [([[0], [6, 7]], 8), ([None, None], 9)]
 
@@ -139,15 +139,15 @@ class TestRanks:
 
 
 class TestResume:
-    def test_at_a_boundary(self) -> None:
+    def test_resuming_at_a_batch_boundary(self) -> None:
         assert plan(update_freq=2, examples=3) == plan(update_freq=2)[1:]
         assert plan(examples=9) == []
 
-    def test_with_another_number_of_ranks(self) -> None:
+    def test_resuming_with_another_number_of_ranks(self) -> None:
         """3 examples are one update of 2 ranks, and no boundary of updates of 3 batches."""
         assert plan(update_freq=3, examples=3) == [([[2, 3, 5], [6, 7], [8]], 9)]
 
-    def test_inside_a_batch(self) -> None:
+    def test_resuming_inside_a_batch(self) -> None:
         assert plan(examples=5) == [([[5]], 6), ([[6, 7]], 8), ([[8]], 9)]
 
 

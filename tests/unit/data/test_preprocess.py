@@ -97,7 +97,7 @@ def test_held_out_text_keeps_each_line(text: Path) -> None:
     assert UNK in data.split("valid", "en")[0]
 
 
-def test_a_pair_counts_for_its_first_rule() -> None:
+def test_a_dropped_pair_counts_under_one_rule_only() -> None:
     keep, dropped = LengthFilter(min_length=2, max_length=10, max_ratio=3.0)(
         [np.array([0, 1, 2, 11, 3, 4]), np.array([99, 5, 2, 2, 10, 8])]
     )
@@ -258,7 +258,7 @@ class TestTextAndTokens:
     """What the tokens keep of the text, and what they do not, is counted and said."""
 
     @pytest.mark.parametrize("byte_fallback", [False, True])
-    def test_bytes_that_pieces_keep(self, tmp_path: Path, byte_fallback: bool) -> None:
+    def test_bytes_kept_by_pieces_are_counted(self, tmp_path: Path, byte_fallback: bool) -> None:
         """SentencePiece collapses spaces and normalises; unknown characters stay in the count."""
         lines = ["  the dog   sees ", "", "½ ﬁsh\u00a0x", "☃ unknown ☃☃", "the cat"]
         (tmp_path / "train").write_text("the dog sees the cat fish\n" * 50)
@@ -284,7 +284,7 @@ class TestTextAndTokens:
         assert f"{counted.bytes} bytes of it" in report.table()
 
     @pytest.mark.parametrize("tokens", ["words", "sentencepiece", "characters"])
-    def test_exact_tokens_are_not_reported(self, tmp_path: Path, tokens: Any) -> None:
+    def test_lossless_tokens_report_no_loss(self, tmp_path: Path, tokens: Any) -> None:
         (tmp_path / "train").write_text("a b c\n" * 20 + "a b")
         config = PreprocessConfig(
             tokens=tokens, vocab_size=12, train=f"{tmp_path}/train", destdir=f"{tmp_path}/bin", workers=1
@@ -318,7 +318,7 @@ class TestTextAndTokens:
         assert any("2 lines" in message for message in messages)
 
     @pytest.mark.parametrize("word", ["▁▂▃", "b@@", "<U+0020>"])
-    def test_the_record_says_how_tokens_join(self, tmp_path: Path, word: str) -> None:
+    def test_the_record_names_the_subword_marker(self, tmp_path: Path, word: str) -> None:
         """Not the look of a word."""
         (tmp_path / "train").write_text(f"a {word} c\n" * 9)
         config = PreprocessConfig(tokens="words", train=f"{tmp_path}/train", destdir=f"{tmp_path}/bin", workers=1)
@@ -357,7 +357,7 @@ class TestPaths:
         with pytest.raises(UserError, match=r"train=.*pipe is a pipe"):
             TextConfig(train=f"{tmp_path}/pipe").files()
 
-    def test_a_byte_order_mark_is_no_word(self, tmp_path: Path) -> None:
+    def test_a_byte_order_mark_is_skipped(self, tmp_path: Path) -> None:
         (tmp_path / "train").write_bytes(b"\xef\xbb\xbfa b\r\n" * 1 + b"a b\r\n")
         preprocess(PreprocessConfig(tokens="words", train=f"{tmp_path}/train", destdir=f"{tmp_path}/bin", workers=1))
         assert DataBin(tmp_path / "bin").vocabulary().tokens[4:6] == ["a", "b"]

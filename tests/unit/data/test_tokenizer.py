@@ -75,7 +75,7 @@ def _asked(error: pytest.ExceptionInfo[UserError], pattern: str) -> int:
     return int(found[1])
 
 
-def test_a_pickled_copy_works_and_a_saved_one(tmp_path: Path) -> None:
+def test_pickled_and_saved_copies_work(tmp_path: Path) -> None:
     tokenizer = _trained()
     assert pickle.loads(pickle.dumps(tokenizer)).encode("red bird") == tokenizer.encode("red bird")
     (tmp_path / "m").write_bytes(tokenizer.model_bytes or b"")
@@ -101,7 +101,7 @@ def test_subword_markers_are_removed(separator: str | None, tokens: str, line: s
     assert tokenizer.decode(tokens.split()) == line
 
 
-def test_likely_marker() -> None:
+def test_the_subword_marker_is_detected() -> None:
     assert likely_marker(Vocabulary(["▁a", "b"])) == "sentencepiece"
     assert likely_marker(Vocabulary(["a", "b@@"])) == "@@ "
     assert likely_marker(Vocabulary(["a", "@@"])) is None

@@ -64,8 +64,8 @@ def test_a_line_may_overwrite_an_earlier_token() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("a 5\nb 1\na 3\n", "Line 3 .* 'a' once more"),
-        ("<pad> 5\n", "once more"),
+        ("a 5\nb 1\na 3\n", "Line 3 .* 'a' twice"),
+        ("<pad> 5\n", "twice"),
         ("a 5\nb\n", "Line 2"),
         ("a x\n", "Line 1"),
     ],
@@ -75,7 +75,7 @@ def test_malformed_files_are_named_with_the_line(text: str, complaint: str) -> N
         Vocabulary.from_text(text)
 
 
-def test_missing_and_binary_files(tmp_path: Path) -> None:
+def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no dictionary"):
         Vocabulary.load(tmp_path / "dict.txt")
     (tmp_path / "dict.txt").write_bytes(b"\xff\xfe 3\n")

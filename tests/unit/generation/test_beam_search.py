@@ -105,7 +105,7 @@ def test_beam_1_is_greedy(model, rows):
         assert hypothesis.tokens[: len(expected)] == tuple(expected)
 
 
-def test_scores_are_those_of_the_model(model, rows):
+def test_scores_equal_the_models(model, rows):
     for hypothesis, row in zip(itertools.chain(*run(model, rows)), rows, strict=True):
         (given,) = score([model], collate_pairs([(0, row, np.array(hypothesis.tokens))]))
         assert given.tokens == hypothesis.tokens
@@ -258,7 +258,7 @@ def test_ties_are_ranked_by_beam_then_id():
         assert strings(found) == [[(3, EOS), (3, 3, EOS), (3, 4, EOS)]] * count
 
 
-def test_best_is_stable():
+def test_top_k_is_stable():
     generator = torch.Generator().manual_seed(0)
     scores_BN = torch.randint(0, 4, (40, 300), generator=generator).float()
     scores_BN[5, :] = -torch.inf

@@ -35,7 +35,7 @@ def test_results_are_in_input_order(model, decoder):
         assert [t.hypotheses[0].tokens for t in found] == [hypotheses[0].tokens for hypotheses in alone[:count]]
 
 
-def test_window_limits_what_is_read(decoder):
+def test_window_limits_lookahead(decoder):
     read = []
 
     def reading():

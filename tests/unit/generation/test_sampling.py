@@ -140,7 +140,7 @@ def test_narrowest_sampling_is_greedy(changes: dict[str, Any]) -> None:
     assert tokens_of(drawn) == tokens_of(greedy)
 
 
-def test_scores_are_those_of_the_model() -> None:
+def test_scores_equal_the_models() -> None:
     model, names = transformer(WORDS, seed=1), vocabulary(WORDS)
     rows = sources(6, words=WORDS, seed=4)
     for texts, row in zip(

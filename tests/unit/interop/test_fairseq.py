@@ -182,9 +182,9 @@ def without(name: str) -> Callable[[State], Any]:
 BROKEN: dict[str, tuple[Callable[[State], Any], str]] = {
     "a missing key": (
         without("encoder.layers.0.fc1.weight"),
-        "lacks 'encoder.layers.0.fc1.weight', which a model with its options has.\nIts tensors do not match",
+        "has no tensor 'encoder.layers.0.fc1.weight', which its options require.\nIts tensors do not match",
     ),
-    "no table": (without("decoder.embed_tokens.weight"), "lacks 'decoder.embed_tokens.weight'"),
+    "no table": (without("decoder.embed_tokens.weight"), "has no tensor 'decoder.embed_tokens.weight'"),
     "an unknown key": (lambda state: state.update({"decoder.extra.weight": torch.ones(1)}), "decoder.extra.weight"),
     "a numbered norm too many": (
         lambda state: state.update({"encoder.layers.0.layer_norms.2.bias": torch.ones(8)}),
@@ -192,7 +192,7 @@ BROKEN: dict[str, tuple[Callable[[State], Any], str]] = {
     ),
     "another shape": (
         lambda state: state.update({"decoder.layers.1.fc2.weight": torch.ones(8, 11)}),
-        "'decoder.layers.1.fc2.weight' is 8 × 11, but the options it was saved with ask for 8 × 12",
+        "'decoder.layers.1.fc2.weight' is 8 × 11, but the options in the file require 8 × 12",
     ),
     "a projection not tied": (
         lambda state: state.update({"decoder.output_projection.weight": torch.ones(16, 8)}),
@@ -201,7 +201,7 @@ BROKEN: dict[str, tuple[Callable[[State], Any], str]] = {
     "no tensor": (lambda state: state.update({"encoder.version": 3}), "'encoder.version'"),
     "a convolution that no option tells of": (
         lambda state: state.update({"encoder.layers.0.conv.weight": torch.ones(1)}),
-        "has nothing for: encoder.layers.0.conv.weight",
+        "does not have: encoder.layers.0.conv.weight",
     ),
     "a language model": (
         lambda state: [state.pop(name) for name in list(state) if name.startswith("encoder.")],

@@ -141,7 +141,7 @@ def test_names_are_fairseqs() -> None:
         ({"adaptive_input_cutoff": "6,99", "adaptive_softmax_cutoff": "6,99"}, "do not fit a vocabulary of 20"),
         ({"decoder_input_dim": 4}, "decoder_input_dim=4"),
         (UNTIED, "'decoder.adaptive_softmax.tail.0.0.weight' is"),
-        ({"adaptive_softmax_cutoff": None, **UNTIED}, "lacks 'decoder.output_projection.weight'"),
+        ({"adaptive_softmax_cutoff": None, **UNTIED}, "has no tensor 'decoder.output_projection.weight'"),
     ],
 )
 def test_unsupported_options_are_refused(tmp_path: Path, options: dict[str, Any], words: str) -> None:

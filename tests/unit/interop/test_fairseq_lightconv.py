@@ -83,7 +83,7 @@ def test_options_and_weights_are_imported(tmp_path: Path, fields: dict[str, Any]
         assert torch.equal(tensor, state[fairseq_name(name, lightconv=True)].reshape(tensor.shape))
 
 
-def test_one_kernel_size_is_for_all_layers(tmp_path: Path) -> None:
+def test_one_kernel_size_applies_to_all_layers(tmp_path: Path) -> None:
     config = config_of()
     decoder = replace(config.decoder, self_attention=(config.decoder.self_attention[1],) * 2)
     state = fairseq_state(replace(config, decoder=decoder))

@@ -83,7 +83,7 @@ def test_hostile_file_is_refused_by_name(tmp_path: Path, alarms: list[str], payl
     assert name in lines[0]
 
 
-def test_alarm_works(tmp_path: Path, alarms: list[str]) -> None:
+def test_the_alarm_detects_execution(tmp_path: Path, alarms: list[str]) -> None:
     os.system(f"touch {tmp_path / 'trace'}")
     exec("pass")
     assert alarms == ["os.system", "exec"]
@@ -109,7 +109,7 @@ def test_truncated_file_is_a_user_error(tmp_path: Path, writer: str, keep: float
         read_checkpoint(path)
     assert str(caught.value).splitlines() == [
         f"{path} is not a torch checkpoint, or it is damaged.",
-        "If it was one, it was cut short: copy or download it again.",
+        "The file may be truncated: copy or download it again.",
     ]
 
 
@@ -141,7 +141,7 @@ def test_missing_files_folders_and_other_archives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("writer", ["zip", "old style"])
-def test_tensors_and_settings_come_back(tmp_path: Path, writer: str) -> None:
+def test_tensors_and_settings_are_read(tmp_path: Path, writer: str) -> None:
     weight = torch.randn(3, 4)
     groups = collections.defaultdict(list, {"a": [1]})
     content = {

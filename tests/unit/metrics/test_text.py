@@ -9,7 +9,7 @@ GOOD = [line.replace("green", "tall") for line in REFERENCES]
 BAD = [line.replace("cat", "bird").replace("talk", "speak").replace("runs", "walks") for line in REFERENCES]
 
 
-def test_scores_are_sacrebleus_to_the_last_digit():
+def test_scores_equal_sacrebleu_exactly():
     scores = corpus_scores(GOOD, REFERENCES, names=("bleu", "chrf", "ter"))
     assert scores["bleu"].value == sacrebleu.corpus_bleu(GOOD, [REFERENCES]).score
     assert scores["chrf"].value == sacrebleu.corpus_chrf(GOOD, [REFERENCES]).score
@@ -17,7 +17,7 @@ def test_scores_are_sacrebleus_to_the_last_digit():
     assert scores["bleu"].signature == f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
 
 
-def test_lines_read_as_sacrebleu_prints_them():
+def test_signed_lines_equal_sacrebleus():
     bleu = corpus_scores(GOOD, REFERENCES)["bleu"]
     assert bleu.line.startswith(f"BLEU = {bleu.value:.2f} ")
     assert bleu.signed_line.startswith(f"BLEU|{bleu.signature} = {bleu.value:.2f} ")
@@ -42,14 +42,14 @@ def test_unknown_names_are_refused_with_the_nearest(arguments, words):
         corpus_scores(GOOD, REFERENCES, **arguments)
 
 
-def test_lines_that_do_not_pair_up_are_refused():
+def test_unequal_numbers_of_lines_are_refused():
     with pytest.raises(UserError, match="11 in the hypotheses, 12 references"):
         corpus_scores(GOOD[1:], REFERENCES)
-    with pytest.raises(UserError, match="no line"):
+    with pytest.raises(UserError, match="no lines"):
         corpus_scores([], [])
 
 
-def test_the_bootstrap_tells_systems_apart():
+def test_bootstrap_distinguishes_systems():
     (bleu,) = paired_bootstrap({"good": GOOD, "bad": BAD, "copy": list(GOOD)}, REFERENCES, names=["bleu"], samples=50)
     good, bad, copy = bleu.rows
     assert bleu.name == "BLEU"
@@ -61,7 +61,7 @@ def test_the_bootstrap_tells_systems_apart():
     assert copy.p_value == 1.0
 
 
-def test_several_references_are_sacrebleus():
+def test_several_references_equal_sacrebleu():
     other = [line.replace("mat", "rug") for line in REFERENCES]
     scores = corpus_scores(BAD, REFERENCES, other, names=("bleu", "chrf", "ter"))
     assert scores["bleu"].value == sacrebleu.corpus_bleu(BAD, [REFERENCES, other]).score

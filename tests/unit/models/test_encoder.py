@@ -63,11 +63,11 @@ def test_memory_tokens_count_towards_max_length(tokens: int, longest: int | None
     if longest is not None:
         assert Transformer(config, source_vocabulary=9, target_vocabulary=9).max_source_length == longest
         return
-    with pytest.raises(UserError, match="leave no room"):
+    with pytest.raises(UserError, match="leaves no room"):
         Transformer(config, source_vocabulary=9, target_vocabulary=9)
 
 
-def test_a_stem_sees_its_neighbourhood_and_no_more() -> None:
+def test_a_stem_has_a_limited_receptive_field() -> None:
     stem = encoder(stem_layers=2, stem_kernel_size=3).stem
     assert stem is not None
     x_BTD = torch.randn(1, 9, 8, dtype=torch.float64, requires_grad=True)

@@ -59,7 +59,7 @@ def rows(count: int = 3, length: int = 7) -> torch.Tensor:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_stepping_equals_reading_at_once(variant: str) -> None:
+def test_stepping_equals_the_parallel_form(variant: str) -> None:
     model = tiny(VARIANTS[variant])
     previous_BT = rows()
     wanted_BTD = model(batch_of(previous_BT))[0]
@@ -70,7 +70,7 @@ def test_stepping_equals_reading_at_once(variant: str) -> None:
 
 
 @torch.no_grad()
-def test_generation_goes_on_behind_a_prompt() -> None:
+def test_generation_continues_a_prompt() -> None:
     model = tiny()
     previous_BT = rows()
     state = model.start(batch_of(previous_BT[:, :4]))
@@ -83,7 +83,7 @@ def test_generation_goes_on_behind_a_prompt() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_neither_the_future_nor_padding_is_seen(variant: str) -> None:
+def test_future_and_padding_are_invisible(variant: str) -> None:
     model = tiny(VARIANTS[variant])
     previous_BT = rows()
     wanted_BTD = model(batch_of(previous_BT))[0][:, :4]
@@ -93,7 +93,7 @@ def test_neither_the_future_nor_padding_is_seen(variant: str) -> None:
     torch.testing.assert_close(model(batch_of(previous_BT[:1, :4]))[0], wanted_BTD[:1], rtol=1e-5, atol=1e-6)
 
 
-def test_without_bias_there_is_none() -> None:
+def test_bias_false_removes_every_bias() -> None:
     config = replace(TINY, bias=False, pre_norm=True, attention=(SoftmaxConfig(bias=False),))
     assert not [name for name, _ in tiny(config).named_parameters() if "bias" in name]
     assert [name for name, _ in tiny().named_parameters() if "bias" in name]
@@ -115,7 +115,7 @@ def test_layer_drop_only_acts_in_training() -> None:
         models.build(replace(TINY, layer_drop=1.0), vocabulary=VOCABULARY)
 
 
-def test_tied_bands_are_written_once_and_read_back(tmp_path: Path) -> None:
+def test_tied_bands_are_saved_once(tmp_path: Path) -> None:
     model = tiny(VARIANTS["bands, tied"])
     save_tensors(tmp_path / "a.safetensors", tensors_of(model))
     tensors, _ = load_tensors(tmp_path / "a.safetensors")
@@ -164,7 +164,7 @@ def test_a_model_for_another_task_is_refused() -> None:
         ({"attention": (SoftmaxConfig(),) * 3}, "'model.attention' names 3 attention layers for 2 blocks"),
     ],
 )
-def test_sizes_that_cannot_be(changes: dict[str, object], words: str) -> None:
+def test_impossible_sizes_are_refused(changes: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
         models.build(replace(TINY, **changes), vocabulary=VOCABULARY)  # type: ignore[arg-type]
 
@@ -189,7 +189,7 @@ def test_only_recurrent_layers_cross_segments() -> None:
     assert [leaf is None for leaf in mixed(batch_of(rows()))[1]] == [False, True]
 
 
-def test_positions_that_count_anew_are_refused() -> None:
+def test_positions_with_recurrent_state_are_refused() -> None:
     model = tiny(replace(TINY, attention=(TransformerXLConfig(memory_length=3),)))
     _, carried = model(batch_of(rows()))
     with pytest.raises(UserError, match=r"model\.positions=sinusoidal"):

@@ -55,7 +55,7 @@ def naive(model: RecurrentMemoryLM, previous_BT: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_it_computes_what_it_says_at_once_and_by_steps(variant: str) -> None:
+def test_parallel_form_and_steps_equal_the_formula(variant: str) -> None:
     model, previous_BT = tiny(VARIANTS[variant]), rows(length=11)
     features_BTD = model(batch_of(previous_BT))[0]
     torch.testing.assert_close(features_BTD, naive(model, previous_BT), rtol=1e-10, atol=1e-10)
@@ -69,7 +69,7 @@ def test_it_computes_what_it_says_at_once_and_by_steps(variant: str) -> None:
 
 @pytest.mark.parametrize("lengths", [(8, 4), (4, 4, 4)])
 @torch.no_grad()
-def test_samples_that_hand_on_their_memory_are_one(lengths: tuple[int, ...]) -> None:
+def test_samples_with_passed_memory_equal_one_sample(lengths: tuple[int, ...]) -> None:
     model, previous_BT = tiny(), rows(length=12)
     carried, parts = None, []
     for part_BT in torch.split(previous_BT, lengths, dim=1):
@@ -106,7 +106,7 @@ def test_gradients_cross_segments() -> None:
 
 
 @torch.no_grad()
-def test_the_future_is_not_seen() -> None:
+def test_the_future_is_invisible() -> None:
     model, previous_BT = tiny(), rows(length=11)
     changed_BT = previous_BT.clone()
     changed_BT[:, 6:] = 5
@@ -115,7 +115,7 @@ def test_the_future_is_not_seen() -> None:
     torch.testing.assert_close(one, other)
 
 
-def test_segments_must_fit_the_layers() -> None:
+def test_too_long_segments_are_refused() -> None:
     assert longest_target([tiny(VARIANTS["other layers"])]) is None
     assert longest_target([TransformerLM(TransformerLMConfig(dim=16, heads=2), vocabulary=VOCABULARY)]) == 1024
     short: dict[str, Any] = {"attention": (SoftmaxConfig(), SynthesizerDenseConfig(max_length=9))}

@@ -82,7 +82,7 @@ def test_losses_and_gradients_match_single_tokens(
 
 
 @torch.no_grad()
-def test_log_probs_are_of_every_word_and_sum_to_one() -> None:
+def test_log_probs_cover_all_words_and_sum_to_one() -> None:
     adaptive, (features_BTD, _) = head(), example()
     log_p_BTV = adaptive.log_probs(features_BTD)
     assert (log_p_BTV.shape, log_p_BTV.dtype) == ((3, 7, V), torch.float32)
@@ -92,7 +92,7 @@ def test_log_probs_are_of_every_word_and_sum_to_one() -> None:
 
 
 @torch.no_grad()
-def test_targets_are_scored_by_their_own_tail_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_are_scored_by_their_band_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK_POSITIONS", 3)
     adaptive, (features_BTD, target_BT) = head(), example()
     features_ND, target_N = features_BTD.flatten(0, 1), target_BT.flatten()
@@ -113,7 +113,7 @@ def test_temperature_is_a_power_of_probabilities(temperature: float) -> None:
     torch.testing.assert_close(adaptive.log_probs(features_BTD, temperature=temperature).exp(), wanted)
 
 
-def test_torchs_adaptive_softmax_is_the_same() -> None:
+def test_equals_torchs_adaptive_softmax() -> None:
     torch.manual_seed(2)
     oracle = nn.AdaptiveLogSoftmaxWithLoss(D, V, list(BANDS.starts[1:]), div_value=FACTOR).double()
     adaptive, (features_BTD, target_BT) = head(), example()
@@ -153,7 +153,7 @@ def test_unused_cluster_is_skipped_with_zero_gradient() -> None:
     assert adaptive.bands[1].grad.any()  # type: ignore[union-attr]
 
 
-def test_padding_is_left_out_and_alone_costs_nothing() -> None:
+def test_padding_is_skipped() -> None:
     adaptive, (features_BTD, target_BT) = head(), example()
     loud = features_BTD.detach().clone()
     loud[target_BT == PAD] = torch.nan
@@ -165,7 +165,7 @@ def test_padding_is_left_out_and_alone_costs_nothing() -> None:
 
 
 @pytest.mark.skipif(naive_mode(), reason="It bounds the memory of the fast form.")
-def test_no_more_logits_than_a_chunk_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_are_held_one_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked, "CHUNK_LOGITS", 4096)
     bands = AdaptiveConfig(cutoffs=(100, 500)).bands(1000)
     adaptive = AdaptiveHead(bands, dim=4, factor=1.0)
@@ -196,7 +196,7 @@ def test_autocast_stays_near_float32() -> None:
     assert (rough_gradient - gradient).norm() < 0.05 * gradient.norm()
 
 
-def test_dropout_is_of_training_alone() -> None:
+def test_dropout_acts_in_training_only() -> None:
     adaptive, (features_BTD, target_BT) = head(dropout=0.5), example()
     assert adaptive(features_BTD, target_BT).total != head()(features_BTD, target_BT).total
     adaptive.eval()
@@ -234,7 +234,7 @@ def test_a_band_without_a_token_has_a_gradient_of_zero() -> None:
     assert [bool(parameter.grad.any()) for parameter in tokens.parameters()] == [True, False, False, True, False, False]
 
 
-def test_tables_are_drawn_as_wide_as_they_are() -> None:
+def test_tables_are_initialized_by_their_width() -> None:
     torch.manual_seed(1)
     tokens = AdaptiveEmbedding(AdaptiveConfig(cutoffs=(3000,)).bands(9000), dim=64, factor=4)
     for table, width in zip(tokens.bands, (64, 16), strict=True):
@@ -247,20 +247,20 @@ def test_tables_are_drawn_as_wide_as_they_are() -> None:
     ("cutoffs", "words"),
     [
         ((), r"cutoffs=\[\] are no cutoffs"),
-        ((3, 9), r"must rise, from 4 on"),
-        ((9, 9), r"cutoffs=\[9, 9\] are no cutoffs: they must rise"),
+        ((3, 9), r"must increase, from 4 on"),
+        ((9, 9), r"cutoffs=\[9, 9\] are not valid cutoffs: they must increase"),
         ((9, 7), r"must rise"),
         ((9, 23), r"do not fit a vocabulary of 23"),
         ((9, 60_000), r"cutoffs=\[9, 60000\] do not fit"),
     ],
 )
-def test_cutoffs_that_cannot_be(cutoffs: tuple[int, ...], words: str) -> None:
+def test_impossible_cutoffs_are_refused(cutoffs: tuple[int, ...], words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         AdaptiveConfig(cutoffs=cutoffs).bands(V)
     assert len(str(caught.value).splitlines()) == 2
 
 
 @pytest.mark.parametrize("factor", [0.5, 4.0, math.inf])
-def test_factors_that_leave_no_width(factor: float) -> None:
+def test_factors_that_leave_no_width_are_refused(factor: float) -> None:
     with pytest.raises(UserError, match="not possible with dim=8 and 3 bands"):
         BANDS.widths(D, factor)

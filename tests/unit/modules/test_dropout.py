@@ -28,7 +28,7 @@ def test_elements_are_dropped_independently() -> None:
         assert abs(correlation.item()) < 5 / 400_000**0.5
 
 
-def test_the_seed_decides() -> None:
+def test_the_seed_determines_the_mask() -> None:
     dropout, x = Dropout(0.5), torch.ones(3, 5)
     torch.manual_seed(3)
     first = dropout(x)
@@ -55,6 +55,6 @@ def test_gradient_passes_where_kept(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 2.0])
-def test_impossible_rates(rate: float) -> None:
+def test_impossible_rates_are_refused(rate: float) -> None:
     with pytest.raises(UserError, match="less than 1"):
         Dropout(rate)

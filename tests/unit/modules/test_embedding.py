@@ -38,7 +38,7 @@ def test_scale_norm_and_no_positions() -> None:
     torch.testing.assert_close(normed.mean(-1), torch.zeros(1, 2), atol=1e-6, rtol=0)
 
 
-def test_sinusoids_are_their_formula() -> None:
+def test_sinusoids_equal_the_formula() -> None:
     table_TD = sinusoids(50, D)
     for position in (0, 1, 49):
         for index in range(D // 2):
@@ -59,8 +59,8 @@ def test_the_table_grows_with_the_input(at_once: bool) -> None:
     assert not layer.state_dict()
 
 
-def test_longer_input_than_learned_positions_reach() -> None:
+def test_input_beyond_learned_positions_is_refused() -> None:
     layer = embedding(positions="learned")
     assert layer(torch.full((1, 9), 4), torch.arange(9)[None]).shape == (1, 9, D)
-    with pytest.raises(UserError, match="10 tokens is longer than the learned positions reach: 9"):
+    with pytest.raises(UserError, match="10 tokens is longer than the table of learned positions: 9"):
         layer(torch.full((1, 10), 4), torch.arange(10)[None])

@@ -53,7 +53,7 @@ def test_dropout_is_inside() -> None:
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
-def test_residual(pre_norm: bool) -> None:
+def test_residual_adds_before_or_after_the_norm(pre_norm: bool) -> None:
     block = Residual(D, dropout=0.0, pre_norm=pre_norm)
     x = torch.randn(2, 3, D)
     normalised = torch.nn.functional.layer_norm

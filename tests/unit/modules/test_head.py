@@ -60,7 +60,7 @@ def test_gradcheck(monkeypatch: pytest.MonkeyPatch, smoothing: float) -> None:
     assert torch.autograd.gradcheck(total, (features_BTD, weight_VD))
 
 
-def test_padding_is_left_out() -> None:
+def test_padding_is_skipped() -> None:
     head, features_BTD, target_BT = example()
     loud = features_BTD.detach().clone()
     loud[target_BT == PAD] = torch.nan
@@ -72,7 +72,7 @@ def test_padding_is_left_out() -> None:
     assert loud.grad[target_BT == PAD].abs().max() == 0
 
 
-def test_nothing_but_padding_costs_nothing() -> None:
+def test_padding_only_has_zero_loss() -> None:
     head, features_BTD, target_BT = example()
     losses = head(features_BTD, torch.full_like(target_BT, PAD), label_smoothing=0.1)
     losses.total.backward()
@@ -81,7 +81,7 @@ def test_nothing_but_padding_costs_nothing() -> None:
     assert head.weight.grad.abs().max() == 0
 
 
-def test_no_gradient_is_computed_where_none_is_wanted() -> None:
+def test_no_grad_computes_no_gradient() -> None:
     head, features_BTD, target_BT = example()
     losses = head(features_BTD, target_BT, label_smoothing=0.1)
     assert not losses.nll.requires_grad
@@ -111,7 +111,7 @@ def test_log_probs_and_temperature() -> None:
     torch.testing.assert_close(head.log_probs(features_BTD, temperature=0.5), (2 * logits_BTV).log_softmax(-1))
 
 
-def test_a_tied_head_has_no_weight_of_its_own() -> None:
+def test_a_tied_head_has_no_weight() -> None:
     tokens = token_embedding(V, D)
     head = LinearHead(D, V, tied_to=tokens)
     assert head.weight is tokens.weight
@@ -124,7 +124,7 @@ class TestPooledHead:
     def features(self) -> Tensor:
         return torch.randn(3, 3, D, generator=torch.Generator().manual_seed(2))
 
-    def test_pools(self) -> None:
+    def test_pools_equal_their_formulas(self) -> None:
         features_BTD = self.features()
         wanted = {
             "mean": features_BTD[0].mean(0),

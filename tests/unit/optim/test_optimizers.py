@@ -18,7 +18,7 @@ from tests.unit.optim.helpers import layer, train
 ALL = [optimizers.config_type(name) for name in optimizers]
 
 
-def test_registry() -> None:
+def test_every_optimizer_is_registered() -> None:
     assert list(optimizers) == ["adafactor", "adam", "adamw", "muon", "nag", "sgd"]
 
 
@@ -115,7 +115,7 @@ def test_rate_of_zero_changes_nothing(config_type: type[OptimizerConfig]) -> Non
 
 
 @pytest.mark.parametrize("config_type", ALL)
-def test_zero_gradient_is_no_step(config_type: type[OptimizerConfig]) -> None:
+def test_zero_gradient_changes_nothing(config_type: type[OptimizerConfig]) -> None:
     """As of the row of a token that was never seen."""
     module = layer(torch.float32)
     optimizer = optimizers.build(config_type(weight_decay=0.0), module)

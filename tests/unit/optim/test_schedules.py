@@ -18,7 +18,7 @@ def build(config: ScheduleConfig, lr: float = 1.0, max_steps: int | None = 100) 
     return schedules.build(config, lr=lr, max_steps=max_steps)
 
 
-def test_registry() -> None:
+def test_every_schedule_is_registered() -> None:
     assert list(schedules) == ["constant", "cosine", "inverse_sqrt", "polynomial", "wsd"]
 
 
@@ -44,7 +44,7 @@ def test_run_may_be_shorter_than_warm_up(config_type: type) -> None:
     assert build(config_type(warmup_updates=4000), max_steps=2).lr(1) == pytest.approx(1 / 4000)
 
 
-def test_constant() -> None:
+def test_constant_rate_does_not_change() -> None:
     schedule = build(ConstantConfig(), lr=0.3, max_steps=None)
     assert [schedule.lr(step) for step in (0, 1, 10**6)] == [0.3] * 3
 

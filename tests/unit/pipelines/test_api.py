@@ -37,7 +37,7 @@ def language_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestImport:
-    def test_takes_no_time(self) -> None:
+    def test_import_is_fast(self) -> None:
         code = "import seqtk, sys; print({'torch', 'numpy', 'hydra'} & set(sys.modules))"
         printed = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True).stdout
         assert printed == "set()\n"
@@ -79,11 +79,11 @@ class TestTranslate:
         generate([f"checkpoint={run.save_dir}", f"input={tmp_path / 'input'}", "beam=3", "device=cpu"])
         assert model.translate(SENTENCES, beam=3) == capsys.readouterr().out.splitlines()
 
-    def test_nbest_follow_one_another(self, run: seqtk.Run) -> None:
+    def test_nbest_outputs_are_grouped_by_input(self, run: seqtk.Run) -> None:
         model = run.load()
         assert model.translate(SENTENCES, beam=2, nbest=2)[::2] == model.translate(SENTENCES, beam=2)
 
-    def test_prefixes(self, run: seqtk.Run) -> None:
+    def test_prefixes_are_kept(self, run: seqtk.Run) -> None:
         model = run.load()
         assert isinstance(model, seqtk.TranslationPipeline)
         assert all(text.startswith("zebra") for text in model.translate(SENTENCES, prefixes=["zebra"] * 3))
@@ -101,7 +101,7 @@ class TestTranslate:
         with pytest.raises(TypeError, match="list of strings"):
             run.load().translate(["w1", None])  # type: ignore[list-item]
 
-    def test_score_is_that_of_the_search(self, run: seqtk.Run) -> None:
+    def test_score_equals_the_score_of_the_search(self, run: seqtk.Run) -> None:
         model = run.load()
         assert isinstance(model, seqtk.TranslationPipeline)
         texts = model.translate(SENTENCES, beam=1)
@@ -133,7 +133,7 @@ class TestGenerate:
         assert all(text.startswith("zebra sees") for text in texts[3:])
         assert model.generate(max_length_b=4) == model.generate([""], max_length_b=4)
 
-    def test_score_equals_that_of_a_corpus(self, language_models: Path, tmp_path: Path) -> None:
+    def test_score_equals_the_corpus_score(self, language_models: Path, tmp_path: Path) -> None:
         model = seqtk.load(language_models / "words.safetensors")
         assert isinstance(model, seqtk.GenerationPipeline)
         (tmp_path / "text").write_text("a tree sees\n")

@@ -111,7 +111,7 @@ def test_a_run_learns_and_loads_without_its_corpus(corpus: Path, tmp_path: Path)
     assert loaded.task.text([4 + byte for byte in "Größe\n".encode()]) == "Größe\n"
 
 
-def test_an_interrupted_run_goes_on_bit_for_bit(corpus: Path, tmp_path: Path) -> None:
+def test_resuming_is_bit_exact(corpus: Path, tmp_path: Path) -> None:
     data = ",".join(f"{corpus}/bin{number}" for number in range(3))
     trainer(data, tmp_path / "whole").fit()
     for updates in (2, 5, 9):
@@ -161,7 +161,7 @@ def test_an_unknown_text_size_is_refused(corpus: Path, tmp_path: Path) -> None:
         ({"task.break_mode": "lines"}, "task.break_mode"),
     ],
 )
-def test_what_cannot_be_trained_is_told_in_three_lines(
+def test_impossible_runs_are_refused_in_three_lines(
     corpus: Path, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UserError) as caught:

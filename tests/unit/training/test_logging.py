@@ -92,5 +92,5 @@ def test_jsonl_drops_a_line_that_was_cut_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "text"), [(0.000123456, "0.0001235"), (12345.6, "12,346"), (1e30, "1e+30"), (12345, "12,345")]
 )
-def test_numbers(value: float, text: str) -> None:
+def test_numbers_have_four_significant_digits(value: float, text: str) -> None:
     assert format_number(value) == text

@@ -90,7 +90,7 @@ class TestMemory:
             handle.remove()
         assert str(caught.value).count("\n") == 2
 
-    def test_other_errors_stay(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_other_errors_are_not_changed(self, tiny_corpus: Path, tmp_path: Path) -> None:
         def fail(module: torch.nn.Module, inputs: object) -> None:
             raise RuntimeError("shapes do not match")
 

@@ -103,7 +103,7 @@ def test_run_resumes_with_another_update_freq(memory: str, corpus: str, tmp_path
 
 
 @pytest.mark.parametrize("memory", ["transformer_xl", "memory tokens"])
-def test_new_epoch_starts_without_memory(memory: str, corpus: str, tmp_path: Path) -> None:
+def test_new_epoch_clears_the_state(memory: str, corpus: str, tmp_path: Path) -> None:
     """At a tiny rate the first update of an epoch gives the same again, and others differ from reading each alone."""
     run = trainer(corpus, tmp_path / "run", memory, optimizer__lr=1e-30, model__dropout=0.0)
     run.fit()

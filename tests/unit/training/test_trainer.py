@@ -32,7 +32,7 @@ def finite(tensors: dict[str, torch.Tensor]) -> bool:
 
 class TestUpdate:
     @pytest.mark.parametrize("cut", [2, 3, 8])
-    def test_is_the_same_however_it_is_split(self, tiny_corpus: Path, tmp_path: Path, cut: int) -> None:
+    def test_update_does_not_depend_on_the_split(self, tiny_corpus: Path, tmp_path: Path, cut: int) -> None:
         examples = list(range(24))
         results = []
         for pieces in (1, cut):
@@ -114,7 +114,7 @@ class TestEpoch:
         assert sorted(seen[:count]) == sorted(seen[count:]) == list(range(count))
         assert seen[:count] != seen[count:]
 
-    def test_has_new_batches(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_every_epoch_has_new_batches(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path)
         one, two = (
             [batch.tolist() for batch in epoch_batches(run.train_set.sizes_ND, run.config.batch, seed=1, epoch=epoch)]
@@ -150,7 +150,9 @@ class TestNotFinite:
 
     @pytest.mark.parametrize("log_every", [1, 8])
     @pytest.mark.parametrize("optimizer", ["adam", "nag", "adafactor", "muon"])
-    def test_update_before_is_saved(self, tiny_corpus: Path, tmp_path: Path, log_every: int, optimizer: str) -> None:
+    def test_state_before_the_failed_update_is_saved(
+        self, tiny_corpus: Path, tmp_path: Path, log_every: int, optimizer: str
+    ) -> None:
         """Also if the host learns of it later, and the resumed run is the one that nothing interrupted."""
         changes = {"log__every": log_every, "optimizer": {"kind": optimizer, "lr": 0.001, "weight_decay": 0.01}}
         trainer(tiny_corpus, tmp_path / "whole", **changes).fit()
@@ -245,7 +247,7 @@ class TestBestModel:
         assert model_file.read(tmp_path / "best.safetensors").info["loss"] == min(values.values())
 
     @pytest.mark.parametrize("higher", [False, True])
-    def test_order_is_of_recorded_values(self, tiny_corpus: Path, tmp_path: Path, higher: bool) -> None:
+    def test_best_models_are_ordered_by_recorded_values(self, tiny_corpus: Path, tmp_path: Path, higher: bool) -> None:
         """Not of the file names, which have four decimals."""
         run = trainer(tiny_corpus, tmp_path, checkpoint__keep_best=2)
         for update, value in ((1, 0.10001), (2, 0.10003), (3, 0.10002)):
@@ -299,6 +301,6 @@ class TestConfig:
             ("log.every", 0),
         ],
     )
-    def test_nonsense_is_refused(self, tiny_corpus: Path, tmp_path: Path, key: str, value: float) -> None:
+    def test_impossible_settings_are_refused(self, tiny_corpus: Path, tmp_path: Path, key: str, value: float) -> None:
         with pytest.raises(UserError, match=f"{key}="):
             trainer(tiny_corpus, tmp_path, **{key.replace(".", "__"): value})

@@ -26,7 +26,7 @@ class TestAtomicFile:
             print("new", file=file, end=b"")  # type: ignore[call-overload]
         assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
-    def test_a_link_stays(self, tmp_path: Path) -> None:
+    def test_a_symbolic_link_is_kept(self, tmp_path: Path) -> None:
         (tmp_path / "link").symlink_to("real")
         write_text(tmp_path / "link", "text")
         assert (tmp_path / "link").is_symlink()
@@ -102,7 +102,7 @@ class TestAtomicDirectory:
         assert [path.name for path in (tmp_path / "real").iterdir()] == ["new"]
         assert (tmp_path / "link").is_symlink()
 
-    def test_other_files_stay(self, tmp_path: Path) -> None:
+    def test_other_files_are_kept(self, tmp_path: Path) -> None:
         for name in ("old.idx", "notes"):
             (tmp_path / name).touch()
         with atomic_directory(tmp_path, only=("dict.txt", "*.idx")) as folder:

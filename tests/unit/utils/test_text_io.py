@@ -27,13 +27,13 @@ class TestLines:
         assert read(tmp_path / "text") == ["one\u2028still", "", "two\x0cthree"]
 
     @pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress])
-    def test_compression_is_told_by_content(self, tmp_path: Path, compress: type[bytes]) -> None:
+    def test_compression_is_detected_by_content(self, tmp_path: Path, compress: type[bytes]) -> None:
         (tmp_path / "text").write_bytes(compress(TEXT))
         assert read(tmp_path / "text") == ["one", "zwölf"]
         with open_text(tmp_path / "text") as file:
             assert file.read() == TEXT
 
-    def test_a_byte_order_mark_is_no_text(self, tmp_path: Path) -> None:
+    def test_a_byte_order_mark_is_skipped(self, tmp_path: Path) -> None:
         (tmp_path / "text").write_bytes(b"\xef\xbb\xbf" + TEXT)
         assert read(tmp_path / "text") == ["one", "zwölf"]
         with open_text(tmp_path / "text") as file:
@@ -60,7 +60,7 @@ class TestRefusals:
             (b"one\ntwo\ncaf\xe9\n", "Line 3 of .*text is not UTF-8(.|\\n)*iconv"),
             ("é\n".encode("utf-16"), "UTF-16(.|\\n)*iconv"),
             ("é\n".encode("utf-32"), "UTF-16 or UTF-32"),
-            (b"one\na\0b\n", "Line 2 of .*text holds a NUL byte"),
+            (b"one\na\0b\n", "Line 2 of .*text contains a NUL byte"),
             (gzip.compress(b"hello\n" * 1000)[:-10], "damaged or incomplete"),
             (bz2.compress(b"hello\n" * 1000)[:-10], "damaged or incomplete"),
             (lzma.compress(b"hello\n" * 1000)[:-10], "damaged or incomplete"),
@@ -68,7 +68,7 @@ class TestRefusals:
             (b"PK\x03\x04abc", "zip"),
         ],
     )
-    def test_what_is_no_text(self, tmp_path: Path, content: bytes, words: str) -> None:
+    def test_files_that_are_not_text_are_refused(self, tmp_path: Path, content: bytes, words: str) -> None:
         (tmp_path / "text").write_bytes(content)
         with pytest.raises(UserError, match=words):
             read(tmp_path / "text")
