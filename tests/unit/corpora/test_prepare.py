@@ -225,7 +225,7 @@ def test_resumes_after_kill(shelf: Shelf, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"source": "nowhere"}, "There is no source=nowhere"),
+        ({"source": "nowhere"}, "source=nowhere does not exist"),
         ({"source": "{empty}"}, "There is no ptb.train.txt in source="),
         ({"mirror": "ftp://x"}, "is not a web address"),
         ({"mirror": "http://x", "source": "{empty}"}, "are both given"),

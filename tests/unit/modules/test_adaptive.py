@@ -246,10 +246,10 @@ def test_tables_are_initialized_by_their_width() -> None:
 @pytest.mark.parametrize(
     ("cutoffs", "words"),
     [
-        ((), r"cutoffs=\[\] are no cutoffs"),
+        ((), r"cutoffs=\[\] are not valid cutoffs"),
         ((3, 9), r"must increase, from 4 on"),
         ((9, 9), r"cutoffs=\[9, 9\] are not valid cutoffs: they must increase"),
-        ((9, 7), r"must rise"),
+        ((9, 7), r"must increase"),
         ((9, 23), r"do not fit a vocabulary of 23"),
         ((9, 60_000), r"cutoffs=\[9, 60000\] do not fit"),
     ],
