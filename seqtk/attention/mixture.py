@@ -147,7 +147,7 @@ class SynthesizerMixture(SynthesizerAttention):
 
 
 def _check(config: SynthesizerMixtureConfig) -> None:
-    """Raises UserError for parts that do not make a mixture."""
+    """Raises UserError if the parts cannot be mixed."""
     parts = ", ".join(config.parts)
     if len(config.parts) < 2 or len(set(config.parts)) < len(config.parts):
         raise UserError(f"attention.parts=[{parts}]: must be two or more different sources of logits.")

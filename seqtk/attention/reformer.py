@@ -65,7 +65,9 @@ class ReformerAttention(HeadedAttention):
     def __init__(self, config: ReformerConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
         if config.buckets % 2:
-            raise UserError(f"attention.buckets={config.buckets}: must be even; opposite directions are a pair.")
+            raise UserError(
+                f"attention.buckets={config.buckets}: must be even, because each hash direction and its opposite give two buckets."
+            )
         self.query_key = self.projection(dim)
         self.value = self.projection(dim)
         self.out = self.projection(dim)

@@ -46,9 +46,9 @@ class RetryPolicy:
 def fetch(
     published: RemoteFile, url: str, target: Path, *, reporter: Reporter, retry: RetryPolicy | None = None
 ) -> str:
-    """Downloads `url` to `target`, unless that exists. Returns what was compared with the published file.
+    """Downloads `url` to `target`, unless `target` exists. Returns which properties were compared with the published file.
 
-    Raises UserError if it cannot be downloaded, or is another file.
+    Raises UserError if the file cannot be downloaded, or differs from the published one.
     """
     if target.is_file():
         return check_file(target, published, advice="Remove it, then run the same command again.", reporter=reporter)

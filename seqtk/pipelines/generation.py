@@ -151,7 +151,7 @@ class CorpusScores:
 
     @property
     def metrics(self) -> dict[str, Score]:
-        """Every metric that is available; those per unit of the text only if all of it was scored."""
+        """Returns every available metric. Metrics per unit of the text require that all of it was scored."""
         text = self.text if self.scored_tokens == self.tokens else None
         evaluation = Evaluation({"nll": (self.nll, float(self.scored_tokens))}, text=text)
         return metrics.compute(LanguageModelingTask.metrics, evaluation)

@@ -72,7 +72,7 @@ class Inputs:
 
     @property
     def real(self) -> Tensor:
-        """True at positions whose output has a meaning."""
+        """True at positions that are not padding."""
         if self.pad_BS is None or self.memory_BSM is not None:
             return torch.ones(self.x_BTD.shape[:2], dtype=torch.bool, device=self.x_BTD.device)
         return ~self.pad_BS

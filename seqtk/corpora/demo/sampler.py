@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Weighted(Protocol):
-    """An entry of the lexicon that says how frequent it is."""
+    """An entry of the lexicon with a frequency."""
 
     @property
     def weight(self) -> float: ...

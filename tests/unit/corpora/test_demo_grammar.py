@@ -73,7 +73,7 @@ def test_english_sentences_are_distinct(corpus: list[tuple[str, str]]) -> None:
     assert len({english for english, _ in corpus}) == len(set(corpus)) == 20000
 
 
-def test_english_decides_the_german() -> None:
+def test_english_determines_the_german() -> None:
     known: dict[str, str] = {}
     for seed in range(2):
         draw = Sampler(random.Random(seed))
