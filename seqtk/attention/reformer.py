@@ -66,7 +66,7 @@ class ReformerAttention(HeadedAttention):
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
         if config.buckets % 2:
             raise UserError(
-                f"attention.buckets={config.buckets}: must be even, because each hash direction and its opposite give two buckets."
+                f"attention.buckets={config.buckets}: must be even, as each direction and its opposite are two buckets."
             )
         self.query_key = self.projection(dim)
         self.value = self.projection(dim)

@@ -46,7 +46,7 @@ class RetryPolicy:
 def fetch(
     published: RemoteFile, url: str, target: Path, *, reporter: Reporter, retry: RetryPolicy | None = None
 ) -> str:
-    """Downloads `url` to `target`, unless `target` exists. Returns which properties were compared with the published file.
+    """Downloads `url` to `target`, unless `target` exists. Returns which properties were compared.
 
     Raises UserError if the file cannot be downloaded, or differs from the published one.
     """
