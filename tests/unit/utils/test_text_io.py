@@ -61,7 +61,7 @@ class TestRefusals:
             ("é\n".encode("utf-16"), "UTF-16(.|\\n)*iconv"),
             ("é\n".encode("utf-32"), "UTF-16 or UTF-32"),
             (b"one\na\0b\n", "Line 2 of .*text contains a NUL byte"),
-            (gzip.compress(b"hello\n" * 1000)[:-10], "damaged or incomplete"),
+            (gzip.compress(b"hello\n" * 1000, mtime=0)[:-10], "damaged or incomplete"),
             (bz2.compress(b"hello\n" * 1000)[:-10], "damaged or incomplete"),
             (lzma.compress(b"hello\n" * 1000)[:-10], "damaged or incomplete"),
             (b"\x28\xb5\x2f\xfdabc", "zstd"),
