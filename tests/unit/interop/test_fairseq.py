@@ -264,7 +264,7 @@ def dictionaries(folder: Path, *, tokens: int) -> Path:
 
 def test_command_writes_a_complete_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny().eval()
-    checkpoint, output = save(tmp_path / "a.pt", fairseq_state(model)), tmp_path / "made" / "model.safetensors"
+    checkpoint, output = save(tmp_path / "a.pt", fairseq_state(model)), tmp_path / "model.safetensors"
     data = dictionaries(tmp_path / "data", tokens=12)
     command.main([f"checkpoint={checkpoint}", f"data={data}", f"output={output}"])
     assert "en-de translation model" in capsys.readouterr().out
