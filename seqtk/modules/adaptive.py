@@ -184,7 +184,7 @@ class AdaptiveHead(Head):
             raise UserError(
                 f"criterion.label_smoothing={label_smoothing:g} is not possible with an adaptive softmax.",
                 "Smoothing requires the probability of every word at every position, which it does not compute.",
-                "Set criterion=cross_entropy.",
+                "Set criterion=cross_entropy, or model.adaptive=null.",
             )
         steps = self._steps(*real_targets(features_BTD, target))
         totals, nlls = zip(
