@@ -33,8 +33,7 @@ def ordered_map(
         yield from (function(*item) for item in items)
         return
     context = multiprocessing.get_context("spawn")
-    started = context.Value("i", 0)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(function, started))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(function,))
     try:
         pending: deque[Future[Any]] = deque()
         for item in items:
@@ -52,20 +51,11 @@ def ordered_map(
         pool.shutdown(cancel_futures=True)
 
 
-def _start(function: Callable[..., Any], started: Any) -> None:
-    """Runs once in each worker. Ctrl-C is left to the parent, which then ends the workers.
-
-    Each worker has a core to itself: some kernels (of virtual machines that pack their load) would run two on one.
-    """
+def _start(function: Callable[..., Any]) -> None:
+    """Runs once in each worker. Ctrl-C is left to the parent, which then ends the workers."""
     global _function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _function = function
-    if hasattr(os, "sched_setaffinity"):
-        with started.get_lock():
-            number = started.value
-            started.value += 1
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[number % len(cores)]})
 
 
 def _apply(*item: Any) -> Any:
