@@ -85,8 +85,14 @@ def test_softmax_does_not_remember(seed: int, tmp_path: Path) -> None:
 
 
 def test_memory_tokens_remember_previous_segment(seed: int, tmp_path: Path) -> None:
-    """Most seeds reach 0.79; a few (1543321785) remember one of the two digits: 1.16."""
-    assert nats(tmp_path, seed=seed, lines=4, **TOKENS, memory_tokens=2) < 1.3
+    """Most seeds reach 0.79. A few, such as 1543321785, stay at 1.16 however long they train: two may try."""
+
+    def reached(seed: int) -> float:
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        return nats(folder, seed=seed, lines=4, **TOKENS, memory_tokens=2)
+
+    assert any(reached(each) < 1.0 for each in (seed, seed + 1))
 
 
 def test_no_memory_tokens_remember_nothing(seed: int, tmp_path: Path) -> None:
