@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# Imported before there is a group: DDP imports this module, whose functions would keep the group as a default argument.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,6 +30,7 @@ class DDP(Engine):
 
     def __init__(self, config: EngineConfig, *, device: str) -> None:
         super().__init__(config, device=device)
+        self._wrapped: nn.Module | None = None
         self.rank, self.size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         if self.size > 1 and not dist.is_initialized():
             # Numbers of the host travel by gloo in any case, so that adding them never waits for a GPU.
@@ -41,7 +45,8 @@ class DDP(Engine):
         known = inspect.signature(DistributedDataParallel).parameters
         exchange = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         options: dict[str, Any] = {exchange: False}
-        return DistributedDataParallel(step, device_ids=ids, gradient_as_bucket_view=True, **options)
+        self._wrapped = DistributedDataParallel(step, device_ids=ids, gradient_as_bucket_view=True, **options)
+        return self._wrapped
 
     def gradient_sync(self, wrapped: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not enabled else nullcontext()
@@ -70,5 +75,11 @@ class DDP(Engine):
             dist.barrier()
 
     def close(self) -> None:
-        if self.size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+        if self.size == 1 or not dist.is_initialized():
+            return
+        # Gloo's threads end with the group's last reference. A thread that still runs when Python ends may wait for
+        # the interpreter, to release a tensor, and is then aborted: "terminate called without an active exception".
+        if self._wrapped is not None:
+            del self._wrapped.reducer, self._wrapped.logger, self._wrapped.process_group
+            self._wrapped = None
+        dist.destroy_process_group()

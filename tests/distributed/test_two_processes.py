@@ -69,6 +69,28 @@ def test_losses_equal_one_process(tiny_corpus: Path, tmp_path: Path, choice: str
         assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-6)
 
 
+REMAINING_THREADS = """
+import sys
+from pathlib import Path
+
+from seqtk.cli.train import main
+
+main(sys.argv[1:])
+names = [thread.joinpath("comm").read_text().strip() for thread in Path("/proc/self/task").iterdir()]
+sys.exit(f"threads remain: {names}" if any("gloo_runloop" in name for name in names) else 0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the names of threads are read from /proc")
+def test_no_gloo_thread_outlives_the_run(tiny_corpus: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(REMAINING_THREADS)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    settings = [f"task.data={tiny_corpus}", f"save_dir={tmp_path / 'run'}", *ARGUMENTS]
+    run = subprocess.run([*launcher, *settings], text=True, capture_output=True, timeout=240)
+    assert run.returncode == 0, run.stderr
+
+
 BY_HAND = """
 from contextlib import contextmanager
 from dataclasses import dataclass
