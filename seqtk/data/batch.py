@@ -108,6 +108,23 @@ class ClassBatch(Batch):
         return self.source_BS == PAD
 
 
+@dataclass(frozen=True)
+class MaskedBatch(Batch):
+    """Rows of tokens of which some are hidden or replaced, padded with PAD on the right."""
+
+    source_BS: Tensor
+    target_BS: Tensor
+    """The original token where one is predicted, else PAD."""
+
+    @property
+    def target(self) -> Tensor:
+        return self.target_BS
+
+    @property
+    def pad(self) -> Tensor:
+        return self.source_BS == PAD
+
+
 def pad_rows(rows: Sequence[np.ndarray]) -> Tensor:
     """rows_BT: the id sequences as one int64 tensor, PAD on the right."""
     padded = np.full((len(rows), max(map(len, rows))), PAD, dtype=np.int64)

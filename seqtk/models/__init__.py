@@ -2,6 +2,7 @@
 
 from seqtk.models import classifier as classifier
 from seqtk.models import language_model as language_model
+from seqtk.models import masked_lm as masked_lm
 from seqtk.models import presets as presets
 from seqtk.models import recurrent_memory as recurrent_memory
 from seqtk.models import transformer as transformer

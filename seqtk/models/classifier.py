@@ -12,7 +12,7 @@ from torch import Tensor
 
 from seqtk.attention import State
 from seqtk.config.fields import setting
-from seqtk.data.batch import ClassBatch
+from seqtk.data.batch import Batch, ClassBatch
 from seqtk.data.vocabulary import PAD
 from seqtk.models.base import Model, models
 from seqtk.models.stacks import BlocksConfig, Encoder, EncoderConfig
@@ -41,7 +41,7 @@ class TransformerClassifier(Model):
         head: Builds the head for features of a given width; the task's choice (see `PooledHead`).
     """
 
-    reads = ClassBatch
+    reads: ClassVar[type[Batch]] = ClassBatch
 
     def __init__(self, config: TransformerClassifierConfig, *, vocabulary: int, head: Callable[[int], Head]) -> None:
         super().__init__()

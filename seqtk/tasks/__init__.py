@@ -1,6 +1,7 @@
 """Tasks. Importing a file registers the tasks in it."""
 
 from seqtk.tasks import language_modeling as language_modeling
+from seqtk.tasks import masked_lm as masked_lm
 from seqtk.tasks import translation as translation
 from seqtk.tasks.base import Report, Task, TaskConfig, tasks
 

@@ -1,4 +1,4 @@
-"""Language modelling: text in, the probability of every token out."""
+"""Language modelling: text in, the probability of every token out. `SampleTask` is what similar tasks share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,12 +29,8 @@ class LanguageModelingConfig(TaskConfig):
     )
 
 
-@tasks.register("language_modeling", LanguageModelingConfig)
-class LanguageModelingTask(TextTask):
-    """One vocabulary, one tokenizer, and blocks of a stream of tokens."""
-
-    metrics = ("loss", "nll", "ppl", "bits_per_token", "bits_per_byte", "bits_per_character", "word_ppl")
-    sides = ("target",)
+class SampleTask(TextTask):
+    """One vocabulary, one tokenizer, and samples of a stream of tokens."""
 
     def __init__(self, config: LanguageModelingConfig, *, assets: Mapping[str, str] | None = None) -> None:
         super().__init__(config)
@@ -45,13 +41,6 @@ class LanguageModelingTask(TextTask):
         else:
             self.vocabulary = Vocabulary.from_text(assets["text.dict"])
             self.tokenizer = tokenizer_from(assets, "text")
-        # The names that the search uses: this task reads and writes the same kind of text.
-        self.source_vocabulary = self.target_vocabulary = self.vocabulary
-        self.source_tokenizer = self.target_tokenizer = self.tokenizer
-
-    @property
-    def continuous(self) -> bool:
-        return bool(self.config.break_mode == "none")
 
     def assets(self) -> Assets:
         return {"text.dict": self.vocabulary.to_text(), **tokenizer_assets(self.tokenizer, "text")}
@@ -65,11 +54,42 @@ class LanguageModelingTask(TextTask):
         if hasattr(self, "vocabulary"):
             source.use(source.source_lang, self.vocabulary, self.tokenizer)
 
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        return self.tokenizer.decode(self.vocabulary.decode(ids))
+
+    def blocks(self, split: str, *, epoch: int = 1) -> TokenBlocks:
+        """The samples of a split."""
+        source = self.open()
+        return TokenBlocks(
+            source.split(split, source.source_lang, epoch=epoch),
+            break_mode=self.config.break_mode,
+            tokens_per_sample=self.config.tokens_per_sample,
+        )
+
+
+@tasks.register("language_modeling", LanguageModelingConfig)
+class LanguageModelingTask(SampleTask):
+    """Each token is predicted from those before it."""
+
+    metrics = ("loss", "nll", "ppl", "bits_per_token", "bits_per_byte", "bits_per_character", "word_ppl")
+    sides = ("target",)
+
+    def __init__(self, config: LanguageModelingConfig, *, assets: Mapping[str, str] | None = None) -> None:
+        super().__init__(config, assets=assets)
+        # The names that the search uses: this task reads and writes the same kind of text.
+        self.source_vocabulary = self.target_vocabulary = self.vocabulary
+        self.source_tokenizer = self.target_tokenizer = self.tokenizer
+
+    @property
+    def continuous(self) -> bool:
+        return bool(self.config.break_mode == "none")
+
     def dataset(self, split: str) -> TokenBlocks:
-        return self._blocks(split)
+        return self.blocks(split)
 
     def training_set(self, epoch: int) -> TokenBlocks:
-        return self._blocks("train", epoch=epoch)
+        return self.blocks("train", epoch=epoch)
 
     def collate(self, examples: Sequence[Any]) -> Batch:
         batch = collate_blocks(examples)
@@ -80,19 +100,7 @@ class LanguageModelingTask(TextTask):
     def model(self, config: ModelConfig) -> Model:
         return build_model(config, LanguageBatch, vocabulary=len(self.vocabulary))
 
-    def text(self, ids: Sequence[int]) -> str:
-        """The text of token ids."""
-        return self.tokenizer.decode(self.vocabulary.decode(ids))
-
     def text_size(self, split: str, targets: float) -> TextCount | None:
         source = self.open()
         whole = targets == source.split(split, source.source_lang).total
         return source.text_count(split) if whole else None
-
-    def _blocks(self, split: str, *, epoch: int = 1) -> TokenBlocks:
-        source = self.open()
-        return TokenBlocks(
-            source.split(split, source.source_lang, epoch=epoch),
-            break_mode=self.config.break_mode,
-            tokens_per_sample=self.config.tokens_per_sample,
-        )

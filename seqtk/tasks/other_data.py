@@ -11,7 +11,7 @@ from seqtk.data.corpus import find_text
 from seqtk.data.sources import DataBinSource, GivenText
 from seqtk.data.temporary_databin import encode_text
 from seqtk.tasks.base import Task
-from seqtk.tasks.language_modeling import LanguageModelingTask
+from seqtk.tasks.language_modeling import SampleTask
 from seqtk.tasks.text import TextTask
 from seqtk.utils.errors import UserError, how_many, naming
 from seqtk.utils.text_io import read_lines
@@ -45,7 +45,7 @@ def other_data(
                     raise UserError("No data is set.", "Set input=FILE, or data=DATA-BIN.")
                 task.open(data)
                 yield split
-            elif isinstance(task, LanguageModelingTask):
+            elif isinstance(task, SampleTask):
                 made = encode_text(
                     _text_file(input, Path(folder)),
                     Path(folder) / "made",

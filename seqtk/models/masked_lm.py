@@ -1,0 +1,60 @@
+"""The Transformer encoder as a masked language model, with any encoder layer in it.
+
+B batch, T length, N predicted positions, D width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seqtk.config.fields import setting
+from seqtk.data.batch import MaskedBatch
+from seqtk.models.base import models
+from seqtk.models.classifier import TransformerClassifier, TransformerClassifierConfig
+from seqtk.modules.head import CHUNK_POSITIONS, HeadLosses, LinearHead, real_targets
+
+
+class MaskedTokenHead(LinearHead):
+    """A linear head that also counts, in evaluation, the tokens that it predicts right.
+
+    The predicted positions are gathered before the product with W, so logits exist for these only.
+    """
+
+    counts_correct = True
+
+    def forward(
+        self, features_BTD: Tensor, target: Tensor, *, pad_BT: Tensor | None = None, label_smoothing: float = 0.0
+    ) -> HeadLosses:
+        losses = super().forward(features_BTD, target, pad_BT=pad_BT, label_smoothing=label_smoothing)
+        return losses if self.training else losses._replace(correct=self.correct(features_BTD, target))
+
+    @torch.no_grad()
+    def correct(self, features_BTD: Tensor, target_BT: Tensor) -> Tensor:
+        """The number of targets that are the most probable token."""
+        features_ND, target_N = real_targets(features_BTD, target_BT)
+        chunks = torch.split(features_ND, CHUNK_POSITIONS)
+        best_N = torch.cat([functional.linear(features, self.weight).argmax(1) for features in chunks])
+        return (best_N == target_N).sum()
+
+
+@dataclass(frozen=True)
+class TransformerMaskedLMConfig(TransformerClassifierConfig):
+    """The sizes of an encoder that predicts hidden tokens; a transformer_classifier can start from its weights."""
+
+    tie_embeddings: bool = setting(True, help="Share one table between input and output.")
+
+
+@models.register("transformer_masked_lm", TransformerMaskedLMConfig)
+class TransformerMaskedLM(TransformerClassifier):
+    """Embedding and encoder of a `TransformerClassifier`, under the same names, and a head for tokens."""
+
+    reads = MaskedBatch
+    head: MaskedTokenHead
+
+    def __init__(self, config: TransformerMaskedLMConfig, *, vocabulary: int) -> None:
+        super().__init__(config, vocabulary=vocabulary, head=lambda dim: MaskedTokenHead(dim, vocabulary))
+        tokens = self.embedding.tokens
+        if config.tie_embeddings and isinstance(tokens, nn.Embedding):
+            self.head.weight = tokens.weight
