@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, StepState, attentions
+from seqtk.attention.resizing import Resizable
 from seqtk.config.fields import setting
 from seqtk.modules.linear import xavier_linear
 from seqtk.ops import cache
@@ -111,7 +112,7 @@ class AftFullConfig(AftSimpleConfig):
 
 
 @attentions.register("aft_full", AftFullConfig)
-class AftFull(AftSimple):
+class AftFull(Resizable, AftSimple):
     """Weights exp(k_s + w_ts), w = u vᵀ of rank K (section 3.1). Parameters: 4 D² (+ 4 D bias) + 2 L K.
 
     O(T² D) time as matrix products, O(T² + T D) memory; a step is O(t D).

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, StepState, attentions
+from seqtk.attention.resizing import Resizable
 from seqtk.config.fields import setting
 from seqtk.modules.linear import xavier_linear
 from seqtk.ops import cache
@@ -27,7 +28,7 @@ class GmlpConfig(AttentionConfig):
 
 
 @attentions.register("gmlp", GmlpConfig)
-class Gmlp(Attention):
+class Gmlp(Resizable, Attention):
     """out(u ⊙ (W norm(v) + b)), (u, v) = gelu(expand(x)), W over positions (section 2.1: spatial gating unit).
 
     W starts near 0 and b at 1, so that the layer starts as a perceptron. The causal form uses W[t, s] with s <= t only.

@@ -81,7 +81,8 @@ class TrainConfig:
     )
     init_from: str | None = setting(
         None,
-        help="A trained model of the same shape and vocabularies, whose weights a new run starts from (fine-tuning).",
+        help="A trained model whose weights a new run starts from (fine-tuning): a model file, or the folder of a run. "
+        "The head, the vocabularies, the length and the attention layers may differ.",
     )
     user_dir: str | None = setting(None, help="A package or module with plug-ins, imported first.")
     seed: int = setting(1, at_least=0, at_most=2**63 - 1, help="Seed of weights, batch order and dropout.")

@@ -105,20 +105,6 @@ def check_resumable(
     return changed, rate_change(before, config, update=saved.state.update)
 
 
-def check_vocabularies(saved: Assets, current: Assets, *, source: str) -> None:
-    """Raises UserError unless two tasks number the same tokens alike; how often each occurs may differ."""
-    for name in sorted(saved.keys() | current.keys()):
-        if name.rpartition(".")[2] == "dict" and _tokens(saved.get(name)) != _tokens(current.get(name)):
-            raise UserError(
-                f"{source} has other vocabularies than task.data: {name} differs.",
-                "Preprocess the data with source_dict= (target_dict=) and sentencepiece= of that model's data-bin.",
-            )
-
-
-def _tokens(dictionary: str | None) -> list[str]:
-    return [line.rpartition(" ")[0] for line in (dictionary or "").splitlines()]
-
-
 def rate_change(saved: TrainConfig, current: TrainConfig, *, update: int) -> str | None:
     """Returns a line about the learning rate of the next update, if it is not what the saved config would give."""
 

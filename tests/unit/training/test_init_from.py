@@ -1,12 +1,20 @@
-"""A new run starts from the weights of a trained model."""
+"""A new run starts from the weights of a trained model, which may differ from its own."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from seqtk.checkpoint import model_file
-from seqtk.checkpoint.model_file import tensors_of
+from seqtk.checkpoint.model_file import ModelFile, tensors_of
+from seqtk.checkpoint.transfer import Fate, Transfer, transfer
+from seqtk.config import schema
+from seqtk.data.batch import ClassBatch, LanguageBatch
+from seqtk.data.vocabulary import Vocabulary
+from seqtk.models import Model, ModelConfig, build_model
+from seqtk.modules.pooled_head import PooledHead
 from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import trainer
 
@@ -18,34 +26,149 @@ def trained(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def test_weights_are_those_of_the_model(trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
-    run = trainer(tiny_corpus, tmp_path, init_from=str(trained), seed=2)
-    saved = model_file.read(trained).tensors
-    assert all(torch.equal(tensor, saved[name]) for name, tensor in tensors_of(run.model).items())
-    assert run.state.update == 0
+class TestRuns:
+    def test_weights_are_those_of_the_model(self, trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+        run = trainer(tiny_corpus, tmp_path, init_from=str(trained), seed=2)
+        saved = model_file.read(trained).tensors
+        assert all(torch.equal(tensor, saved[name]) for name, tensor in tensors_of(run.model).items())
+        assert run.state.update == 0
+
+    def test_a_resumed_run_keeps_its_own(self, trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+        trainer(tiny_corpus, tmp_path, init_from=str(trained), max_updates=2).fit()
+        again = trainer(tiny_corpus, tmp_path, init_from=str(trained), max_updates=3)
+        own = model_file.read(tmp_path / "update_00000002").tensors
+        assert all(torch.equal(tensor, own[name]) for name, tensor in tensors_of(again.model).items())
+
+    def test_a_model_of_another_width_is_refused(self, trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"(?s)init_from.*model\.dim"):
+            trainer(tiny_corpus, tmp_path, init_from=str(trained), model__dim=8)
+
+    def test_counts_of_the_dictionary_may_differ(self, trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+        contents = model_file.read(trained)
+        dictionary = Vocabulary.from_text(contents.assets["source.dict"])
+        contents.assets["source.dict"] = Vocabulary(dictionary.tokens[4:]).to_text()
+        model_file.write(tmp_path / "other.safetensors", contents)
+        run = trainer(tiny_corpus, tmp_path / "run", init_from=str(tmp_path / "other.safetensors"))
+        assert all(torch.equal(tensor, contents.tensors[name]) for name, tensor in tensors_of(run.model).items())
+
+    def test_the_result_is_an_ordinary_model(self, trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+        attention = [{"kind": "synthesizer_dense", "max_length": 64}]
+        run = trainer(tiny_corpus, tmp_path, init_from=str(trained), attention=attention, max_updates=2)
+        run.fit()
+        assert model_file.load(tmp_path).task.assets() == run.task.assets()
 
 
-def test_a_resumed_run_keeps_its_own(trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
-    trainer(tiny_corpus, tmp_path, init_from=str(trained), max_updates=2).fit()
-    again = trainer(tiny_corpus, tmp_path, init_from=str(trained), max_updates=3)
-    own = model_file.read(tmp_path / "update_00000002").tensors
-    assert all(torch.equal(tensor, own[name]) for name, tensor in tensors_of(again.model).items())
+SIZES: dict[str, Any] = {"dim": 8, "ffn_dim": 16, "heads": 2}
 
 
-def test_another_shape_is_refused(trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="init_from"):
-        trainer(tiny_corpus, tmp_path, init_from=str(trained), model__ffn_dim=16)
+def language_model(words: str, **changes: Any) -> Model:
+    tree = {"kind": "transformer_lm", **SIZES, "layers": 2, "positions": "learned", "max_length": 12, **changes}
+    return build_model(schema.from_dict(ModelConfig, tree), LanguageBatch, vocabulary=4 + len(words))
 
 
-@pytest.mark.parametrize("counts_only", [True, False])
-def test_vocabularies_are_compared(trained: Path, tiny_corpus: Path, tmp_path: Path, *, counts_only: bool) -> None:
-    contents = model_file.read(trained)
-    lines = contents.assets["source.dict"].splitlines()
-    lines[0] = f"{lines[0].rpartition(' ')[0] if counts_only else 'another-token'} 1"
-    contents.assets["source.dict"] = "".join(f"{line}\n" for line in lines)
-    model_file.write(tmp_path / "other.safetensors", contents)
-    if counts_only:
-        trainer(tiny_corpus, tmp_path / "run", init_from=str(tmp_path / "other.safetensors"))
-        return
-    with pytest.raises(UserError, match=r"init_from.*source\.dict"):
-        trainer(tiny_corpus, tmp_path / "run", init_from=str(tmp_path / "other.safetensors"))
+def classifier(words: str, classes: int, **changes: Any) -> Model:
+    tree = {"kind": "transformer_classifier", **SIZES, "encoder": {"layers": 2}, **changes}
+    head: Callable[[int], PooledHead] = lambda dim: PooledHead(dim, classes)  # noqa: E731
+    return build_model(schema.from_dict(ModelConfig, tree), ClassBatch, vocabulary=4 + len(words), head=head)
+
+
+def moved(old: Model, new: Model, *, before: str = "abcd", now: str = "abcd") -> Transfer:
+    """What `new` takes from `old`, whose vocabularies are the letters of `now` and of `before`."""
+    old_assets, assets = ({"text.dict": Vocabulary(list(words)).to_text()} for words in (before, now))
+    contents = ModelFile({name: tensor.clone() for name, tensor in tensors_of(old).items()}, {}, old_assets, {})
+    return transfer(contents, new, drawn=tensors_of(new), assets=assets, source="old")
+
+
+def names_of(result: Transfer, fate: Fate) -> list[str]:
+    return [name for name, its_fate in result.fates.items() if its_fate is fate]
+
+
+class TestVocabulary:
+    def test_rows_follow_their_tokens(self) -> None:
+        old, new = language_model("abcd"), language_model("dxaby")
+        result = moved(old, new, now="dxaby")
+        before, table, drawn = (
+            each["embedding.tokens.weight"] for each in (tensors_of(old), result.tensors, tensors_of(new))
+        )
+        assert torch.equal(table[[0, 1, 2, 3, 4, 6, 7]], before[[0, 1, 2, 3, 7, 4, 5]])
+        assert torch.equal(table[[5, 8]], drawn[[5, 8]])
+        assert "7 of 9 rows" in "\n".join(result.lines())
+
+    def test_untied_outputs_follow_too(self) -> None:
+        old, new = (language_model("abcd", tie_embeddings=False) for _ in range(2))
+        result = moved(old, new, now="bcda")
+        assert torch.equal(result.tensors["head.weight"][4:], tensors_of(old)["head.weight"][[5, 6, 7, 4]])
+
+    def test_bands_follow_by_token(self) -> None:
+        adaptive = {"cutoffs": [6], "input_factor": 2.0, "softmax_factor": 2.0}
+        old, new = language_model("abcd", adaptive=adaptive), language_model("adcbe", adaptive=adaptive)
+        result = moved(old, new, now="adcbe")
+        rare, before = (
+            result.tensors["embedding.tokens.bands.1.weight"],
+            tensors_of(old)["embedding.tokens.bands.1.weight"],
+        )
+        drawn = tensors_of(new)
+        assert torch.equal(rare[0], before[0])  # c stays rare
+        assert torch.equal(rare[1:], drawn["embedding.tokens.bands.1.weight"][1:])  # b was frequent; e is new
+        assert torch.equal(result.tensors["head.classes"], tensors_of(old)["head.classes"])
+
+    def test_the_same_size_is_not_the_same_words(self) -> None:
+        old, new = language_model("abcd"), language_model("wxyz")
+        table = moved(old, new, now="wxyz").tensors["embedding.tokens.weight"]
+        assert torch.equal(table[:4], tensors_of(old)["embedding.tokens.weight"][:4])
+        assert torch.equal(table[4:], tensors_of(new)["embedding.tokens.weight"][4:])
+
+
+class TestOtherModels:
+    def test_a_new_head_starts_fresh(self) -> None:
+        old, new = classifier("abcd", 3), classifier("abcd", 5)
+        result = moved(old, new)
+        assert names_of(result, Fate.FRESH) == ["head.linear.weight", "head.linear.bias"]
+        assert not names_of(result, Fate.NOT_USED)
+        assert torch.equal(result.tensors["head.linear.weight"], new.head.linear.weight)  # type: ignore[union-attr]
+
+    def test_learned_positions_keep_what_both_have(self) -> None:
+        old, new = language_model("abcd", max_length=12), language_model("abcd", max_length=20)
+        result = moved(old, new)
+        table = result.tensors["embedding.positions.table.weight"]
+        assert torch.equal(table[:12], tensors_of(old)["embedding.positions.table.weight"])
+        assert torch.equal(table[12:], tensors_of(new)["embedding.positions.table.weight"][12:])
+
+    @pytest.mark.parametrize("kind", ["synthesizer_random", "synthesizer_dense", "linformer", "gmlp", "aft_full"])
+    @pytest.mark.parametrize("length", [5, 13])
+    def test_layers_bound_to_positions_are_resized(self, kind: str, length: int) -> None:
+        old, new = (classifier("abcd", 3, attention=[{"kind": kind, "max_length": limit}]) for limit in (8, length))
+        result = moved(old, new)
+        assert names_of(result, Fate.RESIZED)
+        assert not names_of(result, Fate.FRESH)
+        new.load_state_dict(result.tensors, strict=False)
+        tokens_BS = torch.randint(4, 8, (2, 5))
+        batch = ClassBatch(torch.arange(2), 2, tokens_BS, torch.zeros(2, dtype=torch.long))
+        torch.testing.assert_close(new.eval()(batch)[0], old.eval()(batch)[0])
+
+    def test_another_width_is_not_another_length(self) -> None:
+        old = classifier("abcd", 3, attention=[{"kind": "synthesizer_random", "max_length": 8}])
+        new = classifier("abcd", 3, dim=16, attention=[{"kind": "synthesizer_random", "max_length": 16}])
+        with pytest.raises(UserError, match="old has no weight matrix"):
+            moved(old, new)
+
+    def test_other_attention_takes_what_matches(self) -> None:
+        old, new = (
+            classifier("abcd", 3),
+            classifier("abcd", 3, attention=[{"kind": "synthesizer_random", "max_length": 9}]),
+        )
+        result = moved(old, new)
+        layer = "encoder.blocks.0.self_attention"
+        assert result.fates[f"{layer}.value.weight"] is Fate.TAKEN
+        assert result.fates[f"{layer}.query.weight"] is Fate.NOT_USED
+        assert result.fates[f"{layer}.logits.matrix"] is Fate.FRESH
+
+    def test_more_layers_start_fresh(self) -> None:
+        result = moved(language_model("abcd"), language_model("abcd", layers=3))
+        assert all(name.startswith("decoder.blocks.2.") for name in names_of(result, Fate.FRESH))
+        lines = [line.split() for line in result.lines()]
+        assert ["fresh", "decoder.blocks.*", "16", "tensors", "600", "parameters"] in lines
+
+    def test_nothing_in_common_is_refused(self) -> None:
+        with pytest.raises(UserError, match="old has no weight matrix"):
+            moved(language_model("abcd", dim=16), classifier("abcd", 3))

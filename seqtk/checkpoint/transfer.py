@@ -1,0 +1,221 @@
+"""Starts a model from the weights of another: tensors by name and shape, rows of tables by token or class.
+
+A new model may differ from the old one: another head, vocabulary, length or attention layer. What fits is taken; the
+rest keeps the values that the new model was initialized with.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqtk.attention import Attention
+from seqtk.attention.resizing import Resizable, resize_tensor
+from seqtk.checkpoint.model_file import ModelFile, Tensors
+from seqtk.data.vocabulary import Vocabulary
+from seqtk.models import Model
+from seqtk.modules.adaptive import AdaptiveEmbedding, AdaptiveHead
+from seqtk.modules.embedding import Embedding, LearnedPositions
+from seqtk.modules.head import LinearHead
+from seqtk.tasks.base import Assets
+from seqtk.utils.errors import UserError, how_many
+
+
+class Fate(StrEnum):
+    """What becomes of a tensor."""
+
+    TAKEN = "taken"
+    RESIZED = "resized"
+    """Some of its rows or positions are taken, the others are new."""
+    FRESH = "fresh"
+    """The old model has no such tensor, or one of another shape."""
+    NOT_USED = "not used"
+    """A tensor of the old model that the new one has no place for."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """The weights of a new model that starts from an old one."""
+
+    tensors: Tensors
+    """Every tensor of the new model."""
+    fates: dict[str, Fate]
+    """What became of each tensor of both models."""
+    sizes: dict[str, int]
+    """The number of elements of each."""
+    notes: list[str]
+    """One line for each table of tokens and for each limit of length that differs."""
+
+    def lines(self) -> list[str]:
+        """A table of what was taken, resized, started fresh and not used, by module; then the notes."""
+        merged: dict[tuple[Fate, str], list[str]] = defaultdict(list)
+        for module, names in self._modules(sorted(self.fates), depth=1):
+            pattern = ".".join("*" if part.isdigit() else part for part in module.split("."))
+            merged[self.fates[names[0]], pattern] += names
+        order = list(Fate)
+        rows = sorted(merged.items(), key=lambda row: order.index(row[0][0]))
+        cells = [
+            (fate, module, how_many(len(names), "tensor"), how_many(sum(map(self.sizes.get, names)), "parameter"))  # type: ignore[arg-type]
+            for (fate, module), names in rows
+        ]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        return [
+            *(
+                f"  {fate:<{widths[0]}}  {module:<{widths[1]}}  {tensors:>{widths[2]}}  {parameters:>{widths[3]}}"
+                for fate, module, tensors, parameters in cells
+            ),
+            *self.notes,
+        ]
+
+    def _modules(self, names: Sequence[str], depth: int) -> Iterator[tuple[str, list[str]]]:
+        """The largest modules whose tensors all have the same fate, each with the names of its tensors."""
+        groups: dict[str, list[str]] = defaultdict(list)
+        for name in names:
+            groups[".".join(name.split(".")[:depth])].append(name)
+        for module, members in groups.items():
+            if len({self.fates[name] for name in members}) == 1:
+                yield module, members
+            else:
+                yield from self._modules(members, depth + 1)
+
+
+def transfer(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets, source: str) -> Transfer:
+    """Fills a new model with what fits of an old one.
+
+    A tensor is taken if the old model has one of the same name and shape. Rows of embeddings and output layers are
+    taken by token where the vocabularies differ. Of learned positions, and of attention layers whose weights belong to
+    positions (`Resizable`), the positions that both lengths have are taken.
+
+    Args:
+        old: The old model.
+        model: The new model.
+        drawn: Its tensors, as initialized.
+        assets: The assets of its task.
+        source: Names the old model in errors.
+
+    Raises:
+        UserError: If no matrix of the old model fits.
+    """
+    tensors: Tensors = {}
+    fates = {name: Fate.NOT_USED for name in old.tensors if name not in drawn}
+    notes: list[str] = []
+    by_row = _rows_by_token(old, model, drawn=drawn, assets=assets)
+    limits = _length_limits(old, model, drawn=drawn)
+    for name, new in drawn.items():
+        before = old.tensors.get(name)
+        tensors[name], fates[name] = new, Fate.FRESH
+        if before is None:
+            continue
+        if name in by_row:
+            new_rows, old_rows = by_row[name]
+            if len(new_rows) and before.shape[1:] == new.shape[1:]:
+                mixed = new.cpu().clone()
+                mixed[new_rows] = before[old_rows].to(mixed.dtype)
+                tensors[name], fates[name] = mixed, Fate.RESIZED
+                notes.append(
+                    f"{name}: {len(new_rows):,} of {how_many(len(new), 'row')} are taken by token, "
+                    f"{len(new) - len(new_rows):,} are new; the old model has {len(before):,}."
+                )
+        elif before.shape == new.shape:
+            tensors[name], fates[name] = before, Fate.TAKEN
+        elif name in limits:
+            tensors[name], fates[name] = resize_tensor(before, new=new.cpu()), Fate.RESIZED
+            notes.append(
+                f"{name}: {list(before.shape)} in the old model, {list(new.shape)} here; shared positions are taken."
+            )
+    if not any(fates[name] in (Fate.TAKEN, Fate.RESIZED) and tensor.ndim > 1 for name, tensor in drawn.items()):
+        raise _nothing_fits(old, drawn, source=source)
+    sizes = {name: tensor.numel() for name, tensor in {**old.tensors, **drawn}.items()}
+    return Transfer(tensors, fates, sizes, notes)
+
+
+def _rows_by_token(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets) -> dict[str, tuple[Tensor, Tensor]]:
+    """For each table of tokens whose tokens differ: the rows that both models have, in the new and in the old table."""
+    found = {}
+    for names in _token_tables(model):
+        now, before = _tokens(assets, names[0]), _tokens(old.assets, names[0])
+        if now is None or before is None or not set(names) <= old.tensors.keys():
+            continue
+        ends = [list(accumulate(len(tensors[name]) for name in names)) for tensors in (drawn, old.tensors)]
+        for name, end, old_end in zip(names, *ends, strict=True):
+            here = now[end - len(drawn[name]) : end]
+            there = before[old_end - len(old.tensors[name]) : old_end]
+            if here != there:
+                row = {token: number for number, token in enumerate(there)}
+                pairs = [(number, row[token]) for number, token in enumerate(here) if token in row]
+                rows = torch.tensor(pairs, dtype=torch.long).view(-1, 2)
+                found[name] = rows[:, 0], rows[:, 1]
+    return found
+
+
+def _token_tables(model: Model) -> Iterator[list[str]]:
+    """The names of each table with a row for each token; several if the vocabulary is cut into bands."""
+    first_name = {id(parameter): name for name, parameter in model.named_parameters()}
+    seen = set()
+    for module in model.modules():
+        tables: list[Any] = []
+        if isinstance(module, Embedding):
+            tokens = module.tokens
+            bands = tokens.bands if isinstance(tokens, AdaptiveEmbedding) else [tokens]
+            tables = [band.weight for band in bands]
+        elif isinstance(module, AdaptiveHead):
+            tables = list(module.bands)
+        elif isinstance(module, LinearHead):
+            tables = [module.weight]
+        names = [first_name[id(table)] for table in tables]
+        if names and names[0] not in seen:
+            seen.add(names[0])
+            yield names
+
+
+def _tokens(assets: Assets, name: str) -> list[str] | None:
+    """The tokens that the rows of a table stand for: those of its side, if a model has two dictionaries."""
+    side = "source" if name.startswith("source") else "target"
+    dictionaries = [asset for asset in assets if asset.endswith(".dict")]
+    chosen = f"{side}.dict" if f"{side}.dict" in assets else next(iter(dictionaries), None)
+    return None if chosen is None else Vocabulary.from_text(assets[chosen]).tokens
+
+
+def _length_limits(old: ModelFile, model: Model, *, drawn: Tensors) -> set[str]:
+    """The tensors that differ from the old ones in their number of positions only."""
+    found: set[str] = set()
+    for prefix, module in model.named_modules():
+        if isinstance(module, LearnedPositions):
+            length: int | None = module.table.num_embeddings
+        else:
+            length = module.max_length if isinstance(module, Attention) and isinstance(module, Resizable) else None
+        if length is None:
+            continue
+        own = [name for name in drawn if name.startswith(f"{prefix}.") and name in old.tensors]
+        other = [name for name in own if old.tensors[name].shape != drawn[name].shape]
+        # Where the width differs too, no tensor of an attention layer has its old shape.
+        if len(other) < len(own) or isinstance(module, LearnedPositions):
+            found |= {name for name in other if _differs_along(old.tensors[name], drawn[name], size=length)}
+    return found
+
+
+def _differs_along(old: Tensor, new: Tensor, *, size: int) -> bool:
+    """Whether two tensors differ in axes only that have `size` elements in the new one."""
+    pairs = zip(old.shape, new.shape, strict=True) if old.ndim == new.ndim else ()
+    different = [after for before, after in pairs if before != after]
+    return bool(different) and set(different) == {size}
+
+
+def _nothing_fits(old: ModelFile, drawn: Tensors, *, source: str) -> UserError:
+    shared = next((name for name in drawn if name in old.tensors and drawn[name].ndim > 1), None)
+    if shared is not None:
+        example = (
+            f"For example, '{shared}' is {list(old.tensors[shared].shape)} there and {list(drawn[shared].shape)} here."
+        )
+    else:
+        example = f"It has '{next(iter(old.tensors), 'no tensors')}' and so on, this model '{next(iter(drawn))}'."
+    return UserError(
+        f"{source} has no weight matrix with a name and shape of this model.",
+        example,
+        "Set model and its sizes (model.dim, …) as in that model, or name another one.",
+    )
