@@ -70,6 +70,11 @@ class LogConfig:
         return self.sinks if listed or not self.tensorboard else (*self.sinks, TensorBoardConfig())
 
 
+Part = Literal["optimizer", "schedule", "data", "best"]
+PARTS: tuple[Part, ...] = ("optimizer", "schedule", "data", "best")
+"""The parts of a run, besides its weights, that another run may start from."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """A training run."""
@@ -83,6 +88,11 @@ class TrainConfig:
         None,
         help="A trained model whose weights a new run starts from (fine-tuning): a model file, or the folder of a run. "
         "The head, the vocabularies, the length and the attention layers may differ.",
+    )
+    reset: tuple[Part, ...] = setting(
+        PARTS,
+        help="What starts from the beginning with init_from=RUN; what is not listed is kept. schedule: the number of "
+        "updates. data: the position in the epoch. best: the best metric and patience.",
     )
     user_dir: str | None = setting(None, help="A package or module with plug-ins, imported first.")
     seed: int = setting(1, at_least=0, at_most=2**63 - 1, help="Seed of weights, batch order and dropout.")
@@ -118,6 +128,10 @@ class TrainConfig:
             raise UserError("Set max_updates or max_epochs: the run has no end.")
         if not self.save_dir.strip():
             raise UserError("save_dir= is empty.", "Set it to the folder for everything that the run writes.")
+        if set(self.reset) != set(PARTS) and not self.init_from:
+            raise UserError(
+                f"reset={','.join(self.reset)} has no effect without init_from.", "Set init_from, or remove reset."
+            )
         self._check_metrics()
         if self.validation.decode:
             self.validation.search.check()

@@ -32,14 +32,28 @@ class Difference:
     """Whether a slot holds another kind of thing now; the values are the kinds."""
 
     def __str__(self) -> str:
-        return f"{self.key}={_as_text(self.current)} (was {_as_text(self.saved)})"
+        return f"{self.now} (was {_as_text(self.saved)})"
+
+    @property
+    def now(self) -> str:
+        """The current setting, as the command line takes it."""
+        return f"{self.key}={_as_text(self.current)}"
+
+    @property
+    def was(self) -> str:
+        """The saved setting, as the command line takes it."""
+        return f"{self.key}={_as_text(self.saved)}"
+
+    @property
+    def section(self) -> str:
+        """The first part of the key."""
+        return self.key.split(".")[0].split("[")[0]
 
     @property
     def is_refused(self) -> bool:
-        section = self.key.split(".")[0].split("[")[0]
         if self.key in MOVABLE:
             return False
-        return section in RESUME_INVARIANT or (section == "optimizer" and self.is_kind)
+        return self.section in RESUME_INVARIANT or (self.section == "optimizer" and self.is_kind)
 
 
 def saved_config(tree: Mapping[str, Any], *, source: str, version: str) -> TrainConfig:
@@ -58,18 +72,24 @@ def saved_config(tree: Mapping[str, Any], *, source: str, version: str) -> Train
         ) from error
 
 
+def differences(saved: TrainConfig, current: TrainConfig) -> list[Difference]:
+    """Returns the settings that differ, without those that have no influence on the result."""
+    found = _differences(schema.to_dict(saved), schema.to_dict(current), "")
+    return [each for each in found if each.key not in FREE]
+
+
 def config_diff(saved: TrainConfig, current: TrainConfig, *, source: str) -> list[Difference]:
     """Returns the settings that differ from the checkpoint `source` and may differ.
 
     Raises:
         UserError: If others differ.
     """
-    found = [each for each in _differences(schema.to_dict(saved), schema.to_dict(current), "") if each.key not in FREE]
+    found = differences(saved, current)
     refused = [each for each in found if each.is_refused]
     if refused:
         first, others = refused[0], [each.key for each in refused[1:]]
         raise UserError(
-            f"{source} was trained with {first.key}={_as_text(first.saved)}, but now it is {_as_text(first.current)}.",
+            f"{source} was trained with {first.was}, but now it is {_as_text(first.current)}.",
             *([f"Also different: {format_list(others)}."] if others else []),
             f"Set the same {'values' if others else 'value'} to resume, or another save_dir to start a new run.",
         )

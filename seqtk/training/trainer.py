@@ -24,11 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.attention import Attention
-from seqtk.checkpoint import model_file
 from seqtk.checkpoint.model_file import Tensors, set_tensors, tensors_of
 from seqtk.checkpoint.restore import load_checkpoint, set_optimizer_tensors
 from seqtk.checkpoint.run_state import Checkpoints, TrainState, fingerprint, locked, optimizer_tensors
-from seqtk.checkpoint.transfer import transfer
 from seqtk.config import schema
 from seqtk.corpora import demo
 from seqtk.criterions import criterions
@@ -44,6 +42,7 @@ from seqtk.training.config import TrainConfig
 from seqtk.training.logging import Logger, RunInfo
 from seqtk.training.parallel import Engine, TrainStep, start_engine
 from seqtk.training.resume import check_resumable, format_list
+from seqtk.training.start import start_from
 from seqtk.training.stream_state import StreamState
 from seqtk.training.validation import ValidationInterrupted, reported_metrics, validate
 from seqtk.utils.errors import UserError
@@ -162,12 +161,12 @@ class Trainer:
             if rates and not self._is_over():
                 self._resume_notes.append(rates)
         elif config.init_from:
-            source = f"init_from={config.init_from}"
-            initial = model_file.read(config.init_from, key="init_from")
             drawn, assets = self._full_weights(), self.task.assets()
-            taken = transfer(initial, self.model, drawn=drawn, assets=assets, source=source)
-            self._set_weights(taken.tensors, {}, source=source)
-            self._resume_notes += [f"Starting from the weights of {config.init_from}:", *taken.lines()]
+            start = start_from(config, model=self.model, drawn=drawn, assets=assets, state=self.state)
+            self._set_weights(start.weights, start.optimizer, source=f"init_from={config.init_from}")
+            self.streams.scatter(start.streams)
+            self.state = start.state
+            self._resume_notes += start.notes
         if self.state.metric != metric:  # there is no best value of another metric yet
             self.state = self.state.replace(metric=metric, best=None, validations_without_best=0)
         self._saved_at = self.state.update

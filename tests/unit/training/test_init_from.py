@@ -12,6 +12,7 @@ from seqtk.checkpoint.model_file import ModelFile, tensors_of
 from seqtk.checkpoint.transfer import Fate, Transfer, transfer
 from seqtk.config import schema
 from seqtk.data.batch import ClassBatch, LanguageBatch
+from seqtk.data.plan import Position
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.models import Model, ModelConfig, build_model
 from seqtk.modules.pooled_head import PooledHead
@@ -56,6 +57,63 @@ class TestRuns:
         run = trainer(tiny_corpus, tmp_path, init_from=str(trained), attention=attention, max_updates=2)
         run.fit()
         assert model_file.load(tmp_path).task.assets() == run.task.assets()
+
+
+def weights(save_dir: Path) -> dict[str, torch.Tensor]:
+    return model_file.read(save_dir / "update_00000008").tensors
+
+
+@pytest.fixture(scope="module")
+def run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    trainer(tiny_corpus, folder).fit()
+    return folder
+
+
+class TestReset:
+    def test_keeping_everything_is_resuming(self, run: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+        trainer(tiny_corpus, tmp_path, init_from=str(run / "update_00000003"), reset=[]).fit()
+        ours, theirs = weights(tmp_path), weights(run)
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+    @pytest.mark.parametrize("part", ["optimizer", "schedule", "data", "best"])
+    def test_each_part_is_reset_alone(self, run: Path, tiny_corpus: Path, tmp_path: Path, part: str) -> None:
+        new = trainer(tiny_corpus, tmp_path, init_from=str(run / "update_00000006"), reset=part)
+        state = new.state
+        reset = {
+            "optimizer": not new.optimizer.state,
+            "schedule": state.update == 0,
+            "data": state.position == Position(),
+            "best": state.best is None,
+        }
+        assert {name for name, is_reset in reset.items() if is_reset} == {part}
+
+    def test_a_run_is_its_latest_checkpoint(self, run: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+        new = trainer(tiny_corpus, tmp_path, init_from=str(run), reset="schedule")
+        assert all(torch.equal(tensor, weights(run)[name]) for name, tensor in tensors_of(new.model).items())
+
+    @pytest.mark.parametrize(
+        ("reset", "changes", "key"),
+        [
+            ("data", {"optimizer": "sgd"}, "add optimizer to reset"),
+            ("best", {"seed": 2}, "add data to reset"),
+            ("data", {"validation__metric": "nll"}, "Add best to reset"),
+            ("data", {"max_updates": 6}, "max_updates"),
+        ],
+    )
+    def test_what_cannot_be_kept_is_refused(
+        self, run: Path, tiny_corpus: Path, tmp_path: Path, reset: str, changes: dict[str, Any], key: str
+    ) -> None:
+        with pytest.raises(UserError, match=key):
+            trainer(tiny_corpus, tmp_path, init_from=str(run / "update_00000006"), reset=reset, **changes)
+
+    def test_a_model_file_has_only_weights(self, run: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="holds weights only"):
+            trainer(tiny_corpus, tmp_path, init_from=str(run / "best.safetensors"), reset="data")
+
+    def test_reset_without_init_from_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="reset=data has no effect"):
+            trainer(tiny_corpus, tmp_path, reset="data")
 
 
 SIZES: dict[str, Any] = {"dim": 8, "ffn_dim": 16, "heads": 2}

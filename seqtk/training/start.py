@@ -1,0 +1,125 @@
+"""Starts a run from the weights of a trained model and, of another run, from parts of its state: init_from, reset."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from seqtk.attention import State
+from seqtk.checkpoint import model_file
+from seqtk.checkpoint.model_file import Tensors
+from seqtk.checkpoint.restore import Checkpoint, load_checkpoint
+from seqtk.checkpoint.run_state import Checkpoints, TrainState
+from seqtk.checkpoint.transfer import Fate, transfer
+from seqtk.models import Model
+from seqtk.tasks.base import Assets
+from seqtk.training.config import PARTS, TrainConfig
+from seqtk.training.resume import differences, format_list, saved_config
+from seqtk.utils.errors import UserError, how_many
+
+KEPT_BY = {
+    "schedule": ("update", "interval", "seconds"),
+    "data": ("position",),
+    "best": ("best", "validations_without_best"),
+}
+"""The fields of `TrainState` that a run keeps if `reset` does not name their part. `optimizer` is in tensors."""
+NEEDS = {"optimizer": ("optimizer",), "data": ("seed", "task", "batch")}
+"""The sections of the config that must be the same to keep a part."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a new run starts from."""
+
+    weights: Tensors
+    optimizer: Tensors
+    streams: State
+    state: TrainState
+    notes: list[str]
+    """What was taken and kept, for the log."""
+
+
+def start_from(config: TrainConfig, *, model: Model, drawn: Tensors, assets: Assets, state: TrainState) -> Start:
+    """Reads `init_from`, and resets the parts that `reset` names.
+
+    Args:
+        config: The config of the new run.
+        model: Its model.
+        drawn: The tensors of the model, as initialized.
+        assets: The assets of its task.
+        state: Its state, with the fingerprint of its corpus and its metric.
+
+    Raises:
+        UserError: If no weight fits, or if a part cannot be kept; it names the key to change.
+    """
+    assert config.init_from is not None
+    source = f"init_from={config.init_from}"
+    kept = [part for part in PARTS if part not in config.reset]
+    saved = _checkpoint(config.init_from) if kept else None
+    contents = saved.model if saved else model_file.read(config.init_from, key="init_from")
+    taken = transfer(contents, model, drawn=drawn, assets=assets, source=source)
+    notes = [f"Starting from the weights of {saved.folder if saved else config.init_from}:", *taken.lines()]
+    if saved is None:
+        return Start(taken.tensors, {}, None, state, notes)
+    _check_kept(kept, saved, config, state=state)
+    optimizer = {}
+    if "optimizer" in kept:
+        whole = {name for name, fate in taken.fates.items() if fate is Fate.TAKEN}
+        optimizer = {name: tensor for name, tensor in saved.optimizer.items() if name.rpartition("/")[0] in whole}
+    fields: dict[str, Any] = {name: getattr(saved.state, name) for part in kept for name in KEPT_BY.get(part, ())}
+    fresh = len(saved.optimizer) - len(optimizer) if "optimizer" in kept else 0
+    notes.append(
+        f"Kept: {', '.join(kept)}; reset: {', '.join(config.reset) or 'nothing'}."
+        + (
+            f" The optimizer state of weights that were not taken starts fresh ({how_many(fresh, 'tensor')})."
+            if fresh
+            else ""
+        )
+    )
+    return Start(taken.tensors, optimizer, saved.streams if "data" in kept else None, replace(state, **fields), notes)
+
+
+def _checkpoint(path: str) -> Checkpoint:
+    """The checkpoint at `path`, or the latest of the run there."""
+    folder = Path(path)
+    if not (folder / "state.json").is_file():
+        latest = Checkpoints(folder, config={}, assets={}, metric="").latest() if folder.is_dir() else None
+        if latest is None:
+            model_file.find(path, key="init_from")  # raises if there is nothing at all
+            raise UserError(
+                f"init_from={path} holds weights only, so that nothing else can be kept.",
+                "Set init_from to the folder of a run or of one of its checkpoints, or remove reset=.",
+            )
+        folder = latest
+    return load_checkpoint(folder)
+
+
+def _check_kept(kept: Sequence[str], saved: Checkpoint, config: TrainConfig, *, state: TrainState) -> None:
+    """Raises UserError if a part of the saved run has no meaning in the new one."""
+    source = str(saved.folder)
+    before = saved_config(saved.model.config, source=source, version=str(saved.model.info.get("version")))
+    for part in kept:
+        others = [
+            each for each in differences(before, config) if each.is_refused and each.section in NEEDS.get(part, ())
+        ]
+        if others:
+            raise UserError(
+                f"reset= keeps '{part}', but {source} was trained with {others[0].was}, not {others[0].now}.",
+                *([f"Also different: {format_list([each.key for each in others[1:]])}."] if others[1:] else []),
+                f"Set the same value, or add {part} to reset.",
+            )
+    if "data" in kept and saved.state.corpus != state.corpus:
+        raise UserError(
+            f"reset= keeps 'data', but {source} was trained on data other than {config.task.data}.",
+            "Add data to reset.",
+        )
+    if "best" in kept and saved.state.metric != state.metric:
+        raise UserError(
+            f"reset= keeps 'best', but {source} has the best {saved.state.metric}, not {state.metric}.",
+            "Add best to reset.",
+        )
+    if "schedule" in kept and 0 < config.max_updates <= saved.state.update:
+        raise UserError(
+            f"reset= keeps 'schedule', and {source} has made {how_many(saved.state.update, 'update')}.",
+            f"Set max_updates to more than that (it is {config.max_updates}), or add schedule to reset.",
+        )
