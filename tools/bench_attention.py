@@ -16,18 +16,25 @@ the kind's, `memory` the kind's memory / softmax's) and prints it as tables; too
 
 import argparse
 import csv
-import ctypes
 import dataclasses
 import itertools
-import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
+from measuring import (
+    MIXTURES,
+    in_a_process,
+    keep_freed_memory,
+    kind_of,
+    memory,
+    return_freed_memory,
+    seconds,
+    settings_of,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -39,13 +46,6 @@ DECODING = "decoding"
 POSITIONS = (16, 64, 256, 1024)
 DECODED_ROWS, TIMED_STEPS = 4, 32
 POSITIONS_IN_A_BATCH = 2048
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's numbers of these settings of malloc
-MIXTURES = {
-    "random+dot": ["random", "dot"],
-    "dense+dot": ["dense", "dot"],
-    "random+dense": ["random", "dense"],
-    "factorized_random+dot": ["factorized_random", "dot"],
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ def main() -> None:
         for name in ["softmax", *(name for name in entrants() if name != "softmax" and _wanted(name, arguments))]:
             if name == "bare" and role == DECODING:
                 continue
-            if name != "bare" and _role(role) not in attentions.class_of(attentions.config_type(_kind(name))).roles:
+            if name != "bare" and _role(role) not in attentions.class_of(attentions.config_type(kind_of(name))).roles:
                 continue
             measured = _in_a_process(name, role, reference, arguments)
             if name == "softmax":
@@ -101,10 +101,6 @@ def entrants() -> list[str]:
     return ["softmax", "bare", *kinds[kinds.index("softmax") + 1 :], *kinds[: kinds.index("softmax")], *MIXTURES]
 
 
-def _kind(name: str) -> str:
-    return "synthesizer_mixture" if name in MIXTURES else name
-
-
 def _wanted(name: str, arguments: argparse.Namespace) -> bool:
     return arguments.kinds is None or name in arguments.kinds
 
@@ -117,14 +113,10 @@ def build(name: str, role: str, *, length: int, arguments: argparse.Namespace) -
     """The layer called `name`, made for inputs of `length`, ready to be trained."""
     if name == "bare":
         return Bare(arguments.dim, heads=arguments.heads, causal=role == "causal").to(arguments.device)
-    config_type = attentions.config_type(_kind(name))
-    fields = {field.name for field in dataclasses.fields(config_type)}
-    sizes: dict[str, Any] = {"heads": arguments.heads, "max_length": length, "dropout": 0.0}
-    settings = {key: value for key, value in sizes.items() if key in fields}
-    if name in MIXTURES:
-        settings["parts"] = MIXTURES[name]
+    settings = settings_of(name, heads=arguments.heads, max_length=length, dropout=0.0)
+    config = from_dict(attentions.config_type(kind_of(name)), settings)
     with torch.device(arguments.device):
-        return attentions.build(from_dict(config_type, settings), dim=arguments.dim, role=_role(role))
+        return attentions.build(config, dim=arguments.dim, role=_role(role))
 
 
 class Bare(nn.Module):
@@ -149,52 +141,40 @@ class Bare(nn.Module):
 
 
 def _in_a_process(name: str, role: str, reference: dict[int, Cell], arguments: argparse.Namespace) -> list[Cell]:
-    """What a child measures; it inherits the imports, and no thread, since the parent computes nothing."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
+    """What a child measures."""
 
-    def run() -> None:
+    def run() -> Iterator[Cell]:
         torch.set_num_threads(arguments.threads)
         torch.manual_seed(0)
         measure = decoding_cells if role == DECODING else training_cells
-        for cell in measure(name, role, reference, arguments):
-            sender.send(cell)
+        return measure(name, role, reference, arguments)
 
-    child = context.Process(target=run)
-    child.start()
-    sender.close()
-    cells = []
-    while True:
-        try:
-            cells.append(receiver.recv())
-        except EOFError:
-            break
-    child.join()
-    if child.exitcode:
-        print(f"{role:9} {name}: ended with {child.exitcode}", file=sys.stderr)
+    cells, exit_code = in_a_process(run)
+    if exit_code:
+        print(f"{role:9} {name}: ended with {exit_code}", file=sys.stderr)
     return cells
 
 
 def training_cells(name: str, role: str, reference: dict[int, Cell], arguments: argparse.Namespace) -> Iterator[Cell]:
     """Forward and backward at each length that is neither too long nor too large."""
-    family = "softmax" if name == "bare" else attentions.class_of(attentions.config_type(_kind(name))).__module__
+    family = "softmax" if name == "bare" else attentions.class_of(attentions.config_type(kind_of(name))).__module__
     peaks = dict(_peaks(name, role, arguments))
-    _keep_what_is_freed()
+    keep_freed_memory()
     for length, gib in peaks.items():
         layer = build(name, role, length=length, arguments=arguments)
         own, beside = _timings(layer, *_inputs(role, length, arguments), reference.get(length), role, arguments)
-        speed = memory = None
+        speed = relative = None
         if name == "softmax":
-            speed = memory = 1.0
+            speed = relative = 1.0
         elif length in reference:
             speed = statistics.median(b / o for o, b in zip(own, beside, strict=True))
-            memory = gib / reference[length].gib if reference[length].gib else None
-        yield Cell(role, name, family.rpartition(".")[2], length, statistics.median(own), speed, gib, memory)
+            relative = gib / reference[length].gib if reference[length].gib else None
+        yield Cell(role, name, family.rpartition(".")[2], length, statistics.median(own), speed, gib, relative)
 
 
 def _peaks(name: str, role: str, arguments: argparse.Namespace) -> Iterator[tuple[int, float]]:
     """GiB at each length, until one takes too long, or too much; before anything is timed, for malloc's sake."""
-    _give_back_what_is_freed()
+    return_freed_memory()
     for length, longer in itertools.zip_longest(arguments.lengths, arguments.lengths[1:]):
         try:
             layer = build(name, role, length=length, arguments=arguments)
@@ -203,11 +183,11 @@ def _peaks(name: str, role: str, arguments: argparse.Namespace) -> Iterator[tupl
             return
         x_BTD, memory_BSD = _inputs(role, length, arguments)
         started = time.perf_counter()
-        gib = _memory(lambda layer=layer, x=x_BTD, m=memory_BSD: _train(layer, x, m), arguments.device)  # type: ignore[misc]
-        seconds = (time.perf_counter() - started) / 2  # it is done twice
+        gib = memory(lambda layer=layer, x=x_BTD, m=memory_BSD: _train(layer, x, m), arguments.device)  # type: ignore[misc]
+        taken = (time.perf_counter() - started) / 2  # it is done twice
         yield length, gib
         growth = (longer / length) ** 2 if longer else 1.0  # even at a linear cost it might not fit
-        too_slow = seconds > arguments.seconds or seconds * growth > 4 * arguments.seconds
+        too_slow = taken > arguments.seconds or taken * growth > 4 * arguments.seconds
         if name != "softmax" and (too_slow or gib > arguments.gib or gib * growth > 2 * arguments.gib):
             return
 
@@ -241,53 +221,12 @@ def _timings(
     own: list[float] = []
     beside: list[float] = []
     while len(own) < arguments.rounds and sum(own) < arguments.seconds:
-        own.append(_seconds(lambda: _train(layer, x_BTD, memory_BSD), arguments.device))
+        own.append(seconds(lambda: _train(layer, x_BTD, memory_BSD), arguments.device))
         if rival is not None:
-            beside.append(_seconds(lambda: _train(rival, x_BTD, memory_BSD), arguments.device))
+            beside.append(seconds(lambda: _train(rival, x_BTD, memory_BSD), arguments.device))
         elif softmax is not None:
             beside.append(softmax.seconds)
     return own, beside
-
-
-def _seconds(work: Callable[[], object], device: str) -> float:
-    if device != "cpu":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def _memory(work: Callable[[], object], device: str) -> float:
-    """GiB at the peak of `work`, beyond what was held before it."""
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        return (torch.cuda.max_memory_allocated() - before) / 2**30
-    work()  # what libraries keep for themselves is not the layer's
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew from here
-    work()
-    return max(_status("VmHWM") - before, 0) / 2**20
-
-
-def _give_back_what_is_freed() -> None:
-    """To the system, from now on: else what was freed earlier is used again, and counts as held before or after."""
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
-
-
-def _keep_what_is_freed() -> None:
-    """One tensor takes the place of another, as in training."""
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**25)
-    ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 2**30)
-
-
-def _status(key: str) -> int:
-    """KiB that the kernel states of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 @torch.no_grad()
@@ -311,9 +250,7 @@ def decoding_cells(name: str, role: str, reference: dict[int, Cell], arguments: 
             position += 1
             if time.perf_counter() - started > 2 * arguments.seconds:
                 return
-        timings = [
-            [_seconds(lambda i=which: step(i), arguments.device) for which in (0, 1)] for _ in range(TIMED_STEPS)
-        ]  # type: ignore[misc]
+        timings = [[seconds(lambda i=which: step(i), arguments.device) for which in (0, 1)] for _ in range(TIMED_STEPS)]  # type: ignore[misc]
         position += TIMED_STEPS
         own, beside = (statistics.median(column) for column in zip(*timings, strict=True))
         yield Cell(role, name, family, target, own, 1.0 if name == "softmax" else beside / own)

@@ -20,17 +20,16 @@ import contextlib
 import json
 import math
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
+from measuring import Worker, has_bf16, serve
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -74,7 +73,7 @@ def main() -> None:
         arguments.data = arguments.data or _make_corpus(Path(folder) / "data-bin")
         _check_losses(arguments)
         precisions = ["fp32"]
-        if arguments.bf16 and _has_bf16():
+        if arguments.bf16 and has_bf16():
             precisions.append("bf16")
         elif arguments.bf16:
             print("bf16 is not measured: this CPU has no units for it (avx512_bf16, amx_bf16) and would emulate it.")
@@ -87,10 +86,10 @@ def _compare(arguments: argparse.Namespace, kinds: list[tuple[str, str]]) -> Non
     rates: dict[tuple[str, str], list[float]] = {kind: [] for kind in kinds}
     for _ in range(arguments.rounds):
         with contextlib.ExitStack() as stack:
-            workers = {kind: stack.enter_context(_Worker(arguments, kind[0], precision=kind[1])) for kind in kinds}
+            workers = {kind: stack.enter_context(_worker(arguments, kind[0], precision=kind[1])) for kind in kinds}
             for _ in range(arguments.updates):
                 for kind, worker in workers.items():
-                    rates[kind].append(worker.update())
+                    rates[kind].append(worker())
     print(f"target tokens/s of an update, {arguments.threads} threads: min, median, max")
     for (name, precision), values in rates.items():
         figures = "".join(f"{figure:9,.0f}" for figure in (min(values), statistics.median(values), max(values)))
@@ -109,58 +108,25 @@ def _parts(values: list[float], size: int) -> Iterator[list[float]]:
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
-class _Worker:
+def _worker(arguments: argparse.Namespace, name: str, *, precision: str) -> Worker:
     """A process that trains in one way, and makes one update for each request."""
-
-    def __init__(self, arguments: argparse.Namespace, name: str, *, precision: str) -> None:
-        python, script = sys.executable, Path(__file__)
-        if name == "against":
-            name, other = "ours", arguments.against.absolute()
-            python, script = str(other / ".venv/bin/python"), other / "tools/bench_training.py"
-        command = [python, str(script), "--worker", name, "--precision", precision]
-        command += [f"--{key}={getattr(arguments, key)}" for key in ("data", "threads", "checked")]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.answer()  # the warm-up is over
-
-    def answer(self) -> Any:
-        """Returns the next value that the process prints."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"A worker process ended early, with exit code {self._process.wait()}.")
-        return json.loads(line)
-
-    def update(self) -> float:
-        """Requests one update. Returns its target tokens per second."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return float(self.answer())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate()
+    python, script = sys.executable, Path(__file__)
+    if name == "against":
+        name, other = "ours", arguments.against.absolute()
+        python, script = str(other / ".venv/bin/python"), other / "tools/bench_training.py"
+    command = [python, str(script), "--worker", name, "--precision", precision]
+    return Worker([*command, *(f"--{key}={getattr(arguments, key)}" for key in ("data", "threads", "checked"))])
 
 
 def _check_losses(arguments: argparse.Namespace) -> None:
     """Compares the losses of `ours` and `plain`. Raises SystemExit if they differ."""
-    with _Worker(arguments, "losses", precision="fp32") as worker:
-        pairs = worker.answer()
+    with _worker(arguments, "losses", precision="fp32") as worker:
+        pairs = worker.ready
     worst = max(abs(ours - plain) / plain for ours, plain in pairs)
     print(f"loss of ours and of plain (fp32, no dropout): {'; '.join(f'{a:.6f}, {b:.6f}' for a, b in pairs)}")
     print(f"  largest relative difference {worst:.1e}")
     if not worst <= 1e-4:
         raise SystemExit("The losses differ, so the speeds cannot be compared.")
-
-
-def _has_bf16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 # --- ours ---
@@ -204,18 +170,7 @@ def _serve_ours(arguments: argparse.Namespace) -> None:
         trainer.update([batch])
         return batch.weight
 
-    _serve(update)
-
-
-def _serve(update: Callable[[], float]) -> None:
-    """Warms up, then makes an update for each line read, and prints its target tokens per second."""
-    for _ in range(WARM_UP):
-        update()
-    print("true", flush=True)
-    for _ in sys.stdin:
-        started = time.perf_counter()
-        tokens = update()
-        print(tokens / (time.perf_counter() - started), flush=True)
+    serve(update, warm_up=WARM_UP)
 
 
 # --- the plain loop ---
@@ -322,7 +277,7 @@ def _serve_plain(arguments: argparse.Namespace) -> None:
         loop.update(batch)
         return batch.weight
 
-    _serve(update)
+    serve(update, warm_up=WARM_UP)
 
 
 def _plain_data(data: Path) -> tuple[int, list[TranslationBatch]]:
@@ -339,7 +294,6 @@ def _plain_data(data: Path) -> tuple[int, list[TranslationBatch]]:
 
 def _losses(arguments: argparse.Namespace) -> None:
     """Print the losses of both trainings from the same weights, without dropout."""
-    print("true", flush=True)
     trainer = _trainer(arguments, dropout=0.0)
     loop = PlainLoop(trainer.model.head.weight.shape[0], dropout=0.0, precision="fp32")
     loop.model.load_state_dict({_plain_name(name): tensor for name, tensor in tensors_of(trainer.model).items()})

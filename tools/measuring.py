@@ -1,0 +1,170 @@
+"""What the benchmarks share: the seconds and the memory of a piece of work, and workers that take turns."""
+
+import ctypes
+import dataclasses
+import json
+import multiprocessing
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import torch
+
+from seqtk.attention import attentions
+
+T = TypeVar("T")
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's numbers of these settings of malloc
+MIXTURES = {
+    "random+dot": ["random", "dot"],
+    "dense+dot": ["dense", "dot"],
+    "random+dense": ["random", "dense"],
+    "factorized_random+dot": ["factorized_random", "dot"],
+}
+"""Mixtures of Synthesizers, which are measured like layers of these names."""
+
+
+def kind_of(name: str) -> str:
+    """The registered kind of a layer or of one of MIXTURES."""
+    return "synthesizer_mixture" if name in MIXTURES else name
+
+
+def settings_of(name: str, **sizes: Any) -> dict[str, Any]:
+    """The settings of a layer: those of `sizes` that it has, and the parts of a mixture."""
+    fields = {field.name for field in dataclasses.fields(attentions.config_type(kind_of(name)))}
+    settings = {key: value for key, value in sizes.items() if key in fields}
+    return settings | ({"parts": MIXTURES[name]} if name in MIXTURES else {})
+
+
+def in_a_process(work: Callable[[], Iterable[T]]) -> tuple[list[T], int | None]:
+    """Runs `work` in a process of its own, a fork that inherits the imports. The parent must not have computed yet.
+
+    Returns what it yields, and the exit code.
+    """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def run() -> None:
+        for item in work():
+            sender.send(item)
+
+    child = context.Process(target=run)
+    child.start()
+    sender.close()
+    items = []
+    while True:
+        try:
+            items.append(receiver.recv())
+        except EOFError:
+            break
+    child.join()
+    return items, child.exitcode
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    """The time that `work` takes."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def memory(work: Callable[[], object], device: str) -> float:
+    """GiB at the peak of `work`, in addition to what is held before it; resident memory, on a GPU allocated memory.
+
+    Call `return_freed_memory` before.
+    """
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 2**30
+    work()  # what libraries keep for themselves does not count
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew from here
+    work()
+    return max(_status("VmHWM") - before, 0) / 2**20
+
+
+def return_freed_memory() -> None:
+    """Freed memory goes to the system from now on; else it is used again, and counts as held before."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
+
+
+def keep_freed_memory() -> None:
+    """Freed memory is used again from now on, as in training."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**25)
+    ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 2**30)
+
+
+def _status(key: str) -> int:
+    """KiB that the kernel states of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def has_bf16() -> bool:
+    """Whether the CPU has units for bfloat16; others emulate it."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+class Worker:
+    """A process that prints one value when it is ready, and one for each line that it reads."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.ready = self._answer()
+
+    def __call__(self) -> float:
+        """Requests one value."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self._answer())
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"A worker process ended early, with exit code {self._process.wait()}.")
+        return json.loads(line)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+
+def serve(update: Callable[[], float], *, warm_up: int) -> None:
+    """Is a worker: for each line read, makes an update and prints how much it trained on in a second.
+
+    Args:
+        update: Makes an update. Returns what it trained on: tokens, or examples.
+        warm_up: Updates before the worker is ready.
+    """
+    for _ in range(warm_up):
+        update()
+    print("true", flush=True)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        amount = update()
+        print(amount / (time.perf_counter() - started), flush=True)
+
+
+def table(corner: str, rows: dict[str, dict[str, str]]) -> str:
+    """A table in Markdown: row → column → text."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    lines = [f"| {corner} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(row.get(column, '') for column in columns)} |" for name, row in rows.items()]
+    return "\n".join(lines)
