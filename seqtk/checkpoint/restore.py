@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -90,9 +91,14 @@ def _read_state(path: Path) -> TrainState:
         raise UserError(f"{path} is not the state file of a checkpoint:  {error}.") from error
 
 
+def unpack_tree(names: Any, tensors: Tensors) -> State:
+    """Returns the tree that `pack_tree` packed."""
+    return tree_map(lambda name: None if name is None else tensors[name], names)
+
+
 def _load_tree(path: Path) -> State:
     tensors, metadata = load_tensors(path)
     try:
-        return tree_map(lambda name: None if name is None else tensors[name], metadata["tree"])
+        return unpack_tree(metadata["tree"], tensors)
     except KeyError as error:
         raise UserError(f"{path} is not the state of streams: {error} is missing.") from error

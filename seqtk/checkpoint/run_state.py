@@ -58,6 +58,8 @@ class TrainState:
     """Sums since the last log line."""
     corpus: str = ""
     """Fingerprint of the training data."""
+    loss_scale: dict[str, float] = field(default_factory=dict)
+    """State of the loss scale of precision=fp16."""
 
     def replace(self, **changes: Any) -> "TrainState":
         """Returns a copy with some fields changed."""
@@ -241,9 +243,8 @@ def _state_text(state: TrainState) -> str:
     return json.dumps(asdict(state), indent=1)
 
 
-def _save_tree(path: Path, tree: State) -> None:
-    """Writes a tree of tensors. The header records the path of each tensor in the tree."""
-    tensors: Tensors = {}
+def pack_tree(tree: State, tensors: Tensors) -> Any:
+    """Adds the tensors of a tree to `tensors`, under numbers. Returns the tree with each one's name instead."""
 
     def name(leaf: Tensor | None) -> str | None:
         if leaf is None:
@@ -251,4 +252,11 @@ def _save_tree(path: Path, tree: State) -> None:
         tensors[str(len(tensors))] = leaf
         return str(len(tensors) - 1)
 
-    save_tensors(path, tensors, {"tree": tree_map(name, tree)})
+    return tree_map(name, tree)
+
+
+def _save_tree(path: Path, tree: State) -> None:
+    """Writes a tree of tensors. The header records the path of each tensor in the tree."""
+    tensors: Tensors = {}
+    names = pack_tree(tree, tensors)
+    save_tensors(path, tensors, {"tree": names})

@@ -22,6 +22,9 @@ def main(config: "TrainConfig") -> None:
 
     For several devices: torchrun --nproc-per-node 2 -m seqtk.cli.train recipe=NAME.
     """
+    if config.replay is not None:
+        _replay(config)
+        return
     if not (config.max_updates or config.max_epochs):
         raise UserError(
             "No recipe is set, and neither is max_updates or max_epochs.",
@@ -33,6 +36,23 @@ def main(config: "TrainConfig") -> None:
     stopped_by = train(config).signal
     if stopped_by:
         sys.exit(128 + stopped_by)
+
+
+def _replay(config: "TrainConfig") -> None:
+    """Prints what the update in a replay file gives, with the settings in the file."""
+    from seqtk.training.config import TrainConfig
+    from seqtk.training.replay import replay
+    from seqtk.training.resume import changed_keys
+
+    used = ("replay", "device", "threads", "user_dir")
+    ignored = [key for key in changed_keys(TrainConfig(), config) if key not in used]
+    if ignored:
+        raise UserError(
+            f"{ignored[0]}= has no effect with replay=: the file holds the settings of the run.",
+            f"Set only replay= and, if needed, {', '.join(used[1:])}.",
+        )
+    for line in replay(config.replay or "", device=config.device):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Checks before the first update, and the start-up banner."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from seqtk.criterions import Criterion
 from seqtk.data.plan import epoch_batches, usable
@@ -101,3 +102,17 @@ def banner(config: TrainConfig, *, model: Model, train_set: Dataset, engine: Eng
         more = ", …" if len(too_long) > 10 else ""
         are = "is" if len(too_long) == 1 else "are"
         yield f"{how_many(len(too_long), 'example')} {are} too long and skipped: {named}{more}."
+
+
+def smaller_batch(config: TrainConfig) -> tuple[str, str]:
+    """Returns advice for a run that does not fit into memory."""
+    key, value = "batch.max_tokens", config.batch.max_tokens
+    if value is None:
+        key, value = "batch.max_sentences", config.batch.max_sentences
+    if config.batch.streams is not None or value is None:
+        key, value = "task.tokens_per_sample", getattr(config.task, "tokens_per_sample", None) or 1024
+    again = " in a new save_dir" if (Path(config.save_dir) / "latest").exists() else ""
+    return (
+        f"Activations need memory in proportion to {key}={value}.",
+        f"Set {key}={max(value // 2, 1)} and update_freq={2 * config.update_freq}{again}: an update is as large.",
+    )

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import ClassVar, Literal
 
+import torch
+
 from seqtk.config import schema
 from seqtk.config.fields import setting
 from seqtk.criterions import CriterionConfig
@@ -100,9 +102,16 @@ class TrainConfig:
     parallel: EngineConfig | None = setting(
         None, help="How processes share the work: none, ddp, or a plug-in's. null: ddp under torchrun, else none."
     )
-    precision: Literal["fp32", "bf16"] = setting(
-        "fp32", help="Precision of the computation. bf16: autocast to bfloat16; the weights stay in float32."
+    precision: Literal["fp32", "bf16", "fp16"] = setting(
+        "fp32",
+        help="Precision of the computation. bf16, fp16: autocast to it; the weights stay in float32. fp16 scales the "
+        "loss.",
     )
+    non_finite: Literal["stop", "skip"] = setting(
+        "stop", help="After a loss, gradient or metric that is not finite: stop the run, or skip the update."
+    )
+    max_skips: int = setting(10, at_least=1, help="Stop after more consecutive updates that non_finite=skip skipped.")
+    replay: str | None = setting(None, help="Repeat the update in this replay file, and nothing else.")
     threads: int = setting(0, at_least=0, at_most=1024, help="CPU threads. 0: torch's default.")
     max_updates: int = setting(0, at_least=0, help="Stop after this many updates. 0: no limit.")
     max_epochs: int = setting(0, at_least=0, help="Stop after this many epochs. 0: no limit.")
@@ -117,6 +126,11 @@ class TrainConfig:
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """What `precision` computes in; None is float32."""
+        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
 
     def check(self) -> None:
         """Checks settings against each other, before anything is built.

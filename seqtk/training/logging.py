@@ -6,6 +6,7 @@ A sink of a plug-in is one file: a subclass of `Sink`, registered under the name
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -94,7 +95,8 @@ class Console(Sink):
             self.bar = tqdm(total=run.max_updates or None, initial=run.resumed_at, **options)
 
     def info(self, message: str) -> None:
-        tqdm.write(message, file=sys.stderr)
+        with suppress(OSError):  # a terminal that is gone does not end the run
+            tqdm.write(message, file=sys.stderr)
 
     def progress(self, update: int) -> None:
         if self.bar is not None:

@@ -105,9 +105,9 @@ class TrainStep(nn.Module):
     divided by its whole weight, each penalty counts exactly once however the update is split into micro-batches.
     """
 
-    def __init__(self, model: Model, criterion: Criterion, *, bf16: bool) -> None:
+    def __init__(self, model: Model, criterion: Criterion, *, autocast: torch.dtype | None = None) -> None:
         super().__init__()
-        self.model, self.criterion, self.bf16 = model, criterion, bf16
+        self.model, self.criterion, self.autocast = model, criterion, autocast
 
     def forward(self, batch: Any, state: State = None) -> tuple[Tensor, Stats, State]:
         """Computes the loss of a micro-batch.
@@ -120,7 +120,8 @@ class TrainStep(nn.Module):
             The total to minimise, a sum over the targets; the statistics for metrics; and the recurrent state in
             which the rows end, without gradient.
         """
-        with torch.autocast(batch.ids_B.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+        dtype = self.autocast or torch.bfloat16
+        with torch.autocast(batch.ids_B.device.type, dtype=dtype, enabled=self.autocast is not None):
             loss = self.criterion(self.model, batch, state)
         total = loss.total
         for _, layer in self.model.attention_layers():

@@ -5,19 +5,16 @@ gradients are those of (sum of losses) / (sum of weights), reduces them on the l
 is the same however it is split. Dropout and batch order are functions of (seed, update, rank) and (seed, epoch).
 
 Between two log lines the host reads nothing from the device: losses are summed there, and an update whose gradient is
-not finite, with all that follow it, is skipped there until the host learns of it.
+not finite, with all that follow it, is skipped there until the host learns of it. The state is then the one before that
+update, which is repeated to find where it fails. With `non_finite=skip` the run continues with the update after it.
 """
 
 import math
-import os
-import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,22 +29,27 @@ from seqtk.corpora import demo
 from seqtk.criterions import criterions
 from seqtk.criterions.base import Stats
 from seqtk.data.batch import Batch
-from seqtk.data.loader import load_updates
+from seqtk.data.loader import CPU, load_updates
 from seqtk.data.plan import Position, Update, epoch_plan
 from seqtk.metrics import Evaluation, metrics
 from seqtk.optim import can_skip, optimizers, schedules, set_rate
 from seqtk.tasks import tasks
-from seqtk.training.checks import banner, check_run
+from seqtk.training.checks import banner, check_run, smaller_batch
 from seqtk.training.config import TrainConfig
 from seqtk.training.logging import Logger, RunInfo
+from seqtk.training.loss_scale import LossScale
+from seqtk.training.non_finite import Origin, Stage, first_bad, origin_of, probing
 from seqtk.training.parallel import Engine, TrainStep, start_engine
+from seqtk.training.replay import Failure, MicroBatch, dropout_seed, to_device, write_replay
 from seqtk.training.resume import check_resumable, format_list
+from seqtk.training.signals import StopSignal, ending_with_launcher
 from seqtk.training.start import start_from
 from seqtk.training.stream_state import StreamState
 from seqtk.training.validation import ValidationInterrupted, reported_metrics, validate
-from seqtk.utils.errors import UserError
+from seqtk.utils.errors import UserError, how_many
 from seqtk.utils.memory import keep_freed_memory, out_of_memory_errors, peak_memory_gib
 
+OVERFLOWS = "overflows"
 OF_WEIGHTS = "/weight"
 """Ends the name of the sum of a statistic's weights, next to the sum of the statistic."""
 
@@ -85,7 +87,7 @@ def train(config: TrainConfig) -> Result:
         if config.task.data == demo.DESTINATION:
             demo.ensure()
         lock = locked(Path(config.save_dir)) if engine.is_first else nullcontext()
-        with lock, out_of_memory_errors(engine.device, *_smaller_batch(config)):
+        with ending_with_launcher(), lock, out_of_memory_errors(engine.device, *smaller_batch(config)):
             return Trainer(config, engine=engine).fit()
     finally:
         engine.close()
@@ -117,7 +119,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         with out_of_memory_errors(engine.device, "The weights of the model do not fit.", "Set smaller sizes in model."):
             self.model = self.task.model(config.model).to(engine.device)
-        self.step = TrainStep(self.model, criterions.build(config.criterion), bf16=config.precision == "bf16")
+        self.step = TrainStep(self.model, criterions.build(config.criterion), autocast=config.autocast)
         self.wrapped = engine.wrap(self.step)
         self.optimizer = optimizers.build(config.optimizer, self.model)  # of the parameters as the engine left them
         self.schedule = schedules.build(config.schedule, lr=config.optimizer.lr, max_steps=config.max_updates or None)
@@ -136,7 +138,9 @@ class Trainer:
             and config.batch.streams is None
             and all(type(layer).after_update is Attention.after_update for layer in layers)
         )
-        self._stop_signal = 0
+        self.stop = StopSignal(engine)
+        self._skips: list[int] = []
+        """The updates that were skipped one after another, up to the last one that was."""
         self._finite: Tensor = torch.ones((), dtype=torch.bool, device=engine.device)
 
     def _restore(self) -> None:
@@ -170,6 +174,9 @@ class Trainer:
         if self.state.metric != metric:  # there is no best value of another metric yet
             self.state = self.state.replace(metric=metric, best=None, validations_without_best=0)
         self._saved_at = self.state.update
+        self.loss_scale = LossScale(
+            enabled=config.precision == "fp16", device=self.engine.device, saved=self.state.loss_scale
+        )
         self._clear_sums()
 
     def fit(self) -> Result:
@@ -177,16 +184,16 @@ class Trainer:
         config, start = self.config, self.state
         run = RunInfo(Path(config.save_dir), start.update, start.pending_validation, config.max_updates)
         sinks = config.log.all_sinks() if self.engine.is_first else ()
-        with Logger(sinks, run) as self.log, self._signals_caught():
+        with Logger(sinks, run) as self.log, self.stop.caught(self._last_update):
             for line in banner(config, model=self.model, train_set=self.train_set, engine=self.engine):
                 self.log.info(line)
             for line in self._resume_notes:
                 self.log.info(line)
             if start.pending_validation:
                 self._validate()
-            if not (self._stop_signal or self._is_over()):
+            if not (self.stop or self._is_over()):
                 self._train()
-            if self._stop_signal:
+            if self.stop:
                 pending = ", starting with its validation" if self.state.pending_validation else ""
                 self.log.info(
                     f"Stopped by a signal after update {self.state.update:,}. The same command resumes there{pending}."
@@ -195,21 +202,25 @@ class Trainer:
                 self.log.info(f"Finished after update {self.state.update:,}. The models are in {config.save_dir}.")
                 if self._has_changes and self.state.update == start.update:
                     self.log.info("Training had already finished; changed settings had no effect.")
-            return Result(self.checkpoints.directory, self.state.update, self.state.best, self._stop_signal)
+            return Result(self.checkpoints.directory, self.state.update, self.state.best, self.stop.number)
 
     def _train(self) -> None:
-        """The loop."""
+        """The loop; after a skipped update, of which the host may learn later, it starts again behind that update."""
+        while not (self.stop or self._is_over()):
+            self._train_from_position()
+
+    def _train_from_position(self) -> None:
         for update, micro_batches in self._updates():
             self.update(micro_batches)
-            self._advance(update)
+            has_skipped = self._advance(update)
             if self._is_due(self.config.log.every):
                 self._log_interval()
             if self._is_due(self.config.validation.every or None):
                 self._save(pending_validation=True)
                 self._validate()
-            elif self._is_due(self.config.checkpoint.every) or self._stop_signal:
+            elif self._is_due(self.config.checkpoint.every) or self.stop:
                 self._save()
-            if self._stop_signal or self._is_over():
+            if has_skipped or self.stop or self._is_over():
                 break
 
     def _updates(self) -> Iterator[tuple[Update, list[Batch]]]:
@@ -240,27 +251,39 @@ class Trainer:
         step, streams = self.state.update, list(self.streams.states)
         weight, stats, norm = self._backward(micro_batches)
         values = torch.stack([norm.double(), *stats.values()])
-        self._finite = self._finite & values.isfinite().all()
-        if not self._skips_on_device and not bool(self._finite):
-            self.streams.states = streams
-            self._raise_not_finite(micro_batches)
-        self._clip(norm)
-        set_rate(self.optimizer, self.schedule.lr(step))
+        finite = values.isfinite().all()
+        overflow = self._finite & self.loss_scale.is_overflow(
+            loss=values[1:].isfinite().all(), gradient=norm.isfinite()
+        )
+        self._finite = self._finite & (finite | overflow)
+        made = self._finite & finite
         if self._skips_on_device:
-            self.optimizer.found_inf = (~self._finite).float()  # type: ignore[attr-defined]
-        self.optimizer.step()
+            self._step(norm, lr=self.schedule.lr(step), skip=~made)
+        elif bool(made):
+            self._step(norm, lr=self.schedule.lr(step))
+        else:
+            self.streams.states = streams
+            self._has_failed = not bool(self._finite)
+        self.loss_scale.update(made=made, overflow=overflow)
         self.optimizer.zero_grad(set_to_none=True)
         for_all_ranks = np.random.SeedSequence([self.config.seed, step, 2**32 - 1]).generate_state(1)[0]
         generator = torch.Generator().manual_seed(int(for_all_ranks))
         for _, layer in self.model.attention_layers():
             layer.after_update(step + 1, generator)
-        self._add(tuple(stats), values, weight=weight)
+        self._add(tuple(stats), values, weight=weight, made=made, overflow=overflow)
+
+    def _step(self, norm: Tensor, *, lr: float, skip: Tensor | None = None) -> None:
+        """Clips the gradient and lets the optimizer change the weights, unless `skip` is true."""
+        self._clip(norm)
+        set_rate(self.optimizer, lr)
+        if skip is not None:
+            self.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+        self.optimizer.step()
 
     def _backward(self, micro_batches: Sequence[Batch]) -> tuple[float, dict[str, Tensor], Tensor]:
         """Computes the gradient of an update. Returns its weight, the reported sums, and the gradient's norm."""
         config, engine = self.config, self.engine
-        seed = np.random.SeedSequence([config.seed, self.state.update, engine.rank]).generate_state(1)[0]
-        torch.manual_seed(int(seed))
+        torch.manual_seed(dropout_seed(config.seed, self.state.update, engine.rank))
         self.wrapped.train()
         (weight,) = engine.sums([float(sum(batch.weight for batch in micro_batches))])
         stats: Stats = {}
@@ -269,7 +292,8 @@ class Trainer:
                 state = self.streams.load(index, rows=len(batch.ids_B))
                 total, reported, state = self.wrapped(batch, state)
                 self.streams.store(index, state)
-                (total * (engine.size / weight)).backward()
+                total = total * (engine.size / weight)
+                (total * self.loss_scale.scale if self.loss_scale.enabled else total).backward()
             for name, (value, its_weight) in reported.items():
                 before = stats.get(name, (0.0, 0.0))
                 stats[name] = before[0] + value, before[1] + its_weight
@@ -278,29 +302,43 @@ class Trainer:
         names = sorted(own)
         summed = engine.sum(torch.stack([own[name].double() for name in names])).unbind() if names else ()
         norm = nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None)
-        return weight, dict(zip(names, summed, strict=True)), engine.full(norm)
+        norm = engine.full(norm)
+        norm = norm / self.loss_scale.scale if self.loss_scale.enabled else norm
+        return weight, dict(zip(names, summed, strict=True)), norm
 
     def _clip(self, norm: Tensor) -> None:
-        """Scales the gradient to `clip_norm` where it is longer, without reading its norm."""
+        """Takes the loss scale from the gradient, and scales it to `clip_norm` where it is longer; reads nothing."""
         limit = self.config.clip_norm
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        if limit and gradients:
-            scale = torch.where(norm > limit, limit / norm.double(), 1.0).to(gradients[0].dtype)
-            torch._foreach_mul_(gradients, scale)
+        if not gradients or not (limit or self.loss_scale.enabled):
+            return
+        scale = torch.where(norm > limit, limit / norm.double(), 1.0) if limit else torch.ones_like(norm).double()
+        if self.loss_scale.enabled:
+            scale = scale / self.loss_scale.scale
+        torch._foreach_mul_(gradients, scale.to(gradients[0].dtype))
 
-    def _advance(self, update: Update) -> None:
-        """Counts an update, and reads the sums from the device if they are needed now."""
+    def _advance(self, update: Update) -> bool:
+        """Counts an update, and reads the sums from the device if they are needed now.
+
+        Returns:
+            Whether an update was skipped, so that the position is the one behind it, not behind `update`.
+        """
         self._unread.append((self.state, update))
         self.state = self.state.replace(update=self.state.update + 1, position=update.position_after)
-        if self._epoch_ended():
-            self.streams.clear()
-        if self._stop_requested():
-            self._stop_signal = self._noted_signal or signal.SIGTERM
+        self.stop.agree()
         config = self.config
         events = (config.log.every, config.validation.every or None, config.checkpoint.every)
-        if self._stop_signal or self._epoch_ended() or any(map(self._is_due, events)):
-            self.read_sums()
+        has_skipped = False
+        if self._has_failed or self.stop or self._epoch_ended() or any(map(self._is_due, events)):
+            has_skipped = self.read_sums()
+        if self._epoch_ended():
+            self.streams.clear()
         self.log.progress(self.state.update)
+        return has_skipped
+
+    def _last_update(self) -> int:
+        """Returns the update that a signal lets the run finish."""
+        return self.state.update + (not self.state.pending_validation)
 
     def _is_due(self, every: int | None) -> bool:
         """Returns whether something that happens `every` so many updates (None: each epoch) is due."""
@@ -309,8 +347,8 @@ class Trainer:
     def _epoch_ended(self) -> bool:
         return self.state.position.examples == 0
 
-    def _is_over(self) -> bool:
-        config, state = self.config, self.state
+    def _is_over(self, state: TrainState | None = None) -> bool:
+        config, state = self.config, state or self.state
         return bool(
             (config.max_updates and state.update >= config.max_updates)
             or (config.max_epochs and state.position.epoch > config.max_epochs)
@@ -323,73 +361,135 @@ class Trainer:
         self._names: tuple[str, ...] = ()
         self._sums: Tensor | None = None
         self._finite = torch.ones((), dtype=torch.bool, device=self.engine.device)
+        self._has_failed = False
+        """Whether the host knows that the last update failed."""
         self._unread: list[tuple[TrainState, Update]] = []
         self._started = time.monotonic()
 
-    def _add(self, stats: tuple[str, ...], values: Tensor, *, weight: float) -> None:
+    def _add(self, stats: tuple[str, ...], values: Tensor, *, weight: float, made: Tensor, overflow: Tensor) -> None:
         """Adds the statistics of an update, unless it was skipped, to the sums since the last log line."""
         if self._sums is None:
-            self._names = ("norm", *stats, "weight", "updates")
+            self._names = ("norm", *stats, "weight", "updates", OVERFLOWS)
             before = self.state.interval
             start = [
                 before.get(name, before.get("weight", 0.0) if name.endswith(OF_WEIGHTS) else 0.0)
                 for name in self._names
             ]
             self._sums = torch.tensor(start, dtype=torch.float64, device=self.engine.device)
-        made = self._finite.double()
-        counts = torch.stack([made * weight, made])
-        self._sums = self._sums + torch.cat([torch.where(self._finite, values, 0.0), counts])
+        counts = torch.stack([made.double() * weight, made.double(), overflow.double()])
+        self._sums = self._sums + torch.cat([torch.where(made, values, 0.0), counts])
 
-    def read_sums(self) -> None:
+    def read_sums(self) -> bool:
         """Reads the sums into the state: the only wait for the device between two log lines.
 
+        Returns:
+            Whether an update was skipped. The state is then the one after it.
+
         Raises:
-            NotFiniteError: If an update since the last reading was skipped.
+            NotFiniteError: If an update since the last reading was not finite, and may not be skipped.
         """
         if self._sums is None:
-            return
+            return False
         before = self.state.interval
-        sums = dict(zip(self._names, self._sums.tolist(), strict=True))
+        *values, scale, clean = torch.cat([self._sums, self.loss_scale.values]).tolist()
+        sums = dict(zip(self._names, values, strict=True))
         seconds = time.monotonic() - self._started
         self._started = time.monotonic()
         timed = {
             "interval": {**sums, "seconds": before.get("seconds", 0.0) + seconds},
             "seconds": self.state.seconds + seconds,
+            "loss_scale": {"scale": scale, "updates": clean} if self.loss_scale.enabled else {},
         }
         unread, self._unread = self._unread, []
-        made = round(sums["updates"] - before.get("updates", 0.0))
-        if made < len(unread):  # the first that was skipped, and with it all after it
-            state, update = unread[made]
+        done = round(sum(sums[name] - before.get(name, 0.0) for name in ("updates", OVERFLOWS)))
+        if done < len(unread):  # the first that failed, and with it all after it
+            state, update = unread[done]
             self.state = state.replace(**timed)
-            indices = [array for array in update.indices if array is not None] or [np.array([0])]
-            batches = (self.task.collate([self.train_set[int(index)] for index in array]) for array in indices)
-            self._raise_not_finite([batch.to(self.engine.device) for batch in batches])
+            self._handle_failure(update)
+            self.state = self.state.replace(update=state.update + 1, position=update.position_after)
+            self._finite = torch.ones_like(self._finite)
+            self._has_failed = False
+            return True
         self.state = self.state.replace(**timed)
+        return False
 
-    def _raise_not_finite(self, micro_batches: Sequence[Batch]) -> None:
-        """Repeats the update that follows the state, to find out where it is not finite; saves; and raises."""
+    # Failures
+
+    def _handle_failure(self, update: Update) -> None:
+        """Finds out where `update`, which follows the state, is not finite, and writes the replay file.
+
+        Raises:
+            NotFiniteError: Unless the update may be skipped. The state before it has been saved.
+        """
+        parts = [[0] if indices is None else indices.tolist() for indices in update.indices]
+        batches = [self.task.collate([self.train_set[index] for index in part]) for part in parts]
+        empty = [indices is None for indices in update.indices]
+        micro_batches = [
+            (batch.as_empty() if is_empty else batch).to(self.engine.device)
+            for batch, is_empty in zip(batches, empty, strict=True)
+        ]
         self.optimizer.zero_grad(set_to_none=True)
         streams = list(self.streams.states)
-        self._backward(micro_batches)
+        with probing(self.step) as probe:
+            self._backward(micro_batches)
+            origin = origin_of(probe, self.step, engine=self.engine)
         self.streams.states = streams
-        names = [
-            name
-            for name, parameter in self.model.named_parameters()
-            if parameter.grad is not None and not bool(self.engine.full(parameter.grad).isfinite().all())
-        ] or ["the loss"]
-        examples = [str(index) for batch in micro_batches for index in batch.ids_B.tolist()]
-        raise NotFiniteError(
-            f"The gradient of update {self.state.update + 1:,} is not finite, first in {names[0]}.",
-            f"Its training examples: {', '.join(examples[:20])}{', …' if len(examples) > 20 else ''}.",
-            self._save_before_abort(),
+        self.optimizer.zero_grad(set_to_none=True)
+        problem = f"The loss or gradient of update {self.state.update + 1:,} is not finite, {origin}."
+        about = self._write_replay(origin, probe.inputs, training=True)
+        follows = self._skips[-1:] == [self.state.update - 1]
+        self._skips = [*(self._skips if follows else ()), self.state.update]
+        limit = self.config.max_skips
+        if self.config.non_finite == "skip" and origin.stage > Stage.WEIGHT:
+            if len(self._skips) <= limit:
+                self.log.info(f"Skipped: {problem} {about}")
+                return
+            problem = f"{how_many(limit, 'update')} in a row are skipped, max_skips={limit}. {problem}"
+        raise NotFiniteError(problem, about, self._save_before_abort())
+
+    def _handle_bad_metric(self, name: str, value: float, *, after: TrainState) -> None:
+        """Finds out where a validation is not finite, and writes the replay file.
+
+        Args:
+            name, value: The metric.
+            after: The state if the run continues.
+
+        Raises:
+            NotFiniteError: Unless the validation may be ignored; never for the last one.
+        """
+        config = replace(self.config, validation=replace(self.config.validation, decode=False))
+        with probing(self.step) as probe:
+            validate(self.step, self.task, config, engine=self.engine)
+            origin = origin_of(probe, self.step, engine=self.engine)
+        problem = f"The validation of update {self.state.update:,} has {name}={value}, {origin}."
+        about = self._write_replay(origin, probe.inputs[probe.at : probe.at + 1], training=False)
+        if config.non_finite == "skip" and origin.stage > Stage.WEIGHT and not self._is_over(after):
+            self.log.info(f"{problem} {about}")
+            return
+        latest = self.checkpoints.directory / "latest"
+        advice = (
+            f"Lower optimizer.lr or set clip_norm. To resume from an earlier checkpoint, write its name into {latest}."
+        )
+        raise NotFiniteError(problem, about, advice)
+
+    def _write_replay(self, origin: Origin, inputs: Sequence[MicroBatch], *, training: bool) -> str:
+        """Writes the replay file of a failure with these inputs of each process. Returns a line about it."""
+        every = self.engine.gather([(batch.to(CPU), to_device(state, CPU)) for batch, state in inputs])
+        failure = Failure(self.state.update, training, float(self.loss_scale.scale), every)
+        weights, path = self._full_weights(), self.checkpoints.directory / "replay.safetensors"
+        if self.engine.is_first:
+            write_replay(path, failure, weights, config=schema.to_dict(self.config), assets=self.task.assets())
+        return (
+            f"Its {'training ' if training else ''}examples: {origin.examples}. To repeat it: seqtk-train replay={path}"
         )
 
     def _save_before_abort(self) -> str:
         """Saves the state before a failed update, if its weights are finite. Returns advice."""
-        self.read_sums()
-        good = all(bool(self.engine.full(parameter).isfinite().all()) for parameter in self.model.parameters())
-        if good and self.state.update != self._saved_at:
+        if first_bad(self._full_weights()) is None and self.state.update != self._saved_at:
             self._save()
+        return self._advice()
+
+    def _advice(self) -> str:
         saved = f"The last checkpoint is of update {self._saved_at:,}" if self._saved_at else "There is no checkpoint"
         return f"{saved}; lower optimizer.lr or set clip_norm."
 
@@ -398,7 +498,12 @@ class Trainer:
     def _log_interval(self) -> None:
         sums = self.state.interval
         weight, count = sums["weight"], sums["updates"]
-        others = ("weight", "updates", "seconds", "norm")
+        if not count:  # every update was skipped
+            self.state = self.state.replace(interval={})
+            self._clear_sums()
+            return
+        fp16 = self.loss_scale.enabled
+        others = ("weight", "updates", "seconds", "norm", OVERFLOWS)
         names = [name for name in sorted(sums) if name not in others and not name.endswith(OF_WEIGHTS)]
         stats = {name: (sums[name], sums.get(f"{name}{OF_WEIGHTS}", weight)) for name in names}
         scores = metrics.compute(reported_metrics(self.config, self.task), Evaluation(stats))
@@ -410,6 +515,7 @@ class Trainer:
                 **{name: score.value for name, score in scores.items()},
                 "lr": self.schedule.lr(self.state.update - 1),
                 "gnorm": sums["norm"] / count,
+                **({"loss_scale": float(self.loss_scale.scale), OVERFLOWS: sums[OVERFLOWS]} if fp16 else {}),
                 "tokens_per_second": weight / max(sums["seconds"], 1e-9),
                 "tokens_per_update": weight / count,
                 "memory_gib": peak_memory_gib(self.engine.device),
@@ -429,7 +535,7 @@ class Trainer:
         """
         config = self.config
         try:
-            values, outputs = validate(self.step, self.task, config, engine=self.engine, stop=self._stop_now)
+            values, outputs = validate(self.step, self.task, config, engine=self.engine, stop=self.stop.agree)
         except ValidationInterrupted:
             return
         metric = config.validation.metric
@@ -437,7 +543,7 @@ class Trainer:
             raise UserError(f"validation.metric={metric} was not computed; only {', '.join(values)} were.")
         numbers = {name: float(value) for name, value in values.items() if not isinstance(value, str)}
         value, best = numbers[metric], self.state.best
-        is_best = math.isfinite(value) and metrics[metric]().is_better(value, best)
+        is_best = all(map(math.isfinite, numbers.values())) and metrics[metric]().is_better(value, best)
         validated = self.state.replace(
             best=value if is_best else best,
             validations_without_best=0 if is_best else self.state.validations_without_best + 1,
@@ -448,27 +554,24 @@ class Trainer:
         for number, output in enumerate(outputs[: config.log.samples]):
             shown = f"**source** {output.source}\n\n**output** {output.output}\n\n**reference** {output.references[0]}"
             self.log.text(f"sample {number}", self.state.update, shown)
-        self._check_finite(numbers)
+        bad = next((name for name, number in numbers.items() if not math.isfinite(number)), None)
+        if bad is not None:
+            self._handle_bad_metric(bad, numbers[bad], after=validated)
         self.state = validated
         model = self._full_weights()
         if self.engine.is_first:
-            self.checkpoints.save_best(model, self.state, numbers, higher=metrics[metric].higher_is_better)
+            if bad is None:
+                self.checkpoints.save_best(model, self.state, numbers, higher=metrics[metric].higher_is_better)
             self.checkpoints.save_state(self.state)
-        self._stop_now()
+        self.stop.agree()
         self._started = time.monotonic()
-
-    def _check_finite(self, values: dict[str, float]) -> None:
-        name = next((name for name, value in values.items() if not math.isfinite(value)), None)
-        if name is not None:
-            raise NotFiniteError(
-                f"The validation of update {self.state.update:,} has {name}={values[name]}: training has diverged.",
-                "Lower optimizer.lr or set clip_norm, and set another save_dir.",
-                f"To resume from an earlier checkpoint, write its name into {self.checkpoints.directory / 'latest'}.",
-            )
 
     def _save(self, *, pending_validation: bool = False) -> None:
         self.state = self.state.replace(pending_validation=pending_validation)
         model, streams = self._full_weights(), self.streams.gather()
+        bad = first_bad(model)
+        if bad is not None:
+            raise NotFiniteError(f"The weight {bad} is not finite after update {self.state.update:,}.", self._advice())
         optimizer = optimizer_tensors(self.model, self.optimizer, full=self.engine.full)
         if self.engine.is_first:
             archive = self.checkpoints.archive_newer(self._saved_at)
@@ -487,58 +590,3 @@ class Trainer:
         parts = {name: local(tensor, own[name]) if name in own else tensor for name, tensor in model.items()}
         set_tensors(self.model, parts, source=source)
         set_optimizer_tensors(self.model, self.optimizer, optimizer, source=source, local=local)
-
-    # Signals
-
-    def _stop_requested(self) -> bool:
-        """Returns whether any process has received a signal. A collective operation."""
-        return self.engine.sums([float(self._noted_signal)]) != [0.0]
-
-    def _stop_now(self) -> bool:
-        """Like `_stop_requested`, and records that the run stops."""
-        if self._stop_requested() and not self._stop_signal:
-            self._stop_signal = self._noted_signal or signal.SIGTERM
-        return bool(self._stop_signal)
-
-    @contextmanager
-    def _signals_caught(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM ends the run after this update, with a checkpoint; the second at once.
-
-        It interrupts a validation, whose update is finished and saved.
-        """
-        if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
-            yield
-            return
-
-        def note(number: int, _: Any) -> None:
-            if self._noted_signal:
-                raise KeyboardInterrupt(number)
-            self._noted_signal = number
-            if self.engine.is_first:
-                last = self.state.update + (not self.state.pending_validation)
-                line = f"Stopping after update {last:,}; press again to stop at once.\n"
-                os.write(2, f"{chr(10) if os.isatty(2) else ''}{line}".encode())  # print may be what was interrupted
-
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    _noted_signal = 0
-    """The signal that this process has received."""
-
-
-def _smaller_batch(config: TrainConfig) -> tuple[str, str]:
-    """Returns advice for a run that does not fit into memory."""
-    key, value = "batch.max_tokens", config.batch.max_tokens
-    if value is None:
-        key, value = "batch.max_sentences", config.batch.max_sentences
-    if config.batch.streams is not None or value is None:
-        key, value = "task.tokens_per_sample", getattr(config.task, "tokens_per_sample", None) or 1024
-    again = " in a new save_dir" if (Path(config.save_dir) / "latest").exists() else ""
-    return (
-        f"Activations need memory in proportion to {key}={value}.",
-        f"Set {key}={max(value // 2, 1)} and update_freq={2 * config.update_freq}{again}: an update is as large.",
-    )

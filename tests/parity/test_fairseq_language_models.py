@@ -183,7 +183,7 @@ def test_validation_of_the_imported_file(golden: Path, stored_in: Path, model: T
     assert loaded.model.state_dict().keys() == model.state_dict().keys()
     saved = schema.from_dict(TrainConfig, loaded.config)
     config = replace(saved, task=replace(saved.task, data=str(data)))
-    objective = TrainStep(loaded.model, CrossEntropy(CrossEntropyConfig()), bf16=False)
+    objective = TrainStep(loaded.model, CrossEntropy(CrossEntropyConfig()))
     figures, outputs = validate(objective, loaded.task, config, engine=start_engine(device="cpu"))
     total, weight = loss_of(model, TokenBlocks(DataBin(data).split("valid"), tokens_per_sample=64))
     assert figures["bits_per_token"] == pytest.approx(total / weight / math.log(2), rel=5e-7)

@@ -86,7 +86,7 @@ def train_config(loaded: model_file.LoadedModel) -> TrainConfig:
 @pytest.mark.parametrize("kind", KINDS)
 def test_metrics_equal_those_of_validation(run: Run, folder: Path, kind: str) -> None:
     loaded = model_file.load(folder / f"{kind}.safetensors")
-    objective = TrainStep(loaded.model, CrossEntropy(CrossEntropyConfig()), bf16=False)
+    objective = TrainStep(loaded.model, CrossEntropy(CrossEntropyConfig()))
     config = replace(
         train_config(loaded), validation=ValidationConfig(split="test"), batch=BatchingConfig(max_tokens=100)
     )
@@ -116,7 +116,7 @@ def test_recurrent_memory_equals_validation(run: Run, folder: Path) -> None:
         validation=ValidationConfig(split="test"),
     )
     model_file.save(folder / "xl.safetensors", tensors_of(model), config=config, assets=loaded.task.assets(), info={})
-    objective = TrainStep(model, CrossEntropy(CrossEntropyConfig()), bf16=False)
+    objective = TrainStep(model, CrossEntropy(CrossEntropyConfig()))
     wanted, _ = validate(objective, loaded.task, config, engine=start_engine(device="cpu"))
     figures = run("xl", "output=scores.jsonl")
     assert figures["nll"] == pytest.approx(wanted["nll"], rel=1e-6)

@@ -76,7 +76,7 @@ def test_equals_torch(model: Transformer, config: object) -> None:
 
 
 def test_an_empty_batch_has_gradients_of_zero(model: Transformer) -> None:
-    step = TrainStep(model, criterions.build(LabelSmoothedConfig()), bf16=False)
+    step = TrainStep(model, criterions.build(LabelSmoothedConfig()))
     total, stats, _ = step(collate_pairs(pairs()).as_empty())
     assert total.item() == 0
     assert {(float(value), float(weight)) for value, weight in stats.values()} == {(0, 0)}

@@ -43,7 +43,7 @@ def interrupt(run: Trainer, *, update: int, training: bool, how: str = "signal")
         if module.training is training and run.state.update == update:
             if how == "killed":
                 raise KilledError
-            if not run._noted_signal:
+            if not run.stop.noted:
                 signal.raise_signal(signal.SIGTERM)
 
     run.step.register_forward_pre_hook(hook)

@@ -40,7 +40,7 @@ def penalty_of(run: Trainer) -> float:
 def test_total_has_each_penalty_once(tiny_corpus: Path, tmp_path: Path) -> None:
     run = penalised_trainer(tiny_corpus, tmp_path)
     batch = batch_of(run, range(8))
-    step = TrainStep(run.model, criterions.build(run.config.criterion), bf16=False).eval()
+    step = TrainStep(run.model, criterions.build(run.config.criterion)).eval()
     total, _, _ = step(batch)
     alone = step.criterion(run.model, batch).total
     assert penalty_of(run) > 1

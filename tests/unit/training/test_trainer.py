@@ -181,7 +181,7 @@ class TestNotFinite:
                 next(iter(run.model.parameters())).data.fill_(float("nan"))
 
         run.step.register_forward_pre_hook(spoil)
-        with pytest.raises(UserError, match=r"update 2 has loss=nan(.|\n)*optimizer\.lr"):
+        with pytest.raises(UserError, match=r"update 2 has loss=nan, because the weight(.|\n)*optimizer\.lr"):
             run.fit()
         assert run.state.best is None
         assert run.state.pending_validation

@@ -1,0 +1,47 @@
+"""The loss scale of float16, on the device."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+INITIAL, LARGEST, SMALLEST, GROWTH_EVERY = 2.0**15, 2.0**24, 2.0**-10, 2000
+"""The scale starts at INITIAL, halves with each overflow, and doubles after GROWTH_EVERY updates without one."""
+
+
+class LossScale:
+    """Dynamic loss scaling (Micikevicius et al. 2018, section 3.2). The host never waits for it.
+
+    Without float16 the scale is 1 and an overflow is a failure.
+
+    Args:
+        enabled: Whether the run computes in float16.
+        device: Where its state is.
+        saved: The state that an earlier session returned from `names` and `values`; empty for a new run.
+    """
+
+    names = ("scale", "updates")
+
+    def __init__(self, *, enabled: bool, device: torch.device, saved: Mapping[str, float] | None = None) -> None:
+        self.enabled = enabled
+        start = {"scale": INITIAL if enabled else 1.0, "updates": 0.0} | (dict(saved or {}) if enabled else {})
+        self.values = torch.tensor([start[name] for name in self.names], dtype=torch.float64, device=device)
+        """The scale, and the number of updates since it last changed."""
+
+    @property
+    def scale(self) -> Tensor:
+        return self.values[0]
+
+    def is_overflow(self, *, loss: Tensor, gradient: Tensor) -> Tensor:
+        """Whether a smaller scale may help: the loss is finite, and the gradient is not. All are scalar tensors."""
+        return (loss & ~gradient & (self.scale > SMALLEST)) if self.enabled else torch.zeros_like(loss)
+
+    def update(self, *, made: Tensor, overflow: Tensor) -> None:
+        """Counts an update. After a failure, which is neither of the two, nothing changes."""
+        if not self.enabled:
+            return
+        scale, updates = self.values.unbind()
+        updates = updates + made
+        grows = updates >= GROWTH_EVERY
+        scale = torch.where(overflow, scale / 2, torch.where(grows, (scale * 2).clamp(max=LARGEST), scale))
+        self.values = torch.stack([scale, torch.where(overflow | grows, 0.0, updates)])

@@ -1,0 +1,148 @@
+"""Finds where an update or a validation stops being finite, and records what repeats it in a replay file.
+
+The search costs nothing until something fails: only then is the computation repeated, with hooks on every module.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import IntEnum
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from seqtk.attention import State
+from seqtk.checkpoint.model_file import tensors_of
+from seqtk.data.batch import Batch
+from seqtk.training.parallel import Engine, TrainStep
+
+MOST_EXAMPLES = 20
+"""So many examples are named in an error."""
+LOSS = "the loss"
+
+
+class Stage(IntEnum):
+    """Where a computation can fail. Later stages fail because of earlier ones."""
+
+    WEIGHT = 0
+    FORWARD = 1
+    BACKWARD = 2
+    GRADIENT = 3
+    NOWHERE = 4
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The first thing that was not finite."""
+
+    stage: Stage
+    name: str = ""
+    """The module or weight."""
+    rank: int = 0
+    ids: tuple[int, ...] = ()
+    """The examples of the batch in which it happened."""
+
+    def __str__(self) -> str:
+        return {
+            Stage.WEIGHT: f"because the weight {self.name} is not",
+            Stage.FORWARD: f"first in the output of {self.name}",
+            Stage.BACKWARD: f"first in the gradient of the output of {self.name}",
+            Stage.GRADIENT: f"first in the gradient of {self.name}",
+            Stage.NOWHERE: "but it was finite when it was repeated",
+        }[self.stage]
+
+    @property
+    def examples(self) -> str:
+        """The examples in words."""
+        more = ", …" if len(self.ids) > MOST_EXAMPLES else ""
+        return ", ".join(map(str, self.ids[:MOST_EXAMPLES])) + more
+
+
+@dataclass
+class Probe:
+    """What the hooks on a train step have seen since they were set."""
+
+    inputs: list[tuple[Batch, State]] = field(default_factory=list)
+    """Every micro-batch with the recurrent state in which it starts."""
+    found: Origin | None = None
+    at: int = 0
+    """The micro-batch of `found`."""
+
+    def note(self, stage: Stage, name: str) -> None:
+        """Records a failure of the current micro-batch, unless there was one before."""
+        if self.found is None:
+            self.at = len(self.inputs) - 1
+            self.found = Origin(stage, name, ids=tuple(self.inputs[-1][0].ids_B.tolist()))
+
+
+@contextmanager
+def probing(step: TrainStep) -> Iterator[Probe]:
+    """Sets hooks on all modules of `step`; they are removed when the block ends."""
+    probe = Probe()
+
+    def enter(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        probe.inputs.append((inputs[0], inputs[1] if len(inputs) > 1 else None))
+
+    def leave(name: str, _: nn.Module, __: Any, output: Any) -> None:
+        for tensor in _tensors(output):
+            # Masks add -inf to logits: only of the loss it is a failure.
+            if (tensor.isfinite() if name == LOSS else (tensor.isneginf() | tensor.isfinite())).all():
+                if tensor.requires_grad:
+                    handles.append(tensor.register_hook(partial(gradient, name)))  # type: ignore[no-untyped-call]
+            else:
+                probe.note(Stage.FORWARD, name)
+
+    def gradient(name: str, tensor: Tensor) -> None:
+        if not tensor.isfinite().all():
+            probe.note(Stage.BACKWARD, name)
+
+    handles = [step.register_forward_pre_hook(enter)]
+    for name, module in step.named_modules():
+        handles.append(module.register_forward_hook(partial(leave, _shown(name))))
+    try:
+        yield probe
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _shown(name: str) -> str:
+    return {"": LOSS, "model": "the model"}.get(name, name.removeprefix("model."))
+
+
+def origin_of(probe: Probe, step: TrainStep, *, engine: Engine) -> Origin:
+    """Returns the origin of a failure over all processes: the earliest stage, then the lowest rank. Collective."""
+    found = probe.found
+    weight = first_bad({name: engine.full(tensor) for name, tensor in tensors_of(step.model).items()})
+    if weight is not None:
+        found = Origin(Stage.WEIGHT, weight)
+    elif found is None:
+        gradients = {name: p.grad for name, p in step.model.named_parameters() if p.grad is not None}
+        bad = first_bad({name: engine.full(gradient) for name, gradient in gradients.items()})
+        found = Origin(Stage.NOWHERE) if bad is None else Origin(Stage.GRADIENT, bad)
+    if not found.ids:
+        ids = tuple(index for batch, _ in probe.inputs for index in batch.ids_B.tolist())
+        found = Origin(found.stage, found.name, ids=ids)
+    every: list[Origin] = engine.gather(found)
+    rank, first = min(enumerate(every), key=lambda pair: (pair[1].stage, pair[0]))
+    return Origin(first.stage, first.name, rank, first.ids)
+
+
+def first_bad(tensors: Mapping[str, Tensor]) -> str | None:
+    """Returns the name of the first tensor that is not finite; waits for the device once."""
+    names = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+    finite = torch.stack([tensors[name].isfinite().all() for name in names]).tolist() if names else []
+    return next((name for name, good in zip(names, finite, strict=True) if not good), None)
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """Yields the floating-point tensors in the output of a module, in dataclasses too."""
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            if leaf.is_floating_point():
+                yield leaf
+        elif is_dataclass(leaf):
+            yield from _tensors([getattr(leaf, part.name) for part in fields(leaf)])

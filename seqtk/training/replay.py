@@ -1,0 +1,159 @@
+"""Replay files: what repeats one update or validation batch that was not finite, exactly and without its corpus.
+
+A replay file is a model file of the weights before that update, with the micro-batches of all processes as further
+tensors. Like every model file it is inert.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from seqtk.attention import State
+from seqtk.checkpoint import model_file
+from seqtk.checkpoint.model_file import ModelFile, Parts, Tensors, load_tensors, set_tensors, task_of
+from seqtk.checkpoint.restore import unpack_tree
+from seqtk.checkpoint.run_state import pack_tree
+from seqtk.criterions import criterions
+from seqtk.data.batch import Batch
+from seqtk.tasks.base import Assets
+from seqtk.training.config import TrainConfig
+from seqtk.training.non_finite import Origin, origin_of, probing
+from seqtk.training.parallel import Engine, TrainStep, start_engine
+from seqtk.training.resume import saved_config
+from seqtk.utils.errors import UserError
+
+PREFIX = "replay/"
+"""Begins the names of tensors that are not weights."""
+
+MicroBatch = tuple[Batch, State]
+"""A micro-batch and the recurrent state in which it starts."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One update or validation batch."""
+
+    update: int
+    """The number of updates before it: the first is 0."""
+    training: bool
+    """Whether it was a training update, with dropout and a backward pass."""
+    scale: float
+    """The loss scale."""
+    ranks: Sequence[Sequence[MicroBatch]]
+    """The micro-batches of each process."""
+
+    def __str__(self) -> str:
+        return f"Update {self.update + 1:,}" if self.training else f"The validation of update {self.update:,}"
+
+
+def dropout_seed(seed: int, update: int, rank: int) -> int:
+    """Returns the seed of dropout in an update, from the run's seed."""
+    return int(np.random.SeedSequence([seed, update, rank]).generate_state(1)[0])
+
+
+def write_replay(path: Path, failure: Failure, weights: Tensors, *, config: Any, assets: Assets) -> None:
+    """Writes a replay file."""
+    tensors: Tensors = {}
+    ranks = [[_packed(batch, state, tensors) for batch, state in rank] for rank in failure.ranks]
+    about = {"update": failure.update, "training": failure.training, "scale": failure.scale, "ranks": ranks}
+    everything = weights | {PREFIX + name: tensor for name, tensor in tensors.items()}
+    model_file.save(path, everything, config=config, assets=assets, info={"update": failure.update, "replay": about})
+
+
+def read_replay(path: str) -> tuple[Failure, ModelFile]:
+    """Reads a replay file: the failure, and the model without the micro-batches.
+
+    Raises:
+        UserError: If the file is missing, damaged, or not a replay file.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"replay={path} does not exist.", "Set it to the replay.safetensors of a run.")
+    tensors, metadata = load_tensors(Path(path))
+    about = metadata.get("info", {}).get("replay")
+    if about is None:
+        raise UserError(f"replay={path} is not a replay file.", "A run writes one when an update is not finite.")
+    own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
+    ranks = [[_unpacked(entry, own) for entry in rank] for rank in about["ranks"]]
+    failure = Failure(about["update"], about["training"], about["scale"], ranks)
+    return failure, ModelFile(weights, metadata["config"], metadata["assets"], metadata["info"])
+
+
+def replay(path: str, *, device: str = "auto") -> Iterator[str]:
+    """Repeats the update in a replay file. Yields lines that say what it gives, and where it is not finite first.
+
+    Raises:
+        UserError: If the file cannot be used.
+    """
+    failure, contents = read_replay(path)
+    config = saved_config(contents.config, source=path, version=str(contents.info.get("version")))
+    engine = start_engine(device=device)
+    parts = Parts(task=config.task, model=config.model)
+    model = task_of(contents, parts, source=path).model(config.model)
+    set_tensors(model, contents.tensors, source=path)
+    step = TrainStep(model.to(engine.device), criterions.build(config.criterion), autocast=config.autocast)
+    loss, norm, origin = repeat(failure, step, config, engine=engine)
+    examples = sum(len(batch.ids_B) for rank in failure.ranks for batch, _ in rank)
+    yield f"{failure}: {examples:,} examples of {len(failure.ranks)} processes, on {engine.device.type}."
+    yield f"loss {loss:.6g}" + (f", gnorm {norm:.6g}" if failure.training else "")
+    if math.isfinite(loss) and math.isfinite(norm):
+        yield "Everything is finite."
+    else:
+        yield f"It is not finite, {origin}."
+        yield f"Examples: {origin.examples}."
+
+
+def repeat(failure: Failure, step: TrainStep, config: TrainConfig, *, engine: Engine) -> tuple[float, float, Origin]:
+    """Repeats a failure. Returns the loss, the norm of the gradient (0 in a validation), and the origin."""
+    step.train(failure.training)
+    size, total = len(failure.ranks), torch.zeros((), dtype=torch.float64, device=engine.device)
+    weight = max(sum(batch.weight for rank in failure.ranks for batch, _ in rank), 1)
+    with torch.set_grad_enabled(failure.training), probing(step) as probe:
+        for rank, micro_batches in enumerate(failure.ranks):
+            torch.manual_seed(dropout_seed(config.seed, failure.update, rank))
+            for batch, state in micro_batches:
+                loss = step(batch.to(engine.device), to_device(state, engine.device))[0]
+                total += loss.detach().double()
+                if failure.training:
+                    (loss * (size * failure.scale / weight)).backward()
+        origin = origin_of(probe, step, engine=engine)
+    gradients = [p.grad for p in step.parameters() if p.grad is not None]
+    norm = float(nn.utils.get_total_norm(gradients)) / (size * failure.scale) if gradients else 0.0
+    return float(total) / weight, norm, origin
+
+
+def to_device(state: State, device: torch.device) -> State:
+    """Returns a recurrent state on `device`."""
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, state)
+
+
+def _packed(batch: Batch, state: State, tensors: Tensors) -> dict[str, Any]:
+    values = {each.name: getattr(batch, each.name) for each in fields(batch)}
+    own = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    return {
+        "kind": type(batch).__name__,
+        "tensors": pack_tree(own, tensors),
+        "others": {name: value for name, value in values.items() if name not in own},
+        "state": pack_tree(state, tensors),
+    }
+
+
+def _unpacked(entry: dict[str, Any], tensors: Tensors) -> MicroBatch:
+    kinds = {kind.__name__: kind for kind in _subclasses(Batch)}
+    if entry["kind"] not in kinds:
+        raise UserError(f"There is no batch called {entry['kind']}: set user_dir= to the plug-in that has it.")
+    batch = kinds[entry["kind"]](**unpack_tree(entry["tensors"], tensors), **entry["others"])
+    return batch, unpack_tree(entry["state"], tensors)
+
+
+def _subclasses(kind: type[Batch]) -> Iterator[type[Batch]]:
+    for each in kind.__subclasses__():
+        yield each
+        yield from _subclasses(each)

@@ -1,0 +1,91 @@
+"""Signals that end a run early, with a checkpoint, in all of its processes."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from seqtk.training.parallel import Engine
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""SLURM sends SIGUSR1 before the end of a job if asked to, and SIGTERM at its end."""
+AGAIN = 1.0
+"""The same signal after so many seconds ends the run at once. torchrun passes Ctrl-C on to processes that have it."""
+LAUNCHER_CHECK = 1.0
+"""Seconds between two looks at whether torchrun is alive."""
+
+
+class StopSignal:
+    """Whether the run stops: agreed upon by its processes, of which a signal reaches some."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.number = 0
+        """The signal on which all processes have agreed to stop, or 0."""
+        self.noted = 0
+        """The signal that this process has received, or 0."""
+
+    def __bool__(self) -> bool:
+        return self.number != 0
+
+    def agree(self) -> bool:
+        """Returns whether the run stops, because any process has received a signal. A collective operation."""
+        received = self.engine.sums([float(self.noted)]) != [0.0]
+        if received and not self.number:
+            self.number = self.noted or signal.SIGTERM
+        return bool(self)
+
+    @contextmanager
+    def caught(self, last_update: Callable[[], int]) -> Iterator[None]:
+        """The first signal ends the run after this update, with a checkpoint; the same signal again, at once.
+
+        It interrupts a validation, whose update is finished and saved.
+
+        Args:
+            last_update: Returns the update after which the run will stop, for the message.
+        """
+        if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
+            yield
+            return
+        noted_at = 0.0
+
+        def note(number: int, _: Any) -> None:
+            nonlocal noted_at
+            if self.noted:
+                if self.noted == number and time.monotonic() - noted_at > AGAIN:
+                    raise KeyboardInterrupt(number)
+                return
+            self.noted, noted_at = number, time.monotonic()
+            if self.engine.is_first:
+                line = f"Stopping after update {last_update():,}; press again to stop at once.\n"
+                with suppress(OSError):  # the terminal may be gone
+                    os.write(2, f"{chr(10) if os.isatty(2) else ''}{line}".encode())  # print may be interrupted
+
+        before = {number: signal.signal(number, note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def ending_with_launcher() -> Iterator[None]:
+    """Sends SIGTERM to this process when torchrun, which started it, is killed. Otherwise it would train on."""
+    parent, done = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(LAUNCHER_CHECK):
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=watch, name="launcher", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
