@@ -96,6 +96,9 @@ def banner(config: TrainConfig, *, model: Model, train_set: Dataset, engine: Eng
     count = sum(parameter.numel() for parameter in model.parameters())
     processes = f"{engine.size} × " if engine.size > 1 else ""
     yield f"{count:,} parameters on {processes}{engine.device.type}, {config.precision}."
+    frozen = [parameter.numel() for parameter in model.parameters() if not parameter.requires_grad]
+    if frozen:
+        yield f"{sum(frozen):,} parameters in {how_many(len(frozen), 'tensor')} are frozen."
     yield f"{how_many(len(kept), 'training example')} in {config.task.data}."
     if len(too_long):
         named = ", ".join(map(str, too_long[:10]))

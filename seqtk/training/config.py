@@ -16,7 +16,7 @@ from seqtk.metrics import metrics
 from seqtk.metrics.base import OUTPUTS
 from seqtk.models import ModelConfig
 from seqtk.models.transformer import TransformerConfig
-from seqtk.optim import OptimizerConfig, ScheduleConfig
+from seqtk.optim import OptimizerConfig, RateScale, ScheduleConfig
 from seqtk.optim.adam import AdamConfig
 from seqtk.optim.schedules import InverseSqrtConfig
 from seqtk.tasks import TaskConfig, tasks
@@ -117,6 +117,15 @@ class TrainConfig:
     max_epochs: int = setting(0, at_least=0, help="Stop after this many epochs. 0: no limit.")
     update_freq: int = setting(1, at_least=1, help="Micro-batches per update on each device.")
     clip_norm: float = setting(0.0, at_least=0, help="Maximum norm of the gradient. 0: no clipping.")
+    freeze: tuple[str, ...] = setting(
+        (), help="Names of weights or modules that do not train, such as encoder or *.norm; * is a wildcard."
+    )
+    lr_scales: tuple[RateScale, ...] = setting(
+        (), help="Factors of the learning rate by name: [{name: encoder, scale: 0.1}]. The last that matches applies."
+    )
+    layer_decay: float = setting(
+        1.0, above=0, at_most=1, help="Factor of the learning rate from each block to the one below it. 1: none."
+    )
     batch: BatchingConfig = BatchingConfig()
     task: TaskConfig = TranslationConfig()
     model: ModelConfig = TransformerConfig()

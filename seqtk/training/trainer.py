@@ -32,7 +32,7 @@ from seqtk.data.batch import Batch
 from seqtk.data.loader import CPU, load_updates
 from seqtk.data.plan import Position, Update, epoch_plan
 from seqtk.metrics import Evaluation, metrics
-from seqtk.optim import can_skip, optimizers, schedules, set_rate
+from seqtk.optim import can_skip, freeze, optimizers, rate_scales, scale_rates, schedules, set_rate
 from seqtk.tasks import tasks
 from seqtk.training.checks import banner, check_run, smaller_batch
 from seqtk.training.config import TrainConfig
@@ -119,9 +119,13 @@ class Trainer:
         torch.manual_seed(config.seed)
         with out_of_memory_errors(engine.device, "The weights of the model do not fit.", "Set smaller sizes in model."):
             self.model = self.task.model(config.model).to(engine.device)
+        freeze(self.model, config.freeze)
         self.step = TrainStep(self.model, criterions.build(config.criterion), autocast=config.autocast)
         self.wrapped = engine.wrap(self.step)
         self.optimizer = optimizers.build(config.optimizer, self.model)  # of the parameters as the engine left them
+        scale_rates(
+            self.optimizer, self.model, rate_scales(self.model, config.lr_scales, layer_decay=config.layer_decay)
+        )
         self.schedule = schedules.build(config.schedule, lr=config.optimizer.lr, max_steps=config.max_updates or None)
         self.streams = StreamState(config.batch.streams, world=engine, update_freq=config.update_freq)
         self.checkpoints = Checkpoints(

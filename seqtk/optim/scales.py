@@ -1,0 +1,124 @@
+"""Weights that do not train, and learning rates of parts of a model.
+
+A pattern names a weight, or a module and with it all of its weights; `*`, `?` and `[01]` stand for any text, any
+character, and one of those: `encoder`, `encoder.blocks.[01]`, `*.norm`. Shared weights have several names.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from seqtk.config.fields import setting
+from seqtk.utils.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class RateScale:
+    """The learning rate of some weights, relative to that of all."""
+
+    name: str = setting("", help="The name of a weight or module; *, ? and [01] are wildcards.")
+    scale: float = setting(1.0, above=0, help="The factor of their learning rate.")
+
+
+def freeze(model: nn.Module, patterns: Sequence[str], *, key: str = "freeze") -> None:
+    """Excludes the weights that any of the patterns names from training.
+
+    Raises:
+        UserError: If a pattern matches nothing, or if nothing is left to train.
+    """
+    frozen = {name for pattern in patterns for name in matching(model, pattern, key=key)}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name not in frozen)
+    if patterns and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"{key}={','.join(patterns)} freezes all weights: there is nothing to train.")
+
+
+def rate_scales(model: nn.Module, scales: Sequence[RateScale], *, layer_decay: float = 1.0) -> dict[str, float]:
+    """Returns the factor of the learning rate of each weight: its layer's decay times the last scale that names it.
+
+    Args:
+        model: The model.
+        scales: Factors by name.
+        layer_decay: d. The factor is d for the last block of a stack, d² for the one before, and so on; below all
+            blocks, for embeddings, d to the number of blocks of the deepest stack + 1; above them, 1 (Clark et al.
+            2020, ELECTRA, appendix B).
+
+    Raises:
+        UserError: If a name matches nothing, or if there are no blocks to decay along.
+    """
+    factors = _decayed(model, layer_decay)
+    named: dict[str, float] = {}
+    for each in scales:
+        named |= dict.fromkeys(matching(model, each.name, key="lr_scales.name"), each.scale)
+    return {name: factor * named.get(name, 1.0) for name, factor in factors.items()}
+
+
+def scale_rates(optimizer: torch.optim.Optimizer, model: nn.Module, factors: Mapping[str, float]) -> None:
+    """Splits the groups of any optimizer by factor, so that `set_rate` applies it; groups without one stay as they are.
+
+    The list of groups is changed in place, as an optimizer around another one shares it.
+    """
+    factor_of = {id(parameter): factors[name] for name, parameter in model.named_parameters()}
+    groups: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        parts: dict[float, list[nn.Parameter]] = defaultdict(list)
+        for parameter in group["params"]:
+            parts[factor_of[id(parameter)]].append(parameter)
+        for factor, parameters in parts.items():
+            groups.append({**group, "params": parameters, "lr_scale": factor * group.get("lr_scale", 1.0)})
+    optimizer.param_groups[:] = groups
+
+
+def matching(model: nn.Module, pattern: str, *, key: str) -> set[str]:
+    """Returns the first names of the weights that `pattern` names. Raises UserError if there are none."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = list(model.named_parameters(remove_duplicate=False))
+    found = {
+        first[id(parameter)]
+        for name, parameter in names
+        if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+    }
+    if not found:
+        modules = dict.fromkeys(part for name, _ in names for part in _prefixes(name))
+        raise UserError(
+            f"{key}={pattern}: no weight or module of the model has such a name.",
+            nearest(pattern, modules)
+            or f"Names begin with {', '.join(dict.fromkeys(n.split('.')[0] for n, _ in names))}.",
+        )
+    return found
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    parts = name.split(".")
+    return (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+
+
+_BLOCK = re.compile(r"(.*\bblocks)\.(\d+)\.")
+
+
+def _decayed(model: nn.Module, decay: float) -> dict[str, float]:
+    """The factor of each weight by the place of its block in its stack."""
+    names = [name for name, _ in model.named_parameters()]
+    if decay == 1.0:
+        return dict.fromkeys(names, 1.0)
+    blocks = {name: (found[1], int(found[2])) for name in names if (found := _BLOCK.match(name))}
+    if not blocks:
+        raise UserError(f"layer_decay={decay:g}: the model has no blocks.", "Remove it, or set lr_scales by name.")
+    depth: dict[str, int] = {}
+    for stack, number in blocks.values():
+        depth[stack] = max(depth.get(stack, 0), number + 1)
+    factors: dict[str, float] = {}
+    level = max(depth.values()) + 1
+    for name in names:  # in the order of the model: embeddings, blocks, head
+        if name in blocks:
+            stack, number = blocks[name]
+            factors[name], level = decay ** (depth[stack] - number), 0
+        else:
+            factors[name] = decay**level
+    return factors
