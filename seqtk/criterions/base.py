@@ -29,8 +29,9 @@ class Loss:
 
     total: Tensor
     """What is minimised: a *sum* over the targets."""
-    weight: int
-    """The number of targets; `total` is divided by it once all micro-batches of an update are added up."""
+    weight: float
+    """The number of targets, or the sum of their weights; `total` is divided by it once all micro-batches of an update
+    are added up."""
     stats: Stats
     """Sums that metrics are computed from, each with its weight."""
     state: State = None

@@ -33,9 +33,9 @@ class _HeadCriterion(Criterion):
     def forward(self, model: Model, batch: Any, state: State = None) -> Loss:
         features_BTD, state = model(batch, state)
         losses = model.head(features_BTD, batch.target, pad_BT=batch.pad, label_smoothing=self.label_smoothing)
-        stats = {"loss": stat(losses.total, batch.weight), "nll": stat(losses.nll, batch.weight)}
+        stats = {"loss": stat(losses.total, batch.weight), "nll": stat(losses.nll, batch.targets)}
         if losses.correct is not None:
-            stats["correct"] = stat(losses.correct, batch.weight)
+            stats["correct"] = stat(losses.correct, batch.targets)
         return Loss(total=losses.total, weight=batch.weight, stats=stats, state=state)
 
 

@@ -21,8 +21,9 @@ class Batch:
     """The base of all batches: the indices of its examples, its weight, and further tensors in subclasses."""
 
     ids_B: Tensor
-    weight: int
-    """The number of targets that count: sums over this batch are divided by it, once added up over batches."""
+    weight: float
+    """What the loss of this batch counts: the number of its targets, or the sum of their weights. Losses are divided by
+    it once they are added up over batches."""
 
     def to(self, device: torch.device) -> Self:
         """The same batch with its tensors on `device`; the copy is asynchronous if they are pinned."""
@@ -41,6 +42,11 @@ class Batch:
     def target(self) -> Tensor:
         """The targets of the head's losses: target_BT of tokens, or target_B of classes."""
         raise NotImplementedError
+
+    @property
+    def targets(self) -> float:
+        """The number of targets that count; figures such as the accuracy are divided by it."""
+        return self.weight
 
     @property
     def pad(self) -> Tensor | None:
@@ -98,14 +104,25 @@ class ClassBatch(Batch):
     source_BS: Tensor
     target_B: Tensor
     """The number of each row's class, from 0."""
+    padded: bool = True
+    """Whether any row may have padding; if none has, layers and heads run without a mask."""
 
     @property
     def target(self) -> Tensor:
         return self.target_B
 
     @property
-    def pad(self) -> Tensor:
-        return self.source_BS == PAD
+    def targets(self) -> float:
+        return len(self.target_B) if self.weight else 0
+
+    @property
+    def texts(self) -> Tensor:
+        """texts_RS: every sequence that the encoder reads."""
+        return self.source_BS
+
+    @property
+    def pad(self) -> Tensor | None:
+        return self.texts == PAD if self.padded else None
 
 
 @dataclass(frozen=True)
@@ -121,13 +138,30 @@ class MaskedBatch(Batch):
         return self.target_BS
 
     @property
+    def texts(self) -> Tensor:
+        """texts_RS: every sequence that the encoder reads."""
+        return self.source_BS
+
+    @property
     def pad(self) -> Tensor:
         return self.source_BS == PAD
 
 
-def pad_rows(rows: Sequence[np.ndarray]) -> Tensor:
-    """rows_BT: the id sequences as one int64 tensor, PAD on the right."""
-    padded = np.full((len(rows), max(map(len, rows))), PAD, dtype=np.int64)
+@dataclass(frozen=True, kw_only=True)
+class PairBatch(ClassBatch):
+    """Pairs of rows of tokens, all padded to one length, each pair with a class."""
+
+    second_BS: Tensor
+
+    @property
+    def texts(self) -> Tensor:
+        """texts_RS, R = 2 B: the first rows of all pairs, then the second ones."""
+        return torch.cat([self.source_BS, self.second_BS])
+
+
+def pad_rows(rows: Sequence[np.ndarray], *, length: int | None = None) -> Tensor:
+    """rows_BT: the id sequences as one int64 tensor, PAD on the right up to `length` or the longest row."""
+    padded = np.full((len(rows), length or max(map(len, rows))), PAD, dtype=np.int64)
     for index, row in enumerate(rows):
         padded[index, : len(row)] = row
     return torch.from_numpy(padded)

@@ -6,8 +6,12 @@ stopping, averaging, reports, and the commands. No other list of names exists.
 
 import abc
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from seqtk.data.report import TextCount
 from seqtk.utils.errors import UserError, nearest
@@ -16,6 +20,11 @@ OUTPUTS = "outputs"
 """In `Metric.needs`: the model's outputs as text, with their references."""
 TEXT_SIZE = "text_size"
 """In `Metric.needs`: the size of the split's original text."""
+PREDICTIONS = "predictions"
+"""In `Metric.needs`: the log-probability of every class for each example, with its class."""
+
+Values: TypeAlias = npt.NDArray[np.float64]
+Rows: TypeAlias = npt.NDArray[np.integer[Any]]
 
 M = TypeVar("M", bound="type[Metric]")
 
@@ -32,6 +41,35 @@ class Output:
 
 
 @dataclass(frozen=True)
+class ClassOutput(Output):
+    """The class that a model predicts for one example, as text and as a number."""
+
+    target: int
+    """The number of the right class, from 0."""
+    log_probs: tuple[float, ...]
+    """The log-probability of each class."""
+
+
+class Predictions:
+    """What a classifier predicts for N examples of C classes, as arrays."""
+
+    def __init__(self, outputs: Sequence[ClassOutput]) -> None:
+        self.log_prob_NC = np.array([output.log_probs for output in outputs], dtype=np.float64)
+        self.target_N = np.array([output.target for output in outputs], dtype=np.int64)
+        self.predicted_N = self.log_prob_NC.argmax(1)
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return int(self.log_prob_NC.shape[1])
+
+    def confusion(self) -> npt.NDArray[np.int64]:
+        """count_CC: how many examples of each class (row) got each prediction (column)."""
+        code_N = self.target_N * self.classes + self.predicted_N
+        return np.bincount(code_N, minlength=self.classes**2).reshape(self.classes, self.classes)
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What metrics are computed from: everything known about a split after the model has read it."""
 
@@ -40,11 +78,25 @@ class Evaluation:
     outputs: Sequence[Output] = ()
     text: TextCount | None = None
     """The size of the original text; None if it is unknown, or if not all of it was scored."""
+    resamples: int = 0
+    """How many bootstrap samples the intervals are computed from. 0: there are no intervals."""
 
     @property
     def provides(self) -> set[str]:
         """Which entries of `Metric.needs` are met."""
-        return {*self.stats, *([OUTPUTS] if self.outputs else []), *([TEXT_SIZE] if self.text is not None else [])}
+        met = {OUTPUTS: self.outputs, TEXT_SIZE: self.text is not None, PREDICTIONS: self._classified}
+        return {*self.stats, *(need for need, holds in met.items() if holds)}
+
+    @property
+    def _classified(self) -> bool:
+        return bool(self.outputs) and isinstance(self.outputs[0], ClassOutput)
+
+    @cached_property
+    def predictions(self) -> Predictions | None:
+        """The outputs of a classifier as arrays; None for any other model."""
+        return (
+            Predictions([item for item in self.outputs if isinstance(item, ClassOutput)]) if self._classified else None
+        )
 
     def mean(self, name: str) -> float:
         """Sum over weight of one statistic."""
@@ -61,6 +113,8 @@ class Score:
     """How it was computed, as in sacreBLEU's `nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:…`."""
     line: str = ""
     """The value in the words of the tool that computed it, such as `BLEU = 28.1 …`."""
+    interval: tuple[float, float] | None = None
+    """The 95 % interval by bootstrap over the examples."""
 
     @property
     def signed_line(self) -> str:
@@ -85,6 +139,35 @@ class Metric(abc.ABC):
     def is_better(self, value: float, than: float | None) -> bool:
         """Whether `value` is better than the best value so far, or the first one."""
         return than is None or (value > than if self.higher_is_better else value < than)
+
+
+class ExampleMetric(Metric):
+    """A metric of a classifier that has a value on any sample of the examples, and so an interval."""
+
+    @abc.abstractmethod
+    def values(self, predictions: Predictions, rows_KN: Rows) -> Values:
+        """value_K: the metric on each of K samples, which are given as numbers of examples."""
+
+    def interval(self, predictions: Predictions, samples: int) -> tuple[float, float]:
+        """The 2.5 and 97.5 percentiles over samples with replacement (Efron and Tibshirani 1993, section 13.3).
+
+        The samples depend on the number of examples only, so that equal models get equal intervals.
+        """
+        examples = len(predictions.target_N)
+        random = np.random.default_rng(1)
+        chunk = max(1, MAX_DRAWN // examples)
+        found = [
+            self.values(
+                predictions, random.integers(examples, size=(min(chunk, samples - done), examples), dtype=np.int32)
+            )
+            for done in range(0, samples, chunk)
+        ]
+        low, high = np.percentile(np.concatenate(found), [2.5, 97.5])
+        return float(low), float(high)
+
+
+MAX_DRAWN = 1 << 21
+"""Examples that are drawn at once for bootstrap samples."""
 
 
 class MetricRegistry:
@@ -129,9 +212,16 @@ class MetricRegistry:
 
     def compute(self, names: Iterable[str], evaluation: Evaluation) -> dict[str, Score]:
         """The score of each available metric in `names`, and the mean of each statistic that no metric needs."""
-        scores = {name: self[name]().compute(evaluation) for name in self.available(evaluation.provides, names)}
+        scores = {name: self._score(name, evaluation) for name in self.available(evaluation.provides, names)}
         needed = {need for kind in self._classes.values() for need in kind.needs}
         return scores | {name: Score(evaluation.mean(name)) for name in sorted(set(evaluation.stats) - needed)}
+
+    def _score(self, name: str, evaluation: Evaluation) -> Score:
+        metric = self[name]()
+        score = metric.compute(evaluation)
+        if evaluation.resamples and evaluation.predictions is not None and isinstance(metric, ExampleMetric):
+            score = replace(score, interval=metric.interval(evaluation.predictions, evaluation.resamples))
+        return score
 
 
 metrics = MetricRegistry()

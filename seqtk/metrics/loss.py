@@ -2,7 +2,9 @@
 
 import math
 
-from seqtk.metrics.base import TEXT_SIZE, Evaluation, Metric, Score, metrics
+import numpy as np
+
+from seqtk.metrics.base import TEXT_SIZE, Evaluation, ExampleMetric, Metric, Predictions, Rows, Score, Values, metrics
 
 LARGEST_EXPONENT = 700.0
 """Perplexities are capped at exp(700), the largest power of e that a float holds."""
@@ -19,13 +21,17 @@ class MeanLoss(Metric):
 
 
 @metrics.register("nll", unit="nats per target", higher_is_better=False)
-class NegativeLogLikelihood(Metric):
+class NegativeLogLikelihood(ExampleMetric):
     """The negative log-likelihood of the targets."""
 
     needs = ("nll",)
 
     def compute(self, evaluation: Evaluation) -> Score:
         return Score(evaluation.mean("nll"))
+
+    def values(self, predictions: Predictions, rows_KN: Rows) -> Values:
+        nll_N = -predictions.log_prob_NC[np.arange(len(predictions.target_N)), predictions.target_N]
+        return np.asarray(nll_N[rows_KN].mean(1))
 
 
 @metrics.register("ppl", unit="perplexity per target", higher_is_better=False)
@@ -85,10 +91,14 @@ class WordPerplexity(_PerUnitOfText):
 
 
 @metrics.register("accuracy", unit="%", higher_is_better=True)
-class Accuracy(Metric):
+class Accuracy(ExampleMetric):
     """Share of targets that are the most probable class."""
 
     needs = ("correct",)
 
     def compute(self, evaluation: Evaluation) -> Score:
         return Score(100 * evaluation.mean("correct"))
+
+    def values(self, predictions: Predictions, rows_KN: Rows) -> Values:
+        correct_N = predictions.predicted_N == predictions.target_N
+        return np.asarray(100 * correct_N[rows_KN].mean(1))

@@ -29,7 +29,8 @@ class Model(nn.Module):
 
     Its task builds it as `build_model(config, BatchType, **sizes)`. The sizes belong to the type of the batch:
     `source_vocabulary` and `target_vocabulary` for a TranslationBatch, `vocabulary` for a LanguageBatch, `vocabulary`
-    and `head` (a function of the width that returns the head) for a ClassBatch.
+    and `head` (a function of the width that returns the head) for a ClassBatch, with `values` (the number of each
+    token) for a config with `input=values`.
     """
 
     reads: ClassVar[type[Batch]] = Batch

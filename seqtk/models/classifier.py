@@ -1,22 +1,22 @@
-"""The Transformer classifier: an encoder over one text, with any attention layer, and a head for the whole row.
+"""The Transformer classifier: an encoder over one or two texts, with any attention layer, and a head for a whole row.
 
-B batch, S length, D width.
+B batch, R rows that the encoder reads (B, or 2 B of pairs), S length, D width, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from seqtk.attention import State
+from seqtk.attention import Attention, Role, State
 from seqtk.config.fields import setting
 from seqtk.data.batch import Batch, ClassBatch
-from seqtk.data.vocabulary import PAD
-from seqtk.models.base import Model, models
+from seqtk.models.base import Model, Side, models
 from seqtk.models.stacks import BlocksConfig, Encoder, EncoderConfig
-from seqtk.modules.embedding import token_embedding
+from seqtk.modules.embedding import ValueEmbedding, token_embedding
 from seqtk.modules.head import Head
 
 
@@ -29,6 +29,15 @@ class TransformerClassifierConfig(BlocksConfig):
     encoder: EncoderConfig = EncoderConfig()
     pre_norm: bool = True
     max_source_length: int = setting(1024, at_least=1, help="The longest text, in tokens.")
+    causal: bool = setting(
+        False, help="Let each position see only those before it. Layers that have only a causal form need it."
+    )
+    input: Literal["tokens", "values"] = setting(
+        "tokens",
+        help="tokens: a vector for each token. values: tokens are numbers, such as pixels, and enter as real numbers.",
+    )
+    value_mean: float = setting(127.5, help="input=values: subtracted from each number.")
+    value_std: float = setting(127.5, above=0, help="input=values: the difference is divided by it.")
 
 
 @models.register("transformer_classifier", TransformerClassifierConfig)
@@ -37,23 +46,47 @@ class TransformerClassifier(Model):
 
     Args:
         config: The sizes.
-        vocabulary: The number of tokens.
+        vocabulary: V, the number of tokens.
         head: Builds the head for features of a given width; the task's choice (see `PooledHead`).
+        values: For `input=values`: the number that each token stands for; NaN for a token that is no number.
     """
 
     reads: ClassVar[type[Batch]] = ClassBatch
 
-    def __init__(self, config: TransformerClassifierConfig, *, vocabulary: int, head: Callable[[int], Head]) -> None:
+    def __init__(
+        self,
+        config: TransformerClassifierConfig,
+        *,
+        vocabulary: int,
+        head: Callable[[int], Head],
+        values: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         dim = config.encoder.dim or config.dim
-        tokens = token_embedding(vocabulary, dim)
-        self.embedding = config.embedding(tokens, max_length=config.max_source_length)
-        self.encoder = Encoder(config.encoder, options=config.options(config.encoder))
-        self.max_source_length = self.encoder.max_source_length(config.max_source_length)
-        self.head = head(dim)
+        tokens: nn.Embedding | ValueEmbedding
+        if values is None:
+            tokens = token_embedding(vocabulary, dim)
+        else:
+            tokens = ValueEmbedding(values, dim, mean=config.value_mean, std=config.value_std)
+        built = head(dim)
+        front = int(built.reads_class_vector)
+        self.class_D = nn.Parameter(torch.randn(dim) * 0.02) if front else None
+        self.embedding = config.embedding(tokens, max_length=config.max_source_length + front)
+        role = Role.CAUSAL if config.causal else Role.ENCODER
+        self.encoder = Encoder(config.encoder, options=config.options(config.encoder), role=role)
+        self.max_source_length = self.encoder.max_source_length(config.max_source_length, further=front)
+        self.head = built
 
     def forward(self, batch: ClassBatch, state: State = None) -> tuple[Tensor, State]:
-        position_1S = torch.arange(batch.source_BS.shape[1], device=batch.source_BS.device)[None]
-        features_BSD = self.encoder(self.embedding(batch.source_BS, position_1S), pad_BS=batch.source_BS == PAD)
-        return features_BSD, None
+        """(features_RSD, None); with a head that reads a class vector, S is one more, and that vector's comes first."""
+        x_RSD, pad_RS = self.embedding.vectors(batch.texts), batch.pad
+        if self.class_D is not None:
+            x_RSD = torch.cat([self.class_D.to(x_RSD.dtype).expand(len(x_RSD), 1, -1), x_RSD], dim=1)
+            pad_RS = None if pad_RS is None else functional.pad(pad_RS, (1, 0), value=False)
+        position_1S = torch.arange(x_RSD.shape[1], device=x_RSD.device)[None]
+        return self.encoder(self.embedding.place(x_RSD, position_1S), pad_BS=pad_RS), None
+
+    def most_restrictive_layer(self, side: Side) -> Attention | None:
+        limited = [layer for layer in self.encoder.attention_layers() if layer.max_length is not None]
+        return min(limited, key=lambda layer: layer.max_length or 0, default=None) if side == "source" else None

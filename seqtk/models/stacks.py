@@ -17,7 +17,7 @@ from seqtk.config.fields import probability, setting
 from seqtk.models.base import ModelConfig
 from seqtk.modules.adaptive import AdaptiveEmbedding
 from seqtk.modules.block import Activation, FeedForward, Residual
-from seqtk.modules.embedding import Embedding, Positions
+from seqtk.modules.embedding import Embedding, Positions, ValueEmbedding
 from seqtk.modules.stem import ConvolutionalStem
 from seqtk.utils.errors import UserError, how_many
 
@@ -94,7 +94,7 @@ class BlocksConfig(ModelConfig):
             pre_norm=self.pre_norm,
         )
 
-    def embedding(self, tokens: nn.Embedding | AdaptiveEmbedding, *, max_length: int) -> Embedding:
+    def embedding(self, tokens: nn.Embedding | AdaptiveEmbedding | ValueEmbedding, *, max_length: int) -> Embedding:
         """The module that turns tokens and positions into the input of a stack."""
         return Embedding(
             tokens,
@@ -163,9 +163,9 @@ def layers_of(pattern: Pattern, count: int, *, slot: str) -> list[AttentionConfi
 class EncoderBlock(nn.Module):
     """Self-attention, then feed-forward."""
 
-    def __init__(self, attention: AttentionConfig, *, options: BlockOptions) -> None:
+    def __init__(self, attention: AttentionConfig, *, options: BlockOptions, role: Role = Role.ENCODER) -> None:
         super().__init__()
-        self.self_attention: Attention = options.attention(attention, role=Role.ENCODER, slot=ENCODER_SLOT)
+        self.self_attention: Attention = options.attention(attention, role=role, slot=ENCODER_SLOT)
         self.self_residual = options.residual()
         self.feed_forward = options.feed_forward()
         self.ffn_residual = options.residual()
@@ -173,7 +173,9 @@ class EncoderBlock(nn.Module):
     def forward(self, x_BSD: Tensor, *, pad_BS: Tensor | None, state: State = None) -> tuple[Tensor, State]:
         """Returns the output of the block and the state for the next block."""
         attention = self.self_attention
-        takes_state = attention.scope is Scope.LAYER
+        takes_state = attention.scope is Scope.LAYER and attention.role is Role.ENCODER
+        if attention.role is Role.CAUSAL:
+            pad_BS = None  # causality hides the padding on the right
         y_BSD, new_state = attention(self.self_residual.pre(x_BSD), pad_BS=pad_BS, state=state if takes_state else None)
         x_BSD = self.self_residual.post(x_BSD, y_BSD)
         y_BSD = self.feed_forward(self.ffn_residual.pre(x_BSD))
@@ -185,9 +187,11 @@ class Encoder(nn.Module):
 
     `memory_tokens` makes it a Memory Transformer (Burtsev et al. 2020, arXiv 2006.11527, section 3): trained vectors go
     before the source, attend and are attended to like it, and are removed from the output.
+
+    With the role CAUSAL each position sees only those before it.
     """
 
-    def __init__(self, config: EncoderConfig, *, options: BlockOptions) -> None:
+    def __init__(self, config: EncoderConfig, *, options: BlockOptions, role: Role = Role.ENCODER) -> None:
         super().__init__()
         pattern = layers_of(config.self_attention, config.layers, slot=ENCODER_SLOT)
         self.stem = (
@@ -196,8 +200,8 @@ class Encoder(nn.Module):
             else None
         )
         self.memory_ND = nn.Parameter(torch.randn(config.memory_tokens, options.dim)) if config.memory_tokens else None
-        self.blocks = nn.ModuleList(EncoderBlock(attention, options=options) for attention in pattern)
-        chained = [layer for layer in self.attention_layers() if layer.scope is Scope.LAYER]
+        self.blocks = nn.ModuleList(EncoderBlock(attention, options=options, role=role) for attention in pattern)
+        chained = [layer for layer in self.attention_layers() if layer.scope is Scope.LAYER and role is Role.ENCODER]
         for previous, layer in pairwise(chained):
             layer.chain_after(previous)
         self.norm = options.stack_norm()
@@ -206,15 +210,19 @@ class Encoder(nn.Module):
         """The attention layer of each block."""
         return [block.self_attention for block in self.blocks if isinstance(block, EncoderBlock)]
 
-    def max_source_length(self, limit: int) -> int:
-        """The longest source that fits into every layer together with the memory tokens; `limit` at most."""
-        if self.memory_ND is None:
+    def max_source_length(self, limit: int, *, further: int = 0) -> int:
+        """The longest source that fits into every layer together with the memory tokens; `limit` at most.
+
+        `further` is the number of other vectors that the model puts before the source.
+        """
+        memory_tokens = 0 if self.memory_ND is None else len(self.memory_ND)
+        if not memory_tokens + further:
             return limit
         lengths = [layer.max_length for layer in self.attention_layers()]
-        longest = min([limit, *(length - len(self.memory_ND) for length in lengths if length is not None)])
+        longest = min([limit, *(length - memory_tokens - further for length in lengths if length is not None)])
         if longest < 1:
             raise UserError(
-                f"model.encoder.memory_tokens={len(self.memory_ND)} leaves no room for the source.",
+                f"model.encoder.memory_tokens={memory_tokens} leaves no room for the source.",
                 f"Raise {ENCODER_SLOT}.max_length, which includes them.",
             )
         return longest

@@ -4,6 +4,7 @@ B batch, T length, D width, Position 0 is the first token of a row.
 """
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -29,12 +30,37 @@ def token_embedding(vocabulary_size: int, dim: int, *, padding_idx: int | None =
     return embedding
 
 
+class ValueEmbedding(nn.Module):
+    """v · (x - mean) / std + b for tokens that stand for numbers x, such as pixels; v and b are trained.
+
+    Args:
+        values: The number of each token; NaN, for one that is no number, gives b.
+        dim: D, the width.
+        mean: Subtracted from each number.
+        std: The difference is divided by it.
+    """
+
+    value_V: Tensor
+
+    def __init__(self, values: Sequence[float], dim: int, *, mean: float, std: float) -> None:
+        super().__init__()
+        self.embedding_dim = dim
+        value_V = (torch.tensor(values, dtype=torch.float64) - mean) / std
+        self.register_buffer("value_V", value_V.nan_to_num().float(), persistent=False)
+        self.linear = nn.Linear(1, dim)
+        nn.init.normal_(self.linear.weight, std=dim**-0.5)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        return self.linear(self.value_V[tokens_BT][..., None])  # type: ignore[no-any-return]
+
+
 class Embedding(nn.Module):
     """√D · token + position, then dropout (Vaswani et al. 2017, section 3.4 and 3.5)."""
 
     def __init__(
         self,
-        tokens: "nn.Embedding | AdaptiveEmbedding",
+        tokens: "nn.Embedding | AdaptiveEmbedding | ValueEmbedding",
         *,
         positions: Positions,
         max_length: int,

@@ -28,6 +28,8 @@ class HeadLosses(NamedTuple):
     nll: Tensor
     correct: Tensor | None = None
     """The number of targets that are the most probable class; None if the head does not count them."""
+    logits_BC: Tensor | None = None
+    """The logits of every class, without gradient, of a head that predicts one class for each row."""
 
 
 class Head(nn.Module):
@@ -35,6 +37,8 @@ class Head(nn.Module):
 
     counts_correct: ClassVar[bool] = False
     """Whether the losses have `correct`."""
+    reads_class_vector: bool = False
+    """Whether the head reads the feature of a trained vector that the model puts before each row."""
 
     def forward(
         self, features_BTD: Tensor, target: Tensor, *, pad_BT: Tensor | None = None, label_smoothing: float = 0.0

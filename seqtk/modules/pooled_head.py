@@ -1,8 +1,9 @@
-"""One class for each row of features.
+"""One class for each row of features, or for each pair of rows.
 
-B batch, T length, D width, C classes.
+B batch, T length, D width, C classes, H hidden width.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -13,32 +14,58 @@ from seqtk.modules.block import Dropout
 from seqtk.modules.head import Head, HeadLosses
 
 Pool = Literal["mean", "max", "cls", "last"]
+Combination = Literal["concat", "full"]
 
 
 class PooledHead(Head):
-    """One class for each row: softmax(W pool(x) + b).
+    """One class for each row: softmax(W pool(x) + b), or softmax(W relu(V pool(x) + a) + b) with a hidden layer.
 
     Args:
         dim: D, the width of the features.
         classes: C. Every number below C is a class; there is no padding among them.
         pool: How the features of a row become one vector: their `mean` or `max`, or the feature of the first (`cls`)
-            or of the `last` position. Padding is ignored; a row of padding only has the vector 0.
-        dropout: The dropout rate of the pooled vector.
+            or of the `last` position. Padding is ignored; a row of padding only has the vector 0. For `cls`, the model
+            puts a trained vector first, as BERT does (Devlin et al. 2019, arXiv 1810.04805, section 3).
+        dropout: The dropout rate of the pooled vector, and of the hidden layer.
+        hidden_dim: H, the width of a hidden layer. None: there is none.
+        class_weights: The weight of each class in the loss. None: all have weight 1.
     """
 
     counts_correct = True
+    weight_C: Tensor | None
 
-    def __init__(self, dim: int, classes: int, *, pool: Pool = "mean", dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        classes: int,
+        *,
+        pool: Pool = "mean",
+        dropout: float = 0.0,
+        hidden_dim: int | None = None,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         self.pool = pool
+        self.reads_class_vector = pool == "cls"
         self.dropout = Dropout(dropout)
-        self.linear = nn.Linear(dim, classes)
-        nn.init.normal_(self.linear.weight, std=dim**-0.5)
+        self.hidden = None if hidden_dim is None else nn.Linear(dim, hidden_dim)
+        self.linear = nn.Linear(hidden_dim or dim, classes)
+        nn.init.normal_(self.linear.weight, std=(hidden_dim or dim) ** -0.5)
         nn.init.zeros_(self.linear.bias)
+        self.register_buffer(
+            "weight_C", None if class_weights is None else torch.tensor(class_weights), persistent=False
+        )
+
+    def vectors(self, features: Tensor, *, pad: Tensor | None = None) -> Tensor:
+        """vector_BD of each row."""
+        return pooled(features, self.pool, pad_BT=pad)
 
     def logits(self, features_BTD: Tensor, *, pad_BT: Tensor | None = None) -> Tensor:
         """logits_BC, in float32."""
-        logits_BC: Tensor = self.linear(self.dropout(pooled(features_BTD, self.pool, pad_BT=pad_BT))).float()
+        vector_BD = self.dropout(self.vectors(features_BTD, pad=pad_BT))
+        if self.hidden is not None:
+            vector_BD = self.dropout(functional.relu(self.hidden(vector_BD)))
+        logits_BC: Tensor = self.linear(vector_BD).float()
         return logits_BC
 
     def forward(
@@ -48,26 +75,58 @@ class PooledHead(Head):
         classes = logits_BC.shape[1]
         # torch shares ε among all C classes; here the C - 1 others have it, as in the token heads.
         share = label_smoothing * classes / max(classes - 1, 1)
-        total = functional.cross_entropy(logits_BC, target, label_smoothing=share, reduction="sum")
+        total = functional.cross_entropy(
+            logits_BC, target, weight=self.weight_C, label_smoothing=share, reduction="sum"
+        )
         with torch.no_grad():
             nll = functional.cross_entropy(logits_BC, target, reduction="sum")
             correct = (logits_BC.argmax(1) == target).sum()
-        return HeadLosses(total, nll, correct)
+        return HeadLosses(total, nll, correct, logits_BC.detach())
+
+
+class PairHead(PooledHead):
+    """One class for each pair of rows x, y that the same encoder has read.
+
+    Args:
+        dim: D.
+        classes: C.
+        combine: What the classifier reads of two pooled vectors: `concat` is [x, y] (Tay et al. 2021, arXiv 2011.04006,
+            released code; Mega), `full` is [x, y, x * y, x - y] (Nyströmformer's code; S4).
+        others: As for `PooledHead`.
+    """
+
+    def __init__(self, dim: int, classes: int, *, combine: Combination = "full", **others: object) -> None:
+        super().__init__(dim * (2 if combine == "concat" else 4), classes, **others)  # type: ignore[arg-type]
+        self.combine = combine
+
+    def vectors(self, features: Tensor, *, pad: Tensor | None = None) -> Tensor:
+        """vector_B(2D) or vector_B(4D) of each pair; the features are those of all first rows, then of the second."""
+        x_BD, y_BD = super().vectors(features, pad=pad).chunk(2)
+        further = () if self.combine == "concat" else (x_BD * y_BD, x_BD - y_BD)
+        return torch.cat([x_BD, y_BD, *further], dim=1)
 
 
 def pooled(features_BTD: Tensor, pool: Pool, *, pad_BT: Tensor | None = None) -> Tensor:
     """vector_BD of each row. See `PooledHead`."""
     if pad_BT is None:
-        pad_BT = torch.zeros(features_BTD.shape[:2], dtype=torch.bool, device=features_BTD.device)
-    real_BT1 = ~pad_BT[:, :, None]
-    length_B1 = real_BT1.sum(1)
+        return _pooled_whole(features_BTD, pool)
+    length_B1 = (~pad_BT).sum(1, keepdim=True)
     if pool == "mean":
-        return features_BTD.where(real_BT1, 0).sum(1) / length_B1.clamp(min=1)
+        return features_BTD.masked_fill(pad_BT[:, :, None], 0).sum(1) / length_B1.clamp(min=1)
     if pool == "max":
-        vector_BD = features_BTD.masked_fill(~real_BT1, -torch.inf).amax(1)
+        vector_BD = features_BTD.masked_fill(pad_BT[:, :, None], -torch.inf).amax(1)
     elif pool == "cls":
         vector_BD = features_BTD[:, 0]
     else:
         last_B = length_B1[:, 0].clamp(min=1) - 1
         vector_BD = features_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
     return vector_BD.where(length_B1 > 0, 0)
+
+
+def _pooled_whole(features_BTD: Tensor, pool: Pool) -> Tensor:
+    """`pooled` of rows without padding."""
+    if pool == "mean":
+        return features_BTD.mean(1)
+    if pool == "max":
+        return features_BTD.amax(1)
+    return features_BTD[:, 0 if pool == "cls" else -1]

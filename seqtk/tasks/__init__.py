@@ -1,5 +1,6 @@
 """Tasks. Importing a file registers the tasks in it."""
 
+from seqtk.tasks import classification as classification
 from seqtk.tasks import language_modeling as language_modeling
 from seqtk.tasks import masked_lm as masked_lm
 from seqtk.tasks import translation as translation

@@ -68,19 +68,36 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Every value, signature and count under one key each, ready for JSON."""
         signatures = {f"{name}_signature": score.signature for name, score in self.scores.items() if score.signature}
-        return {name: score.value for name, score in self.scores.items()} | signatures | self.counts
+        intervals = {f"{name}_interval": score.interval for name, score in self.scores.items() if score.interval}
+        return {name: score.value for name, score in self.scores.items()} | signatures | intervals | self.counts
 
     def lines(self) -> list[str]:
-        """The report as text: the counts, then one metric a line with its unit."""
+        """The report as text: the counts, then one metric a line with its unit and interval."""
         about = ", ".join(
             how_many(count, name.replace("_", " ").removesuffix("s")) for name, count in self.counts.items()
         )
         units = {name: metrics[name].unit if name in metrics else "per target" for name in self.scores}
         return [
             about,
-            *(f"{score.value:>10.4g} {name} ({units[name]})" for name, score in self.scores.items()),
+            *(
+                f"{score.value:>10.4g} {name} ({units[name]})"
+                + (f", 95 % interval {score.interval[0]:.4g} to {score.interval[1]:.4g}" if score.interval else "")
+                for name, score in self.scores.items()
+            ),
             *(f"{name} signature: {score.signature}" for name, score in self.scores.items() if score.signature),
         ]
+
+
+@dataclass(frozen=True)
+class TooLong:
+    """Examples that are longer than a model takes."""
+
+    side: Side
+    limit: int
+    examples: IndexArray
+    """Their numbers, from 0."""
+    sizes: SizeArray
+    """Their lengths."""
 
 
 class Task:
@@ -151,12 +168,19 @@ class Task:
             met.add(TEXT_SIZE)
         return met
 
-    def too_long(self, sizes_ND: SizeArray, model: Model) -> Iterator[tuple[Side, int, SizeArray]]:
-        """Yields each side with examples over the model's limit, that limit, and the lengths of these examples."""
+    def too_long(self, sizes_ND: SizeArray, model: Model) -> Iterator["TooLong"]:
+        """Yields each side with examples over the model's limit."""
         for sizes_N, side in zip(sizes_ND.T, self.sides, strict=False):
             limit = model.length_limit(side)
             if limit is not None and (sizes_N > limit).any():
-                yield side, limit, sizes_N[sizes_N > limit]
+                longer_N = np.flatnonzero(sizes_N > limit)
+                yield TooLong(side, limit, examples=longer_N, sizes=sizes_N[longer_N])
+
+    def report(
+        self, scores: dict[str, Score], *, dataset: Dataset, targets: float, outputs: Sequence[Output]
+    ) -> Report:
+        """The result of `evaluate`."""
+        return Report(scores, {"examples": len(dataset), "targets": int(targets)}, list(outputs))
 
     @torch.no_grad()
     def totals(
@@ -171,7 +195,7 @@ class Task:
         workers: int | None = 0,
         continuous: bool = False,
         before_each: Callable[[], None] = lambda: None,
-    ) -> tuple[Stats, int, list[Output]]:
+    ) -> tuple[Stats, float, list[Output]]:
         """Adds up what a criterion returns for batches, and collects the model's outputs.
 
         Args:
@@ -186,7 +210,7 @@ class Task:
         """
         stats: Stats = {}
         outputs: list[Output] = []
-        targets, state = 0, None
+        targets, state = 0.0, None
         filled = [indices for indices in batches if len(indices)]
         loaded = load_batches(filled, dataset, self.collate, device=device, workers=workers)
         for indices in batches:
@@ -196,7 +220,7 @@ class Task:
             batch = next(loaded)
             reported, after = step(batch, rows_of(state, slice(len(batch.ids_B))))
             state = after if continuous else None
-            targets += batch.weight
+            targets += batch.targets
             for name, (value, weight) in reported.items():
                 before = stats.get(name, (0.0, 0.0))
                 stats[name] = before[0] + value.double(), before[1] + weight.double()
@@ -217,6 +241,7 @@ class Task:
         references: Sequence[Sequence[str]] = (),
         batching: BatchingConfig | None = None,
         bf16: bool = False,
+        resamples: int = 1000,
         progress: bool = False,
     ) -> Report:
         """Computes the metrics of a split.
@@ -231,6 +256,7 @@ class Task:
             references: Further sets of references, line by line, in addition to the references in the data.
             batching: The size of a batch; with `streams`, the text is read in so many, with recurrent state.
             bf16: Whether matrix products run in bfloat16.
+            resamples: The bootstrap samples that intervals are computed from, for metrics of classes. 0: no intervals.
             progress: Shows a bar on a terminal.
 
         Raises:
@@ -241,11 +267,12 @@ class Task:
         dataset, device = self.dataset(split), next(model.parameters()).device
         if not len(dataset):
             raise UserError(f"Split '{split}' has no examples.")
-        for side, limit, sizes_N in self.too_long(dataset.sizes_ND, model):
+        for longer in self.too_long(dataset.sizes_ND, model):
             raise UserError(
-                f"{how_many(len(sizes_N), 'example')} of split '{split}' are longer than the model's limit.",
-                f"The limit is {limit} {side} tokens.",
-                f"The longest has {sizes_N.max()} tokens: remove or shorten them.",
+                f"{how_many(len(longer.examples), 'example')} of split '{split}' exceed the model's limit of "
+                f"{longer.limit} {longer.side} tokens.",
+                f"The first is example {longer.examples[0] + 1:,} with {longer.sizes[0]:,} tokens.",
+                f"Remove or shorten them{', or set truncate=true' if hasattr(self.config, 'truncate') else ''}.",
             )
         streams = batching.streams
         batches = ordered_batches(dataset.sizes_ND, batching) if streams is None else stream_rows(len(dataset), streams)
@@ -272,7 +299,7 @@ class Task:
             for output in outputs
         ]
         sums = {name: (float(value), float(weight)) for name, (value, weight) in stats.items()}
-        evaluation = Evaluation(sums, outputs, self.text_size(split, targets))
+        evaluation = Evaluation(sums, outputs, self.text_size(split, targets), resamples)
         for name in names or ():
             if name not in metrics.available(evaluation.provides):
                 raise UserError(
@@ -280,4 +307,4 @@ class Task:
                     f"Available: {', '.join(metrics.available(evaluation.provides))}.",
                 )
         scores = metrics.compute(self.metrics if names is None else names, evaluation)
-        return Report(scores, {"examples": len(dataset), "targets": targets}, outputs)
+        return self.report(scores, dataset=dataset, targets=targets, outputs=outputs)

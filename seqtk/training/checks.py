@@ -34,24 +34,30 @@ def check_run(config: TrainConfig, *, task: Task, model: Model, criterion: Crite
 def _check_lengths(config: TrainConfig, *, task: Task, model: Model, train_set: Dataset, valid: Dataset) -> None:
     kept, _ = usable(train_set.sizes_ND, config.batch)
     for split, sizes_ND in (("training", train_set.sizes_ND[kept]), ("validation", valid.sizes_ND)):
-        for side, limit, sizes_N in task.too_long(sizes_ND, model):
+        for longer in task.too_long(sizes_ND, model):
+            side, limit = longer.side, longer.limit
             own = next(
                 (key for key in (f"max_{side}_length", "max_length") if hasattr(config.model, key)), "max_length"
             )
-            key, needed = f"model.{own}", int(sizes_N.max())
+            key, needed = f"model.{own}", int(longer.sizes.max())
             narrowest = model.most_restrictive_layer(side)
             if narrowest is not None and limit != getattr(config.model, own, None):
                 needed += (narrowest.max_length or 0) - limit  # memory tokens take positions, too
                 key = config.length_key(narrowest.slot)
-            if task.sides == ("target",):
+            about = f"The longest has {longer.sizes.max()}"
+            if hasattr(config.task, "truncate"):
+                number = longer.examples[0] if split == "validation" else kept[longer.examples[0]]
+                about += f" and the first is example {number + 1:,}"
+                other = "or task.truncate=true to cut them at the end."
+            elif task.sides == ("target",):
                 other = "or task.tokens_per_sample to at most the limit."
             elif split == "training":
                 other = f"or batch.max_length={limit} to skip them."
             else:
                 other = "or remove them from the validation text."
             raise UserError(
-                f"{how_many(len(sizes_N), f'{split} example')} exceed the model's limit of {limit} {side} tokens.",
-                f"The longest has {sizes_N.max()}: set {key} to {needed},",
+                f"{how_many(len(longer.sizes), f'{split} example')} exceed the model's limit of {limit} {side} tokens.",
+                f"{about}: set {key} to {needed},",
                 other,
             )
 
@@ -100,6 +106,9 @@ def banner(config: TrainConfig, *, model: Model, train_set: Dataset, engine: Eng
     if frozen:
         yield f"{sum(frozen):,} parameters in {how_many(len(frozen), 'tensor')} are frozen."
     yield f"{how_many(len(kept), 'training example')} in {config.task.data}."
+    truncated = getattr(train_set, "truncated", 0)
+    if truncated:
+        yield f"Too long for the model and cut at the end: {how_many(truncated, 'training example')}."
     if len(too_long):
         named = ", ".join(map(str, too_long[:10]))
         more = ", …" if len(too_long) > 10 else ""

@@ -115,10 +115,10 @@ class Trainer:
     def _build(self) -> None:
         config, engine = self.config, self.engine
         self.task = tasks.build(config.task)
-        self.train_set = self.task.training_set(1)
         torch.manual_seed(config.seed)
         with out_of_memory_errors(engine.device, "The weights of the model do not fit.", "Set smaller sizes in model."):
             self.model = self.task.model(config.model).to(engine.device)
+        self.train_set = self.task.training_set(1)
         freeze(self.model, config.freeze)
         self.step = TrainStep(self.model, criterions.build(config.criterion), autocast=config.autocast)
         self.wrapped = engine.wrap(self.step)

@@ -94,6 +94,14 @@ class Source(abc.ABC):
         """The size of the original text of a one-sided split; None if it is unknown."""
         return None
 
+    def classes(self) -> list[str]:
+        """The names of the classes in the order of their numbers. Raises UserError if there are no labels."""
+        raise UserError(f"{self.name} has no labels.", "task=classification needs a class for each example.")
+
+    def labels(self, split: str) -> npt.NDArray[np.int32]:
+        """The class of each item of a split. Raises UserError if there are no labels."""
+        raise UserError(f"{self.name} has no labels.", "task=classification needs a class for each example.")
+
     def use(self, lang: str | None, vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:
         """Makes the items of one side fit a model's vocabulary. Raises UserError if they cannot."""
         if self.vocabulary(lang) != vocabulary:

@@ -1,0 +1,359 @@
+"""Classification: one class for each text, or for each pair of texts.
+
+B batch, N examples, C classes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from seqtk.attention import State
+from seqtk.config.fields import probability, setting
+from seqtk.criterions.base import Stats
+from seqtk.data.batch import Batch, ClassBatch, PairBatch, check_ids, pad_rows
+from seqtk.data.plan import IndexArray
+from seqtk.data.sources import Items, Source
+from seqtk.data.vocabulary import SPECIALS, Vocabulary
+from seqtk.generation.search import SearchConfig
+from seqtk.metrics import ClassOutput, Output, Predictions, Score
+from seqtk.metrics.base import PREDICTIONS
+from seqtk.metrics.classification import ClassFigures, per_class
+from seqtk.models import Model, ModelConfig, build_model
+from seqtk.models.base import Side
+from seqtk.modules.head import HeadLosses
+from seqtk.modules.pooled_head import Combination, PairHead, Pool, PooledHead
+from seqtk.tasks.base import Assets, Dataset, Report, TaskConfig, tasks
+from seqtk.tasks.text import TextTask, tokenizer_assets, tokenizer_from
+from seqtk.utils.errors import UserError, how_many, nearest
+
+Ids = npt.NDArray[np.int64]
+MOST_COLUMNS = 20
+"""The classes of a confusion matrix that is printed as text."""
+
+
+@dataclass(frozen=True)
+class ClassificationConfig(TaskConfig):
+    """Texts with their classes."""
+
+    pool: Pool = setting(
+        "mean", help="How the features of a text become one vector. cls: the feature of a trained vector put first."
+    )
+    head_dim: int | None = setting(None, at_least=1, help="Width of a hidden layer in the head. null: there is none.")
+    head_dropout: float = probability(0.0, help="Dropout of the pooled vector and the hidden layer.")
+    eos: bool = setting(False, help="Whether each text ends in the token </s>.")
+    truncate: bool = setting(False, help="Cut texts that are too long for the model at the end. false: refuse them.")
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = setting(
+        None,
+        above=0,
+        help="A weight in the loss for each class, in the order of classes.txt. balanced: inverse to their frequency.",
+    )
+
+
+@dataclass(frozen=True)
+class MatchingConfig(ClassificationConfig):
+    """Pairs of texts with their classes."""
+
+    combine: Combination = setting(
+        "full", help="What the head reads of two vectors x and y. concat: x, y. full: x, y, x * y, x - y."
+    )
+
+
+class LabelledTexts:
+    """The examples of a split as `(index, ids of each text, class)`.
+
+    Args:
+        sides: The items of each side of the data.
+        label_N: The class of each example.
+        eos: Whether the items keep their EOS; an empty text keeps it in any case.
+        limit: The ids that are kept of each item. None: all.
+        lines: Returns the original text of the first side, or None if it is not kept.
+    """
+
+    def __init__(
+        self,
+        sides: Sequence[Items],
+        label_N: npt.NDArray[np.integer[Any]],
+        *,
+        eos: bool,
+        limit: int | None,
+        lines: Callable[[], list[str] | None] = lambda: None,
+    ) -> None:
+        self.sides, self.label_N, self.lines = tuple(sides), label_N, lines
+        sizes_ND = np.stack([np.maximum(items.sizes - (not eos), 1) for items in sides], axis=1)
+        self.truncated = 0 if limit is None else int((sizes_ND > limit).any(axis=1).sum())
+        self.sizes_ND = sizes_ND if limit is None else np.minimum(sizes_ND, limit)
+
+    def __len__(self) -> int:
+        return len(self.label_N)
+
+    def __getitem__(self, index: int) -> tuple[int, tuple[Ids, ...], int]:
+        texts = tuple(items[index][:size] for items, size in zip(self.sides, self.sizes_ND[index], strict=True))
+        return index, texts, int(self.label_N[index])
+
+
+@dataclass(frozen=True)
+class ClassReport(Report):
+    """The result of `ClassificationTask.evaluate`."""
+
+    classes: list[str]
+    confusion_CC: npt.NDArray[np.int64]
+    """How many examples of each class (row) got each prediction (column)."""
+
+    def per_class(self) -> list[ClassFigures]:
+        """Precision, recall, F1 and the number of examples of each class."""
+        return per_class(self.confusion_CC, self.classes)
+
+    def to_dict(self) -> dict[str, Any]:
+        figures = [asdict(figures) for figures in self.per_class()]
+        return {**super().to_dict(), "per_class": figures, "confusion": self.confusion_CC.tolist()}
+
+    def lines(self) -> list[str]:
+        width = max(map(len, [*self.classes, "class"]))
+        rows = [
+            f"{each.name:{width}}  {each.precision:9.2f}  {each.recall:6.2f}  {each.f1:6.2f}  {each.examples:8,}"
+            for each in self.per_class()
+        ]
+        heading = f"{'class':{width}}  precision  recall      f1  examples"
+        return [*super().lines(), "", heading, *rows, *self._confusion_lines(width)]
+
+    def _confusion_lines(self, width: int) -> list[str]:
+        """The confusion matrix as text; none if it is too wide for a terminal."""
+        if len(self.classes) > MOST_COLUMNS:
+            return []
+        columns = [max(len(f"{count:,}") for count in column) for column in self.confusion_CC.T.tolist()]
+        columns = [max(size, len(str(number))) for number, size in enumerate(columns)]
+        numbers = "  ".join(f"{number:>{size}}" for number, size in enumerate(columns))
+        rows = [
+            f"{number:>3} {name:{width}}  "
+            + "  ".join(f"{count:>{size},}" for count, size in zip(row, columns, strict=True))
+            for number, (name, row) in enumerate(zip(self.classes, self.confusion_CC.tolist(), strict=True))
+        ]
+        return ["", "Rows are classes, columns are predictions:", f"{'':{width + 4}}  {numbers}", *rows]
+
+
+@tasks.register("classification", ClassificationConfig)
+class ClassificationTask(TextTask):
+    """One vocabulary, one tokenizer, and the names of the classes."""
+
+    metrics = ("loss", "nll", "accuracy", "macro_f1", "ece")
+    sides: ClassVar[tuple[Side, ...]] = ("source",)
+    pairs: ClassVar[bool] = False
+    _limit: int | None = None
+    """The longest text that the model takes; known once it is built."""
+
+    def __init__(self, config: ClassificationConfig, *, assets: Mapping[str, str] | None = None) -> None:
+        super().__init__(config)
+        if assets is None:
+            source = self.open()
+            self.vocabulary = source.vocabulary(source.source_lang)
+            self.tokenizer = source.tokenizer(source.source_lang)
+            for lang in self._langs(source)[1:]:
+                source.use(lang, self.vocabulary, self.tokenizer)
+            self.classes = source.classes()
+            self.class_weights = self._weights(source)
+        else:
+            self.vocabulary = Vocabulary.from_text(assets["text.dict"])
+            self.tokenizer = tokenizer_from(assets, "text")
+            self.classes = assets["classes"].split("\n")
+            weights = assets.get("class.weights")
+            self.class_weights = None if weights is None else [float(weight) for weight in weights.split()]
+
+    def assets(self) -> Assets:
+        weights = self.class_weights
+        return {
+            "text.dict": self.vocabulary.to_text(),
+            "classes": "\n".join(self.classes),
+            **tokenizer_assets(self.tokenizer, "text"),
+            **({} if weights is None else {"class.weights": " ".join(map(repr, weights))}),
+        }
+
+    def connect(self, source: Source) -> None:
+        if (source.target_lang is not None) != self.pairs:
+            other = "classification" if self.pairs else "matching"
+            raise UserError(
+                f"{source.name} holds {'one text' if self.pairs else 'a pair of texts'} for each class.",
+                f"task={other} is the task for it.",
+            )
+        if hasattr(self, "classes"):
+            for lang in self._langs(source):
+                source.use(lang, self.vocabulary, self.tokenizer)
+            unknown = [name for name in source.classes() if name not in self.classes]
+            if unknown:
+                raise UserError(
+                    f"{source.name} has a class that the model does not know: {unknown[0]}.",
+                    f"The model has {how_many(len(self.classes), 'class')}: {', '.join(self.classes[:10])}.",
+                    nearest(unknown[0], self.classes),
+                )
+
+    def dataset(self, split: str) -> LabelledTexts:
+        return self._examples(split)
+
+    def training_set(self, epoch: int) -> LabelledTexts:
+        return self._examples("train", epoch=epoch)
+
+    def collate(self, examples: Sequence[Any]) -> ClassBatch:
+        indices, texts, labels = zip(*examples, strict=True)
+        longest = max(len(text) for row in texts for text in row)
+        sides = [pad_rows(rows, length=longest) for rows in zip(*texts, strict=True)]
+        for ids_BS in sides:
+            check_ids(ids_BS, self.vocabulary, name="the dictionary")
+        weights = self.class_weights
+        weight = len(labels) if weights is None else sum(weights[label] for label in labels)
+        padded = any(len(text) < longest for row in texts for text in row)
+        batch = ClassBatch(torch.tensor(indices), weight, sides[0], torch.tensor(labels), padded)
+        return PairBatch(**vars(batch), second_BS=sides[1]) if self.pairs else batch
+
+    def model(self, config: ModelConfig) -> Model:
+        sizes: dict[str, Any] = {"vocabulary": len(self.vocabulary), "head": self._head()}
+        if getattr(config, "input", "tokens") == "values":
+            sizes["values"] = self._numbers()
+        model = build_model(config, PairBatch if self.pairs else ClassBatch, **sizes)
+        self._limit = model.length_limit("source")
+        return model
+
+    def provides(self, split: str, *, stats: Sequence[str], targets: float, outputs: bool = True) -> set[str]:
+        return super().provides(split, stats=stats, targets=targets, outputs=outputs) | {PREDICTIONS}
+
+    def totals(
+        self,
+        step: Callable[[Batch, State], tuple[Stats, State]],
+        dataset: Dataset,
+        batches: Sequence[IndexArray],
+        *,
+        model: Model,
+        search: SearchConfig | None,
+        **settings: Any,
+    ) -> tuple[Stats, float, list[Output]]:
+        """As of every task. The outputs come from the logits of the loss, so they cost no second pass."""
+        last: list[Tensor] = []
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+
+        def watched(batch: Batch, state: State) -> tuple[Stats, State]:
+            result = step(batch, state)
+            found.append((batch.ids_B, batch.target, last.pop().log_softmax(1)))
+            return result
+
+        def note(head: Any, arguments: Any, losses: HeadLosses) -> None:
+            assert losses.logits_BC is not None
+            last[:] = [losses.logits_BC]
+
+        hook = model.head.register_forward_hook(note)
+        try:
+            stats, targets, _ = super().totals(watched, dataset, batches, model=model, search=None, **settings)
+        finally:
+            hook.remove()
+        if not found:
+            return stats, targets, []
+        id_N, target_N, log_prob_NC = (torch.cat(parts).tolist() for parts in zip(*found, strict=True))
+        lines = dataset.lines() if search is not None and isinstance(dataset, LabelledTexts) else None
+        outputs: list[Output] = [
+            ClassOutput(
+                index=index,
+                source="" if lines is None else lines[index],
+                output=self.classes[max(range(len(log_probs)), key=log_probs.__getitem__)],
+                references=(self.classes[target],),
+                target=target,
+                log_probs=tuple(log_probs),
+            )
+            for index, target, log_probs in zip(id_N, target_N, log_prob_NC, strict=True)
+        ]
+        return stats, targets, outputs
+
+    def report(
+        self, scores: dict[str, Score], *, dataset: Dataset, targets: float, outputs: Sequence[Output]
+    ) -> "ClassReport":
+        counts = {"examples": len(dataset)}
+        if getattr(dataset, "truncated", 0):
+            counts["truncated"] = dataset.truncated  # type: ignore[attr-defined]
+        confusion_CC = Predictions([output for output in outputs if isinstance(output, ClassOutput)]).confusion()
+        return ClassReport(scores, counts, list(outputs), classes=self.classes, confusion_CC=confusion_CC)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        return self.tokenizer.decode(self.vocabulary.decode(ids))
+
+    def _head(self) -> Callable[[int], PooledHead]:
+        return partial(PooledHead, **self._head_settings())
+
+    def _head_settings(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "classes": len(self.classes),
+            "pool": config.pool,
+            "hidden_dim": config.head_dim,
+            "dropout": config.head_dropout,
+            "class_weights": self.class_weights,
+        }
+
+    def _numbers(self) -> list[float]:
+        """The number that each token stands for; NaN for special symbols. Raises UserError for another token."""
+        numbers = [float("nan")] * len(SPECIALS)
+        for token in self.vocabulary.tokens[len(SPECIALS) :]:
+            try:
+                numbers.append(float(token))
+            except ValueError:
+                raise UserError(
+                    f"model.input=values: the token '{token}' is not a number.", "Set model.input=tokens for text."
+                ) from None
+        return numbers
+
+    def _langs(self, source: Source) -> list[str | None]:
+        return [source.source_lang, source.target_lang] if self.pairs else [source.source_lang]
+
+    def _examples(self, split: str, *, epoch: int = 1) -> LabelledTexts:
+        source = self.open()
+        sides = [source.split(split, lang, epoch=epoch) for lang in self._langs(source)]
+        label_N = source.labels(split)
+        if any(len(items) != len(label_N) for items in sides):
+            raise UserError(
+                f"Split '{split}' of {source.name} has {how_many(len(label_N), 'label')} "
+                f"for {how_many(len(sides[0]), 'example')}.",
+                "Preprocess the data again.",
+            )
+        number_C = np.array([self.classes.index(name) for name in source.classes()])
+        return LabelledTexts(
+            sides,
+            number_C[label_N],
+            eos=self.config.eos,
+            limit=self._limit if self.config.truncate else None,
+            lines=partial(source.lines, split, source.source_lang),
+        )
+
+    def _weights(self, source: Source) -> list[float] | None:
+        """The weight of each class. Raises UserError unless there are at least two classes in the training data."""
+        count_C = np.bincount(source.labels("train"), minlength=len(self.classes))
+        present = [name for name, count in zip(self.classes, count_C.tolist(), strict=True) if count]
+        if len(present) < 2:
+            raise UserError(
+                f"All training examples in {source.name} are of one class: {', '.join(present)}.",
+                "A classifier needs examples of at least two classes.",
+            )
+        weights = self.config.class_weights
+        if weights is None:
+            return None
+        if weights == "balanced":  # scikit-learn's formula: a class that never occurs has no loss to weight
+            return [count_C.sum() / (len(count_C) * count) if count else 1.0 for count in count_C.tolist()]
+        if len(weights) != len(self.classes):
+            raise UserError(
+                f"task.class_weights has {how_many(len(weights), 'weight')} for "
+                f"{how_many(len(self.classes), 'class')}.",
+                f"Set one for each of {', '.join(self.classes[:10])}, in this order.",
+            )
+        return list(weights)
+
+
+@tasks.register("matching", MatchingConfig)
+class MatchingTask(ClassificationTask):
+    """Two texts, read by the same encoder without attention between them (a dual encoder), and one class."""
+
+    sides = ("source", "source")
+    pairs = True
+
+    def _head(self) -> Callable[[int], PooledHead]:
+        return partial(PairHead, combine=self.config.combine, **self._head_settings())

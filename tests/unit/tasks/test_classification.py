@@ -1,0 +1,255 @@
+"""Classification and matching: reading, weights, truncation, refusals, and learning a planted key from any seed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from seqtk.config import schema
+from seqtk.criterions import CriterionConfig, criterions
+from seqtk.data.batch import Batch, PairBatch
+from seqtk.data.plan import BatchingConfig
+from seqtk.data.sources import GivenText
+from seqtk.data.vocabulary import EOS
+from seqtk.models import Model, ModelConfig
+from seqtk.tasks import tasks
+from seqtk.tasks.classification import ClassificationTask, ClassReport
+from seqtk.training.config import TrainConfig
+from seqtk.training.parallel import TrainStep, start_engine
+from seqtk.training.trainer import Trainer
+from seqtk.utils.errors import UserError
+from tests.unit.tasks.labelled import task_of, write_pairs, write_texts
+
+MODEL: dict[str, Any] = {
+    "kind": "transformer_classifier",
+    "dim": 32,
+    "ffn_dim": 64,
+    "heads": 2,
+    "encoder": {"layers": 1},
+    "dropout": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("texts"))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+def model_of(task: ClassificationTask, **settings: Any) -> Model:
+    torch.manual_seed(1)
+    return task.model(schema.from_dict(ModelConfig, {**MODEL, **settings})).eval()
+
+
+def batch_of(task: ClassificationTask, indices: Sequence[int]) -> Batch:
+    dataset = task.dataset("test")
+    return task.collate([dataset[index] for index in indices])
+
+
+def trainer(folder: Path, save_dir: Path, kind: str = "classification", **changes: Any) -> Trainer:
+    source = "labelled_lines" if kind == "classification" else "labelled_pairs"
+    tree = {
+        "device": "cpu",
+        "save_dir": str(save_dir),
+        "max_updates": 150,
+        "task": {"kind": kind, "data": str(folder), "source": source},
+        "model": MODEL,
+        "criterion": "cross_entropy",
+        "batch": {"max_tokens": None, "max_sentences": 32},
+        "optimizer": {"lr": 0.005},
+        "schedule": {"warmup_updates": 10},
+        "validation": {"every": 75, "metric": "accuracy"},
+        "log": {"every": 50, "tensorboard": False},
+    }
+    config = schema.from_dict(TrainConfig, tree)
+    for key, value in changes.items():
+        config = schema.update(config, key.replace("__", "."), value)
+    return Trainer(config, engine=start_engine(device="cpu"))
+
+
+class TestReading:
+    def test_items_lose_their_eos_by_default(self, texts: Path) -> None:
+        without, kept = task_of(texts).dataset("test"), task_of(texts, eos=True).dataset("test")
+        assert (kept.sizes_ND - without.sizes_ND == 1).all()
+        assert kept[3][1][0][-1] == EOS
+        np.testing.assert_array_equal(kept[3][1][0][:-1], without[3][1][0])
+
+    def test_an_empty_text_keeps_its_eos(self, tmp_path: Path) -> None:
+        folder = write_texts(tmp_path)
+        (folder / "test.txt").write_text("yes\t\nno\tk1\n")
+        dataset = task_of(folder).dataset("test")
+        assert dataset.sizes_ND.tolist() == [[1], [1]]
+        assert dataset[0][1][0].tolist() == [EOS]
+
+    def test_equal_lengths_need_no_mask(self, texts: Path) -> None:
+        task = task_of(texts)
+        assert batch_of(task, [0]).pad is None
+        assert batch_of(task, range(8)).pad is not None
+
+    def test_pairs_share_one_length(self, pairs: Path) -> None:
+        batch = batch_of(task_of(pairs, "matching"), range(8))
+        assert isinstance(batch, PairBatch)
+        assert batch.source_BS.shape == batch.second_BS.shape
+        assert batch.texts.shape[0] == 16
+        assert batch.as_empty().texts.shape[0] == 2
+
+    def test_assets_rebuild_the_task(self, texts: Path) -> None:
+        task = task_of(texts, class_weights=[1, 2.5, 3])
+        again = tasks.build(task.config, assets=task.assets())
+        assert isinstance(again, ClassificationTask)
+        assert again.vocabulary == task.vocabulary
+        assert again.classes == ["yes", "no", "both"]
+        assert again.class_weights == [1, 2.5, 3]
+
+    def test_classes_of_data_map_to_those_of_model(self, texts: Path, tmp_path: Path) -> None:
+        task = task_of(texts)
+        other = write_texts(tmp_path)
+        wanted = task.dataset("test").label_N
+        (other / "classes.txt").write_text("both\nyes\nno\n")
+        task.open(str(other))
+        np.testing.assert_array_equal(task.dataset("test").label_N, wanted)
+
+
+class TestRefusals:
+    def test_one_class_is_refused(self, tmp_path: Path) -> None:
+        folder = write_texts(tmp_path)
+        (folder / "train.txt").write_text("yes\tw1\nyes\tw2\n")
+        with pytest.raises(UserError, match="one class: yes"):
+            task_of(folder)
+
+    def test_unknown_class_is_refused(self, texts: Path, tmp_path: Path) -> None:
+        other = write_texts(tmp_path)
+        (other / "classes.txt").write_text("yes\nno\nboth\nnone\n")
+        with pytest.raises(UserError, match="none"):
+            task_of(texts).open(str(other))
+
+    def test_unlabelled_data_is_refused(self, texts: Path) -> None:
+        with pytest.raises(UserError, match="no labels"):
+            task_of(texts).open(GivenText(["w1 w2"]))
+
+    def test_pairs_are_refused_by_classification(self, pairs: Path) -> None:
+        with pytest.raises(UserError, match="task=matching"):
+            task_of(pairs, "classification", source="labelled_pairs")
+
+    def test_number_of_weights_must_fit(self, texts: Path) -> None:
+        with pytest.raises(UserError, match=r"task\.class_weights"):
+            task_of(texts, class_weights=[1, 2])
+
+    def test_too_long_examples_are_named(self, texts: Path, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"task\.truncate=true") as caught:
+            trainer(texts, tmp_path / "run", model__max_source_length=8)
+        assert "model.max_source_length" in str(caught.value)
+        assert "the first is example" in str(caught.value)
+        assert not (tmp_path / "run").exists()
+
+    def test_fixed_length_layers_name_their_key(self, texts: Path, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"attention\.max_length"):
+            trainer(texts, tmp_path / "run", attention="synthesizer_random", attention__max_length=8)
+
+
+class TestTruncation:
+    def test_cut_at_the_end(self, texts: Path) -> None:
+        whole, task = task_of(texts).dataset("train"), task_of(texts, truncate=True)
+        model_of(task, max_source_length=6)
+        cut = task.dataset("train")
+        assert cut.sizes_ND.max() == 6
+        assert cut.truncated == int((whole.sizes_ND > 6).sum()) > 0
+        longest = int(whole.sizes_ND.argmax())
+        np.testing.assert_array_equal(cut[longest][1][0], whole[longest][1][0][:6])
+
+    def test_class_vector_counts_in_fixed_lengths(self, texts: Path) -> None:
+        task = task_of(texts, pool="cls")
+        model = model_of(task, attention={"kind": "synthesizer_random", "max_length": 9})
+        assert model.length_limit("source") == 8
+
+
+class TestWeights:
+    def loss(self, task: ClassificationTask, indices: Sequence[int], smoothing: float = 0.0) -> tuple[Any, Any]:
+        kind = {"kind": "label_smoothed_cross_entropy", "label_smoothing": smoothing}
+        criterion = criterions.build(schema.from_dict(CriterionConfig, kind))
+        model, batch = model_of(task), batch_of(task, indices)
+        return criterion(model, batch), (model.head.logits(model(batch)[0], pad_BT=batch.pad), batch.target)
+
+    def test_equals_torch(self, texts: Path) -> None:
+        weights = [0.5, 2.0, 1.5]
+        loss, (logits_BC, target_B) = self.loss(task_of(texts, class_weights=weights), range(16))
+        wanted = torch.nn.functional.cross_entropy(logits_BC, target_B, weight=torch.tensor(weights))
+        torch.testing.assert_close(loss.total / loss.weight, wanted)
+
+    def test_figures_are_unweighted(self, texts: Path) -> None:
+        plain, _ = self.loss(task_of(texts), range(16))
+        weighted, _ = self.loss(task_of(texts, class_weights=[0.5, 2.0, 1.5]), range(16))
+        for name in ("nll", "correct"):
+            torch.testing.assert_close(plain.stats[name], weighted.stats[name])
+            assert weighted.stats[name][1] == 16
+        assert weighted.stats["loss"][1] == pytest.approx(weighted.weight) != 16
+
+    def test_balanced_weights_give_classes_equal_mass(self, texts: Path) -> None:
+        task = task_of(texts, class_weights="balanced")
+        counts = np.bincount(task.dataset("train").label_N)
+        mass = counts * np.array(task.class_weights)
+        np.testing.assert_allclose(mass, mass[0])
+        assert mass.sum() == pytest.approx(counts.sum())
+
+    def test_split_batches_give_the_same_gradient(self, texts: Path) -> None:
+        task = task_of(texts, class_weights=[0.5, 2.0, 1.5])
+        criterion = criterions.build(schema.from_dict(CriterionConfig, {"kind": "cross_entropy"}))
+        step = TrainStep(model_of(task), criterion)
+        gradients = []
+        for parts in ([range(8)], [range(4), range(4, 8)]):
+            step.zero_grad()
+            batches = [batch_of(task, part) for part in parts]
+            weight = sum(batch.weight for batch in batches)
+            for batch in batches:
+                (step(batch)[0] / weight).backward()
+            gradients.append([parameter.grad.clone() for parameter in step.parameters() if parameter.grad is not None])
+        for whole, split in zip(*gradients, strict=True):
+            torch.testing.assert_close(whole, split, atol=1e-6, rtol=1e-4)
+
+
+class TestEvaluation:
+    def test_report_agrees_with_its_outputs(self, texts: Path) -> None:
+        task = task_of(texts)
+        report = task.evaluate(model_of(task))
+        assert isinstance(report, ClassReport)
+        right = [output.output == output.references[0] for output in report.outputs]
+        assert report.scores["accuracy"].value == pytest.approx(100 * np.mean(right))
+        assert report.confusion_CC.sum() == report.counts["examples"] == 60
+        assert np.trace(report.confusion_CC) == sum(right)
+        for score in (report.scores[name] for name in ("accuracy", "macro_f1", "ece", "nll")):
+            assert score.interval is not None
+            assert score.interval[0] < score.interval[1]
+        assert [output.index for output in report.outputs] == list(range(60))
+        assert report.outputs[0].source == task.open().lines("test", "text")[0]  # type: ignore[index]
+
+    def test_batch_size_does_not_matter(self, texts: Path) -> None:
+        task = task_of(texts)
+        model = model_of(task)
+        alone, together = (
+            task.evaluate(model, batching=BatchingConfig(max_sentences=size)).outputs for size in (1, 60)
+        )
+        for one, other in zip(alone, together, strict=True):
+            np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+class TestLearning:
+    @pytest.mark.parametrize("pool", ["mean", "cls", "max"])
+    def test_classification(self, texts: Path, tmp_path: Path, seed: int, pool: str) -> None:
+        run = trainer(texts, tmp_path / "run", seed=seed, task__pool=pool, model__encoder__layers=2)
+        result = run.fit()
+        assert result.best is not None
+        assert result.best > 90
+
+    def test_matching(self, pairs: Path, tmp_path: Path, seed: int) -> None:
+        run = trainer(pairs, tmp_path / "run", "matching", seed=seed, max_updates=250, validation__every=125)
+        result = run.fit()
+        assert result.best is not None
+        assert result.best > 90
