@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from seqtk.attention import State
 from seqtk.checkpoint import model_file
 from seqtk.checkpoint.model_file import ModelFile, Tensors, checkpoint_folders, load_tensors
-from seqtk.checkpoint.run_state import STREAM_STATE, TrainState
+from seqtk.checkpoint.run_state import AVERAGE, STREAM_STATE, TrainState
 from seqtk.data.plan import Position
 from seqtk.utils.errors import UserError
 
@@ -31,6 +31,8 @@ class Checkpoint:
     state: TrainState
     streams: State
     """The recurrent state of all rows, or None."""
+    average: Tensors
+    """The averaged weights and all buffers; empty if the run does not average."""
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -48,6 +50,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             optimizer=load_tensors(folder / "optimizer.safetensors")[0],
             state=_read_state(folder / "state.json"),
             streams=None if streams is None else _load_tree(streams),
+            average=load_tensors(folder / AVERAGE)[0] if (folder / AVERAGE).is_file() else {},
         )
     except UserError as error:
         others = [path.name for path in checkpoint_folders(folder.parent) if path != folder]

@@ -1,8 +1,8 @@
 """The folder of a run: one directory per checkpoint, written atomically, from which resuming is bit-exact.
 
-`model.safetensors` is a model file, `optimizer.safetensors` the optimizer's tensors by parameter,
-`stream_state.safetensors` the recurrent state of `batch.streams`, `state.json` the rest. No file can run code: nothing
-is pickled. `latest` in save_dir names the newest checkpoint.
+`model.safetensors` is a model file, `ema.safetensors` another one with averaged weights, `optimizer.safetensors` the
+optimizer's tensors by parameter, `stream_state.safetensors` the recurrent state of `batch.streams`, `state.json` the
+rest. No file can run code: nothing is pickled. `latest` in save_dir names the newest checkpoint.
 """
 
 import fcntl
@@ -38,6 +38,7 @@ from seqtk.utils.errors import UserError
 from seqtk.utils.files import atomic_directory, check_writable, write_text
 
 STREAM_STATE = "stream_state.safetensors"
+AVERAGE = "ema.safetensors"
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,22 @@ class Checkpoints:
         self.config, self.assets, self.metric = dict(config), assets, metric
         self.keep_last, self.keep_best = keep_last, keep_best
 
-    def save(self, model: Tensors, optimizer: Tensors, state: TrainState, *, streams: State = None) -> Path:
+    def save(
+        self,
+        model: Tensors,
+        optimizer: Tensors,
+        state: TrainState,
+        *,
+        streams: State = None,
+        average: Tensors | None = None,
+    ) -> Path:
         """Writes a checkpoint of this update, points `latest` at it, and removes those that are too old."""
         folder = self.directory / _name(state.update)
         with atomic_directory(folder) as partial:
             self._write_model(partial / "model.safetensors", model, state)
             save_tensors(partial / "optimizer.safetensors", optimizer)
+            if average is not None:
+                self._write_model(partial / AVERAGE, average, state)
             if streams is not None:
                 _save_tree(partial / STREAM_STATE, streams)
             write_text(partial / "state.json", _state_text(state))

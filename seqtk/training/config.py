@@ -22,6 +22,7 @@ from seqtk.optim.schedules import InverseSqrtConfig
 from seqtk.tasks import TaskConfig, tasks
 from seqtk.tasks.translation import TranslationConfig
 from seqtk.training import ddp as ddp
+from seqtk.training.average import AverageConfig
 from seqtk.training.logging import ConsoleConfig, JsonlConfig, SinkConfig, TensorBoardConfig
 from seqtk.training.parallel import EngineConfig
 from seqtk.utils.errors import UserError, nearest
@@ -126,6 +127,7 @@ class TrainConfig:
     layer_decay: float = setting(
         1.0, above=0, at_most=1, help="Factor of the learning rate from each block to the one below it. 1: none."
     )
+    ema: AverageConfig | None = setting(None, help="An exponential moving average of the weights. null: none.")
     batch: BatchingConfig = BatchingConfig()
     task: TaskConfig = TranslationConfig()
     model: ModelConfig = TransformerConfig()

@@ -33,6 +33,7 @@ class Start:
 
     weights: Tensors
     optimizer: Tensors
+    average: Tensors
     streams: State
     state: TrainState
     notes: list[str]
@@ -60,12 +61,11 @@ def start_from(config: TrainConfig, *, model: Model, drawn: Tensors, assets: Ass
     taken = transfer(contents, model, drawn=drawn, assets=assets, source=source)
     notes = [f"Starting from the weights of {saved.folder if saved else config.init_from}:", *taken.lines()]
     if saved is None:
-        return Start(taken.tensors, {}, None, state, notes)
+        return Start(taken.tensors, {}, {}, None, state, notes)
     _check_kept(kept, saved, config, state=state)
-    optimizer = {}
-    if "optimizer" in kept:
-        whole = {name for name, fate in taken.fates.items() if fate is Fate.TAKEN}
-        optimizer = {name: tensor for name, tensor in saved.optimizer.items() if name.rpartition("/")[0] in whole}
+    whole = {name for name, fate in taken.fates.items() if fate is Fate.TAKEN and "optimizer" in kept}
+    optimizer = {name: tensor for name, tensor in saved.optimizer.items() if name.rpartition("/")[0] in whole}
+    average = {name: tensor for name, tensor in saved.average.items() if name in whole}
     fields: dict[str, Any] = {name: getattr(saved.state, name) for part in kept for name in KEPT_BY.get(part, ())}
     fresh = len(saved.optimizer) - len(optimizer) if "optimizer" in kept else 0
     notes.append(
@@ -76,7 +76,8 @@ def start_from(config: TrainConfig, *, model: Model, drawn: Tensors, assets: Ass
             else ""
         )
     )
-    return Start(taken.tensors, optimizer, saved.streams if "data" in kept else None, replace(state, **fields), notes)
+    streams = saved.streams if "data" in kept else None
+    return Start(taken.tensors, optimizer, average, streams, replace(state, **fields), notes)
 
 
 def _checkpoint(path: str) -> Checkpoint:
@@ -108,7 +109,7 @@ def _check_kept(kept: Sequence[str], saved: Checkpoint, config: TrainConfig, *, 
                 *([f"Also different: {format_list([each.key for each in others[1:]])}."] if others[1:] else []),
                 f"Set the same value, or add {part} to reset.",
             )
-    if "data" in kept and saved.state.corpus != state.corpus:
+    if "data" in kept and not state.corpus.startswith(saved.state.corpus):
         raise UserError(
             f"reset= keeps 'data', but {source} was trained on data other than {config.task.data}.",
             "Add data to reset.",

@@ -34,6 +34,7 @@ from seqtk.data.plan import Position, Update, epoch_plan
 from seqtk.metrics import Evaluation, metrics
 from seqtk.optim import can_skip, freeze, optimizers, rate_scales, scale_rates, schedules, set_rate
 from seqtk.tasks import tasks
+from seqtk.training.average import WeightAverage
 from seqtk.training.checks import banner, check_run, smaller_batch
 from seqtk.training.config import TrainConfig
 from seqtk.training.logging import Logger, RunInfo
@@ -126,6 +127,7 @@ class Trainer:
         scale_rates(
             self.optimizer, self.model, rate_scales(self.model, config.lr_scales, layer_decay=config.layer_decay)
         )
+        self.average = WeightAverage(self.model, config.ema) if config.ema else None
         self.schedule = schedules.build(config.schedule, lr=config.optimizer.lr, max_steps=config.max_updates or None)
         self.streams = StreamState(config.batch.streams, world=engine, update_freq=config.update_freq)
         self.checkpoints = Checkpoints(
@@ -159,7 +161,7 @@ class Trainer:
         if folder is not None:
             saved = load_checkpoint(folder)
             changed, rates = check_resumable(saved, config, assets=self.task.assets(), corpus=corpus)
-            self._set_weights(saved.model.tensors, saved.optimizer, source=str(folder))
+            self._set_weights(saved.model.tensors, saved.optimizer, saved.average, source=str(folder))
             self.streams.scatter(saved.streams)
             self.state = saved.state.replace(corpus=corpus)
             self._has_changes = bool(changed)
@@ -171,7 +173,8 @@ class Trainer:
         elif config.init_from:
             drawn, assets = self._full_weights(), self.task.assets()
             start = start_from(config, model=self.model, drawn=drawn, assets=assets, state=self.state)
-            self._set_weights(start.weights, start.optimizer, source=f"init_from={config.init_from}")
+            source = f"init_from={config.init_from}"
+            self._set_weights(start.weights, start.optimizer, start.average, source=source)
             self.streams.scatter(start.streams)
             self.state = start.state
             self._resume_notes += start.notes
@@ -269,6 +272,8 @@ class Trainer:
             self.streams.states = streams
             self._has_failed = not bool(self._finite)
         self.loss_scale.update(made=made, overflow=overflow)
+        if self.average is not None:
+            self.average.update(step, made=made)
         self.optimizer.zero_grad(set_to_none=True)
         for_all_ranks = np.random.SeedSequence([self.config.seed, step, 2**32 - 1]).generate_state(1)[0]
         generator = torch.Generator().manual_seed(int(for_all_ranks))
@@ -537,6 +542,12 @@ class Trainer:
         Raises:
             NotFiniteError: If a metric is not finite.
         """
+        average = self.average if self.average is not None and self.average.config.validate else None
+        with average.in_model() if average else nullcontext():
+            self._validate_model()
+
+    def _validate_model(self) -> None:
+        """Validates the weights that the model has, and keeps them if they are among the best."""
         config = self.config
         try:
             values, outputs = validate(self.step, self.task, config, engine=self.engine, stop=self.stop.agree)
@@ -577,11 +588,14 @@ class Trainer:
         if bad is not None:
             raise NotFiniteError(f"The weight {bad} is not finite after update {self.state.update:,}.", self._advice())
         optimizer = optimizer_tensors(self.model, self.optimizer, full=self.engine.full)
+        average = None
+        if self.average is not None:
+            average = model | {name: self.engine.full(tensor) for name, tensor in self.average.tensors.items()}
         if self.engine.is_first:
             archive = self.checkpoints.archive_newer(self._saved_at)
             if archive is not None:
                 self.log.info(f"Moved checkpoints after update {self._saved_at:,} of an abandoned run to {archive}.")
-            self.checkpoints.save(model, optimizer, self.state, streams=streams)
+            self.checkpoints.save(model, optimizer, self.state, streams=streams, average=average)
         self._saved_at = self.state.update
         self.engine.barrier()
         self._started = time.monotonic()
@@ -589,8 +603,11 @@ class Trainer:
     def _full_weights(self) -> Tensors:
         return {name: self.engine.full(tensor) for name, tensor in tensors_of(self.model).items()}
 
-    def _set_weights(self, model: Tensors, optimizer: Tensors, *, source: str) -> None:
+    def _set_weights(self, model: Tensors, optimizer: Tensors, average: Tensors, *, source: str) -> None:
         own, local = tensors_of(self.model), self.engine.local
         parts = {name: local(tensor, own[name]) if name in own else tensor for name, tensor in model.items()}
         set_tensors(self.model, parts, source=source)
         set_optimizer_tensors(self.model, self.optimizer, optimizer, source=source, local=local)
+        if self.average is not None:
+            self.average.load(self.model.state_dict())
+            self.average.load({name: local(tensor, own[name]) for name, tensor in average.items() if name in own})
