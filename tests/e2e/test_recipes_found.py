@@ -16,6 +16,7 @@ from seqtk.config import schema
 from seqtk.corpora.demo import write_corpus
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.tasks.language_modeling import LanguageModelingConfig
+from seqtk.tasks.masked_lm import MaskedLMConfig
 from seqtk.training.config import TrainConfig
 from seqtk.training.trainer import train
 from seqtk.utils.errors import UserError
@@ -88,7 +89,8 @@ def test_recipe_trains_two_steps(name: str, corpora: dict[str, Path], tmp_path: 
     corpus = corpora["pairs"]
     if isinstance(composed(name).task, LanguageModelingConfig):
         corpus = corpora["text"]
-        small += ["task.tokens_per_sample=50", "model.layers=2"]
+        layers = "model.encoder.layers" if isinstance(composed(name).task, MaskedLMConfig) else "model.layers"
+        small += ["task.tokens_per_sample=50", f"{layers}=2"]
         if composed(name).batch.streams:
             small += ["batch.streams=7"]  # of 42 samples
         if getattr(composed(name).model, "adaptive", None):
