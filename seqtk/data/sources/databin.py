@@ -14,6 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from seqtk.config.fields import setting
 from seqtk.data.indexed import IndexedDataset
 from seqtk.data.report import TextCount
@@ -23,6 +26,7 @@ from seqtk.data.vocabulary import Vocabulary
 from seqtk.utils.errors import UserError, near_path, nearest
 
 RECORD = "preprocess.json"
+CLASSES, LABELS = "classes.txt", ".labels.npy"
 NO_LANGUAGE = "None"  # what fairseq-preprocess writes for the other side when it is given one language only
 
 
@@ -111,6 +115,25 @@ class DataBin:
                 f"{self.directory / RECORD} is not a record that seqtk-preprocess wrote: {error!r}.",
                 "Make the data-bin again.",
             ) from None
+
+    def classes(self) -> list[str]:
+        """The names of the classes, line by line in `classes.txt`. Raises UserError if there are none."""
+        path = self.directory / CLASSES
+        if not path.is_file():
+            raise UserError(
+                f"{self.directory} has no labels: there is no {CLASSES}.", "task=classification needs them."
+            )
+        return path.read_text(encoding="utf-8").splitlines()
+
+    def labels(self, split: str) -> npt.NDArray[np.int32]:
+        """The class of each item of a split, memory-mapped. Raises UserError if there are none."""
+        path = self.directory / f"{split}{LABELS}"
+        if not path.is_file():
+            raise UserError(f"{self.directory} has no labels for split '{split}': there is no {path.name}.")
+        try:
+            return np.lib.format.open_memmap(path, mode="r")  # does not unpickle
+        except ValueError:
+            raise UserError(f"{path} is not an array of labels.", "Make the data-bin again.") from None
 
     def vocabulary(self, lang: str | None = None) -> Vocabulary:
         """The dictionary of a language, or the only one of a one-sided folder.
@@ -297,6 +320,12 @@ class DataBinSource(Source):
 
     def lines(self, name: str, lang: str | None = None) -> list[str] | None:
         return self._data.lines(name, lang)
+
+    def classes(self) -> list[str]:
+        return self._data.classes()
+
+    def labels(self, split: str) -> npt.NDArray[np.int32]:
+        return self._data.labels(split)
 
     def text_count(self, name: str) -> TextCount | None:
         return self._data.text_count(name)
