@@ -10,7 +10,7 @@ from seqtk.utils.errors import UserError
 
 if TYPE_CHECKING:
     from seqtk.data.plan import BatchingConfig
-    from seqtk.pipelines import TextPipeline
+    from seqtk.pipelines import Pipeline, TextPipeline
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,16 @@ def check_nbest(config: DecodeConfig, pipeline: "TextPipeline") -> None:
 
 def load_text_pipeline(config: DecodeConfig) -> "TextPipeline":
     """The models that `config` names. Raises UserError for models of other tasks."""
+    return as_text_pipeline(load_pipeline(config), config)
+
+
+def as_text_pipeline(pipeline: "Pipeline", config: DecodeConfig) -> "TextPipeline":
+    """A pipeline that writes text. Raises UserError for models of other tasks."""
     from seqtk.pipelines import TextPipeline
 
-    pipeline = load_pipeline(config)
     if not isinstance(pipeline, TextPipeline):
         raise UserError(
             f"checkpoint={config.checkpoint} is neither a translation model nor a language model.",
-            "seqtk-evaluate evaluates models of every task.",
+            "seqtk-evaluate evaluates models of every task, seqtk-classify uses classifiers.",
         )
     return pipeline

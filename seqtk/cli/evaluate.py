@@ -1,13 +1,21 @@
 """seqtk-evaluate: computes the metrics of a trained model of any task."""
 
+import itertools
 import json
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from seqtk.cli.command import command
-from seqtk.cli.loading import LoadConfig, check_checkpoint, load_pipeline, split_paths
+from seqtk.cli.loading import LoadConfig, check_checkpoint, check_output, load_pipeline, split_paths
+from seqtk.cli.plot import check_picture, load_pyplot
 from seqtk.config.fields import setting
 from seqtk.generation.config import SearchConfig
+from seqtk.utils.errors import UserError
+from seqtk.utils.files import atomic_file
+
+if TYPE_CHECKING:
+    from seqtk.tasks.classification import ClassReport
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,13 @@ class EvaluateConfig(LoadConfig):
     search: SearchConfig = SearchConfig()
     max_tokens: int | None = setting(4096, at_least=1, help="Examples × longest of a batch. null: no limit.")
     max_sentences: int | None = setting(64, at_least=1, help="Examples in a batch. null: no limit.")
+    bootstrap: int = setting(
+        1000, at_least=0, at_most=1_000_000, help="Of classifiers: samples for the 95 % intervals. 0: no intervals."
+    )
+    confusion: str | None = setting(
+        None,
+        help="Of classifiers: a picture of the confusion matrix to write. Its ending says the format: png, svg, pdf.",
+    )
     format: Literal["text", "json"] = setting("text", help="The format of the report.")
 
 
@@ -32,13 +47,22 @@ class EvaluateConfig(LoadConfig):
 def main(config: EvaluateConfig) -> None:
     """Evaluate a model of any task: seqtk-evaluate PATH [data=DATA] [split=test | input=FILE [reference=FILE]].
 
-    Prints each metric with its unit. Use user_dir= for a model of a plug-in.
+    Prints each metric with its unit; of a classifier also 95 % intervals, the figures of each class, and the confusion
+    matrix. Use user_dir= for a model of a plug-in.
     """
     check_checkpoint(config)
     config.search.check()
+    if config.confusion is not None:
+        check_picture("confusion", config.confusion)
+        check_output(Path(config.confusion), output="confusion", checkpoint=config.checkpoint, input=config.input)
+        load_pyplot("confusion=")
     from seqtk.data.plan import BatchingConfig
+    from seqtk.tasks.classification import ClassificationTask, ClassReport
 
-    report = load_pipeline(config).evaluate(
+    pipeline = load_pipeline(config)
+    if config.confusion is not None and not isinstance(pipeline.task, ClassificationTask):
+        raise UserError("confusion= is for classifiers.", "Remove it.")
+    report = pipeline.evaluate(
         config.data,
         split=config.split,
         input=config.input,
@@ -47,9 +71,33 @@ def main(config: EvaluateConfig) -> None:
         decode=config.decode,
         search=config.search,
         batching=BatchingConfig(max_tokens=config.max_tokens, max_sentences=config.max_sentences),
+        resamples=config.bootstrap,
         progress=True,
     )
+    if config.confusion is not None and isinstance(report, ClassReport):
+        plot_confusion(report, config.confusion)
     print(json.dumps(report.to_dict(), ensure_ascii=False) if config.format == "json" else "\n".join(report.lines()))
+
+
+def plot_confusion(report: "ClassReport", output: str) -> None:
+    """Draws a confusion matrix: one row for each class, with the share of each prediction as colour."""
+    pyplot = load_pyplot("confusion=")
+    count_CC, classes = report.confusion_CC, report.classes
+    share_CC = count_CC / count_CC.sum(1, keepdims=True).clip(min=1)
+    size = min(4 + 0.45 * len(classes), 40)
+    figure, axes = pyplot.subplots(figsize=(size, size), layout="constrained")
+    axes.imshow(share_CC, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 4 else 0)
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("class")
+    if len(classes) <= 20:
+        for row, column in itertools.product(range(len(classes)), repeat=2):
+            colour = "white" if share_CC[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{count_CC[row, column]:,}", ha="center", va="center", color=colour, fontsize=8)
+    with atomic_file(output) as path:
+        figure.savefig(path, format=Path(output).suffix.removeprefix("."), dpi=150)
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":

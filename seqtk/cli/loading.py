@@ -59,19 +59,24 @@ def split_paths(value: str) -> list[str]:
     return paths
 
 
-def check_output(path: Path, **inputs: str | None) -> None:
-    """Raises UserError, before any work, for an output that cannot be a file, or is one of the `inputs` by key."""
-    check_not_input(path, **inputs)
+def check_output(path: Path, *, output: str = "output", **inputs: str | None) -> None:
+    """Raises UserError, before any work, for an output that cannot be a file, or is one of the `inputs` by key.
+
+    `output` is the key that names it.
+    """
+    check_not_input(path, output=output, **inputs)
     if path.is_dir():
-        raise UserError(f"output={path} is a folder.", "Set output= to the file to write.")
+        raise UserError(f"{output}={path} is a folder.", f"Set {output}= to the file to write.")
     if not path.absolute().parent.is_dir():
-        raise UserError(f"output={path} cannot be written: there is no folder {path.parent}.")
+        raise UserError(f"{output}={path} cannot be written: there is no folder {path.parent}.")
 
 
-def check_not_input(path: Path, **inputs: str | None) -> None:
+def check_not_input(path: Path, *, output: str = "output", **inputs: str | None) -> None:
     """Raises UserError if `path` is a file that one of the keys in `inputs` names, which writing would destroy."""
     if not path.is_file():
         return
     for key, value in inputs.items():
         if any(Path(name).is_file() and path.samefile(name) for name in split_paths(value or "")):
-            raise UserError(f"output={path} is also {key}={value}: it would be overwritten.", "Set another output=.")
+            raise UserError(
+                f"{output}={path} is also {key}={value}: it would be overwritten.", f"Set another {output}=."
+            )

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from seqtk.cli.command import command
 from seqtk.config.fields import setting
@@ -36,11 +37,31 @@ def main(config: PlotConfig) -> None:
     """
     if not config.runs:
         raise UserError("runs= is not set.", "Name one or more runs: seqtk-plot checkpoints/a checkpoints/b metric=nll")
-    if Path(config.output).suffix.removeprefix(".") not in FORMATS:
-        raise UserError(f"output={config.output}: must end in .{', .'.join(FORMATS)}.")
+    check_picture("output", config.output)
     curves = {run: read_curves(Path(run), config.metric) for run in config.runs}
     plot(curves, config)
     print(config.output)
+
+
+def check_picture(key: str, output: str) -> None:
+    """Raises UserError unless the file that `key` names has the ending of a picture."""
+    if Path(output).suffix.removeprefix(".") not in FORMATS:
+        raise UserError(f"{key}={output}: must end in .{', .'.join(FORMATS)}.")
+
+
+def load_pyplot(user: str) -> Any:
+    """matplotlib's pyplot, without a display. Raises UserError, which names the `user`, if it is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError(
+            f"{user} needs matplotlib, which is not installed.", "Install it: pip install 'seqtk-torch[plot]'"
+        ) from None
+    matplotlib.use("agg")
+    matplotlib.rcParams["svg.hashsalt"] = "seqtk"  # equal runs give equal files
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 def read_curves(run: Path, metric: str) -> dict[str, Points]:
@@ -70,16 +91,7 @@ def read_curves(run: Path, metric: str) -> dict[str, Points]:
 
 def plot(curves: Mapping[str, Mapping[str, Points]], config: PlotConfig) -> None:
     """Draws the curves of each run into `config.output`. Raises UserError if matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError(
-            "seqtk-plot needs matplotlib, which is not installed.", "Install it: pip install 'seqtk-torch[plot]'"
-        ) from None
-    matplotlib.use("agg")
-    matplotlib.rcParams["svg.hashsalt"] = "seqtk"  # equal runs give equal files
-    from matplotlib import pyplot
-
+    pyplot = load_pyplot("seqtk-plot")
     figure, axes = pyplot.subplots(figsize=(config.width, config.height), layout="constrained")
     for index, (run, by_kind) in enumerate(curves.items()):
         colour = f"C{index % 10}"

@@ -16,14 +16,25 @@ import torch
 from seqtk.checkpoint import model_file
 from seqtk.config.registry import load_plugins
 from seqtk.pipelines.base import Pipeline, TextPipeline
+from seqtk.pipelines.classification import Classification, ClassificationPipeline
 from seqtk.pipelines.generation import CorpusScores, GenerationPipeline
 from seqtk.pipelines.translation import TranslationPipeline
 from seqtk.tasks import Task
+from seqtk.tasks.classification import ClassificationTask
 from seqtk.tasks.language_modeling import LanguageModelingTask
 from seqtk.tasks.translation import TranslationTask
 from seqtk.utils.errors import UserError
 
-__all__ = ["CorpusScores", "GenerationPipeline", "Pipeline", "TextPipeline", "TranslationPipeline", "load"]
+__all__ = [
+    "Classification",
+    "ClassificationPipeline",
+    "CorpusScores",
+    "GenerationPipeline",
+    "Pipeline",
+    "TextPipeline",
+    "TranslationPipeline",
+    "load",
+]
 
 Path = str | os.PathLike[str]
 
@@ -45,7 +56,8 @@ def load(
         user_dir: A package or module with layers and tasks of your own, imported first.
 
     Returns:
-        A `TranslationPipeline`, a `GenerationPipeline` for a language model, or else a `Pipeline`.
+        A `TranslationPipeline`, a `GenerationPipeline` for a language model, a `ClassificationPipeline`, or else a
+        `Pipeline`.
 
     Raises:
         UserError: For a path that holds no model, or models that cannot be an ensemble.
@@ -62,14 +74,17 @@ def load(
         if type(item.task) is not type(loaded[0].task):
             raise UserError(f"{each} and {paths[0]} are models for different tasks: they cannot be an ensemble.")
         if _vocabularies(item.task) != _vocabularies(loaded[0].task):
-            raise UserError(f"{each} and {paths[0]} have different vocabularies: they cannot be an ensemble.")
+            raise UserError(
+                f"{each} and {paths[0]} have different vocabularies or classes: they cannot be an ensemble."
+            )
     kinds: dict[type[Task], type[Pipeline]] = {
         TranslationTask: TranslationPipeline,
         LanguageModelingTask: GenerationPipeline,
+        ClassificationTask: ClassificationPipeline,
     }
     kind = next((kind for task, kind in kinds.items() if isinstance(loaded[0].task, task)), Pipeline)
     return kind(loaded, device=place, bf16=precision == "bf16")
 
 
 def _vocabularies(task: Task) -> list[Any]:
-    return [getattr(task, name, None) for name in ("source_vocabulary", "target_vocabulary")]
+    return [getattr(task, name, None) for name in ("source_vocabulary", "target_vocabulary", "vocabulary", "classes")]

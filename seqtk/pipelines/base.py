@@ -54,6 +54,10 @@ class Pipeline:
         """Continues prompts. Only for language models."""
         raise self._unsupported("generate")
 
+    def classify(self, texts: Sequence[Any], *, truncate: bool | None = None) -> list[str]:
+        """Classifies texts. Only for classifiers."""
+        raise self._unsupported("classify")
+
     def score(self, *texts: Sequence[str]) -> list[float]:
         """Scores given texts. Only for translation models and language models."""
         raise self._unsupported("score")
@@ -69,6 +73,7 @@ class Pipeline:
         decode: bool = True,
         search: SearchConfig | None = None,
         batching: BatchingConfig | None = None,
+        resamples: int = 1000,
         progress: bool = False,
     ) -> Report:
         """Computes the metrics of a split or a text, whatever the task.
@@ -82,6 +87,7 @@ class Pipeline:
             decode: Whether the model's outputs are computed, for metrics that need them.
             search: The settings of the search.
             batching: The size of a batch. None: 4096 tokens.
+            resamples: The bootstrap samples that intervals are computed from, for metrics of classes. 0: no intervals.
             progress: Shows a bar on a terminal.
 
         Returns:
@@ -113,6 +119,7 @@ class Pipeline:
                     references=further,
                     batching=dataclasses.replace(batching, streams=streams),
                     bf16=self.bf16,
+                    resamples=resamples,
                     progress=progress,
                 ),
             )

@@ -274,6 +274,11 @@ class ClassificationTask(TextTask):
         confusion_CC = Predictions([output for output in outputs if isinstance(output, ClassOutput)]).confusion()
         return ClassReport(scores, counts, list(outputs), classes=self.classes, confusion_CC=confusion_CC)
 
+    def encode(self, *texts: str) -> tuple[Ids, ...]:
+        """The ids of a text, or of both texts of a pair, as the model reads them."""
+        encoded = (self.vocabulary.encode(self.tokenizer.encode(text)) for text in texts)
+        return tuple(ids if self.config.eos or len(ids) == 1 else ids[:-1] for ids in encoded)
+
     def text(self, ids: Sequence[int]) -> str:
         """The text of token ids."""
         return self.tokenizer.decode(self.vocabulary.decode(ids))

@@ -85,6 +85,7 @@ def verdict(config: Any, key: str, text: str) -> tuple[str, str]:
 
 UNBOUNDED = {
     "length_penalty": "a negative one prefers short outputs",
+    "value_mean": "the mean of numbers of any sign",
     "unk_penalty": "a negative one prefers <unk>",
     "beta2_decay": "an exponent, negative in the paper",
 }
@@ -196,6 +197,8 @@ PLAUSIBLE = {
     "resize": ["checkpoint=no-such-model", "max_length=9", "output=long.safetensors"],
     "eval_lm": ["checkpoint=no-such-model", "output=scores.json"],
     "interactive": ["checkpoint=no-such-model"],
+    "classify": ["checkpoint=no-such-model", "input=no-such-input", "output=out.txt"],
+    "evaluate": ["checkpoint=no-such-model", "data=no-such-data", "confusion=confusion.png"],
 }
 """Arguments that are well-formed, for inputs that do not exist."""
 

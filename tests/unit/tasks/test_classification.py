@@ -17,20 +17,10 @@ from seqtk.data.vocabulary import EOS
 from seqtk.models import Model, ModelConfig
 from seqtk.tasks import tasks
 from seqtk.tasks.classification import ClassificationTask, ClassReport
-from seqtk.training.config import TrainConfig
-from seqtk.training.parallel import TrainStep, start_engine
-from seqtk.training.trainer import Trainer
+from seqtk.training.parallel import TrainStep
 from seqtk.utils.errors import UserError
 from tests.unit.tasks.labelled import task_of, write_pairs, write_texts
-
-MODEL: dict[str, Any] = {
-    "kind": "transformer_classifier",
-    "dim": 32,
-    "ffn_dim": 64,
-    "heads": 2,
-    "encoder": {"layers": 1},
-    "dropout": 0.0,
-}
+from tests.unit.tasks.trained import MODEL, trainer
 
 
 @pytest.fixture(scope="module")
@@ -51,27 +41,6 @@ def model_of(task: ClassificationTask, **settings: Any) -> Model:
 def batch_of(task: ClassificationTask, indices: Sequence[int]) -> Batch:
     dataset = task.dataset("test")
     return task.collate([dataset[index] for index in indices])
-
-
-def trainer(folder: Path, save_dir: Path, kind: str = "classification", **changes: Any) -> Trainer:
-    source = "labelled_lines" if kind == "classification" else "labelled_pairs"
-    tree = {
-        "device": "cpu",
-        "save_dir": str(save_dir),
-        "max_updates": 150,
-        "task": {"kind": kind, "data": str(folder), "source": source},
-        "model": MODEL,
-        "criterion": "cross_entropy",
-        "batch": {"max_tokens": None, "max_sentences": 32},
-        "optimizer": {"lr": 0.005},
-        "schedule": {"warmup_updates": 10},
-        "validation": {"every": 75, "metric": "accuracy"},
-        "log": {"every": 50, "tensorboard": False},
-    }
-    config = schema.from_dict(TrainConfig, tree)
-    for key, value in changes.items():
-        config = schema.update(config, key.replace("__", "."), value)
-    return Trainer(config, engine=start_engine(device="cpu"))
 
 
 class TestReading:

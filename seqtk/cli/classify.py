@@ -1,0 +1,106 @@
+"""seqtk-classify: the class of each line of a text."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from seqtk.cli.command import command
+from seqtk.cli.loading import LoadConfig, check_checkpoint, check_not_input, load_pipeline
+from seqtk.config.fields import setting
+from seqtk.utils.errors import UserError, how_many
+
+if TYPE_CHECKING:
+    from seqtk.pipelines import Classification, ClassificationPipeline
+
+
+@dataclass(frozen=True)
+class ClassifyConfig(LoadConfig):
+    """Which model classifies what, and the format of the output."""
+
+    input: str = setting("-", help="A text file with one example a line. -: standard input.")
+    output: str = setting("-", help="The file to write. -: standard output.")
+    format: Literal["text", "json"] = setting(
+        "text", help="The class alone, or JSON with the probability of each class."
+    )
+    truncate: bool | None = setting(
+        None, help="Cut lines that are too long for the model at the end. false: refuse them. null: as in training."
+    )
+    max_tokens: int | None = setting(4096, at_least=1, help="Lines × longest line of a batch. null: no limit.")
+    max_sentences: int | None = setting(64, at_least=1, help="Lines in a batch. null: no limit.")
+    buffer_size: int = setting(1024, at_least=1, help="Lines that are read before the first is answered.")
+
+
+@command("seqtk-classify", ClassifyConfig)
+def main(config: ClassifyConfig) -> None:
+    """Classify texts: seqtk-classify checkpoint=PATH [input=FILE|-] [format=json].
+
+    Writes one line for each line of the input, in its order. A matching model reads two texts a line, separated by a
+    tab.
+    """
+    check_checkpoint(config)
+    check_not_input(Path(config.output), checkpoint=config.checkpoint, input=config.input)
+    from seqtk.data.plan import BatchingConfig
+    from seqtk.utils.text_io import text_output
+
+    pipeline = load_classifier(config)
+    batching = BatchingConfig(max_tokens=config.max_tokens, max_sentences=config.max_sentences)
+    truncated = 0
+    with text_output(config.output) as output:
+        for found in pipeline.predict(
+            read_texts(config.input, pairs=pipeline.task.pairs),
+            truncate=config.truncate,
+            batching=batching,
+            window=config.buffer_size,
+            noun="Line",
+        ):
+            output.write(as_line(found, config.format) + "\n")
+            truncated += found.truncated
+            if config.buffer_size == 1:
+                output.flush()
+    if truncated:
+        print(f"{how_many(truncated, 'line')} exceeded the model's limit; the end was cut off.", file=sys.stderr)
+
+
+def load_classifier(config: LoadConfig) -> "ClassificationPipeline":
+    """The models that `config` names. Raises UserError for models of other tasks."""
+    from seqtk.pipelines import ClassificationPipeline
+
+    pipeline = load_pipeline(config)
+    if not isinstance(pipeline, ClassificationPipeline):
+        raise UserError(
+            f"checkpoint={config.checkpoint} is not a classifier.", "seqtk-generate uses models that write text."
+        )
+    return pipeline
+
+
+def read_texts(path: str, *, pairs: bool) -> Iterator[str | tuple[str, str]]:
+    """The texts in a file, one a line, or two with a tab between them. Raises UserError for a line without the tab."""
+    from seqtk.utils.text_io import read_lines
+
+    for number, line in enumerate(read_lines(path), 1):
+        yield as_pair(line, number) if pairs else line
+
+
+def as_pair(line: str, number: int) -> tuple[str, str]:
+    """The two texts of a line. Raises UserError unless it has exactly one tab."""
+    first, tab, second = line.partition("\t")
+    if not tab or "\t" in second:
+        raise UserError(
+            f"Line {number:,} has {how_many(line.count(chr(9)), 'tab')}: a matching model reads two texts.",
+            "Write both on one line, with a tab between them.",
+        )
+    return first, second
+
+
+def as_line(found: "Classification", format: Literal["text", "json"]) -> str:
+    """One line of output."""
+    if format == "text":
+        return found.label
+    return json.dumps({"label": found.label, "probabilities": found.probabilities}, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Models that classify texts, or pairs of texts.
+
+B batch, C classes, M models.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqtk.data.batch import Batch
+from seqtk.data.plan import BatchingConfig, ordered_batches
+from seqtk.pipelines.base import DECODING_BATCH, Pipeline
+from seqtk.tasks.classification import ClassificationTask, Ids
+from seqtk.utils.errors import UserError
+
+Text = str | tuple[str, str]
+"""One text, or the pair of a matching model."""
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The class of one text."""
+
+    label: str
+    probabilities: dict[str, float]
+    """Class → probability, in the order of the classes."""
+    truncated: bool = False
+    """Whether the text exceeded the model's limit and lost its end."""
+
+
+class ClassificationPipeline(Pipeline):
+    """A classifier, or an ensemble of them, which averages their probabilities."""
+
+    task: ClassificationTask
+
+    def classify(self, texts: Sequence[Text], *, truncate: bool | None = None) -> list[str]:
+        """The class of each text.
+
+        Args:
+            texts: One string for each example; for a matching model, a pair of strings.
+            truncate: Cut texts that are too long at the end. None: as in training. False: they are an error.
+
+        Raises:
+            UserError: For a text that is too long.
+            TypeError: For one string, and for pairs where there should be single texts.
+        """
+        return [found.label for found in self._all(texts, truncate)]
+
+    def probabilities(self, texts: Sequence[Text], *, truncate: bool | None = None) -> list[dict[str, float]]:
+        """The probability of each class for each text, by name. Arguments and errors as of `classify`."""
+        return [found.probabilities for found in self._all(texts, truncate)]
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes, in the order of their numbers."""
+        return list(self.task.classes)
+
+    def predict(
+        self,
+        texts: Iterable[Text],
+        *,
+        truncate: bool | None = None,
+        batching: BatchingConfig = DECODING_BATCH,
+        window: int = 1024,
+        noun: str = "Text",
+    ) -> Iterator[Classification]:
+        """Yields what the model finds for each text, in input order; `window` texts are read ahead and batched."""
+        truncate = self.task.config.truncate if truncate is None else truncate
+        limits = [model.length_limit("source") for model in self.models]
+        limit = min((limit for limit in limits if limit is not None), default=None)
+        numbered = enumerate(texts, 1)
+        while group := list(itertools.islice(numbered, window)):
+            rows, cut = [], []
+            for number, text in group:
+                ids = self.task.encode(*((text,) if isinstance(text, str) else text))
+                longest = max(map(len, ids))
+                cut.append(limit is not None and longest > limit)
+                if cut[-1] and not truncate:
+                    raise UserError(
+                        f"{noun} {number:,} has {longest:,} tokens, more than the model's limit of {limit:,}.",
+                        "Shorten it, or set truncate=true to cut such texts at the end.",
+                    )
+                rows.append(tuple(each[:limit] for each in ids))
+            for log_probs, truncated in zip(self._log_probs(rows, batching), cut, strict=True):
+                probabilities = dict(zip(self.task.classes, map(math.exp, log_probs), strict=True))
+                yield Classification(max(probabilities, key=probabilities.__getitem__), probabilities, truncated)
+
+    def _all(self, texts: Sequence[Text], truncate: bool | None) -> Iterator[Classification]:
+        wanted = "pairs of strings" if self.task.pairs else "strings"
+        if isinstance(texts, str):
+            raise TypeError(f"texts must be a list of {wanted}, not one string")
+        for text in texts:
+            pair = isinstance(text, tuple) and len(text) == 2 and all(isinstance(each, str) for each in text)
+            if not (pair if self.task.pairs else isinstance(text, str)):
+                raise TypeError(f"texts must be a list of {wanted}, not of {type(text).__name__}")
+        return self.predict(texts, truncate=truncate)
+
+    def _log_probs(self, rows: Sequence[tuple[Ids, ...]], batching: BatchingConfig) -> list[list[float]]:
+        """The log-probabilities of the classes for each row."""
+        sizes_ND = np.array([[len(each) for each in row] for row in rows])
+        found: list[list[float]] = [[]] * len(rows)
+        for indices in ordered_batches(sizes_ND, batching):
+            batch = self.task.collate([(index, rows[index], 0) for index in indices.tolist()])
+            for index, log_probs in zip(indices.tolist(), self._run(batch.to(self.device)).tolist(), strict=True):
+                found[index] = log_probs
+        return found
+
+    @torch.no_grad()
+    def _run(self, batch: Batch) -> Tensor:
+        """log_prob_BC, the logarithm of the models' mean probability."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            logits = [model.head.logits(model(batch)[0], pad_BT=batch.pad) for model in self.models]  # type: ignore[operator]
+        log_prob_MBC = torch.stack(logits).log_softmax(-1)
+        return log_prob_MBC.logsumexp(0) - math.log(len(self.models))

@@ -1,0 +1,184 @@
+"""Classifiers as Python objects and commands: batch-independent, in order, without their data."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import seqtk
+from seqtk.cli import classify as classify_command
+from seqtk.cli import evaluate as evaluate_command
+from seqtk.cli import interactive as interactive_command
+from seqtk.data.plan import BatchingConfig
+from seqtk.pipelines import ClassificationPipeline, load
+from seqtk.utils.errors import UserError
+from tests.unit.tasks.labelled import write_pairs, write_texts
+from tests.unit.tasks.trained import trainer
+
+TEXTS = ["w1 k0 w2", "k1", "w3 w4 w5 k0 w1 w2 k1 w0", "", "never seen k1 before"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a trained classifier, whose data are gone."""
+    folder = write_texts(tmp_path_factory.mktemp("texts"), longest=10)
+    save_dir = tmp_path_factory.mktemp("runs") / "classifier"
+    trainer(folder, save_dir, model__max_source_length=10, max_updates=100, model__encoder__layers=2).fit()
+    folder.rename(folder.parent / "moved")
+    return save_dir
+
+
+@pytest.fixture(scope="module")
+def matching(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_pairs(tmp_path_factory.mktemp("pairs"))
+    save_dir = tmp_path_factory.mktemp("runs") / "matching"
+    trainer(folder, save_dir, "matching", max_updates=2, validation__every=2).fit()
+    return save_dir
+
+
+def loaded(path: Path) -> ClassificationPipeline:
+    model = load(path, device="cpu")
+    assert isinstance(model, ClassificationPipeline)
+    return model
+
+
+def run_command(main: Any, *arguments: str) -> None:
+    main([f"{argument}" for argument in arguments] + ["device=cpu"])
+
+
+class TestPython:
+    def test_classes_come_from_the_file(self, run: Path) -> None:
+        model = seqtk.load(run, device="cpu")
+        assert model.classify(TEXTS[:3]) == ["yes", "no", "both"]
+
+    def test_probabilities_do_not_depend_on_the_batch(self, run: Path) -> None:
+        model = loaded(run)
+        together = model.probabilities(TEXTS)
+        alone = [found for text in TEXTS for found in model.probabilities([text])]
+        for one, other in zip(together, alone, strict=True):
+            assert sum(one.values()) == pytest.approx(1)
+            assert list(one) == model.classes == ["yes", "no", "both"]
+            np.testing.assert_allclose(list(one.values()), list(other.values()), atol=1e-6)
+
+    def test_windows_keep_the_order(self, run: Path) -> None:
+        model, texts = loaded(run), [" ".join(["w1"] * size + ["k0"]) for size in (5, 1, 7, 2, 3, 0)]
+        whole = [found.probabilities["yes"] for found in model.predict(texts)]
+        for window, size in ((1, 1), (2, 3), (4, 2)):
+            found = model.predict(texts, window=window, batching=BatchingConfig(max_tokens=None, max_sentences=size))
+            assert [each.probabilities["yes"] for each in found] == pytest.approx(whole, abs=1e-6)
+
+    def test_reads_no_more_than_the_window(self, run: Path) -> None:
+        texts = iter(TEXTS)
+        next(loaded(run).predict(texts, window=2))
+        assert list(texts) == TEXTS[2:]
+
+    def test_long_text_is_refused_or_cut(self, run: Path) -> None:
+        model, long = loaded(run), " ".join(["k0"] + ["w1"] * 20)
+        with pytest.raises(UserError, match="truncate=true"):
+            model.classify([long])
+        (found,) = model.predict([long], truncate=True)
+        assert found.truncated
+        assert found.probabilities == pytest.approx(model.probabilities([" ".join(long.split()[:10])])[0], abs=1e-6)
+
+    def test_ensembles_average_probabilities(self, run: Path) -> None:
+        folders = sorted(run.glob("update_*"))
+        paths = [run / "best.safetensors", folders[0]]
+        mean = load(paths, device="cpu").probabilities(TEXTS)  # type: ignore[attr-defined]
+        each = [loaded(path).probabilities(TEXTS) for path in paths]
+        for found, *parts in zip(mean, *each, strict=True):
+            for name in found:
+                assert found[name] == pytest.approx(np.mean([part[name] for part in parts]), abs=1e-6)
+
+    def test_wrong_types_are_refused(self, run: Path, matching: Path) -> None:
+        for path, texts in ((run, "a"), (run, [("a", "b")]), (matching, ["a"]), (matching, [("a",)])):
+            with pytest.raises(TypeError, match="texts"):
+                loaded(path).classify(texts)  # type: ignore[arg-type]
+
+    def test_other_tasks_are_named(self, run: Path) -> None:
+        with pytest.raises(UserError, match=r"translate\(\)"):
+            loaded(run).translate(["a"])
+
+
+class TestClassify:
+    def test_one_line_in_one_label_out(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "in.txt").write_text("".join(f"{text}\n" for text in TEXTS))
+        run_command(classify_command.main, f"checkpoint={run}", f"input={tmp_path / 'in.txt'}", "max_sentences=2")
+        assert capsys.readouterr().out.splitlines() == loaded(run).classify(TEXTS)
+
+    def test_json_has_probabilities(
+        self, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"k0\nk1 w1\n")))
+        run_command(classify_command.main, f"checkpoint={run}", "format=json")
+        first, second = map(json.loads, capsys.readouterr().out.splitlines())
+        assert first["label"] == "yes"
+        assert second["label"] == "no"
+        assert first["probabilities"] == pytest.approx(loaded(run).probabilities(["k0"])[0], abs=1e-6)
+
+    def test_pairs_are_split_at_the_tab(
+        self, matching: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tmp_path / "pairs.txt"
+        path.write_text("k0 w1\tk0\nk1\tk2 w2\n")
+        run_command(classify_command.main, f"checkpoint={matching}", f"input={path}")
+        assert capsys.readouterr().out.splitlines() == loaded(matching).classify([("k0 w1", "k0"), ("k1", "k2 w2")])
+        path.write_text("k0\tk1\nno tab\n")
+        with pytest.raises(SystemExit):
+            run_command(classify_command.main, f"checkpoint={matching}", f"input={path}", f"output={tmp_path / 'out'}")
+        assert "Line 2" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+    def test_long_line_is_named(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = tmp_path / "in.txt"
+        path.write_text("k0\n" + " ".join(["w1"] * 30) + "\n")
+        with pytest.raises(SystemExit):
+            run_command(classify_command.main, f"checkpoint={run}", f"input={path}")
+        assert "Line 2" in capsys.readouterr().err
+        run_command(classify_command.main, f"checkpoint={run}", f"input={path}", "truncate=true")
+        output = capsys.readouterr()
+        assert len(output.out.splitlines()) == 2
+        assert "1 line" in output.err
+
+    def test_interactive_answers_lines(
+        self, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"k0\nk1\n")))
+        run_command(interactive_command.main, f"checkpoint={run}")
+        assert capsys.readouterr().out.splitlines() == ["yes", "no"]
+
+
+class TestEvaluate:
+    @pytest.fixture
+    def data(self, run: Path) -> str:
+        return f"data={next(run.parents[1].glob('moved*'))}"
+
+    def test_json_has_intervals_and_counts(
+        self, run: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pytest.importorskip("matplotlib")
+        picture = tmp_path / "confusion.png"
+        run_command(
+            evaluate_command.main, f"checkpoint={run}", data, "format=json", f"confusion={picture}", "bootstrap=200"
+        )
+        report = json.loads(capsys.readouterr().out)
+        low, high = report["accuracy_interval"]
+        assert low <= report["accuracy"] <= high
+        assert report["examples"] == 60 == sum(map(sum, report["confusion"]))
+        assert [each["name"] for each in report["per_class"]] == ["yes", "no", "both"]
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+    def test_text_has_a_table_of_classes(self, run: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
+        run_command(evaluate_command.main, f"checkpoint={run}", data, "bootstrap=0")
+        lines = capsys.readouterr().out.splitlines()
+        assert any("accuracy (%)" in line for line in lines)
+        assert not any("interval" in line for line in lines)
+        assert [line.split()[0] for line in lines if line[:1].isalpha()][-4:-1] == ["yes", "no", "both"]
+
+    def test_bad_picture_is_refused_first(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for value in ("matrix.txt", f"{tmp_path}/none/matrix.png"):
+            with pytest.raises(SystemExit):
+                run_command(evaluate_command.main, "checkpoint=nothing", f"confusion={value}")
+            assert "confusion=" in capsys.readouterr().err
