@@ -1,0 +1,1 @@
+"""The sets of the Long Range Arena: generators and drawing."""
