@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -14,7 +15,10 @@ from seqtk.cli import compose, recipes
 from seqtk.cli.recipe_files import find_recipe, recipe_names
 from seqtk.config import schema
 from seqtk.corpora.demo import write_corpus
+from seqtk.data.indexed_writer import IndexedWriter
 from seqtk.data.preprocess import PreprocessConfig, preprocess
+from seqtk.data.vocabulary import EOS, Vocabulary
+from seqtk.tasks.classification import ClassificationConfig, MatchingConfig
 from seqtk.tasks.language_modeling import LanguageModelingConfig
 from seqtk.tasks.masked_lm import MaskedLMConfig
 from seqtk.training.config import TrainConfig
@@ -26,7 +30,11 @@ SHIPPED = {
     *("demo", "multi30k_base", "multi30k_synth", "wmt14_base", "wmt14_synth"),
     *("enwik8_base", "enwik8_synth", "enwik8_xl", "ptb_word", "shakespeare_chars", "wikipedia_bytes"),
     *("wikitext103_adaptive", "wikitext103_base", "wikitext103_synth"),
+    *(f"lra_{task}_{protocol}" for task in ("listops", "text", "image") for protocol in ("tay", "small", "s4")),
+    "mlm_wikitext",
 }
+LABELLED = {"classification": ("",), "matching": (".first", ".second")}
+"""Task → the suffixes of its sides in a data-bin."""
 HEADINGS = ("# Data ", "# Score ", "# Time ", "# Hardware ")
 
 
@@ -53,7 +61,24 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     )
     preprocess(pairs)
     preprocess(replace(pairs, target_lang=None, tokens="bytes", destdir=str(folder / "text")))
-    return {"pairs": folder / "pairs", "text": folder / "text"}
+    labelled = {name: write_labelled(folder / name, sides=sides) for name, sides in LABELLED.items()}
+    return {"pairs": folder / "pairs", "text": folder / "text", **labelled}
+
+
+def write_labelled(folder: Path, *, sides: tuple[str, ...]) -> Path:
+    """A labelled data-bin of random pixels, of one or two images an example."""
+    random = np.random.default_rng(1)
+    folder.mkdir()
+    (folder / "classes.txt").write_text("no\nyes\n")
+    for side in sides:
+        Vocabulary([str(pixel) for pixel in range(256)]).save(folder / f"dict{side}.txt")
+        for split in ("train", "valid", "test"):
+            np.save(folder / f"{split}.labels.npy", np.arange(12, dtype=np.int32) % 2)
+            name = f"{split}.first-second{side}" if side else split
+            with IndexedWriter(folder / name, vocabulary_size=260) as writer:
+                for size in random.integers(5, 20, 12):
+                    writer.append([*random.integers(4, 260, size), EOS])
+    return folder
 
 
 def test_documented_recipes_exist() -> None:
@@ -87,6 +112,9 @@ def test_recipe_files_change_their_parents(name: str) -> None:
 def test_recipe_trains_two_steps(name: str, corpora: dict[str, Path], tmp_path: Path) -> None:
     small = ["model.dim=32", "model.ffn_dim=32", "batch.max_tokens=200", "update_freq=1", "max_updates=2", "threads=1"]
     corpus = corpora["pairs"]
+    if isinstance(composed(name).task, ClassificationConfig):
+        corpus = corpora["matching" if isinstance(composed(name).task, MatchingConfig) else "classification"]
+        small += ["model.encoder.layers=2", "batch.max_sentences=4"]
     if isinstance(composed(name).task, LanguageModelingConfig):
         corpus = corpora["text"]
         layers = "model.encoder.layers" if isinstance(composed(name).task, MaskedLMConfig) else "model.layers"
