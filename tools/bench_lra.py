@@ -63,8 +63,8 @@ LAYERS = (
     *("softmax", "synthesizer_random", "random+dot", "synthesizer_dense", "dynamic_conv", "linear", "performer"),
     *("linformer", "nystrom", "sliding_window", "bigbird", "reformer", "sinkhorn", "luna"),
 )
-REVIEW_BYTES = (6.9, 0.72, 1024)
-"""Lengths of movie reviews: mean and standard deviation of their logarithm, and where they are cut."""
+REVIEW_MEAN, REVIEW_DEVIATION, REVIEW_LIMIT = 6.9, 0.72, 1024
+"""Of the logarithm of the lengths of movie reviews in bytes; and where these are cut."""
 CLIP_NORM, ADAM = 1.0, {"lr": 5e-4, "betas": (0.9, 0.98), "eps": 1e-8}
 WARM_UP = 2
 """Updates before the clock starts."""
@@ -134,10 +134,11 @@ def make_data(folder: Path, lengths_N: np.ndarray) -> Path:
     return folder
 
 
-def review_lengths(count: int) -> np.ndarray:
-    """Lengths as those of movie reviews."""
-    mean, deviation, longest = REVIEW_BYTES
-    return np.random.default_rng(2).lognormal(mean, deviation, count).round().clip(16, longest).astype(np.int64)
+def make_reviews(arguments: argparse.Namespace, name: str) -> Path:
+    """A labelled data-bin of texts as long as movie reviews."""
+    length_N = np.random.default_rng(2).lognormal(REVIEW_MEAN, REVIEW_DEVIATION, arguments.examples)
+    longest = min(REVIEW_LIMIT, arguments.positions)
+    return make_data(arguments.data / name, length_N.round().clip(16, longest).astype(np.int64))
 
 
 def trainer(
@@ -265,13 +266,13 @@ def _memory(arguments: argparse.Namespace) -> None:
 
 
 def _loading(arguments: argparse.Namespace) -> None:
-    data = make_data(arguments.data / "loading", review_lengths(arguments.examples))
+    data = make_reviews(arguments, "loading")
 
     def measure() -> Iterator[tuple[str, float]]:
         torch.set_num_threads(arguments.threads)
         keep_freed_memory()
         for layer in ("softmax", "linear"):
-            run = trainer(arguments, layer, data, length=REVIEW_BYTES[-1])  # type: ignore[arg-type]
+            run = trainer(arguments, layer, data, length=REVIEW_LIMIT)
             batches = batches_of(run)
             for _ in range(WARM_UP):
                 run.update([next(batches)])
@@ -298,7 +299,7 @@ def _loading(arguments: argparse.Namespace) -> None:
 
 
 def _plain(arguments: argparse.Namespace) -> None:
-    data = make_data(arguments.data / "plain", review_lengths(arguments.examples))
+    data = make_reviews(arguments, "plain")
     keys = ("dim", "ffn_dim", "heads", "blocks", "positions", "threads", "device", "rounds")
     given = [f"--{key.replace('_', '-')}={getattr(arguments, key)}" for key in keys]
 
@@ -350,7 +351,7 @@ class PlainClassifier(nn.Module):
         self.linear = nn.Linear(dim, 2)
         self.dropout = nn.Dropout(dropout)
         rate = torch.exp(torch.arange(dim // 2).double() * (-math.log(10_000) / (dim // 2 - 1)))
-        angle_SE = torch.arange(2, REVIEW_BYTES[-1] + 2).double()[:, None] * rate
+        angle_SE = torch.arange(2, REVIEW_LIMIT + 2).double()[:, None] * rate
         self.register_buffer("positions_SD", torch.cat([angle_SE.sin(), angle_SE.cos()], 1).float(), persistent=False)
 
     def forward(self, source_BS: Tensor) -> Tensor:
@@ -382,7 +383,7 @@ class PlainLoop:
 
 def _compared(arguments: argparse.Namespace, *, dropout: float) -> tuple[Trainer, Iterator[ClassBatch]]:
     """Our run, and its batches."""
-    run = trainer(arguments, "softmax", arguments.data, length=REVIEW_BYTES[-1], dropout=dropout)
+    run = trainer(arguments, "softmax", arguments.data, length=REVIEW_LIMIT, dropout=dropout)
     return run, batches_of(run)
 
 
