@@ -1,6 +1,6 @@
 """Checks before the first update, and the start-up banner."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from seqtk.criterions import Criterion
@@ -24,16 +24,19 @@ def check_run(config: TrainConfig, *, task: Task, model: Model, criterion: Crite
     if config.batch.streams is not None:
         _check_streams(config.batch.streams, task=task, model=model, samples=len(train_set))
     kept, _ = usable(train_set.sizes_ND, config.batch)
-    valid = task.dataset(config.validation.split)
-    _check_metrics(config, task=task, stats=criterion.stats_of(model), targets=int(valid.sizes_ND[:, -1].sum()))
+    validated = {split: task.dataset(split) for split in config.validation.splits}
+    for split in list(validated)[:1]:
+        targets = int(validated[split].sizes_ND[:, -1].sum())
+        _check_metrics(config, split, task=task, stats=criterion.stats_of(model), targets=targets)
     if not len(kept):
         epoch_batches(train_set.sizes_ND, config.batch, seed=config.seed, epoch=1)  # raises, with the reason
-    _check_lengths(config, task=task, model=model, train_set=train_set, valid=valid)
+    _check_lengths(config, {"training": train_set, **validated}, task=task, model=model)
 
 
-def _check_lengths(config: TrainConfig, *, task: Task, model: Model, train_set: Dataset, valid: Dataset) -> None:
-    kept, _ = usable(train_set.sizes_ND, config.batch)
-    for split, sizes_ND in (("training", train_set.sizes_ND[kept]), ("validation", valid.sizes_ND)):
+def _check_lengths(config: TrainConfig, datasets: Mapping[str, Dataset], *, task: Task, model: Model) -> None:
+    kept, _ = usable(datasets["training"].sizes_ND, config.batch)
+    for split, dataset in datasets.items():
+        sizes_ND = dataset.sizes_ND[kept] if split == "training" else dataset.sizes_ND
         for longer in task.too_long(sizes_ND, model):
             side, limit = longer.side, longer.limit
             own = next(
@@ -46,7 +49,7 @@ def _check_lengths(config: TrainConfig, *, task: Task, model: Model, train_set: 
                 key = config.length_key(narrowest.slot)
             about = f"The longest has {longer.sizes.max()}"
             if hasattr(config.task, "truncate"):
-                number = longer.examples[0] if split == "validation" else kept[longer.examples[0]]
+                number = kept[longer.examples[0]] if split == "training" else longer.examples[0]
                 about += f" and the first is example {number + 1:,}"
                 other = "or task.truncate=true to cut them at the end."
             elif task.sides == ("target",):
@@ -81,9 +84,8 @@ _REMEDIES = {
 }
 
 
-def _check_metrics(config: TrainConfig, *, task: Task, stats: tuple[str, ...], targets: int) -> None:
+def _check_metrics(config: TrainConfig, split: str, *, task: Task, stats: tuple[str, ...], targets: int) -> None:
     """Raises UserError, listing the available metrics, if the needs of a metric are not met."""
-    split = config.validation.split
     met = task.provides(split, stats=stats, targets=targets, outputs=config.validation.decode)
     for key, name in config.validation.named_metrics():
         missing = [need for need in metrics[name].needs if need not in met]

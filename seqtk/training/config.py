@@ -33,12 +33,30 @@ class ValidationConfig:
     """When to validate, on what, and by which metric the best model is chosen."""
 
     every: int = setting(0, at_least=0, help="Updates between validations. 0: at the end of each epoch.")
-    split: str = setting("valid", help="The split to validate on.")
+    split: str | None = setting("valid", help="The split that chooses the best model. null: there is no validation.")
+    other_splits: tuple[str, ...] = setting((), help="Further splits whose metrics are logged, such as valid1.")
     metric: str = setting("loss", help="The metric that chooses the best model. Its direction is the metric's own.")
     metrics: tuple[str, ...] | None = setting(None, help="The metrics that are reported. null: the task's metrics.")
     decode: bool = setting(False, help="Also decode the split, for metrics of the output such as BLEU and chrF.")
     search: SearchConfig = SearchConfig()
     patience: int = setting(0, at_least=0, help="Stop after this many validations without a new best model. 0: never.")
+
+    @property
+    def splits(self) -> list[str]:
+        """The split that chooses the best model, then the others."""
+        return [] if self.split is None else [self.split, *self.other_splits]
+
+    def check(self) -> None:
+        """Raises UserError if a split is named twice, or if settings have no effect without a validation."""
+        twice = [name for name in self.splits if self.splits.count(name) > 1]
+        if twice:
+            raise UserError(f"validation.other_splits names '{twice[0]}' again.", "Name each split once.")
+        for key, value in (("patience", self.patience), ("other_splits", self.other_splits)):
+            if self.split is None and value:
+                raise UserError(
+                    f"validation.{key} has no effect: validation.split=null is no validation.",
+                    f"Set validation.split, or remove validation.{key}.",
+                )
 
     def named_metrics(self) -> list[tuple[str, str]]:
         """Every metric that the config names, with its key."""
@@ -116,6 +134,9 @@ class TrainConfig:
     threads: int = setting(0, at_least=0, at_most=1024, help="CPU threads. 0: torch's default.")
     max_updates: int = setting(0, at_least=0, help="Stop after this many updates. 0: no limit.")
     max_epochs: int = setting(0, at_least=0, help="Stop after this many epochs. 0: no limit.")
+    max_hours: float = setting(
+        0.0, at_least=0, help="Save and exit with code 138 after so long; the same command resumes. 0: no limit."
+    )
     update_freq: int = setting(1, at_least=1, help="Micro-batches per update on each device.")
     clip_norm: float = setting(0.0, at_least=0, help="Maximum norm of the gradient. 0: no clipping.")
     freeze: tuple[str, ...] = setting(
@@ -157,6 +178,7 @@ class TrainConfig:
             raise UserError(
                 f"reset={','.join(self.reset)} has no effect without init_from.", "Set init_from, or remove reset."
             )
+        self.validation.check()
         self._check_metrics()
         if self.validation.decode:
             self.validation.search.check()

@@ -43,14 +43,15 @@ class RunInfo:
 
     def keeps(self, kind: str, update: int) -> bool:
         """Returns whether to keep an entry of an earlier session: its update or validation will not be repeated."""
-        repeated = self.pending_validation and (kind, update) == ("valid", self.resumed_at)
+        repeated = self.pending_validation and kind.startswith("valid") and update == self.resumed_at
         return 0 < update <= self.resumed_at and not repeated
 
 
 class Sink:
     """Base class of what metrics are written to. Only the first process has sinks.
 
-    Every method does nothing unless a subclass overrides it. `kind` is `train`, `valid` or `attention`.
+    Every method does nothing unless a subclass overrides it. `kind` is `train`, `valid`, `valid/SPLIT` of
+    another split, or `attention`.
     """
 
     def __init__(self, config: Any) -> None:

@@ -1,5 +1,6 @@
 """Signals that end a run early, with a checkpoint, in all of its processes."""
 
+import math
 import os
 import signal
 import threading
@@ -19,10 +20,18 @@ LAUNCHER_CHECK = 1.0
 
 
 class StopSignal:
-    """Whether the run stops: agreed upon by its processes, of which a signal reaches some."""
+    """Whether the run stops: agreed upon by its processes, of which a signal reaches some.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        engine: The processes.
+        hours: After so many hours from now the run stops as on SIGUSR1. 0: it does not.
+    """
+
+    def __init__(self, engine: Engine, *, hours: float = 0.0) -> None:
         self.engine = engine
+        self.deadline = time.monotonic() + 3600 * hours if hours else math.inf
+        self.is_late = False
+        """Whether the run stops because its time is over."""
         self.number = 0
         """The signal on which all processes have agreed to stop, or 0."""
         self.noted = 0
@@ -32,10 +41,12 @@ class StopSignal:
         return self.number != 0
 
     def agree(self) -> bool:
-        """Returns whether the run stops, because any process has received a signal. A collective operation."""
-        received = self.engine.sums([float(self.noted)]) != [0.0]
+        """Returns whether the run stops: any process has received a signal, or is late. A collective operation."""
+        received, late = self.engine.sums([float(self.noted), float(time.monotonic() >= self.deadline)])
         if received and not self.number:
             self.number = self.noted or signal.SIGTERM
+        elif late and not self.number:
+            self.number, self.is_late = signal.SIGUSR1, True
         return bool(self)
 
     @contextmanager

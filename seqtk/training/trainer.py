@@ -9,7 +9,6 @@ not finite, with all that follow it, is skipped there until the host learns of i
 update, which is repeated to find where it fails. With `non_finite=skip` the run continues with the update after it.
 """
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -46,7 +45,7 @@ from seqtk.training.resume import check_resumable, format_list
 from seqtk.training.signals import StopSignal, ending_with_launcher
 from seqtk.training.start import start_from
 from seqtk.training.stream_state import StreamState
-from seqtk.training.validation import ValidationInterrupted, reported_metrics, validate
+from seqtk.training.validation import Validated, ValidationInterrupted, reported_metrics, validate
 from seqtk.utils.errors import UserError, how_many
 from seqtk.utils.memory import keep_freed_memory, out_of_memory_errors, peak_memory_gib
 
@@ -144,7 +143,7 @@ class Trainer:
             and config.batch.streams is None
             and all(type(layer).after_update is Attention.after_update for layer in layers)
         )
-        self.stop = StopSignal(engine)
+        self.stop = StopSignal(engine, hours=config.max_hours)
         self._skips: list[int] = []
         """The updates that were skipped one after another, up to the last one that was."""
         self._finite: Tensor = torch.ones((), dtype=torch.bool, device=engine.device)
@@ -152,7 +151,8 @@ class Trainer:
     def _restore(self) -> None:
         """Sets state, weights and optimizer from the latest checkpoint, if there is one."""
         config = self.config
-        metric = f"{config.validation.metric} of {config.validation.split}"
+        split = config.validation.split
+        metric = f"{config.validation.metric} of {split}" if split else ""
         corpus = fingerprint(self.train_set)
         self.state = TrainState(metric=metric, corpus=corpus)
         self._resume_notes: list[str] = []
@@ -202,8 +202,9 @@ class Trainer:
                 self._train()
             if self.stop:
                 pending = ", starting with its validation" if self.state.pending_validation else ""
+                why = f"at max_hours={config.max_hours:g}" if self.stop.is_late else "by a signal"
                 self.log.info(
-                    f"Stopped by a signal after update {self.state.update:,}. The same command resumes there{pending}."
+                    f"Stopped {why} after update {self.state.update:,}. The same command resumes there{pending}."
                 )
             else:
                 self.log.info(f"Finished after update {self.state.update:,}. The models are in {config.save_dir}.")
@@ -222,7 +223,7 @@ class Trainer:
             has_skipped = self._advance(update)
             if self._is_due(self.config.log.every):
                 self._log_interval()
-            if self._is_due(self.config.validation.every or None):
+            if self.config.validation.split and self._is_due(self.config.validation.every or None):
                 self._save(pending_validation=True)
                 self._validate()
             elif self._is_due(self.config.checkpoint.every) or self.stop:
@@ -456,10 +457,11 @@ class Trainer:
             problem = f"{how_many(limit, 'update')} in a row are skipped, max_skips={limit}. {problem}"
         raise NotFiniteError(problem, about, self._save_before_abort())
 
-    def _handle_bad_metric(self, name: str, value: float, *, after: TrainState) -> None:
+    def _handle_bad_metric(self, split: str, name: str, *, value: float, after: TrainState) -> None:
         """Finds out where a validation is not finite, and writes the replay file.
 
         Args:
+            split: The split.
             name, value: The metric.
             after: The state if the run continues.
 
@@ -468,7 +470,7 @@ class Trainer:
         """
         config = replace(self.config, validation=replace(self.config.validation, decode=False))
         with probing(self.step) as probe:
-            validate(self.step, self.task, config, engine=self.engine)
+            validate(self.step, self.task, config, split=split, engine=self.engine)
             origin = origin_of(probe, self.step, engine=self.engine)
         problem = f"The validation of update {self.state.update:,} has {name}={value}, {origin}."
         about = self._write_replay(origin, probe.inputs[probe.at : probe.at + 1], training=False)
@@ -548,30 +550,39 @@ class Trainer:
 
     def _validate_model(self) -> None:
         """Validates the weights that the model has, and keeps them if they are among the best."""
-        config = self.config
-        try:
-            values, outputs = validate(self.step, self.task, config, engine=self.engine, stop=self.stop.agree)
-        except ValidationInterrupted:
+        config, step = self.config, self.step
+        results: dict[str, Validated] = {}
+        for split in config.validation.splits:
+            try:
+                results[split] = validate(
+                    step, self.task, config, split=split, engine=self.engine, stop=self.stop.agree
+                )
+            except ValidationInterrupted:
+                return
+        deciding = config.validation.split
+        if deciding is None:  # the validation was pending in a run that no longer validates
+            self.state = self.state.replace(pending_validation=False)
             return
-        metric = config.validation.metric
-        if metric not in values:
-            raise UserError(f"validation.metric={metric} was not computed; only {', '.join(values)} were.")
-        numbers = {name: float(value) for name, value in values.items() if not isinstance(value, str)}
+        metric, numbers = config.validation.metric, results[deciding].numbers
+        if metric not in numbers:
+            raise UserError(f"validation.metric={metric} was not computed; only {', '.join(numbers)} were.")
+        bad = next(((split, name) for split, result in results.items() for name in result.not_finite()), None)
         value, best = numbers[metric], self.state.best
-        is_best = all(map(math.isfinite, numbers.values())) and metrics[metric]().is_better(value, best)
+        is_best = bad is None and metrics[metric]().is_better(value, best)
         validated = self.state.replace(
             best=value if is_best else best,
             validations_without_best=0 if is_best else self.state.validations_without_best + 1,
             pending_validation=False,
         )
         best_value = {} if validated.best is None else {f"best_{metric}": validated.best}
-        self.log.metrics("valid", self.state.update, {**values, **best_value})
-        for number, output in enumerate(outputs[: config.log.samples]):
+        for split, result in results.items():
+            kind, more = ("valid", best_value) if split == deciding else (f"valid/{split}", {})
+            self.log.metrics(kind, self.state.update, {**result.values, **more})
+        for number, output in enumerate(results[deciding].outputs[: config.log.samples]):
             shown = f"**source** {output.source}\n\n**output** {output.output}\n\n**reference** {output.references[0]}"
             self.log.text(f"sample {number}", self.state.update, shown)
-        bad = next((name for name, number in numbers.items() if not math.isfinite(number)), None)
         if bad is not None:
-            self._handle_bad_metric(bad, numbers[bad], after=validated)
+            self._handle_bad_metric(*bad, value=results[bad[0]].numbers[bad[1]], after=validated)
         self.state = validated
         model = self._full_weights()
         if self.engine.is_first:

@@ -1,6 +1,8 @@
 """Validation: the metrics of a split, from its loss and, if configured, from the decoded outputs."""
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -20,6 +22,24 @@ def reported_metrics(config: TrainConfig, task: Task) -> list[str]:
     return list(dict.fromkeys([*names, config.validation.metric]))
 
 
+class Validated(NamedTuple):
+    """The result of a validation."""
+
+    values: dict[str, float | str]
+    """Each metric, and its signature; losses in nats per target."""
+    outputs: list[Output]
+    """The outputs of all processes."""
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The values without signatures."""
+        return {name: float(value) for name, value in self.values.items() if not isinstance(value, str)}
+
+    def not_finite(self) -> list[str]:
+        """The metrics that are not finite numbers."""
+        return [name for name, value in self.numbers.items() if not math.isfinite(value)]
+
+
 class ValidationInterrupted(Exception):  # noqa: N818 (not an error)
     """A validation was stopped; it has no result."""
 
@@ -30,9 +50,10 @@ def validate(
     config: TrainConfig,
     *,
     engine: Engine,
+    split: str | None = None,
     stop: Callable[[], bool] = lambda: False,
-) -> tuple[dict[str, float | str], list[Output]]:
-    """Evaluates the validation split; every example counts exactly once, however many processes share the work.
+) -> Validated:
+    """Evaluates a split; every example counts exactly once, however many processes share the work.
 
     With `batch.streams` the split is read as that many streams, each from an empty state.
 
@@ -41,16 +62,16 @@ def validate(
         task: Reads, decodes and scores the split.
         config: The run's config.
         engine: The processes that share the work.
+        split: The split. None: the one that chooses the best model.
         stop: Called before each batch by all processes, so that they can agree; True stops the validation.
-
-    Returns:
-        Each metric with its signature, losses in nats per target; and the outputs of all processes.
 
     Raises:
         ValidationInterrupted: If `stop` returned True.
     """
     step.eval()
-    dataset, streams = task.dataset(config.validation.split), config.batch.streams
+    split = split or config.validation.split
+    assert split is not None, "there is no validation"
+    dataset, streams = task.dataset(split), config.batch.streams
     if streams is None:
         every = ordered_batches(dataset.sizes_ND, config.batch)
         turns = [every[first : first + engine.size][engine.rank :] for first in range(0, len(every), engine.size)]
@@ -77,11 +98,11 @@ def validate(
     gathered = [output for part in engine.gather(outputs) for output in part]
     gathered.sort(key=lambda output: output.index)
     (all_targets,) = engine.sums([float(targets)])
-    text = task.text_size(config.validation.split, all_targets)
+    text = task.text_size(split, all_targets)
     scores = metrics.compute(reported_metrics(config, task), Evaluation(_totals(engine, sums), gathered, text))
     values: dict[str, float | str] = {name: score.value for name, score in scores.items()}
     values |= {f"{name}_signature": score.signature for name, score in scores.items() if score.signature}
-    return values, gathered
+    return Validated(values, gathered)
 
 
 def _totals(engine: Engine, sums: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[float, float]]:

@@ -1,0 +1,96 @@
+"""Several validation splits, none at all, and the end of a run by time."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seqtk.utils.errors import UserError
+from tests.unit.training.helpers import losses, trainer
+
+
+@pytest.fixture(scope="module")
+def two_splits(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny corpus with a second validation split, which is its training text."""
+    folder = tmp_path_factory.mktemp("two_splits") / "corpus"
+    shutil.copytree(tiny_corpus, folder)
+    for path in tiny_corpus.glob("train.*"):
+        shutil.copy(path, folder / path.name.replace("train.", "valid1.", 1))
+    return folder
+
+
+def kinds(save_dir: Path) -> list[tuple[str, int]]:
+    lines = map(json.loads, (save_dir / "log.jsonl").read_text().splitlines())
+    return [(line["kind"], line["update"]) for line in lines if line["kind"] != "train"]
+
+
+class TestSeveralSplits:
+    def test_the_named_split_chooses_the_best(self, two_splits: Path, tmp_path: Path) -> None:
+        run = trainer(two_splits, tmp_path, validation__split="valid1", validation__other_splits=["valid"])
+        run.fit()
+        assert run.state.metric == "loss of valid1"
+        assert run.state.best == min(loss for _, loss in losses(tmp_path, "valid"))
+        assert run.state.best != min(loss for _, loss in losses(tmp_path, "valid/valid"))
+
+    def test_each_split_is_logged_once(self, two_splits: Path, tmp_path: Path) -> None:
+        changes = {"validation__other_splits": ["valid1"]}
+        run = trainer(two_splits, tmp_path, max_updates=4, **changes)
+        run.fit()
+        run.checkpoints.save_state(run.state.replace(pending_validation=True))  # as if it was killed before the end
+        trainer(two_splits, tmp_path, **changes).fit()
+        assert sorted(kinds(tmp_path)) == [("valid", 4), ("valid", 8), ("valid/valid1", 4), ("valid/valid1", 8)]
+
+    def test_other_splits_do_not_change_training(self, two_splits: Path, tmp_path: Path) -> None:
+        trainer(two_splits, tmp_path / "one").fit()
+        trainer(two_splits, tmp_path / "two", validation__other_splits=["valid1"]).fit()
+        assert losses(tmp_path / "one") == losses(tmp_path / "two")
+
+    @pytest.mark.parametrize(
+        ("splits", "words"), [(["valid"], "other_splits names 'valid' again"), (["a", "a"], "'a' again"), (["b"], "b")]
+    )
+    def test_wrong_splits_are_refused(self, two_splits: Path, tmp_path: Path, splits: list[str], words: str) -> None:
+        with pytest.raises(UserError, match=words):
+            trainer(two_splits, tmp_path, validation__other_splits=splits)
+
+
+class TestNoValidation:
+    def test_the_run_ends_with_a_checkpoint(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        trainer(tiny_corpus, tmp_path, validation__split=None).fit()
+        assert not kinds(tmp_path)
+        assert (tmp_path / "latest").read_text().strip() == "update_00000008"
+        assert not (tmp_path / "best.safetensors").exists()
+
+    def test_training_is_the_same(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        trainer(tiny_corpus, tmp_path / "with").fit()
+        trainer(tiny_corpus, tmp_path / "without", validation__split=None).fit()
+        assert losses(tmp_path / "with") == losses(tmp_path / "without")
+
+    def test_a_pending_validation_is_dropped(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        run = trainer(tiny_corpus, tmp_path, max_updates=4)
+        run.fit()
+        run.checkpoints.save_state(run.state.replace(pending_validation=True))
+        again = trainer(tiny_corpus, tmp_path, validation__split=None)
+        again.fit()
+        assert not again.state.pending_validation
+
+    @pytest.mark.parametrize("changes", [{"validation__patience": 3}, {"validation__other_splits": ["valid"]}])
+    def test_settings_without_effect_are_refused(
+        self, tiny_corpus: Path, tmp_path: Path, changes: dict[str, Any]
+    ) -> None:
+        with pytest.raises(UserError, match=r"has no effect: validation\.split=null"):
+            trainer(tiny_corpus, tmp_path, validation__split=None, **changes)
+
+
+class TestMaxHours:
+    def test_the_run_saves_and_resumes_exactly(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        trainer(tiny_corpus, tmp_path / "whole").fit()
+        first = trainer(tiny_corpus, tmp_path / "parts", max_hours=1e-9).fit()
+        assert (first.signal, first.update) == (10, 1)
+        trainer(tiny_corpus, tmp_path / "parts").fit()
+        assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+    def test_enough_time_changes_nothing(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        result = trainer(tiny_corpus, tmp_path, max_hours=1).fit()
+        assert (result.signal, result.update) == (0, 8)
