@@ -9,6 +9,7 @@ import json
 import os
 import re
 import stat
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ from seqtk.utils.file_kinds import describe
 from seqtk.utils.files import atomic_file, is_special
 
 Tensors = dict[str, Tensor]
+
+CHECKSUMS = "crc32"
+"""The key of the checksums in the header of a file."""
+DAMAGED = "Copy it again from where it was intact, or use another checkpoint."
 
 
 @dataclass(frozen=True)
@@ -160,9 +165,10 @@ def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str)
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
     """Writes one safetensors file atomically; the values of `metadata` become JSON."""
-    # None rather than {}: from an empty header and no tensors, safetensors 0.8 writes a file that it cannot read.
-    header = {name: json.dumps(value) for name, value in (metadata or {}).items()} or None
+    header = {name: json.dumps(value) for name, value in (metadata or {}).items()}
     contiguous = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    sums = {name: _tensor_checksum(name, tensor) for name, tensor in contiguous.items()}
+    header[CHECKSUMS] = json.dumps({"header": _header_checksum(header), "tensors": sums})
     try:
         with atomic_file(path) as file:
             if is_special(Path(os.path.realpath(path))):
@@ -178,19 +184,42 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def load_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors and the metadata of one safetensors file. Raises UserError if it is missing or damaged."""
+    """The tensors and the metadata of one safetensors file. Raises UserError if it is missing or damaged.
+
+    Checksums are verified; files of other programs and of seqtk 0.1 have none.
+    """
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, _metadata(file)  # noqa: SIM118
+        tensors: Tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata, sums = _metadata(file)
+    for name, expected in ({} if sums is None else sums | dict.fromkeys(tensors.keys() - sums.keys())).items():
+        if name not in tensors or _tensor_checksum(name, tensors[name]) != expected:
+            raise UserError(f"{path} is damaged or incomplete.", f"The checksum of '{name}' is wrong.", DAMAGED)
+    return tensors, metadata
 
 
 def read_info(path: Path) -> dict[str, Any]:
     """Where the model at `path` comes from; reads nothing else. Raises UserError if the file is damaged."""
     with _opened(path) as file:
-        return dict(_metadata(file).get("info", {}))
+        return dict(_metadata(file)[0].get("info", {}))
 
 
-def _metadata(file: Any) -> dict[str, Any]:
-    return {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+def _metadata(file: Any) -> tuple[dict[str, Any], dict[str, int] | None]:
+    """Returns the metadata of a file, and the checksums of its tensors if there are any."""
+    texts = dict(file.metadata() or {})
+    sums = json.loads(texts.pop(CHECKSUMS, "null"))
+    if sums is not None and sums.get("header") != _header_checksum(texts):
+        raise ValueError("The checksum of its header is wrong.")
+    return {name: json.loads(value) for name, value in texts.items()}, sums and sums["tensors"]
+
+
+def _header_checksum(texts: Mapping[str, str]) -> int:
+    return zlib.crc32(json.dumps(sorted(texts.items())).encode())
+
+
+def _tensor_checksum(name: str, tensor: Tensor) -> int:
+    """Returns the CRC-32 of a tensor's bytes, name, type and shape: 2 GB/s on one core."""
+    about = f"{name} {tensor.dtype} {list(tensor.shape)}".encode()
+    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, zlib.crc32(about))
 
 
 @contextmanager
@@ -203,7 +232,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except (SafetensorError, ValueError) as error:
         what, hint = describe(path)
         if "safetensors" in what or "model file" in what or path.suffix == ".safetensors":
-            raise UserError(f"{path} is damaged or incomplete.", str(error).splitlines()[0]) from error
+            raise UserError(f"{path} is damaged or incomplete.", str(error).splitlines()[0], DAMAGED) from error
         raise UserError(
             f"{path} is {what}, not a model of seqtk.", *([f"To use it: {hint}"] if hint else [])
         ) from error

@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_map
 
 from seqtk.attention import State
 from seqtk.checkpoint import model_file
-from seqtk.checkpoint.model_file import ModelFile, Tensors, checkpoint_folders, load_tensors
-from seqtk.checkpoint.run_state import AVERAGE, STREAM_STATE, TrainState
+from seqtk.checkpoint.model_file import CHECKSUMS, ModelFile, Tensors, checkpoint_folders, load_tensors
+from seqtk.checkpoint.run_state import AVERAGE, FILES, STREAM_STATE, TrainState, state_checksum
 from seqtk.data.plan import Position
 from seqtk.utils.errors import UserError
 
@@ -36,28 +36,40 @@ class Checkpoint:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Reads a checkpoint.
+    """Reads a checkpoint and verifies its checksums. Raises UserError if a file is missing or damaged."""
+    paths = [folder / STREAM_STATE, folder / "carried.safetensors"]  # the second by seqtk 0.1
+    streams = next((path for path in paths if path.is_file()), None)
+    return Checkpoint(
+        folder=folder,
+        state=_read_state(folder / "state.json"),
+        model=model_file.read(folder),
+        optimizer=load_tensors(folder / "optimizer.safetensors")[0],
+        streams=None if streams is None else _load_tree(streams),
+        average=load_tensors(folder / AVERAGE)[0] if (folder / AVERAGE).is_file() else {},
+    )
+
+
+def load_latest(folder: Path) -> tuple[Checkpoint, str]:
+    """Reads a checkpoint, or if it is damaged the newest older one that is not.
+
+    Returns:
+        The checkpoint, and a line that says what is damaged; empty if nothing is.
 
     Raises:
-        UserError: If a file is missing or damaged; it names another checkpoint of the run.
+        UserError: If none can be read.
     """
-    try:
-        paths = [folder / STREAM_STATE, folder / "carried.safetensors"]  # the second by seqtk 0.1
-        streams = next((path for path in paths if path.is_file()), None)
-        return Checkpoint(
-            folder=folder,
-            model=model_file.read(folder),
-            optimizer=load_tensors(folder / "optimizer.safetensors")[0],
-            state=_read_state(folder / "state.json"),
-            streams=None if streams is None else _load_tree(streams),
-            average=load_tensors(folder / AVERAGE)[0] if (folder / AVERAGE).is_file() else {},
-        )
-    except UserError as error:
-        others = [path.name for path in checkpoint_folders(folder.parent) if path != folder]
-        advice = "There is no other checkpoint: set another save_dir to start a new run."
-        if others:
-            advice = f"Write {others[-1]} into {folder.parent / 'latest'} to resume from that."
-        raise UserError(*str(error).splitlines()[:2], advice) from error
+    older = [path for path in checkpoint_folders(folder.parent) if path.name < folder.name]
+    errors: list[UserError] = []
+    for place in (folder, *reversed(older)):
+        try:
+            checkpoint = load_checkpoint(place)
+        except UserError as error:
+            errors.append(error)
+            continue
+        why = " ".join(line for error in errors for line in str(error).splitlines()[:1])
+        return checkpoint, f"{why} Using the checkpoint before it, {place.name}." if errors else ""
+    advice = "There is no older checkpoint: set another save_dir to start a new run."
+    raise UserError(*str(errors[0]).splitlines()[:2], advice) from errors[0]
 
 
 def set_optimizer_tensors(
@@ -88,10 +100,17 @@ def set_optimizer_tensors(
 
 def _read_state(path: Path) -> TrainState:
     try:
-        state = {_FORMER_NAMES.get(name, name): value for name, value in json.loads(path.read_text()).items()}
+        values = json.loads(path.read_text())
+        checksum = values.pop(CHECKSUMS, None)
+        if checksum is not None and checksum != state_checksum(values):
+            raise UserError(f"{path} is damaged or incomplete.", "Its checksum is wrong.")
+        for name in values.pop(FILES, ()):
+            if not path.with_name(name).is_file():
+                raise UserError(f"There is no file {path.with_name(name)}.")
+        state = {_FORMER_NAMES.get(name, name): value for name, value in values.items()}
         return TrainState(**{**state, "position": Position(**state["position"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is not the state file of a checkpoint:  {error}.") from error
+        raise UserError(f"{path} is not the state file of a checkpoint: {error}.") from error
 
 
 def unpack_tree(names: Any, tensors: Tensors) -> State:

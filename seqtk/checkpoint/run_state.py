@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -22,11 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from seqtk.attention import State
 from seqtk.checkpoint import model_file
 from seqtk.checkpoint.model_file import (
+    CHECKSUMS,
     Tensors,
     checkpoint_folders,
     read_info,
@@ -39,6 +41,10 @@ from seqtk.utils.files import atomic_directory, check_writable, write_text
 
 STREAM_STATE = "stream_state.safetensors"
 AVERAGE = "ema.safetensors"
+FILES = "files"
+"""The key of the other files of the checkpoint in `state.json`."""
+MOST_READ = 1000
+"""The fingerprint of a corpus includes so many of its examples."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ class Checkpoints:
                 self._write_model(partial / AVERAGE, average, state)
             if streams is not None:
                 _save_tree(partial / STREAM_STATE, streams)
-            write_text(partial / "state.json", _state_text(state))
+            _write_state(partial, state)
         write_text(self.directory / "latest", folder.name)
         for old in self.folders()[: -self.keep_last]:
             shutil.rmtree(old, ignore_errors=True)
@@ -118,7 +124,7 @@ class Checkpoints:
 
     def save_state(self, state: TrainState) -> None:
         """Replaces the state in the checkpoint of this update, whose weights stay."""
-        write_text(self.directory / _name(state.update) / "state.json", _state_text(state))
+        _write_state(self.directory / _name(state.update), state)
 
     def save_best(self, model: Tensors, state: TrainState, metrics: Mapping[str, float], *, higher: bool) -> None:
         """Keeps the model among the best `keep_best`; `best.safetensors` is the first of them.
@@ -161,13 +167,13 @@ class Checkpoints:
         return checkpoint_folders(self.directory)
 
     def latest(self) -> Path | None:
-        """Returns the checkpoint to resume from, or None for a new run."""
+        """Returns the checkpoint to resume from, or None for a new run. It may be damaged or gone, but not all are."""
         pointer = self.directory / "latest"
         if not pointer.is_file():
             return None
         name = pointer.read_text(errors="replace").strip()
         folder = self.directory / name
-        if not name or not (folder / "state.json").is_file():
+        if not re.fullmatch(r"update_\d{8,}", name) or not any(other.name <= name for other in self.folders()):
             raise UserError(
                 f"{pointer} names {name or 'nothing'}, which is not a checkpoint.",
                 f"Checkpoints: {', '.join(path.name for path in self.folders()) or 'none'}.",
@@ -220,9 +226,14 @@ def locked(save_dir: Path) -> Iterator[None]:
 
 
 def fingerprint(train_set: Dataset) -> str:
-    """Returns a fingerprint of the training data: the number of examples and a CRC of their lengths."""
+    """Returns a fingerprint of the training data: the number of examples, and CRCs of all lengths and some examples."""
     lengths = np.ascontiguousarray(train_set.sizes_ND, dtype=np.int32)
-    return f"{len(train_set)} examples, {zlib.crc32(lengths.tobytes()):08x}"
+    content = 0
+    for index in np.linspace(0, len(train_set) - 1, min(len(train_set), MOST_READ)).astype(int).tolist():
+        for array in tree_leaves(train_set[index]):
+            if isinstance(array, np.ndarray):
+                content = zlib.crc32(np.ascontiguousarray(array, dtype=np.int64).tobytes(), content)
+    return f"{len(train_set)} examples, {zlib.crc32(lengths.tobytes()):08x}, {content:08x}"
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer, *, full: Callable[[Tensor], Tensor]) -> Tensors:
@@ -250,8 +261,15 @@ def _update_of(path: Path) -> float:
         return math.inf
 
 
-def _state_text(state: TrainState) -> str:
-    return json.dumps(asdict(state), indent=1)
+def state_checksum(values: Mapping[str, Any]) -> int:
+    """Returns the checksum in `state.json` of its other values."""
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
+
+
+def _write_state(folder: Path, state: TrainState) -> None:
+    """Writes `state.json`, with the names of the other files."""
+    values = {**asdict(state), FILES: sorted(path.name for path in folder.glob("*.safetensors"))}
+    write_text(folder / "state.json", json.dumps({**values, CHECKSUMS: state_checksum(values)}, indent=1))
 
 
 def pack_tree(tree: State, tensors: Tensors) -> Any:

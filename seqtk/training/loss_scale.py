@@ -1,6 +1,6 @@
 """The loss scale of float16, on the device."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -31,6 +31,10 @@ class LossScale:
     @property
     def scale(self) -> Tensor:
         return self.values[0]
+
+    def state(self, values: Sequence[float]) -> dict[str, float]:
+        """Returns what a checkpoint holds, from `values` as the host read them."""
+        return dict(zip(self.names, values, strict=True)) if self.enabled else {}
 
     def is_overflow(self, *, loss: Tensor, gradient: Tensor) -> Tensor:
         """Whether a smaller scale may help: the loss is finite, and the gradient is not. All are scalar tensors."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from seqtk.attention import Attention
 from seqtk.checkpoint.model_file import Tensors, set_tensors, tensors_of
-from seqtk.checkpoint.restore import load_checkpoint, set_optimizer_tensors
+from seqtk.checkpoint.restore import Checkpoint, load_latest, set_optimizer_tensors
 from seqtk.checkpoint.run_state import Checkpoints, TrainState, fingerprint, locked, optimizer_tensors
 from seqtk.config import schema
 from seqtk.corpora import demo
@@ -30,12 +30,13 @@ from seqtk.criterions.base import Stats
 from seqtk.data.batch import Batch
 from seqtk.data.loader import CPU, load_updates
 from seqtk.data.plan import Position, Update, epoch_plan
-from seqtk.metrics import Evaluation, metrics
+from seqtk.metrics import metrics
 from seqtk.optim import can_skip, freeze, optimizers, rate_scales, scale_rates, schedules, set_rate
 from seqtk.tasks import tasks
 from seqtk.training.average import WeightAverage
 from seqtk.training.checks import banner, check_run, smaller_batch
 from seqtk.training.config import TrainConfig
+from seqtk.training.interval import OF_WEIGHTS, OVERFLOWS, IntervalSums, interval_values
 from seqtk.training.logging import Logger, RunInfo
 from seqtk.training.loss_scale import LossScale
 from seqtk.training.non_finite import Origin, Stage, first_bad, origin_of, probing
@@ -48,10 +49,6 @@ from seqtk.training.stream_state import StreamState
 from seqtk.training.validation import Validated, ValidationInterrupted, reported_metrics, validate
 from seqtk.utils.errors import UserError, how_many
 from seqtk.utils.memory import keep_freed_memory, out_of_memory_errors, peak_memory_gib
-
-OVERFLOWS = "overflows"
-OF_WEIGHTS = "/weight"
-"""Ends the name of the sum of a statistic's weights, next to the sum of the statistic."""
 
 
 @dataclass(frozen=True)
@@ -159,12 +156,13 @@ class Trainer:
         self._has_changes = False
         folder = self.checkpoints.latest()
         if folder is not None:
-            saved = load_checkpoint(folder)
+            saved, damage = self._load_latest(folder)
             changed, rates = check_resumable(saved, config, assets=self.task.assets(), corpus=corpus)
-            self._set_weights(saved.model.tensors, saved.optimizer, saved.average, source=str(folder))
+            self._set_weights(saved.model.tensors, saved.optimizer, saved.average, source=str(saved.folder))
             self.streams.scatter(saved.streams)
             self.state = saved.state.replace(corpus=corpus)
             self._has_changes = bool(changed)
+            self._resume_notes += [damage] if damage else []
             self._resume_notes.append(f"Resuming from update {self.state.update:,}, epoch {self.state.position.epoch}.")
             if changed:
                 self._resume_notes.append(f"Changed settings: {format_list(changed)}.")
@@ -185,6 +183,12 @@ class Trainer:
             enabled=config.precision == "fp16", device=self.engine.device, saved=self.state.loss_scale
         )
         self._clear_sums()
+
+    def _load_latest(self, folder: Path) -> tuple[Checkpoint, str]:
+        """Reads the same checkpoint in all processes: the oldest that any of them has to use."""
+        saved, damage = load_latest(folder)
+        oldest = min(self.engine.gather(saved.folder.name))
+        return (saved, damage) if saved.folder.name == oldest else load_latest(folder.with_name(oldest))
 
     def fit(self) -> Result:
         """Trains until the configured end, early stopping, or a signal."""
@@ -280,7 +284,8 @@ class Trainer:
         generator = torch.Generator().manual_seed(int(for_all_ranks))
         for _, layer in self.model.attention_layers():
             layer.after_update(step + 1, generator)
-        self._add(tuple(stats), values, weight=weight, made=made, overflow=overflow)
+        names, before = ("norm", *stats), self.state.interval
+        self._sums.add(names, values, weight=weight, made=made, overflow=overflow, before=before)
 
     def _step(self, norm: Tensor, *, lr: float, skip: Tensor | None = None) -> None:
         """Clips the gradient and lets the optimizer change the weights, unless `skip` is true."""
@@ -368,26 +373,12 @@ class Trainer:
     # Sums on the device
 
     def _clear_sums(self) -> None:
-        self._names: tuple[str, ...] = ()
-        self._sums: Tensor | None = None
+        self._sums = IntervalSums(self.engine.device)
         self._finite = torch.ones((), dtype=torch.bool, device=self.engine.device)
         self._has_failed = False
         """Whether the host knows that the last update failed."""
         self._unread: list[tuple[TrainState, Update]] = []
         self._started = time.monotonic()
-
-    def _add(self, stats: tuple[str, ...], values: Tensor, *, weight: float, made: Tensor, overflow: Tensor) -> None:
-        """Adds the statistics of an update, unless it was skipped, to the sums since the last log line."""
-        if self._sums is None:
-            self._names = ("norm", *stats, "weight", "updates", OVERFLOWS)
-            before = self.state.interval
-            start = [
-                before.get(name, before.get("weight", 0.0) if name.endswith(OF_WEIGHTS) else 0.0)
-                for name in self._names
-            ]
-            self._sums = torch.tensor(start, dtype=torch.float64, device=self.engine.device)
-        counts = torch.stack([made.double() * weight, made.double(), overflow.double()])
-        self._sums = self._sums + torch.cat([torch.where(made, values, 0.0), counts])
 
     def read_sums(self) -> bool:
         """Reads the sums into the state: the only wait for the device between two log lines.
@@ -398,17 +389,16 @@ class Trainer:
         Raises:
             NotFiniteError: If an update since the last reading was not finite, and may not be skipped.
         """
-        if self._sums is None:
+        if self._sums.sums is None:
             return False
         before = self.state.interval
-        *values, scale, clean = torch.cat([self._sums, self.loss_scale.values]).tolist()
-        sums = dict(zip(self._names, values, strict=True))
+        sums, scale = self._sums.read(self.loss_scale.values)
         seconds = time.monotonic() - self._started
         self._started = time.monotonic()
         timed = {
             "interval": {**sums, "seconds": before.get("seconds", 0.0) + seconds},
             "seconds": self.state.seconds + seconds,
-            "loss_scale": {"scale": scale, "updates": clean} if self.loss_scale.enabled else {},
+            "loss_scale": self.loss_scale.state(scale),
         }
         unread, self._unread = self._unread, []
         done = round(sum(sums[name] - before.get(name, 0.0) for name in ("updates", OVERFLOWS)))
@@ -508,31 +498,16 @@ class Trainer:
 
     def _log_interval(self) -> None:
         sums = self.state.interval
-        weight, count = sums["weight"], sums["updates"]
-        if not count:  # every update was skipped
-            self.state = self.state.replace(interval={})
-            self._clear_sums()
-            return
-        fp16 = self.loss_scale.enabled
-        others = ("weight", "updates", "seconds", "norm", OVERFLOWS)
-        names = [name for name in sorted(sums) if name not in others and not name.endswith(OF_WEIGHTS)]
-        stats = {name: (sums[name], sums.get(f"{name}{OF_WEIGHTS}", weight)) for name in names}
-        scores = metrics.compute(reported_metrics(self.config, self.task), Evaluation(stats))
-        self.log.metrics(
-            "train",
-            self.state.update,
-            {
+        if sums["updates"]:  # else every update was skipped
+            scale = float(self.loss_scale.scale) if self.loss_scale.enabled else None
+            names, lr = reported_metrics(self.config, self.task), self.schedule.lr(self.state.update - 1)
+            values: dict[str, float] = {
                 "epoch": self.state.position.epoch - self._epoch_ended(),  # of this update, not of the next
-                **{name: score.value for name, score in scores.items()},
-                "lr": self.schedule.lr(self.state.update - 1),
-                "gnorm": sums["norm"] / count,
-                **({"loss_scale": float(self.loss_scale.scale), OVERFLOWS: sums[OVERFLOWS]} if fp16 else {}),
-                "tokens_per_second": weight / max(sums["seconds"], 1e-9),
-                "tokens_per_update": weight / count,
+                **interval_values(sums, names, lr=lr, loss_scale=scale),
                 "memory_gib": peak_memory_gib(self.engine.device),
                 "minutes": self.state.seconds / 60,
-            },
-        )
+            }
+            self.log.metrics("train", self.state.update, values)
         for name, layer in self.model.attention_layers():
             self.log.scalars("attention", self.state.update, {f"{name}.{k}": v for k, v in layer.monitored().items()})
         self.state = self.state.replace(interval={})

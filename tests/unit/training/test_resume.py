@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from seqtk.checkpoint import model_file
 from seqtk.checkpoint.edit import checkpoints_of
@@ -125,7 +127,7 @@ class TestPendingValidation:
             json.loads((tmp_path / folder / "update_00000008" / "state.json").read_text())
             for folder in ("whole", "parts")
         ]
-        assert states[0] | {"seconds": 0} == states[1] | {"seconds": 0}
+        assert states[0] | {"seconds": 0, "crc32": 0} == states[1] | {"seconds": 0, "crc32": 0}
         assert not states[0]["pending_validation"]
         assert trainer(tiny_corpus, tmp_path / "parts", validation__patience=9).fit().signal == 0
         assert [at for at, _ in losses(tmp_path / "parts", "valid")] == [4, 8]
@@ -169,7 +171,8 @@ class TestOldRuns:
 def rewrite_state(folder: Path, *, owed: bool = False) -> None:
     """Writes the state of a checkpoint as version 0.1.0 did."""
     state = json.loads((folder / "state.json").read_text())
-    del state["pending_validation"], state["corpus"]
+    for name in ("pending_validation", "corpus", "loss_scale", "files", "crc32"):
+        del state[name]
     (folder / "state.json").write_text(json.dumps({**state, "validation_owed": owed}))
 
 
@@ -318,18 +321,83 @@ class TestCorpus:
         found = {fingerprint(Sizes(*sizes)) for sizes in ([(1, 2)], [(1, 3)], [(1, 2), (1, 2)], [(2, 1)])}
         assert len(found) == 4
 
+    def test_other_tokens_of_the_same_lengths_are_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        trainer(tiny_corpus, tmp_path / "run", max_updates=1).fit()
+        other = shutil.copytree(tiny_corpus, tmp_path / "other")
+        (path,) = other.glob("train*.de.bin")
+        content = path.read_bytes()
+        path.write_bytes(content[2:4] + content[:2] + content[4:])  # the first two tokens
+        with pytest.raises(UserError, match=r"other than .*other: 300 examples there(.|\n)*task\.data"):
+            trainer(other, tmp_path / "run")
+
+
+def flip(path: Path, *, at: float = 0.9) -> None:
+    """Flips one bit of a file, at a share of its length."""
+    content = bytearray(path.read_bytes())
+    content[int(at * len(content))] ^= 4
+    path.write_bytes(content)
+
 
 class TestDamage:
-    @pytest.mark.parametrize("damaged", ["model.safetensors", "optimizer.safetensors", "state.json"])
-    def test_another_checkpoint_is_suggested(self, tiny_corpus: Path, tmp_path: Path, damaged: str) -> None:
+    @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+    @pytest.mark.parametrize("how", ["cut", "flipped", "header", "gone"])
+    def test_checkpoint_before_it_is_used(
+        self, tiny_corpus: Path, tmp_path: Path, name: str, how: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        changes = {"checkpoint__every": 1, "validation__every": 100, "max_updates": 2}
+        trainer(tiny_corpus, tmp_path, **changes).fit()
+        path = tmp_path / "update_00000002" / name
+        if how == "cut":
+            path.write_bytes(path.read_bytes()[:50])
+        elif how == "gone":
+            path.unlink()
+        else:
+            flip(path, at=0.9 if how == "flipped" else 0.1)
+        run = trainer(tiny_corpus, tmp_path, **changes)
+        assert run.state.update == 1
+        capsys.readouterr()
+        run.fit()
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if "update_00000001" in line)
+        assert str(path) in line
+        assert trainer(tiny_corpus, tmp_path, **changes).state.update == 2
+        assert listed(tmp_path / "abandoned_1") == [2]
+
+    def test_missing_folder_is_passed_over(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=2, checkpoint__every=1).fit()
-        path = tmp_path / "update_00000002" / damaged
-        path.write_bytes(path.read_bytes()[:50])
-        with pytest.raises(UserError, match=rf"{damaged} is (.|\n)*update_00000001 into .*latest") as raised:
+        shutil.rmtree(tmp_path / "update_00000002")
+        assert trainer(tiny_corpus, tmp_path).state.update == 1
+
+    def test_all_damaged_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        trainer(tiny_corpus, tmp_path, max_updates=2, checkpoint__every=1).fit()
+        for path in tmp_path.glob("update_*/optimizer.safetensors"):
+            flip(path)
+        with pytest.raises(UserError, match=r"00000002/optimizer.safetensors is damaged(.|\n)*save_dir") as raised:
             trainer(tiny_corpus, tmp_path)
         assert str(raised.value).count("\n") < 3
-        (tmp_path / "latest").write_text("update_00000001")
-        assert trainer(tiny_corpus, tmp_path).state.update == 1
+
+    def test_every_flipped_bit_of_a_model_is_seen(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        """Of the tensors and of the header: weights, configuration, vocabularies."""
+        trainer(tiny_corpus, tmp_path, max_updates=1).fit()
+        path = tmp_path / "best.safetensors"
+        whole = path.read_bytes()
+        random = np.random.default_rng(1)
+        for position, bit in zip(random.integers(8, len(whole), 60), random.integers(0, 8, 60), strict=True):
+            content = bytearray(whole)
+            content[position] ^= 1 << int(bit)
+            path.write_bytes(content)
+            with pytest.raises(UserError) as raised:
+                model_file.read(path)
+            assert str(path) in str(raised.value)
+            assert str(raised.value).count("\n") <= 2
+
+    def test_files_without_checksums_are_read(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        trainer(tiny_corpus, tmp_path, max_updates=1).fit()
+        path = tmp_path / "best.safetensors"
+        with safe_open(path, framework="pt") as file:
+            metadata = {name: text for name, text in file.metadata().items() if name != "crc32"}
+            save_file({name: file.get_tensor(name) for name in file.keys()}, path, metadata)  # noqa: SIM118
+        flip(path, at=0.999)
+        assert model_file.read(path).tensors
 
     @pytest.mark.parametrize("content", [b"\xff\xfe", b"\n"])
     def test_damaged_pointer_lists_the_checkpoints(self, tiny_corpus: Path, tmp_path: Path, content: bytes) -> None:
