@@ -9,15 +9,15 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from seqtk.attention import Attention, Role, State
+from seqtk.attention import Attention, Role, State, attentions
 from seqtk.config.fields import setting
 from seqtk.data.batch import Batch, ClassBatch
 from seqtk.models.base import Model, Side, models
 from seqtk.models.stacks import BlocksConfig, Encoder, EncoderConfig
 from seqtk.modules.embedding import ValueEmbedding, token_embedding
 from seqtk.modules.head import Head
+from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,15 @@ class TransformerClassifier(Model):
             tokens = ValueEmbedding(values, dim, mean=config.value_mean, std=config.value_std)
         built = head(dim)
         front = int(built.reads_class_vector)
-        self.class_D = nn.Parameter(torch.randn(dim) * 0.02) if front else None
-        self.embedding = config.embedding(tokens, max_length=config.max_source_length + front)
+        self.class_D = nn.Parameter(torch.randn(dim)) if front else None
+        self.embedding = config.embedding(tokens, max_length=config.max_source_length)
+        if not config.causal:
+            _check_encoders(config.encoder)
+        elif front:
+            raise UserError(
+                "task.pool=cls: with model.causal=true the class vector, which comes first, sees no text.",
+                "Set task.pool=last or task.pool=mean.",
+            )
         role = Role.CAUSAL if config.causal else Role.ENCODER
         self.encoder = Encoder(config.encoder, options=config.options(config.encoder), role=role)
         self.max_source_length = self.encoder.max_source_length(config.max_source_length, further=front)
@@ -80,13 +87,22 @@ class TransformerClassifier(Model):
 
     def forward(self, batch: ClassBatch, state: State = None) -> tuple[Tensor, State]:
         """(features_RSD, None); with a head that reads a class vector, S is one more, and that vector's comes first."""
-        x_RSD, pad_RS = self.embedding.vectors(batch.texts), batch.pad
-        if self.class_D is not None:
-            x_RSD = torch.cat([self.class_D.to(x_RSD.dtype).expand(len(x_RSD), 1, -1), x_RSD], dim=1)
-            pad_RS = None if pad_RS is None else functional.pad(pad_RS, (1, 0), value=False)
-        position_1S = torch.arange(x_RSD.shape[1], device=x_RSD.device)[None]
-        return self.encoder(self.embedding.place(x_RSD, position_1S), pad_BS=pad_RS), None
+        texts_RS = batch.texts
+        x_RSD = self.embedding(texts_RS, torch.arange(texts_RS.shape[1], device=texts_RS.device)[None])
+        front_R1D = None if self.class_D is None else self.class_D.to(x_RSD.dtype).expand(len(x_RSD), 1, -1)
+        return self.encoder(x_RSD, pad_BS=batch.pad, front_BFD=front_R1D), None
 
     def most_restrictive_layer(self, side: Side) -> Attention | None:
         limited = [layer for layer in self.encoder.attention_layers() if layer.max_length is not None]
         return min(limited, key=lambda layer: layer.max_length or 0, default=None) if side == "source" else None
+
+
+def _check_encoders(config: EncoderConfig) -> None:
+    """Raises UserError for a layer that has a causal form only."""
+    for layer in config.self_attention:
+        roles = attentions.class_of(type(layer)).roles
+        if Role.CAUSAL in roles and Role.ENCODER not in roles:
+            raise UserError(
+                f"model.encoder.self_attention={attentions.name_of(type(layer))}: this layer has a causal form only.",
+                "Set model.causal=true, so that each position sees those before it.",
+            )

@@ -49,6 +49,9 @@ class EncoderConfig(StackConfig):
     )
     stem_layers: int = setting(0, at_least=0, at_most=10_000, help="Convolutions before the first block.")
     stem_kernel_size: int = setting(3, at_least=1, help="Kernel size of these convolutions; odd.")
+    stem_width: int | None = setting(
+        None, at_least=1, help="Pixels in a line of an image, for convolutions over both dimensions. null: over one."
+    )
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,12 @@ class Encoder(nn.Module):
         super().__init__()
         pattern = layers_of(config.self_attention, config.layers, slot=ENCODER_SLOT)
         self.stem = (
-            ConvolutionalStem(options.dim, layers=config.stem_layers, kernel_size=config.stem_kernel_size)
+            ConvolutionalStem(
+                options.dim,
+                layers=config.stem_layers,
+                kernel_size=config.stem_kernel_size,
+                width=config.stem_width,
+            )
             if config.stem_layers
             else None
         )
@@ -227,9 +235,22 @@ class Encoder(nn.Module):
             )
         return longest
 
-    def forward(self, x_BSD: Tensor, *, pad_BS: Tensor | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, *, pad_BS: Tensor | None, front_BFD: Tensor | None = None) -> Tensor:
+        """Computes the blocks.
+
+        Args:
+            x_BSD: The source.
+            pad_BS: True at its padding.
+            front_BFD: Vectors to put before the source, after the stem.
+
+        Returns:
+            y_BSD, or y_B(F+S)D with `front_BFD`.
+        """
         if self.stem is not None:
             x_BSD = self.stem(x_BSD, pad_BT=pad_BS)
+        if front_BFD is not None:
+            x_BSD = torch.cat([front_BFD, x_BSD], dim=1)
+            pad_BS = None if pad_BS is None else functional.pad(pad_BS, (front_BFD.shape[1], 0), value=False)
         memory_tokens = 0
         if self.memory_ND is not None:
             memory_tokens = len(self.memory_ND)

@@ -16,21 +16,32 @@ class ConvolutionalStem(nn.Module):
     Full convolutions of an odd kernel K, K D² + 3 D weights each; what stands at padding reads as zero, so that a row's
     output does not depend on how it was padded. A stem of convolutions is what lifts a Transformer on pixels and bytes
     (Long Range Arena's image task; Xiao et al. 2021, arXiv 2106.14881, for vision).
+
+    With `width`, a row is an image whose lines have this many positions, and kernels are K × K: K² D² + 3 D weights. An
+    image that is cut or padded ends in zeros.
     """
 
-    def __init__(self, dim: int, *, layers: int, kernel_size: int) -> None:
+    def __init__(self, dim: int, *, layers: int, kernel_size: int, width: int | None = None) -> None:
         super().__init__()
+        self.width = width
         if kernel_size % 2 == 0:
             raise UserError(f"model.encoder.stem_kernel_size={kernel_size}: must be odd.")
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
-        self.convolutions = nn.ModuleList(
-            nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2) for _ in range(layers)
-        )
+        kind = nn.Conv1d if width is None else nn.Conv2d
+        self.convolutions = nn.ModuleList(kind(dim, dim, kernel_size, padding=kernel_size // 2) for _ in range(layers))
 
     def forward(self, x_BTD: Tensor, *, pad_BT: Tensor | None) -> Tensor:
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
             z_BTD = norm(x_BTD)
             if pad_BT is not None:
                 z_BTD = torch.where(pad_BT[..., None], 0, z_BTD)
-            x_BTD = x_BTD + functional.gelu(convolution(z_BTD.transpose(1, 2)).transpose(1, 2))
+            x_BTD = x_BTD + functional.gelu(self._convolve(convolution, z_BTD.transpose(1, 2)).transpose(1, 2))
         return x_BTD
+
+    def _convolve(self, convolution: nn.Module, z_BDT: Tensor) -> Tensor:
+        if self.width is None:
+            return convolution(z_BDT)  # type: ignore[no-any-return]
+        length = z_BDT.shape[2]
+        whole_BDT = functional.pad(z_BDT, (0, -length % self.width))
+        y_BDHW = convolution(whole_BDT.reshape(*whole_BDT.shape[:2], -1, self.width))
+        return y_BDHW.flatten(2)[:, :, :length]  # type: ignore[no-any-return]

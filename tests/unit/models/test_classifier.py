@@ -1,5 +1,7 @@
 """The classifier: padding does not matter, any encoder layer fits, and a head is chosen by the task."""
 
+import dataclasses
+import math
 from functools import partial
 from typing import get_args
 
@@ -16,6 +18,8 @@ from seqtk.data.vocabulary import PAD
 from seqtk.models import build_model
 from seqtk.models.classifier import TransformerClassifier, TransformerClassifierConfig
 from seqtk.modules.pooled_head import Pool, PooledHead
+from seqtk.modules.stem import ConvolutionalStem
+from seqtk.utils.errors import UserError
 
 SMALL = {"dim": 16, "ffn_dim": 16, "heads": 2, "encoder": {"layers": 2}}
 
@@ -33,11 +37,28 @@ def batch(padding: int = 0) -> ClassBatch:
     return ClassBatch(torch.arange(3), 3, functional.pad(source_BS, (0, padding), value=PAD), torch.tensor([1, 0, 2]))
 
 
+@pytest.mark.parametrize("encoder", [{}, {"stem_layers": 1}, {"stem_layers": 1, "stem_width": 3}, {"memory_tokens": 2}])
 @pytest.mark.parametrize("pool", get_args(Pool))
-def test_padding_changes_nothing(pool: Pool) -> None:
-    classifier, criterion = model(pool), criterions.build(CrossEntropyConfig())
+def test_padding_changes_nothing(pool: Pool, encoder: dict[str, int]) -> None:
+    classifier, criterion = model(pool, encoder={"layers": 2, **encoder}), criterions.build(CrossEntropyConfig())
     alone, padded = (criterion(classifier, batch(padding)).total for padding in (0, 3))
     torch.testing.assert_close(alone, padded)
+
+
+def test_a_batch_without_padding_needs_no_mask() -> None:
+    classifier = model()
+    masked, plain = (classifier(dataclasses.replace(batch(), padded=padded))[0] for padded in (True, False))
+    torch.testing.assert_close(masked, plain)
+
+
+def test_class_vector_comes_first() -> None:
+    classifier = model("cls")
+    features, _ = classifier(batch())
+    assert features.shape == (3, 7, 16)
+    criterions.build(CrossEntropyConfig())(classifier, batch()).total.backward()
+    assert classifier.class_D is not None
+    assert classifier.class_D.grad is not None
+    assert classifier.class_D.grad.abs().max() > 0
 
 
 def test_statistics_count_correct_classes() -> None:
@@ -45,6 +66,73 @@ def test_statistics_count_correct_classes() -> None:
     loss = criterion(classifier, batch())
     assert tuple(loss.stats) == criterion.stats_of(classifier) == ("loss", "nll", "correct")
     assert loss.stats["correct"][1] == 3
+
+
+class TestCausal:
+    def test_later_tokens_change_no_earlier_feature(self) -> None:
+        classifier, first = model("last", causal=True), batch()
+        changed = first.source_BS.clone()
+        changed[:, 4:] = 5
+        before, after = (classifier(dataclasses.replace(first, source_BS=ids))[0] for ids in (first.source_BS, changed))
+        torch.testing.assert_close(before[:, :4], after[:, :4])
+        assert (before[:, 4:] - after[:, 4:]).abs().max() > 0.01
+
+    def test_padding_changes_nothing(self) -> None:
+        classifier, criterion = model("last", causal=True), criterions.build(CrossEntropyConfig())
+        alone, padded = (criterion(classifier, batch(padding)).total for padding in (0, 3))
+        torch.testing.assert_close(alone, padded)
+
+    def test_causal_only_layers_need_the_key(self) -> None:
+        with pytest.raises(UserError, match=r"model\.causal=true"):
+            model(attention="transformer_xl")
+        criterions.build(CrossEntropyConfig())(model("last", attention="transformer_xl", causal=True), batch())
+
+    def test_class_vector_is_refused(self) -> None:
+        with pytest.raises(UserError, match=r"task\.pool=cls"):
+            model("cls", causal=True)
+
+
+class TestValues:
+    VALUES = (math.nan,) * 4 + tuple(range(16))
+
+    def built(self, **settings: object) -> TransformerClassifier:
+        torch.manual_seed(1)
+        config = from_dict(TransformerClassifierConfig, {**SMALL, "input": "values", **settings})
+        head = partial(PooledHead, classes=3)
+        classifier = build_model(config, ClassBatch, vocabulary=20, head=head, values=self.VALUES)
+        assert isinstance(classifier, TransformerClassifier)
+        return classifier.eval()
+
+    def test_input_is_linear_in_the_value(self) -> None:
+        x_BTD = self.built(value_mean=3.0, value_std=2.0).embedding.vectors(torch.tensor([[4, 7, 9, 1]]))
+        zero, three, five, special = x_BTD[0]
+        torch.testing.assert_close(five - three, (three - zero) * 2 / 3)
+        torch.testing.assert_close(special, three)  # the value mean: the bias alone
+
+    def test_mean_and_std_normalise(self) -> None:
+        one = self.built(value_mean=0.0, value_std=1.0)
+        other = self.built(value_mean=7.5, value_std=7.5)
+        torch.testing.assert_close(
+            other.embedding.tokens.value_V[4:],
+            (torch.arange(16) - 7.5) / 7.5,  # type: ignore[union-attr,index]
+        )
+        assert one(batch())[0].shape == other(batch())[0].shape
+
+
+class TestImageStem:
+    def test_equals_a_convolution_over_both_dimensions(self) -> None:
+        stem = ConvolutionalStem(8, layers=1, kernel_size=3, width=4)
+        x_BTD = torch.randn(2, 12, 8)
+        image_BDHW = stem.norms[0](x_BTD).transpose(1, 2).reshape(2, 8, 3, 4)
+        wanted = x_BTD + functional.gelu(stem.convolutions[0](image_BDHW)).flatten(2).transpose(1, 2)
+        torch.testing.assert_close(stem(x_BTD, pad_BT=None), wanted)
+
+    def test_incomplete_lines_are_padded(self) -> None:
+        stem = ConvolutionalStem(8, layers=2, kernel_size=3, width=4)
+        x_BTD = torch.randn(2, 10, 8)
+        pad_BT = torch.arange(12).expand(2, 12) >= 10
+        whole = stem(functional.pad(x_BTD, (0, 0, 0, 2)), pad_BT=pad_BT)
+        torch.testing.assert_close(stem(x_BTD, pad_BT=None), whole[:, :10])
 
 
 ENCODERS = [name for name in attentions if Role.ENCODER in attentions.class_of(attentions.config_type(name)).roles]
