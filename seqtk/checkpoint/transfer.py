@@ -17,6 +17,7 @@ from torch import Tensor
 from seqtk.attention import Attention
 from seqtk.attention.resizing import Resizable, resize_tensor
 from seqtk.checkpoint.model_file import ModelFile, Tensors
+from seqtk.checkpoint.module_table import aligned, pattern
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.models import Model
 from seqtk.modules.adaptive import AdaptiveEmbedding, AdaptiveHead
@@ -55,22 +56,13 @@ class Transfer:
         """A table of what was taken, resized, started fresh and not used, by module; then the notes."""
         merged: dict[tuple[Fate, str], list[str]] = defaultdict(list)
         for module, names in self._modules(sorted(self.fates), depth=1):
-            pattern = ".".join("*" if part.isdigit() else part for part in module.split("."))
-            merged[self.fates[names[0]], pattern] += names
+            merged[self.fates[names[0]], pattern(module)] += names
         order = list(Fate)
-        rows = sorted(merged.items(), key=lambda row: order.index(row[0][0]))
-        cells = [
-            (fate, module, how_many(len(names), "tensor"), how_many(sum(map(self.sizes.get, names)), "parameter"))  # type: ignore[arg-type]
-            for (fate, module), names in rows
+        rows = [
+            (fate, module, how_many(len(names), "tensor"), f"{sum(self.sizes[name] for name in names):,} parameters")
+            for (fate, module), names in sorted(merged.items(), key=lambda row: order.index(row[0][0]))
         ]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        return [
-            *(
-                f"  {fate:<{widths[0]}}  {module:<{widths[1]}}  {tensors:>{widths[2]}}  {parameters:>{widths[3]}}"
-                for fate, module, tensors, parameters in cells
-            ),
-            *self.notes,
-        ]
+        return [*aligned(rows, left=2), *self.notes]
 
     def _modules(self, names: Sequence[str], depth: int) -> Iterator[tuple[str, list[str]]]:
         """The largest modules whose tensors all have the same fate, each with the names of its tensors."""

@@ -31,6 +31,12 @@ def main(config: "TrainConfig") -> None:
             "Give a recipe: recipe=NAME; seqtk-recipes ls lists them.",
             "Without a recipe, set max_updates or max_epochs, for example max_updates=1000.",
         )
+    if config.dry_run:
+        from seqtk.training.dry_run import dry_run
+
+        for line in dry_run(config):
+            print(line)
+        return
     from seqtk.training.trainer import train
 
     stopped_by = train(config).signal

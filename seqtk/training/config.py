@@ -115,6 +115,9 @@ class TrainConfig:
         help="What starts from the beginning with init_from=RUN; what is not listed is kept. schedule: the number of "
         "updates. data: the position in the epoch. best: the best metric and patience.",
     )
+    dry_run: bool = setting(
+        False, help="Print the model, its batches and the memory of an update, and stop without writing anything."
+    )
     user_dir: str | None = setting(None, help="A package or module with plug-ins, imported first.")
     seed: int = setting(1, at_least=0, at_most=2**63 - 1, help="Seed of weights, batch order and dropout.")
     device: Literal["auto", "cpu", "cuda"] = setting("auto", help="Where to compute. auto: a GPU if there is one.")

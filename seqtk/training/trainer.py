@@ -11,7 +11,7 @@ update, which is repeated to find where it fails. With `non_finite=skip` the run
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,6 +75,15 @@ def train(config: TrainConfig) -> Result:
     Raises:
         UserError: If the config or the data do not allow it, if training diverges, or if memory runs out.
     """
+    with prepared(config) as engine:
+        lock = locked(Path(config.save_dir)) if engine.is_first else nullcontext()
+        with ending_with_launcher(), lock:
+            return Trainer(config, engine=engine).fit()
+
+
+@contextmanager
+def prepared(config: TrainConfig) -> Iterator[Engine]:
+    """Checks `config` and starts its engine; inside the block, running out of memory is a UserError."""
     config.check()
     keep_freed_memory()
     if config.threads:
@@ -83,9 +92,8 @@ def train(config: TrainConfig) -> Result:
     try:
         if config.task.data == demo.DESTINATION:
             demo.ensure()
-        lock = locked(Path(config.save_dir)) if engine.is_first else nullcontext()
-        with ending_with_launcher(), lock, out_of_memory_errors(engine.device, *smaller_batch(config)):
-            return Trainer(config, engine=engine).fit()
+        with out_of_memory_errors(engine.device, *smaller_batch(config)):
+            yield engine
     finally:
         engine.close()
 
@@ -152,7 +160,7 @@ class Trainer:
         metric = f"{config.validation.metric} of {split}" if split else ""
         corpus = fingerprint(self.train_set)
         self.state = TrainState(metric=metric, corpus=corpus)
-        self._resume_notes: list[str] = []
+        self.notes: list[str] = []
         self._has_changes = False
         folder = self.checkpoints.latest()
         if folder is not None:
@@ -162,12 +170,12 @@ class Trainer:
             self.streams.scatter(saved.streams)
             self.state = saved.state.replace(corpus=corpus)
             self._has_changes = bool(changed)
-            self._resume_notes += [damage] if damage else []
-            self._resume_notes.append(f"Resuming from update {self.state.update:,}, epoch {self.state.position.epoch}.")
+            self.notes += [damage] if damage else []
+            self.notes.append(f"Resuming from update {self.state.update:,}, epoch {self.state.position.epoch}.")
             if changed:
-                self._resume_notes.append(f"Changed settings: {format_list(changed)}.")
+                self.notes.append(f"Changed settings: {format_list(changed)}.")
             if rates and not self._is_over():
-                self._resume_notes.append(rates)
+                self.notes.append(rates)
         elif config.init_from:
             drawn, assets = self._full_weights(), self.task.assets()
             start = start_from(config, model=self.model, drawn=drawn, assets=assets, state=self.state)
@@ -175,7 +183,7 @@ class Trainer:
             self._set_weights(start.weights, start.optimizer, start.average, source=source)
             self.streams.scatter(start.streams)
             self.state = start.state
-            self._resume_notes += start.notes
+            self.notes += start.notes
         if self.state.metric != metric:  # there is no best value of another metric yet
             self.state = self.state.replace(metric=metric, best=None, validations_without_best=0)
         self._saved_at = self.state.update
@@ -198,7 +206,7 @@ class Trainer:
         with Logger(sinks, run) as self.log, self.stop.caught(self._last_update):
             for line in banner(config, model=self.model, train_set=self.train_set, engine=self.engine):
                 self.log.info(line)
-            for line in self._resume_notes:
+            for line in self.notes:
                 self.log.info(line)
             if start.pending_validation:
                 self._validate()

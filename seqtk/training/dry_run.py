@@ -1,0 +1,142 @@
+"""A run that is built but not made: its model, its batches, and the memory that an update takes."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqtk.checkpoint.module_table import aligned, by_module
+from seqtk.data.loader import load_updates
+from seqtk.data.plan import IndexArray, SizeArray, Update, epoch_plan
+from seqtk.optim import rate_scales
+from seqtk.training.checks import banner
+from seqtk.training.config import TrainConfig
+from seqtk.training.trainer import Trainer, prepared
+from seqtk.utils.errors import how_many
+from seqtk.utils.memory import peak_memory_gib
+
+
+def dry_run(config: TrainConfig) -> list[str]:
+    """Builds the run of `config` and makes one update of its largest batch, which is not kept. Writes nothing.
+
+    Returns:
+        The lines to print; none in processes other than the first.
+
+    Raises:
+        UserError: If the run is not possible.
+    """
+    with prepared(config) as engine:
+        run = Trainer(config, engine=engine)
+        lines = [
+            *banner(config, model=run.model, train_set=run.train_set, engine=engine),
+            *run.notes,
+            *_modules(run),
+            *_update(run),
+            "Dry run: nothing was written.",
+        ]
+        return lines if engine.is_first else []
+
+
+def _modules(run: Trainer) -> Iterator[str]:
+    """The parameters by module, with their learning rates where they differ."""
+    config, parameters = run.config, dict(run.model.named_parameters())
+    factors = rate_scales(run.model, config.lr_scales, layer_decay=config.layer_decay)
+    rows = []
+    for module, names in by_module(parameters).items():
+        count = sum(parameters[name].numel() for name in names)
+        trained = [name for name in names if parameters[name].requires_grad]
+        rates = sorted({factors[name] for name in trained})
+        about = (
+            ["frozen" if not trained else f"{len(names) - len(trained)} frozen"] if len(trained) < len(names) else []
+        )
+        if rates and rates != [1.0]:
+            about.append("lr × " + " to ".join(f"{rate:.3g}" for rate in dict.fromkeys((rates[0], rates[-1]))))
+        rows.append((module, how_many(len(names), "tensor"), f"{count:,}", ", ".join(about)))
+    yield "Parameters by module:"
+    yield from aligned(rows, left=1)
+
+
+def _update(run: Trainer) -> Iterator[str]:
+    """The batches of an epoch, and what an update of the largest takes."""
+    config, engine = run.config, run.engine
+    sizes_ND = run.train_set.sizes_ND
+    plan = epoch_plan(
+        sizes_ND,
+        config.batch,
+        seed=config.seed,
+        position=run.state.position,
+        world=engine.size,
+        rank=engine.rank,
+        update_freq=config.update_freq,
+    )
+    batches = [indices for update in plan for indices in update.indices if indices is not None]
+    rows, cells = [len(batch) for batch in batches], [_cells(sizes_ND, batch) for batch in batches]
+    padding = 1 - sum(int(sizes_ND[batch].sum()) for batch in batches) / max(sum(cells), 1)
+    share = f"{config.update_freq} × {engine.size} micro-batches" if config.update_freq * engine.size > 1 else "1 batch"
+    yield f"Batches: {how_many(len(plan), 'update')} to the end of epoch {run.state.position.epoch}, each of {share}."
+    yield f"  {min(rows):,} to {max(rows):,} rows, {np.mean(rows):,.1f} on average; {padding:.1%} padding."
+    for split in config.validation.splits:
+        yield f"  validation on {split}: {how_many(len(run.task.dataset(split)), 'example')}."
+    largest = Update((batches[int(np.argmax(cells))],), plan[-1].position_after)
+    ((_, micro_batches),) = load_updates([largest], run.train_set, run.task.collate, device=engine.device)
+    yield "The largest of them:"
+    tensors = {name: value for name, value in vars(micro_batches[0]).items() if isinstance(value, Tensor)}
+    yield from aligned(
+        [(name, str(list(t.shape)), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()], left=3
+    )
+    started = time.monotonic()
+    with _saved_bytes(run.model) as saved:
+        run.update(micro_batches)
+    run.read_sums()
+    sums, seconds = run.state.interval, time.monotonic() - started
+    if not sums["updates"]:
+        yield "Its loss or gradient is not finite."
+    else:
+        loss = sums["loss"] / sums["weight"] if "loss" in sums else float("nan")
+        yield f"An update of it took {seconds:.2f} s: loss {loss:.4g}, gnorm {sums['norm']:.3g}."
+    yield from _memory(run, activations=sum(saved.values()))
+
+
+def _memory(run: Trainer, *, activations: int) -> Iterator[str]:
+    """Where the memory of an update goes."""
+    weights = [*run.model.parameters(), *run.model.buffers()]
+    states = [value for state in run.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    parts = {
+        "weights": _bytes(weights),
+        "gradients": _bytes(parameter for parameter in run.model.parameters() if parameter.requires_grad),
+        "optimizer state": _bytes(states),
+        "average of the weights": _bytes(run.average.tensors.values()) if run.average else 0,
+        "saved for the backward pass": activations,
+    }
+    yield "Memory of an update (estimate; temporary tensors come on top):"
+    rows = [*((name, size) for name, size in parts.items() if size), ("sum", sum(parts.values()))]
+    yield from aligned([(name, f"{size / 2**20:,.1f} MiB") for name, size in rows], left=1)
+    yield f"  Peak of this process: {peak_memory_gib(run.engine.device):.2f} GiB."
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _cells(sizes_ND: SizeArray, batch: IndexArray) -> int:
+    """The elements of a batch's tensors of tokens, padding included."""
+    return int(sizes_ND[batch].max(axis=0).sum()) * len(batch)
+
+
+@contextmanager
+def _saved_bytes(model: torch.nn.Module) -> Iterator[dict[int, int]]:
+    """Collects the sizes of the tensors that a forward pass saves for the backward pass, by address."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield saved

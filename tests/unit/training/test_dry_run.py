@@ -1,0 +1,51 @@
+"""A dry run describes a run, makes one update that is not kept, and writes nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seqtk.training.dry_run import dry_run
+from seqtk.utils.errors import UserError
+from tests.unit.training.helpers import tiny_config, trainer
+
+
+def described(corpus: Path, save_dir: Path, **changes: Any) -> str:
+    return "\n".join(dry_run(tiny_config(corpus, save_dir, **changes)))
+
+
+def test_nothing_is_written(tiny_corpus: Path, tmp_path: Path) -> None:
+    described(tiny_corpus, tmp_path / "deep" / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_exists_stays_as_it_is(tiny_corpus: Path, tmp_path: Path) -> None:
+    trainer(tiny_corpus, tmp_path, max_updates=3).fit()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert "Resuming from update 3" in described(tiny_corpus, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_it_names_what_is_frozen_and_scaled(tiny_corpus: Path, tmp_path: Path) -> None:
+    changes = {"freeze": ["encoder"], "lr_scales": [{"name": "decoder", "scale": 0.25}]}
+    lines = described(tiny_corpus, tmp_path / "run", **changes).splitlines()
+    shown = {line.split()[0]: line.split()[-1] for line in lines if line.startswith("  ")}
+    assert shown["encoder.blocks.*.feed_forward"] == "frozen"
+    assert shown["decoder.blocks.*.feed_forward"] == "0.25"
+
+
+def test_memory_is_counted(tiny_corpus: Path, tmp_path: Path) -> None:
+    text = described(tiny_corpus, tmp_path / "run", ema__decay=0.9)
+    for name in ("weights", "gradients", "optimizer state", "average of the weights", "saved for the backward pass"):
+        assert f"\n  {name} " in text
+
+
+@pytest.mark.parametrize("kind", ["adam", "adafactor", "muon"])
+def test_every_kind_of_optimizer_state_is_counted(tiny_corpus: Path, tmp_path: Path, kind: str) -> None:
+    assert "optimizer state" in described(tiny_corpus, tmp_path / "run", optimizer={"kind": kind})
+
+
+def test_a_wrong_run_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="max_source_length"):
+        described(tiny_corpus, tmp_path / "run", model__max_source_length=3)
+    assert not list(tmp_path.iterdir())
