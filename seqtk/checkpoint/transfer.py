@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate
-from typing import Any
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seqtk.attention import Attention
 from seqtk.attention.resizing import Resizable, resize_tensor
@@ -23,6 +23,7 @@ from seqtk.models import Model
 from seqtk.modules.adaptive import AdaptiveEmbedding, AdaptiveHead
 from seqtk.modules.embedding import Embedding, LearnedPositions
 from seqtk.modules.head import LinearHead
+from seqtk.modules.pooled_head import PooledHead
 from seqtk.tasks.base import Assets
 from seqtk.utils.errors import UserError, how_many
 
@@ -80,8 +81,8 @@ def transfer(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets, so
     """Fills a new model with what fits of an old one.
 
     A tensor is taken if the old model has one of the same name and shape. Rows of embeddings and output layers are
-    taken by token where the vocabularies differ. Of learned positions, and of attention layers whose weights belong to
-    positions (`Resizable`), the positions that both lengths have are taken.
+    taken by token, and of a classifier by class, where these differ. Of learned positions, and of attention layers
+    whose weights belong to positions (`Resizable`), the positions that both lengths have are taken.
 
     Args:
         old: The old model.
@@ -96,7 +97,7 @@ def transfer(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets, so
     tensors: Tensors = {}
     fates = {name: Fate.NOT_USED for name in old.tensors if name not in drawn}
     notes: list[str] = []
-    by_row = _rows_by_token(old, model, drawn=drawn, assets=assets)
+    by_row = _shared_rows(old, model, drawn=drawn, assets=assets)
     limits = _length_limits(old, model, drawn=drawn)
     for name, new in drawn.items():
         before = old.tensors.get(name)
@@ -110,7 +111,7 @@ def transfer(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets, so
                 mixed[new_rows] = before[old_rows].to(mixed.dtype)
                 tensors[name], fates[name] = mixed, Fate.RESIZED
                 notes.append(
-                    f"{name}: {len(new_rows):,} of {how_many(len(new), 'row')} are taken by token, "
+                    f"{name}: {len(new_rows):,} of {how_many(len(new), 'row')} are taken, "
                     f"{len(new) - len(new_rows):,} are new; the old model has {len(before):,}."
                 )
         elif before.shape == new.shape:
@@ -126,11 +127,11 @@ def transfer(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets, so
     return Transfer(tensors, fates, sizes, notes)
 
 
-def _rows_by_token(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets) -> dict[str, tuple[Tensor, Tensor]]:
-    """For each table of tokens whose tokens differ: the rows that both models have, in the new and in the old table."""
+def _shared_rows(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets) -> dict[str, tuple[Tensor, Tensor]]:
+    """For each table whose rows stand for other tokens or classes: the rows of both, in the new and in the old one."""
     found = {}
-    for names in _token_tables(model):
-        now, before = _tokens(assets, names[0]), _tokens(old.assets, names[0])
+    for names, what in _tables(model):
+        now, before = _labels(assets, names[0], what), _labels(old.assets, names[0], what)
         if now is None or before is None or not set(names) <= old.tensors.keys():
             continue
         ends = [list(accumulate(len(tensors[name]) for name in names)) for tensors in (drawn, old.tensors)]
@@ -138,36 +139,35 @@ def _rows_by_token(old: ModelFile, model: Model, *, drawn: Tensors, assets: Asse
             here = now[end - len(drawn[name]) : end]
             there = before[old_end - len(old.tensors[name]) : old_end]
             if here != there:
-                row = {token: number for number, token in enumerate(there)}
-                pairs = [(number, row[token]) for number, token in enumerate(here) if token in row]
+                row = {label: number for number, label in enumerate(there)}
+                pairs = [(number, row[label]) for number, label in enumerate(here) if label in row]
                 rows = torch.tensor(pairs, dtype=torch.long).view(-1, 2)
                 found[name] = rows[:, 0], rows[:, 1]
     return found
 
 
-def _token_tables(model: Model) -> Iterator[list[str]]:
-    """The names of each table with a row for each token; several if the vocabulary is cut into bands."""
+def _tables(model: Model) -> Iterator[tuple[list[str], Literal["token", "class"]]]:
+    """The names of each table with a row for each token or class; several if the vocabulary is cut into bands."""
     first_name = {id(parameter): name for name, parameter in model.named_parameters()}
-    seen = set()
     for module in model.modules():
-        tables: list[Any] = []
-        if isinstance(module, Embedding):
-            tokens = module.tokens
-            bands = tokens.bands if isinstance(tokens, AdaptiveEmbedding) else [tokens]
-            tables = [band.weight for band in bands]
+        tokens = module.tokens if isinstance(module, Embedding) else None
+        if isinstance(module, PooledHead):
+            yield from (([first_name[id(part)]], "class") for part in (module.linear.weight, module.linear.bias))
+        elif isinstance(tokens, AdaptiveEmbedding):
+            yield [first_name[id(band.weight)] for band in tokens.bands], "token"
+        elif isinstance(tokens, nn.Embedding):
+            yield [first_name[id(tokens.weight)]], "token"
         elif isinstance(module, AdaptiveHead):
-            tables = list(module.bands)
+            yield [first_name[id(band)] for band in module.bands], "token"
         elif isinstance(module, LinearHead):
-            tables = [module.weight]
-        names = [first_name[id(table)] for table in tables]
-        if names and names[0] not in seen:
-            seen.add(names[0])
-            yield names
+            yield [first_name[id(module.weight)]], "token"
 
 
-def _tokens(assets: Assets, name: str) -> list[str] | None:
-    """The tokens that the rows of a table stand for: those of its side, if a model has two dictionaries."""
-    side = "source" if name.startswith("source") else "target"
+def _labels(assets: Assets, table: str, what: Literal["token", "class"]) -> list[str] | None:
+    """What the rows of a table stand for. Of two dictionaries a table has that of its side."""
+    if what == "class":
+        return assets["classes"].split("\n") if "classes" in assets else None
+    side = "source" if table.startswith("source") else "target"
     dictionaries = [asset for asset in assets if asset.endswith(".dict")]
     chosen = f"{side}.dict" if f"{side}.dict" in assets else next(iter(dictionaries), None)
     return None if chosen is None else Vocabulary.from_text(assets[chosen]).tokens

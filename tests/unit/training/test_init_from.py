@@ -11,7 +11,7 @@ from seqtk.checkpoint import model_file
 from seqtk.checkpoint.model_file import ModelFile, tensors_of
 from seqtk.checkpoint.transfer import Fate, Transfer, transfer
 from seqtk.config import schema
-from seqtk.data.batch import ClassBatch, LanguageBatch
+from seqtk.data.batch import ClassBatch, LanguageBatch, MaskedBatch
 from seqtk.data.plan import Position
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.models import Model, ModelConfig, build_model
@@ -124,15 +124,22 @@ def language_model(words: str, **changes: Any) -> Model:
     return build_model(schema.from_dict(ModelConfig, tree), LanguageBatch, vocabulary=4 + len(words))
 
 
-def classifier(words: str, classes: int, **changes: Any) -> Model:
+def classifier(words: str, classes: int, *, values: list[float] | None = None, **changes: Any) -> Model:
     tree = {"kind": "transformer_classifier", **SIZES, "encoder": {"layers": 2}, **changes}
     head: Callable[[int], PooledHead] = lambda dim: PooledHead(dim, classes)  # noqa: E731
-    return build_model(schema.from_dict(ModelConfig, tree), ClassBatch, vocabulary=4 + len(words), head=head)
+    return build_model(
+        schema.from_dict(ModelConfig, tree), ClassBatch, vocabulary=4 + len(words), head=head, values=values
+    )
 
 
-def moved(old: Model, new: Model, *, before: str = "abcd", now: str = "abcd") -> Transfer:
-    """What `new` takes from `old`, whose vocabularies are the letters of `now` and of `before`."""
-    old_assets, assets = ({"text.dict": Vocabulary(list(words)).to_text()} for words in (before, now))
+def moved(
+    old: Model, new: Model, *, before: str = "abcd", now: str = "abcd", classes: tuple[str, str] = ("", "")
+) -> Transfer:
+    """What `new` takes from `old`: vocabularies are the letters of `now` and `before`, and so are classes."""
+    old_assets, assets = (
+        {"text.dict": Vocabulary(list(words)).to_text()} | ({"classes": "\n".join(names)} if names else {})
+        for words, names in zip((before, now), classes, strict=True)
+    )
     contents = ModelFile({name: tensor.clone() for name, tensor in tensors_of(old).items()}, {}, old_assets, {})
     return transfer(contents, new, drawn=tensors_of(new), assets=assets, source="old")
 
@@ -178,12 +185,27 @@ class TestVocabulary:
 
 
 class TestOtherModels:
-    def test_a_new_head_starts_fresh(self) -> None:
-        old, new = classifier("abcd", 3), classifier("abcd", 5)
-        result = moved(old, new)
+    def test_a_classifier_starts_from_a_masked_language_model(self) -> None:
+        tree = {"kind": "transformer_masked_lm", **SIZES, "encoder": {"layers": 2}}
+        old = build_model(schema.from_dict(ModelConfig, tree), MaskedBatch, vocabulary=8)
+        result = moved(old, classifier("abcd", 5))
         assert names_of(result, Fate.FRESH) == ["head.linear.weight", "head.linear.bias"]
         assert not names_of(result, Fate.NOT_USED)
-        assert torch.equal(result.tensors["head.linear.weight"], new.head.linear.weight)  # type: ignore[union-attr]
+
+    @pytest.mark.parametrize(("now", "rows"), [("xzy", {0: 0, 2: 1}), ("uvw", {}), ("zy", {1: 1})])
+    def test_rows_of_a_head_follow_their_classes(self, now: str, rows: dict[int, int]) -> None:
+        old, new = classifier("abcd", 3), classifier("abcd", len(now))
+        result = moved(old, new, classes=("xy-", now))
+        for name in ("head.linear.weight", "head.linear.bias"):
+            expected = tensors_of(new)[name].clone()
+            for here, there in rows.items():
+                expected[here] = tensors_of(old)[name][there]
+            assert torch.equal(result.tensors[name], expected)
+            assert result.fates[name] is (Fate.RESIZED if rows else Fate.FRESH)
+
+    def test_values_have_no_rows(self) -> None:
+        old, new = (classifier("0123", 3, values=[0.0, 1.0, 2.0, 3.0]) for _ in range(2))
+        assert set(moved(old, new, before="0123", now="0123").fates.values()) == {Fate.TAKEN}
 
     def test_learned_positions_keep_what_both_have(self) -> None:
         old, new = language_model("abcd", max_length=12), language_model("abcd", max_length=20)
