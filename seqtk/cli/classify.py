@@ -33,9 +33,9 @@ class ClassifyConfig(LoadConfig):
     buffer_size: int = setting(1024, at_least=1, help="Lines that are read before the first is answered.")
 
 
-@command("seqtk-classify", ClassifyConfig)
+@command("seqtk-classify", ClassifyConfig, first="checkpoint")
 def main(config: ClassifyConfig) -> None:
-    """Classify texts: seqtk-classify checkpoint=PATH [input=FILE|-] [format=json].
+    """Classify texts: seqtk-classify PATH [input=FILE|-] [format=json].
 
     Writes one line for each line of the input, in its order. A matching model reads two texts a line, separated by a
     tab.

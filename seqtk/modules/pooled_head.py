@@ -53,7 +53,9 @@ class PooledHead(Head):
         nn.init.normal_(self.linear.weight, std=(hidden_dim or dim) ** -0.5)
         nn.init.zeros_(self.linear.bias)
         self.register_buffer(
-            "weight_C", None if class_weights is None else torch.tensor(class_weights), persistent=False
+            "weight_C",
+            None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32),
+            persistent=False,
         )
 
     def vectors(self, features: Tensor, *, pad: Tensor | None = None) -> Tensor:

@@ -108,6 +108,8 @@ class Task:
 
     metrics: ClassVar[tuple[str, ...]] = ("loss", "nll", "ppl")
     """The metrics that a validation and a report give, as far as criterion and data allow them."""
+    unit: ClassVar[str] = "tokens"
+    """What a target is, in the plural: the log has `tokens_per_second`."""
     sides: ClassVar[tuple[Side, ...]] = ("source", "target")
     """What the columns of a dataset's `sizes_ND` are; each is compared with the model's limit for that side."""
 

@@ -143,6 +143,7 @@ class ClassificationTask(TextTask):
 
     metrics = ("loss", "nll", "accuracy", "macro_f1", "ece")
     sides: ClassVar[tuple[Side, ...]] = ("source",)
+    unit = "examples"
     pairs: ClassVar[bool] = False
     _limit: int | None = None
     """The longest text that the model takes; known once it is built."""
@@ -314,7 +315,7 @@ class ClassificationTask(TextTask):
     def _examples(self, split: str, *, epoch: int = 1) -> LabelledTexts:
         source = self.open()
         sides = [source.split(split, lang, epoch=epoch) for lang in self._langs(source)]
-        label_N = source.labels(split)
+        label_N = self._labels(source, split)
         if any(len(items) != len(label_N) for items in sides):
             raise UserError(
                 f"Split '{split}' of {source.name} has {how_many(len(label_N), 'label')} "
@@ -330,10 +331,22 @@ class ClassificationTask(TextTask):
             lines=partial(source.lines, split, source.source_lang),
         )
 
+    def _labels(self, source: Source, split: str) -> npt.NDArray[np.int32]:
+        """The numbers of the classes in the source. Raises UserError for one that has no name."""
+        label_N, classes = source.labels(split), len(source.classes())
+        wrong_N = np.flatnonzero((label_N < 0) | (label_N >= classes))
+        if len(wrong_N):
+            raise UserError(
+                f"Example {wrong_N[0] + 1:,} of split '{split}' in {source.name} has the class {label_N[wrong_N[0]]}, "
+                f"but there are only {how_many(classes, 'class')}.",
+                "Preprocess the data again.",
+            )
+        return label_N
+
     def _weights(self, source: Source) -> list[float] | None:
         """The weight of each class. Raises UserError unless there are at least two classes in the training data."""
-        count_C = np.bincount(source.labels("train"), minlength=len(self.classes))
-        present = [name for name, count in zip(self.classes, count_C.tolist(), strict=True) if count]
+        counts = np.bincount(self._labels(source, "train"), minlength=len(self.classes)).tolist()
+        present = [name for name, count in zip(self.classes, counts, strict=True) if count]
         if len(present) < 2:
             raise UserError(
                 f"All training examples in {source.name} are of one class: {', '.join(present)}.",
@@ -343,7 +356,7 @@ class ClassificationTask(TextTask):
         if weights is None:
             return None
         if weights == "balanced":  # scikit-learn's formula: a class that never occurs has no loss to weight
-            return [count_C.sum() / (len(count_C) * count) if count else 1.0 for count in count_C.tolist()]
+            return [sum(counts) / (len(counts) * count) if count else 1.0 for count in counts]
         if len(weights) != len(self.classes):
             raise UserError(
                 f"task.class_weights has {how_many(len(weights), 'weight')} for "

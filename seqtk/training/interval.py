@@ -56,13 +56,14 @@ class IntervalSums:
 
 
 def interval_values(
-    sums: Mapping[str, float], names: Sequence[str], *, lr: float, loss_scale: float | None = None
+    sums: Mapping[str, float], names: Sequence[str], *, unit: str, lr: float, loss_scale: float | None = None
 ) -> dict[str, float]:
     """Returns the metrics `names` of an interval with at least one update, and what else its log line shows.
 
     Args:
         sums: What `IntervalSums.read` returned, and the seconds.
         names: The metrics.
+        unit: What a target is, in the plural.
         lr: The learning rate of the last update.
         loss_scale: The loss scale of float16.
     """
@@ -76,6 +77,6 @@ def interval_values(
         "lr": lr,
         "gnorm": sums["norm"] / count,
         **({} if loss_scale is None else {"loss_scale": loss_scale, OVERFLOWS: sums[OVERFLOWS]}),
-        "tokens_per_second": weight / max(sums["seconds"], 1e-9),
-        "tokens_per_update": weight / count,
+        f"{unit}_per_second": weight / max(sums["seconds"], 1e-9),
+        f"{unit}_per_update": weight / count,
     }

@@ -511,7 +511,7 @@ class Trainer:
             names, lr = reported_metrics(self.config, self.task), self.schedule.lr(self.state.update - 1)
             values: dict[str, float] = {
                 "epoch": self.state.position.epoch - self._epoch_ended(),  # of this update, not of the next
-                **interval_values(sums, names, lr=lr, loss_scale=scale),
+                **interval_values(sums, names, unit=self.task.unit, lr=lr, loss_scale=scale),
                 "memory_gib": peak_memory_gib(self.engine.device),
                 "minutes": self.state.seconds / 60,
             }

@@ -1,5 +1,6 @@
 """Classification and matching: reading, weights, truncation, refusals, and learning a planted key from any seed."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from seqtk.checkpoint import model_file
+from seqtk.cli import average as average_command
 from seqtk.config import schema
 from seqtk.criterions import CriterionConfig, criterions
 from seqtk.data.batch import Batch, PairBatch
@@ -15,6 +18,7 @@ from seqtk.data.plan import BatchingConfig
 from seqtk.data.sources import GivenText
 from seqtk.data.vocabulary import EOS
 from seqtk.models import Model, ModelConfig
+from seqtk.pipelines import load
 from seqtk.tasks import tasks
 from seqtk.tasks.classification import ClassificationTask, ClassReport
 from seqtk.training.parallel import TrainStep
@@ -122,6 +126,19 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"attention\.max_length"):
             trainer(texts, tmp_path / "run", attention="synthesizer_random", attention__max_length=8)
 
+    def test_class_without_a_name_is_refused(self, tmp_path: Path) -> None:
+        folder = write_texts(tmp_path)
+        task = task_of(folder)
+        (folder / "classes.txt").write_text("yes\nno\n")
+        source = task.open()
+        source.labels = lambda split: np.array([0, 2, 1], dtype=np.int32)  # type: ignore[method-assign]
+        with pytest.raises(UserError, match="Example 2"):
+            task.dataset("test")
+
+    def test_words_are_no_values(self, texts: Path) -> None:
+        with pytest.raises(UserError, match=r"model\.input=values"):
+            model_of(task_of(texts), input="values")
+
 
 class TestTruncation:
     def test_cut_at_the_end(self, texts: Path) -> None:
@@ -206,6 +223,37 @@ class TestEvaluation:
         )
         for one, other in zip(alone, together, strict=True):
             np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)  # type: ignore[attr-defined]
+
+    def test_bf16_is_close(self, texts: Path) -> None:
+        task = task_of(texts, head_dim=16)
+        model = model_of(task)
+        exact, rough = (task.evaluate(model, bf16=bf16, resamples=0).scores["nll"].value for bf16 in (False, True))
+        assert rough == pytest.approx(exact, rel=0.02)
+        assert rough != exact
+
+
+class TestRuns:
+    def test_resuming_is_bit_exact(self, texts: Path, tmp_path: Path) -> None:
+        settings = {"task__class_weights": "balanced", "task__pool": "cls", "model__dropout": 0.1, "log__every": 1}
+        whole, halves = tmp_path / "whole", tmp_path / "halves"
+        trainer(texts, whole, max_updates=6, **settings).fit()
+        for updates in (3, 6):
+            trainer(texts, halves, max_updates=updates, **settings).fit()
+        one, other = (model_file.read(folder / "update_00000006").tensors for folder in (whole, halves))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+    def test_log_counts_examples(self, texts: Path, tmp_path: Path) -> None:
+        trainer(texts, tmp_path / "run", max_updates=10, log__every=10).fit()
+        first = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[0])
+        assert first["examples_per_update"] == pytest.approx(30)
+
+    def test_averages_are_classifiers(self, texts: Path, tmp_path: Path) -> None:
+        save_dir = tmp_path / "run"
+        trainer(texts, save_dir, max_updates=4, validation__every=2, task__class_weights="balanced").fit()
+        average_command.main([f"checkpoint={save_dir}", "last=2", f"output={save_dir / 'mean.safetensors'}"])
+        model = load(save_dir / "mean.safetensors", device="cpu")
+        assert set(model.classify(["k0", "k1"])) <= {"yes", "no", "both"}
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
