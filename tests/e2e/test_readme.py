@@ -42,6 +42,7 @@ TINY = {
     "seqtk-export": "",
     "seqtk-import": "",
     "seqtk-plot": "",
+    "seqtk-inspect": "",
     "seqtk-average": "",
     "seqtk-resize": "",
     "seqtk-score": "",

@@ -1,0 +1,90 @@
+"""seqtk-inspect: what a model or run holds, whether it is intact, and how two differ."""
+
+from pathlib import Path
+
+import pytest
+
+from seqtk.checkpoint import model_file
+from seqtk.cli.inspect_model import main
+from tests.unit.training.helpers import trainer
+
+
+@pytest.fixture(scope="module")
+def run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inspected")
+    trainer(tiny_corpus, folder, max_updates=4).fit()
+    return folder
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    main(list(arguments))
+    return capsys.readouterr().out
+
+
+class TestOne:
+    def test_a_run_shows_its_checkpoints(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        text = shown(capsys, str(run))
+        for part in (
+            "10,432 parameters",
+            "update_00000003: update 3",
+            "best.safetensors: ",
+            "model.dim=16",
+            "Verified",
+        ):
+            assert part in text
+
+    @pytest.mark.parametrize("name", ["best.safetensors", "update_00000004", "update_00000004/model.safetensors"])
+    def test_models_and_checkpoints_are_shown(self, run: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+        text = shown(capsys, str(run / name))
+        assert "encoder.blocks.*.self_attention" in text
+        assert "Verified" in text
+
+    def test_a_damaged_checkpoint_is_named(
+        self, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        trainer(tiny_corpus, tmp_path, max_updates=4).fit()
+        path = tmp_path / "update_00000003" / "optimizer.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-5] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(SystemExit) as end:
+            main([str(tmp_path)])
+        assert end.value.code == 2
+        captured = capsys.readouterr()
+        assert "update_00000003" in captured.err
+        assert "update_00000004: update 4" in captured.out
+
+    def test_weights_of_another_shape_are_refused(
+        self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        contents = model_file.read(run)
+        contents.tensors.pop("encoder.blocks.0.feed_forward.expand.bias")
+        model_file.write(tmp_path / "broken.safetensors", contents)
+        with pytest.raises(SystemExit):
+            main([str(tmp_path / "broken.safetensors")])
+        assert "encoder.blocks.0.feed_forward.expand.bias" in capsys.readouterr().err
+
+
+class TestTwo:
+    def test_equal_models_have_no_change(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        text = shown(capsys, str(run / "update_00000004"), str(run / "update_00000004/model.safetensors"))
+        changes = [line.split()[-1] for line in text.splitlines() if "blocks" in line]
+        assert set(changes) == {"0.00%"}
+
+    def test_differences_are_shown(
+        self, run: Path, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        changes = {"attention": [{"kind": "synthesizer_dense", "max_length": 64}], "optimizer__lr": 0.5}
+        trainer(tiny_corpus, tmp_path, max_updates=1, **changes).fit()
+        lines = [line.split() for line in shown(capsys, str(run), str(tmp_path)).splitlines()]
+        assert ["optimizer.lr", "0.01", "0.5"] in lines
+        (layer,) = (line for line in lines if line[0] == "encoder.blocks.*.self_attention")
+        assert layer[1:5] == ["0", "4", "4", "4"]  # value and out differ; query and key; hidden and logits
+
+
+@pytest.mark.parametrize("paths", [[], ["a", "b", "c"], ["missing"], ["setup.cfg"]])
+def test_wrong_paths_are_refused(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(paths)
+    assert end.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) <= 3
