@@ -2,16 +2,19 @@
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from seqtk.cli.command import command, reporting_errors
-from seqtk.corpora import CORPORA, demo
+from seqtk.corpora import CORPORA, LABELLED_SETS, demo
 from seqtk.corpora.prepare import PrepareConfig, prepare
 from seqtk.utils.errors import UserError, nearest
 from seqtk.utils.progress import Reporter
 
 PROGRAM = "seqtk-prepare"
 DEMO = "demo"
+NAMES = (*CORPORA, *LABELLED_SETS, DEMO)
 
 
 @command(PROGRAM, PrepareConfig)
@@ -20,12 +23,13 @@ def run(config: PrepareConfig) -> None:
 
     `seqtk-prepare enwik8` downloads, checks, unpacks and splits enwik8 and makes data-bin/enwik8, which recipes read.
     `source=FOLDER` takes the published files, or what was unpacked from them, from the disk. A command that was
-    interrupted continues when it is run again. `seqtk-prepare demo` makes the demo corpus (see its --help).
+    interrupted continues when it is run again. Sets for classification, generated ones, and the demo corpus have other
+    settings: see `seqtk-prepare NAME --help`.
     """
     if not config.corpus:
-        raise UserError("Which corpus? Write seqtk-prepare NAME.", f"Known: {', '.join([*CORPORA, DEMO])}.")
+        raise UserError("Which corpus? Write seqtk-prepare NAME.", f"Known: {', '.join(NAMES)}.")
     if config.corpus not in CORPORA:
-        raise UserError(f"There is no corpus called '{config.corpus}'.", nearest(config.corpus, [*CORPORA, DEMO]))
+        raise UserError(f"There is no corpus called '{config.corpus}'.", nearest(config.corpus, NAMES))
     corpus = CORPORA[config.corpus]
     report = prepare(corpus, config, reporter=_reporter())
     print(report.table())
@@ -43,6 +47,19 @@ def run_demo(config: demo.DemoConfig) -> None:
     print(f"wrote {config.destdir}")
 
 
+def labelled_command(name: str) -> Callable[..., None]:
+    """The command that makes a set for classification, with its settings."""
+    labelled = LABELLED_SETS[name]
+
+    def run_labelled(config: Any) -> None:
+        destination = Path(config.destdir or f"data-bin/{name}")
+        print(labelled.make(config, destination, reporter=_reporter()))
+        print(f"wrote {destination}; train on it: seqtk-train recipe={labelled.recipe}")
+
+    run_labelled.__doc__ = f"Makes data-bin/{name}: {labelled.about}."
+    return command(f"{PROGRAM} {name}", labelled.config)(run_labelled)
+
+
 def _reporter() -> Reporter:
     return Reporter(lambda message: print(message, file=sys.stderr, flush=True), progress=True)
 
@@ -50,6 +67,7 @@ def _reporter() -> Reporter:
 def listed() -> str:
     """Lists the corpora, one line each: name, description and data-bin folder."""
     rows = [(corpus.name, corpus.about, f"data-bin/{corpus.databin}") for corpus in CORPORA.values()]
+    rows += [(name, labelled.about, f"data-bin/{name}") for name, labelled in LABELLED_SETS.items()]
     rows.append((DEMO, "English to German sentences of a small grammar, made on this machine", demo.DESTINATION))
     width = max(len(name) for name, _, _ in rows)
     return "".join(f"{name:{width}}  {about} → {place}\n" for name, about, place in rows)
@@ -73,9 +91,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.stdout.write(listed())
             sys.stdout.flush()
             return
-    if DEMO in (*names, *(word.removeprefix("corpus=") for word in arguments if word.startswith("corpus="))):
-        run_demo([word for word in arguments if word not in (DEMO, f"corpus={DEMO}")])
-        return
+    keyed = [word for word in arguments if word.startswith("corpus=")]
+    for name in (*names, *(word.removeprefix("corpus=") for word in keyed)):
+        if name in LABELLED_SETS or name == DEMO:
+            chosen = run_demo if name == DEMO else labelled_command(name)
+            chosen([word for word in arguments if word not in (*names, *keyed)])
+            return
     run([f"corpus={word}" if word in names else word for word in arguments])
 
 

@@ -7,15 +7,11 @@ from seqtk.corpora.spec import Corpus, RemoteFile
 from seqtk.utils.errors import UserError
 
 
-def find_all(corpus: Corpus, sources: Sequence[str]) -> dict[RemoteFile, Path]:
-    """The paths of each published file, or else of its wanted members, in `sources` (files and folders).
+def find_all(corpus: Corpus, places: Sequence[Path]) -> dict[RemoteFile, Path]:
+    """The paths of each published file, or else of its wanted members, in `places` (files and folders).
 
     Raises UserError for a file that is in none of them.
     """
-    places = [Path(source).expanduser() for source in sources]
-    for place in places:
-        if not place.exists():
-            raise UserError(f"source={place} does not exist.", "Set it to a file or folder.")
     found: dict[RemoteFile, Path] = {}
     for published in corpus.files:
         whole = _find(published, places)

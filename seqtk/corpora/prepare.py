@@ -6,7 +6,7 @@ A rerun skips the steps that are recorded as done, so preparation resumes after 
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,9 @@ from seqtk.utils.progress import Reporter, format_counts
 
 
 @dataclass(frozen=True)
-class PrepareConfig:
+class FilesConfig:
     """Where the files of a corpus come from, and where its data-bin goes."""
 
-    corpus: str = setting("", help="Name of the corpus; may be written without corpus=.")
     source: str | None = setting(
         None, help="File or folder with the published files, instead of a download: A, or A,B if A,B does not exist."
     )
@@ -39,22 +38,23 @@ class PrepareConfig:
     workers: int = setting(0, at_least=0, help="Worker processes. 0: one per core.")
 
 
+@dataclass(frozen=True)
+class PrepareConfig(FilesConfig):
+    """A corpus, where its files come from, and where its data-bin goes."""
+
+    corpus: str = setting("", help="Name of the corpus; may be written without corpus=.")
+
+
 def prepare(
     corpus: Corpus, config: PrepareConfig, *, reporter: Reporter, retry: RetryPolicy | None = None
 ) -> PreprocessReport:
     """Makes the data-bin of `corpus`. Raises UserError for files that are missing, damaged or different."""
     destination = Path(config.destdir or f"data-bin/{corpus.databin}")
     check_destination(destination, overwrite=config.overwrite)
-    given = config.source or ""
-    sources = [given] if Path(given).exists() else [path for path in given.split(",") if path]
-    sources = sources if given else []
-    if sources and config.mirror:
-        raise UserError(
-            "source= and mirror= are both given.", "source= reads files from the disk, mirror= downloads them. Set one."
-        )
-    if not sources:
-        check_writable(Path(config.downloads), key="downloads")
-    files = _find(corpus, sources, reporter) if sources else _fetch(corpus, config, reporter, retry)
+    sources = list_sources(config)
+    files = (
+        _find(corpus, sources, reporter) if sources else fetch_all(corpus.files, config, reporter=reporter, retry=retry)
+    )
     folder = destination / "text"
     record = _Record(folder / "prepare.json", corpus)
     unpacked = folder / ".unpacked"
@@ -68,7 +68,22 @@ def prepare(
     return report
 
 
-def _find(corpus: Corpus, sources: list[str], reporter: Reporter) -> dict[RemoteFile, Path]:
+def list_sources(config: FilesConfig) -> list[Path]:
+    """The files and folders of `source=`. Raises UserError if one is missing, or if a mirror is given too."""
+    given = config.source or ""
+    places = [Path(path).expanduser() for path in ([given] if Path(given).exists() else given.split(",")) if path]
+    places = places if given else []
+    if places and config.mirror:
+        raise UserError(
+            "source= and mirror= are both given.", "source= reads files from the disk, mirror= downloads them. Set one."
+        )
+    for place in places:
+        if not place.exists():
+            raise UserError(f"source={place} does not exist.", "Set it to a file or folder.")
+    return places
+
+
+def _find(corpus: Corpus, sources: list[Path], reporter: Reporter) -> dict[RemoteFile, Path]:
     """The files of the corpus on the disk, checked."""
     found = find_all(corpus, sources)
     for published, path in found.items():
@@ -78,10 +93,11 @@ def _find(corpus: Corpus, sources: list[str], reporter: Reporter) -> dict[Remote
     return found
 
 
-def _fetch(
-    corpus: Corpus, config: PrepareConfig, reporter: Reporter, retry: RetryPolicy | None
+def fetch_all(
+    files: Sequence[RemoteFile], config: FilesConfig, *, reporter: Reporter, retry: RetryPolicy | None = None
 ) -> dict[RemoteFile, Path]:
-    """The files of the corpus, downloaded if they are missing, checked."""
+    """The published files, downloaded if they are missing, checked."""
+    check_writable(Path(config.downloads), key="downloads")
     mirror = config.mirror
     if mirror and not mirror.startswith(("http://", "https://")):
         raise UserError(
@@ -89,7 +105,7 @@ def _fetch(
             "Set source= for files on the disk.",
         )
     found = {}
-    for published in corpus.files:
+    for published in files:
         target = Path(config.downloads) / published.name.partition("://")[2]
         url = f"{mirror.rstrip('/')}/{published.file_name}" if mirror else published.name
         checked = fetch(published, url, target, reporter=reporter, retry=retry)

@@ -32,7 +32,7 @@ def unpack(archive: Path, targets: Mapping[RemoteFile, Path], *, reporter: Repor
     def copy(member: RemoteFile, source: IO[bytes], size: int) -> None:
         check = ChecksumVerifier(member)
         bar = reporter.bar(size, f"unpacking {member.file_name}")
-        with atomic_files([targets[member]]) as (file,), bar, _naming(archive):
+        with atomic_files([targets[member]]) as (file,), bar, damaged_archive_errors(archive):
             if member.length not in (None, size):
                 raise UserError(
                     f"{member.name} in {archive} differs from the published file:",
@@ -45,7 +45,7 @@ def unpack(archive: Path, targets: Mapping[RemoteFile, Path], *, reporter: Repor
                 bar.update(len(chunk))
             check.end(f"{member.name} in {archive}", _advice(archive))
 
-    with _naming(archive):
+    with damaged_archive_errors(archive):
         is_zip = zipfile.is_zipfile(archive)
         left = (_from_zip if is_zip else _from_tar)(archive, wanted, copy)
     if left:
@@ -89,7 +89,7 @@ def _from_tar(archive: Path, wanted: Mapping[str, RemoteFile], copy: Copy) -> se
 
 
 @contextmanager
-def _naming(archive: Path) -> Iterator[None]:
+def damaged_archive_errors(archive: Path) -> Iterator[None]:
     """Converts exceptions about a damaged archive into a UserError that names it."""
     try:
         yield

@@ -9,7 +9,7 @@ Trees are drawn `_DRAWS` at a time, level by level, so that numpy works on all n
 Shape suffixes: N nodes of a level, R trees drawn, K trees kept, L tokens of all kept trees.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
@@ -196,13 +196,16 @@ def root_lookup(train: Expressions, test: Expressions) -> float:
     return float(tables[1][np.arange(len(TOKENS)), tables[0].argmax(axis=1)].sum() / len(test.codes))
 
 
-def read_official(lines: Iterator[str]) -> Iterator[tuple[list[str], str]]:
-    """The tokens and the value of each line of `basic_train.tsv` …, without its parentheses. Line 1 is the heading."""
+def read_official(lines: Iterable[str], name: str) -> Iterator[tuple[list[str], str]]:
+    """The tokens and the value of each line of `basic_train.tsv` …, without its parentheses. Line 1 is the heading.
+
+    Raises UserError, naming the file and the line, for any other line.
+    """
     for number, line in enumerate(lines, start=1):
-        source, _, target = line.rstrip("\r\n").partition("\t")
+        source, _, target = line.partition("\t")
         tokens = source.replace("(", " ").replace(")", " ").split()
         if number == 1 and (source, target) == ("Source", "Target"):
             continue
         if not (tokens and len(target) == 1 and target in "0123456789" and set(tokens) <= set(TOKENS)):
-            raise UserError(f"line {number} is no expression of ListOps, a tab and its value:", repr(line[:80]))
+            raise UserError(f"Line {number} of {name} is no expression, a tab and its value:", repr(line[:80]))
         yield tokens, target

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from seqtk.cli.prepare import main
-from seqtk.corpora import CORPORA
+from seqtk.corpora import CORPORA, LABELLED_SETS
 from seqtk.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from seqtk.utils.errors import UserError
 
@@ -23,10 +23,12 @@ def failed(*arguments: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_ls_names_every_corpus_and_its_data_bin(capsys: pytest.CaptureFixture[str]) -> None:
     main(["ls"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [*CORPORA, "demo"]
+    assert [line.split()[0] for line in lines] == [*CORPORA, *LABELLED_SETS, "demo"]
     assert {"enwik8", "wikitext103", "ptb", "wmt14_en_de", "wmt14_en_fr", "multi30k"} <= set(CORPORA)
     for line, corpus in zip(lines, CORPORA.values(), strict=False):
         assert line.endswith(f"data-bin/{corpus.databin}")
+    for line, name in zip(lines[len(CORPORA) :], LABELLED_SETS, strict=False):
+        assert line.endswith(f"data-bin/{name}")
 
 
 def test_demo_has_separate_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,10 +51,37 @@ def test_demo_has_separate_settings(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["ptb", "destdir=/proc/x"], "destdir=/proc/x cannot be written"),
         (["ptb", "workers=-1", "source=."], "workers=-1"),
         (["ptb", "downloads=/proc/x"], "downloads=/proc/x"),
+        (["imbd"], "Did you mean 'imdb'?"),
+        (["lra_pathfindr"], "Did you mean 'lra_pathfinder'?"),
+        (["listops", "imdb"], "one corpus at a time, not listops and imdb"),
+        (["listops", "max_lenth=9"], "Did you mean 'max_length'?"),
+        (["listops", "train=0"], "train=0: must be a whole number of at least 1"),
+        (["listops", "max_length=501"], "min_length=500 and max_length=501"),
+        (["listops", "max_depth=2"], "min_length=500: with max_depth=2"),
+        (["listops", "source=nowhere"], "There is no basic_train.tsv in source=nowhere"),
+        (["mini_listops", "destdir=/proc/x"], "destdir=/proc/x cannot be written"),
+        (["lra_pathfinder", "size=64"], "size=64: must be 32 or 128"),
+        (["lra_pathfinder", "contour_length=2"], "contour_length=2"),
+        (["lra_pathfinder", "sheet=/proc/x/y.png"], "sheet=/proc/x cannot be written"),
+        (["lra_pathfinder", "source=nowhere"], "There is no folder pathfinder32/curv_contour_length_14"),
+        (["lra_pathx", "source=.", "contour_length=7"], "contour_length=7"),
+        (["lra_retrieval"], "lra_retrieval is not downloaded"),
+        (["lra_text", "source=nowhere"], "source=nowhere does not exist"),
+        (["imdb", "tokens=bytes"], "tokens=bytes"),
+        (["imdb", "valid_share=1"], "valid_share=1"),
+        (["corpus=ag_news", "source=x", "mirror=http://x"], "are both given"),
     ],
 )
-def test_bad_arguments(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert words in "\n".join(failed(*arguments, capsys=capsys))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_corpus_may_be_named_by_its_key(capsys: pytest.CaptureFixture[str]) -> None:

@@ -142,10 +142,10 @@ def test_impossible_shapes_are_refused(settings: dict[str, int], key: str) -> No
 
 class TestOfficialFiles:
     def test_parentheses_are_dropped(self) -> None:
-        lines = ["Source\tTarget\n", "( ( ( [MAX 2 ) 9 ) ] )\t9\n"]
-        assert list(read_official(iter(lines))) == [(["[MAX", "2", "9", "]"], "9")]
+        lines = ["Source\tTarget", "( ( ( [MAX 2 ) 9 ) ] )\t9"]
+        assert list(read_official(lines, "x")) == [(["[MAX", "2", "9", "]"], "9")]
 
     @pytest.mark.parametrize("line", ["", "[MAX 2 9 ]", "[MAX 2 9 ]\t10", "[AVG 2 9 ]\t5", "\t5"])
     def test_other_lines_are_refused(self, line: str) -> None:
-        with pytest.raises(UserError, match="line 2 "):
-            list(read_official(iter(["Source\tTarget\n", line])))
+        with pytest.raises(UserError, match="Line 2 of x"):
+            list(read_official(["Source\tTarget", line], "x"))

@@ -1,0 +1,375 @@
+"""Corpora with classes: IMDB, AG News, CIFAR-10 in grey, and the pairs of articles of the Long Range Arena.
+
+Checksums: torchtext (IMDB, AG News) and the page of CIFAR-10. Corpora without validation set lose a share of their
+training set to it; test sets stay as published.
+"""
+
+import csv
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from seqtk.config.fields import setting
+from seqtk.corpora.download import RetryPolicy
+from seqtk.corpora.images import gray, read_binary_batch, read_npz, read_pickled_batch
+from seqtk.corpora.labelled import PAIR, PIXELS, Arrays, Example, describe, held_out, write_arrays, write_texts
+from seqtk.corpora.prepare import FilesConfig, fetch_all, list_sources
+from seqtk.corpora.spec import RemoteFile
+from seqtk.corpora.unpack import damaged_archive_errors
+from seqtk.data.preprocess import check_destination
+from seqtk.utils.errors import UserError
+from seqtk.utils.progress import Reporter
+from seqtk.utils.text_io import SUFFIXES, check_utf8, read_lines
+
+_WORD = re.compile(r"[^\W_]+")
+_BLANKS = bytes.maketrans(b"\t\r\n", b"   ")
+_MOST_BYTES = 10_000  # of an article of a pair
+
+
+@dataclass(frozen=True)
+class HeldOutConfig(FilesConfig):
+    """A corpus without a published validation set."""
+
+    valid_share: float = setting(0.1, above=0, below=1, help="Share of the training set that validates instead.")
+    seed: int = setting(1, at_least=0, help="Seed of which examples validate.")
+
+
+@dataclass(frozen=True)
+class TextConfig(HeldOutConfig):
+    """A corpus of texts whose tokens can be chosen."""
+
+    tokens: Literal["sentencepiece", "words"] = setting(
+        "sentencepiece", help="Tokens: pieces, or words, which are runs of letters and digits that occur twice or more."
+    )
+    vocab_size: int = setting(8000, at_least=8, at_most=10_000_000, help="Size of the vocabulary, at most.")
+
+
+@dataclass(frozen=True)
+class LabelledCorpus:
+    """A corpus with classes.
+
+    Attributes:
+        files: What is downloaded without source=; none if the corpus has to be given.
+        counts: The published number of examples of each split.
+        tokens: bytes; pixels; None: as the settings say.
+    """
+
+    name: str
+    about: str
+    recipe: str
+    classes: tuple[str, ...]
+    read: Callable[[Sequence[Path], Mapping[str, int]], Any]
+    files: tuple[RemoteFile, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    tokens: Literal["bytes", "pixels"] | None = None
+    pair: bool = False
+
+    @property
+    def config(self) -> type[FilesConfig]:
+        """The class of its settings."""
+        return FilesConfig if self.pair else HeldOutConfig if self.tokens else TextConfig
+
+
+def prepare_labelled(
+    config: FilesConfig,
+    destination: Path,
+    *,
+    corpus: LabelledCorpus,
+    reporter: Reporter,
+    retry: RetryPolicy | None = None,
+) -> str:
+    """Makes the labelled data-bin of `corpus` and returns its report. Raises UserError for files that do not fit."""
+    check_destination(destination, overwrite=config.overwrite)
+    places = list_sources(config)
+    if not places:
+        if not corpus.files:
+            raise UserError(
+                f"{corpus.name} is not downloaded.", "Set source=FOLDER; see docs/corpora.md for its files."
+            )
+        places = list(fetch_all(corpus.files, config, reporter=reporter, retry=retry).values())
+    data = corpus.read(places, corpus.counts)
+    if corpus.tokens == "pixels":
+        assert isinstance(config, HeldOutConfig)
+        write_arrays(destination, corpus.classes, PIXELS, {k: [v] for k, v in _split_pixels(data, config).items()})
+    else:
+        settings: dict[str, Any] = {"tokens": "bytes", "workers": config.workers}
+        if corpus.pair:
+            settings |= {"source_lang": PAIR[0], "target_lang": PAIR[1]}
+        elif isinstance(config, TextConfig):
+            words = config.tokens == "words"
+            settings |= {"tokens": config.tokens}
+            settings |= {"threshold": 2, "nwords": config.vocab_size} if words else {"vocab_size": config.vocab_size}
+        if isinstance(config, HeldOutConfig):
+            data = _split_texts(data, config)
+        write_texts(destination, corpus.classes, data, settings, reporter)
+    return describe(destination)
+
+
+Texts = Mapping[str, list[tuple[int, bytes]]]
+Pixels = Mapping[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]
+
+
+def _split_texts(data: Texts, config: HeldOutConfig) -> Iterator[Example]:
+    """The examples of `train`, of which some validate, and of `test`."""
+    words = isinstance(config, TextConfig) and config.tokens == "words"
+    validates = held_out(len(data["train"]), config.valid_share, config.seed).tolist()
+    for split, examples in data.items():
+        for index, (label, text) in enumerate(examples):
+            name = "valid" if split == "train" and validates[index] else split
+            line = " ".join(_WORD.findall(text.decode())).encode() if words else text
+            yield Example(name, label, (line,))
+
+
+def _split_pixels(data: Pixels, config: HeldOutConfig) -> dict[str, Arrays]:
+    """The images of `train`, of which some validate, and of `test`."""
+    validates = held_out(len(data["train"][1]), config.valid_share, config.seed)
+
+    def arrays(split: str, mask: Any) -> Arrays:
+        pixels, labels = data[split][0][mask], data[split][1][mask]
+        return Arrays(pixels.ravel(), np.full(len(pixels), pixels.shape[1]), labels)
+
+    return {
+        "train": arrays("train", ~validates),
+        "valid": arrays("train", validates),
+        "test": arrays("test", slice(None)),
+    }
+
+
+def _find(places: Sequence[Path], *names: str) -> Path | None:
+    """The first file or folder of one of these names: a place itself, or in a place or in a folder of it."""
+    for name in names:
+        for place in places:
+            inside = [place / name, *sorted(place.glob(f"*/{name}"))] if place.is_dir() else []
+            for path in [place, *inside]:
+                if path.name == name and path.exists():
+                    return path
+    return None
+
+
+def _find_text(places: Sequence[Path], name: str) -> Path | None:
+    return _find(places, *(f"{name}{suffix}" for suffix in SUFFIXES))
+
+
+def _missing(places: Sequence[Path], wanted: str) -> UserError:
+    said = ",".join(map(str, places))
+    return UserError(f"There is no {wanted} in source={said}.", "docs/corpora.md names the files of each corpus.")
+
+
+def _check_count(found: int, published: int | None, what: str) -> None:
+    if published not in (None, found):
+        raise UserError(f"There are {found:,} {what}, not {published:,} as published.", "Use another source=.")
+
+
+def _clean(text: bytes, name: str) -> bytes:
+    """A text as one line. Raises UserError unless it is UTF-8."""
+    check_utf8(text, name, 1)
+    return text.translate(_BLANKS).strip()
+
+
+_REVIEW = re.compile(r"(?:.*/)?(train|test)/(neg|pos)/(\d+)_\d+\.txt")
+
+
+def read_imdb(places: Sequence[Path], counts: Mapping[str, int]) -> Texts:
+    """The reviews, by class and number, from the archive, its folders, or `train.tsv` and `test.tsv`."""
+    reviews: dict[str, list[tuple[int, int, bytes]]] = {"train": [], "test": []}
+    archive, tables = _find(places, "aclImdb_v1.tar.gz"), [_find_text(places, f"{split}.tsv") for split in reviews]
+    if archive is not None:
+        found = _archived_reviews(archive)
+    elif None not in tables:
+        found = _tabled_reviews(dict(zip(reviews, tables, strict=True)))
+    else:
+        found = _reviews_in_folders(places)
+    for split, label, number, text in found:
+        reviews[split].append((label, number, text))
+    if not all(reviews.values()):
+        raise _missing(places, "aclImdb_v1.tar.gz, aclImdb/train/pos/*.txt …, or train.tsv and test.tsv")
+    for split, rows in reviews.items():
+        _check_count(len(rows), counts.get(split), f"reviews for {split}")
+    return {split: [(label, text) for label, _, text in sorted(rows)] for split, rows in reviews.items()}
+
+
+def _review(name: str) -> tuple[str, int, int] | None:
+    match = _REVIEW.fullmatch(name)
+    return (match[1], ("neg", "pos").index(match[2]), int(match[3])) if match else None
+
+
+def _archived_reviews(archive: Path) -> Iterator[tuple[str, int, int, bytes]]:
+    with damaged_archive_errors(archive), tarfile.open(archive) as opened:
+        for info in opened:
+            found, file = _review(info.name), opened.extractfile(info) if info.isreg() else None
+            if found and file:
+                yield *found, _clean(file.read(), f"{info.name} in {archive}")
+
+
+def _reviews_in_folders(places: Sequence[Path]) -> Iterator[tuple[str, int, int, bytes]]:
+    for place in places:
+        for pattern in ("*/*/*.txt", "*/*/*/*.txt"):
+            for path in place.glob(pattern):
+                if found := _review(path.relative_to(place).as_posix()):
+                    yield *found, _clean(path.read_bytes(), str(path))
+
+
+def _tabled_reviews(tables: Mapping[str, Path | None]) -> Iterator[tuple[str, int, int, bytes]]:
+    for split, path in tables.items():
+        for number, line in enumerate(read_lines(str(path)), start=1):
+            label, _, rest = line.partition("\t")
+            name, tab, text = rest.partition("\t")
+            if label not in ("0", "1") or not tab or not name.partition("_")[0].isdigit():
+                raise UserError(f"Line {number} of {path} is not label, id and text between tabs:", repr(line[:60]))
+            yield split, int(label), int(name.partition("_")[0]), _clean(text.encode(), str(path))
+
+
+def read_ag_news(places: Sequence[Path], counts: Mapping[str, int]) -> Texts:
+    """Title and description of each article: `train.csv` and `test.csv`, or `train5k.csv` of text and label from 0."""
+    files = {"train": _find_text(places, "train.csv") or _find_text(places, "train5k.csv")}
+    files["test"] = _find_text(places, "test.csv")
+    news: dict[str, list[tuple[int, bytes]]] = {}
+    for split, path in files.items():
+        if path is None:
+            raise _missing(places, f"{split}.csv")
+        news[split] = [_article(row, path, number) for number, row in enumerate(csv.reader(read_lines(str(path))), 1)]
+        if not path.name.startswith("train5k"):
+            _check_count(len(news[split]), counts.get(split), f"articles in {path}")
+    return news
+
+
+def _article(row: list[str], path: Path, number: int) -> tuple[int, bytes]:
+    if len(row) == 3 and row[0] in ("1", "2", "3", "4"):
+        label, text = int(row[0]) - 1, f"{row[1]} {row[2]}"
+    elif len(row) == 2 and row[1] in ("0", "1", "2", "3"):
+        label, text = int(row[1]), row[0]
+    else:
+        raise UserError(
+            f"Row {number} of {path} is neither class 1 to 4, title, description nor text, class 0 to 3:",
+            repr(",".join(row)[:60]),
+        )
+    return label, _clean(text.replace("\\", " ").encode(), str(path))
+
+
+def read_cifar10(places: Sequence[Path], counts: Mapping[str, int]) -> Pixels:
+    """The grey pixels from an archive of CIFAR-10, its unpacked batches, or `train.npz` and `test.npz`."""
+    arrays = {split: _find(places, f"{split}.npz") for split in ("train", "test")}
+    archive = _find(places, "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
+    if archive is None and None not in arrays.values():
+        images = {split: read_npz(path) for split, path in arrays.items() if path}
+    else:
+        batches = _archived_batches(archive) if archive else _batches_in_folders(places)
+        if len(batches) != len(_BATCHES):
+            raise _missing(places, "cifar-10-binary.tar.gz, cifar-10-python.tar.gz, or train.npz and test.npz")
+        read = [read_binary_batch(c, n) if n.endswith(".bin") else read_pickled_batch(c, n) for n, c in batches]
+        parts = {"train": read[:-1], "test": read[-1:]}
+        images = {
+            split: (gray(np.concatenate([p for p, _ in part])), np.concatenate([labels for _, labels in part]))
+            for split, part in parts.items()
+        }
+    for split, (_, labels) in images.items():
+        _check_count(len(labels), counts.get(split), f"images for {split}")
+        if labels.max() > 9:
+            raise UserError(f"{split} has the label {labels.max()}; CIFAR-10 has 0 to 9.", "Use another source=.")
+    return images
+
+
+_BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
+
+
+def _archived_batches(archive: Path) -> list[tuple[str, bytes]]:
+    found = {}
+    with damaged_archive_errors(archive), tarfile.open(archive) as opened:
+        for info in opened:
+            name = info.name.rsplit("/", 1)[-1]
+            file = opened.extractfile(info) if name.removesuffix(".bin") in _BATCHES and info.isreg() else None
+            if file:
+                found[name.removesuffix(".bin")] = name, file.read()
+    return [found[name] for name in _BATCHES if name in found]
+
+
+def _batches_in_folders(places: Sequence[Path]) -> list[tuple[str, bytes]]:
+    paths = [_find(places, f"{name}.bin", name) for name in _BATCHES]
+    return [(path.name, path.read_bytes()) for path in paths if path]
+
+
+def read_retrieval(places: Sequence[Path], counts: Mapping[str, int]) -> Iterator[Example]:
+    """The pairs of `new_aan_pairs.train.tsv`, `.eval.tsv`, `.test.tsv`; of each article the first 10,000 bytes."""
+    for split, name in (("train", "train"), ("valid", "eval"), ("test", "test")):
+        path = _find_text(places, f"new_aan_pairs.{name}.tsv")
+        if path is None:
+            raise _missing(places, f"new_aan_pairs.{name}.tsv")
+        number = 0
+        for number, line in enumerate(read_lines(str(path)), start=1):
+            label, *parts = line.split("\t")
+            if label not in ("0", "1", "0.0", "1.0") or len(parts) != 4:
+                raise UserError(f"Line {number} of {path} is not label, id1, id2, text1, text2:", repr(line[:60]))
+            first, second = (part.encode()[:_MOST_BYTES] for part in parts[2:])
+            yield Example(split, int(float(label)), (first.translate(_BLANKS), second.translate(_BLANKS)))
+        _check_count(number, counts.get(split), f"pairs in {path}")
+
+
+_AG_NEWS = "https://raw.githubusercontent.com/mhjabreel/CharCnn_Keras/master/data/ag_news_csv"
+_IMDB_FILES = (
+    RemoteFile(
+        "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz", digest="md5:7c2ac02c03563afcf9b574c7e56c153a"
+    ),
+)
+_CIFAR_FILES = (
+    RemoteFile(
+        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", digest="md5:c32a1d4ab5d03f1284b67883e8d87530"
+    ),
+)
+_IMDB_COUNTS = {"train": 25_000, "test": 25_000}
+_CIFAR_COUNTS = {"train": 50_000, "test": 10_000}
+_OBJECTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_GRAY = "the images of CIFAR-10 in grey, 1,024 pixels as tokens"
+
+LABELLED = {
+    corpus.name: corpus
+    for corpus in (
+        LabelledCorpus(
+            "imdb", "IMDB reviews, negative or positive", "imdb", ("neg", "pos"), read_imdb, _IMDB_FILES, _IMDB_COUNTS
+        ),
+        LabelledCorpus(
+            "ag_news",
+            "AG News, titles and descriptions in four classes",
+            "ag_news",
+            ("World", "Sports", "Business", "Sci/Tech"),
+            read_ag_news,
+            (
+                RemoteFile(f"{_AG_NEWS}/train.csv", digest="md5:b1a00f826fdfbd249f79597b59e1dc12"),
+                RemoteFile(f"{_AG_NEWS}/test.csv", digest="md5:d52ea96a97a2d943681189a97654912d"),
+            ),
+            {"train": 120_000, "test": 7_600},
+        ),
+        LabelledCorpus(
+            "cifar10_gray", _GRAY, "lra_image_small", _OBJECTS, read_cifar10, _CIFAR_FILES, _CIFAR_COUNTS, "pixels"
+        ),
+        LabelledCorpus(
+            "lra_image", _GRAY, "lra_image_small", _OBJECTS, read_cifar10, _CIFAR_FILES, _CIFAR_COUNTS, "pixels"
+        ),
+        LabelledCorpus(
+            "lra_text",
+            "IMDB reviews by bytes",
+            "lra_text_small",
+            ("neg", "pos"),
+            read_imdb,
+            _IMDB_FILES,
+            _IMDB_COUNTS,
+            "bytes",
+        ),
+        LabelledCorpus(
+            "lra_retrieval",
+            "pairs of articles by bytes: does one cite the other",
+            "lra_retrieval_small",
+            ("unrelated", "cites"),
+            read_retrieval,
+            counts={"train": 147_086, "valid": 18_090, "test": 17_437},
+            tokens="bytes",
+            pair=True,
+        ),
+    )
+}
+"""The corpora with classes by name."""

@@ -1,0 +1,178 @@
+"""Labelled data-bins: written from text or from arrays of symbols, and their report.
+
+A labelled data-bin is a data-bin with `classes.txt` (the name of a class in each line; its number is its line, from 0)
+and `SPLIT.labels.npy`. Pairs of texts are its languages `first` and `second`.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from seqtk import __version__
+from seqtk.data.indexed_writer import IndexedWriter
+from seqtk.data.preprocess import DATABIN_FILES, PreprocessConfig, preprocess
+from seqtk.data.sources.databin import CLASSES, LABELS, RECORD, DataBin
+from seqtk.data.vocabulary import EOS, SPECIALS, Vocabulary
+from seqtk.utils.errors import UserError
+from seqtk.utils.files import atomic_directory, write_text
+from seqtk.utils.progress import Reporter
+
+SPLITS = ("train", "valid", "test")
+PAIR = ("first", "second")
+PIXELS = tuple(map(str, range(256)))
+"""The dictionary of pixels."""
+
+_FILES = (*DATABIN_FILES, *(name for name in (CLASSES, f"*{LABELS}") if name not in DATABIN_FILES))
+_MOST_CLASSES = 10  # whose shares are printed
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text, or two, in UTF-8 without line ends, and the number of its class."""
+
+    split: str
+    label: int
+    texts: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """Items of a split: symbols by their position in the dictionary, one item after the other; sizes; classes."""
+
+    symbols: npt.NDArray[Any]
+    sizes: Ints
+    labels: Ints
+
+
+def write_texts(
+    destination: Path,
+    classes: Sequence[str],
+    examples: Iterable[Example],
+    settings: Mapping[str, Any],
+    reporter: Reporter,
+) -> None:
+    """Makes a labelled data-bin of texts with these settings of seqtk-preprocess. After an error nothing is left.
+
+    Raises UserError if a split has no examples.
+    """
+    sides = PAIR if "target_lang" in settings else ("",)
+    with _databin(destination, classes) as folder:
+        text = folder / "text"
+        text.mkdir()
+        labels: dict[str, list[int]] = {split: [] for split in SPLITS}
+        with ExitStack() as stack:
+            files: dict[str, list[IO[bytes]]] = {
+                split: [stack.enter_context(open(text / f"{split}.{side}".rstrip("."), "wb")) for side in sides]
+                for split in SPLITS
+            }
+            for example in examples:
+                labels[example.split].append(example.label)
+                for file, line in zip(files[example.split], example.texts, strict=True):
+                    file.write(line + b"\n")
+        config = PreprocessConfig(
+            train=str(text / "train"),
+            valid=(str(text / "valid"),),
+            test=(str(text / "test"),),
+            destdir=str(folder),
+            line_end="eos",
+            min_length=0,
+            **settings,
+        )
+        preprocess(config, reporter=Reporter(progress=reporter.progress))  # its messages name the temporary folder
+        for split in SPLITS:
+            _save_labels(folder, split, np.array(labels[split], dtype=np.int64), len(classes))
+
+
+def write_arrays(
+    destination: Path, classes: Sequence[str], symbols: Sequence[str], splits: Mapping[str, Iterable[Arrays]]
+) -> None:
+    """Makes a labelled data-bin of arrays; each split comes in parts. After an error nothing is left.
+
+    Raises UserError if a split has no examples.
+    """
+    vocabulary_size = len(SPECIALS) + len(symbols)
+    counts = np.zeros(len(symbols), dtype=np.int64)
+    with _databin(destination, classes) as folder:
+        record: dict[str, Any] = {"settings": {"tokens": "words", "remove_bpe": None}, "splits": {}}
+        record = {"seqtk": __version__, **record, "vocabulary": {"text": vocabulary_size}}
+        for split, parts in splits.items():
+            labels: list[Ints] = []
+            with IndexedWriter(folder / split, vocabulary_size=vocabulary_size) as writer:
+                for part in parts:
+                    writer.extend_arrays(*_closed(part, writer.dtype))
+                    labels.append(part.labels)
+                    if split == "train":
+                        counts += np.bincount(part.symbols, minlength=len(symbols))
+            _save_labels(folder, split, np.concatenate([*labels, np.zeros(0, dtype=np.int64)]), len(classes))
+            record["splits"][split] = {"items": writer.items}
+        Vocabulary(symbols, counts.tolist()).save(folder / "dict.txt")
+        write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+@contextmanager
+def _databin(destination: Path, classes: Sequence[str]) -> Iterator[Path]:
+    with atomic_directory(destination, only=_FILES) as folder:
+        write_text(folder / CLASSES, "".join(f"{name}\n" for name in classes))
+        yield folder
+
+
+def _closed(part: Arrays, dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], Ints]:
+    """The ids of the items with EOS after each, and their sizes."""
+    ids = part.symbols.astype(dtype) + np.dtype(dtype).type(len(SPECIALS))
+    return np.insert(ids, np.cumsum(part.sizes), EOS), part.sizes + 1
+
+
+def _save_labels(folder: Path, split: str, labels: Ints, classes: int) -> None:
+    if not len(labels):
+        raise UserError(f"Split '{split}' has no examples.", "Set more of them, or another source=.")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"labels from {labels.min()} to {labels.max()} of {classes} classes")
+    np.save(folder / f"{split}{LABELS}", labels.astype(np.int32))
+
+
+def held_out(count: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Which of `count` training examples validate: round(share × count) of them at random, a function of the seed.
+
+    Raises UserError if none or all of them would.
+    """
+    chosen = round(share * count)
+    if not 0 < chosen < count:
+        raise UserError(
+            f"valid_share={share} of {count:,} training examples is {chosen:,}.", "Set it so that both parts have some."
+        )
+    mask = np.zeros(count, dtype=bool)
+    mask[np.argsort(np.random.PCG64(np.random.SeedSequence([seed])).random_raw(count), kind="stable")[:chosen]] = True
+    return mask
+
+
+def describe(destination: Path) -> str:
+    """The report of a labelled data-bin: examples, lengths and classes of each split."""
+    data = DataBin(destination)
+    classes = data.classes()
+    rows = [["split", "examples", "shortest", "median", "90 %", "longest", "most frequent class"]]
+    lines = []
+    for split in (name for name in SPLITS if name in data.splits()):
+        sides = [data.split(split, lang).sizes for lang in (data.source_lang, data.target_lang) if lang] or [
+            data.split(split).sizes
+        ]
+        sizes = np.concatenate(sides) - 1  # without EOS
+        quantiles = [f"{int(size):,}" for size in np.quantile(sizes, [0, 0.5, 0.9, 1], method="lower")]
+        counts = np.bincount(data.labels(split), minlength=len(classes))
+        share = counts.max() / counts.sum()
+        rows.append([split, f"{counts.sum():,}", *quantiles, f"{classes[counts.argmax()]} {share:.2%}"])
+        if len(classes) <= _MOST_CLASSES:
+            named = (f"{name} {count / counts.sum():.1%}" for name, count in zip(classes, counts.tolist(), strict=True))
+            lines.append(f"{split}: {', '.join(named)}")
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    size = len(data.vocabulary(data.source_lang))
+    tail = f"lengths in tokens, </s> not counted; vocabulary {size:,}, {len(SPECIALS)} special symbols included"
+    return "\n".join([*table, tail, *lines])

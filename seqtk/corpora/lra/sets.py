@@ -1,0 +1,304 @@
+"""The generated sets as data-bins, or their official files: `seqtk-prepare listops`, `lra_pathfinder`, `lra_pathx`."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from seqtk.config.fields import setting
+from seqtk.corpora.images import read_png, sheet, write_png
+from seqtk.corpora.labelled import PIXELS, SPLITS, Arrays, describe, write_arrays
+from seqtk.corpora.lra import listops, pathfinder
+from seqtk.corpora.lra.listops import Expressions, ListOpsShape
+from seqtk.corpora.lra.pathfinder import PathfinderShape
+from seqtk.data.preprocess import check_destination
+from seqtk.data.workers import available_cores, ordered_map
+from seqtk.utils.errors import UserError
+from seqtk.utils.files import atomic_file, check_writable
+from seqtk.utils.progress import Reporter
+from seqtk.utils.text_io import SUFFIXES, read_lines
+
+_LEVELS = {6: "curv_baseline", 9: "curv_contour_length_9", 14: "curv_contour_length_14"}
+_PART = 1000  # items that are written together
+_SHEET = 16
+_WORTH_EXPRESSIONS, _WORTH_IMAGES = 20_000, {32: 4_000, 128: 200}
+_SAME_PATH = ("different paths", "one path")
+
+
+@dataclass(frozen=True)
+class _Output:
+    """Where a generated set goes, and how large it is."""
+
+    source: str | None = setting(None, help="Folder with the official files, which are read instead of generating.")
+    destdir: str | None = setting(None, help="Data-bin folder to make. null: the one that the recipes name.")
+    overwrite: bool = setting(False, help="Replaces a data-bin that is in destdir.")
+    workers: int = setting(0, at_least=0, help="Worker processes. 0: one per core.")
+    seed: int = setting(1, at_least=0, help="Seed of everything that is drawn.")
+
+
+@dataclass(frozen=True)
+class ListOpsConfig(ListOpsShape, _Output):
+    """Expressions to draw; the defaults are those of the Long Range Arena."""
+
+    train: int = setting(96_000, at_least=1, at_most=10**8, help="Expressions to train on.")
+    valid: int = setting(2_000, at_least=1, at_most=10**8, help="Expressions that validate.")
+    test: int = setting(2_000, at_least=1, at_most=10**8, help="Expressions of the test set.")
+
+
+@dataclass(frozen=True)
+class MiniListOpsConfig(ListOpsConfig):
+    """Short expressions, for a comparison in minutes."""
+
+    max_depth: int = setting(6, at_least=2, at_most=100, help="Levels of a tree; the deepest one has digits alone.")
+    max_args: int = setting(5, at_least=2, at_most=100, help="Arguments of an operation, at most; at least 2.")
+    min_length: int = setting(20, at_least=0, help="Expressions have more tokens than this.")
+    max_length: int = setting(100, at_least=2, help="Expressions have fewer tokens than this.")
+
+
+@dataclass(frozen=True)
+class PathfinderConfig(PathfinderShape, _Output):
+    """Images to draw; the defaults are the hard ones of the Long Range Arena."""
+
+    train: int = setting(160_000, at_least=1, at_most=10**8, help="Images to train on.")
+    valid: int = setting(20_000, at_least=1, at_most=10**8, help="Images that validate.")
+    test: int = setting(20_000, at_least=1, at_most=10**8, help="Images of the test set.")
+    sheet: str | None = setting(
+        None, help="PNG file to write: 8 training images with one path between the dots, 8 without."
+    )
+
+
+@dataclass(frozen=True)
+class MiniPathfinderConfig(PathfinderConfig):
+    """Easy images, for a comparison in minutes."""
+
+    contour_length: int = setting(6, at_least=3, at_most=100, help="Segments of a path: 6 easy, 9 medium, 14 hard.")
+    train: int = setting(20_000, at_least=1, at_most=10**8, help="Images to train on.")
+    valid: int = setting(2_000, at_least=1, at_most=10**8, help="Images that validate.")
+    test: int = setting(2_000, at_least=1, at_most=10**8, help="Images of the test set.")
+
+
+@dataclass(frozen=True)
+class PathXConfig(PathfinderConfig):
+    """Images of 128 x 128 pixels to draw."""
+
+    size: int = setting(128, at_least=32, at_most=128, help="Pixels a side: 32, or 128 (Path-X).")
+
+
+def prepare_listops(config: ListOpsConfig, destination: Path, *, reporter: Reporter) -> str:
+    """Makes the data-bin of ListOps, and returns its report. Raises UserError for shapes that do not exist."""
+    check_destination(destination, overwrite=config.overwrite)
+    started = time.perf_counter()
+    if config.source:
+        splits = {split: _official_listops(Path(config.source).expanduser(), split) for split in SPLITS}
+        speed = "read from the official files"
+    else:
+        sizes = [config.train, config.valid, config.test]
+        workers = _workers(config, sum(sizes), worth=_WORTH_EXPRESSIONS)
+        every = listops.generate(config, sum(sizes), seed=config.seed, workers=workers, reporter=reporter)
+        ends = np.cumsum(sizes).tolist()
+        splits = {
+            split: every.take(range(end - size, end)) for split, size, end in zip(SPLITS, sizes, ends, strict=True)
+        }
+        speed = f"generated with seed {config.seed}, {_rate(sum(sizes), started, 'expressions')}"
+    write_arrays(
+        destination,
+        tuple(map(str, range(10))),
+        listops.TOKENS,
+        {split: _as_arrays(part) for split, part in splits.items()},
+    )
+    lookup = listops.root_lookup(splits["train"], splits["test"])
+    said = f"a look-up of the root operator scores {lookup:.1%} on test: a model below it has learnt nothing"
+    return f"{describe(destination)}\n{said}\n{speed}"
+
+
+def _as_arrays(every: Expressions) -> Iterator[Arrays]:
+    for start in range(0, len(every.codes), _PART):
+        codes = every.codes[start : start + _PART]
+        sizes = np.array([len(each) for each in codes])
+        yield Arrays(np.concatenate(codes), sizes, every.values_K[start : start + _PART])
+
+
+def _official_listops(folder: Path, split: str) -> Expressions:
+    """The expressions of `basic_train.tsv`, `basic_val.tsv` or `basic_test.tsv`."""
+    name = f"basic_{'val' if split == 'valid' else split}.tsv"
+    path = _find_file(folder, name)
+    codes = {token: code for code, token in enumerate(listops.TOKENS)}
+    expressions, values = [], []
+    for tokens, value in listops.read_official(read_lines(str(path)), str(path)):
+        expressions.append(np.array([codes[token] for token in tokens], dtype=np.uint8))
+        values.append(int(value))
+    if not expressions:
+        raise UserError(f"{path} has no expressions.", "Use another source=.")
+    return Expressions(expressions, np.array(values))
+
+
+def _find_file(folder: Path, name: str) -> Path:
+    """The file in the folder or in one of its folders. Raises UserError if it is missing."""
+    for suffix in SUFFIXES:
+        for path in (folder / f"{name}{suffix}", *sorted(folder.glob(f"*/{name}{suffix}"))):
+            if path.is_file():
+                return path
+    raise UserError(f"There is no {name} in source={folder}.", "docs/corpora.md names the files of each corpus.")
+
+
+def prepare_pathfinder(config: PathfinderConfig, destination: Path, *, reporter: Reporter) -> str:
+    """Makes the data-bin of Pathfinder, and returns its report. Raises UserError for shapes that do not exist."""
+    check_destination(destination, overwrite=config.overwrite)
+    config.check()
+    if config.sheet:
+        check_writable(Path(config.sheet).parent, key="sheet")
+    started = time.perf_counter()
+    ink = _Ink()
+    if config.source:
+        splits = _official_pathfinder(config, reporter)
+    else:
+        splits = {split: _drawn(config, split, reporter) for split in SPLITS}
+    write_arrays(
+        destination,
+        _SAME_PATH,
+        PIXELS,
+        {name: map(ink.add, part) for name, part in splits.items()},
+    )
+    if config.sheet:
+        with atomic_file(config.sheet) as file:
+            file.write(write_png(ink.sheet()))
+    how = "read from the official files" if config.source else f"generated with seed {config.seed}"
+    return f"{describe(destination)}\n{ink}\n{how}, {_rate(ink.images, started, 'images')}"
+
+
+Part = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
+
+
+class _Ink:
+    """Counts the pixels of images as they pass, and keeps a few of each class."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._sum = 0
+        self._above = np.zeros(3, dtype=np.int64)
+        self._pixels = 0
+        self._kept: tuple[list[Any], list[Any]] = ([], [])
+
+    def add(self, part: Part) -> Arrays:
+        """Counts a part, and returns it as arrays."""
+        images, labels = part
+        self.images += len(images)
+        self._pixels += images.size
+        self._sum += int(images.sum(dtype=np.int64))
+        self._above += [np.count_nonzero(images > least) for least in (0, 64, 127)]
+        for label, kept in enumerate(self._kept):
+            kept.extend(images[labels == label][: _SHEET // 2 - len(kept)])
+        return Arrays(images.ravel(), np.full(len(images), images[0].size), labels)
+
+    def sheet(self) -> npt.NDArray[np.uint8]:
+        """Eight images of label 1, then eight of label 0, twice as large."""
+        images = np.stack([*self._kept[1], *self._kept[0]])
+        return sheet(images.repeat(2, axis=1).repeat(2, axis=2), columns=8)
+
+    def __str__(self) -> str:
+        shares = ", ".join(
+            f"{share:.1%} > {least}" for share, least in zip(self._above / self._pixels, (0, 64, 127), strict=True)
+        )
+        return f"pixels: mean {self._sum / self._pixels:.2f}, {shares}"
+
+
+def _drawn(config: PathfinderConfig, split: str, reporter: Reporter) -> Iterator[Part]:
+    total = getattr(config, split)
+    workers = _workers(config, total, worth=_WORTH_IMAGES[config.size])
+    stream = SPLITS.index(split)
+    for part in pathfinder.generate(config, total, seed=config.seed, stream=stream, workers=workers, reporter=reporter):
+        yield part.images, part.labels
+
+
+def _official_pathfinder(config: PathfinderConfig, reporter: Reporter) -> Mapping[str, Iterator[Part]]:
+    """The images of one level: 80 % train, 10 % validate, 10 % test, in the random order of S4's code (seed 42)."""
+    if config.contour_length not in _LEVELS:
+        raise UserError(f"contour_length={config.contour_length}: the official archive has 6, 9 and 14.")
+    level = f"pathfinder{config.size}/{_LEVELS[config.contour_length]}"
+    given = Path(config.source or "").expanduser()
+    folders = [given / level, given, *given.glob(f"*/{level}"), *given.glob(f"*/*/{level}")]
+    folder = next((path for path in folders if (path / "metadata").is_dir()), None)
+    if folder is None:
+        raise UserError(
+            f"There is no folder {level} with metadata in source={given}.",
+            "Unpack lra_release.gz, and set source= to the folder with pathfinder32.",
+        )
+    rows = [row for path in _batches(folder) for row in _metadata(path)]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(42)).tolist()
+    cuts = [0, int(0.8 * len(rows)), int(0.8 * len(rows)) + int(0.1 * len(rows)), len(rows)]
+    workers = _workers(config, len(rows), worth=_PART)
+
+    def read(chosen: list[int]) -> Iterator[Part]:
+        parts = ([rows[index] for index in chosen[at : at + _PART]] for at in range(0, len(chosen), _PART))
+        items = ((folder, config.size, part) for part in parts)
+        with reporter.bar(len(chosen), f"reading {level}", unit="") as bar:
+            for part in ordered_map(_read_images, items, workers=workers):
+                bar.update(len(part[1]))
+                yield part
+
+    return {split: read(order[start:end]) for split, start, end in zip(SPLITS, cuts, cuts[1:], strict=False)}
+
+
+def _batches(folder: Path) -> list[Path]:
+    """The lists of images in the order of their numbers."""
+    paths = [path for path in (folder / "metadata").glob("*.npy") if path.stem.isdigit()]
+    if not paths:
+        raise UserError(f"{folder / 'metadata'} has no lists of images, such as 0.npy.", "Use another source=.")
+    return sorted(paths, key=lambda path: int(path.stem))
+
+
+def _metadata(path: Path) -> list[tuple[str, int]]:
+    """(image, label) of each line of a list: text, as in the official archive, or an array of strings of numpy.
+
+    An array of objects, which would have to be unpickled, is refused.
+    """
+    content = path.read_bytes()
+    try:
+        if content.startswith(b"\x93NUMPY"):
+            lines = [[str(cell) for cell in row] for row in np.load(path, allow_pickle=False)]
+        else:
+            lines = [line.split() for line in content.decode().splitlines()]
+        rows = [(f"{line[0]}/{line[1]}", int(float(line[3]))) for line in lines if line]
+    except (ValueError, IndexError, TypeError):
+        raise UserError(
+            f"{path} is not a list of images: folder, name, number and label in each line.",
+            "An array of objects is not read, since it would have to be unpickled.",
+        ) from None
+    if any(label not in (0, 1) or name.startswith("/") or ".." in name.split("/") for name, label in rows):
+        raise UserError(
+            f"{path} names images outside its folder, or labels other than 0 and 1.", "Use another source=."
+        )
+    return rows
+
+
+def _read_images(folder: Path, size: int, rows: list[tuple[str, int]]) -> Part:
+    """The images of some lines; the archive has one empty file, which is left out."""
+    images, labels = [], []
+    for name, label in rows:
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"There is no image {path}.", "The archive is not completely unpacked.")
+        content = path.read_bytes()
+        if not content:
+            continue
+        image = read_png(content, str(path))
+        if image.shape != (size, size):
+            raise UserError(f"{path} has {image.shape[1]} x {image.shape[0]} pixels, not {size} x {size}.")
+        images.append(image)
+        labels.append(label)
+    return np.array(images, dtype=np.uint8).reshape(-1, size, size), np.array(labels, dtype=np.int64)
+
+
+def _workers(config: _Output, items: int, *, worth: int) -> int:
+    """How many processes to use, if `worth` items take as long as one needs to start."""
+    return min(config.workers or available_cores(), max(1, items // worth))
+
+
+def _rate(count: int, started: float, what: str) -> str:
+    seconds = time.perf_counter() - started
+    return f"{count:,} {what} in {seconds:.0f} s, {count / seconds:,.0f} a second"
