@@ -31,7 +31,8 @@ SHIPPED = {
     *("enwik8_base", "enwik8_synth", "enwik8_xl", "ptb_word", "shakespeare_chars", "wikipedia_bytes"),
     *("wikitext103_adaptive", "wikitext103_base", "wikitext103_synth"),
     *(f"lra_{task}_{protocol}" for task in ("listops", "text", "image") for protocol in ("tay", "small", "s4")),
-    "mlm_wikitext",
+    *("imdb", "ag_news", "mlm_imdb", "mlm_ag_news", "mlm_wikitext"),
+    *("mini_listops", "mini_text", "mini_image", "mini_pathfinder"),
 }
 LABELLED = {"classification": ("",), "matching": (".first", ".second")}
 """Task → the suffixes of its sides in a data-bin."""
