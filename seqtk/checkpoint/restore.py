@@ -49,8 +49,12 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     )
 
 
-def load_latest(folder: Path) -> tuple[Checkpoint, str]:
+def load_latest(folder: Path, *, gather: Callable[[str], list[str]]) -> tuple[Checkpoint, str]:
     """Reads a checkpoint, or if it is damaged the newest older one that is not.
+
+    Args:
+        folder: The checkpoint.
+        gather: Returns the values of all processes, which then read the same one.
 
     Returns:
         The checkpoint, and a line that says what is damaged; empty if nothing is.
@@ -66,6 +70,8 @@ def load_latest(folder: Path) -> tuple[Checkpoint, str]:
         except UserError as error:
             errors.append(error)
             continue
+        oldest = min(gather(place.name))
+        checkpoint = checkpoint if place.name == oldest else load_checkpoint(folder.with_name(oldest))
         why = " ".join(line for error in errors for line in str(error).splitlines()[:1])
         return checkpoint, f"{why} Using the checkpoint before it, {place.name}." if errors else ""
     advice = "There is no older checkpoint: set another save_dir to start a new run."

@@ -1,5 +1,6 @@
 """seqtk-train: train a model from a recipe."""
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ from seqtk.utils.errors import UserError
 
 if TYPE_CHECKING:
     from seqtk.training.config import TrainConfig
+    from seqtk.training.trainer import Result
 
 
 def _config_type() -> "type[TrainConfig]":
@@ -37,11 +39,27 @@ def main(config: "TrainConfig") -> None:
         for line in dry_run(config):
             print(line)
         return
-    from seqtk.training.trainer import train
-
-    stopped_by = train(config).signal
+    stopped_by = _train(config).signal
     if stopped_by:
         sys.exit(128 + stopped_by)
+
+
+def _train(config: "TrainConfig") -> "Result":
+    """Trains. torchrun then ends with the traceback of the process that failed first."""
+    from seqtk.training.parallel import LostProcessError
+    from seqtk.training.trainer import train
+
+    try:
+        return train(config)
+    except Exception as error:
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:
+            from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+            get_error_handler().record_exception(error)
+        if not isinstance(error, LostProcessError):
+            raise
+        print(f"seqtk-train: {error}", file=sys.stderr)  # the process that caused it has the traceback
+        sys.exit(1)
 
 
 def _replay(config: "TrainConfig") -> None:

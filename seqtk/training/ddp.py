@@ -2,8 +2,11 @@
 
 import inspect
 import os
+import signal
+import threading
+import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,12 +19,20 @@ import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from seqtk.config.fields import setting
 from seqtk.training.parallel import Engine, EngineConfig, engines
+
+REPORTING = 3.0
+"""Seconds in which all processes that lost another one say so."""
 
 
 @dataclass(frozen=True)
 class DDPConfig(EngineConfig):
     """Data parallelism: each process holds the whole model, and gradients are averaged."""
+
+    timeout: float = setting(
+        300.0, at_least=1, at_most=1e6, help="Seconds after which all processes end if one does not respond."
+    )
 
 
 @engines.register("ddp", DDPConfig)
@@ -32,10 +43,11 @@ class DDP(Engine):
         super().__init__(config, device=device)
         self._wrapped: nn.Module | None = None
         self.rank, self.size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.timeout = config.timeout if isinstance(config, DDPConfig) else DDPConfig().timeout
         if self.size > 1 and not dist.is_initialized():
             # Numbers of the host travel by gloo in any case, so that adding them never waits for a GPU.
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(minutes=30))
+            dist.init_process_group(backend, timeout=timedelta(seconds=self.timeout))
 
     def wrap(self, step: nn.Module) -> nn.Module:
         if self.size == 1:
@@ -73,6 +85,31 @@ class DDP(Engine):
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
+
+    def lost_processes(self, error: RuntimeError) -> str | None:
+        text = str(error).lower()
+        if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in text):
+            return None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun ends this process while it waits: quietly
+        others = self._silent_processes()
+        named = ", ".join(map(str, others)) or "another one"
+        if "timed out" in text or "timeout" in text:
+            limit = f"parallel.timeout={self.timeout:g} seconds"
+            return f"Process {named} did not respond to process {self.rank} within {limit}."
+        return f"Process {named} has ended, and so process {self.rank} ends."
+
+    def _silent_processes(self) -> list[int]:
+        """Returns the ranks that do not report an error within seconds: those that have ended, or wait for nothing."""
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        with suppress(RuntimeError):  # the store may have ended with its process
+            store = dist.distributed_c10d._get_default_store()
+            store.set(f"seqtk/lost/{self.rank}", "")
+            end = time.monotonic() + REPORTING
+            while time.monotonic() < end and others:
+                time.sleep(0.1)
+                others = [rank for rank in others if not store.check([f"seqtk/lost/{rank}"])]
+        return others
 
     def close(self) -> None:
         if self.size == 1 or not dist.is_initialized():

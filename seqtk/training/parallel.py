@@ -5,8 +5,8 @@ one file: a subclass of `Engine`, registered under the name that `parallel=` sel
 """
 
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,10 @@ from seqtk.utils.errors import UserError
 @dataclass(frozen=True)
 class EngineConfig:
     """The base of every engine's config."""
+
+
+class LostProcessError(Exception):
+    """Another process of the run has ended or does not respond. This one ends too, for no reason of its own."""
 
 
 engines: Registry["Engine"] = Registry("engine", EngineConfig)
@@ -94,8 +98,24 @@ class Engine:
         """Returns this process's shard of `full`, sharded like `like`; the inverse of the method `full`."""
         return full.to(like.device)
 
+    def lost_processes(self, error: RuntimeError) -> str | None:
+        """Says which other processes have caused `error` by ending or by not responding; None for any other error."""
+        return None
+
     def close(self) -> None:
         """Leaves the group of processes."""
+
+
+@contextmanager
+def lost_process_errors(engine: Engine) -> Iterator[None]:
+    """Turns errors of communication into a LostProcessError that names the processes which caused them."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = engine.lost_processes(error)
+        if lost is None:
+            raise
+        raise LostProcessError(lost) from error
 
 
 class TrainStep(nn.Module):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from seqtk.attention import Attention
 from seqtk.checkpoint.model_file import Tensors, set_tensors, tensors_of
-from seqtk.checkpoint.restore import Checkpoint, load_latest, set_optimizer_tensors
+from seqtk.checkpoint.restore import load_latest, set_optimizer_tensors
 from seqtk.checkpoint.run_state import Checkpoints, TrainState, fingerprint, locked, optimizer_tensors
 from seqtk.config import schema
 from seqtk.corpora import demo
@@ -40,7 +40,7 @@ from seqtk.training.interval import OF_WEIGHTS, OVERFLOWS, IntervalSums, interva
 from seqtk.training.logging import Logger, RunInfo
 from seqtk.training.loss_scale import LossScale
 from seqtk.training.non_finite import Origin, Stage, first_bad, origin_of, probing
-from seqtk.training.parallel import Engine, TrainStep, start_engine
+from seqtk.training.parallel import Engine, TrainStep, lost_process_errors, start_engine
 from seqtk.training.replay import Failure, MicroBatch, dropout_seed, to_device, write_replay
 from seqtk.training.resume import check_resumable, format_list
 from seqtk.training.signals import StopSignal, ending_with_launcher
@@ -74,6 +74,7 @@ def train(config: TrainConfig) -> Result:
 
     Raises:
         UserError: If the config or the data do not allow it, if training diverges, or if memory runs out.
+        LostProcessError: If another process of the run has ended or does not respond.
     """
     with prepared(config) as engine:
         lock = locked(Path(config.save_dir)) if engine.is_first else nullcontext()
@@ -92,7 +93,7 @@ def prepared(config: TrainConfig) -> Iterator[Engine]:
     try:
         if config.task.data == demo.DESTINATION:
             demo.ensure()
-        with out_of_memory_errors(engine.device, *smaller_batch(config)):
+        with lost_process_errors(engine), out_of_memory_errors(engine.device, *smaller_batch(config)):
             yield engine
     finally:
         engine.close()
@@ -164,7 +165,7 @@ class Trainer:
         self._has_changes = False
         folder = self.checkpoints.latest()
         if folder is not None:
-            saved, damage = self._load_latest(folder)
+            saved, damage = load_latest(folder, gather=self.engine.gather)
             changed, rates = check_resumable(saved, config, assets=self.task.assets(), corpus=corpus)
             self._set_weights(saved.model.tensors, saved.optimizer, saved.average, source=str(saved.folder))
             self.streams.scatter(saved.streams)
@@ -191,12 +192,6 @@ class Trainer:
             enabled=config.precision == "fp16", device=self.engine.device, saved=self.state.loss_scale
         )
         self._clear_sums()
-
-    def _load_latest(self, folder: Path) -> tuple[Checkpoint, str]:
-        """Reads the same checkpoint in all processes: the oldest that any of them has to use."""
-        saved, damage = load_latest(folder)
-        oldest = min(self.engine.gather(saved.folder.name))
-        return (saved, damage) if saved.folder.name == oldest else load_latest(folder.with_name(oldest))
 
     def fit(self) -> Result:
         """Trains until the configured end, early stopping, or a signal."""
