@@ -18,10 +18,15 @@ from seqtk.attention import State
 from seqtk.checkpoint.model_file import tensors_of
 from seqtk.data.batch import Batch
 from seqtk.training.parallel import Engine, TrainStep
+from seqtk.utils.errors import UserError
 
 MOST_EXAMPLES = 20
 """So many examples are named in an error."""
 LOSS = "the loss"
+
+
+class NotFiniteError(UserError):
+    """The loss or a metric is not a finite number: training has diverged."""
 
 
 class Stage(IntEnum):

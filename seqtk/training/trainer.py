@@ -39,7 +39,7 @@ from seqtk.training.config import TrainConfig
 from seqtk.training.interval import OF_WEIGHTS, OVERFLOWS, IntervalSums, interval_values
 from seqtk.training.logging import Logger, RunInfo
 from seqtk.training.loss_scale import LossScale
-from seqtk.training.non_finite import Origin, Stage, first_bad, origin_of, probing
+from seqtk.training.non_finite import NotFiniteError, Origin, Stage, first_bad, origin_of, probing
 from seqtk.training.parallel import Engine, TrainStep, lost_process_errors, start_engine
 from seqtk.training.replay import Failure, MicroBatch, dropout_seed, to_device, write_replay
 from seqtk.training.resume import check_resumable, format_list
@@ -61,10 +61,6 @@ class Result:
     """The best value of validation.metric."""
     signal: int = 0
     """The signal that stopped the run before its end, or 0."""
-
-
-class NotFiniteError(UserError):
-    """The loss or a metric is not a finite number: training has diverged."""
 
 
 def train(config: TrainConfig) -> Result:
