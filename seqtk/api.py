@@ -50,7 +50,7 @@ def train(recipe: str | TrainConfig | None = None, /, **overrides: Any) -> Run:
 
 
 def train_config(recipe: str | TrainConfig | None = None, /, **overrides: Any) -> TrainConfig:
-    """The configuration that `train` would use."""
+    """Returns the configuration that `train` would use."""
     config = recipe if isinstance(recipe, TrainConfig) else TrainConfig()
     layers: list[compose.Layer] = []
     if isinstance(recipe, str):

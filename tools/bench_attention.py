@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def entrants() -> list[str]:
-    """Every kind; a mixture for each of MIXTURES; and the bare kernel."""
+    """Returns every kind; a mixture for each of MIXTURES; and the bare kernel."""
     kinds = [kind for kind in attentions if kind != "synthesizer_mixture"]
     return ["softmax", "bare", *kinds[kinds.index("softmax") + 1 :], *kinds[: kinds.index("softmax")], *MIXTURES]
 
@@ -110,7 +110,7 @@ def _role(role: str) -> Role:
 
 
 def build(name: str, role: str, *, length: int, arguments: argparse.Namespace) -> nn.Module:
-    """The layer called `name`, made for inputs of `length`, ready to be trained."""
+    """Returns the layer called `name`, made for inputs of `length`, ready to be trained."""
     if name == "bare":
         return Bare(arguments.dim, heads=arguments.heads, causal=role == "causal").to(arguments.device)
     settings = settings_of(name, heads=arguments.heads, max_length=length, dropout=0.0)

@@ -163,8 +163,9 @@ def _dictionary_loop(folder: Path) -> None:
 
 
 def _best(timed: dict[str, Callable[[], object]], rounds: int, *, children: bool = False) -> dict[str, float]:
-    """Returns the seconds of each function's best round: on the clock if its name ends with "workers", else in
-    processor time, which is that of child processes if `children`."""
+    """Returns the seconds of each function's best round.
+
+    They are wall-clock time if the name ends with "workers", else CPU time (of child processes if `children`)."""
     seconds = dict.fromkeys(timed, float("inf"))
     processor_time = _time_of_children if children else time.process_time
     for _ in range(rounds):

@@ -155,7 +155,7 @@ def _trainer(arguments: argparse.Namespace, *, dropout: float) -> Trainer:
 
 
 def _batches(trainer: Trainer) -> Iterator[TranslationBatch]:
-    """The first epoch's batches, as the loop reads them."""
+    """Returns the first epoch's batches, as the loop reads them."""
     order = epoch_batches(trainer.train_set.sizes_ND, trainer.config.batch, seed=1, epoch=1)
     plan = updates(order, position=Position())
     return (loaded[0] for _, loaded in load_updates(plan, trainer.train_set, trainer.task.collate))  # type: ignore[misc]
@@ -251,7 +251,7 @@ class PlainLoop:
         self.precision = precision
 
     def update(self, batch: TranslationBatch) -> Tensor:
-        """One update; the loss per target token."""
+        """Returns one update; the loss per target token."""
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             logits_BTV = self.model(batch)
             loss = functional.cross_entropy(
@@ -317,7 +317,7 @@ def _plain_name(name: str) -> str:
 
 
 def _make_corpus(directory: Path) -> Path:
-    """A data-bin directory of as many pairs as Multi30k has, as long as its pairs are in 8,000 joint BPE tokens."""
+    """Returns a data-bin with as many pairs as Multi30k, of the lengths that 8,000 joint BPE tokens give."""
     random = np.random.default_rng(1)
     vocabulary = Vocabulary([f"word{rank}" for rank in range(VOCABULARY - UNK - 1)])
     first = UNK + 1

@@ -116,12 +116,12 @@ def roles(name: str) -> Role:
 
 
 def where(name: str) -> str:
-    """The places that it takes."""
+    """Returns the places that it takes."""
     return "everywhere" if Role.CAUSAL in roles(name) else "encoder"
 
 
 def settings_of(name: str, contest: Contest) -> list[str]:
-    """The settings that put the layer in its places, with the longest input where it asks for one."""
+    """Returns the settings that put the layer in its places, with the longest input where it asks for one."""
     config_type = attentions.config_type(ENTRANTS[name]["kind"])
     needs_length = "max_length" in {field.name for field in dataclasses.fields(config_type)}
     config = {**ENTRANTS[name], **({"max_length": contest.longest} if needs_length else {})}
@@ -165,7 +165,7 @@ def run(name: str, contest: Contest, arguments: argparse.Namespace) -> dict[str,
 
 
 def _written(config: dict[str, Any]) -> str:
-    """A mapping as it is written on the command line."""
+    """Returns a mapping as it is written on the command line."""
     parts = []
     for key, value in config.items():
         parts.append(f"{key}: [{', '.join(value)}]" if isinstance(value, list) else f"{key}: {value}")

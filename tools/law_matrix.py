@@ -47,7 +47,7 @@ One law uses 2,100 positions, from which layers with linear cost process a few h
 
 
 def page() -> str:
-    """The text of docs/laws.md."""
+    """Returns the text of docs/laws.md."""
     lines = [HEAD, "| law | promise | roles | sizes |", "|---|---|---|---|"]
     for name, law in LAWS.items():
         roles = ", ".join(str(role.name).lower() for role in law.roles)

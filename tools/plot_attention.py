@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def draw(rows: list[dict[str, str]], quantity: str, *, title: str) -> Any:
-    """A panel a family, all with the same axes; softmax is the line at 1."""
+    """Returns a panel a family, all with the same axes; softmax is the line at 1."""
     families = [family for family in dict.fromkeys(row["family"] for row in rows) if _rivals(rows, family)]
     height = math.ceil(len(families) / COLUMNS)
     figure, axes = pyplot.subplots(

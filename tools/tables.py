@@ -38,7 +38,7 @@ def import_everything() -> None:
 
 
 def commands() -> dict[str, str]:
-    """The commands of setup.cfg, each with the first line of its function's docstring."""
+    """Returns the commands of setup.cfg, each with the first line of its function's docstring."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     found = {}
@@ -72,7 +72,7 @@ def members(kind: str) -> list[tuple[str, str]]:
 
 
 def table(kind: str | None) -> str:
-    """One table in Markdown."""
+    """Returns one table in Markdown."""
     if kind is None:
         kinds = [*REGISTRIES, "metric", "recipe", "command"]
         rows = [(kind, ", ".join(f"`{name}`" for name, _ in members(kind))) for kind in kinds]

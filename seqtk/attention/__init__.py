@@ -1,4 +1,4 @@
-"""Attention layers: one file for each family, registered by its import line below."""
+"""Attention layers. Each family has one file, which the imports below register."""
 
 from seqtk.attention import aft as aft
 from seqtk.attention import bigbird as bigbird

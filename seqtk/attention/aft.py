@@ -2,7 +2,7 @@
 
     y_t = out(σ(q_t) ⊙ Σ_s exp(k_s + w_ts) ⊙ v_s / Σ_s exp(k_s + w_ts))        over real s, causal: s <= t
 
-w_ts is 0 in `aft_simple`, a product of trained vectors in `aft_full`, and that for |t - s| < W in `aft_local`.
+w_ts is 0 in `aft_simple` and a product of learned vectors in `aft_full`. `aft_local` has it for |t - s| < W only.
 
 B batch, T length (S as keys), D width, L longest input, K rank of the position biases, W window, N blocks of W, J keys
 of a block and its neighbours.
@@ -37,8 +37,8 @@ class AftSimpleConfig(AttentionConfig):
 class AftSimple(Attention):
     """y_t = out(σ(q_t) ⊙ Σ_s exp(k_s) ⊙ v_s / Σ_s exp(k_s)) (section 3.2). Parameters: 4 D² (+ 4 D bias).
 
-    O(T D) time and memory beside the projections; a step is O(D). Each causal sum is scaled by the largest key so far,
-    so no key, however large, affects what comes before it.
+    O(T D) time and memory besides the projections; a step takes O(D). Each causal sum is scaled by the largest key so
+    far, so no key, however large, affects earlier positions.
     """
 
     roles = Role.ENCODER | Role.CAUSAL
@@ -70,27 +70,27 @@ class AftSimple(Attention):
             means,
             LazyProjection(x_BTD, self.key),
             LazyProjection(x_BTD, self.value),
-            heads=self.dim,  # each channel is computed alone
+            heads=self.dim,  # channels are independent
             extra_params=weights,
         )
         return self.gate(x_BTD, mean_BTD), None
 
     def weights(self, length: int) -> tuple[Tensor, ...]:
-        """The factors of exp(key) between positions, the same for all channels, in float32 or wider."""
+        """Returns the factors of exp(key) for pairs of positions, shared by all channels, in float32 or wider."""
         return ()
 
     def means(self, key_BTD: Tensor, value_BTD: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-        """The weighted mean at each position, BTD, or B1D if it is the same at all."""
+        """Returns the weighted mean at each position, BTD, or B1D if all positions have the same mean."""
         if self.role is Role.CAUSAL:
             return cumulative(LogSumExpAccumulator.of(key_BTD, value_BTD)).mean
         return (key_BTD.softmax(1) * value_BTD).sum(1, keepdim=True)
 
     def keys_and_values(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """key_BTD and value_BTD in float32 or wider."""
+        """Returns key_BTD and value_BTD in float32 or wider."""
         return to_fp32(self.key(x_BTD)), to_fp32(self.value(x_BTD))
 
     def gate(self, x_BTD: Tensor, mean_BTD: Tensor) -> Tensor:
-        """The output for these weighted means."""
+        """Returns the gated output for these weighted means."""
         return self.out(self.query(x_BTD).sigmoid() * mean_BTD.to(self.out.weight.dtype))  # type: ignore[no-any-return]
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
@@ -122,7 +122,7 @@ class AftFull(Resizable, AftSimple):
 
     def __init__(self, config: AftFullConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
-        deviation = (0.01 / config.rank) ** 0.25  # gives the elements of u vᵀ a deviation of 0.1
+        deviation = (0.01 / config.rank) ** 0.25  # gives the elements of u vᵀ a standard deviation of 0.1
         self.position_query = nn.Parameter(torch.randn(config.max_length, config.rank) * deviation)
         self.position_key = nn.Parameter(torch.randn(config.max_length, config.rank) * deviation)
 
@@ -131,7 +131,7 @@ class AftFull(Resizable, AftSimple):
         return int(self.config.max_length)
 
     def weights(self, length: int) -> tuple[Tensor, ...]:
-        """exp(w_TT), each row divided by its largest element, or by 1 if that is larger."""
+        """Returns exp(w_TT), each row divided by its largest element or by 1, whichever is larger."""
         with without_autocast(self.position_key):
             query_TK, key_TK = (to_fp32(factor[:length]) for factor in (self.position_query, self.position_key))
             bias_TT = query_TK @ key_TK.T
@@ -157,7 +157,7 @@ class AftFull(Resizable, AftSimple):
         return self.gate(x_B1D, now.mean), state.advance(kept)
 
     def last_bias(self, length: int, *, first: int) -> Tensor:
-        """w_1S of the last of `length` positions, for the positions from `first` to itself."""
+        """Returns w_1S of the last of `length` positions for the positions from `first` on."""
         return to_fp32(self.position_query[length - 1 : length]) @ to_fp32(self.position_key[first:length]).T
 
 
@@ -173,14 +173,14 @@ class AftLocal(AftFull):
     """`AftFull` with w_ts = 0 for |t - s| >= W; all positions are still seen (section 3.2).
 
     Parameters: 4 D² (+ 4 D bias) + 2 L K. O(T W D) time, O(T W + T D) memory; a step is O(W D). Inputs longer than W
-    are cut into blocks of W: positions in the block and its neighbours have biases, and blocks farther away enter as
-    one sum each.
+    are split into blocks of W. Positions in the block and its neighbours have biases; each block farther away
+    contributes one sum.
     """
 
     subquadratic = True
 
     def weights(self, length: int) -> tuple[Tensor, ...]:
-        """As `AftFull`; if longer than W, exp(w) of near blocks, of all others, and (causal) of the own block."""
+        """Returns `AftFull`'s weights; beyond length W, exp(w) of near, other and (causal) the same block."""
         window, causal = self.config.window, self.role is Role.CAUSAL
         if length <= window:
             return super().weights(length)
@@ -213,7 +213,7 @@ class AftLocal(AftFull):
     def _other_blocks(
         self, key_BNWD: Tensor, value_BNWD: Tensor, near_NWJ: Tensor, far_NW1: Tensor
     ) -> LogSumExpAccumulator:
-        """The sums over near blocks with their biases and all others without; causal: over earlier blocks only.
+        """Returns the sums over near blocks, with biases, and all others, without; if causal, over earlier blocks only.
 
         The scale is the largest key of all blocks, or of all earlier ones.
         """
@@ -235,7 +235,7 @@ class AftLocal(AftFull):
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
         empty_B0D = to_fp32(self.key.weight).new_zeros(batch, 0, self.dim)
-        # The keys and values of the window; the sums of older positions; `past` is empty, its length is the position.
+        # The state: keys and values of the window, sums of older positions, and `past`, whose length counts them.
         return StepState(
             dynamic={"key": empty_B0D, "value": empty_B0D, "past": empty_B0D[..., :0], "log": None, "mean": None}
         )
@@ -253,7 +253,7 @@ class AftLocal(AftFull):
         older = None if kept["log"] is None else LogSumExpAccumulator.of(kept["log"], kept["mean"])
         if older is not None:
             now = now.merge(LogSumExpAccumulator(older.scale - top_11, older.total, older.sum))
-        if key_BSD.shape[1] == self.config.window:  # the oldest position leaves the window
+        if key_BSD.shape[1] == self.config.window:  # add the position that leaves the window to the sums
             oldest = LogSumExpAccumulator.of(key_BSD[:, :1], value_BSD[:, :1])
             older = oldest if older is None else older.merge(oldest)
             key_BSD, value_BSD = key_BSD[:, 1:], value_BSD[:, 1:]
@@ -263,10 +263,10 @@ class AftLocal(AftFull):
 
 
 def _top(bias_TS: Tensor) -> Tensor:
-    """The largest bias of each row, at least 0: positions without a bias have a weight, too."""
+    """Returns the largest bias of each row, but at least 0, the bias of positions outside the window."""
     return bias_TS.detach().amax(-1, keepdim=True).clamp(min=0)
 
 
 def _shift_blocks(x_NWK: Tensor, by: int) -> Tensor:
-    """At each block the one before (`by` = 1) or after it (-1)."""
+    """Returns the blocks shifted by one: each position holds the block before it (`by` = 1) or after it (-1)."""
     return functional.pad(x_NWK, (0, 0, 0, 0, by, -by))

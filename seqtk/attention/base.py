@@ -1,4 +1,4 @@
-"""The contract of attention layers: one class, up to three roles, a parallel form and a step form that agree.
+"""The interface of attention layers: one class with up to three roles, a parallel form and an equal step form.
 
 B batch, T query length, S key length, D width of the layer, M width of the memory.
 """
@@ -19,21 +19,21 @@ State = Any
 
 
 class Role(enum.Flag):
-    """The place of a layer in a model. An instance has one role for life."""
+    """The place of a layer in a model. The role of an instance never changes."""
 
     ENCODER = enum.auto()
     """Self-attention in both directions."""
     CAUSAL = enum.auto()
     """Self-attention in which position t sees positions <= t; later positions never change earlier outputs."""
     CROSS = enum.auto()
-    """Queries attend to a memory of another length."""
+    """Cross-attention: queries attend to a memory, the encoder output, of another length."""
 
 
 class Scope(enum.Enum):
-    """Which call takes the state that `forward` returns."""
+    """Which later call receives the state that `forward` returns."""
 
     NONE = enum.auto()
-    """No call: the state is None."""
+    """None. The state is None."""
     LAYER = enum.auto()
     """The next layer of the encoder stack with this scope (Luna's packed memory)."""
     SEGMENT = enum.auto()
@@ -53,7 +53,7 @@ class StepState:
     """Leaves that each step replaces, such as the cache of self-attention."""
 
     def advance(self, dynamic: State) -> "StepState":
-        """The state after a step: the same static leaves, new dynamic ones."""
+        """Returns the state after a step: the same static leaves, new dynamic ones."""
         return StepState(self.static, dynamic)
 
 
@@ -82,7 +82,7 @@ class Attention(nn.Module):
 
     roles: ClassVar[Role]
     scope: ClassVar[Scope] = Scope.NONE
-    """What the state that `forward` returns is for; LAYER applies to encoders, SEGMENT to causal layers."""
+    """The use of the state that `forward` returns. LAYER applies to encoders, SEGMENT to causal layers."""
     subquadratic: bool = False
     """True if time and memory grow more slowly than the square of the length."""
     slot: str = "attention"
@@ -117,17 +117,18 @@ class Attention(nn.Module):
         return None
 
     def aux_loss(self) -> Tensor | None:
-        """A penalty on the weights that is added to the training loss once per update, or None."""
+        """Returns a penalty on the weights that is added to the training loss once per update, or None."""
         return None
 
     def after_update(self, update: int, generator: torch.Generator) -> None:
-        """Called after each training update; the first is 1. Layers with random features redraw them here.
+        """Runs after each training update, counted from 1. Layers with random features redraw them here.
 
-        The generator is on the CPU. It is the same in all processes and after a resume; layers draw from it in turn.
+        The generator is on the CPU. It is the same in all processes and after a resume; all layers draw from it in
+        order.
         """
 
     def monitored(self) -> dict[str, float]:
-        """Scalars to log during training, by name."""
+        """Returns scalars to log during training, by name."""
         return {}
 
     def forward(
@@ -139,10 +140,10 @@ class Attention(nn.Module):
             x_BTD: The inputs; queries in cross-attention.
             memory_BSM: The encoder output, for CROSS only.
             pad_BS: True at padding.
-            state: What the previous call returned, as `scope` says. None: this is the first.
+            state: The state that the previous call (see `scope`) returned. None: this is the first call.
 
         Returns:
-            (y_BTD, state). The state is None unless `scope` says otherwise.
+            (y_BTD, state). The state is None if `scope` is NONE.
         """
         raise NotImplementedError
 
@@ -155,13 +156,13 @@ class Attention(nn.Module):
         raise NotImplementedError
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
-        """The state before the first token of `batch` rows. CROSS projects its memory here, once."""
+        """Returns the state before the first token of `batch` rows. CROSS projects its memory here, once."""
         return StepState(static={"memory": memory_BSM, "pad": pad_BS})
 
     def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
         """Computes the next position.
 
-        This default is correct for every layer but slow: it runs `forward` on the whole prefix.
+        This default works for every layer, but is slow: it runs `forward` on the whole prefix.
 
         Returns:
             (y_B1D, state after the token).

@@ -23,17 +23,19 @@ class BigBirdConfig(QKVConfig):
 
     block: int = setting(64, at_least=1, help="Positions in a block.")
     global_blocks: int = setting(1, at_least=1, help="The first blocks, which see every position and are seen by all.")
-    random_blocks: int = setting(3, at_least=1, help="Further blocks that each block sees, drawn for each head.")
-    seed: int = setting(0, at_least=0, help="Seed of the random blocks. Layers with other seeds see other blocks.")
+    random_blocks: int = setting(3, at_least=1, help="Further blocks that each block sees, drawn per head.")
+    seed: int = setting(
+        0, at_least=0, help="Seed of the random blocks. Layers with different seeds see different blocks."
+    )
 
 
 @attentions.register("bigbird", BigBirdConfig)
 class BigBirdAttention(HeadwiseAttention):
     """softmax(Q Kᵀ / √E) V over the query's block, its neighbours, the G global blocks and R random blocks.
 
-    The global blocks are the first ones (ITC). The paper stores its random blocks in a table. seqtk's are a function of
+    The global blocks are the first ones (ITC). The paper stores its random blocks in a table. seqtk computes them from
     (`seed`, head, block) and the number of blocks of the row, so they exist at every length: the blocks that are
-    neither near nor global are cut into R equal ranges, and a 32-bit hash picks one of each range.
+    neither near nor global are split into R equal ranges, and a 32-bit hash picks one block per range.
 
     Parameters: 4 D² (+ 4 D bias). O(T C (3 + G + R) D) time and memory. ENCODER only: the paper has no causal form.
     """
@@ -58,7 +60,7 @@ class BigBirdAttention(HeadwiseAttention):
     def _attend_in_blocks(
         self, heads: slice, query_BHTE: Tensor, key_BHTE: Tensor, value_BHTE: Tensor, pad_BT: Tensor
     ) -> Tensor:
-        """The outputs of all positions from the blocks that they see; those of global positions are not valid."""
+        """Returns the outputs of all positions from the blocks that they see; invalid at global positions."""
         index_BHNP, seen_BHNK = self._seen_blocks(heads, pad_BT)
 
         def keys(x_BHTE: Tensor) -> Tensor:
@@ -70,13 +72,15 @@ class BigBirdAttention(HeadwiseAttention):
         return y_M1CE.view(*query_BHTE.shape[:2], -1, query_BHTE.shape[3])
 
     def _seen_blocks(self, heads: slice, pad_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """block_BHNP, the near, global and random blocks that each block sees, and seen_BHNK of their positions."""
+        """Returns block_BHNP, the blocks that each block sees, and seen_BHNK, True for their visible positions."""
         config, device = self.config, pad_BT.device
         real_BNC = ~in_blocks(pad_BT, config.block, fill=True)
         batch, blocks = real_BNC.shape[:2]
         random_BHNR, chosen_BHNR = self._random_blocks(heads, (~pad_BT).sum(1), blocks)
         near_N3 = torch.arange(blocks, device=device)[:, None] + torch.arange(-1, 2, device=device)
-        is_near_N3 = (near_N3 >= config.global_blocks) & (near_N3 < blocks)  # a global block is seen once, as global
+        is_near_N3 = (near_N3 >= config.global_blocks) & (
+            near_N3 < blocks
+        )  # a near block that is global counts once, as global
         global_NG = torch.arange(min(config.global_blocks, blocks), device=device).expand(blocks, -1)
         fixed_NF = torch.cat([near_N3.clamp(0, blocks - 1), global_NG], 1)
         is_fixed_NF = torch.cat([is_near_N3, torch.ones_like(global_NG, dtype=torch.bool)], 1)
@@ -87,7 +91,7 @@ class BigBirdAttention(HeadwiseAttention):
         return index_BHNP, (real_BNC[row_B111, index_BHNP] & is_seen_BHNP[..., None]).flatten(3)
 
     def _random_blocks(self, heads: slice, length_B: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
-        """block_BHNR, and chosen_BHNR, False where a row has too few blocks."""
+        """Returns the random blocks, block_BHNR, and chosen_BHNR, False where a row has too few blocks."""
         config, device = self.config, length_B.device
         block_N1 = torch.arange(blocks, device=device)[:, None]
         range_R = torch.arange(config.random_blocks, device=device)
@@ -95,7 +99,7 @@ class BigBirdAttention(HeadwiseAttention):
         last_B111 = (-(-length_B // config.block) - 1)[:, None, None, None]
         near_from = (block_N1 - 1).clamp(min=config.global_blocks)
         near_count = (torch.minimum(block_N1 + 1, last_B111) - near_from + 1).clamp(min=0)
-        count = (last_B111 + 1 - config.global_blocks - near_count).clamp(min=0)  # blocks to choose from
+        count = (last_B111 + 1 - config.global_blocks - near_count).clamp(min=0)  # the number of blocks to choose from
         noise_HNR = hash32(
             hash32(hash32(hash32(torch.zeros_like(head_H11) + config.seed) + head_H11) + block_N1) + range_R
         )
@@ -103,12 +107,12 @@ class BigBirdAttention(HeadwiseAttention):
         again_BHNR = torch.zeros_like(index_BHNR, dtype=torch.bool)
         again_BHNR[..., 1:] = index_BHNR[..., 1:] == index_BHNR[..., :-1]
         place_BHNR = index_BHNR + config.global_blocks
-        place_BHNR = place_BHNR + near_count * (place_BHNR >= near_from)  # skips the near blocks
+        place_BHNR = place_BHNR + near_count * (place_BHNR >= near_from)  # skip the near blocks
         return place_BHNR.clamp(max=blocks - 1), (count > 0) & ~again_BHNR
 
 
 def hash32(x: Tensor) -> Tensor:
-    """A 32-bit hash of the lowest 32 bits of each integer: two rounds of shift, exclusive or and product."""
+    """Returns a 32-bit hash of the lowest 32 bits of each integer: two rounds of shift, XOR and product."""
     x = x & 0xFFFFFFFF
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
@@ -116,7 +120,7 @@ def hash32(x: Tensor) -> Tensor:
 
 
 def _gather_blocks(x_BHNCE: Tensor, index_BHNP: Tensor) -> Tensor:
-    """x_MPCE: for each block a copy of the blocks at its indices."""
+    """Returns x_MPCE, copies of the blocks at the indices of each block."""
     batch, heads, blocks, picks = index_BHNP.shape
     before_BH11 = torch.arange(0, batch * heads * blocks, blocks, device=index_BHNP.device).view(batch, heads, 1, 1)
     place_I = (before_BH11 + index_BHNP).flatten()

@@ -25,7 +25,7 @@ Temperature = Literal["unit", "sqrt", "learn"]
 
 @dataclass(frozen=True)
 class ConvLunaConfig(LunaConfig):
-    """Luna with keys and values that are filtered along time: Luna's cost and O(T K D) more."""
+    """Luna with a filter over the positions of keys and values: Luna's cost plus O(T K D)."""
 
     tie_kv: bool = setting(False, help="Compute keys and values with one projection.")
     filter: Literal["conv", "max_pool", "mean_pool", "none"] = setting(
@@ -49,14 +49,14 @@ class ConvLuna(Luna):
     Pack: Y = softmax(P Wq' f(C Wk')ᵀ / τ) f(C Wv') per head; unpack as in Luna, with another τ. τ is 1, √E, or the exp
     of a trained scalar.
 
-    The filter f slides over time within a head. `conv`: Σ_i w_i c_(t+i) with K weights per head, the same for all its
-    dimensions and for keys and values, from U(-1/√K, 1/√K); positions outside the row count as 0. The poolings are over
-    the positions that exist. At stride 1 windows are centred, with (K - 1) // 2 positions before; at a larger stride
-    window j starts at position j · stride, for every such position in the row. (The authors' code drops an incomplete
-    last window, so that a short row has none.)
+    The filter f slides over the positions within a head. `conv`: Σ_i w_i c_(t+i) with K weights per head, shared by its
+    dimensions and by keys and values, initialized from U(-1/√K, 1/√K); positions outside the row count as 0. Pooling
+    ignores positions outside the row. At stride 1 windows are centred, with (K - 1) // 2 positions before; at a larger
+    stride window j starts at position j · stride, for every such position in the row. (The authors' code drops an
+    incomplete last window, so a short row has no window.)
 
-    The causal form is seqtk's: windows end at their own position, and Luna's causal form follows; stride 1 only. A step
-    costs O(P D + K D).
+    The paper has no causal form. In seqtk's, each window ends at its own position, and Luna's causal form follows;
+    stride 1 only. A step costs O(P D + K D).
 
     `sharing=qkv`: pack and unpack have the same query, key and value weights. `sharing=simplified`, which the authors
     ran: the same query, key and output weights (Y goes through `out`, except CAUSAL), and values are the context
@@ -111,7 +111,7 @@ class ConvLuna(Luna):
         return names
 
     def monitored(self) -> dict[str, float]:
-        """The learned temperatures."""
+        """Returns the learned temperatures."""
         logs = {part: getattr(self, f"log_{part}_temperature") for part in ("pack", "unpack")}
         return {f"{part}_temperature": float(log.detach().exp()) for part, log in logs.items() if log is not None}
 
@@ -146,7 +146,7 @@ class ConvLuna(Luna):
         return 1.0 if getattr(self.config, f"{part}_temperature") == "unit" else super().scale(part)
 
     def filtered(self, x_BHSE: Tensor, heads: slice, pad_BS: Tensor | None) -> Tensor:
-        """x_BHNE, one for each window; 0 where its first position (at stride 1, its own) is padding."""
+        """Returns x_BHNE, one vector per window; 0 if the window's first position (stride 1: its centre) is padding."""
         if self.config.filter == "none":
             return x_BHSE
         size, stride, length = self.config.kernel_size, self.config.stride, x_BHSE.shape[2]

@@ -1,13 +1,13 @@
-"""Lightweight and dynamic convolution (Wu et al. 2019, arXiv 1901.10430, section 3), in place of self-attention.
+"""Lightweight and dynamic convolution (Wu et al. 2019, arXiv 1901.10430, section 3), which replace self-attention.
 
     y_t = out(Σ_k w_t[k] v_{t + k - before})        v = GLU(value(x))
 
 w_t is one kernel per head, shared by the channels of the head, and a softmax over its K taps. Taps beyond the ends of a
 row, or on padding, read zeros, and the softmax still counts them.
 
-There is no T × T matrix and no copy of the input per tap. A row is cut into chunks of C positions; a chunk reads a
-window of C + K - 1 positions, and its convolution is a product with a band matrix of that width, which costs
-(C + K - 1) / K times the arithmetic but runs at the speed of matrix products.
+No T × T matrix and no copy of the input per tap is created. A row is split into chunks of C positions. A chunk reads a
+window of C + K - 1 positions, and its convolution is a product with a band matrix of that width. This takes (C + K - 1)
+/ K times the arithmetic, but runs at the speed of matrix products.
 
 B batch, T length, D width of the layer, H heads, E = D / H, K taps, N chunks of C positions, W = C + K - 1.
 """
@@ -27,7 +27,7 @@ from seqtk.ops.depthwise import depthwise
 from seqtk.ops.head_checkpoint import LazyProjection, checkpoint_over_heads
 
 CHUNK = 32
-"""Positions per band matrix in long rows."""
+"""The number of positions per band matrix in long rows."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,11 @@ class ConvolutionConfig(QKVConfig):
 
     dropout: float = probability(0.0, help="Dropout of the kernel's taps after their softmax (DropConnect).")
     kernel_size: int = setting(
-        31, at_least=1, help="Taps of the kernel. Half lie on either side in an encoder, all in the past in a decoder."
+        31,
+        at_least=1,
+        help="Taps of the kernel. In an encoder half are on each side, in a decoder all are in the past.",
     )
-    glu: bool = setting(True, help="Gate the input projection: it is twice as wide, and a gated linear unit halves it.")
+    glu: bool = setting(True, help="Gate the input projection with a gated linear unit, which doubles its width.")
     weight_softmax: bool = setting(True, help="Normalize the taps of a kernel with a softmax.")
     input_dropout: float = probability(0.0, help="Dropout of the layer's input.")
 
@@ -61,20 +63,20 @@ class Convolution(HeadedAttention):
         self.input_dropout, self.dropout = Dropout(config.input_dropout), Dropout(config.dropout)
 
     def values(self, x_BTD: Tensor) -> Tensor:
-        """v_BTD, the input of the convolution."""
+        """Returns v_BTD, the input of the convolution."""
         v_BTD: Tensor = self.value(self.input_dropout(x_BTD))
         return functional.glu(v_BTD, dim=-1) if self.config.glu else v_BTD
 
     def normalize(self, kernels: Tensor) -> Tensor:
-        """Kernels, taps last, after softmax and dropout."""
+        """Returns the kernels (taps last) after softmax and dropout."""
         return self.dropout(kernels.softmax(-1) if self.config.weight_softmax else kernels)  # type: ignore[no-any-return]
 
     def convolve(self, v_BTD: Tensor) -> Tensor:
-        """y_BTD, all positions at once."""
+        """Returns y_BTD, the convolution at all positions."""
         raise NotImplementedError
 
     def convolve_once(self, window_BKHE: Tensor) -> Tensor:
-        """y_BHE at the last position of a window."""
+        """Returns y_BHE, the convolution at the last position of a window."""
         raise NotImplementedError
 
     def forward(
@@ -94,10 +96,10 @@ class Convolution(HeadedAttention):
         return self.out(y_BHE.flatten(1)[:, None]), state.advance({"past": window_BKD[:, 1:]})
 
     def windows(self, v_BTD: Tensor, *, chunk: int) -> Tensor:
-        """v_BHNWE, the window that each chunk reads; zeros beyond the ends of the rows."""
+        """Returns v_BHNWE, the window that each chunk reads; zeros beyond the ends of the rows."""
         taps, length = self.config.kernel_size, v_BTD.shape[1]
         chunks = (length + chunk - 1) // chunk
-        further = (taps + chunk - 2) // chunk  # chunks that a window reaches beyond the first
+        further = (taps + chunk - 2) // chunk  # the number of chunks that a window covers after its first
         after = (chunks + further) * chunk - length - self.before
         v_BHTE = functional.pad(self.split(v_BTD), (0, 0, self.before, after))
         if chunks == 1:
@@ -110,14 +112,14 @@ class Convolution(HeadedAttention):
 
 @dataclass(frozen=True)
 class LightweightConvConfig(ConvolutionConfig):
-    """Lightweight convolution: a trained kernel per head; 3 D² + H K weights, O(T K D) time."""
+    """Lightweight convolution: a learned kernel per head; 3 D² + H K weights, O(T K D) time."""
 
 
 @attentions.register("lightweight_conv", LightweightConvConfig)
 class LightweightConv(Convolution):
     """w = softmax(kernel_h), the same at all positions (section 3.1). Parameters: `Convolution` + H K.
 
-    Dropout removes a tap at all positions at once.
+    Dropout removes a tap at all positions.
     """
 
     def __init__(self, config: LightweightConvConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
@@ -156,7 +158,7 @@ class DynamicConv(Convolution):
         self.kernel = nn.Linear(dim, self.heads * config.kernel_size, bias=False)
 
     def taps(self, kernels_BTX: Tensor) -> Tensor:
-        """The kernels of some heads at each position, BTHK."""
+        """Returns the kernels at each position, BTHK, for the heads in `kernels_BTX`."""
         return self.normalize(kernels_BTX.view(*kernels_BTX.shape[:-1], -1, self.config.kernel_size))
 
     def convolve(self, v_BTD: Tensor) -> Tensor:
@@ -169,7 +171,7 @@ class DynamicConv(Convolution):
         )
 
     def _convolve_heads(self, _: slice, v_BTD: Tensor, kernels_BTX: Tensor) -> Tensor:
-        """y_BTD of some heads; their kernels are side by side in X."""
+        """Returns y_BTD of some heads, whose kernels are concatenated in X."""
         length = v_BTD.shape[1]
         chunk = chunk_for(length)
         chunks = (length + chunk - 1) // chunk
@@ -184,13 +186,13 @@ class DynamicConv(Convolution):
 
 
 def chunk_for(length: int) -> int:
-    """The size of chunks: a short row is one chunk, so that no large part of a last chunk is empty."""
+    """Returns the chunk size. A short row is one chunk, because a larger chunk would be mostly empty."""
     return length if length <= CHUNK * 3 // 2 else CHUNK
 
 
 def band(kernels_CK: Tensor) -> Tensor:
-    """band_CW: row c has the taps of position c at columns c to c + K - 1, else zeros. Leading dimensions are free."""
+    """Returns band_CW (any leading dimensions), whose row c has the taps of position c from column c on."""
     chunk, taps = kernels_CK.shape[-2:]
-    # Each kernel is followed by C zeros. Read as rows one element shorter, each row starts one column further right.
+    # Append C zeros to each kernel. In a view with rows one element shorter, each row starts one column further right.
     flat = functional.pad(kernels_CK, (0, chunk)).flatten(-2)
     return flat[..., : chunk * (chunk + taps - 1)].view(*kernels_CK.shape[:-1], chunk + taps - 1)

@@ -29,7 +29,7 @@ class CosformerConfig(KernelConfig):
 class CosformerAttention(KernelAttention):
     """Weights relu(q_t) · relu(k_s) cos(π/2 (t - s) / L), L = max_length; denominators are at least 1e-6 (section 3.2).
 
-    As cos(a - b) = cos a cos b + sin a sin b, φ(x_t) = [relu(x) cos(π t / 2L), relu(x) sin(π t / 2L)], R = 2 E. The
+    Since cos(a - b) = cos a cos b + sin a sin b, φ(x_t) = [relu(x) cos(π t / 2L), relu(x) sin(π t / 2L)], R = 2 E. The
     official code sets L to the longest row of the batch, which makes a row depend on other rows and on the future;
     seqtk's L is a constant. In cross-attention t and s count from the starts of the two sequences. No parameters
     besides the projections. O(T E D) time, O(T D) memory.
@@ -49,7 +49,7 @@ class CosformerAttention(KernelAttention):
         return sum_BHT1.clamp(min=EPSILON)
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
-        # The number of steps is the length of a tensor without elements, so that reading it does not wait for a device.
+        # The length of an empty tensor counts the steps, because reading it does not wait for the device.
         state = super().start(batch, memory_BSM, pad_BS=pad_BS)
         return state.advance({**(state.dynamic or {}), "done": self.out.weight.new_empty(batch, 0, 0)})
 

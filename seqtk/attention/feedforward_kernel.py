@@ -1,4 +1,4 @@
-"""Linear-time attention with a trained feature map: a small network without biases in each head.
+"""Linear-time attention with a learned feature map, a small network without biases per head.
 
 Yorsh and Kovalenko 2022, arXiv 2211.04076, "Linear Self-Attention Approximation via Trainable Feedforward Kernel".
 
@@ -27,7 +27,7 @@ ORTHOGONAL = ("linear", "oglu", "aoglu")
 
 @dataclass(frozen=True)
 class FeedForwardKernelConfig(KernelConfig):
-    """Linear attention with a trained feature map: O(D² / H) more weights than dot-product, O(T D² / H) time."""
+    """Linear attention with a learned feature map: O(D² / H) more weights than dot-product, O(T D² / H) time."""
 
     kernel: Kernel = setting(
         "oglu",
@@ -43,16 +43,16 @@ class FeedForwardKernelConfig(KernelConfig):
 
 @attentions.register("feedforward_kernel", FeedForwardKernelConfig)
 class FeedForwardKernelAttention(KernelAttention):
-    """φ(x) = g_n(… g_1(x)) for queries and keys alike. In each head g_i is, without biases:
+    """Linear attention with φ(x) = g_n(… g_1(x)) for queries and keys. In each head g_i is, without biases:
 
     ffn, linear: a(x W); glu, oglu: a(x W) ⊙ sigmoid(x U); aoglu: a(x W) ⊙ sigmoid(x A B) with A E × K, B K × E,
     K = max(1, E/4); a is softplus in the last stage and the identity in the others. In `linear`, `oglu` and `aoglu`
     W starts orthogonal, and `aux_loss` keeps it near: λ · mean((W Wᵀ - I)²) over heads and elements, summed over
     stages.
 
-    The paper and its code also divide φ by √E, which cancels in the quotient, as there is no epsilon. The causal and
-    the cross form are seqtk's: the same sums over the past, or over a memory. Parameters of n stages: n H E² (ffn,
-    linear), 2 n H E² (glu, oglu), n H (E² + 2 E K) (aoglu). O(T E D) time, O(T D) memory.
+    The paper and its code also divide φ by √E, which cancels in the quotient, as there is no epsilon. The paper has no
+    causal and no cross form. seqtk's take the same sums over the past, or over a memory. Parameters of n stages: n H E²
+    (ffn, linear), 2 n H E² (glu, oglu), n H (E² + 2 E K) (aoglu). O(T E D) time, O(T D) memory.
     """
 
     def __init__(self, config: FeedForwardKernelConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
@@ -92,7 +92,7 @@ class Stage(nn.Module):
             self.gate = nn.ParameterList(matrices(heads, *shape) for shape in shapes)
 
     def forward(self, x_BHTE: Tensor, heads: slice, *, positive: bool = False) -> Tensor:
-        """The outputs of some heads; softplus of them, in float32 or wider, if `positive`."""
+        """Returns the outputs of some heads, or if `positive` their softplus, in float32 or wider."""
         x_BHTE = dropout(x_BHTE, self.dropout if self.training else 0.0)
         y_BHTE = x_BHTE @ self.matrix_HEE[heads]
         if positive:
@@ -104,7 +104,7 @@ class Stage(nn.Module):
         return y_BHTE * x_BHTE.sigmoid()
 
     def distance_from_orthogonal(self) -> Tensor:
-        """mean((W Wᵀ - I)²) over heads and elements, in float32 or wider."""
+        """Returns mean((W Wᵀ - I)²) over heads and elements, in float32 or wider."""
         with without_autocast(self.matrix_HEE):
             product_HEE = self.matrix_HEE @ self.matrix_HEE.mT
             identity = torch.eye(product_HEE.shape[-1], dtype=product_HEE.dtype, device=product_HEE.device)
@@ -112,7 +112,7 @@ class Stage(nn.Module):
 
 
 def matrices(heads: int, rows: int, columns: int, *, orthogonal: bool = False) -> nn.Parameter:
-    """One matrix per head, orthogonal or Xavier-uniform."""
+    """Returns one matrix per head, orthogonal or Xavier-uniform."""
     tensor_HRC = torch.empty(heads, rows, columns)
     for matrix in tensor_HRC:
         (nn.init.orthogonal_ if orthogonal else nn.init.xavier_uniform_)(matrix)

@@ -1,4 +1,4 @@
-"""FNet: positions mixed by a Fourier transform, without parameters (Lee-Thorp et al. 2021, arXiv 2105.03824).
+"""FNet: a Fourier transform without parameters mixes the positions (Lee-Thorp et al. 2021, arXiv 2105.03824).
 
 B batch, T length, D width, P length of a padded convolution.
 """
@@ -19,7 +19,8 @@ class FNetConfig(AttentionConfig):
     """The real part of a Fourier transform over positions and width: no weights, O(T D log(T D)) time. Encoder only."""
 
     orthonormal: bool = setting(
-        True, help="Divide by √(T D), so that outputs are as large as inputs. false: as in the paper."
+        True,
+        help="Divide by √(T D), so that outputs and inputs have the same scale. false: no division, as in the paper.",
     )
 
 
@@ -28,7 +29,7 @@ class FNet(Attention):
     """Re(F_T F_D x): the discrete Fourier transform over a row's T real positions and its D channels (section 3.1).
 
     No parameters. O(T D (log T + log D)) time, O(T D) memory. Every output needs every input, so there is no causal
-    form. Rows of different lengths have different transforms, which one chirp convolution computes together.
+    form. Rows of different lengths have different transforms. One chirp convolution computes all of them.
     """
 
     roles = Role.ENCODER
@@ -52,17 +53,15 @@ class FNet(Attention):
 
 
 def transform(x_BTD: Tensor, length_B11: Tensor) -> Tensor:
-    """The Fourier transform over T of complex rows of lengths `length_B11`, which are zero after their end.
+    """Returns the Fourier transform over T of complex rows of lengths `length_B11`, which are zero after their end.
 
-    A convolution with the chirp c_m = exp(-iπ m² / n), since 2 m k = m² + k² - (k - m)² (Bluestein 1970), so
-    that each row can have another length n. The result has no meaning after the end of a row.
+    It is a convolution with the chirp c_m = exp(-iπ m² / n), since 2 m k = m² + k² - (k - m)² (Bluestein 1970), so each
+    row can have its own length n. The result after the end of a row has no meaning.
     """
     size = x_BTD.shape[1]
     padded = 1 << (2 * size - 2).bit_length()
     position_T1 = torch.arange(size, device=x_BTD.device)[:, None]
-    turn_BT1 = (position_T1**2 % (2 * length_B11)).to(
-        x_BTD.real.dtype
-    ) / length_B11  # modulo whole turns, so it stays exact
+    turn_BT1 = (position_T1**2 % (2 * length_B11)).to(x_BTD.real.dtype) / length_B11  # modulo full turns, to stay exact
     chirp_BT1 = torch.polar(torch.ones_like(turn_BT1), -math.pi * turn_BT1)
     gap_B = chirp_BT1.new_zeros(len(chirp_BT1), padded - (2 * size - 1), 1)
     filter_BP1 = torch.cat([chirp_BT1, gap_B, chirp_BT1[:, 1:].flip(1)], 1).conj()

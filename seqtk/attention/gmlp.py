@@ -1,4 +1,4 @@
-"""gMLP: a perceptron whose gate is a trained map over positions (Liu et al. 2021, arXiv 2105.08050).
+"""gMLP: a perceptron with a gate that is a learned map over positions (Liu et al. 2021, arXiv 2105.08050).
 
 B batch, T length, D width, I inner width, L longest input.
 """
@@ -18,7 +18,7 @@ from seqtk.ops import cache
 
 @dataclass(frozen=True)
 class GmlpConfig(AttentionConfig):
-    """A perceptron gated by a trained matrix over positions: 3 D I + L² weights, O(T² I) time."""
+    """A perceptron gated by a learned matrix over positions: 3 D I + L² weights, O(T² I) time."""
 
     max_length: int = setting(256, at_least=1, help="The longest input. The matrix over positions has this size.")
     inner: int | None = setting(
@@ -31,7 +31,8 @@ class GmlpConfig(AttentionConfig):
 class Gmlp(Resizable, Attention):
     """out(u ⊙ (W norm(v) + b)), (u, v) = gelu(expand(x)), W over positions (section 2.1: spatial gating unit).
 
-    W starts near 0 and b at 1, so that the layer starts as a perceptron. The causal form uses W[t, s] with s <= t only.
+    W starts near 0 and b at 1, so that the layer is initially a perceptron. The causal form uses W[t, s] with s <= t
+    only.
 
     Parameters: 3 D I (+ (D + 2 I) bias) + 2 I of the norm + L² + L. O(T² I) time, O(L² + T I) memory; a step is O(t I).
     """
@@ -77,7 +78,7 @@ class Gmlp(Resizable, Attention):
         return self._gate(gated_B1I, sum_B1I, self.spatial_bias[length - 1 : length]), state.advance(kept)
 
     def _halves(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """u and norm(v)."""
+        """Returns u and norm(v)."""
         gated_BTI, value_BTI = functional.gelu(self.expand(x_BTD)).chunk(2, -1)
         return gated_BTI, self.norm(value_BTI).to(value_BTI.dtype)
 

@@ -1,4 +1,4 @@
-"""Linear-time attention: a product of features in place of the softmax, so that keys and values are summed once.
+"""Linear-time attention: a product of features replaces the softmax, so that keys and values are summed once.
 
     y_t = Σ_s (φ(q_t) · φ(k_s)) v_s / Σ_s φ(q_t) · φ(k_s) = φ(q_t)ᵀ (Σ_s φ(k_s) v_sᵀ) / φ(q_t)ᵀ Σ_s φ(k_s)
 
@@ -25,7 +25,7 @@ from seqtk.ops.scan import CHUNK, causal_sums
 from seqtk.ops.tensors import to_fp32
 
 EPSILON = 1e-6
-"""Keeps denominators above 0 in the layers whose papers say so."""
+"""Added to denominators, in the layers whose papers do so."""
 
 
 @dataclass(frozen=True)
@@ -49,33 +49,33 @@ class KernelAttention(HeadwiseAttention):
     subquadratic = True
 
     def features(self, x_BHTE: Tensor, *, heads: slice = ALL_HEADS, first: int = 0) -> Tensor:
-        """φ(x)_BHTR >= 0 of the queries or keys of some heads, at the positions `first`, `first` + 1, …"""
+        """Returns φ(x)_BHTR >= 0 for queries or keys of some heads at the positions `first`, `first` + 1, …"""
         raise NotImplementedError
 
     def key_features(
         self, key_BHSE: Tensor, *, heads: slice = ALL_HEADS, pad_BS: Tensor | None, first: int = 0
     ) -> tuple[Tensor, Tensor | None]:
-        """φ(k)_BHSR, 0 at padding, and the BH1R or None that `query_features` takes as its `shift_BH1R`."""
+        """Returns φ(k)_BHSR, 0 at padding, and the `shift_BH1R` (or None) for `query_features`."""
         key_BHSR = self.features(key_BHSE, heads=heads, first=first)
         return key_BHSR if pad_BS is None else key_BHSR.masked_fill(pad_BS[:, None, :, None], 0), None
 
     def query_features(
         self, query_BHTE: Tensor, *, heads: slice = ALL_HEADS, shift_BH1R: Tensor | None, first: int = 0
     ) -> Tensor:
-        """φ(q)_BHTR."""
+        """Returns φ(q)_BHTR."""
         return self.features(query_BHTE, heads=heads, first=first)
 
     @property
     def is_random(self) -> bool:
-        """False: `values` applies the dropout, outside `mix_heads`."""
+        """Returns False: `values` applies the dropout, outside `mix_heads`."""
         return False
 
     def denominator(self, sum_BHT1: Tensor) -> Tensor:
-        """The divisor of the weighted values: the sum of the weights, or 1 where nothing is seen."""
+        """Returns the divisor of the weighted values: the sum of the weights, or 1 if a query sees no key."""
         return sum_BHT1.masked_fill(sum_BHT1 == 0, 1)
 
     def values(self, x_BSM: Tensor) -> Tensor:
-        """value_BHSE, some of them dropped. The column of ones is not, so that outputs are right on average."""
+        """Returns value_BHSE after dropout. The column of ones has no dropout, so the outputs are unbiased."""
         value_BHSE = super().values(x_BSM)
         if not self.active_dropout:
             return value_BHSE
@@ -101,7 +101,7 @@ class KernelAttention(HeadwiseAttention):
         return {"sums": None, "shift": None}
 
     def step(self, x_B1D: Tensor, state: StepState, *, first: int = 0) -> tuple[Tensor, StepState]:
-        """As `Attention.step`; layers with positions are at position `first`."""
+        """Computes `Attention.step`; `first` is the position for layers that use positions."""
         seen = state.static
         if self.role is Role.CAUSAL:
             seen = self.compress(self.keys(x_B1D), self.values(x_B1D), pad_BS=None, first=first)
@@ -113,7 +113,7 @@ class KernelAttention(HeadwiseAttention):
     def compress(
         self, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None, heads: slice = ALL_HEADS, first: int = 0
     ) -> State:
-        """Σ φ(k) [vᵀ 1], BHRF, and the shift of `key_features`."""
+        """Returns Σ φ(k) [vᵀ 1], BHRF, and the shift of `key_features`."""
         key_BHSR, shift = self.key_features(to_fp32(key_BHSE), heads=heads, pad_BS=pad_BS, first=first)
         return {"sums": product(key_BHSR.mT, with_ones(value_BHSE)), "shift": shift}
 
@@ -123,21 +123,21 @@ class KernelAttention(HeadwiseAttention):
         return self.divide(product(query_BHTR, memory["sums"]))
 
     def divide(self, sums_BHTF: Tensor) -> Tensor:
-        """y_BHTE: the weighted values over the sum of their weights."""
+        """Returns y_BHTE, the weighted values divided by the sum of their weights."""
         return sums_BHTF[..., :-1] / self.denominator(sums_BHTF[..., -1:])
 
 
 def with_ones(value_BHSE: Tensor) -> Tensor:
-    """value_BHSF."""
+    """Returns value_BHSF, the values with a column of ones."""
     return functional.pad(to_fp32(value_BHSE), (0, 1), value=1.0)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """The matrix product in the precision of the operands, also under autocast."""
+    """Returns the matrix product in the precision of the operands, even under autocast."""
     with torch.autocast(a.device.type, enabled=False):
         return a @ b
 
 
 def balanced_chunk(features: int, width: int) -> int:
-    """The C positions of a chunk with which its weights (C a position) and sums (R F / C a position) take as much."""
+    """Returns the chunk size C at which weights (C per position) and sums (R F / C per position) take equal memory."""
     return max(CHUNK, int(2 ** round(math.log2(features * width) / 2)))

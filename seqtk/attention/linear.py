@@ -27,7 +27,7 @@ class LinearAttention(KernelAttention):
     """
 
     def features(self, x_BHTE: Tensor, *, heads: slice = ALL_HEADS, first: int = 0) -> Tensor:
-        if torch.compiler.is_compiling():  # otherwise the traced gradient of elu has other strides than the real one
+        if torch.compiler.is_compiling():  # without it, torch.compile's gradient of elu has different strides
             x_BHTE = x_BHTE.contiguous()
         return functional.elu(x_BHTE) + 1
 

@@ -1,4 +1,4 @@
-"""Linformer: keys and values are projected along the length to a fixed number (Wang et al. 2020, arXiv 2006.04768).
+"""Linformer: projects keys and values along the length to a fixed number (Wang et al. 2020, arXiv 2006.04768).
 
 B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, E width of a head,
 L longest input, K rank, G maps along the length: H, or 1 if heads share them.
@@ -22,11 +22,11 @@ from seqtk.ops.dot_product import attend
 class LinformerConfig(QKVConfig):
     """Attention to `rank` mixtures of all positions: O(T rank D) time, and rank × max_length weights per map."""
 
-    rank: int = setting(128, at_least=1, help="Keys and values that an input is reduced to.")
+    rank: int = setting(128, at_least=1, help="The number of keys and values after the projection.")
     max_length: int = setting(256, at_least=1, help="The longest input, or encoder output in cross-attention.")
     sharing: Literal["none", "headwise", "key_value"] = setting(
         "headwise",
-        help="Projections over positions. none: two per head. headwise: two for all heads. key_value: one for all.",
+        help="How heads share projections. none: two per head. headwise: two for all heads. key_value: one for all.",
     )
 
 
@@ -35,11 +35,11 @@ class LinformerAttention(Resizable, HeadedAttention):
     """softmax(Q (E K)ᵀ / √e) (F V) per head, E and F of rank × max_length (section 4, equation 7).
 
     Parameters: 2 D² + 2 M D (+ 4 D bias), and rank × max_length times 2 H, 2 or 1, by `sharing`. O(T rank) time and
-    memory. There is no causal form: each of the `rank` keys mixes all positions. Padding is zeroed before the maps,
-    after which no mask is needed.
+    memory. There is no causal form, because each of the `rank` keys mixes all positions. Padding is zeroed before the
+    maps, so no mask is needed after them.
 
-    Maps that heads share are applied to the input instead of the keys: E (X W) = (E X) W, so that only `rank` positions
-    are projected. This saves more than the attention itself costs.
+    Maps that heads share are applied to the input instead of the keys: E (X W) = (E X) W, so only `rank` positions are
+    projected. This saves more time than the attention itself takes.
     """
 
     roles = Role.ENCODER | Role.CROSS
@@ -52,7 +52,7 @@ class LinformerAttention(Resizable, HeadedAttention):
         self.value_map = None if config.sharing == "key_value" else self._map()
 
     def _map(self) -> nn.Parameter:
-        """G K L, of variance 1 / (K + L)."""
+        """Returns a parameter of shape G K L with variance 1 / (K + L)."""
         maps = self.heads if self.config.sharing == "none" else 1
         rank, length = self.config.rank, self.config.max_length
         return nn.Parameter(torch.randn(maps, rank, length) / math.sqrt(rank + length))
@@ -79,7 +79,7 @@ class LinformerAttention(Resizable, HeadedAttention):
         return self.out(self.join(y_BHTE))  # type: ignore[no-any-return]
 
     def _compress(self, source_BSM: Tensor, pad_BS: Tensor | None) -> dict[str, Tensor]:
-        """The `rank` keys and values of each row, BHKE."""
+        """Returns the `rank` keys and values of each row, BHKE."""
         length = source_BSM.shape[1]
         self.check_length(length)
         key_map_GKS = self.key_map[..., :length]
@@ -97,7 +97,7 @@ class LinformerAttention(Resizable, HeadedAttention):
 
 
 def _projected(linear: nn.Linear, mixed_BKM: Tensor, map_GKS: Tensor, pad_BS: Tensor | None) -> Tensor:
-    """map(linear(x)), BKD, from map(x): the bias counts once per real position, with its weight in the map."""
+    """Returns map(linear(x)), BKD, from map(x). Each real position adds the bias with its weight in the map."""
     y_BKD = nn.functional.linear(mixed_BKM, linear.weight)
     if linear.bias is None:
         return y_BKD
@@ -107,5 +107,5 @@ def _projected(linear: nn.Linear, mixed_BKM: Tensor, map_GKS: Tensor, pad_BS: Te
 
 
 def _zeroed(x_BSD: Tensor, pad_BS: Tensor | None) -> Tensor:
-    """x_BSD, 0 at padding."""
+    """Returns x_BSD with zeros at padding."""
     return x_BSD if pad_BS is None else x_BSD.masked_fill(pad_BS[..., None], 0)

@@ -30,7 +30,7 @@ LN2 = math.log(2)
 
 @dataclass(frozen=True)
 class LunaConfig(QKVConfig):
-    """Attention through P memory slots, passed up an encoder: 5 D² weights (untied 7 D²), O(T P D) time."""
+    """Attention through P memory slots that layers pass on: 5 D² weights (untied 7 D²), O(T P D) time."""
 
     memory_size: int = setting(
         32, at_least=1, help="Memory slots. Layers of one encoder that share them must have the same number."
@@ -45,17 +45,17 @@ class Luna(HeadedAttention):
     Pack:   Y = softmax(P Wq' (C Wk')ᵀ / √E) C Wv' per head, where P are the slots and C the context;
     unpack: softmax(X Wq (Y Wk)ᵀ / √E) Y Wv per head, then the output projection. `tie_kv`: Wk' = Wv' and Wk = Wv.
 
-    ENCODER: C = X. The first layer of a stack learns its own P, from N(0, 1); each later one takes LN(P + Y) of the
-    layer before it. The norm is part of the later layer, so that the last layer has no unused weights.
+    ENCODER: C = X. The first layer of a stack learns P, initialized from N(0, 1); each later layer takes LN(P + Y) of
+    the previous layer. The norm is part of the later layer, so the last layer has no unused weights.
 
-    CROSS: C is the memory, packed once; a step then costs O(P D) for any length of it. Each layer has its own P.
+    CROSS: C is the memory, packed once, so a step costs O(P D) at any memory length. Each layer learns P.
 
     CAUSAL: as in the authors' code, the slots' weights of position t are w_t = log2(1 + 2^(P Wq' · x_t Wk' / √E)), with
     no softmax over time; the unpacking keys and values at t are the running means of w_s (x_s Wk) and w_s (x_s Wv). Its
-    untied form needs no Wv'. Chunked, with no tensor of size T × P × D; a step costs O(P D). Each layer has its own P.
+    untied form needs no Wv'. Chunked, with no tensor of size T × P × D; a step costs O(P D). Each layer learns P.
 
-    Parameters: P D, and 5 D² (+ 5 D bias) tied, 7 D² untied (6 D² CAUSAL); in CROSS one of them (untied two) is D M.
-    A layer that takes the slots of another has 2 D (of its norm) instead of P D.
+    Parameters: P D, and 5 D² (+ 5 D bias) tied, 7 D² untied (6 D² CAUSAL); in CROSS one of them (untied two) is D M. A
+    layer that takes the previous layer's slots has 2 D (the norm) instead of P D.
     """
 
     roles = Role.ENCODER | Role.CAUSAL | Role.CROSS
@@ -73,7 +73,7 @@ class Luna(HeadedAttention):
         self.carried_norm: nn.LayerNorm | None = None
 
     def projection_names(self) -> dict[str, str | None]:
-        """Use → the projection for it; None: the heads of the input itself."""
+        """Returns the name of the projection for each use. None: the heads of the input itself."""
         tied = self.config.tie_kv
         names: dict[str, str | None] = {name: name for name in ("pack_query", "pack_key", "query", "key")}
         names["value"] = "key" if tied else "value"
@@ -120,7 +120,7 @@ class Luna(HeadedAttention):
         return self.causal_step(x_B1D, state, self.project(("pack_key", "key", "value"), x_B1D))
 
     def slots(self, batch: int, state_BPD: Tensor | None = None) -> Tensor:
-        """P, the slots before packing: the norm of the previous layer's, or the layer's own."""
+        """Returns P, the slots before packing: the norm of the previous layer's slots, or the learned slots."""
         if self.carried_norm is not None:
             assert state_BPD is not None, "the state of the previous layer is required"
             return cast(Tensor, self.carried_norm(state_BPD))
@@ -128,7 +128,7 @@ class Luna(HeadedAttention):
         return self.memory.expand(batch, -1, -1)
 
     def pack(self, slots_BPD: Tensor, context_BSM: Tensor, *, pad_BS: Tensor | None) -> Tensor:
-        """Y, packed_BPD."""
+        """Returns Y, packed_BPD."""
         (query_BHPE,) = self.project(("pack_query",), slots_BPD)
         query_BHPE, bias = query_BHPE * self.scale("pack"), padding_bias(self.filtered_padding(pad_BS))
 
@@ -138,7 +138,7 @@ class Luna(HeadedAttention):
         return self.over_heads(mix, ("pack_key", "pack_value"), context_BSM, query_BHPE, pad_BS=pad_BS)
 
     def packed_heads(self, packed_BPD: Tensor, *, pad_BS: Tensor | None) -> dict[str, Tensor]:
-        """The keys and values of the packed slots; values of 0 in rows of padding only."""
+        """Returns the keys and values of the packed slots. The values are 0 in rows that are all padding."""
         key_BHPE, value_BHPE = self.project(("key", "value"), packed_BPD)
         if pad_BS is not None:
             value_BHPE = value_BHPE.masked_fill(pad_BS.all(1)[:, None, None, None], 0)
@@ -168,7 +168,7 @@ class Luna(HeadedAttention):
         return cast(Tensor, self.out(y_BTD.to(x_BTD.dtype)))
 
     def causal_step(self, x_B1D: Tensor, state: StepState, context: list[Tensor]) -> tuple[Tensor, StepState]:
-        """As `step`, for a position whose pack key, key and value, each BH1E, are `context`."""
+        """Computes `step` for a position whose pack key, key and value, each BH1E, are `context`."""
         pack_key_BH1E, key_BH1E, value_BH1E = context
         pack_query_BHPE = to_fp32(state.static["pack_query"]) * self.scale("pack")
         weight_BHP1 = self.pack_weights(pack_query_BHPE, pack_key_BH1E).mT
@@ -185,17 +185,17 @@ class Luna(HeadedAttention):
         return self.out(self.join(y_BH1E).to(x_B1D.dtype)), state.advance(sums)
 
     def pack_weights(self, pack_query_BHPE: Tensor, pack_key_BHTE: Tensor) -> Tensor:
-        """weight_BHTP = log2(1 + 2^logit), in float32 or wider, of scaled queries."""
+        """Returns weight_BHTP = log2(1 + 2^logit), in float32 or wider, of scaled queries."""
         with without_autocast(pack_key_BHTE):
             logits_BHTP = to_fp32(pack_key_BHTE) @ pack_query_BHPE.mT
         return dropout(functional.softplus(logits_BHTP, beta=LN2, threshold=40), self.active_dropout)
 
     def attend(self, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Attention with queries that are scaled."""
+        """Returns attention for queries that are already scaled."""
         return attend(query_BHTE, key_BHSE, value_BHSE, bias=bias, dropout=self.active_dropout, scale=1.0)
 
     def project(self, uses: tuple[str, ...], x_BTD: Tensor) -> list[Tensor]:
-        """x_BHTE for each use. Uses with the same projection share the result."""
+        """Returns the projection x_BHTE for each use. Uses with the same projection share the result."""
         names = [self.names[use] for use in uses]
         heads = {
             name: self.split(x_BTD if name is None else getattr(self, name)(x_BTD)) for name in dict.fromkeys(names)
@@ -205,9 +205,9 @@ class Luna(HeadedAttention):
     def over_heads(
         self, mix: OfHeads, uses: tuple[str, ...], x_BSM: Tensor, *read: Tensor | float, pad_BS: Tensor | None
     ) -> Tensor:
-        """y_BTD of `mix(heads, *projected_BHSE)`, a few heads at a time; `read` are the tensors that `mix` reads.
+        """Returns y_BTD, `mix(heads, *projected_BHSE)` computed a few heads at a time.
 
-        All but the queries are filtered.
+        Keys and values, but not queries, are `filtered`.
         """
         names = list(dict.fromkeys(self.names[use] for use in uses))
 
@@ -225,17 +225,17 @@ class Luna(HeadedAttention):
         )
 
     def scale(self, part: str) -> float | Tensor:
-        """The factor of the logits of `part`, "pack" or "unpack"."""
+        """Returns the factor of the logits of `part`, "pack" or "unpack"."""
         return 1 / math.sqrt(self.head_dim)
 
     def filtered(self, x_BHSE: Tensor, heads: slice, pad_BS: Tensor | None) -> Tensor:
-        """The keys or values of some heads that the slots attend to."""
+        """Returns the keys or values, of some heads, that the slots attend to."""
         return x_BHSE
 
     def filtered_padding(self, pad_BS: Tensor | None) -> Tensor | None:
-        """The padding of `filtered`."""
+        """Returns the padding mask of `filtered`'s output."""
         return pad_BS
 
     def filter_parameters(self) -> Iterable[Tensor]:
-        """The parameters of `filtered`."""
+        """Returns the parameters that `filtered` reads."""
         return ()

@@ -22,10 +22,10 @@ from seqtk.utils.errors import UserError
 
 @dataclass(frozen=True)
 class MegaConfig(AttentionConfig):
-    """A moving average, then gated attention of one head: 8.25 D² + 4 D N weights; O(T² D), with chunks O(T C D) time.
+    """A moving average, then gated single-head attention: 8.25 D² + 4 D N weights; O(T² D) or, chunked, O(T C D) time.
 
-    The output is the change of the input, so that the residual connection around the layer completes Mega's gate. In
-    blocks that normalize after the residual this is the published layer.
+    The output is the change of the input, so the residual connection around the layer completes Mega's gate. In blocks
+    that normalize after the residual, this is the published layer.
     """
 
     averages: int = setting(
@@ -36,7 +36,7 @@ class MegaConfig(AttentionConfig):
     )
     values: int | None = setting(None, at_least=1, help="Width of the values. null: twice the layer's width.")
     chunk: int | None = setting(
-        None, at_least=1, help="Attention stays within chunks of this many positions. null: no chunks."
+        None, at_least=1, help="Attend only within chunks of this many positions. null: no chunks."
     )
     rotary: bool = setting(True, help="Rotate queries and keys by their positions.")
     dropout: float = probability(0.0, help="Dropout of the attention weights.")
@@ -47,12 +47,12 @@ class Mega(Attention):
     """φ ⊙ (Ĥ - x), Ĥ = silu(m W_h + b_h + (γ ⊙ A) U), φ = sigmoid(m W_φ + b_φ), γ = silu(m W_γ + b_γ) (section 3.3).
 
     m = silu(average(x) + ω ⊙ x); A = softmax(q kᵀ / √Z) silu(x W_v + b_v), where q and k are z = silu(m W_z + b_z),
-    each with a scale and a shift, and rotated by position. With `chunk`, attention stays within chunks of a row's
-    positions; only the average reaches further (section 3.5: Mega-chunk).
+    each with a scale and a shift, and rotated by position. With `chunk`, positions attend only within chunks of the
+    row; the average crosses chunks (section 3.5: Mega-chunk).
 
     Parameters: 4 D N + D + 2 D² + 3 D V + D Z + 2 D + 2 V + 5 Z. O(T D (D + N)) time and O(T² V), with chunks O(T C V),
-    for attention; a step is O(t V) or O(C V). The encoder of the authors' code has N averages in each direction;
-    seqtk's has N / 2, so that a layer has the same size in both roles. Their relative position bias is left out.
+    for attention; a step is O(t V) or O(C V). The encoder of the authors' code has N averages in each direction; seqtk
+    has N / 2 in each, so that a layer has the same size in both roles. seqtk omits the authors' relative position bias.
     """
 
     roles = Role.ENCODER | Role.CAUSAL
@@ -105,7 +105,7 @@ class Mega(Attention):
         return self._change(x_B1D, attend_last(query_B11Z, kept)[:, 0], gates), state.advance(kept)
 
     def _gates(self, x_BTD: Tensor, average_BTD: Tensor) -> dict[str, Tensor]:
-        """φ, the part of Ĥ without attention, z and γ, all computed from the moving average."""
+        """Returns φ, the part of Ĥ without attention, z and γ, all computed from the moving average."""
         moved_BTD = functional.silu(average_BTD + self.skip * x_BTD).to(x_BTD.dtype)
         update, hidden, z, reset = self.base(moved_BTD).split([self.dim, self.dim, *self.widths], -1)
         return {
@@ -116,7 +116,7 @@ class Mega(Attention):
         }
 
     def _queries_and_keys(self, shared_BTZ: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Each B1TZ."""
+        """Returns the queries and the keys, each B1TZ."""
         both = [shared_BTZ[:, None] * scale + shift for scale, shift in zip(self.scales, self.shifts, strict=True)]
         query_B1TZ, key_B1TZ = (rotate(x, positions_BT) for x in both) if self.config.rotary else both
         return query_B1TZ, key_B1TZ
@@ -125,7 +125,7 @@ class Mega(Attention):
         return functional.silu(self.value(x_BTD))[:, None]
 
     def _attend(self, query_B1TZ: Tensor, key_B1TZ: Tensor, value_B1TV: Tensor, pad_BT: Tensor | None) -> Tensor:
-        """Attention over each row, or within each of its chunks, which become rows; BTV."""
+        """Returns attention over each row, or within each of its chunks (treated as rows), BTV."""
         batch, _, length, _ = query_B1TZ.shape
         size, causal = min(self.config.chunk or length, length), self.role is Role.CAUSAL
         if length % size and pad_BT is None and not causal:
@@ -148,9 +148,9 @@ class Mega(Attention):
 class DampedAverage(nn.Module):
     """y_t = η · h_t / √N, h_t = α ⊙ β x_t + (1 - α ⊙ δ) ⊙ h_{t-1} in each channel (section 3.1).
 
-    α and δ are sigmoids of trained numbers, and the √N is the official code's. With `both_ways` the second half of the
-    averages runs from the end to the start. 4 D N parameters; O(T D (C + N)) time, O(T D (1 + N / C)) memory; the
-    future has no part in it, not by rounding either, as it has where such a sum is taken by a Fourier transform.
+    α and δ are sigmoids of parameters, and √N is from the official code. With `both_ways` the second half of the
+    averages runs from the end to the start. 4 D N parameters; O(T D (C + N)) time, O(T D (1 + N / C)) memory. Unlike
+    with a Fourier transform, later positions do not affect earlier ones even by rounding.
     """
 
     def __init__(self, dim: int, averages: int, *, both_ways: bool) -> None:
@@ -164,7 +164,7 @@ class DampedAverage(nn.Module):
         self.collapse = nn.Parameter(torch.randn(dim, averages))  # η
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """The averages at all positions, in float32 or wider."""
+        """Returns the averages at all positions, in float32 or wider."""
         with torch.autocast(x_BTD.device.type, enabled=False):
             x_BTD = to_fp32(x_BTD)
             factors = self._factors()
@@ -175,17 +175,17 @@ class DampedAverage(nn.Module):
             return onwards + damped_average(x_BTD.flip(1), *(factor_DN[:, half:] for factor_DN in factors)).flip(1)
 
     def start(self, batch: int) -> Tensor:
-        """The state h_BDN before the first position."""
+        """Returns the state h_BDN before the first position."""
         return to_fp32(self.share).new_zeros(batch, *self.share.shape)
 
     def step(self, x_B1D: Tensor, state_BDN: Tensor) -> tuple[Tensor, Tensor]:
-        """The average at the next position, and the state after it."""
+        """Returns the average at the next position, and the state after it."""
         log_decay_DN, in_DN, out_DN = self._factors()
         state_BDN = log_decay_DN.exp() * state_BDN + in_DN * to_fp32(x_B1D).transpose(1, 2)
         return (state_BDN * out_DN).sum(-1)[:, None], state_BDN
 
     def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """log(1 - α δ), α β and η / √N, each DN."""
+        """Returns log(1 - α δ), α β and η / √N, each DN."""
         share_DN = to_fp32(self.share).sigmoid()
         decay_DN = 1 - share_DN * to_fp32(self.damping).sigmoid()
         out_DN = to_fp32(self.collapse) / self.collapse.shape[1] ** 0.5

@@ -1,4 +1,4 @@
-"""A mixture of Synthesizers, with each other and with dot-product attention (Tay et al. 2021, arXiv 2005.00743, 3.3).
+"""Mixtures of Synthesizers and dot-product attention (Tay et al. 2021, arXiv 2005.00743, 3.3).
 
     y = softmax(Σ w_i S_i) V per head        S_dot = Q Kᵀ / √E; the other S_i are the sources of `synthesizer.py`
 
@@ -23,12 +23,12 @@ from seqtk.utils.errors import UserError
 
 Part = Literal["dot", "dense", "random", "fixed_random", "factorized_dense", "factorized_random"]
 Weights = Mapping[str, Tensor | float]
-"""The weight of each part, of a shape that broadcasts to HTS."""
+"""The weight of each part, broadcastable to HTS."""
 
 
 @dataclass(frozen=True)
 class SynthesizerMixtureConfig(SynthesizerConfig):
-    """Logits that are a sum over several sources, for example `parts: [random, dot], mix: sigmoid`."""
+    """Logits that are a weighted sum of several sources, for example `parts: [random, dot], mix: sigmoid`."""
 
     parts: tuple[Part, ...] = setting(("random", "dot"), help="Sources of the logits, two or more.")
     mix: Literal["sum", "sigmoid", "softmax"] = setting(
@@ -37,13 +37,13 @@ class SynthesizerMixtureConfig(SynthesizerConfig):
     per_head: bool = setting(False, help="Learn the weights for each head.")
     rank: int = setting(8, at_least=1, help="Rank of factorized_random's matrix.")
     fine: int | None = setting(
-        None, at_least=1, help="Length of the factor of factorized_dense that repeats. null: ceil(√max_length)."
+        None, at_least=1, help="Length of factorized_dense's repeating factor. null: ceil(√max_length)."
     )
 
 
 @attentions.register("synthesizer_mixture", SynthesizerMixtureConfig)
 class SynthesizerMixture(SynthesizerAttention):
-    """softmax(Σ w_i S_i) V per head.
+    """Attention with a weighted sum of logits: softmax(Σ w_i S_i) V per head.
 
     Weights: `sum` 1 each; `softmax` the softmax of one trained scalar per part (the paper); `sigmoid` a = sigmoid(one
     trained scalar) for the first of two parts and 1 - a for the second (the official code). The scalars start at 0, so
@@ -69,7 +69,7 @@ class SynthesizerMixture(SynthesizerAttention):
             self.mixing = nn.Parameter(torch.zeros(scalars, self.heads if config.per_head else 1))
 
     def weights(self) -> Weights:
-        """w_i by part."""
+        """Returns the weight w_i of each part."""
         if self.mixing is None:
             return dict.fromkeys(self.config.parts, 1.0)
         if self.config.mix == "sigmoid":
@@ -89,7 +89,7 @@ class SynthesizerMixture(SynthesizerAttention):
         return self.out(self.join(y_BHTE)), None
 
     def mixed_logits(self, x_BTD: Tensor) -> LogitSpec:
-        """Σ w_i S_i of all positions."""
+        """Returns the logits Σ w_i S_i of all positions."""
         length, weights = x_BTD.shape[1], self.weights()
         terms = self._synthetic(x_BTD, weights, rows=slice(0, length), columns=length)
         if self.has_dot:
@@ -99,13 +99,13 @@ class SynthesizerMixture(SynthesizerAttention):
         return sum_logits(terms)
 
     def _synthetic(self, x_BTD: Tensor, weights: Weights, *, rows: slice, columns: int) -> list[LogitSpec]:
-        """w_i S_i of each part but `dot`."""
+        """Returns the logits w_i S_i of each part except `dot`."""
         return [
             source(x_BTD, rows=rows, columns=columns).scaled(weights[part]) for part, source in self.sources.items()
         ]
 
     def _fused(self, x_BTD: Tensor, *, pad_BS: Tensor | None) -> Tensor:
-        """y_BHTE by the fused kernel of a GPU: it compares the tokens, and the other logits are its bias."""
+        """Returns y_BHTE from a GPU's fused kernel, with the logits of all parts except `dot` as its bias."""
         length, weights = x_BTD.shape[1], self.weights()
         bias_BHTS = sum_logits(self._synthetic(x_BTD, weights, rows=slice(0, length), columns=length)).logits(length)
         seen = attention_mask(pad_BS, causal=self.role is Role.CAUSAL, length=length, device=x_BTD.device)
@@ -132,7 +132,7 @@ class SynthesizerMixture(SynthesizerAttention):
         return self.out(self.join(y_BH1E)), state.advance(kept)
 
     def monitored(self) -> dict[str, float]:
-        """The weights by part, and by head with `per_head`."""
+        """Returns the weights by part (and by head, with `per_head`)."""
         if self.mixing is None:
             return {}
         by_part = {part: torch.as_tensor(weight).flatten().tolist() for part, weight in self.weights().items()}

@@ -1,4 +1,4 @@
-"""Nyström attention: softmax attention approximated from a few landmarks (Xiong et al. 2021, arXiv 2102.03902).
+"""Nyström attention: approximates softmax attention with a few landmarks (Xiong et al. 2021, arXiv 2102.03902).
 
 B batch, T length, D width of the layer, H heads, E width of a head, L landmarks.
 """
@@ -26,11 +26,11 @@ class NystromConfig(QKVConfig):
     landmarks: int = setting(
         64,
         at_least=1,
-        help="Segments of an input, each represented by its mean. A shorter input has one for each token.",
+        help="Number of segments of an input, each represented by its mean. A shorter input has one per token.",
     )
     iterations: int = setting(6, at_least=1, help="Iterations of the pseudo-inverse of the attention among landmarks.")
     kernel: int = setting(
-        35, at_least=0, help="Kernel size, an odd number, of the convolution of the values that is added. 0: none."
+        35, at_least=0, help="Kernel size (odd) of the convolution of the values that is added to the output. 0: none."
     )
 
 
@@ -38,14 +38,15 @@ class NystromConfig(QKVConfig):
 class NystromAttention(HeadwiseAttention):
     """softmax(Q K̃ᵀ) softmax(Q̃ K̃ᵀ)⁺ softmax(Q̃ Kᵀ) V + conv(V) per head, all products over √e (equation 14).
 
-    Q̃ and K̃ are the means of queries and keys over segments of each row's tokens: token t of n is in segment
-    ⌊t · landmarks / n⌋; in a row with fewer tokens than landmarks each token is a segment. The pseudo-inverse comes
-    from the paper's iteration (section 3.2), in float32 or wider, started for each matrix from its own norms (a norm
-    over the batch, as in some public code, makes rows depend on each other). The convolution is depthwise, with one
-    kernel per head. Dropout is applied to the first factor.
+    Q̃ and K̃ are the means of queries and keys over segments of each row's tokens: token t of n is in segment ⌊t ·
+    landmarks / n⌋; in a row with fewer tokens than landmarks each token is a segment. The pseudo-inverse comes from the
+    paper's iteration (section 3.2), in float32 or wider, started from the norms of each matrix (a norm over the batch,
+    as in some public code, makes rows depend on each other). The convolution is depthwise, with one kernel per head.
+    Dropout is applied to the first factor.
 
     Parameters: 4 D² + kernel H (+ 4 D bias). O(T landmarks D + landmarks³ H) time. With as many landmarks as tokens, no
-    convolution and enough iterations it is softmax attention. The landmarks mix all positions: no causal form.
+    convolution and enough iterations it equals softmax attention. There is no causal form, because the landmarks mix
+    all positions.
     """
 
     roles = Role.ENCODER
@@ -86,10 +87,10 @@ class NystromAttention(HeadwiseAttention):
 
 
 def segment_means(pad_BT: Tensor | None, segments: int, *, like: Tensor) -> Tensor:
-    """means_BLT, so that means_BLT @ x_BTD are the means over segments of each row's tokens; L is at most T.
+    """Returns means_BLT, so that means_BLT @ x_BTD are the means over segments of each row's tokens; L is at most T.
 
     A row with fewer tokens than segments has one token in each of the first segments, and rows of zeros for the others.
-    In float32 or wider, for the batch, length and device of `like`, x_BTD.
+    The means are in float32 or wider and have the batch, length and device of `like`, x_BTD.
     """
     batch, length = like.shape[:2]
     position_T = torch.arange(length, device=like.device)
@@ -102,7 +103,7 @@ def segment_means(pad_BT: Tensor | None, segments: int, *, like: Tensor) -> Tens
 
 
 def among_landmarks(query_BHLE: Tensor, key_BHLE: Tensor, exists_BL: Tensor) -> Tensor:
-    """softmax(Q̃ K̃ᵀ / √e) among the landmarks that exist; 0 in the rows and columns of those that do not."""
+    """Returns softmax(Q̃ K̃ᵀ / √e) among existing landmarks, with zero rows and columns for the others."""
     logits_BHLL = query_BHLE @ key_BHLE.transpose(-1, -2) / math.sqrt(query_BHLE.shape[-1])
     lowest = torch.finfo(logits_BHLL.dtype).min
     weights_BHLL = logits_BHLL.masked_fill(~exists_BL[:, None, None, :], lowest).softmax(-1)
@@ -110,9 +111,10 @@ def among_landmarks(query_BHLE: Tensor, key_BHLE: Tensor, exists_BL: Tensor) -> 
 
 
 def pseudo_inverse(a_BHLL: Tensor, *, iterations: int) -> Tensor:
-    """Z ≈ A⁺ of each matrix: Z ← Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4 from Aᵀ / (‖A‖₁ ‖A‖∞).
+    """Returns Z ≈ A⁺, the pseudo-inverse of each matrix.
 
-    Rows and columns of zeros stay zeros, so a matrix padded with zeros has the inverse of the matrix alone.
+    Iterates Z ← Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4 from Aᵀ / (‖A‖₁ ‖A‖∞). Zero rows and columns stay zero, so
+    padding a matrix with zeros does not change its inverse.
     """
     column_BH11, row_BH11 = (a_BHLL.abs().sum(axis, keepdim=True).amax((-1, -2), keepdim=True) for axis in (-2, -1))
     norms_BH11 = column_BH11 * row_BH11

@@ -1,4 +1,4 @@
-"""Performer: random features whose products are the weights of softmax attention on average (FAVOR+).
+"""Performer: random features whose products equal the weights of softmax attention in expectation (FAVOR+).
 
 Choromanski et al. 2021, arXiv 2009.14794.
 
@@ -20,12 +20,12 @@ from seqtk.attention.qkv import ALL_HEADS
 from seqtk.config.fields import setting
 
 MAX_LOG_FEATURE = 64.0
-"""The largest possible logarithm of a feature of a causal key. exp of more than 88 overflows in float32."""
+"""The limit of the logarithm of a causal key's feature. exp(x) overflows in float32 for x > 88."""
 
 
 @dataclass(frozen=True)
 class PerformerConfig(KernelConfig):
-    """Performer: softmax attention by R random features; the weights of dot-product attention, O(T R D) time."""
+    """Softmax attention approximated by R random features: the weights of dot-product attention, O(T R D) time."""
 
     features: int | None = setting(
         None, at_least=1, help="Random features of each head. null: E ln E for heads of width E."
@@ -33,12 +33,14 @@ class PerformerConfig(KernelConfig):
     kernel: Literal["softmax", "relu"] = setting(
         "softmax", help="softmax, or relu: generalized attention with relu(W x) + 0.001."
     )
-    redraw_every: int | None = setting(1000, at_least=1, help="Updates between new random features. null: never.")
+    redraw_every: int | None = setting(
+        1000, at_least=1, help="Draw new random features after this many updates. null: never."
+    )
 
 
 @attentions.register("performer", PerformerConfig)
 class PerformerAttention(KernelAttention):
-    """φ(x) = exp(W x' - |x'|²/2) / √R, x' = x / E^¼, so that φ(q) · φ(k) is exp(q · k / √E) on average over W.
+    """φ(x) = exp(W x' - |x'|²/2) / √R, x' = x / E^¼, so that φ(q) · φ(k) is exp(q · k / √E) in expectation over W.
 
     Positive features: section 2.3. Orthogonal features: section 2.4; the rows of W (R × E, shared by the heads) are
     Gaussian, and orthogonal within each block of E rows. W is a buffer, saved with the weights; no parameters besides
@@ -46,10 +48,10 @@ class PerformerAttention(KernelAttention):
     O(T R H) memory.
 
     Exponents are shifted to stay in range; the shifts cancel in the quotient, as there is no epsilon. A query's shift
-    is its largest feature. In ENCODER and CROSS, the shift of keys is for each feature its largest value over the real
-    keys of the row; adding it to the queries' exponents keeps a denominator at 1 or more. In CAUSAL, it is one constant
-    of W, because anything computed from the keys would let the future act on the past through rounding. No feature
-    exceeds exp(|w|²/2), so none overflows, but keys with |k'| above about 15 vanish in float32.
+    is its largest feature. In ENCODER and CROSS, the shift of keys is, for each feature, its largest value over the
+    real keys of the row; adding it to the queries' exponents keeps denominators at 1 or more. In CAUSAL, the shift is a
+    constant computed from W, because a shift computed from the keys would let later keys affect earlier outputs through
+    rounding. No feature exceeds exp(|w|²/2), so none overflows, but keys with |k'| above about 15 underflow in float32.
     """
 
     projection_RE: Tensor
@@ -77,7 +79,7 @@ class PerformerAttention(KernelAttention):
         if causal:
             return logs_BHSR.exp_(), None
         shift_BH1R = logs_BHSR.detach().amax(2, keepdim=True)
-        shift_BH1R = shift_BH1R.masked_fill(shift_BH1R == -math.inf, 0)  # rows of padding only
+        shift_BH1R = shift_BH1R.masked_fill(shift_BH1R == -math.inf, 0)  # rows that are all padding
         return logs_BHSR.sub_(shift_BH1R).exp_(), shift_BH1R
 
     def query_features(
@@ -97,17 +99,17 @@ class PerformerAttention(KernelAttention):
 
 
 def log_features(x_BHTE: Tensor, projection_RE: Tensor, *, shift: Tensor | float = 0.0) -> Tensor:
-    """ln φ(x) + ln √R - shift = W x' - |x'|²/2 - shift, BHTR: one product, of [x', -|x'|²/2 - shift] and [W, 1]."""
+    """Returns ln φ(x) + ln √R - shift, BHTR, as one product of [x', -|x'|²/2 - shift] and [W, 1]."""
     x_BHTE = x_BHTE * x_BHTE.shape[-1] ** -0.25
     with_norm = torch.cat([x_BHTE, -x_BHTE.square().sum(-1, keepdim=True) / 2 - shift], dim=-1)
     return product(with_norm, functional.pad(projection_RE.to(x_BHTE.dtype), (0, 1), value=1.0).T)
 
 
 def orthogonal_gaussian(rows: int, width: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """Standard Gaussian rows, each orthogonal to the others of its block of `width` rows (section 2.4).
+    """Returns standard Gaussian rows that are orthogonal within each block of `width` rows (section 2.4).
 
-    Directions come from the QR decomposition of a Gaussian matrix, with the signs that make them uniform; lengths are
-    those of independent Gaussian vectors.
+    Directions come from the QR decomposition of a Gaussian matrix, with signs that make them uniform. Lengths are those
+    of independent Gaussian vectors.
     """
     blocks = -(-rows // width)
     directions, triangles = torch.linalg.qr(torch.randn(blocks, width, width, generator=generator))

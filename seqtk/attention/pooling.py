@@ -1,4 +1,4 @@
-"""Attention to fewer keys: neighbouring keys and values are pooled into one (Liu et al. 2018, arXiv 1801.10198).
+"""Attention to keys and values pooled over windows (Liu et al. 2018, arXiv 1801.10198).
 
 B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, E width of a head,
 K positions in a window, N windows (and the null key).
@@ -22,11 +22,10 @@ from seqtk.utils.errors import UserError
 class PooledKeysAttention(QKVAttention):
     """softmax(Q K'ᵀ / √E) V' per head, K' and V' pooled from windows of keys and of values.
 
-    Window j holds the positions j · stride … j · stride + kernel - 1 of a row; positions past its end are left out. In
-    a decoder, position t sees a window once its last position is <= t (seqtk's reading, where the paper is silent).
-    Nothing is visible before the first complete window, so windows of more than one position come with a trained null
-    key and value that every position sees, in every role. A row of padding only sees nothing. O(T S D / stride) time; a
-    step is O(S / stride).
+    Window j holds the positions j · stride … j · stride + kernel - 1 of a row that exist. In a decoder, position t sees
+    a window whose last position is <= t (the paper does not specify this). No window is visible before the first
+    complete one, so if windows have more than one position, every position, in every role, also sees a learned null key
+    and value. A row that is all padding sees nothing. O(T S D / stride) time; a step is O(S / stride).
     """
 
     roles = Role.ENCODER | Role.CAUSAL | Role.CROSS
@@ -38,18 +37,18 @@ class PooledKeysAttention(QKVAttention):
         self.pool_key, self.pool_value = self.pool(), self.pool()
 
     def window(self) -> tuple[int, int]:
-        """(kernel, stride)."""
+        """Returns (kernel, stride)."""
         raise NotImplementedError
 
     def pool(self) -> "Pool":
-        """The module that makes one vector of a window."""
+        """Returns the module that pools a window into one vector."""
         raise NotImplementedError
 
     def mix(self, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None) -> Tensor:
         return self.read(query_BHTE, self.compress(key_BHSE, value_BHSE, pad_BS=pad_BS))
 
     def compress(self, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None) -> State:
-        """The keys and values of the null and the windows, BHNE, and True where a row has them, BN."""
+        """Returns the keys and values of the null and of the windows, BHNE, and a mask, BN, of those that a row has."""
         length = key_BHSE.shape[2]
         is_full = pad_BS is None and self.kernel == self.stride and length % self.stride == 0
         real_BS = key_BHSE.new_ones(1, length, dtype=torch.bool) if pad_BS is None else ~pad_BS
@@ -77,7 +76,7 @@ class PooledKeysAttention(QKVAttention):
         return attend(query_BHTE, memory["key"], memory["value"], bias=seen_BHTN, dropout=self.active_dropout)
 
     def start_mix(self, batch: int) -> State:
-        """`key` and `value` of the null and of complete windows; `keys` and `values` of the incomplete one."""
+        """Returns `key` and `value` of null and complete windows, and `keys` and `values` of the last window."""
         none_BH0E = self.query.weight.new_zeros(batch, self.heads, 0, self.head_dim)
         key_BHNE, value_BHNE = self.with_null(none_BH0E, none_BH0E)
         return {"key": key_BHNE, "value": value_BHNE, "keys": none_BH0E, "values": none_BH0E}
@@ -93,7 +92,7 @@ class PooledKeysAttention(QKVAttention):
         return y_BH1E, {"key": key_BHNE, "value": value_BHNE, "keys": keys_BHKE, "values": values_BHKE}
 
     def windows(self, x_BHSE: Tensor, *, fill: float) -> Tensor:
-        """x_BHNKE: the windows that begin within the length, with `fill` past its end."""
+        """Returns x_BHNKE, the windows that begin within the length, with `fill` past its end."""
         missing = (-(-x_BHSE.shape[2] // self.stride) - 1) * self.stride + self.kernel - x_BHSE.shape[2]
         if missing:
             x_BHSE = functional.pad(x_BHSE, (0, 0, 0, missing), value=fill)
@@ -102,14 +101,14 @@ class PooledKeysAttention(QKVAttention):
         return x_BHSE.unfold(2, self.kernel, self.stride).transpose(-1, -2)
 
     def with_null(self, key_BHNE: Tensor, value_BHNE: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, after the null key and value."""
+        """Returns the keys and values with the null key and value prepended."""
         if self.null is None:
             return key_BHNE, value_BHNE
         null_BHNE = self.split(self.null[None].to(key_BHNE.dtype)).expand(len(key_BHNE), -1, -1, -1)
         return torch.cat([null_BHNE[:, :, :1], key_BHNE], 2), torch.cat([null_BHNE[:, :, 1:], value_BHNE], 2)
 
     def complete(self, length: int, keys: int, device: torch.device) -> Tensor:
-        """mask_TN: True where position t sees the key of a window that ends at or before t, or the null key."""
+        """Returns mask_TN, True where position t sees key n: a window that ends at or before t, or the null key."""
         nulls = 0 if self.null is None else 1
         last_N = torch.arange(keys - nulls, device=device) * self.stride + self.kernel - 1
         return torch.arange(length, device=device)[:, None] >= functional.pad(last_N, (nulls, 0))
@@ -120,7 +119,7 @@ class MemoryCompressedConfig(QKVConfig):
     """Dot-product attention to keys and values reduced by strided convolutions: O(T S D / compression) time."""
 
     compression: int = setting(
-        3, at_least=1, help="Positions that become one key and one value: kernel size and stride of the convolutions."
+        3, at_least=1, help="Positions per compressed key and value: kernel size and stride of the convolutions."
     )
 
 
@@ -153,7 +152,7 @@ class PooledAttention(PooledKeysAttention):
     """softmax(Q pool(K)ᵀ / √E) pool(V) per head, pool the mean or, per feature, the maximum of a window.
 
     Parameters: 2 D² + 2 M D (+ 4 D bias), and 2 D of the null key and value if kernel > 1. With windows of one position
-    it is softmax attention.
+    it equals softmax attention.
     """
 
     def window(self) -> tuple[int, int]:
@@ -170,26 +169,26 @@ class PooledAttention(PooledKeysAttention):
 
 
 class Pool(nn.Module):
-    """Makes one vector of the real positions of a window, and a finite one if there are none."""
+    """Pools the real positions of a window into one vector, which is finite even if there are none."""
 
     def fill(self, x: Tensor) -> float:
-        """What stands in a window at positions that are not real."""
+        """Returns the value that fills positions of a window that are not real."""
         return 0.0
 
     def forward(self, x_BHNKE: Tensor, real_B1NK1: Tensor | None) -> Tensor:
-        """pooled_BHNE; `real_B1NK1` None: all positions are real."""
+        """Returns pooled_BHNE; `real_B1NK1` None: all positions are real."""
         raise NotImplementedError
 
 
 class MeanPool(Pool):
-    """The mean."""
+    """The mean of the real positions."""
 
     def forward(self, x_BHNKE: Tensor, real_B1NK1: Tensor | None) -> Tensor:
         return x_BHNKE.mean(-2) if real_B1NK1 is None else x_BHNKE.sum(-2) / real_B1NK1.sum(-2).clamp(min=1)
 
 
 class MaxPool(Pool):
-    """The maximum of each feature."""
+    """The maximum of each feature over the real positions."""
 
     def fill(self, x: Tensor) -> float:
         return torch.finfo(x.dtype).min

@@ -1,10 +1,10 @@
-"""Attention as queries, keys and values: the projections, heads and cache that most layers share.
+"""Base classes of layers with queries, keys and values: projections, heads and the cache.
 
-To write such a layer, subclass `QKVAttention`, declare `roles` and write one method, `mix`, that takes the heads of
-queries, keys and values to the heads of the output. Write `mix_step` as well if one more position can be computed from
-a state that is smaller than all keys and values; its default keeps those and calls `mix`. If heads do not interact
-before the output projection, subclass `HeadwiseAttention` and write `mix_heads` instead, which saves memory on long
-inputs. A layer with heads but other projections subclasses `HeadedAttention` and writes `forward`, `start` and `step`.
+To write such a layer, subclass `QKVAttention`, declare `roles` and write one method, `mix`, which computes the heads of
+the output from the heads of queries, keys and values. Also write `mix_step` if a state smaller than all keys and values
+suffices for the next position; the default keeps all keys and values and calls `mix`. If heads do not interact before
+the output projection, subclass `HeadwiseAttention` and write `mix_heads` instead, which saves memory on long inputs. A
+layer with heads but other projections subclasses `HeadedAttention` and writes `forward`, `start` and `step`.
 
 B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, K heads of keys and values,
 E width of a head.
@@ -63,7 +63,7 @@ class HeadedAttention(Attention):
         return float(self.config.dropout) if self.training else 0.0
 
     def projection(self, input_dim: int, output_dim: int | None = None, *, gain: float = 1.0) -> nn.Linear:
-        """A linear map, by default to the width of the layer: Xavier-uniform with `gain`, zero bias."""
+        """Returns a linear map, by default to the width of the layer: Xavier-uniform with `gain`, zero bias."""
         linear = nn.Linear(input_dim, output_dim or self.dim, bias=self.config.bias)
         nn.init.xavier_uniform_(linear.weight, gain=gain)
         if linear.bias is not None:
@@ -73,7 +73,7 @@ class HeadedAttention(Attention):
     def add_projections(self, *, kv_heads: int | None = None, out_projection: bool = True) -> None:
         """Adds `query`, `key`, `value` and `out` (the identity without `out_projection`).
 
-        Keys and values come from the memory in cross-attention. The gain of `query`, `key` and `value` is that of one
+        In cross-attention, keys and values come from the memory. `query`, `key` and `value` have the gain of one
         Xavier-uniform matrix for all three.
         """
         source_dim = self.memory_dim if self.role is Role.CROSS else self.dim
@@ -84,11 +84,11 @@ class HeadedAttention(Attention):
         self.out: nn.Linear = self.projection(self.dim) if out_projection else nn.Identity()  # type: ignore[assignment]
 
     def split(self, x_BTD: Tensor) -> Tensor:
-        """x_BTD → x_BHTE; a narrower x has fewer heads."""
+        """Splits x_BTD into heads x_BHTE. A narrower x has fewer heads."""
         return x_BTD.view(*x_BTD.shape[:2], x_BTD.shape[2] // self.head_dim, self.head_dim).transpose(1, 2)
 
     def join(self, x_BHTE: Tensor) -> Tensor:
-        """x_BHTE → x_BTD."""
+        """Joins the heads x_BHTE into x_BTD."""
         return x_BHTE.transpose(1, 2).flatten(2)
 
 
@@ -109,41 +109,41 @@ class QKVAttention(HeadedAttention):
         self.add_projections(kv_heads=kv_heads, out_projection=out_projection)
 
     def mix(self, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None) -> Tensor:
-        """The outputs y_BHTE of the heads.
+        """Returns the outputs y_BHTE of the heads.
 
-        In the causal role the queries are those of the last T of the S positions. T is S in `forward`, and 1 in the
+        In the causal role, the queries belong to the last T of the S positions. T is S in `forward` and 1 in the
         default `mix_step`.
         """
         raise NotImplementedError
 
     def mix_step(self, query_BH1E: Tensor, key_BH1E: Tensor, value_BH1E: Tensor, state: State) -> tuple[Tensor, State]:
-        """Computes one more position: (y_BH1E, state after it). `start_mix` gives the first state. Causal role only."""
+        """Computes the next position and returns (y_BH1E, new state). The first state is `start_mix`. Causal only."""
         state = cache.remember(state, key=key_BH1E, value=value_BH1E)
         key_BHSE, value_BHSE = (torch.cat(cache.segments(state, name), dim=2) for name in ("key", "value"))
         return self.mix(query_BH1E, key_BHSE, value_BHSE, pad_BS=None), state
 
     def start_mix(self, batch: int) -> State:
-        """The state before the first `mix_step`."""
+        """Returns the state before the first `mix_step`."""
         return cache.empty("key", "value")
 
     def compress(self, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None) -> State:
-        """What a cross-attention layer keeps of its memory while decoding; `read` takes it."""
+        """Returns the part of the memory that cross-attention keeps while decoding, the input of `read`."""
         return {"key": key_BHSE, "value": value_BHSE, "pad": pad_BS}
 
     def read(self, query_BHTE: Tensor, memory: State) -> Tensor:
-        """y_BHTE, from what `compress` kept of the memory."""
+        """Returns y_BHTE from the output of `compress`."""
         return self.mix(query_BHTE, memory["key"], memory["value"], pad_BS=memory["pad"])
 
     def queries(self, x_BTD: Tensor) -> Tensor:
-        """query_BHTE."""
+        """Returns query_BHTE."""
         return self.split(self.query(x_BTD))
 
     def keys(self, x_BSM: Tensor) -> Tensor:
-        """key_BHSE."""
+        """Returns key_BHSE."""
         return self.split(self.key(x_BSM))
 
     def values(self, x_BSM: Tensor) -> Tensor:
-        """value_BHSE."""
+        """Returns value_BHSE."""
         return self.split(self.value(x_BSM))
 
     def forward(
@@ -180,20 +180,20 @@ class HeadwiseAttention(QKVAttention):
     def mix_heads(
         self, heads: slice, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None
     ) -> Tensor:
-        """As `mix`, for a slice of the heads."""
+        """Computes `mix` for a slice of the heads."""
         raise NotImplementedError
 
     def mix_parameters(self) -> Iterable[Tensor]:
-        """The parameters that `mix_heads` reads."""
+        """Returns the parameters that `mix_heads` reads."""
         return ()
 
     @property
     def is_random(self) -> bool:
-        """True if `mix_heads` draws random numbers, so that it cannot be computed again."""
+        """True if `mix_heads` draws random numbers, so that recomputing it would give another result."""
         return self.active_dropout > 0
 
     def sources(self, x_BTD: Tensor, source_BSM: Tensor) -> tuple[Tensor | LazyProjection, ...]:
-        """query_BTD, key_BSD and value_BSD, or the projections that compute them for a few heads at a time."""
+        """Returns query_BTD, key_BSD and value_BSD, or the projections that compute them for a few heads at a time."""
         return tuple(
             LazyProjection(x, linear)
             for x, linear in ((x_BTD, self.query), (source_BSM, self.key), (source_BSM, self.value))

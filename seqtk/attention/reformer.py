@@ -20,26 +20,30 @@ from seqtk.ops.tensors import without_autocast
 from seqtk.utils.errors import UserError
 
 SELF_MASK_VALUE = -1e5
-"""Added to the logit of a position with itself, so that it counts only if nothing else is seen."""
+"""Added to the logit of a position with itself, so that it matters only if no other position is seen."""
 
 BUCKET_STRIDE = 2**40
-"""Between the codes of different buckets: more than the positions of one."""
+"""The distance between the codes of different buckets; it exceeds the positions in one bucket."""
 
 
 @dataclass(frozen=True)
 class ReformerConfig(QKVConfig):
-    """Attention among positions that hash alike: 3 D² weights, O(T rounds² chunk + T rounds chunk D) time."""
+    """Attention among positions in the same hash bucket: 3 D² weights, O(T rounds² chunk + T rounds chunk D) time."""
 
     buckets: int = setting(
-        32, at_least=2, help="Buckets of a round of hashing; even. About the usual length divided by chunk."
+        32,
+        at_least=2,
+        help="Buckets in a round of hashing, an even number. A good value is the usual length divided by chunk.",
     )
     chunk: int = setting(
         64,
         at_least=1,
-        help="Positions that attend to each other, and to as many before them in the order of the buckets.",
+        help="Positions in a chunk. A chunk attends to itself and to the previous chunk in bucket order.",
     )
-    rounds: int = setting(4, at_least=1, help="Rounds of hashing. More come closer to full attention.")
-    redraw: bool = setting(True, help="Draw new hashes at each training step. Evaluation has one hash, which is saved.")
+    rounds: int = setting(4, at_least=1, help="Rounds of hashing. More rounds approximate full attention better.")
+    redraw: bool = setting(
+        True, help="Draw new hashes at each training step. Evaluation uses one hash, which is saved with the model."
+    )
 
 
 @attentions.register("reformer", ReformerConfig)
@@ -48,14 +52,14 @@ class ReformerAttention(HeadedAttention):
 
     Round r puts t into bucket argmax [x; -x], x = q_t rotations_r, of `buckets`, and sorts by bucket, then position.
     ENCODER: t sees the positions of its bucket that are in its chunk of C = `chunk` places of that order, or in the
-    chunk before (section 2). CAUSAL is seqtk's: t sees the last C positions of its bucket, itself included. The paper's
-    chunks would reveal the future: where they begin depends on how many later positions fall into lower buckets. t sees
-    itself only if it sees nothing else. The rounds are combined by their logsumexp (appendix A); a pair counts in the
-    first round that has it, so what is seen is the union. Hashes are computed in float32 or wider, so that rounding
-    moves no position.
+    chunk before (section 2). CAUSAL differs from the paper: t sees the last C positions of its bucket, itself included.
+    The paper's chunks would reveal the future, since their start depends on how many later positions fall into lower
+    buckets. t sees itself only if it sees nothing else. The rounds are combined by their logsumexp (appendix A). A pair
+    counts in the first round that finds it, so a position sees the union of the rounds. Hashes are computed in float32
+    or wider, so that rounding moves no position.
 
     Parameters: 3 D² (+ 3 D bias): `query_key`, `value`, `out`. O(T R (R + D) C) time, O(T (R H + D)) memory.
-    A step compares the new position with all before: O(t (R + D)).
+    A step compares the new position with all earlier ones: O(t (R + D)).
     """
 
     roles = Role.ENCODER | Role.CAUSAL
@@ -83,7 +87,7 @@ class ReformerAttention(HeadedAttention):
         bucket_BHRT = self._buckets(
             self.split(query_BTD), torch.randn_like(self.rotations) if redraws else self.rotations
         )
-        # Padding has a bucket of its own, the last, so it takes no place before a real position.
+        # Padding has a separate last bucket, so it never comes before a real position.
         bucket_BHRT = torch.where(pad_BT[:, None, None], self.config.buckets, bucket_BHRT)
         chunk = min(self.config.chunk, length)
         if missing := -length % chunk:
@@ -118,13 +122,13 @@ class ReformerAttention(HeadedAttention):
         return self.out(self.join(y_BH1E).to(x_B1D.dtype)), state.advance(kept)
 
     def _project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """query_BTD, never rounded by autocast, and value_BTD in the same dtype."""
+        """Returns query_BTD, never rounded by autocast, and value_BTD in the same dtype."""
         with without_autocast(x_BTD):
             query_BTD: Tensor = self.query_key(x_BTD.to(self.query_key.weight.dtype))
         return query_BTD, self.value(x_BTD).to(query_BTD.dtype)
 
     def _buckets(self, query_BHTE: Tensor, rotations_HREF: Tensor) -> Tensor:
-        """bucket_BHRT of each position in each round."""
+        """Returns bucket_BHRT of each position in each round."""
         with torch.autocast(query_BHTE.device.type, enabled=False), torch.no_grad():
             x_BHRTF = query_BHTE[:, :, None] @ rotations_HREF.to(query_BHTE.dtype)
             return torch.cat([x_BHRTF, -x_BHRTF], -1).argmax(-1)

@@ -1,7 +1,7 @@
 """Changes the `max_length` of a trained attention layer.
 
 Position i stays position i: a tensor of the new size keeps the leading corner that it shares with the old one, and the
-rest is what a new layer of the new size is initialized with. So inputs that fit both sizes give the same outputs.
+rest is newly initialized. So inputs that fit both sizes give the same outputs.
 """
 
 import dataclasses
@@ -16,16 +16,16 @@ C = TypeVar("C")
 
 
 class Resizable:
-    """Mixin of the attention layers whose weights may be resized in this way."""
+    """Mixin of the attention layers whose weights can be resized in this way."""
 
     @classmethod
     def resized(cls, config: Any, *, max_length: int) -> Any:
-        """The config of the layer after resizing."""
+        """Returns the config of the layer after resizing."""
         return dataclasses.replace(config, max_length=max_length)
 
 
 def resize_configs(tree: C, *, max_length: int) -> C:
-    """A copy of a config, or of a tuple of configs, with `max_length` set in every attention layer that has one.
+    """Returns a copy of a config, or of a tuple of configs, with `max_length` set in every attention layer.
 
     Raises:
         UserError: A layer has weights whose meaning depends on its `max_length`.
@@ -51,7 +51,7 @@ def resize_configs(tree: C, *, max_length: int) -> C:
 
 
 def resize_tensor(old: Tensor, *, new: Tensor) -> Tensor:
-    """`new`, a freshly initialized tensor, with the leading corner that it shares with `old`, in the dtype of `old`."""
+    """Returns `new` with the leading corner replaced by that of `old`, in the dtype of `old`."""
     corner = tuple(slice(min(sizes)) for sizes in zip(old.shape, new.shape, strict=True))
     resized = new.to(old.dtype, copy=True)
     resized[corner] = old[corner]

@@ -1,4 +1,4 @@
-"""SimpleTRON: attention without a softmax, so that Kᵀ V is computed first (Yorsh et al. 2021, arXiv 2111.15588).
+"""SimpleTRON: attention without a softmax, which allows computing Kᵀ V first (Yorsh et al. 2021, arXiv 2111.15588).
 
 B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, E = D / H (also as R).
 """
@@ -26,7 +26,7 @@ class SimpleTronConfig(QKVConfig):
     )
     length_factor: Literal["sqrt", "none"] = setting(
         "sqrt",
-        help="Divide by the square root of the number of visible keys (sqrt), or not. Without it training is unstable.",
+        help="sqrt: divide by the square root of the number of visible keys. Without it, training is unstable.",
     )
     head_scale: bool = setting(True, help="Divide by the square root of a head's width, as dot-product attention does.")
     out_projection: bool = setting(False, help="Add an output projection.")
@@ -37,9 +37,10 @@ class SimpleTron(HeadwiseAttention):
     """Q (Kᵀ V) · c per head, c = 1 / √(n E), n the number of visible keys.
 
     No softmax, no feature map, no denominator and no output projection. The paper has c = 1 / √n (`head_scale=false`),
-    the authors' code 1 / √(n E). Each row counts its real keys. The causal form, in which position t sums over s <= t
-    and divides by √t, and the cross form are seqtk's: a factor of the whole length would show the future.
-    Parameters: D² + 2 M D (+ 3 D bias), and D² (+ D bias) with `out_projection`. O((T + S) D E) time; a step is O(D E).
+    the authors' code 1 / √(n E). Each row counts its real keys. The paper has no causal and no cross form. In seqtk's
+    causal form, position t sums over s <= t and divides by √t, since a factor of the whole length would reveal the
+    future. Parameters: D² + 2 M D (+ 3 D bias), and D² (+ D bias) with `out_projection`. O((T + S) D E) time; a step is
+    O(D E).
     """
 
     roles = Role.ENCODER | Role.CAUSAL | Role.CROSS
@@ -68,7 +69,7 @@ class SimpleTron(HeadwiseAttention):
         return y_BH1E, {"product": product_BHRE, "count": count_B1}
 
     def compress(self, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None) -> State:
-        """Kᵀ V · c over the real keys, BHRE, in float32 or wider."""
+        """Returns Kᵀ V · c over the real keys, BHRE, in float32 or wider."""
         key_BHSE, value_BHSE = masked(to_fp32(key_BHSE), pad_BS), to_fp32(value_BHSE)
         if pad_BS is None:
             count_B1 = key_BHSE.new_full((len(key_BHSE), 1), key_BHSE.shape[2])
@@ -83,11 +84,11 @@ class SimpleTron(HeadwiseAttention):
         return y_BHTE.to(query_BHTE.dtype)
 
     def factor(self, count: Tensor) -> Tensor:
-        """c for `count` visible keys; for 0 as for 1."""
+        """Returns c for `count` visible keys; 0 counts as 1."""
         size = self.head_dim if self.config.head_scale else 1
         return (size * (count.clamp(min=1) if self.config.length_factor == "sqrt" else torch.ones_like(count))).rsqrt()
 
 
 def masked(key_BHSE: Tensor, pad_BS: Tensor | None) -> Tensor:
-    """Keys, 0 at padding."""
+    """Returns the keys with zeros at padding."""
     return key_BHSE if pad_BS is None else key_BHSE.masked_fill(pad_BS[:, None, :, None], 0)

@@ -18,15 +18,15 @@ from seqtk.ops.tensors import in_blocks
 
 @dataclass(frozen=True)
 class SinkhornConfig(QKVConfig):
-    """A block and a sorted one: 4 D² + H D max_length / block weights, O(T (block + T / block) D) time."""
+    """Attention to two blocks, one sorted: 4 D² + H D max_length / block weights, O(T (block + T / block) D) time."""
 
     block: int = setting(64, at_least=1, help="Positions in a block.")
     max_length: int = setting(1024, at_least=1, help="The longest input. The sorting network has this many positions.")
     iterations: int = setting(7, at_least=1, help="Iterations of the normalization of columns and rows.")
     temperature: float = setting(
-        0.75, above=0, help="Temperature of the sorting. Lower values come closer to a permutation."
+        0.75, above=0, help="Temperature of the sorting. Lower values are closer to a permutation."
     )
-    gumbel: bool = setting(True, help="Add noise to the sorting in training.")
+    gumbel: bool = setting(True, help="Add Gumbel noise to the sorting in training.")
 
 
 @attentions.register("sinkhorn", SinkhornConfig)
@@ -38,12 +38,13 @@ class SinkhornAttention(HeadedAttention):
     normalized to sum 1, in log space, rows last (section 3.2): P. Block i gets K̂_i = Σ_j P_ij K_j, and V̂_i likewise
     (section 3.3); one softmax covers both.
 
-    The paper is silent on a partly empty last block. In seqtk the mean at each of the C places is over the blocks that
-    have it, and log(their share of P_i) is added to the logits: a block that holds everything is full attention.
+    The paper does not define a partly empty last block. In seqtk, the mean at each of the C places is over the blocks
+    that have this place, and log(their share of P_i) is added to the logits, so one block for the whole row is full
+    attention.
 
     ENCODER only. The paper's causal form masks P before it is normalized, but columns are then normalized over later
-    blocks, which reveals the future. And the only lower triangular matrix whose columns and rows sum to 1 is the
-    identity, so the better it is normalized, the less it sorts.
+    blocks, which reveals the future. Also, the only lower triangular matrix whose columns and rows sum to 1 is the
+    identity, so a better normalized matrix sorts less.
 
     Parameters: 4 D² + D H ceil(max_length / C) (+ 4 D + H ceil(max_length / C) bias). O(T C D + T (T / C) D) time,
     O(T (C H + D) + (T / C)² H) memory.
@@ -93,7 +94,7 @@ class SinkhornAttention(HeadedAttention):
         return self.out(y_BTD.masked_fill(pad_BT[..., None], 0)), None
 
     def sorting(self, x_BTD: Tensor, real_BNC: Tensor) -> Tensor:
-        """P_BHNN in float32 or wider, 0 for blocks without a position. `x` is 0 at padding."""
+        """Returns P_BHNN in float32 or wider, 0 for blocks without a position. `x` is 0 at padding."""
         batch, blocks, block = real_BNC.shape
         sums_BND = in_blocks(x_BTD.to(self.sort.weight.dtype), block).sum(2)
         logits_BNHN = self.sort(sums_BND).view(batch, blocks, self.heads, -1)[..., :blocks]
@@ -104,7 +105,7 @@ class SinkhornAttention(HeadedAttention):
 
 
 def sinkhorn(logits_BHNN: Tensor, present_BN: Tensor, *, iterations: int) -> Tensor:
-    """exp(logits) with columns, then rows, divided by their sums, `iterations` times, among the present blocks."""
+    """Returns exp(logits) after `iterations` normalizations of columns, then rows, among the present blocks."""
     absent_B1NN = ~(present_BN[:, None, :, None] & present_BN[:, None, None, :])
     lowest = torch.finfo(logits_BHNN.dtype).min / 4  # finite, so that no row becomes NaN
     logits_BHNN = logits_BHNN.masked_fill(absent_B1NN, lowest)
@@ -116,7 +117,7 @@ def sinkhorn(logits_BHNN: Tensor, present_BN: Tensor, *, iterations: int) -> Ten
 
 
 def _sorted(y_MHCE: Tensor, sorting_BHNN: Tensor, real_BNC: Tensor) -> Tensor:
-    """Σ_j P_ij y_j over the real positions, MHCE."""
+    """Returns Σ_j P_ij y_j over the real positions, MHCE."""
     batch, heads, blocks, _ = sorting_BHNN.shape
     y_MHCE = y_MHCE.masked_fill(~real_BNC.flatten(0, 1)[:, None, :, None], 0)
     y_BHNCE = y_MHCE.reshape(batch, blocks, heads, *y_MHCE.shape[2:]).transpose(1, 2)
@@ -125,5 +126,5 @@ def _sorted(y_MHCE: Tensor, sorting_BHNN: Tensor, real_BNC: Tensor) -> Tensor:
 
 
 def _fold(x_BHN: Tensor) -> Tensor:
-    """x_MH (and any dimensions after N)."""
+    """Merges batch and blocks: returns x_MH (and any dimensions after N)."""
     return x_BHN.transpose(1, 2).flatten(0, 1)

@@ -47,7 +47,7 @@ class SoftmaxAttention(QKVAttention):
     `qk_norm`: g ⊙ x / rms(x) of each head's query and key before rotation, so that logits stay bounded; 2 E more
     parameters, shared by the heads (Henry et al. 2020, arXiv 2010.04245, with the trained scale and the 1 / √E of
     Dehghani et al. 2023, arXiv 2302.05442).
-    `backend=flex` computes the same; only `forward` on CUDA uses it, and training elsewhere is refused.
+    `backend=flex` computes the same. Only `forward` on CUDA uses it; training on other devices fails.
     """
 
     roles = Role.ENCODER | Role.CAUSAL | Role.CROSS
@@ -100,7 +100,7 @@ class SoftmaxAttention(QKVAttention):
         return attend_last(query_BH1E, state, bias=bias), state
 
     def _uses_flex(self, device: torch.device) -> bool:
-        """Whether FlexAttention computes here. Evaluation elsewhere uses the fused kernel, training is refused."""
+        """Returns whether FlexAttention is used. On other devices evaluation uses the fused kernel; training fails."""
         if self.config.backend == "flex" and device.type != "cuda" and self.training:
             raise UserError(
                 f"{self.slot}.backend=flex cannot train on {device.type}: torch's FlexAttention has no backward there.",

@@ -1,6 +1,6 @@
 """Sparse Transformers: strided and fixed patterns (Child et al. 2019, arXiv 1904.10509, section 4.3).
 
-Both join any two positions in two layers. No T × T tensor is made.
+Both patterns connect any two positions within two layers. No T × T tensor is created.
 
 B batch, T length, S key length, D width of the layer, H heads, E width of a head, N blocks of C positions, L stride,
 c summary positions of a block, K keys that a block sees, M = B L columns.
@@ -36,12 +36,12 @@ class StridedSparseConfig(QKVConfig):
 
 @attentions.register("strided_sparse", StridedSparseConfig)
 class StridedSparseAttention(WindowAttention):
-    """softmax(Q Kᵀ / √E) V, the first half of the heads over near keys, the others over a column of keys.
+    """softmax(Q Kᵀ / √E) V, where half the heads see near keys and the others a column of keys.
 
-    Column: (t - s) mod L = 0, L = `stride`. Near, CAUSAL: 0 <= t - s < L. One of the two factors per head (section
-    4.2, third way). The bidirectional form is seqtk's: |t - s| <= L / 2 and the whole column, so that two layers still
-    join any two positions. Parameters: 4 D² (+ 4 D bias). O(T (L + T / L) D) time; O(T (L + T / L)) memory at most. A
-    step costs O(L + t / L).
+    Column: (t - s) mod L = 0, L = `stride`. Near, CAUSAL: 0 <= t - s < L. One of the two factors per head (section 4.2,
+    third way). The paper has no bidirectional form. seqtk's sees |t - s| <= L / 2 and the whole column, so two layers
+    still connect any two positions. Parameters: 4 D² (+ 4 D bias). O(T (L + T / L) D) time; O(T (L + T / L)) memory at
+    most. A step costs O(L + t / L).
     """
 
     subquadratic = False
@@ -67,12 +67,12 @@ class StridedSparseAttention(WindowAttention):
         return torch.cat(parts, dim=1)
 
     def _attend_in_columns(self, *heads_BHTE: Tensor, pad_BS: Tensor | None) -> Tensor:
-        """y_BHTE for queries, keys and values: each column attends within itself."""
+        """Returns the function from queries, keys and values to y_BHTE, with attention within each column."""
         length = heads_BHTE[0].shape[2]
         stride = min(self.config.stride, length)
         query, key, value = (self.split(_columns(self.join(x_BHTE), stride)) for x_BHTE in heads_BHTE)
         seen, causal = None, self.role is Role.CAUSAL
-        if not causal:  # in a causal layer padding is later than every token
+        if not causal:  # in a causal layer padding comes after every token
             seen = _columns(~padding_or_zeros(self.join(heads_BHTE[0]), pad_BS), stride)[:, None, None]
         y_MHNE = attend(query, key, value, bias=seen, causal=causal, dropout=self.active_dropout)
         return self.split(_rows(self.join(y_MHNE), stride)[:, :length])
@@ -91,32 +91,33 @@ class StridedSparseAttention(WindowAttention):
 
 
 def _columns(x_BT: Tensor, stride: int) -> Tensor:
-    """x_MN (and any dimensions after T): position i L + j at place i of column j."""
+    """Returns x_MN (and any dimensions after T): position i L + j at place i of column j."""
     return in_blocks(x_BT, stride).transpose(1, 2).flatten(0, 1)
 
 
 def _rows(x_MND: Tensor, stride: int) -> Tensor:
-    """x_BTD, T = N L: the inverse of `_columns`."""
+    """Returns x_BTD, T = N L: the inverse of `_columns`."""
     return x_MND.view(-1, stride, *x_MND.shape[1:]).transpose(1, 2).flatten(1, 2)
 
 
 @dataclass(frozen=True)
 class FixedSparseConfig(QKVConfig):
-    """A block, and the last positions of each other: 4 D² weights, O(T (block + summary T / block) D)."""
+    """A block, and the last positions of all other blocks: 4 D² weights, O(T (block + summary T / block) D)."""
 
     block: int = setting(32, at_least=1, help="Positions in a block.")
-    summary: int = setting(4, at_least=1, help="The last positions of each block, which every later block sees too.")
+    summary: int = setting(4, at_least=1, help="The number of last positions of each block that later blocks see too.")
 
 
 @attentions.register("fixed_sparse", FixedSparseConfig)
 class FixedSparseAttention(WindowAttention):
     """softmax(Q Kᵀ / √E) V over the keys of the query's block and the last c = `summary` positions of other blocks.
 
-    CAUSAL: the past of the query's block of C = `block` positions, and s mod C >= C - c in every earlier block. Both
-    factors are in each head (section 4.2, second way), since positions before the first summary would see nothing by
-    the second factor alone. The bidirectional form is seqtk's: the whole block and the summaries of all others.
-    Parameters: 4 D² (+ 4 D bias). O(T (C + c T / C) D) time, O((T + c (T / C)²) D) memory: the summaries are copied to
-    each block. A step costs O(C + c t / C): the state holds the keys and values of the block and of the summaries.
+    CAUSAL: the past of the query's block of C = `block` positions, and s mod C >= C - c in every earlier block. Each
+    head has both factors (section 4.2, second way), since positions before the first summary would see nothing with the
+    second factor alone. The paper has no bidirectional form; seqtk's sees the whole block and the summaries of all
+    others. Parameters: 4 D² (+ 4 D bias). O(T (C + c T / C) D) time, O((T + c (T / C)²) D) memory: the summaries are
+    copied to each block. A step costs O(C + c t / C): the state holds the keys and values of the block and of the
+    summaries.
     """
 
     subquadratic = False
@@ -150,12 +151,12 @@ class FixedSparseAttention(WindowAttention):
         return zero_padding(self.split(y_BTD[:, :length]), pad_BS)
 
     def _with_summaries(self, x_BNCD: Tensor) -> Tensor:
-        """x_BNKD: the positions of each block, and then the summaries of all blocks."""
+        """Returns x_BNKD, the positions of each block followed by the summaries of all blocks."""
         summary_BSD = x_BNCD[:, :, -self.config.summary :].flatten(1, 2)
         return torch.cat([x_BNCD, summary_BSD[:, None].expand(-1, x_BNCD.shape[1], -1, -1)], dim=2)
 
     def _seen(self, pad_BT: Tensor) -> Tensor:
-        """seen_BNCK: real keys of the query's block, and the summaries of other (causal: earlier) blocks."""
+        """Returns seen_BNCK, True for real keys of the block and summaries of other (causal: earlier) blocks."""
         block, causal = self.config.block, self.role is Role.CAUSAL
         real_BNC = ~in_blocks(pad_BT, block, fill=True)
         own_BNCC = real_BNC[:, :, None].expand(-1, -1, block, -1)

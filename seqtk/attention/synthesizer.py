@@ -1,12 +1,12 @@
-"""Synthesizer attention: logits that compare no tokens (Tay et al. 2021, arXiv 2005.00743, section 3).
+"""Synthesizer attention: logits that do not compare tokens (Tay et al. 2021, arXiv 2005.00743, section 3).
 
     y = softmax(logits) V per head, and an output projection
 
-A source gives each query a logit for every absolute position 0 … L - 1 of a key, L = `max_length`; it never reads the
-key. `mixture.py` adds several sources up. Self-attention only: in the published systems cross-attention stays
-dot-product, and replacing it costs 4 to 6 BLEU. Biases are on unless `bias=False`, as in `softmax`.
+A source computes a logit for each query and each absolute key position 0 … L - 1, L = `max_length`, without reading the
+key. `mixture.py` sums several sources. Self-attention only: in the published systems cross-attention stays dot-product,
+and replacing it costs 4 to 6 BLEU. Biases are on unless `bias=False`, as in `softmax`.
 
-Memory on a CPU is one block of logits, never T × T (`seqtk/ops/blockwise_softmax.py`).
+On a CPU, the memory is that of one block of logits, never T × T (`seqtk/ops/blockwise_softmax.py`).
 
 B batch, T query length, S key length, D width of the layer, H heads, E = D / H, L longest input, K rank of a factor.
 """
@@ -37,18 +37,18 @@ class SynthesizerConfig(QKVConfig):
 
 
 class LogitSource(nn.Module):
-    """A source of logits. `config` has heads, bias, max_length, and the source's settings."""
+    """A source of logits. `config` has heads, bias, max_length and the settings of the source."""
 
     def forward(self, x_BTD: Tensor, *, rows: slice, columns: int) -> LogitSpec:
-        """The logits, BHTS or 1HTS, of queries x at the positions `rows`, for the keys at 0 … `columns` - 1.
+        """Returns the logits, BHTS or 1HTS, of queries x at the positions `rows`, for the keys at 0 … `columns` - 1.
 
-        They are linear in the first of the tensors by query.
+        They must be linear in the first query tensor.
         """
         raise NotImplementedError
 
 
 class SynthesizerAttention(Resizable, HeadedAttention):
-    """The values and the output projection of all Synthesizers. Parameters: 2 D² (+ 2 D bias) + those of the source."""
+    """Base of all Synthesizers: values and output projection. Parameters: 2 D² (+ 2 D bias) + those of the source."""
 
     roles = Role.ENCODER | Role.CAUSAL
 
@@ -62,7 +62,7 @@ class SynthesizerAttention(Resizable, HeadedAttention):
         return int(self.config.max_length)
 
     def average(self, logits: LogitSpec, x_BTD: Tensor, *, pad_BS: Tensor | None) -> Tensor:
-        """softmax(logits) V over the positions that are seen, y_BHTE."""
+        """Returns y_BHTE = softmax(logits) V over the visible positions."""
         value_BHSE = self.split(self.value(x_BTD)).contiguous()
         causal = self.role is Role.CAUSAL
         return blockwise_softmax(logits, value_BHSE, pad_BS=pad_BS, causal=causal, dropout=self.active_dropout)
@@ -100,8 +100,9 @@ class DenseLogits(LogitSource):
     """W2 relu(W1 x + b1) + b2 per head (section 3.1). Parameters: D² + D L (+ D + H L bias).
 
     The paper's W1 keeps all D dimensions in each head, H (D² + D L) in total. Like the official code, seqtk projects to
-    the E dimensions of the head, which costs no more than the query projection it replaces. Unlike that code, which
-    shares one E × L matrix among the heads, each head has its W2, as in the paper. Xavier-uniform, zero biases.
+    the E dimensions of the head, which costs no more than the query projection it replaces. Unlike the official code,
+    which shares one E × L matrix among the heads, each head has its own W2, as in the paper. Weights are
+    Xavier-uniform, biases 0.
     """
 
     def __init__(self, config: Any, dim: int) -> None:
@@ -128,10 +129,10 @@ class SynthesizerDense(Synthesizer):
 
 
 class RandomLogits(LogitSource):
-    """A trained matrix per head, the same for every input (section 3.2). Parameters: H L².
+    """A learned matrix per head, the same for every input (section 3.2). Parameters: H L².
 
-    Initialized from N(0, 1 / L), so that attention starts nearly uniform. From N(0, 1) a small model is far slower to
-    learn to reverse its input.
+    Initialized from N(0, 1 / L), so that attention is nearly uniform at first. With N(0, 1), a small model learns to
+    reverse its input far more slowly.
     """
 
     def __init__(self, config: Any, dim: int) -> None:
@@ -145,18 +146,18 @@ class RandomLogits(LogitSource):
 
 @dataclass(frozen=True)
 class SynthesizerRandomConfig(SynthesizerConfig):
-    """Logits that are a trained matrix per head, the same for every input."""
+    """Logits that are a learned matrix per head, the same for every input."""
 
 
 @attentions.register("synthesizer_random", SynthesizerRandomConfig)
 class SynthesizerRandom(Synthesizer):
-    """The logits are a trained matrix per head (`RandomLogits`)."""
+    """The logits are a learned matrix per head (`RandomLogits`)."""
 
     source = RandomLogits
 
 
 class FixedRandomLogits(LogitSource):
-    """A matrix per head from N(0, 1) that is never trained (section 3.2). No parameters; it is saved with the model."""
+    """A matrix per head from N(0, 1), never trained but saved with the model (section 3.2). No parameters."""
 
     matrix: Tensor
 
@@ -207,7 +208,7 @@ class SynthesizerFactorizedDenseConfig(SynthesizerConfig):
     """Logits from each query alone, as the outer product of two short vectors."""
 
     fine: int | None = setting(
-        None, at_least=1, help="Length of the factor that repeats along a row of logits. null: ceil(√max_length)."
+        None, at_least=1, help="Length of the repeating factor of a row of logits. null: ceil(√max_length)."
     )
 
 
@@ -223,18 +224,18 @@ class SynthesizerFactorizedDense(Synthesizer):
 
 
 def factor_lengths(length: int, fine: int | None = None) -> tuple[int, int]:
-    """(a, b) with a b >= length; b is `fine`, or near √length."""
+    """Returns (a, b) with a b >= length. b is `fine`, or near √length."""
     b = math.isqrt(length - 1) + 1 if fine is None else fine
     return -(-length // b), b
 
 
 def keep_fine(config: Any, resized: Any) -> Any:
-    """`resized` with the b of `config`, since logit p b + q is A_p B_q at every length."""
+    """Returns `resized` with b (`fine`) of `config`, because logit p b + q is A_p B_q at every length."""
     return dataclasses.replace(resized, fine=factor_lengths(config.max_length, config.fine)[1])
 
 
 class FactorizedRandomLogits(LogitSource):
-    """R1 R2ᵀ per head, of rank K (section 3.2). Parameters: 2 H L K. An element starts with a variance of 1 / L."""
+    """R1 R2ᵀ per head, of rank K (section 3.2). Parameters: 2 H L K. Initially each element has variance 1 / L."""
 
     def __init__(self, config: Any, dim: int) -> None:
         super().__init__()
@@ -250,14 +251,14 @@ class FactorizedRandomLogits(LogitSource):
 
 @dataclass(frozen=True)
 class SynthesizerFactorizedRandomConfig(SynthesizerConfig):
-    """Logits that are a trained matrix of low rank per head."""
+    """Logits that are a learned low-rank matrix per head."""
 
     rank: int = setting(8, at_least=1, help="Rank of the matrix.")
 
 
 @attentions.register("synthesizer_factorized_random", SynthesizerFactorizedRandomConfig)
 class SynthesizerFactorizedRandom(Synthesizer):
-    """The logits are a trained matrix of low rank per head (`FactorizedRandomLogits`)."""
+    """The logits are a learned low-rank matrix per head (`FactorizedRandomLogits`)."""
 
     source = FactorizedRandomLogits
 
@@ -269,11 +270,11 @@ SOURCES: dict[str, type[LogitSource]] = {
     "factorized_dense": FactorizedDenseLogits,
     "factorized_random": FactorizedRandomLogits,
 }
-"""Every source by its name in a mixture's `parts`."""
+"""All sources by their names in a mixture's `parts`."""
 
 
 class HeadLinear(nn.Module):
-    """A linear map per head, of which the first `columns` outputs can be computed alone."""
+    """A linear map per head that can compute only its first `columns` outputs."""
 
     def __init__(self, config: Any, dim: int, outputs: int) -> None:
         super().__init__()
@@ -284,7 +285,7 @@ class HeadLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.heads, 1, outputs)) if config.bias else None
 
     def forward(self, x_BHTE: Tensor, *, columns: int) -> LogitSpec:
-        """The outputs as a matrix product; the bias is the weight of a 1 at the end of x."""
+        """Returns the outputs as the spec of a matrix product. The bias is the weight of a 1 appended to x."""
         weight_HES = self.weight[..., :columns]
         if self.bias is not None:
             weight_HES = torch.cat([weight_HES, self.bias[..., :columns]], 1)
@@ -293,19 +294,19 @@ class HeadLinear(nn.Module):
 
 
 def product(tensors: LogitTensors, columns: int) -> Tensor:
-    """Logits that are a matrix product."""
+    """Returns logits that are a matrix product."""
     return tensors.by_query[0] @ tensors.by_key[0]
 
 
 def outer(tensors: LogitTensors, columns: int) -> Tensor:
-    """Logits that are the outer product of a coarse and a fine factor per query."""
+    """Returns logits that are the outer product of a coarse and a fine factor per query."""
     coarse_BHTa, fine_BHTb = tensors.by_query
     coarse_BHTa = coarse_BHTa[..., : -(-columns // fine_BHTb.shape[-1])]
     return (coarse_BHTa[..., :, None] * fine_BHTb[..., None, :]).flatten(-2)[..., :columns]
 
 
 def select_rows(matrix_HLX: Tensor, rows: slice) -> Tensor:
-    """The given rows of the matrix of each head: 1HTX."""
+    """Returns the given rows of the matrix of each head: 1HTX."""
     if rows.stop - rows.start == matrix_HLX.shape[1]:
-        return matrix_HLX[None]  # the gradient of a slice would be copied
+        return matrix_HLX[None]  # avoids a copy of the gradient of a slice
     return matrix_HLX[None, :, rows]

@@ -26,12 +26,14 @@ class TransformerXLConfig(QKVConfig):
 
     bias: bool = setting(False, help="Give the projections a bias.")
     memory_length: int = setting(
-        512, at_least=1, help="Earlier positions that each position sees, including those of earlier segments."
+        512, at_least=1, help="How many earlier positions each position sees, across segments."
     )
     evaluation_memory_length: int | None = setting(
-        None, at_least=1, help="The same in evaluation. null: memory_length."
+        None, at_least=1, help="memory_length in evaluation. null: memory_length."
     )
-    clamp_length: int | None = setting(None, at_least=1, help="Larger distances count as this one. null: no limit.")
+    clamp_length: int | None = setting(
+        None, at_least=1, help="Distances above this value count as this value. null: no limit."
+    )
 
 
 @attentions.register("transformer_xl", TransformerXLConfig)
@@ -39,12 +41,12 @@ class TransformerXLAttention(QKVAttention):
     """softmax(((q_t + u) · k_s + (q_t + v) · W R_{t-s}) / √E) v_s per head over 0 <= t - s <= `memory_length`.
 
     R_d is the sinusoid of a distance, [sin(d ω_i) | cos(d ω_i)], ω_i = 10000^(-2i/D). W, u and v (a vector per head)
-    are trained, and each layer has its own (section 3.3). Parameters: 5 D² + 2 D (+ 4 D bias).
+    are learned in each layer (section 3.3). Parameters: 5 D² + 2 D (+ 4 D bias).
 
     The memory is the input of the layer at earlier positions, without a gradient; its keys and values are computed
-    again. Every position sees the same number of positions before it, whichever segment they are in (`same_length` in
-    the official code), so the segmentation does not change the outputs. Otherwise the late positions of a segment would
-    see more than the early ones. A step costs O(memory_length · D · H): the state holds the keys and values in reach.
+    again. Every position sees the same number of earlier positions, whatever their segment (`same_length` in the
+    official code), so the segmentation does not change the outputs. Otherwise late positions of a segment would see
+    more than early ones. A step costs O(memory_length · D · H): the state holds the visible keys and values.
     """
 
     roles = Role.CAUSAL
@@ -61,7 +63,7 @@ class TransformerXLAttention(QKVAttention):
 
     @property
     def memory_length(self) -> int:
-        """The number of positions that each one sees before itself."""
+        """The number of earlier positions that each position sees."""
         in_evaluation: int | None = None if self.training else self.config.evaluation_memory_length
         return in_evaluation or int(self.config.memory_length)
 
@@ -95,7 +97,7 @@ class TransformerXLAttention(QKVAttention):
 
     def mix_step(self, query_BH1E: Tensor, key_BH1E: Tensor, value_BH1E: Tensor, state: State) -> tuple[Tensor, State]:
         state = keep_last(state, self.memory_length + 1, key=key_BH1E, value=value_BH1E)
-        # (q + v) · W R = Wᵀ(q + v) · R: W is applied to one query, not to every distance.
+        # (q + v) · W R = Wᵀ(q + v) · R: apply W to one query, not to every distance.
         weight_HED = self.distance.weight.view(self.heads, self.head_dim, self.dim)
         mapped_BH1D = (query_BH1E + self.distance_bias) @ weight_HED
         distance_N = torch.arange(state["key"].shape[2] - 1, -1, -1, device=query_BH1E.device)
@@ -103,7 +105,7 @@ class TransformerXLAttention(QKVAttention):
         return attend(query_BH1E + self.content_bias, state["key"], state["value"], bias=bias_BH1S), state
 
     def _sinusoids(self, distance_N: Tensor, *, like: Tensor) -> Tensor:
-        """R_ND of these distances, computed in float32 or wider."""
+        """Returns the encodings R_ND of these distances, computed in float32 or wider."""
         if self.config.clamp_length is not None:
             distance_N = distance_N.clamp(max=self.config.clamp_length)
         dtype = torch.promote_types(like.dtype, torch.float32)
@@ -113,9 +115,9 @@ class TransformerXLAttention(QKVAttention):
 
 
 def _by_key(x_BHTN: Tensor) -> Tensor:
-    """x_BHTS from columns by distance, the farthest first: row t moves left by T - 1 - t columns (appendix B).
+    """Returns x_BHTS from columns by distance, farthest first, by shifting row t left by T - 1 - t (appendix B).
 
-    The columns that enter on the right belong to keys later than the query.
+    The columns that enter from the right belong to keys after the query.
     """
     batch, heads, length, distances = x_BHTN.shape
     padded = functional.pad(x_BHTN, (1, 0)).view(batch, heads, distances + 1, length)

@@ -1,6 +1,6 @@
 """Attention to near positions: blocks, a sliding window, and a window with a few global positions.
 
-    y_t = softmax(q_t · k_s / √E) v_s        over the s near t
+    y_t = softmax(q_t · k_s / √E) v_s        over s near t
 
 Computed in blocks on the fused kernel (`seqtk/ops/block_pattern.py`): O(T W) time and memory for W visible positions,
 never T × T.
@@ -31,13 +31,13 @@ class WindowAttention(HeadwiseAttention):
     subquadratic = True
     window: WindowSpec
     global_tokens: int = 0
-    """The first positions that every position sees as well."""
+    """The number of first positions that every position sees too."""
 
     def mix_heads(
         self, heads: slice, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None
     ) -> Tensor:
         query_BTD, key_BTD, value_BTD = map(self.join, (query_BHTE, key_BHSE, value_BHSE))
-        seen_pad_BS = None if self.role is Role.CAUSAL else pad_BS  # padding is later than every token
+        seen_pad_BS = None if self.role is Role.CAUSAL else pad_BS  # padding comes after every token
         mask = WindowMask(self.window, query_BTD, seen_pad_BS, first=min(self.global_tokens, query_BTD.shape[1]))
         y_BTD = window_attention(
             query_BTD, key_BTD, value_BTD, mask, head_dim=self.head_dim, dropout=self.active_dropout
@@ -53,7 +53,7 @@ class LocalBlockConfig(QKVConfig):
     """Dot-product attention within blocks: 4 D² weights, O(T block D) time and memory."""
 
     block: int = setting(64, at_least=1, help="Positions in a block.")
-    back: bool = setting(False, help="Each block sees the block before it too.")
+    back: bool = setting(False, help="Each block also sees the block before it.")
 
 
 @attentions.register("local_block", LocalBlockConfig)
@@ -91,7 +91,7 @@ class SlidingWindowAttention(WindowAttention):
     """softmax(Q Kᵀ / √E) V over the keys s near a query t.
 
     ENCODER: |t - s| <= ⌊window / 2⌋. CAUSAL: 0 <= t - s < window. Beltagy et al. 2020, arXiv 2004.05150, section 3.1,
-    undilated. Parameters: 4 D² (+ 4 D bias). A step costs O(window): the state holds that many keys and values.
+    without dilation. Parameters: 4 D² (+ 4 D bias). A step costs O(window): the state holds that many keys and values.
     """
 
     def __init__(self, config: SlidingWindowConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
@@ -117,13 +117,13 @@ class LongformerConfig(SlidingWindowConfig):
 
 @attentions.register("longformer", LongformerConfig)
 class LongformerAttention(WindowAttention):
-    """A sliding window, and G = `global_tokens` first positions that see every position and are seen by every one.
+    """A sliding window and G = `global_tokens` first positions that see all positions and that all positions see.
 
     Position t >= G: softmax(q_t · k_s / √E) v_s over s in its window or s < G. Position t < G: the same over all s,
     with other projections (`global_query`, `global_key`, `global_value`). Beltagy et al. 2020, arXiv 2004.05150,
-    section 3.1. The causal form is seqtk's: the same sets, cut to s <= t, so a global position sees the global
-    positions up to itself. Parameters: 7 D² (+ 7 D bias). A step costs O(window + G): the state holds the keys and
-    values of the window and of the global positions.
+    section 3.1. The paper has no causal form. seqtk's restricts the same sets to s <= t, so a global position sees the
+    global positions up to itself. Parameters: 7 D² (+ 7 D bias). A step costs O(window + G): the state holds the keys
+    and values of the window and of the global positions.
     """
 
     def __init__(self, config: LongformerConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
@@ -142,10 +142,10 @@ class LongformerAttention(WindowAttention):
         return torch.cat([y_BGD, y_BTD[:, y_BGD.shape[1] :]], dim=1), None
 
     def _attend_from_global(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
-        """The outputs of the global positions, y_BGD.
+        """Returns the outputs of the global positions, y_BGD.
 
-        They are few, so keys and values of all positions are never computed: q · (A x + a) = (Aᵀ q) · x + q · a, and
-        Σ w (B x + b) = B (Σ w x) + b Σ w. In float32 or wider, whatever autocast says, as `attend`.
+        There are few, so keys and values of all positions are never computed: q · (A x + a) = (Aᵀ q) · x + q · a, and Σ
+        w (B x + b) = B (Σ w x) + b Σ w. Computed in float32 or wider even under autocast, like `attend`.
         """
         x_BGD = x_BTD[:, : self.global_tokens]
         x_BSD = x_BTD
@@ -158,7 +158,9 @@ class LongformerAttention(WindowAttention):
             x_BSD, query_BHGE = to_fp32(x_BSD), to_fp32(query_BHGE) / math.sqrt(self.head_dim)
             key_HED, value_HED = (to_fp32(linear.weight).view(heads) for linear in (self.global_key, self.global_value))
             logits_BHGS = _product(query_BHGE @ key_HED, x_BSD.transpose(1, 2))
-            if self.global_key.bias is not None:  # the same for all keys: no effect, but its gradient is 0, not None
+            if (
+                self.global_key.bias is not None
+            ):  # The bias of keys has no effect on the output; adding it makes its gradient 0 instead of None.
                 logits_BHGS = logits_BHGS + query_BHGE @ to_fp32(self.global_key.bias).view(heads)
             if seen is not None:
                 logits_BHGS = logits_BHGS.masked_fill(~seen, torch.finfo(logits_BHGS.dtype).min)
@@ -189,10 +191,10 @@ class LongformerAttention(WindowAttention):
 
 
 def sliding_window(window: int, *, causal: bool) -> WindowSpec:
-    """|t - s| <= window / 2, or 0 <= t - s < window if `causal`, in blocks of half a window.
+    """Returns the spec of |t - s| <= window / 2, or 0 <= t - s < window if `causal`, in blocks of half a window.
 
-    Larger blocks reach more positions outside the window, smaller ones are slower on the kernel: of the powers of two,
-    256 is the fastest for a window of 512 and 64 for one of 128 (forward and backward, on a CPU).
+    Larger blocks compute more positions outside the window; smaller blocks make the kernel slower: of the powers of
+    two, 256 is the fastest for a window of 512 and 64 for one of 128 (forward and backward, on a CPU).
     """
     half = window // 2
     block = max(half, 1)
@@ -202,5 +204,5 @@ def sliding_window(window: int, *, causal: bool) -> WindowSpec:
 
 
 def _product(left_BHGI: Tensor, right_BIO: Tensor) -> Tensor:
-    """The product of all heads with a matrix that they share, one product per row."""
+    """Returns the product of all heads with a matrix that they share, one product per row."""
     return (left_BHGI.flatten(1, 2) @ right_BIO).unflatten(1, left_BHGI.shape[1:3])  # type: ignore[no-any-return, no-untyped-call]

@@ -82,7 +82,7 @@ def write(path: str | os.PathLike[str], contents: ModelFile) -> None:
 
 
 def read(path: str | os.PathLike[str], *, key: str = "checkpoint") -> ModelFile:
-    """The contents of the model file that `path` stands for (see `find`). Raises UserError for any other file."""
+    """Returns the contents of the model file at `path` (see `find`). Raises UserError for any other file."""
     file = find(path, key=key)
     tensors, metadata = load_tensors(file)
     if not {"config", "assets", "info"} <= metadata.keys():
@@ -93,7 +93,7 @@ def read(path: str | os.PathLike[str], *, key: str = "checkpoint") -> ModelFile:
 
 
 def find(path: str | os.PathLike[str], *, key: str = "checkpoint") -> Path:
-    """The model file that `path`, the value of `key`, stands for.
+    """Returns the model file that `path`, the value of `key`, stands for.
 
     `path` is that file, the folder of one checkpoint, or the folder of a run, which stands for its best model or, if
     there is none, its latest. Raises UserError if there is none.
@@ -134,12 +134,12 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
 
 
 def checkpoint_folders(save_dir: Path) -> list[Path]:
-    """All checkpoints in the folder of a run, oldest first."""
+    """Returns all checkpoints in the folder of a run, oldest first."""
     return sorted(path for path in save_dir.glob("update_*") if path.is_dir() and "." not in path.name)
 
 
 def tensors_of(model: nn.Module) -> Tensors:
-    """Every parameter and persistent buffer once, by its first name; tied weights appear under one name."""
+    """Returns every parameter and persistent buffer once, by its first name; tied weights appear under one name."""
     persistent = set(model.state_dict())
     tensors: Tensors = dict(model.named_parameters())
     tensors |= {name: buffer for name, buffer in model.named_buffers() if name in persistent}
@@ -249,7 +249,7 @@ def modern_task(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parts_of(contents: ModelFile, *, source: str) -> Parts:
-    """The task and model of `contents`. Raises UserError naming a key that this version does not know."""
+    """Returns the task and model of `contents`. Raises UserError naming a key that this version does not know."""
     tree = {"task": modern_task(contents.config.get("task", {})), "model": contents.config.get("model", {})}
     try:
         return schema.from_dict(Parts, tree, legacy=True)

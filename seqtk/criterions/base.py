@@ -45,11 +45,11 @@ class Criterion(nn.Module):
     """The names in `Loss.stats`."""
 
     def stats_of(self, model: Model) -> tuple[str, ...]:
-        """The names in `Loss.stats` with this model, for a criterion whose statistics depend on the head."""
+        """Returns the names in `Loss.stats` with this model, for a criterion whose statistics depend on the head."""
         return self.stat_names
 
     def forward(self, model: Model, batch: Any, state: State = None) -> Loss:
-        """The loss of `batch`.
+        """Returns the loss of `batch`.
 
         Args:
             model: The model, called as `model(...)` and `model.head(...)` only.
@@ -60,7 +60,7 @@ class Criterion(nn.Module):
 
 
 def stat(total: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-    """An entry of `Loss.stats`: a sum, detached, with its weight."""
+    """Returns an entry of `Loss.stats`: a sum, detached, with its weight."""
     total = total.detach()
     # A float32 counts exactly up to 2^24 only, which the tokens of a few updates exceed.
     return total, torch.full((), float(weight), dtype=torch.float64, device=total.device)

@@ -31,7 +31,7 @@ NOT_NUMBERS = (
 def beam_search(
     models: Sequence[Model], batch: TranslationBatch | LanguageBatch, config: SearchConfig, constraints: Constraints
 ) -> list[list[Hypothesis]]:
-    """The best hypotheses for each row of `batch`, best first: at most `nbest`, at least one.
+    """Returns the best hypotheses for each row of `batch`, best first: at most `nbest`, at least one.
 
     Equal scores are ranked by beam, better beams first, then by token id.
     """
@@ -80,7 +80,7 @@ class _Beams:
         self.total_BW = torch.zeros(len(batch.ids_B), 1, device=batch.ids_B.device)
 
     def batch_rows(self) -> Tensor:
-        """row_R: the row of the batch of each beam."""
+        """Returns row_R, the row of the batch of each beam."""
         return self.sentence_B.repeat_interleave(self.total_BW.shape[1])
 
     def candidates(self, log_p_RV: Tensor) -> _Candidates:
@@ -130,7 +130,7 @@ class _Beams:
 
 
 def best(scores_BN: Tensor, *, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest values of each row and their indices, largest first; equal values in the order of the row.
+    """Returns the `count` largest values of each row and their indices, largest first; ties in the order of the row.
 
     Rows with fewer values are filled up with -inf. `topk` alone does not define which of equal values it takes.
     """

@@ -53,7 +53,7 @@ class Constraints:
         return log_p_RV
 
     def _forced(self, row_R: Tensor, length: int) -> Tensor:
-        """token_R: the token of the prefix at this length, or PAD if there is none."""
+        """Returns token_R, the token of the prefix at this length, or PAD if there is none."""
         if self.prefix_BP is None or length >= self.prefix_BP.shape[1]:
             return torch.full_like(row_R, PAD)
         return self.prefix_BP[row_R, length]

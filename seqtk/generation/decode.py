@@ -95,7 +95,7 @@ class BatchTranslator:
             )
 
     def collate(self, sentences: Sequence[Sentence]) -> TranslationBatch | LanguageBatch:
-        """The batch that the models start from."""
+        """Returns the batch that the models start from."""
         return collate_pairs([(each.index, each.source, _target(each)) for each in sentences])
 
     def skips_empty(self, sentence: Sentence) -> bool:
@@ -103,7 +103,7 @@ class BatchTranslator:
         return sentence.is_blank and not self.score_targets
 
     def truncate(self, sentences: Sequence[Sentence]) -> list[Sentence]:
-        """The sentences themselves, or copies without the end of whatever exceeds the limits of the models."""
+        """Returns the sentences themselves, or copies without the end of whatever exceeds the limits of the models."""
         source, target = longest_source(self.models), longest_target(self.models)
         return [self._truncate(sentence, source=source, target=target) for sentence in sentences]
 
@@ -195,7 +195,7 @@ def decode_in_order(
 
 @contextlib.contextmanager
 def decoding_map(decoder: BatchTranslator, *, workers: int) -> Iterator[Map]:
-    """A `map` over batches of sentences, in `workers` processes of one thread each, or in this process if 0.
+    """Returns a `map` over batches of sentences, in `workers` processes of one thread each, or in this process if 0.
 
     The products of a decoding step are too small to be shared by threads: two processes of one thread decode faster
     than one process of two.

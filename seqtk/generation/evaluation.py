@@ -110,7 +110,7 @@ def _target_scores(model: Model, batch: LanguageBatch, state: State) -> tuple[Te
 
 
 def _places(blocks: ContextBlocks, batch: LanguageBatch) -> npt.NDArray[np.int64]:
-    """The positions of the batch's targets in the stream, in the order of `_target_scores`."""
+    """Returns the positions of the batch's targets in the stream, in the order of `_target_scores`."""
     row_N, column_N = (batch.target_BT != PAD).nonzero(as_tuple=True)
     index_B = batch.ids_B.numpy()
     # A row's last target is the last of its block.

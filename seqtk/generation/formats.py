@@ -39,14 +39,14 @@ class Writer:
         self.detokenize, self.free_text = detokenize, free_text
 
     def lines(self, translation: Translation, format: Format) -> Iterator[str]:
-        """The lines for one translation."""
+        """Returns the lines for one translation."""
         makers: dict[Format, Callable[[Translation], Iterator[str]]] = {
             "text": self._text, "fairseq": self._fairseq, "json": self._json
         }  # fmt: skip
         return makers[format](translation)
 
     def hypothesis(self, translation: Translation, rank: int = 0) -> str:
-        """The text of one hypothesis. It begins with the prefix or prompt as it was given."""
+        """Returns the text of one hypothesis. It begins with the prefix or prompt as it was given."""
         vocabulary, tokenizer = self.languages.target_vocabulary, self.languages.target_tokenizer
         text = self._join(tokenizer, vocabulary.decode(translation.hypotheses[rank].tokens))
         sentence = translation.sentence
@@ -56,14 +56,14 @@ class Writer:
         return _replace_prefix(text, prefix, sentence.prefix_text)
 
     def source(self, translation: Translation) -> str:
-        """The source as it was given, or else decoded from its ids."""
+        """Returns the source as it was given, or else decoded from its ids."""
         sentence = translation.sentence
         if sentence.source_text is not None and self.detokenize:
             return sentence.source_text
         return self._join(self.languages.source_tokenizer, self.languages.source_vocabulary.decode(sentence.source))
 
     def references(self, translation: Translation, *, unknown: str = "<unk>") -> tuple[str, ...]:
-        """The references as they were given, or else decoded from ids, with `unknown` for unknown tokens."""
+        """Returns the references as they were given, or else decoded from ids, with `unknown` for unknown tokens."""
         sentence = translation.sentence
         if sentence.references and self.detokenize:
             return sentence.references

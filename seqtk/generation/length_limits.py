@@ -15,17 +15,17 @@ from seqtk.models.base import Model
 
 
 def longest_source(models: Sequence[Model]) -> int | None:
-    """The longest source, with its EOS, that all models can read. None: any length."""
+    """Returns the longest source, with its EOS, that all models can read. None: any length."""
     return min((limit for model in models if (limit := model.length_limit("source")) is not None), default=None)
 
 
 def longest_target(models: Sequence[Model]) -> int | None:
-    """The longest target, with its EOS, that all models can produce. None: any length."""
+    """Returns the longest target, with its EOS, that all models can produce. None: any length."""
     return min((limit for model in models if (limit := model.length_limit("target")) is not None), default=None)
 
 
 def max_target_lengths(source_BS: Tensor, *, a: float, b: int, longest: int | None) -> Tensor:
-    """limit_B: the maximum tokens of each target before its EOS, ⌊a · source tokens + b⌋ and below `longest`.
+    """Returns limit_B, the maximum tokens of each target before its EOS, ⌊a · source tokens + b⌋ and below `longest`.
 
     Source tokens include EOS and exclude padding, so the limit of a sentence does not depend on its batch.
     """

@@ -69,7 +69,7 @@ def sample(
 
 
 def draw(log_p_RV: Tensor, uniform_R: Tensor, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Tensor:
-    """token_R: for each row, the token at which the cumulative probability of the candidates exceeds `uniform_R`.
+    """Returns token_R, the token of each row at which the candidates' cumulative probability exceeds `uniform_R`.
 
     Candidates are the `top_k` most probable tokens (0: all); of these, the fewest whose probabilities add up to `top_p`
     (nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751); of these, the ones with at least `min_p` times the

@@ -29,7 +29,7 @@ EMPTY = Hypothesis(tokens=(EOS,), score=-torch.inf, token_scores=(-torch.inf,))
 
 
 def finish(tokens: list[int], token_scores: list[float], config: SearchConfig) -> Hypothesis:
-    """The hypothesis with these tokens and EOS; `token_scores` includes the score of EOS."""
+    """Returns the hypothesis with these tokens and EOS; `token_scores` includes the score of EOS."""
     total = sum(token_scores)
     score = total / len(token_scores) ** config.length_penalty if config.normalize_scores else total
     return Hypothesis(tokens=(*tokens, EOS), score=score, token_scores=tuple(token_scores))
@@ -37,7 +37,7 @@ def finish(tokens: list[int], token_scores: list[float], config: SearchConfig) -
 
 @torch.no_grad()
 def score(models: Sequence[Model], batch: TranslationBatch | LanguageBatch) -> list[Hypothesis]:
-    """The targets of `batch` as hypotheses: natural-log scores of their tokens, and their mean as the score.
+    """Returns the targets of `batch` as hypotheses: natural-log scores of their tokens, and their mean as the score.
 
     Several models are an ensemble, which averages their probabilities.
     """

@@ -37,7 +37,7 @@ def search(
     vocabulary: BannedTokens,
     prefix_BP: Tensor | None = None,
 ) -> list[list[Hypothesis]]:
-    """The hypotheses for each row of `batch`: the best ones, at most `nbest` and at least one, or `nbest` samples.
+    """Returns the hypotheses of each row of `batch`: the best 1 to `nbest`, or `nbest` samples.
 
     Args:
         models: One model, or an ensemble, which averages probabilities; in evaluation mode.

@@ -58,7 +58,7 @@ class Importer(abc.ABC):
 
     @abc.abstractmethod
     def read(self, path: Path) -> ModelFile:
-        """The model at `path` as the contents of a model file.
+        """Returns the model at `path` as the contents of a model file.
 
         `config` needs the parts `task` and `model`, `assets` what the task's `assets()` returns. Raises UserError for
         a file that is no such model, and for a model that seqtk cannot reproduce.
@@ -88,7 +88,7 @@ exporters: Registry[Exporter] = Registry("exporter", ExporterConfig)
 
 
 def chosen(registry: Registry[T], config: Any) -> T:
-    """The importer or exporter that `format=` chooses. Raises UserError if it is not set."""
+    """Returns the importer or exporter that `format=` chooses. Raises UserError if it is not set."""
     if not registry.knows(type(config)):
         raise UserError("format= is not set.", f"Known: {', '.join(registry)}.")
     return registry.build(config)

@@ -59,7 +59,7 @@ class Imported:
     """The number of updates in training."""
 
     def model(self) -> Transformer:
-        """The network, in evaluation mode."""
+        """Returns the network, in evaluation mode."""
         model = Transformer(
             self.config, source_vocabulary=self.source_vocabulary, target_vocabulary=self.target_vocabulary
         )
@@ -160,7 +160,7 @@ class FairseqImporter(Importer):
 
 
 def import_translation(file: FairseqFile) -> Imported:
-    """The encoder–decoder in `file`. Raises UserError for one that seqtk cannot reproduce, naming the option or key."""
+    """Returns the encoder–decoder in `file`. Raises UserError, with the option or key, if seqtk cannot reproduce it."""
     options, where = file.options, file.where
     lightconv = is_lightconv(options)
     state = current_names(file.tensors, lightconv=lightconv)

@@ -16,7 +16,7 @@ TAIL_PROJECTION = re.compile(r"decoder\.adaptive_softmax\.tail\.\d+\.0\.weight")
 
 
 def vocabulary_size(state: Mapping[str, Tensor], *, where: str) -> int:
-    """How many tokens a language model reads, in one table or in several."""
+    """Returns how many tokens a language model reads, in one table or in several."""
     tables = [len(tensor) for name, tensor in state.items() if TABLE.fullmatch(name)]
     return sum(tables) or rows(state, "decoder", where=where)
 

@@ -40,7 +40,7 @@ class FairseqFile:
 
 
 def read_fairseq(path: str | Path) -> FairseqFile:
-    """The checkpoint at `path`, read without executing any of its code. Raises UserError for any other file."""
+    """Returns the checkpoint at `path`, read without executing any of its code. Raises UserError for any other file."""
     content = read_checkpoint(path)
     if not isinstance(content.get("model"), Mapping) or not (content.get("cfg") or content.get("args")):
         names, others = [str(name)[:80] for name in list(content)[:2]], len(content) - 2
@@ -58,7 +58,7 @@ def read_fairseq(path: str | Path) -> FairseqFile:
 
 
 def lacking(name: str, *, where: str) -> UserError:
-    """The error for a tensor that the options require but the file does not contain."""
+    """Returns the error for a tensor that the options require but the file does not contain."""
     return UserError(
         f"{where} has no tensor '{name}', which its options require.",
         "Its tensors do not match its options, or the file is incomplete, so it cannot be imported.",
@@ -66,7 +66,7 @@ def lacking(name: str, *, where: str) -> UserError:
 
 
 def rows(state: Mapping[str, Tensor], stack: str, *, where: str) -> int:
-    """The size of the vocabulary that a stack reads."""
+    """Returns the size of the vocabulary that a stack reads."""
     name = f"{stack}.embed_tokens.weight"
     if name not in state:
         raise lacking(name, where=where)

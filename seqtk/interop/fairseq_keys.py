@@ -94,7 +94,7 @@ def fairseq_name(name: str, *, lightconv: bool = False) -> str:
 
 
 def current_names(state: Mapping[str, Tensor], *, lightconv: bool = False) -> dict[str, Tensor]:
-    """The same tensors by fairseq's current names; stacked projections are split."""
+    """Returns the same tensors by fairseq's current names; stacked projections are split."""
     norms = NUMBERED_LIGHTCONV_NORMS if lightconv else NUMBERED_NORMS
     return dict(pair for name, tensor in state.items() for pair in _today(name, tensor, numbered_norms=norms))
 
@@ -116,7 +116,7 @@ def _today(name: str, tensor: Tensor, *, numbered_norms: Mapping[str, tuple[str,
 def seqtk_state(
     state: Mapping[str, Tensor], model: nn.Module, *, where: str, lightconv: bool = False
 ) -> dict[str, Tensor]:
-    """The float32 tensors of fairseq's `state` by seqtk's names, with the names and shapes of `model`.
+    """Returns the float32 tensors of fairseq's `state` by seqtk's names, with the names and shapes of `model`.
 
     Of tensors that are tied in `model`, all but one may be missing. Raises UserError naming a key that is missing or
     unknown, that has another shape than the options require, or that differs from one it is tied to.

@@ -46,14 +46,14 @@ class ImportedLanguageModel:
     updates: int
 
     def model(self) -> TransformerLM:
-        """The network, in evaluation mode."""
+        """Returns the network, in evaluation mode."""
         model = TransformerLM(self.config, vocabulary=self.vocabulary)
         model.load_state_dict(self.state)
         return model.eval()
 
 
 def import_language_model(file: FairseqFile) -> ImportedLanguageModel:
-    """The language model in `file`. Raises UserError for one that seqtk cannot reproduce, naming the option or key."""
+    """Returns the language model in `file`. Raises UserError, with the option or key, if seqtk cannot reproduce it."""
     options, where = file.options, file.where
     _check(options)
     state = current_names(file.tensors)
@@ -113,7 +113,7 @@ def _config(options: Options, *, vocabulary: int) -> TransformerLMConfig:
 
 
 def _known(options: Options, name: str, known: Mapping[str, str], *, default: str) -> str:
-    """The value of an option. Raises UserError unless it is in `known`."""
+    """Returns the value of an option. Raises UserError unless it is in `known`."""
     value = str(options.get(name, default))
     if value not in known:
         raise UserError(f"{options.where} was trained with {name}={value}.", nearest(value, known))

@@ -30,7 +30,7 @@ class Options:
         return default if value is None else value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """The value of a numeric option. Raises UserError if it is missing and has no default, or is not a number."""
+        """Returns a numeric option, or `default`. Raises UserError if it is missing or not a number."""
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(f"{self.where}: the option '{name}' is {value!r}, not a number.")
@@ -56,7 +56,7 @@ class Options:
                 )
 
     def both(self, ending: str) -> bool:
-        """A switch that seqtk has once and fairseq has for encoder and decoder. Raises UserError if they differ."""
+        """Returns a switch that fairseq has per side and seqtk once. Raises UserError if the sides differ."""
         encoder, decoder = (bool(self.get(f"{stack}_{ending}", False)) for _, stack in SIDES)
         if encoder != decoder:
             raise UserError(
@@ -67,7 +67,7 @@ class Options:
 
 
 def flat_options(content: Mapping[str, Any]) -> dict[str, Any]:
-    """All options in one dict: from `args` (before 0.10), or from the groups of `cfg`, the model's own last."""
+    """Returns all options in one dict: from `args` (before 0.10), or from the groups of `cfg`, the model's own last."""
     cfg = plain(content.get("cfg"))
     if not cfg:
         return dict(plain(content["args"]))

@@ -50,7 +50,7 @@ class Stub:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The dictionary in a torch checkpoint, its tensors on the CPU, its settings as plain trees (see `plain`).
+    """Returns the dictionary in a torch checkpoint, its tensors on the CPU, its settings as plain trees (see `plain`).
 
     Raises UserError, naming the path and any global that is refused, for whatever else the file may be.
     """
@@ -72,7 +72,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """`value` with every stub replaced by what it holds: its attributes as a dict, or the value it wraps."""
+    """Returns `value` with every stub replaced by what it holds: its attributes as a dict, or the value it wraps."""
     if isinstance(value, dict):
         return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -87,7 +87,7 @@ def plain(value: Any) -> Any:
 
 
 def globals_of(path: Path) -> list[str]:
-    """Every global that the file's pickles name, as `module.name`, found without running them."""
+    """Returns every global that the file's pickles name, as `module.name`, found without running them."""
     names: dict[str, None] = {}
     try:
         for stream in _pickles(path):
@@ -98,7 +98,7 @@ def globals_of(path: Path) -> list[str]:
 
 
 def _pickles(path: Path) -> Iterator[IO[bytes]]:
-    """The pickles of a zip file (its data.pkl), or those at the head of an old-style file, one after the other."""
+    """Yields the pickles of a zip file (its data.pkl), or those at the start of an old-style file, in order."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for member in archive.namelist():

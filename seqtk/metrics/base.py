@@ -134,10 +134,10 @@ class Metric(abc.ABC):
 
     @abc.abstractmethod
     def compute(self, evaluation: Evaluation) -> Score:
-        """The value of this metric. `evaluation` provides everything in `needs`."""
+        """Returns the value of this metric. `evaluation` provides everything in `needs`."""
 
     def is_better(self, value: float, than: float | None) -> bool:
-        """Whether `value` is better than the best value so far, or the first one."""
+        """Returns whether `value` is better than the best value so far, or the first one."""
         return than is None or (value > than if self.higher_is_better else value < than)
 
 
@@ -195,7 +195,7 @@ class MetricRegistry:
         return decorate
 
     def __getitem__(self, name: str) -> type[Metric]:
-        """The metric of that name. Raises UserError with the nearest name if there is none."""
+        """Returns the metric of that name. Raises UserError with the nearest name if there is none."""
         if name not in self._classes:
             raise UserError(f"There is no metric called '{name}'.", nearest(name, self))
         return self._classes[name]

@@ -85,7 +85,7 @@ def corpus_scores(
     lowercase: bool = False,
     tokenize: str = "13a",
 ) -> dict[str, Score]:
-    """The scores of `hypotheses` against one or several sets of references, line by line, by metric.
+    """Returns the scores of `hypotheses` against one or several sets of references, line by line, by metric.
 
     Any registered metric that needs only outputs is possible; `lowercase` and `tokenize` apply to sacreBLEU's.
 

@@ -56,7 +56,7 @@ class Model(nn.Module):
         """Raises UserError if the configuration does not allow a state to pass from segment to segment."""
 
     def start(self, batch: Any) -> State:
-        """The decoding state before the first target token; computes the encoder output once.
+        """Returns the decoding state before the first target token; computes the encoder output once.
 
         Attention layers keep their part in `StepState` nodes; every other leaf may change with each step.
         """
@@ -67,22 +67,22 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def attention_layers(self) -> Iterator[tuple[str, Attention]]:
-        """All attention layers with their dotted names."""
+        """Returns all attention layers with their dotted names."""
         return ((name, module) for name, module in self.named_modules() if isinstance(module, Attention))
 
     def length_limited_layers(self) -> Iterator[Attention]:
-        """The attention layers whose `max_length` limits the source or the target."""
+        """Returns the attention layers whose `max_length` limits the source or the target."""
         return (layer for _, layer in self.attention_layers())
 
     def most_restrictive_layer(self, side: Side) -> Attention | None:
-        """The attention layer with the smallest `max_length` on a side. None: no layer has a limit."""
+        """Returns the attention layer with the smallest `max_length` on a side. None: no layer has a limit."""
         roles = Role.ENCODER | Role.CROSS if side == "source" else Role.CAUSAL
         layers = (layer for layer in self.length_limited_layers() if layer.role in roles)
         limited = [layer for layer in layers if layer.max_length is not None]
         return min(limited, key=lambda layer: layer.max_length or 0, default=None)
 
     def length_limit(self, side: Side) -> int | None:
-        """The longest source or target, with its EOS, that the model takes. None: any length."""
+        """Returns the longest source or target, with its EOS, that the model takes. None: any length."""
         layer = self.most_restrictive_layer(side)
         limits = [getattr(self, f"max_{side}_length"), layer and layer.max_length]
         return min((limit for limit in limits if limit is not None), default=None)
@@ -103,5 +103,5 @@ def build_model(config: ModelConfig, batch: type[Batch], **sizes: Any) -> Model:
 
 
 def rows_of(state: State, rows: slice) -> State:
-    """A slice of the rows of a state."""
+    """Returns a slice of the rows of a state."""
     return tree_map(lambda leaf: None if leaf is None else leaf[rows], state)

@@ -93,12 +93,12 @@ class RecurrentMemoryLM(TransformerLM):
         return self._step_through(self.embedding.vectors(token_B[:, None]), state)
 
     def _begin(self, memory_BMD: Tensor) -> State:
-        """The state of a segment that has read its memory."""
+        """Returns the state of a segment that has read its memory."""
         empty = super().empty_state(len(memory_BMD), memory_BMD.device)
         return self._step_through(memory_BMD, {**empty, "memory_BMD": memory_BMD})[1]
 
     def _step_through(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
-        """The features of some vectors, one after the other, and the state after them."""
+        """Returns the features of some vectors, one after the other, and the state after them."""
         features = [x_BTD[:, :0]]
         for x_BD in x_BTD.unbind(1):
             placed_B1D = self.embedding.place(x_BD[:, None], state["position_B1"])

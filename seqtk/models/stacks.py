@@ -86,7 +86,7 @@ class BlocksConfig(ModelConfig):
     )
 
     def options(self, stack: StackConfig = StackConfig()) -> "BlockOptions":
-        """The options of the blocks of a stack, whose sizes may differ from the model's."""
+        """Returns the options of the blocks of a stack, whose sizes may differ from the model's."""
         return BlockOptions(
             dim=stack.dim or self.dim,
             ffn_dim=stack.ffn_dim or self.ffn_dim,
@@ -149,12 +149,12 @@ class BlockOptions:
         )
 
     def stack_norm(self) -> nn.Module:
-        """The norm at the end of a stack: a layer norm after pre-norm blocks, else the identity."""
+        """Returns the norm at the end of a stack: a layer norm after pre-norm blocks, else the identity."""
         return nn.LayerNorm(self.dim, bias=self.bias) if self.pre_norm and self.final_norm else nn.Identity()
 
 
 def layers_of(pattern: Pattern, count: int, *, slot: str) -> list[AttentionConfig]:
-    """One config per block. Raises UserError for an empty pattern, or one longer than the stack."""
+    """Returns one config per block. Raises UserError for an empty pattern, or one longer than the stack."""
     if not 0 < len(pattern) <= max(count, 1):
         raise UserError(
             f"'{slot}' names {how_many(len(pattern), 'attention layer')} for {how_many(count, 'block')}.",
@@ -215,7 +215,7 @@ class Encoder(nn.Module):
         self.norm = options.stack_norm()
 
     def attention_layers(self) -> list[Attention]:
-        """The attention layer of each block."""
+        """Returns the attention layer of each block."""
         return [block.self_attention for block in self.blocks if isinstance(block, EncoderBlock)]
 
     def max_source_length(self, limit: int, *, further: int = 0) -> int:

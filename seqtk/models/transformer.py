@@ -71,7 +71,7 @@ class Transformer(Model):
         )
 
     def encode(self, source_BS: Tensor) -> tuple[Tensor, Tensor]:
-        """The encoder output memory_BSM and its padding pad_BS."""
+        """Returns the encoder output memory_BSM and its padding pad_BS."""
         pad_BS = source_BS == PAD
         position_1S = torch.arange(source_BS.shape[1], device=source_BS.device)[None]
         return self.encoder(self.source_embedding(source_BS, position_1S), pad_BS=pad_BS), pad_BS

@@ -49,7 +49,7 @@ class AdaptiveConfig:
     dropout: float = probability(0.0, help="Dropout of the input of the adaptive softmax, and of its projections.")
 
     def bands(self, vocabulary: int) -> "Bands":
-        """The bands of `vocabulary` ids. Raises UserError for cutoffs that leave one empty."""
+        """Returns the bands of `vocabulary` ids. Raises UserError for cutoffs that leave one empty."""
         shown = f"model.adaptive.cutoffs={list(self.cutoffs)}"
         starts = (0, *self.cutoffs)
         sizes = tuple(end - start for start, end in zip(starts, (*self.cutoffs, vocabulary), strict=True))
@@ -116,7 +116,7 @@ class AdaptiveEmbedding(nn.Module):
         self.projections = nn.ModuleList(projections)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        """x_BTD; each token is looked up and projected in its own band alone."""
+        """Returns x_BTD; each token is looked up and projected in its own band alone."""
         tokens_N = tokens_BT.flatten()
         members = self.cut.members(tokens_N)
         parts = zip(self.bands, self.projections, self.cut.starts, members, strict=True)
@@ -210,12 +210,12 @@ class AdaptiveHead(Head):
             yield at_M, self.dropout(features_ND[at_M] @ p_DE), target_N[at_M] - start, w_WE
 
     def _first_weight(self) -> Tensor:
-        """The rows of the first softmax: frequent words, then a class for each band after them."""
+        """Returns the rows of the first softmax: frequent words, then a class for each band after them."""
         return torch.cat([self.bands[0], self.classes])
 
 
 def _drawn(rows: int, columns: int) -> nn.Parameter:
-    """A matrix drawn from Xavier's uniform distribution, as fairseq's adaptive softmax."""
+    """Returns a matrix drawn from Xavier's uniform distribution, as fairseq's adaptive softmax."""
     return nn.Parameter(nn.init.xavier_uniform_(torch.empty(rows, columns)))
 
 

@@ -59,11 +59,11 @@ class Residual(nn.Module):
         self.pre_norm = pre_norm
 
     def pre(self, x_BTD: Tensor) -> Tensor:
-        """The input of the sublayer."""
+        """Returns the input of the sublayer."""
         return self.norm(x_BTD) if self.pre_norm else x_BTD
 
     def post(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
-        """The output of the residual block, from its input x and the output y of the sublayer."""
+        """Returns the output of the residual block, from its input x and the output y of the sublayer."""
         sum_BTD: Tensor = x_BTD + self.dropout(y_BTD)
         return sum_BTD if self.pre_norm else self.norm(sum_BTD)
 

@@ -19,11 +19,11 @@ class DistanceBias(nn.Module):
     """A bias per head and distance; `among` spreads it over the queries and keys of a batch."""
 
     def forward(self, distance: Tensor, *, dtype: torch.dtype) -> Tensor:
-        """The bias, [H, …], at whole distances […]."""
+        """Returns the bias, [H, …], at whole distances […]."""
         raise NotImplementedError
 
     def among(self, x_BHTE: Tensor, *, causal: bool, pad_BT: Tensor | None = None) -> Tensor:
-        """The bias among all positions of `x`, BHTT or 1HTT; -∞ at padding and, if `causal`, at later positions."""
+        """Returns the bias for all pairs of positions, BHTT or 1HTT; -∞ at padding and, if `causal`, for later keys."""
         length, dtype = x_BHTE.shape[2], torch.promote_types(x_BHTE.dtype, torch.float32)
         bias = pairwise_bias(lambda distance: self(distance, dtype=dtype), length, causal=causal, device=x_BHTE.device)
         return bias if pad_BT is None else bias.masked_fill(pad_BT[:, None, None], -math.inf)

@@ -21,7 +21,7 @@ Positions = Literal["sinusoidal", "learned", "none"]
 
 
 def token_embedding(vocabulary_size: int, dim: int, *, padding_idx: int | None = PAD) -> nn.Embedding:
-    """A table drawn from N(0, 1/D), with zeros for PAD."""
+    """Returns a table drawn from N(0, 1/D), with zeros for PAD."""
     embedding = nn.Embedding(vocabulary_size, dim, padding_idx=padding_idx)
     nn.init.normal_(embedding.weight, std=dim**-0.5)
     if padding_idx is not None:
@@ -81,7 +81,7 @@ class Embedding(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, tokens_BT: Tensor, positions_BT: Tensor, *, around_BMD: Tensor | None = None) -> Tensor:
-        """x_BTD.
+        """Returns x_BTD.
 
         Args:
             tokens_BT: The tokens.
@@ -146,7 +146,7 @@ class LearnedPositions(nn.Module):
 
 
 def sinusoids(length: int, dim: int) -> Tensor:
-    """table_TD for positions 0 … length - 1, in float32; an odd D ends in a zero column."""
+    """Returns table_TD for positions 0 … length - 1, in float32; an odd D ends in a zero column."""
     half = dim // 2
     frequency_E = torch.exp(torch.arange(half, dtype=torch.float64) * -(math.log(10000) / max(half - 1, 1)))
     angle_TE = torch.arange(2, length + 2, dtype=torch.float64)[:, None] * frequency_E

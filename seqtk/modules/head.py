@@ -43,7 +43,7 @@ class Head(nn.Module):
     def forward(
         self, features_BTD: Tensor, target: Tensor, *, pad_BT: Tensor | None = None, label_smoothing: float = 0.0
     ) -> HeadLosses:
-        """The sums of the losses of all targets.
+        """Returns the sums of the losses of all targets.
 
         Args:
             features_BTD: The output of the model.
@@ -93,6 +93,6 @@ def picked(log_probs: Callable[[Tensor], Tensor], features_ND: Tensor, target_N:
 
 
 def real_targets(features_BTD: Tensor, target_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """features_ND and target_N of the positions whose target is not PAD."""
+    """Returns features_ND and target_N of the positions whose target is not PAD."""
     kept_N = (target_BT.flatten() != PAD).nonzero().squeeze(1)
     return features_BTD.flatten(0, 1)[kept_N], target_BT.flatten()[kept_N]

@@ -109,7 +109,7 @@ class PairHead(PooledHead):
 
 
 def pooled(features_BTD: Tensor, pool: Pool, *, pad_BT: Tensor | None = None) -> Tensor:
-    """vector_BD of each row. See `PooledHead`."""
+    """Returns vector_BD of each row. See `PooledHead`."""
     if pad_BT is None:
         return _pooled_whole(features_BTD, pool)
     length_B1 = (~pad_BT).sum(1, keepdim=True)

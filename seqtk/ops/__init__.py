@@ -1,4 +1,4 @@
-"""What layers compute with, as functions: one file an operation, a readable `naive` form beside the fast one.
+"""The operations that layers use, as functions. Each file has one operation, in a readable `naive` form and a fast one.
 
-`seqtk.ops.dispatch` says which of the two runs. Nothing here knows attention layers, modules or configs.
+`seqtk.ops.dispatch` chooses which of the two runs. Nothing here knows attention layers, modules or configs.
 """

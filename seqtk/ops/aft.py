@@ -1,13 +1,13 @@
-"""Sums and means weighted by exponentials of any size: the core of Attention Free Transformers.
+"""Numerically stable sums and means with exponential weights, the core of Attention Free Transformers.
 
 y_t = Σ_s w_ts exp(k_s) v_s / Σ_s w_ts exp(k_s) in each channel, over all s or over s <= t (Zhai et al. 2021, arXiv
-2105.14103, section 3). Each sum is stored together with a scale, the largest of its keys, as in the online log-sum-exp:
-no sum overflows, and none is lost next to a much larger key at a later position.
+2105.14103, section 3). Each sum is stored with a scale, the largest of its keys, as in the online log-sum-exp. No sum
+overflows, and a much larger key at a later position does not round earlier sums to zero.
 
-Where it runs: the fast forms on every device. `cumulative` has w = 1 and takes O(T) work in 2 log2 T rounds, in place,
-forward and backward. `accumulate_causal` is half the work of a T × T matrix product, in log2 T rounds; its backward
-recomputes the rounds, so that it keeps only its inputs and the scale. `accumulate` is one matrix product. The naive
-form makes T × S × D exponentials.
+Where it runs: the fast forms run on every device. `cumulative` (w = 1) takes O(T) work in 2 log2 T in-place rounds,
+forward and backward. `accumulate_causal` takes half the work of a T × T matrix product, in log2 T rounds. Its backward
+pass recomputes the rounds, so only its inputs and the scale are kept. `accumulate` is one matrix product. The naive
+form computes T × S × D exponentials.
 
 T length (or queries), S keys, D width, E = 2 D; leading dimensions are free. Padding has the key NEG_INF and value 0.
 """
@@ -24,13 +24,13 @@ NEG_INF = -1e30
 """The logarithm of a weight of 0. Finite, so that differences of two of them, and gradients, are not NaN."""
 
 SMALLEST = 1e-30
-"""A smaller sum of weights counts as this one: a position that sees nothing has a mean of 0."""
+"""The smallest sum of weights that a mean divides by. A position that sees no key has a mean of 0."""
 
 
 class LogSumExpAccumulator(NamedTuple):
-    """Sums of weights, and of weights times values, each to be multiplied by exp(scale); each of shape ...TD.
+    """Sums of weights and of weighted values, each of shape ...TD and stored divided by exp(scale).
 
-    The scale is a constant of its sums: it has no gradient.
+    The scale has no gradient.
     """
 
     scale: Tensor
@@ -39,7 +39,7 @@ class LogSumExpAccumulator(NamedTuple):
 
     @classmethod
     def of(cls, key_TD: Tensor, value_TD: Tensor) -> "LogSumExpAccumulator":
-        """At each position, its own key alone."""
+        """Returns the sums of single keys: position t holds key t alone."""
         scale_TD = key_TD.detach()
         total_TD = (key_TD - scale_TD).exp()
         return cls(scale_TD, total_TD, total_TD * value_TD)
@@ -55,26 +55,26 @@ class LogSumExpAccumulator(NamedTuple):
         return self.sum / self.total.clamp(min=SMALLEST)
 
     def at_scale(self, scale: Tensor) -> "LogSumExpAccumulator":
-        """The same sums at another scale, which is not smaller."""
+        """Returns the same sums at another scale, which must not be smaller."""
         factor = (self.scale - scale).exp()
         return LogSumExpAccumulator(scale, self.total * factor, self.sum * factor)
 
     def merge(self, other: "LogSumExpAccumulator") -> "LogSumExpAccumulator":
-        """The sums over the keys of both."""
+        """Returns the sums over the keys of both accumulators."""
         scale = torch.maximum(self.scale, other.scale)
         one, two = self.at_scale(scale), other.at_scale(scale)
         return LogSumExpAccumulator(scale, one.total + two.total, one.sum + two.sum)
 
     def at(self, positions: slice) -> "LogSumExpAccumulator":
-        """The sums at some positions."""
+        """Returns the sums at `positions`."""
         return LogSumExpAccumulator(*(x[..., positions, :] for x in self))
 
     def flip(self) -> "LogSumExpAccumulator":
-        """The positions in reverse order."""
+        """Returns the sums with the positions in reverse order."""
         return LogSumExpAccumulator(*(x.flip(-2) for x in self))
 
     def shift(self, by: int) -> "LogSumExpAccumulator":
-        """At each position the sums of the position `by` places before; empty sums at the first ones."""
+        """Returns the sums moved `by` positions to the right; the first `by` positions hold empty sums."""
         length = self.scale.shape[-2]
         added = min(by, length)
         kept = self.at(slice(0, length - added))
@@ -84,7 +84,7 @@ class LogSumExpAccumulator(NamedTuple):
 
 
 def naive(weight_TS: Tensor, keys: LogSumExpAccumulator, *, causal: bool = False) -> LogSumExpAccumulator:
-    """Each query over all S keys, or if `causal` over those up to its own position."""
+    """Computes the sums for each query over all S keys, or over the keys up to its position if `causal`."""
     future_TS1 = torch.ones_like(weight_TS, dtype=torch.bool).triu(1)[..., None] & causal
     scale_TSD = (keys.scale[..., None, :, :] + 0 * weight_TS[..., None]).masked_fill(future_TS1, NEG_INF).detach()
     scale_TD = scale_TSD.amax(-2)
@@ -95,7 +95,7 @@ def naive(weight_TS: Tensor, keys: LogSumExpAccumulator, *, causal: bool = False
 
 
 def cumulative(each: LogSumExpAccumulator) -> LogSumExpAccumulator:
-    """At each position the sums over all positions up to it, at the scale of the largest key so far."""
+    """Returns cumulative sums over positions, each at the scale of the largest key so far."""
     if naive_mode():
         length = each.scale.shape[-2]
         return naive(each.scale.new_ones(length, length), each, causal=True)
@@ -107,7 +107,7 @@ def cumulative(each: LogSumExpAccumulator) -> LogSumExpAccumulator:
 
 
 class _Cumulative(torch.autograd.Function):
-    """Sums, each with its scale, over all positions up to each. Backward runs the same rounds in reverse order."""
+    """Cumulative sums at the given scales. The backward pass runs the same rounds in reverse order."""
 
     @staticmethod
     def forward(ctx: Any, scale_TD: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
@@ -131,9 +131,10 @@ class _Cumulative(torch.autograd.Function):
 
 
 def _rounds(length: int) -> list[tuple[slice, slice]]:
-    """What is added to what in each round of a parallel prefix sum (Brent and Kung 1982).
+    """Returns (source, target) slices for each round of a parallel prefix sum (Brent and Kung 1982).
 
-    First the sums of stretches of 2, 4, 8, … positions; then, from long to short stretches, what comes before each.
+    The first rounds sum segments of 2, 4, 8, … positions. The later rounds, from long to short segments, add the sum of
+    all earlier positions.
     """
     sizes = [1 << n for n in range((length - 1).bit_length())]
     pairs = [(size - 1, 2 * size - 1, 2 * size) for size in sizes]
@@ -146,9 +147,9 @@ def _rounds(length: int) -> list[tuple[slice, slice]]:
 
 
 def accumulate(weight_TS: Tensor, key_SD: Tensor, value_SD: Tensor) -> LogSumExpAccumulator:
-    """Each query over all keys, exp(key) times a weight in 0 … 1: a matrix product.
+    """Returns the sums of each query over all keys as one matrix product; weights are in 0 … 1.
 
-    At the scale of the largest key. Exact unless, in some channel, that key meets only weights below 1e-30.
+    The scale is the largest key. The result is exact unless that key has only weights below 1e-30 in some channel.
     """
     if naive_mode():
         return naive(weight_TS, LogSumExpAccumulator.of(key_SD, value_SD))
@@ -158,7 +159,7 @@ def accumulate(weight_TS: Tensor, key_SD: Tensor, value_SD: Tensor) -> LogSumExp
 
 
 def exponentials(logit_SD: Tensor, value_SD: Tensor) -> Tensor:
-    """exp(logit) and exp(logit) · value side by side, SE, so that one matrix product sums both."""
+    """Returns exp(logit) and exp(logit) · value concatenated, SE, so that one matrix product sums both."""
     exp_SD = logit_SD.exp()
     return torch.cat([exp_SD, exp_SD * value_SD], -1)
 
@@ -166,10 +167,10 @@ def exponentials(logit_SD: Tensor, value_SD: Tensor) -> Tensor:
 def accumulate_causal(
     weight_TT: Tensor, key_TD: Tensor, value_TD: Tensor, *, before: LogSumExpAccumulator | None = None
 ) -> LogSumExpAccumulator:
-    """Each query over the keys up to its own position, exp(key) times a weight in 0 … 1, and over the sums `before`.
+    """Returns the sums of each query over the keys up to its position and over the sums `before`; weights are in 0 … 1.
 
-    At the scale of the largest key so far, which no later key influences. In each round the later half of 2, 4, 8, …
-    positions sees the earlier half by a matrix product.
+    The scale is the largest key so far, so no later key influences it. In each round, a matrix product adds the earlier
+    half of each 2, 4, 8, … positions to the later half.
     """
     if naive_mode():
         own = naive(weight_TT, LogSumExpAccumulator.of(key_TD, value_TD), causal=True)
@@ -194,9 +195,10 @@ def accumulate_causal(
 
 
 class _AccumulateCausal(torch.autograd.Function):
-    """`accumulate_causal` of 2^n positions; the backward recomputes the rounds.
+    """`accumulate_causal` for 2^n positions. The backward pass recomputes the rounds.
 
-    exp(key - scale of t) = exp(key - largest of the earlier half) × exp(that - scale of t), neither above 1.
+    exp(key - scale of t) = exp(key - m) × exp(m - scale of t), where m is the largest key of the earlier half. Neither
+    factor exceeds 1.
     """
 
     @staticmethod
@@ -230,7 +232,7 @@ class _AccumulateCausal(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, _: Tensor, total_TD: Tensor, sum_TD: Tensor) -> tuple[Tensor | None, ...]:
-        """From the gradients of both sums, here called `total_TD` and `sum_TD`."""
+        """Returns the gradients of the inputs; `total_TD` and `sum_TD` are the gradients of both sums."""
         weight_TT, key_TD, value_TD, scale_TD, before_TD = ctx.saved_tensors
         exp_TD = (key_TD - scale_TD).exp_()
         key_grad = torch.addcmul(total_TD, sum_TD, value_TD).mul_(exp_TD)
@@ -255,28 +257,28 @@ class _AccumulateCausal(torch.autograd.Function):
 
 
 def _sizes(x_TD: Tensor) -> list[int]:
-    """The sizes of the halves in each round: 1, 2, 4, … T / 2."""
+    """Returns the sizes of the halves in each round: 1, 2, 4, … T / 2."""
     return [1 << n for n in range(x_TD.shape[-2].bit_length() - 1)]
 
 
 def _halves(x_TD: Tensor, size: int) -> tuple[Tensor, ...]:
-    """The earlier and the later half of every two times `size` positions: views."""
+    """Returns views of the earlier and the later half of each group of 2 `size` positions."""
     return x_TD.unflatten(-2, (-1, 2, size)).unbind(-3)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _lower(x_TT: Tensor, size: int) -> Tensor:
-    """Later halves as rows, each with its earlier half as columns: a view."""
+    """Returns a view of the blocks of `x_TT` whose rows are a later half and whose columns are its earlier half."""
     later_earlier = x_TT.unflatten(-1, (-1, 2, size)).unflatten(-4, (-1, 2, size)).select(-2, 0).select(-4, 1)  # type: ignore[no-untyped-call]
     return later_earlier.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)  # type: ignore[no-any-return]
 
 
 def _diagonal(x_TT: Tensor) -> Tensor:
-    """The diagonal, as a column: a view."""
+    """Returns a view of the diagonal as a column."""
     return x_TT.diagonal(dim1=-2, dim2=-1)[..., None]
 
 
 def _across(key_TD: Tensor, value_TD: Tensor, scale_TD: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """For every earlier half its `exponentials`, HE, and for every later half the factor to its scale, HD."""
+    """Returns the `exponentials` of each earlier half, HE, and the factor that rescales them for its later half, HD."""
     (key_HD, _), (value_HD, _), (scale_HD, later_HD) = (_halves(x, size) for x in (key_TD, value_TD, scale_TD))
     largest_1D = scale_HD[..., -1:, :]
     return exponentials(key_HD - largest_1D, value_HD), (largest_1D - later_HD).exp_()

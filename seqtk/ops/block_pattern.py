@@ -1,11 +1,12 @@
 """Attention within a window of positions: softmax(q_t · k_s / √E) v_s over the s near t, in O(T · window).
 
 A window is a number of blocks around the query's own block, cut to a largest distance (Beltagy et al. 2020, arXiv
-2004.05150, section 3.1; Parmar et al. 2018, arXiv 1802.05751, section 3.3). The `first` positions may be seen by all.
+2004.05150, section 3.1; Parmar et al. 2018, arXiv 1802.05751, section 3.3). All queries may also see the `first`
+positions.
 
-Where it runs: in blocks on every device, each block of queries by `attend` (the fused kernel) over the keys that it
-reaches. Blocks that reach equally far are one batch; those near an end of the input are one block each, so that no keys
-beyond the ends exist. The naive form is dot-product attention with a T × T mask.
+Where it runs: in blocks on every device. `attend` (the fused kernel) computes each block of queries over the keys that
+it reaches. Blocks with windows of equal size form one batch. Blocks near an end of the input are computed one at a
+time, so keys are never padded. The naive form is dot-product attention with a T × T mask.
 
 B batch, T length, S keys, D width of some heads side by side, E width of a head, N blocks of C positions, K keys that a
 block sees, F first positions.
@@ -25,27 +26,27 @@ from seqtk.ops.tensors import join_heads, split_heads
 
 @dataclass(frozen=True)
 class BlockRange:
-    """Blocks side by side, each of which reaches equally far back and ahead, and never beyond an end of the input."""
+    """Adjacent blocks with windows of equal size that lie within the input."""
 
-    start: int  # of the first block
-    end: int  # of the last
+    start: int  # start of the first block
+    end: int  # end of the last block
     block: int
-    back: int = 0  # positions before each block that it reaches
+    back: int = 0  # positions that a block reaches before its start
     ahead: int = 0
 
     def queries_of(self, x_BTD: Tensor) -> Tensor:
-        """x_BNCD: the positions of each block."""
+        """Returns a view x_BNCD of the positions of each block."""
         return x_BTD[:, self.start : self.end].unflatten(1, (-1, self.block))  # type: ignore[no-any-return, no-untyped-call]
 
     def keys_of(self, x_BT: Tensor) -> Tensor:
-        """x_BNK (and any dimensions after T): the positions that each block reaches, a view."""
+        """Returns a view x_BNK (and any dimensions after T) of the positions that each block reaches."""
         reached_BT = x_BT[:, self.start - self.back : self.end + self.ahead]
         return reached_BT.unfold(1, self.back + self.block + self.ahead, self.block).movedim(-1, 2)
 
 
 @dataclass(frozen=True)
 class WindowSpec:
-    """The blocks around its own that a query sees, and how far apart query and key may be."""
+    """The window of a query: the number of blocks around its own block, and the largest distance to a key."""
 
     block: int
     before: int  # blocks
@@ -54,7 +55,7 @@ class WindowSpec:
     farthest_ahead: int | None = None  # s - t at most
 
     def sees(self, query_T1: Tensor, key_S: Tensor) -> Tensor:
-        """seen_TS for queries and keys at these positions."""
+        """Returns seen_TS for queries and keys at these positions."""
         blocks_back_TS = query_T1 // self.block - key_S // self.block
         seen_TS = (blocks_back_TS <= self.before) & (blocks_back_TS >= -self.after)
         if self.farthest_back is not None:
@@ -64,9 +65,9 @@ class WindowSpec:
         return seen_TS
 
     def runs(self, length: int, *, first: int = 0) -> Iterator[BlockRange]:
-        """All positions: those near the start or the end in one block each, and equal blocks between.
+        """Yields ranges that cover all positions: single blocks near the start and the end, equal blocks between.
 
-        Near the start are blocks that would reach beyond it, or into the `first` positions.
+        A block is near the start if its window would reach beyond it or into the `first` positions.
         """
         back, ahead = self.before * self.block, self.after * self.block
         start = back + -(-first // self.block) * self.block
@@ -83,26 +84,27 @@ class WindowSpec:
 
 @dataclass(frozen=True)
 class WindowMask:
-    """Which keys every query of some rows sees: those of its window, and the `first` positions, but no padding."""
+    """The mask of the keys that each query sees: those of its window and the `first` positions, without padding."""
 
     window: WindowSpec
     x_BTD: Tensor
-    """The rows, of which the length, device and dtype are read."""
+    """The input, from which the mask takes its length, device and dtype."""
     pad_BT: Tensor | None = None
     first: int = 0
 
     @property
     def dense(self) -> Tensor:
-        """The whole mask, BTT or 1TT."""
+        """Returns the whole mask, BTT or 1TT."""
         position_T = torch.arange(self.x_BTD.shape[1], device=self.x_BTD.device)
         seen_1TS = (self.window.sees(position_T[:, None], position_T) | (position_T < self.first))[None]
         return seen_1TS if self.pad_BT is None else seen_1TS & ~self.pad_BT[:, None]
 
     @property
     def ranges(self) -> list[tuple[BlockRange, Tensor]]:
-        """The ranges of blocks, and for each the mask of the keys it reaches and then of the `first`.
+        """Returns the ranges of blocks, each with the mask of its keys, followed by the `first` positions.
 
-        seen_BNCK, True where seen; without padding bias_11CK, 0 or -inf, which the kernel need not convert each time.
+        The mask is seen_BNCK, True where seen. Without padding it is bias_11CK, 0 or -inf, which the kernel need not
+        convert.
         """
         return [(blocks, self._of(blocks)) for blocks in self.window.runs(self.x_BTD.shape[1], first=self.first)]
 
@@ -126,7 +128,7 @@ class WindowMask:
 def naive(
     query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, mask: WindowMask, *, head_dim: int, dropout: float = 0.0
 ) -> Tensor:
-    """Dot-product attention with a T × T mask."""
+    """Computes dot-product attention with a T × T mask."""
     query_BHTE, key_BHTE, value_BHTE = (split_heads(x, head_dim) for x in (query_BTD, key_BTD, value_BTD))
     return join_heads(naive_attend(query_BHTE, key_BHTE, value_BHTE, bias=mask.dense[:, None], dropout=dropout))
 
@@ -134,7 +136,7 @@ def naive(
 def window_attention(
     query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, mask: WindowMask, *, head_dim: int, dropout: float = 0.0
 ) -> Tensor:
-    """y_BTD: each query over the keys that `mask` lets it see. The width is that of all heads, or of some of them."""
+    """Returns y_BTD, the attention of each query over the keys that `mask` allows; D may cover some heads only."""
     if naive_mode():
         return naive(query_BTD, key_BTD, value_BTD, mask, head_dim=head_dim, dropout=dropout)
     first = mask.first
@@ -164,7 +166,7 @@ def attend_in_blocks(
     head_dim: int,
     dropout: float = 0.0,
 ) -> Tensor:
-    """y_BTD, T = N C: the queries of each block over the keys of that block. `seen_11CK` if all blocks see the same."""
+    """Returns y_BTD, T = N C, the attention within each block. `seen_11CK` is a mask that all blocks share."""
     query_MHCE, key_MHKE, value_MHKE = (
         split_heads(x.flatten(0, 1), head_dim) for x in (query_BNCD, key_BNKD, value_BNKD)
     )
@@ -173,10 +175,10 @@ def attend_in_blocks(
 
 
 def padding_or_zeros(x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
-    """The padding mask, BT, all False if there is no padding."""
+    """Returns the padding mask, BT, which is all False if there is no padding."""
     return torch.zeros_like(x_BTD[..., 0], dtype=torch.bool) if pad_BT is None else pad_BT
 
 
 def zero_padding(y_BHTE: Tensor, pad_BT: Tensor | None) -> Tensor:
-    """The outputs of the heads, 0 at padding."""
+    """Returns the outputs of the heads with zeros at padding."""
     return y_BHTE if pad_BT is None else y_BHTE.masked_fill(pad_BT[:, None, :, None], 0)

@@ -1,13 +1,14 @@
-"""softmax(logits) V for logits that are no dot products of queries and keys, one block of queries at a time.
+"""Attention with logits other than dot products, softmax(logits) V, computed one block of queries at a time.
 
 The logits are described by a `LogitSpec`: tensors with a row for each query, tensors with a column for each key, tables
 with both, and a function that combines them. The logits of a Synthesizer (Tay et al. 2021, arXiv 2005.00743) and of its
 mixtures are of this form.
 
-Where it runs: on a CPU, beyond SHORT positions, in blocks, made again in the backward pass. So only a block of logits
-exists at once, no T × S tensor that is not a parameter, and a causal layer's block ends with its last query, which
-saves half the work. Elsewhere, for short inputs, and under torch.compile, all logits at once (`_at_once`). Without
-dropout, rows that have the same logits share one matrix product.
+Where it runs: on a CPU, inputs longer than SHORT positions are computed in blocks, and the backward pass computes the
+logits of each block again. Only one block of logits exists at a time, and the only T × S tensors are parameters. A
+causal block ends at its last query, which saves half the work. On other devices, for short inputs and under
+torch.compile, `_at_once` computes all logits together. Without dropout, rows that have the same logits share one matrix
+product.
 
 B batch, T query length, S key length, H heads, E width of a head, C queries of a block, X any width.
 """
@@ -27,28 +28,28 @@ from seqtk.ops.dropout import dropout as apply_dropout
 from seqtk.ops.dropout import keep_mask
 
 BLOCK = 2**22
-"""Logits of a block, about. Smaller blocks raise thread contention."""
+"""The approximate number of logits in a block. Smaller blocks raise thread contention."""
 
 SHORT = 256
-"""Up to this length blocks gain nothing."""
+"""Blocks do not pay for inputs up to this length."""
 
 MIN_ROWS = 32
-"""Queries of a block at least: products with fewer are slow."""
+"""The smallest number of queries in a block. Matrix products with fewer rows are slow."""
 
 
 class LogitTensors(NamedTuple):
-    """The tensors that logits are computed from, of four dimensions each: B or 1 first, H second."""
+    """The tensors that logits are computed from. Each has four dimensions: B or 1 first, H second."""
 
     by_query: tuple[Tensor, ...] = ()  # ...TX
     by_key: tuple[Tensor, ...] = ()  # ...XS
     by_both: tuple[Tensor, ...] = ()  # ...TS, or with more columns
 
     def flat(self) -> tuple[Tensor, ...]:
-        """All tensors."""
+        """Returns all tensors in one tuple."""
         return self.by_query + self.by_key + self.by_both
 
     def like(self, flat: Iterable[Tensor]) -> "LogitTensors":
-        """Other tensors in the same groups."""
+        """Returns the tensors of `flat` in the same groups as these."""
         others = iter(flat)
         return LogitTensors(*(tuple(itertools.islice(others, len(group))) for group in self))
 
@@ -60,30 +61,30 @@ Combine = Callable[[LogitTensors, int], Tensor]
 class LogitSpec:
     """Tensors, and the function that computes logits from them.
 
-    `combine(tensors, columns)` gives the logits, BHTS or 1HTS, of some queries for the keys 0 … `columns` - 1. It gets
-    only the rows of these queries, and only the columns of these keys.
+    `combine(tensors, columns)` gives the logits, BHTS or 1HTS, of some queries for the keys 0 … `columns` - 1. It
+    receives only the rows of these queries and the columns of these keys.
     """
 
     combine: Combine
     tensors: LogitTensors
 
     def logits(self, columns: int) -> Tensor:
-        """The logits of all queries for the first `columns` keys."""
+        """Returns the logits of all queries for the first `columns` keys."""
         by_both = tuple(logits[..., :columns] for logits in self.tensors.by_both)
         return self.combine(self.tensors._replace(by_both=by_both), columns)
 
     def scaled(self, weight: Tensor | float) -> "LogitSpec":
-        """The logits times `weight`, which broadcasts to HTS. They must be linear in the first tensor by query."""
+        """Returns the logits times `weight`, which broadcasts to HTS. They must be linear in the first query tensor."""
         if not self.is_table:
             first, *rest = self.tensors.by_query
             return LogitSpec(self.combine, self.tensors._replace(by_query=(first * weight, *rest)))
-        # A table is large, and not all of it may be needed: each block is scaled by itself.
+        # Scale each block separately: a table is large, and some of its columns may not be needed.
         logits = self.tensors.by_both[0]
         weight_1HT1 = torch.as_tensor(weight, dtype=logits.dtype, device=logits.device).expand(*logits.shape[:3], 1)
         return LogitSpec(_scaled_table, self.tensors._replace(by_query=(weight_1HT1,)))
 
     def cast(self, dtype: torch.dtype) -> "LogitSpec":
-        """The same with tensors of another dtype."""
+        """Returns the same spec with tensors converted to `dtype`."""
         return LogitSpec(self.combine, self.tensors.like(tensor.to(dtype) for tensor in self.tensors.flat()))
 
     @property
@@ -98,7 +99,7 @@ class LogitSpec:
 
 
 def table(tensors: LogitTensors, columns: int) -> Tensor:
-    """Logits that exist as a tensor."""
+    """Returns the spec of logits that exist as a tensor."""
     return tensors.by_both[0]
 
 
@@ -107,7 +108,7 @@ def _scaled_table(tensors: LogitTensors, columns: int) -> Tensor:
 
 
 def sum_logits(terms: Sequence[LogitSpec]) -> LogitSpec:
-    """The spec of the sum of the logits of `terms`."""
+    """Returns a spec whose logits are the sum of the logits of `terms`."""
     terms = sorted(terms, key=lambda term: -term.batch)
 
     def combine(tensors: LogitTensors, columns: int) -> Tensor:
@@ -137,7 +138,7 @@ def naive(
     causal: bool = False,
     dropout: float = 0.0,
 ) -> Tensor:
-    """The formula, with all weights at once; a query that sees nothing gets 0."""
+    """Computes the formula with all weights at once. The output is 0 for a query that sees no key."""
     length, dtype = value_BHSE.shape[2], torch.promote_types(value_BHSE.dtype, torch.float32)
     with torch.autocast(value_BHSE.device.type, enabled=False):
         logits_BHTS = spec.cast(dtype).logits(length)
@@ -160,9 +161,10 @@ def blockwise_softmax(
     dropout: float = 0.0,
     block: int = BLOCK,
 ) -> Tensor:
-    """softmax(logits where seen) V, BHTE, in blocks of about `block` logits; a query that sees nothing gets 0.
+    """Computes softmax(logits where seen) V, BHTE, in blocks of about `block` logits.
 
-    Padding is at the end of a row. On a CPU it computes in float32 even under autocast, as dot-product attention does.
+    The output is 0 for a query that sees no key. Padding must be at the end of a row. On a CPU it computes in float32
+    even under autocast, as dot-product attention does.
     """
     device, length = value_BHSE.device, value_BHSE.shape[2]
     if device.type == "cpu" and torch.is_autocast_enabled("cpu"):
@@ -172,7 +174,9 @@ def blockwise_softmax(
     if naive_mode():
         return naive(spec, value_BHSE, pad_BS=pad_BS, causal=causal, dropout=dropout)
     alike = (spec.batch == 1 < len(value_BHSE) or spec.is_table) and not dropout
-    all_at_once = length <= SHORT or (alike and not causal)  # logits that rows share are few; those of a table exist
+    all_at_once = length <= SHORT or (
+        alike and not causal
+    )  # logits that rows share are few, and those of a table exist already
     if all_at_once or device.type != "cpu" or torch.compiler.is_compiling():
         seen = attention_mask(pad_BS, causal=causal, length=length, device=device)
         return _at_once(spec.logits(length), value_BHSE, seen=seen, dropout=dropout)
@@ -206,14 +210,14 @@ def _in_blocks(
 
 
 def attention_mask(pad_BS: Tensor | None, *, causal: bool, length: int, device: torch.device) -> Tensor | None:
-    """The mask of padding and the future, True where seen, that broadcasts to BHTS; None if everything is seen."""
+    """Returns a mask of padding and the future, broadcastable to BHTS, True where seen. None: all is seen."""
     if causal and pad_BS is None:
         return causal_mask(length, device)[None, None]
     return padding_bias(pad_BS, causal_length=length if causal else None)
 
 
 def _at_once(logits_BHTS: Tensor, value_BHSE: Tensor, *, seen: Tensor | None = None, dropout: float = 0.0) -> Tensor:
-    """As `blockwise_softmax`, from all logits, BHTS, or 1HTS if they are the same for all rows."""
+    """Computes `blockwise_softmax` from all logits, BHTS, or 1HTS if they are the same for all rows."""
     if _can_share(logits_BHTS, value_BHSE, seen) and not dropout:
         y_BHTE = _with_shared_logits(logits_BHTS[0], value_BHSE, seen[:, 0, 0])  # type: ignore[index]
         if y_BHTE is not None:
@@ -232,19 +236,18 @@ def _at_once(logits_BHTS: Tensor, value_BHSE: Tensor, *, seen: Tensor | None = N
 
 
 def _can_share(logits_BHTS: Tensor, value_BHSE: Tensor, seen: Tensor | None) -> bool:
-    """Whether rows that differ only in their padding gain from `_with_shared_logits`.
+    """Returns whether `_with_shared_logits` applies and is faster.
 
-    They do from some 64 positions on, on a CPU, where it costs nothing to look at a result.
+    It is faster on a CPU from about 64 positions on. There, reading a result back costs no synchronisation.
     """
     only_padding = seen is not None and seen.shape[1:3] == (1, 1)
     return only_padding and len(logits_BHTS) == 1 and value_BHSE.shape[2] >= 64 and value_BHSE.device.type == "cpu"
 
 
 def _with_shared_logits(logits_HTS: Tensor, value_BHSE: Tensor, seen_BS: Tensor) -> Tensor | None:
-    """For rows that differ only in their padding: they share exp(logits), and differ in its sum over s.
+    """Computes attention for rows that differ only in padding: they share exp(logits), but not its sum over s.
 
-    None if in some row the largest logits all belong to padding, and those of its tokens are so far below that their
-    exponentials vanish.
+    Returns None if the exponentials of a row's tokens underflow because padding has much larger logits.
     """
     exp_HTS = (logits_HTS - logits_HTS.detach().amax(-1, keepdim=True)).exp()
     seen_BS = seen_BS.to(exp_HTS.dtype)
@@ -258,7 +261,7 @@ def _with_shared_logits(logits_HTS: Tensor, value_BHSE: Tensor, seen_BS: Tensor)
 
 @dataclass(frozen=True)
 class _Block:
-    """Some queries of some heads, and the keys that these may see."""
+    """A block of logits: a range of heads, a range of queries, and the keys that these queries may see."""
 
     heads: slice
     rows: slice
@@ -266,7 +269,7 @@ class _Block:
 
 
 def _blocks(value_BHSE: Tensor, *, size: int, causal: bool) -> Iterator[_Block]:
-    """As many queries of a head as fit, up to all (causal: an eighth), and then as many heads as fit."""
+    """Yields blocks with as many queries as fit, at most all (causal: an eighth), then as many heads as fit."""
     batch, heads, length = value_BHSE.shape[:3]
     most_rows = min(length, max(size // (batch * length), MIN_ROWS))
     if causal:
@@ -291,7 +294,7 @@ class _Plan:
     seed: int
 
     def slices(self, block: _Block) -> list[Any]:
-        """The part of each of the logits' tensors that belongs to a block."""
+        """Returns the slices of the logits' tensors that a block uses."""
         every = slice(None)
         kinds = (
             (every, block.heads, block.rows),
@@ -301,11 +304,11 @@ class _Plan:
         return [place for group, place in zip(self.spec.tensors, kinds, strict=True) for _ in group]
 
     def logits(self, pieces: Sequence[Tensor], block: _Block) -> Tensor:
-        """The logits of a block, from its parts of the tensors."""
+        """Returns the logits of a block, computed from its slices of the tensors."""
         return self.spec.combine(self.spec.tensors.like(pieces), block.columns.stop)
 
     def seen(self, logits_BHCS: Tensor, block: _Block) -> Tensor:
-        """The logits where seen, the lowest number elsewhere, without a gradient; in place unless they are a table."""
+        """Fills unseen logits with the lowest number, without a gradient; in place unless the logits are a table."""
         logits_BHCS = logits_BHCS.detach()
         if self.spec.is_table and (self.causal or self.pad_BS is not None):
             logits_BHCS = logits_BHCS.clone()
@@ -321,10 +324,10 @@ class _Plan:
         return logits_BHCS
 
     def dropped(self, weights_BHCS: Tensor, block: _Block, batch: int) -> Tensor:
-        """The weights after dropout, BHCS, with the same mask each time; unchanged, maybe 1HCS, without dropout."""
+        """Applies dropout, BHCS, with the same mask in forward and backward. Without dropout they may be 1HCS."""
         if not self.dropout:
             return weights_BHCS
-        # torch's generator reads 32 bits of its seed: the numbers of blocks have to be near each other.
+        # torch's generator reads 32 bits of its seed, so the block numbers must be small.
         first = block.heads.start * self.length + block.rows.start
         generator = torch.Generator().manual_seed(self.seed + first)
         weights_BHCS = weights_BHCS.expand(batch, -1, -1, -1)
@@ -332,7 +335,7 @@ class _Plan:
 
 
 class _InBlocks(torch.autograd.Function):
-    """softmax(logits where seen) V; the backward pass computes the logits of each block again."""
+    """Computes softmax(logits where seen) V. The backward pass computes the logits of each block again."""
 
     @staticmethod
     def forward(ctx: Any, plan: _Plan, value_BHSE: Tensor, *inputs: Tensor) -> Tensor:
@@ -356,7 +359,7 @@ class _InBlocks(torch.autograd.Function):
         value_grad = torch.zeros_like(value_BHSE) if needs_value else None
         wanted = [i for i, need in enumerate(needed) if need]
         is_key = [group == 1 for group, tensors in enumerate(plan.spec.tensors) for _ in tensors]
-        # A query is in one block only, so its gradient is written, not added.
+        # Each query is in one block only, so its gradient is assigned, not added.
         grads = {i: (torch.zeros_like if is_key[i] else torch.empty_like)(inputs[i]) for i in wanted}
         value_BHES = value_BHSE.transpose(-1, -2).contiguous()
         for block in plan.blocks:

@@ -1,10 +1,10 @@
-"""A cache of keys and values, or other tensors, to which each step of decoding adds one position.
+"""A cache of keys and values, or other tensors. Each decoding step appends one position.
 
-Where it runs: on every device, two tensors per name, a long and a short one. Concatenating one tensor at every step
-copies it whole, which from some hundred positions on takes longer than attending to it. So new positions lengthen a
-short tensor, which joins the long one when it is full. The naive form concatenates.
+Where it runs: on every device. Each name has a long and a short tensor. Appending to one tensor copies all of it at
+every step, which takes longer than attention from some hundred positions on. So new positions are appended to the short
+tensor, and a full short tensor is appended to the long one. The naive form concatenates.
 
-No tensor is changed in place: a search may continue from any earlier cache.
+No tensor is changed in place, so a search can continue from any earlier cache.
 
 B batch, S key length, H heads, K heads of keys and values, E width of a head.
 """
@@ -22,26 +22,26 @@ Cache = dict[str, Any]
 """Tensors by name, or None before the first position; the positions are the last dimension but one."""
 
 RECENT = 256
-"""Positions that the short tensor holds when it is full; shorter outputs never leave it."""
+"""The capacity of the short tensor. Outputs of fewer positions use the short tensor only."""
 
 
 def naive(cache: Cache, **new_1E: Tensor) -> Cache:
-    """The cache with one more position in each of the named tensors."""
+    """Returns the cache with one more position in each of the named tensors, by concatenation."""
     return {**cache, **{name: append(cache[name], tensor) for name, tensor in new_1E.items()}}
 
 
 def empty(*names: str) -> Cache:
-    """The cache before the first position, of tensors of these names."""
+    """Returns an empty cache for tensors of these names."""
     return dict.fromkeys([*names, *map(_past, names)])
 
 
 def append(kept_SE: Tensor | None, new_SE: Tensor) -> Tensor:
-    """The kept positions and the new ones after them; any dimensions may come before these two."""
+    """Concatenates kept and new positions; any dimensions may precede these two."""
     return new_SE if kept_SE is None else torch.cat([kept_SE, new_SE], dim=-2)
 
 
 def remember(cache: Cache, **new_1E: Tensor) -> Cache:
-    """The cache with one more position in each of the named tensors."""
+    """Returns the cache with one more position in each of the named tensors."""
     recent = naive(cache, **new_1E)
     if naive_mode() or min(recent[name].shape[-2] for name in new_1E) < RECENT:
         return recent
@@ -50,23 +50,23 @@ def remember(cache: Cache, **new_1E: Tensor) -> Cache:
 
 
 def keep_last(cache: Cache, length: int, **new_1E: Tensor) -> Cache:
-    """The cache with one more position in each of the named tensors, of which it keeps the last `length`."""
+    """Returns the cache with one more position in each of the named tensors, cut to the last `length` positions."""
     recent = naive(cache, **new_1E)
     return {**recent, **{name: recent[name][..., -length:, :] for name in new_1E}}
 
 
 def segments(cache: Cache, name: str) -> list[Tensor]:
-    """The tensors that hold all positions so far, oldest first."""
+    """Returns the tensors that together hold all positions so far, oldest first."""
     return [cache[key] for key in (_past(name), name) if cache[key] is not None]
 
 
 def length(cache: Cache, name: str) -> int:
-    """The number of positions so far."""
+    """Returns the number of positions so far."""
     return sum(segment.shape[-2] for segment in segments(cache, name))
 
 
 def picked(cache: Cache, name: str, *, first: int, stride: int = 1) -> Tensor:
-    """Every `stride`-th position from `first` on, in one tensor."""
+    """Returns every `stride`-th position from `first` on, in one tensor."""
     pieces, start = [], 0
     for segment in segments(cache, name):
         offset = first - start if first > start else (first - start) % stride
@@ -76,9 +76,9 @@ def picked(cache: Cache, name: str, *, first: int, stride: int = 1) -> Tensor:
 
 
 def compare(query_BH1E: Tensor, cache: Cache, *, scale: float | None = None) -> Tensor:
-    """Q Kᵀ · scale (1 / √E), BH1S, of one query a row with the positions of `key`, which may have fewer heads.
+    """Computes the logits Q Kᵀ · scale (None: 1 / √E), BH1S, of one query per row; `key` may have fewer heads.
 
-    In float32 or wider, whatever autocast says, as in `dot_product.attend`.
+    Computed in float32 or wider even under autocast, as in `dot_product.attend`.
     """
     batch, heads, _, width = query_BH1E.shape
     keys = segments(cache, "key")
@@ -90,9 +90,9 @@ def compare(query_BH1E: Tensor, cache: Cache, *, scale: float | None = None) -> 
 
 
 def average(logits_BH1S: Tensor, cache: Cache, *, name: str = "value") -> Tensor:
-    """softmax(logits) V, BH1E, over the positions of `name`, which may have fewer heads; the logits may be 1H1S.
+    """Computes softmax(logits) V, BH1E, where V is `name` and may have fewer heads; the logits may be 1H1S.
 
-    Summed in float32 or wider, whatever autocast says; the result is of the dtype of the values.
+    Summed in float32 or wider even under autocast. The result has the dtype of the values.
     """
     values = segments(cache, name)
     heads, kv_heads = logits_BH1S.shape[1], values[0].shape[1]
@@ -104,9 +104,9 @@ def average(logits_BH1S: Tensor, cache: Cache, *, name: str = "value") -> Tensor
 
 
 def sum_over(weights_TS: Tensor, values: list[Tensor]) -> Tensor:
-    """The product of the weights of all positions with the tensors that hold these positions."""
+    """Returns the weighted sum over all positions; `values` are the tensors that hold them."""
     pieces = torch.split(weights_TS, [value.shape[-2] for value in values], -1)
-    products = [  # expanded, or torch would copy the values to make one product of all rows
+    products = [  # expand the weights; otherwise torch copies the values to form one product of all rows
         piece.expand(*value.shape[:-2], -1, -1) @ value for piece, value in zip(pieces, values, strict=True)
     ]
     return products[0] if len(products) == 1 else torch.add(*products)

@@ -1,6 +1,6 @@
-"""Depthwise convolution: of each channel by itself, over positions, with one filter per head.
+"""Depthwise convolution over positions, with one filter per head.
 
-y_n = Σ_k kernel_hk x_(n stride + k - before) in the channels of head h, zeros before and after the ends.
+y_n = Σ_k kernel_hk x_(n stride + k - before) in each channel of head h, with zeros beyond both ends.
 
 Where it runs: torch's conv2d with one filter per channel and channels last, on every device. On a CPU it is many times
 as fast as a conv1d with one group of channels per head.
@@ -15,7 +15,7 @@ from seqtk.ops.dispatch import naive_mode
 
 
 def naive(x_BTD: Tensor, kernel_HK: Tensor, *, before: int, after: int, stride: int = 1) -> Tensor:
-    """The sum over taps, each a shifted copy of the input."""
+    """Computes the sum over taps of shifted copies of the input."""
     heads, taps = kernel_HK.shape
     kernel_DK = kernel_HK.to(x_BTD.dtype).repeat_interleave(x_BTD.shape[2] // heads, dim=0)
     padded_BTD = functional.pad(x_BTD, (0, 0, before, after))
@@ -24,7 +24,7 @@ def naive(x_BTD: Tensor, kernel_HK: Tensor, *, before: int, after: int, stride: 
 
 
 def depthwise(x_BTD: Tensor, kernel_HK: Tensor, *, before: int, after: int, stride: int = 1) -> Tensor:
-    """y_BND, for `before` zeros at the start and `after` at the end."""
+    """Returns y_BND, with `before` zeros padded at the start and `after` at the end."""
     if naive_mode():
         return naive(x_BTD, kernel_HK, before=before, after=after, stride=stride)
     width = x_BTD.shape[2] // len(kernel_HK)

@@ -1,10 +1,10 @@
 """Biases of attention logits that depend on the head and on the distance s - t of a key from its query.
 
-ALiBi: -slope · |s - t|, nothing trained (Press et al. 2022, arXiv 2108.12409, section 3). T5: a trained scalar per
+ALiBi: -slope · |s - t|, without parameters (Press et al. 2022, arXiv 2108.12409, section 3). T5: a learned scalar per
 bucket of distances (Raffel et al. 2020, arXiv 1910.10683, section 2.1).
 
-Where it runs: on every device the bias is computed for the 2 T - 1 distances that exist, and the T × T bias is a view
-of these: row t starts at distance -t. The naive form computes it for each pair.
+Where it runs: on every device. The bias is computed for the 2 T - 1 distances that exist, and the T × T bias is a view
+of these values: row t starts at distance -t. The naive form computes the bias of each pair.
 
 B batch, T length of queries and keys, H heads, N = 2 T - 1 distances.
 """
@@ -18,11 +18,11 @@ from torch import Tensor
 from seqtk.ops.dispatch import naive_mode
 
 BiasOf = Callable[[Tensor], Tensor]
-"""Whole distances […] → the bias of each head, [H, …]."""
+"""Maps integer distances […] to the bias of each head, [H, …]."""
 
 
 def naive(bias_of: BiasOf, length: int, *, causal: bool, device: torch.device) -> Tensor:
-    """The bias of each pair."""
+    """Computes the bias of each pair of positions."""
     position_T = torch.arange(length, device=device)
     distance_TT = position_T - position_T[:, None]
     bias_HTT = bias_of(distance_TT)
@@ -30,7 +30,7 @@ def naive(bias_of: BiasOf, length: int, *, causal: bool, device: torch.device) -
 
 
 def pairwise_bias(bias_of: BiasOf, length: int, *, causal: bool, device: torch.device) -> Tensor:
-    """bias_1HTT among T positions; -inf for later keys if `causal`."""
+    """Returns bias_1HTT for T positions; -inf for later keys if `causal`."""
     if naive_mode():
         return naive(bias_of, length, causal=causal, device=device)
     distance_N = torch.arange(1 - length, length, device=device)
@@ -41,10 +41,10 @@ def pairwise_bias(bias_of: BiasOf, length: int, *, causal: bool, device: torch.d
 
 
 def alibi_slopes(heads: int, *, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """slope_H: 2^(-8 i / p), i = 1 … p, for p heads, p a power of two.
+    """Returns slope_H = 2^(-8 i / p), i = 1 … p, for p heads, p a power of two.
 
-    For another number of heads: the slopes of the next smaller p, then every second slope of 2 p heads, starting with
-    the first (as in the authors' code).
+    For other numbers of heads, p is the next smaller power of two, and the remaining heads take every second of the 2 p
+    slopes, starting with the first (as in the authors' code).
     """
     p = 1 << (heads.bit_length() - 1)
     head_H = torch.arange(heads, device=device)
@@ -53,11 +53,11 @@ def alibi_slopes(heads: int, *, device: torch.device | None = None, dtype: torch
 
 
 def bucket_starts(buckets: int, max_distance: int) -> list[int]:
-    """The least distance of each of T5's buckets but the first, which holds distance 0.
+    """Returns the smallest distance of each of T5's buckets except the first, which holds distance 0.
 
-    Half of the buckets hold one distance each. The starts of the others grow geometrically, the k-th of m at
-    m (max_distance / m)^(k / m), up to `max_distance`; the last bucket also holds all larger distances. Computed in
-    whole numbers, because a logarithm in float32 rounds.
+    Half of the buckets hold one distance each. The starts of the other m buckets grow geometrically up to
+    `max_distance`: start k is m (max_distance / m)^(k / m). The last bucket also holds all larger distances. Computed
+    in integers, because a float32 logarithm rounds.
     """
     m = buckets // 2
     starts = list(range(1, m + 1))

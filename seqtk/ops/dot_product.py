@@ -1,10 +1,11 @@
 """Dot-product attention, softmax(Q Kᵀ / √E + bias) V (Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1), and masks.
 
-Where it runs: `attend` is torch's scaled_dot_product_attention on every device, which picks a fused kernel there.
-`attend_flex` is torch's FlexAttention, for CUDA alone: masks and biases are functions of (batch, head, query, key),
-never T × S tensors, and blocks that no query sees are skipped. On a CPU it has no backward (torch 2.13).
+Where it runs: `attend` calls torch's scaled_dot_product_attention, which picks a fused kernel on every device.
+`attend_flex` calls torch's FlexAttention on CUDA only: masks and biases are functions of (batch, head, query, key),
+never T × S tensors, and blocks that no query sees are skipped. FlexAttention has no backward pass on a CPU (torch
+2.13).
 
-Keys and values may have fewer heads, K that divides H; query head h then reads those of head ⌊h K / H⌋.
+Keys and values may have fewer heads: K divides H, and query head h reads head ⌊h K / H⌋ of them.
 
 B batch, T query length, S key length, H heads, K heads of keys and values, E width of a head.
 """
@@ -23,9 +24,9 @@ from seqtk.ops.dispatch import naive_mode
 from seqtk.ops.tensors import to_fp32, without_autocast
 
 Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(batch, head, query, key) → True where seen."""
+"""Maps (batch, head, query, key) to True where the query sees the key."""
 Score = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(logit, batch, head, query, key) → the logit with its bias."""
+"""Maps (logit, batch, head, query, key) to the logit with its bias."""
 
 MIN_FLEX_WIDTH = 16
 """The narrowest head that FlexAttention's CUDA kernel takes."""
@@ -41,7 +42,7 @@ def naive(
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> Tensor:
-    """The formula, with all weights at once; a query that sees nothing gets 0."""
+    """Computes the formula with all weights at once. The output is 0 for a query that sees no key."""
     group = query_BHTE.shape[1] // key_BKSE.shape[1]
     key_BHSE, value_BHSE = (to_fp32(x).repeat_interleave(group, 1) for x in (key_BKSE, value_BKSE))
     scale = query_BHTE.shape[-1] ** -0.5 if scale is None else scale
@@ -70,9 +71,11 @@ def attend(
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> Tensor:
-    """softmax(Q Kᵀ · scale + bias) V, BHTE. `bias` broadcasts to BHTS: True where seen, or -inf where not seen.
+    """Computes softmax(Q Kᵀ · scale + bias) V, BHTE.
 
-    On a CPU it computes in float32 even under autocast: the backward of the bfloat16 kernel is ten times slower.
+    `bias` broadcasts to BHTS. It is boolean, True where seen, or added to the logits, -inf where not seen.
+
+    On a CPU it computes in float32 even under autocast: the backward pass of the bfloat16 kernel is ten times slower.
     """
     if query_BHTE.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
@@ -86,7 +89,7 @@ def attend(
         bias = bias.to(query_BHTE.dtype)
     heads, kv_heads = query_BHTE.shape[1], key_BKSE.shape[1]
     folded = kv_heads < heads and query_BHTE.shape[2] == 1
-    if folded:  # the single queries of a group become the rows of one product: twice as fast as one product per head
+    if folded:  # one product per group, with its single queries as rows, is twice as fast as one per head
         query_BHTE = query_BHTE.reshape(len(query_BHTE), kv_heads, heads // kv_heads, query_BHTE.shape[3])
         if bias is not None and bias.shape[1] == heads:
             bias = bias.reshape(len(bias), kv_heads, heads // kv_heads, bias.shape[3])
@@ -98,7 +101,7 @@ def attend(
 
 
 def attend_last(query_BH1E: Tensor, state: cache.Cache, *, bias: Tensor | None = None) -> Tensor:
-    """As `attend`, of one query a row over the positions of `key` and `value` in a cache; `bias` is finite."""
+    """Computes `attend` for one query per row over the `key` and `value` of a cache; `bias` must be finite."""
     keys, values = cache.segments(state, "key"), cache.segments(state, "value")
     if len(keys) == 1:
         return attend(query_BH1E, keys[0], values[0], bias=bias)
@@ -107,7 +110,7 @@ def attend_last(query_BH1E: Tensor, state: cache.Cache, *, bias: Tensor | None =
 
 
 def padding_bias(pad_BS: Tensor | None, *, causal_length: int | None = None) -> Tensor | None:
-    """The mask of padding and the future, True where seen, that broadcasts to BHTS; None without padding."""
+    """Returns the mask of padding and the future, broadcastable to BHTS, True where seen. None without padding."""
     if pad_BS is None:
         return None
     seen = ~pad_BS[:, None, None, :]
@@ -115,19 +118,19 @@ def padding_bias(pad_BS: Tensor | None, *, causal_length: int | None = None) -> 
 
 
 def causal_mask(length: int, device: torch.device) -> Tensor:
-    """mask_TS: True where position t may see position s, s <= t."""
+    """Returns mask_TS, True where position t may see position s: s <= t."""
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
 
 def attend_flex(
     query_BHTE: Tensor, key_BKSE: Tensor, value_BKSE: Tensor, *, seen: Mask | None = None, score: Score | None = None
 ) -> Tensor:
-    """softmax(score(Q Kᵀ / √E)) V over the keys that are `seen`, 0 where there are none.
+    """Computes softmax(score(Q Kᵀ / √E)) V over the keys that are `seen`, or 0 if a query sees no key.
 
-    Tensors that `score` captures must not need a gradient: the gradient of a captured bias has open bugs in torch (its
-    issues 145208 and 157677). A captured int becomes a dynamic one, which some kernels refuse.
+    Tensors that `score` captures must not require a gradient: torch has open bugs in the gradient of a captured bias
+    (issues 145208 and 157677). A captured int becomes a symbolic int, which some kernels reject.
     """
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention  # the import takes seconds
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention  # slow to import
 
     compiled = query_BHTE.is_cuda and not torch.compiler.is_compiling()
     block_mask = None
@@ -148,7 +151,7 @@ def attend_flex(
 
 
 def flex_mask(pad_BS: Tensor | None, *, causal: bool) -> Mask | None:
-    """The mask of padding and the future for `attend_flex`; None if everything is seen."""
+    """Returns the mask of padding and the future for `attend_flex`; None if everything is seen."""
     if pad_BS is None:
         return (lambda b, h, t, s: t >= s) if causal else None
     if causal:
@@ -157,7 +160,7 @@ def flex_mask(pad_BS: Tensor | None, *, causal: bool) -> Mask | None:
 
 
 def alibi_score(slope_H: Tensor) -> Score:
-    """The logit less slope · |distance|."""
+    """Returns a score function that subtracts slope · |distance| from the logit."""
     return lambda logit, b, h, t, s: logit - slope_H[h] * (s - t).abs()
 
 

@@ -1,9 +1,9 @@
-"""Dropout: each element is 0 with probability p, else x / (1 - p) (Srivastava et al. 2014, JMLR 15, section 4).
+"""Dropout: sets each element to 0 with probability p, else to x / (1 - p) (Srivastava et al. 2014, JMLR 15, section 4).
 
-Where it runs: on a CPU by masks of 16 random bits, elsewhere by torch's kernel.
+Where it runs: a CPU uses masks of 16 random bits, other devices torch's kernel.
 
-torch draws one Bernoulli number per element on a CPU, which takes longer than the layer around it. Here four elements
-share one 64-bit draw: the mask costs an eighth of the time, and p is exact to 2^-16.
+On a CPU, torch draws one Bernoulli number per element, which takes longer than the surrounding layer. Here four
+elements share one 64-bit draw: the mask costs an eighth of the time, and p is exact to 2^-16.
 """
 
 import torch
@@ -14,12 +14,12 @@ from seqtk.ops.dispatch import naive_mode
 
 
 def naive(x: Tensor, rate: float) -> Tensor:
-    """One Bernoulli number per element."""
+    """Computes dropout with one Bernoulli number per element."""
     return x * torch.bernoulli(torch.full_like(x, 1 - rate)) / (1 - rate)
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
-    """`x` with dropout of probability `rate`, 0 <= rate < 1; `x` itself if that is 0."""
+    """Returns `x` with dropout of probability `rate`, 0 <= rate < 1. With rate 0 it returns `x` itself."""
     if rate == 0:
         return x
     if naive_mode():
@@ -30,7 +30,7 @@ def dropout(x: Tensor, rate: float) -> Tensor:
 
 
 def keep_mask(x: Tensor, rate: float, *, generator: torch.Generator | None = None) -> Tensor:
-    """A tensor like `x`, on the CPU, that is 0 with probability `rate`, else 1 / (1 - rate)."""
+    """Returns a CPU tensor of the shape of `x` with elements 0 (probability `rate`) or 1 / (1 - rate)."""
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None, generator=generator)
     bits = words.view(torch.int16)[: x.numel()].view(x.shape)
     dropped = min(round(rate * 2**16), 2**16 - 1)

@@ -1,12 +1,12 @@
 """Damped exponential moving averages: y_t = Σ_n out_n h_nt, h_nt = in_n x_t + decay_n h_n,t-1 in each channel.
 
-The core of Mega's moving average (Ma et al. 2022, arXiv 2209.10655, section 3.1).
+This is the core of Mega's moving average (Ma et al. 2022, arXiv 2209.10655, section 3.1).
 
-Where it runs: in chunks on every device. Within a chunk a product with the weights of all distances; from one chunk to
-the next by the averages at its end. O(T D (C + N)) time and O(T D (1 + N / C)) memory. Unlike a Fourier transform it
-lets no rounding error of a later position into an earlier one.
+Where it runs: in chunks on every device. Within a chunk it is a product with the weights of all distances. Between
+chunks it passes on the averages at the end of each chunk. It takes O(T D (C + N)) time and O(T D (1 + N / C)) memory.
+Unlike with a Fourier transform, rounding errors of later positions never reach earlier ones.
 
-B batch, T length, D width, N averages of a channel, M chunks of C positions (also as S).
+B batch, T length, D width, N averages per channel, M chunks of C positions (also as S).
 """
 
 import torch
@@ -16,11 +16,11 @@ from torch.nn import functional
 from seqtk.ops.dispatch import naive_mode
 
 CHUNK = 32
-"""Positions of a chunk."""
+"""Positions in a chunk."""
 
 
 def naive(x_BTD: Tensor, log_decay_DN: Tensor, in_DN: Tensor, out_DN: Tensor) -> Tensor:
-    """A T × T matrix of weights per channel: Σ_n out_n in_n decay_n^(t - s) for s <= t."""
+    """Computes y_BTD with a T × T matrix of weights per channel: Σ_n out_n in_n decay_n^(t - s) for s <= t."""
     place_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
     distance_TS = (place_T[:, None] - place_T).clamp(min=0)
     decay_DNTS = (log_decay_DN[..., None, None] * distance_TS).exp()
@@ -29,7 +29,7 @@ def naive(x_BTD: Tensor, log_decay_DN: Tensor, in_DN: Tensor, out_DN: Tensor) ->
 
 
 def damped_average(x_BTD: Tensor, log_decay_DN: Tensor, in_DN: Tensor, out_DN: Tensor) -> Tensor:
-    """y_BTD; `log_decay` is the logarithm of decay_n. Call it without autocast, in float32 or wider."""
+    """Returns y_BTD; `log_decay` is the logarithm of decay_n. Call it without autocast, in float32 or wider."""
     if naive_mode():
         return naive(x_BTD, log_decay_DN, in_DN, out_DN)
     length = x_BTD.shape[1]
@@ -49,7 +49,7 @@ def damped_average(x_BTD: Tensor, log_decay_DN: Tensor, in_DN: Tensor, out_DN: T
 
 
 def _across_chunks(left_BMDN: Tensor, log_decay_DN: Tensor) -> Tensor:
-    """h_m = left_m + decay · h_{m-1} over chunks, in log2 M rounds that each reach twice as far."""
+    """Computes h_m = left_m + decay · h_{m-1} over M chunks in log2 M rounds; each round doubles the distance."""
     reach = 1
     while reach < left_BMDN.shape[1]:
         earlier_BMDN = functional.pad(left_BMDN[:, :-reach], (0, 0, 0, 0, reach, 0))

@@ -1,19 +1,19 @@
-"""Long inputs, a few heads at a time, with nothing kept for the backward pass but the layer's inputs.
+"""Activation checkpointing over heads: computes a few heads at a time and keeps only the layer's inputs.
 
-Between a layer's input and its output projection there are many tensors as large as the input (queries, features of
-keys, copies of neighbours, running sums). Heads do not interact there. So a few heads are computed at a time, and the
-backward pass computes them again, together with their projections.
+Between its input and its output projection, a layer creates many tensors as large as the input (queries, features of
+keys, copies of neighbours, running sums). Heads do not interact there. So the layer computes a few heads at a time, and
+the backward pass computes them again, together with their projections.
 
 Where it runs: from MIN_LENGTH positions on, on every device, unless the function draws random numbers or torch.compile
-traces it; CHUNK_ELEMENTS sets how many heads are computed together. The naive form computes all heads at once.
+traces it; CHUNK_ELEMENTS determines how many heads are computed together. The naive form computes all heads at once.
 
 Measured against torch.utils.checkpoint over the same groups of heads (width 512, 8 heads, one CPU thread, forward and
 backward): causal linear attention at 4,096 positions peaks at 89 MiB, not 126, in 0.66 s, not 0.68; a sliding window at
 91 MiB, not 128, in 0.48 s, not 0.56; linear attention at 16,384 positions at 215 MiB, not 249, in 2.4 s, not 2.7.
-Without recomputation these take 131, 137 and 493 MiB, and 0.47, 0.37 and 1.9 s. The difference is that the gradients of
-weights and inputs are added in place here.
+Without recomputation these take 131, 137 and 493 MiB, and 0.47, 0.37 and 1.9 s. It needs less memory than
+torch.utils.checkpoint because it adds the gradients of weights and inputs in place.
 
-B batch, T length, D width of all heads side by side, d width of some of them, I width of an input.
+B batch, T length, D width of all heads side by side, d width of a slice of them, I width of an input.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,24 +27,25 @@ from torch.nn import functional
 from seqtk.ops.dispatch import naive_mode
 
 MIN_LENGTH = 2048
-"""From this length on, saving memory is worth the time to compute everything twice."""
+"""The shortest input for which saving memory is worth computing everything twice."""
 
 CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
-"""Elements in a projection of some heads, about, but one head at least: enough to keep a device busy."""
+"""The approximate number of elements in the projection of a slice of heads (at least one head), enough to use a device
+fully."""
 
 OfHeads = Callable[..., Tensor]
-"""(head_slice, *sources_BTd) → the outputs y_BTd of these heads."""
+"""Maps (head_slice, *sources_BTd) to the outputs y_BTd of these heads."""
 
 
 class LazyProjection(NamedTuple):
-    """A source: a linear map of an input, whose outputs are the heads side by side; or the input itself if None."""
+    """A source of heads: a linear map of an input, or the input itself if the map is None."""
 
     x_BTI: Tensor
     linear: nn.Linear | None
 
 
 def naive(function: OfHeads, *sources: Tensor | LazyProjection, heads: int) -> Tensor:
-    """All heads at once."""
+    """Computes the function for all heads at once."""
     given = [source if isinstance(source, LazyProjection) else LazyProjection(source, None) for source in sources]
     return function(slice(0, heads), *(x_BTI if linear is None else linear(x_BTI) for x_BTI, linear in given))
 
@@ -56,11 +57,11 @@ def checkpoint_over_heads(
     extra_params: Sequence[Tensor] = (),
     is_random: bool = False,
 ) -> Tensor:
-    """y_BTD = `function` of all heads of the sources; a few heads at a time if a source is MIN_LENGTH long.
+    """Returns y_BTD, `function` applied to all heads, a few at a time if a source has MIN_LENGTH positions.
 
-    Sources are projections or tensors x_BTD; lengths and widths may differ. `extra_params` names every other tensor
-    that the function reads and that has a gradient. `is_random` says that the function would not give the same result
-    again; then all heads are computed at once, and kept.
+    Sources are projections or tensors x_BTD; lengths and widths may differ. `extra_params` lists every other tensor
+    that the function reads and that requires a gradient. `is_random` means that a second call would give another
+    result; then all heads are computed at once without checkpointing.
     """
     given = [source if isinstance(source, LazyProjection) else LazyProjection(source, None) for source in sources]
     is_short = max(x_BTI.shape[1] for x_BTI, _ in given) < MIN_LENGTH
@@ -69,7 +70,7 @@ def checkpoint_over_heads(
     tensors: list[Tensor] = []
 
     def place(tensor: Tensor | None) -> int | None:
-        """Its index among the tensors, each of which is there once and so gets one gradient."""
+        """Returns the index of `tensor` in the list of distinct tensors, so that each has one gradient."""
         if tensor is None:
             return None
         for index, known in enumerate(tensors):
@@ -88,7 +89,7 @@ def checkpoint_over_heads(
 
 
 def _head_slices(given: Sequence[LazyProjection], heads: int) -> list[slice]:
-    """Groups of nearly the same size, each of about CHUNK_ELEMENTS, of one head at least."""
+    """Returns slices of nearly equal numbers of heads, each of about CHUNK_ELEMENTS and at least one head."""
     largest = max(x.numel() if linear is None else x[..., 0].numel() * linear.out_features for x, linear in given)
     groups = min(heads, -(-largest // CHUNK_ELEMENTS.get(given[0].x_BTI.device.type, largest)))
     size = -(-heads // groups)
@@ -96,23 +97,23 @@ def _head_slices(given: Sequence[LazyProjection], heads: int) -> list[slice]:
 
 
 def _of(x: Tensor, head_slice: slice, heads: int, *, dim: int = -1) -> Tensor:
-    """The part of some heads, a view."""
+    """Returns a view of the heads in `head_slice`."""
     width = x.shape[dim] // heads
     return x.narrow(dim, head_slice.start * width, (head_slice.stop - head_slice.start) * width)
 
 
 class _Work(NamedTuple):
-    """What to do with the tensors."""
+    """The static arguments of the checkpointed function: which tensors it uses, and how."""
 
     function: OfHeads
     heads: int
     head_slices: list[slice]
     plan: list[tuple[Any, Any, Any]]
-    """For each source the indices of its input, weight and bias among the tensors."""
+    """For each source, the indices of its input, weight and bias in the list of tensors."""
     extra_params: Sequence[Tensor]
 
     def cast(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The inputs and weights of projections in the dtype that autocast asks for."""
+        """Returns the inputs and weights of projections in autocast's dtype."""
         device = tensors[0].device.type
         if not torch.is_autocast_enabled(device):
             return list(tensors)
@@ -123,7 +124,7 @@ class _Work(NamedTuple):
         return [x.to(dtype) if i in projected and x.dtype is torch.float32 else x for i, x in enumerate(tensors)]
 
     def sources(self, tensors: Sequence[Tensor], head_slice: slice) -> list[Tensor]:
-        """The arguments of the function for some heads."""
+        """Returns the arguments of the function for the heads in `head_slice`."""
         made = []
         for x, weight, bias in self.plan:
             if weight is None:
@@ -136,7 +137,7 @@ class _Work(NamedTuple):
     def add_gradients(
         self, found: Sequence[Tensor], head_slice: slice, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]
     ) -> None:
-        """Add the gradients of some heads' sources to the gradients of their inputs, weights and biases."""
+        """Adds the gradients of the sources of some heads to those of the inputs, weights and biases."""
         for new, (x, weight, bias) in zip(found, self.plan, strict=True):
             x_grad = grads[x]
             if weight is None:

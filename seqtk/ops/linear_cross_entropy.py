@@ -1,11 +1,11 @@
-"""The cross entropy of softmax(x Wᵀ), label-smoothed: a linear map, a log-softmax and a loss in one operation.
+"""Label-smoothed cross entropy of softmax(x Wᵀ): a linear map, a log-softmax and the loss in one operation.
 
-With p = softmax(x Wᵀ) and the smoothing ε, a position costs (1 - ε - ε/(V-1)) · -log p_target + ε/(V-1) · Σ_v -log p_v:
-the V - 1 other tokens share ε, as in fairseq.
+With p = softmax(x Wᵀ) and smoothing ε, the loss of a position is (1 - ε - ε/(V-1)) · -log p_target + ε/(V-1) · Σ_v -log
+p_v: the V - 1 other tokens share ε, as in fairseq.
 
-Where it runs: the chunked form on every device. Logits of N × V numbers, and as many gradients, are the largest tensors
-of a training step. The chunked form holds CHUNK_LOGITS of them, and computes both gradients in the forward pass, while
-a chunk's logits are at hand; so it makes the logits once, where recomputing them in backward would make them twice.
+Where it runs: the chunked form runs on every device. The N × V logits and their gradients are the largest tensors of a
+training step. The chunked form holds CHUNK_LOGITS of them at a time. It computes both gradients in the forward pass, so
+it computes the logits once, not twice as recomputation would.
 
 N positions, D width, V vocabulary, C positions in a chunk.
 """
@@ -19,13 +19,13 @@ from torch.nn import functional
 from seqtk.ops.dispatch import naive_mode
 
 CHUNK_LOGITS = 2**22
-"""Logits held at once, about: 16 MiB in float32, and as many probabilities."""
+"""The approximate number of logits in memory at a time: 16 MiB in float32, and as much for the probabilities."""
 
 
 def naive(
     features_ND: Tensor, weight_VD: Tensor, target_N: Tensor, *, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """The formula, with all logits at once."""
+    """Computes the formula with all logits at once."""
     logits_NV = functional.linear(features_ND, weight_VD)
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     log_p_NV = logits_NV.log_softmax(1)
@@ -37,9 +37,9 @@ def naive(
 def linear_cross_entropy(
     features_ND: Tensor, weight_VD: Tensor, target_N: Tensor, *, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Sums over the N positions, in nats: the label-smoothed loss, and the unsmoothed one, which has no gradient.
+    """Returns the label-smoothed loss and the unsmoothed loss, without a gradient, summed over positions, in nats.
 
-    The logits are in autocast's dtype, the sums in float32 or wider. Differentiable once.
+    The logits have autocast's dtype; the sums are in float32 or wider. It supports first derivatives only.
     """
     if naive_mode():
         return naive(features_ND, weight_VD, target_N, label_smoothing=label_smoothing)
@@ -48,7 +48,7 @@ def linear_cross_entropy(
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Linear, log-softmax, loss and both gradients in one pass over chunks of positions."""
+    """Computes the linear map, log-softmax, loss and both gradients in one pass over chunks of positions."""
 
     @staticmethod
     def forward(
@@ -73,13 +73,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             features_CD = features_ND[chunk].to(dtype)
             logits_CV = (features_CD @ weight.T).to(sum_dtype)
             index_C1 = target_N[chunk, None]
-            p_CV = logits_CV.softmax(dim=1)  # one pass over memory, where logsumexp and what would follow are six
+            p_CV = logits_CV.softmax(
+                dim=1
+            )  # one pass over memory; logsumexp and the operations after it would take six
             normalizer_C1 = logits_CV.amax(dim=1, keepdim=True) - p_CV.amax(dim=1, keepdim=True).log()
             nll_chunk = (normalizer_C1 - logits_CV.gather(1, index_C1)).sum()
             nll += nll_chunk
             total += on_target * nll_chunk + spread * vocabulary_size * normalizer_C1.sum()
             del logits_CV
-            # d total / d logits = share · p - on_target [target] - spread; share and spread come in after the products
+            # d total / d logits = share · p - on_target [target] - spread; share and spread follow after the products
             p_CV.scatter_add_(1, index_C1, p_CV.new_full((1, 1), -on_target / share).expand_as(index_C1))
             p_CV = p_CV.to(dtype)
             if grad_features_ND is not None:

@@ -1,15 +1,15 @@
-"""Attention among positions that hash alike: softmax(q_t · k_s / √E) v_s over the s that rounds of hashing find for t.
+"""LSH attention: softmax(q_t · k_s / √E) v_s over the positions s that fall into the hash bucket of t in some round.
 
-k_s = q_s / |q_s|. A position attends to itself only if it finds nothing else (Kitaev et al. 2020, arXiv 2001.04451,
-section 2). A pair counts once, however many rounds find it: one softmax over the union of the rounds.
+k_s = q_s / |q_s|. A position attends to itself only if it sees no other position (Kitaev et al. 2020, arXiv 2001.04451,
+section 2). A pair found in several rounds counts once: there is one softmax over the union of the rounds.
 
-Where it runs: without dropout the autograd function on every device; with dropout, and under torch.compile, the same
-operations differentiated by torch, which keep all weights. The autograd function keeps the logarithm of each softmax's
-denominator, from which the backward computes each weight again. On a CPU it works on some CHUNK_LOGITS logits at once,
-elsewhere on all logits of a round. The naive form compares all pairs of a sequence.
+Where it runs: an autograd function on every device, without dropout. With dropout and under torch.compile, torch
+differentiates the same operations and keeps all weights. The autograd function keeps the logarithm of each softmax's
+denominator, from which the backward pass computes each weight again. On a CPU it processes about CHUNK_LOGITS logits at
+a time, on other devices all logits of a round. The naive form compares all pairs of a sequence.
 
-X rows: the positions of all heads and sequences; B batch, T length, H heads, E width of a head; R rounds. Of some
-chunks: N chunks of C places, P places in all, W places with the chunk before them, K keys that a chunk sees.
+X rows: the positions of all heads and sequences; B batch, T length, H heads, E width of a head; R rounds. For a group
+of chunks: N chunks of C places, P places in all, W places including the preceding chunk, K keys that a chunk sees.
 """
 
 import math
@@ -26,14 +26,14 @@ from seqtk.ops.dispatch import naive_mode
 from seqtk.ops.dropout import dropout as apply_dropout
 
 SELF_MASK_VALUE = -1e30
-"""The logit of a position with itself: so low that it counts only if nothing else is seen."""
+"""The logit of a position with itself, so low that it matters only if the position sees no other."""
 
 CHUNK_LOGITS = {"cpu": 2**19}
-"""Logits that exist at once, by type of device; all of one round on devices not listed."""
+"""The number of logits in memory at a time, by device type. Other devices process a whole round."""
 
 
 class Chunks(NamedTuple):
-    """Some chunks of one round."""
+    """Consecutive chunks of one round."""
 
     query_P: Tensor  # rows
     key_W: Tensor  # rows
@@ -42,26 +42,26 @@ class Chunks(NamedTuple):
 
 @dataclass(frozen=True)
 class HashRounds:
-    """The order of the rows in each round of hashing, and which pairs of rows a round finds.
+    """The sorted order of the rows in each round of hashing, and the pairs of rows that share a bucket.
 
     Rows are sorted by sequence and head, then by bucket, then by position. Rows of different sequences, heads or
     buckets do not see each other.
     """
 
     order_RX: Tensor
-    """The row at each place of the order."""
+    """The row at each place of the sorted order."""
     code_RX: Tensor
-    """A code per row: a query sees a key if its code is 0 … reach - 1 more than the key's."""
+    """A code per row. A query sees a key if query code - key code is in 0 … reach - 1."""
     reach: int
     chunk: int
     before: int
-    """Places before a chunk that it sees: `chunk`, or 0 if no sequence is longer."""
+    """The places before a chunk that it sees: `chunk`, or 0 if no sequence is longer than a chunk."""
     shape_BTH: tuple[int, int, int]
     """Batch, length and heads: X = B T H, in this order."""
 
     @classmethod
     def sort(cls, bucket_BHRT: Tensor, *, chunk: int, causal: bool) -> "HashRounds":
-        """Sort positions by bucket; `chunk` divides T. Rows are numbered as in x_BTHE."""
+        """Sorts positions by bucket. `chunk` must divide T. Rows are numbered as in x_BTHE."""
         batch, heads, _, length = bucket_BHRT.shape
         bucket_RBHT, order_RBHT = bucket_BHRT.permute(2, 0, 1, 3).sort(stable=True)
         first_BHT = torch.arange(batch * heads * length, device=bucket_BHRT.device).view(batch, length, heads)
@@ -75,7 +75,7 @@ class HashRounds:
         return cls(order_RX, code_RX, reach, chunk, chunk if length > chunk else 0, (batch, length, heads))
 
     def pieces(self) -> Iterator[Chunks]:
-        """All chunks of all rounds, some at a time; a pair is seen in the first round that finds it only."""
+        """Yields groups of chunks of all rounds. A pair is seen only in the first round that finds it."""
         rounds, rows = self.order_RX.shape
         size = rows
         if self.order_RX.device.type in CHUNK_LOGITS and not torch.compiler.is_compiling():
@@ -83,14 +83,14 @@ class HashRounds:
             size = max(most // self.chunk, 1) * self.chunk
         for number in range(rounds):
             order_X = self.order_RX[number]
-            # The last chunk comes before the first one; it is of another sequence, so it is not seen.
+            # The last chunk precedes the first one. It belongs to another sequence, so it is not seen.
             order_X = torch.cat([order_X[rows - self.before :], order_X])
             for first in range(0, rows, size):
                 key_W = order_X[first : first + size + self.before]
                 yield Chunks(key_W[self.before :], key_W, self._unseen(self.code_RX[: number + 1, key_W]))
 
     def _unseen(self, code_RW: Tensor) -> Tensor:
-        """True where the last of the rounds does not find a pair, or an earlier one does; and for a position itself."""
+        """Returns True for pairs that only earlier rounds or no round finds, and for a position with itself."""
         *earlier, last_W = code_RW
         unseen_NCK = self._distance(last_W) >= self.reach
         for code_W in earlier:
@@ -99,21 +99,21 @@ class HashRounds:
         return unseen_NCK
 
     def _distance(self, code_W: Tensor) -> Tensor:
-        """|2 (query's - key's code) - (reach - 1)|: less than `reach` if the difference is 0 … reach - 1."""
+        """Returns |2 (query code - key code) - (reach - 1)|, which is below `reach` exactly for pairs that are seen."""
         code_W = code_W * 2
         query_NC1 = code_W[self.before :].view(-1, self.chunk, 1) - (self.reach - 1)
         return (query_NC1 - self.windows(code_W)[:, None]).abs_()
 
     def windows(self, x_W: Tensor) -> Tensor:
-        """x_NK, or x_NEK from x_WE: each chunk with the one before it."""
+        """Returns each chunk with the preceding one: x_NK, or x_NEK from x_WE."""
         return x_W.unfold(0, self.before + self.chunk, self.chunk)
 
     def chunks(self, x_P: Tensor) -> Tensor:
-        """x_NC (and any dimensions after)."""
+        """Returns the places split into chunks, x_NC (and any further dimensions)."""
         return x_P.view(-1, self.chunk, *x_P.shape[1:])
 
     def by_key(self, weight_NCK: Tensor, x_NCE: Tensor) -> Tensor:
-        """x_WE: for each key the sum of the queries' x, weighted."""
+        """Returns x_WE, the weighted sum over queries for each key."""
         places = x_NCE.shape[0] * self.chunk
         sum_WE = x_NCE.new_zeros(self.before + places, x_NCE.shape[2])
         for first in {0, self.before}:
@@ -123,7 +123,7 @@ class HashRounds:
 
 
 def naive(query_XE: Tensor, value_XE: Tensor, rounds: HashRounds, *, dropout: float = 0.0) -> Tensor:
-    """The formula, with the weights of all pairs of a sequence."""
+    """Computes the formula with the weights of all pairs of a sequence."""
     query_BHTE, value_BHTE = (x.view(*rounds.shape_BTH, -1).transpose(1, 2) for x in (query_XE, value_XE))
     key_BHSE = functional.normalize(query_BHTE, dim=-1)
     logits_BHTS = query_BHTE @ key_BHSE.mT / math.sqrt(query_BHTE.shape[-1])
@@ -139,7 +139,7 @@ def naive(query_XE: Tensor, value_XE: Tensor, rounds: HashRounds, *, dropout: fl
 
 
 def lsh_attention(query_XE: Tensor, value_XE: Tensor, rounds: HashRounds, *, dropout: float = 0.0) -> Tensor:
-    """y_XE. Call it without autocast: logits as large as queries need the precision."""
+    """Returns y_XE. Call it outside autocast: logits as large as the queries need float32 precision."""
     if naive_mode():
         return naive(query_XE, value_XE, rounds, dropout=dropout)
     if dropout or torch.compiler.is_compiling():
@@ -149,13 +149,13 @@ def lsh_attention(query_XE: Tensor, value_XE: Tensor, rounds: HashRounds, *, dro
 
 
 def _key_sizes(query_XE: Tensor) -> Tensor:
-    """What a row's query is divided by to get its key: |q| √E."""
+    """Returns |q| √E, the divisor that turns a query into its key."""
     length_X1: Tensor = torch.linalg.vector_norm(query_XE, dim=1, keepdim=True)
     return length_X1.clamp(min=1e-12) * math.sqrt(query_XE.shape[1])
 
 
 def _attention(query_XE: Tensor, value_XE: Tensor, rounds: HashRounds, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
-    """y_XE, and total_X1, the logarithm of the softmax's denominator."""
+    """Returns y_XE and total_X1, the logarithm of the softmax's denominator."""
     lowest, tiny = torch.finfo(query_XE.dtype).min / 2, torch.finfo(query_XE.dtype).tiny
     size_X1 = _key_sizes(query_XE)
     y_XE, total_X1 = value_XE.clone(), torch.full_like(size_X1, SELF_MASK_VALUE)
@@ -210,7 +210,7 @@ class _LshAttention(torch.autograd.Function):
             value_grad.index_add_(0, chunks.key_W, rounds.by_key(weight_NCK, grad_NCE))
             logit_grad_NCK = (grad_NCE @ rounds.windows(value_WE)).sub_(mean_NC1).mul_(weight_NCK)
             key_grad_WE = rounds.by_key(logit_grad_NCK, rounds.chunks(query_PE))
-            # A key has unit length: it does not grow with its query.
+            # A key has unit length, so its gradient has no component along the query.
             along_W1 = torch.linalg.vecdot(key_grad_WE, key_WE)[:, None] * query_XE.shape[1]
             grad_WE = key_grad_WE.addcmul_(key_WE, along_W1, value=-1).div_(size_W1)
             grad_WE[rounds.before :] += (logit_grad_NCK @ rounds.windows(key_WE).mT).flatten(0, 1)

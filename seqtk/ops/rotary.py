@@ -1,9 +1,10 @@
-"""Rotary positions: each pair of a head's elements turned by an angle that grows with the position.
+"""Rotary position embeddings: rotates pairs of a head's elements by an angle proportional to the position.
 
-(x_e, x_{e+F}) is turned by position · 10000^(-e/F) for e = 0 … F - 1, so that the product of a query and a key depends
-on their distance alone (Su et al. 2021, RoFormer, arXiv 2104.09864, section 3.2.2; halves of the head make the pairs).
+(x_e, x_{e+F}) is rotated by position · 10000^(-e/F) for e = 0 … F - 1, so that the product of a query and a key depends
+on their distance only (Su et al. 2021, RoFormer, arXiv 2104.09864, section 3.2.2; the pairs combine the two halves of
+the head).
 
-Where it runs: the same few products on every device.
+Where it runs: the same products on every device.
 
 B batch, T length, H heads, E width of a head, F = E / 2.
 """
@@ -16,7 +17,7 @@ from seqtk.ops.tensors import to_fp32
 
 
 def naive(x_BHTE: Tensor, positions_BT: Tensor) -> Tensor:
-    """Each pair as a complex number, multiplied by exp(i · angle)."""
+    """Computes the rotation of each pair as a complex product with exp(i · angle)."""
     half = x_BHTE.shape[-1] // 2
     real_BHTF, imaginary_BHTF = to_fp32(x_BHTE).chunk(2, dim=-1)
     frequency_F = 10000.0 ** (-torch.arange(half, device=x_BHTE.device, dtype=real_BHTF.dtype) / half)
@@ -27,7 +28,7 @@ def naive(x_BHTE: Tensor, positions_BT: Tensor) -> Tensor:
 
 
 def rotate(x_BHTE: Tensor, positions_BT: Tensor) -> Tensor:
-    """The turned queries or keys, of the dtype of `x`; computed in float32 or wider."""
+    """Returns the rotated queries or keys in the dtype of `x`, computed in float32 or wider."""
     if naive_mode():
         return naive(x_BHTE, positions_BT)
     half = x_BHTE.shape[-1] // 2

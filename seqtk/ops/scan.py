@@ -1,11 +1,11 @@
 """Causal sums: y_t = Σ_{s <= t} (q_t · k_s) v_s, in O(T) time and memory.
 
-The core of causal linear attention (Katharopoulos et al. 2020, arXiv 2006.16236, section 3.3).
+This is the core of causal linear attention (Katharopoulos et al. 2020, arXiv 2006.16236, section 3.3).
 
-Where it runs: in chunks on every device; under torch.compile without the autograd function, whose backward the compiler
-then derives. Within a chunk it is a masked product, across chunks a running sum of k_s v_sᵀ. The gradients are such
-sums, too, so the backward keeps the N running sums of the forward and no T × T matrix. Chunks of C positions take
-T C (R + E) time within and T R E / C memory between them.
+Where it runs: in chunks on every device. Under torch.compile the autograd function is not used, and the compiler
+derives the backward pass. Within a chunk it is a masked product, across chunks a running sum of k_s v_sᵀ. The gradients
+are causal sums too, so the backward pass needs the N running sums of the forward pass and no T × T matrix. Chunks of C
+positions take T C (R + E) time, and the running sums T R E / C memory.
 
 B batch, T length, H heads, R width of the keys, E width of the values, G rows and heads, N chunks of C positions.
 """
@@ -21,16 +21,16 @@ from seqtk.ops.dispatch import naive_mode
 from seqtk.ops.tensors import in_blocks, without_autocast
 
 CHUNK = 64
-"""Positions of a chunk, unless the caller says otherwise."""
+"""The default number of positions in a chunk."""
 
 
 def naive(query_BHTR: Tensor, key_BHTR: Tensor, value_BHTE: Tensor) -> Tensor:
-    """The formula as a masked product: T × T weights."""
+    """Computes the formula as a masked product: T × T weights."""
     return (query_BHTR @ key_BHTR.mT).tril() @ value_BHTE
 
 
 def causal_sums(query_BHTR: Tensor, key_BHTR: Tensor, value_BHTE: Tensor, *, chunk: int = CHUNK) -> Tensor:
-    """y_BHTE, in float32 or wider, whatever autocast says: a running sum loses terms that are small beside it."""
+    """Returns y_BHTE, in float32 or wider even under autocast: a low-precision running sum loses small terms."""
     dtype = torch.promote_types(torch.promote_types(query_BHTR.dtype, value_BHTE.dtype), torch.float32)
     query_BHTR, key_BHTR, value_BHTE = (x.to(dtype) for x in (query_BHTR, key_BHTR, value_BHTE))
     with without_autocast(query_BHTR):
@@ -51,14 +51,14 @@ def _in_chunks(query_BHTR: Tensor, key_BHTR: Tensor, value_BHTE: Tensor, chunk: 
 
 
 def _sums(query_GNCR: Tensor, key_GNCR: Tensor, value_GNCE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The sums, y_GNCE; the weights within chunks, GNCC; and for each chunk the sum of k vᵀ before it, GNRE."""
+    """Returns the sums y_GNCE, the weights within chunks GNCC, and the sum of k vᵀ before each chunk GNRE."""
     weights_GNCC = (query_GNCR @ key_GNCR.mT).tril_()
     past_GNRE = _sums_before(key_GNCR.mT @ value_GNCE)
     return _products(weights_GNCC, value_GNCE, query_GNCR, past_GNRE), weights_GNCC, past_GNRE
 
 
 class _CausalSums(torch.autograd.Function):
-    """The gradients: sums over the past for the queries, over the future for keys and values."""
+    """Causal sums whose gradients are sums over the past for queries, and over the future for keys and values."""
 
     @staticmethod
     def forward(ctx: Any, query_GNCR: Tensor, key_GNCR: Tensor, value_GNCE: Tensor) -> Tensor:
@@ -80,12 +80,12 @@ class _CausalSums(torch.autograd.Function):
 
 
 def _sums_before(x_GNRE: Tensor) -> Tensor:
-    """For each chunk the sum over all chunks before it."""
+    """Returns, for each chunk, the sum over all earlier chunks."""
     return functional.pad(x_GNRE[:, :-1].cumsum(1), (0, 0, 0, 0, 1, 0))
 
 
 def _products(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """a b + c d, of matrices in the last two of four dimensions; the second is 0 if there is only one chunk."""
+    """Returns a b + c d as batched matrix products. With one chunk, c d is 0 and skipped."""
     first = a @ b
     if a.shape[1] > 1:
         first.flatten(0, 1).baddbmm_(c.flatten(0, 1), d.flatten(0, 1))

@@ -1,4 +1,4 @@
-"""Precision under autocast, and positions cut into blocks.
+"""Helpers for tensors: precision under autocast, splitting into blocks and heads.
 
 B batch, T length, D width, N blocks of C positions.
 """
@@ -9,35 +9,35 @@ from torch.nn import functional
 
 
 def to_fp32(x: Tensor) -> Tensor:
-    """`x` in float32, or unchanged if it is wider: a long sum in bfloat16 loses terms that are small beside it."""
+    """Returns `x` in float32, or unchanged if it is wider. Long sums in bfloat16 lose small terms."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def to_autocast_dtype(x: Tensor) -> Tensor:
-    """`x` in the dtype that a linear map gives under autocast: for layers that do not end in one."""
+    """Returns `x` in autocast's dtype, which layers without a final linear map must return."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def without_autocast(x: Tensor) -> torch.autocast:
-    """A context in which products have the precision of their operands. `x` says on which device."""
+    """Returns a context that disables autocast on the device of `x`."""
     return torch.autocast(x.device.type, enabled=False)
 
 
 def in_blocks(x_BT: Tensor, size: int, *, dim: int = 1, fill: float = 0) -> Tensor:
-    """x_BNC (and any dimensions after T): the positions, dimension `dim`, in blocks of `size`; `fill` after the end."""
+    """Returns x_BNC (and any dimensions after T): splits dimension `dim` into blocks of `size`, padded with `fill`."""
     dim %= x_BT.dim()
     missing = -x_BT.shape[dim] % size
-    if missing:  # pad() copies even if there is nothing to add
+    if missing:  # pad() copies even if the padding is empty
         x_BT = functional.pad(x_BT, (0, 0) * (x_BT.dim() - dim - 1) + (0, missing), value=fill)
     return x_BT.unflatten(dim, (-1, size))  # type: ignore[no-any-return, no-untyped-call]
 
 
 def split_heads(x_BTD: Tensor, head_dim: int) -> Tensor:
-    """x_BHTE, heads of width E = `head_dim`, a view."""
+    """Returns a view x_BHTE of heads of width E = `head_dim`."""
     return x_BTD.view(*x_BTD.shape[:2], -1, head_dim).transpose(1, 2)
 
 
 def join_heads(x_BHTE: Tensor) -> Tensor:
-    """x_BTD, the heads side by side."""
+    """Returns x_BTD, the heads concatenated."""
     return x_BHTE.transpose(1, 2).flatten(2)

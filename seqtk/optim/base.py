@@ -42,7 +42,7 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def can_skip(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether `step` changes nothing if the tensor `optimizer.found_inf` is 1: torch's protocol for loss scaling.
+    """Returns whether `step` does nothing when `optimizer.found_inf` is 1, torch's protocol for loss scaling.
 
     An update can then be skipped without synchronizing with the host. Fused kernels support this.
     """
@@ -73,7 +73,7 @@ def parameter_groups(config: OptimizerConfig, parameters: Iterable[Parameter]) -
 
 
 def can_fuse(parameters: Iterable[Parameter]) -> bool:
-    """Whether torch's fused kernels accept all of the parameters."""
+    """Returns whether torch's fused kernels accept all of the parameters."""
     return all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
 
 

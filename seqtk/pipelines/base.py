@@ -125,7 +125,7 @@ class Pipeline:
             )
 
     def _criterion(self) -> Criterion:
-        """The criterion of training, so that `loss` is what training reports; cross entropy for imported models."""
+        """Returns the training criterion, so that `loss` equals training's; cross entropy for imported models."""
         tree = self.config.get("criterion")
         config = CrossEntropyConfig() if tree is None else schema.from_dict(CriterionConfig, tree, legacy=True)
         return criterions.build(config)
@@ -144,7 +144,7 @@ class TextPipeline(Pipeline):
     """Whether outputs may have several lines."""
 
     def sentence(self, line: str) -> Sentence:
-        """A line of text as input for `decode`."""
+        """Returns a line of text as input for `decode`."""
         raise NotImplementedError
 
     def writer(self, *, detokenize: bool = True) -> Writer:
@@ -152,11 +152,11 @@ class TextPipeline(Pipeline):
         return Writer(self.task, detokenize=detokenize, free_text=self.free_text)
 
     def search_config(self, **settings: Any) -> SearchConfig:
-        """The settings of a search. Raises UserError for an unknown setting or a wrong value."""
+        """Returns the settings of a search. Raises UserError for an unknown setting or a wrong value."""
         return self.resolve(schema.from_dict(SearchConfig, settings))
 
     def resolve(self, search: SearchConfig) -> SearchConfig:
-        """`search` with the default of `sampling` for this model. Raises UserError for settings that do not fit it."""
+        """Returns `search` with this model's default of `sampling`. Raises UserError for settings that do not fit."""
         fields = {name: getattr(search, name) for name in SearchConfig.__dataclass_fields__}
         if search.sampling is None:
             fields["sampling"] = self.samples_by_default
@@ -203,7 +203,7 @@ class TextPipeline(Pipeline):
             )
 
     def _outputs(self, sentences: Iterable[Sentence], search: SearchConfig) -> Iterator[str]:
-        """The text of every hypothesis."""
+        """Yields the text of every hypothesis."""
         writer = self.writer()
         for translation in warn_truncated(self.decode(sentences, search)):
             yield from (writer.hypothesis(translation, rank) for rank in range(len(translation.hypotheses)))
@@ -214,7 +214,7 @@ class TextPipeline(Pipeline):
 
 
 def as_lines(texts: Sequence[str], name: str, *, count: int | None = None) -> Sequence[str]:
-    """`texts` itself. Raises TypeError for one string, and UserError unless there are `count` of them."""
+    """Returns `texts` itself. Raises TypeError for one string, and UserError unless there are `count` of them."""
     if isinstance(texts, str):
         raise TypeError(f"{name} must be a list of strings, not one string")
     for text in texts:

@@ -45,7 +45,7 @@ class GenerationPipeline(TextPipeline):
         return list(self._outputs(inputs, self.search_config(**settings)))
 
     def score(self, texts: Sequence[str]) -> list[float]:  # type: ignore[override]
-        """The mean log-probability (natural, per token, EOS counted) of each text, read as a separate line."""
+        """Returns the mean log-probability (natural, per token, EOS counted) of each text, read as a separate line."""
         vocabulary, tokenizer = self.task.vocabulary, self.task.tokenizer
         rows = [vocabulary.encode(tokenizer.encode(text)) for text in as_lines(texts, "texts")]
         return self._scores(Sentence(row, target=row) for row in rows)
@@ -130,7 +130,7 @@ class GenerationPipeline(TextPipeline):
         )
 
     def sentence(self, line: str) -> Sentence:
-        """A prompt as input for `decode`."""
+        """Returns a prompt as input for `decode`."""
         ids = self.task.vocabulary.encode(self.task.tokenizer.encode(line))
         return Sentence(ids, prefix=ids[:-1], source_text=line, prefix_text=line)
 

@@ -33,7 +33,7 @@ class TranslationPipeline(TextPipeline):
         return list(self._outputs(inputs, self.search_config(**settings)))
 
     def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[float]:  # type: ignore[override]
-        """The mean log-probability (natural, per token, EOS counted) of each target given its source."""
+        """Returns the mean log-probability (natural, per token, EOS counted) of each target given its source."""
         lines = as_lines(sources, "sources")
         pairs = zip(lines, as_lines(targets, "targets", count=len(lines)), strict=True)
         return self._scores(self.sentence(line, references=(target,)) for line, target in pairs)
@@ -41,7 +41,7 @@ class TranslationPipeline(TextPipeline):
     def sentence(
         self, line: str, *, references: Sequence[str] = (), prefix: str | None = None, prefix_size: int = 0
     ) -> Sentence:
-        """A line of text as input for `decode`.
+        """Returns a line of text as input for `decode`.
 
         Args:
             line: The source text.
@@ -65,7 +65,7 @@ class TranslationPipeline(TextPipeline):
         )
 
     def split(self, split: str = "test", *, data: str | None = None, prefix_size: int = 0) -> Iterator[Sentence]:
-        """The sentences of a split of a data-bin, by default of the one that the model was trained on."""
+        """Yields the sentences of a split of a data-bin, by default of the one that the model was trained on."""
         task = self.task
         if not (data or task.config.data):
             raise UserError("There is nothing to translate.", "Set input=FILE, or data=DATA-BIN.")

@@ -65,7 +65,7 @@ class Law:
     """Whether the subject makes the promise at all."""
 
     def applies(self, subject: Subject) -> bool:
-        """Whether the law is about this subject."""
+        """Returns whether the law is about this subject."""
         return subject.role in self.roles and subject.size.name in self.sizes and self.only_if(subject)
 
     @property
@@ -138,7 +138,7 @@ def law_cases(
     sizes: Sequence[str] = ("short", "long"),
     slow: bool = False,
 ) -> list[LawCase]:
-    """Every law that applies to a registered kind, in every role, variant and size.
+    """Returns every law that applies to a registered kind, in every role, variant and size.
 
     Args:
         kind: The name under which the layer is registered.
@@ -231,7 +231,7 @@ def refusal(message: str) -> Iterator[None]:
 
 
 def output_and_gradients(layer: Attention, inputs: Inputs) -> list[Tensor | None]:
-    """The outputs at real positions, and the gradients of a weighted sum of them: of inputs, then of parameters."""
+    """Returns the outputs at real positions, and the gradients of a weighted sum of them: inputs', then parameters'."""
     leaves = [*inputs.leaves(), *layer.parameters()]
     y_BTD = inputs.run(layer)
     weights_BTD = torch.linspace(-1, 1, y_BTD[inputs.real].numel(), dtype=y_BTD.dtype, device=y_BTD.device)
@@ -315,7 +315,7 @@ def stepping_equals_the_parallel_form(subject: Subject) -> None:
 
 
 def reordered(state: Any, order: Tensor) -> Any:
-    """A state with its rows in another order, as beam search makes it."""
+    """Returns a state with its rows in another order, as beam search makes it."""
     return tree_map(lambda leaf: leaf[order] if isinstance(leaf, Tensor) else leaf, state)
 
 
@@ -507,7 +507,7 @@ def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[N
 
 
 def _in_bfloat16(linear: nn.Linear, arguments: tuple[Tensor, ...], _: Tensor) -> Tensor:
-    """A forward hook: the output of the linear map as under bfloat16 autocast, in float32."""
+    """Returns a forward hook: the output of the linear map as under bfloat16 autocast, in float32."""
     bias = None if linear.bias is None else linear.bias.bfloat16()
     return nn.functional.linear(arguments[0].bfloat16(), linear.weight.bfloat16(), bias).float()
 
@@ -556,7 +556,7 @@ def too_long_inputs_are_refused(subject: Subject) -> None:
 
 
 def subquadratic(subject: Subject) -> bool:
-    """Whether the layer declares linear memory. Naive operations take quadratic memory."""
+    """Returns whether the layer declares linear memory. Naive operations take quadratic memory."""
     return subject.make().subquadratic and not naive_mode()
 
 

@@ -47,7 +47,7 @@ class Measure(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def largest_tensor(layer: Attention, length: int) -> int:
-    """The number of elements of the largest tensor in a forward and backward pass over `length` positions.
+    """Returns the number of elements of the largest tensor in a forward and backward pass over `length` positions.
 
     The memory of a CROSS layer has the same length. The last `PADDING` positions are padding.
     """
@@ -55,7 +55,7 @@ def largest_tensor(layer: Attention, length: int) -> int:
 
 
 def peak_memory(layer: Attention, length: int) -> int:
-    """The largest number of bytes alive at the same time in a forward and backward pass over `length` positions."""
+    """Returns the peak number of bytes in use during a forward and backward pass over `length` positions."""
     return _measured(layer, length).peak
 
 

@@ -37,16 +37,16 @@ class Problem:
     _known: dict[tuple[str, bytes], Array] = field(default_factory=dict, init=False, repr=False)
 
     def sees(self, row: int, query: int, key: int) -> bool:
-        """Whether softmax attention in this role lets the query attend to the key."""
+        """Returns whether softmax attention in this role lets the query attend to the key."""
         return not self.pad_BS[row, key] and not (self.role is Role.CAUSAL and key > query)
 
     def head(self, vector: Array, head: int) -> Array:
-        """The part of a vector that belongs to one of `config.heads` heads."""
+        """Returns the part of a vector that belongs to one of `config.heads` heads."""
         size = len(vector) // self.config.heads
         return vector[head * size : (head + 1) * size]
 
     def linear(self, name: str, vector: Array) -> Array:
-        """The linear layer `name` (its weight, and its bias if it has one) applied to a vector."""
+        """Returns the linear layer `name` (its weight, and its bias if it has one) applied to a vector."""
 
         def product(vector: Array) -> Array:
             y: Array = self.weights[f"{name}.weight"] @ vector
@@ -55,7 +55,7 @@ class Problem:
         return self.once(name, product, vector)
 
     def once(self, name: str, function: Callable[[Array], Array], vector: Array) -> Array:
-        """`function(vector)`, computed once for each name and vector: references ask for the same keys again."""
+        """Returns `function(vector)`, cached by name and vector, because references need the same keys repeatedly."""
         known = name, vector.tobytes()
         if known not in self._known:
             self._known[known] = function(vector)
@@ -73,7 +73,7 @@ def reference_output(
     *,
     pad_BS: torch.Tensor,
 ) -> Array:
-    """The output of `reference` with the weights of `layer`."""
+    """Returns the output of `reference` with the weights of `layer`."""
     problem = Problem(
         config=layer.config,
         role=layer.role,
@@ -86,7 +86,7 @@ def reference_output(
 
 
 def softmax_average(problem: Problem, logit: Logit) -> Array:
-    """The output projection of softmax(logits) V, per head, over the keys that each query sees."""
+    """Returns the output projection of softmax(logits) V, per head, over the keys that each query sees."""
     rows, queries, _ = problem.x_BTD.shape
     outputs = []
     for row in range(rows):

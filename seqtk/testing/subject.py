@@ -78,46 +78,46 @@ class Inputs:
         return ~self.pad_BS
 
     def with_attended(self, new: Tensor) -> "Inputs":
-        """The same with another memory (CROSS) or another x."""
+        """Returns the same with another memory (CROSS) or another x."""
         return replace(self, x_BTD=new) if self.memory_BSM is None else replace(self, memory_BSM=new)
 
     def rows(self, index: Any) -> "Inputs":
-        """The rows at `index`, a slice or a tensor."""
+        """Returns the rows at `index`, a slice or a tensor."""
         memory_BSM = None if self.memory_BSM is None else self.memory_BSM[index]
         return Inputs(self.x_BTD[index], memory_BSM, None if self.pad_BS is None else self.pad_BS[index])
 
     def without_padding(self, layer: Attention) -> "Inputs":
-        """All positions real, except in the memory of a CROSS layer."""
+        """Returns all positions real, except in the memory of a CROSS layer."""
         return self if layer.role is Role.CROSS else replace(self, pad_BS=None)
 
     def more_padding(self, count: int, *, value: float = 1.0) -> "Inputs":
-        """The same with `count` more positions of padding, which hold `value`."""
+        """Returns the same with `count` more positions of padding, which hold `value`."""
         assert self.pad_BS is not None
         wider = self.with_attended(nn.functional.pad(self.attended, (0, 0, 0, count), value=value))
         return replace(wider, pad_BS=nn.functional.pad(self.pad_BS, (0, count), value=True))
 
     def leaves(self) -> list[Tensor]:
-        """The inputs, with gradients switched on."""
+        """Returns the inputs, with gradients switched on."""
         return [tensor.requires_grad_() for tensor in (self.x_BTD, self.memory_BSM) if tensor is not None]
 
     def run(self, layer: Attention) -> Tensor:
-        """y_BTD."""
+        """Returns y_BTD."""
         return run(layer, self.x_BTD, self.memory_BSM, pad_BS=self.pad_BS)
 
     def start(self, layer: Attention) -> StepState:
-        """The state before the first step."""
+        """Returns the state before the first step."""
         return layer.start(len(self.x_BTD), self.memory_BSM, pad_BS=None if layer.role is Role.CAUSAL else self.pad_BS)
 
 
 def run(layer: Attention, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> Tensor:
-    """y_BTD of the parallel form, without its state."""
+    """Returns y_BTD of the parallel form, without its state."""
     y_BTD: Tensor
     y_BTD, _ = layer(x_BTD, memory_BSM, pad_BS=pad_BS)
     return y_BTD
 
 
 def steps(layer: Attention, x_BTD: Tensor, state: StepState) -> tuple[Tensor, StepState]:
-    """The outputs of one step per position of x, and the state after them."""
+    """Returns the outputs of one step per position of x, and the state after them."""
     outputs = []
     for t in range(x_BTD.shape[1]):
         y_B1D, state = layer.step(x_BTD[:, t : t + 1], state)
@@ -143,7 +143,7 @@ class Subject:
     device: torch.device = torch.device("cpu")
 
     def make(self, *, dtype: torch.dtype = torch.float64, seed: int = 0, **settings: Any) -> Attention:
-        """The same layer every time, in eval mode. All weights are random, so that no zero hides a mistake."""
+        """Returns the same layer every time, in eval mode. All weights are random, so that no zero hides a mistake."""
         config = dataclasses.replace(self.config, **settings)
         memory_dim = self.size.memory_dim if self.role is Role.CROSS else None
         with torch.random.fork_rng(devices=[]):
@@ -155,7 +155,7 @@ class Subject:
         return layer.to(self.device, dtype).eval()
 
     def has(self, setting: str) -> bool:
-        """Whether the config has the setting."""
+        """Returns whether the config has the setting."""
         return any(field.name == setting for field in dataclasses.fields(self.config))
 
     def inputs(self, layer: Attention, *, lengths: Sequence[int] | None = None, seed: int = 1) -> Inputs:
@@ -175,7 +175,7 @@ class Subject:
         return Inputs(x_BTD, memory_BSM, pad_BS.to(self.device))
 
     def expected(self, layer: Attention, inputs: Inputs) -> Tensor:
-        """y_BTD of the reference implementation."""
+        """Returns y_BTD of the reference implementation."""
         assert self.reference is not None
         pad_BS = torch.zeros(inputs.attended.shape[:2], dtype=torch.bool) if inputs.pad_BS is None else inputs.pad_BS
         y_BTD = reference_output(self.reference, layer, inputs.x_BTD, inputs.memory_BSM, pad_BS=pad_BS)

@@ -32,7 +32,7 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The last line of an error about an unknown `name`: the known name closest to it, or the known names."""
+    """Returns the last line of an error about an unknown `name`: the known name closest to it, or the known names."""
     names = sorted(known)
     meant = closest(name, names)
     if meant is not None:
@@ -43,7 +43,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def nearest_key(name: str, here: Iterable[str], below: Iterable[str] = (), *, prefix: str = "") -> str:
-    """The last line of an error about an unknown key: the one whose last part is most like `name`.
+    """Returns the last line of an error about an unknown key: the one whose last part is most like `name`.
 
     Args:
         name: The key as it was typed, without `prefix`.
@@ -59,7 +59,7 @@ def nearest_key(name: str, here: Iterable[str], below: Iterable[str] = (), *, pr
 
 
 def near_path(path: Path, *, suits: Callable[[Path], bool] = Path.exists, ending: str = "") -> tuple[str, ...]:
-    """The last line of an error about a path that does not exist: a similar name in the same folder, if there is one.
+    """Returns the last line of an error about a missing path: a similar name in the same folder, if there is one.
 
     If the folder does not exist either, the line says so. Names are compared without `ending`.
     """
@@ -102,7 +102,7 @@ def how_many(count: int, noun: str) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of Python or torch says that memory, of a CPU or a GPU, ran out."""
+    """Returns whether an exception of Python or torch says that memory, of a CPU or a GPU, ran out."""
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 

@@ -133,7 +133,7 @@ def check_writable(folder: Path, *, key: str) -> None:
 
 
 def is_special(path: Path) -> bool:
-    """Whether `path` exists and is a pipe, a device or a socket."""
+    """Returns whether `path` exists and is a pipe, a device or a socket."""
     with suppress(OSError):
         mode = path.stat().st_mode
         return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
@@ -141,12 +141,12 @@ def is_special(path: Path) -> bool:
 
 
 def _existing(path: Path) -> Path:
-    """The closest ancestor of `path` that exists, or `path` itself."""
+    """Returns the closest ancestor of `path` that exists, or `path` itself."""
     return next(place for place in (path, *path.parents) if os.path.exists(place))
 
 
 def _partial_beside(target: Path) -> Path:
-    """The name under which `target` is written. Raises OSError if `target` may not be replaced."""
+    """Returns the name under which `target` is written. Raises OSError if `target` may not be replaced."""
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
     if target.exists() and not os.access(target, os.W_OK):

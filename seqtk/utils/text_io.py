@@ -119,7 +119,7 @@ def _incomplete(name: Path | str, error: Exception) -> UserError:
 
 @contextlib.contextmanager
 def text_output(path: str) -> Iterator[TextIO]:
-    """A UTF-8 text file to write; `-` is standard output, other paths are opened with `atomic_file`."""
+    """Returns a UTF-8 text file to write; `-` is standard output, other paths are opened with `atomic_file`."""
     if path != "-":
         with atomic_file(path, "w", encoding="utf-8", newline="\n") as output:
             yield cast("TextIO", output)
