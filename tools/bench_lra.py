@@ -117,7 +117,7 @@ def main() -> None:
 
 
 def make_data(folder: Path, lengths_N: np.ndarray) -> Path:
-    """A labelled data-bin of random bytes of these lengths, in two classes."""
+    """Returns a labelled data-bin of random bytes of these lengths, in two classes."""
     random = np.random.default_rng(1)
     vocabulary = byte_vocabulary()
     folder.mkdir(parents=True)
@@ -135,7 +135,7 @@ def make_data(folder: Path, lengths_N: np.ndarray) -> Path:
 
 
 def make_reviews(arguments: argparse.Namespace, name: str) -> Path:
-    """A labelled data-bin of texts as long as movie reviews."""
+    """Returns a labelled data-bin of texts as long as movie reviews."""
     length_N = np.random.default_rng(2).lognormal(REVIEW_MEAN, REVIEW_DEVIATION, arguments.examples)
     longest = min(REVIEW_LIMIT, arguments.positions)
     return make_data(arguments.data / name, length_N.round().clip(16, longest).astype(np.int64))
@@ -144,7 +144,7 @@ def make_reviews(arguments: argparse.Namespace, name: str) -> Path:
 def trainer(
     arguments: argparse.Namespace, layer: str, data: Path, *, length: int, dropout: float = 0.1, **others: Any
 ) -> Trainer:
-    """A run that nobody starts: its updates are made one by one."""
+    """Returns a run that nobody starts: its updates are made one by one."""
     sizes = {"heads": arguments.heads, "max_length": length, "dropout": dropout}
     tree = {
         "device": arguments.device,
@@ -175,7 +175,7 @@ def trainer(
 
 
 def batches_of(run: Trainer) -> Iterator[ClassBatch]:
-    """The batches of the training data, as the loop reads them, epoch after epoch."""
+    """Yields the batches of the training data, as the loop reads them, epoch after epoch."""
     epoch = 0
     while epoch := epoch + 1:
         order = epoch_batches(run.train_set.sizes_ND, run.config.batch, seed=1, epoch=epoch)
@@ -209,7 +209,7 @@ def _speed(arguments: argparse.Namespace) -> None:
 
 
 def _cells(arguments: argparse.Namespace, layer: str) -> Iterator[Cell]:
-    """One layer at every length, in turns with softmax."""
+    """Yields one layer at every length, in turns with softmax."""
     torch.set_num_threads(arguments.threads)
     gib = {length: _peak(arguments, layer, length) for length in arguments.lengths}
     keep_freed_memory()
@@ -240,7 +240,7 @@ def _fixed(arguments: argparse.Namespace, layer: str, length: int) -> Path:
 
 
 def _step(arguments: argparse.Namespace, layer: str, data: Path, length: int) -> Callable[[], None]:
-    """A function that makes one update, always with the same batch."""
+    """Returns a function that makes one update, always with the same batch."""
     rows = arguments.rows or max(1, arguments.positions // length)
     run = trainer(arguments, layer, data, length=length, max_tokens=None, max_sentences=rows)
     batch = next(batches_of(run))
@@ -371,7 +371,7 @@ class PlainLoop:
         self.device, self.bf16 = arguments.device, arguments.precision == "bf16"
 
     def update(self, batch: ClassBatch) -> Tensor:
-        """One update; the mean loss."""
+        """Returns one update; the mean loss."""
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bf16):
             loss = functional.cross_entropy(self.model(batch.source_BS), batch.target_B)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -109,7 +109,7 @@ def _parts(values: list[float], size: int) -> Iterator[list[float]]:
 
 
 def _worker(arguments: argparse.Namespace, name: str, *, precision: str) -> Worker:
-    """A process that trains in one way, and makes one update for each request."""
+    """Returns a process that trains in one way, and makes one update for each request."""
     python, script = sys.executable, Path(__file__)
     if name == "against":
         name, other = "ours", arguments.against.absolute()

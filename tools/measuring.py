@@ -28,12 +28,12 @@ MIXTURES = {
 
 
 def kind_of(name: str) -> str:
-    """The registered kind of a layer or of one of MIXTURES."""
+    """Returns the registered kind of a layer or of one of MIXTURES."""
     return "synthesizer_mixture" if name in MIXTURES else name
 
 
 def settings_of(name: str, **sizes: Any) -> dict[str, Any]:
-    """The settings of a layer: those of `sizes` that it has, and the parts of a mixture."""
+    """Returns the settings of a layer: those of `sizes` that it has, and the parts of a mixture."""
     fields = {field.name for field in dataclasses.fields(attentions.config_type(kind_of(name)))}
     settings = {key: value for key, value in sizes.items() if key in fields}
     return settings | ({"parts": MIXTURES[name]} if name in MIXTURES else {})
@@ -65,7 +65,7 @@ def in_a_process(work: Callable[[], Iterable[T]]) -> tuple[list[T], int | None]:
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
-    """The time that `work` takes."""
+    """Returns the time that `work` takes."""
     if device != "cpu":
         torch.cuda.synchronize()
     started = time.perf_counter()
@@ -110,7 +110,7 @@ def _status(key: str) -> int:
 
 
 def has_bf16() -> bool:
-    """Whether the CPU has units for bfloat16; others emulate it."""
+    """Returns whether the CPU has units for bfloat16; others emulate it."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -163,7 +163,7 @@ def serve(update: Callable[[], float], *, warm_up: int) -> None:
 
 
 def table(corner: str, rows: dict[str, dict[str, str]]) -> str:
-    """A table in Markdown: row → column → text."""
+    """Returns a table in Markdown: row → column → text."""
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     lines = [f"| {corner} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(row.get(column, '') for column in columns)} |" for name, row in rows.items()]

@@ -184,7 +184,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def load_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors and the metadata of one safetensors file. Raises UserError if it is missing or damaged.
+    """Returns the tensors and the metadata of one safetensors file. Raises UserError if it is missing or damaged.
 
     Checksums are verified; files of other programs and of seqtk 0.1 have none.
     """

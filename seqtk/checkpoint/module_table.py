@@ -17,7 +17,7 @@ def by_module(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def pattern(module: str) -> str:
-    """The name of a module with `*` for numbers."""
+    """Returns the name of a module with `*` for numbers."""
     return ".".join("*" if part.isdigit() else part for part in module.split("."))
 
 

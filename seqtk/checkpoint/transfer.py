@@ -54,7 +54,7 @@ class Transfer:
     """One line for each table of tokens and for each limit of length that differs."""
 
     def lines(self) -> list[str]:
-        """A table of what was taken, resized, started fresh and not used, by module; then the notes."""
+        """Returns a table of what was taken, resized, started fresh and not used, by module; then the notes."""
         merged: dict[tuple[Fate, str], list[str]] = defaultdict(list)
         for module, names in self._modules(sorted(self.fates), depth=1):
             merged[self.fates[names[0]], pattern(module)] += names
@@ -66,7 +66,7 @@ class Transfer:
         return [*aligned(rows, left=2), *self.notes]
 
     def _modules(self, names: Sequence[str], depth: int) -> Iterator[tuple[str, list[str]]]:
-        """The largest modules whose tensors all have the same fate, each with the names of its tensors."""
+        """Yields the largest modules whose tensors all have the same fate, each with the names of its tensors."""
         groups: dict[str, list[str]] = defaultdict(list)
         for name in names:
             groups[".".join(name.split(".")[:depth])].append(name)
@@ -147,7 +147,7 @@ def _shared_rows(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets
 
 
 def _tables(model: Model) -> Iterator[tuple[list[str], Literal["token", "class"]]]:
-    """The names of each table with a row for each token or class; several if the vocabulary is cut into bands."""
+    """Yields the names of each table with a row per token or class; several if the vocabulary has bands."""
     first_name = {id(parameter): name for name, parameter in model.named_parameters()}
     for module in model.modules():
         tokens = module.tokens if isinstance(module, Embedding) else None
@@ -174,7 +174,7 @@ def _labels(assets: Assets, table: str, what: Literal["token", "class"]) -> list
 
 
 def _length_limits(old: ModelFile, model: Model, *, drawn: Tensors) -> set[str]:
-    """The tensors that differ from the old ones in their number of positions only."""
+    """Returns the tensors that differ from the old ones in their number of positions only."""
     found: set[str] = set()
     for prefix, module in model.named_modules():
         if isinstance(module, LearnedPositions):
@@ -192,7 +192,7 @@ def _length_limits(old: ModelFile, model: Model, *, drawn: Tensors) -> set[str]:
 
 
 def _differs_along(old: Tensor, new: Tensor, *, size: int) -> bool:
-    """Whether two tensors differ in axes only that have `size` elements in the new one."""
+    """Returns whether two tensors differ in axes only that have `size` elements in the new one."""
     pairs = zip(old.shape, new.shape, strict=True) if old.ndim == new.ndim else ()
     different = [after for before, after in pairs if before != after]
     return bool(different) and set(different) == {size}

@@ -64,7 +64,7 @@ class Predictions:
         return int(self.log_prob_NC.shape[1])
 
     def confusion(self) -> npt.NDArray[np.int64]:
-        """count_CC: how many examples of each class (row) got each prediction (column)."""
+        """Returns count_CC, how many examples of each class (row) got each prediction (column)."""
         code_N = self.target_N * self.classes + self.predicted_N
         return np.bincount(code_N, minlength=self.classes**2).reshape(self.classes, self.classes)
 
@@ -146,10 +146,10 @@ class ExampleMetric(Metric):
 
     @abc.abstractmethod
     def values(self, predictions: Predictions, rows_KN: Rows) -> Values:
-        """value_K: the metric on each of K samples, which are given as numbers of examples."""
+        """Returns value_K, the metric on each of K samples, which are given as numbers of examples."""
 
     def interval(self, predictions: Predictions, samples: int) -> tuple[float, float]:
-        """The 2.5 and 97.5 percentiles over samples with replacement (Efron and Tibshirani 1993, section 13.3).
+        """Returns the 2.5 and 97.5 percentiles over samples with replacement (Efron and Tibshirani 1993, section 13.3).
 
         The samples depend on the number of examples only, so that equal models get equal intervals.
         """
@@ -211,7 +211,7 @@ class MetricRegistry:
         return [name for name in (self if names is None else names) if set(self[name].needs) <= set(provided)]
 
     def compute(self, names: Iterable[str], evaluation: Evaluation) -> dict[str, Score]:
-        """The score of each available metric in `names`, and the mean of each statistic that no metric needs."""
+        """Returns the score of each available metric in `names`, and the mean of each statistic unused by metrics."""
         scores = {name: self._score(name, evaluation) for name in self.available(evaluation.provides, names)}
         needed = {need for kind in self._classes.values() for need in kind.needs}
         return scores | {name: Score(evaluation.mean(name)) for name in sorted(set(evaluation.stats) - needed)}

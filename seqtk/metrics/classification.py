@@ -53,7 +53,7 @@ class ExpectedCalibrationError(_OfPredictions):
 
 
 def _counts(code_KN: Rows, codes: int, *, weights_KN: Values | None = None) -> npt.NDArray[np.float64]:
-    """sum_KC: how often each code below `codes` occurs in each row, or the sum of its weights."""
+    """Returns sum_KC, how often each code below `codes` occurs in each row, or the sum of its weights."""
     offset_K1 = np.arange(len(code_KN))[:, None] * codes
     weights = None if weights_KN is None else weights_KN.ravel()
     counts = np.bincount((code_KN + offset_K1).ravel(), weights=weights, minlength=len(code_KN) * codes)

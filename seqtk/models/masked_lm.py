@@ -32,7 +32,7 @@ class MaskedTokenHead(LinearHead):
 
     @torch.no_grad()
     def correct(self, features_BTD: Tensor, target_BT: Tensor) -> Tensor:
-        """The number of targets that are the most probable token."""
+        """Returns the number of targets that are the most probable token."""
         features_ND, target_N = real_targets(features_BTD, target_BT)
         chunks = torch.split(features_ND, CHUNK_POSITIONS)
         best_N = torch.cat([functional.linear(features, self.weight).argmax(1) for features in chunks])

@@ -98,7 +98,7 @@ class BlocksConfig(ModelConfig):
         )
 
     def embedding(self, tokens: nn.Embedding | AdaptiveEmbedding | ValueEmbedding, *, max_length: int) -> Embedding:
-        """The module that turns tokens and positions into the input of a stack."""
+        """Returns the module that turns tokens and positions into the input of a stack."""
         return Embedding(
             tokens,
             positions=self.positions,
@@ -219,7 +219,7 @@ class Encoder(nn.Module):
         return [block.self_attention for block in self.blocks if isinstance(block, EncoderBlock)]
 
     def max_source_length(self, limit: int, *, further: int = 0) -> int:
-        """The longest source that fits into every layer together with the memory tokens; `limit` at most.
+        """Returns the longest source that fits into every layer together with the memory tokens; `limit` at most.
 
         `further` is the number of other vectors that the model puts before the source.
         """

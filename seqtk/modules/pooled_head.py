@@ -59,11 +59,11 @@ class PooledHead(Head):
         )
 
     def vectors(self, features: Tensor, *, pad: Tensor | None = None) -> Tensor:
-        """vector_BD of each row."""
+        """Returns vector_BD of each row."""
         return pooled(features, self.pool, pad_BT=pad)
 
     def logits(self, features_BTD: Tensor, *, pad_BT: Tensor | None = None) -> Tensor:
-        """logits_BC, in float32."""
+        """Returns logits_BC, in float32."""
         vector_BD = self.dropout(self.vectors(features_BTD, pad=pad_BT))
         if self.hidden is not None:
             vector_BD = self.dropout(functional.relu(self.hidden(vector_BD)))
@@ -102,7 +102,7 @@ class PairHead(PooledHead):
         self.combine = combine
 
     def vectors(self, features: Tensor, *, pad: Tensor | None = None) -> Tensor:
-        """vector_B(2D) or vector_B(4D) of each pair; the features are those of all first rows, then of the second."""
+        """Returns vector_B(2D) or vector_B(4D) of each pair. The features are all first rows, then all second rows."""
         x_BD, y_BD = super().vectors(features, pad=pad).chunk(2)
         further = () if self.combine == "concat" else (x_BD * y_BD, x_BD - y_BD)
         return torch.cat([x_BD, y_BD, *further], dim=1)
@@ -126,7 +126,7 @@ def pooled(features_BTD: Tensor, pool: Pool, *, pad_BT: Tensor | None = None) ->
 
 
 def _pooled_whole(features_BTD: Tensor, pool: Pool) -> Tensor:
-    """`pooled` of rows without padding."""
+    """Returns `pooled` of rows without padding."""
     if pool == "mean":
         return features_BTD.mean(1)
     if pool == "max":

@@ -103,7 +103,7 @@ _BLOCK = re.compile(r"(.*\bblocks)\.(\d+)\.")
 
 
 def _decayed(model: nn.Module, decay: float) -> dict[str, float]:
-    """The factor of each weight by the place of its block in its stack."""
+    """Returns the factor of each weight by the place of its block in its stack."""
     names = [name for name, _ in model.named_parameters()]
     if decay == 1.0:
         return dict.fromkeys(names, 1.0)

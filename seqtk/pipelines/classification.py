@@ -39,7 +39,7 @@ class ClassificationPipeline(Pipeline):
     task: ClassificationTask
 
     def classify(self, texts: Sequence[Text], *, truncate: bool | None = None) -> list[str]:
-        """The class of each text.
+        """Returns the class of each text.
 
         Args:
             texts: One string for each example; for a matching model, a pair of strings.
@@ -52,7 +52,7 @@ class ClassificationPipeline(Pipeline):
         return [found.label for found in self._all(texts, truncate)]
 
     def probabilities(self, texts: Sequence[Text], *, truncate: bool | None = None) -> list[dict[str, float]]:
-        """The probability of each class for each text, by name. Arguments and errors as of `classify`."""
+        """Returns the probability of each class for each text, by name. Arguments and errors as of `classify`."""
         return [found.probabilities for found in self._all(texts, truncate)]
 
     @property
@@ -101,7 +101,7 @@ class ClassificationPipeline(Pipeline):
         return self.predict(texts, truncate=truncate)
 
     def _log_probs(self, rows: Sequence[tuple[Ids, ...]], batching: BatchingConfig) -> list[list[float]]:
-        """The log-probabilities of the classes for each row."""
+        """Returns the log-probabilities of the classes for each row."""
         sizes_ND = np.array([[len(each) for each in row] for row in rows])
         found: list[list[float]] = [[]] * len(rows)
         for indices in ordered_batches(sizes_ND, batching):

@@ -97,7 +97,7 @@ MOST_LISTED, MOST_KEYS_LISTED = 60, 12
 
 
 def how_many(count: int, noun: str) -> str:
-    """A count with its noun: 1 line, 2,000 lines, 3 classes."""
+    """Returns a count with its noun: 1 line, 2,000 lines, 3 classes."""
     return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
