@@ -1,6 +1,7 @@
 """Finding recipes: shipped ones by name, others by path. Imports nothing heavy."""
 
 import importlib.resources
+from collections.abc import Iterable
 from pathlib import Path
 
 from seqtk.utils.errors import UserError, nearest
@@ -16,6 +17,12 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
 
 
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """The recipe that `name` may have meant, or how to see all of them."""
+    line = nearest(name, names)
+    return line if line.startswith("Did you mean") else "seqtk-recipes ls lists the shipped recipes."
+
+
 def find_recipe(name: str) -> Path:
     """The file of a recipe: a shipped one by its name, any other by its path (with a folder, or ending in .yaml)."""
     path = Path(name)
@@ -25,12 +32,12 @@ def find_recipe(name: str) -> Path:
         if name not in recipe_names():
             raise UserError(
                 f"There is no recipe called '{name}'.",
-                nearest(name, recipe_names()),
+                _nearest(name, recipe_names()),
                 "Give your own recipe by its path: recipe=mine.yaml",
             )
         return recipe_folder() / f"{name}.yaml"
     path = (path if path.suffix == ".yaml" else path.with_name(f"{path.name}.yaml")).absolute()
     if not path.is_file():
         neighbours = [found.stem for found in path.parent.glob("*.yaml")]
-        raise UserError(f"There is no recipe at {path}.", nearest(path.stem, {*recipe_names(), *neighbours}))
+        raise UserError(f"There is no recipe at {path}.", _nearest(path.stem, {*recipe_names(), *neighbours}))
     return path

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from seqtk.checkpoint import model_file
-from seqtk.cli.inspect_model import main
+from seqtk.cli.inspect import main
 from tests.unit.training.helpers import trainer
 
 
