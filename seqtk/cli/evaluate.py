@@ -10,6 +10,7 @@ from seqtk.cli.command import command
 from seqtk.cli.loading import LoadConfig, check_checkpoint, check_output, load_pipeline, split_paths
 from seqtk.cli.plot import check_picture, load_pyplot
 from seqtk.config.fields import setting
+from seqtk.data.labelled_text import Columns
 from seqtk.generation.config import SearchConfig
 from seqtk.utils.errors import UserError
 from seqtk.utils.files import atomic_file
@@ -24,7 +25,10 @@ class EvaluateConfig(LoadConfig):
 
     data: str | None = setting(None, help="Where the data is. null: where it was in training.")
     split: str = setting("test", help="The split of the data.")
-    input: str | None = setting(None, help="A text file to evaluate on instead. -: standard input.")
+    input: str | None = setting(
+        None, help="A text file to evaluate on instead; of a classifier, TSV, CSV or JSON lines. -: standard input."
+    )
+    columns: Columns = Columns()
     reference: str | None = setting(
         None, help="For input=: what the model should produce, line by line. Several files, separated by commas."
     )
@@ -66,6 +70,7 @@ def main(config: EvaluateConfig) -> None:
         config.data,
         split=config.split,
         input=config.input,
+        columns=config.columns,
         references=split_paths(config.reference) if config.reference is not None else (),
         names=config.metrics,
         decode=config.decode,

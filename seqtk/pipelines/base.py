@@ -11,6 +11,7 @@ from seqtk.checkpoint.model_file import LoadedModel
 from seqtk.config import schema
 from seqtk.criterions import Criterion, CriterionConfig, criterions
 from seqtk.criterions.cross_entropy import CrossEntropyConfig
+from seqtk.data.labelled_text import Columns
 from seqtk.data.plan import BatchingConfig
 from seqtk.generation.config import SearchConfig
 from seqtk.generation.decode import (
@@ -69,6 +70,7 @@ class Pipeline:
         split: str = "test",
         input: str | None = None,
         references: Sequence[str] = (),
+        columns: Columns | None = None,
         names: Sequence[str] | None = None,
         decode: bool = True,
         search: SearchConfig | None = None,
@@ -83,6 +85,7 @@ class Pipeline:
             split: The split of it.
             input: A text file instead; "-" is standard input.
             references: For `input`: the files of its references, line by line.
+            columns: For `input` of a classifier: where the file has the texts and the classes.
             names: The metrics. None: the task's metrics that are available.
             decode: Whether the model's outputs are computed, for metrics that need them.
             search: The settings of the search.
@@ -105,7 +108,9 @@ class Pipeline:
                 raise UserError(f"metrics={name}: there is no such metric.", nearest(name, metrics))
         streams = self.config.get("batch", {}).get("streams") if self.task.continuous else None
         batching = batching or DECODING_BATCH
-        with other_data(self.task, data=data, split=split, input=input, references=references) as split:
+        with other_data(
+            self.task, data=data, split=split, input=input, references=references, columns=columns
+        ) as split:
             further = parallel_lines([("reference", path) for path in references])[1:]
             return cast(
                 Report,

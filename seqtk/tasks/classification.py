@@ -187,7 +187,7 @@ class ClassificationTask(TextTask):
             unknown = [name for name in source.classes() if name not in self.classes]
             if unknown:
                 raise UserError(
-                    f"{source.name} has a class that the model does not know: {unknown[0]}.",
+                    f"{source.place_of(unknown[0])} has a class that the model does not know: {unknown[0]}.",
                     f"The model has {how_many(len(self.classes), 'class')}: {', '.join(self.classes[:10])}.",
                     nearest(unknown[0], self.classes),
                 )

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from seqtk.data.corpus import find_text
-from seqtk.data.sources import DataBinSource, GivenText
+from seqtk.data.labelled_text import Columns
+from seqtk.data.sources import DataBinSource, GivenText, LabelledSource, LabelledSourceConfig
 from seqtk.data.temporary_databin import encode_text
 from seqtk.tasks.base import Task
+from seqtk.tasks.classification import ClassificationTask
 from seqtk.tasks.language_modeling import SampleTask
 from seqtk.tasks.text import TextTask
 from seqtk.utils.errors import UserError, how_many, naming
@@ -19,7 +21,13 @@ from seqtk.utils.text_io import read_lines
 
 @contextlib.contextmanager
 def other_data(
-    task: Task, *, data: str | None, split: str, input: str | None, references: Sequence[str] = ()
+    task: Task,
+    *,
+    data: str | None,
+    split: str,
+    input: str | None,
+    references: Sequence[str] = (),
+    columns: Columns | None = None,
 ) -> Iterator[str]:
     """Makes a task read other data while the block runs. Yields the name of the split.
 
@@ -28,6 +36,7 @@ def other_data(
         data: Another place of the data.
         split: The split of it.
         input: A text file instead; "-" is standard input.
+        columns: For a task with classes: where `input` has the texts and the classes.
         references: For a task with two sides: the files of the second side; the first of them is used.
     """
     if input is not None and data is not None:
@@ -53,6 +62,16 @@ def other_data(
                     tokenizer=task.tokenizer,
                 )
                 task.open(DataBinSource(data=str(made.directory)))
+                yield "test"
+            elif isinstance(task, ClassificationTask):
+                if references:
+                    raise UserError(
+                        "reference= is for texts.", "The file of input= has the classes: set columns.label=."
+                    )
+                columns = columns or Columns()
+                second = (columns.second or "second") if task.pairs else None
+                labelled = LabelledSourceConfig(columns.text, second, columns.label)
+                task.open(LabelledSource(labelled, data=input))
                 yield "test"
             else:
                 languages = {key: getattr(task, key, None) for key in ("source_lang", "target_lang")}

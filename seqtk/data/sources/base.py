@@ -102,6 +102,10 @@ class Source(abc.ABC):
         """The class of each item of a split. Raises UserError if there are no labels."""
         raise UserError(f"{self.name} has no labels.", "task=classification needs a class for each example.")
 
+    def place_of(self, name: str) -> str:
+        """Where a class occurs, for errors."""
+        return self.name
+
     def use(self, lang: str | None, vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:
         """Makes the items of one side fit a model's vocabulary. Raises UserError if they cannot."""
         if self.vocabulary(lang) != vocabulary:

@@ -5,7 +5,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,7 @@ class TextSource(Source):
 
     sides: tuple[str, ...] = ("source", "target")
     """The names of the sides where the task gives none: one for text, two for pairs."""
-    separator: ClassVar[str | None] = None
+    separator: str | None = None
     """How lines are split into tokens: see `Tokenizer.plain`. None: at white space."""
 
     def __init__(self, config: Any, *, data: str, source_lang: str | None = None, **others: Any) -> None:

@@ -177,6 +177,36 @@ class TestEvaluate:
         assert not any("interval" in line for line in lines)
         assert [line.split()[0] for line in lines if line[:1].isalpha()][-4:-1] == ["yes", "no", "both"]
 
+    def test_labelled_file_gives_the_same_figures(
+        self, run: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        lines = (Path(data.removeprefix("data=")) / "test.txt").read_text()
+        (tmp_path / "plain.tsv").write_text(lines)
+        (tmp_path / "named.tsv").write_text("class\twords\n" + lines)
+        reports = []
+        for arguments in (
+            [data],
+            [f"input={tmp_path / 'plain.tsv'}", "columns.text=2", "columns.label=1"],
+            [f"input={tmp_path / 'named.tsv'}", "columns.text=words", "columns.label=class"],
+        ):
+            run_command(evaluate_command.main, f"checkpoint={run}", *arguments, "format=json", "bootstrap=100")
+            reports.append(json.loads(capsys.readouterr().out))
+        assert reports[1] == reports[2]
+        for name in ("accuracy", "confusion", "examples", "per_class"):
+            assert reports[1][name] == reports[0][name]
+        assert reports[1]["nll"] == pytest.approx(reports[0]["nll"])
+
+    def test_unknown_class_names_its_line(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "a.tsv").write_text("text\tlabel\nk0\tyes\nk1\tnope\n")
+        with pytest.raises(SystemExit):
+            run_command(evaluate_command.main, f"checkpoint={run}", f"input={tmp_path / 'a.tsv'}")
+        assert "Line 3" in capsys.readouterr().err
+
+    def test_pairs_are_read_by_column(self, matching: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "a.jsonl").write_text('{"text": "k0", "second": "k0 w1", "label": "same"}\n')
+        run_command(evaluate_command.main, f"checkpoint={matching}", f"input={tmp_path / 'a.jsonl'}", "format=json")
+        assert json.loads(capsys.readouterr().out)["examples"] == 1
+
     def test_bad_picture_is_refused_first(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for value in ("matrix.txt", f"{tmp_path}/none/matrix.png"):
             with pytest.raises(SystemExit):

@@ -1,0 +1,122 @@
+"""Labelled texts in files: TSV, CSV or JSON lines, plain or compressed."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seqtk.config.fields import setting
+from seqtk.utils.errors import UserError, how_many, nearest
+from seqtk.utils.text_io import SUFFIXES, read_lines
+
+FORMATS = ("tsv", "csv", "jsonl")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a file has the texts and the class. A number counts columns from 1, in a file without a header."""
+
+    text: str = setting("text", help="Name or number of the column of the text.")
+    second: str | None = setting(
+        None, help="Name or number of the column of the second text of a pair. null: there are no pairs."
+    )
+    label: str = setting("label", help="Name or number of the column of the class.")
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """One example."""
+
+    line: int
+    """The number of its (last) line in the file, from 1."""
+    texts: tuple[str, ...]
+    """One text, or two, each without line ends."""
+    label: str
+
+
+def read_labelled(path: str, columns: Columns) -> Iterator[LabelledText]:
+    """Yields the examples of a file. Its format is its ending, before that of a compression; TSV for any other.
+
+    TSV has no quotes. CSV is that of RFC 4180: quoted fields may hold commas, quotes and line ends, which become
+    blanks.
+
+    Raises:
+        UserError: For a file that is missing or empty, a column that it does not have, and an empty class.
+    """
+    keys = [columns.text, *([columns.second] if columns.second is not None else []), columns.label]
+    found = False
+    for number, fields in _records(path, keys):
+        found = True
+        *texts, label = (" ".join(field.splitlines()) if "\n" in field or "\r" in field else field for field in fields)
+        if not label.strip():
+            raise UserError(f"Line {number:,} of {path} has no class: the column '{columns.label}' is empty.")
+        yield LabelledText(number, tuple(texts), label.strip())
+    if not found:
+        raise UserError(f"{path} has no examples.")
+
+
+def format_of(path: str) -> str:
+    """`tsv`, `csv` or `jsonl`."""
+    name = Path(path)
+    suffix = Path(name.stem).suffix if name.suffix in SUFFIXES else name.suffix
+    return suffix.removeprefix(".") if suffix.removeprefix(".") in FORMATS else "tsv"
+
+
+def _records(path: str, keys: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yields the number of a line with the fields that `keys` name."""
+    if format_of(path) == "jsonl":
+        for number, line in enumerate(read_lines(path), 1):
+            if line.strip():
+                yield number, _of_json(line, keys, path, number)
+        return
+    rows = _csv_rows(path) if format_of(path) == "csv" else _tsv_rows(path)
+    places = [int(key) - 1 for key in keys] if all(key.isdecimal() and int(key) > 0 for key in keys) else None
+    for number, row in rows:
+        if places is None:
+            missing = [key for key in keys if key not in row]
+            if missing:
+                raise UserError(
+                    f"{path} has no column '{missing[0]}' in its header, line {number:,}.", nearest(missing[0], row)
+                )
+            places = [row.index(key) for key in keys]
+            continue
+        if max(places) >= len(row):
+            raise UserError(
+                f"Line {number:,} of {path} has {how_many(len(row), 'column')}, but column {max(places) + 1} is needed."
+            )
+        yield number, [row[place] for place in places]
+
+
+def _tsv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
+    return ((number, line.split("\t")) for number, line in enumerate(read_lines(path), 1))
+
+
+def _csv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True)
+    try:
+        for row in reader:
+            if row:
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise UserError(f"Line {reader.line_num:,} of {path} is not CSV: {error}.") from None
+
+
+def _of_json(line: str, keys: Sequence[str], path: str, number: int) -> list[str]:
+    try:
+        entry: Any = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"Line {number:,} of {path} is not JSON: {error}.") from None
+    fields = []
+    for key in keys:
+        if not isinstance(entry, dict) or key not in entry:
+            known = entry if isinstance(entry, dict) else ()
+            raise UserError(f"Line {number:,} of {path} has no key '{key}'.", nearest(key, known))
+        value = entry[key]
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise UserError(
+                f"Line {number:,} of {path}: '{key}' is {json.dumps(value)[:80]}, not a text or a whole number."
+            )
+        fields.append(str(value))
+    return fields

@@ -1,0 +1,77 @@
+"""Labelled files as a source: texts with classes, read into memory without a data-bin."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from seqtk.config.fields import setting
+from seqtk.data.labelled_text import FORMATS, Columns, LabelledText, read_labelled
+from seqtk.data.sources.base import SourceConfig, sources
+from seqtk.data.sources.text import TextSource
+from seqtk.utils.errors import UserError, near_path
+from seqtk.utils.text_io import SUFFIXES
+
+
+@dataclass(frozen=True)
+class LabelledSourceConfig(Columns, SourceConfig):
+    """TSV, CSV or JSON lines in a folder: train.tsv, valid.tsv, test.tsv. For small sets; others make a data-bin."""
+
+    tokens: Literal["words", "characters", "bytes"] = setting(
+        "words", help="The tokens of a new model; words are separated by blanks. A trained model keeps its own."
+    )
+
+
+@sources.register("labelled", LabelledSourceConfig)
+class LabelledSource(TextSource):
+    """The files of a folder, or one file, which is then every split."""
+
+    def __init__(self, config: LabelledSourceConfig, **others: Any) -> None:
+        self.sides = ("text",) if config.second is None else ("first", "second")
+        super().__init__(config, **others)
+        self.separator = None if config.tokens == "words" else config.tokens
+        self._examples: dict[str, list[LabelledText]] = {}
+
+    def read(self, split: str) -> Iterable[Sequence[str]]:
+        return (example.texts for example in self._read(split))
+
+    def classes(self) -> list[str]:
+        labels = {example.label for example in self._read("train")}
+        numeric = all(label.isdecimal() for label in labels)
+        return sorted(labels, key=lambda label: (int(label) if numeric else 0, label))
+
+    def labels(self, split: str) -> npt.NDArray[np.int32]:
+        number = {name: index for index, name in enumerate(self.classes())}
+        unknown = next((example for example in self._read(split) if example.label not in number), None)
+        if unknown is not None:
+            raise UserError(
+                f"Line {unknown.line:,} of {self._file(split)} has the class '{unknown.label}', "
+                "which no training example has."
+            )
+        return np.array([number[example.label] for example in self._read(split)], dtype=np.int32)
+
+    def place_of(self, name: str) -> str:
+        line = next(example.line for example in self._read("train") if example.label == name)
+        return f"Line {line:,} of {self._file('train')}"
+
+    def _read(self, split: str) -> list[LabelledText]:
+        path = self._file(split)
+        if path not in self._examples:
+            self._examples[path] = list(read_labelled(path, self.config))
+        return self._examples[path]
+
+    def _file(self, split: str) -> str:
+        folder = Path(self.name)
+        if self.name == "-" or not folder.is_dir():
+            return self.name
+        names = [f"{split}.{ending}{suffix}" for ending in FORMATS for suffix in SUFFIXES]
+        found = [folder / name for name in names if (folder / name).is_file()]
+        if not found:
+            raise UserError(
+                f"There is no split '{split}' in {folder}: no {split}.tsv, {split}.csv or {split}.jsonl.",
+                *near_path(folder / f"{split}.tsv"),
+            )
+        return str(found[0])
