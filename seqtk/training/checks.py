@@ -1,7 +1,11 @@
 """Checks before the first update, and the start-up banner."""
 
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from seqtk.criterions import Criterion
 from seqtk.data.plan import epoch_batches, usable
@@ -11,8 +15,9 @@ from seqtk.models import Model
 from seqtk.tasks import Task
 from seqtk.tasks.base import Dataset
 from seqtk.training.config import TrainConfig
-from seqtk.training.parallel import Engine
+from seqtk.training.parallel import Engine, lost_process_errors
 from seqtk.utils.errors import UserError, how_many
+from seqtk.utils.memory import out_of_memory_errors
 
 
 def check_run(config: TrainConfig, *, task: Task, model: Model, criterion: Criterion, train_set: Dataset) -> None:
@@ -118,7 +123,36 @@ def banner(config: TrainConfig, *, model: Model, train_set: Dataset, engine: Eng
         yield f"{how_many(len(too_long), 'example')} {are} too long and skipped: {named}{more}."
 
 
-def smaller_batch(config: TrainConfig) -> tuple[str, str]:
+@contextmanager
+def running(config: TrainConfig, *, engine: Engine) -> Iterator[None]:
+    """Turns errors in the block that the user can fix into UserErrors, and selects deterministic operators."""
+    with (
+        lost_process_errors(engine),
+        out_of_memory_errors(engine.device, *_smaller_batch(config)),
+        _deterministic(config.deterministic),
+    ):
+        yield
+
+
+@contextmanager
+def _deterministic(enabled: bool) -> Iterator[None]:
+    """Selects deterministic operators in the block, if enabled. One that has none is a UserError."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if enabled:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS raises
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    except RuntimeError as error:
+        if not enabled or "deterministic implementation" not in str(error):
+            raise
+        problem = str(error).partition(", but")[0]
+        raise UserError(f"deterministic=true: {problem}.", "Set deterministic=false, or another layer.") from error
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _smaller_batch(config: TrainConfig) -> tuple[str, str]:
     """Returns advice for a run that does not fit into memory."""
     key, value = "batch.max_tokens", config.batch.max_tokens
     if value is None:

@@ -129,6 +129,9 @@ class TrainConfig:
         help="Precision of the computation. bf16, fp16: autocast to it; the weights stay in float32. fp16 scales the "
         "loss.",
     )
+    deterministic: bool = setting(
+        False, help="Use only operators with the same result in every run, which may be slower on a GPU."
+    )
     non_finite: Literal["stop", "skip"] = setting(
         "stop", help="After a loss, gradient or metric that is not finite: stop the run, or skip the update."
     )

@@ -34,13 +34,13 @@ from seqtk.metrics import metrics
 from seqtk.optim import can_skip, freeze, optimizers, rate_scales, scale_rates, schedules, set_rate
 from seqtk.tasks import tasks
 from seqtk.training.average import WeightAverage
-from seqtk.training.checks import banner, check_run, smaller_batch
+from seqtk.training.checks import banner, check_run, running
 from seqtk.training.config import TrainConfig
 from seqtk.training.interval import OF_WEIGHTS, OVERFLOWS, IntervalSums, interval_values
 from seqtk.training.logging import Logger, RunInfo
 from seqtk.training.loss_scale import LossScale
 from seqtk.training.non_finite import NotFiniteError, Origin, Stage, first_bad, origin_of, probing
-from seqtk.training.parallel import Engine, TrainStep, lost_process_errors, start_engine
+from seqtk.training.parallel import Engine, TrainStep, start_engine
 from seqtk.training.replay import Failure, MicroBatch, dropout_seed, to_device, write_replay
 from seqtk.training.resume import check_resumable, format_list
 from seqtk.training.signals import StopSignal, ending_with_launcher
@@ -89,7 +89,7 @@ def prepared(config: TrainConfig) -> Iterator[Engine]:
     try:
         if config.task.data == demo.DESTINATION:
             demo.ensure()
-        with lost_process_errors(engine), out_of_memory_errors(engine.device, *smaller_batch(config)):
+        with running(config, engine=engine):
             yield engine
     finally:
         engine.close()

@@ -1,0 +1,110 @@
+"""float16 with its loss scale, and deterministic operators."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from seqtk.checkpoint.restore import load_checkpoint
+from seqtk.training.loss_scale import GROWTH_EVERY, INITIAL, SMALLEST, LossScale
+from seqtk.training.trainer import Trainer, train
+from seqtk.utils.errors import UserError
+from tests.unit.training.helpers import losses, tiny_config, trainer
+
+YES, NO = torch.tensor(True), torch.tensor(False)
+
+
+def overflow(run: Trainer, *updates: int, optimizer: str = "adam") -> None:
+    """Makes the gradient of these updates infinite, as float16 does where the loss scale is too large."""
+    parameter = next(iter(run.model.parameters()))
+    parameter.register_hook(lambda gradient: gradient / 0 if run.state.update in updates else gradient)
+
+
+class TestLossScale:
+    def test_halves_after_an_overflow(self) -> None:
+        scale = LossScale(enabled=True, device=torch.device("cpu"))
+        assert scale.is_overflow(loss=YES, gradient=NO)
+        scale.update(made=NO, overflow=YES)
+        assert float(scale.scale) == INITIAL / 2
+
+    def test_doubles_after_many_updates(self) -> None:
+        scale = LossScale(enabled=True, device=torch.device("cpu"), saved={"scale": 8.0, "updates": GROWTH_EVERY - 1})
+        scale.update(made=YES, overflow=NO)
+        assert scale.values.tolist() == [16.0, 0.0]
+
+    @pytest.mark.parametrize(("loss", "scale"), [(NO, INITIAL), (YES, SMALLEST)])
+    def test_smaller_scale_does_not_help(self, loss: torch.Tensor, scale: float) -> None:
+        """Neither if the loss is not finite, nor if the scale is the smallest."""
+        state = LossScale(enabled=True, device=torch.device("cpu"), saved={"scale": scale})
+        assert not state.is_overflow(loss=loss, gradient=NO)
+
+    def test_is_one_without_float16(self) -> None:
+        scale = LossScale(enabled=False, device=torch.device("cpu"), saved={"scale": 8.0})
+        scale.update(made=NO, overflow=YES)
+        assert float(scale.scale) == 1
+
+
+class TestFloat16:
+    @pytest.mark.parametrize("optimizer", ["adam", "muon"])
+    @pytest.mark.parametrize("log_every", [1, 8])
+    def test_overflow_skips_one_update(self, tiny_corpus: Path, tmp_path: Path, optimizer: str, log_every: int) -> None:
+        kind = {"kind": optimizer, "lr": 0.01}
+        run = trainer(tiny_corpus, tmp_path, precision="fp16", optimizer=kind, log__every=log_every)
+        overflow(run, 2, 3)
+        assert run.fit().update == 8
+        assert run.state.loss_scale == {"scale": INITIAL / 4, "updates": 4.0}
+        assert not (tmp_path / "replay.safetensors").exists()
+
+    def test_resumes_exactly_with_its_scale(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        changes: dict[str, Any] = {"precision": "fp16", "clip_norm": 0.5, "checkpoint__every": 8}
+        for folder, stops in (("whole", (8,)), ("parts", (3, 5, 8))):
+            for stop in stops:
+                run = trainer(tiny_corpus, tmp_path / folder, **changes, max_updates=stop)
+                overflow(run, 1, 4)
+                run.fit()
+        whole, parts = (load_checkpoint(tmp_path / folder / "update_00000008") for folder in ("whole", "parts"))
+        assert whole.state.loss_scale == parts.state.loss_scale == {"scale": INITIAL / 4, "updates": 3.0}
+        for one, other in ((whole.model.tensors, parts.model.tensors), (whole.optimizer, parts.optimizer)):
+            assert [name for name, tensor in one.items() if not torch.equal(tensor, other[name])] == []
+
+    def test_losses_are_near_float32(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        for precision in ("fp32", "fp16"):
+            trainer(tiny_corpus, tmp_path / precision, precision=precision, model__dropout=0.0).fit()
+        one, other = (dict(losses(tmp_path / precision)) for precision in ("fp32", "fp16"))
+        assert one != other
+        assert other == pytest.approx(one, rel=0.01)
+
+    def test_endless_overflow_is_a_failure(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        changes = {"validation__every": 100, "checkpoint__every": 100, "max_updates": 60, "log__every": 7}
+        run = trainer(tiny_corpus, tmp_path, precision="fp16", **changes)
+        overflow(run, *range(5, 60))
+        with pytest.raises(UserError, match=r"update 31 is not finite, first in the gradient"):
+            run.fit()
+        assert run.state.loss_scale["scale"] == SMALLEST
+
+
+class TestDeterministic:
+    def test_mode_is_set_during_the_run_only(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        seen: list[bool] = []
+        handle = torch.nn.modules.module.register_module_forward_pre_hook(
+            lambda *_: seen.append(torch.are_deterministic_algorithms_enabled())
+        )
+        try:
+            train(tiny_config(tiny_corpus, tmp_path, max_updates=1, deterministic=True))
+        finally:
+            handle.remove()
+        assert seen
+        assert all(seen)
+        assert not torch.are_deterministic_algorithms_enabled()
+
+    def test_operator_without_it_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        def scatter(*_: Any) -> None:
+            torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
+
+        handle = torch.nn.modules.module.register_module_forward_pre_hook(scatter)
+        try:
+            with pytest.raises(UserError, match=r"deterministic=true: put_(.|\n)*deterministic=false"):
+                train(tiny_config(tiny_corpus, tmp_path, max_updates=1, deterministic=True))
+        finally:
+            handle.remove()
