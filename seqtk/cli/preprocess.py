@@ -1,6 +1,7 @@
 """`seqtk-preprocess`: text in, data-bin directory out."""
 
 import sys
+from pathlib import Path
 
 from seqtk.cli.command import command
 from seqtk.data.preprocess import PreprocessConfig, preprocess
@@ -15,10 +16,18 @@ def main(config: PreprocessConfig) -> None:
     corpus/train.en, corpus/train.de and so on (or with .gz, .bz2, .xz), learns a joint vocabulary, and encodes them.
     Without target_lang= the text is one-sided, as for a language model, and may be encoded by other tokens:
     `seqtk-preprocess tokens=bytes train=enwik8/train valid=enwik8/valid destdir=data-bin/enwik8`.
+    With columns. it makes a labelled data-bin of TSV, CSV or JSON lines:
+    `seqtk-preprocess columns.text=review columns.label=stars train=train.csv valid=valid.csv destdir=data-bin/reviews`.
     """
     reporter = Reporter(lambda message: print(message, file=sys.stderr, flush=True), progress=True)
-    report = preprocess(config, reporter=reporter)
-    print(report.table())
+    if config.columns is None:
+        print(preprocess(config, reporter=reporter).table())
+    else:
+        from seqtk.corpora.labelled import describe
+        from seqtk.data.preprocess_labelled import preprocess_labelled
+
+        print(preprocess_labelled(config, reporter=reporter).table())
+        print(describe(Path(config.destdir or "")))
     print(f"wrote {config.destdir}")
 
 

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,13 @@ def read_labelled(path: str, columns: Columns) -> Iterator[LabelledText]:
         yield LabelledText(number, tuple(texts), label.strip())
     if not found:
         raise UserError(f"{path} has no examples.")
+
+
+def class_names(labels: Iterable[str]) -> list[str]:
+    """Returns the classes among labels in their order: by value if all are whole numbers, else by code points."""
+    names = set(labels)
+    numeric = all(name.isdecimal() for name in names)
+    return sorted(names, key=lambda name: (int(name) if numeric else 0, name))
 
 
 def format_of(path: str) -> str:

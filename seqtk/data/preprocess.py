@@ -19,6 +19,7 @@ from seqtk.data.corpus import BLOCK_BYTES, Text, check_equal, check_text, read_b
 from seqtk.data.encoding import BlockEncoder, EncodedBlock, LineEncoder, PieceEncoder, SymbolEncoder, WordEncoder
 from seqtk.data.filters import RULES, LengthFilter
 from seqtk.data.indexed_writer import IndexedWriter
+from seqtk.data.labelled_text import Columns
 from seqtk.data.report import PreprocessReport, SideCount, SplitCount, TextCount
 from seqtk.data.vocabulary import UNK, Vocabulary
 from seqtk.data.vocabulary_building import LanguageSpec, Tokens, VocabularyConfig, make_specs
@@ -43,6 +44,10 @@ class PreprocessConfig(VocabularyConfig):
         at_least=1,
         help="Training pairs are dropped if one side has more than this many times the tokens of the other. "
         "null: no limit.",
+    )
+    columns: Columns | None = setting(
+        None,
+        help="Where labelled files, which train=, valid= and test= name, have texts and classes. null: plain text.",
     )
     destdir: str | None = setting(None, help="Data-bin folder to make.")
     overwrite: bool = setting(False, help="Replaces a data-bin that is in destdir.")
@@ -117,7 +122,7 @@ def preprocess(
                 writer.keep_text(text)
         writer.write_vocabularies()
         report = PreprocessReport(dict(zip(names, (len(spec.vocabulary) for spec in specs), strict=True)), splits)
-        _write_record(folder / "preprocess.json", config, report)
+        write_record(folder, config, report)
     return report
 
 
@@ -225,7 +230,8 @@ class _Writer:
         return self._directory / (f"{split}.{'-'.join(map(str, self._langs))}.{lang}" if lang else split)
 
 
-def _write_record(path: Path, config: PreprocessConfig, report: PreprocessReport) -> None:
+def write_record(folder: Path, config: PreprocessConfig, report: PreprocessReport) -> None:
+    """Writes `preprocess.json`: the settings and the counts."""
     settings = {key: value for key, value in schema.to_dict(config).items() if key not in _NOT_RECORDED}
     record = {"seqtk": __version__, "settings": settings, **report.to_dict()}
-    write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / "preprocess.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")

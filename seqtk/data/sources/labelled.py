@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqtk.config.fields import setting
-from seqtk.data.labelled_text import FORMATS, Columns, LabelledText, read_labelled
+from seqtk.data.labelled_text import FORMATS, Columns, LabelledText, class_names, read_labelled
 from seqtk.data.sources.base import SourceConfig, sources
 from seqtk.data.sources.text import TextSource
 from seqtk.utils.errors import UserError, near_path
@@ -39,9 +39,7 @@ class LabelledSource(TextSource):
         return (example.texts for example in self._read(split))
 
     def classes(self) -> list[str]:
-        labels = {example.label for example in self._read("train")}
-        numeric = all(label.isdecimal() for label in labels)
-        return sorted(labels, key=lambda label: (int(label) if numeric else 0, label))
+        return class_names(example.label for example in self._read("train"))
 
     def labels(self, split: str) -> npt.NDArray[np.int32]:
         number = {name: index for index, name in enumerate(self.classes())}

@@ -1,0 +1,104 @@
+"""Labelled files to labelled data-bins: texts, classes and order are kept, and errors leave nothing behind."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seqtk.cli.preprocess import main as preprocess_main
+from seqtk.data.labelled_text import Columns
+from seqtk.data.preprocess import PreprocessConfig
+from seqtk.data.preprocess_labelled import preprocess_labelled
+from seqtk.data.sources import DataBinSource, DataBinSourceConfig
+from seqtk.tasks.classification import ClassificationConfig, ClassificationTask, MatchingConfig, MatchingTask
+from seqtk.utils.errors import UserError
+
+
+def write(folder: Path, name: str, *rows: str) -> str:
+    (folder / name).write_text("".join(f"{row}\n" for row in rows))
+    return str(folder / name)
+
+
+def make(folder: Path, columns: Columns | None = None, **settings: Any) -> Path:
+    destination = folder / "data-bin"
+    config = PreprocessConfig(
+        columns=columns or Columns(), tokens=settings.pop("tokens", "words"), destdir=str(destination), **settings
+    )
+    preprocess_labelled(config)
+    return destination
+
+
+class TestTexts:
+    @pytest.fixture
+    def made(self, tmp_path: Path) -> Path:
+        train = write(tmp_path, "train.tsv", "text\tlabel", "a b\tyes", "\tno", "c\tyes")
+        test = write(tmp_path, "test.tsv", "text\tlabel", "b b\tno")
+        return make(tmp_path, train=train, test=(test,))
+
+    def test_classes_and_order_are_kept(self, made: Path) -> None:
+        source = DataBinSource(DataBinSourceConfig(), data=str(made))
+        assert source.classes() == ["no", "yes"]
+        assert source.labels("train").tolist() == [1, 0, 1]
+        assert source.labels("test").tolist() == [0]
+        assert source.split("train").sizes.tolist() == [3, 1, 2]
+
+    def test_the_task_reads_them(self, made: Path) -> None:
+        task = ClassificationTask(ClassificationConfig(data=str(made)))
+        index, (ids,), label = task.dataset("train")[0]
+        assert (index, task.text(ids), task.classes[label]) == (0, "a b", "yes")
+
+    @pytest.mark.parametrize("tokens", ["bytes", "characters"])
+    def test_symbols_end_in_eos(self, tokens: str, tmp_path: Path) -> None:
+        train = write(tmp_path, "train.tsv", "text\tlabel", "ab c\tyes", "a\tno")
+        source = DataBinSource(DataBinSourceConfig(), data=str(make(tmp_path, tokens=tokens, train=train)))
+        assert source.split("train").sizes.tolist() == [5, 2]
+
+    def test_whole_numbers_are_in_their_order(self, tmp_path: Path) -> None:
+        train = write(tmp_path, "train.csv", "text,label", "a,10", "b,9", "c,1")
+        made = make(tmp_path, train=train)
+        assert (made / "classes.txt").read_text() == "1\n9\n10\n"
+
+    def test_pairs_share_a_dictionary(self, tmp_path: Path) -> None:
+        train = write(tmp_path, "train.tsv", "one\ttwo\tlabel", "a b\tb\t1", "c\td\t0")
+        made = make(tmp_path, Columns(text="one", second="two"), train=train, valid=(train,))
+        task = MatchingTask(MatchingConfig(data=str(made)))
+        _, texts, label = task.dataset("valid")[0]
+        assert [task.text(ids) for ids in texts] == ["a b", "b"]
+        assert label == 1
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("rows", "words"),
+        [
+            (("text\tlabel", "a\tyes", "b\tmaybe"), r"Line 3 .*'maybe'"),
+            (("text\tlabel", "a"), "Line 2"),
+            (("words\tlabel", "a\tyes"), "no column 'text'"),
+            ((), "no examples"),
+        ],
+    )
+    def test_bad_files_leave_nothing(self, rows: tuple[str, ...], words: str, tmp_path: Path) -> None:
+        train = write(tmp_path, "train.tsv", "text\tlabel", "a\tyes", "b\tno")
+        test = write(tmp_path, "test.tsv", *rows)
+        with pytest.raises(UserError, match=words):
+            make(tmp_path, train=train, test=(test,))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["test.tsv", "train.tsv"]
+
+    def test_lines_cannot_be_dropped(self, tmp_path: Path) -> None:
+        train = write(tmp_path, "train.tsv", "text\tlabel", "a\tyes")
+        with pytest.raises(UserError, match="max_length="):
+            make(tmp_path, train=train, max_length=3)
+
+    def test_a_databin_is_not_replaced(self, tmp_path: Path) -> None:
+        train = write(tmp_path, "train.tsv", "text\tlabel", "a\tyes", "b\tno")
+        make(tmp_path, train=train)
+        with pytest.raises(UserError, match="overwrite=true"):
+            make(tmp_path, train=train)
+        make(tmp_path, train=train, overwrite=True)
+
+
+def test_command_prints_lengths_and_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = write(tmp_path, "train.tsv", "text\tlabel", "a b\tyes", "b\tno")
+    preprocess_main([f"train={train}", "columns.label=label", "tokens=words", f"destdir={tmp_path / 'made'}"])
+    output = capsys.readouterr().out
+    assert "no 50.0%, yes 50.0%" in output
