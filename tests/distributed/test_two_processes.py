@@ -54,7 +54,17 @@ PENALTY = "attention={kind:feedforward_kernel,orthogonality:10}"
 
 
 @pytest.mark.parametrize(
-    "choice", ["optimizer=adam", "optimizer=nag", "optimizer=adafactor", "optimizer=muon", PENALTY]
+    "choice",
+    [
+        "optimizer=adam",
+        "optimizer=nag",
+        "optimizer=adafactor",
+        "optimizer=muon",
+        PENALTY,
+        "freeze=encoder",
+        "layer_decay=0.5",
+        "ema.decay=0.9",
+    ],
 )
 def test_losses_equal_one_process(tiny_corpus: Path, tmp_path: Path, choice: str) -> None:
     chosen = (choice, "optimizer.lr=0.01")
@@ -173,6 +183,13 @@ def test_sigterm_saves_and_resumes(tiny_corpus: Path, tmp_path: Path) -> None:
     code, errors = train(2, tiny_corpus, tmp_path, f"max_updates={update + 2}")
     assert code == 0, errors
     assert f"Resuming from update {update}" in errors
+
+
+def test_max_hours_ends_all_processes(tiny_corpus: Path, tmp_path: Path) -> None:
+    code, errors = train(2, tiny_corpus, tmp_path / "run", "max_hours=1e-9")
+    assert code != 0
+    assert "Stopped at max_hours=1e-09 after update 1." in errors
+    assert (tmp_path / "run" / "latest").read_text().strip() == "update_00000001"
 
 
 def test_interrupted_validation_is_repeated(tiny_corpus: Path, tmp_path: Path) -> None:
