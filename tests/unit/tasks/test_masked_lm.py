@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,6 +55,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     destination = str(folder / "data-bin")
     train, valid = str(folder / "train"), (str(folder / "valid"),)
     preprocess(PreprocessConfig(tokens="words", train=train, valid=valid, destdir=destination, workers=1))
+    (Path(destination) / "classes.txt").write_text("no\nyes\n")
+    for split, lines in (("train", 300), ("valid", 40)):
+        np.save(f"{destination}/{split}.labels.npy", np.arange(lines, dtype=np.int32) % 2)
     return Path(destination)
 
 
@@ -109,11 +113,22 @@ class TestLoss:
         assert [float(part) for part in loss.stats["correct"]] == [1.0, 2.0]
 
 
-def test_names_are_those_of_the_classifier() -> None:
-    names = set(tensors_of(model()))
-    assert {name for name in names if name.startswith("head.")} <= {"head.weight"}
-    assert "embedding.tokens.weight" in names
-    assert any(name.startswith("encoder.blocks.1.") for name in names)
+class TestFineTuning:
+    def test_a_classifier_starts_from_it(self, corpus: Path, tmp_path: Path) -> None:
+        trainer(corpus, tmp_path / "masked").fit()
+        own = model_file.read(tmp_path / "masked" / "update_00000009").tensors
+        tree = {
+            **SETTINGS,
+            "save_dir": str(tmp_path / "classifier"),
+            "init_from": str(tmp_path / "masked" / "update_00000009"),
+            "task": {"kind": "classification", "data": str(corpus)},
+            "model": {**SETTINGS["model"], "kind": "transformer_classifier"},
+        }
+        run = Trainer(schema.from_dict(TrainConfig, tree), engine=start_engine(device="cpu"))
+        now = tensors_of(run.model)
+        taken = {name for name in now if name in own and torch.equal(now[name], own[name])}
+        assert set(now) - taken == {"head.linear.weight", "head.linear.bias"}
+        assert run.fit().update == 9
 
 
 ENCODERS = [name for name in attentions if Role.ENCODER in attentions.class_of(attentions.config_type(name)).roles]
