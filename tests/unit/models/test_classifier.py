@@ -139,6 +139,14 @@ ENCODERS = [name for name in attentions if Role.ENCODER in attentions.class_of(a
 
 
 @pytest.mark.parametrize("attention", ENCODERS)
+def test_padding_changes_nothing_in_any_layer(attention: str) -> None:
+    classifier = model(attention=attention)
+    alone, padded = (batch(padding) for padding in (0, 3))
+    one, other = (classifier.head.logits(classifier(each)[0], pad_BT=each.pad) for each in (alone, padded))  # type: ignore[operator]
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ENCODERS)
 def test_every_encoder_layer_learns(attention: str) -> None:
     classifier, criterion = model(attention=attention).train(), criterions.build(CrossEntropyConfig())
     optimizer = torch.optim.Adam(classifier.parameters(), lr=0.01)

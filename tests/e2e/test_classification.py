@@ -1,0 +1,59 @@
+"""From a labelled file to classes by commands: the steps of docs/classification.md."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seqtk.cli.classify import main as classify
+from seqtk.cli.evaluate import main as evaluate
+from seqtk.cli.preprocess import main as preprocess
+from seqtk.cli.train import main as train
+
+FILLER = [f"w{number}" for number in range(20)]
+
+
+def write_reviews(folder: Path) -> None:
+    """CSV files in which the word `good` or `bad` decides."""
+    random = np.random.default_rng(1)
+    folder.mkdir()
+    for split, count in (("train", 300), ("valid", 40), ("test", 60)):
+        lines = ["stars,review"]
+        for label in random.integers(2, size=count).tolist():
+            words = random.choice(FILLER, size=random.integers(3, 12)).tolist()
+            words.insert(int(random.integers(len(words))), ("bad", "good")[label])
+            lines.append(f'{("one, at most", "five")[label]!r},"{" ".join(words)}"'.replace("'", '"'))
+        (folder / f"{split}.csv").write_text("".join(f"{line}\n" for line in lines))
+
+
+def test_from_a_file_to_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_reviews(Path("reviews"))
+    columns = ["columns.text=review", "columns.label=stars"]
+    splits = [f"{split}=reviews/{split}.csv" for split in ("train", "valid", "test")]
+    preprocess([*columns, *splits, "tokens=words", "destdir=data-bin/mine"])
+    train(
+        [
+            *("recipe=classification_small", "task.data=data-bin/mine", "model.dim=32", "model.ffn_dim=64"),
+            *("model.dropout=0", "task.head_dropout=0", "model.encoder.layers=1", "optimizer.lr=5e-3"),
+            *("batch.max_tokens=512", "max_updates=80", "validation.every=40", "schedule.warmup_updates=10"),
+            *("device=cpu", "log.tensorboard=false"),
+        ]
+    )
+    capsys.readouterr()
+    evaluate(["checkpoints/classification_small", "device=cpu", "format=json"])
+    of_split = json.loads(capsys.readouterr().out)
+    assert of_split["accuracy"] > 95
+    assert of_split["examples"] == 60
+    shutil.rmtree("data-bin")
+    evaluate(["checkpoints/classification_small", "input=reviews/test.csv", *columns, "device=cpu", "format=json"])
+    of_file = json.loads(capsys.readouterr().out)
+    assert of_file["confusion"] == of_split["confusion"]
+    assert of_file["nll"] == pytest.approx(of_split["nll"], rel=1e-4)
+    Path("new.txt").write_text("w1 good w2\nbad w7\n")
+    classify(["checkpoints/classification_small", "input=new.txt", "output=classes.txt", "device=cpu"])
+    assert Path("classes.txt").read_text() == "five\none, at most\n"
