@@ -14,7 +14,8 @@
 
 The data are generated: random bytes with random labels; in `loading` and `plain` as long as movie reviews, cut at
 1,024. The model is that of the released configuration of the Long Range Arena: 4 blocks of 256 / 1024 / 4 heads.
-On a CPU an update has 4,096 bytes (--positions); --rows sets the examples of an update instead, 32 in the paper.
+On a CPU an update has 4,096 bytes (--positions); --rows sets the examples of an update instead, 32 in the paper. The
+dropout is 0.1, but that of attention weights, which not every layer has, is 0 except in `plain` (--attention-dropout).
 """
 
 import argparse
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--positions", type=int, default=4096, help="bytes in an update")
     parser.add_argument("--rows", type=int, help="examples in an update, whatever their length")
+    parser.add_argument("--attention-dropout", type=float, default=0.0, help="of all parts but `plain`")
     parser.add_argument("--rounds", type=int, default=5, help="updates of each layer that are timed")
     parser.add_argument("--examples", type=int, default=2000, help="in the data of `loading` and `plain`")
     parser.add_argument("--threads", type=int, default=2)
@@ -142,10 +144,18 @@ def make_reviews(arguments: argparse.Namespace, name: str) -> Path:
 
 
 def trainer(
-    arguments: argparse.Namespace, layer: str, data: Path, *, length: int, dropout: float = 0.1, **others: Any
+    arguments: argparse.Namespace,
+    layer: str,
+    data: Path,
+    *,
+    length: int,
+    dropout: float = 0.1,
+    attention_dropout: float | None = None,
+    **others: Any,
 ) -> Trainer:
-    """Returns a run that nobody starts: its updates are made one by one."""
-    sizes = {"heads": arguments.heads, "max_length": length, "dropout": dropout}
+    """A run that nobody starts: its updates are made one by one. `others` are settings of `batch`."""
+    dropped = arguments.attention_dropout if attention_dropout is None else attention_dropout
+    sizes = {"heads": arguments.heads, "max_length": length, "dropout": dropped}
     tree = {
         "device": arguments.device,
         "precision": arguments.precision,
@@ -383,7 +393,8 @@ class PlainLoop:
 
 def _compared(arguments: argparse.Namespace, *, dropout: float) -> tuple[Trainer, Iterator[ClassBatch]]:
     """Our run, and its batches."""
-    run = trainer(arguments, "softmax", arguments.data, length=REVIEW_LIMIT, dropout=dropout)
+    data = arguments.data
+    run = trainer(arguments, "softmax", data, length=REVIEW_LIMIT, dropout=dropout, attention_dropout=dropout)
     return run, batches_of(run)
 
 
