@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -37,6 +37,10 @@ class EvaluateConfig(LoadConfig):
     search: SearchConfig = SearchConfig()
     max_tokens: int | None = setting(4096, at_least=1, help="Examples × longest of a batch. null: no limit.")
     max_sentences: int | None = setting(64, at_least=1, help="Examples in a batch. null: no limit.")
+    truncate: bool | None = setting(
+        None,
+        help="Of classifiers: cut examples that are too long at the end. false: refuse them. null: as in training.",
+    )
     bootstrap: int = setting(
         1000, at_least=0, at_most=1_000_000, help="Of classifiers: samples for the 95 % intervals. 0: no intervals."
     )
@@ -64,8 +68,11 @@ def main(config: EvaluateConfig) -> None:
     from seqtk.tasks.classification import ClassificationTask, ClassReport
 
     pipeline = load_pipeline(config)
-    if config.confusion is not None and not isinstance(pipeline.task, ClassificationTask):
-        raise UserError("confusion= is for classifiers.", "Remove it.")
+    for key in ("confusion", "truncate"):
+        if getattr(config, key) is not None and not isinstance(pipeline.task, ClassificationTask):
+            raise UserError(f"{key}= is for classifiers.", "Remove it.")
+    if config.truncate is not None:
+        pipeline.task.config = replace(pipeline.task.config, truncate=config.truncate)
     report = pipeline.evaluate(
         config.data,
         split=config.split,

@@ -271,7 +271,7 @@ class ClassificationTask(TextTask):
     ) -> "ClassReport":
         counts = {"examples": len(dataset)}
         if getattr(dataset, "truncated", 0):
-            counts["truncated"] = dataset.truncated  # type: ignore[attr-defined]
+            counts["truncated_examples"] = dataset.truncated  # type: ignore[attr-defined]
         confusion_CC = Predictions([output for output in outputs if isinstance(output, ClassOutput)]).confusion()
         return ClassReport(scores, counts, list(outputs), classes=self.classes, confusion_CC=confusion_CC)
 

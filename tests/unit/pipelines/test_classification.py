@@ -207,6 +207,24 @@ class TestEvaluate:
         run_command(evaluate_command.main, f"checkpoint={matching}", f"input={tmp_path / 'a.jsonl'}", "format=json")
         assert json.loads(capsys.readouterr().out)["examples"] == 1
 
+    def test_long_examples_are_refused_or_cut(
+        self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "a.tsv").write_text("text\tlabel\nk0\tyes\nk1" + " w1" * 30 + "\tno\n")
+        arguments = (f"checkpoint={run}", f"input={tmp_path / 'a.tsv'}")
+        with pytest.raises(SystemExit):
+            run_command(evaluate_command.main, *arguments)
+        error = capsys.readouterr().err
+        assert "example 2" in error
+        assert "truncate=true" in error
+        run_command(evaluate_command.main, *arguments, "truncate=true")
+        assert "1 truncated example" in capsys.readouterr().out
+
+    def test_keys_of_classifiers_are_for_classifiers(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            run_command(evaluate_command.main, "checkpoint=nothing", "truncate=maybe")
+        assert "truncate" in capsys.readouterr().err
+
     def test_bad_picture_is_refused_first(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for value in ("matrix.txt", f"{tmp_path}/none/matrix.png"):
             with pytest.raises(SystemExit):
