@@ -11,6 +11,7 @@ from seqtk.checkpoint import model_file
 from seqtk.checkpoint.model_file import ModelFile, tensors_of
 from seqtk.checkpoint.transfer import Fate, Transfer, transfer
 from seqtk.config import schema
+from seqtk.corpora import demo
 from seqtk.data.batch import ClassBatch, LanguageBatch, MaskedBatch
 from seqtk.data.plan import Position
 from seqtk.data.vocabulary import Vocabulary
@@ -25,6 +26,19 @@ def trained(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("trained")
     trainer(tiny_corpus, folder, max_updates=2).fit()
     return folder
+
+
+@pytest.mark.slow
+def test_fine_tuning_beats_the_same_updates(tiny_corpus: Path, tmp_path: Path) -> None:
+    other = demo.DemoConfig(destdir=str(tmp_path / "other"), pairs=300, vocab_size=200)
+    demo.prepare(other)
+    trainer(tiny_corpus, tmp_path / "base", max_updates=80, validation__every=80).fit()
+    few: dict[str, Any] = {"max_updates": 16, "validation__every": 16}
+    scratch = trainer(Path(other.destdir), tmp_path / "scratch", **few).fit()
+    tuned = trainer(Path(other.destdir), tmp_path / "tuned", init_from=str(tmp_path / "base"), **few).fit()
+    assert scratch.best is not None
+    assert tuned.best is not None
+    assert tuned.best < scratch.best - 0.2
 
 
 class TestRuns:
