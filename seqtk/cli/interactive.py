@@ -1,6 +1,5 @@
 """seqtk-interactive: translates, continues or classifies lines as they are typed, or through a pipe."""
 
-import contextlib
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
@@ -55,13 +54,21 @@ def main(config: InteractiveConfig) -> None:
 
 
 def _typed() -> Iterator[str]:
-    """Yields the lines that are typed, until Ctrl-D or Ctrl-C."""
+    """Yields the lines that are typed, until Ctrl-D. Ctrl-C drops the line that is typed."""
     import readline  # noqa: F401  (gives `input` a history and editing)
 
-    with contextlib.suppress(EOFError):
-        while True:
-            yield input("> ")
-    print()
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt as interruption:
+            if interruption.args:  # another signal, which gives its number
+                raise
+            print()
+            continue
+        yield line
 
 
 def _classify(

@@ -68,6 +68,15 @@ class TestTexts:
 
 
 class TestRefusals:
+    def test_another_dictionary_is_refused(self, tmp_path: Path) -> None:
+        folders = [tmp_path / name for name in ("one", "other")]
+        for folder, word in zip(folders, ("a", "z"), strict=True):
+            folder.mkdir()
+            make(folder, train=write(folder, "train.tsv", "text\tlabel", f"{word}\tyes", "b\tno"))
+        task = ClassificationTask(ClassificationConfig(data=str(folders[0] / "data-bin")))
+        with pytest.raises(UserError, match="dictionary"):
+            task.open(str(folders[1] / "data-bin"))
+
     @pytest.mark.parametrize(
         ("rows", "words"),
         [
