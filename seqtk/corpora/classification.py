@@ -27,7 +27,6 @@ from seqtk.utils.errors import UserError
 from seqtk.utils.progress import Reporter
 from seqtk.utils.text_io import SUFFIXES, check_utf8, read_lines
 
-_WORD = re.compile(r"[^\W_]+")
 _BLANKS = bytes.maketrans(b"\t\r\n", b"   ")
 _MOST_BYTES = 10_000  # of an article of a pair
 
@@ -44,10 +43,11 @@ class HeldOutConfig(FilesConfig):
 class TextConfig(HeldOutConfig):
     """A corpus of texts whose tokens can be chosen."""
 
-    tokens: Literal["sentencepiece", "words"] = setting(
-        "sentencepiece", help="Tokens: pieces, or words, which are runs of letters and digits that occur twice or more."
+    tokens: Literal["lowercase_words", "sentencepiece"] = setting(
+        "lowercase_words",
+        help="Tokens: words in lower case without punctuation that occur twice or more, or SentencePiece's pieces.",
     )
-    vocab_size: int = setting(8000, at_least=8, at_most=10_000_000, help="Size of the vocabulary, at most.")
+    vocab_size: int = setting(30_000, at_least=8, at_most=10_000_000, help="Size of the vocabulary, at most.")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def prepare_labelled(
         if corpus.pair:
             settings |= {"source_lang": PAIR[0], "target_lang": PAIR[1]}
         elif isinstance(config, TextConfig):
-            words = config.tokens == "words"
+            words = config.tokens == "lowercase_words"
             settings |= {"tokens": config.tokens}
             settings |= {"threshold": 2, "nwords": config.vocab_size} if words else {"vocab_size": config.vocab_size}
         if isinstance(config, HeldOutConfig):
@@ -117,13 +117,11 @@ Pixels = Mapping[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]
 
 def _split_texts(data: Texts, config: HeldOutConfig) -> Iterator[Example]:
     """The examples of `train`, of which some validate, and of `test`."""
-    words = isinstance(config, TextConfig) and config.tokens == "words"
     validates = held_out(len(data["train"]), config.valid_share, config.seed).tolist()
     for split, examples in data.items():
         for index, (label, text) in enumerate(examples):
             name = "valid" if split == "train" and validates[index] else split
-            line = " ".join(_WORD.findall(text.decode())).encode() if words else text
-            yield Example(name, label, (line,))
+            yield Example(name, label, (text,))
 
 
 def _split_pixels(data: Pixels, config: HeldOutConfig) -> dict[str, Arrays]:

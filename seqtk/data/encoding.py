@@ -15,7 +15,7 @@ from seqtk.data.indexed_writer import dtype_for
 from seqtk.data.report import TextCount, count_text, text_size
 from seqtk.data.tokenizer import BYTE_PIECE, SPACE_PIECE, Tokenizer
 from seqtk.data.vocabulary import EOS, UNK, Vocabulary
-from seqtk.data.word_lookup import WordTable, narrow_spaces, words_in_lines
+from seqtk.data.word_lookup import WordTable, lowercase_block, narrow_spaces, words_in_lines
 
 Ids = npt.NDArray[Any]
 
@@ -49,15 +49,15 @@ class LineEncoder(Protocol):
 
 
 class WordEncoder:
-    """Encodes tokenised text: words between white space, each looked up in the vocabulary."""
+    """Looks up each word in the vocabulary: words between white space, or those of `lowercase_words`."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
+    def __init__(self, vocabulary: Vocabulary, *, lowercase: bool = False) -> None:
+        self.vocabulary, self._lowercase = vocabulary, lowercase
         ids = {token.encode("utf-8"): id_ for id_, token in enumerate(vocabulary.tokens)}
         self._table = WordTable(list(ids), list(ids.values()), missing=UNK)
 
     def encode(self, block: bytes, *, measure: bool = False) -> EncodedLines:
-        text = narrow_spaces(block)
+        text = narrow_spaces(lowercase_block(block) if self._lowercase else block)
         ids, starts, ends = self._table.find(text)
         is_special = ids < UNK
         special = int(np.count_nonzero(is_special))

@@ -67,7 +67,7 @@ DATABIN_FILES = (
 )
 """The files of a data-bin. Without its dictionaries, which come first here, a folder is none."""
 
-_WORTH_A_WORKER = {"sentencepiece": 4, "words": 32, "characters": 128, "bytes": 256}
+_WORTH_A_WORKER = {"sentencepiece": 4, "words": 32, "lowercase_words": 8, "characters": 128, "bytes": 256}
 """Number of blocks that take longer to encode than a process takes to start."""
 
 _WORTH_A_CHECKER = 1 << 28
@@ -154,7 +154,7 @@ def _encoder(spec: LanguageSpec, tokens: Tokens, *, newlines: bool) -> LineEncod
         return SymbolEncoder(spec.vocabulary, characters=tokens == "characters", newlines=newlines)
     if tokens == "sentencepiece" and spec.tokenizer is not None:
         return PieceEncoder(spec.tokenizer, spec.vocabulary)
-    return WordEncoder(spec.vocabulary)
+    return WordEncoder(spec.vocabulary, lowercase=tokens == "lowercase_words")
 
 
 class _Writer:

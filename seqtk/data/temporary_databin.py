@@ -17,9 +17,8 @@ def encode_text(path: Path, folder: Path, *, vocabulary: Vocabulary, tokenizer: 
 
     Text by bytes or characters keeps its line feeds if the vocabulary counted one; else EOS ends each line.
     """
-    tokens: Tokens = "bytes" if tokenizer.separator == "bytes" else "words"
-    if tokenizer.separator == "characters":
-        tokens = "characters"
+    separators: dict[str | None, Tokens] = {name: name for name in ("bytes", "characters", "lowercase_words")}
+    tokens = separators.get(tokenizer.separator, "words")
     dictionary, model = folder / "given.txt", folder / "given.model"
     folder.mkdir(parents=True)
     vocabulary.save(dictionary)

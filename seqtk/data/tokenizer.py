@@ -11,6 +11,7 @@ import sentencepiece
 
 from seqtk.data import char_tokenizer as symbols
 from seqtk.data.vocabulary import SPECIALS, Vocabulary
+from seqtk.data.word_lookup import lowercase_words
 from seqtk.utils.errors import UserError, nearest
 
 SPACE_PIECE = "\u2581"
@@ -31,11 +32,12 @@ JOINERS: dict[str, Callable[[Sequence[str]], str]] = {
 }
 """How each subword marker (fairseq's `--remove-bpe`) is removed."""
 JOINERS["subword_nmt"] = JOINERS["@@ "]
-JOINERS |= {"bytes": symbols.names_to_bytes, "characters": symbols.names_to_characters}
+JOINERS |= {"bytes": symbols.names_to_bytes, "characters": symbols.names_to_characters, "lowercase_words": " ".join}
 
 SPLITTERS: dict[str | None, Callable[[str], list[str]]] = {
     "bytes": symbols.bytes_to_names,
     "characters": symbols.characters_to_names,
+    "lowercase_words": lambda line: lowercase_words(line).split(),
 }
 """How text is split other than at white space."""
 
@@ -76,7 +78,8 @@ class Tokenizer:
 
         `separator` names the subword marker that `decode` removes, as fairseq's `--remove-bpe` does: `"@@ "`,
         `"sentencepiece"`, `"wordpiece"`, `"letter"`, `"_EOW"` or `"silence"`; None leaves tokens apart. `"bytes"` and
-        `"characters"` split text into these, under the names that `seqtk.data.char_tokenizer` gives them.
+        `"characters"` split text into these, under the names that `seqtk.data.char_tokenizer` gives them;
+        `"lowercase_words"` splits it as `seqtk.data.word_lookup.lowercase_words` does.
         """
         return cls(None, separator)
 

@@ -15,7 +15,7 @@ from seqtk.data.word_lookup import WordCounter
 from seqtk.data.workers import ordered_map
 from seqtk.utils.errors import UserError, how_many
 
-Tokens = Literal["sentencepiece", "words", "characters", "bytes"]
+Tokens = Literal["sentencepiece", "words", "lowercase_words", "characters", "bytes"]
 
 LineEnd = Literal["eos", "newline"]
 
@@ -27,7 +27,9 @@ class VocabularyConfig(TextConfig):
     """How text becomes tokens, and where their vocabulary comes from."""
 
     tokens: Tokens = setting(
-        "sentencepiece", help="Tokens: pieces of a SentencePiece model, words between white space, characters or bytes."
+        "sentencepiece",
+        help="Tokens: pieces of a SentencePiece model, words between white space, words in lower case without "
+        "punctuation, characters or bytes.",
     )
     remove_bpe: str | None = setting(
         None,
@@ -192,7 +194,11 @@ def _train(config: VocabularyConfig, train: Text, *, notify: Callable[[str], Non
 def _count(config: VocabularyConfig, train: Text, *, workers: int) -> Vocabulary:
     """The vocabulary of the words or characters of all of `train`'s files."""
     blocks = (block for path in train.paths for block in read_blocks([path], block_bytes=_COUNTED_BYTES))
-    counter = SymbolCounter(newlines=config.newlines) if config.tokens == "characters" else WordCounter()
+    counter = (
+        SymbolCounter(newlines=config.newlines)
+        if config.tokens == "characters"
+        else WordCounter(lowercase=config.tokens == "lowercase_words")
+    )
     counts: Counter[bytes] = Counter()
     for block in ordered_map(counter, blocks, workers=workers):
         counts.update(block)

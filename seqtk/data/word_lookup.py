@@ -24,6 +24,7 @@ _FREE = np.uint64(2**64 - 1)
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93], dtype=np.uint64)  # any odd numbers
 _IS_SPACE = bytes(int(chr(byte).isspace() and byte < 128) for byte in range(256))
 _WIDE_SPACE = re.compile(rb"\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80")
+_NOT_IN_WORDS = re.compile(r"(?:[^\w'\n]|_)+")
 _WIDE_STARTS = (
     (b"\xc2", (b"\xc2\x85", b"\xc2\xa0")),
     (b"\xe1", (b"\xe1\x9a\x80",)),
@@ -100,13 +101,14 @@ class WordTable:
 class WordCounter:
     """Counts the words of blocks; words that are known from earlier blocks are counted by NumPy."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, lowercase: bool = False) -> None:
+        self._lowercase = lowercase
         self._words: list[bytes] = []
         self._table = WordTable([], [], missing=-1)
 
     def __call__(self, block: bytes) -> Counter[bytes]:
         """The number of times each word occurs in a block."""
-        text = narrow_spaces(block)
+        text = narrow_spaces(lowercase_block(block) if self._lowercase else block)
         values, starts, ends = self._table.find(text)
         known = values >= 0
         counts = np.bincount(values[known], minlength=len(self._words))
@@ -118,6 +120,19 @@ class WordCounter:
             self._table = WordTable(self._words, range(len(self._words)), missing=-1)
         counter.update(new)
         return counter
+
+
+def lowercase_words(text: str) -> str:
+    """Returns the words of each line in lower case, with one space between them.
+
+    A word is a run of letters, digits and apostrophes; everything else, except line feeds, only separates words.
+    """
+    return _NOT_IN_WORDS.sub(" ", text.lower())
+
+
+def lowercase_block(block: bytes) -> bytes:
+    """Returns `lowercase_words` of UTF-8 text."""
+    return lowercase_words(block.decode("utf-8")).encode("utf-8")
 
 
 def narrow_spaces(block: bytes) -> bytes:

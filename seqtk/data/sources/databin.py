@@ -178,7 +178,7 @@ class DataBin:
                 "which was made with one.",
                 "Copy it there too, or make the data-bin again.",
             )
-        if tokens in ("bytes", "characters"):
+        if tokens in ("bytes", "characters", "lowercase_words"):
             return Tokenizer.plain(tokens)
         marker = self.remove_bpe or settings.get("remove_bpe")
         if marker is None and "remove_bpe" not in settings:

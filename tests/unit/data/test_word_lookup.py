@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from seqtk.data.encoding import WordEncoder
 from seqtk.data.vocabulary import Vocabulary
-from seqtk.data.word_lookup import WordCounter, WordTable, narrow_spaces
+from seqtk.data.word_lookup import WordCounter, WordTable, lowercase_block, lowercase_words, narrow_spaces
 
 WHITE_SPACE = [chr(code) for code in range(0x110000) if chr(code).isspace() and chr(code) != "\n"]
 LETTERS = ["a", "b", "\0", "\x01", "ä", "▁", "“", "\u2060", "\U0001f600", "</s>", "1234567", "abcdefgh"]
@@ -64,3 +64,14 @@ def test_every_word_of_a_crowded_table_is_found(count: int) -> None:
 def test_the_last_line_may_lack_its_end() -> None:
     assert narrow_spaces(b"a\nb") == b"a\nb\n"
     assert narrow_spaces(b"a\xe2\x80\xa8b\xc2\xa0c\n") == b"a b c\n"
+
+
+class TestLowercaseWords:
+    def test_punctuation_separates_words(self) -> None:
+        assert lowercase_words("Don't STOP_it: «Ärger»,\nx2!") == "don't stop it ärger \nx2 "
+
+    def test_block_and_line_give_equal_words(self) -> None:
+        text = "İstanbul\u2028is A_b\rnice\x1cCity\u00a0now\n'tis ẞ Ⅷ\n"
+        lines = [lowercase_words(line).split() for line in text.removesuffix("\n").split("\n")]
+        block = lowercase_block(text.encode()).decode().removesuffix("\n").split("\n")
+        assert [line.split() for line in block] == lines
