@@ -1,4 +1,4 @@
-"""New model files from others: averaged over checkpoints, or made for longer input."""
+"""Creates model files from others: averaged checkpoints, or models for longer inputs."""
 
 import os
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from seqtk.utils.file_kinds import describe
 
 
 def average(paths: Sequence[str | os.PathLike[str]]) -> ModelFile:
-    """Averages the weights of several models of one run, in float64. Everything else is taken from the last one.
+    """Averages the weights of several models of one run in float64. Everything else comes from the last model.
 
     Raises UserError for models of different runs, and for weights that are not finite.
     """
@@ -38,13 +38,15 @@ def average(paths: Sequence[str | os.PathLike[str]]) -> ModelFile:
         if {name: tensor.shape for name, tensor in each.tensors.items()} != {
             name: tensor.shape for name, tensor in last.tensors.items()
         }:
-            raise UserError(f"{path} and {paths[-1]} hold different models: the names or shapes of their weights.")
+            raise UserError(
+                f"{path} and {paths[-1]} are different models: the names or shapes of their weights differ."
+            )
         if each.assets != last.assets or each.config.get("seed") != last.config.get("seed"):
             raise UserError(f"{path} and {paths[-1]} come from different runs: their vocabularies or seeds differ.")
         for name, tensor in each.tensors.items():
             if not tensor.is_floating_point():
                 continue
-            if not bool(tensor.float().square().sum().isfinite()):  # nor are the activations then
+            if not bool(tensor.float().square().sum().isfinite()):  # then activations overflow too
                 raise UserError(
                     f"{path} holds weights that are infinite, NaN or close to overflow. The first is in {name}.",
                     "Its training diverged: average earlier checkpoints, or train again with a lower optimizer.lr.",
@@ -61,8 +63,8 @@ def average(paths: Sequence[str | os.PathLike[str]]) -> ModelFile:
 def resize(contents: ModelFile, *, max_length: int, source: str) -> ModelFile:
     """Returns a copy of the model whose attention layers accept `max_length` positions.
 
-    Weights that a longer model needs beyond the trained ones are drawn with the run's seed. Raises UserError if no
-    layer of the model has a limit, if all have this one, or if one cannot be resized.
+    Additional weights of a longer model are initialized with the run's seed. Raises UserError if no layer of the model
+    has a limit, if all have this limit, or if a layer cannot be resized.
     """
     parts = parts_of(contents, source=source)
     resized = replace(parts, model=resize_configs(parts.model, max_length=max_length))
@@ -72,7 +74,7 @@ def resize(contents: ModelFile, *, max_length: int, source: str) -> ModelFile:
         raise UserError(f"No attention layer of {source} limits the length of its input: there is nothing to resize.")
     if resized == parts:
         raise UserError(f"The attention layers of {source} already have max_length={max_length}.")
-    set_tensors(old, contents.tensors, source=source)  # refuses weights of another model
+    set_tensors(old, contents.tensors, source=source)  # raises UserError for weights of another model
     drawn = tensors_of(new)
     layers = tuple(f"{name}." for name, layer in new.attention_layers() if isinstance(layer, Resizable))
     tensors = {
@@ -86,7 +88,7 @@ def resize(contents: ModelFile, *, max_length: int, source: str) -> ModelFile:
 
 
 def checkpoints_of(path: str | os.PathLike[str]) -> list[Path]:
-    """Returns the checkpoints of the run at `path`, oldest first, up to the one that the file `latest` names.
+    """Returns the checkpoints of the run at `path`, oldest first, up to the one in the file `latest`.
 
     `path` is the folder of the run, or a model file or checkpoint in it. Raises UserError if there is no checkpoint.
     """

@@ -1,7 +1,7 @@
 """A trained model as one file: safetensors with the configuration and the task's assets as JSON in its header.
 
-A model file holds weights only, is complete, and is inert: reading it runs no code, and using it needs neither the
-corpus nor the recipe. The functions are meant to be used with the module's name: `model_file.load(path)`.
+Reading a model file runs no code, and using it needs neither the corpus nor the recipe. Call the functions with the
+module's name: `model_file.load(path)`.
 """
 
 import errno
@@ -34,8 +34,8 @@ from seqtk.utils.files import atomic_file, is_special
 Tensors = dict[str, Tensor]
 
 CHECKSUMS = "crc32"
-"""The key of the checksums in the header of a file."""
-DAMAGED = "Copy it again from where it was intact, or use another checkpoint."
+"""The key of the checksums in a file's header."""
+DAMAGED = "Copy it again from an intact source, or use another checkpoint."
 
 
 @dataclass(frozen=True)
@@ -44,38 +44,38 @@ class ModelFile:
 
     tensors: Tensors
     config: dict[str, Any]
-    """The plain tree of the run's configuration. Only `task` and `model` are needed to use the model."""
+    """The configuration of the run as a plain tree. Using the model needs only `task` and `model`."""
     assets: Assets
     info: dict[str, Any]
-    """Where the model comes from: update, epoch, metrics, and the version of seqtk that wrote it."""
+    """The origin of the model: update, epoch, metrics, and the version of seqtk that wrote it."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode, with the task that reads and writes its tokens."""
+    """A model in evaluation mode, with its task."""
 
     task: Task
     model: Model
     config: dict[str, Any]
-    """The plain tree of the configuration it was trained with."""
+    """The training configuration as a plain tree."""
     info: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a run's configuration that define a model."""
+    """The parts of a configuration that define a model."""
 
     task: TaskConfig = TaskConfig()
     model: ModelConfig = ModelConfig()
 
 
 def save(path: str | os.PathLike[str], tensors: Tensors, *, config: Any, assets: Assets, info: dict[str, Any]) -> None:
-    """Writes a model atomically. `config` is a config dataclass or its tree, with at least `task` and `model`."""
+    """Writes a model atomically. `config` is a config dataclass or its tree and has at least `task` and `model`."""
     write(path, ModelFile(tensors, schema.to_dict(config), assets, info))
 
 
 def write(path: str | os.PathLike[str], contents: ModelFile) -> None:
-    """Writes what `read` returns. A model that is new, not read from a file, gets the version of seqtk."""
+    """Writes a model file. A new model, one that was not read from a file, records the version of seqtk."""
     info = {"version": __version__, **contents.info}
     header = {"config": contents.config, "assets": contents.assets, "info": info}
     save_tensors(Path(path), contents.tensors, header)
@@ -88,15 +88,15 @@ def read(path: str | os.PathLike[str], *, key: str = "checkpoint") -> ModelFile:
     if not {"config", "assets", "info"} <= metadata.keys():
         if any(name.endswith("/exp_avg") or "/" in name for name in tensors):
             raise UserError(f"{file} holds the state of an optimizer, not a model.", f"Set {key}={file.parent}.")
-        raise UserError(f"{file} holds tensors, but they are not a model of seqtk.")
+        raise UserError(f"{file} is a safetensors file, but not a model of seqtk.")
     return ModelFile(tensors=tensors, config=metadata["config"], assets=metadata["assets"], info=metadata["info"])
 
 
 def find(path: str | os.PathLike[str], *, key: str = "checkpoint") -> Path:
-    """Returns the model file that `path`, the value of `key`, stands for.
+    """Returns the model file for `path`, the value of `key`.
 
-    `path` is that file, the folder of one checkpoint, or the folder of a run, which stands for its best model or, if
-    there is none, its latest. Raises UserError if there is none.
+    `path` is a model file, the folder of a checkpoint, or the folder of a run, which gives its best model or, if there
+    is none, its latest. Raises UserError if there is no model.
     """
     path = Path(path)
     if path.is_file():
@@ -139,7 +139,7 @@ def checkpoint_folders(save_dir: Path) -> list[Path]:
 
 
 def tensors_of(model: nn.Module) -> Tensors:
-    """Returns every parameter and persistent buffer once, by its first name; tied weights appear under one name."""
+    """Returns every parameter and persistent buffer once, by name. Tied weights have one name, the first."""
     persistent = set(model.state_dict())
     tensors: Tensors = dict(model.named_parameters())
     tensors |= {name: buffer for name, buffer in model.named_buffers() if name in persistent}
@@ -147,7 +147,7 @@ def tensors_of(model: nn.Module) -> Tensors:
 
 
 def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
-    """Copies `tensors` into the model. Raises UserError naming a tensor that is missing, unknown or of other shape."""
+    """Copies `tensors` into the model. Raises UserError if one is missing, unknown or of another shape."""
     own = tensors_of(model)
     for name in [*own, *tensors]:
         if name not in tensors or name not in own:
@@ -155,7 +155,7 @@ def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str)
             raise UserError(f"{source} {verb} '{name}': wrong architecture or incomplete file.")
         if own[name].shape != tensors[name].shape:
             raise UserError(
-                f"{source} holds another model: '{name}' is {list(tensors[name].shape)} in the file, "
+                f"{source} is another model: '{name}' is {list(tensors[name].shape)} in the file, "
                 f"{list(own[name].shape)} in the model."
             )
     with torch.no_grad():
@@ -164,7 +164,7 @@ def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
-    """Writes one safetensors file atomically; the values of `metadata` become JSON."""
+    """Writes one safetensors file atomically, with the values of `metadata` as JSON."""
     header = {name: json.dumps(value) for name, value in (metadata or {}).items()}
     contiguous = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     sums = {name: _tensor_checksum(name, tensor) for name, tensor in contiguous.items()}
@@ -175,7 +175,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
                 file.write(serialize(contiguous, header))
                 return
             mode = os.fstat(file.fileno()).st_mode
-            save_file(contiguous, file.name, header)  # replaces the file by one that only its owner can read
+            save_file(contiguous, file.name, header)  # creates a file that only its owner can read
             os.chmod(file.name, stat.S_IMODE(mode))
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
@@ -186,7 +186,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 def load_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
     """Returns the tensors and the metadata of one safetensors file. Raises UserError if it is missing or damaged.
 
-    Checksums are verified; files of other programs and of seqtk 0.1 have none.
+    Verifies checksums, which files of other programs and of seqtk 0.1 do not have.
     """
     with _opened(path) as file:
         tensors: Tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -198,7 +198,7 @@ def load_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
 
 
 def read_info(path: Path) -> dict[str, Any]:
-    """Where the model at `path` comes from; reads nothing else. Raises UserError if the file is damaged."""
+    """Returns the `info` of the model at `path` without reading tensors. Raises UserError if the file is damaged."""
     with _opened(path) as file:
         return dict(_metadata(file)[0].get("info", {}))
 
@@ -239,7 +239,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 _LEGACY_TASKS = {"demo_translation": ("translation", ("pairs", "vocab_size", "corpus_seed"))}
-"""Former tasks: the one that replaces each, and the keys that it does not have."""
+"""Removed tasks: the successor of each, and the keys that the successor does not have."""
 
 
 def modern_task(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,7 +249,7 @@ def modern_task(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parts_of(contents: ModelFile, *, source: str) -> Parts:
-    """Returns the task and model of `contents`. Raises UserError naming a key that this version does not know."""
+    """Returns the task and model of `contents`. Raises UserError for a key that this version does not know."""
     tree = {"task": modern_task(contents.config.get("task", {})), "model": contents.config.get("model", {})}
     try:
         return schema.from_dict(Parts, tree, legacy=True)

@@ -4,11 +4,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 DEPTH = 4
-"""The parts of a name that make a module: encoder.blocks.*.self_attention."""
+"""How many parts of a name identify a module, as in encoder.blocks.*.self_attention."""
 
 
 def by_module(names: Iterable[str]) -> dict[str, list[str]]:
-    """Groups names of tensors by module; the modules of numbered blocks are one, with `*` for the number."""
+    """Groups names of tensors by module. Numbered blocks share one entry, with `*` for the number."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         parts = name.split(".")
@@ -22,7 +22,7 @@ def pattern(module: str) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
-    """Lines of columns, indented; the first `left` columns are aligned on the left, the others on the right."""
+    """Returns indented lines of columns. The first `left` columns are left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  "

@@ -1,4 +1,4 @@
-"""Reads a checkpoint of a run, to resume from it."""
+"""Reads a checkpoint to resume a run."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ _FORMER_NAMES = {"validation_owed": "pending_validation"}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds."""
+    """The contents of a checkpoint."""
 
     folder: Path
     model: ModelFile
@@ -50,17 +50,17 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def load_latest(folder: Path, *, gather: Callable[[str], list[str]]) -> tuple[Checkpoint, str]:
-    """Reads a checkpoint, or if it is damaged the newest older one that is not.
+    """Reads a checkpoint or, if it is damaged, the newest intact older one.
 
     Args:
         folder: The checkpoint.
-        gather: Returns the values of all processes, which then read the same one.
+        gather: Returns the values of all processes, so that all read the same checkpoint.
 
     Returns:
-        The checkpoint, and a line that says what is damaged; empty if nothing is.
+        The checkpoint, and a line about the damage, empty if there is none.
 
     Raises:
-        UserError: If none can be read.
+        UserError: If no checkpoint can be read.
     """
     older = [path for path in checkpoint_folders(folder.parent) if path.name < folder.name]
     errors: list[UserError] = []
@@ -86,7 +86,7 @@ def set_optimizer_tensors(
     source: str,
     local: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
-    """Sets the optimizer's state; `local(tensor, parameter)` returns this process's part, on the right device.
+    """Sets the optimizer's state. `local(tensor, parameter)` returns this process's part on the right device.
 
     Raises:
         UserError: If a tensor belongs to no parameter of the model.
@@ -97,7 +97,7 @@ def set_optimizer_tensors(
         if name not in parameters:
             raise UserError(f"{source} has optimizer state for '{full_name}', which is not a weight of this model.")
         parameter = parameters[name]
-        # torch keeps the number of steps on the CPU unless the optimizer is fused; as a scalar it is never sharded.
+        # torch keeps the step count on the CPU unless the optimizer is fused; a scalar is never sharded
         on_cpu = key == "step" and not optimizer.defaults.get("fused")
         is_part = tensor.shape == parameter.shape
         place = tensor if on_cpu else local(tensor, parameter) if is_part else tensor.to(parameter.device)
@@ -120,7 +120,7 @@ def _read_state(path: Path) -> TrainState:
 
 
 def unpack_tree(names: Any, tensors: Tensors) -> State:
-    """Returns the tree that `pack_tree` packed."""
+    """Reverses `pack_tree`: returns the tree with its tensors."""
     return tree_map(lambda name: None if name is None else tensors[name], names)
 
 

@@ -1,8 +1,8 @@
-"""The folder of a run: one directory per checkpoint, written atomically, from which resuming is bit-exact.
+"""The folder of a run: one directory per checkpoint, written atomically. Resuming is bit-exact.
 
 `model.safetensors` is a model file, `ema.safetensors` another one with averaged weights, `optimizer.safetensors` the
-optimizer's tensors by parameter, `stream_state.safetensors` the recurrent state of `batch.streams`, `state.json` the
-rest. No file can run code: nothing is pickled. `latest` in save_dir names the newest checkpoint.
+optimizer's tensors by parameter, `stream_state.safetensors` the recurrent state of `batch.streams`, and `state.json`
+the rest. Nothing is pickled, so no file can run code. `latest` in save_dir names the newest checkpoint.
 """
 
 import fcntl
@@ -44,7 +44,7 @@ AVERAGE = "ema.safetensors"
 FILES = "files"
 """The key of the other files of the checkpoint in `state.json`."""
 MOST_READ = 1000
-"""The fingerprint of a corpus includes so many of its examples."""
+"""How many examples of a corpus its fingerprint includes."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class TrainState:
     update: int = 0
     position: Position = field(default_factory=Position)
     metric: str = ""
-    """What `best` is a value of, and on which split."""
+    """The metric and the split of `best`."""
     best: float | None = None
     validations_without_best: int = 0
     pending_validation: bool = False
@@ -79,7 +79,7 @@ class Checkpoints:
     Args:
         save_dir: The folder of the run.
         config: The plain tree of the run's config, for the model files.
-        assets: The task's assets, likewise.
+        assets: The assets of the task, for the model files.
         metric: The metric that chooses the best models.
         keep_last, keep_best: How many checkpoints and best models to keep.
     """
@@ -107,7 +107,7 @@ class Checkpoints:
         streams: State = None,
         average: Tensors | None = None,
     ) -> Path:
-        """Writes a checkpoint of this update, points `latest` at it, and removes those that are too old."""
+        """Writes a checkpoint of this update, updates `latest`, and removes checkpoints beyond `keep_last`."""
         folder = self.directory / _name(state.update)
         with atomic_directory(folder) as partial:
             self._write_model(partial / "model.safetensors", model, state)
@@ -123,11 +123,11 @@ class Checkpoints:
         return folder
 
     def save_state(self, state: TrainState) -> None:
-        """Replaces the state in the checkpoint of this update, whose weights stay."""
+        """Replaces the state in the checkpoint of this update, and keeps its weights."""
         _write_state(self.directory / _name(state.update), state)
 
     def save_best(self, model: Tensors, state: TrainState, metrics: Mapping[str, float], *, higher: bool) -> None:
-        """Keeps the model among the best `keep_best`; `best.safetensors` is the first of them.
+        """Saves the model if it is among the best `keep_best`, and updates `best.safetensors`.
 
         Args:
             model: The weights.
@@ -147,9 +147,9 @@ class Checkpoints:
             self._write_model(self.directory / "best.safetensors", model, state, metrics)
 
     def archive_newer(self, update: int) -> Path | None:
-        """Moves checkpoints and best models newer than `update`, of an abandoned run, to a folder `abandoned_N`.
+        """Moves checkpoints and best models newer than `update` to a folder `abandoned_N`.
 
-        Otherwise the new run would mistake them for its newest or best models.
+        They belong to an abandoned run. Otherwise the new run would take them for its newest or best models.
         """
         found = [*self.folders(), *self.directory.glob("best*.safetensors")]
         newer = [path for path in found if _update_of(path) > update]
@@ -167,7 +167,7 @@ class Checkpoints:
         return checkpoint_folders(self.directory)
 
     def latest(self) -> Path | None:
-        """Returns the checkpoint to resume from, or None for a new run. It may be damaged or gone, but not all are."""
+        """Returns the checkpoint to resume from, or None for a new run. The checkpoint may be damaged or missing."""
         pointer = self.directory / "latest"
         if not pointer.is_file():
             return None
@@ -175,7 +175,7 @@ class Checkpoints:
         folder = self.directory / name
         if not re.fullmatch(r"update_\d{8,}", name) or not any(other.name <= name for other in self.folders()):
             raise UserError(
-                f"{pointer} names {name or 'nothing'}, which is not a checkpoint.",
+                f"{pointer} contains {name or 'nothing'}, which is not a checkpoint.",
                 f"Checkpoints: {', '.join(path.name for path in self.folders()) or 'none'}.",
                 f"Write one of these into {pointer}, or remove it to start a new run.",
             )
@@ -196,7 +196,7 @@ class Checkpoints:
 
 @contextmanager
 def locked(save_dir: Path) -> Iterator[None]:
-    """Locks save_dir against other runs. If nothing was written, the lock file and the folder are removed.
+    """Locks save_dir against other runs. Removes the lock file and the folder afterwards if nothing was written.
 
     The operating system releases the lock when the process ends, even if it is killed.
 
@@ -220,7 +220,7 @@ def locked(save_dir: Path) -> Iterator[None]:
         finally:
             if is_new and not (save_dir / "log.jsonl").exists() and not (save_dir / "latest").exists():
                 path.unlink(missing_ok=True)
-                with suppress(OSError):  # something else is in it
+                with suppress(OSError):  # the folder is not empty
                     for folder in created:
                         folder.rmdir()
 
@@ -262,7 +262,7 @@ def _update_of(path: Path) -> float:
 
 
 def state_checksum(values: Mapping[str, Any]) -> int:
-    """Returns the checksum in `state.json` of its other values."""
+    """Returns the checksum of the other values of `state.json`."""
     return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
@@ -273,7 +273,7 @@ def _write_state(folder: Path, state: TrainState) -> None:
 
 
 def pack_tree(tree: State, tensors: Tensors) -> Any:
-    """Adds the tensors of a tree to `tensors`, under numbers. Returns the tree with each one's name instead."""
+    """Moves the tensors of a tree into `tensors`, and returns the tree with their names in place of the tensors."""
 
     def name(leaf: Tensor | None) -> str | None:
         if leaf is None:

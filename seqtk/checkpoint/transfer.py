@@ -1,7 +1,7 @@
-"""Starts a model from the weights of another: tensors by name and shape, rows of tables by token or class.
+"""Initializes a model from the weights of another: tensors by name and shape, rows of tables by token or class.
 
-A new model may differ from the old one: another head, vocabulary, length or attention layer. What fits is taken; the
-rest keeps the values that the new model was initialized with.
+The new model may have another head, vocabulary, length or attention layer. Weights that fit are copied; the others keep
+their initial values.
 """
 
 from collections import defaultdict
@@ -29,32 +29,32 @@ from seqtk.utils.errors import UserError, how_many
 
 
 class Fate(StrEnum):
-    """What becomes of a tensor."""
+    """What happened to a tensor."""
 
     TAKEN = "taken"
     RESIZED = "resized"
-    """Some of its rows or positions are taken, the others are new."""
+    """Some of its rows or positions are copied, the others are new."""
     FRESH = "fresh"
-    """The old model has no such tensor, or one of another shape."""
+    """The old model has no tensor of this name, or one of another shape."""
     NOT_USED = "not used"
-    """A tensor of the old model that the new one has no place for."""
+    """A tensor of the old model that the new model does not have."""
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """The weights of a new model that starts from an old one."""
+    """The weights of a new model that is initialized from an old one."""
 
     tensors: Tensors
     """Every tensor of the new model."""
     fates: dict[str, Fate]
-    """What became of each tensor of both models."""
+    """What happened to each tensor of both models."""
     sizes: dict[str, int]
     """The number of elements of each."""
     notes: list[str]
     """One line for each table of tokens and for each limit of length that differs."""
 
     def lines(self) -> list[str]:
-        """Returns a table of what was taken, resized, started fresh and not used, by module; then the notes."""
+        """Returns a table of copied, resized, new and unused tensors by module, followed by the notes."""
         merged: dict[tuple[Fate, str], list[str]] = defaultdict(list)
         for module, names in self._modules(sorted(self.fates), depth=1):
             merged[self.fates[names[0]], pattern(module)] += names
@@ -66,7 +66,7 @@ class Transfer:
         return [*aligned(rows, left=2), *self.notes]
 
     def _modules(self, names: Sequence[str], depth: int) -> Iterator[tuple[str, list[str]]]:
-        """Yields the largest modules whose tensors all have the same fate, each with the names of its tensors."""
+        """Yields the largest modules whose tensors all have the same fate, with the names of their tensors."""
         groups: dict[str, list[str]] = defaultdict(list)
         for name in names:
             groups[".".join(name.split(".")[:depth])].append(name)
@@ -78,18 +78,18 @@ class Transfer:
 
 
 def transfer(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets, source: str) -> Transfer:
-    """Fills a new model with what fits of an old one.
+    """Copies the weights of an old model that fit into a new one.
 
-    A tensor is taken if the old model has one of the same name and shape. Rows of embeddings and output layers are
-    taken by token, and of a classifier by class, where these differ. Of learned positions, and of attention layers
-    whose weights belong to positions (`Resizable`), the positions that both lengths have are taken.
+    A tensor is copied if the old model has one of the same name and shape. If the vocabularies or classes differ, rows
+    of embeddings and output layers are copied by token, and rows of a classifier by class. If lengths differ, learned
+    positions and the weights of `Resizable` attention layers are copied for the positions that both have.
 
     Args:
         old: The old model.
         model: The new model.
         drawn: Its tensors, as initialized.
         assets: The assets of its task.
-        source: Names the old model in errors.
+        source: The name of the old model for errors.
 
     Raises:
         UserError: If no matrix of the old model fits.
@@ -128,7 +128,7 @@ def transfer(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets, so
 
 
 def _shared_rows(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets) -> dict[str, tuple[Tensor, Tensor]]:
-    """For each table whose rows stand for other tokens or classes: the rows of both, in the new and in the old one."""
+    """Returns, for each table with other tokens or classes, the rows that new and old table share."""
     found = {}
     for names, what in _tables(model):
         now, before = _labels(assets, names[0], what), _labels(old.assets, names[0], what)
@@ -164,7 +164,7 @@ def _tables(model: Model) -> Iterator[tuple[list[str], Literal["token", "class"]
 
 
 def _labels(assets: Assets, table: str, what: Literal["token", "class"]) -> list[str] | None:
-    """What the rows of a table stand for. Of two dictionaries a table has that of its side."""
+    """Returns the tokens or classes of a table's rows. With two dictionaries, it is that of the table's side."""
     if what == "class":
         return assets["classes"].split("\n") if "classes" in assets else None
     side = "source" if table.startswith("source") else "target"
@@ -174,7 +174,7 @@ def _labels(assets: Assets, table: str, what: Literal["token", "class"]) -> list
 
 
 def _length_limits(old: ModelFile, model: Model, *, drawn: Tensors) -> set[str]:
-    """Returns the tensors that differ from the old ones in their number of positions only."""
+    """Returns the tensors that differ from the old ones only in their number of positions."""
     found: set[str] = set()
     for prefix, module in model.named_modules():
         if isinstance(module, LearnedPositions):
@@ -185,14 +185,14 @@ def _length_limits(old: ModelFile, model: Model, *, drawn: Tensors) -> set[str]:
             continue
         own = [name for name in drawn if name.startswith(f"{prefix}.") and name in old.tensors]
         other = [name for name in own if old.tensors[name].shape != drawn[name].shape]
-        # Where the width differs too, no tensor of an attention layer has its old shape.
+        # if the width differs too, no tensor of an attention layer keeps its shape
         if len(other) < len(own) or isinstance(module, LearnedPositions):
             found |= {name for name in other if _differs_along(old.tensors[name], drawn[name], size=length)}
     return found
 
 
 def _differs_along(old: Tensor, new: Tensor, *, size: int) -> bool:
-    """Returns whether two tensors differ in axes only that have `size` elements in the new one."""
+    """Returns whether two tensors differ only in axes that have `size` elements in the new one."""
     pairs = zip(old.shape, new.shape, strict=True) if old.ndim == new.ndim else ()
     different = [after for before, after in pairs if before != after]
     return bool(different) and set(different) == {size}

@@ -1,1 +1,1 @@
-"""Search over anything that can step, and scoring of given text."""
+"""Decoding (beam search and sampling) with any model that has a step form, and scoring of given text."""

@@ -2,8 +2,8 @@
 
 Finds the same hypotheses as fairseq; `docs/decoding.md` describes the search.
 
-B unfinished sentences, W beams of each (1 before the first token, then K), K beam width, C = 2 K candidates, R = B W
-rows, T tokens so far, V vocabulary.
+B unfinished sentences, W beams per sentence (1 before the first token, then K), K beam width, C = 2 K candidates, R = B
+W rows, T tokens so far, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ from seqtk.utils.errors import UserError
 
 NOT_NUMBERS = (
     "The model's log-probabilities are NaN.",
-    "Its training diverged, or precision=bf16 is not enough for it.",
+    "Its training diverged, or precision=bf16 is too low for it.",
 )
 
 
@@ -96,7 +96,7 @@ class _Beams:
         return _Candidates(total_BC, row_BC, token_BC, log_p_RV[row_BC, token_BC])
 
     def finished(self, candidates: _Candidates) -> Iterator[tuple[int, list[int], list[float]]]:
-        """Yields (batch row, tokens, token scores) of each hypothesis that ends now: with EOS among its K best."""
+        """Yields (batch row, tokens, token scores) of each hypothesis that ends now, with EOS among the K best."""
         ends_BC = (candidates.token_BC == EOS) & candidates.total_BC.isfinite()
         sentence_N, rank_N = ends_BC[:, : self.beam].nonzero(as_tuple=True)
         if not len(sentence_N):
@@ -111,7 +111,7 @@ class _Beams:
     def advance(self, candidates: _Candidates, *, open_B: list[bool]) -> None:
         """Continues with the K best candidates that do not end, for each open sentence that has one."""
         ends_BC = (candidates.token_BC == EOS) & candidates.total_BC.isfinite()
-        # A stable sort by "ends" moves candidates that do not end to the front, in their order.
+        # A stable sort by "ends" moves unfinished candidates to the front and keeps their order.
         chosen = candidates.gather(ends_BC.byte().sort(dim=1, stable=True).indices[:, : self.beam])
         continues_B = torch.tensor(open_B, device=ends_BC.device) & chosen.total_BC[:, 0].isfinite()
         left = continues_B.nonzero().squeeze(1)
@@ -132,7 +132,7 @@ class _Beams:
 def best(scores_BN: Tensor, *, count: int) -> tuple[Tensor, Tensor]:
     """Returns the `count` largest values of each row and their indices, largest first; ties in the order of the row.
 
-    Rows with fewer values are filled up with -inf. `topk` alone does not define which of equal values it takes.
+    Rows with fewer values are padded with -inf. `topk` does not define the order of equal values.
     """
     size = scores_BN.shape[1]
     values, indices = scores_BN.topk(min(count + 1, size), dim=1)
@@ -153,6 +153,6 @@ def best(scores_BN: Tensor, *, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _best(hypotheses: list[Hypothesis], nbest: int) -> list[Hypothesis]:
-    if not hypotheses:  # all tokens were banned before a hypothesis could end
+    if not hypotheses:  # all tokens were banned before any hypothesis ended
         return [EMPTY]
     return sorted(hypotheses, key=lambda hypothesis: -hypothesis.score)[:nbest]

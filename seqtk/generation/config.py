@@ -1,4 +1,4 @@
-"""Settings of the search. Imports nothing heavy, so that a command can check its arguments before torch is loaded."""
+"""Settings of the search. Importing this file does not load torch, so commands check their arguments quickly."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from seqtk.utils.errors import UserError
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How outputs are searched and ranked, or sampled."""
+    """Settings of beam search and sampling."""
 
     beam: int | None = setting(
         None, at_least=1, help="Hypotheses kept at each step; 1 is greedy search. null: 5. Not for sampling."
@@ -27,12 +27,15 @@ class SearchConfig:
         help="Subtracted from the log-probability of <unk>. inf: <unk> is never produced. "
         "null: 0, or inf for language models.",
     )
-    min_length: int = setting(1, at_least=0, help="Fewest tokens before EOS.")
+    min_length: int = setting(1, at_least=0, help="Minimum number of tokens before EOS.")
     max_length_a: float = setting(
-        0.0, at_least=0, at_most=1e6, help="Most tokens before EOS: max_length_a × source tokens + max_length_b."
+        0.0,
+        at_least=0,
+        at_most=1e6,
+        help="Maximum number of tokens before EOS: max_length_a × source tokens + max_length_b.",
     )
     max_length_b: int = setting(
-        200, at_least=0, at_most=1_000_000, help="See max_length_a. For language models: counted after the prompt."
+        200, at_least=0, at_most=1_000_000, help="See max_length_a. Language models count the tokens after the prompt."
     )
     no_repeat_ngram: int = setting(0, at_least=0, help="No n-gram of this size occurs twice. 0: no limit.")
     temperature: float = setting(1.0, above=0, help="Divides the logits. Lower values make outputs more predictable.")

@@ -1,4 +1,4 @@
-"""Constraints of a search: banned tokens, penalties and forced tokens, as edits of one step's log-probabilities.
+"""Constraints of a search (banned and forced tokens, penalties), applied to the log-probabilities of a step.
 
 B rows of the batch, R partial hypotheses (several for each row), T tokens so far, V vocabulary, P prefix length.
 """
@@ -15,21 +15,21 @@ BANNED = -torch.inf
 
 @dataclass(frozen=True, kw_only=True)
 class Constraints:
-    """All constraints of one search. Its tensors have one row for each row of the batch."""
+    """All constraints of one search, in tensors with one row per row of the batch."""
 
     never: list[int]
     unk_penalty: float
     min_B: Tensor
-    """Fewest tokens before EOS."""
+    """The minimum number of tokens before EOS."""
     max_B: Tensor
-    """Most tokens before EOS."""
+    """The maximum number of tokens before EOS."""
     no_repeat_ngram: int
     prefix_BP: Tensor | None
 
     def apply(self, log_p_RV: Tensor, *, tokens_RT: Tensor, row_R: Tensor) -> Tensor:
-        """Edits `log_p_RV`, the scores of the token after `tokens_RT`, in place, and returns it.
+        """Applies the constraints to `log_p_RV` in place, and returns it.
 
-        Forced tokens keep the model's score, without any ban or penalty. At the longest length only EOS is possible.
+        Forced tokens keep the model's score, without bans and penalties. At the maximum length only EOS is possible.
 
         Args:
             log_p_RV: The log-probabilities of the next token.
@@ -53,7 +53,7 @@ class Constraints:
         return log_p_RV
 
     def _forced(self, row_R: Tensor, length: int) -> Tensor:
-        """Returns token_R, the token of the prefix at this length, or PAD if there is none."""
+        """Returns token_R, the prefix token at this position, or PAD if there is none."""
         if self.prefix_BP is None or length >= self.prefix_BP.shape[1]:
             return torch.full_like(row_R, PAD)
         return self.prefix_BP[row_R, length]
@@ -65,5 +65,5 @@ def ban_repeats(log_p_RV: Tensor, tokens_RT: Tensor, *, n: int) -> None:
     grams_RGN = tokens_RT.unfold(1, n, 1)
     last_RN = tokens_RT[:, length - n + 1 :]
     same_RG = (grams_RGN[:, :, :-1] == last_RN[:, None]).all(dim=2)
-    # PAD is always banned, so it stands for "no token".
+    # PAD is always banned, so it can mean "no token".
     log_p_RV.scatter_(1, torch.where(same_RG, grams_RGN[:, :, -1], PAD), BANNED)

@@ -1,4 +1,4 @@
-"""Decodes any number of sentences or prompts in batches, and returns the results in input order.
+"""Decodes sentences or prompts in batches, and returns the results in input order.
 
 B batch, P length of the prefix.
 """
@@ -41,17 +41,17 @@ class Sentence:
     prefix: Ids | None = None
     """Tokens that the output must begin with."""
     source_text: str | None = None
-    """The line as it was given; None for ids from a data-bin without text."""
+    """The input line; None for ids from a data-bin without text."""
     references: tuple[str, ...] = ()
-    """The texts of the references, if they were given."""
+    """The texts of the references, if there are any."""
     prefix_text: str | None = None
-    """The text of the prefix as it was given. The output repeats it, whatever tokens the model knows."""
+    """The input text of the prefix. The output repeats it, even if the model does not know its tokens."""
     index: int = 0
     """The position in the input; `decode_in_order` sets it. Sampling derives its random numbers from it."""
 
     @property
     def is_blank(self) -> bool:
-        """True for a line of text without any token, which no model is trained to translate."""
+        """True for an empty line. Models are not trained to translate those."""
         return self.source_text is not None and len(self.source) == 1
 
 
@@ -64,9 +64,9 @@ class Translation:
     sentence: Sentence
     hypotheses: list[Hypothesis]
     truncated: bool = False
-    """True if the source, or a target that is scored, exceeded the model's limit and lost its end."""
+    """True if the source, or a target to score, was longer than the model's limit and was truncated."""
     prefix_truncated: bool = False
-    """True if the prefix exceeded the longest output and lost its end."""
+    """True if the prefix was longer than the maximum output and was truncated."""
 
 
 Decode = Callable[[Sequence[Sentence]], list[list[Hypothesis]]]
@@ -75,7 +75,7 @@ Map = Callable[[Decode, Iterable[Sequence[Sentence]]], Iterable[list[list[Hypoth
 
 @dataclass(frozen=True)
 class BatchTranslator:
-    """Translates one batch of sentences, or scores the targets they have. Can be sent to another process."""
+    """Translates one batch of sentences, or scores their targets. It can be pickled for another process."""
 
     models: tuple[Model, ...]
     vocabulary: BannedTokens
@@ -83,7 +83,7 @@ class BatchTranslator:
     score_targets: bool = False
     device: torch.device = torch.device("cpu")
     bf16: bool = False
-    """Computes matrix products in bfloat16. Scores are float32 either way."""
+    """Whether matrix products are in bfloat16. Scores are always float32."""
 
     def __call__(self, sentences: Sequence[Sentence]) -> list[list[Hypothesis]]:
         batch = self.collate(sentences).to(self.device)
@@ -99,11 +99,11 @@ class BatchTranslator:
         return collate_pairs([(each.index, each.source, _target(each)) for each in sentences])
 
     def skips_empty(self, sentence: Sentence) -> bool:
-        """True if the output of this sentence is empty without a search."""
+        """Returns True if this sentence needs no search, because its output is empty."""
         return sentence.is_blank and not self.score_targets
 
     def truncate(self, sentences: Sequence[Sentence]) -> list[Sentence]:
-        """Returns the sentences themselves, or copies without the end of whatever exceeds the limits of the models."""
+        """Returns the sentences, with those that exceed the limits of the models replaced by truncated copies."""
         source, target = longest_source(self.models), longest_target(self.models)
         return [self._truncate(sentence, source=source, target=target) for sentence in sentences]
 
@@ -130,7 +130,7 @@ class BatchTranslator:
 
 @dataclass(frozen=True)
 class BatchGenerator(BatchTranslator):
-    """Continues one batch of prompts: the `prefix` of each sentence, of any length."""
+    """Continues one batch of prompts. The prompts are the `prefix` of each sentence and may have any length."""
 
     def collate(self, sentences: Sequence[Sentence]) -> LanguageBatch:
         if self.score_targets:
@@ -158,13 +158,13 @@ def decode_in_order(
     first: int = 0,
     map_batches: Map = map,
 ) -> Iterator[Translation]:
-    """Yields one translation for each sentence, in input order, whatever the batches.
+    """Yields one translation for each sentence, in input order.
 
     Args:
         sentences: The input, read lazily.
         decoder: Decodes one batch.
         batching: The size of a batch. Sentences of a window are sorted by length into batches.
-        window: How many sentences are read and decoded before the first of them is yielded; no more are in memory.
+        window: How many sentences are read and decoded at a time. No more are in memory.
         first: The index of the first sentence.
         map_batches: Applies the decoder to the batches: `map`, or one with worker processes (see `decoding_map`).
     """
@@ -197,14 +197,14 @@ def decode_in_order(
 def decoding_map(decoder: BatchTranslator, *, workers: int) -> Iterator[Map]:
     """Returns a `map` over batches of sentences, in `workers` processes of one thread each, or in this process if 0.
 
-    The products of a decoding step are too small to be shared by threads: two processes of one thread decode faster
-    than one process of two.
+    The matrix products of a decoding step are too small for several threads: two processes with one thread each decode
+    faster than one process with two.
     """
     if workers == 0:
         keep_freed_memory()
         yield map
         return
-    # "spawn": a process forked from one whose torch has threads can wait forever for one of their locks.
+    # "spawn", because a fork of a process with torch threads can wait forever for one of their locks.
     context = torch.multiprocessing.get_context("spawn")
     with context.Pool(workers, initializer=_start_worker, initargs=(decoder,)) as pool:
 

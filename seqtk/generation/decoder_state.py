@@ -19,7 +19,7 @@ from seqtk.models.base import Model
 
 
 class PartialHypotheses:
-    """R unfinished hypotheses with their tokens, natural-log scores and model states.
+    """R unfinished hypotheses: tokens, natural-log scores and model states.
 
     When a language model reaches its maximum length, it restarts with the second half of the tokens as context.
     """
@@ -33,7 +33,7 @@ class PartialHypotheses:
         self._read = 0
 
     def next_log_probs(self, *, temperature: float) -> Tensor:
-        """log_p_RV of the next token of each row; an ensemble averages the probabilities of its models."""
+        """Returns log_p_RV of the next token of each row. An ensemble averages the probabilities of its models."""
         # The first token a decoder reads is EOS, as in training.
         read_RT = torch.nn.functional.pad(self.tokens_RT, (1, 0), value=EOS)
         if self._read == self._longest:
@@ -68,26 +68,26 @@ class PartialHypotheses:
 
 
 class ModelState:
-    """One model with the decoding state of every row."""
+    """One model and the decoding state of every row."""
 
     def __init__(self, model: Model, batch: TranslationBatch | LanguageBatch) -> None:
         self.model = model
         self.state: State = model.start(batch)
 
     def step(self, token_R: Tensor, *, temperature: float) -> Tensor:
-        """log_p_RV after each row has read its token."""
+        """Returns log_p_RV after each row has read its token."""
         features_R1D, self.state = self.model.step(token_R, self.state)
         return self.model.head.log_probs(features_R1D, temperature=temperature)[:, 0]
 
     def restart(self, read_RT: Tensor) -> None:
-        """Starts again, as a language model that has read these tokens and nothing before them."""
+        """Replaces the state by that of a language model that has read only these tokens."""
         self.state = self.model.start(prompts(read_RT))
 
     def reorder(self, row_R: Tensor, *, across_sentences: bool) -> None:
         """Makes row i a copy of row `row_R[i]`.
 
-        The static leaves of a `StepState`, such as the keys of the memory, are equal in all beams of a sentence. They
-        are copied only if `across_sentences`.
+        The static leaves of a `StepState`, such as the keys of the memory, are equal in all beams of a sentence, so
+        they are copied only if `across_sentences`.
         """
         if not across_sentences and torch.equal(row_R, torch.arange(len(row_R), device=row_R.device)):
             return

@@ -1,4 +1,4 @@
-"""Scores of a text under language models: the log-probability of every token of a stream, each once.
+"""Scores a text with language models: the log-probability of every token of a stream.
 
 B batch, T length, D width, N targets.
 """
@@ -29,7 +29,7 @@ SUMMED = 1 << 20
 
 @dataclass(frozen=True)
 class StreamScores:
-    """The log-probabilities of a stream of tokens."""
+    """The log-probabilities of the tokens of a stream."""
 
     log_p_N: npt.NDArray[np.float32]
     """log p of each token in nats; NaN for tokens in no block, such as document separators."""
@@ -61,18 +61,14 @@ def score_stream(
 ) -> StreamScores:
     """Scores every block of a stream.
 
-    Args:
-        models: One language model, or an ensemble, which averages probabilities; in evaluation mode.
-        blocks: The samples that the stream is cut into.
-        batching: The size of a batch; not used with `streams`.
-        device: Where the models are.
-        bf16: Computes matrix products in bfloat16.
-        streams: Reads the blocks, which must have no context, in order in so many contiguous streams, each with its
-            own recurrent state (see `seqtk.data.plan`).
-        advance: Called with the number of tokens that each batch scored.
+    Args: models: One language model, or an ensemble, which averages probabilities; in evaluation mode. blocks: The
+    samples that the stream is split into. batching: The size of a batch; not used with `streams`. device: Where the
+    models are. bf16: Computes matrix products in bfloat16. streams: Reads the blocks, which must have no context, in
+    order in this number of contiguous streams, each with a recurrent state (see `seqtk.data.plan`). advance: Called
+    with the number of tokens that each batch scored.
 
     Raises:
-        UserError: For blocks that are longer than a model's limit, and log-probabilities that are NaN.
+        UserError: If a block is longer than a model's limit, or a log-probability is NaN.
     """
     _check(models, blocks)
     if streams is not None:
@@ -103,7 +99,7 @@ def score_stream(
 
 
 def _target_scores(model: Model, batch: LanguageBatch, state: State) -> tuple[Tensor, State]:
-    """log_p_N of the targets that are not PAD, row by row, and the recurrent state after them."""
+    """Returns log_p_N of the targets that are not PAD, row by row, and the recurrent state after them."""
     kept_BT = batch.target_BT != PAD
     features_BTD, state = model(batch, state)
     return model.head.target_log_probs(features_BTD[kept_BT], batch.target_BT[kept_BT]), state
@@ -113,7 +109,7 @@ def _places(blocks: ContextBlocks, batch: LanguageBatch) -> npt.NDArray[np.int64
     """Returns the positions of the batch's targets in the stream, in the order of `_target_scores`."""
     row_N, column_N = (batch.target_BT != PAD).nonzero(as_tuple=True)
     index_B = batch.ids_B.numpy()
-    # A row's last target is the last of its block.
+    # The last target of a row is the last token of its block.
     first_B = blocks.bounds_K2[index_B, 1] - blocks.sizes_ND[index_B, 0]
     places: npt.NDArray[np.int64] = first_B[row_N.numpy()] + column_N.numpy()
     return places
@@ -126,7 +122,7 @@ def _check(models: Sequence[Model], blocks: ContextBlocks) -> None:
     if limit is not None and longest > limit:
         raise UserError(
             f"A sample has {longest:,} tokens, but the model reads at most {limit:,}.",
-            f"Set tokens_per_sample={limit} or less; break_mode=none cuts longer lines.",
+            f"Set tokens_per_sample={limit} or less; break_mode=none splits longer lines.",
         )
 
 

@@ -13,7 +13,7 @@ Format = Literal["text", "fairseq", "json"]
 
 
 TEXT_SEPARATOR = "---"
-"""The line after each text of format=text when there are several for one prompt; a text may have several lines."""
+"""The separator after each text of format=text when a prompt has several outputs, which may have several lines."""
 
 
 class Languages(Protocol):
@@ -31,7 +31,7 @@ class Writer:
     Args:
         languages: Vocabularies and tokenizers.
         detokenize: False leaves tokens separated by spaces.
-        free_text: For language models: all hypotheses are written, with their line feeds (except in fairseq's format).
+        free_text: For language models: writes all hypotheses, with their line feeds (except in fairseq's format).
     """
 
     def __init__(self, languages: Languages, *, detokenize: bool = True, free_text: bool = False) -> None:
@@ -46,7 +46,7 @@ class Writer:
         return makers[format](translation)
 
     def hypothesis(self, translation: Translation, rank: int = 0) -> str:
-        """Returns the text of one hypothesis. It begins with the prefix or prompt as it was given."""
+        """Returns the text of one hypothesis. It begins with the input text of the prefix or prompt."""
         vocabulary, tokenizer = self.languages.target_vocabulary, self.languages.target_tokenizer
         text = self._join(tokenizer, vocabulary.decode(translation.hypotheses[rank].tokens))
         sentence = translation.sentence
@@ -56,14 +56,14 @@ class Writer:
         return _replace_prefix(text, prefix, sentence.prefix_text)
 
     def source(self, translation: Translation) -> str:
-        """Returns the source as it was given, or else decoded from its ids."""
+        """Returns the input text of the source or, without text, its decoded ids."""
         sentence = translation.sentence
         if sentence.source_text is not None and self.detokenize:
             return sentence.source_text
         return self._join(self.languages.source_tokenizer, self.languages.source_vocabulary.decode(sentence.source))
 
     def references(self, translation: Translation, *, unknown: str = "<unk>") -> tuple[str, ...]:
-        """Returns the references as they were given, or else decoded from ids, with `unknown` for unknown tokens."""
+        """Returns the texts of the references or, without texts, decoded ids with `unknown` for unknown tokens."""
         sentence = translation.sentence
         if sentence.references and self.detokenize:
             return sentence.references
@@ -108,7 +108,7 @@ class Writer:
     def _fairseq(self, translation: Translation) -> Iterator[str]:
         number = translation.index
         yield f"S-{number}\t{self.source(translation)}"
-        # Unknown words of a reference are marked, so that no hypothesis equals them.
+        # mark unknown words of a reference, so that no hypothesis equals them
         for reference in self.references(translation, unknown="<<unk>>"):
             yield f"T-{number}\t{reference}"
         for rank, hypothesis in enumerate(translation.hypotheses):
@@ -124,11 +124,11 @@ class Writer:
 
 
 def _replace_prefix(text: str, read: str, given: str) -> str:
-    """Replaces the decoded prefix `read` at the start of `text` by the prefix as the user wrote it."""
+    """Replaces the decoded prefix `read` at the start of `text` by the input text of the prefix."""
     if not text.startswith(read):
         return text
     rest = text.removeprefix(read)
-    # White space at the end of the prefix may have no token, and then follows as part of the next one.
+    # White space at the end of the prefix may have no token, and can then be part of the next token.
     repeated = given[-1:].isspace() and rest[:1].isspace() and not read[-1:].isspace()
     return given + rest[repeated:]
 

@@ -25,7 +25,7 @@ def longest_target(models: Sequence[Model]) -> int | None:
 
 
 def max_target_lengths(source_BS: Tensor, *, a: float, b: int, longest: int | None) -> Tensor:
-    """Returns limit_B, the maximum tokens of each target before its EOS, ⌊a · source tokens + b⌋ and below `longest`.
+    """Returns limit_B, the maximum tokens of each target before EOS: ⌊a · source tokens + b⌋, but below `longest`.
 
     Source tokens include EOS and exclude padding, so the limit of a sentence does not depend on its batch.
     """
@@ -41,7 +41,7 @@ def target_length_bounds(
     *,
     prefix_BP: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """(min_B, max_B): bounds on the tokens of each target before its EOS.
+    """Returns (min_B, max_B), bounds on the tokens of each target before EOS.
 
     For language models the bounds include the prompt, and `min_length` and `max_length` count the tokens after it.
     """

@@ -1,7 +1,7 @@
-"""Sampling: each token is drawn by the model's probabilities, or by the largest of them.
+"""Sampling: draws each token from the model's distribution, or from its most probable tokens.
 
-The random numbers of a row are a pure function of the seed, the index of its example and the number of the sample, so a
-sample does not depend on its batch.
+The random numbers of a row depend only on the seed, the index of the example and the index of the sample, so a sample
+does not depend on its batch.
 
 B rows of the batch, R = B nbest unfinished samples, N samples in all, T tokens, V vocabulary, K candidates.
 """
@@ -73,8 +73,8 @@ def draw(log_p_RV: Tensor, uniform_R: Tensor, *, top_k: int = 0, top_p: float = 
 
     Candidates are the `top_k` most probable tokens (0: all); of these, the fewest whose probabilities add up to `top_p`
     (nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751); of these, the ones with at least `min_p` times the
-    highest probability (arXiv:2407.01082). All three use the same distribution, and equal probabilities are ranked by
-    token id. The result is EOS if every token is banned.
+    highest probability (arXiv:2407.01082). All three use the same probabilities, and ties are ranked by token id. The
+    result is EOS if every token is banned.
     """
     nothing_R = (log_p_RV == BANNED).all(dim=1)
     p_RV = log_p_RV.double().softmax(dim=1)
@@ -95,16 +95,16 @@ def draw(log_p_RV: Tensor, uniform_R: Tensor, *, top_k: int = 0, top_p: float = 
     p_RK = p_RK * kept_RK
     sum_RK = p_RK.cumsum(dim=1)
     place_R1 = torch.searchsorted(sum_RK, uniform_R[:, None] * sum_RK[:, -1:], right=True)
-    # Rounding may put the number at the whole sum; then the last candidate is taken.
+    # By rounding, the number can equal the whole sum; then take the last candidate.
     last_R1 = (sum_RK < sum_RK[:, -1:]).sum(dim=1, keepdim=True)
     place_R1 = torch.minimum(place_R1, last_R1)
     return (place_R1 if id_RK is None else id_RK.gather(1, place_R1)).squeeze(1)
 
 
 def uniform_numbers(examples: Sequence[int], *, seed: int, samples: int, length: int) -> Tensor:
-    """Numbers from [0, 1): one row for each sample of each example. A longer row begins with the shorter one.
+    """Returns numbers from [0, 1), one row per sample of each example. A shorter row is a prefix of a longer one.
 
-    numpy guarantees that this random stream never changes.
+    numpy guarantees that this random stream never changes between versions.
     """
     rows = [
         np.random.RandomState(np.random.Philox(np.random.SeedSequence([seed, example, number]))).random_sample(length)

@@ -25,7 +25,7 @@ class Hypothesis:
 
 
 EMPTY = Hypothesis(tokens=(EOS,), score=-torch.inf, token_scores=(-torch.inf,))
-"""The only hypothesis if every token is banned."""
+"""The only hypothesis of a search in which every token is banned."""
 
 
 def finish(tokens: list[int], token_scores: list[float], config: SearchConfig) -> Hypothesis:
@@ -37,7 +37,7 @@ def finish(tokens: list[int], token_scores: list[float], config: SearchConfig) -
 
 @torch.no_grad()
 def score(models: Sequence[Model], batch: TranslationBatch | LanguageBatch) -> list[Hypothesis]:
-    """Returns the targets of `batch` as hypotheses: natural-log scores of their tokens, and their mean as the score.
+    """Returns the targets of `batch` as hypotheses with natural-log token scores; the score is their mean.
 
     Several models are an ensemble, which averages their probabilities.
     """
@@ -54,7 +54,7 @@ def score(models: Sequence[Model], batch: TranslationBatch | LanguageBatch) -> l
 
 
 def _target_scores(model: Model, batch: TranslationBatch | LanguageBatch) -> torch.Tensor:
-    """log_p_BT of each target token."""
+    """Returns log_p_BT of each target token."""
     features_BTD, _ = model(batch)
     scores_N = model.head.target_log_probs(features_BTD.flatten(0, 1), batch.target_BT.flatten())
     return scores_N.view(batch.target_BT.shape)

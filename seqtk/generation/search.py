@@ -1,4 +1,4 @@
-"""The search over any model with a step form: the best hypotheses for each row of a batch, or samples.
+"""Search with any model that has a step form: the best hypotheses for each row of a batch, or samples.
 
 P prefix length.
 """
@@ -43,17 +43,17 @@ def search(
         models: One model, or an ensemble, which averages probabilities; in evaluation mode.
         batch: The sources, or for language models one empty row for each prompt.
         config: The settings.
-        vocabulary: Names the tokens that are never produced.
+        vocabulary: Provides the tokens that are never produced.
         prefix_BP: Tokens that each output must begin with, padded with PAD; for language models the prompts.
 
     Raises:
-        UserError: For settings that contradict each other, and log-probabilities that are NaN.
+        UserError: If settings contradict each other, or a log-probability is NaN.
     """
     config.check()
     if any(model.training for model in models):
         raise ValueError("search needs models in eval mode")
     min_B, max_B = target_length_bounds(models, batch, config, prefix_BP=prefix_BP)
-    is_text = isinstance(batch, LanguageBatch)  # readers want words, not <unk>
+    is_text = isinstance(batch, LanguageBatch)  # text for readers should not contain <unk>
     constraints = Constraints(
         never=vocabulary.never_generated,
         unk_penalty=(math.inf if is_text else 0.0) if config.unk_penalty is None else config.unk_penalty,

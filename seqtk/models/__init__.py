@@ -1,4 +1,4 @@
-"""Whole networks, made from modules and attention layers. Importing a file registers the models in it."""
+"""Complete models, built from modules and attention layers. Importing a file registers its models."""
 
 from seqtk.models import classifier as classifier
 from seqtk.models import language_model as language_model

@@ -25,9 +25,9 @@ models: Registry["Model"] = Registry("model", ModelConfig)
 
 
 class Model(nn.Module):
-    """A network from a batch to features, and the head that turns features into losses or log-probabilities.
+    """A network that computes features of a batch, and a head that computes losses or log-probabilities from features.
 
-    Its task builds it as `build_model(config, BatchType, **sizes)`. The sizes belong to the type of the batch:
+    The task builds it with `build_model(config, BatchType, **sizes)`. The sizes depend on the type of the batch:
     `source_vocabulary` and `target_vocabulary` for a TranslationBatch, `vocabulary` for a LanguageBatch, `vocabulary`
     and `head` (a function of the width that returns the head) for a ClassBatch, with `values` (the number of each
     token) for a config with `input=values`.
@@ -58,7 +58,7 @@ class Model(nn.Module):
     def start(self, batch: Any) -> State:
         """Returns the decoding state before the first target token; computes the encoder output once.
 
-        Attention layers keep their part in `StepState` nodes; every other leaf may change with each step.
+        Attention layers keep their states in `StepState` nodes. Every other leaf may change with each step.
         """
         raise NotImplementedError
 
@@ -67,7 +67,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def attention_layers(self) -> Iterator[tuple[str, Attention]]:
-        """Returns all attention layers with their dotted names."""
+        """Returns all attention layers by their dotted names."""
         return ((name, module) for name, module in self.named_modules() if isinstance(module, Attention))
 
     def length_limited_layers(self) -> Iterator[Attention]:
@@ -89,9 +89,9 @@ class Model(nn.Module):
 
 
 def build_model(config: ModelConfig, batch: type[Batch], **sizes: Any) -> Model:
-    """Builds the model of `config` for a task whose batches are of type `batch`.
+    """Builds the model of `config` for a task with batches of type `batch`.
 
-    Raises UserError for a model that reads other batches.
+    Raises UserError if the model reads other batches.
     """
     if not issubclass(batch, models.class_of(type(config)).reads):
         able = [name for name in models if issubclass(batch, models.class_of(models.config_type(name)).reads)]

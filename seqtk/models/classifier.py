@@ -1,6 +1,6 @@
-"""The Transformer classifier: an encoder over one or two texts, with any attention layer, and a head for a whole row.
+"""The Transformer classifier: an encoder of one or two texts, with any attention layer, and a head per row.
 
-B batch, R rows that the encoder reads (B, or 2 B of pairs), S length, D width, V vocabulary.
+B batch, R rows that the encoder reads (B, or 2 B for pairs), S length, D width, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from seqtk.utils.errors import UserError
 
 @dataclass(frozen=True)
 class TransformerClassifierConfig(BlocksConfig):
-    """The sizes of an encoder that classifies texts."""
+    """An encoder that classifies texts."""
 
     aliases: ClassVar[dict[str, tuple[str, ...]]] = {"attention": ("encoder.self_attention",)}
 
@@ -30,14 +30,14 @@ class TransformerClassifierConfig(BlocksConfig):
     pre_norm: bool = True
     max_source_length: int = setting(1024, at_least=1, help="The longest text, in tokens.")
     causal: bool = setting(
-        False, help="Let each position see only those before it. Layers that have only a causal form need it."
+        False, help="Each position sees only earlier positions. Required by layers that have only a causal form."
     )
     input: Literal["tokens", "values"] = setting(
         "tokens",
-        help="tokens: a vector for each token. values: tokens are numbers, such as pixels, and enter as real numbers.",
+        help="tokens: a vector per token. values: tokens are numbers, such as pixels, and are input as real numbers.",
     )
     value_mean: float = setting(127.5, help="input=values: subtracted from each number.")
-    value_std: float = setting(127.5, above=0, help="input=values: the difference is divided by it.")
+    value_std: float = setting(127.5, above=0, help="input=values: the divisor after the subtraction.")
 
 
 @models.register("transformer_classifier", TransformerClassifierConfig)
@@ -47,8 +47,8 @@ class TransformerClassifier(Model):
     Args:
         config: The sizes.
         vocabulary: V, the number of tokens.
-        head: Builds the head for features of a given width; the task's choice (see `PooledHead`).
-        values: For `input=values`: the number that each token stands for; NaN for a token that is no number.
+        head: Builds the head for features of a given width. The task chooses it (see `PooledHead`).
+        values: For `input=values`: the number of each token; NaN for tokens that are not numbers.
     """
 
     reads: ClassVar[type[Batch]] = ClassBatch
@@ -86,7 +86,7 @@ class TransformerClassifier(Model):
         self.head = built
 
     def forward(self, batch: ClassBatch, state: State = None) -> tuple[Tensor, State]:
-        """(features_RSD, None); with a head that reads a class vector, S is one more, and that vector's comes first."""
+        """Returns (features_RSD, None). The feature of a class vector, if the head reads one, comes first."""
         texts_RS = batch.texts
         x_RSD = self.embedding(texts_RS, torch.arange(texts_RS.shape[1], device=texts_RS.device)[None])
         front_R1D = None if self.class_D is None else self.class_D.to(x_RSD.dtype).expand(len(x_RSD), 1, -1)

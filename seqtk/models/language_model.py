@@ -1,4 +1,4 @@
-"""The Transformer language model: a causal stack over one stream of tokens, with any causal attention layer in it.
+"""The Transformer language model: a causal stack with any causal attention layers.
 
 B batch, T length, D width.
 """
@@ -31,13 +31,13 @@ class TransformerLMConfig(BlocksConfig):
     max_length: int = setting(
         1024,
         at_least=1,
-        help="Tokens in a sample, and rows of learned positions. Layers with a memory take any number.",
+        help="Tokens in a sample, and rows of learned positions. Layers with a memory ignore it.",
     )
     tie_embeddings: bool = setting(
-        True, help="Share one table between input and output, or one for each band of the adaptive softmax."
+        True, help="Share the tables of input and output (with an adaptive softmax, the table of each band)."
     )
     adaptive: AdaptiveConfig | None = setting(
-        None, help="Adaptive input and softmax: bands of narrower vectors for rarer words."
+        None, help="Adaptive input and softmax: narrower vectors for rarer words."
     )
     final_norm: bool = setting(True, help="Normalize at the end, with pre_norm.")
     bias: bool = setting(
@@ -79,14 +79,14 @@ def output_head(config: TransformerLMConfig, vocabulary: int, tokens: nn.Embeddi
 
 
 class LanguageModel(Model):
-    """A model of one stream: `forward` reads `previous_BT` of a LanguageBatch, position t sees tokens <= t."""
+    """A model of token streams: `forward` reads `previous_BT` of a LanguageBatch; position t sees tokens <= t."""
 
     reads = LanguageBatch
 
     def start(self, batch: LanguageBatch) -> State:
         """Returns the state after each row has read its prompt, `batch.previous_BT`, which may be empty.
 
-        The first token that a model reads is EOS, as in training. Rows of a batch have prompts of one length.
+        The first token that a model reads is EOS, as in training. All prompts of a batch must have the same length.
         """
         if bool((batch.previous_BT == PAD).any()):
             raise ValueError("prompts of different lengths cannot start in one batch")
@@ -102,7 +102,7 @@ class LanguageModel(Model):
 
 @models.register("transformer_lm", TransformerLMConfig)
 class TransformerLM(LanguageModel):
-    """Embeddings, causal blocks and head; parameter counts as fairseq's."""
+    """Embeddings, causal blocks and head, with fairseq's parameter counts."""
 
     def __init__(self, config: TransformerLMConfig, *, vocabulary: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class TransformerLM(LanguageModel):
         self.decoder = Decoder(stack, options=options, layer_drop=config.layer_drop, slot="model.attention")
         self.head = output_head(config, vocabulary, tokens)
         recurrent = all(layer.scope is Scope.SEGMENT for _, layer in self.attention_layers())
-        if config.positions != "none" or not recurrent:  # else it reads texts of any length
+        if config.positions != "none" or not recurrent:  # otherwise it reads texts of any length
             self.max_target_length = config.max_length
 
     def forward(self, batch: LanguageBatch, state: State = None) -> tuple[Tensor, State]:

@@ -17,9 +17,9 @@ from seqtk.modules.head import CHUNK_POSITIONS, HeadLosses, LinearHead, real_tar
 
 
 class MaskedTokenHead(LinearHead):
-    """A linear head that also counts, in evaluation, the tokens that it predicts right.
+    """A linear head that also counts correctly predicted tokens in evaluation.
 
-    The predicted positions are gathered before the product with W, so logits exist for these only.
+    The predicted positions are gathered before the product with W, so logits are computed only for these.
     """
 
     counts_correct = True
@@ -32,7 +32,7 @@ class MaskedTokenHead(LinearHead):
 
     @torch.no_grad()
     def correct(self, features_BTD: Tensor, target_BT: Tensor) -> Tensor:
-        """Returns the number of targets that are the most probable token."""
+        """Returns the number of correctly predicted targets."""
         features_ND, target_N = real_targets(features_BTD, target_BT)
         chunks = torch.split(features_ND, CHUNK_POSITIONS)
         best_N = torch.cat([functional.linear(features, self.weight).argmax(1) for features in chunks])
@@ -41,14 +41,14 @@ class MaskedTokenHead(LinearHead):
 
 @dataclass(frozen=True)
 class TransformerMaskedLMConfig(TransformerClassifierConfig):
-    """The sizes of an encoder that predicts hidden tokens; a transformer_classifier can start from its weights."""
+    """An encoder that predicts masked tokens. A transformer_classifier can start from its weights."""
 
     tie_embeddings: bool = setting(True, help="Share one table between input and output.")
 
 
 @models.register("transformer_masked_lm", TransformerMaskedLMConfig)
 class TransformerMaskedLM(TransformerClassifier):
-    """Embedding and encoder of a `TransformerClassifier`, under the same names, and a head for tokens."""
+    """The embedding and encoder of a `TransformerClassifier`, with the same parameter names, and a token head."""
 
     reads = MaskedBatch
     head: MaskedTokenHead

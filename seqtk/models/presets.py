@@ -1,9 +1,10 @@
-"""fairseq's named sizes, under fairseq's names: `model=transformer_wmt_en_de_big`, which a recipe may change further.
+"""fairseq's named architectures, for example `model=transformer_wmt_en_de_big`.
 
-Each is a model with other defaults. Unlike fairseq's, they keep our default of one table for source, target and output
-(`share_embeddings`, `tie_embeddings`). Sizes and rates are those of fairseq's model zoo, after Vaswani et al. 2017,
-table 3, the later settings of tensor2tensor (`_t2t`), and Wu et al. 2019 (arXiv 1901.10430, section 4). The latter have
-dynamic convolutions for self-attention; for lightweight ones, name those in a pattern with the same kernel sizes.
+Each is a model with other defaults, which a recipe can change. Unlike in fairseq, source, target and output share one
+table by default (`share_embeddings`, `tie_embeddings`). Sizes and rates are those of fairseq's model zoo, after Vaswani
+et al. 2017, table 3, the later settings of tensor2tensor (`_t2t`), and Wu et al. 2019 (arXiv 1901.10430, section 4).
+The latter use dynamic convolutions for self-attention. For lightweight convolutions, set a pattern of these with the
+same kernel sizes.
 """
 
 from dataclasses import field, make_dataclass
@@ -23,19 +24,19 @@ DECODER_KERNELS = (3, 7, 15, 31, 31, 31)
 
 
 def preset(name: str, base: str, about: str, /, **defaults: Any) -> None:
-    """Registers the model `base` under another name, with other defaults. `about` describes it in `--help`."""
+    """Registers the model `base` under another name, with other defaults. `about` is its help text."""
     parent = models.config_type(base)
     hints = hints_of(parent)
     fields = [(key, hints[key], field(default=value)) for key, value in defaults.items()]
     class_name = f"{''.join(part.capitalize() for part in name.split('_'))}Config"
     namespace = {"__doc__": about, "__module__": __name__}
     config_type = make_dataclass(class_name, fields, bases=(parent,), namespace=namespace, frozen=True)
-    globals()[class_name] = config_type  # pickle finds classes by their names
+    globals()[class_name] = config_type  # pickle looks up classes by name
     models.register(name, config_type)(models.class_of(parent))
 
 
 def _convolutions(**fields: Any) -> dict[str, EncoderConfig | DecoderConfig]:
-    """Stacks of dynamic convolutions. The weights of cross-attention are dropped at the rate of the kernels' taps."""
+    """Returns stacks of dynamic convolutions. Cross-attention weights have the dropout rate of the kernels' taps."""
     encoder, decoder = (
         tuple(DynamicConvConfig(kernel_size=size, **fields) for size in sizes)
         for sizes in (ENCODER_KERNELS, DECODER_KERNELS)
@@ -53,7 +54,7 @@ DROPPED = (SoftmaxConfig(dropout=0.1),)
 preset(
     "transformer_tiny",
     "transformer",
-    "2 + 2 blocks of 64 / 64 / 2 heads: for trying things.",
+    "2 + 2 blocks of 64 / 64 / 2 heads, for quick experiments.",
     dim=64,
     ffn_dim=64,
     heads=2,
@@ -85,7 +86,7 @@ preset(
 preset(
     "transformer_wmt_en_de_big_t2t",
     "transformer_wmt_en_de_big",
-    "Transformer big that normalises first, with dropout in its three places.",
+    "Transformer big, pre-norm, with dropout of attention weights and activations too.",
     pre_norm=True,
     activation_dropout=0.1,
 )
@@ -100,7 +101,7 @@ preset("lightconv_wmt_en_de", "lightconv", "The same as lightconv.")
 preset(
     "lightconv_iwslt_de_en",
     "lightconv",
-    "7 + 6 blocks of 512 / 1024 / 4 heads with convolutions that are not gated.",
+    "7 + 6 blocks of 512 / 1024 / 4 heads with convolutions without gates.",
     ffn_dim=1024,
     heads=4,
     **_convolutions(glu=False, dropout=0.1),
@@ -113,11 +114,13 @@ preset(
     **_convolutions(input_dropout=0.1, dropout=0.1),
     dropout=0.3,
 )
-preset("lightconv_wmt_en_fr_big", "lightconv_wmt_en_de_big", "The big one with dropout 0.1.", dropout=0.1)
+preset(
+    "lightconv_wmt_en_fr_big", "lightconv_wmt_en_de_big", "The big convolutional model with dropout 0.1.", dropout=0.1
+)
 preset(
     "lightconv_wmt_zh_en_big",
     "lightconv_wmt_en_de_big",
-    "The big one with dropout 0.2, in kernels and attention weights too.",
+    "The big convolutional model with dropout 0.2, also of kernels and attention weights.",
     **_convolutions(input_dropout=0.1, dropout=0.2),
     dropout=0.2,
 )
@@ -133,7 +136,7 @@ preset(
 preset(
     "transformer_lm_gpt",
     "transformer_lm",
-    "GPT's size: 12 blocks of 768 / 3072 / 12 heads, pre-norm, GELU.",
+    "The size of GPT: 12 blocks of 768 / 3072 / 12 heads, pre-norm, GELU.",
     dim=768,
     ffn_dim=3072,
     heads=12,
@@ -146,7 +149,7 @@ for _size, _dim, _heads, _layers in (("small", 1024, 16, 24), ("medium", 1280, 2
     preset(
         f"transformer_lm_gpt2_{_size}",
         "transformer_lm_gpt",
-        f"What fairseq calls a {_size} GPT-2: {_layers} blocks of {_dim} / {4 * _dim} / {_heads} heads.",
+        f"fairseq's {_size} GPT-2: {_layers} blocks of {_dim} / {4 * _dim} / {_heads} heads.",
         dim=_dim,
         ffn_dim=4 * _dim,
         heads=_heads,
@@ -170,7 +173,7 @@ preset("transformer_lm_baevski_wiki103", "transformer_lm_wiki103", "The same as 
 preset(
     "transformer_lm_gbw",
     "transformer_lm",
-    "For the Billion Word benchmark: 12 blocks of 512 / 4096 / 16 heads, pre-norm; its bands are not in its name.",
+    "For the Billion Word benchmark: 12 blocks of 512 / 4096 / 16 heads, pre-norm. Set model.adaptive.cutoffs.",
     ffn_dim=4096,
     heads=16,
     layers=12,

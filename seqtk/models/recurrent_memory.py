@@ -20,13 +20,15 @@ from seqtk.utils.errors import UserError
 
 @dataclass(frozen=True)
 class RecurrentMemoryLMConfig(TransformerLMConfig):
-    """A transformer_lm that reads segments of 512 tokens, each between the memory that it reads and that it writes."""
+    """A transformer_lm that reads segments of 512 tokens and passes memory tokens from each segment to the next."""
 
     max_length: int = setting(
-        1024, at_least=1, help="Tokens of a segment plus twice its memory tokens, and rows of learned positions."
+        1024,
+        at_least=1,
+        help="At least a segment's tokens plus twice the memory tokens; also the rows of learned positions.",
     )
     segment_length: int = setting(
-        512, at_least=1, help="Tokens in a segment. A sample is cut into segments, and gradients pass between them."
+        512, at_least=1, help="Tokens in a segment. A sample is split into segments, and gradients flow between them."
     )
     memory_tokens: int = setting(
         10, at_least=0, help="Vectors that a segment reads before its tokens and writes after them."
@@ -38,8 +40,8 @@ class RecurrentMemoryLM(TransformerLM):
     """A `transformer_lm` that reads [memory; segment; memory] (Bulatov et al. 2022, arXiv 2207.06881).
 
     Both copies of the memory are the outputs of the previous segment at its last M positions. The first segment reads
-    trained vectors (M D parameters). Memory has positions like tokens, and attention is causal as usual, so any causal
-    layer can be used. Gradients flow back to the start of a sample, through the memory of all its segments.
+    learned vectors (M D parameters). Memory tokens have positions like other tokens, and attention is causal, so any
+    causal layer can be used. Gradients flow back to the start of a sample, through the memory of all its segments.
     """
 
     config: RecurrentMemoryLMConfig
@@ -56,19 +58,19 @@ class RecurrentMemoryLM(TransformerLM):
                     f"than {owner}.max_length={limit}.",
                     f"Set {owner}.max_length={length}, or model.segment_length or model.memory_tokens lower.",
                 )
-        # As large as the tokens' vectors are at first.
+        # The initial scale of token vectors.
         deviation = self.embedding.scale / math.sqrt(config.dim)
         self.memory_MD = nn.Parameter(torch.randn(config.memory_tokens, config.dim) * deviation)
 
     def length_limited_layers(self) -> Iterator[Attention]:
-        """None: a layer sees one segment at a time, which fits."""
+        """Yields nothing: layers see one segment at a time, whose length is checked at construction."""
         return iter(())
 
     def check_supports_recurrent_state(self) -> None:
-        """Always supported: positions restart in each segment, and attention does not cross it."""
+        """Does nothing: a state is always supported, because positions restart in each segment."""
 
     def forward(self, batch: LanguageBatch, state: State = None) -> tuple[Tensor, State]:
-        """Returns the features and the memory of the last segment. A padded row is at the end of its text."""
+        """Returns the features and the memory of the last segment. Padding is only allowed at the end of a text."""
         memory_BMD = self.memory_MD.expand(len(batch.previous_BT), -1, -1)
         if state is not None:
             memory_BMD = memory_BMD * 0 + state  # data parallelism expects a gradient for every parameter
@@ -86,7 +88,7 @@ class RecurrentMemoryLM(TransformerLM):
         return self._begin(self.memory_MD.expand(batch, -1, -1))
 
     def step(self, token_B: Tensor, state: State) -> tuple[Tensor, State]:
-        """See `Model.step`. The step after a segment's last token first computes the memory of that segment."""
+        """Computes a step (see `Model.step`). After a segment's last token, the next step first computes its memory."""
         if int(state["position_B1"][0]) == len(self.memory_MD) + self.config.segment_length:
             written_BMD, _ = self._step_through(state["memory_BMD"], state)
             state = self._begin(written_BMD)
@@ -98,7 +100,7 @@ class RecurrentMemoryLM(TransformerLM):
         return self._step_through(memory_BMD, {**empty, "memory_BMD": memory_BMD})[1]
 
     def _step_through(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
-        """Returns the features of some vectors, one after the other, and the state after them."""
+        """Returns the features of vectors, computed one after the other, and the state after them."""
         features = [x_BTD[:, :0]]
         for x_BD in x_BTD.unbind(1):
             placed_B1D = self.embedding.place(x_BD[:, None], state["position_B1"])

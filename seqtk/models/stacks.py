@@ -1,4 +1,4 @@
-"""Stacks of blocks with any attention in each: the encoder, and the decoder, which language models consist of.
+"""Stacks of blocks with any attention layers: the encoder, and the decoder, which language models also use.
 
 B batch, S source length, T target length, D width of the stack, M width of the memory, N memory tokens.
 """
@@ -22,7 +22,7 @@ from seqtk.modules.stem import ConvolutionalStem
 from seqtk.utils.errors import UserError, how_many
 
 Pattern = tuple[AttentionConfig, ...]
-"""Attention layers from the first block on; a shorter pattern repeats down the stack."""
+"""Attention layers from the first block on. A shorter pattern repeats."""
 
 
 ENCODER_SLOT = "model.encoder.self_attention"
@@ -31,12 +31,14 @@ CROSS_SLOT = "model.decoder.cross_attention"
 
 @dataclass(frozen=True)
 class StackConfig:
-    """What an encoder and a decoder have in common; a size of None is the model's."""
+    """Settings that encoder and decoder share. A size of None is the model's."""
 
     layers: int = setting(6, at_least=0, at_most=10_000, help="Number of blocks.")
     dim: int | None = setting(None, at_least=1, help="Width. null: the model's.")
     ffn_dim: int | None = setting(None, at_least=1, help="Inner width of the feed-forward networks. null: the model's.")
-    heads: int | None = setting(None, at_least=1, help="Heads of attention layers that set none. null: the model's.")
+    heads: int | None = setting(
+        None, at_least=1, help="Heads of attention layers that do not set heads. null: the model's."
+    )
     self_attention: Pattern = setting((SoftmaxConfig(),), help="One layer, or a list that repeats through the blocks.")
 
 
@@ -50,24 +52,26 @@ class EncoderConfig(StackConfig):
     stem_layers: int = setting(0, at_least=0, at_most=10_000, help="Convolutions before the first block.")
     stem_kernel_size: int = setting(3, at_least=1, help="Kernel size of these convolutions; odd.")
     stem_width: int | None = setting(
-        None, at_least=1, help="Pixels in a line of an image, for convolutions over both dimensions. null: over one."
+        None,
+        at_least=1,
+        help="Width of the images in pixels, for two-dimensional convolutions. null: one-dimensional convolutions.",
     )
 
 
 @dataclass(frozen=True)
 class DecoderConfig(StackConfig):
-    """The blocks that write the target."""
+    """The blocks that produce the target."""
 
     cross_attention: Pattern = setting((SoftmaxConfig(),), help="One layer, or a list that repeats through the blocks.")
 
 
 @dataclass(frozen=True)
 class BlocksConfig(ModelConfig):
-    """What the configs of all models of blocks have in common."""
+    """The base of the configs of models that consist of blocks."""
 
     dim: int = setting(512, at_least=1, help="Width of the model.")
     ffn_dim: int = setting(2048, at_least=1, help="Inner width of the feed-forward networks.")
-    heads: int = setting(8, at_least=1, help="Heads of attention layers that set none.")
+    heads: int = setting(8, at_least=1, help="Heads of attention layers that do not set heads.")
     positions: Positions = setting(
         "sinusoidal",
         help="Positions added to the embeddings. none: use it with attention.positions=rotary, for example.",
@@ -111,7 +115,7 @@ class BlocksConfig(ModelConfig):
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """What every block of a model shares."""
+    """Options that all blocks of a model share."""
 
     dim: int
     ffn_dim: int
@@ -123,13 +127,13 @@ class BlockOptions:
     bias: bool = True
     """Bias of feed-forward networks and norms. Attention layers have a separate key."""
     final_norm: bool = True
-    """Whether a stack whose blocks normalise first normalises once more at its end."""
+    """Whether a pre-norm stack ends in a norm."""
 
     def attention(self, config: AttentionConfig, *, role: Role, slot: str, memory_dim: int | None = None) -> Attention:
-        """Builds the layer of a slot, with the model's heads unless it has its own.
+        """Builds the layer of a slot. Layers that do not set heads get the model's.
 
-        Raises:
-            UserError: Settings exclude each other. A layer names its keys `attention.KEY`, the error `slot.KEY`.
+        Raises: UserError: Settings exclude each other. The error names keys as `slot.KEY` where the layer says
+        `attention.KEY`.
         """
         if isinstance(config, QKVConfig) and config.heads is None:
             config = replace(config, heads=self.heads)
@@ -158,13 +162,13 @@ def layers_of(pattern: Pattern, count: int, *, slot: str) -> list[AttentionConfi
     if not 0 < len(pattern) <= max(count, 1):
         raise UserError(
             f"'{slot}' names {how_many(len(pattern), 'attention layer')} for {how_many(count, 'block')}.",
-            "Name between one and as many as there are blocks; a shorter pattern repeats.",
+            "A pattern has one layer or more, and not more than there are blocks. A shorter pattern repeats.",
         )
     return [pattern[index % len(pattern)] for index in range(count)]
 
 
 class EncoderBlock(nn.Module):
-    """Self-attention, then feed-forward."""
+    """An encoder block: self-attention, then feed-forward."""
 
     def __init__(self, attention: AttentionConfig, *, options: BlockOptions, role: Role = Role.ENCODER) -> None:
         super().__init__()
@@ -178,7 +182,7 @@ class EncoderBlock(nn.Module):
         attention = self.self_attention
         takes_state = attention.scope is Scope.LAYER and attention.role is Role.ENCODER
         if attention.role is Role.CAUSAL:
-            pad_BS = None  # causality hides the padding on the right
+            pad_BS = None  # a causal mask hides the padding on the right
         y_BSD, new_state = attention(self.self_residual.pre(x_BSD), pad_BS=pad_BS, state=state if takes_state else None)
         x_BSD = self.self_residual.post(x_BSD, y_BSD)
         y_BSD = self.feed_forward(self.ffn_residual.pre(x_BSD))
@@ -186,12 +190,12 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of encoder blocks, with a final norm if they normalise first.
+    """A stack of encoder blocks, with a final norm if they are pre-norm.
 
-    `memory_tokens` makes it a Memory Transformer (Burtsev et al. 2020, arXiv 2006.11527, section 3): trained vectors go
-    before the source, attend and are attended to like it, and are removed from the output.
+    `memory_tokens` makes it a Memory Transformer (Burtsev et al. 2020, arXiv 2006.11527, section 3): learned vectors
+    are put before the source, take part in attention, and are removed from the output.
 
-    With the role CAUSAL each position sees only those before it.
+    With the role CAUSAL each position sees only earlier positions.
     """
 
     def __init__(self, config: EncoderConfig, *, options: BlockOptions, role: Role = Role.ENCODER) -> None:
@@ -219,7 +223,7 @@ class Encoder(nn.Module):
         return [block.self_attention for block in self.blocks if isinstance(block, EncoderBlock)]
 
     def max_source_length(self, limit: int, *, further: int = 0) -> int:
-        """Returns the longest source that fits into every layer together with the memory tokens; `limit` at most.
+        """Returns the longest source, at most `limit`, that fits into every layer together with the memory tokens.
 
         `further` is the number of other vectors that the model puts before the source.
         """
@@ -265,7 +269,7 @@ class Encoder(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Causal self-attention, attention to the memory if there is one, then feed-forward."""
+    """A decoder block: causal self-attention, cross-attention if there is a memory, then feed-forward."""
 
     def __init__(
         self,
@@ -305,7 +309,7 @@ class DecoderBlock(nn.Module):
             if self.self_attention.scope is Scope.SEGMENT:
                 with torch.no_grad():
                     _, new_state = self.self_attention(self.self_residual.pre(x_BTD), state=state)
-            # Zero, as a function of every parameter: data parallelism expects a gradient for each of them.
+            # Zero-valued, but depends on every parameter: data parallelism expects a gradient for each of them.
             zero = torch.cat([parameter.flatten()[:1] for parameter in self.parameters()]).sum() * 0
             return x_BTD + zero, new_state
         y_BTD, new_state = self.self_attention(self.self_residual.pre(x_BTD), state=state)
@@ -335,10 +339,10 @@ class DecoderBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A stack of decoder blocks, with a final norm if they normalise first.
+    """A stack of decoder blocks, with a final norm if they are pre-norm.
 
-    Without `memory_dim` it is a stack of causal blocks, which read no memory. While training, each block is left out
-    with probability `layer_drop` (Fan et al. 2020, arXiv:1909.11556).
+    Without `memory_dim` it has no cross-attention. In training, each block is skipped with probability `layer_drop`
+    (Fan et al. 2020, arXiv:1909.11556).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The Transformer encoder–decoder (Vaswani et al. 2017), with any attention layer in its three slots.
+"""The Transformer encoder–decoder (Vaswani et al. 2017), with any attention layers in its three slots.
 
 B batch, S source length, T target length, D width of the decoder, M width of the encoder.
 """

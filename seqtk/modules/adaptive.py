@@ -1,7 +1,7 @@
-"""Adaptive input and softmax: many parameters for the few frequent words of a vocabulary, few for the many rare ones.
+"""Adaptive input and softmax: wide vectors for frequent words, narrow vectors for rare words.
 
-The vocabulary is cut into bands by frequency. B batch, T length, N positions (batch and length flattened), M of them in
-one band, D width of the model, E width of a band, W its words.
+The vocabulary is split into bands by frequency. B batch, T length, N positions (batch and length flattened), M of them
+in one band, D width of the model, E width of a band, W its words.
 """
 
 from collections.abc import Iterator
@@ -25,9 +25,9 @@ from seqtk.utils.errors import UserError
 class AdaptiveConfig:
     """Adaptive input (Baevski and Auli 2019, arXiv:1809.10853) and softmax (Grave et al. 2017, arXiv:1609.04309).
 
-    `cutoffs` are ids, so the dictionary must be sorted from frequent words to rare ones. Dictionaries of words and of
-    SentencePiece are. Any other order is valid too, but slower and worse: frequent words get narrow vectors and need
-    two softmaxes each.
+    `cutoffs` are ids, so the dictionary must be sorted from frequent words to rare ones. Word and SentencePiece
+    dictionaries are sorted this way. Any other order works too, but is slower and less accurate: frequent words get
+    narrow vectors and need two softmaxes each.
     """
 
     cutoffs: tuple[int, ...] = setting(
@@ -38,25 +38,25 @@ class AdaptiveConfig:
     input_factor: float | None = setting(
         4.0,
         at_least=1,
-        help="By what factor the vectors of each band are narrower than in the band before. null: one table.",
+        help="Each band has vectors narrower than the previous band's by this factor. null: one table.",
     )
     softmax_factor: float | None = setting(
-        4.0, at_least=1, help="The same for the output. null: one softmax over all words."
+        4.0, at_least=1, help="The factor of the output. null: one softmax over all words."
     )
     tie_projections: bool = setting(
-        True, help="Share projections between input and output where tables are tied (tie_embeddings)."
+        True, help="Share projections between input and output if tables are tied (tie_embeddings)."
     )
-    dropout: float = probability(0.0, help="Dropout of the input of the adaptive softmax, and of its projections.")
+    dropout: float = probability(0.0, help="Dropout of the adaptive softmax's input and projections.")
 
     def bands(self, vocabulary: int) -> "Bands":
-        """Returns the bands of `vocabulary` ids. Raises UserError for cutoffs that leave one empty."""
+        """Returns the bands of `vocabulary` ids. Raises UserError if the cutoffs give an empty band."""
         shown = f"model.adaptive.cutoffs={list(self.cutoffs)}"
         starts = (0, *self.cutoffs)
         sizes = tuple(end - start for start, end in zip(starts, (*self.cutoffs, vocabulary), strict=True))
         if not self.cutoffs or self.cutoffs[0] < len(SPECIALS) or min(sizes[:-1]) < 1:
             raise UserError(
                 f"{shown} are not valid cutoffs: they must increase, from {len(SPECIALS)} on.",
-                "Each is the first id of a band of rarer words, after the special symbols and the frequent words.",
+                "A cutoff is the first id of a band of rarer words.",
             )
         if sizes[-1] < 1:
             raise UserError(
@@ -68,7 +68,7 @@ class AdaptiveConfig:
 
 @dataclass(frozen=True)
 class Bands:
-    """Ids from `starts[i]` on, `sizes[i]` of them, are band i."""
+    """The bands of a vocabulary: band i has `sizes[i]` ids, from `starts[i]` on."""
 
     starts: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -88,17 +88,17 @@ class Bands:
         return torch.stack([ids_N >= start for start in self.starts[1:]]).sum(0)
 
     def members(self, ids_N: Tensor) -> tuple[Tensor, ...]:
-        """Returns the positions of the ids of each band, in increasing order, with one synchronization in all."""
+        """Returns the positions of the ids of each band, in increasing order, with a single synchronization."""
         band_N = self.number(ids_N)
         sizes: list[int] = torch.bincount(band_N, minlength=len(self.sizes)).tolist()
         return torch.split(band_N.argsort(stable=True), sizes)
 
 
 class AdaptiveEmbedding(nn.Module):
-    """A table for each band of the vocabulary, narrower for rarer words, and a projection of each to the model's width.
+    """An embedding with one table per band, narrower for rarer words, and a projection to the model's width.
 
     x = P_b E_b[token], b its band (Baevski and Auli 2019, arXiv:1809.10853, section 3). The first band, of full width,
-    has a projection, too. Entries are drawn from N(0, 1/E), projections as Xavier's.
+    also has a projection. Tables are initialized from N(0, 1/E), projections with Xavier's uniform distribution.
     """
 
     def __init__(self, bands: Bands, *, dim: int, factor: float) -> None:
@@ -116,7 +116,7 @@ class AdaptiveEmbedding(nn.Module):
         self.projections = nn.ModuleList(projections)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Returns x_BTD; each token is looked up and projected in its own band alone."""
+        """Returns x_BTD. Only the table and the projection of a token's band are used."""
         tokens_N = tokens_BT.flatten()
         members = self.cut.members(tokens_N)
         parts = zip(self.bands, self.projections, self.cut.starts, members, strict=True)
@@ -125,7 +125,7 @@ class AdaptiveEmbedding(nn.Module):
 
 
 class AdaptiveHead(Head):
-    """Rare words in two steps: p(w) = p(band) · p(w | band), with narrower vectors the rarer the band.
+    """The adaptive softmax: rare words in two steps, p(w) = p(band) · p(w | band), with narrower vectors.
 
     The words of the first band and one class for each other band share a softmax. Each other band has another softmax,
     over words of width D / factor^i to which the features are projected (Grave et al. 2017, arXiv:1609.04309, section
@@ -134,10 +134,10 @@ class AdaptiveHead(Head):
     Args:
         bands: The words of each band.
         dim: D.
-        factor: By what factor the vectors of each band are narrower than in the band before it.
+        factor: Each band has vectors narrower than the previous band's by this factor.
         dropout: The dropout rate of the features and of their projections.
-        tied_to: The embedding whose word vectors are used here.
-        tie_projections: Whether its projections are used too, transposed. That of the first band is not needed here.
+        tied_to: The embedding whose word vectors the head shares.
+        tie_projections: Whether the head also shares its projections, transposed (except the first band's).
     """
 
     def __init__(
@@ -165,10 +165,10 @@ class AdaptiveHead(Head):
         self.dropout = Dropout(dropout)
 
     def log_probs(self, features: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """Float32 log-probabilities of every token; with a temperature t, of p^(1/t), scaled to a sum of 1.
+        """Returns float32 log-probabilities of every token; with a temperature t, of p^(1/t) normalized.
 
-        That is softmax(logits / t) where there is one softmax. Dividing the logits of each by t, as fairseq does, would
-        draw from another distribution: the tail as a whole would weigh more or less than its words.
+        With a single softmax this is softmax(logits / t). Dividing the logits of each softmax by t, as fairseq does,
+        gives another distribution, which weighs a band differently than its words.
         """
         first = _log_softmax(self._first_weight(), features)
         frequent, classes = torch.split(first, [self.cut.sizes[0], len(self.classes)], dim=-1)
@@ -193,16 +193,16 @@ class AdaptiveHead(Head):
         return HeadLosses(total=torch.stack(totals).sum(), nll=torch.stack(nlls).sum())
 
     def target_log_probs(self, features_ND: Tensor, target_N: Tensor) -> Tensor:
-        """log_p_N: the float32 log-probability of each target, in nats, computed from its band alone."""
+        """Returns log_p_N, the float32 log-probability of each target in nats, computed from its band only."""
         log_p_N = torch.zeros(len(target_N), device=target_N.device)
         for at_M, features, target_M, weight in self._steps(features_ND, target_N):
             log_p_N = log_p_N.index_add(0, at_M, picked(partial(_log_softmax, weight), features, target_M))
         return log_p_N
 
     def _steps(self, features_ND: Tensor, target_N: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """For each softmax: the positions that use it, its input there, their targets in it, and its weight."""
+        """Yields, for each softmax, the positions that use it, its input, its targets and its weight."""
         features_ND = self.dropout(features_ND)
-        last_frequent = self.cut.sizes[0] - 1  # the class after it is band 1
+        last_frequent = self.cut.sizes[0] - 1  # the classes after the words are the bands from 1 on
         first_N = torch.where(target_N <= last_frequent, target_N, last_frequent + self.cut.number(target_N))
         yield torch.arange(len(target_N), device=target_N.device), features_ND, first_N, self._first_weight()
         members = self.cut.members(target_N)[1:]
@@ -210,12 +210,12 @@ class AdaptiveHead(Head):
             yield at_M, self.dropout(features_ND[at_M] @ p_DE), target_N[at_M] - start, w_WE
 
     def _first_weight(self) -> Tensor:
-        """Returns the rows of the first softmax: frequent words, then a class for each band after them."""
+        """Returns the weight of the first softmax: frequent words, then a class for each other band."""
         return torch.cat([self.bands[0], self.classes])
 
 
 def _drawn(rows: int, columns: int) -> nn.Parameter:
-    """Returns a matrix drawn from Xavier's uniform distribution, as fairseq's adaptive softmax."""
+    """Returns a matrix from Xavier's uniform distribution, as in fairseq's adaptive softmax."""
     return nn.Parameter(nn.init.xavier_uniform_(torch.empty(rows, columns)))
 
 

@@ -71,9 +71,9 @@ class Residual(nn.Module):
 class FeedForward(nn.Module):
     """Two linear maps with an activation between them (Vaswani et al. 2017, section 3.3).
 
-    The gated kinds multiply it by a third map of the input (Shazeer 2020). The maps keep torch's default
-    initialisation, as fairseq's do. Parameters: 2 D F + F + D; gated: 3 D F + 2 F + D; without
-    `bias` only the products.
+    Gated activations multiply the result by a third map of the input (Shazeer 2020). The maps have torch's default
+    initialisation, as in fairseq. Parameters: 2 D F + F + D; gated: 3 D F + 2 F + D; the terms without a product are
+    biases.
     """
 
     def __init__(self, dim: int, inner_dim: int, *, activation: Activation, dropout: float, bias: bool = True) -> None:

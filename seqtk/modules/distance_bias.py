@@ -1,4 +1,4 @@
-"""Biases of attention logits by the distance s - t of a key from its query: ALiBi and T5.
+"""Modules for biases of attention logits by the distance s - t of a key from its query: ALiBi and T5.
 
 B batch, T length of queries and keys, H heads, E width of a head.
 """
@@ -12,14 +12,14 @@ from torch.nn import functional
 from seqtk.ops.distance_bias import alibi_slopes, bucket_starts, pairwise_bias
 
 BUCKETS, MAX_DISTANCE = 32, 128
-"""T5's number of buckets, and the distance from which on all share the last bucket."""
+"""T5's number of buckets, and the distance from which all distances share the last bucket."""
 
 
 class DistanceBias(nn.Module):
-    """A bias per head and distance; `among` spreads it over the queries and keys of a batch."""
+    """A bias per head and distance; `among` expands it to the queries and keys of a batch."""
 
     def forward(self, distance: Tensor, *, dtype: torch.dtype) -> Tensor:
-        """Returns the bias, [H, …], at whole distances […]."""
+        """Returns the bias, [H, …], at integer distances […]."""
         raise NotImplementedError
 
     def among(self, x_BHTE: Tensor, *, causal: bool, pad_BT: Tensor | None = None) -> Tensor:
@@ -30,7 +30,7 @@ class DistanceBias(nn.Module):
 
 
 class AlibiBias(DistanceBias):
-    """-slope · |s - t|: nothing is trained (Press et al. 2022, arXiv 2108.12409, section 3)."""
+    """ALiBi: -slope · |s - t|, without parameters (Press et al. 2022, arXiv 2108.12409, section 3)."""
 
     def __init__(self, heads: int) -> None:
         super().__init__()
@@ -42,9 +42,10 @@ class AlibiBias(DistanceBias):
 
 
 class T5Bias(DistanceBias):
-    """A trained scalar per head and bucket of distances, 0 at first (Raffel et al. 2020, arXiv 1910.10683, 2.1).
+    """A learned scalar per head and bucket of distances, initially 0 (Raffel et al. 2020, arXiv 1910.10683,
+    2.1).
 
-    There one table serves all layers; here each layer has its own, of BUCKETS · H parameters.
+    In T5 all layers share one table; here each layer has a table of BUCKETS · H parameters.
     """
 
     starts: Tensor

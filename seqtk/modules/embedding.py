@@ -1,6 +1,6 @@
-"""Token embeddings and the positions added to them, numbered and laid out as fairseq does.
+"""Token embeddings and position embeddings, with the numbering and layout of fairseq.
 
-B batch, T length, D width, Position 0 is the first token of a row.
+B batch, T length, D width. Position 0 is the first token of a row.
 """
 
 import math
@@ -31,13 +31,13 @@ def token_embedding(vocabulary_size: int, dim: int, *, padding_idx: int | None =
 
 
 class ValueEmbedding(nn.Module):
-    """v · (x - mean) / std + b for tokens that stand for numbers x, such as pixels; v and b are trained.
+    """An embedding of tokens that stand for numbers x, such as pixels: v · (x - mean) / std + b with learned v and b.
 
     Args:
-        values: The number of each token; NaN, for one that is no number, gives b.
+        values: The number of each token. NaN, for tokens that are not numbers, gives b.
         dim: D, the width.
         mean: Subtracted from each number.
-        std: The difference is divided by it.
+        std: The divisor of the difference.
     """
 
     value_V: Tensor
@@ -56,7 +56,7 @@ class ValueEmbedding(nn.Module):
 
 
 class Embedding(nn.Module):
-    """√D · token + position, then dropout (Vaswani et al. 2017, section 3.4 and 3.5)."""
+    """The input of a stack: √D · token + position, then dropout (Vaswani et al. 2017, sections 3.4 and 3.5)."""
 
     def __init__(
         self,
@@ -94,11 +94,11 @@ class Embedding(nn.Module):
         return self.place(x_BTD, positions_BT)
 
     def vectors(self, tokens_BT: Tensor) -> Tensor:
-        """√D · token, without a position."""
+        """Returns √D · token, without positions."""
         return self.scale * self.tokens(tokens_BT)  # type: ignore[no-any-return]
 
     def place(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor:
-        """Vectors, of tokens or not, at their positions, as they go into the first block."""
+        """Returns the input of the first block for any vectors: adds positions, then applies norm and dropout."""
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(positions_BT)
         if self.norm is not None:
@@ -109,7 +109,7 @@ class Embedding(nn.Module):
 class SinusoidalPositions(nn.Module):
     """Fixed sines and cosines, [sin | cos], of D/2 frequencies 10000^(-i / (D/2 - 1)); position p is fairseq's p + 2.
 
-    The table grows with the input, so there is no longest one, and it is computed in float64 once.
+    The table grows with the input, so any length is possible. It is computed in float64.
     """
 
     table_TD: Tensor
@@ -128,7 +128,7 @@ class SinusoidalPositions(nn.Module):
 
 
 class LearnedPositions(nn.Module):
-    """A trained vector per position, drawn from N(0, 1/D); longer input is an error."""
+    """A learned vector per position, initialized from N(0, 1/D). Longer inputs are an error."""
 
     def __init__(self, dim: int, *, max_length: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Output layers: from features to losses and log-probabilities. A task chooses the head of its model.
+"""Output layers, which compute losses and log-probabilities from features. A task chooses the head of its model.
 
 Token heads predict a token at each position and skip targets that are PAD: `LinearHead` here, `AdaptiveHead` in
 `seqtk.modules.adaptive`. `PooledHead` in `seqtk.modules.pooled_head` predicts one class for each row.
@@ -17,28 +17,28 @@ from seqtk.data.vocabulary import PAD
 from seqtk.ops.linear_cross_entropy import linear_cross_entropy
 
 CHUNK_POSITIONS = 256
-"""Positions whose log-probabilities over the whole vocabulary are held at once when targets are scored."""
+"""The number of positions whose log-probabilities are in memory at a time when targets are scored."""
 
 
 class HeadLosses(NamedTuple):
     """Sums over the targets; losses in nats."""
 
     total: Tensor
-    """(1 - ε - ε/(V-1)) · nll + ε/(V-1) · Σ_v -log p_v; the only one with a gradient."""
+    """(1 - ε - ε/(V-1)) · nll + ε/(V-1) · Σ_v -log p_v; the only sum with a gradient."""
     nll: Tensor
     correct: Tensor | None = None
-    """The number of targets that are the most probable class; None if the head does not count them."""
+    """The number of targets that the model predicts correctly; None if the head does not count them."""
     logits_BC: Tensor | None = None
-    """The logits of every class, without gradient, of a head that predicts one class for each row."""
+    """The logits of every class, without gradient, for heads that predict one class per row."""
 
 
 class Head(nn.Module):
     """The base of output layers. Training calls the module; decoding and scoring use its methods."""
 
     counts_correct: ClassVar[bool] = False
-    """Whether the losses have `correct`."""
+    """Whether the losses include `correct`."""
     reads_class_vector: bool = False
-    """Whether the head reads the feature of a trained vector that the model puts before each row."""
+    """Whether the head reads the feature of a learned vector that the model puts before each row."""
 
     def forward(
         self, features_BTD: Tensor, target: Tensor, *, pad_BT: Tensor | None = None, label_smoothing: float = 0.0
@@ -49,21 +49,21 @@ class Head(nn.Module):
             features_BTD: The output of the model.
             target: target_BT of a token head, target_B of a pooled one.
             pad_BT: True where a feature is padding. Token heads read the padding from the targets instead.
-            label_smoothing: ε, which the V - 1 other tokens or classes share.
+            label_smoothing: ε, the probability that the V - 1 other tokens or classes share.
         """
         raise NotImplementedError
 
     def log_probs(self, features: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """Float32 log-probabilities of every token, softmax(logits / temperature)."""
+        """Returns float32 log-probabilities of every token, log softmax(logits / temperature)."""
         raise NotImplementedError
 
     def target_log_probs(self, features_ND: Tensor, target_N: Tensor) -> Tensor:
-        """log_p_N: the float32 log-probability of each target, in nats."""
+        """Returns log_p_N, the float32 log-probability of each target in nats."""
         return picked(self.log_probs, features_ND, target_N)
 
 
 class LinearHead(Head):
-    """softmax(x Wᵀ) at each position, with W the head's own or the embedding's."""
+    """A token head, softmax(x Wᵀ) at each position. W may be tied to the embedding."""
 
     def __init__(self, dim: int, vocabulary_size: int, *, tied_to: nn.Embedding | None = None) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from torch import nn
 
 
 def xavier_linear(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
-    """Returns a linear map, Xavier-uniform, its bias (if any) zero."""
+    """Returns a linear map with Xavier-uniform weights and, if any, zero bias."""
     linear = nn.Linear(inputs, outputs, bias=bias)
     nn.init.xavier_uniform_(linear.weight)
     if bias:

@@ -1,4 +1,4 @@
-"""One class for each row of features, or for each pair of rows.
+"""Heads that predict one class for each row of features, or for each pair of rows.
 
 B batch, T length, D width, C classes, H hidden width.
 """
@@ -18,17 +18,14 @@ Combination = Literal["concat", "full"]
 
 
 class PooledHead(Head):
-    """One class for each row: softmax(W pool(x) + b), or softmax(W relu(V pool(x) + a) + b) with a hidden layer.
+    """Predicts one class per row: softmax(W pool(x) + b), or softmax(W relu(V pool(x) + a) + b) with a hidden layer.
 
-    Args:
-        dim: D, the width of the features.
-        classes: C. Every number below C is a class; there is no padding among them.
-        pool: How the features of a row become one vector: their `mean` or `max`, or the feature of the first (`cls`)
-            or of the `last` position. Padding is ignored; a row of padding only has the vector 0. For `cls`, the model
-            puts a trained vector first, as BERT does (Devlin et al. 2019, arXiv 1810.04805, section 3).
-        dropout: The dropout rate of the pooled vector, and of the hidden layer.
-        hidden_dim: H, the width of a hidden layer. None: there is none.
-        class_weights: The weight of each class in the loss. None: all have weight 1.
+    Args: dim: D, the width of the features. classes: C. Every number below C is a class; there is no padding among
+    them. pool: How the features of a row become one vector: their `mean` or `max`, or the feature of the first (`cls`)
+    or of the `last` position. Padding is ignored; a row that is all padding has the vector 0. For `cls`, the model puts
+    a learned vector first, as BERT does (Devlin et al. 2019, arXiv 1810.04805, section 3). dropout: The dropout rate of
+    the pooled vector, and of the hidden layer. hidden_dim: H, the width of a hidden layer. None: there is none.
+    class_weights: The weight of each class in the loss. None: all have weight 1.
     """
 
     counts_correct = True
@@ -75,7 +72,7 @@ class PooledHead(Head):
     ) -> HeadLosses:
         logits_BC = self.logits(features_BTD, pad_BT=pad_BT)
         classes = logits_BC.shape[1]
-        # torch shares ε among all C classes; here the C - 1 others have it, as in the token heads.
+        # torch shares ε among all C classes. Here the C - 1 other classes share it, as in the token heads.
         share = label_smoothing * classes / max(classes - 1, 1)
         total = functional.cross_entropy(
             logits_BC, target, weight=self.weight_C, label_smoothing=share, reduction="sum"
@@ -87,14 +84,11 @@ class PooledHead(Head):
 
 
 class PairHead(PooledHead):
-    """One class for each pair of rows x, y that the same encoder has read.
+    """Predicts one class for each pair of rows x, y that the same encoder has read.
 
-    Args:
-        dim: D.
-        classes: C.
-        combine: What the classifier reads of two pooled vectors: `concat` is [x, y] (Tay et al. 2021, arXiv 2011.04006,
-            released code; Mega), `full` is [x, y, x * y, x - y] (Nyströmformer's code; S4).
-        others: As for `PooledHead`.
+    Args: dim: D. classes: C. combine: The input of the classifier from two pooled vectors: `concat` is [x, y] (Tay et
+    al. 2021, arXiv 2011.04006, released code; Mega), `full` is [x, y, x * y, x - y] (Nyströmformer's code; S4). others:
+    As for `PooledHead`.
     """
 
     def __init__(self, dim: int, classes: int, *, combine: Combination = "full", **others: object) -> None:
@@ -126,7 +120,7 @@ def pooled(features_BTD: Tensor, pool: Pool, *, pad_BT: Tensor | None = None) ->
 
 
 def _pooled_whole(features_BTD: Tensor, pool: Pool) -> Tensor:
-    """Returns `pooled` of rows without padding."""
+    """Returns `pooled` for rows without padding."""
     if pool == "mean":
         return features_BTD.mean(1)
     if pool == "max":

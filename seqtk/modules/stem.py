@@ -11,14 +11,14 @@ from seqtk.utils.errors import UserError
 
 
 class ConvolutionalStem(nn.Module):
-    """`layers` times x + GELU(convolution(LN(x))) over neighbouring positions, before any of them attends.
+    """Convolutions over neighbouring positions before the first block: `layers` times x + GELU(convolution(LN(x))).
 
-    Full convolutions of an odd kernel K, K D² + 3 D weights each; what stands at padding reads as zero, so that a row's
-    output does not depend on how it was padded. A stem of convolutions is what lifts a Transformer on pixels and bytes
-    (Long Range Arena's image task; Xiao et al. 2021, arXiv 2106.14881, for vision).
+    The convolutions are dense, with an odd kernel size K and K D² + 3 D weights each. Padding reads as zero, so the
+    output of a row does not depend on its padding. A convolutional stem improves Transformers on pixels and bytes (Long
+    Range Arena's image task; Xiao et al. 2021, arXiv 2106.14881, for vision).
 
     With `width`, a row is an image whose lines have this many positions, and kernels are K × K: K² D² + 3 D weights. An
-    image that is cut or padded ends in zeros.
+    incomplete image is padded with zeros.
     """
 
     def __init__(self, dim: int, *, layers: int, kernel_size: int, width: int | None = None) -> None:
