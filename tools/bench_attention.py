@@ -156,7 +156,7 @@ def _in_a_process(name: str, role: str, reference: dict[int, Cell], arguments: a
 
 
 def training_cells(name: str, role: str, reference: dict[int, Cell], arguments: argparse.Namespace) -> Iterator[Cell]:
-    """Forward and backward at each length that is neither too long nor too large."""
+    """Yields forward and backward measurements at each length that fits the time and memory limits."""
     family = "softmax" if name == "bare" else attentions.class_of(attentions.config_type(kind_of(name))).__module__
     peaks = dict(_peaks(name, role, arguments))
     keep_freed_memory()
@@ -212,7 +212,7 @@ def _timings(
     role: str,
     arguments: argparse.Namespace,
 ) -> tuple[list[float], list[float]]:
-    """Seconds of the layer, and of softmax beside it."""
+    """Returns the seconds of the layer, and of softmax measured in alternation."""
     _train(layer, x_BTD, memory_BSD)
     rival = None
     if softmax is not None and softmax.seconds < arguments.seconds:
@@ -231,7 +231,7 @@ def _timings(
 
 @torch.no_grad()
 def decoding_cells(name: str, role: str, reference: dict[int, Cell], arguments: argparse.Namespace) -> Iterator[Cell]:
-    """Seconds of a step at each position, by stepping there."""
+    """Yields the seconds of a decoding step at each position."""
     layers = [
         build(kind, role, length=POSITIONS[-1] + TIMED_STEPS, arguments=arguments).eval() for kind in (name, "softmax")
     ]
@@ -270,7 +270,7 @@ def _title(role: str) -> str:
 
 
 def table(cells: list[Cell]) -> str:
-    """Kinds down, lengths across, in Markdown."""
+    """Returns a Markdown table with a row per layer and a column per length."""
     lengths = sorted({cell.length for cell in cells})
     by_place = {(cell.kind, cell.length): cell for cell in cells}
     lines = [f"| kind | {' | '.join(f'{length:,}' for length in lengths)} |", "|---" * (len(lengths) + 1) + "|"]

@@ -111,7 +111,7 @@ def main() -> None:
 
 
 def roles(name: str) -> Role:
-    """What the layer can be."""
+    """Returns the roles of the layer."""
     return attentions.class_of(attentions.config_type(ENTRANTS[name]["kind"])).roles
 
 
@@ -132,7 +132,7 @@ def settings_of(name: str, contest: Contest) -> list[str]:
 
 
 def run(name: str, contest: Contest, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train and score; what came of it."""
+    """Trains and scores a model, and returns the results."""
     folder = arguments.output / name
     common = [f"threads={arguments.threads}", f"precision={'bf16' if arguments.bf16 else 'fp32'}"]
     training, scoring = folder.with_suffix(".train.log"), folder.with_suffix(".score.log")
@@ -173,7 +173,7 @@ def _written(config: dict[str, Any]) -> str:
 
 
 def _command(program: str, *arguments: str, log: Path) -> float:
-    """Run it; the seconds of processor time it took."""
+    """Runs a command, and returns its seconds of CPU time."""
     path = str(Path(sys.executable).parent / program)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("w") as file:
@@ -185,7 +185,7 @@ def _command(program: str, *arguments: str, log: Path) -> float:
 
 
 def table(rows: list[dict[str, Any]], contest: Contest) -> str:
-    """In Markdown, best first."""
+    """Returns a Markdown table, best first."""
     lines = [
         f"| kind | {contest.name} | validation nll | tokens/s of a core | parameters | peak GiB |",
         "|---|---|---|---|---|---|",

@@ -31,7 +31,7 @@ MARKER = re.compile(r"(<!-- members(?:: ([\w ]+))? -->\n).*?(<!-- /members -->)"
 
 
 def import_everything() -> None:
-    """Fill every registry."""
+    """Imports all members, which fills every registry."""
     for module in pkgutil.walk_packages(seqtk.__path__, "seqtk."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
@@ -51,7 +51,7 @@ def commands() -> dict[str, str]:
 
 
 def members(kind: str) -> list[tuple[str, str]]:
-    """(name, what it is) of every member of a registry, recipe or command."""
+    """Returns (name, description) of every member of a registry, recipe or command."""
     if kind == "recipe":
         return [(name, summary(find_recipe(name))) for name in recipe_names()]
     if kind == "command":
@@ -82,7 +82,7 @@ def table(kind: str | None) -> str:
 
 
 def main(check: bool) -> int:
-    """Write the tables, or say which are not current. Returns the exit code."""
+    """Writes the tables, or prints which are outdated. Returns the exit code."""
     import_everything()
     stale = []
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:

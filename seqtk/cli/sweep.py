@@ -23,8 +23,8 @@ Command = Callable[..., None]
 def sweep(main: Command, arguments: Sequence[str], save_dir: Callable[[list[str]], str | None]) -> None:
     """Run `main` for each combination of the values in `arguments`, in separate folders inside its save_dir.
 
-    `hydra/…` and `hydra.…` arguments choose and configure the sweeper and the launcher. With Hydra's own, all
-    combinations are checked before the first runs, and they run one after the other in this process.
+    `hydra/…` and `hydra.…` arguments choose and configure the sweeper and the launcher. Hydra's default
+    sweeper and launcher check all combinations before the first run, and run them one by one in this process.
 
     Args:
         main: The command. It exits with a code of 128 or more to end the sweep.

@@ -116,7 +116,7 @@ def epoch_batches(sizes_ND: SizeArray, config: BatchingConfig, *, seed: int, epo
         limits = {"max_tokens": config.max_tokens, "max_length": config.max_length}
         named = " and ".join(f"batch.{key}={limit}" for key, limit in limits.items() if limit is not None)
         raise UserError(
-            f"None of {how_many(len(too_long), 'training example')} fits {named}.",
+            f"No training example fits {named}.",
             f"The shortest has {how_many(int(_longest_side(sizes_ND).min()), 'token')}: allow at least that many.",
         )
     random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, epoch])))

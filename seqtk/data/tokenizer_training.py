@@ -34,12 +34,14 @@ class TrainingSample:
 
 
 def _reason(reason: str) -> str:
-    """The reason why there is no model, with our keys and our count of the special symbols."""
+    """Returns SentencePiece's reason in terms of our keys and our count of the special symbols."""
     ours = len(SPECIALS) - _OWN_SPECIALS
     if too_small := re.search(r"required_chars\. \d+ vs (\d+)", reason):
         return f"Set vocab_size to {int(too_small[1]) + ours} or more, or character_coverage lower."
     if too_large := re.search(r"a value <= (\d+)", reason):
         return f"The text gives {int(too_large[1]) + ours} tokens at most."
+    if "vocab_size" in reason:
+        return "Raise vocab_size: it counts the special symbols and every character of the text."
     return reason.rpartition("] ")[2].strip() or reason
 
 

@@ -79,7 +79,7 @@ EMPTY = re.compile(
 
 
 def fairseq_name(name: str, *, lightconv: bool = False) -> str:
-    """fairseq's current name of the parameter `name`, of a Transformer or a lightconv model."""
+    """Returns fairseq's current name of the parameter `name` of a Transformer or lightconv model."""
     for ours, theirs, first in ADAPTIVE_NAMES:
         if match := re.fullmatch(ours, name):
             return theirs.format(int(match[1]) - first if match[1].isdigit() else "")

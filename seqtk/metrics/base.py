@@ -99,7 +99,7 @@ class Evaluation:
         )
 
     def mean(self, name: str) -> float:
-        """Sum over weight of one statistic."""
+        """Returns the mean of one statistic, its sum divided by its weight."""
         total, weight = self.stats[name]
         return total / max(weight, 1.0)
 

@@ -28,7 +28,7 @@ class TextMetric(Metric):
         self.lowercase, self.tokenize = lowercase, tokenize
 
     def build(self) -> Any:
-        """sacreBLEU's metric."""
+        """Returns sacreBLEU's metric."""
         raise NotImplementedError
 
     def compute(self, evaluation: Evaluation) -> Score:
@@ -134,7 +134,7 @@ def paired_bootstrap(
     tokenize: str = "13a",
     samples: int = 1000,
 ) -> list[Comparison]:
-    """sacreBLEU's paired bootstrap test (Koehn 2004) of each system against the first.
+    """Runs sacreBLEU's paired bootstrap test (Koehn 2004) of each system against the first.
 
     A system with the same lines as the first gets p = 1. (sacreBLEU counts samples that differ by more than the
     systems do; here it finds none and reports p = 0.)
@@ -173,7 +173,7 @@ def paired_bootstrap(
 
 
 def build_metrics(names: Sequence[str], *, lowercase: bool = False, tokenize: str = "13a") -> dict[str, Metric]:
-    """Metrics of text by name. Raises UserError for one that is unknown, or that needs more than outputs."""
+    """Returns metrics of text by name. Raises UserError for unknown ones, and those that need more than outputs."""
     possible = metrics.available((OUTPUTS,))
     for name in names:
         if name not in possible:

@@ -32,7 +32,7 @@ class Schedule(ABC):
         """Args:
         config: The schedule's config.
         lr: The peak of the rate.
-        max_steps: The number of updates of the run; None if something else ends it.
+        max_steps: The number of updates of the run, or None if the run has no max_updates.
         """
         self.config = config
         self.peak = lr

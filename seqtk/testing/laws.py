@@ -210,7 +210,7 @@ def expect_close(actual: Tensor, expected: Tensor, message: str, tolerance: floa
 def expect_close_all(
     actual: Sequence[Tensor | None], expected: Sequence[Tensor | None], message: str, tolerance: float
 ) -> None:
-    """As `expect_close`, for lists in which None stands for a missing gradient."""
+    """Checks `expect_close` for two lists, in which None is a missing gradient."""
     for number, (one, other) in enumerate(zip(actual, expected, strict=True)):
         if one is None or other is None:
             zero = not any(tensor is not None and tensor.any() for tensor in (one, other))
@@ -497,7 +497,7 @@ def sums_stay_in_float32(subject: Subject) -> None:
 
 @contextmanager
 def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
-    """Inside the block the hook runs after the forward pass of each module."""
+    """Runs the hook after the forward pass of each module inside the block."""
     handles = [module.register_forward_hook(hook) for module in modules]
     try:
         yield

@@ -159,7 +159,7 @@ class Subject:
         return any(field.name == setting for field in dataclasses.fields(self.config))
 
     def inputs(self, layer: Attention, *, lengths: Sequence[int] | None = None, seed: int = 1) -> Inputs:
-        """Right-padded rows of the given real lengths (of the memory, for a CROSS layer)."""
+        """Returns right-padded rows of the given real lengths (for a CROSS layer: lengths of the memory)."""
         lengths = lengths or self.size.lengths
         generator = torch.Generator().manual_seed(seed)
         dtype = next((p.dtype for p in layer.parameters()), torch.float64)
@@ -185,7 +185,7 @@ class Subject:
 def subjects(
     kind: str, *, reference: Reference | None = None, variants: Mapping[str, Variant] | None = None
 ) -> Iterator[tuple[str, Subject]]:
-    """(variant, subject) of a registered kind: every variant in every role and at every size that it declares."""
+    """Yields (variant, subject) for every variant, role and size that a registered layer declares."""
     config_type = attentions.config_type(kind)
     layer = attentions.class_of(config_type)
     known = {field.name for field in dataclasses.fields(config_type)}

@@ -9,7 +9,7 @@ INDEXED = (b"TNTIDX", b"MMIDIDX")
 
 
 def describe(path: Path) -> tuple[str, str]:
-    """What `path` holds, as a noun phrase, and the command or key that takes it; empty text where unknown."""
+    """Returns a description of the contents of `path` and the command or key that reads it; empty if unknown."""
     if path.is_dir():
         return _describe_folder(path)
     with path.open("rb") as file:

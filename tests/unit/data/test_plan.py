@@ -108,7 +108,7 @@ class TestBatches:
         assert ordered_batches(empty, BatchingConfig()) == []
 
     def test_only_long_examples_are_refused(self) -> None:
-        with pytest.raises(UserError, match=r"None of 2 training examples fits batch\.max_tokens=5"):
+        with pytest.raises(UserError, match=r"No training example fits batch\.max_tokens=5"):
             epoch_batches(np.array([[8, 3], [2, 9]]), BatchingConfig(max_tokens=5), seed=1, epoch=1)
 
     def test_a_limit_is_required(self) -> None:
