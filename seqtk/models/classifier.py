@@ -65,6 +65,8 @@ class TransformerClassifier(Model):
         self.config = config
         dim = config.encoder.dim or config.dim
         tokens: nn.Embedding | ValueEmbedding
+        if config.input == "values" and values is None:
+            raise UserError("model.input=values: the tokens of this task have no values.", "Set model.input=tokens.")
         if values is None:
             tokens = token_embedding(vocabulary, dim)
         else:

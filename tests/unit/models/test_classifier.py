@@ -118,6 +118,10 @@ class TestValues:
         )
         assert one(batch())[0].shape == other(batch())[0].shape
 
+    def test_a_task_without_values_is_refused(self) -> None:
+        with pytest.raises(UserError, match=r"model\.input=values"):
+            model(input="values")
+
 
 class TestImageStem:
     def test_equals_a_convolution_over_both_dimensions(self) -> None:
