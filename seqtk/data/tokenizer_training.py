@@ -40,7 +40,7 @@ def _reason(reason: str) -> str:
         return f"Set vocab_size to {int(too_small[1]) + ours} or more, or character_coverage lower."
     if too_large := re.search(r"a value <= (\d+)", reason):
         return f"The text gives {int(too_large[1]) + ours} tokens at most."
-    if "vocab_size" in reason:
+    if "insert_id" in reason or "vocab_size" in reason:
         return "Raise vocab_size: it counts the special symbols and every character of the text."
     return reason.rpartition("] ")[2].strip() or reason
 
