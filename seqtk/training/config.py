@@ -23,7 +23,7 @@ from seqtk.tasks import TaskConfig, tasks
 from seqtk.tasks.translation import TranslationConfig
 from seqtk.training import ddp as ddp
 from seqtk.training.average import AverageConfig
-from seqtk.training.logging import ConsoleConfig, JsonlConfig, SinkConfig, TensorBoardConfig
+from seqtk.training.logging import ConsoleConfig, JsonlConfig, SinkConfig, TensorBoardConfig, sinks
 from seqtk.training.parallel import EngineConfig
 from seqtk.utils.errors import UserError, nearest
 
@@ -80,9 +80,11 @@ class LogConfig:
 
     every: int = setting(100, at_least=1, help="Updates between log lines.")
     sinks: tuple[SinkConfig, ...] = setting(
-        (ConsoleConfig(), JsonlConfig()), help="Where metrics are written: console, jsonl, tensorboard, or a plug-in's."
+        (ConsoleConfig(), JsonlConfig()),
+        help="Where metrics are written: console, jsonl, tensorboard, wandb, or a plug-in's.",
     )
     tensorboard: bool = setting(True, help="Also write curves to save_dir/tensorboard, whatever log.sinks is.")
+    histograms: int = setting(0, at_least=0, help="Updates between histograms of the weights. 0: there are none.")
     samples: int = setting(3, at_least=0, help="Number of outputs of each decoded validation to log to TensorBoard.")
 
     def all_sinks(self) -> tuple[SinkConfig, ...]:
@@ -185,6 +187,8 @@ class TrainConfig:
                 f"reset={','.join(self.reset)} has no effect without init_from.", "Set init_from, or remove reset."
             )
         self.validation.check()
+        for sink in self.log.all_sinks():
+            sinks.class_of(type(sink)).check()
         self._check_metrics()
         if self.validation.decode:
             self.validation.search.check()

@@ -226,6 +226,9 @@ class Trainer:
             has_skipped = self._advance(update)
             if self._is_due(self.config.log.every):
                 self._log_interval()
+            if self.config.log.histograms and self._is_due(self.config.log.histograms):
+                for name, weight in self._full_weights().items():
+                    self.log.histogram(f"weights/{name}", self.state.update, weight)
             if self.config.validation.split and self._is_due(self.config.validation.every or None):
                 self._save(pending_validation=True)
                 self._validate()

@@ -1,6 +1,7 @@
 """Sinks: what a resumed run keeps of a log, and a sink that a plug-in adds with one file."""
 
 import csv
+import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from seqtk.training.logging import Jsonl, JsonlConfig, Metrics, RunInfo, Sink, SinkConfig, format_number, sinks
+from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import trainer
 
 
@@ -94,3 +96,32 @@ def test_jsonl_drops_a_line_that_was_cut_off(tmp_path: Path) -> None:
 )
 def test_numbers_have_four_significant_digits(value: float, text: str) -> None:
     assert format_number(value) == text
+
+
+def test_histograms_are_written_on_request(tiny_corpus: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer(tiny_corpus, tmp_path, log__tensorboard=True, log__histograms=3).fit()
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"histograms": 0}).Reload()
+    names = events.Tags()["histograms"]
+    assert "weights/decoder.blocks.0.feed_forward.expand.weight" in names
+    assert [event.step for event in events.Histograms(names[0])] == [3, 6, 8]
+
+
+class TestWandb:
+    @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+    def test_it_is_refused_where_it_is_absent(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"log\.sinks=wandb.*not installed"):
+            trainer(tiny_corpus, tmp_path / "run", log__sinks=["wandb"])
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore")
+    def test_a_resumed_run_keeps_its_id(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        pytest.importorskip("wandb")
+        changes: dict[str, Any] = {"log__sinks": ["jsonl", {"kind": "wandb", "project": "test"}], "log__histograms": 4}
+        trainer(tiny_corpus, tmp_path, max_updates=4, **changes).fit()
+        before = (tmp_path / "wandb" / "id").read_text()
+        trainer(tiny_corpus, tmp_path, max_updates=8, **changes).fit()
+        assert (tmp_path / "wandb" / "id").read_text() == before
+        assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == 2
