@@ -7,8 +7,9 @@ and `SPLIT.labels.npy`. Pairs of texts are its languages `first` and `second`.
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import numpy as np
@@ -16,7 +17,8 @@ import numpy.typing as npt
 
 from seqtk import __version__
 from seqtk.data.indexed_writer import IndexedWriter
-from seqtk.data.preprocess import DATABIN_FILES, PreprocessConfig, preprocess
+from seqtk.data.preprocess import PreprocessConfig, preprocess, write_record
+from seqtk.data.preprocess_labelled import FILES, PAIR
 from seqtk.data.sources.databin import CLASSES, LABELS, RECORD, DataBin
 from seqtk.data.vocabulary import EOS, SPECIALS, Vocabulary
 from seqtk.utils.errors import UserError
@@ -24,11 +26,9 @@ from seqtk.utils.files import atomic_directory, write_text
 from seqtk.utils.progress import Reporter
 
 SPLITS = ("train", "valid", "test")
-PAIR = ("first", "second")
 PIXELS = tuple(map(str, range(256)))
 """The dictionary of pixels."""
 
-_FILES = (*DATABIN_FILES, *(name for name in (CLASSES, f"*{LABELS}") if name not in DATABIN_FILES))
 _MOST_CLASSES = 10  # whose shares are printed
 
 Ints = npt.NDArray[np.int64]
@@ -64,9 +64,8 @@ def write_texts(
     Raises UserError if a split has no examples.
     """
     sides = PAIR if "target_lang" in settings else ("",)
-    with _databin(destination, classes) as folder:
-        text = folder / "text"
-        text.mkdir()
+    with _databin(destination, classes) as folder, TemporaryDirectory(dir=folder) as scratch:
+        text = Path(scratch)
         labels: dict[str, list[int]] = {split: [] for split in SPLITS}
         with ExitStack() as stack:
             files: dict[str, list[IO[bytes]]] = {
@@ -77,6 +76,8 @@ def write_texts(
                 labels[example.split].append(example.label)
                 for file, line in zip(files[example.split], example.texts, strict=True):
                     file.write(line + b"\n")
+        for split in SPLITS:
+            _save_labels(folder, split, np.array(labels[split], dtype=np.int64), len(classes))
         config = PreprocessConfig(
             train=str(text / "train"),
             valid=(str(text / "valid"),),
@@ -86,9 +87,8 @@ def write_texts(
             min_length=0,
             **settings,
         )
-        preprocess(config, reporter=Reporter(progress=reporter.progress))  # its messages name the temporary folder
-        for split in SPLITS:
-            _save_labels(folder, split, np.array(labels[split], dtype=np.int64), len(classes))
+        report = preprocess(config, reporter=Reporter(progress=reporter.progress))  # messages name temporary files
+        write_record(folder, replace(config, train=None, valid=(), test=()), report)
 
 
 def write_arrays(
@@ -119,7 +119,7 @@ def write_arrays(
 
 @contextmanager
 def _databin(destination: Path, classes: Sequence[str]) -> Iterator[Path]:
-    with atomic_directory(destination, only=_FILES) as folder:
+    with atomic_directory(destination, only=FILES) as folder:
         write_text(folder / CLASSES, "".join(f"{name}\n" for name in classes))
         yield folder
 
