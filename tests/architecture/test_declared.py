@@ -28,7 +28,6 @@ UNSAFE_CALLS = {
     "exec",
     "yaml.load",
     "yaml.unsafe_load",
-    "np.load",
 }
 
 MACHINE = re.compile(r"(?<![\w.])/(work|home|root|Users|mnt)/\w|index-url|https?://[\w.-]*(pypi|pythonhosted)[\w.-]*")
@@ -90,16 +89,17 @@ def test_recipes_name_commands_that_exist(name: str) -> None:
 
 
 def test_nothing_unpickles_or_evaluates() -> None:
-    """torch.load reads weights only."""
+    """torch.load reads weights only, np.load no objects."""
+    safe = {"torch.load": ("weights_only", "True"), "np.load": ("allow_pickle", "False")}
     for path, tree in TREES.items():
         assert not [name for name in imported_by(tree) if name.startswith("pickle.")], relative(path)
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             name = ast.unparse(call.func)
             where = f"{relative(path)}:{call.lineno}: {name}"
             assert name not in UNSAFE_CALLS, where
-            if name == "torch.load":
-                keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-                assert keywords.get("weights_only") == "True", where
+            if name in safe:
+                key, value = safe[name]
+                assert {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}.get(key) == value, where
 
 
 def test_no_tracked_file_names_a_machine() -> None:

@@ -20,7 +20,7 @@ from seqtk.utils.text_io import SUFFIXES
 class LabelledSourceConfig(Columns, SourceConfig):
     """TSV, CSV or JSON lines in a folder: train.tsv, valid.tsv, test.tsv. For small sets; others make a data-bin."""
 
-    tokens: Literal["words", "characters", "bytes"] = setting(
+    tokens: Literal["words", "lowercase_words", "characters", "bytes"] = setting(
         "words", help="The tokens of a new model; words are separated by blanks. A trained model keeps its own."
     )
 
