@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which a run can validate and keep beside the weights that train."""
+"""An exponential moving average of the weights, which a run can validate and save in addition to the weights."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""A new run starts from the weights of a trained model, which may differ from its own."""
+"""A new run starts from the weights of a trained model, which may have another architecture."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -199,7 +199,7 @@ class TestVocabulary:
 
 
 class TestOtherModels:
-    def test_a_classifier_starts_from_a_masked_language_model(self) -> None:
+    def test_a_classifier_starts_from_a_masked_lm(self) -> None:
         tree = {"kind": "transformer_masked_lm", **SIZES, "encoder": {"layers": 2}}
         old = build_model(schema.from_dict(ModelConfig, tree), MaskedBatch, vocabulary=8)
         result = moved(old, classifier("abcd", 5))
