@@ -1,9 +1,12 @@
 """Grey images in files: PNG read and written, and the batches of CIFAR-10, without Pillow and without unpickling."""
 
+import io
 import pickletools
 import struct
+import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -139,12 +142,17 @@ def read_pickled_batch(content: bytes, name: str) -> tuple[Image, npt.NDArray[np
     return np.frombuffer(pixels, dtype=np.uint8).reshape(-1, CIFAR_PIXELS), np.array(labels)
 
 
+def read_npy(content: bytes) -> npt.NDArray[Any]:
+    """The array in the content of a file of numpy. Raises ValueError if it is damaged or would have to be unpickled."""
+    return np.asarray(np.lib.format.read_array(io.BytesIO(content), allow_pickle=False))
+
+
 def read_npz(path: Path) -> tuple[Image, npt.NDArray[np.int64]]:
     """The arrays `image`, uint8 of 32 x 32 pixels, and `label` of a file of numpy, which is not unpickled."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            image, label = arrays["image"], arrays["label"]
-    except (OSError, ValueError, KeyError, zlib.error) as error:
+        with zipfile.ZipFile(path) as archive:
+            image, label = (read_npy(archive.read(f"{name}.npy")) for name in ("image", "label"))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} has no arrays image and label: {str(error).splitlines()[0]}.") from None
     if image.dtype != np.uint8 or image.shape[1:] != (32, 32) or label.shape != image.shape[:1]:
         raise UserError(

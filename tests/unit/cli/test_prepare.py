@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from seqtk.cli.prepare import main
+from seqtk.cli.recipe_files import find_recipe
 from seqtk.corpora import CORPORA, LABELLED_SETS
 from seqtk.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from seqtk.utils.errors import UserError
@@ -108,3 +109,8 @@ def test_an_interrupted_corpus_names_the_command(tmp_path: Path) -> None:
     (tmp_path / "ptb" / "text").mkdir(parents=True)
     with pytest.raises(UserError, match="seqtk-prepare ptb"):
         LanguageModelingTask(LanguageModelingConfig(data=str(tmp_path / "ptb"), made_by="seqtk-prepare ptb"))
+
+
+def test_every_labelled_set_names_a_recipe() -> None:
+    for labelled in LABELLED_SETS.values():
+        find_recipe(labelled.recipe)
