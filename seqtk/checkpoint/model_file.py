@@ -169,18 +169,18 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     contiguous = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     sums = {name: _tensor_checksum(name, tensor) for name, tensor in contiguous.items()}
     header[CHECKSUMS] = json.dumps({"header": _header_checksum(header), "tensors": sums})
-    try:
-        with atomic_file(path) as file:
-            if is_special(Path(os.path.realpath(path))):
-                file.write(serialize(contiguous, header))
-                return
-            mode = os.fstat(file.fileno()).st_mode
-            save_file(contiguous, file.name, header)  # creates a file that only its owner can read
-            os.chmod(file.name, stat.S_IMODE(mode))
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        reason = os.strerror(int(number[1])) if number else str(error)
-        raise OSError(int(number[1]) if number else errno.EIO, reason, str(path)) from error
+    with atomic_file(path) as file:
+        if is_special(Path(os.path.realpath(path))):
+            file.write(serialize(contiguous, header))
+            return
+        mode = os.fstat(file.fileno()).st_mode
+        try:
+            save_file(contiguous, file.name, header)  # replaces the file by one that only its owner can read
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            reason = os.strerror(int(number[1])) if number else str(error)
+            raise OSError(int(number[1]) if number else errno.EIO, reason, str(path)) from error
+        os.chmod(file.name, stat.S_IMODE(mode))
 
 
 def load_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:

@@ -215,6 +215,7 @@ def locked(save_dir: Path) -> Iterator[None]:
             raise UserError(
                 f"Another run is writing to {save_dir}.", "Wait until it ends, or set another save_dir."
             ) from None
+        _remove_partial(save_dir)
         try:
             yield
         finally:
@@ -223,6 +224,17 @@ def locked(save_dir: Path) -> Iterator[None]:
                 with suppress(OSError):  # the folder is not empty
                     for folder in created:
                         folder.rmdir()
+
+
+def _remove_partial(save_dir: Path) -> None:
+    """Removes files of the run that were being written when it was killed; those of other commands stay."""
+    for pattern in ("log.jsonl", "best*", "latest", "replay.*"):
+        for path in save_dir.glob(f".{pattern}.partial-*"):
+            path.unlink(missing_ok=True)
+    for path in save_dir.glob("update_*/.state.json.partial-*"):
+        path.unlink(missing_ok=True)
+    for folder in save_dir.glob("update_*.partial"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def fingerprint(train_set: Dataset) -> str:

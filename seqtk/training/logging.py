@@ -21,7 +21,7 @@ from tqdm import tqdm
 from seqtk.config.fields import setting
 from seqtk.config.registry import Registry
 from seqtk.utils.errors import UserError
-from seqtk.utils.files import write_text
+from seqtk.utils.files import disk_full_errors, write_text
 
 Metrics = Mapping[str, float | int | str]
 """By name; text is a signature that says how the metric before it was computed."""
@@ -144,13 +144,15 @@ class Jsonl(Sink):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file():
             write_text(path, "".join(f"{line}\n" for line in path.read_text("utf-8").splitlines() if _kept(line, run)))
-        self.file = path.open("a", encoding="utf-8", buffering=1)
+        self.path, self.file = path, path.open("a", encoding="utf-8", buffering=1)
 
     def metrics(self, kind: str, update: int, values: Metrics) -> None:
-        self.file.write(json.dumps({"kind": kind, "update": update, **values}) + "\n")
+        with disk_full_errors(self.path):
+            self.file.write(json.dumps({"kind": kind, "update": update, **values}) + "\n")
 
     def close(self) -> None:
-        self.file.close()
+        with disk_full_errors(self.path):
+            self.file.close()
 
 
 def _kept(line: str, run: RunInfo) -> bool:
@@ -174,23 +176,29 @@ class TensorBoard(Sink):
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         purge = run.resumed_at + 1 if run.resumed_at else None
-        self.writer: Any = SummaryWriter(str(run.save_dir / "tensorboard"), purge_step=purge, flush_secs=30)
+        self.folder = run.save_dir / "tensorboard"
+        with disk_full_errors(self.folder / "events.out.tfevents"):
+            self.writer: Any = SummaryWriter(str(self.folder), purge_step=purge, flush_secs=30)
 
     def metrics(self, kind: str, update: int, values: Metrics) -> None:
         self.scalars(kind, update, {name: value for name, value in values.items() if not isinstance(value, str)})
 
     def scalars(self, kind: str, update: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(f"{kind}/{name}", value, update)
+        with disk_full_errors(self.folder / "events.out.tfevents"):
+            for name, value in values.items():
+                self.writer.add_scalar(f"{kind}/{name}", value, update)
 
     def text(self, name: str, update: int, markdown: str) -> None:
-        self.writer.add_text(name, markdown, update)
+        with disk_full_errors(self.folder / "events.out.tfevents"):
+            self.writer.add_text(name, markdown, update)
 
     def histogram(self, name: str, update: int, values: Tensor) -> None:
-        self.writer.add_histogram(name, values, update)
+        with disk_full_errors(self.folder / "events.out.tfevents"):
+            self.writer.add_histogram(name, values, update)
 
     def close(self) -> None:
-        self.writer.close()
+        with disk_full_errors(self.folder / "events.out.tfevents"):
+            self.writer.close()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,72 @@
+"""Resuming is bit-exact in every combination of settings, and visits every example once where the split changes."""
+
+import itertools
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.runs import UPDATES, Run, assert_same_run, finish, logged, wait_for_update
+
+pytestmark = pytest.mark.slow
+
+PLUGIN = """
+import os
+from seqtk.training.parallel import TrainStep
+
+forward = TrainStep.forward
+
+def noting(self, batch, state=None):
+    if self.training and batch.weight:
+        with open(os.environ["SEEN"], "a") as file:
+            print(batch.ids_B.tolist(), file=file)
+    return forward(self, batch, state)
+
+TrainStep.forward = noting
+"""
+COMBINATIONS = list(itertools.product([1, 2], [0, 2], [1, 3]))
+if "SEQTK_KILLS" not in os.environ:
+    COMBINATIONS = [(1, 0, 3), (2, 2, 1)]  # make test-faults has all
+
+
+@pytest.mark.parametrize(("processes", "workers", "update_freq"), COMBINATIONS)
+def test_killed_and_stopped_run_is_bit_equal(
+    tiny_corpus: Path, tmp_path: Path, processes: int, workers: int, update_freq: int
+) -> None:
+    """In the middle of an epoch, with patience, an average of the weights, and float16 in half of the cases."""
+    settings = [
+        f"batch.workers={workers}",
+        f"update_freq={update_freq}",
+        "validation.patience=9",
+        "ema.decay=0.9",
+        f"precision={'fp16' if workers else 'fp32'}",
+        "checkpoint.every=7",
+    ]
+    finish(tiny_corpus, tmp_path / "whole", *settings, processes=processes)
+    for update in (10, 40):
+        run = Run(tiny_corpus, tmp_path / "parts", *settings, processes=processes)
+        wait_for_update(run, update)
+        run.kill(*range(processes))
+    newest = tmp_path / "parts" / (tmp_path / "parts" / "latest").read_text()
+    assert json.loads((newest / "state.json").read_text())["position"]["examples"] > 0
+    finish(tiny_corpus, tmp_path / "parts", *settings, processes=processes)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", "ema")
+
+
+def test_other_world_size_visits_every_example_once(tiny_corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.py").write_text(PLUGIN.replace("\\\\\\\\", "\\\\"))
+    settings = [f"user_dir={tmp_path / 'notes.py'}", "max_epochs=1"]
+    for processes, update_freq, end in ((2, 1, "max_updates=4"), (1, 3, "max_updates=6"), (2, 2, "max_updates=0")):
+        finish(
+            tiny_corpus,
+            tmp_path / "run",
+            *settings,
+            end,
+            f"update_freq={update_freq}",
+            processes=processes,
+            environment={"SEEN": str(tmp_path / "seen")},
+        )
+    seen = [index for line in (tmp_path / "seen").read_text().splitlines() for index in json.loads(line)]
+    assert sorted(seen) == list(range(300))
+    assert logged(tmp_path / "run")[-1]["update"] < UPDATES
