@@ -41,8 +41,9 @@ def setup() -> configparser.ConfigParser:
 
 
 def requirements() -> list[str]:
-    """The distributions that the package and its extra `plot` require."""
-    lines = setup()["options"]["install_requires"] + setup()["options.extras_require"]["plot"]
+    """The distributions that the package and its extras for users require."""
+    extras = setup()["options.extras_require"]
+    lines = setup()["options"]["install_requires"] + extras["plot"] + extras["wandb"]
     return [re.split(r"[<>=]", line)[0] for line in lines.split()]
 
 
