@@ -45,8 +45,11 @@ class WeightAverage:
                 average.copy_(tensors[name])
 
     @contextmanager
-    def in_model(self) -> Iterator[None]:
-        """Inside the block the model has the averaged weights."""
+    def in_validation(self) -> Iterator[None]:
+        """Inside the block the model has the averaged weights, unless `validate` is false."""
+        if not self.config.validate:
+            yield
+            return
         weights, averages = list(self._weights.values()), list(self.tensors.values())
         kept = [weight.clone() for weight in weights]
         torch._foreach_copy_(weights, averages)

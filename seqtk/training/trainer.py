@@ -521,8 +521,7 @@ class Trainer:
         Raises:
             NotFiniteError: If a metric is not finite.
         """
-        average = self.average if self.average is not None and self.average.config.validate else None
-        with average.in_model() if average else nullcontext():
+        with self.average.in_validation() if self.average else nullcontext():
             self._validate_model()
 
     def _validate_model(self) -> None:
@@ -576,9 +575,8 @@ class Trainer:
         if bad is not None:
             raise NotFiniteError(f"The weight {bad} is not finite after update {self.state.update:,}.", self._advice())
         optimizer = optimizer_tensors(self.model, self.optimizer, full=self.engine.full)
-        average = None
-        if self.average is not None:
-            average = model | {name: self.engine.full(tensor) for name, tensor in self.average.tensors.items()}
+        averages = self.average.tensors if self.average else {}
+        average = model | {name: self.engine.full(tensor) for name, tensor in averages.items()} if averages else None
         if self.engine.is_first:
             archive = self.checkpoints.archive_newer(self._saved_at)
             if archive is not None:
@@ -597,5 +595,5 @@ class Trainer:
         set_tensors(self.model, parts, source=source)
         set_optimizer_tensors(self.model, self.optimizer, optimizer, source=source, local=local)
         if self.average is not None:
-            self.average.load(self.model.state_dict())
-            self.average.load({name: local(tensor, own[name]) for name, tensor in average.items() if name in own})
+            parts = {name: local(tensor, own[name]) for name, tensor in average.items() if name in own}
+            self.average.load(self.model.state_dict() | parts)
