@@ -38,7 +38,7 @@ _GUESSES = 24
 _BLOCKED = 255
 _FREE = 76  # up to 0.3 of 255
 _TOUCHING = 459  # 1.8 of 255: the sum of two masks at one pixel
-_PATIENCE = 150_000
+_PATIENCE = 50_000
 """Attempts without a success after which the settings are refused."""
 
 Ints = npt.NDArray[np.int64]

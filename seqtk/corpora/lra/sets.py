@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from seqtk.config.fields import setting
 from seqtk.corpora.images import read_npy, read_png, sheet, write_png
@@ -220,6 +219,8 @@ def _drawn(config: PathfinderConfig, split: str, reporter: Reporter) -> Iterator
 
 def _official_pathfinder(config: PathfinderConfig, reporter: Reporter) -> Mapping[str, Iterator[Part]]:
     """The images of one level: 80 % train, 10 % validate, 10 % test, in the random order of S4's code (seed 42)."""
+    import torch  # takes 2 s, which all other commands of this module save
+
     if config.contour_length not in _LEVELS:
         raise UserError(f"contour_length={config.contour_length}: the official archive has 6, 9 and 14.")
     level = f"pathfinder{config.size}/{_LEVELS[config.contour_length]}"

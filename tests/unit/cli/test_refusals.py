@@ -22,6 +22,7 @@ from seqtk.cli import compose
 from seqtk.config import schema
 from seqtk.config.fields import help_of, range_of
 from seqtk.config.registry import REGISTRIES, registry_of
+from seqtk.corpora import LABELLED_SETS
 from seqtk.utils.errors import UserError
 
 HUGE = 10**20
@@ -53,7 +54,7 @@ def commands() -> dict[str, type]:
                 config_type = config_type()
             if config_type is not None:
                 found.setdefault(module.name, config_type)
-    return found
+    return found | {f"prepare {name}": labelled.config for name, labelled in LABELLED_SETS.items()}
 
 
 COMMANDS = commands()
