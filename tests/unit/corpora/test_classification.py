@@ -19,6 +19,7 @@ from seqtk.corpora.lra.sets import ListOpsConfig, PathfinderConfig, prepare_list
 from seqtk.data.sources.databin import DataBin
 from seqtk.utils.errors import UserError
 from seqtk.utils.progress import Reporter
+from tests.unit.corpora.fake_server import Served, Shelf
 
 REVIEWS = [(split, label, n) for split in ("train", "test") for label in ("neg", "pos") for n in range(10)]
 
@@ -157,6 +158,24 @@ class TestCifar:
         with pytest.raises(UserError, match="was not unpickled"):
             prepare("lra_image", tmp_path / "in", tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+class TestDownloads:
+    @pytest.mark.parametrize("published", [True, False])
+    def test_files_are_downloaded_and_verified(self, published: bool, shelf: Shelf, tmp_path: Path) -> None:
+        """Files that differ from the published ones are refused."""
+        source = ag_news(tmp_path / "in")
+        shelf.files = {path.name: Served(path.read_bytes()) for path in source.iterdir()}
+        files = tuple(replace(file, digest=None) for file in LABELLED["ag_news"].files)
+        corpus = replace(LABELLED["ag_news"], counts={}, files=LABELLED["ag_news"].files if published else files)
+        config = corpus.config(mirror=shelf.url, downloads=str(tmp_path / "downloads"), workers=1)
+        if published:
+            with pytest.raises(UserError, match="differs from the published"):
+                prepare_labelled(config, tmp_path / "out", corpus=corpus, reporter=Reporter())
+            assert not (tmp_path / "out").exists()
+            return
+        prepare_labelled(config, tmp_path / "out", corpus=corpus, reporter=Reporter())
+        assert contents(DataBin(tmp_path / "out")) == contents(prepare("ag_news", source, tmp_path / "again"))
 
 
 class TestRetrieval:
