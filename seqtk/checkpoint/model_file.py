@@ -146,6 +146,13 @@ def tensors_of(model: nn.Module) -> Tensors:
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
+def first_bad(tensors: Mapping[str, Tensor]) -> str | None:
+    """Returns the name of the first tensor that is not finite; waits for the device once."""
+    names = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+    finite = torch.stack([tensors[name].isfinite().all() for name in names]).tolist() if names else []
+    return next((name for name, good in zip(names, finite, strict=True) if not good), None)
+
+
 def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
     """Copies `tensors` into the model. Raises UserError if one is missing, unknown or of another shape."""
     own = tensors_of(model)

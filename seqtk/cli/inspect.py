@@ -86,8 +86,8 @@ def _verified(path: str, model: "ModelFile") -> Iterator[str]:
     from pathlib import Path
 
     from seqtk.checkpoint import model_file
+    from seqtk.checkpoint.model_file import first_bad
     from seqtk.checkpoint.restore import load_checkpoint
-    from seqtk.training.non_finite import first_bad
     from seqtk.utils.errors import how_many
 
     damaged = []

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from seqtk.checkpoint.run_state import TrainState
 from seqtk.config import schema
 from seqtk.config.fields import setting
 from seqtk.criterions import CriterionConfig
@@ -203,6 +204,14 @@ class TrainConfig:
                     f"{key}={name}: this metric needs the model's outputs.",
                     "Set validation.decode=true, or choose another metric.",
                 )
+
+    def is_over(self, state: TrainState) -> bool:
+        """Whether a run ends in this state."""
+        return bool(
+            (self.max_updates and state.update >= self.max_updates)
+            or (self.max_epochs and state.position.epoch > self.max_epochs)
+            or (self.validation.patience and state.validations_without_best >= self.validation.patience)
+        )
 
     def length_key(self, slot: str) -> str:
         """Returns the key that sets `max_length` of the layers at `slot`: the shared key if it applies to them."""

@@ -3,19 +3,18 @@
 The search costs nothing until something fails: only then is the computation repeated, with hooks on every module.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import IntEnum
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from seqtk.attention import State
-from seqtk.checkpoint.model_file import tensors_of
+from seqtk.checkpoint.model_file import first_bad, tensors_of
 from seqtk.data.batch import Batch
 from seqtk.training.parallel import Engine, TrainStep
 from seqtk.utils.errors import UserError
@@ -134,13 +133,6 @@ def origin_of(probe: Probe, step: TrainStep, *, engine: Engine) -> Origin:
     every: list[Origin] = engine.gather(found)
     rank, first = min(enumerate(every), key=lambda pair: (pair[1].stage, pair[0]))
     return Origin(first.stage, first.name, rank, first.ids)
-
-
-def first_bad(tensors: Mapping[str, Tensor]) -> str | None:
-    """Returns the name of the first tensor that is not finite; waits for the device once."""
-    names = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
-    finite = torch.stack([tensors[name].isfinite().all() for name in names]).tolist() if names else []
-    return next((name for name, good in zip(names, finite, strict=True) if not good), None)
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -152,6 +153,11 @@ class TrainStep(nn.Module):
         if not loss.weight:  # a row that stands in for no examples: it only takes part in the all-reduce
             total, stats = total * 0, {name: (value * 0, weight * 0) for name, (value, weight) in stats.items()}
         return total, stats, tree_map(lambda leaf: None if leaf is None else leaf.detach().clone(), loss.state)
+
+
+def dropout_seed(seed: int, update: int, rank: int) -> int:
+    """Returns the seed of dropout in an update, from the run's seed."""
+    return int(np.random.SeedSequence([seed, update, rank]).generate_state(1)[0])
 
 
 def start_engine(config: EngineConfig | None = None, *, device: str = "auto") -> Engine:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -25,7 +24,7 @@ from seqtk.data.batch import Batch
 from seqtk.tasks.base import Assets
 from seqtk.training.config import TrainConfig
 from seqtk.training.non_finite import Origin, origin_of, probing
-from seqtk.training.parallel import Engine, TrainStep, start_engine
+from seqtk.training.parallel import Engine, TrainStep, dropout_seed, start_engine
 from seqtk.training.resume import saved_config
 from seqtk.utils.errors import UserError
 
@@ -51,11 +50,6 @@ class Failure:
 
     def __str__(self) -> str:
         return f"Update {self.update + 1:,}" if self.training else f"The validation of update {self.update:,}"
-
-
-def dropout_seed(seed: int, update: int, rank: int) -> int:
-    """Returns the seed of dropout in an update, from the run's seed."""
-    return int(np.random.SeedSequence([seed, update, rank]).generate_state(1)[0])
 
 
 def write_replay(path: Path, failure: Failure, weights: Tensors, *, config: Any, assets: Assets) -> None:

@@ -1,4 +1,4 @@
-"""Starts a run from the weights of a trained model and, of another run, from parts of its state: init_from, reset."""
+"""Where a run starts: from its last checkpoint, or (init_from, reset) from a trained model and parts of another run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,13 +8,14 @@ from typing import Any
 from seqtk.attention import State
 from seqtk.checkpoint import model_file
 from seqtk.checkpoint.model_file import Tensors
-from seqtk.checkpoint.restore import Checkpoint, load_checkpoint
+from seqtk.checkpoint.restore import Checkpoint, load_checkpoint, load_latest
 from seqtk.checkpoint.run_state import Checkpoints, TrainState
 from seqtk.checkpoint.transfer import Fate, transfer
 from seqtk.models import Model
 from seqtk.tasks.base import Assets
 from seqtk.training.config import PARTS, TrainConfig
-from seqtk.training.resume import differences, format_list, saved_config
+from seqtk.training.parallel import Engine
+from seqtk.training.resume import check_resumable, differences, format_list, saved_config
 from seqtk.utils.errors import UserError, how_many
 
 KEPT_BY = {
@@ -29,8 +30,10 @@ NEEDS = {"optimizer": ("optimizer",), "data": ("seed", "task", "batch")}
 
 @dataclass(frozen=True)
 class Start:
-    """What a new run starts from."""
+    """What a run starts from."""
 
+    source: str
+    """Where it comes from, for errors."""
     weights: Tensors
     optimizer: Tensors
     average: Tensors
@@ -38,6 +41,42 @@ class Start:
     state: TrainState
     notes: list[str]
     """What was taken and kept, for the log."""
+    has_changes: bool = False
+    """Whether settings differ from those of the checkpoint."""
+
+
+def resume_from(folder: Path, config: TrainConfig, *, engine: Engine, assets: Assets, corpus: str) -> Start:
+    """Reads the latest checkpoint of the run, and compares it with the run's settings and data.
+
+    Args:
+        folder: The checkpoint.
+        config: The config of the run.
+        engine: The processes, which all read the same checkpoint.
+        assets: The assets of its task.
+        corpus: The fingerprint of its training data.
+
+    Raises:
+        UserError: If it cannot be read, or if the run may not resume from it.
+    """
+    saved, damage = load_latest(folder, gather=engine.gather)
+    changed, rates = check_resumable(saved, config, assets=assets, corpus=corpus)
+    state = saved.state.replace(corpus=corpus)
+    notes = [
+        damage,
+        f"Resuming from update {state.update:,}, epoch {state.position.epoch}.",
+        f"Changed settings: {format_list(changed)}." if changed else "",
+        rates or "" if not config.is_over(state) else "",
+    ]
+    return Start(
+        source=str(saved.folder),
+        weights=saved.model.tensors,
+        optimizer=saved.optimizer,
+        average=saved.average,
+        streams=saved.streams,
+        state=state,
+        notes=[note for note in notes if note],
+        has_changes=bool(changed),
+    )
 
 
 def start_from(config: TrainConfig, *, model: Model, drawn: Tensors, assets: Assets, state: TrainState) -> Start:
@@ -61,7 +100,7 @@ def start_from(config: TrainConfig, *, model: Model, drawn: Tensors, assets: Ass
     taken = transfer(contents, model, drawn=drawn, assets=assets, source=source)
     notes = [f"Starting from the weights of {saved.folder if saved else config.init_from}:", *taken.lines()]
     if saved is None:
-        return Start(taken.tensors, {}, {}, None, state, notes)
+        return Start(source, taken.tensors, {}, {}, None, state, notes)
     _check_kept(kept, saved, config, state=state)
     whole = {name for name, fate in taken.fates.items() if fate is Fate.TAKEN and "optimizer" in kept}
     optimizer = {name: tensor for name, tensor in saved.optimizer.items() if name.rpartition("/")[0] in whole}
@@ -77,7 +116,7 @@ def start_from(config: TrainConfig, *, model: Model, drawn: Tensors, assets: Ass
         )
     )
     streams = saved.streams if "data" in kept else None
-    return Start(taken.tensors, optimizer, average, streams, replace(state, **fields), notes)
+    return Start(source, taken.tensors, optimizer, average, streams, replace(state, **fields), notes)
 
 
 def _checkpoint(path: str) -> Checkpoint:

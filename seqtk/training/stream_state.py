@@ -18,25 +18,21 @@ from seqtk.utils.errors import UserError
 
 
 class StreamState:
-    """The recurrent state of this process's micro-batches; every state is None without streams.
+    """The recurrent state of this process's micro-batches.
 
     Raises:
         UserError: There are more micro-batches than streams.
     """
 
-    def __init__(self, streams: int | None, *, world: Engine, update_freq: int = 1) -> None:
-        if streams is not None and streams < world.size * update_freq:
+    def __init__(self, streams: int, *, world: Engine, update_freq: int = 1) -> None:
+        if streams < world.size * update_freq:
             raise UserError(
                 f"batch.streams={streams} cannot be split into {world.size * update_freq} micro-batches.",
                 "Each process takes update_freq of them.",
                 f"Set batch.streams={world.size * update_freq} or more, or lower update_freq.",
             )
         self.world = world
-        self.parts = (
-            []
-            if streams is None
-            else stream_slices(streams, world=world.size, rank=world.rank, update_freq=update_freq)
-        )
+        self.parts = stream_slices(streams, world=world.size, rank=world.rank, update_freq=update_freq)
         self.states: list[State] = []
         self.clear()
 
@@ -46,17 +42,14 @@ class StreamState:
 
     def load(self, index: int, *, rows: int) -> State:
         """The input state of micro-batch `index`, whose last update may have fewer rows."""
-        return rows_of(self.states[index], slice(rows)) if self.parts else None
+        return rows_of(self.states[index], slice(rows))
 
     def store(self, index: int, state: State) -> None:
         """Keeps the output state of micro-batch `index`."""
-        if self.parts:
-            self.states[index] = state
+        self.states[index] = state
 
     def gather(self) -> State:
         """The state of all rows of all processes, on the CPU. A collective operation."""
-        if not self.parts:
-            return None
         leaves, specs = zip(*map(tree_flatten, self.states), strict=True)
         return tree_unflatten([self._gather_leaf(own) for own in zip(*leaves, strict=True)], specs[0])
 

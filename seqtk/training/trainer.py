@@ -20,15 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.attention import Attention
-from seqtk.checkpoint.model_file import Tensors, set_tensors, tensors_of
-from seqtk.checkpoint.restore import load_latest, set_optimizer_tensors
+from seqtk.checkpoint.model_file import Tensors, first_bad, set_tensors, tensors_of
+from seqtk.checkpoint.restore import set_optimizer_tensors
 from seqtk.checkpoint.run_state import Checkpoints, TrainState, fingerprint, locked, optimizer_tensors
 from seqtk.config import schema
 from seqtk.corpora import demo
 from seqtk.criterions import criterions
 from seqtk.criterions.base import Stats
 from seqtk.data.batch import Batch
-from seqtk.data.loader import CPU, load_updates
+from seqtk.data.loader import load_updates
 from seqtk.data.plan import Position, Update, epoch_plan
 from seqtk.metrics import metrics
 from seqtk.optim import can_skip, freeze, optimizers, rate_scales, scale_rates, schedules, set_rate
@@ -36,18 +36,16 @@ from seqtk.tasks import tasks
 from seqtk.training.average import WeightAverage
 from seqtk.training.checks import banner, check_run, running
 from seqtk.training.config import TrainConfig
+from seqtk.training.failures import refuse_weights, skip_update, skip_validation
 from seqtk.training.interval import OF_WEIGHTS, OVERFLOWS, IntervalSums, interval_values
 from seqtk.training.logging import Logger, RunInfo
 from seqtk.training.loss_scale import LossScale
-from seqtk.training.non_finite import NotFiniteError, Origin, Stage, first_bad, origin_of, probing
-from seqtk.training.parallel import Engine, TrainStep, start_engine
-from seqtk.training.replay import Failure, MicroBatch, dropout_seed, to_device, write_replay
-from seqtk.training.resume import check_resumable, format_list
+from seqtk.training.parallel import Engine, TrainStep, dropout_seed, start_engine
 from seqtk.training.signals import StopSignal, ending_with_launcher
-from seqtk.training.start import start_from
+from seqtk.training.start import Start, resume_from, start_from
 from seqtk.training.stream_state import StreamState
 from seqtk.training.validation import Validated, ValidationInterrupted, reported_metrics, validate
-from seqtk.utils.errors import UserError, how_many
+from seqtk.utils.errors import UserError
 from seqtk.utils.memory import keep_freed_memory, out_of_memory_errors, peak_memory_gib
 
 
@@ -87,7 +85,7 @@ def prepared(config: TrainConfig) -> Iterator[Engine]:
         torch.set_num_threads(config.threads)
     engine = start_engine(config.parallel, device=config.device)
     try:
-        if config.task.data == demo.DESTINATION:
+        if config.task.data == demo.DESTINATION and not any(Path(demo.DESTINATION).glob("dict*.txt")):
             demo.ensure()
         with running(config, engine=engine):
             yield engine
@@ -121,16 +119,19 @@ class Trainer:
         with out_of_memory_errors(engine.device, "The weights of the model do not fit.", "Set smaller sizes in model."):
             self.model = self.task.model(config.model).to(engine.device)
         self.train_set = self.task.training_set(1)
-        freeze(self.model, config.freeze)
+        if config.freeze:
+            freeze(self.model, config.freeze)
         self.step = TrainStep(self.model, criterions.build(config.criterion), autocast=config.autocast)
         self.wrapped = engine.wrap(self.step)
         self.optimizer = optimizers.build(config.optimizer, self.model)  # of the parameters as the engine left them
-        scale_rates(
-            self.optimizer, self.model, rate_scales(self.model, config.lr_scales, layer_decay=config.layer_decay)
-        )
+        if config.lr_scales or config.layer_decay != 1:
+            factors = rate_scales(self.model, config.lr_scales, layer_decay=config.layer_decay)
+            scale_rates(self.optimizer, self.model, factors)
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
         self.schedule = schedules.build(config.schedule, lr=config.optimizer.lr, max_steps=config.max_updates or None)
-        self.streams = StreamState(config.batch.streams, world=engine, update_freq=config.update_freq)
+        self.streams: StreamState | None = None
+        if config.batch.streams is not None:
+            self.streams = StreamState(config.batch.streams, world=engine, update_freq=config.update_freq)
         self.checkpoints = Checkpoints(
             Path(config.save_dir),
             config=schema.to_dict(config),
@@ -142,52 +143,47 @@ class Trainer:
         layers = [layer for _, layer in self.model.attention_layers()]
         self._skips_on_device = (
             can_skip(self.optimizer)
-            and config.batch.streams is None
+            and self.streams is None
             and all(type(layer).after_update is Attention.after_update for layer in layers)
         )
         self.stop = StopSignal(engine, hours=config.max_hours)
-        self._skips: list[int] = []
+        self.skips: list[int] = []
         """The updates that were skipped one after another, up to the last one that was."""
         self._finite: Tensor = torch.ones((), dtype=torch.bool, device=engine.device)
 
     def _restore(self) -> None:
-        """Sets state, weights and optimizer from the latest checkpoint, if there is one."""
-        config = self.config
-        split = config.validation.split
+        """Sets state, weights and optimizer from the latest checkpoint, if there is one, or from `init_from`."""
+        config, assets, split = self.config, self.task.assets(), self.config.validation.split
         metric = f"{config.validation.metric} of {split}" if split else ""
-        corpus = fingerprint(self.train_set)
-        self.state = TrainState(metric=metric, corpus=corpus)
+        self.state = TrainState(metric=metric, corpus=fingerprint(self.train_set))
         self.notes: list[str] = []
         self._has_changes = False
         folder = self.checkpoints.latest()
         if folder is not None:
-            saved, damage = load_latest(folder, gather=self.engine.gather)
-            changed, rates = check_resumable(saved, config, assets=self.task.assets(), corpus=corpus)
-            self._set_weights(saved.model.tensors, saved.optimizer, saved.average, source=str(saved.folder))
-            self.streams.scatter(saved.streams)
-            self.state = saved.state.replace(corpus=corpus)
-            self._has_changes = bool(changed)
-            self.notes += [damage] if damage else []
-            self.notes.append(f"Resuming from update {self.state.update:,}, epoch {self.state.position.epoch}.")
-            if changed:
-                self.notes.append(f"Changed settings: {format_list(changed)}.")
-            if rates and not self._is_over():
-                self.notes.append(rates)
+            self._begin(resume_from(folder, config, engine=self.engine, assets=assets, corpus=self.state.corpus))
         elif config.init_from:
-            drawn, assets = self._full_weights(), self.task.assets()
-            start = start_from(config, model=self.model, drawn=drawn, assets=assets, state=self.state)
-            source = f"init_from={config.init_from}"
-            self._set_weights(start.weights, start.optimizer, start.average, source=source)
-            self.streams.scatter(start.streams)
-            self.state = start.state
-            self.notes += start.notes
+            drawn = self.full_weights()
+            self._begin(start_from(config, model=self.model, drawn=drawn, assets=assets, state=self.state))
         if self.state.metric != metric:  # there is no best value of another metric yet
             self.state = self.state.replace(metric=metric, best=None, validations_without_best=0)
-        self._saved_at = self.state.update
+        self.saved_at = self.state.update
         self.loss_scale = LossScale(
             enabled=config.precision == "fp16", device=self.engine.device, saved=self.state.loss_scale
         )
         self._clear_sums()
+
+    def _begin(self, start: Start) -> None:
+        """Takes weights, optimizer and progress from `start`."""
+        own, local = tensors_of(self.model), self.engine.local
+        weights = {name: local(tensor, own[name]) if name in own else tensor for name, tensor in start.weights.items()}
+        set_tensors(self.model, weights, source=start.source)
+        set_optimizer_tensors(self.model, self.optimizer, start.optimizer, source=start.source, local=local)
+        if self.average is not None:
+            averages = {name: local(tensor, own[name]) for name, tensor in start.average.items() if name in own}
+            self.average.load(self.model.state_dict() | averages)
+        if self.streams is not None:
+            self.streams.scatter(start.streams)
+        self.state, self.notes, self._has_changes = start.state, start.notes, start.has_changes
 
     def fit(self) -> Result:
         """Trains until the configured end, early stopping, or a signal."""
@@ -201,7 +197,7 @@ class Trainer:
                 self.log.info(line)
             if start.pending_validation:
                 self._validate()
-            if not (self.stop or self._is_over()):
+            if not (self.stop or self.config.is_over(self.state)):
                 self._train()
             if self.stop:
                 pending = ", starting with its validation" if self.state.pending_validation else ""
@@ -217,7 +213,7 @@ class Trainer:
 
     def _train(self) -> None:
         """The loop; after a skipped update, of which the host may learn later, it starts again behind that update."""
-        while not (self.stop or self._is_over()):
+        while not (self.stop or self.config.is_over(self.state)):
             self._train_from_position()
 
     def _train_from_position(self) -> None:
@@ -227,14 +223,14 @@ class Trainer:
             if self._is_due(self.config.log.every):
                 self._log_interval()
             if self.config.log.histograms and self._is_due(self.config.log.histograms):
-                for name, weight in self._full_weights().items():
+                for name, weight in self.full_weights().items():
                     self.log.histogram(f"weights/{name}", self.state.update, weight)
             if self.config.validation.split and self._is_due(self.config.validation.every or None):
-                self._save(pending_validation=True)
+                self.save(pending_validation=True)
                 self._validate()
             elif self._is_due(self.config.checkpoint.every) or self.stop:
-                self._save()
-            if has_skipped or self.stop or self._is_over():
+                self.save()
+            if has_skipped or self.stop or self.config.is_over(self.state):
                 break
 
     def _updates(self) -> Iterator[tuple[Update, list[Batch]]]:
@@ -262,8 +258,8 @@ class Trainer:
 
     def update(self, micro_batches: Sequence[Batch]) -> None:
         """Makes one update of the weights; if the gradient is not finite, nothing that a checkpoint holds changes."""
-        step, streams = self.state.update, list(self.streams.states)
-        weight, stats, norm = self._backward(micro_batches)
+        step, streams = self.state.update, list(self.streams.states) if self.streams else []
+        weight, stats, norm = self.backward(micro_batches)
         values = torch.stack([norm.double(), *stats.values()])
         finite = values.isfinite().all()
         overflow = self._finite & self.loss_scale.is_overflow(
@@ -276,7 +272,8 @@ class Trainer:
         elif bool(made):
             self._step(norm, lr=self.schedule.lr(step))
         else:
-            self.streams.states = streams
+            if self.streams:
+                self.streams.states = streams
             self._has_failed = not bool(self._finite)
         self.loss_scale.update(made=made, overflow=overflow)
         if self.average is not None:
@@ -297,7 +294,7 @@ class Trainer:
             self.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
         self.optimizer.step()
 
-    def _backward(self, micro_batches: Sequence[Batch]) -> tuple[float, dict[str, Tensor], Tensor]:
+    def backward(self, micro_batches: Sequence[Batch]) -> tuple[float, dict[str, Tensor], Tensor]:
         """Computes the gradient of an update. Returns its weight, the reported sums, and the gradient's norm."""
         config, engine = self.config, self.engine
         torch.manual_seed(dropout_seed(config.seed, self.state.update, engine.rank))
@@ -306,9 +303,10 @@ class Trainer:
         stats: Stats = {}
         for index, batch in enumerate(micro_batches):
             with engine.gradient_sync(self.wrapped, enabled=index == len(micro_batches) - 1):
-                state = self.streams.load(index, rows=len(batch.ids_B))
+                state = self.streams.load(index, rows=len(batch.ids_B)) if self.streams else None
                 total, reported, state = self.wrapped(batch, state)
-                self.streams.store(index, state)
+                if self.streams:
+                    self.streams.store(index, state)
                 total = total * (engine.size / weight)
                 (total * self.loss_scale.scale if self.loss_scale.enabled else total).backward()
             for name, (value, its_weight) in reported.items():
@@ -348,7 +346,7 @@ class Trainer:
         has_skipped = False
         if self._has_failed or self.stop or self._epoch_ended() or any(map(self._is_due, events)):
             has_skipped = self.read_sums()
-        if self._epoch_ended():
+        if self.streams and self._epoch_ended():
             self.streams.clear()
         self.log.progress(self.state.update)
         return has_skipped
@@ -359,18 +357,12 @@ class Trainer:
 
     def _is_due(self, every: int | None) -> bool:
         """Returns whether something that happens `every` so many updates (None: each epoch) is due."""
-        return self._is_over() or (self._epoch_ended() if every is None else self.state.update % every == 0)
+        return self.config.is_over(self.state) or (
+            self._epoch_ended() if every is None else self.state.update % every == 0
+        )
 
     def _epoch_ended(self) -> bool:
         return self.state.position.examples == 0
-
-    def _is_over(self, state: TrainState | None = None) -> bool:
-        config, state = self.config, state or self.state
-        return bool(
-            (config.max_updates and state.update >= config.max_updates)
-            or (config.max_epochs and state.position.epoch > config.max_epochs)
-            or (config.validation.patience and state.validations_without_best >= config.validation.patience)
-        )
 
     # Sums on the device
 
@@ -407,94 +399,13 @@ class Trainer:
         if done < len(unread):  # the first that failed, and with it all after it
             state, update = unread[done]
             self.state = state.replace(**timed)
-            self._handle_failure(update)
+            skip_update(self, update)
             self.state = self.state.replace(update=state.update + 1, position=update.position_after)
             self._finite = torch.ones_like(self._finite)
             self._has_failed = False
             return True
         self.state = self.state.replace(**timed)
         return False
-
-    # Failures
-
-    def _handle_failure(self, update: Update) -> None:
-        """Finds out where `update`, which follows the state, is not finite, and writes the replay file.
-
-        Raises:
-            NotFiniteError: Unless the update may be skipped. The state before it has been saved.
-        """
-        parts = [[0] if indices is None else indices.tolist() for indices in update.indices]
-        batches = [self.task.collate([self.train_set[index] for index in part]) for part in parts]
-        empty = [indices is None for indices in update.indices]
-        micro_batches = [
-            (batch.as_empty() if is_empty else batch).to(self.engine.device)
-            for batch, is_empty in zip(batches, empty, strict=True)
-        ]
-        self.optimizer.zero_grad(set_to_none=True)
-        streams = list(self.streams.states)
-        with probing(self.step) as probe:
-            self._backward(micro_batches)
-            origin = origin_of(probe, self.step, engine=self.engine)
-        self.streams.states = streams
-        self.optimizer.zero_grad(set_to_none=True)
-        problem = f"The loss or gradient of update {self.state.update + 1:,} is not finite, {origin}."
-        about = self._write_replay(origin, probe.inputs, training=True)
-        follows = self._skips[-1:] == [self.state.update - 1]
-        self._skips = [*(self._skips if follows else ()), self.state.update]
-        limit = self.config.max_skips
-        if self.config.non_finite == "skip" and origin.stage > Stage.WEIGHT:
-            if len(self._skips) <= limit:
-                self.log.info(f"Skipped: {problem} {about}")
-                return
-            problem = f"{how_many(limit, 'update')} in a row are skipped, max_skips={limit}. {problem}"
-        raise NotFiniteError(problem, about, self._save_before_abort())
-
-    def _handle_bad_metric(self, split: str, name: str, *, value: float, after: TrainState) -> None:
-        """Finds out where a validation is not finite, and writes the replay file.
-
-        Args:
-            split: The split.
-            name, value: The metric.
-            after: The state if the run continues.
-
-        Raises:
-            NotFiniteError: Unless the validation may be ignored; never for the last one.
-        """
-        config = replace(self.config, validation=replace(self.config.validation, decode=False))
-        with probing(self.step) as probe:
-            validate(self.step, self.task, config, split=split, engine=self.engine)
-            origin = origin_of(probe, self.step, engine=self.engine)
-        problem = f"The validation of update {self.state.update:,} has {name}={value}, {origin}."
-        about = self._write_replay(origin, probe.inputs[probe.at : probe.at + 1], training=False)
-        if config.non_finite == "skip" and origin.stage > Stage.WEIGHT and not self._is_over(after):
-            self.log.info(f"{problem} {about}")
-            return
-        latest = self.checkpoints.directory / "latest"
-        advice = (
-            f"Lower optimizer.lr or set clip_norm. To resume from an earlier checkpoint, write its name into {latest}."
-        )
-        raise NotFiniteError(problem, about, advice)
-
-    def _write_replay(self, origin: Origin, inputs: Sequence[MicroBatch], *, training: bool) -> str:
-        """Writes the replay file of a failure with these inputs of each process. Returns a line about it."""
-        every = self.engine.gather([(batch.to(CPU), to_device(state, CPU)) for batch, state in inputs])
-        failure = Failure(self.state.update, training, float(self.loss_scale.scale), every)
-        weights, path = self._full_weights(), self.checkpoints.directory / "replay.safetensors"
-        if self.engine.is_first:
-            write_replay(path, failure, weights, config=schema.to_dict(self.config), assets=self.task.assets())
-        return (
-            f"Its {'training ' if training else ''}examples: {origin.examples}. To repeat it: seqtk-train replay={path}"
-        )
-
-    def _save_before_abort(self) -> str:
-        """Saves the state before a failed update, if its weights are finite. Returns advice."""
-        if first_bad(self._full_weights()) is None and self.state.update != self._saved_at:
-            self._save()
-        return self._advice()
-
-    def _advice(self) -> str:
-        saved = f"The last checkpoint is of update {self._saved_at:,}" if self._saved_at else "There is no checkpoint"
-        return f"{saved}; lower optimizer.lr or set clip_norm."
 
     # Log, validation, checkpoints
 
@@ -558,9 +469,9 @@ class Trainer:
             shown = f"**source** {output.source}\n\n**output** {output.output}\n\n**reference** {output.references[0]}"
             self.log.text(f"sample {number}", self.state.update, shown)
         if bad is not None:
-            self._handle_bad_metric(*bad, value=results[bad[0]].numbers[bad[1]], after=validated)
+            skip_validation(self, *bad, value=results[bad[0]].numbers[bad[1]], after=validated)
         self.state = validated
-        model = self._full_weights()
+        model = self.full_weights()
         if self.engine.is_first:
             if bad is None:
                 self.checkpoints.save_best(model, self.state, numbers, higher=metrics[metric].higher_is_better)
@@ -568,32 +479,23 @@ class Trainer:
         self.stop.agree()
         self._started = time.monotonic()
 
-    def _save(self, *, pending_validation: bool = False) -> None:
+    def save(self, *, pending_validation: bool = False) -> None:
         self.state = self.state.replace(pending_validation=pending_validation)
-        model, streams = self._full_weights(), self.streams.gather()
+        model, streams = self.full_weights(), self.streams and self.streams.gather()
         bad = first_bad(model)
         if bad is not None:
-            raise NotFiniteError(f"The weight {bad} is not finite after update {self.state.update:,}.", self._advice())
+            refuse_weights(self, bad)
         optimizer = optimizer_tensors(self.model, self.optimizer, full=self.engine.full)
         averages = self.average.tensors if self.average else {}
         average = model | {name: self.engine.full(tensor) for name, tensor in averages.items()} if averages else None
         if self.engine.is_first:
-            archive = self.checkpoints.archive_newer(self._saved_at)
+            archive = self.checkpoints.archive_newer(self.saved_at)
             if archive is not None:
-                self.log.info(f"Moved checkpoints after update {self._saved_at:,} of an abandoned run to {archive}.")
+                self.log.info(f"Moved checkpoints after update {self.saved_at:,} of an abandoned run to {archive}.")
             self.checkpoints.save(model, optimizer, self.state, streams=streams, average=average)
-        self._saved_at = self.state.update
+        self.saved_at = self.state.update
         self.engine.barrier()
         self._started = time.monotonic()
 
-    def _full_weights(self) -> Tensors:
+    def full_weights(self) -> Tensors:
         return {name: self.engine.full(tensor) for name, tensor in tensors_of(self.model).items()}
-
-    def _set_weights(self, model: Tensors, optimizer: Tensors, average: Tensors, *, source: str) -> None:
-        own, local = tensors_of(self.model), self.engine.local
-        parts = {name: local(tensor, own[name]) if name in own else tensor for name, tensor in model.items()}
-        set_tensors(self.model, parts, source=source)
-        set_optimizer_tensors(self.model, self.optimizer, optimizer, source=source, local=local)
-        if self.average is not None:
-            parts = {name: local(tensor, own[name]) for name, tensor in average.items() if name in own}
-            self.average.load(self.model.state_dict() | parts)

@@ -1,0 +1,103 @@
+"""What a run does when an update or a validation is not finite: find the cause, write a replay file, stop or skip it.
+
+Nothing here runs before something fails.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from seqtk.checkpoint.model_file import first_bad
+from seqtk.checkpoint.run_state import TrainState
+from seqtk.config import schema
+from seqtk.data.loader import CPU
+from seqtk.data.plan import Update
+from seqtk.training.non_finite import NotFiniteError, Origin, Stage, origin_of, probing
+from seqtk.training.replay import Failure, MicroBatch, to_device, write_replay
+from seqtk.training.validation import validate
+from seqtk.utils.errors import how_many
+
+if TYPE_CHECKING:
+    from seqtk.training.trainer import Trainer
+
+
+def skip_update(run: "Trainer", update: Update) -> None:
+    """Finds out where `update`, which follows the run's state, is not finite, and writes the replay file.
+
+    Raises:
+        NotFiniteError: Unless the update may be skipped. The state before it has been saved.
+    """
+    parts = [[0] if indices is None else indices.tolist() for indices in update.indices]
+    batches = [run.task.collate([run.train_set[index] for index in part]) for part in parts]
+    empty = [indices is None for indices in update.indices]
+    micro_batches = [
+        (batch.as_empty() if is_empty else batch).to(run.engine.device)
+        for batch, is_empty in zip(batches, empty, strict=True)
+    ]
+    run.optimizer.zero_grad(set_to_none=True)
+    streams = list(run.streams.states) if run.streams else []
+    with probing(run.step) as probe:
+        run.backward(micro_batches)
+        origin = origin_of(probe, run.step, engine=run.engine)
+    if run.streams:
+        run.streams.states = streams
+    run.optimizer.zero_grad(set_to_none=True)
+    problem = f"The loss or gradient of update {run.state.update + 1:,} is not finite, {origin}."
+    about = _write_replay(run, origin, probe.inputs, training=True)
+    follows = run.skips[-1:] == [run.state.update - 1]
+    run.skips = [*(run.skips if follows else ()), run.state.update]
+    limit = run.config.max_skips
+    if run.config.non_finite == "skip" and origin.stage > Stage.WEIGHT:
+        if len(run.skips) <= limit:
+            run.log.info(f"Skipped: {problem} {about}")
+            return
+        problem = f"{how_many(limit, 'update')} in a row are skipped, max_skips={limit}. {problem}"
+    if first_bad(run.full_weights()) is None and run.state.update != run.saved_at:
+        run.save()
+    raise NotFiniteError(problem, about, _advice(run))
+
+
+def skip_validation(run: "Trainer", split: str, name: str, *, value: float, after: TrainState) -> None:
+    """Finds out where a validation is not finite, and writes the replay file.
+
+    Args:
+        run: The run.
+        split: The split.
+        name, value: The metric.
+        after: The state if the run continues.
+
+    Raises:
+        NotFiniteError: Unless the validation may be ignored; never for the last one.
+    """
+    config = replace(run.config, validation=replace(run.config.validation, decode=False))
+    with probing(run.step) as probe:
+        validate(run.step, run.task, config, split=split, engine=run.engine)
+        origin = origin_of(probe, run.step, engine=run.engine)
+    problem = f"The validation of update {run.state.update:,} has {name}={value}, {origin}."
+    about = _write_replay(run, origin, probe.inputs[probe.at : probe.at + 1], training=False)
+    if config.non_finite == "skip" and origin.stage > Stage.WEIGHT and not config.is_over(after):
+        run.log.info(f"{problem} {about}")
+        return
+    latest = run.checkpoints.directory / "latest"
+    advice = f"Lower optimizer.lr or set clip_norm. To resume from an earlier checkpoint, write its name into {latest}."
+    raise NotFiniteError(problem, about, advice)
+
+
+def refuse_weights(run: "Trainer", name: str) -> None:
+    """Raises NotFiniteError for the weight `name`, which is not finite."""
+    raise NotFiniteError(f"The weight {name} is not finite after update {run.state.update:,}.", _advice(run))
+
+
+def _write_replay(run: "Trainer", origin: Origin, inputs: Sequence[MicroBatch], *, training: bool) -> str:
+    """Writes the replay file of a failure with these inputs of each process. Returns a line about it."""
+    every = run.engine.gather([(batch.to(CPU), to_device(state, CPU)) for batch, state in inputs])
+    failure = Failure(run.state.update, training, float(run.loss_scale.scale), every)
+    weights, path = run.full_weights(), run.checkpoints.directory / "replay.safetensors"
+    if run.engine.is_first:
+        write_replay(path, failure, weights, config=schema.to_dict(run.config), assets=run.task.assets())
+    return f"Its {'training ' if training else ''}examples: {origin.examples}. To repeat it: seqtk-train replay={path}"
+
+
+def _advice(run: "Trainer") -> str:
+    saved = f"The last checkpoint is of update {run.saved_at:,}" if run.saved_at else "There is no checkpoint"
+    return f"{saved}; lower optimizer.lr or set clip_norm."
