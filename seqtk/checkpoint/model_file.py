@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from seqtk import __version__
-from seqtk.config import schema
+from seqtk.config import legacy, schema
 from seqtk.models import Model, ModelConfig
 from seqtk.tasks import Task, TaskConfig, tasks
 from seqtk.tasks.base import Assets
@@ -259,7 +259,7 @@ def parts_of(contents: ModelFile, *, source: str) -> Parts:
     """Returns the task and model of `contents`. Raises UserError for a key that this version does not know."""
     tree = {"task": modern_task(contents.config.get("task", {})), "model": contents.config.get("model", {})}
     try:
-        return schema.from_dict(Parts, tree, legacy=True)
+        return legacy.from_dict(Parts, tree)
     except UserError as error:
         lines = str(error).splitlines()
         user_dir = contents.config.get("user_dir")

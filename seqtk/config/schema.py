@@ -9,14 +9,14 @@ A config class may state two tables:
 
 - `aliases: ClassVar[dict[str, tuple[str, ...]]]`: a key that sets several others.
 - `renamed: ClassVar[dict[str, str]]`: an old key → its new name, or `""` if it is gone. Both are dotted and relative to
-  the class. Setting an old key is an error that names the new one; `from_dict(..., legacy=True)` accepts it.
+  the class. Setting an old key is an error that names the new one; `seqtk.config.legacy` reads it.
 """
 
 import dataclasses
 import enum
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union
 
 from seqtk.config.fields import Range, check_number, range_of, written
@@ -37,17 +37,14 @@ def to_dict(config: Any) -> Any:
     return config.value if isinstance(config, enum.Enum) else config
 
 
-def from_dict(config_type: type[C], tree: Mapping[str, Any], *, key: str = "", legacy: bool = False) -> C:
+def from_dict(config_type: type[C], tree: Mapping[str, Any], *, key: str = "") -> C:
     """The config with the values of `tree` and defaults for all other keys.
 
     Args:
         config_type: A config class, or the base of a registry; then `tree` has a `kind`.
         tree: The plain tree.
         key: The key at which the config stands, for errors.
-        legacy: Accept renamed keys and kinds, as in files written by an earlier version.
     """
-    if legacy:
-        tree = _modernize(config_type, tree)
     return typing.cast(C, _convert_config(config_type, tree, None, key))
 
 
@@ -55,12 +52,12 @@ def merge(config: C, tree: Mapping[str, Any], *, key: str = "") -> C:
     """A copy of `config`, which stands at `key`, with every key of `tree` set; aliases are set last."""
     where = f"{key}." if key else ""
     aliases = _aliases(type(config))
-    for old, new in _renamed(type(config)).items():
-        if _holds(tree, old):
+    for old, new in renamed_keys(type(config)).items():
+        if holds(tree, old):
             raise _renamed_error(where + old, new and where + new)
     for alias in sorted(set(aliases) & set(tree)):
         for target in stands_for(config, alias):
-            if _holds(tree, target):
+            if holds(tree, target):
                 raise UserError(
                     f"'{where}{alias}' and '{where}{target}' are both given, but the first is an alias of the second."
                 )
@@ -123,7 +120,7 @@ def _set(config: C, key: str, value: Any, typed: str) -> C:
     the part of it that follows an alias."""
     head, _, rest = key.partition(".")
     shown = typed.removesuffix(f".{rest}") if rest else typed
-    for old, new in _renamed(type(config)).items():
+    for old, new in renamed_keys(type(config)).items():
         if key == old or key.startswith(f"{old}."):
             where = typed.removesuffix(key)
             raise _renamed_error(where + old, new and where + new)
@@ -262,52 +259,6 @@ def _one_of(allowed: Sequence[Any], value: Any, key: str) -> Any:
     return value
 
 
-def _modernize(hint: Any, value: Any) -> Any:
-    """`value`, a plain tree for the type `hint`, with renamed keys and kinds replaced by their new names."""
-    options = [option for option in (hint, *_leaves(hint)) if isinstance(option, type)]
-    config_type = next(filter(dataclasses.is_dataclass, options), None)
-    if isinstance(value, list):
-        return [_modernize(hint, item) for item in value]
-    if config_type is None:
-        return value
-    registry = registry_of(config_type)
-    if isinstance(value, str):
-        return registry.renamed.get(value, value) if registry else value
-    if not isinstance(value, Mapping):
-        return value
-    tree = dict(value)
-    if registry is not None and "kind" in tree:
-        tree["kind"] = registry.renamed.get(tree["kind"], tree["kind"])
-        config_type = registry.config_type(str(tree["kind"]))
-    for old, new in _renamed(config_type).items():
-        if _holds(tree, old):
-            tree, item = _without(tree, old)
-            tree = _with(tree, new, item) if new else tree
-    hints = hints_of(config_type)
-    return {name: _modernize(hints[name], item) if name in hints else item for name, item in tree.items()}
-
-
-def _leaves(hint: Any) -> Iterator[Any]:
-    for argument in typing.get_args(hint):
-        yield argument
-        yield from _leaves(argument)
-
-
-def _without(tree: Mapping[str, Any], key: str) -> tuple[dict[str, Any], Any]:
-    """A tree without the dotted `key`, and the value that it had."""
-    head, _, rest = key.partition(".")
-    if not rest:
-        return {name: item for name, item in tree.items() if name != head}, tree[head]
-    inside, value = _without(tree[head], rest)
-    return {**tree, head: inside}, value
-
-
-def _with(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """A tree with the dotted `key` set."""
-    head, _, rest = key.partition(".")
-    return {**tree, head: _with(tree.get(head) or {}, rest, value) if rest else value}
-
-
 def _renamed_error(old: str, new: str) -> UserError:
     return UserError(f"There is no key '{old}' any more.", *([f"It is now '{new}'."] if new else []))
 
@@ -328,17 +279,18 @@ def _configs_in(value: Any) -> list[Any]:
     return [item for item in (value if isinstance(value, tuple) else (value,)) if dataclasses.is_dataclass(item)]
 
 
-def _holds(tree: Any, key: str) -> bool:
+def holds(tree: Any, key: str) -> bool:
     """Returns whether the dotted `key` is set in a plain tree."""
     head, _, rest = key.partition(".")
-    return isinstance(tree, Mapping) and head in tree and (not rest or _holds(tree[head], rest))
+    return isinstance(tree, Mapping) and head in tree and (not rest or holds(tree[head], rest))
 
 
 def _aliases(config_type: type) -> dict[str, tuple[str, ...]]:
     return getattr(config_type, "aliases", {})
 
 
-def _renamed(config_type: type) -> dict[str, str]:
+def renamed_keys(config_type: type) -> dict[str, str]:
+    """The table `renamed` of a config class; empty if it has none."""
     return getattr(config_type, "renamed", {})
 
 

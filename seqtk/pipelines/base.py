@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 
 from seqtk.checkpoint.model_file import LoadedModel
-from seqtk.config import schema
+from seqtk.config import legacy, schema
 from seqtk.criterions import Criterion, CriterionConfig, criterions
 from seqtk.criterions.cross_entropy import CrossEntropyConfig
 from seqtk.data.labelled_text import Columns
@@ -132,7 +132,7 @@ class Pipeline:
     def _criterion(self) -> Criterion:
         """Returns the training criterion, so that `loss` equals training's; cross entropy for imported models."""
         tree = self.config.get("criterion")
-        config = CrossEntropyConfig() if tree is None else schema.from_dict(CriterionConfig, tree, legacy=True)
+        config = CrossEntropyConfig() if tree is None else legacy.from_dict(CriterionConfig, tree)
         return criterions.build(config)
 
     def _unsupported(self, method: str) -> UserError:

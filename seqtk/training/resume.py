@@ -6,7 +6,7 @@ from typing import Any
 
 from seqtk.checkpoint.model_file import modern_task
 from seqtk.checkpoint.restore import Checkpoint
-from seqtk.config import schema
+from seqtk.config import legacy, schema
 from seqtk.optim import schedules
 from seqtk.tasks.base import Assets
 from seqtk.training.config import TrainConfig
@@ -64,7 +64,7 @@ def saved_config(tree: Mapping[str, Any], *, source: str, version: str) -> Train
     """
     try:
         task = modern_task(tree.get("task", {}))
-        return schema.from_dict(TrainConfig, {**tree, "task": task}, legacy=True)
+        return legacy.from_dict(TrainConfig, {**tree, "task": task})
     except UserError as error:
         raise UserError(
             f"{source} was written by seqtk {version}, and cannot be resumed: {str(error).splitlines()[0]}",

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from seqtk.checkpoint.model_file import ModelFile, load, tensors_of, write
-from seqtk.config import schema
+from seqtk.config import legacy, schema
 from seqtk.criterions import CriterionConfig, criterions
 from seqtk.data.vocabulary import EOS, UNK
 from seqtk.models import Model, ModelConfig
@@ -70,7 +70,7 @@ def test_loss_is_that_of_0_1_0(name: str, tmp_path: Path) -> None:
     tree = CASES[name]["model"]
     kind = "language_modeling" if tree["kind"].endswith("_lm") else "translation"
     config = {"task": {"kind": kind}, "model": tree}
-    parts = schema.from_dict(Parts, config, legacy=True)
+    parts = legacy.from_dict(Parts, config)
     drawn = tasks.build(parts.task, assets=TASKS[kind]).model(parts.model)
     tensors = {key: weights(key, tensor) for key, tensor in tensors_of(drawn).items()}
     write(tmp_path / "old.safetensors", ModelFile(tensors, config, TASKS[kind], {"version": "0.1.0"}))

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from seqtk.config import schema
+from seqtk.config import legacy, schema
 from seqtk.config.fields import Range, check, help_of, probability, range_of, setting, written
 from seqtk.config.registry import REGISTRIES, Registry
 from seqtk.utils.errors import UserError
@@ -154,13 +154,13 @@ class TestRenamed:
             "last": {"kind": "konv"},
             "step": 7,
         }
-        assert schema.from_dict(RunConfig, tree, legacy=True) == RunConfig(
+        assert legacy.from_dict(RunConfig, tree) == RunConfig(
             inside=RunConfig.Inside(part=(ConvConfig(kernel_size=5), ConvConfig()), step=7), lr=0.5
         )
 
     def test_a_slot_is_read_by_itself(self) -> None:
         tree = {"kind": "konv", "width": 5}
-        assert schema.from_dict(PartConfig, tree, legacy=True) == ConvConfig(kernel_size=5)
+        assert legacy.from_dict(PartConfig, tree) == ConvConfig(kernel_size=5)
         with pytest.raises(UserError, match=r"model\.kernel_size=0"):
             schema.from_dict(PartConfig, {"kind": "conv", "kernel_size": 0}, key="model")
 
