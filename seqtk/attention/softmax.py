@@ -17,7 +17,8 @@ from seqtk.config.fields import setting
 from seqtk.modules.distance_bias import AlibiBias, DistanceBias, T5Bias
 from seqtk.ops import cache
 from seqtk.ops.distance_bias import alibi_slopes
-from seqtk.ops.dot_product import MIN_FLEX_WIDTH, alibi_score, attend, attend_flex, attend_last, flex_mask, padding_bias
+from seqtk.ops.dot_product import attend, attend_last, padding_bias
+from seqtk.ops.flex import MIN_FLEX_WIDTH, alibi_score, attend_flex, flex_mask
 from seqtk.ops.rotary import rotate
 from seqtk.utils.errors import UserError
 

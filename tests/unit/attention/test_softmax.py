@@ -11,7 +11,8 @@ from seqtk.attention import Role
 from seqtk.attention.softmax import SoftmaxAttention, SoftmaxConfig
 from seqtk.modules.distance_bias import AlibiBias, DistanceBias, T5Bias
 from seqtk.ops.distance_bias import alibi_slopes
-from seqtk.ops.dot_product import alibi_score, attend, attend_flex, flex_mask
+from seqtk.ops.dot_product import attend
+from seqtk.ops.flex import alibi_score, attend_flex, flex_mask
 from seqtk.ops.rotary import rotate
 from seqtk.utils.errors import UserError
 from tests.laws.references.dot_product import slopes, t5_bucket
