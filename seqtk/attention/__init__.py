@@ -33,7 +33,8 @@ from seqtk.attention.base import (
     StepState,
     attentions,
 )
-from seqtk.attention.qkv import HeadedAttention, HeadwiseAttention, QKVAttention, QKVConfig
+from seqtk.attention.headwise import HeadwiseAttention
+from seqtk.attention.qkv import HeadedAttention, QKVAttention, QKVConfig
 
 __all__ = [
     "Attention",

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from seqtk.attention.base import Role, attentions
-from seqtk.attention.qkv import HeadwiseAttention, QKVConfig
+from seqtk.attention.headwise import HeadwiseAttention
+from seqtk.attention.qkv import QKVConfig
 from seqtk.config.fields import setting
 from seqtk.ops.block_pattern import padding_or_zeros, zero_padding
 from seqtk.ops.dot_product import attend

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import Role, StepState, attentions
+from seqtk.attention.headwise import ALL_HEADS
 from seqtk.attention.luna import Luna, LunaConfig
-from seqtk.attention.qkv import ALL_HEADS
 from seqtk.config.fields import setting
 from seqtk.ops.depthwise import depthwise
 from seqtk.utils.errors import UserError

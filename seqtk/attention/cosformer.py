@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqtk.attention.base import StepState, attentions
+from seqtk.attention.headwise import ALL_HEADS
 from seqtk.attention.kernel import EPSILON, KernelAttention, KernelConfig
-from seqtk.attention.qkv import ALL_HEADS
 from seqtk.config.fields import setting
 
 

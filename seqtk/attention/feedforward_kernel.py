@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.attention.base import Role, attentions
+from seqtk.attention.headwise import ALL_HEADS
 from seqtk.attention.kernel import KernelAttention, KernelConfig
-from seqtk.attention.qkv import ALL_HEADS
 from seqtk.config.fields import probability, setting
 from seqtk.ops.dropout import dropout
 from seqtk.ops.tensors import to_fp32, without_autocast

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqtk.attention.base import Role, State, StepState
-from seqtk.attention.qkv import ALL_HEADS, HeadwiseAttention, QKVConfig
+from seqtk.attention.headwise import ALL_HEADS, HeadwiseAttention
+from seqtk.attention.qkv import QKVConfig
 from seqtk.config.fields import probability
 from seqtk.ops.dropout import dropout
 from seqtk.ops.head_checkpoint import LazyProjection

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqtk.attention.base import attentions
+from seqtk.attention.headwise import ALL_HEADS
 from seqtk.attention.kernel import EPSILON, KernelAttention, KernelConfig
-from seqtk.attention.qkv import ALL_HEADS
 
 
 @dataclass(frozen=True)

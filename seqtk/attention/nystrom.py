@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.attention.base import Role, attentions
-from seqtk.attention.qkv import HeadwiseAttention, QKVConfig
+from seqtk.attention.headwise import HeadwiseAttention
+from seqtk.attention.qkv import QKVConfig
 from seqtk.config.fields import setting
 from seqtk.ops.depthwise import depthwise
 from seqtk.ops.dot_product import attend, padding_bias

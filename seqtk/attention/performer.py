@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqtk.attention.base import Role, attentions
+from seqtk.attention.headwise import ALL_HEADS
 from seqtk.attention.kernel import KernelAttention, KernelConfig, product
-from seqtk.attention.qkv import ALL_HEADS
 from seqtk.config.fields import setting
 
 MAX_LOG_FEATURE = 64.0

@@ -3,15 +3,15 @@
 To write such a layer, subclass `QKVAttention`, declare `roles` and write one method, `mix`, which computes the heads of
 the output from the heads of queries, keys and values. Also write `mix_step` if a state smaller than all keys and values
 suffices for the next position; the default keeps all keys and values and calls `mix`. If heads do not interact before
-the output projection, subclass `HeadwiseAttention` and write `mix_heads` instead, which saves memory on long inputs. A
-layer with heads but other projections subclasses `HeadedAttention` and writes `forward`, `start` and `step`.
+the output projection, subclass `HeadwiseAttention` (in `headwise.py`) and write `mix_heads` instead, which saves memory
+on long inputs. A layer with heads but other projections subclasses `HeadedAttention` and writes `forward`, `start` and
+`step`.
 
 B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, K heads of keys and values,
 E width of a head.
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,7 @@ from torch import Tensor, nn
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, StepState, attentions
 from seqtk.config.fields import probability, setting
 from seqtk.ops import cache
-from seqtk.ops.head_checkpoint import LazyProjection, checkpoint_over_heads
 from seqtk.utils.errors import UserError
-
-ALL_HEADS = slice(None)
 
 
 @dataclass(frozen=True)
@@ -168,54 +165,3 @@ class QKVAttention(HeadedAttention):
             y_BH1E, dynamic = self.mix_step(query_BH1E, self.keys(x_B1D), self.values(x_B1D), state.dynamic)
             state = state.advance(dynamic)
         return self.out(self.join(y_BH1E)), state
-
-
-class HeadwiseAttention(QKVAttention):
-    """A layer whose heads do not interact before the output projection.
-
-    On long inputs a few heads are computed at a time, together with their projections, and computed again in the
-    backward pass (`seqtk/ops/head_checkpoint.py`).
-    """
-
-    def mix_heads(
-        self, heads: slice, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None
-    ) -> Tensor:
-        """Computes `mix` for a slice of the heads."""
-        raise NotImplementedError
-
-    def mix_parameters(self) -> Iterable[Tensor]:
-        """Returns the parameters that `mix_heads` reads."""
-        return ()
-
-    @property
-    def is_random(self) -> bool:
-        """True if `mix_heads` draws random numbers, so that recomputing it would give another result."""
-        return self.active_dropout > 0
-
-    def sources(self, x_BTD: Tensor, source_BSM: Tensor) -> tuple[Tensor | LazyProjection, ...]:
-        """Returns query_BTD, key_BSD and value_BSD, or the projections that compute them for a few heads at a time."""
-        return tuple(
-            LazyProjection(x, linear)
-            for x, linear in ((x_BTD, self.query), (source_BSM, self.key), (source_BSM, self.value))
-        )
-
-    def mix(self, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None) -> Tensor:
-        return self.mix_heads(ALL_HEADS, query_BHTE, key_BHSE, value_BHSE, pad_BS=pad_BS)
-
-    def forward(
-        self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
-    ) -> tuple[Tensor, State]:
-        source = x_BTD if memory_BSM is None else memory_BSM
-        self.check_length(max(x_BTD.shape[1], source.shape[1]))
-
-        def mix(heads: slice, *projected: Tensor) -> Tensor:
-            return self.join(self.mix_heads(heads, *map(self.split, projected), pad_BS=pad_BS))
-
-        y_BTD = checkpoint_over_heads(
-            mix,
-            *self.sources(x_BTD, source),
-            heads=self.heads,
-            extra_params=tuple(self.mix_parameters()),
-            is_random=self.is_random,
-        )
-        return self.out(y_BTD), None

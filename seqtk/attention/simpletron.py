@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from seqtk.attention.base import Role, State, attentions
-from seqtk.attention.qkv import HeadwiseAttention, QKVConfig
+from seqtk.attention.headwise import HeadwiseAttention
+from seqtk.attention.qkv import QKVConfig
 from seqtk.config.fields import probability, setting
 from seqtk.ops.dropout import dropout
 from seqtk.ops.scan import causal_sums

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqtk.attention.base import Role, State, StepState, attentions
-from seqtk.attention.qkv import HeadwiseAttention, QKVConfig
+from seqtk.attention.headwise import HeadwiseAttention
+from seqtk.attention.qkv import QKVConfig
 from seqtk.config.fields import setting
 from seqtk.ops.block_pattern import WindowMask, WindowSpec, window_attention, zero_padding
 from seqtk.ops.cache import append, keep_last

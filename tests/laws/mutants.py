@@ -149,7 +149,7 @@ SOURCE_MUTANTS = [
     ),
     SourceMutant(
         "Layers with dropout recompute heads in backward, with another mask",
-        "seqtk.attention.qkv:HeadwiseAttention.is_random.fget",
+        "seqtk.attention.headwise:HeadwiseAttention.is_random.fget",
         "self.active_dropout > 0",
         "self.active_dropout > 1",
         "sliding_window-encoder-short-heads_in_groups_give_the_same",
