@@ -1,9 +1,9 @@
 """`seqtk-preprocess`: text in, data-bin directory out."""
 
 import sys
-from pathlib import Path
 
 from seqtk.cli.command import command
+from seqtk.data.labelled import preprocess_labelled
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.utils.progress import Reporter
 
@@ -23,11 +23,7 @@ def main(config: PreprocessConfig) -> None:
     if config.columns is None:
         print(preprocess(config, reporter=reporter).table())
     else:
-        from seqtk.corpora.labelled import describe
-        from seqtk.data.preprocess_labelled import preprocess_labelled
-
-        print(preprocess_labelled(config, reporter=reporter).table())
-        print(describe(Path(config.destdir or "")))
+        print(preprocess_labelled(config, reporter=reporter))
     print(f"wrote {config.destdir}")
 
 

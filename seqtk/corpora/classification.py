@@ -18,12 +18,11 @@ import numpy.typing as npt
 from seqtk.config.fields import setting
 from seqtk.corpora.download import RetryPolicy
 from seqtk.corpora.images import gray, read_binary_batch, read_npz, read_pickled_batch
-from seqtk.corpora.labelled import PIXELS, Arrays, Example, describe, held_out, write_arrays, write_texts
 from seqtk.corpora.prepare import FilesConfig, fetch_all, list_sources
 from seqtk.corpora.spec import RemoteFile
 from seqtk.corpora.unpack import damaged_archive_errors
+from seqtk.data.labelled import PAIR, PIXELS, Arrays, Example, describe, held_out, write_arrays, write_texts
 from seqtk.data.preprocess import check_destination
-from seqtk.data.preprocess_labelled import PAIR
 from seqtk.utils.errors import UserError
 from seqtk.utils.progress import Reporter
 from seqtk.utils.text_io import SUFFIXES, check_utf8, read_lines

@@ -12,13 +12,17 @@ from seqtk.utils.errors import UserError, how_many, nearest
 from seqtk.utils.text_io import SUFFIXES, read_lines
 
 FORMATS = ("tsv", "csv", "jsonl")
+_BLANKS = str.maketrans("\t\r\n", "   ")
+_LARGEST_FIELD = 1 << 30
 
 
 @dataclass(frozen=True)
 class Columns:
     """Where a file has the texts and the class. A number counts columns from 1, in a file without a header."""
 
-    text: str = setting("text", help="Name or number of the column of the text.")
+    text: tuple[str, ...] = setting(
+        ("text",), help="Name or number of the column of the text. Several are joined by spaces: [title,description]."
+    )
     second: str | None = setting(
         None, help="Name or number of the column of the second text of a pair. null: there are no pairs."
     )
@@ -45,11 +49,12 @@ def read_labelled(path: str, columns: Columns) -> Iterator[LabelledText]:
     Raises:
         UserError: For a file that is missing or empty, a column that it does not have, and an empty class.
     """
-    keys = [columns.text, *([columns.second] if columns.second is not None else []), columns.label]
-    found = False
+    keys = [*columns.text, *([columns.second] if columns.second is not None else []), columns.label]
+    parts, found = len(columns.text), False
     for number, fields in _records(path, keys):
         found = True
-        *texts, label = (" ".join(field.splitlines()) if "\n" in field or "\r" in field else field for field in fields)
+        *texts, label = (field.translate(_BLANKS) for field in fields)
+        texts = [" ".join(texts[:parts]), *texts[parts:]]
         if not label.strip():
             raise UserError(f"Line {number:,} of {path} has no class: the column '{columns.label}' is empty.")
         yield LabelledText(number, tuple(texts), label.strip())
@@ -62,6 +67,35 @@ def class_names(labels: Iterable[str]) -> list[str]:
     names = set(labels)
     numeric = all(name.isdecimal() for name in names)
     return sorted(names, key=lambda name: (int(name) if numeric else 0, name))
+
+
+def check_classes(classes: Sequence[str], *, of: str) -> None:
+    """Raises UserError unless there are two classes or more, all different. `of` says where they are from."""
+    if len(set(classes)) < len(classes):
+        twice = next(name for name in classes if classes.count(name) > 1)
+        raise UserError(f"{of} names the class '{twice}' twice.")
+    if len(classes) < 2:
+        raise UserError(
+            f"All examples of {of} have one class: {', '.join(classes)}.", "A classifier needs two or more."
+        )
+
+
+def class_numbers(
+    examples: Iterable[LabelledText], classes: Sequence[str], *, path: str
+) -> Iterator[tuple[LabelledText, int]]:
+    """Yields each example with the number of its class, from 0.
+
+    Raises:
+        UserError: With the line, for a class that is not among `classes`, those of the training examples.
+    """
+    number = {name: index for index, name in enumerate(classes)}
+    for example in examples:
+        if example.label not in number:
+            raise UserError(
+                f"Line {example.line:,} of {path} has the class '{example.label}', which no training example has.",
+                nearest(example.label, classes),
+            )
+        yield example, number[example.label]
 
 
 def format_of(path: str) -> str:
@@ -80,12 +114,18 @@ def _records(path: str, keys: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
         return
     rows = _csv_rows(path) if format_of(path) == "csv" else _tsv_rows(path)
     places = [int(key) - 1 for key in keys] if all(key.isdecimal() and int(key) > 0 for key in keys) else None
+    width = None
     for number, row in rows:
+        if width is not None and len(row) != width:
+            raise UserError(f"Line {number:,} of {path} has {how_many(len(row), 'column')}, its header has {width}.")
         if places is None:
+            width = len(row)
             missing = [key for key in keys if key not in row]
             if missing:
                 raise UserError(
-                    f"{path} has no column '{missing[0]}' in its header, line {number:,}.", nearest(missing[0], row)
+                    f"{path} has no column '{missing[0]}' in its header, line {number:,}.",
+                    nearest(missing[0], row),
+                    "In a file without a header, all columns are given by number, from 1.",
                 )
             places = [row.index(key) for key in keys]
             continue
@@ -97,10 +137,11 @@ def _records(path: str, keys: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
 
 
 def _tsv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
-    return ((number, line.split("\t")) for number, line in enumerate(read_lines(path), 1))
+    return ((number, line.split("\t")) for number, line in enumerate(read_lines(path), 1) if line)
 
 
 def _csv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
+    before = csv.field_size_limit(_LARGEST_FIELD)
     reader = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True)
     try:
         for row in reader:
@@ -108,6 +149,8 @@ def _csv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
                 yield reader.line_num, row
     except csv.Error as error:
         raise UserError(f"Line {reader.line_num:,} of {path} is not CSV: {error}.") from None
+    finally:
+        csv.field_size_limit(before)
 
 
 def _of_json(line: str, keys: Sequence[str], path: str, number: int) -> list[str]:

@@ -49,6 +49,10 @@ class PreprocessConfig(VocabularyConfig):
         None,
         help="Where labelled files, which train=, valid= and test= name, have texts and classes. null: plain text.",
     )
+    valid_share: float = setting(
+        0.0, at_least=0, below=1, help="Of labelled files: share of the training examples that becomes the split valid."
+    )
+    seed: int = setting(1, at_least=0, help="Seed of which examples valid_share chooses.")
     destdir: str | None = setting(None, help="Data-bin folder to make.")
     overwrite: bool = setting(False, help="Replaces a data-bin that is in destdir.")
     workers: int = setting(0, at_least=0, help="Worker processes. 0: one per core.")
@@ -60,6 +64,8 @@ DATABIN_FILES = (
     "*.bin",
     "valid*.txt",
     "test*.txt",
+    "classes.txt",
+    "*.labels.npy",
     "sentencepiece.model",
     "sentencepiece.*.model",
     "preprocess.json",
@@ -78,10 +84,15 @@ _NOT_RECORDED = ("destdir", "overwrite", "workers")
 
 
 def preprocess(
-    config: PreprocessConfig, *, reporter: Reporter | None = None, block_bytes: int = BLOCK_BYTES
+    config: PreprocessConfig,
+    *,
+    recorded: PreprocessConfig | None = None,
+    reporter: Reporter | None = None,
+    block_bytes: int = BLOCK_BYTES,
 ) -> PreprocessReport:
     """Makes the data-bin folder that `config` describes, and returns its counts.
 
+    The record states the settings of `recorded`, if given, for text that was made from other files.
     Text of a few blocks is not worth a worker process. With several workers the caller's main module must be importable
     without side effects (`if __name__ == "__main__":`).
 
@@ -89,10 +100,7 @@ def preprocess(
         UserError: For text or settings that cannot be used; the folder is then as it was before.
     """
     reporter = reporter or Reporter()
-    if config.destdir is None:
-        raise UserError("destdir= is missing.", "Set it to the data-bin folder to make.")
-    destination = Path(config.destdir)
-    check_destination(destination, overwrite=config.overwrite)
+    destination = destination_of(config)
     files = config.files()
     total_bytes = sum(path.stat().st_size for paths in files.values() for path in paths)
     cores = config.workers or available_cores()
@@ -122,8 +130,16 @@ def preprocess(
                 writer.keep_text(text)
         writer.write_vocabularies()
         report = PreprocessReport(dict(zip(names, (len(spec.vocabulary) for spec in specs), strict=True)), splits)
-        write_record(folder, config, report)
+        _write_record(folder, recorded or config, report)
     return report
+
+
+def destination_of(config: PreprocessConfig) -> Path:
+    """Returns the folder to make. Raises UserError if none is set, or it cannot be made."""
+    if config.destdir is None:
+        raise UserError("destdir= is missing.", "Set it to the data-bin folder to make.")
+    check_destination(Path(config.destdir), overwrite=config.overwrite)
+    return Path(config.destdir)
 
 
 def check_destination(destination: Path, *, overwrite: bool) -> None:
@@ -230,7 +246,7 @@ class _Writer:
         return self._directory / (f"{split}.{'-'.join(map(str, self._langs))}.{lang}" if lang else split)
 
 
-def write_record(folder: Path, config: PreprocessConfig, report: PreprocessReport) -> None:
+def _write_record(folder: Path, config: PreprocessConfig, report: PreprocessReport) -> None:
     """Writes `preprocess.json`: the settings and the counts."""
     settings = {key: value for key, value in schema.to_dict(config).items() if key not in _NOT_RECORDED}
     record = {"seqtk": __version__, "settings": settings, **report.to_dict()}

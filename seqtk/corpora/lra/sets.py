@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from seqtk.config.fields import setting
 from seqtk.corpora.images import read_npy, read_png, sheet, write_png
-from seqtk.corpora.labelled import PIXELS, SPLITS, Arrays, describe, write_arrays
 from seqtk.corpora.lra import listops, pathfinder
 from seqtk.corpora.lra.listops import Expressions, ListOpsShape
 from seqtk.corpora.lra.pathfinder import PathfinderShape
+from seqtk.data.labelled import PIXELS, SPLITS, Arrays, describe, write_arrays
 from seqtk.data.preprocess import check_destination
 from seqtk.data.workers import available_cores, ordered_map
 from seqtk.utils.errors import UserError

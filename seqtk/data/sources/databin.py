@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from seqtk.config.fields import setting
 from seqtk.data.indexed import IndexedDataset
+from seqtk.data.labelled_text import check_classes
 from seqtk.data.report import TextCount
 from seqtk.data.sources.base import Items, Source, SourceConfig, sources
 from seqtk.data.tokenizer import Tokenizer, likely_marker
@@ -123,17 +124,34 @@ class DataBin:
             raise UserError(
                 f"{self.directory} has no labels: there is no {CLASSES}.", "task=classification needs them."
             )
-        return path.read_text(encoding="utf-8").splitlines()
+        classes = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        check_classes(classes, of=str(path))
+        return classes
 
     def labels(self, split: str) -> npt.NDArray[np.int32]:
-        """The class of each item of a split, memory-mapped. Raises UserError if there are none."""
+        """The class of each item of a split, memory-mapped.
+
+        Raises UserError if there are none, or they do not belong to the items and the classes.
+        """
         path = self.directory / f"{split}{LABELS}"
         if not path.is_file():
             raise UserError(f"{self.directory} has no labels for split '{split}': there is no {path.name}.")
         try:
-            return np.lib.format.open_memmap(path, mode="r")  # does not unpickle
+            label_N: npt.NDArray[np.int32] = np.lib.format.open_memmap(path, mode="r")  # does not unpickle
         except ValueError:
             raise UserError(f"{path} is not an array of labels.", "Make the data-bin again.") from None
+        items, classes = len(self.split(split, self.source_lang)), len(self.classes())
+        problem = ""
+        if label_N.ndim != 1 or label_N.dtype.kind not in "iu":
+            problem = f"{path} is not an array of labels, but {label_N.dtype} with {label_N.ndim} axes."
+        elif len(label_N) != items:
+            problem = f"{path} has {len(label_N):,} labels, but split '{split}' has {items:,} examples."
+        elif items and not 0 <= int(label_N.min()) <= int(label_N.max()) < classes:
+            wrong = int(np.flatnonzero((label_N < 0) | (label_N >= classes))[0])
+            problem = f"Label {wrong + 1:,} of {path} is {label_N[wrong]}, but {CLASSES} has {classes} classes, from 0."
+        if problem:
+            raise UserError(problem, "Make the data-bin again.")
+        return label_N
 
     def vocabulary(self, lang: str | None = None) -> Vocabulary:
         """The dictionary of a language, or the only one of a one-sided folder.

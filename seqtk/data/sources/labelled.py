@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqtk.config.fields import setting
-from seqtk.data.labelled_text import FORMATS, Columns, LabelledText, class_names, read_labelled
+from seqtk.data.labelled_text import FORMATS, Columns, LabelledText, class_names, class_numbers, read_labelled
 from seqtk.data.sources.base import SourceConfig, sources
 from seqtk.data.sources.text import TextSource
 from seqtk.utils.errors import UserError, near_path
@@ -42,14 +42,8 @@ class LabelledSource(TextSource):
         return class_names(example.label for example in self._read("train"))
 
     def labels(self, split: str) -> npt.NDArray[np.int32]:
-        number = {name: index for index, name in enumerate(self.classes())}
-        unknown = next((example for example in self._read(split) if example.label not in number), None)
-        if unknown is not None:
-            raise UserError(
-                f"Line {unknown.line:,} of {self._file(split)} has the class '{unknown.label}', "
-                "which no training example has."
-            )
-        return np.array([number[example.label] for example in self._read(split)], dtype=np.int32)
+        numbers = class_numbers(self._read(split), self.classes(), path=self._file(split))
+        return np.fromiter((number for _, number in numbers), np.int32)
 
     def place_of(self, name: str) -> str:
         line = next(example.line for example in self._read("train") if example.label == name)

@@ -38,7 +38,7 @@ class TestFormats:
     @pytest.mark.parametrize("ending", ["tsv", "csv"])
     def test_numbers_mean_no_header(self, ending: str, tmp_path: Path) -> None:
         path = write(tmp_path, ending, header=False)
-        assert read(path, Columns(text="2", label="1")) == ROWS
+        assert read(path, Columns(text=("2",), label="1")) == ROWS
 
     def test_quoted_fields_may_span_lines(self, tmp_path: Path) -> None:
         (tmp_path / "a.csv").write_text('label,text\nyes,"one\ntwo"\nno,x\n')
@@ -47,7 +47,7 @@ class TestFormats:
 
     def test_pairs_have_two_texts(self, tmp_path: Path) -> None:
         (tmp_path / "a.tsv").write_text("first\tsecond\tlabel\na\tb\t1\n")
-        (example,) = read_labelled(str(tmp_path / "a.tsv"), Columns(text="first", second="second"))
+        (example,) = read_labelled(str(tmp_path / "a.tsv"), Columns(text=("first",), second="second"))
         assert (example.texts, example.label) == (("a", "b"), "1")
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from seqtk.cli.preprocess import main as preprocess_main
+from seqtk.data.labelled import preprocess_labelled
 from seqtk.data.labelled_text import Columns
 from seqtk.data.preprocess import PreprocessConfig
-from seqtk.data.preprocess_labelled import preprocess_labelled
 from seqtk.data.sources import DataBinSource, DataBinSourceConfig
 from seqtk.tasks.classification import ClassificationConfig, ClassificationTask, MatchingConfig, MatchingTask
 from seqtk.utils.errors import UserError
@@ -60,7 +60,7 @@ class TestTexts:
 
     def test_pairs_share_a_dictionary(self, tmp_path: Path) -> None:
         train = write(tmp_path, "train.tsv", "one\ttwo\tlabel", "a b\tb\t1", "c\td\t0")
-        made = make(tmp_path, Columns(text="one", second="two"), train=train, valid=(train,))
+        made = make(tmp_path, Columns(text=("one",), second="two"), train=train, valid=(train,))
         task = MatchingTask(MatchingConfig(data=str(made)))
         _, texts, label = task.dataset("valid")[0]
         assert [task.text(ids) for ids in texts] == ["a b", "b"]

@@ -7,7 +7,7 @@ and `SPLIT.labels.npy`. Pairs of texts are its languages `first` and `second`.
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
@@ -16,15 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from seqtk import __version__
+from seqtk.data.corpus import find_text
 from seqtk.data.indexed_writer import IndexedWriter
-from seqtk.data.preprocess import PreprocessConfig, preprocess, write_record
-from seqtk.data.preprocess_labelled import FILES, PAIR
+from seqtk.data.labelled_text import check_classes, class_names, class_numbers, read_labelled
+from seqtk.data.preprocess import DATABIN_FILES, PreprocessConfig, destination_of, preprocess
 from seqtk.data.sources.databin import CLASSES, LABELS, RECORD, DataBin
 from seqtk.data.vocabulary import EOS, SPECIALS, Vocabulary
 from seqtk.utils.errors import UserError
 from seqtk.utils.files import atomic_directory, write_text
 from seqtk.utils.progress import Reporter
 
+PAIR = ("first", "second")
+"""The languages of a data-bin of pairs."""
 SPLITS = ("train", "valid", "test")
 PIXELS = tuple(map(str, range(256)))
 """The dictionary of pixels."""
@@ -58,37 +61,40 @@ def write_texts(
     examples: Iterable[Example],
     settings: Mapping[str, Any],
     reporter: Reporter,
+    *,
+    splits: Sequence[str] = SPLITS,
+    recorded: PreprocessConfig | None = None,
 ) -> None:
     """Makes a labelled data-bin of texts with these settings of seqtk-preprocess. After an error nothing is left.
 
-    Raises UserError if a split has no examples.
+    `recorded`: see `preprocess`. Raises UserError if a split has no examples.
     """
     sides = PAIR if "target_lang" in settings else ("",)
     with _databin(destination, classes) as folder, TemporaryDirectory(dir=folder) as scratch:
         text = Path(scratch)
-        labels: dict[str, list[int]] = {split: [] for split in SPLITS}
+        labels: dict[str, list[int]] = {split: [] for split in splits}
         with ExitStack() as stack:
             files: dict[str, list[IO[bytes]]] = {
                 split: [stack.enter_context(open(text / f"{split}.{side}".rstrip("."), "wb")) for side in sides]
-                for split in SPLITS
+                for split in splits
             }
             for example in examples:
                 labels[example.split].append(example.label)
                 for file, line in zip(files[example.split], example.texts, strict=True):
                     file.write(line + b"\n")
-        for split in SPLITS:
-            _save_labels(folder, split, np.array(labels[split], dtype=np.int64), len(classes))
         config = PreprocessConfig(
-            train=str(text / "train"),
-            valid=(str(text / "valid"),),
-            test=(str(text / "test"),),
+            train=str(text / "train") if "train" in splits else None,
+            valid=tuple(str(text / split) for split in splits if split.startswith("valid")),
+            test=tuple(str(text / split) for split in splits if split.startswith("test")),
             destdir=str(folder),
             line_end="eos",
             min_length=0,
             **settings,
         )
-        report = preprocess(config, reporter=Reporter(progress=reporter.progress))  # messages name temporary files
-        write_record(folder, replace(config, train=None, valid=(), test=()), report)
+        recorded = recorded or replace(config, train=None, valid=(), test=())
+        preprocess(config, recorded=recorded, reporter=Reporter(progress=reporter.progress))  # its messages name `text`
+        for split in splits:
+            _save_labels(folder, split, np.array(labels[split], dtype=np.int64), len(classes))
 
 
 def write_arrays(
@@ -119,9 +125,9 @@ def write_arrays(
 
 @contextmanager
 def _databin(destination: Path, classes: Sequence[str]) -> Iterator[Path]:
-    with atomic_directory(destination, only=FILES) as folder:
-        write_text(folder / CLASSES, "".join(f"{name}\n" for name in classes))
+    with atomic_directory(destination, only=DATABIN_FILES) as folder:
         yield folder
+        write_text(folder / CLASSES, "".join(f"{name}\n" for name in classes))
 
 
 def _closed(part: Arrays, dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], Ints]:
@@ -136,6 +142,54 @@ def _save_labels(folder: Path, split: str, labels: Ints, classes: int) -> None:
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels from {labels.min()} to {labels.max()} of {classes} classes")
     np.save(folder / f"{split}{LABELS}", labels.astype(np.int32))
+
+
+_OWN_SETTINGS = {
+    *("columns", "source_lang", "target_lang", "train", "valid", "test", "destdir", "overwrite", "valid_share", "seed"),
+    *("line_end", "min_length", "max_length", "max_ratio"),
+}
+"""Settings of seqtk-preprocess that have another meaning for labelled files, or none."""
+
+
+def preprocess_labelled(config: PreprocessConfig, *, reporter: Reporter | None = None) -> str:
+    """Makes the labelled data-bin that `config`, which has columns, describes, and returns its report.
+
+    No example is dropped. The classes are those of the training split, or of all splits if there is none.
+
+    Raises:
+        UserError: For files or settings that cannot be used, and for a class that no training example has; the folder
+            is then as it was before.
+    """
+    columns = config.columns
+    assert columns is not None
+    for key in ("source_lang", "target_lang", "line_end", "min_length", "max_length", "max_ratio"):
+        if getattr(config, key) is not None:
+            raise UserError(f"{key}= is not for labelled files.", "Remove it, or remove columns=.")
+    destination = destination_of(config)
+    prefixes = config.prefixes()
+    if not prefixes:
+        raise UserError("There is no text: train=, valid= and test= are not set.", "Set at least one of them.")
+    files = {split: str(find_text(path, None, key=split.rstrip("0123456789"))) for split, path in prefixes.items()}
+    if config.valid_share and ("train" not in files or "valid" in files):
+        raise UserError("valid_share= takes examples of train= for the split valid.", "Set train=, and remove valid=.")
+    own = [files["train"]] if "train" in files else list(files.values())
+    labels = [example.label for path in own for example in read_labelled(path, columns)]
+    classes = class_names(labels)
+    check_classes(classes, of=" and ".join(own))
+    validates = held_out(len(labels), config.valid_share, config.seed) if config.valid_share else None
+
+    def examples() -> Iterator[Example]:
+        for split, path in files.items():
+            for index, (example, label) in enumerate(class_numbers(read_labelled(path, columns), classes, path=path)):
+                chosen = split == "train" and validates is not None and validates[index]
+                yield Example("valid" if chosen else split, label, tuple(text.encode() for text in example.texts))
+
+    settings = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in _OWN_SETTINGS}
+    if columns.second is not None:
+        settings |= {"source_lang": PAIR[0], "target_lang": PAIR[1]}
+    splits = list(dict.fromkeys([*files, *(["valid"] if validates is not None else [])]))
+    write_texts(destination, classes, examples(), settings, reporter or Reporter(), splits=splits, recorded=config)
+    return describe(destination)
 
 
 def held_out(count: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
