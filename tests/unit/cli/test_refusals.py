@@ -19,7 +19,7 @@ import pytest
 
 import seqtk.cli
 from seqtk.cli import compose
-from seqtk.config import schema
+from seqtk.config import legacy, schema
 from seqtk.config.fields import help_of, range_of
 from seqtk.config.registry import REGISTRIES, registry_of
 from seqtk.corpora import LABELLED_SETS
@@ -96,7 +96,7 @@ UNBOUNDED = {
 def reason(config_type: type, name: str, text: str, value: Any) -> str | None:
     """Why a value that is in the table is accepted; None if it must not be."""
     hint = schema.hints_of(config_type)[name]
-    kinds = {hint, *schema._leaves(hint)}
+    kinds = {hint, *legacy._leaves(hint)}
     if value is None and type(None) in kinds:
         return "null is a value of the field"
     if isinstance(value, str) and str in kinds:

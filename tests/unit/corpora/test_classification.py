@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from seqtk.corpora.labelled import held_out
 
 from seqtk.corpora.classification import LABELLED, prepare_labelled
 from seqtk.corpora.images import write_png
 from seqtk.corpora.lra.sets import ListOpsConfig, PathfinderConfig, prepare_listops, prepare_pathfinder
+from seqtk.data.labelled import held_out
 from seqtk.data.sources.databin import DataBin
 from seqtk.utils.errors import UserError
 from seqtk.utils.progress import Reporter
