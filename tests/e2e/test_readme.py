@@ -30,6 +30,10 @@ TRAIN_LANGUAGE_MODEL = (
     "threads=1 device=cpu max_updates=2 log.every=1 log.tensorboard=false validation.every=2 batch.max_tokens=600 "
     "model.dim=16 model.ffn_dim=16 model.layers=1"
 )
+TRAIN_CLASSIFIER = (
+    "threads=1 device=cpu max_updates=2 log.every=1 log.tensorboard=false validation.every=2 batch.max_sentences=8 "
+    "model.dim=16 model.ffn_dim=16 model.encoder.layers=1"
+)
 TINY = {
     "seqtk-train": TRAIN,
     "torchrun": TRAIN,
@@ -39,6 +43,7 @@ TINY = {
     "seqtk-interactive": "beam=2 max_length_a=0 max_length_b=3 device=cpu",
     "seqtk-eval-lm": "device=cpu",
     "seqtk-evaluate": "device=cpu search.beam=1",
+    "seqtk-classify": "device=cpu",
     "seqtk-export": "",
     "seqtk-import": "",
     "seqtk-plot": "",
@@ -104,6 +109,8 @@ def tiny_arguments(line: str) -> str:
     """Arguments with which the command takes seconds."""
     if "recipe=wikipedia_bytes" in line:
         return TRAIN_LANGUAGE_MODEL
+    if "recipe=mini_listops" in line:
+        return TRAIN_CLASSIFIER
     return "max_length_b=3 device=cpu" if "top_p=" in line else TINY[program(line)]  # sampling has no beam
 
 
