@@ -8,6 +8,7 @@ A sink of a plug-in is one file: a subclass of `Sink`, registered under the name
 import importlib.util
 import json
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -168,6 +169,12 @@ class TensorBoardConfig(SinkConfig):
     """Curves, attention statistics and sample outputs in save_dir/tensorboard."""
 
 
+def _without_tensorboard(failed: threading.ExceptHookArgs) -> None:
+    """Prints the exception of a thread, except of TensorBoard's: its next call raises the exception again."""
+    if not type(failed.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(failed)
+
+
 @sinks.register("tensorboard", TensorBoardConfig)
 class TensorBoard(Sink):
     """Writes TensorBoard event files."""
@@ -175,6 +182,7 @@ class TensorBoard(Sink):
     def start(self, run: RunInfo) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
+        threading.excepthook = _without_tensorboard
         purge = run.resumed_at + 1 if run.resumed_at else None
         self.folder = run.save_dir / "tensorboard"
         with disk_full_errors(self.folder / "events.out.tfevents"):
