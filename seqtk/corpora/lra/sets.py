@@ -113,7 +113,9 @@ def prepare_listops(config: ListOpsConfig, destination: Path, *, reporter: Repor
     lookup = listops.root_lookup(splits["train"], splits["test"])
     usual = np.bincount(splits["train"].values_K).argmax()
     majority = np.mean(splits["test"].values_K == usual)
-    baselines = f"accuracy on test without a model: always class {usual} {majority:.1%}, by the root operator {lookup:.1%}"
+    baselines = (
+        f"accuracy on test without a model: always class {usual} {majority:.1%}, by the root operator {lookup:.1%}"
+    )
     return f"{describe(destination)}\n{baselines}\n{speed}"
 
 
