@@ -165,6 +165,8 @@ def preprocess_labelled(config: PreprocessConfig, *, reporter: Reporter | None =
     for key in ("source_lang", "target_lang", "line_end", "min_length", "max_length", "max_ratio"):
         if getattr(config, key) is not None:
             raise UserError(f"{key}= is not for labelled files.", "Remove it, or remove columns=.")
+    if columns.second is not None and not config.joint:
+        raise UserError("joint=false: a matching model reads both texts with one dictionary.", "Remove it.")
     destination = destination_of(config)
     prefixes = config.prefixes()
     if not prefixes:
@@ -213,7 +215,8 @@ def describe(destination: Path) -> str:
     classes = data.classes()
     rows = [["split", "examples", "shortest", "median", "90 %", "longest", "most frequent class"]]
     lines = []
-    for split in (name for name in SPLITS if name in data.splits()):
+    kinds = {name: name.rstrip("0123456789") for name in data.splits()}
+    for split in sorted((name for name in kinds if kinds[name] in SPLITS), key=lambda name: SPLITS.index(kinds[name])):
         sides = [data.split(split, lang).sizes for lang in (data.source_lang, data.target_lang) if lang] or [
             data.split(split).sizes
         ]

@@ -100,6 +100,8 @@ def preprocess(
         UserError: For text or settings that cannot be used; the folder is then as it was before.
     """
     reporter = reporter or Reporter()
+    if config.valid_share:
+        raise UserError("valid_share= is for labelled files.", "Remove it, or set columns.text= and columns.label=.")
     destination = destination_of(config)
     files = config.files()
     total_bytes = sum(path.stat().st_size for paths in files.values() for path in paths)

@@ -196,7 +196,7 @@ class _Ink:
         self._above += [np.count_nonzero(images > least) for least in (0, 64, 127)]
         for label, kept in enumerate(self._kept):
             kept.extend(images[labels == label][: _SHEET // 2 - len(kept)])
-        return Arrays(images.ravel(), np.full(len(images), images[0].size), labels)
+        return Arrays(images.ravel(), np.full(len(images), images.shape[1] * images.shape[2]), labels)
 
     def sheet(self) -> npt.NDArray[np.uint8]:
         """Eight images of label 1, then eight of label 0, twice as large."""

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from seqtk.cli.preprocess import main as preprocess_main
-from seqtk.data.labelled import preprocess_labelled
+from seqtk.data.labelled import describe, preprocess_labelled
 from seqtk.data.labelled_text import Columns
-from seqtk.data.preprocess import PreprocessConfig
+from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.data.sources import DataBinSource, DataBinSourceConfig
 from seqtk.tasks.classification import ClassificationConfig, ClassificationTask, MatchingConfig, MatchingTask
 from seqtk.utils.errors import UserError
@@ -98,6 +98,18 @@ class TestRefusals:
         with pytest.raises(UserError, match="max_length="):
             make(tmp_path, train=train, max_length=3)
 
+    def test_pairs_cannot_have_two_dictionaries(self, tmp_path: Path) -> None:
+        train = write(tmp_path, "train.tsv", "one\ttwo\tlabel", "a b\tb\t1", "c\td\t0")
+        with pytest.raises(UserError, match="joint="):
+            make(tmp_path, Columns(text=("one",), second="two"), train=train, joint=False)
+        assert not (tmp_path / "data-bin").exists()
+
+    def test_plain_text_has_no_valid_share(self, tmp_path: Path) -> None:
+        train = write(tmp_path, "train.txt", "a", "b")
+        with pytest.raises(UserError, match="valid_share="):
+            preprocess(PreprocessConfig(train=train, valid_share=0.5, tokens="words", destdir=str(tmp_path / "made")))
+        assert not (tmp_path / "made").exists()
+
     def test_a_databin_is_not_replaced(self, tmp_path: Path) -> None:
         train = write(tmp_path, "train.tsv", "text\tlabel", "a\tyes", "b\tno")
         make(tmp_path, train=train)
@@ -111,3 +123,9 @@ def test_command_prints_lengths_and_classes(tmp_path: Path, capsys: pytest.Captu
     preprocess_main([f"train={train}", "columns.label=label", "tokens=words", f"destdir={tmp_path / 'made'}"])
     output = capsys.readouterr().out
     assert "no 50.0%, yes 50.0%" in output
+
+
+def test_report_has_every_split(tmp_path: Path) -> None:
+    train = write(tmp_path, "train.tsv", "text\tlabel", "a b\tyes", "b\tno")
+    report = describe(make(tmp_path, train=train, valid=(train, train), test=(train,)))
+    assert [line.split()[0] for line in report.splitlines()[1:5]] == ["train", "valid", "valid1", "test"]
