@@ -178,6 +178,10 @@ class Task:
                 longer_N = np.flatnonzero(sizes_N > limit)
                 yield TooLong(side, limit, examples=longer_N, sizes=sizes_N[longer_N])
 
+    def shortening(self, *, training: bool) -> str | None:
+        """Returns the setting that shortens examples over a model's limit, as advice; None if there is none."""
+        return None
+
     def report(
         self, scores: dict[str, Score], *, dataset: Dataset, targets: float, outputs: Sequence[Output]
     ) -> Report:
@@ -270,11 +274,12 @@ class Task:
         if not len(dataset):
             raise UserError(f"Split '{split}' has no examples.")
         for longer in self.too_long(dataset.sizes_ND, model):
+            setting = self.shortening(training=False)
             raise UserError(
                 f"{how_many(len(longer.examples), 'example')} of split '{split}' exceed the model's limit of "
                 f"{longer.limit} {longer.side} tokens.",
                 f"The first is example {longer.examples[0] + 1:,} with {longer.sizes[0]:,} tokens.",
-                f"Remove or shorten them{', or set truncate=true' if hasattr(self.config, 'truncate') else ''}.",
+                f"Remove or shorten them{f', or set {setting}' if setting else ''}.",
             )
         streams = batching.streams
         batches = ordered_batches(dataset.sizes_ND, batching) if streams is None else stream_rows(len(dataset), streams)

@@ -266,6 +266,9 @@ class ClassificationTask(TextTask):
         ]
         return stats, targets, outputs
 
+    def shortening(self, *, training: bool) -> str:
+        return "task.truncate=true to cut them at the end" if training else "truncate=true"
+
     def report(
         self, scores: dict[str, Score], *, dataset: Dataset, targets: float, outputs: Sequence[Output]
     ) -> "ClassReport":

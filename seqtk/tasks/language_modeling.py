@@ -54,6 +54,9 @@ class SampleTask(TextTask):
         if hasattr(self, "vocabulary"):
             source.use(source.source_lang, self.vocabulary, self.tokenizer)
 
+    def shortening(self, *, training: bool) -> str | None:
+        return "task.tokens_per_sample to at most the limit" if training else None
+
     def text(self, ids: Sequence[int]) -> str:
         """The text of token ids."""
         return self.tokenizer.decode(self.vocabulary.decode(ids))

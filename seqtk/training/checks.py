@@ -52,21 +52,16 @@ def _check_lengths(config: TrainConfig, datasets: Mapping[str, Dataset], *, task
             if narrowest is not None and limit != getattr(config.model, own, None):
                 needed += (narrowest.max_length or 0) - limit  # memory tokens take positions, too
                 key = config.length_key(narrowest.slot)
-            about = f"The longest has {longer.sizes.max()}"
-            if hasattr(config.task, "truncate"):
-                number = kept[longer.examples[0]] if split == "training" else longer.examples[0]
-                about += f" and the first is example {number + 1:,}"
-                other = "or task.truncate=true to cut them at the end."
-            elif task.sides == ("target",):
-                other = "or task.tokens_per_sample to at most the limit."
-            elif split == "training":
-                other = f"or batch.max_length={limit} to skip them."
-            else:
-                other = "or remove them from the validation text."
+            number = kept[longer.examples[0]] if split == "training" else longer.examples[0]
+            other = task.shortening(training=True) or (
+                f"batch.max_length={limit} to skip them"
+                if split == "training"
+                else "remove them from the validation text"
+            )
             raise UserError(
                 f"{how_many(len(longer.sizes), f'{split} example')} exceed the model's limit of {limit} {side} tokens.",
-                f"{about}: set {key} to {needed},",
-                other,
+                f"The longest has {longer.sizes.max()} and the first is example {number + 1:,}: set {key} to {needed},",
+                f"or {other}.",
             )
 
 

@@ -232,3 +232,8 @@ class TestRun:
             trainer(corpus, tmp_path, **changes)
         assert words in str(caught.value)
         assert str(caught.value).count("\n") < 3
+
+
+def test_samples_over_the_limit_name_their_length(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"task\.tokens_per_sample"):
+        trainer(corpus, tmp_path / "run", model__max_source_length=8)
