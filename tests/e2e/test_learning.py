@@ -2,7 +2,7 @@
 
 A translation model reverses strings of digits. Where a target position must look depends on the length of the source.
 Only the encoder's self-attention can find it, because each position of the decoder attends to itself alone. Without
-self-attention, over seven seeds, 0.015 to 0.045 of the new strings are right, at 0.76 to 0.83 nats.
+self-attention, over four seeds, 0.015 to 0.030 of the new strings are right, at 0.73 to 0.77 nats.
 A language model repeats what it has read, with every kind that has a causal role.
 """
 
@@ -28,7 +28,7 @@ ITSELF = {"kind": "sliding_window", "window": 1}
 """Self-attention in which each position attends to itself alone."""
 SETTINGS: dict[str, Any] = {
     "device": "cpu",
-    "max_updates": 500,
+    "max_updates": 700,  # after 500 a rare seed has 0.62 of the strings right, after 700 the same seed has all
     "clip_norm": 1.0,
     "batch": {"max_tokens": 1200},
     "model": {
@@ -41,7 +41,7 @@ SETTINGS: dict[str, Any] = {
     "criterion": {"label_smoothing": 0.0},
     "optimizer": {"lr": 0.003},  # at 0.005 some seeds fail
     "schedule": {"kind": "cosine", "warmup_updates": 100},
-    "validation": {"every": 500, "decode": True, "search": {"beam": 1, "max_length_b": 12}},
+    "validation": {"every": 700, "decode": True, "search": {"beam": 1, "max_length_b": 12}},
     "log": {"tensorboard": False},
 }
 
@@ -107,9 +107,6 @@ KINDS = {
     role: [kind for kind in attentions if role in attentions.class_of(attentions.config_type(kind)).roles]
     for role in (Role.ENCODER, Role.CAUSAL)
 }
-SLOW_LEARNERS = {"fnet": 0.6}
-"""The fraction of strings that must be right, if not 0.7. How FNet mixes positions does not depend on their content."""
-
 FEW = {"rank": 8, "buckets": 2, "redraw": False}
 """Sizes for rows of about ten positions, and one hash for all updates: these are too few to learn any hash."""
 
@@ -124,7 +121,7 @@ def sized(kind: str, **sizes: int) -> dict[str, Any]:
 def test_translation_model_learns_to_reverse(kind: str, seed: int, tmp_path: Path) -> None:
     nll, right = learn(tmp_path, seed=seed, attention=sized(kind, max_length=10, **FEW))
     assert nll < 0.35
-    assert right > SLOW_LEARNERS.get(kind, 0.7)
+    assert right > 0.7
 
 
 def test_reversing_requires_self_attention(seed: int, tmp_path: Path) -> None:
