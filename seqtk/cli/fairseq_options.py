@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from seqtk.config import schema
@@ -185,6 +186,8 @@ def translate(program: str, arguments: Sequence[str], config: Any, *, recipes: b
     translated, advice = [], []
     has_path = any(name == "path" for name, _ in pairs)
     for key, value in zip(_positional_keys(program, known, has_path=has_path), positional, strict=False):
+        if "checkpoint" in known and not has_path and _is_model(Path(value)):
+            key = "checkpoint"
         translated.append(f"{key}={_quoted(value)}")
     for name, value in pairs:
         if name == "=":
@@ -231,6 +234,11 @@ def _options(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]
 
 def _is_number(text: str) -> bool:
     return re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", text) is not None
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a path is a model file or the folder of a run."""
+    return path.suffix == ".safetensors" or (path / "latest").exists()
 
 
 def _positional_keys(program: str, known: Sequence[str], *, has_path: bool) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """`seqtk-prepare`: makes the data-bin of a corpus that the recipes name."""
 
 import itertools
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -54,7 +55,8 @@ def labelled_command(name: str) -> Callable[..., None]:
     def run_labelled(config: Any) -> None:
         destination = Path(config.destdir or f"data-bin/{name}")
         print(labelled.make(config, destination, reporter=_reporter()))
-        print(f"wrote {destination}; train on it: seqtk-train recipe={labelled.recipe}")
+        data = shlex.quote(f"task.data={destination}")
+        print(f"wrote {destination}; train on it: seqtk-train recipe={labelled.recipe} {data}")
 
     run_labelled.__doc__ = f"Makes data-bin/{name}: {labelled.about}."
     return command(f"{PROGRAM} {name}", labelled.config)(run_labelled)

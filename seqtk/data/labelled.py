@@ -141,6 +141,8 @@ def _save_labels(folder: Path, split: str, labels: Ints, classes: int) -> None:
         raise UserError(f"Split '{split}' has no examples.", "Set more of them, or another source=.")
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels from {labels.min()} to {labels.max()} of {classes} classes")
+    if split == "train" and labels.min() == labels.max():
+        raise UserError("All training examples have one class.", "Set more of them, or another source=.")
     np.save(folder / f"{split}{LABELS}", labels.astype(np.int32))
 
 

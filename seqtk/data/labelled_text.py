@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def read_labelled(path: str, columns: Columns) -> Iterator[LabelledText]:
 def class_names(labels: Iterable[str]) -> list[str]:
     """Returns the classes among labels in their order: by value if all are whole numbers, else by code points."""
     names = set(labels)
-    numeric = all(name.isdecimal() for name in names)
+    numeric = all(re.fullmatch(r"-?[0-9]+", name) for name in names)
     return sorted(names, key=lambda name: (int(name) if numeric else 0, name))
 
 
@@ -74,6 +75,8 @@ def check_classes(classes: Sequence[str], *, of: str) -> None:
     if len(set(classes)) < len(classes):
         twice = next(name for name in classes if classes.count(name) > 1)
         raise UserError(f"{of} names the class '{twice}' twice.")
+    if not any(classes):
+        raise UserError(f"{of} has no classes.", "A classifier needs two or more.")
     if len(classes) < 2:
         raise UserError(
             f"All examples of {of} have one class: {', '.join(classes)}.", "A classifier needs two or more."

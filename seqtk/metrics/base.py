@@ -84,7 +84,11 @@ class Evaluation:
     @property
     def provides(self) -> set[str]:
         """Which entries of `Metric.needs` are met."""
-        met = {OUTPUTS: self.outputs, TEXT_SIZE: self.text is not None, PREDICTIONS: self._classified}
+        met = {
+            OUTPUTS: self.outputs and not self._classified,
+            TEXT_SIZE: self.text is not None,
+            PREDICTIONS: self._classified,
+        }
         return {*self.stats, *(need for need, holds in met.items() if holds)}
 
     @property

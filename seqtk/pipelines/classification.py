@@ -78,6 +78,7 @@ class ClassificationPipeline(Pipeline):
             rows, cut = [], []
             for number, text in group:
                 ids = self.task.encode(*((text,) if isinstance(text, str) else text))
+                self.task.check_image(ids, f"{noun} {number:,}")
                 longest = max(map(len, ids))
                 cut.append(limit is not None and longest > limit)
                 if cut[-1] and not truncate:

@@ -17,9 +17,10 @@ from seqtk.attention import State
 from seqtk.config.fields import probability, setting
 from seqtk.criterions.base import Stats
 from seqtk.data.batch import Batch, ClassBatch, PairBatch, check_ids, pad_rows
+from seqtk.data.labelled import PIXELS
 from seqtk.data.plan import IndexArray
 from seqtk.data.sources import Items, Source
-from seqtk.data.vocabulary import SPECIALS, Vocabulary
+from seqtk.data.vocabulary import SPECIALS, UNK, Vocabulary
 from seqtk.generation.search import SearchConfig
 from seqtk.metrics import ClassOutput, Output, Predictions, Score
 from seqtk.metrics.base import PREDICTIONS
@@ -158,12 +159,14 @@ class ClassificationTask(TextTask):
                 source.use(lang, self.vocabulary, self.tokenizer)
             self.classes = source.classes()
             self.class_weights = self._weights(source)
+            self.pixels = self._pixels(source)
         else:
             self.vocabulary = Vocabulary.from_text(assets["text.dict"])
             self.tokenizer = tokenizer_from(assets, "text")
             self.classes = assets["classes"].split("\n")
             weights = assets.get("class.weights")
             self.class_weights = None if weights is None else [float(weight) for weight in weights.split()]
+            self.pixels = int(assets["pixels"]) if "pixels" in assets else None
 
     def assets(self) -> Assets:
         weights = self.class_weights
@@ -172,6 +175,7 @@ class ClassificationTask(TextTask):
             "classes": "\n".join(self.classes),
             **tokenizer_assets(self.tokenizer, "text"),
             **({} if weights is None else {"class.weights": " ".join(map(repr, weights))}),
+            **({} if self.pixels is None else {"pixels": str(self.pixels)}),
         }
 
     def connect(self, source: Source) -> None:
@@ -186,10 +190,9 @@ class ClassificationTask(TextTask):
                 source.use(lang, self.vocabulary, self.tokenizer)
             unknown = [name for name in source.classes() if name not in self.classes]
             if unknown:
+                name, place = source.first_of(unknown)
                 raise UserError(
-                    f"{source.place_of(unknown[0])} has a class that the model does not know: {unknown[0]}.",
-                    f"The model has {how_many(len(self.classes), 'class')}: {', '.join(self.classes[:10])}.",
-                    nearest(unknown[0], self.classes),
+                    f"{place} has a class that the model does not know: {name}.", nearest(name, self.classes)
                 )
 
     def dataset(self, split: str) -> LabelledTexts:
@@ -200,6 +203,9 @@ class ClassificationTask(TextTask):
 
     def collate(self, examples: Sequence[Any]) -> ClassBatch:
         indices, texts, labels = zip(*examples, strict=True)
+        if self.pixels is not None:
+            for index, row in zip(indices, texts, strict=True):
+                self.check_image(row, f"Example {index + 1:,}")
         longest = max(len(text) for row in texts for text in row)
         sides = [pad_rows(rows, length=longest) for rows in zip(*texts, strict=True)]
         for ids_BS in sides:
@@ -283,6 +289,17 @@ class ClassificationTask(TextTask):
         encoded = (self.vocabulary.encode(self.tokenizer.encode(text)) for text in texts)
         return tuple(ids if self.config.eos or len(ids) == 1 else ids[:-1] for ids in encoded)
 
+    def check_image(self, row: Sequence[Ids], place: str) -> None:
+        """Raises UserError, which begins with `place`, if the model reads images and this is not one of their size."""
+        if self.pixels is None:
+            return
+        for ids in row:
+            found = len(ids) - self.config.eos
+            if found != self.pixels:
+                raise UserError(f"{place} has {found:,} pixels, but the model reads images of {self.pixels:,}.")
+            if (ids == UNK).any():
+                raise UserError(f"{place} has a pixel that is no whole number from 0 to 255.")
+
     def text(self, ids: Sequence[int]) -> str:
         """The text of token ids."""
         return self.tokenizer.decode(self.vocabulary.decode(ids))
@@ -311,6 +328,13 @@ class ClassificationTask(TextTask):
                     f"model.input=values: the token '{token}' is not a number.", "Set model.input=tokens for text."
                 ) from None
         return numbers
+
+    def _pixels(self, source: Source) -> int | None:
+        """The number of pixels of every training image; None if the data are not images of one size, or are cut."""
+        if tuple(self.vocabulary.tokens[len(SPECIALS) :]) != PIXELS or self.config.truncate:
+            return None
+        sizes_N = source.split("train", source.source_lang).sizes
+        return int(sizes_N[0]) - 1 if len(sizes_N) and (sizes_N == sizes_N[0]).all() else None
 
     def _langs(self, source: Source) -> list[str | None]:
         return [source.source_lang, source.target_lang] if self.pairs else [source.source_lang]

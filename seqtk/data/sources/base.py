@@ -1,6 +1,7 @@
 """The base of data sources: where the text of a task comes from, as token ids by split."""
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -102,9 +103,9 @@ class Source(abc.ABC):
         """The class of each item of a split. Raises UserError if there are no labels."""
         raise UserError(f"{self.name} has no labels.", "task=classification needs a class for each example.")
 
-    def place_of(self, name: str) -> str:
-        """Where a class occurs, for errors."""
-        return self.name
+    def first_of(self, names: Sequence[str]) -> tuple[str, str]:
+        """Returns the class among `names` that occurs first, and where, for errors."""
+        return names[0], self.name
 
     def use(self, lang: str | None, vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:
         """Makes the items of one side fit a model's vocabulary. Raises UserError if they cannot."""

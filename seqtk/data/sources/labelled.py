@@ -45,9 +45,9 @@ class LabelledSource(TextSource):
         numbers = class_numbers(self._read(split), self.classes(), path=self._file(split))
         return np.fromiter((number for _, number in numbers), np.int32)
 
-    def place_of(self, name: str) -> str:
-        line = next(example.line for example in self._read("train") if example.label == name)
-        return f"Line {line:,} of {self._file('train')}"
+    def first_of(self, names: Sequence[str]) -> tuple[str, str]:
+        first = next(example for example in self._read("train") if example.label in names)
+        return first.label, f"Line {first.line:,} of {self._file('train')}"
 
     def _read(self, split: str) -> list[LabelledText]:
         path = self._file(split)

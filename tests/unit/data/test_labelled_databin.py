@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from seqtk.cli.preprocess import main as preprocess_main
@@ -58,6 +59,33 @@ class TestTexts:
         made = make(tmp_path, train=train)
         assert (made / "classes.txt").read_text() == "1\n9\n10\n"
 
+    def test_negative_labels_sort_by_value(self, tmp_path: Path) -> None:
+        train = write(tmp_path, "train.csv", "text,label", "a,10", "b,2", "c,-1")
+        assert (make(tmp_path, train=train) / "classes.txt").read_text() == "-1\n2\n10\n"
+
+    def test_valid_share_holds_out_that_many(self, tmp_path: Path) -> None:
+        rows = [f"w{index}\t{index % 2}" for index in range(50)]
+        source = DataBinSource(
+            DataBinSourceConfig(),
+            data=str(make(tmp_path, train=write(tmp_path, "train.tsv", "text\tlabel", *rows), valid_share=0.2)),
+        )
+        assert (len(source.labels("train")), len(source.labels("valid"))) == (40, 10)
+
+    def test_workers_do_not_change_the_files(self, tmp_path: Path) -> None:
+        rows = [f"word{index % 50} Other{index % 7}, end\t{index % 3}" for index in range(3000)]
+        train = write(tmp_path, "train.tsv", "text\tlabel", *rows)
+        made = []
+        for workers in (1, 2):
+            (tmp_path / str(workers)).mkdir()
+            made.append(make(tmp_path / str(workers), train=train, workers=workers, tokens="lowercase_words"))
+        for file in made[0].iterdir():
+            assert file.read_bytes() == (made[1] / file.name).read_bytes(), file.name
+
+    def test_columns_are_joined(self, tmp_path: Path) -> None:
+        train = write(tmp_path, "train.csv", "1,one title,a text", "2,b,c")
+        made = make(tmp_path, Columns(text=("2", "3"), label="1"), train=train)
+        assert DataBinSource(DataBinSourceConfig(), data=str(made)).split("train").sizes.tolist() == [5, 3]
+
     def test_pairs_share_a_dictionary(self, tmp_path: Path) -> None:
         train = write(tmp_path, "train.tsv", "one\ttwo\tlabel", "a b\tb\t1", "c\td\t0")
         made = make(tmp_path, Columns(text=("one",), second="two"), train=train, valid=(train,))
@@ -92,6 +120,19 @@ class TestRefusals:
         with pytest.raises(UserError, match=words):
             make(tmp_path, train=train, test=(test,))
         assert sorted(path.name for path in tmp_path.iterdir()) == ["test.tsv", "train.tsv"]
+
+    def test_training_needs_two_classes(self, tmp_path: Path) -> None:
+        train = write(tmp_path, "train.tsv", "text\tlabel", "a\tyes", "b\tyes")
+        with pytest.raises(UserError, match="one class: yes"):
+            make(tmp_path, train=train)
+        assert not (tmp_path / "data-bin").exists()
+
+    @pytest.mark.parametrize("labels", [[0, 1], [0, 1, 2], [0, 1, -1], [[0, 1, 0]], [0.0, 1.0, 0.0]])
+    def test_labels_that_do_not_fit_are_refused(self, labels: list[Any], tmp_path: Path) -> None:
+        made = make(tmp_path, train=write(tmp_path, "train.tsv", "text\tlabel", "a\tyes", "b\tno", "c\tno"))
+        np.save(made / "train.labels.npy", np.array(labels))
+        with pytest.raises(UserError, match=r"train\.labels\.npy"):
+            DataBinSource(DataBinSourceConfig(), data=str(made)).labels("train")
 
     def test_lines_cannot_be_dropped(self, tmp_path: Path) -> None:
         train = write(tmp_path, "train.tsv", "text\tlabel", "a\tyes")

@@ -14,13 +14,14 @@ from seqtk.cli import average as average_command
 from seqtk.config import schema
 from seqtk.criterions import CriterionConfig, criterions
 from seqtk.data.batch import Batch, PairBatch
+from seqtk.data.labelled import PIXELS, Arrays, write_arrays
 from seqtk.data.plan import BatchingConfig
 from seqtk.data.sources import GivenText
 from seqtk.data.vocabulary import EOS
 from seqtk.models import Model, ModelConfig
 from seqtk.pipelines import load
 from seqtk.tasks import tasks
-from seqtk.tasks.classification import ClassificationTask, ClassReport
+from seqtk.tasks.classification import ClassificationConfig, ClassificationTask, ClassReport
 from seqtk.training.parallel import TrainStep
 from seqtk.utils.errors import UserError
 from tests.unit.tasks.labelled import task_of, write_pairs, write_texts
@@ -45,6 +46,31 @@ def model_of(task: ClassificationTask, **settings: Any) -> Model:
 def batch_of(task: ClassificationTask, indices: Sequence[int]) -> Batch:
     dataset = task.dataset("test")
     return task.collate([dataset[index] for index in indices])
+
+
+class TestImages:
+    """A model of images reads images of the training size only."""
+
+    @pytest.fixture
+    def task(self, tmp_path: Path) -> ClassificationTask:
+        pixels = np.arange(12) * 20
+        arrays = Arrays(pixels, sizes=np.full(3, 4), labels=np.array([0, 1, 0]))
+        write_arrays(tmp_path / "images", ["a", "b"], PIXELS, {"train": [arrays]})
+        return ClassificationTask(ClassificationConfig(data=str(tmp_path / "images")))
+
+    def test_size_is_in_the_model_file(self, task: ClassificationTask) -> None:
+        again = ClassificationTask(ClassificationConfig(), assets=task.assets())
+        assert (task.pixels, again.pixels) == (4, 4)
+
+    @pytest.mark.parametrize(("text", "words"), [("0 1 2", "3 pixels"), ("0 1 2 300", "0 to 255"), ("0 1 2 x", "255")])
+    def test_another_image_is_refused(self, task: ClassificationTask, text: str, words: str) -> None:
+        with pytest.raises(UserError, match=f"Line 7 .*{words}"):
+            task.check_image(task.encode(text), "Line 7")
+        with pytest.raises(UserError, match=f"Example 1 .*{words}"):
+            task.collate([(0, task.encode(text), 0)])
+
+    def test_an_image_of_the_size_is_read(self, task: ClassificationTask) -> None:
+        assert task.collate([(0, task.encode("0 255 7 7"), 1)]).target.tolist() == [1]
 
 
 class TestReading:
