@@ -69,7 +69,8 @@ def _rows(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield f"{prefix}{field.name}={written(schema.to_dict(value))}", about.strip()
         elif about:
             yield f"{prefix}{field.name}", about
-        for item in dict.fromkeys(inside):
+        optional = schema.default_of(hints[field.name]) if value is None else None
+        for item in dict.fromkeys([*inside, *([] if optional is None else [optional])]):
             yield from _rows(item, f"{prefix}{field.name}.")
     for alias, targets in getattr(type(config), "aliases", {}).items():
         yield f"{prefix}{alias}=...", f"An alias of {', '.join(f'{prefix}{target}' for target in targets)}"

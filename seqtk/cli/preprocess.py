@@ -4,6 +4,7 @@ import sys
 
 from seqtk.cli.command import command
 from seqtk.data.labelled import preprocess_labelled
+from seqtk.data.labelled_arrays import is_array_file
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.utils.progress import Reporter
 
@@ -16,11 +17,12 @@ def main(config: PreprocessConfig) -> None:
     corpus/train.en, corpus/train.de and so on (or with .gz, .bz2, .xz), learns a joint vocabulary, and encodes them.
     Without target_lang= the text is one-sided, as for a language model, and may be encoded by other tokens:
     `seqtk-preprocess tokens=bytes train=enwik8/train valid=enwik8/valid destdir=data-bin/enwik8`.
-    With columns. it makes a labelled data-bin of TSV, CSV or JSON lines:
+    With columns. it makes a labelled data-bin of TSV, CSV or JSON lines, or of arrays of pixels or tokens (.npz, .npy):
     `seqtk-preprocess columns.text=review columns.label=stars train=train.csv valid=valid.csv destdir=data-bin/reviews`.
+    `seqtk-preprocess columns.text=image train=train.npz valid_share=0.1 test=test.npz destdir=data-bin/images`.
     """
     reporter = Reporter(lambda message: print(message, file=sys.stderr, flush=True), progress=True)
-    if config.columns is None:
+    if config.columns is None and not any(map(is_array_file, config.prefixes().values())):
         print(preprocess(config, reporter=reporter).table())
     else:
         print(preprocess_labelled(config, reporter=reporter))

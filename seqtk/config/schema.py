@@ -137,9 +137,7 @@ def _set(config: C, key: str, value: Any, typed: str) -> C:
         raise UserError(f"There is no key '{shown}'{inside}.", nearest_key(head, here, keys(config), prefix=where))
     current = getattr(config, head)
     if rest and rest != "kind":
-        new_value: Any = _set_inside(
-            _default_of(hints[head]) if current is None else current, rest, value, shown, typed
-        )
+        new_value: Any = _set_inside(default_of(hints[head]) if current is None else current, rest, value, shown, typed)
     else:
         new_value = _convert(hints[head], value, current, shown, range_of(type(config), head))
     return dataclasses.replace(config, **{head: new_value})  # type: ignore[type-var]
@@ -153,7 +151,7 @@ def _set_inside(current: Any, rest: str, value: Any, shown: str, typed: str) -> 
     return _set(current, rest, value, typed)
 
 
-def _default_of(hint: Any) -> Any:
+def default_of(hint: Any) -> Any:
     """The default config of an optional field, in which a key is set when the field is null."""
     configs: list[Any] = [option for option in typing.get_args(hint) if dataclasses.is_dataclass(option)]
     return configs[0]() if len(configs) == 1 and registry_of(configs[0]) is None else None

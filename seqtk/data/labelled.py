@@ -1,4 +1,4 @@
-"""Labelled data-bins: written from text or from arrays of symbols, and their report.
+"""Labelled data-bins: written from text or from arrays of pixels or tokens, and their report.
 
 A labelled data-bin is a data-bin with `classes.txt` (the name of a class in each line; its number is its line, from 0)
 and `SPLIT.labels.npy`. Pairs of texts are its languages `first` and `second`.
@@ -18,7 +18,16 @@ import numpy.typing as npt
 from seqtk import __version__
 from seqtk.data.corpus import find_text
 from seqtk.data.indexed_writer import IndexedWriter
-from seqtk.data.labelled_text import check_classes, class_names, class_numbers, read_labelled
+from seqtk.data.labelled_arrays import is_array_file
+from seqtk.data.labelled_text import (
+    Columns,
+    check_classes,
+    class_names,
+    class_numbers,
+    open_arrays,
+    read_labelled,
+    read_labels,
+)
 from seqtk.data.preprocess import DATABIN_FILES, PreprocessConfig, destination_of, preprocess
 from seqtk.data.sources.databin import CLASSES, LABELS, RECORD, DataBin
 from seqtk.data.vocabulary import EOS, SPECIALS, Vocabulary
@@ -151,10 +160,12 @@ _OWN_SETTINGS = {
     *("line_end", "min_length", "max_length", "max_ratio"),
 }
 """Settings of seqtk-preprocess that have another meaning for labelled files, or none."""
+_OF_ARRAYS = ("columns", "train", "valid", "test", "destdir", "overwrite", "valid_share", "seed", "workers")
+"""Settings of seqtk-preprocess that files of NumPy have."""
 
 
 def preprocess_labelled(config: PreprocessConfig, *, reporter: Reporter | None = None) -> str:
-    """Makes the labelled data-bin that `config`, which has columns, describes, and returns its report.
+    """Makes the labelled data-bin that `config` describes, and returns its report.
 
     No example is dropped. The classes are those of the training split, or of all splits if there is none.
 
@@ -162,25 +173,25 @@ def preprocess_labelled(config: PreprocessConfig, *, reporter: Reporter | None =
         UserError: For files or settings that cannot be used, and for a class that no training example has; the folder
             is then as it was before.
     """
-    columns = config.columns
-    assert columns is not None
-    for key in ("source_lang", "target_lang", "line_end", "min_length", "max_length", "max_ratio"):
-        if getattr(config, key) is not None:
-            raise UserError(f"{key}= is not for labelled files.", "Remove it, or remove columns=.")
-    if columns.second is not None and not config.joint:
-        raise UserError("joint=false: a matching model reads both texts with one dictionary.", "Remove it.")
+    columns = config.columns or Columns()
     destination = destination_of(config)
-    prefixes = config.prefixes()
-    if not prefixes:
-        raise UserError("There is no text: train=, valid= and test= are not set.", "Set at least one of them.")
-    files = {split: str(find_text(path, None, key=split.rstrip("0123456789"))) for split, path in prefixes.items()}
-    if config.valid_share and ("train" not in files or "valid" in files):
-        raise UserError("valid_share= takes examples of train= for the split valid.", "Set train=, and remove valid=.")
+    files = _files(config)
+    arrays = {path for path in files.values() if is_array_file(path)}
+    if arrays and arrays != set(files.values()):
+        raise UserError(f"{min(arrays)} has arrays, but {min({*files.values()} - arrays)} is text.", "Use one of both.")
+    _check_settings(config, arrays=bool(arrays))
     own = [files["train"]] if "train" in files else list(files.values())
-    labels = [example.label for path in own for example in read_labelled(path, columns)]
+    labels = [example.label for path in own for example in read_labels(path, columns)]
     classes = class_names(labels)
     check_classes(classes, of=" and ".join(own))
     validates = held_out(len(labels), config.valid_share, config.seed) if config.valid_share else None
+    splits = [*files, *(["valid"] if validates is not None else [])]
+    splits.sort(key=lambda split: SPLITS.index(split.rstrip("0123456789")))
+    if arrays:
+        _write_array_files(
+            destination, classes, {split: files.get(split, own[0]) for split in splits}, columns, validates
+        )
+        return describe(destination)
 
     def examples() -> Iterator[Example]:
         for split, path in files.items():
@@ -191,9 +202,61 @@ def preprocess_labelled(config: PreprocessConfig, *, reporter: Reporter | None =
     settings = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in _OWN_SETTINGS}
     if columns.second is not None:
         settings |= {"source_lang": PAIR[0], "target_lang": PAIR[1]}
-    splits = list(dict.fromkeys([*files, *(["valid"] if validates is not None else [])]))
     write_texts(destination, classes, examples(), settings, reporter or Reporter(), splits=splits, recorded=config)
     return describe(destination)
+
+
+def _files(config: PreprocessConfig) -> dict[str, str]:
+    """The file of each split. Raises UserError if there is none."""
+    prefixes = config.prefixes()
+    if not prefixes:
+        raise UserError("There is no text: train=, valid= and test= are not set.", "Set at least one of them.")
+    return {
+        split: path if is_array_file(path) else str(find_text(path, None, key=split.rstrip("0123456789")))
+        for split, path in prefixes.items()
+    }
+
+
+def _check_settings(config: PreprocessConfig, *, arrays: bool) -> None:
+    """Raises UserError for settings that have no effect on labelled files."""
+    for key in ("source_lang", "target_lang", "line_end", "min_length", "max_length", "max_ratio"):
+        if getattr(config, key) is not None:
+            raise UserError(f"{key}= is not for labelled files.", "Remove it, or remove columns=.")
+    for field in fields(config):
+        if arrays and field.name not in _OF_ARRAYS and getattr(config, field.name) != field.default:
+            raise UserError(f"{field.name}= is for text, but the files are arrays.", "Remove it.")
+    if config.columns is not None and config.columns.second is not None and not config.joint:
+        raise UserError("joint=false: a matching model reads both texts with one dictionary.", "Remove it.")
+    if config.valid_share and (config.train is None or config.valid):
+        raise UserError("valid_share= takes examples of train= for the split valid.", "Set train=, and remove valid=.")
+
+
+def _write_array_files(
+    destination: Path,
+    classes: Sequence[str],
+    files: Mapping[str, str],
+    columns: Columns,
+    validates: npt.NDArray[np.bool_] | None,
+) -> None:
+    """Makes a labelled data-bin of files of NumPy. `validates`: the examples of `train` that are the split valid."""
+    opened = {path: open_arrays(path, columns) for path in dict.fromkeys(files.values())}
+    pixels = all(file.pixels for file in opened.values())
+    size = len(PIXELS) if pixels else max(file.largest() for file in opened.values()) + 1
+
+    def parts(split: str, path: str) -> Iterator[Arrays]:
+        numbers = class_numbers(read_labels(path, columns), classes, path=path)
+        label_N = np.fromiter((number for _, number in numbers), np.int64)
+        keep_N = np.ones(len(label_N), dtype=bool)
+        if validates is not None and split in ("train", "valid"):
+            keep_N = validates if split == "valid" else ~validates
+        start = 0
+        for symbols, sizes in opened[path].parts():
+            chosen = slice(start, start + len(sizes))
+            start += len(sizes)
+            kept = keep_N[chosen]
+            yield Arrays(symbols[np.repeat(kept, sizes)], sizes[kept], label_N[chosen][kept])
+
+    write_arrays(destination, classes, list(map(str, range(size))), {k: parts(k, path) for k, path in files.items()})
 
 
 def held_out(count: int, share: float, seed: int) -> npt.NDArray[np.bool_]:

@@ -1,18 +1,29 @@
-"""Labelled texts in files: TSV, CSV or JSON lines, plain or compressed."""
+"""Labelled examples in files: texts in TSV, CSV or JSON lines, plain or compressed, and arrays of NumPy."""
 
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from seqtk.config.fields import setting
+from seqtk.data.labelled_arrays import ARRAY_FORMATS, ArrayFile, is_array_file
 from seqtk.utils.errors import UserError, how_many, nearest
 from seqtk.utils.text_io import SUFFIXES, read_lines
 
-FORMATS = ("tsv", "csv", "jsonl")
+TEXT_FORMATS = ("tsv", "csv", "jsonl")
+ENDINGS = (
+    *(f".{ending}{suffix}" for ending in TEXT_FORMATS for suffix in SUFFIXES),
+    *(f".{ending}" for ending in ARRAY_FORMATS),
+)
+"""How the names of labelled files end."""
+_KEYS_OF_COLUMNS = (
+    "Set columns.text=, columns.second= and columns.label= to names, or to numbers if there is no header."
+)
 _BLANKS = str.maketrans("\t\r\n", "   ")
 _LARGEST_FIELD = 1 << 30
 
@@ -22,12 +33,27 @@ class Columns:
     """Where a file has the texts and the class. A number counts columns from 1, in a file without a header."""
 
     text: tuple[str, ...] = setting(
-        ("text",), help="Name or number of the column of the text. Several are joined by spaces: [title,description]."
+        ("text",),
+        help="Name or number of the column of the text. Several are joined by spaces: [title,description]. "
+        "Of an .npz file: the name of the array of pixels or tokens.",
     )
     second: str | None = setting(
         None, help="Name or number of the column of the second text of a pair. null: there are no pairs."
     )
-    label: str = setting("label", help="Name or number of the column of the class.")
+    label: str = setting(
+        "label",
+        help="Name or number of the column of the class. Of an .npz file: the name of the array of classes. "
+        "NAME.npy has its classes in NAME.label.npy.",
+    )
+    lengths: str | None = setting(
+        None,
+        help="Of .npz and .npy files: the array of lengths of items that are padded or stand one after another.",
+    )
+    classes: tuple[str, ...] = setting(
+        (),
+        help="The class that each value of the column of the class stands for: [VALUE:CLASS,...], "
+        "as in [1:World,2:Sports]. []: the value is the class.",
+    )
 
 
 @dataclass(frozen=True)
@@ -35,32 +61,93 @@ class LabelledText:
     """One example."""
 
     line: int
-    """The number of its (last) line in the file, from 1."""
+    """The number of its (last) line in a text file, or of the item of an array, from 1."""
     texts: tuple[str, ...]
     """One text, or two, each without line ends."""
     label: str
+
+
+def place_of(line: int, path: str) -> str:
+    """Names an example in an error: the line of a text file, or the item of an array."""
+    return f"{'Example' if is_array_file(path) else 'Line'} {line:,} of {path}"
 
 
 def read_labelled(path: str, columns: Columns) -> Iterator[LabelledText]:
     """Yields the examples of a file. Its format is its ending, before that of a compression; TSV for any other.
 
     TSV has no quotes. CSV is that of RFC 4180: quoted fields may hold commas, quotes and line ends, which become
-    blanks.
+    blanks. The text of an array is its symbols, separated by blanks.
 
     Raises:
-        UserError: For a file that is missing or empty, a column that it does not have, and an empty class.
+        UserError: For a file that is missing or empty, a column that it does not have, and a class that is empty or
+            not in `columns.classes`.
     """
+    class_of = _class_of(path, columns)
+    if is_array_file(path):
+        array = open_arrays(path, columns)
+        texts = (
+            (" ".join(map(str, item.tolist())),)
+            for symbols, sizes in array.parts()
+            for item in np.split(symbols, np.cumsum(sizes)[:-1])
+        )
+        for number, (text, label) in enumerate(zip(texts, array.labels(), strict=True), 1):
+            yield LabelledText(number, text, class_of(label, number))
+        return
+    if columns.lengths is not None:
+        raise UserError(f"columns.lengths={columns.lengths} is for .npz and .npy files, but {path} is text.")
     keys = [*columns.text, *([columns.second] if columns.second is not None else []), columns.label]
     parts, found = len(columns.text), False
     for number, fields in _records(path, keys):
         found = True
-        *texts, label = (field.translate(_BLANKS) for field in fields)
-        texts = [" ".join(texts[:parts]), *texts[parts:]]
-        if not label.strip():
-            raise UserError(f"Line {number:,} of {path} has no class: the column '{columns.label}' is empty.")
-        yield LabelledText(number, tuple(texts), label.strip())
+        *fields, label = (field.translate(_BLANKS) for field in fields)
+        yield LabelledText(number, (" ".join(fields[:parts]), *fields[parts:]), class_of(label.strip(), number))
     if not found:
         raise UserError(f"{path} has no examples.")
+
+
+def read_labels(path: str, columns: Columns) -> Iterator[LabelledText]:
+    """Yields the examples of a file, of an array without their texts. Raises UserError as `read_labelled`."""
+    if not is_array_file(path):
+        yield from read_labelled(path, columns)
+        return
+    class_of = _class_of(path, columns)
+    for number, label in enumerate(open_arrays(path, columns).labels(), 1):
+        yield LabelledText(number, (), class_of(label, number))
+
+
+def open_arrays(path: str, columns: Columns) -> ArrayFile:
+    """Opens a file of NumPy. Raises UserError for one that cannot be used, and for columns that only text has."""
+    if columns.second is not None:
+        raise UserError(f"columns.second={columns.second}: {path} has no pairs.", "Pairs are read from text.")
+    if len(columns.text) != 1 or (path.endswith(".npy") and columns.text != Columns.text):
+        named = ",".join(columns.text)
+        raise UserError(f"columns.text=[{named}]: an .npz file has one array of items.", "An .npy file has no names.")
+    return ArrayFile(path, items=columns.text[0], labels=columns.label, lengths=columns.lengths)
+
+
+def _class_of(path: str, columns: Columns) -> Callable[[str, int], str]:
+    """Returns a function from a value of the label column and its line to the class."""
+    pairs = [entry.partition(":") for entry in columns.classes]
+    for entry, (value, colon, name) in zip(columns.classes, pairs, strict=True):
+        if not (value.strip() and colon and name.strip()):
+            raise UserError(
+                f"columns.classes has '{entry}', which is not VALUE:CLASS.", "For example [1:World,2:Sports]."
+            )
+    named = {value.strip(): name.strip() for value, _, name in pairs}
+    if len(named) < len(pairs):
+        raise UserError(f"columns.classes=[{','.join(columns.classes)}] names a value twice.")
+
+    def class_of(label: str, line: int) -> str:
+        if not label:
+            raise UserError(f"{place_of(line, path)} has no class: the column '{columns.label}' is empty.")
+        if named and label not in named:
+            raise UserError(
+                f"{place_of(line, path)} has the class '{label}', which columns.classes does not have.",
+                nearest(label, named),
+            )
+        return named.get(label, label)
+
+    return class_of
 
 
 def class_names(labels: Iterable[str]) -> list[str]:
@@ -95,7 +182,7 @@ def class_numbers(
     for example in examples:
         if example.label not in number:
             raise UserError(
-                f"Line {example.line:,} of {path} has the class '{example.label}', which no training example has.",
+                f"{place_of(example.line, path)} has the class '{example.label}', which no training example has.",
                 nearest(example.label, classes),
             )
         yield example, number[example.label]
@@ -105,7 +192,7 @@ def format_of(path: str) -> str:
     """`tsv`, `csv` or `jsonl`."""
     name = Path(path)
     suffix = Path(name.stem).suffix if name.suffix in SUFFIXES else name.suffix
-    return suffix.removeprefix(".") if suffix.removeprefix(".") in FORMATS else "tsv"
+    return suffix.removeprefix(".") if suffix.removeprefix(".") in TEXT_FORMATS else "tsv"
 
 
 def _records(path: str, keys: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
@@ -128,7 +215,7 @@ def _records(path: str, keys: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
                 raise UserError(
                     f"{path} has no column '{missing[0]}' in its header, line {number:,}.",
                     nearest(missing[0], row),
-                    "In a file without a header, all columns are given by number, from 1.",
+                    _KEYS_OF_COLUMNS,
                 )
             places = [row.index(key) for key in keys]
             continue
@@ -165,7 +252,7 @@ def _of_json(line: str, keys: Sequence[str], path: str, number: int) -> list[str
     for key in keys:
         if not isinstance(entry, dict) or key not in entry:
             known = entry if isinstance(entry, dict) else ()
-            raise UserError(f"Line {number:,} of {path} has no key '{key}'.", nearest(key, known))
+            raise UserError(f"Line {number:,} of {path} has no key '{key}'.", nearest(key, known), _KEYS_OF_COLUMNS)
         value = entry[key]
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise UserError(

@@ -47,7 +47,7 @@ class PreprocessConfig(VocabularyConfig):
     )
     columns: Columns | None = setting(
         None,
-        help="Where labelled files, which train=, valid= and test= name, have texts and classes. null: plain text.",
+        help="Where labelled files, which train=, valid= and test= name, have examples and classes. null: plain text.",
     )
     valid_share: float = setting(
         0.0, at_least=0, below=1, help="Of labelled files: share of the training examples that becomes the split valid."

@@ -5,6 +5,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from seqtk.data.corpus import find_text
@@ -69,9 +70,9 @@ def other_data(
                         "reference= is for texts.", "The file of input= has the classes: set columns.label=."
                     )
                 columns = columns or Columns()
-                second = (columns.second or "second") if task.pairs else None
-                labelled = LabelledSourceConfig(columns.text, second, columns.label)
-                task.open(LabelledSource(labelled, data=input))
+                if task.pairs and columns.second is None:
+                    columns = replace(columns, second="second")
+                task.open(LabelledSource(LabelledSourceConfig(**vars(columns)), data=input))
                 yield "test"
             else:
                 languages = {key: getattr(task, key, None) for key in ("source_lang", "target_lang")}

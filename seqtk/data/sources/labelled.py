@@ -9,16 +9,23 @@ import numpy as np
 import numpy.typing as npt
 
 from seqtk.config.fields import setting
-from seqtk.data.labelled_text import FORMATS, Columns, LabelledText, class_names, class_numbers, read_labelled
+from seqtk.data.labelled_text import (
+    ENDINGS,
+    Columns,
+    LabelledText,
+    class_names,
+    class_numbers,
+    place_of,
+    read_labelled,
+)
 from seqtk.data.sources.base import SourceConfig, sources
 from seqtk.data.sources.text import TextSource
 from seqtk.utils.errors import UserError, near_path
-from seqtk.utils.text_io import SUFFIXES
 
 
 @dataclass(frozen=True)
 class LabelledSourceConfig(Columns, SourceConfig):
-    """TSV, CSV or JSON lines in a folder: train.tsv, valid.tsv, test.tsv. For small sets; others make a data-bin."""
+    """TSV, CSV, JSON lines or arrays in a folder: train.tsv, valid.tsv, test.tsv. For small sets."""
 
     tokens: Literal["words", "lowercase_words", "characters", "bytes"] = setting(
         "words", help="The tokens of a new model; words are separated by blanks. A trained model keeps its own."
@@ -47,7 +54,7 @@ class LabelledSource(TextSource):
 
     def first_of(self, names: Sequence[str]) -> tuple[str, str]:
         first = next(example for example in self._read("train") if example.label in names)
-        return first.label, f"Line {first.line:,} of {self._file('train')}"
+        return first.label, place_of(first.line, self._file("train"))
 
     def _read(self, split: str) -> list[LabelledText]:
         path = self._file(split)
@@ -59,11 +66,10 @@ class LabelledSource(TextSource):
         folder = Path(self.name)
         if self.name == "-" or not folder.is_dir():
             return self.name
-        names = [f"{split}.{ending}{suffix}" for ending in FORMATS for suffix in SUFFIXES]
-        found = [folder / name for name in names if (folder / name).is_file()]
+        found = [folder / f"{split}{ending}" for ending in ENDINGS if (folder / f"{split}{ending}").is_file()]
         if not found:
             raise UserError(
-                f"There is no split '{split}' in {folder}: no {split}.tsv, {split}.csv or {split}.jsonl.",
+                f"There is no split '{split}' in {folder}: no {split}.tsv, {split}.csv, {split}.jsonl, …",
                 *near_path(folder / f"{split}.tsv"),
             )
         return str(found[0])
