@@ -59,8 +59,10 @@ class Criterion(nn.Module):
         raise NotImplementedError
 
 
-def stat(total: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-    """Returns an entry of `Loss.stats`: a sum, detached, with its weight."""
+def stat(total: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Returns an entry of `Loss.stats`: a sum, detached, with its weight, which is a tensor in compiled code."""
     total = total.detach()
+    if isinstance(weight, Tensor):
+        return total, weight.double()
     # A float32 counts exactly up to 2^24 only, which the tokens of a few updates exceed.
     return total, torch.full((), float(weight), dtype=torch.float64, device=total.device)

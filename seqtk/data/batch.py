@@ -113,6 +113,8 @@ class ClassBatch(Batch):
 
     @property
     def targets(self) -> float:
+        if torch.compiler.is_compiling():  # no number of a batch may be a constant of the graph
+            return (self.target_B >= 0).sum()  # type: ignore[return-value]
         return len(self.target_B) if self.weight else 0
 
     @property

@@ -370,8 +370,14 @@ class Decoder(nn.Module):
         """Returns the outputs and the recurrent state of each block; `state` is None for the first segment."""
         new_state = []
         for block, block_state in zip(self.blocks, state or [None] * len(self.blocks), strict=True):
-            skip = bool(self.training and self.layer_drop and float(torch.rand(())) < self.layer_drop)
-            x_BTD, block_state = block(x_BTD, memory_BSM, pad_BS=pad_BS, state=block_state, skip=skip)
+            drops = self.training and self.layer_drop > 0
+            chosen = torch.rand(()) < self.layer_drop if drops else None
+            if chosen is not None and torch.compiler.is_compiling():  # a graph cannot choose, so it computes the block
+                y_BTD, block_state = block(x_BTD, memory_BSM, pad_BS=pad_BS, state=block_state)
+                x_BTD = torch.where(chosen.to(x_BTD.device), x_BTD, y_BTD)
+            else:
+                skip = chosen is not None and bool(chosen)
+                x_BTD, block_state = block(x_BTD, memory_BSM, pad_BS=pad_BS, state=block_state, skip=skip)
             new_state.append(block_state)
         return self.norm(x_BTD), new_state
 

@@ -118,10 +118,24 @@ class AdaptiveEmbedding(nn.Module):
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Returns x_BTD. Only the table and the projection of a token's band are used."""
         tokens_N = tokens_BT.flatten()
+        if torch.compiler.is_compiling():
+            return self._of_all(tokens_N).view(*tokens_BT.shape, -1)
         members = self.cut.members(tokens_N)
         parts = zip(self.bands, self.projections, self.cut.starts, members, strict=True)
         x_ND = torch.cat([project(table(tokens_N[at_M] - start)) for table, project, start, at_M in parts])
         return torch.empty_like(x_ND).index_copy(0, torch.cat(members), x_ND).view(*tokens_BT.shape, -1)
+
+    def _of_all(self, tokens_N: Tensor) -> Tensor:
+        """Returns x_ND from every table and projection, for compiled code, whose shapes may not depend on tokens."""
+        band_N = self.cut.number(tokens_N)
+        x_ND: Tensor | None = None
+        for band, (table, project) in enumerate(zip(self.bands, self.projections, strict=True)):
+            # Tokens of other bands read any row, not all the same one: their zero gradients would wait for each other.
+            index_N = (tokens_N - self.cut.starts[band]).remainder(self.cut.sizes[band])
+            part_ND = project(table(index_N)).where((band_N == band)[:, None], 0)
+            x_ND = part_ND if x_ND is None else x_ND + part_ND
+        assert x_ND is not None
+        return x_ND
 
 
 class AdaptiveHead(Head):
@@ -186,11 +200,35 @@ class AdaptiveHead(Head):
                 "Smoothing requires the probability of every word at every position, which it does not compute.",
                 "Set criterion=cross_entropy, or model.adaptive=null.",
             )
-        steps = self._steps(*real_targets(features_BTD, target))
-        totals, nlls = zip(
-            *(linear_cross_entropy(x, weight, target_N) for _, x, target_N, weight in steps), strict=True
-        )
+        losses: list[tuple[Tensor, Tensor]]
+        if torch.compiler.is_compiling():
+            losses = self._losses_of_all(features_BTD.flatten(0, 1), target.flatten())
+        else:
+            steps = self._steps(*real_targets(features_BTD, target))
+            losses = [linear_cross_entropy(x, weight, target_N) for _, x, target_N, weight in steps]
+        totals, nlls = zip(*losses, strict=True)
         return HeadLosses(total=torch.stack(totals).sum(), nll=torch.stack(nlls).sum())
+
+    def _losses_of_all(self, features_ND: Tensor, target_N: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Returns the losses of each softmax, for compiled code, whose shapes may not depend on the targets."""
+        features_ND, real_N, band_N = self.dropout(features_ND), target_N != PAD, self.cut.number(target_N)
+        losses = [linear_cross_entropy(features_ND, self._first_weight(), self._first_target(target_N), counted_N=real_N)]
+        for band, (p_DE, w_WE) in enumerate(zip(self.projections, self.bands[1:], strict=True), start=1):
+            losses.append(
+                linear_cross_entropy(
+                    self.dropout(features_ND @ p_DE),
+                    w_WE,
+                    target_N - self.cut.starts[band],
+                    counted_N=real_N & (band_N == band),
+                    few_counted=True,
+                )
+            )
+        return losses
+
+    def _first_target(self, target_N: Tensor) -> Tensor:
+        """Returns the targets of the first softmax, in which the classes after the words are the bands from 1 on."""
+        last_frequent = self.cut.sizes[0] - 1
+        return torch.where(target_N <= last_frequent, target_N, last_frequent + self.cut.number(target_N))
 
     def target_log_probs(self, features_ND: Tensor, target_N: Tensor) -> Tensor:
         """Returns log_p_N, the float32 log-probability of each target in nats, computed from its band only."""
@@ -202,8 +240,7 @@ class AdaptiveHead(Head):
     def _steps(self, features_ND: Tensor, target_N: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Yields, for each softmax, the positions that use it, its input, its targets and its weight."""
         features_ND = self.dropout(features_ND)
-        last_frequent = self.cut.sizes[0] - 1  # the classes after the words are the bands from 1 on
-        first_N = torch.where(target_N <= last_frequent, target_N, last_frequent + self.cut.number(target_N))
+        first_N = self._first_target(target_N)
         yield torch.arange(len(target_N), device=target_N.device), features_ND, first_N, self._first_weight()
         members = self.cut.members(target_N)[1:]
         for start, at_M, p_DE, w_WE in zip(self.cut.starts[1:], members, self.projections, self.bands[1:], strict=True):

@@ -74,7 +74,7 @@ class Embedding(nn.Module):
         self.scale = math.sqrt(dim) if scale else 1.0
         self.positions: nn.Module | None = None
         if positions == "sinusoidal":
-            self.positions = SinusoidalPositions(dim)
+            self.positions = SinusoidalPositions(dim, length=min(max_length, 1024))
         elif positions == "learned":
             self.positions = LearnedPositions(dim, max_length=max_length)
         self.norm = nn.LayerNorm(dim) if norm else None
@@ -110,17 +110,23 @@ class SinusoidalPositions(nn.Module):
     """Fixed sines and cosines, [sin | cos], of D/2 frequencies 10000^(-i / (D/2 - 1)); position p is fairseq's p + 2.
 
     The table grows with the input, so any length is possible. It is computed in float64.
+
+    Args:
+        dim: D.
+        length: The first length of the table. A table that grows is compiled again.
     """
 
     table_TD: Tensor
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, length: int = 64) -> None:
         super().__init__()
         self.dim = dim
-        self.register_buffer("table_TD", sinusoids(64, dim), persistent=False)
+        self.register_buffer("table_TD", sinusoids(length, dim), persistent=False)
 
     def forward(self, positions_BT: Tensor) -> Tensor:
-        needed = positions_BT.shape[-1] if positions_BT.shape[-1] > 1 else int(positions_BT.max()) + 1
+        needed = positions_BT.shape[-1]
+        if needed == 1 and not torch.compiler.is_compiling():  # a step of decoding; compiled code trains only
+            needed = int(positions_BT.max()) + 1
         if needed > len(self.table_TD):
             table_TD = sinusoids(2 * needed, self.dim)
             self.table_TD = table_TD.to(self.table_TD)

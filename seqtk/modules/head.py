@@ -80,8 +80,15 @@ class LinearHead(Head):
     def forward(
         self, features_BTD: Tensor, target: Tensor, *, pad_BT: Tensor | None = None, label_smoothing: float = 0.0
     ) -> HeadLosses:
-        features_ND, target_N = real_targets(features_BTD, target)
-        return HeadLosses(*linear_cross_entropy(features_ND, self.weight, target_N, label_smoothing=label_smoothing))
+        target_N = target.flatten()
+        losses = linear_cross_entropy(
+            features_BTD.flatten(0, 1),
+            self.weight,
+            target_N,
+            counted_N=target_N != PAD,
+            label_smoothing=label_smoothing,
+        )
+        return HeadLosses(*losses)
 
 
 def picked(log_probs: Callable[[Tensor], Tensor], features_ND: Tensor, target_N: Tensor) -> Tensor:

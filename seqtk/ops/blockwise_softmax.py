@@ -240,6 +240,8 @@ def _can_share(logits_BHTS: Tensor, value_BHSE: Tensor, seen: Tensor | None) -> 
 
     It is faster on a CPU from about 64 positions on. There, reading a result back costs no synchronisation.
     """
+    if torch.compiler.is_compiling():  # a graph cannot choose by a result
+        return False
     only_padding = seen is not None and seen.shape[1:3] == (1, 1)
     return only_padding and len(logits_BHTS) == 1 and value_BHSE.shape[2] >= 64 and value_BHSE.device.type == "cpu"
 

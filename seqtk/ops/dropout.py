@@ -1,6 +1,6 @@
 """Dropout: sets each element to 0 with probability p, else to x / (1 - p) (Srivastava et al. 2014, JMLR 15, section 4).
 
-Where it runs: a CPU uses masks of 16 random bits, other devices torch's kernel.
+Where it runs: a CPU uses masks of 16 random bits; other devices, and compiled code, torch's operator.
 
 On a CPU, torch draws one Bernoulli number per element, which takes longer than the surrounding layer. Here four
 elements share one 64-bit draw: the mask costs an eighth of the time, and p is exact to 2^-16.
@@ -24,7 +24,7 @@ def dropout(x: Tensor, rate: float) -> Tensor:
         return x
     if naive_mode():
         return naive(x, rate)
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return functional.dropout(x, rate)
     return x * keep_mask(x, rate)
 

@@ -1,11 +1,13 @@
 """Label-smoothed cross entropy of softmax(x Wᵀ): a linear map, a log-softmax and the loss in one operation.
 
 With p = softmax(x Wᵀ) and smoothing ε, the loss of a position is (1 - ε - ε/(V-1)) · -log p_target + ε/(V-1) · Σ_v -log
-p_v: the V - 1 other tokens share ε, as in fairseq.
+p_v: the V - 1 other tokens share ε, as in fairseq. Positions that do not count, such as padding, add nothing.
 
 Where it runs: the chunked form runs on every device. The N × V logits and their gradients are the largest tensors of a
 training step. The chunked form holds CHUNK_LOGITS of them at a time. It computes both gradients in the forward pass, so
-it computes the logits once, not twice as recomputation would.
+it computes the logits once, not twice as recomputation would. A CPU computes only the positions that count; elsewhere,
+where the number of them would have to be read, the others are multiplied by 0. To torch.compile the form is a single
+operator, so that neither the number of chunks nor that of positions is a constant of the compiled code.
 
 N positions, D width, V vocabulary, C positions in a chunk.
 """
@@ -18,14 +20,21 @@ from torch.nn import functional
 
 from seqtk.ops.dispatch import naive_mode
 
-CHUNK_LOGITS = 2**22
-"""The approximate number of logits in memory at a time: 16 MiB in float32, and as much for the probabilities."""
+CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**27}
+"""The approximate number of logits in memory at a time: 16 MiB in float32 on a CPU, and as much for probabilities."""
 
 
 def naive(
-    features_ND: Tensor, weight_VD: Tensor, target_N: Tensor, *, label_smoothing: float = 0.0
+    features_ND: Tensor,
+    weight_VD: Tensor,
+    target_N: Tensor,
+    *,
+    counted_N: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Computes the formula with all logits at once."""
+    if counted_N is not None:
+        features_ND, target_N = features_ND[counted_N], target_N[counted_N]
     logits_NV = functional.linear(features_ND, weight_VD)
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     log_p_NV = logits_NV.log_softmax(1)
@@ -35,78 +44,189 @@ def naive(
 
 
 def linear_cross_entropy(
-    features_ND: Tensor, weight_VD: Tensor, target_N: Tensor, *, label_smoothing: float = 0.0
+    features_ND: Tensor,
+    weight_VD: Tensor,
+    target_N: Tensor,
+    *,
+    counted_N: Tensor | None = None,
+    few_counted: bool = False,
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Returns the label-smoothed loss and the unsmoothed loss, without a gradient, summed over positions, in nats.
 
     The logits have autocast's dtype; the sums are in float32 or wider. It supports first derivatives only.
+
+    Args:
+        features_ND: x.
+        weight_VD: W.
+        target_N: The target of each position. Where a position does not count it may be any number.
+        counted_N: False at positions that do not count. None: all count.
+        few_counted: Most positions do not count, so that these are left out on a GPU too, which waits for the host.
+        label_smoothing: ε.
     """
     if naive_mode():
-        return naive(features_ND, weight_VD, target_N, label_smoothing=label_smoothing)
-    total, nll = _ChunkedCrossEntropy.apply(features_ND, weight_VD, target_N, label_smoothing)  # type: ignore[no-untyped-call]
+        return naive(features_ND, weight_VD, target_N, counted_N=counted_N, label_smoothing=label_smoothing)
+    device = features_ND.device.type
+    autocast = torch.is_autocast_enabled(device)
+    options = (
+        label_smoothing,
+        torch.get_autocast_dtype(device) if autocast else features_ND.dtype,
+        counted_N is not None and (few_counted or device == "cpu"),
+    )
+    if torch.compiler.is_compiling():
+        needed = (torch.is_grad_enabled() and x.requires_grad for x in (features_ND, weight_VD))
+        total, nll, _, _ = _operator(features_ND, weight_VD, target_N, counted_N, *options, *needed)
+    else:
+        total, nll = _ChunkedCrossEntropy.apply(features_ND, weight_VD, target_N, counted_N, *options)  # type: ignore[no-untyped-call]
     return total, nll
 
 
+def _losses_and_gradients(
+    features_ND: Tensor,
+    weight_VD: Tensor,
+    target_N: Tensor,
+    counted_N: Tensor | None,
+    label_smoothing: float,
+    dtype: torch.dtype,
+    selects: bool,
+    need_features: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Computes the linear map, log-softmax, loss and both gradients in one pass over chunks of positions.
+
+    `dtype` is that of the logits. `selects`: the positions that do not count are left out, not multiplied by 0.
+    """
+    positions = len(features_ND)
+    kept_N: Tensor | None = None
+    if counted_N is not None and selects:
+        kept_N, counted_N = counted_N.nonzero().squeeze(1), None
+        features_ND, target_N = features_ND[kept_N], target_N[kept_N]
+    elif counted_N is not None:
+        features_ND, target_N = features_ND.masked_fill(~counted_N[:, None], 0), target_N.where(counted_N, 0)
+    vocabulary_size = len(weight_VD)
+    spread = label_smoothing / (vocabulary_size - 1)
+    on_target = 1.0 - label_smoothing - spread
+    share = on_target + vocabulary_size * spread
+    weight = weight_VD.to(dtype)
+    sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    total = features_ND.new_zeros((), dtype=sum_dtype)
+    nll = features_ND.new_zeros((), dtype=sum_dtype)
+    grad_features_ND = torch.empty_like(features_ND) if need_features else None
+    grad_weight_VD = torch.zeros_like(weight_VD) if need_weight else None
+    size = max(1, CHUNK_LOGITS.get(features_ND.device.type, 2**27) // vocabulary_size)
+    for start in range(0, len(features_ND), size):
+        chunk = slice(start, start + size)
+        features_CD = features_ND[chunk].to(dtype)
+        logits_CV = (features_CD @ weight.T).to(sum_dtype)
+        index_C1 = target_N[chunk, None]
+        p_CV = logits_CV.softmax(dim=1)  # one pass over memory; logsumexp and the operations after it would take six
+        normalizer_C1 = logits_CV.amax(dim=1, keepdim=True) - p_CV.amax(dim=1, keepdim=True).log()
+        nll_C1 = normalizer_C1 - logits_CV.gather(1, index_C1)
+        if counted_N is not None:
+            nll_C1 = nll_C1 * counted_N[chunk, None]
+            normalizer_C1 = normalizer_C1 * counted_N[chunk, None]
+        nll_chunk = nll_C1.sum()
+        nll += nll_chunk
+        total += on_target * nll_chunk + spread * vocabulary_size * normalizer_C1.sum()
+        del logits_CV
+        # d total / d logits = share · p - on_target [target] - spread; share and spread follow after the products
+        p_CV.scatter_add_(1, index_C1, p_CV.new_full((1, 1), -on_target / share).expand_as(index_C1))
+        p_CV = p_CV.to(dtype)
+        if counted_N is not None:
+            p_CV *= counted_N[chunk, None]
+        if grad_features_ND is not None:
+            grad_features_ND[chunk] = p_CV @ weight
+        if grad_weight_VD is not None and grad_weight_VD.dtype == dtype:
+            grad_weight_VD.addmm_(p_CV.T, features_CD)
+        elif grad_weight_VD is not None:
+            grad_weight_VD += p_CV.T @ features_CD
+    if spread:
+        features_D, weight_D = features_ND.sum(0, dtype=sum_dtype), weight_VD.sum(0, dtype=sum_dtype)
+        total -= spread * (features_D @ weight_D)  # the sum of all logits
+        if grad_features_ND is not None:
+            each_ND = weight_D if counted_N is None else weight_D * counted_N[:, None]
+            grad_features_ND.mul_(share).sub_(spread * each_ND)
+        if grad_weight_VD is not None:
+            grad_weight_VD.mul_(share).sub_(spread * features_D)
+    if grad_features_ND is not None and kept_N is not None:
+        grad_features_ND = grad_features_ND.new_zeros(positions, grad_features_ND.shape[1]).index_copy_(
+            0, kept_N, grad_features_ND
+        )
+    return total, nll, grad_features_ND, grad_weight_VD
+
+
+def _scaled(grad: Tensor | None, grad_total: Tensor) -> Tensor | None:
+    return None if grad is None else grad * grad_total.to(grad.dtype)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Computes the linear map, log-softmax, loss and both gradients in one pass over chunks of positions."""
+    """`_losses_and_gradients` for autograd."""
 
     @staticmethod
     def forward(
-        ctx: Any, features_ND: Tensor, weight_VD: Tensor, target_N: Tensor, label_smoothing: float
+        ctx: Any, features_ND: Tensor, weight_VD: Tensor, target_N: Tensor, counted_N: Tensor | None, *options: Any
     ) -> tuple[Tensor, Tensor]:
-        device = features_ND.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features_ND.dtype
-        vocabulary_size = len(weight_VD)
-        spread = label_smoothing / (vocabulary_size - 1)
-        on_target = 1.0 - label_smoothing - spread
-        share = on_target + vocabulary_size * spread
-        need_features, need_weight = ctx.needs_input_grad[:2]
-        weight = weight_VD.to(dtype)
-        sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        total = features_ND.new_zeros((), dtype=sum_dtype)
-        nll = features_ND.new_zeros((), dtype=sum_dtype)
-        grad_features_ND = torch.empty_like(features_ND) if need_features else None
-        grad_weight_VD = torch.zeros_like(weight_VD) if need_weight else None
-        size = max(1, CHUNK_LOGITS // vocabulary_size)
-        for start in range(0, len(features_ND), size):
-            chunk = slice(start, start + size)
-            features_CD = features_ND[chunk].to(dtype)
-            logits_CV = (features_CD @ weight.T).to(sum_dtype)
-            index_C1 = target_N[chunk, None]
-            p_CV = logits_CV.softmax(
-                dim=1
-            )  # one pass over memory; logsumexp and the operations after it would take six
-            normalizer_C1 = logits_CV.amax(dim=1, keepdim=True) - p_CV.amax(dim=1, keepdim=True).log()
-            nll_chunk = (normalizer_C1 - logits_CV.gather(1, index_C1)).sum()
-            nll += nll_chunk
-            total += on_target * nll_chunk + spread * vocabulary_size * normalizer_C1.sum()
-            del logits_CV
-            # d total / d logits = share · p - on_target [target] - spread; share and spread follow after the products
-            p_CV.scatter_add_(1, index_C1, p_CV.new_full((1, 1), -on_target / share).expand_as(index_C1))
-            p_CV = p_CV.to(dtype)
-            if grad_features_ND is not None:
-                grad_features_ND[chunk] = p_CV @ weight
-            if grad_weight_VD is not None and grad_weight_VD.dtype == dtype:
-                grad_weight_VD.addmm_(p_CV.T, features_CD)
-            elif grad_weight_VD is not None:
-                grad_weight_VD += p_CV.T @ features_CD
-        if spread:
-            features_D, weight_D = features_ND.sum(0, dtype=sum_dtype), weight_VD.sum(0, dtype=sum_dtype)
-            total -= spread * (features_D @ weight_D)  # the sum of all logits
-            if grad_features_ND is not None:
-                grad_features_ND.mul_(share).sub_(spread * weight_D)
-            if grad_weight_VD is not None:
-                grad_weight_VD.mul_(share).sub_(spread * features_D)
-        ctx.save_for_backward(grad_features_ND, grad_weight_VD)
+        total, nll, *grads = _losses_and_gradients(
+            features_ND, weight_VD, target_N, counted_N, *options, *ctx.needs_input_grad[:2]
+        )
+        ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(nll)
         return total, nll
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grad_features_ND, grad_weight_VD = ctx.saved_tensors
-        return (
-            None if grad_features_ND is None else grad_features_ND * grad_total.to(grad_features_ND.dtype),
-            None if grad_weight_VD is None else grad_weight_VD * grad_total.to(grad_weight_VD.dtype),
-            None,
-            None,
-        )
+        return *(_scaled(grad, grad_total) for grad in ctx.saved_tensors), *[None] * 5
+
+
+@torch.library.custom_op("seqtk::linear_cross_entropy", mutates_args=())
+def _operator(
+    features_ND: Tensor,
+    weight_VD: Tensor,
+    target_N: Tensor,
+    counted_N: Tensor | None,
+    label_smoothing: float,
+    dtype: torch.dtype,
+    selects: bool,
+    need_features: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`_losses_and_gradients` for torch.compile. A gradient that is not needed is an empty tensor."""
+    total, nll, *grads = _losses_and_gradients(
+        features_ND, weight_VD, target_N, counted_N, label_smoothing, dtype, selects, need_features, need_weight
+    )
+    return total, nll, *(features_ND.new_empty(0) if grad is None else grad for grad in grads)  # type: ignore[return-value]
+
+
+@_operator.register_fake
+def _(
+    features_ND: Tensor,
+    weight_VD: Tensor,
+    target_N: Tensor,
+    counted_N: Tensor | None,
+    label_smoothing: float,
+    dtype: torch.dtype,
+    selects: bool,
+    need_features: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    sums = features_ND.new_empty((2,), dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    none = features_ND.new_empty(0)
+    return (
+        sums[0].clone(),
+        sums[1].clone(),
+        torch.empty_like(features_ND) if need_features else none,
+        torch.empty_like(weight_VD) if need_weight else none.clone(),
+    )
+
+
+def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, nll, *grads = output
+    ctx.save_for_backward(*(grad if need else None for grad, need in zip(grads, inputs[-2:], strict=True)))
+    ctx.mark_non_differentiable(nll, *grads)
+
+
+def _backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    return *(_scaled(grad, grad_total) for grad in ctx.saved_tensors), *[None] * 7
+
+
+_operator.register_autograd(_backward, setup_context=_save_gradients)

@@ -141,6 +141,16 @@ class TrainStep(nn.Module):
             The total to minimise, a sum over the targets; the statistics for metrics; and the recurrent state in
             which the rows end, without gradient.
         """
+        total, stats, state = self.compute(batch, state)
+        if not batch.weight:  # a row that stands in for no examples: it only takes part in the all-reduce
+            total, stats = total * 0, {name: (value * 0, weight * 0) for name, (value, weight) in stats.items()}
+        return total, stats, state
+
+    def compute(self, batch: Any, state: State) -> tuple[Tensor, Stats, State]:
+        """Computes the loss of a micro-batch whose weight is not 0. See `forward`.
+
+        This is what `seqtk.training.compiling` compiles. There the weight of the batch is a tensor.
+        """
         dtype = self.autocast or torch.bfloat16
         with torch.autocast(batch.ids_B.device.type, dtype=dtype, enabled=self.autocast is not None):
             loss = self.criterion(self.model, batch, state)
@@ -148,11 +158,8 @@ class TrainStep(nn.Module):
         for _, layer in self.model.attention_layers():
             penalty = layer.aux_loss()
             if penalty is not None:
-                total = total + penalty * loss.weight
-        stats = loss.stats
-        if not loss.weight:  # a row that stands in for no examples: it only takes part in the all-reduce
-            total, stats = total * 0, {name: (value * 0, weight * 0) for name, (value, weight) in stats.items()}
-        return total, stats, tree_map(lambda leaf: None if leaf is None else leaf.detach().clone(), loss.state)
+                total = total + (penalty * loss.weight).to(total.dtype)
+        return total, loss.stats, tree_map(lambda leaf: None if leaf is None else leaf.detach().clone(), loss.state)
 
 
 def dropout_seed(seed: int, update: int, rank: int) -> int:

@@ -70,7 +70,7 @@ def naive_loss(adaptive: AdaptiveHead, features_BTD: Tensor, target_BT: Tensor) 
 def test_losses_and_gradients_match_single_tokens(
     monkeypatch: pytest.MonkeyPatch, sharing: str, logits_in_chunk: int
 ) -> None:
-    monkeypatch.setattr(chunked, "CHUNK_LOGITS", logits_in_chunk)
+    monkeypatch.setitem(chunked.CHUNK_LOGITS, "cpu", logits_in_chunk)
     adaptive, (features_BTD, target_BT) = head(sharing), example()
     of = [features_BTD, *adaptive.parameters()]
     losses = adaptive(features_BTD, target_BT)
@@ -166,7 +166,7 @@ def test_padding_is_skipped() -> None:
 
 @pytest.mark.skipif(naive_mode(), reason="It bounds the memory of the fast form.")
 def test_logits_are_held_one_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunked, "CHUNK_LOGITS", 4096)
+    monkeypatch.setitem(chunked.CHUNK_LOGITS, "cpu", 4096)
     bands = AdaptiveConfig(cutoffs=(100, 500)).bands(1000)
     adaptive = AdaptiveHead(bands, dim=4, factor=1.0)
     features_BTD = torch.randn(4, 500, 4, requires_grad=True)

@@ -30,7 +30,7 @@ def example(*, dtype: torch.dtype = torch.float64) -> tuple[LinearHead, Tensor, 
     "positions_in_chunk", [1, 3, 8, 100]
 )  # 8 targets count: one, an uneven cut, all, more than all
 def test_equals_torch(monkeypatch: pytest.MonkeyPatch, smoothing: float, positions_in_chunk: int) -> None:
-    monkeypatch.setattr(chunked, "CHUNK_LOGITS", positions_in_chunk * V)
+    monkeypatch.setitem(chunked.CHUNK_LOGITS, "cpu", positions_in_chunk * V)
     head, features_BTD, target_BT = example()
     assert int((target_BT != PAD).sum()) == 8
     losses = head(features_BTD, target_BT, label_smoothing=smoothing)
@@ -48,7 +48,7 @@ def test_equals_torch(monkeypatch: pytest.MonkeyPatch, smoothing: float, positio
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_gradcheck(monkeypatch: pytest.MonkeyPatch, smoothing: float) -> None:
-    monkeypatch.setattr(chunked, "CHUNK_LOGITS", 3 * V)
+    monkeypatch.setitem(chunked.CHUNK_LOGITS, "cpu", 3 * V)
     head, features_BTD, target_BT = example()
 
     def total(features_BTD: Tensor, weight_VD: Tensor) -> Tensor:
