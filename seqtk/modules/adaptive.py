@@ -212,7 +212,9 @@ class AdaptiveHead(Head):
     def _losses_of_all(self, features_ND: Tensor, target_N: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Returns the losses of each softmax, for compiled code, whose shapes may not depend on the targets."""
         features_ND, real_N, band_N = self.dropout(features_ND), target_N != PAD, self.cut.number(target_N)
-        losses = [linear_cross_entropy(features_ND, self._first_weight(), self._first_target(target_N), counted_N=real_N)]
+        losses = [
+            linear_cross_entropy(features_ND, self._first_weight(), self._first_target(target_N), counted_N=real_N)
+        ]
         for band, (p_DE, w_WE) in enumerate(zip(self.projections, self.bands[1:], strict=True), start=1):
             losses.append(
                 linear_cross_entropy(
