@@ -4,14 +4,16 @@ B batch, S source length, T target length.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from seqtk.data.static_shapes import Shape
 from seqtk.data.vocabulary import EOS, PAD, Vocabulary
 from seqtk.utils.errors import UserError
 
@@ -20,10 +22,16 @@ from seqtk.utils.errors import UserError
 class Batch:
     """The base of all batches: the indices of its examples, its weight, and further tensors in subclasses."""
 
+    sides: ClassVar[Mapping[str, int]] = {}
+    """The tensors that are padded along their second axis, and the column of `sizes_ND` that their length is in."""
+
     ids_B: Tensor
+    """The number of the example in each row; -1 for filler rows."""
     weight: float
     """What the loss of this batch counts: the number of its targets, or the sum of their weights. Losses are divided by
     it once they are added up over batches."""
+    fillers: int = field(default=0, kw_only=True)
+    """How many rows at the end only fill the batch up to a static shape; their targets do not count."""
 
     def to(self, device: torch.device) -> Self:
         """The same batch with its tensors on `device`; the copy is asynchronous if they are pinned."""
@@ -53,12 +61,39 @@ class Batch:
         """Returns pad_BT, True where the model's features are padding, for heads that pool the features of a row."""
         return None
 
+    @property
+    def examples(self) -> list[int]:
+        """The numbers of the examples."""
+        return self.ids_B[: len(self.ids_B) - self.fillers].tolist()
+
     def as_empty(self) -> Self:
-        """Returns the first row of this batch with weight 0, as a micro-batch for a rank without examples.
+        """Returns this batch with weight 0, as a micro-batch for a rank without examples.
 
         The loss of a batch of weight 0 is multiplied by 0 in training, so that its targets do not matter.
         """
-        return dataclasses.replace(self._map(lambda tensor: tensor[:1]), weight=0)
+        return dataclasses.replace(self, weight=0)
+
+    def filled(self, shape: Shape) -> Self:
+        """Returns this batch padded to the lengths of `shape`, and with filler rows up to its rows.
+
+        Filler rows are copies of the first row, so that no row is all padding. Their targets do not count: PAD for
+        tokens, -1 for classes.
+        """
+        fillers = shape.rows - len(self.ids_B)
+        if fillers < 0:
+            raise ValueError(f"{len(self.ids_B)} rows do not fit {shape}")
+        changed: dict[str, Any] = {}
+        for name, tensor in self._tensors().items():
+            filler = tensor[:1]
+            if tensor is self.ids_B or tensor is self.target:
+                filler = torch.full_like(filler, PAD if tensor.ndim > 1 else -1)
+            changed[name] = torch.cat([tensor, filler.expand(fillers, *filler.shape[1:])])
+            if name in self.sides:
+                missing = shape.lengths[self.sides[name]] - tensor.shape[1]
+                if missing < 0:
+                    raise ValueError(f"{name} of length {tensor.shape[1]} does not fit {shape}")
+                changed[name] = functional.pad(changed[name], (0, missing), value=PAD)
+        return dataclasses.replace(self, **changed, fillers=self.fillers + fillers)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         changed: dict[str, Any] = {name: function(tensor) for name, tensor in self._tensors().items()}
@@ -72,6 +107,8 @@ class Batch:
 @dataclass(frozen=True)
 class TranslationBatch(Batch):
     """Pairs of sentences, both ending in EOS, padded with PAD on the right."""
+
+    sides: ClassVar[Mapping[str, int]] = {"source_BS": 0, "previous_BT": 1, "target_BT": 1}
 
     source_BS: Tensor
     previous_BT: Tensor
@@ -87,6 +124,8 @@ class TranslationBatch(Batch):
 class LanguageBatch(Batch):
     """Pieces of a stream of tokens, padded with PAD on the right."""
 
+    sides: ClassVar[Mapping[str, int]] = {"previous_BT": 0, "target_BT": 0}
+
     previous_BT: Tensor
     """What the model reads: at each position the token before its target."""
     target_BT: Tensor
@@ -100,6 +139,8 @@ class LanguageBatch(Batch):
 @dataclass(frozen=True)
 class ClassBatch(Batch):
     """Rows of tokens, padded with PAD on the right, each with a class."""
+
+    sides: ClassVar[Mapping[str, int]] = {"source_BS": 0}
 
     source_BS: Tensor
     target_B: Tensor
@@ -115,7 +156,7 @@ class ClassBatch(Batch):
     def targets(self) -> float:
         if torch.compiler.is_compiling():  # no number of a batch may be a constant of the graph
             return (self.target_B >= 0).sum()  # type: ignore[return-value]
-        return len(self.target_B) if self.weight else 0
+        return len(self.target_B) - self.fillers if self.weight else 0
 
     @property
     def texts(self) -> Tensor:
@@ -126,10 +167,17 @@ class ClassBatch(Batch):
     def pad(self) -> Tensor | None:
         return self.texts == PAD if self.padded else None
 
+    def filled(self, shape: Shape) -> Self:
+        """As of every batch. Whether there is a mask depends on the shape alone, if it can."""
+        is_longer = self.source_BS.shape[1] < shape.lengths[0]
+        return dataclasses.replace(super().filled(shape), padded=self.padded or is_longer or not shape.exact)
+
 
 @dataclass(frozen=True)
 class MaskedBatch(Batch):
     """Rows of tokens of which some are hidden or replaced, padded with PAD on the right."""
+
+    sides: ClassVar[Mapping[str, int]] = {"source_BS": 0, "target_BS": 0}
 
     source_BS: Tensor
     target_BS: Tensor
@@ -153,7 +201,12 @@ class MaskedBatch(Batch):
 class PairBatch(ClassBatch):
     """Pairs of rows of tokens, all padded to one length, each pair with a class."""
 
+    sides: ClassVar[Mapping[str, int]] = {"source_BS": 0, "second_BS": 1}
+
     second_BS: Tensor
+
+    def filled(self, shape: Shape) -> Self:
+        return super().filled(dataclasses.replace(shape, lengths=(max(shape.lengths),) * 2))
 
     @property
     def texts(self) -> Tensor:

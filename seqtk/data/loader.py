@@ -7,7 +7,8 @@ import torch
 
 from seqtk.data.batch import Batch
 from seqtk.data.plan import IndexArray, Update
-from seqtk.data.prefetch import Examples, read_ahead, why_not_picklable
+from seqtk.data.prefetch import Examples, read_ahead, read_batch, why_not_picklable
+from seqtk.data.static_shapes import Shape
 
 E = TypeVar("E")
 B = TypeVar("B", bound=Batch)
@@ -27,15 +28,13 @@ def load_updates(
     Where the plan has nothing left for this rank, the micro-batch is an empty one. `device` and `workers` as in
     `load_batches`.
     """
-    batches = [indices for update in plan for indices in update.indices if indices is not None]
-    loaded = load_batches(batches, dataset, collate, device=device, workers=workers)
-    empty: B | None = None
+    read = [micro_batch for update in plan for micro_batch in update.micro_batches]
+    batches, shapes = [indices for indices, _ in read], [shape for _, shape in read]
+    loaded = load_batches(batches, dataset, collate, shapes=shapes, device=device, workers=workers)
     for update in plan:
-        micro_batches = [None if indices is None else next(loaded) for indices in update.indices]
-        if empty is None:
-            first = next((batch for batch in micro_batches if batch is not None), None)
-            empty = (collate([dataset[0]]).to(device) if first is None else first).as_empty()
-        yield update, [empty if batch is None else batch for batch in micro_batches]
+        micro_batches = [next(loaded) for _ in update.indices]
+        pairs = zip(micro_batches, update.indices, strict=True)
+        yield update, [batch.as_empty() if indices is None else batch for batch, indices in pairs]
 
 
 def load_batches(
@@ -43,6 +42,7 @@ def load_batches(
     dataset: Examples[E],
     collate: Callable[[list[E]], B],
     *,
+    shapes: Sequence[Shape | None] | None = None,
     device: torch.device = CPU,
     workers: int | None = 0,
 ) -> Iterator[B]:
@@ -52,6 +52,7 @@ def load_batches(
         batches: The indices of the examples of each batch.
         dataset: Read by `dataset[index]`.
         collate: Turns examples into a batch.
+        shapes: The shape that each batch is filled up to. None: it stays as it is.
         device: A GPU gets each batch by a copy from pinned memory that overlaps with what it computes.
         workers: The number of processes that load ahead. 0: nothing is loaded before it is asked for. None: 1 for a
             GPU if the dataset can be sent to another process, else 0.
@@ -62,11 +63,12 @@ def load_batches(
     """
     if workers is None:
         workers = int(device.type == "cuda" and why_not_picklable(dataset, collate) is None)
+    requests = list(zip(batches, shapes or [None] * len(batches), strict=True))
     read: Iterator[B]
     if workers == 0 or not batches:
-        read = (collate([dataset[index] for index in batch.tolist()]) for batch in batches)
+        read = (read_batch(dataset, collate, indices.tolist(), shape) for indices, shape in requests)
     else:
-        read = read_ahead(batches, dataset, collate, workers=workers, pin_memory=device.type == "cuda")
+        read = read_ahead(requests, dataset, collate, workers=workers, pin_memory=device.type == "cuda")
     return _copy_ahead(read, device) if device.type == "cuda" else (batch.to(device) for batch in read)
 
 

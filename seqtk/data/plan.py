@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqtk.config.fields import setting
+from seqtk.data.static_shapes import Shape, static_batches, static_shapes
 from seqtk.utils.errors import UserError, how_many
 
 IndexArray: TypeAlias = npt.NDArray[np.int64]
@@ -37,6 +38,13 @@ class BatchingConfig:
     )
     bucket: int = setting(
         1000, at_least=1, help="Training sorts the shuffled examples of this many batches by length together."
+    )
+    shapes: int | None = setting(
+        None,
+        at_least=1,
+        at_most=1024,
+        help="The most shapes of training batches in the whole run: length buckets of fixed rows, to which batches are "
+        "padded. null: each batch is as long as its longest examples.",
     )
     streams: int | None = setting(
         None,
@@ -67,6 +75,16 @@ class Update:
     indices: tuple[IndexArray | None, ...]
     """The examples of each micro-batch. None: the epoch has nothing left for this rank."""
     position_after: Position
+    shapes: tuple[Shape, ...] = ()
+    """The shape of each micro-batch, with `batch.shapes`."""
+    stand_in: int = 0
+    """The example that is read, with weight 0, where `indices` has None. It fits the shape."""
+
+    @property
+    def micro_batches(self) -> list[tuple[IndexArray, Shape | None]]:
+        """The examples that are read for each micro-batch, and its shape."""
+        read = (np.array([self.stand_in]) if indices is None else indices for indices in self.indices)
+        return list(zip(read, self.shapes or [None] * len(self.indices), strict=True))
 
 
 def epoch_plan(
@@ -78,14 +96,67 @@ def epoch_plan(
     world: int = 1,
     rank: int = 0,
     update_freq: int = 1,
+    shapes: Sequence[Shape] = (),
 ) -> list[Update]:
-    """The remaining updates of an epoch for one rank of `world`, in their order."""
+    """The remaining updates of an epoch for one rank of `world`, in their order.
+
+    `shapes` are the run's static shapes, if it has some; see `run_shapes`.
+    """
     if config.streams is not None:
+        length = int(sizes_ND.max(initial=1)) if config.shapes else None
         return stream_updates(
-            len(sizes_ND), config.streams, position=position, world=world, rank=rank, update_freq=update_freq
+            len(sizes_ND),
+            config.streams,
+            position=position,
+            world=world,
+            rank=rank,
+            update_freq=update_freq,
+            length=length,
         )
-    batches = epoch_batches(sizes_ND, config, seed=seed, epoch=position.epoch)
-    return updates(batches, position=position, world=world, rank=rank, update_freq=update_freq)
+    its_shapes: Sequence[Shape] = ()
+    if shapes:
+        kept_N, random = _usable(sizes_ND, config), _random(seed, position.epoch)
+        batches, its_shapes = static_batches(sizes_ND, kept_N, shapes, random)
+    else:
+        batches = epoch_batches(sizes_ND, config, seed=seed, epoch=position.epoch)
+    return updates(batches, shapes=its_shapes, position=position, world=world, rank=rank, update_freq=update_freq)
+
+
+def run_shapes(sizes_ND: SizeArray, config: BatchingConfig, *, joined: bool = False) -> tuple[Shape, ...]:
+    """The static shapes of a run, a function of the lengths of its examples and the settings. None: they vary.
+
+    `joined`: whether a batch pads all sides to one length. Streams need no more than the settings: there are none here.
+    """
+    if config.shapes is None or config.streams is not None:
+        return ()
+    return static_shapes(sizes_ND[usable(sizes_ND, config)[0]], config, joined=joined)
+
+
+def real_batches(plan: Sequence[Update]) -> list[tuple[IndexArray, Shape | None]]:
+    """The micro-batches of a plan that have examples: these, and the shape."""
+    pairs = (pair for update in plan for pair in zip(update.indices, update.micro_batches, strict=True))
+    return [micro_batch for indices, micro_batch in pairs if indices is not None]
+
+
+def positions(plan: Sequence[Update], sizes_ND: SizeArray) -> IndexArray:
+    """The positions of each of the `real_batches`, padding and filler rows included."""
+    batches = real_batches(plan)
+    if not batches:
+        return np.zeros(0, dtype=np.int64)
+    rows_K = np.array([len(indices) for indices, _ in batches])
+    sizes_ND = sizes_ND[np.concatenate([indices for indices, _ in batches])]
+    longest_KD = np.maximum.reduceat(sizes_ND, np.cumsum(rows_K) - rows_K, axis=0)
+    varying_K = rows_K * longest_KD.reshape(len(rows_K), -1).sum(axis=1)
+    shapes = [shape for _, shape in batches]
+    fixed_K = [-1 if shape is None else shape.rows * shape.positions for shape in shapes]
+    return np.where(np.array(fixed_K) < 0, varying_K, fixed_K)
+
+
+def padding_share(plan: Sequence[Update], sizes_ND: SizeArray) -> float:
+    """The share of the positions of a plan's batches that are padding or belong to filler rows."""
+    read = [indices for indices, _ in real_batches(plan)]
+    real = int(sizes_ND[np.concatenate(read)].sum(dtype=np.int64)) if read else 0
+    return 1 - real / max(int(positions(plan, sizes_ND).sum()), 1)
 
 
 def usable(sizes_ND: SizeArray, config: BatchingConfig) -> tuple[IndexArray, IndexArray]:
@@ -111,15 +182,7 @@ def epoch_batches(sizes_ND: SizeArray, config: BatchingConfig, *, seed: int, epo
 
     Raises UserError if no example is usable.
     """
-    indices_N, too_long = usable(sizes_ND, config)
-    if len(indices_N) == 0 and len(too_long) > 0:
-        limits = {"max_tokens": config.max_tokens, "max_length": config.max_length}
-        named = " and ".join(f"batch.{key}={limit}" for key, limit in limits.items() if limit is not None)
-        raise UserError(
-            f"No training example fits {named}.",
-            f"The shortest has {how_many(int(_longest_side(sizes_ND).min()), 'token')}: allow at least that many.",
-        )
-    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, epoch])))
+    indices_N, random = _usable(sizes_ND, config), _random(seed, epoch)
     order_N: IndexArray = indices_N[random.permutation(len(indices_N))]
     longest_N = _longest_side(sizes_ND)
     share_N = np.zeros(len(order_N))  # the share of a batch that each example fills
@@ -183,17 +246,24 @@ def pack(
 
 
 def updates(
-    batches: Sequence[IndexArray], *, position: Position, world: int = 1, rank: int = 0, update_freq: int = 1
+    batches: Sequence[IndexArray],
+    *,
+    position: Position,
+    world: int = 1,
+    rank: int = 0,
+    update_freq: int = 1,
+    shapes: Sequence[Shape] = (),
 ) -> list[Update]:
     """The remaining updates of an epoch for one rank; `batches` are all batches of the epoch, the same for every rank.
 
     An update takes the next world × update_freq batches; micro-batch i on rank r is number i × world + r of them.
     `position` may have been reached with another world or update_freq: the consumed examples are a prefix of the epoch,
-    so none is lost or repeated. A batch that was consumed in part is continued with its rest.
+    so none is lost or repeated. A batch that was consumed in part is continued with its rest. `shapes` are the static
+    shapes of the batches, if they have some; a micro-batch without examples has that of the last one.
     """
     ends = np.cumsum([len(batch) for batch in batches], dtype=np.int64)
     first = int(ends.searchsorted(position.examples, side="right"))
-    remaining = list(batches[first:])
+    remaining, its_shapes = list(batches[first:]), list(shapes[first:])
     if remaining:
         remaining[0] = remaining[0][len(remaining[0]) - (int(ends[first]) - position.examples) :]
     taken = world * update_freq
@@ -202,7 +272,8 @@ def updates(
         places = range(start + rank, start + taken, world)
         indices = tuple(remaining[place] if place < len(remaining) else None for place in places)
         examples = int(ends[min(first + start + taken, len(batches)) - 1])
-        plan.append(Update(indices, Position(position.epoch, examples)))
+        own = tuple(its_shapes[min(place, len(remaining) - 1)] for place in places) if shapes else ()
+        plan.append(Update(indices, Position(position.epoch, examples), own, int(remaining[-1][0])))
     return plan
 
 
@@ -231,20 +302,46 @@ def stream_slices(streams: int, *, world: int = 1, rank: int = 0, update_freq: i
 
 
 def stream_updates(
-    samples: int, streams: int, *, position: Position, world: int = 1, rank: int = 0, update_freq: int = 1
+    samples: int,
+    streams: int,
+    *,
+    position: Position,
+    world: int = 1,
+    rank: int = 0,
+    update_freq: int = 1,
+    length: int | None = None,
 ) -> list[Update]:
     """The remaining updates of an epoch for one rank, like `updates`, for streams instead of shuffled batches.
 
-    A stream stays in the same micro-batch. A micro-batch is None when all of its streams have ended.
+    A stream stays in the same micro-batch. A micro-batch is None when all of its streams have ended. With `length`,
+    the shape of a micro-batch is all of its streams × `length`, in every update.
     """
     parts = stream_slices(streams, world=world, rank=rank, update_freq=update_freq)
     done = position.examples // streams
     plan, consumed = [], done * streams
+    shapes = tuple(Shape(part.stop - part.start, (length,)) for part in parts) if length else ()
     for rows in stream_rows(samples, streams)[done:]:
         consumed += len(rows)
         own = tuple(rows[part] if len(rows[part]) else None for part in parts)
-        plan.append(Update(own, Position(position.epoch, consumed)))
+        plan.append(Update(own, Position(position.epoch, consumed), shapes, int(rows[0])))
     return plan
+
+
+def _usable(sizes_ND: SizeArray, config: BatchingConfig) -> IndexArray:
+    """The examples to train on. Raises UserError if there are examples, but none is usable."""
+    kept_N, too_long = usable(sizes_ND, config)
+    if len(kept_N) == 0 and len(too_long) > 0:
+        limits = {"max_tokens": config.max_tokens, "max_length": config.max_length}
+        named = " and ".join(f"batch.{key}={limit}" for key, limit in limits.items() if limit is not None)
+        raise UserError(
+            f"No training example fits {named}.",
+            f"The shortest has {how_many(int(_longest_side(sizes_ND).min()), 'token')}: allow at least that many.",
+        )
+    return kept_N
+
+
+def _random(seed: int, epoch: int) -> np.random.RandomState:
+    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, epoch])))
 
 
 def _pack(order: IndexArray, sizes_N: SizeArray, config: BatchingConfig) -> list[IndexArray]:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from seqtk.data.batch import Batch
 from seqtk.data.plan import IndexArray
+from seqtk.data.static_shapes import Shape
 from seqtk.utils.errors import UserError
 
 E_co = TypeVar("E_co", covariant=True)
@@ -31,8 +32,14 @@ class Examples(Protocol[E_co]):
     def __getitem__(self, index: int, /) -> E_co: ...
 
 
+def read_batch(dataset: Examples[E], collate: Callable[[list[E]], B], indices: Sequence[int], shape: Shape | None) -> B:
+    """The batch of these examples, filled up to `shape` if there is one."""
+    batch = collate([dataset[index] for index in indices])
+    return batch if shape is None else batch.filled(shape)
+
+
 def read_ahead(
-    batches: Sequence[IndexArray],
+    batches: Sequence[tuple[IndexArray, Shape | None]],
     dataset: Examples[E],
     collate: Callable[[list[E]], B],
     *,
@@ -53,7 +60,7 @@ def read_ahead(
             DataLoader(
                 cast("Dataset[B]", _Reader(dataset, collate)),
                 batch_size=None,
-                sampler=[batch.tolist() for batch in batches],
+                sampler=[(indices.tolist(), shape) for indices, shape in batches],
                 collate_fn=_unchanged,
                 num_workers=min(workers, len(batches)),
                 multiprocessing_context=context,
@@ -94,9 +101,9 @@ class _Reader(Generic[E, B]):
     dataset: Examples[E]
     collate: Callable[[list[E]], B]
 
-    def __getitem__(self, indices: list[int]) -> B | _Failed:
+    def __getitem__(self, request: tuple[list[int], Shape | None]) -> B | _Failed:
         try:
-            return self.collate([self.dataset[index] for index in indices])
+            return read_batch(self.dataset, self.collate, *request)
         except UserError as error:
             return _Failed(tuple(str(error).splitlines()))
 

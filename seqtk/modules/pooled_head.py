@@ -16,6 +16,9 @@ from seqtk.modules.head import Head, HeadLosses
 Pool = Literal["mean", "max", "cls", "last"]
 Combination = Literal["concat", "full"]
 
+FILLER = -1
+"""The class of a row that does not count."""
+
 
 class PooledHead(Head):
     """Predicts one class per row: softmax(W pool(x) + b), or softmax(W relu(V pool(x) + a) + b) with a hidden layer.
@@ -75,10 +78,15 @@ class PooledHead(Head):
         # torch shares ε among all C classes. Here the C - 1 other classes share it, as in the token heads.
         share = label_smoothing * classes / max(classes - 1, 1)
         total = functional.cross_entropy(
-            logits_BC, target, weight=self.weight_C, label_smoothing=share, reduction="sum"
+            logits_BC,
+            target,
+            weight=self.weight_C,
+            label_smoothing=share,
+            reduction="sum",
+            ignore_index=FILLER,
         )
         with torch.no_grad():
-            nll = functional.cross_entropy(logits_BC, target, reduction="sum")
+            nll = functional.cross_entropy(logits_BC, target, reduction="sum", ignore_index=FILLER)
             correct = (logits_BC.argmax(1) == target).sum()
         return HeadLosses(total, nll, correct, logits_BC.detach())
 

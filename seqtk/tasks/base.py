@@ -117,6 +117,11 @@ class Task:
         self.config = config
 
     @property
+    def joins_sides(self) -> bool:
+        """Whether a batch pads all sides of its examples to one length, since the model reads them as one side."""
+        return len({*self.sides}) < len(self.sides)
+
+    @property
     def continuous(self) -> bool:
         """Whether each example continues where the one before it ends, so that `batch.streams` can read them."""
         return False

@@ -1,14 +1,15 @@
 """Checks before the first update, and the start-up banner."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from seqtk.criterions import Criterion
-from seqtk.data.plan import epoch_batches, usable
+from seqtk.data.plan import Position, epoch_batches, epoch_plan, padding_share, usable
+from seqtk.data.static_shapes import Shape
 from seqtk.metrics import metrics
 from seqtk.metrics.base import OUTPUTS, TEXT_SIZE
 from seqtk.models import Model
@@ -20,14 +21,16 @@ from seqtk.utils.errors import UserError, how_many
 from seqtk.utils.memory import out_of_memory_errors
 
 
-def check_run(config: TrainConfig, *, task: Task, model: Model, criterion: Criterion, train_set: Dataset) -> None:
+def check_run(
+    config: TrainConfig, *, task: Task, model: Model, criterion: Criterion, train_set: Dataset, engine: Engine
+) -> None:
     """Checks stream settings, the lengths of examples, and that the validation metric is available.
 
     Raises:
         UserError: Naming the key to change.
     """
     if config.batch.streams is not None:
-        _check_streams(config.batch.streams, task=task, model=model, samples=len(train_set))
+        _check_streams(config, task=task, model=model, samples=len(train_set), engine=engine)
     kept, _ = usable(train_set.sizes_ND, config.batch)
     validated = {split: task.dataset(split) for split in config.validation.splits}
     for split in list(validated)[:1]:
@@ -65,7 +68,8 @@ def _check_lengths(config: TrainConfig, datasets: Mapping[str, Dataset], *, task
             )
 
 
-def _check_streams(streams: int, *, task: Task, model: Model, samples: int) -> None:
+def _check_streams(config: TrainConfig, *, task: Task, model: Model, samples: int, engine: Engine) -> None:
+    streams, parts = config.batch.streams or 1, engine.size * config.update_freq
     if not task.continuous:
         raise UserError(
             "batch.streams requires contiguous samples.", "Set task=language_modeling and task.break_mode=none."
@@ -74,6 +78,11 @@ def _check_streams(streams: int, *, task: Task, model: Model, samples: int) -> N
         raise UserError(
             f"batch.streams={streams} is too large for {how_many(samples, 'training sample')}: each needs two.",
             f"Set batch.streams to {max(samples // 2, 1)} or less, or task.tokens_per_sample lower.",
+        )
+    if config.batch.shapes == 1 and streams % parts:
+        raise UserError(
+            f"batch.shapes=1: batch.streams={streams} in {parts} micro-batches have two numbers of rows.",
+            f"Set batch.shapes=2, or batch.streams to a multiple of {parts}.",
         )
     model.check_supports_recurrent_state()
 
@@ -98,7 +107,9 @@ def _check_metrics(config: TrainConfig, split: str, *, task: Task, stats: tuple[
             )
 
 
-def banner(config: TrainConfig, *, model: Model, train_set: Dataset, engine: Engine) -> Iterator[str]:
+def banner(
+    config: TrainConfig, *, model: Model, train_set: Dataset, engine: Engine, shapes: Sequence[Shape] = ()
+) -> Iterator[str]:
     """Yields lines that describe the model, its data, and the examples that are skipped."""
     kept, too_long = usable(train_set.sizes_ND, config.batch)
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -116,6 +127,27 @@ def banner(config: TrainConfig, *, model: Model, train_set: Dataset, engine: Eng
         more = ", …" if len(too_long) > 10 else ""
         are = "is" if len(too_long) == 1 else "are"
         yield f"{how_many(len(too_long), 'example')} {are} too long and skipped: {named}{more}."
+    yield _padding(config, train_set=train_set, engine=engine, shapes=shapes)
+
+
+def _padding(config: TrainConfig, *, train_set: Dataset, engine: Engine, shapes: Sequence[Shape]) -> str:
+    """The number of shapes and the share of padding of the first epoch."""
+    plan = epoch_plan(
+        train_set.sizes_ND,
+        config.batch,
+        seed=config.seed,
+        position=Position(),
+        world=engine.size,
+        rank=engine.rank,
+        update_freq=config.update_freq,
+        shapes=shapes,
+    )
+    share = f"{padding_share(plan, train_set.sizes_ND):.1%} of the positions"
+    if config.batch.shapes is None:
+        return f"Padding: {share}."
+    used = len(shapes or {shape for update in plan for shape in update.shapes})
+    fewer = f" (batch.shapes={config.batch.shapes}: the examples need no more)" if used < config.batch.shapes else ""
+    return f"{how_many(used, 'shape')}{fewer}, padding {share}."
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seqtk.checkpoint.module_table import aligned, by_module
 from seqtk.data.loader import load_updates
-from seqtk.data.plan import IndexArray, SizeArray, Update, epoch_plan
+from seqtk.data.plan import Update, epoch_plan, padding_share, positions, real_batches
 from seqtk.optim import rate_scales
 from seqtk.training.checks import banner
 from seqtk.training.config import TrainConfig
@@ -31,7 +31,7 @@ def dry_run(config: TrainConfig) -> list[str]:
     with prepared(config) as engine:
         run = Trainer(config, engine=engine)
         lines = [
-            *banner(config, model=run.model, train_set=run.train_set, engine=engine),
+            *banner(config, model=run.model, train_set=run.train_set, engine=engine, shapes=run.shapes),
             *run.notes,
             *_modules(run),
             *_update(run),
@@ -71,16 +71,17 @@ def _update(run: Trainer) -> Iterator[str]:
         world=engine.size,
         rank=engine.rank,
         update_freq=config.update_freq,
+        shapes=run.shapes,
     )
-    batches = [indices for update in plan for indices in update.indices if indices is not None]
-    rows, cells = [len(batch) for batch in batches], [_cells(sizes_ND, batch) for batch in batches]
-    padding = 1 - sum(int(sizes_ND[batch].sum()) for batch in batches) / max(sum(cells), 1)
+    batches, cells = real_batches(plan), positions(plan, sizes_ND)
+    rows, padding = [len(indices) for indices, _ in batches], padding_share(plan, sizes_ND)
     share = f"{config.update_freq} × {engine.size} micro-batches" if config.update_freq * engine.size > 1 else "1 batch"
     yield f"Batches: {how_many(len(plan), 'update')} to the end of epoch {run.state.position.epoch}, each of {share}."
     yield f"  {min(rows):,} to {max(rows):,} rows, {np.mean(rows):,.1f} on average; {padding:.1%} padding."
     for split in config.validation.splits:
         yield f"  validation on {split}: {how_many(len(run.task.dataset(split)), 'example')}."
-    largest = Update((batches[int(np.argmax(cells))],), plan[-1].position_after)
+    indices, shape = batches[int(np.argmax(cells))]
+    largest = Update((indices,), plan[-1].position_after, () if shape is None else (shape,))
     ((_, micro_batches),) = load_updates([largest], run.train_set, run.task.collate, device=engine.device)
     yield "The largest of them:"
     tensors = {name: value for name, value in vars(micro_batches[0]).items() if isinstance(value, Tensor)}
@@ -119,11 +120,6 @@ def _memory(run: Trainer, *, activations: int) -> Iterator[str]:
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _cells(sizes_ND: SizeArray, batch: IndexArray) -> int:
-    """The elements of a batch's tensors of tokens, padding included."""
-    return int(sizes_ND[batch].max(axis=0).sum()) * len(batch)
 
 
 @contextmanager

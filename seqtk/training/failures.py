@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from seqtk.checkpoint.model_file import first_bad
 from seqtk.checkpoint.run_state import TrainState
 from seqtk.config import schema
-from seqtk.data.loader import CPU
+from seqtk.data.loader import CPU, load_updates
 from seqtk.data.plan import Update
 from seqtk.training.non_finite import NotFiniteError, Origin, Stage, origin_of, probing
 from seqtk.training.replay import Failure, MicroBatch, to_device, write_replay
@@ -27,13 +27,7 @@ def skip_update(run: "Trainer", update: Update) -> None:
     Raises:
         NotFiniteError: Unless the update may be skipped. The state before it has been saved.
     """
-    parts = [[0] if indices is None else indices.tolist() for indices in update.indices]
-    batches = [run.task.collate([run.train_set[index] for index in part]) for part in parts]
-    empty = [indices is None for indices in update.indices]
-    micro_batches = [
-        (batch.as_empty() if is_empty else batch).to(run.engine.device)
-        for batch, is_empty in zip(batches, empty, strict=True)
-    ]
+    ((_, micro_batches),) = load_updates([update], run.train_set, run.task.collate, device=run.engine.device)
     run.optimizer.zero_grad(set_to_none=True)
     streams = list(run.streams.states) if run.streams else []
     with probing(run.step) as probe:

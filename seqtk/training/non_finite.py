@@ -79,7 +79,7 @@ class Probe:
         """Records a failure of the current micro-batch, unless there was one before."""
         if self.found is None:
             self.at = len(self.inputs) - 1
-            self.found = Origin(stage, name, ids=tuple(self.inputs[-1][0].ids_B.tolist()))
+            self.found = Origin(stage, name, ids=tuple(self.inputs[-1][0].examples))
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def origin_of(probe: Probe, step: TrainStep, *, engine: Engine) -> Origin:
         bad = first_bad({name: engine.full(gradient) for name, gradient in gradients.items()})
         found = Origin(Stage.NOWHERE) if bad is None else Origin(Stage.GRADIENT, bad)
     if not found.ids:
-        ids = tuple(index for batch, _ in probe.inputs for index in batch.ids_B.tolist())
+        ids = tuple(index for batch, _ in probe.inputs for index in batch.examples)
         found = Origin(found.stage, found.name, ids=ids)
     every: list[Origin] = engine.gather(found)
     rank, first = min(enumerate(every), key=lambda pair: (pair[1].stage, pair[0]))

@@ -94,7 +94,7 @@ def replay(path: str, *, device: str = "auto") -> Iterator[str]:
     set_tensors(model, contents.tensors, source=path)
     step = TrainStep(model.to(engine.device), criterions.build(config.criterion), autocast=config.autocast)
     loss, norm, origin = repeat(failure, step, config, engine=engine)
-    examples = sum(len(batch.ids_B) for rank in failure.ranks for batch, _ in rank)
+    examples = sum(len(batch.examples) for rank in failure.ranks for batch, _ in rank)
     yield f"{failure}: {examples:,} examples of {len(failure.ranks)} processes, on {engine.device.type}."
     yield f"loss {loss:.6g}" + (f", gnorm {norm:.6g}" if failure.training else "")
     if math.isfinite(loss) and math.isfinite(norm):

@@ -29,7 +29,7 @@ from seqtk.criterions import criterions
 from seqtk.criterions.base import Stats
 from seqtk.data.batch import Batch
 from seqtk.data.loader import load_updates
-from seqtk.data.plan import Position, Update, epoch_plan
+from seqtk.data.plan import Position, Update, epoch_plan, run_shapes
 from seqtk.metrics import metrics
 from seqtk.optim import can_skip, freeze, optimizers, rate_scales, scale_rates, schedules, set_rate
 from seqtk.tasks import tasks
@@ -109,7 +109,14 @@ class Trainer:
         self.config, self.engine = config, engine
         self.log = Logger((), RunInfo(Path(config.save_dir)))  # until the run starts
         self._build()
-        check_run(config, task=self.task, model=self.model, criterion=self.step.criterion, train_set=self.train_set)
+        check_run(
+            config,
+            task=self.task,
+            model=self.model,
+            criterion=self.step.criterion,
+            train_set=self.train_set,
+            engine=engine,
+        )
         self._restore()
 
     def _build(self) -> None:
@@ -119,6 +126,7 @@ class Trainer:
         with out_of_memory_errors(engine.device, "The weights of the model do not fit.", "Set smaller sizes in model."):
             self.model = self.task.model(config.model).to(engine.device)
         self.train_set = self.task.training_set(1)
+        self.shapes = run_shapes(self.train_set.sizes_ND, config.batch, joined=self.task.joins_sides)
         if config.freeze:
             freeze(self.model, config.freeze)
         self.step = TrainStep(self.model, criterions.build(config.criterion), autocast=config.autocast)
@@ -191,7 +199,9 @@ class Trainer:
         run = RunInfo(Path(config.save_dir), start.update, start.pending_validation, config.max_updates)
         sinks = config.log.all_sinks() if self.engine.is_first else ()
         with Logger(sinks, run) as self.log, self.stop.caught(self._last_update):
-            for line in banner(config, model=self.model, train_set=self.train_set, engine=self.engine):
+            for line in banner(
+                config, model=self.model, train_set=self.train_set, engine=self.engine, shapes=self.shapes
+            ):
                 self.log.info(line)
             for line in self.notes:
                 self.log.info(line)
@@ -247,6 +257,7 @@ class Trainer:
                 world=self.engine.size,
                 rank=self.engine.rank,
                 update_freq=config.update_freq,
+                shapes=self.shapes,
             )
             if not plan:
                 raise UserError(f"There are no training examples in {config.task.data}.")

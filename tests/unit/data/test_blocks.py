@@ -102,7 +102,7 @@ def test_batches_are_padded_right_with_their_weight() -> None:
     assert batch.previous_BT.tolist() == [[EOS, 10], [11, PAD]]
     assert batch.target_BT.tolist() == [[10, 11], [12, PAD]]
     empty = batch.as_empty()
-    assert (empty.weight, empty.ids_B.tolist(), empty.target_BT.tolist()) == (0, [5], [[10, 11]])
+    assert (empty.weight, empty.target_BT.shape) == (0, batch.target_BT.shape)
 
 
 @settings(max_examples=60, deadline=None)

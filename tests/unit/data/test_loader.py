@@ -85,7 +85,7 @@ class TestUpdates:
         plan = updates(BATCHES, position=Position(1, 0), world=2, rank=1, update_freq=2)
         loaded = list(load_updates(plan, Squares(), collate, workers=workers))
         assert [update for update, _ in loaded] == plan
-        assert [[batch.values_B.tolist() for batch in micro] for _, micro in loaded] == [[[0], [36, 49]], [[0], [0]]]
+        assert [[batch.values_B.tolist() for batch in micro] for _, micro in loaded] == [[[0], [36, 49]], [[64], [64]]]
         assert [batch.weight for batch in loaded[1][1]] == [0, 0]
 
     def test_a_rank_without_examples_gets_empty_batches(self) -> None:

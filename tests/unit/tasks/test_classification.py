@@ -97,7 +97,7 @@ class TestReading:
         assert isinstance(batch, PairBatch)
         assert batch.source_BS.shape == batch.second_BS.shape
         assert batch.texts.shape[0] == 16
-        assert batch.as_empty().texts.shape[0] == 2
+        assert batch.as_empty().texts.shape[0] == 16
 
     def test_assets_rebuild_the_task(self, texts: Path) -> None:
         task = task_of(texts, class_weights=[1, 2.5, 3])

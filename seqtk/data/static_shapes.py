@@ -1,0 +1,240 @@
+"""Static shapes: the few (rows, lengths) that all training batches of a run have, and the batches of an epoch in them.
+
+The shapes are a function of the corpus' lengths and the settings; the batches of an epoch depend on (seed, epoch) too.
+N examples, U distinct rows of lengths, D sides of an example, C shapes, L distinct lengths of a side.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from seqtk.data.plan import BatchingConfig
+
+IndexArray: TypeAlias = npt.NDArray[np.int64]
+SizeArray: TypeAlias = npt.NDArray[np.integer[Any]]
+
+MOST_BOUNDARIES = 1024
+"""How many lengths are considered as boundaries; of more distinct lengths, evenly spaced ones."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a batch: its rows, and one length for each column of `sizes_ND`."""
+
+    rows: int
+    lengths: tuple[int, ...]
+    exact: bool = False
+    """Whether every example of this shape has these lengths, so that no row has padding."""
+
+    @property
+    def positions(self) -> int:
+        """The positions of a row, all sides together."""
+        return sum(self.lengths)
+
+
+def static_shapes(sizes_ND: SizeArray, config: "BatchingConfig", *, joined: bool = False) -> tuple[Shape, ...]:
+    """The at most `config.shapes` shapes of a run whose usable examples have these lengths, smallest first.
+
+    Buckets of the longest side are compared with grids of source × target buckets; the boundaries of each minimise its
+    padding (see `boundaries`). The one with the fewest positions, padding and filler rows included, is taken.
+
+    Args:
+        sizes_ND: The lengths of the usable examples.
+        config: The number of shapes and the budget.
+        joined: Whether a batch pads all sides to one length.
+    """
+    assert config.shapes is not None
+    if not len(sizes_ND):
+        return ()
+    sizes_ND = np.maximum(_columns(sizes_ND), 1).astype(np.int64)
+    if joined:
+        sizes_ND = np.broadcast_to(sizes_ND.max(axis=1, keepdims=True), sizes_ND.shape)
+    sizes_UD, count_U = _distinct(sizes_ND)
+    found = (_shapes_of(bucket_U, sizes_UD, count_U, config) for bucket_U in _bucketings(sizes_UD, count_U, config))
+    return min(found, key=lambda shapes: (_positions(shapes, sizes_UD, count_U), len(shapes)))
+
+
+def static_batches(
+    sizes_ND: SizeArray, kept_N: IndexArray, shapes: Sequence[Shape], random: np.random.RandomState
+) -> tuple[list[IndexArray], list[Shape]]:
+    """The batches of an epoch in random order, every kept example in one of them, and their shapes.
+
+    The examples are permuted. Each shape's batches are full but for the last. The examples of that one are moved to the
+    next larger shape where this costs fewer positions than filler rows do.
+    """
+    sizes_ND, order_N = _columns(sizes_ND), kept_N[random.permutation(len(kept_N))]
+    shapes = _covering(shapes, sizes_ND[order_N])
+    shape_N = _assigned(sizes_ND[order_N], shapes)
+    order_N = order_N[np.argsort(shape_N, kind="stable")]
+    count_C = np.bincount(shape_N, minlength=len(shapes))
+    own_C = np.split(order_N, np.cumsum(count_C)[:-1])
+    batches: list[IndexArray] = []
+    its_shapes: list[Shape] = []
+    for number, (shape, (parent, moved)) in enumerate(zip(shapes, _moves(shapes, count_C), strict=True)):
+        if moved:
+            kept = len(own_C[number]) - moved
+            own_C[parent] = np.concatenate([own_C[number][kept:], own_C[parent]])
+            own_C[number] = own_C[number][:kept]
+        starts = range(0, len(own_C[number]), shape.rows)
+        batches += [own_C[number][start : start + shape.rows] for start in starts]
+        its_shapes += [shape] * len(starts)
+    places = random.permutation(len(batches)).tolist()
+    return [batches[place] for place in places], [its_shapes[place] for place in places]
+
+
+def boundaries(length_N: SizeArray, count_N: SizeArray, *, buckets: int) -> list[IndexArray]:
+    """For each number of buckets from 1: the longest length of each bucket, such that padding to it is least.
+
+    Dynamic programming over the histogram of lengths: with f_k(j) the positions of all lengths up to the j-th in k
+    buckets, f_k(j) = min_i f_{k-1}(i) + length_j · (number of examples with a length after the i-th, up to the j-th).
+    """
+    every_L = np.unique(length_N).astype(np.int64)
+    step_L = np.linspace(0, len(every_L) - 1, min(len(every_L), MOST_BOUNDARIES)).round().astype(np.int64)
+    every_L = every_L[step_L]
+    size = len(every_L)
+    count_L = np.bincount(np.searchsorted(every_L, length_N), weights=count_N, minlength=size)
+    up_to_L = np.cumsum(count_L)
+    # cost_LL[j, i]: one bucket of the lengths after the i-th up to the j-th, infinite unless i < j.
+    cost_LL = every_L[:, None] * (up_to_L[:, None] - up_to_L[None, :])
+    cost_LL[np.triu_indices(size)] = np.inf
+    least_L, before_LK = every_L * up_to_L, []
+    found = [every_L[-1:]]
+    for bucket in range(1, min(buckets, size)):
+        total_LL = least_L[None, :] + cost_LL
+        before_LK.append(total_LL.argmin(axis=1))
+        least_L = total_LL.min(axis=1)
+        chosen = [size - 1]
+        for before_L in reversed(before_LK[:bucket]):
+            chosen.append(int(before_L[chosen[-1]]))
+        found.append(every_L[chosen[::-1]])
+    return found
+
+
+def _bucketings(sizes_UD: IndexArray, count_U: IndexArray, config: "BatchingConfig") -> Iterator[IndexArray]:
+    """Yields bucket_U for each way to form buckets: by the longest side, and for two sides by a grid."""
+    assert config.shapes is not None
+    longest_U = sizes_UD.max(axis=1)
+    yield np.searchsorted(boundaries(longest_U, count_U, buckets=config.shapes)[-1], longest_U)
+    if sizes_UD.shape[1] != 2:
+        return
+    source, target = (boundaries(sizes_UD[:, side], count_U, buckets=config.shapes) for side in (0, 1))
+    for rows, of_source in enumerate(source, start=1):
+        of_target = target[min(config.shapes // rows, len(target)) - 1]
+        column_U = np.searchsorted(of_target, sizes_UD[:, 1])
+        yield np.searchsorted(of_source, sizes_UD[:, 0]) * len(of_target) + column_U
+
+
+def _shapes_of(
+    bucket_U: IndexArray, sizes_UD: IndexArray, count_U: IndexArray, config: "BatchingConfig"
+) -> tuple[Shape, ...]:
+    """The shapes of these buckets, as small as their examples allow; without those whose examples all move."""
+    kept = np.unique(bucket_U)
+    longest = [tuple(sizes_UD[bucket_U == bucket].max(axis=0).tolist()) for bucket in kept.tolist()]
+    shapes = [Shape(_rows(lengths, config), lengths) for lengths in sorted(set(longest), key=lambda x: (sum(x), x))]
+    while True:
+        shape_U = _assigned(sizes_UD, shapes)
+        count_C = _counts(shape_U, count_U, len(shapes))
+        moves = _moves(shapes, count_C)
+        total_C = _totals(count_C, moves)
+        if total_C.all():
+            break
+        shapes = [shape for shape, total in zip(shapes, total_C.tolist(), strict=True) if total]
+    exact_C = [bool((sizes_UD[shape_U == c] == shape.lengths).all()) for c, shape in enumerate(shapes)]
+    for parent, moved in moves:
+        exact_C[parent] &= not moved
+    multiple = config.size_multiple
+    return tuple(
+        replace(shape, rows=min(shape.rows, -(-total // multiple) * multiple), exact=exact)
+        for shape, total, exact in zip(shapes, total_C.tolist(), exact_C, strict=True)
+    )
+
+
+def _rows(lengths: Sequence[int], config: "BatchingConfig") -> int:
+    """The rows of a full batch of these lengths: what the budget allows, a multiple of `size_multiple` if possible."""
+    limits = [config.max_tokens and config.max_tokens // max(lengths), config.max_sentences]
+    rows = max(1, min(limit for limit in limits if limit is not None))
+    return rows - rows % config.size_multiple if rows >= config.size_multiple else rows
+
+
+def _covering(shapes: Sequence[Shape], sizes_ND: SizeArray) -> list[Shape]:
+    """The shapes, of which the largest is longer if examples of this epoch are: a source may change with the epoch."""
+    largest = shapes[-1]
+    fits_N = np.zeros(len(sizes_ND), dtype=bool)
+    for shape in reversed(shapes):
+        fits_N |= _fits(sizes_ND, shape)
+        if fits_N.all():
+            return list(shapes)
+    lengths = np.maximum(largest.lengths, sizes_ND[~fits_N].max(axis=0))
+    rows = largest.rows * max(largest.lengths) // int(lengths.max())
+    return [*shapes[:-1], Shape(max(1, rows), tuple(lengths.tolist()))]
+
+
+def _columns(sizes_ND: SizeArray) -> SizeArray:
+    return sizes_ND.reshape(len(sizes_ND), -1)
+
+
+def _fits(sizes_ND: SizeArray, shape: Shape) -> npt.NDArray[np.bool_]:
+    fits_N = np.ones(len(sizes_ND), dtype=bool)
+    for side_N, length in zip(sizes_ND.T, shape.lengths, strict=True):
+        fits_N &= side_N <= length
+    return fits_N
+
+
+def _assigned(sizes_ND: SizeArray, shapes: Sequence[Shape]) -> npt.NDArray[np.int16]:
+    """shape_N: the first shape, and so the smallest, that each example fits in."""
+    shape_N = np.zeros(len(sizes_ND), dtype=np.int16)
+    for number in reversed(range(len(shapes))):
+        shape_N[_fits(sizes_ND, shapes[number])] = number
+    return shape_N
+
+
+def _moves(shapes: Sequence[Shape], count_C: IndexArray) -> list[tuple[int, int]]:
+    """(parent, examples) of each shape: how many examples of its last batch move, and to which larger shape."""
+    totals, moves = count_C.tolist(), []
+    for number, shape in enumerate(shapes):
+        rest, move = totals[number] % shape.rows, (number, 0)
+        for parent in range(number + 1, len(shapes)):
+            limits, more = shapes[parent].lengths, shapes[parent].positions - shape.positions
+            fits = all(length <= limit for length, limit in zip(shape.lengths, limits, strict=True))
+            if fits and rest * more < (shape.rows - rest) * shape.positions:
+                totals[parent] += rest
+                move = (parent, rest)
+                break
+        moves.append(move)
+    return moves
+
+
+def _positions(shapes: Sequence[Shape], sizes_UD: IndexArray, count_U: IndexArray) -> int:
+    """The positions of an epoch in these shapes."""
+    count_C = _counts(_assigned(sizes_UD, shapes), count_U, len(shapes))
+    total_C = _totals(count_C, _moves(shapes, count_C)).tolist()
+    return sum(
+        -(-total // shape.rows) * shape.rows * shape.positions for shape, total in zip(shapes, total_C, strict=True)
+    )
+
+
+def _counts(shape_U: npt.NDArray[np.int16], count_U: IndexArray, shapes: int) -> IndexArray:
+    return np.bincount(shape_U, weights=count_U, minlength=shapes).astype(np.int64)
+
+
+def _totals(count_C: IndexArray, moves: Sequence[tuple[int, int]]) -> IndexArray:
+    """The examples in the batches of each shape, once they have moved."""
+    total_C = count_C.copy()
+    for number, (parent, moved) in enumerate(moves):
+        total_C[number] -= moved
+        total_C[parent] += moved
+    return total_C
+
+
+def _distinct(sizes_ND: SizeArray) -> tuple[IndexArray, IndexArray]:
+    """The distinct rows and how often each occurs; much faster than np.unique of rows."""
+    base = int(sizes_ND.max()) + 1
+    key_N = sizes_ND[:, 0]
+    for side in range(1, sizes_ND.shape[1]):
+        key_N = key_N * base + sizes_ND[:, side]
+    _, first_U, count_U = np.unique(key_N, return_index=True, return_counts=True)
+    return sizes_ND[first_U].astype(np.int64), count_U
