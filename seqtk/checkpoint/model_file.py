@@ -70,7 +70,7 @@ class Parts:
 
 
 def save(path: str | os.PathLike[str], tensors: Tensors, *, config: Any, assets: Assets, info: dict[str, Any]) -> None:
-    """Writes a model atomically. `config` is a config dataclass or its tree and has at least `task` and `model`."""
+    """Writes a model atomically. `config`, a dataclass or a plain tree, has at least `task` and `model`."""
     write(path, ModelFile(tensors, schema.to_dict(config), assets, info))
 
 
@@ -93,7 +93,7 @@ def read(path: str | os.PathLike[str], *, key: str = "checkpoint") -> ModelFile:
 
 
 def find(path: str | os.PathLike[str], *, key: str = "checkpoint") -> Path:
-    """Returns the model file for `path`, the value of `key`.
+    """Returns the model file for `path`, the value of the key `key`.
 
     `path` is a model file, the folder of a checkpoint, or the folder of a run, which gives its best model or, if there
     is none, its latest. Raises UserError if there is no model.
@@ -139,7 +139,7 @@ def checkpoint_folders(save_dir: Path) -> list[Path]:
 
 
 def tensors_of(model: nn.Module) -> Tensors:
-    """Returns every parameter and persistent buffer once, by name. Tied weights have one name, the first."""
+    """Returns every parameter and persistent buffer once, by name. Tied weights appear under their first name."""
     persistent = set(model.state_dict())
     tensors: Tensors = dict(model.named_parameters())
     tensors |= {name: buffer for name, buffer in model.named_buffers() if name in persistent}
@@ -147,7 +147,7 @@ def tensors_of(model: nn.Module) -> Tensors:
 
 
 def first_bad(tensors: Mapping[str, Tensor]) -> str | None:
-    """Returns the name of the first tensor that is not finite; waits for the device once."""
+    """Returns the name of the first tensor with an infinite or NaN value, or None. Waits for the device once."""
     names = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
     finite = torch.stack([tensors[name].isfinite().all() for name in names]).tolist() if names else []
     return next((name for name, good in zip(names, finite, strict=True) if not good), None)
@@ -193,7 +193,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 def load_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
     """Returns the tensors and the metadata of one safetensors file. Raises UserError if it is missing or damaged.
 
-    Verifies checksums, which files of other programs and of seqtk 0.1 do not have.
+    Verifies the checksums, if the file has them; files of other programs and of seqtk 0.1 have none.
     """
     with _opened(path) as file:
         tensors: Tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -224,7 +224,7 @@ def _header_checksum(texts: Mapping[str, str]) -> int:
 
 
 def _tensor_checksum(name: str, tensor: Tensor) -> int:
-    """Returns the CRC-32 of a tensor's bytes, name, type and shape: 2 GB/s on one core."""
+    """Returns the CRC-32 of a tensor's bytes, name, type and shape. The speed is 2 GB/s on one core."""
     about = f"{name} {tensor.dtype} {list(tensor.shape)}".encode()
     return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, zlib.crc32(about))
 

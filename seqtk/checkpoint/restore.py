@@ -54,7 +54,7 @@ def load_latest(folder: Path, *, gather: Callable[[str], list[str]]) -> tuple[Ch
 
     Args:
         folder: The checkpoint.
-        gather: Returns the values of all processes, so that all read the same checkpoint.
+        gather: Collects a value from all processes, so that all read the same checkpoint.
 
     Returns:
         The checkpoint, and a line about the damage, empty if there is none.

@@ -69,7 +69,7 @@ class TrainState:
     """State of the loss scale of precision=fp16."""
 
     def replace(self, **changes: Any) -> "TrainState":
-        """Returns a copy with some fields changed."""
+        """Returns a copy of the state with the given fields changed."""
         return replace(self, **changes)
 
 
@@ -149,7 +149,7 @@ class Checkpoints:
     def archive_newer(self, update: int) -> Path | None:
         """Moves checkpoints and best models newer than `update` to a folder `abandoned_N`.
 
-        They belong to an abandoned run. Otherwise the new run would take them for its newest or best models.
+        They belong to an abandoned run. The new run would otherwise mistake them for its newest or best models.
         """
         found = [*self.folders(), *self.directory.glob("best*.safetensors")]
         newer = [path for path in found if _update_of(path) > update]
@@ -227,7 +227,7 @@ def locked(save_dir: Path) -> Iterator[None]:
 
 
 def _remove_partial(save_dir: Path) -> None:
-    """Removes files of the run that were being written when it was killed; those of other commands stay."""
+    """Removes unfinished files of a run that was killed; unfinished files of other commands stay."""
     for pattern in ("log.jsonl", "best*", "latest", "replay.*"):
         for path in save_dir.glob(f".{pattern}.partial-*"):
             path.unlink(missing_ok=True)
@@ -274,7 +274,7 @@ def _update_of(path: Path) -> float:
 
 
 def state_checksum(values: Mapping[str, Any]) -> int:
-    """Returns the checksum of the other values of `state.json`."""
+    """Returns the checksum of all values of `state.json` except the checksum."""
     return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 

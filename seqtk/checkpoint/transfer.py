@@ -87,7 +87,7 @@ def transfer(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets, so
     Args:
         old: The old model.
         model: The new model.
-        drawn: Its tensors, as initialized.
+        drawn: The tensors of `model`, as initialized.
         assets: The assets of its task.
         source: The name of the old model for errors.
 
@@ -128,7 +128,7 @@ def transfer(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets, so
 
 
 def _shared_rows(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets) -> dict[str, tuple[Tensor, Tensor]]:
-    """Returns, for each table with other tokens or classes, the rows that new and old table share."""
+    """Returns, for each table whose tokens or classes changed, the rows that the new and the old table share."""
     found = {}
     for names, what in _tables(model):
         now, before = _labels(assets, names[0], what), _labels(old.assets, names[0], what)
@@ -164,7 +164,10 @@ def _tables(model: Model) -> Iterator[tuple[list[str], Literal["token", "class"]
 
 
 def _labels(assets: Assets, table: str, what: Literal["token", "class"]) -> list[str] | None:
-    """Returns the tokens or classes of a table's rows. With two dictionaries, it is that of the table's side."""
+    """Returns the tokens or classes of a table's rows.
+
+    With two dictionaries, the tokens are those of the table's side.
+    """
     if what == "class":
         return assets["classes"].split("\n") if "classes" in assets else None
     side = "source" if table.startswith("source") else "target"

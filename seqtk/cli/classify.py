@@ -65,7 +65,7 @@ def main(config: ClassifyConfig) -> None:
 
 
 def load_classifier(config: LoadConfig) -> "ClassificationPipeline":
-    """The models that `config` names. Raises UserError for models of other tasks."""
+    """Returns the models that `config` names. Raises UserError for models of other tasks."""
     from seqtk.pipelines import ClassificationPipeline
 
     pipeline = load_pipeline(config)
@@ -77,7 +77,10 @@ def load_classifier(config: LoadConfig) -> "ClassificationPipeline":
 
 
 def read_texts(path: str, *, pairs: bool) -> Iterator[str | tuple[str, str]]:
-    """The texts in a file, one a line, or two with a tab between them. Raises UserError for a line without the tab."""
+    """Yields the texts in a file, one a line, or two with a tab between them.
+
+    Raises UserError for a line without the tab.
+    """
     from seqtk.utils.text_io import read_lines
 
     for number, line in enumerate(read_lines(path), 1):
@@ -85,7 +88,7 @@ def read_texts(path: str, *, pairs: bool) -> Iterator[str | tuple[str, str]]:
 
 
 def as_pair(line: str, number: int) -> tuple[str, str]:
-    """The two texts of a line. Raises UserError unless it has exactly one tab."""
+    """Returns the two texts of a line. Raises UserError unless it has exactly one tab."""
     first, tab, second = line.partition("\t")
     if not tab or "\t" in second:
         raise UserError(

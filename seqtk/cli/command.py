@@ -127,7 +127,7 @@ def _read(
 
 
 def _is_positional(argument: str) -> bool:
-    """Whether an argument has no key; the path of a file that exists may hold `=`."""
+    """Returns whether an argument has no key; the path of a file that exists may hold `=`."""
     return not argument.startswith(("-", "+", "~")) and ("=" not in argument or os.path.lexists(argument[:4096]))
 
 
@@ -148,7 +148,7 @@ def _action(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _values_of(key: str, arguments: Sequence[str]) -> list[str]:
-    """The values of `key` among the arguments, before they are parsed."""
+    """Returns the values of `key` among the arguments, before they are parsed."""
     return [argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith(f"{key}=")]
 
 

@@ -63,7 +63,7 @@ class Layer:
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[Override]:
-    """Each argument read by Hydra's grammar: numbers, true, null, quotes, [lists] and {mappings}.
+    """Returns each argument read by Hydra's grammar: numbers, true, null, quotes, [lists] and {mappings}.
 
     A value that the grammar cannot read (`~/data`, `a=b`, `é`) is text as it stands.
     """
@@ -90,7 +90,7 @@ def _parse(parser: OverridesParser, argument: str) -> Override:
 
 
 def split_groups(overrides: Sequence[Override], recipe: Path | None) -> tuple[list[Override], list[Override]]:
-    """The overrides that choose an option of a config group, and the others.
+    """Returns the overrides that choose an option of a config group, and the others.
 
     A group is a folder next to the recipe or among the shipped recipes. An option is a file in it.
     """
@@ -106,14 +106,14 @@ def split_groups(overrides: Sequence[Override], recipe: Path | None) -> tuple[li
 
 
 def with_default_save_dir(recipe: Path, config: C) -> C:
-    """`config` with the recipe's name added to its save_dir, if it has one."""
+    """Returns `config` with the recipe's name added to its save_dir, if it has one."""
     if not hasattr(config, "save_dir"):
         return config
     return schema.update(config, "save_dir", f"{config.save_dir}/{recipe.stem}")
 
 
 def recipe_layers(path: Path | None, groups: Sequence[Override] = ()) -> list[Layer]:
-    """The files that make up the recipe at `path`, in the order they are set: its defaults list, read by Hydra.
+    """Returns the files that make up the recipe at `path`, in the order they are set: its defaults list, read by Hydra.
 
     An entry of that list names a recipe in the folder of `path`, or a shipped one. `groups` choose options of config
     groups; one that the defaults list does not hold is added at its end.
@@ -179,7 +179,7 @@ def _load(name: str, package: str | None, folders: Sequence[Path]) -> Layer:
 
 
 def compose(config: C, layers: Sequence[Layer], overrides: Sequence[Override]) -> C:
-    """`config` with the layers of a recipe set onto it, then each override, in order (kinds before their settings)."""
+    """Returns `config` with the layers of a recipe set, then the overrides, in order (kinds before their settings)."""
     layers = _without_deleted(layers, [override for override in overrides if override.delete])
     overrides = [override for override in overrides if not override.delete]
     whole = _whole(layers, overrides)
@@ -195,7 +195,7 @@ def compose(config: C, layers: Sequence[Layer], overrides: Sequence[Override]) -
 
 
 def _without_other_command(config: C, recipe: C) -> C:
-    """The config without the recipe's `task.made_by` if `task.data` differs: that command makes the recipe's data."""
+    """Returns the config without the recipe's `task.made_by` if `task.data` is not the recipe's, which it makes."""
     task, of_recipe = getattr(config, "task", None), getattr(recipe, "task", None)
     if task is None or not task.made_by or task.data == of_recipe.data or task.made_by != of_recipe.made_by:  # type: ignore[union-attr]
         return config
@@ -203,7 +203,7 @@ def _without_other_command(config: C, recipe: C) -> C:
 
 
 def _without_deleted(layers: Sequence[Layer], deleted: Sequence[Override]) -> list[Layer]:
-    """The layers without the keys that `~key` arguments name. Raises UserError if no layer sets one."""
+    """Returns the layers without the keys that `~key` arguments name. Raises UserError if no layer sets one."""
     trees = [typing.cast(dict[str, Any], OmegaConf.to_container(layer.tree)) for layer in layers]
     for override in deleted:
         *parents, leaf = override.key.split(".")
@@ -238,7 +238,7 @@ def _kinds_first(config: Any, overrides: Sequence[Override]) -> list[Override]:
 
 
 def text_of(key: str, layers: Sequence[Layer], overrides: Sequence[Override]) -> str | None:
-    """The text at a key at the root, before the whole config is composed; None if it is not set."""
+    """Returns the text at a key at the root, before the whole config is composed; None if it is not set."""
     values = [layer.tree[key] for layer in layers if key in layer.tree]
     values += [
         override.value if isinstance(override.value, str | None) else override.text
@@ -262,7 +262,7 @@ def _whole(layers: Sequence[Layer], overrides: Sequence[Override]) -> Any:
 
 
 def _interpolated(value: Any, root: Any) -> Any:
-    """`value` with each `${key}` in it replaced by what `root` holds under that key."""
+    """Returns `value` with each `${key}` in it replaced by what `root` holds under that key."""
     if isinstance(value, dict):
         return {key: _interpolated(item, root) for key, item in value.items()}
     if isinstance(value, list):
@@ -306,7 +306,7 @@ def _value(override: Override, config: Any) -> Any:
 
 
 def to_yaml(config: Any) -> str:
-    """The whole config as YAML; as a recipe it gives this config again."""
+    """Returns the whole config as YAML; as a recipe it gives this config again."""
     return OmegaConf.to_yaml(OmegaConf.create(_escaped(schema.to_dict(config))))
 
 

@@ -51,12 +51,12 @@ def check_nbest(config: DecodeConfig, pipeline: "TextPipeline") -> None:
 
 
 def load_text_pipeline(config: DecodeConfig) -> "TextPipeline":
-    """The models that `config` names. Raises UserError for models of other tasks."""
+    """Returns the models that `config` names. Raises UserError for models of other tasks."""
     return as_text_pipeline(load_pipeline(config), config)
 
 
 def as_text_pipeline(pipeline: "Pipeline", config: DecodeConfig) -> "TextPipeline":
-    """A pipeline that writes text. Raises UserError for models of other tasks."""
+    """Returns a pipeline that writes text. Raises UserError for models of other tasks."""
     from seqtk.pipelines import TextPipeline
 
     if not isinstance(pipeline, TextPipeline):

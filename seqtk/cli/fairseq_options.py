@@ -206,7 +206,7 @@ def translate(program: str, arguments: Sequence[str], config: Any, *, recipes: b
 
 
 def _options(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """The options as (name, value), key=value arguments as ("=", argument); and the positional arguments."""
+    """Returns the options as (name, value), key=value arguments as ("=", argument); and the positional arguments."""
     pairs: list[tuple[str, str]] = []
     positional: list[str] = []
     remaining = list(arguments)
@@ -237,7 +237,7 @@ def _is_number(text: str) -> bool:
 
 
 def _is_model(path: Path) -> bool:
-    """Whether a path is a model file or the folder of a run."""
+    """Returns whether a path is a model file or the folder of a run."""
     return path.suffix == ".safetensors" or (path / "latest").exists()
 
 

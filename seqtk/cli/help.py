@@ -19,7 +19,7 @@ FEW = 6
 
 
 def help_text(program: str, about: str, config: Any, *, recipes: bool, first: str | None = None) -> str:
-    """The help page of a command, with the values that `config` holds."""
+    """Returns the help page of a command, with the values that `config` holds."""
     title, _, body = inspect.cleandoc(about).partition("\n")
     head = "[recipe=NAME|FILE.yaml] " if recipes else f"[{first.upper()}] " if first else ""
     usage = [
@@ -42,7 +42,7 @@ def _end_of_page(registry: Registry[Any]) -> str:
 
 
 def _kind(registry: Registry[Any], name: str) -> tuple[str, str]:
-    """A registered name and what it is; of an attention layer also its roles."""
+    """Returns a registered name and what it is; of an attention layer also its roles."""
     config_type = registry.config_type(name)
     roles = getattr(registry.class_of(config_type), "roles", ())
     about = (inspect.getdoc(config_type) or "").split("\n\n")[0]
@@ -56,7 +56,7 @@ def _row(key: str, text: str, width: int) -> str:
 
 
 def _rows(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(key=value, help) of every field; the fields of a nested config follow its slot."""
+    """Yields (key=value, help) of every field; the fields of a nested config follow its slot."""
     hints = schema.hints_of(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -77,7 +77,7 @@ def _rows(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _choices(hint: Any) -> Iterator[str]:
-    """The names that a field can hold: members of its registry, or the words of a Literal."""
+    """Yields the names that a field can hold: members of its registry, or the words of a Literal."""
     if typing.get_origin(hint) is Literal:
         yield from map(str, typing.get_args(hint))
     elif isinstance(hint, type) and issubclass(hint, enum.Enum):

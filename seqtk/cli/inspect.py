@@ -150,7 +150,10 @@ def _comparison(first: "ModelFile", second: "ModelFile") -> Iterator[str]:
 
 
 def _changes(names: list[str], first: "ModelFile", second: "ModelFile") -> tuple[str, str, str, str, str]:
-    """How many tensors are equal, different, in one model only; and ‖second - first‖ / ‖first‖ of those in both."""
+    """Returns how many tensors are equal, different or in one model only, and ‖second - first‖ / ‖first‖.
+
+    The relative difference is over all tensors that both models have.
+    """
     import torch
 
     pairs = [
@@ -169,7 +172,7 @@ def _changes(names: list[str], first: "ModelFile", second: "ModelFile") -> tuple
 
 
 def _vocabularies(model: "ModelFile") -> dict[str, str]:
-    """A few words about each dictionary, tokenizer and list of classes."""
+    """Returns a few words about each dictionary, tokenizer and list of classes."""
     from seqtk.utils.errors import how_many
 
     found = {}
@@ -187,7 +190,7 @@ def _vocabularies(model: "ModelFile") -> dict[str, str]:
 
 
 def _config(model: "ModelFile") -> "TrainConfig | None":
-    """The settings of the run, or None if this version does not know one of them."""
+    """Returns the settings of the run, or None if this version does not know one of them."""
     from seqtk.training.resume import saved_config
 
     try:

@@ -37,7 +37,7 @@ def check_checkpoint(config: LoadConfig) -> None:
 
 
 def load_pipeline(config: LoadConfig) -> "Pipeline":
-    """The models that `config` names, ready to use."""
+    """Returns the models that `config` names, ready to use."""
     check_checkpoint(config)
     import torch
 
@@ -49,7 +49,7 @@ def load_pipeline(config: LoadConfig) -> "Pipeline":
 
 
 def split_paths(value: str) -> list[str]:
-    """The paths in a list with commas. A comma belongs to a path if a file of that name exists."""
+    """Returns the paths in a list with commas. A comma belongs to a path if a file of that name exists."""
     pieces, paths = value.split(","), []
     while pieces:
         sizes = range(len(pieces), 0, -1)

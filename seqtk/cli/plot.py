@@ -65,7 +65,7 @@ def load_pyplot(user: str) -> Any:
 
 
 def read_curves(run: Path, metric: str) -> dict[str, Points]:
-    """The values of a metric in a run's log, by kind (`train`, `valid`).
+    """Returns the values of a metric in a run's log, by kind (`train`, `valid`).
 
     Raises:
         UserError: If there is no log, or no value of the metric in it.

@@ -49,7 +49,7 @@ def run_demo(config: demo.DemoConfig) -> None:
 
 
 def labelled_command(name: str) -> Callable[..., None]:
-    """The command that makes a set for classification, with its settings."""
+    """Returns the command that makes a set for classification, with its settings."""
     labelled = LABELLED_SETS[name]
 
     def run_labelled(config: Any) -> None:

@@ -8,23 +8,26 @@ from seqtk.utils.errors import UserError, nearest
 
 
 def recipe_folder() -> Path:
-    """The folder of the shipped recipes: inside the package; in a checkout, a link to `recipes/`."""
+    """Returns the folder of the shipped recipes: inside the package; in a checkout, a link to `recipes/`."""
     return Path(str(importlib.resources.files("seqtk.conf").joinpath("recipe")))
 
 
 def recipe_names() -> list[str]:
-    """The names of the shipped recipes."""
+    """Returns the names of the shipped recipes."""
     return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    """The recipe that `name` may have meant, or how to see all of them."""
+    """Returns the recipe that `name` may have meant, or how to see all of them."""
     line = nearest(name, names)
     return line if line.startswith("Did you mean") else "seqtk-recipes ls lists the shipped recipes."
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe: a shipped one by its name, any other by its path (with a folder, or ending in .yaml)."""
+    """Returns the file of a recipe. A shipped one is given by its name, any other by its path.
+
+    A path has a folder or ends in .yaml. Raises UserError if there is no such recipe.
+    """
     path = Path(name)
     if path.suffix == ".yml":
         raise UserError(f"recipe={name}: must end in .yaml.", f"Rename it to {path.stem}.yaml.")

@@ -19,13 +19,13 @@ Usage: seqtk-recipes ls              list their names and what each trains
 
 
 def summary(path: Path) -> str:
-    """The first line of a recipe: what it trains."""
+    """Returns the first line of a recipe: what it trains."""
     with path.open(encoding="utf-8") as lines:
         return next(lines, "").lstrip("# ").rstrip()
 
 
 def run(arguments: list[str]) -> str:
-    """The output of one subcommand."""
+    """Returns the output of one subcommand."""
     match arguments:
         case ["ls"]:
             width = max(map(len, recipe_names()), default=0)

@@ -1,1 +1,1 @@
-"""Registries, and typed configs as plain trees."""
+"""Registries of classes by name, and conversion of config dataclasses to and from plain dicts."""

@@ -29,7 +29,7 @@ class Range:
     """Whether infinity is accepted; NaN never is."""
 
     def accepts(self, value: float) -> bool:
-        """Whether `value` lies in the range."""
+        """Returns whether `value` lies in the range."""
         return self._representable(value) and self._in_limits(value)
 
     def describe(self, value: float) -> str:
@@ -69,7 +69,7 @@ def setting(
     below: float | None = None,
     infinite: bool = False,
 ) -> Any:
-    """A dataclass field with its help text and the range of its value.
+    """Returns a dataclass field with its help text and the range of its value.
 
     Args:
         default: The default value; immutable.
@@ -83,7 +83,7 @@ def setting(
 
 
 def probability(default: Any, *, help: str = "") -> Any:
-    """A field for a probability that is less than 1, such as a dropout rate."""
+    """Returns a field for a probability that is less than 1, such as a dropout rate."""
     return setting(default, help=help, at_least=0, below=1)
 
 
@@ -94,12 +94,12 @@ def range_of(config_type: type, name: str) -> Range:
 
 
 def help_of(config_type: type, name: str) -> str:
-    """The help text of a field."""
+    """Returns the help text of a field."""
     return str(_metadata(config_type, name).get(HELP, ""))
 
 
 def _metadata(config_type: type, name: str) -> Mapping[str, Any]:
-    """The metadata of a field; a subclass that only changes the default inherits it."""
+    """Returns the metadata of a field; a subclass that only changes the default inherits it."""
     for cls in config_type.__mro__:
         field = cls.__dict__.get("__dataclass_fields__", {}).get(name)
         if field is not None and field.metadata:
@@ -119,7 +119,7 @@ def check(config: Any, *, key: str = "") -> None:
 
     Args:
         config: A config dataclass.
-        key: The key at which it stands, which the error names.
+        key: The key under which the config is set, for the error.
     """
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), f"{key}.{field.name}" if key else field.name

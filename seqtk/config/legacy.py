@@ -1,4 +1,4 @@
-"""Configs in files of an earlier version: renamed keys and kinds replaced by their new names."""
+"""Reads configs that an earlier version wrote: replaces renamed keys and kinds by their new names."""
 
 import dataclasses
 import typing
@@ -13,12 +13,12 @@ C = TypeVar("C")
 
 
 def from_dict(config_type: type[C], tree: Mapping[str, Any]) -> C:
-    """As `schema.from_dict`, for a tree that this or an earlier version wrote."""
+    """Returns the config in a tree that this or an earlier version wrote; see `schema.from_dict`."""
     return schema.from_dict(config_type, modernize(config_type, tree))
 
 
 def modernize(hint: Any, value: Any) -> Any:
-    """`value`, a plain tree for the type `hint`, with renamed keys and kinds replaced by their new names."""
+    """Returns `value`, a plain tree for the type `hint`, with renamed keys and kinds replaced by their new names."""
     options = [option for option in (hint, *_leaves(hint)) if isinstance(option, type)]
     config_type = next(filter(dataclasses.is_dataclass, options), None)
     if isinstance(value, list):
@@ -49,7 +49,7 @@ def _leaves(hint: Any) -> Iterator[Any]:
 
 
 def _without(tree: Mapping[str, Any], key: str) -> tuple[dict[str, Any], Any]:
-    """A tree without the dotted `key`, and the value that it had."""
+    """Returns a tree without the dotted `key`, and the value that it had."""
     head, _, rest = key.partition(".")
     if not rest:
         return {name: item for name, item in tree.items() if name != head}, tree[head]
@@ -58,6 +58,6 @@ def _without(tree: Mapping[str, Any], key: str) -> tuple[dict[str, Any], Any]:
 
 
 def _with(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """A tree with the dotted `key` set."""
+    """Returns a tree with the dotted `key` set."""
     head, _, rest = key.partition(".")
     return {**tree, head: _with(tree.get(head) or {}, rest, value) if rest else value}

@@ -1,4 +1,4 @@
-"""Registries: a name ⇄ a config dataclass ⇄ the class it configures.
+"""Registries, which map a name to a config dataclass and to the class that it configures.
 
 A config's *type* selects the code. Importing a module registers what it defines, so a plug-in is any importable module
 that uses these decorators: one that an installed package names under the entry point `seqtk.plugins`, or a `user_dir`.
@@ -41,7 +41,10 @@ class Registry(Generic[T]):
         REGISTRIES[kind] = self
 
     def register(self, name: str, config_type: type) -> Callable[[C], C]:
-        """Class decorator that registers the class under `name`, configured by `config_type`; neither may be in use."""
+        """Class decorator: registers the class under `name`, with its config class.
+
+        Neither may be registered already.
+        """
         if name in self._config_types:
             raise ValueError(f"{self.kind} '{name}' is already registered")
         if config_type in self._classes:
@@ -57,7 +60,7 @@ class Registry(Generic[T]):
         return decorate
 
     def build(self, config: Any, *args: Any, **kwargs: Any) -> T:
-        """An instance of the class that the type of `config` selects: `cls(config, *args, **kwargs)`.
+        """Returns an instance of the class that the type of `config` selects: `cls(config, *args, **kwargs)`.
 
         Raises UserError if a number in the config is out of its field's range.
         """
@@ -66,7 +69,10 @@ class Registry(Generic[T]):
         return factory(config, *args, **kwargs)
 
     def config_type(self, name: str) -> type:
-        """The config dataclass registered under `name`. Raises UserError, with the nearest name, if there is none."""
+        """Returns the config dataclass registered under `name`.
+
+        Raises UserError, with the nearest name, if there is none.
+        """
         if name in self.renamed:
             raise UserError(f"There is no {self.kind} called '{name}' any more.", f"It is now '{self.renamed[name]}'.")
         if name not in self._config_types:
@@ -74,7 +80,7 @@ class Registry(Generic[T]):
         return self._config_types[name]
 
     def knows(self, config_type: type) -> bool:
-        """Whether a class is registered for this config type."""
+        """Returns whether a class is registered for this config type."""
         return config_type in self._classes
 
     def class_of(self, config_type: type) -> type[T]:
@@ -91,17 +97,17 @@ class Registry(Generic[T]):
 
 
 def slot_of(config: Any) -> Registry[Any] | None:
-    """The registry in which the type of `config` is registered, if any."""
+    """Returns the registry in which the type of `config` is registered, if any."""
     return next((known for known in REGISTRIES.values() if known.knows(type(config))), None)
 
 
 def registry_of(config_base: type) -> Registry[Any] | None:
-    """The registry whose configs extend exactly `config_base`, if it is the base of one."""
+    """Returns the registry whose `config_base` is exactly this class; None if there is none."""
     return next((known for known in REGISTRIES.values() if known.config_base is config_base), None)
 
 
 def load_plugins(user_dir: str | None = None) -> None:
-    """Import every plug-in: the entry points of group `seqtk.plugins`, then the package or module at `user_dir`.
+    """Imports every plug-in: the entry points of group `seqtk.plugins`, then the package or module at `user_dir`.
 
     Raises UserError if one cannot be imported; the error names its distribution or path.
     """
@@ -132,7 +138,7 @@ def load_plugins(user_dir: str | None = None) -> None:
 
 @contextmanager
 def _import_errors(what: str) -> Iterator[None]:
-    """Turns any exception in an import into a UserError with the line of the plug-in and the error."""
+    """Converts any exception during an import into a UserError with the line of the plug-in that raised it."""
     try:
         yield
     except UserError:
@@ -142,7 +148,7 @@ def _import_errors(what: str) -> Iterator[None]:
 
 
 def _line_of(error: Exception) -> list[str]:
-    """The line of a syntax error, or the last line that ran in the folder of the plug-in."""
+    """Returns the line of a syntax error, or the last line that ran in the folder of the plug-in."""
     if isinstance(error, SyntaxError):
         return [f"Line {error.lineno} of {error.filename}:"]
     importing = (Path(__file__), Path(importlib.__file__).parent)

@@ -1,4 +1,4 @@
-"""Config dataclasses ⇄ plain trees, and the one place where a key or a value is checked.
+"""Converts config dataclasses to and from plain trees; the only place where keys and values are checked.
 
 A config is a frozen dataclass. A field whose type is the base of a registry is a *slot*, which holds any config of that
 registry. In a plain tree (recipe, command line, checkpoint, log) a slot is a name, or a mapping with that name under
@@ -27,7 +27,7 @@ C = TypeVar("C")
 
 
 def to_dict(config: Any) -> Any:
-    """The plain tree of a config: dicts, lists and scalars, each slot with its `kind`, ready for JSON or YAML."""
+    """Returns a config as a plain tree of dicts, lists and scalars, each slot with its `kind`, for JSON or YAML."""
     if dataclasses.is_dataclass(config):
         registry = slot_of(config)
         tree = {} if registry is None else {"kind": registry.name_of(type(config))}
@@ -38,18 +38,18 @@ def to_dict(config: Any) -> Any:
 
 
 def from_dict(config_type: type[C], tree: Mapping[str, Any], *, key: str = "") -> C:
-    """The config with the values of `tree` and defaults for all other keys.
+    """Returns the config with the values of `tree` and defaults for all other keys.
 
     Args:
         config_type: A config class, or the base of a registry; then `tree` has a `kind`.
         tree: The plain tree.
-        key: The key at which the config stands, for errors.
+        key: The key under which the config is set, for errors.
     """
     return typing.cast(C, _convert_config(config_type, tree, None, key))
 
 
 def merge(config: C, tree: Mapping[str, Any], *, key: str = "") -> C:
-    """A copy of `config`, which stands at `key`, with every key of `tree` set; aliases are set last."""
+    """Returns a copy of `config`, whose own key is `key`, with every key of `tree` set; aliases are set last."""
     where = f"{key}." if key else ""
     aliases = _aliases(type(config))
     for old, new in renamed_keys(type(config)).items():
@@ -67,7 +67,7 @@ def merge(config: C, tree: Mapping[str, Any], *, key: str = "") -> C:
 
 
 def update(config: C, key: str, value: Any) -> C:
-    """A copy of `config` with the dotted `key` set to `value`; a key inside a tuple is set in each of its elements."""
+    """Returns a copy of `config` with the dotted `key` set to `value`; in a tuple of configs it is set in each."""
     return _set(config, key, value, key)
 
 
@@ -83,7 +83,7 @@ def takes_texts(config: Any, key: str) -> bool:
 
 
 def keys(config: Any, prefix: str = "") -> list[str]:
-    """Every dotted key that `update` takes, aliases included."""
+    """Returns every dotted key that `update` takes, aliases included."""
     found = []
     for name in [field.name for field in dataclasses.fields(config)]:
         found.append(prefix + name)
@@ -98,7 +98,7 @@ def keys(config: Any, prefix: str = "") -> list[str]:
 
 
 def _value_at(config: Any, key: str) -> Any:
-    """The value at a dotted key; None if there is none."""
+    """Returns the value at a dotted key; None if there is none."""
     for part in key.split("."):
         config = getattr(config, part, None)
     return config
@@ -116,7 +116,9 @@ def stands_for(config: Any, key: str) -> list[str]:
 
 
 def _set(config: C, key: str, value: Any, typed: str) -> C:
-    """A copy of `config` with `key` set. `typed` is the whole key as the user wrote it; it ends with `key`, or with
+    """Returns a copy of `config` with `key` set.
+
+    `typed` is the whole key as the user wrote it; it ends with `key`, or with
     the part of it that follows an alias."""
     head, _, rest = key.partition(".")
     shown = typed.removesuffix(f".{rest}") if rest else typed
@@ -152,13 +154,13 @@ def _set_inside(current: Any, rest: str, value: Any, shown: str, typed: str) -> 
 
 
 def default_of(hint: Any) -> Any:
-    """The default config of an optional field, in which a key is set when the field is null."""
+    """Returns the default config of an optional field, in which a key is set when the field is null."""
     configs: list[Any] = [option for option in typing.get_args(hint) if dataclasses.is_dataclass(option)]
     return configs[0]() if len(configs) == 1 and registry_of(configs[0]) is None else None
 
 
 def _set_in_each(configs: tuple[Any, ...], key: str, value: Any, typed: str) -> tuple[Any, ...]:
-    """Sets `key` in every config of a pattern that has it. At least one must; the kinds may differ."""
+    """Sets `key` in every config of a pattern that has this key. At least one must have it; the kinds may differ."""
     head = key.partition(".")[0]
     has_key = [head in hints_of(type(config)) or head in _aliases(type(config)) for config in configs]
     return tuple(
@@ -168,7 +170,7 @@ def _set_in_each(configs: tuple[Any, ...], key: str, value: Any, typed: str) -> 
 
 
 def _convert(hint: Any, value: Any, current: Any, key: str, limits: Range) -> Any:
-    """`value` as the type `hint`; a mapping for a nested config changes only the keys it names."""
+    """Returns `value` converted to the type `hint`; a mapping for a nested config changes only the keys it names."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         return _convert_union(arguments, value, current, key, limits)
@@ -216,7 +218,7 @@ def _convert_config(hint: Any, value: Any, current: Any, key: str) -> Any:
 
 
 def _member(registry: Registry[Any], name: str, key: str) -> type:
-    """The config type registered under `name`."""
+    """Returns the config type registered under `name`."""
     if key and name not in registry and name not in registry.renamed:
         raise UserError(f"{key}={written(name)}: there is no such {registry.kind}.", nearest(name, registry))
     return registry.config_type(name)
@@ -262,7 +264,7 @@ def _renamed_error(old: str, new: str) -> UserError:
 
 
 def _hint_at(config: Any, key: str) -> Any:
-    """The type of the field at the dotted `key`; None if there is none."""
+    """Returns the type of the field at the dotted `key`; None if there is none."""
     head, _, rest = key.partition(".")
     for target in _aliases(type(config)).get(head, ()):
         return _hint_at(config, f"{target}.{rest}" if rest else target)
@@ -288,12 +290,12 @@ def _aliases(config_type: type) -> dict[str, tuple[str, ...]]:
 
 
 def renamed_keys(config_type: type) -> dict[str, str]:
-    """The table `renamed` of a config class; empty if it has none."""
+    """Returns the table `renamed` of a config class; empty if it has none."""
     return getattr(config_type, "renamed", {})
 
 
 def hints_of(config_type: type) -> dict[str, Any]:
-    """The type of each field of a config class."""
+    """Returns the type of each field of a config class."""
     if config_type not in _HINTS:
         hints = typing.get_type_hints(config_type)
         _HINTS[config_type] = {field.name: hints[field.name] for field in dataclasses.fields(config_type)}

@@ -116,7 +116,7 @@ Pixels = Mapping[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]
 
 
 def _split_texts(data: Texts, config: HeldOutConfig) -> Iterator[Example]:
-    """The examples of `train`, of which some validate, and of `test`."""
+    """Yields the examples of `train`, of which some validate, and of `test`."""
     validates = held_out(len(data["train"]), config.valid_share, config.seed).tolist()
     for split, examples in data.items():
         for index, (label, text) in enumerate(examples):
@@ -125,7 +125,7 @@ def _split_texts(data: Texts, config: HeldOutConfig) -> Iterator[Example]:
 
 
 def _split_pixels(data: Pixels, config: HeldOutConfig) -> dict[str, Arrays]:
-    """The images of `train`, of which some validate, and of `test`."""
+    """Returns the images of `train`, of which some validate, and of `test`."""
     validates = held_out(len(data["train"][1]), config.valid_share, config.seed)
 
     def arrays(split: str, mask: Any) -> Arrays:
@@ -140,7 +140,7 @@ def _split_pixels(data: Pixels, config: HeldOutConfig) -> dict[str, Arrays]:
 
 
 def _find(places: Sequence[Path], *names: str) -> Path | None:
-    """The first file or folder of one of these names: a place itself, or in a place or in a folder of it."""
+    """Returns the first file or folder of one of these names: a place itself, or in a place or in a folder of it."""
     for name in names:
         for place in places:
             inside = [place / name, *sorted(place.glob(f"*/{name}"))] if place.is_dir() else []
@@ -165,7 +165,7 @@ def _check_count(found: int, published: int | None, what: str) -> None:
 
 
 def _clean(text: bytes, name: str) -> bytes:
-    """A text as one line. Raises UserError unless it is UTF-8."""
+    """Returns a text as one line. Raises UserError unless it is UTF-8."""
     check_utf8(text, name, 1)
     return text.translate(_BLANKS).strip()
 
@@ -174,7 +174,7 @@ _REVIEW = re.compile(r"(?:.*/)?(train|test)/(neg|pos)/(\d+)_\d+\.txt")
 
 
 def read_imdb(places: Sequence[Path], counts: Mapping[str, int]) -> Texts:
-    """The reviews, by class and number, from the archive, its folders, or `train.tsv` and `test.tsv`."""
+    """Returns the reviews, by class and number, from the archive, its folders, or `train.tsv` and `test.tsv`."""
     reviews: dict[str, list[tuple[int, int, bytes]]] = {"train": [], "test": []}
     archive, tables = _find(places, "aclImdb_v1.tar.gz"), [_find_text(places, f"{split}.tsv") for split in reviews]
     if archive is not None:
@@ -251,7 +251,7 @@ def _article(row: list[str], path: Path, number: int) -> tuple[int, bytes]:
 
 
 def read_cifar10(places: Sequence[Path], counts: Mapping[str, int]) -> Pixels:
-    """The grey pixels from an archive of CIFAR-10, its unpacked batches, or `train.npz` and `test.npz`."""
+    """Returns the grey pixels from an archive of CIFAR-10, its unpacked batches, or `train.npz` and `test.npz`."""
     arrays = {split: _find(places, f"{split}.npz") for split in ("train", "test")}
     archive = _find(places, "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
     if archive is None and None not in arrays.values():
@@ -293,7 +293,7 @@ def _batches_in_folders(places: Sequence[Path]) -> list[tuple[str, bytes]]:
 
 
 def read_retrieval(places: Sequence[Path], counts: Mapping[str, int]) -> Iterator[Example]:
-    """The pairs of `new_aan_pairs.train.tsv`, `.eval.tsv`, `.test.tsv`; of each article the first 10,000 bytes."""
+    """Yields the pairs in `new_aan_pairs.train.tsv`, `.eval.tsv` and `.test.tsv`, articles cut to 10,000 bytes."""
     for split, name in (("train", "train"), ("valid", "eval"), ("test", "test")):
         path = _find_text(places, f"new_aan_pairs.{name}.tsv")
         if path is None:

@@ -199,7 +199,7 @@ def _request(published: RemoteFile, partial: _Partial, bar: Any, *, timeout: flo
 
 
 def _version(headers: Message) -> str | None:
-    """The server's name of this version of the file, if If-Range accepts it: a strong ETag, or a date."""
+    """Returns the server's name of this version of the file, if If-Range accepts it: a strong ETag, or a date."""
     etag = headers.get("ETag")
     return etag if etag is not None and not etag.startswith("W/") else headers.get("Last-Modified")
 

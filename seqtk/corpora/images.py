@@ -20,7 +20,10 @@ CIFAR_PIXELS = 3 * 32 * 32
 
 
 def read_png(content: bytes, name: str) -> Image:
-    """The pixels of a grey PNG of 8 bits, not interlaced. Raises UserError, naming `name`, for any other file."""
+    """Returns the pixels of a grey PNG of 8 bits, not interlaced.
+
+    Raises UserError, naming `name`, for any other file.
+    """
     if not content.startswith(_SIGNATURE):
         raise UserError(f"{name} is not a PNG image.")
     data, at, shape = b"", len(_SIGNATURE), (0, 0)
@@ -63,7 +66,7 @@ def _unfiltered(kinds: Image, rows: Image, name: str) -> Image:
 
 
 def _guessed(row: list[int], above: list[int], *, paeth: bool) -> list[int]:
-    """A row whose guesses need the pixel to the left: the average, or Paeth's choice."""
+    """Returns a row whose guesses need the pixel to the left: the average, or Paeth's choice."""
     out: list[int] = []
     left = corner = 0
     for value, up in zip(row, above, strict=True):
@@ -77,7 +80,7 @@ def _guessed(row: list[int], above: list[int], *, paeth: bool) -> list[int]:
 
 
 def write_png(image: Image) -> bytes:
-    """A grey PNG of the pixels."""
+    """Returns a grey PNG of the pixels."""
     height, width = image.shape
     rows = np.concatenate([np.zeros((height, 1), dtype=np.uint8), image], axis=1).tobytes()
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
@@ -99,13 +102,13 @@ def sheet(images: Image, columns: int, gap: int = 2) -> Image:
 
 
 def gray(rgb: Image) -> Image:
-    """The grey of CIFAR's images, (images, 3 × 1024) with all red first: ITU-R 601, rounded."""
+    """Returns the grey of CIFAR's images, (images, 3 × 1024) with all red first: ITU-R 601, rounded."""
     red, green, blue = rgb.reshape(-1, 3, CIFAR_PIXELS // 3).astype(np.int64).transpose(1, 0, 2)
     return np.asarray((299 * red + 587 * green + 114 * blue + 500) // 1000, dtype=np.uint8)
 
 
 def read_binary_batch(content: bytes, name: str) -> tuple[Image, npt.NDArray[np.int64]]:
-    """The pixels and labels of a batch of cifar-10-binary: a byte of label and 3072 of pixels for each image."""
+    """Returns pixels and labels of a batch of cifar-10-binary: per image 1 byte of label and 3072 bytes of pixels."""
     if not content or len(content) % (1 + CIFAR_PIXELS):
         raise UserError(f"{name} is not a batch of CIFAR-10: it has {len(content):,} bytes.")
     rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, 1 + CIFAR_PIXELS)
@@ -113,7 +116,7 @@ def read_binary_batch(content: bytes, name: str) -> tuple[Image, npt.NDArray[np.
 
 
 def read_pickled_batch(content: bytes, name: str) -> tuple[Image, npt.NDArray[np.int64]]:
-    """The pixels and labels of a batch of cifar-10-python, without unpickling it: nothing in it is run.
+    """Returns the pixels and labels of a batch of cifar-10-python, without unpickling it: nothing in it is run.
 
     The stream of a pickle is only split into its instructions. The pixels are its one string of 3072 bytes an image,
     and the labels are the numbers of the list after the key `labels`.
@@ -143,12 +146,15 @@ def read_pickled_batch(content: bytes, name: str) -> tuple[Image, npt.NDArray[np
 
 
 def read_npy(content: bytes) -> npt.NDArray[Any]:
-    """The array in the content of a file of numpy. Raises ValueError if it is damaged or would have to be unpickled."""
+    """Returns the array in the content of a file of numpy.
+
+    Raises ValueError if it is damaged or would have to be unpickled.
+    """
     return np.asarray(np.lib.format.read_array(io.BytesIO(content), allow_pickle=False))
 
 
 def read_npz(path: Path) -> tuple[Image, npt.NDArray[np.int64]]:
-    """The arrays `image`, uint8 of 32 x 32 pixels, and `label` of a file of numpy, which is not unpickled."""
+    """Returns the arrays `image`, uint8 of 32 x 32 pixels, and `label` of a file of numpy, which is not unpickled."""
     try:
         with zipfile.ZipFile(path) as archive:
             image, label = (read_npy(archive.read(f"{name}.npy")) for name in ("image", "label"))

@@ -8,7 +8,7 @@ from seqtk.utils.errors import UserError
 
 
 def find_all(corpus: Corpus, places: Sequence[Path]) -> dict[RemoteFile, Path]:
-    """The paths of each published file, or else of its wanted members, in `places` (files and folders).
+    """Returns the paths of each published file, or else of its wanted members, in `places` (files and folders).
 
     Raises UserError for a file that is in none of them.
     """
@@ -32,7 +32,7 @@ def _missing(published: RemoteFile, members: Sequence[RemoteFile], places: Seque
 
 
 def _find(published: RemoteFile, places: Sequence[Path]) -> Path | None:
-    """The first file in `places` that has one of the names of `published`."""
+    """Returns the first file in `places` that has one of the names of `published`."""
     return next((path for place in places for path in _candidates(published, place) if path.is_file()), None)
 
 

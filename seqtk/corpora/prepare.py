@@ -69,7 +69,7 @@ def prepare(
 
 
 def list_sources(config: FilesConfig) -> list[Path]:
-    """The files and folders of `source=`. Raises UserError if one is missing, or if a mirror is given too."""
+    """Returns the files and folders of `source=`. Raises UserError if one is missing, or if a mirror is given too."""
     given = config.source or ""
     places = [Path(path).expanduser() for path in ([given] if Path(given).exists() else given.split(",")) if path]
     places = places if given else []
@@ -84,7 +84,7 @@ def list_sources(config: FilesConfig) -> list[Path]:
 
 
 def _find(corpus: Corpus, sources: list[Path], reporter: Reporter) -> dict[RemoteFile, Path]:
-    """The files of the corpus on the disk, checked."""
+    """Returns the files of the corpus on the disk, checked."""
     found = find_all(corpus, sources)
     for published, path in found.items():
         advice = "Use another source=, or none to download it."
@@ -96,7 +96,7 @@ def _find(corpus: Corpus, sources: list[Path], reporter: Reporter) -> dict[Remot
 def fetch_all(
     files: Sequence[RemoteFile], config: FilesConfig, *, reporter: Reporter, retry: RetryPolicy | None = None
 ) -> dict[RemoteFile, Path]:
-    """The published files, downloaded if they are missing, checked."""
+    """Returns the published files, downloaded if they are missing, checked."""
     check_writable(Path(config.downloads), key="downloads")
     mirror = config.mirror
     if mirror and not mirror.startswith(("http://", "https://")):
@@ -130,7 +130,10 @@ class _Record:
     def once(
         self, outputs: list[Path], made_of: object, inputs: list[Path], make: Callable[[], dict[str, int]]
     ) -> dict[str, int]:
-        """The counts that `make` returned when it made `outputs`, now or in an earlier run from the same `inputs`."""
+        """Runs `make`, which makes `outputs`, unless an earlier run made them from the same `inputs`.
+
+        Returns its counts.
+        """
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in inputs]
         key, name = f"{made_of} of {stats}", " ".join(path.name for path in outputs)
         made = self._made.get(name)
@@ -144,7 +147,7 @@ class _Record:
 
 
 def _unpack(files: Mapping[RemoteFile, Path], folder: Path, record: _Record, reporter: Reporter) -> dict[str, Path]:
-    """The text of each published item by its file name, unpacked from its archive."""
+    """Returns the text of each published item by its file name, unpacked from its archive."""
     items = {}
     for published, path in files.items():
         if not published.members:
@@ -172,7 +175,7 @@ def _write(text: Text, items: Mapping[str, Path], folder: Path, record: _Record,
 
 
 def _settings(corpus: Corpus, config: PrepareConfig, folder: Path, destination: Path) -> PreprocessConfig:
-    """The settings that make the data-bin from the text in `folder`."""
+    """Returns the settings that make the data-bin from the text in `folder`."""
     return PreprocessConfig(
         train=str(folder / "train"),
         valid=(str(folder / "valid"),),

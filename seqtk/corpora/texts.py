@@ -148,7 +148,7 @@ def _clean_pairs(blocks: Sequence[list[bytes]], counts: dict[str, int]) -> tuple
 
 
 def clean(lines: Sequence[bytes]) -> list[bytes]:
-    """Each line without its end, with one space for any run of blanks and control characters, and none at its ends."""
+    """Returns the stripped lines, each run of blanks and control characters replaced by one space."""
     text = b"".join(lines).translate(_CONTROL)
     text = text if text.endswith(b"\n") else text + b"\n"
     if not text.isascii():
@@ -159,7 +159,7 @@ def clean(lines: Sequence[bytes]) -> list[bytes]:
 
 
 def _decodes(lines: Sequence[bytes]) -> list[bool]:
-    """Whether each line is UTF-8."""
+    """Returns whether each line is UTF-8."""
     if _is_utf8(b"".join(lines)):
         return [True] * len(lines)
     return list(map(_is_utf8, lines))
@@ -174,7 +174,7 @@ def _is_utf8(text: bytes) -> bool:
 
 
 def _segments(text: bytes) -> Iterator[bytes]:
-    """The segments of a file of WMT, a line each; they are not valid SGML, so no parser reads all of them."""
+    """Yields the segments of a file of WMT, a line each; they are not valid SGML, so no parser reads all of them."""
     for segment in _SEGMENT.findall(text):
         line = b" ".join(segment.split())
         for entity, character in _ENTITIES:

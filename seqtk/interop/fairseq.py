@@ -1,8 +1,8 @@
-"""Imports fairseq's models: same features, same scores. This file has the importer, and imports translation models.
+"""Imports fairseq's models, with equal features and scores: the importer, and the import of translation models.
 
 Reads checkpoints of fairseq 0.6 to 0.12: settings in `cfg` or in `args`, separate or stacked projections, named or
 numbered norms, tied tables stored twice or once. Every key is used or known to be irrelevant. An option that seqtk
-does not support is an error that names it; nothing is dropped silently.
+does not support is an error that names the option; nothing is ignored silently.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ REFUSED = {
 
 @dataclass(frozen=True)
 class Imported:
-    """A translation model of fairseq in seqtk's terms."""
+    """A translation model of fairseq, converted to seqtk's config and tensors."""
 
     config: TransformerConfig
     state: dict[str, Tensor]

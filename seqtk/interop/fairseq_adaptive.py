@@ -1,4 +1,4 @@
-"""Adaptive input and softmax of fairseq's language models: their options, and their tensors in seqtk's layout."""
+"""Imports adaptive input and softmax of fairseq's language models: their options and tensors."""
 
 import re
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ def adaptive_config(options: Options, *, vocabulary: int) -> AdaptiveConfig | No
 
 
 def laid_out(state: Mapping[str, Tensor], *, adaptive: AdaptiveConfig | None, tied: bool) -> dict[str, Tensor]:
-    """Splits words and classes into separate tensors, and transposes untied projections of tails to D × width."""
+    """Returns the tensors in seqtk's layout: words and classes separate, untied projections of tails D × width."""
     shared_projections = tied and adaptive is not None and adaptive.tie_projections
     ours: dict[str, Tensor] = {}
     for name, tensor in state.items():

@@ -1,4 +1,4 @@
-"""One checkpoint file of fairseq: its options and tensors, whatever model it holds."""
+"""Reads one checkpoint file of fairseq: its options and tensors, for any model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu"}
 
 @dataclass(frozen=True)
 class FairseqFile:
-    """The model in a file of fairseq 0.6 to 0.12."""
+    """The options and tensors in a checkpoint file of fairseq 0.6 to 0.12."""
 
     where: str
     options: Options
@@ -29,12 +29,12 @@ class FairseqFile:
 
     @property
     def is_language_model(self) -> bool:
-        """Whether it has a decoder only."""
+        """Whether the model has a decoder only."""
         return not any(name.startswith("encoder.") for name in self.tensors)
 
     @property
     def label_smoothing(self) -> float:
-        """The label smoothing of its criterion."""
+        """The label smoothing of the criterion that the model was trained with."""
         smoothed = "label_smoothed" in str(self.options.get("criterion", ""))
         return self.options.number("label_smoothing") if smoothed else 0.0
 
@@ -66,7 +66,7 @@ def lacking(name: str, *, where: str) -> UserError:
 
 
 def rows(state: Mapping[str, Tensor], stack: str, *, where: str) -> int:
-    """Returns the size of the vocabulary that a stack reads."""
+    """Returns the number of rows of the embedding table of a stack: the size of its vocabulary."""
     name = f"{stack}.embed_tokens.weight"
     if name not in state:
         raise lacking(name, where=where)

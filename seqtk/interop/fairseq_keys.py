@@ -1,4 +1,4 @@
-"""fairseq's names of a Transformer's parameters, in all versions, and their conversion to seqtk's names."""
+"""Converts fairseq's names of a Transformer's parameters, of any version, to seqtk's names."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -94,7 +94,7 @@ def fairseq_name(name: str, *, lightconv: bool = False) -> str:
 
 
 def current_names(state: Mapping[str, Tensor], *, lightconv: bool = False) -> dict[str, Tensor]:
-    """Returns the same tensors by fairseq's current names; stacked projections are split."""
+    """Returns the tensors under fairseq's current names; stacked projections are split."""
     norms = NUMBERED_LIGHTCONV_NORMS if lightconv else NUMBERED_NORMS
     return dict(pair for name, tensor in state.items() for pair in _today(name, tensor, numbered_norms=norms))
 
@@ -116,10 +116,10 @@ def _today(name: str, tensor: Tensor, *, numbered_norms: Mapping[str, tuple[str,
 def seqtk_state(
     state: Mapping[str, Tensor], model: nn.Module, *, where: str, lightconv: bool = False
 ) -> dict[str, Tensor]:
-    """Returns the float32 tensors of fairseq's `state` by seqtk's names, with the names and shapes of `model`.
+    """Returns fairseq's tensors, `state`, in float32 under seqtk's names, with the shapes that `model` requires.
 
-    Of tensors that are tied in `model`, all but one may be missing. Raises UserError naming a key that is missing or
-    unknown, that has another shape than the options require, or that differs from one it is tied to.
+    Of tensors that are tied in `model`, all but one may be missing. Raises a UserError that names the key if a tensor
+    is missing or unknown, has another shape than the options require, or differs from one that it is tied to.
     """
     ours: dict[str, Tensor] = {}
     unused = {name for name in state if not EMPTY.fullmatch(name)}

@@ -1,4 +1,4 @@
-"""fairseq's lightconv models: the same blocks as its Transformer's, but for convolutions in place of self-attention."""
+"""Imports fairseq's lightconv models: Transformers with convolutions in place of self-attention."""
 
 from seqtk.attention.convolution import DynamicConvConfig, LightweightConvConfig
 from seqtk.interop.fairseq_options import Options
@@ -12,12 +12,12 @@ TYPES: dict[str, type[DynamicConvConfig | LightweightConvConfig]] = {
 
 
 def is_lightconv(options: Options) -> bool:
-    """Returns whether it is such a model: only these have an option for the type of convolution."""
+    """Returns whether the options are of a lightconv model: only these have an option for the type of convolution."""
     return any(options.get(f"{stack}_conv_type", None) is not None for stack in ("encoder", "decoder"))
 
 
 def convolutions(options: Options, *, stack: str) -> Pattern:
-    """Returns the layers of a stack, each with its kernel size."""
+    """Returns the convolution layers of a stack, each with its kernel size."""
     kind, width = options.get(f"{stack}_conv_type", None), options.size(f"{stack}_embed_dim")
     if kind not in TYPES:
         raise UserError(f"{options.where} was trained with {stack}_conv_type={kind}.", nearest(str(kind), TYPES))

@@ -1,4 +1,4 @@
-"""Imports fairseq's language models: same features, same scores."""
+"""Imports fairseq's language models, with equal features and scores."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ REFUSED = {
 
 @dataclass(frozen=True)
 class ImportedLanguageModel:
-    """A language model of fairseq in seqtk's terms."""
+    """A language model of fairseq, converted to seqtk's config and tensors."""
 
     config: TransformerLMConfig
     state: dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""The options in a checkpoint of fairseq, of any version. Values are checked, as the file is not trusted."""
+"""Reads the options in a checkpoint of fairseq of any version. Values are checked, because the file is not trusted."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -40,7 +40,7 @@ class Options:
         return int(self.number(name))
 
     def refuse(self, refused: Mapping[str, str], *, model: str) -> None:
-        """Raises UserError for an option in `refused` or REFUSED that is set, and for projections of the decoder."""
+        """Raises UserError if an option in `refused` or REFUSED is set, or if the decoder has projections."""
         for option, words in {**REFUSED, **refused}.items():
             if self.get(option, False):
                 raise UserError(
@@ -56,7 +56,7 @@ class Options:
                 )
 
     def both(self, ending: str) -> bool:
-        """Returns a switch that fairseq has per side and seqtk once. Raises UserError if the sides differ."""
+        """Returns a switch that fairseq sets per side and seqtk once. Raises UserError if the sides differ."""
         encoder, decoder = (bool(self.get(f"{stack}_{ending}", False)) for _, stack in SIDES)
         if encoder != decoder:
             raise UserError(

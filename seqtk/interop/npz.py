@@ -1,4 +1,4 @@
-"""Exports a model as one NumPy archive: its arrays by parameter name, its configuration and vocabularies as JSON."""
+"""Exports a model as one NumPy archive: arrays by parameter name, configuration and vocabularies as JSON."""
 
 import json
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class NpzConfig(ExporterConfig):
 
 @exporters.register("npz", NpzConfig)
 class NpzExporter(Exporter):
-    """Arrays under the names of the parameters, without pickled objects.
+    """Writes a NumPy archive that holds each parameter as an array under its name. Nothing is pickled.
 
-    `json.loads(str(archive["config"]))` is the configuration; `assets` (vocabularies, tokenizers) and `info` likewise.
-    Tied weights appear once.
+    `json.loads(str(archive["config"]))` is the configuration. `assets` (vocabularies, tokenizers) and `info` are JSON
+    too. Tied weights appear once.
     """
 
     config: NpzConfig

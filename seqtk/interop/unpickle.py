@@ -1,8 +1,8 @@
-"""Reads a torch checkpoint from an untrusted source, without running any code of its pickle.
+"""Reads a torch checkpoint from an untrusted source, without running any code in it.
 
-torch's weights-only reader does the reading: it builds tensors and plain containers, and calls nothing else.
-Checkpoints also hold settings in classes of libraries that need not be installed here; for classes of a few known
-libraries an inert stub is used, which stores its arguments and does nothing. Any other global is refused by name.
+torch's weights-only reader reads the file: it builds tensors and plain containers, and calls nothing else.
+Checkpoints also hold settings in classes of libraries that may not be installed. For classes of a few known libraries
+a stub is used, which stores its arguments and does nothing. A file that refers to anything else is refused.
 """
 
 import _compat_pickle
@@ -29,7 +29,7 @@ ORDINARY = ("torch", "collections", "_codecs", "builtins.set", "builtins.bytearr
 
 
 class Stub:
-    """Stands for an object of a foreign class: holds its arguments and its state, and does nothing with them."""
+    """Replaces an object of a class of another library: stores its arguments and its state, and does nothing."""
 
     name = ""
     arguments: tuple[Any, ...]
@@ -52,7 +52,7 @@ class Stub:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Returns the dictionary in a torch checkpoint, its tensors on the CPU, its settings as plain trees (see `plain`).
 
-    Raises UserError, naming the path and any global that is refused, for whatever else the file may be.
+    Raises UserError, which names the path and any class or function that is refused, for all other files.
     """
     path = Path(path)
     if not path.is_file():
@@ -87,7 +87,7 @@ def plain(value: Any) -> Any:
 
 
 def globals_of(path: Path) -> list[str]:
-    """Returns every global that the file's pickles name, as `module.name`, found without running them."""
+    """Returns every class and function that the file's pickles refer to, as `module.name`, without running them."""
     names: dict[str, None] = {}
     try:
         for stream in _pickles(path):
@@ -157,5 +157,5 @@ def _refusal(path: Path, names: list[str]) -> UserError:
 
 
 def _quiet() -> Any:
-    """Silences torch's warnings about pickle protocols; errors are reported anyway."""
+    """Silences torch's warnings about pickle protocols, because errors are reported anyway."""
     return warnings.catch_warnings(action="ignore")

@@ -1,7 +1,7 @@
-"""The registry of metrics: a name, a unit, a direction, and what the metric is computed from.
+"""The registry of metrics. A metric has a name, a unit, a direction, and a list of what it is computed from.
 
-Everything that reports, compares or optimises a metric reads these three here: the log line, the best model, early
-stopping, averaging, reports, and the commands. No other list of names exists.
+Everything that reports, compares or optimises a metric uses this registry: the log line, the best model, early
+stopping, averaging, reports, and the commands. There is no other list of metrics.
 """
 
 import abc
@@ -60,7 +60,7 @@ class Predictions:
 
     @property
     def classes(self) -> int:
-        """C."""
+        """The number of classes C."""
         return int(self.log_prob_NC.shape[1])
 
     def confusion(self) -> npt.NDArray[np.int64]:
@@ -83,7 +83,7 @@ class Evaluation:
 
     @property
     def provides(self) -> set[str]:
-        """Which entries of `Metric.needs` are met."""
+        """The entries of `Metric.needs` that this evaluation provides."""
         met = {
             OUTPUTS: self.outputs and not self._classified,
             TEXT_SIZE: self.text is not None,
@@ -97,7 +97,7 @@ class Evaluation:
 
     @cached_property
     def predictions(self) -> Predictions | None:
-        """The outputs of a classifier as arrays; None for any other model."""
+        """The predictions of a classifier as arrays; None for any other model."""
         return (
             Predictions([item for item in self.outputs if isinstance(item, ClassOutput)]) if self._classified else None
         )
@@ -141,21 +141,21 @@ class Metric(abc.ABC):
         """Returns the value of this metric. `evaluation` provides everything in `needs`."""
 
     def is_better(self, value: float, than: float | None) -> bool:
-        """Returns whether `value` is better than the best value so far, or the first one."""
+        """Returns whether `value` is better than `than`, the best earlier value; True if `than` is None."""
         return than is None or (value > than if self.higher_is_better else value < than)
 
 
 class ExampleMetric(Metric):
-    """A metric of a classifier that has a value on any sample of the examples, and so an interval."""
+    """A metric of a classifier that is defined on any sample of the examples, so it has a confidence interval."""
 
     @abc.abstractmethod
     def values(self, predictions: Predictions, rows_KN: Rows) -> Values:
-        """Returns value_K, the metric on each of K samples, which are given as numbers of examples."""
+        """Returns value_K, the metric on each of K samples. A sample is an array of indices of examples."""
 
     def interval(self, predictions: Predictions, samples: int) -> tuple[float, float]:
-        """Returns the 2.5 and 97.5 percentiles over samples with replacement (Efron and Tibshirani 1993, section 13.3).
+        """Returns the 2.5 and 97.5 percentiles over bootstrap samples (Efron and Tibshirani 1993, section 13.3).
 
-        The samples depend on the number of examples only, so that equal models get equal intervals.
+        The samples depend only on the number of examples, so equal models get equal intervals.
         """
         examples = len(predictions.target_N)
         random = np.random.default_rng(1)
@@ -184,7 +184,7 @@ class MetricRegistry:
         """Class decorator: registers a metric.
 
         Args:
-            name: The name in logs, reports and `validation.metric`.
+            name: The name of the metric in logs, in reports and in `validation.metric`.
             unit: What the value counts, such as `"%"` or `"bits per byte"`; shown in reports.
             higher_is_better: Whether the best value is the highest one.
         """
@@ -211,7 +211,7 @@ class MetricRegistry:
         return name in self._classes
 
     def available(self, provided: Collection[str], names: Iterable[str] | None = None) -> list[str]:
-        """Returns the metrics of `names` (default: all) whose needs are met by `provided`."""
+        """Returns the metrics in `names` (default: all) for which `provided` has everything they need."""
         return [name for name in (self if names is None else names) if set(self[name].needs) <= set(provided)]
 
     def compute(self, names: Iterable[str], evaluation: Evaluation) -> dict[str, Score]:

@@ -24,7 +24,7 @@ class _OfPredictions(ExampleMetric):
 
 @metrics.register("macro_f1", unit="%", higher_is_better=True)
 class MacroF1(_OfPredictions):
-    """The mean of the classes' F1 = 2 TP / (2 TP + FP + FN). A class without examples and predictions is left out."""
+    """The mean over classes of F1 = 2 TP / (2 TP + FP + FN). Skips classes without examples and predictions."""
 
     def values(self, predictions: Predictions, rows_KN: Rows) -> Values:
         classes = predictions.classes
@@ -40,8 +40,8 @@ class MacroF1(_OfPredictions):
 class ExpectedCalibrationError(_OfPredictions):
     """Expected calibration error: the mean distance of accuracy and confidence in 15 bins of equal width.
 
-    The confidence is the probability of the predicted class; each bin counts by its examples (Guo et al. 2017, arXiv
-    1706.04599, section 2, equation 3).
+    The confidence is the probability of the predicted class. Each bin is weighted by its number of examples (Guo et al.
+    2017, arXiv 1706.04599, section 2, equation 3).
     """
 
     def values(self, predictions: Predictions, rows_KN: Rows) -> Values:
@@ -53,7 +53,7 @@ class ExpectedCalibrationError(_OfPredictions):
 
 
 def _counts(code_KN: Rows, codes: int, *, weights_KN: Values | None = None) -> npt.NDArray[np.float64]:
-    """Returns sum_KC, how often each code below `codes` occurs in each row, or the sum of its weights."""
+    """Returns sum_KC: how often each code below `codes` occurs in each row, or the sum of the weights at it."""
     offset_K1 = np.arange(len(code_KN))[:, None] * codes
     weights = None if weights_KN is None else weights_KN.ravel()
     counts = np.bincount((code_KN + offset_K1).ravel(), weights=weights, minlength=len(code_KN) * codes)
@@ -62,7 +62,7 @@ def _counts(code_KN: Rows, codes: int, *, weights_KN: Values | None = None) -> n
 
 @dataclass(frozen=True)
 class ClassFigures:
-    """The figures of one class."""
+    """Precision, recall, F1 and the number of examples of one class."""
 
     name: str
     precision: float
@@ -72,7 +72,7 @@ class ClassFigures:
 
 
 def per_class(count_CC: npt.NDArray[np.int64], classes: list[str]) -> list[ClassFigures]:
-    """Precision, recall and F1 of each class in %, from a confusion matrix. A ratio of 0 to 0 is 0."""
+    """Returns Precision, recall and F1 of each class in %, from a confusion matrix. A ratio of 0 to 0 is 0."""
     hits_C, predicted_C, examples_C = np.diagonal(count_CC), count_CC.sum(0), count_CC.sum(1)
     precision_C = 100 * hits_C / np.maximum(predicted_C, 1)
     recall_C = 100 * hits_C / np.maximum(examples_C, 1)

@@ -12,7 +12,7 @@ LARGEST_EXPONENT = 700.0
 
 @metrics.register("loss", unit="per target", higher_is_better=False)
 class MeanLoss(Metric):
-    """What is minimised, per target, without the penalties of attention layers."""
+    """The training loss per target, without the penalties of attention layers."""
 
     needs = ("loss",)
 
@@ -36,7 +36,7 @@ class NegativeLogLikelihood(ExampleMetric):
 
 @metrics.register("ppl", unit="perplexity per target", higher_is_better=False)
 class Perplexity(Metric):
-    """exp(nll)."""
+    """Perplexity: exp(nll)."""
 
     needs = ("nll",)
 
@@ -46,7 +46,7 @@ class Perplexity(Metric):
 
 @metrics.register("bits_per_token", unit="bits per token", higher_is_better=False)
 class BitsPerToken(Metric):
-    """nll in bits."""
+    """The negative log-likelihood per target in bits."""
 
     needs = ("nll",)
 
@@ -64,7 +64,7 @@ class _PerUnitOfText(Metric):
 
 @metrics.register("bits_per_byte", unit="bits per byte", higher_is_better=False)
 class BitsPerByte(_PerUnitOfText):
-    """The bits that the text costs, per byte of its UTF-8 form; comparable between vocabularies."""
+    """The negative log-likelihood of the text in bits, per byte of UTF-8; comparable between vocabularies."""
 
     def compute(self, evaluation: Evaluation) -> Score:
         assert evaluation.text is not None
@@ -73,7 +73,7 @@ class BitsPerByte(_PerUnitOfText):
 
 @metrics.register("bits_per_character", unit="bits per character", higher_is_better=False)
 class BitsPerCharacter(_PerUnitOfText):
-    """The bits that the text costs, per Unicode code point; comparable between vocabularies."""
+    """The negative log-likelihood of the text in bits, per Unicode code point; comparable between vocabularies."""
 
     def compute(self, evaluation: Evaluation) -> Score:
         assert evaluation.text is not None
@@ -82,7 +82,7 @@ class BitsPerCharacter(_PerUnitOfText):
 
 @metrics.register("word_ppl", unit="perplexity per word", higher_is_better=False)
 class WordPerplexity(_PerUnitOfText):
-    """Perplexity per word of the text, where the end of each line counts as a word, as published for word corpora."""
+    """Perplexity per word of the text. The end of each line counts as a word, as in results on word corpora."""
 
     def compute(self, evaluation: Evaluation) -> Score:
         assert evaluation.text is not None
@@ -92,7 +92,7 @@ class WordPerplexity(_PerUnitOfText):
 
 @metrics.register("accuracy", unit="%", higher_is_better=True)
 class Accuracy(ExampleMetric):
-    """Share of targets that are the most probable class."""
+    """The share of targets that the model predicts: the target has the highest probability."""
 
     needs = ("correct",)
 

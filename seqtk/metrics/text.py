@@ -1,6 +1,6 @@
-"""Metrics of generated text by sacreBLEU, each with the signature that says how it was computed.
+"""Metrics of generated text, computed by sacreBLEU. The signature of a score records how it was computed.
 
-Validation, generation and scoring use these, so they agree to the last digit.
+Validation, generation and scoring use the same metrics, so their results are equal to the last digit.
 """
 
 import os
@@ -18,7 +18,7 @@ class TextMetric(Metric):
     """A metric that sacreBLEU computes from outputs and references. All outputs have the same number of references.
 
     Args:
-        lowercase: Ignore case. TER always does.
+        lowercase: Ignore case. TER always ignores it.
         tokenize: The tokenizer of BLEU.
     """
 
@@ -136,8 +136,8 @@ def paired_bootstrap(
 ) -> list[Comparison]:
     """Runs sacreBLEU's paired bootstrap test (Koehn 2004) of each system against the first.
 
-    A system with the same lines as the first gets p = 1. (sacreBLEU counts samples that differ by more than the
-    systems do; here it finds none and reports p = 0.)
+    A system with the same lines as the first gets p = 1. (sacreBLEU counts samples whose difference is larger than that
+    of the systems. For equal systems there are none, so it would report p = 0.)
     """
     check_lengths(systems, *references)
     seed = os.environ.get("SACREBLEU_SEED", "12345")
@@ -173,7 +173,7 @@ def paired_bootstrap(
 
 
 def build_metrics(names: Sequence[str], *, lowercase: bool = False, tokenize: str = "13a") -> dict[str, Metric]:
-    """Returns metrics of text by name. Raises UserError for unknown ones, and those that need more than outputs."""
+    """Returns metrics of text by name. Raises UserError for a name that is unknown, or not a metric of text."""
     possible = metrics.available((OUTPUTS,))
     for name in names:
         if name not in possible:

@@ -28,9 +28,9 @@ class Model(nn.Module):
     """A network that computes features of a batch, and a head that computes losses or log-probabilities from features.
 
     The task builds it with `build_model(config, BatchType, **sizes)`. The sizes depend on the type of the batch:
-    `source_vocabulary` and `target_vocabulary` for a TranslationBatch, `vocabulary` for a LanguageBatch, `vocabulary`
-    and `head` (a function of the width that returns the head) for a ClassBatch, with `values` (the number of each
-    token) for a config with `input=values`.
+    `source_vocabulary` and `target_vocabulary` for a TranslationBatch, `vocabulary` for a LanguageBatch, and
+    `vocabulary` and `head` (a function from the width to the head) for a ClassBatch. A config with `input=values` also
+    needs `values`, the number that each token stands for.
     """
 
     reads: ClassVar[type[Batch]] = Batch
@@ -58,7 +58,7 @@ class Model(nn.Module):
     def start(self, batch: Any) -> State:
         """Returns the decoding state before the first target token; computes the encoder output once.
 
-        Attention layers keep their states in `StepState` nodes. Every other leaf may change with each step.
+        Attention layers keep their states in `StepState` nodes. All other leaves may change with each step.
         """
         raise NotImplementedError
 
@@ -75,14 +75,14 @@ class Model(nn.Module):
         return (layer for _, layer in self.attention_layers())
 
     def most_restrictive_layer(self, side: Side) -> Attention | None:
-        """Returns the attention layer with the smallest `max_length` on a side. None: no layer has a limit."""
+        """Returns the attention layer with the smallest `max_length` on a side, or None if no layer has a limit."""
         roles = Role.ENCODER | Role.CROSS if side == "source" else Role.CAUSAL
         layers = (layer for layer in self.length_limited_layers() if layer.role in roles)
         limited = [layer for layer in layers if layer.max_length is not None]
         return min(limited, key=lambda layer: layer.max_length or 0, default=None)
 
     def length_limit(self, side: Side) -> int | None:
-        """Returns the longest source or target, with its EOS, that the model takes. None: any length."""
+        """Returns the maximum length of a source or target, EOS included, or None if there is no limit."""
         layer = self.most_restrictive_layer(side)
         limits = [getattr(self, f"max_{side}_length"), layer and layer.max_length]
         return min((limit for limit in limits if limit is not None), default=None)
@@ -91,7 +91,7 @@ class Model(nn.Module):
 def build_model(config: ModelConfig, batch: type[Batch], **sizes: Any) -> Model:
     """Builds the model of `config` for a task with batches of type `batch`.
 
-    Raises UserError if the model reads other batches.
+    Raises UserError if the model is for another type of batch.
     """
     if not issubclass(batch, models.class_of(type(config)).reads):
         able = [name for name in models if issubclass(batch, models.class_of(models.config_type(name)).reads)]

@@ -34,7 +34,7 @@ class TransformerClassifierConfig(BlocksConfig):
     )
     input: Literal["tokens", "values"] = setting(
         "tokens",
-        help="tokens: a vector per token. values: tokens are numbers, such as pixels, and are input as real numbers.",
+        help="tokens: a vector per token. values: tokens are numbers, such as pixels; the model reads the numbers.",
     )
     value_mean: float = setting(127.5, help="input=values: subtracted from each number.")
     value_std: float = setting(127.5, above=0, help="input=values: the divisor after the subtraction.")
@@ -42,10 +42,10 @@ class TransformerClassifierConfig(BlocksConfig):
 
 @models.register("transformer_classifier", TransformerClassifierConfig)
 class TransformerClassifier(Model):
-    """Embedding, encoder and head.
+    """The classifier: an embedding, an encoder and a head.
 
     Args:
-        config: The sizes.
+        config: The settings of the model.
         vocabulary: V, the number of tokens.
         head: Builds the head for features of a given width. The task chooses it (see `PooledHead`).
         values: For `input=values`: the number of each token; NaN for tokens that are not numbers.
@@ -88,7 +88,7 @@ class TransformerClassifier(Model):
         self.head = built
 
     def forward(self, batch: ClassBatch, state: State = None) -> tuple[Tensor, State]:
-        """Returns (features_RSD, None). The feature of a class vector, if the head reads one, comes first."""
+        """Returns (features_RSD, None). If the head reads a class vector, its feature is at position 0."""
         texts_RS = batch.texts
         x_RSD = self.embedding(texts_RS, torch.arange(texts_RS.shape[1], device=texts_RS.device)[None])
         front_R1D = None if self.class_D is None else self.class_D.to(x_RSD.dtype).expand(len(x_RSD), 1, -1)

@@ -31,7 +31,7 @@ class TransformerLMConfig(BlocksConfig):
     max_length: int = setting(
         1024,
         at_least=1,
-        help="Tokens in a sample, and rows of learned positions. Layers with a memory ignore it.",
+        help="Maximum tokens in a sample, and learned positions. Layers with a memory ignore it.",
     )
     tie_embeddings: bool = setting(
         True, help="Share the tables of input and output (with an adaptive softmax, the table of each band)."
@@ -39,9 +39,9 @@ class TransformerLMConfig(BlocksConfig):
     adaptive: AdaptiveConfig | None = setting(
         None, help="Adaptive input and softmax: narrower vectors for rarer words."
     )
-    final_norm: bool = setting(True, help="Normalize at the end, with pre_norm.")
+    final_norm: bool = setting(True, help="With pre_norm: add a norm after the last block.")
     bias: bool = setting(
-        True, help="Use biases in feed-forward networks and norms. Attention layers have attention.bias."
+        True, help="Use biases in feed-forward networks and norms. For attention layers set attention.bias."
     )
     layer_drop: float = probability(0.0, help="Probability that a block is skipped in training.")
 
@@ -84,7 +84,7 @@ class LanguageModel(Model):
     reads = LanguageBatch
 
     def start(self, batch: LanguageBatch) -> State:
-        """Returns the state after each row has read its prompt, `batch.previous_BT`, which may be empty.
+        """Returns the state after reading the prompt of each row, `batch.previous_BT`, which may be empty.
 
         The first token that a model reads is EOS, as in training. All prompts of a batch must have the same length.
         """

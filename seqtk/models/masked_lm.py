@@ -1,4 +1,4 @@
-"""The Transformer encoder as a masked language model, with any encoder layer in it.
+"""The Transformer encoder as a masked language model, with any attention layer that an encoder can use.
 
 B batch, T length, N predicted positions, D width, V vocabulary.
 """
@@ -19,7 +19,7 @@ from seqtk.modules.head import CHUNK_POSITIONS, HeadLosses, LinearHead, real_tar
 class MaskedTokenHead(LinearHead):
     """A linear head that also counts correctly predicted tokens in evaluation.
 
-    The predicted positions are gathered before the product with W, so logits are computed only for these.
+    The predicted positions are gathered before the output projection, so logits are computed only for these positions.
     """
 
     counts_correct = True

@@ -25,13 +25,13 @@ class RecurrentMemoryLMConfig(TransformerLMConfig):
     max_length: int = setting(
         1024,
         at_least=1,
-        help="At least a segment's tokens plus twice the memory tokens; also the rows of learned positions.",
+        help="The number of learned positions: at least segment_length plus twice memory_tokens.",
     )
     segment_length: int = setting(
         512, at_least=1, help="Tokens in a segment. A sample is split into segments, and gradients flow between them."
     )
     memory_tokens: int = setting(
-        10, at_least=0, help="Vectors that a segment reads before its tokens and writes after them."
+        10, at_least=0, help="Memory vectors that a segment reads before its tokens and writes after them."
     )
 
 
@@ -88,7 +88,7 @@ class RecurrentMemoryLM(TransformerLM):
         return self._begin(self.memory_MD.expand(batch, -1, -1))
 
     def step(self, token_B: Tensor, state: State) -> tuple[Tensor, State]:
-        """Computes a step (see `Model.step`). After a segment's last token, the next step first computes its memory."""
+        """Reads one more token (see `Model.step`). The step after the end of a segment first computes its memory."""
         if int(state["position_B1"][0]) == len(self.memory_MD) + self.config.segment_length:
             written_BMD, _ = self._step_through(state["memory_BMD"], state)
             state = self._begin(written_BMD)

@@ -31,7 +31,7 @@ CROSS_SLOT = "model.decoder.cross_attention"
 
 @dataclass(frozen=True)
 class StackConfig:
-    """Settings that encoder and decoder share. A size of None is the model's."""
+    """Settings that encoder and decoder share. A size of None means the size of the model."""
 
     layers: int = setting(6, at_least=0, at_most=10_000, help="Number of blocks.")
     dim: int | None = setting(None, at_least=1, help="Width. null: the model's.")
@@ -47,10 +47,10 @@ class EncoderConfig(StackConfig):
     """The blocks that read the source."""
 
     memory_tokens: int = setting(
-        0, at_least=0, help="Learned vectors before the source in all blocks, removed at the end."
+        0, at_least=0, help="Learned vectors that are put before the source and removed after the last block."
     )
     stem_layers: int = setting(0, at_least=0, at_most=10_000, help="Convolutions before the first block.")
-    stem_kernel_size: int = setting(3, at_least=1, help="Kernel size of these convolutions; odd.")
+    stem_kernel_size: int = setting(3, at_least=1, help="Kernel size of these convolutions. Must be odd.")
     stem_width: int | None = setting(
         None,
         at_least=1,
@@ -74,7 +74,7 @@ class BlocksConfig(ModelConfig):
     heads: int = setting(8, at_least=1, help="Heads of attention layers that do not set heads.")
     positions: Positions = setting(
         "sinusoidal",
-        help="Positions added to the embeddings. none: use it with attention.positions=rotary, for example.",
+        help="Positions added to the embeddings. none: for attention that encodes positions itself.",
     )
     pre_norm: bool = setting(
         False, help="Normalize before each sublayer and at the end, instead of after each sublayer."
@@ -86,7 +86,7 @@ class BlocksConfig(ModelConfig):
     )
     dropout: float = probability(0.1, help="Dropout after embeddings and sublayers.")
     activation_dropout: float = probability(
-        0.0, help="Dropout inside feed-forward networks. Attention weights have attention.dropout."
+        0.0, help="Dropout inside feed-forward networks. For attention weights set attention.dropout."
     )
 
     def options(self, stack: StackConfig = StackConfig()) -> "BlockOptions":
@@ -132,8 +132,8 @@ class BlockOptions:
     def attention(self, config: AttentionConfig, *, role: Role, slot: str, memory_dim: int | None = None) -> Attention:
         """Builds the layer of a slot. Layers that do not set heads get the model's.
 
-        Raises: UserError: Settings exclude each other. The error names keys as `slot.KEY` where the layer says
-        `attention.KEY`.
+        Raises:
+            UserError: If settings exclude each other. In the message, `attention.KEY` is replaced by `slot.KEY`.
         """
         if isinstance(config, QKVConfig) and config.heads is None:
             config = replace(config, heads=self.heads)
@@ -158,7 +158,7 @@ class BlockOptions:
 
 
 def layers_of(pattern: Pattern, count: int, *, slot: str) -> list[AttentionConfig]:
-    """Returns one config per block. Raises UserError for an empty pattern, or one longer than the stack."""
+    """Returns one config per block. Raises UserError if the pattern is empty, or longer than the stack."""
     if not 0 < len(pattern) <= max(count, 1):
         raise UserError(
             f"'{slot}' names {how_many(len(pattern), 'attention layer')} for {how_many(count, 'block')}.",
@@ -225,7 +225,7 @@ class Encoder(nn.Module):
     def max_source_length(self, limit: int, *, further: int = 0) -> int:
         """Returns the longest source, at most `limit`, that fits into every layer together with the memory tokens.
 
-        `further` is the number of other vectors that the model puts before the source.
+        `further` is the number of vectors, besides memory tokens, that the model puts before the source.
         """
         memory_tokens = 0 if self.memory_ND is None else len(self.memory_ND)
         if not memory_tokens + further:
@@ -244,7 +244,7 @@ class Encoder(nn.Module):
 
         Args:
             x_BSD: The source.
-            pad_BS: True at its padding.
+            pad_BS: True where the source is padding.
             front_BFD: Vectors to put before the source, after the stem.
 
         Returns:

@@ -32,10 +32,10 @@ class TransformerConfig(BlocksConfig):
 
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
-    max_source_length: int = setting(1024, at_least=1, help="Tokens in a source, and rows of its learned positions.")
-    max_target_length: int = setting(1024, at_least=1, help="Tokens in a target, and rows of its learned positions.")
+    max_source_length: int = setting(1024, at_least=1, help="Maximum tokens in a source, and its learned positions.")
+    max_target_length: int = setting(1024, at_least=1, help="Maximum tokens in a target, and its learned positions.")
     share_embeddings: SharedEmbeddings = setting(
-        "all", help="all: source, target and output share one table. decoder: target and output do."
+        "all", help="all: source, target and output share one table. decoder: target and output share one."
     )
 
 

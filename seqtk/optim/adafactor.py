@@ -1,4 +1,4 @@
-"""Adafactor, on torch's implementation: a matrix's second moments are kept per row and per column only."""
+"""Adafactor, based on torch's: the second moments of a matrix are stored per row and per column only."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ class AdafactorConfig(OptimizerConfig):
         1e-2, above=0, help="The peak of the schedule, relative to the root mean square of each tensor."
     )
     beta2_decay: float = setting(
-        -0.8, below=0, help="After t updates the running mean of squares forgets t to this power."
+        -0.8, below=0, help="After t updates, the running mean of squared gradients decays by t to this power."
     )
     clip_threshold: float = setting(
         1.0, above=0, help="An update, before lr, is scaled down to at most this root mean square."

@@ -1,4 +1,4 @@
-"""Adam and AdamW, on torch's implementation."""
+"""Adam and AdamW, based on torch's implementation."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -24,7 +24,7 @@ EPS_HELP = "Added to the root of the mean square, which divides the step."
 
 @dataclass(frozen=True)
 class AdamConfig(OptimizerConfig):
-    """Adam as fairseq's Transformers were trained."""
+    """Adam with the settings that fairseq's Transformers were trained with."""
 
     betas: tuple[float, float] = probability((0.9, 0.98), help=BETAS_HELP)
     eps: float = setting(1e-8, at_least=0, help=EPS_HELP)
@@ -34,9 +34,9 @@ class AdamConfig(OptimizerConfig):
 class Adam(torch.optim.AdamW):
     """Adam (Kingma and Ba 2015); weight decay, if any, is decoupled (Loshchilov and Hutter 2019), as in fairseq's Adam.
 
-    m ← β₁ m + (1 − β₁) g;  v ← β₂ v + (1 − β₂) g²;  w ← w − lr · decay · w − lr · m̂ / (√v̂ + eps), m̂ = m / (1 − β₁ᵗ) and
-    v̂ = v / (1 − β₂ᵗ) after t updates. State per weight: `exp_avg` m, `exp_avg_sq` v, and `step` t. fairseq adds its eps
-    to √v instead of √v̂: the same but for gradients near eps.
+    m ← β₁ m + (1 − β₁) g;  v ← β₂ v + (1 − β₂) g²;  w ← w − lr · decay · w − lr · m̂ / (√v̂ + eps), m̂ = m / (1 − β₁ᵗ)
+    and v̂ = v / (1 − β₂ᵗ) after t updates. State per weight: `exp_avg` m, `exp_avg_sq` v, and `step` t. fairseq adds
+    its eps to √v instead of √v̂, which differs only for gradients near eps.
     """
 
     def __init__(self, config: AdamConfig, model: nn.Module) -> None:
@@ -60,4 +60,4 @@ class AdamWConfig(AdamConfig):
 
 @optimizers.register("adamw", AdamWConfig)
 class AdamW(Adam):
-    """The same update as `adam`, with the defaults under which it is known as AdamW (Loshchilov and Hutter 2019)."""
+    """The same update as `adam`, with the defaults of torch's AdamW (Loshchilov and Hutter 2019)."""

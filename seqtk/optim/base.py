@@ -1,8 +1,8 @@
 """The base of optimizers: their registry, their groups of parameters, and the learning rate of each group.
 
 `optimizers.build(config, model)` is a `torch.optim.Optimizer` of the parameters that require a gradient. Its rate is
-set before each update from a schedule (`seqtk.optim.schedules`), of which `lr` is the peak. All that an update depends
-on, except the settings and that rate, is in tensors under `state[parameter]`, which is what a checkpoint holds.
+set before each update from a schedule (`seqtk.optim.schedules`), of which `lr` is the peak. Except for the settings and
+the rate, an update depends only on the tensors under `state[parameter]`, which a checkpoint stores.
 """
 
 from collections.abc import Iterable
@@ -36,7 +36,7 @@ optimizers: Registry[torch.optim.Optimizer] = Registry("optimizer", OptimizerCon
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Sets every group's learning rate to `lr`, times the group's `lr_scale` if it has one."""
+    """Sets the learning rate of every group to `lr`, multiplied by the group's `lr_scale` if it has one."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 

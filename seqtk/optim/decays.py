@@ -26,7 +26,7 @@ class Decay(Schedule):
 
 @dataclass(frozen=True)
 class CosineConfig(ScheduleConfig):
-    """Half a cosine down to `min_lr`, repeated if the run is longer than `period`."""
+    """Decays along half a cosine to `min_lr`, and restarts if the run is longer than `period`."""
 
     min_lr: float = setting(0.0, at_least=0, help="The rate at the end of the first cycle.")
     period: int | None = setting(None, at_least=1, help=f"Updates in the first cycle. {PERIOD_HELP}")
@@ -38,7 +38,7 @@ class CosineConfig(ScheduleConfig):
 class Cosine(Decay):
     """min + (lr − min) · (1 + cos(π t / T)) / 2, t updates into a cycle of T (Loshchilov and Hutter 2017, SGDR).
 
-    Cycle i has T = period · t_mult^i, and both of its rates are times shrink^i (fairseq).
+    Cycle i has T = period · t_mult^i, and both of its rates are multiplied by shrink^i (fairseq).
     """
 
     def __init__(self, config: CosineConfig, *, lr: float, max_steps: int | None = None) -> None:
@@ -58,7 +58,7 @@ class Cosine(Decay):
 
 @dataclass(frozen=True)
 class PolynomialConfig(ScheduleConfig):
-    """A straight line (or another power) down to `end_lr`, and constant from there."""
+    """Decays along a straight line, or another power, to `end_lr`, and stays constant."""
 
     end_lr: float = setting(0.0, at_least=0, help="The rate after `period`.")
     power: float = setting(1.0, above=0, help="The shape of the decay. 1: a straight line.")
@@ -77,7 +77,7 @@ class Polynomial(Decay):
 
 @dataclass(frozen=True)
 class WSDConfig(ScheduleConfig):
-    """Warm-up, stable, decay: the peak for most of the run, then a decay to `end_lr`, and constant from there."""
+    """Warm-up, stable, decay: stays at the peak for most of the run, decays to `end_lr`, and stays constant."""
 
     end_lr: float = setting(0.0, at_least=0, help="The rate after `period`.")
     decay_share: float = setting(

@@ -1,4 +1,4 @@
-"""Muon, on torch's implementation, for the matrices of hidden layers; AdamW for all other weights."""
+"""Muon, based on torch's implementation, for the matrices of hidden layers; AdamW for all other weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class MuonConfig(OptimizerConfig):
         "match_rms_adamw", help="How the step depends on a matrix's shape."
     )
     adamw_lr: float | None = setting(
-        None, at_least=0, help="AdamW's rate where Muon's is lr, as with adjust_lr_fn=original. null: lr."
+        None, at_least=0, help="AdamW's learning rate at the peak, needed with adjust_lr_fn=original. null: lr."
     )
     betas: tuple[float, float] = probability((0.9, 0.98), help=f"AdamW's. {BETAS_HELP}")
     eps: float = setting(1e-8, at_least=0, help=f"AdamW's. {EPS_HELP}")
@@ -46,16 +46,16 @@ class Muon(torch.optim.Optimizer):
 
     b ← μ b + (1 − μ) g;  w ← w − lr · decay · w − lr · s · O((1 − μ) g + μ b). O takes five steps of a Newton–Schulz
     iteration, in bfloat16, that move the singular values to about 0.7 … 1.2. For an A × B matrix s is 0.2 √max(A, B)
-    with `adjust_lr_fn=match_rms_adamw` (Liu et al. 2025: steps as large as AdamW's, so one lr serves both), and
-    √max(1, A / B) with `original`, which wants a larger lr (Jordan: 0.02) and so an `adamw_lr`. Both rates follow the
-    schedule by the same factor.
+    with `adjust_lr_fn=match_rms_adamw` (Liu et al. 2025: steps as large as AdamW's, so one lr serves both), and √max(1,
+    A / B) with `original`, which needs a larger lr (Jordan: 0.02) and therefore a separate `adamw_lr`. The schedule
+    multiplies both rates by the same factor.
 
     A matrix of a hidden layer is the weight of an `nn.Linear` outside embeddings and heads, recognised by its name: no
-    part of the dotted name is `head` or contains `embed`. All else is AdamW's: tables, heads, biases, norms, and bare
-    parameters of a layer, such as stacks of one matrix per head or the logits of a random Synthesizer. A projection to
-    several heads is one matrix.
+    part of the dotted name is `head` or contains `embed`. AdamW updates everything else: embedding tables, heads,
+    biases, norms, and parameters that are not in an `nn.Linear`, such as stacks of one matrix per head or the logits of
+    a random Synthesizer. A projection to several heads is one matrix.
 
-    State per weight: `momentum_buffer` b, or Adam's. AdamW is fused where torch can; Muon has no such kernel.
+    State per weight: `momentum_buffer` b, or Adam's. AdamW uses torch's fused kernel where possible; Muon has none.
     """
 
     def __init__(self, config: MuonConfig, model: nn.Module) -> None:

@@ -1,7 +1,7 @@
-"""Weights that do not train, and learning rates of parts of a model.
+"""Freezes weights, and scales the learning rates of parts of a model.
 
-A pattern names a weight, or a module and with it all of its weights; `*`, `?` and `[01]` stand for any text, any
-character, and one of those: `encoder`, `encoder.blocks.[01]`, `*.norm`. Shared weights have several names.
+A pattern is the name of a weight, or of a module, which means all of its weights. `*` matches any text, `?` any
+character, `[01]` one of the characters: `encoder`, `encoder.blocks.[01]`, `*.norm`. Shared weights have several names.
 """
 
 import re
@@ -20,7 +20,7 @@ from seqtk.utils.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class RateScale:
-    """The learning rate of some weights, relative to that of all."""
+    """The factor by which the learning rate of some weights is multiplied."""
 
     name: str = setting("", help="The name of a weight or module; *, ? and [01] are wildcards.")
     scale: float = setting(1.0, above=0, help="The factor of their learning rate.")
@@ -40,7 +40,7 @@ def freeze(model: nn.Module, patterns: Sequence[str], *, key: str = "freeze") ->
 
 
 def rate_scales(model: nn.Module, scales: Sequence[RateScale], *, layer_decay: float = 1.0) -> dict[str, float]:
-    """Returns the factor of the learning rate of each weight: its layer's decay times the last scale that names it.
+    """Returns the factor of each weight's learning rate: its layer's decay times the last scale that matches it.
 
     Args:
         model: The model.
@@ -60,9 +60,9 @@ def rate_scales(model: nn.Module, scales: Sequence[RateScale], *, layer_decay: f
 
 
 def scale_rates(optimizer: torch.optim.Optimizer, model: nn.Module, factors: Mapping[str, float]) -> None:
-    """Splits the groups of any optimizer by factor, so that `set_rate` applies it; groups without one stay as they are.
+    """Splits the groups of any optimizer by factor, so that `set_rate` applies it; groups without factors stay whole.
 
-    The list of groups is changed in place, as an optimizer around another one shares it.
+    The list of groups is changed in place, because an optimizer that wraps another one shares the list.
     """
     factor_of = {id(parameter): factors[name] for name, parameter in model.named_parameters()}
     groups: list[dict[str, Any]] = []
@@ -76,7 +76,7 @@ def scale_rates(optimizer: torch.optim.Optimizer, model: nn.Module, factors: Map
 
 
 def matching(model: nn.Module, pattern: str, *, key: str) -> set[str]:
-    """Returns the first names of the weights that `pattern` names. Raises UserError if there are none."""
+    """Returns the weights that match `pattern`, each by its first name. Raises UserError if there are none."""
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     names = list(model.named_parameters(remove_duplicate=False))
     found = {
@@ -103,7 +103,7 @@ _BLOCK = re.compile(r"(.*\bblocks)\.(\d+)\.")
 
 
 def _decayed(model: nn.Module, decay: float) -> dict[str, float]:
-    """Returns the factor of each weight by the place of its block in its stack."""
+    """Returns the factor of each weight, which depends on the position of its block in its stack."""
     names = [name for name, _ in model.named_parameters()]
     if decay == 1.0:
         return dict.fromkeys(names, 1.0)

@@ -1,4 +1,4 @@
-"""Schedules of the learning rate: pure functions of the step, so a run that resumes needs to know its step only.
+"""Schedules of the learning rate, which are pure functions of the step: to resume a run, its step is enough.
 
 `lr(step)` is the rate of the update that follows `step` finished updates: the first update of a run uses `lr(0)`.
 """
@@ -16,23 +16,25 @@ WARMUP_HELP = "Updates in which the rate rises linearly to the optimizer's lr."
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The settings of every schedule, which starts with a linear warm-up to the optimizer's `lr`."""
+    """The settings of every schedule. All schedules start with a linear warm-up to the optimizer's `lr`."""
 
     warmup_updates: int = setting(0, at_least=0, help=WARMUP_HELP)
-    warmup_init_lr: float = setting(0.0, at_least=0, help="The rate at the first update of the warm-up.")
+    warmup_init_lr: float = setting(0.0, at_least=0, help="The learning rate of the first update.")
 
 
 schedules: Registry["Schedule"] = Registry("schedule", ScheduleConfig)
 
 
 class Schedule(ABC):
-    """Base class: linear from `warmup_init_lr` to the peak in `warmup_updates`, then `after_warmup`."""
+    """Base class of schedules: a linear warm-up to the peak in `warmup_updates`, then `after_warmup`."""
 
     def __init__(self, config: Any, *, lr: float, max_steps: int | None = None) -> None:
-        """Args:
-        config: The schedule's config.
-        lr: The peak of the rate.
-        max_steps: The number of updates of the run, or None if the run has no max_updates.
+        """Creates the schedule.
+
+        Args:
+            config: The schedule's config.
+            lr: The learning rate at the peak.
+            max_steps: The number of updates of the run, or None if the run has no max_updates.
         """
         self.config = config
         self.peak = lr
@@ -58,7 +60,7 @@ class ConstantConfig(ScheduleConfig):
 
 @schedules.register("constant", ConstantConfig)
 class Constant(Schedule):
-    """lr."""
+    """The learning rate is lr after the warm-up."""
 
     def after_warmup(self, step: int) -> float:
         return self.peak

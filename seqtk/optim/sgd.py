@@ -1,4 +1,4 @@
-"""Gradient descent with momentum, on torch's kernels: torch's SGD, and fairseq's `nag`."""
+"""Gradient descent with momentum, based on torch's kernels: torch's SGD, and fairseq's `nag`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ class SGDConfig(OptimizerConfig):
 class SGD(_Descent):
     """w ← w − lr · u, u ← momentum · u + g + decay · w (Sutskever et al. 2013): weight decay is not decoupled.
 
-    State per weight: `momentum_buffer` u, where there is momentum.
+    State per weight: `momentum_buffer` u, if momentum is not 0.
     """
 
     def __init__(self, config: SGDConfig, model: nn.Module) -> None:
@@ -66,7 +66,7 @@ class SGD(_Descent):
 
 @dataclass(frozen=True)
 class NAGConfig(OptimizerConfig):
-    """Nesterov's accelerated gradient, as fairseq's WikiText-103 models were trained."""
+    """Nesterov's accelerated gradient, with which fairseq's WikiText-103 models were trained."""
 
     lr: float = setting(0.25, above=0, help="The learning rate at the peak of the schedule.")
     momentum: float = probability(0.99, help="The fraction of the last step that is added to this one.")

@@ -113,7 +113,7 @@ class ClassificationPipeline(Pipeline):
 
     @torch.no_grad()
     def _run(self, batch: Batch) -> Tensor:
-        """log_prob_BC, the logarithm of the models' mean probability."""
+        """Returns log_prob_BC, the logarithm of the models' mean probability."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             logits = [model.head.logits(model(batch)[0], pad_BT=batch.pad) for model in self.models]  # type: ignore[operator]
         log_prob_MBC = torch.stack(logits).log_softmax(-1)

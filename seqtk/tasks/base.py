@@ -66,13 +66,13 @@ class Report:
     """The model's outputs in the order of the examples; empty if nothing was decoded."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Every value, signature and count under one key each, ready for JSON."""
+        """Returns every value, signature and count under one key each, ready for JSON."""
         signatures = {f"{name}_signature": score.signature for name, score in self.scores.items() if score.signature}
         intervals = {f"{name}_interval": score.interval for name, score in self.scores.items() if score.interval}
         return {name: score.value for name, score in self.scores.items()} | signatures | intervals | self.counts
 
     def lines(self) -> list[str]:
-        """The report as text: the counts, then one metric a line with its unit and interval."""
+        """Returns the report as text: the counts, then one metric a line with its unit and interval."""
         about = ", ".join(
             how_many(count, name.replace("_", " ").removesuffix("s")) for name, count in self.counts.items()
         )
@@ -131,15 +131,15 @@ class Task:
         raise NotImplementedError
 
     def dataset(self, split: str) -> Dataset:
-        """The examples of a split."""
+        """Returns the examples of a split."""
         raise NotImplementedError
 
     def training_set(self, epoch: int) -> Dataset:
-        """The examples that an epoch, counted from 1, trains on."""
+        """Returns the examples that an epoch, counted from 1, trains on."""
         return self.dataset("train")
 
     def collate(self, examples: Sequence[Any]) -> Batch:
-        """The batch of these examples."""
+        """Returns the batch of these examples."""
         raise NotImplementedError
 
     def model(self, config: ModelConfig) -> Model:
@@ -147,16 +147,19 @@ class Task:
         raise NotImplementedError
 
     def text_size(self, split: str, targets: float) -> TextCount | None:
-        """The size of a split's original text; None if it is unknown, or if `targets` targets are not all of it."""
+        """Returns the size of a split's original text. None if unknown, or if `targets` tokens are not all of it."""
         return None
 
     def outputs(self, model: Model, batch: Batch, dataset: Any, search: SearchConfig) -> list[Output]:
-        """The model's output for each row of `batch`, whose examples are of `dataset`. Optional: see `has_outputs`."""
+        """Returns the model's output for each row of `batch`, whose examples are of `dataset`.
+
+        Optional: see `has_outputs`.
+        """
         raise NotImplementedError
 
     @classmethod
     def has_outputs(cls) -> bool:
-        """Whether this task implements `outputs`, for the metrics that need them."""
+        """Returns whether this task implements `outputs`, for the metrics that need them."""
         return cls.outputs is not Task.outputs
 
     def provides(self, split: str, *, stats: Sequence[str], targets: float, outputs: bool = True) -> set[str]:
@@ -190,7 +193,7 @@ class Task:
     def report(
         self, scores: dict[str, Score], *, dataset: Dataset, targets: float, outputs: Sequence[Output]
     ) -> Report:
-        """The result of `evaluate`."""
+        """Returns the result of `evaluate`."""
         return Report(scores, {"examples": len(dataset), "targets": int(targets)}, list(outputs))
 
     @torch.no_grad()

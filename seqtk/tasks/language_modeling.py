@@ -58,11 +58,11 @@ class SampleTask(TextTask):
         return "task.tokens_per_sample to at most the limit" if training else None
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of token ids."""
+        """Returns the text of token ids."""
         return self.tokenizer.decode(self.vocabulary.decode(ids))
 
     def blocks(self, split: str, *, epoch: int = 1) -> TokenBlocks:
-        """The samples of a split."""
+        """Returns the samples of a split."""
         source = self.open()
         return TokenBlocks(
             source.split(split, source.source_lang, epoch=epoch),

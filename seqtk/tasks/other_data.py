@@ -84,7 +84,7 @@ def other_data(
 
 
 def _text_file(path: str, folder: Path) -> Path:
-    """The file of a text; standard input is copied into `folder`."""
+    """Returns the file of a text; standard input is copied into `folder`."""
     if path != "-":
         return find_text(path, None)
     copy = folder / "standard-input"
@@ -94,7 +94,10 @@ def _text_file(path: str, folder: Path) -> Path:
 
 
 def parallel_lines(files: Sequence[tuple[str, str]]) -> list[list[str]]:
-    """The lines of files, each given as (key, path). Raises UserError unless all have the same number of lines."""
+    """Returns the lines of files, each given as (key, path).
+
+    Raises UserError unless all have the same number of lines.
+    """
     texts = [list(read_lines(path)) for _, path in files]
     for (key, path), lines in zip(files, texts, strict=True):
         if len(lines) != len(texts[0]):

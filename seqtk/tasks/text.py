@@ -22,7 +22,7 @@ class TextTask(Task):
         """
 
     def open(self, data: str | Source | None = None) -> Source:
-        """The source of the data.
+        """Returns the source of the data.
 
         Args:
             data: Another place for the source to read from now on, or another source.
@@ -52,7 +52,7 @@ def tokenizer_assets(tokenizer: Tokenizer, side: str) -> Assets:
 
 
 def tokenizer_from(assets: Mapping[str, str], side: str) -> Tokenizer:
-    """The tokenizer in a model file's assets."""
+    """Returns the tokenizer in a model file's assets."""
     model = assets.get(f"{side}.sentencepiece")
     if model is not None:
         return Tokenizer.from_model(base64.b64decode(model))

@@ -58,7 +58,7 @@ class PairDataset:
         return len(self.source)
 
     def is_blank(self, index: int) -> bool:
-        """Whether the source is a line of text without any token; its translation is a blank line."""
+        """Returns whether the source is a line of text without any token; its translation is a blank line."""
         return self.source_lines is not None and int(self.source.sizes[index]) == 1
 
     def __getitem__(self, index: int) -> tuple[int, Any, Any]:
@@ -137,11 +137,11 @@ class TranslationTask(TextTask):
         )
 
     def source_text(self, ids: Sequence[int]) -> str:
-        """The line of text of source ids."""
+        """Returns the line of text of source ids."""
         return self.source_tokenizer.decode(self.source_vocabulary.decode(ids))
 
     def target_text(self, ids: Sequence[int]) -> str:
-        """The line of text of target ids."""
+        """Returns the line of text of target ids."""
         return self.target_tokenizer.decode(self.target_vocabulary.decode(ids))
 
     def outputs(self, model: Model, batch: Batch, dataset: PairDataset, search_config: SearchConfig) -> list[Output]:

@@ -22,7 +22,7 @@ class UserError(Exception):
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Adds `path` to an OSError without a file name, such as the one for a full disk."""
+    """Adds `path` to an OSError that has no file name, such as the one for a full disk."""
     try:
         yield
     except OSError as error:
@@ -43,13 +43,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def nearest_key(name: str, here: Iterable[str], below: Iterable[str] = (), *, prefix: str = "") -> str:
-    """Returns the last line of an error about an unknown key: the one whose last part is most like `name`.
+    """Returns the last line of an error about an unknown key: the key whose last part is most like `name`.
 
     Args:
         name: The key as it was typed, without `prefix`.
         here: The keys of the config in which it was looked for; listed if they are few and none is close.
         below: Dotted keys of the configs inside that one.
-        prefix: Where the config stands, with a dot at the end.
+        prefix: The key of the config, with a dot at the end.
     """
     here = list(here)
     meant = closest(name.replace("-", "_"), sorted({*here, *below}, key=lambda key: (key.count("."), key)), dotted=True)

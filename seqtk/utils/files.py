@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all, and clear errors when the disk is full or read-only."""
+"""Writes files and folders atomically, with clear errors if the disk is full or read-only."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ _DESCRIPTORS = ("/dev/fd/", "/proc/self/fd/", "/dev/stdout", "/dev/stderr")
 
 @contextmanager
 def disk_full_errors(path: Path) -> Iterator[None]:
-    """Turns a disk that is full while `path` is written into a UserError with the number of free bytes."""
+    """Converts the error of a disk that is full while `path` is written into a UserError with the free bytes."""
     try:
         with naming(path):
             yield
@@ -42,7 +42,7 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "wb", **options: Any) 
 
     Args:
         path: The file to write.
-        mode, options: Those of `open`.
+        mode, options: The arguments of `open`.
 
     Raises:
         UserError: If the folder is missing, `path` is a folder or may not be written, or the disk is full.
@@ -69,7 +69,7 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "wb", **options: Any) 
 
 @contextmanager
 def atomic_files(paths: Sequence[Path]) -> Iterator[list[IO[bytes]]]:
-    """Yields binary files that get their names when the block ends. After an exception, no file is replaced.
+    """Yields binary files that are renamed to `paths` when the block ends. After an exception, no file is replaced.
 
     Missing folders are made.
     """
@@ -93,9 +93,9 @@ def atomic_directory(destination: Path, *, only: Sequence[str] = ()) -> Iterator
 
     Args:
         destination: The folder, replaced if it exists; a symbolic link stays.
-        only: Patterns of file names. If given, the folder is not replaced: files of these names are, and all others
-            stay. Files of the first pattern are removed first and written last: the folder is complete only
-            with them.
+        only: Patterns of file names. If given, only the files in the folder that match are replaced; all others
+            stay. Files that match the first pattern are removed first and written last, so the folder counts as
+            complete only with them.
     """
     target = Path(os.path.realpath(destination))
     made = [folder for folder in (target, *target.parents) if not folder.exists()]
@@ -146,7 +146,7 @@ def _existing(path: Path) -> Path:
 
 
 def _partial_beside(target: Path) -> Path:
-    """Returns the name under which `target` is written. Raises OSError if `target` may not be replaced."""
+    """Returns the temporary name under which `target` is written. Raises OSError if `target` may not be replaced."""
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
     if target.exists() and not os.access(target, os.W_OK):

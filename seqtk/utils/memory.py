@@ -16,8 +16,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 def keep_freed_memory() -> None:
     """Makes glibc keep freed buffers for the next update.
 
-    By default it returns large ones to the system, and every update pays to have them zeroed again: a tenth to a third
-    of a CPU run's time. Other C libraries have no such setting and are left as they are.
+    By default glibc returns large buffers to the system, and every update waits until the system has zeroed new ones: a
+    tenth to a third of a CPU run's time. Other C libraries have no such setting and are not changed.
     """
     if sys.platform != "linux":
         return

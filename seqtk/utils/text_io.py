@@ -65,9 +65,9 @@ def open_text(path: Path) -> IO[bytes]:
 
 
 def open_decompressed(path: Path) -> IO[bytes]:
-    """Opens a file to read bytes; gzip, bzip2 and xz are decompressed, whatever the name says.
+    """Opens a file to read bytes; gzip, bzip2 and xz are decompressed, whatever the ending of the name.
 
-    Raises UserError if there is no such file, or it is in a format or an encoding that is not read.
+    Raises UserError if there is no such file, or its format or encoding is not supported.
     """
     try:
         file = open(path, "rb")  # noqa: SIM115
@@ -136,7 +136,7 @@ def check_utf8(block: bytes, name: Path | str, first_line: int) -> None:
     Args:
         block: Whole lines of text.
         name: The file, for the error.
-        first_line: The number of the first of them.
+        first_line: The number of the first line of `block` in the file.
     """
     if not block.isascii():
         try:

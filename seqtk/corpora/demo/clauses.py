@@ -75,7 +75,7 @@ def english_statement(clause: Clause) -> str:
 
 
 def english_question(clause: Clause) -> str:
-    """The auxiliary before the subject, after a question word where one stands in front."""
+    """Returns the auxiliary before the subject, after a question word where one stands in front."""
     auxiliary, main = _english_verb(clause, inverted=True)
     front = clause.front.english if clause.front else ""
     subject = clause.subject.english(subject=True)
@@ -88,7 +88,7 @@ def english_infinitive(clause: Clause) -> str:
 
 
 def german_statement(clause: Clause) -> str:
-    """The finite verb second, after the subject or what stands in front of it."""
+    """Returns the finite verb second, after the subject or what stands in front of it."""
     if clause.front:
         return _words(clause.front.german, german_verb_first(clause))
     finite, _, closing = _german_verb(clause)
@@ -96,13 +96,13 @@ def german_statement(clause: Clause) -> str:
 
 
 def german_verb_first(clause: Clause) -> str:
-    """The finite verb before the subject: a question, or what follows a fronted constituent or clause."""
+    """Returns the finite verb before the subject: a question, or what follows a fronted constituent or clause."""
     finite, _, closing = _german_verb(clause)
     return _words(finite, _german_subject(clause), *_german_middle(clause), closing)
 
 
 def german_verb_last(clause: Clause) -> str:
-    """The finite verb at the end, a separable particle written together with it: a subordinate clause."""
+    """Returns the finite verb at the end, a separable particle written together with it: a subordinate clause."""
     finite, particle, closing = _german_verb(clause)
     front = clause.front.german if clause.front else ""
     last = (particle + finite) if particle else _words(closing, finite)
@@ -110,7 +110,7 @@ def german_verb_last(clause: Clause) -> str:
 
 
 def german_infinitive(clause: Clause) -> str:
-    """The infinitive with *zu* at the end, inside a separable verb: *anzurufen*."""
+    """Returns the infinitive with *zu* at the end, inside a separable verb: *anzurufen*."""
     particle, infinitive = clause.verb.particle, clause.verb.german[3]
     return _words(*_german_middle(clause), f"{particle}zu{infinitive}" if particle else f"zu {infinitive}")
 
@@ -120,7 +120,7 @@ def _words(*words: str) -> str:
 
 
 def _english_verb(clause: Clause, *, inverted: bool) -> tuple[str, str]:
-    """The auxiliary with its negation (nothing where the verb stands alone), and the main verb."""
+    """Returns the auxiliary with its negation (nothing where the verb stands alone), and the main verb."""
     verb, person, modal = clause.verb, clause.subject.person, clause.modal
     base, third, ing, past = verb.english
     if modal and not modal.lexical:
@@ -159,7 +159,10 @@ def _german_subject(clause: Clause) -> str:
 
 
 def _german_verb(clause: Clause) -> tuple[str, str, str]:
-    """The finite form, the particle that separates from it, and all that closes the clause (that particle included)."""
+    """Returns the finite form, the particle that separates from it, and the words at the end of the clause.
+
+    The words at the end include the particle.
+    """
     verb, person = clause.verb, clause.subject.person
     infinitive, participle = verb.german[3:]
     if clause.modal:

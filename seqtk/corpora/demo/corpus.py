@@ -77,7 +77,7 @@ def exists(folder: Path) -> bool:
 
 
 def pairs(count: int, *, seed: int) -> Iterator[tuple[str, str]]:
-    """`count` pairs (English, German), no English sentence twice; the same for the same seed, on every machine."""
+    """Returns `count` pairs (English, German) of distinct English sentences. They depend on the seed alone."""
     return islice(_distinct(seed), count)
 
 

@@ -21,7 +21,7 @@ ZEHNER = ("", "", "zwanzig", "dreißig", "vierzig", "fünfzig", "sechzig", "sieb
 
 
 def english_number(number: int) -> str:
-    """The word for 1 to 99: *twenty-one*."""
+    """Returns the word for 1 to 99: *twenty-one*."""
     tens, unit = divmod(number, 10)
     if number < 20:
         return UNITS[number]
@@ -29,7 +29,7 @@ def english_number(number: int) -> str:
 
 
 def german_number(number: int) -> str:
-    """The word for 1 to 99, the unit before the ten: *einundzwanzig*; 1 is *eins*, as it is counted."""
+    """Returns the word for 1 to 99, the unit before the ten: *einundzwanzig*; 1 is *eins*, as it is counted."""
     tens, unit = divmod(number, 10)
     if number < 20:
         return "eins" if number == 1 else EINER[number]
@@ -63,7 +63,7 @@ class Phrase:
         raise NotImplementedError
 
     def german_negated(self, case: Case) -> str:
-        """The form with *kein*, or nothing where *nicht* must negate the clause."""
+        """Returns the form with *kein*, or nothing where *nicht* must negate the clause."""
         return ""
 
 
@@ -194,7 +194,7 @@ class NounPhrase(Phrase):
         return table[case].split()[self.gender]
 
     def _ein(self, stem: str, case: Case) -> str:
-        """A word that goes like *ein*: no ending where *dieser* has one in der Mann, das Kind, ein Kind."""
+        """Returns a word that goes like *ein*: no ending where *dieser* has one in der Mann, das Kind, ein Kind."""
         bare = (self.gender is Gender.MASCULINE and case is Case.NOMINATIVE) or (
             self.gender is Gender.NEUTER and case is not Case.DATIVE
         )
@@ -216,7 +216,10 @@ class NounPhrase(Phrase):
 
 
 def pronoun_for(phrase: Phrase) -> Pronoun | None:
-    """The pronoun that takes up a person again; none for *das Mädchen* and animals, where the languages differ."""
+    """Returns the pronoun that refers to a person that was mentioned before.
+
+    Returns None for *das Mädchen* and animals, for which English and German use different genders.
+    """
     if isinstance(phrase, Pronoun):
         return phrase if phrase in PRONOUNS else None
     if phrase.person is Person.MANY:

@@ -47,20 +47,20 @@ DEGREES = (("", ""), ("", ""), ("very ", "sehr "), ("too ", "zu "))
 
 @cache
 def nouns_of(kind: Kind) -> tuple[tuple[Noun, ...], tuple[float, ...]]:
-    """The nouns with any meaning in `kind`, and their cumulative weights."""
+    """Returns the nouns with any meaning in `kind`, and their cumulative weights."""
     nouns = tuple(noun for noun in lexicon.NOUNS if noun.kind & kind)
     return nouns, weights(nouns)
 
 
 @cache
 def adjectives_of(kind: Kind) -> tuple[tuple[Adjective, ...], tuple[float, ...]]:
-    """The adjectives that suit everything a noun of this kind may be, and their cumulative weights."""
+    """Returns the adjectives that suit everything a noun of this kind may be, and their cumulative weights."""
     adjectives = tuple(adjective for adjective in lexicon.ADJECTIVES if adjective.kind & kind)
     return adjectives, weights(adjectives)
 
 
 def surnames() -> tuple[Name, ...]:
-    """Every compound surname, for a man and for a woman."""
+    """Returns every compound surname, for a man and for a woman."""
     pairs = [(head, tail) for head in lexicon.SURNAME_HEADS for tail in lexicon.SURNAME_TAILS]
     names = [head + tail for head, tail in pairs if not tail.startswith(head.lower())]
     return tuple(Name(name, name, gender) for name in names for gender in (Gender.MASCULINE, Gender.FEMININE))
@@ -70,7 +70,7 @@ SURNAMES = surnames()
 
 
 def weights(items: Iterable[Weighted]) -> tuple[float, ...]:
-    """Cumulative weights, as `Sampler.weighted` takes them."""
+    """Returns cumulative weights, as `Sampler.weighted` takes them."""
     return tuple(accumulate(item.weight for item in items))
 
 
@@ -114,7 +114,7 @@ class Sampler:
     def noun_phrase(
         self, kind: Kind, *, subject: bool = False, plain: bool = False, counted: bool = True
     ) -> NounPhrase:
-        """A noun of that kind with a determiner; a `plain` one has no adjective and no indefinite article."""
+        """Returns a noun of that kind with a determiner; a `plain` one has no adjective and no indefinite article."""
         noun = self.weighted(*nouns_of(kind))
         plural = len(noun.english) == 2 and self.chance(0.2)
         draw = self.rng.random()
@@ -163,7 +163,7 @@ class Sampler:
     # Constituents
 
     def object(self, wanted: Object, phrase: Phrase, *, negatable: bool = True) -> Constituent:
-        """The constituent that a phrase makes in the place a verb has for it."""
+        """Returns the constituent that a phrase makes in the place a verb has for it."""
         german = phrase.german(wanted.case)
         negated = phrase.german_negated(wanted.case) if negatable and not wanted.german else ""
         role = Role.ACCUSATIVE if wanted.case is Case.ACCUSATIVE else Role.DATIVE
@@ -202,7 +202,7 @@ class Sampler:
         return Constituent(Role.COMPANY, f"with {phrase.english(subject=False)}", f"mit {phrase.german(Case.DATIVE)}")
 
     def time(self, tense: Tense, *, modal: bool) -> Constituent:
-        """A time that suits the tense; the same words never stand with two tenses that English spells alike."""
+        """Returns a time that suits the tense; the same words never stand with two tenses that English spells alike."""
         english, german = self._time(tense, modal=modal)
         frequency = (english, german) in lexicon.FREQUENCIES
         return Constituent(Role.FREQUENCY if frequency else Role.TIME, english, german)
@@ -233,7 +233,7 @@ class Sampler:
     # Clauses
 
     def tense(self, verb: Verb, *, habits: bool = True) -> tuple[Tense, Modal | None]:
-        """A tense that suits the verb's aspect, or a modal verb."""
+        """Returns a tense that suits the verb's aspect, or a modal verb."""
         draw = self.rng.random()
         if verb.aspect is Aspect.STATE:
             return (Tense.PRESENT if draw < 0.75 else Tense.PAST), None
@@ -253,7 +253,7 @@ class Sampler:
         return self.weighted(*MOTION) if self.chance(0.12) else self.weighted(*VERBS)
 
     def verb_for(self, kind: Kind) -> Verb:
-        """A verb that such a subject can have."""
+        """Returns a verb that such a subject can have."""
         verb = self.verb()
         return verb if verb.subject & kind else self.verb_for(kind)
 
@@ -263,7 +263,7 @@ class Sampler:
         return verb if verb.aspect is Aspect.ACTIVITY and verb.place < 1 else self.active_verb()
 
     def one_object_verb(self, kind: Kind = ANYTHING) -> Verb:
-        """A verb with one object, which can be of that kind."""
+        """Returns a verb with one object, which can be of that kind."""
         verb = self.weighted(*VERBS)
         suits = len(verb.objects) == 1 and bool(verb.objects[0].kind & kind)
         return verb if suits else self.one_object_verb(kind)
@@ -317,7 +317,7 @@ class Sampler:
         return Clause(subject, lexicon.BE, (predicate,), tense, negated=negated)
 
     def _objects(self, verb: Verb, subject: Phrase) -> list[Phrase]:
-        """A phrase for each object; the first of two is a definite one, so that negation has one place to go."""
+        """Returns a phrase for each object. The first of two is definite, so that only one can be negated."""
         phrases = []
         for wanted in verb.objects:
             phrase = self.other(wanted.kind, subject)

@@ -235,7 +235,7 @@ def copula(draw: Sampler) -> Pair:
 
 
 def _asked(draw: Sampler, clause: Clause) -> Clause:
-    """The clause with a question adverb in front, instead of the place that it asks for."""
+    """Returns the clause with a question adverb in front, instead of the place that it asks for."""
     english, german = draw.one_of(QUESTION_ADVERBS)
     stative = clause.verb.aspect is Aspect.STATE
     if (english == "where" and not clause.verb.place) or (english == "when" and stative):
@@ -247,7 +247,7 @@ def _asked(draw: Sampler, clause: Clause) -> Clause:
 
 
 def _with_relative(draw: Sampler, kind: Kind) -> NounPhrase:
-    """A noun phrase with a relative clause, of which it is the subject or the object."""
+    """Returns a noun phrase with a relative clause, of which it is the subject or the object."""
     phrase = draw.noun_phrase(kind, subject=True, plain=True)
     if phrase.noun.owned:
         return _with_relative(draw, kind)

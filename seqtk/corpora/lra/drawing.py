@@ -17,10 +17,10 @@ Floats = npt.NDArray[np.float64]
 
 
 def line(size: int, start: tuple[int, int], end: tuple[int, int], width: int) -> Image:
-    """A square image with a line of 255, `width` pixels wide (1 or 3), from `start` to `end`, both (y, x) and included.
+    """Returns a square image with a line of value 255 from `start` to `end`, both (y, x) and included.
 
-    A line of width 1 is Bresenham's. A line of width 3 is the parallelogram whose long sides are one pixel away, to
-    whole pixels; each row is filled between its sides, to the closest pixels.
+    `width` is 1 or 3 pixels. A line of width 1 is Bresenham's. A line of width 3 is the parallelogram whose long sides
+    are one pixel away, rounded to whole pixels; each row is filled between the pixels closest to its sides.
     """
     image = np.zeros((size, size), dtype=np.uint8)
     if width == 1:
@@ -43,12 +43,15 @@ def line(size: int, start: tuple[int, int], end: tuple[int, int], width: int) ->
 
 
 def _round(value: float) -> int:
-    """The closest whole number; halves toward 0."""
+    """Returns the closest whole number; halves are rounded toward 0."""
     return int(math.copysign(math.ceil(abs(value) - 0.5), value))
 
 
 def _bresenham(start: tuple[int, int], end: tuple[int, int]) -> list[tuple[int, int]]:
-    """The pixels of a line. The error term is twice the minor extent minus the major one; it steps at 0 or more."""
+    """Returns the pixels of a line.
+
+    The error term is twice the minor extent minus the major one; it steps at 0 or more.
+    """
     (y, x), (dy, dx) = start, (end[0] - start[0], end[1] - start[1])
     steep = abs(dy) > abs(dx)
     major, minor = (abs(dy), abs(dx)) if steep else (abs(dx), abs(dy))
@@ -66,7 +69,7 @@ def _bresenham(start: tuple[int, int], end: tuple[int, int]) -> list[tuple[int, 
 
 
 def thicken(image: Image, radius: float) -> Image:
-    """The image with every pixel of 255 widened to a disc of `radius`."""
+    """Returns the image with every pixel of 255 widened to a disc of `radius`."""
     size = len(image)
     distance = np.full((size, size), np.inf)
     row, column = np.mgrid[:size, :size]
@@ -76,14 +79,14 @@ def thicken(image: Image, radius: float) -> Image:
 
 
 def disc(radius: float, half: int) -> Image:
-    """A shrunk disc of 255 in the middle of a square of 2 half + 1 pixels."""
+    """Returns a shrunk disc of 255 in the middle of a square of 2 half + 1 pixels."""
     row, column = np.mgrid[: FINE * (2 * half + 1), : FINE * (2 * half + 1)] - FINE * half
     fine = np.where(row**2 + column**2 <= (FINE * radius) ** 2, 255, 0).astype(np.uint8)
     return shrink(fine, 2 * half + 1)
 
 
 def shrink(image: Image, size: int) -> Image:
-    """The square image at `size` pixels a side; rows first, each pass rounded to 8 bits."""
+    """Returns the square image at `size` pixels a side; rows first, each pass rounded to 8 bits."""
     weights = _lanczos(len(image), size)
     rows = np.clip(np.floor(image @ weights.T + 0.5), 0, 255)
     return np.asarray(np.clip(np.floor(weights @ rows + 0.5), 0, 255), dtype=np.uint8)
@@ -91,7 +94,7 @@ def shrink(image: Image, size: int) -> Image:
 
 @lru_cache
 def _lanczos(size: int, target: int) -> Floats:
-    """The weight of each input pixel (columns) in each output pixel (rows): Lanczos with three lobes, antialiased."""
+    """Returns the weight of each input pixel (columns) in each output pixel (rows) of Lanczos-3 resampling."""
     ratio = size / target
     centre = (np.arange(target)[:, None] + 0.5) * ratio
     at = (np.arange(size)[None, :] + 0.5 - centre) / ratio

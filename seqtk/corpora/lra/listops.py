@@ -69,12 +69,12 @@ class Expressions:
     values_K: Ints
 
     def take(self, chosen: Sequence[int]) -> "Expressions":
-        """The chosen expressions, in this order."""
+        """Returns the chosen expressions, in this order."""
         return Expressions([self.codes[index] for index in chosen], self.values_K[np.array(chosen, dtype=np.int64)])
 
 
 def generate(shape: ListOpsShape, total: int, *, seed: int, workers: int = 1, reporter: Reporter) -> Expressions:
-    """`total` different expressions in random order, a function of `shape`, `total` and `seed` alone.
+    """Returns `total` different expressions in random order, a function of `shape`, `total` and `seed` alone.
 
     Raises UserError if there are none of this shape, or too few different ones.
     """
@@ -103,7 +103,7 @@ def generate(shape: ListOpsShape, total: int, *, seed: int, workers: int = 1, re
 
 
 def _bits(seed: int, stream: int, block: int) -> np.random.PCG64:
-    """The random bits of a block; unlike numpy's distributions, they are the same in every version of numpy."""
+    """Returns the random bits of a block; unlike numpy's distributions, they are the same in every version of numpy."""
     return np.random.PCG64(np.random.SeedSequence([seed, stream, block]))
 
 
@@ -117,7 +117,7 @@ class _Level:
 
 
 def draw(shape: ListOpsShape, seed: int, block: int) -> Expressions:
-    """The expressions of the right length among `_DRAWS` draws."""
+    """Returns the expressions of the right length among `_DRAWS` draws."""
     bits = _bits(seed, 1, block)
     length_R = np.zeros(_DRAWS, dtype=np.int64)
     levels: list[_Level] = []
@@ -149,7 +149,7 @@ def _draw_level(bits: np.random.PCG64, tree_N: Ints, max_args: int, *, leaves_on
 
 
 def _written(levels: list[_Level], length_K: Ints) -> Expressions:
-    """The trees as text: sizes and values from the leaves up, then places from the roots down."""
+    """Returns the trees as text: sizes and values from the leaves up, then places from the roots down."""
     sizes: list[Ints] = []
     size_N = value_N = np.zeros(0, dtype=np.int64)
     for level in reversed(levels):
@@ -175,7 +175,7 @@ def _written(levels: list[_Level], length_K: Ints) -> Expressions:
 
 
 def _values(operator: Ints, value_N: Ints, first: Ints) -> Ints:
-    """The value of each operation; its arguments start at `first`. MED truncates, SM is modulo 10."""
+    """Returns the value of each operation; its arguments start at `first`. MED truncates, SM is modulo 10."""
     end = np.append(first[1:], len(value_N))
     owner = np.repeat(np.arange(len(first)), end - first)
     sorted_N = np.sort(owner * 10 + value_N) % 10
@@ -188,7 +188,7 @@ def _values(operator: Ints, value_N: Ints, first: Ints) -> Ints:
 
 
 def root_lookup(train: Expressions, test: Expressions) -> float:
-    """The share of `test` that is right if each root operator means its most frequent value in `train`."""
+    """Returns the share of `test` that is right if each root operator means its most frequent value in `train`."""
     tables = []
     for part in (train, test):
         roots = np.array([codes[0] for codes in part.codes], dtype=np.int64)
@@ -197,7 +197,9 @@ def root_lookup(train: Expressions, test: Expressions) -> float:
 
 
 def read_official(lines: Iterable[str], name: str) -> Iterator[tuple[list[str], str]]:
-    """The tokens and the value of each line of `basic_train.tsv` …, without its parentheses. Line 1 is the heading.
+    """Yields the tokens and the value of each line of `basic_train.tsv` …, without its parentheses.
+
+    Line 1 is the heading.
 
     Raises UserError, naming the file and the line, for any other line.
     """
