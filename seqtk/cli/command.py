@@ -181,6 +181,19 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def killed_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end the process at once, even in the middle of an operator, where there is nothing to remove."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
 def reporting_errors(program: str) -> Iterator[None]:
     """Turns user errors, system errors and Ctrl-C into at most three lines and an exit code.
 

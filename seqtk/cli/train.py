@@ -4,7 +4,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from seqtk.cli.command import command
+from seqtk.cli.command import command, killed_by_sigterm
 from seqtk.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,8 +36,9 @@ def main(config: "TrainConfig") -> None:
     if config.dry_run:
         from seqtk.training.dry_run import dry_run
 
-        for line in dry_run(config):
-            print(line)
+        with killed_by_sigterm():
+            for line in dry_run(config):
+                print(line, flush=True)
         return
     stopped_by = _train(config).signal
     if stopped_by:

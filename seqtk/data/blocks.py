@@ -77,6 +77,7 @@ class TokenBlocks:
         sizes_N = items.sizes if break_mode != "none" else np.array([items.total], dtype=np.int64)
         self.bounds_K2 = block_bounds(sizes_N, break_mode=break_mode, tokens_per_sample=tokens_per_sample)
         self.sizes_ND = (self.bounds_K2[:, 1:] - self.bounds_K2[:, :1]).astype(np.int32)
+        self.truncated = 0
 
     def __len__(self) -> int:
         return len(self.bounds_K2)
@@ -113,6 +114,7 @@ class ContextBlocks:
         self._after_eos_K = self._first_K < floor_K
         self._alone_K = context_K == 0
         self.sizes_ND = np.where(self._alone_K, ends_K - starts_K, ends_K - self._first_K - 1)[:, None].astype(np.int32)
+        self.truncated = 0
 
     def __len__(self) -> int:
         return len(self.bounds_K2)

@@ -113,7 +113,7 @@ class MaskedBlocks:
 
     def __init__(self, blocks: TokenBlocks, masking: Masking, *, epoch: int) -> None:
         self.blocks, self.masking, self.epoch = blocks, masking, epoch
-        self.sizes_ND = blocks.sizes_ND
+        self.sizes_ND, self.truncated = blocks.sizes_ND, 0
 
     def __len__(self) -> int:
         return len(self.blocks)

@@ -48,6 +48,8 @@ class Dataset(Protocol):
 
     sizes_ND: npt.NDArray[np.int32]
     """The lengths of each example, one column a side (source, target)."""
+    truncated: int
+    """How many examples lost their end, since they are too long for the model."""
 
     def __len__(self) -> int: ...
 

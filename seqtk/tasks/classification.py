@@ -279,8 +279,8 @@ class ClassificationTask(TextTask):
         self, scores: dict[str, Score], *, dataset: Dataset, targets: float, outputs: Sequence[Output]
     ) -> "ClassReport":
         counts = {"examples": len(dataset)}
-        if getattr(dataset, "truncated", 0):
-            counts["truncated_examples"] = dataset.truncated  # type: ignore[attr-defined]
+        if dataset.truncated:
+            counts["truncated_examples"] = dataset.truncated
         confusion_CC = Predictions([output for output in outputs if isinstance(output, ClassOutput)]).confusion()
         return ClassReport(scores, counts, list(outputs), classes=self.classes, confusion_CC=confusion_CC)
 

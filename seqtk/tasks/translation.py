@@ -53,6 +53,7 @@ class PairDataset:
         self.source, self.target = source, target
         self.source_lines, self.target_lines = source_lines, target_lines
         self.sizes_ND = np.stack([source.sizes, target.sizes], axis=1)
+        self.truncated = 0
 
     def __len__(self) -> int:
         return len(self.source)

@@ -108,9 +108,15 @@ def _check_metrics(config: TrainConfig, split: str, *, task: Task, stats: tuple[
 
 
 def banner(
-    config: TrainConfig, *, model: Model, train_set: Dataset, engine: Engine, shapes: Sequence[Shape] = ()
+    config: TrainConfig,
+    *,
+    task: Task,
+    model: Model,
+    train_set: Dataset,
+    engine: Engine,
+    shapes: Sequence[Shape] = (),
 ) -> Iterator[str]:
-    """Yields lines that describe the model, its data, and the examples that are skipped."""
+    """Yields lines that describe the model, its data, and the examples that are cut or skipped."""
     kept, too_long = usable(train_set.sizes_ND, config.batch)
     count = sum(parameter.numel() for parameter in model.parameters())
     processes = f"{engine.size} × " if engine.size > 1 else ""
@@ -119,9 +125,12 @@ def banner(
     if frozen:
         yield f"{sum(frozen):,} parameters in {how_many(len(frozen), 'tensor')} are frozen."
     yield f"{how_many(len(kept), 'training example')} in {config.task.data}."
-    truncated = getattr(train_set, "truncated", 0)
-    if truncated:
-        yield f"Too long for the model and cut at the end: {how_many(truncated, 'training example')}."
+    for split, dataset in (
+        ("training", train_set),
+        *((split, task.dataset(split)) for split in config.validation.splits),
+    ):
+        if dataset.truncated:
+            yield f"Too long for the model and cut at the end: {how_many(dataset.truncated, f'{split} example')}."
     if len(too_long):
         named = ", ".join(map(str, too_long[:10]))
         more = ", …" if len(too_long) > 10 else ""

@@ -1,5 +1,6 @@
 """A run that is built but not made: its model, its batches, and the memory that an update takes."""
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,25 +20,26 @@ from seqtk.utils.errors import how_many
 from seqtk.utils.memory import peak_memory_gib
 
 
-def dry_run(config: TrainConfig) -> list[str]:
+def dry_run(config: TrainConfig) -> Iterator[str]:
     """Builds the run of `config` and makes one update of its largest batch, which is not kept. Writes nothing.
 
-    Returns:
-        The lines to print; none in processes other than the first.
+    Yields:
+        The lines to print, as soon as they are known; none in processes other than the first.
 
     Raises:
         UserError: If the run is not possible.
     """
     with prepared(config) as engine:
         run = Trainer(config, engine=engine)
-        lines = [
-            *banner(config, model=run.model, train_set=run.train_set, engine=engine, shapes=run.shapes),
-            *run.notes,
-            *_modules(run),
-            *_update(run),
-            "Dry run: nothing was written.",
-        ]
-        return lines if engine.is_first else []
+        for line in itertools.chain(
+            banner(config, task=run.task, model=run.model, train_set=run.train_set, engine=engine, shapes=run.shapes),
+            run.notes,
+            _modules(run),
+            _update(run),
+            ["Dry run: nothing was written."],
+        ):
+            if engine.is_first:
+                yield line
 
 
 def _modules(run: Trainer) -> Iterator[str]:

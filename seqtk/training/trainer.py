@@ -200,7 +200,12 @@ class Trainer:
         sinks = config.log.all_sinks() if self.engine.is_first else ()
         with Logger(sinks, run) as self.log, self.stop.caught(self._last_update):
             for line in banner(
-                config, model=self.model, train_set=self.train_set, engine=self.engine, shapes=self.shapes
+                config,
+                task=self.task,
+                model=self.model,
+                train_set=self.train_set,
+                engine=self.engine,
+                shapes=self.shapes,
             ):
                 self.log.info(line)
             for line in self.notes:

@@ -67,7 +67,7 @@ class QuestionSet:
         self.lines = source.lines(split, source.source_lang)
         self.labels = source.lines(split, source.target_lang)
         self.classes = [classes.index(label) for label in self.labels]
-        self.sizes_ND = self.questions.sizes[:, None]
+        self.sizes_ND, self.truncated = self.questions.sizes[:, None], 0
 
     def __len__(self) -> int:
         return len(self.questions)

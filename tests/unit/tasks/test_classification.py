@@ -22,6 +22,7 @@ from seqtk.models import Model, ModelConfig
 from seqtk.pipelines import load
 from seqtk.tasks import tasks
 from seqtk.tasks.classification import ClassificationConfig, ClassificationTask, ClassReport
+from seqtk.training.checks import banner
 from seqtk.training.parallel import TrainStep
 from seqtk.utils.errors import UserError
 from tests.unit.tasks.labelled import task_of, write_pairs, write_texts
@@ -167,6 +168,13 @@ class TestRefusals:
 
 
 class TestTruncation:
+    def test_the_banner_counts_every_split(self, texts: Path, tmp_path: Path) -> None:
+        run = trainer(texts, tmp_path, task__truncate=True, model__max_source_length=6)
+        lines = banner(run.config, task=run.task, model=run.model, train_set=run.train_set, engine=run.engine)
+        counted = [line for line in lines if line.startswith("Too long")]
+        for split, line in zip(("train", "valid"), counted, strict=True):
+            assert str(run.task.dataset(split).truncated) in line
+
     def test_cut_at_the_end(self, texts: Path) -> None:
         whole, task = task_of(texts).dataset("train"), task_of(texts, truncate=True)
         model_of(task, max_source_length=6)

@@ -1,5 +1,8 @@
 """A dry run describes a run, makes one update that is not kept, and writes nothing."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,24 @@ def described(corpus: Path, save_dir: Path, **changes: Any) -> str:
 def test_nothing_is_written(tiny_corpus: Path, tmp_path: Path) -> None:
     described(tiny_corpus, tmp_path / "deep" / "run")
     assert not list(tmp_path.iterdir())
+
+
+def test_lines_come_as_they_are_known(tiny_corpus: Path, tmp_path: Path) -> None:
+    lines = dry_run(tiny_config(tiny_corpus, tmp_path / "run"))
+    assert "parameters on" in next(lines)
+    assert any("An update of it took" in line for line in lines)
+
+
+def test_sigterm_ends_an_operator() -> None:
+    code = (
+        "from seqtk.cli.command import killed_by_sigterm, reporting_errors\n"
+        "with reporting_errors(''), killed_by_sigterm():\n print(1, flush=True)\n sum(range(10**11))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"1\n"
+        process.terminate()
+        assert process.wait(timeout=10) == -signal.SIGTERM
 
 
 def test_a_run_that_exists_stays_as_it_is(tiny_corpus: Path, tmp_path: Path) -> None:

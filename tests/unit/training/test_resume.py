@@ -310,6 +310,8 @@ class TestCorpus:
 
     def test_fingerprint_sees_counts_and_lengths(self) -> None:
         class Sizes:
+            truncated = 0
+
             def __init__(self, *sizes: tuple[int, int]) -> None:
                 self.sizes_ND = np.array(sizes, dtype=np.int32)
 
