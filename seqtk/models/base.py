@@ -74,6 +74,14 @@ class Model(nn.Module):
         """Returns the attention layers whose `max_length` limits the source or the target."""
         return (layer for _, layer in self.attention_layers())
 
+    def separate_blocks(self) -> list[nn.Module]:
+        """Returns the modules that are called exactly once in each forward pass, so that `fsdp2` may shard each alone.
+
+        They share no weights with other modules.
+        """
+        stacks = (module for name, module in self.named_modules() if name.split(".")[-1] == "blocks")
+        return [block for stack in stacks for block in stack.children()]
+
     def most_restrictive_layer(self, side: Side) -> Attention | None:
         """Returns the attention layer with the smallest `max_length` on a side, or None if no layer has a limit."""
         roles = Role.ENCODER | Role.CROSS if side == "source" else Role.CAUSAL

@@ -66,6 +66,10 @@ class RecurrentMemoryLM(TransformerLM):
         """Yields nothing: layers see one segment at a time, whose length is checked at construction."""
         return iter(())
 
+    def separate_blocks(self) -> list[nn.Module]:
+        """Returns nothing: a block is called once in each segment, and processes may have different numbers of them."""
+        return []
+
     def check_supports_recurrent_state(self) -> None:
         """Does nothing: a state is always supported, because positions restart in each segment."""
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.config.fields import probability, setting
+from seqtk.training.parallel import local_part
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class WeightAverage:
     def update(self, step: int, *, made: Tensor) -> None:
         """Adds the weights after update `step`, counted from 0, if that was made."""
         share = 1 - min(self.config.decay, (1 + step) / (10 + step))
-        averages = list(self.tensors.values())
-        differences = torch._foreach_sub(list(self._weights.values()), averages)
+        averages = [local_part(average) for average in self.tensors.values()]
+        differences = torch._foreach_sub([local_part(weight) for weight in self._weights.values()], averages)
         torch._foreach_mul_(differences, made.to(averages[0].dtype) * share)
         torch._foreach_add_(averages, differences)
 

@@ -23,6 +23,7 @@ from seqtk.optim.schedules import InverseSqrtConfig
 from seqtk.tasks import TaskConfig, tasks
 from seqtk.tasks.translation import TranslationConfig
 from seqtk.training import ddp as ddp
+from seqtk.training import fsdp2 as fsdp2
 from seqtk.training.average import AverageConfig
 from seqtk.training.logging import ConsoleConfig, JsonlConfig, SinkConfig, TensorBoardConfig, sinks
 from seqtk.training.parallel import EngineConfig
@@ -125,7 +126,7 @@ class TrainConfig:
     seed: int = setting(1, at_least=0, at_most=2**63 - 1, help="Seed of weights, batch order and dropout.")
     device: Literal["auto", "cpu", "cuda"] = setting("auto", help="Where to compute. auto: a GPU if there is one.")
     parallel: EngineConfig | None = setting(
-        None, help="How processes share the work: none, ddp, or a plug-in's. null: ddp under torchrun, else none."
+        None, help="How processes share the work: none, ddp, fsdp2, or a plug-in's. null: ddp under torchrun, else none."
     )
     precision: Literal["fp32", "bf16", "fp16"] = setting(
         "fp32",

@@ -1,7 +1,7 @@
 """Engines: how the processes of a run share its work.
 
-`none` is one process; `ddp`, in `seqtk.training.ddp`, gives each process a copy of the model. An engine of a plug-in is
-one file: a subclass of `Engine`, registered under the name that `parallel=` selects.
+`none` is one process; `ddp`, in `seqtk.training.ddp`, gives each process a copy of the model, and `fsdp2`, in
+`seqtk.training.fsdp2`, a part of it. An engine of a plug-in is one file: a subclass of `Engine`, registered under the name that `parallel=` selects.
 """
 
 import os
@@ -59,7 +59,7 @@ class Engine:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         if processes > 1 and type(self) is Engine:
             raise UserError(
-                f"parallel=none trains in one process, but torchrun started {processes}.", "Set parallel=ddp."
+                f"parallel=none trains in one process, but torchrun started {processes}.", "Set parallel=ddp or parallel=fsdp2."
             )
         self.device = local_device(device)
 
@@ -84,6 +84,10 @@ class Engine:
         """Returns each number summed over the processes, in float64; the device is not involved."""
         return list(values)
 
+    def unsharded(self, wrapped: nn.Module) -> AbstractContextManager[None]:
+        """Context in which all modules have full weights, so that each process may call them as often as it needs."""
+        return nullcontext()
+
     def gather(self, item: Any) -> list[Any]:
         """Returns the items of all processes, by rank."""
         return [item]
@@ -105,6 +109,12 @@ class Engine:
 
     def close(self) -> None:
         """Leaves the group of processes."""
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Returns this process's part of a sharded tensor, which shares its memory; any other tensor as it is."""
+    with torch.no_grad():
+        return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[no-any-return, operator]
 
 
 @contextmanager

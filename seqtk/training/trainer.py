@@ -40,7 +40,7 @@ from seqtk.training.failures import refuse_weights, skip_update, skip_validation
 from seqtk.training.interval import OF_WEIGHTS, OVERFLOWS, IntervalSums, interval_values
 from seqtk.training.logging import Logger, RunInfo
 from seqtk.training.loss_scale import LossScale
-from seqtk.training.parallel import Engine, TrainStep, dropout_seed, start_engine
+from seqtk.training.parallel import Engine, TrainStep, dropout_seed, local_part, start_engine
 from seqtk.training.signals import StopSignal, ending_with_launcher
 from seqtk.training.start import Start, resume_from, start_from
 from seqtk.training.stream_state import StreamState
@@ -340,7 +340,7 @@ class Trainer:
     def _clip(self, norm: Tensor) -> None:
         """Takes the loss scale from the gradient, and scales it to `clip_norm` where it is longer; reads nothing."""
         limit = self.config.clip_norm
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients = [local_part(p.grad) for p in self.model.parameters() if p.grad is not None]
         if not gradients or not (limit or self.loss_scale.enabled):
             return
         scale = torch.where(norm > limit, limit / norm.double(), 1.0) if limit else torch.ones_like(norm).double()

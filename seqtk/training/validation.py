@@ -84,17 +84,18 @@ def validate(
         if stop():
             raise ValidationInterrupted
 
-    sums, targets, outputs = task.totals(
-        lambda batch, state: step(batch, state)[1:],
-        dataset,
-        batches,
-        model=step.model,
-        search=config.validation.search if config.validation.decode else None,
-        device=engine.device,
-        workers=config.batch.workers,
-        continuous=streams is not None,
-        before_each=stop_if_asked,
-    )
+    with engine.unsharded(step):
+        sums, targets, outputs = task.totals(
+            lambda batch, state: step(batch, state)[1:],
+            dataset,
+            batches,
+            model=step.model,
+            search=config.validation.search if config.validation.decode else None,
+            device=engine.device,
+            workers=config.batch.workers,
+            continuous=streams is not None,
+            before_each=stop_if_asked,
+        )
     gathered = [output for part in engine.gather(outputs) for output in part]
     gathered.sort(key=lambda output: output.index)
     (all_targets,) = engine.sums([float(targets)])
