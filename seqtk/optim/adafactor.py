@@ -7,6 +7,7 @@ from torch import nn
 
 from seqtk.config.fields import setting
 from seqtk.optim.base import OptimizerConfig, as_user_error, optimizers, parameter_groups, trainable_parameters
+from seqtk.utils.errors import UserError
 
 MIN_EPS = 1e-18
 """torch's first eps: its square, under the root of v, must be a float32 above zero, or gradients of 0 give NaN.
@@ -46,9 +47,15 @@ class Adafactor(torch.optim.Adafactor):
     """
 
     def __init__(self, config: AdafactorConfig, model: nn.Module) -> None:
+        parameters = trainable_parameters(model)
+        if any(hasattr(parameter, "to_local") for parameter in parameters):
+            raise UserError(
+                "optimizer=adafactor needs whole matrices, of which parallel=fsdp2 gives each process a part.",
+                "Set parallel=ddp, or another optimizer.",
+            )
         try:
             super().__init__(
-                parameter_groups(config, trainable_parameters(model)),
+                parameter_groups(config, parameters),
                 lr=config.lr,
                 beta2_decay=config.beta2_decay,
                 eps=(MIN_EPS, config.min_scale),

@@ -27,7 +27,8 @@ class _Descent(torch.optim.SGD):
 
     def __init__(self, config: "SGDConfig | NAGConfig", model: nn.Module, *, nesterov: bool) -> None:
         parameters = trainable_parameters(model)
-        fused = can_fuse(parameters)
+        # torch has no rule for DTensors, the sharded weights of parallel=fsdp2, in this kernel.
+        fused = can_fuse(parameters) and not any(hasattr(parameter, "to_local") for parameter in parameters)
         try:
             groups = parameter_groups(config, parameters)
             super().__init__(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=fused)

@@ -34,10 +34,14 @@ class WeightAverage:
     def update(self, step: int, *, made: Tensor) -> None:
         """Adds the weights after update `step`, counted from 0, if that was made."""
         share = 1 - min(self.config.decay, (1 + step) / (10 + step))
-        averages = [local_part(average) for average in self.tensors.values()]
-        differences = torch._foreach_sub([local_part(weight) for weight in self._weights.values()], averages)
+        weights, averages = self._parts()
+        differences = torch._foreach_sub(weights, averages)
         torch._foreach_mul_(differences, made.to(averages[0].dtype) * share)
         torch._foreach_add_(averages, differences)
+
+    def _parts(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns this process's parts of the weights, and of their averages."""
+        return list(map(local_part, self._weights.values())), list(map(local_part, self.tensors.values()))
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Sets the averages that `tensors` names."""
@@ -51,7 +55,7 @@ class WeightAverage:
         if not self.config.validate:
             yield
             return
-        weights, averages = list(self._weights.values()), list(self.tensors.values())
+        weights, averages = self._parts()
         kept = [weight.clone() for weight in weights]
         torch._foreach_copy_(weights, averages)
         try:

@@ -126,7 +126,8 @@ class TrainConfig:
     seed: int = setting(1, at_least=0, at_most=2**63 - 1, help="Seed of weights, batch order and dropout.")
     device: Literal["auto", "cpu", "cuda"] = setting("auto", help="Where to compute. auto: a GPU if there is one.")
     parallel: EngineConfig | None = setting(
-        None, help="How processes share the work: none, ddp, fsdp2, or a plug-in's. null: ddp under torchrun, else none."
+        None,
+        help="How processes share the work: none, ddp, fsdp2, or a plug-in's. null: ddp under torchrun, else none.",
     )
     precision: Literal["fp32", "bf16", "fp16"] = setting(
         "fp32",

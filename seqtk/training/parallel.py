@@ -1,7 +1,8 @@
 """Engines: how the processes of a run share its work.
 
 `none` is one process; `ddp`, in `seqtk.training.ddp`, gives each process a copy of the model, and `fsdp2`, in
-`seqtk.training.fsdp2`, a part of it. An engine of a plug-in is one file: a subclass of `Engine`, registered under the name that `parallel=` selects.
+`seqtk.training.fsdp2`, a part of it. An engine of a plug-in is one file: a subclass of `Engine`, registered under the
+name that `parallel=` selects.
 """
 
 import os
@@ -59,7 +60,8 @@ class Engine:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         if processes > 1 and type(self) is Engine:
             raise UserError(
-                f"parallel=none trains in one process, but torchrun started {processes}.", "Set parallel=ddp or parallel=fsdp2."
+                f"parallel=none trains in one process, but torchrun started {processes}.",
+                "Set parallel=ddp or parallel=fsdp2.",
             )
         self.device = local_device(device)
 
@@ -114,7 +116,7 @@ class Engine:
 def local_part(tensor: Tensor) -> Tensor:
     """Returns this process's part of a sharded tensor, which shares its memory; any other tensor as it is."""
     with torch.no_grad():
-        return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[no-any-return, operator]
+        return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 @contextmanager

@@ -437,8 +437,11 @@ class Trainer:
                 "minutes": self.state.seconds / 60,
             }
             self.log.metrics("train", self.state.update, values)
-        for name, layer in self.model.attention_layers():
-            self.log.scalars("attention", self.state.update, {f"{name}.{k}": v for k, v in layer.monitored().items()})
+        watched = [pair for pair in self.model.attention_layers() if type(pair[1]).monitored is not Attention.monitored]
+        with self.engine.unsharded(self.wrapped) if watched else nullcontext():
+            for name, layer in watched:
+                values = {f"{name}.{key}": value for key, value in layer.monitored().items()}
+                self.log.scalars("attention", self.state.update, values)
         self.state = self.state.replace(interval={})
         self._clear_sums()
 

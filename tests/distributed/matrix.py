@@ -1,0 +1,102 @@
+"""Trains many tiny models in one group of processes, so that engines can be compared without a start for each."""
+
+import contextlib
+import os
+import socket
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from seqtk.checkpoint.model_file import load_tensors
+from seqtk.cli import compose
+from seqtk.training.config import TrainConfig
+from seqtk.training.parallel import engines
+from seqtk.training.trainer import Trainer
+from tests.e2e.runs import context
+
+UPDATES = 3
+SETTINGS = (
+    "device=cpu threads=1 batch.max_sentences=8 model.dim=16 model.ffn_dim=32 model.heads=2 model.dropout=0 "
+    "optimizer={kind:sgd,lr:1,momentum:0.9} schedule={kind:constant} clip_norm=0.5 log.every=1 log.tensorboard=false "
+    f"log.sinks=[jsonl] max_updates={UPDATES}"
+).split()
+"""Not Adam, which turns the noise of gradients that are mathematically 0 into whole steps."""
+
+Case = Sequence[str]
+"""The settings of a run."""
+
+
+def train(cases: Mapping[str, Case], folder: Path, *, engine: str = "none", processes: int = 1, of: int = 1) -> None:
+    """Makes the runs `folder/NAME` of some cases with one engine.
+
+    Args:
+        cases: Settings by name.
+        folder: Where they go.
+        engine: The engine.
+        processes: How many share the work.
+        of: The number of micro-batches of an update, whatever the number of processes.
+    """
+    if processes == 1:
+        failed = _train(cases, folder, engine, of)
+        assert not failed, failed
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    reader, writer = context.Pipe(duplex=False)
+    arguments = (cases, folder, engine, of // processes, processes, port, writer)
+    started = [context.Process(target=_process, args=(rank, *arguments)) for rank in range(processes)]
+    for process in started:
+        process.start()
+    writer.close()
+    failed = ""
+    with contextlib.suppress(EOFError):
+        while True:
+            failed = reader.recv()
+    for process in started:
+        process.join()
+    assert not failed, failed
+    assert all(process.exitcode == 0 for process in started), [process.exitcode for process in started]
+
+
+def _process(
+    rank: int, cases: Mapping[str, Case], folder: Path, engine: str, freq: int, size: int, port: int, writer: object
+) -> None:
+    world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in world.items()}
+    torch.set_num_threads(1)
+    failed = _train(cases, folder, engine, freq)
+    if failed:
+        writer.send(failed)  # type: ignore[attr-defined]
+        os._exit(1)
+
+
+def _train(cases: Mapping[str, Case], folder: Path, kind: str, freq: int) -> str:
+    """Returns the tracebacks of the cases that fail."""
+    failed = []
+    timeout = {} if kind == "none" else {"timeout": 20.0}
+    engine = engines.build(engines.config_type(kind)(**timeout), device="cpu")
+    for name, case in cases.items():
+        settings = [*SETTINGS, f"update_freq={freq}", *case, f"save_dir={folder / name}"]
+        try:
+            config = compose.compose(TrainConfig(), [], compose.parse_overrides(settings))
+            Trainer(config, engine=engine).fit()
+        except Exception:
+            failed.append(f"{name} ({' '.join(case)}) with {kind}:\n{traceback.format_exc()}")
+    engine.close()
+    return "\n".join(failed)
+
+
+def distance(one: Path, other: Path) -> float:
+    """The largest difference of a weight after the last update."""
+    a, b = (weights(path) for path in (one, other))
+    assert a.keys() == b.keys()
+    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a if a[name].numel())
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    """The weights after the last update."""
+    return load_tensors(path / (path / "latest").read_text() / "model.safetensors")[0]
