@@ -197,6 +197,9 @@ def _convert_union(options: tuple[Any, ...], value: Any, current: Any, key: str,
             return _convert(option, value, current, key, limits)
         except UserError as error:
             errors.append(error)
+    names = [str(name) for option in others for name in typing.get_args(option) if typing.get_origin(option) is Literal]
+    if names and len(others) > 1:  # a number or a name
+        raise UserError(f"{str(errors[0]).removesuffix('.')} or {', '.join(names)}.")
     raise errors[0]
 
 

@@ -5,11 +5,14 @@ B batch, S source length, T target length, D width of the stack, M width of the 
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from seqtk.attention import Attention, AttentionConfig, QKVConfig, Role, Scope, State, attentions
 from seqtk.attention.softmax import SoftmaxConfig
@@ -88,6 +91,12 @@ class BlocksConfig(ModelConfig):
     activation_dropout: float = probability(
         0.0, help="Dropout inside feed-forward networks. For attention weights set attention.dropout."
     )
+    recompute_blocks: int | Literal["all"] = setting(
+        0,
+        at_least=0,
+        help="Activation checkpointing: compute all blocks, or every n-th, again in the backward pass instead of "
+        "storing their activations. 0: none. The result is the same.",
+    )
 
     def options(self, stack: StackConfig = StackConfig()) -> "BlockOptions":
         """Returns the options of the blocks of a stack, whose sizes may differ from the model's."""
@@ -99,6 +108,7 @@ class BlocksConfig(ModelConfig):
             dropout=self.dropout,
             activation_dropout=self.activation_dropout,
             pre_norm=self.pre_norm,
+            recompute_every=1 if self.recompute_blocks == "all" else self.recompute_blocks,
         )
 
     def embedding(self, tokens: nn.Embedding | AdaptiveEmbedding | ValueEmbedding, *, max_length: int) -> Embedding:
@@ -128,6 +138,8 @@ class BlockOptions:
     """Bias of feed-forward networks and norms. Attention layers have a separate key."""
     final_norm: bool = True
     """Whether a pre-norm stack ends in a norm."""
+    recompute_every: int = 0
+    """The backward pass recomputes every n-th block of a stack, from the first on. 0: none."""
 
     def attention(self, config: AttentionConfig, *, role: Role, slot: str, memory_dim: int | None = None) -> Attention:
         """Builds the layer of a slot. Layers that do not set heads get the model's.
@@ -167,6 +179,14 @@ def layers_of(pattern: Pattern, count: int, *, slot: str) -> list[AttentionConfi
     return [pattern[index % len(pattern)] for index in range(count)]
 
 
+def run_block(block: nn.Module, *inputs: Any, index: int, every: int, **options: Any) -> Any:
+    """Calls block `index` of a stack; every `every`-th is computed again in the backward pass (Chen et al. 2016,
+    arXiv:1604.06174), with the same dropout, so that only its inputs are stored until then."""
+    if every and index % every == 0 and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False, **options)
+    return block(*inputs, **options)
+
+
 class EncoderBlock(nn.Module):
     """An encoder block: self-attention, then feed-forward."""
 
@@ -200,6 +220,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: EncoderConfig, *, options: BlockOptions, role: Role = Role.ENCODER) -> None:
         super().__init__()
+        self.recompute_every = options.recompute_every
         pattern = layers_of(config.self_attention, config.layers, slot=ENCODER_SLOT)
         self.stem = (
             ConvolutionalStem(
@@ -262,8 +283,8 @@ class Encoder(nn.Module):
             x_BSD = torch.cat([memory_BND, x_BSD], dim=1)
             pad_BS = None if pad_BS is None else functional.pad(pad_BS, (memory_tokens, 0), value=False)
         state: State = None
-        for block in self.blocks:
-            x_BSD, state = block(x_BSD, pad_BS=pad_BS, state=state)
+        for index, block in enumerate(self.blocks):
+            x_BSD, state = run_block(block, x_BSD, index=index, every=self.recompute_every, pad_BS=pad_BS, state=state)
         y_BSD: Tensor = self.norm(x_BSD)
         return y_BSD[:, memory_tokens:] if memory_tokens else y_BSD
 
@@ -355,7 +376,7 @@ class Decoder(nn.Module):
         slot: str = "model.decoder.self_attention",
     ) -> None:
         super().__init__()
-        self.layer_drop = layer_drop
+        self.layer_drop, self.recompute_every = layer_drop, options.recompute_every
         selves = layers_of(config.self_attention, config.layers, slot=slot)
         crosses = layers_of(config.cross_attention, config.layers, slot=CROSS_SLOT)
         self.blocks = nn.ModuleList(
@@ -369,15 +390,16 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, State]:
         """Returns the outputs and the recurrent state of each block; `state` is None for the first segment."""
         new_state = []
-        for block, block_state in zip(self.blocks, state or [None] * len(self.blocks), strict=True):
+        for index, (block, block_state) in enumerate(zip(self.blocks, state or [None] * len(self.blocks), strict=True)):
+            run = partial(run_block, block, index=index, every=self.recompute_every)
             drops = self.training and self.layer_drop > 0
             chosen = torch.rand(()) < self.layer_drop if drops else None
             if chosen is not None and torch.compiler.is_compiling():  # a graph cannot choose, so it computes the block
-                y_BTD, block_state = block(x_BTD, memory_BSM, pad_BS=pad_BS, state=block_state)
+                y_BTD, block_state = run(x_BTD, memory_BSM, pad_BS=pad_BS, state=block_state)
                 x_BTD = torch.where(chosen.to(x_BTD.device), x_BTD, y_BTD)
             else:
                 skip = chosen is not None and bool(chosen)
-                x_BTD, block_state = block(x_BTD, memory_BSM, pad_BS=pad_BS, state=block_state, skip=skip)
+                x_BTD, block_state = run(x_BTD, memory_BSM, pad_BS=pad_BS, state=block_state, skip=skip)
             new_state.append(block_state)
         return self.norm(x_BTD), new_state
 

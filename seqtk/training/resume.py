@@ -14,7 +14,7 @@ from seqtk.utils.errors import UserError
 
 RESUME_INVARIANT = ("seed", "task", "model", "batch")
 """Settings that resuming may not change; nor may the kind of the optimizer, or of anything inside it."""
-FREE = ("save_dir", "user_dir", "task.made_by", "batch.workers")
+FREE = ("save_dir", "user_dir", "task.made_by", "batch.workers", "model.recompute_blocks")
 """Settings that have no influence on the result."""
 MOVABLE = ("task.data",)
 """Settings that may change, although they are part of an invariant section: the corpus itself is compared."""
