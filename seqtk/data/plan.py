@@ -141,22 +141,22 @@ def real_batches(plan: Sequence[Update]) -> list[tuple[IndexArray, Shape | None]
 def positions(plan: Sequence[Update], sizes_ND: SizeArray) -> IndexArray:
     """The positions of each of the `real_batches`, padding and filler rows included."""
     batches = real_batches(plan)
-    if not batches:
-        return np.zeros(0, dtype=np.int64)
-    rows_K = np.array([len(indices) for indices, _ in batches])
-    sizes_ND = sizes_ND[np.concatenate([indices for indices, _ in batches])]
-    longest_KD = np.maximum.reduceat(sizes_ND, np.cumsum(rows_K) - rows_K, axis=0)
-    varying_K = rows_K * longest_KD.reshape(len(rows_K), -1).sum(axis=1)
-    shapes = [shape for _, shape in batches]
-    fixed_K = [-1 if shape is None else shape.rows * shape.positions for shape in shapes]
-    return np.where(np.array(fixed_K) < 0, varying_K, fixed_K)
+    varying = [indices for indices, shape in batches if shape is None]
+    cells: list[int] = []
+    if varying:
+        rows_K = np.array([len(indices) for indices in varying])
+        longest_KD = np.maximum.reduceat(sizes_ND[np.concatenate(varying)], np.cumsum(rows_K) - rows_K, axis=0)
+        cells = (rows_K * longest_KD.reshape(len(rows_K), -1).sum(axis=1)).tolist()
+    following = iter(cells)
+    return np.array([next(following) if shape is None else shape.rows * shape.positions for _, shape in batches])
 
 
 def padding_share(plan: Sequence[Update], sizes_ND: SizeArray) -> float:
     """The share of the positions of a plan's batches that are padding or belong to filler rows."""
-    read = [indices for indices, _ in real_batches(plan)]
-    real = int(sizes_ND[np.concatenate(read)].sum(dtype=np.int64)) if read else 0
-    return 1 - real / max(int(positions(plan, sizes_ND).sum()), 1)
+    is_read_N = np.zeros(len(sizes_ND), dtype=bool)
+    for indices, _ in real_batches(plan):
+        is_read_N[indices] = True
+    return 1 - int(sizes_ND[is_read_N].sum(dtype=np.int64)) / max(int(positions(plan, sizes_ND).sum()), 1)
 
 
 def usable(sizes_ND: SizeArray, config: BatchingConfig) -> tuple[IndexArray, IndexArray]:

@@ -39,8 +39,8 @@ class Shape:
 def static_shapes(sizes_ND: SizeArray, config: "BatchingConfig", *, joined: bool = False) -> tuple[Shape, ...]:
     """The at most `config.shapes` shapes of a run whose usable examples have these lengths, smallest first.
 
-    Buckets of the longest side are compared with grids of source × target buckets; the boundaries of each minimise its
-    padding (see `boundaries`). The one with the fewest positions, padding and filler rows included, is taken.
+    Buckets of the longer side are compared with grids of source × target buckets; the boundaries of each minimise its
+    padding (see `boundaries`). Those with the fewest positions, padding and filler rows included, are taken.
 
     Args:
         sizes_ND: The lengths of the usable examples.
@@ -66,10 +66,10 @@ def static_batches(
     The examples are permuted. Each shape's batches are full but for the last. The examples of that one are moved to the
     next larger shape where this costs fewer positions than filler rows do.
     """
-    sizes_ND, order_N = _columns(sizes_ND), kept_N[random.permutation(len(kept_N))]
-    shapes = _covering(shapes, sizes_ND[order_N])
-    shape_N = _assigned(sizes_ND[order_N], shapes)
-    order_N = order_N[np.argsort(shape_N, kind="stable")]
+    order_N, sizes_ND = random.permutation(len(kept_N)), _columns(sizes_ND)[kept_N]
+    shapes = _covering(shapes, sizes_ND)
+    shape_N = _assigned(sizes_ND, shapes)[order_N]
+    order_N = kept_N[order_N][np.argsort(shape_N, kind="stable")]
     count_C = np.bincount(shape_N, minlength=len(shapes))
     own_C = np.split(order_N, np.cumsum(count_C)[:-1])
     batches: list[IndexArray] = []
@@ -115,17 +115,26 @@ def boundaries(length_N: SizeArray, count_N: SizeArray, *, buckets: int) -> list
 
 
 def _bucketings(sizes_UD: IndexArray, count_U: IndexArray, config: "BatchingConfig") -> Iterator[IndexArray]:
-    """Yields bucket_U for each way to form buckets: by the longest side, and for two sides by a grid."""
+    """Yields bucket_U for each way to form buckets: by the longer side, and by a grid of source × target.
+
+    Sides are compared after the target is scaled by about the ratio of the mean lengths, as one language may need more
+    tokens than the other.
+    """
     assert config.shapes is not None
-    longest_U = sizes_UD.max(axis=1)
-    yield np.searchsorted(boundaries(longest_U, count_U, buckets=config.shapes)[-1], longest_U)
     if sizes_UD.shape[1] != 2:
+        length_U = sizes_UD.max(axis=1)
+        yield np.searchsorted(boundaries(length_U, count_U, buckets=config.shapes)[-1], length_U)
         return
-    source, target = (boundaries(sizes_UD[:, side], count_U, buckets=config.shapes) for side in (0, 1))
-    for rows, of_source in enumerate(source, start=1):
-        of_target = target[min(config.shapes // rows, len(target)) - 1]
-        column_U = np.searchsorted(of_target, sizes_UD[:, 1])
-        yield np.searchsorted(of_source, sizes_UD[:, 0]) * len(of_target) + column_U
+    source_U, target_U = sizes_UD.T
+    ratio = float(source_U @ count_U) / float(target_U @ count_U)
+    for scale in (1.0, 0.95 * ratio, ratio, 1.05 * ratio):
+        scaled_U2 = sizes_UD * ([1, scale] if scale > 1 else [1 / scale, 1])  # nothing shrinks and becomes coarser
+        length_U = np.ceil(scaled_U2).max(axis=1).astype(np.int64)
+        yield np.searchsorted(boundaries(length_U, count_U, buckets=config.shapes)[-1], length_U)
+    of_source, of_target = (boundaries(side_U, count_U, buckets=config.shapes) for side_U in (source_U, target_U))
+    for rows, limits in enumerate(of_source, start=1):
+        columns = of_target[min(config.shapes // rows, len(of_target)) - 1]
+        yield np.searchsorted(limits, source_U) * len(columns) + np.searchsorted(columns, target_U)
 
 
 def _shapes_of(
@@ -232,9 +241,6 @@ def _totals(count_C: IndexArray, moves: Sequence[tuple[int, int]]) -> IndexArray
 
 def _distinct(sizes_ND: SizeArray) -> tuple[IndexArray, IndexArray]:
     """The distinct rows and how often each occurs; much faster than np.unique of rows."""
-    base = int(sizes_ND.max()) + 1
-    key_N = sizes_ND[:, 0]
-    for side in range(1, sizes_ND.shape[1]):
-        key_N = key_N * base + sizes_ND[:, side]
-    _, first_U, count_U = np.unique(key_N, return_index=True, return_counts=True)
-    return sizes_ND[first_U].astype(np.int64), count_U
+    base = (int(sizes_ND.max()) + 1,) * sizes_ND.shape[1]
+    key_U, count_U = np.unique(np.ravel_multi_index(tuple(sizes_ND.T), base), return_counts=True)
+    return np.stack(np.unravel_index(key_U, base), axis=1), count_U
