@@ -4,12 +4,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from seqtk.criterions import Criterion
-from seqtk.data.plan import Position, epoch_batches, epoch_plan, padding_share, usable
-from seqtk.data.static_shapes import Shape
+from seqtk.data.plan import Update, epoch_batches, padding_share, usable
 from seqtk.metrics import metrics
 from seqtk.metrics.base import OUTPUTS, TEXT_SIZE
 from seqtk.models import Model
@@ -19,6 +19,9 @@ from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import Engine, lost_process_errors
 from seqtk.utils.errors import UserError, how_many
 from seqtk.utils.memory import out_of_memory_errors
+
+if TYPE_CHECKING:
+    from seqtk.training.trainer import Trainer
 
 
 def check_run(
@@ -107,16 +110,9 @@ def _check_metrics(config: TrainConfig, split: str, *, task: Task, stats: tuple[
             )
 
 
-def banner(
-    config: TrainConfig,
-    *,
-    task: Task,
-    model: Model,
-    train_set: Dataset,
-    engine: Engine,
-    shapes: Sequence[Shape] = (),
-) -> Iterator[str]:
-    """Yields lines that describe the model, its data, and the examples that are cut or skipped."""
+def banner(run: "Trainer", plan: Sequence[Update]) -> Iterator[str]:
+    """Yields lines that describe a run's model, its data, examples that are cut or skipped, and its planned batches."""
+    config, engine, task, model, train_set = run.config, run.engine, run.task, run.model, run.train_set
     kept, too_long = usable(train_set.sizes_ND, config.batch)
     count = sum(parameter.numel() for parameter in model.parameters())
     processes = f"{engine.size} × " if engine.size > 1 else ""
@@ -136,27 +132,13 @@ def banner(
         more = ", …" if len(too_long) > 10 else ""
         are = "is" if len(too_long) == 1 else "are"
         yield f"{how_many(len(too_long), 'example')} {are} too long and skipped: {named}{more}."
-    yield _padding(config, train_set=train_set, engine=engine, shapes=shapes)
-
-
-def _padding(config: TrainConfig, *, train_set: Dataset, engine: Engine, shapes: Sequence[Shape]) -> str:
-    """The number of shapes and the share of padding of the first epoch."""
-    plan = epoch_plan(
-        train_set.sizes_ND,
-        config.batch,
-        seed=config.seed,
-        position=Position(),
-        world=engine.size,
-        rank=engine.rank,
-        update_freq=config.update_freq,
-        shapes=shapes,
-    )
-    share = f"{padding_share(plan, train_set.sizes_ND):.1%} of the positions"
-    if config.batch.shapes is None:
-        return f"Padding: {share}."
-    used = len(shapes or {shape for update in plan for shape in update.shapes})
-    fewer = f" (batch.shapes={config.batch.shapes}: the examples need no more)" if used < config.batch.shapes else ""
-    return f"{how_many(used, 'shape')}{fewer}, padding {share}."
+    padding = f"{padding_share(plan, train_set.sizes_ND):.1%} of the positions"
+    limit, used = config.batch.shapes, len(run.shapes or {shape for update in plan for shape in update.shapes})
+    if limit is None:
+        yield f"Padding: {padding}."
+    else:
+        fewer = f" (batch.shapes={limit}: the examples need no more)" if used < limit else ""
+        yield f"{how_many(used, 'shape')}{fewer}, padding {padding}."
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seqtk.checkpoint.module_table import aligned, by_module
 from seqtk.data.loader import load_updates
-from seqtk.data.plan import Update, epoch_plan, padding_share, positions, real_batches
+from seqtk.data.plan import Update, padding_share, positions, real_batches
 from seqtk.optim import rate_scales
 from seqtk.training.checks import banner
 from seqtk.training.config import TrainConfig
@@ -31,11 +31,12 @@ def dry_run(config: TrainConfig) -> Iterator[str]:
     """
     with prepared(config) as engine:
         run = Trainer(config, engine=engine)
+        plan = run.plan()
         for line in itertools.chain(
-            banner(config, task=run.task, model=run.model, train_set=run.train_set, engine=engine, shapes=run.shapes),
+            banner(run, plan),
             run.notes,
             _modules(run),
-            _update(run),
+            _update(run, plan),
             ["Dry run: nothing was written."],
         ):
             if engine.is_first:
@@ -61,20 +62,9 @@ def _modules(run: Trainer) -> Iterator[str]:
     yield from aligned(rows, left=1)
 
 
-def _update(run: Trainer) -> Iterator[str]:
+def _update(run: Trainer, plan: Sequence[Update]) -> Iterator[str]:
     """The batches of an epoch, and what an update of the largest takes."""
-    config, engine = run.config, run.engine
-    sizes_ND = run.train_set.sizes_ND
-    plan = epoch_plan(
-        sizes_ND,
-        config.batch,
-        seed=config.seed,
-        position=run.state.position,
-        world=engine.size,
-        rank=engine.rank,
-        update_freq=config.update_freq,
-        shapes=run.shapes,
-    )
+    config, engine, sizes_ND = run.config, run.engine, run.train_set.sizes_ND
     batches, cells = real_batches(plan), positions(plan, sizes_ND)
     rows, padding = [len(indices) for indices, _ in batches], padding_share(plan, sizes_ND)
     share = f"{config.update_freq} × {engine.size} micro-batches" if config.update_freq * engine.size > 1 else "1 batch"

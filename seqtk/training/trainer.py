@@ -126,6 +126,7 @@ class Trainer:
         with out_of_memory_errors(engine.device, "The weights of the model do not fit.", "Set smaller sizes in model."):
             self.model = self.task.model(config.model).to(engine.device)
         self.train_set = self.task.training_set(1)
+        self._planned: list[Update] = []
         self.shapes = run_shapes(self.train_set.sizes_ND, config.batch, joined=self.task.joins_sides)
         if config.freeze:
             freeze(self.model, config.freeze)
@@ -199,16 +200,8 @@ class Trainer:
         run = RunInfo(Path(config.save_dir), start.update, start.pending_validation, config.max_updates)
         sinks = config.log.all_sinks() if self.engine.is_first else ()
         with Logger(sinks, run) as self.log, self.stop.caught(self._last_update):
-            for line in banner(
-                config,
-                task=self.task,
-                model=self.model,
-                train_set=self.train_set,
-                engine=self.engine,
-                shapes=self.shapes,
-            ):
-                self.log.info(line)
-            for line in self.notes:
+            self._planned = self.plan()
+            for line in (*banner(self, self._planned), *self.notes):
                 self.log.info(line)
             if start.pending_validation:
                 self._validate()
@@ -248,25 +241,29 @@ class Trainer:
             if has_skipped or self.stop or self.config.is_over(self.state):
                 break
 
+    def plan(self) -> list[Update]:
+        """Returns the plan of the rest of the epoch, whose examples are then the training set."""
+        config, position = self.config, self.state.position
+        self.train_set = self.task.training_set(position.epoch)
+        return epoch_plan(
+            self.train_set.sizes_ND,
+            config.batch,
+            seed=config.seed,
+            position=position,
+            world=self.engine.size,
+            rank=self.engine.rank,
+            update_freq=config.update_freq,
+            shapes=self.shapes,
+        )
+
     def _updates(self) -> Iterator[tuple[Update, list[Batch]]]:
         """Yields the updates from the current position on, epoch after epoch, with their micro-batches."""
         config = self.config
         while True:
-            position = self.state.position
-            self.train_set = self.task.training_set(position.epoch)
-            plan = epoch_plan(
-                self.train_set.sizes_ND,
-                config.batch,
-                seed=config.seed,
-                position=position,
-                world=self.engine.size,
-                rank=self.engine.rank,
-                update_freq=config.update_freq,
-                shapes=self.shapes,
-            )
+            plan, self._planned = self._planned or self.plan(), []
             if not plan:
                 raise UserError(f"There are no training examples in {config.task.data}.")
-            plan[-1] = replace(plan[-1], position_after=Position(position.epoch + 1, 0))
+            plan[-1] = replace(plan[-1], position_after=Position(self.state.position.epoch + 1, 0))
             self._started = time.monotonic()
             yield from load_updates(
                 plan, self.train_set, self.task.collate, device=self.engine.device, workers=config.batch.workers
