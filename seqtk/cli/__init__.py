@@ -1,1 +1,1 @@
-"""The commands; the only place that imports Hydra."""
+"""The commands. Only this package imports Hydra."""

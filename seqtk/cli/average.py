@@ -1,4 +1,4 @@
-"""seqtk-average: the mean of several checkpoints' weights."""
+"""seqtk-average: averages the weights of several checkpoints."""
 
 from dataclasses import dataclass
 from pathlib import Path

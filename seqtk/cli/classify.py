@@ -1,4 +1,4 @@
-"""seqtk-classify: the class of each line of a text."""
+"""seqtk-classify: classifies each line of a text."""
 
 import json
 import sys
@@ -20,16 +20,18 @@ if TYPE_CHECKING:
 class ClassifyConfig(LoadConfig):
     """Which model classifies what, and the format of the output."""
 
-    input: str = setting("-", help="A text file with one example a line. -: standard input.")
+    input: str = setting("-", help="A text file with one example per line. -: standard input.")
     output: str = setting("-", help="The file to write. -: standard output.")
     format: Literal["text", "json"] = setting(
         "text", help="The class alone, or JSON with the probability of each class."
     )
     truncate: bool | None = setting(
-        None, help="Cut lines that are too long for the model at the end. false: refuse them. null: as in training."
+        None, help="Cut off the end of lines that are too long for the model. false: refuse them. null: as in training."
     )
-    max_tokens: int | None = setting(4096, at_least=1, help="Lines × longest line of a batch. null: no limit.")
-    max_sentences: int | None = setting(64, at_least=1, help="Lines in a batch. null: no limit.")
+    max_tokens: int | None = setting(
+        4096, at_least=1, help="Maximum size of a batch: lines × tokens of its longest line. null: no limit."
+    )
+    max_sentences: int | None = setting(64, at_least=1, help="Maximum number of lines in a batch. null: no limit.")
     buffer_size: int = setting(1024, at_least=1, help="Lines that are read before the first is answered.")
 
 
@@ -99,7 +101,7 @@ def as_pair(line: str, number: int) -> tuple[str, str]:
 
 
 def as_line(found: "Classification", format: Literal["text", "json"]) -> str:
-    """One line of output."""
+    """Returns the class of one text as a line of output."""
     if format == "text":
         return found.label
     return json.dumps({"label": found.label, "probabilities": found.probabilities}, ensure_ascii=False)

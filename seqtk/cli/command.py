@@ -1,4 +1,4 @@
-"""The frame of every command: arguments → a typed config → a function, and errors → messages and exit codes."""
+"""Runs every command: parses arguments into a typed config, calls the function, and reports errors with exit codes."""
 
 import atexit
 import contextlib
@@ -26,17 +26,17 @@ USAGE_ERROR, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 130, 141, 143  # exit cod
 def command(
     program: str, config_type: type[C] | Callable[[], type[C]], *, recipes: bool = False, first: str | None = None
 ) -> Callable[[Callable[[C], None]], Callable[..., None]]:
-    """Make a function of a config the entry point `main(argv=None)` of a command.
+    """Decorator: makes a function of a config the entry point `main(argv=None)` of a command.
 
     Args:
         program: The name of the command.
         config_type: The config dataclass, or a function that imports and returns it. An unknown recipe is then
-            reported before anything heavy is imported.
+            reported before torch is imported.
         recipes: Whether the command takes `recipe=` and `--multirun`.
-        first: The key that a first argument without a key sets; if it holds several texts, all arguments without a
-            key that come first.
+        first: The key that the first argument sets if it has no key of its own. If the key holds a list of texts, it
+            takes all leading arguments without keys.
 
-    Raises SystemExit with 2 for an error that the user can fix, 1 for one of the system, 130 for Ctrl-C.
+    Raises SystemExit with code 2 for an error that the user can fix, 1 for a system error, 130 for Ctrl-C.
     """
 
     def decorate(function: Callable[[C], None]) -> Callable[..., None]:
@@ -127,7 +127,7 @@ def _read(
 
 
 def _is_positional(argument: str) -> bool:
-    """Returns whether an argument has no key; the path of a file that exists may hold `=`."""
+    """Returns whether an argument has no key. The path of an existing file has none, even if it contains `=`."""
     return not argument.startswith(("-", "+", "~")) and ("=" not in argument or os.path.lexists(argument[:4096]))
 
 
@@ -140,7 +140,7 @@ def _action(arguments: Sequence[str]) -> tuple[str, list[str]]:
             action = "help"
         elif argument in ("-c", "--cfg", "--cfg=job"):
             if argument != "--cfg=job" and next(remaining, None) != "job":
-                raise UserError("--cfg: must be job, which prints the whole configuration.")
+                raise UserError("--cfg: must be job.", "--cfg job prints the whole configuration.")
             action = "config"
         else:
             rest.append(argument)
@@ -154,7 +154,7 @@ def _values_of(key: str, arguments: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _rank0_errors() -> Iterator[None]:
-    """Reports errors in the arguments in the first process of a machine only, as they occur in all of them."""
+    """Reports errors in the arguments only in the first process of a machine, because they occur in all processes."""
     try:
         yield
     except UserError:
@@ -195,9 +195,9 @@ def killed_by_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def reporting_errors(program: str) -> Iterator[None]:
-    """Turns user errors, system errors and Ctrl-C into at most three lines and an exit code.
+    """Converts user errors, system errors and Ctrl-C into a message of at most three lines and an exit code.
 
-    Of several processes under torchrun the first prints the whole error, the others one line each.
+    Under torchrun the first process prints the whole error, every other process one line.
     """
     rank = os.environ.get("RANK", "0")
     indent = " " * (len(program) + 2)

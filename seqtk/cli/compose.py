@@ -1,7 +1,7 @@
-"""Recipes and key=value arguments → a typed config, and back to YAML.
+"""Composes recipes and key=value arguments into a typed config, and writes configs as YAML.
 
 Hydra reads the defaults lists and the arguments; seqtk.config.schema checks all values. Each recipe of a defaults list
-is applied to the config in order, so a recipe that fills a slot with another kind replaces its parents' settings there.
+is applied to the config in order. A recipe that sets a slot to another kind resets all settings of that slot.
 """
 
 import math
@@ -63,9 +63,9 @@ class Layer:
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[Override]:
-    """Returns each argument read by Hydra's grammar: numbers, true, null, quotes, [lists] and {mappings}.
+    """Parses each argument by Hydra's grammar: numbers, true, null, quotes, [lists] and {mappings}.
 
-    A value that the grammar cannot read (`~/data`, `a=b`, `é`) is text as it stands.
+    A value that the grammar cannot read (`~/data`, `a=b`, `é`) is taken as literal text.
     """
     parser = OverridesParser.create()
     return [_parse(parser, argument) for argument in arguments]
@@ -113,10 +113,10 @@ def with_default_save_dir(recipe: Path, config: C) -> C:
 
 
 def recipe_layers(path: Path | None, groups: Sequence[Override] = ()) -> list[Layer]:
-    """Returns the files that make up the recipe at `path`, in the order they are set: its defaults list, read by Hydra.
+    """Returns the files of the recipe at `path`, in the order in which they are applied: its defaults list.
 
     An entry of that list names a recipe in the folder of `path`, or a shipped one. `groups` choose options of config
-    groups; one that the defaults list does not hold is added at its end.
+    groups; a group that the defaults list does not have is appended to it.
     """
     folders = [*([path.parent] if path else []), recipe_folder()]
     escaped = str(recipe_folder()).replace("\\", "\\\\").replace("'", "\\'")
@@ -217,7 +217,10 @@ def _without_deleted(layers: Sequence[Layer], deleted: Sequence[Override]) -> li
                 found = True
         if not found:
             given = f"{override.key}={override.text}" if override.text else override.key
-            raise UserError(f"~{given}: the recipe does not set it.", "~ drops a setting of the recipe.")
+            raise UserError(
+                f"~{given}: the recipe does not set this key.",
+                "~ removes a setting of the recipe. Remove this argument.",
+            )
     return (
         [Layer(layer.path, OmegaConf.create(tree)) for layer, tree in zip(layers, trees, strict=True)]
         if deleted
@@ -238,7 +241,7 @@ def _kinds_first(config: Any, overrides: Sequence[Override]) -> list[Override]:
 
 
 def text_of(key: str, layers: Sequence[Layer], overrides: Sequence[Override]) -> str | None:
-    """Returns the text at a key at the root, before the whole config is composed; None if it is not set."""
+    """Returns the value of a top-level text key before the whole config is composed; None if it is not set."""
     values = [layer.tree[key] for layer in layers if key in layer.tree]
     values += [
         override.value if isinstance(override.value, str | None) else override.text
@@ -262,7 +265,7 @@ def _whole(layers: Sequence[Layer], overrides: Sequence[Override]) -> Any:
 
 
 def _interpolated(value: Any, root: Any) -> Any:
-    """Returns `value` with each `${key}` in it replaced by what `root` holds under that key."""
+    """Returns `value` with each `${key}` in it replaced by the value of that key in `root`."""
     if isinstance(value, dict):
         return {key: _interpolated(item, root) for key, item in value.items()}
     if isinstance(value, list):
@@ -306,7 +309,7 @@ def _value(override: Override, config: Any) -> Any:
 
 
 def to_yaml(config: Any) -> str:
-    """Returns the whole config as YAML; as a recipe it gives this config again."""
+    """Returns the whole config as YAML. Used as a recipe, it reproduces this config."""
     return OmegaConf.to_yaml(OmegaConf.create(_escaped(schema.to_dict(config))))
 
 

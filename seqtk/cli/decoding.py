@@ -1,4 +1,4 @@
-"""Shared by seqtk-generate and seqtk-interactive: search settings and model loading."""
+"""Settings of the search and loading of models, for seqtk-generate and seqtk-interactive."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -18,31 +18,32 @@ class DecodeConfig(SearchConfig, LoadConfig):
     """Which model to use, how it searches, and the format of its output."""
 
     format: Literal["text", "fairseq", "json"] = setting(
-        "text", help="One line for each input, fairseq's S, T, H, D, P lines, or JSON lines."
+        "text",
+        help="text: one line for each input. fairseq: its lines S, T, H, D, P. json: one JSON object for each input.",
     )
-    detokenize: bool = setting(True, help="false: tokens separated by spaces.")
+    detokenize: bool = setting(True, help="Join tokens to text. false: write tokens separated by spaces.")
     max_tokens: int | None = setting(
-        4096, at_least=1, help="Sentences × longest source in a batch, at most. null: no limit."
+        4096, at_least=1, help="Maximum size of a batch: sentences × tokens of the longest source. null: no limit."
     )
-    max_sentences: int | None = setting(64, at_least=1, help="Sentences in a batch, at most. null: no limit.")
+    max_sentences: int | None = setting(64, at_least=1, help="Maximum number of sentences in a batch. null: no limit.")
 
     @property
     def batching(self) -> "BatchingConfig":
-        """The size of a batch."""
+        """The maximum size of a batch."""
         from seqtk.data.plan import BatchingConfig
 
         return BatchingConfig(max_tokens=self.max_tokens, max_sentences=self.max_sentences)
 
 
 def check_decoding(config: DecodeConfig) -> None:
-    """Raises UserError for settings that no model could be used with, before anything heavy is imported."""
+    """Raises UserError for settings that are invalid for every model, before torch is imported."""
     # Whether a search samples may depend on the model: contradictions in that are found when it is loaded.
     (replace(config, sampling=True, beam=None) if config.sampling is None else config).check()
     check_checkpoint(config)
 
 
 def check_nbest(config: DecodeConfig, pipeline: "TextPipeline") -> None:
-    """Raises UserError for several translations of a sentence in a format with one line for each."""
+    """Raises UserError if nbest is more than 1 in a format that has one line for each sentence."""
     if config.format == "text" and config.nbest > 1 and not pipeline.free_text:
         raise UserError(
             f"nbest={config.nbest}: format=text writes one line for each sentence.",

@@ -1,4 +1,4 @@
-"""seqtk-eval-lm: the cost of a text under a language model, per token and per unit of the text."""
+"""seqtk-eval-lm: computes the likelihood of a text under a language model, per token, word, byte and character."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -19,34 +19,39 @@ class EvalConfig(LoadConfig):
     """Which model scores which text, how the text is cut, and the format of the result."""
 
     data: str | None = setting(
-        None, help="A data-bin directory to score a split of. Default: the one that the model was trained on."
+        None, help="The data-bin directory that holds the split. null: the one that the model was trained on."
     )
-    split: str = setting("test", help="The split of data.")
+    split: str = setting("test", help="The split of data= to score.")
     input: str | None = setting(
-        None, help="A text file to score instead, read with the model's vocabulary. -: standard input."
+        None, help="A text file to score instead of data=, encoded with the model's vocabulary. -: standard input."
     )
     text: str | None = setting(
-        None, help="The original text, counted for metrics per word and byte. null: as counted by preprocessing."
+        None,
+        help="The file of the original text, for metrics per word and byte. null: use the counts of preprocessing.",
     )
     break_mode: Literal["none", "complete", "complete_doc", "eos"] | None = setting(
         None, help="How the text is cut into samples. null: as in training."
     )
     tokens_per_sample: int | None = setting(
-        None, at_least=1, help="Most tokens that a sample reads, context included. null: as in training."
+        None, at_least=1, help="Maximum number of tokens in a sample, context included. null: as in training."
     )
     context_window: int = setting(
-        0, at_least=0, help="How many tokens of a sample are context, read again but not scored again."
+        0,
+        at_least=0,
+        help="The number of tokens of a sample that are context: they are read again, but not scored again.",
     )
     streams: int | None = setting(
         None,
         at_least=1,
-        help="For models with recurrent memory: in how many contiguous streams the text is read. null: as in training.",
+        help="With recurrent memory: the number of contiguous streams to read the text in. null: as in training.",
     )
-    max_tokens: int | None = setting(4096, at_least=1, help="Samples × longest sample in a batch. null: no limit.")
-    max_sentences: int | None = setting(None, at_least=1, help="Samples in a batch. null: no limit.")
-    format: Literal["text", "json"] = setting("text", help="Of the metrics, on standard output.")
+    max_tokens: int | None = setting(
+        4096, at_least=1, help="Maximum size of a batch: samples × tokens of the longest sample. null: no limit."
+    )
+    max_sentences: int | None = setting(None, at_least=1, help="Maximum number of samples in a batch. null: no limit.")
+    format: Literal["text", "json"] = setting("text", help="The format of the metrics on standard output.")
     output: str | None = setting(
-        None, help="A file for the scores of all tokens, one JSON line for each line of the text."
+        None, help="The file to write the scores of all tokens to, one JSON object for each line of the text."
     )
 
 
@@ -54,8 +59,8 @@ class EvalConfig(LoadConfig):
 def main(config: EvalConfig) -> None:
     """Score a text: seqtk-eval-lm checkpoint=PATH [data=DATA-BIN split=test | input=FILE|-] [context_window=N …].
 
-    Every token is scored once. Prints nats and bits per token, perplexity per token and per word, bits per byte and
-    per character. With a context window, each sample also reads tokens before it.
+    Scores every token once. Prints nats and bits per token, perplexity per token and per word, and bits per byte and
+    per character. With a context window, each sample also reads the tokens before it, without scoring them again.
     """
     check_checkpoint(config)
     if config.output == "-":

@@ -4,7 +4,7 @@ import itertools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from seqtk.cli.command import command
 from seqtk.cli.loading import LoadConfig, check_checkpoint, check_output, load_pipeline, split_paths
@@ -20,46 +20,53 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(LoadConfig):
+class EvaluateConfig(SearchConfig, LoadConfig):
     """Which model is evaluated on which data."""
 
-    data: str | None = setting(None, help="Where the data is. null: where it was in training.")
-    split: str = setting("test", help="The split of the data.")
+    data: str | None = setting(None, help="The data, for example a data-bin directory. null: the data of training.")
+    split: str = setting("test", help="The split of data= to evaluate on.")
     input: str | None = setting(
         None, help="A text file to evaluate on instead; of a classifier, TSV, CSV or JSON lines. -: standard input."
     )
     columns: Columns = Columns()
     reference: str | None = setting(
-        None, help="For input=: what the model should produce, line by line. Several files, separated by commas."
+        None,
+        help="With input=: the file of references, line by line. For several references, separate files by commas.",
     )
     metrics: tuple[str, ...] | None = setting(None, help="The metrics. null: the task's metrics that are available.")
-    decode: bool = setting(True, help="Compute the model's outputs, for metrics that need them.")
-    search: SearchConfig = SearchConfig()
-    max_tokens: int | None = setting(4096, at_least=1, help="Examples × longest of a batch. null: no limit.")
-    max_sentences: int | None = setting(64, at_least=1, help="Examples in a batch. null: no limit.")
+    decode: bool = setting(True, help="Compute the model's outputs, which metrics such as BLEU need.")
+    max_tokens: int | None = setting(
+        4096, at_least=1, help="Maximum size of a batch: examples × tokens of the longest example. null: no limit."
+    )
+    max_sentences: int | None = setting(64, at_least=1, help="Maximum number of examples in a batch. null: no limit.")
     truncate: bool | None = setting(
         None,
-        help="Of classifiers: cut examples that are too long at the end. false: refuse them. null: as in training.",
+        help="For classifiers: cut off the end of too long examples. false: refuse them. null: as in training.",
     )
     bootstrap: int = setting(
-        1000, at_least=0, at_most=1_000_000, help="Of classifiers: samples for the 95 % intervals. 0: no intervals."
+        1000,
+        at_least=0,
+        at_most=1_000_000,
+        help="For classifiers: the number of bootstrap samples for 95 % intervals. 0: no intervals.",
     )
     confusion: str | None = setting(
         None,
-        help="Of classifiers: a picture of the confusion matrix to write. Its ending says the format: png, svg, pdf.",
+        help="For classifiers: a picture of the confusion matrix to write, a .png, .svg or .pdf file.",
     )
     format: Literal["text", "json"] = setting("text", help="The format of the report.")
+
+    renamed: ClassVar[dict[str, str]] = {f"search.{name}": name for name in SearchConfig.__dataclass_fields__}
 
 
 @command("seqtk-evaluate", EvaluateConfig, first="checkpoint")
 def main(config: EvaluateConfig) -> None:
     """Evaluate a model of any task: seqtk-evaluate PATH [data=DATA] [split=test | input=FILE [reference=FILE]].
 
-    Prints each metric with its unit; of a classifier also 95 % intervals, the figures of each class, and the confusion
-    matrix. Use user_dir= for a model of a plug-in.
+    Prints each metric with its unit. For a classifier, also prints 95 % intervals, precision, recall and F1 of each
+    class, and the confusion matrix. Set user_dir= for a model of a plug-in.
     """
     check_checkpoint(config)
-    config.search.check()
+    config.check()
     if config.confusion is not None:
         check_picture("confusion", config.confusion)
         check_output(Path(config.confusion), output="confusion", checkpoint=config.checkpoint, input=config.input)
@@ -81,7 +88,7 @@ def main(config: EvaluateConfig) -> None:
         references=split_paths(config.reference) if config.reference is not None else (),
         names=config.metrics,
         decode=config.decode,
-        search=config.search,
+        search=config,
         batching=BatchingConfig(max_tokens=config.max_tokens, max_sentences=config.max_sentences),
         resamples=config.bootstrap,
         progress=True,

@@ -1,4 +1,4 @@
-"""seqtk-export: a trained model in the format of another toolkit."""
+"""seqtk-export: writes a trained model in the format of another toolkit."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -206,7 +206,7 @@ def translate(program: str, arguments: Sequence[str], config: Any, *, recipes: b
 
 
 def _options(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Returns the options as (name, value), key=value arguments as ("=", argument); and the positional arguments."""
+    """Returns the options as (name, value), key=value arguments as ("=", argument), and the positional arguments."""
     pairs: list[tuple[str, str]] = []
     positional: list[str] = []
     remaining = list(arguments)
@@ -249,7 +249,7 @@ def _positional_keys(program: str, known: Sequence[str], *, has_path: bool) -> t
 
 
 def _setting(name: str, value: str, known: Sequence[str]) -> tuple[str | None, str]:
-    """Returns the setting that corresponds to an option (None if there is none), and what to use instead."""
+    """Returns the setting that corresponds to an option, or None, and advice on what to use instead."""
     if name in CONSTANTS:
         has_key = CONSTANTS[name].partition("=")[0] in known
         return (CONSTANTS[name], "") if has_key else (None, NO_COUNTERPART)

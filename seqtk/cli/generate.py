@@ -25,26 +25,31 @@ class GenerateConfig(DecodeConfig):
     """What to translate or continue, and where to write it."""
 
     data: str | None = setting(
-        None, help="A data-bin directory to translate a split of. Default: the one that the model was trained on."
+        None, help="The data-bin directory that holds the split. null: the one that the model was trained on."
     )
-    split: str = setting("test", help="The split of data.")
+    split: str = setting("test", help="The split of data= to translate.")
     input: str | None = setting(
-        None, help="A text file to translate instead, or a file of prompts, one a line. -: standard input."
+        None, help="A text file to translate instead of data=, or a file with one prompt per line. -: standard input."
     )
     reference: str | None = setting(
-        None, help="Reference translations of input, line by line, to score against. Several files: separate by commas."
+        None, help="The file of reference translations of input=, line by line. For several, separate files by commas."
     )
-    prefix: str | None = setting(None, help="A file with text that each translation of input must begin with.")
-    prefix_size: int = setting(0, at_least=0, help="How many tokens of its reference each translation must begin with.")
-    score_reference: bool = setting(False, help="Score the (first) references instead of searching.")
+    prefix: str | None = setting(None, help="A file whose lines are the beginnings of the translations of input=.")
+    prefix_size: int = setting(
+        0, at_least=0, help="The number of tokens of its reference that each translation must begin with."
+    )
+    score_reference: bool = setting(False, help="Score the references (the first file) instead of searching.")
     output: str = setting("-", help="The file to write. -: standard output.")
     buffer_size: int = setting(
         8192,
         at_least=1,
-        help="Sentences that are read, and sorted by length into batches, before the first is written.",
+        help="The number of sentences to read and sort by length into batches before the first output is written.",
     )
     workers: int = setting(
-        0, at_least=0, at_most=256, help="Processes of one thread each on a CPU. 0: one process with all threads."
+        0,
+        at_least=0,
+        at_most=256,
+        help="The number of processes, of one thread each, on a CPU. 0: one process with all threads.",
     )
 
 

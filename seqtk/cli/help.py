@@ -1,4 +1,4 @@
-"""The page that `--help` prints: every key of a config with its value and its help text."""
+"""Formats the page that `--help` prints: every key of a config with its value and its help text."""
 
 import dataclasses
 import enum
@@ -42,7 +42,7 @@ def _end_of_page(registry: Registry[Any]) -> str:
 
 
 def _kind(registry: Registry[Any], name: str) -> tuple[str, str]:
-    """Returns a registered name and what it is; of an attention layer also its roles."""
+    """Returns a registered name with its description and, for an attention layer, its roles."""
     config_type = registry.config_type(name)
     roles = getattr(registry.class_of(config_type), "roles", ())
     about = (inspect.getdoc(config_type) or "").split("\n\n")[0]
@@ -56,7 +56,7 @@ def _row(key: str, text: str, width: int) -> str:
 
 
 def _rows(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yields (key=value, help) of every field; the fields of a nested config follow its slot."""
+    """Yields a pair (key=value, help text) for every field. The fields of a nested config follow its slot."""
     hints = schema.hints_of(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -77,7 +77,7 @@ def _rows(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _choices(hint: Any) -> Iterator[str]:
-    """Yields the names that a field can hold: members of its registry, or the words of a Literal."""
+    """Yields the names that a field accepts: the members of its registry, or the values of a Literal."""
     if typing.get_origin(hint) is Literal:
         yield from map(str, typing.get_args(hint))
     elif isinstance(hint, type) and issubclass(hint, enum.Enum):

@@ -1,4 +1,4 @@
-"""seqtk-import-fairseq: a model that fairseq trained, as a model file."""
+"""seqtk-import-fairseq: converts a model that fairseq trained into a model file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,8 @@ class ImportConfig:
 def main(config: ImportConfig) -> None:
     """Import a model: seqtk-import-fairseq checkpoint_best.pt data=DATA-BIN output=model.safetensors.
 
-    Translation and language models; their scores are fairseq's. A sentencepiece.model in data is included.
+    Imports translation and language models; the scores are equal to fairseq's. A sentencepiece.model in data= is
+    included.
     """
     if not config.checkpoint:
         raise UserError(

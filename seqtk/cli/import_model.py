@@ -1,4 +1,4 @@
-"""seqtk-import: a model of another toolkit, as a model file."""
+"""seqtk-import: converts a model of another toolkit into a model file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ def main(config: "ImportModelConfig") -> None:
 
 
 def import_model(importer: "Importer", checkpoint: Path, *, output: str) -> None:
-    """Writes the model at `checkpoint` to the model file `output`, and prints what it is."""
+    """Writes the model at `checkpoint` to the model file `output`, and prints a summary."""
     from seqtk.checkpoint import model_file
     from seqtk.cli.loading import check_output
 

@@ -1,4 +1,4 @@
-"""seqtk-inspect: what a model file or the folder of a run holds, whether it is intact, and how two models differ."""
+"""seqtk-inspect: shows the contents of a model file or run, verifies them, and compares two models."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ class InspectConfig:
 
 @command("seqtk-inspect", InspectConfig, first="paths")
 def main(config: InspectConfig) -> None:
-    """Show what a model or run holds, and verify it: seqtk-inspect PATH. Compare two: seqtk-inspect PATH PATH.
+    """Show and verify a model or run: seqtk-inspect PATH. Compare two models: seqtk-inspect PATH PATH.
 
-    Every file is read whole and its checksums are verified; a damaged file ends the command with exit code 2.
+    Reads every file completely and verifies its checksums. If a file is damaged, the command exits with code 2.
     """
     if not 1 <= len(config.paths) <= 2:
         raise UserError(
@@ -51,7 +51,7 @@ def _print(lines: Iterator[str]) -> None:
 
 
 def _contents(model: "ModelFile", *, file: str) -> Iterator[str]:
-    """Where the model comes from, its vocabularies, its parameters by module, and its settings."""
+    """Yields lines with the origin of the model, its vocabularies, its parameters by module, and its settings."""
     import os
     import textwrap
 
@@ -122,7 +122,7 @@ def _verified(path: str, model: "ModelFile") -> Iterator[str]:
 
 
 def _comparison(first: "ModelFile", second: "ModelFile") -> Iterator[str]:
-    """Differences of origin, settings and vocabularies, and of the tensors by module."""
+    """Yields lines with the differences in origin, settings and vocabularies, and in the tensors by module."""
     from seqtk.checkpoint.module_table import aligned, by_module
     from seqtk.training.resume import differences
 
@@ -172,7 +172,7 @@ def _changes(names: list[str], first: "ModelFile", second: "ModelFile") -> tuple
 
 
 def _vocabularies(model: "ModelFile") -> dict[str, str]:
-    """Returns a few words about each dictionary, tokenizer and list of classes."""
+    """Returns a short description of each dictionary, tokenizer and list of classes."""
     from seqtk.utils.errors import how_many
 
     found = {}
@@ -190,7 +190,7 @@ def _vocabularies(model: "ModelFile") -> dict[str, str]:
 
 
 def _config(model: "ModelFile") -> "TrainConfig | None":
-    """Returns the settings of the run, or None if this version does not know one of them."""
+    """Returns the settings of the run, or None if one of them is unknown to this version."""
     from seqtk.training.resume import saved_config
 
     try:

@@ -4,7 +4,7 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, ClassVar, TextIO
 
 from seqtk.cli.classify import as_line, as_pair
 from seqtk.cli.command import command
@@ -24,6 +24,10 @@ class InteractiveConfig(DecodeConfig):
     buffer_size: int = setting(
         1, at_least=1, help="Lines that are read before the first is answered. Always 1 on a terminal."
     )
+
+    advice: ClassVar[dict[str, str]] = {
+        "input": "Input is typed, or comes through a pipe. For a file use seqtk-generate or seqtk-classify with input=."
+    }
 
 
 @command("seqtk-interactive", InteractiveConfig)

@@ -1,4 +1,4 @@
-"""Settings of every command that loads a trained model: which one, and the machine it runs on."""
+"""Settings that all commands share that load a trained model: the model, the device and the precision."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +20,21 @@ class LoadConfig:
         help="A model file, the folder of one checkpoint, or the folder of a run. "
         "Several, separated by commas, are an ensemble.",
     )
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", help="auto: a GPU if there is one.")
-    precision: Literal["fp32", "bf16"] = setting("fp32", help="Of matrix products. Scores are float32 either way.")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", help="The device. auto: a GPU if there is one.")
+    precision: Literal["fp32", "bf16"] = setting(
+        "fp32", help="The precision of matrix products. Scores are float32 in any case."
+    )
     threads: int = setting(
-        0, at_least=0, at_most=1024, help="CPU threads. 0: torch's default. 1 is best if other work shares the machine."
+        0,
+        at_least=0,
+        at_most=1024,
+        help="The number of CPU threads. 0: torch's default. 1 is best if other programs use the machine.",
     )
     user_dir: str | None = setting(None, help="A package or module with your own layers and tasks, imported first.")
 
 
 def check_checkpoint(config: LoadConfig) -> None:
-    """Raises UserError if no checkpoint is given, before anything heavy is imported."""
+    """Raises UserError if no checkpoint is given, before torch is imported."""
     if not config.checkpoint:
         raise UserError(
             "checkpoint= is not set.", "Set it to a model file, the folder of one checkpoint, or the folder of a run."
@@ -37,7 +42,7 @@ def check_checkpoint(config: LoadConfig) -> None:
 
 
 def load_pipeline(config: LoadConfig) -> "Pipeline":
-    """Returns the models that `config` names, ready to use."""
+    """Loads the models that `config` names."""
     check_checkpoint(config)
     import torch
 
@@ -60,9 +65,9 @@ def split_paths(value: str) -> list[str]:
 
 
 def check_output(path: Path, *, output: str = "output", **inputs: str | None) -> None:
-    """Raises UserError, before any work, for an output that cannot be a file, or is one of the `inputs` by key.
+    """Raises UserError if `path` cannot be written as a file, or is one of the `inputs`, given as key → path.
 
-    `output` is the key that names it.
+    `output` is the key of `path`, for the message.
     """
     check_not_input(path, output=output, **inputs)
     if path.is_dir():
@@ -72,7 +77,7 @@ def check_output(path: Path, *, output: str = "output", **inputs: str | None) ->
 
 
 def check_not_input(path: Path, *, output: str = "output", **inputs: str | None) -> None:
-    """Raises UserError if `path` is a file that one of the keys in `inputs` names, which writing would destroy."""
+    """Raises UserError if `path` is one of the files in `inputs`, given as key → path: it would be overwritten."""
     if not path.is_file():
         return
     for key, value in inputs.items():

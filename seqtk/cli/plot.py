@@ -1,4 +1,4 @@
-"""seqtk-plot: the curves of a metric over several runs, as a picture."""
+"""seqtk-plot: draws the curves of a metric of several runs into a picture."""
 
 import json
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ FORMATS = ("png", "svg", "pdf")
 
 @dataclass(frozen=True)
 class PlotConfig:
-    """The runs, the metric, and the picture."""
+    """Which metric of which runs to plot, and the picture to write."""
 
     runs: tuple[str, ...] = setting((), help="Folders of runs (their save_dir).")
     metric: str = setting("loss", help="The metric to plot, as log.jsonl names it: loss, nll, ppl, bleu, lr, ….")
-    output: str = setting("curves.png", help="The file to write. Its ending says the format: png, svg or pdf.")
+    output: str = setting("curves.png", help="The file to write, a .png, .svg or .pdf file.")
     log_scale: bool = setting(False, help="Use a logarithmic scale for the metric.")
     width: float = setting(8.0, above=0, at_most=100, help="Width of the picture in inches.")
     height: float = setting(5.0, above=0, at_most=100, help="Height of the picture in inches.")
@@ -44,13 +44,13 @@ def main(config: PlotConfig) -> None:
 
 
 def check_picture(key: str, output: str) -> None:
-    """Raises UserError unless the file that `key` names has the ending of a picture."""
+    """Raises UserError unless the file name `output`, the value of `key`, has the ending of a picture."""
     if Path(output).suffix.removeprefix(".") not in FORMATS:
         raise UserError(f"{key}={output}: must end in .{', .'.join(FORMATS)}.")
 
 
 def load_pyplot(user: str) -> Any:
-    """matplotlib's pyplot, without a display. Raises UserError, which names the `user`, if it is not installed."""
+    """Imports matplotlib's pyplot without a display. Raises UserError, which names `user`, if it is not installed."""
     try:
         import matplotlib
     except ImportError:
@@ -65,7 +65,7 @@ def load_pyplot(user: str) -> Any:
 
 
 def read_curves(run: Path, metric: str) -> dict[str, Points]:
-    """Returns the values of a metric in a run's log, by kind (`train`, `valid`).
+    """Returns the values of a metric in a run's log, by kind of the log line (`train` or `valid`).
 
     Raises:
         UserError: If there is no log, or no value of the metric in it.

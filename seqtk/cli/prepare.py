@@ -24,11 +24,11 @@ def run(config: PrepareConfig) -> None:
 
     `seqtk-prepare enwik8` downloads, checks, unpacks and splits enwik8 and makes data-bin/enwik8, which recipes read.
     `source=FOLDER` takes the published files, or what was unpacked from them, from the disk. A command that was
-    interrupted continues when it is run again. Sets for classification, generated ones, and the demo corpus have other
-    settings: see `seqtk-prepare NAME --help`.
+    interrupted continues when it is run again. Labelled sets, generated sets and the demo corpus have other settings:
+    see `seqtk-prepare NAME --help`.
     """
     if not config.corpus:
-        raise UserError("Which corpus? Write seqtk-prepare NAME.", f"Known: {', '.join(NAMES)}.")
+        raise UserError("No corpus is named. Write seqtk-prepare NAME.", f"Known: {', '.join(NAMES)}.")
     if config.corpus not in CORPORA:
         raise UserError(f"There is no corpus called '{config.corpus}'.", nearest(config.corpus, NAMES))
     corpus = CORPORA[config.corpus]
@@ -49,7 +49,7 @@ def run_demo(config: demo.DemoConfig) -> None:
 
 
 def labelled_command(name: str) -> Callable[..., None]:
-    """Returns the command that makes a set for classification, with its settings."""
+    """Returns the command that makes a labelled set, with the settings of this set."""
     labelled = LABELLED_SETS[name]
 
     def run_labelled(config: Any) -> None:

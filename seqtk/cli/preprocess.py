@@ -1,4 +1,4 @@
-"""`seqtk-preprocess`: text in, data-bin directory out."""
+"""`seqtk-preprocess`: encodes text as a data-bin directory."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Finding recipes: shipped ones by name, others by path. Imports nothing heavy."""
+"""Finds recipes: shipped ones by name, others by path. Does not import torch."""
 
 import importlib.resources
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from seqtk.utils.errors import UserError, nearest
 
 
 def recipe_folder() -> Path:
-    """Returns the folder of the shipped recipes: inside the package; in a checkout, a link to `recipes/`."""
+    """Returns the folder of the shipped recipes, which is inside the package (in a checkout, a link to `recipes/`)."""
     return Path(str(importlib.resources.files("seqtk.conf").joinpath("recipe")))
 
 
@@ -18,7 +18,7 @@ def recipe_names() -> list[str]:
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    """Returns the recipe that `name` may have meant, or how to see all of them."""
+    """Returns a line of advice: the known recipe closest to `name`, or how to list all recipes."""
     line = nearest(name, names)
     return line if line.startswith("Did you mean") else "seqtk-recipes ls lists the shipped recipes."
 

@@ -1,4 +1,4 @@
-"""seqtk-recipes: list, show and copy the shipped recipes. Imports nothing heavy."""
+"""seqtk-recipes: lists, shows and copies the shipped recipes. Does not import torch."""
 
 import shutil
 import sys
@@ -19,13 +19,13 @@ Usage: seqtk-recipes ls              list their names and what each trains
 
 
 def summary(path: Path) -> str:
-    """Returns the first line of a recipe: what it trains."""
+    """Returns the first comment of a recipe, which describes what it trains."""
     with path.open(encoding="utf-8") as lines:
         return next(lines, "").lstrip("# ").rstrip()
 
 
 def run(arguments: list[str]) -> str:
-    """Returns the output of one subcommand."""
+    """Runs one subcommand and returns the text to print."""
     match arguments:
         case ["ls"]:
             width = max(map(len, recipe_names()), default=0)

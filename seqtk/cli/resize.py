@@ -1,4 +1,4 @@
-"""seqtk-resize: a trained model for longer or shorter input."""
+"""seqtk-resize: changes the maximum input length of a trained model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ class ResizeConfig:
 
     checkpoint: str = setting("", help="A model file, the folder of one checkpoint, or the folder of a run.")
     max_length: int | None = setting(
-        None, at_least=1, help="Positions that each attention layer with a limit accepts afterwards."
+        None, at_least=1, help="The new maximum length of every attention layer that has one, in tokens."
     )
     output: str = setting("", help="The file to write.")
     user_dir: str | None = setting(None, help="A package or module with your own layers and tasks, imported first.")
@@ -24,8 +24,8 @@ class ResizeConfig:
 def main(config: ResizeConfig) -> None:
     """Change the maximum input length of a trained model: seqtk-resize checkpoint=PATH max_length=N output=FILE.
 
-    The weights of positions that both lengths have are kept, so input that fits both is processed as before.
-    Those of new positions are initialized as in training.
+    Weights of positions that exist before and after are kept, so input that fits both lengths gives the same outputs.
+    Weights of new positions are initialized as in training.
     """
     for key in ("checkpoint", "max_length", "output"):
         if not getattr(config, key):

@@ -1,4 +1,4 @@
-"""seqtk-score: BLEU, chrF and TER of translations, and a test of which system is better."""
+"""seqtk-score: computes BLEU, chrF and TER of translations, and tests which system is better."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ class ScoreConfig:
     """Which translations to score, and against which references."""
 
     hypothesis: str = setting(
-        "", help="A file of translations. Several, separated by commas: each is compared with the first."
+        "", help="A file of translations. With several, separated by commas, each is compared with the first."
     )
     reference: str = setting(
-        "", help="The file with their references, line by line. Several references: files separated by commas."
+        "", help="The file with their references, line by line. For several references, separate files by commas."
     )
     metrics: str = setting("bleu,chrf,ter", help="Any metrics of text, separated by commas.")
     lowercase: bool = setting(False, help="Ignore case (TER always does).")
@@ -26,7 +26,10 @@ class ScoreConfig:
         "13a", help="The tokenizer of BLEU: 13a, intl, char, zh, ja-mecab, ko-mecab, flores200, none."
     )
     bootstrap: int = setting(
-        1000, at_least=1, at_most=1_000_000, help="With several hypotheses: samples of the paired test."
+        1000,
+        at_least=1,
+        at_most=1_000_000,
+        help="With several hypotheses: the number of bootstrap samples of the paired test.",
     )
 
 

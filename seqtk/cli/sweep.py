@@ -1,4 +1,4 @@
-"""`--multirun`: a command run once for each combination of values, by Hydra's sweepers and launchers."""
+"""`--multirun`: runs a command once for each combination of values, with Hydra's sweepers and launchers."""
 
 import functools
 import sys
@@ -21,13 +21,13 @@ Command = Callable[..., None]
 
 
 def sweep(main: Command, arguments: Sequence[str], save_dir: Callable[[list[str]], str | None]) -> None:
-    """Run `main` for each combination of the values in `arguments`, in separate folders inside its save_dir.
+    """Runs `main` for each combination of the values in `arguments`, in separate folders inside its save_dir.
 
     `hydra/…` and `hydra.…` arguments choose and configure the sweeper and the launcher. Hydra's default
     sweeper and launcher check all combinations before the first run, and run them one by one in this process.
 
     Args:
-        main: The command. It exits with a code of 128 or more to end the sweep.
+        main: The command. An exit code of 128 or more ends the sweep.
         arguments: The arguments without `--multirun`.
         save_dir: Returns the save_dir of a run with these arguments. Raises UserError if they are invalid.
     """

@@ -1,4 +1,4 @@
-"""seqtk-train: train a model from a recipe."""
+"""seqtk-train: trains a model from a recipe."""
 
 import os
 import sys
@@ -46,7 +46,7 @@ def main(config: "TrainConfig") -> None:
 
 
 def _train(config: "TrainConfig") -> "Result":
-    """Trains. torchrun then ends with the traceback of the process that failed first."""
+    """Trains the model. Errors are recorded, so that torchrun reports the process that failed first."""
     from seqtk.training.parallel import LostProcessError
     from seqtk.training.trainer import train
 
@@ -64,7 +64,7 @@ def _train(config: "TrainConfig") -> "Result":
 
 
 def _replay(config: "TrainConfig") -> None:
-    """Prints what the update in a replay file gives, with the settings in the file."""
+    """Repeats the update in a replay file, with the settings in the file, and prints its results."""
     from seqtk.training.config import TrainConfig
     from seqtk.training.replay import replay
     from seqtk.training.resume import changed_keys

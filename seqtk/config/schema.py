@@ -5,11 +5,12 @@ registry. In a plain tree (recipe, command line, checkpoint, log) a slot is a na
 `kind`. An unknown key is an error that names the nearest known one. A number out of its field's range (see
 `seqtk.config.fields`) is an error that names the key as it was typed.
 
-A config class may state two tables:
+A config class may have three tables:
 
 - `aliases: ClassVar[dict[str, tuple[str, ...]]]`: a key that sets several others.
 - `renamed: ClassVar[dict[str, str]]`: an old key → its new name, or `""` if it is gone. Both are dotted and relative to
   the class. Setting an old key is an error that names the new one; `seqtk.config.legacy` reads it.
+- `advice: ClassVar[dict[str, str]]`: a key that does not exist but may be expected → the last line of the error.
 """
 
 import dataclasses
@@ -118,8 +119,9 @@ def stands_for(config: Any, key: str) -> list[str]:
 def _set(config: C, key: str, value: Any, typed: str) -> C:
     """Returns a copy of `config` with `key` set.
 
-    `typed` is the whole key as the user wrote it; it ends with `key`, or with
-    the part of it that follows an alias."""
+    `typed` is the whole key as the user wrote it, for errors. It ends with `key`, or with the part of `key` that
+    follows an alias.
+    """
     head, _, rest = key.partition(".")
     shown = typed.removesuffix(f".{rest}") if rest else typed
     for old, new in renamed_keys(type(config)).items():
@@ -136,7 +138,10 @@ def _set(config: C, key: str, value: Any, typed: str) -> C:
         inside = f" in '{registry.name_of(type(config))}'" if registry else ""
         here = [*hints, *_aliases(type(config))]
         where = shown.removesuffix(head)
-        raise UserError(f"There is no key '{shown}'{inside}.", nearest_key(head, here, keys(config), prefix=where))
+        advice: str = getattr(type(config), "advice", {}).get(head, "")
+        for name in (head, *rest.split(".")[-1:]):
+            advice = advice or nearest_key(name, here, keys(config), prefix=where)
+        raise UserError(f"There is no key '{shown}'{inside}.", advice)
     current = getattr(config, head)
     if rest and rest != "kind":
         new_value: Any = _set_inside(default_of(hints[head]) if current is None else current, rest, value, shown, typed)

@@ -100,7 +100,7 @@ class TestSource:
         assert printed.count("\n") == (pairs / "test.tsv").read_text().count("\n")
 
     def test_is_read_by_evaluate(self, pairs_run: Path, pairs: Path) -> None:
-        options = ("search.beam=1", "search.max_length_b=8", "device=cpu", "format=json")
+        options = ("beam=1", "max_length_b=8", "device=cpu", "format=json")
         report = json.loads(command("evaluate", str(pairs_run), f"data={pairs}", "split=valid", *options))
         assert report["nll"] == pytest.approx(logged(pairs_run, "valid")[-1]["nll"], rel=1e-4)
 
@@ -116,7 +116,7 @@ class TestMetric:
         values = [line["token_f1"] for line in logged(run, "valid")]
         assert len(set(values)) > 1
         assert logged(run, "valid")[-1]["best_token_f1"] == max(values)
-        options = ("split=valid", "search.max_length_b=8", "device=cpu", "metrics=[token_f1]", "format=json")
+        options = ("split=valid", "max_length_b=8", "device=cpu", "metrics=[token_f1]", "format=json")
         assert json.loads(command("evaluate", str(run), *options))["token_f1"] == pytest.approx(max(values))
 
 

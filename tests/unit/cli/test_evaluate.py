@@ -46,13 +46,13 @@ class TestTranslation:
     def test_equals_validation(self, run: Run, translation: Path) -> None:
         lines = map(json.loads, (translation / "log.jsonl").read_text().splitlines())
         valid = [line for line in lines if line["kind"] == "valid"][-1]
-        found = run(str(translation / "update_00000004"), "search.max_length_b=5")
+        found = run(str(translation / "update_00000004"), "max_length_b=5")
         for name in ("loss", "nll", "ppl", "bleu", "chrf", "bleu_signature"):
             assert found[name] == (valid[name] if name.endswith("signature") else pytest.approx(valid[name], rel=1e-6))
 
     def test_a_file_equals_the_split(self, run: Run, translation: Path, tiny_corpus: Path) -> None:
         text = tiny_corpus / "text"
-        options = ("search.max_length_b=5", "search.beam=1")
+        options = ("max_length_b=5", "beam=1")
         split = run(str(translation), *options)
         file = run(str(translation), f"input={text}/test.en", f"reference={text}/test.de", *options)
         assert file == pytest.approx(split)
@@ -60,7 +60,7 @@ class TestTranslation:
         assert "nrefs:2" in twice["bleu_signature"]
 
     def test_metrics_are_chosen(self, run: Run, translation: Path) -> None:
-        found = run(str(translation), "metrics=[ter,nll]", "search.beam=1", "search.max_length_b=5")
+        found = run(str(translation), "metrics=[ter,nll]", "beam=1", "max_length_b=5")
         assert {"ter", "nll"} <= found.keys()
         assert "bleu" not in found
 
@@ -78,9 +78,10 @@ class TestTranslation:
             (["input=x", "data=y"], "input="),
             (["reference=x"], "reference="),
             (["split=tset"], "tset"),
+            (["search.beam=2"], "'beam'"),
         ],
     )
-    def test_refusals(
+    def test_refusal_names_the_key(
         self, translation: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], key: str
     ) -> None:
         with pytest.raises(SystemExit) as raised:
@@ -117,7 +118,7 @@ class TestLanguageModeling:
 def test_bleu_equals_generate(
     run: Run, translation: Path, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = run(str(translation), "search.max_length_b=5")
+    found = run(str(translation), "max_length_b=5")
     options = [f"checkpoint={translation}", f"data={tiny_corpus}", "max_length_b=5", "device=cpu", "output=/dev/null"]
     generate(options)
     assert f"BLEU|{found['bleu_signature']} = {found['bleu']:.2f}" in capsys.readouterr().err

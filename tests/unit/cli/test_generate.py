@@ -233,6 +233,12 @@ def test_worker_processes_give_the_same(run):
     assert run("input=test.de", "workers=2", "max_sentences=2").out == run("input=test.de").out
 
 
+def test_interactive_names_the_command_for_files(capsys):
+    with pytest.raises(SystemExit):
+        interactive(["checkpoint=model", "input=text.en"])
+    assert "seqtk-generate" in capsys.readouterr().err
+
+
 def test_interactive_answers_each_line(run):
     expected = run("input=test.de").out
     for size in (1, 4):

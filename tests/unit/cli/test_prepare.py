@@ -41,7 +41,7 @@ def test_demo_has_separate_settings(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "Which corpus?"),
+        ([], "No corpus is named"),
         (["enwik9"], "Did you mean 'enwik8'?"),
         (["ptb", "sorce=x"], "Did you mean 'source'?"),
         (["ptb", "source=nowhere"], "source=nowhere does not exist"),
