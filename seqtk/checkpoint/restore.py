@@ -114,7 +114,7 @@ def _read_state(path: Path) -> TrainState:
             if not path.with_name(name).is_file():
                 raise UserError(f"There is no file {path.with_name(name)}.")
         state = {_FORMER_NAMES.get(name, name): value for name, value in values.items()}
-        return TrainState(**{**state, "position": Position(**state["position"])})
+        return TrainState(**{**state, "position": Position.from_dict(state["position"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is not the state file of a checkpoint: {error}.") from error
 

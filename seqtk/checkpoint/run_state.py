@@ -34,6 +34,7 @@ from seqtk.checkpoint.model_file import (
     read_info,
     save_tensors,
 )
+from seqtk.data.mixing import MixedExamples
 from seqtk.data.plan import Position
 from seqtk.tasks.base import Assets, Dataset
 from seqtk.utils.errors import UserError
@@ -238,7 +239,12 @@ def _remove_partial(save_dir: Path) -> None:
 
 
 def fingerprint(train_set: Dataset) -> str:
-    """Returns a fingerprint of the training data: the number of examples, and CRCs of all lengths and some examples."""
+    """Returns a fingerprint of the training data: the number of examples, and CRCs of all lengths and some examples.
+
+    Of several corpora it has the fingerprint of each.
+    """
+    if isinstance(train_set, MixedExamples):
+        return " + ".join(map(fingerprint, train_set.corpora))
     lengths = np.ascontiguousarray(train_set.sizes_ND, dtype=np.int32)
     content = 0
     for index in np.linspace(0, len(train_set) - 1, min(len(train_set), MOST_READ)).astype(int).tolist():

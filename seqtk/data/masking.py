@@ -122,6 +122,10 @@ class MaskedBlocks:
         _, ids_N = self.blocks[index]  # the first id is context, which a masked model does not need
         return index, *self.masking(ids_N[1:], epoch=self.epoch, example=index)
 
+    def for_epoch(self, epoch: int) -> "MaskedBlocks":
+        """The same blocks, masked for another epoch."""
+        return MaskedBlocks(self.blocks, self.masking, epoch=epoch)
+
 
 _BEGINS: dict[str | None, Callable[[str], bool]] = {
     None: lambda token: True,

@@ -5,8 +5,8 @@ target in it), so padding counts. Position in the epoch is counted in examples, 
 of ranks. N examples, D sides of an example (source and target, or one), K samples of a split, S streams.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -66,6 +66,37 @@ class Position:
 
     epoch: int = 1
     examples: int = 0
+    earlier: tuple["Stretch", ...] = ()
+    """What of this epoch was consumed with other batch settings than the current ones, in order."""
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> "Position":
+        """The inverse of `asdict`. Raises TypeError or KeyError for another tree."""
+        stretches = (
+            Stretch(
+                each["examples"],
+                BatchingConfig(**each["batching"]),
+                tuple(Shape(**{**shape, "lengths": tuple(shape["lengths"])}) for shape in each["shapes"]),
+            )
+            for each in tree.get("earlier", ())
+        )
+        return cls(**{**tree, "earlier": tuple(stretches)})
+
+    def with_other_batches(self, before: BatchingConfig, shapes: Sequence[Shape] = ()) -> "Position":
+        """The same position, from which a run continues with batch settings and static shapes other than these."""
+        if not self.examples or (self.earlier and self.earlier[-1].examples == self.examples):
+            return self
+        return replace(self, earlier=(*self.earlier, Stretch(self.examples, before, tuple(shapes))))
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of an epoch that was consumed with the same batch settings."""
+
+    examples: int
+    """How many examples of the epoch had been consumed at its end."""
+    batching: BatchingConfig
+    shapes: tuple[Shape, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,12 +144,8 @@ def epoch_plan(
             update_freq=update_freq,
             length=length,
         )
-    its_shapes: Sequence[Shape] = ()
-    if shapes:
-        kept_N, random = _usable(sizes_ND, config), _random(seed, position.epoch)
-        batches, its_shapes = static_batches(sizes_ND, kept_N, shapes, random)
-    else:
-        batches = epoch_batches(sizes_ND, config, seed=seed, epoch=position.epoch)
+    among = remaining(sizes_ND, seed=seed, position=position) if position.earlier else None
+    batches, its_shapes = _batches(sizes_ND, config, seed=seed, epoch=position.epoch, shapes=shapes, among=among)
     return updates(batches, shapes=its_shapes, position=position, world=world, rank=rank, update_freq=update_freq)
 
 
@@ -159,6 +186,28 @@ def padding_share(plan: Sequence[Update], sizes_ND: SizeArray) -> float:
     return 1 - int(sizes_ND[is_read_N].sum(dtype=np.int64)) / max(int(positions(plan, sizes_ND).sum()), 1)
 
 
+def remaining(sizes_ND: SizeArray, *, seed: int, position: Position) -> IndexArray:
+    """The examples of an epoch that were not consumed with earlier batch settings."""
+    left_N: IndexArray = np.arange(len(sizes_ND))
+    before = 0
+    for stretch in position.earlier:
+        batches, _ = _batches(
+            sizes_ND, stretch.batching, seed=seed, epoch=position.epoch, shapes=stretch.shapes, among=left_N
+        )
+        consumed_N = np.concatenate(batches)[: stretch.examples - before]
+        left_N = np.setdiff1d(left_N, consumed_N, assume_unique=True)
+        before = stretch.examples
+    return left_N
+
+
+def consumed(
+    sizes_ND: SizeArray, config: BatchingConfig, *, seed: int, position: Position, shapes: Sequence[Shape] = ()
+) -> IndexArray:
+    """The examples of an epoch that all ranks together have consumed at `position`, without streams."""
+    left_N = remaining(sizes_ND, seed=seed, position=position.with_other_batches(config, shapes))
+    return np.setdiff1d(np.arange(len(sizes_ND)), left_N, assume_unique=True)
+
+
 def usable(sizes_ND: SizeArray, config: BatchingConfig) -> tuple[IndexArray, IndexArray]:
     """The examples to train on, and those that are skipped: longer than `max_length` or than `max_tokens`.
 
@@ -172,17 +221,19 @@ def usable(sizes_ND: SizeArray, config: BatchingConfig) -> tuple[IndexArray, Ind
     return np.flatnonzero(fits_N), np.flatnonzero(~fits_N)
 
 
-def epoch_batches(sizes_ND: SizeArray, config: BatchingConfig, *, seed: int, epoch: int) -> list[IndexArray]:
+def epoch_batches(
+    sizes_ND: SizeArray, config: BatchingConfig, *, seed: int, epoch: int, among: IndexArray | None = None
+) -> list[IndexArray]:
     """The training batches of an epoch, in their order: every usable example exactly once, new batches each epoch.
 
     The examples are permuted by (seed, epoch) and cut into windows of about `bucket` batches. Each window is sorted by
     length, the target's and then the source's; the result is packed into batches, and their order is shuffled. A larger
     `bucket` pads less and mixes less. The random stream is one that NumPy has frozen, so a run resumed under another
-    version sees the same batches.
+    version sees the same batches. `among` limits them to these examples.
 
     Raises UserError if no example is usable.
     """
-    indices_N, random = _usable(sizes_ND, config), _random(seed, epoch)
+    indices_N, random = _usable(sizes_ND, config, among), _random(seed, epoch)
     order_N: IndexArray = indices_N[random.permutation(len(indices_N))]
     longest_N = _longest_side(sizes_ND)
     share_N = np.zeros(len(order_N))  # the share of a batch that each example fills
@@ -260,8 +311,10 @@ def updates(
     `position` may have been reached with another world or update_freq: the consumed examples are a prefix of the epoch,
     so none is lost or repeated. A batch that was consumed in part is continued with its rest. `shapes` are the static
     shapes of the batches, if they have some; a micro-batch without examples has that of the last one.
+    `batches` are of the examples that remained after `position.earlier`.
     """
-    ends = np.cumsum([len(batch) for batch in batches], dtype=np.int64)
+    before = position.earlier[-1].examples if position.earlier else 0
+    ends = before + np.cumsum([len(batch) for batch in batches], dtype=np.int64)
     first = int(ends.searchsorted(position.examples, side="right"))
     remaining, its_shapes = list(batches[first:]), list(shapes[first:])
     if remaining:
@@ -273,7 +326,7 @@ def updates(
         indices = tuple(remaining[place] if place < len(remaining) else None for place in places)
         examples = int(ends[min(first + start + taken, len(batches)) - 1])
         own = tuple(its_shapes[min(place, len(remaining) - 1)] for place in places) if shapes else ()
-        plan.append(Update(indices, Position(position.epoch, examples), own, int(remaining[-1][0])))
+        plan.append(Update(indices, replace(position, examples=examples), own, int(remaining[-1][0])))
     return plan
 
 
@@ -327,8 +380,23 @@ def stream_updates(
     return plan
 
 
-def _usable(sizes_ND: SizeArray, config: BatchingConfig) -> IndexArray:
-    """The examples to train on. Raises UserError if there are examples, but none is usable."""
+def _batches(
+    sizes_ND: SizeArray,
+    config: BatchingConfig,
+    *,
+    seed: int,
+    epoch: int,
+    shapes: Sequence[Shape],
+    among: IndexArray | None,
+) -> tuple[list[IndexArray], Sequence[Shape]]:
+    """The training batches of an epoch, `among` these examples, and the static shape of each if there are `shapes`."""
+    if not shapes:
+        return epoch_batches(sizes_ND, config, seed=seed, epoch=epoch, among=among), ()
+    return static_batches(sizes_ND, _usable(sizes_ND, config, among), shapes, _random(seed, epoch))
+
+
+def _usable(sizes_ND: SizeArray, config: BatchingConfig, among: IndexArray | None) -> IndexArray:
+    """The examples to train on, `among` these. Raises UserError if there are examples, but none is usable."""
     kept_N, too_long = usable(sizes_ND, config)
     if len(kept_N) == 0 and len(too_long) > 0:
         limits = {"max_tokens": config.max_tokens, "max_length": config.max_length}
@@ -337,7 +405,7 @@ def _usable(sizes_ND: SizeArray, config: BatchingConfig) -> IndexArray:
             f"No training example fits {named}.",
             f"The shortest has {how_many(int(_longest_side(sizes_ND).min()), 'token')}: allow at least that many.",
         )
-    return kept_N
+    return kept_N if among is None else np.intersect1d(kept_N, among, assume_unique=True)
 
 
 def _random(seed: int, epoch: int) -> np.random.RandomState:

@@ -16,6 +16,7 @@ from seqtk.criterions.base import Stats
 from seqtk.criterions.cross_entropy import CrossEntropyConfig
 from seqtk.data.batch import Batch
 from seqtk.data.loader import load_batches
+from seqtk.data.mixing import CorpusConfig
 from seqtk.data.plan import BatchingConfig, IndexArray, SizeArray, ordered_batches, stream_rows
 from seqtk.data.report import TextCount
 from seqtk.data.sources import DataBinSourceConfig, SourceConfig
@@ -38,6 +39,14 @@ class TaskConfig:
     data: str = setting("", help="Where the data is: of the default source, a data-bin directory.")
     source: SourceConfig = DataBinSourceConfig()
     made_by: str = setting("", help="The command that makes the data, which the error shows if it is missing.")
+    mix: tuple[CorpusConfig, ...] = setting(
+        (),
+        help="Train on these corpora: [{data: A, weight: 2}, {data: B}]. They have the vocabulary of task.data, which "
+        "keeps validation and test. []: train on task.data alone.",
+    )
+    temperature: float = setting(
+        1.0, at_least=1, help="Of task.mix: a corpus has a share proportional to (weight × examples)^(1 / temperature)."
+    )
 
 
 tasks: Registry["Task"] = Registry("task", TaskConfig)
@@ -139,6 +148,15 @@ class Task:
     def training_set(self, epoch: int) -> Dataset:
         """Returns the examples that an epoch, counted from 1, trains on."""
         return self.dataset("train")
+
+    def epoch_examples(self, epoch: int, *, seed: int) -> Dataset:
+        """What an epoch of a run reads: the training set, or with `task.mix` its part of several corpora.
+
+        Raises UserError if the corpora of `task.mix` do not belong together.
+        """
+        if self.config.mix:
+            raise UserError("task.mix has no effect on this task.", "Remove it.")
+        return self.training_set(epoch)
 
     def collate(self, examples: Sequence[Any]) -> Batch:
         """Returns the batch of these examples."""

@@ -1,12 +1,16 @@
 """What tasks over text share: the source of their data, and tokenizers as text in a model file."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
+from seqtk.data.mixing import Corpus, CorpusConfig, MixedExamples
 from seqtk.data.sources import Source, sources
 from seqtk.data.tokenizer import Tokenizer
-from seqtk.tasks.base import Assets, Task
+from seqtk.tasks.base import Assets, Dataset, Task
+from seqtk.utils.errors import UserError
 
 
 class TextTask(Task):
@@ -36,9 +40,54 @@ class TextTask(Task):
             self._source = source
         return self._source
 
-    def _open(self, data: str) -> Source:
+    @contextmanager
+    def reading(self, data: str | Source) -> Iterator[None]:
+        """Makes the task read another place, or another source, while the block runs. Raises as `open` does."""
+        before = self._source
+        try:
+            self.open(data)
+            yield
+        finally:
+            self._source = before
+
+    def epoch_examples(self, epoch: int, *, seed: int) -> Dataset:
+        config = self.config
+        if not config.mix:
+            return super().epoch_examples(epoch, seed=seed)
+        return MixedExamples(
+            self._corpora,
+            [corpus.data for corpus in config.mix],
+            weights=[corpus.weight for corpus in config.mix],
+            temperature=config.temperature,
+            seed=seed,
+            epoch=epoch,
+        )
+
+    @cached_property
+    def _corpora(self) -> list[Corpus]:
+        """The training sets of `task.mix`. Raises UserError if one cannot be read with the task's vocabularies."""
+        return [self._corpus(corpus) for corpus in self.config.mix]
+
+    def _corpus(self, corpus: CorpusConfig) -> Corpus:
+        try:
+            if not corpus.data:
+                raise UserError("A corpus has no data.", "Set it: [{data: A, weight: 2}, {data: B}].")
+            source = self._open(corpus.data, source_lang=corpus.source_lang, target_lang=corpus.target_lang)
+            if source.epochs > 1:
+                raise UserError(f"{corpus.data} names shards, which take turns.", "List each of them as a corpus.")
+            with self.reading(source):
+                examples = self.training_set(1)
+            if not len(examples):
+                raise UserError(f"{corpus.data} has no training examples.", "Remove it.")
+        except UserError as error:
+            problem, *others = str(error).splitlines()
+            raise UserError(f"task.mix: {problem}", *others) from error
+        return examples
+
+    def _open(self, data: str, **others: str | None) -> Source:
         languages: dict[str, Any] = {
-            key: getattr(self, key, None) or getattr(self.config, key, None) for key in ("source_lang", "target_lang")
+            key: others.get(key) or getattr(self, key, None) or getattr(self.config, key, None)
+            for key in ("source_lang", "target_lang")
         }
         made_by = self.config.made_by if data == self.config.data else ""
         return sources.build(self.config.source, data=data, made_by=made_by, **languages)

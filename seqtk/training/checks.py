@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from seqtk.corpora import demo
 from seqtk.criterions import Criterion
+from seqtk.data.mixing import MixedExamples
 from seqtk.data.plan import Update, epoch_batches, padding_share, usable
 from seqtk.metrics import metrics
 from seqtk.metrics.base import OUTPUTS, TEXT_SIZE
@@ -16,9 +18,9 @@ from seqtk.models import Model
 from seqtk.tasks import Task
 from seqtk.tasks.base import Dataset
 from seqtk.training.config import TrainConfig
-from seqtk.training.parallel import Engine, lost_process_errors
+from seqtk.training.parallel import Engine, lost_process_errors, start_engine
 from seqtk.utils.errors import UserError, how_many
-from seqtk.utils.memory import out_of_memory_errors
+from seqtk.utils.memory import keep_freed_memory, out_of_memory_errors
 
 if TYPE_CHECKING:
     from seqtk.training.trainer import Trainer
@@ -73,6 +75,11 @@ def _check_lengths(config: TrainConfig, datasets: Mapping[str, Dataset], *, task
 
 def _check_streams(config: TrainConfig, *, task: Task, model: Model, samples: int, engine: Engine) -> None:
     streams, parts = config.batch.streams or 1, engine.size * config.update_freq
+    if task.config.mix:
+        raise UserError(
+            "batch.streams reads one text in order, but task.mix names corpora.",
+            "Set batch.streams=null, or task.mix=[].",
+        )
     if not task.continuous:
         raise UserError(
             "batch.streams requires contiguous samples.", "Set task=language_modeling and task.break_mode=none."
@@ -120,7 +127,11 @@ def banner(run: "Trainer", plan: Sequence[Update]) -> Iterator[str]:
     frozen = [parameter.numel() for parameter in model.parameters() if not parameter.requires_grad]
     if frozen:
         yield f"{sum(frozen):,} parameters in {how_many(len(frozen), 'tensor')} are frozen."
-    yield f"{how_many(len(kept), 'training example')} in {config.task.data}."
+    if isinstance(train_set, MixedExamples):
+        yield f"{how_many(len(kept), 'training example')} an epoch, of these corpora:"
+        yield from train_set.lines()
+    else:
+        yield f"{how_many(len(kept), 'training example')} in {config.task.data}."
     for split, dataset in (
         ("training", train_set),
         *((split, task.dataset(split)) for split in config.validation.splits),
@@ -139,6 +150,23 @@ def banner(run: "Trainer", plan: Sequence[Update]) -> Iterator[str]:
     else:
         fewer = f" (batch.shapes={limit}: the examples need no more)" if used < limit else ""
         yield f"{how_many(used, 'shape')}{fewer}, padding {padding}."
+
+
+@contextmanager
+def prepared(config: TrainConfig) -> Iterator[Engine]:
+    """Checks `config` and starts its engine; inside the block, running out of memory is a UserError."""
+    config.check()
+    keep_freed_memory()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    engine = start_engine(config.parallel, device=config.device)
+    try:
+        if config.task.data == demo.DESTINATION and not any(Path(demo.DESTINATION).glob("dict*.txt")):
+            demo.ensure()
+        with running(config, engine=engine):
+            yield engine
+    finally:
+        engine.close()
 
 
 @contextmanager

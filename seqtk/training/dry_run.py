@@ -13,9 +13,9 @@ from seqtk.checkpoint.module_table import aligned, by_module
 from seqtk.data.loader import load_updates
 from seqtk.data.plan import Update, padding_share, positions, real_batches
 from seqtk.optim import rate_scales
-from seqtk.training.checks import banner
+from seqtk.training.checks import banner, prepared
 from seqtk.training.config import TrainConfig
-from seqtk.training.trainer import Trainer, prepared
+from seqtk.training.trainer import Trainer
 from seqtk.utils.errors import how_many
 from seqtk.utils.memory import peak_memory_gib
 

@@ -1,12 +1,14 @@
 """Whether a run may resume from a checkpoint: its settings and its corpus compared with the current ones."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from seqtk.checkpoint.model_file import modern_task
 from seqtk.checkpoint.restore import Checkpoint
 from seqtk.config import legacy, schema
+from seqtk.data.plan import BatchingConfig
 from seqtk.optim import schedules
 from seqtk.tasks.base import Assets
 from seqtk.training.config import TrainConfig
@@ -16,8 +18,9 @@ RESUME_INVARIANT = ("seed", "task", "model", "batch")
 """Settings that resuming may not change; nor may the kind of the optimizer, or of anything inside it."""
 FREE = ("save_dir", "user_dir", "task.made_by", "batch.workers", "model.recompute_blocks")
 """Settings that have no influence on the result."""
-MOVABLE = ("task.data",)
-"""Settings that may change, although they are part of an invariant section: the corpus itself is compared."""
+MOVABLE = re.compile(r"task\.data|task\.mix(\[\d+\])?\.data|batch\.(?!streams$).*")
+"""Settings that may change, although they are part of an invariant section: the corpora themselves are compared, and
+other batches are made of the examples that the epoch has left."""
 MAX_LISTED = 5
 
 
@@ -51,7 +54,7 @@ class Difference:
 
     @property
     def is_refused(self) -> bool:
-        if self.key in MOVABLE:
+        if MOVABLE.fullmatch(self.key):
             return False
         return self.section in RESUME_INVARIANT or (self.section == "optimizer" and self.is_kind)
 
@@ -98,7 +101,7 @@ def config_diff(saved: TrainConfig, current: TrainConfig, *, source: str) -> lis
 
 def check_resumable(
     saved: Checkpoint, config: TrainConfig, *, assets: Assets, corpus: str
-) -> tuple[list[Difference], str | None]:
+) -> tuple[list[Difference], str | None, BatchingConfig | None]:
     """Compares a checkpoint with the run that resumes from it.
 
     Args:
@@ -108,7 +111,7 @@ def check_resumable(
         corpus: The fingerprint of the current training data; a checkpoint of an older version has none.
 
     Returns:
-        The settings that have changed, and a line about the learning rate if it has.
+        The settings that have changed, a line about the learning rate if it has, and `other_batches`.
 
     Raises:
         UserError: If the run may not resume from it.
@@ -122,7 +125,13 @@ def check_resumable(
     if not corpus.startswith(saved.state.corpus):  # seqtk 0.1 compared less
         there, here = (text.partition(",")[0] for text in (saved.state.corpus, corpus))
         raise UserError(f"{source} was trained on data other than {data}: {there} there, {here} here.", other)
-    return changed, rate_change(before, config, update=saved.state.update)
+    return changed, rate_change(before, config, update=saved.state.update), other_batches(before.batch, config.batch)
+
+
+def other_batches(saved: BatchingConfig, current: BatchingConfig) -> BatchingConfig | None:
+    """Returns the saved settings, if they make other batches than the current ones."""
+    same = saved.streams is not None or replace(saved, workers=current.workers) == current
+    return None if same else saved
 
 
 def rate_change(saved: TrainConfig, current: TrainConfig, *, update: int) -> str | None:

@@ -11,11 +11,12 @@ from seqtk.checkpoint.model_file import Tensors
 from seqtk.checkpoint.restore import Checkpoint, load_checkpoint, load_latest
 from seqtk.checkpoint.run_state import Checkpoints, TrainState
 from seqtk.checkpoint.transfer import Fate, transfer
+from seqtk.data.plan import BatchingConfig, SizeArray, run_shapes
 from seqtk.models import Model
 from seqtk.tasks.base import Assets
 from seqtk.training.config import PARTS, TrainConfig
 from seqtk.training.parallel import Engine
-from seqtk.training.resume import check_resumable, differences, format_list, saved_config
+from seqtk.training.resume import check_resumable, differences, format_list, other_batches, saved_config
 from seqtk.utils.errors import UserError, how_many
 
 KEPT_BY = {
@@ -43,6 +44,18 @@ class Start:
     """What was taken and kept, for the log."""
     has_changes: bool = False
     """Whether settings differ from those of the checkpoint."""
+    other_batches: BatchingConfig | None = None
+    """The settings with which the part of the epoch before `state.position` was batched, if they are others."""
+
+    def state_on(self, sizes_ND: SizeArray, *, joined: bool) -> TrainState:
+        """Returns the state from which a run on examples of these lengths continues.
+
+        `joined`: whether a batch pads all sides to one length.
+        """
+        if self.other_batches is None:
+            return self.state
+        shapes = run_shapes(sizes_ND, self.other_batches, joined=joined)
+        return self.state.replace(position=self.state.position.with_other_batches(self.other_batches, shapes))
 
 
 def resume_from(folder: Path, config: TrainConfig, *, engine: Engine, assets: Assets, corpus: str) -> Start:
@@ -59,7 +72,7 @@ def resume_from(folder: Path, config: TrainConfig, *, engine: Engine, assets: As
         UserError: If it cannot be read, or if the run may not resume from it.
     """
     saved, damage = load_latest(folder, gather=engine.gather)
-    changed, rates = check_resumable(saved, config, assets=assets, corpus=corpus)
+    changed, rates, batches = check_resumable(saved, config, assets=assets, corpus=corpus)
     state = saved.state.replace(corpus=corpus)
     notes = [
         damage,
@@ -76,6 +89,7 @@ def resume_from(folder: Path, config: TrainConfig, *, engine: Engine, assets: As
         state=state,
         notes=[note for note in notes if note],
         has_changes=bool(changed),
+        other_batches=batches,
     )
 
 
@@ -101,7 +115,7 @@ def start_from(config: TrainConfig, *, model: Model, drawn: Tensors, assets: Ass
     notes = [f"Starting from the weights of {saved.folder if saved else config.init_from}:", *taken.lines()]
     if saved is None:
         return Start(source, taken.tensors, {}, {}, None, state, notes)
-    _check_kept(kept, saved, config, state=state)
+    before = _check_kept(kept, saved, config, state=state)
     whole = {name for name, fate in taken.fates.items() if fate is Fate.TAKEN and "optimizer" in kept}
     optimizer = {name: tensor for name, tensor in saved.optimizer.items() if name.rpartition("/")[0] in whole}
     average = {name: tensor for name, tensor in saved.average.items() if name in whole}
@@ -116,7 +130,9 @@ def start_from(config: TrainConfig, *, model: Model, drawn: Tensors, assets: Ass
         )
     )
     streams = saved.streams if "data" in kept else None
-    return Start(source, taken.tensors, optimizer, average, streams, replace(state, **fields), notes)
+    batches = other_batches(before.batch, config.batch) if "data" in kept else None
+    state = replace(state, **fields)
+    return Start(source, taken.tensors, optimizer, average, streams, state, notes, other_batches=batches)
 
 
 def _checkpoint(path: str) -> Checkpoint:
@@ -134,8 +150,8 @@ def _checkpoint(path: str) -> Checkpoint:
     return load_checkpoint(folder)
 
 
-def _check_kept(kept: Sequence[str], saved: Checkpoint, config: TrainConfig, *, state: TrainState) -> None:
-    """Raises UserError if a part of the saved run has no meaning in the new one."""
+def _check_kept(kept: Sequence[str], saved: Checkpoint, config: TrainConfig, *, state: TrainState) -> TrainConfig:
+    """Returns the config of the saved run. Raises UserError if a part of it has no meaning in the new one."""
     source = str(saved.folder)
     before = saved_config(saved.model.config, source=source, version=str(saved.model.info.get("version")))
     for part in kept:
@@ -163,3 +179,4 @@ def _check_kept(kept: Sequence[str], saved: Checkpoint, config: TrainConfig, *, 
             f"reset= keeps 'schedule', and {source} has made {how_many(saved.state.update, 'update')}.",
             f"Set max_updates to more than that (it is {config.max_updates}), or add schedule to reset.",
         )
+    return before

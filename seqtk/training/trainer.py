@@ -11,7 +11,7 @@ update, which is repeated to find where it fails. With `non_finite=skip` the run
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,29 +24,29 @@ from seqtk.checkpoint.model_file import Tensors, first_bad, set_tensors, tensors
 from seqtk.checkpoint.restore import set_optimizer_tensors
 from seqtk.checkpoint.run_state import Checkpoints, TrainState, fingerprint, locked, optimizer_tensors
 from seqtk.config import schema
-from seqtk.corpora import demo
 from seqtk.criterions import criterions
 from seqtk.criterions.base import Stats
 from seqtk.data.batch import Batch
 from seqtk.data.loader import load_updates
+from seqtk.data.mixing import MixedExamples
 from seqtk.data.plan import Position, Update, epoch_plan, run_shapes
 from seqtk.metrics import metrics
 from seqtk.optim import can_skip, freeze, optimizers, rate_scales, scale_rates, schedules, set_rate
 from seqtk.tasks import tasks
 from seqtk.training.average import WeightAverage
-from seqtk.training.checks import banner, check_run, running
+from seqtk.training.checks import banner, check_run, prepared
 from seqtk.training.config import TrainConfig
 from seqtk.training.failures import refuse_weights, skip_update, skip_validation
 from seqtk.training.interval import OF_WEIGHTS, OVERFLOWS, IntervalSums, interval_values
 from seqtk.training.logging import Logger, RunInfo
 from seqtk.training.loss_scale import LossScale
-from seqtk.training.parallel import Engine, TrainStep, dropout_seed, local_part, start_engine
+from seqtk.training.parallel import Engine, TrainStep, dropout_seed, local_part
 from seqtk.training.signals import StopSignal, ending_with_launcher
 from seqtk.training.start import Start, resume_from, start_from
 from seqtk.training.stream_state import StreamState
 from seqtk.training.validation import Validated, ValidationInterrupted, reported_metrics, validate
 from seqtk.utils.errors import UserError
-from seqtk.utils.memory import keep_freed_memory, out_of_memory_errors, peak_memory_gib
+from seqtk.utils.memory import out_of_memory_errors, peak_memory_gib
 
 
 @dataclass(frozen=True)
@@ -74,23 +74,6 @@ def train(config: TrainConfig) -> Result:
         lock = locked(Path(config.save_dir)) if engine.is_first else nullcontext()
         with ending_with_launcher(), lock:
             return Trainer(config, engine=engine).fit()
-
-
-@contextmanager
-def prepared(config: TrainConfig) -> Iterator[Engine]:
-    """Checks `config` and starts its engine; inside the block, running out of memory is a UserError."""
-    config.check()
-    keep_freed_memory()
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    engine = start_engine(config.parallel, device=config.device)
-    try:
-        if config.task.data == demo.DESTINATION and not any(Path(demo.DESTINATION).glob("dict*.txt")):
-            demo.ensure()
-        with running(config, engine=engine):
-            yield engine
-    finally:
-        engine.close()
 
 
 class Trainer:
@@ -125,7 +108,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         with out_of_memory_errors(engine.device, "The weights of the model do not fit.", "Set smaller sizes in model."):
             self.model = self.task.model(config.model).to(engine.device)
-        self.train_set = self.task.training_set(1)
+        self.train_set = self.task.epoch_examples(1, seed=config.seed)
         self._planned: list[Update] = []
         self.shapes = run_shapes(self.train_set.sizes_ND, config.batch, joined=self.task.joins_sides)
         if config.freeze:
@@ -192,7 +175,8 @@ class Trainer:
             self.average.load(self.model.state_dict() | averages)
         if self.streams is not None:
             self.streams.scatter(start.streams)
-        self.state, self.notes, self._has_changes = start.state, start.notes, start.has_changes
+        self.state = start.state_on(self.train_set.sizes_ND, joined=self.task.joins_sides)
+        self.notes, self._has_changes = start.notes, start.has_changes
 
     def fit(self) -> Result:
         """Trains until the configured end, early stopping, or a signal."""
@@ -244,7 +228,7 @@ class Trainer:
     def plan(self) -> list[Update]:
         """Returns the plan of the rest of the epoch, whose examples are then the training set."""
         config, position = self.config, self.state.position
-        self.train_set = self.task.training_set(position.epoch)
+        self.train_set = self.task.epoch_examples(position.epoch, seed=config.seed)
         return epoch_plan(
             self.train_set.sizes_ND,
             config.batch,
@@ -259,11 +243,15 @@ class Trainer:
     def _updates(self) -> Iterator[tuple[Update, list[Batch]]]:
         """Yields the updates from the current position on, epoch after epoch, with their micro-batches."""
         config = self.config
-        while True:
+        while not config.is_over(self.state):
             plan, self._planned = self._planned or self.plan(), []
+            position = self.state.position
+            if not plan and position.examples:  # other batch settings than before leave no usable example
+                self.state = self.state.replace(position=Position(position.epoch + 1))
+                continue
             if not plan:
                 raise UserError(f"There are no training examples in {config.task.data}.")
-            plan[-1] = replace(plan[-1], position_after=Position(self.state.position.epoch + 1, 0))
+            plan[-1] = replace(plan[-1], position_after=Position(position.epoch + 1, 0))
             self._started = time.monotonic()
             yield from load_updates(
                 plan, self.train_set, self.task.collate, device=self.engine.device, workers=config.batch.workers
@@ -504,6 +492,9 @@ class Trainer:
         optimizer = optimizer_tensors(self.model, self.optimizer, full=self.engine.full)
         averages = self.average.tensors if self.average else {}
         average = model | {name: self.engine.full(tensor) for name, tensor in averages.items()} if averages else None
+        if isinstance(self.train_set, MixedExamples):
+            read = self.train_set.examples_read(self.config.batch, self.state.position, self.shapes)
+            self.log.metrics("examples", self.state.update, read)
         if self.engine.is_first:
             archive = self.checkpoints.archive_newer(self.saved_at)
             if archive is not None:

@@ -56,7 +56,10 @@ class Source(abc.ABC):
         source_lang: The name of the first side; None if the text has one side without a name.
         target_lang: The name of the second side; None if the text has one side.
         name: What errors call the source.
+        epochs: After how many epochs the training data repeat.
     """
+
+    epochs = 1
 
     def __init__(
         self,
@@ -113,5 +116,5 @@ class Source(abc.ABC):
             of = f" of '{lang}'" if lang else ""
             raise UserError(
                 f"The dictionary{of} in {self.name} differs from the model's.",
-                "Set input=FILE to the text itself, or preprocess it with the model's dictionary.",
+                "Preprocess it with the model's dictionary, or set input=FILE to the text if the command has input=.",
             )

@@ -302,7 +302,7 @@ class DataBinSource(Source):
         if not directories:
             raise UserError("task.data is not set.", "Set it to a data-bin directory.")
         self._shards = [self._open(directory) for directory in directories]
-        self._data = self._shards[0]
+        self._data, self.epochs = self._shards[0], len(self._shards)
         self.source_lang, self.target_lang = self._data.source_lang, self._data.target_lang
         for shard in self._shards[1:]:  # checked here rather than in the epoch that reads them
             for lang in {self.source_lang, self.target_lang or self.source_lang}:

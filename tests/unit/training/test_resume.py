@@ -207,11 +207,16 @@ class TestArchive:
 
 
 class TestSettings:
-    @pytest.mark.parametrize(("key", "value"), [("model__dim", 32), ("seed", 2), ("batch__max_tokens", 500)])
+    @pytest.mark.parametrize(("key", "value"), [("model__dim", 32), ("seed", 2)])
     def test_invariant_setting_is_refused(self, tiny_corpus: Path, tmp_path: Path, key: str, value: int) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=1).fit()
         with pytest.raises(UserError, match=rf"{key.replace('__', '.')}=\d+, but now it is {value}"):
             trainer(tiny_corpus, tmp_path, **{key: value})
+
+    def test_streams_are_invariant(self, tmp_path: Path) -> None:
+        saved, now = (tiny_config(tmp_path, tmp_path, batch__streams=streams) for streams in (None, 2))
+        with pytest.raises(UserError, match=r"batch\.streams=null, but now it is 2"):
+            config_diff(saved, now, source="x")
 
     @pytest.mark.parametrize(
         ("changes", "lines"),
