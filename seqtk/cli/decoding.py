@@ -1,6 +1,6 @@
 """Settings of the search and loading of models, for seqtk-generate and seqtk-interactive."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal
 
 from seqtk.cli.loading import LoadConfig, check_checkpoint, load_pipeline
@@ -49,6 +49,14 @@ def check_nbest(config: DecodeConfig, pipeline: "TextPipeline") -> None:
             f"nbest={config.nbest}: format=text writes one line for each sentence.",
             "Set format=json or format=fairseq.",
         )
+
+
+def check_no_search(config: SearchConfig) -> None:
+    """Raises UserError for a setting of a search, or of its output, since the model does not search."""
+    for field in fields(config):
+        of_search = field.name in SearchConfig.__dataclass_fields__ or field.name == "detokenize"
+        if of_search and getattr(config, field.name) != field.default:
+            raise UserError(f"{field.name}= is for models that write text, which this one does not.", "Remove it.")
 
 
 def load_text_pipeline(config: DecodeConfig) -> "TextPipeline":

@@ -2,11 +2,12 @@
 
 import itertools
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from seqtk.cli.command import command
+from seqtk.cli.decoding import check_no_search
 from seqtk.cli.loading import LoadConfig, check_checkpoint, check_output, load_pipeline, split_paths
 from seqtk.cli.plot import check_picture, load_pyplot
 from seqtk.config.fields import setting
@@ -24,7 +25,7 @@ class EvaluateConfig(SearchConfig, LoadConfig):
     """Which model is evaluated on which data."""
 
     data: str | None = setting(None, help="The data, for example a data-bin directory. null: the data of training.")
-    split: str = setting("test", help="The split of data= to evaluate on.")
+    split: str | None = setting(None, help="The split of data= to evaluate on. null: test. Not with input=.")
     input: str | None = setting(
         None, help="A text file to evaluate on instead; of a classifier, TSV, CSV or JSON lines. -: standard input."
     )
@@ -58,6 +59,9 @@ class EvaluateConfig(SearchConfig, LoadConfig):
     renamed: ClassVar[dict[str, str]] = {f"search.{name}": name for name in SearchConfig.__dataclass_fields__}
 
 
+_OF_CLASSIFIERS = ("columns", "confusion", "truncate", "bootstrap")
+
+
 @command("seqtk-evaluate", EvaluateConfig, first="checkpoint")
 def main(config: EvaluateConfig) -> None:
     """Evaluate a model of any task: seqtk-evaluate PATH [data=DATA] [split=test | input=FILE [reference=FILE]].
@@ -67,6 +71,12 @@ def main(config: EvaluateConfig) -> None:
     """
     check_checkpoint(config)
     config.check()
+    if config.input is not None and config.split is not None:
+        raise UserError(
+            f"split={config.split} and input= are both set.", "Set one of them: a split of the data, or a text."
+        )
+    if config.input is None and config.columns != Columns():
+        raise UserError("columns.text=, columns.second= and columns.label= are for input=.", "Set it, or remove them.")
     if config.confusion is not None:
         check_picture("confusion", config.confusion)
         check_output(Path(config.confusion), output="confusion", checkpoint=config.checkpoint, input=config.input)
@@ -75,14 +85,17 @@ def main(config: EvaluateConfig) -> None:
     from seqtk.tasks.classification import ClassificationTask, ClassReport
 
     pipeline = load_pipeline(config)
-    for key in ("confusion", "truncate"):
-        if getattr(config, key) is not None and not isinstance(pipeline.task, ClassificationTask):
-            raise UserError(f"{key}= is for classifiers.", "Remove it.")
+    if not isinstance(pipeline.task, ClassificationTask):
+        for field in fields(config):
+            if field.name in _OF_CLASSIFIERS and getattr(config, field.name) != field.default:
+                raise UserError(f"{field.name}= is for classifiers.", "Remove it.")
+    if not pipeline.task.has_outputs():
+        check_no_search(config)
     if config.truncate is not None:
         pipeline.task.config = replace(pipeline.task.config, truncate=config.truncate)
     report = pipeline.evaluate(
         config.data,
-        split=config.split,
+        split=config.split or "test",
         input=config.input,
         columns=config.columns,
         references=split_paths(config.reference) if config.reference is not None else (),

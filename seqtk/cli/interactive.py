@@ -2,19 +2,22 @@
 
 import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TextIO
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from seqtk.cli.classify import as_line, as_pair
 from seqtk.cli.command import command
-from seqtk.cli.decoding import DecodeConfig, as_text_pipeline, check_decoding, check_nbest
+from seqtk.cli.decoding import DecodeConfig, as_text_pipeline, check_decoding, check_nbest, check_no_search
 from seqtk.cli.loading import load_pipeline
 from seqtk.config.fields import setting
 from seqtk.utils.errors import UserError
 
 if TYPE_CHECKING:
     from seqtk.pipelines import ClassificationPipeline, TextPipeline
+
+Answer = Callable[[Sequence[str], int], Iterator[tuple[str, bool]]]
+"""Yields, for lines and the number of the first, what is written for each and whether the line was truncated."""
 
 
 @dataclass(frozen=True)
@@ -35,112 +38,120 @@ def main(config: InteractiveConfig) -> None:
     """Translate, continue or classify what you type: seqtk-interactive checkpoint=PATH [beam=5 nbest=1 …].
 
     On a terminal it prints a prompt, and each hypothesis with its score. Ctrl-C drops the current line, Ctrl-D ends.
-    Through a pipe it reads lines and writes lines, buffer_size at a time.
+    Through a pipe it reads lines and writes lines, buffer_size at a time. A line that cannot be answered is an error
+    message, and in a pipe an empty line (format=json: null); the next line follows.
     """
     check_decoding(config)
     on_terminal = sys.stdin.isatty()
     from seqtk.pipelines import ClassificationPipeline
     from seqtk.utils.text_io import read_lines, text_output
 
-    loaded = load_pipeline(config)
+    loaded, prompt = load_pipeline(config), "> "
     if isinstance(loaded, ClassificationPipeline):
-        with text_output("-") as output:
-            _classify(config, loaded, _typed() if on_terminal else read_lines("-"), output, on_terminal=on_terminal)
-        return
-    pipeline = as_text_pipeline(loaded, config)
-    if not on_terminal:
-        check_nbest(config, pipeline)
+        answer = _classifier(config, loaded, scores=on_terminal and config.format == "text")
+    else:
+        pipeline = as_text_pipeline(loaded, config)
+        if not on_terminal:
+            check_nbest(config, pipeline)
+        prompt = "> " if pipeline.free_text else f"{pipeline.task.source_lang}> "
+        answer = _decoder(config, pipeline, scores=on_terminal and config.format == "text")
+    lines = _typed(prompt) if on_terminal else read_lines("-")
+    size = 1 if on_terminal else config.buffer_size
+    number = 0
     with text_output("-") as output:
-        if on_terminal:
-            _converse(config, pipeline, output)
-        else:
-            _answer(config, pipeline, read_lines("-"), output)
+        while group := list(itertools.islice(lines, size)):
+            try:
+                for text, truncated in _answered(answer, group, number, failed=None if on_terminal else config.format):
+                    output.write(text)
+                    output.flush()
+                    if truncated:
+                        print(
+                            "(The input exceeded the model's limit; its end was cut off.)", file=sys.stderr, flush=True
+                        )
+            except KeyboardInterrupt as interruption:
+                if not on_terminal or interruption.args:  # another signal, which gives its number
+                    raise
+                print()
+            number += len(group)
 
 
-def _typed() -> Iterator[str]:
+def _typed(prompt: str) -> Iterator[str]:
     """Yields the lines that are typed, until Ctrl-D. Ctrl-C drops the line that is typed."""
     import readline  # noqa: F401  (gives `input` a history and editing)
 
     while True:
         try:
-            line = input("> ")
+            line = input(prompt)
+            line.encode()
         except EOFError:
             print()
             return
+        except UnicodeError:
+            print("The line is not UTF-8.", file=sys.stderr)
+            continue
         except KeyboardInterrupt as interruption:
-            if interruption.args:  # another signal, which gives its number
+            if interruption.args:
                 raise
             print()
             continue
         yield line
 
 
-def _classify(
-    config: InteractiveConfig,
-    pipeline: "ClassificationPipeline",
-    lines: Iterable[str],
-    output: TextIO,
-    *,
-    on_terminal: bool,
-) -> None:
-    """Writes the class of each line; on a terminal, with the probability of every class."""
-    if config.format == "fairseq":
+def _answered(
+    answer: Answer, lines: Sequence[str], first: int, *, failed: Literal["text", "fairseq", "json"] | None
+) -> list[tuple[str, bool]]:
+    """The answers to lines, of which one that cannot be answered does not stop the others.
+
+    `failed` is the format of what is written for such a line; None: nothing.
+    """
+    try:
+        return list(answer(lines, first))
+    except UserError as error:
+        if len(lines) > 1:
+            each = (_answered(answer, [line], number, failed=failed) for number, line in enumerate(lines, first))
+            return list(itertools.chain.from_iterable(each))
+        print(error, file=sys.stderr, flush=True)
+        return [({"text": "\n", "json": "null\n"}[failed], False)] if failed in ("text", "json") else []
+
+
+def _classifier(config: InteractiveConfig, pipeline: "ClassificationPipeline", *, scores: bool) -> Answer:
+    """Returns a function that gives the class of each line; with `scores`, the probability of every class.
+
+    Raises UserError for settings that a classifier does not have.
+    """
+    check_no_search(config)
+    format = config.format
+    if format == "fairseq":
         raise UserError("format=fairseq: a classifier writes text or json.", "Set format=json for probabilities.")
-    texts = (as_pair(line, number) if pipeline.task.pairs else line for number, line in enumerate(lines, 1))
-    window = 1 if on_terminal else config.buffer_size
-    for found in pipeline.predict(texts, batching=config.batching, window=window, truncate=True, noun="Line"):
-        if on_terminal and config.format == "text":
-            for label, probability in sorted(found.probabilities.items(), key=lambda item: -item[1]):
-                output.write(f"{probability:8.4f}  {label}\n")
-        else:
-            output.write(as_line(found, config.format) + "\n")
-        output.flush()
-        if found.truncated:
-            print("(The input exceeded the model's limit; its end was cut off.)", file=sys.stderr, flush=True)
+
+    def answer(lines: Sequence[str], first: int) -> Iterator[tuple[str, bool]]:
+        texts = (as_pair(line, number) if pipeline.task.pairs else line for number, line in enumerate(lines, first + 1))
+        for found in pipeline.predict(
+            texts, batching=config.batching, window=len(lines), truncate=True, noun="Line", first=first + 1
+        ):
+            ranked = sorted(found.probabilities.items(), key=lambda item: -item[1])
+            table = "".join(f"{probability:8.4f}  {label}\n" for label, probability in ranked)
+            yield table if scores else f"{as_line(found, format)}\n", found.truncated
+
+    return answer
 
 
-def _converse(config: InteractiveConfig, pipeline: "TextPipeline", output: TextIO) -> None:
-    """Answers line by line until Ctrl-D. Ctrl-C drops the line that is typed or decoded."""
-    import readline  # noqa: F401  (gives `input` a history and editing)
+def _decoder(config: InteractiveConfig, pipeline: "TextPipeline", *, scores: bool) -> Answer:
+    """Returns a function that gives the outputs for each line, with `scores` those of all hypotheses."""
+    writer, search = pipeline.writer(detokenize=config.detokenize), pipeline.resolve(config)
 
-    prompt = "> " if pipeline.free_text else f"{pipeline.task.source_lang}> "
-    for number in itertools.count():
-        try:
-            _answer(config, pipeline, [input(prompt)], output, first=number, scores=config.format == "text")
-        except EOFError:
-            print()
-            return
-        except KeyboardInterrupt as interruption:
-            if interruption.args:  # another signal, which gives its number
-                raise
-            print()
+    def answer(lines: Sequence[str], first: int) -> Iterator[tuple[str, bool]]:
+        for found in pipeline.decode(
+            map(pipeline.sentence, lines), search, batching=config.batching, window=len(lines), first=first
+        ):
+            ranked = enumerate(found.hypotheses)
+            if scores and (pipeline.free_text or not found.sentence.is_blank):
+                text = "".join(f"{each.score:8.4f}  {writer.hypothesis(found, rank)}\n" for rank, each in ranked)
+            else:
+                text = "".join(f"{line}\n" for line in writer.lines(found, config.format))
+            yield text, found.truncated
 
-
-def _answer(
-    config: InteractiveConfig,
-    pipeline: "TextPipeline",
-    lines: Iterable[str],
-    output: TextIO,
-    *,
-    first: int = 0,
-    scores: bool = False,
-) -> None:
-    writer = pipeline.writer(detokenize=config.detokenize)
-    for translation in pipeline.decode(
-        map(pipeline.sentence, lines),
-        pipeline.resolve(config),
-        batching=config.batching,
-        window=config.buffer_size,
-        first=first,
-    ):
-        if scores and (pipeline.free_text or not translation.sentence.is_blank):
-            for rank, hypothesis in enumerate(translation.hypotheses):
-                output.write(f"{hypothesis.score:8.4f}  {writer.hypothesis(translation, rank)}\n")
-        else:
-            output.writelines(f"{line}\n" for line in writer.lines(translation, config.format))
-        output.flush()
-        if translation.truncated:
-            print("(The input exceeded the model's limit; its end was cut off.)", file=sys.stderr, flush=True)
+    return answer
 
 
 if __name__ == "__main__":

@@ -68,12 +68,16 @@ class ClassificationPipeline(Pipeline):
         batching: BatchingConfig = DECODING_BATCH,
         window: int = 1024,
         noun: str = "Text",
+        first: int = 1,
     ) -> Iterator[Classification]:
-        """Yields what the model finds for each text, in input order; `window` texts are read ahead and batched."""
+        """Yields what the model finds for each text, in input order; `window` texts are read ahead and batched.
+
+        `noun` and `first`, the number of the first text, name a text in an error.
+        """
         truncate = self.task.config.truncate if truncate is None else truncate
         limits = [model.length_limit("source") for model in self.models]
         limit = min((limit for limit in limits if limit is not None), default=None)
-        numbered = enumerate(texts, 1)
+        numbered = enumerate(texts, first)
         while group := list(itertools.islice(numbered, window)):
             rows, cut = [], []
             for number, text in group:

@@ -149,6 +149,25 @@ class TestClassify:
         run_command(interactive_command.main, f"checkpoint={run}")
         assert capsys.readouterr().out.splitlines() == ["yes", "no"]
 
+    @pytest.mark.parametrize("size", [1, 4])
+    def test_interactive_goes_on_after_a_bad_line(
+        self, size: int, matching: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lines = ["k0\tk1", "no tab", "k1\tk2", "a\tb\tc"]
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(lines).encode())))
+        run_command(interactive_command.main, f"checkpoint={matching}", f"buffer_size={size}")
+        printed, errors = capsys.readouterr()
+        first, third = loaded(matching).classify([("k0", "k1"), ("k1", "k2")])
+        assert printed.split("\n")[:4] == [first, "", third, ""]
+        assert "Line 2 " in errors
+        assert "Line 4 " in errors
+
+    @pytest.mark.parametrize("setting", ["beam=3", "nbest=1 sampling=true", "detokenize=false", "format=fairseq"])
+    def test_interactive_refuses_a_search(self, setting: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            run_command(interactive_command.main, f"checkpoint={run}", *setting.split())
+        assert setting.split()[-1].partition("=")[0] in capsys.readouterr().err
+
 
 class TestEvaluate:
     @pytest.fixture
@@ -219,6 +238,14 @@ class TestEvaluate:
         assert "truncate=true" in error
         run_command(evaluate_command.main, *arguments, "truncate=true")
         assert "1 truncated example" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("settings", ["beam=3", "split=test input=a.tsv", "columns.label=a"])
+    def test_settings_without_effect_are_refused(
+        self, settings: str, run: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit):
+            run_command(evaluate_command.main, f"checkpoint={run}", *settings.split())
+        assert settings.partition("=")[0] in capsys.readouterr().err
 
     def test_keys_of_classifiers_are_for_classifiers(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
