@@ -64,6 +64,7 @@ PENALTY = "attention={kind:feedforward_kernel,orthogonality:10}"
         "freeze=encoder",
         "layer_decay=0.5",
         "ema.decay=0.9",
+        "batch.shapes=4",
     ],
 )
 def test_losses_equal_one_process(tiny_corpus: Path, tmp_path: Path, choice: str) -> None:
