@@ -134,6 +134,11 @@ class TrainConfig:
         help="Precision of the computation. bf16, fp16: autocast to it; the weights stay in float32. fp16 scales the "
         "loss.",
     )
+    compile: Literal["off", "blocks", "step"] | None = setting(
+        None,
+        help="What torch.compile compiles: each block, or the whole training step. null: the step on a GPU, off on a "
+        "CPU.",
+    )
     deterministic: bool = setting(
         False, help="Use only operators with the same result in every run, which may be slower on a GPU."
     )

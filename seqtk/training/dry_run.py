@@ -14,6 +14,7 @@ from seqtk.data.loader import load_updates
 from seqtk.data.plan import Update, padding_share, positions, real_batches
 from seqtk.optim import rate_scales
 from seqtk.training.checks import banner, prepared
+from seqtk.training.compiling import uncompiled
 from seqtk.training.config import TrainConfig
 from seqtk.training.trainer import Trainer
 from seqtk.utils.errors import how_many
@@ -81,7 +82,7 @@ def _update(run: Trainer, plan: Sequence[Update]) -> Iterator[str]:
         [(name, str(list(t.shape)), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()], left=3
     )
     started = time.monotonic()
-    with _saved_bytes(run.model) as saved:
+    with uncompiled(), _saved_bytes(run.model) as saved:
         run.update(micro_batches)
     run.read_sums()
     sums, seconds = run.state.interval, time.monotonic() - started

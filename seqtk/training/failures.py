@@ -12,6 +12,7 @@ from seqtk.checkpoint.run_state import TrainState
 from seqtk.config import schema
 from seqtk.data.loader import CPU, load_updates
 from seqtk.data.plan import Update
+from seqtk.training.compiling import uncompiled
 from seqtk.training.non_finite import NotFiniteError, Origin, Stage, origin_of, probing
 from seqtk.training.replay import Failure, MicroBatch, to_device, write_replay
 from seqtk.training.validation import validate
@@ -30,7 +31,7 @@ def skip_update(run: "Trainer", update: Update) -> None:
     ((_, micro_batches),) = load_updates([update], run.train_set, run.task.collate, device=run.engine.device)
     run.optimizer.zero_grad(set_to_none=True)
     streams = list(run.streams.states) if run.streams else []
-    with probing(run.step) as probe:
+    with uncompiled(), probing(run.step) as probe:
         run.backward(micro_batches)
         origin = origin_of(probe, run.step, engine=run.engine)
     if run.streams:
@@ -64,7 +65,7 @@ def skip_validation(run: "Trainer", split: str, name: str, *, value: float, afte
         NotFiniteError: Unless the validation may be ignored; never for the last one.
     """
     config = replace(run.config, validation=replace(run.config.validation, decode=False))
-    with probing(run.step) as probe:
+    with uncompiled(), probing(run.step) as probe:
         validate(run.step, run.task, config, split=split, engine=run.engine)
         origin = origin_of(probe, run.step, engine=run.engine)
     problem = f"The validation of update {run.state.update:,} has {name}={value}, {origin}."

@@ -32,6 +32,8 @@ class FSDP2(DDP):
     weights are gathered in that type, and gradients are reduced in float32.
     """
 
+    compiles = "blocks"
+
     def __init__(self, config: EngineConfig, *, device: str) -> None:
         super().__init__(config, device=device)
         self._releases: dict[FSDPModule, bool] = {}

@@ -77,6 +77,9 @@ class Sink:
     def progress(self, update: int) -> None:
         """Reports that `update` updates are done."""
 
+    def status(self, text: str) -> None:
+        """Shows what the run is doing now besides training; nothing if the text is empty."""
+
     def metrics(self, kind: str, update: int, values: Metrics) -> None:
         """Writes one log line of training or validation."""
 
@@ -116,6 +119,10 @@ class Console(Sink):
     def progress(self, update: int) -> None:
         if self.bar is not None:
             self.bar.update(update - self.bar.n)
+
+    def status(self, text: str) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix_str(text)
 
     def metrics(self, kind: str, update: int, values: Metrics) -> None:
         numbers = {name: value for name, value in values.items() if not isinstance(value, str)}
@@ -285,6 +292,10 @@ class Logger:
     def progress(self, update: int) -> None:
         for sink in self.sinks:
             sink.progress(update)
+
+    def status(self, text: str) -> None:
+        for sink in self.sinks:
+            sink.status(text)
 
     def metrics(self, kind: str, update: int, values: Metrics) -> None:
         for sink in self.sinks:

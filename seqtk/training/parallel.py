@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -55,6 +55,8 @@ class Engine:
     rank: int = 0
     size: int = 1
     device: torch.device
+    compiles: ClassVar[Literal["blocks", "step"]] = "step"
+    """The largest part of a step that may be one compiled graph."""
 
     def __init__(self, config: EngineConfig, *, device: str) -> None:
         processes = int(os.environ.get("WORLD_SIZE", "1"))

@@ -35,6 +35,7 @@ from seqtk.optim import can_skip, freeze, optimizers, rate_scales, scale_rates, 
 from seqtk.tasks import tasks
 from seqtk.training.average import WeightAverage
 from seqtk.training.checks import banner, check_run, prepared
+from seqtk.training.compiling import Compilation
 from seqtk.training.config import TrainConfig
 from seqtk.training.failures import refuse_weights, skip_update, skip_validation
 from seqtk.training.interval import OF_WEIGHTS, OVERFLOWS, IntervalSums, interval_values
@@ -114,6 +115,7 @@ class Trainer:
         if config.freeze:
             freeze(self.model, config.freeze)
         self.step = TrainStep(self.model, criterions.build(config.criterion), autocast=config.autocast)
+        self.compilation = Compilation(self.step, config, engine=engine, log=lambda: self.log)
         self.wrapped = engine.wrap(self.step)
         self.optimizer = optimizers.build(config.optimizer, self.model)  # of the parameters as the engine left them
         if config.lr_scales or config.layer_decay != 1:
@@ -427,6 +429,7 @@ class Trainer:
             for name, layer in watched:
                 values = {f"{name}.{key}": value for key, value in layer.monitored().items()}
                 self.log.scalars("attention", self.state.update, values)
+        self.compilation.report()
         self.state = self.state.replace(interval={})
         self._clear_sums()
 
