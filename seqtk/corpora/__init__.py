@@ -1,4 +1,4 @@
-"""Published corpora and generated sets: which there are, how they are found, checked, cut into splits, or drawn."""
+"""Downloads, checks and splits published corpora, and generates synthetic data sets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,10 +30,10 @@ class LabelledSet:
     """What `seqtk-prepare NAME` needs for data-bin/NAME, a labelled data-bin.
 
     Attributes:
-        about: One line.
+        about: A description of one line.
         recipe: A recipe that trains on it.
-        config: The class of its settings.
-        make: Makes it, called with settings, folder and `reporter`; returns the report.
+        config: The config class of its settings.
+        make: The function that makes it from settings, a folder and a `reporter`. It returns the report.
     """
 
     about: str

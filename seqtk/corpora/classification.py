@@ -1,7 +1,7 @@
 """Corpora with classes: IMDB, AG News, CIFAR-10 in grey, and the pairs of articles of the Long Range Arena.
 
-Checksums: torchtext (IMDB, AG News) and the page of CIFAR-10. Corpora without validation set lose a share of their
-training set to it; test sets stay as published.
+The checksums are those of torchtext (IMDB, AG News) and of the page of CIFAR-10. For corpora without a validation set,
+a share of the training set becomes the validation set. Test sets stay as published.
 """
 
 import csv
@@ -35,8 +35,10 @@ _MOST_BYTES = 10_000  # of an article of a pair
 class HeldOutConfig(FilesConfig):
     """A corpus without a published validation set."""
 
-    valid_share: float = setting(0.1, above=0, below=1, help="Share of the training set that validates instead.")
-    seed: int = setting(1, at_least=0, help="Seed of which examples validate.")
+    valid_share: float = setting(
+        0.1, above=0, below=1, help="The share of the training set that becomes the validation set."
+    )
+    seed: int = setting(1, at_least=0, help="Seed of the choice of validation examples.")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class TextConfig(HeldOutConfig):
         "lowercase_words",
         help="Tokens: words in lower case without punctuation that occur twice or more, or SentencePiece's pieces.",
     )
-    vocab_size: int = setting(30_000, at_least=8, at_most=10_000_000, help="Size of the vocabulary, at most.")
+    vocab_size: int = setting(30_000, at_least=8, at_most=10_000_000, help="Maximum size of the vocabulary.")
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,9 @@ class LabelledCorpus:
     """A corpus with classes.
 
     Attributes:
-        files: What is downloaded without source=; none if the corpus has to be given.
+        files: The files to download if source= is not set. Empty if the corpus cannot be downloaded.
         counts: The published number of examples of each split.
-        tokens: bytes; pixels; None: as the settings say.
+        tokens: "bytes" or "pixels". None: the settings choose the tokens.
     """
 
     name: str
@@ -90,7 +92,7 @@ def prepare_labelled(
     if not places:
         if not corpus.files:
             raise UserError(
-                f"{corpus.name} is not downloaded.", "Set source=FOLDER; see docs/corpora.md for its files."
+                f"{corpus.name} cannot be downloaded.", "Set source=FOLDER; see docs/corpora.md for its files."
             )
         places = list(fetch_all(corpus.files, config, reporter=reporter, retry=retry).values())
     data = corpus.read(places, corpus.counts)
@@ -116,7 +118,7 @@ Pixels = Mapping[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]
 
 
 def _split_texts(data: Texts, config: HeldOutConfig) -> Iterator[Example]:
-    """Yields the examples of `train`, of which some validate, and of `test`."""
+    """Yields the examples of `train` and `test`; a share of `train` becomes the split `valid`."""
     validates = held_out(len(data["train"]), config.valid_share, config.seed).tolist()
     for split, examples in data.items():
         for index, (label, text) in enumerate(examples):
@@ -125,7 +127,7 @@ def _split_texts(data: Texts, config: HeldOutConfig) -> Iterator[Example]:
 
 
 def _split_pixels(data: Pixels, config: HeldOutConfig) -> dict[str, Arrays]:
-    """Returns the images of `train`, of which some validate, and of `test`."""
+    """Returns the images of `train` and `test`; a share of `train` becomes the split `valid`."""
     validates = held_out(len(data["train"][1]), config.valid_share, config.seed)
 
     def arrays(split: str, mask: Any) -> Arrays:
@@ -140,7 +142,7 @@ def _split_pixels(data: Pixels, config: HeldOutConfig) -> dict[str, Arrays]:
 
 
 def _find(places: Sequence[Path], *names: str) -> Path | None:
-    """Returns the first file or folder of one of these names: a place itself, or in a place or in a folder of it."""
+    """Returns the first file or folder with one of these names among `places`, or up to two levels below them."""
     for name in names:
         for place in places:
             inside = [place / name, *sorted(place.glob(f"*/{name}"))] if place.is_dir() else []
@@ -165,7 +167,7 @@ def _check_count(found: int, published: int | None, what: str) -> None:
 
 
 def _clean(text: bytes, name: str) -> bytes:
-    """Returns a text as one line. Raises UserError unless it is UTF-8."""
+    """Returns a text as one line, with line breaks as spaces. Raises UserError unless it is UTF-8."""
     check_utf8(text, name, 1)
     return text.translate(_BLANKS).strip()
 
@@ -174,7 +176,7 @@ _REVIEW = re.compile(r"(?:.*/)?(train|test)/(neg|pos)/(\d+)_\d+\.txt")
 
 
 def read_imdb(places: Sequence[Path], counts: Mapping[str, int]) -> Texts:
-    """Returns the reviews, by class and number, from the archive, its folders, or `train.tsv` and `test.tsv`."""
+    """Reads the reviews, sorted by class and number, from the archive, its folders, or `train.tsv` and `test.tsv`."""
     reviews: dict[str, list[tuple[int, int, bytes]]] = {"train": [], "test": []}
     archive, tables = _find(places, "aclImdb_v1.tar.gz"), [_find_text(places, f"{split}.tsv") for split in reviews]
     if archive is not None:

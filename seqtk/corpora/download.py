@@ -1,9 +1,9 @@
 """Downloads one file by HTTP, checks it, and continues a download that was interrupted.
 
-A download is called `NAME.partial` until it is complete and checked. Beside it `NAME.partial.json` records its URL and
-version (ETag or date), so that a rerun asks for the rest of that version only (Range with If-Range, RFC 9110, 13.1.5
-and 14.2). A server that does not support ranges, or has another file by now, answers with the whole file, and the
-download starts over: parts of two files are never joined.
+A download is called `NAME.partial` until it is complete and checked. `NAME.partial.json` records its URL and version
+(ETag or date), so that a rerun requests only the rest of the same version (Range with If-Range, RFC 9110, 13.1.5 and
+14.2). A server that does not support ranges, or has a new version of the file, sends the whole file, and the download
+starts over: parts of two versions are never joined.
 """
 
 import fcntl
@@ -88,7 +88,7 @@ class _Partial:
         return os.fstat(self._file.fileno()).st_size
 
     def start_over(self, version: str | None) -> None:
-        """Discards the bytes received; the next ones are of this version."""
+        """Discards the bytes received so far, and records `version` as the version of the bytes that follow."""
         self._file.truncate(0)
         self.version = version
         with disk_full_errors(self._notes):
@@ -107,7 +107,7 @@ class _Partial:
         self._notes.unlink(missing_ok=True)
 
     def finish(self, target: Path) -> None:
-        """Gives the complete file its name."""
+        """Renames the complete file to `target`."""
         os.fsync(self._file.fileno())
         os.replace(self.path, target)
         self._notes.unlink(missing_ok=True)
@@ -119,7 +119,7 @@ def _beside(target: Path, suffix: str) -> Path:
 
 @contextmanager
 def _opened(target: Path, url: str) -> Iterator[_Partial]:
-    """The download of `url` for `target`, locked against other processes."""
+    """Opens the download of `url` for `target`, locked against other processes."""
     path = _beside(target, ".partial")
     with disk_full_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -199,7 +199,7 @@ def _request(published: RemoteFile, partial: _Partial, bar: Any, *, timeout: flo
 
 
 def _version(headers: Message) -> str | None:
-    """Returns the server's name of this version of the file, if If-Range accepts it: a strong ETag, or a date."""
+    """Returns an identifier of this version of the file that If-Range accepts: a strong ETag, or a date."""
     etag = headers.get("ETag")
     return etag if etag is not None and not etag.startswith("W/") else headers.get("Last-Modified")
 

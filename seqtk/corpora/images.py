@@ -1,4 +1,4 @@
-"""Grey images in files: PNG read and written, and the batches of CIFAR-10, without Pillow and without unpickling."""
+"""Reads and writes grey PNG images, and reads the batches of CIFAR-10, without Pillow and without unpickling."""
 
 import io
 import pickletools
@@ -47,7 +47,7 @@ def read_png(content: bytes, name: str) -> Image:
 
 
 def _unfiltered(kinds: Image, rows: Image, name: str) -> Image:
-    """Undoes the filters of PNG (section 9): each pixel is stored as its difference from a guess."""
+    """Undoes the filters of PNG (section 9), which store each pixel as its difference from a prediction."""
     above = np.zeros(rows.shape[1], dtype=np.uint8)
     image = np.empty_like(rows)
     for index, (kind, row) in enumerate(zip(kinds.tolist(), rows, strict=True)):
@@ -66,7 +66,7 @@ def _unfiltered(kinds: Image, rows: Image, name: str) -> Image:
 
 
 def _guessed(row: list[int], above: list[int], *, paeth: bool) -> list[int]:
-    """Returns a row whose guesses need the pixel to the left: the average, or Paeth's choice."""
+    """Undoes a filter that predicts each pixel of a row also from the pixel to its left: Average or Paeth."""
     out: list[int] = []
     left = corner = 0
     for value, up in zip(row, above, strict=True):
@@ -80,7 +80,7 @@ def _guessed(row: list[int], above: list[int], *, paeth: bool) -> list[int]:
 
 
 def write_png(image: Image) -> bytes:
-    """Returns a grey PNG of the pixels."""
+    """Returns the bytes of a grey PNG image with these pixels."""
     height, width = image.shape
     rows = np.concatenate([np.zeros((height, 1), dtype=np.uint8), image], axis=1).tobytes()
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
@@ -91,7 +91,7 @@ def write_png(image: Image) -> bytes:
 
 
 def sheet(images: Image, columns: int, gap: int = 2) -> Image:
-    """Images of one size side by side on white."""
+    """Returns one image with the given images of equal size side by side on white."""
     rows = -(-len(images) // columns)
     height, width = (side + gap for side in images.shape[1:])
     page = np.full((rows * height + gap, columns * width + gap), 255, dtype=np.uint8)
@@ -102,7 +102,7 @@ def sheet(images: Image, columns: int, gap: int = 2) -> Image:
 
 
 def gray(rgb: Image) -> Image:
-    """Returns the grey of CIFAR's images, (images, 3 × 1024) with all red first: ITU-R 601, rounded."""
+    """Returns CIFAR's images in grey (ITU-R 601, rounded). Each has 3 × 1024 values: red, green, blue."""
     red, green, blue = rgb.reshape(-1, 3, CIFAR_PIXELS // 3).astype(np.int64).transpose(1, 0, 2)
     return np.asarray((299 * red + 587 * green + 114 * blue + 500) // 1000, dtype=np.uint8)
 
@@ -118,8 +118,8 @@ def read_binary_batch(content: bytes, name: str) -> tuple[Image, npt.NDArray[np.
 def read_pickled_batch(content: bytes, name: str) -> tuple[Image, npt.NDArray[np.int64]]:
     """Returns the pixels and labels of a batch of cifar-10-python, without unpickling it: nothing in it is run.
 
-    The stream of a pickle is only split into its instructions. The pixels are its one string of 3072 bytes an image,
-    and the labels are the numbers of the list after the key `labels`.
+    The pickle is only split into its instructions. The pixels are the one string of 3072 bytes per image, and the
+    labels are the numbers of the list after the key `labels`.
     """
     pixels: bytes | None = None
     labels: list[int] = []

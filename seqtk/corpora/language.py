@@ -1,7 +1,7 @@
 """Corpora of language models: enwik8, WikiText-103 by words and by pieces, the Penn Treebank.
 
-Lengths and checksums: mattmahoney.net/dc/textdata.html for enwik8; torchtext, GluonNLP and the Hub's records of the
-published archives for the others, which agree with each other where they overlap.
+The lengths and checksums are from mattmahoney.net/dc/textdata.html for enwik8, and from torchtext, GluonNLP and the
+Hugging Face Hub for the others. Where several sources publish the same value, they agree.
 """
 
 from dataclasses import replace

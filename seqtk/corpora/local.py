@@ -1,4 +1,4 @@
-"""Finds published files on the disk, as published or unpacked."""
+"""Finds published files on the disk, either as published or unpacked."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,9 +8,9 @@ from seqtk.utils.errors import UserError
 
 
 def find_all(corpus: Corpus, places: Sequence[Path]) -> dict[RemoteFile, Path]:
-    """Returns the paths of each published file, or else of its wanted members, in `places` (files and folders).
+    """Returns the path of each published file, or the paths of its wanted members, in `places` (files and folders).
 
-    Raises UserError for a file that is in none of them.
+    Raises UserError if a file is in none of the places.
     """
     found: dict[RemoteFile, Path] = {}
     for published in corpus.files:

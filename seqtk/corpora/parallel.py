@@ -1,7 +1,7 @@
 """Corpora of translation: WMT14 English to German and to French, Multi30k English to German.
 
-Lengths and checksums: the records of TensorFlow Datasets (training sets), sacreBLEU (test sets) and torchtext
-(Multi30k). Of the UN and Giga corpora none are published.
+The lengths and checksums are from TensorFlow Datasets (training sets), sacreBLEU (test sets) and torchtext (Multi30k).
+None are published for the UN and Giga corpora.
 """
 
 from seqtk.corpora.spec import Corpus, RemoteFile
@@ -36,7 +36,7 @@ _FRENCH_TRAINING = (
 
 
 def _held_out(lang: str) -> tuple[RemoteFile, RemoteFile]:
-    """newstest2013 and newstest2014 (the full set) from English, in WMT's SGML."""
+    """Returns newstest2013 and newstest2014 (the full set) with English as the source, in WMT's SGML."""
     names = [(2013, "test/newstest2013-src.{}.sgm", side) for side in ("en", lang)]
     full = [
         (2014, f"test-full/newstest2014-{lang}en-{role}.{{}}.sgm", side)
@@ -63,7 +63,7 @@ def _held_out(lang: str) -> tuple[RemoteFile, RemoteFile]:
 
 
 def _wmt14(lang: str, about: str, training: tuple[tuple[str, int | None, str | None, str], ...]) -> Corpus:
-    """WMT14's news task from English to `lang`: all training text of these archives, newstest2013 and newstest2014."""
+    """Returns WMT14's news task from English to `lang`: the training text of `archives`, and two newstest sets."""
     archives = tuple(
         RemoteFile(
             url,

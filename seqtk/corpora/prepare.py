@@ -1,4 +1,4 @@
-"""From published files to a data-bin: found or downloaded, unpacked, split, preprocessed.
+"""Makes a data-bin of published files: finds or downloads, unpacks, splits and preprocesses them.
 
 In the data-bin's folder, `text/` holds the text of the splits, and `text/prepare.json` records its sources and counts.
 A rerun skips the steps that are recorded as done, so preparation resumes after an interruption.
@@ -29,12 +29,12 @@ class FilesConfig:
     """Where the files of a corpus come from, and where its data-bin goes."""
 
     source: str | None = setting(
-        None, help="File or folder with the published files, instead of a download: A, or A,B if A,B does not exist."
+        None, help="A file or folder with the published files, instead of a download. Several are separated by commas."
     )
-    mirror: str | None = setting(None, help="Downloads from this folder of a web server, under the published names.")
-    downloads: str = setting("data-bin/downloads", help="Folder that keeps downloads, as HOST/PATH.")
-    destdir: str | None = setting(None, help="Data-bin folder to make. null: the one that the recipes name.")
-    overwrite: bool = setting(False, help="Replaces a data-bin that is in destdir.")
+    mirror: str | None = setting(None, help="A folder on a web server with the published files, to download from.")
+    downloads: str = setting("data-bin/downloads", help="The folder for downloaded files, stored as HOST/PATH.")
+    destdir: str | None = setting(None, help="The data-bin folder to make. null: the folder that the recipes read.")
+    overwrite: bool = setting(False, help="Replace a data-bin in destdir.")
     workers: int = setting(0, at_least=0, help="Worker processes. 0: one per core.")
 
 
@@ -42,7 +42,7 @@ class FilesConfig:
 class PrepareConfig(FilesConfig):
     """A corpus, where its files come from, and where its data-bin goes."""
 
-    corpus: str = setting("", help="Name of the corpus; may be written without corpus=.")
+    corpus: str = setting("", help="The name of the corpus. corpus= may be omitted.")
 
 
 def prepare(
@@ -69,7 +69,7 @@ def prepare(
 
 
 def list_sources(config: FilesConfig) -> list[Path]:
-    """Returns the files and folders of `source=`. Raises UserError if one is missing, or if a mirror is given too."""
+    """Returns the paths in `source=`. Raises UserError if one is missing, or if a mirror is given too."""
     given = config.source or ""
     places = [Path(path).expanduser() for path in ([given] if Path(given).exists() else given.split(",")) if path]
     places = places if given else []
@@ -84,7 +84,7 @@ def list_sources(config: FilesConfig) -> list[Path]:
 
 
 def _find(corpus: Corpus, sources: list[Path], reporter: Reporter) -> dict[RemoteFile, Path]:
-    """Returns the files of the corpus on the disk, checked."""
+    """Finds the files of the corpus on the disk and checks them."""
     found = find_all(corpus, sources)
     for published, path in found.items():
         advice = "Use another source=, or none to download it."
@@ -96,7 +96,7 @@ def _find(corpus: Corpus, sources: list[Path], reporter: Reporter) -> dict[Remot
 def fetch_all(
     files: Sequence[RemoteFile], config: FilesConfig, *, reporter: Reporter, retry: RetryPolicy | None = None
 ) -> dict[RemoteFile, Path]:
-    """Returns the published files, downloaded if they are missing, checked."""
+    """Downloads the published files that are missing, checks them, and returns their paths."""
     check_writable(Path(config.downloads), key="downloads")
     mirror = config.mirror
     if mirror and not mirror.startswith(("http://", "https://")):
@@ -147,7 +147,7 @@ class _Record:
 
 
 def _unpack(files: Mapping[RemoteFile, Path], folder: Path, record: _Record, reporter: Reporter) -> dict[str, Path]:
-    """Returns the text of each published item by its file name, unpacked from its archive."""
+    """Unpacks the archives, and returns the path of each published text by its file name."""
     items = {}
     for published, path in files.items():
         if not published.members:

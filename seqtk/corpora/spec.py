@@ -1,4 +1,4 @@
-"""Published corpora: their files with lengths and checksums, and the texts of their splits."""
+"""The types that describe a published corpus: files with lengths and checksums, and the texts of its splits."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from seqtk.utils.text_io import open_decompressed
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as its authors publish it, or a member of an archive. None: not published."""
+    """A published file, or a member of an archive. A length or checksum of None is not published."""
 
     name: str  # its URL, or its path in the archive
     length: int | None = None  # in bytes
@@ -24,12 +24,12 @@ class RemoteFile:
 
     @property
     def file_name(self) -> str:
-        """The last part of its name, which the texts of a corpus use."""
+        """The last part of the name, by which the texts of a corpus refer to the file."""
         return self.name.rsplit("/", 1)[-1]
 
     @property
     def items(self) -> tuple["RemoteFile", ...]:
-        """The files with its text: the file itself, or the members of the archive."""
+        """The files with text: the file itself, or the members if it is an archive."""
         return self.members or (self,)
 
 
@@ -45,7 +45,7 @@ class Text(Protocol):
         """The names of the published files that it reads."""
 
     def write(self, inputs: Mapping[str, Path], outputs: Sequence[Path], *, reporter: Reporter) -> dict[str, int]:
-        """Writes the files. Returns counts of what was read and written."""
+        """Writes the files. Returns the numbers of lines that were read and written."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""The texts of a corpus: parts of published files; training text is cleaned.
+"""Writes the texts of a corpus from published files, and cleans training text.
 
-A line ends at `\\n` and nowhere else. Held-out text keeps each of its lines. Training pairs with an empty
-side, or with bytes that are not UTF-8, are dropped.
+A line ends at `\\n` and nowhere else. Validation and test text keeps all lines. Training pairs with an empty side, or
+with bytes that are not UTF-8, are dropped.
 """
 
 import re
@@ -134,7 +134,7 @@ class Pairs:
 
 
 def _clean_pairs(blocks: Sequence[list[bytes]], counts: dict[str, int]) -> tuple[bytes, ...]:
-    """Both sides of the pairs that are kept; adds to `counts`."""
+    """Returns both sides of the pairs that are kept, and adds to `counts`."""
     good = [_decodes(lines) for lines in blocks]
     sides = [clean(lines) for lines in blocks]
     decodes = list(map(all, zip(*good, strict=True)))
@@ -174,7 +174,7 @@ def _is_utf8(text: bytes) -> bool:
 
 
 def _segments(text: bytes) -> Iterator[bytes]:
-    """Yields the segments of a file of WMT, a line each; they are not valid SGML, so no parser reads all of them."""
+    """Yields the segments of a file of WMT, one line each. The files are not valid SGML, so no parser is used."""
     for segment in _SEGMENT.findall(text):
         line = b" ".join(segment.split())
         for entity, character in _ENTITIES:

@@ -50,7 +50,7 @@ def unpack(archive: Path, targets: Mapping[RemoteFile, Path], *, reporter: Repor
         left = (_from_zip if is_zip else _from_tar)(archive, wanted, copy)
     if left:
         raise UserError(
-            f"{archive} has no member {min(left)}.", "It is another archive, or an incomplete one.", _advice(archive)
+            f"{archive} has no member {min(left)}.", "It is incomplete, or another archive.", _advice(archive)
         )
 
 
@@ -103,4 +103,4 @@ def _no_file(archive: Path, name: str) -> UserError:
 
 
 def _advice(archive: Path) -> str:
-    return f"Remove {archive.name} and get it again."
+    return f"Remove {archive.name} and download it again."

@@ -1,10 +1,10 @@
-"""Trained models as Python objects: text in, text out.
+"""Loads trained models as Python objects that translate, generate or classify text.
 
     import seqtk
     model = seqtk.load("checkpoints/multi30k_synth")
     model.translate(["A man in an orange hat."], beam=5)
 
-The decoding commands are thin over the same classes.
+The commands that decode, evaluate or classify use the same classes.
 """
 
 import os
@@ -52,7 +52,7 @@ def load(
         path: A model file, the folder of one checkpoint, or the folder of a run (its best model). Several are an
             ensemble, which averages their probabilities.
         device: "auto" uses a GPU if there is one.
-        precision: Of matrix products; scores are float32 either way.
+        precision: The precision of matrix products. Scores are float32 in any case.
         user_dir: A package or module with layers and tasks of your own, imported first.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What all loaded models have in common."""
+"""The base classes of loaded models."""
 
 import dataclasses
 import warnings
@@ -38,7 +38,7 @@ class Pipeline:
         task: The task of the (first) model.
         models: The models.
         config: The plain tree of the configuration that the first model was trained with.
-        info: Where the first model comes from: update, epoch, metrics.
+        info: The origin of the first model: update, epoch, metrics.
     """
 
     def __init__(self, loaded: Sequence[LoadedModel], *, device: torch.device, bf16: bool = False) -> None:
@@ -78,14 +78,14 @@ class Pipeline:
         resamples: int = 1000,
         progress: bool = False,
     ) -> Report:
-        """Computes the metrics of a split or a text, whatever the task.
+        """Computes the metrics of a split or a text, for models of any task.
 
         Args:
-            data: Where the data is; by default where it was in training.
-            split: The split of it.
-            input: A text file instead; "-" is standard input.
+            data: The location of the data. None: the data of training.
+            split: The split of the data.
+            input: A text file to evaluate on instead of a split; "-" is standard input.
             references: For `input`: the files of its references, line by line.
-            columns: For `input` of a classifier: where the file has the texts and the classes.
+            columns: For `input` of a classifier: the columns of the file with the texts and the classes.
             names: The metrics. None: the task's metrics that are available.
             decode: Whether the model's outputs are computed, for metrics that need them.
             search: The settings of the search.
@@ -141,7 +141,7 @@ class Pipeline:
 
 
 class TextPipeline(Pipeline):
-    """What translation models and language models share: a search over lines of text."""
+    """The base of translation models and language models: a search over lines of text."""
 
     decoder_type: type[BatchTranslator] = BatchTranslator
     samples_by_default = False
@@ -153,7 +153,7 @@ class TextPipeline(Pipeline):
         raise NotImplementedError
 
     def writer(self, *, detokenize: bool = True) -> Writer:
-        """Converts what `decode` yields into text."""
+        """Returns a writer that converts the results of `decode` to text."""
         return Writer(self.task, detokenize=detokenize, free_text=self.free_text)
 
     def search_config(self, **settings: Any) -> SearchConfig:
@@ -219,7 +219,7 @@ class TextPipeline(Pipeline):
 
 
 def as_lines(texts: Sequence[str], name: str, *, count: int | None = None) -> Sequence[str]:
-    """Returns `texts` itself. Raises TypeError for one string, and UserError unless there are `count` of them."""
+    """Returns `texts` unchanged. Raises TypeError for one string, and UserError unless there are `count` texts."""
     if isinstance(texts, str):
         raise TypeError(f"{name} must be a list of strings, not one string")
     for text in texts:
@@ -231,7 +231,7 @@ def as_lines(texts: Sequence[str], name: str, *, count: int | None = None) -> Se
 
 
 def warn_truncated(translations: Iterable[Translation]) -> Iterator[Translation]:
-    """Yields the translations, then warns about truncated inputs and prefixes."""
+    """Yields the translations, then warns if inputs or prefixes were truncated."""
     sources = prefixes = 0
     for translation in translations:
         sources += translation.truncated

@@ -70,9 +70,9 @@ class ClassificationPipeline(Pipeline):
         noun: str = "Text",
         first: int = 1,
     ) -> Iterator[Classification]:
-        """Yields what the model finds for each text, in input order; `window` texts are read ahead and batched.
+        """Yields the classification of each text, in input order. Reads `window` texts ahead to batch them.
 
-        `noun` and `first`, the number of the first text, name a text in an error.
+        Errors name a text as `noun` and its number, where `first` is the number of the first text.
         """
         truncate = self.task.config.truncate if truncate is None else truncate
         limits = [model.length_limit("source") for model in self.models]
@@ -117,7 +117,7 @@ class ClassificationPipeline(Pipeline):
 
     @torch.no_grad()
     def _run(self, batch: Batch) -> Tensor:
-        """Returns log_prob_BC, the logarithm of the models' mean probability."""
+        """Returns log_prob_BC, the logarithm of the mean of the models' probabilities."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             logits = [model.head.logits(model(batch)[0], pad_BT=batch.pad) for model in self.models]  # type: ignore[operator]
         log_prob_MBC = torch.stack(logits).log_softmax(-1)

@@ -1,4 +1,4 @@
-"""Language models: they continue prompts and score text."""
+"""Language models, which continue prompts and score text."""
 
 import contextlib
 from collections.abc import Sequence
@@ -74,10 +74,11 @@ class GenerationPipeline(TextPipeline):
             text: The original text, counted for metrics per word and byte. None: as counted by preprocessing.
             break_mode: How the text is cut into samples. None: as in training.
             tokens_per_sample: The maximum number of tokens of a sample, including context. None: as in training.
-            context_window: How many of these are context, which is read but not scored again.
-            streams: For models with recurrent memory: in how many contiguous streams the text is read. None: as in
-                training.
-            batching: The size of a batch.
+            context_window: The number of these tokens that are context, which is read but not scored again.
+            streams: For models with recurrent memory: the number of contiguous streams in which the text is read. None:
+            as
+                in training.
+            batching: The maximum size of a batch.
             output: A file for the scores of all tokens, one JSON line for each line of the text.
             progress: Shows a bar on a terminal.
         """

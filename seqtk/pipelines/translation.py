@@ -1,4 +1,4 @@
-"""Models that translate."""
+"""Translation models."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -36,16 +36,18 @@ Assets = dict[str, str]
 class TaskConfig:
     """The base of every task's config."""
 
-    data: str = setting("", help="Where the data is: of the default source, a data-bin directory.")
+    data: str = setting("", help="The location of the data. For the default source, a data-bin directory.")
     source: SourceConfig = DataBinSourceConfig()
-    made_by: str = setting("", help="The command that makes the data, which the error shows if it is missing.")
+    made_by: str = setting("", help="The command that makes the data, shown in the error if the data is missing.")
     mix: tuple[CorpusConfig, ...] = setting(
         (),
         help="Train on these corpora: [{data: A, weight: 2}, {data: B}]. They have the vocabulary of task.data, which "
         "keeps validation and test. []: train on task.data alone.",
     )
     temperature: float = setting(
-        1.0, at_least=1, help="Of task.mix: a corpus has a share proportional to (weight × examples)^(1 / temperature)."
+        1.0,
+        at_least=1,
+        help="For task.mix: a corpus has a share proportional to (weight × examples)^(1 / temperature).",
     )
 
 
@@ -53,7 +55,7 @@ tasks: Registry["Task"] = Registry("task", TaskConfig)
 
 
 class Dataset(Protocol):
-    """Examples by index, with their lengths known before any is read."""
+    """The examples of a split by index. The lengths of all examples are known without reading any."""
 
     sizes_ND: npt.NDArray[np.int32]
     """The lengths of each example, one column a side (source, target)."""
@@ -77,13 +79,13 @@ class Report:
     """The model's outputs in the order of the examples; empty if nothing was decoded."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns every value, signature and count under one key each, ready for JSON."""
+        """Returns a dict for JSON with one key for each value, signature and count."""
         signatures = {f"{name}_signature": score.signature for name, score in self.scores.items() if score.signature}
         intervals = {f"{name}_interval": score.interval for name, score in self.scores.items() if score.interval}
         return {name: score.value for name, score in self.scores.items()} | signatures | intervals | self.counts
 
     def lines(self) -> list[str]:
-        """Returns the report as text: the counts, then one metric a line with its unit and interval."""
+        """Returns the lines of the report: the counts, then one line per metric with its unit and interval."""
         about = ", ".join(
             how_many(count, name.replace("_", " ").removesuffix("s")) for name, count in self.counts.items()
         )
@@ -101,7 +103,7 @@ class Report:
 
 @dataclass(frozen=True)
 class TooLong:
-    """Examples that are longer than a model takes."""
+    """The examples of one side that are longer than the model's limit."""
 
     side: Side
     limit: int
@@ -112,9 +114,9 @@ class TooLong:
 
 
 class Task:
-    """Where data, model, criterion and metrics meet.
+    """A task connects data, model, criterion and metrics.
 
-    Built as `tasks.build(config)` from its data, or as `tasks.build(config, assets=…)` from a model file.
+    `tasks.build(config)` builds a task from its data, `tasks.build(config, assets=…)` from a model file.
     """
 
     metrics: ClassVar[tuple[str, ...]] = ("loss", "nll", "ppl")
@@ -138,7 +140,7 @@ class Task:
         return False
 
     def assets(self) -> Assets:
-        """What the constructor takes as `assets`: all that is needed to use a model without the data."""
+        """Returns the `assets` of the constructor: everything that is needed to use a model without its data."""
         raise NotImplementedError
 
     def dataset(self, split: str) -> Dataset:
@@ -150,7 +152,7 @@ class Task:
         return self.dataset("train")
 
     def epoch_examples(self, epoch: int, *, seed: int) -> Dataset:
-        """What an epoch of a run reads: the training set, or with `task.mix` its part of several corpora.
+        """Returns the examples of an epoch: the training set or, with `task.mix`, a sample of several corpora.
 
         Raises UserError if the corpora of `task.mix` do not belong together.
         """
@@ -159,7 +161,7 @@ class Task:
         return self.training_set(epoch)
 
     def collate(self, examples: Sequence[Any]) -> Batch:
-        """Returns the batch of these examples."""
+        """Combines examples into a batch."""
         raise NotImplementedError
 
     def model(self, config: ModelConfig) -> Model:
@@ -183,13 +185,13 @@ class Task:
         return cls.outputs is not Task.outputs
 
     def provides(self, split: str, *, stats: Sequence[str], targets: float, outputs: bool = True) -> set[str]:
-        """Returns the needs of metrics that are met for a split.
+        """Returns the entries of `Metric.needs` that are available for a split.
 
         Args:
             split: The split that is read.
-            stats: Names of the criterion's statistics.
+            stats: The names of the criterion's statistics.
             targets: The number of targets that are scored.
-            outputs: Whether the model's outputs are wanted.
+            outputs: Whether the model's outputs are computed.
         """
         met = {*stats}
         if outputs and self.has_outputs():
@@ -199,7 +201,7 @@ class Task:
         return met
 
     def too_long(self, sizes_ND: SizeArray, model: Model) -> Iterator["TooLong"]:
-        """Yields each side with examples over the model's limit."""
+        """Yields a `TooLong` for each side that has examples over the model's limit."""
         for sizes_N, side in zip(sizes_ND.T, self.sides, strict=False):
             limit = model.length_limit(side)
             if limit is not None and (sizes_N > limit).any():
@@ -230,14 +232,14 @@ class Task:
         continuous: bool = False,
         before_each: Callable[[], None] = lambda: None,
     ) -> tuple[Stats, float, list[Output]]:
-        """Adds up what a criterion returns for batches, and collects the model's outputs.
+        """Adds up the statistics of the criterion over batches, and collects the model's outputs.
 
         Args:
             step: Returns the statistics of a batch and the recurrent state after it, given the state before it.
             batches: The indices of the examples of each batch; an empty one is skipped.
-            search: How outputs are searched for. None: there are none.
+            search: The settings of the search for outputs. None: no outputs are computed.
             continuous: Whether the rows of a batch continue the rows of the previous batch.
-            before_each: Called before each batch, an empty one too.
+            before_each: Called before each batch, including empty ones.
 
         Returns:
             The sums, in float64 on the device; the number of targets; the outputs, in the order of the batches.
@@ -283,12 +285,13 @@ class Task:
         Args:
             model: The model, in evaluation mode.
             split: The split of the task's data.
-            criterion: Gives the statistics. None: cross entropy.
+            criterion: The criterion, which computes the statistics. None: cross entropy.
             names: The metrics. None: the task's metrics that are available.
             decode: Whether the outputs of the model are needed.
-            search: How outputs are searched for. None: the defaults.
+            search: The settings of the search for outputs. None: the defaults.
             references: Further sets of references, line by line, in addition to the references in the data.
-            batching: The size of a batch; with `streams`, the text is read in so many, with recurrent state.
+            batching: The maximum size of a batch. With `streams`, the text is read in this number of streams with
+            recurrent state.
             bf16: Whether matrix products run in bfloat16.
             resamples: The bootstrap samples that intervals are computed from, for metrics of classes. 0: no intervals.
             progress: Shows a bar on a terminal.

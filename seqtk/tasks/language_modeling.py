@@ -1,4 +1,4 @@
-"""Language modelling: text in, the probability of every token out. `SampleTask` is what similar tasks share."""
+"""Language modelling: predicts the probability of every token of a text. `SampleTask` is the base of similar tasks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,12 @@ from seqtk.utils.errors import UserError
 
 @dataclass(frozen=True)
 class LanguageModelingConfig(TaskConfig):
-    """One-sided text, and how it is cut into samples."""
+    """Settings of one-sided text: the data, and how it is cut into samples."""
 
-    data: str = setting("", help="The data-bin directory. Several, separated by commas, are shards: one an epoch.")
-    tokens_per_sample: int = setting(512, at_least=1, help="The most targets in a sample.")
+    data: str = setting(
+        "", help="The data-bin directory. Several, separated by commas, are shards; each epoch reads one of them."
+    )
+    tokens_per_sample: int = setting(512, at_least=1, help="Maximum number of targets in a sample.")
     break_mode: BreakMode = setting(
         "none",
         help="Where samples end. none: after tokens_per_sample tokens. complete: after whole lines. "
@@ -30,7 +32,7 @@ class LanguageModelingConfig(TaskConfig):
 
 
 class SampleTask(TextTask):
-    """One vocabulary, one tokenizer, and samples of a stream of tokens."""
+    """The base of tasks on samples of a stream of tokens, with one vocabulary and one tokenizer."""
 
     def __init__(self, config: LanguageModelingConfig, *, assets: Mapping[str, str] | None = None) -> None:
         super().__init__(config)
@@ -58,7 +60,7 @@ class SampleTask(TextTask):
         return "task.tokens_per_sample to at most the limit" if training else None
 
     def text(self, ids: Sequence[int]) -> str:
-        """Returns the text of token ids."""
+        """Converts token ids to text."""
         return self.tokenizer.decode(self.vocabulary.decode(ids))
 
     def blocks(self, split: str, *, epoch: int = 1) -> TokenBlocks:
@@ -73,7 +75,7 @@ class SampleTask(TextTask):
 
 @tasks.register("language_modeling", LanguageModelingConfig)
 class LanguageModelingTask(SampleTask):
-    """Each token is predicted from those before it."""
+    """Language modelling: each token is predicted from the tokens before it."""
 
     metrics = ("loss", "nll", "ppl", "bits_per_token", "bits_per_byte", "bits_per_character", "word_ppl")
     sides = ("target",)

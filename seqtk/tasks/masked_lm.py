@@ -1,4 +1,4 @@
-"""Masked language modelling (Devlin et al. 2019, BERT): text with hidden tokens in, the hidden tokens out."""
+"""Masked language modelling (Devlin et al. 2019, BERT): predicts hidden tokens of a text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ from seqtk.tasks.language_modeling import LanguageModelingConfig, SampleTask
 
 @dataclass(frozen=True)
 class MaskedLMConfig(LanguageModelingConfig):
-    """One-sided text, how it is cut into samples, and which tokens are predicted."""
+    """Settings of masked language modelling: the data, its samples, and the choice of predicted tokens."""
 
-    tokens_per_sample: int = setting(512, at_least=1, help="The most tokens in a sample.")
+    tokens_per_sample: int = setting(512, at_least=1, help="Maximum number of tokens in a sample.")
     masking: MaskingConfig = MaskingConfig()
 
 
 @tasks.register("masked_lm", MaskedLMConfig)
 class MaskedLMTask(SampleTask):
-    """Some tokens are predicted from all others; the losses are per predicted token."""
+    """Masked language modelling: hidden tokens are predicted from all others. Losses are per predicted token."""
 
     metrics = ("loss", "nll", "ppl", "bits_per_token", "accuracy")
     sides = ("source",)

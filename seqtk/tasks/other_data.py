@@ -1,4 +1,4 @@
-"""Data for the task of a loaded model, in place of the data that it was trained on."""
+"""Replaces the data of a loaded model's task by other data."""
 
 import contextlib
 import shutil
@@ -34,11 +34,11 @@ def other_data(
 
     Args:
         task: The task of a loaded model.
-        data: Another place of the data.
-        split: The split of it.
-        input: A text file instead; "-" is standard input.
-        columns: For a task with classes: where `input` has the texts and the classes.
-        references: For a task with two sides: the files of the second side; the first of them is used.
+        data: The location of the data. None: the data of training.
+        split: The split of the data.
+        input: A text file to read instead of a split; "-" is standard input.
+        columns: For a classifier: the columns of `input` with the texts and the classes.
+        references: For a task with two sides: the files of the target side, of which only the first is used.
     """
     if input is not None and data is not None:
         raise UserError("input= and data= are both set.", "Set one of them: a text, or a split of the data.")
@@ -67,7 +67,7 @@ def other_data(
             elif isinstance(task, ClassificationTask):
                 if references:
                     raise UserError(
-                        "reference= is for texts.", "The file of input= has the classes: set columns.label=."
+                        "reference= is not for classifiers.", "input= contains the classes: set columns.label=."
                     )
                 columns = columns or Columns()
                 if task.pairs and columns.second is None:
@@ -84,7 +84,7 @@ def other_data(
 
 
 def _text_file(path: str, folder: Path) -> Path:
-    """Returns the file of a text; standard input is copied into `folder`."""
+    """Returns the path of a text file. Copies standard input into a file in `folder`."""
     if path != "-":
         return find_text(path, None)
     copy = folder / "standard-input"

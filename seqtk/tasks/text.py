@@ -1,4 +1,4 @@
-"""What tasks over text share: the source of their data, and tokenizers as text in a model file."""
+"""The base of tasks on text, and the conversion of tokenizers to and from assets of a model file."""
 
 import base64
 from collections.abc import Iterator, Mapping
@@ -19,17 +19,17 @@ class TextTask(Task):
     _source: Source | None = None
 
     def connect(self, source: Source) -> None:
-        """Makes a newly opened source encode with this task's vocabularies, if it already has them.
+        """Makes a newly opened source use this task's vocabularies, if the task already has them.
 
         Raises:
             UserError: If the source does not suit the task or its vocabularies.
         """
 
     def open(self, data: str | Source | None = None) -> Source:
-        """Returns the source of the data.
+        """Opens the source of the data.
 
         Args:
-            data: Another place for the source to read from now on, or another source.
+            data: Another location that the source reads from now on, or another source.
 
         Raises:
             UserError: If it cannot be read, or does not suit the task or its vocabularies.
@@ -94,14 +94,14 @@ class TextTask(Task):
 
 
 def tokenizer_assets(tokenizer: Tokenizer, side: str) -> Assets:
-    """What `tokenizer_from` builds the tokenizer from, under names that begin with `side`."""
+    """Returns the assets from which `tokenizer_from` builds the tokenizer. Their names begin with `side`."""
     if tokenizer.model_bytes is not None:
         return {f"{side}.sentencepiece": base64.b64encode(tokenizer.model_bytes).decode("ascii")}
     return {} if tokenizer.separator is None else {f"{side}.separator": tokenizer.separator}
 
 
 def tokenizer_from(assets: Mapping[str, str], side: str) -> Tokenizer:
-    """Returns the tokenizer in a model file's assets."""
+    """Builds the tokenizer of a side from the assets of a model file."""
     model = assets.get(f"{side}.sentencepiece")
     if model is not None:
         return Tokenizer.from_model(base64.b64decode(model))

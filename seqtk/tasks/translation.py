@@ -1,4 +1,4 @@
-"""Translation: pairs of sentences in, BLEU and chrF out."""
+"""Translation: pairs of sentences, with BLEU and chrF as metrics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from seqtk.utils.errors import UserError
 
 @dataclass(frozen=True)
 class TranslationConfig(TaskConfig):
-    """Pairs of sentences."""
+    """Settings of translation: the data and its two languages."""
 
     source_lang: str | None = setting(
-        None, help="The language that is read. null: found in the file names, if the directory holds one pair."
+        None, help="The source language. null: taken from the file names, if the directory holds one pair."
     )
-    target_lang: str | None = setting(None, help="The language that is written. null: likewise.")
+    target_lang: str | None = setting(None, help="The target language. null: as for source_lang.")
 
 
 class PairDataset:
@@ -59,7 +59,7 @@ class PairDataset:
         return len(self.source)
 
     def is_blank(self, index: int) -> bool:
-        """Returns whether the source is a line of text without any token; its translation is a blank line."""
+        """Returns whether a source has no tokens. Its translation is then a blank line."""
         return self.source_lines is not None and int(self.source.sizes[index]) == 1
 
     def __getitem__(self, index: int) -> tuple[int, Any, Any]:
@@ -68,7 +68,7 @@ class PairDataset:
 
 @tasks.register("translation", TranslationConfig)
 class TranslationTask(TextTask):
-    """Two vocabularies, two tokenizers, and pairs of sentences."""
+    """Translation of sentences, with a vocabulary and a tokenizer for each side."""
 
     metrics = ("loss", "nll", "ppl", "bleu", "chrf")
 
@@ -138,11 +138,11 @@ class TranslationTask(TextTask):
         )
 
     def source_text(self, ids: Sequence[int]) -> str:
-        """Returns the line of text of source ids."""
+        """Converts source ids to a line of text."""
         return self.source_tokenizer.decode(self.source_vocabulary.decode(ids))
 
     def target_text(self, ids: Sequence[int]) -> str:
-        """Returns the line of text of target ids."""
+        """Converts target ids to a line of text."""
         return self.target_tokenizer.decode(self.target_vocabulary.decode(ids))
 
     def outputs(self, model: Model, batch: Batch, dataset: PairDataset, search_config: SearchConfig) -> list[Output]:

@@ -4,8 +4,8 @@
 
     run_laws("retention", oracle=retention)
 
-checks the registered layer `retention` and raises AssertionError with one line for each law that it breaks. With
-pytest, one test a law:
+checks the registered layer `retention` and raises AssertionError with one line for each law that it breaks. To get one
+pytest test for each law:
 
     @pytest.mark.parametrize("case", law_cases("retention", oracle=retention), ids=str)
     def test_law(case):
@@ -54,7 +54,7 @@ ANY = SELF | Role.CROSS
 
 @dataclass(frozen=True)
 class Law:
-    """A promise. `check` raises AssertionError if the subject's layer breaks it."""
+    """A property that layers promise to have. `check` raises AssertionError if the subject's layer breaks it."""
 
     check: Callable[[Subject], None]
     roles: Role
@@ -65,7 +65,7 @@ class Law:
     """Whether the subject makes the promise at all."""
 
     def applies(self, subject: Subject) -> bool:
-        """Returns whether the law is about this subject."""
+        """Returns whether the law applies to this subject."""
         return subject.role in self.roles and subject.size.name in self.sizes and self.only_if(subject)
 
     @property
@@ -88,7 +88,7 @@ def law(
     slow: bool = False,
     only_if: Callable[[Subject], bool] = lambda subject: True,
 ) -> Callable[[Callable[[Subject], None]], Callable[[Subject], None]]:
-    """Adds a function to `LAWS`; the first line of its docstring is the promise."""
+    """Decorator: adds a function to `LAWS`. The first line of its docstring states the property."""
 
     def add(check: Callable[[Subject], None]) -> Callable[[Subject], None]:
         LAWS[check.__name__] = Law(check, roles, sizes, slow, only_if)
@@ -99,7 +99,7 @@ def law(
 
 @dataclass(frozen=True)
 class LawCase:
-    """One law for one subject."""
+    """A law to check on one subject."""
 
     law: Law
     kind: str
@@ -116,7 +116,7 @@ class LawCase:
     def check(self, device: str | torch.device | None = None) -> None:
         """Raises AssertionError, with the kind and the law in its message, if the layer breaks the law.
 
-        On the subject's device, or on another.
+        `device` replaces the subject's device.
         """
         subject = self.subject if device is None else replace(self.subject, device=torch.device(device))
         where = f"{self.kind} ({', '.join(self._details())}), law {self.law.name}"
@@ -142,11 +142,12 @@ def law_cases(
 
     Args:
         kind: The name under which the layer is registered.
-        oracle: Computes the layer's output from its equations. None: the law `equals_the_reference` is skipped.
+        oracle: A function that computes the layer's output from its equations. None: skip the law
+        `equals_the_reference`.
         variants: Name → settings to check, as a mapping or a `Variant`, which also restricts roles and sizes. None: the
             kind's defaults. `heads=2` and a small `max_length` are set where the kind has such settings.
-        device: Where the layer runs. On an accelerator there is one more law: it gives the CPU's numbers.
-        sizes: Of "short" and "long".
+        device: The device of the layer. On an accelerator there is one more law: the outputs equal the CPU's.
+        sizes: Any of "short" and "long".
         slow: Include the laws that take seconds (compilation).
 
     Raises:
@@ -193,13 +194,13 @@ def run_laws(
 
 
 def expect(condition: object, message: str) -> None:
-    """Raises AssertionError with the message unless the condition holds; unlike `assert`, under `python -O` too."""
+    """Raises AssertionError unless the condition holds. Unlike `assert`, it also works under `python -O`."""
     if not condition:
         raise AssertionError(message)
 
 
 def expect_close(actual: Tensor, expected: Tensor, message: str, tolerance: float = SHORT.tolerance) -> None:
-    """Raises AssertionError unless the tensors agree, absolutely or relatively, to the tolerance."""
+    """Raises AssertionError unless the absolute or the relative difference of the tensors is within the tolerance."""
     try:
         close(actual, expected, tolerance)
     except AssertionError as error:
@@ -210,7 +211,7 @@ def expect_close(actual: Tensor, expected: Tensor, message: str, tolerance: floa
 def expect_close_all(
     actual: Sequence[Tensor | None], expected: Sequence[Tensor | None], message: str, tolerance: float
 ) -> None:
-    """Checks `expect_close` for two lists, in which None is a missing gradient."""
+    """Calls `expect_close` for each pair of two lists of gradients. None stands for a missing gradient."""
     for number, (one, other) in enumerate(zip(actual, expected, strict=True)):
         if one is None or other is None:
             zero = not any(tensor is not None and tensor.any() for tensor in (one, other))
@@ -231,7 +232,7 @@ def refusal(message: str) -> Iterator[None]:
 
 
 def output_and_gradients(layer: Attention, inputs: Inputs) -> list[Tensor | None]:
-    """Returns the outputs at real positions, and the gradients of a weighted sum of them: inputs', then parameters'."""
+    """Returns the outputs at real positions, and the gradients of their weighted sum for inputs and parameters."""
     leaves = [*inputs.leaves(), *layer.parameters()]
     y_BTD = inputs.run(layer)
     weights_BTD = torch.linspace(-1, 1, y_BTD[inputs.real].numel(), dtype=y_BTD.dtype, device=y_BTD.device)
@@ -241,7 +242,7 @@ def output_and_gradients(layer: Attention, inputs: Inputs) -> list[Tensor | None
 
 @law()
 def padding_never_leaks(subject: Subject) -> None:
-    """What padding contains never changes an output."""
+    """The contents of padding positions never change an output."""
     layer = subject.make()
     inputs = subject.inputs(layer)
     assert inputs.pad_BS is not None
@@ -315,7 +316,7 @@ def stepping_equals_the_parallel_form(subject: Subject) -> None:
 
 
 def reordered(state: Any, order: Tensor) -> Any:
-    """Returns a state with its rows in another order, as beam search makes it."""
+    """Returns a state with its rows in another order, as beam search reorders them."""
     return tree_map(lambda leaf: leaf[order] if isinstance(leaf, Tensor) else leaf, state)
 
 
@@ -336,7 +337,7 @@ def reordering_the_state_reorders_the_future(subject: Subject) -> None:
 
 @law(Role.CAUSAL | Role.CROSS, sizes=("short",))
 def a_step_changes_no_state_in_place(subject: Subject) -> None:
-    """`step` leaves the given state as it is and returns its static part unchanged, so that a search may branch."""
+    """`step` does not modify the given state and returns its static part unchanged, so that a search may branch."""
     layer = subject.make()
     inputs = subject.inputs(layer)
     with torch.no_grad():
@@ -385,7 +386,7 @@ def segments_equal_the_whole(subject: Subject) -> None:
 
 @law(Role.ENCODER, only_if=lambda subject: subject.layer.scope is Scope.LAYER)
 def a_chain_of_layers_keeps_rows_apart(subject: Subject) -> None:
-    """Where a layer of scope LAYER passes its state to the next, a row alone still equals the row in its batch."""
+    """If a layer of scope LAYER passes its state to the next layer, a row alone still equals the row in its batch."""
     first, second = subject.make(), subject.make(seed=1)
     second.chain_after(first)
     second.to(subject.device, torch.float64)  # a chained layer may have new parameters
@@ -459,10 +460,10 @@ def bfloat16_stays_near_float32(subject: Subject) -> None:
 
 @law(sizes=("long",))
 def sums_stay_in_float32(subject: Subject) -> None:
-    """Under bfloat16 autocast, what lies between the linear maps is computed in float32, in both forms.
+    """Under bfloat16 autocast, operations between the linear maps are computed in float32, in both forms.
 
-    Compared with a float32 run that rounds the inputs and outputs of linear maps to bfloat16. The mean difference may
-    be `Variant.bfloat16_error` of the mean output.
+    The outputs are compared with a float32 run that rounds the inputs and outputs of linear maps to bfloat16. The mean
+    difference may be at most `Variant.bfloat16_error` times the mean output.
     """
     layer = subject.make(dtype=torch.float32)
     inputs = subject.inputs(layer)
@@ -507,7 +508,7 @@ def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[N
 
 
 def _in_bfloat16(linear: nn.Linear, arguments: tuple[Tensor, ...], _: Tensor) -> Tensor:
-    """Returns a forward hook: the output of the linear map as under bfloat16 autocast, in float32."""
+    """Forward hook: returns the output of the linear map as under bfloat16 autocast, in float32."""
     bias = None if linear.bias is None else linear.bias.bfloat16()
     return nn.functional.linear(arguments[0].bfloat16(), linear.weight.bfloat16(), bias).float()
 
@@ -583,7 +584,7 @@ def reports_are_plain_numbers(subject: Subject) -> None:
 
 @law()
 def evaluation_is_deterministic(subject: Subject) -> None:
-    """In eval mode the same input gives the same output, and dropout is inactive."""
+    """In evaluation mode the same input gives the same output, and dropout is inactive."""
     layer = subject.make()
     inputs = subject.inputs(layer)
     with torch.no_grad():
@@ -645,7 +646,7 @@ def equals_the_reference(subject: Subject) -> None:
 def gradients_equal_finite_differences(subject: Subject) -> None:
     """The gradients of inputs and parameters equal finite differences, with and without dropout.
 
-    Compared along one random direction, in float64: (f(x + ε d) - f(x - ε d)) / 2ε = ∇f · d.
+    They are compared along one random direction d, in float64: (f(x + ε d) - f(x - ε d)) / 2ε = ∇f · d.
     """
     step = 1e-6
     for dropout in (0.0, 0.3) if subject.has("dropout") else (None,):
@@ -681,8 +682,8 @@ def gradients_equal_finite_differences(subject: Subject) -> None:
 def very_long_inputs_equal_shorter_ones(subject: Subject) -> None:
     """A layer that declares `subquadratic` gives the same outputs and gradients when padding makes the input very long.
 
-    2,040 positions, and the same with padding up to 2,100: from 2,048 on, layers may work in another order to save
-    memory.
+    The input has 2,040 positions, alone and with padding up to 2,100. From 2,048 positions on, layers may compute in
+    another order to save memory.
     """
     room: dict[str, Any] = {"max_length": VERY_LONG} if subject.has("max_length") else {}
     layer = subject.make(**room)
@@ -716,7 +717,7 @@ def heads_in_groups_give_the_same(subject: Subject) -> None:
 
 @contextmanager
 def heads_one_at_a_time(device: str) -> Iterator[None]:
-    """Makes `checkpoint_over_heads` process every input as it does one of thousands of positions."""
+    """Makes `checkpoint_over_heads` process inputs of any length head by head, as it processes very long ones."""
     before = head_checkpoint.MIN_LENGTH, head_checkpoint.CHUNK_ELEMENTS
     head_checkpoint.MIN_LENGTH, head_checkpoint.CHUNK_ELEMENTS = 0, {device: 1}
     try:
@@ -737,9 +738,9 @@ def naive_operations_give_the_same(subject: Subject) -> None:
 
 @law(sizes=("short",), slow=True)
 def compiles_to_one_graph(subject: Subject) -> None:
-    """`torch.compile(fullgraph=True)` compiles forward and backward, and both give the same numbers.
+    """`torch.compile(fullgraph=True)` compiles forward and backward, and both give the same results.
 
-    With the backend that traces and differentiates but generates no code.
+    The backend traces and differentiates, but generates no code.
     """
     torch.compiler.reset()
     layer = subject.make(dtype=torch.float32)

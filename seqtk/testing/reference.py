@@ -1,4 +1,4 @@
-"""The base of reference implementations: loops over rows, heads, queries and keys in float64 NumPy.
+"""Tools for reference implementations, which loop over rows, heads, queries and keys in float64 NumPy.
 
 A reference restates the equations of a paper. It shares no code with the layer and reads only the layer's weights, by
 name. It is a function that takes a `Problem` and returns the outputs, an array of the shape of `x_BTD`.
@@ -37,7 +37,7 @@ class Problem:
     _known: dict[tuple[str, bytes], Array] = field(default_factory=dict, init=False, repr=False)
 
     def sees(self, row: int, query: int, key: int) -> bool:
-        """Returns whether softmax attention in this role lets the query attend to the key."""
+        """Returns whether the query can attend to the key in softmax attention of this role."""
         return not self.pad_BS[row, key] and not (self.role is Role.CAUSAL and key > query)
 
     def head(self, vector: Array, head: int) -> Array:

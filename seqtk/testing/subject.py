@@ -1,4 +1,4 @@
-"""What a law is checked on: one layer, in one role, at one size.
+"""The subject of a law: one layer, in one role, at one size.
 
 B batch, T query length, S key length, D width of the layer, M width of the memory.
 """
@@ -78,7 +78,7 @@ class Inputs:
         return ~self.pad_BS
 
     def with_attended(self, new: Tensor) -> "Inputs":
-        """Returns the same with another memory (CROSS) or another x."""
+        """Returns the inputs with another memory (CROSS) or another x."""
         return replace(self, x_BTD=new) if self.memory_BSM is None else replace(self, memory_BSM=new)
 
     def rows(self, index: Any) -> "Inputs":
@@ -87,17 +87,17 @@ class Inputs:
         return Inputs(self.x_BTD[index], memory_BSM, None if self.pad_BS is None else self.pad_BS[index])
 
     def without_padding(self, layer: Attention) -> "Inputs":
-        """Returns all positions real, except in the memory of a CROSS layer."""
+        """Returns the inputs with no position of x marked as padding; the memory of a CROSS layer keeps its padding."""
         return self if layer.role is Role.CROSS else replace(self, pad_BS=None)
 
     def more_padding(self, count: int, *, value: float = 1.0) -> "Inputs":
-        """Returns the same with `count` more positions of padding, which hold `value`."""
+        """Returns the inputs with `count` more positions of padding, filled with `value`."""
         assert self.pad_BS is not None
         wider = self.with_attended(nn.functional.pad(self.attended, (0, 0, 0, count), value=value))
         return replace(wider, pad_BS=nn.functional.pad(self.pad_BS, (0, count), value=True))
 
     def leaves(self) -> list[Tensor]:
-        """Returns the inputs, with gradients switched on."""
+        """Returns the inputs as leaf tensors that require gradients."""
         return [tensor.requires_grad_() for tensor in (self.x_BTD, self.memory_BSM) if tensor is not None]
 
     def run(self, layer: Attention) -> Tensor:
@@ -126,7 +126,7 @@ def steps(layer: Attention, x_BTD: Tensor, state: StepState) -> tuple[Tensor, St
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
-    """Raises AssertionError unless the tensors agree, absolutely or relatively, to the tolerance."""
+    """Raises AssertionError unless the absolute or the relative difference is within the tolerance."""
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
 
 
@@ -143,7 +143,10 @@ class Subject:
     device: torch.device = torch.device("cpu")
 
     def make(self, *, dtype: torch.dtype = torch.float64, seed: int = 0, **settings: Any) -> Attention:
-        """Returns the same layer every time, in eval mode. All weights are random, so that no zero hides a mistake."""
+        """Builds the layer, with the same weights every time, in evaluation mode.
+
+        No weight is 0, which would hide errors.
+        """
         config = dataclasses.replace(self.config, **settings)
         memory_dim = self.size.memory_dim if self.role is Role.CROSS else None
         with torch.random.fork_rng(devices=[]):

@@ -1,7 +1,7 @@
 """The demo corpus: a synchronous grammar that writes English and German sentences together.
 
-words (what an entry holds) → lexicon (the entries) → phrases (noun phrases in each case) → clauses (word order) →
-sampler (what is said) → sentences (kinds of sentence) → corpus (files).
+The modules build on each other: words (the types of entries), lexicon (the entries), phrases (noun phrases in each
+case), clauses (word order), sampler (random clauses that make sense), sentences (kinds of sentences), corpus (files).
 """
 
 from seqtk.corpora.demo.corpus import DESTINATION, DemoConfig, ensure, pairs, prepare, write_corpus

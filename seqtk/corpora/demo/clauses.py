@@ -1,8 +1,8 @@
-"""Clauses of both languages at once: tense, negation, and where the words go.
+"""Builds clauses in English and German: tense, negation and word order.
 
 German puts the finite verb second (statements), first (questions, after a fronted clause) or last (subordinate
-clauses), and closes the clause with what is left of the verb: particle, participle, infinitive. English keeps subject,
-verb, object, place, time. Both orders are read off the `Role` of each constituent.
+clauses), and puts the rest of the verb (particle, participle, infinitive) at the end. English has the order subject,
+verb, object, place, time. The `Role` of each constituent decides its place in both languages.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from seqtk.corpora.demo.words import Aspect, Case, Modal, Person, Verb
 
 
 class Role(IntEnum):
-    """What a constituent is to its clause, in the order of the German middle field save what `_slot` says."""
+    """The function of a constituent in its clause, in the order of the German middle field, apart from `_slot`."""
 
     TIME = 0
     FREQUENCY = 1
@@ -33,7 +33,7 @@ ENGLISH_ORDER = (
 
 
 class Tense(Enum):
-    """When a clause happens; an English habit is simple present, and what happens now has the progressive."""
+    """The tense of a clause. In English, HABITUAL is the simple present, PRESENT the progressive."""
 
     PRESENT = "present"
     HABITUAL = "habitual"
@@ -42,7 +42,7 @@ class Tense(Enum):
 
 @dataclass(frozen=True)
 class Constituent:
-    """A piece of a clause. An English `preposition` stays behind when the rest moves to the front of its clause."""
+    """A part of a clause. An English `preposition` stays in place when the rest moves to the front of the clause."""
 
     role: Role
     english: str
@@ -55,7 +55,7 @@ class Constituent:
 
 @dataclass(frozen=True)
 class Clause:
-    """A verb, its subject and its constituents: `front` stands first in the clause, `parts` where they belong."""
+    """A verb, its subject and its constituents: `front` is the first one, `parts` are in their usual places."""
 
     subject: Phrase
     verb: Verb
@@ -67,7 +67,7 @@ class Clause:
 
 
 def english_statement(clause: Clause) -> str:
-    """Subject, verb, the rest; also every subordinate clause of English."""
+    """Returns an English statement or subordinate clause: subject, verb, the rest."""
     auxiliary, main = _english_verb(clause, inverted=False)
     front = clause.front.english if clause.front else ""
     subject = clause.subject.english(subject=True)
@@ -75,7 +75,7 @@ def english_statement(clause: Clause) -> str:
 
 
 def english_question(clause: Clause) -> str:
-    """Returns the auxiliary before the subject, after a question word where one stands in front."""
+    """Returns an English question: the question word, if any, the auxiliary, the subject, the rest."""
     auxiliary, main = _english_verb(clause, inverted=True)
     front = clause.front.english if clause.front else ""
     subject = clause.subject.english(subject=True)
@@ -83,12 +83,12 @@ def english_question(clause: Clause) -> str:
 
 
 def english_infinitive(clause: Clause) -> str:
-    """*to call a happy teacher*"""
+    """Returns an infinitive clause such as *to call a happy teacher*."""
     return _words("to", clause.verb.english[0], *_english_rest(clause))
 
 
 def german_statement(clause: Clause) -> str:
-    """Returns the finite verb second, after the subject or what stands in front of it."""
+    """Returns a German statement, with the finite verb second, after the subject or the constituent in front."""
     if clause.front:
         return _words(clause.front.german, german_verb_first(clause))
     finite, _, closing = _german_verb(clause)
@@ -96,13 +96,13 @@ def german_statement(clause: Clause) -> str:
 
 
 def german_verb_first(clause: Clause) -> str:
-    """Returns the finite verb before the subject: a question, or what follows a fronted constituent or clause."""
+    """Returns a German clause with the verb before the subject: a question, or a clause after a fronted one."""
     finite, _, closing = _german_verb(clause)
     return _words(finite, _german_subject(clause), *_german_middle(clause), closing)
 
 
 def german_verb_last(clause: Clause) -> str:
-    """Returns the finite verb at the end, a separable particle written together with it: a subordinate clause."""
+    """Returns a German subordinate clause, with the finite verb at the end and its particle attached."""
     finite, particle, closing = _german_verb(clause)
     front = clause.front.german if clause.front else ""
     last = (particle + finite) if particle else _words(closing, finite)
@@ -110,7 +110,7 @@ def german_verb_last(clause: Clause) -> str:
 
 
 def german_infinitive(clause: Clause) -> str:
-    """Returns the infinitive with *zu* at the end, inside a separable verb: *anzurufen*."""
+    """Returns a German infinitive clause, with *zu* at the end, inside a separable verb: *anzurufen*."""
     particle, infinitive = clause.verb.particle, clause.verb.german[3]
     return _words(*_german_middle(clause), f"{particle}zu{infinitive}" if particle else f"zu {infinitive}")
 
@@ -120,7 +120,7 @@ def _words(*words: str) -> str:
 
 
 def _english_verb(clause: Clause, *, inverted: bool) -> tuple[str, str]:
-    """Returns the auxiliary with its negation (nothing where the verb stands alone), and the main verb."""
+    """Returns the auxiliary with its negation (empty if there is none), and the main verb."""
     verb, person, modal = clause.verb, clause.subject.person, clause.modal
     base, third, ing, past = verb.english
     if modal and not modal.lexical:
@@ -177,7 +177,7 @@ def _german_verb(clause: Clause) -> tuple[str, str, str]:
 
 
 def _german_middle(clause: Clause) -> list[str]:
-    """Pronouns and names, then by slot, with the negation in its place: *kein* inside the object, or *nicht*."""
+    """Returns the constituents sorted by `_slot`, with the negation: *kein* inside the object, or *nicht*."""
     two_objects = {Role.DATIVE, Role.ACCUSATIVE} <= {part.role for part in clause.parts}
     parts = sorted(clause.parts, key=lambda part: _slot(part, two_objects=two_objects))
     if not clause.negated:
@@ -190,7 +190,7 @@ def _german_middle(clause: Clause) -> list[str]:
 
 
 def _slot(part: Constituent, *, two_objects: bool) -> int:
-    """Where the middle field has a part: *oft* follows a definite object, but comes between two."""
+    """Returns the place of a part in the middle field: *oft* follows one definite object, but comes between two."""
     if part.light or (two_objects and part.role is Role.DATIVE):
         return 0
     if part.role in (Role.DATIVE, Role.ACCUSATIVE) and part.definite and not two_objects:

@@ -1,4 +1,4 @@
-"""The demo corpus: distinct sentence pairs from a seed, their files, and the data-bin made of them."""
+"""Makes the demo corpus: draws distinct sentence pairs from a seed, and writes their files and data-bin."""
 
 import fcntl
 import random
@@ -22,10 +22,10 @@ WORDS = range(3, 26)
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """The demo corpus to make."""
+    """The size of the demo corpus, and where it is written."""
 
-    destdir: str = setting(DESTINATION, help="Data-bin folder to make; the text is in its folder text.")
-    pairs: int = setting(20000, at_least=1, help="Sentence pairs to train on; 500 more validate, and 500 test.")
+    destdir: str = setting(DESTINATION, help="The data-bin folder to make. Its folder text holds the text.")
+    pairs: int = setting(20000, at_least=1, help="Training pairs. Validation and test have 500 pairs each.")
     vocab_size: int = setting(2500, at_least=1, at_most=10_000_000, help="Size of the joint SentencePiece vocabulary.")
     seed: int = setting(1, at_least=0, help="Seed of the sentences.")
     overwrite: bool = setting(False, help="Replaces a data-bin that is in destdir.")
@@ -34,7 +34,7 @@ class DemoConfig:
 def prepare(config: DemoConfig, *, reporter: Reporter | None = None) -> PreprocessReport:
     """Makes the demo corpus, the same for the same settings on every machine.
 
-    Raises UserError if the folder cannot be written or holds a data-bin that must stay.
+    Raises UserError if the folder cannot be written, or contains a data-bin and `overwrite` is false.
     """
     text = Path(config.destdir) / "text"
     settings = PreprocessConfig(
@@ -92,9 +92,9 @@ def _distinct(seed: int) -> Iterator[tuple[str, str]]:
 
 
 def write_corpus(directory: Path, *, train: int = 20000, valid: int = 500, test: int = 500, seed: int = 1) -> None:
-    """Writes train, valid and test as `.en` and `.de`, one sentence a line, no English sentence in two of them.
+    """Writes train, valid and test as `.en` and `.de`, one sentence per line. All English sentences are distinct.
 
-    Validation and test are drawn first: they stay the same as training grows.
+    Validation and test are drawn first, so they do not depend on the size of the training set.
     """
     drawn = pairs(train + valid + test, seed=seed)
     for split, count in (("valid", valid), ("test", test), ("train", train)):

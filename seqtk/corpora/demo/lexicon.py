@@ -1,6 +1,6 @@
-"""The word lists of the demo language: one translation per word, so that English decides the German.
+"""The word lists of the demo language. Each English word has one translation, so English determines the German.
 
-Weights are relative frequencies within a list; words below 0.5 are the rare ones, which training sees only a few times.
+Weights are relative frequencies within a list. Words of weight below 0.5 are rare: training has few examples of them.
 """
 
 from seqtk.corpora.demo.words import Adjective, Aspect, Case, Gender, Kind, Modal, Name, Noun, Object, Verb

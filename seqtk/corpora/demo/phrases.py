@@ -1,4 +1,4 @@
-"""Noun phrases of both languages at once: determiners, adjective endings, case, pronouns, names and number words."""
+"""Builds noun phrases in English and German: determiners, adjective endings, case, pronouns, names, number words."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -29,7 +29,7 @@ def english_number(number: int) -> str:
 
 
 def german_number(number: int) -> str:
-    """Returns the word for 1 to 99, the unit before the ten: *einundzwanzig*; 1 is *eins*, as it is counted."""
+    """Returns the word for 1 to 99, with the unit before the ten: *einundzwanzig*. 1 is *eins*."""
     tens, unit = divmod(number, 10)
     if number < 20:
         return "eins" if number == 1 else EINER[number]
@@ -37,7 +37,7 @@ def german_number(number: int) -> str:
 
 
 def contracted(preposition: str, phrase: str) -> str:
-    """Preposition and phrase, run together where German does it with the article: *im Garten*, *zur Schule*."""
+    """Returns preposition and phrase, contracted with the article where German does so: *im Garten*, *zur Schule*."""
     article, _, rest = phrase.partition(" ")
     short = {
         ("in", "dem"): "im",
@@ -50,7 +50,7 @@ def contracted(preposition: str, phrase: str) -> str:
 
 
 class Phrase:
-    """Something a clause is about; says how it reads in English, and in German in each case."""
+    """A noun phrase, name or pronoun: its English text, and its German text in each case."""
 
     person: Person = Person.ONE
     light: ClassVar[bool] = False  # pronouns and names come first in the German middle field
@@ -63,7 +63,7 @@ class Phrase:
         raise NotImplementedError
 
     def german_negated(self, case: Case) -> str:
-        """Returns the form with *kein*, or nothing where *nicht* must negate the clause."""
+        """Returns the form with *kein*, or an empty text if the clause must be negated with *nicht*."""
         return ""
 
 
@@ -97,7 +97,7 @@ WHAT = Pronoun(("what", "what"), ("was", "was", "was"))
 
 
 def relative_pronoun(gender: Gender, *, human: bool) -> Pronoun:
-    """*who* or *that*, and the German pronoun in the gender (or plural) of its noun."""
+    """Returns *who* or *that*, and the German pronoun in the gender and number of its noun."""
     dative = "denen" if gender is Gender.PLURAL else DEFINITE[Case.DATIVE].split()[gender]
     german = (DEFINITE[0].split()[gender], DEFINITE[1].split()[gender], dative)
     person = Person.MANY if gender is Gender.PLURAL else Person.ONE
@@ -106,7 +106,7 @@ def relative_pronoun(gender: Gender, *, human: bool) -> Pronoun:
 
 @dataclass(frozen=True)
 class Named(Phrase):
-    """A person or city called by name; a surname takes *Mr.* or *Mrs.* and in German *Herr* (Herrn) or *Frau*."""
+    """A person or city with a name. A surname gets *Mr.* or *Mrs.*, in German *Herr* (Herrn) or *Frau*."""
 
     name: Name
     titled: bool = False
@@ -194,7 +194,7 @@ class NounPhrase(Phrase):
         return table[case].split()[self.gender]
 
     def _ein(self, stem: str, case: Case) -> str:
-        """Returns a word that goes like *ein*: no ending where *dieser* has one in der Mann, das Kind, ein Kind."""
+        """Returns a word that is inflected like *ein*: without an ending in the masculine and neuter nominative."""
         bare = (self.gender is Gender.MASCULINE and case is Case.NOMINATIVE) or (
             self.gender is Gender.NEUTER and case is not Case.DATIVE
         )

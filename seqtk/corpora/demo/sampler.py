@@ -1,4 +1,4 @@
-"""Draws phrases and clauses that make sense, by their frequencies."""
+"""Draws random phrases and clauses that make sense, by the frequencies of their words."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -54,7 +54,7 @@ def nouns_of(kind: Kind) -> tuple[tuple[Noun, ...], tuple[float, ...]]:
 
 @cache
 def adjectives_of(kind: Kind) -> tuple[tuple[Adjective, ...], tuple[float, ...]]:
-    """Returns the adjectives that suit everything a noun of this kind may be, and their cumulative weights."""
+    """Returns the adjectives that suit every meaning of a noun of this kind, and their cumulative weights."""
     adjectives = tuple(adjective for adjective in lexicon.ADJECTIVES if adjective.kind & kind)
     return adjectives, weights(adjectives)
 
@@ -97,13 +97,13 @@ class Sampler:
         return self.rng.choices(items, cum_weights=cumulative)[0]
 
     def number(self, largest: int = 99) -> int:
-        """2 to 12 mostly, and at most `largest`."""
+        """Draws a number of at least 2: usually at most 12, never more than `largest`."""
         return self.rng.randint(2, 12) if largest <= 12 or self.chance(0.6) else self.rng.randint(13, largest)
 
     # Phrases
 
     def person(self) -> Named:
-        """Someone by first name, or by a surname with a title."""
+        """Draws a person with a first name, or with a title and a surname."""
         if self.chance(0.08):
             return Named(self.one_of(SURNAMES), titled=True)
         return Named(self.weighted(*PEOPLE))
@@ -114,7 +114,7 @@ class Sampler:
     def noun_phrase(
         self, kind: Kind, *, subject: bool = False, plain: bool = False, counted: bool = True
     ) -> NounPhrase:
-        """Returns a noun of that kind with a determiner; a `plain` one has no adjective and no indefinite article."""
+        """Draws a noun of a kind with a determiner. A `plain` phrase has no adjective and no indefinite article."""
         noun = self.weighted(*nouns_of(kind))
         plural = len(noun.english) == 2 and self.chance(0.2)
         draw = self.rng.random()
@@ -150,7 +150,7 @@ class Sampler:
         return self.noun_phrase(Kind.PERSON, subject=True)
 
     def other(self, kind: Kind, subject: Phrase) -> Phrase:
-        """Draws an object; never *I … me*."""
+        """Draws an object that differs from the subject, so that *I … me* never occurs."""
         if kind & Kind.PERSON and self.chance(0.55):
             if self.chance(0.5):
                 known = [pronoun for pronoun in PRONOUNS if not _same(pronoun, subject)]
@@ -163,7 +163,7 @@ class Sampler:
     # Constituents
 
     def object(self, wanted: Object, phrase: Phrase, *, negatable: bool = True) -> Constituent:
-        """Returns the constituent that a phrase makes in the place a verb has for it."""
+        """Returns a phrase as an object of a verb: in the case and with the prepositions that the verb requires."""
         german = phrase.german(wanted.case)
         negated = phrase.german_negated(wanted.case) if negatable and not wanted.german else ""
         role = Role.ACCUSATIVE if wanted.case is Case.ACCUSATIVE else Role.DATIVE
@@ -178,7 +178,7 @@ class Sampler:
         )
 
     def place(self, *, goal: Kind | None = None) -> Constituent:
-        """Where it is (*in Berlin*, *im Garten*) or, with a `goal`, where it leads (*nach Berlin*, *zum Garten*)."""
+        """Draws a place (*in Berlin*, *im Garten*) or, with a `goal`, a destination (*nach Berlin*, *zum Garten*)."""
         role = Role.PLACE if goal is None else Role.GOAL
         if goal is Kind.CITY or (goal is None and self.chance(0.4)):
             city = self.city()
@@ -202,7 +202,7 @@ class Sampler:
         return Constituent(Role.COMPANY, f"with {phrase.english(subject=False)}", f"mit {phrase.german(Case.DATIVE)}")
 
     def time(self, tense: Tense, *, modal: bool) -> Constituent:
-        """Returns a time that suits the tense; the same words never stand with two tenses that English spells alike."""
+        """Draws a time that suits the tense. No words are used for two tenses that English spells alike."""
         english, german = self._time(tense, modal=modal)
         frequency = (english, german) in lexicon.FREQUENCIES
         return Constituent(Role.FREQUENCY if frequency else Role.TIME, english, german)
@@ -233,7 +233,7 @@ class Sampler:
     # Clauses
 
     def tense(self, verb: Verb, *, habits: bool = True) -> tuple[Tense, Modal | None]:
-        """Returns a tense that suits the verb's aspect, or a modal verb."""
+        """Draws a tense that suits the verb's aspect, or a modal verb."""
         draw = self.rng.random()
         if verb.aspect is Aspect.STATE:
             return (Tense.PRESENT if draw < 0.75 else Tense.PAST), None
@@ -253,17 +253,17 @@ class Sampler:
         return self.weighted(*MOTION) if self.chance(0.12) else self.weighted(*VERBS)
 
     def verb_for(self, kind: Kind) -> Verb:
-        """Returns a verb that such a subject can have."""
+        """Draws a verb that suits the meaning of the subject."""
         verb = self.verb()
         return verb if verb.subject & kind else self.verb_for(kind)
 
     def active_verb(self) -> Verb:
-        """Draws a verb of an action that can be intended."""
+        """Draws a verb for an action that somebody can intend."""
         verb = self.verb()
         return verb if verb.aspect is Aspect.ACTIVITY and verb.place < 1 else self.active_verb()
 
     def one_object_verb(self, kind: Kind = ANYTHING) -> Verb:
-        """Returns a verb with one object, which can be of that kind."""
+        """Draws a verb with one object that can have this meaning."""
         verb = self.weighted(*VERBS)
         suits = len(verb.objects) == 1 and bool(verb.objects[0].kind & kind)
         return verb if suits else self.one_object_verb(kind)
@@ -298,7 +298,7 @@ class Sampler:
         return self._fronted(clause) if fronting else clause
 
     def description(self, subject: Phrase | None = None) -> Clause:
-        """What someone or something is or was like, or where."""
+        """Draws a clause with *be*: a property or a place of the subject."""
         if subject is None:
             anything = self.noun_phrase(ANYTHING, subject=True, counted=False)
             subject = self.subject() if self.chance(0.5) else anything

@@ -235,7 +235,7 @@ def copula(draw: Sampler) -> Pair:
 
 
 def _asked(draw: Sampler, clause: Clause) -> Clause:
-    """Returns the clause with a question adverb in front, instead of the place that it asks for."""
+    """Returns the clause with a question adverb in front, in place of the constituent that it asks for."""
     english, german = draw.one_of(QUESTION_ADVERBS)
     stative = clause.verb.aspect is Aspect.STATE
     if (english == "where" and not clause.verb.place) or (english == "when" and stative):
@@ -288,14 +288,14 @@ _CUMULATIVE = tuple(accumulate(RULES.values()))
 
 
 def sentence(draw: Sampler) -> Pair:
-    """One sentence of any kind, in ordinary orthography."""
+    """Draws one sentence of any kind, in ordinary orthography."""
     rule = draw.weighted(tuple(RULES), _CUMULATIVE)
     english, german = rule(draw)
     return _orthography(english), _orthography(german)
 
 
 def _orthography(text: str) -> str:
-    """Punctuation attached, doubled commas made one, the first letter a capital."""
+    """Returns the text with attached punctuation, without doubled commas, and with a capital first letter."""
     for spaced, attached in ((" , ,", " ,"), (" , .", " ."), (" ,", ","), (" .", "."), (" ?", "?")):
         text = text.replace(spaced, attached)
     return text[0].upper() + text[1:]

@@ -1,4 +1,4 @@
-"""What a word is in the demo language: an English and a German form for everything inflection cannot derive."""
+"""The types of words of the demo language, with the English and German forms that inflection cannot derive."""
 
 from dataclasses import dataclass
 from enum import Enum, Flag, IntEnum, auto
@@ -22,7 +22,7 @@ class Case(IntEnum):
 
 
 class Person(IntEnum):
-    """Who a verb agrees with: index into both languages' present tenses. The third plural also stands for *wir*."""
+    """The person a verb agrees with: the index of its form. MANY is the third person plural, and *wir*."""
 
     I = 0  # noqa: E741
     YOU = 1
@@ -31,7 +31,7 @@ class Person(IntEnum):
 
 
 class Kind(Flag):
-    """What a noun means, as far as verbs and adjectives care: people read letters, not bridges."""
+    """The meaning of a noun, which restricts its verbs and adjectives: people read letters, not bridges."""
 
     PERSON = auto()
     GROWN = auto()
@@ -52,7 +52,7 @@ class Kind(Flag):
 
 
 class Aspect(Enum):
-    """How English forms the present of a verb: *is reading*, *knows*, or avoided (*finds*)."""
+    """How English forms the present tense of a verb: *is reading*, *knows*, or not used (*finds*)."""
 
     ACTIVITY = "activity"
     STATE = "state"
@@ -75,7 +75,7 @@ class Noun:
 
 @dataclass(frozen=True)
 class Adjective:
-    """An adjective; `stem` is what German endings follow where it is not the base form (dunkel, ein dunkler Wald)."""
+    """An adjective. German endings are added to `stem` if it differs from the base form (dunkel, ein dunkler Wald)."""
 
     english: str
     german: str
@@ -117,7 +117,7 @@ class Verb:
 
 @dataclass(frozen=True)
 class Modal:
-    """A verb that takes a bare infinitive (German always; English too, save *want to*). `german`: ich, du, er, wir."""
+    """A modal verb, with a bare infinitive except for English *want to*. `german`: ich, du, er, wir."""
 
     english: str
     german: tuple[str, str, str, str]

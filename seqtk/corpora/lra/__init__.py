@@ -1,1 +1,1 @@
-"""The sets of the Long Range Arena: generators and drawing."""
+"""Generates the synthetic data sets of the Long Range Arena."""

@@ -1,6 +1,6 @@
-"""Drawing for Pathfinder: lines, discs, and the Lanczos filter that shrinks them, on 8-bit images.
+"""Draws lines and discs on 8-bit images for Pathfinder, and shrinks images with a Lanczos filter.
 
-Images are drawn `FINE` times too large and shrunk, as Pillow's LANCZOS does, which smooths their edges.
+Images are drawn `FINE` times too large and shrunk like Pillow's LANCZOS, which smooths edges.
 """
 
 import math
@@ -79,14 +79,14 @@ def thicken(image: Image, radius: float) -> Image:
 
 
 def disc(radius: float, half: int) -> Image:
-    """Returns a shrunk disc of 255 in the middle of a square of 2 half + 1 pixels."""
+    """Returns a disc of value 255 with smooth edges in the middle of a square of 2 half + 1 pixels."""
     row, column = np.mgrid[: FINE * (2 * half + 1), : FINE * (2 * half + 1)] - FINE * half
     fine = np.where(row**2 + column**2 <= (FINE * radius) ** 2, 255, 0).astype(np.uint8)
     return shrink(fine, 2 * half + 1)
 
 
 def shrink(image: Image, size: int) -> Image:
-    """Returns the square image at `size` pixels a side; rows first, each pass rounded to 8 bits."""
+    """Returns the square image scaled to `size` pixels per side: first rows, then columns, each rounded to 8 bits."""
     weights = _lanczos(len(image), size)
     rows = np.clip(np.floor(image @ weights.T + 0.5), 0, 255)
     return np.asarray(np.clip(np.floor(weights @ rows + 0.5), 0, 255), dtype=np.uint8)

@@ -1,8 +1,9 @@
-"""ListOps: nested operations on digits, with their value (Nangia and Bowman, 2018; settings of Tay et al., 2020).
+"""Generates ListOps: nested operations on digits, with their value (Nangia and Bowman 2018).
 
-A tree is drawn from its root: above the deepest level a node is an operation with probability 1/4, else a digit. An
-operation has 2 to `max_args` arguments. Trees whose number of tokens is not between `min_length` and `max_length`
-(both excluded) are drawn again, and no tree is kept twice. One token each: the operator, `]`, and every digit.
+The settings are those of Tay et al. 2020. A tree is drawn from its root: above the deepest level a node is an operation
+with probability 1/4, else a digit. An operation has 2 to `max_args` arguments. Trees whose number of tokens is not
+between `min_length` and `max_length` (both excluded) are drawn again, and no tree is kept twice. An operator, `]`, and
+a digit are one token each.
 
 Trees are drawn `_DRAWS` at a time, level by level, so that numpy works on all nodes of a level at once.
 
@@ -36,19 +37,23 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ListOpsShape:
-    """Which trees there are."""
+    """The settings of the trees: their depth, arguments and lengths."""
 
-    max_depth: int = setting(10, at_least=2, at_most=100, help="Levels of a tree; the deepest one has digits alone.")
-    max_args: int = setting(10, at_least=2, at_most=100, help="Arguments of an operation, at most; at least 2.")
+    max_depth: int = setting(
+        10, at_least=2, at_most=100, help="The maximum number of levels of a tree. The deepest level has only digits."
+    )
+    max_args: int = setting(
+        10, at_least=2, at_most=100, help="The maximum number of arguments of an operation, at least 2."
+    )
     min_length: int = setting(500, at_least=0, help="Expressions have more tokens than this.")
     max_length: int = setting(2000, at_least=2, help="Expressions have fewer tokens than this.")
 
     def check(self) -> None:
-        """Raises UserError if no tree has such a length."""
+        """Raises UserError if no tree has a length between `min_length` and `max_length`."""
         if self.min_length + 2 > self.max_length:
             raise UserError(
-                f"min_length={self.min_length} and max_length={self.max_length} leave no length between them.",
-                "Both are excluded. Set max_length to min_length + 2 or more.",
+                f"There is no whole number between min_length={self.min_length} and max_length={self.max_length}.",
+                "Lengths are strictly between them: set max_length to min_length + 2 or more.",
             )
         longest = 1
         for _ in range(self.max_depth - 1):
@@ -63,20 +68,20 @@ class ListOpsShape:
 
 @dataclass(frozen=True, eq=False)
 class Expressions:
-    """Expressions, each an array of codes, and their values."""
+    """Expressions, each stored as an array of token codes, and their values."""
 
     codes: list[Codes]
     values_K: Ints
 
     def take(self, chosen: Sequence[int]) -> "Expressions":
-        """Returns the chosen expressions, in this order."""
+        """Returns the expressions at these indices, in this order."""
         return Expressions([self.codes[index] for index in chosen], self.values_K[np.array(chosen, dtype=np.int64)])
 
 
 def generate(shape: ListOpsShape, total: int, *, seed: int, workers: int = 1, reporter: Reporter) -> Expressions:
-    """Returns `total` different expressions in random order, a function of `shape`, `total` and `seed` alone.
+    """Returns `total` different expressions in random order. They depend on `shape`, `total` and `seed` alone.
 
-    Raises UserError if there are none of this shape, or too few different ones.
+    Raises UserError if there are too few different expressions of this shape.
     """
     shape.check()
     found: dict[bytes, int] = {}
@@ -103,13 +108,13 @@ def generate(shape: ListOpsShape, total: int, *, seed: int, workers: int = 1, re
 
 
 def _bits(seed: int, stream: int, block: int) -> np.random.PCG64:
-    """Returns the random bits of a block; unlike numpy's distributions, they are the same in every version of numpy."""
+    """Returns a source of random bits for one block. Unlike numpy's distributions, it never changes with numpy."""
     return np.random.PCG64(np.random.SeedSequence([seed, stream, block]))
 
 
 @dataclass
 class _Level:
-    """The nodes of one level; the arguments of an operation stand one after the other on the next level."""
+    """The nodes of one level. The arguments of an operation are consecutive nodes of the next level."""
 
     tree_N: Ints
     code_N: Ints  # digit or operator
@@ -138,7 +143,7 @@ def draw(shape: ListOpsShape, seed: int, block: int) -> Expressions:
 
 
 def _draw_level(bits: np.random.PCG64, tree_N: Ints, max_args: int, *, leaves_only: bool) -> _Level:
-    """One word of 64 random bits per node: 2 for its kind, 2 for the operator, 30 for each of digit and arguments."""
+    """Draws the nodes of a level from 64 random bits each: 2 for the kind, 2 for the operator, 30 + 30 for numbers."""
     word_N = bits.random_raw(len(tree_N))
     is_leaf_N = (word_N & 3 != 0) if not leaves_only else np.ones(len(tree_N), dtype=bool)
     pick_N = (word_N >> 4) & (2**30 - 1)
@@ -149,7 +154,7 @@ def _draw_level(bits: np.random.PCG64, tree_N: Ints, max_args: int, *, leaves_on
 
 
 def _written(levels: list[_Level], length_K: Ints) -> Expressions:
-    """Returns the trees as text: sizes and values from the leaves up, then places from the roots down."""
+    """Returns the trees as expressions: computes sizes and values from the leaves up, positions from the roots down."""
     sizes: list[Ints] = []
     size_N = value_N = np.zeros(0, dtype=np.int64)
     for level in reversed(levels):
@@ -188,7 +193,7 @@ def _values(operator: Ints, value_N: Ints, first: Ints) -> Ints:
 
 
 def root_lookup(train: Expressions, test: Expressions) -> float:
-    """Returns the share of `test` that is right if each root operator means its most frequent value in `train`."""
+    """Returns the accuracy on `test` of predicting the most frequent value in `train` of each root operator."""
     tables = []
     for part in (train, test):
         roots = np.array([codes[0] for codes in part.codes], dtype=np.int64)
