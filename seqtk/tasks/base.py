@@ -1,6 +1,7 @@
 """The base of tasks. A task defines data, head and metrics, but neither the training loop nor the loss."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -150,6 +151,12 @@ class Task:
     def training_set(self, epoch: int) -> Dataset:
         """Returns the examples that an epoch, counted from 1, trains on."""
         return self.dataset("train")
+
+    @contextmanager
+    def reading(self, data: Any) -> Iterator[None]:
+        """Makes the task read other data while the block runs. Raises UserError if they cannot be read."""
+        raise UserError("The data of this task cannot be replaced.", f"Remove {data}.")
+        yield
 
     def epoch_examples(self, epoch: int, *, seed: int) -> Dataset:
         """Returns the examples of an epoch: the training set or, with `task.mix`, a sample of several corpora.

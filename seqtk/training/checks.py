@@ -19,6 +19,7 @@ from seqtk.tasks import Task
 from seqtk.tasks.base import Dataset
 from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import Engine, lost_process_errors, start_engine
+from seqtk.training.validation import reading_set, validation_sets
 from seqtk.utils.errors import UserError, how_many
 from seqtk.utils.memory import keep_freed_memory, out_of_memory_errors
 
@@ -37,10 +38,11 @@ def check_run(
     if config.batch.streams is not None:
         _check_streams(config, task=task, model=model, samples=len(train_set), engine=engine)
     kept, _ = usable(train_set.sizes_ND, config.batch)
-    validated = {split: task.dataset(split) for split in config.validation.splits}
-    for split in list(validated)[:1]:
-        targets = int(validated[split].sizes_ND[:, -1].sum())
-        _check_metrics(config, split, task=task, stats=criterion.stats_of(model), targets=targets)
+    validated = validation_sets(task, config)
+    for name in list(validated)[:1]:
+        targets = int(validated[name].sizes_ND[:, -1].sum())
+        with reading_set(task, config, name) as split:
+            _check_metrics(config, split, task=task, stats=criterion.stats_of(model), targets=targets)
     if not len(kept):
         epoch_batches(train_set.sizes_ND, config.batch, seed=config.seed, epoch=1)  # raises, with the reason
     _check_lengths(config, {"training": train_set, **validated}, task=task, model=model)
@@ -134,7 +136,7 @@ def banner(run: "Trainer", plan: Sequence[Update]) -> Iterator[str]:
         yield f"{how_many(len(kept), 'training example')} in {config.task.data}."
     for split, dataset in (
         ("training", train_set),
-        *((split, task.dataset(split)) for split in config.validation.splits),
+        *validation_sets(task, config).items(),
     ):
         if dataset.truncated:
             yield f"Too long for the model and cut at the end: {how_many(dataset.truncated, f'{split} example')}."

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from operator import attrgetter
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -31,12 +32,35 @@ from seqtk.utils.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
+class ValidationSet:
+    """A set of examples to validate on."""
+
+    split: str = setting("valid", help="The split.")
+    data: str | None = setting(None, help="Where it is: of the default source, a data-bin directory. null: task.data.")
+    name: str | None = setting(None, help="What the log calls it. null: the split, or the last part of data.")
+
+    @property
+    def title(self) -> str:
+        """What the log calls it."""
+        return self.name or (Path(self.data).name if self.data else self.split)
+
+
+@dataclass(frozen=True)
 class ValidationConfig:
     """When to validate, on what, and by which metric the best model is chosen."""
 
+    renamed: ClassVar[dict[str, str]] = {"other_splits": ""}
+
     every: int = setting(0, at_least=0, help="Updates between validations. 0: at the end of each epoch.")
-    split: str | None = setting("valid", help="The split that chooses the best model. null: there is no validation.")
-    other_splits: tuple[str, ...] = setting((), help="Further splits whose metrics are logged, such as valid1.")
+    split: str | None = setting(
+        "valid",
+        help="The split of task.data, or the name of one of validation.sets, that chooses the best model. "
+        "null: there is no validation.",
+    )
+    sets: tuple[ValidationSet, ...] = setting(
+        (),
+        help="Further sets whose metrics are logged: [{split: valid1}, {data: data-bin/other, split: test}].",
+    )
     metric: str = setting("loss", help="The metric that chooses the best model. Its direction is the metric's own.")
     metrics: tuple[str, ...] | None = setting(None, help="The metrics that are reported. null: the task's metrics.")
     decode: bool = setting(False, help="Also decode the split, for metrics of the output such as BLEU and chrF.")
@@ -44,16 +68,25 @@ class ValidationConfig:
     patience: int = setting(0, at_least=0, help="Stop after this many validations without a new best model. 0: never.")
 
     @property
-    def splits(self) -> list[str]:
-        """The split that chooses the best model, then the others."""
-        return [] if self.split is None else [self.split, *self.other_splits]
+    def named(self) -> dict[str, ValidationSet]:
+        """The sets by name, first the one that chooses the best model."""
+        if self.split is None:
+            return {}
+        others = {each.title: each for each in self.sets}
+        return {self.split: others.get(self.split, ValidationSet(self.split)), **others}
 
     def check(self) -> None:
-        """Raises UserError if a split is named twice, or if settings have no effect without a validation."""
-        twice = [name for name in self.splits if self.splits.count(name) > 1]
+        """Raises UserError if two sets have one name, or if settings have no effect without a validation."""
+        titles = [each.title for each in self.sets]
+        twice = [name for name in titles if titles.count(name) > 1]
+        twice += [
+            each.title for each in self.sets if (each.title, each.split, each.data) == (self.split,) * 2 + (None,)
+        ]
         if twice:
-            raise UserError(f"validation.other_splits names '{twice[0]}' again.", "Name each split once.")
-        for key, value in (("patience", self.patience), ("other_splits", self.other_splits)):
+            raise UserError(
+                f"validation.sets has two sets of the name '{twice[0]}'.", "Set name= to another one, or remove it."
+            )
+        for key, value in (("patience", self.patience), ("sets", self.sets)):
             if self.split is None and value:
                 raise UserError(
                     f"validation.{key} has no effect: validation.split=null is no validation.",

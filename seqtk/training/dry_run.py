@@ -17,6 +17,7 @@ from seqtk.training.checks import banner, prepared
 from seqtk.training.compiling import uncompiled
 from seqtk.training.config import TrainConfig
 from seqtk.training.trainer import Trainer
+from seqtk.training.validation import validation_sets
 from seqtk.utils.errors import how_many
 from seqtk.utils.memory import peak_memory_gib
 
@@ -71,8 +72,8 @@ def _update(run: Trainer, plan: Sequence[Update]) -> Iterator[str]:
     share = f"{config.update_freq} × {engine.size} micro-batches" if config.update_freq * engine.size > 1 else "1 batch"
     yield f"Batches: {how_many(len(plan), 'update')} to the end of epoch {run.state.position.epoch}, each of {share}."
     yield f"  {min(rows):,} to {max(rows):,} rows, {np.mean(rows):,.1f} on average; {padding:.1%} padding."
-    for split in config.validation.splits:
-        yield f"  validation on {split}: {how_many(len(run.task.dataset(split)), 'example')}."
+    for name, dataset in validation_sets(run.task, config).items():
+        yield f"  validation on {name}: {how_many(len(dataset), 'example')}."
     indices, shape = batches[int(np.argmax(cells))]
     largest = Update((indices,), plan[-1].position_after, () if shape is None else (shape,))
     ((_, micro_batches),) = load_updates([largest], run.train_set, run.task.collate, device=engine.device)

@@ -66,7 +66,7 @@ def skip_validation(run: "Trainer", split: str, name: str, *, value: float, afte
     """
     config = replace(run.config, validation=replace(run.config.validation, decode=False))
     with uncompiled(), probing(run.step) as probe:
-        validate(run.step, run.task, config, split=split, engine=run.engine)
+        validate(run.step, run.task, config, name=split, engine=run.engine)
         origin = origin_of(probe, run.step, engine=run.engine)
     problem = f"The validation of update {run.state.update:,} has {name}={value}, {origin}."
     about = _write_replay(run, origin, probe.inputs[probe.at : probe.at + 1], training=False)

@@ -57,8 +57,8 @@ class RunInfo:
 class Sink:
     """Base class of what metrics are written to. Only the first process has sinks.
 
-    Every method does nothing unless a subclass overrides it. `kind` is `train`, `valid`, `valid/SPLIT` of
-    another split, or `attention`.
+    Every method does nothing unless a subclass overrides it. `kind` is `train`, `valid`, `valid/NAME` of
+    another set, `examples` (of several corpora, how many have been read), or `attention`.
     """
 
     def __init__(self, config: Any) -> None:

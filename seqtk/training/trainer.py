@@ -446,11 +446,9 @@ class Trainer:
         """Validates the weights that the model has, and keeps them if they are among the best."""
         config, step = self.config, self.step
         results: dict[str, Validated] = {}
-        for split in config.validation.splits:
+        for split in config.validation.named:
             try:
-                results[split] = validate(
-                    step, self.task, config, split=split, engine=self.engine, stop=self.stop.agree
-                )
+                results[split] = validate(step, self.task, config, name=split, engine=self.engine, stop=self.stop.agree)
             except ValidationInterrupted:
                 return
         deciding = config.validation.split

@@ -1,7 +1,8 @@
 """Validation: the metrics of a split, from its loss and, if configured, from the decoded outputs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 from seqtk.data.plan import ordered_batches, stream_rows, stream_slices
 from seqtk.metrics import Evaluation, Output, metrics
 from seqtk.tasks import Task
+from seqtk.tasks.base import Dataset
 from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import Engine, TrainStep
 
@@ -44,33 +46,61 @@ class ValidationInterrupted(Exception):  # noqa: N818 (not an error)
     """A validation was stopped; it has no result."""
 
 
+@contextmanager
+def reading_set(task: Task, config: TrainConfig, name: str) -> Iterator[str]:
+    """Makes the task read the data of a validation set while the block runs. Yields its split.
+
+    Raises:
+        UserError: If its data cannot be read, or do not suit the task's vocabularies.
+    """
+    chosen = config.validation.named[name]
+    with nullcontext() if chosen.data is None else task.reading(chosen.data):
+        yield chosen.split
+
+
+def validation_sets(task: Task, config: TrainConfig) -> dict[str, Dataset]:
+    """Returns the examples of each validation set by its name. Raises as `reading_set` does."""
+    found: dict[str, Dataset] = {}
+    for name in config.validation.named:
+        with reading_set(task, config, name) as split:
+            found[name] = task.dataset(split)
+    return found
+
+
 def validate(
     step: TrainStep,
     task: Task,
     config: TrainConfig,
     *,
     engine: Engine,
-    split: str | None = None,
+    name: str | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Validated:
-    """Evaluates a split; every example counts exactly once, however many processes share the work.
+    """Evaluates a validation set; every example counts exactly once, however many processes share the work.
 
-    With `batch.streams` the split is read as that many streams, each from an empty state.
+    With `batch.streams` it is read as that many streams, each from an empty state.
 
     Args:
         step: The model and its criterion.
-        task: Reads, decodes and scores the split.
+        task: Reads, decodes and scores the examples.
         config: The run's config.
         engine: The processes that share the work.
-        split: The split. None: the one that chooses the best model.
+        name: The name of the set. None: the one that chooses the best model.
         stop: Called before each batch by all processes, so that they can agree; True stops the validation.
 
     Raises:
         ValidationInterrupted: If `stop` returned True.
     """
     step.eval()
-    split = split or config.validation.split
-    assert split is not None, "there is no validation"
+    name = name or config.validation.split
+    assert name is not None, "there is no validation"
+    with reading_set(task, config, name) as split:
+        return _validate(step, task, config, engine=engine, split=split, stop=stop)
+
+
+def _validate(
+    step: TrainStep, task: Task, config: TrainConfig, *, engine: Engine, split: str, stop: Callable[[], bool]
+) -> Validated:
     dataset, streams = task.dataset(split), config.batch.streams
     if streams is None:
         every = ordered_batches(dataset.sizes_ND, config.batch)

@@ -28,31 +28,63 @@ def kinds(save_dir: Path) -> list[tuple[str, int]]:
 
 class TestSeveralSplits:
     def test_the_named_split_chooses_the_best(self, two_splits: Path, tmp_path: Path) -> None:
-        run = trainer(two_splits, tmp_path, validation__split="valid1", validation__other_splits=["valid"])
+        run = trainer(two_splits, tmp_path, validation__split="valid1", validation__sets=[{"split": "valid"}])
         run.fit()
         assert run.state.metric == "loss of valid1"
         assert run.state.best == min(loss for _, loss in losses(tmp_path, "valid"))
         assert run.state.best != min(loss for _, loss in losses(tmp_path, "valid/valid"))
 
     def test_each_split_is_logged_once(self, two_splits: Path, tmp_path: Path) -> None:
-        changes = {"validation__other_splits": ["valid1"]}
+        changes = {"validation__sets": [{"split": "valid1"}]}
         run = trainer(two_splits, tmp_path, max_updates=4, **changes)
         run.fit()
         run.checkpoints.save_state(run.state.replace(pending_validation=True))  # as if it was killed before the end
         trainer(two_splits, tmp_path, **changes).fit()
         assert sorted(kinds(tmp_path)) == [("valid", 4), ("valid", 8), ("valid/valid1", 4), ("valid/valid1", 8)]
 
-    def test_other_splits_do_not_change_training(self, two_splits: Path, tmp_path: Path) -> None:
+    def test_further_sets_do_not_change_training(self, two_splits: Path, tmp_path: Path) -> None:
         trainer(two_splits, tmp_path / "one").fit()
-        trainer(two_splits, tmp_path / "two", validation__other_splits=["valid1"]).fit()
+        trainer(two_splits, tmp_path / "two", validation__sets=[{"split": "valid1"}]).fit()
         assert losses(tmp_path / "one") == losses(tmp_path / "two")
 
     @pytest.mark.parametrize(
-        ("splits", "words"), [(["valid"], "other_splits names 'valid' again"), (["a", "a"], "'a' again"), (["b"], "b")]
+        ("sets", "words"),
+        [
+            ([{"split": "valid"}], "two sets of the name 'valid'"),
+            ([{"split": "a"}, {"split": "b", "name": "a"}], "two sets of the name 'a'"),
+            ([{"split": "b"}], "no split 'b'"),
+            ([{"data": "nowhere"}], "nowhere"),
+        ],
     )
-    def test_wrong_splits_are_refused(self, two_splits: Path, tmp_path: Path, splits: list[str], words: str) -> None:
+    def test_wrong_sets_are_refused(
+        self, two_splits: Path, tmp_path: Path, sets: list[dict[str, str]], words: str
+    ) -> None:
         with pytest.raises(UserError, match=words):
-            trainer(two_splits, tmp_path, validation__other_splits=splits)
+            trainer(two_splits, tmp_path, validation__sets=sets)
+
+    def test_a_set_of_other_data_may_decide(self, two_splits: Path, tmp_path: Path) -> None:
+        other = tmp_path / "other"
+        shutil.copytree(two_splits, other)
+        sets = [{"data": str(other), "split": "valid1"}, {"split": "valid"}]
+        for name, end in (("whole", (8,)), ("parts", (4, 8))):
+            for updates in end:
+                changes = {"validation__split": "other", "validation__sets": sets, "max_updates": updates}
+                run = trainer(two_splits, tmp_path / name, **changes)
+                run.fit()
+        assert run.state.metric == "loss of other"
+        same = trainer(two_splits, tmp_path / "same", validation__split="valid1", validation__sets=[{"split": "valid"}])
+        same.fit()
+        for kind in ("valid", "valid/valid", "train"):
+            assert losses(tmp_path / "same", kind) == losses(tmp_path / "whole", kind)
+            assert losses(tmp_path / "parts", kind) == losses(tmp_path / "whole", kind)
+
+    def test_another_vocabulary_is_refused(self, two_splits: Path, tmp_path: Path) -> None:
+        other = tmp_path / "other"
+        shutil.copytree(two_splits, other)
+        lines = (other / "dict.de.txt").read_text().splitlines()
+        (other / "dict.de.txt").write_text("\n".join([lines[1], lines[0], *lines[2:]]) + "\n")
+        with pytest.raises(UserError, match="dictionary of 'de'"):
+            trainer(two_splits, tmp_path / "run", validation__sets=[{"data": str(other)}])
 
 
 class TestNoValidation:
@@ -75,7 +107,7 @@ class TestNoValidation:
         again.fit()
         assert not again.state.pending_validation
 
-    @pytest.mark.parametrize("changes", [{"validation__patience": 3}, {"validation__other_splits": ["valid"]}])
+    @pytest.mark.parametrize("changes", [{"validation__patience": 3}, {"validation__sets": [{"split": "valid"}]}])
     def test_settings_without_effect_are_refused(
         self, tiny_corpus: Path, tmp_path: Path, changes: dict[str, Any]
     ) -> None:
