@@ -28,6 +28,7 @@ from seqtk.training import fsdp2 as fsdp2
 from seqtk.training.average import AverageConfig
 from seqtk.training.logging import ConsoleConfig, JsonlConfig, SinkConfig, TensorBoardConfig, sinks
 from seqtk.training.parallel import EngineConfig
+from seqtk.training.speed import profiled_updates
 from seqtk.utils.errors import UserError, nearest
 
 
@@ -120,6 +121,9 @@ class LogConfig:
     )
     tensorboard: bool = setting(True, help="Also write curves to save_dir/tensorboard, whatever log.sinks is.")
     histograms: int = setting(0, at_least=0, help="Updates between histograms of the weights. 0: there are none.")
+    peak_tflops: float | None = setting(
+        None, above=0, help="Peak TFLOP/s of the device in this precision, for mfu. null: from a table of known GPUs."
+    )
     samples: int = setting(3, at_least=0, help="Number of outputs of each decoded validation to log to TensorBoard.")
 
     def all_sinks(self) -> tuple[SinkConfig, ...]:
@@ -179,6 +183,9 @@ class TrainConfig:
         "stop", help="After a loss, gradient or metric that is not finite: stop the run, or skip the update."
     )
     max_skips: int = setting(10, at_least=1, help="Stop after more consecutive updates that non_finite=skip skipped.")
+    profile: str | None = setting(
+        None, help="START:STOP: write a trace of torch's profiler of these updates (numbers from 1) to save_dir."
+    )
     replay: str | None = setting(None, help="Repeat the update in this replay file, and nothing else.")
     threads: int = setting(0, at_least=0, at_most=1024, help="CPU threads. 0: torch's default.")
     max_updates: int = setting(0, at_least=0, help="Stop after this many updates. 0: no limit.")
@@ -227,6 +234,8 @@ class TrainConfig:
             raise UserError(
                 f"reset={','.join(self.reset)} has no effect without init_from.", "Set init_from, or remove reset."
             )
+        if self.profile is not None:
+            profiled_updates(self.profile)
         self.validation.check()
         for sink in self.log.all_sinks():
             sinks.class_of(type(sink)).check()

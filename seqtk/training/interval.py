@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from seqtk.metrics import Evaluation, metrics
+from seqtk.training.speed import SPEED
 
 OVERFLOWS = "overflows"
 OF_WEIGHTS = "/weight"
@@ -69,7 +70,8 @@ def interval_values(
     """
     weight, count = sums["weight"], sums["updates"]
     others = ("weight", "updates", "seconds", "norm", OVERFLOWS)
-    own = [name for name in sorted(sums) if name not in others and not name.endswith(OF_WEIGHTS)]
+    named = [name for name in sorted(sums) if not name.startswith(SPEED)]
+    own = [name for name in named if name not in others and not name.endswith(OF_WEIGHTS)]
     stats = {name: (sums[name], sums.get(f"{name}{OF_WEIGHTS}", weight)) for name in own}
     scores = metrics.compute(names, Evaluation(stats))
     return {

@@ -43,6 +43,7 @@ from seqtk.training.logging import Logger, RunInfo
 from seqtk.training.loss_scale import LossScale
 from seqtk.training.parallel import Engine, TrainStep, dropout_seed, local_part
 from seqtk.training.signals import StopSignal, ending_with_launcher
+from seqtk.training.speed import Speed
 from seqtk.training.start import Start, resume_from, start_from
 from seqtk.training.stream_state import StreamState
 from seqtk.training.validation import Validated, ValidationInterrupted, reported_metrics, validate
@@ -116,6 +117,7 @@ class Trainer:
             freeze(self.model, config.freeze)
         self.step = TrainStep(self.model, criterions.build(config.criterion), autocast=config.autocast)
         self.compilation = Compilation(self.step, config, engine=engine, log=lambda: self.log)
+        self.speed = Speed(self.model, config, device=engine.device)  # counts the weights before they are sharded
         self.wrapped = engine.wrap(self.step)
         self.optimizer = optimizers.build(config.optimizer, self.model)  # of the parameters as the engine left them
         if config.lr_scales or config.layer_decay != 1:
@@ -191,7 +193,7 @@ class Trainer:
                 self.log.info(line)
             if start.pending_validation:
                 self._validate()
-            if not (self.stop or self.config.is_over(self.state)):
+            with self.speed.session(self.log.info, trace=self.checkpoints.directory if self.engine.is_first else None):
                 self._train()
             if self.stop:
                 pending = ", starting with its validation" if self.state.pending_validation else ""
@@ -255,13 +257,15 @@ class Trainer:
                 raise UserError(f"There are no training examples in {config.task.data}.")
             plan[-1] = replace(plan[-1], position_after=Position(position.epoch + 1, 0))
             self._started = time.monotonic()
-            yield from load_updates(
+            loaded = load_updates(
                 plan, self.train_set, self.task.collate, device=self.engine.device, workers=config.batch.workers
             )
+            yield from self.speed.loading(loaded, self.train_set.sizes_ND)
 
     def update(self, micro_batches: Sequence[Batch]) -> None:
         """Makes one update of the weights; if the gradient is not finite, nothing that a checkpoint holds changes."""
         step, streams = self.state.update, list(self.streams.states) if self.streams else []
+        self.speed.begin(step + 1)
         weight, stats, norm = self.backward(micro_batches)
         values = torch.stack([norm.double(), *stats.values()])
         finite = values.isfinite().all()
@@ -288,6 +292,7 @@ class Trainer:
             layer.after_update(step + 1, generator)
         names, before = ("norm", *stats), self.state.interval
         self._sums.add(names, values, weight=weight, made=made, overflow=overflow, before=before)
+        self.speed.end(step + 1)
 
     def _step(self, norm: Tensor, *, lr: float, skip: Tensor | None = None) -> None:
         """Clips the gradient and lets the optimizer change the weights, unless `skip` is true."""
@@ -302,15 +307,18 @@ class Trainer:
         config, engine = self.config, self.engine
         torch.manual_seed(dropout_seed(config.seed, self.state.update, engine.rank))
         self.wrapped.train()
+        self.speed.enter("communication")
         (weight,) = engine.sums([float(sum(batch.weight for batch in micro_batches))])
         stats: Stats = {}
         for index, batch in enumerate(micro_batches):
             with engine.gradient_sync(self.wrapped, enabled=index == len(micro_batches) - 1):
                 state = self.streams.load(index, rows=len(batch.ids_B)) if self.streams else None
+                self.speed.enter("forward")
                 total, reported, state = self.wrapped(batch, state)
                 if self.streams:
                     self.streams.store(index, state)
                 total = total * (engine.size / weight)
+                self.speed.enter("backward")
                 (total * self.loss_scale.scale if self.loss_scale.enabled else total).backward()
             for name, (value, its_weight) in reported.items():
                 before = stats.get(name, (0.0, 0.0))
@@ -318,7 +326,9 @@ class Trainer:
         own = {name: pair[0] for name, pair in stats.items()}
         own |= {f"{name}{OF_WEIGHTS}": pair[1] for name, pair in stats.items()}
         names = sorted(own)
+        self.speed.enter("communication")
         summed = engine.sum(torch.stack([own[name].double() for name in names])).unbind() if names else ()
+        self.speed.enter("optimizer")
         norm = nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None)
         norm = engine.full(norm)
         norm = norm / self.loss_scale.scale if self.loss_scale.enabled else norm
@@ -393,7 +403,7 @@ class Trainer:
         seconds = time.monotonic() - self._started
         self._started = time.monotonic()
         timed = {
-            "interval": {**sums, "seconds": before.get("seconds", 0.0) + seconds},
+            "interval": {**sums, "seconds": before.get("seconds", 0.0) + seconds, **self.speed.sums(before)},
             "seconds": self.state.seconds + seconds,
             "loss_scale": self.loss_scale.state(scale),
         }
@@ -420,6 +430,7 @@ class Trainer:
             values: dict[str, float] = {
                 "epoch": self.state.position.epoch - self._epoch_ended(),  # of this update, not of the next
                 **interval_values(sums, names, unit=self.task.unit, lr=lr, loss_scale=scale),
+                **self.speed.values(sums),
                 "memory_gib": peak_memory_gib(self.engine.device),
                 "minutes": self.state.seconds / 60,
             }

@@ -24,7 +24,7 @@ SETTINGS = (
     "model.decoder.layers=1 attention.dropout=0.1 schedule.warmup_updates=10 optimizer.lr=0.005 "
     "parallel={kind:ddp,timeout:20}"
 ).split()
-TIMES = {"tokens_per_second", "memory_gib", "minutes"}
+TIMES = {"tokens_per_second", "memory_gib", "minutes", "waiting"}
 NOTHING: Mapping[str, str] = {}
 FILE_LIMIT = 16
 """Bytes that fit into a file on a full disk."""

@@ -42,7 +42,7 @@ ARGUMENTS = [
     "schedule.warmup_updates=10",
     "optimizer.lr=0.005",
 ]
-TIMES = {"tokens_per_second", "memory_gib", "minutes"}
+TIMES = {"tokens_per_second", "memory_gib", "minutes", "waiting"}
 
 
 def start(corpus: Path, save_dir: Path, *, before: Callable[[], None] | None = None) -> "subprocess.Popen[str]":
