@@ -69,12 +69,14 @@ def main(config: ClassifyConfig) -> None:
 def load_classifier(config: LoadConfig) -> "ClassificationPipeline":
     """Returns the models that `config` names. Raises UserError for models of other tasks."""
     from seqtk.pipelines import ClassificationPipeline
+    from seqtk.tasks.masked_lm import MaskedLMTask
 
     pipeline = load_pipeline(config)
     if not isinstance(pipeline, ClassificationPipeline):
-        raise UserError(
-            f"checkpoint={config.checkpoint} is not a classifier.", "seqtk-generate uses models that write text."
-        )
+        fix = "seqtk-generate uses models that write text."
+        if isinstance(pipeline.task, MaskedLMTask):
+            fix = f"It is a masked language model: train a classifier from it with init_from={config.checkpoint}."
+        raise UserError(f"checkpoint={config.checkpoint} is not a classifier.", fix)
     return pipeline
 
 

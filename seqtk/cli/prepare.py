@@ -55,8 +55,9 @@ def labelled_command(name: str) -> Callable[..., None]:
     def run_labelled(config: Any) -> None:
         destination = Path(config.destdir or f"data-bin/{name}")
         print(labelled.make(config, destination, reporter=_reporter()))
+        recipe = getattr(config, "recipe", None) or labelled.recipe
         data = shlex.quote(f"task.data={destination}")
-        print(f"wrote {destination}; train on it: seqtk-train recipe={labelled.recipe} {data}")
+        print(f"wrote {destination}; train on it: seqtk-train recipe={recipe} {data}")
 
     run_labelled.__doc__ = f"Makes data-bin/{name}: {labelled.about}."
     return command(f"{PROGRAM} {name}", labelled.config)(run_labelled)

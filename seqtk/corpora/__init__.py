@@ -32,7 +32,7 @@ class LabelledSet:
     Attributes:
         about: A description of one line.
         recipe: A recipe that trains on it.
-        config: The config class of its settings.
+        config: The config class of its settings. A property `recipe` of it names the recipe for other settings.
         make: The function that makes it from settings, a folder and a `reporter`. It returns the report.
     """
 

@@ -165,9 +165,7 @@ def check_classes(classes: Sequence[str], *, of: str) -> None:
     if not any(classes):
         raise UserError(f"{of} has no classes.", "A classifier needs two or more.")
     if len(classes) < 2:
-        raise UserError(
-            f"All examples of {of} have one class: {', '.join(classes)}.", "A classifier needs two or more."
-        )
+        raise UserError(f"All examples of {of} have one class: '{classes[0]}'.", "A classifier needs two or more.")
 
 
 def class_numbers(
@@ -217,6 +215,12 @@ def _records(path: str, keys: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
                     nearest(missing[0], row),
                     _KEYS_OF_COLUMNS,
                 )
+            twice = [key for key in keys if row.count(key) > 1]
+            if twice:
+                raise UserError(
+                    f"{path} has the column '{twice[0]}' twice in its header, line {number:,}.",
+                    "Rename one of them.",
+                )
             places = [row.index(key) for key in keys]
             continue
         if max(places) >= len(row):
@@ -233,12 +237,17 @@ def _tsv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
 def _csv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
     before = csv.field_size_limit(_LARGEST_FIELD)
     reader = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True)
+    first = 1
     try:
         for row in reader:
             if row:
                 yield reader.line_num, row
+            first = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"Line {reader.line_num:,} of {path} is not CSV: {error}.") from None
+        raise UserError(
+            f"Line {first:,} of {path} is not CSV: {error}.",
+            "A field that begins with a quote ends with one, and each quote inside it is doubled.",
+        ) from None
     finally:
         csv.field_size_limit(before)
 

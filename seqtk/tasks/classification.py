@@ -192,7 +192,9 @@ class ClassificationTask(TextTask):
             if unknown:
                 name, place = source.first_of(unknown)
                 raise UserError(
-                    f"{place} has a class that the model does not know: {name}.", nearest(name, self.classes)
+                    f"{place} has a class that the model does not know: '{name}'.",
+                    nearest(name, self.classes),
+                    "If only the names differ, set columns.classes=[VALUE:CLASS,...].",
                 )
 
     def dataset(self, split: str) -> LabelledTexts:
@@ -376,7 +378,7 @@ class ClassificationTask(TextTask):
         present = [name for name, count in zip(self.classes, counts, strict=True) if count]
         if len(present) < 2:
             raise UserError(
-                f"All training examples in {source.name} are of one class: {', '.join(present)}.",
+                f"All training examples in {source.name} are of one class: {', '.join(map(repr, present))}.",
                 "A classifier needs examples of at least two classes.",
             )
         weights = self.config.class_weights
@@ -388,7 +390,7 @@ class ClassificationTask(TextTask):
             raise UserError(
                 f"task.class_weights has {how_many(len(weights), 'weight')} for "
                 f"{how_many(len(self.classes), 'class')}.",
-                f"Set one for each of {', '.join(self.classes[:10])}, in this order.",
+                f"Set one for each of {', '.join(map(repr, self.classes[:10]))}, in this order.",
             )
         return list(weights)
 

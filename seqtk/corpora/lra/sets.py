@@ -70,6 +70,11 @@ class PathfinderConfig(PathfinderShape, _Output):
         None, help="PNG file to write: 8 training images with one path between the dots, 8 without."
     )
 
+    @property
+    def recipe(self) -> str | None:
+        """A recipe for large images, whatever the set; None for others."""
+        return "lra_pathx_s4" if self.size > 32 else None
+
 
 @dataclass(frozen=True)
 class MiniPathfinderConfig(PathfinderConfig):
@@ -154,6 +159,8 @@ def prepare_pathfinder(config: PathfinderConfig, destination: Path, *, reporter:
     check_destination(destination, overwrite=config.overwrite)
     config.check()
     if config.sheet:
+        if not config.sheet.endswith(".png"):
+            raise UserError(f"sheet={config.sheet}: must end in .png, since the file is a PNG image.")
         check_writable(Path(config.sheet).parent, key="sheet")
     started = time.perf_counter()
     ink = _Ink()
@@ -199,9 +206,11 @@ class _Ink:
         return Arrays(images.ravel(), np.full(len(images), images.shape[1] * images.shape[2]), labels)
 
     def sheet(self) -> npt.NDArray[np.uint8]:
-        """Eight images of label 1, then eight of label 0, twice as large."""
-        images = np.stack([*self._kept[1], *self._kept[0]])
-        return sheet(images.repeat(2, axis=1).repeat(2, axis=2), columns=8)
+        """A row of up to eight images of label 1, then one of label 0, twice as large; white where there are fewer."""
+        columns = _SHEET // 2
+        white = np.full_like((self._kept[0] + self._kept[1])[0], 255)
+        images = np.stack([image for kept in reversed(self._kept) for image in (kept + [white] * columns)[:columns]])
+        return sheet(images.repeat(2, axis=1).repeat(2, axis=2), columns=columns)
 
     def __str__(self) -> str:
         shares = ", ".join(

@@ -7,6 +7,8 @@ import pytest
 from seqtk.cli.prepare import main
 from seqtk.cli.recipe_files import find_recipe
 from seqtk.corpora import CORPORA, LABELLED_SETS
+from seqtk.corpora.images import read_png
+from seqtk.corpora.lra.sets import MiniPathfinderConfig
 from seqtk.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from seqtk.utils.errors import UserError
 
@@ -64,6 +66,7 @@ def test_demo_has_separate_settings(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["lra_pathfinder", "size=64"], "size=64: must be 32 or 128"),
         (["lra_pathfinder", "contour_length=2"], "contour_length=2"),
         (["lra_pathfinder", "sheet=/proc/x/y.png"], "sheet=/proc/x cannot be written"),
+        (["lra_pathfinder", "sheet=sheet.jpg"], "sheet=sheet.jpg"),
         (["lra_pathfinder", "source=nowhere"], "There is no folder pathfinder32/curv_contour_length_14"),
         (["lra_pathx", "source=.", "contour_length=7"], "contour_length=7"),
         (["lra_retrieval"], "lra_retrieval is not downloaded"),
@@ -114,3 +117,11 @@ def test_an_interrupted_corpus_names_the_command(tmp_path: Path) -> None:
 def test_every_labelled_set_names_a_recipe() -> None:
     for labelled in LABELLED_SETS.values():
         find_recipe(labelled.recipe)
+
+
+def test_large_images_name_their_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet, sizes = tmp_path / "sheet.png", ["train=3", "valid=1", "test=1", "workers=1"]
+    assert MiniPathfinderConfig(size=128).recipe == "lra_pathx_s4"
+    main(["mini_pathfinder", f"destdir={tmp_path / 'small'}", f"sheet={sheet}", *sizes])
+    assert "recipe=mini_pathfinder" in capsys.readouterr().out
+    assert read_png(sheet.read_bytes(), "sheet").shape == (134, 530)  # two rows of eight, also of three images

@@ -123,7 +123,7 @@ class TestRefusals:
 
     def test_training_needs_two_classes(self, tmp_path: Path) -> None:
         train = write(tmp_path, "train.tsv", "text\tlabel", "a\tyes", "b\tyes")
-        with pytest.raises(UserError, match="one class: yes"):
+        with pytest.raises(UserError, match="one class: 'yes'"):
             make(tmp_path, train=train)
         assert not (tmp_path / "data-bin").exists()
 
