@@ -151,16 +151,19 @@ class Compilation:
 
     def _announce(self) -> None:
         """Says that compilation has started."""
-        if self._watch.graphs == self._before + 1:
+        if self.graphs == 1:
             each = f"each of up to {how_many(self.shapes, 'shape')}" if self.shapes else "the first shapes"
             self.log().info(f"Compiling ({self.mode}): {each} takes longer once.")
         self.log().status("compiling")
 
+    @property
+    def graphs(self) -> int:
+        """The number of graphs that have been compiled since the run was built."""
+        return 0 if self.mode == "off" else self._watch.graphs - self._before
+
     def report(self) -> None:
         """Says how many graphs have been compiled, if there are more than the last time."""
-        if self.mode == "off":
-            return
-        graphs = self._watch.graphs - self._before
+        graphs = self.graphs
         if graphs > self._reported:
             self._reported = graphs
             unit = "shape" if self.mode == "step" and self.shapes else "graph"

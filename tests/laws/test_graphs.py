@@ -1,0 +1,52 @@
+"""Every model with every attention layer trains as one graph, which gives the numbers of eager mode."""
+
+import pytest
+import torch
+
+from tests.laws.graphs import MORE, Case, cases, outcome, with_weight_tensor
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+CASES = list(cases())
+
+
+def check(case: Case) -> None:
+    """Raises AssertionError unless loss, statistics and gradients are those of eager mode, with the same dropout."""
+    torch.compiler.reset()
+    step, batch = case.step(dropout=0.1), case.batch()
+    compiled = torch.compile(step.compute, backend="aot_eager", fullgraph=True)
+    actual = outcome(step, compiled, with_weight_tensor(batch))
+    expected = outcome(step, step.compute, batch)
+    for one, other in zip(actual, expected, strict=True):
+        if one is None or other is None:
+            assert not any(tensor is not None and tensor.any() for tensor in (one, other))
+        else:
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", [MORE[0]], ids=str)
+def test_trains_as_one_graph(case: Case) -> None:
+    check(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_layer_trains_as_one_graph(case: Case) -> None:
+    check(case)
+
+
+def test_weight_of_a_batch_is_no_constant() -> None:
+    """Batches with other numbers of targets run the same graph."""
+    torch.compiler.reset()
+    case = Case("transformer_classifier", "softmax", {"encoder": {"layers": 1}})
+    step, graphs = case.step(dropout=0.0), []
+
+    def count(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(step.compute, backend=count, fullgraph=True)
+    batch = case.batch((9, 9, 9))
+    for weight in (3.0, 2.0, 2.5):
+        _, stats, _ = compiled(with_weight_tensor(type(batch)(**{**vars(batch), "weight": weight})), None)
+        assert stats["loss"][1] == weight
+    assert len(graphs) == 1

@@ -1,0 +1,167 @@
+"""Compiled training: the same losses, exact resume, plain names, and what happens where it is not possible."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from seqtk.attention import Attention, AttentionConfig, Role, State, attentions
+from seqtk.checkpoint.model_file import load_tensors
+from seqtk.training.non_finite import NotFiniteError
+from seqtk.training.trainer import Trainer
+from seqtk.utils.errors import UserError
+from tests.unit.training.helpers import losses, trainer
+
+STATIC: dict[str, Any] = {"batch__shapes": 1, "validation__split": None, "max_updates": 4}
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ for torch.compile")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def tracing() -> Iterator[None]:
+    """Makes torch.compile trace and differentiate, but generate no code. It then accepts several graphs."""
+    torch.compiler.reset()
+    with torch.compiler.set_stance(force_backend="aot_eager"):
+        yield
+
+
+@pytest.fixture
+def generating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps generated code in a folder that all tests of the session share."""
+    torch.compiler.reset()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path.parent / "compiled"))
+
+
+def notes_of(run: Trainer) -> list[str]:
+    """The lines that the run shows its user from now on, in order."""
+    lines: list[str] = []
+    run.log.info = lines.append  # type: ignore[method-assign]
+    return lines
+
+
+def make_updates(run: Trainer, count: int) -> None:
+    for (update, micro_batches), _ in zip(run._updates(), range(count), strict=False):
+        run.update(micro_batches)
+        run._advance(update)
+
+
+class Unreadable(Attention):
+    """A layer whose output depends on a number that Python reads, which no graph can do."""
+
+    roles = Role.ENCODER | Role.CAUSAL
+
+    def forward(
+        self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
+    ) -> tuple[Tensor, State]:
+        return x_BTD * (2.0 if x_BTD.sum().item() > 0 else 1.0), None
+
+
+@dataclass(frozen=True)
+class UnreadableConfig(AttentionConfig):
+    """A layer that cannot be compiled."""
+
+
+@pytest.fixture
+def unreadable() -> Iterator[str]:
+    attentions.register("unreadable", UnreadableConfig)(Unreadable)
+    yield "unreadable"
+    attentions._classes.pop(attentions._config_types.pop("unreadable"))
+
+
+class TestSameTraining:
+    @pytest.mark.parametrize("mode", ["step", pytest.param("blocks", marks=pytest.mark.slow)])
+    def test_losses_equal_eager_losses(self, tiny_corpus: Path, tmp_path: Path, tracing: None, mode: str) -> None:
+        """With dropout, too: on a CPU the masks are the same."""
+        for name, compiled in (("eager", "off"), ("compiled", mode)):
+            trainer(tiny_corpus, tmp_path / name, compile=compiled, **STATIC).fit()
+        assert [update for update, _ in losses(tmp_path / "compiled")] == [1, 2, 3, 4]
+        for (_, eager), (_, compiled) in zip(losses(tmp_path / "eager"), losses(tmp_path / "compiled"), strict=True):
+            assert compiled == pytest.approx(eager, abs=1e-6)
+        files = [
+            load_tensors(tmp_path / name / "update_00000004/model.safetensors")[0] for name in ("eager", "compiled")
+        ]
+        assert files[0].keys() == files[1].keys()
+
+    @pytest.mark.slow
+    @needs_compiler
+    @pytest.mark.parametrize("settings", [{"batch__shapes": 2}, {"precision": "bf16"}], ids=str)
+    def test_resume_is_exact(
+        self, tiny_corpus: Path, tmp_path: Path, generating: None, settings: dict[str, Any]
+    ) -> None:
+        config = {**STATIC, **settings, "compile": "step"}
+        trainer(tiny_corpus, tmp_path / "whole", **{**config, "max_updates": 6}).fit()
+        torch.compiler.reset()
+        trainer(tiny_corpus, tmp_path / "halves", **{**config, "max_updates": 3}).fit()
+        torch.compiler.reset()
+        trainer(tiny_corpus, tmp_path / "halves", **{**config, "max_updates": 6}).fit()
+        assert losses(tmp_path / "whole") == losses(tmp_path / "halves")
+        whole, halves = (
+            load_tensors(tmp_path / name / "update_00000006" / "model.safetensors")[0] for name in ("whole", "halves")
+        )
+        assert all(torch.equal(whole[name], halves[name]) for name in whole)
+
+
+class TestGraphs:
+    @pytest.mark.slow
+    def test_each_shape_is_compiled_once(self, tiny_corpus: Path, tmp_path: Path, tracing: None) -> None:
+        run = trainer(tiny_corpus, tmp_path, **{**STATIC, "batch__shapes": 3, "compile": "step", "max_updates": 40})
+        notes = notes_of(run)
+        make_updates(run, 40)
+        run.compilation.report()
+        assert [note for note in notes if note.startswith("Compiled 3 shapes in")]
+
+    @pytest.mark.slow
+    def test_varying_shapes_share_graphs(self, tiny_corpus: Path, tmp_path: Path, tracing: None) -> None:
+        run = trainer(tiny_corpus, tmp_path, **{**STATIC, "batch__shapes": None, "compile": "step", "max_updates": 30})
+        make_updates(run, 30)
+        run.compilation.report()
+        assert run.compilation.mode == "step"
+        assert run.compilation.graphs <= 3
+
+    def test_failures_are_searched_without_compiled_code(
+        self, tiny_corpus: Path, tmp_path: Path, tracing: None
+    ) -> None:
+        run = trainer(tiny_corpus, tmp_path, compile="blocks", **STATIC)
+        with torch.no_grad():
+            run.model.encoder.blocks[0].feed_forward.contract.weight[0, 0] = torch.inf
+        with pytest.raises(NotFiniteError, match="feed_forward"):
+            run.fit()
+
+
+class TestBadInput:
+    def test_layer_that_cannot_be_compiled_is_named(self, tiny_corpus: Path, tmp_path: Path, unreadable: str) -> None:
+        run = trainer(tiny_corpus, tmp_path, compile="step", model__attention={"kind": unreadable}, **STATIC)
+        with pytest.raises(UserError, match=f"compile=step.*{unreadable}") as refused:
+            make_updates(run, 1)
+        assert len(str(refused.value).splitlines()) <= 3
+
+    def test_errors_of_the_model_stay_the_same(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        run = trainer(tiny_corpus, tmp_path, compile="step", model__positions="learned", **STATIC)
+        run.model.source_embedding.positions.table = torch.nn.Embedding(2, 16)
+        with pytest.raises(UserError, match="max_length"):
+            make_updates(run, 1)
+
+    @pytest.mark.slow
+    def test_without_a_compiler_it_trains_eagerly(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        trainer(tiny_corpus, tmp_path / "eager", **STATIC).fit()
+        script = (
+            "import json, sys; from pathlib import Path; from tests.unit.training.helpers import trainer;"
+            "trainer(Path(sys.argv[1]), Path(sys.argv[2]), compile='step', **json.loads(sys.argv[3])).fit()"
+        )
+        arguments = [str(tiny_corpus), str(tmp_path / "without"), json.dumps(STATIC)]
+        environment = {**os.environ, "CXX": "/nonexistent", "XDG_CACHE_HOME": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("Warning") == 1
+        assert losses(tmp_path / "without") == losses(tmp_path / "eager")
