@@ -17,7 +17,7 @@ from torch import _dynamo as dynamo
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.laws.graphs import Case, cases, with_weight_tensor  # noqa: E402
+from tests.laws.graphs import Case, cases, with_weight_tensor
 
 
 def breaks(case: Case) -> tuple[int, set[str]]:
