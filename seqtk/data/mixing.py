@@ -139,6 +139,15 @@ class MixedExamples:
         ]
 
 
+def lengths_of_run(examples: Corpus) -> npt.NDArray[np.int32]:
+    """Returns the lengths that static shapes are made for, given the examples of the first epoch.
+
+    Of a mix these are the lengths of all corpora too, so that what later epochs read fits in the same shapes.
+    """
+    corpora = examples.corpora if isinstance(examples, MixedExamples) else ()
+    return np.concatenate([examples.sizes_ND, *(corpus.sizes_ND for corpus in corpora)])
+
+
 def _parts(number: int, corpus: Corpus, *, count: int, seed: int, epoch: int) -> list[_Part]:
     """The passes through a corpus of which an epoch reads `count` examples, with the examples of each."""
     size, start = len(corpus), (epoch - 1) * count

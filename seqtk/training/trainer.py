@@ -28,7 +28,7 @@ from seqtk.criterions import criterions
 from seqtk.criterions.base import Stats
 from seqtk.data.batch import Batch
 from seqtk.data.loader import load_updates
-from seqtk.data.mixing import MixedExamples
+from seqtk.data.mixing import MixedExamples, lengths_of_run
 from seqtk.data.plan import Position, Update, epoch_plan, run_shapes
 from seqtk.metrics import metrics
 from seqtk.optim import can_skip, freeze, optimizers, rate_scales, scale_rates, schedules, set_rate
@@ -112,7 +112,7 @@ class Trainer:
             self.model = self.task.model(config.model).to(engine.device)
         self.train_set = self.task.epoch_examples(1, seed=config.seed)
         self._planned: list[Update] = []
-        self.shapes = run_shapes(self.train_set.sizes_ND, config.batch, joined=self.task.joins_sides)
+        self.shapes = run_shapes(lengths_of_run(self.train_set), config.batch, joined=self.task.joins_sides)
         if config.freeze:
             freeze(self.model, config.freeze)
         self.step = TrainStep(self.model, criterions.build(config.criterion), autocast=config.autocast)
@@ -179,7 +179,7 @@ class Trainer:
             self.average.load(self.model.state_dict() | averages)
         if self.streams is not None:
             self.streams.scatter(start.streams)
-        self.state = start.state_on(self.train_set.sizes_ND, joined=self.task.joins_sides)
+        self.state = start.state_on(lengths_of_run(self.train_set), joined=self.task.joins_sides)
         self.notes, self._has_changes = start.notes, start.has_changes
 
     def fit(self) -> Result:

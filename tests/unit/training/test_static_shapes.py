@@ -14,6 +14,7 @@ from seqtk.checkpoint import model_file
 from seqtk.config import schema
 from seqtk.data.batch import Batch
 from seqtk.data.loader import load_updates
+from seqtk.data.plan import Position
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.training.config import TrainConfig
 from seqtk.training.dry_run import dry_run
@@ -161,19 +162,27 @@ class TestResume:
         assert [name for name in one if not torch.equal(one[name], other[name])] == []
         assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
-    def test_an_epoch_sees_every_example_after_another_split(self, corpora: dict[str, str], tmp_path: Path) -> None:
+    @pytest.mark.parametrize("changes", [{"update_freq": 3}, {"batch__shapes": 3}, {"batch__shapes": None}])
+    def test_an_epoch_reads_all_after_a_change(
+        self, changes: dict[str, Any], corpora: dict[str, str], tmp_path: Path
+    ) -> None:
         """The targets of the first epoch, counted in the log, are those of the corpus."""
-        first = trainer(RUNS["translation"], corpora, tmp_path, update_freq=3, max_updates=2)
+        first = trainer(RUNS["translation"], corpora, tmp_path, max_updates=2, **changes)
         targets = int(first.train_set.sizes_ND[:, 1].sum())
         first.fit()
         trainer(RUNS["translation"], corpora, tmp_path, max_updates=0, max_epochs=1).fit()
         lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
         assert sum(line["tokens_per_update"] for line in lines if line["kind"] == "train") == targets
 
-    def test_another_number_of_shapes_is_refused(self, corpora: dict[str, str], tmp_path: Path) -> None:
-        trainer(RUNS["translation"], corpora, tmp_path, max_updates=2).fit()
-        with pytest.raises(UserError, match=r"batch\.shapes=5"):
-            trainer(RUNS["translation"], corpora, tmp_path, batch__shapes=6)
+
+def test_all_epochs_of_a_mix_have_the_same_shapes(corpora: dict[str, str], tmp_path: Path) -> None:
+    """An epoch reads a tenth of the corpus, which rarely has the longest example."""
+    mix = [{"data": corpora["translation"], "weight": 0.1}]
+    run = trainer(TRANSLATION, corpora, tmp_path, task__mix=mix)
+    assert max(run.shapes[-1].lengths) > run.train_set.sizes_ND.max()
+    for epoch in range(1, 11):
+        run.state = run.state.replace(position=Position(epoch))
+        assert {shape for update in run.plan() for shape in update.shapes} <= set(run.shapes)
 
 
 class TestMessages:
