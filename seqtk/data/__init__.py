@@ -1,1 +1,1 @@
-"""Text to token files to batches; knows no model."""
+"""Converts text to data-bins and reads them in batches. Independent of models."""

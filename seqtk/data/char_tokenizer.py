@@ -1,4 +1,4 @@
-"""Bytes and characters as tokens: their names in a dictionary, and whole blocks of text as ids.
+"""Tokenizes text by bytes or characters: the names of these tokens in a dictionary, and the ids of blocks of text.
 
 A dictionary holds one token a line, so white space and invisible characters have names: byte 10 is `<0x0A>`, the
 character U+0020 is `<U+0020>`. Every other character is its own name.
@@ -25,12 +25,12 @@ _NEWLINE = ord("\n")
 
 
 def byte_vocabulary() -> Vocabulary:
-    """The 256 bytes in their order: byte b has id 4 + b."""
+    """Returns the vocabulary of the 256 bytes, in which byte b has id 4 + b."""
     return Vocabulary(BYTE_NAMES)
 
 
 def character_name(character: str) -> str:
-    """The name of a character in the dictionary."""
+    """Returns the name of a character in the dictionary."""
     seen = character.isprintable() and not character.isspace()
     return character if seen else f"<U+{ord(character):04X}>"
 
@@ -78,7 +78,7 @@ class SymbolCounter:
         self._newlines = newlines
 
     def __call__(self, block: bytes) -> Counter[bytes]:
-        """The number of times each character, by its name in UTF-8, occurs in a block."""
+        """Returns how often each character occurs in a block, by the character's name in UTF-8."""
         codes, counts = np.unique(symbols(block, characters=True, newlines=self._newlines)[0], return_counts=True)
         names = (character_name(chr(code)).encode("utf-8") for code in codes)
         return Counter(dict(zip(names, counts.tolist(), strict=True)))
@@ -100,7 +100,7 @@ def symbols(block: bytes, *, characters: bool, newlines: bool) -> tuple[Array, A
 
 
 def code_of(name: str, *, characters: bool) -> int | None:
-    """The code point or byte that a name of the dictionary stands for; None for fillers and special symbols."""
+    """Returns the code point or byte of a token of the dictionary; None for fillers and special symbols."""
     if not characters:
         return _BYTE_OF.get(name)
     named = _CHARACTER_NAME.fullmatch(name)

@@ -1,6 +1,6 @@
-"""Raw text files: found, checked, and read in blocks of whole lines, so that memory does not grow with the corpus.
+"""Finds and checks raw text files, and reads them in blocks of whole lines, so memory does not grow with the corpus.
 
-A line ends at `\\n` and nowhere else. A block is the bytes of some whole lines.
+A line ends at `\\n` and nowhere else. A block is a bytes object that contains whole lines.
 """
 
 import io
@@ -30,9 +30,11 @@ class TextConfig:
         None, help="Prefix of the training text. Files are UTF-8, plain or compressed (.gz, .bz2, .xz)."
     )
     valid: tuple[str, ...] = setting(
-        (), help="Prefixes of the validation texts, which become valid, valid1, …: [A,B], or A,B if A,B is no file."
+        (), help="Prefixes of the validation texts, separated by commas. They become valid, valid1, …"
     )
-    test: tuple[str, ...] = setting((), help="Prefixes of the test texts, which become test, test1, …; as valid.")
+    test: tuple[str, ...] = setting(
+        (), help="Prefixes of the test texts, separated by commas. They become test, test1, …"
+    )
 
     @property
     def langs(self) -> tuple[str | None, ...]:
@@ -44,7 +46,7 @@ class TextConfig:
         return self.langs if self.target_lang else (self.source_lang,)
 
     def prefixes(self) -> dict[str, str]:
-        """The prefix of each split's text. A prefix that exists is never split at its commas."""
+        """Returns the prefix of each split's text. A prefix that exists is never split at its commas."""
         named = {"train": self.train} if self.train else {}
         for name, given in (("valid", self.valid), ("test", self.test)):
             parts = [[item] if _find(item, self._sides[0]) else item.split(",") for item in given]
@@ -53,7 +55,7 @@ class TextConfig:
         return named
 
     def files(self) -> dict[str, tuple[Path, ...]]:
-        """The files of each split, in the order of the languages. Raises UserError if one is missing."""
+        """Returns the files of each split, in the order of the languages. Raises UserError if one is missing."""
         if self.target_lang and not self.source_lang:
             raise UserError("target_lang= needs source_lang=.", "For one-sided text set source_lang= alone.")
         if self.target_lang and self.target_lang == self.source_lang:
@@ -69,7 +71,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class Text:
-    """One split's files, one for each language, and how many lines each of them has."""
+    """The files of a split, one for each language, and their number of lines."""
 
     name: str
     paths: tuple[Path, ...]
@@ -77,9 +79,10 @@ class Text:
 
 
 def find_text(prefix: str, lang: str | None, *, key: str = "input") -> Path:
-    """The file of one side of a corpus: `prefix.lang` (`prefix` without a language), plain or compressed.
+    """Returns the file of one side of a corpus: `prefix.lang` (`prefix` without a language), plain or compressed.
 
-    Raises UserError if it is missing, which names what was probably meant; `key` is the one that `prefix` was given by.
+    Raises UserError, with a similar name if there is one, if it is missing. `key` is the key of `prefix`, for the
+    error.
     """
     path = _find(prefix, lang)
     if path is not None:
@@ -128,9 +131,9 @@ def _find(prefix: str, lang: str | None) -> Path | None:
 
 
 def check_text(path: Path, utf8: bool = True) -> int:
-    """The number of lines of a file that is readable and, unless `utf8` is false, UTF-8 without NUL bytes.
+    """Checks that a file is readable and, unless `utf8` is false, UTF-8 without NUL bytes. Returns its number of lines.
 
-    Raises UserError if it is not.
+    Raises UserError if a check fails.
     """
     lines, rest = 0, b""
     with open_text(path) if utf8 else open_decompressed(path) as file:
@@ -160,7 +163,10 @@ def check_equal(paths: Sequence[Path], lines: Sequence[int]) -> None:
 
 
 def read_blocks(paths: Sequence[Path], *, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[bytes, ...]]:
-    """Yields blocks of the same lines of each file: about `block_bytes` of the first one, and the others' lines."""
+    """Yields one block of each file, with the same lines in all.
+
+    The block of the first has about `block_bytes` bytes.
+    """
     with ExitStack() as stack:
         first, *others = [stack.enter_context(open_text(path)) for path in paths]
         while block := first.read(block_bytes) + first.readline():
@@ -169,7 +175,7 @@ def read_blocks(paths: Sequence[Path], *, block_bytes: int = BLOCK_BYTES) -> Ite
 
 
 def split_lines(block: bytes) -> list[bytes]:
-    """The lines of a block, with their ends."""
+    """Returns the lines of a block, including their line ends."""
     return io.BytesIO(block).readlines()
 
 
@@ -179,7 +185,7 @@ def count_lines(block: bytes) -> int:
 
 
 def sample_lines(paths: Sequence[Path], *, lines: int, most: int) -> Iterator[bytes]:
-    """Returns the lines of files, without line feeds: all of the `lines` lines, or `most` of them, evenly spaced."""
+    """Yields the lines of files without line feeds: all `lines` lines, or `most` of them at equal distances."""
     step = max(1, -(-lines // most))
     for path in paths:
         with open_text(path) as file:
@@ -188,7 +194,7 @@ def sample_lines(paths: Sequence[Path], *, lines: int, most: int) -> Iterator[by
 
 
 def read_chunk(file: IO[bytes], path: Path) -> bytes:
-    """The next bytes of a file that was opened by `open_text`; none at its end.
+    """Reads the next bytes of a file that was opened by `open_text`. Returns no bytes at its end.
 
     Raises UserError if it is compressed and damaged.
     """

@@ -1,4 +1,4 @@
-"""From blocks of lines to arrays of ids: one pass over a whole block at a time, and no Python loop over tokens."""
+"""Encodes blocks of lines as arrays of ids. Works on whole blocks, without a Python loop over tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -42,14 +42,14 @@ class LineEncoder(Protocol):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The vocabulary of the ids."""
+        """The vocabulary that the ids refer to."""
 
     def encode(self, block: bytes, *, measure: bool = False) -> EncodedLines:
-        """The tokens of the lines of a block; with `measure`, also how much of the text they keep."""
+        """Encodes the lines of a block. With `measure`, also computes how much of the text the tokens keep."""
 
 
 class WordEncoder:
-    """Looks up each word in the vocabulary: words between white space, or those of `lowercase_words`."""
+    """Encodes words, separated by white space or found by `lowercase_words`, by looking them up in the vocabulary."""
 
     def __init__(self, vocabulary: Vocabulary, *, lowercase: bool = False) -> None:
         self.vocabulary, self._lowercase = vocabulary, lowercase
@@ -72,7 +72,7 @@ class WordEncoder:
 
 
 class PieceEncoder:
-    """Encodes raw text: SentencePiece's ids, a block at a time, turned into the vocabulary's by a table."""
+    """Encodes raw text with SentencePiece, a block at a time, and maps its ids to ids of the vocabulary."""
 
     def __init__(self, tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
@@ -97,7 +97,7 @@ class PieceEncoder:
         return EncodedLines(ids, sizes, kept=kept)
 
     def _measure(self, piece_ids: Ids, hidden: Ids, sizes: Ids, lines: Sequence[bytes]) -> tuple[int, int]:
-        """The bytes and characters that the pieces spell, with a line feed after each line."""
+        """Returns the number of bytes and characters that the pieces spell, with a line feed after each line."""
         rest = 0, 0
         if hidden.any():  # lines with unknown characters
             unknown = np.unique(np.searchsorted(np.cumsum(sizes), np.flatnonzero(hidden), side="right"))
@@ -110,7 +110,7 @@ class PieceEncoder:
         return int(counts @ self._bytes) + rest[0] + ends, int(counts @ self._characters) + rest[1] + ends
 
     def _look_up_unknown_pieces(self, ids: Ids, hidden: Ids, sizes: Ids, lines: Sequence[bytes]) -> None:
-        """Looks up unknown pieces as words of the vocabulary, in the lines that have any."""
+        """Looks up unknown pieces as words of the vocabulary, in lines that contain unknown pieces."""
         ends = np.cumsum(sizes)
         for i in np.unique(np.searchsorted(ends, np.flatnonzero(hidden), side="right")):
             pieces = self._tokenizer.encode(lines[i].decode("utf-8"))
@@ -118,7 +118,7 @@ class PieceEncoder:
 
 
 class SymbolEncoder:
-    """Encodes text by its bytes or characters, each line with its line feed (`newlines`) or without its end."""
+    """Encodes text by bytes or characters. With `newlines`, line feeds are tokens; otherwise they are removed."""
 
     def __init__(self, vocabulary: Vocabulary, *, characters: bool, newlines: bool) -> None:
         self.vocabulary = vocabulary
@@ -139,7 +139,7 @@ def _fillers(vocabulary: Vocabulary) -> list[str]:
 
 
 def _size(piece: str | None) -> tuple[int, int]:
-    """The bytes and characters that a piece of SentencePiece spells; 0 for those that are never in a text."""
+    """Returns the number of bytes and characters that a SentencePiece piece spells; 0 if it never occurs in text."""
     if piece is None:
         return 0, 0
     if BYTE_PIECE.fullmatch(piece):
@@ -172,9 +172,9 @@ class EncodedBlock:
 
 @dataclass(frozen=True)
 class BlockEncoder:
-    """Encodes aligned blocks of every language and filters them; it is sent to each worker process once.
+    """Encodes and filters aligned blocks of all languages. It is sent to each worker process once.
 
-    A block is the text of some whole lines. `eos`: EOS ends each item.
+    A block is text of whole lines. With `eos`, each item ends in EOS.
     """
 
     encoders: tuple[LineEncoder, ...]
@@ -207,12 +207,12 @@ class BlockEncoder:
 
 
 def _stored(ids: Ids, sizes: Ids, vocabulary_size: int) -> tuple[Ids, Ids]:
-    """The items in the type that they are stored in."""
+    """Returns the ids in the data type in which they are stored."""
     return ids.astype(dtype_for(vocabulary_size)), sizes.astype(np.int32)
 
 
 def _with_eos(ids: Ids, sizes: Ids, vocabulary_size: int) -> tuple[Ids, Ids]:
-    """The items with EOS after each, in the type that they are stored in."""
+    """Returns the ids with EOS after each item, in the data type in which they are stored."""
     closed_sizes = sizes + 1
     closed = np.full(len(ids) + len(sizes), EOS, dtype=dtype_for(vocabulary_size))
     is_word = np.ones(len(closed), dtype=bool)

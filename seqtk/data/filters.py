@@ -12,9 +12,9 @@ RULES = ("empty", "too_short", "too_long", "ratio")
 
 @dataclass(frozen=True)
 class LengthFilter:
-    """Keeps a pair if each side has `min_length` to `max_length` tokens and neither is `max_ratio` times the other.
+    """Keeps a pair if each side has `min_length` to `max_length` tokens, and the ratio is at most `max_ratio`.
 
-    None sets no limit.
+    The ratio is that of the longer to the shorter side. None: no limit.
     """
 
     min_length: int = 1
@@ -22,7 +22,10 @@ class LengthFilter:
     max_ratio: float | None = None
 
     def __call__(self, lengths: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:
-        """Returns the lines to keep, and the number dropped by each rule. Each counts for its first rule."""
+        """Returns the lines to keep, and the number dropped by each rule.
+
+        A line counts for the first rule that drops it.
+        """
         shortest, longest = np.minimum.reduce(lengths), np.maximum.reduce(lengths)
         broken = (
             (shortest == 0) & (self.min_length > 0),

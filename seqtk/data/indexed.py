@@ -1,4 +1,4 @@
-"""Arrays of token ids in files: fairseq's memory-mapped format and its older one. `IndexedWriter` writes the former.
+"""Reads token ids from data sets in fairseq's memory-mapped format, which `IndexedWriter` writes, or its older format.
 
 A data set is two files. `PREFIX.bin` holds the ids of all items, one after the other; `PREFIX.idx` holds the start and
 the length of each item (`docs/formats.md` gives both layouts byte by byte).
@@ -25,7 +25,7 @@ LEGACY_HEADER = struct.Struct("<8sQQQQQ")
 class IndexedDataset:
     """The items of a data set: `dataset[i]` is an int64 array. Items are read when they are indexed.
 
-    `sizes` is how many ids each item has, eos included. Picklable: a copy opens the files again.
+    `sizes` holds the number of ids of each item, EOS included. The object can be pickled: a copy opens the files again.
     """
 
     def __init__(self, prefix: str | os.PathLike[str]) -> None:
@@ -59,7 +59,7 @@ class IndexedDataset:
         return stored.astype(np.int32)
 
     def _place(self, i: int) -> tuple[int, int]:
-        """The byte at which item i starts, and its number of ids."""
+        """Returns the byte offset of item i, and its number of ids."""
         legacy = self._shift == 1
         (start,) = struct.unpack_from("<q", self._index, self._starts_at + 8 * i)
         (size,) = struct.unpack_from("<q" if legacy else "<i", self._index, self._sizes_at + (8 if legacy else 4) * i)
@@ -73,15 +73,15 @@ class IndexedDataset:
 
     @property
     def total(self) -> int:
-        """The number of ids in all items together."""
+        """The total number of ids."""
         return len(self._data) // self._dtype.itemsize
 
     def stream(self, start: int, end: int) -> npt.NDArray[np.int64]:
-        """The ids from number `start` up to `end` of all items one after the other."""
+        """Returns the ids `start` to `end` - 1 of the concatenated items."""
         return self._read(start * self._dtype.itemsize, end - start)
 
     def _read(self, start: int, count: int) -> npt.NDArray[np.int64]:
-        """`count` ids from byte `start` on."""
+        """Reads `count` ids from byte `start` on."""
         if not count:
             return np.zeros(0, dtype=np.int64)
         ids = np.frombuffer(self._data, dtype=self._dtype, count=count, offset=start).astype(np.int64)
@@ -94,18 +94,18 @@ class IndexedDataset:
 
 
 def _map(path: str) -> Any:
-    """The bytes of a file, mapped into memory; an empty file, which cannot be mapped, as no bytes."""
+    """Maps a file into memory. Returns an empty array for an empty file, which cannot be mapped."""
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 return b""
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
-        raise UserError(f"There is no {path}.") from None
+        raise UserError(f"There is no file {path}.") from None
 
 
 def _layout(index: Any, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
-    """(items, type, offset of the sizes, offset of the starts) of a memory-mapped data set's index."""
+    """Returns (items, type, offset of the sizes, offset of the starts) of a memory-mapped data set's index."""
     if len(index) < HEADER.size:
         raise UserError(f"{prefix}.idx is truncated: it has {len(index)} bytes.")
     _, version, code, length = HEADER.unpack_from(index)
@@ -126,7 +126,7 @@ def _layout(index: Any, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
 
 
 def _legacy_layout(index: Any, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
-    """(items, type, offset of the sizes, offset of the starts) of an older data set's index."""
+    """Returns (items, type, offset of the sizes, offset of the starts) of an older data set's index."""
     if len(index) < LEGACY_HEADER.size:
         raise UserError(f"{prefix}.idx is truncated: it has {len(index)} bytes.")
     _, version, code, _, length, dimensions = LEGACY_HEADER.unpack_from(index)

@@ -1,4 +1,4 @@
-"""Writes arrays of token ids to files that `seqtk.data.indexed` reads."""
+"""Writes token ids to data sets that `seqtk.data.indexed` reads."""
 
 import os
 import struct
@@ -17,7 +17,7 @@ _BLOCK = 1 << 20
 
 
 def dtype_for(vocabulary_size: int | None) -> npt.DTypeLike:
-    """The type fairseq stores the ids of a vocabulary in; it leaves some room below 65,536."""
+    """Returns the data type in which fairseq stores the ids: uint16 if the vocabulary is well below 65,536."""
     if vocabulary_size is not None and vocabulary_size < 65_500:
         return np.uint16
     return np.uint32 if vocabulary_size is None or vocabulary_size < 4_294_967_295 else np.int64
@@ -26,7 +26,7 @@ def dtype_for(vocabulary_size: int | None) -> npt.DTypeLike:
 class IndexedWriter:
     """Writes a data set in the memory-mapped format, byte for byte as fairseq does, in constant memory.
 
-    A context manager: both files appear when the block ends, and neither if it raises an exception.
+    It is a context manager: both files appear when the block ends, and neither if the block raises an exception.
     """
 
     def __init__(self, prefix: str | os.PathLike[str], *, vocabulary_size: int | None) -> None:
@@ -39,12 +39,12 @@ class IndexedWriter:
         self._index.write(HEADER.pack(MAGIC, 1, code, 0))
 
     def append(self, ids: npt.ArrayLike) -> None:
-        """Add one item."""
+        """Adds one item."""
         item = np.asarray(ids, dtype=np.int64)
         self.extend_arrays(item, np.array([len(item)]))
 
     def extend_arrays(self, flat: npt.NDArray[Any], sizes: npt.NDArray[Any]) -> None:
-        """Add `len(sizes)` items, whose ids stand one after the other in `flat`."""
+        """Adds `len(sizes)` items, whose ids are concatenated in `flat`."""
         if len(flat) != int(sizes.sum()):
             raise ValueError(f"{len(flat)} ids for items of {int(sizes.sum())}")
         self._data.write(np.ascontiguousarray(flat, dtype=self.dtype.newbyteorder("<")).data)
@@ -52,7 +52,10 @@ class IndexedWriter:
         self.items += len(sizes)
 
     def _write_starts(self) -> None:
-        """Writes, after the sizes, the byte at which each item starts: their running sum, computed block by block."""
+        """Writes the byte offset of each item after the sizes.
+
+        The offsets are running sums, computed block by block.
+        """
         self._index.seek(_COUNT_OFFSET)
         self._index.write(struct.pack("<Q", self.items))
         start = 0

@@ -1,4 +1,4 @@
-"""The counts of a preprocessing run, as a table to read and as JSON to keep."""
+"""The counts of a preprocessing run, and their format as a table."""
 
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
@@ -16,7 +16,7 @@ SYMBOLS = ", ".join(SPECIALS[:3])
 
 @dataclass(frozen=True)
 class SideCount:
-    """The tokens of one language of a split, eos included, those that are unknown, and the words that spell `<s>` …"""
+    """The counts for one language of a split: tokens (EOS included), unknown tokens, words that spell `<s>`, …"""
 
     tokens: int
     unknown: int
@@ -25,7 +25,7 @@ class SideCount:
 
 @dataclass(frozen=True)
 class TextCount:
-    """The size of a text, whatever its tokens: all of its lines, with their line feeds."""
+    """The size of a text, line feeds included, which does not depend on the tokens."""
 
     lines: int = 0
     bytes: int = 0
@@ -40,12 +40,12 @@ class TextCount:
 
 
 def count_text(block: bytes) -> TextCount:
-    """The size of a block of UTF-8 text."""
+    """Returns the size of a block of UTF-8 text."""
     return TextCount(count_lines(block), *text_size(block), count_words(block))
 
 
 def text_size(block: bytes) -> tuple[int, int]:
-    """The number of bytes and of characters of a block of UTF-8 text."""
+    """Returns the number of bytes and of characters of a block of UTF-8 text."""
     return len(block), int(np.count_nonzero((np.frombuffer(block, dtype=np.uint8) & 0xC0) != 0x80))  # first bytes
 
 
@@ -81,7 +81,7 @@ class PreprocessReport:
         return asdict(self)
 
     def table(self) -> str:
-        """The counts in aligned columns, a row for each language of each split."""
+        """Returns the counts as a table with one row for each language of each split."""
         rows = [["split", "lang", "lines", *(rule.replace("_", " ") for rule in RULES), "kept", "tokens", "unknown"]]
         for name, split in self.splits.items():
             for lang, side in split.sides.items():

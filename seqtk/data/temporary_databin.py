@@ -1,4 +1,4 @@
-"""Binarise one text file with an existing vocabulary into a temporary data-bin."""
+"""Encodes one text file with an existing vocabulary into a temporary data-bin."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ LINE_FEEDS = (BYTE_NAMES[ord("\n")], character_name("\n"))
 
 
 def encode_text(path: Path, folder: Path, *, vocabulary: Vocabulary, tokenizer: Tokenizer) -> DataBin:
-    """Makes a data-bin in `folder` whose split `test` is the text at `path`; read in blocks, so it may be large.
+    """Makes a data-bin in `folder` whose split `test` is the text at `path`. Reads in blocks, so the text may be large.
 
-    Text by bytes or characters keeps its line feeds if the vocabulary counted one; else EOS ends each line.
+    Text by bytes or characters keeps its line feeds if they were tokens in training. Otherwise EOS ends each line.
     """
     separators: dict[str | None, Tokens] = {name: name for name in ("bytes", "characters", "lowercase_words")}
     tokens = separators.get(tokenizer.separator, "words")
@@ -41,5 +41,5 @@ def encode_text(path: Path, folder: Path, *, vocabulary: Vocabulary, tokenizer: 
 
 
 def _spells_line_feeds(vocabulary: Vocabulary) -> bool:
-    """Whether a line feed was a token of the training text."""
+    """Returns whether a line feed was a token of the training text."""
     return any(vocabulary.counts[vocabulary.id(name)] > 0 for name in LINE_FEEDS if name in vocabulary)

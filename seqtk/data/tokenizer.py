@@ -1,4 +1,4 @@
-"""Tokenizers: a line of text ⇄ its tokens, by a SentencePiece model, by bytes or characters, or by white space."""
+"""Tokenizers, which split text by a SentencePiece model, by bytes or characters, or by white space, and join tokens."""
 
 import os
 import re
@@ -57,7 +57,7 @@ class Tokenizer:
 
     @classmethod
     def from_model(cls, model_bytes: bytes, *, name: str = "model") -> "Tokenizer":
-        """The tokenizer of a SentencePiece model's bytes; `name` stands for the model in errors."""
+        """Creates a tokenizer from the bytes of a SentencePiece model. Errors call the model `name`."""
         try:
             return cls(model_bytes, None)
         except RuntimeError:
@@ -65,7 +65,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
-        """The tokenizer of a SentencePiece model file."""
+        """Creates a tokenizer from a SentencePiece model file. Raises UserError if it is missing or invalid."""
         try:
             model_bytes = Path(path).read_bytes()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
@@ -74,7 +74,7 @@ class Tokenizer:
 
     @classmethod
     def plain(cls, separator: str | None = None) -> "Tokenizer":
-        """The tokenizer without a model: splits on white space, joins as `separator` says.
+        """Creates a tokenizer without a model, which splits on white space and joins tokens by `separator`.
 
         `separator` names the subword marker that `decode` removes, as fairseq's `--remove-bpe` does: `"@@ "`,
         `"sentencepiece"`, `"wordpiece"`, `"letter"`, `"_EOW"` or `"silence"`; None leaves tokens apart. `"bytes"` and
@@ -87,25 +87,25 @@ class Tokenizer:
         return Tokenizer, (self.model_bytes, self.separator)
 
     def encode(self, line: str) -> list[str]:
-        """The tokens of one line."""
+        """Splits one line into tokens."""
         if self._processor is None:
             return SPLITTERS.get(self.separator, str.split)(line)
         pieces: list[str] = self._processor.Encode(line, out_type=str)
         return pieces
 
     def encode_batch(self, lines: Sequence[bytes]) -> list[list[int]]:
-        """SentencePiece's own ids (not the vocabulary's) of many lines of UTF-8, on one thread."""
+        """Returns SentencePiece's ids (not those of the vocabulary) of many lines of UTF-8, on one thread."""
         ids: list[list[int]] = self._processor.Encode(list(lines), out_type=int, num_threads=1)
         return ids
 
     def normalize(self, line: bytes) -> bytes:
-        """The text that the pieces of a line of UTF-8 keep."""
+        """Returns a line of UTF-8 as SentencePiece normalizes it: the text that can be decoded from its pieces."""
         text: str = self._processor.Normalize(line.decode("utf-8"))
         return text[self.prefix_length :].replace(SPACE_PIECE, " ").encode()
 
     @cached_property
     def prefix_length(self) -> int:
-        """The number of characters (0 or 1) that SentencePiece puts before each line."""
+        """The number of characters (0 or 1) that SentencePiece adds before each line."""
         return int(self._processor.Normalize("a").startswith(SPACE_PIECE))
 
     def decode(self, tokens: Sequence[str]) -> str:
@@ -116,13 +116,13 @@ class Tokenizer:
         return " ".join(tokens) if self.separator is None else JOINERS[self.separator](tokens)
 
     def pieces(self) -> list[str | None]:
-        """The pieces of the model in the order of its ids; None for the unknown, bos, eos and pad pieces."""
+        """Returns the pieces of the model in the order of its ids; None for the unknown, bos, eos and pad pieces."""
         processor = self._processor
         hidden = [processor.IsUnknown(id_) or processor.IsControl(id_) for id_ in range(len(processor))]
         return [None if hide else processor.IdToPiece(id_) for id_, hide in enumerate(hidden)]
 
     def vocabulary(self) -> Vocabulary:
-        """The vocabulary of the model: its pieces in their order, without unknown, bos, eos and pad."""
+        """Returns the vocabulary of the model: its pieces in their order, without unknown, bos, eos and pad."""
         return Vocabulary([piece for piece in self.pieces() if piece is not None and piece not in SPECIALS])
 
 

@@ -1,4 +1,4 @@
-"""Training of a SentencePiece model: the same for the same text and settings, on any machine and with any workers."""
+"""Trains SentencePiece models. The model depends on text and settings alone, not on the machine or the workers."""
 
 import io
 import re
@@ -21,7 +21,7 @@ RESERVED = "\u2585".encode()
 
 
 class TrainingSample:
-    """The lines to learn a model from; counts those that SentencePiece skips."""
+    """The lines to train a model on. Counts the lines that SentencePiece skips."""
 
     def __init__(self, lines: Iterable[bytes]) -> None:
         self._lines = lines
@@ -34,7 +34,7 @@ class TrainingSample:
 
 
 def _reason(reason: str) -> str:
-    """Returns SentencePiece's reason in terms of our keys and our count of the special symbols."""
+    """Returns SentencePiece's reason for a failure, with its sizes converted to values of vocab_size."""
     ours = len(SPECIALS) - _OWN_SPECIALS
     if too_small := re.search(r"required_chars\. \d+ vs (\d+)", reason):
         return f"Set vocab_size to {int(too_small[1]) + ours} or more, or character_coverage lower."

@@ -1,6 +1,6 @@
-"""The vocabulary: token ⇄ id, kept in fairseq's dictionary file (`docs/formats.md`).
+"""The vocabulary, which maps tokens to ids and back, and its file, fairseq's dictionary (`docs/formats.md`).
 
-Ids 0 to 3 are the special symbols, which the file leaves out; the token of the file's line i (from 0) has id 4 + i.
+Ids 0 to 3 are the special symbols, which are not in the file. The token in line i of the file (from 0) has id 4 + i.
 """
 
 import os
@@ -24,7 +24,7 @@ _OVERWRITE = " #fairseq:overwrite"
 class Vocabulary:
     """An ordered list of tokens, each with its id and its count in the training text.
 
-    `tokens` are the tokens of the file, without the four special symbols. Of two equal tokens the later one wins.
+    `tokens` are the tokens of the file, without the four special symbols. Of two equal tokens the later one is used.
     """
 
     def __init__(self, tokens: Sequence[str], counts: Sequence[int] | None = None) -> None:
@@ -38,10 +38,10 @@ class Vocabulary:
     def from_counts(
         cls, counts: Mapping[str, int], *, threshold: int = -1, nwords: int = -1, padding_factor: int = 8
     ) -> "Vocabulary":
-        """The vocabulary of counted words: the most frequent first, ties in the order of code points.
+        """Creates a vocabulary from counts: the most frequent words first, ties in the order of code points.
 
-        It has the words counted at least `threshold` times and, unless `nwords` is -1, no more than fit in a
-        vocabulary of that size, specials included. Filler words pad it to a multiple of `padding_factor`.
+        It contains the words that occur at least `threshold` times and, unless `nwords` is -1, has at most `nwords`
+        entries, special symbols included. Filler words pad it to a multiple of `padding_factor`.
         """
         words = [word for word in counts if word not in SPECIALS and counts[word] >= threshold]
         words.sort(key=lambda word: (-counts[word], word))
@@ -63,7 +63,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
-        """The vocabulary of a dictionary file. Raises UserError if it is missing or malformed."""
+        """Reads a dictionary file. Raises UserError if it is missing or malformed."""
         try:
             text = Path(path).read_bytes().decode("utf-8")
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
@@ -74,7 +74,7 @@ class Vocabulary:
 
     @classmethod
     def from_text(cls, text: str, *, name: str = "dictionary") -> "Vocabulary":
-        """The vocabulary of a dictionary file's content; `name` stands for the file in errors."""
+        """Parses the content of a dictionary file. Errors call the file `name`."""
         tokens: list[str] = []
         counts: list[int] = []
         seen = set(SPECIALS)
@@ -96,7 +96,7 @@ class Vocabulary:
         return cls(tokens, counts)
 
     def to_text(self) -> str:
-        """The dictionary file's content, byte for byte as fairseq writes it."""
+        """Returns the dictionary file's content, byte for byte as fairseq writes it."""
         seen = set(SPECIALS)
         lines = []
         for token, count in zip(self.tokens[len(SPECIALS) :], self.counts[len(SPECIALS) :], strict=True):
@@ -119,11 +119,11 @@ class Vocabulary:
         return isinstance(other, Vocabulary) and self.tokens == other.tokens
 
     def id(self, token: str) -> int:
-        """The id of `token`, UNK if it has none."""
+        """Returns the id of `token`, or UNK if it has none."""
         return self._ids.get(token, UNK)
 
     def encode(self, tokens: Iterable[str], eos: bool = True) -> npt.NDArray[np.int64]:
-        """The ids of `tokens`, closed by EOS unless `eos` is false.
+        """Returns the ids of `tokens`, followed by EOS unless `eos` is false.
 
         Tokens that are unknown or spell a special symbol, such as the word `<pad>` in a text, are UNK.
         """
@@ -131,7 +131,7 @@ class Vocabulary:
         return np.array([*ids, EOS] if eos else ids, dtype=np.int64)
 
     def decode(self, ids: Iterable[int]) -> list[str]:
-        """The tokens of `ids` (any iterable of whole numbers), without bos, pad and eos; unknown ones as `<unk>`."""
+        """Returns the tokens of `ids` (any iterable of integers), without BOS, PAD and EOS; unknown ones as `<unk>`."""
         return [self.tokens[id_] for id_ in map(int, ids) if id_ > EOS]
 
     @property

@@ -1,4 +1,4 @@
-"""The vocabularies of a data-bin: from SentencePiece models, dictionary files, or counts of tokenised text."""
+"""Builds the vocabularies of a data-bin from SentencePiece models, dictionary files, or counts of tokenised text."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -45,7 +45,10 @@ class VocabularyConfig(TextConfig):
     )
     model_type: Literal["bpe", "unigram"] = setting("bpe", help="Type of the new SentencePiece model.")
     character_coverage: float = setting(
-        0.9999, above=0, at_most=1, help="Share of the characters of the text that the new model covers."
+        0.9999,
+        above=0,
+        at_most=1,
+        help="Share of the characters of the text that the new model covers; rarer characters are unknown.",
     )
     byte_fallback: bool = setting(
         False, help="The new model spells other characters in bytes, so that none is unknown."
@@ -54,7 +57,7 @@ class VocabularyConfig(TextConfig):
         False, help="Fails if the text is too small for vocab_size. Otherwise the vocabulary is smaller."
     )
     sentencepiece_lines: int = setting(
-        2_000_000, at_least=1, help="Trains the new model on at most this many lines, at regular distances."
+        2_000_000, at_least=1, help="Maximum number of lines, at equal distances, to train the new model on."
     )
     sentencepiece: str | None = setting(
         None, help="Existing SentencePiece model to use. With joint=false: of the source."
@@ -93,7 +96,10 @@ class VocabularyConfig(TextConfig):
 
 @dataclass(frozen=True)
 class LanguageSpec:
-    """Vocabulary and tokenizer of one language. `counted`: the dictionary gets its counts from the encoded text."""
+    """Vocabulary and tokenizer of one language.
+
+    With `counted`, the dictionary gets its counts from the encoded text.
+    """
 
     vocabulary: Vocabulary
     tokenizer: Tokenizer | None
@@ -103,7 +109,7 @@ class LanguageSpec:
 def make_specs(
     config: VocabularyConfig, train: Text | None, *, workers: int, notify: Callable[[str], None]
 ) -> list[LanguageSpec]:
-    """The specs of the languages, in the order of `config.langs`; one and the same object if they are joint."""
+    """Returns the specs of the languages, in the order of `config.langs`. Joint languages share one object."""
     separate = len(config.langs) == 2 and not config.joint
     if not separate and (config.target_dict or config.target_sentencepiece):
         raise UserError("target_dict= and target_sentencepiece= need two languages and joint=false.")
@@ -128,7 +134,7 @@ def _make_spec(
     workers: int,
     notify: Callable[[str], None],
 ) -> LanguageSpec:
-    """The spec for the text of `train`'s files."""
+    """Builds the spec for the text in the files of `train`."""
     _check_asked(config, model, dictionary)
     tokenizer = Tokenizer.load(model) if model else None
     if config.tokens == "bytes":
@@ -147,7 +153,7 @@ def _make_spec(
 
 
 def _check_asked(config: VocabularyConfig, model: str | None, dictionary: str | None) -> None:
-    """Raises UserError for an existing vocabulary that the tokens cannot use."""
+    """Raises UserError if an existing vocabulary is given that the chosen tokens cannot use."""
     if config.remove_bpe is not None and config.tokens != "words":
         raise UserError(f"remove_bpe={config.remove_bpe} is for tokens=words.", "Remove it.")
     if config.remove_bpe is not None:
@@ -192,7 +198,7 @@ def _train(config: VocabularyConfig, train: Text, *, notify: Callable[[str], Non
 
 
 def _count(config: VocabularyConfig, train: Text, *, workers: int) -> Vocabulary:
-    """The vocabulary of the words or characters of all of `train`'s files."""
+    """Builds the vocabulary of the words or characters in all files of `train`."""
     blocks = (block for path in train.paths for block in read_blocks([path], block_bytes=_COUNTED_BYTES))
     counter = (
         SymbolCounter(newlines=config.newlines)

@@ -1,4 +1,4 @@
-"""Worker processes that apply a function to a stream of items, in order, with a few items in progress at a time."""
+"""Applies a function to a stream of items in worker processes, in order, with few items in memory at a time."""
 
 import multiprocessing
 import os
@@ -16,14 +16,14 @@ _function: Callable[..., Any]
 
 
 def available_cores() -> int:
-    """The number of cores this process may use."""
+    """Returns the number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ordered_map(
     function: Callable[..., Any], items: Iterable[tuple[Any, ...]], *, workers: int
 ) -> Generator[Any, None, None]:
-    """Yields `function(*item)` for each item, in order; computed by `workers` new processes, or in this one if 1.
+    """Yields `function(*item)` for each item, in order, computed by `workers` processes, or in this process if 1.
 
     The function is sent to each process once. At most three items per worker are read ahead.
 
@@ -52,7 +52,7 @@ def ordered_map(
 
 
 def _start(function: Callable[..., Any]) -> None:
-    """Runs once in each worker. Ctrl-C is left to the parent, which then ends the workers."""
+    """Initializes a worker. Workers ignore Ctrl-C: the parent ends them."""
     global _function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _function = function

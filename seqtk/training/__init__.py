@@ -1,1 +1,1 @@
-"""The one training loop and what it keeps."""
+"""The training loop, which all tasks share, and the state of a run."""

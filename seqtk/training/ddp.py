@@ -100,7 +100,7 @@ class DDP(Engine):
         return f"Process {named} has ended, and so process {self.rank} ends."
 
     def _silent_processes(self) -> list[int]:
-        """Returns the ranks that do not report an error within seconds: those that have ended, or wait for nothing."""
+        """Returns the ranks that do not report an error within seconds, because they have ended or do not respond."""
         others = [rank for rank in range(self.size) if rank != self.rank]
         with suppress(RuntimeError):  # the store may have ended with its process
             store = dist.distributed_c10d._get_default_store()

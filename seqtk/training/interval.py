@@ -1,4 +1,4 @@
-"""Sums over the updates since the last log line: on the device, and as the values of that line."""
+"""Sums over the updates since the last log line, kept on the device, and the values of the log line."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +14,7 @@ OF_WEIGHTS = "/weight"
 
 
 class IntervalSums:
-    """Sums in float64 on the device, which the host reads seldom."""
+    """Sums in float64 on the device. The host reads them only for a log line."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -34,10 +34,10 @@ class IntervalSums:
         """Adds the values of an update if it was `made`.
 
         Args:
-            names: What the values are: the norm of the gradient first, then the statistics.
+            names: The names of the values: the norm of the gradient first, then the statistics.
             values: One scalar each.
             weight: The weight of the update.
-            made, overflow: Whether the update changed the weights, and whether it was skipped for a smaller loss scale.
+            made, overflow: Whether the update changed the weights, and whether it was skipped to lower the loss scale.
             before: Sums of the interval from before these are the first.
         """
         if self.sums is None:
@@ -50,7 +50,7 @@ class IntervalSums:
         self.sums = self.sums + torch.cat([torch.where(made, values, 0.0), counts])
 
     def read(self, more: Tensor) -> tuple[dict[str, float], list[float]]:
-        """Reads the sums by name, and the elements of `more`, at once. There has to be an update."""
+        """Reads the sums by name, and the elements of `more`, in one transfer. Requires at least one update."""
         assert self.sums is not None
         values = torch.cat([self.sums, more]).tolist()
         return dict(zip(self.names, values[: len(self.names)], strict=True)), values[len(self.names) :]
@@ -59,12 +59,12 @@ class IntervalSums:
 def interval_values(
     sums: Mapping[str, float], names: Sequence[str], *, unit: str, lr: float, loss_scale: float | None = None
 ) -> dict[str, float]:
-    """Returns the metrics `names` of an interval with at least one update, and what else its log line shows.
+    """Returns the metrics `names` of an interval with at least one update, and the other values of its log line.
 
     Args:
-        sums: What `IntervalSums.read` returned, and the seconds.
+        sums: The sums that `IntervalSums.read` returned, and the seconds.
         names: The metrics.
-        unit: What a target is, in the plural.
+        unit: The noun for targets, in the plural.
         lr: The learning rate of the last update.
         loss_scale: The loss scale of float16.
     """

@@ -10,13 +10,13 @@ INITIAL, LARGEST, SMALLEST, GROWTH_EVERY = 2.0**15, 2.0**24, 2.0**-10, 2000
 
 
 class LossScale:
-    """Dynamic loss scaling (Micikevicius et al. 2018, section 3.2). The host never waits for it.
+    """Dynamic loss scaling (Micikevicius et al. 2018, section 3.2), without synchronizing host and device.
 
-    Without float16 the scale is 1 and an overflow is a failure.
+    Without float16 the scale is 1, and a gradient that is not finite is a failure.
 
     Args:
         enabled: Whether the run computes in float16.
-        device: Where its state is.
+        device: The device of the state.
         saved: The state that an earlier session returned from `names` and `values`; empty for a new run.
     """
 
@@ -33,15 +33,18 @@ class LossScale:
         return self.values[0]
 
     def state(self, values: Sequence[float]) -> dict[str, float]:
-        """Returns what a checkpoint holds, from `values` as the host read them."""
+        """Returns the state for a checkpoint, from `values` that the host has read."""
         return dict(zip(self.names, values, strict=True)) if self.enabled else {}
 
     def is_overflow(self, *, loss: Tensor, gradient: Tensor) -> Tensor:
-        """Whether a smaller scale may help: the loss is finite, and the gradient is not. All are scalar tensors."""
+        """Returns whether the loss is finite and the gradient is not, so a smaller scale may help.
+
+        All scalar tensors.
+        """
         return (loss & ~gradient & (self.scale > SMALLEST)) if self.enabled else torch.zeros_like(loss)
 
     def update(self, *, made: Tensor, overflow: Tensor) -> None:
-        """Counts an update. After a failure, which is neither of the two, nothing changes."""
+        """Adapts the scale after an update that was `made` or had an overflow. Changes nothing after a failure."""
         if not self.enabled:
             return
         scale, updates = self.values.unbind()

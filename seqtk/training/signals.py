@@ -20,11 +20,11 @@ LAUNCHER_CHECK = 1.0
 
 
 class StopSignal:
-    """Whether the run stops: agreed upon by its processes, of which a signal reaches some.
+    """Decides for all processes together whether the run stops, since a signal may reach only some of them.
 
     Args:
         engine: The processes.
-        hours: After so many hours from now the run stops as on SIGUSR1. 0: it does not.
+        hours: The run stops this number of hours from now, as on SIGUSR1. 0: no limit.
     """
 
     def __init__(self, engine: Engine, *, hours: float = 0.0) -> None:
@@ -41,7 +41,10 @@ class StopSignal:
         return self.number != 0
 
     def agree(self) -> bool:
-        """Returns whether the run stops: any process has received a signal, or is late. A collective operation."""
+        """Returns whether the run stops: any process has received a signal, or has reached the time limit.
+
+        Collective.
+        """
         received, late = self.engine.sums([float(self.noted), float(time.monotonic() >= self.deadline)])
         if received and not self.number:
             self.number = self.noted or signal.SIGTERM
@@ -51,9 +54,9 @@ class StopSignal:
 
     @contextmanager
     def caught(self, last_update: Callable[[], int]) -> Iterator[None]:
-        """The first signal ends the run after this update, with a checkpoint; the same signal again, at once.
+        """Context in which a signal ends the run after the current update, with a checkpoint.
 
-        It interrupts a validation, whose update is finished and saved.
+        The same signal again ends it at once. A signal also interrupts a validation; the update before it is saved.
 
         Args:
             last_update: Returns the update after which the run will stop, for the message.
@@ -85,7 +88,7 @@ class StopSignal:
 
 @contextmanager
 def ending_with_launcher() -> Iterator[None]:
-    """Sends SIGTERM to this process when torchrun, which started it, is killed. Otherwise it would train on."""
+    """Sends SIGTERM to this process when torchrun, which started it, is killed; otherwise it would keep training."""
     parent, done = os.getppid(), threading.Event()
 
     def watch() -> None:

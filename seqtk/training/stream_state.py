@@ -41,26 +41,26 @@ class StreamState:
         self.states = [None] * len(self.parts)
 
     def load(self, index: int, *, rows: int) -> State:
-        """The input state of micro-batch `index`, whose last update may have fewer rows."""
+        """Returns the first `rows` rows of the input state of micro-batch `index`."""
         return rows_of(self.states[index], slice(rows))
 
     def store(self, index: int, state: State) -> None:
-        """Keeps the output state of micro-batch `index`."""
+        """Stores the output state of micro-batch `index`."""
         self.states[index] = state
 
     def gather(self) -> State:
-        """The state of all rows of all processes, on the CPU. A collective operation."""
+        """Returns the state of all rows of all processes, on the CPU. A collective operation."""
         leaves, specs = zip(*map(tree_flatten, self.states), strict=True)
         return tree_unflatten([self._gather_leaf(own) for own in zip(*leaves, strict=True)], specs[0])
 
     def _gather_leaf(self, own: Sequence[Tensor | None]) -> Tensor | None:
-        """All rows of a leaf: micro-batch 0 of each process, then micro-batch 1, and so on."""
+        """Returns all rows of a leaf: micro-batch 0 of each process, then micro-batch 1 of each, and so on."""
         by_rank = self.world.gather([None if leaf is None else leaf.cpu() for leaf in own])
         pieces = [piece for of_index in zip(*by_rank, strict=True) for piece in of_index]
         return None if pieces[0] is None else torch.cat(pieces)
 
     def scatter(self, state: State) -> None:
-        """Takes this process's rows from a state that `gather` returned, in this run or in an earlier one."""
+        """Loads this process's rows of a state that `gather` returned in this run or an earlier one."""
         device = self.world.device
         on_device = tree_map(lambda leaf: None if leaf is None else leaf.to(device), state)
         self.states = [rows_of(on_device, part) for part in self.parts]

@@ -1,4 +1,4 @@
-"""Text in memory as a source: a subclass says how the lines are read, and everything else follows."""
+"""The base of sources whose text is in memory: a subclass only implements how the lines are read."""
 
 import abc
 import itertools
@@ -18,7 +18,7 @@ from seqtk.utils.errors import UserError
 
 
 class MemoryItems:
-    """`Items` that are in memory."""
+    """The items of one side of a split, stored in memory (see `Items`)."""
 
     def __init__(self, items: Iterable[npt.NDArray[np.int64]]) -> None:
         self._items = list(items)
@@ -62,7 +62,10 @@ class TextSource(Source):
 
     @abc.abstractmethod
     def read(self, split: str) -> Iterable[Sequence[str]]:
-        """The examples of a split, each with one line of text for each side. Raises UserError if there is no split."""
+        """Returns the examples of a split, each with one line of text for each side.
+
+        Raises UserError if there is no such split.
+        """
 
     def vocabulary(self, lang: str | None = None) -> Vocabulary:
         if lang not in self._given:
@@ -101,13 +104,13 @@ class TextSource(Source):
 
 
 class GivenText(TextSource):
-    """Lines that a command is given, in place of the splits of the data.
+    """A source of lines that a command was given, which replace the splits of the data.
 
     Args:
         sides: The lines of each side.
         source_lang: The name of the first side.
         target_lang: The name of the second side, if there are two.
-        name: What errors call the text.
+        name: The name of the text in errors.
     """
 
     def __init__(
