@@ -1,16 +1,24 @@
 """Counts the torch operators of one training update: the work of the host, which needs no GPU to be measured.
 
-    python tools/count_ops.py [--data DATA-BIN] [--tokens N] [--bf16] [--graph-breaks] [KEY=VALUE ...]
+    python tools/count_ops.py [--size SIZE] [--data DATA-BIN] [--tokens N] [--bf16] [--graph-breaks] [KEY=VALUE ...]
 
 The model and the data are those of tools/bench_training.py, and KEY=VALUE changes settings, for example
 `attention=luna`. A GPU that waits for its host is idle in proportion to the number of operators, so the plain torch
-loop of the same size is counted beside it. Views launch no kernel and are counted separately.
+loop of the same size is counted too. Views launch no kernel and are counted separately.
+
+    python tools/count_ops.py --layers [--against CHECKOUT] [--size SIZE] [--bf16] [KEY=VALUE ...]
+
+Prints a table of the operators that are not views, of the casts among them, and of the reads by the host, of one update
+with each attention layer as self-attention; with --against also those of another checkout, which has its own .venv.
 
 With --graph-breaks, also prints where torch.compile would break the graph of the forward pass.
 """
 
 import argparse
 import collections
+import json
+import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,22 +26,23 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import _dynamo as dynamo
-from torch.utils._python_dispatch import TorchDispatchMode
+HERE = Path(__file__).resolve().parents[1]
+CHECKOUT = Path(os.environ.get("COUNTED_CHECKOUT", HERE))  # whose code is counted: this one's, or that of --against
+sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / "tools")]
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import bench_training as bench  # noqa: E402
+import torch  # noqa: E402
+from torch import _dynamo as dynamo  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from seqtk.config import schema
-from seqtk.training.parallel import start_engine
-from seqtk.training.trainer import Trainer
-from tools import bench_training as bench
+from seqtk.attention import Role, attentions  # noqa: E402
 
 VIEWS = (
     "_reshape_alias", "_unsafe_view", "alias", "as_strided", "chunk", "detach", "diagonal", "expand", "permute",
     "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze",
     "view",
 )  # fmt: skip
+READ = "_local_scalar_dense"
 
 
 class Counter(TorchDispatchMode):
@@ -42,38 +51,82 @@ class Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: collections.Counter[str] = collections.Counter()
+        self.casts = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
         self.counts[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in ("_to_copy", "copy_"):
+            self.casts += isinstance(args[0], torch.Tensor) and len({t.dtype for t in (result, *args[:2])}) > 1
+        return result
+
+    @property
+    def kernels(self) -> int:
+        """The number of operators that are not views."""
+        return sum(count for operator, count in self.counts.items() if operator not in VIEWS)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the training to change")
     parser.add_argument("--data", type=Path, help="a data-bin of one language pair; default: a generated one")
+    parser.add_argument(
+        "--size", choices=["small", "base"], default="small", help="3 + 3 blocks of 256, or 6 + 6 of 512"
+    )
     parser.add_argument("--tokens", type=int, default=4096, help="batch.max_tokens")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--graph-breaks", action="store_true")
+    parser.add_argument("--layers", action="store_true", help="print a table of all attention layers")
+    parser.add_argument("--against", type=Path, help="with --layers: another checkout, with its own .venv")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.precision = "bf16" if arguments.bf16 else "fp32"
+    if arguments.size == "base":
+        bench.DIM, bench.FFN_DIM, bench.HEADS, bench.LAYERS = 512, 2048, 8, 6
     with tempfile.TemporaryDirectory(prefix="count-ops-") as folder:
         arguments.data = arguments.data or bench._make_corpus(Path(folder) / "data-bin")
-        config = schema.update(bench._trainer(arguments, dropout=0.1).config, "batch.max_tokens", arguments.tokens)
-        for setting in arguments.settings:
-            key, _, value = setting.partition("=")
-            config = schema.update(config, key, value)
-        trainer = Trainer(config, engine=start_engine(device="cpu"))
-        first, second = islice(bench._batches(trainer), 2)
-        vocabulary = len(trainer.task.target_vocabulary)  # type: ignore[attr-defined]
-        plain = bench.PlainLoop(vocabulary, dropout=0.1, precision=arguments.precision)
-        plain.optimizer = torch.optim.Adam(plain.model.parameters(), fused=True, **bench.ADAM)
-        trainer.update([first])
-        plain.update(first)
-        ours = report("ours", lambda: trainer.update([second]))
-        print(f"ours / plain: {ours / report('plain', lambda: plain.update(second)):.2f}")
-        if arguments.graph_breaks:
-            print_graph_breaks(trainer, second)
+        if arguments.worker:
+            for layer in self_attention_layers():
+                print(json.dumps({layer: counts_of(arguments, layer)}), flush=True)
+        elif arguments.layers:
+            print_layers(arguments)
+        else:
+            compare_with_plain(arguments)
+
+
+def compare_with_plain(arguments: argparse.Namespace) -> None:
+    trainer = trainer_of(arguments, arguments.settings)
+    first, second = islice(bench._batches(trainer), 2)
+    vocabulary = len(trainer.task.target_vocabulary)
+    plain = bench.PlainLoop(vocabulary, dropout=0.1, precision=arguments.precision)
+    plain.optimizer = torch.optim.Adam(plain.model.parameters(), fused=True, **bench.ADAM)
+    trainer.update([first])
+    plain.update(first)
+    ours = report("ours", lambda: trainer.update([second]))
+    print(f"ours / plain: {ours / report('plain', lambda: plain.update(second)):.2f}")
+    if arguments.graph_breaks:
+        print_graph_breaks(trainer, second)
+
+
+def trainer_of(arguments: argparse.Namespace, settings: list[str]) -> Any:
+    """Returns the trainer of tools/bench_training.py, of the checkout that is counted, with some settings changed."""
+    build = bench.Trainer
+
+    def with_settings(config: Any, **others: Any) -> Any:
+        for setting in [f"batch.max_tokens={arguments.tokens}", *settings]:
+            key, _, text = setting.partition("=")
+            try:
+                value = json.loads(text)
+            except json.JSONDecodeError:
+                value = text
+            config = bench.schema.update(config, key, value)
+        return build(config, **others)
+
+    bench.Trainer = with_settings  # type: ignore[assignment, misc]
+    try:
+        return bench._trainer(arguments, dropout=0.1)
+    finally:
+        bench.Trainer = build  # type: ignore[misc]
 
 
 def report(name: str, update: Callable[[], object]) -> int:
@@ -81,14 +134,61 @@ def report(name: str, update: Callable[[], object]) -> int:
     with Counter() as counter:
         update()
     counts = counter.counts
-    kernels = sum(count for operator, count in counts.items() if operator not in VIEWS)
     most = [f"{operator} {count}" for operator, count in counts.most_common(20) if operator not in VIEWS]
-    print(f"{name}: {sum(counts.values()):,} operators, {kernels:,} of them not views; ", end="")
-    print(f"{counts['_local_scalar_dense']} host reads; most frequent: {', '.join(most[:10])}")
-    return int(kernels)
+    print(
+        f"{name}: {sum(counts.values()):,} operators, {counter.kernels:,} of them not views; {counter.casts} casts; ",
+        end="",
+    )
+    print(f"{counts[READ]} host reads; most frequent: {', '.join(most[:10])}")
+    return counter.kernels
 
 
-def print_graph_breaks(trainer: Trainer, batch: Any) -> None:
+def self_attention_layers() -> dict[str, str]:
+    """Returns the setting that makes each layer the self-attention of the encoder, and where possible the decoder."""
+    layers = {}
+    for name in attentions:
+        roles = attentions.class_of(attentions.config_type(name)).roles
+        sides = [side for side, role in (("encoder", Role.ENCODER), ("decoder", Role.CAUSAL)) if role in roles]
+        layers[name] = "attention" if len(sides) == 2 else f"model.{sides[0]}.self_attention"
+    return layers
+
+
+def counts_of(arguments: argparse.Namespace, layer: str) -> list[int]:
+    """Returns the operators that are not views, the casts, and the host reads of an update with a layer."""
+    trainer = trainer_of(arguments, [f"{self_attention_layers()[layer]}={layer}", *arguments.settings])
+    first, second = islice(bench._batches(trainer), 2)
+    trainer.update([first])
+    with Counter() as counter:
+        trainer.update([second])
+    return [counter.kernels, counter.casts, counter.counts[READ]]
+
+
+def print_layers(arguments: argparse.Namespace) -> None:
+    """Prints a row for each layer: the counts before (of `--against`) and after."""
+    found = [_in_checkout(arguments, checkout) for checkout in (arguments.against, HERE) if checkout]
+    print("| self-attention | operators | casts | host reads |\n|---|---|---|---|")
+    for layer, now in found[-1].items():
+        columns = zip(
+            *(counts.get(layer, ["–"] * 3) for counts in (found[0], {layer: now})[-len(found) :]), strict=True
+        )
+        print(
+            f"| {layer} | {' | '.join(' → '.join(f'{n:,}' if isinstance(n, int) else n for n in c) for c in columns)} |"
+        )
+
+
+def _in_checkout(arguments: argparse.Namespace, checkout: Path) -> dict[str, list[int]]:
+    """Runs this tool with the code of a checkout. Returns the counts of each layer."""
+    checkout = checkout.absolute()
+    command = [str(checkout / ".venv/bin/python"), __file__, "--worker", f"--data={arguments.data}"]
+    command += [f"--size={arguments.size}", f"--tokens={arguments.tokens}", *(["--bf16"] if arguments.bf16 else [])]
+    environment = os.environ | {"COUNTED_CHECKOUT": str(checkout)}
+    done = subprocess.run(
+        [*command, *arguments.settings], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return {name: counts for line in done.stdout.splitlines() for name, counts in json.loads(line).items()}
+
+
+def print_graph_breaks(trainer: Any, batch: Any) -> None:
     """Prints the number of graph breaks of the forward pass, and their reasons."""
     explained = dynamo.explain(trainer.step)(batch)
     print(f"{explained.graph_count} graphs, {explained.graph_break_count} graph breaks")

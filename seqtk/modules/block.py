@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seqtk.modules.linear import Linear, has_hooks
 from seqtk.ops.dropout import dropout
+from seqtk.ops.residual import add_residual
 from seqtk.utils.errors import UserError
 
 Activation = Literal["relu", "gelu", "glu", "geglu", "swiglu"]
@@ -64,8 +66,12 @@ class Residual(nn.Module):
 
     def post(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
         """Returns the output of the residual block, from its input x and the output y of the sublayer."""
-        sum_BTD: Tensor = x_BTD + self.dropout(y_BTD)
-        return sum_BTD if self.pre_norm else self.norm(sum_BTD)
+        if has_hooks(self.norm) or has_hooks(self.dropout):
+            sum_BTD: Tensor = x_BTD + self.dropout(y_BTD)
+            return sum_BTD if self.pre_norm else self.norm(sum_BTD)
+        weight, bias = (None, None) if self.pre_norm else (self.norm.weight, self.norm.bias)
+        rate = self.dropout.rate if self.training else 0.0
+        return add_residual(x_BTD, y_BTD, rate=rate, weight=weight, bias=bias, eps=self.norm.eps)
 
 
 class FeedForward(nn.Module):
@@ -79,9 +85,9 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, inner_dim: int, *, activation: Activation, dropout: float, bias: bool = True) -> None:
         super().__init__()
         self.activation = _ACTIVATIONS[activation]
-        self.expand = nn.Linear(dim, inner_dim, bias=bias)
-        self.gate = nn.Linear(dim, inner_dim, bias=bias) if activation in _GATED else None
-        self.contract = nn.Linear(inner_dim, dim, bias=bias)
+        self.expand = Linear(dim, inner_dim, bias=bias)
+        self.gate = Linear(dim, inner_dim, bias=bias) if activation in _GATED else None
+        self.contract = Linear(inner_dim, dim, bias=bias)
         self.dropout = Dropout(dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:

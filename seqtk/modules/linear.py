@@ -1,12 +1,75 @@
-"""Linear maps with Xavier-uniform weights."""
+"""Linear maps: with copies of their weights in a lower precision, and several maps of one input as one product.
 
-from torch import nn
+O outputs, I inputs, X any dimensions before the last.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 
-def xavier_linear(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
+class Copies(NamedTuple):
+    """The weights of linear maps of one input, one below the other, in autocast's dtype."""
+
+    weight_OI: Tensor
+    bias_O: Tensor | None
+    maps: tuple["Linear", ...]
+
+
+class Linear(nn.Linear):
+    """nn.Linear that uses `copies` of its weights under autocast, if it has some.
+
+    `seqtk.training.precision` makes them, once per update. Without copies, autocast converts the weights at each use.
+    """
+
+    copies: Copies | None = None
+    first_row: int = 0
+    """Where its rows start in `copies`."""
+
+    def forward(self, x_XI: Tensor) -> Tensor:
+        """Returns y_XO."""
+        if self.copies is None or not _uses_copies(x_XI):
+            return super().forward(x_XI)
+        rows = slice(self.first_row, self.first_row + self.out_features)
+        weight_OI, bias_O, maps = self.copies
+        if len(maps) > 1:
+            weight_OI, bias_O = weight_OI[rows], None if bias_O is None else bias_O[rows]
+        return functional.linear(x_XI, weight_OI, bias_O)
+
+
+def xavier_linear(inputs: int, outputs: int, *, bias: bool, gain: float = 1.0) -> Linear:
     """Returns a linear map with Xavier-uniform weights and, if any, zero bias."""
-    linear = nn.Linear(inputs, outputs, bias=bias)
-    nn.init.xavier_uniform_(linear.weight)
+    linear = Linear(inputs, outputs, bias=bias)
+    nn.init.xavier_uniform_(linear.weight, gain=gain)
     if bias:
         nn.init.zeros_(linear.bias)
     return linear
+
+
+def project(x_XI: Tensor, maps: Sequence[nn.Module]) -> list[Tensor]:
+    """Returns y_XO of each of several linear maps of x, computed as one product if no hook needs to see each."""
+    if len(maps) == 1 or not all(type(each) is Linear and not has_hooks(each) for each in maps):
+        return [each(x_XI) for each in maps]
+    linears: list[Linear] = list(maps)  # type: ignore[arg-type]
+    copies = linears[0].copies
+    if copies is not None and _uses_copies(x_XI) and len(copies.maps) == len(maps) and copies.maps == tuple(linears):
+        weight_OI, bias_O = copies.weight_OI, copies.bias_O
+    else:
+        weight_OI = torch.cat([each.weight for each in linears])
+        bias_O = None if linears[0].bias is None else torch.cat([each.bias for each in linears])
+    y_XO = functional.linear(x_XI, weight_OI, bias_O)
+    return list(y_XO.split([each.out_features for each in linears], dim=-1))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Returns whether something observes the calls of a module, so that it has to be called."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _uses_copies(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type) and not torch.compiler.is_compiling()

@@ -29,6 +29,7 @@ from seqtk.ops import (
     head_checkpoint,
     linear_cross_entropy,
     lsh,
+    residual,
     rotary,
     scan,
 )
@@ -542,6 +543,53 @@ def operations() -> dict[str, Any]:
     """Every module of `seqtk.ops` with a naive form."""
     modules = [importlib.import_module(f"seqtk.ops.{found.name}") for found in pkgutil.iter_modules(seqtk.ops.__path__)]
     return {m.__name__: m for m in modules if getattr(getattr(m, "naive", None), "__module__", "") == m.__name__}
+
+
+class TestResidual:
+    """x + dropout(y) and a layer norm, as one operation."""
+
+    @pytest.mark.parametrize("has_norm", [True, False])
+    def test_without_dropout_the_forms_agree(self, has_norm: bool) -> None:
+        def add(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return residual.add_residual(x, y, rate=0.0, weight=weight if has_norm else None, bias=bias) + 0 * (
+                weight + bias
+            )
+
+        same(add, (3, 5, 8), (3, 5, 8), (8,), (8,))
+
+    @pytest.mark.parametrize("bias", [True, False])
+    @pytest.mark.parametrize("has_norm", [True, False])
+    def test_dropout_equals_a_mask_from_the_same_bits(self, has_norm: bool, bias: bool) -> None:
+        x, y = (torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+        norm = nn.LayerNorm(8, bias=bias, dtype=torch.float64)
+        nn.init.normal_(norm.weight)
+        parameters = [parameter for parameter in norm.parameters() if has_norm]
+        torch.manual_seed(1)
+        mask = dropout.keep_mask(y, 0.3)
+        expected = norm(x + y * mask) if has_norm else x + y * mask
+        torch.manual_seed(1)
+        found = residual.add_residual(
+            x, y, rate=0.3, weight=norm.weight if has_norm else None, bias=norm.bias, eps=norm.eps
+        )
+        factor = torch.randn_like(found)
+        for a, b in zip(
+            [found, *torch.autograd.grad((found * factor).sum(), [x, y, *parameters])],
+            [expected, *torch.autograd.grad((expected * factor).sum(), [x, y, *parameters])],
+            strict=True,
+        ):
+            close(a, b, 1e-12)
+
+    def test_low_precision_adds_to_a_wider_stream(self) -> None:
+        x = torch.randn(64, 8, requires_grad=True)
+        y = torch.randn(64, 8, dtype=torch.bfloat16, requires_grad=True)
+        z = residual.add_residual(x, y, rate=0.5, weight=None, bias=None)
+        assert z.dtype == torch.float32
+        z.sum().backward()
+        assert y.grad is not None
+        assert y.grad.dtype == torch.bfloat16
+        kept = z.detach() != x.detach()
+        assert torch.equal(y.grad != 0, kept)
+        assert torch.allclose((z - x)[kept], 2 * y.float()[kept], atol=1e-5)
 
 
 class TestNaiveForms:

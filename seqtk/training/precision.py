@@ -1,0 +1,137 @@
+"""The weights in autocast's precision: converted once per update, not at each use.
+
+Autocast converts each weight in each micro-batch, and each gradient back: two operators for every matrix and bias of
+the model. Here one operator converts the weights of all linear maps after the optimizer has changed them, and one the
+gradients of a block. Maps that layers compute together, such as queries, keys and values, lie one below the other in
+their copy, so that they are one product.
+
+Autocast stays enabled: it converts activations, and the weights of other modules.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from seqtk.attention import Attention
+from seqtk.modules.linear import Copies, Linear
+
+_BLOCK = re.compile(r".*?\.\d+(?=\.)")
+"""The block of a module, by its name. The gradients of a block are converted together, as soon as they are complete."""
+
+
+class WeightCopies:
+    """Copies of the weights of all linear maps of a model, which they use inside `in_use()`.
+
+    Args:
+        model: The model. Its parameters may change in any way, also between devices.
+        dtype: The precision of the copies.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        joint = [maps for layer in model.modules() if isinstance(layer, Attention) for maps in layer.joint_maps()]
+        first = {id(maps[0]): maps for maps in joint}
+        others = {id(each) for maps in joint for each in maps[1:]}
+        blocks: dict[str, list[tuple[Linear, ...]]] = {}
+        for name, module in model.named_modules():
+            if type(module) is Linear and id(module) not in others:
+                found = _BLOCK.match(name)
+                blocks.setdefault(found[0] if found else "", []).append(first.get(id(module), (module,)))
+        self._blocks = list(blocks.values())
+        self._seen: list[tuple[int, int, int]] = []
+        self._buffers: list[list[Tensor]] = []
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Inside the block the linear maps use their copies."""
+        self._update()
+        for maps_of_block, buffers in zip(self._blocks, self._buffers, strict=True):
+            outputs = iter(_Copies.apply(buffers, *_parameters(maps_of_block)))  # type: ignore[no-untyped-call]
+            for maps in maps_of_block:
+                copies = Copies(next(outputs), None if maps[0].bias is None else next(outputs), maps)
+                for each in maps:
+                    each.copies = copies
+        try:
+            yield
+        finally:
+            for maps_of_block in self._blocks:
+                for maps in maps_of_block:
+                    for each in maps:
+                        each.copies = None
+
+    def _update(self) -> None:
+        """Copies the weights if any has changed since the last time."""
+        parameters = [parameter for maps_of_block in self._blocks for parameter in _parameters(maps_of_block)]
+        seen = [(id(parameter), parameter.data_ptr(), parameter._version) for parameter in parameters]
+        if seen == self._seen:
+            return
+        device = parameters[0].device if parameters else None
+        if [each[:2] for each in seen] != [each[:2] for each in self._seen]:
+            self._buffers = [
+                [
+                    torch.empty(sum(len(each) for each in group), *group[0].shape[1:], dtype=self._dtype, device=device)
+                    for group in _groups(maps_of_block)
+                ]
+                for maps_of_block in self._blocks
+            ]
+        parts = []
+        for maps_of_block, buffers in zip(self._blocks, self._buffers, strict=True):
+            for group, buffer in zip(_groups(maps_of_block), buffers, strict=True):
+                parts += buffer.split([len(each) for each in group])
+        with torch.no_grad():
+            torch._foreach_copy_(parts, parameters)
+        self._seen = seen
+
+
+def _groups(maps_of_block: list[tuple[Linear, ...]]) -> Iterator[list[Tensor]]:
+    """Yields the parameters that lie in one buffer: the weights of joint maps, then their biases."""
+    for maps in maps_of_block:
+        first_row = 0
+        for each in maps:
+            each.first_row = first_row
+            first_row += each.out_features
+        yield [each.weight for each in maps]
+        if maps[0].bias is not None:
+            yield [each.bias for each in maps]
+
+
+def _parameters(maps_of_block: list[tuple[Linear, ...]]) -> list[Tensor]:
+    return [parameter for group in _groups(maps_of_block) for parameter in group]
+
+
+class _Copies(torch.autograd.Function):
+    """Ready copies as a function of the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, buffers: list[Tensor], *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.like = [(parameter.shape, parameter.dtype) for parameter in parameters]
+        return tuple(buffer.detach() for buffer in buffers)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        given, found = iter(grads), []
+        sources: list[Tensor] = []
+        targets: list[Tensor] = []
+        grad: Tensor | None = None
+        row = 0
+        for (shape, dtype), needed in zip(ctx.like, ctx.needs_input_grad[1:], strict=True):
+            if not row:
+                grad = next(given)
+            part = None if grad is None else grad[row : row + shape[0]]
+            row = 0 if grad is None else (row + shape[0]) % len(grad)
+            if part is None or not needed:
+                found.append(None)
+                continue
+            sources.append(part)
+            targets.append(part.new_empty(shape, dtype=dtype))
+            found.append(targets[-1])
+        if targets:
+            torch._foreach_copy_(targets, sources)
+        return None, *found
