@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import register_pytree_node
 
 from seqtk.config.registry import Registry
+from seqtk.modules.linear import Linear
 from seqtk.utils.errors import UserError
 
 State = Any
@@ -126,6 +127,10 @@ class Attention(nn.Module):
         The generator is on the CPU. It is the same in all processes and after a resume; all layers draw from it in
         order.
         """
+
+    def joint_maps(self) -> list[tuple[Linear, ...]]:
+        """Returns the linear maps of one input that `forward` computes together (`seqtk.modules.linear.project`)."""
+        return []
 
     def monitored(self) -> dict[str, float]:
         """Returns scalars to log during training, by name."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, StepState, attentions
 from seqtk.config.fields import probability, setting
+from seqtk.modules.linear import Linear, project, xavier_linear
 from seqtk.ops import cache
 from seqtk.utils.errors import UserError
 
@@ -59,13 +60,9 @@ class HeadedAttention(Attention):
         """The dropout rate in training mode, else 0."""
         return float(self.config.dropout) if self.training else 0.0
 
-    def projection(self, input_dim: int, output_dim: int | None = None, *, gain: float = 1.0) -> nn.Linear:
+    def projection(self, input_dim: int, output_dim: int | None = None, *, gain: float = 1.0) -> Linear:
         """Returns a linear map, by default to the width of the layer: Xavier-uniform with `gain`, zero bias."""
-        linear = nn.Linear(input_dim, output_dim or self.dim, bias=self.config.bias)
-        nn.init.xavier_uniform_(linear.weight, gain=gain)
-        if linear.bias is not None:
-            nn.init.zeros_(linear.bias)
-        return linear
+        return xavier_linear(input_dim, output_dim or self.dim, bias=self.config.bias, gain=gain)
 
     def add_projections(self, *, kv_heads: int | None = None, out_projection: bool = True) -> None:
         """Adds `query`, `key`, `value` and `out` (the identity without `out_projection`).
@@ -133,22 +130,38 @@ class QKVAttention(HeadedAttention):
 
     def queries(self, x_BTD: Tensor) -> Tensor:
         """Returns query_BHTE."""
-        return self.split(self.query(x_BTD))
+        return self.query_heads(self.query(x_BTD))
 
     def keys(self, x_BSM: Tensor) -> Tensor:
         """Returns key_BHSE."""
-        return self.split(self.key(x_BSM))
+        return self.key_heads(self.key(x_BSM))
 
     def values(self, x_BSM: Tensor) -> Tensor:
         """Returns value_BHSE."""
         return self.split(self.value(x_BSM))
+
+    def query_heads(self, query_BTD: Tensor) -> Tensor:
+        """Returns query_BHTE from the projected queries."""
+        return self.split(query_BTD)
+
+    def key_heads(self, key_BSD: Tensor) -> Tensor:
+        """Returns key_BHSE from the projected keys."""
+        return self.split(key_BSD)
+
+    def joint_maps(self) -> list[tuple[Linear, ...]]:
+        maps = (self.key, self.value) if self.role is Role.CROSS else (self.query, self.key, self.value)
+        return [maps] if len(set(maps)) == len(maps) else []
 
     def forward(
         self, x_BTD: Tensor, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None, state: State = None
     ) -> tuple[Tensor, State]:
         source = x_BTD if memory_BSM is None else memory_BSM
         self.check_length(source.shape[1])
-        y_BHTE = self.mix(self.queries(x_BTD), self.keys(source), self.values(source), pad_BS=pad_BS)
+        if memory_BSM is None:
+            query, key, value = project(x_BTD, (self.query, self.key, self.value))
+        else:
+            query, (key, value) = self.query(x_BTD), project(memory_BSM, (self.key, self.value))
+        y_BHTE = self.mix(self.query_heads(query), self.key_heads(key), self.split(value), pad_BS=pad_BS)
         return self.out(self.join(y_BHTE)), None
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:

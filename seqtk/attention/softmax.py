@@ -64,12 +64,12 @@ class SoftmaxAttention(QKVAttention):
         elif config.positions == "t5":
             self.distance_bias = T5Bias(self.heads, causal=role is Role.CAUSAL)
 
-    def queries(self, x_BTD: Tensor) -> Tensor:
-        query_BHTE = super().queries(x_BTD)
+    def query_heads(self, query_BTD: Tensor) -> Tensor:
+        query_BHTE = super().query_heads(query_BTD)
         return query_BHTE if self.query_norm is None else self.query_norm(query_BHTE)
 
-    def keys(self, x_BSM: Tensor) -> Tensor:
-        key_BKSE = super().keys(x_BSM)
+    def key_heads(self, key_BSD: Tensor) -> Tensor:
+        key_BKSE = super().key_heads(key_BSD)
         return key_BKSE if self.key_norm is None else self.key_norm(key_BKSE)
 
     def mix(self, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None) -> Tensor:

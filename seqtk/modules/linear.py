@@ -61,7 +61,7 @@ def project(x_XI: Tensor, maps: Sequence[nn.Module]) -> list[Tensor]:
         weight_OI = torch.cat([each.weight for each in linears])
         bias_O = None if linears[0].bias is None else torch.cat([each.bias for each in linears])
     y_XO = functional.linear(x_XI, weight_OI, bias_O)
-    return list(y_XO.split([each.out_features for each in linears], dim=-1))
+    return list(torch.split(y_XO, [each.out_features for each in linears], dim=-1))
 
 
 def has_hooks(module: nn.Module) -> bool:

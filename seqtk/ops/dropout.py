@@ -1,7 +1,7 @@
 """Dropout: sets each element to 0 with probability p, else to x / (1 - p) (Srivastava et al. 2014, JMLR 15, section 4).
 
-Where it runs: a CPU draws 16 random bits an element, other devices use torch's kernel. Compiled code makes a mask of the
-same bits.
+Where it runs: a CPU draws 16 random bits an element, other devices use torch's kernel. Compiled code makes a mask of
+the same bits.
 
 On a CPU, torch draws one Bernoulli number per element, which takes longer than the surrounding layer. Here four
 elements share one 64-bit draw, and p is exact to 2^-16. No mask is built from the bits: one integer kernel compares

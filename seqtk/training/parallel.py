@@ -21,6 +21,7 @@ from seqtk.config.registry import Registry
 from seqtk.criterions import Criterion
 from seqtk.criterions.base import Stats
 from seqtk.models import Model
+from seqtk.training.precision import WeightCopies
 from seqtk.utils.errors import UserError
 
 
@@ -143,6 +144,7 @@ class TrainStep(nn.Module):
     def __init__(self, model: Model, criterion: Criterion, *, autocast: torch.dtype | None = None) -> None:
         super().__init__()
         self.model, self.criterion, self.autocast = model, criterion, autocast
+        self.copies = None if autocast is None else WeightCopies(model, autocast)
 
     def forward(self, batch: Any, state: State = None) -> tuple[Tensor, Stats, State]:
         """Computes the loss of a micro-batch.
@@ -166,7 +168,8 @@ class TrainStep(nn.Module):
         This is what `seqtk.training.compiling` compiles. There the weight of the batch is a tensor.
         """
         dtype = self.autocast or torch.bfloat16
-        with torch.autocast(batch.ids_B.device.type, dtype=dtype, enabled=self.autocast is not None):
+        copies = nullcontext() if self.copies is None or torch.compiler.is_compiling() else self.copies.in_use()
+        with torch.autocast(batch.ids_B.device.type, dtype=dtype, enabled=self.autocast is not None), copies:
             loss = self.criterion(self.model, batch, state)
         total = loss.total
         for _, layer in self.model.attention_layers():

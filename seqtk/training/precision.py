@@ -16,9 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from seqtk.attention import Attention
 from seqtk.modules.linear import Copies, Linear
+
+_updates = 0
+"""The number of steps of all optimizers. torch's fused optimizers change weights without counting their versions."""
+
+
+def _count(*_: Any) -> None:
+    global _updates
+    _updates += 1
+
+
+register_optimizer_step_post_hook(_count)
 
 _BLOCK = re.compile(r".*?\.\d+(?=\.)")
 """The block of a module, by its name. The gradients of a block are converted together, as soon as they are complete."""
@@ -34,7 +46,8 @@ class WeightCopies:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        joint = [maps for layer in model.modules() if isinstance(layer, Attention) for maps in layer.joint_maps()]
+        layers = [layer for layer in model.modules() if isinstance(layer, Attention)]
+        joint = [maps for layer in layers for maps in layer.joint_maps() if all(type(each) is Linear for each in maps)]
         first = {id(maps[0]): maps for maps in joint}
         others = {id(each) for maps in joint for each in maps[1:]}
         blocks: dict[str, list[tuple[Linear, ...]]] = {}
@@ -44,6 +57,7 @@ class WeightCopies:
                 blocks.setdefault(found[0] if found else "", []).append(first.get(id(module), (module,)))
         self._blocks = list(blocks.values())
         self._seen: list[tuple[int, int, int]] = []
+        self._updates = 0
         self._buffers: list[list[Tensor]] = []
 
     @contextmanager
@@ -68,7 +82,7 @@ class WeightCopies:
         """Copies the weights if any has changed since the last time."""
         parameters = [parameter for maps_of_block in self._blocks for parameter in _parameters(maps_of_block)]
         seen = [(id(parameter), parameter.data_ptr(), parameter._version) for parameter in parameters]
-        if seen == self._seen:
+        if (seen, _updates) == (self._seen, self._updates):
             return
         device = parameters[0].device if parameters else None
         if [each[:2] for each in seen] != [each[:2] for each in self._seen]:
@@ -79,13 +93,13 @@ class WeightCopies:
                 ]
                 for maps_of_block in self._blocks
             ]
-        parts = []
+        parts: list[Tensor] = []
         for maps_of_block, buffers in zip(self._blocks, self._buffers, strict=True):
             for group, buffer in zip(_groups(maps_of_block), buffers, strict=True):
-                parts += buffer.split([len(each) for each in group])
+                parts += torch.split(buffer, [len(each) for each in group])
         with torch.no_grad():
             torch._foreach_copy_(parts, parameters)
-        self._seen = seen
+        self._seen, self._updates = seen, _updates
 
 
 def _groups(maps_of_block: list[tuple[Linear, ...]]) -> Iterator[list[Tensor]]:
@@ -110,28 +124,26 @@ class _Copies(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, buffers: list[Tensor], *parameters: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.like = [(parameter.shape, parameter.dtype) for parameter in parameters]
+        ctx.shapes, ctx.dtype = [parameter.shape for parameter in parameters], parameters[0].dtype
+        ctx.rows = [len(buffer) for buffer in buffers]
         return tuple(buffer.detach() for buffer in buffers)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        given, found = iter(grads), []
-        sources: list[Tensor] = []
-        targets: list[Tensor] = []
-        grad: Tensor | None = None
-        row = 0
-        for (shape, dtype), needed in zip(ctx.like, ctx.needs_input_grad[1:], strict=True):
-            if not row:
-                grad = next(given)
-            part = None if grad is None else grad[row : row + shape[0]]
-            row = 0 if grad is None else (row + shape[0]) % len(grad)
-            if part is None or not needed:
-                found.append(None)
-                continue
-            sources.append(part)
-            targets.append(part.new_empty(shape, dtype=dtype))
-            found.append(targets[-1])
-        if targets:
-            torch._foreach_copy_(targets, sources)
-        return None, *found
+        given = [grad for grad in grads if grad is not None]
+        if not given:
+            return None, *[None] * len(ctx.shapes)
+        flat = torch.empty(sum(grad.numel() for grad in given), dtype=ctx.dtype, device=given[0].device)
+        pieces = torch.split(flat, [grad.numel() for grad in given])
+        targets = [piece.view(grad.shape) for piece, grad in zip(pieces, given, strict=True)]
+        torch._foreach_copy_(targets, given)
+        filled, shapes = iter(targets), iter(ctx.shapes)
+        found: list[Tensor | None] = []
+        for rows, grad in zip(ctx.rows, grads, strict=True):
+            target, row = None if grad is None else next(filled), 0
+            while row < rows:
+                size = next(shapes)[0]
+                found.append(None if target is None else target[row : row + size])
+                row += size
+        return None, *(grad if need else None for grad, need in zip(found, ctx.needs_input_grad[1:], strict=True))
