@@ -1,12 +1,15 @@
 """Reads token ids from data sets in fairseq's memory-mapped format, which `IndexedWriter` writes, or its older format.
 
 A data set is two files. `PREFIX.bin` holds the ids of all items, one after the other; `PREFIX.idx` holds the start and
-the length of each item (`docs/formats.md` gives both layouts byte by byte).
+the length of each item (`docs/formats.md` gives both layouts byte by byte). Items are read with `pread` rather than
+mapped into memory: a file that becomes shorter is then an error with words and not the end of the process by SIGBUS,
+and the memory of the process does not grow with the items that it has read.
 """
 
-import mmap
 import os
 import struct
+import weakref
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +23,7 @@ LEGACY_MAGIC = b"TNTIDX\x00\x00"
 DTYPES: dict[int, str] = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2", 9: "<u4", 10: "<u8"}
 HEADER = struct.Struct("<9sQBQ")
 LEGACY_HEADER = struct.Struct("<8sQQQQQ")
+_BLOCK = 1 << 20
 
 
 class IndexedDataset:
@@ -30,21 +34,22 @@ class IndexedDataset:
 
     def __init__(self, prefix: str | os.PathLike[str]) -> None:
         self.prefix = str(prefix)
-        index, data = _map(f"{prefix}.idx"), _map(f"{prefix}.bin")
-        self._index, self._data = index, data
-        if index[: len(LEGACY_MAGIC)] == LEGACY_MAGIC:
-            self._length, self._dtype, self._sizes_at, self._starts_at = _legacy_layout(index, self.prefix)
+        self._index, self._data = _File(f"{prefix}.idx"), _File(f"{prefix}.bin")
+        start = self._index.read(0, min(len(MAGIC), self._index.size))
+        if start.startswith(LEGACY_MAGIC):
+            self._length, self._dtype, self._sizes_at, self._starts_at = _legacy_layout(self._index, self.prefix)
             self._unit, self._shift = self._dtype.itemsize, 1
-        elif index[: len(MAGIC)] == MAGIC:
-            self._length, self._dtype, self._sizes_at, self._starts_at = _layout(index, self.prefix)
+        elif start == MAGIC:
+            self._length, self._dtype, self._sizes_at, self._starts_at = _layout(self._index, self.prefix)
             self._unit, self._shift = 1, 0
         else:
-            raise UserError(f"{prefix}.idx is not an index: it begins with {bytes(index[:9])!r}.")
-        start, size = self._place(self._length - 1) if self._length else (0, 0)
-        expected = start + size * self._dtype.itemsize
-        if len(data) != expected:
+            raise UserError(f"{prefix}.idx is not an index: it begins with {start!r}.")
+        last, expected = self._length - 1, 0
+        if self._length:
+            expected = self._start(last) + int(self._stored_sizes(last, 1)[0]) * self._dtype.itemsize
+        if self._data.size != expected:
             raise UserError(
-                f"{prefix}.bin has {len(data):,} bytes, but its index requires {expected:,}.",
+                f"{prefix}.bin has {self._data.size:,} bytes, but its index requires {expected:,}.",
                 "It is truncated or belongs to another index: make or copy the data-bin directory again.",
             )
 
@@ -54,27 +59,30 @@ class IndexedDataset:
     @cached_property
     def sizes(self) -> npt.NDArray[np.int32]:
         """The number of ids in each item."""
-        legacy = self._shift == 1
-        stored = np.frombuffer(self._index, dtype="<i8" if legacy else "<i4", count=self._length, offset=self._sizes_at)
-        return stored.astype(np.int32)
+        sizes: npt.NDArray[np.int32] = np.empty(self._length, dtype=np.int32)
+        for first in range(0, self._length, _BLOCK):
+            sizes[first : first + _BLOCK] = self._stored_sizes(first, min(_BLOCK, self._length - first))
+        return sizes
 
-    def _place(self, i: int) -> tuple[int, int]:
-        """Returns the byte offset of item i, and its number of ids."""
-        legacy = self._shift == 1
-        (start,) = struct.unpack_from("<q", self._index, self._starts_at + 8 * i)
-        (size,) = struct.unpack_from("<q" if legacy else "<i", self._index, self._sizes_at + (8 if legacy else 4) * i)
-        return start * self._unit, size
+    def _start(self, i: int) -> int:
+        """Returns the byte offset of item i."""
+        return int(struct.unpack("<q", self._index.read(self._starts_at + 8 * i, 8))[0]) * self._unit
+
+    def _stored_sizes(self, first: int, count: int) -> npt.NDArray[Any]:
+        itemsize = 8 if self._shift else 4
+        stored = self._index.read(self._sizes_at + itemsize * first, itemsize * count)
+        return np.frombuffer(stored, dtype=f"<i{itemsize}")
 
     def __getitem__(self, i: int) -> npt.NDArray[np.int64]:
         if not -self._length <= i < self._length:
             raise IndexError(f"item {i} of the {self._length} in {self.prefix}")
-        start, size = self._place(int(i) % self._length)
-        return self._read(start, size)
+        i = int(i) % self._length
+        return self._read(self._start(i), int(self.sizes[i]))
 
     @property
     def total(self) -> int:
         """The total number of ids."""
-        return len(self._data) // self._dtype.itemsize
+        return self._data.size // self._dtype.itemsize
 
     def stream(self, start: int, end: int) -> npt.NDArray[np.int64]:
         """Returns the ids `start` to `end` - 1 of the concatenated items."""
@@ -84,7 +92,8 @@ class IndexedDataset:
         """Reads `count` ids from byte `start` on."""
         if not count:
             return np.zeros(0, dtype=np.int64)
-        ids = np.frombuffer(self._data, dtype=self._dtype, count=count, offset=start).astype(np.int64)
+        stored = self._data.read(start, count * self._dtype.itemsize)
+        ids: npt.NDArray[np.int64] = np.frombuffer(stored, dtype=self._dtype).astype(np.int64)
         if self._shift:
             ids -= self._shift
         return ids
@@ -93,50 +102,68 @@ class IndexedDataset:
         return IndexedDataset, (self.prefix,)
 
 
-def _map(path: str) -> Any:
-    """Maps a file into memory. Returns an empty array for an empty file, which cannot be mapped."""
-    try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                return b""
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        raise UserError(f"There is no file {path}.") from None
+class _File:
+    """A file that is open for reading, of the size that it had when it was opened."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise UserError(f"There is no file {path}.") from None
+        weakref.finalize(self, os.close, self._descriptor)
+        self.size = os.fstat(self._descriptor).st_size
+
+    def read(self, start: int, count: int) -> bytes:
+        """Returns `count` bytes from byte `start` on. Raises UserError if the file has become shorter or cannot be read."""
+        try:
+            read = os.pread(self._descriptor, count, start)
+            while len(read) < count:  # a system may return less at once, but nothing only at the end of the file
+                more = os.pread(self._descriptor, count - len(read), start + len(read))
+                if not more:
+                    raise UserError(
+                        f"{self.path} has become shorter while it was in use: byte {start + len(read):,} is missing.",
+                        "Copy or make it again; the same command then continues.",
+                    )
+                read += more
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read: {error.strerror}.", "Check the disk.") from error
+        return read
 
 
-def _layout(index: Any, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
+def _layout(index: _File, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
     """Returns (items, type, offset of the sizes, offset of the starts) of a memory-mapped data set's index."""
-    if len(index) < HEADER.size:
-        raise UserError(f"{prefix}.idx is truncated: it has {len(index)} bytes.")
-    _, version, code, length = HEADER.unpack_from(index)
+    if index.size < HEADER.size:
+        raise UserError(f"{prefix}.idx is truncated: it has {index.size} bytes.")
+    _, version, code, length = HEADER.unpack(index.read(0, HEADER.size))
     dtype = _token_type(version, code, prefix)
     expected = HEADER.size + 12 * length
-    if len(index) != expected:
-        documents = struct.unpack_from("<Q", index, HEADER.size)[0] if len(index) >= HEADER.size + 8 else -1
-        if len(index) == expected + 8 + 8 * documents:
+    if index.size != expected:
+        documents = struct.unpack("<Q", index.read(HEADER.size, 8))[0] if index.size >= HEADER.size + 8 else -1
+        if index.size == expected + 8 + 8 * documents:
             raise UserError(
                 f"{prefix}.idx is Megatron-LM's variant of the format, with a document index, which is not supported.",
                 "Preprocess the text again, with seqtk-preprocess or fairseq-preprocess.",
             )
         raise UserError(
-            f"{prefix}.idx has {len(index):,} bytes, but {expected:,} are needed for its {length:,} items.",
+            f"{prefix}.idx has {index.size:,} bytes, but {expected:,} are needed for its {length:,} items.",
             "It is truncated or damaged: make or copy the data-bin directory again.",
         )
     return length, dtype, HEADER.size, HEADER.size + 4 * length
 
 
-def _legacy_layout(index: Any, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
+def _legacy_layout(index: _File, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
     """Returns (items, type, offset of the sizes, offset of the starts) of an older data set's index."""
-    if len(index) < LEGACY_HEADER.size:
-        raise UserError(f"{prefix}.idx is truncated: it has {len(index)} bytes.")
-    _, version, code, _, length, dimensions = LEGACY_HEADER.unpack_from(index)
+    if index.size < LEGACY_HEADER.size:
+        raise UserError(f"{prefix}.idx is truncated: it has {index.size} bytes.")
+    _, version, code, _, length, dimensions = LEGACY_HEADER.unpack(index.read(0, LEGACY_HEADER.size))
     dtype = _token_type(version, code, prefix)
     starts_at = LEGACY_HEADER.size + 8 * (length + 1)
     sizes_at = starts_at + 8 * (length + 1)
     if dimensions != length:
         raise UserError(f"{prefix}.idx holds arrays of more than one dimension, which are not text.")
-    if len(index) != sizes_at + 8 * length:
-        raise UserError(f"{prefix}.idx has {len(index):,} bytes instead of {sizes_at + 8 * length:,}: it is damaged.")
+    if index.size != sizes_at + 8 * length:
+        raise UserError(f"{prefix}.idx has {index.size:,} bytes instead of {sizes_at + 8 * length:,}: it is damaged.")
     return length, dtype, sizes_at, starts_at
 
 
@@ -146,3 +173,37 @@ def _token_type(version: int, code: int, prefix: str) -> np.dtype[Any]:
     if code not in DTYPES:
         raise UserError(f"{prefix}.idx holds numbers of type {code}, which are not token ids.")
     return np.dtype(DTYPES[code])
+
+
+class JoinedItems:
+    """Several data sets as one: the items of the first, then those of the second, and so on. Nothing is copied."""
+
+    def __init__(self, parts: Sequence[IndexedDataset]) -> None:
+        self.parts = tuple(parts)
+        self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        self._stream_ends = np.cumsum([part.total for part in parts], dtype=np.int64)
+        self.sizes: npt.NDArray[np.int32] = np.concatenate([part.sizes for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, i: int) -> npt.NDArray[np.int64]:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"item {i} of {len(self)}")
+        i = int(i) % len(self)
+        place = int(self._ends.searchsorted(i, side="right"))
+        return self.parts[place][i - int(self._ends[place])]
+
+    @property
+    def total(self) -> int:
+        """The total number of ids."""
+        return int(self._stream_ends[-1])
+
+    def stream(self, start: int, end: int) -> npt.NDArray[np.int64]:
+        """Returns the ids from number `start` up to `end` of all items one after the other."""
+        found = []
+        for part, its_end in zip(self.parts, self._stream_ends.tolist(), strict=True):
+            first, last = max(start - its_end + part.total, 0), min(end - its_end + part.total, part.total)
+            if first < last:
+                found.append(part.stream(first, last))
+        return np.concatenate([*found, np.zeros(0, dtype=np.int64)])

@@ -157,7 +157,7 @@ def _save_labels(folder: Path, split: str, labels: Ints, classes: int) -> None:
 
 _OWN_SETTINGS = {
     *("columns", "source_lang", "target_lang", "train", "valid", "test", "destdir", "overwrite", "valid_share", "seed"),
-    *("line_end", "min_length", "max_length", "max_ratio"),
+    *("line_end", "min_length", "max_length", "max_ratio", "shard_tokens"),
 }
 """Settings of seqtk-preprocess that have another meaning for labelled files, or none."""
 _OF_ARRAYS = ("columns", "train", "valid", "test", "destdir", "overwrite", "valid_share", "seed", "workers")
@@ -219,7 +219,7 @@ def _files(config: PreprocessConfig) -> dict[str, str]:
 
 def _check_settings(config: PreprocessConfig, *, arrays: bool) -> None:
     """Raises UserError for settings that have no effect on labelled files."""
-    for key in ("source_lang", "target_lang", "line_end", "min_length", "max_length", "max_ratio"):
+    for key in ("source_lang", "target_lang", "line_end", "min_length", "max_length", "max_ratio", "shard_tokens"):
         if getattr(config, key) is not None:
             raise UserError(f"{key}= is not for labelled files.", "Remove it, or remove columns=.")
     for field in fields(config):

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqtk.config.fields import setting
-from seqtk.data.plan import BatchingConfig, IndexArray, Position, consumed
+from seqtk.data.plan import BatchingConfig, IndexArray, Position, reading_order
 from seqtk.data.static_shapes import Shape
 
 
@@ -108,6 +108,7 @@ class MixedExamples:
         ]
         self._ends = np.cumsum([len(part.order) for part in self._parts], dtype=np.int64)
         self.sizes_ND = np.concatenate([part.examples.sizes_ND[part.order] for part in self._parts])
+        self._order: tuple[Any, npt.NDArray[np.int16]] | None = None
         self.truncated = sum(corpus.truncated for corpus in corpora)
 
     def __len__(self) -> int:
@@ -123,9 +124,13 @@ class MixedExamples:
         """How many examples of each corpus a run has read at `position`, of this epoch or at the end of it."""
         now_K = np.zeros(len(self.names), dtype=np.int64)
         if position.examples:
-            read_N = consumed(self.sizes_ND, config, seed=self.seed, position=position, shapes=shapes)
-            corpus_N = np.repeat([part.corpus for part in self._parts], [len(part.order) for part in self._parts])
-            now_K = np.bincount(corpus_N[read_N], minlength=len(self.names))
+            key = (config, position.earlier, tuple(shapes))
+            if self._order is None or self._order[0] != key:  # planning a large epoch takes seconds
+                order_N = reading_order(self.sizes_ND, config, seed=self.seed, position=position, shapes=shapes)
+                counts = [len(part.order) for part in self._parts]
+                corpus_N = np.repeat(np.array([part.corpus for part in self._parts], dtype=np.int16), counts)
+                self._order = key, corpus_N[order_N]
+            now_K = np.bincount(self._order[1][: position.examples], minlength=len(self.names))
         before = position.epoch - 1
         return {
             name: before * count + now for name, count, now in zip(self.names, self.counts, now_K.tolist(), strict=True)

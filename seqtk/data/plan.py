@@ -144,7 +144,7 @@ def epoch_plan(
             update_freq=update_freq,
             length=length,
         )
-    among = remaining(sizes_ND, seed=seed, position=position) if position.earlier else None
+    among = _stretches(sizes_ND, seed=seed, position=position)[1] if position.earlier else None
     batches, its_shapes = _batches(sizes_ND, config, seed=seed, epoch=position.epoch, shapes=shapes, among=among)
     return updates(batches, shapes=its_shapes, position=position, world=world, rank=rank, update_freq=update_freq)
 
@@ -186,26 +186,31 @@ def padding_share(plan: Sequence[Update], sizes_ND: SizeArray) -> float:
     return 1 - int(sizes_ND[is_read_N].sum(dtype=np.int64)) / max(int(positions(plan, sizes_ND).sum()), 1)
 
 
-def remaining(sizes_ND: SizeArray, *, seed: int, position: Position) -> IndexArray:
-    """The examples of an epoch that were not consumed with earlier batch settings."""
+def reading_order(
+    sizes_ND: SizeArray, config: BatchingConfig, *, seed: int, position: Position, shapes: Sequence[Shape] = ()
+) -> IndexArray:
+    """The examples of the epoch of `position`, in the order in which all ranks together consume them, without streams.
+
+    The first `position.examples` of them have been consumed.
+    """
+    read, left_N = _stretches(sizes_ND, seed=seed, position=position)
+    batches, _ = _batches(sizes_ND, config, seed=seed, epoch=position.epoch, shapes=shapes, among=left_N)
+    return np.concatenate([*read, *batches])
+
+
+def _stretches(sizes_ND: SizeArray, *, seed: int, position: Position) -> tuple[list[IndexArray], IndexArray]:
+    """The examples that were consumed with each of the earlier batch settings, and those that were not."""
     left_N: IndexArray = np.arange(len(sizes_ND))
+    read: list[IndexArray] = []
     before = 0
     for stretch in position.earlier:
         batches, _ = _batches(
             sizes_ND, stretch.batching, seed=seed, epoch=position.epoch, shapes=stretch.shapes, among=left_N
         )
-        consumed_N = np.concatenate(batches)[: stretch.examples - before]
-        left_N = np.setdiff1d(left_N, consumed_N, assume_unique=True)
+        read.append(np.concatenate(batches)[: stretch.examples - before])
+        left_N = np.setdiff1d(left_N, read[-1], assume_unique=True)
         before = stretch.examples
-    return left_N
-
-
-def consumed(
-    sizes_ND: SizeArray, config: BatchingConfig, *, seed: int, position: Position, shapes: Sequence[Shape] = ()
-) -> IndexArray:
-    """The examples of an epoch that all ranks together have consumed at `position`, without streams."""
-    left_N = remaining(sizes_ND, seed=seed, position=position.with_other_batches(config, shapes))
-    return np.setdiff1d(np.arange(len(sizes_ND)), left_N, assume_unique=True)
+    return read, left_N
 
 
 def usable(sizes_ND: SizeArray, config: BatchingConfig) -> tuple[IndexArray, IndexArray]:

@@ -4,6 +4,7 @@ The same text and settings give the same bytes whatever the number of workers, a
 corpus: text is read in blocks of lines, and a few blocks per worker are in progress at a time.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -44,6 +45,12 @@ class PreprocessConfig(VocabularyConfig):
         at_least=1,
         help="Training pairs are dropped if one side has more than this many times the tokens of the other. "
         "null: no limit.",
+    )
+    shard_tokens: int | None = setting(
+        None,
+        at_least=1,
+        help="Training text of more tokens than about this is written into several files (train, train1, …), which "
+        "are read as one split. null: one file.",
     )
     columns: Columns | None = setting(
         None,
@@ -123,7 +130,7 @@ def preprocess(
             for blocks in read_blocks(text.paths, block_bytes=block_bytes)
         )
         names = [lang or config.source_lang or "text" for lang in config.langs]
-        writer = _Writer(folder, config.langs, specs, names=names)
+        writer = _Writer(folder, config.langs, specs, names=names, shard_tokens=config.shard_tokens)
         bar = reporter.bar(sum(text.lines for text in texts), "encoding", unit=" lines")
         with closing(ordered_map(encode, stream, workers=workers)) as results, bar:
             splits = {text.name: writer.write_split(text, results, advance=bar.update) for text in texts}
@@ -179,8 +186,15 @@ class _Writer:
     """Writes splits and vocabularies of all languages into a folder, and counts tokens."""
 
     def __init__(
-        self, directory: Path, langs: Sequence[str | None], specs: Sequence[LanguageSpec], *, names: Sequence[str]
+        self,
+        directory: Path,
+        langs: Sequence[str | None],
+        specs: Sequence[LanguageSpec],
+        *,
+        names: Sequence[str],
+        shard_tokens: int | None = None,
     ) -> None:
+        self._shard_tokens = shard_tokens
         self._directory = directory
         self._names = names
         self._langs = langs
@@ -196,13 +210,15 @@ class _Writer:
         counts = [np.zeros_like(count) for count in self._counts]
         special = np.zeros(len(counts), dtype=np.int64)
         size = kept = None
+        shards = itertools.count(1)
         with ExitStack() as stack:
-            writers = [
-                stack.enter_context(IndexedWriter(self._prefix(text.name, lang), vocabulary_size=len(spec.vocabulary)))
-                for lang, spec in zip(self._langs, self._specs, strict=True)
-            ]
+            writers, written = self._writers(text.name, stack), 0
             while lines < text.lines:
                 block = next(results)
+                if text.name == "train" and self._shard_tokens is not None and written >= self._shard_tokens:
+                    stack.close()
+                    writers, written = self._writers(f"train{next(shards)}", stack), 0
+                written += max(map(len, block.flats))
                 for writer, count, flat, sizes in zip(writers, counts, block.flats, block.sizes, strict=True):
                     writer.extend_arrays(flat, sizes)
                     count += np.bincount(flat, minlength=len(count))
@@ -221,6 +237,13 @@ class _Writer:
         ]
         sides = dict(zip(self._names, found, strict=True))
         return SplitCount(lines, items, dropped, sides, size, kept if kept != size else None)
+
+    def _writers(self, name: str, stack: ExitStack) -> list[IndexedWriter]:
+        """Opens the files of a split, or of a part of it, in each language."""
+        return [
+            stack.enter_context(IndexedWriter(self._prefix(name, lang), vocabulary_size=len(spec.vocabulary)))
+            for lang, spec in zip(self._langs, self._specs, strict=True)
+        ]
 
     def keep_text(self, text: Text) -> None:
         """Writes the lines of a split, which are what translations are scored against."""

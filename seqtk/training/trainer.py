@@ -504,7 +504,7 @@ class Trainer:
         optimizer = optimizer_tensors(self.model, self.optimizer, full=self.engine.full)
         averages = self.average.tensors if self.average else {}
         average = model | {name: self.engine.full(tensor) for name, tensor in averages.items()} if averages else None
-        if isinstance(self.train_set, MixedExamples):
+        if self.engine.is_first and isinstance(self.train_set, MixedExamples):
             read = self.train_set.examples_read(self.config.batch, self.state.position, self.shapes)
             self.log.metrics("examples", self.state.update, read)
         if self.engine.is_first:

@@ -170,6 +170,23 @@ def test_data_that_vanish(whole: Whole, tiny_corpus: Path, tmp_path: Path, worke
     assert_same_run(whole.save_dir, save_dir)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_that_shrink(whole: Whole, tiny_corpus: Path, tmp_path: Path, workers: int) -> None:
+    """A file that is cut while it is open ends the run with exit code 2, not by SIGBUS; the run then resumes."""
+    corpus, save_dir = shutil.copytree(tiny_corpus, tmp_path / "corpus"), tmp_path / "run"
+    run = Run(corpus, save_dir, f"batch.workers={workers}", "max_updates=5000")
+    wait_for_update(run, 15)
+    cut = corpus / "train.en-de.de.bin"
+    content = cut.read_bytes()
+    os.truncate(cut, 10)
+    assert run.wait() == 2, run.printed
+    assert f"{cut} has become shorter" in run.printed or f"{cut} has 10 bytes" in run.printed
+    assert "Traceback" not in run.printed
+    cut.write_bytes(content)
+    finish(corpus, save_dir, f"batch.workers={workers}")
+    assert (save_dir / "latest").exists()
+
+
 def test_read_only_folder(tiny_corpus: Path, tmp_path: Path) -> None:
     run = Run(tiny_corpus, tmp_path / "run", "save_dir=/proc/run")
     assert run.wait() == 2

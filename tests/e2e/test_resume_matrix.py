@@ -34,8 +34,9 @@ if "SEQTK_KILLS" not in os.environ:
 def test_killed_and_stopped_run_is_bit_equal(
     tiny_corpus: Path, tmp_path: Path, processes: int, workers: int, update_freq: int
 ) -> None:
-    """In the middle of an epoch, with patience, an average of the weights, and float16 in half of the cases."""
+    """In the middle of an epoch of two corpora, with patience, averaged weights, and float16 in half of the cases."""
     settings = [
+        f"task.mix=[{{data:{tiny_corpus},weight:0.7}},{{data:{tiny_corpus},weight:1.6}}]",
         f"batch.workers={workers}",
         f"update_freq={update_freq}",
         "validation.patience=9",

@@ -5,6 +5,7 @@ directions. seqtk adds `sentencepiece.model` (or one per language), `preprocess.
 tokenised, and the text of validation and test splits (`test.en-de.de.txt`).
 """
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqtk.config.fields import setting
-from seqtk.data.indexed import IndexedDataset
+from seqtk.data.indexed import IndexedDataset, JoinedItems
 from seqtk.data.labelled_text import check_classes
 from seqtk.data.report import TextCount
 from seqtk.data.sources.base import Items, Source, SourceConfig, sources
@@ -129,18 +130,21 @@ class DataBin:
         return classes
 
     def labels(self, split: str) -> npt.NDArray[np.int32]:
-        """The class of each item of a split, memory-mapped.
+        """The class of each item of a split.
 
         Raises UserError if there are none, or they do not belong to the items and the classes.
         """
+        return np.concatenate([self._labels(part) for part in self._parts(split, self.source_lang)])
+
+    def _labels(self, split: str) -> npt.NDArray[np.int32]:
         path = self.directory / f"{split}{LABELS}"
         if not path.is_file():
             raise UserError(f"{self.directory} has no labels for split '{split}': there is no {path.name}.")
         try:
-            label_N: npt.NDArray[np.int32] = np.lib.format.open_memmap(path, mode="r")  # does not unpickle
-        except ValueError:
+            label_N: npt.NDArray[np.int32] = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError):
             raise UserError(f"{path} is not an array of labels.", "Make the data-bin again.") from None
-        items, classes = len(self.split(split, self.source_lang)), len(self.classes())
+        items, classes = len(self._part(split, self.source_lang)), len(self.classes())
         problem = ""
         if label_N.ndim != 1 or label_N.dtype.kind not in "iu":
             problem = f"{path} is not an array of labels, but {label_N.dtype} with {label_N.ndim} axes."
@@ -216,8 +220,18 @@ class DataBin:
         langs = {self.source_lang, self.target_lang} - {None} or {None}
         return sorted(name for name in names if all(self._find(name, lang) for lang in langs))
 
-    def split(self, name: str, lang: str | None = None) -> IndexedDataset:
-        """The items of one split in one language (None for a one-sided folder)."""
+    def split(self, name: str, lang: str | None = None) -> IndexedDataset | JoinedItems:
+        """The items of one split in one language (None for a one-sided folder); `train` with its further parts."""
+        parts = [self._part(part, lang) for part in self._parts(name, lang)]
+        return parts[0] if len(parts) == 1 else JoinedItems(parts)
+
+    def _parts(self, name: str, lang: str | None) -> list[str]:
+        """The names of the files of a split: as in fairseq, `train` continues in `train1`, `train2`, …."""
+        further = (f"{name}{number}" for number in itertools.count(1))
+        exist = itertools.takewhile(lambda part: self._find(part, lang) is not None, further)
+        return [name, *(exist if name == "train" else ())]
+
+    def _part(self, name: str, lang: str | None) -> IndexedDataset:
         found = self._find(name, lang)
         if found is None:
             raise UserError(
@@ -229,7 +243,7 @@ class DataBin:
     def lines(self, name: str, lang: str | None = None) -> list[str] | None:
         """The text of a split, a line for each item; None if only the items were kept."""
         path = self.directory / f"{self._find(name, lang)}.txt"
-        if not path.is_file():
+        if not path.is_file() or len(self._parts(name, lang)) > 1:
             return None
         with path.open(encoding="utf-8", newline="\n") as file:  # only \n ends a line: others may stand inside one
             return [line.removesuffix("\n") for line in file]
@@ -243,6 +257,10 @@ class DataBin:
             noted = self._record["splits"].get(name, {})
             if not noted.get("text") or any(noted["dropped"].values()):
                 return None
+            if len(self._parts(name, self.source_lang)) > 1 and noted["items"] != len(
+                self.split(name, self.source_lang)
+            ):
+                return None  # parts have been added to the folder
             return TextCount(**(noted.get("kept") or noted["text"]))
 
     def original_text_count(self, name: str) -> TextCount | None:

@@ -1,5 +1,6 @@
 """Unit tests of the indexed files: round trips, types, damage, and the older format."""
 
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seqtk.data.indexed import IndexedDataset
+from seqtk.data.indexed import IndexedDataset, JoinedItems
 from seqtk.data.indexed_writer import IndexedWriter
 from seqtk.utils.errors import UserError
 
@@ -113,3 +114,53 @@ def test_the_older_format_stores_ids_plus_one(tmp_path: Path) -> None:
     (tmp_path / "x.idx").write_bytes(index[:-8])
     with pytest.raises(UserError, match="damaged"):
         IndexedDataset(tmp_path / "x")
+
+
+@pytest.mark.parametrize("suffix", ["bin", "idx"])
+def test_a_file_that_shrinks_is_an_error(tmp_path: Path, suffix: str) -> None:
+    """A mapped file would end the process by SIGBUS."""
+    _write(tmp_path / "x", [list(range(4, 1000))] * 50)
+    dataset = IndexedDataset(tmp_path / "x")
+    assert len(dataset.sizes) == 50
+    os.truncate(tmp_path / f"x.{suffix}", 300)
+    with pytest.raises(UserError, match=rf"x\.{suffix} has become shorter"):
+        dataset[49]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_memory_does_not_grow_with_the_items_read(tmp_path: Path) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    with IndexedWriter(tmp_path / "x", vocabulary_size=100) as writer:
+        for _ in range(10):
+            writer.extend_arrays(np.full(4_000_000, 5), np.full(2_000, 2_000))
+    size = (tmp_path / "x.bin").stat().st_size
+    dataset = IndexedDataset(tmp_path / "x")
+    dataset[0]
+    before = resident()
+    assert sum(int(dataset[index][-1]) for index in range(len(dataset))) == 5 * 20_000
+    assert size == 80_000_000
+    assert resident() - before < size / 20
+
+
+class TestJoined:
+    @pytest.fixture
+    def joined(self, tmp_path: Path) -> JoinedItems:
+        for name, items in (("a", ITEMS), ("b", []), ("c", [[8, 2], [7, 7, 2]])):
+            _write(tmp_path / name, items)
+        return JoinedItems([IndexedDataset(tmp_path / name) for name in "abc"])
+
+    def test_items_and_sizes(self, joined: JoinedItems) -> None:
+        expected = [*ITEMS, [8, 2], [7, 7, 2]]
+        assert [joined[index].tolist() for index in range(len(joined))] == expected
+        assert joined[-1].tolist() == expected[-1]
+        assert (joined.sizes.tolist(), joined.total) == ([len(item) for item in expected], 12)
+        with pytest.raises(IndexError):
+            joined[6]
+
+    def test_the_stream_continues_in_the_next_part(self, joined: JoinedItems) -> None:
+        stream = [token for item in [*ITEMS, [8, 2], [7, 7, 2]] for token in item]
+        for start in range(12):
+            for end in range(start, 13):
+                assert joined.stream(start, end).tolist() == stream[start:end]

@@ -361,3 +361,31 @@ class TestPaths:
         (tmp_path / "train").write_bytes(b"\xef\xbb\xbfa b\r\n" * 1 + b"a b\r\n")
         preprocess(PreprocessConfig(tokens="words", train=f"{tmp_path}/train", destdir=f"{tmp_path}/bin", workers=1))
         assert DataBin(tmp_path / "bin").vocabulary().tokens[4:6] == ["a", "b"]
+
+
+class TestShards:
+    """`shard_tokens` cuts the training split into files that are read as one."""
+
+    def test_same_items_in_several_files(self, text: Path) -> None:
+        preprocess(_config(text))
+        preprocess(_config(text, destdir=f"{text}/cut", shard_tokens=60), block_bytes=200)
+        whole, cut = DataBin(text / "bin"), DataBin(text / "cut")
+        assert (text / "cut" / "train2.en-de.en.idx").is_file()
+        for lang in ("en", "de"):
+            one, several = whole.split("train", lang), cut.split("train", lang)
+            assert [one[i].tolist() for i in range(len(one))] == [several[i].tolist() for i in range(len(several))]
+            assert len(one) > len(cut.split("train1", lang)) > 0
+            assert whole.vocabulary(lang) == cut.vocabulary(lang)
+
+    def test_text_size_is_of_all_parts(self, text: Path) -> None:
+        changes = {"target_lang": None, "source_lang": None, "tokens": "bytes", "train": f"{text}/train.en"}
+        changes |= {"valid": (f"{text}/valid.en",)}
+        preprocess(_config(text, destdir=f"{text}/cut", shard_tokens=100, **changes), block_bytes=100)
+        data = DataBin(text / "cut")
+        count = data.text_count("train")
+        assert count is not None
+        assert count.bytes == (text / "train.en").stat().st_size == data.split("train").total
+        parts = len(list((text / "cut").glob("train*.idx")))
+        for suffix in ("idx", "bin"):  # a part that is added later is read, but the size of its text is unknown
+            (text / "cut" / f"train{parts}.{suffix}").write_bytes((text / "cut" / f"train.{suffix}").read_bytes())
+        assert DataBin(text / "cut").text_count("train") is None

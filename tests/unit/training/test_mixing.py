@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from seqtk.config import schema
-from seqtk.data.plan import consumed
+from seqtk.data.plan import reading_order
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import start_engine
@@ -165,10 +165,8 @@ class TestOtherBatchesOnResuming:
     def test_nothing_usable_is_left(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path, max_updates=15, validation__split=None)
         run.fit()
-        sizes_ND, read_N = (
-            run.train_set.sizes_ND,
-            consumed(run.train_set.sizes_ND, run.config.batch, seed=1, position=run.state.position),
-        )
+        sizes_ND, position = run.train_set.sizes_ND, run.state.position
+        read_N = reading_order(sizes_ND, run.config.batch, seed=1, position=position)[: position.examples]
         limit = int(np.delete(sizes_ND.max(axis=1), read_N).min()) - 1
         changes = {"max_updates": 0, "max_epochs": 1, "batch__max_length": limit, "validation__split": None}
         again = trainer(tiny_corpus, tmp_path, **changes)
