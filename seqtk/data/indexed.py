@@ -115,7 +115,7 @@ class _File:
         self.size = os.fstat(self._descriptor).st_size
 
     def read(self, start: int, count: int) -> bytes:
-        """Returns `count` bytes from byte `start` on. Raises UserError if the file has become shorter or cannot be read."""
+        """Returns `count` bytes from byte `start`. Raises UserError if they are no longer there or cannot be read."""
         try:
             read = os.pread(self._descriptor, count, start)
             while len(read) < count:  # a system may return less at once, but nothing only at the end of the file
