@@ -151,7 +151,7 @@ def logged(save_dir: Path) -> list[dict[str, Any]]:
 
 def wait_for_update(run: Run, update: int) -> None:
     """Returns as soon as this update is in the log."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not any(line["update"] >= update for line in logged(run.save_dir)):
         assert run.is_running, run.printed
         assert time.monotonic() < deadline

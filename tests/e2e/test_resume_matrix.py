@@ -36,7 +36,7 @@ def test_killed_and_stopped_run_is_bit_equal(
 ) -> None:
     """In the middle of an epoch of two corpora, with patience, averaged weights, and float16 in half of the cases."""
     settings = [
-        f"task.mix=[{{data:{tiny_corpus},weight:0.7}},{{data:{tiny_corpus},weight:1.6}}]",
+        f"task.mix=[{{data:{tiny_corpus},weight:0.7}},{{data:{tiny_corpus},weight:0.8}}]",
         f"batch.workers={workers}",
         f"update_freq={update_freq}",
         "validation.patience=9",
@@ -45,7 +45,7 @@ def test_killed_and_stopped_run_is_bit_equal(
         "checkpoint.every=7",
     ]
     finish(tiny_corpus, tmp_path / "whole", *settings, processes=processes)
-    for update in (10, 40):
+    for update in (10, 43):
         run = Run(tiny_corpus, tmp_path / "parts", *settings, processes=processes)
         wait_for_update(run, update)
         run.kill(*range(processes))

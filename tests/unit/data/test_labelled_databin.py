@@ -9,6 +9,7 @@ import pytest
 from seqtk.cli.preprocess import main as preprocess_main
 from seqtk.data.labelled import describe, preprocess_labelled
 from seqtk.data.labelled_text import Columns
+from seqtk.data.mixing import CorpusConfig
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.data.sources import DataBinSource, DataBinSourceConfig
 from seqtk.tasks.classification import ClassificationConfig, ClassificationTask, MatchingConfig, MatchingTask
@@ -170,3 +171,23 @@ def test_report_has_every_split(tmp_path: Path) -> None:
     train = write(tmp_path, "train.tsv", "text\tlabel", "a b\tyes", "b\tno")
     report = describe(make(tmp_path, train=train, valid=(train, train), test=(train,)))
     assert [line.split()[0] for line in report.splitlines()[1:5]] == ["train", "valid", "valid1", "test"]
+
+
+def test_corpora_of_a_mix_share_the_classes_by_name(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    first = write(tmp_path / "first", "train.tsv", "text\tlabel", "x y\tc", "x\tb", "y\ta")
+    second = write(tmp_path / "second", "train.tsv", "text\tlabel", "y y\tc", "x x\tb")
+    data = [
+        make(tmp_path / "first", train=first),
+        make(tmp_path / "second", train=second, source_dict=str(tmp_path / "first" / "data-bin" / "dict.txt")),
+    ]
+    mix = tuple(CorpusConfig(str(each)) for each in data)
+    task = ClassificationTask(ClassificationConfig(data=str(data[0]), mix=mix))
+    examples = task.epoch_examples(1, seed=1)
+    read = {
+        number: (task.text(ids), task.classes[label]) for number, (ids,), label in map(examples.__getitem__, range(5))
+    }
+    assert read == {0: ("x y", "c"), 1: ("x", "b"), 2: ("y", "a"), 3: ("y y", "c"), 4: ("x x", "b")}
+    with pytest.raises(UserError, match=r"task\.mix: .* class that the model does not know: 'a'"):
+        ClassificationTask(ClassificationConfig(data=str(data[1]), mix=mix)).epoch_examples(1, seed=1)
