@@ -89,6 +89,9 @@ class HeadedAttention(Attention):
 class QKVAttention(HeadedAttention):
     """out(mix(query(x), key(source), value(source))), where the source is x, or the memory in cross-attention."""
 
+    is_wide_on_cpu: bool = False
+    """Whether `mix` computes in float32 on a CPU. Queries, keys and values are then converted together."""
+
     def __init__(
         self,
         config: Any,
@@ -157,10 +160,12 @@ class QKVAttention(HeadedAttention):
     ) -> tuple[Tensor, State]:
         source = x_BTD if memory_BSM is None else memory_BSM
         self.check_length(source.shape[1])
+        wide = self.is_wide_on_cpu and x_BTD.device.type == "cpu"
         if memory_BSM is None:
-            query, key, value = project(x_BTD, (self.query, self.key, self.value))
+            query, key, value = project(x_BTD, (self.query, self.key, self.value), wide=wide)
         else:
-            query, (key, value) = self.query(x_BTD), project(memory_BSM, (self.key, self.value))
+            (query,) = project(x_BTD, (self.query,), wide=wide)
+            key, value = project(memory_BSM, (self.key, self.value), wide=wide)
         y_BHTE = self.mix(self.query_heads(query), self.key_heads(key), self.split(value), pad_BS=pad_BS)
         return self.out(self.join(y_BHTE)), None
 

@@ -17,7 +17,7 @@ from seqtk.config.fields import setting
 from seqtk.modules.distance_bias import AlibiBias, DistanceBias, T5Bias
 from seqtk.ops import cache
 from seqtk.ops.distance_bias import alibi_slopes
-from seqtk.ops.dot_product import attend, attend_last, padding_bias
+from seqtk.ops.dot_product import additive_padding, attend, attend_last, padding_bias
 from seqtk.ops.flex import MIN_FLEX_WIDTH, alibi_score, attend_flex, flex_mask
 from seqtk.ops.rotary import rotate
 from seqtk.utils.errors import UserError
@@ -52,6 +52,7 @@ class SoftmaxAttention(QKVAttention):
     """
 
     roles = Role.ENCODER | Role.CAUSAL | Role.CROSS
+    is_wide_on_cpu = True  # see `attend`
 
     def __init__(self, config: SoftmaxConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim, kv_heads=config.kv_heads)
@@ -82,7 +83,7 @@ class SoftmaxAttention(QKVAttention):
             score = alibi_score(alibi_slopes(self.heads, device=device)) if is_alibi else None
             return attend_flex(query_BHTE, key_BHSE, value_BHSE, seen=flex_mask(pad_BS, causal=causal), score=score)
         if self.distance_bias is None:
-            bias = padding_bias(pad_BS, causal_length=length if causal else None)
+            bias = padding_bias(pad_BS, causal_length=length) if causal else additive_padding(pad_BS, query_BHTE.dtype)
         else:
             bias = self.distance_bias.among(query_BHTE, causal=causal, pad_BT=pad_BS)
         is_causal = causal and bias is None

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seqtk.ops.tensors import to_fp32
+
 
 class Copies(NamedTuple):
     """The weights of linear maps of one input, one below the other, in autocast's dtype."""
@@ -49,10 +51,13 @@ def xavier_linear(inputs: int, outputs: int, *, bias: bool, gain: float = 1.0) -
     return linear
 
 
-def project(x_XI: Tensor, maps: Sequence[nn.Module]) -> list[Tensor]:
-    """Returns y_XO of each of several linear maps of x, computed as one product if no hook needs to see each."""
+def project(x_XI: Tensor, maps: Sequence[nn.Module], *, wide: bool = False) -> list[Tensor]:
+    """Returns y_XO of each of several linear maps of x, in float32 or wider if `wide`.
+
+    They are one product unless a hook has to see each.
+    """
     if len(maps) == 1 or not all(type(each) is Linear and not has_hooks(each) for each in maps):
-        return [each(x_XI) for each in maps]
+        return [to_fp32(each(x_XI)) if wide else each(x_XI) for each in maps]
     linears: list[Linear] = list(maps)  # type: ignore[arg-type]
     copies = linears[0].copies
     if copies is not None and _uses_copies(x_XI) and len(copies.maps) == len(maps) and copies.maps == tuple(linears):
@@ -61,6 +66,7 @@ def project(x_XI: Tensor, maps: Sequence[nn.Module]) -> list[Tensor]:
         weight_OI = torch.cat([each.weight for each in linears])
         bias_O = None if linears[0].bias is None else torch.cat([each.bias for each in linears])
     y_XO = functional.linear(x_XI, weight_OI, bias_O)
+    y_XO = to_fp32(y_XO) if wide else y_XO
     return list(torch.split(y_XO, [each.out_features for each in linears], dim=-1))
 
 

@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from seqtk.ops.dispatch import naive_mode
 
-CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**27}
-"""The approximate number of logits in memory at a time: 16 MiB in float32 on a CPU, and as much for probabilities."""
+CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**27}
+"""The approximate number of logits in memory at a time: 32 MiB in float32 on a CPU, and as much for probabilities."""
 
 
 def naive(
@@ -107,39 +107,44 @@ def _losses_and_gradients(
     spread = label_smoothing / (vocabulary_size - 1)
     on_target = 1.0 - label_smoothing - spread
     share = on_target + vocabulary_size * spread
-    weight = weight_VD.to(dtype)
+    weight, features = weight_VD.to(dtype), features_ND.to(dtype)
     sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    total = features_ND.new_zeros((), dtype=sum_dtype)
-    nll = features_ND.new_zeros((), dtype=sum_dtype)
-    grad_features_ND = torch.empty_like(features_ND) if need_features else None
+    grad_low_ND = torch.empty_like(features) if need_features else None
     grad_weight_VD = torch.zeros_like(weight_VD) if need_weight else None
+    index_N1, minus_target_11 = (
+        target_N[:, None],
+        torch.full((1, 1), -on_target / share, dtype=sum_dtype, device=features.device),
+    )
     size = max(1, CHUNK_LOGITS.get(features_ND.device.type, 2**27) // vocabulary_size)
-    for start in range(0, len(features_ND), size):
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    for start in range(0, len(features), size):
         chunk = slice(start, start + size)
-        features_CD = features_ND[chunk].to(dtype)
+        features_CD, index_C1 = features[chunk], index_N1[chunk]
         logits_CV = (features_CD @ weight.T).to(sum_dtype)
-        index_C1 = target_N[chunk, None]
         p_CV = logits_CV.softmax(dim=1)  # one pass over memory; logsumexp and the operations after it would take six
-        normalizer_C1 = logits_CV.amax(dim=1, keepdim=True) - p_CV.amax(dim=1, keepdim=True).log()
-        nll_C1 = normalizer_C1 - logits_CV.gather(1, index_C1)
-        if counted_N is not None:
-            nll_C1 = nll_C1 * counted_N[chunk, None]
-            normalizer_C1 = normalizer_C1 * counted_N[chunk, None]
-        nll_chunk = nll_C1.sum()
-        nll += nll_chunk
-        total += on_target * nll_chunk + spread * vocabulary_size * normalizer_C1.sum()
+        found.append((logits_CV.amax(1, keepdim=True), p_CV.amax(1, keepdim=True), logits_CV.gather(1, index_C1)))
         del logits_CV
         # d total / d logits = share · p - on_target [target] - spread; share and spread follow after the products
-        p_CV.scatter_add_(1, index_C1, p_CV.new_full((1, 1), -on_target / share).expand_as(index_C1))
+        p_CV.scatter_add_(1, index_C1, minus_target_11.expand_as(index_C1))
         p_CV = p_CV.to(dtype)
         if counted_N is not None:
             p_CV *= counted_N[chunk, None]
-        if grad_features_ND is not None:
-            grad_features_ND[chunk] = p_CV @ weight
+        if grad_low_ND is not None:
+            torch.mm(p_CV, weight, out=grad_low_ND[chunk])
         if grad_weight_VD is not None and grad_weight_VD.dtype == dtype:
             grad_weight_VD.addmm_(p_CV.T, features_CD)
         elif grad_weight_VD is not None:
             grad_weight_VD += p_CV.T @ features_CD
+    largest_N1, largest_p_N1, of_target_N1 = map(torch.cat, zip(*found, strict=True)) if found else [weight[:0, :1]] * 3
+    normalizer_N1 = largest_N1 - largest_p_N1.log()
+    nll_N1 = normalizer_N1 - of_target_N1
+    if counted_N is not None:
+        nll_N1, normalizer_N1 = nll_N1 * counted_N[:, None], normalizer_N1 * counted_N[:, None]
+    nll = nll_N1.sum(dtype=sum_dtype)
+    total = on_target * nll
+    if spread:
+        total = total + spread * vocabulary_size * normalizer_N1.sum(dtype=sum_dtype)
+    grad_features_ND = None if grad_low_ND is None else grad_low_ND.to(features_ND.dtype)
     if spread:
         features_D, weight_D = features_ND.sum(0, dtype=sum_dtype), weight_VD.sum(0, dtype=sum_dtype)
         total -= spread * (features_D @ weight_D)  # the sum of all logits

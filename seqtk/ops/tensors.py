@@ -10,7 +10,7 @@ from torch.nn import functional
 
 def to_fp32(x: Tensor) -> Tensor:
     """Returns `x` in float32, or unchanged if it is wider. Long sums in bfloat16 lose small terms."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def to_autocast_dtype(x: Tensor) -> Tensor:
