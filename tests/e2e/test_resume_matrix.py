@@ -55,19 +55,24 @@ def test_killed_and_stopped_run_is_bit_equal(
     assert_same_run(tmp_path / "whole", tmp_path / "parts", "ema")
 
 
-def test_other_world_size_visits_every_example_once(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_other_world_size_and_batches_visit_every_example_once(tiny_corpus: Path, tmp_path: Path) -> None:
+    """An epoch of all examples of one corpus and half of those of another, whose numbers start at 300."""
     (tmp_path / "notes.py").write_text(PLUGIN.replace("\\\\\\\\", "\\\\"))
-    settings = [f"user_dir={tmp_path / 'notes.py'}", "max_epochs=1"]
-    for processes, update_freq, end in ((2, 1, "max_updates=4"), (1, 3, "max_updates=6"), (2, 2, "max_updates=0")):
+    mix = f"task.mix=[{{data:{tiny_corpus}}},{{data:{tiny_corpus},weight:0.5}}]"
+    settings = [f"user_dir={tmp_path / 'notes.py'}", "max_epochs=1", mix]
+    for processes, update_freq, tokens, end in ((2, 1, 400, 4), (1, 3, 400, 6), (2, 2, 250, 9), (1, 2, 600, 0)):
         finish(
             tiny_corpus,
             tmp_path / "run",
             *settings,
-            end,
+            f"max_updates={end}",
             f"update_freq={update_freq}",
+            f"batch.max_tokens={tokens}",
             processes=processes,
             environment={"SEEN": str(tmp_path / "seen")},
         )
     seen = [index for line in (tmp_path / "seen").read_text().splitlines() for index in json.loads(line)]
-    assert sorted(seen) == list(range(300))
+    assert sorted(index for index in seen if index < 300) == list(range(300))
+    halves = [index for index in seen if index >= 300]
+    assert len(set(halves)) == len(halves) == 150
     assert logged(tmp_path / "run")[-1]["update"] < UPDATES

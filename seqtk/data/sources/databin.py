@@ -319,6 +319,10 @@ class DataBinSource(Source):
         )
         if not directories:
             raise UserError("task.data is not set.", "Set it to a data-bin directory.")
+        if ":" in data and len(directories) == 1 and all(Path(part).is_dir() for part in data.split(":")):  # fairseq's
+            raise UserError(
+                f"There is no data-bin folder {data}.", f"Separate shards by commas: {data.replace(':', ',')}"
+            )
         self._shards = [self._open(directory) for directory in directories]
         self._data, self.epochs = self._shards[0], len(self._shards)
         self.source_lang, self.target_lang = self._data.source_lang, self._data.target_lang

@@ -85,6 +85,10 @@ class TestDataBin:
         source = DataBinSource(data=f"{tiny_corpus},{tmp_path / 'again'}")
         assert [len(source.split("train", "en", epoch=epoch)) for epoch in (1, 2, 3)] == [300] * 3
 
+    def test_commas_separate_shards(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=f"{tiny_corpus},{tiny_corpus}"):
+            DataBinSource(data=f"{tiny_corpus}:{tiny_corpus}")
+
     def test_unset_data_is_refused(self) -> None:
         with pytest.raises(UserError, match=r"task\.data"):
             DataBinSource(data="")

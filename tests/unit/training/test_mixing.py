@@ -58,6 +58,16 @@ class TestRun:
         trainer(tiny_corpus, tmp_path / "b", max_updates=3).fit()
         assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
+    def test_languages_may_have_other_names(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        other = tmp_path / "french"
+        other.mkdir()
+        for path in tiny_corpus.glob("*.*"):
+            shutil.copy(path, other / path.name.replace("en-de", "en-fr").replace(".de.", ".fr."))
+        (other / "preprocess.json").unlink()
+        french = {"data": str(other), "target_lang": "fr"}
+        run = trainer(tiny_corpus, tmp_path / "run", task__mix=[*mix(tiny_corpus, weights=(1,)), french])
+        assert len(run.train_set) == 600
+
     @pytest.mark.parametrize("task", ["language_modeling", "masked_lm"])
     def test_samples_of_text(self, tmp_path: Path, task: str) -> None:
         for name, text in (("a", "ab ba\n" * 90), ("b", "b a b\n" * 40)):
