@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -254,11 +254,11 @@ def fingerprint(train_set: Dataset) -> str:
     return f"{len(train_set)} examples, {zlib.crc32(lengths.tobytes()):08x}, {content:08x}"
 
 
-def optimizer_tensors(model: nn.Module, optimizer: Optimizer, *, full: Callable[[Tensor], Tensor]) -> Tensors:
-    """Returns the optimizer's state as `{parameter/key: tensor}`. `full` gathers a sharded tensor."""
+def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> Tensors:
+    """Returns the optimizer's state as `{parameter/key: tensor}`."""
     names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{names[parameter]}/{key}": full(torch.as_tensor(value))
+        f"{names[parameter]}/{key}": torch.as_tensor(value)
         for parameter, values in optimizer.state.items()
         for key, value in values.items()
     }

@@ -106,6 +106,10 @@ class CheckpointConfig:
     every: int = setting(
         1000, at_least=1, help="Updates between checkpoints. One is also saved at each validation and at the end."
     )
+    asynchronous: bool = setting(
+        True,
+        help="Write checkpoints and best models in a thread, from copies of the weights, while training continues.",
+    )
     keep_last: int = setting(5, at_least=1, help="Number of recent checkpoints to keep; older ones are removed.")
     keep_best: int = setting(1, at_least=0, help="Number of best models to keep, by validation.metric.")
 

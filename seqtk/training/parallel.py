@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from seqtk.attention import State
+from seqtk.checkpoint.model_file import Tensors
 from seqtk.config.registry import Registry
 from seqtk.criterions import Criterion
 from seqtk.criterions.base import Stats
@@ -99,6 +100,17 @@ class Engine:
 
     def barrier(self) -> None:
         """Waits until every process has called this."""
+
+    def gathered(self, tensors: Tensors, *, copies: bool = False) -> Tensors:
+        """Returns full tensors in the first process, and nothing in the others.
+
+        Args:
+            tensors: Tensors of each process, with the same names.
+            copies: Whether the results share no memory with `tensors`, so that these may change.
+        """
+        if not self.is_first:
+            return {}
+        return {name: tensor.detach().clone() for name, tensor in tensors.items()} if copies else tensors
 
     def full(self, tensor: Tensor) -> Tensor:
         """Returns a full (unsharded) parameter, buffer, gradient norm or optimizer tensor."""

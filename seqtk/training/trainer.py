@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from seqtk.attention import Attention
-from seqtk.checkpoint.model_file import Tensors, first_bad, set_tensors, tensors_of
+from seqtk.checkpoint.model_file import Tensors, set_tensors, tensors_of
 from seqtk.checkpoint.restore import set_optimizer_tensors
-from seqtk.checkpoint.run_state import Checkpoints, TrainState, fingerprint, locked, optimizer_tensors
+from seqtk.checkpoint.run_state import Checkpoints, TrainState, fingerprint, locked
+from seqtk.checkpoint.writer import Writer
 from seqtk.config import schema
 from seqtk.criterions import criterions
 from seqtk.criterions.base import Stats
@@ -37,11 +38,12 @@ from seqtk.training.average import WeightAverage
 from seqtk.training.checks import banner, check_run, prepared
 from seqtk.training.compiling import Compilation
 from seqtk.training.config import TrainConfig
-from seqtk.training.failures import refuse_weights, skip_update, skip_validation
+from seqtk.training.failures import skip_update, skip_validation
 from seqtk.training.interval import OF_WEIGHTS, OVERFLOWS, IntervalSums, interval_values
 from seqtk.training.logging import Logger, RunInfo
 from seqtk.training.loss_scale import LossScale
 from seqtk.training.parallel import Engine, TrainStep, dropout_seed, local_part
+from seqtk.training.saving import save_checkpoint, save_validated
 from seqtk.training.signals import StopSignal, ending_with_launcher
 from seqtk.training.speed import Speed
 from seqtk.training.start import Start, resume_from, start_from
@@ -136,6 +138,7 @@ class Trainer:
             keep_last=config.checkpoint.keep_last,
             keep_best=config.checkpoint.keep_best,
         )
+        self.writer = Writer(asynchronous=config.checkpoint.asynchronous)
         layers = [layer for _, layer in self.model.attention_layers()]
         self._skips_on_device = (
             can_skip(self.optimizer)
@@ -187,7 +190,7 @@ class Trainer:
         config, start = self.config, self.state
         run = RunInfo(Path(config.save_dir), start.update, start.pending_validation, config.max_updates)
         sinks = config.log.all_sinks() if self.engine.is_first else ()
-        with Logger(sinks, run) as self.log, self.stop.caught(self._last_update):
+        with Logger(sinks, run) as self.log, self.stop.caught(self._last_update), self.writer:
             self._planned = self.plan()
             for line in (*banner(self, self._planned), *self.notes):
                 self.log.info(line)
@@ -195,6 +198,7 @@ class Trainer:
                 self._validate()
             with self.speed.session(self.log.info, trace=self.checkpoints.directory if self.engine.is_first else None):
                 self._train()
+            self.writer.wait()
             if self.stop:
                 pending = ", starting with its validation" if self.state.pending_validation else ""
                 why = f"at max_hours={config.max_hours:g}" if self.stop.is_late else "by a signal"
@@ -487,34 +491,20 @@ class Trainer:
         if bad is not None:
             skip_validation(self, *bad, value=results[bad[0]].numbers[bad[1]], after=validated)
         self.state = validated
-        model = self.full_weights()
-        if self.engine.is_first:
-            if bad is None:
-                self.checkpoints.save_best(model, self.state, numbers, higher=metrics[metric].higher_is_better)
-            self.checkpoints.save_state(self.state)
+        save_validated(self, None if bad else numbers)
         self.stop.agree()
         self._started = time.monotonic()
 
     def save(self, *, pending_validation: bool = False) -> None:
         self.state = self.state.replace(pending_validation=pending_validation)
-        model, streams = self.full_weights(), self.streams and self.streams.gather()
-        bad = first_bad(model)
-        if bad is not None:
-            refuse_weights(self, bad)
-        optimizer = optimizer_tensors(self.model, self.optimizer, full=self.engine.full)
-        averages = self.average.tensors if self.average else {}
-        average = model | {name: self.engine.full(tensor) for name, tensor in averages.items()} if averages else None
         if self.engine.is_first and isinstance(self.train_set, MixedExamples):
             read = self.train_set.examples_read(self.config.batch, self.state.position, self.shapes)
             self.log.metrics("examples", self.state.update, read)
-        if self.engine.is_first:
-            archive = self.checkpoints.archive_newer(self.saved_at)
-            if archive is not None:
-                self.log.info(f"Moved checkpoints after update {self.saved_at:,} of an abandoned run to {archive}.")
-            self.checkpoints.save(model, optimizer, self.state, streams=streams, average=average)
+        save_checkpoint(self)
         self.saved_at = self.state.update
         self.engine.barrier()
         self._started = time.monotonic()
 
     def full_weights(self) -> Tensors:
+        """Returns the full weights, in every process."""
         return {name: self.engine.full(tensor) for name, tensor in tensors_of(self.model).items()}

@@ -11,6 +11,11 @@ from seqtk.data.preprocess import PreprocessConfig, preprocess
 from tests.distributed.matrix import Case, distance, train
 
 TOLERANCE = 1e-6
+SLOTS = {
+    Role.ENCODER: "model.encoder.self_attention",
+    Role.CAUSAL: "model.decoder.self_attention",
+    Role.CROSS: "model.decoder.cross_attention",
+}
 STACKS = ("model.encoder.layers=2", "model.decoder.layers=2")
 CRITERIONS = {
     "nll": ("criterion=cross_entropy",),
@@ -39,18 +44,11 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def layers() -> Iterator[tuple[str, Case]]:
-    """Each attention layer in each role of a translation model."""
-    slots = {
-        Role.ENCODER: "model.encoder.self_attention",
-        Role.CAUSAL: "model.decoder.self_attention",
-        Role.CROSS: "model.decoder.cross_attention",
-    }
+def layers(role: Role) -> Iterator[tuple[str, Case]]:
+    """Each attention layer that has this role in a translation model."""
     for name in attentions:
-        kind = attentions.class_of(attentions.config_type(name))
-        for role, slot in slots.items():
-            if role in kind.roles:
-                yield f"{name}-{str(role.name).lower()}", (*STACKS, f"{slot}={{kind:{name}}}")
+        if role in attentions.class_of(attentions.config_type(name)).roles:
+            yield name, (*STACKS, f"{SLOTS[role]}={{kind:{name}}}")
 
 
 def models(words: Path) -> Iterator[tuple[str, Case]]:
@@ -130,8 +128,9 @@ class TestEquality:
         check({name: every[name] for name in HANDFUL}, tmp_path, tiny_corpus, processes=2)
 
     @pytest.mark.slow
-    def test_layers(self, tiny_corpus: Path, tmp_path: Path) -> None:
-        check(dict(layers()), tmp_path, tiny_corpus, processes=2)
+    @pytest.mark.parametrize("role", SLOTS)
+    def test_layers(self, role: Role, tiny_corpus: Path, tmp_path: Path) -> None:
+        check(dict(layers(role)), tmp_path, tiny_corpus, processes=2)
 
     @pytest.mark.slow
     def test_models(self, words: Path, tiny_corpus: Path, tmp_path: Path) -> None:

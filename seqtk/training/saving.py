@@ -1,0 +1,59 @@
+"""Collects what a checkpoint or a best model holds from all processes. The first process writes it."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+from seqtk.checkpoint.model_file import Tensors, first_bad, tensors_of
+from seqtk.checkpoint.run_state import optimizer_tensors
+from seqtk.metrics import metrics
+from seqtk.training.failures import refuse_weights
+from seqtk.training.parallel import local_part
+
+if TYPE_CHECKING:
+    from seqtk.training.trainer import Trainer
+
+
+def save_checkpoint(run: "Trainer") -> None:
+    """Saves a checkpoint of the run's state. Collective.
+
+    Raises:
+        NotFiniteError: If a weight is not finite.
+        UserError: If this checkpoint, or the one before it, cannot be written.
+    """
+    weights = tensors_of(run.model)
+    found = run.engine.gather(first_bad({name: local_part(weight) for name, weight in weights.items()}))
+    for bad in filter(None, found):
+        refuse_weights(run, bad)
+    streams = run.streams and run.streams.gather()
+    model, optimizer = _gathered(run, weights), _gathered(run, optimizer_tensors(run.model, run.optimizer))
+    average = model | _gathered(run, run.average.tensors) if run.average else None
+    if run.engine.is_first:
+        run.writer.wait()
+        archive = run.checkpoints.archive_newer(run.saved_at)
+        if archive is not None:
+            run.log.info(f"Moved checkpoints after update {run.saved_at:,} of an abandoned run to {archive}.")
+        run.writer.run(partial(run.checkpoints.save, model, optimizer, run.state, streams=streams, average=average))
+
+
+def save_validated(run: "Trainer", results: Mapping[str, float] | None) -> None:
+    """Saves the state after a validation, and the model if it is among the best. Collective.
+
+    Args:
+        run: The run.
+        results: The metrics of the validation. None: they are not finite.
+    """
+    model = {} if results is None else _gathered(run, tensors_of(run.model))
+    state, higher = run.state, metrics[run.config.validation.metric].higher_is_better
+
+    def write() -> None:
+        if results is not None:
+            run.checkpoints.save_best(model, state, results, higher=higher)
+        run.checkpoints.save_state(state)
+
+    if run.engine.is_first:
+        run.writer.run(write)
+
+
+def _gathered(run: "Trainer", tensors: Tensors) -> Tensors:
+    return run.engine.gathered(tensors, copies=run.writer.asynchronous)
