@@ -17,6 +17,7 @@ from seqtk.cli.recipe_files import find_recipe
 from seqtk.config import schema
 from seqtk.config.registry import load_plugins
 from seqtk.utils.errors import UserError, is_out_of_memory
+from seqtk.utils.slurm import adopt_slurm
 
 C = TypeVar("C")
 
@@ -32,7 +33,7 @@ def command(
         program: The name of the command.
         config_type: The config dataclass, or a function that imports and returns it. An unknown recipe is then
             reported before torch is imported.
-        recipes: Whether the command takes `recipe=` and `--multirun`.
+        recipes: Whether the command takes `recipe=` and `--multirun`, and runs in the processes that srun started.
         first: The key that the first argument sets if it has no key of its own. If the key holds a list of texts, it
             takes all leading arguments without keys.
 
@@ -48,6 +49,8 @@ def command(
         @functools.wraps(function)
         def main(argv: Sequence[str] | None = None, *, subfolder: str = "") -> None:
             with reporting_errors(program):
+                if recipes:
+                    adopt_slurm(os.environ)
                 if argv is None:  # the process ends with this command
                     # Python would search all objects of torch for cycles at exit, which takes half a second.
                     atexit.register(gc.freeze)
@@ -199,17 +202,17 @@ def reporting_errors(program: str) -> Iterator[None]:
 
     Under torchrun the first process prints the whole error, every other process one line.
     """
-    rank = os.environ.get("RANK", "0")
     indent = " " * (len(program) + 2)
     try:
         with _sigterm_as_interrupt():
             yield
     except UserError as error:
+        rank = os.environ.get("RANK", "0")
         lines = str(error).splitlines()[:3] if rank == "0" else [f"[rank {rank}] {str(error).splitlines()[0]}"]
         print(f"{program}: " + f"\n{indent}".join(lines), file=sys.stderr)
         sys.exit(USAGE_ERROR)
     except KeyboardInterrupt as interrupt:
-        if rank == "0":
+        if os.environ.get("RANK", "0") == "0":
             print(f"\n{program}: interrupted", file=sys.stderr)
         sys.exit(TERMINATED if interrupt.args == (signal.SIGTERM,) else INTERRUPTED)
     except BrokenPipeError:  # standard output was closed, as by `head`

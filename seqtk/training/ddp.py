@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from seqtk.config.fields import setting
-from seqtk.training.parallel import Engine, EngineConfig, engines
+from seqtk.training.heartbeat import Heartbeat
+from seqtk.training.parallel import Engine, EngineConfig, engines, world
+from seqtk.utils.errors import UserError
 
 REPORTING = 3.0
 """Seconds in which all processes that lost another one say so."""
@@ -42,12 +44,26 @@ class DDP(Engine):
     def __init__(self, config: EngineConfig, *, device: str) -> None:
         super().__init__(config, device=device)
         self._wrapped: nn.Module | None = None
-        self.rank, self.size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank, self.size = world()
         self.timeout = config.timeout if isinstance(config, DDPConfig) else DDPConfig().timeout
         if self.size > 1 and not dist.is_initialized():
             # Numbers of the host travel by gloo in any case, so that adding them never waits for a GPU.
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(seconds=self.timeout))
+            try:
+                dist.init_process_group(backend, timeout=timedelta(seconds=self.timeout))
+            except (dist.DistStoreError, dist.DistNetworkError, ValueError) as error:
+                place = ":".join(
+                    os.environ.get(name, f"({name} is not set)") for name in ("MASTER_ADDR", "MASTER_PORT")
+                )
+                raise UserError(
+                    f"Process {self.rank} did not meet the other {self.size - 1} at {place}.",
+                    str(error).splitlines()[0][:200],
+                    "Start all of them with torchrun or srun, at the same time.",
+                ) from error
+        self._heartbeat: Heartbeat | None = None
+        if int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) < self.size:  # on several hosts
+            host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            self._heartbeat = Heartbeat(rank=self.rank, size=self.size, host=host, port=port)
 
     def wrap(self, step: nn.Module) -> nn.Module:
         if self.size == 1:
@@ -114,6 +130,8 @@ class DDP(Engine):
     def close(self) -> None:
         if self.size == 1 or not dist.is_initialized():
             return
+        if self._heartbeat is not None:
+            self._heartbeat.close()
         # Gloo's threads end with the group's last reference. A thread that still runs when Python ends may wait for
         # the interpreter, to release a tensor, and is then aborted: "terminate called without an active exception".
         if self._wrapped is not None:

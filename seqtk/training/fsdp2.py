@@ -29,8 +29,7 @@ class FSDP2Config(DDPConfig):
 class FSDP2(DDP):
     """torch's `fully_shard` over blocks, then over everything else (Zhao et al. 2023, arXiv 2304.11277).
 
-    Weights, gradients and the optimizer's state are DTensors, split along their first axis. With precision=bf16 or fp16
-    weights are gathered in that type, and gradients are reduced in float32.
+    Weights, gradients and the optimizer's state are DTensors in float32, split along their first axis.
     """
 
     compiles = "blocks"
@@ -46,12 +45,9 @@ class FSDP2(DDP):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # half a second that other engines save
 
-        dtype = getattr(step, "autocast", None)
         mesh = init_device_mesh(self.device.type, (self.size,))
-        # Inputs keep their type: autocast, which is on, casts where it has to.
-        policy = MixedPrecisionPolicy(
-            param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None, cast_forward_inputs=False
-        )
+        # Weights are gathered in float32, and autocast casts them where it has to: norms need theirs in float32.
+        policy = MixedPrecisionPolicy(cast_forward_inputs=False)
         blocks = [block for module in step.modules() if isinstance(module, Model) for block in module.separate_blocks()]
         _check_shared(step, blocks)
         for module in (*blocks, step):

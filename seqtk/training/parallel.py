@@ -61,7 +61,7 @@ class Engine:
     """The largest part of a step that may be one compiled graph."""
 
     def __init__(self, config: EngineConfig, *, device: str) -> None:
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        _, processes = world()
         if processes > 1 and type(self) is Engine:
             raise UserError(
                 f"parallel=none trains in one process, but torchrun started {processes}.",
@@ -199,8 +199,23 @@ def dropout_seed(seed: int, update: int, rank: int) -> int:
 def start_engine(config: EngineConfig | None = None, *, device: str = "auto") -> Engine:
     """Starts the engine that `config` selects; None is `ddp` under torchrun, and `none` otherwise."""
     if config is None:
-        config = engines.config_type("ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "none")()
+        config = engines.config_type("ddp" if world()[1] > 1 else "none")()
     return engines.build(config, device=device)
+
+
+def world() -> tuple[int, int]:
+    """Returns the rank of this process and the number of processes, from the variables that torchrun sets.
+
+    Raises:
+        UserError: If they do not fit each other.
+    """
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
+        raise UserError(
+            f"RANK={rank} and WORLD_SIZE={size} are not the rank of a process and the number of processes.",
+            "Start the processes with torchrun or srun.",
+        )
+    return int(rank), int(size)
 
 
 def local_device(device: str) -> torch.device:
@@ -210,6 +225,8 @@ def local_device(device: str) -> torch.device:
         UserError: If `device` is cuda and there is no GPU for this process.
     """
     local_rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if gpus == 1 and os.environ.get("SLURM_GPUS_PER_TASK") == "1":  # each process sees its own GPU only
+        local_rank = 0
     if device == "cuda" and local_rank >= gpus:
         raise UserError(
             f"device=cuda, but process {local_rank} of this machine has no GPU: there are {gpus}.",

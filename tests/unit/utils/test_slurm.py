@@ -1,0 +1,64 @@
+"""The processes that srun starts are the processes of a run."""
+
+import pytest
+
+from seqtk.utils.errors import UserError
+from seqtk.utils.slurm import adopt_slurm, first_host
+
+TASK = {
+    "SLURM_PROCID": "3",
+    "SLURM_NTASKS": "4",
+    "SLURM_LOCALID": "1",
+    "SLURM_JOB_NODELIST": "gpu[003-004]",
+    "SLURM_NNODES": "2",
+    "SLURM_JOB_ID": "1234567",
+}
+
+
+class TestWorld:
+    def test_a_task_is_a_process(self) -> None:
+        environment = dict(TASK)
+        adopt_slurm(environment)
+        world = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+        assert environment == {**TASK, **world, "MASTER_ADDR": "gpu003", "MASTER_PORT": "24567"}
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"SLURM_NTASKS": "1"},
+            {"RANK": "0", "WORLD_SIZE": "1"},
+            {"SLURM_PROCID": None},  # salloc without srun
+        ],
+        ids=["one task", "torchrun", "no srun"],
+    )
+    def test_other_processes_are_left_alone(self, changed: dict[str, str | None]) -> None:
+        environment = {name: value for name, value in {**TASK, **changed}.items() if value is not None}
+        before = dict(environment)
+        adopt_slurm(environment)
+        assert environment == before
+
+    def test_own_address_stays(self) -> None:
+        environment = {**TASK, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "7"}
+        adopt_slurm(environment)
+        assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("10.0.0.1", "7")
+
+    @pytest.mark.parametrize("name", ["SLURM_LOCALID", "SLURM_JOB_NODELIST"])
+    def test_missing_variable_is_named(self, name: str) -> None:
+        environment = {key: value for key, value in TASK.items() if key != name}
+        with pytest.raises(UserError, match=name):
+            adopt_slurm(environment)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("login", "login"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("a,b", "a"),
+        ("gpu[003-007,12],x", "gpu003"),
+        ("gpu-[9,12]", "gpu-9"),
+        ("rack[1-2]node[07-08].site", "rack1node07.site"),
+    ],
+)
+def test_first_host(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
