@@ -20,7 +20,7 @@ from tests.e2e.runs import context
 UPDATES = 3
 SETTINGS = (
     "device=cpu threads=1 batch.max_sentences=8 model.dim=16 model.ffn_dim=32 model.heads=2 model.dropout=0 "
-    "optimizer={kind:sgd,lr:1,momentum:0.9} schedule={kind:constant} clip_norm=0.5 log.every=1 log.tensorboard=false "
+    "optimizer={kind:sgd,lr:0.1,momentum:0.9} schedule={kind:constant} clip_norm=0.5 log.every=1 log.tensorboard=false "
     f"log.sinks=[jsonl] max_updates={UPDATES}"
 ).split()
 """Not Adam, which turns the noise of gradients that are mathematically 0 into whole steps."""

@@ -112,7 +112,7 @@ class TestKills:
 @pytest.mark.parametrize("name", FILES)
 def test_full_disk(whole: Whole, tiny_corpus: Path, tmp_path: Path, name: str) -> None:
     save_dir = tmp_path / "run"
-    # The limit that stands for a full disk is that of a process: the file that is written at the same time may exceed it.
+    # The limit that stands for a full disk is that of a process: it fails at any file that is written at that time.
     name, _, how = name.partition(" ")
     settings = (
         "checkpoint.keep_best=2",
