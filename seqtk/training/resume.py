@@ -16,7 +16,15 @@ from seqtk.utils.errors import UserError
 
 RESUME_INVARIANT = ("seed", "task", "model", "batch")
 """Settings that resuming may not change; nor may the kind of the optimizer, or of anything inside it."""
-FREE = ("save_dir", "user_dir", "task.made_by", "batch.workers", "model.recompute_blocks", "profile", "checkpoint.asynchronous")
+FREE = (
+    "save_dir",
+    "user_dir",
+    "task.made_by",
+    "batch.workers",
+    "model.recompute_blocks",
+    "profile",
+    "checkpoint.asynchronous",
+)
 """Settings that have no influence on the result."""
 MOVABLE = re.compile(r"task\.data|task\.mix(\[\d+\])?\.data|batch\.(?!streams$).*")
 """Settings that may change, although they are part of an invariant section: the corpora themselves are compared, and
