@@ -52,9 +52,9 @@ class ChangesByEpoch(Protocol):
 def examples_per_epoch(sizes: Sequence[int], weights: Sequence[float], *, temperature: float = 1.0) -> list[int]:
     """Returns how many examples of each corpus an epoch reads, at least one.
 
-    With temperature T, corpus k of n_k examples and weight w_k has a share proportional to (w_k n_k)^(1/T) (Devlin et
-    al. 2018, multilingual BERT; Arivazhagan et al. 2019, section 4.2); an epoch has Σ w_k n_k examples. So T = 1 reads
-    corpus k w_k times, and a large T reads the same number of examples of each.
+    With temperature T, corpus k of n_k examples and weight w_k has a share proportional to (w_k n_k)^(1/T), as in
+    Arivazhagan et al. 2019 (Massively Multilingual Neural Machine Translation in the Wild); an epoch has Σ w_k n_k
+    examples. So T = 1 reads corpus k w_k times, and a large T reads the same number of examples of each.
     """
     wanted_K = np.array(sizes, dtype=np.float64) * np.array(weights)
     share_K = (wanted_K / wanted_K.max()) ** (1 / temperature)
