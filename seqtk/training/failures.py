@@ -87,7 +87,7 @@ def _write_replay(run: "Trainer", origin: Origin, inputs: Sequence[MicroBatch], 
     """Writes the replay file of a failure with these inputs of each process. Returns a line about it."""
     every = run.engine.gather([(batch.to(CPU), to_device(state, CPU)) for batch, state in inputs])
     failure = Failure(run.state.update, training, float(run.loss_scale.scale), every)
-    weights, path = run.engine.gathered(tensors_of(run.model)), run.checkpoints.directory / "replay.safetensors"
+    weights, path = run.engine.collect(tensors_of(run.model)), run.checkpoints.directory / "replay.safetensors"
     if run.engine.is_first:
         write_replay(path, failure, weights, config=schema.to_dict(run.config), assets=run.task.assets())
     return f"Its {'training ' if training else ''}examples: {origin.examples}. To repeat it: seqtk-train replay={path}"

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from seqtk.attention import Attention
-from seqtk.checkpoint.model_file import Tensors
 from seqtk.models import Model
 from seqtk.training.ddp import DDP, DDPConfig
 from seqtk.training.parallel import EngineConfig, engines
@@ -74,14 +73,6 @@ class FSDP2(DDP):
             for module, releases in self._releases.items():
                 module.reshard()
                 module.set_reshard_after_forward(releases, recurse=False)
-
-    def gathered(self, tensors: Tensors, *, copies: bool = False) -> Tensors:
-        whole: Tensors = {}
-        for name, tensor in tensors.items():  # one at a time: only the first process keeps any, and not on the device
-            full = self.full(tensor)
-            if self.is_first:
-                whole[name] = full.clone() if copies and full is tensor else full.cpu()
-        return whole
 
     def full(self, tensor: Tensor) -> Tensor:
         return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

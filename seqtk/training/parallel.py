@@ -101,16 +101,19 @@ class Engine:
     def barrier(self) -> None:
         """Waits until every process has called this."""
 
-    def gathered(self, tensors: Tensors, *, copies: bool = False) -> Tensors:
+    def collect(self, tensors: Tensors, *, copies: bool = False) -> Tensors:
         """Returns full tensors in the first process, and nothing in the others.
 
         Args:
             tensors: Tensors of each process, with the same names.
             copies: Whether the results share no memory with `tensors`, so that these may change.
         """
-        if not self.is_first:
-            return {}
-        return {name: tensor.detach().clone() for name, tensor in tensors.items()} if copies else tensors
+        whole: Tensors = {}
+        for name, tensor in tensors.items():  # one at a time: no process but the first keeps any, and that in its RAM
+            full = self.full(tensor)
+            if self.is_first:
+                whole[name] = full.cpu() if full is not tensor else tensor.detach().clone() if copies else tensor
+        return whole
 
     def full(self, tensor: Tensor) -> Tensor:
         """Returns a full (unsharded) parameter, buffer, gradient norm or optimizer tensor."""

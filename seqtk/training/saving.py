@@ -56,4 +56,4 @@ def save_validated(run: "Trainer", results: Mapping[str, float] | None) -> None:
 
 
 def _gathered(run: "Trainer", tensors: Tensors) -> Tensors:
-    return run.engine.gathered(tensors, copies=run.writer.asynchronous)
+    return run.engine.collect(tensors, copies=run.writer.asynchronous)

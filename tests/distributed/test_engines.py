@@ -1,5 +1,6 @@
 """Every attention layer, criterion and model trains under `ddp` and `fsdp2` as in one process."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from seqtk.attention import Role, attentions
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from tests.distributed.matrix import Case, distance, train
+from tests.e2e.runs import Run
 
 TOLERANCE = 1e-6
 SLOTS = {
@@ -142,3 +144,70 @@ class TestEquality:
     def test_four_processes(self, words: Path, tiny_corpus: Path, tmp_path: Path) -> None:
         every = dict(models(words))
         check({name: every[name] for name in REPRESENTATIVE}, tmp_path, tiny_corpus, processes=4)
+
+
+PAIRS = [("fsdp2", "none", 1), ("fsdp2", "ddp", 3), ("fsdp2", "fsdp2", 4), ("ddp", "fsdp2", 3), ("none", "fsdp2", 2)]
+"""The engine that writes a checkpoint, that which reads it, and how many processes read it."""
+
+
+@pytest.mark.slow
+class TestResume:
+    def test_engines_read_each_other(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        """A checkpoint of two processes (of one: `none`) resumes under other engines with 1 to 4 processes."""
+        case = (f"task.data={tiny_corpus}", *STACKS, "batch.max_sentences=3", "ema.decay=0.9")
+        train({"run": (*case, "max_updates=6")}, tmp_path / "whole", of=12)
+        for writer in ("none", "ddp", "fsdp2"):
+            train({"run": case}, tmp_path / writer, engine=writer, processes=1 if writer == "none" else 2, of=12)
+        found = {}
+        for writer, reader, processes in PAIRS:
+            folder = tmp_path / f"{writer} {reader} {processes}"
+            shutil.copytree(tmp_path / writer, folder)
+            train({"run": (*case, "max_updates=6")}, folder, engine=reader, processes=processes, of=12)
+            found[folder.name] = distance(tmp_path / "whole" / "run", folder / "run")
+        assert {name: value for name, value in found.items() if not value <= TOLERANCE} == {}
+
+    @pytest.mark.parametrize("optimizer", ["adam", "muon"])
+    def test_resuming_fsdp2_is_bit_exact(self, tiny_corpus: Path, tmp_path: Path, optimizer: str) -> None:
+        case = (f"task.data={tiny_corpus}", *STACKS, f"optimizer={optimizer}", "ema.decay=0.9", "validation.every=2")
+        cases = {"plain": case, "bf16": (*case, "precision=bf16"), "fp16": (*case, "precision=fp16")}
+        longer = {name: (*case, "max_updates=6") for name, case in cases.items()}
+        train(longer, tmp_path / "whole", engine="fsdp2", processes=2, of=4)
+        for stage in (cases, longer):
+            train(stage, tmp_path / "parts", engine="fsdp2", processes=2, of=4)
+        assert {
+            name: distance(tmp_path / "whole" / name, tmp_path / "parts" / name) for name in cases
+        } == dict.fromkeys(cases, 0.0)
+
+
+@pytest.mark.slow
+class TestPrecision:
+    def test_every_layer_computes_in_bfloat16(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        """As under ddp: fsdp2 casts the same weights in the same places."""
+        cases = {
+            f"{name} {role.name}": (f"task.data={tiny_corpus}", *case, "precision=bf16", "max_updates=1")
+            for role in SLOTS
+            for name, case in layers(role)
+        }
+        for engine in ("ddp", "fsdp2"):
+            train(cases, tmp_path / engine, engine=engine, processes=2, of=2)
+        found = {name: distance(tmp_path / "ddp" / name, tmp_path / "fsdp2" / name) for name in cases}
+        assert {name: value for name, value in found.items() if not value <= TOLERANCE} == {}
+
+
+@pytest.mark.slow
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("settings", "key"),
+        [
+            (("parallel=fsdp2", "optimizer=adafactor"), "optimizer=adafactor"),
+            (("parallel=none",), "parallel=none"),
+        ],
+    )
+    def test_two_processes(self, tiny_corpus: Path, tmp_path: Path, settings: Case, key: str) -> None:
+        run = Run(tiny_corpus, tmp_path / "run", *settings, "max_updates=2", processes=2)
+        assert run.wait() == 2, run.printed
+        lines = [line for line in run.printed.splitlines() if line.startswith("seqtk-train: ")]
+        assert [line.startswith("seqtk-train: [rank") for line in sorted(lines)] == [False, True]
+        assert key in run.printed
+        assert "Traceback" not in run.printed
+        assert not (tmp_path / "run").exists()

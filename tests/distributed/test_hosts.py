@@ -22,7 +22,7 @@ LAUNCHER = [sys.executable, "-m", "torch.distributed.run"]
 SETTINGS = (  # noqa: SIM905
     "device=cpu threads=1 batch.max_tokens=400 model.dim=16 model.ffn_dim=32 model.heads=2 model.dropout=0 "
     "model.encoder.layers=1 model.decoder.layers=1 schedule.warmup_updates=4 optimizer.lr=0.01 validation.every=100000 "
-    "checkpoint.every=5 log.every=1 log.tensorboard=false"
+    "checkpoint.every=5 log.every=1 log.tensorboard=false attention.dropout=0"
 ).split()
 
 

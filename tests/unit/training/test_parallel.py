@@ -44,12 +44,20 @@ class TestChoice:
         with pytest.raises(UserError, match=r"parallel=none(.|\n)*parallel=ddp"):
             start_engine(engines.config_type("none")(), device="cpu")
 
-    def test_ddp_without_torchrun_is_one_process(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+    def test_without_torchrun_is_one_process(self, tiny_corpus: Path, tmp_path: Path, kind: str) -> None:
         trainer(tiny_corpus, tmp_path / "none", max_updates=2).fit()
-        config = tiny_config(tiny_corpus, tmp_path / "ddp", max_updates=2, parallel="ddp")
+        config = tiny_config(tiny_corpus, tmp_path / kind, max_updates=2, parallel=kind)
         assert isinstance(start_engine(config.parallel, device="cpu"), DDP)
         assert train(config).update == 2
-        assert losses(tmp_path / "none") == losses(tmp_path / "ddp")
+        assert losses(tmp_path / "none") == losses(tmp_path / kind)
+
+    @pytest.mark.parametrize(("rank", "size"), [("2", "2"), ("-1", "2"), ("0", "two"), ("0", "0")])
+    def test_impossible_world_is_refused(self, monkeypatch: pytest.MonkeyPatch, rank: str, size: str) -> None:
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", size)
+        with pytest.raises(UserError, match=f"RANK={rank} and WORLD_SIZE={size}"):
+            start_engine(device="cpu")
 
     def test_missing_gpu_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)

@@ -1,0 +1,85 @@
+"""Files that a thread writes: in order, with its errors, and with the weights of their update."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from seqtk.checkpoint.model_file import load_tensors
+from seqtk.checkpoint.writer import Writer
+from seqtk.utils.errors import UserError
+from tests.unit.training.helpers import trainer
+
+
+def fails() -> None:
+    raise UserError("disk full")
+
+
+class TestThread:
+    def test_work_continues_meanwhile(self) -> None:
+        go, written = threading.Event(), []
+        with Writer(asynchronous=True) as writer:
+            writer.run(lambda: written.append(go.wait(10)))
+            assert not written
+            go.set()
+        assert written == [True]
+
+    def test_functions_run_in_order(self) -> None:
+        written: list[int] = []
+        with Writer(asynchronous=True) as writer:
+            for number in range(20):
+                writer.run(lambda number=number: written.append(number))  # type: ignore[misc]
+        assert written == list(range(20))
+
+    def test_next_function_raises_the_error(self) -> None:
+        with Writer(asynchronous=True) as writer:
+            writer.run(fails)
+            with pytest.raises(UserError, match="disk full"):
+                writer.run(lambda: pytest.fail("it ran"))
+
+    def test_end_raises_the_error(self) -> None:
+        with pytest.raises(UserError, match="disk full"), Writer(asynchronous=True) as writer:
+            writer.run(fails)
+
+    def test_another_exception_waits_and_wins(self) -> None:
+        written: list[int] = []
+
+        def interrupted() -> None:
+            with Writer(asynchronous=True) as writer:
+                writer.run(lambda: written.append(1))
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        assert written == [1]
+
+
+class TestCheckpoints:
+    def test_later_updates_do_not_change_them(
+        self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Every write of a checkpoint waits here for the update after it."""
+        run = trainer(tiny_corpus, tmp_path / "thread", checkpoint__every=1, checkpoint__keep_last=9, max_updates=4)
+        updated, save, update = threading.Event(), run.checkpoints.save, run.update
+
+        def late(*given: object, **more: object) -> Path:
+            updated.wait(0.5)
+            updated.clear()
+            return save(*given, **more)  # type: ignore[arg-type]
+
+        def telling(*given: object) -> None:
+            update(*given)  # type: ignore[arg-type]
+            updated.set()
+
+        monkeypatch.setattr(run.checkpoints, "save", late)
+        monkeypatch.setattr(run, "update", telling)
+        run.fit()
+        settings = {"checkpoint__every": 1, "checkpoint__keep_last": 9, "checkpoint__asynchronous": False}
+        trainer(tiny_corpus, tmp_path / "once", max_updates=4, **settings).fit()
+        for number in range(1, 5):
+            for name in ("model", "optimizer"):
+                one, other = (
+                    load_tensors(tmp_path / way / f"update_{number:08d}" / f"{name}.safetensors")[0]
+                    for way in ("thread", "once")
+                )
+                assert all(one[key].equal(other[key]) for key in one)
