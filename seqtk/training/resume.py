@@ -192,5 +192,9 @@ def _kind(value: Any) -> Any:
 
 def _as_text(value: Any) -> str:
     """Writes a value as the command line takes it."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_as_text, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_as_text(item)}' for key, item in value.items() if item is not None)}}}"
     words = {None: "null", True: "true", False: "false"}
     return words[value] if value is None or isinstance(value, bool) else str(value)

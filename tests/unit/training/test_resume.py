@@ -213,6 +213,12 @@ class TestSettings:
         with pytest.raises(UserError, match=rf"{key.replace('__', '.')}=\d+, but now it is {value}"):
             trainer(tiny_corpus, tmp_path, **{key: value})
 
+    def test_lists_are_written_as_on_the_command_line(self, tmp_path: Path) -> None:
+        mix = [{"data": "a", "weight": 2.0}, {"data": "b"}]
+        saved, now = tiny_config(tmp_path, tmp_path, task__mix=mix), tiny_config(tmp_path, tmp_path)
+        with pytest.raises(UserError, match=r"task\.mix=\[{data: a, weight: 2\.0}, {data: b, weight: 1\.0}\], but"):
+            config_diff(saved, now, source="x")
+
     def test_streams_are_invariant(self, tmp_path: Path) -> None:
         saved, now = (tiny_config(tmp_path, tmp_path, batch__streams=streams) for streams in (None, 2))
         with pytest.raises(UserError, match=r"batch\.streams=null, but now it is 2"):
