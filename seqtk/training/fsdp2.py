@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from seqtk.attention import Attention
 from seqtk.models import Model
 from seqtk.training.ddp import DDP, DDPConfig
-from seqtk.training.parallel import EngineConfig, engines
+from seqtk.training.parallel import EngineConfig, TrainStep, engines
 from seqtk.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class FSDP2(DDP):
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # half a second that other engines save
 
         mesh = init_device_mesh(self.device.type, (self.size,))
+        if isinstance(step, TrainStep):
+            step.copies = None  # they would be of all weights
         # Weights are gathered in float32, and autocast casts them where it has to: norms need theirs in float32.
         policy = MixedPrecisionPolicy(cast_forward_inputs=False)
         blocks = [block for module in step.modules() if isinstance(module, Model) for block in module.separate_blocks()]
