@@ -18,6 +18,7 @@ import numpy.typing as npt
 from seqtk.config.fields import setting
 from seqtk.corpora.download import RetryPolicy
 from seqtk.corpora.images import gray, read_binary_batch, read_npz, read_pickled_batch
+from seqtk.corpora.local import find_named, find_text, missing_file
 from seqtk.corpora.prepare import FilesConfig, fetch_all, list_sources
 from seqtk.corpora.spec import RemoteFile
 from seqtk.corpora.unpack import damaged_archive_errors
@@ -25,7 +26,7 @@ from seqtk.data.labelled import PAIR, PIXELS, Arrays, Example, describe, held_ou
 from seqtk.data.preprocess import check_destination
 from seqtk.utils.errors import UserError
 from seqtk.utils.progress import Reporter
-from seqtk.utils.text_io import SUFFIXES, check_utf8, read_lines
+from seqtk.utils.text_io import check_utf8, read_lines
 
 _BLANKS = bytes.maketrans(b"\t\r\n", b"   ")
 _MOST_BYTES = 10_000  # of an article of a pair
@@ -141,26 +142,6 @@ def _split_pixels(data: Pixels, config: HeldOutConfig) -> dict[str, Arrays]:
     }
 
 
-def _find(places: Sequence[Path], *names: str) -> Path | None:
-    """Returns the first file or folder with one of these names among `places`, or up to two levels below them."""
-    for name in names:
-        for place in places:
-            inside = [place / name, *sorted(place.glob(f"*/{name}"))] if place.is_dir() else []
-            for path in [place, *inside]:
-                if path.name == name and path.exists():
-                    return path
-    return None
-
-
-def _find_text(places: Sequence[Path], name: str) -> Path | None:
-    return _find(places, *(f"{name}{suffix}" for suffix in SUFFIXES))
-
-
-def _missing(places: Sequence[Path], wanted: str) -> UserError:
-    said = ",".join(map(str, places))
-    return UserError(f"There is no {wanted} in source={said}.", "docs/corpora.md names the files of each corpus.")
-
-
 def _check_count(found: int, published: int | None, what: str) -> None:
     if published not in (None, found):
         raise UserError(f"There are {found:,} {what}, not {published:,} as published.", "Use another source=.")
@@ -178,7 +159,7 @@ _REVIEW = re.compile(r"(?:.*/)?(train|test)/(neg|pos)/(\d+)_\d+\.txt")
 def read_imdb(places: Sequence[Path], counts: Mapping[str, int]) -> Texts:
     """Reads the reviews, sorted by class and number, from the archive, its folders, or `train.tsv` and `test.tsv`."""
     reviews: dict[str, list[tuple[int, int, bytes]]] = {"train": [], "test": []}
-    archive, tables = _find(places, "aclImdb_v1.tar.gz"), [_find_text(places, f"{split}.tsv") for split in reviews]
+    archive, tables = find_named(places, "aclImdb_v1.tar.gz"), [find_text(places, f"{split}.tsv") for split in reviews]
     if archive is not None:
         found = _archived_reviews(archive)
     elif None not in tables:
@@ -188,7 +169,7 @@ def read_imdb(places: Sequence[Path], counts: Mapping[str, int]) -> Texts:
     for split, label, number, text in found:
         reviews[split].append((label, number, text))
     if not all(reviews.values()):
-        raise _missing(places, "aclImdb_v1.tar.gz, aclImdb/train/pos/*.txt …, or train.tsv and test.tsv")
+        raise missing_file(places, "aclImdb_v1.tar.gz, aclImdb/train/pos/*.txt …, or train.tsv and test.tsv")
     for split, rows in reviews.items():
         _check_count(len(rows), counts.get(split), f"reviews for {split}")
     return {split: [(label, text) for label, _, text in sorted(rows)] for split, rows in reviews.items()}
@@ -227,12 +208,12 @@ def _tabled_reviews(tables: Mapping[str, Path | None]) -> Iterator[tuple[str, in
 
 def read_ag_news(places: Sequence[Path], counts: Mapping[str, int]) -> Texts:
     """Title and description of each article: `train.csv` and `test.csv`, or `train5k.csv` of text and label from 0."""
-    files = {"train": _find_text(places, "train.csv") or _find_text(places, "train5k.csv")}
-    files["test"] = _find_text(places, "test.csv")
+    files = {"train": find_text(places, "train.csv") or find_text(places, "train5k.csv")}
+    files["test"] = find_text(places, "test.csv")
     news: dict[str, list[tuple[int, bytes]]] = {}
     for split, path in files.items():
         if path is None:
-            raise _missing(places, f"{split}.csv")
+            raise missing_file(places, f"{split}.csv")
         news[split] = [_article(row, path, number) for number, row in enumerate(csv.reader(read_lines(str(path))), 1)]
         if not path.name.startswith("train5k"):
             _check_count(len(news[split]), counts.get(split), f"articles in {path}")
@@ -254,14 +235,14 @@ def _article(row: list[str], path: Path, number: int) -> tuple[int, bytes]:
 
 def read_cifar10(places: Sequence[Path], counts: Mapping[str, int]) -> Pixels:
     """Returns the grey pixels from an archive of CIFAR-10, its unpacked batches, or `train.npz` and `test.npz`."""
-    arrays = {split: _find(places, f"{split}.npz") for split in ("train", "test")}
-    archive = _find(places, "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
+    arrays = {split: find_named(places, f"{split}.npz") for split in ("train", "test")}
+    archive = find_named(places, "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
     if archive is None and None not in arrays.values():
         images = {split: read_npz(path) for split, path in arrays.items() if path}
     else:
         batches = _archived_batches(archive) if archive else _batches_in_folders(places)
         if len(batches) != len(_BATCHES):
-            raise _missing(places, "cifar-10-binary.tar.gz, cifar-10-python.tar.gz, or train.npz and test.npz")
+            raise missing_file(places, "cifar-10-binary.tar.gz, cifar-10-python.tar.gz, or train.npz and test.npz")
         read = [read_binary_batch(c, n) if n.endswith(".bin") else read_pickled_batch(c, n) for n, c in batches]
         parts = {"train": read[:-1], "test": read[-1:]}
         images = {
@@ -290,16 +271,16 @@ def _archived_batches(archive: Path) -> list[tuple[str, bytes]]:
 
 
 def _batches_in_folders(places: Sequence[Path]) -> list[tuple[str, bytes]]:
-    paths = [_find(places, f"{name}.bin", name) for name in _BATCHES]
+    paths = [find_named(places, f"{name}.bin", name) for name in _BATCHES]
     return [(path.name, path.read_bytes()) for path in paths if path]
 
 
 def read_retrieval(places: Sequence[Path], counts: Mapping[str, int]) -> Iterator[Example]:
     """Yields the pairs in `new_aan_pairs.train.tsv`, `.eval.tsv` and `.test.tsv`, articles cut to 10,000 bytes."""
     for split, name in (("train", "train"), ("valid", "eval"), ("test", "test")):
-        path = _find_text(places, f"new_aan_pairs.{name}.tsv")
+        path = find_text(places, f"new_aan_pairs.{name}.tsv")
         if path is None:
-            raise _missing(places, f"new_aan_pairs.{name}.tsv")
+            raise missing_file(places, f"new_aan_pairs.{name}.tsv")
         number = 0
         for number, line in enumerate(read_lines(str(path)), start=1):
             label, *parts = line.split("\t")

@@ -3,7 +3,6 @@
 import io
 import pickletools
 import struct
-import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from seqtk.data.labelled_arrays import ArrayFile
 from seqtk.utils.errors import UserError
 
 Image = npt.NDArray[np.uint8]
@@ -154,14 +154,14 @@ def read_npy(content: bytes) -> npt.NDArray[Any]:
 
 
 def read_npz(path: Path) -> tuple[Image, npt.NDArray[np.int64]]:
-    """Returns the arrays `image`, uint8 of 32 x 32 pixels, and `label` of a file of numpy, which is not unpickled."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            image, label = (read_npy(archive.read(f"{name}.npy")) for name in ("image", "label"))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} has no arrays image and label: {str(error).splitlines()[0]}.") from None
-    if image.dtype != np.uint8 or image.shape[1:] != (32, 32) or label.shape != image.shape[:1]:
+    """The arrays `image`, uint8 of 32 x 32 pixels, and `label` of a file of numpy, which is not unpickled."""
+    array = ArrayFile(str(path), items="image", labels="label")
+    parts = list(array.parts())
+    labels = array.labels()
+    if not array.pixels or array.shape[1:] != (32, 32) or not all(label.isdecimal() for label in labels):
         raise UserError(
-            f"{path}: image must be uint8 [N, 32, 32] and label [N].", f"They are {image.shape}, {label.shape}."
+            f"{path}: image must be uint8 [N, 32, 32] and label whole numbers [N].",
+            f"The shape of image is {list(array.shape)}.",
         )
-    return image.reshape(len(image), -1), label.astype(np.int64)
+    pixels = np.concatenate([symbols for symbols, _ in parts])
+    return pixels.reshape(array.count, -1), np.array(labels, dtype=np.int64)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from seqtk.corpora.spec import Corpus, RemoteFile
 from seqtk.utils.errors import UserError
+from seqtk.utils.text_io import SUFFIXES
 
 
 def find_all(corpus: Corpus, places: Sequence[Path]) -> dict[RemoteFile, Path]:
@@ -44,3 +45,25 @@ def _candidates(published: RemoteFile, place: Path) -> Iterator[Path]:
                 yield place / spelt
             elif place.name == spelt.rsplit("/", 1)[-1]:
                 yield place
+
+
+def find_named(places: Sequence[Path], *names: str) -> Path | None:
+    """Returns the first file or folder with one of these names among `places`, or up to two levels below them."""
+    for name in names:
+        for place in places:
+            inside = [place / name, *sorted(place.glob(f"*/{name}"))] if place.is_dir() else []
+            for path in [place, *inside]:
+                if path.name == name and path.exists():
+                    return path
+    return None
+
+
+def find_text(places: Sequence[Path], name: str) -> Path | None:
+    """Returns the text of this name, plain or compressed, as `find_named`."""
+    return find_named(places, *(f"{name}{suffix}" for suffix in SUFFIXES))
+
+
+def missing_file(places: Sequence[Path], wanted: str) -> UserError:
+    """Returns the error for a file of a corpus that is in none of the places."""
+    said = ",".join(map(str, places))
+    return UserError(f"There is no {wanted} in source={said}.", "docs/corpora.md names the files of each corpus.")

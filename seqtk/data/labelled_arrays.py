@@ -64,6 +64,9 @@ class ArrayFile:
         labels: The name of the array of classes [N]: whole numbers or texts.
         lengths: The name of the array of lengths [N], if there is one.
 
+    Attributes:
+        count: The number of items.
+
     Raises:
         UserError: If an array is missing, damaged, of another type or shape, or would have to be unpickled.
     """
@@ -83,13 +86,14 @@ class ArrayFile:
                 )
             self.pixels = stored.dtype == np.uint8
             """Whether the symbols are bytes, whatever their values."""
-            self._shape = stored.shape
+            self.shape = stored.shape
+            """The shape of the array of items."""
         self._lengths = None if lengths is None else self._read_lengths(lengths)
-        self.count = self._shape[0] if self._lengths is None else len(self._lengths)
+        self.count = self.shape[0] if self._lengths is None else len(self._lengths)
         if not self.count:
             raise UserError(f"{path} has no examples.")
-        if len(self._shape) > 1 and not math.prod(self._shape[1:]):
-            raise UserError(f"{path}: the items of the shape {list(self._shape[1:])} are empty.")
+        if len(self.shape) > 1 and not math.prod(self.shape[1:]):
+            raise UserError(f"{path}: the items of the shape {list(self.shape[1:])} are empty.")
 
     def labels(self) -> list[str]:
         """The class of each item."""
@@ -128,8 +132,8 @@ class ArrayFile:
 
     def _cuts(self) -> Iterator[tuple[int, int]]:
         """Yields the first item of each part and the one after its last."""
-        if len(self._shape) > 1:
-            rows = max(1, _PART // math.prod(self._shape[1:]))
+        if len(self.shape) > 1:
+            rows = max(1, _PART // math.prod(self.shape[1:]))
             yield from ((start, min(start + rows, self.count)) for start in range(0, self.count, rows))
             return
         assert self._lengths is not None
@@ -141,11 +145,11 @@ class ArrayFile:
             start = end
 
     def _part(self, stored: _Stored, start: int, end: int) -> Part:
-        if len(self._shape) == 1:
+        if len(self.shape) == 1:
             assert self._lengths is not None
             sizes = self._lengths[start:end]
             return stored.read(int(sizes.sum())), sizes
-        width = math.prod(self._shape[1:])
+        width = math.prod(self.shape[1:])
         symbols = stored.read((end - start) * width)
         if self._lengths is None:
             return symbols, np.full(end - start, width)
@@ -154,13 +158,13 @@ class ArrayFile:
 
     def _read_lengths(self, name: str) -> Ints:
         lengths_N = self._whole(name)
-        flat, most = len(self._shape) == 1, math.prod(self._shape[1:])
+        flat, most = len(self.shape) == 1, math.prod(self.shape[1:])
         if lengths_N.dtype.kind not in "ui" or lengths_N.ndim != 1 or (lengths_N < 0).any():
             problem = "it must have a whole number for each item"
-        elif flat and int(lengths_N.sum(dtype=np.int64)) != self._shape[0]:
-            problem = f"they sum to {int(lengths_N.sum(dtype=np.int64)):,}, but there are {self._shape[0]:,} symbols"
-        elif not flat and (len(lengths_N) != self._shape[0] or int(lengths_N.max(initial=0)) > most):
-            problem = f"it must have {self._shape[0]:,} lengths of at most {most:,}"
+        elif flat and int(lengths_N.sum(dtype=np.int64)) != self.shape[0]:
+            problem = f"they sum to {int(lengths_N.sum(dtype=np.int64)):,}, but there are {self.shape[0]:,} symbols"
+        elif not flat and (len(lengths_N) != self.shape[0] or int(lengths_N.max(initial=0)) > most):
+            problem = f"it must have {self.shape[0]:,} lengths of at most {most:,}"
         else:
             return lengths_N.astype(np.int64)
         raise UserError(f"{self._named(name)} are not the lengths of the items: {problem}.")

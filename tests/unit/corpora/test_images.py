@@ -102,5 +102,5 @@ def test_gray_is_pillows() -> None:
 
 def test_arrays_of_objects_are_not_unpickled(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", image=np.array([object], dtype=object), label=np.zeros(1))
-    with pytest.raises(UserError, match=r"x\.npz has no arrays"):
+    with pytest.raises(UserError, match=r"x\.npz .*unpickled"):
         read_npz(tmp_path / "x.npz")
