@@ -49,7 +49,7 @@ class FSDP2(DDP):
         # Weights are gathered in float32, and autocast casts them where it has to: norms need theirs in float32.
         policy = MixedPrecisionPolicy(cast_forward_inputs=False)
         blocks = [block for module in step.modules() if isinstance(module, Model) for block in module.separate_blocks()]
-        _check_shared(step, blocks)
+        check_shared(step, blocks)
         for module in (*blocks, step):
             releases = module is not step and not _has_penalty(module)
             sharded: FSDPModule = fully_shard(module, mesh=mesh, reshard_after_forward=releases, mp_policy=policy)
@@ -93,14 +93,15 @@ def _has_penalty(module: nn.Module) -> bool:
     return any(type(layer).aux_loss is not Attention.aux_loss for layer in layers)
 
 
-def _check_shared(step: nn.Module, blocks: Sequence[nn.Module]) -> None:
+def check_shared(step: nn.Module, blocks: Sequence[nn.Module]) -> None:
     """Raises UserError if a block shares a weight with another module."""
-    names: dict[nn.Parameter, set[int]] = defaultdict(set)
-    inside = {module: number for number, block in enumerate(blocks) for module in block.modules()}
-    for module in step.modules():
-        for parameter in module.parameters(recurse=False):
-            names[parameter].add(inside.get(module, -1))
-    shared = next((name for name, parameter in step.named_parameters() if len(names[parameter]) > 1), None)
+    owners: dict[nn.Parameter, set[int]] = defaultdict(set)
+    inside = {module for block in blocks for module in block.modules()}
+    rest = [parameter for module in step.modules() if module not in inside for parameter in module.parameters(False)]
+    for number, parameters in enumerate((rest, *(block.parameters() for block in blocks))):
+        for parameter in parameters:
+            owners[parameter].add(number)
+    shared = next((name for name, parameter in step.named_parameters() if len(owners[parameter]) > 1), None)
     if shared is not None:
         raise UserError(
             f"parallel=fsdp2 cannot split the model: a block shares the weight {shared.removeprefix('model.')}.",

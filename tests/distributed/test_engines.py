@@ -208,7 +208,7 @@ class TestRefusals:
         run = Run(tiny_corpus, tmp_path / "run", *settings, "max_updates=2", processes=2)
         assert run.wait() == 2, run.printed
         lines = [line for line in run.printed.splitlines() if line.startswith("seqtk-train: ")]
-        assert [line.startswith("seqtk-train: [rank") for line in sorted(lines)] == [False, True]
+        assert sorted(line.startswith("seqtk-train: [rank") for line in lines) == [False, True]
         assert key in run.printed
         assert "Traceback" not in run.printed
         assert not (tmp_path / "run").exists()

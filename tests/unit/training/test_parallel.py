@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from seqtk.training.ddp import DDP, DDPConfig
+from seqtk.training.fsdp2 import check_shared
 from seqtk.training.parallel import Engine, EngineConfig, engines, start_engine
 from seqtk.training.trainer import Trainer, train
 from seqtk.utils.errors import UserError
@@ -58,6 +59,14 @@ class TestChoice:
         monkeypatch.setenv("WORLD_SIZE", size)
         with pytest.raises(UserError, match=f"RANK={rank} and WORLD_SIZE={size}"):
             start_engine(device="cpu")
+
+    def test_blocks_that_share_weights_are_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        run = trainer(tiny_corpus, tmp_path, model__encoder__layers=2)
+        first, second = run.model.separate_blocks()[:2]
+        check_shared(run.step, [first, second])
+        first.feed_forward.expand = second.feed_forward.expand
+        with pytest.raises(UserError, match=r"parallel=fsdp2(.|\n)*encoder\.blocks\.0\.feed_forward\.expand\.weight"):
+            check_shared(run.step, [first, second])
 
     def test_missing_gpu_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
