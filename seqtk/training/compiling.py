@@ -70,8 +70,7 @@ class Compilation:
             self._start(config, device=engine.device.type)
 
     def _start(self, config: TrainConfig, *, device: str) -> None:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "seqtk" / "compiled"))
+        _keep_code()
         self._watch, self._before = _watch(), _watch().graphs
         self._watch.started = self._announce
         _allow_graphs(2 * self.shapes if self.shapes else MOST_GRAPHS)
@@ -203,6 +202,16 @@ class _Watch:
 
 
 _watch = cache(_Watch)
+
+
+def _keep_code() -> None:
+    """Sets the folder of compiled code to one in the user's cache, unless the environment names another."""
+    named = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # importing it sets the variable
+
+    if named in (None, default_cache_dir()):
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(home / "seqtk" / "compiled")
 
 
 def _allow_graphs(count: int) -> None:
