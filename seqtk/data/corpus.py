@@ -30,10 +30,10 @@ class TextConfig:
         None, help="Prefix of the training text. Files are UTF-8, plain or compressed (.gz, .bz2, .xz)."
     )
     valid: tuple[str, ...] = setting(
-        (), help="Prefixes of the validation texts, separated by commas. They become valid, valid1, …"
+        (), help="Prefixes of the validation texts, separated by commas. They become valid, valid1 and so on."
     )
     test: tuple[str, ...] = setting(
-        (), help="Prefixes of the test texts, separated by commas. They become test, test1, …"
+        (), help="Prefixes of the test texts, separated by commas. They become test, test1 and so on."
     )
 
     @property

@@ -551,9 +551,8 @@ class TestResidual:
     @pytest.mark.parametrize("has_norm", [True, False])
     def test_without_dropout_the_forms_agree(self, has_norm: bool) -> None:
         def add(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            return residual.add_residual(x, y, rate=0.0, weight=weight if has_norm else None, bias=bias) + 0 * (
-                weight + bias
-            )
+            y = residual.add_residual(x, y, rate=0.0, weight=weight if has_norm else None, bias=bias)
+            return y + 0 * (weight + bias)
 
         same(add, (3, 5, 8), (3, 5, 8), (8,), (8,))
 
@@ -568,9 +567,8 @@ class TestResidual:
         mask = dropout.keep_mask(y, 0.3)
         expected = norm(x + y * mask) if has_norm else x + y * mask
         torch.manual_seed(1)
-        found = residual.add_residual(
-            x, y, rate=0.3, weight=norm.weight if has_norm else None, bias=norm.bias, eps=norm.eps
-        )
+        weight = norm.weight if has_norm else None
+        found = residual.add_residual(x, y, rate=0.3, weight=weight, bias=norm.bias, eps=norm.eps)
         factor = torch.randn_like(found)
         for a, b in zip(
             [found, *torch.autograd.grad((found * factor).sum(), [x, y, *parameters])],
