@@ -90,7 +90,9 @@ def keep_mask(x: Tensor, rate: float, *, generator: torch.Generator | None = Non
 
 def _bits(x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     """Returns 16 random bits for each element of `x`, as int16."""
-    words = torch.randint(-(2**63), 2**63 - 1, ((x.numel() + 3) // 4,), generator=generator)
+    # With generator=None torch takes no symbolic sizes, which compiled code without static shapes has.
+    given: dict[str, Any] = {} if generator is None else {"generator": generator}
+    words: Tensor = torch.randint(-(2**63), 2**63 - 1, ((x.numel() + 3) // 4,), **given)
     return words.view(torch.int16)[: x.numel()].view(x.shape)
 
 
