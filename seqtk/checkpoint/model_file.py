@@ -210,6 +210,12 @@ def read_info(path: Path) -> dict[str, Any]:
         return dict(_metadata(file)[0].get("info", {}))
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """Returns the config of the run that wrote the model at `path`, like `read_info`."""
+    with _opened(path) as file:
+        return dict(_metadata(file)[0].get("config", {}))
+
+
 def _metadata(file: Any) -> tuple[dict[str, Any], dict[str, int] | None]:
     """Returns the metadata of a file, and the checksums of its tensors if there are any."""
     texts = dict(file.metadata() or {})

@@ -7,7 +7,7 @@ of ranks. N examples, D sides of an example (source and target, or one), K sampl
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +19,31 @@ from seqtk.utils.errors import UserError, how_many
 IndexArray: TypeAlias = npt.NDArray[np.int64]
 SizeArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
+if TYPE_CHECKING:
+    IntOrAuto: TypeAlias = int  # `seqtk.training.auto_batch` replaces `auto` before anything reads it
+else:
+    IntOrAuto = int | Literal["auto"]
+
+
+def is_auto(value: object) -> bool:
+    """Returns whether a setting is `auto`."""
+    return value == "auto"
+
 
 @dataclass(frozen=True)
 class BatchingConfig:
     """Size of a batch on one device, how training examples are grouped by length, and how they are loaded."""
 
-    max_tokens: int | None = setting(
+    max_tokens: IntOrAuto | None = setting(
         4096,
         at_least=1,
-        help="Examples × longest source or target of a batch, padding counted. null: no limit.",
+        help="Examples × longest source or target of a batch, padding counted. null: no limit. auto: what fits into "
+        "memory.",
+    )
+    tokens_per_update: int | None = setting(
+        None,
+        at_least=1,
+        help="For max_tokens=auto and update_freq=auto: the tokens of all batches of an update, with padding.",
     )
     max_sentences: int | None = setting(None, at_least=1, help="Examples in a batch. null: no limit.")
     size_multiple: int = setting(

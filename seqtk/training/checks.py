@@ -11,7 +11,7 @@ import torch
 from seqtk.corpora import demo
 from seqtk.criterions import Criterion
 from seqtk.data.mixing import MixedExamples
-from seqtk.data.plan import Update, epoch_batches, padding_share, usable
+from seqtk.data.plan import Update, epoch_batches, is_auto, padding_share, usable
 from seqtk.metrics import metrics
 from seqtk.metrics.base import OUTPUTS, TEXT_SIZE
 from seqtk.models import Model
@@ -152,7 +152,7 @@ def banner(run: "Trainer", plan: Sequence[Update]) -> Iterator[str]:
     else:
         fewer = f" (batch.shapes={limit}: the examples need no more)" if used < limit else ""
         yield f"{how_many(used, 'shape')}{fewer}, padding {padding}."
-    yield from run.speed.lines()
+    yield from (*run.settled, *run.speed.lines())
 
 
 @contextmanager
@@ -203,13 +203,21 @@ def _deterministic(enabled: bool) -> Iterator[None]:
 
 def _smaller_batch(config: TrainConfig) -> tuple[str, str]:
     """Returns advice for a run that does not fit into memory."""
+    recomputes = getattr(config.model, "recompute_blocks", None) != 0
+    or_recompute = "" if recomputes else ", or model.recompute_blocks=all"
+    if is_auto(config.batch.max_tokens):
+        return (
+            "Less memory is free than when batch.max_tokens=auto was chosen.",
+            f"End other programs on this device, set batch.max_tokens to a number{or_recompute}.",
+        )
     key, value = "batch.max_tokens", config.batch.max_tokens
     if value is None:
         key, value = "batch.max_sentences", config.batch.max_sentences
     if config.batch.streams is not None or value is None:
         key, value = "task.tokens_per_sample", getattr(config.task, "tokens_per_sample", None) or 1024
     again = " in a new save_dir" if (Path(config.save_dir) / "latest").exists() else ""
+    freq = "" if is_auto(config.update_freq) else f" and update_freq={2 * config.update_freq}"
     return (
         f"Activations need memory in proportion to {key}={value}.",
-        f"Set {key}={max(value // 2, 1)} and update_freq={2 * config.update_freq}{again}: an update is as large.",
+        f"Set {key}={max(value // 2, 1)}{freq}{again} (an update is as large){or_recompute}.",
     )

@@ -12,7 +12,7 @@ from seqtk.config import schema
 from seqtk.config.fields import setting
 from seqtk.criterions import CriterionConfig
 from seqtk.criterions.cross_entropy import LabelSmoothedConfig
-from seqtk.data.plan import BatchingConfig
+from seqtk.data.plan import BatchingConfig, IntOrAuto, is_auto
 from seqtk.generation.search import SearchConfig
 from seqtk.metrics import metrics
 from seqtk.metrics.base import OUTPUTS
@@ -197,7 +197,9 @@ class TrainConfig:
     max_hours: float = setting(
         0.0, at_least=0, help="Save and exit with code 138 after so long; the same command resumes. 0: no limit."
     )
-    update_freq: int = setting(1, at_least=1, help="Micro-batches per update on each device.")
+    update_freq: IntOrAuto = setting(
+        1, at_least=1, help="Micro-batches per update on each device. auto: as batch.tokens_per_update requires."
+    )
     clip_norm: float = setting(0.0, at_least=0, help="Maximum norm of the gradient. 0: no clipping.")
     freeze: tuple[str, ...] = setting(
         (), help="Names of weights or modules that do not train, such as encoder or *.norm; * is a wildcard."
@@ -243,9 +245,21 @@ class TrainConfig:
         self.validation.check()
         for sink in self.log.all_sinks():
             sinks.class_of(type(sink)).check()
+        self._check_auto()
         self._check_metrics()
         if self.validation.decode:
             self.validation.search.check()
+
+    def _check_auto(self) -> None:
+        autos = {"batch.max_tokens": self.batch.max_tokens, "update_freq": self.update_freq}
+        chosen = [key for key, value in autos.items() if is_auto(value)]
+        if chosen and self.batch.streams is not None:
+            raise UserError(f"{chosen[0]}=auto is not possible with batch.streams.", f"Set {chosen[0]} to a number.")
+        if is_auto(self.update_freq) and (self.batch.tokens_per_update is None or self.batch.max_tokens is None):
+            raise UserError(
+                "update_freq=auto needs to know the size of an update and of a batch.",
+                "Set batch.tokens_per_update and batch.max_tokens, or update_freq to a number.",
+            )
 
     def _check_metrics(self) -> None:
         for key, name in self.validation.named_metrics():

@@ -3,10 +3,8 @@
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from seqtk.checkpoint.module_table import aligned, by_module
@@ -19,7 +17,7 @@ from seqtk.training.config import TrainConfig
 from seqtk.training.trainer import Trainer
 from seqtk.training.validation import validation_sets
 from seqtk.utils.errors import how_many
-from seqtk.utils.memory import peak_memory_gib
+from seqtk.utils.memory import peak_memory_gib, saved_bytes
 
 
 def dry_run(config: TrainConfig) -> Iterator[str]:
@@ -83,7 +81,7 @@ def _update(run: Trainer, plan: Sequence[Update]) -> Iterator[str]:
         [(name, str(list(t.shape)), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()], left=3
     )
     started = time.monotonic()
-    with uncompiled(), _saved_bytes(run.model) as saved:
+    with uncompiled(), saved_bytes(run.model) as saved:
         run.update(micro_batches)
     run.read_sums()
     sums, seconds = run.state.interval, time.monotonic() - started
@@ -114,19 +112,3 @@ def _memory(run: Trainer, *, activations: int) -> Iterator[str]:
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-@contextmanager
-def _saved_bytes(model: torch.nn.Module) -> Iterator[dict[int, int]]:
-    """Collects the sizes of the tensors that a forward pass saves for the backward pass, by address."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    saved: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        yield saved

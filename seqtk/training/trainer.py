@@ -34,6 +34,7 @@ from seqtk.data.plan import Position, Update, epoch_plan, run_shapes
 from seqtk.metrics import metrics
 from seqtk.optim import can_skip, freeze, optimizers, rate_scales, scale_rates, schedules, set_rate
 from seqtk.tasks import tasks
+from seqtk.training.auto_batch import settled
 from seqtk.training.average import WeightAverage
 from seqtk.training.checks import banner, check_run, prepared
 from seqtk.training.compiling import Compilation
@@ -97,7 +98,7 @@ class Trainer:
         self.log = Logger((), RunInfo(Path(config.save_dir)))  # until the run starts
         self._build()
         check_run(
-            config,
+            self.config,
             task=self.task,
             model=self.model,
             criterion=self.step.criterion,
@@ -114,10 +115,12 @@ class Trainer:
             self.model = self.task.model(config.model).to(engine.device)
         self.train_set = self.task.epoch_examples(1, seed=config.seed)
         self._planned: list[Update] = []
-        self.shapes = run_shapes(lengths_of_run(self.train_set), config.batch, joined=self.task.joins_sides)
         if config.freeze:
             freeze(self.model, config.freeze)
         self.step = TrainStep(self.model, criterions.build(config.criterion), autocast=config.autocast)
+        config, self.settled = settled(config, step=self.step, task=self.task, train_set=self.train_set, engine=engine)
+        self.config = config
+        self.shapes = run_shapes(lengths_of_run(self.train_set), config.batch, joined=self.task.joins_sides)
         self.compilation = Compilation(self.step, config, engine=engine, log=lambda: self.log)
         self.speed = Speed(self.model, config, device=engine.device)  # counts the weights before they are sharded
         self.wrapped = engine.wrap(self.step)

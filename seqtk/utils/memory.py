@@ -1,12 +1,14 @@
-"""Allocator tuning, peak memory, and what to do when memory runs out."""
+"""Allocator tuning, memory figures, and what to do when memory runs out."""
 
 import ctypes
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from seqtk.utils.errors import UserError, is_out_of_memory
 
@@ -36,6 +38,22 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def available_memory(device: torch.device) -> int | None:
+    """Returns the bytes that this process can still use on a device. None: they are not known."""
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
+    limits = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        limits.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
+    with suppress(OSError, ValueError):  # the limit of a container; "max" if it has none
+        group = Path("/sys/fs/cgroup")
+        used = int((group / "memory.current").read_text())
+        limits.append(max(int((group / "memory.max").read_text()) - used, 0))
+    return min(limits, default=None) if device.type == "cpu" else None
+
+
 @contextmanager
 def out_of_memory_errors(device: torch.device, *advice: str) -> Iterator[None]:
     """Turns running out of memory, on a GPU or a CPU, into a UserError that ends with `advice`."""
@@ -45,3 +63,19 @@ def out_of_memory_errors(device: torch.device, *advice: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise UserError(f"Out of memory on {device.type}.", *advice) from error
+
+
+@contextmanager
+def saved_bytes(module: torch.nn.Module) -> Iterator[dict[int, int]]:
+    """Collects the sizes of the tensors that a forward pass saves for the backward pass, by address."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield saved

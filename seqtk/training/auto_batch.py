@@ -1,0 +1,174 @@
+"""The size of a batch that fits into memory: `batch.max_tokens=auto` and `update_freq=auto`.
+
+The run's model computes batches of growing sizes, of its longest examples and of typical ones, with a backward pass but
+without an update. On a GPU the peak of the allocated memory counts, and a tenth of the free memory stays free. On a CPU
+the tensors that are stored for the backward pass count twice, for those that come and go, and half of the free memory
+is left to others; there a batch of more than CPU_TOKENS tokens is no faster. The size is kept in the run's checkpoints.
+"""
+
+import os
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from seqtk.checkpoint import model_file
+from seqtk.checkpoint.run_state import Checkpoints
+from seqtk.data.batch import Batch
+from seqtk.data.plan import BatchingConfig, IndexArray, SizeArray, is_auto
+from seqtk.tasks import Task
+from seqtk.tasks.base import Dataset
+from seqtk.training.config import TrainConfig
+from seqtk.training.parallel import Engine, TrainStep
+from seqtk.utils.errors import UserError, is_out_of_memory
+from seqtk.utils.memory import available_memory, saved_bytes
+
+CPU_TOKENS, GPU_TOKENS = 4096, 131_072
+"""The most tokens of a batch: more bring no speed."""
+MIN_BATCHES = 8
+"""The least number of batches in an epoch, where the update does not need larger ones."""
+
+
+def settled(
+    config: TrainConfig, *, step: TrainStep, task: Task, train_set: Dataset, engine: Engine
+) -> tuple[TrainConfig, list[str]]:
+    """Replaces `auto` in the sizes of a run's batches and updates, equally in all processes.
+
+    Args:
+        config: The run's config.
+        step: The step, before it is compiled or wrapped.
+        task: Collates the batches.
+        train_set: The examples.
+        engine: The processes.
+
+    Returns:
+        The config with numbers, and a line about them for the log.
+
+    Raises:
+        UserError: If the device reports no memory, or if the smallest batch does not fit.
+    """
+    batch, update_freq, total = config.batch, config.update_freq, config.batch.tokens_per_update
+    if not (is_auto(batch.max_tokens) or is_auto(update_freq)):
+        return config, []
+    parts = engine.size * (1 if is_auto(update_freq) else update_freq)
+    share = None if total is None else ceil(total / parts)
+    tokens = batch.max_tokens
+    if is_auto(tokens):
+        kept = _kept(Path(config.save_dir))
+        found = kept or min(engine.gather(_largest(step, task, train_set, batch, share, device=engine.device)))
+        tokens = found if share is None or kept else ceil(share / ceil(share / found))
+    if is_auto(update_freq):
+        assert total is not None
+        assert tokens is not None
+        update_freq = max(1, round(total / (engine.size * tokens)))
+    line = f"Chosen for this device: batch.max_tokens={tokens} update_freq={update_freq}."
+    return replace(config, batch=replace(batch, max_tokens=tokens), update_freq=update_freq), [line]
+
+
+def _kept(save_dir: Path) -> int | None:
+    """Returns `batch.max_tokens` of the run's latest checkpoint. None: there is no checkpoint."""
+    folder = Checkpoints(save_dir, config={}, assets={}, metric="").latest()
+    for place in () if folder is None else (folder, *reversed(model_file.checkpoint_folders(save_dir))):
+        try:
+            tokens = model_file.read_config(place / "model.safetensors")["batch"]["max_tokens"]
+        except (UserError, KeyError):  # damaged; the run resumes from an older one
+            continue
+        return tokens if isinstance(tokens, int) else None
+    return None
+
+
+def _largest(
+    step: TrainStep, task: Task, train_set: Dataset, config: BatchingConfig, share: int | None, *, device: torch.device
+) -> int:
+    """Returns the most tokens of a batch that fits, at most `share`."""
+    free = available_memory(device)
+    if free is None:
+        raise UserError(
+            "batch.max_tokens=auto: the free memory of this device is not known.",
+            "Set batch.max_tokens to a number of tokens.",
+        )
+    longest_N = train_set.sizes_ND.reshape(len(train_set), -1).max(axis=1)
+    order_N = np.argsort(-longest_N, kind="stable")
+    order_N = order_N[longest_N[order_N] <= (config.max_length or longest_N.max(initial=0))]
+    if not len(order_N):
+        return share or CPU_TOKENS  # the plan says why there are no examples
+    least = int(longest_N[order_N[0]])
+    most = share or max(int(longest_N.sum()) // MIN_BATCHES, least)
+    most = max(min(most, GPU_TOKENS if device.type == "cuda" else CPU_TOKENS), least)
+    if device.type == "cuda":
+        budget = 0.9 * free - _optimizer_bytes(step)
+    else:
+        budget = 0.5 * free / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 2 * _optimizer_bytes(step)
+    size, fitting = min(max(least, 1024), most), 0
+    while True:
+        used = _bytes(step, task, train_set, order_N, longest_N, size, config.max_sentences, device=device)
+        if used is None:
+            break
+        fitting = int(min(size * budget / max(used, 1), most))
+        if fitting <= 4 * size:
+            break
+        size = min(4 * size, most)
+    if fitting < least:
+        raise UserError(
+            f"batch.max_tokens=auto: a batch of one example of {least:,} tokens does not fit into memory.",
+            f"Set batch.max_length to less than {least}, model.recompute_blocks=all, or smaller sizes in model.",
+        )
+    return fitting
+
+
+def _bytes(
+    step: TrainStep,
+    task: Task,
+    train_set: Dataset,
+    order_N: IndexArray,
+    longest_N: SizeArray,
+    size: int,
+    most_rows: int | None,
+    *,
+    device: torch.device,
+) -> int | None:
+    """Returns the memory that a batch of `size` tokens needs, of the longest or of typical examples; None: too much.
+
+    Args:
+        order_N: The usable examples, longest first.
+        longest_N: Their lengths.
+        most_rows: The most examples in a batch.
+    """
+    used = [0]
+    for start in (0, len(order_N) // 2):
+        rows = max(min(size // max(int(longest_N[order_N[start]]), 1), most_rows or size), 1)
+        indices = np.resize(order_N[start:], rows).tolist()
+        batch = task.collate([train_set[index] for index in indices]).to(device)
+        try:
+            used.append(_pass(step, batch))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        finally:
+            step.zero_grad(set_to_none=True)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+    return max(used)
+
+
+def _pass(step: TrainStep, batch: Batch) -> int:
+    """Computes a forward and a backward pass, and returns the bytes that they need in addition to what is held."""
+    device = batch.ids_B.device
+    step.train()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        if device.type != "cuda":
+            with saved_bytes(step) as saved:
+                step(batch)[0].backward()
+            return 2 * sum(saved.values())
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step(batch)[0].backward()
+        return torch.cuda.max_memory_allocated(device) - before
+
+
+def _optimizer_bytes(step: TrainStep) -> int:
+    """The size of two numbers for each weight, as Adam keeps them; gradients are part of the measured pass."""
+    return 2 * sum(weight.numel() * weight.element_size() for weight in step.parameters() if weight.requires_grad)

@@ -1,0 +1,106 @@
+"""batch.max_tokens=auto and update_freq=auto: what is chosen, that a run keeps it, and what is refused."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from seqtk.checkpoint import model_file
+from seqtk.checkpoint.model_file import tensors_of
+from seqtk.training import auto_batch
+from seqtk.training.parallel import start_engine
+from seqtk.training.trainer import Trainer
+from seqtk.utils.errors import UserError
+from seqtk.utils.memory import available_memory
+from tests.unit.training.helpers import losses, tiny_config, trainer
+
+AUTO: dict[str, Any] = {"batch__max_tokens": "auto", "update_freq": "auto", "batch__tokens_per_update": 800}
+
+
+class TestChoice:
+    def test_update_keeps_its_tokens(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        run = trainer(tiny_corpus, tmp_path, **AUTO)
+        assert run.config.batch.max_tokens * run.config.update_freq == 800
+
+    @pytest.mark.parametrize(("max_tokens", "update_freq"), [(400, 2), (150, 5), (1000, 1)])
+    def test_update_freq_follows_max_tokens(
+        self, tiny_corpus: Path, tmp_path: Path, max_tokens: int, update_freq: int
+    ) -> None:
+        run = trainer(tiny_corpus, tmp_path, **{**AUTO, "batch__max_tokens": max_tokens})
+        assert run.config.update_freq == update_freq
+
+    def test_batches_share_an_update_of_fixed_parts(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        assert trainer(tiny_corpus, tmp_path, **{**AUTO, "update_freq": 4}).config.batch.max_tokens == 200
+
+    def test_little_memory_gives_small_batches(
+        self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        chosen = []
+        for processes in ("1", "20000"):  # of one machine, which share its memory
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+            chosen.append(trainer(tiny_corpus, tmp_path, batch__max_tokens="auto").config.batch.max_tokens)
+        assert chosen[1] < chosen[0] <= auto_batch.CPU_TOKENS
+
+    def test_no_room_at_all_names_keys(
+        self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(10**9))
+        with pytest.raises(UserError, match=r"batch\.max_tokens=auto(.|\n)*model\.recompute_blocks"):
+            trainer(tiny_corpus, tmp_path, batch__max_tokens="auto")
+
+    def test_measuring_leaves_the_model_as_it_is(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        auto = trainer(tiny_corpus, tmp_path / "a", batch__max_tokens="auto")
+        fixed = trainer(tiny_corpus, tmp_path / "b", batch__max_tokens=auto.config.batch.max_tokens)
+        for (name, one), other in zip(tensors_of(auto.model).items(), tensors_of(fixed.model).values(), strict=True):
+            assert torch.equal(one, other), name
+        assert all(weight.grad is None for weight in auto.model.parameters())
+
+    def test_device_without_figures_names_the_key(self) -> None:
+        assert available_memory(torch.device("meta")) is None
+        assert (available_memory(torch.device("cpu")) or 1) > 0 or os.name != "posix"
+
+
+class TestRun:
+    def test_losses_equal_those_of_the_number(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        run = trainer(tiny_corpus, tmp_path / "a", **AUTO, max_updates=3)
+        run.fit()
+        config = run.config
+        numbers = {"batch__max_tokens": config.batch.max_tokens, "update_freq": config.update_freq}
+        trainer(tiny_corpus, tmp_path / "b", **numbers, max_updates=3).fit()
+        assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+    def test_run_keeps_what_it_chose(self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        first = trainer(tiny_corpus, tmp_path, batch__max_tokens="auto", max_updates=2)
+        first.fit()
+        stored = model_file.read(tmp_path).config["batch"]["max_tokens"]
+        assert stored == first.config.batch.max_tokens
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "20000")  # less memory
+        second = trainer(tiny_corpus, tmp_path, batch__max_tokens="auto", max_updates=4)
+        assert second.config.batch.max_tokens == stored
+        second.fit()
+        assert [update for update, _ in losses(tmp_path)] == [1, 2, 3, 4]
+
+    def test_log_says_what_was_chosen(
+        self, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        trainer(tiny_corpus, tmp_path, **AUTO, max_updates=1).fit()
+        assert "batch.max_tokens=" in capsys.readouterr().err
+        assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["update"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"update_freq": "auto"}, "tokens_per_update"),
+        ({"update_freq": "auto", "batch__tokens_per_update": 8, "batch__max_tokens": None}, "max_tokens"),
+        ({"batch__max_tokens": "auto", "batch__streams": 2}, "streams"),
+        ({"batch__max_tokens": "all"}, "max_tokens=all"),
+    ],
+)
+def test_meaningless_settings_are_refused(tiny_corpus: Path, tmp_path: Path, changes: Any, key: str) -> None:
+    with pytest.raises(UserError, match=key):
+        Trainer(tiny_config(tiny_corpus, tmp_path, **changes), engine=start_engine(device="cpu"))
+    assert list(tmp_path.iterdir()) == []
