@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from seqtk.attention.base import Role, State, StepState, attentions
 from seqtk.attention.synthesizer import SOURCES, SynthesizerAttention, SynthesizerConfig, keep_fine, product
 from seqtk.config.fields import setting
+from seqtk.modules.linear import Linear
 from seqtk.ops import cache
-from seqtk.ops.blockwise_softmax import LogitSpec, LogitTensors, attention_mask, sum_logits
+from seqtk.ops.blockwise_softmax import SHORT, LogitSpec, LogitTensors, attention_mask, sum_logits
 from seqtk.ops.dot_product import attend, attend_last
 from seqtk.utils.errors import UserError
 
@@ -85,17 +86,30 @@ class SynthesizerMixture(SynthesizerAttention):
         if self.has_dot and x_BTD.device.type != "cpu":
             y_BHTE = self._fused(x_BTD, pad_BS=pad_BS)
         else:
-            y_BHTE = self.average(self.mixed_logits(x_BTD), x_BTD, pad_BS=pad_BS)
+            y_BHTE = self._mixed(x_BTD, pad_BS=pad_BS)
         return self.out(self.join(y_BHTE)), None
 
-    def mixed_logits(self, x_BTD: Tensor) -> LogitSpec:
-        """Returns the logits Σ w_i S_i of all positions."""
+    def joint_maps(self) -> list[tuple[Linear, ...]]:
+        return [(self.query, self.key, self.value)] if self.has_dot else []
+
+    def _mixed(self, x_BTD: Tensor, *, pad_BS: Tensor | None) -> Tensor:
+        """Returns y_BHTE from the logits Σ w_i S_i."""
+        if not self.has_dot:
+            value_BHSE = self.split(self.value(x_BTD)).contiguous()
+            return self.average(self.mixed_logits(x_BTD), value_BHSE, pad_BS=pad_BS)
+        query_BHTE, key_BHSE, value_BHSE = self.joint_heads(x_BTD, (self.query, self.key, self.value), wide=True)
+        return self.average(self.mixed_logits(x_BTD, query_BHTE, key_BHSE), value_BHSE, pad_BS=pad_BS)
+
+    def mixed_logits(self, x_BTD: Tensor, *query_and_key: Tensor) -> LogitSpec:
+        """Returns the logits Σ w_i S_i of all positions; of `dot` for the given query_BHTE and key_BHSE."""
         length, weights = x_BTD.shape[1], self.weights()
         terms = self._synthetic(x_BTD, weights, rows=slice(0, length), columns=length)
         if self.has_dot:
-            query_BHTE = self.split(self.query(x_BTD)).contiguous() / math.sqrt(self.head_dim)
-            key_BHES = self.split(self.key(x_BTD)).transpose(2, 3).contiguous()
-            terms.append(LogitSpec(product, LogitTensors((query_BHTE,), (key_BHES,))).scaled(weights["dot"]))
+            query_BHTE, key_BHSE = query_and_key
+            key_BHES = key_BHSE.transpose(2, 3)
+            key_BHES = key_BHES if length <= SHORT else key_BHES.contiguous()
+            dot = LogitSpec(product, LogitTensors((query_BHTE,), (key_BHES,)))
+            terms.append(dot.scaled(weights["dot"] / math.sqrt(self.head_dim)))
         return sum_logits(terms)
 
     def _synthetic(self, x_BTD: Tensor, weights: Weights, *, rows: slice, columns: int) -> list[LogitSpec]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from seqtk.attention.base import Attention, AttentionConfig, Role, State, StepState, attentions
 from seqtk.config.fields import probability, setting
-from seqtk.modules.linear import Linear, project, xavier_linear
+from seqtk.modules.linear import Linear, joint_product, project, xavier_linear
 from seqtk.ops import cache
 from seqtk.utils.errors import UserError
 
@@ -76,6 +76,13 @@ class HeadedAttention(Attention):
         self.key = self.projection(source_dim, kv_dim, gain=1 / math.sqrt(2))
         self.value = self.projection(source_dim, kv_dim, gain=1 / math.sqrt(2))
         self.out: nn.Linear = self.projection(self.dim) if out_projection else nn.Identity()  # type: ignore[assignment]
+
+    def joint_heads(self, x_BTD: Tensor, maps: tuple[Linear, ...], *, wide: bool) -> tuple[Tensor, ...]:
+        """Returns the heads y_BHTE, contiguous, of each of several maps of x to the width of the layer."""
+        y_BTO = joint_product(x_BTD, maps)
+        y_NBHTE = y_BTO.view(*y_BTO.shape[:2], len(maps), -1, self.head_dim).permute(2, 0, 3, 1, 4)
+        dtype = torch.float32 if wide and y_BTO.dtype.itemsize < 4 else y_BTO.dtype
+        return y_NBHTE.to(dtype, memory_format=torch.contiguous_format).contiguous().unbind()
 
     def split(self, x_BTD: Tensor) -> Tensor:
         """Splits x_BTD into heads x_BHTE. A narrower x has fewer heads."""

@@ -61,9 +61,8 @@ class SynthesizerAttention(Resizable, HeadedAttention):
     def max_length(self) -> int | None:
         return int(self.config.max_length)
 
-    def average(self, logits: LogitSpec, x_BTD: Tensor, *, pad_BS: Tensor | None) -> Tensor:
+    def average(self, logits: LogitSpec, value_BHSE: Tensor, *, pad_BS: Tensor | None) -> Tensor:
         """Returns y_BHTE = softmax(logits) V over the visible positions."""
-        value_BHSE = self.split(self.value(x_BTD)).contiguous()
         causal = self.role is Role.CAUSAL
         return blockwise_softmax(logits, value_BHSE, pad_BS=pad_BS, causal=causal, dropout=self.active_dropout)
 
@@ -83,7 +82,8 @@ class Synthesizer(SynthesizerAttention):
         length = x_BTD.shape[1]
         self.check_length(length)
         logits = self.logits(x_BTD, rows=slice(0, length), columns=length)
-        return self.out(self.join(self.average(logits, x_BTD, pad_BS=pad_BS))), None
+        value_BHSE = self.split(self.value(x_BTD)).contiguous()
+        return self.out(self.join(self.average(logits, value_BHSE, pad_BS=pad_BS))), None
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
         return StepState(dynamic=cache.empty("value"))

@@ -56,8 +56,16 @@ def project(x_XI: Tensor, maps: Sequence[nn.Module], *, wide: bool = False) -> l
 
     They are one product unless a hook has to see each.
     """
-    if len(maps) == 1 or not all(type(each) is Linear and not has_hooks(each) for each in maps):
+    if len(maps) == 1 or not _can_join(maps):
         return [to_fp32(each(x_XI)) if wide else each(x_XI) for each in maps]
+    y_XO = joint_product(x_XI, maps)
+    return list(torch.split(to_fp32(y_XO) if wide else y_XO, [each.out_features for each in maps], dim=-1))  # type: ignore[misc]
+
+
+def joint_product(x_XI: Tensor, maps: Sequence[nn.Module]) -> Tensor:
+    """Returns the outputs y_XO of several linear maps of x, one after the other."""
+    if not _can_join(maps):
+        return torch.cat([each(x_XI) for each in maps], dim=-1)
     linears: list[Linear] = list(maps)  # type: ignore[arg-type]
     copies = linears[0].copies
     if copies is not None and _uses_copies(x_XI) and len(copies.maps) == len(maps) and copies.maps == tuple(linears):
@@ -65,9 +73,11 @@ def project(x_XI: Tensor, maps: Sequence[nn.Module], *, wide: bool = False) -> l
     else:
         weight_OI = torch.cat([each.weight for each in linears])
         bias_O = None if linears[0].bias is None else torch.cat([each.bias for each in linears])
-    y_XO = functional.linear(x_XI, weight_OI, bias_O)
-    y_XO = to_fp32(y_XO) if wide else y_XO
-    return list(torch.split(y_XO, [each.out_features for each in linears], dim=-1))
+    return functional.linear(x_XI, weight_OI, bias_O)
+
+
+def _can_join(maps: Sequence[nn.Module]) -> bool:
+    return all(type(each) is Linear and not has_hooks(each) for each in maps)
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -16,6 +16,7 @@ B batch, T query length, S key length, H heads, E width of a head, C queries of 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from seqtk.ops.dispatch import naive_mode
 from seqtk.ops.dot_product import causal_mask, padding_bias
 from seqtk.ops.dropout import dropout as apply_dropout
 from seqtk.ops.dropout import keep_mask
+from seqtk.ops.tensors import once_for
 
 BLOCK = 2**22
 """The approximate number of logits in a block. Smaller blocks raise thread contention."""
@@ -80,6 +82,8 @@ class LogitSpec:
             return LogitSpec(self.combine, self.tensors._replace(by_query=(first * weight, *rest)))
         # Scale each block separately: a table is large, and some of its columns may not be needed.
         logits = self.tensors.by_both[0]
+        if logits.shape[2] <= SHORT and isinstance(weight, Tensor):
+            return LogitSpec(table, LogitTensors(by_both=(logits * weight.to(logits.dtype),)))
         weight_1HT1 = torch.as_tensor(weight, dtype=logits.dtype, device=logits.device).expand(*logits.shape[:3], 1)
         return LogitSpec(_scaled_table, self.tensors._replace(by_query=(weight_1HT1,)))
 
@@ -119,8 +123,6 @@ def sum_logits(terms: Sequence[LogitSpec]) -> LogitSpec:
             if total is None:
                 total = term.combine(own, columns)
                 total = total.clone() if term.is_table else total
-            elif term.combine is _scaled_table:  # one operation
-                total.addcmul_(own.by_both[0], own.by_query[0])
             else:
                 total += term.combine(own, columns)
         assert total is not None
@@ -178,8 +180,7 @@ def blockwise_softmax(
         alike and not causal
     )  # logits that rows share are few, and those of a table exist already
     if all_at_once or device.type != "cpu" or torch.compiler.is_compiling():
-        seen = attention_mask(pad_BS, causal=causal, length=length, device=device)
-        return _at_once(spec.logits(length), value_BHSE, seen=seen, dropout=dropout)
+        return _at_once(spec.logits(length), value_BHSE, pad_BS=pad_BS, causal=causal, dropout=dropout)
     return _in_blocks(spec, value_BHSE, pad_BS=pad_BS, causal=causal, dropout=dropout, block=block, alike=alike)
 
 
@@ -216,14 +217,21 @@ def attention_mask(pad_BS: Tensor | None, *, causal: bool, length: int, device: 
     return padding_bias(pad_BS, causal_length=length if causal else None)
 
 
-def _at_once(logits_BHTS: Tensor, value_BHSE: Tensor, *, seen: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+def _at_once(
+    logits_BHTS: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None, causal: bool, dropout: float = 0.0
+) -> Tensor:
     """Computes `blockwise_softmax` from all logits, BHTS, or 1HTS if they are the same for all rows."""
-    if _can_share(logits_BHTS, value_BHSE, seen) and not dropout:
-        y_BHTE = _with_shared_logits(logits_BHTS[0], value_BHSE, seen[:, 0, 0])  # type: ignore[index]
+    length, device = value_BHSE.shape[2], value_BHSE.device
+    if pad_BS is not None and not causal and _can_share(logits_BHTS, value_BHSE) and not dropout:
+        y_BHTE = _with_shared_logits(logits_BHTS[0], value_BHSE, ~pad_BS)
         if y_BHTE is not None:
             return y_BHTE
-    if seen is not None:
-        logits_BHTS = logits_BHTS.masked_fill(~seen, torch.finfo(logits_BHTS.dtype).min)
+    hidden = None if pad_BS is None else pad_BS[:, None, None]
+    if causal:
+        future_TS = (_future if torch.compiler.is_compiling() else _cached_future)(length, device)
+        hidden = future_TS if hidden is None else hidden | future_TS
+    if hidden is not None:
+        logits_BHTS = logits_BHTS.masked_fill(hidden, torch.finfo(logits_BHTS.dtype).min)
     weights_BHTS = logits_BHTS.softmax(-1)
     if dropout:
         weights_BHTS = apply_dropout(weights_BHTS.expand(len(value_BHSE), -1, -1, -1), dropout)
@@ -232,18 +240,36 @@ def _at_once(logits_BHTS: Tensor, value_BHSE: Tensor, *, seen: Tensor | None = N
         y_BHTE = torch.einsum("hts,bhse->bhte", weights_BHTS[0], value_BHSE)
     else:
         y_BHTE = weights_BHTS @ value_BHSE
-    return y_BHTE if seen is None else y_BHTE.masked_fill(~seen.any(-1, keepdim=True), 0)
+    if pad_BS is None or hidden is None:  # then each query sees at least its own position
+        return y_BHTE
+    nothing_seen = hidden.all(-1, keepdim=True) if causal else padding_only(pad_BS)
+    return y_BHTE.masked_fill(nothing_seen, 0)
 
 
-def _can_share(logits_BHTS: Tensor, value_BHSE: Tensor, seen: Tensor | None) -> bool:
+def padding_only(pad_BS: Tensor) -> Tensor:
+    """Returns a mask, B111, True for rows without a token. All layers of a model share it."""
+    return once_for("padding only", pad_BS, lambda: pad_BS.all(1)[:, None, None, None])
+
+
+def _future(length: int, device: torch.device) -> Tensor:
+    """Returns a mask, TS, True where position t may not see position s: s > t."""
+    return ~causal_mask(length, device)
+
+
+@lru_cache(maxsize=32)
+def _cached_future(length: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # the layers of a model share it, in training too
+        return _future(length, device)
+
+
+def _can_share(logits_BHTS: Tensor, value_BHSE: Tensor) -> bool:
     """Returns whether `_with_shared_logits` applies and is faster.
 
     It is faster on a CPU from about 64 positions on. There, reading a result back costs no synchronisation.
     """
     if torch.compiler.is_compiling():  # a graph cannot choose by a result
         return False
-    only_padding = seen is not None and seen.shape[1:3] == (1, 1)
-    return only_padding and len(logits_BHTS) == 1 and value_BHSE.shape[2] >= 64 and value_BHSE.device.type == "cpu"
+    return len(logits_BHTS) == 1 and value_BHSE.shape[2] >= 64 and value_BHSE.device.type == "cpu"
 
 
 def _with_shared_logits(logits_HTS: Tensor, value_BHSE: Tensor, seen_BS: Tensor) -> Tensor | None:

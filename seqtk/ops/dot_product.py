@@ -8,8 +8,6 @@ Keys and values may have fewer heads: K divides H, and query head h reads head â
 B batch, T query length, S key length, H heads, K heads of keys and values, E width of a head.
 """
 
-import weakref
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -17,7 +15,7 @@ from torch.nn import functional
 from seqtk.ops import cache
 from seqtk.ops import dropout as dropout_op
 from seqtk.ops.dispatch import naive_mode
-from seqtk.ops.tensors import to_fp32, without_autocast
+from seqtk.ops.tensors import once_for, to_fp32, without_autocast
 
 
 def naive(
@@ -105,27 +103,18 @@ def padding_bias(pad_BS: Tensor | None, *, causal_length: int | None = None) -> 
     return seen if causal_length is None else seen & causal_mask(causal_length, pad_BS.device)
 
 
-_last_padding: tuple["weakref.ref[Tensor]", Tensor] | None = None
-"""The padding for which `additive_padding` was called last, and what it returned."""
-
-
 def additive_padding(pad_BS: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Returns what to add to logits, B11S: -inf at padding, else 0. None without padding.
 
     `attend` would make the same from a boolean mask, in each layer. Here all layers of a model share it.
     """
-    global _last_padding
     if pad_BS is None:
         return None
-    if not torch.compiler.is_compiling() and _last_padding is not None:
-        pad, bias_B11S = _last_padding
-        alike = bias_B11S.dtype == dtype and bias_B11S.is_inference() == torch.is_inference_mode_enabled()
-        if pad() is pad_BS and alike:
-            return bias_B11S
-    bias_B11S = torch.zeros_like(pad_BS, dtype=dtype).masked_fill_(pad_BS, -torch.inf)[:, None, None]
-    if not torch.compiler.is_compiling():
-        _last_padding = (weakref.ref(pad_BS), bias_B11S)
-    return bias_B11S
+
+    def compute() -> Tensor:
+        return torch.zeros_like(pad_BS, dtype=dtype).masked_fill_(pad_BS, -torch.inf)[:, None, None]
+
+    return once_for(f"additive {dtype}", pad_BS, compute)
 
 
 def causal_mask(length: int, device: torch.device) -> Tensor:

@@ -3,9 +3,31 @@
 B batch, T length, D width, N blocks of C positions.
 """
 
+import weakref
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+_found: dict[str, tuple["weakref.ref[Tensor]", Tensor]] = {}
+
+
+def once_for(name: str, source: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+    """Returns what `compute` returns, a function of `source`, which must not change.
+
+    A second call in a row for the same name and tensor returns the same result: masks that all layers of a model share
+    are computed once.
+    """
+    if torch.compiler.is_compiling():
+        return compute()
+    if name in _found:
+        of, result = _found[name]
+        if of() is source and result.is_inference() == torch.is_inference_mode_enabled():
+            return result
+    result = compute()
+    _found[name] = weakref.ref(source), result
+    return result
 
 
 def to_fp32(x: Tensor) -> Tensor:

@@ -32,8 +32,9 @@ def _count(*_: Any) -> None:
 
 register_optimizer_step_post_hook(_count)
 
-_BLOCK = re.compile(r".*?\.\d+(?=\.)")
-"""The block of a module, by its name. The gradients of a block are converted together, as soon as they are complete."""
+_BLOCK = re.compile(r"(.*?)\.(\d+)\.")
+BLOCKS_AT_ONCE = 2
+"""The gradients of so many blocks are converted together, as soon as they are complete."""
 
 
 class WeightCopies:
@@ -54,7 +55,8 @@ class WeightCopies:
         for name, module in model.named_modules():
             if type(module) is Linear and id(module) not in others:
                 found = _BLOCK.match(name)
-                blocks.setdefault(found[0] if found else "", []).append(first.get(id(module), (module,)))
+                block = f"{found[1]} {int(found[2]) // BLOCKS_AT_ONCE}" if found else ""
+                blocks.setdefault(block, []).append(first.get(id(module), (module,)))
         self._blocks = list(blocks.values())
         self._seen: list[tuple[int, int, int]] = []
         self._updates = 0

@@ -212,7 +212,9 @@ def test_blocks_equal_the_naive_form(mixture: dict[str, Any], batch: int, causal
     pad_BS = torch.arange(length) >= torch.tensor([length - 9, length, 0])[:batch, None] if padded else None
 
     def run(in_blocks: bool) -> list[torch.Tensor | None]:
-        logits = layer.mixed_logits(x_BTD)  # type: ignore[operator]
+        maps = (layer.query, layer.key) if layer.has_dot else ()
+        projected = (layer.split(each(x_BTD)) for each in maps)  # type: ignore[operator]
+        logits = layer.mixed_logits(x_BTD, *projected)  # type: ignore[operator]
         if in_blocks:
             y_BHTE = blockwise_softmax(logits, value_BHSE, pad_BS=pad_BS, causal=causal, block=1)
         else:
