@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := checkpoints/demo
 
-.PHONY: demo test check test-slow test-faults bench clean
+.PHONY: demo test check test-slow test-matrix test-faults bench clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -30,7 +30,10 @@ check: .venv/installed
 	$(BIN)/lint-imports
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m slow -n 2
+	$(BIN)/python -m pytest -m 'slow and not matrix' -n 2
+
+test-matrix: .venv/installed
+	$(BIN)/python -m pytest -m matrix -n 2
 
 test-faults: .venv/installed
 	SEQTK_KILLS=200 $(BIN)/python -m pytest tests/e2e/test_faults.py tests/e2e/test_kill.py tests/e2e/test_resume_matrix.py tests/distributed/test_lost_processes.py

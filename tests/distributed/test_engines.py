@@ -132,15 +132,18 @@ class TestEquality:
         check({name: every[name] for name in HANDFUL}, tmp_path, tiny_corpus, processes=2)
 
     @pytest.mark.slow
+    @pytest.mark.matrix
     @pytest.mark.parametrize("role", SLOTS)
     def test_layers(self, role: Role, tiny_corpus: Path, tmp_path: Path) -> None:
         check(dict(layers(role)), tmp_path, tiny_corpus, processes=2)
 
     @pytest.mark.slow
+    @pytest.mark.matrix
     def test_models(self, words: Path, tiny_corpus: Path, tmp_path: Path) -> None:
         check(dict(models(words)), tmp_path, tiny_corpus, processes=2)
 
     @pytest.mark.slow
+    @pytest.mark.matrix
     def test_four_processes(self, words: Path, tiny_corpus: Path, tmp_path: Path) -> None:
         every = dict(models(words))
         check({name: every[name] for name in REPRESENTATIVE}, tmp_path, tiny_corpus, processes=4)
@@ -180,6 +183,7 @@ class TestResume:
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 class TestPrecision:
     def test_every_layer_computes_in_bfloat16(self, tiny_corpus: Path, tmp_path: Path) -> None:
         """As in one process, but for where weights and gradients are rounded. Each layer is in all of its roles."""

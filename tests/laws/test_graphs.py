@@ -29,6 +29,7 @@ def test_trains_as_one_graph(case: Case) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_layer_trains_as_one_graph(case: Case) -> None:
     check(case)
