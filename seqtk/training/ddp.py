@@ -17,11 +17,13 @@ import torch.distributed as dist
 # Imported before there is a group: DDP imports this module, whose functions would keep the group as a default argument.
 import torch.distributed.nn.functional
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.nn.parallel import DistributedDataParallel
 
 from seqtk.config.fields import setting
 from seqtk.training.heartbeat import Heartbeat
 from seqtk.training.parallel import Engine, EngineConfig, engines, world
+from seqtk.training.rendezvous import meet
 from seqtk.utils.errors import UserError
 
 REPORTING = 3.0
@@ -46,11 +48,19 @@ class DDP(Engine):
         self._wrapped: nn.Module | None = None
         self.rank, self.size = world()
         self.timeout = config.timeout if isinstance(config, DDPConfig) else DDPConfig().timeout
+        self._heartbeat: Heartbeat | None = None
         if self.size > 1 and not dist.is_initialized():
             # Numbers of the host travel by gloo in any case, so that adding them never waits for a GPU.
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             try:
-                dist.init_process_group(backend, timeout=timedelta(seconds=self.timeout))
+                store, prefix = meet(rank=self.rank, size=self.size, timeout=self.timeout)
+                dist.init_process_group(
+                    backend,
+                    store=PrefixStore(prefix, store),
+                    rank=self.rank,
+                    world_size=self.size,
+                    timeout=timedelta(seconds=self.timeout),
+                )
             except (dist.DistStoreError, dist.DistNetworkError, ValueError) as error:
                 place = ":".join(
                     os.environ.get(name, f"({name} is not set)") for name in ("MASTER_ADDR", "MASTER_PORT")
@@ -60,10 +70,9 @@ class DDP(Engine):
                     str(error).splitlines()[0][:200],
                     "Start all of them with torchrun or srun, at the same time.",
                 ) from error
-        self._heartbeat: Heartbeat | None = None
-        if int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) < self.size:  # on several hosts
-            host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            self._heartbeat = Heartbeat(rank=self.rank, size=self.size, host=host, port=port)
+            if int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) < self.size:  # on several hosts
+                host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+                self._heartbeat = Heartbeat(rank=self.rank, size=self.size, host=host, port=port, prefix=prefix)
 
     def wrap(self, step: nn.Module) -> nn.Module:
         if self.size == 1:

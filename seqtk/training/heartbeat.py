@@ -10,6 +10,7 @@ import threading
 import time
 
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
 
 INTERVAL = 2.0
 """Seconds between two beats."""
@@ -26,12 +27,13 @@ class Heartbeat:
 
     Args:
         rank, size: This process, and their number.
-        host, port: The store.
+        host, port: The store of the run.
+        prefix: Where its keys of this start are.
     """
 
-    def __init__(self, *, rank: int, size: int, host: str, port: int) -> None:
+    def __init__(self, *, rank: int, size: int, host: str, port: int, prefix: str) -> None:
         self.rank, self.next = rank, (rank + 1) % size
-        self.address = host, port
+        self.address, self.prefix = (host, port), prefix
         self._done = threading.Event()
         self._reached = time.monotonic()
         """When the store last answered."""
@@ -48,21 +50,22 @@ class Heartbeat:
     def _beat(self) -> None:
         try:
             host, port = self.address
-            store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False)  # type: ignore[attr-defined]
+            own = dist.TCPStore(host, port, is_master=False, wait_for_workers=False)  # type: ignore[attr-defined]
+            store = PrefixStore(self.prefix, own)
             beats, seen = 0, time.monotonic()
             while not self._done.wait(INTERVAL):
-                store.add(f"seqtk/beats/{self.rank}", 1)
-                now, before = store.add(f"seqtk/beats/{self.next}", 0), beats
+                store.add(f"beats/{self.rank}", 1)
+                now, before = store.add(f"beats/{self.next}", 0), beats
                 beats, self._reached = now, time.monotonic()
                 if now != before or now < 0:
                     seen = self._reached
                 elif self._reached - seen > LIMIT:
-                    store.add("seqtk/lost", self.next + 1)
-                lost = store.add("seqtk/lost", 0)
+                    store.add("lost", self.next + 1)
+                lost = store.add("lost", 0)
                 if lost:
                     self._lost = lost - 1
                     return
-            store.add(f"seqtk/beats/{self.rank}", FINISHED)
+            store.add(f"beats/{self.rank}", FINISHED)
         except RuntimeError:  # the store has ended: so does this process, unless the run is over
             pass
 

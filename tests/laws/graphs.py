@@ -106,7 +106,7 @@ MORE = [
     Case(
         "transformer_lm", "softmax", {**ONE, "adaptive": ADAPTIVE, "positions": "learned", "max_length": 96}, "adaptive"
     ),
-    Case("transformer_lm", "softmax", {"layers": 2, "layer_drop": 0.5}, "layer_drop"),
+    Case("transformer_lm", "softmax", {"layers": 2, "layer_drop": 0.5, "attention": {"dropout": 0.0}}, "layer_drop"),
     *(Case("transformer_classifier", "softmax", {"encoder": ONE}, pool) for pool in ("max", "cls", "last")),
 ]
 """Other heads, and parts that choose by what they read."""
