@@ -201,10 +201,12 @@ class PlainBlock(nn.Module):
         self.expand, self.contract, self.ffn_norm = nn.Linear(DIM, FFN_DIM), nn.Linear(FFN_DIM, DIM), nn.LayerNorm(DIM)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BTD: Tensor, memory_BSD: Tensor | None, *, seen: Tensor) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, memory_BSD: Tensor | None, *, seen: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
         drop = self.dropout
         if memory_BSD is None:
-            x_BTD = self.self_norm(x_BTD + drop(self.self_attention(x_BTD, x_BTD, seen=seen)))
+            x_BTD = self.self_norm(x_BTD + drop(self.self_attention(x_BTD, x_BTD, seen=seen, causal=causal)))
         else:
             x_BTD = self.self_norm(x_BTD + drop(self.self_attention(x_BTD, x_BTD, causal=True)))
             x_BTD = self.cross_norm(x_BTD + drop(self.cross_attention(x_BTD, memory_BSD, seen=seen)))
@@ -240,26 +242,54 @@ class PlainTransformer(nn.Module):
         return self.dropout(math.sqrt(DIM) * self.tokens(tokens_BT) + self.positions_TD[: tokens_BT.shape[1]])  # type: ignore[no-any-return]
 
 
-class PlainLoop:
-    """A training loop as one would write it by hand."""
+class PlainLanguageModel(PlainTransformer):
+    """A language model of the same blocks, without an encoder."""
 
-    def __init__(self, vocabulary: int, *, dropout: float, precision: str) -> None:
-        self.model = PlainTransformer(vocabulary, dropout=dropout)
+    def __init__(self, vocabulary: int, *, dropout: float) -> None:
+        super().__init__(vocabulary, dropout=dropout)
+        self.encoder = nn.ModuleList()
+        self.decoder = nn.ModuleList(PlainBlock(dropout=dropout, cross=False) for _ in range(LAYERS))
+
+    def forward(self, batch: Any) -> Tensor:
+        x_BTD = self._embed(batch.previous_BT)
+        for block in self.decoder:
+            x_BTD = block(x_BTD, None, causal=True)
+        return functional.linear(x_BTD, self.tokens.weight)
+
+
+class PlainLoop:
+    """A training loop as one would write it by hand, of PlainTransformer or another model."""
+
+    def __init__(
+        self,
+        vocabulary: int,
+        *,
+        dropout: float,
+        precision: str,
+        model: type[PlainTransformer] = PlainTransformer,
+        label_smoothing: float = LABEL_SMOOTHING,
+        device: str = "cpu",
+    ) -> None:
+        self.model = model(vocabulary, dropout=dropout).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), **ADAM)
         # torch spreads the smoothed share over all V tokens, fairseq and we over the V - 1 others
-        self.label_smoothing = LABEL_SMOOTHING * vocabulary / (vocabulary - 1)
-        self.precision = precision
+        self.label_smoothing = label_smoothing * vocabulary / (vocabulary - 1)
+        self.precision, self.device = precision, device
 
-    def update(self, batch: TranslationBatch) -> Tensor:
-        """Returns one update; the loss per target token."""
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+    def loss(self, batch: Any) -> Tensor:
+        """Returns the loss per target token."""
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             logits_BTV = self.model(batch)
-            loss = functional.cross_entropy(
+            return functional.cross_entropy(
                 logits_BTV.flatten(0, 1),
                 batch.target_BT.flatten(),
                 ignore_index=PAD,
                 label_smoothing=self.label_smoothing,
             )
+
+    def update(self, batch: Any) -> Tensor:
+        """Makes one update. Returns its loss per target token."""
+        loss = self.loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
         self.optimizer.step()
@@ -316,18 +346,18 @@ def _plain_name(name: str) -> str:
 # --- the corpus ---
 
 
-def _make_corpus(directory: Path) -> Path:
+def _make_corpus(directory: Path, *, words: int = VOCABULARY, pairs: int = PAIRS) -> Path:
     """Returns a data-bin with as many pairs as Multi30k, of the lengths that 8,000 joint BPE tokens give."""
     random = np.random.default_rng(1)
-    vocabulary = Vocabulary([f"word{rank}" for rank in range(VOCABULARY - UNK - 1)])
+    vocabulary = Vocabulary([f"word{rank}" for rank in range(words - UNK - 1)])
     first = UNK + 1
-    chance = 1 / np.arange(2, VOCABULARY - first + 2)
+    chance = 1 / np.arange(2, words - first + 2)
     directory.mkdir(parents=True)
-    source_N = random.gamma(9.0, 14.5 / 9.0, PAIRS)
-    lengths_N = {"xx": source_N, "yy": source_N * random.lognormal(0.02, 0.16, PAIRS)}
+    source_N = random.gamma(9.0, 14.5 / 9.0, pairs)
+    lengths_N = {"xx": source_N, "yy": source_N * random.lognormal(0.02, 0.16, pairs)}
     for lang, raw_N in lengths_N.items():
         sizes_N = raw_N.round().clip(4, 60).astype(np.int64) + 1
-        flat = random.choice(VOCABULARY - first, size=int(sizes_N.sum()), p=chance / chance.sum()) + first
+        flat = random.choice(words - first, size=int(sizes_N.sum()), p=chance / chance.sum()) + first
         flat[np.cumsum(sizes_N) - 1] = EOS
         vocabulary.save(directory / f"dict.{lang}.txt")
         with IndexedWriter(directory / f"train.xx-yy.{lang}", vocabulary_size=len(vocabulary)) as writer:
