@@ -20,6 +20,9 @@ from seqtk.utils.errors import UserError
 _FORMER_NAMES = {"validation_owed": "pending_validation"}
 """Fields of `TrainState` as seqtk 0.1 wrote them."""
 
+NONE = ""
+"""What a process tells the others if it can read no checkpoint. It sorts before the names of all checkpoints."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -71,9 +74,12 @@ def load_latest(folder: Path, *, gather: Callable[[str], list[str]]) -> tuple[Ch
             errors.append(error)
             continue
         oldest = min(gather(place.name))
+        if oldest == NONE:
+            raise UserError(f"Another process of the run can read no checkpoint in {folder.parent}.")
         checkpoint = checkpoint if place.name == oldest else load_checkpoint(folder.with_name(oldest))
         why = " ".join(line for error in errors for line in str(error).splitlines()[:1])
         return checkpoint, f"{why} Using the checkpoint before it, {place.name}." if errors else ""
+    gather(NONE)  # the others wait for this process
     advice = "There is no older checkpoint: set another save_dir to start a new run."
     raise UserError(*str(errors[0]).splitlines()[:2], advice) from errors[0]
 

@@ -1,0 +1,45 @@
+"""Processes that resume from one folder read the same checkpoint, or none of them does."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from seqtk.checkpoint.restore import load_latest
+from seqtk.checkpoint.run_state import Checkpoints, TrainState
+from seqtk.utils.errors import UserError
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Checkpoints:
+    """The folder of a run with the checkpoints of updates 1 and 2."""
+    checkpoints = Checkpoints(tmp_path, config={"task": {}, "model": {}}, assets={}, metric="loss")
+    for update in (1, 2):
+        checkpoints.save({"w": torch.full((2,), float(update))}, {}, TrainState(update=update))
+    return checkpoints
+
+
+def damage(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"damaged")
+
+
+def test_all_use_what_the_others_can_read(run: Checkpoints) -> None:
+    newest = run.folders()[-1]
+    loaded, _ = load_latest(newest, gather=lambda name: [name, "update_00000001"])
+    assert loaded.state.update == 1
+
+
+def test_a_process_that_can_read_none_tells_the_others(run: Checkpoints) -> None:
+    for folder in run.folders():
+        damage(folder)
+    told: list[str] = []
+    with pytest.raises(UserError, match="damaged"):
+        load_latest(run.folders()[-1], gather=lambda name: [told.append(name) or name])  # type: ignore[func-returns-value]
+    assert len(told) == 1
+    with pytest.raises(UserError, match=str(run.directory)):
+        load_latest(_intact(run), gather=lambda name: [name, *told])
+
+
+def _intact(run: Checkpoints) -> Path:
+    """The folder of a checkpoint of the same run, as a process sees it that can read it."""
+    return run.save({"w": torch.zeros(2)}, {}, TrainState(update=3))
