@@ -73,6 +73,7 @@ class Compilation:
         _keep_code()
         self._watch, self._before = _watch(), _watch().graphs
         self._watch.started = self._announce
+        self._watch.listen()
         _allow_graphs(2 * self.shapes if self.shapes else MOST_GRAPHS)
         options: dict[str, Any] = {"fullgraph": True, "dynamic": self.shapes is None}
         if device == "cpu":
@@ -184,12 +185,16 @@ class _Watch:
     """Counts the graphs that this process compiles, and the seconds that it takes."""
 
     def __init__(self) -> None:
-        from torch._dynamo import callback  # takes a second, which a run without compile saves
-
         self.graphs, self.seconds, self._since = 0, 0.0, 0.0
         self.started: Callable[[], None] = lambda: None
-        callback.on_compile_start(self._start)
-        callback.on_compile_end(self._end)
+
+    def listen(self) -> None:
+        """Asks torch to call this object, unless it does: `torch.compiler.reset` makes it forget."""
+        from torch._dynamo.callback import callback_handler  # takes a second, which a run without compile saves
+
+        if self._start not in callback_handler.start_callbacks:
+            callback_handler.register_start_callback(self._start)
+            callback_handler.register_end_callback(self._end)
 
     def _start(self, *arguments: Any) -> None:  # torch 2.6 gives none
         self._since = time.monotonic()

@@ -42,7 +42,7 @@ TINY = {
     "seqtk-generate": "beam=2 max_length_a=0 max_length_b=3 device=cpu",
     "seqtk-interactive": "beam=2 max_length_a=0 max_length_b=3 device=cpu",
     "seqtk-eval-lm": "device=cpu",
-    "seqtk-evaluate": "device=cpu beam=1",
+    "seqtk-evaluate": "device=cpu",
     "seqtk-classify": "device=cpu",
     "seqtk-export": "",
     "seqtk-import": "",

@@ -117,7 +117,7 @@ class TestGraphs:
         notes = notes_of(run)
         make_updates(run, 40)
         run.compilation.report()
-        assert [note for note in notes if note.startswith("Compiled 3 shapes in")]
+        assert [note for note in notes if note.startswith("Compiled 3 shapes in")], notes
 
     @pytest.mark.slow
     def test_varying_shapes_share_graphs(self, tiny_corpus: Path, tmp_path: Path, tracing: None) -> None:
@@ -125,7 +125,7 @@ class TestGraphs:
         make_updates(run, 30)
         run.compilation.report()
         assert run.compilation.mode == "step"
-        assert run.compilation.graphs <= 3
+        assert 1 <= run.compilation.graphs <= 3
 
     def test_failures_are_searched_without_compiled_code(
         self, tiny_corpus: Path, tmp_path: Path, tracing: None
