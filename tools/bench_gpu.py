@@ -396,7 +396,7 @@ def _ours(data: Path, model: Model, settings: Settings, loop: str, batching: Fig
 
     def update(batch: Any) -> None:
         run.update([batch])
-        if run.compilation.mode != mode:
+        if (run.compilation.mode if run.compilation else "off") != mode:
             raise RuntimeError(f"compile={mode} is not possible on this machine; the Trainer ran eagerly.")
 
     return update, Work.of(run, settings)

@@ -17,7 +17,6 @@ from seqtk.cli.recipe_files import find_recipe
 from seqtk.config import schema
 from seqtk.config.registry import load_plugins
 from seqtk.utils.errors import UserError, is_out_of_memory
-from seqtk.utils.slurm import adopt_slurm
 
 C = TypeVar("C")
 
@@ -49,7 +48,9 @@ def command(
         @functools.wraps(function)
         def main(argv: Sequence[str] | None = None, *, subfolder: str = "") -> None:
             with reporting_errors(program):
-                if recipes:
+                if recipes and "SLURM_PROCID" in os.environ:
+                    from seqtk.utils.slurm import adopt_slurm
+
                     adopt_slurm(os.environ)
                 if argv is None:  # the process ends with this command
                     # Python would search all objects of torch for cycles at exit, which takes half a second.

@@ -6,7 +6,7 @@ B batch, S source length, T target length.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,10 @@ from torch.nn import functional
 from seqtk.data.static_shapes import Shape
 from seqtk.data.vocabulary import EOS, PAD, Vocabulary
 from seqtk.utils.errors import UserError
+
+E = TypeVar("E")
+E_co = TypeVar("E_co", covariant=True)
+B = TypeVar("B", bound="Batch")
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,20 @@ class PairBatch(ClassBatch):
     def texts(self) -> Tensor:
         """texts_RS, R = 2 B: the first rows of all pairs, then the second ones."""
         return torch.cat([self.source_BS, self.second_BS])
+
+
+class Examples(Protocol[E_co]):
+    """Anything with a length and examples by number; picklable if workers are to read it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> E_co: ...
+
+
+def read_batch(dataset: Examples[E], collate: Callable[[list[E]], B], indices: Sequence[int], shape: Shape | None) -> B:
+    """The batch of these examples, filled up to `shape` if there is one."""
+    batch = collate([dataset[index] for index in indices])
+    return batch if shape is None else batch.filled(shape)
 
 
 def pad_rows(rows: Sequence[np.ndarray], *, length: int | None = None) -> Tensor:

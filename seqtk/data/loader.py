@@ -5,9 +5,9 @@ from typing import TypeVar
 
 import torch
 
-from seqtk.data.batch import Batch
+from seqtk.data.batch import Batch, Examples, read_batch
 from seqtk.data.plan import IndexArray, Update
-from seqtk.data.prefetch import Examples, read_ahead, read_batch, why_not_picklable
+from seqtk.data.prefetch import read_ahead, why_not_picklable
 from seqtk.data.static_shapes import Shape
 
 E = TypeVar("E")

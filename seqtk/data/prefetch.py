@@ -9,33 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from seqtk.data.batch import Batch
+from seqtk.data.batch import Batch, Examples, read_batch
 from seqtk.data.plan import IndexArray
 from seqtk.data.static_shapes import Shape
 from seqtk.utils.errors import UserError
 
-E_co = TypeVar("E_co", covariant=True)
 E = TypeVar("E")
 B = TypeVar("B", bound=Batch)
-
-
-class Examples(Protocol[E_co]):
-    """Anything with a length and examples by number; picklable if workers are to read it."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> E_co: ...
-
-
-def read_batch(dataset: Examples[E], collate: Callable[[list[E]], B], indices: Sequence[int], shape: Shape | None) -> B:
-    """The batch of these examples, filled up to `shape` if there is one."""
-    batch = collate([dataset[index] for index in indices])
-    return batch if shape is None else batch.filled(shape)
 
 
 def read_ahead(

@@ -31,10 +31,8 @@ MIN_BATCHES = 8
 """The least number of batches in an epoch, where the update does not need larger ones."""
 
 
-def settled(
-    config: TrainConfig, *, step: TrainStep, task: Task, train_set: Dataset, engine: Engine
-) -> tuple[TrainConfig, list[str]]:
-    """Replaces `auto` in the sizes of a run's batches and updates, equally in all processes.
+def settled(config: TrainConfig, *, step: TrainStep, task: Task, train_set: Dataset, engine: Engine) -> TrainConfig:
+    """Returns the config with numbers for `auto` in the sizes of its batches and updates, the same in all processes.
 
     Args:
         config: The run's config.
@@ -43,15 +41,10 @@ def settled(
         train_set: The examples.
         engine: The processes.
 
-    Returns:
-        The config with numbers, and a line about them for the log.
-
     Raises:
         UserError: If the device reports no memory, or if the smallest batch does not fit.
     """
     batch, update_freq, total = config.batch, config.update_freq, config.batch.tokens_per_update
-    if not (is_auto(batch.max_tokens) or is_auto(update_freq)):
-        return config, []
     parts = engine.size * (1 if is_auto(update_freq) else update_freq)
     share = None if total is None else ceil(total / parts)
     tokens = batch.max_tokens
@@ -63,8 +56,7 @@ def settled(
         assert total is not None
         assert tokens is not None
         update_freq = max(1, round(total / (engine.size * tokens)))
-    line = f"Chosen for this device: batch.max_tokens={tokens} update_freq={update_freq}."
-    return replace(config, batch=replace(batch, max_tokens=tokens), update_freq=update_freq), [line]
+    return replace(config, batch=replace(batch, max_tokens=tokens), update_freq=update_freq)
 
 
 def _kept(save_dir: Path) -> int | None:

@@ -152,7 +152,7 @@ def banner(run: "Trainer", plan: Sequence[Update]) -> Iterator[str]:
     else:
         fewer = f" (batch.shapes={limit}: the examples need no more)" if used < limit else ""
         yield f"{how_many(used, 'shape')}{fewer}, padding {padding}."
-    yield from (*run.settled, *run.speed.lines())
+    yield from run.speed.lines()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import cache
 from inspect import getsourcefile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -46,6 +46,7 @@ class Compilation:
     Args:
         step: The step.
         config: The run's config.
+        mode: What is compiled: each block, or the whole step.
         engine: The engine of the run, which has not wrapped the step yet.
         log: Returns the logger of the run.
 
@@ -53,12 +54,20 @@ class Compilation:
         UserError: The engine cannot train a step that is one graph.
     """
 
-    def __init__(self, step: TrainStep, config: TrainConfig, *, engine: Engine, log: Callable[[], Logger]) -> None:
+    def __init__(
+        self,
+        step: TrainStep,
+        config: TrainConfig,
+        *,
+        mode: Literal["blocks", "step"],
+        engine: Engine,
+        log: Callable[[], Logger],
+    ) -> None:
         self.step, self.log, self.shapes = step, log, config.batch.shapes
         self.is_required = config.compile is not None
         """Whether the config says what to compile. Then a layer that cannot be compiled is an error."""
-        self.mode = config.compile or (engine.compiles if engine.device.type == "cuda" else "off")
-        if self.mode == "step" and engine.compiles != "step":
+        self.mode: Literal["off", "blocks", "step"] = mode
+        if mode == "step" and engine.compiles != "step":
             raise UserError(
                 "compile=step: this engine works between the blocks, so that the step cannot be one graph.",
                 f"Set compile={engine.compiles}, or parallel=ddp.",
@@ -66,8 +75,7 @@ class Compilation:
         self._compute: Callable[..., tuple[Tensor, Stats, State]] = step.compute
         self._blocks = [module for module in step.modules() if isinstance(module, EncoderBlock | DecoderBlock)]
         self._reported = 0
-        if self.mode != "off":
-            self._start(config, device=engine.device.type)
+        self._start(config, device=engine.device.type)
 
     def _start(self, config: TrainConfig, *, device: str) -> None:
         _keep_code()

@@ -226,6 +226,12 @@ class TrainConfig:
         """What `precision` computes in; None is float32."""
         return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
 
+    @property
+    def auto_keys(self) -> list[str]:
+        """The keys that are set to `auto`."""
+        values = {"batch.max_tokens": self.batch.max_tokens, "update_freq": self.update_freq}
+        return [key for key, value in values.items() if is_auto(value)]
+
     def check(self) -> None:
         """Checks settings against each other, before anything is built.
 
@@ -251,10 +257,9 @@ class TrainConfig:
             self.validation.search.check()
 
     def _check_auto(self) -> None:
-        autos = {"batch.max_tokens": self.batch.max_tokens, "update_freq": self.update_freq}
-        chosen = [key for key, value in autos.items() if is_auto(value)]
-        if chosen and self.batch.streams is not None:
-            raise UserError(f"{chosen[0]}=auto is not possible with batch.streams.", f"Set {chosen[0]} to a number.")
+        if self.auto_keys and self.batch.streams is not None:
+            key = self.auto_keys[0]
+            raise UserError(f"{key}=auto is not possible with batch.streams.", f"Set {key} to a number.")
         if is_auto(self.update_freq) and (self.batch.tokens_per_update is None or self.batch.max_tokens is None):
             raise UserError(
                 "update_freq=auto needs to know the size of an update and of a batch.",

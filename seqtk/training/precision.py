@@ -11,6 +11,7 @@ Autocast stays enabled: it converts activations, and the weights of other module
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,17 +21,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from seqtk.attention import Attention
 from seqtk.modules.linear import Copies, Linear
-
-_updates = 0
-"""The number of steps of all optimizers. torch's fused optimizers change weights without counting their versions."""
-
-
-def _count(*_: Any) -> None:
-    global _updates
-    _updates += 1
-
-
-register_optimizer_step_post_hook(_count)
 
 _BLOCK = re.compile(r"(.*?)\.(\d+)\.")
 BLOCKS_AT_ONCE = 2
@@ -59,7 +49,8 @@ class WeightCopies:
                 blocks.setdefault(block, []).append(first.get(id(module), (module,)))
         self._blocks = list(blocks.values())
         self._seen: list[tuple[int, int, int]] = []
-        self._updates = 0
+        self._counter = _step_counter()
+        self._steps = 0
         self._buffers: list[list[Tensor]] = []
 
     @contextmanager
@@ -84,7 +75,7 @@ class WeightCopies:
         """Copies the weights if any has changed since the last time."""
         parameters = [parameter for maps_of_block in self._blocks for parameter in _parameters(maps_of_block)]
         seen = [(id(parameter), parameter.data_ptr(), parameter._version) for parameter in parameters]
-        if (seen, _updates) == (self._seen, self._updates):
+        if (seen, self._counter.steps) == (self._seen, self._steps):
             return
         device = parameters[0].device if parameters else None
         if [each[:2] for each in seen] != [each[:2] for each in self._seen]:
@@ -101,7 +92,21 @@ class WeightCopies:
                 parts += torch.split(buffer, [len(each) for each in group])
         with torch.no_grad():
             torch._foreach_copy_(parts, parameters)
-        self._seen, self._updates = seen, _updates
+        self._seen, self._steps = seen, self._counter.steps
+
+
+class _StepCounter:
+    """Counts the steps of all optimizers: torch's fused ones change weights without counting their versions."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        register_optimizer_step_post_hook(self._count)
+
+    def _count(self, *_: Any) -> None:
+        self.steps += 1
+
+
+_step_counter = cache(_StepCounter)
 
 
 def _groups(maps_of_block: list[tuple[Linear, ...]]) -> Iterator[list[Tensor]]:

@@ -31,6 +31,7 @@ from seqtk.data.batch import Batch
 from seqtk.data.loader import load_updates
 from seqtk.data.mixing import MixedExamples, lengths_of_run
 from seqtk.data.plan import Position, Update, epoch_plan, run_shapes
+from seqtk.data.static_shapes import Shape
 from seqtk.metrics import metrics
 from seqtk.optim import can_skip, freeze, optimizers, rate_scales, scale_rates, schedules, set_rate
 from seqtk.tasks import tasks
@@ -96,6 +97,7 @@ class Trainer:
         config.check()
         self.config, self.engine = config, engine
         self.log = Logger((), RunInfo(Path(config.save_dir)))  # until the run starts
+        self.notes: list[str] = []
         self._build()
         check_run(
             self.config,
@@ -118,10 +120,19 @@ class Trainer:
         if config.freeze:
             freeze(self.model, config.freeze)
         self.step = TrainStep(self.model, criterions.build(config.criterion), autocast=config.autocast)
-        config, self.settled = settled(config, step=self.step, task=self.task, train_set=self.train_set, engine=engine)
-        self.config = config
-        self.shapes = run_shapes(lengths_of_run(self.train_set), config.batch, joined=self.task.joins_sides)
-        self.compilation = Compilation(self.step, config, engine=engine, log=lambda: self.log)
+        if config.auto_keys:
+            config = settled(config, step=self.step, task=self.task, train_set=self.train_set, engine=engine)
+            self.config = config
+            self.notes.append(
+                f"Chosen for this device: batch.max_tokens={config.batch.max_tokens} update_freq={config.update_freq}."
+            )
+        self.shapes: Sequence[Shape] = ()
+        if config.batch.shapes is not None:
+            self.shapes = run_shapes(lengths_of_run(self.train_set), config.batch, joined=self.task.joins_sides)
+        mode = config.compile or (engine.compiles if engine.device.type == "cuda" else "off")
+        self.compilation: Compilation | None = None
+        if mode != "off":
+            self.compilation = Compilation(self.step, config, mode=mode, engine=engine, log=lambda: self.log)
         self.speed = Speed(self.model, config, device=engine.device)  # counts the weights before they are sharded
         self.wrapped = engine.wrap(self.step)
         self.optimizer = optimizers.build(config.optimizer, self.model)  # of the parameters as the engine left them
@@ -158,7 +169,6 @@ class Trainer:
         config, assets, split = self.config, self.task.assets(), self.config.validation.split
         metric = f"{config.validation.metric} of {split}" if split else ""
         self.state = TrainState(metric=metric, corpus=fingerprint(self.train_set))
-        self.notes: list[str] = []
         self._has_changes = False
         folder = self.checkpoints.latest()
         if folder is not None:
@@ -186,7 +196,8 @@ class Trainer:
         if self.streams is not None:
             self.streams.scatter(start.streams)
         self.state = start.state_on(lengths_of_run(self.train_set), joined=self.task.joins_sides)
-        self.notes, self._has_changes = start.notes, start.has_changes
+        self.notes += start.notes
+        self._has_changes = start.has_changes
 
     def fit(self) -> Result:
         """Trains until the configured end, early stopping, or a signal."""
@@ -447,7 +458,8 @@ class Trainer:
             for name, layer in watched:
                 values = {f"{name}.{key}": value for key, value in layer.monitored().items()}
                 self.log.scalars("attention", self.state.update, values)
-        self.compilation.report()
+        if self.compilation is not None:
+            self.compilation.report()
         self.state = self.state.replace(interval={})
         self._clear_sums()
 

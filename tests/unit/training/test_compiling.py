@@ -116,6 +116,7 @@ class TestGraphs:
         run = trainer(tiny_corpus, tmp_path, **{**STATIC, "batch__shapes": 3, "compile": "step", "max_updates": 40})
         notes = notes_of(run)
         make_updates(run, 40)
+        assert run.compilation is not None
         run.compilation.report()
         assert [note for note in notes if note.startswith("Compiled 3 shapes in")], notes
 
@@ -123,6 +124,7 @@ class TestGraphs:
     def test_varying_shapes_share_graphs(self, tiny_corpus: Path, tmp_path: Path, tracing: None) -> None:
         run = trainer(tiny_corpus, tmp_path, **{**STATIC, "batch__shapes": None, "compile": "step", "max_updates": 30})
         make_updates(run, 30)
+        assert run.compilation is not None
         run.compilation.report()
         assert run.compilation.mode == "step"
         assert 1 <= run.compilation.graphs <= 3
