@@ -1,11 +1,15 @@
-"""Sums over the updates since the last log line, kept on the device, and the values of the log line."""
+"""The updates since the last log line: their sums, kept on the device, and the values of the log line."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from seqtk.checkpoint.run_state import TrainState
+from seqtk.data.plan import Update
 from seqtk.metrics import Evaluation, metrics
+from seqtk.training.loss_scale import LossScale
 from seqtk.training.speed import SPEED
 
 OVERFLOWS = "overflows"
@@ -13,13 +17,50 @@ OF_WEIGHTS = "/weight"
 """Ends the name of the sum of a statistic's weights, next to the sum of the statistic."""
 
 
-class IntervalSums:
-    """Sums in float64 on the device. The host reads them only for a log line."""
+@dataclass(frozen=True)
+class Reading:
+    """What the host has read from the device."""
+
+    sums: dict[str, float]
+    """The sums of the interval by name."""
+    more: list[float]
+    """The elements of the other tensor that was read."""
+    failed: tuple[TrainState, Update] | None
+    """The first update that was not finite, with the state before it."""
+
+
+class Interval:
+    """Sums in float64 on the device, which the host reads for a log line, and what it does not know before.
+
+    After an update that is not finite, all updates are skipped on the device until the host has read of it.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.names: tuple[str, ...] = ()
-        self.sums: Tensor | None = None
+        self._names: tuple[str, ...] = ()
+        self._sums: Tensor | None = None
+        self.unread: list[tuple[TrainState, Update]] = []
+        """The updates since the last reading, each with the state before it."""
+        self._device = device
+        self.forget_failure()
+
+    def forget_failure(self) -> None:
+        """Lets the updates that follow change the weights again."""
+        self._finite = torch.ones((), dtype=torch.bool, device=self._device)
+        self.has_failed = False
+        """Whether the host knows already that the last update failed."""
+
+    def judge(self, values: Tensor, loss_scale: LossScale) -> tuple[Tensor, Tensor]:
+        """Returns whether the weights are changed by an update, and whether it is skipped to lower the loss scale.
+
+        Args:
+            values: The norm of its gradient, then its statistics.
+            loss_scale: The loss scale.
+        """
+        finite_N = values.isfinite()
+        finite = finite_N.all()
+        overflow = self._finite & loss_scale.is_overflow(loss=finite_N[1:].all(), gradient=finite_N[0])
+        self._finite = self._finite & (finite | overflow)
+        return self._finite & finite, overflow
 
     def add(
         self,
@@ -40,20 +81,28 @@ class IntervalSums:
             made, overflow: Whether the update changed the weights, and whether it was skipped to lower the loss scale.
             before: Sums of the interval from before these are the first.
         """
-        if self.sums is None:
-            self.names = (*names, "weight", "updates", OVERFLOWS)
-            start = [
-                before.get(name, before.get("weight", 0.0) if name.endswith(OF_WEIGHTS) else 0.0) for name in self.names
-            ]
-            self.sums = torch.tensor(start, dtype=torch.float64, device=self.device)
+        if self._sums is None:
+            self._names = (*names, "weight", "updates", OVERFLOWS)
+            weights = before.get("weight", 0.0)
+            start = [before.get(name, weights if name.endswith(OF_WEIGHTS) else 0.0) for name in self._names]
+            self._sums = torch.tensor(start, dtype=torch.float64, device=self._device)
         counts = torch.stack([made.double() * weight, made.double(), overflow.double()])
-        self.sums = self.sums + torch.cat([torch.where(made, values, 0.0), counts])
+        self._sums = self._sums + torch.cat([torch.where(made, values, 0.0), counts])
 
-    def read(self, more: Tensor) -> tuple[dict[str, float], list[float]]:
-        """Reads the sums by name, and the elements of `more`, in one transfer. Requires at least one update."""
-        assert self.sums is not None
-        values = torch.cat([self.sums, more]).tolist()
-        return dict(zip(self.names, values[: len(self.names)], strict=True)), values[len(self.names) :]
+    def read(self, more: Tensor, *, before: Mapping[str, float]) -> Reading | None:
+        """Reads the sums, and the elements of `more`, in one transfer. Returns None if there was no update.
+
+        Args:
+            more: Another tensor in float64.
+            before: The sums of the last reading.
+        """
+        if self._sums is None:
+            return None
+        values, count = torch.cat([self._sums, more]).tolist(), len(self._names)
+        sums = dict(zip(self._names, values[:count], strict=True))
+        finished = round(sum(sums[name] - before.get(name, 0.0) for name in ("updates", OVERFLOWS)))
+        unread, self.unread = self.unread, []
+        return Reading(sums, values[count:], unread[finished] if finished < len(unread) else None)
 
 
 def interval_values(
@@ -62,7 +111,7 @@ def interval_values(
     """Returns the metrics `names` of an interval with at least one update, and the other values of its log line.
 
     Args:
-        sums: The sums that `IntervalSums.read` returned, and the seconds.
+        sums: The sums that `Interval.read` returned, and the seconds.
         names: The metrics.
         unit: The noun for targets, in the plural.
         lr: The learning rate of the last update.

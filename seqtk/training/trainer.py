@@ -10,7 +10,7 @@ update, which is repeated to find where it fails. With `non_finite=skip` the run
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +41,7 @@ from seqtk.training.checks import banner, check_run, prepared
 from seqtk.training.compiling import Compilation
 from seqtk.training.config import TrainConfig
 from seqtk.training.failures import skip_update, skip_validation
-from seqtk.training.interval import OF_WEIGHTS, OVERFLOWS, IntervalSums, interval_values
+from seqtk.training.interval import OF_WEIGHTS, Interval, interval_values
 from seqtk.training.logging import Logger, RunInfo
 from seqtk.training.loss_scale import LossScale
 from seqtk.training.parallel import Engine, TrainStep, dropout_seed, local_part
@@ -154,15 +154,11 @@ class Trainer:
         )
         self.writer = Writer(asynchronous=config.checkpoint.asynchronous)
         layers = [layer for _, layer in self.model.attention_layers()]
-        self._skips_on_device = (
-            can_skip(self.optimizer)
-            and self.streams is None
-            and all(type(layer).after_update is Attention.after_update for layer in layers)
-        )
+        self._changing_layers = [each for each in layers if type(each).after_update is not Attention.after_update]
+        self._skips_on_device = can_skip(self.optimizer) and self.streams is None and not self._changing_layers
         self.stop = StopSignal(engine, hours=config.max_hours)
         self.skips: list[int] = []
         """The updates that were skipped one after another, up to the last one that was."""
-        self._finite: Tensor = torch.ones((), dtype=torch.bool, device=engine.device)
 
     def _restore(self) -> None:
         """Sets state, weights and optimizer from the latest checkpoint, if there is one, or from `init_from`."""
@@ -182,7 +178,8 @@ class Trainer:
         self.loss_scale = LossScale(
             enabled=config.precision == "fp16", device=self.engine.device, saved=self.state.loss_scale
         )
-        self._clear_sums()
+        self.interval = Interval(self.engine.device)
+        self._started = time.monotonic()
 
     def _begin(self, start: Start) -> None:
         """Takes weights, optimizer and progress from `start`."""
@@ -211,47 +208,38 @@ class Trainer:
             if start.pending_validation:
                 self._validate()
             with self.speed.session(self.log.info, trace=self.checkpoints.directory if self.engine.is_first else None):
-                self._train()
+                while not self._is_done():
+                    self._train_epoch()
             self.writer.wait()
-            if self.stop:
-                pending = ", starting with its validation" if self.state.pending_validation else ""
-                why = f"at max_hours={config.max_hours:g}" if self.stop.is_late else "by a signal"
-                self.log.info(
-                    f"Stopped {why} after update {self.state.update:,}. The same command resumes there{pending}."
-                )
-            else:
-                self.log.info(f"Finished after update {self.state.update:,}. The models are in {config.save_dir}.")
-                if self._has_changes and self.state.update == start.update:
-                    self.log.info("Training had already finished; changed settings had no effect.")
+            self._log_end(start)
             return Result(self.checkpoints.directory, self.state.update, self.state.best, self.stop.number)
 
-    def _train(self) -> None:
-        """The loop; after a skipped update, of which the host may learn later, it starts again behind that update."""
-        while not (self.stop or self.config.is_over(self.state)):
-            self._train_from_position()
-
-    def _train_from_position(self) -> None:
+    def _train_epoch(self) -> None:
+        """Trains to the end of the epoch or of the run, or through an update that was skipped."""
+        config = self.config
         for update, micro_batches in self._updates():
             self.update(micro_batches)
             has_skipped = self._advance(update)
-            if self._is_due(self.config.log.every):
+            if self._is_due(config.log.every):
                 self._log_interval()
-            if self.config.log.histograms and self._is_due(self.config.log.histograms):
-                for name, weight in self.full_weights().items():
-                    self.log.histogram(f"weights/{name}", self.state.update, weight)
-            if self.config.validation.split and self._is_due(self.config.validation.every or None):
+            if config.log.histograms and self._is_due(config.log.histograms):
+                self._log_histograms()
+            if config.validation.split and self._is_due(config.validation.every or None):
                 self.save(pending_validation=True)
                 self._validate()
-            elif self._is_due(self.config.checkpoint.every) or self.stop:
+            elif self._is_due(config.checkpoint.every) or self.stop:
                 self.save()
-            if has_skipped or self.stop or self.config.is_over(self.state):
+            if has_skipped or self._is_done():
                 break
+
+    def _is_done(self) -> bool:
+        return bool(self.stop) or self.config.is_over(self.state)
 
     def plan(self) -> list[Update]:
         """Returns the plan of the rest of the epoch, whose examples are then the training set."""
         config, position = self.config, self.state.position
         self.train_set = self.task.epoch_examples(position.epoch, seed=config.seed)
-        return epoch_plan(
+        plan = epoch_plan(
             self.train_set.sizes_ND,
             config.batch,
             seed=config.seed,
@@ -261,24 +249,26 @@ class Trainer:
             update_freq=config.update_freq,
             shapes=self.shapes,
         )
+        if plan:
+            plan[-1] = replace(plan[-1], position_after=Position(position.epoch + 1))
+        return plan
 
     def _updates(self) -> Iterator[tuple[Update, list[Batch]]]:
-        """Yields the updates from the current position on, epoch after epoch, with their micro-batches."""
-        config = self.config
-        while not config.is_over(self.state):
-            plan, self._planned = self._planned or self.plan(), []
-            position = self.state.position
-            if not plan and position.examples:  # other batch settings than before leave no usable example
-                self.state = self.state.replace(position=Position(position.epoch + 1))
-                continue
-            if not plan:
-                raise UserError(f"There are no training examples in {config.task.data}.")
-            plan[-1] = replace(plan[-1], position_after=Position(position.epoch + 1, 0))
+        """Yields the updates of the rest of the epoch, with their micro-batches."""
+        config, position = self.config, self.state.position
+        plan, self._planned = self._planned or self.plan(), []
+        if plan:
             self._started = time.monotonic()
             loaded = load_updates(
                 plan, self.train_set, self.task.collate, device=self.engine.device, workers=config.batch.workers
             )
             yield from self.speed.loading(loaded, self.train_set.sizes_ND)
+        elif position.examples:  # other batch settings than before leave no usable example
+            self.state = self.state.replace(position=Position(position.epoch + 1))
+        else:
+            raise UserError(f"There are no training examples in {config.task.data}.")
+
+    # One update
 
     def update(self, micro_batches: Sequence[Batch]) -> None:
         """Makes one update of the weights; if the gradient is not finite, nothing that a checkpoint holds changes."""
@@ -286,39 +276,27 @@ class Trainer:
         self.speed.begin(step + 1)
         weight, stats, norm = self.backward(micro_batches)
         values = torch.stack([norm.double(), *stats.values()])
-        finite = values.isfinite().all()
-        overflow = self._finite & self.loss_scale.is_overflow(
-            loss=values[1:].isfinite().all(), gradient=norm.isfinite()
-        )
-        self._finite = self._finite & (finite | overflow)
-        made = self._finite & finite
+        made, overflow = self.interval.judge(values, self.loss_scale)
         if self._skips_on_device:
-            self._step(norm, lr=self.schedule.lr(step), skip=~made)
+            self._step(norm, skip=~made)
         elif bool(made):
-            self._step(norm, lr=self.schedule.lr(step))
+            self._step(norm)
         else:
             if self.streams:
                 self.streams.states = streams
-            self._has_failed = not bool(self._finite)
+            self.interval.has_failed = not bool(overflow)
         self.loss_scale.update(made=made, overflow=overflow)
         if self.average is not None:
             self.average.update(step, made=made)
         self.optimizer.zero_grad(set_to_none=True)
-        for_all_ranks = np.random.SeedSequence([self.config.seed, step, 2**32 - 1]).generate_state(1)[0]
-        generator = torch.Generator().manual_seed(int(for_all_ranks))
-        for _, layer in self.model.attention_layers():
-            layer.after_update(step + 1, generator)
+        if self._changing_layers:
+            seed = np.random.SeedSequence([self.config.seed, step, 2**32 - 1]).generate_state(1)[0]
+            generator = torch.Generator().manual_seed(int(seed))
+            for layer in self._changing_layers:
+                layer.after_update(step + 1, generator)
         names, before = ("norm", *stats), self.state.interval
-        self._sums.add(names, values, weight=weight, made=made, overflow=overflow, before=before)
+        self.interval.add(names, values, weight=weight, made=made, overflow=overflow, before=before)
         self.speed.end(step + 1)
-
-    def _step(self, norm: Tensor, *, lr: float, skip: Tensor | None = None) -> None:
-        """Clips the gradient and lets the optimizer change the weights, unless `skip` is true."""
-        self._clip(norm)
-        set_rate(self.optimizer, lr)
-        if skip is not None:
-            self.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
-        self.optimizer.step()
 
     def backward(self, micro_batches: Sequence[Batch]) -> tuple[float, dict[str, Tensor], Tensor]:
         """Computes the gradient of an update. Returns its weight, the reported sums, and the gradient's norm."""
@@ -352,16 +330,21 @@ class Trainer:
         norm = norm / self.loss_scale.scale if self.loss_scale.enabled else norm
         return weight, dict(zip(names, summed, strict=True)), norm
 
-    def _clip(self, norm: Tensor) -> None:
-        """Takes the loss scale from the gradient, and scales it to `clip_norm` where it is longer; reads nothing."""
+    def _step(self, norm: Tensor, *, skip: Tensor | None = None) -> None:
+        """Clips the gradient and lets the optimizer change the weights, unless `skip` is true; reads nothing."""
         limit = self.config.clip_norm
         gradients = [local_part(p.grad) for p in self.model.parameters() if p.grad is not None]
-        if not gradients or not (limit or self.loss_scale.enabled):
-            return
-        scale = torch.where(norm > limit, limit / norm.double(), 1.0) if limit else torch.ones_like(norm).double()
-        if self.loss_scale.enabled:
-            scale = scale / self.loss_scale.scale
-        torch._foreach_mul_(gradients, scale.to(gradients[0].dtype))
+        if gradients and (limit or self.loss_scale.enabled):
+            scale = torch.where(norm > limit, limit / norm.double(), 1.0) if limit else torch.ones_like(norm).double()
+            if self.loss_scale.enabled:
+                scale = scale / self.loss_scale.scale
+            torch._foreach_mul_(gradients, scale.to(gradients[0].dtype))
+        set_rate(self.optimizer, self.schedule.lr(self.state.update))
+        if skip is not None:
+            self.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+
+    # Progress
 
     def _advance(self, update: Update) -> bool:
         """Counts an update, and reads the sums from the device if they are needed now.
@@ -369,13 +352,13 @@ class Trainer:
         Returns:
             Whether an update was skipped, so that the position is the one behind it, not behind `update`.
         """
-        self._unread.append((self.state, update))
+        self.interval.unread.append((self.state, update))
         self.state = self.state.replace(update=self.state.update + 1, position=update.position_after)
         self.stop.agree()
         config = self.config
         events = (config.log.every, config.validation.every or None, config.checkpoint.every)
         has_skipped = False
-        if self._has_failed or self.stop or self._epoch_ended() or any(map(self._is_due, events)):
+        if self.interval.has_failed or self.stop or self._epoch_ended() or any(map(self._is_due, events)):
             has_skipped = self.read_sums()
         if self.streams and self._epoch_ended():
             self.streams.clear()
@@ -388,22 +371,11 @@ class Trainer:
 
     def _is_due(self, every: int | None) -> bool:
         """Returns whether something that happens `every` so many updates (None: each epoch) is due."""
-        return self.config.is_over(self.state) or (
-            self._epoch_ended() if every is None else self.state.update % every == 0
-        )
+        is_due = self._epoch_ended() if every is None else self.state.update % every == 0
+        return is_due or self.config.is_over(self.state)
 
     def _epoch_ended(self) -> bool:
         return self.state.position.examples == 0
-
-    # Sums on the device
-
-    def _clear_sums(self) -> None:
-        self._sums = IntervalSums(self.engine.device)
-        self._finite = torch.ones((), dtype=torch.bool, device=self.engine.device)
-        self._has_failed = False
-        """Whether the host knows that the last update failed."""
-        self._unread: list[tuple[TrainState, Update]] = []
-        self._started = time.monotonic()
 
     def read_sums(self) -> bool:
         """Reads the sums into the state: the only wait for the device between two log lines.
@@ -414,29 +386,26 @@ class Trainer:
         Raises:
             NotFiniteError: If an update since the last reading was not finite, and may not be skipped.
         """
-        if self._sums.sums is None:
-            return False
         before = self.state.interval
-        sums, scale = self._sums.read(self.loss_scale.values)
+        read = self.interval.read(self.loss_scale.values, before=before)
+        if read is None:
+            return False
         seconds = time.monotonic() - self._started
         self._started = time.monotonic()
         timed = {
-            "interval": {**sums, "seconds": before.get("seconds", 0.0) + seconds, **self.speed.sums(before)},
+            "interval": {**read.sums, "seconds": before.get("seconds", 0.0) + seconds, **self.speed.sums(before)},
             "seconds": self.state.seconds + seconds,
-            "loss_scale": self.loss_scale.state(scale),
+            "loss_scale": self.loss_scale.state(read.more),
         }
-        unread, self._unread = self._unread, []
-        done = round(sum(sums[name] - before.get(name, 0.0) for name in ("updates", OVERFLOWS)))
-        if done < len(unread):  # the first that failed, and with it all after it
-            state, update = unread[done]
-            self.state = state.replace(**timed)
-            skip_update(self, update)
-            self.state = self.state.replace(update=state.update + 1, position=update.position_after)
-            self._finite = torch.ones_like(self._finite)
-            self._has_failed = False
-            return True
-        self.state = self.state.replace(**timed)
-        return False
+        if read.failed is None:
+            self.state = self.state.replace(**timed)
+            return False
+        state, update = read.failed
+        self.state = state.replace(**timed)
+        skip_update(self, update)
+        self.state = self.state.replace(update=state.update + 1, position=update.position_after)
+        self.interval.forget_failure()
+        return True
 
     # Log, validation, checkpoints
 
@@ -461,7 +430,24 @@ class Trainer:
         if self.compilation is not None:
             self.compilation.report()
         self.state = self.state.replace(interval={})
-        self._clear_sums()
+        self.interval = Interval(self.engine.device)
+        self._started = time.monotonic()
+
+    def _log_histograms(self) -> None:
+        for name, weight in self.full_weights().items():
+            self.log.histogram(f"weights/{name}", self.state.update, weight)
+
+    def _log_end(self, start: TrainState) -> None:
+        """Says how the run ended that began in the state `start`."""
+        update = self.state.update
+        if self.stop:
+            pending = ", starting with its validation" if self.state.pending_validation else ""
+            why = f"at max_hours={self.config.max_hours:g}" if self.stop.is_late else "by a signal"
+            self.log.info(f"Stopped {why} after update {update:,}. The same command resumes there{pending}.")
+            return
+        self.log.info(f"Finished after update {update:,}. The models are in {self.config.save_dir}.")
+        if self._has_changes and update == start.update:
+            self.log.info("Training had already finished; changed settings had no effect.")
 
     def _validate(self) -> None:
         """Does the pending validation; after a signal it stays pending, for the run that resumes here.
@@ -470,22 +456,26 @@ class Trainer:
             NotFiniteError: If a metric is not finite.
         """
         with self.average.in_validation() if self.average else nullcontext():
-            self._validate_model()
-
-    def _validate_model(self) -> None:
-        """Validates the weights that the model has, and keeps them if they are among the best."""
-        config, step = self.config, self.step
-        results: dict[str, Validated] = {}
-        for split in config.validation.named:
             try:
-                results[split] = validate(step, self.task, config, name=split, engine=self.engine, stop=self.stop.agree)
+                results = {
+                    name: validate(
+                        self.step, self.task, self.config, name=name, engine=self.engine, stop=self.stop.agree
+                    )
+                    for name in self.config.validation.named
+                }
             except ValidationInterrupted:
                 return
-        deciding = config.validation.split
-        if deciding is None:  # the validation was pending in a run that no longer validates
-            self.state = self.state.replace(pending_validation=False)
-            return
-        metric, numbers = config.validation.metric, results[deciding].numbers
+            if results:
+                self._keep_validated(results)
+            else:  # it was pending in a run that no longer validates
+                self.state = self.state.replace(pending_validation=False)
+        self.stop.agree()
+        self._started = time.monotonic()
+
+    def _keep_validated(self, results: Mapping[str, Validated]) -> None:
+        """Logs the results of all sets, and keeps the weights that the model has if they are among the best."""
+        deciding, metric = str(self.config.validation.split), self.config.validation.metric
+        numbers = results[deciding].numbers
         if metric not in numbers:
             raise UserError(f"validation.metric={metric} was not computed; only {', '.join(numbers)} were.")
         bad = next(((split, name) for split, result in results.items() for name in result.not_finite()), None)
@@ -500,15 +490,13 @@ class Trainer:
         for split, result in results.items():
             kind, more = ("valid", best_value) if split == deciding else (f"valid/{split}", {})
             self.log.metrics(kind, self.state.update, {**result.values, **more})
-        for number, output in enumerate(results[deciding].outputs[: config.log.samples]):
+        for number, output in enumerate(results[deciding].outputs[: self.config.log.samples]):
             shown = f"**source** {output.source}\n\n**output** {output.output}\n\n**reference** {output.references[0]}"
             self.log.text(f"sample {number}", self.state.update, shown)
         if bad is not None:
             skip_validation(self, *bad, value=results[bad[0]].numbers[bad[1]], after=validated)
         self.state = validated
         save_validated(self, None if bad else numbers)
-        self.stop.agree()
-        self._started = time.monotonic()
 
     def save(self, *, pending_validation: bool = False) -> None:
         self.state = self.state.replace(pending_validation=pending_validation)

@@ -49,9 +49,12 @@ def notes_of(run: Trainer) -> list[str]:
 
 
 def make_updates(run: Trainer, count: int) -> None:
-    for (update, micro_batches), _ in zip(run._updates(), range(count), strict=False):
-        run.update(micro_batches)
-        run._advance(update)
+    while run.state.update < count:
+        for update, micro_batches in run._updates():
+            run.update(micro_batches)
+            run._advance(update)
+            if run.state.update == count:
+                break
 
 
 class Unreadable(Attention):
