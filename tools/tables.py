@@ -4,7 +4,7 @@
 
 A table stands between two markers, the first of which says what is in it:
 
-    <!-- members -->                 every registry with the names of its members, recipes and commands
+    <!-- members -->                 every registry with the names of its members
     <!-- members: attention -->      the members of one registry with what they are (and their roles)
     <!-- members: recipe -->         the recipes with their first lines; likewise `command`
     <!-- /members -->                the end of each
@@ -74,11 +74,11 @@ def members(kind: str) -> list[tuple[str, str]]:
 def table(kind: str | None) -> str:
     """Returns one table in Markdown."""
     if kind is None:
-        kinds = [*REGISTRIES, "metric", "recipe", "command"]
+        kinds = [*REGISTRIES, "metric"]
         rows = [(kind, ", ".join(f"`{name}`" for name, _ in members(kind))) for kind in kinds]
         return "\n".join(["| kind | names |", "|---|---|", *(f"| {kind} | {names} |" for kind, names in rows)])
     rows = [(f"`{name}`", about.replace("|", r"\|")) for name, about in members(kind)]
-    return "\n".join(["| name | what it is |", "|---|---|", *(f"| {name} | {about} |" for name, about in rows)])
+    return "\n".join([f"| {kind} | description |", "|---|---|", *(f"| {name} | {about} |" for name, about in rows)])
 
 
 def main(check: bool) -> int:

@@ -37,7 +37,7 @@ class ClassifyConfig(LoadConfig):
 
 @command("seqtk-classify", ClassifyConfig, first="checkpoint")
 def main(config: ClassifyConfig) -> None:
-    """Classify texts: seqtk-classify PATH [input=FILE|-] [format=json].
+    """Classify lines of text: seqtk-classify PATH [input=FILE|-] [format=json].
 
     Writes one line for each line of the input, in its order. A matching model reads two texts a line, separated by a
     tab.

@@ -57,7 +57,7 @@ class EvalConfig(LoadConfig):
 
 @command("seqtk-eval-lm", EvalConfig)
 def main(config: EvalConfig) -> None:
-    """Score a text: seqtk-eval-lm checkpoint=PATH [data=DATA-BIN split=test | input=FILE|-] [context_window=N …].
+    """Score text with a language model: seqtk-eval-lm checkpoint=PATH [split=test | input=FILE].
 
     Scores every token once. Prints nats and bits per token, perplexity per token and per word, and bits per byte and
     per character. With a context window, each sample also reads the tokens before it, without scoring them again.

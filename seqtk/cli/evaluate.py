@@ -64,7 +64,7 @@ _OF_CLASSIFIERS = ("columns", "confusion", "truncate", "bootstrap")
 
 @command("seqtk-evaluate", EvaluateConfig, first="checkpoint")
 def main(config: EvaluateConfig) -> None:
-    """Evaluate a model of any task: seqtk-evaluate PATH [data=DATA] [split=test | input=FILE [reference=FILE]].
+    """Evaluate a model with the metrics of its task: seqtk-evaluate PATH [split=test | input=FILE].
 
     Prints each metric with its unit. For a classifier, also prints 95 % intervals, precision, recall and F1 of each
     class, and the confusion matrix. Set user_dir= for a model of a plug-in.

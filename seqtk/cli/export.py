@@ -18,7 +18,7 @@ def _config_type() -> "type[ExportConfig]":
 
 @command("seqtk-export", _config_type)
 def main(config: "ExportConfig") -> None:
-    """Export a model: seqtk-export checkpoint=PATH format=NAME [format.KEY=VALUE …] output=PATH."""
+    """Export a model to another format: seqtk-export checkpoint=PATH format=NAME [format.KEY=VALUE …] output=PATH."""
     for key in ("checkpoint", "output"):
         if not getattr(config, key):
             raise UserError(f"{key}= is not set.", "Usage: seqtk-export checkpoint=PATH format=NAME output=PATH")

@@ -55,7 +55,7 @@ class GenerateConfig(DecodeConfig):
 
 @command("seqtk-generate", GenerateConfig)
 def main(config: GenerateConfig) -> None:
-    """Translate or continue texts: seqtk-generate checkpoint=PATH [data=DATA-BIN split=test | input=FILE|-] [beam=5 …].
+    """Translate text, or continue prompts: seqtk-generate checkpoint=PATH [split=test | input=FILE|-] [beam=5 …].
 
     Writes one line for each sentence (format=text), in input order; counts, speed and scores go to standard error.
     With a language model each line of input is a prompt (default: one empty prompt), which nbest samples continue:

@@ -31,7 +31,7 @@ class ImportConfig:
 
 @command("seqtk-import-fairseq", ImportConfig, first="checkpoint")
 def main(config: ImportConfig) -> None:
-    """Import a model: seqtk-import-fairseq checkpoint_best.pt data=DATA-BIN output=model.safetensors.
+    """Import a fairseq checkpoint: seqtk-import-fairseq checkpoint_best.pt data=DATA-BIN output=model.safetensors.
 
     Imports translation and language models; the scores are equal to fairseq's. A sentencepiece.model in data= is
     included.

@@ -18,7 +18,7 @@ def _config_type() -> "type[ImportModelConfig]":
 
 @command("seqtk-import", _config_type)
 def main(config: "ImportModelConfig") -> None:
-    """Import a model: seqtk-import checkpoint=PATH format=NAME [format.KEY=VALUE …] output=model.safetensors."""
+    """Import a model from another format: seqtk-import checkpoint=PATH format=NAME [format.KEY=VALUE …] output=FILE."""
     if not config.checkpoint:
         raise UserError("checkpoint= is not set.", "Usage: seqtk-import checkpoint=PATH format=NAME output=FILE")
     from seqtk.interop import chosen, importers

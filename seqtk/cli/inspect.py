@@ -25,7 +25,7 @@ class InspectConfig:
 
 @command("seqtk-inspect", InspectConfig, first="paths")
 def main(config: InspectConfig) -> None:
-    """Show and verify a model or run: seqtk-inspect PATH. Compare two models: seqtk-inspect PATH PATH.
+    """Show and verify a model or run, or compare two: seqtk-inspect PATH [PATH].
 
     Reads every file completely and verifies its checksums. If a file is damaged, the command exits with code 2.
     """

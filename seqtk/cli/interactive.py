@@ -35,7 +35,7 @@ class InteractiveConfig(DecodeConfig):
 
 @command("seqtk-interactive", InteractiveConfig)
 def main(config: InteractiveConfig) -> None:
-    """Translate, continue or classify what you type: seqtk-interactive checkpoint=PATH [beam=5 nbest=1 …].
+    """Translate, continue or classify the lines you type: seqtk-interactive checkpoint=PATH [beam=5 nbest=1 …].
 
     On a terminal it prints a prompt, and each hypothesis with its score. Ctrl-C drops the current line, Ctrl-D ends.
     Through a pipe it reads lines and writes lines, buffer_size at a time. A line that cannot be answered is an error

@@ -77,7 +77,7 @@ def listed() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command: `ls`, or the name of a corpus and settings."""
+    """Download and prepare a published corpus: seqtk-prepare ls | NAME [key=value …]."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     names = [
         word

@@ -11,15 +11,15 @@ from seqtk.utils.progress import Reporter
 
 @command("seqtk-preprocess", PreprocessConfig)
 def main(config: PreprocessConfig) -> None:
-    """Makes a data-bin folder from raw or tokenised text.
+    """Turn text or labelled files into a data-bin: seqtk-preprocess train=TEXT destdir=DATA-BIN [key=value …].
 
     `seqtk-preprocess source_lang=en target_lang=de train=corpus/train valid=corpus/valid destdir=data-bin/corpus` reads
     corpus/train.en, corpus/train.de and so on (or with .gz, .bz2, .xz), learns a joint vocabulary, and encodes them.
     Without target_lang= the text is one-sided, as for a language model, and may be encoded by other tokens:
     `seqtk-preprocess tokens=bytes train=enwik8/train valid=enwik8/valid destdir=data-bin/enwik8`.
-    With columns. it makes a labelled data-bin of TSV, CSV or JSON lines, or of arrays of pixels or tokens (.npz, .npy):
+    With columns.label= it makes a labelled data-bin of TSV, CSV or JSON lines, or of arrays of pixels or tokens:
     `seqtk-preprocess columns.text=review columns.label=stars train=train.csv valid=valid.csv destdir=data-bin/reviews`.
-    `seqtk-preprocess columns.text=image train=train.npz valid_share=0.1 test=test.npz destdir=data-bin/images`.
+    `seqtk-preprocess columns.text=image columns.label=label train=train.npz test=test.npz destdir=data-bin/images`.
     """
     reporter = Reporter(lambda message: print(message, file=sys.stderr, flush=True), progress=True)
     if config.columns is None and not any(map(is_array_file, config.prefixes().values())):

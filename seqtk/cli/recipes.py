@@ -64,7 +64,7 @@ def _copy(source: Path, folder: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """List, show or copy the shipped recipes."""
+    """List, show or copy the recipes."""
     with reporting_errors("seqtk-recipes"):
         sys.stdout.write(run(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()

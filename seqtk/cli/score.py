@@ -35,7 +35,7 @@ class ScoreConfig:
 
 @command("seqtk-score", ScoreConfig)
 def main(config: ScoreConfig) -> None:
-    """Score translations with sacreBLEU: seqtk-score hypothesis=FILE[,FILE…] reference=FILE[,FILE…].
+    """Compare translations with references by sacreBLEU: seqtk-score hypothesis=FILE[,FILE…] reference=FILE[,FILE…].
 
     With several hypotheses, each is tested against the first by paired bootstrap (Koehn 2004).
     """

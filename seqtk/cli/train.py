@@ -20,7 +20,7 @@ def _config_type() -> "type[TrainConfig]":
 
 @command("seqtk-train", _config_type, recipes=True)
 def main(config: "TrainConfig") -> None:
-    """Train a model, or resume the run in save_dir: seqtk-train recipe=NAME [key=value …].
+    """Train a model, or resume a run: seqtk-train recipe=NAME [key=value …].
 
     For several devices: torchrun --nproc-per-node 2 -m seqtk.cli.train recipe=NAME.
     """
