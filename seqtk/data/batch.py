@@ -219,7 +219,7 @@ class PairBatch(ClassBatch):
 
 
 class Examples(Protocol[E_co]):
-    """Anything with a length and examples by number; picklable if workers are to read it."""
+    """An object with a length that returns examples by index. It must be picklable if workers read it."""
 
     def __len__(self) -> int: ...
 
@@ -227,7 +227,7 @@ class Examples(Protocol[E_co]):
 
 
 def read_batch(dataset: Examples[E], collate: Callable[[list[E]], B], indices: Sequence[int], shape: Shape | None) -> B:
-    """The batch of these examples, filled up to `shape` if there is one."""
+    """Reads and collates the examples at `indices`, and pads the batch to `shape` unless it is None."""
     batch = collate([dataset[index] for index in indices])
     return batch if shape is None else batch.filled(shape)
 

@@ -1,7 +1,7 @@
-"""Tokenizes text by bytes or characters: the names of these tokens in a dictionary, and the ids of blocks of text.
+"""Tokenizes text into bytes or characters, and names these tokens in a dictionary.
 
-A dictionary holds one token a line, so white space and invisible characters have names: byte 10 is `<0x0A>`, the
-character U+0020 is `<U+0020>`. Every other character is its own name.
+A dictionary file has one token per line, so bytes, white space and invisible characters have names: byte 10 is `<0x0A>`
+and the space is `<U+0020>`. Every other character stands for itself.
 """
 
 import io
@@ -31,28 +31,28 @@ def byte_vocabulary() -> Vocabulary:
 
 def character_name(character: str) -> str:
     """Returns the name of a character in the dictionary."""
-    seen = character.isprintable() and not character.isspace()
-    return character if seen else f"<U+{ord(character):04X}>"
+    visible = character.isprintable() and not character.isspace()
+    return character if visible else f"<U+{ord(character):04X}>"
 
 
 def bytes_to_names(line: str) -> list[str]:
-    """Returns the bytes of a text as token names."""
+    """Splits a text into bytes, and returns their names."""
     return [BYTE_NAMES[byte] for byte in line.encode("utf-8")]
 
 
 def names_to_bytes(names: Sequence[str]) -> str:
-    """Returns the text of token names that stand for bytes. Other names and invalid UTF-8 become U+FFFD."""
-    each = (bytes([_BYTE_OF[name]]) if name in _BYTE_OF else b"\xff" for name in names)
-    return b"".join(each).decode("utf-8", errors="replace")
+    """Joins the bytes with these names to a text. Other names and invalid UTF-8 become U+FFFD."""
+    parts = (bytes([_BYTE_OF[name]]) if name in _BYTE_OF else b"\xff" for name in names)
+    return b"".join(parts).decode("utf-8", errors="replace")
 
 
 def characters_to_names(line: str) -> list[str]:
-    """Returns the characters of a text as token names."""
+    """Splits a text into characters, and returns their names."""
     return [character_name(character) for character in line]
 
 
 def names_to_characters(names: Sequence[str]) -> str:
-    """Returns the text of token names that stand for characters. The unknown token becomes U+FFFD."""
+    """Joins the characters with these names to a text. The unknown token becomes U+FFFD."""
     return "".join(map(_character, names))
 
 
@@ -64,7 +64,7 @@ def _character(name: str) -> str:
 
 
 def kind_of(vocabulary: Vocabulary) -> str | None:
-    """ "bytes" or "characters" if the names of the tokens say so."""
+    """Returns "bytes" or "characters" if the names of the tokens are those of bytes or characters, else None."""
     words = vocabulary.tokens[UNK + 1 :]
     if tuple(words) == BYTE_NAMES:
         return "bytes"
@@ -72,21 +72,21 @@ def kind_of(vocabulary: Vocabulary) -> str | None:
 
 
 class SymbolCounter:
-    """Counts the characters of a block by their names."""
+    """Counts the characters of a block of text. With `newlines`, line feeds count as characters."""
 
     def __init__(self, *, newlines: bool) -> None:
         self._newlines = newlines
 
     def __call__(self, block: bytes) -> Counter[bytes]:
-        """Returns how often each character occurs in a block, by the character's name in UTF-8."""
+        """Returns the number of occurrences of each character, by the character's name in UTF-8."""
         codes, counts = np.unique(symbols(block, characters=True, newlines=self._newlines)[0], return_counts=True)
         names = (character_name(chr(code)).encode("utf-8") for code in codes)
         return Counter(dict(zip(names, counts.tolist(), strict=True)))
 
 
 def symbols(block: bytes, *, characters: bool, newlines: bool) -> tuple[Array, Array]:
-    """Returns the bytes or code points of all lines of a block, concatenated, and the number in each line."""
-    text = block if newlines or b"\r" not in block else b"".join(map(_normal_end, io.BytesIO(block)))
+    """Returns the bytes or code points of all lines of a block, concatenated, and the number of them in each line."""
+    text = block if newlines or b"\r" not in block else b"".join(map(_normalize_line_end, io.BytesIO(block)))
     codes: Array = np.frombuffer(text, dtype=np.uint8)
     if characters:
         codes = np.frombuffer(text.decode("utf-8").encode("utf-32-le"), dtype="<u4")
@@ -100,12 +100,12 @@ def symbols(block: bytes, *, characters: bool, newlines: bool) -> tuple[Array, A
 
 
 def code_of(name: str, *, characters: bool) -> int | None:
-    """Returns the code point or byte of a token of the dictionary; None for fillers and special symbols."""
+    """Returns the code point or byte that a token stands for; None for filler words and special symbols."""
     if not characters:
         return _BYTE_OF.get(name)
     named = _CHARACTER_NAME.fullmatch(name)
     return int(named[1], 16) if named else ord(name) if len(name) == 1 else None
 
 
-def _normal_end(line: bytes) -> bytes:
+def _normalize_line_end(line: bytes) -> bytes:
     return line.rstrip(b"\r\n") + b"\n" * line.endswith(b"\n")

@@ -1,6 +1,6 @@
 """Finds and checks raw text files, and reads them in blocks of whole lines, so memory does not grow with the corpus.
 
-A line ends at `\\n` and nowhere else. A block is a bytes object that contains whole lines.
+Only `\\n` ends a line. A block is a bytes object that contains whole lines.
 """
 
 import io
@@ -20,10 +20,10 @@ BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Which text to read: a prefix for each split, followed by a language."""
+    """The text files of each split, given by a prefix. The language is the suffix of the file's name."""
 
     source_lang: str | None = setting(
-        None, help="Source language: the text is PREFIX.source_lang. Without languages the text is PREFIX itself."
+        None, help="Source language, the suffix of the file: PREFIX.LANGUAGE. null: the file is PREFIX itself."
     )
     target_lang: str | None = setting(None, help="Target language. null: one-sided text, as for a language model.")
     train: str | None = setting(
@@ -50,8 +50,8 @@ class TextConfig:
         named = {"train": self.train} if self.train else {}
         for name, given in (("valid", self.valid), ("test", self.test)):
             parts = [[item] if _find(item, self._sides[0]) else item.split(",") for item in given]
-            each = [prefix for item in parts for prefix in item if prefix]
-            named |= {f"{name}{number or ''}": prefix for number, prefix in enumerate(each)}
+            prefixes = [prefix for item in parts for prefix in item if prefix]
+            named |= {f"{name}{number or ''}": prefix for number, prefix in enumerate(prefixes)}
         return named
 
     def files(self) -> dict[str, tuple[Path, ...]]:
@@ -79,10 +79,9 @@ class Text:
 
 
 def find_text(prefix: str, lang: str | None, *, key: str = "input") -> Path:
-    """Returns the file of one side of a corpus: `prefix.lang` (`prefix` without a language), plain or compressed.
+    """Returns the file of one side of a corpus, plain or compressed: `prefix.lang`, or `prefix` if `lang` is None.
 
-    Raises UserError, with a similar name if there is one, if it is missing. `key` is the key of `prefix`, for the
-    error.
+    Raises UserError if it is missing. The error names `key`, the setting that holds `prefix`, and similar files.
     """
     path = _find(prefix, lang)
     if path is not None:
@@ -90,17 +89,17 @@ def find_text(prefix: str, lang: str | None, *, key: str = "input") -> Path:
     name = Path(f"{prefix}.{lang}" if lang else prefix)
     if name.is_fifo() or name.is_char_device():
         raise UserError(
-            f"{key}={name} is a pipe or a device, but it is read more than once.", "Save it to a file first."
+            f"{key}={name} is a pipe or a device, but must be read more than once.", "Save its content to a file."
         )
     existing = languages_of(prefix)
     stem, _, ending = prefix.removesuffix(".gz").rpartition(".")
     if lang and Path(prefix).is_file() and stem and _find(stem, lang) is not None:
-        raise UserError(f"There is no text {name}.", f"Give the prefix, without .{ending}: {key}={stem}")
+        raise UserError(f"There is no text {name}.", f"Set the prefix, without .{ending}: {key}={stem}")
     if lang and existing:
         raise UserError(
             f"There is no text {name}.",
-            f"{prefix}.* exists for: {', '.join(existing)}.",
-            "Set source_lang= and target_lang= to languages that exist.",
+            f"Files {prefix}.* exist for: {', '.join(existing)}.",
+            "Set source_lang= and target_lang= to two of them.",
         )
     if not lang and len(existing) > 1:
         raise UserError(
@@ -113,7 +112,7 @@ def find_text(prefix: str, lang: str | None, *, key: str = "input") -> Path:
 
 
 def languages_of(prefix: str) -> list[str]:
-    """Returns the endings of the files whose names begin with `prefix` and a dot, without compression suffixes."""
+    """Returns the suffixes of the files whose names begin with `prefix` and a dot, without compression suffixes."""
     path, found = Path(prefix), set()
     if path.parent.is_dir():
         for other in path.parent.iterdir():
@@ -153,7 +152,7 @@ def check_text(path: Path, utf8: bool = True) -> int:
 
 
 def check_equal(paths: Sequence[Path], lines: Sequence[int]) -> None:
-    """Raises UserError, with both numbers, if the two sides of a corpus differ in their number of lines."""
+    """Raises UserError if the two sides of a corpus have different numbers of lines."""
     if len(set(lines)) > 1:
         raise UserError(
             "The two sides of the corpus do not have the same number of lines:",
@@ -163,9 +162,9 @@ def check_equal(paths: Sequence[Path], lines: Sequence[int]) -> None:
 
 
 def read_blocks(paths: Sequence[Path], *, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[bytes, ...]]:
-    """Yields one block of each file, with the same lines in all.
+    """Yields one block of each file, with the same line numbers in all of them.
 
-    The block of the first has about `block_bytes` bytes.
+    The block of the first file has about `block_bytes` bytes.
     """
     with ExitStack() as stack:
         first, *others = [stack.enter_context(open_text(path)) for path in paths]
@@ -184,9 +183,15 @@ def count_lines(block: bytes) -> int:
     return block.count(b"\n") + (block[-1:] not in (b"\n", b""))
 
 
-def sample_lines(paths: Sequence[Path], *, lines: int, most: int) -> Iterator[bytes]:
-    """Yields the lines of files without line feeds: all `lines` lines, or `most` of them at equal distances."""
-    step = max(1, -(-lines // most))
+def sample_lines(paths: Sequence[Path], *, lines: int, max_lines: int) -> Iterator[bytes]:
+    """Yields lines of files, without line feeds.
+
+    Args:
+        paths: The files.
+        lines: The number of lines that they have together.
+        max_lines: The maximum number of lines to yield. If there are more, evenly spaced lines are chosen.
+    """
+    step = max(1, -(-lines // max_lines))
     for path in paths:
         with open_text(path) as file:
             for line in islice(file, 0, None, step):
@@ -194,9 +199,9 @@ def sample_lines(paths: Sequence[Path], *, lines: int, most: int) -> Iterator[by
 
 
 def read_chunk(file: IO[bytes], path: Path) -> bytes:
-    """Reads the next bytes of a file that was opened by `open_text`. Returns no bytes at its end.
+    """Reads the next bytes of a file that was opened by `open_text`. Returns `b""` at the end of the file.
 
-    Raises UserError if it is compressed and damaged.
+    Raises UserError if the file is compressed and damaged.
     """
     with decompression_errors(path):
         return file.read(BLOCK_BYTES)

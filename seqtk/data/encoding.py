@@ -25,10 +25,10 @@ class EncodedLines:
     """The tokens of the lines of one language, without EOS.
 
     Attributes:
-        ids: The ids of all lines, one after the other.
+        ids: The ids of all lines, concatenated.
         sizes: The number of ids of each line.
-        special: The number of words that look like a special symbol, such as `<pad>`. They become UNK.
-        kept: The bytes and characters that can be decoded from the tokens. None: the whole text.
+        special: The number of words that equal a special symbol, such as `<pad>`. They are encoded as UNK.
+        kept: The numbers of bytes and characters that can be decoded from the tokens. None: the whole text.
     """
 
     ids: Ids
@@ -45,7 +45,7 @@ class LineEncoder(Protocol):
         """The vocabulary that the ids refer to."""
 
     def encode(self, block: bytes, *, measure: bool = False) -> EncodedLines:
-        """Encodes the lines of a block. With `measure`, also computes how much of the text the tokens keep."""
+        """Encodes the lines of a block. With `measure`, also computes `EncodedLines.kept`."""
 
 
 class WordEncoder:
@@ -72,17 +72,17 @@ class WordEncoder:
 
 
 class PieceEncoder:
-    """Encodes raw text with SentencePiece, a block at a time, and maps its ids to ids of the vocabulary."""
+    """Encodes raw text with SentencePiece, and maps the ids of pieces to ids of the vocabulary."""
 
     def __init__(self, tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self._tokenizer = tokenizer
         pieces = tokenizer.pieces()
         self._table = np.array([UNK if piece is None else vocabulary.id(piece) for piece in pieces], dtype=np.int64)
-        self._hidden = np.array([piece is None for piece in pieces])
+        self._no_piece = np.array([piece is None for piece in pieces])
         self._bytes, self._characters = (np.array(lengths) for lengths in zip(*map(_size, pieces), strict=True))
-        # A dictionary that was counted from text may know a word which the model only sees as an unknown piece.
-        self._knows_more = not set(vocabulary.tokens[UNK + 1 :]) <= {*pieces, *_fillers(vocabulary)}
+        # A dictionary that was counted from text may contain words that are unknown pieces of the model.
+        self._has_extra_words = not set(vocabulary.tokens[UNK + 1 :]) <= {*pieces, *_fillers(vocabulary)}
 
     def encode(self, block: bytes, *, measure: bool = False) -> EncodedLines:
         stripped = [line.rstrip(b"\r\n") for line in split_lines(block)]
@@ -90,35 +90,35 @@ class PieceEncoder:
         sizes = np.fromiter(map(len, encoded), np.int64, len(encoded))
         piece_ids = np.fromiter(chain.from_iterable(encoded), np.int64, int(sizes.sum()))
         ids = self._table[piece_ids]
-        hidden = self._hidden[piece_ids]
-        if self._knows_more and hidden.any():
-            self._look_up_unknown_pieces(ids, hidden, sizes, stripped)
-        kept = self._measure(piece_ids, hidden, sizes, stripped) if measure else None
+        is_unknown = self._no_piece[piece_ids]
+        if self._has_extra_words and is_unknown.any():
+            self._look_up_unknown_pieces(ids, is_unknown, sizes, stripped)
+        kept = self._measure(piece_ids, is_unknown, sizes, stripped) if measure else None
         return EncodedLines(ids, sizes, kept=kept)
 
-    def _measure(self, piece_ids: Ids, hidden: Ids, sizes: Ids, lines: Sequence[bytes]) -> tuple[int, int]:
+    def _measure(self, piece_ids: Ids, is_unknown: Ids, sizes: Ids, lines: Sequence[bytes]) -> tuple[int, int]:
         """Returns the number of bytes and characters that the pieces spell, with a line feed after each line."""
         rest = 0, 0
-        if hidden.any():  # lines with unknown characters
-            unknown = np.unique(np.searchsorted(np.cumsum(sizes), np.flatnonzero(hidden), side="right"))
-            is_known = np.ones(len(sizes), dtype=bool)
-            is_known[unknown] = False
-            piece_ids, sizes = piece_ids[np.repeat(is_known, sizes)], sizes[is_known]
-            rest = text_size(b"".join(self._tokenizer.normalize(lines[i]) for i in unknown))
+        if is_unknown.any():  # lines with unknown characters
+            lines_with_unknown = np.unique(np.searchsorted(np.cumsum(sizes), np.flatnonzero(is_unknown), side="right"))
+            all_known = np.ones(len(sizes), dtype=bool)
+            all_known[lines_with_unknown] = False
+            piece_ids, sizes = piece_ids[np.repeat(all_known, sizes)], sizes[all_known]
+            rest = text_size(b"".join(self._tokenizer.normalize(lines[i]) for i in lines_with_unknown))
         counts = np.bincount(piece_ids, minlength=len(self._table))
         ends = len(lines) - self._tokenizer.prefix_length * int(np.count_nonzero(sizes))
         return int(counts @ self._bytes) + rest[0] + ends, int(counts @ self._characters) + rest[1] + ends
 
-    def _look_up_unknown_pieces(self, ids: Ids, hidden: Ids, sizes: Ids, lines: Sequence[bytes]) -> None:
-        """Looks up unknown pieces as words of the vocabulary, in lines that contain unknown pieces."""
+    def _look_up_unknown_pieces(self, ids: Ids, is_unknown: Ids, sizes: Ids, lines: Sequence[bytes]) -> None:
+        """Encodes lines that contain unknown pieces again, with these pieces as words of the vocabulary."""
         ends = np.cumsum(sizes)
-        for i in np.unique(np.searchsorted(ends, np.flatnonzero(hidden), side="right")):
+        for i in np.unique(np.searchsorted(ends, np.flatnonzero(is_unknown), side="right")):
             pieces = self._tokenizer.encode(lines[i].decode("utf-8"))
             ids[ends[i] - sizes[i] : ends[i]] = self.vocabulary.encode(pieces, eos=False)
 
 
 class SymbolEncoder:
-    """Encodes text by bytes or characters. With `newlines`, line feeds are tokens; otherwise they are removed."""
+    """Encodes text as bytes or characters. With `newlines`, line feeds are tokens; otherwise they are removed."""
 
     def __init__(self, vocabulary: Vocabulary, *, characters: bool, newlines: bool) -> None:
         self.vocabulary = vocabulary
@@ -139,7 +139,7 @@ def _fillers(vocabulary: Vocabulary) -> list[str]:
 
 
 def _size(piece: str | None) -> tuple[int, int]:
-    """Returns the number of bytes and characters that a SentencePiece piece spells; 0 if it never occurs in text."""
+    """Returns the number of bytes and of characters in the text of a SentencePiece piece; 0 for special symbols."""
     if piece is None:
         return 0, 0
     if BYTE_PIECE.fullmatch(piece):
@@ -153,12 +153,13 @@ class EncodedBlock:
     """One encoded and filtered block.
 
     Attributes:
-        flats: The ids of the kept lines of each language, one after the other.
-        sizes: The number of ids of each kept line of each language.
+        flats: For each language, the ids of the kept lines, concatenated.
+        sizes: For each language, the number of ids of each kept line.
         lines: The number of lines that were read.
         dropped: The number of lines that each rule dropped.
-        special: The number of words of each language that spell a special symbol.
-        text, kept: For one-sided text, its size before any line was dropped, and the size of what the tokens keep.
+        special: For each language, the number of words that equal a special symbol.
+        text: The size of one-sided text before lines were dropped. None for pairs.
+        kept: The size of the part of `text` that can be decoded from the tokens.
     """
 
     flats: tuple[Ids, ...]
@@ -172,9 +173,9 @@ class EncodedBlock:
 
 @dataclass(frozen=True)
 class BlockEncoder:
-    """Encodes and filters aligned blocks of all languages. It is sent to each worker process once.
+    """Encodes and filters aligned blocks of all languages. With `eos`, each item ends in EOS.
 
-    A block is text of whole lines. With `eos`, each item ends in EOS.
+    It is sent to each worker process once.
     """
 
     encoders: tuple[LineEncoder, ...]
@@ -193,7 +194,7 @@ class BlockEncoder:
             if not keep.all():
                 items = [(ids[np.repeat(keep, sizes)], sizes[keep]) for ids, sizes in items]
         stored = [
-            (_with_eos if self.eos else _stored)(ids, sizes, len(encoder.vocabulary))
+            (_append_eos if self.eos else _to_stored_type)(ids, sizes, len(encoder.vocabulary))
             for encoder, (ids, sizes) in zip(self.encoders, items, strict=True)
         ]
         flats, sizes = zip(*stored, strict=True)
@@ -201,21 +202,21 @@ class BlockEncoder:
         special = tuple(each.special for each in encoded)
         kept = text
         if text is not None and encoded[0].kept is not None:
-            unended = not blocks[0].endswith(b"\n")  # the last line of a file may have no line feed
-            kept = replace(text, bytes=encoded[0].kept[0] - unended, characters=encoded[0].kept[1] - unended)
+            missing_feed = not blocks[0].endswith(b"\n")  # the last line of a file may have no line feed
+            kept = replace(text, bytes=encoded[0].kept[0] - missing_feed, characters=encoded[0].kept[1] - missing_feed)
         return EncodedBlock(flats, sizes, count_lines(blocks[0]), dropped, special, text, kept)
 
 
-def _stored(ids: Ids, sizes: Ids, vocabulary_size: int) -> tuple[Ids, Ids]:
-    """Returns the ids in the data type in which they are stored."""
+def _to_stored_type(ids: Ids, sizes: Ids, vocabulary_size: int) -> tuple[Ids, Ids]:
+    """Converts ids and sizes to the data types in which they are stored."""
     return ids.astype(dtype_for(vocabulary_size)), sizes.astype(np.int32)
 
 
-def _with_eos(ids: Ids, sizes: Ids, vocabulary_size: int) -> tuple[Ids, Ids]:
-    """Returns the ids with EOS after each item, in the data type in which they are stored."""
-    closed_sizes = sizes + 1
-    closed = np.full(len(ids) + len(sizes), EOS, dtype=dtype_for(vocabulary_size))
-    is_word = np.ones(len(closed), dtype=bool)
-    is_word[np.cumsum(closed_sizes) - 1] = False
-    closed[is_word] = ids
-    return closed, closed_sizes.astype(np.int32)
+def _append_eos(ids: Ids, sizes: Ids, vocabulary_size: int) -> tuple[Ids, Ids]:
+    """Appends EOS to each item, and converts ids and sizes to the data types in which they are stored."""
+    new_sizes = sizes + 1
+    new_ids = np.full(len(ids) + len(sizes), EOS, dtype=dtype_for(vocabulary_size))
+    is_word = np.ones(len(new_ids), dtype=bool)
+    is_word[np.cumsum(new_sizes) - 1] = False
+    new_ids[is_word] = ids
+    return new_ids, new_sizes.astype(np.int32)

@@ -1,4 +1,4 @@
-"""Filters training lines or pairs by their lengths in tokens (eos not counted)."""
+"""Filters training lines or pairs by their lengths in tokens, EOS not counted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ RULES = ("empty", "too_short", "too_long", "ratio")
 class LengthFilter:
     """Keeps a pair if each side has `min_length` to `max_length` tokens, and the ratio is at most `max_ratio`.
 
-    The ratio is that of the longer to the shorter side. None: no limit.
+    The ratio is the length of the longer side divided by that of the shorter side. None: no limit.
     """
 
     min_length: int = 1
@@ -22,12 +22,12 @@ class LengthFilter:
     max_ratio: float | None = None
 
     def __call__(self, lengths: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:
-        """Returns the lines to keep, and the number dropped by each rule.
+        """Returns a mask of the lines to keep, and the number of lines that each rule drops.
 
-        A line counts for the first rule that drops it.
+        A line that several rules drop counts for the first of them.
         """
         shortest, longest = np.minimum.reduce(lengths), np.maximum.reduce(lengths)
-        broken = (
+        drops = (
             (shortest == 0) & (self.min_length > 0),
             shortest < self.min_length,
             longest > (np.inf if self.max_length is None else self.max_length),
@@ -35,7 +35,7 @@ class LengthFilter:
         )
         keep = np.ones(len(shortest), dtype=bool)
         dropped = {}
-        for rule, breaks in zip(RULES, broken, strict=True):
-            dropped[rule] = int((breaks & keep).sum())
-            keep &= ~breaks
+        for rule, drop in zip(RULES, drops, strict=True):
+            dropped[rule] = int((drop & keep).sum())
+            keep &= ~drop
         return keep, dropped

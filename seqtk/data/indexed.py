@@ -1,9 +1,9 @@
 """Reads token ids from data sets in fairseq's memory-mapped format, which `IndexedWriter` writes, or its older format.
 
-A data set is two files. `PREFIX.bin` holds the ids of all items, one after the other; `PREFIX.idx` holds the start and
-the length of each item (`docs/formats.md` gives both layouts byte by byte). Items are read with `pread` rather than
-mapped into memory: a file that becomes shorter is then an error with words and not the end of the process by SIGBUS,
-and the memory of the process does not grow with the items that it has read.
+A data set consists of two files: `PREFIX.bin` holds the concatenated ids of all items, and `PREFIX.idx` the start and
+the length of each item (`docs/formats.md` gives both layouts byte by byte). Items are read with `pread` and not
+mapped into memory: if a file becomes shorter while it is in use, an exception is raised, whereas SIGBUS would kill the
+process, and the memory of the process does not grow with the number of items read.
 """
 
 import os
@@ -27,9 +27,9 @@ _BLOCK = 1 << 20
 
 
 class IndexedDataset:
-    """The items of a data set: `dataset[i]` is an int64 array. Items are read when they are indexed.
+    """A data set of token ids. `dataset[i]` reads item i and returns it as an int64 array.
 
-    `sizes` holds the number of ids of each item, EOS included. The object can be pickled: a copy opens the files again.
+    `sizes` holds the number of ids of each item, EOS included. Picklable; the copy opens the files again.
     """
 
     def __init__(self, prefix: str | os.PathLike[str]) -> None:
@@ -43,7 +43,7 @@ class IndexedDataset:
             self._length, self._dtype, self._sizes_at, self._starts_at = _layout(self._index, self.prefix)
             self._unit, self._shift = 1, 0
         else:
-            raise UserError(f"{prefix}.idx is not an index: it begins with {start!r}.")
+            raise UserError(f"{prefix}.idx is not the index of a data set: it begins with {start!r}.")
         last, expected = self._length - 1, 0
         if self._length:
             expected = self._start(last) + int(self._stored_sizes(last, 1)[0]) * self._dtype.itemsize
@@ -75,7 +75,7 @@ class IndexedDataset:
 
     def __getitem__(self, i: int) -> npt.NDArray[np.int64]:
         if not -self._length <= i < self._length:
-            raise IndexError(f"item {i} of the {self._length} in {self.prefix}")
+            raise IndexError(f"index {i} is out of range: {self.prefix} has {self._length} items")
         i = int(i) % self._length
         return self._read(self._start(i), int(self.sizes[i]))
 
@@ -89,7 +89,7 @@ class IndexedDataset:
         return self._read(start * self._dtype.itemsize, end - start)
 
     def _read(self, start: int, count: int) -> npt.NDArray[np.int64]:
-        """Reads `count` ids from byte `start` on."""
+        """Reads `count` ids, starting at byte `start`."""
         if not count:
             return np.zeros(0, dtype=np.int64)
         stored = self._data.read(start, count * self._dtype.itemsize)
@@ -103,7 +103,7 @@ class IndexedDataset:
 
 
 class _File:
-    """A file that is open for reading, of the size that it had when it was opened."""
+    """A file opened for reading. `size` is its size when it was opened."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -115,15 +115,15 @@ class _File:
         self.size = os.fstat(self._descriptor).st_size
 
     def read(self, start: int, count: int) -> bytes:
-        """Returns `count` bytes from byte `start`. Raises UserError if they are no longer there or cannot be read."""
+        """Reads `count` bytes, starting at byte `start`. Raises UserError if the file is too short or unreadable."""
         try:
             read = os.pread(self._descriptor, count, start)
-            while len(read) < count:  # a system may return less at once, but nothing only at the end of the file
+            while len(read) < count:  # pread may return fewer bytes than requested, but none only at the end of a file
                 more = os.pread(self._descriptor, count - len(read), start + len(read))
                 if not more:
                     raise UserError(
                         f"{self.path} has become shorter while it was in use: byte {start + len(read):,} is missing.",
-                        "Copy or make it again; the same command then continues.",
+                        "Copy or make it again, then run the same command.",
                     )
                 read += more
         except OSError as error:
@@ -132,7 +132,7 @@ class _File:
 
 
 def _layout(index: _File, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
-    """Returns (items, type, offset of the sizes, offset of the starts) of a memory-mapped data set's index."""
+    """Parses the index of a memory-mapped data set into (items, type, offset of the sizes, offset of the starts)."""
     if index.size < HEADER.size:
         raise UserError(f"{prefix}.idx is truncated: it has {index.size} bytes.")
     _, version, code, length = HEADER.unpack(index.read(0, HEADER.size))
@@ -142,7 +142,7 @@ def _layout(index: _File, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
         documents = struct.unpack("<Q", index.read(HEADER.size, 8))[0] if index.size >= HEADER.size + 8 else -1
         if index.size == expected + 8 + 8 * documents:
             raise UserError(
-                f"{prefix}.idx is Megatron-LM's variant of the format, with a document index, which is not supported.",
+                f"{prefix}.idx is in Megatron-LM's variant of the format, with a document index; it is not supported.",
                 "Preprocess the text again, with seqtk-preprocess or fairseq-preprocess.",
             )
         raise UserError(
@@ -153,7 +153,7 @@ def _layout(index: _File, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
 
 
 def _legacy_layout(index: _File, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
-    """Returns (items, type, offset of the sizes, offset of the starts) of an older data set's index."""
+    """Parses the index of a data set in the older format into (items, type, offset of the sizes, offset of starts)."""
     if index.size < LEGACY_HEADER.size:
         raise UserError(f"{prefix}.idx is truncated: it has {index.size} bytes.")
     _, version, code, _, length, dimensions = LEGACY_HEADER.unpack(index.read(0, LEGACY_HEADER.size))
@@ -176,7 +176,7 @@ def _token_type(version: int, code: int, prefix: str) -> np.dtype[Any]:
 
 
 class JoinedItems:
-    """Several data sets as one: the items of the first, then those of the second, and so on. Nothing is copied."""
+    """A concatenation of data sets, without copies: the items of the first, then those of the second, and so on."""
 
     def __init__(self, parts: Sequence[IndexedDataset]) -> None:
         self.parts = tuple(parts)
@@ -189,10 +189,10 @@ class JoinedItems:
 
     def __getitem__(self, i: int) -> npt.NDArray[np.int64]:
         if not -len(self) <= i < len(self):
-            raise IndexError(f"item {i} of {len(self)}")
+            raise IndexError(f"index {i} is out of range: there are {len(self)} items")
         i = int(i) % len(self)
-        place = int(self._ends.searchsorted(i, side="right"))
-        return self.parts[place][i - int(self._ends[place])]
+        number = int(self._ends.searchsorted(i, side="right"))
+        return self.parts[number][i - int(self._ends[number])]
 
     @property
     def total(self) -> int:
@@ -200,10 +200,10 @@ class JoinedItems:
         return int(self._stream_ends[-1])
 
     def stream(self, start: int, end: int) -> npt.NDArray[np.int64]:
-        """Returns the ids from number `start` up to `end` of all items one after the other."""
-        found = []
-        for part, its_end in zip(self.parts, self._stream_ends.tolist(), strict=True):
-            first, last = max(start - its_end + part.total, 0), min(end - its_end + part.total, part.total)
+        """Returns the ids `start` to `end` - 1 of the concatenated items."""
+        pieces = []
+        for part, part_end in zip(self.parts, self._stream_ends.tolist(), strict=True):
+            first, last = max(start - part_end + part.total, 0), min(end - part_end + part.total, part.total)
             if first < last:
-                found.append(part.stream(first, last))
-        return np.concatenate([*found, np.zeros(0, dtype=np.int64)])
+                pieces.append(part.stream(first, last))
+        return np.concatenate([*pieces, np.zeros(0, dtype=np.int64)])

@@ -17,7 +17,7 @@ _BLOCK = 1 << 20
 
 
 def dtype_for(vocabulary_size: int | None) -> npt.DTypeLike:
-    """Returns the data type in which fairseq stores the ids: uint16 if the vocabulary is well below 65,536."""
+    """Returns the data type in which fairseq stores the ids: uint16 for vocabularies of fewer than 65,500 tokens."""
     if vocabulary_size is not None and vocabulary_size < 65_500:
         return np.uint16
     return np.uint32 if vocabulary_size is None or vocabulary_size < 4_294_967_295 else np.int64
@@ -26,7 +26,7 @@ def dtype_for(vocabulary_size: int | None) -> npt.DTypeLike:
 class IndexedWriter:
     """Writes a data set in the memory-mapped format, byte for byte as fairseq does, in constant memory.
 
-    It is a context manager: both files appear when the block ends, and neither if the block raises an exception.
+    It is a context manager: both files appear when the `with` block ends, and neither if it raises an exception.
     """
 
     def __init__(self, prefix: str | os.PathLike[str], *, vocabulary_size: int | None) -> None:
@@ -39,14 +39,14 @@ class IndexedWriter:
         self._index.write(HEADER.pack(MAGIC, 1, code, 0))
 
     def append(self, ids: npt.ArrayLike) -> None:
-        """Adds one item."""
+        """Appends one item."""
         item = np.asarray(ids, dtype=np.int64)
         self.extend_arrays(item, np.array([len(item)]))
 
     def extend_arrays(self, flat: npt.NDArray[Any], sizes: npt.NDArray[Any]) -> None:
-        """Adds `len(sizes)` items, whose ids are concatenated in `flat`."""
+        """Appends `len(sizes)` items, whose ids are concatenated in `flat`."""
         if len(flat) != int(sizes.sum()):
-            raise ValueError(f"{len(flat)} ids for items of {int(sizes.sum())}")
+            raise ValueError(f"flat has {len(flat)} ids, but the sizes sum to {int(sizes.sum())}")
         self._data.write(np.ascontiguousarray(flat, dtype=self.dtype.newbyteorder("<")).data)
         self._index.write(np.ascontiguousarray(sizes, dtype="<i4").data)
         self.items += len(sizes)

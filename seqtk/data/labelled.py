@@ -1,7 +1,7 @@
-"""Labelled data-bins: written from text or from arrays of pixels or tokens, and their report.
+"""Writes labelled data-bins from text or from arrays of pixels or tokens, and describes them.
 
-A labelled data-bin is a data-bin with `classes.txt` (the name of a class in each line; its number is its line, from 0)
-and `SPLIT.labels.npy`. Pairs of texts are its languages `first` and `second`.
+A labelled data-bin is a data-bin with `classes.txt` (one class name per line; a class's number is its line, from 0) and
+`SPLIT.labels.npy`. Pairs of texts are stored as the languages `first` and `second`.
 """
 
 import json
@@ -41,14 +41,14 @@ SPLITS = ("train", "valid", "test")
 PIXELS = tuple(map(str, range(256)))
 """The dictionary of pixels."""
 
-_MOST_CLASSES = 10  # whose shares are printed
+_MAX_PRINTED_CLASSES = 10  # with more classes, their shares are not printed
 
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Example:
-    """A text, or two, in UTF-8 without line ends, and the number of its class."""
+    """One or two texts in UTF-8, without line ends, and the number of their class."""
 
     split: str
     label: int
@@ -57,11 +57,14 @@ class Example:
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """Items of a split: symbols by their position in the dictionary, one item after the other; sizes; classes."""
+    """Items of a split."""
 
     symbols: npt.NDArray[Any]
+    """The concatenated symbols of the items, as indices into the list of symbols."""
     sizes: Ints
+    """The number of symbols of each item."""
     labels: Ints
+    """The class of each item."""
 
 
 def write_texts(
@@ -74,7 +77,7 @@ def write_texts(
     splits: Sequence[str] = SPLITS,
     recorded: PreprocessConfig | None = None,
 ) -> None:
-    """Makes a labelled data-bin of texts with these settings of seqtk-preprocess. After an error nothing is left.
+    """Writes a labelled data-bin of texts atomically, with these settings of seqtk-preprocess.
 
     `recorded`: see `preprocess`. Raises UserError if a split has no examples.
     """
@@ -101,7 +104,8 @@ def write_texts(
             **settings,
         )
         recorded = recorded or replace(config, train=None, valid=(), test=())
-        preprocess(config, recorded=recorded, reporter=Reporter(progress=reporter.progress))  # its messages name `text`
+        # Only progress is reported: the messages would name the temporary files.
+        preprocess(config, recorded=recorded, reporter=Reporter(progress=reporter.progress))
         for split in splits:
             _save_labels(folder, split, np.array(labels[split], dtype=np.int64), len(classes))
 
@@ -109,7 +113,7 @@ def write_texts(
 def write_arrays(
     destination: Path, classes: Sequence[str], symbols: Sequence[str], splits: Mapping[str, Iterable[Arrays]]
 ) -> None:
-    """Makes a labelled data-bin of arrays; each split comes in parts. After an error nothing is left.
+    """Writes a labelled data-bin of arrays atomically. The arrays of each split are given in parts.
 
     Raises UserError if a split has no examples.
     """
@@ -122,7 +126,7 @@ def write_arrays(
             labels: list[Ints] = []
             with IndexedWriter(folder / split, vocabulary_size=vocabulary_size) as writer:
                 for part in parts:
-                    writer.extend_arrays(*_closed(part, writer.dtype))
+                    writer.extend_arrays(*_append_eos(part, writer.dtype))
                     labels.append(part.labels)
                     if split == "train":
                         counts += np.bincount(part.symbols, minlength=len(symbols))
@@ -139,8 +143,8 @@ def _databin(destination: Path, classes: Sequence[str]) -> Iterator[Path]:
         write_text(folder / CLASSES, "".join(f"{name}\n" for name in classes))
 
 
-def _closed(part: Arrays, dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], Ints]:
-    """The ids of the items with EOS after each, and their sizes."""
+def _append_eos(part: Arrays, dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], Ints]:
+    """Returns the token ids of the items, each with EOS appended, and their sizes."""
     ids = part.symbols.astype(dtype) + np.dtype(dtype).type(len(SPECIALS))
     return np.insert(ids, np.cumsum(part.sizes), EOS), part.sizes + 1
 
@@ -149,57 +153,62 @@ def _save_labels(folder: Path, split: str, labels: Ints, classes: int) -> None:
     if not len(labels):
         raise UserError(f"Split '{split}' has no examples.", "Set more of them, or another source=.")
     if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(f"labels from {labels.min()} to {labels.max()} of {classes} classes")
+        raise ValueError(f"labels must be from 0 to {classes - 1}, but are from {labels.min()} to {labels.max()}")
     if split == "train" and labels.min() == labels.max():
-        raise UserError("All training examples have one class.", "Set more of them, or another source=.")
+        raise UserError("All training examples have only one class.", "Set more of them, or another source=.")
     np.save(folder / f"{split}{LABELS}", labels.astype(np.int32))
 
 
-_OWN_SETTINGS = {
+_SEPARATE_SETTINGS = {
     *("columns", "source_lang", "target_lang", "train", "valid", "test", "destdir", "overwrite", "valid_share", "seed"),
     *("line_end", "min_length", "max_length", "max_ratio", "shard_tokens"),
 }
-"""Settings of seqtk-preprocess that have another meaning for labelled files, or none."""
-_OF_ARRAYS = ("columns", "train", "valid", "test", "destdir", "overwrite", "valid_share", "seed", "workers")
-"""Settings of seqtk-preprocess that files of NumPy have."""
+"""Settings of seqtk-preprocess that have no effect on labelled files, or a different one."""
+_ARRAY_SETTINGS = ("columns", "train", "valid", "test", "destdir", "overwrite", "valid_share", "seed", "workers")
+"""Settings of seqtk-preprocess that apply to NumPy files."""
 
 
 def preprocess_labelled(config: PreprocessConfig, *, reporter: Reporter | None = None) -> str:
-    """Makes the labelled data-bin that `config` describes, and returns its report.
+    """Writes the labelled data-bin that `config` describes, and returns its report.
 
-    No example is dropped. The classes are those of the training split, or of all splits if there is none.
+    No example is dropped. The classes are those of the training split, or of all splits without a training split.
 
     Raises:
-        UserError: For files or settings that cannot be used, and for a class that no training example has; the folder
-            is then as it was before.
+        UserError: If a file or setting is invalid, or an example has a class that no training example has. The folder
+            is then unchanged.
     """
     columns = config.columns or Columns()
     destination = destination_of(config)
     files = _files(config)
     arrays = {path for path in files.values() if is_array_file(path)}
     if arrays and arrays != set(files.values()):
-        raise UserError(f"{min(arrays)} has arrays, but {min({*files.values()} - arrays)} is text.", "Use one of both.")
+        raise UserError(
+            f"{min(arrays)} holds arrays, but {min({*files.values()} - arrays)} is text.",
+            "All splits must be of one kind.",
+        )
     _check_settings(config, arrays=bool(arrays))
-    own = [files["train"]] if "train" in files else list(files.values())
-    labels = [example.label for path in own for example in read_labels(path, columns)]
+    class_files = [files["train"]] if "train" in files else list(files.values())
+    labels = [example.label for path in class_files for example in read_labels(path, columns)]
     classes = class_names(labels)
-    check_classes(classes, of=" and ".join(own))
-    validates = held_out(len(labels), config.valid_share, config.seed) if config.valid_share else None
-    splits = [*files, *(["valid"] if validates is not None else [])]
+    check_classes(classes, of=" and ".join(class_files))
+    is_valid = held_out(len(labels), config.valid_share, config.seed) if config.valid_share else None
+    splits = [*files, *(["valid"] if is_valid is not None else [])]
     splits.sort(key=lambda split: SPLITS.index(split.rstrip("0123456789")))
     if arrays:
         _write_array_files(
-            destination, classes, {split: files.get(split, own[0]) for split in splits}, columns, validates
+            destination, classes, {split: files.get(split, class_files[0]) for split in splits}, columns, is_valid
         )
         return describe(destination)
 
     def examples() -> Iterator[Example]:
         for split, path in files.items():
             for index, (example, label) in enumerate(class_numbers(read_labelled(path, columns), classes, path=path)):
-                chosen = split == "train" and validates is not None and validates[index]
-                yield Example("valid" if chosen else split, label, tuple(text.encode() for text in example.texts))
+                moved = split == "train" and is_valid is not None and is_valid[index]
+                yield Example("valid" if moved else split, label, tuple(text.encode() for text in example.texts))
 
-    settings = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in _OWN_SETTINGS}
+    settings = {
+        field.name: getattr(config, field.name) for field in fields(config) if field.name not in _SEPARATE_SETTINGS
+    }
     if columns.second is not None:
         settings |= {"source_lang": PAIR[0], "target_lang": PAIR[1]}
     write_texts(destination, classes, examples(), settings, reporter or Reporter(), splits=splits, recorded=config)
@@ -207,7 +216,7 @@ def preprocess_labelled(config: PreprocessConfig, *, reporter: Reporter | None =
 
 
 def _files(config: PreprocessConfig) -> dict[str, str]:
-    """The file of each split. Raises UserError if there is none."""
+    """Returns the file of each split. Raises UserError if there is none."""
     prefixes = config.prefixes()
     if not prefixes:
         raise UserError("There is no text: train=, valid= and test= are not set.", "Set at least one of them.")
@@ -221,14 +230,14 @@ def _check_settings(config: PreprocessConfig, *, arrays: bool) -> None:
     """Raises UserError for settings that have no effect on labelled files."""
     for key in ("source_lang", "target_lang", "line_end", "min_length", "max_length", "max_ratio", "shard_tokens"):
         if getattr(config, key) is not None:
-            raise UserError(f"{key}= is not for labelled files.", "Remove it, or remove columns=.")
+            raise UserError(f"{key}= does not apply to labelled files.", "Remove it, or remove columns=.")
     for field in fields(config):
-        if arrays and field.name not in _OF_ARRAYS and getattr(config, field.name) != field.default:
-            raise UserError(f"{field.name}= is for text, but the files are arrays.", "Remove it.")
+        if arrays and field.name not in _ARRAY_SETTINGS and getattr(config, field.name) != field.default:
+            raise UserError(f"{field.name}= applies to text, but the files hold arrays.", "Remove it.")
     if config.columns is not None and config.columns.second is not None and not config.joint:
-        raise UserError("joint=false: a matching model reads both texts with one dictionary.", "Remove it.")
+        raise UserError("joint=false: both texts of a pair must have the same dictionary.", "Remove it.")
     if config.valid_share and (config.train is None or config.valid):
-        raise UserError("valid_share= takes examples of train= for the split valid.", "Set train=, and remove valid=.")
+        raise UserError("valid_share= moves examples of train= to the split valid.", "Set train=, and remove valid=.")
 
 
 def _write_array_files(
@@ -236,9 +245,9 @@ def _write_array_files(
     classes: Sequence[str],
     files: Mapping[str, str],
     columns: Columns,
-    validates: npt.NDArray[np.bool_] | None,
+    is_valid: npt.NDArray[np.bool_] | None,
 ) -> None:
-    """Makes a labelled data-bin of files of NumPy. `validates`: the examples of `train` that are the split valid."""
+    """Writes a labelled data-bin from NumPy files. `is_valid` marks the examples of `train` that become `valid`."""
     opened = {path: open_arrays(path, columns) for path in dict.fromkeys(files.values())}
     pixels = all(file.pixels for file in opened.values())
     size = len(PIXELS) if pixels else max(file.largest() for file in opened.values()) + 1
@@ -247,27 +256,28 @@ def _write_array_files(
         numbers = class_numbers(read_labels(path, columns), classes, path=path)
         label_N = np.fromiter((number for _, number in numbers), np.int64)
         keep_N = np.ones(len(label_N), dtype=bool)
-        if validates is not None and split in ("train", "valid"):
-            keep_N = validates if split == "valid" else ~validates
+        if is_valid is not None and split in ("train", "valid"):
+            keep_N = is_valid if split == "valid" else ~is_valid
         start = 0
         for symbols, sizes in opened[path].parts():
-            chosen = slice(start, start + len(sizes))
+            part = slice(start, start + len(sizes))
             start += len(sizes)
-            kept = keep_N[chosen]
-            yield Arrays(symbols[np.repeat(kept, sizes)], sizes[kept], label_N[chosen][kept])
+            kept = keep_N[part]
+            yield Arrays(symbols[np.repeat(kept, sizes)], sizes[kept], label_N[part][kept])
 
     write_arrays(destination, classes, list(map(str, range(size))), {k: parts(k, path) for k, path in files.items()})
 
 
 def held_out(count: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Which of `count` training examples validate: round(share × count) of them at random, a function of the seed.
+    """Returns a mask of round(share × count) random examples out of `count`. It is a function of the arguments.
 
-    Raises UserError if none or all of them would.
+    Raises UserError if the mask would select no example or all examples.
     """
     chosen = round(share * count)
     if not 0 < chosen < count:
         raise UserError(
-            f"valid_share={share} of {count:,} training examples is {chosen:,}.", "Set it so that both parts have some."
+            f"valid_share={share} of {count:,} training examples is {chosen:,}.",
+            "Set it so that train and valid both have examples.",
         )
     mask = np.zeros(count, dtype=bool)
     mask[np.argsort(np.random.PCG64(np.random.SeedSequence([seed])).random_raw(count), kind="stable")[:chosen]] = True
@@ -275,7 +285,7 @@ def held_out(count: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
 
 
 def describe(destination: Path) -> str:
-    """The report of a labelled data-bin: examples, lengths and classes of each split."""
+    """Returns a report of a labelled data-bin: examples, lengths and classes of each split."""
     data = DataBin(destination)
     classes = data.classes()
     rows = [["split", "examples", "shortest", "median", "90 %", "longest", "most frequent class"]]
@@ -290,11 +300,11 @@ def describe(destination: Path) -> str:
         counts = np.bincount(data.labels(split), minlength=len(classes))
         share = counts.max() / counts.sum()
         rows.append([split, f"{counts.sum():,}", *quantiles, f"{classes[counts.argmax()]} {share:.2%}"])
-        if len(classes) <= _MOST_CLASSES:
+        if len(classes) <= _MAX_PRINTED_CLASSES:
             named = (f"{name} {count / counts.sum():.1%}" for name, count in zip(classes, counts.tolist(), strict=True))
             lines.append(f"{split}: {', '.join(named)}")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     size = len(data.vocabulary(data.source_lang))
-    tail = f"lengths in tokens, </s> not counted; vocabulary {size:,}, {len(SPECIALS)} special symbols included"
-    return "\n".join([*table, tail, *lines])
+    note = f"lengths in tokens, </s> not counted; vocabulary {size:,}, {len(SPECIALS)} special symbols included"
+    return "\n".join([*table, note, *lines])

@@ -1,4 +1,4 @@
-"""Labelled examples in files: texts in TSV, CSV or JSON lines, plain or compressed, and arrays of NumPy."""
+"""Reads labelled examples from files: texts in TSV, CSV or JSON lines (plain or compressed), and NumPy arrays."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ ENDINGS = (
     *(f".{ending}{suffix}" for ending in TEXT_FORMATS for suffix in SUFFIXES),
     *(f".{ending}" for ending in ARRAY_FORMATS),
 )
-"""How the names of labelled files end."""
+"""The endings of the names of labelled files."""
 _KEYS_OF_COLUMNS = (
     "Set columns.text=, columns.second= and columns.label= to names, or to numbers if there is no header."
 )
@@ -30,57 +30,57 @@ _LARGEST_FIELD = 1 << 30
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a file has the texts and the class. A number counts columns from 1, in a file without a header."""
+    """The columns of a labelled file, by name, or by number from 1 if the file has no header."""
 
     text: tuple[str, ...] = setting(
         ("text",),
-        help="Name or number of the column of the text. Several are joined by spaces: [title,description]. "
-        "Of an .npz file: the name of the array of pixels or tokens.",
+        help="Name or number of the text column. Several columns are joined by spaces: [title,description]. "
+        "In an .npz file: the name of the array of pixels or tokens.",
     )
     second: str | None = setting(
-        None, help="Name or number of the column of the second text of a pair. null: there are no pairs."
+        None, help="Name or number of the column with the second text of each pair. null: single texts."
     )
     label: str = setting(
         "label",
-        help="Name or number of the column of the class. Of an .npz file: the name of the array of classes. "
-        "NAME.npy has its classes in NAME.label.npy.",
+        help="Name or number of the column with the class. In an .npz file: the name of the array of classes. "
+        "The classes of NAME.npy are in NAME.label.npy.",
     )
     lengths: str | None = setting(
         None,
-        help="Of .npz and .npy files: the array of lengths of items that are padded or stand one after another.",
+        help="In .npz and .npy files: the name of the array of lengths, if the items are padded or concatenated.",
     )
     classes: tuple[str, ...] = setting(
         (),
-        help="The class that each value of the column of the class stands for: [VALUE:CLASS,...], "
-        "as in [1:World,2:Sports]. []: the value is the class.",
+        help="Names for the values in the column with the class: [VALUE:CLASS,...], such as [1:World,2:Sports]. "
+        "[]: the values are the names.",
     )
 
 
 @dataclass(frozen=True)
 class LabelledText:
-    """One example."""
+    """A labelled example."""
 
     line: int
-    """The number of its (last) line in a text file, or of the item of an array, from 1."""
+    """The number of its line in a text file (the last one of several), or of its item in an array, from 1."""
     texts: tuple[str, ...]
     """One text, or two, each without line ends."""
     label: str
 
 
 def place_of(line: int, path: str) -> str:
-    """Names an example in an error: the line of a text file, or the item of an array."""
+    """Returns the position of an example for an error: the line of a text file, or the item of an array."""
     return f"{'Example' if is_array_file(path) else 'Line'} {line:,} of {path}"
 
 
 def read_labelled(path: str, columns: Columns) -> Iterator[LabelledText]:
-    """Yields the examples of a file. Its format is its ending, before that of a compression; TSV for any other.
+    """Yields the examples of a file. Its extension, without that of a compression, is its format; the default is TSV.
 
-    TSV has no quotes. CSV is that of RFC 4180: quoted fields may hold commas, quotes and line ends, which become
-    blanks. The text of an array is its symbols, separated by blanks.
+    TSV has no quotes. CSV follows RFC 4180: quoted fields may contain commas, quotes and line ends. Tabs and line ends
+    in a field become spaces. The text of an item of an array is its symbols, separated by spaces.
 
     Raises:
-        UserError: For a file that is missing or empty, a column that it does not have, and a class that is empty or
-            not in `columns.classes`.
+        UserError: If the file is missing or empty, or has no such column, or if a class is empty or not in
+            `columns.classes`.
     """
     class_of = _class_of(path, columns)
     if is_array_file(path):
@@ -106,7 +106,7 @@ def read_labelled(path: str, columns: Columns) -> Iterator[LabelledText]:
 
 
 def read_labels(path: str, columns: Columns) -> Iterator[LabelledText]:
-    """Yields the examples of a file, of an array without their texts. Raises UserError as `read_labelled`."""
+    """As `read_labelled`, but examples of array files are yielded without their texts, which takes less time."""
     if not is_array_file(path):
         yield from read_labelled(path, columns)
         return
@@ -116,33 +116,39 @@ def read_labels(path: str, columns: Columns) -> Iterator[LabelledText]:
 
 
 def open_arrays(path: str, columns: Columns) -> ArrayFile:
-    """Opens a file of NumPy. Raises UserError for one that cannot be used, and for columns that only text has."""
+    """Opens a NumPy file. Raises UserError if the file is invalid, or if `columns` has settings for text files."""
     if columns.second is not None:
-        raise UserError(f"columns.second={columns.second}: {path} has no pairs.", "Pairs are read from text.")
+        raise UserError(
+            f"columns.second={columns.second}: {path} has no pairs.",
+            "Only text files can have pairs. Remove columns.second=.",
+        )
     if len(columns.text) != 1 or (path.endswith(".npy") and columns.text != Columns.text):
-        named = ",".join(columns.text)
-        raise UserError(f"columns.text=[{named}]: an .npz file has one array of items.", "An .npy file has no names.")
+        raise UserError(
+            f"columns.text=[{','.join(columns.text)}] is not possible for {path}.",
+            "Set it to the name of one array in an .npz file. Remove it for an .npy file, whose array has no name.",
+        )
     return ArrayFile(path, items=columns.text[0], labels=columns.label, lengths=columns.lengths)
 
 
 def _class_of(path: str, columns: Columns) -> Callable[[str, int], str]:
-    """Returns a function from a value of the label column and its line to the class."""
+    """Returns a function that maps a value of the label column to its class. It takes the line for its errors."""
     pairs = [entry.partition(":") for entry in columns.classes]
     for entry, (value, colon, name) in zip(columns.classes, pairs, strict=True):
         if not (value.strip() and colon and name.strip()):
             raise UserError(
-                f"columns.classes has '{entry}', which is not VALUE:CLASS.", "For example [1:World,2:Sports]."
+                f"columns.classes has the entry '{entry}', which must be VALUE:CLASS.",
+                "For example [1:World,2:Sports].",
             )
     named = {value.strip(): name.strip() for value, _, name in pairs}
     if len(named) < len(pairs):
-        raise UserError(f"columns.classes=[{','.join(columns.classes)}] names a value twice.")
+        raise UserError(f"columns.classes=[{','.join(columns.classes)}] has the same value twice.")
 
     def class_of(label: str, line: int) -> str:
         if not label:
             raise UserError(f"{place_of(line, path)} has no class: the column '{columns.label}' is empty.")
         if named and label not in named:
             raise UserError(
-                f"{place_of(line, path)} has the class '{label}', which columns.classes does not have.",
+                f"{place_of(line, path)} has the class '{label}', which is not a value in columns.classes.",
                 nearest(label, named),
             )
         return named.get(label, label)
@@ -151,17 +157,17 @@ def _class_of(path: str, columns: Columns) -> Callable[[str, int], str]:
 
 
 def class_names(labels: Iterable[str]) -> list[str]:
-    """Returns the classes among labels in their order: by value if all are whole numbers, else by code points."""
+    """Returns the sorted distinct labels: sorted by value if all are integers, else by code points."""
     names = set(labels)
     numeric = all(re.fullmatch(r"-?[0-9]+", name) for name in names)
     return sorted(names, key=lambda name: (int(name) if numeric else 0, name))
 
 
 def check_classes(classes: Sequence[str], *, of: str) -> None:
-    """Raises UserError unless there are two classes or more, all different. `of` says where they are from."""
+    """Raises UserError unless there are at least two classes, all different. `of` names their file in the error."""
     if len(set(classes)) < len(classes):
         twice = next(name for name in classes if classes.count(name) > 1)
-        raise UserError(f"{of} names the class '{twice}' twice.")
+        raise UserError(f"{of} has the class '{twice}' twice.")
     if not any(classes):
         raise UserError(f"{of} has no classes.", "A classifier needs two or more.")
     if len(classes) < 2:
@@ -171,10 +177,10 @@ def check_classes(classes: Sequence[str], *, of: str) -> None:
 def class_numbers(
     examples: Iterable[LabelledText], classes: Sequence[str], *, path: str
 ) -> Iterator[tuple[LabelledText, int]]:
-    """Yields each example with the number of its class, from 0.
+    """Yields each example with the number of its class, which is its index in `classes`.
 
     Raises:
-        UserError: With the line, for a class that is not among `classes`, those of the training examples.
+        UserError: If a class is not in `classes`, which are those of the training examples. The error names the line.
     """
     number = {name: index for index, name in enumerate(classes)}
     for example in examples:
@@ -187,26 +193,28 @@ def class_numbers(
 
 
 def format_of(path: str) -> str:
-    """`tsv`, `csv` or `jsonl`."""
+    """Returns the format of a text file according to its extension: `tsv`, `csv` or `jsonl`; by default `tsv`."""
     name = Path(path)
     suffix = Path(name.stem).suffix if name.suffix in SUFFIXES else name.suffix
     return suffix.removeprefix(".") if suffix.removeprefix(".") in TEXT_FORMATS else "tsv"
 
 
 def _records(path: str, keys: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yields the number of a line with the fields that `keys` name."""
+    """Yields (line number, fields) of each record. The fields are those that `keys` name, in the order of `keys`."""
     if format_of(path) == "jsonl":
         for number, line in enumerate(read_lines(path), 1):
             if line.strip():
-                yield number, _of_json(line, keys, path, number)
+                yield number, _json_fields(line, keys, path, number)
         return
     rows = _csv_rows(path) if format_of(path) == "csv" else _tsv_rows(path)
-    places = [int(key) - 1 for key in keys] if all(key.isdecimal() and int(key) > 0 for key in keys) else None
+    indices = [int(key) - 1 for key in keys] if all(key.isdecimal() and int(key) > 0 for key in keys) else None
     width = None
     for number, row in rows:
         if width is not None and len(row) != width:
-            raise UserError(f"Line {number:,} of {path} has {how_many(len(row), 'column')}, its header has {width}.")
-        if places is None:
+            raise UserError(
+                f"Line {number:,} of {path} has {how_many(len(row), 'column')}, but its header has {width}."
+            )
+        if indices is None:
             width = len(row)
             missing = [key for key in keys if key not in row]
             if missing:
@@ -221,13 +229,13 @@ def _records(path: str, keys: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
                     f"{path} has the column '{twice[0]}' twice in its header, line {number:,}.",
                     "Rename one of them.",
                 )
-            places = [row.index(key) for key in keys]
+            indices = [row.index(key) for key in keys]
             continue
-        if max(places) >= len(row):
+        if max(indices) >= len(row):
             raise UserError(
-                f"Line {number:,} of {path} has {how_many(len(row), 'column')}, but column {max(places) + 1} is needed."
+                f"Line {number:,} of {path} has {how_many(len(row), 'column')}: there is no column {max(indices) + 1}."
             )
-        yield number, [row[place] for place in places]
+        yield number, [row[index] for index in indices]
 
 
 def _tsv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
@@ -246,13 +254,13 @@ def _csv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
     except csv.Error as error:
         raise UserError(
             f"Line {first:,} of {path} is not CSV: {error}.",
-            "A field that begins with a quote ends with one, and each quote inside it is doubled.",
+            "A quoted field must end with a quote, and each quote inside it must be doubled.",
         ) from None
     finally:
         csv.field_size_limit(before)
 
 
-def _of_json(line: str, keys: Sequence[str], path: str, number: int) -> list[str]:
+def _json_fields(line: str, keys: Sequence[str], path: str, number: int) -> list[str]:
     try:
         entry: Any = json.loads(line)
     except ValueError as error:
@@ -265,7 +273,7 @@ def _of_json(line: str, keys: Sequence[str], path: str, number: int) -> list[str
         value = entry[key]
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise UserError(
-                f"Line {number:,} of {path}: '{key}' is {json.dumps(value)[:80]}, not a text or a whole number."
+                f"Line {number:,} of {path}: '{key}' is {json.dumps(value)[:80]}; it must be a string or an integer."
             )
         fields.append(str(value))
     return fields

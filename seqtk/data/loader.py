@@ -7,7 +7,7 @@ import torch
 
 from seqtk.data.batch import Batch, Examples, read_batch
 from seqtk.data.plan import IndexArray, Update
-from seqtk.data.prefetch import read_ahead, why_not_picklable
+from seqtk.data.prefetch import pickling_error, read_ahead
 from seqtk.data.static_shapes import Shape
 
 E = TypeVar("E")
@@ -62,7 +62,7 @@ def load_batches(
             `dataset` or `collate` is raised here, with the worker's traceback.
     """
     if workers is None:
-        workers = int(device.type == "cuda" and why_not_picklable(dataset, collate) is None)
+        workers = int(device.type == "cuda" and pickling_error(dataset, collate) is None)
     requests = list(zip(batches, shapes or [None] * len(batches), strict=True))
     read: Iterator[B]
     if workers == 0 or not batches:

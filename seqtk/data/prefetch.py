@@ -31,11 +31,15 @@ def read_ahead(
     workers: int,
     pin_memory: bool,
 ) -> Iterator[B]:
-    """Batches that worker processes read and collate, each some two batches ahead."""
-    reason = why_not_picklable(dataset, collate)
-    if reason is not None:
+    """Yields batches that worker processes read and collate. Each worker prefetches about two batches.
+
+    Raises:
+        UserError: If the dataset is not picklable, a worker ends unexpectedly, or reading fails with a UserError.
+    """
+    problem = pickling_error(dataset, collate)
+    if problem is not None:
         raise UserError(
-            f"batch.workers={workers}: the dataset cannot be sent to a worker process.", reason, "Set batch.workers=0."
+            f"batch.workers={workers}: the dataset cannot be sent to a worker process.", problem, "Set batch.workers=0."
         )
     # Workers are forked from a server process, not from this one, whose threads (OpenMP, CUDA) may hold locks.
     context = multiprocessing.get_context("forkserver")
@@ -51,7 +55,7 @@ def read_ahead(
                 multiprocessing_context=context,
                 worker_init_fn=_exit_with_parent,
                 pin_memory=pin_memory,
-                generator=torch.Generator(),  # else it would draw a seed from the global one
+                generator=torch.Generator(),  # by default the loader draws a seed from the global generator
             )
         )
     while True:
@@ -74,14 +78,14 @@ def read_ahead(
 
 @dataclass(frozen=True)
 class _Failed:
-    """Carries a UserError out of a worker, because torch would add the traceback to its message."""
+    """The lines of a worker's UserError, which is not raised because torch would add a traceback to its message."""
 
     lines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _Reader(Generic[E, B]):
-    """The dataset of a worker: its examples are whole batches."""
+    """The dataset of a worker. Its items are whole batches."""
 
     dataset: Examples[E]
     collate: Callable[[list[E]], B]
@@ -108,8 +112,8 @@ def _no_main_module() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def why_not_picklable(dataset: object, collate: object) -> str | None:
-    """Why dataset and collate cannot be sent to another process; None: they can."""
+def pickling_error(dataset: object, collate: object) -> str | None:
+    """Returns the error of pickling `dataset` and `collate`, or None if they can be pickled."""
     with _no_main_module():
         try:
             pickle.dumps((dataset, collate))
@@ -119,9 +123,9 @@ def why_not_picklable(dataset: object, collate: object) -> str | None:
 
 
 def _exit_with_parent(worker: int) -> None:
-    """Ends this worker when the training process ends, even by kill -9.
+    """Ends this worker when the training process ends, even by SIGKILL.
 
-    torch's own check watches the worker's parent, which here is the server, and that lives as long as its workers.
+    torch only checks that the worker's parent is alive. That is the fork server, which lives as long as its workers.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None

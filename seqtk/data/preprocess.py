@@ -1,7 +1,7 @@
-"""From text to a data-bin directory: check, learn or load vocabularies, encode, filter, write, count.
+"""Preprocesses text into a data-bin folder: checks it, learns or loads vocabularies, encodes, filters and counts.
 
-The same text and settings give the same bytes whatever the number of workers, and memory does not grow with the
-corpus: text is read in blocks of lines, and a few blocks per worker are in progress at a time.
+The files are byte for byte the same for any number of workers. Memory does not grow with the corpus: text is read in
+blocks of lines, and only a few blocks per worker are in memory at a time.
 """
 
 import itertools
@@ -32,7 +32,7 @@ from seqtk.utils.progress import Reporter
 
 @dataclass(frozen=True)
 class PreprocessConfig(VocabularyConfig):
-    """The text, its vocabulary, which training lines to drop, and the folder to write."""
+    """Settings of preprocessing: the text, its vocabulary, which training lines to drop, and the folder to write."""
 
     min_length: int | None = setting(
         None, at_least=0, help="Training lines with fewer tokens are dropped. null: 1 in pairs, 0 in one-sided text."
@@ -49,19 +49,19 @@ class PreprocessConfig(VocabularyConfig):
     shard_tokens: int | None = setting(
         None,
         at_least=1,
-        help="Training text of more tokens than about this is written into several files (train, train1, …), which "
-        "are read as one split. null: one file.",
+        help="Maximum number of tokens, approximately, per file of training text. More text is written to further "
+        "files (train, train1, …), which are read as one split. null: one file.",
     )
     columns: Columns | None = setting(
         None,
-        help="Where labelled files, which train=, valid= and test= name, have examples and classes. null: plain text.",
+        help="Columns of labelled files. With them, train=, valid= and test= name labelled files. null: plain text.",
     )
     valid_share: float = setting(
-        0.0, at_least=0, below=1, help="Of labelled files: share of the training examples that becomes the split valid."
+        0.0, at_least=0, below=1, help="For labelled files: share of training examples to use as the split valid."
     )
-    seed: int = setting(1, at_least=0, help="Seed of which examples valid_share chooses.")
-    destdir: str | None = setting(None, help="Data-bin folder to make.")
-    overwrite: bool = setting(False, help="Replaces a data-bin that is in destdir.")
+    seed: int = setting(1, at_least=0, help="Seed of the random choice of examples with valid_share.")
+    destdir: str | None = setting(None, help="Data-bin folder to write.")
+    overwrite: bool = setting(False, help="Replaces the data-bin in destdir, if there is one.")
     workers: int = setting(0, at_least=0, help="Worker processes. 0: one per core.")
 
 
@@ -78,16 +78,19 @@ DATABIN_FILES = (
     "preprocess.json",
     "preprocess.log",
 )
-"""The files of a data-bin. Without its dictionaries, which come first here, a folder is none."""
+"""Patterns of the files of a data-bin. The dictionaries come first, so that they are written last (`atomic_directory`).
 
-_WORTH_A_WORKER = {"sentencepiece": 4, "words": 32, "lowercase_words": 8, "characters": 128, "bytes": 256}
+A folder without them does not count as a data-bin.
+"""
+
+_MIN_BLOCKS_PER_WORKER = {"sentencepiece": 4, "words": 32, "lowercase_words": 8, "characters": 128, "bytes": 256}
 """Number of blocks that take longer to encode than a process takes to start."""
 
-_WORTH_A_CHECKER = 1 << 28
+_MIN_BYTES_PER_CHECKER = 1 << 28
 """Number of bytes that take longer to check than a process takes to start."""
 
 _NOT_RECORDED = ("destdir", "overwrite", "workers")
-"""Settings without influence on the files."""
+"""Settings that do not influence the contents of the files."""
 
 
 def preprocess(
@@ -97,25 +100,30 @@ def preprocess(
     reporter: Reporter | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> PreprocessReport:
-    """Makes the data-bin folder that `config` describes, and returns its counts.
+    """Writes the data-bin folder that `config` describes, and returns its counts.
 
-    The record states the settings of `recorded`, if given, for text that was made from other files.
-    Text of a few blocks is not worth a worker process. With several workers the caller's main module must be importable
+    Small texts use fewer workers than configured. With several workers the caller's main module must be importable
     without side effects (`if __name__ == "__main__":`).
 
+    Args:
+        config: The settings.
+        recorded: The settings to write to `preprocess.json` instead, if `config` names temporary files.
+        reporter: Reports progress.
+        block_bytes: The approximate size of a block.
+
     Raises:
-        UserError: For text or settings that cannot be used; the folder is then as it was before.
+        UserError: If the text or a setting is invalid. The folder is then unchanged.
     """
     reporter = reporter or Reporter()
     if config.valid_share:
-        raise UserError("valid_share= is for labelled files.", "Remove it, or set columns.text= and columns.label=.")
+        raise UserError("valid_share= requires labelled files.", "Remove it, or set columns.text= and columns.label=.")
     destination = destination_of(config)
     files = config.files()
     total_bytes = sum(path.stat().st_size for paths in files.values() for path in paths)
     cores = config.workers or available_cores()
-    workers = min(cores, max(1, total_bytes // (_WORTH_A_WORKER[config.tokens] * block_bytes)))
+    workers = min(cores, max(1, total_bytes // (_MIN_BLOCKS_PER_WORKER[config.tokens] * block_bytes)))
     newlines = config.newlines
-    checkers = min(cores, max(1, total_bytes // _WORTH_A_CHECKER))
+    checkers = min(cores, max(1, total_bytes // _MIN_BYTES_PER_CHECKER))
     texts = _check(files, utf8=config.tokens != "bytes", workers=checkers)
     with atomic_directory(destination, only=DATABIN_FILES) as folder:
         train = next((text for text in texts if text.name == "train"), None)
@@ -144,15 +152,15 @@ def preprocess(
 
 
 def destination_of(config: PreprocessConfig) -> Path:
-    """Returns the folder to make. Raises UserError if none is set, or it cannot be made."""
+    """Returns the folder to write. Raises UserError if it is not set or cannot be written."""
     if config.destdir is None:
-        raise UserError("destdir= is missing.", "Set it to the data-bin folder to make.")
+        raise UserError("destdir= is missing.", "Set it to the data-bin folder to write.")
     check_destination(Path(config.destdir), overwrite=config.overwrite)
     return Path(config.destdir)
 
 
 def check_destination(destination: Path, *, overwrite: bool) -> None:
-    """Raises UserError if `destination` is a file, cannot be written, or holds a data-bin that must stay."""
+    """Raises UserError if `destination` is a file or not writable, or holds a data-bin and `overwrite` is false."""
     if destination.exists() and not destination.is_dir():
         raise UserError(f"destdir={destination} is a file, not a folder.", "Choose another destdir=.")
     if not overwrite and any(any(destination.glob(pattern)) for pattern in DATABIN_FILES):
@@ -164,9 +172,10 @@ def check_destination(destination: Path, *, overwrite: bool) -> None:
 
 
 def _check(files: dict[str, tuple[Path, ...]], *, utf8: bool, workers: int) -> list[Text]:
-    """The splits, after all lines of their files were checked."""
-    each = sorted({path for paths in files.values() for path in paths})
-    lines = dict(zip(each, ordered_map(check_text, ((path, utf8) for path in each), workers=workers), strict=True))
+    """Checks all lines of the files, and returns the splits."""
+    unique = sorted({path for paths in files.values() for path in paths})
+    counts = ordered_map(check_text, ((path, utf8) for path in unique), workers=workers)
+    lines = dict(zip(unique, counts, strict=True))
     for paths in files.values():
         check_equal(paths, [lines[path] for path in paths])
         if not lines[paths[0]]:
@@ -204,7 +213,13 @@ class _Writer:
     def write_split(
         self, text: Text, results: Iterator[EncodedBlock], *, advance: Callable[[int], object]
     ) -> SplitCount:
-        """Writes the encoded blocks of a split, the next ones of `results`; calls `advance` with the lines done."""
+        """Writes the encoded blocks of a split.
+
+        Args:
+            text: The split.
+            results: The encoded blocks of this and all later splits. Those of this split are consumed.
+            advance: Called after each block with its number of lines.
+        """
         lines, items = 0, 0
         dropped = dict.fromkeys(RULES, 0)
         counts = [np.zeros_like(count) for count in self._counts]
@@ -239,14 +254,14 @@ class _Writer:
         return SplitCount(lines, items, dropped, sides, size, kept if kept != size else None)
 
     def _writers(self, name: str, stack: ExitStack) -> list[IndexedWriter]:
-        """Opens the files of a split, or of a part of it, in each language."""
+        """Opens a data set of each language for a split, or for a shard of it."""
         return [
             stack.enter_context(IndexedWriter(self._prefix(name, lang), vocabulary_size=len(spec.vocabulary)))
             for lang, spec in zip(self._langs, self._specs, strict=True)
         ]
 
     def keep_text(self, text: Text) -> None:
-        """Writes the lines of a split, which are what translations are scored against."""
+        """Writes the text of a split, the references for scoring translations."""
         for lang, path in zip(self._langs, text.paths, strict=True):
             with open(f"{self._prefix(text.name, lang)}.txt", "wb") as kept:
                 for (block,) in read_blocks((path,)):
@@ -256,11 +271,11 @@ class _Writer:
         """Writes the dictionaries, with the counts of the training split, and the SentencePiece models."""
         joint = all(spec is self._specs[0] for spec in self._specs)
         total = np.sum(self._counts, axis=0) if joint else None
-        for lang, spec, own in zip(self._langs, self._specs, self._counts, strict=True):
+        for lang, spec, count in zip(self._langs, self._specs, self._counts, strict=True):
             vocabulary = spec.vocabulary
             if spec.counted:
                 first = UNK + 1
-                counts = (own if total is None else total)[first:].tolist()
+                counts = (count if total is None else total)[first:].tolist()
                 vocabulary = Vocabulary(vocabulary.tokens[first:], counts)
             vocabulary.save(self._directory / (f"dict.{lang}.txt" if lang else "dict.txt"))
             if spec.tokenizer is not None and spec.tokenizer.model_bytes is not None:

@@ -1,4 +1,4 @@
-"""The counts of a preprocessing run, and their format as a table."""
+"""The counts of a preprocessing run, and their table."""
 
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
@@ -16,23 +16,26 @@ SYMBOLS = ", ".join(SPECIALS[:3])
 
 @dataclass(frozen=True)
 class SideCount:
-    """The counts for one language of a split: tokens (EOS included), unknown tokens, words that spell `<s>`, …"""
+    """The counts of one language of a split."""
 
     tokens: int
+    """Tokens, EOS included."""
     unknown: int
+    """Unknown tokens."""
     special: int = 0
+    """Words of the text that equal a special symbol, such as `<s>`."""
 
 
 @dataclass(frozen=True)
 class TextCount:
-    """The size of a text, line feeds included, which does not depend on the tokens."""
+    """The size of a text, line feeds included. It does not depend on the tokenizer."""
 
     lines: int = 0
     bytes: int = 0
     characters: int = 0
     """Unicode code points."""
     words: int = 0
-    """Between white space."""
+    """Words separated by white space."""
 
     def __add__(self, other: "TextCount") -> "TextCount":
         pairs = zip(astuple(self), astuple(other), strict=True)
@@ -46,7 +49,8 @@ def count_text(block: bytes) -> TextCount:
 
 def text_size(block: bytes) -> tuple[int, int]:
     """Returns the number of bytes and of characters of a block of UTF-8 text."""
-    return len(block), int(np.count_nonzero((np.frombuffer(block, dtype=np.uint8) & 0xC0) != 0x80))  # first bytes
+    is_first_byte = (np.frombuffer(block, dtype=np.uint8) & 0xC0) != 0x80
+    return len(block), int(np.count_nonzero(is_first_byte))
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,9 @@ class SplitCount:
         items: Items written.
         dropped: Lines dropped by each rule.
         sides: The counts of each language.
-        text: For one-sided text, its size, for figures that do not depend on the tokens.
-        kept: The size of the text that the tokens keep: SentencePiece, for instance, collapses spaces. None: all of it.
+        text: The size of one-sided text, for metrics such as bits per byte. None for pairs.
+        kept: The size of the text that can be decoded from the tokens: SentencePiece, for instance, collapses spaces.
+            None: the whole text.
     """
 
     lines: int
@@ -96,11 +101,11 @@ class PreprocessReport:
                 lines.append(f"{name}: {text.words:,} words, {text.characters:,} characters, {text.bytes:,} bytes")
             if (kept := split.kept) is not None:
                 lines.append(
-                    f"{name}: the tokens keep {kept.characters:,} characters, {kept.bytes:,} bytes of it, "
-                    "which are those that bits per character and byte count"
+                    f"{name}: {kept.characters:,} characters, {kept.bytes:,} bytes can be decoded from the tokens; "
+                    "bits per character and per byte are computed from these"
                 )
             for lang, side in split.sides.items():
                 if side.special:
                     words = how_many(side.special, "word")
-                    lines.append(f"{name}, {lang}: {words} of the text spell {SYMBOLS}, special symbols; read as <unk>")
+                    lines.append(f"{name}, {lang}: {words} of the text are special symbols ({SYMBOLS}); read as <unk>")
         return "\n".join([*lines, f"vocabulary: {sizes} (special symbols included)"])

@@ -1,4 +1,4 @@
-"""Encodes one text file with an existing vocabulary into a temporary data-bin."""
+"""Encodes a text file with an existing vocabulary into a temporary data-bin."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ LINE_FEEDS = (BYTE_NAMES[ord("\n")], character_name("\n"))
 
 
 def encode_text(path: Path, folder: Path, *, vocabulary: Vocabulary, tokenizer: Tokenizer) -> DataBin:
-    """Makes a data-bin in `folder` whose split `test` is the text at `path`. Reads in blocks, so the text may be large.
+    """Writes a data-bin to `folder` whose split `test` is the text at `path`.
 
-    Text by bytes or characters keeps its line feeds if they were tokens in training. Otherwise EOS ends each line.
+    Bytes or characters keep their line feeds if line feeds were tokens in training. Otherwise EOS ends each line.
     """
     separators: dict[str | None, Tokens] = {name: name for name in ("bytes", "characters", "lowercase_words")}
     tokens = separators.get(tokenizer.separator, "words")
@@ -32,7 +32,7 @@ def encode_text(path: Path, folder: Path, *, vocabulary: Vocabulary, tokenizer: 
             source_dict=str(dictionary) if tokens != "bytes" else None,
             sentencepiece=str(model) if tokens == "sentencepiece" else None,
             remove_bpe=tokenizer.separator if tokens == "words" else None,
-            line_end=None if _spells_line_feeds(vocabulary) else "eos",
+            line_end=None if _has_line_feeds(vocabulary) else "eos",
             destdir=str(folder / "data-bin"),
             workers=1,
         )
@@ -40,6 +40,6 @@ def encode_text(path: Path, folder: Path, *, vocabulary: Vocabulary, tokenizer: 
     return DataBin(folder / "data-bin")
 
 
-def _spells_line_feeds(vocabulary: Vocabulary) -> bool:
+def _has_line_feeds(vocabulary: Vocabulary) -> bool:
     """Returns whether a line feed was a token of the training text."""
     return any(vocabulary.counts[vocabulary.id(name)] > 0 for name in LINE_FEEDS if name in vocabulary)

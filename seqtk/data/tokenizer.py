@@ -1,4 +1,4 @@
-"""Tokenizers, which split text by a SentencePiece model, by bytes or characters, or by white space, and join tokens."""
+"""Tokenizers: split text with a SentencePiece model, into bytes or characters, or at white space, and join tokens."""
 
 import os
 import re
@@ -30,7 +30,7 @@ JOINERS: dict[str, Callable[[Sequence[str]], str]] = {
     "_EOW": lambda tokens: _without_spaces(tokens, "_EOW"),
     "silence": lambda tokens: re.sub(" +", " ", " ".join(tokens).replace("<SIL>", "")).strip(),
 }
-"""How each subword marker (fairseq's `--remove-bpe`) is removed."""
+"""Functions that join tokens and remove a subword marker (fairseq's `--remove-bpe`)."""
 JOINERS["subword_nmt"] = JOINERS["@@ "]
 JOINERS |= {"bytes": symbols.names_to_bytes, "characters": symbols.names_to_characters, "lowercase_words": " ".join}
 
@@ -39,11 +39,11 @@ SPLITTERS: dict[str | None, Callable[[str], list[str]]] = {
     "characters": symbols.characters_to_names,
     "lowercase_words": lambda line: lowercase_words(line).split(),
 }
-"""How text is split other than at white space."""
+"""Functions that split text in other ways than at white space."""
 
 
 class Tokenizer:
-    """Splits a line into tokens, and joins tokens to a line. Created by `load`, `from_model` or `plain`. Picklable."""
+    """Splits lines into tokens, and joins tokens into lines. Created by `load`, `from_model` or `plain`. Picklable."""
 
     def __init__(self, model_bytes: bytes | None, separator: str | None) -> None:
         if separator is not None and separator not in JOINERS:
@@ -74,12 +74,13 @@ class Tokenizer:
 
     @classmethod
     def plain(cls, separator: str | None = None) -> "Tokenizer":
-        """Creates a tokenizer without a model, which splits on white space and joins tokens by `separator`.
+        """Creates a tokenizer without a model, which by default splits at white space and joins tokens with spaces.
 
-        `separator` names the subword marker that `decode` removes, as fairseq's `--remove-bpe` does: `"@@ "`,
-        `"sentencepiece"`, `"wordpiece"`, `"letter"`, `"_EOW"` or `"silence"`; None leaves tokens apart. `"bytes"` and
-        `"characters"` split text into these, under the names that `seqtk.data.char_tokenizer` gives them;
-        `"lowercase_words"` splits it as `seqtk.data.word_lookup.lowercase_words` does.
+        Args:
+            separator: The subword marker that `decode` removes, as fairseq's `--remove-bpe`: `"@@ "`,
+                `"sentencepiece"`, `"wordpiece"`, `"letter"`, `"_EOW"` or `"silence"`. `"bytes"` and `"characters"`
+                split text into bytes or characters, with the names of `seqtk.data.char_tokenizer`.
+                `"lowercase_words"` splits it with `seqtk.data.word_lookup.lowercase_words`. None: no marker.
         """
         return cls(None, separator)
 
@@ -94,7 +95,7 @@ class Tokenizer:
         return pieces
 
     def encode_batch(self, lines: Sequence[bytes]) -> list[list[int]]:
-        """Returns SentencePiece's ids (not those of the vocabulary) of many lines of UTF-8, on one thread."""
+        """Encodes lines of UTF-8 on one thread. Returns the ids of pieces in the model, not those of the vocabulary."""
         ids: list[list[int]] = self._processor.Encode(list(lines), out_type=int, num_threads=1)
         return ids
 
@@ -109,7 +110,7 @@ class Tokenizer:
         return int(self._processor.Normalize("a").startswith(SPACE_PIECE))
 
     def decode(self, tokens: Sequence[str]) -> str:
-        """Joins tokens to a line."""
+        """Joins tokens into a line."""
         if self._processor is not None:
             line: str = self._processor.DecodePieces(list(tokens))
             return line
@@ -122,7 +123,7 @@ class Tokenizer:
         return [None if hide else processor.IdToPiece(id_) for id_, hide in enumerate(hidden)]
 
     def vocabulary(self) -> Vocabulary:
-        """Returns the vocabulary of the model: its pieces in their order, without unknown, bos, eos and pad."""
+        """Returns a vocabulary of the model's pieces in their order, without the unknown, bos, eos and pad pieces."""
         return Vocabulary([piece for piece in self.pieces() if piece is not None and piece not in SPECIALS])
 
 

@@ -1,4 +1,4 @@
-"""Trains SentencePiece models. The model depends on text and settings alone, not on the machine or the workers."""
+"""Trains SentencePiece models. A model depends only on the text and the settings, not on the machine or the workers."""
 
 import io
 import re
@@ -10,18 +10,18 @@ from seqtk.data.tokenizer import Tokenizer
 from seqtk.data.vocabulary import SPECIALS
 from seqtk.utils.errors import UserError
 
-# SentencePiece adds partial sums in the order of its threads: a fixed number of them keeps the result reproducible.
+# SentencePiece adds up one partial sum per thread, so a reproducible result requires a fixed number of threads.
 _THREADS = 8
-_OWN_SPECIALS = 3  # unknown, bos and eos, which a model counts among its pieces
+_MODEL_SPECIALS = 3  # unknown, bos and eos, which SentencePiece includes in the vocabulary size
 
 
 MAX_LINE_BYTES = 4192
 RESERVED = "\u2585".encode()
-"""SentencePiece's trainer skips longer lines, and lines with this character."""
+"""SentencePiece's trainer skips lines longer than MAX_LINE_BYTES and lines that contain the character RESERVED."""
 
 
 class TrainingSample:
-    """The lines to train a model on. Counts the lines that SentencePiece skips."""
+    """Iterates over the lines to train a model on, and counts the lines that SentencePiece skips."""
 
     def __init__(self, lines: Iterable[bytes]) -> None:
         self._lines = lines
@@ -33,15 +33,15 @@ class TrainingSample:
             yield line
 
 
-def _reason(reason: str) -> str:
-    """Returns SentencePiece's reason for a failure, with its sizes converted to values of vocab_size."""
-    ours = len(SPECIALS) - _OWN_SPECIALS
+def _advice(reason: str) -> str:
+    """Converts SentencePiece's reason for a failure into advice, with its sizes converted to values of vocab_size."""
+    difference = len(SPECIALS) - _MODEL_SPECIALS
     if too_small := re.search(r"required_chars\. \d+ vs (\d+)", reason):
-        return f"Set vocab_size to {int(too_small[1]) + ours} or more, or character_coverage lower."
+        return f"Set vocab_size to {int(too_small[1]) + difference} or more, or lower character_coverage."
     if too_large := re.search(r"a value <= (\d+)", reason):
-        return f"The text gives {int(too_large[1]) + ours} tokens at most."
+        return f"The text is too small: set vocab_size to {int(too_large[1]) + difference} or less."
     if "insert_id" in reason or "vocab_size" in reason:
-        return "Raise vocab_size: it counts the special symbols and every character of the text."
+        return "Raise vocab_size: the vocabulary includes the special symbols and all characters of the text."
     return reason.rpartition("] ")[2].strip() or reason
 
 
@@ -63,7 +63,7 @@ def train_tokenizer(
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
             model_writer=model,
-            vocab_size=vocab_size - len(SPECIALS) + _OWN_SPECIALS,
+            vocab_size=vocab_size - len(SPECIALS) + _MODEL_SPECIALS,
             model_type=model_type,
             character_coverage=character_coverage,
             byte_fallback=byte_fallback,
@@ -73,6 +73,6 @@ def train_tokenizer(
         )
     except RuntimeError as error:
         raise UserError(
-            f"SentencePiece could not make a vocabulary of vocab_size={vocab_size}.", _reason(str(error))
+            f"SentencePiece could not train a model with vocab_size={vocab_size}.", _advice(str(error))
         ) from None
     return Tokenizer.from_model(model.getvalue())

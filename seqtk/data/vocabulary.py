@@ -1,4 +1,4 @@
-"""The vocabulary, which maps tokens to ids and back, and its file, fairseq's dictionary (`docs/formats.md`).
+"""Vocabularies, which map tokens to ids, and their files, fairseq's dictionaries (`docs/formats.md`).
 
 Ids 0 to 3 are the special symbols, which are not in the file. The token in line i of the file (from 0) has id 4 + i.
 """
@@ -22,9 +22,11 @@ _OVERWRITE = " #fairseq:overwrite"
 
 
 class Vocabulary:
-    """An ordered list of tokens, each with its id and its count in the training text.
+    """Maps tokens to ids and back, and holds the count of each token in the training text.
 
-    `tokens` are the tokens of the file, without the four special symbols. Of two equal tokens the later one is used.
+    Args:
+        tokens: The tokens of the file, without the four special symbols. Of equal tokens, the last one has the id.
+        counts: The count of each token. By default 1.
     """
 
     def __init__(self, tokens: Sequence[str], counts: Sequence[int] | None = None) -> None:
@@ -38,10 +40,13 @@ class Vocabulary:
     def from_counts(
         cls, counts: Mapping[str, int], *, threshold: int = -1, nwords: int = -1, padding_factor: int = 8
     ) -> "Vocabulary":
-        """Creates a vocabulary from counts: the most frequent words first, ties in the order of code points.
+        """Creates a vocabulary of the most frequent words, sorted by count, then by code points.
 
-        It contains the words that occur at least `threshold` times and, unless `nwords` is -1, has at most `nwords`
-        entries, special symbols included. Filler words pad it to a multiple of `padding_factor`.
+        Args:
+            counts: The count of each word.
+            threshold: The minimum count.
+            nwords: The maximum size, special symbols included. -1: no limit.
+            padding_factor: Filler words pad the size to a multiple of this.
         """
         words = [word for word in counts if word not in SPECIALS and counts[word] >= threshold]
         words.sort(key=lambda word: (-counts[word], word))
@@ -50,7 +55,7 @@ class Vocabulary:
         return cls(words, [counts[word] for word in words]).padded(padding_factor)
 
     def padded(self, factor: int) -> "Vocabulary":
-        """This vocabulary followed by `madeupword0000`, `madeupword0001`, …, up to a multiple of `factor`."""
+        """Pads this vocabulary to a multiple of `factor` with the filler words `madeupword0000`, `madeupword0001`, …"""
         fillers: list[str] = []
         number = 0
         while factor > 1 and (len(self) + len(fillers)) % factor:
@@ -69,12 +74,12 @@ class Vocabulary:
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise UserError(f"There is no dictionary {path}.") from None
         except UnicodeDecodeError as error:
-            raise UserError(f"The dictionary {path} is not UTF-8 text.", f"{error}.") from None
+            raise UserError(f"The dictionary {path} is not UTF-8 text: {error}.") from None
         return cls.from_text(text, name=str(path))
 
     @classmethod
     def from_text(cls, text: str, *, name: str = "dictionary") -> "Vocabulary":
-        """Parses the content of a dictionary file. Errors call the file `name`."""
+        """Parses the content of a dictionary file. `name` is its name in errors."""
         tokens: list[str] = []
         counts: list[int] = []
         seen = set(SPECIALS)
@@ -84,11 +89,11 @@ class Vocabulary:
             overwrites = entry.endswith(_OVERWRITE)
             token, space, count = entry.removesuffix(_OVERWRITE).rpartition(" ")
             if not (space and token and re.fullmatch(r"-?\d+", count)):
-                raise UserError(f"Line {number} of {name} is not '<token> <count>':", repr(line[:80]))
+                raise UserError(f"Line {number} of {name} must be '<token> <count>', but is:", repr(line[:80]))
             if token in seen and not overwrites:
                 raise UserError(
                     f"Line {number} of {name} has '{token}' twice.",
-                    f"Remove it, or end the line with '{_OVERWRITE.strip()}' if it replaces the earlier one.",
+                    f"Remove it, or end the line with '{_OVERWRITE.strip()}' to replace the earlier entry.",
                 )
             seen.add(token)
             tokens.append(token)
@@ -115,7 +120,7 @@ class Vocabulary:
         return token in self._ids
 
     def __eq__(self, other: object) -> bool:
-        """Two vocabularies are equal if they give the same ids to the same tokens; counts do not matter."""
+        """Vocabularies are equal if they map the same tokens to the same ids. Counts are not compared."""
         return isinstance(other, Vocabulary) and self.tokens == other.tokens
 
     def id(self, token: str) -> int:
@@ -125,13 +130,13 @@ class Vocabulary:
     def encode(self, tokens: Iterable[str], eos: bool = True) -> npt.NDArray[np.int64]:
         """Returns the ids of `tokens`, followed by EOS unless `eos` is false.
 
-        Tokens that are unknown or spell a special symbol, such as the word `<pad>` in a text, are UNK.
+        Tokens that are unknown or equal a special symbol, such as the word `<pad>` in a text, become UNK.
         """
         ids = [max(self._ids.get(token, UNK), UNK) for token in tokens]
         return np.array([*ids, EOS] if eos else ids, dtype=np.int64)
 
     def decode(self, ids: Iterable[int]) -> list[str]:
-        """Returns the tokens of `ids` (any iterable of integers), without BOS, PAD and EOS; unknown ones as `<unk>`."""
+        """Returns the tokens of `ids` (any iterable of integers), without BOS, PAD and EOS. UNK becomes `<unk>`."""
         return [self.tokens[id_] for id_ in map(int, ids) if id_ > EOS]
 
     @property

@@ -19,12 +19,12 @@ Tokens = Literal["sentencepiece", "words", "lowercase_words", "characters", "byt
 
 LineEnd = Literal["eos", "newline"]
 
-_COUNTED_BYTES = 2 << 20  # large enough that adding up the counts of blocks costs little
+_COUNTED_BYTES = 2 << 20  # with blocks of this size, adding up their counts takes little time
 
 
 @dataclass(frozen=True)
 class VocabularyConfig(TextConfig):
-    """How text becomes tokens, and where their vocabulary comes from."""
+    """Settings of tokenization and of the vocabulary."""
 
     tokens: Tokens = setting(
         "sentencepiece",
@@ -33,8 +33,8 @@ class VocabularyConfig(TextConfig):
     )
     remove_bpe: str | None = setting(
         None,
-        help="With tokens=words: subword marker in the text, which is removed when output is joined to text, "
-        "such as '@@ ' or sentencepiece. null: none.",
+        help="With tokens=words: subword marker in the text, such as '@@ ' or sentencepiece, to remove when tokens are "
+        "joined into text. null: none.",
     )
     joint: bool = setting(True, help="Both languages share one vocabulary and one SentencePiece model.")
     vocab_size: int = setting(
@@ -51,55 +51,56 @@ class VocabularyConfig(TextConfig):
         help="Share of the characters of the text that the new model covers; rarer characters are unknown.",
     )
     byte_fallback: bool = setting(
-        False, help="The new model spells other characters in bytes, so that none is unknown."
+        False, help="The new model encodes characters outside its vocabulary as bytes, so that none is unknown."
     )
     hard_vocab_limit: bool = setting(
         False, help="Fails if the text is too small for vocab_size. Otherwise the vocabulary is smaller."
     )
     sentencepiece_lines: int = setting(
-        2_000_000, at_least=1, help="Maximum number of lines, at equal distances, to train the new model on."
+        2_000_000, at_least=1, help="Maximum number of lines, evenly spaced, to train the new model on."
     )
     sentencepiece: str | None = setting(
-        None, help="Existing SentencePiece model to use. With joint=false: of the source."
+        None, help="Existing SentencePiece model to use. With joint=false: the model of the source."
     )
     target_sentencepiece: str | None = setting(
         None, help="With joint=false: existing SentencePiece model of the target."
     )
     source_dict: str | None = setting(
-        None, help="Existing dictionary in fairseq's format. With joint=false: of the source."
+        None, help="Existing dictionary in fairseq's format. With joint=false: the dictionary of the source."
     )
     target_dict: str | None = setting(None, help="With joint=false: existing dictionary of the target.")
-    threshold: int = setting(-1, at_least=-1, help="Words or characters that occur less often are unknown.")
+    threshold: int = setting(
+        -1, at_least=-1, help="Minimum count of words or characters; rarer ones are unknown. -1: no minimum."
+    )
     nwords: int = setting(
-        -1, at_least=-1, help="Largest size of a counted vocabulary, including four special symbols. -1: no limit."
+        -1,
+        at_least=-1,
+        help="Maximum size of a vocabulary of words or characters, including four special symbols. -1: no limit.",
     )
     padding_factor: int = setting(
-        8, at_least=1, help="New vocabularies, except the one of bytes, are padded to a multiple of this size."
+        8, at_least=1, help="New vocabularies, except that of bytes, are padded to a multiple of this size."
     )
     line_end: LineEnd | None = setting(
         None,
-        help="What ends a line: the token eos, or the line feed as it is in the text. null: newline in one-sided "
+        help="End of a line: the token eos, or the line feed of the text as a token. null: newline for one-sided "
         "bytes or characters, else eos.",
     )
 
     @property
     def newlines(self) -> bool:
         """Whether line feeds are tokens. Raises UserError if they cannot be."""
-        able = self.tokens in ("bytes", "characters") and len(self.langs) == 1
-        if self.line_end == "newline" and not able:
+        possible = self.tokens in ("bytes", "characters") and len(self.langs) == 1
+        if self.line_end == "newline" and not possible:
             raise UserError(
-                "line_end=newline is for bytes or characters of one-sided text.",
+                "line_end=newline requires bytes or characters of one-sided text.",
                 "Set tokens=bytes or tokens=characters and remove target_lang=, or remove line_end=.",
             )
-        return able and self.line_end != "eos"
+        return possible and self.line_end != "eos"
 
 
 @dataclass(frozen=True)
 class LanguageSpec:
-    """Vocabulary and tokenizer of one language.
-
-    With `counted`, the dictionary gets its counts from the encoded text.
-    """
+    """Vocabulary and tokenizer of one language. With `counted`, tokens are counted in the encoded text."""
 
     vocabulary: Vocabulary
     tokenizer: Tokenizer | None
@@ -112,7 +113,7 @@ def make_specs(
     """Returns the specs of the languages, in the order of `config.langs`. Joint languages share one object."""
     separate = len(config.langs) == 2 and not config.joint
     if not separate and (config.target_dict or config.target_sentencepiece):
-        raise UserError("target_dict= and target_sentencepiece= need two languages and joint=false.")
+        raise UserError("target_dict= and target_sentencepiece= require two languages and joint=false.")
     models = (config.sentencepiece, config.target_sentencepiece)
     dictionaries = (config.source_dict, config.target_dict)
     if not separate:
@@ -135,27 +136,27 @@ def _make_spec(
     notify: Callable[[str], None],
 ) -> LanguageSpec:
     """Builds the spec for the text in the files of `train`."""
-    _check_asked(config, model, dictionary)
+    _check_settings(config, model, dictionary)
     tokenizer = Tokenizer.load(model) if model else None
     if config.tokens == "bytes":
         return LanguageSpec(byte_vocabulary(), None, counted=True)
     if config.tokens != "sentencepiece":
-        vocabulary = Vocabulary.load(dictionary) if dictionary else _count(config, _needed(train), workers=workers)
+        vocabulary = Vocabulary.load(dictionary) if dictionary else _count(config, _require(train), workers=workers)
         return LanguageSpec(vocabulary, tokenizer, counted=False)
     if tokenizer is None and dictionary:
         raise UserError(
-            f"The dictionary {dictionary} is for tokens, but the text is raw.",
+            f"The dictionary {dictionary} requires tokenised text, but tokens=sentencepiece reads raw text.",
             "Set tokens=words if the text is tokenised, or sentencepiece= to the model that made the dictionary.",
         )
-    tokenizer = tokenizer or _train(config, _needed(train), notify=notify)
+    tokenizer = tokenizer or _train(config, _require(train), notify=notify)
     vocabulary = Vocabulary.load(dictionary) if dictionary else tokenizer.vocabulary().padded(config.padding_factor)
     return LanguageSpec(vocabulary, tokenizer, counted=dictionary is None)
 
 
-def _check_asked(config: VocabularyConfig, model: str | None, dictionary: str | None) -> None:
-    """Raises UserError if an existing vocabulary is given that the chosen tokens cannot use."""
+def _check_settings(config: VocabularyConfig, model: str | None, dictionary: str | None) -> None:
+    """Raises UserError for settings that do not apply to `config.tokens`."""
     if config.remove_bpe is not None and config.tokens != "words":
-        raise UserError(f"remove_bpe={config.remove_bpe} is for tokens=words.", "Remove it.")
+        raise UserError(f"remove_bpe={config.remove_bpe} requires tokens=words.", "Remove it.")
     if config.remove_bpe is not None:
         Tokenizer.plain(config.remove_bpe)
     if config.tokens == "bytes" and (model or dictionary):
@@ -164,7 +165,7 @@ def _check_asked(config: VocabularyConfig, model: str | None, dictionary: str | 
         raise UserError("tokens=characters needs no model. Remove sentencepiece=.")
 
 
-def _needed(train: Text | None) -> Text:
+def _require(train: Text | None) -> Text:
     if train is None:
         raise UserError(
             "There is no training text to learn a vocabulary from.",
@@ -177,7 +178,7 @@ def _train(config: VocabularyConfig, train: Text, *, notify: Callable[[str], Non
     lines = train.lines * len(train.paths)
     names = " and ".join(map(str, train.paths))
     notify(f"learning {config.model_type} pieces from {min(lines, config.sentencepiece_lines):,} lines of {names}")
-    sample = TrainingSample(sample_lines(train.paths, lines=lines, most=config.sentencepiece_lines))
+    sample = TrainingSample(sample_lines(train.paths, lines=lines, max_lines=config.sentencepiece_lines))
     tokenizer = train_tokenizer(
         sample,
         vocab_size=config.vocab_size,
@@ -188,8 +189,8 @@ def _train(config: VocabularyConfig, train: Text, *, notify: Callable[[str], Non
     )
     if sample.skipped:
         notify(
-            f"SentencePiece learned nothing from {how_many(sample.skipped, 'line')} that are longer than "
-            f"{MAX_LINE_BYTES:,} bytes or hold {RESERVED.decode()}; they are encoded like all others"
+            f"SentencePiece was not trained on {how_many(sample.skipped, 'line')} longer than "
+            f"{MAX_LINE_BYTES:,} bytes or with {RESERVED.decode()}; they are encoded like all other lines"
         )
     size = len(tokenizer.vocabulary())
     if size < config.vocab_size:
@@ -198,7 +199,7 @@ def _train(config: VocabularyConfig, train: Text, *, notify: Callable[[str], Non
 
 
 def _count(config: VocabularyConfig, train: Text, *, workers: int) -> Vocabulary:
-    """Builds the vocabulary of the words or characters in all files of `train`."""
+    """Counts the words or characters in all files of `train`, and builds their vocabulary."""
     blocks = (block for path in train.paths for block in read_blocks([path], block_bytes=_COUNTED_BYTES))
     counter = (
         SymbolCounter(newlines=config.newlines)

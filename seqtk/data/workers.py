@@ -1,4 +1,4 @@
-"""Applies a function to a stream of items in worker processes, in order, with few items in memory at a time."""
+"""Maps a function over a stream of items in worker processes, in order, with few items in memory at a time."""
 
 import multiprocessing
 import os
@@ -23,11 +23,11 @@ def available_cores() -> int:
 def ordered_map(
     function: Callable[..., Any], items: Iterable[tuple[Any, ...]], *, workers: int
 ) -> Generator[Any, None, None]:
-    """Yields `function(*item)` for each item, in order, computed by `workers` processes, or in this process if 1.
+    """Yields `function(*item)` for each item, in order. With one worker, it is computed in this process.
 
-    The function is sent to each process once. At most three items per worker are read ahead.
+    The function is sent to each process once. At most three items per worker are prefetched.
 
-    Raises UserError if a worker process is killed.
+    Raises UserError if a worker process ends unexpectedly.
     """
     if workers <= 1:
         yield from (function(*item) for item in items)

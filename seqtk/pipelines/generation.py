@@ -99,7 +99,7 @@ class GenerationPipeline(TextPipeline):
                 tokens_per_sample=tokens_per_sample or task.config.tokens_per_sample,
                 context_window=context_window,
             )
-            if blocks.alone.break_mode == "none" and not context_window:
+            if blocks.without_context.break_mode == "none" and not context_window:
                 streams = streams or self.config.get("batch", {}).get("streams")
             elif streams is not None:
                 raise UserError("streams= ignores line boundaries.", "Set break_mode=none.")

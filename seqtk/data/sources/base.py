@@ -1,4 +1,4 @@
-"""The base of data sources: where the text of a task comes from, as token ids by split."""
+"""The base of data sources. A source provides the data of a task, as token ids by split."""
 
 import abc
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from seqtk.utils.errors import UserError
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """The base of every data source's config."""
+    """Base class of the configs of data sources."""
 
 
 sources: Registry["Source"] = Registry("source", SourceConfig)
@@ -39,24 +39,24 @@ class Items(Protocol):
     def __getitem__(self, index: int, /) -> npt.NDArray[np.int64]: ...
 
     def stream(self, start: int, end: int) -> npt.NDArray[np.int64]:
-        """The ids from number `start` up to `end` of all items in a row."""
+        """Returns the ids `start` to `end` - 1 of the concatenated items."""
 
 
 class Source(abc.ABC):
-    """Text in one language, or in two line by line.
+    """Base class of data sources: text in one language, or parallel text in two.
 
     Args:
-        config: The source's settings (`task.source.key=value`).
-        data: Where the text is (`task.data`, or `data=` of a command).
-        source_lang: The language that is read, if the task or the model names one.
-        target_lang: The language that is written, likewise.
-        made_by: The command that makes the data, for the error if it is missing.
+        config: The settings of the source (`task.source.key=value`).
+        data: The location of the data (`task.data`, or `data=` of a command).
+        source_lang: The source language, if the task or the model names one.
+        target_lang: The target language, if the task or the model names one.
+        made_by: The command that makes the data. It is named in the error if the data are missing.
 
     Attributes:
-        source_lang: The name of the first side; None if the text has one side without a name.
-        target_lang: The name of the second side; None if the text has one side.
-        name: What errors call the source.
-        epochs: After how many epochs the training data repeat.
+        source_lang: The name of the first side; None for one-sided text without a language.
+        target_lang: The name of the second side; None for one-sided text.
+        name: The name of the source in errors.
+        epochs: The number of epochs after which the training data repeat.
     """
 
     epochs = 1
@@ -76,42 +76,41 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def vocabulary(self, lang: str | None = None) -> Vocabulary:
-        """The vocabulary of one side."""
+        """Returns the vocabulary of one side."""
 
     @abc.abstractmethod
     def tokenizer(self, lang: str | None = None) -> Tokenizer:
-        """The tokenizer of one side."""
+        """Returns the tokenizer of one side."""
 
     @abc.abstractmethod
     def split(self, name: str, lang: str | None = None, *, epoch: int = 1) -> Items:
-        """The items of one side of a split.
+        """Returns the items of one side of a split. Raises UserError if there is no such split.
 
-        A source may give other training data in each epoch, counted from 1, as long as it is a function of the epoch.
-        Raises UserError if there is no such split.
+        The training data may differ between epochs (counted from 1), but must be a function of the epoch.
         """
 
     def lines(self, name: str, lang: str | None = None) -> list[str] | None:
-        """The original text of one side of a split, one line for each item; None if it is not kept."""
+        """Returns the original text of one side of a split, one line per item; None if the source has only ids."""
         return None
 
     def text_count(self, name: str) -> TextCount | None:
-        """The size of the original text of a one-sided split; None if it is unknown."""
+        """Returns the size of the original text of a one-sided split; None if it is unknown."""
         return None
 
     def classes(self) -> list[str]:
-        """The names of the classes in the order of their numbers. Raises UserError if there are no labels."""
-        raise UserError(f"{self.name} has no labels.", "task=classification needs a class for each example.")
+        """Returns the names of the classes in the order of their numbers. Raises UserError if there are no labels."""
+        raise UserError(f"{self.name} has no labels.", "task=classification requires a class for each example.")
 
     def labels(self, split: str) -> npt.NDArray[np.int32]:
-        """The class of each item of a split. Raises UserError if there are no labels."""
-        raise UserError(f"{self.name} has no labels.", "task=classification needs a class for each example.")
+        """Returns the class of each item of a split. Raises UserError if there are no labels."""
+        raise UserError(f"{self.name} has no labels.", "task=classification requires a class for each example.")
 
     def first_of(self, names: Sequence[str]) -> tuple[str, str]:
-        """Returns the class among `names` that occurs first, and where, for errors."""
+        """Returns the first class of the data that is in `names`, and its position, for an error."""
         return names[0], self.name
 
     def use(self, lang: str | None, vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:
-        """Makes the items of one side fit a model's vocabulary. Raises UserError if they cannot."""
+        """Encodes one side with a model's vocabulary and tokenizer from now on. Raises UserError if not possible."""
         if self.vocabulary(lang) != vocabulary:
             of = f" of '{lang}'" if lang else ""
             raise UserError(

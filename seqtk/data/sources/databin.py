@@ -1,8 +1,8 @@
-"""Data-bin folders: binarised splits with their dictionaries, as fairseq or seqtk-preprocess wrote them.
+"""Reads data-bin folders: encoded splits with their dictionaries, written by seqtk-preprocess or fairseq-preprocess.
 
-A parallel folder names its files `<split>.<source>-<target>.<lang>`, a one-sided one `<split>`; a folder serves both
-directions. seqtk adds `sentencepiece.model` (or one per language), `preprocess.json`, which records how the text was
-tokenised, and the text of validation and test splits (`test.en-de.de.txt`).
+The files are named `<split>.<source>-<target>.<lang>` for parallel text, which can be read in both directions, and
+`<split>` for one-sided text. seqtk-preprocess adds `sentencepiece.model` (or one per language), `preprocess.json`,
+which records how the text was tokenised, and the text of validation and test splits (`test.en-de.de.txt`).
 """
 
 import itertools
@@ -29,20 +29,20 @@ from seqtk.utils.errors import UserError, near_path, nearest
 
 RECORD = "preprocess.json"
 CLASSES, LABELS = "classes.txt", ".labels.npy"
-NO_LANGUAGE = "None"  # what fairseq-preprocess writes for the other side when it is given one language only
+NO_LANGUAGE = "None"  # fairseq-preprocess writes this for the missing side if it is given only one language
 
 
 class DataBin:
-    """One data-bin folder, opened for one direction.
+    """A data-bin folder, opened for one translation direction.
 
     Args:
         directory: The folder.
-        source_lang, target_lang: The direction. By default it follows from the file names; both are None in a
+        source_lang, target_lang: The direction. By default it follows from the file names. Both are None for a
             one-sided folder (`dict.txt`, `train.idx`).
-        remove_bpe: The subword marker of the text, or "none", for a folder without a record (fairseq's).
+        remove_bpe: The subword marker of the tokens, or "none", for a folder without `preprocess.json` (fairseq's).
 
     Raises:
-        UserError: If anything is missing.
+        UserError: If the folder or a language is missing, or the direction is ambiguous.
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class DataBin:
 
     @cached_property
     def _datasets(self) -> dict[str, tuple[str, str, str] | None]:
-        """The (source, target, language) of each data set by its file name without suffix; None if it is one-sided."""
+        """Maps the name of each data set to its (source, target, language), or to None if it is one-sided."""
         parsed = {path.name[: -len(".idx")]: _parse(path.name[: -len(".idx")]) for path in self._glob("*.idx")}
-        return {name: found for name, found in parsed.items() if found is not None or "." not in name}
+        return {name: langs for name, langs in parsed.items() if langs is not None or "." not in name}
 
     def _glob(self, pattern: str) -> list[Path]:
         return sorted(self.directory.glob(pattern))
@@ -78,7 +78,7 @@ class DataBin:
         given = [pair for pair in both_ways if source in (None, pair[0]) and target in (None, pair[1])]
         if source is None and target is None:
             given = pairs
-        if not pairs and source and target and not self._datasets:  # dictionaries alone, as for translating a text file
+        if not pairs and source and target and not self._datasets:  # only dictionaries, for translating a text file
             return source, target
         if not pairs and (self._datasets or (self.directory / "dict.txt").is_file()):
             return None, None
@@ -91,15 +91,15 @@ class DataBin:
             )
         wanted = "-".join(filter(None, (source, target))) or "pair of languages"
         raise UserError(
-            f"{self.directory} holds {', '.join('-'.join(pair) for pair in pairs)}, not just one {wanted}."
+            f"{self.directory} has several language pairs: {', '.join('-'.join(pair) for pair in pairs)}."
             if given
-            else f"{self.directory} holds no {wanted}.",
+            else f"{self.directory} does not have {wanted}.",
             f"Set source_lang= and target_lang= to one of {', '.join('-'.join(pair) for pair in both_ways)}.",
         )
 
     @cached_property
     def _record(self) -> dict[str, dict[str, Any]]:
-        """The record that seqtk-preprocess wrote; empty if fairseq made the folder."""
+        """The content of `preprocess.json`, with empty entries for a folder that fairseq-preprocess wrote."""
         path, parts = self.directory / RECORD, ("settings", "vocabulary", "splits")
         if not path.is_file():
             return {part: {} for part in parts}
@@ -109,30 +109,30 @@ class DataBin:
 
     @contextmanager
     def _record_errors(self) -> Iterator[None]:
-        """Converts exceptions about an invalid record into a UserError."""
+        """Converts exceptions that an invalid `preprocess.json` causes into a UserError."""
         try:
             yield
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{self.directory / RECORD} is not a record that seqtk-preprocess wrote: {error!r}.",
+                f"{self.directory / RECORD} is not a valid record of seqtk-preprocess: {error!r}.",
                 "Make the data-bin again.",
             ) from None
 
     def classes(self) -> list[str]:
-        """The names of the classes, line by line in `classes.txt`. Raises UserError if there are none."""
+        """Returns the names of the classes, the lines of `classes.txt`. Raises UserError if there are none."""
         path = self.directory / CLASSES
         if not path.is_file():
             raise UserError(
-                f"{self.directory} has no labels: there is no {CLASSES}.", "task=classification needs them."
+                f"{self.directory} has no labels: there is no {CLASSES}.", "task=classification requires labels."
             )
         classes = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         check_classes(classes, of=str(path))
         return classes
 
     def labels(self, split: str) -> npt.NDArray[np.int32]:
-        """The class of each item of a split.
+        """Returns the class of each item of a split.
 
-        Raises UserError if there are none, or they do not belong to the items and the classes.
+        Raises UserError if there are no labels, or they do not match the items and the classes.
         """
         return np.concatenate([self._labels(part) for part in self._parts(split, self.source_lang)])
 
@@ -147,20 +147,22 @@ class DataBin:
         items, classes = len(self._part(split, self.source_lang)), len(self.classes())
         problem = ""
         if label_N.ndim != 1 or label_N.dtype.kind not in "iu":
-            problem = f"{path} is not an array of labels, but {label_N.dtype} with {label_N.ndim} axes."
+            problem = (
+                f"{path} must be a 1-dimensional array of integers, but has {label_N.ndim} axes of {label_N.dtype}."
+            )
         elif len(label_N) != items:
             problem = f"{path} has {len(label_N):,} labels, but split '{split}' has {items:,} examples."
         elif items and not 0 <= int(label_N.min()) <= int(label_N.max()) < classes:
             wrong = int(np.flatnonzero((label_N < 0) | (label_N >= classes))[0])
-            problem = f"Label {wrong + 1:,} of {path} is {label_N[wrong]}, but {CLASSES} has {classes} classes, from 0."
+            problem = f"Label {wrong + 1:,} of {path} is {label_N[wrong]}, but must be from 0 to {classes - 1}."
         if problem:
             raise UserError(problem, "Make the data-bin again.")
         return label_N
 
     def vocabulary(self, lang: str | None = None) -> Vocabulary:
-        """The dictionary of a language, or the only one of a one-sided folder.
+        """Returns the dictionary of a language (None: of a one-sided folder).
 
-        Raises UserError if its length differs from the record.
+        Raises UserError if it is missing, or its length differs from the one in `preprocess.json`.
         """
         name = "dict.txt" if lang is None else f"dict.{lang}.txt"
         path = self.directory / name
@@ -171,8 +173,8 @@ class DataBin:
                     f"{self.directory} is not a data-bin folder: there is no {name}.", "seqtk-preprocess makes one."
                 )
             raise UserError(f"There is no {name} in {self.directory}.", nearest(name, known))
-        vocabulary, noted = Vocabulary.load(path), self._record["vocabulary"]
-        size = next(iter(noted.values()), None) if lang is None else noted.get(lang)
+        vocabulary, sizes = Vocabulary.load(path), self._record["vocabulary"]
+        size = next(iter(sizes.values()), None) if lang is None else sizes.get(lang)
         if size not in (None, len(vocabulary)):
             raise UserError(
                 f"{path} has {len(vocabulary):,} tokens, but had {size:,} when the data-bin was made.",
@@ -181,12 +183,12 @@ class DataBin:
         return vocabulary
 
     def tokenizer(self, lang: str | None = None) -> Tokenizer:
-        """The tokenizer of a language: its SentencePiece model, or the one in the record of preprocessing.
+        """Returns the tokenizer of a language: its SentencePiece model, or the tokens that `preprocess.json` names.
 
-        Without a record, it is words with the subword marker `remove_bpe`.
+        Without this record, tokens are separated by white space and have the subword marker `remove_bpe`.
 
         Raises:
-            UserError: If the SentencePiece model is missing, or nothing says whether the dictionary has subwords.
+            UserError: If the SentencePiece model is missing, or the subword marker is needed but not known.
         """
         names = ["sentencepiece.model"] if lang is None else [f"sentencepiece.{lang}.model", "sentencepiece.model"]
         for name in names:
@@ -198,14 +200,14 @@ class DataBin:
             raise UserError(
                 f"There is no {names[-1 if settings.get('joint', True) else 0]} in {self.directory}, "
                 "which was made with one.",
-                "Copy it there too, or make the data-bin again.",
+                "Copy the model to this folder, or make the data-bin again.",
             )
         if tokens in ("bytes", "characters", "lowercase_words"):
             return Tokenizer.plain(tokens)
         marker = self.remove_bpe or settings.get("remove_bpe")
         if marker is None and "remove_bpe" not in settings:
             likely = likely_marker(self.vocabulary(lang))
-            if likely == "bytes":  # the names of all 256, in their order
+            if likely == "bytes":  # unambiguous: the dictionary consists of the names of all 256 bytes in order
                 return Tokenizer.plain("bytes")
             if likely is not None:
                 raise UserError(
@@ -215,21 +217,21 @@ class DataBin:
         return Tokenizer.plain(None if marker == "none" else marker)
 
     def splits(self) -> list[str]:
-        """The names of the splits that exist in every language of this direction."""
+        """Returns the names of the splits that exist in every language of this direction."""
         names = {name.split(".")[0] for name in self._datasets}
         langs = {self.source_lang, self.target_lang} - {None} or {None}
         return sorted(name for name in names if all(self._find(name, lang) for lang in langs))
 
     def split(self, name: str, lang: str | None = None) -> IndexedDataset | JoinedItems:
-        """The items of one split in one language (None for a one-sided folder); `train` with its further parts."""
+        """Returns the items of a split in one language (None: of a one-sided folder), with all parts of `train`."""
         parts = [self._part(part, lang) for part in self._parts(name, lang)]
         return parts[0] if len(parts) == 1 else JoinedItems(parts)
 
     def _parts(self, name: str, lang: str | None) -> list[str]:
-        """The names of the files of a split: as in fairseq, `train` continues in `train1`, `train2`, …."""
-        further = (f"{name}{number}" for number in itertools.count(1))
-        exist = itertools.takewhile(lambda part: self._find(part, lang) is not None, further)
-        return [name, *(exist if name == "train" else ())]
+        """Returns the names of the parts of a split. As in fairseq, `train` has the parts `train`, `train1`, …"""
+        numbered = (f"{name}{number}" for number in itertools.count(1))
+        existing = itertools.takewhile(lambda part: self._find(part, lang) is not None, numbered)
+        return [name, *(existing if name == "train" else ())]
 
     def _part(self, name: str, lang: str | None) -> IndexedDataset:
         found = self._find(name, lang)
@@ -241,33 +243,33 @@ class DataBin:
         return IndexedDataset(self.directory / found)
 
     def lines(self, name: str, lang: str | None = None) -> list[str] | None:
-        """The text of a split, a line for each item; None if only the items were kept."""
+        """Returns the text of a split, one line per item; None if the folder has only token ids."""
         path = self.directory / f"{self._find(name, lang)}.txt"
         if not path.is_file() or len(self._parts(name, lang)) > 1:
             return None
-        with path.open(encoding="utf-8", newline="\n") as file:  # only \n ends a line: others may stand inside one
+        with path.open(encoding="utf-8", newline="\n") as file:  # a line may contain other line separators than \n
             return [line.removesuffix("\n") for line in file]
 
     def text_count(self, name: str) -> TextCount | None:
-        """The size of the text that the tokens of a one-sided split keep; None if unknown or if lines were dropped.
+        """Returns the size of the text that can be decoded from a one-sided split; None if unknown.
 
-        Words and lines are counted in the text itself. `original_text_count` has its bytes and characters too.
+        It is unknown if lines were dropped. Words and lines are those of the original text.
         """
         with self._record_errors():
-            noted = self._record["splits"].get(name, {})
-            if not noted.get("text") or any(noted["dropped"].values()):
+            counts = self._record["splits"].get(name, {})
+            if not counts.get("text") or any(counts["dropped"].values()):
                 return None
-            if len(self._parts(name, self.source_lang)) > 1 and noted["items"] != len(
+            if len(self._parts(name, self.source_lang)) > 1 and counts["items"] != len(
                 self.split(name, self.source_lang)
             ):
                 return None  # parts have been added to the folder
-            return TextCount(**(noted.get("kept") or noted["text"]))
+            return TextCount(**(counts.get("kept") or counts["text"]))
 
     def original_text_count(self, name: str) -> TextCount | None:
-        """The size of the text of a one-sided split, before tokenisation; None if it is unknown."""
+        """Returns the size of the original text of a one-sided split; None if unknown."""
         with self._record_errors():
-            noted = self._record["splits"].get(name, {})
-            return TextCount(**noted["text"]) if noted.get("text") else None
+            counts = self._record["splits"].get(name, {})
+            return TextCount(**counts["text"]) if counts.get("text") else None
 
     def _find(self, split: str, lang: str | None) -> str | None:
         pair = [self.source_lang or NO_LANGUAGE, self.target_lang or NO_LANGUAGE]
@@ -276,7 +278,10 @@ class DataBin:
 
 
 def _parse(name: str) -> tuple[str, str, str] | None:
-    """(source, target, language) of `train.en-de.de`; languages may have hyphens. None for any other name."""
+    """Parses a name such as `train.en-de.de` into (source, target, language). Returns None for any other name.
+
+    The names of languages may contain hyphens.
+    """
     _, _, rest = name.partition(".")
     pair, _, lang = rest.rpartition(".")
     if pair.startswith(f"{lang}-"):
@@ -292,16 +297,16 @@ class DataBinSourceConfig(SourceConfig):
 
     remove_bpe: str | None = setting(
         None,
-        help="Subword marker of the tokens, such as '@@ ' or sentencepiece, for a folder that fairseq-preprocess made; "
-        "none: the tokens are words. null: as seqtk-preprocess recorded it.",
+        help="Subword marker of the tokens, such as '@@ ' or sentencepiece, for a folder from fairseq-preprocess. "
+        "none: the tokens are words. null: the marker that seqtk-preprocess recorded.",
     )
 
 
 @sources.register("databin", DataBinSourceConfig)
 class DataBinSource(Source):
-    """One data-bin directory, or several separated by commas: shards.
+    """A data-bin folder, or several folders separated by commas, the shards of a corpus.
 
-    Each epoch trains on one shard, in turn. Vocabularies, tokenizers and the other splits come from the first shard.
+    Each epoch reads the next shard. Vocabularies, tokenizers and the other splits come from the first shard.
     """
 
     def __init__(
@@ -318,7 +323,7 @@ class DataBinSource(Source):
             [data] if data and Path(data).is_dir() else [directory for directory in data.split(",") if directory]
         )
         if not directories:
-            raise UserError("task.data is not set.", "Set it to a data-bin directory.")
+            raise UserError("task.data is not set.", "Set it to a data-bin folder.")
         if ":" in data and len(directories) == 1 and all(Path(part).is_dir() for part in data.split(":")):  # fairseq's
             raise UserError(
                 f"There is no data-bin folder {data}.", f"Separate shards by commas: {data.replace(':', ',')}"
@@ -326,7 +331,7 @@ class DataBinSource(Source):
         self._shards = [self._open(directory) for directory in directories]
         self._data, self.epochs = self._shards[0], len(self._shards)
         self.source_lang, self.target_lang = self._data.source_lang, self._data.target_lang
-        for shard in self._shards[1:]:  # checked here rather than in the epoch that reads them
+        for shard in self._shards[1:]:  # checked here, so that errors do not occur in a later epoch
             for lang in {self.source_lang, self.target_lang or self.source_lang}:
                 if shard.vocabulary(lang) != self._data.vocabulary(lang):
                     raise UserError(
@@ -340,7 +345,7 @@ class DataBinSource(Source):
             raise UserError(
                 f"There is no data-bin folder {directory}.",
                 *near_path(Path(directory), suits=Path.is_dir),
-                f"The recipe's own data is made by: {self.made_by}",
+                f"To make the data of this recipe: {self.made_by}",
             )
         return DataBin(
             directory,

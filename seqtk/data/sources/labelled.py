@@ -1,4 +1,4 @@
-"""Labelled files as a source: texts with classes, read into memory without a data-bin."""
+"""A data source of labelled files, which are read into memory without a data-bin."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,16 +25,16 @@ from seqtk.utils.errors import UserError, near_path
 
 @dataclass(frozen=True)
 class LabelledSourceConfig(Columns, SourceConfig):
-    """TSV, CSV, JSON lines or arrays in a folder: train.tsv, valid.tsv, test.tsv. For small sets."""
+    """Labelled files in a folder (TSV, CSV, JSON lines or arrays): train.tsv, valid.tsv, test.tsv. For small sets."""
 
     tokens: Literal["words", "lowercase_words", "characters", "bytes"] = setting(
-        "words", help="The tokens of a new model; words are separated by blanks. A trained model keeps its own."
+        "words", help="Tokens for a new model. Words are separated by white space. A trained model keeps its tokenizer."
     )
 
 
 @sources.register("labelled", LabelledSourceConfig)
 class LabelledSource(TextSource):
-    """The files of a folder, or one file, which is then every split."""
+    """Reads the labelled files of a folder, or a single file, which is then used as every split."""
 
     def __init__(self, config: LabelledSourceConfig, **others: Any) -> None:
         self.sides = ("text",) if config.second is None else ("first", "second")
@@ -69,7 +69,7 @@ class LabelledSource(TextSource):
         found = [folder / f"{split}{ending}" for ending in ENDINGS if (folder / f"{split}{ending}").is_file()]
         if not found:
             raise UserError(
-                f"There is no split '{split}' in {folder}: no {split}.tsv, {split}.csv, {split}.jsonl, …",
+                f"There is no split '{split}' in {folder}: there is no {split}.tsv, {split}.csv, {split}.jsonl, …",
                 *near_path(folder / f"{split}.tsv"),
             )
         return str(found[0])

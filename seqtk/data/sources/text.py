@@ -1,4 +1,4 @@
-"""The base of sources whose text is in memory: a subclass only implements how the lines are read."""
+"""The base of data sources that hold their text in memory. A subclass only reads the lines."""
 
 import abc
 import itertools
@@ -18,7 +18,7 @@ from seqtk.utils.errors import UserError
 
 
 class MemoryItems:
-    """The items of one side of a split, stored in memory (see `Items`)."""
+    """The items of one side of a split, in memory (see `Items`)."""
 
     def __init__(self, items: Iterable[npt.NDArray[np.int64]]) -> None:
         self._items = list(items)
@@ -43,15 +43,15 @@ class MemoryItems:
 
 
 class TextSource(Source):
-    """A source whose text fits in memory; a subclass implements `read`.
+    """Base class of sources that hold their text in memory. A subclass implements `read`.
 
-    The vocabularies are the words of the training split, most frequent first, unless a model brings its own.
+    The vocabularies are those of a trained model (`use`), or else the words of the training split, by frequency.
     """
 
     sides: tuple[str, ...] = ("source", "target")
-    """The names of the sides where the task gives none: one for text, two for pairs."""
+    """Default names of the sides: one name for one-sided text, two for pairs."""
     separator: str | None = None
-    """How lines are split into tokens: see `Tokenizer.plain`. None: at white space."""
+    """The separator of `Tokenizer.plain`, which splits lines into tokens. None: white space."""
 
     def __init__(self, config: Any, *, data: str, source_lang: str | None = None, **others: Any) -> None:
         super().__init__(config, data=data, source_lang=source_lang, **others)
@@ -104,7 +104,7 @@ class TextSource(Source):
 
 
 class GivenText(TextSource):
-    """A source of lines that a command was given, which replace the splits of the data.
+    """A source whose splits are all the text that a command was given.
 
     Args:
         sides: The lines of each side.

@@ -53,15 +53,15 @@ def test_samples_are_taken_at_regular_distances(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).write_bytes(b"".join(b"%s%d\r\n" % (name.encode(), i) for i in range(10)))
     paths = [tmp_path / "a", tmp_path / "b"]
-    assert list(sample_lines(paths, lines=20, most=5)) == [b"a0", b"a4", b"a8", b"b0", b"b4", b"b8"]
-    assert len(list(sample_lines(paths, lines=20, most=20))) == 20
+    assert list(sample_lines(paths, lines=20, max_lines=5)) == [b"a0", b"a4", b"a8", b"b0", b"b4", b"b8"]
+    assert len(list(sample_lines(paths, lines=20, max_lines=20))) == 20
 
 
 def test_a_missing_file_is_named_with_its_neighbours(tmp_path: Path) -> None:
     (tmp_path / "train.en").touch()
     (tmp_path / "train.de.gz").touch()
     assert find_text(f"{tmp_path}/train", "de").name == "train.de.gz"
-    with pytest.raises(UserError, match=r"train\.dee(.|\n)*exists for: de, en"):
+    with pytest.raises(UserError, match=r"train\.dee(.|\n)*exist for: de, en"):
         find_text(f"{tmp_path}/train", "dee")
     with pytest.raises(UserError, match="nowhere"):
         find_text(f"{tmp_path}/nowhere/train", "en")

@@ -85,7 +85,7 @@ def test_a_truncated_dictionary_is_refused(en_de: Path) -> None:
 @pytest.mark.parametrize("content", ["{", "[]", '{"settings": 3}'])
 def test_a_damaged_record_is_named(en_de: Path, content: str) -> None:
     (en_de / "preprocess.json").write_text(content)
-    with pytest.raises(UserError, match=r"preprocess\.json is not a record that seqtk-preprocess wrote"):
+    with pytest.raises(UserError, match=r"preprocess\.json is not a valid record of seqtk-preprocess"):
         DataBin(en_de).tokenizer("de")
 
 

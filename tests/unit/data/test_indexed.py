@@ -67,7 +67,7 @@ def test_an_empty_data_set(tmp_path: Path) -> None:
 
 def test_an_exception_while_writing_leaves_nothing(tmp_path: Path) -> None:
     with (
-        pytest.raises(ValueError, match="1 ids for items of 2"),
+        pytest.raises(ValueError, match="sizes sum to 2"),
         IndexedWriter(tmp_path / "x", vocabulary_size=9) as writer,
     ):
         writer.extend_arrays(np.array([1]), np.array([2]))
@@ -82,8 +82,8 @@ def test_damage_is_refused(tmp_path: Path) -> None:
     for damaged, complaint in [
         (index[:-5], "truncated"),
         (index[:20], "truncated"),
-        (b"", "not an index"),
-        (b"PK" + index[2:], "not an index"),
+        (b"", "not the index"),
+        (b"PK" + index[2:], "not the index"),
         (index[:9] + b"\2" + index[10:], "version"),
         (index[:17] + b"\6" + index[18:], "not token ids"),
         (index[:26] + documents[:8] + index[26:] + documents[8:], "Megatron"),

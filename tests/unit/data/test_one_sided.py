@@ -117,7 +117,7 @@ def test_dropped_lines_leave_the_size_unknown(text: Path) -> None:
     assert DataBin(text / "bin").text_count("train") is None
     assert DataBin(text / "bin").text_count("valid") is not None
     (text / "bin" / "preprocess.json").write_text("{")
-    with pytest.raises(UserError, match="is not a record that seqtk-preprocess wrote"):
+    with pytest.raises(UserError, match="is not a valid record of seqtk-preprocess"):
         DataBin(text / "bin").text_count("train")
 
 
@@ -132,7 +132,7 @@ def test_an_older_record_has_no_size(text: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"tokens": "words", "line_end": "newline"}, "line_end=newline is for bytes or characters"),
+        ({"tokens": "words", "line_end": "newline"}, "line_end=newline requires bytes or characters"),
         ({"tokens": "bytes", "source_dict": "{text}/d"}, "tokens=bytes has a fixed vocabulary"),
         ({"tokens": "characters", "sentencepiece": "{text}/m"}, "tokens=characters needs no model"),
         ({"tokens": "characters", "train": "{text}/bytes"}, "is not UTF-8"),

@@ -211,7 +211,7 @@ def test_a_failure_leaves_no_directory(text: Path) -> None:
         ({"sentencepiece": "{text}/m"}, "no SentencePiece model"),
         ({"target_dict": "{text}/d"}, "joint=false"),
         ({"source_lang": "fr"}, "no text"),
-        ({"vocab_size": 9999, "hard_vocab_limit": True}, "tokens at most"),
+        ({"vocab_size": 9999, "hard_vocab_limit": True}, r"set vocab_size to \d+ or less"),
         ({"valid": ("{text}/empty",)}, "is empty"),
         ({"valid": ("{text}/unequal",)}, "unequal.en has 2, .*unequal.de has 1"),
     ],
@@ -281,7 +281,7 @@ class TestTextAndTokens:
         original = DataBin(tmp_path / "bin").original_text_count("test")
         assert original is not None
         assert original.bytes == len("".join(f"{line}\n" for line in lines).encode())
-        assert f"{counted.bytes} bytes of it" in report.table()
+        assert f"{counted.bytes} bytes can be decoded" in report.table()
 
     @pytest.mark.parametrize("tokens", ["words", "sentencepiece", "characters"])
     def test_lossless_tokens_report_no_loss(self, tmp_path: Path, tokens: Any) -> None:
@@ -308,7 +308,7 @@ class TestTextAndTokens:
         assert vocabulary.decode(items[1]) == ["<unk>", "<unk>", "<unk>", "c"]
         assert vocabulary.encode(["<pad>", "</s>", "a"]).tolist() == [UNK, UNK, vocabulary.id("a"), EOS]
         assert report.splits["valid"].sides["text"].special == 3
-        assert "3 words of the text spell <s>, <pad>, </s>" in report.table()
+        assert "3 words of the text are special symbols (<s>, <pad>, </s>)" in report.table()
 
     def test_lines_that_sentencepiece_skips_are_reported(self, tmp_path: Path) -> None:
         (tmp_path / "train").write_text("a b c\n" * 9 + "x " * 3000 + "\n" + "d \u2585\n")
@@ -349,7 +349,7 @@ class TestPaths:
     def test_languages_that_exist_are_listed(self, tmp_path: Path) -> None:
         for lang in ("en", "de.gz"):
             (tmp_path / f"train.{lang}").write_text("a\n")
-        with pytest.raises(UserError, match=r"train\.fr(.|\n)*exists for: de, en"):
+        with pytest.raises(UserError, match=r"train\.fr(.|\n)*exist for: de, en"):
             TextConfig(source_lang="en", target_lang="fr", train=f"{tmp_path}/train").files()
 
     def test_a_pipe_is_refused(self, tmp_path: Path) -> None:

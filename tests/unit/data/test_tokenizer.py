@@ -57,10 +57,10 @@ def test_small_text_makes_a_smaller_vocabulary() -> None:
     assert len(_trained(5000).vocabulary()) < 200
     with pytest.raises(UserError, match="vocab_size=5000") as error:
         _trained(5000, hard=True)
-    largest = _asked(error, r"The text gives (\d+) tokens at most\.")
+    largest = _asked(error, r"The text is too small: set vocab_size to (\d+) or less\.")
     with pytest.raises(UserError, match="vocab_size=8") as error:
         _trained(8)
-    least = _asked(error, r"Set vocab_size to (\d+) or more, or character_coverage lower\.")
+    least = _asked(error, r"Set vocab_size to (\d+) or more, or lower character_coverage\.")
     for vocab_size in (least, largest):
         assert len(_trained(vocab_size, hard=True).vocabulary()) == vocab_size
     for vocab_size in (least - 1, largest + 1):
