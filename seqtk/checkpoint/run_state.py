@@ -34,6 +34,7 @@ from seqtk.checkpoint.model_file import (
     read_info,
     save_tensors,
 )
+from seqtk.data.batch import take
 from seqtk.data.mixing import MixedExamples
 from seqtk.data.plan import Position
 from seqtk.tasks.base import Assets, Dataset
@@ -247,10 +248,10 @@ def fingerprint(train_set: Dataset) -> str:
         return " + ".join(map(fingerprint, train_set.corpora))
     lengths = np.ascontiguousarray(train_set.sizes_ND, dtype=np.int32)
     content = 0
-    for index in np.linspace(0, len(train_set) - 1, min(len(train_set), MOST_READ)).astype(int).tolist():
-        for array in tree_leaves(train_set[index]):
-            if isinstance(array, np.ndarray):
-                content = zlib.crc32(np.ascontiguousarray(array, dtype=np.int64).tobytes(), content)
+    read = np.linspace(0, len(train_set) - 1, min(len(train_set), MOST_READ)).astype(int).tolist()
+    for array in tree_leaves(take(train_set, read)):
+        if isinstance(array, np.ndarray):
+            content = zlib.crc32(np.ascontiguousarray(array, dtype=np.int64).tobytes(), content)
     return f"{len(train_set)} examples, {zlib.crc32(lengths.tobytes()):08x}, {content:08x}"
 
 

@@ -226,9 +226,15 @@ class Examples(Protocol[E_co]):
     def __getitem__(self, index: int, /) -> E_co: ...
 
 
+def take(dataset: Examples[E], indices: Sequence[int]) -> list[E]:
+    """Returns the examples at `indices`, in one call if the dataset has a method `take`."""
+    own: Callable[[Sequence[int]], list[E]] | None = getattr(dataset, "take", None)
+    return [dataset[index] for index in indices] if own is None else own(indices)
+
+
 def read_batch(dataset: Examples[E], collate: Callable[[list[E]], B], indices: Sequence[int], shape: Shape | None) -> B:
     """Reads and collates the examples at `indices`, and pads the batch to `shape` unless it is None."""
-    batch = collate([dataset[index] for index in indices])
+    batch = collate(take(dataset, indices))
     return batch if shape is None else batch.filled(shape)
 
 

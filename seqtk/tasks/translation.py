@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from seqtk.config.fields import setting
-from seqtk.data.batch import Batch, TranslationBatch, check_ids, collate_pairs
+from seqtk.data.batch import Batch, TranslationBatch, check_ids, collate_pairs, take
 from seqtk.data.sources import Items, Source
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.generation.search import SearchConfig, search
@@ -64,6 +64,10 @@ class PairDataset:
 
     def __getitem__(self, index: int) -> tuple[int, Any, Any]:
         return index, self.source[index], self.target[index]
+
+    def take(self, indices: Sequence[int]) -> list[tuple[int, Any, Any]]:
+        """Returns several examples at once."""
+        return list(zip(indices, take(self.source, indices), take(self.target, indices), strict=True))
 
 
 @tasks.register("translation", TranslationConfig)

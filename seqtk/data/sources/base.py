@@ -24,7 +24,10 @@ sources: Registry["Source"] = Registry("source", SourceConfig)
 
 
 class Items(Protocol):
-    """The items of one side of a split: `items[i]` is an int64 array of ids that ends in EOS."""
+    """The items of one side of a split: `items[i]` is an int64 array of ids that ends in EOS.
+
+    If it also has a method `take(indices)`, which returns several items, batches are read with it.
+    """
 
     @property
     def sizes(self) -> npt.NDArray[np.int32]:

@@ -51,6 +51,13 @@ def test_starts_across_write_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [dataset[i].tolist() for i in range(11)] == items
 
 
+def test_several_items_equal_one_by_one(tmp_path: Path) -> None:
+    _write(tmp_path / "x")
+    dataset = IndexedDataset(tmp_path / "x")
+    assert [item.tolist() for item in dataset.take([3, 0, 2, 3])] == [ITEMS[index] for index in (3, 0, 2, 3)]
+    assert dataset.take([]) == []
+
+
 def test_a_pickled_copy_opens_the_files(tmp_path: Path) -> None:
     _write(tmp_path / "x")
     copy = pickle.loads(pickle.dumps(IndexedDataset(tmp_path / "x")))
@@ -110,6 +117,7 @@ def test_the_older_format_stores_ids_plus_one(tmp_path: Path) -> None:
     (tmp_path / "x.bin").write_bytes((np.concatenate(ITEMS) + 1).astype("<i4").tobytes())
     dataset = IndexedDataset(tmp_path / "x")
     assert [dataset[i].tolist() for i in range(len(dataset))] == ITEMS
+    assert [item.tolist() for item in dataset.take(range(len(dataset)))] == ITEMS
     assert dataset.sizes.tolist() == sizes
     (tmp_path / "x.idx").write_bytes(index[:-8])
     with pytest.raises(UserError, match="damaged"):
@@ -125,6 +133,8 @@ def test_a_file_that_shrinks_is_an_error(tmp_path: Path, suffix: str) -> None:
     os.truncate(tmp_path / f"x.{suffix}", 300)
     with pytest.raises(UserError, match=rf"x\.{suffix} has become shorter"):
         dataset[49]
+    with pytest.raises(UserError, match=rf"x\.{suffix} has become shorter"):
+        dataset.take([0, 49])
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
