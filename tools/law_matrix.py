@@ -19,8 +19,8 @@ from tests.laws.references import cases  # noqa: E402
 PAGE = ROOT / "docs" / "laws.md"
 HEAD = """# The laws of attention
 
-A law is a promise that every attention layer keeps. The tests check each law for every registered layer, in every role
-that the layer declares. Run them on a layer of your own:
+A law is a property that every attention layer must have. The tests check each law for every registered layer, in every
+role that the layer declares. Check a layer of your own:
 
 ```python
 from seqtk.testing.laws import run_laws
@@ -28,19 +28,18 @@ from seqtk.testing.laws import run_laws
 run_laws("retention", oracle=retention, variants={"": {}, "no-gate": {"gate": False}})
 ```
 
-`oracle` computes the layer's output from its equations with plain loops over a `seqtk.testing.reference.Problem`.
-`run_laws` needs the installed package only. There is an example in
-[adding an attention layer](adding-an-attention.md#the-laws).
+`oracle` computes the layer's output from its equations with plain loops over a `seqtk.testing.reference.Problem`:
+see [adding an attention layer](adding-an-attention.md#the-laws). `variants` lists settings to check.
 
-This page is written by `python tools/law_matrix.py`.
+`python tools/law_matrix.py` writes this page.
 
 ## Two sizes
 
 - **short**: rows of 6, 4 and 1 positions, width 8. All settings of a layer are checked.
-- **long**: rows of 293 and 131 positions, width 16. They fill several blocks, chunks and windows of every layer and
-  more than the recent part of a cache. Settings that use other code at this length are checked.
+- **long**: rows of 293 and 131 positions, width 16, which fill several blocks, chunks and windows of every layer. Only
+  settings that use other code at this length are checked.
 
-One law uses 2,100 positions, from which layers with linear cost process a few heads at a time.
+One law uses 2,100 positions, because layers with linear cost process a few heads at a time from 2,048 positions on.
 
 ## The laws
 """
@@ -48,7 +47,7 @@ One law uses 2,100 positions, from which layers with linear cost process a few h
 
 def page() -> str:
     """Returns the text of docs/laws.md."""
-    lines = [HEAD, "| law | promise | roles | sizes |", "|---|---|---|---|"]
+    lines = [HEAD, "| law | property | roles | sizes |", "|---|---|---|---|"]
     for name, law in LAWS.items():
         roles = ", ".join(str(role.name).lower() for role in law.roles)
         sizes = "compilation" if law.slow else ", ".join(law.sizes)
