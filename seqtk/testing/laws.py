@@ -40,7 +40,7 @@ from seqtk.testing.subject import (
     Inputs,
     Subject,
     Variant,
-    close,
+    assert_close,
     random_seed,
     run,
     steps,
@@ -202,7 +202,7 @@ def expect(condition: object, message: str) -> None:
 def expect_close(actual: Tensor, expected: Tensor, message: str, tolerance: float = SHORT.tolerance) -> None:
     """Raises AssertionError unless the absolute or the relative difference of the tensors is within the tolerance."""
     try:
-        close(actual, expected, tolerance)
+        assert_close(actual, expected, tolerance)
     except AssertionError as error:
         details = " ".join(line for line in str(error).splitlines()[2:] if line)
         raise AssertionError(f"{message}. {details}") from error

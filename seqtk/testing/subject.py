@@ -125,7 +125,7 @@ def steps(layer: Attention, x_BTD: Tensor, state: StepState) -> tuple[Tensor, St
     return torch.cat(outputs, 1), state
 
 
-def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
     """Raises AssertionError unless the absolute or the relative difference is within the tolerance."""
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
 

@@ -62,12 +62,14 @@ class TestKills:
     def test_one_process(
         self, whole: Whole, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        self.kill_often(whole, tiny_corpus, tmp_path, processes=1, kills=KILLS or 12, capsys=capsys)
+        counts = self.kill_often(whole, tiny_corpus, tmp_path, processes=1, kills=KILLS or 12, capsys=capsys)
+        assert min(counts["kills"], counts["runs ended"]) >= 1
 
     def test_two_processes(
         self, whole_of_two: Whole, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        self.kill_often(whole_of_two, tiny_corpus, tmp_path, processes=2, kills=KILLS or 4, capsys=capsys)
+        counts = self.kill_often(whole_of_two, tiny_corpus, tmp_path, processes=2, kills=KILLS or 4, capsys=capsys)
+        assert min(counts["kills"], counts["runs ended"]) >= 1
 
     def kill_often(
         self,
@@ -78,8 +80,12 @@ class TestKills:
         processes: int,
         kills: int,
         capsys: pytest.CaptureFixture[str],
-    ) -> None:
-        """Kills a run again and again at random moments, and starts a new one when it reaches its end."""
+    ) -> "Counter[str]":
+        """Kills a run again and again at random moments, and starts a new one when it reaches its end.
+
+        Requires that each killed run can be resumed, and that each complete run equals `whole`. Returns how many of
+        both there were.
+        """
         seed = random.randrange(2**32)
         print(f"seed {seed}")
         moments, counts = random.Random(seed), Counter[str]()
@@ -101,6 +107,7 @@ class TestKills:
         self.compare(whole, save_dir, counts)
         with capsys.disabled():
             print(f"\n{processes} process(es): {dict(counts)}, all runs readable and bit-equal")
+        return counts
 
     def compare(self, whole: Whole, save_dir: Path, counts: "Counter[str]") -> None:
         assert_same_run(whole.save_dir, save_dir)

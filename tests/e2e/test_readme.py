@@ -182,9 +182,10 @@ def test_examples_of_extending_pages_run(name: str, tmp_path: Path) -> None:
         path.write_text(source, encoding="utf-8")
     for line in commands(page):
         if "pytest" in line:
-            shell(f"PYTHONPATH=mine:{ROOT} python -m pytest -q {line.split()[-1]}", folder=tmp_path)
+            printed = shell(f"PYTHONPATH=mine:{ROOT} python -m pytest -q {line.split()[-1]}", folder=tmp_path)
+            assert " passed" in printed
         else:
-            shell(f"{line} {TINY[program(line)]}", folder=tmp_path)
+            assert shell(f"{line} {TINY[program(line)]}", folder=tmp_path)
 
 
 def shell(line: str, *, folder: Path, code: int = 0) -> str:

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 CASES = list(cases())
 
 
-def check(case: Case) -> None:
+def assert_equals_eager_mode(case: Case) -> None:
     """Raises AssertionError unless loss, statistics and gradients are those of eager mode, with the same dropout."""
     torch.compiler.reset()
     # A graph draws masks for the blocks that LayerDrop skips, too; then the masks of the two differ.
@@ -26,14 +26,14 @@ def check(case: Case) -> None:
 
 @pytest.mark.parametrize("case", [MORE[0]], ids=str)
 def test_trains_as_one_graph(case: Case) -> None:
-    check(case)
+    assert_equals_eager_mode(case)
 
 
 @pytest.mark.slow
 @pytest.mark.matrix
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_layer_trains_as_one_graph(case: Case) -> None:
-    check(case)
+    assert_equals_eager_mode(case)
 
 
 def test_weight_of_a_batch_is_no_constant() -> None:

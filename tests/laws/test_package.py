@@ -95,8 +95,9 @@ class TestRunLaws:
 
 def test_laws_need_no_pytest() -> None:
     code = "import sys; sys.modules['pytest'] = None; from seqtk.testing.laws import run_laws; run_laws('fnet')"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd="/").returncode == 0
 
 
 def test_page_of_the_laws_is_current() -> None:
-    subprocess.run([sys.executable, "tools/law_matrix.py", "--check"], check=True, cwd=ROOT)
+    command = [sys.executable, "tools/law_matrix.py", "--check"]
+    assert subprocess.run(command, check=False, cwd=ROOT).returncode == 0

@@ -27,7 +27,7 @@ def rows(length: int = 37) -> tuple[Tensor, Tensor]:
     return x_BTD, torch.arange(length) >= lengths[:, None]
 
 
-def same(first: Attention, second: Attention) -> None:
+def assert_same_outputs(first: Attention, second: Attention) -> None:
     x_BTD, pad_BT = rows()
     difference = first(x_BTD, pad_BS=pad_BT)[0] - second(x_BTD, pad_BS=pad_BT)[0]
     assert difference[~pad_BT].abs().max() < 1e-10
@@ -37,14 +37,14 @@ def same(first: Attention, second: Attention) -> None:
 def test_full_without_position_biases_is_simple(role: Role) -> None:
     full = build(AftFullConfig(max_length=40, rank=3), role)
     torch.nn.init.zeros_(full.get_parameter("position_key"))
-    same(full, build(AftSimpleConfig(), role, like=full))
+    assert_same_outputs(full, build(AftSimpleConfig(), role, like=full))
 
 
 @pytest.mark.parametrize("role", SELF)
 @pytest.mark.parametrize("window", [37, 40, 100])
 def test_window_as_long_as_the_input_is_full(role: Role, window: int) -> None:
     full = build(AftFullConfig(max_length=40, rank=3), role)
-    same(full, build(AftLocalConfig(max_length=40, rank=3, window=window), role, like=full))
+    assert_same_outputs(full, build(AftLocalConfig(max_length=40, rank=3, window=window), role, like=full))
 
 
 @pytest.mark.parametrize("role", SELF)

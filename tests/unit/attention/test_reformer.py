@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from seqtk.attention import Role
 from seqtk.attention.reformer import ReformerConfig
-from seqtk.testing.subject import close, steps
+from seqtk.testing.subject import assert_close, steps
 from seqtk.utils.errors import UserError
 from tests.unit.attention.test_windows import SELF, build
 
@@ -32,7 +32,7 @@ def test_one_bucket_in_one_chunk_is_full(role: Role, rounds: int) -> None:
     layer: Any = build(ReformerConfig(heads=2, chunk=20, rounds=rounds), role)
     layer.rotations.zero_()  # then the first bucket has all
     x_BTD = torch.randn(2, 17, 8, dtype=torch.float64)
-    close(layer(x_BTD)[0], full_shared(layer, x_BTD))
+    assert_close(layer(x_BTD)[0], full_shared(layer, x_BTD))
 
 
 def test_more_rounds_come_closer_to_full() -> None:
@@ -65,9 +65,9 @@ def test_only_training_draws_new_hashes() -> None:
     torch.manual_seed(5)
     first = layer(x_BTD)[0]
     torch.manual_seed(5)
-    close(layer(x_BTD)[0], first, 0)  # from torch's generator alone
-    close(layer.eval()(x_BTD)[0], before, 0)
-    close(build(config, Role.ENCODER, like=layer)(x_BTD)[0], before, 0)
+    assert_close(layer(x_BTD)[0], first, 0)  # from torch's generator alone
+    assert_close(layer.eval()(x_BTD)[0], before, 0)
+    assert_close(build(config, Role.ENCODER, like=layer)(x_BTD)[0], before, 0)
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 300])
@@ -75,7 +75,7 @@ def test_200_steps_equal_forward(chunk: int) -> None:
     layer = build(ReformerConfig(heads=2, buckets=4, chunk=chunk, rounds=3), Role.CAUSAL)
     x_BTD = torch.randn(2, 200, 8, dtype=torch.float64)
     with torch.no_grad():
-        close(steps(layer, x_BTD, layer.start(2))[0], layer(x_BTD)[0])
+        assert_close(steps(layer, x_BTD, layer.start(2))[0], layer(x_BTD)[0])
 
 
 def test_odd_number_of_buckets_is_refused() -> None:

@@ -10,7 +10,7 @@ from seqtk.attention.sinkhorn import SinkhornAttention, SinkhornConfig, sinkhorn
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.windows import LocalBlockConfig
 from seqtk.testing.memory import largest_tensor
-from seqtk.testing.subject import close
+from seqtk.testing.subject import assert_close
 from tests.unit.attention.test_windows import build, mutual
 
 X_BTD, PAD_BS = torch.randn(2, 20, 8, dtype=torch.float64), torch.arange(20) >= torch.tensor([[20], [13]])
@@ -37,20 +37,20 @@ def fixed_sorting(matrix_NN: Tensor, *, like: Any) -> FixedSorting:
 def test_one_block_is_softmax() -> None:
     layer = build(SinkhornConfig(heads=2, block=20), Role.ENCODER)
     full = build(SoftmaxConfig(heads=2), Role.ENCODER, like=layer)
-    close(layer(X_BTD, pad_BS=PAD_BS)[0][~PAD_BS], full(X_BTD, pad_BS=PAD_BS)[0][~PAD_BS])
+    assert_close(layer(X_BTD, pad_BS=PAD_BS)[0][~PAD_BS], full(X_BTD, pad_BS=PAD_BS)[0][~PAD_BS])
 
 
 def test_identity_sorting_is_local_block() -> None:
     layer = fixed_sorting(torch.eye(5), like=build(SinkhornConfig(heads=2, block=4), Role.ENCODER))
     local = build(LocalBlockConfig(heads=2, block=4), Role.ENCODER, like=layer)
-    close(layer(X_BTD, pad_BS=PAD_BS)[0][~PAD_BS], local(X_BTD, pad_BS=PAD_BS)[0][~PAD_BS])
+    assert_close(layer(X_BTD, pad_BS=PAD_BS)[0][~PAD_BS], local(X_BTD, pad_BS=PAD_BS)[0][~PAD_BS])
 
 
 def test_shift_by_one_is_local_block_with_back() -> None:
     shift = torch.eye(5).roll(1, 0)
     layer = fixed_sorting(shift, like=build(SinkhornConfig(heads=2, block=4), Role.ENCODER))
     local = build(LocalBlockConfig(heads=2, block=4, back=True), Role.ENCODER, like=layer)
-    close(layer(X_BTD)[0][:, 4:], local(X_BTD)[0][:, 4:])
+    assert_close(layer(X_BTD)[0][:, 4:], local(X_BTD)[0][:, 4:])
 
 
 def test_every_position_sees_every_position() -> None:
@@ -61,8 +61,8 @@ def test_columns_and_rows_sum_to_one() -> None:
     present_BN = torch.arange(6) < torch.tensor([[6], [4], [0]])
     p_BHNN = sinkhorn(3 * torch.randn(3, 2, 6, 6, dtype=torch.float64), present_BN, iterations=300)
     expected = present_BN[:, None].double().expand(3, 2, 6)
-    close(p_BHNN.sum(-1), expected)
-    close(p_BHNN.sum(-2), expected, 1e-3)
+    assert_close(p_BHNN.sum(-1), expected)
+    assert_close(p_BHNN.sum(-2), expected, 1e-3)
 
 
 def test_low_temperature_gives_a_permutation() -> None:
@@ -76,7 +76,7 @@ def test_only_training_adds_noise() -> None:
     expected = layer(X_BTD)[0]
     layer.train()
     assert not torch.allclose(layer(X_BTD)[0], layer(X_BTD)[0])
-    close(layer.eval()(X_BTD)[0], expected, 0)
+    assert_close(layer.eval()(X_BTD)[0], expected, 0)
 
 
 def test_no_tensor_holds_all_pairs() -> None:

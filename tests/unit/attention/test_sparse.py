@@ -11,7 +11,7 @@ from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.sparse import FixedSparseConfig, StridedSparseConfig
 from seqtk.ops.dispatch import naive_mode
 from seqtk.testing.memory import largest_tensor
-from seqtk.testing.subject import close, steps
+from seqtk.testing.subject import assert_close, steps
 from seqtk.utils.errors import UserError
 from tests.unit.attention.test_windows import SELF, build, mutual
 
@@ -35,9 +35,9 @@ def test_pattern_of_all_positions_is_softmax(config: AttentionConfig, role: Role
     if isinstance(config, StridedSparseConfig):  # compare what the second head gives
         for each in (layer, full):
             each.out = torch.nn.Identity()
-        close(layer(x_BTD, pad_BS=pad_BS)[0][~pad_BS][:, 4:], full(x_BTD, pad_BS=pad_BS)[0][~pad_BS][:, 4:])
+        assert_close(layer(x_BTD, pad_BS=pad_BS)[0][~pad_BS][:, 4:], full(x_BTD, pad_BS=pad_BS)[0][~pad_BS][:, 4:])
     else:
-        close(layer(x_BTD, pad_BS=pad_BS)[0][~pad_BS], full(x_BTD, pad_BS=pad_BS)[0][~pad_BS])
+        assert_close(layer(x_BTD, pad_BS=pad_BS)[0][~pad_BS], full(x_BTD, pad_BS=pad_BS)[0][~pad_BS])
 
 
 def test_visible_positions() -> None:
@@ -87,7 +87,7 @@ def test_200_steps_equal_forward(config: AttentionConfig) -> None:
     layer = build(config, Role.CAUSAL, dim=12)
     x_BTD = torch.randn(2, 200, 12, dtype=torch.float64)
     with torch.no_grad():
-        close(steps(layer, x_BTD, layer.start(2))[0], layer(x_BTD)[0])
+        assert_close(steps(layer, x_BTD, layer.start(2))[0], layer(x_BTD)[0])
 
 
 @pytest.mark.skipif(naive_mode(), reason="It bounds the memory of the fast form.")

@@ -7,7 +7,7 @@ import torch
 
 from seqtk.attention import Role, attentions
 from seqtk.attention.transformer_xl import TransformerXLAttention, TransformerXLConfig
-from seqtk.testing.subject import close, steps
+from seqtk.testing.subject import assert_close, steps
 from seqtk.utils.errors import UserError
 
 
@@ -35,14 +35,14 @@ def in_segments(made: TransformerXLAttention, x_BTD: torch.Tensor, *lengths: int
 @pytest.mark.parametrize("lengths", [(13,), (5, 5, 3), (1, 2, 7, 3), (1,) * 13])
 def test_segments_equal_the_whole_text(memory_length: int, lengths: tuple[int, ...]) -> None:
     made, x_BTD = layer(memory_length=memory_length), drawn()
-    close(in_segments(made, x_BTD, *lengths), made(x_BTD)[0])
-    close(steps(made, x_BTD, made.start(2))[0], made(x_BTD)[0])
+    assert_close(in_segments(made, x_BTD, *lengths), made(x_BTD)[0])
+    assert_close(steps(made, x_BTD, made.start(2))[0], made(x_BTD)[0])
 
 
 def test_200_steps_equal_forward_in_a_small_state() -> None:
     made, x_BTD = layer(memory_length=16), drawn(200)
     y_BTD, state = steps(made, x_BTD, made.start(2))
-    close(y_BTD, made(x_BTD)[0])
+    assert_close(y_BTD, made(x_BTD)[0])
     assert state.dynamic["key"].shape[2] == 17
 
 
@@ -66,16 +66,16 @@ def test_memory_has_no_gradient_but_projections_do() -> None:
 def test_evaluation_may_have_a_longer_memory() -> None:
     made, x_BTD = layer(memory_length=2, evaluation_memory_length=6), drawn()
     assert made(x_BTD)[1].shape[1] == 6
-    close(in_segments(made, x_BTD, 4, 9), layer(memory_length=6)(x_BTD)[0])
+    assert_close(in_segments(made, x_BTD, 4, 9), layer(memory_length=6)(x_BTD)[0])
     made.train()
     assert made(x_BTD)[1].shape[1] == 2
-    close(in_segments(made, x_BTD, 4, 9), layer(memory_length=2)(x_BTD)[0])
+    assert_close(in_segments(made, x_BTD, 4, 9), layer(memory_length=2)(x_BTD)[0])
 
 
 def test_clamped_distances_are_equal() -> None:
     made, x_BTD = layer(clamp_length=1), drawn(5)
     swapped = x_BTD[:, [1, 0, 2, 3, 4]]
-    close(made(swapped)[0][:, 4], made(x_BTD)[0][:, 4])
+    assert_close(made(swapped)[0][:, 4], made(x_BTD)[0][:, 4])
     assert not torch.allclose(layer()(swapped)[0][:, 4], layer()(x_BTD)[0][:, 4])
 
 

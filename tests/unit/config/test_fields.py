@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import pytest
@@ -99,7 +100,8 @@ class TestRange:
         [("lr", 0), ("penalty", math.inf), ("last.limit", None), ("count", 2**63 - 1), ("count", -(2**63))],
     )
     def test_limits_are_accepted(self, key: str, value: Any) -> None:
-        schema.update(RunConfig(), key, value)
+        config = schema.update(RunConfig(), key, value)
+        assert attrgetter(key)(config) == value
 
     def test_configs_built_in_python_are_checked(self, parts: Registry[Any]) -> None:
         with pytest.raises(UserError, match=r"fields-test part\.kernel_size=0"):

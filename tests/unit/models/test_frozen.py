@@ -25,7 +25,8 @@ def gradients(model: Model, batch: Any, patterns: list[str]) -> dict[str, torch.
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
-def check(model: Model, batch: Any, stack: str) -> None:
+def assert_other_gradients_stay(model: Model, batch: Any, stack: str) -> None:
+    """Freezes embeddings, the attention layer and each of its parts: all other gradients stay as they are."""
     whole = gradients(model, batch, [])
     layer = f"{stack}.blocks.0.self_attention"
     parts = sorted({name.split(".")[4] for name, _ in model.named_parameters() if name.startswith(layer)})
@@ -45,20 +46,20 @@ def kinds(role: Role) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", kinds(Role.ENCODER))
-def test_encoders(kind: str) -> None:
+def test_encoder_layer_of_any_kind_can_be_frozen(kind: str) -> None:
     tree = {**SIZES, "kind": "transformer", "encoder": {"layers": 1, "self_attention": kind}, "decoder": {"layers": 1}}
     torch.manual_seed(1)
     config = schema.from_dict(ModelConfig, tree)
     model = build_model(config, TranslationBatch, source_vocabulary=12, target_vocabulary=12)
     tokens_BT = torch.randint(4, 12, (3, 2, 9))
     batch = TranslationBatch(torch.arange(2), 18, *tokens_BT)
-    check(model, batch, "encoder")
+    assert_other_gradients_stay(model, batch, "encoder")
 
 
 @pytest.mark.parametrize("kind", kinds(Role.CAUSAL))
-def test_decoders(kind: str) -> None:
+def test_decoder_layer_of_any_kind_can_be_frozen(kind: str) -> None:
     tree = {**SIZES, "kind": "transformer_lm", "layers": 1, "attention": kind, "positions": "none"}
     torch.manual_seed(1)
     model = build_model(schema.from_dict(ModelConfig, tree), LanguageBatch, vocabulary=12)
     previous_BT, target_BT = torch.randint(4, 12, (2, 2, 9))
-    check(model, LanguageBatch(torch.arange(2), 18, previous_BT, target_BT), "decoder")
+    assert_other_gradients_stay(model, LanguageBatch(torch.arange(2), 18, previous_BT, target_BT), "decoder")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from seqtk.ops import lsh
-from seqtk.testing.subject import close
+from seqtk.testing.subject import assert_close
 
 
 @pytest.mark.parametrize("size", [1e-3, 1, 1e3])
@@ -17,13 +17,13 @@ def test_gradients_are_finite_for_queries_of_any_size(size: float) -> None:
     y_XE.sum().backward()  # type: ignore[no-untyped-call]
     assert query_XE.grad is not None
     assert query_XE.grad.isfinite().all()
-    close(y_XE.detach().double(), exact_XE, 1e-6 * max(size, 1))  # float32 logits are as large as queries
+    assert_close(y_XE.detach().double(), exact_XE, 1e-6 * max(size, 1))  # float32 logits are as large as queries
 
 
 def test_a_position_that_finds_nothing_sees_itself() -> None:
     query_XE, value_XE = torch.randn(8, 3), torch.randn(8, 3, requires_grad=True)
     rounds = lsh.HashRounds.sort(torch.arange(8).expand(1, 1, 2, 8), chunk=4, causal=False)
     y_XE = lsh.lsh_attention(query_XE, value_XE, rounds)
-    close(y_XE, value_XE, 0)
+    assert_close(y_XE, value_XE, 0)
     (grad_XE,) = torch.autograd.grad(y_XE, value_XE, query_XE)
-    close(grad_XE, query_XE, 0)
+    assert_close(grad_XE, query_XE, 0)

@@ -35,7 +35,7 @@ from seqtk.ops import (
 )
 from seqtk.ops.blockwise_softmax import LogitSpec, LogitTensors
 from seqtk.ops.dispatch import naive_mode, naive_ops
-from seqtk.testing.subject import close
+from seqtk.testing.subject import assert_close
 
 Operation = Callable[..., Tensor | tuple[Tensor, ...]]
 
@@ -48,8 +48,10 @@ def fast_forms() -> Iterator[None]:
         yield
 
 
-def same(operation: Operation, *shapes: tuple[int, ...], scale: float = 1.0, tolerance: float = 1e-10) -> None:
-    """Compare both forms on normal float64 inputs of these shapes: outputs, and gradients of a random projection."""
+def assert_forms_agree(
+    operation: Operation, *shapes: tuple[int, ...], scale: float = 1.0, tolerance: float = 1e-10
+) -> None:
+    """Compares both forms on normal float64 inputs of these shapes: outputs, and gradients of a random projection."""
     inputs = [(scale * torch.randn(shape, dtype=torch.float64)).requires_grad_() for shape in shapes]
     found, weights = [], None
     for naive in (False, True):
@@ -60,11 +62,13 @@ def same(operation: Operation, *shapes: tuple[int, ...], scale: float = 1.0, tol
             total = sum((y * weight).sum() for y, weight in zip(outputs, weights, strict=True) if y.requires_grad)
             found.append([*outputs, *torch.autograd.grad(total, inputs)])  # type: ignore[arg-type]
     for fast, right in zip(*found, strict=True):
-        close(fast, right, tolerance)
+        assert_close(fast, right, tolerance)
 
 
-def rough(operation: Operation, *shapes: tuple[int, ...], tolerance: float, autocast: bool = True) -> None:
-    """Compare the fast form on bfloat16 inputs with the naive form on the same inputs in float32."""
+def assert_bfloat16_is_close(
+    operation: Operation, *shapes: tuple[int, ...], tolerance: float, autocast: bool = True
+) -> None:
+    """Compares the fast form on bfloat16 inputs with the naive form on the same inputs in float32."""
     inputs = [torch.randn(shape).bfloat16() for shape in shapes]
     with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
         outputs = operation(*inputs)
@@ -115,14 +119,14 @@ class TestBlockwiseSoftmax:
             block = 3 * length * 40  # 40 rows of one head
             return used + blockwise_softmax.blockwise_softmax(spec, value, pad_BS=pad_BS, causal=causal, block=block)
 
-        same(operation, *self.shapes(length))
+        assert_forms_agree(operation, *self.shapes(length))
 
     def test_rows_of_several_heads_in_a_block(self) -> None:
         def operation(query: Tensor, key: Tensor, table: Tensor, value: Tensor) -> Tensor:
             spec = self.spec("product", query, key, table)
             return 0 * table.sum() + blockwise_softmax.blockwise_softmax(spec, value, causal=True)
 
-        same(operation, *self.shapes(300, batch=1))
+        assert_forms_agree(operation, *self.shapes(300, batch=1))
 
     def test_padding_with_the_largest_logits(self) -> None:
         """Where exponentials of tokens vanish beside those of padding, rows do not share them."""
@@ -133,7 +137,7 @@ class TestBlockwiseSoftmax:
             spec = LogitSpec(blockwise_softmax.table, LogitTensors(by_both=(table,)))
             return blockwise_softmax.blockwise_softmax(spec, value, pad_BS=pad_BS)
 
-        same(operation, (1, 2, 100, 100), (2, 2, 100, 3))
+        assert_forms_agree(operation, (1, 2, 100, 100), (2, 2, 100, 3))
 
     @pytest.mark.parametrize("length", [20, 300])
     def test_bfloat16_sums_are_float32(self, length: int) -> None:
@@ -143,7 +147,7 @@ class TestBlockwiseSoftmax:
             assert y_BHTE.dtype is torch.float32
             return y_BHTE
 
-        rough(operation, (1, 2, length, length), (2, 2, length, 4), tolerance=1e-6)
+        assert_bfloat16_is_close(operation, (1, 2, length, length), (2, 2, length, 4), tolerance=1e-6)
 
 
 class TestBlockwiseDropout:
@@ -173,12 +177,12 @@ class TestBlockwiseDropout:
         mask_BHTS = (kept_BHTS != 0).double() / (1 - self.RATE)
         right_BHTE = (weights_BHTS * mask_BHTS) @ value_BHSE
         fast_BHTE = self.run(logits_BHTS, value_BHSE, causal=causal)
-        close(fast_BHTE, right_BHTE)
+        assert_close(fast_BHTE, right_BHTE)
         gradients = [
             torch.autograd.grad((y * y.detach()).sum(), [logits_BHTS, value_BHSE]) for y in (fast_BHTE, right_BHTE)
         ]
         for fast, right in zip(*gradients, strict=True):
-            close(fast, right)
+            assert_close(fast, right)
 
     def test_blocks_have_masks_of_their_own(self) -> None:
         logits_BHTS, _, identity_BHSS = self.inputs()
@@ -232,21 +236,21 @@ class TestHeadCheckpoint:
             y = head_checkpoint.checkpoint_over_heads(function, project, y_BTD, heads=4, extra_params=[extra_H])
             return y + 0 * bias_D.sum()
 
-        same(operation, (1, length, 3), (1, length, 8), (8, 3), (8,), (4,))
+        assert_forms_agree(operation, (1, length, 3), (1, length, 8), (8, 3), (8,), (4,))
         assert (slice(0, 1) in groups) == (heads_at_once == 1 and length == 2048)
 
 
 class TestScan:
     @pytest.mark.parametrize("length", [1, 5, 64, 65, 200])
     def test_forms_agree(self, length: int) -> None:
-        same(scan.causal_sums, (2, 3, length, 5), (2, 3, length, 5), (2, 3, length, 7))
+        assert_forms_agree(scan.causal_sums, (2, 3, length, 5), (2, 3, length, 5), (2, 3, length, 7))
 
     @pytest.mark.parametrize("length", [3, 4, 5, 8, 11])
     def test_chunks_of_another_size(self, length: int) -> None:
         def operation(*qkv: Tensor) -> Tensor:
             return scan.causal_sums(*qkv, chunk=4)
 
-        same(operation, (2, 3, length, 5), (2, 3, length, 5), (2, 3, length, 7))
+        assert_forms_agree(operation, (2, 3, length, 5), (2, 3, length, 5), (2, 3, length, 7))
 
     def test_bfloat16_sums_are_float32(self) -> None:
         def operation(*qkv: Tensor) -> Tensor:
@@ -254,7 +258,7 @@ class TestScan:
             assert y_BHTE.dtype is torch.float32
             return y_BHTE
 
-        rough(operation, *[(1, 2, 2000, 4)] * 3, tolerance=1e-5)
+        assert_bfloat16_is_close(operation, *[(1, 2, 2000, 4)] * 3, tolerance=1e-5)
 
 
 class TestAft:
@@ -270,14 +274,14 @@ class TestAft:
         def operation(key_TD: Tensor, value_TD: Tensor) -> tuple[Tensor, Tensor]:
             return self.both(aft.cumulative(aft.LogSumExpAccumulator.of(size * key_TD, value_TD)))
 
-        same(operation, (2, length, 3), (2, length, 3))
+        assert_forms_agree(operation, (2, length, 3), (2, length, 3))
 
     @pytest.mark.parametrize("length", [1, 5, 100])
     def test_accumulate(self, length: int) -> None:
         def operation(weight_TS: Tensor, key_SD: Tensor, value_SD: Tensor) -> tuple[Tensor, Tensor]:
             return self.both(aft.accumulate(weight_TS.sigmoid(), 10 * key_SD, value_SD))
 
-        same(operation, (7, length), (2, length, 3), (2, length, 3))
+        assert_forms_agree(operation, (7, length), (2, length, 3), (2, length, 3))
 
     @pytest.mark.parametrize("before", [False, True], ids=["alone", "with_a_past"])
     @pytest.mark.parametrize("length", [1, 2, 5, 8, 64, 100])
@@ -292,7 +296,7 @@ class TestAft:
             log_TD, mean_TD = self.both(sums)
             return log_TD + 0 * total_TD, mean_TD + 0 * sum_TD
 
-        same(operation, (length, length), *[(2, length, 3)] * 4)
+        assert_forms_agree(operation, (length, length), *[(2, length, 3)] * 4)
 
 
 class TestLsh:
@@ -309,13 +313,17 @@ class TestLsh:
     def test_forms_agree(self, length: int, causal: bool, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(lsh.CHUNK_LOGITS, "cpu", piece)
         rounds = self.rounds(length, causal=causal)
-        same(lambda query, value: lsh.lsh_attention(query, value, rounds), (4 * length, 3), (4 * length, 3))
+        assert_forms_agree(
+            lambda query, value: lsh.lsh_attention(query, value, rounds), (4 * length, 3), (4 * length, 3)
+        )
 
     @pytest.mark.parametrize("causal", [False, True], ids=["whole", "causal"])
     def test_the_form_with_dropout_agrees(self, causal: bool) -> None:
         rounds = self.rounds(60, causal=causal)
         # So small a probability drops nothing.
-        same(lambda query, value: lsh.lsh_attention(query, value, rounds, dropout=1e-12), (240, 3), (240, 3))
+        assert_forms_agree(
+            lambda query, value: lsh.lsh_attention(query, value, rounds, dropout=1e-12), (240, 3), (240, 3)
+        )
 
     @pytest.mark.parametrize("naive", [False, True], ids=["fast", "naive"])
     def test_the_mean_is_that_without_dropout(self, naive: bool) -> None:
@@ -349,7 +357,7 @@ class TestBlockPattern:
             y_BTD = block_pattern.window_attention(query_BTD, key_BTD, value_BTD, mask, head_dim=3)
             return y_BTD if pad_BT is None else y_BTD.masked_fill(pad_BT[..., None], 0)
 
-        same(operation, *[(2, length, 6)] * 3)
+        assert_forms_agree(operation, *[(2, length, 6)] * 3)
 
 
 class TestDotProduct:
@@ -367,17 +375,19 @@ class TestDotProduct:
         def operation(query: Tensor, key: Tensor, value: Tensor, bias_BHTS: Tensor) -> Tensor:
             return 0 * bias_BHTS.sum() + dot_product.attend(query, key, value, bias=self.BIASES[bias](bias_BHTS))
 
-        same(operation, (2, 4, queries, 6), (2, kv_heads, keys, 6), (2, kv_heads, keys, 5), (2, 4, queries, keys))
+        assert_forms_agree(
+            operation, (2, 4, queries, 6), (2, kv_heads, keys, 6), (2, kv_heads, keys, 5), (2, 4, queries, keys)
+        )
 
     @pytest.mark.parametrize("length", [5, 130])
     def test_causal_and_scaled(self, length: int) -> None:
         def operation(*qkv: Tensor) -> Tensor:
             return dot_product.attend(*qkv, causal=True, scale=0.7)
 
-        same(operation, (2, 4, length, 6), (2, 2, length, 6), (2, 2, length, 6))
+        assert_forms_agree(operation, (2, 4, length, 6), (2, 2, length, 6), (2, 2, length, 6))
 
     def test_bfloat16_sums_are_float32(self) -> None:
-        rough(dot_product.attend, (2, 4, 9, 16), (2, 2, 300, 16), (2, 2, 300, 16), tolerance=1e-6)
+        assert_bfloat16_is_close(dot_product.attend, (2, 4, 9, 16), (2, 2, 300, 16), (2, 2, 300, 16), tolerance=1e-6)
 
     @pytest.mark.parametrize("naive", [False, True], ids=["fast", "naive"])
     def test_the_mean_is_that_without_dropout(self, naive: bool) -> None:
@@ -412,7 +422,7 @@ class TestCache:
             picked = cache.picked(state, "key", first=1, stride=2)
             return logits_BH1S, cache.average(logits_BH1S, state), dot_product.attend_last(query_BH1E, state), picked
 
-        same(operation, (2, 4, 1, 6), (2, kv_heads, steps, 6), (2, kv_heads, steps, 5))
+        assert_forms_agree(operation, (2, 4, 1, 6), (2, kv_heads, steps, 6), (2, kv_heads, steps, 5))
 
     @pytest.mark.parametrize("steps", [3, STEPS])
     def test_averages_are_attention(self, steps: int) -> None:
@@ -421,7 +431,7 @@ class TestCache:
                 return dot_product.naive(query_BH1E, key_BKSE, value_BKSE, bias=bias)
             return dot_product.attend_last(query_BH1E, self.filled(key_BKSE, value_BKSE), bias=bias)
 
-        same(operation, (2, 4, 1, 6), (2, 2, steps, 6), (2, 2, steps, 5), (2, 4, 1, steps))
+        assert_forms_agree(operation, (2, 4, 1, 6), (2, 2, steps, 6), (2, 2, steps, 5), (2, 4, 1, steps))
 
     def test_bfloat16_sums_are_float32(self) -> None:
         def compare(query_BH1E: Tensor, key_BKSE: Tensor) -> Tensor:
@@ -430,19 +440,20 @@ class TestCache:
         def attend(query_BH1E: Tensor, key_BKSE: Tensor, value_BKSE: Tensor) -> Tensor:
             return dot_product.attend_last(query_BH1E, self.filled(key_BKSE, value_BKSE))
 
-        rough(compare, (2, 4, 1, 64), (2, 2, self.STEPS, 64), tolerance=1e-6)
-        rough(attend, (2, 4, 1, 64), *[(2, 2, self.STEPS, 64)] * 2, tolerance=2**-8)  # of the values' dtype
+        assert_bfloat16_is_close(compare, (2, 4, 1, 64), (2, 2, self.STEPS, 64), tolerance=1e-6)
+        # Averages have the precision of the values.
+        assert_bfloat16_is_close(attend, (2, 4, 1, 64), *[(2, 2, self.STEPS, 64)] * 2, tolerance=2**-8)
 
 
 class TestRotary:
     @pytest.mark.parametrize("length", [1, 5, 300])
     def test_forms_agree(self, length: int) -> None:
         position_BT = torch.stack([torch.arange(length), 3 * torch.arange(length)])
-        same(lambda x_BHTE: rotary.rotate(x_BHTE, position_BT), (2, 3, length, 8))
+        assert_forms_agree(lambda x_BHTE: rotary.rotate(x_BHTE, position_BT), (2, 3, length, 8))
 
     def test_bfloat16_is_turned_in_float32(self) -> None:
         position_BT = torch.arange(1000)[None]
-        rough(lambda x_BHTE: rotary.rotate(x_BHTE, position_BT), (1, 2, 1000, 8), tolerance=2**-8)
+        assert_bfloat16_is_close(lambda x_BHTE: rotary.rotate(x_BHTE, position_BT), (1, 2, 1000, 8), tolerance=2**-8)
 
 
 class TestDistanceBias:
@@ -459,7 +470,7 @@ class TestDistanceBias:
             bias_1HTT = distance_bias.pairwise_bias(bias_of, length, causal=causal, device=table_HN.device)
             return bias_1HTT.clamp(min=-1e9)
 
-        same(operation, (3, 2 * len(starts) + 2))
+        assert_forms_agree(operation, (3, 2 * len(starts) + 2))
 
 
 class TestDepthwise:
@@ -469,13 +480,13 @@ class TestDepthwise:
         def operation(x_BTD: Tensor, kernel_HK: Tensor) -> Tensor:
             return depthwise.depthwise(x_BTD, kernel_HK, before=before, after=after, stride=stride)
 
-        same(operation, (2, length, 6), (3, 3))
+        assert_forms_agree(operation, (2, length, 6), (3, 3))
 
     def test_bfloat16_stays_near_float32(self) -> None:
         def operation(x_BTD: Tensor, kernel_HK: Tensor) -> Tensor:
             return depthwise.depthwise(x_BTD, kernel_HK, before=30, after=0)
 
-        rough(operation, (2, 300, 6), (3, 31), tolerance=0.01, autocast=False)
+        assert_bfloat16_is_close(operation, (2, 300, 6), (3, 31), tolerance=0.01, autocast=False)
 
 
 class TestEma:
@@ -484,7 +495,7 @@ class TestEma:
         def operation(x_BTD: Tensor, decay_DN: Tensor, in_DN: Tensor, out_DN: Tensor) -> Tensor:
             return ema.damped_average(x_BTD, (4 + decay_DN).sigmoid().log(), in_DN, out_DN)
 
-        same(operation, (2, length, 3), (3, 2), (3, 2), (3, 2))
+        assert_forms_agree(operation, (2, length, 3), (3, 2), (3, 2), (3, 2))
 
 
 class TestDropout:
@@ -495,9 +506,9 @@ class TestDropout:
         with naive_ops(naive):
             y = dropout.dropout(x, rate)
         assert abs(float((y == 0).double().mean()) - rate) < 0.005
-        close(y.detach()[y != 0], torch.tensor(2 / (1 - rate)).double().expand(int((y != 0).sum())), 0.02)
+        assert_close(y.detach()[y != 0], torch.tensor(2 / (1 - rate)).double().expand(int((y != 0).sum())), 0.02)
         (gradient,) = torch.autograd.grad(y.sum(), x)
-        close(gradient, y.detach() / 2)
+        assert_close(gradient, y.detach() / 2)
 
     @pytest.mark.parametrize("naive", [False, True], ids=["fast", "naive"])
     def test_a_seed_gives_one_mask(self, naive: bool) -> None:
@@ -528,7 +539,7 @@ class TestLinearCrossEntropy:
                 features_ND, weight_VD, target_N, label_smoothing=label_smoothing
             )
 
-        same(operation, (positions, 3), (vocabulary, 3), tolerance=1e-9)
+        assert_forms_agree(operation, (positions, 3), (vocabulary, 3), tolerance=1e-9)
 
     def test_bfloat16_sums_are_float32(self) -> None:
         target_N = torch.randint(512, (9000,))
@@ -536,7 +547,8 @@ class TestLinearCrossEntropy:
         def operation(features_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
             return linear_cross_entropy.linear_cross_entropy(features_ND, weight_VD, target_N)
 
-        rough(operation, (9000, 8), (512, 8), tolerance=1e-4)  # bfloat16 logits, each to three digits
+        # The logits are bfloat16, each to three digits.
+        assert_bfloat16_is_close(operation, (9000, 8), (512, 8), tolerance=1e-4)
 
 
 def operations() -> dict[str, Any]:
@@ -554,7 +566,7 @@ class TestResidual:
             y = residual.add_residual(x, y, rate=0.0, weight=weight if has_norm else None, bias=bias)
             return y + 0 * (weight + bias)
 
-        same(add, (3, 5, 8), (3, 5, 8), (8,), (8,))
+        assert_forms_agree(add, (3, 5, 8), (3, 5, 8), (8,), (8,))
 
     @pytest.mark.parametrize("bias", [True, False])
     @pytest.mark.parametrize("has_norm", [True, False])
@@ -575,7 +587,7 @@ class TestResidual:
             [expected, *torch.autograd.grad((expected * factor).sum(), [x, y, *parameters])],
             strict=True,
         ):
-            close(a, b, 1e-12)
+            assert_close(a, b, 1e-12)
 
     def test_low_precision_adds_to_a_wider_stream(self) -> None:
         x = torch.randn(64, 8, requires_grad=True)

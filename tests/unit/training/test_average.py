@@ -65,7 +65,9 @@ def test_training_does_not_depend_on_it(tiny_corpus: Path, tmp_path: Path) -> No
 
 def test_the_average_is_a_model_file(tiny_corpus: Path, tmp_path: Path) -> None:
     trainer(tiny_corpus, tmp_path, ema__decay=0.9, max_updates=2).fit()
-    model_file.load(tmp_path / "update_00000002/ema.safetensors")
+    loaded = model_file.load(tmp_path / "update_00000002/ema.safetensors")
+    average = model_file.read(tmp_path / "update_00000002/ema.safetensors").tensors
+    assert all(torch.equal(tensor, average[name]) for name, tensor in tensors_of(loaded.model).items())
 
 
 def test_a_resumed_run_may_begin_to_average(tiny_corpus: Path, tmp_path: Path) -> None:
