@@ -59,8 +59,8 @@ from seqtk.data.vocabulary import UNK, Vocabulary  # noqa: E402
 from seqtk.generation.config import SearchConfig  # noqa: E402
 from seqtk.generation.decode import BatchTranslator, Sentence  # noqa: E402
 from seqtk.training.config import TrainConfig  # noqa: E402
+from seqtk.training.flops import ModelFlops, peak_tflops  # noqa: E402
 from seqtk.training.parallel import start_engine  # noqa: E402
-from seqtk.training.speed import ModelFlops, peak_tflops  # noqa: E402
 from seqtk.training.trainer import Trainer  # noqa: E402
 from seqtk.utils.files import write_text  # noqa: E402
 from seqtk.utils.memory import peak_memory_gib  # noqa: E402

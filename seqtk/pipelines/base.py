@@ -24,8 +24,8 @@ from seqtk.generation.decode import (
 from seqtk.generation.formats import Writer
 from seqtk.metrics import metrics
 from seqtk.tasks import tasks
-from seqtk.tasks.base import Report
 from seqtk.tasks.other_data import other_data, parallel_lines
+from seqtk.tasks.report import Report
 from seqtk.utils.errors import UserError, how_many, nearest
 
 DECODING_BATCH = BatchingConfig(max_tokens=4096, max_sentences=64)

@@ -26,6 +26,7 @@ from seqtk.metrics import Evaluation, Output, Score, metrics
 from seqtk.metrics.base import OUTPUTS, TEXT_SIZE
 from seqtk.models import Model, ModelConfig
 from seqtk.models.base import Side, rows_of
+from seqtk.tasks.report import Report
 from seqtk.utils.errors import UserError, how_many
 from seqtk.utils.progress import Reporter
 
@@ -66,40 +67,6 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Report:
-    """The result of `Task.evaluate`."""
-
-    scores: dict[str, Score]
-    """Metric → score."""
-    counts: dict[str, int]
-    """How much was evaluated."""
-    outputs: list[Output]
-    """The model's outputs in the order of the examples; empty if nothing was decoded."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns a dict for JSON with one key for each value, signature and count."""
-        signatures = {f"{name}_signature": score.signature for name, score in self.scores.items() if score.signature}
-        intervals = {f"{name}_interval": score.interval for name, score in self.scores.items() if score.interval}
-        return {name: score.value for name, score in self.scores.items()} | signatures | intervals | self.counts
-
-    def lines(self) -> list[str]:
-        """Returns the lines of the report: the counts, then one line per metric with its unit and interval."""
-        about = ", ".join(
-            how_many(count, name.replace("_", " ").removesuffix("s")) for name, count in self.counts.items()
-        )
-        units = {name: metrics[name].unit if name in metrics else "per target" for name in self.scores}
-        return [
-            about,
-            *(
-                f"{score.value:>10.4g} {name} ({units[name]})"
-                + (f", 95 % interval {score.interval[0]:.4g} to {score.interval[1]:.4g}" if score.interval else "")
-                for name, score in self.scores.items()
-            ),
-            *(f"{name} signature: {score.signature}" for name, score in self.scores.items() if score.signature),
-        ]
 
 
 @dataclass(frozen=True)

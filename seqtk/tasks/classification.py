@@ -29,7 +29,8 @@ from seqtk.models import Model, ModelConfig, build_model
 from seqtk.models.base import Side
 from seqtk.modules.head import HeadLosses
 from seqtk.modules.pooled_head import Combination, PairHead, Pool, PooledHead
-from seqtk.tasks.base import Assets, Dataset, Report, TaskConfig, tasks
+from seqtk.tasks.base import Assets, Dataset, TaskConfig, tasks
+from seqtk.tasks.report import Report
 from seqtk.tasks.text import TextTask, tokenizer_assets, tokenizer_from
 from seqtk.utils.errors import UserError, how_many, nearest
 

@@ -19,6 +19,7 @@ from seqtk.tasks import Task
 from seqtk.tasks.base import Dataset
 from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import Engine, lost_process_errors, start_engine
+from seqtk.training.stream_state import check_streams
 from seqtk.training.validation import reading_set, validation_sets
 from seqtk.utils.errors import UserError, how_many
 from seqtk.utils.memory import keep_freed_memory, out_of_memory_errors
@@ -36,7 +37,7 @@ def check_run(
         UserError: Naming the key to change.
     """
     if config.batch.streams is not None:
-        _check_streams(config, task=task, model=model, samples=len(train_set), engine=engine)
+        check_streams(config, task=task, model=model, samples=len(train_set), engine=engine)
     kept, _ = usable(train_set.sizes_ND, config.batch)
     validated = validation_sets(task, config)
     for name in list(validated)[:1]:
@@ -73,30 +74,6 @@ def _check_lengths(config: TrainConfig, datasets: Mapping[str, Dataset], *, task
                 f"The longest has {longer.sizes.max()} and the first is example {number + 1:,}: set {key} to {needed},",
                 f"or {other}.",
             )
-
-
-def _check_streams(config: TrainConfig, *, task: Task, model: Model, samples: int, engine: Engine) -> None:
-    streams, parts = config.batch.streams or 1, engine.size * config.update_freq
-    if task.config.mix:
-        raise UserError(
-            "batch.streams reads one text in order, but task.mix names corpora.",
-            "Set batch.streams=null, or task.mix=[].",
-        )
-    if not task.continuous:
-        raise UserError(
-            "batch.streams requires contiguous samples.", "Set task=language_modeling and task.break_mode=none."
-        )
-    if samples <= streams:
-        raise UserError(
-            f"batch.streams={streams} is too large for {how_many(samples, 'training sample')}: each needs two.",
-            f"Set batch.streams to {max(samples // 2, 1)} or less, or task.tokens_per_sample lower.",
-        )
-    if config.batch.shapes == 1 and streams % parts:
-        raise UserError(
-            f"batch.shapes=1: batch.streams={streams} in {parts} micro-batches have two numbers of rows.",
-            f"Set batch.shapes=2, or batch.streams to a multiple of {parts}.",
-        )
-    model.check_supports_recurrent_state()
 
 
 _REMEDIES = {

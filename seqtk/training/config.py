@@ -25,10 +25,11 @@ from seqtk.tasks import TaskConfig, tasks
 from seqtk.tasks.translation import TranslationConfig
 from seqtk.training import ddp as ddp
 from seqtk.training import fsdp2 as fsdp2
+from seqtk.training import weights_and_biases as weights_and_biases
 from seqtk.training.average import AverageConfig
 from seqtk.training.logging import ConsoleConfig, JsonlConfig, SinkConfig, TensorBoardConfig, sinks
 from seqtk.training.parallel import EngineConfig
-from seqtk.training.speed import profiled_updates
+from seqtk.training.profiling import profiled_updates
 from seqtk.utils.errors import UserError, nearest
 
 

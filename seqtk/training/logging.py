@@ -1,11 +1,10 @@
 """Training logs: the sinks that a run writes its metrics to.
 
-They are the console, JSON lines, TensorBoard, and Weights & Biases.
+They are the console, JSON lines, TensorBoard, and Weights & Biases (`seqtk.training.weights_and_biases`).
 
 A sink of a plug-in is one file: a subclass of `Sink`, registered under the name that `log.sinks` lists.
 """
 
-import importlib.util
 import json
 import sys
 import threading
@@ -14,14 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from torch import Tensor
 from tqdm import tqdm
 
-from seqtk.config.fields import setting
 from seqtk.config.registry import Registry
-from seqtk.utils.errors import UserError
 from seqtk.utils.files import disk_full_errors, write_text
 
 Metrics = Mapping[str, float | int | str]
@@ -214,65 +211,6 @@ class TensorBoard(Sink):
     def close(self) -> None:
         with disk_full_errors(self.folder / "events.out.tfevents"):
             self.writer.close()
-
-
-@dataclass(frozen=True)
-class WandbConfig(SinkConfig):
-    """Weights & Biases, in save_dir/wandb. It needs the package `wandb`."""
-
-    project: str = setting("seqtk", help="The project.")
-    name: str | None = setting(None, help="The name of the run. null: that of save_dir.")
-    mode: Literal["offline", "online"] = setting(
-        "offline", help="offline: upload later with `wandb sync`. online: upload during the run; log in first."
-    )
-
-
-@sinks.register("wandb", WandbConfig)
-class Wandb(Sink):
-    """Writes all metrics, statistics and samples, with `update` as the step. A run that resumes keeps its id."""
-
-    @classmethod
-    def check(cls) -> None:
-        if importlib.util.find_spec("wandb") is None:
-            raise UserError(
-                "log.sinks=wandb needs wandb, which is not installed.", "Install it: pip install 'seqtk-torch[wandb]'"
-            )
-
-    def start(self, run: RunInfo) -> None:
-        import wandb
-
-        config, note = self.config, run.save_dir / "wandb" / "id"
-        known = note.read_text().strip() if run.resumed_at and note.is_file() else None
-        self.run: Any = wandb.init(
-            project=config.project,
-            name=config.name or run.save_dir.resolve().name,
-            id=known,
-            dir=str(run.save_dir),
-            mode=config.mode,
-            resume="allow" if known else None,
-            settings=wandb.Settings(console="off", silent=True),
-        )
-        self.run.define_metric("*", step_metric="update")
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_text(note, f"{self.run.id}\n")
-
-    def metrics(self, kind: str, update: int, values: Metrics) -> None:
-        self.run.log({"update": update, **{f"{kind}/{name}": value for name, value in values.items()}})
-
-    def scalars(self, kind: str, update: int, values: Mapping[str, float]) -> None:
-        if values:
-            self.metrics(kind, update, dict(values))
-
-    def text(self, name: str, update: int, markdown: str) -> None:
-        self.run.log({"update": update, f"samples/{name}": markdown})
-
-    def histogram(self, name: str, update: int, values: Tensor) -> None:
-        import wandb
-
-        self.run.log({"update": update, name: wandb.Histogram(values.float().cpu().numpy())})
-
-    def close(self) -> None:
-        self.run.finish()
 
 
 class Logger:

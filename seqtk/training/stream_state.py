@@ -12,9 +12,11 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from seqtk.attention import State
 from seqtk.data.plan import stream_slices
-from seqtk.models.base import rows_of
+from seqtk.models.base import Model, rows_of
+from seqtk.tasks import Task
+from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import Engine
-from seqtk.utils.errors import UserError
+from seqtk.utils.errors import UserError, how_many
 
 
 class StreamState:
@@ -64,3 +66,32 @@ class StreamState:
         device = self.world.device
         on_device = tree_map(lambda leaf: None if leaf is None else leaf.to(device), state)
         self.states = [rows_of(on_device, part) for part in self.parts]
+
+
+def check_streams(config: TrainConfig, *, task: Task, model: Model, samples: int, engine: Engine) -> None:
+    """Checks that a run can read its training samples as `batch.streams`.
+
+    Raises:
+        UserError: Naming the key to change.
+    """
+    streams, parts = config.batch.streams or 1, engine.size * config.update_freq
+    if task.config.mix:
+        raise UserError(
+            "batch.streams reads one text in order, but task.mix names corpora.",
+            "Set batch.streams=null, or task.mix=[].",
+        )
+    if not task.continuous:
+        raise UserError(
+            "batch.streams requires contiguous samples.", "Set task=language_modeling and task.break_mode=none."
+        )
+    if samples <= streams:
+        raise UserError(
+            f"batch.streams={streams} is too large for {how_many(samples, 'training sample')}: each needs two.",
+            f"Set batch.streams to {max(samples // 2, 1)} or less, or task.tokens_per_sample lower.",
+        )
+    if config.batch.shapes == 1 and streams % parts:
+        raise UserError(
+            f"batch.shapes=1: batch.streams={streams} in {parts} micro-batches have two numbers of rows.",
+            f"Set batch.shapes=2, or batch.streams to a multiple of {parts}.",
+        )
+    model.check_supports_recurrent_state()

@@ -10,7 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from seqtk.data.plan import padding_share
 from seqtk.ops.dispatch import naive_ops
-from seqtk.training.speed import CARDS, PHASES, ModelFlops, peak_tflops, profiled_updates
+from seqtk.training.flops import CARDS, ModelFlops, peak_tflops
+from seqtk.training.profiling import profiled_updates
+from seqtk.training.speed import PHASES
 from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import trainer
 

@@ -1,0 +1,109 @@
+"""The floating-point operations that training needs, and those that a device can do: what MFU compares.
+
+MFU (model FLOPs utilization; Chowdhery et al. 2022, arXiv:2204.02311, appendix B) is the number of floating-point
+operations that the model needs for the real positions of an update, divided by what the device could do in the time
+that the update took. A position that passes through W weights of matrices needs 6 W operations: 2 in the forward pass
+and 4 in the backward pass. A layer of width D that compares all of T queries with all of S keys needs another 12 T S D
+for two products of matrices. Padding, recomputed activations, norms and elementwise operations do not count.
+"""
+
+import re
+
+import numpy as np
+from torch import Tensor, nn
+
+from seqtk.attention import Role
+from seqtk.data.plan import SizeArray
+from seqtk.models import Model
+from seqtk.modules.adaptive import AdaptiveHead
+
+CARDS: dict[str, tuple[float, float, float]] = {
+    "B200": (2250, 2250, 75),
+    "H200 NVL": (835, 835, 60),
+    "H200": (989.4, 989.4, 66.9),
+    "H100 PCIe": (756, 756, 51),
+    "H100 NVL": (835, 835, 60),
+    "H100": (989.4, 989.4, 66.9),
+    "GH200": (989.4, 989.4, 66.9),
+    "A100": (312, 312, 19.5),
+    "A800": (312, 312, 19.5),
+    "A40": (149.7, 149.7, 37.4),
+    "A30": (165, 165, 10.3),
+    "A10": (125, 125, 31.2),
+    "L40S": (362.05, 362.05, 91.6),
+    "L40": (181.05, 181.05, 90.5),
+    "L4": (121, 121, 30.3),
+    "RTX A6000": (154.8, 154.8, 38.7),
+    "RTX 4090": (165.2, 165.2, 82.6),
+    "RTX 3090": (71, 71, 35.6),
+    "T4": (0, 65, 8.1),
+    "V100": (0, 125, 15.7),
+    "MI300X": (1307.4, 1307.4, 163.4),
+    "MI250X": (383, 383, 95.7),
+}
+"""Peak TFLOP/s of dense matrix products in bf16, fp16 and fp32, from the makers' data sheets (the values without
+sparsity; of NVIDIA's GeForce cards those with fp32 accumulation, from the architectures' white papers). fp32 is without
+TF32, as torch's default. 0: the card has no units for it."""
+
+
+def peak_tflops(card: str, precision: str) -> float | None:
+    """Returns the peak of a card in `fp32`, `bf16` or `fp16`. None: it is not known."""
+    for name, figures in CARDS.items():
+        if re.search(rf"\b{re.escape(name)}\b", card):
+            return figures[("bf16", "fp16", "fp32").index(precision)] or None
+    return None
+
+
+class ModelFlops:
+    """Counts the floating-point operations of training from the model's weights and the lengths of examples.
+
+    The weights are those of linear maps, convolutions and the output table. The encoder's weights and the
+    cross-attention's projections of the memory apply to source positions, all others to target positions. A model with
+    an encoder alone reads all sides with it. A head that pools a row is not counted, and of an adaptive softmax only
+    the most frequent band. Layers that declare `subquadratic` have no products of queries and keys.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.is_pair = hasattr(model, "encoder") and hasattr(model, "decoder")
+        self.source = self.target = 0
+        """The weights that a source and a target position passes through."""
+        self.pairs = dict.fromkeys((Role.ENCODER, Role.CAUSAL, Role.CROSS), 0)
+        """The width of the layers of each role that compare all positions, summed."""
+        of_memory: set[nn.Module] = set()
+        for _, layer in model.attention_layers():
+            self.pairs[layer.role] += 0 if layer.subquadratic else layer.dim
+            if layer.role is Role.CROSS:
+                of_memory |= {part for name, part in layer.named_children() if name in ("key", "value", "key_value")}
+        in_encoder = set(getattr(model, "encoder", nn.Module()).modules())
+        in_head = set(model.head.modules())
+        for module in model.modules():
+            if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) or module in in_head:
+                continue
+            count = module.weight.numel()
+            if module in in_encoder or module in of_memory:
+                self.source += count
+            else:
+                self.target += count
+        self.target += _head_weights(model.head)
+
+    def of_update(self, sizes_ND: SizeArray) -> float:
+        """Returns the operations of the forward and backward passes over examples with these lengths."""
+        lengths_ND = sizes_ND.reshape(len(sizes_ND), -1).astype(np.float64)
+        source_N, target_N = lengths_ND[:, 0], lengths_ND[:, -1]
+        if self.is_pair:
+            weights = self.source * source_N.sum() + self.target * target_N.sum()
+            squares = {
+                Role.ENCODER: source_N @ source_N,
+                Role.CAUSAL: target_N @ target_N,
+                Role.CROSS: source_N @ target_N,
+            }
+        else:
+            weights = (self.source + self.target) * lengths_ND.sum()
+            squares = dict.fromkeys(self.pairs, (lengths_ND**2).sum())
+        return float(6 * weights + 12 * sum(width * squares[role] for role, width in self.pairs.items()))
+
+
+def _head_weights(head: nn.Module) -> int:
+    """The weights of the output that a position passes through."""
+    weight = head.bands[0] if isinstance(head, AdaptiveHead) else getattr(head, "weight", None)
+    return weight.numel() if isinstance(weight, Tensor) else 0

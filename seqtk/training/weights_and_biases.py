@@ -1,0 +1,72 @@
+"""The sink that writes metrics to Weights & Biases."""
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from seqtk.config.fields import setting
+from seqtk.training.logging import Metrics, RunInfo, Sink, SinkConfig, sinks
+from seqtk.utils.errors import UserError
+from seqtk.utils.files import write_text
+
+
+@dataclass(frozen=True)
+class WandbConfig(SinkConfig):
+    """Weights & Biases, in save_dir/wandb. It needs the package `wandb`."""
+
+    project: str = setting("seqtk", help="The project.")
+    name: str | None = setting(None, help="The name of the run. null: that of save_dir.")
+    mode: Literal["offline", "online"] = setting(
+        "offline", help="offline: upload later with `wandb sync`. online: upload during the run; log in first."
+    )
+
+
+@sinks.register("wandb", WandbConfig)
+class Wandb(Sink):
+    """Writes all metrics, statistics and samples, with `update` as the step. A run that resumes keeps its id."""
+
+    @classmethod
+    def check(cls) -> None:
+        if importlib.util.find_spec("wandb") is None:
+            raise UserError(
+                "log.sinks=wandb needs wandb, which is not installed.", "Install it: pip install 'seqtk-torch[wandb]'"
+            )
+
+    def start(self, run: RunInfo) -> None:
+        import wandb
+
+        config, note = self.config, run.save_dir / "wandb" / "id"
+        known = note.read_text().strip() if run.resumed_at and note.is_file() else None
+        self.run: Any = wandb.init(
+            project=config.project,
+            name=config.name or run.save_dir.resolve().name,
+            id=known,
+            dir=str(run.save_dir),
+            mode=config.mode,
+            resume="allow" if known else None,
+            settings=wandb.Settings(console="off", silent=True),
+        )
+        self.run.define_metric("*", step_metric="update")
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_text(note, f"{self.run.id}\n")
+
+    def metrics(self, kind: str, update: int, values: Metrics) -> None:
+        self.run.log({"update": update, **{f"{kind}/{name}": value for name, value in values.items()}})
+
+    def scalars(self, kind: str, update: int, values: Mapping[str, float]) -> None:
+        if values:
+            self.metrics(kind, update, dict(values))
+
+    def text(self, name: str, update: int, markdown: str) -> None:
+        self.run.log({"update": update, f"samples/{name}": markdown})
+
+    def histogram(self, name: str, update: int, values: Tensor) -> None:
+        import wandb
+
+        self.run.log({"update": update, name: wandb.Histogram(values.float().cpu().numpy())})
+
+    def close(self) -> None:
+        self.run.finish()
