@@ -1,4 +1,4 @@
-"""The base of criterions. A criterion returns sums and weights, so that every metric is a ratio of two sums."""
+"""The base of criterions. A criterion returns sums and weights; every metric is computed from their ratios."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from seqtk.models import Model
 
 @dataclass(frozen=True)
 class CriterionConfig:
-    """The base of every criterion's config."""
+    """Base class of the configs of criterions."""
 
 
 criterions: Registry["Criterion"] = Registry("criterion", CriterionConfig)
@@ -28,14 +28,14 @@ class Loss:
     """The loss of one micro-batch."""
 
     total: Tensor
-    """What is minimised: a *sum* over the targets."""
+    """The quantity to minimise, a *sum* over the targets."""
     weight: float
-    """The number of targets, or the sum of their weights; `total` is divided by it once all micro-batches of an update
-    are added up."""
+    """The number of targets, or the sum of their weights. The loss of an update is the sum of `total` over its
+    micro-batches divided by the sum of `weight`."""
     stats: Stats
-    """Sums that metrics are computed from, each with its weight."""
+    """Sums from which metrics are computed, each with its weight."""
     state: State = None
-    """The recurrent state after the batch, for rows that continue these."""
+    """The recurrent state after the batch, the initial state of rows that continue these."""
 
 
 class Criterion(nn.Module):
@@ -45,24 +45,24 @@ class Criterion(nn.Module):
     """The names in `Loss.stats`."""
 
     def stats_of(self, model: Model) -> tuple[str, ...]:
-        """Returns the names in `Loss.stats` with this model, for a criterion whose statistics depend on the head."""
+        """Returns the names in `Loss.stats` with this model. Override it if the statistics depend on the head."""
         return self.stat_names
 
     def forward(self, model: Model, batch: Any, state: State = None) -> Loss:
         """Returns the loss of `batch`.
 
         Args:
-            model: The model, called as `model(...)` and `model.head(...)` only.
-            batch: What the task's `collate` returns.
-            state: The recurrent state of the rows that these continue; None at the start.
+            model: The model. Only `model(...)` and `model.head(...)` are called.
+            batch: A batch from the task's `collate`.
+            state: The recurrent state before the batch. None: the initial state.
         """
         raise NotImplementedError
 
 
 def stat(total: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Returns an entry of `Loss.stats`: a sum, detached, with its weight, which is a tensor in compiled code."""
+    """Returns an entry of `Loss.stats`: the detached sum and its weight. In compiled code `weight` is a tensor."""
     total = total.detach()
     if isinstance(weight, Tensor):
         return total, weight.double()
-    # A float32 counts exactly up to 2^24 only, which the tokens of a few updates exceed.
+    # float32 represents integers exactly only up to 2^24, and a few updates have more tokens than that.
     return total, torch.full((), float(weight), dtype=torch.float64, device=total.device)

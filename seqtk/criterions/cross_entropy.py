@@ -1,4 +1,4 @@
-"""Cross entropy, plain and label-smoothed (fairseq's definition)."""
+"""Cross entropy, with and without label smoothing (fairseq's definition)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +16,13 @@ class CrossEntropyConfig(CriterionConfig):
 
 @dataclass(frozen=True)
 class LabelSmoothedConfig(CriterionConfig):
-    """Cross entropy with part of the probability spread over the other tokens."""
+    """Cross entropy with label smoothing: part of the target's probability is given to the other tokens."""
 
-    label_smoothing: float = probability(0.1, help="ε: the probability that is spread over the V - 1 other tokens.")
+    label_smoothing: float = probability(0.1, help="ε: the probability distributed over the V - 1 other tokens.")
 
 
 class _HeadCriterion(Criterion):
-    """The losses of the model's head, whichever it is."""
+    """Returns the losses that the model's head computes."""
 
     label_smoothing: float = 0.0
     stat_names = ("loss", "nll")

@@ -1,4 +1,4 @@
-"""Several criterions of the same features, added up with weights."""
+"""A weighted sum of criterions of the same features."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,12 +19,12 @@ class PartConfig:
     """One criterion of a sum."""
 
     criterion: CriterionConfig = CrossEntropyConfig()
-    weight: float = setting(1.0, above=0, help="The factor of its loss.")
+    weight: float = setting(1.0, above=0, help="Factor of this criterion's loss.")
 
 
 @dataclass(frozen=True)
 class SumConfig(CriterionConfig):
-    """A sum of criterions, each with a weight."""
+    """A weighted sum of criterions."""
 
     parts: tuple[PartConfig, ...] = setting(
         (), help="The criterions and their weights: [{criterion: cross_entropy, weight: 0.5}, …]."
@@ -33,9 +33,9 @@ class SumConfig(CriterionConfig):
 
 @criterions.register("sum", SumConfig)
 class Sum(Criterion):
-    """Σ weight · loss. The model computes its features once for all parts.
+    """Σ weight · loss over the parts. The model computes its features only once.
 
-    `loss` is the sum; every other statistic is that of the first part that has it.
+    The statistic `loss` is the sum. Each other statistic comes from the first part that returns it.
 
     Raises:
         UserError: If there are no parts.
@@ -64,7 +64,7 @@ class Sum(Criterion):
 
 
 class _FeaturesOnce:
-    """A model as criterions call it, which computes the features of its one batch once."""
+    """Wraps a model for one batch, so that its features are computed only at the first call."""
 
     def __init__(self, model: Model) -> None:
         self.head, self._model = model.head, model

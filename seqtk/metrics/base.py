@@ -1,7 +1,7 @@
-"""The registry of metrics. A metric has a name, a unit, a direction, and a list of what it is computed from.
+"""The registry of metrics. A metric has a name, a unit, a direction, and a list of the inputs it needs.
 
-Everything that reports, compares or optimises a metric uses this registry: the log line, the best model, early
-stopping, averaging, reports, and the commands. There is no other list of metrics.
+This is the only list of metrics. Log lines, the best model, early stopping, checkpoint averaging, reports and all
+commands use it.
 """
 
 import abc
@@ -21,7 +21,7 @@ OUTPUTS = "outputs"
 TEXT_SIZE = "text_size"
 """In `Metric.needs`: the size of the split's original text."""
 PREDICTIONS = "predictions"
-"""In `Metric.needs`: the log-probability of every class for each example, with its class."""
+"""In `Metric.needs`: the log-probability of every class and the true class of each example."""
 
 Values: TypeAlias = npt.NDArray[np.float64]
 Rows: TypeAlias = npt.NDArray[np.integer[Any]]
@@ -37,7 +37,7 @@ class Output:
     source: str
     output: str
     references: tuple[str, ...]
-    """What the output is compared with; at least one."""
+    """The texts to compare the output with; at least one."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class ClassOutput(Output):
     """The class that a model predicts for one example, as text and as a number."""
 
     target: int
-    """The number of the right class, from 0."""
+    """The number of the true class, from 0."""
     log_probs: tuple[float, ...]
     """The log-probability of each class."""
 
 
 class Predictions:
-    """What a classifier predicts for N examples of C classes, as arrays."""
+    """The predictions of a classifier for N examples and C classes, as arrays."""
 
     def __init__(self, outputs: Sequence[ClassOutput]) -> None:
         self.log_prob_NC = np.array([output.log_probs for output in outputs], dtype=np.float64)
@@ -64,42 +64,42 @@ class Predictions:
         return int(self.log_prob_NC.shape[1])
 
     def confusion(self) -> npt.NDArray[np.int64]:
-        """Returns count_CC, how many examples of each class (row) got each prediction (column)."""
+        """Returns the confusion matrix count_CC: rows are true classes, columns are predictions."""
         code_N = self.target_N * self.classes + self.predicted_N
         return np.bincount(code_N, minlength=self.classes**2).reshape(self.classes, self.classes)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What metrics are computed from: everything known about a split after the model has read it."""
+    """The inputs of metrics: the results of a model on a split."""
 
     stats: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Name of each statistic of the criterion → (sum over the split, sum of its weights)."""
+    """Name of each statistic of the criterion → (sum over the split, sum of the weights)."""
     outputs: Sequence[Output] = ()
     text: TextCount | None = None
     """The size of the original text; None if it is unknown, or if not all of it was scored."""
     resamples: int = 0
-    """How many bootstrap samples the intervals are computed from. 0: there are no intervals."""
+    """The number of bootstrap samples for confidence intervals. 0: no intervals."""
 
     @property
     def provides(self) -> set[str]:
         """The entries of `Metric.needs` that this evaluation provides."""
-        met = {
-            OUTPUTS: self.outputs and not self._classified,
+        available = {
+            OUTPUTS: self.outputs and not self._has_classes,
             TEXT_SIZE: self.text is not None,
-            PREDICTIONS: self._classified,
+            PREDICTIONS: self._has_classes,
         }
-        return {*self.stats, *(need for need, holds in met.items() if holds)}
+        return {*self.stats, *(need for need, is_available in available.items() if is_available)}
 
     @property
-    def _classified(self) -> bool:
+    def _has_classes(self) -> bool:
         return bool(self.outputs) and isinstance(self.outputs[0], ClassOutput)
 
     @cached_property
     def predictions(self) -> Predictions | None:
         """The predictions of a classifier as arrays; None for any other model."""
         return (
-            Predictions([item for item in self.outputs if isinstance(item, ClassOutput)]) if self._classified else None
+            Predictions([item for item in self.outputs if isinstance(item, ClassOutput)]) if self._has_classes else None
         )
 
     def mean(self, name: str) -> float:
@@ -114,11 +114,11 @@ class Score:
 
     value: float
     signature: str = ""
-    """How it was computed, as in sacreBLEU's `nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:…`."""
+    """The settings of its computation, such as sacreBLEU's `nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:…`."""
     line: str = ""
-    """The value in the words of the tool that computed it, such as `BLEU = 28.1 …`."""
+    """The line of the tool that computed it, such as `BLEU = 28.1 …`."""
     interval: tuple[float, float] | None = None
-    """The 95 % interval by bootstrap over the examples."""
+    """The 95 % bootstrap confidence interval."""
 
     @property
     def signed_line(self) -> str:
@@ -128,13 +128,13 @@ class Score:
 
 
 class Metric(abc.ABC):
-    """Base class of metrics. Instances have no state: `compute` receives all the data of a split at once."""
+    """Base class of metrics. Instances have no state: `compute` receives all results of a split at once."""
 
     name: ClassVar[str]
     unit: ClassVar[str]
     higher_is_better: ClassVar[bool]
     needs: ClassVar[tuple[str, ...]]
-    """Names of statistics that a criterion returns (`"nll"`), `"outputs"`, or `"text_size"`."""
+    """The inputs it needs: names of a criterion's statistics (`"nll"`), `OUTPUTS`, `TEXT_SIZE` or `PREDICTIONS`."""
 
     @abc.abstractmethod
     def compute(self, evaluation: Evaluation) -> Score:
@@ -146,32 +146,32 @@ class Metric(abc.ABC):
 
 
 class ExampleMetric(Metric):
-    """A metric of a classifier that is defined on any sample of the examples, so it has a confidence interval."""
+    """Base class of metrics of classifiers that have a bootstrap confidence interval."""
 
     @abc.abstractmethod
     def values(self, predictions: Predictions, rows_KN: Rows) -> Values:
-        """Returns value_K, the metric on each of K samples. A sample is an array of indices of examples."""
+        """Returns value_K, the metric of each of K bootstrap samples, which are rows of example indices."""
 
     def interval(self, predictions: Predictions, samples: int) -> tuple[float, float]:
         """Returns the 2.5 and 97.5 percentiles over bootstrap samples (Efron and Tibshirani 1993, section 13.3).
 
-        The samples depend only on the number of examples, so equal models get equal intervals.
+        The bootstrap samples depend only on the number of examples, so intervals are reproducible.
         """
         examples = len(predictions.target_N)
         random = np.random.default_rng(1)
         chunk = max(1, MAX_DRAWN // examples)
-        found = [
+        chunks = [
             self.values(
                 predictions, random.integers(examples, size=(min(chunk, samples - done), examples), dtype=np.int32)
             )
             for done in range(0, samples, chunk)
         ]
-        low, high = np.percentile(np.concatenate(found), [2.5, 97.5])
+        low, high = np.percentile(np.concatenate(chunks), [2.5, 97.5])
         return float(low), float(high)
 
 
 MAX_DRAWN = 1 << 21
-"""Examples that are drawn at once for bootstrap samples."""
+"""The maximum number of indices that are drawn at a time for bootstrap samples."""
 
 
 class MetricRegistry:
@@ -185,11 +185,11 @@ class MetricRegistry:
 
         Args:
             name: The name of the metric in logs, in reports and in `validation.metric`.
-            unit: What the value counts, such as `"%"` or `"bits per byte"`; shown in reports.
-            higher_is_better: Whether the best value is the highest one.
+            unit: The unit of the value, such as `"%"` or `"bits per byte"`, for reports.
+            higher_is_better: Whether higher values are better.
         """
         if name in self._classes:
-            raise ValueError(f"metric '{name}' is registered already")
+            raise ValueError(f"a metric '{name}' is already registered")
 
         def decorate(cls: M) -> M:
             cls.name, cls.unit, cls.higher_is_better = name, unit, higher_is_better
@@ -199,7 +199,7 @@ class MetricRegistry:
         return decorate
 
     def __getitem__(self, name: str) -> type[Metric]:
-        """Returns the metric of that name. Raises UserError with the nearest name if there is none."""
+        """Returns the metric with this name. Raises UserError if there is none, with a similar name."""
         if name not in self._classes:
             raise UserError(f"There is no metric called '{name}'.", nearest(name, self))
         return self._classes[name]
@@ -211,11 +211,11 @@ class MetricRegistry:
         return name in self._classes
 
     def available(self, provided: Collection[str], names: Iterable[str] | None = None) -> list[str]:
-        """Returns the metrics in `names` (default: all) for which `provided` has everything they need."""
+        """Returns the metrics in `names` (default: all) whose `needs` are all in `provided`."""
         return [name for name in (self if names is None else names) if set(self[name].needs) <= set(provided)]
 
     def compute(self, names: Iterable[str], evaluation: Evaluation) -> dict[str, Score]:
-        """Returns the score of each available metric in `names`, and the mean of each statistic unused by metrics."""
+        """Returns the scores of the available metrics in `names`, and the means of statistics that no metric uses."""
         scores = {name: self._score(name, evaluation) for name in self.available(evaluation.provides, names)}
         needed = {need for kind in self._classes.values() for need in kind.needs}
         return scores | {name: Score(evaluation.mean(name)) for name in sorted(set(evaluation.stats) - needed)}

@@ -1,6 +1,6 @@
-"""Metrics of classifiers that need the probability of every class: macro-averaged F1 and the calibration error.
+"""Metrics of classifiers: macro-averaged F1 and the expected calibration error.
 
-N examples, K samples of them, C classes, B bins.
+N examples, K bootstrap samples, C classes, B bins.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from seqtk.metrics.base import PREDICTIONS, Evaluation, ExampleMetric, Predictio
 BINS = 15
 
 
-class _OfPredictions(ExampleMetric):
+class _PredictionMetric(ExampleMetric):
     needs = (PREDICTIONS,)
 
     def compute(self, evaluation: Evaluation) -> Score:
@@ -23,8 +23,8 @@ class _OfPredictions(ExampleMetric):
 
 
 @metrics.register("macro_f1", unit="%", higher_is_better=True)
-class MacroF1(_OfPredictions):
-    """The mean over classes of F1 = 2 TP / (2 TP + FP + FN). Skips classes without examples and predictions."""
+class MacroF1(_PredictionMetric):
+    """The mean over classes of F1 = 2 TP / (2 TP + FP + FN). Skips classes without examples and without predictions."""
 
     def values(self, predictions: Predictions, rows_KN: Rows) -> Values:
         classes = predictions.classes
@@ -37,8 +37,8 @@ class MacroF1(_OfPredictions):
 
 
 @metrics.register("ece", unit="%", higher_is_better=False)
-class ExpectedCalibrationError(_OfPredictions):
-    """Expected calibration error: the mean distance of accuracy and confidence in 15 bins of equal width.
+class ExpectedCalibrationError(_PredictionMetric):
+    """Expected calibration error: the mean difference between accuracy and confidence, in 15 bins of equal width.
 
     The confidence is the probability of the predicted class. Each bin is weighted by its number of examples (Guo et al.
     2017, arXiv 1706.04599, section 2, equation 3).
@@ -53,7 +53,7 @@ class ExpectedCalibrationError(_OfPredictions):
 
 
 def _counts(code_KN: Rows, codes: int, *, weights_KN: Values | None = None) -> npt.NDArray[np.float64]:
-    """Returns sum_KC: how often each code below `codes` occurs in each row, or the sum of the weights at it."""
+    """Returns the (optionally weighted) count of each code, an integer below `codes`, in each row: [K, codes]."""
     offset_K1 = np.arange(len(code_KN))[:, None] * codes
     weights = None if weights_KN is None else weights_KN.ravel()
     counts = np.bincount((code_KN + offset_K1).ravel(), weights=weights, minlength=len(code_KN) * codes)
@@ -72,7 +72,7 @@ class ClassFigures:
 
 
 def per_class(count_CC: npt.NDArray[np.int64], classes: list[str]) -> list[ClassFigures]:
-    """Returns Precision, recall and F1 of each class in %, from a confusion matrix. A ratio of 0 to 0 is 0."""
+    """Returns precision, recall and F1 of each class in %, from a confusion matrix. 0 / 0 is 0."""
     hits_C, predicted_C, examples_C = np.diagonal(count_CC), count_CC.sum(0), count_CC.sum(1)
     precision_C = 100 * hits_C / np.maximum(predicted_C, 1)
     recall_C = 100 * hits_C / np.maximum(examples_C, 1)

@@ -1,4 +1,4 @@
-"""Metrics computed from the sums of a criterion: losses, perplexities, bits per unit of the text, accuracy."""
+"""Metrics computed from the statistics of a criterion: loss, perplexity, bits per unit of the text, accuracy."""
 
 import math
 
@@ -7,12 +7,12 @@ import numpy as np
 from seqtk.metrics.base import TEXT_SIZE, Evaluation, ExampleMetric, Metric, Predictions, Rows, Score, Values, metrics
 
 LARGEST_EXPONENT = 700.0
-"""Perplexities are capped at exp(700), the largest power of e that a float holds."""
+"""Perplexities are capped at exp(700), since a larger power of e overflows float64."""
 
 
 @metrics.register("loss", unit="per target", higher_is_better=False)
 class MeanLoss(Metric):
-    """The training loss per target, without the penalties of attention layers."""
+    """The training loss per target, without the auxiliary losses of attention layers."""
 
     needs = ("loss",)
 
@@ -22,7 +22,7 @@ class MeanLoss(Metric):
 
 @metrics.register("nll", unit="nats per target", higher_is_better=False)
 class NegativeLogLikelihood(ExampleMetric):
-    """The negative log-likelihood of the targets."""
+    """The mean negative log-likelihood of the targets, in nats."""
 
     needs = ("nll",)
 
@@ -46,7 +46,7 @@ class Perplexity(Metric):
 
 @metrics.register("bits_per_token", unit="bits per token", higher_is_better=False)
 class BitsPerToken(Metric):
-    """The negative log-likelihood per target in bits."""
+    """The mean negative log-likelihood of the targets, in bits."""
 
     needs = ("nll",)
 
@@ -64,7 +64,7 @@ class _PerUnitOfText(Metric):
 
 @metrics.register("bits_per_byte", unit="bits per byte", higher_is_better=False)
 class BitsPerByte(_PerUnitOfText):
-    """The negative log-likelihood of the text in bits, per byte of UTF-8; comparable between vocabularies."""
+    """The negative log-likelihood of the text in bits, per byte of UTF-8. Comparable between vocabularies."""
 
     def compute(self, evaluation: Evaluation) -> Score:
         assert evaluation.text is not None
@@ -73,7 +73,7 @@ class BitsPerByte(_PerUnitOfText):
 
 @metrics.register("bits_per_character", unit="bits per character", higher_is_better=False)
 class BitsPerCharacter(_PerUnitOfText):
-    """The negative log-likelihood of the text in bits, per Unicode code point; comparable between vocabularies."""
+    """The negative log-likelihood of the text in bits, per Unicode code point. Comparable between vocabularies."""
 
     def compute(self, evaluation: Evaluation) -> Score:
         assert evaluation.text is not None
@@ -92,7 +92,7 @@ class WordPerplexity(_PerUnitOfText):
 
 @metrics.register("accuracy", unit="%", higher_is_better=True)
 class Accuracy(ExampleMetric):
-    """The share of targets that the model predicts: the target has the highest probability."""
+    """The share of targets to which the model gives the highest probability."""
 
     needs = ("correct",)
 

@@ -1,6 +1,6 @@
-"""Metrics of generated text, computed by sacreBLEU. The signature of a score records how it was computed.
+"""Metrics of generated text, computed by sacreBLEU. The signature of a score records its settings.
 
-Validation, generation and scoring use the same metrics, so their results are equal to the last digit.
+Validation, generation and scoring use the same metrics, so their results agree exactly.
 """
 
 import os
@@ -44,14 +44,14 @@ class Bleu(TextMetric):
     """BLEU (Papineni et al. 2002)."""
 
     def build(self) -> Any:
-        from sacrebleu import BLEU  # takes 0.2 s, for which a command that scores nothing need not wait
+        from sacrebleu import BLEU  # takes 0.2 s, which commands that do not score avoid
 
         if self.tokenize not in BLEU_TOKENIZERS:
             raise UserError(
                 f"tokenize={self.tokenize}: BLEU has no such tokenizer.", nearest(self.tokenize, BLEU_TOKENIZERS)
             )
         try:
-            # `force` silences the warning that the text looks tokenised, which each validation would repeat.
+            # `force` silences the warning that the text looks tokenised, which would be repeated at each validation.
             return BLEU(lowercase=self.lowercase, tokenize=self.tokenize, force=True)
         except (ImportError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -85,9 +85,16 @@ def corpus_scores(
     lowercase: bool = False,
     tokenize: str = "13a",
 ) -> dict[str, Score]:
-    """Returns the scores of `hypotheses` against one or several sets of references, line by line, by metric.
+    """Scores `hypotheses` against one or more sets of references.
 
-    Any registered metric that needs only outputs is possible; `lowercase` and `tokenize` apply to sacreBLEU's.
+    Args:
+        hypotheses: One line per example.
+        references: The sets of references, each with one line per example.
+        names: The metrics: all registered metrics that need only outputs.
+        lowercase, tokenize: Settings of sacreBLEU's metrics (see `TextMetric`).
+
+    Returns:
+        The score of each metric by its name.
 
     Raises:
         UserError: If a name is not a metric of text, or if the numbers of lines differ.
@@ -106,20 +113,20 @@ def corpus_scores(
 
 @dataclass(frozen=True)
 class ComparedSystem:
-    """One system of a paired test."""
+    """The result of one system in a paired bootstrap test."""
 
     system: str
     value: float
     mean: float
     half_width: float
-    """95 % of the samples' scores lie within mean ± half_width."""
+    """The 95 % confidence interval is mean ± half_width."""
     p_value: float | None
-    """The probability of so large a difference from the first system by chance; None for the first."""
+    """The p-value of the difference from the first system; None for the first system."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The systems under one metric; all others are tested against the first."""
+    """The results of all systems for one metric. Each system is compared with the first."""
 
     name: str
     signature: str
@@ -136,8 +143,8 @@ def paired_bootstrap(
 ) -> list[Comparison]:
     """Runs sacreBLEU's paired bootstrap test (Koehn 2004) of each system against the first.
 
-    A system with the same lines as the first gets p = 1. (sacreBLEU counts samples whose difference is larger than that
-    of the systems. For equal systems there are none, so it would report p = 0.)
+    A system whose lines equal those of the first gets p = 1. (sacreBLEU would report p = 0: it counts the samples with
+    a larger difference than the whole text, and there are none.)
     """
     check_lengths(systems, *references)
     seed = os.environ.get("SACREBLEU_SEED", "12345")
@@ -148,7 +155,7 @@ def paired_bootstrap(
     built = {}
     for name, metric in build_metrics(names, lowercase=lowercase, tokenize=tokenize).items():
         if not isinstance(metric, TextMetric):
-            raise UserError(f"metrics={name}: the paired test compares sacreBLEU's metrics only.")
+            raise UserError(f"metrics={name}: the paired test supports only sacreBLEU's metrics.")
         built[name] = metric.build()
     named: list[tuple[str, Sequence[str]]] = [(name, list(lines)) for name, lines in systems.items()]
     test: Any = PairedTest(named, built, [list(lines) for lines in references], test_type="bs", n_samples=samples)
@@ -173,11 +180,11 @@ def paired_bootstrap(
 
 
 def build_metrics(names: Sequence[str], *, lowercase: bool = False, tokenize: str = "13a") -> dict[str, Metric]:
-    """Returns metrics of text by name. Raises UserError for a name that is unknown, or not a metric of text."""
+    """Builds metrics of text by name. Raises UserError if a name is not that of a metric of text."""
     possible = metrics.available((OUTPUTS,))
     for name in names:
         if name not in possible:
-            raise UserError(f"metrics={name}: there is no such metric of text.", nearest(name, possible))
+            raise UserError(f"metrics={name}: there is no metric of text with this name.", nearest(name, possible))
     classes = {name: metrics[name] for name in names}
     return {
         name: kind(lowercase=lowercase, tokenize=tokenize) if issubclass(kind, TextMetric) else kind()
@@ -186,14 +193,14 @@ def build_metrics(names: Sequence[str], *, lowercase: bool = False, tokenize: st
 
 
 def check_lengths(systems: Mapping[str, Sequence[str]], *references: Sequence[str]) -> None:
-    """Raises UserError unless all systems and all sets of references have equally many lines, at least one."""
+    """Raises UserError unless all systems and references have the same number of lines, at least one."""
     if not references or not references[0]:
         raise UserError("There are no lines to score.")
     lines = len(references[0])
-    others = {f"references {number}": each for number, each in enumerate(references[1:], start=2)}
-    for name, each in {**others, **systems}.items():
-        if len(each) != lines:
+    others = {f"references {number}": texts for number, texts in enumerate(references[1:], start=2)}
+    for name, texts in {**others, **systems}.items():
+        if len(texts) != lines:
             raise UserError(
-                f"The numbers of lines differ: {len(each)} in {name}, {lines} references.",
+                f"The numbers of lines differ: {len(texts)} in {name}, {lines} references.",
                 "Each hypothesis needs one reference, in the same order.",
             )

@@ -1,4 +1,4 @@
-"""Adafactor, based on torch's: the second moments of a matrix are stored per row and per column only."""
+"""Adafactor, based on torch's implementation. It stores second moments only per row and per column of a matrix."""
 
 from dataclasses import dataclass
 
@@ -10,38 +10,40 @@ from seqtk.optim.base import OptimizerConfig, as_user_error, optimizers, paramet
 from seqtk.utils.errors import UserError
 
 MIN_EPS = 1e-18
-"""torch's first eps: its square, under the root of v, must be a float32 above zero, or gradients of 0 give NaN.
+"""The first value of torch's `eps`. Its square must be a positive float32, or gradients of 0 give NaN.
 
-torch's default, 1e-7, is also its lower bound for the mean of v, and gradients of a mean over many tokens have smaller
-squares than that: v̂ would be too small, and every update would be cut to the threshold.
+It is also the lower bound of the mean of v. torch's default, 1e-7, is larger than the squared gradients of a mean over
+many tokens, which would make v̂ too small and every update as large as the clipping threshold.
 """
 
 
 @dataclass(frozen=True)
 class AdafactorConfig(OptimizerConfig):
-    """Adafactor: steps in proportion to the size of the weights, with little memory."""
+    """Adafactor: little memory, and steps proportional to the root mean square of the weights."""
 
-    lr: float = setting(
-        1e-2, above=0, help="The peak of the schedule, relative to the root mean square of each tensor."
-    )
+    lr: float = setting(1e-2, above=0, help="Peak learning rate, relative to the root mean square of each tensor.")
     beta2_decay: float = setting(
-        -0.8, below=0, help="After t updates, the running mean of squared gradients decays by t to this power."
+        -0.8, below=0, help="c: at update t the decay of the running mean of squared gradients is 1 - t^c."
     )
     clip_threshold: float = setting(
-        1.0, above=0, help="An update, before lr, is scaled down to at most this root mean square."
+        1.0, above=0, help="Maximum root mean square of an update, before multiplication by lr."
     )
-    min_scale: float = setting(1e-3, above=0, help="A tensor of smaller root mean square moves as if it had this one.")
+    min_scale: float = setting(
+        1e-3, above=0, help="Lower bound of the root mean square of a tensor that lr is relative to."
+    )
 
 
 @optimizers.register("adafactor", AdafactorConfig)
 class Adafactor(torch.optim.Adafactor):
-    """Adafactor without momentum (Shazeer and Stern 2018, algorithm 4), its relative step set by the schedule.
+    """Adafactor without momentum (Shazeer and Stern 2018, algorithm 4), with the relative step size of the schedule.
 
-    After t updates, with β = 1 − t^beta2_decay and v the running mean of g² under β: of a matrix only the means of v
-    over its rows R and over its columns C are kept, and v̂ = R C / mean(R); of a vector v̂ = v.
-    u = g / √v̂;  w ← w − lr · decay · w − α · u / max(1, rms(u) / clip_threshold), α = min(lr, 1 / √t) · max(min_scale,
-    rms(w)). The 1 / √t is the paper's own schedule: a rate above it (0.01 from update 10,000 on) is cut to it.
-    A tensor of more than two dimensions is a stack of matrices, one per head.
+    u = g / √v̂;  w ← w − lr · decay · w − α · u / max(1, rms(u) / clip_threshold), where
+    α = min(lr, 1 / √t) · max(min_scale, rms(w)) at update t.
+
+    v is the running mean of g² with decay β = 1 − t^beta2_decay. For a vector v̂ = v. For a matrix, only the means R of
+    v over each row and C over each column are stored, and v̂ = R C / mean(R). A tensor of more than two dimensions is a
+    stack of matrices, one per head. 1 / √t is the paper's schedule and the upper bound of the learning rate (an lr of
+    0.01 is reduced from update 10,000 on).
 
     State per weight: `row_var` and `col_var`, or `variance`, and `step`. torch has no fused kernel for it.
     """
@@ -50,7 +52,7 @@ class Adafactor(torch.optim.Adafactor):
         parameters = trainable_parameters(model)
         if any(hasattr(parameter, "to_local") for parameter in parameters):
             raise UserError(
-                "optimizer=adafactor needs whole matrices, of which parallel=fsdp2 gives each process a part.",
+                "optimizer=adafactor requires whole matrices, but parallel=fsdp2 shards them.",
                 "Set parallel=ddp, or another optimizer.",
             )
         try:
@@ -61,5 +63,5 @@ class Adafactor(torch.optim.Adafactor):
                 eps=(MIN_EPS, config.min_scale),
                 d=config.clip_threshold,
             )
-        except ValueError as refusal:
-            raise as_user_error(refusal) from None
+        except ValueError as error:
+            raise as_user_error(error) from None

@@ -18,13 +18,13 @@ from seqtk.optim.base import (
     trainable_parameters,
 )
 
-BETAS_HELP = "Decay of the running means of the gradient and of its square."
-EPS_HELP = "Added to the root of the mean square, which divides the step."
+BETAS_HELP = "Decay rates of the running means of the gradient and of its square."
+EPS_HELP = "Added to the denominator of the step, the root of the running mean of squared gradients."
 
 
 @dataclass(frozen=True)
 class AdamConfig(OptimizerConfig):
-    """Adam with the settings that fairseq's Transformers were trained with."""
+    """Adam, with the default settings of fairseq's Transformers."""
 
     betas: tuple[float, float] = probability((0.9, 0.98), help=BETAS_HELP)
     eps: float = setting(1e-8, at_least=0, help=EPS_HELP)
@@ -36,7 +36,7 @@ class Adam(torch.optim.AdamW):
 
     m ← β₁ m + (1 − β₁) g;  v ← β₂ v + (1 − β₂) g²;  w ← w − lr · decay · w − lr · m̂ / (√v̂ + eps), m̂ = m / (1 − β₁ᵗ)
     and v̂ = v / (1 − β₂ᵗ) after t updates. State per weight: `exp_avg` m, `exp_avg_sq` v, and `step` t. fairseq adds
-    its eps to √v instead of √v̂, which differs only for gradients near eps.
+    eps to √v instead of √v̂. The results differ only for gradients near eps.
     """
 
     def __init__(self, config: AdamConfig, model: nn.Module) -> None:
@@ -45,13 +45,13 @@ class Adam(torch.optim.AdamW):
         try:
             groups = parameter_groups(config, parameters)
             super().__init__(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
-        except ValueError as refusal:
-            raise as_user_error(refusal) from None
+        except ValueError as error:
+            raise as_user_error(error) from None
 
 
 @dataclass(frozen=True)
 class AdamWConfig(AdamConfig):
-    """AdamW with torch's defaults; only matrices decay."""
+    """AdamW, with torch's default settings. Weight decay applies to matrices only."""
 
     weight_decay: float = setting(0.01, at_least=0, help=WEIGHT_DECAY_HELP)
     decay: Literal["all", "matrices"] = setting("matrices", help=DECAY_HELP)

@@ -1,8 +1,8 @@
-"""The base of optimizers: their registry, their groups of parameters, and the learning rate of each group.
+"""The base of optimizers: their registry, parameter groups and learning rates.
 
-`optimizers.build(config, model)` is a `torch.optim.Optimizer` of the parameters that require a gradient. Its rate is
-set before each update from a schedule (`seqtk.optim.schedules`), of which `lr` is the peak. Except for the settings and
-the rate, an update depends only on the tensors under `state[parameter]`, which a checkpoint stores.
+`optimizers.build(config, model)` returns a `torch.optim.Optimizer` of the parameters that require gradients. Before
+each update, its learning rate is set from a schedule (`seqtk.optim.schedules`) with the peak `lr`. An optimizer must
+keep all its state in tensors under `state[parameter]`, because checkpoints store only these.
 """
 
 from collections.abc import Iterable
@@ -18,16 +18,16 @@ from seqtk.config.registry import Registry
 from seqtk.utils.errors import UserError
 
 FUSED_DEVICES = ("cpu", "cuda")
-"""Where torch has kernels that update all parameters in one pass (on a CPU: 3 to 7 times as fast)."""
-DECAY_HELP = "What weight_decay applies to. matrices: not to biases, norms and gains."
-WEIGHT_DECAY_HELP = "Each update subtracts lr × weight_decay × the weight from the weight."
+"""Devices on which torch has fused kernels, which update all parameters in one pass (on a CPU 3 to 7 times as fast)."""
+DECAY_HELP = "Weights to which weight_decay applies. matrices: all except biases and the weights of norms."
+WEIGHT_DECAY_HELP = "Weight decay. Each update subtracts lr × weight_decay × weight from the weight."
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The settings of every optimizer."""
+    """Settings of all optimizers."""
 
-    lr: float = setting(5e-4, above=0, help="The learning rate at the peak of the schedule.")
+    lr: float = setting(5e-4, above=0, help="Peak learning rate of the schedule.")
     weight_decay: float = setting(0.0, at_least=0, help=WEIGHT_DECAY_HELP)
     decay: Literal["all", "matrices"] = setting("all", help=DECAY_HELP)
 
@@ -42,25 +42,25 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def can_skip(optimizer: torch.optim.Optimizer) -> bool:
-    """Returns whether `step` does nothing when `optimizer.found_inf` is 1, torch's protocol for loss scaling.
+    """Returns whether `step` skips the update if `optimizer.found_inf` is 1, torch's protocol for loss scaling.
 
-    An update can then be skipped without synchronizing with the host. Fused kernels support this.
+    Such an update is skipped on the device, without synchronizing with the host. Fused kernels support this.
     """
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def trainable_parameters(model: nn.Module) -> list[Parameter]:
-    """Returns the parameters that require a gradient, in the model's order."""
+    """Returns the parameters that require gradients, in the model's order. Raises UserError if there are none."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
-        raise UserError("There is nothing to train: no parameter of the model requires a gradient.")
+        raise UserError("There is nothing to train: no parameter of the model requires gradients.")
     return parameters
 
 
 def parameter_groups(config: OptimizerConfig, parameters: Iterable[Parameter]) -> list[dict[str, Any]]:
-    """Returns the parameters in groups, each with its weight decay.
+    """Returns parameter groups: those with weight decay and those without.
 
-    The groups do not depend on the amount of weight decay, so a run may resume with another.
+    The groups do not depend on the value of `weight_decay`, so a run can be resumed with another value.
     """
     parameters = list(parameters)
     decayed = [p for p in parameters if config.decay == "all" or p.ndim >= 2]
@@ -73,10 +73,10 @@ def parameter_groups(config: OptimizerConfig, parameters: Iterable[Parameter]) -
 
 
 def can_fuse(parameters: Iterable[Parameter]) -> bool:
-    """Returns whether torch's fused kernels accept all of the parameters."""
+    """Returns whether torch's fused kernels support all parameters."""
     return all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
 
 
-def as_user_error(refusal: ValueError) -> UserError:
-    """Returns the error for settings that torch refuses."""
-    return UserError(f"optimizer: torch does not accept these settings: {refusal}.")
+def as_user_error(error: ValueError) -> UserError:
+    """Converts torch's error about invalid settings into a UserError."""
+    return UserError(f"optimizer: torch does not accept these settings: {error}.")

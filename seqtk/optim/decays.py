@@ -1,4 +1,4 @@
-"""Schedules of the learning rate that decay over a period: by default the length of the run."""
+"""Learning-rate schedules that decay over a period, by default until the end of the run."""
 
 import math
 from dataclasses import dataclass
@@ -8,37 +8,37 @@ from seqtk.config.fields import setting
 from seqtk.optim.schedules import Schedule, ScheduleConfig, schedules
 from seqtk.utils.errors import UserError
 
-PERIOD_HELP = "null: all updates after the warm-up."
+PERIOD_HELP = "null: all updates after warm-up."
 
 
 class Decay(Schedule):
-    """Base class of schedules with a `period`: the configured one, or else the number of updates after the warm-up."""
+    """Base class of schedules with a period: `config.period`, or by default all updates after warm-up."""
 
     def __init__(self, config: Any, *, lr: float, max_steps: int | None = None) -> None:
         super().__init__(config, lr=lr, max_steps=max_steps)
         if config.period is None and max_steps is None:
             raise UserError(
                 f"schedule={schedules.name_of(type(config))} requires the length of the run.",
-                "Set max_updates, or schedule.period to the number of updates after the warm-up.",
+                "Set max_updates, or schedule.period to the number of updates after warm-up.",
             )
         self.period = float(config.period or max(1, (max_steps or 0) - config.warmup_updates))
 
 
 @dataclass(frozen=True)
 class CosineConfig(ScheduleConfig):
-    """Decays along half a cosine to `min_lr`, and restarts if the run is longer than `period`."""
+    """Cosine annealing to `min_lr`, with warm restarts if the run is longer than `period`."""
 
-    min_lr: float = setting(0.0, at_least=0, help="The rate at the end of the first cycle.")
-    period: int | None = setting(None, at_least=1, help=f"Updates in the first cycle. {PERIOD_HELP}")
-    t_mult: float = setting(1.0, at_least=1, help="The length of each cycle relative to the one before.")
-    shrink: float = setting(0.1, at_least=0, help="The rates of each cycle relative to the one before.")
+    min_lr: float = setting(0.0, at_least=0, help="Learning rate at the end of the first cycle.")
+    period: int | None = setting(None, at_least=1, help=f"Number of updates in the first cycle. {PERIOD_HELP}")
+    t_mult: float = setting(1.0, at_least=1, help="Factor of the length of each cycle relative to the previous one.")
+    shrink: float = setting(0.1, at_least=0, help="Factor of the rates of each cycle relative to the previous one.")
 
 
 @schedules.register("cosine", CosineConfig)
 class Cosine(Decay):
-    """min + (lr − min) · (1 + cos(π t / T)) / 2, t updates into a cycle of T (Loshchilov and Hutter 2017, SGDR).
+    """min + (lr − min) · (1 + cos(π t / T)) / 2 after t of the T updates of a cycle (Loshchilov and Hutter 2017, SGDR).
 
-    Cycle i has T = period · t_mult^i, and both of its rates are multiplied by shrink^i (fairseq).
+    Cycle i has T = period · t_mult^i updates, and lr and min are multiplied by shrink^i (fairseq).
     """
 
     def __init__(self, config: CosineConfig, *, lr: float, max_steps: int | None = None) -> None:
@@ -58,16 +58,16 @@ class Cosine(Decay):
 
 @dataclass(frozen=True)
 class PolynomialConfig(ScheduleConfig):
-    """Decays along a straight line, or another power, to `end_lr`, and stays constant."""
+    """Polynomial decay to `end_lr`, by default linear, followed by a constant rate."""
 
-    end_lr: float = setting(0.0, at_least=0, help="The rate after `period`.")
-    power: float = setting(1.0, above=0, help="The shape of the decay. 1: a straight line.")
-    period: int | None = setting(None, at_least=1, help=f"Updates from the peak to end_lr. {PERIOD_HELP}")
+    end_lr: float = setting(0.0, at_least=0, help="Learning rate after `period`.")
+    power: float = setting(1.0, above=0, help="Exponent of the decay. 1: linear.")
+    period: int | None = setting(None, at_least=1, help=f"Number of updates from the peak to end_lr. {PERIOD_HELP}")
 
 
 @schedules.register("polynomial", PolynomialConfig)
 class Polynomial(Decay):
-    """end + (lr − end) · (1 − t / T)^power, where t of the T updates after the warm-up are done (fairseq)."""
+    """end + (lr − end) · (1 − t / T)^power after t of the T updates after warm-up (fairseq)."""
 
     def after_warmup(self, step: int) -> float:
         remaining = max(0.0, 1 - step / self.period)
@@ -77,24 +77,26 @@ class Polynomial(Decay):
 
 @dataclass(frozen=True)
 class WSDConfig(ScheduleConfig):
-    """Warm-up, stable, decay: stays at the peak for most of the run, decays to `end_lr`, and stays constant."""
+    """Warm-up-stable-decay: a constant rate for most of the run, then a decay to `end_lr`."""
 
-    end_lr: float = setting(0.0, at_least=0, help="The rate after `period`.")
+    end_lr: float = setting(0.0, at_least=0, help="Learning rate after `period`.")
     decay_share: float = setting(
-        0.1, at_least=0, at_most=1, help="The last fraction of `period`, in which the rate decays."
+        0.1, at_least=0, at_most=1, help="Share of `period`, at its end, in which the rate decays."
     )
     power: float = setting(
-        1.0, above=0, help="The shape of the decay. 1: a straight line; 0.5: steeper at first, 1 − √t."
+        1.0, above=0, help="Exponent of the decay. 1: linear. 0.5: 1 − √t, which is steeper at the start."
     )
-    period: int | None = setting(None, at_least=1, help=f"Updates from the end of the warm-up to end_lr. {PERIOD_HELP}")
+    period: int | None = setting(
+        None, at_least=1, help=f"Number of updates from the end of warm-up to end_lr. {PERIOD_HELP}"
+    )
 
 
 @schedules.register("wsd", WSDConfig)
 class WarmupStableDecay(Decay):
     """lr, then end + (lr − end) · (1 − ((t − S) / (T − S))^power) from update S = (1 − decay_share) T to T.
 
-    Before the decay the rate does not depend on T, so a run can resume with a larger `max_updates` as if that had been
-    planned (Hu et al. 2024, MiniCPM, section 4). A power of 0.5 is the best decay of Hägele et al. 2024.
+    Before the decay the rate does not depend on T, so a run can be resumed with a larger `max_updates` without any
+    effect on the updates before it (Hu et al. 2024, MiniCPM, section 4). Hägele et al. 2024 recommend a power of 0.5.
     """
 
     def __init__(self, config: WSDConfig, *, lr: float, max_steps: int | None = None) -> None:

@@ -29,33 +29,33 @@ class MuonConfig(OptimizerConfig):
 
     weight_decay: float = setting(0.1, at_least=0, help=WEIGHT_DECAY_HELP)
     decay: Literal["all", "matrices"] = setting("matrices", help=DECAY_HELP)
-    momentum: float = probability(0.95, help="Muon's decay of the running mean of the gradient.")
+    momentum: float = probability(0.95, help="Muon: decay rate of the running mean of the gradient.")
     adjust_lr_fn: Literal["match_rms_adamw", "original"] = setting(
-        "match_rms_adamw", help="How the step depends on a matrix's shape."
+        "match_rms_adamw", help="Muon: dependence of the step size on the shape of a matrix."
     )
     adamw_lr: float | None = setting(
-        None, at_least=0, help="AdamW's learning rate at the peak, needed with adjust_lr_fn=original. null: lr."
+        None, at_least=0, help="AdamW: peak learning rate, to be set with adjust_lr_fn=original. null: lr."
     )
-    betas: tuple[float, float] = probability((0.9, 0.98), help=f"AdamW's. {BETAS_HELP}")
-    eps: float = setting(1e-8, at_least=0, help=f"AdamW's. {EPS_HELP}")
+    betas: tuple[float, float] = probability((0.9, 0.98), help=f"AdamW: {BETAS_HELP[0].lower()}{BETAS_HELP[1:]}")
+    eps: float = setting(1e-8, at_least=0, help=f"AdamW: {EPS_HELP[0].lower()}{EPS_HELP[1:]}")
 
 
 @optimizers.register("muon", MuonConfig)
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024): the mean of the gradients, with its singular values brought near 1.
+    """Muon (Jordan et al. 2024): steps along the orthogonalized running mean of the gradient.
 
-    b ← μ b + (1 − μ) g;  w ← w − lr · decay · w − lr · s · O((1 − μ) g + μ b). O takes five steps of a Newton–Schulz
-    iteration, in bfloat16, that move the singular values to about 0.7 … 1.2. For an A × B matrix s is 0.2 √max(A, B)
-    with `adjust_lr_fn=match_rms_adamw` (Liu et al. 2025: steps as large as AdamW's, so one lr serves both), and √max(1,
-    A / B) with `original`, which needs a larger lr (Jordan: 0.02) and therefore a separate `adamw_lr`. The schedule
+    b ← μ b + (1 − μ) g;  w ← w − lr · decay · w − lr · s · O((1 − μ) g + μ b). O orthogonalizes: five Newton–Schulz
+    steps in bfloat16 move all singular values to about 0.7 … 1.2. For an A × B matrix s is 0.2 √max(A, B) with
+    `adjust_lr_fn=match_rms_adamw` (Liu et al. 2025: steps as large as AdamW's, so both use the same lr), and √max(1,
+    A / B) with `original`, which requires a larger lr (Jordan: 0.02) and therefore a separate `adamw_lr`. The schedule
     multiplies both rates by the same factor.
 
-    A matrix of a hidden layer is the weight of an `nn.Linear` outside embeddings and heads, recognised by its name: no
-    part of the dotted name is `head` or contains `embed`. AdamW updates everything else: embedding tables, heads,
+    Muon updates the weights of all `nn.Linear` modules outside embeddings and heads. Those are excluded by name: a part
+    of the dotted name is `head` or contains `embed`. AdamW updates all other parameters: embedding tables, heads,
     biases, norms, and parameters that are not in an `nn.Linear`, such as stacks of one matrix per head or the logits of
     a random Synthesizer. A projection to several heads is one matrix.
 
-    State per weight: `momentum_buffer` b, or Adam's. AdamW uses torch's fused kernel where possible; Muon has none.
+    State per weight: `momentum_buffer` b, or AdamW's. AdamW uses torch's fused kernel where possible; Muon has none.
     """
 
     def __init__(self, config: MuonConfig, model: nn.Module) -> None:
@@ -76,18 +76,18 @@ class Muon(torch.optim.Optimizer):
                         parameter_groups(config, others), lr=rate, betas=config.betas, eps=config.eps, fused=fused
                     )
                 )
-        except ValueError as refusal:
-            raise as_user_error(refusal) from None
-        made = [(number, group) for number, part in enumerate(self.parts) for group in part.param_groups]
-        for number, group in made:
+        except ValueError as error:
+            raise as_user_error(error) from None
+        groups = [(number, group) for number, part in enumerate(self.parts) for group in part.param_groups]
+        for number, group in groups:
             group["part"] = number
             group["lr_scale"] = scale if "betas" in group else 1.0
-        super().__init__([group for _, group in made], {})
+        super().__init__([group for _, group in groups], {})
         self.defaults["fused"] = fused
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Makes one update: Muon and AdamW each update their parameter groups. Both use this optimizer's state."""
+        """Makes one update: Muon and AdamW each update their parameter groups, with the state of this optimizer."""
         loss = closure() if closure is not None else None
         for number, part in enumerate(self.parts):
             part.param_groups = [group for group in self.param_groups if group["part"] == number]
@@ -98,19 +98,19 @@ class Muon(torch.optim.Optimizer):
 
 def hidden_matrices(model: nn.Module) -> set[int]:
     """Returns the ids of the parameters that Muon updates."""
-    found: set[int] = set()
+    hidden: set[int] = set()
     excluded: set[int] = set()
     for name, module in model.named_modules(remove_duplicate=False):
-        for own, parameter in module.named_parameters(recurse=False):
-            outside = any(part == "head" or "embed" in part for part in name.split("."))
-            is_hidden = isinstance(module, nn.Linear) and own == "weight" and not outside
-            (found if is_hidden else excluded).add(id(parameter))
-    return found - excluded
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            in_head_or_embedding = any(part == "head" or "embed" in part for part in name.split("."))
+            is_hidden = isinstance(module, nn.Linear) and parameter_name == "weight" and not in_head_or_embedding
+            (hidden if is_hidden else excluded).add(id(parameter))
+    return hidden - excluded
 
 
 def _muon(config: MuonConfig, matrices: list[Parameter]) -> torch.optim.Optimizer:
     if not hasattr(torch.optim, "Muon"):
-        raise UserError(f"The optimizer 'muon' needs torch 2.9 or newer; this is {torch.__version__}.")
+        raise UserError(f"optimizer=muon requires torch 2.9 or newer, but this is torch {torch.__version__}.")
     return torch.optim.Muon(
         parameter_groups(config, matrices),
         lr=config.lr,

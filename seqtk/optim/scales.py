@@ -1,7 +1,8 @@
 """Freezes weights, and scales the learning rates of parts of a model.
 
-A pattern is the name of a weight, or of a module, which means all of its weights. `*` matches any text, `?` any
-character, `[01]` one of the characters: `encoder`, `encoder.blocks.[01]`, `*.norm`. Shared weights have several names.
+A pattern is the name of a weight, or of a module, which stands for all its weights. `*` matches any text, `?` any
+character and `[01]` one of the characters: `encoder`, `encoder.blocks.[01]`, `*.norm`. A shared weight matches by any
+of its names.
 """
 
 import re
@@ -20,47 +21,47 @@ from seqtk.utils.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class RateScale:
-    """The factor by which the learning rate of some weights is multiplied."""
+    """A factor for the learning rate of some weights."""
 
-    name: str = setting("", help="The name of a weight or module; *, ? and [01] are wildcards.")
-    scale: float = setting(1.0, above=0, help="The factor of their learning rate.")
+    name: str = setting("", help="Name of a weight or module; *, ? and [01] are wildcards.")
+    scale: float = setting(1.0, above=0, help="Factor of the learning rate.")
 
 
 def freeze(model: nn.Module, patterns: Sequence[str], *, key: str = "freeze") -> None:
-    """Excludes the weights that any of the patterns names from training.
+    """Freezes the weights that match any of the patterns.
 
     Raises:
-        UserError: If a pattern matches nothing, or if nothing is left to train.
+        UserError: If a pattern matches no weight, or if all weights are frozen.
     """
     frozen = {name for pattern in patterns for name in matching(model, pattern, key=key)}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and name not in frozen)
     if patterns and not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError(f"{key}={','.join(patterns)} freezes all weights: there is nothing to train.")
+        raise UserError(f"{key}={','.join(patterns)} freezes all weights, so there is nothing to train.")
 
 
 def rate_scales(model: nn.Module, scales: Sequence[RateScale], *, layer_decay: float = 1.0) -> dict[str, float]:
-    """Returns the factor of each weight's learning rate: its layer's decay times the last scale that matches it.
+    """Returns the factor of each weight's learning rate: its layer-wise decay times the last scale that matches it.
 
     Args:
         model: The model.
         scales: Factors by name.
-        layer_decay: d. The factor is d for the last block of a stack, d² for the one before, and so on; below all
-            blocks, for embeddings, d to the number of blocks of the deepest stack + 1; above them, 1 (Clark et al.
-            2020, ELECTRA, appendix B).
+        layer_decay: The layer-wise decay d. The factor is d for the last block of a stack, d² for the block before it,
+            and so on. It is 1 for the head, and d^(n + 1) for embeddings if the deepest stack has n blocks (Clark et
+            al. 2020, ELECTRA, appendix B).
 
     Raises:
-        UserError: If a name matches nothing, or if there are no blocks to decay along.
+        UserError: If a name matches no weight, or if `layer_decay` is not 1 and the model has no blocks.
     """
-    factors = _decayed(model, layer_decay)
+    factors = _layerwise_factors(model, layer_decay)
     named: dict[str, float] = {}
-    for each in scales:
-        named |= dict.fromkeys(matching(model, each.name, key="lr_scales.name"), each.scale)
+    for scale in scales:
+        named |= dict.fromkeys(matching(model, scale.name, key="lr_scales.name"), scale.scale)
     return {name: factor * named.get(name, 1.0) for name, factor in factors.items()}
 
 
 def scale_rates(optimizer: torch.optim.Optimizer, model: nn.Module, factors: Mapping[str, float]) -> None:
-    """Splits the groups of any optimizer by factor, so that `set_rate` applies it; groups without factors stay whole.
+    """Splits the parameter groups of an optimizer by factor, and sets the `lr_scale` that `set_rate` applies.
 
     The list of groups is changed in place, because an optimizer that wraps another one shares the list.
     """
@@ -76,7 +77,7 @@ def scale_rates(optimizer: torch.optim.Optimizer, model: nn.Module, factors: Map
 
 
 def matching(model: nn.Module, pattern: str, *, key: str) -> set[str]:
-    """Returns the weights that match `pattern`, each by its first name. Raises UserError if there are none."""
+    """Returns the (first) names of the weights that match `pattern`. Raises UserError if there are none."""
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     names = list(model.named_parameters(remove_duplicate=False))
     found = {
@@ -87,7 +88,7 @@ def matching(model: nn.Module, pattern: str, *, key: str) -> set[str]:
     if not found:
         modules = dict.fromkeys(part for name, _ in names for part in _prefixes(name))
         raise UserError(
-            f"{key}={pattern}: no weight or module of the model has such a name.",
+            f"{key}={pattern}: no weight or module of the model matches.",
             nearest(pattern, modules)
             or f"Names begin with {', '.join(dict.fromkeys(n.split('.')[0] for n, _ in names))}.",
         )
@@ -102,8 +103,8 @@ def _prefixes(name: str) -> Iterator[str]:
 _BLOCK = re.compile(r"(.*\bblocks)\.(\d+)\.")
 
 
-def _decayed(model: nn.Module, decay: float) -> dict[str, float]:
-    """Returns the factor of each weight, which depends on the position of its block in its stack."""
+def _layerwise_factors(model: nn.Module, decay: float) -> dict[str, float]:
+    """Returns the factor of each weight, which depends on the position of its block in the stack."""
     names = [name for name, _ in model.named_parameters()]
     if decay == 1.0:
         return dict.fromkeys(names, 1.0)

@@ -1,4 +1,4 @@
-"""Gradient descent with momentum, based on torch's kernels: torch's SGD, and fairseq's `nag`."""
+"""Stochastic gradient descent with momentum: torch's SGD, and fairseq's `nag` based on it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,21 +19,21 @@ from seqtk.optim.base import (
 
 
 class _Descent(torch.optim.SGD):
-    """torch's SGD, whose momentum starts from zero at a weight's first gradient.
+    """torch's SGD, with momentum buffers that are initialized to zero.
 
-    torch's fused kernel requires the first gradients of all weights in the same update, but a weight that the first
-    batch does not use gets its first gradient later.
+    torch's fused kernel creates the buffers of all weights in the same update, but weights that the first batch does
+    not use have no gradient in it.
     """
 
     def __init__(self, config: "SGDConfig | NAGConfig", model: nn.Module, *, nesterov: bool) -> None:
         parameters = trainable_parameters(model)
-        # torch has no rule for DTensors, the sharded weights of parallel=fsdp2, in this kernel.
+        # The fused kernel does not support DTensors, the sharded weights of parallel=fsdp2.
         fused = can_fuse(parameters) and not any(hasattr(parameter, "to_local") for parameter in parameters)
         try:
             groups = parameter_groups(config, parameters)
             super().__init__(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=fused)
-        except ValueError as refusal:
-            raise as_user_error(refusal) from None
+        except ValueError as error:
+            raise as_user_error(error) from None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -47,11 +47,11 @@ class _Descent(torch.optim.SGD):
 
 @dataclass(frozen=True)
 class SGDConfig(OptimizerConfig):
-    """Gradient descent, with or without momentum."""
+    """Stochastic gradient descent, with or without momentum."""
 
-    lr: float = setting(0.1, above=0, help="The learning rate at the peak of the schedule.")
-    momentum: float = probability(0.0, help="The fraction of the last step that is added to this one.")
-    nesterov: bool = setting(False, help="Look ahead: use the gradient as if it were taken after the momentum step.")
+    lr: float = setting(0.1, above=0, help="Peak learning rate of the schedule.")
+    momentum: float = probability(0.0, help="Momentum: the fraction of the previous step that is added to each step.")
+    nesterov: bool = setting(False, help="Nesterov momentum.")
 
 
 @optimizers.register("sgd", SGDConfig)
@@ -67,25 +67,26 @@ class SGD(_Descent):
 
 @dataclass(frozen=True)
 class NAGConfig(OptimizerConfig):
-    """Nesterov's accelerated gradient, with which fairseq's WikiText-103 models were trained."""
+    """Nesterov's accelerated gradient, the optimizer of fairseq's WikiText-103 models."""
 
-    lr: float = setting(0.25, above=0, help="The learning rate at the peak of the schedule.")
-    momentum: float = probability(0.99, help="The fraction of the last step that is added to this one.")
+    lr: float = setting(0.25, above=0, help="Peak learning rate of the schedule.")
+    momentum: float = probability(0.99, help="Momentum: the fraction of the previous step that is added to each step.")
 
 
 @optimizers.register("nag", NAGConfig)
 class NAG(_Descent):
-    """Nesterov's gradient (Sutskever et al. 2013) with decoupled weight decay: fairseq's `nag`.
+    """Nesterov's accelerated gradient (Sutskever et al. 2013) with decoupled weight decay: fairseq's `nag`.
 
-    w ← (1 − lr · decay) · w;  u ← μ u + g;  w ← w − lr · (g + μ u). fairseq keeps the step v = −lr · u instead of u:
-    v ← μ (lr / lr₋) v − lr · g and w ← w + μ² (lr / lr₋) v₋ − (1 + μ) lr · g, ₋ for the update before.
-    Substituted, that is the same; but u needs no lr₋, which would divide by zero after a rate of 0, and which a
-    checkpoint would have to hold. State per weight: `momentum_buffer` u.
+    w ← (1 − lr · decay) · w;  u ← μ u + g;  w ← w − lr · (g + μ u). State per weight: `momentum_buffer` u.
+
+    fairseq stores the step v = −lr · u instead of u: v ← μ (lr / lr₋) v − lr · g and
+    w ← w + μ² (lr / lr₋) v₋ − (1 + μ) lr · g, where ₋ marks values of the previous update. The results are the same,
+    but u does not require lr₋, which checkpoints would have to store, and which may be 0.
     """
 
     def __init__(self, config: NAGConfig, model: nn.Module) -> None:
         super().__init__(config, model, nesterov=True)
-        for group in self.param_groups:  # torch would add its weight decay to the gradient
+        for group in self.param_groups:  # torch's weight decay is not decoupled: it is added to the gradient
             group["decoupled_decay"], group["weight_decay"] = group["weight_decay"], 0.0
 
     @torch.no_grad()
@@ -98,6 +99,6 @@ class NAG(_Descent):
         return super().step(closure)
 
     def _unless_skipped(self, factor: float) -> Any:
-        """Returns the factor, or 1 on the device if this update is skipped (see `can_skip`)."""
+        """Returns `factor`, or 1 if this update is skipped (see `can_skip`). The choice is made on the device."""
         found_inf = getattr(self, "found_inf", None)
         return factor if found_inf is None else torch.where(found_inf > 0, 1.0, factor)
