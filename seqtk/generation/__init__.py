@@ -1,1 +1,1 @@
-"""Decoding (beam search and sampling) with any model that has a step form, and scoring of given text."""
+"""Decoding (beam search and sampling) and scoring of given text, with any model that can decode step by step."""

@@ -1,6 +1,6 @@
-"""Beam search: the n best hypotheses of each row of a batch.
+"""Beam search for the n best hypotheses of each row of a batch.
 
-Finds the same hypotheses as fairseq; `docs/decoding.md` describes the search.
+It finds the same hypotheses as fairseq's. `docs/decoding.md` describes the search.
 
 B unfinished sentences, W beams per sentence (1 before the first token, then K), K beam width, C = 2 K candidates, R = B
 W rows, T tokens so far, V vocabulary.
@@ -21,9 +21,9 @@ from seqtk.generation.scoring import EMPTY, Hypothesis, finish
 from seqtk.models.base import Model
 from seqtk.utils.errors import UserError
 
-NOT_NUMBERS = (
+NAN_ERROR = (
     "The model's log-probabilities are NaN.",
-    "Its training diverged, or precision=bf16 is too low for it.",
+    "Its training diverged, or it requires a higher precision than precision=bf16.",
 )
 
 
@@ -31,9 +31,9 @@ NOT_NUMBERS = (
 def beam_search(
     models: Sequence[Model], batch: TranslationBatch | LanguageBatch, config: SearchConfig, constraints: Constraints
 ) -> list[list[Hypothesis]]:
-    """Returns the best hypotheses for each row of `batch`, best first: at most `nbest`, at least one.
+    """Returns the 1 to `nbest` best hypotheses for each row of `batch`, best first.
 
-    Equal scores are ranked by beam, better beams first, then by token id.
+    Candidates with equal scores are ordered by the rank of their beam, then by token id.
     """
     beams = _Beams(models, batch, beam=config.width)
     found: list[list[Hypothesis]] = [[] for _ in batch.ids_B]
@@ -55,9 +55,9 @@ class _Candidates:
     """The C best continuations of the beams of each sentence, best first."""
 
     total_BC: Tensor
-    """Σ log p including the new token; -inf if there are fewer than C continuations."""
+    """Σ log p including the new token; -inf for entries without a candidate, if there are fewer than C."""
     row_BC: Tensor
-    """The row that is continued."""
+    """The row of the beam that the candidate continues."""
     token_BC: Tensor
     score_BC: Tensor
     """log p of the new token."""
@@ -70,7 +70,7 @@ class _Candidates:
 
 
 class _Beams:
-    """The partial hypotheses of the unfinished sentences."""
+    """The beams (partial hypotheses) of the unfinished sentences."""
 
     def __init__(self, models: Sequence[Model], batch: TranslationBatch | LanguageBatch, *, beam: int) -> None:
         self.beam = beam
@@ -89,14 +89,14 @@ class _Beams:
         total_BN = (log_p_RV.view(sentences, beams, vocabulary) + self.total_BW[:, :, None]).flatten(1)
         total_BC, index_BC = best(total_BN, count=2 * self.beam)
         if total_BC.isnan().any():
-            raise UserError(*NOT_NUMBERS)
+            raise UserError(*NAN_ERROR)
         first_row_B1 = torch.arange(sentences, device=log_p_RV.device)[:, None] * beams
         row_BC = first_row_B1 + index_BC // vocabulary
         token_BC = index_BC % vocabulary
         return _Candidates(total_BC, row_BC, token_BC, log_p_RV[row_BC, token_BC])
 
     def finished(self, candidates: _Candidates) -> Iterator[tuple[int, list[int], list[float]]]:
-        """Yields (batch row, tokens, token scores) of each hypothesis that ends now, with EOS among the K best."""
+        """Yields (batch row, tokens, token scores) of each finished hypothesis: EOS is among the K best candidates."""
         ends_BC = (candidates.token_BC == EOS) & candidates.total_BC.isfinite()
         sentence_N, rank_N = ends_BC[:, : self.beam].nonzero(as_tuple=True)
         if not len(sentence_N):
@@ -109,9 +109,14 @@ class _Beams:
         )
 
     def advance(self, candidates: _Candidates, *, open_B: list[bool]) -> None:
-        """Continues with the K best candidates that do not end, for each open sentence that has one."""
+        """Replaces the beams by the K best unfinished candidates. Removes sentences that are done or have none.
+
+        Args:
+            candidates: The candidates of this step.
+            open_B: Whether each sentence needs more hypotheses.
+        """
         ends_BC = (candidates.token_BC == EOS) & candidates.total_BC.isfinite()
-        # A stable sort by "ends" moves unfinished candidates to the front and keeps their order.
+        # A stable sort by `ends` moves unfinished candidates to the front and keeps their order.
         chosen = candidates.gather(ends_BC.byte().sort(dim=1, stable=True).indices[:, : self.beam])
         continues_B = torch.tensor(open_B, device=ends_BC.device) & chosen.total_BC[:, 0].isfinite()
         left = continues_B.nonzero().squeeze(1)
@@ -130,9 +135,9 @@ class _Beams:
 
 
 def best(scores_BN: Tensor, *, count: int) -> tuple[Tensor, Tensor]:
-    """Returns the `count` largest values of each row and their indices, largest first; ties in the order of the row.
+    """Returns the `count` largest values of each row and their indices, sorted. Equal values keep their order.
 
-    Rows with fewer values are padded with -inf. `topk` does not define the order of equal values.
+    Unlike this function, `torch.topk` does not define the order of equal values. Shorter rows are padded with -inf.
     """
     size = scores_BN.shape[1]
     values, indices = scores_BN.topk(min(count + 1, size), dim=1)

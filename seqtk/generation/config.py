@@ -1,4 +1,4 @@
-"""Settings of the search. Importing this file does not load torch, so commands check their arguments quickly."""
+"""Settings of beam search and sampling. This file does not import torch, so commands check their arguments quickly."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,16 @@ from seqtk.utils.errors import UserError
 class SearchConfig:
     """Settings of beam search and sampling."""
 
-    beam: int | None = setting(
-        None, at_least=1, help="Hypotheses kept at each step; 1 is greedy search. null: 5. Not for sampling."
-    )
+    beam: int | None = setting(None, at_least=1, help="Beam size. 1: greedy search. null: 5. Not used for sampling.")
     nbest: int = setting(
-        1, at_least=1, at_most=10_000, help="Outputs for each input: at most beam, or any with sampling."
+        1, at_least=1, at_most=10_000, help="Number of outputs for each input. Without sampling, at most the beam size."
     )
     length_penalty: float = setting(
-        1.0, help="Hypotheses are ranked by Σ log p / tokens^length_penalty, EOS counted. More favors longer ones."
+        1.0,
+        help="Hypotheses are ranked by Σ log p / tokens^length_penalty, EOS counted. Larger values favor longer "
+        "hypotheses.",
     )
-    normalize_scores: bool = setting(True, help="false: Hypotheses are ranked by Σ log p.")
+    normalize_scores: bool = setting(True, help="Apply the length penalty. false: hypotheses are ranked by Σ log p.")
     unk_penalty: float | None = setting(
         None,
         infinite=True,
@@ -37,12 +37,12 @@ class SearchConfig:
     max_length_b: int = setting(
         200, at_least=0, at_most=1_000_000, help="See max_length_a. Language models count the tokens after the prompt."
     )
-    no_repeat_ngram: int = setting(0, at_least=0, help="No n-gram of this size occurs twice. 0: no limit.")
+    no_repeat_ngram: int = setting(0, at_least=0, help="Size of n-grams that must not repeat in an output. 0: none.")
     temperature: float = setting(1.0, above=0, help="Divides the logits. Lower values make outputs more predictable.")
     sampling: bool | None = setting(None, help="Sample tokens by their probability. null: true for language models.")
     top_k: int = setting(0, at_least=0, help="Sample from the k most probable tokens. 0: from all.")
     top_p: float = setting(
-        1.0, above=0, at_most=1, help="Sample from the fewest tokens whose probabilities add up to p."
+        1.0, above=0, at_most=1, help="Sample from the smallest set of tokens whose probabilities add up to top_p."
     )
     min_p: float = setting(
         0.0, at_least=0, at_most=1, help="Sample from tokens with at least min_p times the highest probability."
@@ -51,11 +51,11 @@ class SearchConfig:
 
     @property
     def width(self) -> int:
-        """The number of hypotheses that a beam search keeps."""
+        """The beam size."""
         return 5 if self.beam is None else self.beam
 
     def check(self) -> None:
-        """Raises UserError for values out of range, and for settings that contradict each other."""
+        """Raises UserError if a value is out of range, or if settings contradict each other."""
         check_ranges(self)
         if self.nbest > self.width and not self.sampling:
             raise UserError(

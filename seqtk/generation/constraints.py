@@ -1,4 +1,4 @@
-"""Constraints of a search (banned and forced tokens, penalties), applied to the log-probabilities of a step.
+"""Applies the constraints of a search (banned tokens, forced tokens, penalties) to the log-probabilities of a step.
 
 B rows of the batch, R partial hypotheses (several for each row), T tokens so far, V vocabulary, P prefix length.
 """
@@ -29,7 +29,8 @@ class Constraints:
     def apply(self, log_p_RV: Tensor, *, tokens_RT: Tensor, row_R: Tensor) -> Tensor:
         """Applies the constraints to `log_p_RV` in place, and returns it.
 
-        Forced tokens keep the model's score, without bans and penalties. At the maximum length only EOS is possible.
+        At prefix positions only the prefix token is possible, and at the maximum length only EOS. Such forced tokens
+        keep the model's log-probability, and no ban or penalty applies to them.
 
         Args:
             log_p_RV: The log-probabilities of the next token.
@@ -37,22 +38,22 @@ class Constraints:
             row_R: The row of the batch of each hypothesis.
         """
         length = tokens_RT.shape[1]
-        full_R = length >= self.max_B[row_R]
-        only_R = torch.where(full_R, EOS, self._forced(row_R, length))
-        score_R1 = log_p_RV.gather(1, only_R[:, None])
+        at_maximum_R = length >= self.max_B[row_R]
+        forced_R = torch.where(at_maximum_R, EOS, self._prefix_tokens(row_R, length))
+        score_R1 = log_p_RV.gather(1, forced_R[:, None])
         if self.unk_penalty:
             log_p_RV[:, UNK] -= self.unk_penalty
         log_p_RV[:, self.never] = BANNED
         log_p_RV[length < self.min_B[row_R], EOS] = BANNED
         if 0 < self.no_repeat_ngram <= length:
             ban_repeats(log_p_RV, tokens_RT, n=self.no_repeat_ngram)
-        rows_N = (only_R != PAD).nonzero().squeeze(1)
+        rows_N = (forced_R != PAD).nonzero().squeeze(1)
         if len(rows_N):
             log_p_RV[rows_N] = BANNED
-            log_p_RV[rows_N, only_R[rows_N]] = score_R1[rows_N, 0]
+            log_p_RV[rows_N, forced_R[rows_N]] = score_R1[rows_N, 0]
         return log_p_RV
 
-    def _forced(self, row_R: Tensor, length: int) -> Tensor:
+    def _prefix_tokens(self, row_R: Tensor, length: int) -> Tensor:
         """Returns token_R, the prefix token at this position, or PAD if there is none."""
         if self.prefix_BP is None or length >= self.prefix_BP.shape[1]:
             return torch.full_like(row_R, PAD)
@@ -60,10 +61,10 @@ class Constraints:
 
 
 def ban_repeats(log_p_RV: Tensor, tokens_RT: Tensor, *, n: int) -> None:
-    """Bans, in place, every token that would repeat an n-gram of its row."""
+    """Bans every token that would repeat an n-gram of its row, in place."""
     length = tokens_RT.shape[1]
     grams_RGN = tokens_RT.unfold(1, n, 1)
     last_RN = tokens_RT[:, length - n + 1 :]
     same_RG = (grams_RGN[:, :, :-1] == last_RN[:, None]).all(dim=2)
-    # PAD is always banned, so it can mean "no token".
+    # PAD is always banned, so it can stand for "no token".
     log_p_RV.scatter_(1, torch.where(same_RG, grams_RGN[:, :, -1], PAD), BANNED)

@@ -32,7 +32,7 @@ Ids: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Sentence:
-    """One input: a source sentence or a prompt as token ids, optionally with references and a forced prefix."""
+    """An input: a source sentence or a prompt as token ids, optionally with references and a forced prefix."""
 
     source: Ids
     """Token ids, ending in EOS."""
@@ -45,28 +45,28 @@ class Sentence:
     references: tuple[str, ...] = ()
     """The texts of the references, if there are any."""
     prefix_text: str | None = None
-    """The input text of the prefix. The output repeats it, even if the model does not know its tokens."""
+    """The input text of the prefix. The output begins with it, even if some of its tokens are unknown."""
     index: int = 0
-    """The position in the input; `decode_in_order` sets it. Sampling derives its random numbers from it."""
+    """The position in the input, set by `decode_in_order`. The random numbers of sampling depend on it."""
 
     @property
     def is_blank(self) -> bool:
-        """True for an empty line. Models are not trained to translate those."""
+        """True for an empty line, which models are not trained to translate."""
         return self.source_text is not None and len(self.source) == 1
 
 
 @dataclass(frozen=True)
 class Translation:
-    """One sentence or prompt with its hypotheses, best first."""
+    """A sentence or prompt with its hypotheses, best first."""
 
     index: int
     """The position of the sentence in the input, from 0."""
     sentence: Sentence
     hypotheses: list[Hypothesis]
     truncated: bool = False
-    """True if the source, or a target to score, was longer than the model's limit and was truncated."""
+    """True if the source, or a target to score, was truncated to the model's limit."""
     prefix_truncated: bool = False
-    """True if the prefix was longer than the maximum output and was truncated."""
+    """True if the prefix was truncated to the maximum length of the output."""
 
 
 Decode = Callable[[Sequence[Sentence]], list[list[Hypothesis]]]
@@ -75,7 +75,7 @@ Map = Callable[[Decode, Iterable[Sequence[Sentence]]], Iterable[list[list[Hypoth
 
 @dataclass(frozen=True)
 class BatchTranslator:
-    """Translates one batch of sentences, or scores their targets. It can be pickled for another process."""
+    """Translates a batch of sentences, or scores their targets. Picklable."""
 
     models: tuple[Model, ...]
     vocabulary: BannedTokens
@@ -83,7 +83,7 @@ class BatchTranslator:
     score_targets: bool = False
     device: torch.device = torch.device("cpu")
     bf16: bool = False
-    """Whether matrix products are in bfloat16. Scores are always float32."""
+    """Whether to compute under bfloat16 autocast. Scores are always float32."""
 
     def __call__(self, sentences: Sequence[Sentence]) -> list[list[Hypothesis]]:
         batch = self.collate(sentences).to(self.device)
@@ -95,15 +95,15 @@ class BatchTranslator:
             )
 
     def collate(self, sentences: Sequence[Sentence]) -> TranslationBatch | LanguageBatch:
-        """Returns the batch that the models start from."""
-        return collate_pairs([(each.index, each.source, _target(each)) for each in sentences])
+        """Collates sentences into the initial batch of a search."""
+        return collate_pairs([(sentence.index, sentence.source, _target(sentence)) for sentence in sentences])
 
     def skips_empty(self, sentence: Sentence) -> bool:
-        """Returns True if this sentence needs no search, because its output is empty."""
+        """Returns whether this sentence is not decoded because it is empty. Its output is then empty."""
         return sentence.is_blank and not self.score_targets
 
     def truncate(self, sentences: Sequence[Sentence]) -> list[Sentence]:
-        """Returns the sentences, with those that exceed the limits of the models replaced by truncated copies."""
+        """Replaces sentences that exceed the limits of the models by truncated copies."""
         source, target = longest_source(self.models), longest_target(self.models)
         return [self._truncate(sentence, source=source, target=target) for sentence in sentences]
 
@@ -123,20 +123,21 @@ class BatchTranslator:
         return dataclasses.replace(sentence, **changes) if changes else sentence
 
     def _prefixes(self, sentences: Sequence[Sentence]) -> Tensor | None:
-        nothing = np.empty(0, dtype=np.int64)
-        rows = [nothing if sentence.prefix is None else sentence.prefix for sentence in sentences]
+        empty = np.empty(0, dtype=np.int64)
+        rows = [empty if sentence.prefix is None else sentence.prefix for sentence in sentences]
         return pad_rows(rows).to(self.device) if any(len(row) for row in rows) else None
 
 
 @dataclass(frozen=True)
 class BatchGenerator(BatchTranslator):
-    """Continues one batch of prompts. The prompts are the `prefix` of each sentence and may have any length."""
+    """Continues a batch of prompts, the `prefix` of each sentence. Prompts may have any length."""
 
     def collate(self, sentences: Sequence[Sentence]) -> LanguageBatch:
         if self.score_targets:
-            return collate_blocks([(each.index, np.insert(_target(each), 0, EOS)) for each in sentences])
-        nothing_B0 = torch.empty(len(sentences), 0, dtype=torch.long)
-        return dataclasses.replace(prompts(nothing_B0), ids_B=torch.tensor([each.index for each in sentences]))
+            return collate_blocks([(sentence.index, np.insert(_target(sentence), 0, EOS)) for sentence in sentences])
+        empty_B0 = torch.empty(len(sentences), 0, dtype=torch.long)
+        ids_B = torch.tensor([sentence.index for sentence in sentences])
+        return dataclasses.replace(prompts(empty_B0), ids_B=ids_B)
 
     def skips_empty(self, sentence: Sentence) -> bool:
         return False
@@ -163,48 +164,48 @@ def decode_in_order(
     Args:
         sentences: The input, read lazily.
         decoder: Decodes one batch.
-        batching: The size of a batch. Sentences of a window are sorted by length into batches.
-        window: How many sentences are read and decoded at a time. No more are in memory.
+        batching: The maximum size of a batch. The sentences of a window are batched by length.
+        window: The number of sentences that are read and decoded at a time, and held in memory.
         first: The index of the first sentence.
-        map_batches: Applies the decoder to the batches: `map`, or one with worker processes (see `decoding_map`).
+        map_batches: Maps the decoder over batches: `map`, or the map of `decoding_map` with worker processes.
     """
     numbered = (dataclasses.replace(sentence, index=index) for index, sentence in enumerate(sentences, first))
     while block := list(itertools.islice(numbered, window)):
-        fitting = decoder.truncate(block)
+        truncated = decoder.truncate(block)
         hypotheses = {
-            place: [Hypothesis(tokens=(EOS,), score=0.0, token_scores=(0.0,))]
-            for place, sentence in enumerate(fitting)
+            i: [Hypothesis(tokens=(EOS,), score=0.0, token_scores=(0.0,))]
+            for i, sentence in enumerate(truncated)
             if decoder.skips_empty(sentence)
         }
-        places_N = np.array([place for place in range(len(fitting)) if place not in hypotheses], dtype=np.int64)
-        sizes_N = np.array([len(fitting[place].source) for place in places_N], dtype=np.int64)
-        batches = [places_N[batch] for batch in ordered_batches(sizes_N, batching)]
-        found = map_batches(decoder, [[fitting[place] for place in batch] for batch in batches])
-        for batch, results in zip(batches, found, strict=True):
-            hypotheses |= zip(batch.tolist(), results, strict=True)
-        for place, (sentence, fit) in enumerate(zip(block, fitting, strict=True)):
-            prefix_truncated = fit.prefix is not sentence.prefix
+        index_N = np.array([i for i in range(len(truncated)) if i not in hypotheses], dtype=np.int64)
+        sizes_N = np.array([len(truncated[i].source) for i in index_N], dtype=np.int64)
+        batches = [index_N[batch] for batch in ordered_batches(sizes_N, batching)]
+        results = map_batches(decoder, [[truncated[i] for i in batch] for batch in batches])
+        for batch, found in zip(batches, results, strict=True):
+            hypotheses |= zip(batch.tolist(), found, strict=True)
+        for i, (sentence, decoded) in enumerate(zip(block, truncated, strict=True)):
+            prefix_truncated = decoded.prefix is not sentence.prefix
             yield Translation(
                 sentence.index,
                 dataclasses.replace(sentence, prefix_text=None) if prefix_truncated else sentence,
-                hypotheses[place],
-                truncated=fit.source is not sentence.source or fit.target is not sentence.target,
+                hypotheses[i],
+                truncated=decoded.source is not sentence.source or decoded.target is not sentence.target,
                 prefix_truncated=prefix_truncated,
             )
 
 
 @contextlib.contextmanager
 def decoding_map(decoder: BatchTranslator, *, workers: int) -> Iterator[Map]:
-    """Returns a `map` over batches of sentences, in `workers` processes of one thread each, or in this process if 0.
+    """Yields a function like `map` that decodes batches in `workers` processes. 0: in this process.
 
-    The matrix products of a decoding step are too small for several threads: two processes with one thread each decode
-    faster than one process with two.
+    Each process has one thread: the matrix products of a decoding step are so small that two processes with one thread
+    each are faster than one process with two threads.
     """
     if workers == 0:
         keep_freed_memory()
         yield map
         return
-    # "spawn", because a fork of a process with torch threads can wait forever for one of their locks.
+    # "spawn", because a forked process may deadlock on locks that torch's threads hold.
     context = torch.multiprocessing.get_context("spawn")
     with context.Pool(workers, initializer=_start_worker, initargs=(decoder,)) as pool:
 

@@ -1,4 +1,4 @@
-"""Unfinished hypotheses: their tokens, scores and model states.
+"""Partial hypotheses: their tokens, scores and model states.
 
 R rows, T tokens so far, D width, V vocabulary.
 """
@@ -19,9 +19,9 @@ from seqtk.models.base import Model
 
 
 class PartialHypotheses:
-    """R unfinished hypotheses: tokens, natural-log scores and model states.
+    """R partial hypotheses: tokens, natural-log scores and model states.
 
-    When a language model reaches its maximum length, it restarts with the second half of the tokens as context.
+    When a language model has read its maximum number of tokens, its state is recomputed from the last half of them.
     """
 
     def __init__(self, models: Sequence[Model], batch: TranslationBatch | LanguageBatch) -> None:
@@ -34,32 +34,32 @@ class PartialHypotheses:
 
     def next_log_probs(self, *, temperature: float) -> Tensor:
         """Returns log_p_RV of the next token of each row. An ensemble averages the probabilities of its models."""
-        # The first token a decoder reads is EOS, as in training.
+        # As in training, the first input of a decoder is EOS.
         read_RT = torch.nn.functional.pad(self.tokens_RT, (1, 0), value=EOS)
         if self._read == self._longest:
             self._read //= 2
             for state in self.states:
                 state.restart(read_RT[:, -1 - self._read : -1])
-        each = [state.step(read_RT[:, -1], temperature=temperature) for state in self.states]
+        log_p_MRV = [state.step(read_RT[:, -1], temperature=temperature) for state in self.states]
         self._read += 1
-        if len(each) == 1:
-            return each[0]
-        return torch.stack(each).logsumexp(dim=0) - torch.tensor(float(len(each))).log()
+        if len(log_p_MRV) == 1:
+            return log_p_MRV[0]
+        return torch.stack(log_p_MRV).logsumexp(dim=0) - torch.tensor(float(len(log_p_MRV))).log()
 
     def expand(self, row_R: Tensor) -> None:
-        """Makes row i a copy of row `row_R[i]`."""
+        """Replaces row i by a copy of row `row_R[i]`."""
         self.tokens_RT, self.scores_RT = self.tokens_RT[row_R], self.scores_RT[row_R]
         for state in self.states:
             state.reorder(row_R, across_sentences=True)
 
     def advance(self, row_R: Tensor, token_R: Tensor, score_R: Tensor, *, across_sentences: bool) -> None:
-        """Makes row i a copy of row `row_R[i]` with one more token.
+        """Replaces row i by a copy of row `row_R[i]`, and appends a token.
 
         Args:
             row_R: The row that each new row continues.
-            token_R: The token to append.
-            score_R: The log-probability of the token.
-            across_sentences: True if a row may continue a row of another sentence.
+            token_R: The tokens to append.
+            score_R: Their log-probabilities.
+            across_sentences: Whether row i may become a copy of a row of another sentence.
         """
         for state in self.states:
             state.reorder(row_R, across_sentences=across_sentences)
@@ -68,26 +68,26 @@ class PartialHypotheses:
 
 
 class ModelState:
-    """One model and the decoding state of every row."""
+    """A model and its decoding state for all rows."""
 
     def __init__(self, model: Model, batch: TranslationBatch | LanguageBatch) -> None:
         self.model = model
         self.state: State = model.start(batch)
 
     def step(self, token_R: Tensor, *, temperature: float) -> Tensor:
-        """Returns log_p_RV after each row has read its token."""
+        """Feeds one token to each row. Returns log_p_RV of the next token."""
         features_R1D, self.state = self.model.step(token_R, self.state)
         return self.model.head.log_probs(features_R1D, temperature=temperature)[:, 0]
 
     def restart(self, read_RT: Tensor) -> None:
-        """Replaces the state by that of a language model that has read only these tokens."""
+        """Recomputes the state of a language model from these tokens only."""
         self.state = self.model.start(prompts(read_RT))
 
     def reorder(self, row_R: Tensor, *, across_sentences: bool) -> None:
-        """Makes row i a copy of row `row_R[i]`.
+        """Replaces row i by a copy of row `row_R[i]`.
 
-        The static leaves of a `StepState`, such as the keys of the memory, are equal in all beams of a sentence, so
-        they are copied only if `across_sentences`.
+        The static leaves of a `StepState`, such as the keys of the encoder output, are equal in all beams of a
+        sentence, so they are copied only if `across_sentences` is true.
         """
         if not across_sentences and torch.equal(row_R, torch.arange(len(row_R), device=row_R.device)):
             return

@@ -1,4 +1,4 @@
-"""Scores a text with language models: the log-probability of every token of a stream.
+"""Scores a stream of tokens with language models: the log-probability of every token.
 
 B batch, T length, D width, N targets.
 """
@@ -19,12 +19,12 @@ from seqtk.data.loader import load_batches
 from seqtk.data.plan import BatchingConfig, ordered_batches, stream_rows
 from seqtk.data.sources import Items
 from seqtk.data.vocabulary import PAD, UNK, Vocabulary
-from seqtk.generation.beams import NOT_NUMBERS
+from seqtk.generation.beams import NAN_ERROR
 from seqtk.generation.length_limits import longest_target
 from seqtk.models.base import Model, rows_of
 from seqtk.utils.errors import UserError
 
-SUMMED = 1 << 20
+SUM_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class StreamScores:
     """The log-probabilities of the tokens of a stream."""
 
     log_p_N: npt.NDArray[np.float32]
-    """log p of each token in nats; NaN for tokens in no block, such as document separators."""
+    """log p of each token in nats; NaN for tokens that are in no block, such as document separators."""
     unknown: int
     """The number of scored tokens that are UNK."""
 
@@ -44,8 +44,8 @@ class StreamScores:
     @property
     def nll(self) -> float:
         """Σ -log p of the scored tokens, summed in float64."""
-        parts = (self.log_p_N[at : at + SUMMED] for at in range(0, len(self.log_p_N), SUMMED))
-        return -float(sum(float(np.nansum(part, dtype=np.float64)) for part in parts))
+        chunks = (self.log_p_N[at : at + SUM_CHUNK] for at in range(0, len(self.log_p_N), SUM_CHUNK))
+        return -float(sum(float(np.nansum(chunk, dtype=np.float64)) for chunk in chunks))
 
 
 @torch.no_grad()
@@ -61,11 +61,15 @@ def score_stream(
 ) -> StreamScores:
     """Scores every block of a stream.
 
-    Args: models: One language model, or an ensemble, which averages probabilities; in evaluation mode. blocks: The
-    samples that the stream is split into. batching: The size of a batch; not used with `streams`. device: Where the
-    models are. bf16: Computes matrix products in bfloat16. streams: Reads the blocks, which must have no context, in
-    order in this number of contiguous streams, each with a recurrent state (see `seqtk.data.plan`). advance: Called
-    with the number of tokens that each batch scored.
+    Args:
+        models: One language model, or an ensemble, which averages probabilities; in evaluation mode.
+        blocks: The samples of the stream.
+        batching: The maximum size of a batch. Not used with `streams`.
+        device: The device of the models.
+        bf16: Whether to compute under bfloat16 autocast.
+        streams: The number of contiguous streams in which the blocks are read, each with a recurrent state (see
+            `seqtk.data.plan`). The blocks must have no context. None: the blocks are independent.
+        advance: Called after each batch with its number of scored tokens.
 
     Raises:
         UserError: If a block is longer than a model's limit, or a log-probability is NaN.
@@ -79,55 +83,55 @@ def score_stream(
     batches = ordered_batches(blocks.sizes_ND, batching) if streams is None else stream_rows(len(blocks), streams)
     states: list[State] = [None] * len(models)
     for batch in load_batches(batches, blocks, collate_windows):
-        places_N = _places(blocks, batch)
+        position_N = _stream_positions(blocks, batch)
         batch = batch.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            found = [
+            results = [
                 _target_scores(model, batch, rows_of(state, slice(len(batch.ids_B))))
                 for model, state in zip(models, states, strict=True)
             ]
         if streams is not None:
-            states = [state for _, state in found]
-        each = torch.stack([scores_N for scores_N, _ in found])
-        scores_N = each.logsumexp(dim=0) - np.log(len(models))
+            states = [state for _, state in results]
+        scores_MN = torch.stack([scores_N for scores_N, _ in results])
+        scores_N = scores_MN.logsumexp(dim=0) - np.log(len(models))
         if scores_N.isnan().any():
-            raise UserError(*NOT_NUMBERS)
-        log_p_N[places_N] = scores_N.float().cpu().numpy()
+            raise UserError(*NAN_ERROR)
+        log_p_N[position_N] = scores_N.float().cpu().numpy()
         unknown += int((batch.target_BT == UNK).sum())
-        advance(len(places_N))
+        advance(len(position_N))
     return StreamScores(log_p_N, unknown)
 
 
 def _target_scores(model: Model, batch: LanguageBatch, state: State) -> tuple[Tensor, State]:
-    """Returns log_p_N of the targets that are not PAD, row by row, and the recurrent state after them."""
+    """Returns log_p_N of the targets that are not PAD, row by row, and the recurrent state after the batch."""
     kept_BT = batch.target_BT != PAD
     features_BTD, state = model(batch, state)
     return model.head.target_log_probs(features_BTD[kept_BT], batch.target_BT[kept_BT]), state
 
 
-def _places(blocks: ContextBlocks, batch: LanguageBatch) -> npt.NDArray[np.int64]:
+def _stream_positions(blocks: ContextBlocks, batch: LanguageBatch) -> npt.NDArray[np.int64]:
     """Returns the positions of the batch's targets in the stream, in the order of `_target_scores`."""
     row_N, column_N = (batch.target_BT != PAD).nonzero(as_tuple=True)
     index_B = batch.ids_B.numpy()
     # The last target of a row is the last token of its block.
     first_B = blocks.bounds_K2[index_B, 1] - blocks.sizes_ND[index_B, 0]
-    places: npt.NDArray[np.int64] = first_B[row_N.numpy()] + column_N.numpy()
-    return places
+    positions: npt.NDArray[np.int64] = first_B[row_N.numpy()] + column_N.numpy()
+    return positions
 
 
 def _check(models: Sequence[Model], blocks: ContextBlocks) -> None:
     if any(model.training for model in models):
-        raise ValueError("scores need models in eval mode")
+        raise ValueError("the models must be in eval mode")
     longest, limit = int(blocks.sizes_ND.max(initial=0)), longest_target(models)
     if limit is not None and longest > limit:
         raise UserError(
             f"A sample has {longest:,} tokens, but the model reads at most {limit:,}.",
-            f"Set tokens_per_sample={limit} or less; break_mode=none splits longer lines.",
+            f"Set tokens_per_sample={limit} or less. To split longer lines, set break_mode=none.",
         )
 
 
 def score_lines(items: Items, scores: StreamScores, vocabulary: Vocabulary) -> Iterator[str]:
-    """Yields a JSON line for each item of the stream: its tokens and their log p in nats, null if not scored."""
+    """Yields a line of JSON for each item of the stream: its tokens and their log p in nats, null if not scored."""
     names = np.array(vocabulary.tokens, dtype=object)
     ends_N = np.cumsum(items.sizes, dtype=np.int64)
     for index, (end, size) in enumerate(zip(ends_N.tolist(), items.sizes.tolist(), strict=True)):

@@ -1,4 +1,4 @@
-"""Output formats: plain text, fairseq's lines, or JSON lines. `docs/decoding.md` shows them."""
+"""Output formats of decoding: plain text, fairseq's lines, or JSON lines (see `docs/decoding.md`)."""
 
 import json
 import math
@@ -13,11 +13,11 @@ Format = Literal["text", "fairseq", "json"]
 
 
 TEXT_SEPARATOR = "---"
-"""The separator after each text of format=text when a prompt has several outputs, which may have several lines."""
+"""With format=text and several outputs for a prompt, this line follows each output."""
 
 
 class Languages(Protocol):
-    """The vocabularies and tokenizers of both sides: a translation task or a language-modeling task."""
+    """The vocabularies and tokenizers of both sides. Translation and language-modeling tasks have them."""
 
     source_vocabulary: Vocabulary
     target_vocabulary: Vocabulary
@@ -30,8 +30,8 @@ class Writer:
 
     Args:
         languages: Vocabularies and tokenizers.
-        detokenize: False leaves tokens separated by spaces.
-        free_text: For language models: writes all hypotheses, with their line feeds (except in fairseq's format).
+        detokenize: Whether to join tokens into text. Otherwise they are separated by spaces.
+        free_text: For language models: writes all hypotheses and keeps their line feeds, except in fairseq's format.
     """
 
     def __init__(self, languages: Languages, *, detokenize: bool = True, free_text: bool = False) -> None:
@@ -40,10 +40,10 @@ class Writer:
 
     def lines(self, translation: Translation, format: Format) -> Iterator[str]:
         """Returns the lines for one translation."""
-        makers: dict[Format, Callable[[Translation], Iterator[str]]] = {
+        formatters: dict[Format, Callable[[Translation], Iterator[str]]] = {
             "text": self._text, "fairseq": self._fairseq, "json": self._json
         }  # fmt: skip
-        return makers[format](translation)
+        return formatters[format](translation)
 
     def hypothesis(self, translation: Translation, rank: int = 0) -> str:
         """Returns the text of one hypothesis. It begins with the input text of the prefix or prompt."""
@@ -108,7 +108,7 @@ class Writer:
     def _fairseq(self, translation: Translation) -> Iterator[str]:
         number = translation.index
         yield f"S-{number}\t{self.source(translation)}"
-        # mark unknown words of a reference, so that no hypothesis equals them
+        # Unknown words of a reference are written as <<unk>>, so that <unk> in a hypothesis does not match them.
         for reference in self.references(translation, unknown="<<unk>>"):
             yield f"T-{number}\t{reference}"
         for rank, hypothesis in enumerate(translation.hypotheses):
@@ -123,16 +123,16 @@ class Writer:
         return text if self.free_text else _one_line(text)
 
 
-def _replace_prefix(text: str, read: str, given: str) -> str:
-    """Replaces the decoded prefix `read` at the start of `text` by the input text of the prefix."""
-    if not text.startswith(read):
+def _replace_prefix(text: str, decoded: str, original: str) -> str:
+    """Replaces the decoded prefix at the start of `text` by the original text of the prefix."""
+    if not text.startswith(decoded):
         return text
-    rest = text.removeprefix(read)
+    rest = text.removeprefix(decoded)
     # White space at the end of the prefix may have no token, and can then be part of the next token.
-    repeated = given[-1:].isspace() and rest[:1].isspace() and not read[-1:].isspace()
-    return given + rest[repeated:]
+    repeated = original[-1:].isspace() and rest[:1].isspace() and not decoded[-1:].isspace()
+    return original + rest[repeated:]
 
 
 def _one_line(text: str) -> str:
-    """Replaces line ends in `text` by spaces. A vocabulary of bytes can produce line ends."""
+    """Replaces line ends in `text` by spaces. Models with a vocabulary of bytes can produce line ends."""
     return text.replace("\r", " ").replace("\n", " ")

@@ -15,19 +15,20 @@ from seqtk.models.base import Model
 
 
 def longest_source(models: Sequence[Model]) -> int | None:
-    """Returns the longest source, with its EOS, that all models can read. None: any length."""
+    """Returns the maximum length of a source, EOS included, that all models can read. None: no limit."""
     return min((limit for model in models if (limit := model.length_limit("source")) is not None), default=None)
 
 
 def longest_target(models: Sequence[Model]) -> int | None:
-    """Returns the longest target, with its EOS, that all models can produce. None: any length."""
+    """Returns the maximum length of a target, EOS included, that all models can produce. None: no limit."""
     return min((limit for model in models if (limit := model.length_limit("target")) is not None), default=None)
 
 
 def max_target_lengths(source_BS: Tensor, *, a: float, b: int, longest: int | None) -> Tensor:
-    """Returns limit_B, the maximum tokens of each target before EOS: ⌊a · source tokens + b⌋, but below `longest`.
+    """Returns limit_B, the maximum number of tokens of each target before EOS: ⌊a · source tokens + b⌋.
 
-    Source tokens include EOS and exclude padding, so the limit of a sentence does not depend on its batch.
+    The source tokens include EOS, but not padding, so the limit of a sentence does not depend on its batch. If
+    `longest` is not None, limits are at most `longest - 1`.
     """
     length_B = (source_BS != PAD).sum(dim=1)
     limit_B = (length_B.double() * a + b).floor().long()
@@ -41,9 +42,9 @@ def target_length_bounds(
     *,
     prefix_BP: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns (min_B, max_B), bounds on the tokens of each target before EOS.
+    """Returns (min_B, max_B), the minimum and maximum number of tokens of each target before EOS.
 
-    For language models the bounds include the prompt, and `min_length` and `max_length` count the tokens after it.
+    For language models, these include the prompt, while `min_length` and `max_length_b` count only tokens after it.
     """
     a, b = config.max_length_a, config.max_length_b
     if isinstance(batch, TranslationBatch):

@@ -1,7 +1,7 @@
 """Sampling: draws each token from the model's distribution, or from its most probable tokens.
 
-The random numbers of a row depend only on the seed, the index of the example and the index of the sample, so a sample
-does not depend on its batch.
+The random numbers of a sample depend only on the seed, the index of the example and the number of the sample, so they
+do not depend on the batch.
 
 B rows of the batch, R = B nbest unfinished samples, N samples in all, T tokens, V vocabulary, K candidates.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seqtk.data.batch import LanguageBatch, TranslationBatch
 from seqtk.data.vocabulary import EOS
-from seqtk.generation.beams import NOT_NUMBERS, best
+from seqtk.generation.beams import NAN_ERROR, best
 from seqtk.generation.config import SearchConfig
 from seqtk.generation.constraints import BANNED, Constraints
 from seqtk.generation.decoder_state import PartialHypotheses
@@ -32,7 +32,7 @@ def sample(
 ) -> list[list[Hypothesis]]:
     """Returns `nbest` samples for each row of `batch`, in the order in which they are drawn.
 
-    The score of a token is its log-probability among all tokens, at the given temperature.
+    The score of a token is its log-probability at the given temperature, before `top_k`, `top_p` and `min_p`.
     """
     device = batch.ids_B.device
     rows = PartialHypotheses(models, batch)
@@ -69,19 +69,24 @@ def sample(
 
 
 def draw(log_p_RV: Tensor, uniform_R: Tensor, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Tensor:
-    """Returns token_R, the token of each row at which the candidates' cumulative probability exceeds `uniform_R`.
+    """Samples token_R: the first token of each row whose cumulative probability exceeds `uniform_R`.
 
-    Candidates are the `top_k` most probable tokens (0: all); of these, the fewest whose probabilities add up to `top_p`
-    (nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751); of these, the ones with at least `min_p` times the
-    highest probability (arXiv:2407.01082). All three use the same probabilities, and ties are ranked by token id. The
-    result is EOS if every token is banned.
+    The candidates are the tokens that remain after three filters, which use the same probabilities: the `top_k` most
+    probable tokens (0: all); the smallest set whose probabilities add up to `top_p` (nucleus sampling, Holtzman et al.
+    2020, arXiv:1904.09751); tokens with at least `min_p` times the highest probability (arXiv:2407.01082). Equal
+    probabilities are ordered by token id. If all tokens are banned, the result is EOS.
+
+    Args:
+        log_p_RV: The log-probabilities.
+        uniform_R: A uniform random number from [0, 1) for each row.
+        top_k, top_p, min_p: The filters.
     """
-    nothing_R = (log_p_RV == BANNED).all(dim=1)
+    all_banned_R = (log_p_RV == BANNED).all(dim=1)
     p_RV = log_p_RV.double().softmax(dim=1)
-    p_RV[nothing_R] = 0
-    p_RV[nothing_R, EOS] = 1
+    p_RV[all_banned_R] = 0
+    p_RV[all_banned_R, EOS] = 1
     if p_RV.isnan().any():
-        raise UserError(*NOT_NUMBERS)
+        raise UserError(*NAN_ERROR)
     id_RK: Tensor | None = None
     if 0 < top_k < p_RV.shape[1]:
         p_RK, id_RK = best(p_RV, count=top_k)
@@ -94,17 +99,18 @@ def draw(log_p_RV: Tensor, uniform_R: Tensor, *, top_k: int = 0, top_p: float = 
         kept_RK &= p_RK.cumsum(dim=1) - p_RK < top_p
     p_RK = p_RK * kept_RK
     sum_RK = p_RK.cumsum(dim=1)
-    place_R1 = torch.searchsorted(sum_RK, uniform_R[:, None] * sum_RK[:, -1:], right=True)
-    # By rounding, the number can equal the whole sum; then take the last candidate.
+    index_R1 = torch.searchsorted(sum_RK, uniform_R[:, None] * sum_RK[:, -1:], right=True)
+    # After rounding, the number can equal the whole sum. Then the last candidate is chosen.
     last_R1 = (sum_RK < sum_RK[:, -1:]).sum(dim=1, keepdim=True)
-    place_R1 = torch.minimum(place_R1, last_R1)
-    return (place_R1 if id_RK is None else id_RK.gather(1, place_R1)).squeeze(1)
+    index_R1 = torch.minimum(index_R1, last_R1)
+    return (index_R1 if id_RK is None else id_RK.gather(1, index_R1)).squeeze(1)
 
 
 def uniform_numbers(examples: Sequence[int], *, seed: int, samples: int, length: int) -> Tensor:
-    """Returns numbers from [0, 1), one row per sample of each example. A shorter row is a prefix of a longer one.
+    """Returns random numbers from [0, 1), one row per sample of each example.
 
-    numpy guarantees that this random stream never changes between versions.
+    The first numbers of a row do not depend on `length`. NumPy guarantees that this random stream is the same in all
+    versions.
     """
     rows = [
         np.random.RandomState(np.random.Philox(np.random.SeedSequence([seed, example, number]))).random_sample(length)

@@ -1,4 +1,4 @@
-"""Hypotheses with their scores, and the scores of given targets.
+"""Hypotheses with scores, and scoring of given targets.
 
 B batch, T target length.
 """
@@ -16,7 +16,7 @@ from seqtk.models.base import Model
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One output: token ids that end in EOS, with natural-log scores."""
+    """An output: token ids that end in EOS, with natural-log scores."""
 
     tokens: tuple[int, ...]
     score: float
@@ -29,7 +29,7 @@ EMPTY = Hypothesis(tokens=(EOS,), score=-torch.inf, token_scores=(-torch.inf,))
 
 
 def finish(tokens: list[int], token_scores: list[float], config: SearchConfig) -> Hypothesis:
-    """Returns the hypothesis with these tokens and EOS; `token_scores` includes the score of EOS."""
+    """Returns the hypothesis of these tokens followed by EOS. `token_scores` includes the score of EOS."""
     total = sum(token_scores)
     score = total / len(token_scores) ** config.length_penalty if config.normalize_scores else total
     return Hypothesis(tokens=(*tokens, EOS), score=score, token_scores=tuple(token_scores))
@@ -37,14 +37,14 @@ def finish(tokens: list[int], token_scores: list[float], config: SearchConfig) -
 
 @torch.no_grad()
 def score(models: Sequence[Model], batch: TranslationBatch | LanguageBatch) -> list[Hypothesis]:
-    """Returns the targets of `batch` as hypotheses with natural-log token scores; the score is their mean.
+    """Returns the targets of `batch` as hypotheses. Their score is the mean of the natural-log token scores.
 
     Several models are an ensemble, which averages their probabilities.
     """
     if any(model.training for model in models):
-        raise ValueError("scores need models in eval mode")
-    each = [_target_scores(model, batch) for model in models]
-    scores_BT = torch.stack(each).logsumexp(dim=0) - torch.tensor(float(len(each))).log()
+        raise ValueError("the models must be in eval mode")
+    scores_MBT = torch.stack([_target_scores(model, batch) for model in models])
+    scores_BT = scores_MBT.logsumexp(dim=0) - torch.tensor(float(len(models))).log()
     hypotheses = []
     for target, scores in zip(batch.target_BT.tolist(), scores_BT.tolist(), strict=True):
         length = len(target) - target.count(PAD)

@@ -1,4 +1,4 @@
-"""Search with any model that has a step form: the best hypotheses for each row of a batch, or samples.
+"""Beam search or sampling with any model that can decode step by step.
 
 P prefix length.
 """
@@ -21,11 +21,11 @@ from seqtk.models.base import Model
 
 
 class BannedTokens(Protocol):
-    """The part of a vocabulary that a search needs."""
+    """Provides the tokens that a search never produces, as `Vocabulary` does."""
 
     @property
     def never_generated(self) -> list[int]:
-        """The ids that are never produced, PAD among them."""
+        """The ids that are never produced. They must include PAD."""
 
 
 @torch.no_grad()
@@ -37,23 +37,23 @@ def search(
     vocabulary: BannedTokens,
     prefix_BP: Tensor | None = None,
 ) -> list[list[Hypothesis]]:
-    """Returns the hypotheses of each row of `batch`: the best 1 to `nbest`, or `nbest` samples.
+    """Returns the hypotheses of each row of `batch`: the 1 to `nbest` best, or `nbest` samples.
 
     Args:
         models: One model, or an ensemble, which averages probabilities; in evaluation mode.
-        batch: The sources, or for language models one empty row for each prompt.
+        batch: The sources. For language models, a batch of empty rows, one for each prompt.
         config: The settings.
         vocabulary: Provides the tokens that are never produced.
-        prefix_BP: Tokens that each output must begin with, padded with PAD; for language models the prompts.
+        prefix_BP: Tokens that each output must begin with, padded with PAD. For language models, the prompts.
 
     Raises:
         UserError: If settings contradict each other, or a log-probability is NaN.
     """
     config.check()
     if any(model.training for model in models):
-        raise ValueError("search needs models in eval mode")
+        raise ValueError("the models must be in eval mode")
     min_B, max_B = target_length_bounds(models, batch, config, prefix_BP=prefix_BP)
-    is_text = isinstance(batch, LanguageBatch)  # text for readers should not contain <unk>
+    is_text = isinstance(batch, LanguageBatch)  # generated text should not contain <unk> by default
     constraints = Constraints(
         never=vocabulary.never_generated,
         unk_penalty=(math.inf if is_text else 0.0) if config.unk_penalty is None else config.unk_penalty,
