@@ -1,27 +1,25 @@
 """Writes files in a thread, so that training continues meanwhile."""
 
-import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-
-import torch
 
 
 class Writer:
-    """Runs one function after another that writes files: in a thread, or at once.
+    """Runs functions that write files one after another, either in a thread or at once.
 
-    The next function, `wait`, and the end of the block wait for the one before, and raise its error. After another
-    exception, the block waits too, and raises that exception.
+    `run`, `wait` and the end of the block wait for the function before, and raise its error. If the block ends by
+    another exception, that one is raised, and the error of the function is reported.
 
     Args:
-        asynchronous: Whether functions run in a thread. Then nothing may change what they read.
+        asynchronous: Whether functions run in a thread. Then nothing may change the data that they write.
+        report: Shows the user a line.
     """
 
-    def __init__(self, *, asynchronous: bool) -> None:
-        self.asynchronous = asynchronous
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+    def __init__(self, *, asynchronous: bool, report: Callable[[str], None] = print) -> None:
+        self.asynchronous, self.report = asynchronous, report
+        self._thread = ThreadPoolExecutor(1, "checkpoint")  # starts its thread for the first function
+        self._task: Future[object] | None = None
 
     def __enter__(self) -> "Writer":
         return self
@@ -29,38 +27,24 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
+        try:
             self.wait()
-        elif self._thread is not None:
-            self._thread.join()
+        except Exception as failure:
+            if error is None:
+                raise
+            self.report(f"Warning: the last checkpoint was not written. {failure}")
 
     def run(self, function: Callable[[], object]) -> None:
         """Waits for the function before, then runs `function`, or starts it."""
         self.wait()
-        if not self.asynchronous:
+        if self.asynchronous:
+            self._task = self._thread.submit(function)
+        else:
             function()
-            return
-        # Its copies from a GPU wait for what this thread has asked of the device so far, and not the reverse.
-        event = torch.cuda.current_stream().record_event() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
-        self._thread = threading.Thread(target=self._run, args=(function, event), name="checkpoint")
-        self._thread.start()
 
     def wait(self) -> None:
-        """Waits until everything is written."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-
-    def _run(self, function: Callable[[], object], event: torch.cuda.Event | None) -> None:
-        try:
-            with ExitStack() as stack:
-                if event is not None:
-                    stream = torch.cuda.Stream(event.device)  # type: ignore[no-untyped-call]
-                    stream.wait_event(event)
-                    stack.enter_context(torch.cuda.stream(stream))
-                function()
-        except BaseException as error:  # the other thread raises it
-            self._error = error
+        """Waits until everything is written. An interrupt (Ctrl-C) ends the call, but not the function."""
+        if self._task is not None:
+            self._task.exception()  # if an interrupt ends this line, the next call waits again
+            task, self._task = self._task, None
+            task.result()

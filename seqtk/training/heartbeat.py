@@ -7,7 +7,6 @@ nothing, and the others would wait until `parallel.timeout`.
 import os
 import sys
 import threading
-import time
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
@@ -15,7 +14,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 INTERVAL = 2.0
 """Seconds between two beats."""
 LIMIT = 18.0
-"""Seconds without one after which a process counts as lost."""
+"""Seconds without one after which a process counts as lost, in which this process was not suspended itself."""
 FINISHED = -(10**9)
 
 
@@ -35,8 +34,8 @@ class Heartbeat:
         self.rank, self.next = rank, (rank + 1) % size
         self.address, self.prefix = (host, port), prefix
         self._done = threading.Event()
-        self._reached = time.monotonic()
-        """When the store last answered."""
+        self._answers = 0
+        """How often the store has answered."""
         self._lost: int | None = None
         self._beating = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._beating.start()
@@ -52,28 +51,28 @@ class Heartbeat:
             host, port = self.address
             own = dist.TCPStore(host, port, is_master=False, wait_for_workers=False)  # type: ignore[attr-defined]
             store = PrefixStore(self.prefix, own)
-            beats, seen = 0, time.monotonic()
+            beats = silent = 0
             while not self._done.wait(INTERVAL):
                 store.add(f"beats/{self.rank}", 1)
                 now, before = store.add(f"beats/{self.next}", 0), beats
-                beats, self._reached = now, time.monotonic()
-                if now != before or now < 0:
-                    seen = self._reached
-                elif self._reached - seen > LIMIT:
-                    store.add("lost", self.next + 1)
-                lost = store.add("lost", 0)
-                if lost:
-                    self._lost = lost - 1
+                beats, self._answers = now, self._answers + 1
+                silent = silent + 1 if now == before and now >= 0 else 0
+                if silent * INTERVAL > LIMIT:  # no clock, which would run on while this process is suspended
+                    store.compare_set("lost", "", str(self.next))
+                if store.check(["lost"]):
+                    self._lost = int(store.get("lost"))
                     return
             store.add(f"beats/{self.rank}", FINISHED)
         except RuntimeError:  # the store has ended: so does this process, unless the run is over
             pass
 
     def _watch(self) -> None:
+        answers = silent = 0
         while not self._done.wait(INTERVAL / 4):
             if self._lost is not None:
                 break
-            if time.monotonic() - self._reached > LIMIT:
+            silent, answers = silent + 1 if answers == self._answers else 0, self._answers
+            if silent * INTERVAL / 4 > LIMIT:
                 self._lost = 0
                 break
         else:

@@ -102,7 +102,7 @@ class Engine:
         """Waits until every process has called this."""
 
     def collect(self, tensors: Tensors, *, copies: bool = False) -> Tensors:
-        """Returns full tensors in the first process, and nothing in the others.
+        """Returns full tensors on the CPU in the first process, and nothing in the others.
 
         Args:
             tensors: Tensors of each process, with the same names.
@@ -112,7 +112,10 @@ class Engine:
         for name, tensor in tensors.items():  # one at a time: no process but the first keeps any, and that in its RAM
             full = self.full(tensor)
             if self.is_first:
-                whole[name] = full.cpu() if full is not tensor else tensor.detach().clone() if copies else tensor
+                copy = copies and full is tensor
+                whole[name] = full.detach().to("cpu", copy=copy, non_blocking=True)  # from a GPU: into pinned memory
+        if self.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
         return whole
 
     def full(self, tensor: Tensor) -> Tensor:
@@ -228,15 +231,15 @@ def local_device(device: str) -> torch.device:
         UserError: If `device` is cuda and there is no GPU for this process.
     """
     local_rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if gpus == 1 and os.environ.get("SLURM_GPUS_PER_TASK") == "1":  # each process sees its own GPU only
+    if gpus == 1 and os.environ.get("SLURM_LOCALID") == str(local_rank):  # srun shows each process its own GPU only
         local_rank = 0
-    if device == "cuda" and local_rank >= gpus:
+    if device == "cpu" or (device == "auto" and not gpus):
+        return torch.device("cpu")
+    if local_rank >= gpus:
         raise UserError(
-            f"device=cuda, but process {local_rank} of this machine has no GPU: there are {gpus}.",
+            f"device={device}, but process {local_rank} of this machine has no GPU: there are {gpus}.",
             "Start fewer processes, or set device=cpu.",
         )
-    if device == "cpu" or local_rank >= gpus:
-        return torch.device("cpu")
     chosen = torch.device("cuda", local_rank)
     torch.cuda.set_device(chosen)
     return chosen

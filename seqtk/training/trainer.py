@@ -152,7 +152,7 @@ class Trainer:
             keep_last=config.checkpoint.keep_last,
             keep_best=config.checkpoint.keep_best,
         )
-        self.writer = Writer(asynchronous=config.checkpoint.asynchronous)
+        self.writer = Writer(asynchronous=config.checkpoint.asynchronous, report=lambda line: self.log.info(line))
         layers = [layer for _, layer in self.model.attention_layers()]
         self._changing_layers = [each for each in layers if type(each).after_update is not Attention.after_update]
         self._skips_on_device = can_skip(self.optimizer) and self.streams is None and not self._changing_layers

@@ -1,5 +1,6 @@
 """Files that a thread writes: in order, with its errors, and with the weights of their update."""
 
+import signal
 import threading
 from pathlib import Path
 
@@ -52,6 +53,39 @@ class TestThread:
         with pytest.raises(KeyboardInterrupt):
             interrupted()
         assert written == [1]
+
+    def test_its_error_is_reported_beside_another(self) -> None:
+        lines: list[str] = []
+
+        def raising() -> None:
+            with Writer(asynchronous=True, report=lines.append) as writer:
+                writer.run(fails)
+                raise KeyError("other")
+
+        with pytest.raises(KeyError, match="other"):
+            raising()
+        assert ["disk full" in line for line in lines] == [True]
+
+    def test_second_interrupt_still_waits(self) -> None:
+        """Ctrl-C while the end of the block waits ends the wait; whoever waits again waits for the same function."""
+        go, written = threading.Event(), []
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        writer = Writer(asynchronous=True)
+        previous = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            writer.run(lambda: written.append(go.wait(10)))
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(KeyboardInterrupt):
+                writer.wait()
+        finally:
+            signal.signal(signal.SIGALRM, previous)
+        assert not written
+        go.set()
+        writer.wait()
+        assert written == [True]
 
 
 class TestCheckpoints:

@@ -23,7 +23,7 @@ runpy.run_path("tools/bench_gpu.py", run_name="__main__")
 
 def rehearse(out: Path, *more: str, code: int = 0) -> str:
     """Runs the rehearsal where Hydra cannot be imported. Returns what it prints."""
-    command = [sys.executable, "-c", WITHOUT_HYDRA, "--rehearse", "--out", str(out), *more]
+    command = [sys.executable, "-c", WITHOUT_HYDRA, "--rehearse", "--minutes", "60", "--out", str(out), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == code, done.stderr

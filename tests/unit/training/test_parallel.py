@@ -1,5 +1,6 @@
 """Engines in one process, and memory that runs out."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 
 from seqtk.training.ddp import DDP, DDPConfig
 from seqtk.training.fsdp2 import check_shared
-from seqtk.training.parallel import Engine, EngineConfig, engines, start_engine
+from seqtk.training.parallel import Engine, EngineConfig, engines, local_device, start_engine
 from seqtk.training.trainer import Trainer, train
 from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import losses, tiny_config, trainer
@@ -33,6 +34,33 @@ class Halves(Engine):
         self.split += 1
         assert full.shape == like.shape
         return full
+
+
+class TestDevice:
+    @pytest.fixture(autouse=True)
+    def _gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in [name for name in os.environ if name.startswith("SLURM_")]:
+            monkeypatch.delenv(name)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+    def test_each_process_uses_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        assert local_device("auto") == torch.device("cuda", 1)
+
+    def test_srun_shows_each_process_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        monkeypatch.setenv("SLURM_LOCALID", "1")
+        assert local_device("auto") == torch.device("cuda", 0)
+
+    @pytest.mark.parametrize("device", ["auto", "cuda"])
+    def test_too_many_processes_are_refused(self, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+        """Never a mixture of GPUs and CPUs. Under torchrun in a SLURM job, SLURM's number is not the process's."""
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        monkeypatch.setenv("SLURM_LOCALID", "0")
+        with pytest.raises(UserError, match=f"device={device}"):
+            local_device(device)
 
 
 class TestChoice:

@@ -1,0 +1,52 @@
+"""A process of a run ends when another one vanishes, and only then."""
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import os, signal, sys, time
+import torch.distributed as dist
+from seqtk.training import heartbeat
+
+heartbeat.INTERVAL, heartbeat.LIMIT = 0.2, 3.0
+store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+def start(rank, size):
+    return heartbeat.Heartbeat(rank=rank, size=size, host="127.0.0.1", port=store.port, prefix="run")
+"""
+SUSPENDED = """
+both = [start(rank, 2) for rank in range(2)]
+time.sleep(0.5)
+if os.fork() == 0:
+    os.kill(os.getppid(), signal.SIGSTOP)
+    time.sleep(5)
+    os.kill(os.getppid(), signal.SIGCONT)
+    os._exit(0)
+time.sleep(8)
+print("alive")
+"""
+VANISHED = """
+here = [start(rank, 4) for rank in (0, 2)]
+time.sleep(250)
+"""
+
+
+def result_of(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", SCRIPT + script], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_suspended_process_goes_on() -> None:
+    """Its clock runs on while it is stopped, as on a suspended virtual machine."""
+    ran = result_of(SUSPENDED)
+    assert (ran.returncode, ran.stdout) == (0, "alive\n"), ran.stderr
+
+
+@pytest.mark.slow
+def test_vanished_process_is_named() -> None:
+    """Processes 1 and 3 never start: two processes find that out at the same time."""
+    ran = result_of(VANISHED)
+    assert ran.returncode == 1
+    assert "Process 1 has vanished" in ran.stderr or "Process 3 has vanished" in ran.stderr
