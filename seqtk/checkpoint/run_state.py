@@ -34,10 +34,10 @@ from seqtk.checkpoint.model_file import (
     read_info,
     save_tensors,
 )
-from seqtk.data.batch import take
+from seqtk.data.batch import Dataset, take
 from seqtk.data.mixing import MixedExamples
 from seqtk.data.plan import Position
-from seqtk.tasks.base import Assets, Dataset
+from seqtk.tasks.base import Assets
 from seqtk.utils.errors import UserError
 from seqtk.utils.files import atomic_directory, check_writable, write_text
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -224,6 +225,15 @@ class Examples(Protocol[E_co]):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> E_co: ...
+
+
+class Dataset(Examples[Any], Protocol):
+    """The examples of a split by index. The lengths of all examples are known without reading any."""
+
+    sizes_ND: npt.NDArray[np.int32]
+    """The lengths of each example, one column a side (source, target)."""
+    truncated: int
+    """How many examples lost their end, since they are too long for the model."""
 
 
 def take(dataset: Examples[E], indices: Sequence[int]) -> list[E]:

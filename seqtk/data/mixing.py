@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqtk.config.fields import setting
+from seqtk.data.batch import Dataset
 from seqtk.data.plan import BatchingConfig, IndexArray, Position, reading_order
 from seqtk.data.static_shapes import Shape
 
@@ -30,22 +31,11 @@ class CorpusConfig:
     target_lang: str | None = setting(None, help="Its name of the language that is written. null: likewise.")
 
 
-class Corpus(Protocol):
-    """The examples of a corpus: tuples that begin with their number."""
-
-    sizes_ND: npt.NDArray[np.int32]
-    truncated: int
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Any: ...
-
-
 @runtime_checkable
 class ChangesByEpoch(Protocol):
     """A corpus whose examples differ from epoch to epoch, as masked text does."""
 
-    def for_epoch(self, epoch: int) -> Corpus:
+    def for_epoch(self, epoch: int) -> Dataset:
         """The same corpus as another epoch, counted from 1, reads it."""
 
 
@@ -66,14 +56,14 @@ class _Part:
     """Examples of one pass through a corpus."""
 
     corpus: int
-    examples: Corpus
+    examples: Dataset
     order: IndexArray
 
 
 class MixedExamples:
     """The examples of one epoch of a mix; the corpora are not copied, only numbered.
 
-    An epoch reads `counts[k]` examples of corpus k, from where the epoch before it ended. Corpus k is read in passes:
+    An epoch reads `counts[k]` examples of corpus k, from where the epoch before it ended. Dataset k is read in passes:
     each is a permutation of its examples, drawn from (seed, corpus, pass), so no example is read again before all have
     been read. All of this is a function of the arguments. An example has the number that it has in all corpora one
     after the other.
@@ -89,7 +79,7 @@ class MixedExamples:
 
     def __init__(
         self,
-        corpora: Sequence[Corpus],
+        corpora: Sequence[Dataset],
         names: Sequence[str],
         *,
         weights: Sequence[float],
@@ -144,7 +134,7 @@ class MixedExamples:
         ]
 
 
-def lengths_of_run(examples: Corpus) -> npt.NDArray[np.int32]:
+def lengths_of_run(examples: Dataset) -> npt.NDArray[np.int32]:
     """Returns the lengths that static shapes are made for, given the examples of the first epoch.
 
     Of a mix these are the lengths of all corpora too, so that what later epochs read fits in the same shapes.
@@ -153,7 +143,7 @@ def lengths_of_run(examples: Corpus) -> npt.NDArray[np.int32]:
     return np.concatenate([examples.sizes_ND, *(corpus.sizes_ND for corpus in corpora)])
 
 
-def _parts(number: int, corpus: Corpus, *, count: int, seed: int, epoch: int) -> list[_Part]:
+def _parts(number: int, corpus: Dataset, *, count: int, seed: int, epoch: int) -> list[_Part]:
     """The passes through a corpus of which an epoch reads `count` examples, with the examples of each."""
     size, start = len(corpus), (epoch - 1) * count
     parts = []

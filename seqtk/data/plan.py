@@ -10,14 +10,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from seqtk.config.fields import setting
+from seqtk.data.static_shapes import IndexArray as IndexArray
 from seqtk.data.static_shapes import Shape, static_batches, static_shapes
+from seqtk.data.static_shapes import SizeArray as SizeArray
 from seqtk.utils.errors import UserError, how_many
-
-IndexArray: TypeAlias = npt.NDArray[np.int64]
-SizeArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
 if TYPE_CHECKING:
     IntOrAuto: TypeAlias = int  # `seqtk.training.auto_batch` replaces `auto` before anything reads it

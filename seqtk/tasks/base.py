@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from seqtk.attention import State
@@ -15,7 +14,7 @@ from seqtk.config.registry import Registry
 from seqtk.criterions import Criterion, criterions
 from seqtk.criterions.base import Stats
 from seqtk.criterions.cross_entropy import CrossEntropyConfig
-from seqtk.data.batch import Batch
+from seqtk.data.batch import Batch, Dataset
 from seqtk.data.loader import load_batches
 from seqtk.data.mixing import CorpusConfig
 from seqtk.data.plan import BatchingConfig, IndexArray, SizeArray, ordered_batches, stream_rows
@@ -54,19 +53,6 @@ class TaskConfig:
 
 
 tasks: Registry["Task"] = Registry("task", TaskConfig)
-
-
-class Dataset(Protocol):
-    """The examples of a split by index. The lengths of all examples are known without reading any."""
-
-    sizes_ND: npt.NDArray[np.int32]
-    """The lengths of each example, one column a side (source, target)."""
-    truncated: int
-    """How many examples lost their end, since they are too long for the model."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Any: ...
 
 
 @dataclass(frozen=True)

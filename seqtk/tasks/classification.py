@@ -16,7 +16,7 @@ from torch import Tensor
 from seqtk.attention import State
 from seqtk.config.fields import probability, setting
 from seqtk.criterions.base import Stats
-from seqtk.data.batch import Batch, ClassBatch, PairBatch, check_ids, pad_rows
+from seqtk.data.batch import Batch, ClassBatch, Dataset, PairBatch, check_ids, pad_rows
 from seqtk.data.labelled import PIXELS
 from seqtk.data.plan import IndexArray
 from seqtk.data.sources import Items, Source
@@ -29,7 +29,7 @@ from seqtk.models import Model, ModelConfig, build_model
 from seqtk.models.base import Side
 from seqtk.modules.head import HeadLosses
 from seqtk.modules.pooled_head import Combination, PairHead, Pool, PooledHead
-from seqtk.tasks.base import Assets, Dataset, TaskConfig, tasks
+from seqtk.tasks.base import Assets, TaskConfig, tasks
 from seqtk.tasks.report import Report
 from seqtk.tasks.text import TextTask, tokenizer_assets, tokenizer_from
 from seqtk.utils.errors import UserError, how_many, nearest

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-from seqtk.data.mixing import Corpus, CorpusConfig, MixedExamples
+from seqtk.data.batch import Dataset
+from seqtk.data.mixing import CorpusConfig, MixedExamples
 from seqtk.data.sources import Source, sources
 from seqtk.data.tokenizer import Tokenizer
-from seqtk.tasks.base import Assets, Dataset, Task
+from seqtk.tasks.base import Assets, Task
 from seqtk.utils.errors import UserError
 
 
@@ -64,11 +65,11 @@ class TextTask(Task):
         )
 
     @cached_property
-    def _corpora(self) -> list[Corpus]:
+    def _corpora(self) -> list[Dataset]:
         """The training sets of `task.mix`. Raises UserError if one cannot be read with the task's vocabularies."""
         return [self._corpus(corpus) for corpus in self.config.mix]
 
-    def _corpus(self, corpus: CorpusConfig) -> Corpus:
+    def _corpus(self, corpus: CorpusConfig) -> Dataset:
         try:
             if not corpus.data:
                 raise UserError("A corpus has no data.", "Set it: [{data: A, weight: 2}, {data: B}].")

@@ -16,10 +16,9 @@ import torch
 
 from seqtk.checkpoint import model_file
 from seqtk.checkpoint.run_state import Checkpoints
-from seqtk.data.batch import Batch
+from seqtk.data.batch import Batch, Dataset
 from seqtk.data.plan import BatchingConfig, IndexArray, SizeArray, is_auto
 from seqtk.tasks import Task
-from seqtk.tasks.base import Dataset
 from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import Engine, TrainStep
 from seqtk.utils.errors import UserError, is_out_of_memory

@@ -10,13 +10,13 @@ import torch
 
 from seqtk.corpora import demo
 from seqtk.criterions import Criterion
+from seqtk.data.batch import Dataset
 from seqtk.data.mixing import MixedExamples
 from seqtk.data.plan import Update, epoch_batches, is_auto, padding_share, usable
 from seqtk.metrics import metrics
 from seqtk.metrics.base import OUTPUTS, TEXT_SIZE
 from seqtk.models import Model
 from seqtk.tasks import Task
-from seqtk.tasks.base import Dataset
 from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import Engine, lost_process_errors, start_engine
 from seqtk.training.stream_state import check_streams
@@ -143,21 +143,14 @@ def prepared(config: TrainConfig) -> Iterator[Engine]:
     try:
         if config.task.data == demo.DESTINATION and not any(Path(demo.DESTINATION).glob("dict*.txt")):
             demo.ensure()
-        with running(config, engine=engine):
+        with (
+            lost_process_errors(engine),
+            out_of_memory_errors(engine.device, *_smaller_batch(config)),
+            _deterministic(config.deterministic),
+        ):
             yield engine
     finally:
         engine.close()
-
-
-@contextmanager
-def running(config: TrainConfig, *, engine: Engine) -> Iterator[None]:
-    """Turns errors in the block that the user can fix into UserErrors, and selects deterministic operators."""
-    with (
-        lost_process_errors(engine),
-        out_of_memory_errors(engine.device, *_smaller_batch(config)),
-        _deterministic(config.deterministic),
-    ):
-        yield
 
 
 @contextmanager

@@ -86,7 +86,8 @@ def refuse_weights(run: "Trainer", name: str) -> None:
 def _write_replay(run: "Trainer", origin: Origin, inputs: Sequence[MicroBatch], *, training: bool) -> str:
     """Writes the replay file of a failure with these inputs of each process. Returns a line about it."""
     every = run.engine.gather([(batch.to(CPU), to_device(state, CPU)) for batch, state in inputs])
-    failure = Failure(run.state.update, training, float(run.loss_scale.scale), every)
+    scale = 1.0 if run.loss_scale is None else float(run.loss_scale.scale)
+    failure = Failure(run.state.update, training, scale, every)
     weights, path = run.engine.collect(tensors_of(run.model)), run.checkpoints.directory / "replay.safetensors"
     if run.engine.is_first:
         write_replay(path, failure, weights, config=schema.to_dict(run.config), assets=run.task.assets())

@@ -49,16 +49,18 @@ class Interval:
         self.has_failed = False
         """Whether the host knows already that the last update failed."""
 
-    def judge(self, values: Tensor, loss_scale: LossScale) -> tuple[Tensor, Tensor]:
+    def judge(self, values: Tensor, loss_scale: LossScale | None) -> tuple[Tensor, Tensor]:
         """Returns whether the weights are changed by an update, and whether it is skipped to lower the loss scale.
 
         Args:
             values: The norm of its gradient, then its statistics.
-            loss_scale: The loss scale.
+            loss_scale: The loss scale of float16.
         """
         finite_N = values.isfinite()
         finite = finite_N.all()
-        overflow = self._finite & loss_scale.is_overflow(loss=finite_N[1:].all(), gradient=finite_N[0])
+        overflow = torch.zeros_like(finite)
+        if loss_scale is not None:
+            overflow = self._finite & loss_scale.is_overflow(loss=finite_N[1:].all(), gradient=finite_N[0])
         self._finite = self._finite & (finite | overflow)
         return self._finite & finite, overflow
 
@@ -89,16 +91,17 @@ class Interval:
         counts = torch.stack([made.double() * weight, made.double(), overflow.double()])
         self._sums = self._sums + torch.cat([torch.where(made, values, 0.0), counts])
 
-    def read(self, more: Tensor, *, before: Mapping[str, float]) -> Reading | None:
+    def read(self, more: Tensor | None, *, before: Mapping[str, float]) -> Reading | None:
         """Reads the sums, and the elements of `more`, in one transfer. Returns None if there was no update.
 
         Args:
-            more: Another tensor in float64.
+            more: Another tensor in float64, if any.
             before: The sums of the last reading.
         """
         if self._sums is None:
             return None
-        values, count = torch.cat([self._sums, more]).tolist(), len(self._names)
+        read = self._sums if more is None else torch.cat([self._sums, more])
+        values, count = read.tolist(), len(self._names)
         sums = dict(zip(self._names, values[:count], strict=True))
         finished = round(sum(sums[name] - before.get(name, 0.0) for name in ("updates", OVERFLOWS)))
         unread, self.unread = self.unread, []

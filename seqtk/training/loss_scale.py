@@ -12,19 +12,15 @@ INITIAL, LARGEST, SMALLEST, GROWTH_EVERY = 2.0**15, 2.0**24, 2.0**-10, 2000
 class LossScale:
     """Dynamic loss scaling (Micikevicius et al. 2018, section 3.2), without synchronizing host and device.
 
-    Without float16 the scale is 1, and a gradient that is not finite is a failure.
-
     Args:
-        enabled: Whether the run computes in float16.
         device: The device of the state.
         saved: The state that an earlier session returned from `names` and `values`; empty for a new run.
     """
 
     names = ("scale", "updates")
 
-    def __init__(self, *, enabled: bool, device: torch.device, saved: Mapping[str, float] | None = None) -> None:
-        self.enabled = enabled
-        start = {"scale": INITIAL if enabled else 1.0, "updates": 0.0} | (dict(saved or {}) if enabled else {})
+    def __init__(self, *, device: torch.device, saved: Mapping[str, float] | None = None) -> None:
+        start = {"scale": INITIAL, "updates": 0.0, **(saved or {})}
         self.values = torch.tensor([start[name] for name in self.names], dtype=torch.float64, device=device)
         """The scale, and the number of updates since it last changed."""
 
@@ -34,19 +30,17 @@ class LossScale:
 
     def state(self, values: Sequence[float]) -> dict[str, float]:
         """Returns the state for a checkpoint, from `values` that the host has read."""
-        return dict(zip(self.names, values, strict=True)) if self.enabled else {}
+        return dict(zip(self.names, values, strict=True))
 
     def is_overflow(self, *, loss: Tensor, gradient: Tensor) -> Tensor:
         """Returns whether the loss is finite and the gradient is not, so a smaller scale may help.
 
         All scalar tensors.
         """
-        return (loss & ~gradient & (self.scale > SMALLEST)) if self.enabled else torch.zeros_like(loss)
+        return loss & ~gradient & (self.scale > SMALLEST)
 
     def update(self, *, made: Tensor, overflow: Tensor) -> None:
         """Adapts the scale after an update that was `made` or had an overflow. Changes nothing after a failure."""
-        if not self.enabled:
-            return
         scale, updates = self.values.unbind()
         updates = updates + made
         grows = updates >= GROWTH_EVERY

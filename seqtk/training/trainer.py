@@ -175,9 +175,9 @@ class Trainer:
         if self.state.metric != metric:  # there is no best value of another metric yet
             self.state = self.state.replace(metric=metric, best=None, validations_without_best=0)
         self.saved_at = self.state.update
-        self.loss_scale = LossScale(
-            enabled=config.precision == "fp16", device=self.engine.device, saved=self.state.loss_scale
-        )
+        self.loss_scale: LossScale | None = None
+        if config.precision == "fp16":
+            self.loss_scale = LossScale(device=self.engine.device, saved=self.state.loss_scale)
         self.interval = Interval(self.engine.device)
         self._started = time.monotonic()
 
@@ -285,7 +285,8 @@ class Trainer:
             if self.streams:
                 self.streams.states = streams
             self.interval.has_failed = not bool(overflow)
-        self.loss_scale.update(made=made, overflow=overflow)
+        if self.loss_scale is not None:
+            self.loss_scale.update(made=made, overflow=overflow)
         if self.average is not None:
             self.average.update(step, made=made)
         self.optimizer.zero_grad(set_to_none=True)
@@ -300,8 +301,8 @@ class Trainer:
 
     def backward(self, micro_batches: Sequence[Batch]) -> tuple[float, dict[str, Tensor], Tensor]:
         """Computes the gradient of an update. Returns its weight, the reported sums, and the gradient's norm."""
-        config, engine = self.config, self.engine
-        torch.manual_seed(dropout_seed(config.seed, self.state.update, engine.rank))
+        engine, scale = self.engine, None if self.loss_scale is None else self.loss_scale.scale
+        torch.manual_seed(dropout_seed(self.config.seed, self.state.update, engine.rank))
         self.wrapped.train()
         self.speed.enter("communication")
         (weight,) = engine.sums([float(sum(batch.weight for batch in micro_batches))])
@@ -315,7 +316,7 @@ class Trainer:
                     self.streams.store(index, state)
                 total = total * (engine.size / weight)
                 self.speed.enter("backward")
-                (total * self.loss_scale.scale if self.loss_scale.enabled else total).backward()
+                (total if scale is None else total * scale).backward()
             for name, (value, its_weight) in reported.items():
                 before = stats.get(name, (0.0, 0.0))
                 stats[name] = before[0] + value, before[1] + its_weight
@@ -325,20 +326,18 @@ class Trainer:
         self.speed.enter("communication")
         summed = engine.sum(torch.stack([own[name].double() for name in names])).unbind() if names else ()
         self.speed.enter("optimizer")
-        norm = nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None)
-        norm = engine.full(norm)
-        norm = norm / self.loss_scale.scale if self.loss_scale.enabled else norm
-        return weight, dict(zip(names, summed, strict=True)), norm
+        norm = engine.full(nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None))
+        return weight, dict(zip(names, summed, strict=True)), norm if scale is None else norm / scale
 
     def _step(self, norm: Tensor, *, skip: Tensor | None = None) -> None:
         """Clips the gradient and lets the optimizer change the weights, unless `skip` is true; reads nothing."""
         limit = self.config.clip_norm
+        factor = torch.where(norm > limit, limit / norm.double(), 1.0) if limit else None
+        if self.loss_scale is not None:
+            factor = (1.0 if factor is None else factor) / self.loss_scale.scale
         gradients = [local_part(p.grad) for p in self.model.parameters() if p.grad is not None]
-        if gradients and (limit or self.loss_scale.enabled):
-            scale = torch.where(norm > limit, limit / norm.double(), 1.0) if limit else torch.ones_like(norm).double()
-            if self.loss_scale.enabled:
-                scale = scale / self.loss_scale.scale
-            torch._foreach_mul_(gradients, scale.to(gradients[0].dtype))
+        if gradients and factor is not None:
+            torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
         set_rate(self.optimizer, self.schedule.lr(self.state.update))
         if skip is not None:
             self.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
@@ -387,7 +386,7 @@ class Trainer:
             NotFiniteError: If an update since the last reading was not finite, and may not be skipped.
         """
         before = self.state.interval
-        read = self.interval.read(self.loss_scale.values, before=before)
+        read = self.interval.read(None if self.loss_scale is None else self.loss_scale.values, before=before)
         if read is None:
             return False
         seconds = time.monotonic() - self._started
@@ -395,7 +394,7 @@ class Trainer:
         timed = {
             "interval": {**read.sums, "seconds": before.get("seconds", 0.0) + seconds, **self.speed.sums(before)},
             "seconds": self.state.seconds + seconds,
-            "loss_scale": self.loss_scale.state(read.more),
+            "loss_scale": {} if self.loss_scale is None else self.loss_scale.state(read.more),
         }
         if read.failed is None:
             self.state = self.state.replace(**timed)
@@ -412,7 +411,7 @@ class Trainer:
     def _log_interval(self) -> None:
         sums = self.state.interval
         if sums["updates"]:  # else every update was skipped
-            scale = float(self.loss_scale.scale) if self.loss_scale.enabled else None
+            scale = None if self.loss_scale is None else float(self.loss_scale.scale)
             names, lr = reported_metrics(self.config, self.task), self.schedule.lr(self.state.update - 1)
             values: dict[str, float] = {
                 "epoch": self.state.position.epoch - self._epoch_ended(),  # of this update, not of the next

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from seqtk.data.batch import Dataset
 from seqtk.data.plan import ordered_batches, stream_rows, stream_slices
 from seqtk.metrics import Evaluation, Output, metrics
 from seqtk.tasks import Task
-from seqtk.tasks.base import Dataset
 from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import Engine, TrainStep
 

@@ -23,26 +23,25 @@ def overflow(run: Trainer, *updates: int, optimizer: str = "adam") -> None:
 
 class TestLossScale:
     def test_halves_after_an_overflow(self) -> None:
-        scale = LossScale(enabled=True, device=torch.device("cpu"))
+        scale = LossScale(device=torch.device("cpu"))
         assert scale.is_overflow(loss=YES, gradient=NO)
         scale.update(made=NO, overflow=YES)
         assert float(scale.scale) == INITIAL / 2
 
     def test_doubles_after_many_updates(self) -> None:
-        scale = LossScale(enabled=True, device=torch.device("cpu"), saved={"scale": 8.0, "updates": GROWTH_EVERY - 1})
+        scale = LossScale(device=torch.device("cpu"), saved={"scale": 8.0, "updates": GROWTH_EVERY - 1})
         scale.update(made=YES, overflow=NO)
         assert scale.values.tolist() == [16.0, 0.0]
 
     @pytest.mark.parametrize(("loss", "scale"), [(NO, INITIAL), (YES, SMALLEST)])
     def test_smaller_scale_does_not_help(self, loss: torch.Tensor, scale: float) -> None:
         """Neither if the loss is not finite, nor if the scale is the smallest."""
-        state = LossScale(enabled=True, device=torch.device("cpu"), saved={"scale": scale})
+        state = LossScale(device=torch.device("cpu"), saved={"scale": scale})
         assert not state.is_overflow(loss=loss, gradient=NO)
 
-    def test_is_one_without_float16(self) -> None:
-        scale = LossScale(enabled=False, device=torch.device("cpu"), saved={"scale": 8.0})
-        scale.update(made=NO, overflow=YES)
-        assert float(scale.scale) == 1
+    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+    def test_other_precisions_have_none(self, tiny_corpus: Path, tmp_path: Path, precision: str) -> None:
+        assert trainer(tiny_corpus, tmp_path, precision=precision).loss_scale is None
 
 
 class TestFloat16:
