@@ -89,7 +89,22 @@ def read(path: str | os.PathLike[str], *, key: str = "checkpoint") -> ModelFile:
         if any(name.endswith("/exp_avg") or "/" in name for name in tensors):
             raise UserError(f"{file} holds the state of an optimizer, not a model.", f"Set {key}={file.parent}.")
         raise UserError(f"{file} is a safetensors file, but not a model of seqtk.")
-    return ModelFile(tensors=tensors, config=metadata["config"], assets=metadata["assets"], info=metadata["info"])
+    return contents_of(tensors, metadata, source=str(file))
+
+
+def contents_of(tensors: Tensors, metadata: Mapping[str, Any], *, source: str) -> ModelFile:
+    """Returns the contents of a model file from its tensors and metadata.
+
+    Raises:
+        UserError: If a part of the metadata is missing or has another type.
+    """
+    for name in ("config", "assets", "info"):
+        if not isinstance(metadata.get(name), dict):
+            raise UserError(f"{source} is not a model of seqtk: its '{name}' is not a table.", DAMAGED)
+    config, assets, info = metadata["config"], metadata["assets"], metadata["info"]
+    if not all(isinstance(text, str) for text in assets.values()):
+        raise UserError(f"{source} is not a model of seqtk: its 'assets' are not texts.", DAMAGED)
+    return ModelFile(tensors, config, assets, info)
 
 
 def find(path: str | os.PathLike[str], *, key: str = "checkpoint") -> Path:
@@ -256,16 +271,24 @@ _LEGACY_TASKS = {"demo_translation": ("translation", ("pairs", "vocab_size", "co
 
 
 def modern_task(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the tree of a task's configuration, with a removed task replaced by its successor."""
+    """Returns the tree of a task's configuration, with a removed task replaced by its successor.
+
+    Raises:
+        UserError: If it is no tree.
+    """
+    if not isinstance(tree, Mapping) or not isinstance(tree.get("kind", ""), str):
+        raise UserError("task: must be a table with a kind.")
     kind, gone = _LEGACY_TASKS.get(tree.get("kind", ""), (tree.get("kind"), ()))
     return {key: value for key, value in tree.items() if key not in gone} | ({"kind": kind} if kind else {})
 
 
 def parts_of(contents: ModelFile, *, source: str) -> Parts:
     """Returns the task and model of `contents`. Raises UserError for a key that this version does not know."""
-    tree = {"task": modern_task(contents.config.get("task", {})), "model": contents.config.get("model", {})}
     try:
-        return legacy.from_dict(Parts, tree)
+        task, model = modern_task(contents.config.get("task", {})), contents.config.get("model")
+        if not isinstance(model, Mapping) or "kind" not in model:
+            raise UserError("model: must be a table with a kind.")
+        return legacy.from_dict(Parts, {"task": task, "model": model})
     except UserError as error:
         lines = str(error).splitlines()
         user_dir = contents.config.get("user_dir")
@@ -281,3 +304,5 @@ def task_of(contents: ModelFile, parts: Parts, *, source: str) -> Task:
         return tasks.build(parts.task, assets=contents.assets)
     except KeyError as error:
         raise UserError(f"{source} has no {error}, which its task requires: the file is incomplete.") from error
+    except ValueError as error:
+        raise UserError(f"{source} has a vocabulary or tokenizer that cannot be read.", str(error)) from error

@@ -76,9 +76,11 @@ def load_latest(folder: Path, *, gather: Callable[[str], list[str]]) -> tuple[Ch
         oldest = min(gather(place.name))
         if oldest == NONE:
             raise UserError(f"Another process of the run can read no checkpoint in {folder.parent}.")
-        checkpoint = checkpoint if place.name == oldest else load_checkpoint(folder.with_name(oldest))
-        why = " ".join(line for error in errors for line in str(error).splitlines()[:1])
-        return checkpoint, f"{why} Using the checkpoint before it, {place.name}." if errors else ""
+        if oldest != place.name:
+            errors.append(UserError(f"Another process of the run cannot read {place}."))
+            checkpoint = load_checkpoint(folder.with_name(oldest))
+        why = " ".join(str(error).splitlines()[0] for error in errors)
+        return checkpoint, f"{why} Using the checkpoint before it, {oldest}." if errors else ""
     gather(NONE)  # the others wait for this process
     advice = "There is no older checkpoint: set another save_dir to start a new run."
     raise UserError(*str(errors[0]).splitlines()[:2], advice) from errors[0]

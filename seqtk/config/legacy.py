@@ -32,8 +32,9 @@ def modernize(hint: Any, value: Any) -> Any:
         return value
     tree = dict(value)
     if registry is not None and "kind" in tree:
-        tree["kind"] = registry.renamed.get(tree["kind"], tree["kind"])
-        config_type = registry.config_type(str(tree["kind"]))
+        kind = str(tree["kind"])
+        tree["kind"] = registry.renamed.get(kind, kind)
+        config_type = registry.config_type(tree["kind"])
     for old, new in renamed_keys(config_type).items():
         if holds(tree, old):
             tree, item = _without(tree, old)

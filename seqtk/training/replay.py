@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from seqtk.attention import State
 from seqtk.checkpoint import model_file
-from seqtk.checkpoint.model_file import ModelFile, Parts, Tensors, load_tensors, set_tensors, task_of
+from seqtk.checkpoint.model_file import ModelFile, Parts, Tensors, contents_of, load_tensors, set_tensors, task_of
 from seqtk.checkpoint.restore import unpack_tree
 from seqtk.checkpoint.run_state import pack_tree
 from seqtk.criterions import criterions
@@ -70,14 +70,20 @@ def read_replay(path: str) -> tuple[Failure, ModelFile]:
     if not Path(path).is_file():
         raise UserError(f"replay={path} does not exist.", "Set it to the replay.safetensors of a run.")
     tensors, metadata = load_tensors(Path(path))
-    about = metadata.get("info", {}).get("replay")
-    if about is None:
-        raise UserError(f"replay={path} is not a replay file.", "A run writes one when an update is not finite.")
     own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
-    ranks = [[_unpacked(entry, own) for entry in rank] for rank in about["ranks"]]
-    failure = Failure(about["update"], about["training"], about["scale"], ranks)
-    return failure, ModelFile(weights, metadata["config"], metadata["assets"], metadata["info"])
+    contents = contents_of(weights, metadata, source=f"replay={path}")
+    about = contents.info.get("replay")
+    if about is None:
+        raise UserError(f"replay={path} is not a replay file.", "A run writes one when an update is not finite.")
+    try:
+        ranks = [[_unpacked(entry, own) for entry in rank] for rank in about["ranks"]]
+        update, training, scale = int(about["update"]), bool(about["training"]), float(about["scale"])
+        if update < 0 or not scale > 0:
+            raise ValueError(f"update {update} with a loss scale of {scale:g}")
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise UserError(f"replay={path} is damaged or incomplete.", f"{type(error).__name__}: {error}.") from error
+    return Failure(update, training, scale, ranks), contents
 
 
 def replay(path: str, *, device: str = "auto") -> Iterator[str]:
@@ -93,7 +99,10 @@ def replay(path: str, *, device: str = "auto") -> Iterator[str]:
     model = task_of(contents, parts, source=path).model(config.model)
     set_tensors(model, contents.tensors, source=path)
     step = TrainStep(model.to(engine.device), criterions.build(config.criterion), autocast=config.autocast)
-    loss, norm, origin = repeat(failure, step, config, engine=engine)
+    try:
+        loss, norm, origin = repeat(failure, step, config, engine=engine)
+    except (RuntimeError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"replay={path} cannot be repeated.", str(error).partition("\n")[0]) from error
     examples = sum(len(batch.examples) for rank in failure.ranks for batch, _ in rank)
     yield f"{failure}: {examples:,} examples of {len(failure.ranks)} processes, on {engine.device.type}."
     yield f"loss {loss:.6g}" + (f", gnorm {norm:.6g}" if failure.training else "")
@@ -144,6 +153,11 @@ def _unpacked(entry: dict[str, Any], tensors: Tensors) -> MicroBatch:
     if entry["kind"] not in kinds:
         raise UserError(f"There is no batch called {entry['kind']}: set user_dir= to the plug-in that has it.")
     batch = kinds[entry["kind"]](**unpack_tree(entry["tensors"], tensors), **entry["others"])
+    hints = get_type_hints(type(batch))
+    for each in fields(batch):
+        value = getattr(batch, each.name)
+        if not isinstance(value, int | float if hints[each.name] is float else hints[each.name]):
+            raise TypeError(f"{each.name} of a batch is a {type(value).__name__}")
     return batch, unpack_tree(entry["state"], tensors)
 
 

@@ -281,6 +281,7 @@ class Trainer:
             self._step(norm, skip=~made)
         elif bool(made):
             self._step(norm)
+            self._after_update(step)
         else:
             if self.streams:
                 self.streams.states = streams
@@ -290,14 +291,17 @@ class Trainer:
         if self.average is not None:
             self.average.update(step, made=made)
         self.optimizer.zero_grad(set_to_none=True)
+        names, before = ("norm", *stats), self.state.interval
+        self.interval.add(names, values, weight=weight, made=made, overflow=overflow, before=before)
+        self.speed.end(step + 1)
+
+    def _after_update(self, step: int) -> None:
+        """Calls the layers that change after an update, with random numbers that are the same in all processes."""
         if self._changing_layers:
             seed = np.random.SeedSequence([self.config.seed, step, 2**32 - 1]).generate_state(1)[0]
             generator = torch.Generator().manual_seed(int(seed))
             for layer in self._changing_layers:
                 layer.after_update(step + 1, generator)
-        names, before = ("norm", *stats), self.state.interval
-        self.interval.add(names, values, weight=weight, made=made, overflow=overflow, before=before)
-        self.speed.end(step + 1)
 
     def backward(self, micro_batches: Sequence[Batch]) -> tuple[float, dict[str, Tensor], Tensor]:
         """Computes the gradient of an update. Returns its weight, the reported sums, and the gradient's norm."""

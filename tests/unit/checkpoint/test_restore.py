@@ -25,8 +25,19 @@ def damage(folder: Path) -> None:
 
 def test_all_use_what_the_others_can_read(run: Checkpoints) -> None:
     newest = run.folders()[-1]
-    loaded, _ = load_latest(newest, gather=lambda name: [name, "update_00000001"])
+    loaded, line = load_latest(newest, gather=lambda name: [name, "update_00000001"])
     assert loaded.state.update == 1
+    assert str(newest) in line
+    assert line.endswith("update_00000001.")
+
+
+def test_the_line_names_what_is_used(run: Checkpoints) -> None:
+    newest = _intact(run)
+    damage(newest)
+    loaded, line = load_latest(newest, gather=lambda name: [name, "update_00000001"])
+    assert loaded.state.update == 1
+    assert [str(folder) in line for folder in run.folders()] == [False, True, True]
+    assert line.endswith("update_00000001.")
 
 
 def test_a_process_that_can_read_none_tells_the_others(run: Checkpoints) -> None:

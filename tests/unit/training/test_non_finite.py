@@ -1,6 +1,7 @@
 """Losses, gradients and metrics that are not finite: where it began, the replay file, and skipping."""
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from seqtk.checkpoint.model_file import load_tensors, save_tensors
 from seqtk.cli.train import main
 from seqtk.training.replay import read_replay
 from seqtk.training.trainer import Trainer
@@ -93,6 +95,13 @@ def diverge(corpus: Path, folder: Path, **changes: Any) -> str:
     return str(caught.value)
 
 
+@pytest.fixture(scope="module")
+def diverged(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("diverged") / "run"
+    diverge(tiny_corpus, folder, checkpoint__every=1)
+    return folder
+
+
 class TestReplay:
     def test_repeats_the_failure(self, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         error = diverge(tiny_corpus, tmp_path, validation__every=100)
@@ -128,10 +137,62 @@ class TestReplay:
         assert named in printed
         assert printed.count("\n") <= 3
 
+    @pytest.mark.parametrize(
+        ("place", "value"),
+        [
+            (("config", "model"), {}),
+            (("config", "task"), None),
+            (("assets",), ["text"]),
+            (("assets", "source.dict"), 3),
+            (("info",), 3),
+            (("info", "replay"), {}),
+            (("info", "replay", "update"), -1),
+            (("info", "replay", "update"), math.inf),
+            (("info", "replay", "scale"), None),
+            (("info", "replay", "ranks"), [[{}]]),
+            (("info", "replay", "ranks", 0, 0, "kind"), "Batch"),
+            (("info", "replay", "ranks", 0, 0, "tensors"), 3),
+            (("info", "replay", "ranks", 0, 0, "tensors", "source_BS"), None),
+            (("info", "replay", "ranks", 0, 0, "tensors", "source_BS"), "0"),
+            (("info", "replay", "ranks", 0, 0, "others"), {"weight": "1"}),
+        ],
+    )
+    def test_altered_files_are_refused(
+        self, run: Path, capsys: pytest.CaptureFixture[str], place: tuple[Any, ...], value: Any
+    ) -> None:
+        """With intact checksums, as a program may write them."""
+        file = run / "replay.safetensors"
+        tensors, metadata = load_tensors(file)
+        tree: Any = metadata
+        for key in place[:-1]:
+            tree = tree[key]
+        tree[place[-1]] = value
+        save_tensors(file, tensors, metadata)
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match="2"):
+            main([f"replay={file}", "device=cpu"])
+        printed = capsys.readouterr().err
+        assert printed.startswith("seqtk-train: ")
+        assert printed.count("\n") <= 3
+
     @pytest.fixture
-    def run(self, tiny_corpus: Path, tmp_path: Path) -> Path:
-        diverge(tiny_corpus, tmp_path, checkpoint__every=1)
+    def run(self, diverged: Path, tmp_path: Path) -> Path:
+        shutil.copytree(diverged, tmp_path, dirs_exist_ok=True)
         return tmp_path
+
+
+def test_features_are_not_redrawn_after_a_skipped_update(tiny_corpus: Path, tmp_path: Path) -> None:
+    """What is saved is the state before the update that failed, in every buffer."""
+    changes: dict[str, Any] = {"attention": {"kind": "performer", "redraw_every": 1}, "validation__every": 100}
+    spoilt, short = (
+        trainer(tiny_corpus, tmp_path / str(updates), max_updates=updates, **changes) for updates in (8, 3)
+    )
+    spoil(spoilt, at=3)
+    with pytest.raises(UserError, match="update 4 is not finite"):
+        spoilt.fit()
+    short.fit()
+    for name, tensor in short.model.state_dict().items():
+        assert torch.equal(tensor, spoilt.model.state_dict()[name]), name
 
 
 class TestSkip:
