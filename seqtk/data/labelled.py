@@ -4,6 +4,7 @@ A labelled data-bin is a data-bin with `classes.txt` (one class name per line; a
 `SPLIT.labels.npy`. Pairs of texts are stored as the languages `first` and `second`.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from seqtk import __version__
 from seqtk.data.corpus import find_text
+from seqtk.data.indexed import IndexedDataset
 from seqtk.data.indexed_writer import IndexedWriter
 from seqtk.data.labelled_arrays import is_array_file
 from seqtk.data.labelled_text import (
@@ -107,7 +109,18 @@ def write_texts(
         # Only progress is reported: the messages would name the temporary files.
         preprocess(config, recorded=recorded, reporter=Reporter(progress=reporter.progress))
         for split in splits:
-            _save_labels(folder, split, np.array(labels[split], dtype=np.int64), len(classes))
+            label_N = np.array(labels[split], dtype=np.int64)
+            _save_labels(folder, split, label_N, len(classes), parts=_parts(folder, split, sides))
+
+
+def _parts(folder: Path, split: str, sides: Sequence[str]) -> dict[str, int]:
+    """The files of a split that `shard_tokens` cuts, as `train`, `train1`, …: how many items each has."""
+    suffix = f".{'-'.join(sides)}.{sides[0]}" if sides[0] else ""
+    further = (f"{split}{number}" for number in itertools.count(1)) if split == "train" else ()
+    names = itertools.chain(
+        [split], itertools.takewhile(lambda part: (folder / f"{part}{suffix}.idx").exists(), further)
+    )
+    return {name: len(IndexedDataset(folder / f"{name}{suffix}")) for name in names}
 
 
 def write_arrays(
@@ -130,7 +143,8 @@ def write_arrays(
                     labels.append(part.labels)
                     if split == "train":
                         counts += np.bincount(part.symbols, minlength=len(symbols))
-            _save_labels(folder, split, np.concatenate([*labels, np.zeros(0, dtype=np.int64)]), len(classes))
+            label_N = np.concatenate([*labels, np.zeros(0, dtype=np.int64)])
+            _save_labels(folder, split, label_N, len(classes), parts={split: len(label_N)})
             record["splits"][split] = {"items": writer.items}
         Vocabulary(symbols, counts.tolist()).save(folder / "dict.txt")
         write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
@@ -149,19 +163,21 @@ def _append_eos(part: Arrays, dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], I
     return np.insert(ids, np.cumsum(part.sizes), EOS), part.sizes + 1
 
 
-def _save_labels(folder: Path, split: str, labels: Ints, classes: int) -> None:
+def _save_labels(folder: Path, split: str, labels: Ints, classes: int, *, parts: Mapping[str, int]) -> None:
     if not len(labels):
         raise UserError(f"Split '{split}' has no examples.", "Set more of them, or another source=.")
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels must be from 0 to {classes - 1}, but are from {labels.min()} to {labels.max()}")
     if split == "train" and labels.min() == labels.max():
         raise UserError("All training examples have only one class.", "Set more of them, or another source=.")
-    np.save(folder / f"{split}{LABELS}", labels.astype(np.int32))
+    ends = np.cumsum(list(parts.values()))[:-1]
+    for part, own in zip(parts, np.split(labels.astype(np.int32), ends), strict=True):
+        np.save(folder / f"{part}{LABELS}", own)
 
 
 _SEPARATE_SETTINGS = {
     *("columns", "source_lang", "target_lang", "train", "valid", "test", "destdir", "overwrite", "valid_share", "seed"),
-    *("line_end", "min_length", "max_length", "max_ratio", "shard_tokens"),
+    *("line_end", "min_length", "max_length", "max_ratio"),
 }
 """Settings of seqtk-preprocess that have no effect on labelled files, or a different one."""
 _ARRAY_SETTINGS = ("columns", "train", "valid", "test", "destdir", "overwrite", "valid_share", "seed", "workers")
@@ -228,7 +244,7 @@ def _files(config: PreprocessConfig) -> dict[str, str]:
 
 def _check_settings(config: PreprocessConfig, *, arrays: bool) -> None:
     """Raises UserError for settings that have no effect on labelled files."""
-    for key in ("source_lang", "target_lang", "line_end", "min_length", "max_length", "max_ratio", "shard_tokens"):
+    for key in ("source_lang", "target_lang", "line_end", "min_length", "max_length", "max_ratio"):
         if getattr(config, key) is not None:
             raise UserError(f"{key}= does not apply to labelled files.", "Remove it, or remove columns=.")
     for field in fields(config):

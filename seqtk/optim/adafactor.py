@@ -1,13 +1,14 @@
 """Adafactor, based on torch's implementation. It stores second moments only per row and per column of a matrix."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from seqtk.config.fields import setting
 from seqtk.optim.base import OptimizerConfig, as_user_error, optimizers, parameter_groups, trainable_parameters
-from seqtk.utils.errors import UserError
 
 MIN_EPS = 1e-18
 """The first value of torch's `eps`. Its square must be a positive float32, or gradients of 0 give NaN.
@@ -46,15 +47,13 @@ class Adafactor(torch.optim.Adafactor):
     0.01 is reduced from update 10,000 on).
 
     State per weight: `row_var` and `col_var`, or `variance`, and `step`. torch has no fused kernel for it.
+
+    A mean over a column, and the root mean squares, need whole matrices. Of weights that are sharded, one after another
+    is gathered with its gradient; every process computes the same update and keeps its part of the result.
     """
 
     def __init__(self, config: AdafactorConfig, model: nn.Module) -> None:
         parameters = trainable_parameters(model)
-        if any(hasattr(parameter, "to_local") for parameter in parameters):
-            raise UserError(
-                "optimizer=adafactor requires whole matrices, but parallel=fsdp2 shards them.",
-                "Set parallel=ddp, or another optimizer.",
-            )
         try:
             super().__init__(
                 parameter_groups(config, parameters),
@@ -65,3 +64,36 @@ class Adafactor(torch.optim.Adafactor):
             )
         except ValueError as error:
             raise as_user_error(error) from None
+        self._whole: torch.optim.Adafactor | None = None
+        """Updates one gathered weight."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Makes one update."""
+        groups = self.param_groups
+        sharded = [(group, weight) for group in groups for weight in group["params"] if hasattr(weight, "full_tensor")]
+        for group, weight in sharded:
+            if weight.grad is not None:
+                self._step_gathered(group, weight)
+        return None if sharded else super().step(closure)  # type: ignore[no-untyped-call]
+
+    def _step_gathered(self, group: dict[str, Any], weight: Any) -> None:
+        from torch.distributed.tensor import distribute_tensor
+
+        def part(tensor: Tensor) -> Tensor:
+            return distribute_tensor(tensor, weight.device_mesh, weight.placements, src_data_rank=None)
+
+        full = nn.Parameter(weight.full_tensor())
+        full.grad = weight.grad.full_tensor()
+        if self._whole is None:
+            self._whole = torch.optim.Adafactor([full])
+        self._whole.param_groups = [{**group, "params": [full]}]
+        self._whole.state.clear()
+        self._whole.state[full] = {
+            name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            for name, tensor in self.state[weight].items()
+        }
+        self._whole.step()  # type: ignore[no-untyped-call]
+        for name, tensor in self._whole.state[full].items():
+            self.state[weight][name] = part(tensor) if name == "variance" else tensor
+        weight.copy_(part(full.detach()))

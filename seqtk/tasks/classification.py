@@ -18,6 +18,7 @@ from seqtk.config.fields import probability, setting
 from seqtk.criterions.base import Stats
 from seqtk.data.batch import Batch, ClassBatch, Dataset, PairBatch, check_ids, pad_rows
 from seqtk.data.labelled import PIXELS
+from seqtk.data.mixing import examples_per_epoch
 from seqtk.data.plan import IndexArray
 from seqtk.data.sources import Items, Source
 from seqtk.data.vocabulary import SPECIALS, UNK, Vocabulary
@@ -373,9 +374,23 @@ class ClassificationTask(TextTask):
             )
         return label_N
 
+    def _class_counts(self, source: Source) -> list[float]:
+        """How often an epoch reads each class: of `task.mix`, how often it does so on average."""
+        if not self.config.mix:
+            return list(np.bincount(self._labels(source, "train"), minlength=len(self.classes)).tolist())
+        corpora = map(self._corpus, self.config.mix)  # not `_corpora`: the model, and so its limit, is not known yet
+        label_KN = [corpus.label_N for corpus in corpora if isinstance(corpus, LabelledTexts)]
+        read_K = examples_per_epoch(
+            list(map(len, label_KN)),
+            [corpus.weight for corpus in self.config.mix],
+            temperature=self.config.temperature,
+        )
+        share_KC = [np.bincount(label_N, minlength=len(self.classes)) / len(label_N) for label_N in label_KN]
+        return list(np.dot(read_K, share_KC).tolist())
+
     def _weights(self, source: Source) -> list[float] | None:
         """The weight of each class. Raises UserError unless there are at least two classes in the training data."""
-        counts = np.bincount(self._labels(source, "train"), minlength=len(self.classes)).tolist()
+        counts = self._class_counts(source)
         present = [name for name, count in zip(self.classes, counts, strict=True) if count]
         if len(present) < 2:
             raise UserError(

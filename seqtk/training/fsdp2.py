@@ -4,12 +4,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from seqtk.attention import Attention
 from seqtk.models import Model
+from seqtk.modules.linear import Linear
 from seqtk.training.ddp import DDP, DDPConfig
 from seqtk.training.parallel import EngineConfig, TrainStep, engines
 from seqtk.utils.errors import UserError
@@ -27,7 +29,8 @@ class FSDP2Config(DDPConfig):
 class FSDP2(DDP):
     """torch's `fully_shard` over blocks, then over everything else (Zhao et al. 2023, arXiv 2304.11277).
 
-    Weights, gradients and the optimizer's state are DTensors in float32, split along their first axis.
+    Weights, gradients and the optimizer's state are DTensors in float32, split along their first axis. Under autocast
+    the weights of blocks are gathered in its dtype; gradients are added up over the processes in float32.
     """
 
     compiles = "blocks"
@@ -36,6 +39,9 @@ class FSDP2(DDP):
         super().__init__(config, device=device)
         self._releases: dict[FSDPModule, bool] = {}
         """Every sharded module, and whether it releases its full weights after the forward pass."""
+        self._rounded: list[nn.Module] = []
+        """The sharded modules that gather their weights in autocast's dtype."""
+        self._is_unsharded = False
 
     def wrap(self, step: nn.Module) -> nn.Module:
         if self.size == 1:
@@ -44,19 +50,42 @@ class FSDP2(DDP):
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # half a second that other engines save
 
         mesh = init_device_mesh(self.device.type, (self.size,))
+        dtype = step.autocast if isinstance(step, TrainStep) else None
         if isinstance(step, TrainStep):
             step.copies = None  # they would be of all weights
-        # Weights are gathered in float32, and autocast casts them where it has to: norms need theirs in float32.
-        policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+        precise = MixedPrecisionPolicy(cast_forward_inputs=False)
+        rounded = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         blocks = [block for module in step.modules() if isinstance(module, Model) for block in module.separate_blocks()]
         check_shared(step, blocks)
         for module in (*blocks, step):
+            # What is left for `step` are tables, whose rows autocast does not round, and the last norms.
             releases = module is not step and not _has_penalty(module)
+            policy = rounded if releases and dtype is not None else precise
             sharded: FSDPModule = fully_shard(module, mesh=mesh, reshard_after_forward=releases, mp_policy=policy)
             sharded.set_force_sum_reduction_for_comms(self.device.type == "cpu")  # gloo has no average
             self._releases[sharded] = releases
+            if policy is rounded:
+                self._rounded.append(module)
+                module.register_forward_pre_hook(self._widen)
+                module.register_forward_hook(self._narrow, always_call=True)
         step._get_fsdp_state()._lazy_init()  # type: ignore[operator]  # a validation may come before any forward pass
         return step
+
+    def _widen(self, block: nn.Module, *_: Any) -> None:
+        """Lets norms, and layers with weights of other kinds, see these in float32, as autocast does not cast them.
+
+        An attribute of the module takes precedence over its parameter, which gets the gradient.
+        """
+        if not self._is_unsharded:
+            for module in block.modules():
+                if type(module) is not Linear:
+                    module.__dict__ |= {name: parameter.float() for name, parameter in _own(module)}
+
+    def _narrow(self, block: nn.Module, *_: Any) -> None:
+        if not self._is_unsharded:
+            for module in block.modules():
+                for name, _weight in _own(module):
+                    module.__dict__.pop(name, None)
 
     @contextmanager
     def gradient_sync(self, wrapped: nn.Module, *, enabled: bool) -> Iterator[None]:
@@ -66,15 +95,22 @@ class FSDP2(DDP):
 
     @contextmanager
     def unsharded(self, wrapped: nn.Module) -> Iterator[None]:
-        for module in self._releases:
-            module.set_reshard_after_forward(False, recurse=False)
-            module.unshard()
+        for block in self._rounded:  # decoding does not run under autocast
+            for module in block.modules():
+                module.__dict__ |= {name: self.full(parameter.detach()) for name, parameter in _own(module)}
+        for each in self._releases:
+            each.set_reshard_after_forward(False, recurse=False)
+            each.unshard()
+        self._is_unsharded = True
         try:
             yield
         finally:
-            for module, releases in self._releases.items():
-                module.reshard()
-                module.set_reshard_after_forward(releases, recurse=False)
+            self._is_unsharded = False
+            for sharded, releases in self._releases.items():
+                sharded.reshard()
+                sharded.set_reshard_after_forward(releases, recurse=False)
+            for block in self._rounded:
+                self._narrow(block)
 
     def full(self, tensor: Tensor) -> Tensor:
         return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -85,6 +121,11 @@ class FSDP2(DDP):
         if not isinstance(like, DTensor):
             return full.to(like.device)
         return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Returns the parameters of a module without those of its submodules."""
+    return list(module.named_parameters(recurse=False))
 
 
 def _has_penalty(module: nn.Module) -> bool:

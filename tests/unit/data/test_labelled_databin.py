@@ -191,3 +191,35 @@ def test_corpora_of_a_mix_share_the_classes_by_name(tmp_path: Path) -> None:
     assert read == {0: ("x y", "c"), 1: ("x", "b"), 2: ("y", "a"), 3: ("y y", "c"), 4: ("x x", "b")}
     with pytest.raises(UserError, match=r"task\.mix: .* class that the model does not know: 'a'"):
         ClassificationTask(ClassificationConfig(data=str(data[1]), mix=mix)).epoch_examples(1, seed=1)
+
+
+def test_balanced_weights_follow_the_mix(tmp_path: Path) -> None:
+    """Classes have equal mass in what an epoch reads, not in task.data alone."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    first = write(tmp_path / "first", "train.tsv", "text\tlabel", *["x\ta"] * 3, "y\tb")
+    second = write(tmp_path / "second", "train.tsv", "text\tlabel", *["x\tb"] * 6, *["y\ta"] * 2)
+    data = [
+        make(tmp_path / "first", train=first),
+        make(tmp_path / "second", train=second, source_dict=str(tmp_path / "first" / "data-bin" / "dict.txt")),
+    ]
+    for weight, mass in ((1.0, (5, 7)), (0.5, (4, 4))):
+        mix = (CorpusConfig(str(data[0])), CorpusConfig(str(data[1]), weight=weight))
+        task = ClassificationTask(ClassificationConfig(data=str(data[0]), mix=mix, class_weights="balanced"))
+        assert task.class_weights == pytest.approx([sum(mass) / (2 * each) for each in mass])
+
+
+def test_training_text_in_several_files(tmp_path: Path) -> None:
+    """`shard_tokens` cuts the text; examples and classes are those of one file."""
+    rows = [f"{f'w{index % 7} ' * 2000}w{index}\t{index % 3}" for index in range(400)]  # it is read a MiB at a time
+    train = write(tmp_path, "train.tsv", "text\tlabel", *rows)
+    made = []
+    for name, settings in (("whole", {}), ("cut", {"shard_tokens": 200})):
+        (tmp_path / name).mkdir()
+        folder = make(tmp_path / name, train=train, valid_share=0.1, **settings)
+        task = ClassificationTask(ClassificationConfig(data=str(folder)))
+        made.append(
+            [(task.text(ids), label) for _, (ids,), label in map(task.dataset("train").__getitem__, range(360))]
+        )
+    assert made[0] == made[1]
+    assert len(list((tmp_path / "cut" / "data-bin").glob("train*.bin"))) == 3
