@@ -62,12 +62,17 @@ def train(cases: Mapping[str, Case], folder: Path, *, engine: str = "none", proc
     assert all(process.exitcode == 0 for process in started), [process.exitcode for process in started]
 
 
-def _process(
-    rank: int, cases: Mapping[str, Case], folder: Path, engine: str, freq: int, size: int, port: int, writer: object
-) -> None:
+def enter_world(rank: int, size: int, port: int) -> None:
+    """Sets the variables that torchrun would set."""
     world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in world.items()}
     torch.set_num_threads(1)
+
+
+def _process(
+    rank: int, cases: Mapping[str, Case], folder: Path, engine: str, freq: int, size: int, port: int, writer: object
+) -> None:
+    enter_world(rank, size, port)
     failed = _train(cases, folder, engine, freq)
     if failed:
         writer.send(failed)  # type: ignore[attr-defined]

@@ -4,10 +4,14 @@ import itertools
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from seqtk.checkpoint.model_file import load_tensors
 from tests.e2e.runs import UPDATES, Run, assert_same_run, finish, logged, wait_for_update
+from tests.unit.training.helpers import trainer
 
 pytestmark = pytest.mark.slow
 
@@ -76,3 +80,35 @@ def test_other_processes_visit_every_example_once(tiny_corpus: Path, tmp_path: P
     halves = [index for index in seen if index >= 300]
     assert len(set(halves)) == len(halves) == 150
     assert logged(tmp_path / "run")[-1]["update"] < UPDATES
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mode", ["step", "blocks"])
+def test_compiled_run_is_bit_equal(tiny_corpus: Path, tmp_path: Path, mode: str) -> None:
+    """In the middle of an epoch of two corpora, with accumulation, patience and averaged weights in bfloat16.
+
+    Graphs are traced and differentiated, but no code is generated, which takes minutes.
+    """
+    settings: dict[str, Any] = {
+        "compile": mode,
+        "batch__shapes": 1,
+        "task__mix": [{"data": str(tiny_corpus), "weight": 0.7}, {"data": str(tiny_corpus), "weight": 0.8}],
+        "update_freq": 3,
+        "validation__patience": 9,
+        "validation__every": 2,
+        "ema": {"decay": 0.9},
+        "precision": "bf16",
+    }
+    for name, ends in (("whole", (6,)), ("parts", (3, 6))):
+        for end in ends:
+            torch.compiler.reset()
+            with torch.compiler.set_stance(force_backend="aot_eager"):
+                run = trainer(tiny_corpus, tmp_path / name, max_updates=end, **settings)
+                assert run.fit().update == end
+                assert run.compilation is not None
+                assert run.compilation.graphs > 0
+    for name in ("model", "optimizer", "ema"):
+        whole, parts = (
+            load_tensors(tmp_path / each / "update_00000006" / f"{name}.safetensors")[0] for each in ("whole", "parts")
+        )
+        assert [key for key, tensor in whole.items() if not torch.equal(tensor, parts[key])] == []

@@ -1,0 +1,59 @@
+"""Gathering a sharded model holds one copy in the first process, and a part of one in the others."""
+
+import socket
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from seqtk.checkpoint.model_file import save_tensors
+from seqtk.training.parallel import engines
+from tests.distributed.matrix import enter_world
+from tests.e2e.runs import context
+
+LAYERS, WIDTH = 24, 2048
+COPY = LAYERS * WIDTH * WIDTH * 4 / 2**20
+"""MiB of the model."""
+
+
+@pytest.mark.slow
+def test_memory_of_gathering(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pipes = [context.Pipe(duplex=False) for _ in range(2)]
+    started = [
+        context.Process(target=_gather, args=(rank, port, tmp_path / "model.safetensors", pipes[rank][1]))
+        for rank in range(2)
+    ]
+    for process in started:
+        process.start()
+    growth = [reader.recv() / COPY for reader, _ in pipes]
+    for process in started:
+        process.join()
+    print(f"copies of {COPY:.0f} MiB: {growth[0]:.2f} in the first process, {growth[1]:.2f} in the other")
+    assert growth[0] < 1.5
+    assert growth[1] < 0.75
+
+
+def _gather(rank: int, port: int, path: Path, result: Connection) -> None:
+    """Gathers a model and writes it. Sends by how much the memory of the process grew at its peak, in MiB."""
+    enter_world(rank, 2, port)
+    engine = engines.build(engines.config_type("fsdp2")(timeout=60.0), device="cpu")
+    model = engine.wrap(nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS))))
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak until now
+    before = _memory("VmRSS")
+    tensors = engine.collect({name: weight.detach() for name, weight in model.named_parameters()}, copies=True)
+    if engine.is_first:
+        assert all(type(tensor) is torch.Tensor for tensor in tensors.values())
+        save_tensors(path, tensors)
+    result.send(_memory("VmHWM") - before)
+    engine.barrier()
+    engine.close()
+
+
+def _memory(name: str) -> float:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 1024
