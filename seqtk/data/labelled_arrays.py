@@ -26,7 +26,8 @@ ARRAY_FORMATS = ("npz", "npy")
 
 _PART = 1 << 20
 """The number of symbols that are read at a time."""
-_LARGEST_SYMBOL = 10_000_000
+_MAX_SYMBOLS = 1 << 20
+"""The most symbols of a dictionary. One stray number would otherwise add a line for each number below it."""
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _DAMAGE_ERRORS = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 
@@ -105,7 +106,17 @@ class ArrayFile:
                 f"{self._name_of(self._labels)} has the type {label_N.dtype} and the shape {list(label_N.shape)}.",
                 f"It must have an integer or a string for each of the {self.count:,} items.",
             )
-        return [label.decode() if isinstance(label, bytes) else str(label) for label in label_N.tolist()]
+        return [self._text(label, number) for number, label in enumerate(label_N.tolist(), 1)]
+
+    def _text(self, label: int | str | bytes, number: int) -> str:
+        try:
+            encoded = label if isinstance(label, bytes) else str(label).encode()
+            return encoded.decode()
+        except UnicodeError:
+            raise UserError(
+                f"Example {number:,} of {self.path} has a class that is not valid Unicode: {label!r}.",
+                "Save the classes as integers or as an array of strings.",
+            ) from None
 
     def largest(self) -> int:
         """Returns the largest symbol."""
@@ -119,13 +130,14 @@ class ArrayFile:
         with self._open(self._items, is_items=True) as stored:
             for start, end in self._part_bounds():
                 symbols, sizes = self._read_part(stored, start, end)
-                wrong = np.flatnonzero((symbols < 0) | (symbols > _LARGEST_SYMBOL)).tolist() if not self.pixels else []
+                wrong = np.flatnonzero((symbols < 0) | (symbols >= _MAX_SYMBOLS)).tolist() if not self.pixels else []
                 if len(wrong):
                     first = wrong[0]
                     number = done + int(np.searchsorted(np.cumsum(sizes), first, side="right")) + 1
                     raise UserError(
                         f"Example {number:,} of {self.path} has the symbol {symbols[first]}.",
-                        f"Tokens must be from 0 to {_LARGEST_SYMBOL:,}.",
+                        f"Tokens must be from 0 to {_MAX_SYMBOLS - 1:,}: the dictionary is 0 to the largest token.",
+                        "Renumber the tokens: numpy.unique(array, return_inverse=True).",
                     )
                 yield symbols, sizes
                 done = end

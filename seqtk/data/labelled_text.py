@@ -99,8 +99,8 @@ def read_labelled(path: str, columns: Columns) -> Iterator[LabelledText]:
     parts, found = len(columns.text), False
     for number, fields in _records(path, keys):
         found = True
-        *fields, label = (field.translate(_BLANKS) for field in fields)
-        yield LabelledText(number, (" ".join(fields[:parts]), *fields[parts:]), class_of(label.strip(), number))
+        cleaned = [field.translate(_BLANKS) for field in fields[:-1]]
+        yield LabelledText(number, (" ".join(cleaned[:parts]), *cleaned[parts:]), class_of(fields[-1], number))
     if not found:
         raise UserError(f"{path} has no examples.")
 
@@ -131,7 +131,10 @@ def open_arrays(path: str, columns: Columns) -> ArrayFile:
 
 
 def _class_of(path: str, columns: Columns) -> Callable[[str, int], str]:
-    """Returns a function that maps a value of the label column to its class. It takes the line for its errors."""
+    """Returns a function that maps a value of the label column to its class. It takes the line for its errors.
+
+    Tabs and line ends in a value become spaces, and the spaces around it are dropped.
+    """
     pairs = [entry.partition(":") for entry in columns.classes]
     for entry, (value, colon, name) in zip(columns.classes, pairs, strict=True):
         if not (value.strip() and colon and name.strip()):
@@ -143,7 +146,8 @@ def _class_of(path: str, columns: Columns) -> Callable[[str, int], str]:
     if len(named) < len(pairs):
         raise UserError(f"columns.classes=[{','.join(columns.classes)}] has the same value twice.")
 
-    def class_of(label: str, line: int) -> str:
+    def class_of(value: str, line: int) -> str:
+        label = value.translate(_BLANKS).strip()
         if not label:
             raise UserError(f"{place_of(line, path)} has no class: the column '{columns.label}' is empty.")
         if named and label not in named:

@@ -84,6 +84,12 @@ class TestDataBins:
         assert sorted(train + valid) == items(source, "test")
         assert source.labels("valid").tolist() == [first % 2 for first, _ in valid]
 
+    def test_blanks_in_classes_become_spaces(self, tmp_path: Path) -> None:
+        labels = np.array(["a\nb", "c ", "a\nb", "c", "d\r", "c"])
+        source = make(tmp_path, train=save(tmp_path, image=IMAGES, label=labels))
+        assert source.classes() == ["a b", "c", "d"]
+        assert source.labels("train").tolist() == [0, 1, 0, 1, 2, 1]
+
     def test_classes_are_renamed(self, tmp_path: Path) -> None:
         columns = Columns(("image",), classes=("2:two", "3:three", "10:two"))
         source = make(tmp_path, columns, train=save(tmp_path, image=IMAGES, label=LABELS))
@@ -113,6 +119,10 @@ class TestRefusals:
             ({"image": IMAGES[:, :0], "label": LABELS}, NAMED, "empty"),
             ({"image": IMAGES, "label": LABELS * 0}, NAMED, "one class"),
             ({"image": ROWS - 499, "label": FIVE}, NAMED, "Example 1 "),
+            ({"image": np.array([[1, 2], [1, 9_999_999]]), "label": FIVE[:2]}, NAMED, r"Example 2 (.|\n)*1,048,575"),
+            ({"image": IMAGES, "label": np.array([b"a", b"\xff", b"a", b"b", b"c", b"d"])}, NAMED, "Example 2 "),
+            ({"image": IMAGES, "label": np.array([*"abcde", "\ud800"])}, NAMED, "Example 6 "),
+            ({"image": IMAGES, "label": np.array([*"abcde", " \n"])}, NAMED, "Example 6 "),
             ({"image": ROWS, "n": LENGTHS + 1, "label": FIVE}, Columns(("image",), lengths="n"), "lengths"),
             ({"image": ROWS.ravel(), "n": LENGTHS, "label": FIVE}, Columns(("image",), lengths="n"), "sum to 15"),
             ({"image": IMAGES, "label": LABELS}, Columns(("image", "label")), r"columns\.text"),
