@@ -5,6 +5,7 @@ torchrun keeps one store while it starts processes again, so that a process coul
 counts its own.
 """
 
+import os
 import time
 import uuid
 from datetime import timedelta
@@ -12,6 +13,8 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
+
+from seqtk.utils.slurm import RUN_ID
 
 POLL = 0.02
 """Seconds between two looks of the first process at who has arrived."""
@@ -28,36 +31,39 @@ def meet(*, rank: int, size: int, timeout: float) -> tuple[Store, str]:
         DistStoreError: If a process does not arrive.
     """
     store: Store = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout)))[0]
-    return store, agreed_prefix(store, rank=rank, size=size, timeout=timeout)
+    run = os.environ.get(RUN_ID) or os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return store, agreed_prefix(store, run, rank=rank, size=size, timeout=timeout)
 
 
-def agreed_prefix(store: Store, *, rank: int, size: int, timeout: float) -> str:
+def agreed_prefix(store: Store, run: str = "", *, rank: int, size: int, timeout: float) -> str:
     """Returns a prefix that all processes of this start get, and none of an earlier one. See `meet`.
 
     The first process numbers the start. It tells the number to each process under a name that only that process has.
+    Processes of another `run`, which found this store by mistake, are not counted and get no prefix.
     """
     store.set_timeout(timedelta(seconds=timeout))
+    root = f"seqtk/{run}"
     if rank == 0:
-        number = store.add("seqtk/starts", 1)
-        _gather(store, number, size=size, timeout=timeout)
+        number = store.add(f"{root}/starts", 1)
+        _gather(store, root, number, size=size, timeout=timeout)
     else:
         name = uuid.uuid4().hex
-        store.set(f"seqtk/arrived/{rank}", name)
-        number = int(store.get(f"seqtk/start/{name}"))  # waits for it
-        store.set(f"seqtk/{number}/{rank}", "")
-    return f"seqtk/{number}"
+        store.set(f"{root}/arrived/{rank}", name)
+        number = int(store.get(f"{root}/start/{name}"))  # waits for it
+        store.set(f"{root}/{number}/{rank}", "")
+    return f"{root}/{number}"
 
 
-def _gather(store: Store, number: int, *, size: int, timeout: float) -> None:
+def _gather(store: Store, root: str, number: int, *, size: int, timeout: float) -> None:
     """Tells every process that arrives the number of the start, until all have read it."""
     missing, told, end = list(range(1, size)), set(), time.monotonic() + timeout
-    while missing := [rank for rank in missing if not store.check([f"seqtk/{number}/{rank}"])]:
+    while missing := [rank for rank in missing if not store.check([f"{root}/{number}/{rank}"])]:
         if time.monotonic() > end:
             raise dist.DistStoreError(f"processes {', '.join(map(str, missing))} did not arrive in {timeout:g} seconds")
         for rank in missing:
-            if store.check([f"seqtk/arrived/{rank}"]):
-                name = store.get(f"seqtk/arrived/{rank}").decode()  # perhaps of an earlier start: nobody reads it then
+            if store.check([f"{root}/arrived/{rank}"]):
+                name = store.get(f"{root}/arrived/{rank}").decode()  # perhaps of an earlier start: nobody reads it then
                 if name not in told:
                     told.add(name)
-                    store.set(f"seqtk/start/{name}", str(number))
+                    store.set(f"{root}/start/{name}", str(number))
         time.sleep(POLL)

@@ -2,11 +2,14 @@
 
 import re
 from collections.abc import MutableMapping
+from math import ceil
 
 from seqtk.utils.errors import UserError
 
 PORTS = range(20_000, 30_000)
-"""Below the ports that Linux gives to clients. A job uses one of them, by its number."""
+"""Below the ports that Linux gives to clients. A step of a job uses one of them, by the numbers of job and step."""
+RUN_ID = "SEQTK_RUN_ID"
+"""The variable that tells processes of one run from those of another that use the same address and port."""
 
 
 def adopt_slurm(environment: MutableMapping[str, str]) -> None:
@@ -26,11 +29,32 @@ def adopt_slurm(environment: MutableMapping[str, str]) -> None:
         raise UserError(
             f"SLURM_NTASKS={size}, but SLURM_JOB_NODELIST is not set.", "Set MASTER_ADDR to the host of the first task."
         )
-    hosts = _number(environment, "SLURM_NNODES") if "SLURM_NNODES" in environment else 1
-    job = re.sub(r"\D", "", environment.get("SLURM_JOB_ID", "")) or "0"
-    environment.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local), LOCAL_WORLD_SIZE=str(size // hosts))
+    job, step = (int(re.sub(r"\D", "", environment.get(f"SLURM_{name}_ID", "")) or 0) for name in ("JOB", "STEP"))
+    local_size = _tasks_on_host(environment, size=size)
+    environment.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local), LOCAL_WORLD_SIZE=str(local_size))
     environment.setdefault("MASTER_ADDR", first_host(nodes))
-    environment.setdefault("MASTER_PORT", str(PORTS[int(job) % len(PORTS)]))
+    environment.setdefault("MASTER_PORT", str(PORTS[(job + 997 * step) % len(PORTS)]))  # jobs have adjacent numbers
+    environment.setdefault(RUN_ID, f"{job}.{step}")
+
+
+def _tasks_on_host(environment: MutableMapping[str, str], *, size: int) -> int:
+    """Returns the number of tasks on this host. Without a valid list of them, they are spread evenly."""
+    listed = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE", "")
+    counts = tasks_per_node(listed)
+    if sum(counts) == size and (len(set(counts)) == 1 or "SLURM_NODEID" in environment):
+        node = _number(environment, "SLURM_NODEID") if len(set(counts)) > 1 else 0
+        if node < len(counts):
+            return counts[node]
+    hosts = _number(environment, "SLURM_NNODES") if "SLURM_NNODES" in environment else 1
+    return ceil(size / max(hosts, 1))
+
+
+def tasks_per_node(listed: str) -> list[int]:
+    """Returns the tasks of each host of a list such as `4(x2),3`, which is [4, 4, 3]. []: it is not such a list."""
+    entries = [re.fullmatch(r"(\d{1,6})(?:\(x(\d{1,6})\))?", entry) for entry in listed.split(",")]
+    if not all(entries):
+        return []
+    return [int(entry[1]) for entry in entries if entry for _ in range(int(entry[2] or 1))]
 
 
 def first_host(nodes: str) -> str:

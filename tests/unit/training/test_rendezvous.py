@@ -29,3 +29,13 @@ def test_an_incomplete_start_does_not_disturb_the_next() -> None:
         with pytest.raises(dist.DistError):
             start(store, ranks, timeout=0.5)
     assert len(set(start(store, range(SIZE)))) == 1
+
+
+def test_processes_of_another_run_are_not_counted() -> None:
+    store = dist.HashStore()
+    with ThreadPoolExecutor(SIZE) as pool:
+        stranger = pool.submit(agreed_prefix, store, "7.1", rank=1, size=2, timeout=2)
+        own = [pool.submit(agreed_prefix, store, "7.0", rank=rank, size=2, timeout=20) for rank in (1, 0)]
+        assert len({each.result() for each in own}) == 1
+        with pytest.raises(dist.DistError):
+            stranger.result()

@@ -20,7 +20,24 @@ class TestWorld:
         environment = dict(TASK)
         adopt_slurm(environment)
         world = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
-        assert environment == {**TASK, **world, "MASTER_ADDR": "gpu003", "MASTER_PORT": "24567"}
+        meeting = {"MASTER_ADDR": "gpu003", "MASTER_PORT": "24567", "SEQTK_RUN_ID": "1234567.0"}
+        assert environment == {**TASK, **world, **meeting}
+
+    def test_steps_of_a_job_do_not_meet(self) -> None:
+        steps = [{**TASK, "SLURM_STEP_ID": step} for step in "01"]
+        for environment in steps:
+            adopt_slurm(environment)
+        for name in ("MASTER_PORT", "SEQTK_RUN_ID"):
+            assert steps[0][name] != steps[1][name]
+
+    @pytest.mark.parametrize(
+        ("tasks", "node", "local"),
+        [("3,1", "0", "3"), ("3,1", "1", "1"), ("2(x2)", "1", "2"), ("1(x2),2", "2", "2"), ("9", "0", "2")],
+    )
+    def test_hosts_may_have_different_numbers(self, tasks: str, node: str, local: str) -> None:
+        environment = {**TASK, "SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_TASKS_PER_NODE": "4", "SLURM_NODEID": node}
+        adopt_slurm(environment)
+        assert environment["LOCAL_WORLD_SIZE"] == local
 
     @pytest.mark.parametrize(
         "changed",
