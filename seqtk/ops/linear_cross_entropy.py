@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqtk.ops.dispatch import naive_mode
+from seqtk.ops.tensors import to_fp32
 
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**27}
 """The approximate number of logits in memory at a time: 32 MiB in float32 on a CPU, and as much for probabilities."""
@@ -95,6 +96,7 @@ def _losses_and_gradients(
     """Computes the linear map, log-softmax, loss and both gradients in one pass over chunks of positions.
 
     `dtype` is that of the logits. `selects`: the positions that do not count are left out, not multiplied by 0.
+    See `_gradient_dtype` for the gradients.
     """
     positions = len(features_ND)
     kept_N: Tensor | None = None
@@ -109,8 +111,10 @@ def _losses_and_gradients(
     share = on_target + vocabulary_size * spread
     weight, features = weight_VD.to(dtype), features_ND.to(dtype)
     sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    grad_low_ND = torch.empty_like(features) if need_features else None
-    grad_weight_VD = torch.zeros_like(weight_VD) if need_weight else None
+    product_dtype = _gradient_dtype(dtype)
+    grad_low_ND = torch.empty_like(features, dtype=product_dtype) if need_features else None
+    grad_weight_VD = torch.zeros_like(weight_VD, dtype=_gradient_dtype(weight_VD.dtype)) if need_weight else None
+    product_weight = weight if product_dtype == dtype else weight_VD.to(product_dtype)
     index_N1, minus_target_11 = (
         target_N[:, None],
         torch.full((1, 1), -on_target / share, dtype=sum_dtype, device=features.device),
@@ -126,12 +130,12 @@ def _losses_and_gradients(
         del logits_CV
         # d total / d logits = share · p - on_target [target] - spread; share and spread follow after the products
         p_CV.scatter_add_(1, index_C1, minus_target_11.expand_as(index_C1))
-        p_CV = p_CV.to(dtype)
+        p_CV, features_CD = p_CV.to(product_dtype), features_CD.to(product_dtype)
         if counted_N is not None:
             p_CV *= counted_N[chunk, None]
         if grad_low_ND is not None:
-            torch.mm(p_CV, weight, out=grad_low_ND[chunk])
-        if grad_weight_VD is not None and grad_weight_VD.dtype == dtype:
+            torch.mm(p_CV, product_weight, out=grad_low_ND[chunk])
+        if grad_weight_VD is not None and grad_weight_VD.dtype == product_dtype:
             grad_weight_VD.addmm_(p_CV.T, features_CD)
         elif grad_weight_VD is not None:
             grad_weight_VD += p_CV.T @ features_CD
@@ -144,7 +148,7 @@ def _losses_and_gradients(
     total = on_target * nll
     if spread:
         total = total + spread * vocabulary_size * normalizer_N1.sum(dtype=sum_dtype)
-    grad_features_ND = None if grad_low_ND is None else grad_low_ND.to(features_ND.dtype)
+    grad_features_ND = None if grad_low_ND is None else grad_low_ND.to(_gradient_dtype(features_ND.dtype))
     if spread:
         features_D, weight_D = features_ND.sum(0, dtype=sum_dtype), weight_VD.sum(0, dtype=sum_dtype)
         total -= spread * (features_D @ weight_D)  # the sum of all logits
@@ -160,8 +164,14 @@ def _losses_and_gradients(
     return total, nll, grad_features_ND, grad_weight_VD
 
 
+def _gradient_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Returns the dtype of gradients that are not scaled yet: float16 has no room for those of rare tokens."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 def _scaled(grad: Tensor | None, grad_total: Tensor) -> Tensor | None:
-    return None if grad is None else grad * grad_total.to(grad.dtype)
+    """Returns the product, computed in float32 or wider; autograd converts it to the dtype of the input."""
+    return None if grad is None else to_fp32(grad) * grad_total
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -219,8 +229,8 @@ def _(
     return (
         sums[0].clone(),
         sums[1].clone(),
-        torch.empty_like(features_ND) if need_features else none,
-        torch.empty_like(weight_VD) if need_weight else none.clone(),
+        torch.empty_like(features_ND, dtype=_gradient_dtype(features_ND.dtype)) if need_features else none,
+        torch.empty_like(weight_VD, dtype=_gradient_dtype(weight_VD.dtype)) if need_weight else none.clone(),
     )
 
 

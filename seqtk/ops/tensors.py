@@ -10,23 +10,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_found: dict[str, tuple["weakref.ref[Tensor]", Tensor]] = {}
+_found: dict[str, tuple["weakref.ref[Tensor]", int | None, Tensor]] = {}
 
 
 def once_for(name: str, source: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-    """Returns what `compute` returns, a function of `source`, which must not change.
+    """Returns what `compute` returns, a function of `source`.
 
-    A second call in a row for the same name and tensor returns the same result: masks that all layers of a model share
-    are computed once.
+    A second call in a row for the same name and unchanged tensor returns the same result: masks that all layers of a
+    model share are computed once. Changes of tensors that were made in inference mode are not noticed.
     """
     if torch.compiler.is_compiling():
         return compute()
+    version = None if source.is_inference() else source._version
     if name in _found:
-        of, result = _found[name]
-        if of() is source and result.is_inference() == torch.is_inference_mode_enabled():
+        of, seen, result = _found[name]
+        if of() is source and seen == version and result.is_inference() == torch.is_inference_mode_enabled():
             return result
     result = compute()
-    _found[name] = weakref.ref(source), result
+    _found[name] = weakref.ref(source), version, result
     return result
 
 

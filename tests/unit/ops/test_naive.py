@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import seqtk.ops
 from seqtk.ops import (
@@ -35,6 +36,7 @@ from seqtk.ops import (
 )
 from seqtk.ops.blockwise_softmax import LogitSpec, LogitTensors
 from seqtk.ops.dispatch import naive_mode, naive_ops
+from seqtk.ops.tensors import once_for
 from seqtk.testing.subject import assert_close
 
 Operation = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -550,6 +552,34 @@ class TestLinearCrossEntropy:
         # The logits are bfloat16, each to three digits.
         assert_bfloat16_is_close(operation, (9000, 8), (512, 8), tolerance=1e-4)
 
+    def test_float16_keeps_small_gradients(self) -> None:
+        """The p of a rare token is below the smallest number of float16; a loss scale comes too late for it."""
+        x, weight, target = torch.randn(8, 16), torch.randn(20_000, 16), torch.arange(8)
+
+        def gradients(enabled: bool) -> list[Tensor]:
+            inputs = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+            with torch.autocast("cpu", dtype=torch.float16, enabled=enabled):
+                total, _ = linear_cross_entropy.linear_cross_entropy(*inputs, target)
+            return [grad / 1024 for grad in torch.autograd.grad(1024 * total, inputs)]
+
+        for found, expected in zip(gradients(True), gradients(False), strict=True):
+            row_ratio = found.norm(dim=1) / expected.norm(dim=1)
+            assert row_ratio.min() > 0.97
+            assert row_ratio.max() < 1.03
+
+    def test_bfloat16_gradients_scale_exactly(self) -> None:
+        x, weight, target = torch.randn(16, 32).bfloat16(), torch.randn(50, 32), torch.randint(50, (16,))
+
+        def gradient(scale: float) -> Tensor:
+            leaf = x.clone().requires_grad_()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                total, _ = linear_cross_entropy.linear_cross_entropy(leaf, weight, target)
+            return torch.autograd.grad(total * scale, leaf)[0].float()
+
+        whole, part = gradient(1.0), gradient(1 / 3001)
+        ratio = (whole * part).sum() / (whole * whole).sum()
+        assert ratio.item() * 3001 == pytest.approx(1, abs=5e-4)
+
 
 def operations() -> dict[str, Any]:
     """Every module of `seqtk.ops` with a naive form."""
@@ -600,6 +630,43 @@ class TestResidual:
         kept = z.detach() != x.detach()
         assert torch.equal(y.grad != 0, kept)
         assert torch.allclose((z - x)[kept], 2 * y.float()[kept], atol=1e-5)
+
+    @pytest.mark.parametrize("autocast", [False, True])
+    def test_one_dtype_enters_the_backward_pass(self, autocast: bool) -> None:
+        """CUDA refuses a layer norm of two dtypes."""
+        x, y = torch.randn(2, 3, 8).bfloat16(), torch.randn(2, 3, 8).bfloat16().requires_grad_()
+        norm = nn.LayerNorm(8)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            z = residual.add_residual(x, y, rate=0.5, weight=norm.weight, bias=norm.bias)
+        with _NormDtypes() as seen:
+            z.float().square().sum().backward()
+        assert len(seen.dtypes) == 1
+        assert y.grad is not None
+
+
+class _NormDtypes(TorchDispatchMode):
+    """Records the dtypes of the inputs of layer norm's backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.native_layer_norm_backward.default:
+            self.dtypes |= {each.dtype for each in args if isinstance(each, Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+class TestTensors:
+    def test_a_changed_source_is_computed_again(self) -> None:
+        source = torch.zeros(3)
+        for _ in range(2):
+            assert once_for("test", source, source.clone) is once_for("test", source, source.clone)
+            source += 1
+            assert torch.equal(once_for("test", source, source.clone), source)
+        with torch.inference_mode():
+            source = torch.zeros(3)
+            assert once_for("test", source, source.clone) is once_for("test", source, source.clone)
 
 
 class TestNaiveForms:
