@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from seqtk.config.fields import setting
 from seqtk.data.batch import Dataset
-from seqtk.data.plan import BatchingConfig, IndexArray, Position, reading_order
+from seqtk.data.plan import BatchingConfig, IndexArray, Position, reading_order, usable
 from seqtk.data.static_shapes import Shape
 
 
@@ -70,7 +70,7 @@ class MixedExamples:
 
     Args:
         corpora: The corpora, which have examples.
-        names: What reports call them.
+        names: What reports call them. Equal names are numbered.
         weights: How many times an epoch reads each.
         temperature: See `examples_per_epoch`.
         seed: The seed of the run.
@@ -87,7 +87,7 @@ class MixedExamples:
         seed: int,
         epoch: int,
     ) -> None:
-        self.corpora, self.names, self.seed = tuple(corpora), tuple(names), seed
+        self.corpora, self.names, self.seed = tuple(corpora), _distinct(names), seed
         sizes = [len(corpus) for corpus in corpora]
         self.counts = examples_per_epoch(sizes, weights, temperature=temperature)
         self._offsets = np.cumsum([0, *sizes]).tolist()
@@ -99,6 +99,7 @@ class MixedExamples:
         self._ends = np.cumsum([len(part.order) for part in self._parts], dtype=np.int64)
         self.sizes_ND = np.concatenate([part.examples.sizes_ND[part.order] for part in self._parts])
         self._order: tuple[Any, npt.NDArray[np.int16]] | None = None
+        self._before: tuple[Any, npt.NDArray[np.int64]] | None = None
         self.truncated = sum(corpus.truncated for corpus in corpora)
 
     def __len__(self) -> int:
@@ -111,7 +112,10 @@ class MixedExamples:
         return self._offsets[part.corpus] + number, *rest
 
     def examples_read(self, config: BatchingConfig, position: Position, shapes: Sequence[Shape] = ()) -> dict[str, int]:
-        """How many examples of each corpus a run has read at `position`, of this epoch or at the end of it."""
+        """How many examples of each corpus a run has read at `position`, of this epoch or at the end of it.
+
+        Examples that are skipped, since they are too long for `config`, do not count.
+        """
         now_K = np.zeros(len(self.names), dtype=np.int64)
         if position.examples:
             key = (config, position.earlier, tuple(shapes))
@@ -121,10 +125,23 @@ class MixedExamples:
                 corpus_N = np.repeat(np.array([part.corpus for part in self._parts], dtype=np.int16), counts)
                 self._order = key, corpus_N[order_N]
             now_K = np.bincount(self._order[1][: position.examples], minlength=len(self.names))
-        before = position.epoch - 1
-        return {
-            name: before * count + now for name, count, now in zip(self.names, self.counts, now_K.tolist(), strict=True)
-        }
+        settings = (config, position.epoch)
+        if self._before is None or self._before[0] != settings:
+            self._before = (
+                settings,
+                np.array([self._read_before(position.epoch, k, config) for k in range(len(self.names))]),
+            )
+        return dict(zip(self.names, (self._before[1] + now_K).tolist(), strict=True))
+
+    def _read_before(self, epoch: int, number: int, config: BatchingConfig) -> int:
+        """Returns how many examples of a corpus the epochs before `epoch` have read."""
+        sizes_ND = self.corpora[number].sizes_ND
+        passes, rest = divmod((epoch - 1) * self.counts[number], len(sizes_ND))
+        kept, _ = usable(sizes_ND, config)
+        if len(kept) == len(sizes_ND):
+            return (epoch - 1) * self.counts[number]
+        last = _order_of_pass(number, passes, size=len(sizes_ND), seed=self.seed)[:rest]
+        return passes * len(kept) + int(np.isin(last, kept).sum())
 
     def lines(self) -> list[str]:
         """The counts as text, a line a corpus."""
@@ -151,8 +168,17 @@ def _parts(number: int, corpus: Dataset, *, count: int, seed: int, epoch: int) -
         first, last = max(start - turn * size, 0), min(start + count - turn * size, size)
         order: IndexArray = np.arange(size)
         if last - first < size:  # a whole pass needs no order: the plan of the epoch shuffles it
-            random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, turn, number + 1])))
-            order = random.permutation(size)[first:last]
+            order = _order_of_pass(number, turn, size=size, seed=seed)[first:last]
         examples = corpus.for_epoch(turn + 1) if isinstance(corpus, ChangesByEpoch) else corpus
         parts.append(_Part(number, examples, order))
     return parts
+
+
+def _order_of_pass(number: int, turn: int, *, size: int, seed: int) -> IndexArray:
+    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, turn, number + 1])))
+    return random.permutation(size)
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names; those that occur several times get the number of their corpus, from 1."""
+    return tuple(f"{name} ({k})" if list(names).count(name) > 1 else name for k, name in enumerate(names, 1))

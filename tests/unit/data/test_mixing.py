@@ -1,6 +1,7 @@
 """Unit tests of mixes: what an epoch reads of each corpus, and in which order."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -86,12 +87,24 @@ class TestOrder:
         assert now.sizes_ND[:, 0].tolist() == expected
 
 
-def test_counts_are_exact_in_the_middle_of_an_epoch() -> None:
+@pytest.mark.parametrize("max_length", [None, 4])
+def test_counts_are_exact_in_and_after_an_epoch(max_length: int | None) -> None:
+    """Examples that are too long are skipped, and not counted."""
+    batching = replace(BATCHING, max_length=max_length)
     read: Counter[str] = Counter()
     for epoch in (1, 2, 3):
         now = mixed(epoch)
-        for update in epoch_plan(now.sizes_ND, BATCHING, seed=1, position=Position(epoch)):
+        for update in epoch_plan(now.sizes_ND, batching, seed=1, position=Position(epoch)):
             for indices in update.indices:
                 assert indices is not None
                 read.update(now[index][1] for index in indices.tolist())
-            assert now.examples_read(BATCHING, update.position_after) == {"a": read["a"], "b": read["b"]}
+            assert now.examples_read(batching, update.position_after) == {"a": read["a"], "b": read["b"]}
+        assert now.examples_read(batching, Position(epoch + 1)) == {"a": read["a"], "b": read["b"]}
+
+
+def test_equal_names_are_numbered() -> None:
+    now = MixedExamples(
+        [Numbers("a", 3), Numbers("a", 4), Numbers("b", 5)], ["a", "a", "b"], weights=[1] * 3, seed=1, epoch=1
+    )
+    assert now.examples_read(BATCHING, Position(2)) == {"a (1)": 3, "a (2)": 4, "b": 5}
+    assert len({line.split(" of ")[1] for line in now.lines()}) == 3
