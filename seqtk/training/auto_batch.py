@@ -48,14 +48,25 @@ def settled(config: TrainConfig, *, step: TrainStep, task: Task, train_set: Data
     share = None if total is None else ceil(total / parts)
     tokens = batch.max_tokens
     if is_auto(tokens):
-        kept = _kept(Path(config.save_dir))
+        kept, longest = _kept(Path(config.save_dir)), _longest(train_set, batch)
+        if not kept and share is not None and share < longest:
+            raise UserError(
+                f"batch.tokens_per_update={total} is too small: the longest example has {longest:,} tokens.",
+                f"Set batch.tokens_per_update to {parts * longest} or more, or batch.max_length={share}.",
+            )
         found = kept or min(engine.gather(_largest(step, task, train_set, batch, share, device=engine.device)))
-        tokens = found if share is None or kept else ceil(share / ceil(share / found))
+        tokens = found if share is None or kept else max(ceil(share / ceil(share / found)), longest)
     if is_auto(update_freq):
         assert total is not None
         assert tokens is not None
         update_freq = max(1, round(total / (engine.size * tokens)))
     return replace(config, batch=replace(batch, max_tokens=tokens), update_freq=update_freq)
+
+
+def _longest(train_set: Dataset, config: BatchingConfig) -> int:
+    """Returns the length of the longest usable example."""
+    longest_N = train_set.sizes_ND.reshape(len(train_set), -1).max(axis=1)
+    return int(longest_N[longest_N <= (config.max_length or np.inf)].max(initial=0))
 
 
 def _kept(save_dir: Path) -> int | None:

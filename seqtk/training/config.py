@@ -252,12 +252,22 @@ class TrainConfig:
         self.validation.check()
         for sink in self.log.all_sinks():
             sinks.class_of(type(sink)).check()
+        if self.task.temperature != 1 and not self.task.mix:
+            raise UserError(
+                f"task.temperature={self.task.temperature} has no effect without task.mix.",
+                "Set task.mix, or remove task.temperature.",
+            )
         self._check_auto()
         self._check_metrics()
         if self.validation.decode:
             self.validation.search.check()
 
     def _check_auto(self) -> None:
+        if self.batch.tokens_per_update is not None and not self.auto_keys:
+            raise UserError(
+                f"batch.tokens_per_update={self.batch.tokens_per_update} has no effect on numbers.",
+                "Set batch.max_tokens=auto or update_freq=auto, or batch.tokens_per_update=null.",
+            )
         if self.auto_keys and self.batch.streams is not None:
             key = self.auto_keys[0]
             raise UserError(f"{key}=auto is not possible with batch.streams.", f"Set {key} to a number.")

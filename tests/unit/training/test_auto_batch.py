@@ -35,6 +35,14 @@ class TestChoice:
     def test_batches_share_an_update_of_fixed_parts(self, tiny_corpus: Path, tmp_path: Path) -> None:
         assert trainer(tiny_corpus, tmp_path, **{**AUTO, "update_freq": 4}).config.batch.max_tokens == 200
 
+    def test_no_example_is_skipped(self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        longest = int(trainer(tiny_corpus, tmp_path).train_set.sizes_ND.max())
+        monkeypatch.setattr(auto_batch, "CPU_TOKENS", longest)
+        changes = {"batch__max_tokens": "auto", "batch__tokens_per_update": longest + 2}  # two halves are too short
+        assert trainer(tiny_corpus, tmp_path, **changes).config.batch.max_tokens == longest
+        with pytest.raises(UserError, match=rf"batch\.tokens_per_update={longest - 1}(.|\n)* {longest} "):
+            trainer(tiny_corpus, tmp_path, **{**changes, "batch__tokens_per_update": longest - 1})
+
     def test_little_memory_gives_small_batches(
         self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -97,6 +105,7 @@ class TestRun:
         ({"update_freq": "auto"}, "tokens_per_update"),
         ({"update_freq": "auto", "batch__tokens_per_update": 8, "batch__max_tokens": None}, "max_tokens"),
         ({"batch__max_tokens": "auto", "batch__streams": 2}, "streams"),
+        ({"batch__tokens_per_update": 800}, r"batch\.tokens_per_update=800 has no effect"),
         ({"batch__max_tokens": "all"}, "max_tokens=all"),
     ],
 )
