@@ -1,18 +1,19 @@
 """Checks before the first update, and the start-up banner."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from seqtk.corpora import demo
 from seqtk.criterions import Criterion
 from seqtk.data.batch import Dataset
 from seqtk.data.mixing import MixedExamples
-from seqtk.data.plan import Update, epoch_batches, is_auto, padding_share, usable
+from seqtk.data.plan import IndexArray, Update, epoch_batches, is_auto, padding_share, usable
 from seqtk.metrics import metrics
 from seqtk.metrics.base import OUTPUTS, TEXT_SIZE
 from seqtk.models import Model
@@ -40,19 +41,31 @@ def check_run(
         check_streams(config, task=task, model=model, samples=len(train_set), engine=engine)
     kept, _ = usable(train_set.sizes_ND, config.batch)
     validated = validation_sets(task, config)
+    for name, dataset in validated.items():
+        if not len(dataset):
+            raise UserError(
+                f"The validation set '{name}' has no examples.",
+                "Set validation.split=null for no validation, or another split."
+                if name == config.validation.split
+                else "Remove it from validation.sets.",
+            )
     for name in list(validated)[:1]:
         targets = int(validated[name].sizes_ND[:, -1].sum())
         with reading_set(task, config, name) as split:
             _check_metrics(config, split, task=task, stats=criterion.stats_of(model), targets=targets)
     if not len(kept):
         epoch_batches(train_set.sizes_ND, config.batch, seed=config.seed, epoch=1)  # raises, with the reason
-    _check_lengths(config, {"training": train_set, **validated}, task=task, model=model)
+    numbers = [np.arange(len(dataset)) for dataset in validated.values()]
+    read = zip(["training", *validated], [train_set, *validated.values()], [kept, *numbers], strict=True)
+    _check_lengths(config, list(read), task=task, model=model)
 
 
-def _check_lengths(config: TrainConfig, datasets: Mapping[str, Dataset], *, task: Task, model: Model) -> None:
-    kept, _ = usable(datasets["training"].sizes_ND, config.batch)
-    for split, dataset in datasets.items():
-        sizes_ND = dataset.sizes_ND[kept] if split == "training" else dataset.sizes_ND
+def _check_lengths(
+    config: TrainConfig, read: Sequence[tuple[str, Dataset, IndexArray]], *, task: Task, model: Model
+) -> None:
+    """Compares lengths with the model's limits. `read`: the training set, then others: name, set, examples read."""
+    for place, (split, dataset, numbers) in enumerate(read):
+        sizes_ND = dataset.sizes_ND[numbers]
         for longer in task.too_long(sizes_ND, model):
             side, limit = longer.side, longer.limit
             own = next(
@@ -63,11 +76,9 @@ def _check_lengths(config: TrainConfig, datasets: Mapping[str, Dataset], *, task
             if narrowest is not None and limit != getattr(config.model, own, None):
                 needed += (narrowest.max_length or 0) - limit  # memory tokens take positions, too
                 key = config.length_key(narrowest.slot)
-            number = kept[longer.examples[0]] if split == "training" else longer.examples[0]
+            number = numbers[longer.examples[0]]
             other = task.shortening(training=True) or (
-                f"batch.max_length={limit} to skip them"
-                if split == "training"
-                else "remove them from the validation text"
+                f"batch.max_length={limit} to skip them" if place == 0 else "remove them from the validation text"
             )
             raise UserError(
                 f"{how_many(len(longer.sizes), f'{split} example')} exceed the model's limit of {limit} {side} tokens.",

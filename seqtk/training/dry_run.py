@@ -9,7 +9,7 @@ from torch import Tensor
 
 from seqtk.checkpoint.module_table import aligned, by_module
 from seqtk.data.loader import load_updates
-from seqtk.data.plan import Update, padding_share, positions, real_batches
+from seqtk.data.plan import Position, Update, padding_share, positions, real_batches
 from seqtk.optim import rate_scales
 from seqtk.training.checks import banner, prepared
 from seqtk.training.compiling import uncompiled
@@ -32,6 +32,9 @@ def dry_run(config: TrainConfig) -> Iterator[str]:
     with prepared(config) as engine:
         run = Trainer(config, engine=engine)
         plan = run.plan()
+        if not plan:  # other batch settings than before leave no usable example in this epoch
+            run.state = run.state.replace(position=Position(run.state.position.epoch + 1))
+            plan = run.plan()
         for line in itertools.chain(
             banner(run, plan),
             run.notes,

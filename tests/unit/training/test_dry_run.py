@@ -47,6 +47,18 @@ def test_a_run_that_exists_stays_as_it_is(tiny_corpus: Path, tmp_path: Path) -> 
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
+def test_the_next_epoch_follows_a_used_up_one(tiny_corpus: Path, tmp_path: Path) -> None:
+    updates = len(trainer(tiny_corpus, tmp_path).plan()) - 1
+    run = trainer(tiny_corpus, tmp_path, max_updates=updates)
+    run.fit()
+    longest_N = run.train_set.sizes_ND.max(axis=1)
+    left = run.plan()[0].indices[0]
+    assert left is not None
+    limit = int(longest_N[left].min()) - 1
+    assert limit >= longest_N.min()
+    assert "end of epoch 2" in described(tiny_corpus, tmp_path, max_updates=updates + 2, batch__max_length=limit)
+
+
 def test_it_names_what_is_frozen_and_scaled(tiny_corpus: Path, tmp_path: Path) -> None:
     changes = {"freeze": ["encoder"], "lr_scales": [{"name": "decoder", "scale": 0.25}]}
     lines = described(tiny_corpus, tmp_path / "run", **changes).splitlines()

@@ -1,11 +1,13 @@
 """Examples longer than the model takes are refused before the first update, with advice that helps."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from seqtk.data.indexed_writer import IndexedWriter
 from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import trainer
 
@@ -39,6 +41,17 @@ def test_advice_lets_the_run_start(case: str, tiny_corpus: Path, tmp_path: Path)
             continue
         return
     pytest.fail("the advice does not help")
+
+
+def test_a_set_named_training_replaces_nothing(tiny_corpus: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    shutil.copytree(tiny_corpus, corpus)
+    for lang in ("en", "de"):
+        with IndexedWriter(corpus / f"short.en-de.{lang}", vocabulary_size=300) as writer:
+            writer.append([5, 2])
+    changes = {"validation__split": "training", "validation__sets": [{"split": "short", "name": "training"}]}
+    with pytest.raises(UserError, match="training examples exceed"):
+        trainer(corpus, tmp_path / "run", model__max_source_length=3, **changes)
 
 
 def test_shared_key_is_named_where_it_applies(tiny_corpus: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from seqtk.data.indexed_writer import IndexedWriter
 from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import losses, trainer
 
@@ -61,6 +62,18 @@ class TestSeveralSplits:
     ) -> None:
         with pytest.raises(UserError, match=words):
             trainer(two_splits, tmp_path, validation__sets=sets)
+
+    @pytest.mark.parametrize("decides", [True, False])
+    def test_empty_sets_are_refused(self, tiny_corpus: Path, tmp_path: Path, decides: bool) -> None:
+        shutil.copytree(tiny_corpus, tmp_path / "corpus")
+        for side in ("en", "de"):
+            path = tmp_path / "corpus" / f"empty.en-de.{side}"
+            with IndexedWriter(path, vocabulary_size=300):
+                pass
+        changes = {"validation__split": "empty"} if decides else {"validation__sets": [{"split": "empty"}]}
+        with pytest.raises(UserError, match="'empty' has no examples"):
+            trainer(tmp_path / "corpus", tmp_path / "run", **changes)
+        assert not (tmp_path / "run").exists()
 
     def test_a_set_of_other_data_may_decide(self, two_splits: Path, tmp_path: Path) -> None:
         other = tmp_path / "other"
