@@ -6,7 +6,9 @@ mapped into memory: if a file becomes shorter while it is in use, an exception i
 process, and the memory of the process does not grow with the number of items read.
 """
 
+import errno
 import os
+import resource
 import struct
 import weakref
 from collections.abc import Sequence
@@ -121,7 +123,7 @@ class _File:
     def __init__(self, path: str) -> None:
         self.path = path
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = _open(path)
         except FileNotFoundError:
             raise UserError(f"There is no file {path}.") from None
         weakref.finalize(self, os.close, self._descriptor)
@@ -151,6 +153,24 @@ class _File:
             if len(found) == counts.sum():
                 return found
         return b"".join([self.read(start, count) for start, count in ranges])
+
+
+def _open(path: str) -> int:
+    """Returns a descriptor of a file. If there are too many, it raises the limit as far as the system allows."""
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    try:
+        return os.open(path, flags)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        raise UserError(
+            f"{path} cannot be opened: this process has {soft} open files, the most that it may have.",
+            "Raise the limit in the shell, for example ulimit -n 4096, or join the parts of the data.",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return _open(path)
 
 
 def _layout(index: _File, prefix: str) -> tuple[int, np.dtype[Any], int, int]:

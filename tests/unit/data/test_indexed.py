@@ -3,6 +3,8 @@
 import os
 import pickle
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +176,25 @@ class TestJoined:
         for start in range(12):
             for end in range(start, 13):
                 assert joined.stream(start, end).tolist() == stream[start:end]
+
+
+_OPEN_MANY = """
+import resource, sys
+from seqtk.data.indexed import IndexedDataset
+from seqtk.utils.errors import UserError
+resource.setrlimit(resource.RLIMIT_NOFILE, (20, 60))
+opened = [IndexedDataset(sys.argv[1]) for _ in range(20)]
+try:
+    opened += [IndexedDataset(sys.argv[1]) for _ in range(20)]
+except UserError as error:
+    print(error)
+"""
+
+
+def test_too_many_files_name_the_limit(tmp_path: Path) -> None:
+    """The soft limit is raised to the hard limit."""
+    _write(tmp_path / "x")
+    command = [sys.executable, "-c", _OPEN_MANY, str(tmp_path / "x")]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "ulimit -n" in found.stdout
+    assert len(found.stdout.splitlines()) <= 3
