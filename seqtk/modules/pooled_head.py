@@ -23,12 +23,15 @@ FILLER = -1
 class PooledHead(Head):
     """Predicts one class per row: softmax(W pool(x) + b), or softmax(W relu(V pool(x) + a) + b) with a hidden layer.
 
-    Args: dim: D, the width of the features. classes: C. Every number below C is a class; there is no padding among
-    them. pool: How the features of a row become one vector: their `mean` or `max`, or the feature of the first (`cls`)
-    or of the `last` position. Padding is ignored; a row that is all padding has the vector 0. For `cls`, the model puts
-    a learned vector first, as BERT does (Devlin et al. 2019, arXiv 1810.04805, section 3). dropout: The dropout rate of
-    the pooled vector, and of the hidden layer. hidden_dim: H, the width of a hidden layer. None: there is none.
-    class_weights: The weight of each class in the loss. None: all have weight 1.
+    Args:
+        dim: D, the width of the features.
+        classes: C. Every number below C is a class; there is no padding among them.
+        pool: How the features of a row become one vector: their `mean` or `max`, or the feature of the first (`cls`) or
+            of the `last` position. Padding is ignored; a row that is all padding has the vector 0. For `cls`, the model
+            puts a learned vector first, as BERT does (Devlin et al. 2019, arXiv 1810.04805, section 3).
+        dropout: The dropout rate of the pooled vector, and of the hidden layer.
+        hidden_dim: H, the width of a hidden layer. None: there is none.
+        class_weights: The weight of each class in the loss. None: all have weight 1.
     """
 
     counts_correct = True
@@ -94,9 +97,12 @@ class PooledHead(Head):
 class PairHead(PooledHead):
     """Predicts one class for each pair of rows x, y that the same encoder has read.
 
-    Args: dim: D. classes: C. combine: The input of the classifier from two pooled vectors: `concat` is [x, y] (Tay et
-    al. 2021, arXiv 2011.04006, released code; Mega), `full` is [x, y, x * y, x - y] (Nyströmformer's code; S4). others:
-    As for `PooledHead`.
+    Args:
+        dim: D.
+        classes: C.
+        combine: The input of the classifier from two pooled vectors: `concat` is [x, y] (Tay et al. 2021, arXiv
+            2011.04006, released code; Mega), `full` is [x, y, x * y, x - y] (Nyströmformer's code; S4).
+        others: As for `PooledHead`.
     """
 
     def __init__(self, dim: int, classes: int, *, combine: Combination = "full", **others: object) -> None:

@@ -75,9 +75,8 @@ class GenerationPipeline(TextPipeline):
             break_mode: How the text is cut into samples. None: as in training.
             tokens_per_sample: The maximum number of tokens of a sample, including context. None: as in training.
             context_window: The number of these tokens that are context, which is read but not scored again.
-            streams: For models with recurrent memory: the number of contiguous streams in which the text is read. None:
-            as
-                in training.
+            streams: For models with recurrent memory: the number of contiguous streams in which the text is read.
+                None: as in training.
             batching: The maximum size of a batch.
             output: A file for the scores of all tokens, one JSON line for each line of the text.
             progress: Shows a bar on a terminal.

@@ -251,7 +251,7 @@ class Task:
             search: The settings of the search for outputs. None: the defaults.
             references: Further sets of references, line by line, in addition to the references in the data.
             batching: The maximum size of a batch. With `streams`, the text is read in this number of streams with
-            recurrent state.
+                recurrent state.
             bf16: Whether matrix products run in bfloat16.
             resamples: The bootstrap samples that intervals are computed from, for metrics of classes. 0: no intervals.
             progress: Shows a bar on a terminal.

@@ -143,7 +143,7 @@ def law_cases(
     Args:
         kind: The name under which the layer is registered.
         oracle: A function that computes the layer's output from its equations. None: skip the law
-        `equals_the_reference`.
+            `equals_the_reference`.
         variants: Name → settings to check, as a mapping or a `Variant`, which also restricts roles and sizes. None: the
             kind's defaults. `heads=2` and a small `max_length` are set where the kind has such settings.
         device: The device of the layer. On an accelerator there is one more law: the outputs equal the CPU's.

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -61,8 +62,8 @@ class WeightCopies:
             outputs = iter(_Copies.apply(buffers, *_parameters(maps_of_block)))  # type: ignore[no-untyped-call]
             for maps in maps_of_block:
                 copies = Copies(next(outputs), None if maps[0].bias is None else next(outputs), maps)
-                for each in maps:
-                    each.copies = copies
+                for each, first_row in zip(maps, _first_rows(maps), strict=True):
+                    each.copies, each.first_row = copies, first_row
         try:
             yield
         finally:
@@ -112,13 +113,14 @@ _step_counter = cache(_StepCounter)
 def _groups(maps_of_block: list[tuple[Linear, ...]]) -> Iterator[list[Tensor]]:
     """Yields the parameters that lie in one buffer: the weights of joint maps, then their biases."""
     for maps in maps_of_block:
-        first_row = 0
-        for each in maps:
-            each.first_row = first_row
-            first_row += each.out_features
         yield [each.weight for each in maps]
         if maps[0].bias is not None:
             yield [each.bias for each in maps]
+
+
+def _first_rows(maps: tuple[Linear, ...]) -> list[int]:
+    """Returns where the rows of each map start in the copies of joint maps."""
+    return list(accumulate([each.out_features for each in maps[:-1]], initial=0))
 
 
 def _parameters(maps_of_block: list[tuple[Linear, ...]]) -> list[Tensor]:
