@@ -27,17 +27,17 @@ class RateScale:
     scale: float = setting(1.0, above=0, help="Factor of the learning rate.")
 
 
-def freeze(model: nn.Module, patterns: Sequence[str], *, key: str = "freeze") -> None:
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     """Freezes the weights that match any of the patterns.
 
     Raises:
         UserError: If a pattern matches no weight, or if all weights are frozen.
     """
-    frozen = {name for pattern in patterns for name in matching(model, pattern, key=key)}
+    frozen = {name for pattern in patterns for name in matching(model, pattern, key="freeze")}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and name not in frozen)
     if patterns and not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError(f"{key}={','.join(patterns)} freezes all weights, so there is nothing to train.")
+        raise UserError(f"freeze={','.join(patterns)} freezes all weights, so there is nothing to train.")
 
 
 def rate_scales(model: nn.Module, scales: Sequence[RateScale], *, layer_decay: float = 1.0) -> dict[str, float]:
