@@ -180,7 +180,7 @@ class AftLocal(AftFull):
     subquadratic = True
 
     def weights(self, length: int) -> tuple[Tensor, ...]:
-        """Returns `AftFull`'s weights; beyond length W, exp(w) of near, other and (causal) the same block."""
+        """Returns `AftFull`'s weights; above length W, exp(w) of near, other and (causal) own blocks."""
         window, causal = self.config.window, self.role is Role.CAUSAL
         if length <= window:
             return super().weights(length)
@@ -213,7 +213,7 @@ class AftLocal(AftFull):
     def _other_blocks(
         self, key_BNWD: Tensor, value_BNWD: Tensor, near_NWJ: Tensor, far_NW1: Tensor
     ) -> LogSumExpAccumulator:
-        """Returns the sums over near blocks, with biases, and all others, without; if causal, over earlier blocks only.
+        """Returns the sums over other blocks (causal: earlier ones): near blocks with biases, all others without.
 
         The scale is the largest key of all blocks, or of all earlier ones.
         """
@@ -263,7 +263,7 @@ class AftLocal(AftFull):
 
 
 def _top(bias_TS: Tensor) -> Tensor:
-    """Returns the largest bias of each row, but at least 0, the bias of positions outside the window."""
+    """Returns the largest bias of each row, or 0, which is the bias outside the window, if that is larger."""
     return bias_TS.detach().amax(-1, keepdim=True).clamp(min=0)
 
 

@@ -30,7 +30,7 @@ LN2 = math.log(2)
 
 @dataclass(frozen=True)
 class LunaConfig(QKVConfig):
-    """Attention through P memory slots that layers pass on: 5 D² weights (untied 7 D²), O(T P D) time."""
+    """Attention through P memory slots: 5 D² weights (7 D² with tie_kv=false), O(T P D) time."""
 
     memory_size: int = setting(
         32, at_least=1, help="Memory slots. Layers of one encoder that share them must have the same number."
@@ -73,7 +73,7 @@ class Luna(HeadedAttention):
         self.carried_norm: nn.LayerNorm | None = None
 
     def projection_names(self) -> dict[str, str | None]:
-        """Returns the name of the projection for each use. None: the heads of the input itself."""
+        """Returns the name of the projection for each use. None: the input is split into heads without a projection."""
         tied = self.config.tie_kv
         names: dict[str, str | None] = {name: name for name in ("pack_query", "pack_key", "query", "key")}
         names["value"] = "key" if tied else "value"
@@ -205,7 +205,7 @@ class Luna(HeadedAttention):
     def over_heads(
         self, mix: OfHeads, uses: tuple[str, ...], x_BSM: Tensor, *read: Tensor | float, pad_BS: Tensor | None
     ) -> Tensor:
-        """Returns y_BTD, `mix(heads, *projected_BHSE)` computed a few heads at a time.
+        """Computes `mix(heads, *projected_BHSE)` for a few heads at a time, and returns y_BTD.
 
         Keys and values, but not queries, are `filtered`.
         """

@@ -125,7 +125,7 @@ class Mega(Attention):
         return functional.silu(self.value(x_BTD))[:, None]
 
     def _attend(self, query_B1TZ: Tensor, key_B1TZ: Tensor, value_B1TV: Tensor, pad_BT: Tensor | None) -> Tensor:
-        """Returns attention over each row, or within each of its chunks (treated as rows), BTV."""
+        """Returns the attention outputs BTV, over each row or within each of its chunks."""
         batch, _, length, _ = query_B1TZ.shape
         size, causal = min(self.config.chunk or length, length), self.role is Role.CAUSAL
         if length % size and pad_BT is None and not causal:

@@ -88,7 +88,7 @@ class NystromAttention(HeadwiseAttention):
 
 
 def segment_means(pad_BT: Tensor | None, segments: int, *, like: Tensor) -> Tensor:
-    """Returns means_BLT, so that means_BLT @ x_BTD are the means over segments of each row's tokens; L is at most T.
+    """Returns the matrix means_BLT that averages x_BTD over L <= T segments of each row: means_BLT @ x_BTD.
 
     A row with fewer tokens than segments has one token in each of the first segments, and rows of zeros for the others.
     The means are in float32 or wider and have the batch, length and device of `like`, x_BTD.
@@ -104,7 +104,7 @@ def segment_means(pad_BT: Tensor | None, segments: int, *, like: Tensor) -> Tens
 
 
 def among_landmarks(query_BHLE: Tensor, key_BHLE: Tensor, exists_BL: Tensor) -> Tensor:
-    """Returns softmax(Q̃ K̃ᵀ / √e) among existing landmarks, with zero rows and columns for the others."""
+    """Returns softmax(Q̃ K̃ᵀ / √e) over the landmarks that a row has, with zero rows and columns for the others."""
     logits_BHLL = query_BHLE @ key_BHLE.transpose(-1, -2) / math.sqrt(query_BHLE.shape[-1])
     lowest = torch.finfo(logits_BHLL.dtype).min
     weights_BHLL = logits_BHLL.masked_fill(~exists_BL[:, None, None, :], lowest).softmax(-1)

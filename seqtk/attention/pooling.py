@@ -48,7 +48,7 @@ class PooledKeysAttention(QKVAttention):
         return self.read(query_BHTE, self.compress(key_BHSE, value_BHSE, pad_BS=pad_BS))
 
     def compress(self, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None) -> State:
-        """Returns the keys and values of the null and of the windows, BHNE, and a mask, BN, of those that a row has."""
+        """Returns the keys and values of the null and the windows, BHNE, and mask_BN, True for those that a row has."""
         length = key_BHSE.shape[2]
         is_full = pad_BS is None and self.kernel == self.stride and length % self.stride == 0
         real_BS = key_BHSE.new_ones(1, length, dtype=torch.bool) if pad_BS is None else ~pad_BS
@@ -76,7 +76,7 @@ class PooledKeysAttention(QKVAttention):
         return attend(query_BHTE, memory["key"], memory["value"], bias=seen_BHTN, dropout=self.active_dropout)
 
     def start_mix(self, batch: int) -> State:
-        """Returns `key` and `value` of null and complete windows, and `keys` and `values` of the last window."""
+        """Returns the state: null and complete windows (`key`, `value`), and the last window (`keys`, `values`)."""
         none_BH0E = self.query.weight.new_zeros(batch, self.heads, 0, self.head_dim)
         key_BHNE, value_BHNE = self.with_null(none_BH0E, none_BH0E)
         return {"key": key_BHNE, "value": value_BHNE, "keys": none_BH0E, "values": none_BH0E}
@@ -92,7 +92,7 @@ class PooledKeysAttention(QKVAttention):
         return y_BH1E, {"key": key_BHNE, "value": value_BHNE, "keys": keys_BHKE, "values": values_BHKE}
 
     def windows(self, x_BHSE: Tensor, *, fill: float) -> Tensor:
-        """Returns x_BHNKE, the windows that begin within the length, with `fill` past its end."""
+        """Returns x_BHNKE, the windows that begin before the end of the input, padded with `fill` after it."""
         missing = (-(-x_BHSE.shape[2] // self.stride) - 1) * self.stride + self.kernel - x_BHSE.shape[2]
         if missing:
             x_BHSE = functional.pad(x_BHSE, (0, 0, 0, missing), value=fill)

@@ -35,7 +35,7 @@ class QKVConfig(AttentionConfig):
 
 
 class HeadedAttention(Attention):
-    """A layer that splits its width into heads.
+    """Base class of layers that split their width into heads.
 
     Raises:
         UserError: The width is not a multiple of the heads, or the number of heads is not set.

@@ -16,7 +16,7 @@ C = TypeVar("C")
 
 
 class Resizable:
-    """Mixin of the attention layers whose weights can be resized in this way."""
+    """Mixin for attention layers whose `max_length` can be changed after training."""
 
     @classmethod
     def resized(cls, config: Any, *, max_length: int) -> Any:
@@ -51,7 +51,7 @@ def resize_configs(tree: C, *, max_length: int) -> C:
 
 
 def resize_tensor(old: Tensor, *, new: Tensor) -> Tensor:
-    """Returns `new` with the leading corner replaced by that of `old`, in the dtype of `old`."""
+    """Returns `new` in the dtype of `old`, with the elements at indices that both tensors have copied from `old`."""
     corner = tuple(slice(min(sizes)) for sizes in zip(old.shape, new.shape, strict=True))
     resized = new.to(old.dtype, copy=True)
     resized[corner] = old[corner]

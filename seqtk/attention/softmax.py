@@ -102,7 +102,7 @@ class SoftmaxAttention(QKVAttention):
         return attend_last(query_BH1E, state, bias=bias), state
 
     def _uses_flex(self, device: torch.device) -> bool:
-        """Returns whether FlexAttention is used. On other devices evaluation uses the fused kernel; training fails."""
+        """Returns whether FlexAttention is used. Without CUDA, evaluation uses the fused kernel and training fails."""
         if self.config.backend == "flex" and device.type != "cuda" and self.training:
             raise UserError(
                 f"{self.slot}.backend=flex cannot train on {device.type}: torch's FlexAttention has no backward there.",

@@ -285,7 +285,7 @@ class HeadLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.heads, 1, outputs)) if config.bias else None
 
     def forward(self, x_BHTE: Tensor, *, columns: int) -> LogitSpec:
-        """Returns the outputs as the spec of a matrix product. The bias is the weight of a 1 appended to x."""
+        """Returns a spec that computes the outputs as a matrix product, with a 1 appended to x for the bias."""
         weight_HES = self.weight[..., :columns]
         if self.bias is not None:
             weight_HES = torch.cat([weight_HES, self.bias[..., :columns]], 1)

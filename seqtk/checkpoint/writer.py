@@ -1,4 +1,4 @@
-"""Writes files in a thread, so that training continues meanwhile."""
+"""Writes files in a thread while training continues."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +35,7 @@ class Writer:
             self.report(f"Warning: the last checkpoint was not written. {failure}")
 
     def run(self, function: Callable[[], object]) -> None:
-        """Waits for the function before, then runs `function`, or starts it."""
+        """Waits for the previous function, then runs `function`, or starts it in the thread."""
         self.wait()
         if self.asynchronous:
             self._task = self._thread.submit(function)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClassifyConfig(LoadConfig):
-    """Which model classifies what, and the format of the output."""
+    """Which model to use, the texts to classify, and the format of the output."""
 
     input: str = setting("-", help="A text file with one example per line. -: standard input.")
     output: str = setting("-", help="The file to write. -: standard output.")
@@ -81,7 +81,7 @@ def load_classifier(config: LoadConfig) -> "ClassificationPipeline":
 
 
 def read_texts(path: str, *, pairs: bool) -> Iterator[str | tuple[str, str]]:
-    """Yields the texts in a file, one a line, or two with a tab between them.
+    """Yields the texts in a file: one per line, or two separated by a tab.
 
     Raises UserError for a line without the tab.
     """

@@ -158,7 +158,7 @@ def _values_of(key: str, arguments: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _rank0_errors() -> Iterator[None]:
-    """Reports errors in the arguments only in the first process of a machine, because they occur in all processes."""
+    """Reports errors in the arguments in one process of each machine only, because they occur in all processes."""
     try:
         yield
     except UserError:

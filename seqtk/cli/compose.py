@@ -195,7 +195,7 @@ def compose(config: C, layers: Sequence[Layer], overrides: Sequence[Override]) -
 
 
 def _without_other_command(config: C, recipe: C) -> C:
-    """Returns the config without the recipe's `task.made_by` if `task.data` is not the recipe's, which it makes."""
+    """Removes the recipe's `task.made_by` from the config if `task.data` is not the recipe's."""
     task, of_recipe = getattr(config, "task", None), getattr(recipe, "task", None)
     if task is None or not task.made_by or task.data == of_recipe.data or task.made_by != of_recipe.made_by:  # type: ignore[union-attr]
         return config
@@ -252,7 +252,7 @@ def text_of(key: str, layers: Sequence[Layer], overrides: Sequence[Override]) ->
 
 
 def _whole(layers: Sequence[Layer], overrides: Sequence[Override]) -> Any:
-    """Returns the tree that `${key}` in a recipe refers to: all its layers, with the overrides applied."""
+    """Returns the tree in which `${key}` is looked up: all layers of a recipe, with the overrides applied."""
     whole = OmegaConf.to_container(OmegaConf.merge(*(layer.tree for layer in layers))) if layers else {}
     for override in overrides:
         *parents, leaf = override.key.split(".")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvalConfig(LoadConfig):
-    """Which model scores which text, how the text is cut, and the format of the result."""
+    """Which model to use, the text to score, how it is cut into samples, and the format of the result."""
 
     data: str | None = setting(
         None, help="The data-bin directory that holds the split. null: the one that the model was trained on."

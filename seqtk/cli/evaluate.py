@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateConfig(SearchConfig, LoadConfig):
-    """Which model is evaluated on which data."""
+    """Which model to evaluate, and on which data."""
 
     data: str | None = setting(None, help="The data, for example a data-bin directory. null: the data of training.")
     split: str | None = setting(None, help="The split of data= to evaluate on. null: test. Not with input=.")

@@ -100,9 +100,9 @@ def _typed(prompt: str) -> Iterator[str]:
 def _answered(
     answer: Answer, lines: Sequence[str], first: int, *, failed: Literal["text", "fairseq", "json"] | None
 ) -> list[tuple[str, bool]]:
-    """The answers to lines, of which one that cannot be answered does not stop the others.
+    """Returns the outputs for `lines`. The error of one line is printed, and does not affect the others.
 
-    `failed` is the format of what is written for such a line; None: nothing.
+    `failed` is the format of the empty output for a line with an error. None: it has no output.
     """
     try:
         return list(answer(lines, first))

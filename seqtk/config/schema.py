@@ -165,7 +165,7 @@ def default_of(hint: Any) -> Any:
 
 
 def _set_in_each(configs: tuple[Any, ...], key: str, value: Any, typed: str) -> tuple[Any, ...]:
-    """Sets `key` in every config of a pattern that has this key. At least one must have it; the kinds may differ."""
+    """Sets `key` in every config of a list that has this key. At least one must have it; the kinds may differ."""
     head = key.partition(".")[0]
     has_key = [head in hints_of(type(config)) or head in _aliases(type(config)) for config in configs]
     return tuple(

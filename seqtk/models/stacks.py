@@ -170,7 +170,7 @@ class BlockOptions:
 
 
 def layers_of(pattern: Pattern, count: int, *, slot: str) -> list[AttentionConfig]:
-    """Returns one config per block. Raises UserError if the pattern is empty, or longer than the stack."""
+    """Returns one config per block. Raises UserError if the list is empty, or longer than the stack."""
     if not 0 < len(pattern) <= max(count, 1):
         raise UserError(
             f"'{slot}' names {how_many(len(pattern), 'attention layer')} for {how_many(count, 'block')}.",

@@ -98,7 +98,7 @@ class Embedding(nn.Module):
         return self.scale * self.tokens(tokens_BT)  # type: ignore[no-any-return]
 
     def place(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor:
-        """Returns the input of the first block for any vectors: adds positions, then applies norm and dropout."""
+        """Adds positions to any vectors, applies norm and dropout, and returns the input of the first block."""
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(positions_BT)
         if self.norm is not None:

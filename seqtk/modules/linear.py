@@ -1,4 +1,4 @@
-"""Linear maps: with copies of their weights in a lower precision, and several maps of one input as one product.
+"""Linear maps that share low-precision copies of their weights, and several maps of one input as one product.
 
 O outputs, I inputs, X any dimensions before the last.
 """
@@ -14,7 +14,7 @@ from seqtk.ops.tensors import to_fp32
 
 
 class Copies(NamedTuple):
-    """The weights of linear maps of one input, one below the other, in autocast's dtype."""
+    """The concatenated weights of several linear maps of one input, in autocast's dtype."""
 
     weight_OI: Tensor
     bias_O: Tensor | None
@@ -22,7 +22,7 @@ class Copies(NamedTuple):
 
 
 class Linear(nn.Linear):
-    """nn.Linear that uses `copies` of its weights under autocast, if it has some.
+    """nn.Linear that uses `copies` of its weights under autocast, if `copies` is set.
 
     `seqtk.training.precision` makes them, once per update. Without copies, autocast converts the weights at each use.
     """
@@ -63,7 +63,7 @@ def project(x_XI: Tensor, maps: Sequence[nn.Module], *, wide: bool = False) -> l
 
 
 def joint_product(x_XI: Tensor, maps: Sequence[nn.Module]) -> Tensor:
-    """Returns the outputs y_XO of several linear maps of x, one after the other."""
+    """Returns the outputs y_XO of several linear maps of x, concatenated along O."""
     if not _can_join(maps):
         return torch.cat([each(x_XI) for each in maps], dim=-1)
     linears: list[Linear] = list(maps)  # type: ignore[arg-type]
@@ -81,7 +81,7 @@ def _can_join(maps: Sequence[nn.Module]) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Returns whether something observes the calls of a module, so that it has to be called."""
+    """Returns whether a module has hooks, so that it must be called."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )

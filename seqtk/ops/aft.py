@@ -95,7 +95,7 @@ def naive(weight_TS: Tensor, keys: LogSumExpAccumulator, *, causal: bool = False
 
 
 def cumulative(each: LogSumExpAccumulator) -> LogSumExpAccumulator:
-    """Returns cumulative sums over positions, each at the scale of the largest key so far."""
+    """Returns cumulative sums over positions, each divided by exp(largest key so far)."""
     if naive_mode():
         length = each.scale.shape[-2]
         return naive(each.scale.new_ones(length, length), each, causal=True)

@@ -26,7 +26,7 @@ RECENT = 256
 
 
 def naive(cache: Cache, **new_1E: Tensor) -> Cache:
-    """Returns the cache with one more position in each of the named tensors, by concatenation."""
+    """Appends one position to each of the named tensors by concatenation, and returns the cache."""
     return {**cache, **{name: append(cache[name], tensor) for name, tensor in new_1E.items()}}
 
 
@@ -41,7 +41,7 @@ def append(kept_SE: Tensor | None, new_SE: Tensor) -> Tensor:
 
 
 def remember(cache: Cache, **new_1E: Tensor) -> Cache:
-    """Returns the cache with one more position in each of the named tensors."""
+    """Appends one position to each of the named tensors, and returns the cache."""
     recent = naive(cache, **new_1E)
     if naive_mode() or min(recent[name].shape[-2] for name in new_1E) < RECENT:
         return recent
@@ -50,7 +50,7 @@ def remember(cache: Cache, **new_1E: Tensor) -> Cache:
 
 
 def keep_last(cache: Cache, length: int, **new_1E: Tensor) -> Cache:
-    """Returns the cache with one more position in each of the named tensors, cut to the last `length` positions."""
+    """Appends one position to each of the named tensors, and returns the cache of the last `length` positions."""
     recent = naive(cache, **new_1E)
     return {**recent, **{name: recent[name][..., -length:, :] for name in new_1E}}
 

@@ -54,7 +54,7 @@ class _Dropout(torch.autograd.Function):
 
 
 def drop(x: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-    """Returns `x` with random elements set to 0, not multiplied by `keep_scale`, and what was chosen."""
+    """Returns `x` with random elements set to 0 but not scaled by `keep_scale`, and the mask or bits of the choice."""
     if x.device.type != "cpu":
         return torch.native_dropout(x, rate, train=True)
     bits = _bits(x)
@@ -62,7 +62,7 @@ def drop(x: Tensor, rate: float) -> tuple[Tensor, Tensor]:
 
 
 def drop_again(x: Tensor, chosen: Tensor, rate: float) -> Tensor:
-    """Returns what `drop` returned, for another `x` and the same choice: it is the gradient of `drop`."""
+    """Applies the same choice as an earlier `drop` to another `x`: the gradient of `drop`."""
     if x.device.type != "cpu":
         return torch.ops.aten.native_dropout_backward(x, chosen, 1 / (1 - rate))  # type: ignore[no-any-return]
     integer = _INTEGERS[x.element_size()]
@@ -72,12 +72,12 @@ def drop_again(x: Tensor, chosen: Tensor, rate: float) -> Tensor:
 
 
 def keep_scale(rate: float, device: torch.device) -> float:
-    """Returns the factor by which what `drop` returns has to be multiplied: 1 / (1 - p), or 1 where it is already."""
+    """Returns the factor for the output of `drop`: 1 / (1 - p), or 1 if `drop` has applied it already."""
     return 2**16 / (2**16 - _dropped(rate)) if device.type == "cpu" else 1.0
 
 
 def scaled(kept: Tensor, rate: float) -> Tensor:
-    """Multiplies what `drop` returned by `keep_scale`, in place."""
+    """Multiplies the output of `drop` by `keep_scale`, in place."""
     scale = keep_scale(rate, kept.device)
     return kept if scale == 1 else kept.mul_(scale)
 
@@ -97,5 +97,5 @@ def _bits(x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
 
 
 def _dropped(rate: float) -> int:
-    """Returns how many of the 2^16 values of the bits stand for 0."""
+    """Returns how many of the 2^16 values of 16 random bits set an element to 0."""
     return min(round(rate * 2**16), 2**16 - 1)

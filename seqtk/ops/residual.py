@@ -1,4 +1,4 @@
-"""The end of a sublayer, norm(x + dropout(y)), with or without the norm, as one operation with one backward pass.
+"""Dropout, residual sum and optional layer norm, norm(x + dropout(y)), as one operation with one backward pass.
 
 Where it runs: the joint form runs in eager training with dropout. Compiled code fuses the plain form, and without
 dropout there is little to fuse. The joint form scales what dropout keeps while it adds, and applies dropout's gradient

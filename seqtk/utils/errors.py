@@ -102,7 +102,7 @@ def how_many(count: int, noun: str) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether an exception of Python or torch says that memory, of a CPU or a GPU, ran out."""
+    """Returns whether an exception of Python or torch is an out-of-memory error of a CPU or a GPU."""
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 

@@ -18,7 +18,7 @@ _DESCRIPTORS = ("/dev/fd/", "/proc/self/fd/", "/dev/stdout", "/dev/stderr")
 
 @contextmanager
 def disk_full_errors(path: Path) -> Iterator[None]:
-    """Converts the error of a disk that is full while `path` is written into a UserError with the free bytes."""
+    """Converts a disk-full error while `path` is written into a UserError with the number of free bytes."""
     try:
         with naming(path):
             yield

@@ -32,7 +32,7 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Returns the most memory that this process has held, in GiB: on the GPU if it computes there, else resident."""
+    """Returns the peak memory of this process in GiB: allocated on the GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -56,7 +56,7 @@ def available_memory(device: torch.device) -> int | None:
 
 @contextmanager
 def out_of_memory_errors(device: torch.device, *advice: str) -> Iterator[None]:
-    """Turns running out of memory, on a GPU or a CPU, into a UserError that ends with `advice`."""
+    """Converts out-of-memory errors of a GPU or a CPU into a UserError that ends with `advice`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""Progress of work that takes long: lines of text, and bars on a terminal."""
+"""Progress reports of long operations: lines of text, and bars on a terminal."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The variables of SLURM, as those that torchrun sets: `srun seqtk-train` needs no launcher."""
+"""Translates SLURM's variables to those of torchrun, so that `srun seqtk-train` needs no launcher."""
 
 import re
 from collections.abc import MutableMapping
@@ -13,7 +13,7 @@ RUN_ID = "SEQTK_RUN_ID"
 
 
 def adopt_slurm(environment: MutableMapping[str, str]) -> None:
-    """Sets the variables of torchrun in a process that srun started as one of several.
+    """Sets torchrun's variables if srun started this process as one of several.
 
     Variables that are already set, by torchrun or by hand, stay. The first process listens on the first host.
 
