@@ -49,41 +49,41 @@ def load(
     """Loads a trained model.
 
     Args:
-        path: A model file, the folder of one checkpoint, or the folder of a run (its best model). Several are an
+        path: A model file, the folder of a checkpoint, or the folder of a run (its best model). Several paths make an
             ensemble, which averages their probabilities.
-        device: "auto" uses a GPU if there is one.
-        precision: The precision of matrix products. Scores are float32 in any case.
-        user_dir: A package or module with layers and tasks of your own, imported first.
+        device: The device. "auto": a GPU if there is one.
+        precision: The precision of the computation: float32, or bfloat16 autocast. Scores are always float32.
+        user_dir: A package or module with plug-ins, which is imported first.
 
     Returns:
         A `TranslationPipeline`, a `GenerationPipeline` for a language model, a `ClassificationPipeline`, or else a
         `Pipeline`.
 
     Raises:
-        UserError: For a path that holds no model, or models that cannot be an ensemble.
+        UserError: If there is no model at a path, or if the models cannot form an ensemble.
     """
     load_plugins(user_dir)
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda: torch finds no GPU.", "Set device=cpu or device=auto.")
-    place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    torch_device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
     if not paths:
         raise UserError("checkpoint= is empty.")
-    loaded = [model_file.load(each, device=place) for each in paths]
-    for each, item in zip(paths, loaded, strict=True):
+    loaded = [model_file.load(item, device=torch_device) for item in paths]
+    for other, item in zip(paths, loaded, strict=True):
         if type(item.task) is not type(loaded[0].task):
-            raise UserError(f"{each} and {paths[0]} are models for different tasks: they cannot be an ensemble.")
+            raise UserError(f"{other} and {paths[0]} are models for different tasks: they cannot form an ensemble.")
         if _vocabularies(item.task) != _vocabularies(loaded[0].task):
             raise UserError(
-                f"{each} and {paths[0]} have different vocabularies or classes: they cannot be an ensemble."
+                f"{other} and {paths[0]} have different vocabularies or classes: they cannot form an ensemble."
             )
-    kinds: dict[type[Task], type[Pipeline]] = {
+    pipelines: dict[type[Task], type[Pipeline]] = {
         TranslationTask: TranslationPipeline,
         LanguageModelingTask: GenerationPipeline,
         ClassificationTask: ClassificationPipeline,
     }
-    kind = next((kind for task, kind in kinds.items() if isinstance(loaded[0].task, task)), Pipeline)
-    return kind(loaded, device=place, bf16=precision == "bf16")
+    pipeline = next((cls for task, cls in pipelines.items() if isinstance(loaded[0].task, task)), Pipeline)
+    return pipeline(loaded, device=torch_device, bf16=precision == "bf16")
 
 
 def _vocabularies(task: Task) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The base classes of loaded models."""
+"""The base classes of pipelines, which hold loaded models."""
 
 import dataclasses
 import warnings
@@ -37,8 +37,8 @@ class Pipeline:
     Attributes:
         task: The task of the (first) model.
         models: The models.
-        config: The plain tree of the configuration that the first model was trained with.
-        info: The origin of the first model: update, epoch, metrics.
+        config: The configuration with which the first model was trained, as nested dictionaries.
+        info: The update, epoch and metrics of the first model.
     """
 
     def __init__(self, loaded: Sequence[LoadedModel], *, device: torch.device, bf16: bool = False) -> None:
@@ -60,7 +60,7 @@ class Pipeline:
         raise self._unsupported("classify")
 
     def score(self, *texts: Sequence[str]) -> list[float]:
-        """Scores given texts. Only for translation models and language models."""
+        """Scores texts. Only for translation models and language models."""
         raise self._unsupported("score")
 
     def evaluate(
@@ -81,37 +81,37 @@ class Pipeline:
         """Computes the metrics of a split or a text, for models of any task.
 
         Args:
-            data: The location of the data. None: the data of training.
+            data: The location of the data. None: the training data.
             split: The split of the data.
-            input: A text file to evaluate on instead of a split; "-" is standard input.
-            references: For `input`: the files of its references, line by line.
-            columns: For `input` of a classifier: the columns of the file with the texts and the classes.
-            names: The metrics. None: the task's metrics that are available.
-            decode: Whether the model's outputs are computed, for metrics that need them.
+            input: A text file to evaluate on instead of a split. "-": standard input.
+            references: With `input`: the files of its references, with one reference per line.
+            columns: With `input` and a classifier: the columns of the texts and the classes.
+            names: The metrics. None: all available metrics of the task.
+            decode: Whether to compute the model's outputs, for metrics that need them.
             search: The settings of the search.
-            batching: The size of a batch. None: 4096 tokens.
-            resamples: The bootstrap samples that intervals are computed from, for metrics of classes. 0: no intervals.
-            progress: Shows a bar on a terminal.
+            batching: The maximum size of a batch. None: 4096 tokens.
+            resamples: The number of bootstrap samples for confidence intervals of classifiers. 0: no intervals.
+            progress: Whether to show a progress bar on a terminal.
 
         Returns:
             A `Report`: `report.scores["bleu"].value`, `report.outputs`, `report.to_dict()`.
 
         Raises:
-            UserError: For data that cannot be read, and metrics that are not available.
+            UserError: If the data cannot be read, or if a metric is not available.
         """
         if len(self.models) > 1:
-            raise UserError("checkpoint= names several models.", "An evaluation takes one model.")
+            raise UserError("checkpoint= names several models, but only one can be evaluated.", "Set it to one model.")
         if references and input is None:
-            raise UserError("reference= needs input=.", "A split already has references.")
+            raise UserError("reference= requires input=.", "A split already has references. Remove reference=.")
         for name in names or ():
             if name not in metrics:
-                raise UserError(f"metrics={name}: there is no such metric.", nearest(name, metrics))
+                raise UserError(f"metrics={name}: there is no metric with this name.", nearest(name, metrics))
         streams = self.config.get("batch", {}).get("streams") if self.task.continuous else None
         batching = batching or DECODING_BATCH
         with other_data(
             self.task, data=data, split=split, input=input, references=references, columns=columns
         ) as split:
-            further = parallel_lines([("reference", path) for path in references])[1:]
+            more_references = parallel_lines([("reference", path) for path in references])[1:]
             return cast(
                 Report,
                 self.task.evaluate(
@@ -121,7 +121,7 @@ class Pipeline:
                     names=names,
                     decode=decode,
                     search=search,
-                    references=further,
+                    references=more_references,
                     batching=dataclasses.replace(batching, streams=streams),
                     bf16=self.bf16,
                     resamples=resamples,
@@ -130,7 +130,7 @@ class Pipeline:
             )
 
     def _criterion(self) -> Criterion:
-        """Returns the training criterion, so that `loss` equals training's; cross entropy for imported models."""
+        """Returns the training criterion, so that `loss` is the training loss. Imported models have cross entropy."""
         tree = self.config.get("criterion")
         config = CrossEntropyConfig() if tree is None else legacy.from_dict(CriterionConfig, tree)
         return criterions.build(config)
@@ -141,7 +141,7 @@ class Pipeline:
 
 
 class TextPipeline(Pipeline):
-    """The base of translation models and language models: a search over lines of text."""
+    """Base class of the pipelines of translation models and language models, which decode lines of text."""
 
     decoder_type: type[BatchTranslator] = BatchTranslator
     samples_by_default = False
@@ -149,7 +149,7 @@ class TextPipeline(Pipeline):
     """Whether outputs may have several lines."""
 
     def sentence(self, line: str) -> Sentence:
-        """Returns a line of text as input for `decode`."""
+        """Converts a line of text to an input of `decode`."""
         raise NotImplementedError
 
     def writer(self, *, detokenize: bool = True) -> Writer:
@@ -157,11 +157,11 @@ class TextPipeline(Pipeline):
         return Writer(self.task, detokenize=detokenize, free_text=self.free_text)
 
     def search_config(self, **settings: Any) -> SearchConfig:
-        """Returns the settings of a search. Raises UserError for an unknown setting or a wrong value."""
+        """Returns the settings of a search. Raises UserError if a setting is unknown or its value is invalid."""
         return self.resolve(schema.from_dict(SearchConfig, settings))
 
     def resolve(self, search: SearchConfig) -> SearchConfig:
-        """Returns `search` with this model's default of `sampling`. Raises UserError for settings that do not fit."""
+        """Returns `search` with this model's default of `sampling`. Raises UserError if the settings are invalid."""
         fields = {name: getattr(search, name) for name in SearchConfig.__dataclass_fields__}
         if search.sampling is None:
             fields["sampling"] = self.samples_by_default
@@ -188,11 +188,11 @@ class TextPipeline(Pipeline):
         Args:
             sentences: The input, read lazily.
             search: The settings of the search (see `search_config`).
-            batching: The size of a batch.
-            window: How many sentences are read before the first result.
-            first: The index of the first sentence; sampling depends on it.
-            score_targets: Score the targets of the sentences instead of searching.
-            workers: Processes of one thread each that share the work on a CPU. 0: this process.
+            batching: The maximum size of a batch.
+            window: The number of sentences that are read and decoded at a time.
+            first: The index of the first sentence. The random numbers of sampling depend on it.
+            score_targets: Whether to score the targets of the sentences instead of decoding.
+            workers: The number of worker processes on a CPU, each with one thread. 0: decode in this process.
         """
         decoder = self.decoder_type(
             models=self.models,
@@ -208,18 +208,18 @@ class TextPipeline(Pipeline):
             )
 
     def _outputs(self, sentences: Iterable[Sentence], search: SearchConfig) -> Iterator[str]:
-        """Yields the text of every hypothesis."""
+        """Yields the text of all hypotheses."""
         writer = self.writer()
         for translation in warn_truncated(self.decode(sentences, search)):
             yield from (writer.hypothesis(translation, rank) for rank in range(len(translation.hypotheses)))
 
     def _scores(self, sentences: Iterable[Sentence]) -> list[float]:
-        found = warn_truncated(self.decode(sentences, SearchConfig(), score_targets=True))
-        return [translation.hypotheses[0].score for translation in found]
+        translations = warn_truncated(self.decode(sentences, SearchConfig(), score_targets=True))
+        return [translation.hypotheses[0].score for translation in translations]
 
 
 def as_lines(texts: Sequence[str], name: str, *, count: int | None = None) -> Sequence[str]:
-    """Returns `texts` unchanged. Raises TypeError for one string, and UserError unless there are `count` texts."""
+    """Returns `texts` after checks. Raises TypeError unless it is a list of strings, UserError for a wrong length."""
     if isinstance(texts, str):
         raise TypeError(f"{name} must be a list of strings, not one string")
     for text in texts:
@@ -231,7 +231,7 @@ def as_lines(texts: Sequence[str], name: str, *, count: int | None = None) -> Se
 
 
 def warn_truncated(translations: Iterable[Translation]) -> Iterator[Translation]:
-    """Yields the translations, then warns if inputs or prefixes were truncated."""
+    """Yields the translations, and warns at the end if inputs or prefixes were truncated."""
     sources = prefixes = 0
     for translation in translations:
         sources += translation.truncated
@@ -239,4 +239,4 @@ def warn_truncated(translations: Iterable[Translation]) -> Iterator[Translation]
         yield translation
     for count, noun in ((sources, "input"), (prefixes, "prefix")):
         if count:
-            warnings.warn(f"{noun} too long for the model, cut at the end: {count:,}", stacklevel=3)
+            warnings.warn(f"{noun} too long for the model, truncated at the end: {count:,}", stacklevel=3)

@@ -1,4 +1,4 @@
-"""Models that classify texts, or pairs of texts.
+"""The pipeline of models that classify texts or pairs of texts.
 
 B batch, C classes, M models.
 """
@@ -19,18 +19,18 @@ from seqtk.tasks.classification import ClassificationTask, Ids
 from seqtk.utils.errors import UserError
 
 Text = str | tuple[str, str]
-"""One text, or the pair of a matching model."""
+"""One text or, for a matching model, a pair of texts."""
 
 
 @dataclass(frozen=True)
 class Classification:
-    """The class of one text."""
+    """The predicted class of a text."""
 
     label: str
     probabilities: dict[str, float]
-    """Class → probability, in the order of the classes."""
+    """The probability of each class, in the order of the classes."""
     truncated: bool = False
-    """Whether the text exceeded the model's limit and lost its end."""
+    """Whether the text was truncated to the model's limit."""
 
 
 class ClassificationPipeline(Pipeline):
@@ -43,17 +43,18 @@ class ClassificationPipeline(Pipeline):
 
         Args:
             texts: One string for each example; for a matching model, a pair of strings.
-            truncate: Cut texts that are too long at the end. None: as in training. False: they are an error.
+            truncate: Whether to truncate texts that are too long at the end; otherwise they are an error. None: as in
+                training.
 
         Raises:
-            UserError: For a text that is too long.
-            TypeError: For one string, and for pairs where there should be single texts.
+            UserError: If a text is too long.
+            TypeError: If `texts` is not a list of strings, or for a matching model, of pairs of strings.
         """
-        return [found.label for found in self._all(texts, truncate)]
+        return [result.label for result in self._classify(texts, truncate)]
 
     def probabilities(self, texts: Sequence[Text], *, truncate: bool | None = None) -> list[dict[str, float]]:
-        """Returns the probability of each class for each text, by name. Arguments and errors as of `classify`."""
-        return [found.probabilities for found in self._all(texts, truncate)]
+        """Returns the probability of each class by its name, for each text. Arguments and errors: see `classify`."""
+        return [result.probabilities for result in self._classify(texts, truncate)]
 
     @property
     def classes(self) -> list[str]:
@@ -70,50 +71,56 @@ class ClassificationPipeline(Pipeline):
         noun: str = "Text",
         first: int = 1,
     ) -> Iterator[Classification]:
-        """Yields the classification of each text, in input order. Reads `window` texts ahead to batch them.
+        """Yields the classification of each text, in input order.
 
-        Errors name a text as `noun` and its number, where `first` is the number of the first text.
+        Args:
+            texts: The texts, read lazily.
+            truncate: See `classify`.
+            batching: The maximum size of a batch.
+            window: The number of texts that are read at a time, to be batched by length.
+            noun: The name of a text in errors, followed by its number.
+            first: The number of the first text.
         """
         truncate = self.task.config.truncate if truncate is None else truncate
         limits = [model.length_limit("source") for model in self.models]
         limit = min((limit for limit in limits if limit is not None), default=None)
         numbered = enumerate(texts, first)
         while group := list(itertools.islice(numbered, window)):
-            rows, cut = [], []
+            rows, truncated = [], []
             for number, text in group:
                 ids = self.task.encode(*((text,) if isinstance(text, str) else text))
                 self.task.check_image(ids, f"{noun} {number:,}")
                 longest = max(map(len, ids))
-                cut.append(limit is not None and longest > limit)
-                if cut[-1] and not truncate:
+                truncated.append(limit is not None and longest > limit)
+                if truncated[-1] and not truncate:
                     raise UserError(
                         f"{noun} {number:,} has {longest:,} tokens, more than the model's limit of {limit:,}.",
-                        "Shorten it, or set truncate=true to cut such texts at the end.",
+                        "Shorten it, or set truncate=true to truncate such texts at the end.",
                     )
-                rows.append(tuple(each[:limit] for each in ids))
-            for log_probs, truncated in zip(self._log_probs(rows, batching), cut, strict=True):
+                rows.append(tuple(side[:limit] for side in ids))
+            for log_probs, is_truncated in zip(self._log_probs(rows, batching), truncated, strict=True):
                 probabilities = dict(zip(self.task.classes, map(math.exp, log_probs), strict=True))
-                yield Classification(max(probabilities, key=probabilities.__getitem__), probabilities, truncated)
+                yield Classification(max(probabilities, key=probabilities.__getitem__), probabilities, is_truncated)
 
-    def _all(self, texts: Sequence[Text], truncate: bool | None) -> Iterator[Classification]:
-        wanted = "pairs of strings" if self.task.pairs else "strings"
+    def _classify(self, texts: Sequence[Text], truncate: bool | None) -> Iterator[Classification]:
+        expected = "pairs of strings" if self.task.pairs else "strings"
         if isinstance(texts, str):
-            raise TypeError(f"texts must be a list of {wanted}, not one string")
+            raise TypeError(f"texts must be a list of {expected}, not one string")
         for text in texts:
-            pair = isinstance(text, tuple) and len(text) == 2 and all(isinstance(each, str) for each in text)
-            if not (pair if self.task.pairs else isinstance(text, str)):
-                raise TypeError(f"texts must be a list of {wanted}, not of {type(text).__name__}")
+            is_pair = isinstance(text, tuple) and len(text) == 2 and all(isinstance(side, str) for side in text)
+            if not (is_pair if self.task.pairs else isinstance(text, str)):
+                raise TypeError(f"texts must be a list of {expected}, not of {type(text).__name__}")
         return self.predict(texts, truncate=truncate)
 
     def _log_probs(self, rows: Sequence[tuple[Ids, ...]], batching: BatchingConfig) -> list[list[float]]:
         """Returns the log-probabilities of the classes for each row."""
-        sizes_ND = np.array([[len(each) for each in row] for row in rows])
-        found: list[list[float]] = [[]] * len(rows)
+        sizes_ND = np.array([[len(side) for side in row] for row in rows])
+        log_probs_by_row: list[list[float]] = [[]] * len(rows)
         for indices in ordered_batches(sizes_ND, batching):
             batch = self.task.collate([(index, rows[index], 0) for index in indices.tolist()])
             for index, log_probs in zip(indices.tolist(), self._run(batch.to(self.device)).tolist(), strict=True):
-                found[index] = log_probs
-        return found
+                log_probs_by_row[index] = log_probs
+        return log_probs_by_row
 
     @torch.no_grad()
     def _run(self, batch: Batch) -> Tensor:

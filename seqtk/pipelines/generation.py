@@ -1,4 +1,4 @@
-"""Language models, which continue prompts and score text."""
+"""The pipeline of language models, which continue prompts and score text."""
 
 import contextlib
 from collections.abc import Sequence
@@ -38,14 +38,13 @@ class GenerationPipeline(TextPipeline):
             **settings: Fields of `SearchConfig`: `temperature=0.8`, `top_k=40`, `nbest=3`, `sampling=False`, …
 
         Returns:
-            One text for each prompt, which begins with the prompt. With `nbest=n`, n consecutive texts for each
-            prompt.
+            One text for each prompt, including the prompt. With `nbest=n`, n consecutive texts for each prompt.
         """
         inputs = map(self.sentence, as_lines(prompts, "prompts"))
         return list(self._outputs(inputs, self.search_config(**settings)))
 
     def score(self, texts: Sequence[str]) -> list[float]:  # type: ignore[override]
-        """Returns the mean log-probability (natural, per token, EOS counted) of each text, read as a separate line."""
+        """Returns the mean natural-log probability per token, EOS included, of each text, a separate line."""
         vocabulary, tokenizer = self.task.vocabulary, self.task.tokenizer
         rows = [vocabulary.encode(tokenizer.encode(text)) for text in as_lines(texts, "texts")]
         return self._scores(Sentence(row, target=row) for row in rows)
@@ -68,25 +67,26 @@ class GenerationPipeline(TextPipeline):
         """Scores every token of a text once.
 
         Args:
-            data: A data-bin directory; by default the one that the model was trained on.
+            data: A data-bin folder. None: the training data.
             split: The split of `data`.
-            input: A text file instead, read with the model's vocabulary; "-" is standard input.
-            text: The original text, counted for metrics per word and byte. None: as counted by preprocessing.
-            break_mode: How the text is cut into samples. None: as in training.
+            input: A text file to score instead of a split, encoded with the model's vocabulary. "-": standard input.
+            text: The original text, whose size metrics per word and per byte use. None: the size that preprocessing
+                recorded.
+            break_mode: How the text is split into samples. None: as in training.
             tokens_per_sample: The maximum number of tokens of a sample, including context. None: as in training.
             context_window: The number of these tokens that are context, which is read but not scored again.
             streams: For models with recurrent memory: the number of contiguous streams in which the text is read.
                 None: as in training.
             batching: The maximum size of a batch.
-            output: A file for the scores of all tokens, one JSON line for each line of the text.
-            progress: Shows a bar on a terminal.
+            output: A file for the scores of all tokens, one line of JSON for each line of the text.
+            progress: Whether to show a progress bar on a terminal.
         """
         if input is not None and data is not None:
             raise UserError("input= and data= are both set.", "Set one of them: a text, or a split of a data-bin.")
         if streams is not None and context_window:
             raise UserError(
                 "streams= and context_window= are both set.",
-                "Recurrent memory replaces the context window: set one of them.",
+                "Set only one of them: with streams=, the recurrent state takes the place of the context window.",
             )
         task = self.task
         with contextlib.ExitStack() as stack:
@@ -101,9 +101,9 @@ class GenerationPipeline(TextPipeline):
             if blocks.without_context.break_mode == "none" and not context_window:
                 streams = streams or self.config.get("batch", {}).get("streams")
             elif streams is not None:
-                raise UserError("streams= ignores line boundaries.", "Set break_mode=none.")
+                raise UserError("streams= requires contiguous samples.", "Set break_mode=none.")
             size = source.text_count(split) if text is None else _count(text)
-            # Opened before the work, so that an output that cannot be written is an error at once.
+            # Opened before scoring, so that a file that cannot be written is an error at once.
             file = None if output is None else stack.enter_context(text_output(output))
             bar = stack.enter_context(Reporter(progress=progress).bar(blocks.items.total, "", unit=" tokens"))
             scores = score_stream(
@@ -118,7 +118,7 @@ class GenerationPipeline(TextPipeline):
             if file is not None:
                 file.writelines(f"{line}\n" for line in score_lines(blocks.items, scores, task.vocabulary))
         if not scores.tokens:
-            raise UserError("There is no token to score.", "The text is empty, or break_mode skips all of it.")
+            raise UserError("There are no tokens to score.", "The text is empty, or break_mode skips all of it.")
         return CorpusScores(
             nll=scores.nll,
             lines=len(blocks.items),
@@ -130,7 +130,7 @@ class GenerationPipeline(TextPipeline):
         )
 
     def sentence(self, line: str) -> Sentence:
-        """Returns a prompt as input for `decode`."""
+        """Converts a prompt to an input of `decode`."""
         ids = self.task.vocabulary.encode(self.task.tokenizer.encode(line))
         return Sentence(ids, prefix=ids[:-1], source_text=line, prefix_text=line)
 
@@ -151,7 +151,7 @@ class CorpusScores:
 
     @property
     def metrics(self) -> dict[str, Score]:
-        """Returns every available metric. Metrics per unit of the text require that all of it was scored."""
+        """All available metrics. Metrics per word or byte are available only if the whole text was scored."""
         text = self.text if self.scored_tokens == self.tokens else None
         evaluation = Evaluation({"nll": (self.nll, float(self.scored_tokens))}, text=text)
         return metrics.compute(LanguageModelingTask.metrics, evaluation)

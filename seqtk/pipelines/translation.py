@@ -1,4 +1,4 @@
-"""Translation models."""
+"""The pipeline of translation models."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,20 +20,20 @@ class TranslationPipeline(TextPipeline):
         """Translates sentences.
 
         Args:
-            sentences: One line of source text each.
-            prefixes: Text that each translation must begin with.
+            sentences: Source texts of one line each.
+            prefixes: The text that each translation must begin with.
             **settings: Fields of `SearchConfig`: `beam=5`, `length_penalty=0.6`, `sampling=True`, …
 
         Returns:
-            One translation for each sentence. With `nbest=n`, the n best for each sentence, one after the other.
+            One translation for each sentence. With `nbest=n`, n consecutive translations for each sentence, best first.
         """
         lines = as_lines(sentences, "sentences")
-        begin = [None] * len(lines) if prefixes is None else as_lines(prefixes, "prefixes", count=len(lines))
-        inputs = (self.sentence(line, prefix=prefix) for line, prefix in zip(lines, begin, strict=True))
+        given = [None] * len(lines) if prefixes is None else as_lines(prefixes, "prefixes", count=len(lines))
+        inputs = (self.sentence(line, prefix=prefix) for line, prefix in zip(lines, given, strict=True))
         return list(self._outputs(inputs, self.search_config(**settings)))
 
     def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[float]:  # type: ignore[override]
-        """Returns the mean log-probability (natural, per token, EOS counted) of each target given its source."""
+        """Returns the mean natural-log probability per token, EOS included, of each target given its source."""
         lines = as_lines(sources, "sources")
         pairs = zip(lines, as_lines(targets, "targets", count=len(lines)), strict=True)
         return self._scores(self.sentence(line, references=(target,)) for line, target in pairs)
@@ -41,31 +41,31 @@ class TranslationPipeline(TextPipeline):
     def sentence(
         self, line: str, *, references: Sequence[str] = (), prefix: str | None = None, prefix_size: int = 0
     ) -> Sentence:
-        """Returns a line of text as input for `decode`.
+        """Converts a line of text to an input of `decode`.
 
         Args:
             line: The source text.
             references: Its reference translations.
-            prefix: Text that the translation must begin with.
-            prefix_size: How many tokens of the first reference the translation must begin with.
+            prefix: The text that the translation must begin with.
+            prefix_size: The number of tokens of the first reference that the translation must begin with.
         """
-        task, target, begin = self.task, None, None
+        task, target, prefix_ids = self.task, None, None
         if references:
             target = task.target_vocabulary.encode(task.target_tokenizer.encode(references[0]))
-            begin = target[:prefix_size]
+            prefix_ids = target[:prefix_size]
         if prefix is not None:
-            begin = task.target_vocabulary.encode(task.target_tokenizer.encode(prefix), eos=False)
+            prefix_ids = task.target_vocabulary.encode(task.target_tokenizer.encode(prefix), eos=False)
         return Sentence(
             task.source_vocabulary.encode(task.source_tokenizer.encode(line)),
             target=target,
-            prefix=begin,
+            prefix=prefix_ids,
             source_text=line,
             references=tuple(references),
             prefix_text=prefix,
         )
 
     def split(self, split: str = "test", *, data: str | None = None, prefix_size: int = 0) -> Iterator[Sentence]:
-        """Yields the sentences of a split of a data-bin, by default of the one that the model was trained on."""
+        """Yields the sentences of a split of a data-bin, by default that of the training data."""
         task = self.task
         if not (data or task.config.data):
             raise UserError("There is nothing to translate.", "Set input=FILE, or data=DATA-BIN.")

@@ -36,46 +36,51 @@ from seqtk.tasks.text import TextTask, tokenizer_assets, tokenizer_from
 from seqtk.utils.errors import UserError, how_many, nearest
 
 Ids = npt.NDArray[np.int64]
-MOST_COLUMNS = 20
-"""The classes of a confusion matrix that is printed as text."""
+MAX_CONFUSION_CLASSES = 20
+"""With more classes, the confusion matrix is not printed."""
 
 
 @dataclass(frozen=True)
 class ClassificationConfig(TaskConfig):
-    """Texts with their classes."""
+    """Settings of text classification: the data, the head and the class weights."""
 
     pool: Pool = setting(
-        "mean", help="How the features of a text become one vector. cls: the feature of a trained vector put first."
+        "mean", help="Pooling of the features of a text. cls: the feature of a learned vector before the first token."
     )
-    head_dim: int | None = setting(None, at_least=1, help="Width of a hidden layer in the head. null: there is none.")
+    head_dim: int | None = setting(
+        None, at_least=1, help="Width of the hidden layer of the head. null: no hidden layer."
+    )
     head_dropout: float = probability(0.0, help="Dropout of the pooled vector and the hidden layer.")
-    eos: bool = setting(False, help="Whether each text ends in the token </s>.")
-    truncate: bool = setting(False, help="Cut texts that are too long for the model at the end. false: refuse them.")
+    eos: bool = setting(False, help="Append the token </s> to each text.")
+    truncate: bool = setting(
+        False, help="Truncate texts that are too long for the model, at the end. false: they are an error."
+    )
     class_weights: Literal["balanced"] | tuple[float, ...] | None = setting(
         None,
         above=0,
-        help="A weight in the loss for each class, in the order of classes.txt. balanced: inverse to their frequency.",
+        help="Weight of each class in the loss, in the order of classes.txt. balanced: inversely proportional to the "
+        "frequency of the class. null: 1.",
     )
 
 
 @dataclass(frozen=True)
 class MatchingConfig(ClassificationConfig):
-    """Pairs of texts with their classes."""
+    """Settings of the classification of pairs of texts."""
 
     combine: Combination = setting(
-        "full", help="What the head reads of two vectors x and y. concat: x, y. full: x, y, x * y, x - y."
+        "full", help="Input of the head, given the vectors x and y of a pair. concat: x, y. full: x, y, x * y, x - y."
     )
 
 
 class LabelledTexts:
-    """The examples of a split as `(index, ids of each text, class)`.
+    """The examples of a split. Example i is `(i, ids of each text, class)`.
 
     Args:
         sides: The items of each side of the data.
         label_N: The class of each example.
-        eos: Whether the items keep their EOS; an empty text keeps it in any case.
-        limit: The ids that are kept of each item. None: all.
-        lines: Returns the original text of the first side, or None if it is not kept.
+        eos: Whether texts end in EOS. An empty text always does.
+        limit: The length to which texts are truncated. None: no limit.
+        lines: Returns the original text of the first side, or None if it is not stored.
     """
 
     def __init__(
@@ -106,10 +111,10 @@ class ClassReport(Report):
 
     classes: list[str]
     confusion_CC: npt.NDArray[np.int64]
-    """How many examples of each class (row) got each prediction (column)."""
+    """The confusion matrix: rows are true classes, columns are predictions."""
 
     def per_class(self) -> list[ClassFigures]:
-        """Precision, recall, F1 and the number of examples of each class."""
+        """Returns precision, recall, F1 and the number of examples of each class."""
         return per_class(self.confusion_CC, self.classes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,8 +131,8 @@ class ClassReport(Report):
         return [*super().lines(), "", heading, *rows, *self._confusion_lines(width)]
 
     def _confusion_lines(self, width: int) -> list[str]:
-        """The confusion matrix as text; none if it is too wide for a terminal."""
-        if len(self.classes) > MOST_COLUMNS:
+        """Returns the confusion matrix as text, or nothing if it is too wide for a terminal."""
+        if len(self.classes) > MAX_CONFUSION_CLASSES:
             return []
         columns = [max(len(f"{count:,}") for count in column) for column in self.confusion_CC.T.tolist()]
         columns = [max(size, len(str(number))) for number, size in enumerate(columns)]
@@ -142,14 +147,14 @@ class ClassReport(Report):
 
 @tasks.register("classification", ClassificationConfig)
 class ClassificationTask(TextTask):
-    """One vocabulary, one tokenizer, and the names of the classes."""
+    """Text classification: one class for each text."""
 
     metrics = ("loss", "nll", "accuracy", "macro_f1", "ece")
     sides: ClassVar[tuple[Side, ...]] = ("source",)
     unit = "examples"
     pairs: ClassVar[bool] = False
     _limit: int | None = None
-    """The longest text that the model takes; known once it is built."""
+    """The model's maximum length of a text; set when the model is built."""
 
     def __init__(self, config: ClassificationConfig, *, assets: Mapping[str, str] | None = None) -> None:
         super().__init__(config)
@@ -184,8 +189,8 @@ class ClassificationTask(TextTask):
         if (source.target_lang is not None) != self.pairs:
             other = "classification" if self.pairs else "matching"
             raise UserError(
-                f"{source.name} holds {'one text' if self.pairs else 'a pair of texts'} for each class.",
-                f"task={other} is the task for it.",
+                f"{source.name} holds {'single texts, not pairs' if self.pairs else 'pairs of texts'}.",
+                f"Set task={other}.",
             )
         if hasattr(self, "classes"):
             for lang in self._langs(source):
@@ -196,7 +201,7 @@ class ClassificationTask(TextTask):
                 raise UserError(
                     f"{place} has a class that the model does not know: '{name}'.",
                     nearest(name, self.classes),
-                    "If only the names differ, set columns.classes=[VALUE:CLASS,...].",
+                    "If only the names of the classes differ, set columns.classes=[VALUE:CLASS,...].",
                 )
 
     def dataset(self, split: str) -> LabelledTexts:
@@ -223,7 +228,7 @@ class ClassificationTask(TextTask):
     def model(self, config: ModelConfig) -> Model:
         sizes: dict[str, Any] = {"vocabulary": len(self.vocabulary), "head": self._head()}
         if getattr(config, "input", "tokens") == "values":
-            sizes["values"] = self._numbers()
+            sizes["values"] = self._token_values()
         model = build_model(config, PairBatch if self.pairs else ClassBatch, **sizes)
         self._limit = model.length_limit("source")
         return model
@@ -241,27 +246,27 @@ class ClassificationTask(TextTask):
         search: SearchConfig | None,
         **settings: Any,
     ) -> tuple[Stats, float, list[Output]]:
-        """As of every task. The outputs come from the logits of the loss, so they cost no second pass."""
-        last: list[Tensor] = []
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        """See `Task.totals`. The outputs are computed from the logits of the loss, without a second forward pass."""
+        last_logits: list[Tensor] = []
+        results: list[tuple[Tensor, Tensor, Tensor]] = []
 
-        def watched(batch: Batch, state: State) -> tuple[Stats, State]:
+        def step_and_record(batch: Batch, state: State) -> tuple[Stats, State]:
             result = step(batch, state)
-            found.append((batch.ids_B, batch.target, last.pop().log_softmax(1)))
+            results.append((batch.ids_B, batch.target, last_logits.pop().log_softmax(1)))
             return result
 
-        def note(head: Any, arguments: Any, losses: HeadLosses) -> None:
+        def record_logits(head: Any, arguments: Any, losses: HeadLosses) -> None:
             assert losses.logits_BC is not None
-            last[:] = [losses.logits_BC]
+            last_logits[:] = [losses.logits_BC]
 
-        hook = model.head.register_forward_hook(note)
+        hook = model.head.register_forward_hook(record_logits)
         try:
-            stats, targets, _ = super().totals(watched, dataset, batches, model=model, search=None, **settings)
+            stats, targets, _ = super().totals(step_and_record, dataset, batches, model=model, search=None, **settings)
         finally:
             hook.remove()
-        if not found:
+        if not results:
             return stats, targets, []
-        id_N, target_N, log_prob_NC = (torch.cat(parts).tolist() for parts in zip(*found, strict=True))
+        id_N, target_N, log_prob_NC = (torch.cat(parts).tolist() for parts in zip(*results, strict=True))
         lines = dataset.lines() if search is not None and isinstance(dataset, LabelledTexts) else None
         outputs: list[Output] = [
             ClassOutput(
@@ -277,7 +282,7 @@ class ClassificationTask(TextTask):
         return stats, targets, outputs
 
     def shortening(self, *, training: bool) -> str:
-        return "task.truncate=true to cut them at the end" if training else "truncate=true"
+        return "task.truncate=true to truncate them" if training else "truncate=true"
 
     def report(
         self, scores: dict[str, Score], *, dataset: Dataset, targets: float, outputs: Sequence[Output]
@@ -289,23 +294,23 @@ class ClassificationTask(TextTask):
         return ClassReport(scores, counts, list(outputs), classes=self.classes, confusion_CC=confusion_CC)
 
     def encode(self, *texts: str) -> tuple[Ids, ...]:
-        """The ids of a text, or of both texts of a pair, as the model reads them."""
+        """Encodes a text, or both texts of a pair, as the input of the model."""
         encoded = (self.vocabulary.encode(self.tokenizer.encode(text)) for text in texts)
         return tuple(ids if self.config.eos or len(ids) == 1 else ids[:-1] for ids in encoded)
 
     def check_image(self, row: Sequence[Ids], place: str) -> None:
-        """Raises UserError, which begins with `place`, if the model reads images and this is not one of their size."""
+        """Raises UserError if the model reads images and `row` is not an image of their size. `place` names the row."""
         if self.pixels is None:
             return
         for ids in row:
-            found = len(ids) - self.config.eos
-            if found != self.pixels:
-                raise UserError(f"{place} has {found:,} pixels, but the model reads images of {self.pixels:,}.")
+            pixels = len(ids) - self.config.eos
+            if pixels != self.pixels:
+                raise UserError(f"{place} has {pixels:,} pixels, but the model reads images of {self.pixels:,} pixels.")
             if (ids == UNK).any():
-                raise UserError(f"{place} has a pixel that is no whole number from 0 to 255.")
+                raise UserError(f"{place} has a pixel that is not an integer from 0 to 255.")
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of token ids."""
+        """Converts token ids to text."""
         return self.tokenizer.decode(self.vocabulary.decode(ids))
 
     def _head(self) -> Callable[[int], PooledHead]:
@@ -321,8 +326,8 @@ class ClassificationTask(TextTask):
             "class_weights": self.class_weights,
         }
 
-    def _numbers(self) -> list[float]:
-        """The number that each token stands for; NaN for special symbols. Raises UserError for another token."""
+    def _token_values(self) -> list[float]:
+        """Returns each token as a number; NaN for special symbols. Raises UserError if a token is not a number."""
         numbers = [float("nan")] * len(SPECIALS)
         for token in self.vocabulary.tokens[len(SPECIALS) :]:
             try:
@@ -334,7 +339,7 @@ class ClassificationTask(TextTask):
         return numbers
 
     def _pixels(self, source: Source) -> int | None:
-        """The number of pixels of every training image; None if the data are not images of one size, or are cut."""
+        """Returns the number of pixels per training image; None if the data are not images of one size."""
         if tuple(self.vocabulary.tokens[len(SPECIALS) :]) != PIXELS or self.config.truncate:
             return None
         sizes_N = source.split("train", source.source_lang).sizes
@@ -363,7 +368,7 @@ class ClassificationTask(TextTask):
         )
 
     def _labels(self, source: Source, split: str) -> npt.NDArray[np.int32]:
-        """The numbers of the classes in the source. Raises UserError for one that has no name."""
+        """Returns the class numbers of the source. Raises UserError if a number is not that of a class."""
         label_N, classes = source.labels(split), len(source.classes())
         wrong_N = np.flatnonzero((label_N < 0) | (label_N >= classes))
         if len(wrong_N):
@@ -394,26 +399,26 @@ class ClassificationTask(TextTask):
         present = [name for name, count in zip(self.classes, counts, strict=True) if count]
         if len(present) < 2:
             raise UserError(
-                f"All training examples in {source.name} are of one class: {', '.join(map(repr, present))}.",
+                f"All training examples in {source.name} have one class: {', '.join(map(repr, present))}.",
                 "A classifier needs examples of at least two classes.",
             )
         weights = self.config.class_weights
         if weights is None:
             return None
-        if weights == "balanced":  # scikit-learn's formula: a class that never occurs has no loss to weight
+        if weights == "balanced":  # scikit-learn's formula; the weight of a class without examples has no effect
             return [sum(counts) / (len(counts) * count) if count else 1.0 for count in counts]
         if len(weights) != len(self.classes):
             raise UserError(
                 f"task.class_weights has {how_many(len(weights), 'weight')} for "
                 f"{how_many(len(self.classes), 'class')}.",
-                f"Set one for each of {', '.join(map(repr, self.classes[:10]))}, in this order.",
+                f"Set one weight for each class, in this order: {', '.join(map(repr, self.classes[:10]))}.",
             )
         return list(weights)
 
 
 @tasks.register("matching", MatchingConfig)
 class MatchingTask(ClassificationTask):
-    """Two texts, read by the same encoder without attention between them (a dual encoder), and one class."""
+    """Classification of pairs of texts with a dual encoder: it encodes both texts separately, with the same weights."""
 
     sides = ("source", "source")
     pairs = True

@@ -1,4 +1,4 @@
-"""Language modelling: predicts the probability of every token of a text. `SampleTask` is the base of similar tasks."""
+"""Language modelling: predicts each token of a text. `SampleTask` is the base class of similar tasks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ from seqtk.utils.errors import UserError
 
 @dataclass(frozen=True)
 class LanguageModelingConfig(TaskConfig):
-    """Settings of one-sided text: the data, and how it is cut into samples."""
+    """Settings of tasks on one-sided text: the data, and how it is split into samples."""
 
     data: str = setting(
-        "", help="The data-bin directory. Several, separated by commas, are shards; each epoch reads one of them."
+        "", help="Data-bin folder. Several folders, separated by commas, are shards; each epoch reads the next one."
     )
     tokens_per_sample: int = setting(512, at_least=1, help="Maximum number of targets in a sample.")
     break_mode: BreakMode = setting(
         "none",
-        help="Where samples end. none: after tokens_per_sample tokens. complete: after whole lines. "
+        help="How the text is split into samples. none: after tokens_per_sample tokens. complete: after whole lines. "
         "complete_doc: after whole lines of one document. eos: after each line.",
     )
 
 
 class SampleTask(TextTask):
-    """The base of tasks on samples of a stream of tokens, with one vocabulary and one tokenizer."""
+    """Base class of tasks on samples of a stream of tokens, with one vocabulary and one tokenizer."""
 
     def __init__(self, config: LanguageModelingConfig, *, assets: Mapping[str, str] | None = None) -> None:
         super().__init__(config)
@@ -82,7 +82,7 @@ class LanguageModelingTask(SampleTask):
 
     def __init__(self, config: LanguageModelingConfig, *, assets: Mapping[str, str] | None = None) -> None:
         super().__init__(config, assets=assets)
-        # The names that the search uses: this task reads and writes the same kind of text.
+        # Decoding uses these names.
         self.source_vocabulary = self.target_vocabulary = self.vocabulary
         self.source_tokenizer = self.target_tokenizer = self.tokenizer
 

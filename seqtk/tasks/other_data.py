@@ -1,4 +1,4 @@
-"""Replaces the data of a loaded model's task by other data."""
+"""Temporarily replaces the data of a loaded model's task, for decoding and evaluation."""
 
 import contextlib
 import shutil
@@ -30,21 +30,21 @@ def other_data(
     references: Sequence[str] = (),
     columns: Columns | None = None,
 ) -> Iterator[str]:
-    """Makes a task read other data while the block runs. Yields the name of the split.
+    """Context manager in which a task reads other data. Yields the name of the split.
 
     Args:
         task: The task of a loaded model.
-        data: The location of the data. None: the data of training.
+        data: The location of the data. None: the training data.
         split: The split of the data.
-        input: A text file to read instead of a split; "-" is standard input.
-        columns: For a classifier: the columns of `input` with the texts and the classes.
-        references: For a task with two sides: the files of the target side, of which only the first is used.
+        input: A text file to read instead of a split. "-": standard input.
+        references: For a task with two sides: the files of the target side. Only the first is used.
+        columns: For a classifier: the columns of the texts and the classes in `input`.
     """
     if input is not None and data is not None:
         raise UserError("input= and data= are both set.", "Set one of them: a text, or a split of the data.")
     if not isinstance(task, TextTask):
         if input is not None or data is not None:
-            raise UserError("The data of this task cannot be replaced.", "Remove input= and data=.")
+            raise UserError("This task does not support other data than its training data.", "Remove input= and data=.")
         yield split
         return
     before = task._source
@@ -56,18 +56,19 @@ def other_data(
                 task.open(data)
                 yield split
             elif isinstance(task, SampleTask):
-                made = encode_text(
+                encoded = encode_text(
                     _text_file(input, Path(folder)),
-                    Path(folder) / "made",
+                    Path(folder) / "encoded",
                     vocabulary=task.vocabulary,
                     tokenizer=task.tokenizer,
                 )
-                task.open(DataBinSource(data=str(made.directory)))
+                task.open(DataBinSource(data=str(encoded.directory)))
                 yield "test"
             elif isinstance(task, ClassificationTask):
                 if references:
                     raise UserError(
-                        "reference= is not for classifiers.", "input= contains the classes: set columns.label=."
+                        "reference= does not apply to classifiers.",
+                        "Set columns.label= to the column of input= with the classes.",
                     )
                 columns = columns or Columns()
                 if task.pairs and columns.second is None:
@@ -94,9 +95,9 @@ def _text_file(path: str, folder: Path) -> Path:
 
 
 def parallel_lines(files: Sequence[tuple[str, str]]) -> list[list[str]]:
-    """Returns the lines of files, each given as (key, path).
+    """Returns the lines of each file. Files are given as (key, path), where `key` is the setting with the path.
 
-    Raises UserError unless all have the same number of lines.
+    Raises UserError unless all files have the same number of lines.
     """
     texts = [list(read_lines(path)) for _, path in files]
     for (key, path), lines in zip(files, texts, strict=True):
@@ -104,6 +105,6 @@ def parallel_lines(files: Sequence[tuple[str, str]]) -> list[list[str]]:
             raise UserError(
                 f"{key}={path} has {how_many(len(lines), 'line')}, "
                 f"but {'='.join(files[0])} has {how_many(len(texts[0]), 'line')}.",
-                "Both need the same number of lines.",
+                "They must have the same number of lines.",
             )
     return texts

@@ -1,4 +1,4 @@
-"""The base of tasks on text, and the conversion of tokenizers to and from assets of a model file."""
+"""The base of tasks on text, and the assets of tokenizers in a model file."""
 
 import base64
 from collections.abc import Iterator, Mapping
@@ -15,25 +15,25 @@ from seqtk.utils.errors import UserError
 
 
 class TextTask(Task):
-    """A task whose examples are text. All of its data comes from its source (`task.source`)."""
+    """Base class of tasks on text. They read all data from a source (`task.source`)."""
 
     _source: Source | None = None
 
     def connect(self, source: Source) -> None:
-        """Makes a newly opened source use this task's vocabularies, if the task already has them.
+        """Checks a newly opened source, and makes it use this task's vocabularies if the task already has them.
 
         Raises:
-            UserError: If the source does not suit the task or its vocabularies.
+            UserError: If the source does not match the task or its vocabularies.
         """
 
     def open(self, data: str | Source | None = None) -> Source:
-        """Opens the source of the data.
+        """Returns the source of the data, and opens it if needed.
 
         Args:
-            data: Another location that the source reads from now on, or another source.
+            data: Another location or source, which replaces the current one. None: the current source.
 
         Raises:
-            UserError: If it cannot be read, or does not suit the task or its vocabularies.
+            UserError: If the data cannot be read, or do not match the task or its vocabularies.
         """
         if data is not None or self._source is None:
             source = data if isinstance(data, Source) else self._open(data or self.config.data)
@@ -43,7 +43,7 @@ class TextTask(Task):
 
     @contextmanager
     def reading(self, data: str | Source) -> Iterator[None]:
-        """Makes the task read another place, or another source, while the block runs. Raises as `open` does."""
+        """Context manager in which the task reads another location or source. Raises the errors of `open`."""
         before = self._source
         try:
             self.open(data)
@@ -72,10 +72,10 @@ class TextTask(Task):
     def _corpus(self, corpus: CorpusConfig) -> Dataset:
         try:
             if not corpus.data:
-                raise UserError("A corpus has no data.", "Set it: [{data: A, weight: 2}, {data: B}].")
+                raise UserError("A corpus has no data.", "Set data of each corpus: [{data: A, weight: 2}, {data: B}].")
             source = self._open(corpus.data, source_lang=corpus.source_lang, target_lang=corpus.target_lang)
             if source.epochs > 1:
-                raise UserError(f"{corpus.data} names shards, which take turns.", "List each of them as a corpus.")
+                raise UserError(f"{corpus.data} names several shards.", "List each shard as a corpus.")
             with self.reading(source):
                 examples = self.training_set(1)
             if not len(examples):
@@ -95,14 +95,14 @@ class TextTask(Task):
 
 
 def tokenizer_assets(tokenizer: Tokenizer, side: str) -> Assets:
-    """Returns the assets from which `tokenizer_from` builds the tokenizer. Their names begin with `side`."""
+    """Converts a tokenizer to assets of a model file, whose names begin with `side`. See `tokenizer_from`."""
     if tokenizer.model_bytes is not None:
         return {f"{side}.sentencepiece": base64.b64encode(tokenizer.model_bytes).decode("ascii")}
     return {} if tokenizer.separator is None else {f"{side}.separator": tokenizer.separator}
 
 
 def tokenizer_from(assets: Mapping[str, str], side: str) -> Tokenizer:
-    """Builds the tokenizer of a side from the assets of a model file."""
+    """Builds a tokenizer from the assets of a model file, the inverse of `tokenizer_assets`."""
     model = assets.get(f"{side}.sentencepiece")
     if model is not None:
         return Tokenizer.from_model(base64.b64decode(model))

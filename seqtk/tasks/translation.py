@@ -23,13 +23,13 @@ class TranslationConfig(TaskConfig):
     """Settings of translation: the data and its two languages."""
 
     source_lang: str | None = setting(
-        None, help="The source language. null: taken from the file names, if the directory holds one pair."
+        None, help="Source language. null: from the file names, if the folder has only one pair of languages."
     )
-    target_lang: str | None = setting(None, help="The target language. null: as for source_lang.")
+    target_lang: str | None = setting(None, help="Target language. null: as for source_lang.")
 
 
 class PairDataset:
-    """The pairs of one split as `(index, source ids, target ids)`, with their original text if it was kept."""
+    """The pairs of a split. Example i is `(i, source ids, target ids)`. `*_lines` is the original text, if stored."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class PairDataset:
     ) -> None:
         if len(source) != len(target):
             raise UserError(
-                f"The two sides of a split differ: {len(source)} source and {len(target)} target sentences.",
+                f"The two sides of a split differ in length: {len(source)} source and {len(target)} target sentences.",
                 "Preprocess the corpus again.",
             )
         for lines in (source_lines, target_lines):
@@ -59,7 +59,7 @@ class PairDataset:
         return len(self.source)
 
     def is_blank(self, index: int) -> bool:
-        """Returns whether a source has no tokens. Its translation is then a blank line."""
+        """Returns whether a source is an empty line. Its translation is then empty, too."""
         return self.source_lines is not None and int(self.source.sizes[index]) == 1
 
     def __getitem__(self, index: int) -> tuple[int, Any, Any]:
@@ -72,7 +72,7 @@ class PairDataset:
 
 @tasks.register("translation", TranslationConfig)
 class TranslationTask(TextTask):
-    """Translation of sentences, with a vocabulary and a tokenizer for each side."""
+    """Translation of sentences. Each side has a vocabulary and a tokenizer."""
 
     metrics = ("loss", "nll", "ppl", "bleu", "chrf")
 
@@ -106,7 +106,7 @@ class TranslationTask(TextTask):
         if source.target_lang is None:
             raise UserError(
                 f"{source.name} holds one-sided text, not pairs of sentences.",
-                "Preprocess pairs with source_lang= and target_lang=; with input= set reference= too.",
+                "Preprocess pairs with source_lang= and target_lang=. With input=, set reference=, too.",
                 "task=language_modeling trains a language model on one-sided text.",
             )
         if hasattr(self, "target_tokenizer"):

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which a run can validate and save in addition to the weights."""
+"""Exponential moving average (EMA) of the weights, which can be validated and saved instead of the weights."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,17 +13,18 @@ from seqtk.training.parallel import local_part
 
 @dataclass(frozen=True)
 class AverageConfig:
-    """The average of the weights over the last updates, about 1 / (1 - decay) of them."""
+    """Settings of the moving average of the weights, which spans about 1 / (1 - decay) updates."""
 
-    decay: float = probability(0.999, help="The share of the average that each update keeps.")
-    validate: bool = setting(True, help="Validate the average, and keep it as the best model, instead of the weights.")
+    decay: float = probability(0.999, help="Decay rate of the average.")
+    validate: bool = setting(True, help="Validate the average and save it as the best model, instead of the weights.")
 
 
 class WeightAverage:
     """a ← d a + (1 - d) w after each update, with d = min(decay, (1 + t) / (10 + t)) after t updates.
 
-    The smaller d at the start forgets the initial weights (as in TensorFlow's ExponentialMovingAverage). Weights that
-    do not train, and buffers, are not averaged. State: `tensors`, one for each weight, in the shards of the engine.
+    With the smaller d of the first updates, the average does not depend on the initial weights for long (as in
+    TensorFlow's ExponentialMovingAverage). Frozen weights and buffers are not averaged. `tensors` has one average for
+    each weight, sharded like the weight.
     """
 
     def __init__(self, model: nn.Module, config: AverageConfig) -> None:
@@ -32,7 +33,7 @@ class WeightAverage:
         self.tensors = {name: weight.clone() for name, weight in self._weights.items()}
 
     def update(self, step: int, *, made: Tensor) -> None:
-        """Adds the weights after update `step`, counted from 0, if that was made."""
+        """Updates the average after update `step`, counted from 0, if `made` is true: the update was not skipped."""
         share = 1 - min(self.config.decay, (1 + step) / (10 + step))
         weights, averages = self._parts()
         differences = torch._foreach_sub(weights, averages)
@@ -40,18 +41,18 @@ class WeightAverage:
         torch._foreach_add_(averages, differences)
 
     def _parts(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Returns this process's parts of the weights, and of their averages."""
+        """Returns this process's shards of the weights and of their averages."""
         return list(map(local_part, self._weights.values())), list(map(local_part, self.tensors.values()))
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Sets the averages that `tensors` names."""
+        """Sets the averages of the weights in `tensors`."""
         for name, average in self.tensors.items():
             if name in tensors:
                 average.copy_(tensors[name])
 
     @contextmanager
     def in_validation(self) -> Iterator[None]:
-        """Inside the block the model has the averaged weights, unless `validate` is false."""
+        """Context manager in which the model has the averaged weights, unless `config.validate` is false."""
         if not self.config.validate:
             yield
             return

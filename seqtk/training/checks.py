@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 def check_run(
     config: TrainConfig, *, task: Task, model: Model, criterion: Criterion, train_set: Dataset, engine: Engine
 ) -> None:
-    """Checks stream settings, the lengths of examples, and that the validation metric is available.
+    """Checks stream settings, the lengths of examples, and whether the validation metrics are available.
 
     Raises:
-        UserError: Naming the key to change.
+        UserError: If a check fails. The error names the key to change.
     """
     if config.batch.streams is not None:
         check_streams(config, task=task, model=model, samples=len(train_set), engine=engine)
@@ -74,7 +74,7 @@ def _check_lengths(
             key, needed = f"model.{own}", int(longer.sizes.max())
             narrowest = model.most_restrictive_layer(side)
             if narrowest is not None and limit != getattr(config.model, own, None):
-                needed += (narrowest.max_length or 0) - limit  # memory tokens take positions, too
+                needed += (narrowest.max_length or 0) - limit  # memory tokens occupy positions, too
                 key = config.length_key(narrowest.slot)
             number = numbers[longer.examples[0]]
             other = task.shortening(training=True) or (
@@ -87,28 +87,28 @@ def _check_lengths(
             )
 
 
-_REMEDIES = {
+_NEEDS = {
     OUTPUTS: "outputs, which this task does not have",
-    TEXT_SIZE: "the text size that seqtk-preprocess records in preprocess.json, and a split that is scored whole",
+    TEXT_SIZE: "the text size that seqtk-preprocess records in preprocess.json, and all tokens of the split",
 }
 
 
 def _check_metrics(config: TrainConfig, split: str, *, task: Task, stats: tuple[str, ...], targets: int) -> None:
-    """Raises UserError, listing the available metrics, if the needs of a metric are not met."""
-    met = task.provides(split, stats=stats, targets=targets, outputs=config.validation.decode)
+    """Raises UserError if a metric is not available for the split. The error lists the available metrics."""
+    provided = task.provides(split, stats=stats, targets=targets, outputs=config.validation.decode)
     for key, name in config.validation.named_metrics():
-        missing = [need for need in metrics[name].needs if need not in met]
+        missing = [need for need in metrics[name].needs if need not in provided]
         if missing:
-            needs = ", ".join(_REMEDIES.get(need, f"a criterion that returns '{need}'") for need in missing)
+            needs = ", ".join(_NEEDS.get(need, f"a criterion that returns '{need}'") for need in missing)
             raise UserError(
                 f"{key}={name} is not available for split '{split}' of {config.task.data}.",
                 f"It needs {needs}.",
-                f"Available: {', '.join(metrics.available(met))}.",
+                f"Available: {', '.join(metrics.available(provided))}.",
             )
 
 
 def banner(run: "Trainer", plan: Sequence[Update]) -> Iterator[str]:
-    """Yields lines that describe a run's model, its data, examples that are cut or skipped, and its planned batches."""
+    """Yields lines that describe a run: its model, data, truncated and skipped examples, and planned batches."""
     config, engine, task, model, train_set = run.config, run.engine, run.task, run.model, run.train_set
     kept, too_long = usable(train_set.sizes_ND, config.batch)
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -127,7 +127,7 @@ def banner(run: "Trainer", plan: Sequence[Update]) -> Iterator[str]:
         *validation_sets(task, config).items(),
     ):
         if dataset.truncated:
-            yield f"Too long for the model and cut at the end: {how_many(dataset.truncated, f'{split} example')}."
+            yield f"Too long for the model and truncated: {how_many(dataset.truncated, f'{split} example')}."
     if len(too_long):
         named = ", ".join(map(str, too_long[:10]))
         more = ", …" if len(too_long) > 10 else ""
@@ -138,14 +138,14 @@ def banner(run: "Trainer", plan: Sequence[Update]) -> Iterator[str]:
     if limit is None:
         yield f"Padding: {padding}."
     else:
-        fewer = f" (batch.shapes={limit}: the examples need no more)" if used < limit else ""
+        fewer = f" (fewer than batch.shapes={limit}, as the examples do not need more)" if used < limit else ""
         yield f"{how_many(used, 'shape')}{fewer}, padding {padding}."
     yield from run.speed.lines()
 
 
 @contextmanager
 def prepared(config: TrainConfig) -> Iterator[Engine]:
-    """Checks `config` and starts its engine; inside the block, running out of memory is a UserError."""
+    """Context manager that checks `config`, starts its engine, and converts errors as `running` does."""
     config.check()
     keep_freed_memory()
     if config.threads:
@@ -166,10 +166,10 @@ def prepared(config: TrainConfig) -> Iterator[Engine]:
 
 @contextmanager
 def _deterministic(enabled: bool) -> Iterator[None]:
-    """Selects deterministic operators in the block, if enabled. One that has none is a UserError."""
+    """Context manager that selects deterministic operators if enabled. An operator without one raises UserError."""
     before = torch.are_deterministic_algorithms_enabled()
     if enabled:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS raises
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
         torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -188,7 +188,7 @@ def _smaller_batch(config: TrainConfig) -> tuple[str, str]:
     or_recompute = "" if recomputes else ", or model.recompute_blocks=all"
     if is_auto(config.batch.max_tokens):
         return (
-            "Less memory is free than when batch.max_tokens=auto was chosen.",
+            "Less memory is free than when the value of batch.max_tokens=auto was chosen.",
             f"End other programs on this device, set batch.max_tokens to a number{or_recompute}.",
         )
     key, value = "batch.max_tokens", config.batch.max_tokens
@@ -199,6 +199,6 @@ def _smaller_batch(config: TrainConfig) -> tuple[str, str]:
     again = " in a new save_dir" if (Path(config.save_dir) / "latest").exists() else ""
     freq = "" if is_auto(config.update_freq) else f" and update_freq={2 * config.update_freq}"
     return (
-        f"Activations need memory in proportion to {key}={value}.",
-        f"Set {key}={max(value // 2, 1)}{freq}{again} (an update is as large){or_recompute}.",
+        f"The memory of activations is proportional to {key}={value}.",
+        f"Set {key}={max(value // 2, 1)}{freq}{again} (the size of an update stays the same){or_recompute}.",
     )

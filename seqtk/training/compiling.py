@@ -1,9 +1,9 @@
 """Compiles the training step with torch.compile.
 
-`compile=step` makes one graph of forward pass, loss and backward pass; `compile=blocks` one of each block of a stack.
-With `batch.shapes` each shape is compiled once; without, one graph serves all shapes. Only training runs compiled code:
-validation, decoding and the search for a number that is not finite run the model as it is. Compiled code is kept in the
-user's cache, so that the next run of the same model starts sooner.
+`compile=step` compiles the forward pass, the loss and the backward pass into one graph; `compile=blocks` compiles each
+block of a stack. With `batch.shapes`, each shape is compiled once; otherwise, one graph with dynamic shapes is used.
+Only training runs compiled code. Validation, decoding and the search for the cause of non-finite numbers run eagerly.
+Compiled code is stored in the user's cache, so that later runs of the same model start faster.
 """
 
 import os
@@ -30,12 +30,13 @@ from seqtk.training.logging import Logger
 from seqtk.training.parallel import Engine, TrainStep
 from seqtk.utils.errors import UserError, how_many
 
-MOST_GRAPHS = 32
-"""The most graphs of a function without `batch.shapes`. A layer that needs more, one for each length, runs eagerly."""
+MAX_GRAPHS = 32
+"""Maximum number of graphs of a function without `batch.shapes`. A layer that is recompiled for more lengths than this
+runs eagerly."""
 
 
 def uncompiled() -> AbstractContextManager[None]:
-    """Returns a context in which no compiled code runs, so that hooks see every module."""
+    """Returns a context manager in which all code runs eagerly, so that hooks are called for every module."""
     context: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
     return context
 
@@ -65,11 +66,11 @@ class Compilation:
     ) -> None:
         self.step, self.log, self.shapes = step, log, config.batch.shapes
         self.is_required = config.compile is not None
-        """Whether the config says what to compile. Then a layer that cannot be compiled is an error."""
+        """Whether the config sets `compile`. If so, a layer that cannot be compiled is an error."""
         self.mode: Literal["off", "blocks", "step"] = mode
         if mode == "step" and engine.compiles != "step":
             raise UserError(
-                "compile=step: this engine works between the blocks, so that the step cannot be one graph.",
+                "compile=step: this engine communicates between blocks, so the step cannot be compiled into one graph.",
                 f"Set compile={engine.compiles}, or parallel=ddp.",
             )
         self._compute: Callable[..., tuple[Tensor, Stats, State]] = step.compute
@@ -78,11 +79,11 @@ class Compilation:
         self._start(config, device=engine.device.type)
 
     def _start(self, config: TrainConfig, *, device: str) -> None:
-        _keep_code()
+        _set_cache_folder()
         self._watch, self._before = _watch(), _watch().graphs
         self._watch.started = self._announce
         self._watch.listen()
-        _allow_graphs(2 * self.shapes if self.shapes else MOST_GRAPHS)
+        _allow_graphs(2 * self.shapes if self.shapes else MAX_GRAPHS)
         options: dict[str, Any] = {"fullgraph": True, "dynamic": self.shapes is None}
         if device == "cpu":
             # torch's generator is several times faster than inductor's, and gives the masks of a run without compile.
@@ -99,10 +100,10 @@ class Compilation:
         self.step.compute = self._run  # type: ignore[method-assign]
 
     def _may_record(self, config: TrainConfig) -> bool:
-        """Returns whether CUDA graphs can replay the step.
+        """Returns whether the step can be recorded in CUDA graphs.
 
-        A replay overwrites the outputs of the one before it, but gradients of micro-batches are added up, and recurrent
-        states are kept. An adaptive softmax reads on the host how many words are rare.
+        A replay overwrites the outputs of the previous one, which gradient accumulation and recurrent states still
+        need. An adaptive softmax synchronizes with the host, to read the number of rare words.
         """
         reads = any(isinstance(module, AdaptiveHead) for module in self.step.modules())
         return bool(self.shapes and config.update_freq == 1 and config.batch.streams is None and not reads)
@@ -112,22 +113,22 @@ class Compilation:
         if self.mode == "off" or not self.step.training:
             return TrainStep.compute(self.step, batch, state)
         weight: Any = batch.weight
-        if self.mode == "step":  # a float would be a constant of the graph
+        if self.mode == "step":  # a float would become a constant of the graph
             weight = torch.full((), weight, dtype=torch.float64, device=batch.ids_B.device)
         try:
             return self._compute(replace(batch, weight=weight), state)
         except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
             failure = error
         with uncompiled():
-            result = TrainStep.compute(self.step, batch, state)  # raises the error if it is not the compiler's
+            result = TrainStep.compute(self.step, batch, state)  # raises errors that the compiler did not cause
         self._stop(failure)
         return result
 
     def _stop(self, error: Exception) -> None:
-        """Runs the step as it is from now on, and says why.
+        """Falls back to eager execution, and logs a warning.
 
         Raises:
-            UserError: The config requires what cannot be compiled.
+            UserError: If the config sets `compile`, and a layer of the model cannot be compiled.
         """
         mode, self.mode = self.mode, "off"
         for block in self._blocks:
@@ -135,7 +136,7 @@ class Compilation:
         name = type(error).__name__
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), name)
         if isinstance(error, torch._dynamo.exc.FailOnRecompileLimitHit):
-            why, fix = "needs a graph for each length", "Set batch.shapes=16"
+            why, fix = "is recompiled for each length", "Set batch.shapes=16"
         elif isinstance(error, torch._dynamo.exc.BackendCompilerFailed) or not isinstance(
             error, torch._dynamo.exc.TorchDynamoException
         ):
@@ -149,7 +150,7 @@ class Compilation:
         self.log().info(f"Warning: {message} Training runs eagerly.")
 
     def _culprit(self, error: Exception) -> str:
-        """Returns the attention layer, or else the model, in whose code the compiler failed."""
+        """Returns the name of the attention layer in whose code the compiler failed, or else "the model"."""
         layers = {getsourcefile(type(layer)): layer for _, layer in self.step.model.attention_layers()}
         for path in reversed(re.findall(r'File "([^"]+)"', str(error))):
             if path in layers:
@@ -158,10 +159,10 @@ class Compilation:
         return "the model"
 
     def _announce(self) -> None:
-        """Says that compilation has started."""
+        """Logs that compilation has started."""
         if self.graphs == 1:
             each = f"each of up to {how_many(self.shapes, 'shape')}" if self.shapes else "the first shapes"
-            self.log().info(f"Compiling ({self.mode}): {each} takes longer once.")
+            self.log().info(f"Compiling ({self.mode}): the first update of {each} takes longer.")
         self.log().status("compiling")
 
     @property
@@ -170,7 +171,7 @@ class Compilation:
         return 0 if self.mode == "off" else self._watch.graphs - self._before
 
     def report(self) -> None:
-        """Says how many graphs have been compiled, if there are more than the last time."""
+        """Logs the number of compiled graphs, if it has increased since the last call."""
         graphs = self.graphs
         if graphs > self._reported:
             self._reported = graphs
@@ -180,25 +181,25 @@ class Compilation:
 
 
 def _in_training(block: EncoderBlock | DecoderBlock, compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a method that runs `compiled` in training, and the block's own in evaluation."""
-    plain = block.forward
+    """Returns a forward method that runs `compiled` in training mode, and the original method in evaluation mode."""
+    original = block.forward
 
     def forward(*arguments: Any, **options: Any) -> Any:
-        return (compiled if block.training else plain)(*arguments, **options)
+        return (compiled if block.training else original)(*arguments, **options)
 
     return forward
 
 
 class _Watch:
-    """Counts the graphs that this process compiles, and the seconds that it takes."""
+    """Counts the graphs that this process compiles, and the seconds that compilation takes."""
 
     def __init__(self) -> None:
         self.graphs, self.seconds, self._since = 0, 0.0, 0.0
         self.started: Callable[[], None] = lambda: None
 
     def listen(self) -> None:
-        """Asks torch to call this object, unless it does: `torch.compiler.reset` makes it forget."""
-        from torch._dynamo.callback import callback_handler  # takes a second, which a run without compile saves
+        """Registers callbacks with torch, if they are not registered. `torch.compiler.reset` removes them."""
+        from torch._dynamo.callback import callback_handler  # takes a second, which runs without compile avoid
 
         if self._start not in callback_handler.start_callbacks:
             callback_handler.register_start_callback(self._start)
@@ -206,7 +207,7 @@ class _Watch:
 
     def _start(self, *arguments: Any) -> None:  # torch 2.6 gives none
         self._since = time.monotonic()
-        if not arguments or arguments[0].callback_trigger.name == "DYNAMO":  # else a backward pass, or a recording
+        if not arguments or arguments[0].callback_trigger.name == "DYNAMO":  # not a backward pass or a CUDA graph
             self.graphs += 1
             self.started()
 
@@ -217,8 +218,8 @@ class _Watch:
 _watch = cache(_Watch)
 
 
-def _keep_code() -> None:
-    """Sets the folder of compiled code to one in the user's cache, unless the environment names another."""
+def _set_cache_folder() -> None:
+    """Sets the folder of compiled code to one in the user's cache, unless the environment sets another folder."""
     named = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # importing it sets the variable
 
@@ -228,7 +229,7 @@ def _keep_code() -> None:
 
 
 def _allow_graphs(count: int) -> None:
-    """Lets torch compile a function at least `count` times."""
+    """Raises torch's recompilation limit to at least `count`."""
     config: Any = torch._dynamo.config
     name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
     setattr(config, name, max(getattr(config, name), count))

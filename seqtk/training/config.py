@@ -37,79 +37,85 @@ from seqtk.utils.errors import UserError, nearest
 class ValidationSet:
     """A set of examples to validate on."""
 
-    split: str = setting("valid", help="The split.")
-    data: str | None = setting(None, help="Where it is: of the default source, a data-bin directory. null: task.data.")
-    name: str | None = setting(None, help="What the log calls it. null: the split, or the last part of data.")
+    split: str = setting("valid", help="Split of the data.")
+    data: str | None = setting(
+        None, help="Location of the data; for the default source, a data-bin folder. null: task.data."
+    )
+    name: str | None = setting(None, help="Name of the set in logs. null: the split, or the last part of data.")
 
     @property
     def title(self) -> str:
-        """What the log calls it."""
+        """The name of the set in logs."""
         return self.name or (Path(self.data).name if self.data else self.split)
 
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """When to validate, on what, and by which metric the best model is chosen."""
+    """Settings of validation: when, on which data, and the metric that selects the best model."""
 
     renamed: ClassVar[dict[str, str]] = {"other_splits": ""}
 
-    every: int = setting(0, at_least=0, help="Updates between validations. 0: at the end of each epoch.")
+    every: int = setting(0, at_least=0, help="Number of updates between validations. 0: at the end of each epoch.")
     split: str | None = setting(
         "valid",
-        help="The split of task.data, or the name of one of validation.sets, that chooses the best model. "
-        "null: there is no validation.",
+        help="Split of task.data, or name of one of validation.sets, that selects the best model. null: no validation.",
     )
     sets: tuple[ValidationSet, ...] = setting(
         (),
         help="Further sets whose metrics are logged: [{split: valid1}, {data: data-bin/other, split: test}].",
     )
-    metric: str = setting("loss", help="The metric that chooses the best model. Its direction is the metric's own.")
-    metrics: tuple[str, ...] | None = setting(None, help="The metrics that are reported. null: the task's metrics.")
+    metric: str = setting(
+        "loss", help="Metric that selects the best model. Each metric defines whether higher or lower is better."
+    )
+    metrics: tuple[str, ...] | None = setting(None, help="Metrics to report. null: the task's metrics.")
     decode: bool = setting(False, help="Also decode the split, for metrics of the output such as BLEU and chrF.")
     search: SearchConfig = SearchConfig()
     patience: int = setting(0, at_least=0, help="Stop after this many validations without a new best model. 0: never.")
 
     @property
     def named(self) -> dict[str, ValidationSet]:
-        """The sets by name, first the one that chooses the best model."""
+        """The sets by name. The first one selects the best model."""
         if self.split is None:
             return {}
-        others = {each.title: each for each in self.sets}
+        others = {other.title: other for other in self.sets}
         return {self.split: others.get(self.split, ValidationSet(self.split)), **others}
 
     def check(self) -> None:
-        """Raises UserError if two sets have one name, or if settings have no effect without a validation."""
-        titles = [each.title for each in self.sets]
+        """Raises UserError if two sets have the same name, or if a setting has no effect without validation."""
+        titles = [item.title for item in self.sets]
         twice = [name for name in titles if titles.count(name) > 1]
         twice += [
-            each.title for each in self.sets if (each.title, each.split, each.data) == (self.split,) * 2 + (None,)
+            item.title for item in self.sets if (item.title, item.split, item.data) == (self.split,) * 2 + (None,)
         ]
         if twice:
             raise UserError(
-                f"validation.sets has two sets of the name '{twice[0]}'.", "Set name= to another one, or remove it."
+                f"validation.sets has two sets of the name '{twice[0]}'.", "Set name= of one of them, or remove it."
             )
         for key, value in (("patience", self.patience), ("sets", self.sets)):
             if self.split is None and value:
                 raise UserError(
-                    f"validation.{key} has no effect: validation.split=null is no validation.",
+                    f"validation.{key} has no effect, because validation.split=null disables validation.",
                     f"Set validation.split, or remove validation.{key}.",
                 )
 
     def named_metrics(self) -> list[tuple[str, str]]:
-        """Every metric that the config names, with its key."""
+        """Returns (key, name) of each metric in the config."""
         return [("validation.metric", self.metric), *(("validation.metrics", name) for name in self.metrics or ())]
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What is kept in save_dir."""
+    """Settings of checkpoints."""
 
     every: int = setting(
-        1000, at_least=1, help="Updates between checkpoints. One is also saved at each validation and at the end."
+        1000,
+        at_least=1,
+        help="Number of updates between checkpoints. One is also saved at each validation and at the end.",
     )
     asynchronous: bool = setting(
         True,
-        help="Write checkpoints and best models in a thread, from copies of the weights, while training continues.",
+        help="Write checkpoints and best models in a background thread, from copies of the weights, while training "
+        "continues.",
     )
     keep_last: int = setting(5, at_least=1, help="Number of recent checkpoints to keep; older ones are removed.")
     keep_best: int = setting(1, at_least=0, help="Number of best models to keep, by validation.metric.")
@@ -117,101 +123,108 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What is logged during training, and where."""
+    """Settings of the training logs."""
 
-    every: int = setting(100, at_least=1, help="Updates between log lines.")
+    every: int = setting(100, at_least=1, help="Number of updates between log lines.")
     sinks: tuple[SinkConfig, ...] = setting(
         (ConsoleConfig(), JsonlConfig()),
-        help="Where metrics are written: console, jsonl, tensorboard, wandb, or a plug-in's.",
+        help="Sinks of the metrics: console, jsonl, tensorboard, wandb, or a plug-in's.",
     )
-    tensorboard: bool = setting(True, help="Also write curves to save_dir/tensorboard, whatever log.sinks is.")
-    histograms: int = setting(0, at_least=0, help="Updates between histograms of the weights. 0: there are none.")
+    tensorboard: bool = setting(True, help="Also write to save_dir/tensorboard if log.sinks does not list tensorboard.")
+    histograms: int = setting(0, at_least=0, help="Number of updates between histograms of the weights. 0: never.")
     peak_tflops: float | None = setting(
         None, above=0, help="Peak TFLOP/s of the device in this precision, for mfu. null: from a table of known GPUs."
     )
-    samples: int = setting(3, at_least=0, help="Number of outputs of each decoded validation to log to TensorBoard.")
+    samples: int = setting(3, at_least=0, help="Number of outputs to log to TensorBoard at each decoded validation.")
 
     def all_sinks(self) -> tuple[SinkConfig, ...]:
-        """Returns the sinks, with TensorBoard if it is wanted and not listed."""
+        """Returns the sinks, including TensorBoard if `tensorboard` is true."""
         listed = any(isinstance(sink, TensorBoardConfig) for sink in self.sinks)
         return self.sinks if listed or not self.tensorboard else (*self.sinks, TensorBoardConfig())
 
 
 Part = Literal["optimizer", "schedule", "data", "best"]
 PARTS: tuple[Part, ...] = ("optimizer", "schedule", "data", "best")
-"""The parts of a run, besides its weights, that another run may start from."""
+"""The parts of a run's state, besides its weights, that a new run can start with."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run."""
+    """Settings of a training run."""
 
     aliases: ClassVar[dict[str, tuple[str, ...]]] = {"attention": ("model.attention",)}
 
     save_dir: str = setting(
-        "checkpoints", help="The folder of the run: results, and where it resumes. Default: checkpoints/RECIPE."
+        "checkpoints", help="Folder of the run. A run resumes from its checkpoints here. Default: checkpoints/RECIPE."
     )
     init_from: str | None = setting(
         None,
-        help="A trained model whose weights a new run starts from (fine-tuning): a model file, or the folder of a run. "
-        "The head, the vocabularies, the length and the attention layers may differ.",
+        help="Trained model to initialize the weights of a new run from (fine-tuning): a model file, or the folder of "
+        "a run. The head, vocabularies, maximum lengths and attention layers may differ.",
     )
     reset: tuple[Part, ...] = setting(
         PARTS,
-        help="What starts from the beginning with init_from=RUN; what is not listed is kept. schedule: the number of "
-        "updates. data: the position in the epoch. best: the best metric and patience.",
+        help="Parts of the state to reset with init_from=RUN; parts that are not listed are kept. schedule: the number "
+        "of updates. data: the position in the epoch. best: the best metric and patience.",
     )
     dry_run: bool = setting(
-        False, help="Print the model, its batches and the memory of an update, and stop without writing anything."
+        False, help="Print the model, its batches and the memory of an update, then stop without writing anything."
     )
-    user_dir: str | None = setting(None, help="A package or module with plug-ins, imported first.")
+    user_dir: str | None = setting(None, help="Package or module with plug-ins, which is imported first.")
     seed: int = setting(1, at_least=0, at_most=2**63 - 1, help="Seed of weights, batch order and dropout.")
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", help="Where to compute. auto: a GPU if there is one.")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", help="Device. auto: a GPU if there is one.")
     parallel: EngineConfig | None = setting(
         None,
-        help="How processes share the work: none, ddp, fsdp2, or a plug-in's. null: ddp under torchrun, else none.",
+        help="Parallelism over processes: none, ddp, fsdp2, or a plug-in's. null: ddp under torchrun, else none.",
     )
     precision: Literal["fp32", "bf16", "fp16"] = setting(
         "fp32",
-        help="Precision of the computation. bf16, fp16: autocast to it; the weights stay in float32. fp16 scales the "
-        "loss.",
+        help="Precision of the computation. bf16, fp16: autocast with float32 weights. fp16 uses dynamic loss scaling.",
     )
     compile: Literal["off", "blocks", "step"] | None = setting(
         None,
-        help="What torch.compile compiles: each block, or the whole training step. null: the step on a GPU, off on a "
-        "CPU.",
+        help="Use torch.compile for each block or for the whole training step. null: step on a GPU, off on a CPU.",
     )
-    deterministic: bool = setting(
-        False, help="Use only operators with the same result in every run, which may be slower on a GPU."
-    )
+    deterministic: bool = setting(False, help="Use only deterministic operators, which may be slower on a GPU.")
     non_finite: Literal["stop", "skip"] = setting(
-        "stop", help="After a loss, gradient or metric that is not finite: stop the run, or skip the update."
+        "stop", help="If a loss, gradient or metric is NaN or infinite: stop the run, or skip the update."
     )
-    max_skips: int = setting(10, at_least=1, help="Stop after more consecutive updates that non_finite=skip skipped.")
+    max_skips: int = setting(
+        10, at_least=1, help="Maximum number of consecutive updates that non_finite=skip skips before the run stops."
+    )
     profile: str | None = setting(
-        None, help="START:STOP: write a trace of torch's profiler of these updates (numbers from 1) to save_dir."
+        None, help="START:STOP: write a trace of torch's profiler of these updates (numbered from 1) to save_dir."
     )
-    replay: str | None = setting(None, help="Repeat the update in this replay file, and nothing else.")
+    replay: str | None = setting(None, help="Only repeat the update in this replay file.")
     threads: int = setting(0, at_least=0, at_most=1024, help="CPU threads. 0: torch's default.")
     max_updates: int = setting(0, at_least=0, help="Stop after this many updates. 0: no limit.")
     max_epochs: int = setting(0, at_least=0, help="Stop after this many epochs. 0: no limit.")
     max_hours: float = setting(
-        0.0, at_least=0, help="Save and exit with code 138 after so long; the same command resumes. 0: no limit."
+        0.0,
+        at_least=0,
+        help="Hours after which the run saves a checkpoint and exits with code 138; the same command resumes it. "
+        "0: no limit.",
     )
     update_freq: IntOrAuto = setting(
-        1, at_least=1, help="Micro-batches per update on each device. auto: as batch.tokens_per_update requires."
+        1,
+        at_least=1,
+        help="Gradient accumulation: micro-batches per update on each device. auto: from batch.tokens_per_update.",
     )
     clip_norm: float = setting(0.0, at_least=0, help="Maximum norm of the gradient. 0: no clipping.")
     freeze: tuple[str, ...] = setting(
-        (), help="Names of weights or modules that do not train, such as encoder or *.norm; * is a wildcard."
+        (), help="Names of weights or modules to freeze, such as encoder or *.norm; * is a wildcard."
     )
     lr_scales: tuple[RateScale, ...] = setting(
-        (), help="Factors of the learning rate by name: [{name: encoder, scale: 0.1}]. The last that matches applies."
+        (),
+        help="Factors of the learning rate by name: [{name: encoder, scale: 0.1}]. If several match, the last applies.",
     )
     layer_decay: float = setting(
-        1.0, above=0, at_most=1, help="Factor of the learning rate from each block to the one below it. 1: none."
+        1.0,
+        above=0,
+        at_most=1,
+        help="Layer-wise decay: factor of the learning rate of each block relative to the block after it. 1: none.",
     )
-    ema: AverageConfig | None = setting(None, help="An exponential moving average of the weights. null: none.")
+    ema: AverageConfig | None = setting(None, help="Exponential moving average of the weights. null: none.")
     batch: BatchingConfig = BatchingConfig()
     task: TaskConfig = TranslationConfig()
     model: ModelConfig = TransformerConfig()
@@ -224,7 +237,7 @@ class TrainConfig:
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """What `precision` computes in; None is float32."""
+        """The data type of autocast; None for float32, which does not use autocast."""
         return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
 
     @property
@@ -234,13 +247,13 @@ class TrainConfig:
         return [key for key, value in values.items() if is_auto(value)]
 
     def check(self) -> None:
-        """Checks settings against each other, before anything is built.
+        """Checks combinations of settings before anything is built.
 
         Raises:
-            UserError: If the run has no end, no folder, or a metric that its task does not have.
+            UserError: If the run has no end or no folder, or if settings contradict each other.
         """
         if not (self.max_updates or self.max_epochs):
-            raise UserError("Set max_updates or max_epochs: the run has no end.")
+            raise UserError("Neither max_updates nor max_epochs is set, so the run has no end.", "Set one of them.")
         if not self.save_dir.strip():
             raise UserError("save_dir= is empty.", "Set it to the folder for everything that the run writes.")
         if set(self.reset) != set(PARTS) and not self.init_from:
@@ -273,23 +286,23 @@ class TrainConfig:
             raise UserError(f"{key}=auto is not possible with batch.streams.", f"Set {key} to a number.")
         if is_auto(self.update_freq) and (self.batch.tokens_per_update is None or self.batch.max_tokens is None):
             raise UserError(
-                "update_freq=auto needs to know the size of an update and of a batch.",
+                "update_freq=auto requires the size of an update and of a batch.",
                 "Set batch.tokens_per_update and batch.max_tokens, or update_freq to a number.",
             )
 
     def _check_metrics(self) -> None:
         for key, name in self.validation.named_metrics():
             if name not in metrics:
-                raise UserError(f"{key}={name}: there is no such metric.", nearest(name, metrics))
-            able = tasks.class_of(type(self.task)).has_outputs()
-            if OUTPUTS in metrics[name].needs and able and not self.validation.decode:
+                raise UserError(f"{key}={name}: there is no metric with this name.", nearest(name, metrics))
+            has_outputs = tasks.class_of(type(self.task)).has_outputs()
+            if OUTPUTS in metrics[name].needs and has_outputs and not self.validation.decode:
                 raise UserError(
                     f"{key}={name}: this metric needs the model's outputs.",
                     "Set validation.decode=true, or choose another metric.",
                 )
 
     def is_over(self, state: TrainState) -> bool:
-        """Whether a run ends in this state."""
+        """Returns whether a run in this state has reached its end."""
         return bool(
             (self.max_updates and state.update >= self.max_updates)
             or (self.max_epochs and state.position.epoch > self.max_epochs)
@@ -297,10 +310,10 @@ class TrainConfig:
         )
 
     def length_key(self, slot: str) -> str:
-        """Returns the key that sets `max_length` of the layers at `slot`: the shared key if it applies to them."""
+        """Returns the key of `max_length` of the layers at `slot`: `attention.max_length` if it applies to them."""
         try:
             changed = schema.update(self, "attention.max_length", 2**31)
-        except UserError:  # another layer that the alias reaches has no such key
+        except UserError:  # another layer that `attention` refers to has no such key
             return f"{slot}.max_length"
         reaches = attrgetter(slot)(changed) != attrgetter(slot)(self)
         return "attention.max_length" if reaches else f"{slot}.max_length"

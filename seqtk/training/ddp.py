@@ -1,4 +1,4 @@
-"""Data parallelism between the processes that torchrun started."""
+"""Distributed data parallelism between the processes that torchrun started."""
 
 import inspect
 import os
@@ -27,12 +27,12 @@ from seqtk.training.rendezvous import meet
 from seqtk.utils.errors import UserError
 
 REPORTING = 3.0
-"""Seconds in which all processes that lost another one say so."""
+"""Seconds within which all processes report that they have lost another process."""
 
 
 @dataclass(frozen=True)
 class DDPConfig(EngineConfig):
-    """Data parallelism: each process holds the whole model, and gradients are averaged."""
+    """Data parallelism: each process has a copy of the whole model, and gradients are averaged."""
 
     timeout: float = setting(
         300.0, at_least=1, at_most=1e6, help="Seconds after which all processes end if one does not respond."
@@ -50,7 +50,7 @@ class DDP(Engine):
         self.timeout = config.timeout if isinstance(config, DDPConfig) else DDPConfig().timeout
         self._heartbeat: Heartbeat | None = None
         if self.size > 1 and not dist.is_initialized():
-            # Numbers of the host travel by gloo in any case, so that adding them never waits for a GPU.
+            # Values on the host are always reduced with gloo, so that this never waits for a GPU.
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             try:
                 store, prefix = meet(rank=self.rank, size=self.size, timeout=self.timeout)
@@ -78,7 +78,7 @@ class DDP(Engine):
         if self.size == 1:
             return step
         ids = [self.device.index] if self.device.type == "cuda" else None
-        # Buffers are functions of the config, or tables that grow with each process's input: they are not exchanged.
+        # Buffers are not synchronized: they are functions of the config, or tables that grow with the process's input.
         known = inspect.signature(DistributedDataParallel).parameters
         exchange = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         options: dict[str, Any] = {exchange: False}
@@ -116,13 +116,13 @@ class DDP(Engine):
         if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in text):
             return None
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun ends this process while it waits: quietly
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun may end this process while it waits
         others = self._silent_processes()
         named = ", ".join(map(str, others)) or "another one"
         if "timed out" in text or "timeout" in text:
             limit = f"parallel.timeout={self.timeout:g} seconds"
             return f"Process {named} did not respond to process {self.rank} within {limit}."
-        return f"Process {named} has ended, and so process {self.rank} ends."
+        return f"Process {named} has ended, so process {self.rank} ends, too."
 
     def _silent_processes(self) -> list[int]:
         """Returns the ranks that do not report an error within seconds, because they have ended or do not respond."""
@@ -141,8 +141,9 @@ class DDP(Engine):
             return
         if self._heartbeat is not None:
             self._heartbeat.close()
-        # Gloo's threads end with the group's last reference. A thread that still runs when Python ends may wait for
-        # the interpreter, to release a tensor, and is then aborted: "terminate called without an active exception".
+        # Gloo's threads end when the last reference to the group is deleted. If one still runs when Python exits, and
+        # waits for the interpreter to release a tensor, the process aborts: "terminate called without an active
+        # exception".
         if self._wrapped is not None:
             del self._wrapped.reducer, self._wrapped.logger, self._wrapped.process_group
             self._wrapped = None

@@ -1,4 +1,4 @@
-"""A run that is built but not made: its model, its batches, and the memory that an update takes."""
+"""Dry runs, which print the model of a run, its batches and the memory of an update, and write nothing."""
 
 import itertools
 import time
@@ -21,10 +21,10 @@ from seqtk.utils.memory import peak_memory_gib, saved_bytes
 
 
 def dry_run(config: TrainConfig) -> Iterator[str]:
-    """Builds the run of `config` and makes one update of its largest batch, which is not kept. Writes nothing.
+    """Builds the run of `config` and makes one update with its largest batch. Writes nothing.
 
     Yields:
-        The lines to print, as soon as they are known; none in processes other than the first.
+        The lines to print. Only the first process yields lines.
 
     Raises:
         UserError: If the run is not possible.
@@ -47,7 +47,7 @@ def dry_run(config: TrainConfig) -> Iterator[str]:
 
 
 def _modules(run: Trainer) -> Iterator[str]:
-    """The parameters by module, with their learning rates where they differ."""
+    """Yields the number of parameters of each module, and its factor of the learning rate if it is not 1."""
     config, parameters = run.config, dict(run.model.named_parameters())
     factors = rate_scales(run.model, config.lr_scales, layer_decay=config.layer_decay)
     rows = []
@@ -55,18 +55,18 @@ def _modules(run: Trainer) -> Iterator[str]:
         count = sum(parameters[name].numel() for name in names)
         trained = [name for name in names if parameters[name].requires_grad]
         rates = sorted({factors[name] for name in trained})
-        about = (
+        notes = (
             ["frozen" if not trained else f"{len(names) - len(trained)} frozen"] if len(trained) < len(names) else []
         )
         if rates and rates != [1.0]:
-            about.append("lr × " + " to ".join(f"{rate:.3g}" for rate in dict.fromkeys((rates[0], rates[-1]))))
-        rows.append((module, how_many(len(names), "tensor"), f"{count:,}", ", ".join(about)))
+            notes.append("lr × " + " to ".join(f"{rate:.3g}" for rate in dict.fromkeys((rates[0], rates[-1]))))
+        rows.append((module, how_many(len(names), "tensor"), f"{count:,}", ", ".join(notes)))
     yield "Parameters by module:"
     yield from aligned(rows, left=1)
 
 
 def _update(run: Trainer, plan: Sequence[Update]) -> Iterator[str]:
-    """The batches of an epoch, and what an update of the largest takes."""
+    """Yields the batches of an epoch, and the time and memory of an update with the largest one."""
     config, engine, sizes_ND = run.config, run.engine, run.train_set.sizes_ND
     batches, cells = real_batches(plan), positions(plan, sizes_ND)
     rows, padding = [len(indices) for indices, _ in batches], padding_share(plan, sizes_ND)
@@ -78,7 +78,7 @@ def _update(run: Trainer, plan: Sequence[Update]) -> Iterator[str]:
     indices, shape = batches[int(np.argmax(cells))]
     largest = Update((indices,), plan[-1].position_after, () if shape is None else (shape,))
     ((_, micro_batches),) = load_updates([largest], run.train_set, run.task.collate, device=engine.device)
-    yield "The largest of them:"
+    yield "The largest batch:"
     tensors = {name: value for name, value in vars(micro_batches[0]).items() if isinstance(value, Tensor)}
     yield from aligned(
         [(name, str(list(t.shape)), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()], left=3
@@ -89,15 +89,15 @@ def _update(run: Trainer, plan: Sequence[Update]) -> Iterator[str]:
     run.read_sums()
     sums, seconds = run.state.interval, time.monotonic() - started
     if not sums["updates"]:
-        yield "Its loss or gradient is not finite."
+        yield "The loss or gradient of this batch is not finite."
     else:
         loss = sums["loss"] / sums["weight"] if "loss" in sums else float("nan")
-        yield f"An update of it took {seconds:.2f} s: loss {loss:.4g}, gnorm {sums['norm']:.3g}."
+        yield f"An update with this batch took {seconds:.2f} s: loss {loss:.4g}, gnorm {sums['norm']:.3g}."
     yield from _memory(run, activations=sum(saved.values()))
 
 
 def _memory(run: Trainer, *, activations: int) -> Iterator[str]:
-    """Where the memory of an update goes."""
+    """Yields the memory of each part of an update."""
     weights = [*run.model.parameters(), *run.model.buffers()]
     states = [value for state in run.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     parts = {
@@ -107,7 +107,7 @@ def _memory(run: Trainer, *, activations: int) -> Iterator[str]:
         "average of the weights": _bytes(run.average.tensors.values()) if run.average else 0,
         "saved for the backward pass": activations,
     }
-    yield "Memory of an update (estimate; temporary tensors come on top):"
+    yield "Memory of an update (estimate, without temporary tensors):"
     rows = [*((name, size) for name, size in parts.items() if size), ("sum", sum(parts.values()))]
     yield from aligned([(name, f"{size / 2**20:,.1f} MiB") for name, size in rows], left=1)
     yield f"  Peak of this process: {peak_memory_gib(run.engine.device):.2f} GiB."

@@ -1,6 +1,6 @@
-"""What a run does when an update or a validation is not finite: find the cause, write a replay file, stop or skip it.
+"""Handles updates and validations that are not finite: finds the cause, writes a replay file, and stops or skips.
 
-Nothing here runs before something fails.
+Nothing in this file runs before a failure.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 
 
 def skip_update(run: "Trainer", update: Update) -> None:
-    """Finds out where `update`, which follows the run's state, is not finite, and writes the replay file.
+    """Handles an update whose loss or gradient is not finite: finds the cause and writes a replay file.
+
+    Args:
+        run: The run, in the state before the update.
+        update: The update.
 
     Raises:
-        NotFiniteError: Unless the update may be skipped. The state before it has been saved.
+        NotFiniteError: Unless the update may be skipped. The state before the update is then saved.
     """
     ((_, micro_batches),) = load_updates([update], run.train_set, run.task.collate, device=run.engine.device)
     run.optimizer.zero_grad(set_to_none=True)
@@ -38,44 +42,44 @@ def skip_update(run: "Trainer", update: Update) -> None:
         run.streams.states = streams
     run.optimizer.zero_grad(set_to_none=True)
     problem = f"The loss or gradient of update {run.state.update + 1:,} is not finite, {origin}."
-    about = _write_replay(run, origin, probe.inputs, training=True)
+    replay = _write_replay(run, origin, probe.inputs, training=True)
     follows = run.skips[-1:] == [run.state.update - 1]
     run.skips = [*(run.skips if follows else ()), run.state.update]
     limit = run.config.max_skips
     if run.config.non_finite == "skip" and origin.stage > Stage.WEIGHT:
         if len(run.skips) <= limit:
-            run.log.info(f"Skipped: {problem} {about}")
+            run.log.info(f"Skipped: {problem} {replay}")
             return
-        problem = f"{how_many(limit, 'update')} in a row are skipped, max_skips={limit}. {problem}"
+        problem = f"{how_many(limit, 'consecutive update')} were skipped, the limit of max_skips={limit}. {problem}"
     if first_bad(run.full_weights()) is None and run.state.update != run.saved_at:
         run.save()
-    raise NotFiniteError(problem, about, _advice(run))
+    raise NotFiniteError(problem, replay, _advice(run))
 
 
 def skip_validation(run: "Trainer", split: str, name: str, *, value: float, after: TrainState) -> None:
-    """Finds out where a validation is not finite, and writes the replay file.
+    """Handles a validation whose metric is not finite: finds the cause and writes a replay file.
 
     Args:
         run: The run.
-        split: The split.
+        split: The name of the validation set.
         name, value: The metric.
-        after: The state if the run continues.
+        after: The state after this validation.
 
     Raises:
-        NotFiniteError: Unless the validation may be ignored; never for the last one.
+        NotFiniteError: Unless the validation may be ignored. The last validation of a run must be finite.
     """
     config = replace(run.config, validation=replace(run.config.validation, decode=False))
     with uncompiled(), probing(run.step) as probe:
         validate(run.step, run.task, config, name=split, engine=run.engine)
         origin = origin_of(probe, run.step, engine=run.engine)
     problem = f"The validation of update {run.state.update:,} has {name}={value}, {origin}."
-    about = _write_replay(run, origin, probe.inputs[probe.at : probe.at + 1], training=False)
+    replay = _write_replay(run, origin, probe.inputs[probe.at : probe.at + 1], training=False)
     if config.non_finite == "skip" and origin.stage > Stage.WEIGHT and not config.is_over(after):
-        run.log.info(f"{problem} {about}")
+        run.log.info(f"{problem} {replay}")
         return
     latest = run.checkpoints.directory / "latest"
     advice = f"Lower optimizer.lr or set clip_norm. To resume from an earlier checkpoint, write its name into {latest}."
-    raise NotFiniteError(problem, about, advice)
+    raise NotFiniteError(problem, replay, advice)
 
 
 def refuse_weights(run: "Trainer", name: str) -> None:

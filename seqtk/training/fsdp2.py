@@ -1,4 +1,4 @@
-"""Fully sharded data parallelism: each process keeps a part of every weight, gradient and optimizer tensor."""
+"""Fully sharded data parallelism: each process holds a shard of every weight, gradient and optimizer tensor."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FSDP2Config(DDPConfig):
-    """Each process holds a part of the model, and gathers the weights of a block while it computes it."""
+    """Fully sharded data parallelism: each process has a shard of the model, and gathers one block at a time."""
 
 
 @engines.register("fsdp2", FSDP2Config)
 class FSDP2(DDP):
-    """torch's `fully_shard` over blocks, then over everything else (Zhao et al. 2023, arXiv 2304.11277).
+    """torch's `fully_shard` of each block, then of all other modules (Zhao et al. 2023, arXiv 2304.11277).
 
     Weights, gradients and the optimizer's state are DTensors in float32, split along their first axis. Under autocast
     the weights of blocks are gathered in its dtype; gradients are added up over the processes in float32.
@@ -47,7 +47,7 @@ class FSDP2(DDP):
         if self.size == 1:
             return step
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # half a second that other engines save
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # takes 0.5 s, which other engines avoid
 
         mesh = init_device_mesh(self.device.type, (self.size,))
         dtype = step.autocast if isinstance(step, TrainStep) else None
@@ -129,7 +129,7 @@ def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _has_penalty(module: nn.Module) -> bool:
-    """Returns whether a layer adds a penalty on its weights to the loss, which reads them after the forward pass."""
+    """Returns whether a layer has an auxiliary loss, which may read its weights after the forward pass."""
     layers = (layer for layer in module.modules() if isinstance(layer, Attention))
     return any(type(layer).aux_loss is not Attention.aux_loss for layer in layers)
 
@@ -145,6 +145,6 @@ def check_shared(step: nn.Module, blocks: Sequence[nn.Module]) -> None:
     shared = next((name for name, parameter in step.named_parameters() if len(owners[parameter]) > 1), None)
     if shared is not None:
         raise UserError(
-            f"parallel=fsdp2 cannot split the model: a block shares the weight {shared.removeprefix('model.')}.",
+            f"parallel=fsdp2 cannot shard the model: a block shares the weight {shared.removeprefix('model.')}.",
             "Set parallel=ddp.",
         )

@@ -1,7 +1,7 @@
-"""Ends a process within seconds when another host of its run vanishes.
+"""Heartbeats, which end all processes of a run within seconds when a host becomes unreachable.
 
-A process that ends closes its connections, and all others notice. A host that loses its network or its power closes
-nothing, and the others would wait until `parallel.timeout`.
+The connections of a process that ends are closed, which the other processes detect. If a host loses its network or its
+power, its connections stay open, and without heartbeats the other processes would wait for `parallel.timeout`.
 """
 
 import os
@@ -12,22 +12,23 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 
 INTERVAL = 2.0
-"""Seconds between two beats."""
+"""Seconds between two heartbeats."""
 LIMIT = 18.0
 """Seconds without one after which a process counts as lost, in which this process was not suspended itself."""
 FINISHED = -(10**9)
 
 
 class Heartbeat:
-    """Counts beats of this process in the store of the run, and watches those of the next one.
+    """Sends heartbeats of this process to the store of the run, and monitors those of the next rank.
 
-    A process that misses beats of the next one tells all others by the store. One thread talks to the store, which does
-    not answer if its host has vanished. Another one ends this process.
+    If they stop, the lost process is announced to all processes in the store. One thread communicates with the store,
+    and may block if the host of the store is lost. A second thread ends this process if a process is lost or the store
+    does not respond.
 
     Args:
-        rank, size: This process, and their number.
-        host, port: The store of the run.
-        prefix: Where its keys of this start are.
+        rank, size: The rank of this process, and the number of processes.
+        host, port: The address of the store.
+        prefix: The prefix of this start's keys in the store (see `seqtk.training.rendezvous`).
     """
 
     def __init__(self, *, rank: int, size: int, host: str, port: int, prefix: str) -> None:
@@ -42,7 +43,7 @@ class Heartbeat:
         threading.Thread(target=self._watch, name="heartbeat watch", daemon=True).start()
 
     def close(self) -> None:
-        """Stops, and lets the others know that this process has finished."""
+        """Stops the heartbeats, and announces that this process has finished."""
         self._done.set()
         self._beating.join(INTERVAL)
 
@@ -63,7 +64,7 @@ class Heartbeat:
                     self._lost = int(store.get("lost"))
                     return
             store.add(f"beats/{self.rank}", FINISHED)
-        except RuntimeError:  # the store has ended: so does this process, unless the run is over
+        except RuntimeError:  # the store is closed: `_watch` ends this process unless the run is finished
             pass
 
     def _watch(self) -> None:
@@ -77,11 +78,11 @@ class Heartbeat:
                 break
         else:
             return
-        place = f"on {self.address[0]} " if self._lost == 0 else ""
+        host = f"on {self.address[0]} " if self._lost == 0 else ""
         print(
-            f"seqtk-train: Process {self._lost} {place}has vanished: no sign of it for {LIMIT:g} seconds, and so "
-            f"process {self.rank} ends.",
+            f"seqtk-train: Process {self._lost} {host}has vanished: no heartbeat for {LIMIT:g} seconds. "
+            f"Process {self.rank} ends.",
             file=sys.stderr,
             flush=True,
         )
-        os._exit(1)  # the main thread waits for that process, and nothing can interrupt it
+        os._exit(1)  # the main thread waits for the lost process, and cannot be interrupted

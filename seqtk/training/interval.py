@@ -1,4 +1,4 @@
-"""The updates since the last log line: their sums, kept on the device, and the values of the log line."""
+"""Accumulates statistics on the device between log lines, and computes the values of a log line."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,25 +14,26 @@ from seqtk.training.speed import SPEED
 
 OVERFLOWS = "overflows"
 OF_WEIGHTS = "/weight"
-"""Ends the name of the sum of a statistic's weights, next to the sum of the statistic."""
+"""The sum of the weights of statistic NAME is called NAME/weight."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the host has read from the device."""
+    """Values copied from the device to the host."""
 
     sums: dict[str, float]
     """The sums of the interval by name."""
     more: list[float]
-    """The elements of the other tensor that was read."""
+    """The elements of the tensor `more` of `Interval.read`."""
     failed: tuple[TrainState, Update] | None
-    """The first update that was not finite, with the state before it."""
+    """The first update that was not finite, with the state before it; None if all were finite."""
 
 
 class Interval:
-    """Sums in float64 on the device, which the host reads for a log line, and what it does not know before.
+    """Sums over the updates of a log interval, in float64 on the device. The host reads them only for log lines.
 
-    After an update that is not finite, all updates are skipped on the device until the host has read of it.
+    So the host does not notice at once when an update is not finite. From then on, all updates are skipped on the
+    device, until the next reading.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -44,10 +45,10 @@ class Interval:
         self.forget_failure()
 
     def forget_failure(self) -> None:
-        """Lets the updates that follow change the weights again."""
+        """Stops skipping updates after a failure."""
         self._finite = torch.ones((), dtype=torch.bool, device=self._device)
         self.has_failed = False
-        """Whether the host knows already that the last update failed."""
+        """Whether the host already knows that the last update failed."""
 
     def judge(self, values: Tensor, loss_scale: LossScale | None) -> tuple[Tensor, Tensor]:
         """Returns whether the weights are changed by an update, and whether it is skipped to lower the loss scale.
@@ -74,14 +75,15 @@ class Interval:
         overflow: Tensor,
         before: Mapping[str, float],
     ) -> None:
-        """Adds the values of an update if it was `made`.
+        """Adds the values of an update, unless it was skipped.
 
         Args:
-            names: The names of the values: the norm of the gradient first, then the statistics.
-            values: One scalar each.
+            names: The names of the values: the norm of the gradient, then the statistics.
+            values: One scalar for each name.
             weight: The weight of the update.
-            made, overflow: Whether the update changed the weights, and whether it was skipped to lower the loss scale.
-            before: Sums of the interval from before these are the first.
+            made: Whether the update was made, not skipped.
+            overflow: Whether it was skipped because of an overflow, to lower the loss scale.
+            before: Sums of the same interval from a checkpoint, the initial values of the sums.
         """
         if self._sums is None:
             self._names = (*names, "weight", "updates", OVERFLOWS)
@@ -111,20 +113,20 @@ class Interval:
 def interval_values(
     sums: Mapping[str, float], names: Sequence[str], *, unit: str, lr: float, loss_scale: float | None = None
 ) -> dict[str, float]:
-    """Returns the metrics `names` of an interval with at least one update, and the other values of its log line.
+    """Computes the values of a log line, for an interval with at least one update.
 
     Args:
-        sums: The sums that `Interval.read` returned, and the seconds.
-        names: The metrics.
+        sums: The sums from `Interval.read`, and the seconds.
+        names: The names of the metrics.
         unit: The noun for targets, in the plural.
         lr: The learning rate of the last update.
-        loss_scale: The loss scale of float16.
+        loss_scale: The loss scale of float16; None for other precisions.
     """
     weight, count = sums["weight"], sums["updates"]
     others = ("weight", "updates", "seconds", "norm", OVERFLOWS)
     named = [name for name in sorted(sums) if not name.startswith(SPEED)]
-    own = [name for name in named if name not in others and not name.endswith(OF_WEIGHTS)]
-    stats = {name: (sums[name], sums.get(f"{name}{OF_WEIGHTS}", weight)) for name in own}
+    stat_names = [name for name in named if name not in others and not name.endswith(OF_WEIGHTS)]
+    stats = {name: (sums[name], sums.get(f"{name}{OF_WEIGHTS}", weight)) for name in stat_names}
     scores = metrics.compute(names, Evaluation(stats))
     return {
         **{name: score.value for name, score in scores.items()},

@@ -22,12 +22,12 @@ from seqtk.config.registry import Registry
 from seqtk.utils.files import disk_full_errors, write_text
 
 Metrics = Mapping[str, float | int | str]
-"""By name; text is a signature that says how the metric before it was computed."""
+"""Values by name. A string is the signature of a metric, which records its settings."""
 
 
 @dataclass(frozen=True)
 class SinkConfig:
-    """The base of every sink's config."""
+    """Base class of the configs of sinks."""
 
 
 sinks: Registry["Sink"] = Registry("sink", SinkConfig)
@@ -35,27 +35,27 @@ sinks: Registry["Sink"] = Registry("sink", SinkConfig)
 
 @dataclass(frozen=True)
 class RunInfo:
-    """Where a run starts, as its sinks need to know it."""
+    """Information about a run for its sinks."""
 
     save_dir: Path
     resumed_at: int = 0
-    """The update of the checkpoint that the run resumes from; 0 for a new run."""
+    """The update of the checkpoint from which the run resumes; 0 for a new run."""
     pending_validation: bool = False
-    """Whether the validation of that update will be repeated."""
+    """Whether the run starts with the validation of that update."""
     max_updates: int = 0
-    """0 if something else ends the run."""
+    """The configured number of updates; 0 if it is not set."""
 
     def keeps(self, kind: str, update: int) -> bool:
-        """Returns whether to keep an entry of an earlier session: its update or validation will not be repeated."""
+        """Returns whether to keep an earlier session's entry, because its update or validation is not repeated."""
         repeated = self.pending_validation and kind.startswith("valid") and update == self.resumed_at
         return 0 < update <= self.resumed_at and not repeated
 
 
 class Sink:
-    """Base class of what metrics are written to. Only the first process has sinks.
+    """Base class of sinks, to which metrics are written. Only the first process has sinks.
 
-    Every method does nothing unless a subclass overrides it. `kind` is `train`, `valid`, `valid/NAME` of
-    another set, `examples` (of several corpora, how many have been read), or `attention`.
+    By default all methods do nothing. `kind` is `train`, `valid`, `valid/NAME` for another validation set, `examples`
+    (the number of examples read from each of several corpora), or `attention`.
     """
 
     def __init__(self, config: Any) -> None:
@@ -63,25 +63,25 @@ class Sink:
 
     @classmethod
     def check(cls) -> None:
-        """Raises UserError, before anything is written, if the sink cannot be used here."""
+        """Raises UserError if the sink is not available. Called before anything is written."""
 
     def start(self, run: RunInfo) -> None:
-        """Opens the sink, and removes what an earlier session wrote and `run.keeps` does not keep."""
+        """Opens the sink, and removes entries of earlier sessions for which `run.keeps` is false."""
 
     def info(self, message: str) -> None:
         """Shows a line for the user."""
 
     def progress(self, update: int) -> None:
-        """Reports that `update` updates are done."""
+        """Reports the number of finished updates."""
 
     def status(self, text: str) -> None:
-        """Shows what the run is doing now besides training; nothing if the text is empty."""
+        """Shows a status such as "compiling". An empty text removes it."""
 
     def metrics(self, kind: str, update: int, values: Metrics) -> None:
-        """Writes one log line of training or validation."""
+        """Writes the values of a log line of training or validation."""
 
     def scalars(self, kind: str, update: int, values: Mapping[str, float]) -> None:
-        """Writes values that are plotted but too many for a log line."""
+        """Writes values that are plotted, but not part of a log line."""
 
     def text(self, name: str, update: int, markdown: str) -> None:
         """Writes a sample output."""
@@ -110,7 +110,7 @@ class Console(Sink):
             self.bar = tqdm(total=run.max_updates or None, initial=run.resumed_at, **options)
 
     def info(self, message: str) -> None:
-        with suppress(OSError):  # a terminal that is gone does not end the run
+        with suppress(OSError):  # the run continues if the terminal is closed
             tqdm.write(message, file=sys.stderr)
 
     def progress(self, update: int) -> None:
@@ -164,7 +164,7 @@ def _kept(line: str, run: RunInfo) -> bool:
     try:
         entry = json.loads(line)
         return run.keeps(entry["kind"], entry["update"])
-    except (ValueError, KeyError, TypeError):  # cut off when a run was killed
+    except (ValueError, KeyError, TypeError):  # incomplete because the run was killed
         return False
 
 
@@ -173,10 +173,10 @@ class TensorBoardConfig(SinkConfig):
     """Curves, attention statistics and sample outputs in save_dir/tensorboard."""
 
 
-def _without_tensorboard(failed: threading.ExceptHookArgs) -> None:
-    """Prints the exception of a thread, except of TensorBoard's: its next call raises the exception again."""
-    if not type(failed.thread).__module__.startswith("tensorboard."):
-        threading.__excepthook__(failed)
+def _ignore_tensorboard(error: threading.ExceptHookArgs) -> None:
+    """Prints the exception of a thread, except for TensorBoard's thread: its next call raises the exception again."""
+    if not type(error.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(error)
 
 
 @sinks.register("tensorboard", TensorBoardConfig)
@@ -186,7 +186,7 @@ class TensorBoard(Sink):
     def start(self, run: RunInfo) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-        threading.excepthook = _without_tensorboard
+        threading.excepthook = _ignore_tensorboard
         purge = run.resumed_at + 1 if run.resumed_at else None
         self.folder = run.save_dir / "tensorboard"
         with disk_full_errors(self.folder / "events.out.tfevents"):
@@ -214,7 +214,7 @@ class TensorBoard(Sink):
 
 
 class Logger:
-    """Passes everything on to the sinks of the run; without sinks it does nothing."""
+    """Forwards all calls to the sinks of the run. Processes other than the first have no sinks."""
 
     def __init__(self, configs: Sequence[SinkConfig], run: RunInfo) -> None:
         self.sinks: list[Sink] = []
@@ -262,7 +262,7 @@ class Logger:
 
 
 def format_number(value: float) -> str:
-    """Formats a metric with four significant digits, and a whole number with all of its digits."""
+    """Formats a float with four significant digits, and an integer with all digits."""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 or abs(value) >= 1e9 else f"{value:,.0f}"
     return f"{value:,}"

@@ -1,4 +1,4 @@
-"""The loss scale of float16, on the device."""
+"""Dynamic loss scaling for float16, computed on the device."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +14,7 @@ class LossScale:
 
     Args:
         device: The device of the state.
-        saved: The state that an earlier session returned from `names` and `values`; empty for a new run.
+        saved: The result of `state` from a checkpoint; None or empty for a new run.
     """
 
     names = ("scale", "updates")
@@ -33,9 +33,10 @@ class LossScale:
         return dict(zip(self.names, values, strict=True))
 
     def is_overflow(self, *, loss: Tensor, gradient: Tensor) -> Tensor:
-        """Returns whether the loss is finite and the gradient is not, so a smaller scale may help.
+        """Returns whether an update has an overflow: the loss is finite, the gradient is not, and the scale can shrink.
 
-        All scalar tensors.
+        Args:
+            loss, gradient: Whether the loss and the gradient are finite, as scalar tensors.
         """
         return loss & ~gradient & (self.scale > SMALLEST)
 

@@ -1,6 +1,6 @@
-"""Finds where an update or a validation stops being finite, and records what repeats it in a replay file.
+"""Finds the module in which an update or a validation first has numbers that are not finite.
 
-The search costs nothing until something fails: only then is the computation repeated, with hooks on every module.
+After a failure, the computation is repeated with hooks on all modules. Before that, this takes no time.
 """
 
 from collections.abc import Iterator
@@ -19,17 +19,17 @@ from seqtk.data.batch import Batch
 from seqtk.training.parallel import Engine, TrainStep
 from seqtk.utils.errors import UserError
 
-MOST_EXAMPLES = 20
-"""So many examples are named in an error."""
+MAX_LISTED_EXAMPLES = 20
+"""Maximum number of examples that an error lists."""
 LOSS = "the loss"
 
 
 class NotFiniteError(UserError):
-    """The loss or a metric is not a finite number: training has diverged."""
+    """Raised if the loss, a gradient, a weight or a metric is not finite: training has diverged."""
 
 
 class Stage(IntEnum):
-    """Where a computation can fail. Later stages fail because of earlier ones."""
+    """The stages of a computation in which numbers can become non-finite. A failure makes all later stages fail."""
 
     WEIGHT = 0
     FORWARD = 1
@@ -40,14 +40,14 @@ class Stage(IntEnum):
 
 @dataclass(frozen=True)
 class Origin:
-    """The first thing that was not finite."""
+    """The first tensor that was not finite."""
 
     stage: Stage
     name: str = ""
-    """The module or weight."""
+    """The name of the module or weight."""
     rank: int = 0
     ids: tuple[int, ...] = ()
-    """The examples of the batch in which it happened."""
+    """The examples of the batch."""
 
     def __str__(self) -> str:
         return {
@@ -60,23 +60,24 @@ class Origin:
 
     @property
     def examples(self) -> str:
-        """The examples in words."""
-        more = ", …" if len(self.ids) > MOST_EXAMPLES else ""
-        return ", ".join(map(str, self.ids[:MOST_EXAMPLES])) + more
+        """The examples as text."""
+        more = ", …" if len(self.ids) > MAX_LISTED_EXAMPLES else ""
+        return ", ".join(map(str, self.ids[:MAX_LISTED_EXAMPLES])) + more
 
 
 @dataclass
 class Probe:
-    """What the hooks on a train step have seen since they were set."""
+    """Records the inputs of a train step, and the first failure."""
 
     inputs: list[tuple[Batch, State]] = field(default_factory=list)
-    """Every micro-batch with the recurrent state in which it starts."""
+    """All micro-batches, each with its initial recurrent state."""
     found: Origin | None = None
+    """The first failure; None if there was none."""
     at: int = 0
-    """The micro-batch of `found`."""
+    """The index of the micro-batch of `found`."""
 
     def note(self, stage: Stage, name: str) -> None:
-        """Records a failure of the current micro-batch, unless there was one before."""
+        """Records a failure of the current micro-batch if it is the first."""
         if self.found is None:
             self.at = len(self.inputs) - 1
             self.found = Origin(stage, name, ids=tuple(self.inputs[-1][0].examples))
@@ -84,7 +85,7 @@ class Probe:
 
 @contextmanager
 def probing(step: TrainStep) -> Iterator[Probe]:
-    """Sets hooks on all modules of `step`; they are removed when the block ends."""
+    """Context manager with hooks on all modules of `step`, which fill the probe."""
     probe = Probe()
 
     def enter(_: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -92,7 +93,7 @@ def probing(step: TrainStep) -> Iterator[Probe]:
 
     def leave(name: str, _: nn.Module, __: Any, output: Any) -> None:
         for tensor in _tensors(output):
-            # Masks add -inf to logits: only of the loss it is a failure.
+            # Masks add -inf to logits, so -inf is a failure only in the loss.
             if (tensor.isfinite() if name == LOSS else (tensor.isneginf() | tensor.isfinite())).all():
                 if tensor.requires_grad:
                     handles.append(tensor.register_hook(partial(gradient, name)))  # type: ignore[no-untyped-call]
@@ -118,7 +119,13 @@ def _shown(name: str) -> str:
 
 
 def origin_of(probe: Probe, step: TrainStep, *, engine: Engine) -> Origin:
-    """Returns the origin of a failure over all processes: the earliest stage, then the lowest rank. Collective."""
+    """Returns the origin of a failure over all processes: the earliest stage, then the lowest rank. Collective.
+
+    Args:
+        probe: The probe of this process, after the computation was repeated.
+        step: The train step.
+        engine: The engine of the run.
+    """
     found = probe.found
     weight = first_bad({name: engine.full(tensor) for name, tensor in tensors_of(step.model).items()})
     if weight is not None:
@@ -130,13 +137,13 @@ def origin_of(probe: Probe, step: TrainStep, *, engine: Engine) -> Origin:
     if not found.ids:
         ids = tuple(index for batch, _ in probe.inputs for index in batch.examples)
         found = Origin(found.stage, found.name, ids=ids)
-    every: list[Origin] = engine.gather(found)
-    rank, first = min(enumerate(every), key=lambda pair: (pair[1].stage, pair[0]))
+    by_rank: list[Origin] = engine.gather(found)
+    rank, first = min(enumerate(by_rank), key=lambda pair: (pair[1].stage, pair[0]))
     return Origin(first.stage, first.name, rank, first.ids)
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
-    """Yields the floating-point tensors in the output of a module, in dataclasses too."""
+    """Yields the floating-point tensors in the output of a module, including those in dataclasses."""
     for leaf in tree_leaves(output):
         if isinstance(leaf, Tensor):
             if leaf.is_floating_point():

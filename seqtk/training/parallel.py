@@ -1,8 +1,8 @@
-"""Engines: how the processes of a run share its work.
+"""Engines, which run the training step in one or several processes.
 
-`none` is one process; `ddp`, in `seqtk.training.ddp`, gives each process a copy of the model, and `fsdp2`, in
-`seqtk.training.fsdp2`, a part of it. An engine of a plug-in is one file: a subclass of `Engine`, registered under the
-name that `parallel=` selects.
+`none` is a single process. With `ddp` (`seqtk.training.ddp`) each process has a copy of the model, and with `fsdp2`
+(`seqtk.training.fsdp2`) a shard of it. To add an engine, a plug-in registers a subclass of `Engine` under the name for
+`parallel=`.
 """
 
 import os
@@ -28,11 +28,11 @@ from seqtk.utils.errors import UserError
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """The base of every engine's config."""
+    """Base class of the configs of engines."""
 
 
 class LostProcessError(Exception):
-    """Another process of the run has ended or does not respond. This one ends too, for no reason of its own."""
+    """Raised if another process of the run has ended or does not respond, and this process must end, too."""
 
 
 engines: Registry["Engine"] = Registry("engine", EngineConfig)
@@ -40,15 +40,15 @@ engines: Registry["Engine"] = Registry("engine", EngineConfig)
 
 @dataclass(frozen=True)
 class NoneConfig(EngineConfig):
-    """One process."""
+    """A single process."""
 
 
 @engines.register("none", NoneConfig)
 class Engine:
-    """One process, and the base class of all engines: what a run does differently when several processes share it.
+    """The engine of a single process, and the base class of all engines.
 
-    A subclass sets `rank` and `size`, and overrides what its processes have to do together. Every method except
-    `gradient_sync` is called by all processes in the same order, so it may communicate.
+    A subclass sets `rank` and `size`, and overrides the methods that differ with several processes. All methods except
+    `gradient_sync` are collective: all processes call them in the same order, so they may communicate.
 
     Raises:
         UserError: If the device is not available, or torchrun started several processes.
@@ -58,7 +58,7 @@ class Engine:
     size: int = 1
     device: torch.device
     compiles: ClassVar[Literal["blocks", "step"]] = "step"
-    """The largest part of a step that may be one compiled graph."""
+    """The largest part of a step that can be compiled into one graph."""
 
     def __init__(self, config: EngineConfig, *, device: str) -> None:
         _, processes = world()
@@ -75,11 +75,11 @@ class Engine:
         return self.rank == 0
 
     def wrap(self, step: nn.Module) -> nn.Module:
-        """Returns the train step as the loop calls it; the optimizer is built afterwards, from its parameters."""
+        """Wraps the train step for the training loop. The optimizer is built from the parameters of the result."""
         return step
 
     def gradient_sync(self, wrapped: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
-        """Context in which a backward pass reduces gradients over the processes, if `enabled`, or only adds them up."""
+        """Context manager in which backward passes reduce gradients over processes, or if disabled only accumulate."""
         return nullcontext()
 
     def sum(self, values: Tensor) -> Tensor:
@@ -87,11 +87,11 @@ class Engine:
         return values
 
     def sums(self, values: Sequence[float]) -> list[float]:
-        """Returns each number summed over the processes, in float64; the device is not involved."""
+        """Returns each number summed over the processes, in float64 on the host."""
         return list(values)
 
     def unsharded(self, wrapped: nn.Module) -> AbstractContextManager[None]:
-        """Context in which all modules have full weights, so that each process may call them as often as it needs."""
+        """Context manager in which all modules have full weights, so that processes may call them independently."""
         return nullcontext()
 
     def gather(self, item: Any) -> list[Any]:
@@ -105,11 +105,11 @@ class Engine:
         """Returns full tensors on the CPU in the first process, and nothing in the others.
 
         Args:
-            tensors: Tensors of each process, with the same names.
-            copies: Whether the results share no memory with `tensors`, so that these may change.
+            tensors: The tensors of this process. All processes have the same names.
+            copies: Whether to return copies, which do not share memory with `tensors`.
         """
         whole: Tensors = {}
-        for name, tensor in tensors.items():  # one at a time: no process but the first keeps any, and that in its RAM
+        for name, tensor in tensors.items():  # one at a time, to limit device memory; only the first process keeps them
             full = self.full(tensor)
             if self.is_first:
                 copy = copies and full is tensor
@@ -123,26 +123,26 @@ class Engine:
         return tensor
 
     def local(self, full: Tensor, like: Tensor) -> Tensor:
-        """Returns this process's shard of `full`, sharded like `like`; the inverse of the method `full`."""
+        """Returns this process's shard of `full`, sharded like `like`. The inverse of the method `full`."""
         return full.to(like.device)
 
     def lost_processes(self, error: RuntimeError) -> str | None:
-        """Says which other processes have caused `error` by ending or by not responding; None for any other error."""
+        """Returns a message about lost processes if they caused `error`; None for any other error."""
         return None
 
     def close(self) -> None:
-        """Leaves the group of processes."""
+        """Leaves the process group."""
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """Returns this process's part of a sharded tensor, which shares its memory; any other tensor as it is."""
+    """Returns this process's shard of a sharded tensor, as a view; other tensors are returned unchanged."""
     with torch.no_grad():
         return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 @contextmanager
 def lost_process_errors(engine: Engine) -> Iterator[None]:
-    """Turns errors of communication into a LostProcessError that names the processes which caused them."""
+    """Context manager that converts communication errors into a LostProcessError, which names the lost processes."""
     try:
         yield
     except RuntimeError as error:
@@ -153,10 +153,10 @@ def lost_process_errors(engine: Engine) -> Iterator[None]:
 
 
 class TrainStep(nn.Module):
-    """Criterion and model together, in the precision of the run.
+    """Computes the loss of a micro-batch with the model and the criterion, in the precision of the run.
 
-    Penalties of attention layers join the total multiplied by the batch's weight: since the total of an update is
-    divided by its whole weight, each penalty counts exactly once however the update is split into micro-batches.
+    Auxiliary losses of attention layers are multiplied by the weight of the micro-batch before they are added. Because
+    the loss of an update is divided by its total weight, they do not depend on the number of micro-batches.
     """
 
     def __init__(self, model: Model, criterion: Criterion, *, autocast: torch.dtype | None = None) -> None:
@@ -169,21 +169,21 @@ class TrainStep(nn.Module):
 
         Args:
             batch: The micro-batch.
-            state: The recurrent state in which its rows start; None for the beginning of a text.
+            state: The initial recurrent state of its rows; None for the start of a text.
 
         Returns:
-            The total to minimise, a sum over the targets; the statistics for metrics; and the recurrent state in
-            which the rows end, without gradient.
+            The loss, a sum over the targets; the statistics for metrics; the final recurrent state of the rows,
+            detached.
         """
         total, stats, state = self.compute(batch, state)
-        if not batch.weight:  # a row that stands in for no examples: it only takes part in the all-reduce
+        if not batch.weight:  # a rank without examples only takes part in the all-reduce
             total, stats = total * 0, {name: (value * 0, weight * 0) for name, (value, weight) in stats.items()}
         return total, stats, state
 
     def compute(self, batch: Any, state: State) -> tuple[Tensor, Stats, State]:
         """Computes the loss of a micro-batch whose weight is not 0. See `forward`.
 
-        This is what `seqtk.training.compiling` compiles. There the weight of the batch is a tensor.
+        `seqtk.training.compiling` compiles this method, and passes the weight of the batch as a tensor.
         """
         dtype = self.autocast or torch.bfloat16
         copies = nullcontext() if self.copies is None or torch.compiler.is_compiling() else self.copies.in_use()
@@ -191,34 +191,34 @@ class TrainStep(nn.Module):
             loss = self.criterion(self.model, batch, state)
         total = loss.total
         for _, layer in self.model.attention_layers():
-            penalty = layer.aux_loss()
-            if penalty is not None:
-                total = total + (penalty * loss.weight).to(total.dtype)
+            aux_loss = layer.aux_loss()
+            if aux_loss is not None:
+                total = total + (aux_loss * loss.weight).to(total.dtype)
         return total, loss.stats, tree_map(lambda leaf: None if leaf is None else leaf.detach().clone(), loss.state)
 
 
 def dropout_seed(seed: int, update: int, rank: int) -> int:
-    """Returns the seed of dropout in an update, from the run's seed."""
+    """Returns the seed of dropout for one rank in one update, derived from the run's seed."""
     return int(np.random.SeedSequence([seed, update, rank]).generate_state(1)[0])
 
 
 def start_engine(config: EngineConfig | None = None, *, device: str = "auto") -> Engine:
-    """Starts the engine that `config` selects; None is `ddp` under torchrun, and `none` otherwise."""
+    """Starts the engine of `config`. None: `ddp` under torchrun, otherwise `none`."""
     if config is None:
         config = engines.config_type("ddp" if world()[1] > 1 else "none")()
     return engines.build(config, device=device)
 
 
 def world() -> tuple[int, int]:
-    """Returns the rank of this process and the number of processes, from the variables that torchrun sets.
+    """Returns the rank and the world size, from the environment variables that torchrun sets.
 
     Raises:
-        UserError: If they do not fit each other.
+        UserError: If the variables are invalid.
     """
     rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
         raise UserError(
-            f"RANK={rank} and WORLD_SIZE={size} are not the rank of a process and the number of processes.",
+            f"RANK={rank} and WORLD_SIZE={size} are not a valid rank and world size.",
             "Start the processes with torchrun or srun.",
         )
     return int(rank), int(size)

@@ -1,11 +1,11 @@
-"""The weights in autocast's precision: converted once per update, not at each use.
+"""Copies of weights in autocast's precision, which are updated once per update instead of at each use.
 
-Autocast converts each weight in each micro-batch, and each gradient back: two operators for every matrix and bias of
-the model. Here one operator converts the weights of all linear maps after the optimizer has changed them, and one the
-gradients of a block. Maps that layers compute together, such as queries, keys and values, lie one below the other in
-their copy, so that they are one product.
+Autocast converts each weight in each micro-batch, and each gradient back: two kernels for every matrix and bias. Here,
+one kernel converts the weights of all linear layers after an optimizer step, and one kernel the gradients of a block.
+Layers with the same input, such as the projections to queries, keys and values, are stacked in one copy, so that they
+are computed as one matrix product.
 
-Autocast stays enabled: it converts activations, and the weights of other modules.
+Autocast is still enabled, for activations and the weights of other modules.
 """
 
 import re
@@ -25,14 +25,14 @@ from seqtk.modules.linear import Copies, Linear
 
 _BLOCK = re.compile(r"(.*?)\.(\d+)\.")
 BLOCKS_AT_ONCE = 2
-"""The gradients of so many blocks are converted together, as soon as they are complete."""
+"""The number of blocks whose gradients are converted together, as soon as they are complete."""
 
 
 class WeightCopies:
-    """Copies of the weights of all linear maps of a model, which they use inside `in_use()`.
+    """Copies of the weights of all linear layers of a model, which the layers use inside `in_use()`.
 
     Args:
-        model: The model. Its parameters may change in any way, also between devices.
+        model: The model. Its parameters may change, and may move to another device.
         dtype: The precision of the copies.
     """
 
@@ -56,7 +56,7 @@ class WeightCopies:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Inside the block the linear maps use their copies."""
+        """Context manager in which the linear layers use the copies of their weights."""
         self._update()
         for maps_of_block, buffers in zip(self._blocks, self._buffers, strict=True):
             outputs = iter(_Copies.apply(buffers, *_parameters(maps_of_block)))  # type: ignore[no-untyped-call]
@@ -73,7 +73,7 @@ class WeightCopies:
                         each.copies = None
 
     def _update(self) -> None:
-        """Copies the weights if any has changed since the last time."""
+        """Copies the weights if any of them has changed since the last call."""
         parameters = [parameter for maps_of_block in self._blocks for parameter in _parameters(maps_of_block)]
         seen = [(id(parameter), parameter.data_ptr(), parameter._version) for parameter in parameters]
         if (seen, self._counter.steps) == (self._seen, self._steps):
@@ -111,7 +111,7 @@ _step_counter = cache(_StepCounter)
 
 
 def _groups(maps_of_block: list[tuple[Linear, ...]]) -> Iterator[list[Tensor]]:
-    """Yields the parameters that lie in one buffer: the weights of joint maps, then their biases."""
+    """Yields the parameters that share one buffer: the weights of stacked layers, then their biases."""
     for maps in maps_of_block:
         yield [each.weight for each in maps]
         if maps[0].bias is not None:
@@ -128,7 +128,7 @@ def _parameters(maps_of_block: list[tuple[Linear, ...]]) -> list[Tensor]:
 
 
 class _Copies(torch.autograd.Function):
-    """Ready copies as a function of the weights."""
+    """Returns copies of the weights that already exist, and sends their gradients to the weights."""
 
     @staticmethod
     def forward(ctx: Any, buffers: list[Tensor], *parameters: Tensor) -> tuple[Tensor, ...]:

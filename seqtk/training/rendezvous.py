@@ -1,8 +1,8 @@
-"""Where the processes of a run meet: a part of the store that no earlier start of them has used.
+"""Rendezvous: all processes of a run agree on a prefix for their keys in the store, which no earlier start has used.
 
-torchrun keeps one store while it starts processes again, so that a process could find the address of one that has ended
-(https://github.com/pytorch/pytorch/issues/135712). Its count of restarts does not tell the starts apart: each host
-counts its own.
+torchrun keeps the same store when it restarts processes, so that a process could read the address of one that has ended
+(https://github.com/pytorch/pytorch/issues/135712). torchrun's count of restarts cannot be used as a prefix, because
+each host counts separately.
 """
 
 import os
@@ -17,18 +17,18 @@ from torch.distributed.rendezvous import rendezvous
 from seqtk.utils.slurm import RUN_ID
 
 POLL = 0.02
-"""Seconds between two looks of the first process at who has arrived."""
+"""Seconds between two checks of the first process for new processes."""
 
 
 def meet(*, rank: int, size: int, timeout: float) -> tuple[Store, str]:
-    """Returns the store of the run and the prefix of this start's keys, when all processes have arrived. Collective.
+    """Waits for all processes. Returns the store of the run, and the prefix of this start's keys. Collective.
 
     Args:
-        rank, size: This process, and their number.
-        timeout: Seconds to wait for the others.
+        rank, size: The rank of this process, and the number of processes.
+        timeout: Maximum number of seconds to wait.
 
     Raises:
-        DistStoreError: If a process does not arrive.
+        DistStoreError: If a process does not arrive in time.
     """
     store: Store = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout)))[0]
     run = os.environ.get(RUN_ID) or os.environ.get("TORCHELASTIC_RUN_ID", "")

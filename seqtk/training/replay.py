@@ -1,7 +1,7 @@
-"""Replay files: what repeats one update or validation batch that was not finite, exactly and without its corpus.
+"""Replay files, with which an update or validation batch that was not finite can be repeated without the corpus.
 
-A replay file is a model file of the weights before that update, with the micro-batches of all processes as further
-tensors. Like every model file it is inert.
+A replay file is a model file of the weights before the update, with the micro-batches of all processes as additional
+tensors. Like all model files, it contains no pickled objects.
 """
 
 import math
@@ -29,18 +29,18 @@ from seqtk.training.resume import saved_config
 from seqtk.utils.errors import UserError
 
 PREFIX = "replay/"
-"""Begins the names of tensors that are not weights."""
+"""The prefix of the names of tensors that are not weights."""
 
 MicroBatch = tuple[Batch, State]
-"""A micro-batch and the recurrent state in which it starts."""
+"""A micro-batch and its initial recurrent state."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One update or validation batch."""
+    """An update or validation batch that was not finite."""
 
     update: int
-    """The number of updates before it: the first is 0."""
+    """The number of updates before it."""
     training: bool
     """Whether it was a training update, with dropout and a backward pass."""
     scale: float
@@ -56,19 +56,19 @@ def write_replay(path: Path, failure: Failure, weights: Tensors, *, config: Any,
     """Writes a replay file."""
     tensors: Tensors = {}
     ranks = [[_packed(batch, state, tensors) for batch, state in rank] for rank in failure.ranks]
-    about = {"update": failure.update, "training": failure.training, "scale": failure.scale, "ranks": ranks}
-    everything = weights | {PREFIX + name: tensor for name, tensor in tensors.items()}
-    model_file.save(path, everything, config=config, assets=assets, info={"update": failure.update, "replay": about})
+    replay = {"update": failure.update, "training": failure.training, "scale": failure.scale, "ranks": ranks}
+    all_tensors = weights | {PREFIX + name: tensor for name, tensor in tensors.items()}
+    model_file.save(path, all_tensors, config=config, assets=assets, info={"update": failure.update, "replay": replay})
 
 
 def read_replay(path: str) -> tuple[Failure, ModelFile]:
-    """Reads a replay file: the failure, and the model without the micro-batches.
+    """Reads a replay file. Returns the failure, and the model.
 
     Raises:
         UserError: If the file is missing, damaged, or not a replay file.
     """
     if not Path(path).is_file():
-        raise UserError(f"replay={path} does not exist.", "Set it to the replay.safetensors of a run.")
+        raise UserError(f"replay={path} does not exist.", "Set it to the file replay.safetensors of a run.")
     tensors, metadata = load_tensors(Path(path))
     own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
@@ -87,10 +87,10 @@ def read_replay(path: str) -> tuple[Failure, ModelFile]:
 
 
 def replay(path: str, *, device: str = "auto") -> Iterator[str]:
-    """Repeats the update in a replay file. Yields lines that say what it gives, and where it is not finite first.
+    """Repeats the update in a replay file. Yields lines about the result and the first tensor that is not finite.
 
     Raises:
-        UserError: If the file cannot be used.
+        UserError: If the file is missing, damaged, or not a replay file.
     """
     failure, contents = read_replay(path)
     config = saved_config(contents.config, source=path, version=str(contents.info.get("version")))
@@ -109,12 +109,12 @@ def replay(path: str, *, device: str = "auto") -> Iterator[str]:
     if math.isfinite(loss) and math.isfinite(norm):
         yield "Everything is finite."
     else:
-        yield f"It is not finite, {origin}."
+        yield f"The loss or gradient is not finite, {origin}."
         yield f"Examples: {origin.examples}."
 
 
 def repeat(failure: Failure, step: TrainStep, config: TrainConfig, *, engine: Engine) -> tuple[float, float, Origin]:
-    """Repeats a failure. Returns the loss, the norm of the gradient (0 in a validation), and the origin."""
+    """Repeats a failure. Returns the loss, the norm of the gradient (0 for validation), and the origin."""
     step.train(failure.training)
     size, total = len(failure.ranks), torch.zeros((), dtype=torch.float64, device=engine.device)
     weight = max(sum(batch.weight for rank in failure.ranks for batch, _ in rank), 1)
@@ -138,12 +138,12 @@ def to_device(state: State, device: torch.device) -> State:
 
 
 def _packed(batch: Batch, state: State, tensors: Tensors) -> dict[str, Any]:
-    values = {each.name: getattr(batch, each.name) for each in fields(batch)}
-    own = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    batch_tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     return {
         "kind": type(batch).__name__,
-        "tensors": pack_tree(own, tensors),
-        "others": {name: value for name, value in values.items() if name not in own},
+        "tensors": pack_tree(batch_tensors, tensors),
+        "others": {name: value for name, value in values.items() if name not in batch_tensors},
         "state": pack_tree(state, tensors),
     }
 
@@ -151,7 +151,9 @@ def _packed(batch: Batch, state: State, tensors: Tensors) -> dict[str, Any]:
 def _unpacked(entry: dict[str, Any], tensors: Tensors) -> MicroBatch:
     kinds = {kind.__name__: kind for kind in _subclasses(Batch)}
     if entry["kind"] not in kinds:
-        raise UserError(f"There is no batch called {entry['kind']}: set user_dir= to the plug-in that has it.")
+        raise UserError(
+            f"There is no batch class {entry['kind']}.", "If it is part of a plug-in, set user_dir= to the plug-in."
+        )
     batch = kinds[entry["kind"]](**unpack_tree(entry["tensors"], tensors), **entry["others"])
     hints = get_type_hints(type(batch))
     for each in fields(batch):
@@ -162,6 +164,6 @@ def _unpacked(entry: dict[str, Any], tensors: Tensors) -> MicroBatch:
 
 
 def _subclasses(kind: type[Batch]) -> Iterator[type[Batch]]:
-    for each in kind.__subclasses__():
-        yield each
-        yield from _subclasses(each)
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)

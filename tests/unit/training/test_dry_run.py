@@ -25,7 +25,7 @@ def test_nothing_is_written(tiny_corpus: Path, tmp_path: Path) -> None:
 def test_lines_come_as_they_are_known(tiny_corpus: Path, tmp_path: Path) -> None:
     lines = dry_run(tiny_config(tiny_corpus, tmp_path / "run"))
     assert "parameters on" in next(lines)
-    assert any("An update of it took" in line for line in lines)
+    assert any("An update with this batch took" in line for line in lines)
 
 
 def test_sigterm_ends_an_operator() -> None:

@@ -110,7 +110,7 @@ class TestReplay:
         capsys.readouterr()
         main([f"replay={tmp_path / 'replay.safetensors'}", "device=cpu"])
         printed = capsys.readouterr().out
-        assert f"It is not finite, {place}" in printed
+        assert f"is not finite, {place}" in printed
         assert f"Examples: {examples}." in printed
 
     def test_needs_no_corpus(self, tiny_corpus: Path, tmp_path: Path) -> None:
