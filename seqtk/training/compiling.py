@@ -42,17 +42,17 @@ def uncompiled() -> AbstractContextManager[None]:
 
 
 class Compilation:
-    """Makes a step run compiled code when it trains. Modules and parameters keep their names.
+    """Compiles a train step in place, for training mode only. The names of modules and parameters do not change.
 
     Args:
-        step: The step.
+        step: The train step, before the engine wraps it.
         config: The run's config.
-        mode: What is compiled: each block, or the whole step.
-        engine: The engine of the run, which has not wrapped the step yet.
+        mode: Whether to compile each block, or the whole step.
+        engine: The engine of the run.
         log: Returns the logger of the run.
 
     Raises:
-        UserError: The engine cannot train a step that is one graph.
+        UserError: If the mode is "step" and the engine does not support it.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from seqtk.training.loss_scale import LossScale
 from seqtk.training.speed import SPEED
 
 OVERFLOWS = "overflows"
-OF_WEIGHTS = "/weight"
+WEIGHT_SUFFIX = "/weight"
 """The sum of the weights of statistic NAME is called NAME/weight."""
 
 
@@ -88,7 +88,7 @@ class Interval:
         if self._sums is None:
             self._names = (*names, "weight", "updates", OVERFLOWS)
             weights = before.get("weight", 0.0)
-            start = [before.get(name, weights if name.endswith(OF_WEIGHTS) else 0.0) for name in self._names]
+            start = [before.get(name, weights if name.endswith(WEIGHT_SUFFIX) else 0.0) for name in self._names]
             self._sums = torch.tensor(start, dtype=torch.float64, device=self._device)
         counts = torch.stack([made.double() * weight, made.double(), overflow.double()])
         self._sums = self._sums + torch.cat([torch.where(made, values, 0.0), counts])
@@ -125,8 +125,8 @@ def interval_values(
     weight, count = sums["weight"], sums["updates"]
     others = ("weight", "updates", "seconds", "norm", OVERFLOWS)
     named = [name for name in sorted(sums) if not name.startswith(SPEED)]
-    stat_names = [name for name in named if name not in others and not name.endswith(OF_WEIGHTS)]
-    stats = {name: (sums[name], sums.get(f"{name}{OF_WEIGHTS}", weight)) for name in stat_names}
+    stat_names = [name for name in named if name not in others and not name.endswith(WEIGHT_SUFFIX)]
+    stats = {name: (sums[name], sums.get(f"{name}{WEIGHT_SUFFIX}", weight)) for name in stat_names}
     scores = metrics.compute(names, Evaluation(stats))
     return {
         **{name: score.value for name, score in scores.items()},

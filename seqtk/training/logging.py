@@ -1,8 +1,6 @@
-"""Training logs: the sinks that a run writes its metrics to.
+"""Training logs. A run writes its metrics to sinks: the console, JSON lines, TensorBoard, and Weights & Biases.
 
-They are the console, JSON lines, TensorBoard, and Weights & Biases (`seqtk.training.weights_and_biases`).
-
-A sink of a plug-in is one file: a subclass of `Sink`, registered under the name that `log.sinks` lists.
+To add a sink, a plug-in registers a subclass of `Sink` under the name for `log.sinks`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Whether a run may resume from a checkpoint: its settings and its corpus compared with the current ones."""
+"""Checks whether a run can be resumed from a checkpoint: compares the settings and the training data."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from seqtk.training.config import TrainConfig
 from seqtk.utils.errors import UserError
 
 RESUME_INVARIANT = ("seed", "task", "model", "batch")
-"""Settings that resuming may not change; nor may the kind of the optimizer, or of anything inside it."""
+"""Sections whose settings must not change when a run is resumed. The type of the optimizer must not change, either."""
 FREE = (
     "save_dir",
     "user_dir",
@@ -25,22 +25,22 @@ FREE = (
     "profile",
     "checkpoint.asynchronous",
 )
-"""Settings that have no influence on the result."""
+"""Settings that do not influence the result."""
 MOVABLE = re.compile(r"task\.data|task\.mix(\[\d+\])?\.data|batch\.(?!streams$).*")
-"""Settings that may change, although they are part of an invariant section: the corpora themselves are compared, and
-other batches are made of the examples that the epoch has left."""
+"""Settings in these sections that may change: the location of the data, because the data are compared themselves, and
+batch settings, because the rest of the epoch can be batched differently."""
 MAX_LISTED = 5
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A key whose value changed."""
+    """A setting whose value has changed."""
 
     key: str
     saved: Any
     current: Any
     is_kind: bool = False
-    """Whether a slot holds another kind of thing now; the values are the kinds."""
+    """Whether the type of a component has changed, such as that of the optimizer. Then the values are the types."""
 
     def __str__(self) -> str:
         return f"{self.now} (was {_as_text(self.saved)})"
@@ -71,7 +71,7 @@ def saved_config(tree: Mapping[str, Any], *, source: str, version: str) -> Train
     """Reads the config in a checkpoint.
 
     Raises:
-        UserError: If this version does not know one of its keys; it says how to keep the model.
+        UserError: If this version does not have one of its keys. The error says how to keep the model.
     """
     try:
         task = modern_task(tree.get("task", {}))
@@ -84,21 +84,21 @@ def saved_config(tree: Mapping[str, Any], *, source: str, version: str) -> Train
 
 
 def differences(saved: TrainConfig, current: TrainConfig) -> list[Difference]:
-    """Returns the settings that differ, without those that have no influence on the result."""
+    """Returns the settings that differ, without those that do not influence the result."""
     found = _differences(schema.to_dict(saved), schema.to_dict(current), "")
-    return [each for each in found if each.key not in FREE]
+    return [difference for difference in found if difference.key not in FREE]
 
 
 def config_diff(saved: TrainConfig, current: TrainConfig, *, source: str) -> list[Difference]:
-    """Returns the settings that differ from the checkpoint `source` and may differ.
+    """Returns the settings that differ from those of the checkpoint `source`.
 
     Raises:
-        UserError: If others differ.
+        UserError: If a setting differs that must not change.
     """
     found = differences(saved, current)
-    refused = [each for each in found if each.is_refused]
+    refused = [difference for difference in found if difference.is_refused]
     if refused:
-        first, others = refused[0], [each.key for each in refused[1:]]
+        first, others = refused[0], [difference.key for difference in refused[1:]]
         raise UserError(
             f"{source} was trained with {first.was}, but now it is {_as_text(first.current)}.",
             *([f"Also different: {format_list(others)}."] if others else []),
@@ -116,13 +116,13 @@ def check_resumable(
         saved: The checkpoint.
         config: The current config.
         assets: The task's current vocabularies and tokenizers.
-        corpus: The fingerprint of the current training data; a checkpoint of an older version has none.
+        corpus: The fingerprint of the current training data. (Checkpoints of older versions have none.)
 
     Returns:
-        The settings that have changed, a line about the learning rate if it has, and `other_batches`.
+        The settings that have changed; a line about the learning rate if it has changed; the result of `other_batches`.
 
     Raises:
-        UserError: If the run may not resume from it.
+        UserError: If the run cannot be resumed from the checkpoint.
     """
     source, data = str(saved.folder), config.task.data
     other = "Set task.data to the same corpus to resume, or another save_dir to start a new run."
@@ -130,20 +130,20 @@ def check_resumable(
     changed = config_diff(before, config, source=source)
     if saved.model.assets != assets:
         raise UserError(f"{source} was trained with vocabularies other than those in {data}.", other)
-    if not corpus.startswith(saved.state.corpus):  # seqtk 0.1 compared less
+    if not corpus.startswith(saved.state.corpus):  # the fingerprints of seqtk 0.1 are prefixes of today's
         there, here = (text.partition(",")[0] for text in (saved.state.corpus, corpus))
         raise UserError(f"{source} was trained on data other than {data}: {there} there, {here} here.", other)
     return changed, rate_change(before, config, update=saved.state.update), other_batches(before.batch, config.batch)
 
 
 def other_batches(saved: BatchingConfig, current: BatchingConfig) -> BatchingConfig | None:
-    """Returns the saved settings, if they make other batches than the current ones."""
+    """Returns the saved batch settings if they give other batches than the current ones, else None."""
     same = saved.streams is not None or replace(saved, workers=current.workers) == current
     return None if same else saved
 
 
 def rate_change(saved: TrainConfig, current: TrainConfig, *, update: int) -> str | None:
-    """Returns a line about the learning rate of the next update, if it is not what the saved config would give."""
+    """Returns a line about the learning rate of the next update if it differs from that of the saved config."""
 
     def rate(config: TrainConfig) -> float:
         limit = config.max_updates or None
@@ -164,13 +164,13 @@ def changed_keys(before: TrainConfig, after: TrainConfig) -> list[str]:
 
 
 def format_list(names: Sequence[object]) -> str:
-    """Joins names with commas; of many, the first few and how many more there are."""
+    """Joins names with commas. Of long lists, only the first names and the number of the others are given."""
     few = names if len(names) <= MAX_LISTED else [*names[: MAX_LISTED - 1], f"{len(names) - MAX_LISTED + 1} more"]
     return ", ".join(map(str, few))
 
 
 def _differences(saved: Any, current: Any, key: str) -> Iterator[Difference]:
-    """Yields each key whose value differs; of a slot that holds another kind, the two kinds."""
+    """Yields the keys whose values differ. If the type of a component differs, the values are the types."""
     if isinstance(saved, list) and isinstance(current, list) and len(saved) == len(current):
         for index, pair in enumerate(zip(saved, current, strict=True)):
             yield from _differences(*pair, key if len(current) == 1 else f"{key}[{index}]")
@@ -184,14 +184,14 @@ def _differences(saved: Any, current: Any, key: str) -> Iterator[Difference]:
 
 
 def _kind(value: Any) -> Any:
-    """Returns the kind of what fills a slot, and any other value as it is."""
+    """Returns the type of a component's config. Other values are returned unchanged."""
     if isinstance(value, list):
         return [_kind(item) for item in value]
     return value["kind"] if isinstance(value, dict) and "kind" in value else value
 
 
 def _as_text(value: Any) -> str:
-    """Writes a value as the command line takes it."""
+    """Formats a value as on the command line."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_as_text, value))}]"
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Collects what a checkpoint or a best model holds from all processes. The first process writes it."""
+"""Gathers the tensors of a checkpoint or a best model from all processes. The first process writes them."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -19,7 +19,7 @@ def save_checkpoint(run: "Trainer") -> None:
 
     Raises:
         NotFiniteError: If a weight is not finite.
-        UserError: If this checkpoint, or the one before it, cannot be written.
+        UserError: If this checkpoint or the previous one cannot be written.
     """
     weights = tensors_of(run.model)
     found = run.engine.gather(first_bad({name: local_part(weight) for name, weight in weights.items()}))
@@ -41,7 +41,7 @@ def save_validated(run: "Trainer", results: Mapping[str, float] | None) -> None:
 
     Args:
         run: The run.
-        results: The metrics of the validation. None: they are not finite.
+        results: The metrics of the validation; None if they are not finite.
     """
     model = {} if results is None else _gathered(run, tensors_of(run.model))
     state, higher = run.state, metrics[run.config.validation.metric].higher_is_better

@@ -1,4 +1,4 @@
-"""Signals that end a run early, with a checkpoint, in all of its processes."""
+"""Handles signals, which stop all processes of a run early, with a checkpoint."""
 
 import math
 import os
@@ -12,28 +12,29 @@ from typing import Any
 from seqtk.training.parallel import Engine
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""SLURM sends SIGUSR1 before the end of a job if asked to, and SIGTERM at its end."""
+"""SLURM can be configured to send SIGUSR1 before the end of a job. It sends SIGTERM at the end."""
 AGAIN = 1.0
-"""The same signal after so many seconds ends the run at once. torchrun passes Ctrl-C on to processes that have it."""
+"""A second signal ends the run at once only after this number of seconds, because torchrun forwards Ctrl-C to processes
+that have already received it."""
 LAUNCHER_CHECK = 1.0
-"""Seconds between two looks at whether torchrun is alive."""
+"""Seconds between two checks that torchrun is alive."""
 
 
 class StopSignal:
-    """Decides for all processes together whether the run stops, since a signal may reach only some of them.
+    """Makes all processes agree on whether the run stops, since a signal may reach only some of them.
 
     Args:
-        engine: The processes.
-        hours: The run stops this number of hours from now, as on SIGUSR1. 0: no limit.
+        engine: The engine of the run.
+        hours: The number of hours after which the run stops, as after SIGUSR1. 0: no limit.
     """
 
     def __init__(self, engine: Engine, *, hours: float = 0.0) -> None:
         self.engine = engine
         self.deadline = time.monotonic() + 3600 * hours if hours else math.inf
         self.is_late = False
-        """Whether the run stops because its time is over."""
+        """Whether the run stops because of the time limit."""
         self.number = 0
-        """The signal on which all processes have agreed to stop, or 0."""
+        """The signal because of which all processes have agreed to stop, or 0."""
         self.noted = 0
         """The signal that this process has received, or 0."""
 
@@ -41,10 +42,7 @@ class StopSignal:
         return self.number != 0
 
     def agree(self) -> bool:
-        """Returns whether the run stops: any process has received a signal, or has reached the time limit.
-
-        Collective.
-        """
+        """Returns whether the run stops, because a process has received a signal or reached the time limit. Collective."""
         received, late = self.engine.sums([float(self.noted), float(time.monotonic() >= self.deadline)])
         if received and not self.number:
             self.number = self.noted or signal.SIGTERM
@@ -54,14 +52,14 @@ class StopSignal:
 
     @contextmanager
     def caught(self, last_update: Callable[[], int]) -> Iterator[None]:
-        """Context in which a signal ends the run after the current update, with a checkpoint.
+        """Context manager in which a signal stops the run after the current update, with a checkpoint.
 
-        The same signal again ends it at once. A signal also interrupts a validation; the update before it is saved.
+        The same signal again ends the run at once. A signal also interrupts a validation, before which the run is saved.
 
         Args:
             last_update: Returns the update after which the run will stop, for the message.
         """
-        if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
+        if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
             yield
             return
         noted_at = 0.0
@@ -88,7 +86,7 @@ class StopSignal:
 
 @contextmanager
 def ending_with_launcher() -> Iterator[None]:
-    """Sends SIGTERM to this process when torchrun, which started it, is killed; otherwise it would keep training."""
+    """Context manager that sends SIGTERM to this process if torchrun, which started it, is killed."""
     parent, done = os.getppid(), threading.Event()
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""Where a run starts: from its last checkpoint, or (init_from, reset) from a trained model and parts of another run."""
+"""Loads the initial state of a run: its last checkpoint, or with `init_from` and `reset` parts of another run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,31 +26,33 @@ KEPT_BY = {
 }
 """The fields of `TrainState` that a run keeps if `reset` does not name their part. `optimizer` is in tensors."""
 NEEDS = {"optimizer": ("optimizer",), "data": ("seed", "task", "batch")}
-"""The sections of the config that must be the same to keep a part."""
+"""For each part, the sections of the config that must not differ if the part is kept."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a run starts from."""
+    """The initial state of a run."""
 
     source: str
-    """Where it comes from, for errors."""
+    """The checkpoint or model, for errors."""
     weights: Tensors
     optimizer: Tensors
     average: Tensors
     streams: State
     state: TrainState
     notes: list[str]
-    """What was taken and kept, for the log."""
+    """Lines for the log about what was loaded."""
     has_changes: bool = False
     """Whether settings differ from those of the checkpoint."""
     other_batches: BatchingConfig | None = None
-    """The settings with which the part of the epoch before `state.position` was batched, if they are others."""
+    """The batch settings of the part of the epoch before `state.position`, if they differ from the current ones."""
 
     def state_on(self, sizes_ND: SizeArray, *, joined: bool) -> TrainState:
-        """Returns the state from which a run on examples of these lengths continues.
+        """Returns the state for a run on examples of these lengths.
 
-        `joined`: whether a batch pads all sides to one length.
+        Args:
+            sizes_ND: The lengths of the examples.
+            joined: Whether a batch pads all sides to the same length.
         """
         if self.other_batches is None:
             return self.state
@@ -59,17 +61,17 @@ class Start:
 
 
 def resume_from(folder: Path, config: TrainConfig, *, engine: Engine, assets: Assets, corpus: str) -> Start:
-    """Reads the latest checkpoint of the run, and compares it with the run's settings and data.
+    """Loads the latest checkpoint of a run, and checks it against the run's settings and data.
 
     Args:
-        folder: The checkpoint.
+        folder: The latest checkpoint. If it is damaged, an older one is loaded.
         config: The config of the run.
-        engine: The processes, which all read the same checkpoint.
-        assets: The assets of its task.
-        corpus: The fingerprint of its training data.
+        engine: The engine of the run. All processes load the same checkpoint.
+        assets: The assets of the task.
+        corpus: The fingerprint of the training data.
 
     Raises:
-        UserError: If it cannot be read, or if the run may not resume from it.
+        UserError: If no checkpoint can be read, or if the run cannot be resumed from it.
     """
     saved, damage = load_latest(folder, gather=engine.gather)
     changed, rates, batches = check_resumable(saved, config, assets=assets, corpus=corpus)
@@ -94,17 +96,17 @@ def resume_from(folder: Path, config: TrainConfig, *, engine: Engine, assets: As
 
 
 def start_from(config: TrainConfig, *, model: Model, drawn: Tensors, assets: Assets, state: TrainState) -> Start:
-    """Reads `init_from`, and resets the parts that `reset` names.
+    """Loads the model and the run of `init_from`, without the parts that `reset` names.
 
     Args:
         config: The config of the new run.
-        model: Its model.
-        drawn: The tensors of the model, as initialized.
-        assets: The assets of its task.
-        state: Its state, with the fingerprint of its corpus and its metric.
+        model: The model of the new run.
+        drawn: The initial tensors of the model, for weights that `init_from` does not have.
+        assets: The assets of the task.
+        state: The initial state, with the fingerprint of the corpus and the metric.
 
     Raises:
-        UserError: If no weight fits, or if a part cannot be kept; it names the key to change.
+        UserError: If no weight matches, or if a part cannot be kept. The error names the key to change.
     """
     assert config.init_from is not None
     source = f"init_from={config.init_from}"
@@ -124,7 +126,7 @@ def start_from(config: TrainConfig, *, model: Model, drawn: Tensors, assets: Ass
     notes.append(
         f"Kept: {', '.join(kept)}; reset: {', '.join(config.reset) or 'nothing'}."
         + (
-            f" The optimizer state of weights that were not taken starts fresh ({how_many(fresh, 'tensor')})."
+            f" The optimizer state of weights that were not loaded is reset ({how_many(fresh, 'tensor')})."
             if fresh
             else ""
         )
@@ -136,14 +138,14 @@ def start_from(config: TrainConfig, *, model: Model, drawn: Tensors, assets: Ass
 
 
 def _checkpoint(path: str) -> Checkpoint:
-    """The checkpoint at `path`, or the latest of the run there."""
+    """Returns the checkpoint at `path`, or the latest checkpoint of the run at `path`."""
     folder = Path(path)
     if not (folder / "state.json").is_file():
         latest = Checkpoints(folder, config={}, assets={}, metric="").latest() if folder.is_dir() else None
         if latest is None:
-            model_file.find(path, key="init_from")  # raises if there is nothing at all
+            model_file.find(path, key="init_from")  # raises an error if there is nothing at the path
             raise UserError(
-                f"init_from={path} holds weights only, so that nothing else can be kept.",
+                f"init_from={path} holds weights only, so no other part can be kept.",
                 "Set init_from to the folder of a run or of one of its checkpoints, or remove reset=.",
             )
         folder = latest
@@ -151,7 +153,7 @@ def _checkpoint(path: str) -> Checkpoint:
 
 
 def _check_kept(kept: Sequence[str], saved: Checkpoint, config: TrainConfig, *, state: TrainState) -> TrainConfig:
-    """Returns the config of the saved run. Raises UserError if a part of it has no meaning in the new one."""
+    """Returns the config of the saved run. Raises UserError if a kept part does not match the new run."""
     source = str(saved.folder)
     before = saved_config(saved.model.config, source=source, version=str(saved.model.info.get("version")))
     for part in kept:

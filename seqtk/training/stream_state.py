@@ -1,7 +1,7 @@
-"""Recurrent state between updates, for contiguous streams (`batch.streams`).
+"""Recurrent state that is carried from update to update, for contiguous streams (`batch.streams`).
 
-A state is a pytree whose leaves are None or tensors with the rows first. Each process holds the rows of its own
-micro-batches. A checkpoint holds all rows, so that a run may resume with another number of processes.
+A state is a pytree whose leaves are None or tensors with the rows in the first dimension. Each process holds the rows of
+its micro-batches. A checkpoint holds all rows, so that a run can be resumed with another number of processes.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class StreamState:
     """The recurrent state of this process's micro-batches.
 
     Raises:
-        UserError: There are more micro-batches than streams.
+        UserError: If there are more micro-batches than streams.
     """
 
     def __init__(self, streams: int, *, world: Engine, update_freq: int = 1) -> None:
@@ -39,45 +39,45 @@ class StreamState:
         self.clear()
 
     def clear(self) -> None:
-        """Resets every stream to its beginning."""
+        """Resets the state of all streams."""
         self.states = [None] * len(self.parts)
 
     def load(self, index: int, *, rows: int) -> State:
-        """Returns the first `rows` rows of the input state of micro-batch `index`."""
+        """Returns the first `rows` rows of the stored state of micro-batch `index`."""
         return rows_of(self.states[index], slice(rows))
 
     def store(self, index: int, state: State) -> None:
-        """Stores the output state of micro-batch `index`."""
+        """Stores the state after micro-batch `index`, the initial state of the next update."""
         self.states[index] = state
 
     def gather(self) -> State:
-        """Returns the state of all rows of all processes, on the CPU. A collective operation."""
+        """Gathers the state of all rows of all processes, on the CPU. Collective."""
         leaves, specs = zip(*map(tree_flatten, self.states), strict=True)
         return tree_unflatten([self._gather_leaf(own) for own in zip(*leaves, strict=True)], specs[0])
 
     def _gather_leaf(self, own: Sequence[Tensor | None]) -> Tensor | None:
-        """Returns all rows of a leaf: micro-batch 0 of each process, then micro-batch 1 of each, and so on."""
+        """Gathers all rows of a leaf: micro-batch 0 of each process, then micro-batch 1 of each process, and so on."""
         by_rank = self.world.gather([None if leaf is None else leaf.cpu() for leaf in own])
         pieces = [piece for of_index in zip(*by_rank, strict=True) for piece in of_index]
         return None if pieces[0] is None else torch.cat(pieces)
 
     def scatter(self, state: State) -> None:
-        """Loads this process's rows of a state that `gather` returned in this run or an earlier one."""
+        """Loads this process's rows of a state of all rows, which `gather` returned. The inverse of `gather`."""
         device = self.world.device
         on_device = tree_map(lambda leaf: None if leaf is None else leaf.to(device), state)
         self.states = [rows_of(on_device, part) for part in self.parts]
 
 
 def check_streams(config: TrainConfig, *, task: Task, model: Model, samples: int, engine: Engine) -> None:
-    """Checks that a run can read its training samples as `batch.streams`.
+    """Checks that the training samples of a run can be read in `batch.streams` streams.
 
     Raises:
-        UserError: Naming the key to change.
+        UserError: If they cannot. The error names the key to change.
     """
     streams, parts = config.batch.streams or 1, engine.size * config.update_freq
     if task.config.mix:
         raise UserError(
-            "batch.streams reads one text in order, but task.mix names corpora.",
+            "batch.streams requires one contiguous text, but task.mix names several corpora.",
             "Set batch.streams=null, or task.mix=[].",
         )
     if not task.continuous:
@@ -86,12 +86,13 @@ def check_streams(config: TrainConfig, *, task: Task, model: Model, samples: int
         )
     if samples <= streams:
         raise UserError(
-            f"batch.streams={streams} is too large for {how_many(samples, 'training sample')}: each needs two.",
+            f"batch.streams={streams} is too large for {how_many(samples, 'training sample')}: "
+            "each stream needs two samples.",
             f"Set batch.streams to {max(samples // 2, 1)} or less, or task.tokens_per_sample lower.",
         )
     if config.batch.shapes == 1 and streams % parts:
         raise UserError(
-            f"batch.shapes=1: batch.streams={streams} in {parts} micro-batches have two numbers of rows.",
+            f"batch.shapes=1: batch.streams={streams} split into {parts} micro-batches gives two shapes.",
             f"Set batch.shapes=2, or batch.streams to a multiple of {parts}.",
         )
     model.check_supports_recurrent_state()

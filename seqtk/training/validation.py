@@ -1,4 +1,4 @@
-"""Validation: the metrics of a split, from its loss and, if configured, from the decoded outputs."""
+"""Validation: computes the metrics of validation sets from the loss and, if configured, from decoded outputs."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ EMPTY = np.empty(0, dtype=np.int64)
 
 
 def reported_metrics(config: TrainConfig, task: Task) -> list[str]:
-    """Returns the metrics to report (the config's, or else the task's), and the one that selects the best model."""
+    """Returns the metrics to report: those of the config, or else of the task, and `validation.metric`."""
     names = task.metrics if config.validation.metrics is None else config.validation.metrics
     return list(dict.fromkeys([*names, config.validation.metric]))
 
@@ -28,30 +28,30 @@ class Validated(NamedTuple):
     """The result of a validation."""
 
     values: dict[str, float | str]
-    """Each metric, and its signature; losses in nats per target."""
+    """The value of each metric, and its signature if it has one. Losses are in nats per target."""
     outputs: list[Output]
     """The outputs of all processes."""
 
     @property
     def numbers(self) -> dict[str, float]:
-        """The values without signatures."""
+        """The values of the metrics, without signatures."""
         return {name: float(value) for name, value in self.values.items() if not isinstance(value, str)}
 
     def not_finite(self) -> list[str]:
-        """The metrics that are not finite numbers."""
+        """Returns the names of the metrics that are not finite."""
         return [name for name, value in self.numbers.items() if not math.isfinite(value)]
 
 
 class ValidationInterrupted(Exception):  # noqa: N818 (not an error)
-    """A validation was stopped; it has no result."""
+    """Raised if a validation is stopped before it has a result."""
 
 
 @contextmanager
 def reading_set(task: Task, config: TrainConfig, name: str) -> Iterator[str]:
-    """Makes the task read the data of a validation set while the block runs. Yields its split.
+    """Context manager in which the task reads the data of a validation set. Yields the split of the set.
 
     Raises:
-        UserError: If its data cannot be read, or do not suit the task's vocabularies.
+        UserError: If the data cannot be read, or do not match the task's vocabularies.
     """
     chosen = config.validation.named[name]
     with nullcontext() if chosen.data is None else task.reading(chosen.data):
@@ -59,7 +59,7 @@ def reading_set(task: Task, config: TrainConfig, name: str) -> Iterator[str]:
 
 
 def validation_sets(task: Task, config: TrainConfig) -> dict[str, Dataset]:
-    """Returns the examples of each validation set by its name. Raises as `reading_set` does."""
+    """Returns the examples of each validation set by its name. Raises the errors of `reading_set`."""
     found: dict[str, Dataset] = {}
     for name in config.validation.named:
         with reading_set(task, config, name) as split:
@@ -76,17 +76,17 @@ def validate(
     name: str | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Validated:
-    """Evaluates a validation set; every example counts exactly once, however many processes share the work.
+    """Computes the metrics of a validation set. Each example is evaluated once, by one of the processes.
 
-    With `batch.streams` it is read as that many streams, each from an empty state.
+    With `batch.streams` the set is read in this number of streams, each with an initially empty recurrent state.
 
     Args:
-        step: The model and its criterion.
+        step: The train step, which holds the model and the criterion.
         task: Reads, decodes and scores the examples.
         config: The run's config.
-        engine: The processes that share the work.
-        name: The name of the set. None: the one that chooses the best model.
-        stop: Called before each batch by all processes, so that they can agree; True stops the validation.
+        engine: The engine of the run.
+        name: The name of the set. None: the set that selects the best model.
+        stop: Called by all processes before each batch. If it returns True, the validation is stopped. Collective.
 
     Raises:
         ValidationInterrupted: If `stop` returned True.
@@ -103,14 +103,15 @@ def _validate(
 ) -> Validated:
     dataset, streams = task.dataset(split), config.batch.streams
     if streams is None:
-        every = ordered_batches(dataset.sizes_ND, config.batch)
-        turns = [every[first : first + engine.size][engine.rank :] for first in range(0, len(every), engine.size)]
-        batches = [turn[0] if turn else EMPTY for turn in turns]
+        all_batches = ordered_batches(dataset.sizes_ND, config.batch)
+        rounds = range(0, len(all_batches), engine.size)
+        remaining = [all_batches[first : first + engine.size][engine.rank :] for first in rounds]
+        batches = [batch[0] if batch else EMPTY for batch in remaining]
     else:
-        (own,) = stream_slices(streams, world=engine.size, rank=engine.rank)
-        batches = [rows[own] for rows in stream_rows(len(dataset), streams)]
+        (part,) = stream_slices(streams, world=engine.size, rank=engine.rank)
+        batches = [rows[part] for rows in stream_rows(len(dataset), streams)]
 
-    def stop_if_asked() -> None:
+    def raise_if_stopped() -> None:
         if stop():
             raise ValidationInterrupted
 
@@ -124,7 +125,7 @@ def _validate(
             device=engine.device,
             workers=config.batch.workers,
             continuous=streams is not None,
-            before_each=stop_if_asked,
+            before_each=raise_if_stopped,
         )
     gathered = [output for part in engine.gather(outputs) for output in part]
     gathered.sort(key=lambda output: output.index)
@@ -137,8 +138,8 @@ def _validate(
 
 
 def _totals(engine: Engine, sums: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[float, float]]:
-    """Returns the sums over all processes; one without a batch has no names, so they are taken from all."""
+    """Returns the sums over all processes. A process without a batch has no sums, so the names are gathered first."""
     names = sorted({name for part in engine.gather(list(sums)) for name in part})
-    own = [(float(sums[name][0]), float(sums[name][1])) if name in sums else (0.0, 0.0) for name in names]
-    totals, weights = engine.sums([total for total, _ in own]), engine.sums([weight for _, weight in own])
+    pairs = [(float(sums[name][0]), float(sums[name][1])) if name in sums else (0.0, 0.0) for name in names]
+    totals, weights = engine.sums([total for total, _ in pairs]), engine.sums([weight for _, weight in pairs])
     return dict(zip(names, zip(totals, weights, strict=True), strict=True))
