@@ -42,7 +42,7 @@ class StopSignal:
         return self.number != 0
 
     def agree(self) -> bool:
-        """Returns whether the run stops, because a process has received a signal or reached the time limit. Collective."""
+        """Returns whether the run stops: a process has received a signal or reached the time limit. Collective."""
         received, late = self.engine.sums([float(self.noted), float(time.monotonic() >= self.deadline)])
         if received and not self.number:
             self.number = self.noted or signal.SIGTERM
@@ -54,7 +54,7 @@ class StopSignal:
     def caught(self, last_update: Callable[[], int]) -> Iterator[None]:
         """Context manager in which a signal stops the run after the current update, with a checkpoint.
 
-        The same signal again ends the run at once. A signal also interrupts a validation, before which the run is saved.
+        The same signal again ends the run at once. A signal also interrupts a validation. The run is saved before it.
 
         Args:
             last_update: Returns the update after which the run will stop, for the message.

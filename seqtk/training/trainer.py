@@ -41,7 +41,7 @@ from seqtk.training.checks import banner, check_run, prepared
 from seqtk.training.compiling import Compilation
 from seqtk.training.config import TrainConfig
 from seqtk.training.failures import skip_update, skip_validation
-from seqtk.training.interval import OF_WEIGHTS, Interval, interval_values
+from seqtk.training.interval import WEIGHT_SUFFIX, Interval, interval_values
 from seqtk.training.logging import Logger, RunInfo
 from seqtk.training.loss_scale import LossScale
 from seqtk.training.parallel import Engine, TrainStep, dropout_seed, local_part
@@ -325,7 +325,7 @@ class Trainer:
                 before = stats.get(name, (0.0, 0.0))
                 stats[name] = before[0] + value, before[1] + its_weight
         own = {name: pair[0] for name, pair in stats.items()}
-        own |= {f"{name}{OF_WEIGHTS}": pair[1] for name, pair in stats.items()}
+        own |= {f"{name}{WEIGHT_SUFFIX}": pair[1] for name, pair in stats.items()}
         names = sorted(own)
         self.speed.enter("communication")
         summed = engine.sum(torch.stack([own[name].double() for name in names])).unbind() if names else ()
