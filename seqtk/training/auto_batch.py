@@ -1,9 +1,9 @@
-"""Finds a batch size that fits into memory, for `batch.max_tokens=auto` and `update_freq=auto`.
+"""The size of a batch that fits into memory: `batch.max_tokens=auto` and `update_freq=auto`.
 
-The memory of batches of increasing sizes is measured in forward and backward passes, without an update, once with the
-longest examples and once with examples of median length. On a GPU, the measure is the peak of the allocated memory, and
-up to 90 % of the free memory may be used. On a CPU, it is twice the size of the tensors saved for the backward pass, an
-estimate that includes temporary tensors, and half of the free memory may be used. The size is stored in checkpoints.
+The run's model computes batches of growing sizes, of its longest examples and of typical ones, with a backward pass but
+without an update. On a GPU the peak of the allocated memory counts, and a tenth of the free memory stays free. On a CPU
+the tensors that are stored for the backward pass count twice, for those that come and go, and half of the free memory
+is left to others; there a batch of more than CPU_TOKENS tokens is no faster. The size is kept in the run's checkpoints.
 """
 
 import os
@@ -25,23 +25,23 @@ from seqtk.utils.errors import UserError, is_out_of_memory
 from seqtk.utils.memory import available_memory, saved_bytes
 
 CPU_TOKENS, GPU_TOKENS = 4096, 131_072
-"""Maximum number of tokens in a batch on a CPU and on a GPU; larger batches are not faster."""
+"""The most tokens of a batch: more bring no speed."""
 MIN_BATCHES = 8
-"""Minimum number of batches in an epoch, unless `batch.tokens_per_update` requires larger batches."""
+"""The least number of batches in an epoch, where the update does not need larger ones."""
 
 
 def settled(config: TrainConfig, *, step: TrainStep, task: Task, train_set: Dataset, engine: Engine) -> TrainConfig:
-    """Replaces `auto` in `batch.max_tokens` and `update_freq` by numbers, the same in all processes.
+    """Returns the config with numbers for `auto` in the sizes of its batches and updates, the same in all processes.
 
     Args:
         config: The run's config.
-        step: The train step, before it is compiled or wrapped.
+        step: The step, before it is compiled or wrapped.
         task: Collates the batches.
-        train_set: The training examples.
-        engine: The engine of the run.
+        train_set: The examples.
+        engine: The processes.
 
     Raises:
-        UserError: If the free memory is not known, or if the smallest batch does not fit.
+        UserError: If the device reports no memory, or if the smallest batch does not fit.
     """
     batch, update_freq, total = config.batch, config.update_freq, config.batch.tokens_per_update
     parts = engine.size * (1 if is_auto(update_freq) else update_freq)
@@ -74,17 +74,17 @@ def _kept(save_dir: Path) -> int | None:
     folder = Checkpoints(save_dir, config={}, assets={}, metric="").latest()
     for place in () if folder is None else (folder, *reversed(model_file.checkpoint_folders(save_dir))):
         try:
-            tokens = model_file.read_config(folder / "model.safetensors")["batch"]["max_tokens"]
-        except (UserError, KeyError):  # a damaged checkpoint: the run resumes from an older one
+            tokens = model_file.read_config(place / "model.safetensors")["batch"]["max_tokens"]
+        except (UserError, KeyError):  # damaged; the run resumes from an older one
             continue
         return tokens if isinstance(tokens, int) else None
     return None
 
 
-def _max_tokens(
+def _largest(
     step: TrainStep, task: Task, train_set: Dataset, config: BatchingConfig, share: int | None, *, device: torch.device
 ) -> int:
-    """Returns the maximum number of tokens of a batch that fits into memory, at most `share`."""
+    """Returns the most tokens of a batch that fits, at most `share`."""
     free = available_memory(device)
     if free is None:
         raise UserError(
@@ -95,7 +95,7 @@ def _max_tokens(
     order_N = np.argsort(-longest_N, kind="stable")
     order_N = order_N[longest_N[order_N] <= (config.max_length or longest_N.max(initial=0))]
     if not len(order_N):
-        return share or CPU_TOKENS  # the plan raises an error, because there are no examples
+        return share or CPU_TOKENS  # the plan says why there are no examples
     least = int(longest_N[order_N[0]])
     most = share or max(int(longest_N.sum()) // MIN_BATCHES, least)
     most = max(min(most, GPU_TOKENS if device.type == "cuda" else CPU_TOKENS), least)
@@ -105,7 +105,7 @@ def _max_tokens(
         budget = 0.5 * free / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 2 * _optimizer_bytes(step)
     size, fitting = min(max(least, 1024), most), 0
     while True:
-        used = _measure(step, task, train_set, order_N, longest_N, size, config.max_sentences, device=device)
+        used = _bytes(step, task, train_set, order_N, longest_N, size, config.max_sentences, device=device)
         if used is None:
             break
         fitting = int(min(size * budget / max(used, 1), most))
@@ -115,38 +115,36 @@ def _max_tokens(
     if fitting < least:
         raise UserError(
             f"batch.max_tokens=auto: a batch of one example of {least:,} tokens does not fit into memory.",
-            f"Set batch.max_length to less than {least}, model.recompute_blocks=all, or a smaller model.",
+            f"Set batch.max_length to less than {least}, model.recompute_blocks=all, or smaller sizes in model.",
         )
     return fitting
 
 
-def _measure(
+def _bytes(
     step: TrainStep,
     task: Task,
     train_set: Dataset,
     order_N: IndexArray,
     longest_N: SizeArray,
     size: int,
-    max_rows: int | None,
+    most_rows: int | None,
     *,
     device: torch.device,
 ) -> int | None:
-    """Returns the number of bytes that a batch of `size` tokens needs, or None if it does not fit into memory.
-
-    It is the maximum over a batch of the longest examples and a batch of examples of median length.
+    """Returns the memory that a batch of `size` tokens needs, of the longest or of typical examples; None: too much.
 
     Args:
         order_N: The usable examples, longest first.
-        longest_N: The length of each example: that of its longest side.
-        max_rows: The maximum number of examples in a batch.
+        longest_N: Their lengths.
+        most_rows: The most examples in a batch.
     """
     used = [0]
     for start in (0, len(order_N) // 2):
-        rows = max(min(size // max(int(longest_N[order_N[start]]), 1), max_rows or size), 1)
+        rows = max(min(size // max(int(longest_N[order_N[start]]), 1), most_rows or size), 1)
         indices = np.resize(order_N[start:], rows).tolist()
         batch = task.collate([train_set[index] for index in indices]).to(device)
         try:
-            used.append(_forward_backward(step, batch))
+            used.append(_pass(step, batch))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -158,8 +156,8 @@ def _measure(
     return max(used)
 
 
-def _forward_backward(step: TrainStep, batch: Batch) -> int:
-    """Computes a forward and a backward pass, and returns the number of bytes that they allocate."""
+def _pass(step: TrainStep, batch: Batch) -> int:
+    """Computes a forward and a backward pass, and returns the bytes that they need in addition to what is held."""
     device = batch.ids_B.device
     step.train()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -174,5 +172,5 @@ def _forward_backward(step: TrainStep, batch: Batch) -> int:
 
 
 def _optimizer_bytes(step: TrainStep) -> int:
-    """Returns the size of Adam's state, two numbers per weight. (Gradients are part of the measured memory.)"""
+    """The size of two numbers for each weight, as Adam keeps them; gradients are part of the measured pass."""
     return 2 * sum(weight.numel() * weight.element_size() for weight in step.parameters() if weight.requires_grad)
