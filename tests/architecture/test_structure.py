@@ -52,19 +52,19 @@ def public_definitions(tree: ast.Module) -> Iterator[ast.ClassDef | ast.Function
 
 
 class TestImports:
-    def test_run_downhill(self) -> None:
+    def test_imports_run_downhill(self) -> None:
         """Runs the contracts in setup.cfg."""
         program = "from importlinter.cli import lint_imports_command; lint_imports_command()"
         done = subprocess.run([sys.executable, "-c", program, "--no-cache"], cwd=ROOT, text=True, capture_output=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def test_are_absolute(self) -> None:
+    def test_imports_are_absolute(self) -> None:
         for path, tree in TREES.items():
             for node in ast.walk(tree):
                 assert not (isinstance(node, ast.ImportFrom) and node.level), f"{relative(path)}:{node.lineno}"
 
     @pytest.mark.parametrize("folder", registering_packages(), ids=relative)
-    def test_of_a_package_register_its_members(self, folder: Path) -> None:
+    def test_packages_register_their_members(self, folder: Path) -> None:
         """Importing a package imports the modules that register members."""
         package = ".".join(folder.relative_to(ROOT).parts)
         imported = {name for path, tree in TREES.items() if path.parent == folder for name in imported_by(tree)}

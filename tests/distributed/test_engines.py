@@ -127,24 +127,24 @@ REPRESENTATIVE = (
 
 
 class TestEquality:
-    def test_handful(self, words: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_some_models_equal_one_process(self, words: Path, tiny_corpus: Path, tmp_path: Path) -> None:
         every = dict(models(words))
         assert differences({name: every[name] for name in HANDFUL}, tmp_path, tiny_corpus, processes=2) == {}
 
     @pytest.mark.slow
     @pytest.mark.matrix
     @pytest.mark.parametrize("role", SLOTS)
-    def test_layers(self, role: Role, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_every_layer_equals_one_process(self, role: Role, tiny_corpus: Path, tmp_path: Path) -> None:
         assert differences(dict(layers(role)), tmp_path, tiny_corpus, processes=2) == {}
 
     @pytest.mark.slow
     @pytest.mark.matrix
-    def test_models(self, words: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_every_model_equals_one_process(self, words: Path, tiny_corpus: Path, tmp_path: Path) -> None:
         assert differences(dict(models(words)), tmp_path, tiny_corpus, processes=2) == {}
 
     @pytest.mark.slow
     @pytest.mark.matrix
-    def test_four_processes(self, words: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_four_processes_equal_one(self, words: Path, tiny_corpus: Path, tmp_path: Path) -> None:
         every = dict(models(words))
         assert differences({name: every[name] for name in REPRESENTATIVE}, tmp_path, tiny_corpus, processes=4) == {}
 
@@ -167,7 +167,7 @@ PAIRS = [("fsdp2", "none", 1), ("fsdp2", "ddp", 3), ("fsdp2", "fsdp2", 4), ("ddp
 
 @pytest.mark.slow
 class TestResume:
-    def test_engines_read_each_other(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_checkpoints_resume_under_other_engines(self, tiny_corpus: Path, tmp_path: Path) -> None:
         """A checkpoint of two processes (of one: `none`) resumes under other engines with 1 to 4 processes."""
         case = (f"task.data={tiny_corpus}", *STACKS, "batch.max_sentences=3", "ema.decay=0.9")
         train({"run": (*case, "max_updates=6")}, tmp_path / "whole", of=12)
@@ -279,7 +279,9 @@ class TestRefusals:
             (("parallel=none",), "parallel=none"),
         ],
     )
-    def test_two_processes(self, tiny_corpus: Path, tmp_path: Path, settings: Case, key: str) -> None:
+    def test_unsupported_settings_are_refused(
+        self, tiny_corpus: Path, tmp_path: Path, settings: Case, key: str
+    ) -> None:
         run = Run(tiny_corpus, tmp_path / "run", *settings, "max_updates=2", processes=2)
         assert run.wait() == 2, run.printed
         lines = [line for line in run.printed.splitlines() if line.startswith("seqtk-train: ")]

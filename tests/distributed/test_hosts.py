@@ -52,7 +52,7 @@ class TestSlurm:
         expected = [loss for _, loss in losses(tmp_path / "one")]
         assert [loss for _, loss in losses(tmp_path / "two")] == pytest.approx(expected, rel=1e-6)
 
-    def test_lonely_task_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_task_that_meets_no_other_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
         job = {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
         task = Run(tiny_corpus, tmp_path / "run", *SETTINGS, "parallel={kind:ddp,timeout:1}", environment=job)
         assert task.wait() == 2
@@ -155,7 +155,7 @@ class TestTwoHosts:
         expected = [loss for _, loss in losses(tmp_path / "one")]
         assert [loss for _, loss in losses(tmp_path / "two")] == pytest.approx(expected, rel=1e-6)
 
-    def test_vanished_host_ends_the_others(self, hosts: Hosts, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_lost_host_ends_the_others(self, hosts: Hosts, tiny_corpus: Path, tmp_path: Path) -> None:
         hosts.start(tmp_path, "max_updates=1000000", f"task.data={tiny_corpus}", f"save_dir={tmp_path / 'run'}")
         wait_for_updates(tmp_path / "run", 10, hosts)
         hosts.cut()

@@ -102,7 +102,7 @@ def test_streams_resume_with_other_processes(corpus: Path, tmp_path: Path) -> No
         assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-5)
 
 
-def test_memory_tokens_equal_one_process(corpus: Path, tmp_path: Path) -> None:
+def test_losses_with_memory_tokens_equal_one_process(corpus: Path, tmp_path: Path) -> None:
     train(1, corpus, tmp_path / "one", *TOKENS)
     train(2, corpus, tmp_path / "two", *TOKENS)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")

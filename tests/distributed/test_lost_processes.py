@@ -86,7 +86,7 @@ def launched(request: pytest.FixtureRequest, tiny_corpus: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("launched", [{"fault": "raises", "rank": 0}, {"fault": "raises", "rank": 1}], indirect=True)
-def test_guilty_traceback_is_last(launched: Launched) -> None:
+def test_traceback_of_the_failed_process_is_last(launched: Launched) -> None:
     launched.wait_for_updates(1)
     began = time.monotonic()
     assert launched.process.wait(timeout=60) != 0
@@ -98,7 +98,7 @@ def test_guilty_traceback_is_last(launched: Launched) -> None:
 
 
 @pytest.mark.parametrize("launched", [{"fault": "dies", "rank": 0}, {"fault": "dies", "rank": 1}], indirect=True)
-def test_dead_process_ends_the_others(launched: Launched) -> None:
+def test_killed_process_ends_the_others(launched: Launched) -> None:
     launched.wait_for_updates(1)
     began = time.monotonic()
     assert launched.process.wait(timeout=60) != 0
@@ -107,7 +107,7 @@ def test_dead_process_ends_the_others(launched: Launched) -> None:
 
 
 @pytest.mark.parametrize("launched", [{"fault": "hangs", "rank": 1}], indirect=True)
-def test_hanging_process_is_named(launched: Launched) -> None:
+def test_hanging_process_is_named_in_the_error(launched: Launched) -> None:
     launched.wait_for_updates(1)
     began = time.monotonic()
     assert launched.process.wait(timeout=120) != 0
@@ -130,7 +130,7 @@ def test_killed_launcher_leaves_no_orphans(launched: Launched) -> None:
     assert model_file.read(launched.save_dir / newest).tensors
 
 
-def test_launcher_passes_sigterm_on(launched: Launched) -> None:
+def test_sigterm_to_the_launcher_saves_a_checkpoint(launched: Launched) -> None:
     launched.wait_for_updates(3)
     launched.process.send_signal(signal.SIGTERM)
     assert launched.process.wait(timeout=60) != 0

@@ -155,7 +155,7 @@ def test_run_of_two_resumes_with_one(tiny_corpus: Path, tmp_path: Path) -> None:
     assert [loss for _, loss in parts] == pytest.approx([loss for _, loss in whole], rel=1e-6)
 
 
-def test_dead_process_ends_the_run(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_killed_process_ends_the_run(tiny_corpus: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "dies.py"
     plugin.write_text(
         "import os, threading\nif os.environ.get('RANK') == '1':\n    threading.Timer(8, os._exit, [9]).start()\n"

@@ -28,7 +28,7 @@ def write_reviews(folder: Path) -> None:
         (folder / f"{split}.csv").write_text("".join(f"{line}\n" for line in lines))
 
 
-def test_from_a_file_to_classes(
+def test_commands_lead_from_a_file_to_classes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

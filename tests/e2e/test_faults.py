@@ -59,13 +59,13 @@ def whole_of_two(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 class TestKills:
-    def test_one_process(
+    def test_one_process_killed_at_random_resumes_exactly(
         self, whole: Whole, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         counts = self.kill_often(whole, tiny_corpus, tmp_path, processes=1, kills=KILLS or 12, capsys=capsys)
         assert min(counts["kills"], counts["runs ended"]) >= 1
 
-    def test_two_processes(
+    def test_two_processes_killed_at_random_resume_exactly(
         self, whole_of_two: Whole, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         counts = self.kill_often(whole_of_two, tiny_corpus, tmp_path, processes=2, kills=KILLS or 4, capsys=capsys)
@@ -117,7 +117,7 @@ class TestKills:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_full_disk(whole: Whole, tiny_corpus: Path, tmp_path: Path, name: str) -> None:
+def test_full_disk_ends_the_run_which_resumes(whole: Whole, tiny_corpus: Path, tmp_path: Path, name: str) -> None:
     save_dir = tmp_path / "run"
     # The limit that stands for a full disk is that of a process: it fails at any file that is written at that time.
     name, _, how = name.partition(" ")
@@ -155,7 +155,9 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_damaged_checkpoint(whole: Whole, tiny_corpus: Path, tmp_path: Path, how: str) -> None:
+def test_damaged_checkpoint_falls_back_to_the_previous(
+    whole: Whole, tiny_corpus: Path, tmp_path: Path, how: str
+) -> None:
     save_dir = tmp_path / "run"
     run = Run(tiny_corpus, save_dir)
     wait_for_update(run, 35)
@@ -169,7 +171,7 @@ def test_damaged_checkpoint(whole: Whole, tiny_corpus: Path, tmp_path: Path, how
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_data_that_vanish(whole: Whole, tiny_corpus: Path, tmp_path: Path, workers: int) -> None:
+def test_run_resumes_after_its_data_were_missing(whole: Whole, tiny_corpus: Path, tmp_path: Path, workers: int) -> None:
     """An open file can be read until it is opened again; then the run ends, and resumes once the file is back."""
     corpus, save_dir = shutil.copytree(tiny_corpus, tmp_path / "corpus"), tmp_path / "run"
     run = Run(corpus, save_dir, f"batch.workers={workers}")
@@ -187,7 +189,9 @@ def test_data_that_vanish(whole: Whole, tiny_corpus: Path, tmp_path: Path, worke
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_data_that_shrink(whole: Whole, tiny_corpus: Path, tmp_path: Path, workers: int) -> None:
+def test_truncated_data_end_the_run_which_resumes(
+    whole: Whole, tiny_corpus: Path, tmp_path: Path, workers: int
+) -> None:
     """A file that is cut while it is open ends the run with exit code 2, not by SIGBUS; the run then resumes."""
     corpus, save_dir = shutil.copytree(tiny_corpus, tmp_path / "corpus"), tmp_path / "run"
     run = Run(corpus, save_dir, f"batch.workers={workers}", "max_updates=5000")
@@ -203,14 +207,14 @@ def test_data_that_shrink(whole: Whole, tiny_corpus: Path, tmp_path: Path, worke
     assert (save_dir / "latest").exists()
 
 
-def test_read_only_folder(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_read_only_folder_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
     run = Run(tiny_corpus, tmp_path / "run", "save_dir=/proc/run")
     assert run.wait() == 2
     assert run.printed.startswith("seqtk-train: save_dir=/proc/run cannot be written.")
     assert run.printed.count("\n") <= 3
 
 
-def test_two_runs_in_one_folder(whole: Whole, tiny_corpus: Path, tmp_path: Path) -> None:
+def test_second_run_in_a_folder_is_refused(whole: Whole, tiny_corpus: Path, tmp_path: Path) -> None:
     first = Run(tiny_corpus, tmp_path / "run")
     wait_for_update(first, 2)
     second = Run(tiny_corpus, tmp_path / "other", f"save_dir={tmp_path / 'run'}")
@@ -221,7 +225,7 @@ def test_two_runs_in_one_folder(whole: Whole, tiny_corpus: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGUSR1", 138), ("SIGINT", 130)])
-def test_signal_saves(whole: Whole, tiny_corpus: Path, tmp_path: Path, name: str, code: int) -> None:
+def test_signal_saves_a_checkpoint(whole: Whole, tiny_corpus: Path, tmp_path: Path, name: str, code: int) -> None:
     run = Run(tiny_corpus, tmp_path / "run")
     wait_for_update(run, 5)
     os.kill(run.processes[0].pid or 0, getattr(signal, name))

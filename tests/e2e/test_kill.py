@@ -149,7 +149,7 @@ def test_ctrl_c_saves_and_the_same_command_resumes(whole: Path, tiny_corpus: Pat
     assert_same_run(whole, tmp_path)
 
 
-def test_full_disk_costs_no_checkpoint(whole: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+def test_full_disk_keeps_the_previous_checkpoint(whole: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     before = CHECKPOINT_EVERY
     (tmp_path / "latest").write_text(f"update_{before:08d}")

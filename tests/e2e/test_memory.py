@@ -95,5 +95,5 @@ def test_memory_tokens_remember_previous_segment(seed: int, tmp_path: Path) -> N
     assert any(reached(each) < 1.0 for each in (seed, seed + 1))
 
 
-def test_no_memory_tokens_remember_nothing(seed: int, tmp_path: Path) -> None:
+def test_without_memory_tokens_nothing_is_remembered(seed: int, tmp_path: Path) -> None:
     assert nats(tmp_path, seed=seed, lines=4, **TOKENS, memory_tokens=0) > 1.4

@@ -146,14 +146,14 @@ def test_batch_size_changes_no_line(run: Run, valid: Said) -> None:
                 assert again.lines == valid.lines
 
 
-def test_a_text_and_its_split_give_equal_lines(run: Run, valid: Said) -> None:
+def test_text_and_its_split_give_equal_translations(run: Run, valid: Said) -> None:
     text = run.folder / "text"
     from_text = run.generate(f"input={text}/valid.en", f"reference={text}/valid.de")
     assert from_text.lines == valid.lines
     assert from_text.score("BLEU") == valid.score("BLEU")
 
 
-def test_blank_and_unusual_lines_keep_their_positions(run: Run) -> None:
+def test_blank_and_unusual_lines_keep_their_place(run: Run) -> None:
     given = ["", run.text("test", "en")[0], "   ", "\u2028 \x1f ☃ \t", "", "a" * 300, ""]
     path = run.folder / "strange.en"
     path.write_text("".join(f"{line}\n" for line in given), encoding="utf-8")
@@ -163,7 +163,7 @@ def test_blank_and_unusual_lines_keep_their_positions(run: Run) -> None:
     assert lines[1] == run.generate("split=test").lines[0]
 
 
-def test_shell_one_liners_read_the_fairseq_format(run: Run, valid: Said) -> None:
+def test_fairseq_format_can_be_parsed_by_shell_tools(run: Run, valid: Said) -> None:
     said = run.generate("split=valid", "format=fairseq", "max_sentences=7")
     path = run.folder / "generate.out"
     path.write_text(said.out, encoding="utf-8")
@@ -190,7 +190,7 @@ def test_json_has_equal_translations_and_scores(run: Run, valid: Said) -> None:
         assert one["hypotheses"][0]["tokens"] == other["hypotheses"][0]["tokens"]
 
 
-def test_averaging_and_comparing_systems(run: Run, valid: Said) -> None:
+def test_averaged_model_translates_and_is_compared(run: Run, valid: Said) -> None:
     said = call(average.main, f"checkpoint={run.folder / 'run'}", "last=3")
     assert "Mean of 3 checkpoints: update_00000080, update_00000160, update_00000240" in said.out
     averaged = run.generate("split=valid", checkpoint="run/average.safetensors")

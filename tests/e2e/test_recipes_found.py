@@ -162,7 +162,7 @@ def test_copied_recipe_is_not_its_own_parent(tmp_path: Path) -> None:
     assert composed(str(tmp_path / "wmt14_synth.yaml")) == composed("wmt14_synth")
 
 
-def test_ls_show_and_cp(tmp_path: Path) -> None:
+def test_recipes_are_listed_shown_and_copied(tmp_path: Path) -> None:
     listed = recipes.run(["ls"]).splitlines()
     assert [line.split()[0] for line in listed] == recipe_names()
     assert "Synthesizer" in next(line for line in listed if line.startswith("wmt14_synth"))

@@ -25,7 +25,7 @@ def assert_equals_eager_mode(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", [MORE[0]], ids=str)
-def test_trains_as_one_graph(case: Case) -> None:
+def test_model_trains_as_one_graph(case: Case) -> None:
     assert_equals_eager_mode(case)
 
 
@@ -36,7 +36,7 @@ def test_every_layer_trains_as_one_graph(case: Case) -> None:
     assert_equals_eager_mode(case)
 
 
-def test_weight_of_a_batch_is_no_constant() -> None:
+def test_batches_of_other_weights_share_one_graph() -> None:
     """Batches with other numbers of targets run the same graph."""
     torch.compiler.reset()
     case = Case("transformer_classifier", "softmax", {"encoder": {"layers": 1}})

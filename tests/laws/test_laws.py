@@ -15,14 +15,14 @@ COMPILED = [case for kind in attentions for case in cases(kind, slow=True) if ca
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_law(case: LawCase, device: torch.device) -> None:
+def test_layer_obeys_the_law(case: LawCase, device: torch.device) -> None:
     case.check(device)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", COMPILED, ids=str)
-def test_compilation(case: LawCase, device: torch.device) -> None:
+def test_layer_compiles_into_one_graph(case: LawCase, device: torch.device) -> None:
     case.check(device)
 
 
@@ -30,7 +30,7 @@ def test_compilation(case: LawCase, device: torch.device) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["softmax", "synthesizer_mixture", "linear"])
 def test_generated_code_has_the_same_gradients(kind: str, device: torch.device) -> None:
-    """With torch's code generator, where `test_compilation` only traces."""
+    """With torch's code generator, where `test_layer_compiles_into_one_graph` only traces."""
     torch.compiler.reset()
     layer = first_subject(kind).make(dtype=torch.float32).to(device)
     x_BTD = torch.randn(2, 6, layer.dim, device=device)

@@ -41,7 +41,7 @@ def test_faulty_layer_does_not_compile(mutant: ClassMutant, device: torch.device
 
 
 @pytest.mark.parametrize("mutant", CLASS_MUTANTS, ids=lambda mutant: f"{mutant.layer.__name__}-{mutant.law}")
-def test_the_right_layer_passes(mutant: ClassMutant, device: torch.device) -> None:
+def test_correct_layer_passes(mutant: ClassMutant, device: torch.device) -> None:
     law = LAWS[mutant.law]
     for right, kind in ((SoftmaxAttention, "softmax"), (SynthesizerRandom, "synthesizer_random")):
         subject = subject_of(right, mutant.role, mutant.size)

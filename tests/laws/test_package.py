@@ -65,7 +65,7 @@ def running_mean() -> Iterator[str]:
 
 
 class TestRunLaws:
-    def test_right_layer_passes(self, running_mean: str) -> None:
+    def test_correct_layer_passes(self, running_mean: str) -> None:
         variants = {"": {}, "no-bias": Variant({"bias": False}, sizes=("short",))}
         assert run_laws(running_mean, oracle=mean, variants=variants) > 40
 

@@ -33,7 +33,7 @@ def parameter_count(name: str, *, source: int, target: int, share: str) -> int:
 
 
 @pytest.mark.parametrize(("setting", "count"), DOCUMENTED.items(), ids=lambda value: str(value))
-def test_documented_counts(setting: tuple[str, int, int, str], count: int) -> None:
+def test_parameter_counts_equal_the_documented(setting: tuple[str, int, int, str], count: int) -> None:
     name, source, target, share = setting
     assert parameter_count(name, source=source, target=target, share=share) == count
 
@@ -56,7 +56,7 @@ def test_language_model_sizes_match_fairseq(golden: Path) -> None:
         assert count == entry["parameters"], entry
 
 
-def test_the_adaptive_size_of_wikitext103() -> None:
+def test_adaptive_wikitext103_parameters_equal_fairseqs() -> None:
     for name in ("transformer_lm_wiki103", "transformer_lm_baevski_wiki103"):
         assert lm_parameter_count(name, vocabulary=267_744, tied=True) == 246_933_504
 
@@ -64,7 +64,7 @@ def test_the_adaptive_size_of_wikitext103() -> None:
 @pytest.mark.parametrize(
     ("name", "layers", "dim"), [("transformer_lm_gpt2_medium", 36, 1280), ("transformer_lm_gpt2_big", 48, 1600)]
 )
-def test_counts_of_language_models_by_formula(name: str, layers: int, dim: int) -> None:
+def test_language_model_parameters_follow_a_formula(name: str, layers: int, dim: int) -> None:
     """12 D² in products, 13 D in biases and norms a block; a final norm, one table."""
     count = layers * (12 * dim**2 + 13 * dim) + 2 * dim + 1000 * dim
     assert lm_parameter_count(name, vocabulary=1000, tied=True) == count
@@ -97,7 +97,7 @@ def test_parameter_counts_equal_fairseqs(golden: Path) -> None:
         "transformer_vaswani_wmt_en_fr_big": (0.1, 0.0, 0.0),
     }.items(),
 )
-def test_dropouts(name: str, dropouts: tuple[float, float, float]) -> None:
+def test_dropout_rates_equal_fairseqs(name: str, dropouts: tuple[float, float, float]) -> None:
     config = models.config_type(name)()
     assert isinstance(config, TransformerConfig)
     attention = {layer.dropout for layer in (*config.encoder.self_attention, *config.decoder.self_attention,

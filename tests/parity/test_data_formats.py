@@ -19,7 +19,7 @@ EXAMPLE_IDX = (
 EXAMPLE_BIN = "0500 0900 0700 0200 0300 0500 0200 0200"
 
 
-def test_the_worked_example(tmp_path: Path) -> None:
+def test_documented_example_gives_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "dict.txt").write_text("".join(f"{word} 1\n" for word in "dafcgbe"))
     (tmp_path / "text").write_text("a b c\nzz a\n\n")
     preprocess(
@@ -35,7 +35,7 @@ def test_the_worked_example(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", range(8))
-def test_dictionaries_from_counts(golden: Path, number: int) -> None:
+def test_dictionaries_equal_fairseqs(golden: Path, number: int) -> None:
     table = json.loads((golden / "tables.json").read_text(encoding="utf-8"))["dictionary"]
     case = table["cases"][number]
     counts = WordCounter()(table["text"].encode("utf-8"))

@@ -38,7 +38,7 @@ def stored(golden: Path, name: str, file: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("window", [0, 32])
 @pytest.mark.parametrize("break_mode", ["none", "complete", "complete_doc", "eos"])
-def test_losses(golden: Path, name: str, model: Model, break_mode: BreakMode, window: int) -> None:
+def test_losses_equal_fairseqs(golden: Path, name: str, model: Model, break_mode: BreakMode, window: int) -> None:
     wanted = next(
         run
         for run in stored(golden, name, "eval_lm.json")
@@ -57,7 +57,7 @@ def test_losses(golden: Path, name: str, model: Model, break_mode: BreakMode, wi
     assert bits == pytest.approx(wanted["loss_base2"], rel=1e-6)
 
 
-def test_word_scores(golden: Path, name: str, model: Model) -> None:
+def test_word_scores_equal_fairseqs(golden: Path, name: str, model: Model) -> None:
     """fairseq prints them with six digits, sample by sample; these are the first of the stream."""
     data = DataBin(golden / "data-bin" / "lm")
     for run in stored(golden, name, "word_probs.json"):

@@ -82,7 +82,7 @@ def test_reference_log_probabilities_within_1e_5(stored_in: Path, model: Transfo
 
 
 @torch.no_grad()
-def test_features_and_whole_rows(stored_in: Path, model: TransformerLM) -> None:
+def test_features_and_distributions_equal_fairseqs(stored_in: Path, model: TransformerLM) -> None:
     stored = reference(stored_in, "activations.json")
     previous = stored["prev_output_tokens"]
     batch = sentence([*previous[1:], EOS])
@@ -136,7 +136,9 @@ def test_validation_loss_to_six_digits(golden: Path, stored_in: Path, model: Tra
 
 
 @pytest.mark.parametrize("break_mode", ["none", "complete", "complete_doc", "eos"])
-def test_loss_of_every_break_mode(golden: Path, stored_in: Path, model: TransformerLM, break_mode: BreakMode) -> None:
+def test_loss_of_every_break_mode_equals_fairseqs(
+    golden: Path, stored_in: Path, model: TransformerLM, break_mode: BreakMode
+) -> None:
     stored = next(
         run
         for run in reference(stored_in, "eval_lm.json")
@@ -153,7 +155,7 @@ def test_loss_of_every_break_mode(golden: Path, stored_in: Path, model: Transfor
     assert total / weight / math.log(2) == pytest.approx(stored["loss_base2"], rel=1e-6)
 
 
-def test_gradients_of_the_stored_batch(golden: Path, stored_in: Path, model: TransformerLM) -> None:
+def test_gradients_equal_fairseqs(golden: Path, stored_in: Path, model: TransformerLM) -> None:
     stored = reference(stored_in, "gradients.json")
     blocks = TokenBlocks(DataBin(golden / "data-bin" / "lm").split("test"), tokens_per_sample=64)
     batch = collate_blocks([blocks[index] for index in stored["id"]])
@@ -175,7 +177,9 @@ def test_gradients_of_the_stored_batch(golden: Path, stored_in: Path, model: Tra
     assert math.sqrt(squares) == pytest.approx(stored["gradient_norm_of_sum"], rel=1e-6)
 
 
-def test_validation_of_the_imported_file(golden: Path, stored_in: Path, model: TransformerLM, tmp_path: Path) -> None:
+def test_imported_file_validates_to_the_same_loss(
+    golden: Path, stored_in: Path, model: TransformerLM, tmp_path: Path
+) -> None:
     output, data = tmp_path / "lm.safetensors", golden / "data-bin" / "lm"
     options = [f"data={data}", "remove_bpe=sentencepiece", f"output={output}"]
     command.main([f"checkpoint={stored_in / 'checkpoint.pt'}", *options])

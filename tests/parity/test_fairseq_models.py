@@ -87,7 +87,7 @@ def test_settings_are_imported(golden: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["lightconv_lightweight", "lightconv_dynamic"])
-def test_convolutions_have_the_sizes_of_the_command(golden: Path, name: str) -> None:
+def test_kernel_sizes_equal_those_of_the_command(golden: Path, name: str) -> None:
     config = imported(golden, name).config
     for stack in (config.encoder, config.decoder):
         assert [attentions.name_of(type(layer)) for layer in stack.self_attention] == [f"{name[10:]}_conv"] * 2
@@ -97,7 +97,7 @@ def test_convolutions_have_the_sizes_of_the_command(golden: Path, name: str) -> 
         assert rates == {(0.1 if "lightweight" in name else 0.0, 0.1)}
 
 
-def test_old_style_gives_the_same_weights(golden: Path) -> None:
+def test_checkpoint_of_old_style_gives_the_same_weights(golden: Path) -> None:
     old, new = imported(golden, "transformer_postnorm_old_style"), imported(golden, "transformer_postnorm")
     assert old.config == new.config
     assert old.state.keys() == new.state.keys()
@@ -120,7 +120,7 @@ def test_reference_log_probabilities_within_1e_5(golden: Path, name: str, model:
 
 
 @torch.no_grad()
-def test_activations(golden: Path, name: str, model: Any) -> None:
+def test_activations_equal_fairseqs(golden: Path, name: str, model: Any) -> None:
     stored = reference(golden, name, "activations.json")
     sources = unpadded(stored["src_tokens"])
     batch = batch_of(list(zip(sources, unpadded(stored["target"]), strict=True)))
@@ -159,7 +159,7 @@ def test_validation_loss_to_six_digits(golden: Path, name: str, model: Model) ->
     assert 2**nll_base2 == pytest.approx(stored["ppl"], rel=2e-6)
 
 
-def test_gradients_of_the_stored_batch(golden: Path, name: str, model: Model) -> None:
+def test_gradients_equal_fairseqs(golden: Path, name: str, model: Model) -> None:
     # In float64: where a ReLU's input is within float32's rounding of 0, another CPU's kernels give another gradient.
     model = model.double()
     stored = reference(golden, name, "gradients.json")

@@ -151,7 +151,7 @@ def test_settings_equal_the_stored_commands(golden: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "file"), CASES)
-def test_hypotheses_and_scores(golden: Path, name: str, file: str) -> None:
+def test_hypotheses_and_scores_equal_fairseqs(golden: Path, name: str, file: str) -> None:
     _, vocabulary, _ = loaded(golden, name)
     wanted = printed(golden / "models" / name / "generate" / f"{file}.txt")
     assert len(wanted) == 100
@@ -166,7 +166,7 @@ def test_hypotheses_and_scores(golden: Path, name: str, file: str) -> None:
             assert ours == pytest.approx(token_scores, abs=1e-4)  # printed with four decimals
 
 
-def test_scores_of_the_references(golden: Path) -> None:
+def test_reference_scores_equal_fairseqs(golden: Path) -> None:
     model, _, batch = loaded(golden, "transformer_postnorm")
     wanted = printed(golden / "models" / "transformer_postnorm" / "generate" / "score_reference.txt")
     for sentence, hypothesis in zip(wanted, score([model], batch), strict=True):
@@ -176,7 +176,7 @@ def test_scores_of_the_references(golden: Path) -> None:
 
 
 @pytest.mark.parametrize("name", BEST)
-def test_detokenized_hypotheses(golden: Path, name: str) -> None:
+def test_detokenized_hypotheses_equal_fairseqs(golden: Path, name: str) -> None:
     _, vocabulary, _ = loaded(golden, name)
     tokenizer = Tokenizer.plain("sentencepiece")
     ours = [tokenizer.decode(vocabulary.decode(best.tokens)) for best, *_ in found(golden, name, "beam5_lenpen1")]
@@ -185,7 +185,7 @@ def test_detokenized_hypotheses(golden: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_bleu_is_sacrebleus(golden: Path) -> None:
+def test_bleu_equals_sacrebleu(golden: Path) -> None:
     folder = golden / "models" / "transformer_postnorm" / "generate"
     last_line = json.loads((folder / "index.json").read_text())["beam5_sacrebleu"]["last_line"]
     wanted = re.search(r"BLEU = (\S+)", last_line)

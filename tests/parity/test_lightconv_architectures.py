@@ -52,7 +52,7 @@ def unused(config: TransformerConfig) -> int:
         ("lightconv_iwslt_de_en", False, 10_000, "decoder", 37_610_496),
     ],
 )
-def test_documented_counts(name: str, lightweight: bool, size: int, share: str, count: int) -> None:
+def test_parameter_counts_equal_the_documented(name: str, lightweight: bool, size: int, share: str, count: int) -> None:
     config = named(name, share=share, lightweight=lightweight)
     assert parameter_count(config, source=size, target=size) == count - (0 if lightweight else unused(config))
 
@@ -79,7 +79,7 @@ def test_parameter_counts_equal_fairseqs(golden: Path) -> None:
         ("lightconv_wmt_zh_en_big", (0.2, 0.2, 0.1), True),
     ],
 )
-def test_rates(name: str, rates: tuple[float, float, float], glu: bool) -> None:
+def test_dropout_rates_equal_fairseqs(name: str, rates: tuple[float, float, float], glu: bool) -> None:
     """Dropout, that of kernels and cross-attention, and that of the convolutions' inputs."""
     config = named(name, share="all", lightweight=False)
     layers = [*config.encoder.self_attention, *config.decoder.self_attention]

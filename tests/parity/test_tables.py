@@ -22,7 +22,7 @@ def tables(golden: Path) -> Any:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_label_smoothing_with_gradients(tables: Any, dtype: torch.dtype) -> None:
+def test_label_smoothing_equals_fairseqs(tables: Any, dtype: torch.dtype) -> None:
     digits = {torch.float32: 1e-6, torch.float64: 1e-9}[dtype]  # the tables have ten digits
     for case in tables["label_smoothing"]["cases"]:
         assert case["ignore_index"] == PAD
@@ -44,7 +44,7 @@ def real_positions(real_BT: torch.Tensor) -> torch.Tensor:
     return (real_BT.cumsum(1) - 1).clamp(min=0)
 
 
-def test_positions(tables: Any) -> None:
+def test_positions_equal_fairseqs(tables: Any) -> None:
     for case in tables["positions"]["cases"]:
         tokens_BT = torch.tensor(case["tokens"])
         real_BT = tokens_BT != PAD
@@ -52,7 +52,7 @@ def test_positions(tables: Any) -> None:
         assert ours_BT[real_BT].tolist() == torch.tensor(case["positions"])[real_BT].tolist(), case["name"]
 
 
-def test_sinusoidal_tables(tables: Any) -> None:
+def test_sinusoidal_tables_equal_fairseqs(tables: Any) -> None:
     for table in tables["sinusoidal"]["tables"]:
         wanted = torch.tensor(table["table"])[FIRST_POSITION:]
         torch.testing.assert_close(sinusoids(len(wanted), table["embedding_dim"]), wanted, rtol=0, atol=1e-6)
@@ -63,7 +63,7 @@ def test_sinusoidal_tables(tables: Any) -> None:
     torch.testing.assert_close(ours_BTD[real_BT], torch.tensor(looked_up["rows"])[real_BT], rtol=0, atol=1e-6)
 
 
-def test_collate(tables: Any) -> None:
+def test_collated_batches_equal_fairseqs(tables: Any) -> None:
     """The same rows: theirs in order of falling source length, with the source padded on the left."""
     stored = tables["collate"]
     examples = {example["id"]: example for example in stored["examples"]}

@@ -123,7 +123,7 @@ class TestMetric:
 class TestTraining:
     """A criterion, an optimizer, a schedule and an attention layer."""
 
-    def test_members_are_used(self, train: Train, arguments: tuple[str, ...]) -> None:
+    def test_run_uses_every_plugin_member(self, train: Train, arguments: tuple[str, ...]) -> None:
         run = train(*arguments)
         lines = logged(run, "train")
         assert [line["lr"] for line in lines] == pytest.approx([0.01, 0.02 / 3, 0.01 / 3, 0.01])

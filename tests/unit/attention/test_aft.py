@@ -34,7 +34,7 @@ def assert_same_outputs(first: Attention, second: Attention) -> None:
 
 
 @pytest.mark.parametrize("role", SELF)
-def test_full_without_position_biases_is_simple(role: Role) -> None:
+def test_full_without_position_biases_equals_simple(role: Role) -> None:
     full = build(AftFullConfig(max_length=40, rank=3), role)
     torch.nn.init.zeros_(full.get_parameter("position_key"))
     assert_same_outputs(full, build(AftSimpleConfig(), role, like=full))
@@ -42,14 +42,14 @@ def test_full_without_position_biases_is_simple(role: Role) -> None:
 
 @pytest.mark.parametrize("role", SELF)
 @pytest.mark.parametrize("window", [37, 40, 100])
-def test_window_as_long_as_the_input_is_full(role: Role, window: int) -> None:
+def test_window_as_long_as_the_input_equals_full(role: Role, window: int) -> None:
     full = build(AftFullConfig(max_length=40, rank=3), role)
     assert_same_outputs(full, build(AftLocalConfig(max_length=40, rank=3, window=window), role, like=full))
 
 
 @pytest.mark.parametrize("role", SELF)
 @pytest.mark.parametrize("window", [1, 5, 12, 36])
-def test_local_is_full_with_zeros_outside_the_window(role: Role, window: int) -> None:
+def test_local_equals_full_with_zeros_outside_the_window(role: Role, window: int) -> None:
     layer = build(AftLocalConfig(max_length=40, rank=3, window=window), role)
     x_BTD, _ = rows()
     key, value = (layer.get_submodule(name)(x_BTD) for name in ("key", "value"))
@@ -65,7 +65,7 @@ def test_local_is_full_with_zeros_outside_the_window(role: Role, window: int) ->
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 8, 13, 64, 65])
-def test_cumulative_sums_at_every_length(length: int) -> None:
+def test_cumulative_sums_equal_direct_sums_at_any_length(length: int) -> None:
     log, mean = torch.randn(2, 2, length, 3, dtype=torch.float64) * 5
     actual = cumulative(LogSumExpAccumulator.of(log, mean))
     for t in range(length):
@@ -77,7 +77,7 @@ def test_cumulative_sums_at_every_length(length: int) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 8])
-def test_gradients_of_causal_sums(length: int) -> None:
+def test_gradients_of_causal_sums_are_correct(length: int) -> None:
     """Against finite differences; weights are shared by the rows."""
     key, value, older, newer = torch.randn(4, 2, length, 2, dtype=torch.float64).requires_grad_().unbind()
     weight = torch.rand(length, length, dtype=torch.float64, requires_grad=True)
@@ -92,7 +92,7 @@ def test_gradients_of_causal_sums(length: int) -> None:
 
 @pytest.mark.parametrize("role", SELF)
 @pytest.mark.parametrize("window", [5, 8, 100])
-def test_keys_and_biases_of_any_size(role: Role, window: int) -> None:
+def test_large_keys_and_biases_equal_float64(role: Role, window: int) -> None:
     """Float32 equals float64 for keys of hundreds that rise and fall within a window, and biases of tens."""
     layer = build(AftLocalConfig(max_length=60, rank=3, window=window), role)
     with torch.no_grad():
@@ -115,7 +115,7 @@ def named(config: AttentionConfig) -> str:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=named)
-def test_large_later_key_changes_nothing_before_it(config: AttentionConfig) -> None:
+def test_large_key_does_not_change_earlier_outputs(config: AttentionConfig) -> None:
     """In float32, where exp(key) overflows and anything scaled by it vanishes."""
     layer = build(config, Role.CAUSAL).float()
     x_BTD = torch.randn(1, 50, DIM)

@@ -95,7 +95,7 @@ def test_zero_kernels_give_a_moving_average(role: Role) -> None:
         (Role.CAUSAL, 4, (2, 3, 4, 5)),
     ],
 )
-def test_visible_positions(kind: Any, role: Role, taps: int, seen: tuple[int, ...]) -> None:
+def test_output_depends_on_its_window_only(kind: Any, role: Role, taps: int, seen: tuple[int, ...]) -> None:
     layer = layer_of(kind, role, kernel_size=taps)
     x_BTD = torch.randn(1, 10, DIM, dtype=torch.float64, requires_grad=True)
     layer(x_BTD)[0][0, 5].sum().backward()
@@ -103,7 +103,7 @@ def test_visible_positions(kind: Any, role: Role, taps: int, seen: tuple[int, ..
     assert tuple(x_BTD.grad[0].any(-1).nonzero().flatten().tolist()) == seen
 
 
-def test_heads_are_neighbouring_channels() -> None:
+def test_heads_are_adjacent_channels() -> None:
     layer = layer_of(KINDS[0], Role.CAUSAL, kernel_size=2, weight_softmax=False, glu=False, bias=False)
     with torch.no_grad():
         layer.value.weight.copy_(torch.eye(DIM))
@@ -115,7 +115,7 @@ def test_heads_are_neighbouring_channels() -> None:
     torch.testing.assert_close(layer(x_BTD)[0], expected)
 
 
-def test_band_matrix() -> None:
+def test_kernels_become_a_band_matrix() -> None:
     kernels_CK = torch.tensor([[1, 2], [3, 4], [5, 6]])
     assert band(kernels_CK).tolist() == [[1, 2, 0, 0], [0, 3, 4, 0], [0, 0, 5, 6]]
 
@@ -144,7 +144,7 @@ def test_compiles_to_one_graph(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_input_dropout(kind: Any) -> None:
+def test_input_dropout_acts_in_training_only(kind: Any) -> None:
     layer = layer_of(kind, Role.ENCODER, kernel_size=1, input_dropout=0.5, glu=False, bias=False)
     x_BTD = torch.ones(1, 50, DIM, dtype=torch.float64)
     torch.testing.assert_close(layer(x_BTD)[0], layer.out(layer.value(x_BTD)))
@@ -152,7 +152,7 @@ def test_input_dropout(kind: Any) -> None:
     assert len(layer(x_BTD)[0][0].unique(dim=0)) > 10
 
 
-def test_dropout_of_taps() -> None:
+def test_dropout_acts_on_kernel_weights() -> None:
     x_BTD = torch.ones(2, 60, DIM, dtype=torch.float64)
     for kind, most in zip(KINDS, (1, 1000), strict=True):
         layer = layer_of(kind, Role.CAUSAL, kernel_size=4, dropout=0.5).train()

@@ -33,7 +33,7 @@ def test_roles_agree_with_a_lower_triangular_matrix() -> None:
     torch.testing.assert_close(encoder(x_BTD)[0], causal(x_BTD)[0])
 
 
-def test_matrix_of_a_shift_gates_by_the_value_before() -> None:
+def test_shift_matrix_gates_by_the_previous_value() -> None:
     """W of ones below the diagonal and b = 0: the gate is the value before."""
     layer = build(Role.CAUSAL)
     with torch.no_grad():

@@ -156,7 +156,7 @@ def test_many_features_approach_softmax_attention(role: Role) -> None:
 
 
 @pytest.mark.parametrize("role", Role)
-def test_exponents_stay_in_range(role: Role) -> None:
+def test_large_exponents_equal_float64(role: Role) -> None:
     """float32 equals float64 where unshifted exponents would overflow."""
     layer = build("performer", role, features=64)
     with torch.no_grad():
@@ -170,7 +170,7 @@ def test_exponents_stay_in_range(role: Role) -> None:
 
 
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CROSS])
-def test_no_key_vanishes_from_the_sums(role: Role) -> None:
+def test_keys_far_from_the_origin_equal_float64(role: Role) -> None:
     """With all keys far from the origin, outputs and gradients equal those of float64."""
     layer = build("performer", role, features=64)
     x_BTD, memory_BSD = torch.randn(2, 20, DIM), torch.randn(2, 20, DIM)
@@ -218,7 +218,7 @@ def test_projection_is_saved_and_not_trained() -> None:
     assert "projection_RE" not in dict(layer.named_parameters())
 
 
-def test_cosformer_at_small_distances_ignores_them() -> None:
+def test_cosformer_ignores_small_distances() -> None:
     far, near = build("cosformer", max_length=10**7).double(), build("cosformer", max_length=12).double()
     near.load_state_dict(far.state_dict())
     x_BTD = torch.randn(2, 12, DIM).double()

@@ -47,7 +47,7 @@ def test_shared_maps_equal_the_same_map_per_head() -> None:
 
 
 @pytest.mark.parametrize(("sharing", "maps"), [("none", 16), ("headwise", 2), ("key_value", 1)])
-def test_parameters_of_the_maps(sharing: str, maps: int) -> None:
+def test_parameter_count_depends_on_sharing(sharing: str, maps: int) -> None:
     config = from_dict(LinformerConfig, {"heads": 8, "rank": 128, "max_length": 512, "sharing": sharing})
     with torch.device("meta"):
         layer = attentions.build(config, dim=512, role=Role.ENCODER)

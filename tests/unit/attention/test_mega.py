@@ -36,7 +36,7 @@ def test_average_in_chunks_equals_the_recurrence(length: int) -> None:
     torch.testing.assert_close(average(x_BTD), stepped(average, x_BTD)[0])
 
 
-def test_average_both_ways_is_the_sum_of_two() -> None:
+def test_bidirectional_average_is_the_sum_of_two() -> None:
     both = DampedAverage(3, 4, both_ways=True).double()
     x_BTD = torch.randn(2, 70, 3, dtype=torch.float64)
     expected = torch.zeros_like(x_BTD)
@@ -114,6 +114,6 @@ def test_invalid_settings_are_refused(fields: dict[str, Any], key: str) -> None:
         build(**fields)
 
 
-def test_size_with_the_widths_of_the_paper() -> None:
+def test_parameter_count_equals_the_papers() -> None:
     layer = Mega(MegaConfig(), dim=512, role=Role.ENCODER)
     assert round(sum(p.numel() for p in layer.parameters()) / 512**2, 1) == 8.4

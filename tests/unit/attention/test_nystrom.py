@@ -20,7 +20,7 @@ def build(**fields: Any) -> Attention:
 
 
 @pytest.mark.parametrize("landmarks", [7, 16])
-def test_a_landmark_per_token_is_softmax_attention(landmarks: int) -> None:
+def test_one_landmark_per_token_is_softmax_attention(landmarks: int) -> None:
     nystrom = build(landmarks=landmarks, iterations=30).double()
     softmax = attentions.build(SoftmaxConfig(heads=2), dim=DIM, role=Role.ENCODER).eval().double()
     for weight in softmax.parameters():

@@ -53,7 +53,7 @@ def test_convolution_of_equal_weights_is_the_mean(role: Role) -> None:
 
 
 @pytest.mark.parametrize(("kind", "fields"), [("pooled", {}), ("memory_compressed", {}), ("pooled", {"kernel": 5})])
-def test_windows_are_seen_once_complete(kind: str, fields: dict[str, Any]) -> None:
+def test_only_complete_windows_are_visible(kind: str, fields: dict[str, Any]) -> None:
     layer = drawn(build(kind, Role.CAUSAL, **fields))
     x_BTD, _ = inputs(Role.CAUSAL)
     changed = x_BTD.clone()
@@ -76,7 +76,7 @@ def test_200_steps_equal_the_parallel_form(kernel: int, stride: int) -> None:
     assert state.dynamic["key"].shape[2] == (200 - kernel) // stride + 1 + (kernel > 1)
 
 
-def test_parameters_of_the_convolutions() -> None:
+def test_parameter_count_equals_its_formula() -> None:
     config = from_dict(attentions.config_type("memory_compressed"), {"heads": 8, "bias": False})
     with torch.device("meta"):
         layer = attentions.build(config, dim=512, role=Role.CAUSAL)

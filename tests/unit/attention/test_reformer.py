@@ -28,14 +28,14 @@ def full_shared(layer: Any, x_BTD: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("role", SELF)
 @pytest.mark.parametrize("rounds", [1, 3])
-def test_one_bucket_in_one_chunk_is_full(role: Role, rounds: int) -> None:
+def test_one_bucket_in_one_chunk_equals_full_attention(role: Role, rounds: int) -> None:
     layer: Any = build(ReformerConfig(heads=2, chunk=20, rounds=rounds), role)
     layer.rotations.zero_()  # then the first bucket has all
     x_BTD = torch.randn(2, 17, 8, dtype=torch.float64)
     assert_close(layer(x_BTD)[0], full_shared(layer, x_BTD))
 
 
-def test_more_rounds_come_closer_to_full() -> None:
+def test_more_rounds_approach_full_attention() -> None:
     x_BTD = torch.randn(4, 64, 8, dtype=torch.float64)
     errors = []
     for rounds in (1, 4, 16):

@@ -86,7 +86,7 @@ def test_only_attention_configs_are_resized() -> None:
     )
 
 
-def test_the_fine_factor_keeps_its_length() -> None:
+def test_inner_factor_keeps_its_length() -> None:
     for config in (SynthesizerFactorizedDenseConfig(), SynthesizerMixtureConfig(parts=("factorized_dense", "dot"))):
         grown = resize_configs(config, max_length=1000)
         assert (grown.max_length, grown.fine) == (1000, 16)

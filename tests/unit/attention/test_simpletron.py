@@ -44,7 +44,7 @@ def test_output_is_linear_in_the_values() -> None:
     torch.testing.assert_close(layer(x_BTD)[0], 3 * once)
 
 
-def test_factors_of_the_paper_and_the_code() -> None:
+def test_scale_factors_equal_the_papers_and_the_codes() -> None:
     x_BTD = torch.randn(1, 9, DIM, dtype=torch.float64)
     layer = build(length_factor="none", head_scale=False)
     bare = layer(x_BTD)[0]
@@ -53,7 +53,7 @@ def test_factors_of_the_paper_and_the_code() -> None:
         torch.testing.assert_close(layer(x_BTD)[0], bare / factor**0.5)
 
 
-def test_parameters_are_three_projections() -> None:
+def test_layer_has_three_projections_only() -> None:
     def count(role: Role = Role.ENCODER, memory_dim: int | None = None, **fields: Any) -> int:
         config = SimpleTronConfig(heads=8, bias=False, **fields)
         layer = attentions.build(config, dim=64, role=role, memory_dim=memory_dim)

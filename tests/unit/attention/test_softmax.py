@@ -47,7 +47,7 @@ def test_positions_make_order_matter(positions: Any) -> None:
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 6, 8, 12, 16, 20])
-def test_alibi_slopes_are_the_authors(heads: int) -> None:
+def test_alibi_slopes_equal_the_authors_code(heads: int) -> None:
     expected = torch.tensor(slopes(heads), dtype=torch.float64)
     torch.testing.assert_close(alibi_slopes(heads, dtype=torch.float64), expected, rtol=1e-14, atol=0)
 
@@ -57,7 +57,7 @@ def test_alibi_slopes_of_eight_heads_halve_from_a_half() -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_t5_buckets_are_those_of_the_paper(causal: bool) -> None:
+def test_t5_buckets_equal_the_papers(causal: bool) -> None:
     """T5's own code takes the logarithm in float32, so that one rounding more or less could differ; none does."""
     bias = T5Bias(1, causal=causal)
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_as_many_kv_heads_as_heads_is_plain_attention(role: Role) -> None:
 
 
 @pytest.mark.parametrize("role", [Role.CAUSAL, Role.CROSS])
-def test_the_cache_holds_the_kv_heads_alone(role: Role) -> None:
+def test_cache_holds_only_kv_heads(role: Role) -> None:
     layer = build(role, heads=4, kv_heads=2)
     x_B1D = torch.randn(3, 1, 8, dtype=torch.float64)
     state = layer.start(3, torch.randn(3, 1, 8, dtype=torch.float64) if role is Role.CROSS else None)
@@ -96,7 +96,7 @@ def test_the_cache_holds_the_kv_heads_alone(role: Role) -> None:
 
 @pytest.mark.parametrize("queries", [1, 3])
 @pytest.mark.parametrize("bias_heads", [None, 1, 4])
-def test_grouped_queries_read_their_groups_keys(queries: int, bias_heads: int | None) -> None:
+def test_queries_attend_to_keys_of_their_group(queries: int, bias_heads: int | None) -> None:
     query, key, value = torch.randn(2, 4, queries, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
     bias = None if bias_heads is None else torch.randn(2, bias_heads, queries, 5)
     expected = attend(query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1), bias=bias)
@@ -200,7 +200,7 @@ def test_flex_trains_on_cuda_as_sdpa_does(role: Role, positions: Any, device: to
             torch.testing.assert_close(actual, expected, atol=1e-3, rtol=1e-3)
 
 
-def test_a_bias_spreads_over_what_is_seen_alone() -> None:
+def test_invisible_positions_have_a_bias_of_minus_infinity() -> None:
     bias = T5Bias(2, causal=True)
     torch.nn.init.normal_(bias.table)
     x_BHTE = torch.zeros(2, 2, 6, 4)

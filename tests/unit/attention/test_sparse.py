@@ -40,7 +40,7 @@ def test_pattern_of_all_positions_is_softmax(config: AttentionConfig, role: Role
         assert_close(layer(x_BTD, pad_BS=pad_BS)[0][~pad_BS], full(x_BTD, pad_BS=pad_BS)[0][~pad_BS])
 
 
-def test_visible_positions() -> None:
+def test_pattern_allows_the_documented_positions() -> None:
     t, s = torch.meshgrid(torch.arange(14), torch.arange(14), indexing="ij")
     past, column = s <= t, (t - s) % 4 == 0
     for config, role, expected in [
@@ -56,12 +56,12 @@ def test_visible_positions() -> None:
     "config", [StridedSparseConfig(heads=2, stride=5), FixedSparseConfig(heads=2, block=6)], ids=str
 )
 @pytest.mark.parametrize("role", SELF)
-def test_two_layers_join_any_two_positions(config: AttentionConfig, role: Role) -> None:
+def test_two_layers_connect_any_two_positions(config: AttentionConfig, role: Role) -> None:
     seen = mutual(build(config, role), 33).double()
     assert torch.equal(seen @ seen > 0, torch.ones(33, 33).tril() > 0 if role is Role.CAUSAL else seen < 2)
 
 
-def test_bigbird_blocks_near_global_and_random() -> None:
+def test_bigbird_sees_near_global_and_random_blocks() -> None:
     config = BigBirdConfig(heads=1, block=1, random_blocks=3)
     t, s = torch.meshgrid(torch.arange(20), torch.arange(20), indexing="ij")
     always = ((t - s).abs() <= 1) | (t == 0) | (s == 0)
@@ -73,7 +73,7 @@ def test_bigbird_blocks_near_global_and_random() -> None:
         assert not torch.equal(mutual(build(dataclasses.replace(config, **other), Role.ENCODER), 20), seen)
 
 
-def test_hash32_is_evenly_spread() -> None:
+def test_hash32_is_uniform() -> None:
     counts = torch.histc(hash32(torch.arange(20000)).double(), bins=20, min=0, max=2**32)
     assert ((counts - 1000).abs() < 200).all()
 

@@ -52,7 +52,7 @@ def build(config: Any, role: Role = Role.ENCODER) -> Attention:
         (SynthesizerMixtureConfig(heads=8, parts=("random", "dot")), 73),
     ],
 )
-def test_parameter_counts_are_those_of_table_2(config: AttentionConfig, millions: int) -> None:
+def test_parameter_counts_equal_table_2(config: AttentionConfig, millions: int) -> None:
     """Table 2 of the paper: the base Transformer of 67M with its 12 self-attention layers replaced."""
 
     def count(config: AttentionConfig) -> int:
@@ -73,7 +73,7 @@ def test_parameter_counts_are_those_of_table_2(config: AttentionConfig, millions
         (SynthesizerFixedRandomConfig(heads=8), 0),
     ],
 )
-def test_parameter_counts_of_the_sources(config: SynthesizerConfig, logits: int) -> None:
+def test_parameter_counts_follow_their_formulas(config: SynthesizerConfig, logits: int) -> None:
     with torch.device("meta"):
         layer = attentions.build(config, dim=512, role=Role.CAUSAL)
     value_path = 2 * (512**2 + 512 * config.bias)
@@ -89,14 +89,14 @@ def test_fixed_matrix_is_saved_but_not_trained() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 11, 12, 13, 255, 256, 257])
-def test_factors_cover_the_length(length: int) -> None:
+def test_factor_lengths_multiply_to_at_least_the_length(length: int) -> None:
     a, b = factor_lengths(length)
     assert a * b >= length
     assert (a - 1) * b < length
     assert 0 <= b - math.sqrt(length) < 1
 
 
-def test_factorized_dense_logits_are_all_different() -> None:
+def test_factorized_dense_logits_are_distinct() -> None:
     layer = build(SynthesizerFactorizedDenseConfig(heads=2, max_length=11)).double()
     torch.nn.init.constant_(layer.get_parameter("logits.hidden.bias"), 9.0)  # queries without any unit on are alike
     x_BTD = torch.randn(1, 11, DIM, dtype=torch.float64)
@@ -163,7 +163,7 @@ class Slot:
     attention: AttentionConfig = SoftmaxConfig()
 
 
-def test_mixture_config_from_a_recipe() -> None:
+def test_mixture_is_configured_by_a_recipe() -> None:
     tree = {"kind": "synthesizer_mixture", "parts": ["random", "dot"], "mix": "sigmoid", "max_length": 256}
     config = from_dict(Slot, {"attention": tree})
     assert config.attention == SynthesizerMixtureConfig(parts=("random", "dot"), mix="sigmoid", max_length=256)

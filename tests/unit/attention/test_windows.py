@@ -51,7 +51,7 @@ def test_window_over_all_positions_is_softmax(config: AttentionConfig, role: Rol
 
 
 @pytest.mark.parametrize("role", SELF)
-def test_longformer_that_sees_all_is_softmax(role: Role) -> None:
+def test_longformer_over_all_positions_is_softmax(role: Role) -> None:
     for config in (LongformerConfig(heads=2, window=40), LongformerConfig(heads=2, window=2, global_tokens=20)):
         layer: Any = build(config, role)
         for name in ("query", "key", "value"):
@@ -60,7 +60,7 @@ def test_longformer_that_sees_all_is_softmax(role: Role) -> None:
         assert_close(layer(x_BTD)[0], build(SoftmaxConfig(heads=2), role, like=layer)(x_BTD)[0])
 
 
-def test_visible_positions() -> None:
+def test_pattern_allows_the_documented_positions() -> None:
     t, s = torch.meshgrid(torch.arange(11), torch.arange(11), indexing="ij")
     past = s <= t
     for config, role, expected in [
@@ -77,7 +77,7 @@ def test_visible_positions() -> None:
 @pytest.mark.parametrize("role", SELF)
 @pytest.mark.parametrize("window", [4, 7])
 @pytest.mark.parametrize("globals_", [0, 1, 5])
-def test_blocks_keep_the_pattern_at_every_length(role: Role, window: int, globals_: int) -> None:
+def test_pattern_holds_at_every_length(role: Role, window: int, globals_: int) -> None:
     layer: Any = build(
         LongformerConfig(heads=2, window=window, global_tokens=globals_)
         if globals_
@@ -111,7 +111,7 @@ def test_200_steps_equal_forward(config: AttentionConfig) -> None:
 
 
 @pytest.mark.parametrize("config", NEAR, ids=str)
-def test_state_does_not_grow(config: AttentionConfig) -> None:
+def test_state_size_is_constant(config: AttentionConfig) -> None:
     layer = build(config, Role.CAUSAL)
     x_BTD = torch.randn(1, 60, 8, dtype=torch.float64)
     state = layer.start(1)

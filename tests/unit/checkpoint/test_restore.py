@@ -23,7 +23,7 @@ def damage(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"damaged")
 
 
-def test_all_use_what_the_others_can_read(run: Checkpoints) -> None:
+def test_processes_use_the_newest_readable_by_all(run: Checkpoints) -> None:
     newest = run.folders()[-1]
     loaded, line = load_latest(newest, gather=lambda name: [name, "update_00000001"])
     assert loaded.state.update == 1
@@ -40,7 +40,7 @@ def test_the_line_names_what_is_used(run: Checkpoints) -> None:
     assert line.endswith("update_00000001.")
 
 
-def test_a_process_that_can_read_none_tells_the_others(run: Checkpoints) -> None:
+def test_unreadable_checkpoints_end_all_processes(run: Checkpoints) -> None:
     for folder in run.folders():
         damage(folder)
     told: list[str] = []

@@ -17,7 +17,7 @@ def fails() -> None:
 
 
 class TestThread:
-    def test_work_continues_meanwhile(self) -> None:
+    def test_caller_continues_while_a_file_is_written(self) -> None:
         go, written = threading.Event(), []
         with Writer(asynchronous=True) as writer:
             writer.run(lambda: written.append(go.wait(10)))
@@ -38,11 +38,11 @@ class TestThread:
             with pytest.raises(UserError, match="disk full"):
                 writer.run(lambda: pytest.fail("it ran"))
 
-    def test_end_raises_the_error(self) -> None:
+    def test_leaving_the_block_raises_the_error(self) -> None:
         with pytest.raises(UserError, match="disk full"), Writer(asynchronous=True) as writer:
             writer.run(fails)
 
-    def test_another_exception_waits_and_wins(self) -> None:
+    def test_other_exception_is_raised_after_the_write(self) -> None:
         written: list[int] = []
 
         def interrupted() -> None:
@@ -89,7 +89,7 @@ class TestThread:
 
 
 class TestCheckpoints:
-    def test_later_updates_do_not_change_them(
+    def test_checkpoint_keeps_the_weights_of_its_update(
         self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Every write of a checkpoint waits here for the update after it."""

@@ -42,7 +42,7 @@ def test_newer_checkpoints_than_latest_are_ignored(run_dir: Path, capsys: pytest
 
 
 @pytest.mark.parametrize(("name", "words"), [("emty", "does not exist"), ("empty", "no checkpoints")])
-def test_missing_and_empty_folders_differ(
+def test_missing_and_empty_folders_give_other_errors(
     name: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()

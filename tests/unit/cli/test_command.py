@@ -115,7 +115,7 @@ def test_cfg_job_prints_an_equal_recipe(capsys: pytest.CaptureFixture[str], tmp_
     assert seen[0] == seen[1] == ToyConfig(name="a, b", mix="softmax", batch=BatchConfig(3))
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--version"])
     assert capsys.readouterr().out.startswith("seqtk-toy 0.")
 
@@ -224,7 +224,9 @@ class TestMultirun:
         (["name=x", "--frobnicate"], "--help"),
     ],
 )
-def test_options_are_answered_with_keys(capsys: pytest.CaptureFixture[str], arguments: list[str], answer: str) -> None:
+def test_options_suggest_the_matching_key(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], answer: str
+) -> None:
     code, error = failure(capsys, *arguments)
     assert code == 2
     assert answer in error
@@ -279,7 +281,7 @@ def test_user_dir_is_imported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert sys.modules.pop("toy_plug").LOADED
 
 
-def test_plugins_load_only_where_they_can_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plugins_load_only_for_registry_users(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that builds nothing from a registry has no user_dir."""
 
     @command("seqtk-toy", BatchConfig)

@@ -120,19 +120,19 @@ def test_another_kind_drops_the_parents_settings(tmp_path: Path) -> None:
     assert config.model.layer == DenseConfig(max_length=9)
 
 
-def test_childs_key_wins_over_parents_alias(tmp_path: Path) -> None:
+def test_key_of_a_recipe_wins_over_its_parents_alias(tmp_path: Path) -> None:
     config = configure(tmp_path, base="attention: dense", child="defaults: [base]\nmodel: {layer: dot}")
     assert config.model.layer == DotConfig()
 
 
-def test_three_generations(tmp_path: Path) -> None:
+def test_recipe_inherits_from_its_grandparent(tmp_path: Path) -> None:
     config = configure(
         tmp_path, a="name: a\nlr: 2\n", b="defaults: [a]\nname: b\nmodel: {dim: 4}", c="defaults: [b]\nname: c"
     )
     assert config == RunConfig(name="c", lr=2.0, model=ModelConfig(dim=4))
 
 
-def test_defaults_list_places_a_package(tmp_path: Path) -> None:
+def test_package_in_the_defaults_list_sets_the_place(tmp_path: Path) -> None:
     (tmp_path / "sizes").mkdir()
     (tmp_path / "sizes" / "small.yaml").write_text("dim: 8")
     assert configure(tmp_path, mine="defaults: [sizes/small@model]").model.dim == 8
@@ -237,7 +237,7 @@ def test_unknown_interpolation_is_refused(tmp_path: Path) -> None:
         ("attention={heads: 4}", DotConfig(heads=4)),
     ],
 )
-def test_argument_grammar(tmp_path: Path, argument: str, value: object) -> None:
+def test_arguments_are_parsed(tmp_path: Path, argument: str, value: object) -> None:
     config: Any = configure(tmp_path, argument)
     key = argument.lstrip("+").partition("=")[0].replace("attention", "model.layer")
     for part in key.split("."):

@@ -172,7 +172,7 @@ def test_document_separators_are_not_scored(run: Run, folder: Path) -> None:
     assert lines[1] == {"index": 1, "score": 0.0, "tokens": ["</s>"], "token_scores": [None]}
 
 
-def test_text_is_counted(run: Run, folder: Path) -> None:
+def test_metrics_are_per_word_and_byte_of_the_text(run: Run, folder: Path) -> None:
     (folder / "original").write_text("one two three\nfour\n")
     figures = run("words", "text=original")
     assert figures["word_ppl"] == pytest.approx(math.exp(figures["nll_sum"] / 6))

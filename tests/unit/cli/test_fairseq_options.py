@@ -62,7 +62,7 @@ def answer(command: str, line: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("command", "line", "meant"), LINES)
-def test_whole_line_is_translated(command: str, line: str, meant: str) -> None:
+def test_whole_command_line_is_translated(command: str, line: str, meant: str) -> None:
     lines = answer(command, line)
     assert len(lines) <= 3
     assert lines[1] == f"You may mean: seqtk-{command.replace('_', '-')} {meant}"
@@ -81,13 +81,13 @@ def test_whole_line_is_translated(command: str, line: str, meant: str) -> None:
         ("--max-tokenz 3", "'batch.max_tokens'"),
     ],
 )
-def test_options_without_a_counterpart_say_what_to_use(line: str, words: str) -> None:
+def test_unsupported_options_name_an_alternative(line: str, words: str) -> None:
     lines = answer("train", line)
     assert len(lines) <= 3
     assert words in "\n".join(lines)
 
 
-def test_every_key_of_the_table_exists() -> None:
+def test_suggested_keys_exist() -> None:
     """A suggestion never names a key that no command has."""
     known: set[str] = set()
     for config_type in COMMANDS.values():

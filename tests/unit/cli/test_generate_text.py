@@ -96,7 +96,7 @@ def test_trailing_space_of_prompt_is_not_doubled(run: Run, kind: str) -> None:
         assert kind == "bytes" or not text.removeprefix(prompt).startswith(" ")
 
 
-def test_beam_search(run: Run) -> None:
+def test_beam_search_continues_prompts(run: Run) -> None:
     (line,) = (json.loads(line) for line in run("sampling=false", "nbest=3", "format=json", "beam=4").splitlines())
     scores = [hypothesis["score"] for hypothesis in line["hypotheses"]]
     assert scores == sorted(scores, reverse=True)

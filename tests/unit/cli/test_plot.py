@@ -23,7 +23,7 @@ def runs(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("name", "start"), [("c.png", b"\x89PNG"), ("c.svg", b"<?xml"), ("c.pdf", b"%PDF")])
-def test_a_picture_of_several_runs(runs: list[str], tmp_path: Path, name: str, start: bytes) -> None:
+def test_one_picture_shows_several_runs(runs: list[str], tmp_path: Path, name: str, start: bytes) -> None:
     pytest.importorskip("matplotlib")
     main([*runs, "metric=loss", f"output={tmp_path / name}"])
     assert (tmp_path / name).read_bytes().startswith(start)

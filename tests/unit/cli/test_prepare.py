@@ -76,7 +76,7 @@ def test_demo_has_separate_settings(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["corpus=ag_news", "source=x", "mirror=http://x"], "are both given"),
     ],
 )
-def test_bad_arguments(
+def test_bad_arguments_are_refused(
     arguments: list[str],
     words: str,
     tmp_path: Path,
@@ -96,7 +96,7 @@ def test_the_corpus_may_be_named_by_its_key(capsys: pytest.CaptureFixture[str]) 
         assert "corpus: ptb" in capsys.readouterr().out
 
 
-def test_a_real_corpus_from_the_disk(
+def test_real_corpus_is_read_from_the_disk(
     real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

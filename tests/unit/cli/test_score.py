@@ -33,7 +33,7 @@ def test_lines_equal_sacrebleus(folder, capsys):
     assert ter.startswith("TER|")
 
 
-def test_metric_case_and_tokenizer(folder, capsys):
+def test_metric_case_and_tokenizer_can_be_chosen(folder, capsys):
     (folder / "upper").write_text("".join(f"{line.upper()}\n" for line in REFERENCE))
     main(["hypothesis=upper", "reference=reference", "metrics=bleu", "lowercase=true", "tokenize=intl"])
     (line,) = capsys.readouterr().out.splitlines()
@@ -52,7 +52,7 @@ def test_systems_are_tested_against_the_first(folder, capsys):
     assert 0 < float(bad.split("p = ")[1].rstrip("*")) < 1
 
 
-def test_standard_input(folder, capsys, monkeypatch):
+def test_hypotheses_are_read_from_standard_input(folder, capsys, monkeypatch):
     with open("good") as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
         main(["hypothesis=-", "reference=reference", "metrics=chrf"])
@@ -79,7 +79,7 @@ def test_refusal_names_the_key(folder, capsys, arguments, words):
     assert words in refused(capsys, *arguments)
 
 
-def test_several_references(folder, capsys):
+def test_several_references_are_scored(folder, capsys):
     main(["hypothesis=good", "reference=reference,bad", "metrics=bleu"])
     expected = sacrebleu.corpus_bleu(GOOD, [REFERENCE, BAD])
     line = capsys.readouterr().out.strip()

@@ -118,7 +118,7 @@ class TestRange:
         assert range_of(WideConfig, "kernel_size") == Range(at_least=1)
         assert help_of(WideConfig, "kernel_size") == "Positions that one output sees."
 
-    def test_words_for_every_limit(self) -> None:
+    def test_limits_are_described_in_words(self) -> None:
         limits = Range(above=0, at_most=1)
         assert limits.describe(0.0) == "a finite number greater than 0 and at most 1"
         assert Range(at_most=1024).describe(0) == "a whole number of at most 1,024"
@@ -160,7 +160,7 @@ class TestRenamed:
             inside=RunConfig.Inside(part=(ConvConfig(kernel_size=5), ConvConfig()), step=7), lr=0.5
         )
 
-    def test_a_slot_is_read_by_itself(self) -> None:
+    def test_slot_is_read_without_its_config(self) -> None:
         tree = {"kind": "konv", "width": 5}
         assert legacy.from_dict(PartConfig, tree) == ConvConfig(kernel_size=5)
         with pytest.raises(UserError, match=r"model\.kernel_size=0"):

@@ -82,7 +82,7 @@ def test_unknown_name_suggests_the_nearest(shapes: Registry[object]) -> None:
         shapes.config_type("zzz")
 
 
-def test_missing_path_suggests_a_similar_one(tmp_path: Path) -> None:
+def test_missing_path_suggests_a_similar_path(tmp_path: Path) -> None:
     for name in ("checkpoints", "opt", "home"):
         (tmp_path / name).mkdir()
     (tmp_path / "checkpoint.txt").touch()

@@ -190,7 +190,7 @@ class TestRetrieval:
         assert [len(data.split("test", side)) for side in ("first", "second")] == [3, 3]
         assert data.vocabulary("first") == data.vocabulary("second")
 
-    def test_a_line_of_other_columns_is_named(self, tmp_path: Path) -> None:
+    def test_line_with_wrong_columns_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "new_aan_pairs.train.tsv").write_text("1\ta\tb\tx\ty\n2\ta\tb\tx\ty\n")
         with pytest.raises(UserError, match=r"Line 2 of .*train\.tsv"):
             prepare("lra_retrieval", tmp_path, tmp_path / "out")
@@ -247,7 +247,7 @@ class TestOfficialSets:
             prepare_pathfinder(PathfinderConfig(source=str(tmp_path)), tmp_path / "out", reporter=Reporter())
 
 
-def test_held_out_examples_are_a_function_of_the_seed() -> None:
+def test_held_out_examples_depend_on_the_seed_only() -> None:
     one, same, other = held_out(1000, 0.1, 1), held_out(1000, 0.1, 1), held_out(1000, 0.1, 2)
     assert one.sum() == 100
     assert (one == same).all()
@@ -256,21 +256,21 @@ def test_held_out_examples_are_a_function_of_the_seed() -> None:
         held_out(10, 0.01, 1)
 
 
-def test_real_ag_news(real_data: Path, tmp_path: Path) -> None:
+def test_real_ag_news_is_prepared(real_data: Path, tmp_path: Path) -> None:
     data = prepare("ag_news", real_data / "agnews", tmp_path / "out", dict(LABELLED["ag_news"].counts))
     assert [len(data.split(split)) for split in ("train", "valid", "test")] == [4500, 500, 7600]
     assert np.bincount(data.labels("test")).tolist() == [1900] * 4
 
 
 @pytest.mark.slow
-def test_real_imdb_by_bytes(real_data: Path, tmp_path: Path) -> None:
+def test_real_imdb_is_prepared_by_bytes(real_data: Path, tmp_path: Path) -> None:
     data = prepare("lra_text", real_data / "imdb", tmp_path / "out", dict(LABELLED["imdb"].counts))
     assert [len(data.split(split)) for split in ("train", "valid", "test")] == [22_500, 2_500, 25_000]
     assert data.split("train").sizes.max() == 13_704 + 1
 
 
 @pytest.mark.slow
-def test_real_cifar10(real_data: Path, tmp_path: Path) -> None:
+def test_real_cifar10_is_prepared(real_data: Path, tmp_path: Path) -> None:
     data = prepare("lra_image", real_data / "cifar10_gray", tmp_path / "out", dict(LABELLED["lra_image"].counts))
     assert np.bincount(data.labels("test")).tolist() == [1000] * 10
     assert len(data.split("train")) == 45_000

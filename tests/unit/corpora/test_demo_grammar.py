@@ -178,7 +178,7 @@ def call(
     return Clause(subject, verb, (part, Constituent(Role.TIME, "today", "heute")), tense, modal, negated)
 
 
-def test_separable_verbs_come_apart_and_together() -> None:
+def test_separable_verbs_are_split_in_main_clauses() -> None:
     assert german_statement(call()) == "Anna ruft heute den Arzt an"
     assert german_verb_last(call()) == "Anna heute den Arzt anruft"
     assert german_infinitive(call()) == "heute den Arzt anzurufen"
@@ -188,7 +188,7 @@ def test_separable_verbs_come_apart_and_together() -> None:
     assert german_statement(call(negated=True)) == "Anna ruft heute den Arzt nicht an"
 
 
-def test_english_agrees_and_takes_do_or_be() -> None:
+def test_english_verbs_agree_and_use_do_or_be() -> None:
     you, want = PRONOUNS[1], lexicon.MODALS[3]
     assert english_statement(call()) == "Anna is calling the doctor today"
     assert english_statement(call(Tense.HABITUAL)) == "Anna calls the doctor today"
@@ -198,7 +198,7 @@ def test_english_agrees_and_takes_do_or_be() -> None:
     assert english_statement(call(modal=want, subject=you)) == "you want to call the doctor today"
 
 
-def test_kein_and_nicht(corpus: list[tuple[str, str]]) -> None:
+def test_negation_uses_kein_or_nicht(corpus: list[tuple[str, str]]) -> None:
     for english, german in corpus:
         negations = len(re.findall(r"\bnot\b|\bcannot\b", english))
         assert negations == len(re.findall(r"\bnicht\b|\bkein\w*\b", german)), (english, german)
@@ -224,14 +224,14 @@ PARADIGM = {  # the rows: nominative, accusative, dative; the columns: masculine
 
 
 @pytest.mark.parametrize("determiner", PARADIGM)
-def test_determiner_and_adjective_endings(determiner: str) -> None:
+def test_determiners_and_adjectives_agree(determiner: str) -> None:
     for case, row in zip(Case, PARADIGM[determiner].splitlines(), strict=True):
         columns = [("dog", False), ("cat", False), ("horse", False), ("horse", True)]
         phrases = [NounPhrase(NOUN[noun], determiner, plural, ADJECTIVE["small"]) for noun, plural in columns]
         assert "|".join(phrase.german(case) for phrase in phrases) == row.strip()
 
 
-def test_strong_adjectives() -> None:
+def test_adjectives_without_article_have_strong_endings() -> None:
     cold = [NounPhrase(NOUN[noun], "a", False, ADJECTIVE["cold"]) for noun in ("tea", "milk", "water")]
     forms = [[phrase.german(case) for phrase in cold] for case in Case]
     assert forms == [
@@ -255,12 +255,12 @@ def test_strong_adjectives() -> None:
         ("friend", "der Freund, den Freund, dem Freund; die Freunde, die Freunde, den Freunden"),
     ],
 )
-def test_noun_forms(noun: str, forms: str) -> None:
+def test_nouns_are_inflected(noun: str, forms: str) -> None:
     numbers = [[NounPhrase(NOUN[noun], "the", plural).german(case) for case in Case] for plural in (False, True)]
     assert "; ".join(", ".join(row) for row in numbers) == forms
 
 
-def test_irregular_adjective_stems_and_articles() -> None:
+def test_irregular_adjectives_and_articles_are_inflected() -> None:
     dark, tired, old = (ADJECTIVE[word] for word in ("dark", "tired", "old"))
     assert NounPhrase(NOUN["forest"], "a", adjective=dark).german(Case.NOMINATIVE) == "ein dunkler Wald"
     assert NounPhrase(NOUN["boy"], "a", adjective=tired).german(Case.NOMINATIVE) == "ein müder Junge"
@@ -284,7 +284,7 @@ def test_prepositions_contract_with_the_article() -> None:
     ]  # fmt: skip
 
 
-def test_number_words() -> None:
+def test_numbers_are_written_as_words() -> None:
     known = {
         1: ("one", "eins"),
         7: ("seven", "sieben"),
@@ -304,7 +304,7 @@ def test_number_words() -> None:
         assert len({word(number) for number in range(1, 100)}) == 99
 
 
-def test_one_translation_per_word() -> None:
+def test_every_word_has_one_translation() -> None:
     nouns: tuple[Noun, ...] = lexicon.NOUNS
     verbs: tuple[Verb, ...] = EVERY_VERB
     for forms in ([noun.english[0] for noun in nouns], [verb.english[0] for verb in lexicon.VERBS]):

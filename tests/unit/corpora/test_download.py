@@ -189,7 +189,7 @@ def test_refused_connection_is_a_user_error(tmp_path: Path) -> None:
         (Served(b"\n <HTML>".ljust(900_000)), "is a web page"),
     ],
 )
-def test_another_file_is_refused(shelf: Shelf, tmp_path: Path, served: Served, words: str) -> None:
+def test_file_unlike_the_published_is_refused(shelf: Shelf, tmp_path: Path, served: Served, words: str) -> None:
     shelf.files["a.zip"] = replace(served, drops=[])
     assert words in "\n".join(refused(shelf, tmp_path / "a.zip"))
     shelf.files["a.zip"] = Served(BODY, etag='"right"')

@@ -28,7 +28,7 @@ class TestPng:
             assert (np.asarray(image_module.open(tmp_path / "y.png")) == image).all()
 
     @pytest.mark.parametrize("kind", range(5))
-    def test_every_filter_is_undone(self, kind: int) -> None:
+    def test_every_png_filter_is_decoded(self, kind: int) -> None:
         """Rows filtered by the formulas of PNG's section 9, in whole numbers."""
         padded = np.pad(IMAGE, ((1, 0), (1, 0))).astype(int)
         left, up, corner = padded[1:, :-1], padded[:-1, 1:], padded[:-1, :-1]
@@ -92,7 +92,7 @@ class TestPickledBatches:
             read_pickled_batch(content, "batch")
 
 
-def test_gray_is_pillows() -> None:
+def test_gray_values_equal_pillows() -> None:
     image_module = pytest.importorskip("PIL.Image")
     rgb = np.random.default_rng(2).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
     for image, found in zip(rgb, gray(rgb.reshape(5, -1)), strict=True):

@@ -254,14 +254,14 @@ def test_missing_members_are_named(tmp_path: Path) -> None:
     assert "wiki.train.tokens" not in first
 
 
-def test_real_penn_treebank(real_data: Path, tmp_path: Path) -> None:
+def test_real_penn_treebank_is_prepared(real_data: Path, tmp_path: Path) -> None:
     report = make(CORPORA["ptb"], tmp_path, source=str(real_data / "ptb"))
     counts = {name: (split.lines, split.sides["text"].tokens) for name, split in report.splits.items()}
     assert counts == {"train": (42_068, 929_589), "valid": (3_370, 73_760), "test": (3_761, 82_430)}
 
 
 @pytest.mark.slow
-def test_real_multi30k(real_data: Path, tmp_path: Path) -> None:
+def test_real_multi30k_is_prepared(real_data: Path, tmp_path: Path) -> None:
     source = real_data / "multi30k"
     make(CORPORA["multi30k"], tmp_path, source=str(source))
     preprocess(
@@ -281,7 +281,7 @@ def test_real_multi30k(real_data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "train"), [("wikitext103", "wiki.train.tokens"), ("wikitext103_bpe", "wiki.train.raw")]
 )
-def test_real_wikitext_held_out(name: str, train: str, real_data: Path, tmp_path: Path) -> None:
+def test_real_wikitext_held_out_text_is_prepared(name: str, train: str, real_data: Path, tmp_path: Path) -> None:
     """Valid and test as published, with their checksums; the training text, which is not to be had here, is ours."""
     real, small = CORPORA[name], miniature(CORPORA[name])[0]
     members = (small.files[0].members[0], *real.files[0].members[1:])
@@ -295,7 +295,7 @@ def test_real_wikitext_held_out(name: str, train: str, real_data: Path, tmp_path
         assert tokens == [217_646, 245_569]
 
 
-def test_real_newstest(real_data: Path, tmp_path: Path) -> None:
+def test_real_newstest_is_prepared(real_data: Path, tmp_path: Path) -> None:
     real, (small, contents) = CORPORA["wmt14_en_de"], miniature(CORPORA["wmt14_en_de"])
     corpus = replace(small, texts=(small.texts[0], *real.texts[1:]))
     training = {name: content for name, content in contents.items() if "training" in name}

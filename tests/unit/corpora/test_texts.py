@@ -15,7 +15,7 @@ from seqtk.utils.progress import Reporter
 QUIET = Reporter()
 
 
-def test_parts_are_cut_by_bytes(tmp_path: Path) -> None:
+def test_parts_are_byte_ranges(tmp_path: Path) -> None:
     whole = "é".encode() * 50
     (tmp_path / "a").write_bytes(whole)
     (tmp_path / "b.gz").write_bytes(gzip.compress(whole))
@@ -36,7 +36,7 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"a\n", b" a \r\n\n\xe2\x80\xa8b", b"a\nb"])
-def test_held_out_lines_are_as_published(tmp_path: Path, text: bytes) -> None:
+def test_held_out_lines_equal_the_published(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "a.gz").write_bytes(gzip.compress(text))
     lines = len(text.split(b"\n")) - (text[-1:] in (b"", b"\n"))
     counts = Lines("valid", "a.gz", lines).write({"a.gz": tmp_path / "a.gz"}, [tmp_path / "valid"], reporter=QUIET)

@@ -117,7 +117,7 @@ def test_a_missing_member_is_named(inside: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.6, 0.9])
-def test_a_part_of_an_archive_is_refused(inside: Path, kind: str, share: float) -> None:
+def test_truncated_archive_is_refused(inside: Path, kind: str, share: float) -> None:
     import random
 
     noise = random.Random(3).randbytes(40_000)

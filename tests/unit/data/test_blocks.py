@@ -75,7 +75,7 @@ def test_every_target_follows_its_context_once(items: IndexedDataset, mode: Brea
     assert targets == ([token for at, token in enumerate(stream) if at != 8] if mode == "complete_doc" else stream)
 
 
-def test_items_without_eos(tmp_path: Path) -> None:
+def test_items_may_lack_eos(tmp_path: Path) -> None:
     with IndexedWriter(tmp_path / "train", vocabulary_size=100) as writer:
         writer.extend_arrays(np.array([10, 11, 12, 13]), np.array([2, 2]))
     items = IndexedDataset(tmp_path / "train")
@@ -91,7 +91,7 @@ def test_a_pickled_copy_opens_the_files(items: IndexedDataset) -> None:
     assert [again[index][1].tolist() for index in range(3)] == [blocks[index][1].tolist() for index in range(3)]
 
 
-def test_a_sample_has_a_length(items: IndexedDataset) -> None:
+def test_sample_length_of_zero_is_refused(items: IndexedDataset) -> None:
     with pytest.raises(UserError, match="tokens_per_sample=0"):
         TokenBlocks(items, tokens_per_sample=0)
 
@@ -137,7 +137,7 @@ def test_context_precedes_a_block_in_its_document(
         assert len(read) <= max(longest, end - start)
 
 
-def test_a_context_leaves_room_for_targets(items: IndexedDataset) -> None:
+def test_context_must_be_shorter_than_a_sample(items: IndexedDataset) -> None:
     for window in (-1, 4):
         with pytest.raises(UserError, match="does not fit in tokens_per_sample=4"):
             ContextBlocks(items, break_mode="none", tokens_per_sample=4, context_window=window)

@@ -47,7 +47,7 @@ def test_languages_may_have_hyphens(tmp_path: Path) -> None:
     assert (data.source_lang, data.target_lang) == ("zh-Hans", "pt-BR")
 
 
-def test_one_sided_directories(tmp_path: Path) -> None:
+def test_one_sided_directories_are_read(tmp_path: Path) -> None:
     data = DataBin(_make(tmp_path / "lm", "train", "valid", dictionaries=("dict.txt",)))
     assert (data.source_lang, data.target_lang, data.splits()) == (None, None, ["train", "valid"])
     assert data.split("valid")[0].tolist() == [5, 2]

@@ -26,7 +26,7 @@ def _write(prefix: Path, items: list[list[int]] = ITEMS, vocabulary_size: int | 
 @pytest.mark.parametrize(
     ("vocabulary_size", "itemsize"), [(65_499, 2), (65_500, 4), (None, 4), (4_294_967_294, 4), (4_294_967_295, 8)]
 )
-def test_items_come_back_in_every_type(tmp_path: Path, vocabulary_size: int | None, itemsize: int) -> None:
+def test_items_are_read_back_in_every_dtype(tmp_path: Path, vocabulary_size: int | None, itemsize: int) -> None:
     _write(tmp_path / "x", vocabulary_size=vocabulary_size)
     dataset = IndexedDataset(tmp_path / "x")
     assert [dataset[i].tolist() for i in range(len(dataset))] == ITEMS
@@ -45,7 +45,7 @@ def test_many_items_equal_one_by_one(tmp_path: Path) -> None:
         assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"all.{suffix}").read_bytes()
 
 
-def test_starts_across_write_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_item_offsets_span_several_write_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("seqtk.data.indexed_writer._BLOCK", 3)
     items = [list(range(1, 2 + i % 5)) for i in range(11)]
     _write(tmp_path / "x", items)
@@ -68,7 +68,7 @@ def test_a_pickled_copy_opens_the_files(tmp_path: Path) -> None:
         copy[4]
 
 
-def test_an_empty_data_set(tmp_path: Path) -> None:
+def test_empty_data_set_is_read(tmp_path: Path) -> None:
     _write(tmp_path / "x", [])
     assert len(IndexedDataset(tmp_path / "x")) == 0
     assert IndexedDataset(tmp_path / "x").sizes.tolist() == []
@@ -163,7 +163,7 @@ class TestJoined:
             _write(tmp_path / name, items)
         return JoinedItems([IndexedDataset(tmp_path / name) for name in "abc"])
 
-    def test_items_and_sizes(self, joined: JoinedItems) -> None:
+    def test_items_and_sizes_equal_those_of_the_parts(self, joined: JoinedItems) -> None:
         expected = [*ITEMS, [8, 2], [7, 7, 2]]
         assert [joined[index].tolist() for index in range(len(joined))] == expected
         assert joined[-1].tolist() == expected[-1]

@@ -32,7 +32,7 @@ def read(path: str, columns: Columns | None = None) -> list[tuple[str, str]]:
 
 class TestFormats:
     @pytest.mark.parametrize("ending", ["tsv", "csv", "jsonl", "tsv.gz", "csv.gz", "jsonl.gz", "txt"])
-    def test_all_give_the_same_examples(self, ending: str, tmp_path: Path) -> None:
+    def test_every_format_gives_the_same_examples(self, ending: str, tmp_path: Path) -> None:
         assert read(write(tmp_path, ending)) == ROWS
 
     @pytest.mark.parametrize("ending", ["tsv", "csv"])
@@ -71,13 +71,13 @@ class TestErrors:
             ("a.tsv", "label\ttext\nyes\t\x00\n", "Line 2"),
         ],
     )
-    def test_name_the_line(self, name: str, content: str, words: str, tmp_path: Path) -> None:
+    def test_errors_name_the_line(self, name: str, content: str, words: str, tmp_path: Path) -> None:
         (tmp_path / name).write_text(content)
         with pytest.raises(UserError, match=words) as caught:
             read(str(tmp_path / name))
         assert len(str(caught.value).splitlines()) <= 3
 
-    def test_missing_file(self, tmp_path: Path) -> None:
+    def test_missing_file_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"none\.tsv"):
             read(str(tmp_path / "none.tsv"))
 
@@ -107,7 +107,7 @@ class TestSource:
         with pytest.raises(UserError, match=r"Line 3 of .*'z'"):
             self.source(tmp_path).labels("test")
 
-    def test_tokens_of_a_new_model(self, tmp_path: Path) -> None:
+    def test_vocabulary_is_built_for_a_new_model(self, tmp_path: Path) -> None:
         (tmp_path / "train.tsv").write_text("text\tlabel\nab a\tx\nb\ty\n")
         for tokens, length in (("words", 3), ("characters", 5), ("bytes", 5)):
             assert self.source(tmp_path, tokens=tokens).split("train", "text").sizes[0] == length

@@ -52,7 +52,7 @@ class TestDataBins:
         make(tmp_path, train=save(tmp_path, image=IMAGES, label=LABELS[:, None]))
         assert ClassificationTask(ClassificationConfig(data=str(tmp_path / "made"))).pixels == 16
 
-    def test_npy_has_its_classes_next_to_it(self, tmp_path: Path) -> None:
+    def test_npy_classes_are_in_a_second_file(self, tmp_path: Path) -> None:
         np.save(tmp_path / "train.npy", IMAGES)
         np.save(tmp_path / "train.label.npy", LABELS)
         source = make(tmp_path, Columns(), train=str(tmp_path / "train.npy"))
@@ -64,7 +64,7 @@ class TestDataBins:
 
     @pytest.mark.parametrize("part", [3, 1 << 20])
     @pytest.mark.parametrize("padded", [True, False])
-    def test_lengths_cut_padding_or_a_stream(
+    def test_lengths_split_padded_rows_or_a_flat_array(
         self, padded: bool, part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(labelled_arrays, "_PART", part)
@@ -97,7 +97,7 @@ class TestDataBins:
         assert source.labels("train").tolist() == [0, 1, 0, 1, 1, 1]
 
 
-def test_arrays_read_as_text(tmp_path: Path) -> None:
+def test_arrays_can_be_read_as_text(tmp_path: Path) -> None:
     path = save(tmp_path, image=ROWS, label=FIVE)
     found = [(example.line, example.texts[0], example.label) for example in read_labelled(path, NAMED)]
     assert found[1] == (2, " ".join(map(str, ROWS[1])), "a")
@@ -156,7 +156,7 @@ class TestRefusals:
         assert len(str(caught.value).splitlines()) <= 3
         assert [each.name for each in tmp_path.iterdir()] == ["train.npz"]
 
-    def test_a_header_that_promises_more(self, tmp_path: Path) -> None:
+    def test_header_larger_than_its_file_is_refused(self, tmp_path: Path) -> None:
         np.save(tmp_path / "train.npy", IMAGES)
         content = (tmp_path / "train.npy").read_bytes()
         (tmp_path / "train.npy").write_bytes(content.replace(b"(6, 4, 4)", b"(9**9,4) "))
@@ -164,12 +164,12 @@ class TestRefusals:
             make(tmp_path, Columns(), train=str(tmp_path / "train.npy"))
 
     @pytest.mark.parametrize("settings", [{"tokens": "words"}, {"vocab_size": 9}, {"threshold": 2}, {"max_length": 3}])
-    def test_settings_of_text(self, settings: dict[str, Any], tmp_path: Path) -> None:
+    def test_settings_of_text_are_refused(self, settings: dict[str, Any], tmp_path: Path) -> None:
         path = save(tmp_path, image=IMAGES, label=LABELS)
         with pytest.raises(UserError, match=next(iter(settings))):
             make(tmp_path, train=path, **settings)
 
-    def test_missing_files(self, tmp_path: Path) -> None:
+    def test_missing_files_are_named(self, tmp_path: Path) -> None:
         for name in ("none.npz", "none.npy"):
             with pytest.raises(UserError, match=name):
                 make(tmp_path, Columns(), train=str(tmp_path / name))

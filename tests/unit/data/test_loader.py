@@ -65,7 +65,7 @@ class TestBatches:
         assert torch.equal(before, torch.get_rng_state())
 
     @pytest.mark.parametrize("workers", [0, 2])
-    def test_no_batches(self, workers: int) -> None:
+    def test_empty_plan_gives_no_batches(self, workers: int) -> None:
         assert read(workers=workers) == []
 
     def test_without_workers_nothing_is_read_ahead(self) -> None:

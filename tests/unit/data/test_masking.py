@@ -60,7 +60,7 @@ class TestRates:
 
 
 class TestDeterminism:
-    def test_a_function_of_seed_epoch_and_example(self) -> None:
+    def test_mask_depends_on_seed_epoch_and_example(self) -> None:
         row = lines(1)[0]
 
         def sources(seed: int, epoch: int, example: int) -> tuple[int, ...]:
@@ -75,7 +75,7 @@ class TestDeterminism:
         first, second = (masking(seed=seed)(row, epoch=EVALUATION, example=3) for seed in (1, 2))
         assert all((a == b).all() for a, b in zip(first, second, strict=True))
 
-    def test_the_stream_is_frozen(self) -> None:
+    def test_mask_of_a_seed_is_fixed(self) -> None:
         _, target = masking()(np.arange(10, 30), epoch=1, example=0)
         assert target[target != PAD].tolist() == [14, 23, 24]
 
@@ -89,15 +89,15 @@ class TestWholeWords:
         targets = [mask(ids, epoch=epoch, example=0)[1] for epoch in range(1, 200)]
         return {tuple(vocabulary.decode(target[target != PAD])) for target in targets}
 
-    def test_sentencepiece(self) -> None:
+    def test_sentencepiece_words_are_masked_whole(self) -> None:
         tokens = ["\u2581the", "\u2581ca", "t", "\u2581sat", "."]
         assert self.predicted(tokens, "sentencepiece") == {("\u2581the",), ("\u2581ca", "t"), ("\u2581sat", ".")}
 
-    def test_continuation_markers(self) -> None:
+    def test_words_with_continuation_markers_are_masked_whole(self) -> None:
         tokens = ["the", "c@@", "a@@", "t", "sat"]
         assert self.predicted(tokens, "@@ ") == {("the",), ("c@@", "a@@", "t"), ("sat",)}
 
-    def test_characters(self) -> None:
+    def test_words_of_characters_are_masked_whole(self) -> None:
         found = self.predicted(["a", "b", "<U+0020>", "c"], "characters")
         assert found == {("a", "b"), ("<U+0020>", "c")}
 

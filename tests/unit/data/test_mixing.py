@@ -38,7 +38,7 @@ def mixed(epoch: int, *, weights: tuple[float, ...] = (2, 0.3), seed: int = 1, *
 
 
 class TestShares:
-    def test_a_weight_is_the_number_of_passes(self) -> None:
+    def test_weight_is_the_number_of_passes(self) -> None:
         assert examples_per_epoch([10, 70], [2, 0.3]) == [20, 21]
 
     def test_temperature_levels_the_shares(self) -> None:
@@ -66,7 +66,7 @@ class TestOrder:
     def test_epochs_have_one_length(self) -> None:
         assert [len(mixed(epoch)) for epoch in (1, 2, 3, 50)] == [41] * 4
 
-    def test_function_of_seed_and_epoch(self) -> None:
+    def test_order_depends_on_seed_and_epoch(self) -> None:
         def numbers(**changes: int) -> list[int]:
             now = mixed(**{"epoch": 2, **changes})
             return [now[index][0] for index in range(len(now))]
@@ -78,7 +78,7 @@ class TestOrder:
         now = MixedExamples([Numbers("a", 50)] * 2, ["a", "b"], weights=[0.5, 0.5], seed=1, epoch=1)
         assert [now[index][0] for index in range(25)] != [now[index][0] - 50 for index in range(25, 50)]
 
-    def test_an_example_knows_its_pass(self) -> None:
+    def test_examples_state_their_pass(self) -> None:
         assert {mixed(3)[index][2] for index in range(20)} == {5, 6}
 
     def test_sizes_are_those_of_the_examples(self) -> None:

@@ -37,14 +37,14 @@ class TestPack:
         assert lists(pack(np.arange(5), sizes, max_tokens=12, max_sentences=2)) == [[0, 1], [2, 3], [4]]
         assert lists(pack(np.arange(5), sizes, max_tokens=None, max_sentences=4)) == [[0, 1, 2, 3], [4]]
 
-    def test_no_examples_no_batch(self) -> None:
+    def test_no_examples_make_no_batch(self) -> None:
         assert pack(np.arange(0), np.arange(0), max_tokens=10) == []
 
     def test_an_example_over_the_budget_is_alone(self) -> None:
         assert lists(pack(np.arange(4), np.array([2, 50, 2, 2]), max_tokens=10)) == [[0], [1], [2, 3]]
         assert lists(pack(np.arange(4), np.array([2, 2, 2, 50]), max_tokens=10, multiple=2)) == [[0, 1], [2], [3]]
 
-    def test_multiples_drop_nothing(self) -> None:
+    def test_rounding_to_multiples_drops_nothing(self) -> None:
         batches = pack(np.arange(13), np.full(13, 5), max_tokens=None, max_sentences=8, multiple=8)
         assert [len(batch) for batch in batches] == [8, 5]
         assert [len(batch) for batch in pack(np.arange(20), np.full(20, 5), max_tokens=50, multiple=4)] == [8, 8, 4]
@@ -90,7 +90,7 @@ class TestBatches:
         batches = epoch_batches(np.arange(2, 12), BatchingConfig(max_tokens=30, bucket=2), seed=7, epoch=3)
         assert lists(batches) == [[0, 1, 2, 3, 4], [9, 6], [5, 7, 8]]
 
-    def test_one_side_may_be_a_vector(self) -> None:
+    def test_sizes_of_one_side_may_be_a_vector(self) -> None:
         config = BatchingConfig(max_tokens=100)
         vector, column = SIZES_N2[:, 0], SIZES_N2[:, :1]
         assert lists(ordered_batches(vector, config)) == lists(ordered_batches(column, config))
@@ -102,7 +102,7 @@ class TestBatches:
         assert lists(ordered_batches(sizes, BatchingConfig(max_tokens=10, max_length=4))) == [[1], [2, 4], [3, 0]]
         assert lists(ordered_batches(sizes, BatchingConfig(max_tokens=None, max_sentences=3))) == [[1, 2, 4], [3, 0]]
 
-    def test_no_examples_no_batches(self) -> None:
+    def test_no_examples_make_no_batches(self) -> None:
         empty = np.empty((0, 2), dtype=np.int32)
         assert epoch_batches(empty, BatchingConfig(), seed=1, epoch=1) == []
         assert ordered_batches(empty, BatchingConfig()) == []
@@ -127,7 +127,7 @@ class TestRanks:
     def test_one_rank_takes_every_batch(self) -> None:
         assert plan() == [([[4, 1]], 2), ([[0]], 3), ([[2, 3, 5]], 6), ([[6, 7]], 8), ([[8]], 9)]
 
-    def test_micro_batches_are_dealt_round_robin(self) -> None:
+    def test_micro_batches_are_assigned_round_robin(self) -> None:
         assert plan(world=2, rank=0, update_freq=2) == [([[4, 1], [2, 3, 5]], 8), ([[8], None], 9)]
         assert plan(world=2, rank=1, update_freq=2) == [([[0], [6, 7]], 8), ([None, None], 9)]
 

@@ -340,7 +340,7 @@ class TestPaths:
         assert config.prefixes()["valid"] == f"{tmp_path}/my data, v=2"
         assert config.prefixes()["test1"] == f"{tmp_path}/my data"
 
-    def test_a_prefix_with_its_language(self, tmp_path: Path) -> None:
+    def test_path_with_a_language_suffix_is_refused(self, tmp_path: Path) -> None:
         for lang in ("en", "de"):
             (tmp_path / f"train.{lang}").write_text("a\n")
         with pytest.raises(UserError, match=r"without \.en: train=.*/train$"):

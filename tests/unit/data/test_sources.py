@@ -65,7 +65,7 @@ class TestText:
 
 
 class TestDataBin:
-    def test_is_the_directory(self, tiny_corpus: Path) -> None:
+    def test_databin_source_equals_its_directory(self, tiny_corpus: Path) -> None:
         source = DataBinSource(data=str(tiny_corpus))
         assert (source.source_lang, source.target_lang) == ("en", "de")
         assert len(source.split("train", "en")) == len(source.split("train", "de"))

@@ -142,7 +142,7 @@ class TestPlan:
         assert shares == sorted(shares, reverse=True)
         assert shares[2] < 0.16
 
-    def test_one_length_is_one_exact_shape(self) -> None:
+    def test_equal_lengths_have_one_exact_shape(self) -> None:
         images = np.full((103, 1), 1024, dtype=np.int32)
         config = BatchingConfig(max_tokens=None, max_sentences=10, shapes=16)
         assert run_shapes(images, config) == (Shape(10, (1024,), exact=True),)
@@ -165,7 +165,7 @@ class TestPlan:
         assert read([plan]) == list(range(len(longer)))
         assert len(shapes_in([plan])) <= 4
 
-    def test_unset_shapes_change_nothing(self) -> None:
+    def test_without_shapes_the_plan_is_unchanged(self) -> None:
         config = BatchingConfig(max_tokens=400)
         assert run_shapes(PAIRS_N2, config) == ()
         assert not any(update.shapes for update in plans(PAIRS_N2, config)[0])

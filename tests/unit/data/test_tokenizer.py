@@ -48,7 +48,7 @@ def test_training_twice_gives_the_same_model() -> None:
         assert _trained(30, model_type=model_type).model_bytes == _trained(30, model_type=model_type).model_bytes
 
 
-def test_byte_fallback() -> None:
+def test_byte_fallback_keeps_unknown_characters() -> None:
     tokenizer = _trained(300, byte_fallback=True)
     assert tokenizer.decode(tokenizer.encode("the Ω")) == "the Ω"
 

@@ -39,7 +39,7 @@ def test_fillers_and_bos_and_pad_are_never_generated() -> None:
     assert vocabulary.never_generated == [BOS, PAD, 4, 7]
 
 
-def test_file_round_trip(tmp_path: Path) -> None:
+def test_file_is_read_back_equal(tmp_path: Path) -> None:
     vocabulary = Vocabulary(["a", "\u00a0", "日本", "▁x"], [4, 3, 2, 0])
     vocabulary.save(tmp_path / "dict.txt")
     again = Vocabulary.load(tmp_path / "dict.txt")
@@ -48,7 +48,7 @@ def test_file_round_trip(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["dict.txt"]
 
 
-def test_windows_line_ends_and_spaces_in_tokens() -> None:
+def test_windows_line_ends_and_spaces_are_read() -> None:
     vocabulary = Vocabulary.from_text("a 5\r\nb c 3\r\n")
     assert vocabulary.tokens[4:] == ["a", "b c"]
     assert vocabulary.counts[4:] == [5, 3]

@@ -175,7 +175,7 @@ def test_repeats_are_allowed_by_default():
     assert run(Table(table), [np.array([EOS])], beam=1, max_length_b=4)[0][0].tokens == (5, 5, 5, 5, EOS)
 
 
-def test_unk_penalty():
+def test_unk_penalty_is_subtracted_from_unk():
     table = flat_table(WORDS, length=1)
     table[0, :, UNK] = 5.0
     (plain,) = run(Table(table), [np.array([EOS])], beam=1, max_length_b=2)[0]

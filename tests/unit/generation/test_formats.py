@@ -41,7 +41,7 @@ def test_text_is_best_hypothesis():
     assert lines(translation(), "text", detokenize=False) == ["ein@@ e Frau"]
 
 
-def test_fairseq_lines():
+def test_fairseq_lines_have_fairseqs_format():
     assert lines(translation(), "fairseq") == [
         "S-3\ta woman",
         "T-3\tein<<unk>>",

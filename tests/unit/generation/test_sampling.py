@@ -153,7 +153,7 @@ def test_scores_equal_the_models() -> None:
             assert text.score == pytest.approx(sum(text.token_scores) / len(text.tokens))
 
 
-def test_constraints_hold() -> None:
+def test_sampling_obeys_the_constraints() -> None:
     table = Table(torch.zeros(1, 6, 6))
     found = search(
         [table],
@@ -229,7 +229,7 @@ def test_prompts_are_batch_invariant() -> None:
         assert all(len(ids) + 1 <= len(text.tokens) - 1 <= len(ids) + 30 for text in alone)
 
 
-def test_beam_search_of_language_models() -> None:
+def test_beam_search_continues_prompts() -> None:
     model = tiny()
     one, many = (continued(model, SearchConfig(beam=beam, nbest=beam, max_length_b=5)) for beam in (1, 8))
     for narrow, wide in zip(one, many, strict=True):

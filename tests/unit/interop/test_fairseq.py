@@ -128,7 +128,7 @@ def test_half_precision_becomes_float32(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("as_omegaconf", [False, True])
-def test_settings_in_groups(tmp_path: Path, as_omegaconf: bool) -> None:
+def test_grouped_settings_are_imported(tmp_path: Path, as_omegaconf: bool) -> None:
     """cfg as dicts, as omegaconf's objects, and with a model configured by dataclass, whose stacks are groups too."""
     encoder = {key[8:]: value for key, value in OPTIONS.items() if key.startswith("encoder_")}
     decoder = {key[8:]: value for key, value in OPTIONS.items() if key.startswith("decoder_")}
@@ -145,7 +145,7 @@ def test_settings_in_groups(tmp_path: Path, as_omegaconf: bool) -> None:
     assert (imported.source_lang, imported.target_lang) == ("en", "de")
 
 
-def test_old_names() -> None:
+def test_old_parameter_names_are_renamed() -> None:
     stacked = torch.arange(12.0).view(6, 2)
     today = current_names(
         {

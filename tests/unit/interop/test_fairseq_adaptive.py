@@ -108,7 +108,7 @@ def test_options_and_weights_are_imported(tmp_path: Path, variant: str) -> None:
     assert len(list(again.parameters())) == len(list(model.parameters()))
 
 
-def test_names_are_fairseqs() -> None:
+def test_parameter_names_equal_fairseqs() -> None:
     assert {
         name: fairseq_name(name)
         for name in TransformerLM(TIED, vocabulary=V).state_dict()

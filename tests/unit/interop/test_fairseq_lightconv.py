@@ -90,7 +90,7 @@ def test_one_kernel_size_applies_to_all_layers(tmp_path: Path) -> None:
     assert import_fairseq(saved(tmp_path, state, decoder_kernel_size_list=[5])).config.decoder == decoder
 
 
-def test_numbered_norms_of_the_encoder(tmp_path: Path) -> None:
+def test_numbered_encoder_norms_are_renamed(tmp_path: Path) -> None:
     state = fairseq_state(config_of())
     old = {
         name.replace("layer_norm1", "layer_norms.0").replace("layer_norm2", "layer_norms.1"): tensor + 1

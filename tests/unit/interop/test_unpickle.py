@@ -126,7 +126,7 @@ def test_other_files_are_user_errors(tmp_path: Path, content: bytes) -> None:
     assert len(str(caught.value).splitlines()) <= 3
 
 
-def test_missing_files_folders_and_other_archives(tmp_path: Path) -> None:
+def test_missing_files_and_other_archives_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         read_checkpoint(tmp_path / "missing.pt")
     with pytest.raises(UserError, match="does not exist"):

@@ -28,7 +28,7 @@ class TestRegistry:
         scores = registry.compute(["longest"], Evaluation(outputs=[output("a b", "c")]))
         assert scores == {"longest": Score(2)}
 
-    def test_names_are_taken_once(self) -> None:
+    def test_names_are_unique(self) -> None:
         with pytest.raises(ValueError, match="bleu"):
             metrics.register("bleu", unit="%", higher_is_better=True)
 
@@ -52,7 +52,7 @@ class TestRegistry:
 
 
 class TestAvailability:
-    def test_what_an_evaluation_provides(self) -> None:
+    def test_evaluation_states_what_it_provides(self) -> None:
         assert Evaluation().provides == set()
         evaluation = Evaluation({"nll": (1.0, 1.0)}, [output("a", "b")], TextCount(1, 1, 1, 1))
         assert evaluation.provides == {"nll", "outputs", "text_size"}
@@ -61,13 +61,13 @@ class TestAvailability:
         scores = metrics.compute(metrics, Evaluation({"nll": (6.0, 3.0)}))
         assert scores.keys() == {"nll", "ppl", "bits_per_token"}
 
-    def test_statistics_without_a_metric_are_means(self) -> None:
+    def test_unregistered_statistics_are_means(self) -> None:
         scores = metrics.compute(["nll"], Evaluation({"nll": (6.0, 3.0), "hits": (1.0, 4.0), "loss": (1.0, 1.0)}))
         assert {name: score.value for name, score in scores.items()} == {"nll": 2.0, "hits": 0.25}
 
 
 class TestValues:
-    def test_sums_and_weights(self) -> None:
+    def test_value_is_the_weighted_mean(self) -> None:
         evaluation = Evaluation({"nll": (6.0, 3.0), "loss": (9.0, 3.0), "correct": (1.0, 4.0)})
         values = {name: score.value for name, score in metrics.compute(metrics, evaluation).items()}
         expected = {"loss": 3.0, "nll": 2.0, "ppl": math.exp(2.0), "bits_per_token": 2 / math.log(2), "accuracy": 25.0}

@@ -23,7 +23,7 @@ def test_signed_lines_equal_sacrebleus():
     assert bleu.signed_line.startswith(f"BLEU|{bleu.signature} = {bleu.value:.2f} ")
 
 
-def test_options_reach_the_signature_and_the_score():
+def test_options_change_the_signature_and_the_score():
     upper = [line.upper() for line in REFERENCES]
     assert corpus_scores(upper, REFERENCES, lowercase=True)["bleu"].value == pytest.approx(100.0)
     assert "case:lc" in corpus_scores(upper, REFERENCES, lowercase=True)["chrf"].signature

@@ -52,7 +52,7 @@ def calls(model: Model, batch: TranslationBatch | LanguageBatch) -> dict[str, in
 
 @pytest.mark.parametrize("pre_norm", [False, True])
 @pytest.mark.parametrize("config", [TRANSLATION, LUNA], ids=["softmax", "luna"])
-def test_translation(config: TransformerConfig, pre_norm: bool) -> None:
+def test_translation_model_calls_every_module(config: TransformerConfig, pre_norm: bool) -> None:
     model = Transformer(replace(config, pre_norm=pre_norm), source_vocabulary=V, target_vocabulary=V)
     batch = TranslationBatch(torch.arange(2), tokens().numel(), tokens(), tokens(), tokens())
     count = calls(model, batch)
@@ -68,13 +68,13 @@ def test_translation(config: TransformerConfig, pre_norm: bool) -> None:
     [LANGUAGE, replace(LANGUAGE, pre_norm=True), MEMORY, replace(LANGUAGE, adaptive=ADAPTIVE)],
     ids=["post-norm", "pre-norm", "memory", "adaptive"],
 )
-def test_language_model(config: TransformerLMConfig) -> None:
+def test_language_model_calls_every_module(config: TransformerLMConfig) -> None:
     model = TransformerLM(config, vocabulary=V)
     count = calls(model, LanguageBatch(torch.arange(2), tokens().numel(), tokens(), tokens()))
     assert set(count.values()) == {1}, count
 
 
-def test_recurrent_memory() -> None:
+def test_recurrent_memory_calls_modules_once_a_segment() -> None:
     fields = {name: getattr(LANGUAGE, name) for name in ("dim", "ffn_dim", "heads", "layers", "norm_embedding")}
     config = RecurrentMemoryLMConfig(**fields, segment_length=8, memory_tokens=2)
     model = RecurrentMemoryLM(config, vocabulary=V)

@@ -92,7 +92,7 @@ def test_log_probs_cover_all_words_and_sum_to_one() -> None:
 
 
 @torch.no_grad()
-def test_targets_are_scored_by_their_band_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_reads_only_the_band_of_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK_POSITIONS", 3)
     adaptive, (features_BTD, target_BT) = head(), example()
     features_ND, target_N = features_BTD.flatten(0, 1), target_BT.flatten()
@@ -133,7 +133,7 @@ def test_equals_torchs_adaptive_softmax() -> None:
     )
 
 
-def test_gradcheck() -> None:
+def test_gradients_pass_gradcheck() -> None:
     adaptive, (features_BTD, target_BT) = head(), example()
     assert torch.autograd.gradcheck(lambda x_BTD: adaptive(x_BTD, target_BT).total, (features_BTD,))
 

@@ -23,14 +23,14 @@ def test_table_is_drawn_from_its_distribution() -> None:
     assert weight.std().item() == pytest.approx(64**-0.5, rel=0.02)
 
 
-def test_sum_of_scaled_token_and_position() -> None:
+def test_output_is_scaled_token_plus_position() -> None:
     layer = embedding(positions="sinusoidal")
     tokens_BT = torch.tensor([[4, 5, 6], [7, 8, PAD]])
     wanted = math.sqrt(D) * layer.tokens.weight[tokens_BT] + sinusoids(3, D)
     torch.testing.assert_close(layer(tokens_BT, torch.arange(3)[None]), wanted)
 
 
-def test_scale_norm_and_no_positions() -> None:
+def test_scale_norm_and_positions_are_optional() -> None:
     tokens_BT = torch.tensor([[4, 5]])
     plain = embedding(scale=False)
     assert torch.equal(plain(tokens_BT, torch.arange(2)[None]), plain.tokens.weight[tokens_BT])

@@ -25,7 +25,7 @@ def test_every_kind_is_tested() -> None:
 
 
 @pytest.mark.parametrize("kind", typing.get_args(Activation))
-def test_formula_and_count(kind: Activation) -> None:
+def test_every_kind_equals_its_formula(kind: Activation) -> None:
     layer = FeedForward(D, F, activation=kind, dropout=0.5).double().eval()
     x_BTD = torch.randn(2, 3, D, dtype=torch.float64)
     expanded = x_BTD @ layer.expand.weight.T + layer.expand.bias
@@ -39,7 +39,7 @@ def test_formula_and_count(kind: Activation) -> None:
     torch.testing.assert_close(layer(x_BTD), inner @ layer.contract.weight.T + layer.contract.bias)
 
 
-def test_dropout_is_inside() -> None:
+def test_dropout_acts_on_the_hidden_layer() -> None:
     layer = FeedForward(D, 1000, activation="relu", dropout=0.5)
     with torch.no_grad():
         layer.expand.weight.zero_()

@@ -47,7 +47,7 @@ def test_equals_torch(monkeypatch: pytest.MonkeyPatch, smoothing: float, positio
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_gradcheck(monkeypatch: pytest.MonkeyPatch, smoothing: float) -> None:
+def test_gradients_pass_gradcheck(monkeypatch: pytest.MonkeyPatch, smoothing: float) -> None:
     monkeypatch.setitem(chunked.CHUNK_LOGITS, "cpu", 3 * V)
     head, features_BTD, target_BT = example()
 
@@ -104,7 +104,7 @@ def test_autocast_stays_near_float32() -> None:
     assert (rough_gradient - gradient).norm() < 0.02 * gradient.norm()
 
 
-def test_log_probs_and_temperature() -> None:
+def test_temperature_divides_the_logits() -> None:
     head, features_BTD, _ = example(dtype=torch.float32)
     logits_BTV = features_BTD @ head.weight.T
     torch.testing.assert_close(head.log_probs(features_BTD), logits_BTV.log_softmax(-1))

@@ -123,14 +123,14 @@ class TestBlockwiseSoftmax:
 
         assert_forms_agree(operation, *self.shapes(length))
 
-    def test_rows_of_several_heads_in_a_block(self) -> None:
+    def test_blocks_of_several_heads_agree(self) -> None:
         def operation(query: Tensor, key: Tensor, table: Tensor, value: Tensor) -> Tensor:
             spec = self.spec("product", query, key, table)
             return 0 * table.sum() + blockwise_softmax.blockwise_softmax(spec, value, causal=True)
 
         assert_forms_agree(operation, *self.shapes(300, batch=1))
 
-    def test_padding_with_the_largest_logits(self) -> None:
+    def test_padding_with_the_largest_logits_agrees(self) -> None:
         """Where exponentials of tokens vanish beside those of padding, rows do not share them."""
         pad_BS = padding(2, 100)
 
@@ -186,7 +186,7 @@ class TestBlockwiseDropout:
         for fast, right in zip(*gradients, strict=True):
             assert_close(fast, right)
 
-    def test_blocks_have_masks_of_their_own(self) -> None:
+    def test_blocks_have_different_masks(self) -> None:
         logits_BHTS, _, identity_BHSS = self.inputs()
         dropped_BHTS = self.run(logits_BHTS, identity_BHSS) == 0
         blocks = [dropped_BHTS[:, head, row : row + 50] for head in range(2) for row in range(0, self.LENGTH, 50)]
@@ -248,7 +248,7 @@ class TestScan:
         assert_forms_agree(scan.causal_sums, (2, 3, length, 5), (2, 3, length, 5), (2, 3, length, 7))
 
     @pytest.mark.parametrize("length", [3, 4, 5, 8, 11])
-    def test_chunks_of_another_size(self, length: int) -> None:
+    def test_forms_agree_at_another_chunk_size(self, length: int) -> None:
         def operation(*qkv: Tensor) -> Tensor:
             return scan.causal_sums(*qkv, chunk=4)
 
@@ -272,14 +272,14 @@ class TestAft:
 
     @pytest.mark.parametrize("size", [1.0, 30.0])
     @pytest.mark.parametrize("length", [1, 5, 8, 100])
-    def test_cumulative(self, length: int, size: float) -> None:
+    def test_cumulative_forms_agree(self, length: int, size: float) -> None:
         def operation(key_TD: Tensor, value_TD: Tensor) -> tuple[Tensor, Tensor]:
             return self.both(aft.cumulative(aft.LogSumExpAccumulator.of(size * key_TD, value_TD)))
 
         assert_forms_agree(operation, (2, length, 3), (2, length, 3))
 
     @pytest.mark.parametrize("length", [1, 5, 100])
-    def test_accumulate(self, length: int) -> None:
+    def test_accumulate_forms_agree(self, length: int) -> None:
         def operation(weight_TS: Tensor, key_SD: Tensor, value_SD: Tensor) -> tuple[Tensor, Tensor]:
             return self.both(aft.accumulate(weight_TS.sigmoid(), 10 * key_SD, value_SD))
 
@@ -287,7 +287,7 @@ class TestAft:
 
     @pytest.mark.parametrize("before", [False, True], ids=["alone", "with_a_past"])
     @pytest.mark.parametrize("length", [1, 2, 5, 8, 64, 100])
-    def test_accumulate_causal(self, length: int, before: bool) -> None:
+    def test_causal_accumulate_forms_agree(self, length: int, before: bool) -> None:
         def operation(weight_TT: Tensor, key_TD: Tensor, value_TD: Tensor, *past: Tensor) -> tuple[Tensor, Tensor]:
             total_TD, sum_TD = past
             scale_TD = 30 * torch.linspace(-1, 1, length, dtype=torch.float64).view(1, length, 1).expand(2, -1, 3)
@@ -320,7 +320,7 @@ class TestLsh:
         )
 
     @pytest.mark.parametrize("causal", [False, True], ids=["whole", "causal"])
-    def test_the_form_with_dropout_agrees(self, causal: bool) -> None:
+    def test_forms_with_dropout_agree(self, causal: bool) -> None:
         rounds = self.rounds(60, causal=causal)
         # So small a probability drops nothing.
         assert_forms_agree(
@@ -382,7 +382,7 @@ class TestDotProduct:
         )
 
     @pytest.mark.parametrize("length", [5, 130])
-    def test_causal_and_scaled(self, length: int) -> None:
+    def test_causal_and_scaled_forms_agree(self, length: int) -> None:
         def operation(*qkv: Tensor) -> Tensor:
             return dot_product.attend(*qkv, causal=True, scale=0.7)
 
@@ -503,7 +503,7 @@ class TestEma:
 class TestDropout:
     @pytest.mark.parametrize("rate", [0.1, 0.5, 0.999])
     @pytest.mark.parametrize("naive", [False, True], ids=["fast", "naive"])
-    def test_the_mean_stays(self, naive: bool, rate: float) -> None:
+    def test_dropout_keeps_the_mean(self, naive: bool, rate: float) -> None:
         x = torch.full((1000, 333), 2.0, dtype=torch.float64, requires_grad=True)
         with naive_ops(naive):
             y = dropout.dropout(x, rate)

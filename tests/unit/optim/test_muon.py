@@ -81,7 +81,7 @@ def test_update_of_a_matrix_in_closed_form(shape: tuple[int, int], adjust: str) 
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_matrices_of_hidden_layers_are_muons(name: str) -> None:
+def test_muon_updates_hidden_matrices(name: str) -> None:
     model = MODELS[name]()
     chosen = hidden_matrices(model)
     tables = [module for module in model.modules() if isinstance(module, Embedding | Head | nn.Embedding)]
@@ -93,7 +93,7 @@ def test_matrices_of_hidden_layers_are_muons(name: str) -> None:
     assert {id(p) for n, p in model.named_parameters() if "feed_forward" in n and n.endswith("weight")} <= chosen
 
 
-def test_embeddings_and_heads_are_adamws() -> None:
+def test_adamw_updates_embeddings_and_heads() -> None:
     model = nn.ModuleDict({"embedding": nn.Sequential(nn.Linear(2, 2)), "head": nn.Linear(2, 2), "a": nn.Linear(2, 2)})
     assert hidden_matrices(model) == {id(model["a"].weight)}
     model["head"].weight = model["a"].weight
@@ -117,7 +117,7 @@ def test_both_rates_follow_the_schedule() -> None:
 
 
 @pytest.mark.parametrize("module", [nn.Embedding(4, 3), nn.Linear(3, 4, bias=False)])
-def test_model_may_need_one_part_only(module: nn.Module) -> None:
+def test_model_may_use_one_part_only(module: nn.Module) -> None:
     optimizer = optimizers.build(MuonConfig(lr=0.1), module)
     weight = next(module.parameters())
     before, weight.grad = weight.detach().clone(), torch.ones_like(weight)

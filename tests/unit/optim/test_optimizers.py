@@ -126,7 +126,7 @@ def test_zero_gradient_changes_nothing(config_type: type[OptimizerConfig]) -> No
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
-def test_optimizer_without_fused_kernel() -> None:
+def test_plain_kernel_is_used_without_a_fused_one() -> None:
     with torch.device("meta"):
         module = nn.Linear(2, 2)
     optimizer = optimizers.build(AdamConfig(), module)

@@ -22,12 +22,12 @@ def tiny(layers: int = 2) -> Model:
 
 
 class TestFreeze:
-    def test_a_module_is_all_its_weights(self) -> None:
+    def test_name_of_a_module_chooses_all_its_weights(self) -> None:
         model = tiny()
         freeze(model, ["encoder"])
         assert {name.split(".")[0] for name, p in model.named_parameters() if not p.requires_grad} == {"encoder"}
 
-    def test_wildcards_choose_blocks(self) -> None:
+    def test_wildcards_choose_several_blocks(self) -> None:
         model = tiny()
         freeze(model, ["encoder.blocks.[0]", "*.norm.bias"])
         frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -55,7 +55,7 @@ class TestScales:
         assert factors["encoder.blocks.1.self_attention.out.bias"] == 0.25
         assert factors["decoder.norm.bias"] == 1
 
-    def test_decay_goes_from_the_last_block_down(self) -> None:
+    def test_decay_shrinks_from_the_last_block_down(self) -> None:
         factors = rate_scales(tiny(layers=3), [], layer_decay=0.5)
         blocks = [factors[f"encoder.blocks.{number}.self_attention.out.bias"] for number in range(3)]
         assert blocks == [0.125, 0.25, 0.5]
@@ -71,12 +71,12 @@ class TestScales:
         with pytest.raises(UserError, match=r"lr_scales\.name=decode"):
             rate_scales(tiny(), [RateScale("decode", 0.5)])
 
-    def test_no_blocks_to_decay_along_are_refused(self) -> None:
+    def test_decay_without_blocks_is_refused(self) -> None:
         with pytest.raises(UserError, match="layer_decay"):
             rate_scales(torch.nn.Linear(2, 2), [], layer_decay=0.5)
 
     @pytest.mark.parametrize("kind", list(optimizers))
-    def test_every_optimizer_obeys(self, kind: str) -> None:
+    def test_every_optimizer_uses_the_scales(self, kind: str) -> None:
         model, config = tiny(), schema.from_dict(OptimizerConfig, {"kind": kind, "weight_decay": 0.0})
         freeze(model, ["decoder"])
         optimizer = optimizers.build(config, model)
@@ -105,7 +105,7 @@ def test_resuming_is_bit_exact(kind: str, tiny_corpus: Path, tmp_path: Path) -> 
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
 
-def test_frozen_weights_may_be_released_later(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_frozen_weights_may_be_unfrozen_on_resuming(tiny_corpus: Path, tmp_path: Path) -> None:
     trainer(tiny_corpus, tmp_path, freeze=["encoder"], max_updates=3).fit()
     run = trainer(tiny_corpus, tmp_path, max_updates=6)
     before = run.model.get_parameter("encoder.blocks.0.self_attention.out.weight").clone()

@@ -70,7 +70,7 @@ class TestPython:
             found = model.predict(texts, window=window, batching=BatchingConfig(max_tokens=None, max_sentences=size))
             assert [each.probabilities["yes"] for each in found] == pytest.approx(whole, abs=1e-6)
 
-    def test_reads_no_more_than_the_window(self, run: Path) -> None:
+    def test_input_is_read_one_window_at_a_time(self, run: Path) -> None:
         texts = iter(TEXTS)
         next(loaded(run).predict(texts, window=2))
         assert list(texts) == TEXTS[2:]
@@ -97,7 +97,7 @@ class TestPython:
             with pytest.raises(TypeError, match="texts"):
                 loaded(path).classify(texts)  # type: ignore[arg-type]
 
-    def test_other_tasks_are_named(self, run: Path) -> None:
+    def test_model_of_another_task_is_named(self, run: Path) -> None:
         with pytest.raises(UserError, match=r"translate\(\)"):
             loaded(run).translate(["a"])
 
@@ -150,7 +150,7 @@ class TestClassify:
         assert capsys.readouterr().out.splitlines() == ["yes", "no"]
 
     @pytest.mark.parametrize("size", [1, 4])
-    def test_interactive_goes_on_after_a_bad_line(
+    def test_interactive_continues_after_a_bad_line(
         self, size: int, matching: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         lines = ["k0\tk1", "no tab", "k1\tk2", "a\tb\tc"]
@@ -247,7 +247,7 @@ class TestEvaluate:
             run_command(evaluate_command.main, f"checkpoint={run}", *settings.split())
         assert settings.partition("=")[0] in capsys.readouterr().err
 
-    def test_keys_of_classifiers_are_for_classifiers(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_keys_of_classifiers_are_refused_for_others(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             run_command(evaluate_command.main, "checkpoint=nothing", "truncate=maybe")
         assert "truncate" in capsys.readouterr().err

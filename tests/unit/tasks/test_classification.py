@@ -75,13 +75,13 @@ class TestImages:
 
 
 class TestReading:
-    def test_items_lose_their_eos_by_default(self, texts: Path) -> None:
+    def test_eos_is_removed_by_default(self, texts: Path) -> None:
         without, kept = task_of(texts).dataset("test"), task_of(texts, eos=True).dataset("test")
         assert (kept.sizes_ND - without.sizes_ND == 1).all()
         assert kept[3][1][0][-1] == EOS
         np.testing.assert_array_equal(kept[3][1][0][:-1], without[3][1][0])
 
-    def test_an_empty_text_keeps_its_eos(self, tmp_path: Path) -> None:
+    def test_empty_text_keeps_its_eos(self, tmp_path: Path) -> None:
         folder = write_texts(tmp_path)
         (folder / "test.txt").write_text("yes\t\nno\tk1\n")
         dataset = task_of(folder).dataset("test")
@@ -162,20 +162,20 @@ class TestRefusals:
         with pytest.raises(UserError, match="Example 2"):
             task.dataset("test")
 
-    def test_words_are_no_values(self, texts: Path) -> None:
+    def test_text_as_values_is_refused(self, texts: Path) -> None:
         with pytest.raises(UserError, match=r"model\.input=values"):
             model_of(task_of(texts), input="values")
 
 
 class TestTruncation:
-    def test_the_banner_counts_every_split(self, texts: Path, tmp_path: Path) -> None:
+    def test_banner_counts_truncated_examples(self, texts: Path, tmp_path: Path) -> None:
         run = trainer(texts, tmp_path, task__truncate=True, model__max_source_length=6)
         lines = banner(run, run._planned)
         counted = [line for line in lines if line.startswith("Too long")]
         for split, line in zip(("train", "valid"), counted, strict=True):
             assert str(run.task.dataset(split).truncated) in line
 
-    def test_cut_at_the_end(self, texts: Path) -> None:
+    def test_texts_are_truncated_at_the_end(self, texts: Path) -> None:
         whole, task = task_of(texts).dataset("train"), task_of(texts, truncate=True)
         model_of(task, max_source_length=6)
         cut = task.dataset("train")
@@ -184,7 +184,7 @@ class TestTruncation:
         longest = int(whole.sizes_ND.argmax())
         np.testing.assert_array_equal(cut[longest][1][0], whole[longest][1][0][:6])
 
-    def test_class_vector_counts_in_fixed_lengths(self, texts: Path) -> None:
+    def test_class_vector_counts_towards_fixed_lengths(self, texts: Path) -> None:
         task = task_of(texts, pool="cls")
         model = model_of(task, attention={"kind": "synthesizer_random", "max_length": 9})
         assert model.length_limit("source") == 8
@@ -203,7 +203,7 @@ class TestWeights:
         wanted = torch.nn.functional.cross_entropy(logits_BC, target_B, weight=torch.tensor(weights))
         torch.testing.assert_close(loss.total / loss.weight, wanted)
 
-    def test_figures_are_unweighted(self, texts: Path) -> None:
+    def test_metrics_are_unweighted(self, texts: Path) -> None:
         plain, _ = self.loss(task_of(texts), range(16))
         weighted, _ = self.loss(task_of(texts, class_weights=[0.5, 2.0, 1.5]), range(16))
         for name in ("nll", "correct"):
@@ -258,7 +258,7 @@ class TestEvaluation:
         for one, other in zip(alone, together, strict=True):
             np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)  # type: ignore[attr-defined]
 
-    def test_bf16_is_close(self, texts: Path) -> None:
+    def test_bfloat16_is_close_to_float32(self, texts: Path) -> None:
         task = task_of(texts, head_dim=16)
         model = model_of(task)
         exact, rough = (task.evaluate(model, bf16=bf16, resamples=0).scores["nll"].value for bf16 in (False, True))
@@ -293,13 +293,13 @@ class TestRuns:
 @pytest.mark.parametrize("seed", [1, 2, 3])
 class TestLearning:
     @pytest.mark.parametrize("pool", ["mean", "cls", "max"])
-    def test_classification(self, texts: Path, tmp_path: Path, seed: int, pool: str) -> None:
+    def test_classifier_learns_the_planted_word(self, texts: Path, tmp_path: Path, seed: int, pool: str) -> None:
         run = trainer(texts, tmp_path / "run", seed=seed, task__pool=pool, model__encoder__layers=2)
         result = run.fit()
         assert result.best is not None
         assert result.best > 90
 
-    def test_matching(self, pairs: Path, tmp_path: Path, seed: int) -> None:
+    def test_matcher_learns_the_planted_key(self, pairs: Path, tmp_path: Path, seed: int) -> None:
         run = trainer(pairs, tmp_path / "run", "matching", seed=seed, max_updates=250, validation__every=125)
         result = run.fit()
         assert result.best is not None

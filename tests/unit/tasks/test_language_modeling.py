@@ -179,7 +179,7 @@ def test_wrong_or_missing_data_is_a_user_error(tiny_corpus: Path, tmp_path: Path
         )
 
 
-def test_real_words_are_counted_as_published(real_data: Path, tmp_path: Path) -> None:
+def test_real_word_counts_equal_the_published(real_data: Path, tmp_path: Path) -> None:
     """Penn Treebank: 73,760 and 82,430 tokens of valid and test, so that perplexity per token is that per word."""
     ptb = real_data / "ptb"
     config = PreprocessConfig(

@@ -179,7 +179,7 @@ class TestDeterminism:
 
 class TestRun:
     @pytest.mark.slow
-    def test_a_partner_is_learned(self, corpus: Path, tmp_path: Path) -> None:
+    def test_model_learns_the_partner_of_a_word(self, corpus: Path, tmp_path: Path) -> None:
         """Each word follows from its neighbour: 1 in 40 by chance, most of them after 400 updates."""
         run = trainer(
             corpus,

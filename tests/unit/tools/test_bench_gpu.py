@@ -81,7 +81,7 @@ class TestRehearsal:
         assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
 
 
-def test_launches_and_waiting_of_a_gpu_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launches_and_waiting_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     from bench_gpu import launches_and_busy
 

@@ -22,16 +22,16 @@ def printed(part: str) -> str:
 
 @pytest.mark.slow
 class TestParts:
-    def test_speed(self) -> None:
+    def test_speed_is_measured(self) -> None:
         rows = re.findall(r"\| `(\S+)` \| (\S+) \((\S+)\) \| \S+ \(\S+\) \|", printed("speed"))
         assert [name for name, *_ in rows] == 2 * ["softmax", "synthesizer_random", "random+dot"]
         assert float(rows[0][2]) == 1
         assert all(float(rate) > 0 for _, rate, _ in rows[:3])
 
-    def test_memory(self) -> None:
+    def test_memory_is_measured(self) -> None:
         assert re.search(r"\| 32 \| 64 \|(.|\n)*`linear` \| \S+ \([\d,]+\) \| \S+ \([\d,]+\) \|", printed("memory"))
 
-    def test_loading(self) -> None:
+    def test_loading_is_measured(self) -> None:
         assert len(re.findall(r"trained, `\w+` \| [\d.,]+ \| [\d,]+ \|", printed("loading"))) == 2
 
     def test_plain_loop_has_the_same_losses(self) -> None:

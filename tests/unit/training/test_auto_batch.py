@@ -21,7 +21,7 @@ AUTO: dict[str, Any] = {"batch__max_tokens": "auto", "update_freq": "auto", "bat
 
 
 class TestChoice:
-    def test_update_keeps_its_tokens(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_update_freq_keeps_tokens_per_update(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path, **AUTO)
         assert run.config.batch.max_tokens * run.config.update_freq == 800
 
@@ -52,7 +52,7 @@ class TestChoice:
             chosen.append(trainer(tiny_corpus, tmp_path, batch__max_tokens="auto").config.batch.max_tokens)
         assert chosen[1] < chosen[0] <= auto_batch.CPU_TOKENS
 
-    def test_no_room_at_all_names_keys(
+    def test_too_little_memory_names_the_keys(
         self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(10**9))

@@ -12,7 +12,7 @@ from seqtk.training.average import AverageConfig, WeightAverage
 from tests.unit.training.helpers import losses, trainer
 
 
-def test_each_update_moves_it_by_its_share() -> None:
+def test_average_follows_its_formula() -> None:
     model = nn.Linear(2, 2)
     average = WeightAverage(model, AverageConfig(decay=0.75))
     expected = model.weight.detach().clone()
@@ -57,7 +57,7 @@ def test_the_validated_weights_are_the_best_model(tiny_corpus: Path, tmp_path: P
     assert all(torch.equal(tensor, trained[name]) for name, tensor in tensors_of(run.model).items())
 
 
-def test_training_does_not_depend_on_it(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_averaging_does_not_change_training(tiny_corpus: Path, tmp_path: Path) -> None:
     trainer(tiny_corpus, tmp_path / "with", ema__decay=0.9).fit()
     trainer(tiny_corpus, tmp_path / "without").fit()
     assert losses(tmp_path / "with") == losses(tmp_path / "without")
@@ -70,7 +70,7 @@ def test_the_average_is_a_model_file(tiny_corpus: Path, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, average[name]) for name, tensor in tensors_of(loaded.model).items())
 
 
-def test_a_resumed_run_may_begin_to_average(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_resumed_run_may_start_averaging(tiny_corpus: Path, tmp_path: Path) -> None:
     trainer(tiny_corpus, tmp_path, max_updates=3).fit()
     run = trainer(tiny_corpus, tmp_path, ema__decay=0.9)
     assert run.average is not None

@@ -91,7 +91,7 @@ class TestReset:
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
     @pytest.mark.parametrize("part", ["optimizer", "schedule", "data", "best"])
-    def test_each_part_is_reset_alone(self, run: Path, tiny_corpus: Path, tmp_path: Path, part: str) -> None:
+    def test_each_part_can_be_reset_alone(self, run: Path, tiny_corpus: Path, tmp_path: Path, part: str) -> None:
         new = trainer(tiny_corpus, tmp_path, init_from=str(run / "update_00000006"), reset=part)
         state = new.state
         reset = {
@@ -115,7 +115,7 @@ class TestReset:
             ("data", {"max_updates": 6}, "max_updates"),
         ],
     )
-    def test_what_cannot_be_kept_is_refused(
+    def test_reset_of_too_little_is_refused(
         self, run: Path, tiny_corpus: Path, tmp_path: Path, reset: str, changes: dict[str, Any], key: str
     ) -> None:
         with pytest.raises(UserError, match=key):
@@ -178,7 +178,7 @@ class TestVocabulary:
         result = moved(old, new, now="bcda")
         assert torch.equal(result.tensors["head.weight"][4:], tensors_of(old)["head.weight"][[5, 6, 7, 4]])
 
-    def test_bands_follow_by_token(self) -> None:
+    def test_adaptive_bands_follow_their_tokens(self) -> None:
         adaptive = {"cutoffs": [6], "input_factor": 2.0, "softmax_factor": 2.0}
         old, new = language_model("abcd", adaptive=adaptive), language_model("adcbe", adaptive=adaptive)
         result = moved(old, new, now="adcbe")
@@ -191,7 +191,7 @@ class TestVocabulary:
         assert torch.equal(rare[1:], drawn["embedding.tokens.bands.1.weight"][1:])  # b was frequent; e is new
         assert torch.equal(result.tensors["head.classes"], tensors_of(old)["head.classes"])
 
-    def test_the_same_size_is_not_the_same_words(self) -> None:
+    def test_equal_sizes_do_not_mean_equal_tokens(self) -> None:
         old, new = language_model("abcd"), language_model("wxyz")
         table = moved(old, new, now="wxyz").tensors["embedding.tokens.weight"]
         assert torch.equal(table[:4], tensors_of(old)["embedding.tokens.weight"][:4])
@@ -207,7 +207,7 @@ class TestOtherModels:
         assert not names_of(result, Fate.NOT_USED)
 
     @pytest.mark.parametrize(("now", "rows"), [("xzy", {0: 0, 2: 1}), ("uvw", {}), ("zy", {1: 1})])
-    def test_rows_of_a_head_follow_their_classes(self, now: str, rows: dict[int, int]) -> None:
+    def test_rows_of_the_head_follow_their_classes(self, now: str, rows: dict[int, int]) -> None:
         old, new = classifier("abcd", 3), classifier("abcd", len(now))
         result = moved(old, new, classes=("xy-", now))
         for name in ("head.linear.weight", "head.linear.bias"):
@@ -217,11 +217,11 @@ class TestOtherModels:
             assert torch.equal(result.tensors[name], expected)
             assert result.fates[name] is (Fate.RESIZED if rows else Fate.FRESH)
 
-    def test_values_have_no_rows(self) -> None:
+    def test_model_of_values_is_copied_completely(self) -> None:
         old, new = (classifier("0123", 3, values=[0.0, 1.0, 2.0, 3.0]) for _ in range(2))
         assert set(moved(old, new, before="0123", now="0123").fates.values()) == {Fate.TAKEN}
 
-    def test_learned_positions_keep_what_both_have(self) -> None:
+    def test_learned_positions_keep_the_common_part(self) -> None:
         old, new = language_model("abcd", max_length=12), language_model("abcd", max_length=20)
         result = moved(old, new)
         table = result.tensors["embedding.positions.table.weight"]
@@ -240,13 +240,13 @@ class TestOtherModels:
         batch = ClassBatch(torch.arange(2), 2, tokens_BS, torch.zeros(2, dtype=torch.long))
         torch.testing.assert_close(new.eval()(batch)[0], old.eval()(batch)[0])
 
-    def test_another_width_is_not_another_length(self) -> None:
+    def test_other_width_is_refused(self) -> None:
         old = classifier("abcd", 3, attention=[{"kind": "synthesizer_random", "max_length": 8}])
         new = classifier("abcd", 3, dim=16, attention=[{"kind": "synthesizer_random", "max_length": 16}])
         with pytest.raises(UserError, match="old has no weight matrix"):
             moved(old, new)
 
-    def test_other_attention_takes_what_matches(self) -> None:
+    def test_other_attention_keeps_matching_weights(self) -> None:
         old, new = (
             classifier("abcd", 3),
             classifier("abcd", 3, attention=[{"kind": "synthesizer_random", "max_length": 9}]),
@@ -257,7 +257,7 @@ class TestOtherModels:
         assert result.fates[f"{layer}.query.weight"] is Fate.NOT_USED
         assert result.fates[f"{layer}.logits.matrix"] is Fate.FRESH
 
-    def test_more_layers_start_fresh(self) -> None:
+    def test_additional_layers_are_initialised(self) -> None:
         result = moved(language_model("abcd"), language_model("abcd", layers=3))
         assert all(name.startswith("decoder.blocks.2.") for name in names_of(result, Fate.FRESH))
         lines = [line.split() for line in result.lines()]

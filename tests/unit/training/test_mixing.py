@@ -52,13 +52,13 @@ class TestRun:
         assert [counts[-1][str(path)] for path in (tiny_corpus, other)] == [600, 1000]
         assert run.state.position.epoch == 3
 
-    def test_one_corpus_is_read_as_often_as_alone(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_mix_of_one_corpus_equals_the_corpus(self, tiny_corpus: Path, tmp_path: Path) -> None:
         mixed = trainer(tiny_corpus, tmp_path / "a", task__mix=mix(tiny_corpus, weights=(1,)), max_updates=3)
         mixed.fit()
         trainer(tiny_corpus, tmp_path / "b", max_updates=3).fit()
         assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
-    def test_languages_may_have_other_names(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_corpora_may_have_other_languages(self, tiny_corpus: Path, tmp_path: Path) -> None:
         other = tmp_path / "french"
         other.mkdir()
         for path in tiny_corpus.glob("*.*"):
@@ -69,7 +69,7 @@ class TestRun:
         assert len(run.train_set) == 600
 
     @pytest.mark.parametrize("task", ["language_modeling", "masked_lm"])
-    def test_samples_of_text(self, tmp_path: Path, task: str) -> None:
+    def test_text_corpora_are_mixed_by_samples(self, tmp_path: Path, task: str) -> None:
         for name, text in (("a", "ab ba\n" * 90), ("b", "b a b\n" * 40)):
             (tmp_path / name).write_text(text)
             files = {"train": str(tmp_path / name), "valid": (str(tmp_path / name),)}
@@ -114,15 +114,15 @@ class TestRefused:
             trainer(tiny_corpus, tmp_path / "run", task__mix=mix(tiny_corpus, changed))
 
     @pytest.mark.parametrize("data", ["", "nowhere"])
-    def test_a_missing_corpus(self, tiny_corpus: Path, tmp_path: Path, data: str) -> None:
+    def test_missing_corpus_is_refused(self, tiny_corpus: Path, tmp_path: Path, data: str) -> None:
         with pytest.raises(UserError, match=r"task\.mix"):
             trainer(tiny_corpus, tmp_path / "run", task__mix=[{"data": data}])
 
-    def test_shards_that_take_turns(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
+    def test_shards_in_a_mix_are_refused(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="shards"):
             trainer(tiny_corpus, tmp_path / "run", task__mix=[{"data": f"{tiny_corpus},{other}"}])
 
-    def test_another_corpus_on_resuming(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
+    def test_other_corpus_on_resuming_is_refused(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path / "run", task__mix=mix(tiny_corpus, other)).fit()
         moved, swapped = tmp_path / "moved", tmp_path / "swapped"
         shutil.copytree(other, moved)
@@ -131,7 +131,7 @@ class TestRefused:
         with pytest.raises(UserError, match="trained on data other"):
             trainer(tiny_corpus, tmp_path / "run", task__mix=mix(tiny_corpus, swapped))
 
-    def test_another_weight_on_resuming(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
+    def test_other_weight_on_resuming_is_refused(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path / "run", task__mix=mix(tiny_corpus, other)).fit()
         with pytest.raises(UserError, match=r"task\.mix\[1\]\.weight"):
             trainer(tiny_corpus, tmp_path / "run", task__mix=mix(tiny_corpus, other, weights=(1, 2)))
@@ -166,7 +166,7 @@ class TestOtherBatchesOnResuming:
         assert run.state.position.epoch == 2
         assert not run.state.position.earlier
 
-    def test_the_change_is_named(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_changed_settings_are_named(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=3).fit()
         run = trainer(tiny_corpus, tmp_path, batch__max_tokens=200)
         assert any("batch.max_tokens=200 (was 400)" in note for note in run.notes)
@@ -176,7 +176,7 @@ class TestOtherBatchesOnResuming:
         trainer(tiny_corpus, tmp_path, max_updates=3).fit()
         assert not trainer(tiny_corpus, tmp_path, batch__workers=0).state.position.earlier
 
-    def test_nothing_usable_is_left(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_epoch_ends_if_remaining_examples_are_too_long(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path, max_updates=15, validation__split=None)
         run.fit()
         sizes_ND, position = run.train_set.sizes_ND, run.state.position

@@ -103,7 +103,9 @@ def diverged(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 class TestReplay:
-    def test_repeats_the_failure(self, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_replay_repeats_the_failure(
+        self, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         error = diverge(tiny_corpus, tmp_path, validation__every=100)
         place = error.partition(" is not finite, ")[2].splitlines()[0]
         examples = error.partition("examples: ")[2].partition(". To")[0]
@@ -113,7 +115,7 @@ class TestReplay:
         assert f"is not finite, {place}" in printed
         assert f"Examples: {examples}." in printed
 
-    def test_needs_no_corpus(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_replay_needs_no_corpus(self, tiny_corpus: Path, tmp_path: Path) -> None:
         diverge(tiny_corpus, tmp_path, task__made_by="gone", validation__every=100)
         failure, contents = read_replay(str(tmp_path / "replay.safetensors"))
         assert failure.training
@@ -229,7 +231,9 @@ class TestSkip:
             run.fit()
 
     @pytest.mark.parametrize(("bad", "ends"), [(4, True), (8, False)])
-    def test_bad_validation_is_never_the_last(self, tiny_corpus: Path, tmp_path: Path, bad: int, ends: bool) -> None:
+    def test_run_never_ends_with_a_failed_validation(
+        self, tiny_corpus: Path, tmp_path: Path, bad: int, ends: bool
+    ) -> None:
         run = trainer(tiny_corpus, tmp_path, non_finite="skip")
         spoil(run, at=bad, training=False)
         if ends:
@@ -242,7 +246,7 @@ class TestSkip:
 
 
 class TestValidation:
-    def test_names_module_and_examples(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_failed_validation_names_module_and_examples(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path)
         spoil(run, at=4, training=False)
         with pytest.raises(UserError, match=rf"loss=nan, first in the output of {MODULE}\.\nIts {EXAMPLES}"):

@@ -22,25 +22,25 @@ def overflow(run: Trainer, *updates: int, optimizer: str = "adam") -> None:
 
 
 class TestLossScale:
-    def test_halves_after_an_overflow(self) -> None:
+    def test_scale_halves_after_an_overflow(self) -> None:
         scale = LossScale(device=torch.device("cpu"))
         assert scale.is_overflow(loss=YES, gradient=NO)
         scale.update(made=NO, overflow=YES)
         assert float(scale.scale) == INITIAL / 2
 
-    def test_doubles_after_many_updates(self) -> None:
+    def test_scale_doubles_after_many_updates(self) -> None:
         scale = LossScale(device=torch.device("cpu"), saved={"scale": 8.0, "updates": GROWTH_EVERY - 1})
         scale.update(made=YES, overflow=NO)
         assert scale.values.tolist() == [16.0, 0.0]
 
     @pytest.mark.parametrize(("loss", "scale"), [(NO, INITIAL), (YES, SMALLEST)])
-    def test_smaller_scale_does_not_help(self, loss: torch.Tensor, scale: float) -> None:
+    def test_overflow_that_no_scale_avoids_is_no_overflow(self, loss: torch.Tensor, scale: float) -> None:
         """Neither if the loss is not finite, nor if the scale is the smallest."""
         state = LossScale(device=torch.device("cpu"), saved={"scale": scale})
         assert not state.is_overflow(loss=loss, gradient=NO)
 
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-    def test_other_precisions_have_none(self, tiny_corpus: Path, tmp_path: Path, precision: str) -> None:
+    def test_other_precisions_have_no_scale(self, tiny_corpus: Path, tmp_path: Path, precision: str) -> None:
         assert trainer(tiny_corpus, tmp_path, precision=precision).loss_scale is None
 
 
@@ -55,7 +55,7 @@ class TestFloat16:
         assert run.state.loss_scale == {"scale": INITIAL / 4, "updates": 4.0}
         assert not (tmp_path / "replay.safetensors").exists()
 
-    def test_resumes_exactly_with_its_scale(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_resumed_run_keeps_its_scale(self, tiny_corpus: Path, tmp_path: Path) -> None:
         changes: dict[str, Any] = {"precision": "fp16", "clip_norm": 0.5, "checkpoint__every": 8}
         for folder, stops in (("whole", (8,)), ("parts", (3, 5, 8))):
             for stop in stops:
@@ -74,7 +74,7 @@ class TestFloat16:
         assert one != other
         assert other == pytest.approx(one, rel=0.01)
 
-    def test_endless_overflow_is_a_failure(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_repeated_overflow_ends_the_run(self, tiny_corpus: Path, tmp_path: Path) -> None:
         changes = {"validation__every": 100, "checkpoint__every": 100, "max_updates": 60, "log__every": 7}
         run = trainer(tiny_corpus, tmp_path, precision="fp16", **changes)
         overflow(run, *range(5, 60))
@@ -97,7 +97,7 @@ class TestDeterministic:
         assert all(seen)
         assert not torch.are_deterministic_algorithms_enabled()
 
-    def test_operator_without_it_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_nondeterministic_operator_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
         def scatter(*_: Any) -> None:
             torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
 

@@ -54,7 +54,9 @@ def interrupt(run: Trainer, *, update: int, training: bool, how: str = "signal")
 class TestExactness:
     @pytest.mark.parametrize("log_every", [1, 5])
     @pytest.mark.parametrize("stop_after", [3, 4, 7])
-    def test_stopped_run(self, tiny_corpus: Path, tmp_path: Path, stop_after: int, log_every: int) -> None:
+    def test_stopped_run_resumes_exactly(
+        self, tiny_corpus: Path, tmp_path: Path, stop_after: int, log_every: int
+    ) -> None:
         changes = {"max_updates": 12, "log__every": log_every}
         whole = trainer(tiny_corpus, tmp_path / "whole", **changes)
         whole.fit()
@@ -69,7 +71,7 @@ class TestExactness:
         for kind in ("train", "valid"):
             assert losses(tmp_path / "whole", kind) == losses(tmp_path / "parts", kind)
 
-    def test_killed_run(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_killed_run_resumes_exactly(self, tiny_corpus: Path, tmp_path: Path) -> None:
         whole = trainer(tiny_corpus, tmp_path / "whole")
         whole.fit()
         killed = trainer(tiny_corpus, tmp_path / "killed")
@@ -100,7 +102,7 @@ class TestExactness:
 class TestPendingValidation:
     @pytest.mark.parametrize("how", ["killed", "signal"])
     @pytest.mark.parametrize("update", [4, 8])
-    def test_is_done_once_by_the_resumed_run(
+    def test_resumed_run_makes_it_once(
         self, tiny_corpus: Path, tmp_path: Path, update: int, how: str, capfd: pytest.CaptureFixture[str]
     ) -> None:
         """The checkpoint of an update is written before its validation."""
@@ -146,7 +148,7 @@ class TestOldRuns:
     """Runs of version 0.1.0. `runs_0_1_0.json` holds configs as it wrote them."""
 
     @pytest.mark.parametrize("name", OLD_RUNS)
-    def test_configs_are_read(self, name: str) -> None:
+    def test_configs_of_0_1_0_are_read(self, name: str) -> None:
         tree = {**OLD_RUNS["demo"], **OLD_RUNS[name]}
         saved = saved_config(tree, source=name, version="0.1.0")
         assert config_diff(saved, saved, source=name) == []
@@ -162,7 +164,7 @@ class TestOldRuns:
         trainer(tiny_corpus, tmp_path / "old").fit()
         assert losses(tmp_path / "old") == losses(tmp_path / "whole")
 
-    def test_state_is_read(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_state_of_0_1_0_is_read(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=4).fit()
         rewrite_state(tmp_path / "update_00000004", owed=True)
         assert trainer(tiny_corpus, tmp_path).state.pending_validation
@@ -319,7 +321,7 @@ class TestCorpus:
         with pytest.raises(UserError, match=r"other than .*other: 300 examples there(.|\n)*task\.data"):
             trainer(other, tmp_path / "run")
 
-    def test_fingerprint_sees_counts_and_lengths(self) -> None:
+    def test_fingerprint_depends_on_counts_and_lengths(self) -> None:
         class Sizes:
             truncated = 0
 
@@ -354,7 +356,7 @@ def flip(path: Path, *, at: float = 0.9) -> None:
 class TestDamage:
     @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
     @pytest.mark.parametrize("how", ["cut", "flipped", "header", "gone"])
-    def test_checkpoint_before_it_is_used(
+    def test_damaged_checkpoint_falls_back_to_the_previous(
         self, tiny_corpus: Path, tmp_path: Path, name: str, how: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
         changes = {"checkpoint__every": 1, "validation__every": 100, "max_updates": 2}
@@ -375,7 +377,7 @@ class TestDamage:
         assert trainer(tiny_corpus, tmp_path, **changes).state.update == 2
         assert listed(tmp_path / "abandoned_1") == [2]
 
-    def test_missing_folder_is_passed_over(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_missing_checkpoint_folder_is_skipped(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=2, checkpoint__every=1).fit()
         shutil.rmtree(tmp_path / "update_00000002")
         assert trainer(tiny_corpus, tmp_path).state.update == 1
@@ -388,7 +390,7 @@ class TestDamage:
             trainer(tiny_corpus, tmp_path)
         assert str(raised.value).count("\n") < 3
 
-    def test_every_flipped_bit_of_a_model_is_seen(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_every_flipped_bit_of_a_model_is_detected(self, tiny_corpus: Path, tmp_path: Path) -> None:
         """Of the tensors and of the header: weights, configuration, vocabularies."""
         trainer(tiny_corpus, tmp_path, max_updates=1).fit()
         path = tmp_path / "best.safetensors"

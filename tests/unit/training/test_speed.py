@@ -35,7 +35,7 @@ class TestFlops:
             run.backward([batch])
         assert ModelFlops(run.model).of_update(sizes_ND[indices]) == counter.get_total_flops()
 
-    def test_subquadratic_layers_have_no_products(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_subquadratic_layers_count_no_attention_products(self, tiny_corpus: Path, tmp_path: Path) -> None:
         softmax = trainer(tiny_corpus, tmp_path / "a")
         linear = trainer(tiny_corpus, tmp_path / "b", model__attention="linear")
         sizes_ND = np.array([[100, 100]])
@@ -75,11 +75,11 @@ class TestLog:
         assert 0 <= second["waiting"] < 1
         assert second["mfu"] > 0
 
-    def test_no_mfu_without_a_peak(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_without_a_known_peak_no_mfu_is_logged(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=2).fit()
         assert all("mfu" not in line for line in lines_of(tmp_path))
 
-    def test_resumed_interval_is_whole(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_resumed_run_logs_a_complete_interval(self, tiny_corpus: Path, tmp_path: Path) -> None:
         changes = {"log__every": 4, "checkpoint__every": 1, "log__peak_tflops": 1.0}
         trainer(tiny_corpus, tmp_path / "whole", max_updates=4, **changes).fit()
         run = trainer(tiny_corpus, tmp_path / "cut", max_updates=4, **changes)
@@ -113,11 +113,11 @@ class TestProfile:
         assert (tmp_path / "profile_2-9.json").is_file()
 
     @pytest.mark.parametrize("text", ["", "5", "0:2", "3:2", "-1:2", "1:2:3", "a:b", "1:1000", "1.5:2", ":", "²:³"])
-    def test_bad_forms_are_refused(self, text: str) -> None:
+    def test_invalid_profile_settings_are_refused(self, text: str) -> None:
         with pytest.raises(UserError, match="profile="):
             profiled_updates(text)
 
-    def test_losses_are_the_same(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_profiling_does_not_change_losses(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path / "a", max_updates=3).fit()
         trainer(tiny_corpus, tmp_path / "b", max_updates=3, profile="1:2").fit()
         assert [x["loss"] for x in lines_of(tmp_path / "a")] == [x["loss"] for x in lines_of(tmp_path / "b")]

@@ -59,7 +59,7 @@ class TestUpdate:
             assert torch.allclose(tensor, results[1][name], atol=1e-7), name
 
     @pytest.mark.parametrize("optimizer", ["adam", "sgd", "nag"])
-    def test_host_reads_nothing(self, tiny_corpus: Path, tmp_path: Path, optimizer: str) -> None:
+    def test_update_reads_nothing_to_the_host(self, tiny_corpus: Path, tmp_path: Path, optimizer: str) -> None:
         run = trainer(tiny_corpus, tmp_path, clip_norm=0.1, optimizer=optimizer)
         batch = batch_of(run, range(8))
         run.update([batch])
@@ -122,12 +122,12 @@ class TestEpoch:
         )
         assert sorted(map(sorted, one)) != sorted(map(sorted, two))
 
-    def test_workers_change_nothing(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_workers_do_not_change_the_losses(self, tiny_corpus: Path, tmp_path: Path) -> None:
         for workers in (0, 1):
             trainer(tiny_corpus, tmp_path / str(workers), batch__workers=workers).fit()
         assert losses(tmp_path / "0") == losses(tmp_path / "1")
 
-    def test_names_skipped_examples(
+    def test_skipped_examples_are_reported(
         self, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         run = trainer(tiny_corpus, tmp_path, max_updates=1, batch__max_length=12)
@@ -189,7 +189,7 @@ class TestNotFinite:
 
 
 class TestValidation:
-    def test_counts_every_target_once(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_validation_counts_every_target_once(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path)
         values = []
         for max_tokens in (100, 100000):
@@ -203,7 +203,7 @@ class TestValidation:
             total = sum(float(run.step(batch)[1]["nll"][0]) for batch in batches)
         assert values[0]["nll"] == pytest.approx(total / dataset.sizes_ND[:, 1].sum(), rel=1e-5)
 
-    def test_decodes_and_scores(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_validation_decodes_and_scores(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(
             tiny_corpus,
             tmp_path,

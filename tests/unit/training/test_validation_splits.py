@@ -28,7 +28,7 @@ def kinds(save_dir: Path) -> list[tuple[str, int]]:
 
 
 class TestSeveralSplits:
-    def test_the_named_split_chooses_the_best(self, two_splits: Path, tmp_path: Path) -> None:
+    def test_named_split_chooses_the_best_model(self, two_splits: Path, tmp_path: Path) -> None:
         run = trainer(two_splits, tmp_path, validation__split="valid1", validation__sets=[{"split": "valid"}])
         run.fit()
         assert run.state.metric == "loss of valid1"
@@ -43,7 +43,7 @@ class TestSeveralSplits:
         trainer(two_splits, tmp_path, **changes).fit()
         assert sorted(kinds(tmp_path)) == [("valid", 4), ("valid", 8), ("valid/valid1", 4), ("valid/valid1", 8)]
 
-    def test_further_sets_do_not_change_training(self, two_splits: Path, tmp_path: Path) -> None:
+    def test_further_splits_do_not_change_training(self, two_splits: Path, tmp_path: Path) -> None:
         trainer(two_splits, tmp_path / "one").fit()
         trainer(two_splits, tmp_path / "two", validation__sets=[{"split": "valid1"}]).fit()
         assert losses(tmp_path / "one") == losses(tmp_path / "two")
@@ -57,7 +57,7 @@ class TestSeveralSplits:
             ([{"data": "nowhere"}], "nowhere"),
         ],
     )
-    def test_wrong_sets_are_refused(
+    def test_wrong_splits_are_refused(
         self, two_splits: Path, tmp_path: Path, sets: list[dict[str, str]], words: str
     ) -> None:
         with pytest.raises(UserError, match=words):
@@ -107,7 +107,7 @@ class TestNoValidation:
         assert (tmp_path / "latest").read_text().strip() == "update_00000008"
         assert not (tmp_path / "best.safetensors").exists()
 
-    def test_training_is_the_same(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_training_without_validation_is_the_same(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path / "with").fit()
         trainer(tiny_corpus, tmp_path / "without", validation__split=None).fit()
         assert losses(tmp_path / "with") == losses(tmp_path / "without")
@@ -136,6 +136,6 @@ class TestMaxHours:
         trainer(tiny_corpus, tmp_path / "parts").fit()
         assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
-    def test_enough_time_changes_nothing(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_sufficient_max_hours_changes_nothing(self, tiny_corpus: Path, tmp_path: Path) -> None:
         result = trainer(tiny_corpus, tmp_path, max_hours=1).fit()
         assert (result.signal, result.update) == (0, 8)

@@ -87,7 +87,7 @@ def test_the_next_update_uses_the_new_weights(config: OptimizerConfig) -> None:
     ],
     ids=["in place", "another tensor"],
 )
-def test_changes_from_outside_are_seen(change: Callable[[nn.Parameter], object]) -> None:
+def test_external_changes_of_weights_are_used(change: Callable[[nn.Parameter], object]) -> None:
     ours = step()
     before = ours(batch())[0]
     with torch.no_grad():

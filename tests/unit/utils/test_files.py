@@ -79,7 +79,7 @@ class TestAtomicFile:
         assert raised.value.filename == str(tmp_path / "other")
         assert list(tmp_path.iterdir()) == []
 
-    def test_several_files_or_none(self, tmp_path: Path) -> None:
+    def test_several_files_are_written_together_or_not_at_all(self, tmp_path: Path) -> None:
         paths = [tmp_path / "new" / name for name in "ab"]
         with pytest.raises(KeyError), atomic_files(paths):
             raise KeyError

@@ -48,13 +48,13 @@ class TestWorld:
         ],
         ids=["one task", "torchrun", "no srun"],
     )
-    def test_other_processes_are_left_alone(self, changed: dict[str, str | None]) -> None:
+    def test_processes_outside_slurm_are_unchanged(self, changed: dict[str, str | None]) -> None:
         environment = {name: value for name, value in {**TASK, **changed}.items() if value is not None}
         before = dict(environment)
         adopt_slurm(environment)
         assert environment == before
 
-    def test_own_address_stays(self) -> None:
+    def test_master_address_that_is_set_is_kept(self) -> None:
         environment = {**TASK, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "7"}
         adopt_slurm(environment)
         assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("10.0.0.1", "7")
@@ -77,5 +77,5 @@ class TestWorld:
         ("rack[1-2]node[07-08].site", "rack1node07.site"),
     ],
 )
-def test_first_host(nodes: str, first: str) -> None:
+def test_first_host_of_the_list_is_found(nodes: str, first: str) -> None:
     assert first_host(nodes) == first

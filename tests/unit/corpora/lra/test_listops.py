@@ -104,7 +104,7 @@ class TestSeeds:
         assert words(one) == words(two)
         assert (one.values_K == two.values_K).all()
 
-    def test_the_bits_are_the_same_everywhere(self) -> None:
+    def test_output_of_a_seed_is_fixed(self) -> None:
         tokens = words(made(ListOpsShape(max_depth=3, max_args=3, min_length=4, max_length=12), 3, seed=0))
         assert [" ".join(line) for line in tokens] == GOLDEN
 
@@ -116,7 +116,7 @@ class TestSeeds:
 GOLDEN = ["[SM [SM 7 8 9 ] [MED 4 0 ] ]", "[SM 4 4 3 ]", "[MED [SM 9 9 4 ] 1 7 ]"]
 
 
-def test_full_size_statistics() -> None:
+def test_statistics_equal_the_originals() -> None:
     """Against 6,000 trees of the original distribution: class shares, and what a look-up of the root knows."""
     expressions = made(ListOpsShape(), 4000, seed=5)
     shares = np.bincount(expressions.values_K, minlength=10) / 4000

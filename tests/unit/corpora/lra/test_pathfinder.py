@@ -41,7 +41,7 @@ def flooded(ink: np.ndarray, start: np.ndarray) -> np.ndarray:
 
 
 class TestDots:
-    def test_a_flood_over_one_path_gives_the_label(self, drawn: tuple[PathfinderShape, Drawings]) -> None:
+    def test_flood_fill_from_a_dot_gives_the_label(self, drawn: tuple[PathfinderShape, Drawings]) -> None:
         """A path's newest segment is unknown to the other one, as in the original, so a few paths touch at a dot."""
         drawings = drawn[1]
         touching = 0
@@ -55,14 +55,14 @@ class TestDots:
             assert any((part == ink).all() for part, ink in zip(reached, inks, strict=True)), "a path is one piece"
         assert touching <= 0.05 * len(drawings.images)
 
-    def test_there_are_two_dots_and_they_differ(self, drawn: tuple[PathfinderShape, Drawings]) -> None:
+    def test_each_image_has_two_distinct_dots(self, drawn: tuple[PathfinderShape, Drawings]) -> None:
         drawings = drawn[1]
         for image, dots in zip(drawings.images, drawings.dots, strict=True):
             assert (dots[0] != dots[1]).any()
             peak = image[tuple(dots[0])]
             assert image[tuple(dots[1])] >= 0.95 * peak > 150
 
-    def test_dots_without_their_label_do_not_give_it_away(self, drawn: tuple[PathfinderShape, Drawings]) -> None:
+    def test_distance_of_the_dots_does_not_reveal_the_label(self, drawn: tuple[PathfinderShape, Drawings]) -> None:
         """The distance of the dots alone must not separate the classes."""
         drawings = drawn[1]
         distance = np.hypot(*(drawings.dots[:, 0] - drawings.dots[:, 1]).T)
@@ -72,7 +72,7 @@ class TestDots:
 
 
 class TestStatistics:
-    def test_ink_is_the_originals(self, drawn: tuple[PathfinderShape, Drawings]) -> None:
+    def test_amount_of_ink_equals_the_originals(self, drawn: tuple[PathfinderShape, Drawings]) -> None:
         shape, drawings = drawn
         images = drawings.images
         found = [images.mean(), *(100 * np.mean(images > least) for least in (0, 64, 127))]
@@ -83,7 +83,7 @@ class TestStatistics:
         assert abs(labels.mean() - 0.5) < 3 * 0.5 / math.sqrt(2000)
 
     @pytest.mark.slow
-    def test_ink_of_path_x(self) -> None:
+    def test_amount_of_ink_of_path_x_equals_the_originals(self) -> None:
         images = draw(PathfinderShape(size=128), 60, (1, 0, 0)).images
         found = [images.mean(), *(100 * np.mean(images > least) for least in (0, 64, 127))]
         assert found == pytest.approx((7.9, 13.7, 4.0, 3.0), rel=0.06)
@@ -123,7 +123,7 @@ def test_impossible_shapes_are_refused(settings: dict[str, int], key: str, monke
 
 class TestDrawing:
     @pytest.mark.parametrize(("width", "length"), [(1, 4), (3, 10)])
-    def test_lines_are_pillows(self, width: int, length: int) -> None:
+    def test_lines_equal_pillows(self, width: int, length: int) -> None:
         image_module = pytest.importorskip("PIL.Image")
         draw_module = pytest.importorskip("PIL.ImageDraw")
         for degrees in range(-180, 180, 7):
@@ -133,7 +133,7 @@ class TestDrawing:
             draw_module.Draw(expected).line((20, 20, x, y), fill=255, width=width)
             assert (np.asarray(expected) == line(41, (20, 20), (y, x), width)).all()
 
-    def test_shrinking_is_pillows(self) -> None:
+    def test_resizing_equals_pillows(self) -> None:
         image_module = pytest.importorskip("PIL.Image")
         fine = np.random.default_rng(0).integers(0, 256, (41, 41), dtype=np.uint8)
         for size in (9, 20, 21):
