@@ -1,4 +1,4 @@
-"""What all tests share: one thread (small tensors are slower on two), and where the real data lie."""
+"""Fixtures of all tests. They run on one thread: small tensors are slower on two."""
 
 import os
 from pathlib import Path
@@ -32,7 +32,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """The folder of what real fairseq computed; the test is skipped, saying so, where it is missing."""
+    """The folder of what real fairseq computed. The test is skipped if it is missing."""
     path = SHARED / "golden"
     if not path.is_dir():
         pytest.skip(f"no golden files at {path} (set SEQTK_SHARED)")
@@ -41,7 +41,7 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real corpora; the test is skipped, saying so, where it is missing."""
+    """The folder of real corpora. The test is skipped if it is missing."""
     path = Path(os.environ.get("SEQTK_SHARED_DATA", SHARED / "data"))
     if not path.is_dir():
         pytest.skip(f"no real corpora at {path} (set SEQTK_SHARED_DATA)")

@@ -1,4 +1,4 @@
-"""Trains many tiny models in one group of processes, so that engines can be compared without a start for each."""
+"""Trains many tiny models in one group of processes, so that engines are compared without a start for each."""
 
 import contextlib
 import os
@@ -30,11 +30,11 @@ Case = Sequence[str]
 
 
 def train(cases: Mapping[str, Case], folder: Path, *, engine: str = "none", processes: int = 1, of: int = 1) -> None:
-    """Makes the runs `folder/NAME` of some cases with one engine.
+    """Trains each case with one engine; its run is `folder/NAME`.
 
     Args:
         cases: Settings by name.
-        folder: Where they go.
+        folder: The folder of the runs.
         engine: The engine.
         processes: How many share the work.
         of: The number of micro-batches of an update, whatever the number of processes.

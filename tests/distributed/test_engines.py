@@ -19,7 +19,7 @@ SLOTS = {
     Role.CROSS: "model.decoder.cross_attention",
 }
 RANDOM = ("reformer",)
-"""Layers that draw numbers in each forward pass, as dropout does: processes draw others than one process."""
+"""Layers that draw random numbers in each forward pass. Several processes draw other numbers than one process."""
 STACKS = ("model.encoder.layers=2", "model.decoder.layers=2")
 CRITERIONS = {
     "nll": ("criterion=cross_entropy",),
@@ -30,7 +30,7 @@ CRITERIONS = {
 
 @pytest.fixture(scope="session")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data-bin of lines with a class."""
+    """A data-bin of classified lines."""
     folder = tmp_path_factory.mktemp("words")
     draws = np.random.default_rng(1)
     for split, lines in (("train", 120), ("valid", 12)):
@@ -162,7 +162,7 @@ def test_adafactor_equals_one_process(tiny_corpus: Path, tmp_path: Path) -> None
 
 
 PAIRS = [("fsdp2", "none", 1), ("fsdp2", "ddp", 3), ("fsdp2", "fsdp2", 4), ("ddp", "fsdp2", 3), ("none", "fsdp2", 2)]
-"""The engine that writes a checkpoint, that which reads it, and how many processes read it."""
+"""The engine that writes a checkpoint, the engine that reads it, and the number of processes that read it."""
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ SETTINGS = (  # noqa: SIM905
 
 class TestSlurm:
     def test_tasks_equal_one_process(self, tiny_corpus: Path, tmp_path: Path) -> None:
-        """Two tasks, started without torchrun or any key."""
+        """Two tasks of SLURM, started without torchrun and without settings."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -89,7 +89,7 @@ class Hosts:
             subprocess.run(["ip", "netns", "delete", name], check=False)
 
     def cut(self) -> None:
-        """Pulls out the cable."""
+        """Disconnects the hosts."""
         _ip("-n", self.names[1], "link", "set", self.names[1], "down")
 
     def start(self, output: Path, *arguments: str, restarts: int = 0) -> None:

@@ -36,7 +36,7 @@ ARGUMENTS = [
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data-bin of a kilobyte by bytes."""
+    """A data-bin of one kilobyte of text, tokenized into bytes."""
     folder = tmp_path_factory.mktemp("text")
     (folder / "train").write_text("".join(f"line {number} of {number**2}\n" for number in range(60)))
     (folder / "valid").write_text("line 61 of 3721\n")

@@ -76,7 +76,7 @@ def test_losses_equal_one_process(tiny_corpus: Path, tmp_path: Path, choice: str
     for kind in ("train", "valid"):
         one, two = losses(tmp_path / "one", kind), losses(tmp_path / "two", kind)
         assert [update for update, _ in one] == [update for update, _ in two]
-        # Nothing but the order of float32 sums differs: 1e-7 an update, which twelve updates are too few to amplify.
+        # Only the order of float32 sums differs: 1e-7 an update. Twelve updates are too few to amplify it.
         assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-6)
 
 

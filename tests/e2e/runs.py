@@ -1,4 +1,4 @@
-"""A tiny run in processes of its own, which start at once: they are forked from a server that has imported seqtk."""
+"""A tiny run in separate processes. They start fast: a server that has imported seqtk forks them."""
 
 import json
 import multiprocessing
@@ -60,7 +60,7 @@ class Run:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        reader, output = context.Pipe(duplex=False)  # a file would be full as soon as the disk is
+        reader, output = context.Pipe(duplex=False)  # a file would fail when the disk is full
         self.processes = [
             context.Process(
                 target=_main, args=(arguments, output, dict(environment) | _world(rank, processes, port), full_at)
@@ -86,7 +86,7 @@ class Run:
         return max(abs(process.exitcode or 0) for process in self.processes)
 
     def kill(self, *ranks: int) -> None:
-        """Kills some processes with -9, and the others too unless they end by themselves within seconds."""
+        """Kills some processes with SIGKILL, and the others unless they end within seconds."""
         for rank in ranks:
             self.processes[rank].kill()
         for process in self.processes:
@@ -100,7 +100,7 @@ class Run:
 
     @property
     def printed(self) -> str:
-        """What the processes have printed; once they have ended, all of it."""
+        """What the processes have printed so far, or all of it once they have ended."""
         self._reader.join(0.0 if self.is_running else 5.0)
         return self._printed.decode(errors="replace")
 
@@ -126,7 +126,7 @@ def _main(arguments: Sequence[str], output: Any, environment: dict[str, str], fu
 
 
 def _limit_files(event: str, given: tuple[Any, ...], name: str) -> None:
-    """Fills the disk, as far as the operating system can tell, when a file of this name is opened."""
+    """Limits the size of files, as a full disk would, when a file of this name is opened."""
     if event != "open" or not isinstance(given[0], str | bytes) or not given[2] & (os.O_WRONLY | os.O_RDWR):
         return
     if name in Path(os.fsdecode(given[0])).name:
@@ -136,7 +136,7 @@ def _limit_files(event: str, given: tuple[Any, ...], name: str) -> None:
 def finish(
     corpus: Path, save_dir: Path, *settings: str, processes: int = 1, environment: Mapping[str, str] = NOTHING
 ) -> str:
-    """Runs to the end; returns what it printed."""
+    """Runs to the end. Returns what the run printed."""
     run = Run(corpus, save_dir, *settings, processes=processes, environment=environment)
     assert run.wait() == 0, run.printed
     return run.printed
@@ -159,13 +159,13 @@ def wait_for_update(run: Run, update: int) -> None:
 
 
 def readable(save_dir: Path) -> bool:
-    """Whether a run that ended at any moment can be resumed: it has no checkpoint yet, or an intact one."""
+    """Whether a run can be resumed: it has no checkpoint yet, or an intact one."""
     pointer = save_dir / "latest"
     return not pointer.exists() or load_checkpoint(save_dir / pointer.read_text()).state.update > 0
 
 
 def assert_same_run(one: Path, other: Path, *more: str) -> None:
-    """Weights, optimizer and best model are bit-equal, and so is every value of the log except times.
+    """Requires equal weights, optimizer states, best models and logged values, except times.
 
     Args:
         one, other: The folders of the runs.

@@ -1,4 +1,4 @@
-"""Whatever ends a run, the same command resumes it, and it ends with the weights of a run that nothing ended.
+"""After any interruption the same command resumes the run, with the weights of an uninterrupted run at its end.
 
 `make test-faults` runs this with 200 kills of each kind, and prints what was done.
 """
@@ -20,7 +20,7 @@ from tests.e2e.runs import UPDATES, Run, assert_same_run, finish, logged, readab
 pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("SEQTK_KILLS", "0"))
-"""How many kills of each kind; 0: as many as fit into seconds."""
+"""Number of kills of each kind. 0: as many as fit into QUICK seconds."""
 QUICK = 15
 """Seconds of kills in a quick test."""
 IN_A_THREAD = "in a thread"
@@ -39,7 +39,7 @@ FILES = [
 
 
 class Whole:
-    """A run that nothing interrupted, and how long it took."""
+    """An uninterrupted run, and how long it took."""
 
     def __init__(self, corpus: Path, save_dir: Path, processes: int) -> None:
         began = time.monotonic()
@@ -81,7 +81,7 @@ class TestKills:
         kills: int,
         capsys: pytest.CaptureFixture[str],
     ) -> "Counter[str]":
-        """Kills a run again and again at random moments, and starts a new one when it reaches its end.
+        """Kills a run repeatedly at random moments, and starts a new run when one is complete.
 
         Requires that each killed run can be resumed, and that each complete run equals `whole`. Returns how many of
         both there were.
@@ -119,7 +119,7 @@ class TestKills:
 @pytest.mark.parametrize("name", FILES)
 def test_full_disk_ends_the_run_which_resumes(whole: Whole, tiny_corpus: Path, tmp_path: Path, name: str) -> None:
     save_dir = tmp_path / "run"
-    # The limit that stands for a full disk is that of a process: it fails at any file that is written at that time.
+    # The limit on file sizes, which stands for a full disk, holds for all files that the process writes at that time.
     name, _, how = name.partition(" ")
     settings = (
         "checkpoint.keep_best=2",

@@ -128,7 +128,7 @@ def test_run_killed_repeatedly_at_any_moment(whole: Path, tiny_corpus: Path, tmp
     for update in (1, 2 * CHECKPOINT_EVERY):
         process = start(tiny_corpus, tmp_path)
         wait_for_update(process, tmp_path, update)
-        time.sleep(moments.uniform(0, 0.1))  # perhaps while a checkpoint is written
+        time.sleep(moments.uniform(0, 0.1))  # possibly while a checkpoint is written
         process.kill()
         process.communicate(timeout=30)
     train(tiny_corpus, tmp_path)
@@ -159,7 +159,7 @@ def test_full_disk_keeps_the_previous_checkpoint(whole: Path, tiny_corpus: Path,
     folder = tmp_path / f"update_{before:08d}"
     contents = {path.name: path.read_bytes() for path in folder.iterdir()}
     size = len(contents["model.safetensors"]) * 3 // 4
-    assert size > 2 * (tmp_path / "log.jsonl").stat().st_size  # it is the checkpoint that does not fit
+    assert size > 2 * (tmp_path / "log.jsonl").stat().st_size  # only the checkpoint does not fit
 
     process = start(tiny_corpus, tmp_path, before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
     _, errors = process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""A tiny language model that reads a text sample by sample learns what only the previous sample can tell.
+"""A tiny language model with a memory predicts what only the previous sample determines.
 
 Each line, "12>34", first repeats the end of the previous line. A model that remembers it guesses two digits of six
 characters: ln 10 / 3 = 0.77 nats per character. A model that does not guesses four: 1.54.
@@ -85,7 +85,7 @@ def test_softmax_does_not_remember(seed: int, tmp_path: Path) -> None:
 
 
 def test_memory_tokens_remember_previous_segment(seed: int, tmp_path: Path) -> None:
-    """Most seeds reach 0.79. A few, such as 1543321785, stay at 1.16 however long they train: two may try."""
+    """Most seeds reach 0.79. A few, such as 1543321785, stay at 1.16 however long they train: two seeds are tried."""
 
     def reached(seed: int) -> float:
         folder = tmp_path / str(seed)

@@ -1,4 +1,4 @@
-"""From raw text to scores by the commands alone: every line is there, in order, and every score is the same score."""
+"""From raw text to scores by commands: no line is lost, and all commands report the same score."""
 
 import contextlib
 import io
@@ -40,7 +40,7 @@ class Said:
 
 
 def call(main: Callable[[list[str]], None], *arguments: str) -> Said:
-    """Run a command in this process."""
+    """Runs a command in this process."""
     out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         main([*arguments])
@@ -55,7 +55,7 @@ def shell(command: str, folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model, with all that it came from, in one folder: text/, data-bin/, run/."""
+    """A folder with a trained model, its text and its data: run/, text/, data-bin/."""
 
     folder: Path
 
@@ -137,7 +137,7 @@ def test_every_command_gives_the_bleu_of_sacrebleu(run: Run, valid: Said) -> Non
 
 def test_batch_size_changes_no_line(run: Run, valid: Said) -> None:
     assert len(valid.lines) == LINES["valid"]
-    assert len(set(valid.lines)) > LINES["valid"] // 2  # so an order is a thing to speak of
+    assert len(set(valid.lines)) > LINES["valid"] // 2  # so the order can be checked
     for sentences in (1, 7, 64):
         for split in LINES:
             again = run.generate(f"split={split}", f"max_sentences={sentences}", "buffer_size=20")
@@ -209,7 +209,7 @@ def test_averaged_model_translates_and_is_compared(run: Run, valid: Said) -> Non
 
 
 def test_model_file_is_enough_to_translate(run: Run, valid: Said, tmp_path: Path) -> None:
-    """One file, moved away from its corpus and run; in a fresh process, from a pipe."""
+    """The model file alone, without its corpus and run, translates a pipe in a new process."""
     best = tmp_path / "model.safetensors"
     best.write_bytes((run.folder / "run" / "best.safetensors").read_bytes())
     search = [f"{key}={value}" for key, value in SEARCH.items()]

@@ -174,7 +174,7 @@ def test_shown_output_is_compared_without_numbers() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["adding-an-attention"])
 def test_examples_of_extending_pages_run(name: str, tmp_path: Path) -> None:
-    """Its files are written and its commands run; a file's path is in its first line."""
+    """Writes the files of the page, whose first lines are their paths, and runs its commands."""
     page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
     for source in blocks("python", page):
         path = tmp_path / source.splitlines()[0].removeprefix("# ")

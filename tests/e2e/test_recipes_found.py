@@ -195,7 +195,7 @@ def test_bad_arguments_are_user_errors(arguments: list[str], words: str) -> None
 
 
 def listed_by(python_path: Path, cwd: Path) -> set[str]:
-    """The recipes that a new process lists, which imports seqtk from `python_path`."""
+    """The recipes that a new process lists. It imports seqtk from `python_path`."""
     environment = {**os.environ, "PYTHONPATH": str(python_path), "PYTHONDONTWRITEBYTECODE": "1"}
     program = (
         "import seqtk, sys; from seqtk.cli.recipes import main;"
@@ -213,7 +213,7 @@ def test_recipes_are_found_in_a_checkout(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_recipes_are_found_in_an_installed_wheel(tmp_path: Path) -> None:
-    """pip builds the wheel in an environment of its own, from the files that git knows."""
+    """pip builds the wheel in a separate environment, from the files that git tracks."""
     source, target = tmp_path / "source", tmp_path / "target"
     tracked = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(tracked, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():

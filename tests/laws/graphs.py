@@ -23,7 +23,7 @@ from seqtk.training.parallel import TrainStep
 VOCABULARY, CLASSES = 40, 3
 SIZES = {"dim": 16, "ffn_dim": 32, "heads": 2}
 LAYER = {"max_length": 96, "dropout": 0.2}
-"""Set in every layer that has the setting."""
+"""Settings of every layer that has them."""
 ONE = {"layers": 1}
 ADAPTIVE = {"cutoffs": (10, 20), "input_factor": 2.0, "softmax_factor": 2.0}
 
@@ -109,7 +109,7 @@ MORE = [
     Case("transformer_lm", "softmax", {"layers": 2, "layer_drop": 0.5, "attention": {"dropout": 0.0}}, "layer_drop"),
     *(Case("transformer_classifier", "softmax", {"encoder": ONE}, pool) for pool in ("max", "cls", "last")),
 ]
-"""Other heads, and parts that choose by what they read."""
+"""Models with other heads, and with parts whose computation depends on their input."""
 
 
 def outcome(step: TrainStep, compute: Callable[..., Any], batch: Batch) -> list[Tensor | None]:

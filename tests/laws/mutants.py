@@ -1,7 +1,7 @@
 """Wrong layers, each with the law case that catches it.
 
-A mutant of the library replaces a piece of the source of one function while the law runs. Where the piece is gone, the
-test of the mutant says so: then the mutant has to follow the code.
+A mutant of the library replaces a piece of the source of one function while the law runs. If the piece no longer
+exists, the test of the mutant fails: change the mutant with the code.
 """
 
 import contextlib
@@ -225,7 +225,7 @@ class DividesByLength(SoftmaxAttention):
 
 
 class StepsAtPositionZero(SynthesizerRandom):
-    """Reads row 0 of its matrix at every step, as a public implementation does."""
+    """Reads row 0 of its matrix at every step, an error of a public implementation."""
 
     def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
         value_BHSE = append(state.dynamic["value"], self.split(self.value(x_B1D)))
@@ -411,7 +411,7 @@ class ReadsAWeightSilently(SoftmaxAttention):
 
 
 class ReadsAWeightSilentlyIfLong(ReadsAWeightSilently):
-    """Loses a gradient in the same way on very long inputs, and declares `subquadratic`."""
+    """Loses the same gradient, but on very long inputs only, and declares `subquadratic`."""
 
     subquadratic = True
 

@@ -17,7 +17,7 @@ def table(golden: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("order", ["sorted", "natural"])
 def test_batches_equal_fairseqs(table: dict[str, Any], order: str) -> None:
-    """All of them, and as the last one the examples that fairseq drops: those short of the required multiple."""
+    """All batches are equal. The last one holds the examples that fairseq drops because a multiple is required."""
     sizes = np.array(table["sizes"])
     indices = np.array(table["sorted_order"]) if order == "sorted" else np.arange(len(sizes))
     dropped_by_fairseq = 0

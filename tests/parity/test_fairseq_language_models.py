@@ -1,4 +1,4 @@
-"""Language models that fairseq trained, in ours: log-probabilities, features, losses and gradients are its own."""
+"""Imported language models give fairseq's log-probabilities, features, losses and gradients."""
 
 import json
 import math
@@ -33,7 +33,7 @@ NAMES = ("transformer_lm", "transformer_lm_adaptive")
 
 @pytest.fixture(scope="module", params=NAMES)
 def stored_in(request: pytest.FixtureRequest, golden: Path) -> Path:
-    """The folder with one of fairseq's models and all that it said of it."""
+    """The folder with one of fairseq's models and its stored results."""
     return golden / "models" / str(request.param)
 
 
@@ -105,8 +105,8 @@ def loss_of(model: TransformerLM, blocks: TokenBlocks) -> tuple[float, int]:
     return total, weight
 
 
-def left_out_by_fairseq(model: TransformerLM, batch: LanguageBatch) -> Tensor:
-    """What ours has and fairseq's adaptive criterion lacks: -log p(w | band) of one word w in each band but the first.
+def ignored_by_fairseq(model: TransformerLM, batch: LanguageBatch) -> Tensor:
+    """-log p(w | band) of one word w in each band but the first, which fairseq's adaptive criterion leaves out.
 
     It ignores the target PAD, which is 1, in every softmax: also in those of the tails, where 1 is their second word.
     Its eval-lm, which takes log-probabilities, counts these words.
@@ -128,7 +128,7 @@ def test_validation_loss_to_six_digits(golden: Path, stored_in: Path, model: Tra
     blocks = TokenBlocks(valid, tokens_per_sample=64)
     total, weight = loss_of(model, blocks)
     assert weight == stored["sums_natural_log"]["ntokens"] == valid.total
-    left_out = float(left_out_by_fairseq(model, collate_blocks([blocks[i] for i in range(len(blocks))])))
+    left_out = float(ignored_by_fairseq(model, collate_blocks([blocks[i] for i in range(len(blocks))])))
     assert (left_out > 0) is (model.config.adaptive is not None)
     base2 = (total - left_out) / weight / math.log(2)
     assert base2 == pytest.approx(stored["loss_base2"], rel=5e-7)
@@ -161,7 +161,7 @@ def test_gradients_equal_fairseqs(golden: Path, stored_in: Path, model: Transfor
     batch = collate_blocks([blocks[index] for index in stored["id"]])
     assert (batch.previous_BT.tolist(), batch.target_BT.tolist()) == (stored["src_tokens"], stored["target"])
     loss = CrossEntropy(CrossEntropyConfig())(model, batch)
-    total = loss.total - left_out_by_fairseq(model, batch)
+    total = loss.total - ignored_by_fairseq(model, batch)
     total.backward()  # type: ignore[no-untyped-call]
     assert loss.weight == stored["ntokens"]
     assert total.item() == pytest.approx(stored["loss_sum"], rel=1e-6)

@@ -1,6 +1,6 @@
-"""Models that fairseq trained compute here what they compute there.
+"""Imported translation models give fairseq's log-probabilities, features, losses and gradients.
 
-Tolerances are absolute, in nats, unless said otherwise; fairseq's own float32 results are up to 3.3e-6 from its float64
+Tolerances are absolute, in nats, unless stated otherwise; fairseq's own float32 results are up to 3.3e-6 from its float64
 ones (head of each reference_logprobs.json), and so are ours.
 """
 
@@ -34,13 +34,13 @@ MODELS = {
     "lightconv_dynamic": ("lightconv_dynamic", "joined"),
 }
 PRE_NORM = ("transformer_prenorm", "lightconv_dynamic")
-"""These have a table of their own for the source, the others one for everything."""
+"""These models have a separate source embedding. The others share one embedding."""
 UNUSED = {
     "transformer_prenorm": 2
     * (48 + 64),  # learned tables have two rows more, for padding and before it, on either side
     "lightconv_dynamic": (2 + 2) * 64,  # conv_bias, which is never initialised nor used
 }
-"""Parameters of fairseq's that no token reads."""
+"""Parameters of fairseq's models that no token uses."""
 
 
 @functools.cache

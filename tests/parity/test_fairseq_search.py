@@ -1,4 +1,4 @@
-"""The search finds what fairseq's finds, with fairseq's models, data and settings.
+"""Beam search finds fairseq's hypotheses with fairseq's models, data and settings.
 
 Hypotheses are equal token for token and in the same order. Scores are base 2; fairseq prints the digits of a float32,
 and its own differ between batch sizes by 1e-6 where divided by the length, 3e-5 where not (index.json).
@@ -28,8 +28,8 @@ from seqtk.interop.fairseq import import_fairseq
 from seqtk.metrics.text import corpus_scores
 from seqtk.models import Model
 
-# file → its settings. Where fairseq itself does not do what its option says, the file that does is taken: no-repeat
-# has no effect in it (…_intended has), and max_len_a counts the batch's padding (…_batch1 has none).
+# file → its settings. Two options have errors in fairseq, so files without these errors are used: no-repeat has no
+# effect (except in …_intended), and max_len_a counts the batch's padding (…_batch1 has none).
 SEARCHES = {
     "beam5_lenpen1": SearchConfig(),
     "beam4_lenpen0.6_nbest3": SearchConfig(beam=4, length_penalty=0.6, nbest=3),

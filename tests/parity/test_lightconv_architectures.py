@@ -80,7 +80,7 @@ def test_parameter_counts_equal_fairseqs(golden: Path) -> None:
     ],
 )
 def test_dropout_rates_equal_fairseqs(name: str, rates: tuple[float, float, float], glu: bool) -> None:
-    """Dropout, that of kernels and cross-attention, and that of the convolutions' inputs."""
+    """Dropout of blocks, of kernels and cross-attention, and of the convolutions' inputs."""
     config = named(name, share="all", lightweight=False)
     layers = [*config.encoder.self_attention, *config.decoder.self_attention]
     convolutions = [layer for layer in layers if isinstance(layer, ConvolutionConfig)]

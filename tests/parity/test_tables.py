@@ -1,4 +1,4 @@
-"""Label smoothing, positions, sinusoidal tables and collated batches are fairseq's, number by number."""
+"""Label smoothing, positions, sinusoidal tables and collated batches equal fairseq's."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from seqtk.data.vocabulary import EOS, PAD
 from seqtk.modules.embedding import SinusoidalPositions, sinusoids
 from seqtk.modules.head import LinearHead
 
-FIRST_POSITION = 2  # what fairseq calls the position of a row's first token
+FIRST_POSITION = 2  # fairseq's position of a row's first token
 
 
 @pytest.fixture(scope="module")

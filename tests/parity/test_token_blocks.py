@@ -1,4 +1,4 @@
-"""Token blocks are fairseq's, in every break mode."""
+"""Token blocks equal fairseq's in every break mode."""
 
 import json
 from pathlib import Path

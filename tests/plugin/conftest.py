@@ -1,4 +1,4 @@
-"""Runs commands with the plug-in package in processes of their own: this one's registries stay as they are."""
+"""Runs commands with the plug-in package in new processes, so that the registries of this process do not change."""
 
 import json
 import os

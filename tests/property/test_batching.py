@@ -1,4 +1,4 @@
-"""Whatever the lengths and budget: every example exactly once, no batch over budget, nothing lost by resuming."""
+"""For any lengths and budget: every example exactly once, no batch over budget, nothing lost by resuming."""
 
 import itertools
 

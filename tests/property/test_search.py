@@ -1,4 +1,4 @@
-"""Whatever the model, the batch and the options, a search keeps what they promise."""
+"""For any model, batch and options, a search obeys its options."""
 
 import numpy as np
 import torch

@@ -38,7 +38,7 @@ ALSO_LONG: dict[str, tuple[str, ...]] = {
     "longformer": ("odd",),
     "pooled": ("overlapping-max",),
 }
-"""The variants that are checked at the long size besides the first one: those with other blocks or other code."""
+"""The variants, besides the first one, that are checked at the long size: they have other blocks or other code."""
 
 ONLY_LONG: dict[str, dict[str, dict[str, Any]]] = {
     "aft_local": {"wide-long": {"rank": 3, "window": 32}},

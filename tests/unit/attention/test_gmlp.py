@@ -34,7 +34,7 @@ def test_roles_agree_with_a_lower_triangular_matrix() -> None:
 
 
 def test_shift_matrix_gates_by_the_previous_value() -> None:
-    """W of ones below the diagonal and b = 0: the gate is the value before."""
+    """W has ones below the diagonal and b = 0, so the gate is the previous value."""
     layer = build(Role.CAUSAL)
     with torch.no_grad():
         layer.spatial.copy_(torch.ones(10, 10).tril(-1).triu(-1))

@@ -171,7 +171,7 @@ def test_large_exponents_equal_float64(role: Role) -> None:
 
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CROSS])
 def test_keys_far_from_the_origin_equal_float64(role: Role) -> None:
-    """With all keys far from the origin, outputs and gradients equal those of float64."""
+    """With all keys far from the origin, float32 outputs and gradients equal float64."""
     layer = build("performer", role, features=64)
     x_BTD, memory_BSD = torch.randn(2, 20, DIM), torch.randn(2, 20, DIM)
     with torch.no_grad():

@@ -130,7 +130,7 @@ def test_decoders_keep_a_memory_in_each_layer() -> None:
         assert build(LUNA, role).memory is not None
 
 
-# Equal to other layers in special cases.
+# Special cases that equal other layers.
 
 
 @pytest.mark.parametrize("tie_kv", [True, False])

@@ -75,7 +75,7 @@ def test_convolution_adds_values_of_its_window() -> None:
     x_BTD = torch.randn(2, 6, DIM)
     torch.testing.assert_close(layer(x_BTD)[0], base(x_BTD)[0])
     with torch.no_grad():
-        weights[1][:, 0, 1, 0] = 1  # each position adds its own value
+        weights[1][:, 0, 1, 0] = 1  # each position adds its value
     own = x_BTD @ layer.get_parameter("value.weight").T @ layer.get_parameter("out.weight").T
     torch.testing.assert_close(layer(x_BTD)[0] - base(x_BTD)[0], own)
 

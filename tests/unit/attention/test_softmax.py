@@ -1,4 +1,4 @@
-"""Dot-product attention: its options, each against what it must be equal to, and what is refused."""
+"""Dot-product attention: its options, compared with equivalent formulas, and refusals."""
 
 import math
 from typing import Any
@@ -58,7 +58,7 @@ def test_alibi_slopes_of_eight_heads_halve_from_a_half() -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_t5_buckets_equal_the_papers(causal: bool) -> None:
-    """T5's own code takes the logarithm in float32, so that one rounding more or less could differ; none does."""
+    """T5's code takes the logarithm in float32. No bucket differs because of its rounding."""
     bias = T5Bias(1, causal=causal)
     with torch.no_grad():
         bias.table.copy_(torch.arange(32.0)[:, None])

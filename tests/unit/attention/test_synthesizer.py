@@ -98,7 +98,7 @@ def test_factor_lengths_multiply_to_at_least_the_length(length: int) -> None:
 
 def test_factorized_dense_logits_are_distinct() -> None:
     layer = build(SynthesizerFactorizedDenseConfig(heads=2, max_length=11)).double()
-    torch.nn.init.constant_(layer.get_parameter("logits.hidden.bias"), 9.0)  # queries without any unit on are alike
+    torch.nn.init.constant_(layer.get_parameter("logits.hidden.bias"), 9.0)  # queries without an active unit are equal
     x_BTD = torch.randn(1, 11, DIM, dtype=torch.float64)
     logits_HTS = layer.get_submodule("logits")(x_BTD, rows=slice(0, 11), columns=11).logits(11)[0]
     for matrix in logits_HTS:
@@ -273,7 +273,7 @@ def test_no_tensor_holds_all_logits(role: Role) -> None:
 
 @pytest.mark.parametrize("spread", [1.0, 30.0, 1000.0])
 def test_shared_logits_equal_separate_ones(spread: float) -> None:
-    """Also where the largest logits belong to padding and the sums of the others would vanish."""
+    """Also if padding has the largest logits, next to which the others would vanish."""
     length, lengths = 70, torch.tensor([70, 40, 1, 0])
     logits_1HTS = (torch.randn(1, 2, length, length, dtype=torch.float64) * spread).requires_grad_()
     value_BHSE = torch.randn(4, 2, length, 3, dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Models of version 0.1.0 compute what they computed: the same loss from the same weights, for every attention layer.
+"""Models of version 0.1.0 give the same loss as then from the same weights, for every attention layer.
 
 `losses_0_1_0.json` holds configs of models and the losses that 0.1.0 computed. The weights are drawn from the names of
 the tensors, so that a renamed tensor changes the loss. A language model reads the batch twice, the second time with the

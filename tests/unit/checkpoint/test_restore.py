@@ -52,5 +52,5 @@ def test_unreadable_checkpoints_end_all_processes(run: Checkpoints) -> None:
 
 
 def _intact(run: Checkpoints) -> Path:
-    """The folder of a checkpoint of the same run, as a process sees it that can read it."""
+    """The folder of an intact checkpoint of the same run, as seen by another process."""
     return run.save({"w": torch.zeros(2)}, {}, TrainState(update=3))

@@ -1,4 +1,4 @@
-"""Files that a thread writes: in order, with its errors, and with the weights of their update."""
+"""Files written by a thread: their order, its errors, and the weights of their update."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""seqtk-average: which checkpoints it takes, and its errors where there are none."""
+"""seqtk-average: which checkpoints it averages, and its errors if there are none."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The frame of a command: help, --cfg job, errors in at most three lines, exit codes."""
+"""What all commands share: help, --cfg job, errors in at most three lines, exit codes."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The command that scores text: its figures are validation's, its token scores add up, its errors are three lines."""
+"""seqtk-eval-lm: its metrics equal validation's, its token scores add up, its errors have three lines."""
 
 import io
 import json

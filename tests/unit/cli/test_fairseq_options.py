@@ -1,4 +1,4 @@
-"""fairseq's command lines are answered with a whole line of seqtk's that composes."""
+"""fairseq's command lines are answered with a complete command of seqtk."""
 
 import shlex
 from typing import Any

@@ -123,7 +123,7 @@ def test_line_count_equals_wc(run, text):
 
 @pytest.mark.parametrize(("line", "share"), [("Katze Hund alt", "67%"), ("Katze alt", None), ("", None)])
 def test_mostly_unknown_input_is_reported(run, line, share):
-    """As raw text is for a model that was imported with a dictionary alone."""
+    """For example, raw text for a model that was imported with a dictionary only."""
     found = [found for found in run("input=-", stdin=f"{line}\n".encode()).err.splitlines() if "unknown" in found]
     assert [line.split()[0] for line in found] == ([share] if share else [])
 
@@ -143,7 +143,7 @@ def test_split_equals_its_text(run, folder):
 
 @pytest.fixture
 def kept_text(folder):
-    """The text beside its split, as seqtk-preprocess leaves it there."""
+    """The text of a split, where seqtk-preprocess stores it."""
     kept = [folder / "data-bin" / f"test.de-en.{lang}.txt" for lang in ("de", "en")]
     for path, lines in zip(kept, (SOURCES, TARGETS), strict=True):
         path.write_text("".join(f"{line.upper()}\n" for line in lines))
@@ -249,7 +249,7 @@ def test_interactive_answers_each_line(run):
 @pytest.fixture
 def at_a_terminal(run, monkeypatch):
     def at_a_terminal(typed, *arguments):
-        """What is shown to somebody who types these lines, or raises these signals, and then Ctrl-D."""
+        """What is shown to a user who types these lines, or sends these signals, and then Ctrl-D."""
         remaining = iter(typed)
 
         def read(prompt):
@@ -351,7 +351,7 @@ class TestPrefix:
 
 
 class TestOutput:
-    """Whatever `output=` names is written to, never replaced by another kind of file."""
+    """`output=` is written to and keeps its kind: file, link or pipe."""
 
     def test_pipe_is_written_to(self, run, folder):
         os.mkfifo(folder / "pipe")

@@ -54,7 +54,7 @@ def test_texts_are_in_prompt_order(run: Run, kind: str) -> None:
     assert again == written
     small = run("input=prompts", f"checkpoint={kind}.safetensors", "nbest=7", "min_length=3", "max_sentences=1")
     texts = [hypothesis["text"] for line in lines for hypothesis in line["hypotheses"]]
-    assert small == "".join(f"{text}\n{TEXT_SEPARATOR}\n" for text in texts)  # with their own line feeds
+    assert small == "".join(f"{text}\n{TEXT_SEPARATOR}\n" for text in texts)  # including their line feeds
 
 
 def test_default_is_one_empty_prompt(run: Run) -> None:
@@ -65,7 +65,7 @@ def test_default_is_one_empty_prompt(run: Run) -> None:
 
 
 def test_prompt_is_kept_and_unk_is_not_produced(run: Run) -> None:
-    prompt = "the  zebra sees a giraffe"  # two words that the vocabulary has not, and two spaces
+    prompt = "the  zebra sees a giraffe"  # two words that are not in the vocabulary, and two spaces
     arguments = ("input=-", "format=json", "nbest=20", "min_length=5")
     given = [json.loads(run(*arguments, *more, stdin=prompt.encode())) for more in ((), ("unk_penalty=0",))]
     for line in given:

@@ -1,4 +1,4 @@
-"""seqtk-inspect: what a model or run holds, whether it is intact, and how two differ."""
+"""seqtk-inspect: the contents of a model or run, whether it is intact, and how two models differ."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""seqtk-prepare: what it lists, takes and refuses, and that recipes name it."""
+"""seqtk-prepare: its list, its arguments, its errors, and the recipes that name it."""
 
 from pathlib import Path
 

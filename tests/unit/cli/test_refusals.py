@@ -120,7 +120,7 @@ def reason(config_type: type, name: str, text: str, value: Any) -> str | None:
 
 
 def rows() -> Iterator[tuple[str, Any, str, type, str]]:
-    """(command, config, key, class, field) of every key, those of every kind in every slot included."""
+    """(command, config, key, class, field) of every key, including those of every kind in every slot."""
     for command, config_type in COMMANDS.items():
         defaults = config_type()
         for key, owner, name in leaves(defaults):
@@ -141,7 +141,7 @@ def rows() -> Iterator[tuple[str, Any, str, type, str]]:
 
 
 def table() -> tuple[Counter[str], list[str]]:
-    """How many values were refused, and accepted for which reason; and the faults found."""
+    """The number of values refused, and accepted for each reason; and the errors found."""
     totals: Counter[str] = Counter()
     faults = []
     seen: set[tuple[str, str, type]] = set()

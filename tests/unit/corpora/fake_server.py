@@ -1,4 +1,4 @@
-"""A web server of the tests' own, on this machine, that misbehaves as it is told; and a disk that is full."""
+"""A local web server with chosen faults, and a full disk."""
 
 import resource
 import threading
@@ -10,24 +10,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Served:
-    """A file and how the server treats those who ask for it."""
+    """A file, and how the server answers requests for it."""
 
     body: bytes
     etag: str | None = '"1"'
     date: str | None = None
     ranges: bool = True
-    """Whether it knows of Range."""
+    """Whether the server supports Range."""
     wrong_range: bool = False
-    """Whether it answers a range with another one."""
+    """Whether the server answers with another range than requested."""
     announced: int | None = None
-    """The Content-Length, where that is a lie; 0: none is sent."""
+    """A wrong Content-Length. 0: none is sent."""
     content_type: str = "application/octet-stream"
     drops: list[int] = field(default_factory=list)
-    """How many bytes of each coming answer are sent before the connection ends; then answers are whole."""
+    """For each of the next answers, the bytes that are sent before the connection ends. Later answers are complete."""
     hangs: bool = False
-    """Whether a connection that would end stays open instead, for longer than a test."""
+    """Whether a connection stays open instead of ending, for longer than a test."""
     errors: list[int] = field(default_factory=list)
-    """The status of each coming answer; then it is 200 or 206."""
+    """The status of each of the next answers. Later it is 200 or 206."""
 
 
 class Shelf:
@@ -93,7 +93,7 @@ def serving() -> Iterator[Shelf]:
         daemon_threads = False  # so that closing it waits for its answers
 
         def handle_error(self, request: object, client_address: object) -> None:
-            pass  # the other side has hung up
+            pass  # the client has closed the connection
 
     server = Server(("127.0.0.1", 0), Handler)
     shelf = Shelf(f"http://127.0.0.1:{server.server_port}")
@@ -110,7 +110,7 @@ def serving() -> Iterator[Shelf]:
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """What the system says of a larger file is what it says of a full disk, in other words."""
+    """Limits the size of files. A larger file fails as on a full disk, with another message."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -1,4 +1,4 @@
-"""Corpora with classes: every published layout gives the same labelled data-bin; wrong files are refused; real data."""
+"""Corpora with classes: every published layout gives the same data-bin, wrong files are refused, real data are read."""
 
 import csv
 import gzip

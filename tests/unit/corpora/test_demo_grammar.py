@@ -1,4 +1,4 @@
-"""The demo language is deterministic, English decides its German, and its German is grammatical, rule by rule."""
+"""The demo language is deterministic, each English sentence has one German one, and the German is grammatical."""
 
 import random
 import re

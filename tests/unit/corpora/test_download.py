@@ -1,4 +1,4 @@
-"""Downloads: whole, checked, resumed, and never glued of two files, whatever the server does."""
+"""Downloads are complete, verified and resumed, and never mix two files, whatever the server does."""
 
 import fcntl
 import hashlib

@@ -1,4 +1,4 @@
-"""From published files to the data-bin of the recipes: every corpus in miniature, interrupted anywhere; real ones."""
+"""From published files to data-bins: every corpus in miniature, interruptions, and real corpora."""
 
 import contextlib
 import gzip
@@ -37,7 +37,7 @@ def make(corpus: Corpus, folder: Path, reporter: Reporter | None = None, **setti
 
 
 def databin(folder: Path) -> dict[str, bytes]:
-    """The files of a data-bin, but for the record, which names paths."""
+    """The files of a data-bin, except the record, which names paths."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.suffix != ".json"}
 
 
@@ -84,7 +84,7 @@ def test_every_corpus_is_downloaded_and_prepared(name: str, shelf: Shelf, tmp_pa
 
 @pytest.mark.parametrize("name", CORPORA)
 def test_files_on_the_disk_give_the_same_as_downloads(name: str, shelf: Shelf, tmp_path: Path) -> None:
-    """As archives, as what is in them, under the paths in them or without, plain or compressed, in several folders."""
+    """As archives or their contents, with or without folders, plain or compressed, in several folders."""
     corpus, contents = miniature(CORPORA[name])
     stocked(shelf, contents)
     make(corpus, tmp_path / "fetched", mirror=shelf.url)
@@ -125,7 +125,7 @@ def test_different_files_are_refused(name: str, shelf: Shelf, tmp_path: Path) ->
     lay_out(tmp_path / "in", {item.file_name: content_of(item) for file in corpus.files for item in file.items})
     with pytest.raises(UserError) as caught:
         make(corpus, tmp_path, source=str(tmp_path / "in"))
-    if not name.startswith("wmt14"):  # of the members of its archives nothing is published but the number of lines
+    if not name.startswith("wmt14"):  # only the number of lines is published of the members of its archives
         assert "differs from the published" in str(caught.value)
     assert not list((tmp_path / "bin").glob("*.idx"))
 
@@ -151,7 +151,7 @@ def test_resumes_after_any_message(name: str, shelf: Shelf, tmp_path: Path) -> N
     for count in range(len(messages) + 1):
         try:
             make(corpus, tmp_path, after(count), mirror=shelf.url)
-            break  # a rerun has less to tell
+            break  # a second run prints less
         except KeyboardInterrupt:
             assert not list((tmp_path / "bin").glob("dict*"))
             interrupted += 1
@@ -282,7 +282,7 @@ def test_real_multi30k_is_prepared(real_data: Path, tmp_path: Path) -> None:
     ("name", "train"), [("wikitext103", "wiki.train.tokens"), ("wikitext103_bpe", "wiki.train.raw")]
 )
 def test_real_wikitext_held_out_text_is_prepared(name: str, train: str, real_data: Path, tmp_path: Path) -> None:
-    """Valid and test as published, with their checksums; the training text, which is not to be had here, is ours."""
+    """Published validation and test text, with checksums. The training text is not available here and is generated."""
     real, small = CORPORA[name], miniature(CORPORA[name])[0]
     members = (small.files[0].members[0], *real.files[0].members[1:])
     files = (replace(real.files[0], members=members),)

@@ -1,4 +1,4 @@
-"""The text of a split: the right bytes, lines or segments; training pairs cleaned and counted."""
+"""The text of a split: its bytes, lines or segments, and cleaned and counted training pairs."""
 
 import gzip
 import re
@@ -102,7 +102,7 @@ def test_sides_of_different_length_are_refused(tmp_path: Path) -> None:
     st.text(alphabet="a \u2028", min_size=1, max_size=3),
 )
 def test_cleaning_equals_line_by_line(lines: list[str], last: str) -> None:
-    """The whole block at once gives what each line gives alone, by the text's own rules; the last need not end."""
+    """Cleaning a block equals cleaning each line. The last line may lack its line feed."""
     cleaned = clean([*(f"{line}\n".encode() for line in lines), last.encode()])
     blanks = re.compile("[\x00-\x09\x0b-\x20\x7f-\x9f\u2028\u2029\ufeff]+")
     assert [line.decode() for line in cleaned] == [blanks.sub(" ", line).strip(" ") for line in [*lines, last]]

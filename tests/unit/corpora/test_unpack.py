@@ -1,4 +1,4 @@
-"""Archives: only what was asked for comes out, only where it was asked to be, and whole."""
+"""Archives: only the named members are written, only to the given paths, and completely."""
 
 import hashlib
 import io
@@ -22,7 +22,7 @@ KINDS = (".zip", ".tgz", ".tar")
 
 
 def take(path: Path, wanted: RemoteFile = WANTED) -> Path:
-    """Unpack into out/a.txt beside the archive, from where nothing else may be written."""
+    """Unpacks `wanted` to out/a.txt next to the archive."""
     target = path.parent / "out" / "a.txt"
     unpack(path, {wanted: target}, reporter=Reporter())
     return target
@@ -48,7 +48,7 @@ def made(path: Path, members: dict[str, bytes]) -> Path:
 
 @pytest.fixture
 def inside(tmp_path: Path) -> Path:
-    """A folder with another around it, so that an escape is seen."""
+    """A folder inside another one, so that a file written outside is detected."""
     (tmp_path / "inside").mkdir()
     return tmp_path / "inside"
 

@@ -18,13 +18,13 @@ TRAIN, HELD_OUT = 40, 7
 
 
 def sentences(count: int, *, side: str = "en") -> list[bytes]:
-    """Lines that differ; those of other languages have letters that are not ASCII."""
+    """Distinct lines. Lines in other languages have letters that are not ASCII."""
     verb = {"en": "sees", "de": "hört", "fr": "à"}.get(side, "has")
     return [f"the {NOUNS[i % 7]} {verb} {i} of the {NOUNS[i * i % 5]}s".encode() for i in range(count)]
 
 
 def sgml(lines: list[bytes]) -> bytes:
-    """As WMT writes its sets; one segment has an entity in it, and one is spread over two lines."""
+    """SGML as in WMT's sets. One segment has an entity, and one spans two lines."""
     segments = [b'<seg id="%d">%s</seg>' % (i + 1, line) for i, line in enumerate(lines)]
     segments[0] = segments[0].replace(b" of ", b" &amp; ").replace(b" the ", b"  the\n")
     return b'<refset setid="x" srclang="any">\n<doc docid="a">\n<p>\n%s\n</p>\n</doc>\n</refset>\n' % b"\n".join(
@@ -33,7 +33,7 @@ def sgml(lines: list[bytes]) -> bytes:
 
 
 def text_of(name: str) -> bytes:
-    """What the published file `name` holds in miniature."""
+    """The miniature of the published file `name`."""
     plain = name.removesuffix(".gz").removesuffix(".sgm")
     side = next((side for side in ("de", "fr") if plain.endswith(f".{side}")), "en")
     if name == "enwik8":
@@ -50,7 +50,7 @@ def text_of(name: str) -> bytes:
 
 
 def dirty(side: str) -> bytes:
-    """Training text: a pair has nothing on one side, one bytes that are not UTF-8, and one is spaced oddly."""
+    """Training text with an empty side, bytes that are not UTF-8, and unusual spaces."""
     lines = sentences(TRAIN, side=side)
     if side == "en":
         lines[3] = b" \xc2\x85"
@@ -61,7 +61,7 @@ def dirty(side: str) -> bytes:
 
 
 def archive(url: str, members: Mapping[str, bytes]) -> bytes:
-    """An archive of the kind that the URL ends in."""
+    """An archive of the kind of the URL's ending."""
     file = io.BytesIO()
     if url.endswith(".zip"):
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as zipped:
@@ -120,7 +120,7 @@ def _small(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lay_out(folder: Path, contents: Mapping[str, bytes]) -> Path:
-    """Write the files into a folder."""
+    """Writes the files into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

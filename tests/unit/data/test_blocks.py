@@ -1,4 +1,4 @@
-"""Unit tests of token blocks: nothing is lost or repeated, and what stands before a block is what it reads first."""
+"""Tests of token blocks: nothing is lost or repeated, and each block starts with its context."""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Unit tests of reading raw text: lines, blocks, samples, and text that cannot be used."""
+"""Tests of reading raw text: lines, blocks, samples, and text that cannot be used."""
 
 import gzip
 from pathlib import Path

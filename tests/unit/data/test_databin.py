@@ -1,4 +1,4 @@
-"""Unit tests of data-bin directories: which languages, which splits, and what is missing."""
+"""Tests of data-bin directories: which languages, which splits, and what is missing."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Unit tests of the indexed files: round trips, types, damage, and the older format."""
+"""Tests of the indexed files: round trips, types, damage, and the older format."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""The loader: batches in the order of the plan, from any number of workers, and what happens when one fails."""
+"""The loader: batches in the order of the plan from any number of workers, and failing workers."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Masking: its rates, that it is a function of seed, epoch and example, and whole words."""
+"""Masking: its rates, its dependence on seed, epoch and example only, and whole words."""
 
 import numpy as np
 import pytest

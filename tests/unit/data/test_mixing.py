@@ -1,4 +1,4 @@
-"""Unit tests of mixes: what an epoch reads of each corpus, and in which order."""
+"""Tests of mixes: what an epoch reads of each corpus, and in which order."""
 
 from collections import Counter
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Unit tests of one-sided text: bytes and characters are kept exactly, and the size of the text is counted."""
+"""Tests of one-sided text: bytes and characters are kept exactly, and the size of the text is counted."""
 
 import json
 from dataclasses import replace

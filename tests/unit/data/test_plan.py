@@ -86,7 +86,7 @@ class TestBatches:
         assert padded(30) < padded(4) < padded(1)
 
     def test_the_random_stream_is_fixed(self) -> None:
-        """A run that is resumed, under whatever versions, continues the epoch it was in."""
+        """A resumed run continues its epoch under any version."""
         batches = epoch_batches(np.arange(2, 12), BatchingConfig(max_tokens=30, bucket=2), seed=7, epoch=3)
         assert lists(batches) == [[0, 1, 2, 3, 4], [9, 6], [5, 7, 8]]
 
@@ -144,7 +144,7 @@ class TestResume:
         assert plan(examples=9) == []
 
     def test_resuming_with_another_number_of_ranks(self) -> None:
-        """3 examples are one update of 2 ranks, and no boundary of updates of 3 batches."""
+        """3 examples are one update of 2 ranks. They do not end an update of 3 batches."""
         assert plan(update_freq=3, examples=3) == [([[2, 3, 5], [6, 7], [8]], 9)]
 
     def test_resuming_inside_a_batch(self) -> None:

@@ -1,4 +1,4 @@
-"""Unit tests of preprocessing: from text to a self-contained data-bin, and everything that can be wrong with either."""
+"""Tests of preprocessing: from text to a self-contained data-bin, and errors of both."""
 
 import json
 import multiprocessing
@@ -255,7 +255,7 @@ def test_the_command_prints_the_counts(text: Path, capsys: pytest.CaptureFixture
 
 
 class TestTextAndTokens:
-    """What the tokens keep of the text, and what they do not, is counted and said."""
+    """The part of the text that tokens keep, and the part that they lose, is reported."""
 
     @pytest.mark.parametrize("byte_fallback", [False, True])
     def test_bytes_kept_by_pieces_are_counted(self, tmp_path: Path, byte_fallback: bool) -> None:
@@ -319,7 +319,7 @@ class TestTextAndTokens:
 
     @pytest.mark.parametrize("word", ["▁▂▃", "b@@", "<U+0020>"])
     def test_the_record_names_the_subword_marker(self, tmp_path: Path, word: str) -> None:
-        """Not the look of a word."""
+        """The record decides, not the form of a word."""
         (tmp_path / "train").write_text(f"a {word} c\n" * 9)
         config = PreprocessConfig(tokens="words", train=f"{tmp_path}/train", destdir=f"{tmp_path}/bin", workers=1)
         preprocess(config)

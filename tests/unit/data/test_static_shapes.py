@@ -171,7 +171,7 @@ class TestPlan:
         assert not any(update.shapes for update in plans(PAIRS_N2, config)[0])
 
     def test_boundaries_pad_least(self) -> None:
-        """As all sets of boundaries say."""
+        """Compared with every set of boundaries."""
         random = np.random.RandomState(3)
         for _ in range(20):
             length_N, count_N = np.unique(random.randint(1, 30, size=9)), random.randint(1, 50, size=9)

@@ -1,4 +1,4 @@
-"""Unit tests of the tokenizer: SentencePiece models and the joining of tokenised text."""
+"""Tests of the tokenizer: SentencePiece models and the joining of tokenised text."""
 
 import pickle
 import re

@@ -1,4 +1,4 @@
-"""Unit tests of the vocabulary: order, specials, the dictionary file and its errors."""
+"""Tests of the vocabulary: order, specials, the dictionary file and its errors."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Unit tests of the block-wise word table: equal to Python's own split and dictionaries, whatever the text."""
+"""Tests of the block-wise word table: equal to Python's split and dictionaries on any text."""
 
 from collections import Counter
 

@@ -158,7 +158,7 @@ def test_length_is_limited_by_the_model(rows):
 @pytest.mark.parametrize("beam", [1, 4])
 def test_no_ngram_repeats(n, beam):
     table = flat_table(WORDS, length=1)
-    table[0, :, 5] = 9.0  # would say the same word for ever
+    table[0, :, 5] = 9.0  # would repeat the same word
     table[0, :, EOS] = -2.0
     for model in (Table(table), transformer(WORDS, seed=4)):
         for hypotheses in run(
@@ -193,7 +193,7 @@ def test_banned_tokens_are_never_produced():
         [Table(table)],
         batch_of([np.array([EOS])]),
         SearchConfig(max_length_b=3, beam=2, nbest=2),
-        vocabulary=vocabulary(2).padded(8),  # ids 4 and 5 are words, 6 and 7 fill up
+        vocabulary=vocabulary(2).padded(8),  # ids 4 and 5 are words, 6 and 7 are fillers
     )
     assert {token for hypothesis in found[0] for token in hypothesis.tokens} <= {EOS, UNK, 4, 5}
 
@@ -274,7 +274,7 @@ def test_top_k_is_stable():
 
 
 def test_all_banned_gives_empty_hypothesis():
-    table = flat_table(1, length=1)  # one word, which may not be said twice
+    table = flat_table(1, length=1)  # one word, which must not repeat
     found = run(Table(table), [np.array([EOS])], words=1, no_repeat_ngram=1, min_length=5, unk_penalty=torch.inf)
     assert found == [[Hypothesis(tokens=(EOS,), score=-torch.inf, token_scores=(-torch.inf,))]]
 

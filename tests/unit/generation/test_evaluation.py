@@ -1,4 +1,4 @@
-"""A stream's scores: each token once, whatever the batch, and what a plain loop over tokens says in float64."""
+"""Scores of a stream: each token once, for any batch size, and equal to a plain loop over tokens in float64."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def scored(
 
 @torch.no_grad()
 def one_at_a_time(model: TransformerLM, read: list[int], target: int) -> float:
-    """log p of a token after what is read, in float64, from the head's logits themselves."""
+    """log p of a token after its context, in float64, from the head's logits."""
     last_D = model(batch_of(torch.tensor([read])))[0][0, -1]
     return float(functional.log_softmax(model.head.weight @ last_D, dim=0)[target])
 
@@ -59,7 +59,7 @@ def one_at_a_time(model: TransformerLM, read: list[int], target: int) -> float:
 def naive(
     model: TransformerLM, stream: list[int], blocks: ContextBlocks, which: range, *, window: int
 ) -> dict[int, float]:
-    """Place in the stream → log p, for some blocks that are cut without regard to lines."""
+    """Position in the stream → log p, for some blocks that ignore line ends."""
     found = {}
     previous = [EOS, *stream]
     for start, end in blocks.bounds_K2[which].tolist():
@@ -116,7 +116,7 @@ def test_unreadable_samples_are_refused(items: IndexedDataset) -> None:
 
 @pytest.mark.parametrize(("split", "tokens"), [("valid", 217_646), ("test", 245_569)])
 def test_wikitext_103_is_scored_completely(real_data: Path, tmp_path: Path, split: str, tokens: int) -> None:
-    """All of it is counted; some hundred tokens from its start, its middle and its end are scored by the plain loop."""
+    """All tokens are counted. Some hundred from the start, middle and end are compared with the plain loop."""
     text = f"{real_data}/wikitext/wikitext103.{split}.tokens"
     preprocess(PreprocessConfig(tokens="words", train=text, test=(text,), nwords=500, destdir=f"{tmp_path}/bin"))
     data = DataBin(tmp_path / "bin")

@@ -1,4 +1,4 @@
-"""Sampling follows the probabilities, keeps to its candidates, and hangs on the seed and the example alone."""
+"""Sampling follows the probabilities, draws candidates only, and depends on the seed and the example only."""
 
 import math
 from collections import Counter
@@ -41,7 +41,7 @@ def tokens_of(found: list[list[Hypothesis]]) -> list[list[tuple[int, ...]]]:
 
 
 def naive_candidates(p: Sequence[float], *, top_k: int, top_p: float, min_p: float) -> list[int]:
-    """By the book, one token at a time."""
+    """The candidates by the definition, one token at a time."""
     order = sorted(range(len(p)), key=lambda token: (-p[token], token))
     kept, total = [], 0.0
     for token in order[: top_k or len(p)]:
@@ -119,7 +119,7 @@ def test_sampling_is_batch_invariant() -> None:
     other = translations(rows, batching=BatchingConfig(), seed=2)
     assert sum(one != another for one, another in zip(together, other, strict=True)) > 8
     same = translations([rows[0]] * 5, batching=BatchingConfig())
-    assert len({texts[0].tokens for texts in same}) > 2  # a line that comes twice is not answered alike
+    assert len({texts[0].tokens for texts in same}) > 2  # a repeated line gets another answer
 
 
 def test_random_numbers_are_prefix_stable() -> None:
@@ -182,7 +182,7 @@ def continued(
 
 @torch.no_grad()
 def greedy(model: TransformerLM, given: list[int], *, most: int) -> list[int]:
-    """The most probable token, one after the other, by reading the whole window anew each time."""
+    """Greedy decoding that reads the whole window for each token."""
     text, window = list(given), [EOS]
     for token in given:
         window = [*(window[-12:] if len(window) == 24 else window), token]
@@ -203,7 +203,7 @@ def greedy(model: TransformerLM, given: list[int], *, most: int) -> list[int]:
 def test_prompts_of_any_length_are_continued(config: SearchConfig) -> None:
     model = tiny(seed=5)
     with torch.no_grad():
-        model.head.weight[EOS] = -1  # so that texts do not end at once
+        model.head.weight[EOS] = -1  # so that texts are not empty
     given = [*PROMPTS, [4 + place % 16 for place in range(60)]]
     found = continued(model, replace(config, max_length_b=40), given)
     for texts, ids in zip(found, given, strict=True):

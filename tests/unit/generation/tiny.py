@@ -47,7 +47,7 @@ def transformer(
 
 
 def sharpen(model: Transformer, sharpness: float) -> Transformer:
-    """`model` with logits that are larger, and that hang on the source rather than on the last token."""
+    """`model` with larger logits that depend on the source more than on the last token."""
     with torch.no_grad():
         model.head.weight.mul_(sharpness)
         for block in model.decoder.blocks:
@@ -68,7 +68,7 @@ def batch_of(rows: Sequence[np.ndarray]) -> TranslationBatch:
 
 
 class TableHead(nn.Module):
-    """Log-probabilities that are looked up."""
+    """A head that looks up log-probabilities."""
 
     def log_probs(self, features: Tensor, *, temperature: float = 1.0) -> Tensor:
         return torch.log_softmax(features / temperature, dim=-1)
@@ -102,5 +102,5 @@ class Diary(Table):
         history_BT, length_B = state["history_BT"], state["length_B"]
         history_BT[torch.arange(len(token_B)), length_B] = token_B
         length_B += 1
-        # What was said counts at every later step, so a state that did not follow its row is seen.
+        # Earlier tokens count at every later step, so a state that does not follow its row is detected.
         return self.logits_TVV[0][history_BT].sum(dim=1)[:, None], state

@@ -1,4 +1,4 @@
-"""Every key of a fairseq checkpoint is used, and what cannot be is refused by its name.
+"""Every key of a fairseq checkpoint is used, or refused by its name.
 
 The checkpoints here are our own models under fairseq's names; tests/parity has real ones.
 """
@@ -53,7 +53,7 @@ State = dict[str, Tensor]
 
 
 def fairseq_state(model: Transformer) -> State:
-    """Our parameters as fairseq stores them, learned positions with the two rows that it has before the first."""
+    """Our parameters as fairseq stores them: learned positions have two additional rows before the first."""
     state = {
         "encoder.version": torch.tensor([3.0]),
         "decoder.version": torch.tensor([3.0]),
@@ -129,7 +129,7 @@ def test_half_precision_becomes_float32(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("as_omegaconf", [False, True])
 def test_grouped_settings_are_imported(tmp_path: Path, as_omegaconf: bool) -> None:
-    """cfg as dicts, as omegaconf's objects, and with a model configured by dataclass, whose stacks are groups too."""
+    """cfg holds dicts or omegaconf's objects, and the model is configured by groups for its stacks."""
     encoder = {key[8:]: value for key, value in OPTIONS.items() if key.startswith("encoder_")}
     decoder = {key[8:]: value for key, value in OPTIONS.items() if key.startswith("decoder_")}
     cfg: Any = {

@@ -1,4 +1,4 @@
-"""Adaptive models in every layout that fairseq stores them in become ours; what ours cannot be is refused by name."""
+"""Adaptive models are imported from each of fairseq's layouts, and unsupported options are refused by name."""
 
 import argparse
 from dataclasses import replace
@@ -73,7 +73,7 @@ VARIANTS: dict[str, tuple[TransformerLMConfig, dict[str, Any]]] = {
 
 
 def fairseq_state(model: TransformerLM) -> dict[str, Tensor]:
-    """Our parameters as fairseq stores them: an untied head in one piece, projections of its own the other way."""
+    """Our parameters as fairseq stores them: an untied head is one tensor, and its projections are transposed."""
     config, adaptive = model.config, model.config.adaptive
     assert adaptive is not None
     state = {fairseq_name(name): tensor for name, tensor in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""fairseq's lightconv checkpoints: options become layers, names of every age are read, the rest is refused.
+"""fairseq's lightconv checkpoints: options become layers, old and new names are read, other options are refused.
 
 The checkpoints here are our own models under fairseq's names; tests/parity has real ones.
 """
@@ -48,7 +48,7 @@ def config_of(**fields: Any) -> TransformerConfig:
 
 
 def fairseq_state(config: TransformerConfig) -> State:
-    """Our parameters as fairseq stores them, with what its dynamic convolutions never initialise."""
+    """Our parameters as fairseq stores them, with the uninitialised bias of its dynamic convolutions."""
     state = {}
     for name, tensor in tiny(config).state_dict().items():
         theirs = fairseq_name(name, lightconv=True)

@@ -1,4 +1,4 @@
-"""Whatever a file holds, reading it runs none of its code and ends in values or in words."""
+"""Reading a file never runs its code: it returns values or raises a user error."""
 
 import argparse
 import collections
@@ -23,14 +23,14 @@ _listeners: list[list[str]] = []
 
 
 def _hear(event: str, arguments: tuple[Any, ...]) -> None:
-    # modules are executed as well, when they are first imported; text is what a hostile file would have
+    # importing a module executes it, too; a hostile file holds text
     of_text = event == "exec" and getattr(arguments[0], "co_filename", "<string>") == "<string>"
     for heard in _listeners:
         if event in ALARMING or of_text:
             heard.append(event)
 
 
-sys.addaudithook(_hear)  # it cannot be taken away again, so it listens only for those who ask
+sys.addaudithook(_hear)  # a hook cannot be removed, so it records only while a test asks for it
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def alarms() -> Iterator[list[str]]:
 
 
 class Calls:
-    """Pickles as a call of `function`: what a hostile file is made of."""
+    """Pickles as a call of `function`, as in a hostile file."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.function, self.arguments = function, arguments

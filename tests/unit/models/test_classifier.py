@@ -1,4 +1,4 @@
-"""The classifier: padding does not matter, any encoder layer fits, and a head is chosen by the task."""
+"""The classifier: padding changes nothing, any encoder layer is supported, and the task chooses the head."""
 
 import dataclasses
 import math

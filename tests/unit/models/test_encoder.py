@@ -1,4 +1,4 @@
-"""Memory tokens and the stem: what they add, and that padding stays out of both."""
+"""Memory tokens and the stem: their effect, and that padding has none."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Frozen weights leave the gradients of all others as they are, with every attention layer."""
+"""Freezing weights does not change the gradients of the others, with every attention layer."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def gradients(model: Model, batch: Any, patterns: list[str]) -> dict[str, torch.
 
 
 def assert_other_gradients_stay(model: Model, batch: Any, stack: str) -> None:
-    """Freezes embeddings, the attention layer and each of its parts: all other gradients stay as they are."""
+    """Freezes embeddings, the attention layer and each of its parts, and requires that no other gradient changes."""
     whole = gradients(model, batch, [])
     layer = f"{stack}.blocks.0.self_attention"
     parts = sorted({name.split(".")[4] for name, _ in model.named_parameters() if name.startswith(layer)})

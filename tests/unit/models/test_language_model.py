@@ -1,4 +1,4 @@
-"""Unit tests of the language model: it steps as it reads, sees no future, and its options do what they say."""
+"""Tests of the language model: steps equal the parallel form, the future is invisible, and options work."""
 
 from dataclasses import replace
 from pathlib import Path

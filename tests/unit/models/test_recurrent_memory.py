@@ -1,4 +1,4 @@
-"""Unit tests of the recurrent memory: segments hand on what the equations say, in any cut, and step by step."""
+"""The recurrent memory: it follows the equations for any segments, in parallel and step by step."""
 
 from dataclasses import replace
 from typing import Any
@@ -34,7 +34,7 @@ def tiny(config: RecurrentMemoryLMConfig = TINY) -> RecurrentMemoryLM:
 
 
 def naive(model: RecurrentMemoryLM, previous_BT: torch.Tensor) -> torch.Tensor:
-    """Row by row and segment by segment, by hand: [memory; segment; memory] through the plain stack."""
+    """A loop over rows and segments that applies the plain stack to [memory; segment; memory]."""
     config, found = model.config, []
     for tokens_T in previous_BT:
         memory, parts = model.memory_MD, []

@@ -1,4 +1,4 @@
-"""Adaptive input and softmax: equal to sums over one token at a time, and to torch's own where it is defined so."""
+"""Adaptive input and softmax equal sums over single tokens, and torch's adaptive softmax where that is defined."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Embeddings: how they are drawn, scaled and numbered."""
+"""Embeddings: initialisation, scale and positions."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Each kind of feed-forward network is its formula, and has its count of parameters."""
+"""Each kind of feed-forward network equals its formula, and has the documented number of parameters."""
 
 import math
 import typing

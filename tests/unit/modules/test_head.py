@@ -1,4 +1,4 @@
-"""The chunked loss equals torch's over all logits, with its gradients, wherever the chunks end."""
+"""The chunked loss and its gradients equal torch's over all logits, for any size of the chunks."""
 
 from typing import get_args
 

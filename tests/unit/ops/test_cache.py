@@ -1,4 +1,4 @@
-"""The cache: its states stay as they are, and its two tensors hold the positions in order."""
+"""The cache: steps change no earlier state, and its two tensors hold the positions in order."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Heads in groups equal all heads at once, under autocast too; a law says so of every layer."""
+"""Heads in groups equal all heads at once, also under autocast. A law checks this for every layer."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""Attention among positions that hash alike: queries of any size, and positions that find nothing."""
+"""Attention among positions of equal hashes: queries of any size, and positions without a partner."""
 
 import pytest
 import torch

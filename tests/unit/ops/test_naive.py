@@ -44,7 +44,7 @@ Operation = Callable[..., Tensor | tuple[Tensor, ...]]
 
 @pytest.fixture(autouse=True)
 def fast_forms() -> Iterator[None]:
-    """Under SEQTK_NAIVE=1, too, the fast forms are what is tested."""
+    """The fast forms are tested under SEQTK_NAIVE=1, too."""
     torch.manual_seed(0)
     with naive_ops(False):
         yield
@@ -131,7 +131,7 @@ class TestBlockwiseSoftmax:
         assert_forms_agree(operation, *self.shapes(300, batch=1))
 
     def test_padding_with_the_largest_logits_agrees(self) -> None:
-        """Where exponentials of tokens vanish beside those of padding, rows do not share them."""
+        """Next to the exponentials of padding, those of tokens vanish."""
         pad_BS = padding(2, 100)
 
         def operation(table: Tensor, value: Tensor) -> Tensor:
@@ -267,7 +267,7 @@ class TestAft:
     """Keys of size 30: exponentials of any size."""
 
     def both(self, sums: aft.LogSumExpAccumulator) -> tuple[Tensor, Tensor]:
-        """What does not depend on the scale."""
+        """The two outputs that do not depend on the scale."""
         return sums.log, sums.mean
 
     @pytest.mark.parametrize("size", [1.0, 30.0])

@@ -1,4 +1,4 @@
-"""A layer with a matrix and a vector, and the gradients that it is given."""
+"""A layer with a matrix and a vector, and fixed gradients for it."""
 
 from collections.abc import Iterator
 
@@ -11,19 +11,19 @@ STEPS = 5
 
 
 def layer(dtype: torch.dtype = torch.float64) -> nn.Linear:
-    """The same one each time."""
+    """Returns the same layer in each call."""
     torch.manual_seed(1)
     return nn.Linear(3, 2, dtype=dtype)
 
 
 def gradients(shape: torch.Size) -> Iterator[torch.Tensor]:
-    """The gradients of each update, the same each time."""
+    """Returns the gradients of each update, the same in each call."""
     generator = torch.Generator().manual_seed(2)
     return (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(STEPS))
 
 
 def train(module: nn.Linear, optimizer: torch.optim.Optimizer) -> None:
-    """Make an update with each of the gradients."""
+    """Makes an update with each of the gradients."""
     for weight, bias in zip(gradients(module.weight.shape), gradients(module.bias.shape), strict=True):
         module.weight.grad, module.bias.grad = weight.to(module.weight.dtype), bias.to(module.bias.dtype)
         optimizer.step()

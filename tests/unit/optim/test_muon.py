@@ -1,4 +1,4 @@
-"""Muon: its update in closed form, which weights are its own, and the rates of both parts."""
+"""Muon: its update in closed form, the weights that it updates, and the learning rates of both parts."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What holds for every optimizer; the update of each is tested in the file of its family."""
+"""Properties of every optimizer. The update of each is tested in the file of its family."""
 
 import copy
 
@@ -81,7 +81,7 @@ def test_fused_kernels_equal_the_plain_ones(config_type: type[OptimizerConfig], 
 
 @pytest.mark.parametrize("config_type", ALL)
 def test_state_tensors_determine_the_update(config_type: type[OptimizerConfig]) -> None:
-    """What a checkpoint holds is enough, whatever the rate was before."""
+    """The saved state determines the next update, whatever the previous rate."""
     module, other = layer(), layer()
     optimizer, resumed = (optimizers.build(config_type(lr=0.1), each) for each in (module, other))
     train(module, optimizer)
@@ -116,7 +116,7 @@ def test_rate_of_zero_changes_nothing(config_type: type[OptimizerConfig]) -> Non
 
 @pytest.mark.parametrize("config_type", ALL)
 def test_zero_gradient_changes_nothing(config_type: type[OptimizerConfig]) -> None:
-    """As of the row of a token that was never seen."""
+    """For example, the embedding of a token that never occurred."""
     module = layer(torch.float32)
     optimizer = optimizers.build(config_type(weight_decay=0.0), module)
     before = copy.deepcopy(module.state_dict())

@@ -1,4 +1,4 @@
-"""Schedules: their landmarks, their limits, and that they are functions of the step alone."""
+"""Schedules: values at given steps, limits, and that they depend on the step only."""
 
 import math
 

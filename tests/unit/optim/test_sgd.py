@@ -23,7 +23,7 @@ def test_sgd_equals_torch() -> None:
 
 
 def fairseqs_nag(value: torch.Tensor, *, momentum: float, weight_decay: float) -> torch.Tensor:
-    """What fairseq's `nag` makes of a weight, as its equations stand there: the step is kept, not its direction."""
+    """A weight after updates by the equations of fairseq's `nag`, whose momentum includes the learning rate."""
     step, before = torch.zeros_like(value), RATES[0]
     for rate, gradient in zip(RATES, gradients(value.shape), strict=True):
         correction = rate / before

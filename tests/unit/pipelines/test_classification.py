@@ -23,7 +23,7 @@ TEXTS = ["w1 k0 w2", "k1", "w3 w4 w5 k0 w1 w2 k1 w0", "", "never seen k1 before"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a trained classifier, whose data are gone."""
+    """The folder of a trained classifier, whose data are deleted."""
     folder = write_texts(tmp_path_factory.mktemp("texts"), longest=10)
     save_dir = tmp_path_factory.mktemp("runs") / "classifier"
     trainer(folder, save_dir, model__max_source_length=10, max_updates=100, model__encoder__layers=2).fit()

@@ -1,4 +1,4 @@
-"""Unit tests of the language modelling task: its figures, its shards, and that a run resumes exactly."""
+"""Tests of the language modelling task: its metrics, its shards, and exact resuming."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The masked language model: its loss, that resuming and workers change nothing, and what it learns."""
+"""The masked language model: its loss, exact resuming, workers, and learning."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A run small enough to be made dozens of times."""
+"""A tiny run for the tests of training."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""batch.max_tokens=auto and update_freq=auto: what is chosen, that a run keeps it, and what is refused."""
+"""batch.max_tokens=auto and update_freq=auto: the chosen sizes, resuming with them, and refusals."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Compiled training: the same losses, exact resume, plain names, and what happens where it is not possible."""
+"""Compiled training: equal losses, exact resuming, unchanged names, and fallbacks."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def generating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def notes_of(run: Trainer) -> list[str]:
-    """The lines that the run shows its user from now on, in order."""
+    """The lines that the run prints from now on, in order."""
     lines: list[str] = []
     run.log.info = lines.append  # type: ignore[method-assign]
     return lines
@@ -58,7 +58,7 @@ def make_updates(run: Trainer, count: int) -> None:
 
 
 class Unreadable(Attention):
-    """A layer whose output depends on a number that Python reads, which no graph can do."""
+    """A layer whose output depends on a number that Python reads. It cannot be compiled into one graph."""
 
     roles = Role.ENCODER | Role.CAUSAL
 

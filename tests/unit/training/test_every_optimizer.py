@@ -10,7 +10,7 @@ from seqtk.optim import optimizers
 from tests.unit.training.helpers import losses, trainer
 
 RATES = {"sgd": 1.0, "nag": 0.05, "adafactor": 0.2}
-"""Where 0.01 is too little to learn anything in so few updates."""
+"""Optimizers for which 0.01 is too small a rate for so few updates."""
 
 
 @pytest.mark.parametrize("kind", list(optimizers))

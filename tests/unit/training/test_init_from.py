@@ -149,7 +149,7 @@ def classifier(words: str, classes: int, *, values: list[float] | None = None, *
 def moved(
     old: Model, new: Model, *, before: str = "abcd", now: str = "abcd", classes: tuple[str, str] = ("", "")
 ) -> Transfer:
-    """What `new` takes from `old`: vocabularies are the letters of `now` and `before`, and so are classes."""
+    """The weights that `new` takes from `old`. The letters of `now` and `before` are their vocabularies or classes."""
     old_assets, assets = (
         {"text.dict": Vocabulary(list(words)).to_text()} | ({"classes": "\n".join(names)} if names else {})
         for words, names in zip((before, now), classes, strict=True)

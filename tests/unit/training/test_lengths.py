@@ -1,4 +1,4 @@
-"""Examples longer than the model takes are refused before the first update, with advice that helps."""
+"""Examples that are too long for the model are refused before the first update, with working advice."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""Sinks: what a resumed run keeps of a log, and a sink that a plug-in adds with one file."""
+"""Log sinks: the entries that a resumed run keeps, and the sink of a plug-in."""
 
 import csv
 import importlib.util

@@ -1,4 +1,4 @@
-"""Training on several corpora: exact resuming, what is refused, and what is reported."""
+"""Training on several corpora: exact resuming, refusals and reports."""
 
 import json
 import shutil
@@ -138,7 +138,7 @@ class TestRefused:
 
 
 class TestOtherBatchesOnResuming:
-    """With other batch settings, or another world, in the middle of an epoch: each example is read once."""
+    """Resuming in the middle of an epoch with other batch settings or another number of processes."""
 
     def test_each_example_is_read_once(
         self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

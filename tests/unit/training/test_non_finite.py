@@ -1,4 +1,4 @@
-"""Losses, gradients and metrics that are not finite: where it began, the replay file, and skipping."""
+"""Losses, gradients and metrics that are not finite: their origin, the replay file, and skipped updates."""
 
 import math
 import shutil
@@ -200,7 +200,7 @@ def test_features_are_not_redrawn_after_a_skipped_update(tiny_corpus: Path, tmp_
 class TestSkip:
     @pytest.mark.parametrize("optimizer", ["adam", "muon"])
     def test_only_the_bad_update_is_skipped(self, tiny_corpus: Path, tmp_path: Path, optimizer: str) -> None:
-        """Whenever the host learns of it, the updates after it are made."""
+        """Later updates are made even if the host is informed late."""
         runs = []
         for log_every in (1, 8):
             folder = tmp_path / str(log_every)

@@ -1,4 +1,4 @@
-"""Engines in one process, and memory that runs out."""
+"""Engines in one process, and errors of too little memory."""
 
 import os
 from dataclasses import dataclass

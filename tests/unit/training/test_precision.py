@@ -35,7 +35,7 @@ class TestLossScale:
 
     @pytest.mark.parametrize(("loss", "scale"), [(NO, INITIAL), (YES, SMALLEST)])
     def test_overflow_that_no_scale_avoids_is_no_overflow(self, loss: torch.Tensor, scale: float) -> None:
-        """Neither if the loss is not finite, nor if the scale is the smallest."""
+        """If the loss is not finite, or the scale is the smallest one."""
         state = LossScale(device=torch.device("cpu"), saved={"scale": scale})
         assert not state.is_overflow(loss=loss, gradient=NO)
 

@@ -25,7 +25,7 @@ OLD_RUNS: dict[str, Any] = json.loads((Path(__file__).parent / "runs_0_1_0.json"
 
 
 class KilledError(Exception):
-    """Ends a run where a test wants it to."""
+    """Raised to end a run at a chosen point."""
 
 
 def listed(folder: Path) -> list[int]:
@@ -391,7 +391,7 @@ class TestDamage:
         assert str(raised.value).count("\n") < 3
 
     def test_every_flipped_bit_of_a_model_is_detected(self, tiny_corpus: Path, tmp_path: Path) -> None:
-        """Of the tensors and of the header: weights, configuration, vocabularies."""
+        """In the tensors and in the header, which holds configuration and vocabularies."""
         trainer(tiny_corpus, tmp_path, max_updates=1).fit()
         path = tmp_path / "best.safetensors"
         whole = path.read_bytes()

@@ -25,7 +25,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 class TestFlops:
     @pytest.mark.parametrize("heads", [1, 2])
     def test_translation_equals_torch_counter(self, tiny_corpus: Path, tmp_path: Path, heads: int) -> None:
-        """On rows of one length, where nothing is padding, torch counts what the products really need."""
+        """On rows of equal length, without padding, torch counts the operations of all products."""
         run = trainer(tiny_corpus, tmp_path, model__heads=heads, model__dim=32, model__share_embeddings="none")
         sizes_ND = run.train_set.sizes_ND
         _, groups = np.unique(sizes_ND, axis=0, return_inverse=True)

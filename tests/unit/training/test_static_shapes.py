@@ -1,4 +1,4 @@
-"""Training in static shapes: the gradients and sums of the batches as they are, exact resume, and refused settings."""
+"""Training in static shapes: unchanged gradients and sums, exact resuming, and refused settings."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "streams": STREAMS,
 }
 COMMON = ("softmax", "synthesizer_mixture", "luna", "sinkhorn", "fnet", "transformer_xl")
-"""Layers that are tested in the fast suite, too."""
+"""Layers that the fast suite tests."""
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def sums_and_gradients(run: Trainer, batches: list[Batch]) -> tuple[dict[str, fl
 
 
 def check_equal_losses(run: Trainer, *, updates: int) -> None:
-    """Compares the batches as they are with the same ones in static shapes, and requires that some differ."""
+    """Compares batches with and without static shapes, and requires that some shapes differ."""
     has_filled, has_padded = False, False
     plan = run.plan()
     chosen = sorted(plan, key=lambda update: sum(shape.rows for shape in update.shapes) - len(update.indices[0]))  # type: ignore[arg-type]
@@ -166,7 +166,7 @@ class TestResume:
     def test_an_epoch_reads_all_after_a_change(
         self, changes: dict[str, Any], corpora: dict[str, str], tmp_path: Path
     ) -> None:
-        """The targets of the first epoch, counted in the log, are those of the corpus."""
+        """The log counts as many targets in the first epoch as the corpus has."""
         first = trainer(RUNS["translation"], corpora, tmp_path, max_updates=2, **changes)
         targets = int(first.train_set.sizes_ND[:, 1].sum())
         first.fit()
@@ -176,7 +176,7 @@ class TestResume:
 
 
 def test_all_epochs_of_a_mix_have_the_same_shapes(corpora: dict[str, str], tmp_path: Path) -> None:
-    """An epoch reads a tenth of the corpus, which rarely has the longest example."""
+    """An epoch reads a tenth of the corpus, rarely with the longest example."""
     mix = [{"data": corpora["translation"], "weight": 0.1}]
     run = trainer(TRANSLATION, corpora, tmp_path, task__mix=mix)
     assert max(run.shapes[-1].lengths) > run.train_set.sizes_ND.max()

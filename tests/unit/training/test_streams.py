@@ -1,4 +1,4 @@
-"""Training on streams with a memory: resumed exactly, the same however cut, and evaluated as one long reading."""
+"""Training on streams with a memory: exact resuming, independence of the split, and evaluation as one sequence."""
 
 import json
 from pathlib import Path
@@ -107,7 +107,7 @@ def test_run_resumes_with_another_update_freq(memory: str, corpus: str, tmp_path
 
 @pytest.mark.parametrize("memory", ["transformer_xl", "memory tokens"])
 def test_new_epoch_clears_the_state(memory: str, corpus: str, tmp_path: Path) -> None:
-    """At a tiny rate the first update of an epoch gives the same again, and others differ from reading each alone."""
+    """At a tiny rate, the first loss of each epoch is the same, and other losses differ from those without a state."""
     run = trainer(corpus, tmp_path / "run", memory, optimizer__lr=1e-30, model__dropout=0.0)
     run.fit()
     logged = [loss for _, loss in losses(tmp_path / "run")]
@@ -121,7 +121,7 @@ def test_new_epoch_clears_the_state(memory: str, corpus: str, tmp_path: Path) ->
 
 
 def test_validation_reads_each_stream_once(corpus: str, tmp_path: Path) -> None:
-    """With memory for all that was: the whole split as one sample, in float64."""
+    """With a memory of the whole past, in float64: equal to the split as one sample."""
     changes = {"batch__streams": 1, "model__attention__memory_length": 500}
     run = trainer(corpus, tmp_path / "run", **changes)
     run.step.double()

@@ -1,4 +1,4 @@
-"""Penalties of attention layers join the loss exactly once an update, however the update is split."""
+"""Penalties of attention layers are added to the loss exactly once an update, however it is split."""
 
 from pathlib import Path
 from typing import Any

@@ -153,7 +153,7 @@ class TestNotFinite:
     def test_state_before_the_failed_update_is_saved(
         self, tiny_corpus: Path, tmp_path: Path, log_every: int, optimizer: str
     ) -> None:
-        """Also if the host learns of it later, and the resumed run is the one that nothing interrupted."""
+        """Also if the host is informed late. The resumed run equals an uninterrupted one."""
         changes = {"log__every": log_every, "optimizer": {"kind": optimizer, "lr": 0.001, "weight_decay": 0.01}}
         trainer(tiny_corpus, tmp_path / "whole", **changes).fit()
         run = trainer(tiny_corpus, tmp_path / "parts", checkpoint__every=100, validation__every=100, **changes)
@@ -248,7 +248,7 @@ class TestBestModel:
 
     @pytest.mark.parametrize("higher", [False, True])
     def test_best_models_are_ordered_by_recorded_values(self, tiny_corpus: Path, tmp_path: Path, higher: bool) -> None:
-        """Not of the file names, which have four decimals."""
+        """Not by the file names, which have four decimals."""
         run = trainer(tiny_corpus, tmp_path, checkpoint__keep_best=2)
         for update, value in ((1, 0.10001), (2, 0.10003), (3, 0.10002)):
             state = run.state.replace(update=update)

@@ -1,4 +1,4 @@
-"""Copies of the weights in autocast's precision give the losses and gradients of autocast, and follow every change."""
+"""Copies of the weights in autocast's precision give its losses and gradients, and change with the weights."""
 
 from collections.abc import Callable
 

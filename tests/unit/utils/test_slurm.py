@@ -1,4 +1,4 @@
-"""The processes that srun starts are the processes of a run."""
+"""The processes that srun starts form one run."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Text is read rightly, whatever its compression, or refused in words."""
+"""Text of any compression is decoded, or refused with a clear error."""
 
 import bz2
 import gzip
