@@ -24,7 +24,7 @@ LINES = {"valid": 41, "test": 23}
 
 
 @dataclass(frozen=True)
-class Said:
+class Output:
     """What a command wrote."""
 
     out: str
@@ -39,13 +39,13 @@ class Said:
         return next(line for line in [*self.lines, *self.err.splitlines()] if line.startswith(f"{metric}|"))
 
 
-def call(main: Callable[[list[str]], None], *arguments: str) -> Said:
+def call(main: Callable[[list[str]], None], *arguments: str) -> Output:
     """Runs a command in this process."""
     out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         main([*arguments])
     out.flush()
-    return Said(out.buffer.getvalue().decode("utf-8"), err.getvalue())
+    return Output(out.buffer.getvalue().decode("utf-8"), err.getvalue())
 
 
 def shell(command: str, folder: Path) -> list[str]:
@@ -59,7 +59,7 @@ class Run:
 
     folder: Path
 
-    def generate(self, *arguments: str, checkpoint: str | None = None) -> Said:
+    def generate(self, *arguments: str, checkpoint: str | None = None) -> Output:
         name = checkpoint or f"run/{(self.folder / 'run' / 'latest').read_text()}"
         search = [f"{key}={value}" for key, value in SEARCH.items()]
         return call(generate.main, f"checkpoint={self.folder / name}", "device=cpu", *search, *arguments)
@@ -72,7 +72,7 @@ class Run:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("pipeline")
     write_corpus(folder / "text", train=800, **LINES)
-    said = call(
+    printed = call(
         preprocess.main,
         "source_lang=en",
         "target_lang=de",
@@ -83,7 +83,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "vocab_size=400",
         "workers=1",
     )
-    assert "wrote" in said.out
+    assert "wrote" in printed.out
     search = [f"validation.search.{key}={value}" for key, value in SEARCH.items()]
     train = [
         *(f"task.data={folder}/data-bin", f"save_dir={folder}/run", "device=cpu", "threads=1", "max_updates=240"),
@@ -101,7 +101,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def valid(run: Run) -> Said:
+def valid(run: Run) -> Output:
     """The validation split, translated."""
     return run.generate("split=valid")
 
@@ -115,7 +115,7 @@ def test_training_writes_all_logs(run: Run) -> None:
     assert list((run.folder / "run" / "tensorboard").iterdir())
 
 
-def test_every_command_gives_the_bleu_of_sacrebleu(run: Run, valid: Said) -> None:
+def test_every_command_gives_the_bleu_of_sacrebleu(run: Run, valid: Output) -> None:
     *_, last = map(json.loads, (run.folder / "run" / "log.jsonl").read_text().splitlines())
     references = run.text("valid", "de")
     bleu = BLEU(force=True)
@@ -135,7 +135,7 @@ def test_every_command_gives_the_bleu_of_sacrebleu(run: Run, valid: Said) -> Non
     assert f" = {last['bleu']:.2f} " in theirs[0]
 
 
-def test_batch_size_changes_no_line(run: Run, valid: Said) -> None:
+def test_batch_size_changes_no_line(run: Run, valid: Output) -> None:
     assert len(valid.lines) == LINES["valid"]
     assert len(set(valid.lines)) > LINES["valid"] // 2  # so the order can be checked
     for sentences in (1, 7, 64):
@@ -146,7 +146,7 @@ def test_batch_size_changes_no_line(run: Run, valid: Said) -> None:
                 assert again.lines == valid.lines
 
 
-def test_text_and_its_split_give_equal_translations(run: Run, valid: Said) -> None:
+def test_text_and_its_split_give_equal_translations(run: Run, valid: Output) -> None:
     text = run.folder / "text"
     from_text = run.generate(f"input={text}/valid.en", f"reference={text}/valid.de")
     assert from_text.lines == valid.lines
@@ -163,23 +163,23 @@ def test_blank_and_unusual_lines_keep_their_place(run: Run) -> None:
     assert lines[1] == run.generate("split=test").lines[0]
 
 
-def test_fairseq_format_can_be_parsed_by_shell_tools(run: Run, valid: Said) -> None:
-    said = run.generate("split=valid", "format=fairseq", "max_sentences=7")
+def test_fairseq_format_can_be_parsed_by_shell_tools(run: Run, valid: Output) -> None:
+    printed = run.generate("split=valid", "format=fairseq", "max_sentences=7")
     path = run.folder / "generate.out"
-    path.write_text(said.out, encoding="utf-8")
+    path.write_text(printed.out, encoding="utf-8")
     assert shell("grep ^D generate.out | sort -V | cut -f3", run.folder) == valid.lines
     assert shell("grep ^D generate.out | LC_ALL=C sort -V | cut -f3", run.folder) == valid.lines
     assert shell("grep ^S generate.out | sort -V | cut -f2-", run.folder) == run.text("valid", "en")
     assert shell("grep ^T generate.out | sort -V | cut -f2-", run.folder) == run.text("valid", "de")
     hypotheses = shell("grep ^H generate.out | cut -f3-", run.folder)
     assert [line.replace(" ", "").replace("▁", " ").strip() for line in hypotheses] == valid.lines
-    final = said.lines[-1]
+    final = printed.lines[-1]
     _, _, figures = valid.score("BLEU").partition(" = ")
     assert final.startswith("Generate valid with beam=3: BLEU")
     assert figures in final
 
 
-def test_json_has_equal_translations_and_scores(run: Run, valid: Said) -> None:
+def test_json_has_equal_translations_and_scores(run: Run, valid: Output) -> None:
     items: list[dict[str, Any]] = [json.loads(line) for line in run.generate("split=valid", "format=json").lines]
     assert [item["index"] for item in items] == list(range(LINES["valid"]))
     assert [item["reference"] for item in items] == run.text("valid", "de")
@@ -190,9 +190,9 @@ def test_json_has_equal_translations_and_scores(run: Run, valid: Said) -> None:
         assert one["hypotheses"][0]["tokens"] == other["hypotheses"][0]["tokens"]
 
 
-def test_averaged_model_translates_and_is_compared(run: Run, valid: Said) -> None:
-    said = call(average.main, f"checkpoint={run.folder / 'run'}", "last=3")
-    assert "Mean of 3 checkpoints: update_00000080, update_00000160, update_00000240" in said.out
+def test_averaged_model_translates_and_is_compared(run: Run, valid: Output) -> None:
+    printed = call(average.main, f"checkpoint={run.folder / 'run'}", "last=3")
+    assert "Mean of 3 checkpoints: update_00000080, update_00000160, update_00000240" in printed.out
     averaged = run.generate("split=valid", checkpoint="run/average.safetensors")
     assert len(averaged.lines) == LINES["valid"]
     for name, lines in (("one", valid.lines), ("two", averaged.lines)):
@@ -208,7 +208,7 @@ def test_averaged_model_translates_and_is_compared(run: Run, valid: Said) -> Non
     assert "p = " in compared.lines[2]
 
 
-def test_model_file_is_enough_to_translate(run: Run, valid: Said, tmp_path: Path) -> None:
+def test_model_file_is_enough_to_translate(run: Run, valid: Output, tmp_path: Path) -> None:
     """The model file alone, without its corpus and run, translates a pipe in a new process."""
     best = tmp_path / "model.safetensors"
     best.write_bytes((run.folder / "run" / "best.safetensors").read_bytes())

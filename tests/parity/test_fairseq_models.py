@@ -1,7 +1,7 @@
 """Imported translation models give fairseq's log-probabilities, features, losses and gradients.
 
-Tolerances are absolute, in nats, unless stated otherwise; fairseq's own float32 results are up to 3.3e-6 from its float64
-ones (head of each reference_logprobs.json), and so are ours.
+Tolerances are absolute, in nats, unless stated otherwise. fairseq's own float32 results differ by up to 3.3e-6 from its
+float64 ones (head of each reference_logprobs.json), and so do ours.
 """
 
 import functools

@@ -16,7 +16,7 @@ from seqtk.models.transformer import TransformerConfig
 WMT = 32_768
 
 
-def named(name: str, *, share: str, lightweight: bool) -> TransformerConfig:
+def named_config(name: str, *, share: str, lightweight: bool) -> TransformerConfig:
     config = update(models.config_type(name)(), "share_embeddings", share)
     assert isinstance(config, TransformerConfig)
     if not lightweight:
@@ -53,7 +53,7 @@ def unused(config: TransformerConfig) -> int:
     ],
 )
 def test_parameter_counts_equal_the_documented(name: str, lightweight: bool, size: int, share: str, count: int) -> None:
-    config = named(name, share=share, lightweight=lightweight)
+    config = named_config(name, share=share, lightweight=lightweight)
     assert parameter_count(config, source=size, target=size) == count - (0 if lightweight else unused(config))
 
 
@@ -64,7 +64,7 @@ def test_parameter_counts_equal_fairseqs(golden: Path) -> None:
     for entry in ours:
         lightweight = "conv-type lightweight" in entry["options"]
         share = "all" if "--share-all-embeddings" in entry["options"] else "decoder"
-        config = named(entry["arch"], share=share, lightweight=lightweight)
+        config = named_config(entry["arch"], share=share, lightweight=lightweight)
         count = parameter_count(config, source=entry["source_vocabulary"], target=entry["target_vocabulary"])
         assert count == entry["parameters"] - (0 if lightweight else unused(config)), entry
 
@@ -81,7 +81,7 @@ def test_parameter_counts_equal_fairseqs(golden: Path) -> None:
 )
 def test_dropout_rates_equal_fairseqs(name: str, rates: tuple[float, float, float], glu: bool) -> None:
     """Dropout of blocks, of kernels and cross-attention, and of the convolutions' inputs."""
-    config = named(name, share="all", lightweight=False)
+    config = named_config(name, share="all", lightweight=False)
     layers = [*config.encoder.self_attention, *config.decoder.self_attention]
     convolutions = [layer for layer in layers if isinstance(layer, ConvolutionConfig)]
     assert len(convolutions) == len(layers) == 13

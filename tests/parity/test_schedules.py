@@ -16,7 +16,7 @@ def tables(golden: Path) -> list[dict[str, Any]]:
     return stored["learning_rate_schedules"]["tables"]  # type: ignore[no-any-return]
 
 
-def ours(scheduler: str, config: dict[str, Any]) -> Schedule:
+def our_schedule(scheduler: str, config: dict[str, Any]) -> Schedule:
     """Our schedule for fairseq's options."""
     warmup = config["warmup_updates"]
     if scheduler == "inverse_sqrt":
@@ -45,6 +45,6 @@ def test_rates_equal_fairseqs(tables: list[dict[str, Any]], scheduler: str) -> N
     cases = [table for table in tables if table["scheduler"] == scheduler]
     assert len(cases) == 2
     for case in cases:
-        schedule = ours(scheduler, case["config"])
+        schedule = our_schedule(scheduler, case["config"])
         rates = [schedule.lr(step) for step in case["updates_done"]]
         assert rates == pytest.approx(case["lr"], rel=1e-12, abs=1e-19)

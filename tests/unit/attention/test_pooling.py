@@ -18,7 +18,7 @@ def build(kind: str, role: Role = Role.ENCODER, **fields: Any) -> Attention:
     return attentions.build(config, dim=DIM, role=role).eval().double()
 
 
-def drawn(layer: Attention) -> Attention:
+def with_random_weights(layer: Attention) -> Attention:
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.6)
     return layer
@@ -33,7 +33,7 @@ def inputs(role: Role, length: int = 9) -> tuple[torch.Tensor, torch.Tensor | No
 @pytest.mark.parametrize("pool", ["mean", "max"])
 def test_windows_of_one_position_are_softmax_attention(role: Role, pool: str) -> None:
     pooled = build("pooled", role, pool=pool, kernel=1, stride=1)
-    softmax = drawn(attentions.build(SoftmaxConfig(heads=2), dim=DIM, role=role).eval().double())
+    softmax = with_random_weights(attentions.build(SoftmaxConfig(heads=2), dim=DIM, role=role).eval().double())
     pooled.load_state_dict(softmax.state_dict(), strict=True)
     x_BTD, memory_BSM = inputs(role)
     torch.testing.assert_close(pooled(x_BTD, memory_BSM), softmax(x_BTD, memory_BSM))
@@ -42,7 +42,7 @@ def test_windows_of_one_position_are_softmax_attention(role: Role, pool: str) ->
 @pytest.mark.parametrize("role", list(Role))
 def test_convolution_of_equal_weights_is_the_mean(role: Role) -> None:
     """With complete windows: after the end of a row the convolution reads zeros, which the mean leaves out."""
-    pooled = drawn(build("pooled", role))
+    pooled = with_random_weights(build("pooled", role))
     compressed = build("memory_compressed", role)
     weights = torch.eye(DIM // 2).expand(2, 3, -1, -1) / 3
     shared = dict.fromkeys(["pool_key.weight", "pool_value.weight"], weights)
@@ -54,7 +54,7 @@ def test_convolution_of_equal_weights_is_the_mean(role: Role) -> None:
 
 @pytest.mark.parametrize(("kind", "fields"), [("pooled", {}), ("memory_compressed", {}), ("pooled", {"kernel": 5})])
 def test_only_complete_windows_are_visible(kind: str, fields: dict[str, Any]) -> None:
-    layer = drawn(build(kind, Role.CAUSAL, **fields))
+    layer = with_random_weights(build(kind, Role.CAUSAL, **fields))
     x_BTD, _ = inputs(Role.CAUSAL)
     changed = x_BTD.clone()
     changed[:, 0] += 1
@@ -65,7 +65,7 @@ def test_only_complete_windows_are_visible(kind: str, fields: dict[str, Any]) ->
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 3), (4, 2), (5, 1), (1, 1)])
 def test_200_steps_equal_the_parallel_form(kernel: int, stride: int) -> None:
-    layer = drawn(build("pooled", Role.CAUSAL, kernel=kernel, stride=stride))
+    layer = with_random_weights(build("pooled", Role.CAUSAL, kernel=kernel, stride=stride))
     x_BTD, _ = inputs(Role.CAUSAL, length=200)
     state, outputs = layer.start(2), []
     for t in range(200):

@@ -26,7 +26,7 @@ def get(shelf: Shelf, target: Path, published: RemoteFile = FILE) -> str:
     return fetch(published, f"{shelf.url}/a.zip", target, reporter=Reporter(), retry=HURRY)
 
 
-def refused(shelf: Shelf, target: Path, published: RemoteFile = FILE) -> list[str]:
+def error_lines(shelf: Shelf, target: Path, published: RemoteFile = FILE) -> list[str]:
     with pytest.raises(UserError) as caught:
         get(shelf, target, published)
     assert not target.exists()
@@ -35,7 +35,7 @@ def refused(shelf: Shelf, target: Path, published: RemoteFile = FILE) -> list[st
     return lines
 
 
-def beside(target: Path) -> list[str]:
+def files_next_to(target: Path) -> list[str]:
     return sorted(path.name for path in target.parent.iterdir())
 
 
@@ -44,7 +44,7 @@ def test_a_file_is_downloaded(shelf: Shelf, tmp_path: Path) -> None:
     target = tmp_path / "host" / "a.zip"
     assert get(shelf, target) == "length and sha256 as published"
     assert target.read_bytes() == BODY
-    assert beside(target) == ["a.zip"]
+    assert files_next_to(target) == ["a.zip"]
     assert get(shelf, target) == "length and sha256 as published"
     assert shelf.requests == [("a.zip", None)]
     assert all(agent and agent.startswith("seqtk/") for agent in shelf.agents)
@@ -97,7 +97,7 @@ def test_a_wrong_range_restarts_the_download(shelf: Shelf, tmp_path: Path) -> No
 def test_a_changed_file_restarts_the_download(shelf: Shelf, tmp_path: Path, published: RemoteFile) -> None:
     other = bytes(len(BODY))
     shelf.files["a.zip"] = Served(other, etag='"old"', drops=[5000, 0, 0, 0])
-    refused(shelf, tmp_path / "a.zip", published)
+    error_lines(shelf, tmp_path / "a.zip", published)
     assert (tmp_path / "a.zip.partial").stat().st_size == 5000
     shelf.files["a.zip"] = Served(BODY, etag='"new"')
     get(shelf, tmp_path / "a.zip", published)
@@ -139,7 +139,7 @@ def test_a_busy_server_is_retried(shelf: Shelf, tmp_path: Path) -> None:
 
 def test_bytes_are_kept_when_retries_run_out(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY, drops=[4000, 0, 0, 0])
-    lines = refused(shelf, tmp_path / "a.zip")
+    lines = error_lines(shelf, tmp_path / "a.zip")
     assert "the connection ended after 4,000 of 900,000 bytes" in lines[0]
     assert "4,000 bytes of it are in" in lines[1]
     get(shelf, tmp_path / "a.zip")
@@ -148,12 +148,12 @@ def test_bytes_are_kept_when_retries_run_out(shelf: Shelf, tmp_path: Path) -> No
 
 def test_retries_run_out_without_ranges(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY, ranges=False, drops=[4000] * 50)
-    refused(shelf, tmp_path / "a.zip")
+    error_lines(shelf, tmp_path / "a.zip")
     assert len(shelf.requests) == 1 + HURRY.attempts
 
 
 def test_a_missing_file_fails_at_once(shelf: Shelf, tmp_path: Path) -> None:
-    lines = refused(shelf, tmp_path / "a.zip")
+    lines = error_lines(shelf, tmp_path / "a.zip")
     assert lines[0] == f"{shelf.url}/a.zip cannot be downloaded: 404 Not Found."
     assert "mirror=URL" in lines[1]
     assert len(shelf.requests) == 1
@@ -191,7 +191,7 @@ def test_refused_connection_is_a_user_error(tmp_path: Path) -> None:
 )
 def test_file_unlike_the_published_is_refused(shelf: Shelf, tmp_path: Path, served: Served, words: str) -> None:
     shelf.files["a.zip"] = replace(served, drops=[])
-    assert words in "\n".join(refused(shelf, tmp_path / "a.zip"))
+    assert words in "\n".join(error_lines(shelf, tmp_path / "a.zip"))
     shelf.files["a.zip"] = Served(BODY, etag='"right"')
     get(shelf, tmp_path / "a.zip")
     assert (tmp_path / "a.zip").read_bytes() == BODY
@@ -199,7 +199,7 @@ def test_file_unlike_the_published_is_refused(shelf: Shelf, tmp_path: Path, serv
 
 def test_a_wrong_length_runs_out_of_retries(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY, announced=1_000_000)
-    lines = refused(shelf, tmp_path / "a.zip", UNKNOWN)
+    lines = error_lines(shelf, tmp_path / "a.zip", UNKNOWN)
     assert "cannot be downloaded" in lines[0]
 
 
@@ -215,14 +215,14 @@ def test_a_download_is_locked(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY)
     with open(tmp_path / "a.zip.partial", "ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        assert "Another process is downloading" in refused(shelf, tmp_path / "a.zip")[0]
+        assert "Another process is downloading" in error_lines(shelf, tmp_path / "a.zip")[0]
     get(shelf, tmp_path / "a.zip")
 
 
 def test_a_full_disk_can_be_resumed(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY)
     with files_of_at_most(400_000):
-        lines = refused(shelf, tmp_path / "a.zip")
+        lines = error_lines(shelf, tmp_path / "a.zip")
     assert "does not fit" in lines[0]
     assert "Free some space" in lines[2]
     get(shelf, tmp_path / "a.zip")

@@ -21,17 +21,17 @@ WANTED = RemoteFile("inner/a.txt", len(TEXT), f"sha1:{hashlib.sha1(TEXT).hexdige
 KINDS = (".zip", ".tgz", ".tar")
 
 
-def take(path: Path, wanted: RemoteFile = WANTED) -> Path:
+def unpack_wanted(path: Path, wanted: RemoteFile = WANTED) -> Path:
     """Unpacks `wanted` to out/a.txt next to the archive."""
     target = path.parent / "out" / "a.txt"
     unpack(path, {wanted: target}, reporter=Reporter())
     return target
 
 
-def refused(path: Path, wanted: RemoteFile = WANTED) -> str:
+def error_of(path: Path, wanted: RemoteFile = WANTED) -> str:
     before = tree(path.parent)
     with pytest.raises(UserError) as caught:
-        take(path, wanted)
+        unpack_wanted(path, wanted)
     assert tree(path.parent) - before <= {path.parent / "out"}
     assert len(str(caught.value).splitlines()) <= 3
     return str(caught.value)
@@ -41,7 +41,7 @@ def tree(folder: Path) -> set[Path]:
     return set(folder.parent.rglob("*"))
 
 
-def made(path: Path, members: dict[str, bytes]) -> Path:
+def write_archive(path: Path, members: dict[str, bytes]) -> Path:
     path.write_bytes(archive(path.name, members))
     return path
 
@@ -56,8 +56,8 @@ def inside(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prefix", ["", "./"])
 def test_only_named_members_are_unpacked(inside: Path, kind: str, prefix: str) -> None:
-    path = made(inside / f"x{kind}", {"other": b"no", f"{prefix}inner/a.txt": TEXT, "inner/b.txt": b"no"})
-    assert take(path).read_bytes() == TEXT
+    path = write_archive(inside / f"x{kind}", {"other": b"no", f"{prefix}inner/a.txt": TEXT, "inner/b.txt": b"no"})
+    assert unpack_wanted(path).read_bytes() == TEXT
     assert {found.name for found in tree(inside)} == {"inside", path.name, "out", "a.txt"}
 
 
@@ -66,8 +66,8 @@ def test_only_named_members_are_unpacked(inside: Path, kind: str, prefix: str) -
     "name", ["../escaped", "../../escaped", "/tmp/seqtk-escaped", "out/../../escaped", "inner/../a.txt"]
 )
 def test_paths_in_archives_are_ignored(inside: Path, kind: str, name: str) -> None:
-    path = made(inside / f"x{kind}", {name: b"evil", "inner/a.txt": TEXT})
-    assert take(path).read_bytes() == TEXT
+    path = write_archive(inside / f"x{kind}", {name: b"evil", "inner/a.txt": TEXT})
+    assert unpack_wanted(path).read_bytes() == TEXT
     assert {found.name for found in tree(inside)} == {"inside", path.name, "out", "a.txt"}
     assert not Path("/tmp/seqtk-escaped").exists()
 
@@ -107,12 +107,12 @@ def zip_link(folder: Path) -> Path:
     ],
 )
 def test_links_and_devices_are_refused(inside: Path, build: Callable[[Path], Path]) -> None:
-    assert "is not a regular file" in refused(build(inside))
+    assert "is not a regular file" in error_of(build(inside))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_missing_member_is_named(inside: Path, kind: str) -> None:
-    assert "has no member inner/a.txt" in refused(made(inside / f"x{kind}", {"a.txt": TEXT}))
+    assert "has no member inner/a.txt" in error_of(write_archive(inside / f"x{kind}", {"a.txt": TEXT}))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,35 +125,35 @@ def test_truncated_archive_is_refused(inside: Path, kind: str, share: float) -> 
     whole = archive(f"x{kind}", {"other": noise[:5000], "inner/a.txt": noise})
     path = inside / f"x{kind}"
     path.write_bytes(whole[: int(len(whole) * share)])
-    assert str(path) in refused(path, wanted)
+    assert str(path) in error_of(path, wanted)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_flipped_bytes_are_refused(inside: Path, kind: str) -> None:
-    path = made(inside / f"x{kind}", {"inner/a.txt": TEXT})
+    path = write_archive(inside / f"x{kind}", {"inner/a.txt": TEXT})
     whole = bytearray(path.read_bytes())
     whole[len(whole) // 3] ^= 0xFF
     path.write_bytes(whole)
-    assert path.name in refused(path)
+    assert path.name in error_of(path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("content", [TEXT[:-1], TEXT + b"\n", TEXT[:-1] + b"x"])
 def test_a_different_member_is_refused(inside: Path, kind: str, content: bytes) -> None:
-    assert "differs from the published" in refused(made(inside / f"x{kind}", {"inner/a.txt": content}))
+    assert "differs from the published" in error_of(write_archive(inside / f"x{kind}", {"inner/a.txt": content}))
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>Not found</html>", bytes(5000)])
 def test_other_files_are_refused(inside: Path, content: bytes) -> None:
     path = inside / "x.zip"
     path.write_bytes(content)
-    assert str(path) in refused(path)
+    assert str(path) in error_of(path)
 
 
 def test_encrypted_archives_are_refused(inside: Path) -> None:
-    path = made(inside / "x.zip", {"inner/a.txt": TEXT})
+    path = write_archive(inside / "x.zip", {"inner/a.txt": TEXT})
     whole = bytearray(path.read_bytes())
     whole[6] |= 1
     whole[whole.rindex(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(whole)
-    assert "is not a regular file" in refused(path)
+    assert "is not a regular file" in error_of(path)

@@ -42,7 +42,7 @@ OPTIONS = {
 }
 
 
-def of(*, tie: bool = True, **changes: Any) -> TransformerLMConfig:
+def config_of(*, tie: bool = True, **changes: Any) -> TransformerLMConfig:
     assert TIED.adaptive is not None
     return replace(TIED, tie_embeddings=tie, adaptive=replace(TIED.adaptive, **changes))
 
@@ -54,19 +54,19 @@ VARIANTS: dict[str, tuple[TransformerLMConfig, dict[str, Any]]] = {
     "tied": (TIED, {}),
     "cutoffs as a list that ends with the vocabulary": (TIED, {"adaptive_softmax_cutoff": [6, 13, V]}),
     "cutoffs in brackets": (TIED, {"adaptive_input_cutoff": "[6, 13]"}),
-    "with dropout": (of(dropout=0.2), {"adaptive_softmax_dropout": 0.2}),
-    "projections of its own": (of(tie_projections=False), OWN_PROJECTIONS),
-    "untied": (of(tie=False, tie_projections=False), UNTIED),
+    "with dropout": (config_of(dropout=0.2), {"adaptive_softmax_dropout": 0.2}),
+    "projections of its own": (config_of(tie_projections=False), OWN_PROJECTIONS),
+    "untied": (config_of(tie=False, tie_projections=False), UNTIED),
     "untied, of other widths": (
-        of(tie=False, tie_projections=False, softmax_factor=1.5),
+        config_of(tie=False, tie_projections=False, softmax_factor=1.5),
         {**UNTIED, "adaptive_softmax_factor": 1.5},
     ),
     "softmax alone": (
-        of(tie=False, tie_projections=False, input_factor=None),
+        config_of(tie=False, tie_projections=False, input_factor=None),
         {**UNTIED, "adaptive_input": False, "adaptive_input_cutoff": None},
     ),
     "input alone": (
-        of(tie=False, tie_projections=False, softmax_factor=None),
+        config_of(tie=False, tie_projections=False, softmax_factor=None),
         {**UNTIED, "adaptive_softmax_cutoff": None},
     ),
 }

@@ -146,7 +146,7 @@ def classifier(words: str, classes: int, *, values: list[float] | None = None, *
     )
 
 
-def moved(
+def copied(
     old: Model, new: Model, *, before: str = "abcd", now: str = "abcd", classes: tuple[str, str] = ("", "")
 ) -> Transfer:
     """The weights that `new` takes from `old`. The letters of `now` and `before` are their vocabularies or classes."""
@@ -165,7 +165,7 @@ def names_of(result: Transfer, fate: Fate) -> list[str]:
 class TestVocabulary:
     def test_rows_follow_their_tokens(self) -> None:
         old, new = language_model("abcd"), language_model("dxaby")
-        result = moved(old, new, now="dxaby")
+        result = copied(old, new, now="dxaby")
         before, table, drawn = (
             each["embedding.tokens.weight"] for each in (tensors_of(old), result.tensors, tensors_of(new))
         )
@@ -175,13 +175,13 @@ class TestVocabulary:
 
     def test_untied_outputs_follow_too(self) -> None:
         old, new = (language_model("abcd", tie_embeddings=False) for _ in range(2))
-        result = moved(old, new, now="bcda")
+        result = copied(old, new, now="bcda")
         assert torch.equal(result.tensors["head.weight"][4:], tensors_of(old)["head.weight"][[5, 6, 7, 4]])
 
     def test_adaptive_bands_follow_their_tokens(self) -> None:
         adaptive = {"cutoffs": [6], "input_factor": 2.0, "softmax_factor": 2.0}
         old, new = language_model("abcd", adaptive=adaptive), language_model("adcbe", adaptive=adaptive)
-        result = moved(old, new, now="adcbe")
+        result = copied(old, new, now="adcbe")
         rare, before = (
             result.tensors["embedding.tokens.bands.1.weight"],
             tensors_of(old)["embedding.tokens.bands.1.weight"],
@@ -193,7 +193,7 @@ class TestVocabulary:
 
     def test_equal_sizes_do_not_mean_equal_tokens(self) -> None:
         old, new = language_model("abcd"), language_model("wxyz")
-        table = moved(old, new, now="wxyz").tensors["embedding.tokens.weight"]
+        table = copied(old, new, now="wxyz").tensors["embedding.tokens.weight"]
         assert torch.equal(table[:4], tensors_of(old)["embedding.tokens.weight"][:4])
         assert torch.equal(table[4:], tensors_of(new)["embedding.tokens.weight"][4:])
 
@@ -202,14 +202,14 @@ class TestOtherModels:
     def test_a_classifier_starts_from_a_masked_lm(self) -> None:
         tree = {"kind": "transformer_masked_lm", **SIZES, "encoder": {"layers": 2}}
         old = build_model(schema.from_dict(ModelConfig, tree), MaskedBatch, vocabulary=8)
-        result = moved(old, classifier("abcd", 5))
+        result = copied(old, classifier("abcd", 5))
         assert names_of(result, Fate.FRESH) == ["head.linear.weight", "head.linear.bias"]
         assert not names_of(result, Fate.NOT_USED)
 
     @pytest.mark.parametrize(("now", "rows"), [("xzy", {0: 0, 2: 1}), ("uvw", {}), ("zy", {1: 1})])
     def test_rows_of_the_head_follow_their_classes(self, now: str, rows: dict[int, int]) -> None:
         old, new = classifier("abcd", 3), classifier("abcd", len(now))
-        result = moved(old, new, classes=("xy-", now))
+        result = copied(old, new, classes=("xy-", now))
         for name in ("head.linear.weight", "head.linear.bias"):
             expected = tensors_of(new)[name].clone()
             for here, there in rows.items():
@@ -219,11 +219,11 @@ class TestOtherModels:
 
     def test_model_of_values_is_copied_completely(self) -> None:
         old, new = (classifier("0123", 3, values=[0.0, 1.0, 2.0, 3.0]) for _ in range(2))
-        assert set(moved(old, new, before="0123", now="0123").fates.values()) == {Fate.TAKEN}
+        assert set(copied(old, new, before="0123", now="0123").fates.values()) == {Fate.TAKEN}
 
     def test_learned_positions_keep_the_common_part(self) -> None:
         old, new = language_model("abcd", max_length=12), language_model("abcd", max_length=20)
-        result = moved(old, new)
+        result = copied(old, new)
         table = result.tensors["embedding.positions.table.weight"]
         assert torch.equal(table[:12], tensors_of(old)["embedding.positions.table.weight"])
         assert torch.equal(table[12:], tensors_of(new)["embedding.positions.table.weight"][12:])
@@ -232,7 +232,7 @@ class TestOtherModels:
     @pytest.mark.parametrize("length", [5, 13])
     def test_layers_bound_to_positions_are_resized(self, kind: str, length: int) -> None:
         old, new = (classifier("abcd", 3, attention=[{"kind": kind, "max_length": limit}]) for limit in (8, length))
-        result = moved(old, new)
+        result = copied(old, new)
         assert names_of(result, Fate.RESIZED)
         assert not names_of(result, Fate.FRESH)
         new.load_state_dict(result.tensors, strict=False)
@@ -244,25 +244,25 @@ class TestOtherModels:
         old = classifier("abcd", 3, attention=[{"kind": "synthesizer_random", "max_length": 8}])
         new = classifier("abcd", 3, dim=16, attention=[{"kind": "synthesizer_random", "max_length": 16}])
         with pytest.raises(UserError, match="old has no weight matrix"):
-            moved(old, new)
+            copied(old, new)
 
     def test_other_attention_keeps_matching_weights(self) -> None:
         old, new = (
             classifier("abcd", 3),
             classifier("abcd", 3, attention=[{"kind": "synthesizer_random", "max_length": 9}]),
         )
-        result = moved(old, new)
+        result = copied(old, new)
         layer = "encoder.blocks.0.self_attention"
         assert result.fates[f"{layer}.value.weight"] is Fate.TAKEN
         assert result.fates[f"{layer}.query.weight"] is Fate.NOT_USED
         assert result.fates[f"{layer}.logits.matrix"] is Fate.FRESH
 
     def test_additional_layers_are_initialised(self) -> None:
-        result = moved(language_model("abcd"), language_model("abcd", layers=3))
+        result = copied(language_model("abcd"), language_model("abcd", layers=3))
         assert all(name.startswith("decoder.blocks.2.") for name in names_of(result, Fate.FRESH))
         lines = [line.split() for line in result.lines()]
         assert ["fresh", "decoder.blocks.*", "16", "tensors", "600", "parameters"] in lines
 
     def test_nothing_in_common_is_refused(self) -> None:
         with pytest.raises(UserError, match="old has no weight matrix"):
-            moved(language_model("abcd", dim=16), classifier("abcd", 3))
+            copied(language_model("abcd", dim=16), classifier("abcd", 3))

@@ -12,7 +12,7 @@ from seqtk.utils.progress import Reporter
 SMALL = ListOpsShape(max_depth=4, max_args=4, min_length=8, max_length=40)
 
 
-def made(shape: ListOpsShape, total: int, *, seed: int = 1, workers: int = 1) -> Expressions:
+def draw_expressions(shape: ListOpsShape, total: int, *, seed: int = 1, workers: int = 1) -> Expressions:
     return generate(shape, total, seed=seed, workers=workers, reporter=Reporter())
 
 
@@ -62,7 +62,7 @@ def length_shares(shape: ListOpsShape) -> np.ndarray:
 class TestTrees:
     @pytest.mark.parametrize("shape", [ListOpsShape(), SMALL, ListOpsShape(max_depth=3, max_args=2, min_length=1)])
     def test_values_equal_those_of_a_stack_machine(self, shape: ListOpsShape) -> None:
-        expressions = made(shape, 60)
+        expressions = draw_expressions(shape, 60)
         for tokens, value in zip(words(expressions), expressions.values_K, strict=True):
             result, nested, most = run_stack_machine(tokens)
             assert result == value
@@ -94,22 +94,22 @@ class TestTrees:
             assert ((counts - expected) ** 2 / expected).sum() < 35  # chi-squared of 9 degrees, p < 1e-4
 
     def test_no_expression_occurs_twice(self) -> None:
-        expressions = made(ListOpsShape(max_depth=2, max_args=2, min_length=2, max_length=6), 390)
+        expressions = draw_expressions(ListOpsShape(max_depth=2, max_args=2, min_length=2, max_length=6), 390)
         assert len(set(map(tuple, words(expressions)))) == 390
 
 
 class TestSeeds:
     def test_workers_do_not_change_the_set(self) -> None:
-        one, two = made(SMALL, 500, workers=1), made(SMALL, 500, workers=2)
+        one, two = draw_expressions(SMALL, 500, workers=1), draw_expressions(SMALL, 500, workers=2)
         assert words(one) == words(two)
         assert (one.values_K == two.values_K).all()
 
     def test_output_of_a_seed_is_fixed(self) -> None:
-        tokens = words(made(ListOpsShape(max_depth=3, max_args=3, min_length=4, max_length=12), 3, seed=0))
+        tokens = words(draw_expressions(ListOpsShape(max_depth=3, max_args=3, min_length=4, max_length=12), 3, seed=0))
         assert [" ".join(line) for line in tokens] == GOLDEN
 
     def test_two_seeds_differ(self) -> None:
-        one, two = (set(map(tuple, words(made(ListOpsShape(), 30, seed=seed)))) for seed in (1, 2))
+        one, two = (set(map(tuple, words(draw_expressions(ListOpsShape(), 30, seed=seed)))) for seed in (1, 2))
         assert not one & two
 
 
@@ -118,7 +118,7 @@ GOLDEN = ["[SM [SM 7 8 9 ] [MED 4 0 ] ]", "[SM 4 4 3 ]", "[MED [SM 9 9 4 ] 1 7 ]
 
 def test_statistics_equal_the_originals() -> None:
     """Against 6,000 trees of the original distribution: class shares, and what a look-up of the root knows."""
-    expressions = made(ListOpsShape(), 4000, seed=5)
+    expressions = draw_expressions(ListOpsShape(), 4000, seed=5)
     shares = np.bincount(expressions.values_K, minlength=10) / 4000
     published = [0.170, 0.091, 0.073, 0.078, 0.089, 0.090, 0.082, 0.076, 0.077, 0.174]
     assert np.abs(shares - published).max() < 0.025
@@ -135,7 +135,7 @@ def test_statistics_equal_the_originals() -> None:
 )
 def test_impossible_shapes_are_refused(settings: dict[str, int], key: str) -> None:
     with pytest.raises(UserError) as caught:
-        made(ListOpsShape(**settings), 401)
+        draw_expressions(ListOpsShape(**settings), 401)
     assert key in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3
 

@@ -79,7 +79,7 @@ class TestStatistics:
         assert found == pytest.approx(INK[shape.contour_length], rel=0.06)
 
     def test_classes_are_balanced(self) -> None:
-        labels = np.concatenate([part.labels for part in made(PathfinderShape(contour_length=6), 2000)])
+        labels = np.concatenate([part.labels for part in draw_images(PathfinderShape(contour_length=6), 2000)])
         assert abs(labels.mean() - 0.5) < 3 * 0.5 / math.sqrt(2000)
 
     @pytest.mark.slow
@@ -89,7 +89,9 @@ class TestStatistics:
         assert found == pytest.approx((7.9, 13.7, 4.0, 3.0), rel=0.06)
 
 
-def made(shape: PathfinderShape, total: int, *, seed: int = 1, stream: int = 0, workers: int = 1) -> list[Drawings]:
+def draw_images(
+    shape: PathfinderShape, total: int, *, seed: int = 1, stream: int = 0, workers: int = 1
+) -> list[Drawings]:
     return list(generate(shape, total, seed=seed, stream=stream, workers=workers, reporter=Reporter()))
 
 
@@ -99,16 +101,16 @@ def pixels(parts: list[Drawings]) -> np.ndarray:
 
 class TestSeeds:
     def test_workers_do_not_change_images(self) -> None:
-        one, two = (made(SHAPES[0], 450, workers=workers) for workers in (1, 2))
+        one, two = (draw_images(SHAPES[0], 450, workers=workers) for workers in (1, 2))
         assert (pixels(one) == pixels(two)).all()
         assert [len(part.images) for part in one] == [200, 200, 50]
 
     def test_a_smaller_set_is_a_prefix(self) -> None:
-        assert (pixels(made(SHAPES[0], 30)) == pixels(made(SHAPES[0], 250))[:30]).all()
+        assert (pixels(draw_images(SHAPES[0], 30)) == pixels(draw_images(SHAPES[0], 250))[:30]).all()
 
     def test_seeds_and_splits_differ(self) -> None:
-        base = pixels(made(SHAPES[0], 200))
-        for other in (made(SHAPES[0], 200, seed=2), made(SHAPES[0], 200, stream=1)):
+        base = pixels(draw_images(SHAPES[0], 200))
+        for other in (draw_images(SHAPES[0], 200, seed=2), draw_images(SHAPES[0], 200, stream=1)):
             assert not {image.tobytes() for image in base} & {image.tobytes() for image in pixels(other)}
 
 
@@ -118,7 +120,7 @@ class TestSeeds:
 def test_impossible_shapes_are_refused(settings: dict[str, int], key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pathfinder, "_PATIENCE", 5000)
     with pytest.raises(UserError, match=key):
-        made(PathfinderShape(**settings), 2)
+        draw_images(PathfinderShape(**settings), 2)
 
 
 class TestDrawing:
