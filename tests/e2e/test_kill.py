@@ -11,17 +11,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from seqtk.checkpoint import model_file
+from tests.e2e.runs import UPDATES, assert_same_run, logged
 
 pytestmark = pytest.mark.slow
 
-UPDATES, CHECKPOINT_EVERY = 60, 20
+CHECKPOINT_EVERY = 20
 ARGUMENTS = [
     "device=cpu",
     "threads=1",
@@ -42,7 +40,6 @@ ARGUMENTS = [
     "schedule.warmup_updates=10",
     "optimizer.lr=0.005",
 ]
-TIMES = {"tokens_per_second", "memory_gib", "minutes", "waiting"}
 
 
 def start(corpus: Path, save_dir: Path, *, before: Callable[[], None] | None = None) -> "subprocess.Popen[str]":
@@ -65,13 +62,6 @@ def train(corpus: Path, save_dir: Path) -> str:
     return errors
 
 
-def logged(save_dir: Path) -> list[dict[str, Any]]:
-    """Every complete line of the log."""
-    path = save_dir / "log.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
-    return [json.loads(line) for line in lines]
-
-
 def wait_for_update(process: "subprocess.Popen[str]", save_dir: Path, update: int) -> None:
     """Returns as soon as this update is in the log."""
     deadline = time.monotonic() + 60
@@ -84,20 +74,6 @@ def wait_for_update(process: "subprocess.Popen[str]", save_dir: Path, update: in
 def latest(save_dir: Path) -> int:
     """The update of the checkpoint that the next run resumes from."""
     return int((save_dir / "latest").read_text().removeprefix("update_"))
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Weights, optimizer and best model are bit-equal, and so is every value of the log except times."""
-    for name in (f"update_{UPDATES:08d}/model", f"update_{UPDATES:08d}/optimizer", "best"):
-        tensors, others = (load_file(path / f"{name}.safetensors") for path in (one, other))
-        assert tensors.keys() == others.keys()
-        assert [key for key, tensor in tensors.items() if not torch.equal(tensor, others[key])] == []
-    lines, other_lines = (
-        [{key: value for key, value in line.items() if key not in TIMES} for line in logged(path)]
-        for path in (one, other)
-    )
-    assert lines == other_lines
-    assert [line["update"] for line in lines if line["kind"] == "train"] == list(range(1, UPDATES + 1))
 
 
 @pytest.fixture(scope="module")

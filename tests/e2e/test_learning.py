@@ -20,6 +20,7 @@ from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import start_engine
 from seqtk.training.trainer import Trainer
 from seqtk.training.validation import validate
+from tests.e2e.learning import learned_nats
 
 pytestmark = pytest.mark.slow
 
@@ -44,14 +45,6 @@ SETTINGS: dict[str, Any] = {
     "validation": {"every": 700, "decode": True, "search": {"beam": 1, "max_length_b": 12}},
     "log": {"tensorboard": False},
 }
-
-
-@pytest.fixture
-def seed() -> int:
-    """A new seed for each run; a failing test prints it."""
-    seed = random.randrange(2**31)
-    print(f"seed {seed}")
-    return seed
 
 
 def write_reversals(folder: Path, *, seed: int) -> Path:
@@ -131,29 +124,6 @@ def test_reversing_requires_self_attention(seed: int, tmp_path: Path) -> None:
 
 
 REPEATED = 4
-RECALL: dict[str, Any] = {
-    "device": "cpu",
-    "max_updates": 200,
-    "clip_norm": 1.0,
-    "batch": {"max_tokens": 1200},
-    "validation": {"every": 200},
-    "model": {
-        "kind": "transformer_lm",
-        "dim": 64,
-        "ffn_dim": 128,
-        "heads": 4,
-        "layers": 2,
-        "max_length": 16,
-        "positions": "learned",
-        "scale_embedding": False,
-        "dropout": 0.0,
-        "pre_norm": True,
-    },
-    "criterion": {"kind": "cross_entropy"},
-    "optimizer": {"lr": 0.005},
-    "schedule": {"kind": "cosine", "warmup_updates": 50},
-    "log": {"tensorboard": False},
-}
 
 
 def recall(folder: Path, *, seed: int, attention: dict[str, Any]) -> float:
@@ -172,14 +142,9 @@ def recall(folder: Path, *, seed: int, attention: dict[str, Any]) -> float:
             train=str(folder / "train"), valid=(str(folder / "valid"),), destdir=data, tokens="words", workers=1
         )
     )
-    task = {"kind": "language_modeling", "data": data, "break_mode": "eos", "tokens_per_sample": 16}
-    model = RECALL["model"] | {"attention": attention}
-    tree = RECALL | {"seed": seed, "save_dir": str(folder / "run"), "task": task, "model": model}
-    trainer = Trainer(schema.from_dict(TrainConfig, tree), engine=start_engine(device="cpu"))
-    assert trainer.fit().signal == 0
-    figures, _ = validate(trainer.step, trainer.task, trainer.config, engine=trainer.engine)
-    print(f"nll {figures['nll']:.3f}")
-    return float(figures["nll"])
+    task = {"data": data, "break_mode": "eos", "tokens_per_sample": 16}
+    model = {"max_length": 16, "attention": attention}
+    return learned_nats(folder, task=task, model=model, updates=200, seed=seed, batch={"max_tokens": 1200})
 
 
 @pytest.mark.parametrize("kind", KINDS[Role.CAUSAL])

@@ -11,47 +11,13 @@ from typing import Any
 
 import pytest
 
-from seqtk.config import schema
 from seqtk.data.preprocess import PreprocessConfig, preprocess
-from seqtk.training.config import TrainConfig
-from seqtk.training.parallel import start_engine
-from seqtk.training.trainer import Trainer
-from seqtk.training.validation import validate
+from tests.e2e.learning import learned_nats
 
 pytestmark = pytest.mark.slow
 
 LINE = len("12>34\n")
-SETTINGS: dict[str, Any] = {
-    "device": "cpu",
-    "max_updates": 400,
-    "clip_norm": 1.0,
-    "batch": {"streams": 16},
-    "validation": {"every": 400},
-    "model": {
-        "kind": "transformer_lm",
-        "dim": 64,
-        "ffn_dim": 128,
-        "heads": 4,
-        "layers": 2,
-        "positions": "learned",
-        "scale_embedding": False,
-        "dropout": 0.0,
-        "pre_norm": True,
-    },
-    "criterion": {"kind": "cross_entropy"},
-    "optimizer": {"lr": 0.005},
-    "schedule": {"kind": "cosine", "warmup_updates": 50},
-    "log": {"tensorboard": False},
-}
 TOKENS = {"kind": "recurrent_memory_lm", "segment_length": LINE}
-
-
-@pytest.fixture
-def seed() -> int:
-    """A new seed for each run; a failing test prints it."""
-    seed = random.randrange(2**31)
-    print(f"seed {seed}")
-    return seed
 
 
 def nats(folder: Path, *, seed: int, lines: int = 1, **model: Any) -> float:
@@ -66,13 +32,8 @@ def nats(folder: Path, *, seed: int, lines: int = 1, **model: Any) -> float:
             train=f"{folder}/train", valid=(f"{folder}/valid",), destdir=data, tokens="characters", workers=1
         )
     )
-    task = {"kind": "language_modeling", "data": data, "tokens_per_sample": LINE * lines}
-    tree = SETTINGS | {"seed": seed, "save_dir": f"{folder}/run", "task": task, "model": SETTINGS["model"] | model}
-    trainer = Trainer(schema.from_dict(TrainConfig, tree), engine=start_engine(device="cpu"))
-    assert trainer.fit().signal == 0
-    figures, _ = validate(trainer.step, trainer.task, trainer.config, engine=trainer.engine)
-    print(f"nll {figures['nll']:.3f}")
-    return float(figures["nll"])
+    task = {"data": data, "tokens_per_sample": LINE * lines}
+    return learned_nats(folder, task=task, model=model, updates=400, seed=seed, batch={"streams": 16})
 
 
 def test_transformer_xl_remembers_the_previous_sample(seed: int, tmp_path: Path) -> None:

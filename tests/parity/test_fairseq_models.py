@@ -24,6 +24,7 @@ from seqtk.data.vocabulary import PAD
 from seqtk.interop.fairseq import Imported, import_fairseq
 from seqtk.interop.fairseq_keys import fairseq_name
 from seqtk.models import Model
+from tests.parity.gradients import assert_gradient_norms
 
 # checkpoint → (whose golden files apply to it, its data-bin)
 MODELS = {
@@ -169,16 +170,10 @@ def test_gradients_equal_fairseqs(golden: Path, name: str, model: Model) -> None
     assert loss.weight == stored["ntokens"]
     assert loss.total.item() == pytest.approx(stored["loss_sum"], rel=1e-6)
     assert float(loss.stats["nll"][0]) == pytest.approx(stored["nll_sum"], rel=1e-6)
-    wanted = dict(stored["gradient_norms"])
-    squares = 0.0
-    for ours, parameter in model.named_parameters():
-        assert parameter.grad is not None
-        norm = float(parameter.grad.double().norm())
-        squares += norm**2
+
+    def fairseqs(ours: str) -> str:
         theirs = fairseq_name(ours, lightconv=name.startswith("lightconv"))
         shared = theirs if name in PRE_NORM else "encoder.embed_tokens.weight"
-        expected = wanted.pop(shared if theirs == "decoder.embed_tokens.weight" else theirs)
-        # a key's bias has no gradient but rounding error: it adds the same to all logits of a row
-        assert norm == pytest.approx(expected, rel=1.5e-6, abs=5e-6), ours
-    assert not wanted
-    assert math.sqrt(squares) == pytest.approx(stored["gradient_norm_of_sum"], rel=1e-6)
+        return shared if theirs == "decoder.embed_tokens.weight" else theirs
+
+    assert_gradient_norms(model, stored, fairseqs, rel=1.5e-6)

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from seqtk.attention import Attention, Role, attentions
 from seqtk.attention.feedforward_kernel import FeedForwardKernelAttention, Stage
@@ -15,6 +14,7 @@ from seqtk.attention.performer import PerformerAttention, log_features, orthogon
 from seqtk.config.schema import from_dict
 from seqtk.testing.memory import largest_tensor
 from seqtk.utils.errors import UserError
+from tests.unit.attention.helpers import steps_and_state_sizes
 
 DIM = 16
 KINDS: dict[str, dict[str, Any]] = {
@@ -65,13 +65,8 @@ def test_200_steps_with_a_state_of_constant_size(kind: str, role: Role) -> None:
     layer = build(kind, role)
     x_BTD, memory_BSD = torch.randn(2, 200, DIM), torch.randn(2, 9, DIM)
     state = layer.start(2, memory_BSD if role is Role.CROSS else None)
-    outputs, sizes = [], set()
-    with torch.no_grad():
-        for t in range(200):
-            y_B1D, state = layer.step(x_BTD[:, t : t + 1], state)
-            outputs.append(y_B1D)
-            sizes.add(sum(leaf.numel() for leaf in tree_leaves(state) if leaf is not None))
-        torch.testing.assert_close(torch.cat(outputs, 1), run(layer, x_BTD, memory_BSD), atol=1e-5, rtol=1e-5)
+    y_BTD, sizes = steps_and_state_sizes(layer, x_BTD, state)
+    torch.testing.assert_close(y_BTD, run(layer, x_BTD, memory_BSD), atol=1e-5, rtol=1e-5)
     assert len(sizes) == 1
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from seqtk.attention import Attention, AttentionConfig, Role, attentions
 from seqtk.attention.convluna import ConvLunaConfig
@@ -14,6 +13,7 @@ from seqtk.attention.luna import Luna, LunaConfig
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.models.stacks import BlockOptions, Encoder, EncoderConfig
 from seqtk.utils.errors import UserError
+from tests.unit.attention.helpers import steps_and_state_sizes
 
 DIM, MEMORY_DIM, SLOTS = 8, 6, 3
 LUNA = LunaConfig(heads=2, memory_size=SLOTS)
@@ -194,13 +194,8 @@ def test_200_steps_with_a_state_of_constant_size(config: LunaConfig, role: Role)
     layer, x_BTD = build(config, role), draw(2, 200, DIM)
     torch.manual_seed(1)
     state = layer.start(2, draw(2, 200, MEMORY_DIM) if role is Role.CROSS else None)
-    outputs, sizes = [], set()
-    with torch.no_grad():
-        for t in range(200):
-            y_B1D, state = layer.step(x_BTD[:, t : t + 1], state)
-            outputs.append(y_B1D)
-            sizes.add(sum(leaf.numel() for leaf in tree_leaves(state) if leaf is not None))
-        torch.testing.assert_close(torch.cat(outputs, 1), run(layer, x_BTD), atol=1e-10, rtol=1e-10)
+    y_BTD, sizes = steps_and_state_sizes(layer, x_BTD, state)
+    torch.testing.assert_close(y_BTD, run(layer, x_BTD), atol=1e-10, rtol=1e-10)
     assert len(sizes) == 1
 
 

@@ -11,38 +11,10 @@ from hypothesis import strategies as st
 
 from seqtk.attention.luna import LunaConfig
 from seqtk.cli import compose
-from seqtk.config.registry import Registry
 from seqtk.models.language_model import TransformerLMConfig
 from seqtk.training.config import TrainConfig
 from seqtk.utils.errors import UserError
-
-
-@dataclass(frozen=True)
-class LayerConfig:
-    """The base of the layers of this test."""
-
-
-layers: Registry[object] = Registry("compose-test layer", LayerConfig)
-
-
-@dataclass(frozen=True)
-class DotConfig(LayerConfig):
-    heads: int = 8
-    temperature: float = 1.0
-
-
-@layers.register("dot", DotConfig)
-class Dot: ...
-
-
-@dataclass(frozen=True)
-class DenseConfig(LayerConfig):
-    heads: int = 8
-    max_length: int = 256
-
-
-@layers.register("dense", DenseConfig)
-class Dense: ...
+from tests.unit.config.toy_layers import DenseConfig, DotConfig, LayerConfig, layers
 
 
 @dataclass(frozen=True)

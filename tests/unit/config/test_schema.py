@@ -10,35 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seqtk.config import schema
-from seqtk.config.registry import Registry
 from seqtk.utils.errors import UserError
-
-
-@dataclass(frozen=True)
-class LayerConfig:
-    """The base of the layers of this test."""
-
-
-layers: Registry[object] = Registry("schema-test layer", LayerConfig)
-
-
-@dataclass(frozen=True)
-class DotConfig(LayerConfig):
-    heads: int = 8
-
-
-@layers.register("dot", DotConfig)
-class Dot: ...
-
-
-@dataclass(frozen=True)
-class DenseConfig(LayerConfig):
-    heads: int = 8
-    max_length: int = 256
-
-
-@layers.register("dense", DenseConfig)
-class Dense: ...
+from tests.unit.config.toy_layers import DenseConfig, DotConfig, LayerConfig
 
 
 class Colour(enum.Enum):
@@ -164,14 +137,14 @@ def test_numbers_are_converted_to_the_field_type() -> None:
         ("dropout", 0.3, "There is no key 'dropout'.\nDid you mean 'model.dropout'?"),
         ("drop_out", 0.3, "There is no key 'drop_out'.\nDid you mean 'model.dropout'?"),
         ("model.encoder.dept", 1, "There is no key 'model.encoder.dept'.\nDid you mean 'model.encoder.depth'?"),
-        ("attention.max_length", 1, "There is no key 'attention.max_length' in 'dot'.\nKnown: heads."),
-        ("attention", "dens", "attention=dens: there is no such schema-test layer.\nDid you mean 'dense'?"),
-        ("attention", {"kind": 7}, "attention=7: there is no such schema-test layer.\nKnown: dense, dot."),
-        ("attention", ["dot", "dens"], "attention=dens: there is no such schema-test layer.\nDid you mean 'dense'?"),
+        ("attention.max_length", 1, "There is no key 'attention.max_length' in 'dot'.\nKnown: heads, temperature."),
+        ("attention", "dens", "attention=dens: there is no such toy layer.\nDid you mean 'dense'?"),
+        ("attention", {"kind": 7}, "attention=7: there is no such toy layer.\nKnown: dense, dot."),
+        ("attention", ["dot", "dens"], "attention=dens: there is no such toy layer.\nDid you mean 'dense'?"),
         (
             "attention",
             3,
-            "attention=3: must be the name of a registered schema-test layer or a mapping.",
+            "attention=3: must be the name of a registered toy layer or a mapping.",
         ),
         ("model", "big", "model=big: must be a mapping."),
         ("model.encoder.depth", 2.5, "model.encoder.depth=2.5: must be a whole number."),
