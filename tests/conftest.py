@@ -3,12 +3,16 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from seqtk.corpora import demo
 
 torch.set_num_threads(1)
+# A busy machine is slow: no example is too slow.
+hypothesis.settings.register_profile("seqtk", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("seqtk")
 
 SHARED = Path(os.environ.get("SEQTK_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

@@ -9,6 +9,7 @@ import pytest
 
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from tests.unit.training.helpers import losses
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +59,7 @@ def train(processes: int, corpus: Path, save_dir: Path, *extra: str) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
         [*command, *ARGUMENTS, f"task.data={corpus}", f"save_dir={save_dir}", *extra],
-        text=True, capture_output=True, timeout=240, env=environment,
+        text=True, capture_output=True, timeout=PATIENCE, env=environment,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
 

@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from seqtk.checkpoint import model_file
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -39,6 +39,9 @@ ARGUMENTS = (
     "model.encoder.layers=1 model.decoder.layers=1 schedule.warmup_updates=4 checkpoint.every=100000 "
     "validation.every=100000 log.every=1 log.tensorboard=false parallel={kind:ddp,timeout:5}"
 )
+
+SOON = 120
+"""Seconds within which all processes must end: 30 for torchrun to stop one, and more on a busy machine."""
 
 
 class Launched:
@@ -70,11 +73,11 @@ class Launched:
         return [int(number) for number in children.read_text().split()]
 
     def wait_for_updates(self, count: int) -> None:
-        deadline = time.monotonic() + 60
-        while self.updates < count:
-            assert time.monotonic() < deadline
-            assert self.process.poll() is None, self.output.read_text()
-            time.sleep(0.05)
+        wait_until(
+            lambda: self.updates >= count,
+            running=lambda: self.process.poll() is None,
+            output=self.output.read_text,
+        )
 
 
 @pytest.fixture
@@ -88,9 +91,7 @@ def launched(request: pytest.FixtureRequest, tiny_corpus: Path, tmp_path: Path) 
 @pytest.mark.parametrize("launched", [{"fault": "raises", "rank": 0}, {"fault": "raises", "rank": 1}], indirect=True)
 def test_traceback_of_the_failed_process_is_last(launched: Launched) -> None:
     launched.wait_for_updates(1)
-    began = time.monotonic()
-    assert launched.process.wait(timeout=60) != 0
-    assert time.monotonic() - began < 30
+    assert launched.process.wait(timeout=SOON) != 0
     printed = launched.output.read_text()
     last = [line for line in printed.splitlines() if "Error: " in line][-1]
     assert last.strip() == "ValueError: broken on purpose"
@@ -100,18 +101,14 @@ def test_traceback_of_the_failed_process_is_last(launched: Launched) -> None:
 @pytest.mark.parametrize("launched", [{"fault": "dies", "rank": 0}, {"fault": "dies", "rank": 1}], indirect=True)
 def test_killed_process_ends_the_others(launched: Launched) -> None:
     launched.wait_for_updates(1)
-    began = time.monotonic()
-    assert launched.process.wait(timeout=60) != 0
-    assert time.monotonic() - began < 30
+    assert launched.process.wait(timeout=SOON) != 0
     assert "SIGKILL" in launched.output.read_text()
 
 
 @pytest.mark.parametrize("launched", [{"fault": "hangs", "rank": 1}], indirect=True)
 def test_hanging_process_is_named_in_the_error(launched: Launched) -> None:
     launched.wait_for_updates(1)
-    began = time.monotonic()
-    assert launched.process.wait(timeout=120) != 0
-    assert time.monotonic() - began < 5 + 45  # torchrun gives a process 30 seconds to end
+    assert launched.process.wait(timeout=SOON) != 0
     assert "Process 1 did not respond to process 0 within parallel.timeout=5" in launched.output.read_text()
 
 
@@ -121,10 +118,7 @@ def test_killed_launcher_leaves_no_orphans(launched: Launched) -> None:
     assert len(workers) == 2
     launched.process.kill()
     launched.process.wait()
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{worker}/exe").exists() for worker in workers):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: not any(Path(f"/proc/{worker}/exe").exists() for worker in workers))
     newest = (launched.save_dir / "latest").read_text()
     assert json.loads((launched.save_dir / newest / "state.json").read_text())["update"] >= 3
     assert model_file.read(launched.save_dir / newest).tensors
@@ -133,5 +127,5 @@ def test_killed_launcher_leaves_no_orphans(launched: Launched) -> None:
 def test_sigterm_to_the_launcher_saves_a_checkpoint(launched: Launched) -> None:
     launched.wait_for_updates(3)
     launched.process.send_signal(signal.SIGTERM)
-    assert launched.process.wait(timeout=60) != 0
+    assert launched.process.wait(timeout=SOON) != 0
     assert (launched.save_dir / "latest").is_file(), launched.output.read_text()

@@ -3,13 +3,13 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from seqtk.checkpoint import model_file
 from tests.unit.training.helpers import losses
+from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +45,7 @@ def start(processes: int, corpus: Path, save_dir: Path, *extra: str) -> "subproc
 
 def train(processes: int, corpus: Path, save_dir: Path, *extra: str) -> tuple[int, str]:
     process = start(processes, corpus, save_dir, *extra)
-    _, errors = process.communicate(timeout=240)
+    _, errors = process.communicate(timeout=PATIENCE)
     return process.returncode, errors
 
 
@@ -98,7 +98,7 @@ def test_no_gloo_thread_outlives_the_run(tiny_corpus: Path, tmp_path: Path) -> N
     script.write_text(REMAINING_THREADS)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     settings = [f"task.data={tiny_corpus}", f"save_dir={tmp_path / 'run'}", *ARGUMENTS]
-    run = subprocess.run([*launcher, *settings], text=True, capture_output=True, timeout=240)
+    run = subprocess.run([*launcher, *settings], text=True, capture_output=True, timeout=PATIENCE)
     assert run.returncode == 0, run.stderr
 
 
@@ -160,10 +160,8 @@ def test_killed_process_ends_the_run(tiny_corpus: Path, tmp_path: Path) -> None:
     plugin.write_text(
         "import os, threading\nif os.environ.get('RANK') == '1':\n    threading.Timer(8, os._exit, [9]).start()\n"
     )
-    began = time.monotonic()
     code, _ = train(2, tiny_corpus, tmp_path / "run", f"user_dir={tmp_path / 'dies'}", "max_updates=1000000")
     assert code != 0
-    assert time.monotonic() - began < 60
     if (tmp_path / "run" / "latest").is_file():
         assert model_file.read(tmp_path / "run").tensors
 
@@ -173,11 +171,13 @@ def test_sigterm_saves_and_resumes(tiny_corpus: Path, tmp_path: Path) -> None:
         2, tiny_corpus, tmp_path, "max_updates=100000", "validation.every=100000", "checkpoint.every=100000"
     )
     log = tmp_path / "log.jsonl"
-    deadline = time.monotonic() + 60
-    while not (log.is_file() and log.read_text().count("\n") > 3) and time.monotonic() < deadline:
-        time.sleep(0.2)
+    wait_until(
+        lambda: log.is_file() and log.read_text().count("\n") > 3,
+        running=lambda: process.poll() is None,
+        output=lambda: process.communicate()[1],
+    )
     process.terminate()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     update = int((tmp_path / "latest").read_text().removeprefix("update_"))
     assert update > 3, errors

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from seqtk.checkpoint.restore import load_checkpoint
+from tests.waiting import PATIENCE, wait_until
 
 UPDATES = 60
 SETTINGS = (
@@ -77,7 +78,7 @@ class Run:
         while part := os.read(reader.fileno(), 2**16):
             self._printed += part
 
-    def wait(self, timeout: float = 120) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
         """Waits for the end; returns the largest exit code."""
         deadline = time.monotonic() + timeout
         for process in self.processes:
@@ -151,11 +152,12 @@ def logged(save_dir: Path) -> list[dict[str, Any]]:
 
 def wait_for_update(run: Run, update: int) -> None:
     """Returns as soon as this update is in the log."""
-    deadline = time.monotonic() + 120
-    while not any(line["update"] >= update for line in logged(run.save_dir)):
-        assert run.is_running, run.printed
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    wait_until(
+        lambda: any(line["update"] >= update for line in logged(run.save_dir)),
+        running=lambda: run.is_running,
+        output=lambda: run.printed,
+        pause=0.002,
+    )
 
 
 def readable(save_dir: Path) -> bool:

@@ -16,6 +16,7 @@ import pytest
 
 from seqtk.checkpoint import model_file
 from tests.e2e.runs import UPDATES, assert_same_run, logged
+from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -57,18 +58,19 @@ def start(corpus: Path, save_dir: Path, *, before: Callable[[], None] | None = N
 def train(corpus: Path, save_dir: Path) -> str:
     """Runs to the end; returns what it printed."""
     process = start(corpus, save_dir)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     return errors
 
 
 def wait_for_update(process: "subprocess.Popen[str]", save_dir: Path, update: int) -> None:
     """Returns as soon as this update is in the log."""
-    deadline = time.monotonic() + 60
-    while not any(line["update"] >= update for line in logged(save_dir)):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    wait_until(
+        lambda: any(line["update"] >= update for line in logged(save_dir)),
+        running=lambda: process.poll() is None,
+        output=lambda: process.communicate()[1],
+        pause=0.002,
+    )
 
 
 def latest(save_dir: Path) -> int:
@@ -88,7 +90,7 @@ def test_run_killed_within_an_epoch(whole: Path, tiny_corpus: Path, tmp_path: Pa
     process = start(tiny_corpus, tmp_path)
     wait_for_update(process, tmp_path, CHECKPOINT_EVERY + 5)
     process.kill()
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == -signal.SIGKILL
     assert latest(tmp_path) < logged(tmp_path)[-1]["update"] < UPDATES  # some updates are lost and repeated
     position = json.loads((tmp_path / (tmp_path / "latest").read_text() / "state.json").read_text())["position"]
@@ -106,7 +108,7 @@ def test_run_killed_repeatedly_at_any_moment(whole: Path, tiny_corpus: Path, tmp
         wait_for_update(process, tmp_path, update)
         time.sleep(moments.uniform(0, 0.1))  # possibly while a checkpoint is written
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE)
     train(tiny_corpus, tmp_path)
     assert_same_run(whole, tmp_path)
     assert not list(tmp_path.rglob("*.tmp"))
@@ -116,7 +118,7 @@ def test_ctrl_c_saves_and_the_same_command_resumes(whole: Path, tiny_corpus: Pat
     process = start(tiny_corpus, tmp_path)
     wait_for_update(process, tmp_path, 5)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("Stopped by a signal after update")
@@ -138,7 +140,7 @@ def test_full_disk_keeps_the_previous_checkpoint(whole: Path, tiny_corpus: Path,
     assert size > 2 * (tmp_path / "log.jsonl").stat().st_size  # only the checkpoint does not fit
 
     process = start(tiny_corpus, tmp_path, before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2, errors
     assert "Traceback" not in errors
     (line,) = (line for line in errors.splitlines() if line.startswith("seqtk-train: "))

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from tests.unit.interop.test_fairseq import fairseq_state, save, tiny
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -197,7 +198,13 @@ def shell(line: str, *, folder: Path, code: int = 0) -> str:
     }
     command = ["bash", "-o", "pipefail", "-c", line]
     ran = subprocess.run(
-        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120
+        command,
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=PATIENCE,
     )
     assert ran.returncode == code, f"{line}\n{ran.stdout[-4000:]}"
     return ran.stdout

@@ -17,7 +17,7 @@ from seqtk.data.plan import (
     usable,
 )
 
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 
 lengths = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=120).map(
     lambda pairs: np.array([(1, 1), *pairs], dtype=np.int32)

@@ -32,7 +32,7 @@ def searches(draw):
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(config=searches(), lengths=some.lists(some.integers(0, 6), min_size=1, max_size=6), seed=some.integers(0, 10**6))
 def test_every_hypothesis_is_within_its_bounds(config, lengths, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -63,7 +63,6 @@ def test_every_hypothesis_is_within_its_bounds(config, lengths, seed):
     rows=some.integers(1, 4), size=some.integers(1, 40), count=some.integers(1, 12), levels=some.integers(1, 5),
     seed=some.integers(0, 10**6),
 )  # fmt: skip
-@settings(deadline=None)
 def test_top_k_equals_a_stable_sort(rows, size, count, levels, seed):
     generator = torch.Generator().manual_seed(seed)
     scores_BN = torch.randint(0, levels, (rows, size), generator=generator).float()

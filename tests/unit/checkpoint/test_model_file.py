@@ -18,6 +18,7 @@ from seqtk.checkpoint.model_file import tensors_of
 from seqtk.data.sources.databin import DataBin
 from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import trainer
+from tests.waiting import PATIENCE
 
 OLD_CONFIGS: dict[str, Any] = json.loads((Path(__file__).parent / "configs_0_1_0.json").read_text())
 """`task` and `model` as version 0.1.0 wrote them for every recipe and every attention layer."""
@@ -164,7 +165,7 @@ class TestWrite:
         reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_bytes()), daemon=True)
         reader.start()
         model_file.write(tmp_path / "pipe", contents)
-        reader.join(timeout=10)
+        reader.join(timeout=PATIENCE)
         assert deserialize(got[0]).keys() == contents.tensors.keys()
 
 

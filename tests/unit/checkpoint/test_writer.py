@@ -10,6 +10,7 @@ from seqtk.checkpoint.model_file import load_tensors
 from seqtk.checkpoint.writer import Writer
 from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import trainer
+from tests.waiting import PATIENCE
 
 
 def fails() -> None:
@@ -20,7 +21,7 @@ class TestThread:
     def test_caller_continues_while_a_file_is_written(self) -> None:
         go, written = threading.Event(), []
         with Writer(asynchronous=True) as writer:
-            writer.run(lambda: written.append(go.wait(10)))
+            writer.run(lambda: written.append(go.wait(PATIENCE)))
             assert not written
             go.set()
         assert written == [True]

@@ -277,7 +277,7 @@ text = st.text(st.characters(exclude_categories=["Cs", "Cc"])) | st.sampled_from
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(
     name=text,
     note=st.none() | text,

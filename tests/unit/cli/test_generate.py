@@ -23,6 +23,7 @@ from seqtk.models.transformer import TransformerConfig
 from seqtk.tasks.translation import TranslationConfig, TranslationTask
 from seqtk.training.config import TrainConfig
 from tests.unit.generation.tiny import sharpen
+from tests.waiting import PATIENCE
 
 SOURCES = ["ein Haus", "", "das Haus ist alt und das Haus ist neu", "alt", "neu und alt"] * 3
 TARGETS = ["a house", "nothing", "the house is old and the house is new", "old", "new and old"] * 3
@@ -359,7 +360,7 @@ class TestOutput:
         reader = threading.Thread(target=lambda: got.append((folder / "pipe").read_text()), daemon=True)
         reader.start()
         run("input=test.de", "output=pipe")
-        reader.join(timeout=10)
+        reader.join(timeout=PATIENCE)
         assert got == [run("input=test.de").out]
         assert (folder / "pipe").is_fifo()
 

@@ -24,6 +24,7 @@ from seqtk.config.fields import help_of, range_of
 from seqtk.config.registry import REGISTRIES, registry_of
 from seqtk.corpora import LABELLED_SETS
 from seqtk.utils.errors import UserError
+from tests.waiting import PATIENCE
 
 HUGE = 10**20
 NUMBERS = ["-1", "0", "nan", "inf", "-inf", "1e400", str(HUGE), str(-HUGE), "9" * 5000, "0.5", "-1e-9"]
@@ -240,7 +241,7 @@ def test_a_process_ends_with_exit_code_2(command: str, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert 1 <= len(done.stderr.splitlines()) <= 3

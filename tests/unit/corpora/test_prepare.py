@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from seqtk.utils.errors import UserError
 from seqtk.utils.progress import Reporter
 from tests.unit.corpora.fake_server import Served, Shelf, files_of_at_most
 from tests.unit.corpora.tiny_corpora import HELD_OUT, TRAIN, content_of, lay_out, miniature, sentences
+from tests.waiting import wait_until
 
 HURRY = RetryPolicy(attempts=2, pause=0.0, timeout=5.0)
 
@@ -208,11 +208,10 @@ def test_resumes_after_kill(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["ptb.valid.txt"].drops = [20] * 10
     shelf.files["ptb.valid.txt"].hangs = True
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path), shelf.url], cwd=Path(__file__).parents[3])
-    deadline = time.monotonic() + 60
-    while not any(path.stat().st_size for path in tmp_path.rglob("ptb.valid.txt.partial")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(
+        lambda: any(path.stat().st_size for path in tmp_path.rglob("ptb.valid.txt.partial")),
+        running=lambda: process.poll() is None,
+    )
     process.send_signal(signal.SIGKILL)
     process.wait()
     shelf.files["ptb.valid.txt"].drops = []

@@ -42,7 +42,7 @@ def naive(sizes: list[int], mode: BreakMode, longest: int) -> list[list[int]]:
     return [*found, [start, start + length]] if length else found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 9), max_size=60), st.sampled_from(MODES), st.integers(1, 20))
 def test_blocks_equal_a_plain_loop(sizes: list[int], mode: BreakMode, longest: int) -> None:
     bounds_K2 = block_bounds(np.array(sizes, dtype=np.int32), break_mode=mode, tokens_per_sample=longest)
@@ -105,7 +105,7 @@ def test_batches_are_padded_right_with_their_weight() -> None:
     assert (empty.weight, empty.target_BT.shape) == (0, batch.target_BT.shape)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=30),
     mode=st.sampled_from(MODES),

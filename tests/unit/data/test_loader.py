@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from seqtk.data.batch import Batch
 from seqtk.data.loader import load_batches, load_updates
 from seqtk.data.plan import Position, updates
 from seqtk.utils.errors import UserError
+from tests.waiting import wait_until
 
 BATCHES = [np.array(batch) for batch in ([4, 1], [0], [2, 3, 5], [6, 7], [8])]
 
@@ -159,7 +159,4 @@ def test_workers_end_with_a_script_that_is_killed(tmp_path: Path) -> None:
         assert len(set(workers)) == 2
         assert all(map(alive, workers))
         process.kill()
-    deadline = time.monotonic() + 20
-    while any(map(alive, workers)):
-        assert time.monotonic() < deadline, "workers are left"
-        time.sleep(0.1)
+    wait_until(lambda: not any(map(alive, workers)))

@@ -162,7 +162,7 @@ class TestStreams:
         assert [rows.tolist() for rows in stream_rows(2, 3)] == [[0, 1]]
         assert stream_rows(0, 3) == []
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(st.integers(0, 60), st.integers(1, 12))
     def test_every_sample_is_read_once_in_order(self, samples: int, streams: int) -> None:
         updates = stream_rows(samples, streams)
@@ -173,7 +173,7 @@ class TestStreams:
         assert lengths == sorted(lengths, reverse=True)
         assert lengths[0] - lengths[-1] <= 1
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 3), st.integers(1, 3), st.integers(0, 5))
     def test_an_update_does_not_depend_on_the_split(
         self, samples: int, streams: int, world: int, update_freq: int, done: int

@@ -26,7 +26,7 @@ from seqtk.data.plan import (
 from seqtk.data.static_shapes import Shape, boundaries
 from seqtk.data.vocabulary import EOS, PAD
 
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 
 lengths = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=150).map(
     lambda pairs: np.array([(1, 1), *pairs], dtype=np.int32)

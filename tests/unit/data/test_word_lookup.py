@@ -23,7 +23,7 @@ def _split_keeping_ends(text: str) -> list[bytes]:
 
 
 @given(text=TEXTS, known=st.sets(st.sampled_from(range(40))))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_words_equal_python_split(text: str, known: set[int]) -> None:
     lines = _split_keeping_ends(text)
     words = sorted(set(text.split()) - {"</s>"})
@@ -37,7 +37,7 @@ def test_words_equal_python_split(text: str, known: set[int]) -> None:
 
 
 @given(blocks=st.lists(TEXTS, max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_counts_equal_python_counter(blocks: list[str]) -> None:
     counter = WordCounter()
     for text in blocks:

@@ -52,7 +52,7 @@ def naive_candidates(p: Sequence[float], *, top_k: int, top_p: float, min_p: flo
     return sorted(kept)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     weights=st.lists(st.integers(1, 12), min_size=3, max_size=9),
     top_k=st.integers(0, 10),

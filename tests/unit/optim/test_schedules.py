@@ -29,7 +29,7 @@ def test_warm_up_is_linear(config_type: type) -> None:
 
 
 @pytest.mark.parametrize("config_type", ALL)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 30), st.lists(st.integers(0, 200), min_size=2, max_size=9))
 def test_rate_is_a_function_of_the_step(config_type: type, warmup: int, steps: list[int]) -> None:
     schedule = build(config_type(warmup_updates=warmup))

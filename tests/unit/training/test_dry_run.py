@@ -11,6 +11,7 @@ import pytest
 from seqtk.training.dry_run import dry_run
 from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import tiny_config, trainer
+from tests.waiting import PATIENCE
 
 
 def described(corpus: Path, save_dir: Path, **changes: Any) -> str:
@@ -37,7 +38,7 @@ def test_sigterm_ends_an_operator() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"1\n"
         process.terminate()
-        assert process.wait(timeout=10) == -signal.SIGTERM
+        assert process.wait(timeout=PATIENCE) == -signal.SIGTERM
 
 
 def test_a_run_that_exists_stays_as_it_is(tiny_corpus: Path, tmp_path: Path) -> None:
