@@ -74,8 +74,9 @@ def test_memory_check_sees_a_matrix_of_all_pairs() -> None:
     assert largest_tensor(build("synthesizer_random", max_length=64), 64) >= 2 * 64**2
 
 
+@pytest.mark.slow  # tracing
 @pytest.mark.parametrize(("kind", "role"), every_kind(*Role))
-def test_layer_compiles_into_one_graph(kind: str, role: Role) -> None:
+def test_several_chunks_compile_into_one_graph(kind: str, role: Role) -> None:
     layer = build(kind, role)
     x_BTD, memory_BSD = torch.randn(2, 70, DIM), torch.randn(2, 70, DIM)
     pad_BS = torch.arange(70)[None] >= torch.tensor([[70], [5]])

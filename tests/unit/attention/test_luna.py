@@ -199,22 +199,6 @@ def test_200_steps_with_a_state_of_constant_size(config: LunaConfig, role: Role)
     assert len(sizes) == 1
 
 
-@BOTH
-@pytest.mark.parametrize("role", list(Role))
-def test_layer_compiles_into_one_graph(config: LunaConfig, role: Role) -> None:
-    layer = build(config, role)
-    x_BTD, pad_BS = draw(2, 7, DIM), torch.arange(7)[None] >= torch.tensor([[7], [3]])
-    memory_BSM = draw(2, 7, MEMORY_DIM) if role is Role.CROSS else None
-    torch._dynamo.reset()
-    compiled = torch.compile(layer, fullgraph=True, backend="eager")
-    torch.testing.assert_close(
-        compiled(x_BTD, memory_BSM, pad_BS=pad_BS)[0],
-        layer(x_BTD, memory_BSM, pad_BS=pad_BS)[0],
-        atol=1e-10,
-        rtol=1e-10,
-    )
-
-
 # Errors.
 
 
