@@ -7,7 +7,8 @@ import hypothesis
 import pytest
 import torch
 
-from seqtk.corpora import demo
+from seqtk.corpora.demo.corpus import write_corpus
+from seqtk.data.preprocess import PreprocessConfig, preprocess
 
 torch.set_num_threads(1)
 # A busy machine is slow: no example is too slow.
@@ -23,10 +24,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data-bin folder of 300 pairs of the demo corpus, with its text in `text`."""
-    config = demo.DemoConfig(destdir=str(tmp_path_factory.mktemp("corpus") / "tiny"), pairs=300, vocab_size=300)
-    demo.prepare(config)
-    return Path(config.destdir)
+    """A data-bin folder of the demo corpus, with its text in `text`: 300 pairs, and 100 each of valid and test."""
+    folder = tmp_path_factory.mktemp("corpus") / "tiny"
+    text = folder / "text"
+    write_corpus(text, train=300, valid=100, test=100)
+    preprocess(
+        PreprocessConfig(
+            source_lang="en",
+            target_lang="de",
+            train=str(text / "train"),
+            valid=(str(text / "valid"),),
+            test=(str(text / "test"),),
+            destdir=str(folder),
+            vocab_size=300,
+            character_coverage=1.0,
+            workers=1,
+        )
+    )
+    return folder
 
 
 @pytest.fixture(scope="session")
