@@ -111,7 +111,8 @@ def test_recipe_files_change_their_parents(name: str) -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_recipe_trains_two_steps(name: str, corpora: dict[str, Path], tmp_path: Path) -> None:
-    small = ["model.dim=32", "model.ffn_dim=32", "batch.max_tokens=200", "update_freq=1", "max_updates=2", "threads=1"]
+    small = ["model.dim=32", "model.ffn_dim=32", "max_updates=2", "threads=1"]
+    small += ["batch.max_tokens=200", "update_freq=1", "batch.tokens_per_update=null"]
     corpus = corpora["pairs"]
     if isinstance(composed(name).task, ClassificationConfig):
         corpus = corpora["matching" if isinstance(composed(name).task, MatchingConfig) else "classification"]
