@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seqtk.ops.row_linear import row_linear
 from seqtk.ops.tensors import to_fp32
 
 
@@ -39,7 +40,7 @@ class Linear(nn.Linear):
         weight_OI, bias_O, maps = self.copies
         if len(maps) > 1:
             weight_OI, bias_O = weight_OI[rows], None if bias_O is None else bias_O[rows]
-        return functional.linear(x_XI, weight_OI, bias_O)
+        return row_linear(x_XI, weight_OI, bias_O)
 
 
 def xavier_linear(inputs: int, outputs: int, *, bias: bool, gain: float = 1.0) -> Linear:
@@ -69,10 +70,9 @@ def joint_product(x_XI: Tensor, maps: Sequence[nn.Module]) -> Tensor:
     linears: list[Linear] = list(maps)  # type: ignore[arg-type]
     copies = linears[0].copies
     if copies is not None and _uses_copies(x_XI) and len(copies.maps) == len(maps) and copies.maps == tuple(linears):
-        weight_OI, bias_O = copies.weight_OI, copies.bias_O
-    else:
-        weight_OI = torch.cat([each.weight for each in linears])
-        bias_O = None if linears[0].bias is None else torch.cat([each.bias for each in linears])
+        return row_linear(x_XI, copies.weight_OI, copies.bias_O)
+    weight_OI = torch.cat([each.weight for each in linears])
+    bias_O = None if linears[0].bias is None else torch.cat([each.bias for each in linears])
     return functional.linear(x_XI, weight_OI, bias_O)
 
 

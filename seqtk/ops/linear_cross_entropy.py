@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqtk.ops.dispatch import naive_mode
+from seqtk.ops.row_linear import PIECE, is_in_pieces, row_outer, row_product
 from seqtk.ops.tensors import to_fp32
 
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**27}
@@ -110,6 +111,7 @@ def _losses_and_gradients(
     on_target = 1.0 - label_smoothing - spread
     share = on_target + vocabulary_size * spread
     weight, features = weight_VD.to(dtype), features_ND.to(dtype)
+    in_pieces = is_in_pieces(weight)
     sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     product_dtype = _gradient_dtype(dtype)
     grad_low_ND = torch.empty_like(features, dtype=product_dtype) if need_features else None
@@ -120,11 +122,12 @@ def _losses_and_gradients(
         torch.full((1, 1), -on_target / share, dtype=sum_dtype, device=features.device),
     )
     size = max(1, CHUNK_LOGITS.get(features_ND.device.type, 2**27) // vocabulary_size)
+    size -= size % PIECE if size > PIECE else 0
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for start in range(0, len(features), size):
         chunk = slice(start, start + size)
         features_CD, index_C1 = features[chunk], index_N1[chunk]
-        logits_CV = (features_CD @ weight.T).to(sum_dtype)
+        logits_CV = (row_product(features_CD, weight.T) if in_pieces else features_CD @ weight.T).to(sum_dtype)
         p_CV = logits_CV.softmax(dim=1)  # one pass over memory; logsumexp and the operations after it would take six
         found.append((logits_CV.amax(1, keepdim=True), p_CV.amax(1, keepdim=True), logits_CV.gather(1, index_C1)))
         del logits_CV
@@ -133,12 +136,14 @@ def _losses_and_gradients(
         p_CV, features_CD = p_CV.to(product_dtype), features_CD.to(product_dtype)
         if counted_N is not None:
             p_CV *= counted_N[chunk, None]
-        if grad_low_ND is not None:
+        if grad_low_ND is not None and in_pieces:
+            grad_low_ND[chunk] = row_product(p_CV, weight)
+        elif grad_low_ND is not None:
             torch.mm(p_CV, product_weight, out=grad_low_ND[chunk])
         if grad_weight_VD is not None and grad_weight_VD.dtype == product_dtype:
             grad_weight_VD.addmm_(p_CV.T, features_CD)
         elif grad_weight_VD is not None:
-            grad_weight_VD += p_CV.T @ features_CD
+            grad_weight_VD += row_outer(p_CV, features_CD) if in_pieces else p_CV.T @ features_CD
     largest_N1, largest_p_N1, of_target_N1 = map(torch.cat, zip(*found, strict=True)) if found else [weight[:0, :1]] * 3
     normalizer_N1 = largest_N1 - largest_p_N1.log()
     nll_N1 = normalizer_N1 - of_target_N1

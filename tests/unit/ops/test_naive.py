@@ -32,6 +32,7 @@ from seqtk.ops import (
     lsh,
     residual,
     rotary,
+    row_linear,
     scan,
 )
 from seqtk.ops.blockwise_softmax import LogitSpec, LogitTensors
@@ -667,6 +668,33 @@ class TestTensors:
         with torch.inference_mode():
             source = torch.zeros(3)
             assert once_for("test", source, source.clone) is once_for("test", source, source.clone)
+
+
+class TestRowLinear:
+    """Linear maps in bfloat16 on a CPU, in pieces of rows."""
+
+    @pytest.mark.parametrize("rows", [1, 64, 200, 512, 1024, 1301])
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_forms_agree(self, rows: int, bias: bool) -> None:
+        x, weight, b = (torch.randn(*size).bfloat16().requires_grad_() for size in ((rows, 24), (40, 24), (40,)))
+        inputs = [x, weight, b] if bias else [x, weight]
+        factor = torch.randn(rows, 40).bfloat16()
+        found, expected = (form(*inputs) for form in (row_linear.row_linear, row_linear.naive))
+        pairs = [(found, expected)]
+        pairs += zip(*(torch.autograd.grad(y, inputs, factor) for y in (found, expected)), strict=True)
+        for a, b in pairs:
+            torch.testing.assert_close(a, b, rtol=0, atol=2**-7 * float(b.detach().abs().max()))
+
+    def test_many_lengths_share_few_sizes(self) -> None:
+        """oneDNN keeps code for each size of a product: without bounds, memory grows over a run."""
+        weight = torch.randn(8, 8).bfloat16()
+        with torch.profiler.profile(record_shapes=True) as profile:
+            for rows in range(1024, 2048, 7):
+                x = torch.ones(rows, 8).bfloat16()
+                row_linear.row_product(x, weight)
+                row_linear.row_outer(x, x)
+        sizes = {str(event.input_shapes) for event in profile.events() if event.name in ("aten::mm", "aten::addmm_")}
+        assert 0 < len(sizes) <= 40
 
 
 class TestNaiveForms:

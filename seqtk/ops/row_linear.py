@@ -1,0 +1,98 @@
+"""Linear maps of many rows, y = x Wᵀ + b, in bfloat16 on a CPU in pieces of few sizes.
+
+Where it runs: bfloat16 on a CPU in pieces, all else as one product of torch.
+
+torch multiplies bfloat16 matrices on a CPU with oneDNN, which generates code for each new size of a product and keeps
+it: 5 to 15 ms and 2 MiB each, where the product itself takes 15 to 30 ms. Batches of sentences have a new number of
+rows in nearly every update, so a small translation model spent a fifth of its time there, and the memory of long runs
+grew by gigabytes. Here the rows are split at a multiple of PIECE, and the rest is padded with zeros to a multiple of
+STEP, so that a run has few sizes.
+
+N rows, I inputs, O outputs, P rows of the padded rest.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from seqtk.ops.dispatch import naive_mode
+
+PIECE, STEP = 512, 64
+
+
+def naive(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """Computes the map as one product."""
+    return functional.linear(x_NI, weight_OI, bias_O)
+
+
+def row_linear(x_XI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """Returns y_XO, for any dimensions X. In pieces it supports first derivatives only."""
+    if naive_mode() or torch.compiler.is_compiling() or not is_in_pieces(weight_OI):
+        return naive(x_XI, weight_OI, bias_O)
+    x_NI = x_XI.reshape(-1, x_XI.shape[-1]).to(weight_OI.dtype)
+    y_NO: Tensor = _RowLinear.apply(x_NI, weight_OI, bias_O)  # type: ignore[no-untyped-call]
+    return y_NO.view(*x_XI.shape[:-1], len(weight_OI))
+
+
+def is_in_pieces(weight: Tensor) -> bool:
+    """Returns whether products with this matrix are computed in pieces."""
+    return weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+
+
+@torch.library.custom_op("seqtk::row_product", mutates_args=())
+def row_product(x_NI: Tensor, weight_IO: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """Returns x W + b in pieces, without a gradient."""
+    rows = len(x_NI)
+    whole = rows - rows % PIECE
+    y_NO = x_NI.new_empty(rows + -rows % STEP, weight_IO.shape[1])
+    if whole:
+        _product(x_NI[:whole], weight_IO, bias_O, out=y_NO[:whole])
+    if whole < rows:
+        _product(_padded(x_NI[whole:]), weight_IO, bias_O, out=y_NO[whole:])
+    return y_NO[:rows]
+
+
+@torch.library.custom_op("seqtk::row_outer", mutates_args=())
+def row_outer(y_NO: Tensor, x_NI: Tensor) -> Tensor:
+    """Returns yᵀ x, the gradient of the weights, in pieces."""
+    rows = len(x_NI)
+    whole = rows - rows % PIECE
+    if whole == rows:
+        return y_NO.T @ x_NI
+    rest_OI = _padded(y_NO[whole:]).T @ _padded(x_NI[whole:])
+    return rest_OI.addmm_(y_NO[:whole].T, x_NI[:whole]) if whole else rest_OI
+
+
+def _product(x_NI: Tensor, weight_IO: Tensor, bias_O: Tensor | None, *, out: Tensor) -> None:
+    if bias_O is None:
+        torch.mm(x_NI, weight_IO, out=out)
+    else:
+        torch.addmm(bias_O, x_NI, weight_IO, out=out)
+
+
+def _padded(x_NI: Tensor) -> Tensor:
+    """Returns x_PI, the rows padded with zeros to a multiple of STEP."""
+    missing = -len(x_NI) % STEP
+    return functional.pad(x_NI, (0, 0, 0, missing)) if missing else x_NI
+
+
+class _RowLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_NI, weight_OI)
+        y_NO: Tensor = row_product(x_NI, weight_OI.T, bias_O)
+        return y_NO
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
+        x_NI, weight_OI = ctx.saved_tensors
+        need_x, need_weight, need_bias = ctx.needs_input_grad
+        return (
+            row_product(grad_NO, weight_OI) if need_x else None,
+            row_outer(grad_NO, x_NI) if need_weight else None,
+            grad_NO.sum(0) if need_bias else None,
+        )
