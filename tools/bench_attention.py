@@ -1,14 +1,13 @@
-"""What every attention layer costs, beside dot-product attention in the same run: time, memory, decoding steps.
+"""Measures every attention layer next to dot-product attention in the same run: time, memory, decoding steps.
 
 python tools/bench_attention.py [--roles …] [--lengths …] [--kinds …] [--device cuda] [--output DIR]
 
 Forward and backward of one layer (default: width 512, 8 heads, dropout 0, no padding), for every registered kind, at
 each length; as many rows as make 2,048 positions, at least one. `bare` is torch's scaled_dot_product_attention between
-four linear maps, nothing else. A kind and `softmax` take turns, so that neighbours on the machine disturb both; where
-`softmax` takes longer than --seconds it is measured once. Each kind has a process of its own, whose peak of resident
-memory (of allocated memory on a GPU) beyond what it held before is the memory shown. Decoding: one `step` of four rows
-at each position, in turns with one of `softmax`. A cell that would take longer than --seconds, or more than --gib, is
-left empty.
+four linear maps. A kind and `softmax` take turns, so that other load on the machine affects both; if `softmax` takes
+longer than --seconds, it is measured once. Each kind runs in a separate process, and the memory shown is the increase of
+its peak resident memory (on a GPU: allocated memory). Decoding: one `step` of four rows at each position, in turns with
+one of `softmax`. A cell that would take longer than --seconds, or more than --gib, is left empty.
 
 Writes DIR/attention.csv (columns: role, kind, family, length, seconds, speed, gib, memory; `speed` is softmax's time /
 the kind's, `memory` the kind's memory / softmax's) and prints it as tables; tools/plot_attention.py draws it.
@@ -137,7 +136,7 @@ class Bare(nn.Module):
         return self.out(y_BHTE.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
-# --- measuring, in a process of its own ---
+# --- measuring, in a separate process ---
 
 
 def _in_a_process(name: str, role: str, reference: dict[int, Cell], arguments: argparse.Namespace) -> list[Cell]:

@@ -40,7 +40,7 @@ def settings_of(name: str, **sizes: Any) -> dict[str, Any]:
 
 
 def in_a_process(work: Callable[[], Iterable[T]]) -> tuple[list[T], int | None]:
-    """Runs `work` in a process of its own, a fork that inherits the imports. The parent must not have computed yet.
+    """Runs `work` in a separate process, a fork that inherits the imports. The parent must not have computed yet.
 
     Returns what it yields, and the exit code.
     """
@@ -87,7 +87,7 @@ def memory(work: Callable[[], object], device: str) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 2**30
     work()  # what libraries keep for themselves does not count
     before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     work()
     return max(_status("VmHWM") - before, 0) / 2**20
 

@@ -24,7 +24,7 @@ COLUMNS = 4
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("csv", type=Path)
-    parser.add_argument("--output", type=Path, help="default: beside the CSV")
+    parser.add_argument("--output", type=Path, help="default: the folder of the CSV")
     arguments = parser.parse_args()
     output = arguments.output or arguments.csv.parent
     output.mkdir(parents=True, exist_ok=True)

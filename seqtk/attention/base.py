@@ -182,7 +182,7 @@ class Attention(nn.Module):
             raise UserError(
                 f"An input of {length} positions is longer than attention "
                 f"'{attentions.name_of(type(self.config))}' can take: max_length={self.max_length}.",
-                f"Raise {self.slot}.max_length before training, or leave such sentences out.",
+                f"Raise {self.slot}.max_length before training, or remove such examples.",
             )
 
 

@@ -1,4 +1,4 @@
-"""LSH attention: softmax among positions that hash alike (Kitaev et al. 2020, Reformer, arXiv 2001.04451).
+"""LSH attention: softmax among positions with the same hash (Kitaev et al. 2020, Reformer, arXiv 2001.04451).
 
 B batch, T length, D width of the layer, H heads, E width of a head, R rounds of hashing, F half the buckets, S
 positions so far, X = B T H rows.

@@ -76,7 +76,7 @@ def _parse(parser: OverridesParser, argument: str) -> Override:
     if found is None or (found["text"] is None and found["prefix"] != "~"):
         raise UserError(
             f"'{written(argument)}' is not of the form key=value.",
-            "--help shows every key. Quote a value with blanks: 'key=two words'",
+            "--help shows every key. Quote a value with spaces: 'key=two words'",
         )
     key, text = found["key"], found["text"] or ""
     if len(text) > MAX_PARSED:

@@ -106,5 +106,5 @@ def _check_encoders(config: EncoderConfig) -> None:
         if Role.CAUSAL in roles and Role.ENCODER not in roles:
             raise UserError(
                 f"model.encoder.self_attention={attentions.name_of(type(layer))}: this layer has a causal form only.",
-                "Set model.causal=true, so that each position sees those before it.",
+                "Set model.causal=true: each position then sees only earlier positions.",
             )

@@ -54,9 +54,9 @@ class RecurrentMemoryLM(TransformerLM):
         for owner, limit in limits:
             if limit is not None and length > limit:
                 raise UserError(
-                    f"A segment of {config.segment_length} tokens and twice {config.memory_tokens} of memory is longer "
-                    f"than {owner}.max_length={limit}.",
-                    f"Set {owner}.max_length={length}, or model.segment_length or model.memory_tokens lower.",
+                    f"model.segment_length={config.segment_length} plus 2 × model.memory_tokens={config.memory_tokens} "
+                    f"is more than {owner}.max_length={limit}.",
+                    f"Set {owner}.max_length={length}, or lower model.segment_length or model.memory_tokens.",
                 )
         # The initial scale of token vectors.
         deviation = self.embedding.scale / math.sqrt(config.dim)

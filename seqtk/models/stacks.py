@@ -174,7 +174,7 @@ def layers_of(pattern: Pattern, count: int, *, slot: str) -> list[AttentionConfi
     if not 0 < len(pattern) <= max(count, 1):
         raise UserError(
             f"'{slot}' names {how_many(len(pattern), 'attention layer')} for {how_many(count, 'block')}.",
-            "A pattern has one layer or more, and not more than there are blocks. A shorter pattern repeats.",
+            "A list must have at least one layer and at most one for each block. A shorter list repeats.",
         )
     return [pattern[index % len(pattern)] for index in range(count)]
 

@@ -92,7 +92,7 @@ SOURCE_MUTANTS = [
         "synthesizer_dense-causal-long-gradients_equal_finite_differences",
     ),
     SourceMutant(
-        "The blockwise softmax seeds dropout alike in every block",
+        "The blockwise softmax uses the same dropout seed in every block",
         "seqtk.ops.blockwise_softmax:_Plan.dropped",
         "self.seed + first",
         "self.seed",

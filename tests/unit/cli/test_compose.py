@@ -222,7 +222,7 @@ def test_arguments_are_parsed(tmp_path: Path, argument: str, value: object) -> N
     [
         ("name", "'name' is not of the form key=value."),
         ("=3", "'=3' is not of the form key=value."),
-        ("two words", "Quote a value with blanks"),
+        ("two words", "Quote a value with spaces"),
         ("~name=x", "the recipe does not set"),
         ("~name", "the recipe does not set"),
         ("attention=[dot", "cannot be read"),
