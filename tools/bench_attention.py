@@ -5,7 +5,7 @@ python tools/bench_attention.py [--roles …] [--lengths …] [--kinds …] [--d
 Forward and backward of one layer (default: width 512, 8 heads, dropout 0, no padding), for every registered kind, at
 each length; as many rows as make 2,048 positions, at least one. `bare` is torch's scaled_dot_product_attention between
 four linear maps. A kind and `softmax` take turns, so that other load on the machine affects both; if `softmax` takes
-longer than --seconds, it is measured once. Each kind runs in a separate process, and the memory shown is the increase of
+longer than --seconds, it is measured once. Each kind runs in a separate process, and memory is the increase of
 its peak resident memory (on a GPU: allocated memory). Decoding: one `step` of four rows at each position, in turns with
 one of `softmax`. A cell that would take longer than --seconds, or more than --gib, is left empty.
 
