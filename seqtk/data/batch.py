@@ -1,4 +1,4 @@
-"""Batches: frozen dataclasses of tensors, with the number of targets that count, known before any model runs.
+"""Batches: frozen dataclasses of tensors, with the weight by which their loss is divided.
 
 B batch, S source length, T target length.
 """
@@ -25,63 +25,63 @@ B = TypeVar("B", bound="Batch")
 
 @dataclass(frozen=True)
 class Batch:
-    """The base of all batches: the indices of its examples, its weight, and further tensors in subclasses."""
+    """Base class of batches: the indices of the examples, the weight, and in subclasses further tensors."""
 
     sides: ClassVar[Mapping[str, int]] = {}
-    """The tensors that are padded along their second axis, and the column of `sizes_ND` that their length is in."""
+    """The tensors that are padded along their second axis, with the column of `sizes_ND` that has their lengths."""
 
     ids_B: Tensor
-    """The number of the example in each row; -1 for filler rows."""
+    """The index of the example in each row; -1 for filler rows."""
     weight: float
-    """What the loss of this batch counts: the number of its targets, or the sum of their weights. Losses are divided by
-    it once they are added up over batches."""
+    """The number of targets, or the sum of their weights. The loss of an update is the sum of the losses of its batches
+    divided by the sum of their weights."""
     fillers: int = field(default=0, kw_only=True)
-    """How many rows at the end only fill the batch up to a static shape; their targets do not count."""
+    """The number of filler rows at the end, which pad the batch to a static shape. Their targets are ignored."""
 
     def to(self, device: torch.device) -> Self:
-        """The same batch with its tensors on `device`; the copy is asynchronous if they are pinned."""
+        """Returns this batch on `device`. The copy is asynchronous if the tensors are pinned."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """The same batch in page-locked memory, from which copies to a GPU are asynchronous."""
+        """Returns this batch in page-locked memory, from which copies to a GPU are asynchronous."""
         return self._map(Tensor.pin_memory)
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Keeps the memory of the tensors until `stream` has used them."""
+        """Prevents reuse of the tensors' memory until `stream` has used them (see `torch.Tensor.record_stream`)."""
         for tensor in self._tensors().values():
             tensor.record_stream(stream)
 
     @property
     def target(self) -> Tensor:
-        """The targets of the head's losses: target_BT of tokens, or target_B of classes."""
+        """The targets of the loss: tokens target_BT, or classes target_B."""
         raise NotImplementedError
 
     @property
     def targets(self) -> float:
-        """The number of targets that count; figures such as the accuracy are divided by it."""
+        """The number of targets, without padding and filler rows. Metrics such as accuracy are divided by it."""
         return self.weight
 
     @property
     def pad(self) -> Tensor | None:
-        """Returns pad_BT, True where the model's features are padding, for heads that pool the features of a row."""
+        """The padding mask pad_BT of the model's features (True: padding), for heads that pool features."""
         return None
 
     @property
     def examples(self) -> list[int]:
-        """The numbers of the examples."""
+        """The indices of the examples, without filler rows."""
         return self.ids_B[: len(self.ids_B) - self.fillers].tolist()
 
     def as_empty(self) -> Self:
-        """Returns this batch with weight 0, as a micro-batch for a rank without examples.
+        """Returns this batch with weight 0, as a micro-batch for a rank that has no examples left.
 
-        The loss of a batch of weight 0 is multiplied by 0 in training, so that its targets do not matter.
+        In training, the loss of a batch of weight 0 is multiplied by 0.
         """
         return dataclasses.replace(self, weight=0)
 
     def filled(self, shape: Shape) -> Self:
-        """Returns this batch padded to the lengths of `shape`, and with filler rows up to its rows.
+        """Pads this batch to the lengths of `shape`, and appends filler rows up to its number of rows.
 
-        Filler rows are copies of the first row, so that no row is all padding. Their targets do not count: PAD for
+        Filler rows are copies of the first row, so that no row consists of padding. Their targets are ignored: PAD for
         tokens, -1 for classes.
         """
         fillers = shape.rows - len(self.ids_B)
@@ -111,13 +111,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class TranslationBatch(Batch):
-    """Pairs of sentences, both ending in EOS, padded with PAD on the right."""
+    """Pairs of sentences that end in EOS, padded with PAD on the right."""
 
     sides: ClassVar[Mapping[str, int]] = {"source_BS": 0, "previous_BT": 1, "target_BT": 1}
 
     source_BS: Tensor
     previous_BT: Tensor
-    """What the decoder reads: the target shifted by one, with EOS first (fairseq's convention)."""
+    """The input of the decoder: the target shifted right by one, with EOS first (fairseq's convention)."""
     target_BT: Tensor
 
     @property
@@ -127,14 +127,14 @@ class TranslationBatch(Batch):
 
 @dataclass(frozen=True)
 class LanguageBatch(Batch):
-    """Pieces of a stream of tokens, padded with PAD on the right."""
+    """Samples of a stream of tokens, padded with PAD on the right."""
 
     sides: ClassVar[Mapping[str, int]] = {"previous_BT": 0, "target_BT": 0}
 
     previous_BT: Tensor
-    """What the model reads: at each position the token before its target."""
+    """The input of the model: at each position, the token before the target."""
     target_BT: Tensor
-    """PAD where nothing is predicted: after a row's end, and in its context."""
+    """The targets; PAD after the end of a row and in its context, where nothing is predicted."""
 
     @property
     def target(self) -> Tensor:
@@ -143,15 +143,15 @@ class LanguageBatch(Batch):
 
 @dataclass(frozen=True)
 class ClassBatch(Batch):
-    """Rows of tokens, padded with PAD on the right, each with a class."""
+    """Texts with classes, padded with PAD on the right."""
 
     sides: ClassVar[Mapping[str, int]] = {"source_BS": 0}
 
     source_BS: Tensor
     target_B: Tensor
-    """The number of each row's class, from 0."""
+    """The class of each row, from 0."""
     padded: bool = True
-    """Whether any row may have padding; if none has, layers and heads run without a mask."""
+    """Whether any row may have padding. If not, layers and heads run without a padding mask."""
 
     @property
     def target(self) -> Tensor:
@@ -159,13 +159,13 @@ class ClassBatch(Batch):
 
     @property
     def targets(self) -> float:
-        if torch.compiler.is_compiling():  # no number of a batch may be a constant of the graph
+        if torch.compiler.is_compiling():  # a Python number would become a constant of the graph
             return (self.target_B >= 0).sum()  # type: ignore[return-value]
         return len(self.target_B) - self.fillers if self.weight else 0
 
     @property
     def texts(self) -> Tensor:
-        """texts_RS: every sequence that the encoder reads."""
+        """The inputs of the encoder, texts_RS."""
         return self.source_BS
 
     @property
@@ -173,20 +173,20 @@ class ClassBatch(Batch):
         return self.texts == PAD if self.padded else None
 
     def filled(self, shape: Shape) -> Self:
-        """As of every batch. Whether there is a mask depends on the shape alone, if it can."""
+        """See `Batch.filled`. If possible, only the shape decides whether there is a padding mask."""
         is_longer = self.source_BS.shape[1] < shape.lengths[0]
         return dataclasses.replace(super().filled(shape), padded=self.padded or is_longer or not shape.exact)
 
 
 @dataclass(frozen=True)
 class MaskedBatch(Batch):
-    """Rows of tokens of which some are hidden or replaced, padded with PAD on the right."""
+    """Texts in which some tokens are masked or replaced, padded with PAD on the right."""
 
     sides: ClassVar[Mapping[str, int]] = {"source_BS": 0, "target_BS": 0}
 
     source_BS: Tensor
     target_BS: Tensor
-    """The original token where one is predicted, else PAD."""
+    """The original tokens at predicted positions; PAD at all others."""
 
     @property
     def target(self) -> Tensor:
@@ -194,7 +194,7 @@ class MaskedBatch(Batch):
 
     @property
     def texts(self) -> Tensor:
-        """texts_RS: every sequence that the encoder reads."""
+        """The inputs of the encoder, texts_RS."""
         return self.source_BS
 
     @property
@@ -204,7 +204,7 @@ class MaskedBatch(Batch):
 
 @dataclass(frozen=True, kw_only=True)
 class PairBatch(ClassBatch):
-    """Pairs of rows of tokens, all padded to one length, each pair with a class."""
+    """Pairs of texts with a class for each pair, all padded to the same length."""
 
     sides: ClassVar[Mapping[str, int]] = {"source_BS": 0, "second_BS": 1}
 
@@ -215,7 +215,7 @@ class PairBatch(ClassBatch):
 
     @property
     def texts(self) -> Tensor:
-        """texts_RS, R = 2 B: the first rows of all pairs, then the second ones."""
+        """The inputs of the encoder, texts_RS with R = 2 B: the first texts of all pairs, then the second texts."""
         return torch.cat([self.source_BS, self.second_BS])
 
 
@@ -228,12 +228,12 @@ class Examples(Protocol[E_co]):
 
 
 class Dataset(Examples[Any], Protocol):
-    """The examples of a split by index. The lengths of all examples are known without reading any."""
+    """The examples of a split by index. The lengths of all examples are known without reading them."""
 
     sizes_ND: npt.NDArray[np.int32]
-    """The lengths of each example, one column a side (source, target)."""
+    """The lengths of each example, with one column per side (source, target)."""
     truncated: int
-    """How many examples lost their end, since they are too long for the model."""
+    """The number of examples that are truncated because they are too long for the model."""
 
 
 def take(dataset: Examples[E], indices: Sequence[int]) -> list[E]:
@@ -249,7 +249,7 @@ def read_batch(dataset: Examples[E], collate: Callable[[list[E]], B], indices: S
 
 
 def pad_rows(rows: Sequence[np.ndarray], *, length: int | None = None) -> Tensor:
-    """rows_BT: the id sequences as one int64 tensor, PAD on the right up to `length` or the longest row."""
+    """Returns int64 rows_BT of the id sequences, padded with PAD on the right to `length` or the longest row."""
     padded = np.full((len(rows), length or max(map(len, rows))), PAD, dtype=np.int64)
     for index, row in enumerate(rows):
         padded[index, : len(row)] = row
@@ -257,17 +257,17 @@ def pad_rows(rows: Sequence[np.ndarray], *, length: int | None = None) -> Tensor
 
 
 def check_ids(ids: Tensor, vocabulary: Vocabulary, *, name: str) -> None:
-    """Raises UserError for an id that is not in `vocabulary`. `name` is the vocabulary's name in the error."""
+    """Raises UserError if an id is not in `vocabulary`. `name` is the name of the vocabulary in the error."""
     largest = int(ids.max()) if ids.numel() else 0
     if largest >= len(vocabulary):
         raise UserError(
             f"The data contain the token id {largest:,}, but {name} has only {len(vocabulary):,} tokens.",
-            "It is truncated or belongs to other data: copy it again, or make the data-bin again.",
+            "The dictionary is truncated or belongs to other data: copy it again, or make the data-bin again.",
         )
 
 
 def collate_pairs(examples: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> TranslationBatch:
-    """The batch of `(index, source ids, target ids)`, each sequence ending in EOS."""
+    """Collates examples `(index, source ids, target ids)`, whose sequences end in EOS."""
     indices, sources, targets = zip(*examples, strict=True)
     target_BT = pad_rows(targets)
     previous_BT = target_BT.roll(1, dims=1)

@@ -1,4 +1,4 @@
-"""Batches in the order of a plan: read, collated and copied to the device, ahead of time where there are workers."""
+"""Loads the batches of a plan: reads, collates and copies them to the device, with prefetching if there are workers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -25,7 +25,7 @@ def load_updates(
 ) -> Iterator[tuple[Update, list[B]]]:
     """Yields each update of the plan with its micro-batches on `device`.
 
-    Where the plan has nothing left for this rank, the micro-batch is an empty one. `device` and `workers` as in
+    If the plan has no examples left for this rank, the micro-batch has weight 0. For `device` and `workers`, see
     `load_batches`.
     """
     read = [micro_batch for update in plan for micro_batch in update.micro_batches]
@@ -46,20 +46,20 @@ def load_batches(
     device: torch.device = CPU,
     workers: int | None = 0,
 ) -> Iterator[B]:
-    """Yields the collated batches on `device`, in their order; draws no random number.
+    """Yields the collated batches on `device`, in order. Does not use the global random generators.
 
     Args:
         batches: The indices of the examples of each batch.
-        dataset: Read by `dataset[index]`.
-        collate: Turns examples into a batch.
-        shapes: The shape that each batch is filled up to. None: it stays as it is.
-        device: A GPU gets each batch by a copy from pinned memory that overlaps with what it computes.
-        workers: The number of processes that load ahead. 0: nothing is loaded before it is asked for. None: 1 for a
-            GPU if the dataset can be sent to another process, else 0.
+        dataset: The examples.
+        collate: Collates examples into a batch.
+        shapes: The shape to which each batch is padded. None: batches are padded to their longest examples only.
+        device: The device. Copies to a GPU are made from pinned memory, and overlap with computation.
+        workers: The number of worker processes that prefetch batches. 0: no prefetching. None: 1 for a GPU if the
+            dataset is picklable, else 0.
 
     Raises:
-        UserError: If a worker ends without an exception, as when it is killed, or cannot be started. An exception of
-            `dataset` or `collate` is raised here, with the worker's traceback.
+        UserError: If a worker cannot be started, or ends unexpectedly. Exceptions of `dataset` or `collate` are raised
+            with the worker's traceback.
     """
     if workers is None:
         workers = int(device.type == "cuda" and pickling_error(dataset, collate) is None)
@@ -73,7 +73,7 @@ def load_batches(
 
 
 def _copy_ahead(batches: Iterator[B], device: torch.device) -> Iterator[B]:
-    """Copies each batch to a GPU on a separate CUDA stream, one batch before it is needed."""
+    """Copies batches to a GPU on a separate CUDA stream, one batch ahead."""
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     ahead: B | None = None
     for batch in batches:

@@ -1,7 +1,7 @@
-"""Masking for masked language models (Devlin et al. 2019, BERT, section 3.1): which tokens are hidden and predicted.
+"""Masking for masked language models (Devlin et al. 2019, BERT, section 3.1).
 
-Dynamic, as in RoBERTa: each epoch masks anew. A mask is a pure function of (seed, epoch, example): it does not depend
-on batches, worker processes or where a run resumed. N tokens of an example, W words of it, V vocabulary.
+Masking is dynamic, as in RoBERTa: each epoch has new masks. A mask is a pure function of (seed, epoch, example), so it
+does not depend on batches, worker processes or resuming. N tokens and W words of an example, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -22,21 +22,21 @@ Ids = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 MASK = BOS
-"""The id that hides a token: `<s>`, which stands in no text, so that the vocabulary needs no further token."""
+"""The id of the mask token: `<s>`, which never occurs in texts, so that no token is added to the vocabulary."""
 EVALUATION = 0
-"""In place of the epoch for splits that are not trained on, whose masks are the same in every run."""
+"""The epoch to pass for validation and test splits, whose masks are the same in every run."""
 
 
 @dataclass(frozen=True)
 class MaskingConfig:
-    """Which tokens are predicted, and what stands in their place."""
+    """Settings of masking: which tokens are predicted, and what they are replaced by."""
 
-    rate: float = setting(0.15, above=0, at_most=1, help="The share of words, or of tokens, that is predicted.")
-    masked: float = setting(0.8, at_least=0, at_most=1, help="The share of these that is hidden by the mask.")
+    rate: float = setting(0.15, above=0, at_most=1, help="Share of tokens (or whole words) that are predicted.")
+    masked: float = setting(0.8, at_least=0, at_most=1, help="Share of predicted tokens replaced by the mask token.")
     random: float = setting(
-        0.1, at_least=0, at_most=1, help="The share of these that is replaced by a random token. The rest stays."
+        0.1, at_least=0, at_most=1, help="Share of predicted tokens replaced by a random token. The rest is unchanged."
     )
-    whole_words: bool = setting(False, help="Predict all tokens of a word, or none.")
+    whole_words: bool = setting(False, help="Whole word masking: predict all tokens of a word, or none.")
     seed: int = setting(1, at_least=0, at_most=2**63 - 1, help="Seed of the masks of the training text.")
 
     def check(self) -> None:
@@ -44,27 +44,27 @@ class MaskingConfig:
         if self.masked + self.random > 1:
             raise UserError(
                 f"task.masking.masked={self.masked} and task.masking.random={self.random} exceed 1 together.",
-                "The rest of the predicted tokens stays as it is.",
+                "Lower one of them: they are shares of the predicted tokens.",
             )
 
 
 class Masking:
-    """Masks examples of one vocabulary.
+    """Masks examples.
 
     Args:
-        config: The rates.
-        vocabulary: Gives the tokens that are drawn at random: all but specials and fillers.
-        tokenizer: Says where words begin, for `whole_words`.
+        config: The settings.
+        vocabulary: Random tokens are drawn from it, except special symbols and filler words.
+        tokenizer: Determines the boundaries of words, for `whole_words`.
 
     Raises:
-        UserError: If the rates exceed 1, or the tokens do not show where words begin.
+        UserError: If the shares exceed 1, or if word boundaries cannot be determined.
     """
 
     def __init__(self, config: MaskingConfig, *, vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:
         config.check()
         self.config = config
-        hidden = {EOS, *vocabulary.never_generated}
-        self.drawn = np.array([id_ for id_ in range(len(vocabulary)) if id_ not in hidden], dtype=np.int64)
+        excluded = {EOS, *vocabulary.never_generated}
+        self.random_ids = np.array([id_ for id_ in range(len(vocabulary)) if id_ not in excluded], dtype=np.int64)
         self.begins_V: Flags = np.ones(len(vocabulary), dtype=bool)
         self.joins_V: Flags = np.zeros(len(vocabulary), dtype=bool)
         if config.whole_words:
@@ -73,21 +73,21 @@ class Masking:
     def __call__(self, ids_N: Ids, *, epoch: int, example: int) -> tuple[Ids, Ids]:
         """Masks one example. At least one token is predicted.
 
-        Of W words, ⌊rate · W + u⌋ are drawn without replacement, where u is uniform in [0, 1): the expected share is
-        the rate. Each of their tokens is hidden, replaced or kept independently. BOS, PAD and EOS are no words, unless
-        the example consists of them.
+        ⌊rate · W + u⌋ of W words are drawn without replacement, where u is uniform in [0, 1), so the expected share is
+        `rate`. Each of their tokens is independently masked, replaced or kept. BOS, PAD and EOS are not predicted,
+        unless the example has no other tokens.
 
         Args:
             ids_N: The tokens.
             epoch: The epoch, from 1, or EVALUATION.
-            example: The number of the example.
+            example: The index of the example.
 
         Returns:
-            source_N, what the model reads, and target_N, which is PAD where nothing is predicted.
+            source_N, the input of the model, and target_N, which is PAD where nothing is predicted.
         """
         config, count = self.config, len(ids_N)
         seed = config.seed if epoch != EVALUATION else 0
-        # A stream that NumPy has frozen, so that a run resumed under another version sees the same masks.
+        # NumPy guarantees this random stream in all versions, so that resumed runs have the same masks.
         random = np.random.RandomState(np.random.PCG64(np.random.SeedSequence([seed, epoch, example])))
         extra, key_N, roll_N, draw_N = np.split(random.random_sample(3 * count + 1), [1, count + 1, 2 * count + 1])
         eligible_N = ids_N > EOS
@@ -104,12 +104,12 @@ class Masking:
         source_N = ids_N.copy()
         source_N[predicted_N & (roll_N < config.masked)] = MASK
         swapped_N = predicted_N & (roll_N >= config.masked) & (roll_N < config.masked + config.random)
-        source_N[swapped_N] = self.drawn[(draw_N[swapped_N] * len(self.drawn)).astype(np.int64)]
+        source_N[swapped_N] = self.random_ids[(draw_N[swapped_N] * len(self.random_ids)).astype(np.int64)]
         return source_N, target_N
 
 
 class MaskedBlocks:
-    """The blocks of a split as `(index, source ids, target ids)`, masked for an epoch. `sizes_ND` counts the tokens."""
+    """The masked blocks of a split in one epoch. Example i is `(i, source ids, target ids)`."""
 
     def __init__(self, blocks: TokenBlocks, masking: Masking, *, epoch: int) -> None:
         self.blocks, self.masking, self.epoch = blocks, masking, epoch
@@ -119,11 +119,11 @@ class MaskedBlocks:
         return len(self.blocks)
 
     def __getitem__(self, index: int) -> tuple[int, Ids, Ids]:
-        _, ids_N = self.blocks[index]  # the first id is context, which a masked model does not need
+        _, ids_N = self.blocks[index]  # the first id is context, which is not used here
         return index, *self.masking(ids_N[1:], epoch=self.epoch, example=index)
 
     def for_epoch(self, epoch: int) -> "MaskedBlocks":
-        """The same blocks, masked for another epoch."""
+        """Returns the same blocks with the masks of another epoch."""
         return MaskedBlocks(self.blocks, self.masking, epoch=epoch)
 
 
@@ -134,14 +134,14 @@ _BEGINS: dict[str | None, Callable[[str], bool]] = {
     "characters": lambda token: symbols.names_to_characters([token]).isspace(),
     "@@ ": lambda token: False,
 }
-"""By kind of tokens: whether a token begins a word, whatever precedes it. White space begins the word after it."""
+"""For each kind of tokens, whether a token always begins a word. White space belongs to the word after it."""
 
 
 def word_flags(vocabulary: Vocabulary, tokenizer: Tokenizer) -> tuple[Flags, Flags]:
-    """Returns begins_V, whether a token begins a word, and joins_V, whether the token after it may continue its word.
+    """Returns begins_V, whether a token begins a word, and joins_V, whether the next token may continue its word.
 
     Raises:
-        UserError: If words cannot be told from tokens of this kind.
+        UserError: If tokens of this kind do not determine word boundaries.
     """
     kind: Any = "sentencepiece" if tokenizer.model_bytes is not None else tokenizer.separator
     kind = "@@ " if kind == "subword_nmt" else kind

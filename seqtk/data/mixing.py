@@ -1,4 +1,4 @@
-"""Several corpora as one training set: how much of each an epoch reads, and which part.
+"""Combines several corpora into one training set: which examples of each corpus an epoch reads.
 
 K corpora; N examples of an epoch; D sides of an example.
 """
@@ -20,31 +20,31 @@ from seqtk.data.static_shapes import Shape
 class CorpusConfig:
     """One of several corpora to train on."""
 
-    data: str = setting("", help="Where the corpus is: of the default source, a data-bin directory.")
+    data: str = setting("", help="Location of the corpus; for the default source, a data-bin folder.")
     weight: float = setting(
         1.0,
         above=0,
         at_most=1e6,
-        help="How many times an epoch reads the corpus. Below 1 each epoch reads the part that follows.",
+        help="Number of times that an epoch reads the corpus. Below 1, each epoch reads the next part of it.",
     )
-    source_lang: str | None = setting(None, help="Its name of the language that is read. null: as in task.data.")
-    target_lang: str | None = setting(None, help="Its name of the language that is written. null: likewise.")
+    source_lang: str | None = setting(None, help="Source language in this corpus. null: as in task.data.")
+    target_lang: str | None = setting(None, help="Target language in this corpus. null: as in task.data.")
 
 
 @runtime_checkable
 class ChangesByEpoch(Protocol):
-    """A corpus whose examples differ from epoch to epoch, as masked text does."""
+    """A corpus whose examples change from epoch to epoch, such as masked text."""
 
     def for_epoch(self, epoch: int) -> Dataset:
-        """The same corpus as another epoch, counted from 1, reads it."""
+        """Returns this corpus with the examples of an epoch, counted from 1."""
 
 
 def examples_per_epoch(sizes: Sequence[int], weights: Sequence[float], *, temperature: float = 1.0) -> list[int]:
-    """Returns how many examples of each corpus an epoch reads, at least one.
+    """Returns the number of examples of each corpus that an epoch reads, at least one.
 
-    With temperature T, corpus k of n_k examples and weight w_k has a share proportional to (w_k n_k)^(1/T), as in
-    Arivazhagan et al. 2019 (Massively Multilingual Neural Machine Translation in the Wild); an epoch has Σ w_k n_k
-    examples. So T = 1 reads corpus k w_k times, and a large T reads the same number of examples of each.
+    An epoch has Σ w_k n_k examples, where n_k is the size and w_k the weight of corpus k. With temperature T, the share
+    of corpus k is proportional to (w_k n_k)^(1/T), as in Arivazhagan et al. 2019 (Massively Multilingual Neural Machine
+    Translation in the Wild). With T = 1, corpus k is read w_k times; with a large T, all shares are equal.
     """
     wanted_K = np.array(sizes, dtype=np.float64) * np.array(weights)
     share_K = (wanted_K / wanted_K.max()) ** (1 / temperature)
@@ -53,7 +53,7 @@ def examples_per_epoch(sizes: Sequence[int], weights: Sequence[float], *, temper
 
 @dataclass(frozen=True)
 class _Part:
-    """Examples of one pass through a corpus."""
+    """Examples of a pass through a corpus, in the order in which they are read."""
 
     corpus: int
     examples: Dataset
@@ -61,12 +61,11 @@ class _Part:
 
 
 class MixedExamples:
-    """The examples of one epoch of a mix; the corpora are not copied, only numbered.
+    """The examples of one epoch of several corpora, without copies. They are a function of the arguments.
 
-    An epoch reads `counts[k]` examples of corpus k, from where the epoch before it ended. Dataset k is read in passes:
-    each is a permutation of its examples, drawn from (seed, corpus, pass), so no example is read again before all have
-    been read. All of this is a function of the arguments. An example has the number that it has in all corpora one
-    after the other.
+    Each corpus is read in passes. A pass is a random permutation of all its examples, a function of (seed, corpus,
+    pass), so each example is read once before any is repeated. An epoch reads the next `counts[k]` examples of corpus
+    k. The index of an example is its index in the concatenation of all corpora.
 
     Args:
         corpora: The corpora, which have examples.
@@ -144,7 +143,7 @@ class MixedExamples:
         return passes * len(kept) + int(np.isin(last, kept).sum())
 
     def lines(self) -> list[str]:
-        """The counts as text, a line a corpus."""
+        """Returns the counts as text, one line per corpus."""
         return [
             f"  {count:,} of {name} ({count / len(corpus):.3g} × {len(corpus):,})"
             for name, corpus, count in zip(self.names, self.corpora, self.counts, strict=True)
@@ -152,16 +151,16 @@ class MixedExamples:
 
 
 def lengths_of_run(examples: Dataset) -> npt.NDArray[np.int32]:
-    """Returns the lengths that static shapes are made for, given the examples of the first epoch.
+    """Returns the lengths of all examples of a run, for static shapes, given the examples of the first epoch.
 
-    Of a mix these are the lengths of all corpora too, so that what later epochs read fits in the same shapes.
+    With several corpora these include the lengths of all corpora, so that later epochs fit into the same shapes.
     """
     corpora = examples.corpora if isinstance(examples, MixedExamples) else ()
     return np.concatenate([examples.sizes_ND, *(corpus.sizes_ND for corpus in corpora)])
 
 
 def _parts(number: int, corpus: Dataset, *, count: int, seed: int, epoch: int) -> list[_Part]:
-    """The passes through a corpus of which an epoch reads `count` examples, with the examples of each."""
+    """Returns the `count` examples of a corpus that an epoch reads, one part for each pass that they belong to."""
     size, start = len(corpus), (epoch - 1) * count
     parts = []
     for turn in range(start // size, (start + count - 1) // size + 1):

@@ -1,8 +1,9 @@
-"""The plan of an epoch: which examples form a batch, in which order, on which rank; pure functions of their arguments.
+"""Plans an epoch: groups examples into batches, shuffles them, and distributes them over ranks.
 
-Nothing here reads an example; only lengths are looked at. A batch costs (number of examples) × (longest source or
-target in it), so padding counts. Position in the epoch is counted in examples, so a run can resume with another number
-of ranks. N examples, D sides of an example (source and target, or one), K samples of a split, S streams.
+All functions are pure, and depend only on the lengths of examples. The size of a batch is (number of examples) ×
+(longest source or target), padding included. The position in an epoch is counted in examples, so that a run can be
+resumed with another number of ranks. N examples, D sides of an example (source and target, or one), K samples of a
+split, S streams.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,62 +31,64 @@ def is_auto(value: object) -> bool:
 
 @dataclass(frozen=True)
 class BatchingConfig:
-    """Size of a batch on one device, how training examples are grouped by length, and how they are loaded."""
+    """Settings of batches: their size on each device, bucketing by length, and loading."""
 
     max_tokens: IntOrAuto | None = setting(
         4096,
         at_least=1,
-        help="Examples × longest source or target of a batch, padding counted. null: no limit. auto: what fits into "
-        "memory.",
+        help="Maximum number of tokens in a batch: examples × longest source or target, padding included. null: no "
+        "limit. auto: as many as fit into memory.",
     )
     tokens_per_update: int | None = setting(
         None,
         at_least=1,
-        help="For max_tokens=auto and update_freq=auto: the tokens of all batches of an update, with padding.",
+        help="With max_tokens=auto or update_freq=auto: number of tokens per update on all devices, padding included.",
     )
-    max_sentences: int | None = setting(None, at_least=1, help="Examples in a batch. null: no limit.")
+    max_sentences: int | None = setting(None, at_least=1, help="Maximum number of examples in a batch. null: no limit.")
     size_multiple: int = setting(
-        1, at_least=1, help="Batches of at least this many examples hold a multiple of it, where possible."
+        1, at_least=1, help="The number of examples in a batch is a multiple of this, where possible."
     )
     max_length: int | None = setting(
-        None, at_least=1, help="Training skips examples whose source or target is longer, eos counted. null: no limit."
+        None,
+        at_least=1,
+        help="Skip training examples whose source or target has more tokens, EOS included. null: no limit.",
     )
     bucket: int = setting(
-        1000, at_least=1, help="Training sorts the shuffled examples of this many batches by length together."
+        1000, at_least=1, help="Bucketing: number of batches whose shuffled examples are sorted by length together."
     )
     shapes: int | None = setting(
         None,
         at_least=1,
         at_most=1024,
-        help="The most shapes of training batches in the whole run: length buckets of fixed rows, to which batches are "
-        "padded. null: each batch is as long as its longest examples.",
+        help="Maximum number of static shapes (rows and lengths) to which training batches are padded. "
+        "null: batches are padded to their longest examples only.",
     )
     streams: int | None = setting(
         None,
         at_least=1,
-        help="Reads the text in order, as this many parallel streams over all devices, each of which continues where "
-        "its last sample ended. null: shuffled batches.",
+        help="Number of contiguous streams, over all devices, in which the text is read in order. null: shuffled "
+        "batches.",
     )
     workers: int | None = setting(
         None,
         at_least=0,
-        help="Processes that load batches ahead of time. 0: batches are loaded in the training process. "
-        "null: 1 when a GPU computes, else 0.",
+        help="Number of worker processes that prefetch batches. 0: the training process loads them. null: 1 on a GPU, "
+        "0 on a CPU.",
     )
 
 
 @dataclass(frozen=True)
 class Position:
-    """Progress of training: the epoch, from 1, and how many of its examples all ranks together have consumed."""
+    """The position of a run: the epoch, from 1, and the number of its examples that all ranks have read."""
 
     epoch: int = 1
     examples: int = 0
     earlier: tuple["Stretch", ...] = ()
-    """What of this epoch was consumed with other batch settings than the current ones, in order."""
+    """The parts of this epoch that were read with other batch settings, in order."""
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> "Position":
-        """The inverse of `asdict`. Raises TypeError or KeyError for another tree."""
+        """Converts the result of `asdict` to a position. Raises TypeError or KeyError if it is invalid."""
         stretches = (
             Stretch(
                 each["examples"],
@@ -97,7 +100,7 @@ class Position:
         return cls(**{**tree, "earlier": tuple(stretches)})
 
     def with_other_batches(self, before: BatchingConfig, shapes: Sequence[Shape] = ()) -> "Position":
-        """The same position, from which a run continues with batch settings and static shapes other than these."""
+        """Returns this position for a run that continues with other batch settings and static shapes than `before`."""
         if not self.examples or (self.earlier and self.earlier[-1].examples == self.examples):
             return self
         return replace(self, earlier=(*self.earlier, Stretch(self.examples, before, tuple(shapes))))
@@ -105,29 +108,29 @@ class Position:
 
 @dataclass(frozen=True)
 class Stretch:
-    """A part of an epoch that was consumed with the same batch settings."""
+    """A part of an epoch that was read with the same batch settings."""
 
     examples: int
-    """How many examples of the epoch had been consumed at its end."""
+    """The number of examples of the epoch that had been read at the end of this part."""
     batching: BatchingConfig
     shapes: tuple[Shape, ...] = ()
 
 
 @dataclass(frozen=True)
 class Update:
-    """What one rank reads for one update, and the position after it."""
+    """The micro-batches of one rank for one update, and the position after the update."""
 
     indices: tuple[IndexArray | None, ...]
-    """The examples of each micro-batch. None: the epoch has nothing left for this rank."""
+    """The examples of each micro-batch. None: the epoch has no examples left for this rank."""
     position_after: Position
     shapes: tuple[Shape, ...] = ()
-    """The shape of each micro-batch, with `batch.shapes`."""
+    """The static shape of each micro-batch, if `batch.shapes` is set."""
     stand_in: int = 0
-    """The example that is read, with weight 0, where `indices` has None. It fits the shape."""
+    """The example that is read, with weight 0, for micro-batches without examples. It fits into their shape."""
 
     @property
     def micro_batches(self) -> list[tuple[IndexArray, Shape | None]]:
-        """The examples that are read for each micro-batch, and its shape."""
+        """The examples that are read for each micro-batch, and its static shape."""
         read = (np.array([self.stand_in]) if indices is None else indices for indices in self.indices)
         return list(zip(read, self.shapes or [None] * len(self.indices), strict=True))
 
@@ -143,9 +146,9 @@ def epoch_plan(
     update_freq: int = 1,
     shapes: Sequence[Shape] = (),
 ) -> list[Update]:
-    """The remaining updates of an epoch for one rank of `world`, in their order.
+    """Returns the remaining updates of an epoch for one of `world` ranks, in order.
 
-    `shapes` are the run's static shapes, if it has some; see `run_shapes`.
+    `shapes` are the static shapes of the run (see `run_shapes`).
     """
     if config.streams is not None:
         length = int(sizes_ND.max(initial=1)) if config.shapes else None
@@ -164,9 +167,10 @@ def epoch_plan(
 
 
 def run_shapes(sizes_ND: SizeArray, config: BatchingConfig, *, joined: bool = False) -> tuple[Shape, ...]:
-    """The static shapes of a run, a function of the lengths of its examples and the settings. None: they vary.
+    """Returns the static shapes of a run, a function of its lengths and settings. Empty without `batch.shapes`.
 
-    `joined`: whether a batch pads all sides to one length. Streams need no more than the settings: there are none here.
+    It is also empty for streams, whose shapes depend only on the settings. `joined`: whether a batch pads all sides to
+    the same length.
     """
     if config.shapes is None or config.streams is not None:
         return ()
@@ -174,13 +178,13 @@ def run_shapes(sizes_ND: SizeArray, config: BatchingConfig, *, joined: bool = Fa
 
 
 def real_batches(plan: Sequence[Update]) -> list[tuple[IndexArray, Shape | None]]:
-    """The micro-batches of a plan that have examples: these, and the shape."""
+    """Returns the micro-batches of a plan that have examples: their examples and their shape."""
     pairs = (pair for update in plan for pair in zip(update.indices, update.micro_batches, strict=True))
     return [micro_batch for indices, micro_batch in pairs if indices is not None]
 
 
 def positions(plan: Sequence[Update], sizes_ND: SizeArray) -> IndexArray:
-    """The positions of each of the `real_batches`, padding and filler rows included."""
+    """Returns the number of positions in each of the `real_batches`, padding and filler rows included."""
     batches = real_batches(plan)
     varying = [indices for indices, shape in batches if shape is None]
     cells: list[int] = []
@@ -193,7 +197,7 @@ def positions(plan: Sequence[Update], sizes_ND: SizeArray) -> IndexArray:
 
 
 def padding_share(plan: Sequence[Update], sizes_ND: SizeArray) -> float:
-    """The share of the positions of a plan's batches that are padding or belong to filler rows."""
+    """Returns the share of positions in a plan's batches that are padding or belong to filler rows."""
     is_read_N = np.zeros(len(sizes_ND), dtype=bool)
     for indices, _ in real_batches(plan):
         is_read_N[indices] = True
@@ -203,9 +207,9 @@ def padding_share(plan: Sequence[Update], sizes_ND: SizeArray) -> float:
 def reading_order(
     sizes_ND: SizeArray, config: BatchingConfig, *, seed: int, position: Position, shapes: Sequence[Shape] = ()
 ) -> IndexArray:
-    """The examples of the epoch of `position`, in the order in which all ranks together consume them, without streams.
+    """Returns the examples of the epoch of `position` in the order in which all ranks read them. Not for streams.
 
-    The first `position.examples` of them have been consumed.
+    The first `position.examples` of them have been read.
     """
     read, left_N = _stretches(sizes_ND, seed=seed, position=position)
     batches, _ = _batches(sizes_ND, config, seed=seed, epoch=position.epoch, shapes=shapes, among=left_N)
@@ -213,7 +217,7 @@ def reading_order(
 
 
 def _stretches(sizes_ND: SizeArray, *, seed: int, position: Position) -> tuple[list[IndexArray], IndexArray]:
-    """The examples that were consumed with each of the earlier batch settings, and those that were not."""
+    """Returns the examples that were read with each of the earlier batch settings, and the examples that are left."""
     left_N: IndexArray = np.arange(len(sizes_ND))
     read: list[IndexArray] = []
     before = 0
@@ -228,9 +232,9 @@ def _stretches(sizes_ND: SizeArray, *, seed: int, position: Position) -> tuple[l
 
 
 def usable(sizes_ND: SizeArray, config: BatchingConfig) -> tuple[IndexArray, IndexArray]:
-    """The examples to train on, and those that are skipped: longer than `max_length` or than `max_tokens`.
+    """Returns the examples to train on, and those to skip, which are longer than `max_length` or `max_tokens`.
 
-    Streams skip nothing.
+    Streams skip no examples.
     """
     _check(config)
     limits = [limit for limit in (config.max_length, config.max_tokens) if limit is not None]
@@ -243,12 +247,12 @@ def usable(sizes_ND: SizeArray, config: BatchingConfig) -> tuple[IndexArray, Ind
 def epoch_batches(
     sizes_ND: SizeArray, config: BatchingConfig, *, seed: int, epoch: int, among: IndexArray | None = None
 ) -> list[IndexArray]:
-    """The training batches of an epoch, in their order: every usable example exactly once, new batches each epoch.
+    """Returns the training batches of an epoch, in order. Each usable example is in exactly one of them.
 
-    The examples are permuted by (seed, epoch) and cut into windows of about `bucket` batches. Each window is sorted by
-    length, the target's and then the source's; the result is packed into batches, and their order is shuffled. A larger
-    `bucket` pads less and mixes less. The random stream is one that NumPy has frozen, so a run resumed under another
-    version sees the same batches. `among` limits them to these examples.
+    The examples are permuted by (seed, epoch) and split into windows of about `bucket` batches. Each window is sorted
+    by the length of the target, then of the source, and packed into batches, whose order is shuffled. A larger `bucket`
+    gives less padding and less random batches. NumPy guarantees this random stream in all versions, so that resumed
+    runs have the same batches. `among` restricts the batches to these examples.
 
     Raises UserError if no example is usable.
     """
@@ -267,9 +271,10 @@ def epoch_batches(
 
 
 def ordered_batches(sizes_ND: SizeArray, config: BatchingConfig) -> list[IndexArray]:
-    """Batches for validation and decoding: every example exactly once, longest first, always the same.
+    """Returns the batches for validation and decoding, longest first. Each example is in exactly one of them.
 
-    An example over the budget is alone in its batch. The longest come first, so that a lack of memory shows at once.
+    An example that exceeds the limits is a batch by itself. The longest examples come first, so that running out of
+    memory is noticed early.
     """
     _check(config)
     first_N = np.zeros(len(sizes_ND), dtype=np.int64)
@@ -284,12 +289,14 @@ def pack(
     max_sentences: int | None = None,
     multiple: int = 1,
 ) -> list[IndexArray]:
-    """`order` cut into consecutive batches, each as long as the budget allows; `sizes_N[i]` is the length of example i.
+    """Splits `order` into consecutive batches, each as large as the limits allow.
 
-    With `multiple` > 1 a batch ends after a multiple of it (or after fewer examples than it). The examples between
-    that end and the first one that did not fit start the next batch; if they alone exceed the budget, they are a
-    batch. fairseq's batch_by_size cuts in the same way, but drops a last batch that is not a multiple; here
-    it is kept. An example over the budget gets a separate batch.
+    `sizes_N[i]` is the length of example i.
+
+    With `multiple` > 1 the size of a batch is rounded down to a multiple of it, unless it is smaller. The remaining
+    examples start the next batch or, if they and the next example do not fit together, are a batch by themselves. An
+    example that exceeds the limits is a batch by itself. fairseq's batch_by_size does the same, but drops a last batch
+    whose size is not a multiple.
     """
     lengths = np.maximum(sizes_N[order], 1).astype(np.int64)
     most = min(len(order), max_sentences or len(order))
@@ -324,13 +331,19 @@ def updates(
     update_freq: int = 1,
     shapes: Sequence[Shape] = (),
 ) -> list[Update]:
-    """The remaining updates of an epoch for one rank; `batches` are all batches of the epoch, the same for every rank.
+    """Returns the remaining updates of an epoch for one rank.
 
-    An update takes the next world × update_freq batches; micro-batch i on rank r is number i × world + r of them.
-    `position` may have been reached with another world or update_freq: the consumed examples are a prefix of the epoch,
-    so none is lost or repeated. A batch that was consumed in part is continued with its rest. `shapes` are the static
-    shapes of the batches, if they have some; a micro-batch without examples has that of the last one.
-    `batches` are of the examples that remained after `position.earlier`.
+    An update takes the next world × update_freq batches. Micro-batch i on rank r is number i × world + r of them. If
+    `position` was reached with another world or update_freq, it may be inside a batch. Then the rest of this batch is
+    read first, so that no example is lost or repeated.
+
+    Args:
+        batches: All batches of the epoch, without the examples of `position.earlier`, the same for all ranks.
+        position: The position from which to continue.
+        world: The number of ranks.
+        rank: The rank.
+        update_freq: The number of micro-batches of each rank in an update.
+        shapes: The static shapes of the batches, if there are any. A micro-batch without examples has the last shape.
     """
     before = position.earlier[-1].examples if position.earlier else 0
     ends = before + np.cumsum([len(batch) for batch in batches], dtype=np.int64)
@@ -350,10 +363,10 @@ def updates(
 
 
 def stream_rows(samples: int, streams: int) -> list[IndexArray]:
-    """The samples that each update of an epoch reads: update k reads sample k of every stream.
+    """Returns the samples that each update of an epoch reads: update k reads sample k of each stream.
 
-    The samples are split into S contiguous runs of ⌈K / S⌉ or ⌊K / S⌋, longer ones first. So each sample is read once,
-    and when the shorter runs have ended an update has the first rows only.
+    The samples are split into S contiguous streams of ⌈K / S⌉ or ⌊K / S⌋ samples, the longer ones first. The last
+    update has only the rows of the longer streams.
     """
     least, longer = divmod(samples, streams)
     starts_S = np.arange(streams) * least + np.minimum(np.arange(streams), longer)
@@ -362,9 +375,9 @@ def stream_rows(samples: int, streams: int) -> list[IndexArray]:
 
 
 def stream_slices(streams: int, *, world: int = 1, rank: int = 0, update_freq: int = 1) -> list[slice]:
-    """The rows of an update that each micro-batch of one rank reads, the same in every update.
+    """Returns the rows (streams) of each micro-batch of one rank. They are the same in all updates.
 
-    The rows are split into world × update_freq contiguous parts, as equal as possible, larger ones first; micro-batch i
+    The rows are split into world × update_freq contiguous parts of nearly equal size, larger ones first. Micro-batch i
     on rank r is part i × world + r.
     """
     parts = world * update_freq
@@ -383,10 +396,10 @@ def stream_updates(
     update_freq: int = 1,
     length: int | None = None,
 ) -> list[Update]:
-    """The remaining updates of an epoch for one rank, like `updates`, for streams instead of shuffled batches.
+    """Returns the remaining updates of an epoch for one rank, as `updates` does, but for streams.
 
-    A stream stays in the same micro-batch. A micro-batch is None when all of its streams have ended. With `length`,
-    the shape of a micro-batch is all of its streams × `length`, in every update.
+    A stream is always read in the same micro-batch. A micro-batch is None after all of its streams have ended. With
+    `length`, all micro-batches have the static shape (number of streams, `length`).
     """
     parts = stream_slices(streams, world=world, rank=rank, update_freq=update_freq)
     done = position.examples // streams
@@ -408,21 +421,21 @@ def _batches(
     shapes: Sequence[Shape],
     among: IndexArray | None,
 ) -> tuple[list[IndexArray], Sequence[Shape]]:
-    """The training batches of an epoch, `among` these examples, and the static shape of each if there are `shapes`."""
+    """Returns the training batches of an epoch, restricted to `among`, and their shapes if there are `shapes`."""
     if not shapes:
         return epoch_batches(sizes_ND, config, seed=seed, epoch=epoch, among=among), ()
     return static_batches(sizes_ND, _usable(sizes_ND, config, among), shapes, _random(seed, epoch))
 
 
 def _usable(sizes_ND: SizeArray, config: BatchingConfig, among: IndexArray | None) -> IndexArray:
-    """The examples to train on, `among` these. Raises UserError if there are examples, but none is usable."""
+    """Returns the examples to train on, restricted to `among`. Raises UserError if no example is usable."""
     kept_N, too_long = usable(sizes_ND, config)
     if len(kept_N) == 0 and len(too_long) > 0:
         limits = {"max_tokens": config.max_tokens, "max_length": config.max_length}
         named = " and ".join(f"batch.{key}={limit}" for key, limit in limits.items() if limit is not None)
         raise UserError(
             f"No training example fits {named}.",
-            f"The shortest has {how_many(int(_longest_side(sizes_ND).min()), 'token')}: allow at least that many.",
+            f"The shortest one has {how_many(int(_longest_side(sizes_ND).min()), 'token')}. Raise the limit.",
         )
     return kept_N if among is None else np.intersect1d(kept_N, among, assume_unique=True)
 
@@ -446,10 +459,10 @@ def _longest_side(sizes_ND: SizeArray) -> SizeArray:
 
 
 def _snake_order(sizes_ND: SizeArray, *, first_N: IndexArray) -> IndexArray:
-    """A number per example that sorts by `first_N`, then by the last side, then by the side before it, and so on.
+    """Returns a sort key for each example: `first_N`, the length of the last side, then that of the side before it.
 
-    Each key rises and falls in turn (boustrophedon), so that neighbours are alike across the borders of the key before
-    it too: batches that straddle such a border are padded less.
+    The sort direction of a side alternates with each value of the side before it in this order. So the lengths of
+    neighbours are similar where that value changes, and batches across such a boundary have less padding.
     """
     key_N, base = first_N, int(sizes_ND.max(initial=0)) + 1
     sides = [sizes_ND] if sizes_ND.ndim == 1 else [sizes_ND[:, side] for side in reversed(range(sizes_ND.shape[1]))]
@@ -461,7 +474,7 @@ def _snake_order(sizes_ND: SizeArray, *, first_N: IndexArray) -> IndexArray:
 def _check(config: BatchingConfig) -> None:
     if config.streams is not None and config.max_length is not None:
         raise UserError(
-            "batch.streams reads every sample, but batch.max_length skips some.", "Set one of them to null."
+            "batch.streams must read all samples, but batch.max_length skips some.", "Set one of them to null."
         )
     if config.max_tokens is None and config.max_sentences is None and config.streams is None:
         raise UserError(

@@ -1,6 +1,6 @@
-"""Static shapes: the few (rows, lengths) that all training batches of a run have, and the batches of an epoch in them.
+"""Static shapes: a few (rows, lengths) to which all training batches of a run are padded.
 
-The shapes are a function of the corpus' lengths and the settings; the batches of an epoch depend on (seed, epoch) too.
+The shapes are a function of the lengths of the corpus and the settings. The batches also depend on (seed, epoch).
 N examples, U distinct rows of lengths, D sides of an example, C shapes, L distinct lengths of a side.
 """
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 IndexArray: TypeAlias = npt.NDArray[np.int64]
 SizeArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
-MOST_BOUNDARIES = 1024
-"""How many lengths are considered as boundaries; of more distinct lengths, evenly spaced ones."""
+MAX_BOUNDARIES = 1024
+"""Maximum number of lengths that are considered as boundaries. If there are more, evenly spaced ones are considered."""
 
 
 @dataclass(frozen=True)
@@ -28,24 +28,25 @@ class Shape:
     rows: int
     lengths: tuple[int, ...]
     exact: bool = False
-    """Whether every example of this shape has these lengths, so that no row has padding."""
+    """Whether all examples of this shape have exactly these lengths, so that no row has padding."""
 
     @property
     def positions(self) -> int:
-        """The positions of a row, all sides together."""
+        """The number of positions in a row, summed over its sides."""
         return sum(self.lengths)
 
 
 def static_shapes(sizes_ND: SizeArray, config: "BatchingConfig", *, joined: bool = False) -> tuple[Shape, ...]:
-    """The at most `config.shapes` shapes of a run whose usable examples have these lengths, smallest first.
+    """Returns at most `config.shapes` static shapes for examples of these lengths, smallest first.
 
-    Buckets of the longer side are compared with grids of source × target buckets; the boundaries of each minimise its
-    padding (see `boundaries`). Those with the fewest positions, padding and filler rows included, are taken.
+    Several ways to form buckets are compared: by the longer side, and by grids of source × target lengths. For each,
+    the boundaries minimize the padding (see `boundaries`). The result is the one with the fewest positions per epoch,
+    padding and filler rows included.
 
     Args:
         sizes_ND: The lengths of the usable examples.
-        config: The number of shapes and the budget.
-        joined: Whether a batch pads all sides to one length.
+        config: The number of shapes and the maximum size of a batch.
+        joined: Whether a batch pads all sides to the same length.
     """
     assert config.shapes is not None
     if not len(sizes_ND):
@@ -61,39 +62,39 @@ def static_shapes(sizes_ND: SizeArray, config: "BatchingConfig", *, joined: bool
 def static_batches(
     sizes_ND: SizeArray, kept_N: IndexArray, shapes: Sequence[Shape], random: np.random.RandomState
 ) -> tuple[list[IndexArray], list[Shape]]:
-    """The batches of an epoch in random order, every kept example in one of them, and their shapes.
+    """Returns the batches of an epoch in random order, and their shapes. Each of `kept_N` is in exactly one batch.
 
-    The examples are permuted. Each shape's batches are full but for the last. The examples of that one are moved to the
-    next larger shape where this costs fewer positions than filler rows do.
+    The examples are permuted. All batches of a shape except the last are full. The examples of the last batch are moved
+    to the next larger shape if this adds fewer positions than filler rows would.
     """
     order_N, sizes_ND = random.permutation(len(kept_N)), _columns(sizes_ND)[kept_N]
     shapes = _covering(shapes, sizes_ND)
     shape_N = _assigned(sizes_ND, shapes)[order_N]
     order_N = kept_N[order_N][np.argsort(shape_N, kind="stable")]
     count_C = np.bincount(shape_N, minlength=len(shapes))
-    own_C = np.split(order_N, np.cumsum(count_C)[:-1])
+    examples_C = np.split(order_N, np.cumsum(count_C)[:-1])
     batches: list[IndexArray] = []
     its_shapes: list[Shape] = []
     for number, (shape, (parent, moved)) in enumerate(zip(shapes, _moves(shapes, count_C), strict=True)):
         if moved:
-            kept = len(own_C[number]) - moved
-            own_C[parent] = np.concatenate([own_C[number][kept:], own_C[parent]])
-            own_C[number] = own_C[number][:kept]
-        starts = range(0, len(own_C[number]), shape.rows)
-        batches += [own_C[number][start : start + shape.rows] for start in starts]
+            kept = len(examples_C[number]) - moved
+            examples_C[parent] = np.concatenate([examples_C[number][kept:], examples_C[parent]])
+            examples_C[number] = examples_C[number][:kept]
+        starts = range(0, len(examples_C[number]), shape.rows)
+        batches += [examples_C[number][start : start + shape.rows] for start in starts]
         its_shapes += [shape] * len(starts)
     places = random.permutation(len(batches)).tolist()
     return [batches[place] for place in places], [its_shapes[place] for place in places]
 
 
 def boundaries(length_N: SizeArray, count_N: SizeArray, *, buckets: int) -> list[IndexArray]:
-    """For each number of buckets from 1: the longest length of each bucket, such that padding to it is least.
+    """Returns, for each number of buckets from 1, the maximum lengths of the buckets that minimize the padding.
 
     Dynamic programming over the histogram of lengths: with f_k(j) the positions of all lengths up to the j-th in k
     buckets, f_k(j) = min_i f_{k-1}(i) + length_j · (number of examples with a length after the i-th, up to the j-th).
     """
     every_L = np.unique(length_N).astype(np.int64)
-    step_L = np.linspace(0, len(every_L) - 1, min(len(every_L), MOST_BOUNDARIES)).round().astype(np.int64)
+    step_L = np.linspace(0, len(every_L) - 1, min(len(every_L), MAX_BOUNDARIES)).round().astype(np.int64)
     every_L = every_L[step_L]
     size = len(every_L)
     count_L = np.bincount(np.searchsorted(every_L, length_N), weights=count_N, minlength=size)
@@ -115,10 +116,10 @@ def boundaries(length_N: SizeArray, count_N: SizeArray, *, buckets: int) -> list
 
 
 def _bucketings(sizes_UD: IndexArray, count_U: IndexArray, config: "BatchingConfig") -> Iterator[IndexArray]:
-    """Yields bucket_U for each way to form buckets: by the longer side, and by a grid of source × target.
+    """Yields bucket_U for each way to form buckets: by the longer side, and by grids of source × target lengths.
 
-    Sides are compared after the target is scaled by about the ratio of the mean lengths, as one language may need more
-    tokens than the other.
+    To find the longer side, the target's length is scaled by about the ratio of the mean lengths, because one language
+    may need more tokens than the other.
     """
     assert config.shapes is not None
     if sizes_UD.shape[1] != 2:
@@ -128,7 +129,7 @@ def _bucketings(sizes_UD: IndexArray, count_U: IndexArray, config: "BatchingConf
     source_U, target_U = sizes_UD.T
     ratio = float(source_U @ count_U) / float(target_U @ count_U)
     for scale in (1.0, 0.95 * ratio, ratio, 1.05 * ratio):
-        scaled_U2 = sizes_UD * ([1, scale] if scale > 1 else [1 / scale, 1])  # nothing shrinks and becomes coarser
+        scaled_U2 = sizes_UD * ([1, scale] if scale > 1 else [1 / scale, 1])  # both factors ≥ 1 avoid coarser rounding
         length_U = np.ceil(scaled_U2).max(axis=1).astype(np.int64)
         yield np.searchsorted(boundaries(length_U, count_U, buckets=config.shapes)[-1], length_U)
     of_source, of_target = (boundaries(side_U, count_U, buckets=config.shapes) for side_U in (source_U, target_U))
@@ -140,7 +141,7 @@ def _bucketings(sizes_UD: IndexArray, count_U: IndexArray, config: "BatchingConf
 def _shapes_of(
     bucket_U: IndexArray, sizes_UD: IndexArray, count_U: IndexArray, config: "BatchingConfig"
 ) -> tuple[Shape, ...]:
-    """The shapes of these buckets, as small as their examples allow; without those whose examples all move."""
+    """Returns the smallest shapes for these buckets, without shapes whose examples are all moved to larger ones."""
     kept = np.unique(bucket_U)
     longest = [tuple(sizes_UD[bucket_U == bucket].max(axis=0).tolist()) for bucket in kept.tolist()]
     shapes = [Shape(_rows(lengths, config), lengths) for lengths in sorted(set(longest), key=lambda x: (sum(x), x))]
@@ -163,14 +164,14 @@ def _shapes_of(
 
 
 def _rows(lengths: Sequence[int], config: "BatchingConfig") -> int:
-    """The rows of a full batch of these lengths: what the budget allows, a multiple of `size_multiple` if possible."""
+    """Returns the maximum number of rows of a batch with these lengths, a multiple of `size_multiple` if possible."""
     limits = [config.max_tokens and config.max_tokens // max(lengths), config.max_sentences]
     rows = max(1, min(limit for limit in limits if limit is not None))
     return rows - rows % config.size_multiple if rows >= config.size_multiple else rows
 
 
 def _covering(shapes: Sequence[Shape], sizes_ND: SizeArray) -> list[Shape]:
-    """The shapes, of which the largest is longer if examples of this epoch are: a source may change with the epoch."""
+    """Returns the shapes, with the largest one enlarged if examples of this epoch (see `Source.split`) do not fit."""
     largest = shapes[-1]
     fits_N = np.zeros(len(sizes_ND), dtype=bool)
     for shape in reversed(shapes):
@@ -194,7 +195,7 @@ def _fits(sizes_ND: SizeArray, shape: Shape) -> npt.NDArray[np.bool_]:
 
 
 def _assigned(sizes_ND: SizeArray, shapes: Sequence[Shape]) -> npt.NDArray[np.int16]:
-    """shape_N: the first shape, and so the smallest, that each example fits in."""
+    """Returns shape_N, the first (smallest) shape into which each example fits."""
     shape_N = np.zeros(len(sizes_ND), dtype=np.int16)
     for number in reversed(range(len(shapes))):
         shape_N[_fits(sizes_ND, shapes[number])] = number
@@ -202,7 +203,7 @@ def _assigned(sizes_ND: SizeArray, shapes: Sequence[Shape]) -> npt.NDArray[np.in
 
 
 def _moves(shapes: Sequence[Shape], count_C: IndexArray) -> list[tuple[int, int]]:
-    """(parent, examples) of each shape: how many examples of its last batch move, and to which larger shape."""
+    """Returns (parent, examples) for each shape: the larger shape to which examples of its last batch are moved."""
     totals, moves = count_C.tolist(), []
     for number, shape in enumerate(shapes):
         rest, move = totals[number] % shape.rows, (number, 0)
@@ -218,7 +219,7 @@ def _moves(shapes: Sequence[Shape], count_C: IndexArray) -> list[tuple[int, int]
 
 
 def _positions(shapes: Sequence[Shape], sizes_UD: IndexArray, count_U: IndexArray) -> int:
-    """The positions of an epoch in these shapes."""
+    """Returns the number of positions in an epoch with these shapes."""
     count_C = _counts(_assigned(sizes_UD, shapes), count_U, len(shapes))
     total_C = _totals(count_C, _moves(shapes, count_C)).tolist()
     return sum(
@@ -231,7 +232,7 @@ def _counts(shape_U: npt.NDArray[np.int16], count_U: IndexArray, shapes: int) ->
 
 
 def _totals(count_C: IndexArray, moves: Sequence[tuple[int, int]]) -> IndexArray:
-    """The examples in the batches of each shape, once they have moved."""
+    """Returns the number of examples of each shape after the moves."""
     total_C = count_C.copy()
     for number, (parent, moved) in enumerate(moves):
         total_C[number] -= moved
@@ -240,7 +241,7 @@ def _totals(count_C: IndexArray, moves: Sequence[tuple[int, int]]) -> IndexArray
 
 
 def _distinct(sizes_ND: SizeArray) -> tuple[IndexArray, IndexArray]:
-    """The distinct rows and how often each occurs; much faster than np.unique of rows."""
+    """Returns the distinct rows and their counts. It is much faster than `np.unique` with `axis=0`."""
     base = (int(sizes_ND.max()) + 1,) * sizes_ND.shape[1]
     key_U, count_U = np.unique(np.ravel_multi_index(tuple(sizes_ND.T), base), return_counts=True)
     return np.stack(np.unravel_index(key_U, base), axis=1), count_U

@@ -1,4 +1,4 @@
-"""The base of tasks. A task defines data, head and metrics, but neither the training loop nor the loss."""
+"""The base of tasks. A task defines the data, the head of the model, and the metrics."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,25 +30,25 @@ from seqtk.utils.errors import UserError, how_many
 from seqtk.utils.progress import Reporter
 
 Assets = dict[str, str]
-"""Texts by name that a task needs, besides its config, to work without its corpus (vocabularies, tokenizer)."""
+"""The parts of a task that are stored in model files as text, by name: vocabularies, tokenizers and classes."""
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """The base of every task's config."""
+    """Base class of the configs of tasks."""
 
-    data: str = setting("", help="The location of the data. For the default source, a data-bin directory.")
+    data: str = setting("", help="Location of the data; for the default source, a data-bin folder.")
     source: SourceConfig = DataBinSourceConfig()
-    made_by: str = setting("", help="The command that makes the data, shown in the error if the data is missing.")
+    made_by: str = setting("", help="Command that makes the data. It is shown in the error if the data are missing.")
     mix: tuple[CorpusConfig, ...] = setting(
         (),
-        help="Train on these corpora: [{data: A, weight: 2}, {data: B}]. They have the vocabulary of task.data, which "
-        "keeps validation and test. []: train on task.data alone.",
+        help="Corpora to train on: [{data: A, weight: 2}, {data: B}]. They must have the vocabulary of task.data, "
+        "which is still used for validation and test. []: train on task.data.",
     )
     temperature: float = setting(
         1.0,
         at_least=1,
-        help="For task.mix: a corpus has a share proportional to (weight × examples)^(1 / temperature).",
+        help="For task.mix: the share of a corpus is proportional to (weight × examples)^(1 / temperature).",
     )
 
 
@@ -74,27 +74,27 @@ class Task:
     """
 
     metrics: ClassVar[tuple[str, ...]] = ("loss", "nll", "ppl")
-    """The metrics that a validation and a report give, as far as criterion and data allow them."""
+    """The default metrics of validation and reports. Unavailable ones are omitted."""
     unit: ClassVar[str] = "tokens"
-    """What a target is, in the plural: the log has `tokens_per_second`."""
+    """The noun for targets, in the plural, for names such as `tokens_per_second`."""
     sides: ClassVar[tuple[Side, ...]] = ("source", "target")
-    """What the columns of a dataset's `sizes_ND` are; each is compared with the model's limit for that side."""
+    """The side of the model that reads each column of `sizes_ND`, whose lengths must not exceed the side's limit."""
 
     def __init__(self, config: Any, *, assets: Mapping[str, str] | None = None) -> None:
         self.config = config
 
     @property
     def joins_sides(self) -> bool:
-        """Whether a batch pads all sides of its examples to one length, since the model reads them as one side."""
+        """Whether a batch pads all sides of its examples to the same length, because one encoder reads all of them."""
         return len({*self.sides}) < len(self.sides)
 
     @property
     def continuous(self) -> bool:
-        """Whether each example continues where the one before it ends, so that `batch.streams` can read them."""
+        """Whether the examples are contiguous, as `batch.streams` requires."""
         return False
 
     def assets(self) -> Assets:
-        """Returns the `assets` of the constructor: everything that is needed to use a model without its data."""
+        """Returns the assets to store in model files, from which the constructor builds the task without its data."""
         raise NotImplementedError
 
     def dataset(self, split: str) -> Dataset:
@@ -102,26 +102,26 @@ class Task:
         raise NotImplementedError
 
     def training_set(self, epoch: int) -> Dataset:
-        """Returns the examples that an epoch, counted from 1, trains on."""
+        """Returns the training examples of an epoch, counted from 1."""
         return self.dataset("train")
 
     @contextmanager
     def reading(self, data: Any) -> Iterator[None]:
-        """Makes the task read other data while the block runs. Raises UserError if they cannot be read."""
-        raise UserError("The data of this task cannot be replaced.", f"Remove {data}.")
+        """Context manager in which the task reads other data. Raises UserError if they cannot be read."""
+        raise UserError("This task does not support other data than its training data.", f"Remove {data}.")
         yield
 
     def epoch_examples(self, epoch: int, *, seed: int) -> Dataset:
         """Returns the examples of an epoch: the training set or, with `task.mix`, a sample of several corpora.
 
-        Raises UserError if the corpora of `task.mix` do not belong together.
+        Raises UserError if the corpora of `task.mix` do not match.
         """
         if self.config.mix:
             raise UserError("task.mix has no effect on this task.", "Remove it.")
         return self.training_set(epoch)
 
     def collate(self, examples: Sequence[Any]) -> Batch:
-        """Combines examples into a batch."""
+        """Collates examples into a batch."""
         raise NotImplementedError
 
     def model(self, config: ModelConfig) -> Model:
@@ -129,14 +129,11 @@ class Task:
         raise NotImplementedError
 
     def text_size(self, split: str, targets: float) -> TextCount | None:
-        """Returns the size of a split's original text. None if unknown, or if `targets` tokens are not all of it."""
+        """Returns the size of a split's original text; None if unknown, or if `targets` is not its whole length."""
         return None
 
     def outputs(self, model: Model, batch: Batch, dataset: Any, search: SearchConfig) -> list[Output]:
-        """Returns the model's output for each row of `batch`, whose examples are of `dataset`.
-
-        Optional: see `has_outputs`.
-        """
+        """Returns the model's output for each row of a batch of examples of `dataset`. Optional: see `has_outputs`."""
         raise NotImplementedError
 
     @classmethod
@@ -153,15 +150,15 @@ class Task:
             targets: The number of targets that are scored.
             outputs: Whether the model's outputs are computed.
         """
-        met = {*stats}
+        provided = {*stats}
         if outputs and self.has_outputs():
-            met.add(OUTPUTS)
+            provided.add(OUTPUTS)
         if self.text_size(split, targets) is not None:
-            met.add(TEXT_SIZE)
-        return met
+            provided.add(TEXT_SIZE)
+        return provided
 
     def too_long(self, sizes_ND: SizeArray, model: Model) -> Iterator["TooLong"]:
-        """Yields a `TooLong` for each side that has examples over the model's limit."""
+        """Yields the examples of each side that exceed the model's limit."""
         for sizes_N, side in zip(sizes_ND.T, self.sides, strict=False):
             limit = model.length_limit(side)
             if limit is not None and (sizes_N > limit).any():
@@ -169,13 +166,13 @@ class Task:
                 yield TooLong(side, limit, examples=longer_N, sizes=sizes_N[longer_N])
 
     def shortening(self, *, training: bool) -> str | None:
-        """Returns the setting that shortens examples over a model's limit, as advice; None if there is none."""
+        """Returns the setting that shortens examples, for the advice in errors; None if there is none."""
         return None
 
     def report(
         self, scores: dict[str, Score], *, dataset: Dataset, targets: float, outputs: Sequence[Output]
     ) -> Report:
-        """Returns the result of `evaluate`."""
+        """Builds the report that `evaluate` returns."""
         return Report(scores, {"examples": len(dataset), "targets": int(targets)}, list(outputs))
 
     @torch.no_grad()
@@ -195,8 +192,8 @@ class Task:
         """Adds up the statistics of the criterion over batches, and collects the model's outputs.
 
         Args:
-            step: Returns the statistics of a batch and the recurrent state after it, given the state before it.
-            batches: The indices of the examples of each batch; an empty one is skipped.
+            step: Computes the statistics of a batch and the recurrent state after it, given the state before it.
+            batches: The indices of the examples of each batch. Empty batches are skipped.
             search: The settings of the search for outputs. None: no outputs are computed.
             continuous: Whether the rows of a batch continue the rows of the previous batch.
             before_each: Called before each batch, including empty ones.
@@ -246,8 +243,8 @@ class Task:
             model: The model, in evaluation mode.
             split: The split of the task's data.
             criterion: The criterion, which computes the statistics. None: cross entropy.
-            names: The metrics. None: the task's metrics that are available.
-            decode: Whether the outputs of the model are needed.
+            names: The metrics. None: all available metrics of the task.
+            decode: Whether to compute the model's outputs, for metrics that need them.
             search: The settings of the search for outputs. None: the defaults.
             references: Further sets of references, line by line, in addition to the references in the data.
             batching: The maximum size of a batch. With `streams`, the text is read in this number of streams with
@@ -257,7 +254,7 @@ class Task:
             progress: Shows a bar on a terminal.
 
         Raises:
-            UserError: For a metric that is not available, an empty split, and examples that are too long for the model.
+            UserError: If a metric is not available, the split is empty, or an example is too long for the model.
         """
         criterion = criterion or criterions.build(CrossEntropyConfig())
         search, batching = search or SearchConfig(), batching or BatchingConfig()

@@ -1,12 +1,12 @@
-"""The training loop, from top to bottom: build a run from its config, restore its last checkpoint, and train.
+"""The training loop: builds a run from its config, restores the last checkpoint, and trains.
 
-An update adds up the weights of its micro-batches over all processes, then runs each backward pass scaled so that the
-gradients are those of (sum of losses) / (sum of weights), reduces them on the last one, clips, and steps. So an update
-is the same however it is split. Dropout and batch order are functions of (seed, update, rank) and (seed, epoch).
+The loss of an update is (sum of losses) / (sum of weights) over the micro-batches of all processes, so an update does
+not depend on how it is split. Gradients are accumulated over micro-batches, reduced in the last backward pass, and
+clipped. Dropout is a function of (seed, update, rank), and the order of batches a function of (seed, epoch).
 
-Between two log lines the host reads nothing from the device: losses are summed there, and an update whose gradient is
-not finite, with all that follow it, is skipped there until the host learns of it. The state is then the one before that
-update, which is repeated to find where it fails. With `non_finite=skip` the run continues with the update after it.
+Between log lines, nothing is copied from the device to the host: losses are summed on the device. If an update is not
+finite, it and all later updates are skipped on the device until the host reads the sums. The run then returns to the
+state before the failed update, and repeats it to find the cause. With `non_finite=skip` it continues after this update.
 """
 
 import time
@@ -57,23 +57,23 @@ from seqtk.utils.memory import out_of_memory_errors, peak_memory_gib
 
 @dataclass(frozen=True)
 class Result:
-    """Where a run ended."""
+    """The result of a run."""
 
     save_dir: Path
     update: int
     best: float | None
     """The best value of validation.metric."""
     signal: int = 0
-    """The signal that stopped the run before its end, or 0."""
+    """The signal that stopped the run early, or 0."""
 
 
 def train(config: TrainConfig) -> Result:
-    """Trains as `config` says, in each process that torchrun started, or resumes the run in `save_dir`.
+    """Trains a model, or resumes the run in `save_dir`. With torchrun, all processes call this function.
 
-    The demo corpus is made at `data-bin/demo` if it is missing.
+    The demo corpus is created at `data-bin/demo` if the config uses it and it is missing.
 
     Raises:
-        UserError: If the config or the data do not allow it, if training diverges, or if memory runs out.
+        UserError: If the config or the data are invalid, if training diverges, or if memory runs out.
         LostProcessError: If another process of the run has ended or does not respond.
     """
     with prepared(config) as engine:
@@ -83,14 +83,14 @@ def train(config: TrainConfig) -> Result:
 
 
 class Trainer:
-    """A run: built from its config, and restored from its save_dir if that holds a checkpoint.
+    """A training run, built from its config and restored from the latest checkpoint in `save_dir`, if there is one.
 
     Args:
         config: The run's config.
-        engine: The processes that share the work.
+        engine: The engine of the run.
 
     Raises:
-        UserError: If the data do not suit the model, or the checkpoint is from another run.
+        UserError: If the data do not match the model, or the checkpoint is from another run.
     """
 
     def __init__(self, config: TrainConfig, *, engine: Engine) -> None:
@@ -161,7 +161,7 @@ class Trainer:
         """The updates that were skipped one after another, up to the last one that was."""
 
     def _restore(self) -> None:
-        """Sets state, weights and optimizer from the latest checkpoint, if there is one, or from `init_from`."""
+        """Restores state, weights and optimizer from the latest checkpoint, or else from `init_from`."""
         config, assets, split = self.config, self.task.assets(), self.config.validation.split
         metric = f"{config.validation.metric} of {split}" if split else ""
         self.state = TrainState(metric=metric, corpus=fingerprint(self.train_set))
@@ -182,7 +182,7 @@ class Trainer:
         self._started = time.monotonic()
 
     def _begin(self, start: Start) -> None:
-        """Takes weights, optimizer and progress from `start`."""
+        """Loads weights, optimizer and state from `start`."""
         own, local = tensors_of(self.model), self.engine.local
         weights = {name: local(tensor, own[name]) if name in own else tensor for name, tensor in start.weights.items()}
         set_tensors(self.model, weights, source=start.source)
@@ -215,7 +215,7 @@ class Trainer:
             return Result(self.checkpoints.directory, self.state.update, self.state.best, self.stop.number)
 
     def _train_epoch(self) -> None:
-        """Trains to the end of the epoch or of the run, or through an update that was skipped."""
+        """Trains until the end of the epoch or of the run, or until an update was skipped."""
         config = self.config
         for update, micro_batches in self._updates():
             self.update(micro_batches)
@@ -236,7 +236,7 @@ class Trainer:
         return bool(self.stop) or self.config.is_over(self.state)
 
     def plan(self) -> list[Update]:
-        """Returns the plan of the rest of the epoch, whose examples are then the training set."""
+        """Sets the training set to the examples of the epoch. Returns the plan of the remaining updates."""
         config, position = self.config, self.state.position
         self.train_set = self.task.epoch_examples(position.epoch, seed=config.seed)
         plan = epoch_plan(
@@ -254,7 +254,7 @@ class Trainer:
         return plan
 
     def _updates(self) -> Iterator[tuple[Update, list[Batch]]]:
-        """Yields the updates of the rest of the epoch, with their micro-batches."""
+        """Yields the remaining updates of the epoch with their micro-batches."""
         config, position = self.config, self.state.position
         plan, self._planned = self._planned or self.plan(), []
         if plan:
@@ -369,11 +369,11 @@ class Trainer:
         return has_skipped
 
     def _last_update(self) -> int:
-        """Returns the update that a signal lets the run finish."""
+        """Returns the update after which the run stops if it receives a signal now."""
         return self.state.update + (not self.state.pending_validation)
 
     def _is_due(self, every: int | None) -> bool:
-        """Returns whether something that happens `every` so many updates (None: each epoch) is due."""
+        """Returns whether an action is due that happens every `every` updates (None: at the end of each epoch)."""
         is_due = self._epoch_ended() if every is None else self.state.update % every == 0
         return is_due or self.config.is_over(self.state)
 
@@ -441,7 +441,7 @@ class Trainer:
             self.log.histogram(f"weights/{name}", self.state.update, weight)
 
     def _log_end(self, start: TrainState) -> None:
-        """Says how the run ended that began in the state `start`."""
+        """Logs how the run ended. `start` is the state in which it began."""
         update = self.state.update
         if self.stop:
             pending = ", starting with its validation" if self.state.pending_validation else ""
@@ -453,7 +453,7 @@ class Trainer:
             self.log.info("Training had already finished; changed settings had no effect.")
 
     def _validate(self) -> None:
-        """Does the pending validation; after a signal it stays pending, for the run that resumes here.
+        """Runs the pending validation. If a signal interrupts it, it stays pending until the run is resumed.
 
         Raises:
             NotFiniteError: If a metric is not finite.
@@ -476,7 +476,7 @@ class Trainer:
         self._started = time.monotonic()
 
     def _keep_validated(self, results: Mapping[str, Validated]) -> None:
-        """Logs the results of all sets, and keeps the weights that the model has if they are among the best."""
+        """Logs the results of all validation sets, and saves the model if it is among the best."""
         deciding, metric = str(self.config.validation.split), self.config.validation.metric
         numbers = results[deciding].numbers
         if metric not in numbers:
@@ -512,5 +512,5 @@ class Trainer:
         self._started = time.monotonic()
 
     def full_weights(self) -> Tensors:
-        """Returns the full weights, in every process."""
+        """Returns the full (unsharded) weights in all processes."""
         return {name: self.engine.full(tensor) for name, tensor in tensors_of(self.model).items()}
