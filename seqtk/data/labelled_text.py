@@ -279,5 +279,8 @@ def _json_fields(line: str, keys: Sequence[str], path: str, number: int) -> list
             raise UserError(
                 f"Line {number:,} of {path}: '{key}' is {json.dumps(value)[:80]}; it must be a string or an integer."
             )
-        fields.append(str(value))
+        try:
+            fields.append(str(value).encode().decode())
+        except UnicodeError:
+            raise UserError(f"Line {number:,} of {path}: '{key}' is not valid Unicode: {value!r:.80}.") from None
     return fields

@@ -66,6 +66,7 @@ class TestErrors:
             ("a.jsonl", '{"text": "a", "label": "yes"}\nno json\n', "Line 2"),
             ("a.jsonl", '{"text": ["a"], "label": "yes"}\n', "Line 1"),
             ("a.jsonl", "[1]\n", "Line 1"),
+            ("a.jsonl", '{"text": "a", "label": "\\ud800"}\n', "Line 1"),
             ("a.tsv", "", "a.tsv"),
             ("a.tsv", "label\ttext\n", "no examples"),
             ("a.tsv", "label\ttext\nyes\t\x00\n", "Line 2"),
