@@ -173,7 +173,7 @@ class ClassBatch(Batch):
         return self.texts == PAD if self.padded else None
 
     def filled(self, shape: Shape) -> Self:
-        """See `Batch.filled`. If possible, only the shape decides whether there is a padding mask."""
+        """See `Batch.filled`. The result has a padding mask unless no row of this shape can have padding."""
         is_longer = self.source_BS.shape[1] < shape.lengths[0]
         return dataclasses.replace(super().filled(shape), padded=self.padded or is_longer or not shape.exact)
 

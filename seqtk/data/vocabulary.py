@@ -31,7 +31,7 @@ class Vocabulary:
 
     def __init__(self, tokens: Sequence[str], counts: Sequence[int] | None = None) -> None:
         if counts is not None and len(counts) != len(tokens):
-            raise ValueError(f"{len(tokens)} tokens with {len(counts)} counts")
+            raise ValueError(f"there are {len(tokens)} tokens, but {len(counts)} counts")
         self.tokens: list[str] = [*SPECIALS, *tokens]
         self.counts: list[int] = [0] * len(SPECIALS) + (list(counts) if counts is not None else [1] * len(tokens))
         self._ids = {token: id_ for id_, token in enumerate(self.tokens)}

@@ -145,7 +145,7 @@ def banner(run: "Trainer", plan: Sequence[Update]) -> Iterator[str]:
 
 @contextmanager
 def prepared(config: TrainConfig) -> Iterator[Engine]:
-    """Context manager that checks `config`, starts its engine, and converts errors as `running` does."""
+    """Context manager that checks `config` and starts its engine. The body runs inside `running`."""
     config.check()
     keep_freed_memory()
     if config.threads:

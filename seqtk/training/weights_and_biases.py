@@ -15,24 +15,25 @@ from seqtk.utils.files import write_text
 
 @dataclass(frozen=True)
 class WandbConfig(SinkConfig):
-    """Weights & Biases, in save_dir/wandb. It needs the package `wandb`."""
+    """Weights & Biases, in save_dir/wandb. Requires the package `wandb`."""
 
-    project: str = setting("seqtk", help="The project.")
-    name: str | None = setting(None, help="The name of the run. null: that of save_dir.")
+    project: str = setting("seqtk", help="Project.")
+    name: str | None = setting(None, help="Name of the run. null: the name of save_dir.")
     mode: Literal["offline", "online"] = setting(
-        "offline", help="offline: upload later with `wandb sync`. online: upload during the run; log in first."
+        "offline", help="offline: upload later with `wandb sync`. online: upload during the run; requires a login."
     )
 
 
 @sinks.register("wandb", WandbConfig)
 class Wandb(Sink):
-    """Writes all metrics, statistics and samples, with `update` as the step. A run that resumes keeps its id."""
+    """Writes all metrics, statistics and samples, with `update` as the step. A resumed run keeps its id."""
 
     @classmethod
     def check(cls) -> None:
         if importlib.util.find_spec("wandb") is None:
             raise UserError(
-                "log.sinks=wandb needs wandb, which is not installed.", "Install it: pip install 'seqtk-torch[wandb]'"
+                "log.sinks=wandb requires wandb, which is not installed.",
+                "Install it: pip install 'seqtk-torch[wandb]'",
             )
 
     def start(self, run: RunInfo) -> None:
