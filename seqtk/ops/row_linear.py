@@ -3,10 +3,10 @@
 Where it runs: bfloat16 on a CPU in pieces, all else as one product of torch.
 
 torch multiplies bfloat16 matrices on a CPU with oneDNN, which generates code for each new size of a product and keeps
-it: 5 to 15 ms and 2 MiB each, where the product itself takes 15 to 30 ms. Batches of sentences have a new number of
-rows in nearly every update, so a small translation model spent a fifth of its time there, and the memory of long runs
-grew by gigabytes. Here the rows are split at a multiple of PIECE, and the rest is padded with zeros to a multiple of
-STEP, so that a run has few sizes.
+it: 5 to 15 ms and up to 2 MiB each. Batches of sentences have a new number of rows in nearly every update, so that a
+small translation model needed 30 new sizes an update, and the memory of long runs grew by gigabytes. Here the rows are
+split at a multiple of PIECE, and the rest is padded with zeros to a multiple of STEP, so that a run has few sizes. An
+update takes about as long as before.
 
 N rows, I inputs, O outputs, P rows of the padded rest.
 """
