@@ -351,7 +351,7 @@ class ClassificationTask(TextTask):
     def _examples(self, split: str, *, epoch: int = 1) -> LabelledTexts:
         source = self.open()
         sides = [source.split(split, lang, epoch=epoch) for lang in self._langs(source)]
-        label_N = self._labels(source, split)
+        label_N = source.labels(split)
         if any(len(items) != len(label_N) for items in sides):
             raise UserError(
                 f"Split '{split}' of {source.name} has {how_many(len(label_N), 'label')} "
@@ -367,22 +367,10 @@ class ClassificationTask(TextTask):
             lines=partial(source.lines, split, source.source_lang),
         )
 
-    def _labels(self, source: Source, split: str) -> npt.NDArray[np.int32]:
-        """Returns the class numbers of the source. Raises UserError if a number is not that of a class."""
-        label_N, classes = source.labels(split), len(source.classes())
-        wrong_N = np.flatnonzero((label_N < 0) | (label_N >= classes))
-        if len(wrong_N):
-            raise UserError(
-                f"Example {wrong_N[0] + 1:,} of split '{split}' in {source.name} has the class {label_N[wrong_N[0]]}, "
-                f"but there are only {how_many(classes, 'class')}.",
-                "Preprocess the data again.",
-            )
-        return label_N
-
     def _class_counts(self, source: Source) -> list[float]:
         """How often an epoch reads each class: of `task.mix`, how often it does so on average."""
         if not self.config.mix:
-            return list(np.bincount(self._labels(source, "train"), minlength=len(self.classes)).tolist())
+            return list(np.bincount(source.labels("train"), minlength=len(self.classes)).tolist())
         corpora = map(self._corpus, self.config.mix)  # not `_corpora`: the model, and so its limit, is not known yet
         label_KN = [corpus.label_N for corpus in corpora if isinstance(corpus, LabelledTexts)]
         read_K = examples_per_epoch(

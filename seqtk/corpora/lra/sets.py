@@ -15,7 +15,7 @@ from seqtk.corpora.local import find_text, missing_file
 from seqtk.corpora.lra import listops, pathfinder
 from seqtk.corpora.lra.listops import Expressions, ListOpsShape
 from seqtk.corpora.lra.pathfinder import PathfinderShape
-from seqtk.data.labelled import PIXELS, SPLITS, Arrays, describe, write_arrays
+from seqtk.data.labelled import PIXELS, SPLITS, Arrays, Ints, describe, write_arrays
 from seqtk.data.preprocess import check_destination
 from seqtk.data.workers import available_cores, ordered_map
 from seqtk.utils.errors import UserError
@@ -26,7 +26,7 @@ from seqtk.utils.text_io import read_lines
 _LEVELS = {6: "curv_baseline", 9: "curv_contour_length_9", 14: "curv_contour_length_14"}
 _PART = 1000  # items that are written together
 _SHEET = 16
-_WORTH_EXPRESSIONS, _WORTH_IMAGES = 20_000, {32: 4_000, 128: 200}
+_WORTH_EXPRESSIONS, _WORTH_IMAGES = 20_000, {16: 8_000, 32: 4_000, 128: 200}
 _SAME_PATH = ("different paths", "one path")
 
 
@@ -78,10 +78,11 @@ class PathfinderConfig(PathfinderShape, _Output):
 
 @dataclass(frozen=True)
 class MiniPathfinderConfig(PathfinderConfig):
-    """Easy images, for a comparison in minutes."""
+    """Small images with short paths, for a comparison in minutes."""
 
-    contour_length: int = 6
-    train: int = 20_000
+    size: int = 16
+    contour_length: int = 3
+    train: int = 100_000
     valid: int = 2_000
     test: int = 2_000
 
@@ -157,10 +158,11 @@ def prepare_pathfinder(config: PathfinderConfig, destination: Path, *, reporter:
         check_writable(Path(config.sheet).parent, key="sheet")
     started = time.perf_counter()
     ink = _Ink()
+    distances: dict[str, list[tuple[Ints, Ints]]] = {split: [] for split in SPLITS}
     if config.source:
         splits = _official_pathfinder(config, reporter)
     else:
-        splits = {split: _drawn(config, split, reporter) for split in SPLITS}
+        splits = {split: _drawn(config, split, distances[split], reporter) for split in SPLITS}
     write_arrays(
         destination,
         _SAME_PATH,
@@ -170,8 +172,13 @@ def prepare_pathfinder(config: PathfinderConfig, destination: Path, *, reporter:
     if config.sheet:
         with atomic_file(config.sheet) as file:
             file.write(write_png(ink.sheet()))
-    how = "read from the official files" if config.source else f"generated with seed {config.seed}"
-    return f"{describe(destination)}\n{ink}\n{how}, {_rate(ink.images, started, 'images')}"
+    how = f"read from the official files, {_rate(ink.images, started, 'images')}"
+    if not config.source:
+        train, test = (tuple(map(np.concatenate, zip(*distances[split], strict=True))) for split in ("train", "test"))
+        lookup = pathfinder.distance_lookup(train, test)
+        how = f"generated with seed {config.seed}, {_rate(ink.images, started, 'images')}"
+        how = f"accuracy on test without a model: by the distance of the dots {lookup:.1%}\n{how}"
+    return f"{describe(destination)}\n{ink}\n{how}"
 
 
 Part = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
@@ -212,11 +219,15 @@ class _Ink:
         return f"pixels: mean {self._sum / self._pixels:.2f}, {shares}"
 
 
-def _drawn(config: PathfinderConfig, split: str, reporter: Reporter) -> Iterator[Part]:
+def _drawn(
+    config: PathfinderConfig, split: str, distances: list[tuple[Ints, Ints]], reporter: Reporter
+) -> Iterator[Part]:
+    """Draws a split, and adds the distances of the dots and the labels to `distances`."""
     total = getattr(config, split)
     workers = _workers(config, total, worth=_WORTH_IMAGES[config.size])
     stream = SPLITS.index(split)
     for part in pathfinder.generate(config, total, seed=config.seed, stream=stream, workers=workers, reporter=reporter):
+        distances.append((part.distances, part.labels))
         yield part.images, part.labels
 
 

@@ -63,7 +63,7 @@ def test_demo_has_separate_settings(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["listops", "max_depth=2"], "min_length=500: with max_depth=2"),
         (["listops", "source=nowhere"], "There is no basic_train.tsv in source=nowhere"),
         (["mini_listops", "destdir=/proc/x"], "destdir=/proc/x cannot be written"),
-        (["lra_pathfinder", "size=64"], "size=64: must be 32 or 128"),
+        (["lra_pathfinder", "size=64"], "size=64: must be 16, 32 or 128"),
         (["lra_pathfinder", "contour_length=2"], "contour_length=2"),
         (["lra_pathfinder", "sheet=/proc/x/y.png"], "sheet=/proc/x cannot be written"),
         (["lra_pathfinder", "sheet=sheet.jpg"], "sheet=sheet.jpg"),
@@ -122,5 +122,7 @@ def test_large_images_name_their_recipe(tmp_path: Path, capsys: pytest.CaptureFi
     sheet, sizes = tmp_path / "sheet.png", ["train=3", "valid=1", "test=1", "workers=1"]
     assert MiniPathfinderConfig(size=128).recipe == "lra_pathx_s4"
     main(["mini_pathfinder", f"destdir={tmp_path / 'small'}", f"sheet={sheet}", *sizes])
-    assert "recipe=mini_pathfinder" in capsys.readouterr().out
-    assert read_png(sheet.read_bytes(), "sheet").shape == (134, 530)  # two rows of eight, also of three images
+    printed = capsys.readouterr().out
+    assert "recipe=mini_pathfinder" in printed
+    assert "by the distance of the dots" in printed
+    assert read_png(sheet.read_bytes(), "sheet").shape == (70, 274)  # two rows of eight, also of three images

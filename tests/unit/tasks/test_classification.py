@@ -153,15 +153,6 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"attention\.max_length"):
             trainer(texts, tmp_path / "run", attention="synthesizer_random", attention__max_length=8)
 
-    def test_class_without_a_name_is_refused(self, tmp_path: Path) -> None:
-        folder = write_texts(tmp_path)
-        task = task_of(folder)
-        (folder / "classes.txt").write_text("yes\nno\n")
-        source = task.open()
-        source.labels = lambda split: np.array([0, 2, 1], dtype=np.int32)  # type: ignore[method-assign]
-        with pytest.raises(UserError, match="Example 2"):
-            task.dataset("test")
-
     def test_text_as_values_is_refused(self, texts: Path) -> None:
         with pytest.raises(UserError, match=r"model\.input=values"):
             model_of(task_of(texts), input="values")

@@ -13,6 +13,7 @@ import seqtk
 from seqtk.attention import Role, attentions
 from seqtk.checkpoint import model_file
 from seqtk.checkpoint.model_file import tensors_of
+from seqtk.cli.classify import main as classify
 from seqtk.cli.evaluate import main as evaluate
 from seqtk.config import schema
 from seqtk.criterions import criterions
@@ -129,6 +130,15 @@ class TestFineTuning:
         taken = {name for name in now if name in own and torch.equal(now[name], own[name])}
         assert set(now) - taken == {"head.linear.weight", "head.linear.bias"}
         assert run.fit().update == 9
+
+    def test_seqtk_classify_names_init_from(
+        self, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        trainer(corpus, tmp_path, max_updates=1, validation__every=0).fit()
+        with pytest.raises(SystemExit) as raised:
+            classify([str(tmp_path), "device=cpu"])
+        assert raised.value.code == 2
+        assert f"init_from={tmp_path}" in capsys.readouterr().err
 
 
 ENCODERS = [name for name in attentions if Role.ENCODER in attentions.class_of(attentions.config_type(name)).roles]

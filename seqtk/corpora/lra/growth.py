@@ -1,0 +1,375 @@
+"""Dashed paths that grow segment by segment and touch nothing; `pathfinder` makes images of them.
+
+Two paths of N segments ("paddles") start a fixed distance apart and grow in turn, one segment each; a segment that
+would touch what is there ends the attempt, and a new one starts.
+
+Growing is rejection sampling: a hard image of 32 x 32 takes some 300 attempts. `_LANES` attempts grow at once, and a
+lane whose attempt fails starts the next one, so numpy always works on full arrays. All successful attempts have the
+same number of steps, so that stopping early favours none of them. Everything that depends on a direction alone
+(candidates, weights, patches of pixels) is computed once, in `Tables`.
+
+Coordinates are (y, x). A place is the index of a pixel in an image with a border of `pad` blocked pixels around it.
+Shape suffixes: N images, J pixels of a disc, S segments.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from seqtk.corpora.lra.drawing import FINE, Image, line, shrink, thicken
+from seqtk.utils.errors import UserError
+
+_LANES = 512
+_TRIES = 3  # of a direction
+_GUESSES = 24
+_BLOCKED = 255
+_FREE = 76  # up to 0.3 of 255
+_TOUCHING = 459  # 1.8 of 255: the sum of two masks at one pixel
+_PATIENCE = 50_000
+"""Attempts without a success after which the settings are refused."""
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Style:
+    """The sizes of things in pixels; `margins`: one is drawn for each image."""
+
+    length: int
+    thickness: float
+    margins: tuple[int, ...]
+    seed_distance: int
+    radius: float
+    continuity: float
+    snake_contrast: float
+    paddle_contrast: float
+    distractor_segments: int
+
+
+class Random:
+    """Random numbers that are the same in every version of numpy."""
+
+    def __init__(self, key: tuple[int, ...]) -> None:
+        self._bits = np.random.PCG64(np.random.SeedSequence(key))
+
+    def uniform(self, count: int) -> Floats:
+        """Numbers in [0, 1)."""
+        return np.asarray((self._bits.random_raw(count) >> 11) * 2.0**-53)
+
+    def below(self, limit: int, count: int) -> Ints:
+        """Whole numbers from 0 to limit - 1."""
+        return (self.uniform(count) * limit).astype(np.int64)
+
+
+class Tables:
+    """What depends on directions alone.
+
+    Direction d below 360 is the angle of d - 180 degrees, in which paths start; direction 360 + k leads from a pivot
+    to its candidate k. Patch d is a segment drawn from its tail along d; patch 360 + k one drawn from its head back.
+    """
+
+    def __init__(self, size: int, margin: int, style: Style) -> None:
+        self.size, self.margin, self.style = size, margin, style
+        reach = style.length + margin
+        self.half = style.length + math.ceil(style.thickness) + margin
+        self.pad = 2 * reach + style.length + 2 * margin + self.half
+        self.width = size + 2 * self.pad
+        candidates = self._candidates(reach)
+        angles = np.concatenate([np.arange(-180, 180) * np.pi / 180, np.arctan2(candidates[:, 0], candidates[:, 1])])
+        self.step = self.offset(_along(angles, style.length + 2 * margin))
+        self.candidate = self.offset(candidates)
+        radius = np.arange(-margin, margin + 1)
+        around_J = self.offset(np.argwhere(radius[:, None] ** 2 + radius**2 <= margin**2) - margin)
+        turn = np.abs(angles[360:] - angles[:, None])
+        turn = np.minimum(np.minimum(turn, 2 * np.pi - turn) * style.continuity, np.pi / 2)
+        weight = np.cos(turn) ** 2
+        self.ahead = np.argsort(weight < 1e-9, axis=1, kind="stable")[:, : int((weight >= 1e-9).sum(axis=1).max())]
+        self.weight = np.take_along_axis(weight, self.ahead, axis=1)
+        self.near = around_J[None, :, None] + self.candidate[self.ahead][:, None, :]
+        backwards = np.where(angles[360:] > 0, angles[360:] - np.pi, angles[360:] + np.pi)
+        patches = [self._patch(angle) for angle in [*angles[:360], *backwards]]
+        inks, masks = (np.stack([patch[index].ravel() for patch in patches]) for index in (0, 1))
+        square = np.arange(-self.half, self.half + 1)
+        places = self.offset(np.stack(np.meshgrid(square, square, indexing="ij"), axis=-1).reshape(-1, 2))
+        self.mask_at, self.mask = _sparse(places, masks, least=1)
+        self.ink_at, self.ink = _sparse(places, inks, least=1)
+        self.hit_at, self.hit = _sparse(places, masks, least=_TOUCHING - _BLOCKED)
+        inside = np.full((size, size), 0, dtype=np.uint8)
+        inside[0] = inside[-1] = inside[:, 0] = inside[:, -1] = _BLOCKED
+        self.empty = np.pad(inside, self.pad, constant_values=_BLOCKED).ravel()
+        self.pixels = self.place_of(np.argwhere(np.ones((size, size), dtype=bool)))
+        self._seeds(angles[:360], masks[:360].reshape(360, 2 * self.half + 1, -1))
+
+    def _candidates(self, reach: int) -> Ints:
+        """(y, x) from a pivot to where segments can end: a circle, a pixel of arc apart, sorted and without repeats."""
+        angles = np.arange(0, 360, 360 / (2 * np.pi * reach)) * np.pi / 180
+        base = 64  # pivots are whole, and adding one absorbs 1e-16
+        places = base + reach * np.stack([np.sin(angles), np.cos(angles)], axis=1)
+        return np.unique(places.astype(np.int64), axis=0) - base
+
+    def offset(self, yx: Ints) -> Ints:
+        """Differences of (y, x) as differences of places."""
+        return yx[..., 0] * self.width + yx[..., 1]
+
+    def place_of(self, yx: Ints) -> Ints:
+        """(y, x) in the image as places."""
+        return self.offset(yx + self.pad)
+
+    def coordinates(self, place: Ints) -> Ints:
+        """Places as (y, x)."""
+        return np.stack([place // self.width - self.pad, place % self.width - self.pad], axis=-1)
+
+    def crop(self, canvas: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Padded images, (images, places), as images without their border."""
+        square = canvas.reshape(-1, self.width, self.width)
+        return square[:, self.pad : self.pad + self.size, self.pad : self.pad + self.size]
+
+    def _patch(self, angle: float) -> tuple[Image, Image]:
+        """The ink and the mask of a segment from the middle of a square along `angle`."""
+        style, centre = self.style, self.half * FINE
+        dy, dx = _along(np.array([angle]), style.length * FINE)[0].tolist()
+        width = round(style.thickness * FINE)
+        fine = line(2 * centre + 1, (centre, centre), (centre + dy, centre + dx), width)
+        size = 2 * self.half + 1
+        return shrink(fine, size), shrink(thicken(fine, self.margin * FINE), size)
+
+    def _seeds(self, angles: Floats, masks: Image) -> None:
+        """Where a path can start in each of the 360 directions.
+
+        A start needs every pixel under `body` free: the pixels of the segment's full mask in a square of
+        2 (length + margin) + 1 pixels, one off its centre as in the original. In a direction in which some pixel of
+        the image has no pixel of its body inside the image, the original finds no place at all, and so does this.
+        """
+        style, size, reach = self.style, self.size, self.style.length + self.margin
+        bodies = [np.argwhere(mask == _BLOCKED) - self.half + 1 for mask in masks]
+        bodies = [body[(np.abs(body) <= reach).all(axis=1)] for body in bodies]
+        self.possible = np.array([self._reaches_everywhere(body) for body in bodies])
+        longest = max(len(body) for body in bodies)
+        self.body = np.zeros((360, longest), dtype=np.int64)
+        head = _along(angles, style.length)
+        pivot = head - _ceil_back(angles, style.length + self.margin)
+        self.head, self.pivot = head, pivot
+        self.pivot_place = self.offset(pivot)
+        near_edge = 2 * style.seed_distance
+        edge = (np.arange(size) < near_edge) | (np.arange(size) >= size - near_edge)
+        occupied = np.pad(edge[:, None] | edge[None, :], self.pad, constant_values=True).ravel()
+        directions, places, weights = [], [], []
+        for direction in np.flatnonzero(self.possible):
+            body = self.offset(bodies[direction])
+            self.body[direction] = np.resize(body, longest)
+            free = self.pixels[~occupied[self.pixels[:, None] + body].any(axis=1)]
+            good = free[self.inside(self.coordinates(free), np.full(len(free), direction))]
+            directions.append(np.full(len(good), direction))
+            places.append(good)
+            weights.append(np.full(len(good), 1 / max(1, len(free))))
+        self.first_direction, self.first_place = np.concatenate(directions), np.concatenate(places)
+        self.first_share = np.cumsum(np.concatenate(weights))
+
+    def _reaches_everywhere(self, body: Ints) -> bool:
+        reached = np.zeros((self.size, self.size), dtype=bool)
+        for y, x in -body:
+            reached[max(0, y) : self.size + min(0, y), max(0, x) : self.size + min(0, x)] = True
+        return bool(reached.all())
+
+    def inside(self, yx: Ints, direction: Ints) -> npt.NDArray[np.bool_]:
+        """Whether head and pivot of segments that start at (y, x) are in the image."""
+        ends = np.concatenate([yx + self.head[direction], yx + self.pivot[direction]], axis=1)
+        return np.asarray(((ends >= 0) & (ends < self.size)).all(axis=1))
+
+    def starts(self, count: int, bits: Random) -> tuple[Ints, Ints]:
+        """The places and directions of the first segments of `count` pairs of paths, (count, 2) each.
+
+        The first is drawn from all that the original can succeed with; the second `seed_distance` away, in three tries.
+        """
+        place, direction = np.zeros((count, 2), dtype=np.int64), np.zeros((count, 2), dtype=np.int64)
+        todo = np.arange(count)
+        while len(todo):
+            pick = np.searchsorted(self.first_share, bits.uniform(len(todo)) * self.first_share[-1], side="right")
+            place[todo, 0], direction[todo, 0] = self.first_place[pick], self.first_direction[pick]
+            left = todo
+            for _ in range(_TRIES):
+                angle = bits.below(360, len(left)) * np.pi / 180
+                second = bits.below(360, len(left))
+                away = self.style.seed_distance * np.stack([np.sin(angle), np.cos(angle)], axis=1)
+                yx = np.round(self.coordinates(place[left, 0]) + away).astype(np.int64)
+                good = self.inside(yx, second)
+                place[left[good], 1], direction[left[good], 1] = self.place_of(yx[good]), second[good]
+                left = left[~good]
+            todo = left
+        return place, direction
+
+
+@lru_cache(maxsize=4)
+def tables_of(size: int, margin: int, style: Style) -> Tables:
+    """The tables of images of this size, made once."""
+    return Tables(size, margin, style)
+
+
+def _along(angles: Floats, distance: float) -> Ints:
+    """(y, x) of the whole pixel reached along each angle, rounded up as the original does."""
+    base = 64  # absorbs the 1e-16 of a sine, as whole coordinates do
+    return np.ceil(base + distance * np.stack([np.sin(angles), np.cos(angles)], axis=1)).astype(np.int64) - base
+
+
+def _ceil_back(angles: Floats, distance: float) -> Ints:
+    """Minus what `_along` gives for the opposite angles."""
+    opposite = np.where(angles < 0, angles + np.pi, angles - np.pi)
+    return -_along(opposite, distance)
+
+
+def _sparse(places: Ints, values: Image, *, least: int) -> tuple[Ints, Image]:
+    """Of each row of `values`, the entries of at least `least` with their places; short rows repeat an entry."""
+    chosen = [np.flatnonzero(row >= least) for row in values]
+    longest = max(map(len, chosen))
+    index = np.stack([np.resize(each, longest) for each in chosen])
+    return places[index], np.take_along_axis(values, index, axis=1)
+
+
+class Growth:
+    """Paths that grow in lanes: where they are, and one padded mask a lane.
+
+    A path is its pivot, its direction and its last segment, which enters the mask when the next one is there.
+    """
+
+    def __init__(self, tables: Tables, mask: Image, snakes: int) -> None:
+        lanes = len(mask)
+        self.tables, self.mask = tables, mask
+        self._flat = mask.reshape(-1)
+        self._base = np.arange(lanes) * mask.shape[1]
+        self.pivot, self.direction, self.last_at, self.last_patch = np.zeros((4, lanes, snakes), dtype=np.int64)
+
+    def start(self, lane: Ints, snake: int, place: Ints, direction: Ints) -> None:
+        """Starts a path in each of these lanes with a segment from `place` along `direction`."""
+        self.pivot[lane, snake] = place + self.tables.pivot_place[direction]
+        self.direction[lane, snake] = direction
+        self.last_at[lane, snake], self.last_patch[lane, snake] = place, direction
+
+    def settle(self, lane: Ints, snake: int | Ints) -> None:
+        """Adds the last segment of a path in each of these lanes to the mask."""
+        patch = self.last_patch[lane, snake]
+        at = (self._base[lane] + self.last_at[lane, snake])[:, None] + self.tables.mask_at[patch]
+        self._flat[at] = np.maximum(self._flat[at], self.tables.mask[patch])
+
+    def extend(self, lane: Ints, snake: int | Ints, bits: Random) -> npt.NDArray[np.bool_]:
+        """Adds a segment to a path in each of these lanes. Returns whether there was one that fits."""
+        tables = self.tables
+        base, direction = self._base[lane], self.direction[lane, snake]
+        pivot = self.pivot[lane, snake] + tables.step[direction]
+        blocked = self._flat[(base + pivot)[:, None, None] + tables.near[direction]].max(axis=1)
+        share = np.cumsum(tables.weight[direction] * (_BLOCKED - blocked), axis=1)
+        left = np.flatnonzero(share[:, -1] >= 1e-4 * _BLOCKED)
+        fits = np.zeros(len(lane), dtype=bool)
+        chosen = np.zeros(len(lane), dtype=np.int64)
+        for _ in range(_TRIES):
+            if not len(left):
+                break
+            rank = (share[left] <= (bits.uniform(len(left)) * share[left, -1])[:, None]).sum(axis=1)
+            pick = tables.ahead[direction[left], rank]
+            at = (base[left] + pivot[left] + tables.candidate[pick])[:, None] + tables.hit_at[360 + pick]
+            good = (self._flat[at].astype(np.int16) + tables.hit[360 + pick]).max(axis=1) < _TOUCHING
+            fits[left[good]], chosen[left[good]] = True, pick[good]
+            left = left[~good]
+        grown = lane[fits]
+        which = snake if isinstance(snake, int) else snake[fits]
+        self.settle(grown, which)
+        self.pivot[grown, which] = pivot[fits]
+        self.direction[grown, which] = self.last_patch[grown, which] = 360 + chosen[fits]
+        self.last_at[grown, which] = pivot[fits] + tables.candidate[chosen[fits]]
+        return fits
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Two paths of each image: place and patch of every segment, (images, 2, segments), and the masks."""
+
+    at_N2S: Ints
+    patch_N2S: Ints
+    mask: Image
+    attempts: int
+
+
+def grow_pairs(tables: Tables, count: int, length: int, bits: Random) -> Pairs:
+    """The first `count` attempts that succeed. Raises UserError if none does."""
+    growth = Growth(tables, np.repeat(tables.empty[None], _LANES, axis=0), 2)
+    history = np.zeros((2, _LANES, 2, length), dtype=np.int64)
+    step = np.zeros(_LANES, dtype=np.int64)
+    lanes = restart = np.arange(_LANES)
+    found: list[tuple[npt.NDArray[Any], Image]] = []
+    attempts = done = 0
+    while True:
+        growth.mask[restart] = tables.empty
+        place, direction = tables.starts(len(restart), bits)
+        for snake in (0, 1):
+            growth.start(restart, snake, place[:, snake], direction[:, snake])
+        history[0, restart, :, 0], history[1, restart, :, 0] = place, direction
+        step[restart] = 2  # segments that are there
+        attempts += len(restart)
+        snakes = step % 2
+        fits = growth.extend(lanes, snakes, bits)
+        history[0, lanes, snakes, step // 2] = growth.last_at[lanes, snakes]
+        history[1, lanes, snakes, step // 2] = growth.last_patch[lanes, snakes]
+        step += 1
+        complete = np.flatnonzero(fits & (step == 2 * length))
+        if len(complete):
+            growth.settle(complete, 1)
+            found.append((history[:, complete].copy(), growth.mask[complete].copy()))
+            done += len(complete)
+        if done >= count:
+            break
+        if attempts > _PATIENCE and not done:
+            raise UserError(
+                f"contour_length={length}: two such paths do not fit into {tables.size} x {tables.size} pixels;",
+                f"{attempts:,} attempts failed.",
+                "Set contour_length lower: the protocol has 6, 9 and 14.",
+            )
+        restart = np.flatnonzero(~fits | (step == 2 * length))
+    segments = np.concatenate([part for part, _ in found], axis=1)[:, :count]
+    return Pairs(segments[0], segments[1], np.concatenate([mask for _, mask in found])[:count], attempts)
+
+
+def find_starts(growth: Growth, lane: Ints, bits: Random) -> tuple[Ints, Ints, Ints]:
+    """The lanes in which a path can start, with its place and direction. A direction without any place ends the try."""
+    tables = growth.tables
+    found: list[tuple[Ints, Ints, Ints]] = []
+    for _ in range(_TRIES):
+        direction = bits.below(360, len(lane))
+        lane, direction = lane[tables.possible[direction]], direction[tables.possible[direction]]
+        place = _free_place(growth, lane, direction, bits)
+        lane, place, direction = lane[place >= 0], place[place >= 0], direction[place >= 0]
+        good = tables.inside(tables.coordinates(place), direction)
+        found.append((lane[good], place[good], direction[good]))
+        lane = lane[~good]
+    lanes, places, directions = (np.concatenate(column) for column in zip(*found, strict=True))
+    return lanes, places, directions
+
+
+def _free_place(growth: Growth, lane: Ints, direction: Ints, bits: Random) -> Ints:
+    """For each lane a place, uniform among those where a path can start along `direction`; -1 if there is none.
+
+    The first free one of `_GUESSES` random pixels is uniform among the free ones, and 10 times faster for 128 x 128
+    pixels than finding all of them, which is left to the lanes in which no guess is free.
+    """
+    tables = growth.tables
+
+    def free(chosen: Ints, place: Ints) -> npt.NDArray[np.bool_]:
+        """Whether each place (lanes, places) is free in its lane."""
+        is_free = np.ones((len(chosen), place.shape[-1]), dtype=bool)
+        for body in tables.body[direction[chosen]].T:
+            is_free &= growth.mask[lane[chosen, None], place + body[:, None]] <= _FREE
+        return is_free
+
+    every = np.arange(len(lane))
+    guess = tables.pixels[bits.below(len(tables.pixels), len(lane) * _GUESSES)].reshape(len(lane), _GUESSES)
+    is_free = free(every, guess)
+    place = np.where(is_free.any(axis=1), guess[every, is_free.argmax(axis=1)], -1)
+    unlucky = np.flatnonzero(place < 0)
+    room = np.cumsum(free(unlucky, tables.pixels[None]), axis=1)
+    rank = np.floor(bits.uniform(len(unlucky)) * room[:, -1])
+    some = room[:, -1] > 0
+    place[unlucky[some]] = tables.pixels[(room[some] <= rank[some, None]).sum(axis=1)]
+    return place
