@@ -105,7 +105,7 @@ class Source(abc.ABC):
         raise UserError(f"{self.name} has no labels.", "task=classification requires a class for each example.")
 
     def labels(self, split: str) -> npt.NDArray[np.int32]:
-        """Returns the class of each item of a split: a position in `classes`. Raises UserError if there are no labels."""
+        """Returns the class of each item of a split, a position in `classes`. Raises UserError if there are none."""
         raise UserError(f"{self.name} has no labels.", "task=classification requires a class for each example.")
 
     def first_of(self, names: Sequence[str]) -> tuple[str, str]:
