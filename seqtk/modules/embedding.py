@@ -49,7 +49,8 @@ class ValueEmbedding(nn.Module):
         self.register_buffer("value_V", value_V.nan_to_num().float(), persistent=False)
         self.linear = nn.Linear(1, dim)
         nn.init.normal_(self.linear.weight, std=dim**-0.5)
-        nn.init.zeros_(self.linear.bias)
+        # Not 0: the first LayerNorm would keep of x · v only the sign of x.
+        nn.init.normal_(self.linear.bias, std=dim**-0.5)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         return self.linear(self.value_V[tokens_BT][..., None])  # type: ignore[no-any-return]
