@@ -7,7 +7,7 @@ Shape suffixes: N images.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,7 +66,8 @@ class Drawings:
     @property
     def distances(self) -> Ints:
         """The distance of the two dots of each image, in whole pixels."""
-        return np.hypot(*(self.dots[:, 0] - self.dots[:, 1]).T).round().astype(np.int64)
+        distance_N: Ints = np.hypot(*(self.dots[:, 0] - self.dots[:, 1]).T).round().astype(np.int64)
+        return distance_N
 
 
 def generate(
@@ -84,10 +85,10 @@ def generate(
             yield drawings
 
 
-def distance_lookup(train: tuple[Ints, Ints], test: tuple[Ints, Ints]) -> float:
+def distance_lookup(train: Sequence[Ints], test: Sequence[Ints]) -> float:
     """The accuracy on `test` of a look-up of the usual label in `train` for the same distance of the dots.
 
-    Each is (distances, labels). A model at this figure has followed no path.
+    Each is distances and labels. A model at this figure has followed no path.
     """
     votes = np.zeros(1 + max(train[0].max(), test[0].max()))
     np.add.at(votes, train[0], 2 * train[1] - 1)

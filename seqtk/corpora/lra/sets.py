@@ -174,7 +174,9 @@ def prepare_pathfinder(config: PathfinderConfig, destination: Path, *, reporter:
             file.write(write_png(ink.sheet()))
     how = f"read from the official files, {_rate(ink.images, started, 'images')}"
     if not config.source:
-        train, test = (tuple(map(np.concatenate, zip(*distances[split], strict=True))) for split in ("train", "test"))
+        train, test = (
+            [np.concatenate(part) for part in zip(*distances[split], strict=True)] for split in ("train", "test")
+        )
         lookup = pathfinder.distance_lookup(train, test)
         how = f"generated with seed {config.seed}, {_rate(ink.images, started, 'images')}"
         how = f"accuracy on test without a model: by the distance of the dots {lookup:.1%}\n{how}"
