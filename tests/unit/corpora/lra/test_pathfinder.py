@@ -66,7 +66,7 @@ class TestDots:
     def test_distance_of_the_dots_does_not_reveal_the_label(self, drawn: tuple[PathfinderShape, Drawings]) -> None:
         """The distance of the dots alone must not separate the classes."""
         shape = drawn[0]
-        (train, *_), (test, *_) = (made(shape, 200, stream=stream) for stream in (1, 2))
+        (train, *_), (test, *_) = (draw_images(shape, 200, stream=stream) for stream in (1, 2))
         assert distance_lookup((train.distances, train.labels), (test.distances, test.labels)) < 0.75
 
 
