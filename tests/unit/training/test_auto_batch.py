@@ -46,6 +46,7 @@ class TestChoice:
     def test_little_memory_gives_small_batches(
         self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(auto_batch, "available_memory", lambda device: 16 << 30)
         chosen = []
         for processes in ("1", "20000"):  # of one machine, which share its memory
             monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
