@@ -109,7 +109,7 @@ def _print(config: EvalConfig, scores: "CorpusScores") -> None:
     for name, value in values.items():
         print(f"{value:>10.4g} {name} ({metrics[name].unit})")
     if scores.text is not None:
-        name = "The text has" if config.text is not None else "The text, as its tokens keep it, has"
+        name = "The text has" if config.text is not None else "The text, decoded from its tokens, has"
         print(f"{name} {', '.join(how_many(count, noun) for noun, count in _sizes(scores).items())}.")
 
 

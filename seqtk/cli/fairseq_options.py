@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from seqtk.cli.recipe_files import recipe_names
 from seqtk.config import schema
 from seqtk.config.registry import REGISTRIES
 from seqtk.utils.errors import UserError, closest, nearest_key
@@ -121,14 +122,14 @@ CONSTANTS: dict[str, str] = {
 """fairseq's switches → the setting that they mean."""
 
 ADVICE: dict[str, str] = {
-    "ddp_backend": "start several processes with torchrun",
+    "ddp_backend": "start several processes with torchrun; parallel=ddp or parallel=fsdp2",
     "distributed_world_size": "start several processes with torchrun",
     "maximize_best_checkpoint_metric": "validation.metric knows its direction",
     "nwordssrc": "set vocab_size",
     "nwordstgt": "set vocab_size",
     "remove_bpe": "output is plain text always",
-    "reset_optimizer": "use a new save_dir",
-    "restore_file": "a run resumes from its save_dir",
+    "reset_optimizer": "use a new save_dir, and init_from=MODEL_FILE to keep the weights",
+    "restore_file": "a run resumes from its save_dir; init_from=MODEL_FILE starts a new run from those weights",
     "tensorboard_logdir": "log.tensorboard=true writes save_dir/tensorboard",
     "thresholdsrc": "set vocab_size",
     "thresholdtgt": "set vocab_size",
@@ -260,6 +261,8 @@ def _setting(name: str, value: str, known: Sequence[str]) -> tuple[str | None, s
         return None, ADVICE.get(name, NO_COUNTERPART if keys else "")
     if key in SLOTS:
         kind = _kind(key, value)
+        if kind is None and key == "model" and value in recipe_names():
+            return f"recipe={value}", ""
         if kind is None:
             registry = next(known for known in REGISTRIES.values() if known.kind == key)
             names = list(registry)

@@ -82,17 +82,18 @@ def _padded(x_NI: Tensor) -> Tensor:
 class _RowLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x_NI, weight_OI)
+        # Stores what torch's own linear map stores: a block that is recomputed in the backward pass may call that.
+        ctx.save_for_backward(x_NI, weight_OI.T)
         y_NO: Tensor = row_product(x_NI, weight_OI.T, bias_O)
         return y_NO
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
-        x_NI, weight_OI = ctx.saved_tensors
+        x_NI, weight_IO = ctx.saved_tensors
         need_x, need_weight, need_bias = ctx.needs_input_grad
         return (
-            row_product(grad_NO, weight_OI) if need_x else None,
+            row_product(grad_NO, weight_IO.T) if need_x else None,
             row_outer(grad_NO, x_NI) if need_weight else None,
             grad_NO.sum(0) if need_bias else None,
         )

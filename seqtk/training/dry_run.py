@@ -40,7 +40,7 @@ def dry_run(config: TrainConfig) -> Iterator[str]:
             run.notes,
             _modules(run),
             _update(run, plan),
-            ["Dry run: nothing was written."],
+            [f"Dry run: nothing was written to {run.config.save_dir}."],
         ):
             if engine.is_first:
                 yield line

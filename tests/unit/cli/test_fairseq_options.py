@@ -73,6 +73,7 @@ def test_whole_command_line_is_translated(command: str, line: str, meant: str) -
 @pytest.mark.parametrize(
     ("line", "words"),
     [
+        ("data-bin/X --arch wmt14_base --max-tokens 4096", "recipe=wmt14_base"),
         ("data-bin/X --arch transformer --restore-file x.pt", "resumes from its save_dir"),
         ("data-bin/X --arch transformer --finetune-from-model x.pt", "init_from=x.pt"),
         ("data-bin/X --arch fconv_iwslt_de_en", "no model 'fconv_iwslt_de_en'"),
