@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from seqtk.training import heartbeat
+
 SCRIPT = """
 import os, signal, sys, time
 import torch.distributed as dist
@@ -50,3 +52,8 @@ def test_vanished_process_is_named() -> None:
     ran = result_of(VANISHED)
     assert ran.returncode == 1
     assert "Process 1 has vanished" in ran.stderr or "Process 3 has vanished" in ran.stderr
+
+
+def test_vanished_host_is_noticed_within_30_seconds() -> None:
+    """A beat or an answer may just be missed, and two threads wait for each other."""
+    assert heartbeat.LIMIT + 3 * heartbeat.INTERVAL < 30
