@@ -27,7 +27,7 @@ SETTINGS = (
 ).split()
 TIMES = {"tokens_per_second", "memory_gib", "minutes", "waiting"}
 NOTHING: Mapping[str, str] = {}
-FILE_LIMIT = 16
+FILE_LIMIT = 8
 """Bytes that fit into a file on a full disk."""
 
 context = multiprocessing.get_context("forkserver")
