@@ -46,7 +46,12 @@ def test_generated_code_has_the_same_gradients(kind: str, device: torch.device) 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", list(attentions))
 def test_laws_hold_on_naive_operations(kind: str) -> None:
-    short_cases = [case for case in cases(kind) if case.subject.size.name == "short"]
+    """All but the bound on memory: naive forms hold the whole matrix of scores."""
+    short_cases = [
+        case
+        for case in cases(kind)
+        if case.subject.size.name == "short" and case.law.name != "subquadratic_memory_is_linear"
+    ]
     assert short_cases
     with naive_ops():
         for case in short_cases:
