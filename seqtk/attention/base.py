@@ -54,7 +54,7 @@ class StepState:
     """Leaves that each step replaces, such as the cache of self-attention."""
 
     def advance(self, dynamic: State) -> "StepState":
-        """Returns the state after a step: the same static leaves, new dynamic ones."""
+        """Returns the state after a step: `static` is unchanged, and `dynamic` is replaced."""
         return StepState(self.static, dynamic)
 
 

@@ -146,7 +146,7 @@ class SynthesizerMixture(SynthesizerAttention):
         return self.out(self.join(y_BH1E)), state.advance(kept)
 
     def monitored(self) -> dict[str, float]:
-        """Returns the weights by part (and by head, with `per_head`)."""
+        """Returns the mixing weight of each part, or of each part and head with `per_head`."""
         if self.mixing is None:
             return {}
         by_part = {part: torch.as_tensor(weight).flatten().tolist() for part, weight in self.weights().items()}

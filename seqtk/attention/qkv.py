@@ -135,7 +135,7 @@ class QKVAttention(HeadedAttention):
         return {"key": key_BHSE, "value": value_BHSE, "pad": pad_BS}
 
     def read(self, query_BHTE: Tensor, memory: State) -> Tensor:
-        """Returns y_BHTE from the output of `compress`."""
+        """Returns the outputs y_BHTE of the heads, where `memory` is the output of `compress`."""
         return self.mix(query_BHTE, memory["key"], memory["value"], pad_BS=memory["pad"])
 
     def queries(self, x_BTD: Tensor) -> Tensor:

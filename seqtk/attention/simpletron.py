@@ -85,7 +85,7 @@ class SimpleTron(HeadwiseAttention):
         return y_BHTE.to(query_BHTE.dtype)
 
     def factor(self, count: Tensor) -> Tensor:
-        """Returns c for `count` visible keys; 0 counts as 1."""
+        """Returns the factor c for `count` visible keys. A count of 0 is replaced by 1."""
         size = self.head_dim if self.config.head_scale else 1
         return (size * (count.clamp(min=1) if self.config.length_factor == "sqrt" else torch.ones_like(count))).rsqrt()
 

@@ -102,7 +102,7 @@ def _rows(x_MND: Tensor, stride: int) -> Tensor:
 
 @dataclass(frozen=True)
 class FixedSparseConfig(QKVConfig):
-    """A block, and the last positions of all other blocks: 4 D² weights, O(T (block + summary T / block) D)."""
+    """Sees its block and the last positions of other blocks: 4 D² weights, O(T (block + summary T / block) D)."""
 
     block: int = setting(32, at_least=1, help="Positions in a block.")
     summary: int = setting(4, at_least=1, help="The number of last positions of each block that later blocks see too.")

@@ -103,7 +103,7 @@ def contents_of(tensors: Tensors, metadata: Mapping[str, Any], *, source: str) -
             raise UserError(f"{source} is not a model of seqtk: its '{name}' is not a table.", DAMAGED)
     config, assets, info = metadata["config"], metadata["assets"], metadata["info"]
     if not all(isinstance(text, str) for text in assets.values()):
-        raise UserError(f"{source} is not a model of seqtk: its 'assets' are not texts.", DAMAGED)
+        raise UserError(f"{source} is not a model of seqtk: the values of 'assets' must be strings.", DAMAGED)
     return ModelFile(tensors, config, assets, info)
 
 

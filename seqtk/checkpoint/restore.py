@@ -75,7 +75,7 @@ def load_latest(folder: Path, *, gather: Callable[[str], list[str]]) -> tuple[Ch
             continue
         oldest = min(gather(place.name))
         if oldest == NONE:
-            raise UserError(f"Another process of the run can read no checkpoint in {folder.parent}.")
+            raise UserError(f"Another process of the run cannot read any checkpoint in {folder.parent}.")
         if oldest != place.name:
             errors.append(UserError(f"Another process of the run cannot read {place}."))
             checkpoint = load_checkpoint(folder.with_name(oldest))
@@ -137,4 +137,4 @@ def _load_tree(path: Path) -> State:
     try:
         return unpack_tree(metadata["tree"], tensors)
     except KeyError as error:
-        raise UserError(f"{path} is not the state of streams: {error} is missing.") from error
+        raise UserError(f"{path} does not contain a stream state: {error} is missing.") from error

@@ -125,7 +125,7 @@ class Checkpoints:
         return folder
 
     def save_state(self, state: TrainState) -> None:
-        """Replaces the state in the checkpoint of this update, and keeps its weights."""
+        """Replaces the state in the existing checkpoint of update `state.update`. Its weights do not change."""
         _write_state(self.directory / _name(state.update), state)
 
     def save_best(self, model: Tensors, state: TrainState, metrics: Mapping[str, float], *, higher: bool) -> None:

@@ -96,7 +96,8 @@ def _read(
     chosen = _values_of("recipe", rest) if recipes else []
     if len(chosen) > 1:
         raise UserError(
-            f"recipe= is given more than once: {', '.join(chosen)}.", "A recipe builds on another by its defaults list."
+            f"recipe= is given more than once: {', '.join(chosen)}.",
+            "Give one recipe. To build on others, list them in its defaults.",
         )
     path = find_recipe(chosen[0]) if chosen else None
 

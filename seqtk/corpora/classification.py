@@ -227,8 +227,8 @@ def _article(row: list[str], path: Path, number: int) -> tuple[int, bytes]:
         label, text = int(row[1]), row[0]
     else:
         raise UserError(
-            f"Row {number} of {path} is neither class 1 to 4, title, description nor text, class 0 to 3:",
-            repr(",".join(row)[:60]),
+            f"Row {number} of {path} cannot be read: {','.join(row)[:60]!r}.",
+            "Its columns must be class (1 to 4), title and description, or text and class (0 to 3).",
         )
     return label, _clean(text.replace("\\", " ").encode(), str(path))
 

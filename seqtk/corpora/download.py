@@ -46,9 +46,10 @@ class RetryPolicy:
 def fetch(
     published: RemoteFile, url: str, target: Path, *, reporter: Reporter, retry: RetryPolicy | None = None
 ) -> str:
-    """Downloads `url` to `target`, unless `target` exists. Returns which properties were compared.
+    """Downloads `url` to `target`, unless `target` exists, and compares the file with the published one.
 
-    Raises UserError if the file cannot be downloaded, or differs from the published one.
+    Returns a text for the user that names the compared properties, for example "length and sha256 as published". Raises
+    UserError if the file cannot be downloaded, or differs from the published one.
     """
     if target.is_file():
         return check_file(target, published, advice="Remove it, then run the same command again.", reporter=reporter)

@@ -60,7 +60,7 @@ def _unfiltered(kinds: Image, rows: Image, name: str) -> Image:
         elif kind in (3, 4):
             image[index] = _guessed(row.tolist(), above.tolist(), paeth=kind == 4)
         else:
-            raise UserError(f"{name} is damaged: it has no filter {kind}.")
+            raise UserError(f"{name} is damaged: PNG has no filter type {kind}.")
         above = image[index]
     return image
 

@@ -193,7 +193,10 @@ class ArrayFile:
 
     @contextmanager
     def _open(self, name: str, *, is_items: bool = False) -> Iterator[_StoredArray]:
-        """Opens an array and reads its header. `is_items`: it is the array of items, which an `.npy` file contains."""
+        """Opens an array and reads its header.
+
+        If `path` is an `.npy` file, it contains the array of items (`is_items`). Other arrays are in files next to it.
+        """
         path = self.path
         try:
             if path.endswith(".npz"):

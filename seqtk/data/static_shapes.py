@@ -88,10 +88,11 @@ def static_batches(
 
 
 def boundaries(length_N: SizeArray, count_N: SizeArray, *, buckets: int) -> list[IndexArray]:
-    """Returns, for each number of buckets from 1, the maximum lengths of the buckets that minimize the padding.
+    """Returns the maximum lengths of the buckets that minimize the padding, for 1, 2, … `buckets` buckets.
 
-    Dynamic programming over the histogram of lengths: with f_k(j) the positions of all lengths up to the j-th in k
-    buckets, f_k(j) = min_i f_{k-1}(i) + length_j · (number of examples with a length after the i-th, up to the j-th).
+    Dynamic programming over the distinct lengths l_1 < l_2 < …. Let f_k(j) be the smallest number of positions, padding
+    included, of all examples of at most l_j tokens in k buckets. Then f_k(j) = min_{i < j} f_{k-1}(i) + l_j · n(i, j),
+    where n(i, j) is the number of examples of more than l_i and at most l_j tokens.
     """
     every_L = np.unique(length_N).astype(np.int64)
     step_L = np.linspace(0, len(every_L) - 1, min(len(every_L), MAX_BOUNDARIES)).round().astype(np.int64)

@@ -57,7 +57,7 @@ class Tokenizer:
 
     @classmethod
     def from_model(cls, model_bytes: bytes, *, name: str = "model") -> "Tokenizer":
-        """Creates a tokenizer from the bytes of a SentencePiece model. Errors call the model `name`."""
+        """Creates a tokenizer from the bytes of a SentencePiece model. `name` is its name in errors."""
         try:
             return cls(model_bytes, None)
         except RuntimeError:

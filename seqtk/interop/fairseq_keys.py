@@ -145,7 +145,7 @@ def seqtk_state(
         if first in ours and not torch.equal(tensor, ours[first]):
             raise UserError(
                 f"{where}: '{theirs}' and '{fairseq_name(first, lightconv=lightconv)}' differ.",
-                "Its options tie them, so the file is damaged, or its options belong to another model.",
+                "The options in the file tie them. The file is damaged, or its options belong to another model.",
             )
         ours[name] = tensor
     if unused:

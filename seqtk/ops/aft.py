@@ -257,7 +257,7 @@ class _AccumulateCausal(torch.autograd.Function):
 
 
 def _sizes(x_TD: Tensor) -> list[int]:
-    """Returns the sizes of the halves in each round: 1, 2, 4, … T / 2."""
+    """Returns the number of positions in a half, for each round: 1, 2, 4, … T / 2."""
     return [1 << n for n in range(x_TD.shape[-2].bit_length() - 1)]
 
 
@@ -278,7 +278,12 @@ def _diagonal(x_TT: Tensor) -> Tensor:
 
 
 def _across(key_TD: Tensor, value_TD: Tensor, scale_TD: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Returns the `exponentials` of each earlier half, HE, and the factor that rescales them for its later half, HD."""
+    """Splits exp(key - scale) from an earlier half to its later half into two factors, neither of which overflows.
+
+    Returns:
+        The `exponentials` of the earlier half, HE, at the scale of its last position, and the factor, HD, that converts
+        them to the scale of each position of the later half.
+    """
     (key_HD, _), (value_HD, _), (scale_HD, later_HD) = (_halves(x, size) for x in (key_TD, value_TD, scale_TD))
     largest_1D = scale_HD[..., -1:, :]
     return exponentials(key_HD - largest_1D, value_HD), (largest_1D - later_HD).exp_()

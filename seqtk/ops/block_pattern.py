@@ -26,7 +26,7 @@ from seqtk.ops.tensors import join_heads, split_heads
 
 @dataclass(frozen=True)
 class BlockRange:
-    """Adjacent blocks with windows of equal size that lie within the input."""
+    """Adjacent blocks whose windows have the same size and do not exceed the input."""
 
     start: int  # start of the first block
     end: int  # end of the last block

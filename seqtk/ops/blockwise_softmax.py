@@ -103,7 +103,7 @@ class LogitSpec:
 
 
 def table(tensors: LogitTensors, columns: int) -> Tensor:
-    """Returns the spec of logits that exist as a tensor."""
+    """Returns the logits of a spec whose logits exist as a tensor. Used as `LogitSpec.combine`."""
     return tensors.by_both[0]
 
 
@@ -163,7 +163,7 @@ def blockwise_softmax(
     dropout: float = 0.0,
     block: int = BLOCK,
 ) -> Tensor:
-    """Computes softmax(logits where seen) V, BHTE, in blocks of about `block` logits.
+    """Computes softmax(logits) V over the visible keys, BHTE, in blocks of about `block` logits.
 
     The output is 0 for a query that sees no key. Padding must be at the end of a row. On a CPU it computes in float32
     even under autocast, as dot-product attention does.
@@ -352,7 +352,10 @@ class _Plan:
         return logits_BHCS
 
     def dropped(self, weights_BHCS: Tensor, block: _Block, batch: int) -> Tensor:
-        """Applies dropout, BHCS, with the same mask in forward and backward. Without dropout they may be 1HCS."""
+        """Applies dropout with the same mask in forward and backward, and returns BHCS.
+
+        Without dropout, returns the weights unchanged: 1HCS if they are the same for all rows.
+        """
         if not self.dropout:
             return weights_BHCS
         # torch's generator reads 32 bits of its seed, so the block numbers must be small.
@@ -363,7 +366,7 @@ class _Plan:
 
 
 class _InBlocks(torch.autograd.Function):
-    """Computes softmax(logits where seen) V. The backward pass computes the logits of each block again."""
+    """Computes softmax(logits) V over the visible keys. The backward pass computes the logits of each block again."""
 
     @staticmethod
     def forward(ctx: Any, plan: _Plan, value_BHSE: Tensor, *inputs: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class HashRounds:
 
     @classmethod
     def sort(cls, bucket_BHRT: Tensor, *, chunk: int, causal: bool) -> "HashRounds":
-        """Sorts positions by bucket. `chunk` must divide T. Rows are numbered as in x_BTHE."""
+        """Sorts positions by bucket. `chunk` must divide T. Row numbers are indices of x_BTHE.flatten(0, 2)."""
         batch, heads, _, length = bucket_BHRT.shape
         bucket_RBHT, order_RBHT = bucket_BHRT.permute(2, 0, 1, 3).sort(stable=True)
         first_BHT = torch.arange(batch * heads * length, device=bucket_BHRT.device).view(batch, length, heads)

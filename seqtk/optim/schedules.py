@@ -60,7 +60,7 @@ class ConstantConfig(ScheduleConfig):
 
 @schedules.register("constant", ConstantConfig)
 class Constant(Schedule):
-    """lr, after warm-up."""
+    """The constant rate lr after warm-up."""
 
     def after_warmup(self, step: int) -> float:
         return self.peak

@@ -129,7 +129,10 @@ class Task:
         raise NotImplementedError
 
     def text_size(self, split: str, targets: float) -> TextCount | None:
-        """Returns the size of a split's original text; None if unknown, or if `targets` is not its whole length."""
+        """Returns the size of a split's original text, or None if it is unknown.
+
+        It is also None if `targets`, the number of scored targets, is not the number of all tokens of the split.
+        """
         return None
 
     def outputs(self, model: Model, batch: Batch, dataset: Any, search: SearchConfig) -> list[Output]:

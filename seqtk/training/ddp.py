@@ -66,7 +66,7 @@ class DDP(Engine):
                     os.environ.get(name, f"({name} is not set)") for name in ("MASTER_ADDR", "MASTER_PORT")
                 )
                 raise UserError(
-                    f"Process {self.rank} did not meet the other {self.size - 1} at {place}.",
+                    f"Process {self.rank} of {self.size} could not connect to the others at {place}.",
                     str(error).splitlines()[0][:200],
                     "Start all of them with torchrun or srun, at the same time.",
                 ) from error

@@ -172,7 +172,10 @@ class TensorBoardConfig(SinkConfig):
 
 
 def _ignore_tensorboard(error: threading.ExceptHookArgs) -> None:
-    """Prints the exception of a thread, except for TensorBoard's thread: its next call raises the exception again."""
+    """Prints the exception of a thread, unless the thread is TensorBoard's.
+
+    The writer's next call raises the exception of TensorBoard's thread again.
+    """
     if not type(error.thread).__module__.startswith("tensorboard."):
         threading.__excepthook__(error)
 

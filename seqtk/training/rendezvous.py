@@ -21,7 +21,7 @@ POLL = 0.02
 
 
 def meet(*, rank: int, size: int, timeout: float) -> tuple[Store, str]:
-    """Waits for all processes. Returns the store of the run, and the prefix of this start's keys. Collective.
+    """Waits for all processes. Returns the run's store, and a prefix for keys that only this start uses. Collective.
 
     Args:
         rank, size: The rank of this process, and the number of processes.

@@ -178,7 +178,8 @@ def _check_kept(kept: Sequence[str], saved: Checkpoint, config: TrainConfig, *, 
         )
     if "schedule" in kept and 0 < config.max_updates <= saved.state.update:
         raise UserError(
-            f"reset= keeps 'schedule', and {source} has made {how_many(saved.state.update, 'update')}.",
-            f"Set max_updates to more than that (it is {config.max_updates}), or add schedule to reset.",
+            f"max_updates={config.max_updates}: {source} has already made {how_many(saved.state.update, 'update')}, "
+            "and reset= keeps 'schedule'.",
+            "Raise max_updates, or add schedule to reset.",
         )
     return before

@@ -65,5 +65,6 @@ def first_host(nodes: str) -> str:
 def _number(environment: MutableMapping[str, str], name: str) -> int:
     value = environment.get(name, "")
     if not re.fullmatch(r"\d{1,9}", value):
-        raise UserError(f"{name}={value or 'nothing'} is not a number.", "Start the processes with srun or torchrun.")
+        problem = f"{name}={value} is not a number." if value else f"{name} is not set."
+        raise UserError(problem, "Start the processes with srun or torchrun.")
     return int(value)

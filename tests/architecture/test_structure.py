@@ -1,4 +1,4 @@
-"""The layout of the package: imports run downhill, members are registered, public names have docstrings."""
+"""The layout of the package: imports follow setup.cfg, members are registered, public names have docstrings."""
 
 import ast
 import subprocess
@@ -55,7 +55,7 @@ def public_definitions(tree: ast.Module) -> Iterator[ast.ClassDef | ast.Function
 
 
 class TestImports:
-    def test_imports_run_downhill(self) -> None:
+    def test_imports_follow_the_contracts_in_setup_cfg(self) -> None:
         """Runs the contracts in setup.cfg."""
         program = "from importlinter.cli import lint_imports_command; lint_imports_command()"
         done = subprocess.run([sys.executable, "-c", program, "--no-cache"], cwd=ROOT, text=True, capture_output=True)

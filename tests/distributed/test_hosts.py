@@ -53,11 +53,11 @@ class TestSlurm:
         expected = [loss for _, loss in losses(tmp_path / "one")]
         assert [loss for _, loss in losses(tmp_path / "two")] == pytest.approx(expected, rel=1e-6)
 
-    def test_task_that_meets_no_other_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_task_without_the_other_task_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
         job = {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
         task = Run(tiny_corpus, tmp_path / "run", *SETTINGS, "parallel={kind:ddp,timeout:1}", environment=job)
         assert task.wait() == 2
-        assert "did not meet the other 1 at 127.0.0.1:20000" in task.printed
+        assert "could not connect to the others at 127.0.0.1:20000" in task.printed
         assert not (tmp_path / "run").exists()
 
 

@@ -298,7 +298,7 @@ def _without_progress(errors: str) -> str:
 @pytest.mark.parametrize(
     "command", ["train", "preprocess", "generate", "interactive", "average", "score", "import_fairseq"]
 )
-def test_misspelt_key_in_a_real_process(command: str) -> None:
+def test_unknown_key_exits_with_code_2(command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", f"seqtk.cli.{command}", "no_such_key=1"], capture_output=True, text=True
     )

@@ -20,7 +20,9 @@ SETTINGS = "threads=1 device=cpu max_updates=500 validation.every=500 log.tensor
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", ["softmax", "linear"])
-def test_listops_model_beats_a_root_lookup(attention: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_listops_model_beats_root_operator_baseline(
+    attention: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One run of each scored 46.6 (softmax) and 42.5 (linear), where the look-up scores about 20."""
     seed = random.randrange(2**31)
     prepare.main(["mini_listops", *SHAPE, f"seed={seed}", f"destdir={tmp_path}/data"])

@@ -131,7 +131,7 @@ def test_recipe_trains_two_steps(name: str, corpora: dict[str, Path], tmp_path: 
     assert train(replace(config, log=replace(config.log, tensorboard=False))).signal == 0
 
 
-def test_overrides_of_a_recipe() -> None:
+def test_arguments_override_recipe_settings() -> None:
     config = composed(
         "wmt14_synth",
         "attention=synthesizer_dense",

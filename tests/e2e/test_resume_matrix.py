@@ -59,7 +59,7 @@ def test_killed_and_stopped_run_is_bit_equal(
     assert_same_run(tmp_path / "whole", tmp_path / "parts", "ema")
 
 
-def test_other_processes_visit_every_example_once(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_changed_process_count_visits_each_example_once(tiny_corpus: Path, tmp_path: Path) -> None:
     """An epoch of all examples of one corpus and half of those of another, whose numbers start at 300."""
     (tmp_path / "notes.py").write_text(PLUGIN.replace("\\\\\\\\", "\\\\"))
     mix = f"task.mix=[{{data:{tiny_corpus}}},{{data:{tiny_corpus},weight:0.5}}]"

@@ -143,7 +143,7 @@ class TestTraining:
 class TestSink:
     """A log sink."""
 
-    def test_writes_and_resumes(self, train: Train, tiny_corpus: Path) -> None:
+    def test_csv_log_equals_json_log_after_resuming(self, train: Train, tiny_corpus: Path) -> None:
         arguments = (f"task.data={tiny_corpus}", *DECODER, "log.sinks=[jsonl,csv]")
         run = train(*arguments, "max_updates=3")
         train(*arguments, folder=run)

@@ -1,4 +1,4 @@
-"""The kinds of sentences and their frequencies. Each docstring is an example of the sentences that its rule writes."""
+"""The kinds of sentences and their frequencies. Each docstring has an example."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,25 +39,25 @@ THINGS = Kind.GOODS | Kind.VEHICLE
 
 
 def statement(draw: Sampler) -> Pair:
-    """*On Monday Anna called the doctor.*"""
+    """Draws a sentence such as *On Monday Anna called the doctor.*"""
     clause = draw.clause(fronting=True)
     return english_statement(clause) + " .", german_statement(clause) + " ."
 
 
 def yes_no_question(draw: Sampler) -> Pair:
-    """*Is the boy inviting them?*"""
+    """Draws a sentence such as *Is the boy inviting them?*"""
     clause = draw.clause(negation=0, adverbs=0.6)
     return english_question(clause) + " ?", german_verb_first(clause) + " ?"
 
 
 def adverb_question(draw: Sampler) -> Pair:
-    """*Why did Anna call the doctor?*"""
+    """Draws a sentence such as *Why did Anna call the doctor?*"""
     clause = _asked(draw, draw.clause(negation=0, adverbs=0))
     return english_question(clause) + " ?", german_statement(clause) + " ?"
 
 
 def object_question(draw: Sampler) -> Pair:
-    """*Whom is Ben helping?* with the case, and the preposition, that the verb governs."""
+    """Draws a sentence such as *Whom is Ben helping?* with the case, and the preposition, that the verb governs."""
     verb = draw.one_object_verb()
     wanted = verb.objects[0]
     human = Kind.PERSON in wanted.kind and Kind.PORTABLE not in wanted.kind
@@ -67,13 +67,13 @@ def object_question(draw: Sampler) -> Pair:
 
 
 def subject_question(draw: Sampler) -> Pair:
-    """*Who called the doctor?*"""
+    """Draws a sentence such as *Who called the doctor?*"""
     clause = draw.clause(subject=WHO, negation=0, adverbs=0.5)
     return english_statement(clause) + " ?", german_statement(clause) + " ?"
 
 
 def reason(draw: Sampler) -> Pair:
-    """*Anna is sleeping because she is tired.*"""
+    """Draws a sentence such as *Anna is sleeping because she is tired.*"""
     main = draw.clause(adverbs=0.2, negation=0.05)
     english, german = draw.one_of(BECAUSE)
     again = pronoun_for(main.subject) if draw.chance(0.6) else None
@@ -85,7 +85,7 @@ def reason(draw: Sampler) -> Pair:
 
 
 def condition(draw: Sampler) -> Pair:
-    """*If Anna calls the doctor, Ben will open the door.*"""
+    """Draws a sentence such as *If Anna calls the doctor, Ben will open the door.*"""
     side = replace(draw.clause(adverbs=0), tense=Tense.HABITUAL, modal=None)
     modal = lexicon.FUTURE if draw.chance(0.6) else draw.one_of(lexicon.MODALS)
     main = draw.clause(verb=draw.active_verb(), tense=Tense.PRESENT, modal=modal, adverbs=0)
@@ -96,7 +96,7 @@ def condition(draw: Sampler) -> Pair:
 
 
 def report(draw: Sampler) -> Pair:
-    """*Ben knows that Anna is sleeping.*"""
+    """Draws a sentence such as *Ben knows that Anna is sleeping.*"""
     verb = draw.one_of(lexicon.SAYING)
     main = draw.clause(verb=verb, negation=0.15)
     side = draw.description() if draw.chance(0.25) else draw.clause(adverbs=0.4, negation=0.05)
@@ -107,7 +107,7 @@ def report(draw: Sampler) -> Pair:
 
 
 def indirect_question(draw: Sampler) -> Pair:
-    """*Anna is asking whether Ben is tired.* or *I know why Ben is dancing.*"""
+    """Draws a sentence such as *Anna is asking whether Ben is tired.* or *I know why Ben is dancing.*"""
     verb = lexicon.ASK if draw.chance(0.5) else lexicon.SAYING[0]
     main = draw.clause(verb=verb, negation=0.3 if verb is not lexicon.ASK else 0, adverbs=0.3)
     if draw.chance(0.5):
@@ -124,7 +124,7 @@ def indirect_question(draw: Sampler) -> Pair:
 
 
 def intention(draw: Sampler) -> Pair:
-    """*Anna forgot to call the doctor.*"""
+    """Draws a sentence such as *Anna forgot to call the doctor.*"""
     verb = draw.one_of(lexicon.CONTROL)
     main = draw.clause(verb=verb, negation=0.05, adverbs=0.15, fronting=True)
     inner = draw.clause(subject=main.subject, verb=draw.active_verb(), negation=0, adverbs=0)
@@ -135,7 +135,7 @@ def intention(draw: Sampler) -> Pair:
 
 
 def purpose(draw: Sampler) -> Pair:
-    """*Anna went to the market in order to buy an apple.*"""
+    """Draws a sentence such as *Anna went to the market in order to buy an apple.*"""
     main = draw.clause(verb=draw.one_of(lexicon.MOTION), subject=draw.subject(), negation=0, adverbs=0.2)
     inner = draw.clause(subject=main.subject, verb=draw.one_of(lexicon.PURPOSES), negation=0, adverbs=0)
     return (
@@ -145,7 +145,7 @@ def purpose(draw: Sampler) -> Pair:
 
 
 def contrast(draw: Sampler) -> Pair:
-    """*Anna is tired, but Ben is dancing.*"""
+    """Draws a sentence such as *Anna is tired, but Ben is dancing.*"""
     first = draw.description() if draw.chance(0.4) else draw.clause(adverbs=0.2)
     second = draw.description() if draw.chance(0.3) else draw.clause(adverbs=0.2)
     if draw.chance(0.5):
@@ -160,7 +160,7 @@ def contrast(draw: Sampler) -> Pair:
 
 
 def relative_subject(draw: Sampler) -> Pair:
-    """*The woman who lives in Berlin is friendly.*"""
+    """Draws a sentence such as *The woman who lives in Berlin is friendly.*"""
     phrase = _with_relative(draw, Kind.PERSON | Kind.ANIMAL if draw.chance(0.7) else THINGS)
     if draw.chance(0.5) or not phrase.noun.kind & Kind.PERSON:
         clause = draw.description(phrase)
@@ -170,7 +170,10 @@ def relative_subject(draw: Sampler) -> Pair:
 
 
 def relative_object(draw: Sampler) -> Pair:
-    """*Ben called the woman who lives in Berlin.* German puts the relative clause after the verb."""
+    """Draws a sentence such as *Ben called the woman who lives in Berlin.*
+
+    In German, the relative clause follows the verb.
+    """
     verb = draw.one_object_verb()
     subject = draw.subject(verb.subject)
     phrase = _with_relative(draw, verb.objects[0].kind)
@@ -182,7 +185,7 @@ def relative_object(draw: Sampler) -> Pair:
 
 
 def age(draw: Sampler) -> Pair:
-    """*Anna is forty-two years old.*"""
+    """Draws a sentence such as *Anna is forty-two years old.*"""
     subject = draw.subject()
     number = draw.rng.randint(18, 99) if Kind.GROWN in kind_of(subject) else draw.rng.randint(2, 25)
     english = f"{english_number(number)} years old"
@@ -192,7 +195,7 @@ def age(draw: Sampler) -> Pair:
 
 
 def price(draw: Sampler) -> Pair:
-    """*This lamp costs 47 euros.*"""
+    """Draws a sentence such as *This lamp costs 47 euros.*"""
     number = draw.rng.randint(2, 99)
     subject = draw.noun_phrase(THINGS, subject=True, counted=False)
     cost = Constituent(Role.PREDICATE, f"{number} euros", f"{number} Euro")
@@ -201,7 +204,7 @@ def price(draw: Sampler) -> Pair:
 
 
 def existence(draw: Sampler) -> Pair:
-    """*There are three bridges in Berlin.* German: *In Berlin gibt es drei Brücken.*"""
+    """Draws a sentence such as *There are three bridges in Berlin.* German: *In Berlin gibt es drei Brücken.*"""
     phrase = replace(draw.noun_phrase(Kind.PLACE), determiner="a")
     city = draw.city().name
     english, german = phrase.english(subject=False), phrase.german(Case.ACCUSATIVE)
@@ -212,7 +215,7 @@ def existence(draw: Sampler) -> Pair:
 
 
 def comparison(draw: Sampler) -> Pair:
-    """*The church is older than the bridge.*"""
+    """Draws a sentence such as *The church is older than the bridge.*"""
     kind = draw.one_of((Kind.PERSON, Kind.PERSON, Kind.PLACE, Kind.VEHICLE))
     first, second = draw.noun_phrase(kind, subject=True, plain=True), draw.noun_phrase(kind, plain=True)
     subject: Phrase = draw.person() if kind is Kind.PERSON and draw.chance(0.6) else first
@@ -229,7 +232,7 @@ def comparison(draw: Sampler) -> Pair:
 
 
 def copula(draw: Sampler) -> Pair:
-    """*The bridge is very old.*"""
+    """Draws a sentence such as *The bridge is very old.*"""
     clause = draw.description()
     return english_statement(clause) + " .", german_statement(clause) + " ."
 

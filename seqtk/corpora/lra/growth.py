@@ -125,7 +125,7 @@ class Tables:
         return np.stack([place // self.width - self.pad, place % self.width - self.pad], axis=-1)
 
     def crop(self, canvas: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Padded images, (images, places), as images without their border."""
+        """Returns the images without their border. `canvas` holds padded images, (images, places)."""
         square = canvas.reshape(-1, self.width, self.width)
         return square[:, self.pad : self.pad + self.size, self.pad : self.pad + self.size]
 
@@ -357,7 +357,7 @@ def _free_place(growth: Growth, lane: Ints, direction: Ints, bits: Random) -> In
     tables = growth.tables
 
     def free(chosen: Ints, place: Ints) -> npt.NDArray[np.bool_]:
-        """Whether each place (lanes, places) is free in its lane."""
+        """Returns whether a path can start at each place (lanes, places) in the lanes `chosen`."""
         is_free = np.ones((len(chosen), place.shape[-1]), dtype=bool)
         for body in tables.body[direction[chosen]].T:
             is_free &= growth.mask[lane[chosen, None], place + body[:, None]] <= _FREE

@@ -108,7 +108,7 @@ def generate(shape: ListOpsShape, total: int, *, seed: int, workers: int = 1, re
 
 
 def _bits(seed: int, stream: int, block: int) -> np.random.PCG64:
-    """Returns a source of random bits for one block. Unlike numpy's distributions, it never changes with numpy."""
+    """Returns a source of random bits for one block. All versions of numpy return the same bits."""
     return np.random.PCG64(np.random.SeedSequence([seed, stream, block]))
 
 

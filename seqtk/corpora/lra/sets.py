@@ -245,7 +245,7 @@ def _official_pathfinder(config: PathfinderConfig, reporter: Reporter) -> Mappin
     folder = next((path for path in folders if (path / "metadata").is_dir()), None)
     if folder is None:
         raise UserError(
-            f"There is no folder {level} with metadata in source={given}.",
+            f"There is no folder {level}/metadata in source={given}.",
             "Unpack lra_release.gz, and set source= to the folder with pathfinder32.",
         )
     rows = [row for path in _batches(folder) for row in _metadata(path)]

@@ -199,7 +199,7 @@ class DataBin:
         if tokens == "sentencepiece":
             raise UserError(
                 f"There is no {names[-1 if settings.get('joint', True) else 0]} in {self.directory}, "
-                "which was made with one.",
+                "although its text was tokenized with SentencePiece.",
                 "Copy the model to this folder, or make the data-bin again.",
             )
         if tokens in ("bytes", "characters", "lowercase_words"):

@@ -61,7 +61,7 @@ def test_sums_equal_the_matrix_of_all_pairs(kind: str, role: Role) -> None:
 
 
 @pytest.mark.parametrize(("kind", "role"), every_kind(Role.CAUSAL, Role.CROSS))
-def test_200_steps_with_a_state_of_constant_size(kind: str, role: Role) -> None:
+def test_200_steps_equal_forward_with_constant_state(kind: str, role: Role) -> None:
     layer = build(kind, role)
     x_BTD, memory_BSD = torch.randn(2, 200, DIM), torch.randn(2, 9, DIM)
     state = layer.start(2, memory_BSD if role is Role.CROSS else None)

@@ -190,7 +190,7 @@ def test_tying_saves_the_papers_parameters() -> None:
 
 @BOTH
 @pytest.mark.parametrize("role", [Role.CAUSAL, Role.CROSS])
-def test_200_steps_with_a_state_of_constant_size(config: LunaConfig, role: Role) -> None:
+def test_200_steps_equal_forward_with_constant_state(config: LunaConfig, role: Role) -> None:
     layer, x_BTD = build(config, role), draw(2, 200, DIM)
     torch.manual_seed(1)
     state = layer.start(2, draw(2, 200, MEMORY_DIM) if role is Role.CROSS else None)

@@ -72,7 +72,7 @@ def run_steps(layer: Attention, x_BTD: Tensor) -> Tensor:
     return torch.cat(outputs, 1)
 
 
-def test_200_steps_with_a_state_of_constant_size() -> None:
+def test_200_steps_equal_forward_with_constant_state() -> None:
     layer = build(Role.CAUSAL)
     x_BTD = torch.randn(2, 200, DIM, dtype=torch.float64)
     torch.testing.assert_close(run_steps(layer, x_BTD), layer(x_BTD)[0], atol=1e-10, rtol=1e-10)

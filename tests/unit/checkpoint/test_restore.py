@@ -31,7 +31,7 @@ def test_processes_use_the_newest_readable_by_all(run: Checkpoints) -> None:
     assert line.endswith("update_00000001.")
 
 
-def test_the_line_names_what_is_used(run: Checkpoints) -> None:
+def test_message_names_the_loaded_checkpoint(run: Checkpoints) -> None:
     newest = _intact(run)
     damage(newest)
     loaded, line = load_latest(newest, gather=lambda name: [name, "update_00000001"])

@@ -82,7 +82,7 @@ def test_self_first_lets_the_parent_win(tmp_path: Path) -> None:
     assert configure(tmp_path, base="name: base", child="defaults: [_self_, base]\nname: child").name == "base"
 
 
-def test_another_kind_drops_the_parents_settings(tmp_path: Path) -> None:
+def test_changing_the_kind_discards_its_settings(tmp_path: Path) -> None:
     base = "attention: {kind: dot, heads: 2, temperature: 3}"
     config = configure(tmp_path, base=base, child="defaults: [base]\nattention: {kind: dense, max_length: 9}")
     assert config.model.layer == DenseConfig(max_length=9)

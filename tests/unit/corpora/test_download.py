@@ -146,7 +146,7 @@ def test_bytes_are_kept_when_retries_run_out(shelf: Shelf, tmp_path: Path) -> No
     assert shelf.requests[-1] == ("a.zip", "bytes=4000-")
 
 
-def test_retries_run_out_without_ranges(shelf: Shelf, tmp_path: Path) -> None:
+def test_retries_are_limited_without_range_requests(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY, ranges=False, drops=[4000] * 50)
     error_lines(shelf, tmp_path / "a.zip")
     assert len(shelf.requests) == 1 + HURRY.attempts

@@ -18,7 +18,7 @@ class TestPng:
     def test_a_written_image_is_read_back(self) -> None:
         assert (read_png(write_png(IMAGE), "x.png") == IMAGE).all()
 
-    def test_pillow_reads_and_writes_the_same(self, tmp_path: Path) -> None:
+    def test_png_files_are_compatible_with_pillow(self, tmp_path: Path) -> None:
         image_module = pytest.importorskip("PIL.Image")
         smooth = np.add.outer(np.arange(32) * 3, np.arange(32) * 4).astype(np.uint8)  # so that filters are used
         for image in (IMAGE, smooth, np.zeros((1, 1), dtype=np.uint8)):

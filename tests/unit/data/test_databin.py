@@ -67,7 +67,7 @@ def test_a_missing_sentencepiece_model_is_named(en_de: Path) -> None:
     assert DataBin(en_de).tokenizer("de").encode("a b") == ["a", "b"]
     for joint, name in ((True, "sentencepiece.model"), (False, r"sentencepiece\.de\.model")):
         _record(en_de, settings={"tokens": "sentencepiece", "joint": joint})
-        with pytest.raises(UserError, match=f"There is no {name} in .*, which was made with one"):
+        with pytest.raises(UserError, match=f"There is no {name} in "):
             DataBin(en_de).tokenizer("de")
 
 

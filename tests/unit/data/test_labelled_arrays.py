@@ -131,7 +131,7 @@ class TestRefusals:
             ({"image": IMAGES, "label": LABELS}, Columns(("image",), classes=("3",)), r"columns\.classes"),
         ],
     )
-    def test_bad_arrays_leave_nothing(
+    def test_invalid_arrays_leave_no_output(
         self, arrays: dict[str, Any], columns: Columns, words: str, tmp_path: Path
     ) -> None:
         path = save(tmp_path, **arrays)
@@ -141,7 +141,7 @@ class TestRefusals:
         assert [each.name for each in tmp_path.iterdir()] == ["train.npz"]
 
     @pytest.mark.parametrize("damage", ["junk", "empty", "cut", "npy", "flipped", "other"])
-    def test_junk_files_leave_nothing(self, damage: str, tmp_path: Path) -> None:
+    def test_damaged_files_leave_no_output(self, damage: str, tmp_path: Path) -> None:
         path = Path(save(tmp_path, image=RANDOM.integers(0, 256, (50, 99), dtype=np.uint8), label=np.arange(50)))
         content = bytearray(path.read_bytes())
         if damage == "flipped":

@@ -55,7 +55,7 @@ class TestTexts:
         source = DataBinSource(DataBinSourceConfig(), data=str(make(tmp_path, tokens=tokens, train=train)))
         assert source.split("train").sizes.tolist() == [5, 2]
 
-    def test_whole_numbers_are_in_their_order(self, tmp_path: Path) -> None:
+    def test_integer_labels_sort_by_value(self, tmp_path: Path) -> None:
         train = write(tmp_path, "train.csv", "text,label", "a,10", "b,9", "c,1")
         made = make(tmp_path, train=train)
         assert (made / "classes.txt").read_text() == "1\n9\n10\n"

@@ -49,7 +49,7 @@ class TestPack:
         assert [len(batch) for batch in batches] == [8, 5]
         assert [len(batch) for batch in pack(np.arange(20), np.full(20, 5), max_tokens=50, multiple=4)] == [8, 8, 4]
 
-    def test_an_empty_example_costs_one(self) -> None:
+    def test_empty_example_counts_as_one_token(self) -> None:
         assert [len(batch) for batch in pack(np.arange(9), np.zeros(9, dtype=np.int32), max_tokens=4)] == [4, 4, 1]
 
 

@@ -105,7 +105,7 @@ def test_beam_1_is_greedy(model, rows):
         assert hypothesis.tokens[: len(expected)] == tuple(expected)
 
 
-def test_scores_equal_the_models(model, rows):
+def test_scores_equal_rescoring(model, rows):
     for hypothesis, row in zip(itertools.chain(*run(model, rows)), rows, strict=True):
         (given,) = score([model], collate_pairs([(0, row, np.array(hypothesis.tokens))]))
         assert given.tokens == hypothesis.tokens

@@ -133,14 +133,14 @@ def test_random_numbers_are_prefix_stable() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}, {"temperature": 1e-4}])
-def test_narrowest_sampling_is_greedy(changes: dict[str, Any]) -> None:
+def test_sampling_from_one_token_is_greedy_search(changes: dict[str, Any]) -> None:
     model, rows, names = transformer(WORDS, seed=1), batch_of(sources(9, words=WORDS, seed=3)), vocabulary(WORDS)
     greedy = search([model], rows, SearchConfig(beam=1, max_length_b=6), vocabulary=names)
     drawn = search([model], rows, sampling(**changes), vocabulary=names)
     assert tokens_of(drawn) == tokens_of(greedy)
 
 
-def test_scores_equal_the_models() -> None:
+def test_scores_equal_rescoring() -> None:
     model, names = transformer(WORDS, seed=1), vocabulary(WORDS)
     rows = sources(6, words=WORDS, seed=4)
     for texts, row in zip(

@@ -69,7 +69,7 @@ class TestCalibration:
 
 
 class TestPerClass:
-    def test_agrees_with_macro_f1(self) -> None:
+    def test_mean_f1_of_classes_equals_macro_f1(self) -> None:
         found = outputs()
         confusion_CC = Predictions(found).confusion()
         figures = per_class(confusion_CC, [str(number) for number in range(CLASSES)])

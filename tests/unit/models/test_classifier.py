@@ -109,7 +109,7 @@ class TestValues:
         torch.testing.assert_close(five - three, (three - zero) * 2 / 3)
         torch.testing.assert_close(special, three)  # the value mean: the bias alone
 
-    def test_large_values_differ_after_a_norm(self) -> None:
+    def test_large_values_are_distinct_after_layer_norm(self) -> None:
         x_BTD = self.built(value_mean=0.0, value_std=5.0, positions="none").embedding.vectors(torch.tensor([[9, 19]]))
         five, fifteen = torch.nn.functional.layer_norm(x_BTD, x_BTD.shape[-1:])[0]
         assert torch.cosine_similarity(five, fifteen, dim=0) < 0.98

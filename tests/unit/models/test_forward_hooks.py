@@ -83,7 +83,7 @@ def test_recurrent_memory_calls_modules_once_a_segment() -> None:
     assert set(count.values()) == {2}, count  # one call for each segment
 
 
-def test_skipped_block_is_called() -> None:
+def test_layer_drop_calls_blocks_without_submodules() -> None:
     torch.manual_seed(0)
     model = TransformerLM(replace(LANGUAGE, layer_drop=0.999), vocabulary=V)
     count = calls(model, LanguageBatch(torch.arange(2), tokens().numel(), tokens(), tokens()))

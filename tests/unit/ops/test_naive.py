@@ -113,7 +113,7 @@ class TestBlockwiseSoftmax:
     @pytest.mark.parametrize("causal", [False, True], ids=["whole", "causal"])
     @pytest.mark.parametrize("padded", [False, True], ids=["unpadded", "padded"])
     @pytest.mark.parametrize("kind", ["product", "shared", "table", "sum"])
-    def test_forms_agree(self, kind: str, padded: bool, causal: bool, length: int) -> None:
+    def test_fast_and_naive_forms_agree(self, kind: str, padded: bool, causal: bool, length: int) -> None:
         pad_BS = padding(3, length) if padded else None
 
         def operation(query: Tensor, key: Tensor, table: Tensor, value: Tensor) -> Tensor:
@@ -218,7 +218,9 @@ class TestHeadCheckpoint:
     @pytest.mark.parametrize("bias", [False, True], ids=["no_bias", "bias"])
     @pytest.mark.parametrize("length", [5, 2048])
     @pytest.mark.parametrize("heads_at_once", [1, 3, 4])
-    def test_forms_agree(self, heads_at_once: int, length: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_fast_and_naive_forms_agree(
+        self, heads_at_once: int, length: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setitem(head_checkpoint.CHUNK_ELEMENTS, "cpu", heads_at_once * 2 * length)
         groups: list[slice] = []
 
@@ -245,7 +247,7 @@ class TestHeadCheckpoint:
 
 class TestScan:
     @pytest.mark.parametrize("length", [1, 5, 64, 65, 200])
-    def test_forms_agree(self, length: int) -> None:
+    def test_fast_and_naive_forms_agree(self, length: int) -> None:
         assert_forms_agree(scan.causal_sums, (2, 3, length, 5), (2, 3, length, 5), (2, 3, length, 7))
 
     @pytest.mark.parametrize("length", [3, 4, 5, 8, 11])
@@ -313,7 +315,9 @@ class TestLsh:
     @pytest.mark.parametrize("piece", [1, 2**19])
     @pytest.mark.parametrize("causal", [False, True], ids=["whole", "causal"])
     @pytest.mark.parametrize("length", [4, 12, 100])
-    def test_forms_agree(self, length: int, causal: bool, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_fast_and_naive_forms_agree(
+        self, length: int, causal: bool, piece: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setitem(lsh.CHUNK_LOGITS, "cpu", piece)
         rounds = self.rounds(length, causal=causal)
         assert_forms_agree(
@@ -321,7 +325,7 @@ class TestLsh:
         )
 
     @pytest.mark.parametrize("causal", [False, True], ids=["whole", "causal"])
-    def test_forms_with_dropout_agree(self, causal: bool) -> None:
+    def test_fast_and_naive_forms_agree_with_dropout(self, causal: bool) -> None:
         rounds = self.rounds(60, causal=causal)
         # So small a probability drops nothing.
         assert_forms_agree(
@@ -351,7 +355,7 @@ class TestBlockPattern:
     @pytest.mark.parametrize("first", [0, 1, 6])
     @pytest.mark.parametrize("padded", [False, True], ids=["unpadded", "padded"])
     @pytest.mark.parametrize("window", WINDOWS)
-    def test_forms_agree(self, window: str, padded: bool, first: int, length: int) -> None:
+    def test_fast_and_naive_forms_agree(self, window: str, padded: bool, first: int, length: int) -> None:
         first = min(first, length)
         pad_BT = padding(2, length) if padded else None
 
@@ -374,7 +378,7 @@ class TestDotProduct:
     @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 9), (5, 7), (70, 130)])
     @pytest.mark.parametrize("kv_heads", [1, 2, 4])
     @pytest.mark.parametrize("bias", BIASES)
-    def test_forms_agree(self, bias: str, kv_heads: int, queries: int, keys: int) -> None:
+    def test_fast_and_naive_forms_agree(self, bias: str, kv_heads: int, queries: int, keys: int) -> None:
         def operation(query: Tensor, key: Tensor, value: Tensor, bias_BHTS: Tensor) -> Tensor:
             return 0 * bias_BHTS.sum() + dot_product.attend(query, key, value, bias=self.BIASES[bias](bias_BHTS))
 
@@ -418,7 +422,7 @@ class TestCache:
 
     @pytest.mark.parametrize("steps", [3, STEPS])
     @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-    def test_forms_agree(self, kv_heads: int, steps: int) -> None:
+    def test_fast_and_naive_forms_agree(self, kv_heads: int, steps: int) -> None:
         def operation(query_BH1E: Tensor, key_BKSE: Tensor, value_BKSE: Tensor) -> tuple[Tensor, ...]:
             state = self.filled(key_BKSE, value_BKSE)
             logits_BH1S = cache.compare(query_BH1E, state)
@@ -450,11 +454,11 @@ class TestCache:
 
 class TestRotary:
     @pytest.mark.parametrize("length", [1, 5, 300])
-    def test_forms_agree(self, length: int) -> None:
+    def test_fast_and_naive_forms_agree(self, length: int) -> None:
         position_BT = torch.stack([torch.arange(length), 3 * torch.arange(length)])
         assert_forms_agree(lambda x_BHTE: rotary.rotate(x_BHTE, position_BT), (2, 3, length, 8))
 
-    def test_bfloat16_is_turned_in_float32(self) -> None:
+    def test_bfloat16_is_rotated_in_float32(self) -> None:
         position_BT = torch.arange(1000)[None]
         assert_bfloat16_is_close(lambda x_BHTE: rotary.rotate(x_BHTE, position_BT), (1, 2, 1000, 8), tolerance=2**-8)
 
@@ -462,7 +466,7 @@ class TestRotary:
 class TestDistanceBias:
     @pytest.mark.parametrize("causal", [False, True], ids=["whole", "causal"])
     @pytest.mark.parametrize("length", [1, 2, 5, 200])
-    def test_forms_agree(self, length: int, causal: bool) -> None:
+    def test_fast_and_naive_forms_agree(self, length: int, causal: bool) -> None:
         starts = torch.tensor(distance_bias.bucket_starts(8, 64))
 
         def operation(table_HN: Tensor) -> Tensor:
@@ -479,7 +483,7 @@ class TestDistanceBias:
 class TestDepthwise:
     @pytest.mark.parametrize(("before", "after", "stride"), [(0, 0, 1), (2, 0, 1), (1, 1, 2), (3, 4, 3)])
     @pytest.mark.parametrize("length", [3, 10, 300])
-    def test_forms_agree(self, length: int, before: int, after: int, stride: int) -> None:
+    def test_fast_and_naive_forms_agree(self, length: int, before: int, after: int, stride: int) -> None:
         def operation(x_BTD: Tensor, kernel_HK: Tensor) -> Tensor:
             return depthwise.depthwise(x_BTD, kernel_HK, before=before, after=after, stride=stride)
 
@@ -494,7 +498,7 @@ class TestDepthwise:
 
 class TestEma:
     @pytest.mark.parametrize("length", [1, 5, 32, 33, 64, 300])
-    def test_forms_agree(self, length: int) -> None:
+    def test_fast_and_naive_forms_agree(self, length: int) -> None:
         def operation(x_BTD: Tensor, decay_DN: Tensor, in_DN: Tensor, out_DN: Tensor) -> Tensor:
             return ema.damped_average(x_BTD, (4 + decay_DN).sigmoid().log(), in_DN, out_DN)
 
@@ -534,7 +538,7 @@ class TestLinearCrossEntropy:
 
     @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
     @pytest.mark.parametrize(("positions", "vocabulary"), [(1, 2), (7, 11), (2049, 2048)])
-    def test_forms_agree(self, positions: int, vocabulary: int, label_smoothing: float) -> None:
+    def test_fast_and_naive_forms_agree(self, positions: int, vocabulary: int, label_smoothing: float) -> None:
         target_N = torch.randint(vocabulary, (positions,))
 
         def operation(features_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
@@ -592,7 +596,7 @@ class TestResidual:
     """x + dropout(y) and a layer norm, as one operation."""
 
     @pytest.mark.parametrize("has_norm", [True, False])
-    def test_without_dropout_the_forms_agree(self, has_norm: bool) -> None:
+    def test_fast_and_naive_forms_agree_without_dropout(self, has_norm: bool) -> None:
         def add(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             y = residual.add_residual(x, y, rate=0.0, weight=weight if has_norm else None, bias=bias)
             return y + 0 * (weight + bias)
@@ -620,7 +624,7 @@ class TestResidual:
         ):
             assert_close(a, b, 1e-12)
 
-    def test_low_precision_adds_to_a_wider_stream(self) -> None:
+    def test_bfloat16_is_added_to_a_float32_residual(self) -> None:
         x = torch.randn(64, 8, requires_grad=True)
         y = torch.randn(64, 8, dtype=torch.bfloat16, requires_grad=True)
         z = residual.add_residual(x, y, rate=0.5, weight=None, bias=None)
@@ -633,7 +637,7 @@ class TestResidual:
         assert torch.allclose((z - x)[kept], 2 * y.float()[kept], atol=1e-5)
 
     @pytest.mark.parametrize("autocast", [False, True])
-    def test_one_dtype_enters_the_backward_pass(self, autocast: bool) -> None:
+    def test_norm_backward_inputs_have_one_dtype(self, autocast: bool) -> None:
         """CUDA refuses a layer norm of two dtypes."""
         x, y = torch.randn(2, 3, 8).bfloat16(), torch.randn(2, 3, 8).bfloat16().requires_grad_()
         norm = nn.LayerNorm(8)
@@ -675,7 +679,7 @@ class TestRowLinear:
 
     @pytest.mark.parametrize("rows", [1, 64, 200, 512, 1024, 1301])
     @pytest.mark.parametrize("bias", [True, False])
-    def test_forms_agree(self, rows: int, bias: bool) -> None:
+    def test_fast_and_naive_forms_agree(self, rows: int, bias: bool) -> None:
         x, weight, b = (torch.randn(*size).bfloat16().requires_grad_() for size in ((rows, 24), (40, 24), (40,)))
         inputs = [x, weight, b] if bias else [x, weight]
         factor = torch.randn(rows, 40).bfloat16()

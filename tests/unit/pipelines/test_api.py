@@ -140,7 +140,7 @@ class TestGenerate:
         corpus = model.score_corpus(input=str(tmp_path / "text"))
         assert model.score(["a tree sees"]) == pytest.approx([-corpus.nll / corpus.scored_tokens], rel=1e-5)
 
-    def test_other_methods_are_refused(self, language_models: Path) -> None:
+    def test_methods_of_other_tasks_are_refused(self, language_models: Path) -> None:
         with pytest.raises(UserError, match=r"translate\(\).*language_modeling"):
             seqtk.load(language_models / "words.safetensors").translate(SENTENCES)
 

@@ -63,7 +63,7 @@ class TestPython:
             assert list(one) == model.classes == ["yes", "no", "both"]
             np.testing.assert_allclose(list(one.values()), list(other.values()), atol=1e-6)
 
-    def test_windows_keep_the_order(self, run: Path) -> None:
+    def test_order_does_not_depend_on_window_size(self, run: Path) -> None:
         model, texts = loaded(run), [" ".join(["w1"] * size + ["k0"]) for size in (5, 1, 7, 2, 3, 0)]
         whole = [found.probabilities["yes"] for found in model.predict(texts)]
         for window, size in ((1, 1), (2, 3), (4, 2)):
@@ -142,7 +142,7 @@ class TestClassify:
         assert len(output.out.splitlines()) == 2
         assert "1 line" in output.err
 
-    def test_interactive_answers_lines(
+    def test_interactive_classifies_each_line(
         self, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"k0\nk1\n")))

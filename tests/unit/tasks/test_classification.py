@@ -138,7 +138,7 @@ class TestRefusals:
         with pytest.raises(UserError, match="task=matching"):
             task_of(pairs, "classification", source="labelled_pairs")
 
-    def test_number_of_weights_must_fit(self, texts: Path) -> None:
+    def test_number_of_class_weights_must_match(self, texts: Path) -> None:
         with pytest.raises(UserError, match=r"task\.class_weights"):
             task_of(texts, class_weights=[1, 2])
 
@@ -188,7 +188,7 @@ class TestWeights:
         model, batch = model_of(task), batch_of(task, indices)
         return criterion(model, batch), (model.head.logits(model(batch)[0], pad_BT=batch.pad), batch.target)
 
-    def test_equals_torch(self, texts: Path) -> None:
+    def test_weighted_loss_equals_torch(self, texts: Path) -> None:
         weights = [0.5, 2.0, 1.5]
         loss, (logits_BC, target_B) = self.loss(task_of(texts, class_weights=weights), range(16))
         wanted = torch.nn.functional.cross_entropy(logits_BC, target_B, weight=torch.tensor(weights))

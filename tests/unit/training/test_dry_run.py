@@ -79,7 +79,7 @@ def test_every_kind_of_optimizer_state_is_counted(tiny_corpus: Path, tmp_path: P
     assert "optimizer state" in described(tiny_corpus, tmp_path / "run", optimizer={"kind": kind})
 
 
-def test_a_wrong_run_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_too_long_examples_are_refused(tiny_corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="max_source_length"):
         described(tiny_corpus, tmp_path / "run", model__max_source_length=3)
     assert not list(tmp_path.iterdir())

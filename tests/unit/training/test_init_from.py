@@ -29,7 +29,7 @@ def trained(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.mark.slow
-def test_fine_tuning_beats_the_same_updates(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_fine_tuning_beats_training_from_scratch(tiny_corpus: Path, tmp_path: Path) -> None:
     other = demo.DemoConfig(destdir=str(tmp_path / "other"), pairs=300, vocab_size=200)
     demo.prepare(other)
     trainer(tiny_corpus, tmp_path / "base", max_updates=80, validation__every=80).fit()

@@ -34,7 +34,7 @@ class TestLossScale:
         assert scale.values.tolist() == [16.0, 0.0]
 
     @pytest.mark.parametrize(("loss", "scale"), [(NO, INITIAL), (YES, SMALLEST)])
-    def test_overflow_that_no_scale_avoids_is_no_overflow(self, loss: torch.Tensor, scale: float) -> None:
+    def test_no_overflow_if_a_lower_scale_cannot_help(self, loss: torch.Tensor, scale: float) -> None:
         """If the loss is not finite, or the scale is the smallest one."""
         state = LossScale(device=torch.device("cpu"), saved={"scale": scale})
         assert not state.is_overflow(loss=loss, gradient=NO)

@@ -162,7 +162,7 @@ class TestOldRuns:
         trainer(tiny_corpus, tmp_path / "old").fit()
         assert losses(tmp_path / "old") == losses(tmp_path / "whole")
 
-    def test_state_of_0_1_0_is_read(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_state_of_version_0_1_0_is_read(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=4).fit()
         rewrite_state(tmp_path / "update_00000004", owed=True)
         assert trainer(tiny_corpus, tmp_path).state.pending_validation
@@ -413,7 +413,7 @@ class TestDamage:
         assert model_file.read(path).tensors
 
     @pytest.mark.parametrize("content", [b"\xff\xfe", b"\n"])
-    def test_damaged_pointer_lists_the_checkpoints(self, tiny_corpus: Path, tmp_path: Path, content: bytes) -> None:
+    def test_damaged_latest_file_lists_the_checkpoints(self, tiny_corpus: Path, tmp_path: Path, content: bytes) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=2, checkpoint__every=1).fit()
         (tmp_path / "latest").write_bytes(content)
         with pytest.raises(UserError, match=r"latest(.|\n)*update_00000001, update_00000002"):
