@@ -127,6 +127,7 @@ REPRESENTATIVE = (
 
 
 class TestEquality:
+    @pytest.mark.slow
     def test_some_models_equal_one_process(self, words: Path, tiny_corpus: Path, tmp_path: Path) -> None:
         every = dict(models(words))
         assert differences({name: every[name] for name in HANDFUL}, tmp_path, tiny_corpus, processes=2) == {}

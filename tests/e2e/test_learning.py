@@ -2,7 +2,7 @@
 
 A translation model reverses strings of digits. Where a target position must look depends on the length of the source.
 Only the encoder's self-attention can find it, because each position of the decoder attends only to itself. Without
-self-attention, over four seeds, 0.015 to 0.030 of the new strings are right, at 0.73 to 0.77 nats.
+self-attention 0.015 to 0.040 of the new strings are right, at 0.69 to 0.77 nats, over five seeds.
 A language model repeats what it has read, with every kind that has a causal role.
 """
 
@@ -29,9 +29,9 @@ ITSELF = {"kind": "sliding_window", "window": 1}
 """Self-attention in which each position attends only to itself."""
 SETTINGS: dict[str, Any] = {
     "device": "cpu",
-    "max_updates": 700,  # after 500 a rare seed has 0.62 of the strings right, after 700 the same seed has all
+    "max_updates": 700,  # after 500 fnet had 0.73 of the strings right at one seed, after 700 it had 0.98
     "clip_norm": 1.0,
-    "batch": {"max_tokens": 1200},
+    "batch": {"max_tokens": 600},
     "model": {
         "dim": 64,
         "ffn_dim": 128,

@@ -24,6 +24,7 @@ def assert_equals_eager_mode(case: Case) -> None:
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [MORE[0]], ids=str)
 def test_model_trains_as_one_graph(case: Case) -> None:
     assert_equals_eager_mode(case)

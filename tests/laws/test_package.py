@@ -93,6 +93,7 @@ class TestRunLaws:
             run_laws(running_mean, variants={"": {"biass": False}})
 
 
+@pytest.mark.slow
 def test_laws_need_no_pytest() -> None:
     without_pytest = "import sys; sys.modules['pytest'] = None; "
     code = "from seqtk.testing.laws import run_laws; run_laws('fnet', sizes=['short'])"

@@ -63,6 +63,7 @@ def arguments(tiny_corpus: Path) -> tuple[str, ...]:
     )
 
 
+@pytest.mark.slow
 class TestTask:
     """A task, with its own source, head and metrics."""
 
@@ -92,6 +93,7 @@ class TestTask:
             train(*limit)
 
 
+@pytest.mark.slow
 class TestSource:
     """A data source."""
 
@@ -105,6 +107,7 @@ class TestSource:
         assert report["nll"] == pytest.approx(logged(pairs_run, "valid")[-1]["nll"], rel=1e-4)
 
 
+@pytest.mark.slow
 class TestMetric:
     """A metric, whose direction decides which model is best."""
 

@@ -102,11 +102,13 @@ class TestFailures:
         with pytest.raises(LookupError, match=r"(?s)in __getitem__.*example 99 is broken"):
             next(loaded)
 
+    @pytest.mark.slow
     def test_a_user_error_keeps_its_lines(self) -> None:
         with pytest.raises(UserError) as raised:
             read([98], workers=1)
         assert str(raised.value) == "example 98 is missing\nmake it"
 
+    @pytest.mark.slow
     def test_a_worker_that_exits_is_a_user_error(self) -> None:
         with pytest.raises(UserError, match=r"batch\.workers"):
             read([97], workers=1)
