@@ -21,7 +21,7 @@ demo: .venv/installed
 	@echo; echo "Curves: $(BIN)/tensorboard --logdir $(DEMO)/tensorboard"
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m 'not slow' -n 2
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile  # one process per file: its fixtures are made once
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

@@ -56,6 +56,8 @@ def _train(config: "TrainConfig") -> "Result":
         if "TORCHELASTIC_ERROR_FILE" in os.environ:
             from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+            if isinstance(error, UserError):
+                error.__traceback__ = None  # torchrun's report shows the message alone
             get_error_handler().record_exception(error)
         if not isinstance(error, LostProcessError):
             raise

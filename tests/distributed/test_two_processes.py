@@ -186,6 +186,15 @@ def test_sigterm_saves_and_resumes(tiny_corpus: Path, tmp_path: Path) -> None:
     assert f"Resuming from update {update}" in errors
 
 
+def test_bad_input_is_reported_without_tracebacks(tiny_corpus: Path, tmp_path: Path) -> None:
+    """torchrun's own traceback is printed; that of the processes is not, since the message says what is wrong."""
+    code, errors = train(2, tiny_corpus, tmp_path / "run", "validation.metric=bleu", "validation.decode=false")
+    assert code != 0
+    assert "validation.metric=bleu" in errors
+    assert f"{Path('seqtk', 'training')}" not in errors
+    assert not (tmp_path / "run").exists()
+
+
 def test_max_hours_ends_all_processes(tiny_corpus: Path, tmp_path: Path) -> None:
     code, errors = train(2, tiny_corpus, tmp_path / "run", "max_hours=1e-9")
     assert code != 0
