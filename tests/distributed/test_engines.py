@@ -253,7 +253,7 @@ class TestPrecision:
         assert {name: value for name, value in found.items() if not value <= UPDATES * STEP * ROUNDING} == {}
 
     @pytest.mark.matrix
-    def test_every_layer_computes_in_bfloat16(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_every_layer_in_bfloat16_equals_one_process(self, tiny_corpus: Path, tmp_path: Path) -> None:
         """As in one process, but for where weights and gradients are rounded. Each layer is in all of its roles."""
         cases: dict[str, list[str]] = {}
         for role, slot in SLOTS.items():

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from seqtk.data.preprocess import PreprocessConfig, preprocess
-from tests.unit.training.helpers import losses
+from tests.unit.training.helpers import byte_corpus, losses
 from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.slow
@@ -36,24 +35,14 @@ ARGUMENTS = [
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A data-bin of one kilobyte of text, tokenized into bytes."""
     folder = tmp_path_factory.mktemp("text")
-    (folder / "train").write_text("".join(f"line {number} of {number**2}\n" for number in range(60)))
-    (folder / "valid").write_text("line 61 of 3721\n")
-    preprocess(
-        PreprocessConfig(
-            tokens="bytes",
-            train=f"{folder}/train",
-            valid=(f"{folder}/valid",),
-            destdir=f"{folder}/data-bin",
-            workers=1,
-        )
-    )
-    return folder / "data-bin"
+    train = "".join(f"line {number} of {number**2}\n" for number in range(60))
+    return byte_corpus(folder, train=train, valid="line 61 of 3721\n")
 
 
-def train(processes: int, corpus: Path, save_dir: Path, *extra: str) -> None:
+def train(processes: int, corpus: str, save_dir: Path, *extra: str) -> None:
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     command = [sys.executable, "-m", *(torchrun if processes > 1 else []), "seqtk.cli.train"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -65,7 +54,7 @@ def train(processes: int, corpus: Path, save_dir: Path, *extra: str) -> None:
 
 
 @pytest.mark.parametrize("extra", [(), ("model.adaptive={cutoffs:[90,200]}",)], ids=["plain", "adaptive"])
-def test_losses_equal_one_process(corpus: Path, tmp_path: Path, extra: tuple[str, ...]) -> None:
+def test_losses_equal_one_process(corpus: str, tmp_path: Path, extra: tuple[str, ...]) -> None:
     """Also with an adaptive head whose last cluster has no target: no byte of the text has an id from 200 on."""
     train(1, corpus, tmp_path / "one", "update_freq=2", *extra)
     train(2, corpus, tmp_path / "two", *extra)
@@ -75,7 +64,7 @@ def test_losses_equal_one_process(corpus: Path, tmp_path: Path, extra: tuple[str
         assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-4)
 
 
-def test_processes_may_drop_different_layers(corpus: Path, tmp_path: Path) -> None:
+def test_processes_may_drop_different_layers(corpus: str, tmp_path: Path) -> None:
     train(2, corpus, tmp_path, "model.layer_drop=0.5")
     assert len(losses(tmp_path)) == 8
 
@@ -91,7 +80,7 @@ SIZES = ["model.dim=16", "model.ffn_dim=32", "model.heads=2", "model.layers=2", 
 TOKENS = [*STREAMS, "model=recurrent_memory_lm", *SIZES, "model.segment_length=16", "max_updates=4"]
 
 
-def test_streams_resume_with_other_processes(corpus: Path, tmp_path: Path) -> None:
+def test_streams_resume_with_other_processes(corpus: str, tmp_path: Path) -> None:
     train(1, corpus, tmp_path / "one", *TRANSFORMER_XL)
     train(2, corpus, tmp_path / "two", *TRANSFORMER_XL, "max_updates=4")
     train(1, corpus, tmp_path / "two", *TRANSFORMER_XL, "update_freq=3", "max_updates=12")
@@ -103,7 +92,7 @@ def test_streams_resume_with_other_processes(corpus: Path, tmp_path: Path) -> No
         assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-5)
 
 
-def test_losses_with_memory_tokens_equal_one_process(corpus: Path, tmp_path: Path) -> None:
+def test_losses_with_memory_tokens_equal_one_process(corpus: str, tmp_path: Path) -> None:
     train(1, corpus, tmp_path / "one", *TOKENS)
     train(2, corpus, tmp_path / "two", *TOKENS)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")

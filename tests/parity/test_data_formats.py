@@ -83,33 +83,28 @@ def test_tokenised_text_makes_the_same_files(
     assert_same_files(golden / "data-bin" / name, tmp_path / "bin")
 
 
-def test_raw_text_makes_the_same_files(golden: Path, tmp_path: Path) -> None:
+def preprocess_raw_text(golden: Path, destdir: Path, **settings: Any) -> None:
     preprocess(
         PreprocessConfig(
             source_lang="en",
             target_lang="de",
             valid=(f"{golden}/text/valid",),
-            test=(f"{golden}/text/test",),
             sentencepiece=f"{golden}/text/spm.model",
-            source_dict=f"{golden}/data-bin/joined/dict.en.txt",
-            destdir=f"{tmp_path}/bin",
+            destdir=str(destdir),
             workers=1,
+            **settings,
         )
     )
-    assert_same_files(golden / "data-bin" / "joined", tmp_path / "bin", skip="train")
+
+
+def test_raw_text_makes_the_same_files(golden: Path, tmp_path: Path) -> None:
+    joined = golden / "data-bin" / "joined"
+    preprocess_raw_text(golden, tmp_path / "bin", test=(f"{golden}/text/test",), source_dict=f"{joined}/dict.en.txt")
+    assert_same_files(joined, tmp_path / "bin", skip="train")
 
 
 def test_vocabulary_equals_the_vocab_file(golden: Path, tmp_path: Path) -> None:
-    preprocess(
-        PreprocessConfig(
-            source_lang="en",
-            target_lang="de",
-            valid=(f"{golden}/text/valid",),
-            sentencepiece=f"{golden}/text/spm.model",
-            destdir=f"{tmp_path}/bin",
-            workers=1,
-        )
-    )
+    preprocess_raw_text(golden, tmp_path / "bin")
     rows = (golden / "text" / "spm.vocab").read_text(encoding="utf-8").split("\n")[3:-1]
     tokens = DataBin(tmp_path / "bin").vocabulary("en").tokens[4:]
     assert tokens[: len(rows)] == [row.split("\t")[0] for row in rows]

@@ -45,11 +45,20 @@ class TestLoad:
     def test_run_folder_stands_for_best_model(self, run_dir: Path) -> None:
         assert model_file.read(run_dir).info == model_file.read(run_dir / "best.safetensors").info
 
-    def test_unknown_config_key_is_named(self, run_dir: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("key", "value", "words"),
+        [
+            ("width", 3, r"new\.safetensors was written by seqtk .*model\.width"),
+            ("ffn_dim", 64, r"feed_forward.*\[32, 16\].*\[64, 16\]"),
+        ],
+    )
+    def test_unknown_keys_and_other_shapes_are_named(
+        self, run_dir: Path, tmp_path: Path, key: str, value: int, words: str
+    ) -> None:
         contents = model_file.read(run_dir)
-        contents.config["model"]["width"] = 3
+        contents.config["model"][key] = value
         model_file.write(tmp_path / "new.safetensors", contents)
-        with pytest.raises(UserError, match=r"new\.safetensors was written by seqtk .*model\.width"):
+        with pytest.raises(UserError, match=words):
             model_file.load(tmp_path / "new.safetensors")
 
     def test_settings_of_training_are_not_read(self, run_dir: Path, tmp_path: Path) -> None:
@@ -57,13 +66,6 @@ class TestLoad:
         config = {**contents.config, "optimizer": {"kind": "of the future"}, "new": 1}
         model_file.write(tmp_path / "a.safetensors", replace(contents, config=config))
         assert model_file.load(tmp_path / "a.safetensors").config == config
-
-    def test_tensors_of_another_model_are_named(self, run_dir: Path, tmp_path: Path) -> None:
-        contents = model_file.read(run_dir)
-        contents.config["model"]["ffn_dim"] = 64
-        model_file.write(tmp_path / "other.safetensors", contents)
-        with pytest.raises(UserError, match=r"feed_forward.*\[32, 16\].*\[64, 16\]"):
-            model_file.load(tmp_path / "other.safetensors")
 
     def test_file_without_vocabulary_is_incomplete(self, run_dir: Path, tmp_path: Path) -> None:
         contents = model_file.read(run_dir)

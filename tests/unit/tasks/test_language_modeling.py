@@ -11,29 +11,16 @@ import pytest
 import torch
 
 from seqtk.checkpoint import model_file
-from seqtk.config import schema
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.metrics import Evaluation, metrics
 from seqtk.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from seqtk.tasks.translation import TranslationConfig, TranslationTask
-from seqtk.training.config import TrainConfig
-from seqtk.training.parallel import start_engine
 from seqtk.training.trainer import Trainer
 from seqtk.utils.errors import UserError
+from tests.unit.training.helpers import text_trainer
 
 LINES = [f"the {a} sees the {b}, and {b} is glad.\n" for a in ("dog", "cat", "bird") for b in ("tree", "house", "sea")]
-SETTINGS: dict[str, Any] = {
-    "device": "cpu",
-    "max_updates": 9,
-    "batch": {"max_tokens": 64},
-    "model": {"kind": "transformer_lm", "dim": 16, "ffn_dim": 32, "heads": 2, "layers": 2, "layer_drop": 0.2},
-    "criterion": "cross_entropy",
-    "schedule": {"warmup_updates": 4},
-    "optimizer": {"lr": 0.01},
-    "checkpoint": {"every": 4},
-    "validation": {"every": 5},
-    "log": {"every": 1, "tensorboard": False},
-}
+MODEL = {"kind": "transformer_lm", "dim": 16, "ffn_dim": 32, "heads": 2, "layers": 2, "layer_drop": 0.2}
 
 
 @pytest.fixture
@@ -54,17 +41,7 @@ def make(folder: Path, name: str, **changes: Any) -> str:
 
 
 def trainer(data: str, save_dir: Path, **changes: Any) -> Trainer:
-    config = schema.from_dict(
-        TrainConfig,
-        {
-            **SETTINGS,
-            "save_dir": str(save_dir),
-            "task": {"kind": "language_modeling", "data": data, "tokens_per_sample": 16},
-        },
-    )
-    for key, value in changes.items():
-        config = schema.update(config, key.replace("__", "."), value)
-    return Trainer(config, engine=start_engine(device="cpu"))
+    return text_trainer(data, save_dir, **{"model": MODEL, "batch": {"max_tokens": 64}, **changes})
 
 
 def logged(save_dir: Path, kind: str) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from seqtk.config import schema
+from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import start_engine
 from seqtk.training.trainer import Trainer
@@ -39,6 +40,40 @@ def tiny_config(corpus: Path, save_dir: Path, **changes: Any) -> TrainConfig:
 def trainer(corpus: Path, save_dir: Path, **changes: Any) -> Trainer:
     """A trainer in this process."""
     return Trainer(tiny_config(corpus, save_dir, **changes), engine=start_engine(device="cpu"))
+
+
+def byte_corpus(folder: Path, *, train: str, valid: str) -> str:
+    """Returns a data-bin of two texts, tokenized into bytes."""
+    (folder / "train").write_text(train)
+    (folder / "valid").write_text(valid)
+    preprocess(
+        PreprocessConfig(
+            tokens="bytes", train=f"{folder}/train", valid=(f"{folder}/valid",), destdir=f"{folder}/bin", workers=1
+        )
+    )
+    return f"{folder}/bin"
+
+
+def text_trainer(data: str, save_dir: Path, *, model: dict[str, Any], batch: dict[str, Any], **changes: Any) -> Trainer:
+    """A trainer of a language model on samples of 16 tokens; `changes` are dotted keys with `__` for the dot."""
+    tree = {
+        "device": "cpu",
+        "save_dir": str(save_dir),
+        "max_updates": 9,
+        "task": {"kind": "language_modeling", "data": data, "tokens_per_sample": 16},
+        "model": model,
+        "batch": batch,
+        "criterion": "cross_entropy",
+        "schedule": {"warmup_updates": 4},
+        "optimizer": {"lr": 0.01},
+        "checkpoint": {"every": 4},
+        "validation": {"every": 5},
+        "log": {"every": 1, "tensorboard": False},
+    }
+    config = schema.from_dict(TrainConfig, tree)
+    for key, value in changes.items():
+        config = schema.update(config, key.replace("__", "."), value)
+    return Trainer(config, engine=start_engine(device="cpu"))
 
 
 def losses(save_dir: Path, kind: str = "train") -> list[tuple[int, float]]:

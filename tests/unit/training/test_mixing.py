@@ -102,11 +102,11 @@ def _run(save_dir: Path, **changes: Any) -> Trainer:
 
 
 class TestRefused:
-    def test_temperature_without_corpora(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_temperature_without_corpora_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"task\.temperature=5\.0 has no effect"):
             trainer(tiny_corpus, tmp_path / "run", task__temperature=5)
 
-    def test_another_vocabulary(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
+    def test_other_vocabulary_is_refused(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
         changed = tmp_path / "changed"
         shutil.copytree(other, changed)
         text = (changed / "dict.de.txt").read_text().splitlines()

@@ -8,16 +8,13 @@ import pytest
 import torch
 
 from seqtk.checkpoint import model_file
-from seqtk.config import schema
 from seqtk.data.batch import LanguageBatch
 from seqtk.data.plan import stream_rows
-from seqtk.data.preprocess import PreprocessConfig, preprocess
-from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import start_engine
 from seqtk.training.trainer import Trainer
 from seqtk.training.validation import validate
 from seqtk.utils.errors import UserError
-from tests.unit.training.helpers import losses, tiny_config
+from tests.unit.training.helpers import byte_corpus, losses, text_trainer, tiny_config
 
 MODEL: dict[str, Any] = {"kind": "transformer_lm", "dim": 16, "ffn_dim": 32, "heads": 2, "layers": 2}
 MEMORIES: dict[str, dict[str, Any]] = {
@@ -27,44 +24,20 @@ MEMORIES: dict[str, dict[str, Any]] = {
     "memory tokens": MODEL | {"kind": "recurrent_memory_lm", "segment_length": 8, "memory_tokens": 2},
     "without": MODEL,
 }
-SETTINGS: dict[str, Any] = {
-    "device": "cpu",
-    "max_updates": 9,
-    "batch": {"streams": 6},
-    "criterion": "cross_entropy",
-    "schedule": {"warmup_updates": 4},
-    "optimizer": {"lr": 0.01},
-    "checkpoint": {"every": 4},
-    "validation": {"every": 5},
-    "log": {"every": 1, "tensorboard": False},
-}
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Some 660 bytes, so that an epoch of 6 streams of samples of 16 is seven updates, the last with fewer rows."""
     folder = tmp_path_factory.mktemp("text")
-    (folder / "train").write_text("".join(f"{number} and {number**2}; " for number in range(50)))
-    (folder / "valid").write_text("".join(f"{number} and {number**2}; " for number in range(20, 30)))
-    preprocess(
-        PreprocessConfig(
-            tokens="bytes",
-            train=f"{folder}/train",
-            valid=(f"{folder}/valid",),
-            destdir=f"{folder}/bin",
-            workers=1,
-        )
+    train, valid = (
+        "".join(f"{number} and {number**2}; " for number in numbers) for numbers in (range(50), range(20, 30))
     )
-    return f"{folder}/bin"
+    return byte_corpus(folder, train=train, valid=valid)
 
 
 def trainer(corpus: str, save_dir: Path, memory: str = "transformer_xl", **changes: Any) -> Trainer:
-    task = {"kind": "language_modeling", "data": corpus, "tokens_per_sample": 16}
-    tree = SETTINGS | {"save_dir": str(save_dir), "task": task, "model": MEMORIES[memory]}
-    config = schema.from_dict(TrainConfig, tree)
-    for key, value in changes.items():
-        config = schema.update(config, key.replace("__", "."), value)
-    return Trainer(config, engine=start_engine(device="cpu"))
+    return text_trainer(corpus, save_dir, model=MEMORIES[memory], batch={"streams": 6}, **changes)
 
 
 @pytest.mark.parametrize("memory", MEMORIES)

@@ -75,7 +75,7 @@ class TestSeveralSplits:
             trainer(tmp_path / "corpus", tmp_path / "run", **changes)
         assert not (tmp_path / "run").exists()
 
-    def test_a_set_of_other_data_may_decide(self, two_splits: Path, tmp_path: Path) -> None:
+    def test_split_of_other_data_may_choose_the_best_model(self, two_splits: Path, tmp_path: Path) -> None:
         other = tmp_path / "other"
         shutil.copytree(two_splits, other)
         sets = [{"data": str(other), "split": "valid1"}, {"split": "valid"}]
