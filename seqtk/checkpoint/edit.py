@@ -46,7 +46,7 @@ def average(paths: Sequence[str | os.PathLike[str]]) -> ModelFile:
         for name, tensor in each.tensors.items():
             if not tensor.is_floating_point():
                 continue
-            if not bool(tensor.float().square().sum().isfinite()):  # then activations overflow too
+            if not bool(tensor.float().square().sum().isfinite()):  # with such weights, activations overflow too
                 raise UserError(
                     f"{path} holds weights that are infinite, NaN or close to overflow. The first is in {name}.",
                     "Its training diverged: average earlier checkpoints, or train again with a lower optimizer.lr.",

@@ -63,7 +63,7 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a configuration that define a model."""
+    """The parts of a configuration that define a model: its task and its architecture."""
 
     task: TaskConfig = TaskConfig()
     model: ModelConfig = ModelConfig()
@@ -274,7 +274,7 @@ def modern_task(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the tree of a task's configuration, with a removed task replaced by its successor.
 
     Raises:
-        UserError: If it is no tree.
+        UserError: If `tree` is not a mapping, or its `kind` is not a string.
     """
     if not isinstance(tree, Mapping) or not isinstance(tree.get("kind", ""), str):
         raise UserError("task: must be a table with a kind.")

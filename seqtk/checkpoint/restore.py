@@ -21,7 +21,7 @@ _FORMER_NAMES = {"validation_owed": "pending_validation"}
 """Fields of `TrainState` as seqtk 0.1 wrote them."""
 
 NONE = ""
-"""What a process tells the others if it can read no checkpoint. It sorts before the names of all checkpoints."""
+"""The value that a process sends to the others if it can read no checkpoint. Sorts before all checkpoint names."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Checkpoint:
 
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Reads a checkpoint and verifies its checksums. Raises UserError if a file is missing or damaged."""
-    paths = [folder / STREAM_STATE, folder / "carried.safetensors"]  # the second by seqtk 0.1
+    paths = [folder / STREAM_STATE, folder / "carried.safetensors"]  # seqtk 0.1 wrote the second name
     streams = next((path for path in paths if path.is_file()), None)
     return Checkpoint(
         folder=folder,
@@ -60,7 +60,7 @@ def load_latest(folder: Path, *, gather: Callable[[str], list[str]]) -> tuple[Ch
         gather: Collects a value from all processes, so that all read the same checkpoint.
 
     Returns:
-        The checkpoint, and a line about the damage, empty if there is none.
+        The checkpoint, and a warning if newer checkpoints are damaged, otherwise "".
 
     Raises:
         UserError: If no checkpoint can be read.

@@ -44,7 +44,7 @@ from seqtk.utils.files import atomic_directory, check_writable, write_text
 STREAM_STATE = "stream_state.safetensors"
 AVERAGE = "ema.safetensors"
 FILES = "files"
-"""The key of the other files of the checkpoint in `state.json`."""
+"""The key in `state.json` with the names of the other files of the checkpoint."""
 MOST_READ = 1000
 """How many examples of a corpus its fingerprint includes."""
 
@@ -56,11 +56,11 @@ class TrainState:
     update: int = 0
     position: Position = field(default_factory=Position)
     metric: str = ""
-    """The metric and the split of `best`."""
+    """The metric and the validation set of `best`."""
     best: float | None = None
     validations_without_best: int = 0
     pending_validation: bool = False
-    """Whether the validation of this update is still to be done."""
+    """Whether the validation of this update has not been run yet."""
     seconds: float = 0.0
     """Time spent training, over all sessions of the run."""
     interval: dict[str, float] = field(default_factory=dict)
@@ -242,7 +242,7 @@ def _remove_partial(save_dir: Path) -> None:
 def fingerprint(train_set: Dataset) -> str:
     """Returns a fingerprint of the training data: the number of examples, and CRCs of all lengths and some examples.
 
-    Of several corpora it has the fingerprint of each.
+    For a mixture of corpora, it contains the fingerprint of each.
     """
     if isinstance(train_set, MixedExamples):
         return " + ".join(map(fingerprint, train_set.corpora))

@@ -29,7 +29,7 @@ from seqtk.utils.errors import UserError, how_many
 
 
 class Fate(StrEnum):
-    """What happened to a tensor."""
+    """How a tensor was initialized, or that it was not used."""
 
     TAKEN = "taken"
     RESIZED = "resized"
@@ -45,13 +45,13 @@ class Transfer:
     """The weights of a new model that is initialized from an old one."""
 
     tensors: Tensors
-    """Every tensor of the new model."""
+    """Name → tensor, for all tensors of the new model."""
     fates: dict[str, Fate]
-    """What happened to each tensor of both models."""
+    """Name → fate, for the tensors of both models."""
     sizes: dict[str, int]
-    """The number of elements of each."""
+    """Name → number of elements, for the tensors of both models."""
     notes: list[str]
-    """One line for each table of tokens and for each limit of length that differs."""
+    """One line for each table whose tokens or classes differ and for each tensor whose number of positions differs."""
 
     def lines(self) -> list[str]:
         """Returns a table of copied, resized, new and unused tensors by module, followed by the notes."""
@@ -87,12 +87,12 @@ def transfer(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets, so
     Args:
         old: The old model.
         model: The new model.
-        drawn: The tensors of `model`, as initialized.
-        assets: The assets of its task.
-        source: The name of the old model for errors.
+        drawn: The initial tensors of `model`.
+        assets: The assets of the task of `model`.
+        source: The name of the old model in error messages.
 
     Raises:
-        UserError: If no matrix of the old model fits.
+        UserError: If no weight matrix of the old model fits.
     """
     tensors: Tensors = {}
     fates = {name: Fate.NOT_USED for name in old.tensors if name not in drawn}

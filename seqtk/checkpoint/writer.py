@@ -6,19 +6,19 @@ from types import TracebackType
 
 
 class Writer:
-    """Runs functions that write files one after another, either in a thread or at once.
+    """Runs functions that write files, one at a time, either in a thread or in the caller.
 
-    `run`, `wait` and the end of the block wait for the function before, and raise its error. If the block ends by
-    another exception, that one is raised, and the error of the function is reported.
+    Use it as a context manager. `run`, `wait` and leaving the context wait for the previous function and raise its
+    exception. If another exception leaves the context, that one is raised, and the function's exception is reported.
 
     Args:
-        asynchronous: Whether functions run in a thread. Then nothing may change the data that they write.
-        report: Shows the user a line.
+        asynchronous: Whether functions run in a thread. The data that they write must then not change.
+        report: Prints a line for the user.
     """
 
     def __init__(self, *, asynchronous: bool, report: Callable[[str], None] = print) -> None:
         self.asynchronous, self.report = asynchronous, report
-        self._thread = ThreadPoolExecutor(1, "checkpoint")  # starts its thread for the first function
+        self._thread = ThreadPoolExecutor(1, "checkpoint")  # the thread starts with the first function
         self._task: Future[object] | None = None
 
     def __enter__(self) -> "Writer":
@@ -43,8 +43,8 @@ class Writer:
             function()
 
     def wait(self) -> None:
-        """Waits until everything is written. An interrupt (Ctrl-C) ends the call, but not the function."""
+        """Waits until everything is written. An interrupt (Ctrl-C) stops the waiting, but not the writing."""
         if self._task is not None:
-            self._task.exception()  # if an interrupt ends this line, the next call waits again
+            self._task.exception()  # after an interrupt here, the next call waits again
             task, self._task = self._task, None
             task.result()

@@ -1,6 +1,6 @@
-"""The registries of importers and exporters: models of other toolkits in, models for other toolkits out.
+"""The base classes and registries of importers (from other toolkits) and exporters (to other toolkits).
 
-An importer or exporter is one file: a config dataclass and a class, registered under the name that `format=` takes.
+An importer or exporter consists of a config dataclass and a class, registered under the name that `format=` takes.
 """
 
 import abc
@@ -28,7 +28,7 @@ class ExporterConfig:
 
 @dataclass(frozen=True)
 class ImportModelConfig:
-    """Settings of seqtk-import: which model, in which format it is, and the file to write."""
+    """Settings of seqtk-import: the model to read, its format, and the file to write."""
 
     checkpoint: str = setting("", help="The file or folder that the other toolkit wrote.")
     format: ImporterConfig = setting(ImporterConfig(), help="The importer.")
@@ -38,7 +38,7 @@ class ImportModelConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Settings of seqtk-export: which model, into which format, and where to write it."""
+    """Settings of seqtk-export: the model, the format, and where to write it."""
 
     checkpoint: str = setting("", help="A model file, the folder of one checkpoint, or the folder of a run.")
     format: ExporterConfig = setting(ExporterConfig(), help="The exporter.")
@@ -60,8 +60,8 @@ class Importer(abc.ABC):
     def read(self, path: Path) -> ModelFile:
         """Returns the model at `path` as the contents of a model file.
 
-        `config` needs the parts `task` and `model`, `assets` what the task's `assets()` returns. Raises UserError for
-        a file that is no such model, and for a model that seqtk cannot reproduce.
+        The returned `config` must have `task` and `model`; `assets` must be what the task's `assets()` returns. Raises
+        UserError if the file is not a model of this toolkit, or if seqtk cannot reproduce the model.
         """
 
 

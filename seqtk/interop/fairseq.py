@@ -1,8 +1,9 @@
-"""Imports fairseq's models, with equal features and scores: the importer, and the import of translation models.
+"""Imports fairseq's translation and language models. Imported models compute the same features and scores.
 
-Reads checkpoints of fairseq 0.6 to 0.12: settings in `cfg` or in `args`, separate or stacked projections, named or
-numbered norms, tied tables stored twice or once. Every key is used or known to be irrelevant. An option that seqtk
-does not support is an error that names the option; nothing is ignored silently.
+This file contains the importer and the conversion of translation models. It reads checkpoints of fairseq 0.6 to 0.12:
+settings in `cfg` or in `args`, separate or stacked projections, named or numbered norms, tied tables stored twice or
+once. Every key in a file is either used or known to be irrelevant. An option that seqtk does not support raises an
+error with its name.
 """
 
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ REFUSED = {
     "no_cross_attention": "a decoder that does not see the source",
     "no_decoder_final_norm": "a decoder without its final norm",
 }
-"""Options of fairseq that seqtk's Transformer does not support, in addition to the ones that no decoder supports."""
+"""Options of fairseq that seqtk's Transformer does not support, in addition to `REFUSED` → their description."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Imported:
 
     config: TransformerConfig
     state: dict[str, Tensor]
-    """Float32, by seqtk's parameter names; tied tables under each of their names."""
+    """Parameter name in seqtk → float32 tensor. Tied tables appear under each of their names."""
     source_vocabulary: int
     target_vocabulary: int
     source_lang: str | None
@@ -112,7 +113,7 @@ class FairseqImporter(Importer):
                 task = self._language_task(imported)
             else:
                 task = self._translation_task(imported)
-        except UserError as error:  # of the data, which this command does not know as task.source
+        except UserError as error:  # name the setting of this command, not task.source
             raise UserError(*str(error).replace("task.source.", "").splitlines()) from None
         criterion = {"kind": "label_smoothed_cross_entropy", "label_smoothing": imported.label_smoothing}
         return ModelFile(

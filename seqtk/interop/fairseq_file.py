@@ -1,4 +1,4 @@
-"""Reads one checkpoint file of fairseq: its options and tensors, for any model."""
+"""Reads the options and tensors of a fairseq checkpoint, for any kind of model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class FairseqFile:
     where: str
     options: Options
     tensors: dict[str, Tensor]
-    """By their names in the file."""
+    """Name in the file → tensor."""
     updates: int
     """The number of updates in training."""
 

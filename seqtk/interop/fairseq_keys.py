@@ -75,7 +75,7 @@ EMPTY = re.compile(
     r"(encoder|decoder)\.(version|embed_positions\._float_tensor|layers\.\d+\.conv\.conv_bias"
     r"|embed_tokens\._float_tensor|adaptive_softmax\.version|adaptive_softmax\.head\._float_tensor)"
 )
-"""Keys that hold a format version, a device, or uninitialized memory, and nothing of the model."""
+"""Keys to ignore: they hold a format version, a device, or uninitialized memory, not weights."""
 
 
 def fairseq_name(name: str, *, lightconv: bool = False) -> str:
@@ -118,8 +118,8 @@ def seqtk_state(
 ) -> dict[str, Tensor]:
     """Returns fairseq's tensors, `state`, in float32 under seqtk's names, with the shapes that `model` requires.
 
-    Of tensors that are tied in `model`, all but one may be missing. Raises a UserError that names the key if a tensor
-    is missing or unknown, has another shape than the options require, or differs from one that it is tied to.
+    At least one of several tied tensors must be present. Raises a UserError that names the key if a tensor is missing
+    or unknown, has another shape than the options require, or differs from a tensor to which it is tied.
     """
     ours: dict[str, Tensor] = {}
     unused = {name for name in state if not EMPTY.fullmatch(name)}

@@ -1,4 +1,4 @@
-"""Imports fairseq's language models, with equal features and scores."""
+"""Imports fairseq's language models. Imported models compute the same features and scores."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class ImportedLanguageModel:
 
     config: TransformerLMConfig
     state: dict[str, Tensor]
-    """Float32, by seqtk's parameter names; a tied table under each of its names."""
+    """Parameter name in seqtk → float32 tensor. A tied table appears under each of its names."""
     vocabulary: int
     tokens_per_sample: int
     break_mode: BreakMode

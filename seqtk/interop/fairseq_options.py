@@ -16,7 +16,7 @@ REFUSED = {
     "scale_heads": "NormFormer's scales",
     "scale_resids": "NormFormer's scales",
 }
-"""Options of fairseq that no decoder of seqtk supports, with what they ask for. Unset or false they are accepted."""
+"""Options of fairseq that no decoder of seqtk supports → their description. Unset or false values are accepted."""
 
 
 class Options:

@@ -22,10 +22,10 @@ STUBBED_MODULES = ("argparse", "fairseq", "hydra", "numpy", "omegaconf", "pathli
 """Packages whose classes appear in fairseq checkpoints; each becomes a stub, so none of them is imported or called."""
 
 STUBBED_TYPES = ("bool", "dict", "float", "int", "list", "object", "str", "tuple")
-"""Built-in types, which omegaconf names for the values it holds."""
+"""Built-in types, to which omegaconf refers as the types of its values."""
 
 ORDINARY = ("torch", "collections", "_codecs", "builtins.set", "builtins.bytearray")
-"""Where the globals of tensors and containers come from; torch decides which of these it builds."""
+"""Packages and types of tensors and containers. torch's reader decides which of their classes are safe."""
 
 
 class Stub:
@@ -64,7 +64,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (MemoryError, PermissionError):
         raise
-    except Exception as error:  # a malformed file can raise anything at all
+    except Exception as error:  # a malformed file can raise any exception
         raise _refusal(path, names) from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint.")

@@ -14,18 +14,18 @@ class Report:
     scores: dict[str, Score]
     """Metric → score."""
     counts: dict[str, int]
-    """How much was evaluated."""
+    """What was evaluated → how many, for example the number of sentences."""
     outputs: list[Output]
     """The model's outputs in the order of the examples; empty if nothing was decoded."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns a dict for JSON with one key for each value, signature and count."""
+        """Returns a dict for JSON with one key for each score, signature, confidence interval and count."""
         signatures = {f"{name}_signature": score.signature for name, score in self.scores.items() if score.signature}
         intervals = {f"{name}_interval": score.interval for name, score in self.scores.items() if score.interval}
         return {name: score.value for name, score in self.scores.items()} | signatures | intervals | self.counts
 
     def lines(self) -> list[str]:
-        """Returns the lines of the report: the counts, then one line per metric with its unit and interval."""
+        """Returns the lines to print: the counts, each metric with its unit and confidence interval, the signatures."""
         about = ", ".join(
             how_many(count, name.replace("_", " ").removesuffix("s")) for name, count in self.counts.items()
         )

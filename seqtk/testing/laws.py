@@ -60,9 +60,9 @@ class Law:
     roles: Role
     sizes: tuple[str, ...]
     slow: bool
-    """Takes seconds, so `law_cases` and `run_laws` leave it out unless `slow=True`."""
+    """Whether the law takes seconds. `law_cases` and `run_laws` skip such laws unless `slow=True`."""
     only_if: Callable[[Subject], bool]
-    """Whether the subject makes the promise at all."""
+    """An additional condition on the subject for the law to apply."""
 
     def applies(self, subject: Subject) -> bool:
         """Returns whether the law applies to this subject."""
@@ -74,7 +74,7 @@ class Law:
 
     @property
     def promise(self) -> str:
-        """The promise in one sentence."""
+        """The property in one sentence."""
         return (self.check.__doc__ or "").strip().splitlines()[0]
 
 

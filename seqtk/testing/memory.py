@@ -14,16 +14,16 @@ from torch.utils._pytree import tree_leaves
 from seqtk.attention import Attention, Role
 
 PADDING = 3
-"""Padding at the end of the measured input."""
+"""The number of padding positions at the end of the measured input."""
 
 
 class Measure(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the storage of every tensor that is created inside the context. Views count once."""
 
     largest = 0
-    """Elements of the largest tensor."""
+    """The number of elements of the largest tensor."""
     peak = 0
-    """Bytes that were alive at the same time, at most."""
+    """The peak number of bytes in use at the same time."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

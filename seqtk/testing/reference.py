@@ -18,7 +18,7 @@ from seqtk.attention import Attention, Role
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Logit = Callable[[int, int, int, int], float]
-"""(row, head, query, key) → the logit."""
+"""A function that returns the attention logit for (row, head, query, key)."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Problem:
     config: Any
     role: Role
     weights: dict[str, Array]
-    """Parameters and buffers by name."""
+    """Name → parameter or buffer."""
     x_BTD: Array
     attended_BSM: Array
     """The memory of a CROSS layer; otherwise `x_BTD`."""

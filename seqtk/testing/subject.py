@@ -29,20 +29,20 @@ class Size:
     queries: int
     """The number of queries of a CROSS layer."""
     reference_lengths: tuple[int, ...]
-    """The same as `lengths` where a slow reference implementation is compared."""
+    """Shorter `lengths` for the comparison with a reference implementation, which is slow."""
     settings: Mapping[str, Any]
-    """Set in every config that has the field, unless the variant sets it."""
+    """Settings for every config that has these fields, unless the variant sets them."""
     tolerance: float
-    """Of float64 results."""
+    """The largest allowed difference of results in float64."""
 
 
 SHORT = Size("short", 8, 6, (6, 4, 1), 5, (6, 4, 1), {"heads": 2, "max_length": 12}, 1e-10)
 LONG = Size("long", 16, 12, (293, 131), 70, (139,), {"heads": 2, "max_length": 330}, 1e-9)
-"""Long enough for several blocks, chunks and windows, and for more positions than a cache's recent part (256)."""
+"""Long enough for several blocks, chunks and windows. Exceeds the recent part of a cache, 256 positions."""
 SIZES = {size.name: size for size in (SHORT, LONG)}
 
 VERY_LONG = 2100
-"""Positions from which layers with linear cost process some heads at a time (2,048) and a few more."""
+"""Slightly more than 2,048 positions, where layers with linear cost begin to process a few heads at a time."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Variant:
     """The roles in which the kind accepts these settings."""
     sizes: tuple[str, ...] = ("short", "long")
     bfloat16_error: float = 0.02
-    """What rounding to bfloat16 between the linear maps may add to outputs, on average, relative to them."""
+    """The largest allowed mean relative error of outputs from rounding to bfloat16 between the linear maps."""
 
 
 @dataclass(frozen=True)

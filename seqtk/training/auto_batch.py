@@ -1,9 +1,9 @@
-"""The size of a batch that fits into memory: `batch.max_tokens=auto` and `update_freq=auto`.
+"""Finds the batch size that fits into memory, for `batch.max_tokens=auto` and `update_freq=auto`.
 
-The run's model computes batches of growing sizes, of its longest examples and of typical ones, with a backward pass but
-without an update. On a GPU the peak of the allocated memory counts, and a tenth of the free memory stays free. On a CPU
-the tensors that are stored for the backward pass count twice, for those that come and go, and half of the free memory
-is left to others; there a batch of more than CPU_TOKENS tokens is no faster. The size is kept in the run's checkpoints.
+The search runs forward and backward passes, without updates, over larger and larger batches of the longest examples and
+of examples of median length. On a GPU it measures the peak of the allocated memory and uses at most 90% of the free
+memory. On a CPU it estimates the peak as twice the size of the tensors stored for the backward pass, to allow for
+temporary tensors, and uses at most half of the free memory. A resumed run takes the size from its checkpoint.
 """
 
 import os
@@ -25,23 +25,26 @@ from seqtk.utils.errors import UserError, is_out_of_memory
 from seqtk.utils.memory import available_memory, saved_bytes
 
 CPU_TOKENS, GPU_TOKENS = 4096, 131_072
-"""The most tokens of a batch: more bring no speed."""
+"""The maximum number of tokens in a batch. Larger batches are not faster."""
 MIN_BATCHES = 8
-"""The least number of batches in an epoch, where the update does not need larger ones."""
+"""The minimum number of batches in an epoch, unless `batch.tokens_per_update` or an example needs larger batches."""
 
 
 def settled(config: TrainConfig, *, step: TrainStep, task: Task, train_set: Dataset, engine: Engine) -> TrainConfig:
-    """Returns the config with numbers for `auto` in the sizes of its batches and updates, the same in all processes.
+    """Returns the config with `auto` replaced by numbers in `batch.max_tokens` and `update_freq`.
+
+    All processes return the same config.
 
     Args:
         config: The run's config.
-        step: The step, before it is compiled or wrapped.
+        step: Computes the loss of a batch; not yet compiled or wrapped.
         task: Collates the batches.
-        train_set: The examples.
-        engine: The processes.
+        train_set: The training examples.
+        engine: The engine of the run.
 
     Raises:
-        UserError: If the device reports no memory, or if the smallest batch does not fit.
+        UserError: If the free memory of the device is unknown, if the longest example does not fit, or if
+            `batch.tokens_per_update` is too small for it.
     """
     batch, update_freq, total = config.batch, config.update_freq, config.batch.tokens_per_update
     parts = engine.size * (1 if is_auto(update_freq) else update_freq)
@@ -64,18 +67,18 @@ def settled(config: TrainConfig, *, step: TrainStep, task: Task, train_set: Data
 
 
 def _longest(train_set: Dataset, config: BatchingConfig) -> int:
-    """Returns the length of the longest usable example."""
+    """Returns the length of the longest example that `batch.max_length` allows."""
     longest_N = train_set.sizes_ND.reshape(len(train_set), -1).max(axis=1)
     return int(longest_N[longest_N <= (config.max_length or np.inf)].max(initial=0))
 
 
 def _kept(save_dir: Path) -> int | None:
-    """Returns `batch.max_tokens` of the run's latest checkpoint. None: there is no checkpoint."""
+    """Returns `batch.max_tokens` of the run's newest intact checkpoint, or None if there is none."""
     folder = Checkpoints(save_dir, config={}, assets={}, metric="").latest()
     for place in () if folder is None else (folder, *reversed(model_file.checkpoint_folders(save_dir))):
         try:
             tokens = model_file.read_config(place / "model.safetensors")["batch"]["max_tokens"]
-        except (UserError, KeyError):  # damaged; the run resumes from an older one
+        except (UserError, KeyError):  # damaged: the run resumes from an older checkpoint
             continue
         return tokens if isinstance(tokens, int) else None
     return None
@@ -84,7 +87,7 @@ def _kept(save_dir: Path) -> int | None:
 def _largest(
     step: TrainStep, task: Task, train_set: Dataset, config: BatchingConfig, share: int | None, *, device: torch.device
 ) -> int:
-    """Returns the most tokens of a batch that fits, at most `share`."""
+    """Returns the largest number of tokens in a batch that fits into memory, at most `share` if it is not None."""
     free = available_memory(device)
     if free is None:
         raise UserError(
@@ -95,7 +98,7 @@ def _largest(
     order_N = np.argsort(-longest_N, kind="stable")
     order_N = order_N[longest_N[order_N] <= (config.max_length or longest_N.max(initial=0))]
     if not len(order_N):
-        return share or CPU_TOKENS  # the plan says why there are no examples
+        return share or CPU_TOKENS  # planning the epoch raises the error
     least = int(longest_N[order_N[0]])
     most = share or max(int(longest_N.sum()) // MIN_BATCHES, least)
     most = max(min(most, GPU_TOKENS if device.type == "cuda" else CPU_TOKENS), least)
@@ -131,12 +134,14 @@ def _bytes(
     *,
     device: torch.device,
 ) -> int | None:
-    """Returns the memory that a batch of `size` tokens needs, of the longest or of typical examples; None: too much.
+    """Returns the bytes that a batch of `size` tokens needs, or None if it does not fit into memory.
+
+    Takes the maximum over a batch of the longest examples and one of examples of median length.
 
     Args:
         order_N: The usable examples, longest first.
-        longest_N: Their lengths.
-        most_rows: The most examples in a batch.
+        longest_N: The length of the longer side of each example.
+        most_rows: The maximum number of examples in a batch. None: no limit.
     """
     used = [0]
     for start in (0, len(order_N) // 2):
@@ -157,7 +162,7 @@ def _bytes(
 
 
 def _pass(step: TrainStep, batch: Batch) -> int:
-    """Computes a forward and a backward pass, and returns the bytes that they need in addition to what is held."""
+    """Runs a forward and a backward pass. Returns the bytes that they need in addition to those already allocated."""
     device = batch.ids_B.device
     step.train()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -172,5 +177,5 @@ def _pass(step: TrainStep, batch: Batch) -> int:
 
 
 def _optimizer_bytes(step: TrainStep) -> int:
-    """The size of two numbers for each weight, as Adam keeps them; gradients are part of the measured pass."""
+    """Returns the bytes of Adam's two moments for all trainable weights. Gradients are part of the measured pass."""
     return 2 * sum(weight.numel() * weight.element_size() for weight in step.parameters() if weight.requires_grad)

@@ -1,10 +1,10 @@
-"""The floating-point operations that training needs, and those that a device can do: what MFU compares.
+"""Counts the floating-point operations (FLOPs) of an update, and lists the peak FLOP/s of devices, to compute MFU.
 
-MFU (model FLOPs utilization; Chowdhery et al. 2022, arXiv:2204.02311, appendix B) is the number of floating-point
-operations that the model needs for the real positions of an update, divided by what the device could do in the time
-that the update took. A position that passes through W weights of matrices needs 6 W operations: 2 in the forward pass
-and 4 in the backward pass. A layer of width D that compares all of T queries with all of S keys needs another 12 T S D
-for two products of matrices. Padding, recomputed activations, norms and elementwise operations do not count.
+MFU (model FLOPs utilization; Chowdhery et al. 2022, arXiv:2204.02311, appendix B) is the number of FLOPs that the model
+needs for an update, divided by the number that the device could compute at peak speed in the same time. A position that
+is multiplied by matrices with W weights in total needs 6 W FLOPs: 2 W in the forward pass and 4 W in the backward pass.
+An attention layer of width D with T queries and S keys needs another 12 T S D for its two matrix products. Padding,
+recomputed activations, norms and elementwise operations do not count.
 """
 
 import re
@@ -41,13 +41,15 @@ CARDS: dict[str, tuple[float, float, float]] = {
     "MI300X": (1307.4, 1307.4, 163.4),
     "MI250X": (383, 383, 95.7),
 }
-"""Peak TFLOP/s of dense matrix products in bf16, fp16 and fp32, from the makers' data sheets (the values without
-sparsity; of NVIDIA's GeForce cards those with fp32 accumulation, from the architectures' white papers). fp32 is without
-TF32, as torch's default. 0: the card has no units for it."""
+"""Card → peak TFLOP/s of matrix products in bf16, fp16 and fp32. 0: the hardware does not support this precision.
+
+The values come from the makers' data sheets and do not use sparsity. For GeForce cards they come from NVIDIA's white
+papers and use fp32 accumulation. fp32 is full precision without TF32, as by default in torch.
+"""
 
 
 def peak_tflops(card: str, precision: str) -> float | None:
-    """Returns the peak of a card in `fp32`, `bf16` or `fp16`. None: it is not known."""
+    """Returns the peak TFLOP/s of a card in `fp32`, `bf16` or `fp16`, or None if it is unknown."""
     for name, figures in CARDS.items():
         if re.search(rf"\b{re.escape(name)}\b", card):
             return figures[("bf16", "fp16", "fp32").index(precision)] or None
@@ -55,20 +57,24 @@ def peak_tflops(card: str, precision: str) -> float | None:
 
 
 class ModelFlops:
-    """Counts the floating-point operations of training from the model's weights and the lengths of examples.
+    """Counts the FLOPs of an update from the model's weights and the lengths of the examples.
 
-    The weights are those of linear maps, convolutions and the output table. The encoder's weights and the
-    cross-attention's projections of the memory apply to source positions, all others to target positions. A model with
-    an encoder alone reads all sides with it. A head that pools a row is not counted, and of an adaptive softmax only
-    the most frequent band. Layers that declare `subquadratic` have no products of queries and keys.
+    Counts the weights of linear layers, convolutions and the output layer. In a model with an encoder and a decoder,
+    source positions pass through the encoder and through the key and value projections of cross-attention, and target
+    positions through all other weights. In any other model all positions pass through all weights. Heads that pool a
+    sequence are not counted, and of an adaptive softmax only the band of the most frequent tokens is counted. Layers
+    that declare `subquadratic` compute no products of all queries and keys.
+
+    Args:
+        model: The model, before its weights are sharded.
     """
 
     def __init__(self, model: Model) -> None:
         self.is_pair = hasattr(model, "encoder") and hasattr(model, "decoder")
         self.source = self.target = 0
-        """The weights that a source and a target position passes through."""
+        """The number of weights that each source and each target position is multiplied by."""
         self.pairs = dict.fromkeys((Role.ENCODER, Role.CAUSAL, Role.CROSS), 0)
-        """The width of the layers of each role that compare all positions, summed."""
+        """Role → total width of its layers that compare every query with every key."""
         of_memory: set[nn.Module] = set()
         for _, layer in model.attention_layers():
             self.pairs[layer.role] += 0 if layer.subquadratic else layer.dim
@@ -87,7 +93,11 @@ class ModelFlops:
         self.target += _head_weights(model.head)
 
     def of_update(self, sizes_ND: SizeArray) -> float:
-        """Returns the operations of the forward and backward passes over examples with these lengths."""
+        """Returns the number of FLOPs of a forward and backward pass over examples.
+
+        Args:
+            sizes_ND: The lengths of the examples: (examples,) or (examples, sides).
+        """
         lengths_ND = sizes_ND.reshape(len(sizes_ND), -1).astype(np.float64)
         source_N, target_N = lengths_ND[:, 0], lengths_ND[:, -1]
         if self.is_pair:
@@ -104,6 +114,6 @@ class ModelFlops:
 
 
 def _head_weights(head: nn.Module) -> int:
-    """The weights of the output that a position passes through."""
+    """Returns the number of the head's weights that each position is multiplied by."""
     weight = head.bands[0] if isinstance(head, AdaptiveHead) else getattr(head, "weight", None)
     return weight.numel() if isinstance(weight, Tensor) else 0

@@ -1,7 +1,7 @@
-"""Replay files, with which an update or validation batch that was not finite can be repeated without the corpus.
+"""Writes and repeats replay files, which reproduce a loss or gradient that was not finite without the corpus.
 
-A replay file is a model file of the weights before the update, with the micro-batches of all processes as additional
-tensors. Like all model files, it contains no pickled objects.
+A replay file is a model file of the weights before the failed update or validation, with the micro-batches of all
+processes as additional tensors. Like all model files, it contains no pickled objects.
 """
 
 import math
@@ -37,12 +37,12 @@ MicroBatch = tuple[Batch, State]
 
 @dataclass(frozen=True)
 class Failure:
-    """An update or validation batch that was not finite."""
+    """An update or validation whose loss, metric or gradient was not finite."""
 
     update: int
-    """The number of updates before it."""
+    """The number of updates before the failure."""
     training: bool
-    """Whether it was a training update, with dropout and a backward pass."""
+    """True for a training update, with dropout and a backward pass; False for a validation."""
     scale: float
     """The loss scale."""
     ranks: Sequence[Sequence[MicroBatch]]
@@ -53,7 +53,7 @@ class Failure:
 
 
 def write_replay(path: Path, failure: Failure, weights: Tensors, *, config: Any, assets: Assets) -> None:
-    """Writes a replay file."""
+    """Writes a replay file to `path`. `weights` are the weights before the failure."""
     tensors: Tensors = {}
     ranks = [[_packed(batch, state, tensors) for batch, state in rank] for rank in failure.ranks]
     replay = {"update": failure.update, "training": failure.training, "scale": failure.scale, "ranks": ranks}
@@ -62,7 +62,7 @@ def write_replay(path: Path, failure: Failure, weights: Tensors, *, config: Any,
 
 
 def read_replay(path: str) -> tuple[Failure, ModelFile]:
-    """Reads a replay file. Returns the failure, and the model.
+    """Reads a replay file. Returns the failure and the contents of the model file.
 
     Raises:
         UserError: If the file is missing, damaged, or not a replay file.
@@ -70,14 +70,14 @@ def read_replay(path: str) -> tuple[Failure, ModelFile]:
     if not Path(path).is_file():
         raise UserError(f"replay={path} does not exist.", "Set it to the file replay.safetensors of a run.")
     tensors, metadata = load_tensors(Path(path))
-    own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+    batch_tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
     contents = contents_of(weights, metadata, source=f"replay={path}")
     about = contents.info.get("replay")
     if about is None:
         raise UserError(f"replay={path} is not a replay file.", "A run writes one when an update is not finite.")
     try:
-        ranks = [[_unpacked(entry, own) for entry in rank] for rank in about["ranks"]]
+        ranks = [[_unpacked(entry, batch_tensors) for entry in rank] for rank in about["ranks"]]
         update, training, scale = int(about["update"]), bool(about["training"]), float(about["scale"])
         if update < 0 or not scale > 0:
             raise ValueError(f"update {update} with a loss scale of {scale:g}")
@@ -87,7 +87,7 @@ def read_replay(path: str) -> tuple[Failure, ModelFile]:
 
 
 def replay(path: str, *, device: str = "auto") -> Iterator[str]:
-    """Repeats the update in a replay file. Yields lines about the result and the first tensor that is not finite.
+    """Repeats the failure in a replay file. Yields lines about the result and the first tensor that is not finite.
 
     Raises:
         UserError: If the file is missing, damaged, or not a replay file.
@@ -114,7 +114,11 @@ def replay(path: str, *, device: str = "auto") -> Iterator[str]:
 
 
 def repeat(failure: Failure, step: TrainStep, config: TrainConfig, *, engine: Engine) -> tuple[float, float, Origin]:
-    """Repeats a failure. Returns the loss, the norm of the gradient (0 for validation), and the origin."""
+    """Repeats a failure.
+
+    Returns:
+        The loss, the gradient norm (0 for a validation), and where the first value that is not finite appeared.
+    """
     step.train(failure.training)
     size, total = len(failure.ranks), torch.zeros((), dtype=torch.float64, device=engine.device)
     weight = max(sum(batch.weight for rank in failure.ranks for batch, _ in rank), 1)

@@ -4,9 +4,10 @@ The loss of an update is (sum of losses) / (sum of weights) over the micro-batch
 not depend on how it is split. Gradients are accumulated over micro-batches, reduced in the last backward pass, and
 clipped. Dropout is a function of (seed, update, rank), and the order of batches a function of (seed, epoch).
 
-Between log lines, nothing is copied from the device to the host: losses are summed on the device. If an update is not
-finite, it and all later updates are skipped on the device until the host reads the sums. The run then returns to the
-state before the failed update, and repeats it to find the cause. With `non_finite=skip` it continues after this update.
+Between log lines, nothing is copied from the device to the host: losses are summed on the device. If the loss or
+gradient of an update is not finite, the device skips this update and all later ones until the host reads the sums. The
+run then returns to the state before the failed update and repeats it to find the cause. With `non_finite=skip` it
+continues after this update.
 """
 
 import time
@@ -135,7 +136,9 @@ class Trainer:
             self.compilation = Compilation(self.step, config, mode=mode, engine=engine, log=lambda: self.log)
         self.speed = Speed(self.model, config, device=engine.device)  # counts the weights before they are sharded
         self.wrapped = engine.wrap(self.step)
-        self.optimizer = optimizers.build(config.optimizer, self.model)  # of the parameters as the engine left them
+        self.optimizer = optimizers.build(
+            config.optimizer, self.model
+        )  # after wrapping, which may replace the parameters
         if config.lr_scales or config.layer_decay != 1:
             factors = rate_scales(self.model, config.lr_scales, layer_decay=config.layer_decay)
             scale_rates(self.optimizer, self.model, factors)
@@ -158,7 +161,7 @@ class Trainer:
         self._skips_on_device = can_skip(self.optimizer) and self.streams is None and not self._changing_layers
         self.stop = StopSignal(engine, hours=config.max_hours)
         self.skips: list[int] = []
-        """The updates that were skipped one after another, up to the last one that was."""
+        """The most recent consecutive skipped updates. A skip after an update that was made starts a new list."""
 
     def _restore(self) -> None:
         """Restores state, weights and optimizer from the latest checkpoint, or else from `init_from`."""
@@ -172,7 +175,7 @@ class Trainer:
         elif config.init_from:
             drawn = self.full_weights()
             self._begin(start_from(config, model=self.model, drawn=drawn, assets=assets, state=self.state))
-        if self.state.metric != metric:  # there is no best value of another metric yet
+        if self.state.metric != metric:  # the best value so far is of another metric
             self.state = self.state.replace(metric=metric, best=None, validations_without_best=0)
         self.saved_at = self.state.update
         self.loss_scale: LossScale | None = None
@@ -197,7 +200,7 @@ class Trainer:
         self._has_changes = start.has_changes
 
     def fit(self) -> Result:
-        """Trains until the configured end, early stopping, or a signal."""
+        """Trains until the configured end, early stopping, or a signal. Returns the result of the run."""
         config, start = self.config, self.state
         run = RunInfo(Path(config.save_dir), start.update, start.pending_validation, config.max_updates)
         sinks = config.log.all_sinks() if self.engine.is_first else ()
@@ -263,7 +266,7 @@ class Trainer:
                 plan, self.train_set, self.task.collate, device=self.engine.device, workers=config.batch.workers
             )
             yield from self.speed.loading(loaded, self.train_set.sizes_ND)
-        elif position.examples:  # other batch settings than before leave no usable example
+        elif position.examples:  # changed batch settings leave no usable example in the rest of the epoch
             self.state = self.state.replace(position=Position(position.epoch + 1))
         else:
             raise UserError(f"There are no training examples in {config.task.data}.")
@@ -271,7 +274,7 @@ class Trainer:
     # One update
 
     def update(self, micro_batches: Sequence[Batch]) -> None:
-        """Makes one update of the weights; if the gradient is not finite, nothing that a checkpoint holds changes."""
+        """Updates the weights once. If the loss or gradient is not finite, nothing that a checkpoint stores changes."""
         step, streams = self.state.update, list(self.streams.states) if self.streams else []
         self.speed.begin(step + 1)
         weight, stats, norm = self.backward(micro_batches)
@@ -296,7 +299,7 @@ class Trainer:
         self.speed.end(step + 1)
 
     def _after_update(self, step: int) -> None:
-        """Calls the layers that change after an update, with random numbers that are the same in all processes."""
+        """Calls `after_update` of the layers that override it, with the same random numbers in all processes."""
         if self._changing_layers:
             seed = np.random.SeedSequence([self.config.seed, step, 2**32 - 1]).generate_state(1)[0]
             generator = torch.Generator().manual_seed(int(seed))
@@ -304,7 +307,11 @@ class Trainer:
                 layer.after_update(step + 1, generator)
 
     def backward(self, micro_batches: Sequence[Batch]) -> tuple[float, dict[str, Tensor], Tensor]:
-        """Computes the gradient of an update. Returns its weight, the reported sums, and the gradient's norm."""
+        """Computes the gradient of an update.
+
+        Returns:
+            The sum of the batches' weights over all processes, the reported sums by name, and the gradient norm.
+        """
         engine, scale = self.engine, None if self.loss_scale is None else self.loss_scale.scale
         torch.manual_seed(dropout_seed(self.config.seed, self.state.update, engine.rank))
         self.wrapped.train()
@@ -334,7 +341,7 @@ class Trainer:
         return weight, dict(zip(names, summed, strict=True)), norm if scale is None else norm / scale
 
     def _step(self, norm: Tensor, *, skip: Tensor | None = None) -> None:
-        """Clips the gradient and lets the optimizer change the weights, unless `skip` is true; reads nothing."""
+        """Clips the gradient and steps the optimizer, unless `skip` is true. Does not wait for the device."""
         limit = self.config.clip_norm
         factor = torch.where(norm > limit, limit / norm.double(), 1.0) if limit else None
         if self.loss_scale is not None:
@@ -353,7 +360,7 @@ class Trainer:
         """Counts an update, and reads the sums from the device if they are needed now.
 
         Returns:
-            Whether an update was skipped, so that the position is the one behind it, not behind `update`.
+            Whether an update was skipped. The position is then the one after the skipped update, not after `update`.
         """
         self.interval.unread.append((self.state, update))
         self.state = self.state.replace(update=self.state.update + 1, position=update.position_after)
@@ -373,7 +380,7 @@ class Trainer:
         return self.state.update + (not self.state.pending_validation)
 
     def _is_due(self, every: int | None) -> bool:
-        """Returns whether an action is due that happens every `every` updates (None: at the end of each epoch)."""
+        """Returns whether an action is due now, given its interval in updates (None: the end of each epoch)."""
         is_due = self._epoch_ended() if every is None else self.state.update % every == 0
         return is_due or self.config.is_over(self.state)
 
@@ -381,13 +388,13 @@ class Trainer:
         return self.state.position.examples == 0
 
     def read_sums(self) -> bool:
-        """Reads the sums into the state: the only wait for the device between two log lines.
+        """Copies the sums from the device into the state: the only wait for the device between two log lines.
 
         Returns:
-            Whether an update was skipped. The state is then the one after it.
+            Whether an update was skipped. The state is then the one after the skipped update.
 
         Raises:
-            NotFiniteError: If an update since the last reading was not finite, and may not be skipped.
+            NotFiniteError: If an update since the last call was not finite and must not be skipped.
         """
         before = self.state.interval
         read = self.interval.read(None if self.loss_scale is None else self.loss_scale.values, before=before)
@@ -414,7 +421,7 @@ class Trainer:
 
     def _log_interval(self) -> None:
         sums = self.state.interval
-        if sums["updates"]:  # else every update was skipped
+        if sums["updates"]:  # 0 if every update was skipped
             scale = None if self.loss_scale is None else float(self.loss_scale.scale)
             names, lr = reported_metrics(self.config, self.task), self.schedule.lr(self.state.update - 1)
             values: dict[str, float] = {
@@ -441,7 +448,7 @@ class Trainer:
             self.log.histogram(f"weights/{name}", self.state.update, weight)
 
     def _log_end(self, start: TrainState) -> None:
-        """Logs how the run ended. `start` is the state in which it began."""
+        """Logs how the run ended. `start` is the state at the start of this session."""
         update = self.state.update
         if self.stop:
             pending = ", starting with its validation" if self.state.pending_validation else ""
@@ -470,13 +477,17 @@ class Trainer:
                 return
             if results:
                 self._keep_validated(results)
-            else:  # it was pending in a run that no longer validates
+            else:  # validation was pending, but the resumed run has none
                 self.state = self.state.replace(pending_validation=False)
         self.stop.agree()
         self._started = time.monotonic()
 
     def _keep_validated(self, results: Mapping[str, Validated]) -> None:
-        """Logs the results of all validation sets, and saves the model if it is among the best."""
+        """Logs the results of all validation sets, and saves the model if it is among the best.
+
+        Raises:
+            NotFiniteError: If a metric is not finite and must not be skipped.
+        """
         deciding, metric = str(self.config.validation.split), self.config.validation.metric
         numbers = results[deciding].numbers
         if metric not in numbers:

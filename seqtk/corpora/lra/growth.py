@@ -1,14 +1,15 @@
-"""Dashed paths that grow segment by segment and touch nothing; `pathfinder` makes images of them.
+"""Generates dashed paths that do not touch each other; `pathfinder` draws them into images.
 
-Two paths of N segments ("paddles") start a fixed distance apart and grow in turn, one segment each; a segment that
-would touch what is there ends the attempt, and a new one starts.
+The two paths of an image have S segments ("paddles") each. They start a fixed distance apart and take turns to grow by
+one segment. If no position is found for a segment that touches nothing, the attempt fails and another one starts.
 
-Growing is rejection sampling: a hard image of 32 x 32 takes some 300 attempts. `_LANES` attempts grow at once, and a
-lane whose attempt fails starts the next one, so numpy always works on full arrays. All successful attempts have the
-same number of steps, so that stopping early favours none of them. Everything that depends on a direction alone
-(candidates, weights, patches of pixels) is computed once, in `Tables`.
+This is rejection sampling: a hard image of 32 x 32 pixels takes about 300 attempts. `_LANES` attempts run in parallel,
+each in a lane, and a lane whose attempt fails starts the next one, so numpy always works on full arrays. All successful
+attempts have the same number of steps, so stopping at the first `count` of them introduces no bias. `Tables` holds
+everything that depends only on a direction (candidates, weights, patches of pixels).
 
-Coordinates are (y, x). A place is the index of a pixel in an image with a border of `pad` blocked pixels around it.
+Coordinates are (y, x). A place is the index of a pixel in a flattened image with a border of `pad` blocked pixels. An
+offset is the difference of two places. Masks are uint8, from 0 (free) to 255 (blocked).
 Shape suffixes: N images, J pixels of a disc, S segments.
 """
 
@@ -24,13 +25,13 @@ from seqtk.corpora.lra.drawing import FINE, Image, line, shrink, thicken
 from seqtk.utils.errors import UserError
 
 _LANES = 512
-_TRIES = 3  # of a direction
+_TRIES = 3  # how often a start or a segment is drawn before giving up
 _GUESSES = 24
 _BLOCKED = 255
-_FREE = 76  # up to 0.3 of 255
-_TOUCHING = 459  # 1.8 of 255: the sum of two masks at one pixel
+_FREE = 76  # 0.3 of 255: a path can start on pixels with at most this mask
+_TOUCHING = 459  # 1.8 of 255: two segments touch where the sum of their masks is at least this
 _PATIENCE = 50_000
-"""Attempts without a success after which the settings are refused."""
+"""The number of attempts without a success after which `grow_pairs` raises an error."""
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -38,7 +39,18 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Style:
-    """The sizes of things in pixels; `margins`: one is drawn for each image."""
+    """The settings of images of one size. Lengths are in pixels.
+
+    Attributes:
+        length, thickness: The length and thickness of a segment.
+        margins: The possible distances between segments. One is drawn at random for each image.
+        seed_distance: The distance between the starts of the two paths.
+        radius: The radius of the dots.
+        continuity: Multiplies the angle of a turn; larger values make paths straighter.
+        snake_contrast: Multiplies the brightness of all paths.
+        paddle_contrast: Also multiplies the brightness of the two long paths.
+        distractor_segments: The total number of segments of the distractors.
+    """
 
     length: int
     thickness: float
@@ -52,25 +64,47 @@ class Style:
 
 
 class Random:
-    """Random numbers that are the same in every version of numpy."""
+    """A random number generator whose numbers are the same in every version of numpy."""
 
     def __init__(self, key: tuple[int, ...]) -> None:
         self._bits = np.random.PCG64(np.random.SeedSequence(key))
 
     def uniform(self, count: int) -> Floats:
-        """Numbers in [0, 1)."""
+        """Returns `count` uniform random numbers in [0, 1): (count,)."""
         return np.asarray((self._bits.random_raw(count) >> 11) * 2.0**-53)
 
     def below(self, limit: int, count: int) -> Ints:
-        """Whole numbers from 0 to limit - 1."""
+        """Returns `count` uniform random integers from 0 to limit - 1: (count,)."""
         return (self.uniform(count) * limit).astype(np.int64)
 
 
 class Tables:
-    """What depends on directions alone.
+    """Precomputed values for every direction in which a segment can point.
 
-    Direction d below 360 is the angle of d - 180 degrees, in which paths start; direction 360 + k leads from a pivot
-    to its candidate k. Patch d is a segment drawn from its tail along d; patch 360 + k one drawn from its head back.
+    A segment leads from its tail to its head. Its pivot is the pixel `margin` pixels behind its tail. The candidates
+    are the pixels on a circle around the pivot where its head can be.
+
+    Directions below 360 are for the first segment of a path: direction d is the angle of d - 180 degrees. Direction
+    360 + k leads from a pivot to candidate k. Patch d holds the pixels of a segment, as offsets from its tail if d is
+    below 360, otherwise as offsets from its head.
+
+    Args:
+        size: The height and width of an image in pixels.
+        margin: The distance between segments in pixels.
+        style: The settings of the images.
+
+    Attributes:
+        step: The offset from the pivot of a segment to the pivot of the next one: (directions,).
+        candidate: The offset from the pivot to each candidate: (candidates,).
+        ahead, weight: The candidates that can follow each direction, and cos² of the turn: (directions, ahead).
+        near: The offsets from the pivot to a disc around each of these candidates: (directions, J, ahead).
+        mask_at, mask: Offsets and mask values of the pixels of each patch: (directions, pixels).
+        ink_at, ink: Offsets and brightness of the pixels of each patch: (directions, pixels).
+        hit_at, hit: The part of `mask_at` and `mask` that is large enough to touch another segment.
+        empty: The flattened mask of an image without paths, with a blocked border: (places,).
+        pixels: The places of all pixels of the image: (size * size,).
+        possible: Whether any path can start in each direction below 360: (360,).
+        body: The offsets from a start that must be free for a path to start there: (360, pixels).
     """
 
     def __init__(self, size: int, margin: int, style: Style) -> None:
@@ -106,31 +140,31 @@ class Tables:
         self._seeds(angles[:360], masks[:360].reshape(360, 2 * self.half + 1, -1))
 
     def _candidates(self, reach: int) -> Ints:
-        """(y, x) from a pivot to where segments can end: a circle, a pixel of arc apart, sorted and without repeats."""
+        """Returns the candidates as (y, x) relative to the pivot, one per pixel of arc, sorted: (candidates, 2)."""
         angles = np.arange(0, 360, 360 / (2 * np.pi * reach)) * np.pi / 180
-        base = 64  # pivots are whole, and adding one absorbs 1e-16
+        base = 64  # as in the original, adding the integer pivot rounds off the 1e-16 of a sine
         places = base + reach * np.stack([np.sin(angles), np.cos(angles)], axis=1)
         return np.unique(places.astype(np.int64), axis=0) - base
 
     def offset(self, yx: Ints) -> Ints:
-        """Differences of (y, x) as differences of places."""
+        """Converts differences of coordinates, (..., 2), to offsets, (...)."""
         return yx[..., 0] * self.width + yx[..., 1]
 
     def place_of(self, yx: Ints) -> Ints:
-        """(y, x) in the image as places."""
+        """Converts coordinates in the image, (..., 2), to places, (...)."""
         return self.offset(yx + self.pad)
 
     def coordinates(self, place: Ints) -> Ints:
-        """Places as (y, x)."""
+        """Converts places, (...), to coordinates in the image, (..., 2)."""
         return np.stack([place // self.width - self.pad, place % self.width - self.pad], axis=-1)
 
     def crop(self, canvas: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Returns the images without their border. `canvas` holds padded images, (images, places)."""
+        """Removes the border: converts padded images, (images, places), to images, (images, size, size)."""
         square = canvas.reshape(-1, self.width, self.width)
         return square[:, self.pad : self.pad + self.size, self.pad : self.pad + self.size]
 
     def _patch(self, angle: float) -> tuple[Image, Image]:
-        """The ink and the mask of a segment from the middle of a square along `angle`."""
+        """Returns two squares: the brightness and the mask of a segment from the centre along `angle`."""
         style, centre = self.style, self.half * FINE
         dy, dx = _along(np.array([angle]), style.length * FINE)[0].tolist()
         width = round(style.thickness * FINE)
@@ -139,11 +173,15 @@ class Tables:
         return shrink(fine, size), shrink(thicken(fine, self.margin * FINE), size)
 
     def _seeds(self, angles: Floats, masks: Image) -> None:
-        """Where a path can start in each of the 360 directions.
+        """Computes the places where a path can start in each of the 360 directions.
 
-        A start needs every pixel under `body` free: the pixels of the segment's full mask in a square of
-        2 (length + margin) + 1 pixels, one off its centre as in the original. In a direction in which some pixel of
-        the image has no pixel of its body inside the image, the original finds no place at all, and so does this.
+        A path can start where every pixel of `body` is free. The body is the part of the segment's mask with value 255
+        inside a square of 2 (length + margin) + 1 pixels, shifted by one pixel as in the original. A direction is not
+        possible if for some pixel of the image the whole body lies outside the image: the original finds no start then.
+
+        Args:
+            angles: The angles of the directions in radians: (360,).
+            masks: The masks of their patches: (360, height, width).
         """
         style, size, reach = self.style, self.size, self.style.length + self.margin
         bodies = [np.argwhere(mask == _BLOCKED) - self.half + 1 for mask in masks]
@@ -171,20 +209,25 @@ class Tables:
         self.first_share = np.cumsum(np.concatenate(weights))
 
     def _reaches_everywhere(self, body: Ints) -> bool:
+        """Returns whether the body, (pixels, 2), overlaps the image from every start in the image."""
         reached = np.zeros((self.size, self.size), dtype=bool)
         for y, x in -body:
             reached[max(0, y) : self.size + min(0, y), max(0, x) : self.size + min(0, x)] = True
         return bool(reached.all())
 
     def inside(self, yx: Ints, direction: Ints) -> npt.NDArray[np.bool_]:
-        """Whether head and pivot of segments that start at (y, x) are in the image."""
+        """Returns whether head and pivot of segments with tail `yx`, (segments, 2), are in the image: (segments,)."""
         ends = np.concatenate([yx + self.head[direction], yx + self.pivot[direction]], axis=1)
         return np.asarray(((ends >= 0) & (ends < self.size)).all(axis=1))
 
     def starts(self, count: int, bits: Random) -> tuple[Ints, Ints]:
-        """The places and directions of the first segments of `count` pairs of paths, (count, 2) each.
+        """Draws the first segments of `count` pairs of paths.
 
-        The first is drawn from all that the original can succeed with; the second `seed_distance` away, in three tries.
+        The first path of a pair starts at random among all starts that are possible in the original. The second starts
+        `seed_distance` away. If that fails `_TRIES` times, both are drawn again.
+
+        Returns:
+            The places of the tails and the directions: (count, 2) each.
         """
         place, direction = np.zeros((count, 2), dtype=np.int64), np.zeros((count, 2), dtype=np.int64)
         todo = np.arange(count)
@@ -206,24 +249,33 @@ class Tables:
 
 @lru_cache(maxsize=4)
 def tables_of(size: int, margin: int, style: Style) -> Tables:
-    """The tables of images of this size, made once."""
+    """Returns the tables for images of this size. Repeated calls with the same arguments return the same object."""
     return Tables(size, margin, style)
 
 
 def _along(angles: Floats, distance: float) -> Ints:
-    """(y, x) of the whole pixel reached along each angle, rounded up as the original does."""
-    base = 64  # absorbs the 1e-16 of a sine, as whole coordinates do
+    """Returns (y, x) of the pixel at `distance` along each angle, rounded up as in the original: (angles, 2)."""
+    base = 64  # as in the original, adding an integer rounds off the 1e-16 of a sine
     return np.ceil(base + distance * np.stack([np.sin(angles), np.cos(angles)], axis=1)).astype(np.int64) - base
 
 
 def _ceil_back(angles: Floats, distance: float) -> Ints:
-    """Minus what `_along` gives for the opposite angles."""
+    """Returns the negated result of `_along` for the opposite angles, which is rounded down: (angles, 2)."""
     opposite = np.where(angles < 0, angles + np.pi, angles - np.pi)
     return -_along(opposite, distance)
 
 
 def _sparse(places: Ints, values: Image, *, least: int) -> tuple[Ints, Image]:
-    """Of each row of `values`, the entries of at least `least` with their places; short rows repeat an entry."""
+    """Selects the entries of at least `least` in each row. Shorter rows are filled by repeating their entries.
+
+    Args:
+        places: The place or offset of each column: (columns,).
+        values: (rows, columns).
+        least: The minimum value.
+
+    Returns:
+        The places and the values of the selected entries: (rows, entries) each.
+    """
     chosen = [np.flatnonzero(row >= least) for row in values]
     longest = max(map(len, chosen))
     index = np.stack([np.resize(each, longest) for each in chosen])
@@ -231,9 +283,15 @@ def _sparse(places: Ints, values: Image, *, least: int) -> tuple[Ints, Image]:
 
 
 class Growth:
-    """Paths that grow in lanes: where they are, and one padded mask a lane.
+    """Grows the paths of many images in parallel. Each lane is one image.
 
-    A path is its pivot, its direction and its last segment, which enters the mask when the next one is there.
+    A path is stored as the pivot, direction, place and patch of its last segment. This segment is added to the mask
+    only with the next one, because neighbouring segments of a path may touch.
+
+    Args:
+        tables: The tables for this size of image.
+        mask: The padded mask of each lane, which changes in place: (lanes, places).
+        snakes: The number of paths in each lane.
     """
 
     def __init__(self, tables: Tables, mask: Image, snakes: int) -> None:
@@ -244,19 +302,23 @@ class Growth:
         self.pivot, self.direction, self.last_at, self.last_patch = np.zeros((4, lanes, snakes), dtype=np.int64)
 
     def start(self, lane: Ints, snake: int, place: Ints, direction: Ints) -> None:
-        """Starts a path in each of these lanes with a segment from `place` along `direction`."""
+        """Starts path number `snake` in each lane in `lane`, with a segment from `place` along `direction`."""
         self.pivot[lane, snake] = place + self.tables.pivot_place[direction]
         self.direction[lane, snake] = direction
         self.last_at[lane, snake], self.last_patch[lane, snake] = place, direction
 
     def settle(self, lane: Ints, snake: int | Ints) -> None:
-        """Adds the last segment of a path in each of these lanes to the mask."""
+        """Adds the last segment of path number `snake` to the mask of each lane in `lane`."""
         patch = self.last_patch[lane, snake]
         at = (self._base[lane] + self.last_at[lane, snake])[:, None] + self.tables.mask_at[patch]
         self._flat[at] = np.maximum(self._flat[at], self.tables.mask[patch])
 
     def extend(self, lane: Ints, snake: int | Ints, bits: Random) -> npt.NDArray[np.bool_]:
-        """Adds a segment to a path in each of these lanes. Returns whether there was one that fits."""
+        """Adds a random segment to path number `snake` in each lane in `lane`.
+
+        Returns:
+            Whether a segment that touches nothing was found: (lanes,). Where it was not, nothing changes.
+        """
         tables = self.tables
         base, direction = self._base[lane], self.direction[lane, snake]
         pivot = self.pivot[lane, snake] + tables.step[direction]
@@ -285,7 +347,14 @@ class Growth:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Two paths of each image: place and patch of every segment, (images, 2, segments), and the masks."""
+    """The two paths of each image.
+
+    Attributes:
+        at_N2S: The place of each segment (see `Tables`): (images, 2, segments).
+        patch_N2S: The patch of each segment: (images, 2, segments).
+        mask: The padded masks with both paths: (images, places).
+        attempts: The number of attempts that were started.
+    """
 
     at_N2S: Ints
     patch_N2S: Ints
@@ -294,7 +363,17 @@ class Pairs:
 
 
 def grow_pairs(tables: Tables, count: int, length: int, bits: Random) -> Pairs:
-    """The first `count` attempts that succeed. Raises UserError if none does."""
+    """Grows pairs of paths until `count` attempts have succeeded.
+
+    Args:
+        tables: The tables for this size of image.
+        count: The number of pairs.
+        length: The number of segments of each path.
+        bits: The random number generator.
+
+    Raises:
+        UserError: If more than `_PATIENCE` attempts are started and none has succeeded.
+    """
     growth = Growth(tables, np.repeat(tables.empty[None], _LANES, axis=0), 2)
     history = np.zeros((2, _LANES, 2, length), dtype=np.int64)
     step = np.zeros(_LANES, dtype=np.int64)
@@ -307,7 +386,7 @@ def grow_pairs(tables: Tables, count: int, length: int, bits: Random) -> Pairs:
         for snake in (0, 1):
             growth.start(restart, snake, place[:, snake], direction[:, snake])
         history[0, restart, :, 0], history[1, restart, :, 0] = place, direction
-        step[restart] = 2  # segments that are there
+        step[restart] = 2  # the number of segments of both paths
         attempts += len(restart)
         snakes = step % 2
         fits = growth.extend(lanes, snakes, bits)
@@ -333,7 +412,13 @@ def grow_pairs(tables: Tables, count: int, length: int, bits: Random) -> Pairs:
 
 
 def find_starts(growth: Growth, lane: Ints, bits: Random) -> tuple[Ints, Ints, Ints]:
-    """The lanes in which a path can start, with its place and direction. A direction without any place ends the try."""
+    """Draws a start of a path in each lane in `lane`, with up to `_TRIES` random directions.
+
+    A lane is left out if its direction has no free place in the image, or if no try succeeds.
+
+    Returns:
+        The lanes in which a path can start, and the place and direction of its first segment: (starts,) each.
+    """
     tables = growth.tables
     found: list[tuple[Ints, Ints, Ints]] = []
     for _ in range(_TRIES):
@@ -349,15 +434,18 @@ def find_starts(growth: Growth, lane: Ints, bits: Random) -> tuple[Ints, Ints, I
 
 
 def _free_place(growth: Growth, lane: Ints, direction: Ints, bits: Random) -> Ints:
-    """For each lane a place, uniform among those where a path can start along `direction`; -1 if there is none.
+    """Draws a place for each lane, uniformly among all places where a path can start along `direction`.
 
-    The first free one of `_GUESSES` random pixels is uniform among the free ones, and 10 times faster for 128 x 128
-    pixels than finding all of them, which is left to the lanes in which no guess is free.
+    First tries `_GUESSES` random pixels per lane. The first free one is uniform among all free pixels. For images of
+    128 x 128 pixels, this is 10 times faster than finding all free pixels, which only lanes without a free guess do.
+
+    Returns:
+        The places, -1 where a lane has none: (lanes,).
     """
     tables = growth.tables
 
     def free(chosen: Ints, place: Ints) -> npt.NDArray[np.bool_]:
-        """Returns whether a path can start at each place (lanes, places) in the lanes `chosen`."""
+        """Returns whether a path can start at `place`, (lanes, places), in each lane in `chosen`: (lanes, places)."""
         is_free = np.ones((len(chosen), place.shape[-1]), dtype=bool)
         for body in tables.body[direction[chosen]].T:
             is_free &= growth.mask[lane[chosen, None], place + body[:, None]] <= _FREE

@@ -1,7 +1,8 @@
-"""Pathfinder: are the two dots ends of one dashed path? (Linsley et al., 2018; Long Range Arena's settings.)
+"""Generates Pathfinder images: are the two dots the ends of one dashed path?
 
-`growth` makes two paths. Then come shorter distractors, and two dots: on the start of one path, and on the end of the
-same path (label 1) or of the other (label 0).
+The task is from Linsley et al. (2018), with the settings of Long Range Arena. `growth` generates two paths for each
+image. Shorter paths (distractors) are added, and two dots: one on the start of a path, the other on the end of the same
+path (label 1) or of the other path (label 0).
 
 Shape suffixes: N images.
 """
@@ -21,12 +22,12 @@ from seqtk.utils.errors import UserError
 from seqtk.utils.progress import Reporter
 
 CHUNK = 200
-"""Images that are drawn together. An image depends on the seed, its split and its number, whatever the workers."""
+"""The number of images drawn together. An image depends only on the seed, the split and the image's number."""
 
-_SNAKE_TRIES = 5  # of a distractor
+_SNAKE_TRIES = 5  # how often a distractor is tried
 
 _STYLES = {
-    16: Style(2, 0.5, (1,), 3, 1.5, 1.0, 2.0, 0.75, 6),  # ours: the published ones are of 32 and 128 pixels
+    16: Style(2, 0.5, (1,), 3, 1.5, 1.0, 2.0, 0.75, 6),  # ours: the published sizes are 32 and 128
     32: Style(2, 0.5, (1,), 7, 1.5, 1.0, 2.0, 0.75, 20),
     128: Style(5, 1.5, (2, 3), 20, 3.0, 1.8, 0.9, 1.0, 35),
 }
@@ -34,27 +35,27 @@ _STYLES = {
 
 @dataclass(frozen=True)
 class PathfinderShape:
-    """Which images there are."""
+    """The size of the images and the length of the paths."""
 
     size: int = setting(32, at_least=16, at_most=128, help="Pixels a side: 32, 128 (Path-X) or 16 (ours).")
     contour_length: int = setting(14, at_least=3, at_most=100, help="Segments of a path: 6 easy, 9 medium, 14 hard.")
 
     def check(self) -> None:
-        """Raises UserError for a size without settings."""
+        """Raises UserError if there are no settings for the size."""
         if self.size not in _STYLES:
             raise UserError(f"size={self.size}: must be 16, 32 or 128.", "There are no settings for other sizes.")
 
 
 @dataclass(frozen=True, eq=False)
 class Drawings:
-    """Images with what was drawn in them.
+    """Images with their labels, dots and paths.
 
     Attributes:
         images: uint8, (images, size, size).
-        labels: 1 if the dots are the ends of one path.
+        labels: 1 if the dots are the ends of one path, otherwise 0: (images,).
         dots: The (y, x) of the two dots: (images, 2, 2).
-        paths: The segments of both paths without anything else, uint8: (images, 2, size, size).
-        attempts: How many pairs of paths were started for all of them.
+        paths: Each of the two paths alone, uint8: (images, 2, size, size).
+        attempts: The number of pairs of paths that were started for all images together.
     """
 
     images: Image
@@ -65,7 +66,7 @@ class Drawings:
 
     @property
     def distances(self) -> Ints:
-        """The distance of the two dots of each image, in whole pixels."""
+        """The distance between the two dots of each image, rounded to whole pixels: (images,)."""
         distance_N: Ints = np.hypot(*(self.dots[:, 0] - self.dots[:, 1]).T).round().astype(np.int64)
         return distance_N
 
@@ -73,9 +74,18 @@ class Drawings:
 def generate(
     shape: PathfinderShape, total: int, *, seed: int, stream: int, workers: int = 1, reporter: Reporter
 ) -> Iterator[Drawings]:
-    """Yields `total` images in chunks. `stream` numbers the split; a longer split starts with the same images.
+    """Yields `total` images in chunks of at most `CHUNK`. With a larger `total`, the first images are the same.
 
-    Raises UserError if paths of this length do not fit.
+    Args:
+        shape: The size of the images and the length of the paths.
+        total: The number of images.
+        seed: The seed.
+        stream: The number of the split. Each split has other images.
+        workers: The number of processes that draw. It does not change the images.
+        reporter: Shows the progress.
+
+    Raises:
+        UserError: If there are no settings for the size, or if paths of this length do not fit.
     """
     shape.check()
     chunks = ((shape, min(CHUNK, total - first), (seed, stream, first // CHUNK)) for first in range(0, total, CHUNK))
@@ -86,9 +96,13 @@ def generate(
 
 
 def distance_lookup(train: Sequence[Ints], test: Sequence[Ints]) -> float:
-    """The accuracy on `test` of a look-up of the usual label in `train` for the same distance of the dots.
+    """Returns the accuracy of a baseline that predicts the label from the distance between the dots alone.
 
-    Each is distances and labels. A model at this figure has followed no path.
+    It predicts the more frequent label in `train` for this distance. A model that is no better need not have learned to
+    follow paths.
+
+    Args:
+        train, test: The distances, (images,), and the labels, (images,), of each set.
     """
     votes = np.zeros(1 + max(train[0].max(), test[0].max()))
     np.add.at(votes, train[0], 2 * train[1] - 1)
@@ -96,7 +110,13 @@ def distance_lookup(train: Sequence[Ints], test: Sequence[Ints]) -> float:
 
 
 def draw(shape: PathfinderShape, count: int, key: tuple[int, ...]) -> Drawings:
-    """`count` images, a function of the arguments. They are the first ones of a chunk, so that fewer are a prefix."""
+    """Draws the first `count` images of a chunk. The same arguments always give the same images.
+
+    Args:
+        shape: The size of the images and the length of the paths.
+        count: The number of images, at most `CHUNK`. It does not change the images themselves.
+        key: The seed, the split and the number of the chunk.
+    """
     style = _STYLES[shape.size]
     bits = Random(key)
     margin_N = np.array(style.margins)[bits.below(len(style.margins), CHUNK)]
@@ -116,6 +136,7 @@ def draw(shape: PathfinderShape, count: int, key: tuple[int, ...]) -> Drawings:
 
 
 def _draw(tables: Tables, length: int, label_N: Ints, bits: Random) -> Drawings:
+    """Draws one image of margin `tables.margin` for each label, with paths of `length` segments."""
     style, count = tables.style, len(label_N)
     pairs = grow_pairs(tables, count, length, bits)
     canvas = np.zeros((count, 2, tables.width**2), dtype=np.float32)
@@ -148,14 +169,22 @@ def _draw(tables: Tables, length: int, label_N: Ints, bits: Random) -> Drawings:
 
 
 def _paint(canvas: npt.NDArray[np.float32], tables: Tables, place: Ints, patch: Ints, contrast: float = 1.0) -> None:
-    """Draws a segment into each padded image, where it is brighter than what is there."""
+    """Draws one segment into each padded image, (images, places), in place. Each pixel keeps the brighter value."""
     at = place[:, None] + tables.ink_at[patch]
     row = np.arange(len(canvas))[:, None]
     canvas[row, at] = np.maximum(canvas[row, at], tables.ink[patch] * np.float32(contrast))
 
 
 def _add_distractors(image: npt.NDArray[np.float32], tables: Tables, mask: Image, length: int, bits: Random) -> None:
-    """Draws short paths where there is room; one that finds none in five tries is left out."""
+    """Draws paths of `length` segments where there is room. Skips a path that fails `_SNAKE_TRIES` times.
+
+    Args:
+        image: The padded images, which change in place: (images, places).
+        tables: The tables for this size of image.
+        mask: The padded masks of the images, which change in place: (images, places).
+        length: The number of segments of each path.
+        bits: The random number generator.
+    """
     growth = Growth(tables, mask, 1)
     for _ in range(tables.style.distractor_segments // length):
         left = np.arange(len(image))
