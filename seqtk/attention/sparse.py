@@ -3,7 +3,7 @@
 Both patterns connect any two positions within two layers. No T × T tensor is created.
 
 B batch, T length, S key length, D width of the layer, H heads, E width of a head, N blocks of C positions, L stride,
-c summary positions of a block, K keys that a block sees, M = B L columns.
+c summary positions of a block, K keys that a block sees. M = B L columns: each has every L-th position of a row.
 """
 
 from dataclasses import dataclass

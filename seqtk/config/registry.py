@@ -48,7 +48,8 @@ class Registry(Generic[T]):
         if name in self._config_types:
             raise ValueError(f"{self.kind} '{name}' is already registered")
         if config_type in self._classes:
-            raise ValueError(f"{config_type.__name__} configures {self.kind} '{self.name_of(config_type)}'")
+            owner = self.name_of(config_type)
+            raise ValueError(f"{config_type.__name__} is already the config class of {self.kind} '{owner}'")
         if not (dataclasses.is_dataclass(config_type) and issubclass(config_type, self.config_base)):
             raise TypeError(f"{config_type.__name__} is not a dataclass that extends {self.config_base.__name__}")
 

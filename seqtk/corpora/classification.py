@@ -207,7 +207,11 @@ def _tabled_reviews(tables: Mapping[str, Path | None]) -> Iterator[tuple[str, in
 
 
 def read_ag_news(places: Sequence[Path], counts: Mapping[str, int]) -> Texts:
-    """Title and description of each article: `train.csv` and `test.csv`, or `train5k.csv` of text and label from 0."""
+    """Reads the label, from 0, and the text of each article of AG News from `train.csv` and `test.csv`.
+
+    Their columns are class (1 to 4), title and description, or text and class (0 to 3). `train5k.csv` is read if there
+    is no `train.csv`.
+    """
     files = {"train": find_text(places, "train.csv") or find_text(places, "train5k.csv")}
     files["test"] = find_text(places, "test.csv")
     news: dict[str, list[tuple[int, bytes]]] = {}

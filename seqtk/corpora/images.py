@@ -139,8 +139,8 @@ def read_pickled_batch(content: bytes, name: str) -> tuple[Image, npt.NDArray[np
         pixels = None
     if pixels is None or len(labels) != len(pixels) // CIFAR_PIXELS or not all(0 <= label <= 9 for label in labels):
         raise UserError(
-            f"{name} is not a batch of CIFAR-10: it has no pixels with a label for each image.",
-            "It was not unpickled. Use cifar-10-binary.tar.gz instead.",
+            f"{name} is not a batch of CIFAR-10: no images with a label each were found in it.",
+            "For safety it was not unpickled, only searched. Use cifar-10-binary.tar.gz instead.",
         )
     return np.frombuffer(pixels, dtype=np.uint8).reshape(-1, CIFAR_PIXELS), np.array(labels)
 

@@ -36,7 +36,7 @@ def character_name(character: str) -> str:
 
 
 def bytes_to_names(line: str) -> list[str]:
-    """Splits a text into bytes, and returns their names."""
+    """Splits a text into its UTF-8 bytes, and returns their names in the dictionary: `<0x41>` for "A"."""
     return [BYTE_NAMES[byte] for byte in line.encode("utf-8")]
 
 

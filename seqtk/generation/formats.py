@@ -63,7 +63,10 @@ class Writer:
         return self._join(self.languages.source_tokenizer, self.languages.source_vocabulary.decode(sentence.source))
 
     def references(self, translation: Translation, *, unknown: str = "<unk>") -> tuple[str, ...]:
-        """Returns the texts of the references or, without texts, decoded ids with `unknown` for unknown tokens."""
+        """Returns the texts of the references or, if there are none or `detokenize` is off, the decoded target.
+
+        `unknown` stands for each unknown token of the decoded target. Without a target to decode, the tuple is empty.
+        """
         sentence = translation.sentence
         if sentence.references and self.detokenize:
             return sentence.references

@@ -90,9 +90,10 @@ def compare(query_BH1E: Tensor, cache: Cache, *, scale: float | None = None) -> 
 
 
 def average(logits_BH1S: Tensor, cache: Cache, *, name: str = "value") -> Tensor:
-    """Computes softmax(logits) V, BH1E, where V is `name` and may have fewer heads; the logits may be 1H1S.
+    """Returns the means of the cached values, weighted by softmax(logits), as a tensor of shape BH1E.
 
-    Summed in float32 or wider even under autocast. The result has the dtype of the values.
+    `name` is the name of the values in the cache. They may have fewer heads than the logits. Logits of shape 1H1S are
+    for all rows. The sum is computed in float32 or wider even under autocast. The result has the dtype of the values.
     """
     values = segments(cache, name)
     heads, kv_heads = logits_BH1S.shape[1], values[0].shape[1]

@@ -44,7 +44,10 @@ def is_in_pieces(weight: Tensor) -> bool:
 
 @torch.library.custom_op("seqtk::row_product", mutates_args=())
 def row_product(x_NI: Tensor, weight_IO: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """Returns x W + b in pieces, without a gradient."""
+    """Returns x W + b, computed in at most two pieces of rows (see the top of the file).
+
+    Autograd cannot differentiate it. `_RowLinear` defines the gradient.
+    """
     rows = len(x_NI)
     whole = rows - rows % PIECE
     y_NO = x_NI.new_empty(rows + -rows % STEP, weight_IO.shape[1])

@@ -60,4 +60,7 @@ class AdamWConfig(AdamConfig):
 
 @optimizers.register("adamw", AdamWConfig)
 class AdamW(Adam):
-    """The same update as `adam`, with the defaults of torch's AdamW (Loshchilov and Hutter 2019)."""
+    """AdamW (Loshchilov and Hutter 2019). The update is that of `adam`, whose weight decay is decoupled too.
+
+    By default the weight decay, betas and eps are those of torch's AdamW, but the decay applies to matrices only.
+    """

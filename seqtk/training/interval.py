@@ -75,15 +75,15 @@ class Interval:
         overflow: Tensor,
         before: Mapping[str, float],
     ) -> None:
-        """Adds the values of an update, unless it was skipped.
+        """Adds the values of an update to the sums. Those of a skipped update are not added.
 
         Args:
             names: The names of the values: the norm of the gradient, then the statistics.
             values: One scalar for each name.
             weight: The weight of the update.
-            made: Whether the update was made, not skipped.
-            overflow: Whether it was skipped because of an overflow, to lower the loss scale.
-            before: Sums of the same interval from a checkpoint, the initial values of the sums.
+            made: Whether the weights were changed; false for a skipped update.
+            overflow: Whether the update was skipped because float16 overflowed. Such updates are counted.
+            before: The sums of the last reading. Only the first call uses them, to continue a checkpoint's interval.
         """
         if self._sums is None:
             self._names = (*names, "weight", "updates", OVERFLOWS)

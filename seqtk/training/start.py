@@ -48,11 +48,14 @@ class Start:
     """The batch settings of the part of the epoch before `state.position`, if they differ from the current ones."""
 
     def state_on(self, sizes_ND: SizeArray, *, joined: bool) -> TrainState:
-        """Returns the state for a run on examples of these lengths.
+        """Returns the initial state, given the lengths of the training examples.
+
+        If the settings in `batch` changed within an epoch, the state also has the earlier ones and their static shapes,
+        which depend on these lengths.
 
         Args:
             sizes_ND: The lengths of the examples.
-            joined: Whether a batch pads all sides to the same length.
+            joined: Whether a batch pads all sides of its examples to the same length (`Task.joins_sides`).
         """
         if self.other_batches is None:
             return self.state

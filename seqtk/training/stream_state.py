@@ -47,7 +47,7 @@ class StreamState:
         return rows_of(self.states[index], slice(rows))
 
     def store(self, index: int, state: State) -> None:
-        """Stores the state after micro-batch `index`, the initial state of the next update."""
+        """Stores the state after micro-batch `index`, from which the same micro-batch of the next update starts."""
         self.states[index] = state
 
     def gather(self) -> State:

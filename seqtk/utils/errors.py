@@ -43,13 +43,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def nearest_key(name: str, here: Iterable[str], below: Iterable[str] = (), *, prefix: str = "") -> str:
-    """Returns the last line of an error about an unknown key: the key whose last part is most like `name`.
+    """Returns the last line of an error about an unknown key: the most similar key, or the known keys if they are few.
+
+    Only the last part of a known dotted key is compared with `name`: `c` of `a.b.c`.
 
     Args:
-        name: The key as it was typed, without `prefix`.
-        here: The keys of the config in which it was looked for; listed if they are few and none is close.
-        below: Dotted keys of the configs inside that one.
-        prefix: The key of the config, with a dot at the end.
+        name: The unknown key or its last part, without `prefix`.
+        here: The keys of the config in which the key was looked for. They are listed if no key is similar.
+        below: Dotted keys of the configs nested in that config, which may be suggested too.
+        prefix: The key of that config and a dot, such as `model.`. It is put before the suggestion.
     """
     here = list(here)
     meant = closest(name.replace("-", "_"), sorted({*here, *below}, key=lambda key: (key.count("."), key)), dotted=True)

@@ -101,7 +101,7 @@ def test_recipe_has_its_headings_and_composes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_recipe_files_change_their_parents(name: str) -> None:
+def test_recipe_file_overrides_a_value_of_its_parents(name: str) -> None:
     """Each file after the first changes a value of the files before it."""
     layers = compose.recipe_layers(find_recipe(name))
     for shorter, longer in zip(range(len(layers)), range(1, len(layers) + 1), strict=True):

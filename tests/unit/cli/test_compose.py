@@ -130,7 +130,7 @@ class TestDeletion:
         assert configure(tmp_path, "~model.dim", mine=recipe).model == ModelConfig(DenseConfig())
         assert configure(tmp_path, "~lr=2", mine=recipe).lr == RunConfig().lr
 
-    def test_another_value_is_an_error(self, tmp_path: Path) -> None:
+    def test_tilde_with_another_value_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="~lr=3"):
             configure(tmp_path, "~lr=3", mine="lr: 2")
 

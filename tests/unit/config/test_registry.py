@@ -66,7 +66,7 @@ def test_names_and_config_types_are_unique(shapes: Registry[object]) -> None:
 
     with pytest.raises(ValueError, match="already registered"):
         shapes.register("circle", OtherConfig)
-    with pytest.raises(ValueError, match="configures registry-test shape 'circle'"):
+    with pytest.raises(ValueError, match="config class of registry-test shape 'circle'"):
         shapes.register("disc", CircleConfig)
 
 

@@ -148,7 +148,7 @@ class TestPlan:
         assert run_shapes(images, config) == (Shape(10, (1024,), exact=True),)
         assert len(plans(images, config)[0]) == 11
 
-    def test_a_short_last_sample_needs_no_shape(self) -> None:
+    def test_a_short_last_sample_adds_no_shape(self) -> None:
         blocks = np.append(np.full(400, 64), 3)[:, None].astype(np.int32)
         assert run_shapes(blocks, BatchingConfig(max_tokens=640, shapes=4)) == (Shape(10, (64,)),)
 

@@ -70,7 +70,7 @@ class TestImages:
         with pytest.raises(UserError, match=f"Example 1 .*{words}"):
             task.collate([(0, task.encode(text), 0)])
 
-    def test_an_image_of_the_size_is_read(self, task: ClassificationTask) -> None:
+    def test_an_image_of_the_right_size_is_read(self, task: ClassificationTask) -> None:
         assert task.collate([(0, task.encode("0 255 7 7"), 1)]).target.tolist() == [1]
 
 
@@ -290,7 +290,7 @@ class TestLearning:
         assert result.best is not None
         assert result.best > 90
 
-    def test_matcher_learns_the_planted_key(self, pairs: Path, tmp_path: Path, seed: int) -> None:
+    def test_matching_model_learns_the_planted_key(self, pairs: Path, tmp_path: Path, seed: int) -> None:
         run = trainer(pairs, tmp_path / "run", "matching", seed=seed, max_updates=250, validation__every=125)
         result = run.fit()
         assert result.best is not None

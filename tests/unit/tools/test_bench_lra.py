@@ -34,7 +34,7 @@ class TestParts:
     def test_loading_is_measured(self) -> None:
         assert len(re.findall(r"trained, `\w+` \| [\d.,]+ \| [\d,]+ \|", printed("loading"))) == 2
 
-    def test_plain_loop_has_the_same_losses(self) -> None:
+    def test_plain_torch_loop_has_the_losses_of_seqtk(self) -> None:
         text = printed("plain")
         found = re.search(r"relative difference of the losses .* (\S+)\n", text)
         assert found is not None

@@ -44,7 +44,7 @@ class TestOrigin:
     @pytest.mark.parametrize(
         ("how", "words"), [("forward", f"the output of {MODULE}"), ("backward", f"gradient of the output of {MODULE}")]
     )
-    def test_names_update_module_and_examples(
+    def test_error_names_the_update_module_and_examples(
         self, tiny_corpus: Path, tmp_path: Path, how: str, words: str, log_every: int
     ) -> None:
         run = trainer(tiny_corpus, tmp_path, log__every=log_every, checkpoint__every=8)

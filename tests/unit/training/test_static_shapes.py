@@ -133,13 +133,17 @@ def check_equal_losses(run: Trainer, *, updates: int) -> None:
 
 class TestEqualLosses:
     @pytest.mark.parametrize("name", RUNS)
-    def test_losses_of_every_task_are_equal(self, name: str, corpora: dict[str, str], tmp_path: Path) -> None:
+    def test_static_shapes_keep_the_losses_of_every_task(
+        self, name: str, corpora: dict[str, str], tmp_path: Path
+    ) -> None:
         check_equal_losses(trainer(RUNS[name], corpora, tmp_path), updates=6)
 
     @pytest.mark.parametrize(
         "kind", [pytest.param(kind, marks=[] if kind in COMMON else pytest.mark.slow) for kind in attentions]
     )
-    def test_losses_of_every_layer_are_equal(self, kind: str, corpora: dict[str, str], tmp_path: Path) -> None:
+    def test_static_shapes_keep_the_losses_of_every_layer(
+        self, kind: str, corpora: dict[str, str], tmp_path: Path
+    ) -> None:
         roles = attentions.class_of(attentions.config_type(kind)).roles
         if Role.CAUSAL in roles:
             more = {"model__positions": "none"} if kind == "transformer_xl" else {}

@@ -173,7 +173,7 @@ class TestNotFinite:
             run.fit()
         assert not list(tmp_path.glob("update_*"))
 
-    def test_validation_ends_the_run(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_nan_in_validation_ends_the_run(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path, max_updates=4, validation__every=2)
 
         def spoil(module: Any, inputs: Any) -> None:
