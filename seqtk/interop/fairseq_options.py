@@ -51,8 +51,8 @@ class Options:
         for option in ("decoder_input_dim", "decoder_output_dim"):
             if self.get(option, dim) != dim:
                 raise UserError(
-                    f"{self.where} has {option}={self.size(option)}, not its decoder's width.",
-                    f"seqtk's {model} has no projection there, so this model cannot be imported.",
+                    f"{self.where} has {option}={self.size(option)}, but decoder_embed_dim={dim}.",
+                    f"seqtk's {model} has no projection between these widths, so this model cannot be imported.",
                 )
 
     def both(self, ending: str) -> bool:

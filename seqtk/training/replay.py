@@ -163,7 +163,7 @@ def _unpacked(entry: dict[str, Any], tensors: Tensors) -> MicroBatch:
     for each in fields(batch):
         value = getattr(batch, each.name)
         if not isinstance(value, int | float if hints[each.name] is float else hints[each.name]):
-            raise TypeError(f"{each.name} of a batch is a {type(value).__name__}")
+            raise TypeError(f"{type(batch).__name__}.{each.name} must not be a {type(value).__name__}")
     return batch, unpack_tree(entry["state"], tensors)
 
 
