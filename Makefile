@@ -20,8 +20,9 @@ demo: .venv/installed
 	@paste -d '\n' data-bin/demo/text/test.en $(DEMO)/test.de | head -n 20 | sed 'n; s/^/  → /'
 	@echo; echo "Curves: $(BIN)/tensorboard --logdir $(DEMO)/tensorboard"
 
+# One process runs all tests of a file, so that the fixtures of a module are made once.
 test: .venv/installed
-	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile  # one process per file: its fixtures are made once
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
