@@ -24,7 +24,7 @@ from seqtk.data.batch import Batch
 from seqtk.tasks.base import Assets
 from seqtk.training.config import TrainConfig
 from seqtk.training.non_finite import Origin, origin_of, probing
-from seqtk.training.parallel import Engine, TrainStep, dropout_seed, start_engine
+from seqtk.training.parallel import Engine, TrainStep, seed_dropout, start_engine
 from seqtk.training.resume import saved_config
 from seqtk.utils.errors import UserError
 
@@ -124,7 +124,7 @@ def repeat(failure: Failure, step: TrainStep, config: TrainConfig, *, engine: En
     weight = max(sum(batch.weight for rank in failure.ranks for batch, _ in rank), 1)
     with torch.set_grad_enabled(failure.training), probing(step) as probe:
         for rank, micro_batches in enumerate(failure.ranks):
-            torch.manual_seed(dropout_seed(config.seed, failure.update, rank))
+            seed_dropout(config.seed, failure.update, rank, device=engine.device)
             for batch, state in micro_batches:
                 loss = step(batch.to(engine.device), to_device(state, engine.device))[0]
                 total += loss.detach().double()

@@ -45,7 +45,7 @@ from seqtk.training.failures import skip_update, skip_validation
 from seqtk.training.interval import WEIGHT_SUFFIX, Interval, interval_values
 from seqtk.training.logging import Logger, RunInfo
 from seqtk.training.loss_scale import LossScale
-from seqtk.training.parallel import Engine, TrainStep, dropout_seed, local_part
+from seqtk.training.parallel import Engine, TrainStep, local_part, seed_dropout
 from seqtk.training.saving import save_checkpoint, save_validated
 from seqtk.training.signals import StopSignal, ending_with_launcher
 from seqtk.training.speed import Speed
@@ -136,6 +136,7 @@ class Trainer:
             self.compilation = Compilation(self.step, config, mode=mode, engine=engine, log=lambda: self.log)
         self.speed = Speed(self.model, config, device=engine.device)  # counts the weights before they are sharded
         self.wrapped = engine.wrap(self.step)
+        self._parameters = list(self.model.parameters())
         self.optimizer = optimizers.build(
             config.optimizer, self.model
         )  # after wrapping, which may replace the parameters
@@ -313,8 +314,9 @@ class Trainer:
             The sum of the batches' weights over all processes, the reported sums by name, and the gradient norm.
         """
         engine, scale = self.engine, None if self.loss_scale is None else self.loss_scale.scale
-        torch.manual_seed(dropout_seed(self.config.seed, self.state.update, engine.rank))
-        self.wrapped.train()
+        seed_dropout(self.config.seed, self.state.update, engine.rank, device=engine.device)
+        if not self.step.training:  # after a validation; switching all modules takes time
+            self.wrapped.train()
         self.speed.enter("communication")
         (weight,) = engine.sums([float(sum(batch.weight for batch in micro_batches))])
         stats: Stats = {}
@@ -337,8 +339,11 @@ class Trainer:
         self.speed.enter("communication")
         summed = engine.sum(torch.stack([own[name].double() for name in names])).unbind() if names else ()
         self.speed.enter("optimizer")
-        norm = engine.full(nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None))
+        norm = engine.full(nn.utils.get_total_norm(self._gradients()))
         return weight, dict(zip(names, summed, strict=True)), norm if scale is None else norm / scale
+
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self._parameters if parameter.grad is not None]
 
     def _step(self, norm: Tensor, *, skip: Tensor | None = None) -> None:
         """Clips the gradient and steps the optimizer, unless `skip` is true. Does not wait for the device."""
@@ -346,7 +351,7 @@ class Trainer:
         factor = torch.where(norm > limit, limit / norm.double(), 1.0) if limit else None
         if self.loss_scale is not None:
             factor = (1.0 if factor is None else factor) / self.loss_scale.scale
-        gradients = [local_part(p.grad) for p in self.model.parameters() if p.grad is not None]
+        gradients = list(map(local_part, self._gradients()))
         if gradients and factor is not None:
             torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
         set_rate(self.optimizer, self.schedule.lr(self.state.update))
