@@ -29,9 +29,9 @@ ITSELF = {"kind": "sliding_window", "window": 1}
 """Self-attention in which each position attends only to itself."""
 SETTINGS: dict[str, Any] = {
     "device": "cpu",
-    "max_updates": 700,  # after 500 fnet had 0.73 of the strings right at one seed, after 700 it had 0.98
+    "max_updates": 800,
     "clip_norm": 1.0,
-    "batch": {"max_tokens": 600},
+    "batch": {"max_tokens": 200},
     "model": {
         "dim": 64,
         "ffn_dim": 128,
@@ -42,7 +42,7 @@ SETTINGS: dict[str, Any] = {
     "criterion": {"label_smoothing": 0.0},
     "optimizer": {"lr": 0.003},  # at 0.005 some seeds fail
     "schedule": {"kind": "cosine", "warmup_updates": 100},
-    "validation": {"every": 700, "decode": True, "search": {"beam": 1, "max_length_b": 12}},
+    "validation": {"every": 800, "decode": True, "search": {"beam": 1, "max_length_b": 12}},
     "log": {"tensorboard": False},
 }
 
