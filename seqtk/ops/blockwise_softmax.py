@@ -25,8 +25,8 @@ from torch.autograd.function import once_differentiable
 
 from seqtk.ops.dispatch import naive_mode
 from seqtk.ops.dot_product import causal_mask, padding_bias
+from seqtk.ops.dropout import drop_again, random_bits, scaled
 from seqtk.ops.dropout import dropout as apply_dropout
-from seqtk.ops.dropout import keep_mask
 from seqtk.ops.tensors import once_for
 
 BLOCK = 2**22
@@ -351,18 +351,20 @@ class _Plan:
             logits_BHCS = fill(pad_B11S, lowest)
         return logits_BHCS
 
-    def dropped(self, weights_BHCS: Tensor, block: _Block, batch: int) -> Tensor:
-        """Applies dropout with the same mask in forward and backward, and returns BHCS.
-
-        Without dropout, returns the weights unchanged: 1HCS if they are the same for all rows.
-        """
+    def bits(self, weights_BHCS: Tensor, block: _Block, batch: int) -> Tensor | None:
+        """Returns the random bits that drop weights of a block, the same in forward and backward. None: no dropout."""
         if not self.dropout:
-            return weights_BHCS
+            return None
         # torch's generator reads 32 bits of its seed, so the block numbers must be small.
         first = block.heads.start * self.length + block.rows.start
         generator = torch.Generator().manual_seed(self.seed + first)
-        weights_BHCS = weights_BHCS.expand(batch, -1, -1, -1)
-        return weights_BHCS * keep_mask(weights_BHCS, self.dropout, generator=generator)
+        return random_bits(weights_BHCS.expand(batch, -1, -1, -1), generator=generator)
+
+    def dropped(self, x_BHCS: Tensor, bits_BHCS: Tensor | None) -> Tensor:
+        """Applies dropout to weights or their gradient. Without dropout, returns `x_BHCS` unchanged."""
+        if bits_BHCS is None:
+            return x_BHCS
+        return scaled(drop_again(x_BHCS.expand_as(bits_BHCS), bits_BHCS, self.dropout), self.dropout)
 
 
 class _InBlocks(torch.autograd.Function):
@@ -374,7 +376,7 @@ class _InBlocks(torch.autograd.Function):
         for block in plan.blocks:
             pieces = [tensor[place] for tensor, place in zip(inputs, plan.slices(block), strict=True)]
             weights_BHCS = plan.seen(plan.logits(pieces, block), block).softmax(-1)
-            kept_BHCS = plan.dropped(weights_BHCS, block, len(value_BHSE))
+            kept_BHCS = plan.dropped(weights_BHCS, plan.bits(weights_BHCS, block, len(value_BHSE)))
             y_BHTE[:, block.heads, block.rows] = kept_BHCS @ value_BHSE[:, block.heads, block.columns]
         ctx.plan = plan
         ctx.save_for_backward(value_BHSE, *inputs)
@@ -404,12 +406,13 @@ class _InBlocks(torch.autograd.Function):
                 seen_BHCS = plan.seen(logits_BHCS, block).requires_grad_()
                 weights_BHCS = seen_BHCS.softmax(-1)
             grad_BHCE = grad_BHTE[:, block.heads, block.rows]
+            bits_BHCS = plan.bits(weights_BHCS, block, batch)
             if value_grad is not None:
-                kept_BHCS = plan.dropped(weights_BHCS.detach(), block, batch)
+                kept_BHCS = plan.dropped(weights_BHCS.detach(), bits_BHCS)
                 value_grad[:, block.heads, block.columns] += kept_BHCS.transpose(-1, -2) @ grad_BHCE
             if wanted:
                 weights_grad_BHCS = grad_BHCE @ value_BHES[:, block.heads, :, block.columns]
-                weights_grad_BHCS = plan.dropped(weights_grad_BHCS, block, batch).sum_to_size(weights_BHCS.shape)
+                weights_grad_BHCS = plan.dropped(weights_grad_BHCS, bits_BHCS).sum_to_size(weights_BHCS.shape)
                 (logits_grad_BHCS,) = torch.autograd.grad(weights_BHCS, seen_BHCS, weights_grad_BHCS)
                 logits_grad_BHCS = logits_grad_BHCS.sum_to_size(logits_BHCS.shape)
                 found = torch.autograd.grad(logits_BHCS, [pieces[i] for i in wanted], logits_grad_BHCS)

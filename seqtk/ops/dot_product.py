@@ -1,6 +1,7 @@
 """Dot-product attention, softmax(Q Kᵀ / √E + bias) V (Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1), and masks.
 
-Where it runs: `attend` calls torch's scaled_dot_product_attention, which picks a fused kernel on every device.
+Where it runs: `attend` calls torch's scaled_dot_product_attention, which picks a fused kernel on every device. On a CPU
+it has none with dropout, so that long inputs use `seqtk.ops.dropout_attention`.
 `seqtk.ops.flex` computes the same with FlexAttention.
 
 Keys and values may have fewer heads: K divides H, and query head h reads head ⌊h K / H⌋ of them.
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from seqtk.ops import cache
+from seqtk.ops import cache, dropout_attention
 from seqtk.ops import dropout as dropout_op
 from seqtk.ops.dispatch import naive_mode
 from seqtk.ops.tensors import once_for, to_fp32, without_autocast
@@ -79,6 +80,10 @@ def attend(
         query_BHTE = query_BHTE.reshape(len(query_BHTE), kv_heads, heads // kv_heads, query_BHTE.shape[3])
         if bias is not None and bias.shape[1] == heads:
             bias = bias.reshape(len(bias), kv_heads, heads // kv_heads, bias.shape[3])
+    if dropout and dropout_attention.is_faster(query_BHTE, key_BKSE):
+        return dropout_attention.attend(
+            query_BHTE, key_BKSE, value_BKSE, rate=dropout, bias=bias, causal=causal, scale=scale
+        )
     y = functional.scaled_dot_product_attention(
         query_BHTE, key_BKSE, value_BKSE, attn_mask=bias, is_causal=causal, dropout_p=dropout, scale=scale,
         enable_gqa=kv_heads < heads and not folded,

@@ -87,13 +87,13 @@ SOURCE_MUTANTS = [
     SourceMutant(
         "The blockwise softmax scales dropout wrongly in backward",
         "seqtk.ops.blockwise_softmax:_InBlocks.backward",
-        "= plan.dropped(weights_grad_BHCS, block, batch)",
-        "= (1 - plan.dropout) * plan.dropped(weights_grad_BHCS, block, batch)",
+        "= plan.dropped(weights_grad_BHCS, bits_BHCS)",
+        "= (1 - plan.dropout) * plan.dropped(weights_grad_BHCS, bits_BHCS)",
         "synthesizer_dense-causal-long-gradients_equal_finite_differences",
     ),
     SourceMutant(
         "The blockwise softmax uses the same dropout seed in every block",
-        "seqtk.ops.blockwise_softmax:_Plan.dropped",
+        "seqtk.ops.blockwise_softmax:_Plan.bits",
         "self.seed + first",
         "self.seed",
         "synthesizer_dense-causal-long-dropout_is_unbiased_and_seeded",
