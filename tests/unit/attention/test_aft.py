@@ -1,4 +1,4 @@
-"""Attention Free Transformers: limits, stability, sums, steps."""
+"""Attention Free Transformers: special cases, numerical stability, cumulative sums and decoding steps."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def assert_same_outputs(first: Attention, second: Attention) -> None:
 
 
 @pytest.mark.parametrize("role", SELF)
-def test_full_without_position_biases_equals_simple(role: Role) -> None:
+def test_aft_full_without_position_biases_is_aft_simple(role: Role) -> None:
     full = build(AftFullConfig(max_length=40, rank=3), role)
     torch.nn.init.zeros_(full.get_parameter("position_key"))
     assert_same_outputs(full, build(AftSimpleConfig(), role, like=full))
@@ -42,14 +42,14 @@ def test_full_without_position_biases_equals_simple(role: Role) -> None:
 
 @pytest.mark.parametrize("role", SELF)
 @pytest.mark.parametrize("window", [37, 40, 100])
-def test_window_as_long_as_the_input_equals_full(role: Role, window: int) -> None:
+def test_aft_local_with_a_full_window_is_aft_full(role: Role, window: int) -> None:
     full = build(AftFullConfig(max_length=40, rank=3), role)
     assert_same_outputs(full, build(AftLocalConfig(max_length=40, rank=3, window=window), role, like=full))
 
 
 @pytest.mark.parametrize("role", SELF)
 @pytest.mark.parametrize("window", [1, 5, 12, 36])
-def test_local_equals_full_with_zeros_outside_the_window(role: Role, window: int) -> None:
+def test_aft_local_has_no_bias_outside_the_window(role: Role, window: int) -> None:
     layer = build(AftLocalConfig(max_length=40, rank=3, window=window), role)
     x_BTD, _ = rows()
     key, value = (layer.get_submodule(name)(x_BTD) for name in ("key", "value"))
@@ -78,7 +78,7 @@ def test_cumulative_sums_equal_direct_sums_at_any_length(length: int) -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 8])
 def test_gradients_of_causal_sums_are_correct(length: int) -> None:
-    """Against finite differences; weights are shared by the rows."""
+    """Compared with finite differences. All rows share the position weights."""
     key, value, older, newer = torch.randn(4, 2, length, 2, dtype=torch.float64).requires_grad_().unbind()
     weight = torch.rand(length, length, dtype=torch.float64, requires_grad=True)
 
@@ -92,8 +92,8 @@ def test_gradients_of_causal_sums_are_correct(length: int) -> None:
 
 @pytest.mark.parametrize("role", SELF)
 @pytest.mark.parametrize("window", [5, 8, 100])
-def test_large_keys_and_biases_equal_float64(role: Role, window: int) -> None:
-    """Float32 equals float64 for keys of hundreds that rise and fall within a window, and biases of tens."""
+def test_float32_equals_float64_for_large_keys_and_biases(role: Role, window: int) -> None:
+    """Keys are in the hundreds, and rise and fall within a window. Biases are in the tens."""
     layer = build(AftLocalConfig(max_length=60, rank=3, window=window), role)
     with torch.no_grad():
         layer.get_parameter("position_query").mul_(20)
@@ -116,7 +116,7 @@ def named(config: AttentionConfig) -> str:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=named)
 def test_large_key_does_not_change_earlier_outputs(config: AttentionConfig) -> None:
-    """In float32, where exp(key) overflows and anything scaled by it vanishes."""
+    """Uses float32, in which exp(key) would overflow, and each term divided by it would become 0."""
     layer = build(config, Role.CAUSAL).float()
     x_BTD = torch.randn(1, 50, DIM)
     loud = x_BTD.clone()
@@ -130,7 +130,7 @@ def test_large_key_does_not_change_earlier_outputs(config: AttentionConfig) -> N
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=named)
-def test_200_steps_equal_forward(config: AttentionConfig) -> None:
+def test_200_decoding_steps_equal_forward(config: AttentionConfig) -> None:
     layer = build(config, Role.CAUSAL)
     x_BTD = torch.randn(2, 200, DIM, dtype=torch.float64)
     state, outputs = layer.start(2), []

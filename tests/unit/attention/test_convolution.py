@@ -1,4 +1,4 @@
-"""Lightweight and dynamic convolution: chunks, limits, options, steps.
+"""Lightweight and dynamic convolution: chunks, special cases, options and decoding steps.
 
 B batch, T length, D width, H heads, E width of a head, K taps.
 """
@@ -39,7 +39,7 @@ def layer_of(
 
 
 def unfolded(layer: Convolution, x_BTD: Tensor) -> Tensor:
-    """The output computed from a copy of the input per tap."""
+    """Computes the output from the unfolded input, which has one copy of the input for each tap."""
     taps = layer.config.kernel_size
     v_BTD = layer.values(x_BTD)
     if isinstance(layer, DynamicConv):
@@ -56,24 +56,24 @@ def unfolded(layer: Convolution, x_BTD: Tensor) -> Tensor:
 @pytest.mark.parametrize("taps", [1, 2, 31, 3 * CHUNK])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
-def test_chunks_equal_a_copy_per_tap(kind: Any, role: Role, taps: int, length: int) -> None:
+def test_chunked_convolution_equals_the_unfolded_form(kind: Any, role: Role, taps: int, length: int) -> None:
     layer = layer_of(kind, role, kernel_size=taps)
     x_BTD = torch.randn(2, length, DIM, dtype=torch.float64)
     torch.testing.assert_close(layer(x_BTD)[0], unfolded(layer, x_BTD), atol=1e-12, rtol=1e-12)
-    in_float32 = layer.float()(x_BTD.float())[0]  # on a CPU another kernel, for the lightweight one
+    in_float32 = layer.float()(x_BTD.float())[0]  # lightweight convolution has another kernel on a CPU
     torch.testing.assert_close(in_float32.double(), unfolded(layer.double(), x_BTD), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
-def test_one_tap_applies_the_projections_only(kind: Any, role: Role) -> None:
+def test_kernel_size_one_applies_the_projections_only(kind: Any, role: Role) -> None:
     layer = layer_of(kind, role, kernel_size=1)
     x_BTD = torch.randn(2, 5, DIM, dtype=torch.float64)
     torch.testing.assert_close(layer(x_BTD)[0], layer.out(layer.values(x_BTD)))
 
 
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
-def test_zero_kernels_give_a_moving_average(role: Role) -> None:
+def test_zero_kernel_logits_give_a_moving_average(role: Role) -> None:
     light, dynamic = (layer_of(kind, role, kernel_size=4) for kind in KINDS)
     torch.nn.init.zeros_(light.kernel)  # type: ignore[arg-type]
     torch.nn.init.zeros_(dynamic.kernel.weight)  # type: ignore[union-attr, arg-type]
@@ -103,7 +103,7 @@ def test_output_depends_on_its_window_only(kind: Any, role: Role, taps: int, see
     assert tuple(x_BTD.grad[0].any(-1).nonzero().flatten().tolist()) == seen
 
 
-def test_heads_are_adjacent_channels() -> None:
+def test_each_head_has_adjacent_channels() -> None:
     layer = layer_of(KINDS[0], Role.CAUSAL, kernel_size=2, weight_softmax=False, glu=False, bias=False)
     with torch.no_grad():
         layer.value.weight.copy_(torch.eye(DIM))
@@ -115,13 +115,13 @@ def test_heads_are_adjacent_channels() -> None:
     torch.testing.assert_close(layer(x_BTD)[0], expected)
 
 
-def test_kernels_become_a_band_matrix() -> None:
+def test_band_turns_kernels_into_a_band_matrix() -> None:
     kernels_CK = torch.tensor([[1, 2], [3, 4], [5, 6]])
     assert band(kernels_CK).tolist() == [[1, 2, 0, 0], [0, 3, 4, 0], [0, 0, 5, 6]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_200_steps_equal_forward_in_a_small_state(kind: Any) -> None:
+def test_decoding_steps_equal_forward_with_constant_state(kind: Any) -> None:
     layer = layer_of(kind, Role.CAUSAL, kernel_size=5, dtype=torch.float32)
     x_BTD = torch.randn(2, 200, DIM)
     state = layer.start(2)

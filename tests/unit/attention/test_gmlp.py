@@ -1,4 +1,4 @@
-"""Properties of gMLP, beyond the laws of all layers."""
+"""Tests of gMLP. The tests that all attention layers share are in tests/laws."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def build(role: Role = Role.ENCODER, **fields: int) -> Gmlp:
 
 
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
-def test_starts_near_a_perceptron(role: Role) -> None:
+def test_gmlp_starts_near_a_perceptron(role: Role) -> None:
     layer = build(role)
     x_BTD = torch.randn(2, 10, 8, dtype=torch.float64)
     perceptron = layer.out(functional.gelu(layer.expand(x_BTD)).chunk(2, -1)[0])
@@ -22,7 +22,7 @@ def test_starts_near_a_perceptron(role: Role) -> None:
     torch.testing.assert_close(layer(x_BTD)[0], perceptron)
 
 
-def test_roles_agree_with_a_lower_triangular_matrix() -> None:
+def test_lower_triangular_encoder_equals_causal_layer() -> None:
     encoder, causal = build(), build(Role.CAUSAL)
     torch.nn.init.normal_(encoder.spatial)
     causal.load_state_dict(encoder.state_dict())

@@ -1,4 +1,4 @@
-"""Properties of layers with feature maps, beyond the laws of all layers."""
+"""Tests of layers with feature maps. The tests that all attention layers share are in tests/laws."""
 
 import math
 from typing import Any
@@ -40,7 +40,7 @@ def run(layer: Attention, x_BTD: Tensor, memory_BSD: Tensor, pad_BS: Tensor | No
 
 
 def from_all_pairs(layer: KernelAttention, x_BTD: Tensor, memory_BSD: Tensor, pad_BS: Tensor) -> Tensor:
-    """The output of the layer, computed with the T × S matrix of weights."""
+    """Computes the output of the layer with the T × S matrix of weights."""
     source = memory_BSD if layer.role is Role.CROSS else x_BTD
     key_BHSR, shift = layer.key_features(layer.split(layer.key(source)), pad_BS=pad_BS)
     query_BHTR = layer.query_features(layer.split(layer.query(x_BTD)), shift_BH1R=shift)
@@ -52,7 +52,7 @@ def from_all_pairs(layer: KernelAttention, x_BTD: Tensor, memory_BSD: Tensor, pa
 
 
 @pytest.mark.parametrize(("kind", "role"), every_kind(*Role))
-def test_sums_equal_the_matrix_of_all_pairs(kind: str, role: Role) -> None:
+def test_sums_over_keys_equal_the_full_weight_matrix(kind: str, role: Role) -> None:
     layer = build(kind, role).double()
     x_BTD, memory_BSD = torch.randn(2, 150, DIM).double(), torch.randn(2, 150, DIM).double()
     pad_BS = torch.arange(150)[None] >= torch.tensor([[150], [131]])
@@ -61,7 +61,7 @@ def test_sums_equal_the_matrix_of_all_pairs(kind: str, role: Role) -> None:
 
 
 @pytest.mark.parametrize(("kind", "role"), every_kind(Role.CAUSAL, Role.CROSS))
-def test_200_steps_equal_forward_with_constant_state(kind: str, role: Role) -> None:
+def test_decoding_steps_equal_forward_with_constant_state(kind: str, role: Role) -> None:
     layer = build(kind, role)
     x_BTD, memory_BSD = torch.randn(2, 200, DIM), torch.randn(2, 9, DIM)
     state = layer.start(2, memory_BSD if role is Role.CROSS else None)
@@ -70,7 +70,7 @@ def test_200_steps_equal_forward_with_constant_state(kind: str, role: Role) -> N
     assert len(sizes) == 1
 
 
-def test_memory_check_sees_a_matrix_of_all_pairs() -> None:
+def test_largest_tensor_detects_a_quadratic_matrix() -> None:
     assert largest_tensor(build("synthesizer_random", max_length=64), 64) >= 2 * 64**2
 
 
@@ -98,21 +98,21 @@ def test_several_chunks_compile_into_one_graph(kind: str, role: Role) -> None:
         ("feedforward_kernel", {"kernel": "aoglu", "depth": 3}, 3 * 8 * (64**2 + 64**2 // 2)),
     ],
 )
-def test_parameters_at_width_512(kind: str, fields: dict[str, Any], own: int) -> None:
+def test_parameter_count_at_width_512_equals_formula(kind: str, fields: dict[str, Any], own: int) -> None:
     with torch.device("meta"):
         layer = build(kind, dim=512, heads=8, bias=False, **fields)
     assert sum(p.numel() for p in layer.parameters()) == 4 * 512**2 + own
 
 
-def test_features_estimate_the_softmax_kernel() -> None:
-    """The mean over draws is exp(q · k / √E), within four standard errors; orthogonal features vary less."""
+def test_random_features_estimate_the_softmax_kernel() -> None:
+    """The mean over draws is exp(q · k / √E), within four standard errors. Orthogonal features vary less."""
     torch.manual_seed(0)
     width, draws = 8, 20_000
     query, key = torch.randn(5, width) / 2, torch.randn(5, width) / 2
     expected = (query @ key.T / math.sqrt(width)).exp()
 
     def estimates(rows: Tensor) -> Tensor:
-        """One estimate from each `width` rows."""
+        """Returns one estimate for each group of `width` rows."""
         features = (log_features(x, rows).exp().view(-1, draws, width).transpose(0, 1) for x in (query, key))
         of_queries, of_keys = features
         return of_queries @ of_keys.transpose(-1, -2) / width
@@ -125,7 +125,7 @@ def test_features_estimate_the_softmax_kernel() -> None:
     assert (orthogonal.var(0) / independent.var(0)).mean() < 0.95
 
 
-def test_rows_are_orthogonal_with_gaussian_norms() -> None:
+def test_projection_rows_are_orthogonal_with_gaussian_norms() -> None:
     rows = orthogonal_gaussian(20, 8)
     products = rows[:8] @ rows[:8].T
     torch.testing.assert_close(products, products.diagonal().diag(), atol=1e-4, rtol=0)
@@ -152,8 +152,8 @@ def test_many_features_approach_softmax_attention(role: Role) -> None:
 
 
 @pytest.mark.parametrize("role", Role)
-def test_large_exponents_equal_float64(role: Role) -> None:
-    """float32 equals float64 where unshifted exponents would overflow."""
+def test_float32_equals_float64_for_large_exponents(role: Role) -> None:
+    """Without a shift, the exponents would overflow float32."""
     layer = build("performer", role, features=64)
     with torch.no_grad():
         layer.query.weight.mul_(8)
@@ -166,8 +166,8 @@ def test_large_exponents_equal_float64(role: Role) -> None:
 
 
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CROSS])
-def test_keys_far_from_the_origin_equal_float64(role: Role) -> None:
-    """With all keys far from the origin, float32 outputs and gradients equal float64."""
+def test_float32_equals_float64_for_distant_keys(role: Role) -> None:
+    """All keys are far from the origin. Outputs and gradients are compared."""
     layer = build("performer", role, features=64)
     x_BTD, memory_BSD = torch.randn(2, 20, DIM), torch.randn(2, 20, DIM)
     with torch.no_grad():
@@ -180,7 +180,7 @@ def test_keys_far_from_the_origin_equal_float64(role: Role) -> None:
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-3, rtol=1e-2)
 
 
-def test_vanishing_causal_keys_give_zero_not_nan() -> None:
+def test_causal_keys_that_underflow_give_no_nan() -> None:
     layer = build("performer", Role.CAUSAL, features=64)
     with torch.no_grad():
         layer.key.bias.fill_(1000)
@@ -226,7 +226,7 @@ def test_cosformer_ignores_small_distances() -> None:
 
 
 @pytest.mark.parametrize(("kernel", "depth"), [("linear", 1), ("oglu", 2), ("aoglu", 3)])
-def test_penalty_is_the_mean_squared_distance(kernel: str, depth: int) -> None:
+def test_penalty_is_the_distance_from_orthogonality(kernel: str, depth: int) -> None:
     layer: FeedForwardKernelAttention = build("feedforward_kernel", kernel=kernel, depth=depth, orthogonality=0.5)
     penalty = layer.aux_loss()
     assert penalty is not None
@@ -259,8 +259,8 @@ def test_kernel_dropout_acts_in_training_only() -> None:
     assert not torch.allclose(layer.train()(x_BTD)[0], without(x_BTD)[0], atol=1e-3)
 
 
-def test_dropout_keeps_the_denominators() -> None:
-    """With all values 1, an output is the sum of the kept weights: 1 on average, but not always."""
+def test_dropout_does_not_renormalize_the_weights() -> None:
+    """If all values are 1, an output is the sum of the weights that dropout keeps. Its mean is 1, but it varies."""
     layer = build("linear", dropout=0.5, bias=False).train()
     with torch.no_grad():
         layer.out.weight.copy_(torch.eye(DIM))

@@ -1,4 +1,4 @@
-"""Properties of Linformer, beyond the laws of all layers."""
+"""Tests of Linformer. The tests that all attention layers share are in tests/laws."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def build(role: Role = Role.ENCODER, **fields: Any) -> Attention:
 
 @pytest.mark.parametrize("sharing", ["none", "headwise", "key_value"])
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CROSS])
-def test_identity_maps_are_softmax_attention(sharing: str, role: Role) -> None:
+def test_identity_maps_give_softmax_attention(sharing: str, role: Role) -> None:
     linformer = build(role, sharing=sharing)
     softmax = attentions.build(SoftmaxConfig(heads=2), dim=DIM, role=role).eval()
     linformer.load_state_dict(softmax.state_dict(), strict=False)
@@ -35,7 +35,7 @@ def test_identity_maps_are_softmax_attention(sharing: str, role: Role) -> None:
 
 
 def test_shared_maps_equal_the_same_map_per_head() -> None:
-    """Maps before the projection equal maps after it, with biases and padding."""
+    """A map before the projection equals a map after it, also with biases and padding."""
     shared, own = build(rank=3).double(), build(rank=3, sharing="none").double()
     torch.nn.init.normal_(shared.get_parameter("key.bias"))
     torch.nn.init.normal_(shared.get_parameter("value.bias"))

@@ -1,4 +1,4 @@
-"""Properties of Luna and ConvLuna, beyond the laws of all layers."""
+"""Tests of Luna and ConvLuna. The tests that all attention layers share are in tests/laws."""
 
 import dataclasses
 from typing import Any
@@ -22,7 +22,7 @@ BOTH = pytest.mark.parametrize("config", [LUNA, CONVLUNA], ids=["luna", "convlun
 
 
 def build(config: AttentionConfig, role: Role = Role.ENCODER, *, seed: int = 0) -> Any:
-    """The layer in float64, every weight random."""
+    """Builds the layer in float64 with random weights."""
     torch.manual_seed(seed)
     layer = attentions.build(config, dim=DIM, role=role, memory_dim=MEMORY_DIM if role is Role.CROSS else None)
     for parameter in layer.parameters():
@@ -49,11 +49,11 @@ def run(layer: Attention, x_BTD: Tensor, pad_BS: Tensor | None = None) -> Tensor
     return y_BTD
 
 
-# Slots passed up the encoder.
+# Memory slots that each layer of an encoder passes to the next.
 
 
 @BOTH
-def test_later_layers_read_the_norm_of_the_slots(config: LunaConfig) -> None:
+def test_later_layers_normalize_the_memory_slots(config: LunaConfig) -> None:
     first, second, _ = (block.self_attention for block in stack(config).blocks)
     x_BSD = draw(2, 7, DIM)
     _, carried_BPD = first(x_BSD)
@@ -68,14 +68,14 @@ def test_later_layers_read_the_norm_of_the_slots(config: LunaConfig) -> None:
 
 
 @pytest.mark.parametrize("pattern", [[LUNA], [LUNA, SoftmaxConfig(), LUNA], [LUNA, CONVLUNA, LUNA]])
-def test_slots_reach_later_layers_without_the_outputs(pattern: list[AttentionConfig]) -> None:
+def test_gradients_flow_through_memory_slots_alone(pattern: list[AttentionConfig]) -> None:
     encoder = stack(*pattern)
     x_BSD, carried = draw(2, 7, DIM), None
     for block in encoder.blocks:  # only the slots have a gradient
         x_BSD, carried = block(x_BSD.detach(), pad_BS=None, state=carried)
     x_BSD.square().sum().backward()
     assert encoder.blocks[0].self_attention.memory.grad.any()
-    assert encoder.blocks[0].self_attention.query.weight.grad is None  # the outputs have none
+    assert encoder.blocks[0].self_attention.query.weight.grad is None  # the outputs are detached
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
@@ -88,8 +88,8 @@ def test_slots_reach_later_layers_without_the_outputs(pattern: list[AttentionCon
         [dataclasses.replace(CONVLUNA, sharing="simplified")],
     ],
 )
-def test_every_parameter_of_a_stack_gets_a_gradient(pattern: list[AttentionConfig], pre_norm: bool) -> None:
-    """DistributedDataParallel would wait for a missing one."""
+def test_every_parameter_of_an_encoder_gets_a_gradient(pattern: list[AttentionConfig], pre_norm: bool) -> None:
+    """DistributedDataParallel would wait for a gradient that is never computed."""
     encoder = stack(*pattern, pre_norm=pre_norm)
     encoder(draw(2, 7, DIM), pad_BS=None).square().sum().backward()
     assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
@@ -97,7 +97,7 @@ def test_every_parameter_of_a_stack_gets_a_gradient(pattern: list[AttentionConfi
     assert [name for name in zero if not name.endswith("key.bias")] == []  # softmax does not depend on the bias of keys
 
 
-def test_a_stack_has_one_memory_and_a_norm_per_layer() -> None:
+def test_encoder_has_one_memory_and_a_norm_per_layer() -> None:
     alone = sum(p.numel() for p in build(LUNA).parameters())
     counts = [sum(p.numel() for p in block.self_attention.parameters()) for block in stack(LUNA).blocks]
     assert counts == [alone, alone - SLOTS * DIM + 2 * DIM, alone - SLOTS * DIM + 2 * DIM]
@@ -108,7 +108,7 @@ def test_a_stack_has_one_memory_and_a_norm_per_layer() -> None:
 
 
 @BOTH
-def test_a_stack_does_not_see_padding(config: LunaConfig) -> None:
+def test_encoder_outputs_do_not_depend_on_padding(config: LunaConfig) -> None:
     strided = dataclasses.replace(config, stride=2) if isinstance(config, ConvLunaConfig) else config
     encoder, x_1SD = stack(strided), draw(1, 5, DIM)
     padded = nn.functional.pad(x_1SD, (0, 0, 0, 3), value=9.0)
@@ -125,7 +125,7 @@ def test_memories_of_different_sizes_are_refused(other: LunaConfig) -> None:
         stack(LUNA, other)
 
 
-def test_decoders_keep_a_memory_in_each_layer() -> None:
+def test_each_decoder_layer_has_a_memory() -> None:
     for role in (Role.CAUSAL, Role.CROSS):
         assert build(LUNA, role).memory is not None
 
@@ -140,7 +140,7 @@ def test_decoders_keep_a_memory_in_each_layer() -> None:
     [{"filter": "none"}, {"filter": "conv"}, {"filter": "max_pool"}, {"filter": "mean_pool"}],
     ids=lambda options: options["filter"],
 )
-def test_convluna_without_a_filter_is_luna(role: Role, tie_kv: bool, options: dict[str, Any]) -> None:
+def test_convluna_without_filtering_is_luna(role: Role, tie_kv: bool, options: dict[str, Any]) -> None:
     luna = build(dataclasses.replace(LUNA, tie_kv=tie_kv), role)
     config = dataclasses.replace(
         CONVLUNA, tie_kv=tie_kv, pack_temperature="sqrt", unpack_temperature="sqrt", kernel_size=1, **options
@@ -152,7 +152,7 @@ def test_convluna_without_a_filter_is_luna(role: Role, tie_kv: bool, options: di
     torch.testing.assert_close(run(convluna, x_BTD, pad_BS), run(luna, x_BTD, pad_BS))
 
 
-def test_convolution_of_equal_weights_is_the_mean() -> None:
+def test_convolution_with_equal_weights_is_mean_pooling() -> None:
     config = dataclasses.replace(CONVLUNA, kernel_size=3)
     conv, mean = build(config), build(dataclasses.replace(config, filter="mean_pool"))
     conv.kernel.data.fill_(1 / 3)
@@ -173,7 +173,7 @@ def test_learned_temperatures_start_at_root_of_width() -> None:
     assert fixed.monitored() == {}
 
 
-def test_with_one_slot_every_output_is_the_same() -> None:
+def test_one_memory_slot_gives_equal_outputs() -> None:
     y_BTD = run(build(dataclasses.replace(LUNA, memory_size=1)), draw(1, 5, DIM))
     torch.testing.assert_close(y_BTD, y_BTD[:, :1].expand_as(y_BTD))
 
@@ -181,7 +181,7 @@ def test_with_one_slot_every_output_is_the_same() -> None:
 # Cost.
 
 
-def test_tying_saves_the_papers_parameters() -> None:
+def test_tying_keys_and_values_saves_15m_parameters() -> None:
     """RoBERTa-base has 132M parameters tied and 147M untied (README of the authors' code)."""
     layers = (Luna(LunaConfig(heads=12, tie_kv=tie), dim=768, role=Role.ENCODER) for tie in (True, False))
     tied, untied = (sum(p.numel() for p in layer.parameters()) for layer in layers)
@@ -190,7 +190,7 @@ def test_tying_saves_the_papers_parameters() -> None:
 
 @BOTH
 @pytest.mark.parametrize("role", [Role.CAUSAL, Role.CROSS])
-def test_200_steps_equal_forward_with_constant_state(config: LunaConfig, role: Role) -> None:
+def test_decoding_steps_equal_forward_with_constant_state(config: LunaConfig, role: Role) -> None:
     layer, x_BTD = build(config, role), draw(2, 200, DIM)
     torch.manual_seed(1)
     state = layer.start(2, draw(2, 200, MEMORY_DIM) if role is Role.CROSS else None)
@@ -220,7 +220,7 @@ def test_invalid_settings_are_refused(role: Role, fields: dict[str, Any], key: s
         build(dataclasses.replace(CONVLUNA, **fields), role)
 
 
-def test_cross_attention_shares_if_widths_agree() -> None:
+def test_equal_widths_allow_sharing_in_cross_attention() -> None:
     config = dataclasses.replace(CONVLUNA, sharing="simplified")
     layer = attentions.build(config, dim=DIM, role=Role.CROSS, memory_dim=DIM)
     assert layer(torch.randn(2, 3, DIM), torch.randn(2, 5, DIM))[0].shape == (2, 3, DIM)

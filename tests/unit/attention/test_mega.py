@@ -1,4 +1,4 @@
-"""Properties of Mega and its moving average, beyond the laws of all layers."""
+"""Tests of Mega and its moving average. The tests that all attention layers share are in tests/laws."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def build(role: Role = Role.ENCODER, **fields: Any) -> Mega:
 
 
 def stepped(average: DampedAverage, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-    """The averages of one step per position, and the last state."""
+    """Returns the averages, computed one position at a time, and the last state."""
     state, outputs = average.start(len(x_BTD)), []
     for t in range(x_BTD.shape[1]):
         y_B1D, state = average.step(x_BTD[:, t : t + 1], state)
@@ -30,13 +30,13 @@ def stepped(average: DampedAverage, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 65, 200])
-def test_average_in_chunks_equals_the_recurrence(length: int) -> None:
+def test_chunked_average_equals_the_recurrence(length: int) -> None:
     average = DampedAverage(3, 4, both_ways=False).double()
     x_BTD = torch.randn(2, length, 3, dtype=torch.float64)
     torch.testing.assert_close(average(x_BTD), stepped(average, x_BTD)[0])
 
 
-def test_bidirectional_average_is_the_sum_of_two() -> None:
+def test_bidirectional_average_sums_both_directions() -> None:
     both = DampedAverage(3, 4, both_ways=True).double()
     x_BTD = torch.randn(2, 70, 3, dtype=torch.float64)
     expected = torch.zeros_like(x_BTD)
@@ -55,8 +55,8 @@ def test_average_does_not_depend_on_the_future() -> None:
     assert gradient[:, 40].all()
 
 
-def test_average_at_the_limits_of_damping() -> None:
-    """α δ = 1 keeps the newest position alone, without a NaN; α δ = 0 keeps the sum."""
+def test_extreme_damping_gives_the_input_or_its_sum() -> None:
+    """α δ = 1 gives the newest position and no NaN. α δ = 0 gives the cumulative sum."""
     average = DampedAverage(1, 1, both_ways=False)
     x_BTD = torch.randn(1, 80, 1)
     for damping, expected in ((200.0, x_BTD), (-200.0, x_BTD.cumsum(1))):
@@ -70,7 +70,7 @@ def test_average_at_the_limits_of_damping() -> None:
 
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
 @pytest.mark.parametrize("chunk", [37, 100])
-def test_chunk_as_long_as_the_input_changes_nothing(role: Role, chunk: int) -> None:
+def test_chunk_as_long_as_the_input_has_no_effect(role: Role, chunk: int) -> None:
     whole, chunked = build(role), build(role, chunk=chunk)
     chunked.load_state_dict(whole.state_dict())
     x_BTD = torch.randn(3, 37, DIM, dtype=torch.float64)
@@ -79,7 +79,7 @@ def test_chunk_as_long_as_the_input_changes_nothing(role: Role, chunk: int) -> N
 
 
 @pytest.mark.parametrize("chunk", [None, 16])
-def test_200_steps_equal_the_parallel_form(chunk: int | None) -> None:
+def test_200_decoding_steps_equal_forward(chunk: int | None) -> None:
     layer = build(Role.CAUSAL, chunk=chunk)
     x_BTD = torch.randn(2, 200, DIM, dtype=torch.float64)
     state, outputs = layer.start(2), []
@@ -90,7 +90,7 @@ def test_200_steps_equal_the_parallel_form(chunk: int | None) -> None:
     torch.testing.assert_close(torch.cat(outputs, 1), layer(x_BTD)[0], atol=1e-10, rtol=1e-10)
 
 
-def test_only_the_average_reaches_beyond_a_chunk() -> None:
+def test_only_the_moving_average_crosses_chunks() -> None:
     layer = build(Role.CAUSAL, chunk=4)
     x_BTD = torch.randn(1, 12, DIM, dtype=torch.float64)
     other = x_BTD.clone()
@@ -114,6 +114,6 @@ def test_invalid_settings_are_refused(fields: dict[str, Any], key: str) -> None:
         build(**fields)
 
 
-def test_parameter_count_equals_the_papers() -> None:
+def test_parameter_count_agrees_with_the_paper() -> None:
     layer = Mega(MegaConfig(), dim=512, role=Role.ENCODER)
     assert round(sum(p.numel() for p in layer.parameters()) / 512**2, 1) == 8.4

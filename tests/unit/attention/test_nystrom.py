@@ -1,4 +1,4 @@
-"""Properties of Nyström attention, beyond the laws of all layers."""
+"""Tests of Nyström attention. The tests that all attention layers share are in tests/laws."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def test_inverse_of_zeros_is_zero() -> None:
     assert matrices.grad.isfinite().all()
 
 
-def test_segments_depend_on_the_length_of_the_row() -> None:
+def test_segments_divide_the_real_length_of_each_row() -> None:
     pad_BT = torch.arange(8) >= torch.tensor([[8], [5], [2], [0]])
     means_BLT = segment_means(pad_BT, 3, like=torch.zeros(4, 8, 1))
     members = [[row.nonzero().flatten().tolist() for row in rows] for rows in means_BLT]

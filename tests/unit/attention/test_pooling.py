@@ -1,4 +1,4 @@
-"""Properties of pooled and memory-compressed attention, beyond the laws of all layers."""
+"""Tests of pooled and memory-compressed attention. The tests that all attention layers share are in tests/laws."""
 
 from typing import Any
 
@@ -40,8 +40,8 @@ def test_windows_of_one_position_are_softmax_attention(role: Role, pool: str) ->
 
 
 @pytest.mark.parametrize("role", list(Role))
-def test_convolution_of_equal_weights_is_the_mean(role: Role) -> None:
-    """With complete windows: after the end of a row the convolution reads zeros, which the mean leaves out."""
+def test_convolution_with_equal_weights_is_mean_pooling(role: Role) -> None:
+    """Compares complete windows only. Beyond the end of a row the convolution reads zeros, which the mean ignores."""
     pooled = with_random_weights(build("pooled", role))
     compressed = build("memory_compressed", role)
     weights = torch.eye(DIM // 2).expand(2, 3, -1, -1) / 3
@@ -53,7 +53,7 @@ def test_convolution_of_equal_weights_is_the_mean(role: Role) -> None:
 
 
 @pytest.mark.parametrize(("kind", "fields"), [("pooled", {}), ("memory_compressed", {}), ("pooled", {"kernel": 5})])
-def test_only_complete_windows_are_visible(kind: str, fields: dict[str, Any]) -> None:
+def test_causal_positions_see_complete_windows_only(kind: str, fields: dict[str, Any]) -> None:
     layer = with_random_weights(build(kind, Role.CAUSAL, **fields))
     x_BTD, _ = inputs(Role.CAUSAL)
     changed = x_BTD.clone()
@@ -64,7 +64,7 @@ def test_only_complete_windows_are_visible(kind: str, fields: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 3), (4, 2), (5, 1), (1, 1)])
-def test_200_steps_equal_the_parallel_form(kernel: int, stride: int) -> None:
+def test_200_decoding_steps_equal_forward(kernel: int, stride: int) -> None:
     layer = with_random_weights(build("pooled", Role.CAUSAL, kernel=kernel, stride=stride))
     x_BTD, _ = inputs(Role.CAUSAL, length=200)
     state, outputs = layer.start(2), []

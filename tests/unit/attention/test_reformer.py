@@ -1,4 +1,4 @@
-"""LSH attention: limits, rounds, hashes, steps, refusals."""
+"""LSH attention of Reformer: special cases, rounds, hashes, decoding steps and errors."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ from tests.unit.attention.test_windows import SELF, build
 
 
 def full_shared(layer: Any, x_BTD: Tensor) -> Tensor:
-    """Attention with shared queries and normalised keys, to itself only if there is no other position."""
+    """Full attention in which keys are normalized queries. A position sees itself only if it sees no other position."""
     query_BHTE, value_BHTE = layer.split(layer.query_key(x_BTD)), layer.split(layer.value(x_BTD))
     key_BHTE = nn.functional.normalize(query_BHTE, dim=-1)
     logits_BHTS = query_BHTE @ key_BHTE.transpose(-1, -2) / math.sqrt(query_BHTE.shape[-1])
@@ -30,12 +30,12 @@ def full_shared(layer: Any, x_BTD: Tensor) -> Tensor:
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_one_bucket_in_one_chunk_equals_full_attention(role: Role, rounds: int) -> None:
     layer: Any = build(ReformerConfig(heads=2, chunk=20, rounds=rounds), role)
-    layer.rotations.zero_()  # then the first bucket has all
+    layer.rotations.zero_()  # now all positions are in the first bucket
     x_BTD = torch.randn(2, 17, 8, dtype=torch.float64)
     assert_close(layer(x_BTD)[0], full_shared(layer, x_BTD))
 
 
-def test_more_rounds_approach_full_attention() -> None:
+def test_more_hash_rounds_approach_full_attention() -> None:
     x_BTD = torch.randn(4, 64, 8, dtype=torch.float64)
     errors = []
     for rounds in (1, 4, 16):
@@ -46,7 +46,7 @@ def test_more_rounds_approach_full_attention() -> None:
     assert errors[0] > 1.3 * errors[1] > 1.3 * 1.3 * errors[2]
 
 
-def test_bucket_depends_on_the_direction() -> None:
+def test_bucket_depends_on_the_direction_only() -> None:
     layer: Any = build(ReformerConfig(heads=1, buckets=8, rounds=50), Role.ENCODER)
     query = torch.randn(8, dtype=torch.float64)
     buckets = layer._buckets(torch.stack([query, 3 * query, -query])[None, None], layer.rotations)[0, 0]
@@ -65,13 +65,13 @@ def test_only_training_draws_new_hashes() -> None:
     torch.manual_seed(5)
     first = layer(x_BTD)[0]
     torch.manual_seed(5)
-    assert_close(layer(x_BTD)[0], first, 0)  # from torch's generator alone
+    assert_close(layer(x_BTD)[0], first, 0)  # the hashes depend on torch's generator only
     assert_close(layer.eval()(x_BTD)[0], before, 0)
     assert_close(build(config, Role.ENCODER, like=layer)(x_BTD)[0], before, 0)
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 300])
-def test_200_steps_equal_forward(chunk: int) -> None:
+def test_200_decoding_steps_equal_forward(chunk: int) -> None:
     layer = build(ReformerConfig(heads=2, buckets=4, chunk=chunk, rounds=3), Role.CAUSAL)
     x_BTD = torch.randn(2, 200, 8, dtype=torch.float64)
     with torch.no_grad():

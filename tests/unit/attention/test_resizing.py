@@ -45,7 +45,7 @@ RESIZABLE = [
 
 @pytest.mark.parametrize("max_length", [1, 4, 6, 9, 11, 17, 40])
 @pytest.mark.parametrize(("kind", "role"), RESIZABLE, ids=[f"{kind}-{role.name}" for kind, role in RESIZABLE])
-def test_inputs_that_fit_both_lengths_give_the_same(kind: str, role: Role, max_length: int) -> None:
+def test_resized_layer_has_the_same_outputs(kind: str, role: Role, max_length: int) -> None:
     has_heads = "heads" in {field.name for field in fields(attentions.config_type(kind))}
     settings: dict[str, Any] = {"max_length": OLD} | ({"heads": 2} if has_heads else {})
     if kind == "synthesizer_mixture":
@@ -62,7 +62,7 @@ def test_inputs_that_fit_both_lengths_give_the_same(kind: str, role: Role, max_l
     torch.testing.assert_close(back(x_BTD, memory)[0], layer(x_BTD, memory)[0], atol=1e-10, rtol=1e-10)
 
 
-def test_new_elements_are_those_of_the_new_layer() -> None:
+def test_added_elements_come_from_the_new_layer() -> None:
     old, new = torch.zeros(2, 3, 3), torch.randn(2, 5, 5)
     grown = resize_tensor(old, new=new)
     assert not grown[:, :3, :3].any()
@@ -86,7 +86,7 @@ def test_only_attention_configs_are_resized() -> None:
     )
 
 
-def test_inner_factor_keeps_its_length() -> None:
+def test_resizing_keeps_the_length_of_the_fine_factor() -> None:
     for config in (SynthesizerFactorizedDenseConfig(), SynthesizerMixtureConfig(parts=("factorized_dense", "dot"))):
         grown = resize_configs(config, max_length=1000)
         assert (grown.max_length, grown.fine) == (1000, 16)

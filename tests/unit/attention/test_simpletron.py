@@ -1,4 +1,4 @@
-"""Properties of SimpleTRON, beyond the laws of all layers."""
+"""Tests of SimpleTRON. The tests that all attention layers share are in tests/laws."""
 
 import dataclasses
 from typing import Any
@@ -20,7 +20,7 @@ def build(role: Role = Role.ENCODER, **fields: Any) -> SimpleTron:
 
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL, Role.CROSS])
 def test_order_of_the_products_does_not_matter(role: Role) -> None:
-    """(Q Kᵀ) V == Q (Kᵀ V), also on several chunks."""
+    """(Q Kᵀ) V == Q (Kᵀ V), also over several chunks."""
     layer = build(role)
     x_BTD = torch.randn(2, 150, DIM, dtype=torch.float64)
     memory_BSD = torch.randn(2, 70, DIM, dtype=torch.float64) if role is Role.CROSS else None
@@ -44,7 +44,7 @@ def test_output_is_linear_in_the_values() -> None:
     torch.testing.assert_close(layer(x_BTD)[0], 3 * once)
 
 
-def test_scale_factors_equal_the_papers_and_the_codes() -> None:
+def test_scale_factors_agree_with_paper_and_code() -> None:
     x_BTD = torch.randn(1, 9, DIM, dtype=torch.float64)
     layer = build(length_factor="none", head_scale=False)
     bare = layer(x_BTD)[0]
@@ -72,7 +72,7 @@ def run_steps(layer: Attention, x_BTD: Tensor) -> Tensor:
     return torch.cat(outputs, 1)
 
 
-def test_200_steps_equal_forward_with_constant_state() -> None:
+def test_decoding_steps_equal_forward_with_constant_state() -> None:
     layer = build(Role.CAUSAL)
     x_BTD = torch.randn(2, 200, DIM, dtype=torch.float64)
     torch.testing.assert_close(run_steps(layer, x_BTD), layer(x_BTD)[0], atol=1e-10, rtol=1e-10)

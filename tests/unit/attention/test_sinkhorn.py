@@ -1,4 +1,4 @@
-"""Sinkhorn attention: limits, normalization, noise, memory."""
+"""Sinkhorn attention: special cases, normalization, noise and memory."""
 
 from typing import Any
 
@@ -34,19 +34,19 @@ def fixed_sorting(matrix_NN: Tensor, *, like: Any) -> FixedSorting:
     return layer
 
 
-def test_one_block_is_softmax() -> None:
+def test_one_block_gives_softmax_attention() -> None:
     layer = build(SinkhornConfig(heads=2, block=20), Role.ENCODER)
     full = build(SoftmaxConfig(heads=2), Role.ENCODER, like=layer)
     assert_close(layer(X_BTD, pad_BS=PAD_BS)[0][~PAD_BS], full(X_BTD, pad_BS=PAD_BS)[0][~PAD_BS])
 
 
-def test_identity_sorting_is_local_block() -> None:
+def test_identity_sorting_gives_local_block_attention() -> None:
     layer = fixed_sorting(torch.eye(5), like=build(SinkhornConfig(heads=2, block=4), Role.ENCODER))
     local = build(LocalBlockConfig(heads=2, block=4), Role.ENCODER, like=layer)
     assert_close(layer(X_BTD, pad_BS=PAD_BS)[0][~PAD_BS], local(X_BTD, pad_BS=PAD_BS)[0][~PAD_BS])
 
 
-def test_shift_by_one_is_local_block_with_back() -> None:
+def test_shifted_sorting_equals_local_block_with_back() -> None:
     shift = torch.eye(5).roll(1, 0)
     layer = fixed_sorting(shift, like=build(SinkhornConfig(heads=2, block=4), Role.ENCODER))
     local = build(LocalBlockConfig(heads=2, block=4, back=True), Role.ENCODER, like=layer)
@@ -57,7 +57,7 @@ def test_every_position_sees_every_position() -> None:
     assert mutual(build(SinkhornConfig(heads=2, block=3), Role.ENCODER), 11).all()
 
 
-def test_columns_and_rows_sum_to_one() -> None:
+def test_rows_and_columns_of_the_sorting_sum_to_one() -> None:
     present_BN = torch.arange(6) < torch.tensor([[6], [4], [0]])
     p_BHNN = sinkhorn(3 * torch.randn(3, 2, 6, 6, dtype=torch.float64), present_BN, iterations=300)
     expected = present_BN[:, None].double().expand(3, 2, 6)
@@ -79,6 +79,6 @@ def test_only_training_adds_noise() -> None:
     assert_close(layer.eval()(X_BTD)[0], expected, 0)
 
 
-def test_no_tensor_holds_all_pairs() -> None:
+def test_no_tensor_holds_all_pairs_of_positions() -> None:
     layer = build(SinkhornConfig(heads=2, block=32, max_length=1024), Role.ENCODER)
     assert largest_tensor(layer, 1024) <= min(2 * largest_tensor(layer, 512), 1024 * 1024 / 4)

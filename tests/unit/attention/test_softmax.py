@@ -1,4 +1,4 @@
-"""Dot-product attention: its options, compared with equivalent formulas, and refusals."""
+"""Dot-product attention: options compared with equivalent formulas, and errors."""
 
 import math
 from typing import Any
@@ -27,7 +27,7 @@ def build(role: Role = Role.ENCODER, *, dim: int = 8, heads: int = 2, **options:
     return layer.double().eval()
 
 
-def test_rotated_products_depend_on_distance() -> None:
+def test_rotary_products_depend_on_distance_only() -> None:
     query, key = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
     products = [
         rotate(query, torch.tensor([[t]])).flatten() @ rotate(key, torch.tensor([[t - 3]])).flatten()
@@ -38,7 +38,7 @@ def test_rotated_products_depend_on_distance() -> None:
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_positions_make_order_matter(positions: Any) -> None:
+def test_position_encodings_make_order_matter(positions: Any) -> None:
     layer = build(positions=positions)
     x_BTD = torch.randn(1, 5, 8, dtype=torch.float64)
     order = torch.tensor([2, 0, 1, 4, 3])
@@ -52,13 +52,13 @@ def test_alibi_slopes_equal_the_authors_code(heads: int) -> None:
     torch.testing.assert_close(alibi_slopes(heads, dtype=torch.float64), expected, rtol=1e-14, atol=0)
 
 
-def test_alibi_slopes_of_eight_heads_halve_from_a_half() -> None:
+def test_alibi_slopes_of_8_heads_are_powers_of_a_half() -> None:
     assert alibi_slopes(8).tolist() == [2.0**-i for i in range(1, 9)]
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_t5_buckets_equal_the_papers(causal: bool) -> None:
-    """T5's code takes the logarithm in float32. No bucket differs because of its rounding."""
+def test_t5_buckets_agree_with_the_paper(causal: bool) -> None:
+    """T5's code computes the logarithm in float32. Its rounding changes no bucket."""
     bias = T5Bias(1, causal=causal)
     with torch.no_grad():
         bias.table.copy_(torch.arange(32.0)[:, None])
@@ -76,7 +76,7 @@ def test_t5_buckets_equal_the_papers(causal: bool) -> None:
 
 
 @pytest.mark.parametrize("role", list(Role))
-def test_as_many_kv_heads_as_heads_is_plain_attention(role: Role) -> None:
+def test_one_kv_head_per_head_is_plain_attention(role: Role) -> None:
     plain, grouped = build(role), build(role, kv_heads=2)
     grouped.load_state_dict(plain.state_dict())
     x_BTD = torch.randn(2, 5, 8, dtype=torch.float64)
@@ -103,7 +103,7 @@ def test_queries_attend_to_keys_of_their_group(queries: int, bias_heads: int | N
     torch.testing.assert_close(attend(query, key, value, bias=bias), expected)
 
 
-def test_normed_logits_do_not_grow_with_the_input() -> None:
+def test_qk_norm_makes_logits_independent_of_scale() -> None:
     layer = build(qk_norm=True, bias=False)
     x_BTD = torch.randn(2, 5, 8, dtype=torch.float64)
     torch.testing.assert_close(layer(1000 * x_BTD)[0] / 1000, layer(x_BTD)[0], rtol=1e-3, atol=1e-3)
@@ -130,13 +130,13 @@ def test_settings_that_exclude_each_other_are_refused(options: dict[str, Any], k
         build(**options)
 
 
-def test_heads_outside_a_model_are_required() -> None:
+def test_layer_outside_a_model_requires_heads() -> None:
     with pytest.raises(UserError, match="heads"):
         SoftmaxAttention(SoftmaxConfig(), dim=8, role=Role.ENCODER)
 
 
 def flex_pair(role: Role, positions: Any, device: torch.device) -> tuple[SoftmaxAttention, SoftmaxAttention]:
-    """The same grouped layer by FlexAttention and by SDPA, in float32."""
+    """Builds the same grouped-query layer with FlexAttention and with SDPA, in float32."""
     options: dict[str, Any] = {"dim": 64, "heads": 4, "kv_heads": 2, "positions": positions}
     flex, sdpa = build(role, backend="flex", **options), build(role, **options)
     sdpa.load_state_dict(flex.state_dict())
@@ -144,7 +144,7 @@ def flex_pair(role: Role, positions: Any, device: torch.device) -> tuple[Softmax
 
 
 def flex_padding(padded: bool, device: torch.device) -> Tensor | None:
-    """Rows of 7, 3 and 0 real positions, or no padding."""
+    """Returns the padding mask of rows with 7, 3 and 0 real positions, or None."""
     lengths = torch.tensor([[7], [3], [0]])
     return (torch.arange(7) >= lengths).to(device) if padded else None
 
@@ -153,8 +153,8 @@ def flex_padding(padded: bool, device: torch.device) -> Tensor | None:
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("positions", ["none", "alibi"])
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
-def test_flex_functions_equal_masks_and_biases(role: Role, positions: Any, padded: bool) -> None:
-    """On a CPU, where FlexAttention runs uncompiled and without a backward."""
+def test_flex_attention_equals_masks_and_biases(role: Role, positions: Any, padded: bool) -> None:
+    """Runs on a CPU, where FlexAttention is not compiled and has no backward."""
     pad_BS = flex_padding(padded, torch.device("cpu"))
     query, key, value = torch.randn(3, 4, 7, 16), torch.randn(3, 2, 7, 16), torch.randn(3, 2, 7, 16)
     score = alibi_score(alibi_slopes(4)) if positions == "alibi" else None
@@ -181,7 +181,7 @@ def test_flex_on_cpu_evaluates_but_does_not_train() -> None:
     ("role", "positions"),
     [(role, p) for role in (Role.ENCODER, Role.CAUSAL) for p in ("none", "rotary", "alibi")] + [(Role.CROSS, "none")],
 )
-def test_flex_trains_on_cuda_as_sdpa_does(role: Role, positions: Any, device: torch.device) -> None:
+def test_flex_and_sdpa_train_equally_on_cuda(role: Role, positions: Any, device: torch.device) -> None:
     if device.type != "cuda":
         pytest.skip("FlexAttention trains on CUDA alone")
     for padded in (False, True):

@@ -1,4 +1,4 @@
-"""Sparse patterns: visible positions, limits, memory, steps, refusals."""
+"""Sparse patterns: visible positions, special cases, memory, decoding steps and errors."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from seqtk.utils.errors import UserError
 from tests.unit.attention.test_windows import SELF, build, mutual
 
 FULL = [
-    (StridedSparseConfig(heads=2, stride=1), Role.ENCODER),  # every column is everything; near is the query itself
+    (StridedSparseConfig(heads=2, stride=1), Role.ENCODER),  # a column has all positions
     (FixedSparseConfig(heads=2, block=20), Role.ENCODER),
     (FixedSparseConfig(heads=2, block=20), Role.CAUSAL),
     (FixedSparseConfig(heads=2, block=3, summary=3), Role.ENCODER),
@@ -28,11 +28,11 @@ FULL = [
 
 
 @pytest.mark.parametrize(("config", "role"), FULL, ids=str)
-def test_pattern_of_all_positions_is_softmax(config: AttentionConfig, role: Role) -> None:
+def test_pattern_of_all_positions_is_softmax_attention(config: AttentionConfig, role: Role) -> None:
     layer = build(config, role)
     full = build(SoftmaxConfig(heads=2), role, like=layer)
     x_BTD, pad_BS = torch.randn(2, 20, 8, dtype=torch.float64), torch.arange(20) >= torch.tensor([[20], [13]])
-    if isinstance(config, StridedSparseConfig):  # compare what the second head gives
+    if isinstance(config, StridedSparseConfig):  # compare the outputs of the second head only
         for each in (layer, full):
             each.out = torch.nn.Identity()
         assert_close(layer(x_BTD, pad_BS=pad_BS)[0][~pad_BS][:, 4:], full(x_BTD, pad_BS=pad_BS)[0][~pad_BS][:, 4:])
@@ -40,7 +40,7 @@ def test_pattern_of_all_positions_is_softmax(config: AttentionConfig, role: Role
         assert_close(layer(x_BTD, pad_BS=pad_BS)[0][~pad_BS], full(x_BTD, pad_BS=pad_BS)[0][~pad_BS])
 
 
-def test_pattern_allows_the_documented_positions() -> None:
+def test_each_query_sees_the_documented_positions() -> None:
     t, s = torch.meshgrid(torch.arange(14), torch.arange(14), indexing="ij")
     past, column = s <= t, (t - s) % 4 == 0
     for config, role, expected in [
@@ -68,7 +68,7 @@ def test_bigbird_sees_near_global_and_random_blocks() -> None:
     seen = mutual(build(config, Role.ENCODER), 20)
     assert seen[always].all()
     assert ((seen & ~always).sum(1)[1:] == 3).all()
-    assert torch.equal(mutual(build(config, Role.ENCODER), 20), seen)  # a layer's weights do not matter
+    assert torch.equal(mutual(build(config, Role.ENCODER), 20), seen)  # the pattern does not depend on the weights
     for other in ({"seed": 1}, {"heads": 2}):
         assert not torch.equal(mutual(build(dataclasses.replace(config, **other), Role.ENCODER), 20), seen)
 
@@ -83,16 +83,16 @@ def test_hash32_is_uniform() -> None:
     [StridedSparseConfig(heads=3, stride=7), FixedSparseConfig(heads=2, block=8, summary=3)],
     ids=lambda config: type(config).__name__,
 )
-def test_200_steps_equal_forward(config: AttentionConfig) -> None:
+def test_200_decoding_steps_equal_forward(config: AttentionConfig) -> None:
     layer = build(config, Role.CAUSAL, dim=12)
     x_BTD = torch.randn(2, 200, 12, dtype=torch.float64)
     with torch.no_grad():
         assert_close(steps(layer, x_BTD, layer.start(2))[0], layer(x_BTD)[0])
 
 
-@pytest.mark.skipif(naive_mode(), reason="It bounds the memory of the fast form.")
+@pytest.mark.skipif(naive_mode(), reason="Only the fast form has a memory bound.")
 @pytest.mark.parametrize("role", SELF)
-def test_no_tensor_holds_all_pairs(role: Role) -> None:
+def test_no_tensor_holds_all_pairs_of_positions(role: Role) -> None:
     for config in (StridedSparseConfig(heads=2, stride=32), FixedSparseConfig(heads=2, block=32, summary=1)):
         assert largest_tensor(build(config, role), 1024) <= 1024 * 1024 / 4
 

@@ -1,4 +1,4 @@
-"""Synthesizers and their mixtures, beyond the laws of all layers."""
+"""Tests of Synthesizers and their mixtures. The tests that all attention layers share are in tests/laws."""
 
 import dataclasses
 import math
@@ -52,7 +52,7 @@ def build(config: Any, role: Role = Role.ENCODER) -> Attention:
         (SynthesizerMixtureConfig(heads=8, parts=("random", "dot")), 73),
     ],
 )
-def test_parameter_counts_equal_table_2(config: AttentionConfig, millions: int) -> None:
+def test_parameter_counts_equal_table_2_of_the_paper(config: AttentionConfig, millions: int) -> None:
     """Table 2 of the paper: the base Transformer of 67M with its 12 self-attention layers replaced."""
 
     def count(config: AttentionConfig) -> int:
@@ -98,7 +98,7 @@ def test_factor_lengths_multiply_to_at_least_the_length(length: int) -> None:
 
 def test_factorized_dense_logits_are_distinct() -> None:
     layer = build(SynthesizerFactorizedDenseConfig(heads=2, max_length=11)).double()
-    torch.nn.init.constant_(layer.get_parameter("logits.hidden.bias"), 9.0)  # queries without an active unit are equal
+    torch.nn.init.constant_(layer.get_parameter("logits.hidden.bias"), 9.0)  # inactive units give equal logits
     x_BTD = torch.randn(1, 11, DIM, dtype=torch.float64)
     logits_HTS = layer.get_submodule("logits")(x_BTD, rows=slice(0, 11), columns=11).logits(11)[0]
     for matrix in logits_HTS:
@@ -134,7 +134,7 @@ def test_mixture_with_no_weight_on_dot_is_random() -> None:
     torch.testing.assert_close(mixture(x_BTD), random(x_BTD))
 
 
-def test_full_rank_factors_give_any_matrix() -> None:
+def test_full_rank_factors_equal_the_random_matrix() -> None:
     random = build(SynthesizerRandomConfig(heads=2, max_length=6))
     factorized = build(SynthesizerFactorizedRandomConfig(heads=2, max_length=6, rank=6))
     weights = random.state_dict()
@@ -163,7 +163,7 @@ class Slot:
     attention: AttentionConfig = SoftmaxConfig()
 
 
-def test_mixture_is_configured_by_a_recipe() -> None:
+def test_mixture_config_is_read_from_a_dict() -> None:
     tree = {"kind": "synthesizer_mixture", "parts": ["random", "dot"], "mix": "sigmoid", "max_length": 256}
     config = from_dict(Slot, {"attention": tree})
     assert config.attention == SynthesizerMixtureConfig(parts=("random", "dot"), mix="sigmoid", max_length=256)
@@ -176,13 +176,13 @@ def test_mixture_needs_two_different_parts(parts: list[str]) -> None:
         build(from_dict(SynthesizerMixtureConfig, {"parts": parts}))
 
 
-def test_sigmoid_mixture_needs_two_parts() -> None:
+def test_sigmoid_mixture_needs_exactly_two_parts() -> None:
     config = from_dict(SynthesizerMixtureConfig, {"parts": ["random", "dense", "dot"], "mix": "sigmoid"})
     with pytest.raises(UserError, match=r"attention\.mix=softmax"):
         build(config)
 
 
-def test_unknown_part_suggests_the_nearest() -> None:
+def test_unknown_part_suggests_a_similar_part() -> None:
     with pytest.raises(UserError, match="random"):
         from_dict(SynthesizerMixtureConfig, {"parts": ["randm", "dot"]})
 
@@ -200,8 +200,10 @@ MIXTURES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("mixture", MIXTURES, ids=lambda mixture: "-".join(map(str, mixture.values())))
-def test_blocks_equal_the_naive_form(mixture: dict[str, Any], batch: int, causal: bool, padded: bool) -> None:
-    """Outputs and gradients, where there are several blocks."""
+def test_blockwise_softmax_equals_the_naive_form(
+    mixture: dict[str, Any], batch: int, causal: bool, padded: bool
+) -> None:
+    """Compares outputs and gradients over several blocks."""
     length = SHORT + 6
     config = from_dict(SynthesizerMixtureConfig, {"heads": 2, "max_length": length + 1, **mixture})
     layer = build(config).double()
@@ -229,7 +231,7 @@ def test_blocks_equal_the_naive_form(mixture: dict[str, Any], batch: int, causal
             torch.testing.assert_close(blocks, whole, atol=1e-9, rtol=1e-9)
 
 
-def test_dropout_in_blocks_has_correct_gradients() -> None:
+def test_blockwise_dropout_has_correct_gradients() -> None:
     length = SHORT + 2
     left_1HTK = torch.randn(1, 1, length, 2, dtype=torch.float64, requires_grad=True)
     right_1HKS = torch.randn(1, 1, 2, length, dtype=torch.float64, requires_grad=True)
@@ -249,7 +251,7 @@ def test_dropout_in_blocks_has_correct_gradients() -> None:
 
 
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
-def test_blocks_under_autocast_are_near_float32(role: Role) -> None:
+def test_blockwise_softmax_in_bfloat16_is_near_float32(role: Role) -> None:
     config = SynthesizerMixtureConfig(heads=2, max_length=SHORT + 6, parts=("dot", "dense", "random"))
     layer = attentions.build(config, dim=DIM, role=role)
     x_BTD = torch.randn(2, SHORT + 6, DIM)
@@ -263,7 +265,7 @@ def test_blocks_under_autocast_are_near_float32(role: Role) -> None:
     assert (near - exact).norm() <= 0.05 * exact.norm()
 
 
-@pytest.mark.skipif(naive_mode(), reason="It bounds the memory of the fast form.")
+@pytest.mark.skipif(naive_mode(), reason="Only the fast form has a memory bound.")
 @pytest.mark.parametrize("role", [Role.ENCODER, Role.CAUSAL])
 def test_no_tensor_holds_all_logits(role: Role) -> None:
     config = SynthesizerMixtureConfig(heads=2, max_length=2048, parts=("dot", "dense"))
@@ -272,8 +274,8 @@ def test_no_tensor_holds_all_logits(role: Role) -> None:
 
 
 @pytest.mark.parametrize("spread", [1.0, 30.0, 1000.0])
-def test_shared_logits_equal_separate_ones(spread: float) -> None:
-    """Also if padding has the largest logits, next to which the others would vanish."""
+def test_logits_shared_by_rows_equal_separate_logits(spread: float) -> None:
+    """Also if padding has the largest logits, compared with which all other weights would vanish."""
     length, lengths = 70, torch.tensor([70, 40, 1, 0])
     logits_1HTS = (torch.randn(1, 2, length, length, dtype=torch.float64) * spread).requires_grad_()
     value_BHSE = torch.randn(4, 2, length, 3, dtype=torch.float64, requires_grad=True)

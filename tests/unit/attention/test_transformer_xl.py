@@ -1,4 +1,4 @@
-"""Transformer-XL: segments, memory, distances, refusals."""
+"""Transformer-XL: segments, memory, distances and errors."""
 
 from typing import Any
 
@@ -33,20 +33,20 @@ def in_segments(made: TransformerXLAttention, x_BTD: torch.Tensor, *lengths: int
 
 @pytest.mark.parametrize("memory_length", [1, 3, 5, 50])
 @pytest.mark.parametrize("lengths", [(13,), (5, 5, 3), (1, 2, 7, 3), (1,) * 13])
-def test_segments_equal_the_whole_text(memory_length: int, lengths: tuple[int, ...]) -> None:
+def test_segments_with_memory_equal_the_whole_text(memory_length: int, lengths: tuple[int, ...]) -> None:
     made, x_BTD = layer(memory_length=memory_length), random_input()
     assert_close(in_segments(made, x_BTD, *lengths), made(x_BTD)[0])
     assert_close(steps(made, x_BTD, made.start(2))[0], made(x_BTD)[0])
 
 
-def test_200_steps_equal_forward_in_a_small_state() -> None:
+def test_decoding_steps_equal_forward_with_bounded_state() -> None:
     made, x_BTD = layer(memory_length=16), random_input(200)
     y_BTD, state = steps(made, x_BTD, made.start(2))
     assert_close(y_BTD, made(x_BTD)[0])
     assert state.dynamic["key"].shape[2] == 17
 
 
-def test_each_position_sees_memory_length_before_it() -> None:
+def test_position_sees_memory_length_previous_positions() -> None:
     made, x_BTD = layer(memory_length=3), random_input().requires_grad_()
     y_BTD = made(x_BTD)[0]
     (gradient,) = torch.autograd.grad(y_BTD[:, 9].sum(), x_BTD)
@@ -63,7 +63,7 @@ def test_memory_has_no_gradient_but_projections_do() -> None:
     assert of_values.any()
 
 
-def test_evaluation_may_have_a_longer_memory() -> None:
+def test_evaluation_memory_length_applies_in_eval_mode() -> None:
     made, x_BTD = layer(memory_length=2, evaluation_memory_length=6), random_input()
     assert made(x_BTD)[1].shape[1] == 6
     assert_close(in_segments(made, x_BTD, 4, 9), layer(memory_length=6)(x_BTD)[0])
@@ -72,7 +72,7 @@ def test_evaluation_may_have_a_longer_memory() -> None:
     assert_close(in_segments(made, x_BTD, 4, 9), layer(memory_length=2)(x_BTD)[0])
 
 
-def test_clamped_distances_are_equal() -> None:
+def test_clamp_length_makes_far_distances_equal() -> None:
     made, x_BTD = layer(clamp_length=1), random_input(5)
     swapped = x_BTD[:, [1, 0, 2, 3, 4]]
     assert_close(made(swapped)[0][:, 4], made(x_BTD)[0][:, 4])

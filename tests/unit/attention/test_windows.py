@@ -1,4 +1,4 @@
-"""Blocks and windows: limits, visible positions, steps, state."""
+"""Blocks and windows: special cases, visible positions, decoding steps and state."""
 
 from dataclasses import replace
 from typing import Any
@@ -32,7 +32,7 @@ def build(config: AttentionConfig, role: Role, *, like: Attention | None = None,
 
 
 def mutual(layer: Attention, length: int) -> Tensor:
-    """seen_TS: whether output t depends on input s."""
+    """Returns seen_TS, which is true where output t depends on input s."""
     x_1TD = torch.randn(1, length, 8, dtype=torch.float64)
     return torch.autograd.functional.jacobian(lambda x_BTD: layer(x_BTD)[0], x_1TD)[0, :, :, 0].abs().sum((1, 3)) > 0
 
@@ -43,7 +43,7 @@ def mutual(layer: Attention, length: int) -> Tensor:
     [LocalBlockConfig(heads=2, block=20), SlidingWindowConfig(heads=2, window=40)],
     ids=lambda c: type(c).__name__,
 )
-def test_window_over_all_positions_is_softmax(config: AttentionConfig, role: Role) -> None:
+def test_window_over_all_positions_is_softmax_attention(config: AttentionConfig, role: Role) -> None:
     layer = build(config, role)
     x_BTD, pad_BS = torch.randn(2, 20, 8, dtype=torch.float64), torch.arange(20) >= torch.tensor([[20], [13]])
     full = build(SoftmaxConfig(heads=2), role, like=layer)
@@ -51,7 +51,7 @@ def test_window_over_all_positions_is_softmax(config: AttentionConfig, role: Rol
 
 
 @pytest.mark.parametrize("role", SELF)
-def test_longformer_over_all_positions_is_softmax(role: Role) -> None:
+def test_longformer_over_all_positions_is_softmax_attention(role: Role) -> None:
     for config in (LongformerConfig(heads=2, window=40), LongformerConfig(heads=2, window=2, global_tokens=20)):
         layer: Any = build(config, role)
         for name in ("query", "key", "value"):
@@ -60,7 +60,7 @@ def test_longformer_over_all_positions_is_softmax(role: Role) -> None:
         assert_close(layer(x_BTD)[0], build(SoftmaxConfig(heads=2), role, like=layer)(x_BTD)[0])
 
 
-def test_pattern_allows_the_documented_positions() -> None:
+def test_each_query_sees_the_documented_positions() -> None:
     t, s = torch.meshgrid(torch.arange(11), torch.arange(11), indexing="ij")
     past = s <= t
     for config, role, expected in [
@@ -77,7 +77,7 @@ def test_pattern_allows_the_documented_positions() -> None:
 @pytest.mark.parametrize("role", SELF)
 @pytest.mark.parametrize("window", [4, 7])
 @pytest.mark.parametrize("globals_", [0, 1, 5])
-def test_pattern_holds_at_every_length(role: Role, window: int, globals_: int) -> None:
+def test_windows_equal_masked_attention_at_every_length(role: Role, window: int, globals_: int) -> None:
     layer: Any = build(
         LongformerConfig(heads=2, window=window, global_tokens=globals_)
         if globals_
@@ -103,7 +103,7 @@ def test_pattern_holds_at_every_length(role: Role, window: int, globals_: int) -
 
 
 @pytest.mark.parametrize("config", NEAR, ids=str)
-def test_200_steps_equal_forward(config: AttentionConfig) -> None:
+def test_200_decoding_steps_equal_forward(config: AttentionConfig) -> None:
     layer = build(config, Role.CAUSAL)
     x_BTD = torch.randn(2, 200, 8, dtype=torch.float64)
     with torch.no_grad():
@@ -122,8 +122,8 @@ def test_state_size_is_constant(config: AttentionConfig) -> None:
 
 
 @pytest.mark.parametrize("role", SELF)
-def test_longformer_rounds_only_linear_maps(role: Role) -> None:
-    """Under bfloat16 autocast, the softmax of the global positions, too, is computed in float32."""
+def test_longformer_softmax_stays_in_float32_under_autocast(role: Role) -> None:
+    """Under bfloat16 autocast, the softmax of the global positions is computed in float32 too."""
     found = [case for case in cases("longformer") if case.law.name == "sums_stay_in_float32"]
     found = [case for case in found if case.subject.role is role]
     assert found
