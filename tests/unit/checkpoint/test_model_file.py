@@ -1,4 +1,4 @@
-"""Model files: complete, inert, and refused with a clear error when damaged."""
+"""Model files: loading without the corpus, old versions, errors, writing and averaging."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tests.unit.training.helpers import trainer
 from tests.waiting import PATIENCE
 
 OLD_CONFIGS: dict[str, Any] = json.loads((Path(__file__).parent / "configs_0_1_0.json").read_text())
-"""`task` and `model` as version 0.1.0 wrote them for every recipe and every attention layer."""
+"""The settings `task` and `model` that version 0.1.0 wrote for every recipe and every attention layer."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def run_dir(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 class TestLoad:
-    def test_model_equals_trained_one_without_corpus(self, tiny_corpus: Path, run_dir: Path) -> None:
+    def test_loading_needs_no_corpus(self, tiny_corpus: Path, run_dir: Path) -> None:
         run = trainer(tiny_corpus, run_dir)
         loaded = model_file.load(run_dir / "update_00000008")
         assert not loaded.model.training
@@ -42,7 +42,7 @@ class TestLoad:
         assert loaded.task.assets() == run.task.assets()
         assert loaded.task.source_vocabulary.tokens == data.vocabulary("en").tokens  # type: ignore[attr-defined]
 
-    def test_run_folder_stands_for_best_model(self, run_dir: Path) -> None:
+    def test_run_folder_loads_its_best_model(self, run_dir: Path) -> None:
         assert model_file.read(run_dir).info == model_file.read(run_dir / "best.safetensors").info
 
     @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ class TestLoad:
             ("ffn_dim", 64, r"feed_forward.*\[32, 16\].*\[64, 16\]"),
         ],
     )
-    def test_unknown_keys_and_other_shapes_are_named(
+    def test_error_names_unknown_key_or_wrong_shape(
         self, run_dir: Path, tmp_path: Path, key: str, value: int, words: str
     ) -> None:
         contents = model_file.read(run_dir)
@@ -61,7 +61,7 @@ class TestLoad:
         with pytest.raises(UserError, match=words):
             model_file.load(tmp_path / "new.safetensors")
 
-    def test_settings_of_training_are_not_read(self, run_dir: Path, tmp_path: Path) -> None:
+    def test_loading_ignores_training_settings(self, run_dir: Path, tmp_path: Path) -> None:
         contents = model_file.read(run_dir)
         config = {**contents.config, "optimizer": {"kind": "of the future"}, "new": 1}
         model_file.write(tmp_path / "a.safetensors", replace(contents, config=config))
@@ -83,7 +83,7 @@ class TestOldFiles:
         numbers = {key: value for key, value in contents.config["model"].items() if isinstance(value, int | float)}
         assert {key: getattr(model, key) for key in numbers if hasattr(model, key)}.items() <= numbers.items()
 
-    def test_demo_model_is_a_translation_model(self, run_dir: Path, tmp_path: Path) -> None:
+    def test_old_demo_model_loads_as_a_translation_model(self, run_dir: Path, tmp_path: Path) -> None:
         contents = model_file.read(run_dir)
         task = {**OLD_CONFIGS["demo"]["task"], "data": "gone"}
         model_file.write(tmp_path / "demo.safetensors", replace(contents, config={**contents.config, "task": task}))
@@ -91,7 +91,7 @@ class TestOldFiles:
 
 
 class TestOtherFiles:
-    """A file of another kind is named for what it is."""
+    """The error about a file that is not a model says which kind of file it is."""
 
     @pytest.mark.parametrize(
         ("name", "content", "words"),
@@ -106,48 +106,48 @@ class TestOtherFiles:
             ("empty", b"", r"an empty file"),
         ],
     )
-    def test_kind_is_named(self, name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    def test_error_names_the_kind_of_file(self, name: str, content: bytes, words: str, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=words):
             model_file.load(tmp_path / name)
 
-    def test_optimizer_state_is_named(self, run_dir: Path) -> None:
+    def test_error_says_that_the_file_is_optimizer_state(self, run_dir: Path) -> None:
         with pytest.raises(UserError, match="state of an optimizer"):
             model_file.load(run_dir / "update_00000008" / "optimizer.safetensors")
 
-    def test_other_tensors_are_refused(self, tmp_path: Path) -> None:
+    def test_safetensors_file_without_config_is_refused(self, tmp_path: Path) -> None:
         save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
         with pytest.raises(UserError, match=r"x\.safetensors"):
             model_file.load(tmp_path / "x.safetensors")
 
-    def test_truncated_file_is_damaged(self, run_dir: Path, tmp_path: Path) -> None:
+    def test_truncated_file_is_reported_as_damaged(self, run_dir: Path, tmp_path: Path) -> None:
         path = tmp_path / "cut.safetensors"
         path.write_bytes((run_dir / "best.safetensors").read_bytes()[:-100])
         with pytest.raises(UserError, match=r"cut\.safetensors is damaged"):
             model_file.load(path)
 
-    def test_data_bin_is_named(self, tiny_corpus: Path) -> None:
+    def test_error_says_that_the_path_is_a_data_bin(self, tiny_corpus: Path) -> None:
         with pytest.raises(UserError, match="data-bin"):
             model_file.load(tiny_corpus)
 
-    def test_missing_path_names_the_nearest(self, run_dir: Path) -> None:
+    def test_missing_path_suggests_a_similar_file(self, run_dir: Path) -> None:
         with pytest.raises(UserError, match=r"does not exist(.|\n)*best\.safetensors"):
             model_file.load(run_dir / "bets.safetensors")
 
 
 class TestWrite:
-    def test_size_is_that_of_weights_and_texts(self, run_dir: Path) -> None:
+    def test_file_is_hardly_larger_than_weights_and_texts(self, run_dir: Path) -> None:
         contents = model_file.read(run_dir)
         size = sum(tensor.nbytes for tensor in contents.tensors.values()) + sum(map(len, contents.assets.values()))
         assert (run_dir / "best.safetensors").stat().st_size < 1.1 * size + 20_000
 
-    def test_failure_leaves_nothing(self, run_dir: Path, tmp_path: Path) -> None:
+    def test_failed_write_leaves_no_file(self, run_dir: Path, tmp_path: Path) -> None:
         contents = model_file.read(run_dir)
         with pytest.raises(UserError, match="full"):
             model_file.write(tmp_path / "full" / "model.safetensors", contents)
         assert os.listdir(tmp_path) == []
 
-    def test_permissions_follow_umask(self, run_dir: Path, tmp_path: Path) -> None:
+    def test_file_permissions_follow_the_umask(self, run_dir: Path, tmp_path: Path) -> None:
         before = os.umask(0o027)
         try:
             model_file.write(tmp_path / "a.safetensors", model_file.read(run_dir))
@@ -155,13 +155,13 @@ class TestWrite:
             os.umask(before)
         assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == 0o640
 
-    def test_link_is_written_through(self, run_dir: Path, tmp_path: Path) -> None:
+    def test_writing_to_a_symlink_writes_its_target(self, run_dir: Path, tmp_path: Path) -> None:
         (tmp_path / "link").symlink_to(tmp_path / "file")
         model_file.write(tmp_path / "link", model_file.read(run_dir))
         assert (tmp_path / "link").is_symlink()
         model_file.load(tmp_path / "file")
 
-    def test_pipe_is_written_to(self, run_dir: Path, tmp_path: Path) -> None:
+    def test_model_is_written_to_a_named_pipe(self, run_dir: Path, tmp_path: Path) -> None:
         contents, got = model_file.read(run_dir), []
         os.mkfifo(tmp_path / "pipe")
         reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_bytes()), daemon=True)
@@ -172,7 +172,7 @@ class TestWrite:
 
 
 class TestAverage:
-    def test_is_the_mean_of_the_weights(self, run_dir: Path) -> None:
+    def test_average_is_the_mean_of_the_weights(self, run_dir: Path) -> None:
         folders = sorted(run_dir.glob("update_*"))
         mean = edit.average(folders)
         for name, tensor in mean.tensors.items():
@@ -188,7 +188,7 @@ class TestAverage:
         with pytest.raises(UserError, match=r"nan\.safetensors(.|\n)*infinite, NaN"):
             edit.average([run_dir, tmp_path / "nan.safetensors"])
 
-    def test_other_run_is_refused(self, run_dir: Path, tmp_path: Path) -> None:
+    def test_averaging_models_of_two_runs_is_refused(self, run_dir: Path, tmp_path: Path) -> None:
         contents = model_file.read(run_dir)
         model_file.write(tmp_path / "a.safetensors", replace(contents, config={**contents.config, "seed": 5}))
         with pytest.raises(UserError, match="different runs"):
@@ -197,7 +197,7 @@ class TestAverage:
 
 class TestCheckpointsOf:
     @pytest.mark.parametrize("name", ["", "best.safetensors", "update_00000004", "update_00000004/model.safetensors"])
-    def test_run_is_found_from_any_of_its_files(self, name: str, run_dir: Path) -> None:
+    def test_checkpoints_are_found_from_any_file_of_a_run(self, name: str, run_dir: Path) -> None:
         names = [path.name for path in edit.checkpoints_of(run_dir / name)]
         assert names == ["update_00000002", "update_00000004", "update_00000006", "update_00000008"]
 

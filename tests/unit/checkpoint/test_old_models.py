@@ -1,8 +1,8 @@
-"""Models of version 0.1.0 give the same loss as then from the same weights, for every attention layer.
+"""A model file of version 0.1.0 still gives the loss that 0.1.0 computed, for every attention layer.
 
-`losses_0_1_0.json` holds configs of models and the losses that 0.1.0 computed. The weights are drawn from the names of
-the tensors, so that a renamed tensor changes the loss. A language model reads the batch twice, the second time with the
-recurrent state of the first.
+`losses_0_1_0.json` holds configs of models and these losses. The name of a tensor seeds its random weights, so that
+a renamed tensor changes the loss. A language model reads the batch twice, the second time with the recurrent state of
+the first time.
 """
 
 import json
@@ -45,7 +45,7 @@ class Parts:
 
 
 def losses(task: Task, model: Model) -> list[float]:
-    """Returns the loss per target of a fixed batch; of a language model, also with the state after that batch."""
+    """Returns the loss per target of a fixed batch. A language model also gives the loss with the state after it."""
     criterion = criterions.build(schema.from_dict(Parts, {"criterion": "cross_entropy"}).criterion)
     is_translation = isinstance(task, TranslationTask)
     examples: list[tuple[Any, ...]] = (
@@ -66,7 +66,7 @@ def ids(length: int, step: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_loss_is_that_of_0_1_0(name: str, tmp_path: Path) -> None:
+def test_loss_equals_the_loss_of_0_1_0(name: str, tmp_path: Path) -> None:
     tree = CASES[name]["model"]
     kind = "language_modeling" if tree["kind"].endswith("_lm") else "translation"
     config = {"task": {"kind": kind}, "model": tree}

@@ -1,4 +1,4 @@
-"""Processes that resume from one folder read the same checkpoint, or none of them does."""
+"""All processes that resume from one folder load the same checkpoint, or all of them fail."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def damage(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"damaged")
 
 
-def test_processes_use_the_newest_readable_by_all(run: Checkpoints) -> None:
+def test_processes_load_the_newest_common_checkpoint(run: Checkpoints) -> None:
     newest = run.folders()[-1]
     loaded, line = load_latest(newest, gather=lambda name: [name, "update_00000001"])
     assert loaded.state.update == 1
@@ -31,7 +31,7 @@ def test_processes_use_the_newest_readable_by_all(run: Checkpoints) -> None:
     assert line.endswith("update_00000001.")
 
 
-def test_message_names_the_loaded_checkpoint(run: Checkpoints) -> None:
+def test_message_names_damaged_and_loaded_checkpoint(run: Checkpoints) -> None:
     newest = _intact(run)
     damage(newest)
     loaded, line = load_latest(newest, gather=lambda name: [name, "update_00000001"])
@@ -43,14 +43,14 @@ def test_message_names_the_loaded_checkpoint(run: Checkpoints) -> None:
 def test_unreadable_checkpoints_end_all_processes(run: Checkpoints) -> None:
     for folder in run.folders():
         damage(folder)
-    told: list[str] = []
+    tried: list[str] = []
     with pytest.raises(UserError, match="damaged"):
-        load_latest(run.folders()[-1], gather=lambda name: [told.append(name) or name])  # type: ignore[func-returns-value]
-    assert len(told) == 1
+        load_latest(run.folders()[-1], gather=lambda name: [tried.append(name) or name])  # type: ignore[func-returns-value]
+    assert len(tried) == 1
     with pytest.raises(UserError, match=str(run.directory)):
-        load_latest(_intact(run), gather=lambda name: [name, *told])
+        load_latest(_intact(run), gather=lambda name: [name, *tried])
 
 
 def _intact(run: Checkpoints) -> Path:
-    """The folder of an intact checkpoint of the same run, as seen by another process."""
+    """Saves an intact checkpoint of the same run, as another process would read it, and returns its folder."""
     return run.save({"w": torch.zeros(2)}, {}, TrainState(update=3))

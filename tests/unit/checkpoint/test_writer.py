@@ -1,4 +1,4 @@
-"""Files written by a thread: their order, its errors, and the weights of their update."""
+"""The writer thread: order of the files, errors, and the weights in each checkpoint."""
 
 import signal
 import threading
@@ -39,11 +39,11 @@ class TestThread:
             with pytest.raises(UserError, match="disk full"):
                 writer.run(lambda: pytest.fail("it ran"))
 
-    def test_leaving_the_block_raises_the_error(self) -> None:
+    def test_leaving_the_with_block_raises_the_error(self) -> None:
         with pytest.raises(UserError, match="disk full"), Writer(asynchronous=True) as writer:
             writer.run(fails)
 
-    def test_other_exception_is_raised_after_the_write(self) -> None:
+    def test_pending_write_finishes_before_an_exception(self) -> None:
         written: list[int] = []
 
         def interrupted() -> None:
@@ -55,7 +55,7 @@ class TestThread:
             interrupted()
         assert written == [1]
 
-    def test_its_error_is_reported_beside_another(self) -> None:
+    def test_write_error_is_reported_with_another_exception(self) -> None:
         lines: list[str] = []
 
         def raising() -> None:
@@ -67,8 +67,8 @@ class TestThread:
             raising()
         assert ["disk full" in line for line in lines] == [True]
 
-    def test_second_interrupt_still_waits(self) -> None:
-        """Ctrl-C while the end of the block waits ends the wait; whoever waits again waits for the same function."""
+    def test_interrupted_wait_can_be_repeated(self) -> None:
+        """Ctrl-C ends the wait for the thread. The next wait is for the same function."""
         go, written = threading.Event(), []
 
         def interrupt(*_: object) -> None:
@@ -93,7 +93,7 @@ class TestCheckpoints:
     def test_checkpoint_keeps_the_weights_of_its_update(
         self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Every write of a checkpoint waits here for the update after it."""
+        """In this test, each write of a checkpoint waits for the next update."""
         run = trainer(tiny_corpus, tmp_path / "thread", checkpoint__every=1, checkpoint__keep_last=9, max_updates=4)
         updated, save, update = threading.Event(), run.checkpoints.save, run.update
 
@@ -102,12 +102,12 @@ class TestCheckpoints:
             updated.clear()
             return save(*given, **more)  # type: ignore[arg-type]
 
-        def telling(*given: object) -> None:
+        def signalling(*given: object) -> None:
             update(*given)  # type: ignore[arg-type]
             updated.set()
 
         monkeypatch.setattr(run.checkpoints, "save", late)
-        monkeypatch.setattr(run, "update", telling)
+        monkeypatch.setattr(run, "update", signalling)
         run.fit()
         settings = {"checkpoint__every": 1, "checkpoint__keep_last": 9, "checkpoint__asynchronous": False}
         trainer(tiny_corpus, tmp_path / "once", max_updates=4, **settings).fit()

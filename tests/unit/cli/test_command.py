@@ -1,4 +1,4 @@
-"""What all commands share: help, --cfg job, errors in at most three lines, exit codes."""
+"""Behaviour of all commands: help, --cfg job, errors of at most three lines, and exit codes."""
 
 import os
 import signal
@@ -60,7 +60,7 @@ def nothing_seen() -> None:
 
 
 def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, str]:
-    """The exit code and the lines on stderr."""
+    """Runs a command that fails, and returns its exit code and its stderr."""
     with pytest.raises(SystemExit) as caught:
         main(list(arguments))
     output = capsys.readouterr()
@@ -68,18 +68,18 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object
     return caught.value.code, output.err
 
 
-def test_function_gets_the_config() -> None:
+def test_arguments_are_passed_as_a_config() -> None:
     main(["name=x", "tokens=7"])
     assert seen == [ToyConfig(name="x", batch=BatchConfig(max_tokens=7))]
 
 
-def test_arguments_default_to_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_default_to_sys_argv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["seqtk-toy", "name=y"])
     main()
     assert seen[0].name == "y"
 
 
-def test_config_type_may_be_imported_late() -> None:
+def test_config_class_may_be_given_by_a_function() -> None:
     @command("seqtk-late", lambda: ToyConfig)
     def late(config: ToyConfig) -> None:
         seen.append(config)
@@ -105,7 +105,7 @@ def test_help_shows_every_key(capsys: pytest.CaptureFixture[str], monkeypatch: p
     } <= set(lines)
 
 
-def test_cfg_job_prints_an_equal_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_output_of_cfg_job_is_an_equivalent_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ["name=a, b", "tokens=3", "mix=softmax"]
     main(["--cfg", "job", *arguments])
     assert not seen
@@ -134,7 +134,7 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         (["name=x", "mix=a,b"], ["mix=a,b", "--multirun"]),
     ],
 )
-def test_user_errors_are_three_indented_lines(
+def test_user_errors_have_at_most_three_indented_lines(
     capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]
 ) -> None:
     code, error = failure(capsys, *arguments)
@@ -147,7 +147,7 @@ def test_user_errors_are_three_indented_lines(
 
 
 class TestMultirun:
-    def test_one_run_for_each_combination(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def test_multirun_runs_each_combination(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         save_dir = f"save_dir={tmp_path}/a=b, c"
         main([save_dir, "mix=sum,softmax", "tokens=1,2", "batch.max_sentences=3", "--multirun"])
         assert [(run.mix, run.batch.max_tokens, run.batch.max_sentences) for run in seen] == [
@@ -156,21 +156,21 @@ class TestMultirun:
         assert seen[1].save_dir == f"{tmp_path}/a=b, c/mix=sum,tokens=2"
         assert "mix=softmax tokens=2" in capsys.readouterr().err
 
-    def test_text_may_vary_unless_it_is_quoted(self, tmp_path: Path) -> None:
+    def test_unquoted_text_with_commas_has_several_values(self, tmp_path: Path) -> None:
         main(["-m", f"save_dir={tmp_path}", "name=x,y", "user_dir=null"])
         assert [run.name for run in seen] == ["x", "y"]
         seen.clear()
         main(["-m", f"save_dir={tmp_path}", "name='x, y'", "+length_penalty=range(3)"])
         assert [(run.name, run.length_penalty) for run in seen] == [("x, y", 0), ("x, y", 1), ("x, y", 2)]
 
-    def test_save_dirs_may_vary(self, tmp_path: Path) -> None:
+    def test_multirun_accepts_several_save_dirs(self, tmp_path: Path) -> None:
         main(["-m", f"save_dir={tmp_path}/a,{tmp_path}/b"])
         assert [run.save_dir for run in seen] == [f"{tmp_path}/a", f"{tmp_path}/b"]
         seen.clear()
         main(["-m", f"save_dir={tmp_path}/a,{tmp_path}/b", "mix=sum,softmax"])
         assert len({run.save_dir for run in seen}) == 4
 
-    def test_recipes_may_vary(self, tmp_path: Path) -> None:
+    def test_multirun_accepts_several_recipes(self, tmp_path: Path) -> None:
         for name in ("a", "b"):
             (tmp_path / f"{name}.yaml").write_text(f"name: {name}\nsave_dir: {tmp_path}/runs\n")
         main(["-m", f"recipe={tmp_path}/a.yaml,{tmp_path}/b.yaml"])
@@ -197,7 +197,7 @@ class TestMultirun:
     @pytest.mark.parametrize(
         ("argument", "word"), [("hydra/launcher=no_such", "no_such"), ("length_penalty=interval(0,1)", "BasicSweeper")]
     )
-    def test_hydras_errors_are_user_errors(
+    def test_hydra_errors_are_printed_as_user_errors(
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path, argument: str, word: str
     ) -> None:
         code, error = failure(capsys, "-m", f"save_dir={tmp_path}/runs", "name=x,y", argument)
@@ -205,7 +205,7 @@ class TestMultirun:
         assert word in error
         assert len(error.splitlines()) <= 3
 
-    def test_a_launcher_gets_its_settings(self, tmp_path: Path) -> None:
+    def test_hydra_launcher_receives_its_settings(self, tmp_path: Path) -> None:
         main(["-m", f"save_dir={tmp_path}", "name=x,y", f"hydra.sweep.dir={tmp_path}/hydra", "hydra/launcher=basic"])
         assert (tmp_path / "hydra" / "multirun.yaml").is_file()
 
@@ -224,7 +224,7 @@ class TestMultirun:
         (["name=x", "--frobnicate"], "--help"),
     ],
 )
-def test_options_suggest_the_matching_key(
+def test_command_line_option_suggests_its_key(
     capsys: pytest.CaptureFixture[str], arguments: list[str], answer: str
 ) -> None:
     code, error = failure(capsys, *arguments)
@@ -233,8 +233,8 @@ def test_options_suggest_the_matching_key(
     assert len(error.splitlines()) <= 3
 
 
-def test_first_argument_may_lack_its_key(capsys: pytest.CaptureFixture[str]) -> None:
-    """A path is taken literally; only the first argument may lack its key."""
+def test_first_argument_needs_no_key(capsys: pytest.CaptureFixture[str]) -> None:
+    """A path as the first argument is taken literally. Every other argument needs a key."""
 
     @command("seqtk-toy", ToyConfig, first="name")
     def takes_a_name(config: ToyConfig) -> None:
@@ -250,7 +250,7 @@ def test_first_argument_may_lack_its_key(capsys: pytest.CaptureFixture[str]) -> 
     assert "'runs/a.pt' is not of the form key=value." in capsys.readouterr().err
 
 
-def test_full_disk_names_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_disk_error_names_the_file(capsys: pytest.CaptureFixture[str]) -> None:
     code, error = failure(capsys, "name=full")
     assert code == 1
     assert error.startswith("seqtk-toy: model.pt: No space left on device\n")
@@ -261,17 +261,17 @@ def test_ctrl_c_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert failure(capsys, "name=interrupted") == (130, "\nseqtk-toy: interrupted\n")
 
 
-def test_bugs_keep_their_traceback() -> None:
+def test_unexpected_exception_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         main(["name=broken"])
 
 
-def test_other_ranks_print_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_other_than_0_print_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
     assert failure(capsys, "name=missing") == (2, "seqtk-toy: [rank 3] The corpus is missing.\n")
 
 
-def test_user_dir_is_imported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_dir_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "toy_plug.py").write_text("LOADED = True\n")
     (tmp_path / "mine.yaml").write_text(f"user_dir: {tmp_path}/toy_plug\n")
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -293,7 +293,7 @@ def test_plugins_load_only_for_registry_users(monkeypatch: pytest.MonkeyPatch) -
     assert loaded == []
 
 
-def test_closed_pipe_is_no_error() -> None:
+def test_closed_output_pipe_prints_no_error() -> None:
     program = "from seqtk.cli.recipes import main; main(['--help'])"
     reader, writer = os.pipe()
     os.close(reader)
@@ -319,13 +319,13 @@ def test_unknown_recipe_is_refused_before_imports() -> None:
     assert "There is no recipe called 'no_such_recipe'." in done.stderr
 
 
-def test_success_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_without_error_prints_nothing_more(capsys: pytest.CaptureFixture[str]) -> None:
     with reporting_errors("seqtk-toy"):
         print("done")
     assert capsys.readouterr() == ("done\n", "")
 
 
-def test_argument_errors_print_once_per_machine(
+def test_argument_error_is_printed_once_per_machine(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "3")
@@ -352,7 +352,7 @@ def test_sigterm_removes_unfinished_files(tmp_path: Path, capsys: pytest.Capture
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_derived_recipe_has_another_save_dir(tmp_path: Path) -> None:
+def test_save_dir_defaults_to_the_recipe_name(tmp_path: Path) -> None:
     (tmp_path / "parent.yaml").write_text("name: parent\n")
     (tmp_path / "child.yaml").write_text("defaults: [parent]\ntokens: 5\n")
     for name in ("parent", "child"):

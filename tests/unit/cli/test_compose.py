@@ -1,4 +1,4 @@
-"""Recipes and arguments → config: layers, order, interpolation, the grammar, and what is refused."""
+"""Composing a config from recipes and arguments: inheritance, order, interpolation, grammar and errors."""
 
 import itertools
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class RunConfig:
 
 
 def configure(folder: Path, *arguments: str, **recipes: str) -> RunConfig:
-    """The config of the last of the recipes (name=YAML) with the arguments set."""
+    """Writes each recipe (name=YAML) to a file, and composes the last one with the arguments."""
     found = []
     for name, text in recipes.items():
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
@@ -45,7 +45,7 @@ def configure(folder: Path, *arguments: str, **recipes: str) -> RunConfig:
     return compose.compose(RunConfig(), chain, compose.parse_overrides(arguments))
 
 
-def test_recipe_states_only_differences(tmp_path: Path) -> None:
+def test_keys_that_a_recipe_omits_keep_their_defaults(tmp_path: Path) -> None:
     assert configure(tmp_path, mine="model: {dim: 64}\nlr: 1e-4\n") == RunConfig(lr=1e-4, model=ModelConfig(dim=64))
 
 
@@ -56,7 +56,7 @@ def test_kind_is_set_before_its_settings(tmp_path: Path, choice: str) -> None:
         assert configure(tmp_path, *arguments).model == wanted
 
 
-def test_alias_is_set_after_the_kind_around_it() -> None:
+def test_alias_is_set_after_the_model_kind() -> None:
     for order in itertools.permutations(["attention.heads=2", "attention=luna", "model=transformer_lm"]):
         config = compose.compose(TrainConfig(), [], compose.parse_overrides(order))
         assert config.model == TransformerLMConfig(attention=(LunaConfig(heads=2),))
@@ -73,12 +73,12 @@ def test_recipe_may_be_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("defaults", ["[base]", "[base, _self_]"])
-def test_recipe_wins_over_its_parent(tmp_path: Path, defaults: str) -> None:
+def test_recipe_overrides_its_parent(tmp_path: Path, defaults: str) -> None:
     child = f"defaults: {defaults}\nname: child\n"
     assert configure(tmp_path, base="name: base\nlr: 2\n", child=child) == RunConfig(name="child", lr=2.0)
 
 
-def test_self_first_lets_the_parent_win(tmp_path: Path) -> None:
+def test_parent_after_self_overrides_the_recipe(tmp_path: Path) -> None:
     assert configure(tmp_path, base="name: base", child="defaults: [_self_, base]\nname: child").name == "base"
 
 
@@ -92,7 +92,7 @@ def test_changing_the_kind_discards_its_settings(tmp_path: Path) -> None:
     assert config.model.layer == DenseConfig(max_length=9)
 
 
-def test_key_of_a_recipe_wins_over_its_parents_alias(tmp_path: Path) -> None:
+def test_key_of_a_recipe_overrides_the_parent_alias(tmp_path: Path) -> None:
     config = configure(tmp_path, base="attention: dense", child="defaults: [base]\nmodel: {layer: dot}")
     assert config.model.layer == DotConfig()
 
@@ -104,7 +104,7 @@ def test_recipe_inherits_from_its_grandparent(tmp_path: Path) -> None:
     assert config == RunConfig(name="c", lr=2.0, model=ModelConfig(dim=4))
 
 
-def test_package_in_the_defaults_list_sets_the_place(tmp_path: Path) -> None:
+def test_at_sign_in_defaults_list_selects_the_subtree(tmp_path: Path) -> None:
     (tmp_path / "sizes").mkdir()
     (tmp_path / "sizes" / "small.yaml").write_text("dim: 8")
     assert configure(tmp_path, mine="defaults: [sizes/small@model]").model.dim == 8
@@ -115,7 +115,7 @@ def test_arguments_are_set_in_order(tmp_path: Path) -> None:
     assert config.model == ModelConfig(DenseConfig(max_length=7), 4)
 
 
-def test_interpolations_see_parents_and_arguments(tmp_path: Path) -> None:
+def test_interpolation_uses_parents_and_arguments(tmp_path: Path) -> None:
     base = "name: base\nsave_dir: runs/${name}"
     assert configure(tmp_path, base=base).save_dir == "runs/base"
     assert configure(tmp_path, base=base, child="defaults: [base]\nname: child").save_dir == "runs/child"
@@ -153,18 +153,18 @@ class TestGroups:
         groups, rest = compose.split_groups(compose.parse_overrides(arguments), path)
         return compose.compose(RunConfig(), compose.recipe_layers(path, groups), rest)
 
-    def test_option_replaces_the_one_in_the_defaults_list(self, folder: Path) -> None:
+    def test_group_option_replaces_an_entry_of_the_defaults(self, folder: Path) -> None:
         recipe = "defaults: [model: small]\nname: x"
         assert self.choose(folder, recipe).model.dim == 8
         assert self.choose(folder, recipe, "model=big", "name=y") == RunConfig(name="y", model=ModelConfig(dim=80))
         assert self.choose(folder, recipe, "~model").model.dim == ModelConfig().dim
 
-    def test_option_is_added_to_the_defaults_list(self, folder: Path) -> None:
+    def test_group_option_is_added_to_the_defaults(self, folder: Path) -> None:
         assert self.choose(folder, "name: x", "model=big").model.dim == 80
         assert self.choose(folder, "name: x", "+model=big").model.dim == 80
         assert self.choose(folder, "name: x", "sets@_global_=long").lr == 3
 
-    def test_unknown_option_is_an_error(self, folder: Path) -> None:
+    def test_unknown_group_option_is_an_error(self, folder: Path) -> None:
         with pytest.raises(UserError, match="model/huge"):
             self.choose(folder, "defaults: [model: small]", "model@model=huge")
 

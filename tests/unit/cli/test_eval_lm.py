@@ -1,4 +1,4 @@
-"""seqtk-eval-lm: its metrics equal validation's, its token scores add up, its errors have three lines."""
+"""seqtk-eval-lm: metrics equal validation, token scores sum to the total, and errors have at most three lines."""
 
 import io
 import json
@@ -38,7 +38,7 @@ Run = Callable[..., Any]
 
 
 def make(folder: Path, kind: str, *, seed: int = 1) -> None:
-    """In `folder` a data-bin and a random model `kind.safetensors`, with the text it is of."""
+    """Writes a text, its data-bin and a random model `kind.safetensors` to `folder`."""
     text = folder / "text"
     text.write_text("".join(f"{line}\n" for line in LINES), encoding="utf-8")
     destination = str(folder / kind)
@@ -68,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The figures that the command prints for a model."""
+    """A function that runs the command on a model and returns the printed figures."""
     monkeypatch.chdir(folder)
 
     def run(kind: str, *arguments: str) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def train_config(loaded: model_file.LoadedModel) -> TrainConfig:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_metrics_equal_those_of_validation(run: Run, folder: Path, kind: str) -> None:
+def test_metrics_equal_validation(run: Run, folder: Path, kind: str) -> None:
     loaded = model_file.load(folder / f"{kind}.safetensors")
     objective = TrainStep(loaded.model, CrossEntropy(CrossEntropyConfig()))
     config = replace(
@@ -135,12 +135,12 @@ def test_unsupported_streams_are_refused(folder: Path, capsys: pytest.CaptureFix
         folder / "counts.safetensors", tensors_of(model), config=config, assets=loaded.task.assets(), info={}
     )
     with pytest.raises(SystemExit):
-        main([f"checkpoint={folder}/counts.safetensors", "streams=8"])  # more than there are samples
+        main([f"checkpoint={folder}/counts.safetensors", "streams=8"])  # there are fewer samples
     assert "model.positions=sinusoidal" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_text_and_its_data_bin_score_equally(run: Run, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_and_its_data_bin_have_equal_scores(run: Run, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = run(kind, "context_window=4")
     assert run(kind, "input=text", "context_window=4") == pytest.approx(wanted)
     stdin = io.TextIOWrapper(io.BytesIO(Path("text").read_bytes()))
@@ -149,7 +149,7 @@ def test_text_and_its_data_bin_score_equally(run: Run, kind: str, monkeypatch: p
 
 
 @pytest.mark.parametrize("kind", ["bytes", "words"])
-def test_output_holds_scores_of_all_tokens(run: Run, kind: str, folder: Path) -> None:
+def test_output_file_has_the_scores_of_all_tokens(run: Run, kind: str, folder: Path) -> None:
     figures = run(kind, "output=scores.jsonl", "max_tokens=40")
     lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
     task = model_file.load(folder / f"{kind}.safetensors").task
@@ -172,14 +172,14 @@ def test_document_separators_are_not_scored(run: Run, folder: Path) -> None:
     assert lines[1] == {"index": 1, "score": 0.0, "tokens": ["</s>"], "token_scores": [None]}
 
 
-def test_metrics_are_per_word_and_byte_of_the_text(run: Run, folder: Path) -> None:
+def test_per_word_metrics_use_the_original_text(run: Run, folder: Path) -> None:
     (folder / "original").write_text("one two three\nfour\n")
     figures = run("words", "text=original")
     assert figures["word_ppl"] == pytest.approx(math.exp(figures["nll_sum"] / 6))
     assert figures["bits_per_byte"] == pytest.approx(figures["nll_sum"] / math.log(2) / 19)
 
 
-def test_text_format_names_metrics_and_units(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_report_names_metrics_and_units(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exact = run("words")
     main([f"checkpoint={folder}/words.safetensors", "device=cpu"])
     first, *lines, last = capsys.readouterr().out.splitlines()
@@ -192,7 +192,7 @@ def test_text_format_names_metrics_and_units(run: Run, folder: Path, capsys: pyt
         assert float(value) == pytest.approx(exact[name], rel=6e-4)
 
 
-def test_missing_corpus_names_its_command(
+def test_missing_corpus_error_names_its_command(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -202,21 +202,21 @@ def test_missing_corpus_names_its_command(
     for arguments, advice in (("", "seqtk-prepare ptb"), ("data=data-bin/gone", "seqtk-prepare ptb"), ("data=x", "")):
         with pytest.raises(SystemExit):
             main(["checkpoint=lm.safetensors", *arguments.split()])
-        said = capsys.readouterr().err
-        assert ("seqtk-prepare ptb" in said) == bool(advice)
-        assert ("seqtk-preprocess" in said) != bool(advice)
+        stderr = capsys.readouterr().err
+        assert ("seqtk-prepare ptb" in stderr) == bool(advice)
+        assert ("seqtk-preprocess" in stderr) != bool(advice)
 
 
 @pytest.mark.parametrize("arguments", ["checkpoint=/nope", "data=/nope", "input=/nope", "text=/nope"])
-def test_unrelated_paths_are_not_suggested(
+def test_missing_path_suggests_no_unrelated_path(
     arguments: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
     with pytest.raises(SystemExit):
         main(["checkpoint=words.safetensors", arguments])
-    said = capsys.readouterr().err
-    assert "/nope" in said
-    assert not [word for word in ("nown", "tmp", "etc", "source_lang") if word in said]
+    stderr = capsys.readouterr().err
+    assert "/nope" in stderr
+    assert not [word for word in ("nown", "tmp", "etc", "source_lang") if word in stderr]
 
 
 @pytest.mark.parametrize(
@@ -243,14 +243,14 @@ def test_unrelated_paths_are_not_suggested(
         ("--path words.safetensors --context-window 3 --gen-subset valid", "checkpoint=words.safetensors"),
     ],
 )
-def test_refusal_names_the_key(
+def test_error_names_the_key(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: str, words: str
 ) -> None:
     monkeypatch.chdir(folder)
     with pytest.raises(SystemExit) as raised:
         main(arguments.split())
-    said = capsys.readouterr().err
-    assert words in said
+    stderr = capsys.readouterr().err
+    assert words in stderr
     assert raised.value.code == 2
-    assert len(said.splitlines()) <= 3
+    assert len(stderr.splitlines()) <= 3
     assert not list(folder.glob("*.partial*"))

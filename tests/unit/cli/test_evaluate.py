@@ -1,4 +1,4 @@
-"""seqtk-evaluate reports what validation, seqtk-generate and seqtk-eval-lm report."""
+"""seqtk-evaluate reports the same metrics as validation, seqtk-generate and seqtk-eval-lm."""
 
 import json
 from collections.abc import Callable
@@ -43,14 +43,16 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 class TestTranslation:
-    def test_equals_validation(self, run: Run, translation: Path) -> None:
+    def test_metrics_equal_validation(self, run: Run, translation: Path) -> None:
         lines = map(json.loads, (translation / "log.jsonl").read_text().splitlines())
         valid = [line for line in lines if line["kind"] == "valid"][-1]
         found = run(str(translation / "update_00000004"), "max_length_b=5")
         for name in ("loss", "nll", "ppl", "bleu", "chrf", "bleu_signature"):
             assert found[name] == (valid[name] if name.endswith("signature") else pytest.approx(valid[name], rel=1e-6))
 
-    def test_a_file_equals_the_split(self, run: Run, translation: Path, tiny_corpus: Path) -> None:
+    def test_text_files_and_their_split_have_equal_metrics(
+        self, run: Run, translation: Path, tiny_corpus: Path
+    ) -> None:
         text = tiny_corpus / "text"
         options = ("max_length_b=5", "beam=1")
         split = run(str(translation), *options)
@@ -59,12 +61,12 @@ class TestTranslation:
         twice = run(str(translation), f"input={text}/test.en", f"reference={text}/test.de,{text}/test.de", *options)
         assert "nrefs:2" in twice["bleu_signature"]
 
-    def test_metrics_are_chosen(self, run: Run, translation: Path) -> None:
+    def test_metrics_setting_selects_the_metrics(self, run: Run, translation: Path) -> None:
         found = run(str(translation), "metrics=[ter,nll]", "beam=1", "max_length_b=5")
         assert {"ter", "nll"} <= found.keys()
         assert "bleu" not in found
 
-    def test_the_report_names_units(self, translation: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_printed_report_names_units(self, translation: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main([str(translation), "decode=false", "device=cpu"])
         printed = capsys.readouterr().out
         assert "nll (nats per target)" in printed
@@ -81,7 +83,7 @@ class TestTranslation:
             (["search.beam=2"], "'beam'"),
         ],
     )
-    def test_refusal_names_the_key(
+    def test_error_names_the_key(
         self, translation: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], key: str
     ) -> None:
         with pytest.raises(SystemExit) as raised:
@@ -98,7 +100,7 @@ class TestTranslation:
 
 
 class TestLanguageModeling:
-    def test_equals_eval_lm(
+    def test_metrics_equal_seqtk_eval_lm(
         self, run: Run, tmp_path: Path, tiny_corpus: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         from seqtk.data.preprocess import PreprocessConfig, preprocess
@@ -115,7 +117,7 @@ class TestLanguageModeling:
                 assert found[name] == pytest.approx(wanted[name], rel=1e-6)
 
 
-def test_bleu_equals_generate(
+def test_bleu_equals_seqtk_generate(
     run: Run, translation: Path, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = run(str(translation), "max_length_b=5")

@@ -1,4 +1,4 @@
-"""fairseq's command lines are answered with a complete command of seqtk."""
+"""A command line of fairseq is answered with the complete seqtk command."""
 
 import shlex
 from typing import Any
@@ -62,7 +62,7 @@ def answer(command: str, line: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("command", "line", "meant"), LINES)
-def test_whole_command_line_is_translated(command: str, line: str, meant: str) -> None:
+def test_fairseq_command_line_is_translated(command: str, line: str, meant: str) -> None:
     lines = answer(command, line)
     assert len(lines) <= 3
     assert lines[1] == f"You may mean: seqtk-{command.replace('_', '-')} {meant}"
@@ -89,7 +89,7 @@ def test_unsupported_options_name_an_alternative(line: str, words: str) -> None:
 
 
 def test_suggested_keys_exist() -> None:
-    """A suggestion never names a key that no command has."""
+    """Every key in a suggestion is a key of some command."""
     known: set[str] = set()
     for config_type in COMMANDS.values():
         configs: list[Any] = [config_type()]

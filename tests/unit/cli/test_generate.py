@@ -99,14 +99,14 @@ def refused(folder, capsys, monkeypatch):
         with pytest.raises(SystemExit) as raised:
             command(list(arguments))
         assert raised.value.code == 2
-        said = capsys.readouterr().err
-        assert len(said.splitlines()) <= 3
-        return said
+        stderr = capsys.readouterr().err
+        assert len(stderr.splitlines()) <= 3
+        return stderr
 
     return refused
 
 
-def test_text_gives_one_line_for_each_line(run):
+def test_each_input_line_gives_one_output_line(run):
     whole = run("input=test.de").out.splitlines()
     assert len(whole) == len(SOURCES)
     assert len(set(whole)) == 5
@@ -117,19 +117,19 @@ def test_text_gives_one_line_for_each_line(run):
 
 
 @pytest.mark.parametrize("text", [b"", b"alt", b"alt\n", b"alt\r\nneu\n", b"\n\n", b"a\xe2\x80\xa8b\x0cc\n"])
-def test_line_count_equals_wc(run, text):
+def test_output_lines_are_counted_as_wc_counts_input(run, text):
     expected = text.count(b"\n") + (not text.endswith(b"\n") and text != b"")
     assert len(run("input=-", stdin=text).out.split("\n")) - 1 == expected
 
 
 @pytest.mark.parametrize(("line", "share"), [("Katze Hund alt", "67%"), ("Katze alt", None), ("", None)])
 def test_mostly_unknown_input_is_reported(run, line, share):
-    """For example, raw text for a model that was imported with a dictionary only."""
+    """Raw text is mostly unknown to a model that was imported with a dictionary only."""
     found = [found for found in run("input=-", stdin=f"{line}\n".encode()).err.splitlines() if "unknown" in found]
     assert [line.split()[0] for line in found] == ([share] if share else [])
 
 
-def test_split_equals_its_text(run, folder):
+def test_data_bin_split_and_its_text_give_equal_output(run, folder):
     split = run("data=data-bin", "format=json")
     text = run("input=test.de", "reference=test.en", "format=json")
     texts = [json.loads(line)["hypotheses"][0]["text"] for line in text.out.splitlines()]
@@ -144,7 +144,7 @@ def test_split_equals_its_text(run, folder):
 
 @pytest.fixture
 def kept_text(folder):
-    """The text of a split, where seqtk-preprocess stores it."""
+    """Stores the text of a split where seqtk-preprocess stores it."""
     kept = [folder / "data-bin" / f"test.de-en.{lang}.txt" for lang in ("de", "en")]
     for path, lines in zip(kept, (SOURCES, TARGETS), strict=True):
         path.write_text("".join(f"{line.upper()}\n" for line in lines))
@@ -170,7 +170,7 @@ def test_outputs_equal_generation_with_stored_text(run, folder, kept_text):
     assert [output.output for output in outputs] == run("data=data-bin").out.split("\n")[:-1]
 
 
-def test_validation_equals_generation(run, folder):
+def test_validation_outputs_equal_generation(run, folder):
     loaded = model_file.load(folder / "model1.safetensors")
     task = loaded.task
     assert isinstance(task, TranslationTask)
@@ -188,11 +188,11 @@ def test_validation_equals_generation(run, folder):
     assert f"BLEU|{bleu.signature} = {bleu.value:.2f} " in scored
 
 
-def test_default_is_the_training_corpus(run, folder):
+def test_default_input_is_the_training_corpus(run, folder):
     assert run().out == run("data=data-bin", "split=test").out
 
 
-def test_fairseq_lines_end_with_bleu(run):
+def test_fairseq_format_ends_with_bleu(run):
     *lines, note, last = run("data=data-bin", "format=fairseq", "nbest=2").out.splitlines()
     assert note == "NOTE: hypothesis and token scores are output in base 2"
     assert last.startswith("Generate test with beam=2: BLEU = ")
@@ -210,7 +210,7 @@ def test_references_are_scored_or_used_as_prefixes(run):
     assert forced[2].startswith(TARGETS[2])
 
 
-def test_output_is_complete_or_absent(run, refused, folder):
+def test_output_file_is_complete_or_absent(run, refused, folder):
     printed = run("input=test.de").out
     assert run("input=test.de", "output=out.txt").out == ""
     assert (folder / "out.txt").read_text() == printed
@@ -219,22 +219,22 @@ def test_output_is_complete_or_absent(run, refused, folder):
 
 
 def test_truncated_input_is_counted(run):
-    said = run("input=test.de").err
-    assert "3 sentences exceeded the longest input" in said
-    assert "Translated 15 sentences (" in said
+    stderr = run("input=test.de").err
+    assert "3 sentences exceeded the longest input" in stderr
+    assert "Translated 15 sentences (" in stderr
 
 
-def test_ensemble_of_one_model_equals_it(run):
+def test_ensemble_of_equal_models_equals_one_model(run):
     assert run("input=test.de", "checkpoint=model1.safetensors,model1.safetensors").out == run("input=test.de").out
     assert run("input=test.de", "checkpoint=model1.safetensors,model2.safetensors").out != run("input=test.de").out
 
 
 @pytest.mark.slow
-def test_worker_processes_give_the_same(run):
+def test_worker_processes_do_not_change_the_output(run):
     assert run("input=test.de", "workers=2", "max_sentences=2").out == run("input=test.de").out
 
 
-def test_interactive_names_the_command_for_files(capsys):
+def test_interactive_error_suggests_seqtk_generate(capsys):
     with pytest.raises(SystemExit):
         interactive(["checkpoint=model", "input=text.en"])
     assert "seqtk-generate" in capsys.readouterr().err
@@ -250,7 +250,7 @@ def test_interactive_answers_each_line(run):
 @pytest.fixture
 def at_a_terminal(run, monkeypatch):
     def at_a_terminal(typed, *arguments):
-        """What is shown to a user who types these lines, or sends these signals, and then Ctrl-D."""
+        """Returns the lines shown to a user who types these lines or sends these signals, and then types Ctrl-D."""
         remaining = iter(typed)
 
         def read(prompt):
@@ -267,7 +267,7 @@ def at_a_terminal(run, monkeypatch):
     return at_a_terminal
 
 
-def test_terminal_shows_scores(at_a_terminal):
+def test_interactive_terminal_shows_scores(at_a_terminal):
     shown = at_a_terminal(["alt", "neu und alt"], "nbest=2")
     assert len(shown) == 4
     assert float(shown[0].split()[0]) >= float(shown[1].split()[0])
@@ -278,7 +278,7 @@ def test_blank_line_on_a_terminal_gives_a_blank_line(at_a_terminal):
     assert at_a_terminal(["", "  ", "alt"]) == ["", "", answer]
 
 
-def test_ctrl_c_drops_the_line(at_a_terminal, monkeypatch):
+def test_ctrl_c_discards_the_current_line(at_a_terminal, monkeypatch):
     (answer,) = at_a_terminal(["alt"])
     assert at_a_terminal(["alt", KeyboardInterrupt(), "alt"]) == [answer, "", answer]
     calls = iter(range(9))
@@ -292,7 +292,7 @@ def test_ctrl_c_drops_the_line(at_a_terminal, monkeypatch):
     assert at_a_terminal(["neu und alt", "alt"]) == ["", answer]
 
 
-def test_other_signals_end_the_prompt(at_a_terminal, capsys):
+def test_sigterm_ends_the_interactive_prompt(at_a_terminal, capsys):
     with pytest.raises(SystemExit):
         at_a_terminal([KeyboardInterrupt(signal.SIGTERM), "alt"])
 
@@ -315,18 +315,18 @@ def test_other_signals_end_the_prompt(at_a_terminal, capsys):
         (["checkpoint=model1.safetensors", "input=test.de", "output=nowhere/out"], "no folder nowhere"),
     ],
 )
-def test_refusal_names_the_key(refused, folder, arguments, words):
+def test_error_names_the_key(refused, folder, arguments, words):
     (folder / "one.en").write_text("a\n")
     assert words in refused(*arguments)
 
 
-def test_beam_is_at_most_the_vocabulary(refused):
-    said = refused("checkpoint=model1.safetensors", "input=test.de", "device=cpu", "beam=100000")
-    assert "beam=100000 is more than the " in said
+def test_beam_larger_than_the_vocabulary_is_refused(refused):
+    stderr = refused("checkpoint=model1.safetensors", "input=test.de", "device=cpu", "beam=100000")
+    assert "beam=100000 is more than the " in stderr
 
 
 class TestReferences:
-    def test_several_files_are_scored(self, run, folder):
+    def test_several_reference_files_are_scored(self, run, folder):
         (folder / "other.en").write_text("".join(f"{line} now\n" for line in TARGETS))
         written = run("input=test.de", "reference=test.en,other.en")
         assert "BLEU|nrefs:2|" in written.err
@@ -340,8 +340,8 @@ class TestReferences:
 
 class TestPrefix:
     def test_long_prefix_is_reported(self, run):
-        said = run("input=test.de", "prefix=test.en", "max_length_b=3").err
-        assert "The prefix of 3 sentences exceeded" in said
+        stderr = run("input=test.de", "prefix=test.en", "max_length_b=3").err
+        assert "The prefix of 3 sentences exceeded" in stderr
 
     def test_unknown_words_are_reported_and_kept(self, run, folder):
         (folder / "begin").write_text("zebra new\n" * len(SOURCES))
@@ -352,9 +352,9 @@ class TestPrefix:
 
 
 class TestOutput:
-    """`output=` is written to and keeps its kind: file, link or pipe."""
+    """`output=` may be a file, a symlink or a named pipe."""
 
-    def test_pipe_is_written_to(self, run, folder):
+    def test_output_is_written_to_a_named_pipe(self, run, folder):
         os.mkfifo(folder / "pipe")
         got = []
         reader = threading.Thread(target=lambda: got.append((folder / "pipe").read_text()), daemon=True)
@@ -364,7 +364,7 @@ class TestOutput:
         assert got == [run("input=test.de").out]
         assert (folder / "pipe").is_fifo()
 
-    def test_link_is_written_through(self, run, folder):
+    def test_writing_to_a_symlink_writes_its_target(self, run, folder):
         (folder / "link").symlink_to("target")
         run("input=test.de", "output=link")
         assert (folder / "link").is_symlink()

@@ -1,4 +1,4 @@
-"""seqtk-generate and seqtk-interactive with a language model: n prompts in, n texts out, in their order."""
+"""seqtk-generate and seqtk-interactive with a language model: each prompt gives texts, in the order of the prompts."""
 
 import io
 import json
@@ -54,10 +54,10 @@ def test_texts_are_in_prompt_order(run: Run, kind: str) -> None:
     assert again == written
     small = run("input=prompts", f"checkpoint={kind}.safetensors", "nbest=7", "min_length=3", "max_sentences=1")
     texts = [hypothesis["text"] for line in lines for hypothesis in line["hypotheses"]]
-    assert small == "".join(f"{text}\n{TEXT_SEPARATOR}\n" for text in texts)  # including their line feeds
+    assert small == "".join(f"{text}\n{TEXT_SEPARATOR}\n" for text in texts)  # also if a text has line feeds
 
 
-def test_default_is_one_empty_prompt(run: Run) -> None:
+def test_default_input_is_one_empty_prompt(run: Run) -> None:
     texts = run("nbest=5").splitlines()
     assert texts[1::2] == [TEXT_SEPARATOR] * 5
     assert run("nbest=5", "seed=2").splitlines() != texts
@@ -75,8 +75,8 @@ def test_prompt_is_kept_and_unk_is_not_produced(run: Run) -> None:
             assert hypothesis["tokens"][-1] == "</s>"
             assert len(hypothesis["tokens"]) == len(hypothesis["token_scores"])
             assert all(score is not None for score in hypothesis["token_scores"])
-    left_out, written = ([text["tokens"][5:].count("<unk>") for text in line["hypotheses"]] for line in given)
-    assert sum(left_out) == 0 < sum(written)
+    excluded, written = ([text["tokens"][5:].count("<unk>") for text in line["hypotheses"]] for line in given)
+    assert sum(excluded) == 0 < sum(written)
     apart = run("input=-", "detokenize=false", stdin=prompt.encode())
     assert apart.startswith("the <unk> sees a <unk> ")
     (best,) = run("input=-", "sampling=false", "beam=3", stdin=prompt.encode()).splitlines()
@@ -118,7 +118,7 @@ def test_interactive_continues_each_line(run: Run, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-def test_worker_processes_give_the_same(run: Run) -> None:
+def test_worker_processes_do_not_change_the_output(run: Run) -> None:
     assert run("input=prompts", "workers=2", "max_sentences=2") == run("input=prompts")
 
 
@@ -140,13 +140,13 @@ def test_worker_processes_give_the_same(run: Run) -> None:
         ("checkpoint=words.safetensors,bytes.safetensors", "different vocabularies"),
     ],
 )
-def test_refusal_names_the_key(
+def test_error_names_the_key(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: str, words: str
 ) -> None:
     monkeypatch.chdir(folder)
     with pytest.raises(SystemExit) as raised:
         generate(["checkpoint=words.safetensors", *arguments.split()])
-    said = capsys.readouterr().err
-    assert words in said
+    stderr = capsys.readouterr().err
+    assert words in stderr
     assert raised.value.code == 2
-    assert len(said.splitlines()) <= 3
+    assert len(stderr.splitlines()) <= 3

@@ -1,4 +1,4 @@
-"""seqtk-inspect: the contents of a model or run, whether it is intact, and how two models differ."""
+"""seqtk-inspect: contents and integrity of a model or run, and differences between two models."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class TestOne:
         assert "update_00000003" in captured.err
         assert "update_00000004: update 4" in captured.out
 
-    def test_weights_of_another_shape_are_refused(
+    def test_model_file_without_a_tensor_is_refused(
         self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         contents = model_file.read(run)
@@ -66,7 +66,7 @@ class TestOne:
 
 
 class TestTwo:
-    def test_equal_models_have_no_change(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_equal_models_show_no_difference(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         text = shown(capsys, str(run / "update_00000004"), str(run / "update_00000004/model.safetensors"))
         changes = [line.split()[-1] for line in text.splitlines() if "blocks" in line]
         assert set(changes) == {"0.00%"}
@@ -79,7 +79,7 @@ class TestTwo:
         lines = [line.split() for line in shown(capsys, str(run), str(tmp_path)).splitlines()]
         assert ["optimizer.lr", "0.01", "0.5"] in lines
         (layer,) = (line for line in lines if line[0] == "encoder.blocks.*.self_attention")
-        assert layer[1:5] == ["0", "4", "4", "4"]  # value and out differ; query and key; hidden and logits
+        assert layer[1:5] == ["0", "4", "4", "4"]  # tensors: equal, changed, removed, added
 
 
 @pytest.mark.parametrize("paths", [[], ["a", "b", "c"], ["missing"], ["setup.cfg"]])

@@ -1,4 +1,4 @@
-"""Curves of runs as pictures."""
+"""seqtk-plot: curves of runs, and errors."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from seqtk.utils.errors import UserError
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[str]:
-    """Two runs with a loss that falls, one in a folder with a blank and a comma in its name."""
+    """Two runs with a decreasing loss. The folder name of the second has a space and a comma."""
     folders = [tmp_path / "a", tmp_path / "b, lr=2"]
     for folder in folders:
         folder.mkdir()
@@ -29,7 +29,7 @@ def test_one_picture_shows_several_runs(runs: list[str], tmp_path: Path, name: s
     assert (tmp_path / name).read_bytes().startswith(start)
 
 
-def test_curves_are_read_by_kind(runs: list[str]) -> None:
+def test_curves_are_separate_for_train_and_valid(runs: list[str]) -> None:
     assert read_curves(Path(runs[0]), "loss") == {kind: [(1, 9.0), (2, 4.5), (3, 3.0)] for kind in ("train", "valid")}
 
 

@@ -1,4 +1,4 @@
-"""seqtk-prepare: its list, its arguments, its errors, and the recipes that name it."""
+"""seqtk-prepare: the list of corpora, arguments, errors, and the recipes that use a corpus."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def failed(*arguments: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     return lines
 
 
-def test_ls_names_every_corpus_and_its_data_bin(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ls_prints_every_corpus_and_its_data_bin(capsys: pytest.CaptureFixture[str]) -> None:
     main(["ls"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [*CORPORA, *LABELLED_SETS, "demo"]
@@ -88,7 +88,7 @@ def test_bad_arguments_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_corpus_may_be_named_by_its_key(capsys: pytest.CaptureFixture[str]) -> None:
+def test_corpus_key_and_first_argument_are_equivalent(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     assert "seqtk-prepare NAME" in capsys.readouterr().out
     for arguments in (["ptb", "--cfg", "job"], ["corpus=ptb", "--cfg", "job"]):
@@ -96,7 +96,7 @@ def test_the_corpus_may_be_named_by_its_key(capsys: pytest.CaptureFixture[str]) 
         assert "corpus: ptb" in capsys.readouterr().out
 
 
-def test_real_corpus_is_read_from_the_disk(
+def test_ptb_is_prepared_from_a_local_copy(
     real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -108,21 +108,21 @@ def test_real_corpus_is_read_from_the_disk(
     assert "There is a data-bin in data-bin/ptb already." in failed("ptb", capsys=capsys)[0]
 
 
-def test_an_interrupted_corpus_names_the_command(tmp_path: Path) -> None:
+def test_unfinished_corpus_error_names_the_command(tmp_path: Path) -> None:
     (tmp_path / "ptb" / "text").mkdir(parents=True)
     with pytest.raises(UserError, match="seqtk-prepare ptb"):
         LanguageModelingTask(LanguageModelingConfig(data=str(tmp_path / "ptb"), made_by="seqtk-prepare ptb"))
 
 
-def test_every_labelled_set_names_a_recipe() -> None:
+def test_recipe_of_every_labelled_set_exists() -> None:
     assert {labelled.recipe for labelled in LABELLED_SETS.values()} <= set(recipe_names())
 
 
-def test_large_images_name_their_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_recipe_depends_on_the_image_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet, sizes = tmp_path / "sheet.png", ["train=3", "valid=1", "test=1", "workers=1"]
     assert MiniPathfinderConfig(size=128).recipe == "lra_pathx_s4"
     main(["mini_pathfinder", f"destdir={tmp_path / 'small'}", f"sheet={sheet}", *sizes])
     printed = capsys.readouterr().out
     assert "recipe=mini_pathfinder" in printed
     assert "by the distance of the dots" in printed
-    assert read_png(sheet.read_bytes(), "sheet").shape == (70, 274)  # two rows of eight, also of three images
+    assert read_png(sheet.read_bytes(), "sheet").shape == (70, 274)  # space for two rows of eight images

@@ -1,4 +1,4 @@
-"""Every key of every command with values that make no sense: an error that names the key, or accepted for a reason.
+"""Invalid values for every key of every command: each is refused with the key, or accepted for a documented reason.
 
 The table is generated from the config dataclasses. `python -m tests.unit.cli.test_refusals` prints its totals.
 """
@@ -46,7 +46,7 @@ OTHERS = [
 
 
 def commands() -> dict[str, type]:
-    """The config class of every command, by its module."""
+    """Returns the config class of each command, by module name."""
     found: dict[str, type] = {}
     for module in pkgutil.iter_modules(seqtk.cli.__path__):
         for item in vars(importlib.import_module(f"seqtk.cli.{module.name}")).values():
@@ -63,7 +63,7 @@ SLOT_KINDS = [(kind, name) for kind, registry in REGISTRIES.items() for name in 
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, type, str]]:
-    """(whole key, class, field) of every field that holds no config."""
+    """Yields (full key, config class, field name) of every field that is not a config."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         inside = [item for item in (value if isinstance(value, tuple) else (value,)) if dataclasses.is_dataclass(item)]
@@ -74,7 +74,7 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, type, str]]:
 
 
 def verdict(config: Any, key: str, text: str) -> tuple[str, str]:
-    """("refused", the message) or ("accepted", the value) for one argument."""
+    """Sets one argument, and returns ("refused", message) or ("accepted", value)."""
     try:
         changed = compose.compose(config, [], compose.parse_overrides([f"{key}={text}"]))
     except UserError as error:
@@ -91,11 +91,11 @@ UNBOUNDED = {
     "unk_penalty": "a negative one prefers <unk>",
     "beta2_decay": "an exponent, negative in the paper",
 }
-"""Fields of numbers of any sign, and why."""
+"""Fields that accept a number of any sign, with the reason."""
 
 
 def reason(config_type: type, name: str, text: str, value: Any) -> str | None:
-    """Why a value that is in the table is accepted; None if it must not be."""
+    """Returns the reason for which a value may be accepted, or None if it must be refused."""
     hint = schema.hints_of(config_type)[name]
     kinds = {hint, *legacy._leaves(hint)}
     if value is None and type(None) in kinds:
@@ -121,7 +121,7 @@ def reason(config_type: type, name: str, text: str, value: Any) -> str | None:
 
 
 def rows() -> Iterator[tuple[str, Any, str, type, str]]:
-    """(command, config, key, class, field) of every key, including those of every kind in every slot."""
+    """Yields (command, config, key, config class, field name) of every key, also with every kind in every slot."""
     for command, config_type in COMMANDS.items():
         defaults = config_type()
         for key, owner, name in leaves(defaults):
@@ -142,7 +142,7 @@ def rows() -> Iterator[tuple[str, Any, str, type, str]]:
 
 
 def table() -> tuple[Counter[str], list[str]]:
-    """The number of values refused, and accepted for each reason; and the errors found."""
+    """Returns the number of values refused and accepted for each reason, and the faults found."""
     totals: Counter[str] = Counter()
     faults = []
     seen: set[tuple[str, str, type]] = set()
@@ -174,7 +174,7 @@ def tried() -> tuple[Counter[str], list[str]]:
 
 
 class TestTable:
-    def test_every_refusal_names_its_key(self, tried: tuple[Counter[str], list[str]]) -> None:
+    def test_every_error_names_its_key(self, tried: tuple[Counter[str], list[str]]) -> None:
         assert [fault for fault in tried[1] if not fault.endswith(")")] == []
 
     def test_every_accepted_value_has_a_reason(self, tried: tuple[Counter[str], list[str]]) -> None:
@@ -202,7 +202,7 @@ PLAUSIBLE = {
     "classify": ["checkpoint=no-such-model", "input=no-such-input", "output=out.txt"],
     "evaluate": ["checkpoint=no-such-model", "data=no-such-data", "confusion=confusion.png"],
 }
-"""Arguments that are well-formed, for inputs that do not exist."""
+"""Valid arguments for each command, with inputs that do not exist."""
 
 NONSENSE = [
     f"seed={HUGE}",
@@ -217,7 +217,7 @@ NONSENSE = [
 
 
 @pytest.mark.parametrize("command", PLAUSIBLE)
-def test_refused_commands_leave_no_file(
+def test_command_that_fails_leaves_no_file(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main = importlib.import_module(f"seqtk.cli.{command}").main
@@ -233,7 +233,7 @@ def test_refused_commands_leave_no_file(
 
 
 @pytest.mark.parametrize("command", ["train", "generate", "preprocess", "score"])
-def test_a_process_ends_with_exit_code_2(command: str, tmp_path: Path) -> None:
+def test_invalid_argument_ends_the_process_with_code_2(command: str, tmp_path: Path) -> None:
     arguments = [*PLAUSIBLE[command], f"workers={HUGE}" if command != "train" else f"seed={HUGE}"]
     done = subprocess.run(
         [sys.executable, "-m", f"seqtk.cli.{command}", *arguments],

@@ -1,4 +1,4 @@
-"""seqtk-resize: the same model for another length."""
+"""seqtk-resize changes the longest input of a model."""
 
 import itertools
 from collections.abc import Callable
@@ -27,7 +27,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes a model of random weights with the given attention layers."""
+    """A function that writes a random model with the given attention layers."""
     numbers = itertools.count()
 
     def write(self_attention: AttentionConfig, cross_attention: AttentionConfig) -> Path:
@@ -54,7 +54,7 @@ def write(tmp_path: Path) -> Write:
     "self_attention", [SynthesizerRandomConfig(max_length=12), SynthesizerDenseConfig(max_length=12)]
 )
 @pytest.mark.parametrize("max_length", [9, 30])
-def test_short_input_is_processed_as_before(
+def test_resized_model_has_equal_outputs_on_short_input(
     self_attention: AttentionConfig, max_length: int, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = write(self_attention, LinformerConfig(rank=3, max_length=20))
@@ -71,7 +71,7 @@ def test_short_input_is_processed_as_before(
         torch.testing.assert_close(after.model(batch)[0], before.model(batch)[0])
 
 
-def test_result_is_reproducible(write: Write, tmp_path: Path) -> None:
+def test_two_resized_files_are_equal(write: Write, tmp_path: Path) -> None:
     old = write(SynthesizerRandomConfig(max_length=4), SoftmaxConfig())
     for name in "ab":
         resize.main([f"checkpoint={old}", "max_length=7", f"output={tmp_path / name}"])
@@ -93,7 +93,7 @@ def test_result_is_reproducible(write: Write, tmp_path: Path) -> None:
         (CosformerConfig(max_length=9), "checkpoint={old} max_length=7 output={new}", "'cosformer'"),
     ],
 )
-def test_refusal_names_the_key(
+def test_error_names_the_key(
     self_attention: AttentionConfig,
     arguments: str,
     words: str,
@@ -110,7 +110,7 @@ def test_refusal_names_the_key(
 
 
 @pytest.mark.parametrize("config", [SynthesizerRandomConfig(max_length=12), SynthesizerDenseConfig(max_length=12)])
-def test_a_size_beyond_memory_is_refused(
+def test_length_that_exceeds_memory_is_refused(
     config: AttentionConfig, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = write(config, SoftmaxConfig())

@@ -23,7 +23,7 @@ def refused(capsys, *arguments):
     return capsys.readouterr().err
 
 
-def test_lines_equal_sacrebleus(folder, capsys):
+def test_printed_scores_equal_sacrebleu(folder, capsys):
     main(["hypothesis=good", "reference=reference"])
     bleu, chrf, ter = capsys.readouterr().out.splitlines()
     expected = sacrebleu.corpus_bleu(GOOD, [REFERENCE])
@@ -42,7 +42,7 @@ def test_metric_case_and_tokenizer_can_be_chosen(folder, capsys):
     assert "= 100.00 " in line
 
 
-def test_systems_are_tested_against_the_first(folder, capsys):
+def test_systems_are_compared_with_the_first(folder, capsys):
     main(["hypothesis=good,bad", "reference=reference", "metrics=bleu", "bootstrap=100"])
     head, good, bad, _ = capsys.readouterr().out.splitlines()
     assert "bs:100" in head
@@ -75,7 +75,7 @@ def test_hypotheses_are_read_from_standard_input(folder, capsys, monkeypatch):
         (["hypothesis=good,bad", "reference=reference", "bootstrap=0"], "bootstrap=0"),
     ],
 )
-def test_refusal_names_the_key(folder, capsys, arguments, words):
+def test_error_names_the_key(folder, capsys, arguments, words):
     assert words in refused(capsys, *arguments)
 
 
@@ -87,7 +87,7 @@ def test_several_references_are_scored(folder, capsys):
     assert line.endswith(str(expected).removeprefix("BLEU"))
 
 
-def test_comma_in_an_existing_path_belongs_to_it(folder, capsys):
+def test_existing_path_may_contain_a_comma(folder, capsys):
     (folder / "a,b").write_text((folder / "good").read_text())
     main(["hypothesis=a,b", "reference=reference", "metrics=bleu"])
     piped = capsys.readouterr().out
@@ -95,6 +95,6 @@ def test_comma_in_an_existing_path_belongs_to_it(folder, capsys):
     assert piped == capsys.readouterr().out
 
 
-def test_seed_of_sacrebleu_must_be_a_number(folder, capsys, monkeypatch):
+def test_sacrebleu_seed_must_be_a_number(folder, capsys, monkeypatch):
     monkeypatch.setenv("SACREBLEU_SEED", "abc")
     assert "SACREBLEU_SEED=abc" in refused(capsys, "hypothesis=good,bad", "reference=reference", "metrics=bleu")

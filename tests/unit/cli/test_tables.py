@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_tables_of_members_are_current() -> None:
+def test_generated_tables_in_readme_and_docs_are_current() -> None:
     done = subprocess.run(
         [sys.executable, "tools/tables.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )

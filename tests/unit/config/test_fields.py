@@ -1,4 +1,4 @@
-"""Ranges of config fields, checked wherever a value is set, and old keys."""
+"""Ranges of config fields, and old names of keys."""
 
 import math
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ HUGE = 10**20
 
 @dataclass(frozen=True)
 class PartConfig:
-    """The base of this test's parts."""
+    """Base class of the configs in this test."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class TestRange:
             ("inside", {"part": {"kernel_size": 0}}, "inside.part.kernel_size=0: must be"),
         ],
     )
-    def test_out_of_range_names_the_typed_key(self, key: str, value: Any, message: str) -> None:
+    def test_out_of_range_error_names_the_given_key(self, key: str, value: Any, message: str) -> None:
         with pytest.raises(UserError) as caught:
             schema.update(RunConfig(), key, value)
         assert message in str(caught.value)
@@ -99,7 +99,7 @@ class TestRange:
         ("key", "value"),
         [("lr", 0), ("penalty", math.inf), ("last.limit", None), ("count", 2**63 - 1), ("count", -(2**63))],
     )
-    def test_limits_are_accepted(self, key: str, value: Any) -> None:
+    def test_values_at_the_limits_are_accepted(self, key: str, value: Any) -> None:
         config = schema.update(RunConfig(), key, value)
         assert attrgetter(key)(config) == value
 
@@ -118,7 +118,7 @@ class TestRange:
         assert range_of(WideConfig, "kernel_size") == Range(at_least=1)
         assert help_of(WideConfig, "kernel_size") == "Positions that one output sees."
 
-    def test_limits_are_described_in_words(self) -> None:
+    def test_range_describes_its_limits(self) -> None:
         limits = Range(above=0, at_most=1)
         assert limits.describe(0.0) == "a finite number greater than 0 and at most 1"
         assert Range(at_most=1024).describe(0) == "a whole number of at most 1,024"
@@ -134,11 +134,11 @@ class TestRenamed:
             ({"step": 5}, "step", "inside.step"),
         ],
     )
-    def test_old_key_is_an_error_naming_the_new(self, tree: dict[str, Any], old: str, new: str) -> None:
+    def test_error_for_an_old_key_names_the_new_key(self, tree: dict[str, Any], old: str, new: str) -> None:
         with pytest.raises(UserError, match=f"'{old}' any more.\nIt is now '{new}'"):
             schema.from_dict(RunConfig, tree)
 
-    def test_old_dotted_argument_is_an_error(self) -> None:
+    def test_error_for_an_old_dotted_key_names_the_new_key(self) -> None:
         with pytest.raises(UserError, match=r"'inside\.part\.width' any more.\nIt is now 'inside\.part\.kernel_size'"):
             schema.update(RunConfig(), "inside.part.width", 5)
         with pytest.raises(UserError, match=r"'inside\.rate' any more.\nIt is now 'lr'"):
@@ -146,11 +146,11 @@ class TestRenamed:
         with pytest.raises(UserError, match=r"'last\.unused' any more.$"):
             schema.update(RunConfig(), "last.unused", 5)
 
-    def test_old_kind_is_an_error_naming_the_new(self) -> None:
+    def test_error_for_an_old_kind_names_the_new_kind(self) -> None:
         with pytest.raises(UserError, match=r"'konv' any more.\nIt is now 'conv'"):
             schema.update(RunConfig(), "last", "konv")
 
-    def test_files_of_an_earlier_version_are_read(self) -> None:
+    def test_legacy_from_dict_reads_old_keys_and_kinds(self) -> None:
         tree = {
             "inside": {"part": [{"kind": "konv", "width": 5, "unused": 1}, "konv"], "rate": 0.5},
             "last": {"kind": "konv"},
@@ -160,14 +160,14 @@ class TestRenamed:
             inside=RunConfig.Inside(part=(ConvConfig(kernel_size=5), ConvConfig()), step=7), lr=0.5
         )
 
-    def test_slot_is_read_without_its_config(self) -> None:
+    def test_config_of_a_slot_is_read_alone(self) -> None:
         tree = {"kind": "konv", "width": 5}
         assert legacy.from_dict(PartConfig, tree) == ConvConfig(kernel_size=5)
         with pytest.raises(UserError, match=r"model\.kernel_size=0"):
             schema.from_dict(PartConfig, {"kind": "conv", "kernel_size": 0}, key="model")
 
 
-def test_values_are_quoted_in_one_short_line() -> None:
+def test_errors_quote_values_in_one_short_line() -> None:
     assert written([None, True, "a\nb"]) == "[null,true,a b]"
     assert len(written("x" * 10**6)) < 300
     assert len(written(10**5000)) < 300

@@ -1,4 +1,4 @@
-"""Names, config types and classes; plug-ins."""
+"""Registries (names, config types and classes) and plug-ins."""
 
 import sys
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from seqtk.utils.errors import UserError, near_path, nearest
 
 @dataclass(frozen=True)
 class ShapeConfig:
-    """The base of this test's configs."""
+    """Base class of the configs in this test."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def shapes() -> Iterator[Registry[object]]:
 
 @pytest.fixture
 def plugin(tmp_path: Path) -> Iterator[Path]:
-    """An empty folder for a plug-in; modules imported from it are removed afterwards."""
+    """An empty folder for a plug-in. Modules imported during the test are removed after it."""
     known, path = set(sys.modules), list(sys.path)
     yield tmp_path
     sys.path[:] = path
@@ -44,11 +44,11 @@ def plugin(tmp_path: Path) -> Iterator[Path]:
         del sys.modules[name]
 
 
-def test_config_type_selects_the_class(shapes: Registry[object]) -> None:
+def test_build_selects_the_class_by_config_type(shapes: Registry[object]) -> None:
     assert shapes.build(CircleConfig(2.0), scale=3.0).radius == 6.0  # type: ignore[attr-defined]
 
 
-def test_name_type_and_class_match(shapes: Registry[object]) -> None:
+def test_registry_maps_name_config_type_and_class(shapes: Registry[object]) -> None:
     assert shapes.config_type("circle") is CircleConfig
     assert shapes.name_of(CircleConfig) == "circle"
     assert shapes.class_of(CircleConfig).__name__ == "Circle"
@@ -70,12 +70,12 @@ def test_names_and_config_types_are_unique(shapes: Registry[object]) -> None:
         shapes.register("disc", CircleConfig)
 
 
-def test_configs_extend_the_base(shapes: Registry[object]) -> None:
+def test_config_must_extend_the_base_class(shapes: Registry[object]) -> None:
     with pytest.raises(TypeError, match="is not a dataclass that extends ShapeConfig"):
         shapes.register("stranger", int)
 
 
-def test_unknown_name_suggests_the_nearest(shapes: Registry[object]) -> None:
+def test_unknown_name_suggests_a_similar_name(shapes: Registry[object]) -> None:
     with pytest.raises(UserError, match="Did you mean 'circle'"):
         shapes.config_type("cirlce")
     with pytest.raises(UserError, match=r"Known: circle\."):
@@ -92,14 +92,14 @@ def test_missing_path_suggests_a_similar_path(tmp_path: Path) -> None:
     assert near_path(tmp_path / "no" / "where") == (f"There is no folder {tmp_path / 'no'}.",)
 
 
-def test_nearest_lists_only_few_names() -> None:
+def test_nearest_suggests_nothing_among_many_names() -> None:
     assert nearest("Circle", ["circle"]) == "Did you mean 'circle'?"
     assert nearest("x", []) == "There is none to choose from."
     assert nearest("qqqq", (f"name_{index}" for index in range(1000))) == ""
 
 
 @pytest.mark.parametrize("file", ["my_plug.py", "my_plug/__init__.py"])
-def test_user_dir_is_a_module_or_a_package(plugin: Path, shapes: Registry[object], file: str) -> None:
+def test_user_dir_may_be_a_module_or_a_package(plugin: Path, shapes: Registry[object], file: str) -> None:
     (plugin / file).parent.mkdir(exist_ok=True)
     (plugin / file).write_text(
         "from dataclasses import dataclass\n"
@@ -111,11 +111,11 @@ def test_user_dir_is_a_module_or_a_package(plugin: Path, shapes: Registry[object
         "class Square: ...\n"
     )
     load_plugins(str(plugin / "my_plug"))
-    load_plugins(str(plugin / "my_plug"))  # a second time changes nothing
+    load_plugins(str(plugin / "my_plug"))  # loading it again has no effect
     assert list(shapes) == ["circle", "square"]
 
 
-def test_missing_user_dir_is_named(plugin: Path) -> None:
+def test_missing_user_dir_is_refused(plugin: Path) -> None:
     with pytest.raises(UserError, match="neither a package nor a module"):
         load_plugins(str(plugin / "nothing"))
 
@@ -135,7 +135,7 @@ def test_user_dir_named_like_a_module_is_refused(plugin: Path) -> None:
         ("x = 1\ndef broken(:\n", 2, "SyntaxError: invalid syntax"),
     ],
 )
-def test_failing_plugin_is_named_with_its_line(plugin: Path, source: str, line: int, error: str) -> None:
+def test_failing_plugin_error_names_its_file_and_line(plugin: Path, source: str, line: int, error: str) -> None:
     (plugin / "my_plug.py").write_text(source)
     with pytest.raises(UserError) as caught:
         load_plugins(str(plugin / "my_plug"))
@@ -146,7 +146,7 @@ def test_failing_plugin_is_named_with_its_line(plugin: Path, source: str, line: 
     assert len(lines) == 3
 
 
-def test_failing_entry_point_names_its_package(plugin: Path) -> None:
+def test_failing_entry_point_error_names_its_package(plugin: Path) -> None:
     (plugin / "their_layers.py").write_text("import no_such_module\n")
     install(plugin)
     with pytest.raises(UserError) as caught:
@@ -158,7 +158,7 @@ def test_failing_entry_point_names_its_package(plugin: Path) -> None:
     ]
 
 
-def test_missing_entry_point_names_its_package(plugin: Path) -> None:
+def test_missing_entry_point_error_names_its_package(plugin: Path) -> None:
     install(plugin)
     with pytest.raises(UserError, match=r"their-package 1\.0 cannot be imported"):
         load_plugins()
@@ -179,7 +179,7 @@ def test_entry_points_are_loaded(plugin: Path, shapes: Registry[object]) -> None
 
 
 def install(folder: Path) -> None:
-    """Make `folder` an installed distribution whose module their_layers is a plug-in."""
+    """Makes `folder` an installed distribution with the plug-in `their_layers`."""
     info = folder / "their_package-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")

@@ -1,4 +1,4 @@
-"""A config and its plain tree: round trips, slots, aliases, tuples and errors."""
+"""Conversion of configs to and from dicts: round trips, slots, aliases, tuples and errors."""
 
 import enum
 import json
@@ -76,11 +76,11 @@ configs = st.builds(
 
 
 @given(configs)
-def test_json_round_trip(config: RunConfig) -> None:
+def test_config_survives_a_json_round_trip(config: RunConfig) -> None:
     assert schema.from_dict(RunConfig, json.loads(json.dumps(schema.to_dict(config)))) == config
 
 
-def test_slot_takes_a_name_or_a_mapping() -> None:
+def test_slot_accepts_a_name_or_a_mapping() -> None:
     assert build(model={"encoder": {"layer": "dense"}}).model.encoder.layer == DenseConfig()
     tree = {"layer": {"kind": "dense", "max_length": 9}}
     assert build(model={"encoder": tree}).model.encoder.layer == DenseConfig(max_length=9)
@@ -93,7 +93,7 @@ def test_mapping_without_kind_keeps_other_keys() -> None:
     assert config.model.encoder.layer == DenseConfig(heads=2, max_length=9)
 
 
-def test_new_kind_starts_from_its_defaults() -> None:
+def test_new_kind_has_its_default_settings() -> None:
     config = schema.update(RunConfig(), "model.encoder.layer.heads", 2)
     assert schema.update(config, "model.encoder.layer", {"kind": "dense"}).model.encoder.layer == DenseConfig()
 
@@ -104,18 +104,18 @@ def test_aliases_may_be_nested() -> None:
     assert config.model.encoder.layer == config.model.decoder.layer == DenseConfig(max_length=5)
 
 
-def test_alias_is_set_after_its_targets_parent() -> None:
+def test_alias_and_parent_of_its_target_are_combined() -> None:
     config = build(attention="dense", model={"encoder": {"depth": 2}})
     assert config.model.encoder == StackConfig(2, DenseConfig())
 
 
 @pytest.mark.parametrize("model", [{"attention": "dot"}, {"decoder": {"layer": "dot"}}])
-def test_alias_and_its_target_together_are_refused(model: dict[str, object]) -> None:
+def test_setting_an_alias_and_its_target_is_refused(model: dict[str, object]) -> None:
     with pytest.raises(UserError, match="are both given"):
         build(attention="dense", model=model)
 
 
-def test_keys_in_a_pattern_are_set_in_each_layer() -> None:
+def test_key_of_a_layer_pattern_is_set_in_each_layer() -> None:
     config = build(model={"encoder": {"layer": ["dot", {"kind": "dense", "heads": 2}]}})
     assert config.model.encoder.layer == (DotConfig(), DenseConfig(heads=2))
     config = schema.update(config, "model.encoder.layer.max_length", 3)
@@ -167,7 +167,7 @@ def test_errors_name_the_key(key: str, value: object, words: str) -> None:
 
 
 def test_unknown_nested_keys_are_refused() -> None:
-    """Earlier merges do not switch the check off, as OmegaConf's struct flag can."""
+    """Unlike OmegaConf's struct flag, an earlier merge does not disable the check."""
     tree = {"attention": "dense", "model": {"encoder": {"depth": 2, "heads": 4}}}
     with pytest.raises(UserError, match=r"'model\.encoder\.heads'"):
         schema.from_dict(RunConfig, tree)
@@ -178,7 +178,7 @@ def test_keys_lists_all_keys() -> None:
     assert {"name", "attention", "model.attention", "model.encoder.layer.max_length"} <= set(keys)
 
 
-def test_takes_text_follows_slots_and_aliases() -> None:
+def test_takes_text_is_true_for_text_fields_only() -> None:
     config = RunConfig()
     assert schema.takes_text(config, "name")
     assert schema.takes_text(config, "note")
@@ -208,6 +208,6 @@ class OuterConfig:
 @pytest.mark.parametrize(
     ("written", "meant"), [("dmi", "dim"), ("mxi", "inner.mix"), ("max_siez", "inner.max_size"), ("mix", "inner.mix")]
 )
-def test_nearest_key_prefers_the_same_level(written: str, meant: str) -> None:
+def test_suggested_key_is_at_the_same_level_if_possible(written: str, meant: str) -> None:
     with pytest.raises(UserError, match=f"Did you mean '{meant}'"):
         schema.update(OuterConfig(), written, 1)

@@ -7,7 +7,7 @@ from seqtk.config.registry import Registry
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """The base of the toy layers."""
+    """Base class of the configs of the toy layers."""
 
 
 layers: Registry[object] = Registry("toy layer", LayerConfig)

@@ -1,4 +1,4 @@
-"""The server that the tests of corpora share."""
+"""The web server that the tests of corpora share."""
 
 from collections.abc import Iterator
 

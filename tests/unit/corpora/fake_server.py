@@ -1,4 +1,4 @@
-"""A local web server with chosen faults, and a full disk."""
+"""A local web server that simulates faults, and a limit on file sizes that simulates a full disk."""
 
 import resource
 import threading
@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Served:
-    """A file, and how the server answers requests for it."""
+    """A file, and the behaviour of the server when the file is requested."""
 
     body: bytes
     etag: str | None = '"1"'
@@ -18,20 +18,20 @@ class Served:
     ranges: bool = True
     """Whether the server supports Range."""
     wrong_range: bool = False
-    """Whether the server answers with another range than requested."""
+    """Whether the server answers with a range that was not requested."""
     announced: int | None = None
-    """A wrong Content-Length. 0: none is sent."""
+    """A wrong Content-Length. If 0, the header is not sent."""
     content_type: str = "application/octet-stream"
     drops: list[int] = field(default_factory=list)
-    """For each of the next answers, the bytes that are sent before the connection ends. Later answers are complete."""
+    """The number of bytes sent in each of the next answers before the connection closes. Later answers are complete."""
     hangs: bool = False
-    """Whether a connection stays open instead of ending, for longer than a test."""
+    """Whether the connection stays open, for longer than a test, instead of closing."""
     errors: list[int] = field(default_factory=list)
-    """The status of each of the next answers. Later it is 200 or 206."""
+    """The HTTP status of each of the next answers. Later answers have 200 or 206."""
 
 
 class Shelf:
-    """The files that are served, and the requests that were made: (name, Range)."""
+    """The files on the server, and the requests received, as (name, Range)."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -42,7 +42,7 @@ class Shelf:
 
 @contextmanager
 def serving() -> Iterator[Shelf]:
-    """A server for as long as the block lasts."""
+    """Runs a server within the `with` block."""
 
     released = threading.Event()
 
@@ -71,8 +71,8 @@ def serving() -> Iterator[Shelf]:
                 handler.send_error(416)
                 return
             handler.send_response(206)
-            told = start - 1 if file.wrong_range else start
-            handler.send_header("Content-Range", f"bytes {told}-{len(file.body) - 1}/{len(file.body)}")
+            start_sent = start - 1 if file.wrong_range else start
+            handler.send_header("Content-Range", f"bytes {start_sent}-{len(file.body) - 1}/{len(file.body)}")
         else:
             handler.send_response(200)
         body = file.body[start:]
@@ -90,7 +90,7 @@ def serving() -> Iterator[Shelf]:
             released.wait(60)
 
     class Server(ThreadingHTTPServer):
-        daemon_threads = False  # so that closing it waits for its answers
+        daemon_threads = False  # server_close() waits for the answers
 
         def handle_error(self, request: object, client_address: object) -> None:
             pass  # the client has closed the connection
@@ -110,7 +110,7 @@ def serving() -> Iterator[Shelf]:
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """Limits the size of files. A larger file fails as on a full disk, with another message."""
+    """Limits the size of files. Writing a larger file fails like on a full disk, but with another message."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -1,4 +1,4 @@
-"""Corpora with classes: every published layout gives the same data-bin, wrong files are refused, real data are read."""
+"""Labelled corpora: all published layouts give the same data-bin, and wrong files are refused."""
 
 import csv
 import gzip
@@ -50,7 +50,7 @@ def aclimdb(folder: Path) -> Path:
 
 
 class TestImdb:
-    def test_every_layout_gives_the_same(self, tmp_path: Path) -> None:
+    def test_every_layout_gives_the_same_data_bin(self, tmp_path: Path) -> None:
         folders = aclimdb(tmp_path / "in")
         (tmp_path / "tar").mkdir()
         with tarfile.open(tmp_path / "tar" / "aclImdb_v1.tar.gz", "w:gz") as archive:
@@ -63,7 +63,7 @@ class TestImdb:
         made = [prepare("lra_text", place, tmp_path / f"out{i}") for i, place in enumerate(places)]
         assert all(contents(data) == contents(made[0]) for data in made)
 
-    def test_labels_belong_to_their_texts(self, tmp_path: Path) -> None:
+    def test_each_text_has_its_label(self, tmp_path: Path) -> None:
         data = prepare("lra_text", aclimdb(tmp_path / "in"), tmp_path / "out")
         assert data.classes() == ["neg", "pos"]
         assert {split: len(data.split(split)) for split in data.splits()} == {"train": 18, "valid": 2, "test": 20}
@@ -95,7 +95,7 @@ def ag_news(folder: Path, *, subset: bool = False) -> Path:
 
 class TestAgNews:
     @pytest.mark.parametrize("subset", [False, True])
-    def test_title_and_description_have_their_class(self, subset: bool, tmp_path: Path) -> None:
+    def test_title_and_description_are_read_with_their_class(self, subset: bool, tmp_path: Path) -> None:
         data = prepare("ag_news", ag_news(tmp_path / "in", subset=subset), tmp_path / "out", valid_share=0.2)
         assert data.classes() == ["World", "Sports", "Business", "Sci/Tech"]
         assert len(data.split("valid")) == 8
@@ -105,7 +105,7 @@ class TestAgNews:
             assert "title" in words
 
     @pytest.mark.parametrize("row", ['"5","t","d"', '"text",4', "alone", '"1","t"'])
-    def test_other_rows_are_refused(self, row: str, tmp_path: Path) -> None:
+    def test_malformed_rows_are_refused(self, row: str, tmp_path: Path) -> None:
         source = ag_news(tmp_path / "in")
         with open(source / "train.csv", "a") as file:
             file.write(row + "\n")
@@ -115,7 +115,7 @@ class TestAgNews:
 
 
 class TestCifar:
-    def test_every_layout_gives_the_same(self, tmp_path: Path) -> None:
+    def test_every_layout_gives_the_same_data_bin(self, tmp_path: Path) -> None:
         random = np.random.default_rng(0)
         names = [f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"]
         batches = {
@@ -151,7 +151,7 @@ class TestCifar:
         assert np.abs((first[:-1] - 4) - (0.299 * red + 0.587 * green + 0.114 * blue)).max() <= 0.5001
         assert made[0].vocabulary().tokens[4:] == list(map(str, range(256)))
 
-    def test_a_pickle_of_something_else_is_refused(self, tmp_path: Path) -> None:
+    def test_pickle_of_another_object_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "in").mkdir()
         for name in [f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"]:
             (tmp_path / "in" / name).write_bytes(pickle.dumps(print))
@@ -179,7 +179,7 @@ class TestDownloads:
 
 
 class TestRetrieval:
-    def test_pairs_are_two_sides_with_a_label(self, tmp_path: Path) -> None:
+    def test_each_pair_has_two_sides_and_a_label(self, tmp_path: Path) -> None:
         (tmp_path / "tsv_data").mkdir()
         for split, count in (("train", 6), ("eval", 2), ("test", 3)):
             rows = [f'{n % 2}.0\tA{n}\tB{n}\tfirst "{n}\tsecond {n}\n' for n in range(count)]
@@ -190,7 +190,7 @@ class TestRetrieval:
         assert [len(data.split("test", side)) for side in ("first", "second")] == [3, 3]
         assert data.vocabulary("first") == data.vocabulary("second")
 
-    def test_line_with_wrong_columns_is_named(self, tmp_path: Path) -> None:
+    def test_error_names_the_line_with_wrong_columns(self, tmp_path: Path) -> None:
         (tmp_path / "new_aan_pairs.train.tsv").write_text("1\ta\tb\tx\ty\n2\ta\tb\tx\ty\n")
         with pytest.raises(UserError, match=r"Line 2 of .*train\.tsv"):
             prepare("lra_retrieval", tmp_path, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""The demo language is deterministic, each English sentence has one German one, and the German is grammatical."""
+"""The demo corpus: it is deterministic, English determines the German sentence, and the German is grammatical."""
 
 import random
 import re
@@ -73,7 +73,7 @@ def test_english_sentences_are_distinct(corpus: list[tuple[str, str]]) -> None:
     assert len({english for english, _ in corpus}) == len(set(corpus)) == 20000
 
 
-def test_english_determines_the_german() -> None:
+def test_each_english_sentence_has_one_translation() -> None:
     known: dict[str, str] = {}
     for seed in range(2):
         draw = Sampler(random.Random(seed))
@@ -82,7 +82,7 @@ def test_english_determines_the_german() -> None:
             assert known.setdefault(english, german) == german
 
 
-def test_sentences_have_ordinary_orthography(corpus: list[tuple[str, str]]) -> None:
+def test_sentences_have_correct_spacing_and_punctuation(corpus: list[tuple[str, str]]) -> None:
     for english, german in corpus:
         assert 3 <= len(english.split()) <= 25
         for text in (english, german):
@@ -110,7 +110,7 @@ def test_held_out_pairs_do_not_depend_on_train_size(tmp_path: Path) -> None:
         assert (tmp_path / "10" / name).read_bytes() == (tmp_path / "20" / name).read_bytes()
 
 
-def test_every_word_is_frequent(corpus: list[tuple[str, str]]) -> None:
+def test_every_word_occurs_at_least_20_times(corpus: list[tuple[str, str]]) -> None:
     words = Counter(word for english, _ in corpus for word in set(re.findall(r"[\w-]+", english.lower())))
     phrases = Counter(
         f"{first} {second}"
@@ -132,7 +132,7 @@ def test_every_word_is_frequent(corpus: list[tuple[str, str]]) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_sentences_end_in_punctuation(rule: object) -> None:
+def test_each_rule_ends_in_punctuation(rule: object) -> None:
     assert callable(rule)
     draw = Sampler(random.Random(0))
     for _ in range(50):
@@ -161,7 +161,7 @@ def test_subordinate_clauses_end_in_their_finite_verb(corpus: list[tuple[str, st
     assert all(found[word] > 100 for word in ("weil", "obwohl", "dass", "ob", "wenn", "relative"))
 
 
-def test_the_finite_verb_is_second(corpus: list[tuple[str, str]]) -> None:
+def test_finite_verb_is_second_after_an_adverb(corpus: list[tuple[str, str]]) -> None:
     fronted = [
         german.split()[1] for _, german in corpus if german.split()[0] in ("Heute", "Gestern", "Morgen", "Jetzt")
     ]
@@ -207,7 +207,7 @@ def test_negation_uses_kein_or_nicht(corpus: list[tuple[str, str]]) -> None:
 
 # Inflection
 
-PARADIGM = {  # the rows: nominative, accusative, dative; the columns: masculine, feminine, neuter, plural
+PARADIGM = {  # rows: nominative, accusative, dative; columns: masculine, feminine, neuter, plural
     "the": """der kleine Hund|die kleine Katze|das kleine Pferd|die kleinen Pferde
               den kleinen Hund|die kleine Katze|das kleine Pferd|die kleinen Pferde
               dem kleinen Hund|der kleinen Katze|dem kleinen Pferd|den kleinen Pferden""",
@@ -314,7 +314,7 @@ def test_every_word_has_one_translation() -> None:
 
 
 class TestEnsure:
-    def test_corpus_is_made_once(self, tmp_path: Path) -> None:
+    def test_existing_demo_corpus_is_kept(self, tmp_path: Path) -> None:
         config = demo.DemoConfig(destdir=str(tmp_path / "demo"), pairs=60, vocab_size=200)
         demo.prepare(config)
         made = {path: path.read_bytes() for path in (tmp_path / "demo").glob("*.*")}

@@ -1,4 +1,4 @@
-"""Downloads are complete, verified and resumed, and never mix two files, whatever the server does."""
+"""Downloads are complete, verified and resumable, and never mix two files, also if the server fails."""
 
 import fcntl
 import hashlib
@@ -50,7 +50,7 @@ def test_a_file_is_downloaded(shelf: Shelf, tmp_path: Path) -> None:
     assert all(agent and agent.startswith("seqtk/") for agent in shelf.agents)
 
 
-def test_a_file_without_checksum_is_reported(shelf: Shelf, tmp_path: Path) -> None:
+def test_file_without_published_checksum_is_reported(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY)
     assert get(shelf, tmp_path / "a.zip", UNKNOWN) == "neither length nor checksum is published"
 
@@ -67,34 +67,34 @@ def test_broken_connections_are_resumed(shelf: Shelf, tmp_path: Path, published:
 
 
 @pytest.mark.parametrize("served", [Served(BODY, etag=None), Served(BODY, etag='W/"1"')])
-def test_a_date_identifies_the_version(shelf: Shelf, tmp_path: Path, served: Served) -> None:
+def test_download_without_etag_is_resumed_by_date(shelf: Shelf, tmp_path: Path, served: Served) -> None:
     shelf.files["a.zip"] = replace(served, date="Fri, 03 Mar 2006 00:00:00 GMT", drops=[1000])
     get(shelf, tmp_path / "a.zip")
     assert (tmp_path / "a.zip").read_bytes() == BODY
     assert shelf.requests[1] == ("a.zip", "bytes=1000-")
 
 
-def test_a_download_without_a_version_is_restarted(shelf: Shelf, tmp_path: Path) -> None:
+def test_download_without_etag_and_date_is_restarted(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY, etag=None, drops=[1000])
     get(shelf, tmp_path / "a.zip")
     assert (tmp_path / "a.zip").read_bytes() == BODY
     assert shelf.requests == [("a.zip", None)] * 2
 
 
-def test_a_server_without_ranges_restarts_the_download(shelf: Shelf, tmp_path: Path) -> None:
+def test_download_restarts_if_server_ignores_ranges(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY, ranges=False, drops=[1000, 2000])
     get(shelf, tmp_path / "a.zip")
     assert (tmp_path / "a.zip").read_bytes() == BODY
 
 
-def test_a_wrong_range_restarts_the_download(shelf: Shelf, tmp_path: Path) -> None:
+def test_download_restarts_if_server_sends_a_wrong_range(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY, wrong_range=True, drops=[1000])
     get(shelf, tmp_path / "a.zip")
     assert (tmp_path / "a.zip").read_bytes() == BODY
 
 
 @pytest.mark.parametrize("published", [FILE, UNKNOWN])
-def test_a_changed_file_restarts_the_download(shelf: Shelf, tmp_path: Path, published: RemoteFile) -> None:
+def test_download_restarts_if_file_on_server_changed(shelf: Shelf, tmp_path: Path, published: RemoteFile) -> None:
     other = bytes(len(BODY))
     shelf.files["a.zip"] = Served(other, etag='"old"', drops=[5000, 0, 0, 0])
     error_lines(shelf, tmp_path / "a.zip", published)
@@ -105,7 +105,7 @@ def test_a_changed_file_restarts_the_download(shelf: Shelf, tmp_path: Path, publ
     assert shelf.requests[-1] == ("a.zip", "bytes=5000-")
 
 
-def test_another_url_restarts_the_download(shelf: Shelf, tmp_path: Path) -> None:
+def test_partial_file_of_another_url_is_discarded(shelf: Shelf, tmp_path: Path) -> None:
     (tmp_path / "a.zip.partial").write_bytes(b"x" * 100)
     (tmp_path / "a.zip.partial.json").write_text(json.dumps({"url": "http://else.where/a.zip", "version": '"1"'}))
     shelf.files["a.zip"] = Served(BODY)
@@ -114,7 +114,7 @@ def test_another_url_restarts_the_download(shelf: Shelf, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("notes", ["", "[]", "{", '{"url": 1}'])
-def test_an_unknown_partial_file_restarts_the_download(shelf: Shelf, tmp_path: Path, notes: str) -> None:
+def test_partial_file_with_invalid_notes_is_discarded(shelf: Shelf, tmp_path: Path, notes: str) -> None:
     (tmp_path / "a.zip.partial").write_bytes(b"x" * 100)
     (tmp_path / "a.zip.partial.json").write_text(notes)
     shelf.files["a.zip"] = Served(BODY)
@@ -122,7 +122,7 @@ def test_an_unknown_partial_file_restarts_the_download(shelf: Shelf, tmp_path: P
     assert (tmp_path / "a.zip").read_bytes() == BODY
 
 
-def test_a_shorter_file_restarts_the_download(shelf: Shelf, tmp_path: Path) -> None:
+def test_partial_file_longer_than_the_file_is_discarded(shelf: Shelf, tmp_path: Path) -> None:
     (tmp_path / "a.zip.partial").write_bytes(b"x" * (len(BODY) + 1))
     (tmp_path / "a.zip.partial.json").write_text(json.dumps({"url": f"{shelf.url}/a.zip", "version": '"1"'}))
     shelf.files["a.zip"] = Served(BODY)
@@ -131,13 +131,13 @@ def test_a_shorter_file_restarts_the_download(shelf: Shelf, tmp_path: Path) -> N
     assert [asked for _, asked in shelf.requests] == [f"bytes={len(BODY) + 1}-", None]
 
 
-def test_a_busy_server_is_retried(shelf: Shelf, tmp_path: Path) -> None:
+def test_temporary_http_errors_are_retried(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY, errors=[503, 429])
     get(shelf, tmp_path / "a.zip")
     assert len(shelf.requests) == 3
 
 
-def test_bytes_are_kept_when_retries_run_out(shelf: Shelf, tmp_path: Path) -> None:
+def test_partial_file_is_kept_when_retries_run_out(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY, drops=[4000, 0, 0, 0])
     lines = error_lines(shelf, tmp_path / "a.zip")
     assert "the connection ended after 4,000 of 900,000 bytes" in lines[0]
@@ -152,27 +152,27 @@ def test_retries_are_limited_without_range_requests(shelf: Shelf, tmp_path: Path
     assert len(shelf.requests) == 1 + HURRY.attempts
 
 
-def test_a_missing_file_fails_at_once(shelf: Shelf, tmp_path: Path) -> None:
+def test_http_404_fails_without_a_retry(shelf: Shelf, tmp_path: Path) -> None:
     lines = error_lines(shelf, tmp_path / "a.zip")
     assert lines[0] == f"{shelf.url}/a.zip cannot be downloaded: 404 Not Found."
     assert "mirror=URL" in lines[1]
     assert len(shelf.requests) == 1
 
 
-def test_refused_connection_is_a_user_error(tmp_path: Path) -> None:
+def test_refused_connection_is_retried_and_reported(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    told: list[str] = []
+    messages: list[str] = []
     with pytest.raises(UserError, match="cannot be downloaded: Connection refused"):
         fetch(
             FILE,
             f"http://127.0.0.1:{port}/a.zip",
             tmp_path / "a.zip",
-            reporter=Reporter(told.append),
+            reporter=Reporter(messages.append),
             retry=HURRY,
         )
-    assert told == ["a.zip: Connection refused; trying again in 0 s"] * (HURRY.attempts - 1)
+    assert messages == ["a.zip: Connection refused; trying again in 0 s"] * (HURRY.attempts - 1)
     assert not list(tmp_path.iterdir())
 
 
@@ -189,7 +189,7 @@ def test_refused_connection_is_a_user_error(tmp_path: Path) -> None:
         (Served(b"\n <HTML>".ljust(900_000)), "is a web page"),
     ],
 )
-def test_file_unlike_the_published_is_refused(shelf: Shelf, tmp_path: Path, served: Served, words: str) -> None:
+def test_file_that_differs_from_published_is_refused(shelf: Shelf, tmp_path: Path, served: Served, words: str) -> None:
     shelf.files["a.zip"] = replace(served, drops=[])
     assert words in "\n".join(error_lines(shelf, tmp_path / "a.zip"))
     shelf.files["a.zip"] = Served(BODY, etag='"right"')
@@ -197,13 +197,13 @@ def test_file_unlike_the_published_is_refused(shelf: Shelf, tmp_path: Path, serv
     assert (tmp_path / "a.zip").read_bytes() == BODY
 
 
-def test_a_wrong_length_runs_out_of_retries(shelf: Shelf, tmp_path: Path) -> None:
+def test_wrong_content_length_ends_in_an_error(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY, announced=1_000_000)
     lines = error_lines(shelf, tmp_path / "a.zip", UNKNOWN)
     assert "cannot be downloaded" in lines[0]
 
 
-def test_a_wrong_file_is_refused_and_kept(shelf: Shelf, tmp_path: Path) -> None:
+def test_wrong_existing_file_is_refused_and_kept(shelf: Shelf, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"mine")
     with pytest.raises(UserError, match="it has 4 bytes, not 900,000"):
         get(shelf, tmp_path / "a.zip")
@@ -211,7 +211,7 @@ def test_a_wrong_file_is_refused_and_kept(shelf: Shelf, tmp_path: Path) -> None:
     assert shelf.requests == []
 
 
-def test_a_download_is_locked(shelf: Shelf, tmp_path: Path) -> None:
+def test_second_process_cannot_download_the_same_file(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY)
     with open(tmp_path / "a.zip.partial", "ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
@@ -219,7 +219,7 @@ def test_a_download_is_locked(shelf: Shelf, tmp_path: Path) -> None:
     get(shelf, tmp_path / "a.zip")
 
 
-def test_a_full_disk_can_be_resumed(shelf: Shelf, tmp_path: Path) -> None:
+def test_download_resumes_after_a_full_disk(shelf: Shelf, tmp_path: Path) -> None:
     shelf.files["a.zip"] = Served(BODY)
     with files_of_at_most(400_000):
         lines = error_lines(shelf, tmp_path / "a.zip")

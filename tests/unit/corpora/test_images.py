@@ -1,4 +1,4 @@
-"""Grey images: PNG against Pillow, damaged files, the batches of CIFAR-10, which are never unpickled."""
+"""Grey images: PNG files compared with Pillow, damaged files, and reading CIFAR-10 batches without unpickling."""
 
 import contextlib
 import pickle
@@ -20,7 +20,7 @@ class TestPng:
 
     def test_png_files_are_compatible_with_pillow(self, tmp_path: Path) -> None:
         image_module = pytest.importorskip("PIL.Image")
-        smooth = np.add.outer(np.arange(32) * 3, np.arange(32) * 4).astype(np.uint8)  # so that filters are used
+        smooth = np.add.outer(np.arange(32) * 3, np.arange(32) * 4).astype(np.uint8)  # Pillow writes PNG filters
         for image in (IMAGE, smooth, np.zeros((1, 1), dtype=np.uint8)):
             image_module.fromarray(image).save(tmp_path / "x.png", optimize=True)
             assert (read_png((tmp_path / "x.png").read_bytes(), "x.png") == image).all()
@@ -29,7 +29,7 @@ class TestPng:
 
     @pytest.mark.parametrize("kind", range(5))
     def test_every_png_filter_is_decoded(self, kind: int) -> None:
-        """Rows filtered by the formulas of PNG's section 9, in whole numbers."""
+        """The test applies the filters in section 9 of the PNG specification."""
         padded = np.pad(IMAGE, ((1, 0), (1, 0))).astype(int)
         left, up, corner = padded[1:, :-1], padded[:-1, 1:], padded[:-1, :-1]
         distances = np.stack([np.abs(up - corner), np.abs(left - corner), np.abs(left + up - 2 * corner)])
@@ -56,7 +56,7 @@ class TestPng:
         with pytest.raises(UserError, match=r"x\.png"):
             read_png(bad[change], "x.png")
 
-    def test_a_sheet_holds_every_image(self) -> None:
+    def test_sheet_arranges_images_in_rows(self) -> None:
         page = sheet(np.stack([IMAGE] * 5), columns=3, gap=2)
         assert page.shape == (2 * 11 + 2, 3 * 15 + 2)
         assert (page[2:11, 2:15] == IMAGE).all()
@@ -65,14 +65,14 @@ class TestPng:
 
 class TestPickledBatches:
     @pytest.mark.parametrize("protocol", [2, 3, 4])
-    def test_pixels_and_labels_are_found(self, protocol: int) -> None:
+    def test_pixels_and_labels_of_a_pickle_are_read(self, protocol: int) -> None:
         pixels = np.random.default_rng(1).integers(0, 256, (4, CIFAR_PIXELS), dtype=np.uint8)
         batch = {"batch_label": "testing batch 1", "labels": [3, 8, 0, 9], "data": pixels, "filenames": ["a"] * 4}
         found, labels = read_pickled_batch(pickle.dumps(batch, protocol=protocol), "batch")
         assert (found == pixels).all()
         assert labels.tolist() == [3, 8, 0, 9]
 
-    def test_nothing_in_a_pickle_is_run(self, tmp_path: Path) -> None:
+    def test_reading_a_pickle_runs_no_code(self, tmp_path: Path) -> None:
         class Attack:
             def __reduce__(self) -> tuple[object, tuple[Path]]:
                 return Path.touch, (tmp_path / "touched",)
@@ -84,15 +84,15 @@ class TestPickledBatches:
                 read_pickled_batch(content, "batch")
             assert not (tmp_path / "touched").exists()
         pickle.loads(content)
-        assert (tmp_path / "touched").exists(), "the attack works where it is unpickled"
+        assert (tmp_path / "touched").exists(), "the attack works if the file is unpickled"
 
     @pytest.mark.parametrize("content", [b"", b"\x80\x02}q\x00.", b"garbage", pickle.dumps({"labels": [1, 2]})])
-    def test_other_files_are_refused(self, content: bytes) -> None:
+    def test_files_that_are_not_cifar_batches_are_refused(self, content: bytes) -> None:
         with pytest.raises(UserError, match="is not a batch of CIFAR-10"):
             read_pickled_batch(content, "batch")
 
 
-def test_gray_values_equal_pillows() -> None:
+def test_gray_values_equal_pillow() -> None:
     image_module = pytest.importorskip("PIL.Image")
     rgb = np.random.default_rng(2).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
     for image, found in zip(rgb, gray(rgb.reshape(5, -1)), strict=True):

@@ -1,4 +1,4 @@
-"""From published files to data-bins: every corpus in miniature, interruptions, and real corpora."""
+"""Preparing data-bins from published files: small copies of every corpus, interruptions, and real corpora."""
 
 import contextlib
 import gzip
@@ -37,7 +37,7 @@ def make(corpus: Corpus, folder: Path, reporter: Reporter | None = None, **setti
 
 
 def databin(folder: Path) -> dict[str, bytes]:
-    """The files of a data-bin, except the record, which names paths."""
+    """Returns the files of a data-bin, except preprocess.json, which has absolute paths."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.suffix != ".json"}
 
 
@@ -83,8 +83,8 @@ def test_every_corpus_is_downloaded_and_prepared(name: str, shelf: Shelf, tmp_pa
 
 
 @pytest.mark.parametrize("name", CORPORA)
-def test_files_on_the_disk_give_the_same_as_downloads(name: str, shelf: Shelf, tmp_path: Path) -> None:
-    """As archives or their contents, with or without folders, plain or compressed, in several folders."""
+def test_local_files_and_downloads_give_equal_data_bins(name: str, shelf: Shelf, tmp_path: Path) -> None:
+    """Local files may be archives or unpacked, with or without folders, compressed or not, and in several folders."""
     corpus, contents = miniature(CORPORA[name])
     stocked(shelf, contents)
     make(corpus, tmp_path / "fetched", mirror=shelf.url)
@@ -116,7 +116,7 @@ def test_a_source_may_be_a_single_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CORPORA)
-def test_different_files_are_refused(name: str, shelf: Shelf, tmp_path: Path) -> None:
+def test_files_that_differ_from_published_are_refused(name: str, shelf: Shelf, tmp_path: Path) -> None:
     corpus, contents = CORPORA[name], miniature(CORPORA[name])[1]
     stocked(shelf, contents)
     with pytest.raises(UserError) as caught:
@@ -125,13 +125,13 @@ def test_different_files_are_refused(name: str, shelf: Shelf, tmp_path: Path) ->
     lay_out(tmp_path / "in", {item.file_name: content_of(item) for file in corpus.files for item in file.items})
     with pytest.raises(UserError) as caught:
         make(corpus, tmp_path, source=str(tmp_path / "in"))
-    if not name.startswith("wmt14"):  # only the number of lines is published of the members of its archives
+    if not name.startswith("wmt14"):  # WMT publishes no checksums of archive members
         assert "differs from the published" in str(caught.value)
     assert not list((tmp_path / "bin").glob("*.idx"))
 
 
 @pytest.mark.parametrize("name", ["enwik8", "wmt14_en_de", "multi30k"])
-def test_resumes_after_any_message(name: str, shelf: Shelf, tmp_path: Path) -> None:
+def test_prepare_resumes_after_an_interruption(name: str, shelf: Shelf, tmp_path: Path) -> None:
     corpus, contents = miniature(CORPORA[name])
     stocked(shelf, contents)
     messages: list[str] = []
@@ -141,17 +141,17 @@ def test_resumes_after_any_message(name: str, shelf: Shelf, tmp_path: Path) -> N
     def after(count: int) -> Reporter:
         left = iter(range(count))
 
-        def tell(message: str) -> None:
+        def interrupt(message: str) -> None:
             if next(left, None) is None:
                 raise KeyboardInterrupt
 
-        return Reporter(tell)
+        return Reporter(interrupt)
 
     interrupted = 0
     for count in range(len(messages) + 1):
         try:
             make(corpus, tmp_path, after(count), mirror=shelf.url)
-            break  # a second run prints less
+            break  # a resumed run prints fewer messages
         except KeyboardInterrupt:
             assert not list((tmp_path / "bin").glob("dict*"))
             interrupted += 1
@@ -160,7 +160,7 @@ def test_resumes_after_any_message(name: str, shelf: Shelf, tmp_path: Path) -> N
     assert Counter(name for name, _ in shelf.requests) == dict.fromkeys(contents, 1)
 
 
-def test_changed_sources_are_prepared_again(tmp_path: Path) -> None:
+def test_only_changed_sources_are_prepared_again(tmp_path: Path) -> None:
     corpus, contents = miniature(CORPORA["ptb"])
     free = replace(corpus, files=tuple(replace(file, length=None, digest=None) for file in corpus.files))
     source = lay_out(tmp_path / "in", contents)
@@ -175,7 +175,7 @@ def test_changed_sources_are_prepared_again(tmp_path: Path) -> None:
     assert {name for name in written if written[name] != again[name]} == {"valid"}
 
 
-def test_resumes_after_a_full_disk(shelf: Shelf, tmp_path: Path) -> None:
+def test_prepare_resumes_after_a_full_disk(shelf: Shelf, tmp_path: Path) -> None:
     corpus, contents = miniature(CORPORA["wmt14_en_de"])
     stocked(shelf, contents)
     make(corpus, tmp_path / "whole", mirror=shelf.url)
@@ -202,7 +202,7 @@ make(miniature(CORPORA["ptb"])[0], Path(sys.argv[1]), mirror=sys.argv[2])
 
 
 @pytest.mark.slow
-def test_resumes_after_kill(shelf: Shelf, tmp_path: Path) -> None:
+def test_prepare_resumes_after_sigkill(shelf: Shelf, tmp_path: Path) -> None:
     corpus, contents = miniature(CORPORA["ptb"])
     stocked(shelf, contents)
     shelf.files["ptb.valid.txt"].drops = [20] * 10
@@ -243,7 +243,7 @@ def test_invalid_settings_are_refused(settings: dict[str, str], words: str, tmp_
     assert len(str(caught.value).splitlines()) <= 3
 
 
-def test_missing_members_are_named(tmp_path: Path) -> None:
+def test_error_names_missing_files_of_an_archive(tmp_path: Path) -> None:
     lay_out(tmp_path / "in", {"wiki.train.tokens": b"a\n"})
     with pytest.raises(UserError) as caught:
         make(CORPORA["wikitext103"], tmp_path, source=str(tmp_path / "in"))
@@ -281,7 +281,7 @@ def test_real_multi30k_is_prepared(real_data: Path, tmp_path: Path) -> None:
     ("name", "train"), [("wikitext103", "wiki.train.tokens"), ("wikitext103_bpe", "wiki.train.raw")]
 )
 def test_real_wikitext_held_out_text_is_prepared(name: str, train: str, real_data: Path, tmp_path: Path) -> None:
-    """Published validation and test text, with checksums. The training text is not available here and is generated."""
+    """Uses the published validation and test text, with checksums. The training text is generated."""
     real, small = CORPORA[name], miniature(CORPORA[name])[0]
     members = (small.files[0].members[0], *real.files[0].members[1:])
     files = (replace(real.files[0], members=members),)

@@ -1,4 +1,4 @@
-"""The text of a split: its bytes, lines or segments, and cleaned and counted training pairs."""
+"""Writing the text of a split: byte ranges, lines, SGML segments, and cleaned training pairs."""
 
 import gzip
 import re
@@ -15,7 +15,7 @@ from seqtk.utils.progress import Reporter
 QUIET = Reporter()
 
 
-def test_parts_are_byte_ranges(tmp_path: Path) -> None:
+def test_splits_are_cut_at_byte_offsets(tmp_path: Path) -> None:
     whole = "é".encode() * 50
     (tmp_path / "a").write_bytes(whole)
     (tmp_path / "b.gz").write_bytes(gzip.compress(whole))
@@ -28,7 +28,7 @@ def test_parts_are_byte_ranges(tmp_path: Path) -> None:
         assert b"".join((tmp_path / part.name).read_bytes() for part in parts) == whole
 
 
-def test_a_missing_part_is_named(tmp_path: Path) -> None:
+def test_source_that_is_too_short_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"short")
     with pytest.raises(UserError, match="too short: train needs 5 more bytes"):
         Part("train", "a", 0, 10).write({"a": tmp_path / "a"}, [tmp_path / "train"], reporter=QUIET)
@@ -36,7 +36,7 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"a\n", b" a \r\n\n\xe2\x80\xa8b", b"a\nb"])
-def test_held_out_lines_equal_the_published(tmp_path: Path, text: bytes) -> None:
+def test_held_out_lines_are_not_changed(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "a.gz").write_bytes(gzip.compress(text))
     lines = len(text.split(b"\n")) - (text[-1:] in (b"", b"\n"))
     counts = Lines("valid", "a.gz", lines).write({"a.gz": tmp_path / "a.gz"}, [tmp_path / "valid"], reporter=QUIET)
@@ -44,14 +44,14 @@ def test_held_out_lines_equal_the_published(tmp_path: Path, text: bytes) -> None
     assert counts == {"lines": lines, "bytes": len(text)}
 
 
-def test_another_number_of_lines_is_refused(tmp_path: Path) -> None:
+def test_unexpected_number_of_lines_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"1\n2\n")
     with pytest.raises(UserError, match="it has 2 lines, not 3"):
         Lines("valid", "a", 3).write({"a": tmp_path / "a"}, [tmp_path / "valid"], reporter=QUIET)
     assert not (tmp_path / "valid").exists()
 
 
-def test_segments_of_sgml_are_lines(tmp_path: Path) -> None:
+def test_each_sgml_segment_becomes_a_line(tmp_path: Path) -> None:
     text = (
         '<srcset setid="newstest2014" srclang="any">\n<doc docid="1" genre="news">\n<hl>\n'
         '<seg id="1"> Eins &amp; zwei </seg>\n</hl>\n<p>\n<seg id="2">R&D,\n  &quot;so&quot; &amp;lt;</seg>\n'
@@ -64,7 +64,7 @@ def test_segments_of_sgml_are_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", [0.3, 0.8])
-def test_a_damaged_gzip_file_is_named(tmp_path: Path, broken: float) -> None:
+def test_damaged_gzip_file_is_refused(tmp_path: Path, broken: float) -> None:
     whole = gzip.compress(bytes(range(256)) * 100)
     (tmp_path / "a.gz").write_bytes(whole[: int(len(whole) * broken)])
     with pytest.raises(UserError, match="damaged or incomplete"):
@@ -101,8 +101,8 @@ def test_sides_of_different_length_are_refused(tmp_path: Path) -> None:
     st.lists(st.text(alphabet="ab é\t\r\u2028\u0085\ufeff\x00", max_size=8), min_size=1, max_size=8),
     st.text(alphabet="a \u2028", min_size=1, max_size=3),
 )
-def test_cleaning_equals_line_by_line(lines: list[str], last: str) -> None:
-    """Cleaning a block equals cleaning each line. The last line may lack its line feed."""
+def test_cleaning_a_block_equals_cleaning_each_line(lines: list[str], last: str) -> None:
+    """The last line may have no line feed."""
     cleaned = clean([*(f"{line}\n".encode() for line in lines), last.encode()])
     blanks = re.compile("[\x00-\x09\x0b-\x20\x7f-\x9f\u2028\u2029\ufeff]+")
     assert [line.decode() for line in cleaned] == [blanks.sub(" ", line).strip(" ") for line in [*lines, last]]

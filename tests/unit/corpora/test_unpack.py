@@ -1,4 +1,4 @@
-"""Archives: only the named members are written, only to the given paths, and completely."""
+"""Archives: only the requested members are written, complete, and only to the given paths."""
 
 import hashlib
 import io
@@ -55,7 +55,7 @@ def inside(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prefix", ["", "./"])
-def test_only_named_members_are_unpacked(inside: Path, kind: str, prefix: str) -> None:
+def test_only_requested_members_are_unpacked(inside: Path, kind: str, prefix: str) -> None:
     path = write_archive(inside / f"x{kind}", {"other": b"no", f"{prefix}inner/a.txt": TEXT, "inner/b.txt": b"no"})
     assert unpack_wanted(path).read_bytes() == TEXT
     assert {found.name for found in tree(inside)} == {"inside", path.name, "out", "a.txt"}
@@ -65,7 +65,7 @@ def test_only_named_members_are_unpacked(inside: Path, kind: str, prefix: str) -
 @pytest.mark.parametrize(
     "name", ["../escaped", "../../escaped", "/tmp/seqtk-escaped", "out/../../escaped", "inner/../a.txt"]
 )
-def test_paths_in_archives_are_ignored(inside: Path, kind: str, name: str) -> None:
+def test_no_member_is_written_outside_its_target(inside: Path, kind: str, name: str) -> None:
     path = write_archive(inside / f"x{kind}", {name: b"evil", "inner/a.txt": TEXT})
     assert unpack_wanted(path).read_bytes() == TEXT
     assert {found.name for found in tree(inside)} == {"inside", path.name, "out", "a.txt"}
@@ -78,7 +78,7 @@ def link(kind: bytes, target: str) -> Callable[[Path], Path]:
             info = tarfile.TarInfo("inner/a.txt")
             info.type, info.linkname = kind, target
             tarred.addfile(info)
-            whole = tarfile.TarInfo("inner/a.txt")  # as if through the link
+            whole = tarfile.TarInfo("inner/a.txt")  # would be written through the link
             whole.size = 4
             tarred.addfile(whole, io.BytesIO(b"evil"))
         return folder / "x.tar"
@@ -111,7 +111,7 @@ def test_links_and_devices_are_refused(inside: Path, build: Callable[[Path], Pat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_missing_member_is_named(inside: Path, kind: str) -> None:
+def test_error_names_a_missing_member(inside: Path, kind: str) -> None:
     assert "has no member inner/a.txt" in error_of(write_archive(inside / f"x{kind}", {"a.txt": TEXT}))
 
 
@@ -139,12 +139,12 @@ def test_flipped_bytes_are_refused(inside: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("content", [TEXT[:-1], TEXT + b"\n", TEXT[:-1] + b"x"])
-def test_a_different_member_is_refused(inside: Path, kind: str, content: bytes) -> None:
+def test_member_that_differs_from_published_is_refused(inside: Path, kind: str, content: bytes) -> None:
     assert "differs from the published" in error_of(write_archive(inside / f"x{kind}", {"inner/a.txt": content}))
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>Not found</html>", bytes(5000)])
-def test_other_files_are_refused(inside: Path, content: bytes) -> None:
+def test_files_that_are_not_archives_are_refused(inside: Path, content: bytes) -> None:
     path = inside / "x.zip"
     path.write_bytes(content)
     assert str(path) in error_of(path)

@@ -1,4 +1,4 @@
-"""Every corpus in miniature: archives of the published layout with a few lines in them, and a declaration to match."""
+"""Small copies of every corpus: archives with the published layout and few lines, with matching checksums."""
 
 import gzip
 import hashlib
@@ -18,13 +18,13 @@ TRAIN, HELD_OUT = 40, 7
 
 
 def sentences(count: int, *, side: str = "en") -> list[bytes]:
-    """Distinct lines. Lines in other languages have letters that are not ASCII."""
+    """Returns distinct lines. Lines in other languages have letters that are not ASCII."""
     verb = {"en": "sees", "de": "hört", "fr": "à"}.get(side, "has")
     return [f"the {NOUNS[i % 7]} {verb} {i} of the {NOUNS[i * i % 5]}s".encode() for i in range(count)]
 
 
 def sgml(lines: list[bytes]) -> bytes:
-    """SGML as in WMT's sets. One segment has an entity, and one spans two lines."""
+    """Returns SGML as in WMT's test sets. The first segment has an entity and a line break."""
     segments = [b'<seg id="%d">%s</seg>' % (i + 1, line) for i, line in enumerate(lines)]
     segments[0] = segments[0].replace(b" of ", b" &amp; ").replace(b" the ", b"  the\n")
     return b'<refset setid="x" srclang="any">\n<doc docid="a">\n<p>\n%s\n</p>\n</doc>\n</refset>\n' % b"\n".join(
@@ -33,7 +33,7 @@ def sgml(lines: list[bytes]) -> bytes:
 
 
 def text_of(name: str) -> bytes:
-    """The miniature of the published file `name`."""
+    """Returns the content of a small copy of the published file `name`."""
     plain = name.removesuffix(".gz").removesuffix(".sgm")
     side = next((side for side in ("de", "fr") if plain.endswith(f".{side}")), "en")
     if name == "enwik8":
@@ -50,18 +50,18 @@ def text_of(name: str) -> bytes:
 
 
 def dirty(side: str) -> bytes:
-    """Training text with an empty side, bytes that are not UTF-8, and unusual spaces."""
+    """Returns training text with an empty line, bytes that are not UTF-8, and unusual spaces."""
     lines = sentences(TRAIN, side=side)
     if side == "en":
         lines[3] = b" \xc2\x85"
     else:
         lines[5] = "für immer".encode("latin-1")
     lines[7] = b"\xef\xbb\xbf  " + lines[7].replace(b" ", b"\t \xe2\x80\xa8", 1) + b" \r"
-    return b"\n".join(lines)  # the last one has no line end
+    return b"\n".join(lines)  # the last line has no line feed
 
 
 def archive(url: str, members: Mapping[str, bytes]) -> bytes:
-    """An archive of the kind of the URL's ending."""
+    """Returns an archive whose format follows from the suffix of the URL."""
     file = io.BytesIO()
     if url.endswith(".zip"):
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as zipped:
@@ -77,14 +77,14 @@ def archive(url: str, members: Mapping[str, bytes]) -> bytes:
 
 
 def sealed(published: RemoteFile, content: bytes) -> RemoteFile:
-    """The same, with the length and, where one is published, the checksum of `content`."""
+    """Returns `published` with the length of `content` and, if a checksum is published, the checksum of `content`."""
     kind = published.digest.partition(":")[0] if published.digest else None
     digest = f"{kind}:{hashlib.new(kind, content).hexdigest()}" if kind else None
     return replace(published, length=published.length and len(content), digest=digest)
 
 
 def content_of(published: RemoteFile) -> bytes:
-    """The bytes of a published file in miniature."""
+    """Returns the bytes of a small copy of a published file or archive."""
     if published.members:
         noise = {"README": b"read me", "training/other.cs-en.cs": b"ahoj\n"}
         return archive(published.name, noise | {member.name: content_of(member) for member in published.members})
@@ -93,7 +93,7 @@ def content_of(published: RemoteFile) -> bytes:
 
 
 def miniature(corpus: Corpus) -> tuple[Corpus, dict[str, bytes]]:
-    """The corpus with the lengths, checksums and counts of its miniature; and, by name, its published files."""
+    """Returns the corpus with the lengths, checksums and counts of a small copy, and the copied files by name."""
     files, contents = [], {}
     for published in corpus.files:
         content = contents[published.file_name] = content_of(published)

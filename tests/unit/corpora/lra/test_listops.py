@@ -1,4 +1,4 @@
-"""ListOps: values recomputed by a stack machine, exact distributions, limits, seeds, workers, official files."""
+"""ListOps: values recomputed by a stack machine, distributions, limits, seeds, workers and official files."""
 
 from fractions import Fraction
 
@@ -21,7 +21,7 @@ def words(expressions: Expressions) -> list[list[str]]:
 
 
 def run_stack_machine(tokens: list[str]) -> tuple[int, int, int]:
-    """(value, nested operations, most arguments) of an expression, from its text alone."""
+    """Returns the value, the nesting depth and the largest number of arguments of an expression, from its tokens."""
     frames: list[tuple[str, list[int]]] = [("", [])]
     nested = most = 0
     for token in tokens:
@@ -45,7 +45,7 @@ def run_stack_machine(tokens: list[str]) -> tuple[int, int, int]:
 
 
 def length_shares(shape: ListOpsShape) -> np.ndarray:
-    """The exact probability of each length below max_length, by generating functions."""
+    """Returns the exact probability of each length below max_length, computed with generating functions."""
     share = np.zeros(shape.max_length)
     share[1] = 1.0
     for _ in range(shape.max_depth - 1):
@@ -61,7 +61,7 @@ def length_shares(shape: ListOpsShape) -> np.ndarray:
 
 class TestTrees:
     @pytest.mark.parametrize("shape", [ListOpsShape(), SMALL, ListOpsShape(max_depth=3, max_args=2, min_length=1)])
-    def test_values_equal_those_of_a_stack_machine(self, shape: ListOpsShape) -> None:
+    def test_values_equal_a_stack_machine(self, shape: ListOpsShape) -> None:
         expressions = draw_expressions(shape, 60)
         for tokens, value in zip(words(expressions), expressions.values_K, strict=True):
             result, nested, most = run_stack_machine(tokens)
@@ -99,7 +99,7 @@ class TestTrees:
 
 
 class TestSeeds:
-    def test_workers_do_not_change_the_set(self) -> None:
+    def test_workers_do_not_change_the_expressions(self) -> None:
         one, two = draw_expressions(SMALL, 500, workers=1), draw_expressions(SMALL, 500, workers=2)
         assert words(one) == words(two)
         assert (one.values_K == two.values_K).all()
@@ -108,7 +108,7 @@ class TestSeeds:
         tokens = words(draw_expressions(ListOpsShape(max_depth=3, max_args=3, min_length=4, max_length=12), 3, seed=0))
         assert [" ".join(line) for line in tokens] == GOLDEN
 
-    def test_two_seeds_differ(self) -> None:
+    def test_two_seeds_give_different_expressions(self) -> None:
         one, two = (set(map(tuple, words(draw_expressions(ListOpsShape(), 30, seed=seed)))) for seed in (1, 2))
         assert not one & two
 
@@ -116,8 +116,8 @@ class TestSeeds:
 GOLDEN = ["[SM [SM 7 8 9 ] [MED 4 0 ] ]", "[SM 4 4 3 ]", "[MED [SM 9 9 4 ] 1 7 ]"]
 
 
-def test_statistics_equal_the_originals() -> None:
-    """Against 6,000 trees of the original distribution: class shares, and what a look-up of the root knows."""
+def test_class_shares_equal_the_original_data() -> None:
+    """Compared with 6,000 original trees: class shares, and the accuracy of predicting from the root operator."""
     expressions = draw_expressions(ListOpsShape(), 4000, seed=5)
     shares = np.bincount(expressions.values_K, minlength=10) / 4000
     published = [0.170, 0.091, 0.073, 0.078, 0.089, 0.090, 0.082, 0.076, 0.077, 0.174]
@@ -146,6 +146,6 @@ class TestOfficialFiles:
         assert list(read_official(lines, "x")) == [(["[MAX", "2", "9", "]"], "9")]
 
     @pytest.mark.parametrize("line", ["", "[MAX 2 9 ]", "[MAX 2 9 ]\t10", "[AVG 2 9 ]\t5", "\t5"])
-    def test_other_lines_are_refused(self, line: str) -> None:
+    def test_malformed_lines_are_refused(self, line: str) -> None:
         with pytest.raises(UserError, match="Line 2 of x"):
             list(read_official(["Source\tTarget", line], "x"))

@@ -1,4 +1,4 @@
-"""Pathfinder: dots on the right paths, ink against the original's, balance, seeds, workers; drawing against Pillow."""
+"""Pathfinder: positions of the dots, statistics of the original images, seeds, workers, and drawing like Pillow."""
 
 import math
 
@@ -14,7 +14,7 @@ from seqtk.utils.progress import Reporter
 SHAPES = [PathfinderShape(contour_length=length) for length in (6, 9, 14)]
 SMALL = PathfinderShape(size=16, contour_length=3)
 INK = {6: (12.9, 22.6, 7.5, 5.2), 9: (15.1, 26.3, 9.2, 6.2), 14: (20.1, 33.8, 12.5, 8.5)}
-"""The original's mean pixel, and its percentages above 0, 64 and 127."""
+"""Contour length → mean pixel of the original images, and their percentages of pixels above 0, 64 and 127."""
 
 
 @pytest.fixture(scope="module", params=[*SHAPES, SMALL], ids=lambda shape: f"{shape.size}-{shape.contour_length}")
@@ -23,7 +23,7 @@ def drawn(request: pytest.FixtureRequest) -> tuple[PathfinderShape, Drawings]:
 
 
 def flooded(ink: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """The pixels that a flood from `start` reaches over ink; gaps of up to three pixels do not stop it."""
+    """Returns the pixels that a flood fill from `start` reaches over ink. It crosses gaps of up to three pixels."""
     wide = np.zeros(np.add(ink.shape, 4), dtype=bool)
     for y in range(5):
         for x in range(5):
@@ -43,7 +43,7 @@ def flooded(ink: np.ndarray, start: np.ndarray) -> np.ndarray:
 
 class TestDots:
     def test_flood_fill_from_a_dot_gives_the_label(self, drawn: tuple[PathfinderShape, Drawings]) -> None:
-        """A path's newest segment is unknown to the other one, as in the original, so a few paths touch at a dot."""
+        """As in the original, a path may touch the newest segment of the other path, so a few paths meet at a dot."""
         drawings = drawn[1]
         touching = 0
         for paths, (first, second), label in zip(drawings.paths, drawings.dots, drawings.labels, strict=True):
@@ -64,14 +64,14 @@ class TestDots:
             assert image[tuple(dots[1])] >= 0.95 * peak > 150
 
     def test_distance_of_the_dots_does_not_reveal_the_label(self, drawn: tuple[PathfinderShape, Drawings]) -> None:
-        """The distance of the dots alone must not separate the classes."""
+        """A classifier that sees only the distance of the dots has an accuracy below 75%."""
         shape = drawn[0]
         (train, *_), (test, *_) = (draw_images(shape, 200, stream=stream) for stream in (1, 2))
         assert distance_lookup((train.distances, train.labels), (test.distances, test.labels)) < 0.75
 
 
 class TestStatistics:
-    def test_amount_of_ink_equals_the_originals(self, drawn: tuple[PathfinderShape, Drawings]) -> None:
+    def test_amount_of_ink_equals_the_original_images(self, drawn: tuple[PathfinderShape, Drawings]) -> None:
         shape, drawings = drawn
         if shape.size != 32:
             pytest.skip("the original draws no images of this size")
@@ -84,7 +84,7 @@ class TestStatistics:
         assert abs(labels.mean() - 0.5) < 3 * 0.5 / math.sqrt(2000)
 
     @pytest.mark.slow
-    def test_amount_of_ink_of_path_x_equals_the_originals(self) -> None:
+    def test_amount_of_ink_of_path_x_equals_the_original(self) -> None:
         images = draw(PathfinderShape(size=128), 60, (1, 0, 0)).images
         found = [images.mean(), *(100 * np.mean(images > least) for least in (0, 64, 127))]
         assert found == pytest.approx((7.9, 13.7, 4.0, 3.0), rel=0.06)
@@ -106,10 +106,10 @@ class TestSeeds:
         assert (pixels(one) == pixels(two)).all()
         assert [len(part.images) for part in one] == [200, 200, 50]
 
-    def test_a_smaller_set_is_a_prefix(self) -> None:
+    def test_smaller_set_is_the_start_of_a_larger_set(self) -> None:
         assert (pixels(draw_images(SHAPES[0], 30)) == pixels(draw_images(SHAPES[0], 250))[:30]).all()
 
-    def test_seeds_and_splits_differ(self) -> None:
+    def test_seeds_and_splits_have_different_images(self) -> None:
         base = pixels(draw_images(SHAPES[0], 200))
         for other in (draw_images(SHAPES[0], 200, seed=2), draw_images(SHAPES[0], 200, stream=1)):
             assert not {image.tobytes() for image in base} & {image.tobytes() for image in pixels(other)}
@@ -126,7 +126,7 @@ def test_impossible_shapes_are_refused(settings: dict[str, int], key: str, monke
 
 class TestDrawing:
     @pytest.mark.parametrize(("width", "length"), [(1, 4), (3, 10)])
-    def test_lines_equal_pillows(self, width: int, length: int) -> None:
+    def test_lines_equal_pillow(self, width: int, length: int) -> None:
         image_module = pytest.importorskip("PIL.Image")
         draw_module = pytest.importorskip("PIL.ImageDraw")
         for degrees in range(-180, 180, 7):
@@ -136,7 +136,7 @@ class TestDrawing:
             draw_module.Draw(expected).line((20, 20, x, y), fill=255, width=width)
             assert (np.asarray(expected) == line(41, (20, 20), (y, x), width)).all()
 
-    def test_resizing_equals_pillows(self) -> None:
+    def test_resizing_equals_pillow(self) -> None:
         image_module = pytest.importorskip("PIL.Image")
         fine = np.random.default_rng(0).integers(0, 256, (41, 41), dtype=np.uint8)
         for size in (9, 20, 21):
