@@ -1,4 +1,4 @@
-"""A criterion gives sums: a batch cut in two adds up to the batch, with its gradients."""
+"""Cross-entropy criteria: the loss is a sum over targets, so that two halves of a batch add up to the batch."""
 
 import dataclasses
 
@@ -44,7 +44,7 @@ def computed(criterion: Criterion, model: Transformer, examples: list) -> tuple[
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
 @pytest.mark.parametrize("cut", [1, 2, 4])
-def test_a_batch_cut_in_two_adds_up(model: Transformer, config: object, cut: int) -> None:
+def test_losses_of_two_halves_add_up_to_the_batch(model: Transformer, config: object, cut: int) -> None:
     criterion = criterions.build(config)
     whole, whole_gradients = computed(criterion, model, pairs())
     first, first_gradients = computed(criterion, model, pairs()[:cut])
@@ -61,7 +61,7 @@ def test_a_batch_cut_in_two_adds_up(model: Transformer, config: object, cut: int
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
-def test_equals_torch(model: Transformer, config: object) -> None:
+def test_loss_equals_torch_cross_entropy(model: Transformer, config: object) -> None:
     batch = collate_pairs(pairs())
     loss = criterions.build(config)(model, batch)
     smoothing = getattr(config, "label_smoothing", 0.0) * 13 / 12

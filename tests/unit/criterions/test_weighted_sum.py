@@ -1,4 +1,4 @@
-"""A sum of criterions: its value, its gradient, and one pass of the model for all parts."""
+"""A weighted sum of criteria: its value, one forward pass for all parts, and errors."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ SMOOTHED: dict[str, Any] = {
 
 
 def loss_of(kind: Any) -> tuple[Loss, int]:
-    """The loss of a fixed batch, and how often the model was called."""
+    """Returns the loss of a fixed batch, and the number of forward passes."""
     torch.manual_seed(1)
     model = classifier("abcd", 3, dropout=0.0)
     batch = ClassBatch(torch.arange(2), 2, torch.tensor([[4, 5, 6], [7, 4, 1]]), torch.tensor([0, 2]))
@@ -31,7 +31,7 @@ def loss_of(kind: Any) -> tuple[Loss, int]:
     return criterions.build(schema.from_dict(CriterionConfig, tree))(model, batch), len(calls)
 
 
-def test_parts_are_added_with_their_weights() -> None:
+def test_sum_weights_each_criterion() -> None:
     summed, calls = loss_of({"kind": "sum", "parts": [PLAIN, SMOOTHED]})
     plain, smoothed = (loss_of(part["criterion"])[0] for part in (PLAIN, SMOOTHED))
     torch.testing.assert_close(summed.total, 0.25 * plain.total + 3 * smoothed.total)
@@ -42,19 +42,19 @@ def test_parts_are_added_with_their_weights() -> None:
     }
 
 
-def test_a_run_of_one_part_is_that_criterion(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_sum_of_one_criterion_equals_the_criterion(tiny_corpus: Path, tmp_path: Path) -> None:
     part = {"criterion": "cross_entropy", "weight": 1.0}
     trainer(tiny_corpus, tmp_path / "sum", criterion={"kind": "sum", "parts": [part]}, max_updates=3).fit()
     trainer(tiny_corpus, tmp_path / "one", criterion="cross_entropy", max_updates=3).fit()
     assert losses(tmp_path / "sum") == losses(tmp_path / "one")
 
 
-def test_no_parts_are_refused() -> None:
+def test_sum_without_parts_is_refused() -> None:
     with pytest.raises(UserError, match=r"criterion\.parts"):
         loss_of("sum")
 
 
 @pytest.mark.parametrize("part", [{**PLAIN, "weight": 0}, {"criterion": "cross_entropie"}, {"criterium": "x"}])
-def test_wrong_parts_are_refused(part: dict[str, Any]) -> None:
+def test_invalid_parts_are_refused(part: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="parts"):
         schema.from_dict(CriterionConfig, {"kind": "sum", "parts": [part]}, key="criterion")

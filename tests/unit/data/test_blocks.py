@@ -1,4 +1,4 @@
-"""Tests of token blocks: nothing is lost or repeated, and each block starts with its context."""
+"""Token blocks: each token is a target once, and each block starts with its context."""
 
 import pickle
 from pathlib import Path
@@ -26,7 +26,7 @@ MODES: tuple[BreakMode, ...] = ("none", "complete", "complete_doc", "eos")
 
 
 def naive(sizes: list[int], mode: BreakMode, longest: int) -> list[list[int]]:
-    """The same blocks, item by item."""
+    """Computes the same blocks with a plain loop over the items."""
     if mode == "none":
         return [[start, min(start + longest, sum(sizes))] for start in range(0, sum(sizes), longest)]
     found, start, length = [], 0, 0
@@ -51,7 +51,7 @@ def test_blocks_equal_a_plain_loop(sizes: list[int], mode: BreakMode, longest: i
 
 @pytest.fixture
 def items(tmp_path: Path) -> IndexedDataset:
-    """Lines of words from 10 on, each with its EOS; the third is empty."""
+    """Four lines of token ids, each with EOS. The third line is empty."""
     lines = [[10, 11, EOS], [12, 13, 14, 15, EOS], [EOS], [16, EOS]]
     with IndexedWriter(tmp_path / "train", vocabulary_size=100) as writer:
         for line in lines:
@@ -60,7 +60,7 @@ def items(tmp_path: Path) -> IndexedDataset:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_target_follows_its_context_once(items: IndexedDataset, mode: BreakMode) -> None:
+def test_every_token_is_a_target_once(items: IndexedDataset, mode: BreakMode) -> None:
     blocks = TokenBlocks(items, break_mode=mode, tokens_per_sample=4)
     stream = items.stream(0, items.total).tolist()
     targets = []
@@ -75,7 +75,7 @@ def test_every_target_follows_its_context_once(items: IndexedDataset, mode: Brea
     assert targets == ([token for at, token in enumerate(stream) if at != 8] if mode == "complete_doc" else stream)
 
 
-def test_items_may_lack_eos(tmp_path: Path) -> None:
+def test_items_without_eos_are_read(tmp_path: Path) -> None:
     with IndexedWriter(tmp_path / "train", vocabulary_size=100) as writer:
         writer.extend_arrays(np.array([10, 11, 12, 13]), np.array([2, 2]))
     items = IndexedDataset(tmp_path / "train")
@@ -85,7 +85,7 @@ def test_items_may_lack_eos(tmp_path: Path) -> None:
     assert [lines[index][1].tolist() for index in range(2)] == [[EOS, 10, 11], [EOS, 12, 13]]
 
 
-def test_a_pickled_copy_opens_the_files(items: IndexedDataset) -> None:
+def test_pickled_blocks_read_equal_items(items: IndexedDataset) -> None:
     blocks = TokenBlocks(items, tokens_per_sample=4)
     again = pickle.loads(pickle.dumps(blocks))
     assert [again[index][1].tolist() for index in range(3)] == [blocks[index][1].tolist() for index in range(3)]
@@ -96,7 +96,7 @@ def test_sample_length_of_zero_is_refused(items: IndexedDataset) -> None:
         TokenBlocks(items, tokens_per_sample=0)
 
 
-def test_batches_are_padded_right_with_their_weight() -> None:
+def test_batch_is_padded_right_and_counts_its_targets() -> None:
     batch = collate_blocks([(5, np.array([EOS, 10, 11])), (2, np.array([11, 12]))])
     assert (batch.ids_B.tolist(), batch.weight) == ([5, 2], 3)
     assert batch.previous_BT.tolist() == [[EOS, 10], [11, PAD]]
@@ -128,7 +128,7 @@ def test_context_precedes_a_block_in_its_document(
     assert blocks.bounds_K2.tolist() == naive(sizes, mode, more)
     for index, (start, end) in enumerate(blocks.bounds_K2.tolist()):
         floor = max([0, *(place for place in separators if place <= start)]) if mode == "complete_doc" else 0
-        read = [EOS, *stream[floor : end - 1]]  # all that may be read, up to the last target
+        read = [EOS, *stream[floor : end - 1]]  # all tokens that the block may contain
         read = read[-(end - start + min(window, max(0, longest - (end - start)))) :]
         number, ids, known = blocks[index]
         assert (number, ids[:-1].tolist()) == (index, read)

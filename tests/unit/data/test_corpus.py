@@ -1,4 +1,4 @@
-"""Tests of reading raw text: lines, blocks, samples, and text that cannot be used."""
+"""Reading raw text: lines, blocks, samples of lines, and errors."""
 
 import gzip
 from pathlib import Path
@@ -22,7 +22,7 @@ def test_a_line_ends_at_newline_only(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert check_text(plain) == check_text(packed) == lines
 
 
-def test_invalid_utf8_is_named_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_names_the_line_with_invalid_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "BLOCK_BYTES", 5)
     (tmp_path / "x").write_bytes(b"good\nfine\nM\xe4rz\nmore\n")
     with pytest.raises(UserError, match=r"Line 3 of .*x is not UTF-8: .*\\xe4"):
@@ -32,7 +32,7 @@ def test_invalid_utf8_is_named_with_its_line(tmp_path: Path, monkeypatch: pytest
         check_text(tmp_path / "x")
 
 
-def test_a_truncated_gzip_file_is_named(tmp_path: Path) -> None:
+def test_truncated_gzip_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.gz").write_bytes(gzip.compress(b"hello\n" * 1000)[:-10])
     with pytest.raises(UserError, match=r"x\.gz is damaged or incomplete"):
         check_text(tmp_path / "x.gz")
@@ -40,7 +40,7 @@ def test_a_truncated_gzip_file_is_named(tmp_path: Path) -> None:
     assert check_text(tmp_path / "x.gz") == 1
 
 
-def test_blocks_hold_the_same_lines_of_every_file(tmp_path: Path) -> None:
+def test_blocks_have_the_same_lines_of_every_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"".join(b"%d\n" % i for i in range(100)))
     (tmp_path / "b").write_bytes(b"".join(b"long line %d\n" % i for i in range(100)))
     blocks = list(read_blocks([tmp_path / "a", tmp_path / "b"], block_bytes=16))
@@ -49,7 +49,7 @@ def test_blocks_hold_the_same_lines_of_every_file(tmp_path: Path) -> None:
     assert b"".join(second for _, second in blocks) == (tmp_path / "b").read_bytes()
 
 
-def test_samples_are_taken_at_regular_distances(tmp_path: Path) -> None:
+def test_sampled_lines_are_evenly_spaced(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).write_bytes(b"".join(b"%s%d\r\n" % (name.encode(), i) for i in range(10)))
     paths = [tmp_path / "a", tmp_path / "b"]
@@ -57,7 +57,7 @@ def test_samples_are_taken_at_regular_distances(tmp_path: Path) -> None:
     assert len(list(sample_lines(paths, lines=20, max_lines=20))) == 20
 
 
-def test_a_missing_file_is_named_with_its_neighbours(tmp_path: Path) -> None:
+def test_missing_file_error_lists_existing_languages(tmp_path: Path) -> None:
     (tmp_path / "train.en").touch()
     (tmp_path / "train.de.gz").touch()
     assert find_text(f"{tmp_path}/train", "de").name == "train.de.gz"
@@ -67,7 +67,7 @@ def test_a_missing_file_is_named_with_its_neighbours(tmp_path: Path) -> None:
         find_text(f"{tmp_path}/nowhere/train", "en")
 
 
-def test_unequal_sides_state_both_numbers() -> None:
+def test_error_names_both_line_counts() -> None:
     with pytest.raises(UserError, match=r"a has 1,000, b has 999\."):
         check_equal([Path("a"), Path("b")], [1000, 999])
 
@@ -84,7 +84,7 @@ def test_languages_are_suggested_for_pairs_only(tmp_path: Path) -> None:
     assert TextConfig(train=f"{tmp_path}/train").files() == {"train": (tmp_path / "train.gz",)}
 
 
-def test_prefixes_name_the_splits_in_order() -> None:
+def test_several_files_of_a_split_are_numbered() -> None:
     config = TextConfig(train="t", valid=("v", "w"), test=("x,y",))
     assert config.prefixes() == {"train": "t", "valid": "v", "valid1": "w", "test": "x", "test1": "y"}
 

@@ -1,4 +1,4 @@
-"""Tests of data-bin directories: which languages, which splits, and what is missing."""
+"""Data-bin directories: languages, splits, and errors about missing files."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_languages_follow_from_file_names(en_de: Path) -> None:
     assert data.vocabulary("de").tokens[4:] == ["a", "b", "c", "d"]
 
 
-def test_a_directory_serves_both_directions(en_de: Path) -> None:
+def test_data_bin_is_read_in_both_directions(en_de: Path) -> None:
     for data in (DataBin(en_de, source_lang="de"), DataBin(en_de, target_lang="en")):
         assert (data.source_lang, data.target_lang) == ("de", "en")
         assert data.split("train", "de")[0].tolist() == [5, 2]
@@ -61,7 +61,7 @@ def _record(directory: Path, **parts: object) -> None:
     (directory / "preprocess.json").write_text(json.dumps(parts))
 
 
-def test_a_missing_sentencepiece_model_is_named(en_de: Path) -> None:
+def test_error_names_a_missing_sentencepiece_model(en_de: Path) -> None:
     assert DataBin(en_de).tokenizer("de").encode("a b") == ["a", "b"]
     _record(en_de, settings={"tokens": "words"})
     assert DataBin(en_de).tokenizer("de").encode("a b") == ["a", "b"]
@@ -83,13 +83,13 @@ def test_a_truncated_dictionary_is_refused(en_de: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"settings": 3}'])
-def test_a_damaged_record_is_named(en_de: Path, content: str) -> None:
+def test_damaged_preprocess_json_is_refused(en_de: Path, content: str) -> None:
     (en_de / "preprocess.json").write_text(content)
     with pytest.raises(UserError, match=r"preprocess\.json is not a valid record of seqtk-preprocess"):
         DataBin(en_de).tokenizer("de")
 
 
-def test_several_pairs_need_a_choice(tmp_path: Path) -> None:
+def test_data_bin_with_two_pairs_requires_languages(tmp_path: Path) -> None:
     names = [f"train.{pair}.{lang}" for pair in ("de-en", "fr-en") for lang in pair.split("-")]
     directory = _make(tmp_path / "bin", *names)
     with pytest.raises(UserError, match="de-en, fr-en"):
@@ -99,7 +99,7 @@ def test_several_pairs_need_a_choice(tmp_path: Path) -> None:
     assert DataBin(directory, source_lang="fr").target_lang == "en"
 
 
-def test_missing_parts_are_named(en_de: Path) -> None:
+def test_missing_files_suggest_similar_names(en_de: Path) -> None:
     for action, near in [
         (lambda: DataBin(en_de.parent / "bim"), "Did you mean 'bin'"),
         (lambda: DataBin(en_de, source_lang="fr"), "en-de"),

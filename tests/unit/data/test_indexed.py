@@ -1,4 +1,4 @@
-"""Tests of the indexed files: round trips, types, damage, and the older format."""
+"""Indexed files: round trips, dtypes, damaged files, and fairseq's older format."""
 
 import os
 import pickle
@@ -36,7 +36,7 @@ def test_items_are_read_back_in_every_dtype(tmp_path: Path, vocabulary_size: int
     assert (tmp_path / "x.idx").stat().st_size == 26 + 12 * len(ITEMS)
 
 
-def test_many_items_equal_one_by_one(tmp_path: Path) -> None:
+def test_writing_many_items_equals_writing_each_item(tmp_path: Path) -> None:
     _write(tmp_path / "one")
     with IndexedWriter(tmp_path / "all", vocabulary_size=100) as writer:
         writer.extend_arrays(np.concatenate(ITEMS[:2]), np.array([4, 1]))
@@ -53,14 +53,14 @@ def test_item_offsets_span_several_write_blocks(tmp_path: Path, monkeypatch: pyt
     assert [dataset[i].tolist() for i in range(11)] == items
 
 
-def test_several_items_equal_one_by_one(tmp_path: Path) -> None:
+def test_reading_several_items_equals_reading_each_item(tmp_path: Path) -> None:
     _write(tmp_path / "x")
     dataset = IndexedDataset(tmp_path / "x")
     assert [item.tolist() for item in dataset.take([3, 0, 2, 3])] == [ITEMS[index] for index in (3, 0, 2, 3)]
     assert dataset.take([]) == []
 
 
-def test_a_pickled_copy_opens_the_files(tmp_path: Path) -> None:
+def test_pickled_data_set_reads_equal_items(tmp_path: Path) -> None:
     _write(tmp_path / "x")
     copy = pickle.loads(pickle.dumps(IndexedDataset(tmp_path / "x")))
     assert copy[-1].tolist() == [3, 2]
@@ -74,7 +74,7 @@ def test_empty_data_set_is_read(tmp_path: Path) -> None:
     assert IndexedDataset(tmp_path / "x").sizes.tolist() == []
 
 
-def test_an_exception_while_writing_leaves_nothing(tmp_path: Path) -> None:
+def test_exception_while_writing_leaves_no_file(tmp_path: Path) -> None:
     with (
         pytest.raises(ValueError, match="sizes sum to 2"),
         IndexedWriter(tmp_path / "x", vocabulary_size=9) as writer,
@@ -83,11 +83,11 @@ def test_an_exception_while_writing_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_damage_is_refused(tmp_path: Path) -> None:
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
     prefix = tmp_path / "x"
     _write(prefix)
     index, data = (tmp_path / "x.idx").read_bytes(), (tmp_path / "x.bin").read_bytes()
-    documents = struct.pack("<QQQ", 2, 0, 4)  # Megatron-LM: a count behind the header's, and an array at the end
+    documents = struct.pack("<QQQ", 2, 0, 4)  # Megatron-LM adds a second count and an array
     for damaged, complaint in [
         (index[:-5], "truncated"),
         (index[:20], "truncated"),
@@ -109,7 +109,7 @@ def test_damage_is_refused(tmp_path: Path) -> None:
         IndexedDataset(prefix)
 
 
-def test_the_older_format_stores_ids_plus_one(tmp_path: Path) -> None:
+def test_older_format_with_ids_plus_one_is_read(tmp_path: Path) -> None:
     sizes = [len(item) for item in ITEMS]
     starts = np.concatenate([[0], np.cumsum(sizes)])
     header = struct.pack("<8sQQQQQ", b"TNTIDX\0\0", 1, 4, 4, len(ITEMS), len(ITEMS))
@@ -127,8 +127,8 @@ def test_the_older_format_stores_ids_plus_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["bin", "idx"])
-def test_a_file_that_shrinks_is_an_error(tmp_path: Path, suffix: str) -> None:
-    """A mapped file would end the process by SIGBUS."""
+def test_file_that_shrinks_while_open_is_an_error(tmp_path: Path, suffix: str) -> None:
+    """With a memory-mapped file, SIGBUS would end the process."""
     _write(tmp_path / "x", [list(range(4, 1000))] * 50)
     dataset = IndexedDataset(tmp_path / "x")
     assert len(dataset.sizes) == 50
@@ -163,7 +163,7 @@ class TestJoined:
             _write(tmp_path / name, items)
         return JoinedItems([IndexedDataset(tmp_path / name) for name in "abc"])
 
-    def test_items_and_sizes_equal_those_of_the_parts(self, joined: JoinedItems) -> None:
+    def test_joined_items_equal_the_items_of_the_parts(self, joined: JoinedItems) -> None:
         expected = [*ITEMS, [8, 2], [7, 7, 2]]
         assert [joined[index].tolist() for index in range(len(joined))] == expected
         assert joined[-1].tolist() == expected[-1]
@@ -171,7 +171,7 @@ class TestJoined:
         with pytest.raises(IndexError):
             joined[6]
 
-    def test_the_stream_continues_in_the_next_part(self, joined: JoinedItems) -> None:
+    def test_token_stream_crosses_the_ends_of_parts(self, joined: JoinedItems) -> None:
         stream = [token for item in [*ITEMS, [8, 2], [7, 7, 2]] for token in item]
         for start in range(12):
             for end in range(start, 13):
@@ -191,8 +191,8 @@ except UserError as error:
 """
 
 
-def test_too_many_files_name_the_limit(tmp_path: Path) -> None:
-    """The soft limit is raised to the hard limit."""
+def test_error_about_too_many_open_files_names_ulimit(tmp_path: Path) -> None:
+    """seqtk raises the soft limit to the hard limit first."""
     _write(tmp_path / "x")
     command = [sys.executable, "-c", _OPEN_MANY, str(tmp_path / "x")]
     found = subprocess.run(command, capture_output=True, text=True, check=True)

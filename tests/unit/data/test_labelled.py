@@ -1,4 +1,4 @@
-"""Labelled files: every format gives the same examples, and errors name the line."""
+"""Labelled text files: every format gives the same examples, and errors name the line."""
 
 import gzip
 import json
@@ -36,7 +36,7 @@ class TestFormats:
         assert read(write(tmp_path, ending)) == ROWS
 
     @pytest.mark.parametrize("ending", ["tsv", "csv"])
-    def test_numbers_mean_no_header(self, ending: str, tmp_path: Path) -> None:
+    def test_numeric_column_names_mean_no_header(self, ending: str, tmp_path: Path) -> None:
         path = write(tmp_path, ending, header=False)
         assert read(path, Columns(text=("2",), label="1")) == ROWS
 
@@ -45,7 +45,7 @@ class TestFormats:
         examples = list(read_labelled(str(tmp_path / "a.csv"), Columns()))
         assert [(example.line, example.texts) for example in examples] == [(3, ("one two",)), (4, ("x",))]
 
-    def test_pairs_have_two_texts(self, tmp_path: Path) -> None:
+    def test_second_column_gives_a_second_text(self, tmp_path: Path) -> None:
         (tmp_path / "a.tsv").write_text("first\tsecond\tlabel\na\tb\t1\n")
         (example,) = read_labelled(str(tmp_path / "a.tsv"), Columns(text=("first",), second="second"))
         assert (example.texts, example.label) == (("a", "b"), "1")
@@ -87,7 +87,7 @@ class TestSource:
     def source(self, folder: Path, **settings: str) -> LabelledSource:
         return LabelledSource(LabelledSourceConfig(**settings), data=str(folder))  # type: ignore[arg-type]
 
-    def test_splits_are_files(self, tmp_path: Path) -> None:
+    def test_each_split_is_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "train.tsv").write_text("text\tlabel\na b\t10\nb\t9\n")
         (tmp_path / "test.jsonl").write_text('{"text": "a c", "label": 9}\n')
         source = self.source(tmp_path)
@@ -102,13 +102,13 @@ class TestSource:
         with pytest.raises(UserError, match="valid"):
             source.labels("valid")
 
-    def test_unknown_class_names_its_line(self, tmp_path: Path) -> None:
+    def test_error_names_the_line_of_an_unknown_class(self, tmp_path: Path) -> None:
         (tmp_path / "train.tsv").write_text("text\tlabel\na\tx\nb\ty\n")
         (tmp_path / "test.tsv").write_text("text\tlabel\na\tx\nb\tz\n")
         with pytest.raises(UserError, match=r"Line 3 of .*'z'"):
             self.source(tmp_path).labels("test")
 
-    def test_vocabulary_is_built_for_a_new_model(self, tmp_path: Path) -> None:
+    def test_vocabulary_is_built_from_the_training_file(self, tmp_path: Path) -> None:
         (tmp_path / "train.tsv").write_text("text\tlabel\nab a\tx\nb\ty\n")
         for tokens, length in (("words", 3), ("characters", 5), ("bytes", 5)):
             assert self.source(tmp_path, tokens=tokens).split("train", "text").sizes[0] == length

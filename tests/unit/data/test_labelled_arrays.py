@@ -1,4 +1,4 @@
-"""Files of NumPy to labelled data-bins: symbols, classes and order are kept, and bad files leave nothing behind."""
+"""Labelled data-bins from NumPy files: token ids, classes and order are kept, and an error leaves no file."""
 
 import zipfile
 from pathlib import Path
@@ -48,23 +48,23 @@ class TestDataBins:
         assert source.classes() == ["2", "3", "10"]
         assert source.labels("train").tolist() == [1, 2, 1, 0, 0, 2]
 
-    def test_the_task_takes_them_for_images(self, tmp_path: Path) -> None:
+    def test_classification_task_detects_images(self, tmp_path: Path) -> None:
         make(tmp_path, train=save(tmp_path, image=IMAGES, label=LABELS[:, None]))
         assert ClassificationTask(ClassificationConfig(data=str(tmp_path / "made"))).pixels == 16
 
-    def test_npy_classes_are_in_a_second_file(self, tmp_path: Path) -> None:
+    def test_npy_labels_are_read_from_a_second_file(self, tmp_path: Path) -> None:
         np.save(tmp_path / "train.npy", IMAGES)
         np.save(tmp_path / "train.label.npy", LABELS)
         source = make(tmp_path, Columns(), train=str(tmp_path / "train.npy"))
         assert items(source) == IMAGES.reshape(6, -1).tolist()
 
-    def test_the_command_needs_no_columns(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_command_has_default_columns(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main([f"train={save(tmp_path, text=IMAGES, label=LABELS)}", f"destdir={tmp_path / 'made'}"])
         assert "2 33.3%, 3 33.3%, 10 33.3%" in capsys.readouterr().out
 
     @pytest.mark.parametrize("part", [3, 1 << 20])
     @pytest.mark.parametrize("padded", [True, False])
-    def test_lengths_split_padded_rows_or_a_flat_array(
+    def test_lengths_apply_to_padded_rows_and_flat_arrays(
         self, padded: bool, part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(labelled_arrays, "_PART", part)
@@ -75,7 +75,7 @@ class TestDataBins:
         assert items(source) == wanted
         assert len(source.vocabulary()) == 4 + 1 + max(map(max, filter(None, wanted)))
 
-    def test_valid_share_takes_whole_examples(self, tmp_path: Path) -> None:
+    def test_valid_share_moves_examples_with_their_labels(self, tmp_path: Path) -> None:
         many = np.arange(100)
         path = save(tmp_path, image=np.stack([many, many], 1), label=many % 2)
         source = make(tmp_path, train=path, valid_share=0.2, test=(path,))
@@ -90,7 +90,7 @@ class TestDataBins:
         assert source.classes() == ["a b", "c", "d"]
         assert source.labels("train").tolist() == [0, 1, 0, 1, 2, 1]
 
-    def test_classes_are_renamed(self, tmp_path: Path) -> None:
+    def test_columns_classes_rename_classes(self, tmp_path: Path) -> None:
         columns = Columns(("image",), classes=("2:two", "3:three", "10:two"))
         source = make(tmp_path, columns, train=save(tmp_path, image=IMAGES, label=LABELS))
         assert source.classes() == ["three", "two"]
@@ -164,12 +164,12 @@ class TestRefusals:
             make(tmp_path, Columns(), train=str(tmp_path / "train.npy"))
 
     @pytest.mark.parametrize("settings", [{"tokens": "words"}, {"vocab_size": 9}, {"threshold": 2}, {"max_length": 3}])
-    def test_settings_of_text_are_refused(self, settings: dict[str, Any], tmp_path: Path) -> None:
+    def test_settings_for_text_are_refused(self, settings: dict[str, Any], tmp_path: Path) -> None:
         path = save(tmp_path, image=IMAGES, label=LABELS)
         with pytest.raises(UserError, match=next(iter(settings))):
             make(tmp_path, train=path, **settings)
 
-    def test_missing_files_are_named(self, tmp_path: Path) -> None:
+    def test_error_names_a_missing_file(self, tmp_path: Path) -> None:
         for name in ("none.npz", "none.npy"):
             with pytest.raises(UserError, match=name):
                 make(tmp_path, Columns(), train=str(tmp_path / name))

@@ -1,4 +1,4 @@
-"""Labelled files to labelled data-bins: texts, classes and order are kept, and errors leave nothing behind."""
+"""Labelled data-bins from text files: texts, classes and order are kept, and an error leaves no file."""
 
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,13 @@ class TestTexts:
         assert source.labels("test").tolist() == [0]
         assert source.split("train").sizes.tolist() == [3, 1, 2]
 
-    def test_the_task_reads_them(self, made: Path) -> None:
+    def test_classification_task_reads_the_data_bin(self, made: Path) -> None:
         task = ClassificationTask(ClassificationConfig(data=str(made)))
         index, (ids,), label = task.dataset("train")[0]
         assert (index, task.text(ids), task.classes[label]) == (0, "a b", "yes")
 
     @pytest.mark.parametrize("tokens", ["bytes", "characters"])
-    def test_symbols_end_in_eos(self, tokens: str, tmp_path: Path) -> None:
+    def test_bytes_and_characters_end_in_eos(self, tokens: str, tmp_path: Path) -> None:
         train = write(tmp_path, "train.tsv", "text\tlabel", "ab c\tyes", "a\tno")
         source = DataBinSource(DataBinSourceConfig(), data=str(make(tmp_path, tokens=tokens, train=train)))
         assert source.split("train").sizes.tolist() == [5, 2]
@@ -64,7 +64,7 @@ class TestTexts:
         train = write(tmp_path, "train.csv", "text,label", "a,10", "b,2", "c,-1")
         assert (make(tmp_path, train=train) / "classes.txt").read_text() == "-1\n2\n10\n"
 
-    def test_valid_share_holds_out_that_many(self, tmp_path: Path) -> None:
+    def test_valid_share_holds_out_its_share(self, tmp_path: Path) -> None:
         rows = [f"w{index}\t{index % 2}" for index in range(50)]
         source = DataBinSource(
             DataBinSourceConfig(),
@@ -82,7 +82,7 @@ class TestTexts:
         for file in made[0].iterdir():
             assert file.read_bytes() == (made[1] / file.name).read_bytes(), file.name
 
-    def test_columns_are_joined(self, tmp_path: Path) -> None:
+    def test_several_text_columns_are_joined(self, tmp_path: Path) -> None:
         train = write(tmp_path, "train.csv", "1,one title,a text", "2,b,c")
         made = make(tmp_path, Columns(text=("2", "3"), label="1"), train=train)
         assert DataBinSource(DataBinSourceConfig(), data=str(made)).split("train").sizes.tolist() == [5, 3]
@@ -97,7 +97,7 @@ class TestTexts:
 
 
 class TestRefusals:
-    def test_another_dictionary_is_refused(self, tmp_path: Path) -> None:
+    def test_task_refuses_a_data_bin_with_another_dictionary(self, tmp_path: Path) -> None:
         folders = [tmp_path / name for name in ("one", "other")]
         for folder, word in zip(folders, ("a", "z"), strict=True):
             folder.mkdir()
@@ -115,7 +115,7 @@ class TestRefusals:
             ((), "no examples"),
         ],
     )
-    def test_bad_files_leave_nothing(self, rows: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    def test_invalid_files_leave_no_data_bin(self, rows: tuple[str, ...], words: str, tmp_path: Path) -> None:
         train = write(tmp_path, "train.tsv", "text\tlabel", "a\tyes", "b\tno")
         test = write(tmp_path, "test.tsv", *rows)
         with pytest.raises(UserError, match=words):
@@ -129,13 +129,13 @@ class TestRefusals:
         assert not (tmp_path / "data-bin").exists()
 
     @pytest.mark.parametrize("labels", [[0, 1], [0, 1, 2], [0, 1, -1], [[0, 1, 0]], [0.0, 1.0, 0.0]])
-    def test_labels_that_do_not_fit_are_refused(self, labels: list[Any], tmp_path: Path) -> None:
+    def test_invalid_label_arrays_are_refused(self, labels: list[Any], tmp_path: Path) -> None:
         made = make(tmp_path, train=write(tmp_path, "train.tsv", "text\tlabel", "a\tyes", "b\tno", "c\tno"))
         np.save(made / "train.labels.npy", np.array(labels))
         with pytest.raises(UserError, match=r"train\.labels\.npy"):
             DataBinSource(DataBinSourceConfig(), data=str(made)).labels("train")
 
-    def test_lines_cannot_be_dropped(self, tmp_path: Path) -> None:
+    def test_max_length_with_labels_is_refused(self, tmp_path: Path) -> None:
         train = write(tmp_path, "train.tsv", "text\tlabel", "a\tyes")
         with pytest.raises(UserError, match="max_length="):
             make(tmp_path, train=train, max_length=3)
@@ -146,13 +146,13 @@ class TestRefusals:
             make(tmp_path, Columns(text=("one",), second="two"), train=train, joint=False)
         assert not (tmp_path / "data-bin").exists()
 
-    def test_plain_text_has_no_valid_share(self, tmp_path: Path) -> None:
+    def test_valid_share_without_labels_is_refused(self, tmp_path: Path) -> None:
         train = write(tmp_path, "train.txt", "a", "b")
         with pytest.raises(UserError, match="valid_share="):
             preprocess(PreprocessConfig(train=train, valid_share=0.5, tokens="words", destdir=str(tmp_path / "made")))
         assert not (tmp_path / "made").exists()
 
-    def test_a_databin_is_not_replaced(self, tmp_path: Path) -> None:
+    def test_data_bin_is_replaced_with_overwrite_only(self, tmp_path: Path) -> None:
         train = write(tmp_path, "train.tsv", "text\tlabel", "a\tyes", "b\tno")
         make(tmp_path, train=train)
         with pytest.raises(UserError, match="overwrite=true"):
@@ -167,13 +167,13 @@ def test_command_prints_lengths_and_classes(tmp_path: Path, capsys: pytest.Captu
     assert "no 50.0%, yes 50.0%" in output
 
 
-def test_report_has_every_split(tmp_path: Path) -> None:
+def test_report_lists_every_split(tmp_path: Path) -> None:
     train = write(tmp_path, "train.tsv", "text\tlabel", "a b\tyes", "b\tno")
     report = describe(make(tmp_path, train=train, valid=(train, train), test=(train,)))
     assert [line.split()[0] for line in report.splitlines()[1:5]] == ["train", "valid", "valid1", "test"]
 
 
-def test_corpora_of_a_mix_share_the_classes_by_name(tmp_path: Path) -> None:
+def test_mixed_corpora_match_classes_by_name(tmp_path: Path) -> None:
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
     first = write(tmp_path / "first", "train.tsv", "text\tlabel", "x y\tc", "x\tb", "y\ta")
@@ -193,8 +193,8 @@ def test_corpora_of_a_mix_share_the_classes_by_name(tmp_path: Path) -> None:
         ClassificationTask(ClassificationConfig(data=str(data[1]), mix=mix)).epoch_examples(1, seed=1)
 
 
-def test_balanced_weights_follow_the_mix(tmp_path: Path) -> None:
-    """Classes have equal mass in what an epoch reads, not in task.data alone."""
+def test_balanced_class_weights_count_the_mix(tmp_path: Path) -> None:
+    """Each class has the same total weight in the examples of an epoch, not in task.data alone."""
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
     first = write(tmp_path / "first", "train.tsv", "text\tlabel", *["x\ta"] * 3, "y\tb")
@@ -209,9 +209,9 @@ def test_balanced_weights_follow_the_mix(tmp_path: Path) -> None:
         assert task.class_weights == pytest.approx([sum(mass) / (2 * each) for each in mass])
 
 
-def test_training_text_in_several_files(tmp_path: Path) -> None:
-    """`shard_tokens` cuts the text; examples and classes are those of one file."""
-    rows = [f"{f'w{index % 7} ' * 2000}w{index}\t{index % 3}" for index in range(400)]  # it is read a MiB at a time
+def test_training_text_in_shards_gives_equal_examples(tmp_path: Path) -> None:
+    """`shard_tokens` splits the text into several files. Examples and classes do not change."""
+    rows = [f"{f'w{index % 7} ' * 2000}w{index}\t{index % 3}" for index in range(400)]  # seqtk reads 1 MiB at a time
     train = write(tmp_path, "train.tsv", "text\tlabel", *rows)
     made = []
     for name, settings in (("whole", {}), ("cut", {"shard_tokens": 200})):

@@ -1,4 +1,4 @@
-"""The loader: batches in the order of the plan from any number of workers, and failing workers."""
+"""The data loader: batches are in the order of the plan with any number of workers, and errors of workers."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ BATCHES = [np.array(batch) for batch in ([4, 1], [0], [2, 3, 5], [6, 7], [8])]
 
 
 class Squares:
-    """A dataset that can be pickled; some examples fail."""
+    """A picklable dataset. Some examples raise an exception or end the process."""
 
     def __len__(self) -> int:
         return 100
@@ -68,7 +68,7 @@ class TestBatches:
     def test_empty_plan_gives_no_batches(self, workers: int) -> None:
         assert read(workers=workers) == []
 
-    def test_without_workers_nothing_is_read_ahead(self) -> None:
+    def test_without_workers_no_batch_is_prefetched(self) -> None:
         loaded = load_batches([np.array([1]), np.array([99])], Squares(), collate)
         assert next(loaded).values_B.tolist() == [1]
         with pytest.raises(LookupError, match="99"):
@@ -96,20 +96,20 @@ class TestUpdates:
 
 class TestFailures:
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-    def test_an_exception_keeps_the_workers_traceback(self) -> None:
+    def test_exception_has_the_traceback_of_the_worker(self) -> None:
         loaded = load_batches([np.array([1]), np.array([99])], Squares(), collate, workers=1)
         assert next(loaded).values_B.tolist() == [1]
         with pytest.raises(LookupError, match=r"(?s)in __getitem__.*example 99 is broken"):
             next(loaded)
 
     @pytest.mark.slow
-    def test_a_user_error_keeps_its_lines(self) -> None:
+    def test_user_error_in_a_worker_keeps_its_lines(self) -> None:
         with pytest.raises(UserError) as raised:
             read([98], workers=1)
         assert str(raised.value) == "example 98 is missing\nmake it"
 
     @pytest.mark.slow
-    def test_a_worker_that_exits_is_a_user_error(self) -> None:
+    def test_exit_of_a_worker_raises_a_user_error(self) -> None:
         with pytest.raises(UserError, match=r"batch\.workers"):
             read([97], workers=1)
 
@@ -150,8 +150,8 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_workers_end_with_a_script_that_is_killed(tmp_path: Path) -> None:
-    """The script has no `if __name__ == "__main__"`: workers do not run it again."""
+def test_workers_end_when_the_main_process_is_killed(tmp_path: Path) -> None:
+    """The script needs no `if __name__ == "__main__"`, because workers do not import it."""
     (tmp_path / "pids.py").write_text(DATASET)
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

@@ -1,4 +1,4 @@
-"""Masking: its rates, its dependence on seed, epoch and example only, and whole words."""
+"""Masking: rates, dependence on seed, epoch and example only, and whole words."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def lines(count: int, length: int = 200) -> np.ndarray:
 
 
 class TestRates:
-    def test_shares_are_those_of_bert(self) -> None:
+    def test_default_mask_rates_equal_bert(self) -> None:
         ids = lines(500)
         pairs = [masking()(row, epoch=1, example=index) for index, row in enumerate(ids)]
         source, target = (np.stack(part) for part in zip(*pairs, strict=True))
@@ -37,20 +37,20 @@ class TestRates:
             assert part.sum() / predicted.sum() == pytest.approx(share, abs=0.015)
         assert (target[predicted] == ids[predicted]).all()
         assert (source[~predicted] == ids[~predicted]).all()
-        assert predicted.mean(0)[:-1] == pytest.approx(0.15, abs=0.07)  # anywhere in the row
+        assert predicted.mean(0)[:-1] == pytest.approx(0.15, abs=0.07)  # positions in a row are equally likely
 
-    def test_specials_are_not_predicted(self) -> None:
+    def test_special_symbols_are_not_predicted(self) -> None:
         ids = np.array([BOS, 7, EOS, 8, EOS])
         _, target = masking(rate=1.0)(ids, epoch=1, example=0)
         assert target.tolist() == [PAD, 7, PAD, 8, PAD]
 
-    def test_random_tokens_are_real_ones(self) -> None:
+    def test_random_replacements_are_no_filler_tokens(self) -> None:
         drawn = masking(Vocabulary(["a", "b"]).padded(8), rate=1.0, masked=0.0, random=1.0)
         source, _ = drawn(np.full(300, 4), epoch=1, example=0)
         assert set(source.tolist()) == {UNK, 4, 5}
 
     @pytest.mark.parametrize("ids", [[7], [EOS], [EOS, EOS], [7, EOS]])
-    def test_something_is_always_predicted(self, ids: list[int]) -> None:
+    def test_at_least_one_token_is_predicted(self, ids: list[int]) -> None:
         _, target = masking(rate=1e-9)(np.array(ids), epoch=1, example=0)
         assert (target != PAD).sum() == 1
 
@@ -82,7 +82,7 @@ class TestDeterminism:
 
 class TestWholeWords:
     def predicted(self, tokens: list[str], separator: str) -> set[tuple[str, ...]]:
-        """The runs of tokens that are predicted together in many epochs, at a rate that draws one word."""
+        """Returns the groups of tokens that are predicted together. At this small rate, each epoch masks one word."""
         vocabulary = Vocabulary(sorted(set(tokens)))
         mask = masking(vocabulary, separator, rate=0.01, whole_words=True)
         ids = vocabulary.encode(tokens)
@@ -97,7 +97,7 @@ class TestWholeWords:
         tokens = ["the", "c@@", "a@@", "t", "sat"]
         assert self.predicted(tokens, "@@ ") == {("the",), ("c@@", "a@@", "t"), ("sat",)}
 
-    def test_words_of_characters_are_masked_whole(self) -> None:
+    def test_words_in_character_text_are_masked_whole(self) -> None:
         found = self.predicted(["a", "b", "<U+0020>", "c"], "characters")
         assert found == {("a", "b"), ("<U+0020>", "c")}
 
@@ -107,12 +107,12 @@ class TestWholeWords:
         targets = [mask(np.array([4, EOS, 4, EOS]), epoch=epoch, example=0)[1].tolist() for epoch in range(1, 50)]
         assert {tuple(target) for target in targets} == {(4, PAD, PAD, PAD), (PAD, PAD, 4, PAD)}
 
-    def test_unclear_markers_are_refused(self) -> None:
+    def test_whole_words_with_letter_markers_are_refused(self) -> None:
         with pytest.raises(UserError, match=r"task\.masking\.whole_words"):
             masking(separator="letter", whole_words=True)
 
 
-def test_blocks_give_each_token_once() -> None:
+def test_masked_blocks_have_each_token_once() -> None:
     items = MemoryItems(lines(7, 30))
     blocks = MaskedBlocks(TokenBlocks(items, tokens_per_sample=16), masking(), epoch=2)
     rows = [blocks[index] for index in range(len(blocks))]

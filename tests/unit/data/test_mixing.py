@@ -1,4 +1,4 @@
-"""Tests of mixes: what an epoch reads of each corpus, and in which order."""
+"""Mixes of corpora: the number of examples of each corpus in an epoch, and their order."""
 
 from collections import Counter
 from dataclasses import replace
@@ -14,7 +14,7 @@ BATCHING = BatchingConfig(max_tokens=40, bucket=2)
 
 
 class Numbers:
-    """A corpus whose examples are `(number, name, pass)`."""
+    """A corpus whose examples are `(index, name, pass over the corpus)`."""
 
     truncated = 0
 
@@ -41,20 +41,20 @@ class TestShares:
     def test_weight_is_the_number_of_passes(self) -> None:
         assert examples_per_epoch([10, 70], [2, 0.3]) == [20, 21]
 
-    def test_temperature_levels_the_shares(self) -> None:
+    def test_temperature_makes_shares_more_equal(self) -> None:
         sizes = [1_000, 100_000]
         for temperature, ratio in ((1, 100), (2, 10), (5, 100**0.2), (1e9, 1)):
             few, many = examples_per_epoch(sizes, [1, 1], temperature=temperature)
             assert many / few == pytest.approx(ratio, rel=0.01)
             assert few + many == pytest.approx(sum(sizes), abs=1)
 
-    def test_every_corpus_is_read(self) -> None:
+    def test_every_corpus_has_at_least_one_example(self) -> None:
         assert min(examples_per_epoch([1, 10**6], [0.001, 1])) == 1
 
 
 class TestOrder:
     @pytest.mark.parametrize("weights", [(2, 0.3), (0.45, 1), (3.7, 0.01), (1, 1)])
-    def test_no_repetition_before_all_were_read(self, weights: tuple[float, float]) -> None:
+    def test_no_example_repeats_before_all_were_read(self, weights: tuple[float, float]) -> None:
         seen: Counter[int] = Counter()
         for epoch in range(1, 40):
             now = mixed(epoch, weights=weights)
@@ -63,7 +63,7 @@ class TestOrder:
                 counts = [seen[number] for number in range(first, last)]
                 assert max(counts) - min(counts) <= 1
 
-    def test_epochs_have_one_length(self) -> None:
+    def test_all_epochs_have_the_same_length(self) -> None:
         assert [len(mixed(epoch)) for epoch in (1, 2, 3, 50)] == [41] * 4
 
     def test_order_depends_on_seed_and_epoch(self) -> None:
@@ -74,22 +74,22 @@ class TestOrder:
         assert numbers() == numbers()
         assert len({tuple(numbers(epoch=epoch, seed=seed)) for epoch in (1, 2) for seed in (1, 2)}) == 4
 
-    def test_corpora_do_not_share_an_order(self) -> None:
+    def test_corpora_have_different_orders(self) -> None:
         now = MixedExamples([Numbers("a", 50)] * 2, ["a", "b"], weights=[0.5, 0.5], seed=1, epoch=1)
         assert [now[index][0] for index in range(25)] != [now[index][0] - 50 for index in range(25, 50)]
 
-    def test_examples_state_their_pass(self) -> None:
+    def test_examples_depend_on_the_pass_over_their_corpus(self) -> None:
         assert {mixed(3)[index][2] for index in range(20)} == {5, 6}
 
-    def test_sizes_are_those_of_the_examples(self) -> None:
+    def test_sizes_match_the_examples(self) -> None:
         now = mixed(2)
         expected = [Numbers("", 70).sizes_ND[now[index][0] - 10 * (now[index][1] == "b"), 0] for index in range(41)]
         assert now.sizes_ND[:, 0].tolist() == expected
 
 
 @pytest.mark.parametrize("max_length", [None, 4])
-def test_counts_are_exact_in_and_after_an_epoch(max_length: int | None) -> None:
-    """Examples that are too long are skipped, and not counted."""
+def test_read_counts_are_exact_within_and_after_an_epoch(max_length: int | None) -> None:
+    """Examples longer than max_length are skipped and not counted."""
     batching = replace(BATCHING, max_length=max_length)
     read: Counter[str] = Counter()
     for epoch in (1, 2, 3):
@@ -102,7 +102,7 @@ def test_counts_are_exact_in_and_after_an_epoch(max_length: int | None) -> None:
         assert now.examples_read(batching, Position(epoch + 1)) == {"a": read["a"], "b": read["b"]}
 
 
-def test_equal_names_are_numbered() -> None:
+def test_corpora_with_equal_names_are_numbered() -> None:
     now = MixedExamples(
         [Numbers("a", 3), Numbers("a", 4), Numbers("b", 5)], ["a", "a", "b"], weights=[1] * 3, seed=1, epoch=1
     )

@@ -1,4 +1,4 @@
-"""Tests of one-sided text: bytes and characters are kept exactly, and the size of the text is counted."""
+"""Text without a target side: bytes and characters are kept exactly, and the size of the text is recorded."""
 
 import json
 from dataclasses import replace
@@ -81,7 +81,7 @@ def test_eos_replaces_line_feeds(text: Path, tokens: str) -> None:
     assert all(items[index][-1] == EOS for index in range(len(items)))
 
 
-def test_pairs_may_be_of_bytes(text: Path) -> None:
+def test_parallel_text_may_be_tokenized_into_bytes(text: Path) -> None:
     for lang in ("en", "de"):
         (text / f"pairs.{lang}").write_text(f"ä {lang}\n")
     preprocess(config(text, tokens="bytes", source_lang="en", target_lang="de", train=f"{text}/pairs", valid=()))
@@ -91,7 +91,7 @@ def test_pairs_may_be_of_bytes(text: Path) -> None:
 
 
 @pytest.mark.parametrize("tokens", ["bytes", "characters", "words"])
-def test_blocks_and_workers_make_no_difference(text: Path, tokens: str) -> None:
+def test_output_does_not_depend_on_blocks_and_workers(text: Path, tokens: str) -> None:
     made = []
     for name, workers, block_bytes in (("one", 1, 1 << 20), ("two", 2, 1)):
         preprocess(config(text, tokens=tokens, destdir=f"{text}/{name}", workers=workers), block_bytes=block_bytes)
@@ -109,10 +109,10 @@ def test_the_size_of_the_text_is_recorded(text: Path, tokens: str) -> None:
     assert counted is not None
     assert (counted.bytes, counted.characters) == (len(kept.encode()), len(kept))
     assert DataBin(text / "bin").text_count("test") is None
-    assert len(DataBin(text / "bin").split("train")) == 4  # empty lines stay
+    assert len(DataBin(text / "bin").split("train")) == 4  # empty lines are kept
 
 
-def test_dropped_lines_leave_the_size_unknown(text: Path) -> None:
+def test_text_size_is_unknown_if_lines_were_dropped(text: Path) -> None:
     preprocess(config(text, tokens="words", min_length=1))
     assert DataBin(text / "bin").text_count("train") is None
     assert DataBin(text / "bin").text_count("valid") is not None
@@ -121,7 +121,7 @@ def test_dropped_lines_leave_the_size_unknown(text: Path) -> None:
         DataBin(text / "bin").text_count("train")
 
 
-def test_an_older_record_has_no_size(text: Path) -> None:
+def test_text_size_is_unknown_in_an_older_record(text: Path) -> None:
     preprocess(config(text, tokens="words"))
     record = json.loads((text / "bin" / "preprocess.json").read_text())
     del record["splits"]["train"]["text"]
@@ -139,7 +139,7 @@ def test_an_older_record_has_no_size(text: Path) -> None:
         ({"tokens": "characters", "train": None}, "no training text"),
     ],
 )
-def test_errors_have_three_lines(text: Path, changes: dict[str, Any], complaint: str) -> None:
+def test_errors_have_at_most_three_lines(text: Path, changes: dict[str, Any], complaint: str) -> None:
     filled = {key: value.format(text=text) if isinstance(value, str) else value for key, value in changes.items()}
     with pytest.raises(UserError, match=complaint) as error:
         preprocess(config(text, **filled))
@@ -153,12 +153,12 @@ def test_characters_and_token_names_round_trip(line: str) -> None:
     names = characters_to_names(line)
     assert names_to_characters(names) == line
     vocabulary = Vocabulary(sorted(set(names)))
-    assert Vocabulary.from_text(vocabulary.to_text()) == vocabulary  # a dictionary can hold every name
+    assert Vocabulary.from_text(vocabulary.to_text()) == vocabulary  # every name can be written to a dictionary
     codes, sizes = symbols(line.encode(), characters=True, newlines=True)
     assert "".join(map(chr, codes)) == line
     assert int(sizes.sum()) == len(line)
 
 
-def test_unknown_bytes_are_shown(text: Path) -> None:
+def test_unknown_bytes_decode_to_replacement_characters(text: Path) -> None:
     assert names_to_bytes(["<0x61>", "<unk>", "<0xC3>"]) == "a\ufffd\ufffd"
     assert np.array_equal(symbols(b"a\r\nb", characters=False, newlines=False)[1], [1, 1])

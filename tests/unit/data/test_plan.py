@@ -1,4 +1,4 @@
-"""The plan of an epoch: budgets, batches, streams, the updates of each rank, and resuming inside an epoch."""
+"""The plan of an epoch: batch sizes, batches, streams, the updates of each rank, and resuming within an epoch."""
 
 import itertools
 
@@ -31,7 +31,7 @@ def lists(batches: list[np.ndarray]) -> list[list[int]]:
 
 
 class TestPack:
-    def test_costs_examples_times_the_longest(self) -> None:
+    def test_batch_cost_is_rows_times_longest_example(self) -> None:
         sizes = np.array([3, 4, 4, 5, 1])
         assert lists(pack(np.arange(5), sizes, max_tokens=12)) == [[0, 1, 2], [3, 4]]
         assert lists(pack(np.arange(5), sizes, max_tokens=12, max_sentences=2)) == [[0, 1], [2, 3], [4]]
@@ -40,11 +40,11 @@ class TestPack:
     def test_no_examples_make_no_batch(self) -> None:
         assert pack(np.arange(0), np.arange(0), max_tokens=10) == []
 
-    def test_an_example_over_the_budget_is_alone(self) -> None:
+    def test_example_longer_than_max_tokens_is_alone(self) -> None:
         assert lists(pack(np.arange(4), np.array([2, 50, 2, 2]), max_tokens=10)) == [[0], [1], [2, 3]]
         assert lists(pack(np.arange(4), np.array([2, 2, 2, 50]), max_tokens=10, multiple=2)) == [[0, 1], [2], [3]]
 
-    def test_rounding_to_multiples_drops_nothing(self) -> None:
+    def test_rounding_to_multiples_drops_no_example(self) -> None:
         batches = pack(np.arange(13), np.full(13, 5), max_tokens=None, max_sentences=8, multiple=8)
         assert [len(batch) for batch in batches] == [8, 5]
         assert [len(batch) for batch in pack(np.arange(20), np.full(20, 5), max_tokens=50, multiple=4)] == [8, 8, 4]
@@ -70,7 +70,7 @@ class TestBatches:
         )
         assert len(first & second) < len(first) / 10
 
-    def test_lengths_are_similar_and_order_is_shuffled(self) -> None:
+    def test_batches_have_similar_lengths_in_random_order(self) -> None:
         batches = epoch_batches(SIZES_N2, BatchingConfig(max_tokens=400), seed=1, epoch=1)
         longest = [SIZES_N2[batch, 1].max() for batch in batches]
         padded = sum(len(batch) * length for batch, length in zip(batches, longest, strict=True))
@@ -85,8 +85,8 @@ class TestBatches:
 
         assert padded(30) < padded(4) < padded(1)
 
-    def test_the_random_stream_is_fixed(self) -> None:
-        """A resumed run continues its epoch under any version."""
+    def test_order_of_a_seed_is_fixed(self) -> None:
+        """An upgrade of seqtk or its libraries must not change the order, so that a run can resume within an epoch."""
         batches = epoch_batches(np.arange(2, 12), BatchingConfig(max_tokens=30, bucket=2), seed=7, epoch=3)
         assert lists(batches) == [[0, 1, 2, 3, 4], [9, 6], [5, 7, 8]]
 
@@ -107,11 +107,11 @@ class TestBatches:
         assert epoch_batches(empty, BatchingConfig(), seed=1, epoch=1) == []
         assert ordered_batches(empty, BatchingConfig()) == []
 
-    def test_only_long_examples_are_refused(self) -> None:
+    def test_data_with_only_long_examples_is_refused(self) -> None:
         with pytest.raises(UserError, match=r"No training example fits batch\.max_tokens=5"):
             epoch_batches(np.array([[8, 3], [2, 9]]), BatchingConfig(max_tokens=5), seed=1, epoch=1)
 
-    def test_a_limit_is_required(self) -> None:
+    def test_batch_limit_is_required(self) -> None:
         with pytest.raises(UserError, match=r"batch\.max_tokens and batch\.max_sentences"):
             ordered_batches(SIZES_N2, BatchingConfig(max_tokens=None))
 
@@ -134,20 +134,20 @@ class TestRanks:
     def test_no_batches_make_no_updates(self) -> None:
         assert updates([], position=Position(1, 0), world=2, rank=1) == []
 
-    def test_an_update_holds_the_position_after_it(self) -> None:
+    def test_update_has_the_position_after_it(self) -> None:
         assert Update((None,), Position(2, 7)).position_after == Position(epoch=2, examples=7)
 
 
 class TestResume:
-    def test_resuming_at_a_batch_boundary(self) -> None:
+    def test_plan_resumes_at_a_batch_boundary(self) -> None:
         assert plan(update_freq=2, examples=3) == plan(update_freq=2)[1:]
         assert plan(examples=9) == []
 
-    def test_resuming_with_another_number_of_ranks(self) -> None:
-        """3 examples are one update of 2 ranks. They do not end an update of 3 batches."""
+    def test_plan_resumes_with_another_number_of_ranks(self) -> None:
+        """Three examples are one update of two ranks, but not a full update of three batches."""
         assert plan(update_freq=3, examples=3) == [([[2, 3, 5], [6, 7], [8]], 9)]
 
-    def test_resuming_inside_a_batch(self) -> None:
+    def test_plan_resumes_inside_a_batch(self) -> None:
         assert plan(examples=5) == [([[5]], 6), ([[6, 7]], 8), ([[8]], 9)]
 
 
@@ -157,7 +157,7 @@ def stream_plan(samples: int, streams: int, *, examples: int = 0, **share: int) 
 
 
 class TestStreams:
-    def test_rows_are_contiguous_longer_ones_first(self) -> None:
+    def test_streams_are_contiguous_with_longer_ones_first(self) -> None:
         assert [rows.tolist() for rows in stream_rows(8, 3)] == [[0, 3, 6], [1, 4, 7], [2, 5]]
         assert [rows.tolist() for rows in stream_rows(2, 3)] == [[0, 1]]
         assert stream_rows(0, 3) == []
@@ -175,7 +175,7 @@ class TestStreams:
 
     @settings(max_examples=100)
     @given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 3), st.integers(1, 3), st.integers(0, 5))
-    def test_an_update_does_not_depend_on_the_split(
+    def test_updates_do_not_depend_on_ranks_and_update_freq(
         self, samples: int, streams: int, world: int, update_freq: int, done: int
     ) -> None:
         whole = [rows.tolist() for rows in stream_rows(samples, streams)][done:]
@@ -189,16 +189,16 @@ class TestStreams:
         firsts = [[micro[0] for micro in update if micro] for rank in ranks for update in rank]
         assert all(first == sorted(first) for first in firsts)
 
-    def test_rows_stay_in_their_micro_batch(self) -> None:
+    def test_each_stream_stays_in_its_micro_batch(self) -> None:
         assert stream_plan(5, 4, world=2, rank=1) == [[[3, 4]], [None]]
         assert stream_plan(6, 4, world=2, rank=0) == [[[0, 2]], [[1, 3]]]
         assert stream_plan(7, 4, world=2, rank=1) == [[[4, 6]], [[5]]]
 
-    def test_the_position_counts_examples(self) -> None:
+    def test_position_in_streams_counts_examples(self) -> None:
         made = stream_updates(8, 3, position=Position(2, 3), world=2, rank=1)
         assert [update.position_after for update in made] == [Position(2, 6), Position(2, 8)]
 
-    def test_nothing_is_shuffled_or_skipped(self) -> None:
+    def test_streams_are_not_shuffled_or_skipped(self) -> None:
         sizes_ND = np.array([[5], [5], [5], [2]], dtype=np.int32)
         config = BatchingConfig(max_tokens=3, streams=2)
         made = epoch_plan(sizes_ND, config, seed=1, position=Position())
@@ -212,6 +212,6 @@ class TestStreams:
             (BatchingConfig(streams=2, max_length=5), r"batch\.max_length"),
         ],
     )
-    def test_skipping_samples_is_refused(self, config: BatchingConfig, words: str) -> None:
+    def test_streams_with_max_length_are_refused(self, config: BatchingConfig, words: str) -> None:
         with pytest.raises(UserError, match=words):
             usable(np.array([[3]], dtype=np.int32), config)

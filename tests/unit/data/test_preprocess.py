@@ -1,4 +1,4 @@
-"""Tests of preprocessing: from text to a self-contained data-bin, and errors of both."""
+"""Preprocessing of text to a self-contained data-bin, and its errors."""
 
 import json
 import multiprocessing
@@ -56,7 +56,7 @@ def _files(directory: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
-def test_raw_text_makes_a_complete_folder(text: Path, joint: bool, model_type: str) -> None:
+def test_raw_text_gives_a_complete_data_bin(text: Path, joint: bool, model_type: str) -> None:
     preprocess(_config(text, joint=joint, model_type=model_type, min_length=0))
     data = DataBin(text / "bin")
     assert (data.source_lang, data.target_lang, data.splits()) == ("en", "de", ["train", "valid"])
@@ -68,7 +68,7 @@ def test_raw_text_makes_a_complete_folder(text: Path, joint: bool, model_type: s
     assert len(list((text / "bin").glob("sentencepiece*.model"))) == (1 if joint else 2)
 
 
-def test_dictionary_counts_are_of_the_training_text(text: Path) -> None:
+def test_dictionary_counts_equal_the_training_text(text: Path) -> None:
     preprocess(_config(text))
     data = DataBin(text / "bin")
     items = [data.split("train", lang)[i] for lang in ("en", "de") for i in range(len(data.split("train", lang)))]
@@ -76,7 +76,7 @@ def test_dictionary_counts_are_of_the_training_text(text: Path) -> None:
     assert data.vocabulary("en").counts[4:] == counted[4:].tolist()
 
 
-def test_every_training_line_is_counted(text: Path) -> None:
+def test_report_counts_kept_and_dropped_lines(text: Path) -> None:
     report = preprocess(_config(text, tokens="words", max_length=20, max_ratio=8.0))
     train, valid = report.splits["train"], report.splits["valid"]
     assert (train.lines, train.items) == (39, 36)
@@ -97,7 +97,7 @@ def test_held_out_text_keeps_each_line(text: Path) -> None:
     assert UNK in data.split("valid", "en")[0]
 
 
-def test_a_dropped_pair_counts_under_one_rule_only() -> None:
+def test_dropped_pair_is_counted_under_one_rule() -> None:
     keep, dropped = LengthFilter(min_length=2, max_length=10, max_ratio=3.0)(
         [np.array([0, 1, 2, 11, 3, 4]), np.array([99, 5, 2, 2, 10, 8])]
     )
@@ -107,7 +107,7 @@ def test_a_dropped_pair_counts_under_one_rule_only() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"tokens": "words"}])
-def test_blocks_and_workers_make_no_difference(text: Path, settings: dict[str, Any]) -> None:
+def test_output_does_not_depend_on_block_size(text: Path, settings: dict[str, Any]) -> None:
     preprocess(_config(text, **settings))
     blocks = preprocess(_config(text, destdir=f"{text}/blocks", **settings), block_bytes=100)
     assert blocks.splits["train"].lines == 39
@@ -125,7 +125,7 @@ def test_workers_write_the_same_bytes(text: Path, settings: dict[str, Any]) -> N
     assert made[0] == made[1] == made[2]
 
 
-def test_workers_keep_order_and_read_little_ahead() -> None:
+def test_workers_keep_the_order_and_limit_prefetching() -> None:
     read: list[int] = []
     children = set(multiprocessing.active_children())
 
@@ -143,7 +143,7 @@ def test_workers_keep_order_and_read_little_ahead() -> None:
     assert set(multiprocessing.active_children()) <= children
 
 
-def test_model_with_a_dictionary_of_its_pieces(text: Path) -> None:
+def test_raw_and_tokenized_text_give_equal_data_bins(text: Path) -> None:
     preprocess(_config(text, vocab_size=48))
     model = text / "bin" / "sentencepiece.model"
     tokenizer = DataBin(text / "bin").tokenizer("en")
@@ -171,7 +171,7 @@ def test_model_with_a_dictionary_of_its_pieces(text: Path) -> None:
     assert DataBin(text / "again").lines("valid", "en") is DataBin(text / "raw").lines("train", "en") is None
 
 
-def test_one_sided_text(text: Path) -> None:
+def test_text_without_target_language_is_preprocessed(text: Path) -> None:
     preprocess(_config(text, target_lang=None))
     data = DataBin(text / "bin")
     assert (data.source_lang, data.splits()) == (None, ["train", "valid"])
@@ -194,7 +194,7 @@ def test_a_data_bin_is_replaced_with_overwrite_only(text: Path) -> None:
     assert not (text / "bin" / "test.en-de.en.idx").exists()
 
 
-def test_a_failure_leaves_no_directory(text: Path) -> None:
+def test_failed_preprocessing_leaves_no_directory(text: Path) -> None:
     with pytest.raises(UserError, match="vocab_size=9"):
         preprocess(_config(text, vocab_size=9))
     assert not (text / "bin").exists()
@@ -216,7 +216,7 @@ def test_a_failure_leaves_no_directory(text: Path) -> None:
         ({"valid": ("{text}/unequal",)}, "unequal.en has 2, .*unequal.de has 1"),
     ],
 )
-def test_errors_have_three_lines(text: Path, changes: dict[str, Any], complaint: str) -> None:
+def test_errors_have_at_most_three_lines(text: Path, changes: dict[str, Any], complaint: str) -> None:
     for name, content in [("empty.en", ""), ("empty.de", ""), ("unequal.en", "a\nb\n"), ("unequal.de", "a")]:
         (text / name).write_text(content)
     filled = {
@@ -233,7 +233,7 @@ def test_errors_have_three_lines(text: Path, changes: dict[str, Any], complaint:
     assert not (text / "bin").exists()
 
 
-def test_the_command_prints_the_counts(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_splits_and_vocabulary_sizes(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(
         [
             "source_lang=en",
@@ -255,11 +255,11 @@ def test_the_command_prints_the_counts(text: Path, capsys: pytest.CaptureFixture
 
 
 class TestTextAndTokens:
-    """The part of the text that tokens keep, and the part that they lose, is reported."""
+    """The report compares the original text with the text that can be decoded from the tokens."""
 
     @pytest.mark.parametrize("byte_fallback", [False, True])
-    def test_bytes_kept_by_pieces_are_counted(self, tmp_path: Path, byte_fallback: bool) -> None:
-        """SentencePiece collapses spaces and normalises; unknown characters stay in the count."""
+    def test_report_counts_the_bytes_that_can_be_decoded(self, tmp_path: Path, byte_fallback: bool) -> None:
+        """SentencePiece normalizes text and removes repeated spaces. Unknown characters are counted too."""
         lines = ["  the dog   sees ", "", "½ ﬁsh\u00a0x", "☃ unknown ☃☃", "the cat"]
         (tmp_path / "train").write_text("the dog sees the cat fish\n" * 50)
         (tmp_path / "test").write_text("".join(f"{line}\n" for line in lines))
@@ -310,7 +310,7 @@ class TestTextAndTokens:
         assert report.splits["valid"].sides["text"].special == 3
         assert "3 words of the text are special symbols (<s>, <pad>, </s>)" in report.table()
 
-    def test_lines_that_sentencepiece_skips_are_reported(self, tmp_path: Path) -> None:
+    def test_lines_skipped_by_sentencepiece_are_reported(self, tmp_path: Path) -> None:
         (tmp_path / "train").write_text("a b c\n" * 9 + "x " * 3000 + "\n" + "d \u2585\n")
         messages: list[str] = []
         config = PreprocessConfig(train=f"{tmp_path}/train", vocab_size=12, destdir=f"{tmp_path}/bin", workers=1)
@@ -318,8 +318,8 @@ class TestTextAndTokens:
         assert any("2 lines" in message for message in messages)
 
     @pytest.mark.parametrize("word", ["▁▂▃", "b@@", "<U+0020>"])
-    def test_the_record_names_the_subword_marker(self, tmp_path: Path, word: str) -> None:
-        """The record decides, not the form of a word."""
+    def test_preprocess_json_sets_the_subword_marker(self, tmp_path: Path, word: str) -> None:
+        """The marker comes from preprocess.json, not from the spelling of a word."""
         (tmp_path / "train").write_text(f"a {word} c\n" * 9)
         config = PreprocessConfig(tokens="words", train=f"{tmp_path}/train", destdir=f"{tmp_path}/bin", workers=1)
         preprocess(config)
@@ -333,7 +333,7 @@ class TestTextAndTokens:
 
 
 class TestPaths:
-    def test_a_path_that_exists_is_not_split(self, tmp_path: Path) -> None:
+    def test_existing_path_is_not_split_at_commas(self, tmp_path: Path) -> None:
         for name in ("my data, v=2", "b"):
             (tmp_path / name).write_text("a\n")
         config = TextConfig(valid=(f"{tmp_path}/my data, v=2",), test=(f"{tmp_path}/b,{tmp_path}/my data, v=2",))
@@ -346,13 +346,13 @@ class TestPaths:
         with pytest.raises(UserError, match=r"without \.en: train=.*/train$"):
             TextConfig(source_lang="en", target_lang="de", train=f"{tmp_path}/train.en").files()
 
-    def test_languages_that_exist_are_listed(self, tmp_path: Path) -> None:
+    def test_missing_language_error_lists_existing_languages(self, tmp_path: Path) -> None:
         for lang in ("en", "de.gz"):
             (tmp_path / f"train.{lang}").write_text("a\n")
         with pytest.raises(UserError, match=r"train\.fr(.|\n)*exist for: de, en"):
             TextConfig(source_lang="en", target_lang="fr", train=f"{tmp_path}/train").files()
 
-    def test_a_pipe_is_refused(self, tmp_path: Path) -> None:
+    def test_named_pipe_as_text_is_refused(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")
         with pytest.raises(UserError, match=r"train=.*pipe is a pipe"):
             TextConfig(train=f"{tmp_path}/pipe").files()
@@ -364,9 +364,9 @@ class TestPaths:
 
 
 class TestShards:
-    """`shard_tokens` cuts the training split into files that are read as one."""
+    """`shard_tokens` splits the training data into several files, which are read as one split."""
 
-    def test_same_items_in_several_files(self, text: Path) -> None:
+    def test_shards_have_the_same_items(self, text: Path) -> None:
         preprocess(_config(text))
         preprocess(_config(text, destdir=f"{text}/cut", shard_tokens=60), block_bytes=200)
         whole, cut = DataBin(text / "bin"), DataBin(text / "cut")
@@ -377,7 +377,7 @@ class TestShards:
             assert len(one) > len(cut.split("train1", lang)) > 0
             assert whole.vocabulary(lang) == cut.vocabulary(lang)
 
-    def test_text_size_is_of_all_parts(self, text: Path) -> None:
+    def test_text_size_is_summed_over_the_shards(self, text: Path) -> None:
         changes = {"target_lang": None, "source_lang": None, "tokens": "bytes", "train": f"{text}/train.en"}
         changes |= {"valid": (f"{text}/valid.en",)}
         preprocess(_config(text, destdir=f"{text}/cut", shard_tokens=100, **changes), block_bytes=100)
@@ -386,6 +386,6 @@ class TestShards:
         assert count is not None
         assert count.bytes == (text / "train.en").stat().st_size == data.split("train").total
         parts = len(list((text / "cut").glob("train*.idx")))
-        for suffix in ("idx", "bin"):  # a part that is added later is read, but the size of its text is unknown
+        for suffix in ("idx", "bin"):  # a shard that is added by hand has no recorded text size
             (text / "cut" / f"train{parts}.{suffix}").write_bytes((text / "cut" / f"train.{suffix}").read_bytes())
         assert DataBin(text / "cut").text_count("train") is None

@@ -1,4 +1,4 @@
-"""Static shapes: few shapes in a run, every example once, equal on all ranks, exact under resume."""
+"""Static shapes: few shapes in a run, each example once, equal shapes on all ranks, and exact resuming."""
 
 import itertools
 from collections import Counter
@@ -65,7 +65,7 @@ def plans(
 
 
 def read(ranks: list[list[Update]]) -> list[int]:
-    """The examples that all ranks read."""
+    """Returns the sorted indices of the examples that all ranks read."""
     parts = [indices for plan in ranks for update in plan for indices in update.indices if indices is not None]
     return sorted(np.concatenate([*parts, np.zeros(0, dtype=np.int64)]).tolist())
 
@@ -77,7 +77,7 @@ def shapes_in(ranks: list[list[Update]]) -> set[Shape]:
 class TestPlan:
     @few
     @given(lengths, configs, splits)
-    def test_few_shapes_hold_every_example_once(
+    def test_each_example_is_in_one_batch_of_few_shapes(
         self, sizes_N2: IndexArray, config: BatchingConfig, split: tuple[int, int]
     ) -> None:
         known, ranks = run_shapes(sizes_N2, config), plans(sizes_N2, config, split)
@@ -92,7 +92,7 @@ class TestPlan:
 
     @few
     @given(lengths, configs)
-    def test_rows_are_within_the_budget(self, sizes_N2: IndexArray, config: BatchingConfig) -> None:
+    def test_shapes_are_within_the_batch_limits(self, sizes_N2: IndexArray, config: BatchingConfig) -> None:
         for shape in run_shapes(sizes_N2, config):
             assert shape.rows * max(shape.lengths) <= (config.max_tokens or 10**9)
             assert shape.rows <= (config.max_sentences or 0)
@@ -100,7 +100,7 @@ class TestPlan:
 
     @few
     @given(lengths, configs, splits, splits, st.integers(0, 30))
-    def test_resuming_loses_and_repeats_nothing(
+    def test_resuming_reads_each_example_once(
         self, sizes_N2: IndexArray, config: BatchingConfig, before: tuple[int, int], after: tuple[int, int], stop: int
     ) -> None:
         whole = plans(sizes_N2, config, before)
@@ -165,13 +165,13 @@ class TestPlan:
         assert read([plan]) == list(range(len(longer)))
         assert len(shapes_in([plan])) <= 4
 
-    def test_without_shapes_the_plan_is_unchanged(self) -> None:
+    def test_plan_has_no_shapes_by_default(self) -> None:
         config = BatchingConfig(max_tokens=400)
         assert run_shapes(PAIRS_N2, config) == ()
         assert not any(update.shapes for update in plans(PAIRS_N2, config)[0])
 
-    def test_boundaries_pad_least(self) -> None:
-        """Compared with every set of boundaries."""
+    def test_length_boundaries_minimize_padding(self) -> None:
+        """Compared with all possible sets of boundaries."""
         random = np.random.RandomState(3)
         for _ in range(20):
             length_N, count_N = np.unique(random.randint(1, 30, size=9)), random.randint(1, 50, size=9)
@@ -203,19 +203,19 @@ class TestFilling:
         assert filled.previous_BT[2].tolist() == [EOS, 9, PAD]
         assert filled.target_BT.tolist() == [[9, EOS, PAD], [EOS, PAD, PAD], [PAD] * 3, [PAD] * 3]
 
-    def test_language_rows_are_filled(self) -> None:
+    def test_filler_rows_in_language_model_batches(self) -> None:
         filled = collate_blocks([(5, np.array([EOS, 10, 11]))]).filled(Shape(2, (4,)))
         assert filled.previous_BT.tolist() == [[EOS, 10, PAD, PAD]] * 2
         assert filled.target_BT.tolist() == [[10, 11, PAD, PAD], [PAD] * 4]
 
-    def test_masked_rows_are_filled(self) -> None:
+    def test_filler_rows_in_masked_batches(self) -> None:
         batch = MaskedBatch(torch.tensor([3]), 1, torch.tensor([[5, 6]]), torch.tensor([[PAD, 7]]))
         filled = batch.filled(Shape(2, (3,)))
         assert filled.source_BS.tolist() == [[5, 6, PAD]] * 2
         assert filled.target_BS.tolist() == [[PAD, 7, PAD], [PAD] * 3]
 
     @pytest.mark.parametrize(("exact", "padded"), [(True, False), (False, True)])
-    def test_a_mask_depends_on_the_shape(self, exact: bool, padded: bool) -> None:
+    def test_batch_has_a_mask_unless_its_shape_is_exact(self, exact: bool, padded: bool) -> None:
         batch = ClassBatch(torch.tensor([3]), 1, torch.tensor([[5, 6]]), torch.tensor([1]), padded=False)
         filled = batch.filled(Shape(3, (2,), exact=exact))
         assert filled.padded is padded
@@ -227,7 +227,7 @@ class TestFilling:
         batch = PairBatch(torch.tensor([3]), 1, ids, torch.tensor([1]), second_BS=ids + 1)
         assert batch.filled(Shape(2, (3, 4))).texts.tolist() == [[5, 6, PAD, PAD]] * 2 + [[6, 7, PAD, PAD]] * 2
 
-    def test_too_small_a_shape_is_an_error(self) -> None:
+    def test_shape_smaller_than_the_batch_is_an_error(self) -> None:
         batch = collate_blocks([(5, np.array([EOS, 10, 11])), (6, np.array([EOS, 10]))])
         for shape in (Shape(1, (9,)), Shape(2, (1,))):
             with pytest.raises(ValueError, match="fit"):
@@ -235,7 +235,7 @@ class TestFilling:
 
 
 class Blocks:
-    """A picklable dataset of the lengths 1 to 9."""
+    """A picklable dataset with lengths from 1 to 9."""
 
     sizes_ND = (np.arange(40)[:, None] % 9 + 1).astype(np.int32)
 

@@ -1,4 +1,4 @@
-"""Tests of the tokenizer: SentencePiece models and the joining of tokenised text."""
+"""Tokenizers: SentencePiece models, and joining tokens to text."""
 
 import pickle
 import re
@@ -28,7 +28,7 @@ def _trained(
 
 
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
-def test_pieces_join_to_the_line(model_type: str) -> None:
+def test_decoded_pieces_equal_the_line(model_type: str) -> None:
     tokenizer = _trained(32, model_type=model_type)
     pieces = tokenizer.encode("the blue fish sees a dog")
     assert len(pieces) > 6
@@ -53,7 +53,7 @@ def test_byte_fallback_keeps_unknown_characters() -> None:
     assert tokenizer.decode(tokenizer.encode("the Ω")) == "the Ω"
 
 
-def test_small_text_makes_a_smaller_vocabulary() -> None:
+def test_small_text_gives_a_smaller_vocabulary() -> None:
     assert len(_trained(5000).vocabulary()) < 200
     with pytest.raises(UserError, match="vocab_size=5000") as error:
         _trained(5000, hard=True)
@@ -69,7 +69,7 @@ def test_small_text_makes_a_smaller_vocabulary() -> None:
 
 
 def _asked(error: pytest.ExceptionInfo[UserError], pattern: str) -> int:
-    """The number in an error's last line, which is `pattern`."""
+    """Returns the number in the last line of the error, which must match `pattern`."""
     found = re.fullmatch(pattern, str(error.value).splitlines()[-1])
     assert found, str(error.value)
     return int(found[1])
@@ -101,13 +101,13 @@ def test_subword_markers_are_removed(separator: str | None, tokens: str, line: s
     assert tokenizer.decode(tokens.split()) == line
 
 
-def test_the_subword_marker_is_detected() -> None:
+def test_subword_marker_is_detected_in_a_vocabulary() -> None:
     assert likely_marker(Vocabulary(["▁a", "b"])) == "sentencepiece"
     assert likely_marker(Vocabulary(["a", "b@@"])) == "@@ "
     assert likely_marker(Vocabulary(["a", "@@"])) is None
 
 
-def test_a_broken_model_is_a_user_error(tmp_path: Path) -> None:
+def test_invalid_sentencepiece_model_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "m").write_text("no model")
     with pytest.raises(UserError, match="not a SentencePiece model"):
         Tokenizer.load(tmp_path / "m")

@@ -1,4 +1,4 @@
-"""Tests of the vocabulary: order, specials, the dictionary file and its errors."""
+"""Vocabularies: order, special symbols, dictionary files and their errors."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from seqtk.data.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 from seqtk.utils.errors import UserError
 
 
-def test_specials_come_first_in_fairseqs_order() -> None:
+def test_special_symbols_come_first_as_in_fairseq() -> None:
     vocabulary = Vocabulary(["a", "b"])
     assert vocabulary.tokens == ["<s>", "<pad>", "</s>", "<unk>", "a", "b"]
     assert tuple(map(vocabulary.id, vocabulary.tokens[:4])) == (BOS, PAD, EOS, UNK)
@@ -24,22 +24,22 @@ def test_encode_ends_in_eos() -> None:
     assert vocabulary.encode([], eos=False).tolist() == []
 
 
-def test_decode_shows_unknown_only() -> None:
+def test_decode_omits_special_symbols_except_unk() -> None:
     assert Vocabulary(["a"]).decode(np.array([BOS, 4, UNK, EOS, PAD])) == ["a", "<unk>"]
 
 
-def test_specials_in_counted_text_get_no_second_row() -> None:
+def test_special_symbols_in_text_are_not_added_again() -> None:
     vocabulary = Vocabulary.from_counts({"<unk>": 9, "</s>": 5, "a": 1}, padding_factor=1)
     assert vocabulary.tokens[4:] == ["a"]
 
 
-def test_fillers_and_bos_and_pad_are_never_generated() -> None:
+def test_fillers_bos_and_pad_are_never_generated() -> None:
     vocabulary = Vocabulary.from_counts({"a": 1, "madeupword0000": 3, "madeupwords": 2}, padding_factor=8)
     assert vocabulary.tokens[4:] == ["madeupword0000", "madeupwords", "a", "madeupword0001"]
     assert vocabulary.never_generated == [BOS, PAD, 4, 7]
 
 
-def test_file_is_read_back_equal(tmp_path: Path) -> None:
+def test_saved_vocabulary_is_loaded_equal(tmp_path: Path) -> None:
     vocabulary = Vocabulary(["a", "\u00a0", "日本", "▁x"], [4, 3, 2, 0])
     vocabulary.save(tmp_path / "dict.txt")
     again = Vocabulary.load(tmp_path / "dict.txt")
@@ -54,7 +54,7 @@ def test_windows_line_ends_and_spaces_are_read() -> None:
     assert vocabulary.counts[4:] == [5, 3]
 
 
-def test_a_line_may_overwrite_an_earlier_token() -> None:
+def test_overwrite_flag_replaces_an_earlier_token() -> None:
     text = "a 5\nb 3\na 1 #fairseq:overwrite\n"
     vocabulary = Vocabulary.from_text(text)
     assert (len(vocabulary), vocabulary.id("a")) == (7, 6)
@@ -70,7 +70,7 @@ def test_a_line_may_overwrite_an_earlier_token() -> None:
         ("a x\n", "Line 1"),
     ],
 )
-def test_malformed_files_are_named_with_the_line(text: str, complaint: str) -> None:
+def test_error_names_the_malformed_line(text: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         Vocabulary.from_text(text)
 

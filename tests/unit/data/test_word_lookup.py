@@ -1,4 +1,4 @@
-"""Tests of the block-wise word table: equal to Python's split and dictionaries on any text."""
+"""Fast look-up of words in a block of text, compared with Python's split and dictionaries."""
 
 from collections import Counter
 
@@ -45,7 +45,7 @@ def test_counts_equal_python_counter(blocks: list[str]) -> None:
             assert counter(b"".join(lines)) == Counter(word.encode("utf-8") for word in text.split())
 
 
-def test_similar_words_are_distinct() -> None:
+def test_words_with_equal_prefixes_are_distinguished() -> None:
     words = [b"a", b"a\0", b"a\0\0", b"12345678", b"123456789", b"123456789012345", b"1234567890123456", b"\xff" * 15]
     table = WordTable(words, range(len(words)), missing=-1)
     absent = [b"b", b"1234567", b"1234567890123456x", b"123456789012346", b"a\0\0\0"]
@@ -53,7 +53,7 @@ def test_similar_words_are_distinct() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 5000])
-def test_every_word_of_a_crowded_table_is_found(count: int) -> None:
+def test_every_word_of_a_large_table_is_found(count: int) -> None:
     words = [str(number * 7919).encode() for number in range(count)]
     table = WordTable(words, range(count), missing=-1)
     values, starts, ends = table.find(b" ".join([*words, b"none"]) + b"\n")
@@ -61,7 +61,7 @@ def test_every_word_of_a_crowded_table_is_found(count: int) -> None:
     assert (ends - starts).tolist() == list(map(len, [*words, b"none"]))
 
 
-def test_the_last_line_may_lack_its_end() -> None:
+def test_narrow_spaces_ends_the_last_line() -> None:
     assert narrow_spaces(b"a\nb") == b"a\nb\n"
     assert narrow_spaces(b"a\xe2\x80\xa8b\xc2\xa0c\n") == b"a b c\n"
 

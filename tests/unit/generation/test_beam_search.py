@@ -45,7 +45,7 @@ def flat_table(words: int, *, length: int) -> torch.Tensor:
 
 
 def brute_force(log_p_TVV: torch.Tensor, *, longest: int, length_penalty: float) -> list[tuple[float, tuple[int, ...]]]:
-    """Every sequence of at most `longest` tokens and EOS with its score, best first."""
+    """Returns all sequences of at most `longest` tokens and EOS with their scores, best first."""
     words = [UNK, *range(4, log_p_TVV.shape[1])]
     scored = []
     for length in range(longest + 1):
@@ -63,7 +63,7 @@ def brute_force(log_p_TVV: torch.Tensor, *, longest: int, length_penalty: float)
 def test_full_width_beam_equals_brute_force(length_penalty):
     torch.manual_seed(int(length_penalty * 10))
     logits_TVV = 2 * torch.randn(4, 6, 6)
-    # No probability for what may not be generated, so that nothing is renormalised.
+    # BOS and PAD have probability 0, because search never generates them.
     logits_TVV[:, :, [BOS, PAD]] = -torch.inf
     expected = brute_force(torch.log_softmax(logits_TVV, -1), longest=3, length_penalty=length_penalty)
     found = run(
@@ -76,7 +76,7 @@ def test_full_width_beam_equals_brute_force(length_penalty):
 
 
 @pytest.mark.parametrize(("beam", "sharpness", "count"), [(1, 1.0, 15), (5, 6.0, 65)])
-def test_search_is_batch_invariant(beam, sharpness, count):
+def test_beam_search_is_batch_invariant(beam, sharpness, count):
     sharp = transformer(WORDS, seed=2, sharpness=sharpness)
     rows = sources(count, words=WORDS, seed=2)
     options = {"beam": beam, "nbest": beam, "max_length_a": 0.5, "max_length_b": 2}
@@ -105,7 +105,7 @@ def test_beam_1_is_greedy(model, rows):
         assert hypothesis.tokens[: len(expected)] == tuple(expected)
 
 
-def test_scores_equal_rescoring(model, rows):
+def test_search_scores_equal_scores_of_given_targets(model, rows):
     for hypothesis, row in zip(itertools.chain(*run(model, rows)), rows, strict=True):
         (given,) = score([model], collate_pairs([(0, row, np.array(hypothesis.tokens))]))
         assert given.tokens == hypothesis.tokens
@@ -119,20 +119,20 @@ def test_hypotheses_are_distinct_and_best_first(model, rows):
         assert scores([hypotheses]) == sorted(scores([hypotheses]), reverse=True)
 
 
-def test_wider_beam_is_no_worse(model, rows):
+def test_wider_beam_has_no_lower_score(model, rows):
     options = {"normalize_scores": False, "max_length_b": 5}
     narrow, wide = (scores(run(model, rows, beam=beam, **options)) for beam in (1, 8))
     assert sum(wide) >= sum(narrow)
 
 
 @pytest.mark.parametrize(("length_penalty", "normalize"), [(0.0, True), (0.6, True), (2.0, True), (1.0, False)])
-def test_length_penalty_divides_the_sum(model, rows, length_penalty, normalize):
+def test_score_is_divided_by_length_to_the_penalty(model, rows, length_penalty, normalize):
     for (hypothesis,) in run(model, rows, length_penalty=length_penalty, normalize_scores=normalize):
         divisor = len(hypothesis.tokens) ** length_penalty if normalize else 1.0
         assert hypothesis.score == pytest.approx(sum(hypothesis.token_scores) / divisor)
 
 
-def test_lengths_stay_in_bounds(rows):
+def test_lengths_are_within_min_and_max_length(rows):
     eager = transformer(WORDS, seed=3)
     shortest = [len(hypothesis.tokens) for (hypothesis,) in run(eager, rows, min_length=7)]
     assert min(shortest) >= 8
@@ -156,9 +156,9 @@ def test_length_is_limited_by_the_model(rows):
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("beam", [1, 4])
-def test_no_ngram_repeats(n, beam):
+def test_no_repeat_ngram_prevents_repeated_ngrams(n, beam):
     table = flat_table(WORDS, length=1)
-    table[0, :, 5] = 9.0  # would repeat the same word
+    table[0, :, 5] = 9.0  # without the constraint, this word would repeat
     table[0, :, EOS] = -2.0
     for model in (Table(table), transformer(WORDS, seed=4)):
         for hypotheses in run(
@@ -221,13 +221,13 @@ def test_prefix_with_eos_is_the_only_hypothesis(model, rows):
     assert len(found[1]) == 3
 
 
-def test_prefix_obeys_no_constraint(model, rows):
+def test_constraints_do_not_apply_to_the_prefix(model, rows):
     (hypothesis,) = run(model, rows[:1], prefix=torch.tensor([[4, 4, UNK, 4, 4]]), no_repeat_ngram=2)[0]
     assert hypothesis.tokens[:5] == (4, 4, UNK, 4, 4)
     assert np.isfinite(hypothesis.score)
 
 
-def test_ensemble_of_one_model_equals_it(model, rows):
+def test_ensemble_of_equal_models_equals_one_model(model, rows):
     once, twice = run(model, rows, nbest=3), run([model, model], rows, nbest=3)
     assert strings(once) == strings(twice)
     assert scores(once) == pytest.approx(scores(twice), abs=1e-5)
@@ -258,7 +258,7 @@ def test_ties_are_ranked_by_beam_then_id():
         assert strings(found) == [[(3, EOS), (3, 3, EOS), (3, 4, EOS)]] * count
 
 
-def test_top_k_is_stable():
+def test_best_breaks_ties_by_index():
     generator = torch.Generator().manual_seed(0)
     scores_BN = torch.randint(0, 4, (40, 300), generator=generator).float()
     scores_BN[5, :] = -torch.inf
@@ -273,7 +273,7 @@ def test_top_k_is_stable():
     assert indices[:, :3].tolist() == [[1, 2, 0]]
 
 
-def test_all_banned_gives_empty_hypothesis():
+def test_search_without_allowed_tokens_returns_only_eos():
     table = flat_table(1, length=1)  # one word, which must not repeat
     found = run(Table(table), [np.array([EOS])], words=1, no_repeat_ngram=1, min_length=5, unk_penalty=torch.inf)
     assert found == [[Hypothesis(tokens=(EOS,), score=-torch.inf, token_scores=(-torch.inf,))]]
@@ -295,17 +295,17 @@ def test_nan_scores_are_refused():
         ({"max_length_b": -1}, "max_length_b"),
     ],
 )
-def test_refusal_names_the_key(model, rows, options, words):
+def test_error_names_the_key(model, rows, options, words):
     with pytest.raises(UserError, match=words):
         run(model, rows, **options)
 
 
-def test_training_mode_is_refused(rows):
+def test_model_in_training_mode_is_refused(rows):
     with pytest.raises(ValueError, match="eval"):
         run(transformer(WORDS, seed=1).train(), rows)
 
 
-def test_padding_of_targets_is_not_scored(model, rows):
+def test_target_padding_is_not_scored(model, rows):
     generator = np.random.default_rng(9)
     targets = [np.append(generator.integers(4, 4 + WORDS, size=size), EOS) for size in (0, 3, 8)]
     pairs = [(index, row, target) for index, (row, target) in enumerate(zip(rows, targets, strict=False))]
@@ -320,4 +320,4 @@ def test_padding_of_targets_is_not_scored(model, rows):
 def test_impossible_min_length_is_refused():
     with pytest.raises(UserError, match="min_length=300 is more than max_length_b=200 allows"):
         SearchConfig(min_length=300).check()
-    SearchConfig(min_length=300, max_length_a=2.0).check()  # some sentences are long enough
+    SearchConfig(min_length=300, max_length_a=2.0).check()  # possible for long sentences

@@ -35,7 +35,7 @@ def test_results_are_in_input_order(model, decoder):
         assert [t.hypotheses[0].tokens for t in found] == [hypotheses[0].tokens for hypotheses in alone[:count]]
 
 
-def test_window_limits_lookahead(decoder):
+def test_window_limits_the_number_of_sentences_read(decoder):
     read = []
 
     def reading():
@@ -65,7 +65,7 @@ def test_long_scored_target_is_truncated_and_flagged(model):
     assert scored.hypotheses[0].tokens == (*[6] * 63, EOS)
 
 
-def test_blank_line_gives_blank_line(decoder):
+def test_blank_line_gives_an_empty_translation(decoder):
     empty = np.array([EOS])
     blank, row = decode_in_order(
         [Sentence(empty, source_text="  "), Sentence(np.array([4, EOS]), source_text="w0")],
@@ -78,7 +78,7 @@ def test_blank_line_gives_blank_line(decoder):
     assert only_blank.hypotheses[0].tokens == (EOS,)
 
 
-def test_batch_may_mix_prefixes(decoder):
+def test_batch_may_mix_sentences_with_and_without_prefix(decoder):
     row = np.array([4, 5, EOS])
     forced, free = decode_in_order(
         [Sentence(row, prefix=np.array([9, 9])), Sentence(row)], decoder, batching=BatchingConfig()
@@ -89,7 +89,7 @@ def test_batch_may_mix_prefixes(decoder):
     assert free.hypotheses[0].tokens == alone.hypotheses[0].tokens
 
 
-def test_bfloat16_scores_are_close(model, decoder):
+def test_bfloat16_scores_are_close_to_float32(model, decoder):
     rows = [Sentence(row) for row in sources(6, words=WORDS, seed=7)]
     coarse = BatchTranslator(models=(model,), vocabulary=vocabulary(WORDS), search=SEARCH, bf16=True)
     exact, rough = (list(decode_in_order(rows, each, batching=BatchingConfig())) for each in (decoder, coarse))

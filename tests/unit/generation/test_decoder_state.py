@@ -9,10 +9,10 @@ from tests.unit.generation.tiny import Diary, batch_of, sources, transformer, vo
 WORDS = 8
 
 
-def test_state_written_in_place_follows_its_beam():
+def test_reordering_supports_states_changed_in_place():
     torch.manual_seed(0)
     table = torch.randn(1, WORDS + 4, WORDS + 4)
-    table[0, 0] = 0.0  # the empty places of the history
+    table[0, 0] = 0.0  # token 0 fills the unused places of the history
     model = Diary(table)
     rows = [np.array([EOS])] * 2
     config = SearchConfig(beam=5, nbest=5, max_length_b=8, min_length=4)
@@ -26,7 +26,7 @@ def test_state_written_in_place_follows_its_beam():
                 assert abs(float(model.head.log_probs(features)[0, 0, token]) - found) < 1e-4
 
 
-def test_static_leaves_are_copied_per_sentence():
+def test_static_state_is_reordered_only_across_sentences():
     model = transformer(WORDS, seed=0)
     with torch.no_grad():
         states = ModelState(model, batch_of(sources(2, words=WORDS, seed=0)))
@@ -50,7 +50,7 @@ def test_identity_reorder_copies_nothing():
     assert states.state is before
 
 
-def test_reorder_in_inference_mode():
+def test_reorder_works_in_inference_mode():
     model = transformer(WORDS, seed=0)
     with torch.inference_mode():
         states = ModelState(model, batch_of(sources(2, words=WORDS, seed=0)))

@@ -1,4 +1,4 @@
-"""Scores of a stream: each token once, for any batch size, and equal to a plain loop over tokens in float64."""
+"""Scoring a token stream: each token once, for any batch size, with the values of a plain float64 loop."""
 
 from pathlib import Path
 
@@ -28,13 +28,13 @@ def tiny(*, seed: int = 3, words: int = WORDS) -> TransformerLM:
     config = TransformerLMConfig(dim=16, ffn_dim=24, heads=2, layers=1, max_length=24, tie_embeddings=False)
     model = TransformerLM(config, vocabulary=words).eval()
     with torch.no_grad():
-        model.head.weight.mul_(4)  # distributions that are far from flat
+        model.head.weight.mul_(4)  # so that probabilities are not almost equal
     return model
 
 
 @pytest.fixture
 def items(tmp_path: Path) -> IndexedDataset:
-    """Lines of up to nine random words and EOS, some of them empty, some words unknown."""
+    """Lines of zero to nine random words and EOS. Some words are unknown."""
     generator = np.random.default_rng(1)
     with IndexedWriter(tmp_path / "test", vocabulary_size=WORDS) as writer:
         for size in generator.integers(0, 10, size=40):
@@ -51,7 +51,7 @@ def scored(
 
 @torch.no_grad()
 def one_at_a_time(model: TransformerLM, read: list[int], target: int) -> float:
-    """log p of a token after its context, in float64, from the head's logits."""
+    """Returns the log-probability of a token given its context, computed from the logits of the head."""
     last_D = model(batch_of(torch.tensor([read])))[0][0, -1]
     return float(functional.log_softmax(model.head.weight @ last_D, dim=0)[target])
 
@@ -59,7 +59,7 @@ def one_at_a_time(model: TransformerLM, read: list[int], target: int) -> float:
 def naive(
     model: TransformerLM, stream: list[int], blocks: ContextBlocks, which: range, *, window: int
 ) -> dict[int, float]:
-    """Position in the stream → log p, for some blocks that ignore line ends."""
+    """Returns position in the stream → log-probability, for the blocks in `which`."""
     found = {}
     previous = [EOS, *stream]
     for start, end in blocks.bounds_K2[which].tolist():
@@ -86,10 +86,10 @@ def test_scores_equal_a_float64_loop(items: IndexedDataset, window: int) -> None
 def test_every_token_is_scored_once(items: IndexedDataset, mode: BreakMode, window: int) -> None:
     each = [scored(items, tiny(), mode=mode, window=window, max_tokens=size) for size in (1, 30, 4000)]
     separators = int((items.sizes == 1).sum()) if mode == "complete_doc" else 0
-    told: list[int] = []
+    advances: list[int] = []
     blocks = ContextBlocks(items, break_mode=mode, tokens_per_sample=12, context_window=window)
-    score_stream([tiny()], blocks, batching=BatchingConfig(max_tokens=30), device=CPU, advance=told.append)
-    assert sum(told) == items.total - separators
+    score_stream([tiny()], blocks, batching=BatchingConfig(max_tokens=30), device=CPU, advance=advances.append)
+    assert sum(advances) == items.total - separators
     for scores in each:
         assert scores.tokens == items.total - separators
         np.testing.assert_allclose(scores.log_p_N, each[0].log_p_N, rtol=0, atol=1e-5)
@@ -101,7 +101,7 @@ def test_ensemble_averages_probabilities(items: IndexedDataset) -> None:
     np.testing.assert_allclose(np.exp(both), (np.exp(one) + np.exp(other)) / 2, rtol=1e-5)
 
 
-def test_unreadable_samples_are_refused(items: IndexedDataset) -> None:
+def test_long_samples_nan_and_training_mode_are_refused(items: IndexedDataset) -> None:
     blocks = ContextBlocks(items, break_mode="none", tokens_per_sample=25)
     with pytest.raises(UserError, match="tokens_per_sample=24"):
         score_stream([tiny()], blocks, batching=BatchingConfig(), device=CPU)
@@ -115,8 +115,8 @@ def test_unreadable_samples_are_refused(items: IndexedDataset) -> None:
 
 
 @pytest.mark.parametrize(("split", "tokens"), [("valid", 217_646), ("test", 245_569)])
-def test_wikitext_103_is_scored_completely(real_data: Path, tmp_path: Path, split: str, tokens: int) -> None:
-    """All tokens are counted. Some hundred from the start, middle and end are compared with the plain loop."""
+def test_every_token_of_wikitext_103_is_scored(real_data: Path, tmp_path: Path, split: str, tokens: int) -> None:
+    """Counts all tokens, and compares the scores of some at the start, middle and end with the plain loop."""
     text = f"{real_data}/wikitext/wikitext103.{split}.tokens"
     preprocess(PreprocessConfig(tokens="words", train=text, test=(text,), nwords=500, destdir=f"{tmp_path}/bin"))
     data = DataBin(tmp_path / "bin")

@@ -36,12 +36,12 @@ def lines(item, format, **options):
     return list(Writer(Languages(), **options).lines(item, format))
 
 
-def test_text_is_best_hypothesis():
+def test_text_format_writes_the_best_hypothesis():
     assert lines(translation(), "text") == ["eine Frau"]
     assert lines(translation(), "text", detokenize=False) == ["ein@@ e Frau"]
 
 
-def test_fairseq_lines_have_fairseqs_format():
+def test_fairseq_format_equals_fairseq():
     assert lines(translation(), "fairseq") == [
         "S-3\ta woman",
         "T-3\tein<<unk>>",
@@ -55,7 +55,7 @@ def test_fairseq_lines_have_fairseqs_format():
     assert lines(translation(), "fairseq", detokenize=False)[1:4:2] == ["T-3\tein@@ <<unk>>", "D-3\t-1.0\tein@@ e Frau"]
 
 
-def test_json_holds_all_hypotheses_in_nats():
+def test_json_format_has_all_hypotheses_in_nats():
     (line,) = lines(translation(), "json")
     read = json.loads(line)
     assert read["index"] == 3
@@ -72,7 +72,7 @@ def test_given_text_is_shown_unchanged():
     assert lines(item, "fairseq", detokenize=False)[:2] == ["S-3\ta woman", "T-3\tein@@ <<unk>>"]
 
 
-def test_translation_is_one_line():
+def test_line_feeds_in_a_translation_become_spaces():
     hypothesis = Hypothesis(tokens=(9, EOS), score=-1.0, token_scores=(-1.0, -1.0))
     item = Translation(0, Sentence(np.array([7, EOS])), [hypothesis], truncated=False)
     assert lines(item, "text") == ["x y"]
@@ -85,7 +85,7 @@ def test_infinite_score_is_null_in_json():
     assert json.loads(line)["hypotheses"][0] == {"text": "", "score": None, "tokens": ["</s>"], "token_scores": [None]}
 
 
-def test_several_references_are_listed():
+def test_all_references_are_written():
     item = translation(references=("Eine Frau", "Die Frau"))
     assert lines(item, "fairseq")[1:3] == ["T-3\tEine Frau", "T-3\tDie Frau"]
     (line,) = lines(item, "json")
@@ -101,5 +101,5 @@ def test_prefix_is_written_as_given():
     assert lines(item, "text") == ["Ōin Frau"]
 
 
-def test_several_free_texts_are_separated():
+def test_generated_texts_are_separated():
     assert lines(translation(), "text", free_text=True) == ["eine Frau", TEXT_SEPARATOR, "Frau", TEXT_SEPARATOR]

@@ -24,7 +24,7 @@ def config_of(name, **options):
 
 
 @pytest.mark.parametrize("name", SELF_ATTENTIONS)
-def test_decoding_is_batch_invariant(name):
+def test_decoding_at_the_length_limit_is_batch_invariant(name):
     model = transformer(WORDS, seed=1, attention=config_of(name, heads=2, max_length=9, rank=2))
     rows = sources(12, words=WORDS, seed=1, longest=12)
     decoder = BatchTranslator(
@@ -43,7 +43,7 @@ def test_decoding_is_batch_invariant(name):
     assert [one.truncated for one in alone] == [len(row) > (longest_source([model]) or 99) for row in rows]
 
 
-def test_most_restrictive_layer_counts():
+def test_smallest_length_limit_of_layers_applies():
     far = transformer(WORDS, seed=1, max_source_length=40, max_target_length=50)
     near = transformer(WORDS, seed=1, attention=config_of("synthesizer_random", heads=2, max_length=9))
     assert (longest_source([far]), longest_target([far])) == (40, 50)
@@ -53,7 +53,7 @@ def test_most_restrictive_layer_counts():
     assert (longest_source([table]), longest_target([table])) == (None, None)
 
 
-def test_limit_depends_on_the_source_alone():
+def test_target_limit_depends_on_source_length_only():
     source_BS = torch.tensor([[4, 5, 6, EOS], [4, EOS, PAD, PAD], [EOS, PAD, PAD, PAD]])
     assert max_target_lengths(source_BS, a=0.5, b=3, longest=None).tolist() == [5, 4, 3]
     assert max_target_lengths(source_BS, a=0.5, b=3, longest=5).tolist() == [4, 4, 3]

@@ -1,4 +1,4 @@
-"""Sampling follows the probabilities, draws candidates only, and depends on the seed and the example only."""
+"""Sampling follows the probabilities, draws allowed tokens only, and depends on the seed and the example only."""
 
 import math
 from collections import Counter
@@ -29,7 +29,7 @@ from tests.unit.models.test_language_model import batch_of as language_batch_of
 
 WORDS = 8
 EVERY = torch.linspace(0, 1, 2001, dtype=torch.float64)[:-1]
-"""Numbers that reach every candidate of more than 1/2000."""
+"""Evenly spaced random numbers, which select every candidate with a probability above 1/2000."""
 
 
 def sampling(**changes: Any) -> SearchConfig:
@@ -41,7 +41,7 @@ def tokens_of(found: list[list[Hypothesis]]) -> list[list[tuple[int, ...]]]:
 
 
 def naive_candidates(p: Sequence[float], *, top_k: int, top_p: float, min_p: float) -> list[int]:
-    """The candidates by the definition, one token at a time."""
+    """Returns the candidates by their definition, one token at a time."""
     order = sorted(range(len(p)), key=lambda token: (-p[token], token))
     kept, total = [], 0.0
     for token in order[: top_k or len(p)]:
@@ -59,7 +59,7 @@ def naive_candidates(p: Sequence[float], *, top_k: int, top_p: float, min_p: flo
     top_p=st.sampled_from([1.0, 0.95, 0.7, 0.31, 0.01]),
     min_p=st.sampled_from([0.0, 0.1, 0.37, 1.0]),
 )
-def test_candidates_equal_those_of_a_plain_loop(weights: list[int], top_k: int, top_p: float, min_p: float) -> None:
+def test_candidates_equal_a_plain_loop(weights: list[int], top_k: int, top_p: float, min_p: float) -> None:
     log_p_V = (torch.tensor(weights).double() / sum(weights)).log().float()
     p = log_p_V.double().softmax(0).tolist()
     wanted = naive_candidates(p, top_k=top_k, top_p=top_p, min_p=min_p)
@@ -80,7 +80,7 @@ def test_banned_tokens_are_not_drawn() -> None:
 
 
 def test_frequencies_match_probabilities() -> None:
-    """χ² of all texts of up to two tokens, at a temperature."""
+    """χ² test over all texts of up to two tokens, at temperature 1.3."""
     torch.manual_seed(0)
     table = Table(torch.randn(3, WORDS, WORDS))
     names = vocabulary(WORDS - 4)
@@ -119,10 +119,10 @@ def test_sampling_is_batch_invariant() -> None:
     other = translations(rows, batching=BatchingConfig(), seed=2)
     assert sum(one != another for one, another in zip(together, other, strict=True)) > 8
     same = translations([rows[0]] * 5, batching=BatchingConfig())
-    assert len({texts[0].tokens for texts in same}) > 2  # a repeated line gets another answer
+    assert len({texts[0].tokens for texts in same}) > 2  # equal lines have different outputs
 
 
-def test_random_numbers_are_prefix_stable() -> None:
+def test_samples_do_not_depend_on_nbest_and_max_length() -> None:
     model, rows, names = transformer(WORDS, seed=1), batch_of(sources(4, words=WORDS, seed=2)), vocabulary(WORDS)
     few, many = (search([model], rows, sampling(nbest=count), vocabulary=names) for count in (2, 7))
     assert tokens_of(few) == [texts[:2] for texts in tokens_of(many)]
@@ -140,7 +140,7 @@ def test_sampling_from_one_token_is_greedy_search(changes: dict[str, Any]) -> No
     assert tokens_of(drawn) == tokens_of(greedy)
 
 
-def test_scores_equal_rescoring() -> None:
+def test_sampled_scores_equal_scores_of_given_targets() -> None:
     model, names = transformer(WORDS, seed=1), vocabulary(WORDS)
     rows = sources(6, words=WORDS, seed=4)
     for texts, row in zip(
@@ -161,7 +161,10 @@ def test_sampling_obeys_the_constraints() -> None:
         sampling(nbest=20, min_length=4, max_length_b=9, no_repeat_ngram=1, unk_penalty=math.inf),
         vocabulary=vocabulary(2),
     )[0]
-    assert {text.tokens for text in found} == {(4, 5, EOS), (5, 4, EOS)}  # then no word is left, and EOS is too early
+    assert {text.tokens for text in found} == {
+        (4, 5, EOS),
+        (5, 4, EOS),
+    }  # no word is left, and EOS comes before min_length
     assert {text.score for text in found} == {-math.inf}
 
 
@@ -182,7 +185,7 @@ def continued(
 
 @torch.no_grad()
 def greedy(model: TransformerLM, given: list[int], *, most: int) -> list[int]:
-    """Greedy decoding that reads the whole window for each token."""
+    """Greedy decoding that computes the whole window again for each token."""
     text, window = list(given), [EOS]
     for token in given:
         window = [*(window[-12:] if len(window) == 24 else window), token]
@@ -203,7 +206,7 @@ def greedy(model: TransformerLM, given: list[int], *, most: int) -> list[int]:
 def test_prompts_of_any_length_are_continued(config: SearchConfig) -> None:
     model = tiny(seed=5)
     with torch.no_grad():
-        model.head.weight[EOS] = -1  # so that texts are not empty
+        model.head.weight[EOS] = -1  # makes EOS unlikely
     given = [*PROMPTS, [4 + place % 16 for place in range(60)]]
     found = continued(model, replace(config, max_length_b=40), given)
     for texts, ids in zip(found, given, strict=True):
@@ -212,7 +215,7 @@ def test_prompts_of_any_length_are_continued(config: SearchConfig) -> None:
     assert max(len(texts[0].tokens) for texts in found) > 60
 
 
-def test_prompts_are_batch_invariant() -> None:
+def test_continuing_prompts_is_batch_invariant() -> None:
     model = tiny()
     config = sampling(nbest=4, max_length_b=30)
     together = continued(model, config)
@@ -253,6 +256,6 @@ def test_beam_search_continues_prompts() -> None:
         ({"sampling": None, "nbest": 9}, "sampling=true"),
     ],
 )
-def test_refusal_names_the_key(changes: dict[str, Any], words: str) -> None:
+def test_error_names_the_key(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         sampling(**changes).check()

@@ -1,4 +1,4 @@
-"""Models and batches small enough to search by hand."""
+"""Tiny models and batches for the tests of generation."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ def transformer(
     max_target_length: int = 64,
     attention: AttentionConfig = SOFTMAX,
 ) -> Transformer:
-    """A random Transformer in float32 whose distributions are far from flat."""
+    """Returns a random Transformer. A larger `sharpness` makes the probabilities of tokens less equal."""
     torch.manual_seed(seed)
     config = TransformerConfig(
         dim=16,
@@ -47,7 +47,7 @@ def transformer(
 
 
 def sharpen(model: Transformer, sharpness: float) -> Transformer:
-    """`model` with larger logits that depend on the source more than on the last token."""
+    """Increases the logits of `model` and their dependence on the source, in place, and returns it."""
     with torch.no_grad():
         model.head.weight.mul_(sharpness)
         for block in model.decoder.blocks:
@@ -56,7 +56,7 @@ def sharpen(model: Transformer, sharpness: float) -> Transformer:
 
 
 def sources(count: int, *, words: int, seed: int, longest: int = 9) -> list[np.ndarray]:
-    """Random sources of 1 to `longest` tokens and EOS."""
+    """Returns random sources of 1 to `longest` tokens and EOS."""
     generator = np.random.default_rng(seed)
     return [
         np.append(generator.integers(4, 4 + words, size=generator.integers(1, longest + 1)), EOS) for _ in range(count)
@@ -68,14 +68,14 @@ def batch_of(rows: Sequence[np.ndarray]) -> TranslationBatch:
 
 
 class TableHead(nn.Module):
-    """A head that looks up log-probabilities."""
+    """A head whose input is already the logits."""
 
     def log_probs(self, features: Tensor, *, temperature: float = 1.0) -> Tensor:
         return torch.log_softmax(features / temperature, dim=-1)
 
 
 class Table(Model):
-    """logits_V of the next token as a function of the last token and the number of tokens before it."""
+    """A model that looks up the logits of the next token by the position and the last token."""
 
     def __init__(self, logits_TVV: Tensor) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Table(Model):
 
 
 class Diary(Table):
-    """A table whose position and history are one tensor that every step writes into, in place."""
+    """A Table whose state has all earlier tokens. Each step changes the state in place."""
 
     def start(self, batch: TranslationBatch) -> State:
         rows = len(batch.source_BS)
@@ -102,5 +102,5 @@ class Diary(Table):
         history_BT, length_B = state["history_BT"], state["length_B"]
         history_BT[torch.arange(len(token_B)), length_B] = token_B
         length_B += 1
-        # Earlier tokens count at every later step, so a state that does not follow its row is detected.
+        # All earlier tokens affect the logits, so that the test detects a state of another row.
         return self.logits_TVV[0][history_BT].sum(dim=1)[:, None], state

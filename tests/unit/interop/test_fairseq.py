@@ -1,6 +1,6 @@
-"""Every key of a fairseq checkpoint is used, or refused by its name.
+"""Importing fairseq checkpoints: every key is used, or the error names it.
 
-The checkpoints here are our own models under fairseq's names; tests/parity has real ones.
+These checkpoints are seqtk's models with fairseq's names. tests/parity uses checkpoints written by fairseq.
 """
 
 import argparse
@@ -53,7 +53,7 @@ State = dict[str, Tensor]
 
 
 def fairseq_state(model: Transformer) -> State:
-    """Our parameters as fairseq stores them: learned positions have two additional rows before the first."""
+    """Returns our parameters as fairseq stores them. Learned positions have two more rows at the start."""
     state = {
         "encoder.version": torch.tensor([3.0]),
         "decoder.version": torch.tensor([3.0]),
@@ -75,9 +75,9 @@ def save(path: Path, state: State, options: dict[str, Any] | None = None) -> Pat
     return path
 
 
-# our config → fairseq's options for it
+# name → (settings of seqtk, the same settings as fairseq options)
 VARIANTS = {
-    "as it is": ({}, {}),
+    "default": ({}, {}),
     "pre-norm": ({"pre_norm": True}, {"encoder_normalize_before": True, "decoder_normalize_before": True}),
     "no sharing": ({"share_embeddings": "none"}, SEPARATE),
     "decoder shares": ({"share_embeddings": "decoder"}, {"share_all_embeddings": False}),
@@ -121,15 +121,15 @@ def test_widths_and_vocabularies_may_differ(tmp_path: Path) -> None:
     assert torch.equal(imported.model().head.weight, model.head.weight)
 
 
-def test_half_precision_becomes_float32(tmp_path: Path) -> None:
+def test_half_precision_is_imported_as_float32(tmp_path: Path) -> None:
     state = {name: tensor.half() for name, tensor in fairseq_state(tiny()).items()}
     imported = import_fairseq(save(tmp_path / "a.pt", state))
     assert {tensor.dtype for tensor in imported.state.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("as_omegaconf", [False, True])
-def test_grouped_settings_are_imported(tmp_path: Path, as_omegaconf: bool) -> None:
-    """cfg holds dicts or omegaconf's objects, and the model is configured by groups for its stacks."""
+def test_nested_cfg_is_imported(tmp_path: Path, as_omegaconf: bool) -> None:
+    """`cfg` has dicts or OmegaConf objects. The options of encoder and decoder are nested."""
     encoder = {key[8:]: value for key, value in OPTIONS.items() if key.startswith("encoder_")}
     decoder = {key[8:]: value for key, value in OPTIONS.items() if key.startswith("decoder_")}
     cfg: Any = {
@@ -184,7 +184,7 @@ BROKEN: dict[str, tuple[Callable[[State], Any], str]] = {
         without("encoder.layers.0.fc1.weight"),
         "has no tensor 'encoder.layers.0.fc1.weight', which its options require.\nIts tensors do not match",
     ),
-    "no table": (without("decoder.embed_tokens.weight"), "has no tensor 'decoder.embed_tokens.weight'"),
+    "no embedding table": (without("decoder.embed_tokens.weight"), "has no tensor 'decoder.embed_tokens.weight'"),
     "an unknown key": (lambda state: state.update({"decoder.extra.weight": torch.ones(1)}), "decoder.extra.weight"),
     "a numbered norm too many": (
         lambda state: state.update({"encoder.layers.0.layer_norms.2.bias": torch.ones(8)}),
@@ -199,7 +199,7 @@ BROKEN: dict[str, tuple[Callable[[State], Any], str]] = {
         "'decoder.output_projection.weight' and 'encoder.embed_tokens.weight' differ",
     ),
     "no tensor": (lambda state: state.update({"encoder.version": 3}), "'encoder.version'"),
-    "a convolution that no option tells of": (
+    "a convolution without an option": (
         lambda state: state.update({"encoder.layers.0.conv.weight": torch.ones(1)}),
         "does not have: encoder.layers.0.conv.weight",
     ),
@@ -211,7 +211,7 @@ BROKEN: dict[str, tuple[Callable[[State], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_keys_are_refused_by_name(tmp_path: Path, case: str) -> None:
+def test_error_names_the_invalid_tensor(tmp_path: Path, case: str) -> None:
     change, words = BROKEN[case]
     state = fairseq_state(tiny())
     change(state)
@@ -238,7 +238,7 @@ def test_tied_projection_may_be_missing(tmp_path: Path) -> None:
         ({"encoder_embed_dim": "wide"}, "encoder_embed_dim"),
     ],
 )
-def test_options_are_refused_by_name(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+def test_error_names_the_unsupported_option(tmp_path: Path, options: dict[str, Any], words: str) -> None:
     assert words in refusal(save(tmp_path / "a.pt", fairseq_state(tiny()), options))
 
 
@@ -247,10 +247,10 @@ def test_other_torch_files_are_refused(tmp_path: Path) -> None:
     assert "not a checkpoint of fairseq" in refusal(tmp_path / "a.pt")
 
 
-def test_error_lists_few_names_of_a_foreign_file(tmp_path: Path) -> None:
+def test_error_lists_a_few_keys_of_an_unknown_file(tmp_path: Path) -> None:
     torch.save({f"encoder.layers.{number}.weight": torch.ones(1) for number in range(20)}, tmp_path / "a.pt")
-    told = refusal(tmp_path / "a.pt").splitlines()[-1]
-    assert told == "It holds: encoder.layers.0.weight, encoder.layers.1.weight and 18 more."
+    last_line = refusal(tmp_path / "a.pt").splitlines()[-1]
+    assert last_line == "It holds: encoder.layers.0.weight, encoder.layers.1.weight and 18 more."
     torch.save({"weights": torch.ones(1)}, tmp_path / "a.pt")
     assert refusal(tmp_path / "a.pt").splitlines()[-1] == "It holds: weights."
 
@@ -286,7 +286,7 @@ def test_command_writes_a_complete_model(tmp_path: Path, capsys: pytest.CaptureF
         ({"output": ""}, "output="),
     ],
 )
-def test_command_refusal_names_the_key(
+def test_command_error_names_the_key(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, str], words: str
 ) -> None:
     save(tmp_path / "a.pt", fairseq_state(tiny()))

@@ -1,4 +1,4 @@
-"""Adaptive models are imported from each of fairseq's layouts, and unsupported options are refused by name."""
+"""Importing fairseq models with adaptive input and softmax: all layouts, and errors about unsupported options."""
 
 import argparse
 from dataclasses import replace
@@ -49,23 +49,23 @@ def config_of(*, tie: bool = True, **changes: Any) -> TransformerLMConfig:
 
 OWN_PROJECTIONS = {"tie_adaptive_proj": False}
 UNTIED = {"tie_adaptive_weights": False, "tie_adaptive_proj": False}
-# ours, fairseq's options for it
+# name → (config of seqtk, the same settings as fairseq options)
 VARIANTS: dict[str, tuple[TransformerLMConfig, dict[str, Any]]] = {
     "tied": (TIED, {}),
     "cutoffs as a list that ends with the vocabulary": (TIED, {"adaptive_softmax_cutoff": [6, 13, V]}),
     "cutoffs in brackets": (TIED, {"adaptive_input_cutoff": "[6, 13]"}),
     "with dropout": (config_of(dropout=0.2), {"adaptive_softmax_dropout": 0.2}),
-    "projections of its own": (config_of(tie_projections=False), OWN_PROJECTIONS),
+    "separate projections": (config_of(tie_projections=False), OWN_PROJECTIONS),
     "untied": (config_of(tie=False, tie_projections=False), UNTIED),
-    "untied, of other widths": (
+    "untied with other widths": (
         config_of(tie=False, tie_projections=False, softmax_factor=1.5),
         {**UNTIED, "adaptive_softmax_factor": 1.5},
     ),
-    "softmax alone": (
+    "softmax only": (
         config_of(tie=False, tie_projections=False, input_factor=None),
         {**UNTIED, "adaptive_input": False, "adaptive_input_cutoff": None},
     ),
-    "input alone": (
+    "input only": (
         config_of(tie=False, tie_projections=False, softmax_factor=None),
         {**UNTIED, "adaptive_softmax_cutoff": None},
     ),
@@ -73,7 +73,7 @@ VARIANTS: dict[str, tuple[TransformerLMConfig, dict[str, Any]]] = {
 
 
 def fairseq_state(model: TransformerLM) -> dict[str, Tensor]:
-    """Our parameters as fairseq stores them: an untied head is one tensor, and its projections are transposed."""
+    """Returns our parameters as fairseq stores them: an untied head is one tensor with transposed projections."""
     config, adaptive = model.config, model.config.adaptive
     assert adaptive is not None
     state = {fairseq_name(name): tensor for name, tensor in model.state_dict().items()}
@@ -108,7 +108,7 @@ def test_options_and_weights_are_imported(tmp_path: Path, variant: str) -> None:
     assert len(list(again.parameters())) == len(list(model.parameters()))
 
 
-def test_parameter_names_equal_fairseqs() -> None:
+def test_parameter_names_are_mapped_to_fairseq_names() -> None:
     assert {
         name: fairseq_name(name)
         for name in TransformerLM(TIED, vocabulary=V).state_dict()

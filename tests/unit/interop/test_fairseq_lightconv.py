@@ -1,6 +1,6 @@
-"""fairseq's lightconv checkpoints: options become layers, old and new names are read, other options are refused.
+"""Importing fairseq's lightconv models: options, old and new parameter names, and errors.
 
-The checkpoints here are our own models under fairseq's names; tests/parity has real ones.
+These checkpoints are seqtk's models with fairseq's names. tests/parity uses checkpoints written by fairseq.
 """
 
 from dataclasses import replace
@@ -34,7 +34,7 @@ OPTIONS = {
 
 
 def config_of(**fields: Any) -> TransformerConfig:
-    """The model of OPTIONS."""
+    """Returns the config of seqtk that corresponds to OPTIONS."""
 
     def layer(kind: type[ConvolutionConfig], kernel_size: int) -> ConvolutionConfig:
         return kind(heads=2, kernel_size=kernel_size, **{**RATES, **fields})
@@ -48,7 +48,7 @@ def config_of(**fields: Any) -> TransformerConfig:
 
 
 def fairseq_state(config: TransformerConfig) -> State:
-    """Our parameters as fairseq stores them, with the uninitialised bias of its dynamic convolutions."""
+    """Returns our parameters as fairseq stores them, and the uninitialized bias of fairseq's dynamic convolution."""
     state = {}
     for name, tensor in tiny(config).state_dict().items():
         theirs = fairseq_name(name, lightconv=True)

@@ -1,4 +1,4 @@
-"""Importers and exporters: one file each, found by the command line."""
+"""Importers and exporters, and plug-ins that add one."""
 
 import json
 import zipfile
@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_npz_holds_weights_config_and_vocabulary(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_npz_has_weights_config_and_vocabulary(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = folder / "model.npz"
     export([f"checkpoint={folder / 'words.safetensors'}", "format=npz", f"output={output}"])
     assert capsys.readouterr().out == f"{output}\n"
@@ -87,7 +87,7 @@ def test_npz_holds_weights_config_and_vocabulary(folder: Path, capsys: pytest.Ca
         assert {archive[name].dtype.name for name in tensors_of(loaded.model)} == {"float16"}
 
 
-def test_plugin_is_found_by_the_commands(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_use_importer_and_exporter_of_a_plugin(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plugin = f"user_dir={folder / 'folder_format.py'}"
     model, arrays, back = folder / "words.safetensors", folder / "arrays", folder / "back.safetensors"
     export([plugin, f"checkpoint={model}", "format=folder", f"output={arrays}"])
@@ -112,7 +112,7 @@ def test_plugin_is_found_by_the_commands(folder: Path, capsys: pytest.CaptureFix
         (import_model, "checkpoint=words.safetensors output=x format=fairseq", "a model file of seqtk"),
     ],
 )
-def test_refusal_names_the_key(
+def test_error_names_the_key(
     folder: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""Reading a file never runs its code: it returns values or raises a user error."""
+"""Reading a pickled checkpoint never runs code: it returns values or raises a user error."""
 
 import argparse
 import collections
@@ -23,14 +23,14 @@ _listeners: list[list[str]] = []
 
 
 def _hear(event: str, arguments: tuple[Any, ...]) -> None:
-    # importing a module executes it, too; a hostile file holds text
-    of_text = event == "exec" and getattr(arguments[0], "co_filename", "<string>") == "<string>"
+    # importing a module raises "exec" too; code from a string has the file name "<string>"
+    from_string = event == "exec" and getattr(arguments[0], "co_filename", "<string>") == "<string>"
     for heard in _listeners:
-        if event in ALARMING or of_text:
+        if event in ALARMING or from_string:
             heard.append(event)
 
 
-sys.addaudithook(_hear)  # a hook cannot be removed, so it records only while a test asks for it
+sys.addaudithook(_hear)  # a hook cannot be removed, so it records only during a test that requests it
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def alarms() -> Iterator[list[str]]:
 
 
 class Calls:
-    """Pickles as a call of `function`, as in a hostile file."""
+    """Pickles as a call of `function`, as in a malicious file."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.function, self.arguments = function, arguments
@@ -69,7 +69,9 @@ WRITERS: dict[str, Callable[[Any, Path], None]] = {
 
 @pytest.mark.parametrize("payload", PAYLOADS)
 @pytest.mark.parametrize("writer", WRITERS)
-def test_hostile_file_is_refused_by_name(tmp_path: Path, alarms: list[str], payload: str, writer: str) -> None:
+def test_malicious_file_is_refused_without_running_code(
+    tmp_path: Path, alarms: list[str], payload: str, writer: str
+) -> None:
     make, name = PAYLOADS[payload]
     trace, path = tmp_path / "trace", tmp_path / "checkpoint.pt"
     WRITERS[writer]({"model": {"weight": torch.ones(2)}, "args": make(trace)}, path)
@@ -83,13 +85,13 @@ def test_hostile_file_is_refused_by_name(tmp_path: Path, alarms: list[str], payl
     assert name in lines[0]
 
 
-def test_the_alarm_detects_execution(tmp_path: Path, alarms: list[str]) -> None:
+def test_alarms_fixture_detects_code_execution(tmp_path: Path, alarms: list[str]) -> None:
     os.system(f"touch {tmp_path / 'trace'}")
     exec("pass")
     assert alarms == ["os.system", "exec"]
 
 
-def test_stubs_run_no_function(tmp_path: Path, alarms: list[str]) -> None:
+def test_function_of_numpy_is_replaced_by_a_stub(tmp_path: Path, alarms: list[str]) -> None:
     trace = tmp_path / "trace.npy"
     torch.save({"model": {}, "args": Calls(np.save, str(trace), [1.0])}, tmp_path / "a.pt")
     value = read_checkpoint(tmp_path / "a.pt")["args"]
@@ -117,7 +119,7 @@ def test_truncated_file_is_a_user_error(tmp_path: Path, writer: str, keep: float
     "content",
     [b"S-0\tA text file\n" * 20, b"\0" * 100, b"\x80\x02N.", pickle.dumps([1, 2], protocol=2), bytes(range(256))],
 )
-def test_other_files_are_user_errors(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_checkpoints_are_user_errors(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:
@@ -162,7 +164,7 @@ def test_tensors_and_settings_are_read(tmp_path: Path, writer: str) -> None:
     assert all(isinstance(read[name], Stub) for name in ("args", "best", "cfg", "folder"))
 
 
-def test_globals_are_found_without_running_anything(tmp_path: Path) -> None:
+def test_globals_are_listed_without_running_code(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     torch.save({"a": torch.ones(1), "b": argparse.Namespace(), "c": Calls(os.system, "true")}, path)
     assert set(globals_of(path)) >= {"argparse.Namespace", "torch._utils._rebuild_tensor_v2", "posix.system"}

@@ -13,7 +13,7 @@ def output(text: str, *references: str) -> Output:
 
 
 class TestRegistry:
-    def test_a_metric_states_its_direction(self) -> None:
+    def test_registered_metric_has_unit_and_direction(self) -> None:
         registry = MetricRegistry()
 
         @registry.register("longest", unit="words", higher_is_better=True)
@@ -28,11 +28,11 @@ class TestRegistry:
         scores = registry.compute(["longest"], Evaluation(outputs=[output("a b", "c")]))
         assert scores == {"longest": Score(2)}
 
-    def test_names_are_unique(self) -> None:
+    def test_metric_names_are_unique(self) -> None:
         with pytest.raises(ValueError, match="bleu"):
             metrics.register("bleu", unit="%", higher_is_better=True)
 
-    def test_unknown_names_are_refused_with_the_nearest(self) -> None:
+    def test_unknown_metric_suggests_a_similar_name(self) -> None:
         with pytest.raises(UserError, match="bleu"):
             metrics["blue"]
 
@@ -42,7 +42,7 @@ class TestRegistry:
         assert not {"loss", "nll", "ppl", "ter", "word_ppl", "bits_per_byte"} & higher
 
     @pytest.mark.parametrize(("name", "better"), [("bleu", 2.0), ("ter", 1.0)])
-    def test_is_better_follows_the_direction(self, name: str, better: float) -> None:
+    def test_is_better_depends_on_the_direction(self, name: str, better: float) -> None:
         metric = metrics[name]()
         worse = 3.0 - better
         assert metric.is_better(better, worse)
@@ -52,22 +52,22 @@ class TestRegistry:
 
 
 class TestAvailability:
-    def test_evaluation_states_what_it_provides(self) -> None:
+    def test_evaluation_lists_available_inputs_of_metrics(self) -> None:
         assert Evaluation().provides == set()
         evaluation = Evaluation({"nll": (1.0, 1.0)}, [output("a", "b")], TextCount(1, 1, 1, 1))
         assert evaluation.provides == {"nll", "outputs", "text_size"}
 
-    def test_metrics_without_their_needs_are_skipped(self) -> None:
+    def test_metrics_without_their_inputs_are_skipped(self) -> None:
         scores = metrics.compute(metrics, Evaluation({"nll": (6.0, 3.0)}))
         assert scores.keys() == {"nll", "ppl", "bits_per_token"}
 
-    def test_unregistered_statistics_are_means(self) -> None:
+    def test_unregistered_statistics_are_reported_as_means(self) -> None:
         scores = metrics.compute(["nll"], Evaluation({"nll": (6.0, 3.0), "hits": (1.0, 4.0), "loss": (1.0, 1.0)}))
         assert {name: score.value for name, score in scores.items()} == {"nll": 2.0, "hits": 0.25}
 
 
 class TestValues:
-    def test_value_is_the_weighted_mean(self) -> None:
+    def test_values_are_weighted_means(self) -> None:
         evaluation = Evaluation({"nll": (6.0, 3.0), "loss": (9.0, 3.0), "correct": (1.0, 4.0)})
         values = {name: score.value for name, score in metrics.compute(metrics, evaluation).items()}
         expected = {"loss": 3.0, "nll": 2.0, "ppl": math.exp(2.0), "bits_per_token": 2 / math.log(2), "accuracy": 25.0}

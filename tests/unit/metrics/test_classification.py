@@ -1,4 +1,4 @@
-"""Metrics of classifiers equal plain loops over their definitions; intervals cover what they should."""
+"""Metrics of classifiers, compared with plain loops over their definitions, and confidence intervals."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def predicted(output: ClassOutput) -> int:
 
 
 class TestMacroF1:
-    def test_equals_the_definition(self) -> None:
+    def test_macro_f1_equals_its_definition(self) -> None:
         found = outputs()
         f1 = []
         for name in range(CLASSES):
@@ -40,7 +40,7 @@ class TestMacroF1:
             f1.append(2 * true / (2 * true + wrong + missed))
         assert value("macro_f1", found) == pytest.approx(100 * np.mean(f1))
 
-    def test_absent_classes_are_left_out(self) -> None:
+    def test_classes_without_examples_are_ignored(self) -> None:
         found = [
             ClassOutput(0, "", "", ("",), target=0, log_probs=(-0.1, -3.0, -9.0)),
             ClassOutput(1, "", "", ("",), target=1, log_probs=(-0.1, -3.0, -9.0)),
@@ -49,7 +49,7 @@ class TestMacroF1:
 
 
 class TestCalibration:
-    def test_equals_the_definition(self) -> None:
+    def test_calibration_error_equals_its_definition(self) -> None:
         found, total = outputs(), 0.0
         for number in range(BINS):
             inside = [
@@ -61,7 +61,7 @@ class TestCalibration:
                 total += len(inside) / len(found) * abs(right - confidence)
         assert value("ece", found) == pytest.approx(100 * total)
 
-    def test_certain_and_right_is_calibrated(self) -> None:
+    def test_certain_correct_prediction_is_calibrated(self) -> None:
         right = [ClassOutput(0, "", "", ("",), target=1, log_probs=(-50.0, 0.0))]
         wrong = [ClassOutput(0, "", "", ("",), target=0, log_probs=(-50.0, 0.0))]
         assert value("ece", right) == pytest.approx(0)
@@ -101,7 +101,7 @@ class TestIntervals:
         assert score.interval == pytest.approx((score.value - half, score.value + half), abs=0.6)
 
     @pytest.mark.parametrize("name", ["accuracy", "nll", "macro_f1", "ece"])
-    def test_identity_sample_gives_the_value(self, name: str) -> None:
+    def test_resample_of_all_examples_gives_the_value(self, name: str) -> None:
         found = outputs()
         metric = metrics[name]()
         rows_1N = np.arange(len(found))[None]
@@ -109,7 +109,7 @@ class TestIntervals:
         assert whole == pytest.approx(metric.compute(evaluation(found)).value)
 
     @pytest.mark.parametrize("name", ["accuracy", "nll", "macro_f1"])
-    def test_covers_the_truth(self, name: str) -> None:
+    def test_interval_covers_the_true_value(self, name: str) -> None:
         truth = metrics.compute([name], evaluation(outputs(50_000, seed=9), resamples=0))[name].value
         inside = 0
         for seed in range(40):
@@ -118,7 +118,7 @@ class TestIntervals:
             inside += score.interval[0] <= truth <= score.interval[1]
         assert inside >= 34  # 38 of 40 are expected; fewer than 34 has a probability below 2 %
 
-    def test_is_equal_for_equal_predictions(self) -> None:
+    def test_interval_is_reproducible(self) -> None:
         one, other = (metrics.compute(["macro_f1"], evaluation(outputs()))["macro_f1"] for _ in range(2))
         assert one == other
 
@@ -126,7 +126,7 @@ class TestIntervals:
         assert metrics.compute(["accuracy"], evaluation(outputs(), resamples=0))["accuracy"].interval is None
 
 
-def test_text_metrics_have_no_predictions() -> None:
+def test_predictions_of_a_language_model_are_empty() -> None:
     assert not Evaluation({"nll": (1.0, 1.0)}).predictions
     with pytest.raises(UserError):
         metrics["macro_f2"]

@@ -17,7 +17,7 @@ def test_scores_equal_sacrebleu_exactly():
     assert scores["bleu"].signature == f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
 
 
-def test_signed_lines_equal_sacrebleus():
+def test_score_line_has_the_sacrebleu_signature():
     bleu = corpus_scores(GOOD, REFERENCES)["bleu"]
     assert bleu.line.startswith(f"BLEU = {bleu.value:.2f} ")
     assert bleu.signed_line.startswith(f"BLEU|{bleu.signature} = {bleu.value:.2f} ")
@@ -37,7 +37,7 @@ def test_options_change_the_signature_and_the_score():
         ({"tokenize": "31a"}, "Did you mean '13a'"),
     ],
 )
-def test_unknown_names_are_refused_with_the_nearest(arguments, words):
+def test_unknown_name_suggests_a_similar_name(arguments, words):
     with pytest.raises(UserError, match=words):
         corpus_scores(GOOD, REFERENCES, **arguments)
 
@@ -49,7 +49,7 @@ def test_unequal_numbers_of_lines_are_refused():
         corpus_scores([], [])
 
 
-def test_bootstrap_distinguishes_systems():
+def test_paired_bootstrap_distinguishes_systems():
     (bleu,) = paired_bootstrap({"good": GOOD, "bad": BAD, "copy": list(GOOD)}, REFERENCES, names=["bleu"], samples=50)
     good, bad, copy = bleu.rows
     assert bleu.name == "BLEU"
