@@ -1,4 +1,4 @@
-"""The classifier: padding changes nothing, any encoder layer is supported, and the task chooses the head."""
+"""The classifier: padding has no effect, every encoder layer works, causal models, numeric input and image stems."""
 
 import dataclasses
 import math
@@ -39,19 +39,19 @@ def batch(padding: int = 0) -> ClassBatch:
 
 @pytest.mark.parametrize("encoder", [{}, {"stem_layers": 1}, {"stem_layers": 1, "stem_width": 3}, {"memory_tokens": 2}])
 @pytest.mark.parametrize("pool", get_args(Pool))
-def test_padding_changes_nothing(pool: Pool, encoder: dict[str, int]) -> None:
+def test_loss_does_not_depend_on_padding(pool: Pool, encoder: dict[str, int]) -> None:
     classifier, criterion = model(pool, encoder={"layers": 2, **encoder}), criterions.build(CrossEntropyConfig())
     alone, padded = (criterion(classifier, batch(padding)).total for padding in (0, 3))
     torch.testing.assert_close(alone, padded)
 
 
-def test_a_batch_without_padding_needs_no_mask() -> None:
+def test_mask_of_a_batch_without_padding_has_no_effect() -> None:
     classifier = model()
     masked, plain = (classifier(dataclasses.replace(batch(), padded=padded))[0] for padded in (True, False))
     torch.testing.assert_close(masked, plain)
 
 
-def test_class_vector_comes_first() -> None:
+def test_class_vector_is_prepended_and_trained() -> None:
     classifier = model("cls")
     features, _ = classifier(batch())
     assert features.shape == (3, 7, 16)
@@ -61,7 +61,7 @@ def test_class_vector_comes_first() -> None:
     assert classifier.class_D.grad.abs().max() > 0
 
 
-def test_statistics_count_correct_classes() -> None:
+def test_loss_statistics_count_correct_predictions() -> None:
     classifier, criterion = model(), criterions.build(CrossEntropyConfig())
     loss = criterion(classifier, batch())
     assert tuple(loss.stats) == criterion.stats_of(classifier) == ("loss", "nll", "correct")
@@ -69,7 +69,7 @@ def test_statistics_count_correct_classes() -> None:
 
 
 class TestCausal:
-    def test_later_tokens_change_no_earlier_feature(self) -> None:
+    def test_features_do_not_depend_on_later_tokens(self) -> None:
         classifier, first = model("last", causal=True), batch()
         changed = first.source_BS.clone()
         changed[:, 4:] = 5
@@ -77,17 +77,17 @@ class TestCausal:
         torch.testing.assert_close(before[:, :4], after[:, :4])
         assert (before[:, 4:] - after[:, 4:]).abs().max() > 0.01
 
-    def test_padding_changes_nothing(self) -> None:
+    def test_loss_of_causal_model_does_not_depend_on_padding(self) -> None:
         classifier, criterion = model("last", causal=True), criterions.build(CrossEntropyConfig())
         alone, padded = (criterion(classifier, batch(padding)).total for padding in (0, 3))
         torch.testing.assert_close(alone, padded)
 
-    def test_causal_only_layers_need_the_key(self) -> None:
+    def test_causal_only_layers_require_model_causal(self) -> None:
         with pytest.raises(UserError, match=r"model\.causal=true"):
             model(attention="transformer_xl")
         criterions.build(CrossEntropyConfig())(model("last", attention="transformer_xl", causal=True), batch())
 
-    def test_class_vector_is_refused(self) -> None:
+    def test_causal_model_with_class_vector_is_refused(self) -> None:
         with pytest.raises(UserError, match=r"task\.pool=cls"):
             model("cls", causal=True)
 
@@ -107,14 +107,14 @@ class TestValues:
         x_BTD = self.built(value_mean=3.0, value_std=2.0).embedding.vectors(torch.tensor([[4, 7, 9, 1]]))
         zero, three, five, special = x_BTD[0]
         torch.testing.assert_close(five - three, (three - zero) * 2 / 3)
-        torch.testing.assert_close(special, three)  # the value mean: the bias alone
+        torch.testing.assert_close(special, three)  # a special symbol has the mean value
 
     def test_large_values_are_distinct_after_layer_norm(self) -> None:
         x_BTD = self.built(value_mean=0.0, value_std=5.0, positions="none").embedding.vectors(torch.tensor([[9, 19]]))
         five, fifteen = torch.nn.functional.layer_norm(x_BTD, x_BTD.shape[-1:])[0]
         assert torch.cosine_similarity(five, fifteen, dim=0) < 0.98
 
-    def test_mean_and_std_normalise(self) -> None:
+    def test_value_mean_and_value_std_normalize_the_values(self) -> None:
         one = self.built(value_mean=0.0, value_std=1.0)
         other = self.built(value_mean=7.5, value_std=7.5)
         torch.testing.assert_close(
@@ -123,20 +123,20 @@ class TestValues:
         )
         assert one(batch())[0].shape == other(batch())[0].shape
 
-    def test_a_task_without_values_is_refused(self) -> None:
+    def test_numeric_input_requires_a_task_with_values(self) -> None:
         with pytest.raises(UserError, match=r"model\.input=values"):
             model(input="values")
 
 
 class TestImageStem:
-    def test_equals_a_convolution_over_both_dimensions(self) -> None:
+    def test_image_stem_equals_a_2d_convolution(self) -> None:
         stem = ConvolutionalStem(8, layers=1, kernel_size=3, width=4)
         x_BTD = torch.randn(2, 12, 8)
         image_BDHW = stem.norms[0](x_BTD).transpose(1, 2).reshape(2, 8, 3, 4)
         wanted = x_BTD + functional.gelu(stem.convolutions[0](image_BDHW)).flatten(2).transpose(1, 2)
         torch.testing.assert_close(stem(x_BTD, pad_BT=None), wanted)
 
-    def test_incomplete_lines_are_padded(self) -> None:
+    def test_incomplete_image_rows_are_padded(self) -> None:
         stem = ConvolutionalStem(8, layers=2, kernel_size=3, width=4)
         x_BTD = torch.randn(2, 10, 8)
         pad_BT = torch.arange(12).expand(2, 12) >= 10
@@ -148,7 +148,7 @@ ENCODERS = [name for name in attentions if Role.ENCODER in attentions.class_of(a
 
 
 @pytest.mark.parametrize("attention", ENCODERS)
-def test_padding_changes_nothing_in_any_layer(attention: str) -> None:
+def test_no_attention_layer_depends_on_padding(attention: str) -> None:
     classifier = model(attention=attention)
     alone, padded = (batch(padding) for padding in (0, 3))
     one, other = (classifier.head.logits(classifier(each)[0], pad_BT=each.pad) for each in (alone, padded))  # type: ignore[operator]
@@ -156,7 +156,7 @@ def test_padding_changes_nothing_in_any_layer(attention: str) -> None:
 
 
 @pytest.mark.parametrize("attention", ENCODERS)
-def test_every_encoder_layer_learns(attention: str) -> None:
+def test_every_attention_layer_reduces_the_loss(attention: str) -> None:
     classifier, criterion = model(attention=attention).train(), criterions.build(CrossEntropyConfig())
     optimizer = torch.optim.Adam(classifier.parameters(), lr=0.01)
     losses = []

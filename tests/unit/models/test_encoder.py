@@ -1,4 +1,4 @@
-"""Memory tokens and the stem: their effect, and that padding has none."""
+"""Encoders with memory tokens or a convolutional stem: gradients, lengths, errors, and independence of padding."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def encoder(**settings: object) -> Encoder:
     ],
     ids=["memory", "stem", "both"],
 )
-def test_amount_of_padding_does_not_matter(settings: dict[str, object]) -> None:
+def test_outputs_do_not_depend_on_padding(settings: dict[str, object]) -> None:
     layers = encoder(**settings)
     x_BSD = torch.randn(2, 5, 8, dtype=torch.float64)
     for width in (5, 8):
@@ -45,7 +45,7 @@ def test_amount_of_padding_does_not_matter(settings: dict[str, object]) -> None:
             torch.testing.assert_close(y_BSD[row, :length], alone)
 
 
-def test_memory_tokens_are_read_and_trained() -> None:
+def test_memory_tokens_have_gradients() -> None:
     layers = encoder(memory_tokens=3)
     assert sum(p.numel() for p in layers.parameters()) == sum(p.numel() for p in encoder().parameters()) + 3 * 8
     y_BSD = layers(torch.randn(2, 5, 8, dtype=torch.float64), pad_BS=None)
@@ -67,7 +67,7 @@ def test_memory_tokens_count_towards_max_length(tokens: int, longest: int | None
         Transformer(config, source_vocabulary=9, target_vocabulary=9)
 
 
-def test_a_stem_has_a_limited_receptive_field() -> None:
+def test_stem_has_a_limited_receptive_field() -> None:
     stem = encoder(stem_layers=2, stem_kernel_size=3).stem
     assert stem is not None
     x_BTD = torch.randn(1, 9, 8, dtype=torch.float64, requires_grad=True)
@@ -75,7 +75,7 @@ def test_a_stem_has_a_limited_receptive_field() -> None:
     assert gradient[0].abs().sum(1).nonzero().flatten().tolist() == [2, 3, 4, 5, 6]
 
 
-def test_an_even_stem_kernel_is_refused() -> None:
+def test_even_stem_kernel_size_is_refused() -> None:
     with pytest.raises(UserError, match="stem_kernel_size"):
         encoder(stem_layers=1, stem_kernel_size=4)
 

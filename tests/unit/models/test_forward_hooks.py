@@ -1,4 +1,4 @@
-"""A training step reaches every module through `__call__`, so that hooks, compilation and sharding see it."""
+"""A training step calls every module through `__call__`, which hooks, compilation and sharding require."""
 
 import collections
 from dataclasses import replace
@@ -39,7 +39,7 @@ def tokens() -> torch.Tensor:
 
 
 def calls(model: Model, batch: TranslationBatch | LanguageBatch) -> dict[str, int]:
-    """The number of times that each module fires in a training step, by name."""
+    """Returns the number of calls of each module in a training step, by name."""
     count: dict[str, int] = collections.Counter()
     for name, module in model.named_modules():
         if isinstance(module, KINDS):
@@ -58,7 +58,7 @@ def test_translation_model_calls_every_module(config: TransformerConfig, pre_nor
     count = calls(model, batch)
     shared = "source_embedding.tokens"
     assert count.pop(shared) == 2  # one table for source and target
-    if config is LUNA:  # a shared projection of keys and values fires for each of them
+    if config is LUNA:  # keys and values share a projection, which is called twice
         count = {name: n for name, n in count.items() if not isinstance(model.get_submodule(name), nn.Linear)}
     assert set(count.values()) == {1}, count
 
@@ -74,7 +74,7 @@ def test_language_model_calls_every_module(config: TransformerLMConfig) -> None:
     assert set(count.values()) == {1}, count
 
 
-def test_recurrent_memory_calls_modules_once_a_segment() -> None:
+def test_recurrent_memory_calls_modules_once_per_segment() -> None:
     fields = {name: getattr(LANGUAGE, name) for name in ("dim", "ffn_dim", "heads", "layers", "norm_embedding")}
     config = RecurrentMemoryLMConfig(**fields, segment_length=8, memory_tokens=2)
     model = RecurrentMemoryLM(config, vocabulary=V)
@@ -83,7 +83,7 @@ def test_recurrent_memory_calls_modules_once_a_segment() -> None:
     assert set(count.values()) == {2}, count  # one call for each segment
 
 
-def test_layer_drop_calls_blocks_without_submodules() -> None:
+def test_dropped_block_calls_no_submodule() -> None:
     torch.manual_seed(0)
     model = TransformerLM(replace(LANGUAGE, layer_drop=0.999), vocabulary=V)
     count = calls(model, LanguageBatch(torch.arange(2), tokens().numel(), tokens(), tokens()))

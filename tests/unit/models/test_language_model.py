@@ -1,4 +1,4 @@
-"""Tests of the language model: steps equal the parallel form, the future is invisible, and options work."""
+"""Language models: decoding steps equal forward, positions do not see later ones, and options have their effect."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,13 +29,13 @@ VARIANTS = {
     "pre-norm": replace(TINY, pre_norm=True, activation="gelu"),
     "without a final norm": replace(TINY, pre_norm=True, final_norm=False),
     "learned positions": replace(TINY, positions="learned", scale_embedding=False),
-    "no positions, a norm, a table of its own": replace(
+    "no positions, a norm, untied embeddings": replace(
         TINY, positions="none", norm_embedding=True, tie_embeddings=False
     ),
-    "bands, tied": replace(TINY, adaptive=BANDS),
-    "bands, each its own": replace(TINY, adaptive=replace(BANDS, softmax_factor=4.0), tie_embeddings=False),
-    "bands of the input": replace(TINY, adaptive=replace(BANDS, softmax_factor=None), tie_embeddings=False),
-    "bands of the softmax": replace(TINY, adaptive=replace(BANDS, input_factor=None), tie_embeddings=False),
+    "adaptive, tied": replace(TINY, adaptive=BANDS),
+    "adaptive, untied": replace(TINY, adaptive=replace(BANDS, softmax_factor=4.0), tie_embeddings=False),
+    "adaptive input only": replace(TINY, adaptive=replace(BANDS, softmax_factor=None), tie_embeddings=False),
+    "adaptive softmax only": replace(TINY, adaptive=replace(BANDS, input_factor=None), tie_embeddings=False),
     "a pattern of layers": replace(TINY, attention=(SoftmaxConfig(), SynthesizerDenseConfig(max_length=12))),
 }
 
@@ -59,7 +59,7 @@ def rows(count: int = 3, length: int = 7) -> torch.Tensor:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_stepping_equals_the_parallel_form(variant: str) -> None:
+def test_decoding_steps_equal_forward(variant: str) -> None:
     model = tiny(VARIANTS[variant])
     previous_BT = rows()
     wanted_BTD = model(batch_of(previous_BT))[0]
@@ -70,7 +70,7 @@ def test_stepping_equals_the_parallel_form(variant: str) -> None:
 
 
 @torch.no_grad()
-def test_generation_continues_a_prompt() -> None:
+def test_decoding_continues_a_prompt() -> None:
     model = tiny()
     previous_BT = rows()
     state = model.start(batch_of(previous_BT[:, :4]))
@@ -83,7 +83,7 @@ def test_generation_continues_a_prompt() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_future_and_padding_are_invisible(variant: str) -> None:
+def test_features_do_not_depend_on_future_and_padding(variant: str) -> None:
     model = tiny(VARIANTS[variant])
     previous_BT = rows()
     wanted_BTD = model(batch_of(previous_BT))[0][:, :4]
@@ -99,7 +99,7 @@ def test_bias_false_removes_every_bias() -> None:
     assert [name for name, _ in tiny().named_parameters() if "bias" in name]
 
 
-def test_layer_drop_only_acts_in_training() -> None:
+def test_layer_drop_acts_in_training_only() -> None:
     model = tiny(replace(TINY, layers=6, layer_drop=0.5, dropout=0.0))
     batch = batch_of(rows())
     assert torch.equal(model(batch)[0], model(batch)[0])
@@ -115,8 +115,8 @@ def test_layer_drop_only_acts_in_training() -> None:
         models.build(replace(TINY, layer_drop=1.0), vocabulary=VOCABULARY)
 
 
-def test_tied_bands_are_saved_once(tmp_path: Path) -> None:
-    model = tiny(VARIANTS["bands, tied"])
+def test_tied_adaptive_weights_are_saved_once(tmp_path: Path) -> None:
+    model = tiny(VARIANTS["adaptive, tied"])
     save_tensors(tmp_path / "a.safetensors", tensors_of(model))
     tensors, _ = load_tensors(tmp_path / "a.safetensors")
     assert [name for name in tensors if name.startswith("head.")] == ["head.classes"]
@@ -129,7 +129,7 @@ def test_tied_bands_are_saved_once(tmp_path: Path) -> None:
     assert torch.equal(other.head.log_probs(features_BTD), model.head.log_probs(features_BTD))
 
 
-def test_bands_are_set_in_a_tree_of_keys() -> None:
+def test_adaptive_config_is_read_from_a_dict() -> None:
     config = schema.from_dict(TransformerLMConfig, {"adaptive": {"cutoffs": [5, 9], "dropout": 0.2}})
     assert config.adaptive == AdaptiveConfig(cutoffs=(5, 9), dropout=0.2)
     assert schema.from_dict(TransformerLMConfig, {"adaptive": schema.to_dict(config)["adaptive"]}) == config
@@ -141,7 +141,7 @@ def test_bands_are_set_in_a_tree_of_keys() -> None:
     assert named.adaptive == AdaptiveConfig(cutoffs=(5, 9), dropout=0.2)
 
 
-def test_a_model_for_another_task_is_refused() -> None:
+def test_model_of_another_task_is_refused() -> None:
     with pytest.raises(UserError, match=r"model=transformer:(.|\n)*transformer_lm"):
         build_model(TransformerConfig(), LanguageBatch, vocabulary=VOCABULARY)
     sizes = {"source_vocabulary": VOCABULARY, "target_vocabulary": VOCABULARY}
@@ -164,20 +164,20 @@ def test_a_model_for_another_task_is_refused() -> None:
         ({"attention": (SoftmaxConfig(),) * 3}, "'model.attention' names 3 attention layers for 2 blocks"),
     ],
 )
-def test_impossible_sizes_are_refused(changes: dict[str, object], words: str) -> None:
+def test_invalid_settings_are_refused(changes: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
         models.build(replace(TINY, **changes), vocabulary=VOCABULARY)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
-def test_only_recurrent_layers_cross_segments() -> None:
+def test_segments_with_recurrent_state_equal_whole_text() -> None:
     memory = TransformerXLConfig(memory_length=3)
     model = tiny(replace(TINY, positions="none", attention=(memory,))).double()
     previous_BT = rows(length=30)
     wanted_BTD = model(batch_of(previous_BT))[0]
-    carried, parts, state = None, [], model.empty_state(3, previous_BT.device)
+    memory_state, parts, state = None, [], model.empty_state(3, previous_BT.device)
     for segment_BT in torch.split(previous_BT, (7, 1, 12, 10), dim=1):
-        features_BTD, carried = model(batch_of(segment_BT), carried)
+        features_BTD, memory_state = model(batch_of(segment_BT), memory_state)
         parts.append(features_BTD)
         for token_B in segment_BT.unbind(1):
             stepped_B1D, state = model.step(token_B, state)
@@ -189,8 +189,8 @@ def test_only_recurrent_layers_cross_segments() -> None:
     assert [leaf is None for leaf in mixed(batch_of(rows()))[1]] == [False, True]
 
 
-def test_positions_with_recurrent_state_are_refused() -> None:
+def test_absolute_positions_with_state_are_refused() -> None:
     model = tiny(replace(TINY, attention=(TransformerXLConfig(memory_length=3),)))
-    _, carried = model(batch_of(rows()))
+    _, memory_state = model(batch_of(rows()))
     with pytest.raises(UserError, match=r"model\.positions=sinusoidal"):
-        model(batch_of(rows()), carried)
+        model(batch_of(rows()), memory_state)

@@ -1,4 +1,4 @@
-"""Activation checkpointing: the same losses and gradients as without, from fewer stored activations."""
+"""Activation checkpointing does not change losses and gradients, and stores fewer activations."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def batch_of(kind: type[Batch], length: int = 12) -> Batch:
 
 
 def trained(tree: dict[str, Any], kind: type[Batch], *, autocast: torch.dtype | None = None) -> tuple[Tensor, Model]:
-    """Returns the loss and the model, with its gradients, after a pass from fixed seeds."""
+    """Computes one forward and backward pass from fixed seeds, and returns the loss and the model."""
     torch.manual_seed(1)
     sizes = {"vocabulary": 50} if kind is LanguageBatch else {"source_vocabulary": 50, "target_vocabulary": 50}
     model = build_model(schema.from_dict(ModelConfig, {**SIZES, **tree}), kind, **sizes)
@@ -56,7 +56,7 @@ def assert_equal(tree: dict[str, Any], kind: type[Batch], **options: Any) -> Non
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("tree", [TRANSLATION, LANGUAGE], ids=["translation", "language"])
-def test_gradients_are_equal_with_dropout(tree: dict[str, Any], autocast: torch.dtype | None) -> None:
+def test_recompute_keeps_gradients_with_dropout(tree: dict[str, Any], autocast: torch.dtype | None) -> None:
     assert_equal(tree, LanguageBatch if tree is LANGUAGE else TranslationBatch, autocast=autocast)
 
 
@@ -72,15 +72,15 @@ def test_gradients_are_equal_with_dropout(tree: dict[str, Any], autocast: torch.
     ],
     ids=lambda attention: attention["kind"],
 )
-def test_gradients_are_equal_for_layers(attention: dict[str, Any]) -> None:
+def test_recompute_keeps_gradients_of_each_layer(attention: dict[str, Any]) -> None:
     assert_equal({**TRANSLATION, "attention": attention}, TranslationBatch)
 
 
-def test_gradients_are_equal_with_segment_state() -> None:
+def test_recompute_keeps_gradients_with_recurrent_state() -> None:
     assert_equal({**LANGUAGE, "positions": "none", "attention": "transformer_xl"}, LanguageBatch)
 
 
-def test_fewer_activations_are_stored() -> None:
+def test_recompute_stores_fewer_activations() -> None:
     def stored(every: Any) -> int:
         sizes: dict[int, int] = {}
 

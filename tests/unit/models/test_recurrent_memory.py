@@ -1,4 +1,4 @@
-"""The recurrent memory: it follows the equations for any segments, in parallel and step by step."""
+"""Recurrent memory language models: forward and decoding steps equal the equations, for any segments."""
 
 from dataclasses import replace
 from typing import Any
@@ -34,7 +34,7 @@ def tiny(config: RecurrentMemoryLMConfig = TINY) -> RecurrentMemoryLM:
 
 
 def naive(model: RecurrentMemoryLM, previous_BT: torch.Tensor) -> torch.Tensor:
-    """A loop over rows and segments that applies the plain stack to [memory; segment; memory]."""
+    """Computes the features with a loop over rows and segments: the decoder reads [memory; segment; memory]."""
     config, found = model.config, []
     for tokens_T in previous_BT:
         memory, parts = model.memory_MD, []
@@ -55,7 +55,7 @@ def naive(model: RecurrentMemoryLM, previous_BT: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_parallel_form_and_steps_equal_the_formula(variant: str) -> None:
+def test_forward_and_decoding_steps_equal_the_formula(variant: str) -> None:
     model, previous_BT = tiny(VARIANTS[variant]), rows(length=11)
     features_BTD = model(batch_of(previous_BT))[0]
     torch.testing.assert_close(features_BTD, naive(model, previous_BT), rtol=1e-10, atol=1e-10)
@@ -69,11 +69,11 @@ def test_parallel_form_and_steps_equal_the_formula(variant: str) -> None:
 
 @pytest.mark.parametrize("lengths", [(8, 4), (4, 4, 4)])
 @torch.no_grad()
-def test_samples_with_passed_memory_equal_one_sample(lengths: tuple[int, ...]) -> None:
+def test_samples_with_memory_equal_one_long_sample(lengths: tuple[int, ...]) -> None:
     model, previous_BT = tiny(), rows(length=12)
-    carried, parts = None, []
+    memory_state, parts = None, []
     for part_BT in torch.split(previous_BT, lengths, dim=1):
-        features_BTD, carried = model(batch_of(part_BT), carried)
+        features_BTD, memory_state = model(batch_of(part_BT), memory_state)
         parts.append(features_BTD)
     torch.testing.assert_close(torch.cat(parts, 1), model(batch_of(previous_BT))[0])
     alone = model(batch_of(previous_BT[:, lengths[0] :]))[0]
@@ -81,7 +81,7 @@ def test_samples_with_passed_memory_equal_one_sample(lengths: tuple[int, ...]) -
 
 
 @torch.no_grad()
-def test_one_segment_without_memory_is_the_plain_model() -> None:
+def test_one_segment_without_memory_is_transformer_lm() -> None:
     model = tiny(replace(TINY, memory_tokens=0, segment_length=12))
     fields = {name: getattr(TINY, name) for name in ("dim", "ffn_dim", "heads", "layers", "max_length", "dropout")}
     plain = TransformerLM(TransformerLMConfig(**fields), vocabulary=VOCABULARY).double().eval()
@@ -95,18 +95,18 @@ def test_one_segment_without_memory_is_the_plain_model() -> None:
 def test_gradients_cross_segments() -> None:
     model = tiny()
     batch = batch_of(rows(length=12))
-    features_BTD, carried = model(batch)
+    features_BTD, memory_state = model(batch)
     features_BTD[:, 9].square().sum().backward(retain_graph=True)
     assert model.memory_MD.grad is not None
     assert model.memory_MD.grad.any()
     model.zero_grad()
-    model(batch, carried.detach())[0].square().sum().backward()
+    model(batch, memory_state.detach())[0].square().sum().backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
     assert not model.memory_MD.grad.any()
 
 
 @torch.no_grad()
-def test_the_future_is_invisible() -> None:
+def test_features_do_not_depend_on_later_tokens() -> None:
     model, previous_BT = tiny(), rows(length=11)
     changed_BT = previous_BT.clone()
     changed_BT[:, 6:] = 5

@@ -1,4 +1,4 @@
-"""Adaptive input and softmax equal sums over single tokens, and torch's adaptive softmax where that is defined."""
+"""Adaptive input and softmax, compared with plain loops over tokens and with torch's adaptive softmax."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from seqtk.testing.memory import Measure
 from seqtk.utils.errors import UserError
 
 D, V, FACTOR = 8, 23, 2.0
-BANDS = AdaptiveConfig(cutoffs=(6, 13)).bands(V)  # of 6, 7 and 10 words, 8, 4 and 2 wide
+BANDS = AdaptiveConfig(cutoffs=(6, 13)).bands(V)  # 6, 7 and 10 words, with widths 8, 4 and 2
 SHARING = {"own": (False, False), "words": (True, False), "words and projections": (True, True)}
 
 
@@ -39,7 +39,7 @@ def head(sharing: str = "own", *, dropout: float = 0.0) -> AdaptiveHead:
 
 
 def example(*, words: int = V) -> tuple[Tensor, Tensor]:
-    """Features and targets, three of them PAD, none of the others from `words` on."""
+    """Returns features and targets. Three targets are PAD, and all are less than `words`."""
     generator = torch.Generator().manual_seed(1)
     features_BTD = torch.randn(3, 7, D, dtype=torch.float64, generator=generator).requires_grad_()
     target_BT = torch.randint(2, words, (3, 7), generator=generator)
@@ -48,7 +48,7 @@ def example(*, words: int = V) -> tuple[Tensor, Tensor]:
 
 
 def naive_log_p(adaptive: AdaptiveHead, feature_D: Tensor, word: int) -> Tensor:
-    """log p of one word after one feature, from the definition."""
+    """Computes the log-probability of one word from its definition."""
     band = sum(word >= start for start in BANDS.starts[1:])
     logits = [feature_D @ row for row in adaptive.bands[0]] + [feature_D @ row for row in adaptive.classes]
     first = word if band == 0 else BANDS.sizes[0] + band - 1
@@ -66,8 +66,8 @@ def naive_loss(adaptive: AdaptiveHead, features_BTD: Tensor, target_BT: Tensor) 
 
 
 @pytest.mark.parametrize("sharing", SHARING)
-@pytest.mark.parametrize("logits_in_chunk", [1, 30, 2**22])  # one position, some, all
-def test_losses_and_gradients_match_single_tokens(
+@pytest.mark.parametrize("logits_in_chunk", [1, 30, 2**22])  # one position, a few, all
+def test_losses_and_gradients_equal_a_plain_loop(
     monkeypatch: pytest.MonkeyPatch, sharing: str, logits_in_chunk: int
 ) -> None:
     monkeypatch.setitem(chunked.CHUNK_LOGITS, "cpu", logits_in_chunk)
@@ -92,7 +92,7 @@ def test_log_probs_cover_all_words_and_sum_to_one() -> None:
 
 
 @torch.no_grad()
-def test_loss_reads_only_the_band_of_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_target_log_probs_read_only_one_band_per_target(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK_POSITIONS", 3)
     adaptive, (features_BTD, target_BT) = head(), example()
     features_ND, target_N = features_BTD.flatten(0, 1), target_BT.flatten()
@@ -106,14 +106,14 @@ def test_loss_reads_only_the_band_of_a_target(monkeypatch: pytest.MonkeyPatch) -
 
 @torch.no_grad()
 @pytest.mark.parametrize("temperature", [0.3, 2.0])
-def test_temperature_is_a_power_of_probabilities(temperature: float) -> None:
+def test_temperature_raises_probabilities_to_a_power(temperature: float) -> None:
     adaptive, (features_BTD, _) = head(), example()
     powers_BTV = adaptive.log_probs(features_BTD).exp() ** (1 / temperature)
     wanted = powers_BTV / powers_BTV.sum(-1, keepdim=True)
     torch.testing.assert_close(adaptive.log_probs(features_BTD, temperature=temperature).exp(), wanted)
 
 
-def test_equals_torchs_adaptive_softmax() -> None:
+def test_loss_equals_torch_adaptive_softmax() -> None:
     torch.manual_seed(2)
     oracle = nn.AdaptiveLogSoftmaxWithLoss(D, V, list(BANDS.starts[1:]), div_value=FACTOR).double()
     adaptive, (features_BTD, target_BT) = head(), example()
@@ -138,7 +138,7 @@ def test_gradients_pass_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda x_BTD: adaptive(x_BTD, target_BT).total, (features_BTD,))
 
 
-def test_unused_cluster_is_skipped_with_zero_gradient() -> None:
+def test_unused_band_is_skipped_and_has_zero_gradient() -> None:
     adaptive, (features_BTD, target_BT) = head(), example(words=BANDS.starts[2])
     wanted = adaptive(features_BTD, target_BT).total
     with torch.no_grad():
@@ -148,12 +148,12 @@ def test_unused_cluster_is_skipped_with_zero_gradient() -> None:
     losses.total.backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(losses.total, wanted)
     for parameter in adaptive.parameters():
-        assert parameter.grad is not None  # as data-parallel training needs it
+        assert parameter.grad is not None  # DistributedDataParallel requires a gradient
     assert not adaptive.bands[2].grad.any()  # type: ignore[union-attr]
     assert adaptive.bands[1].grad.any()  # type: ignore[union-attr]
 
 
-def test_padding_is_skipped() -> None:
+def test_padded_targets_are_skipped() -> None:
     adaptive, (features_BTD, target_BT) = head(), example()
     loud = features_BTD.detach().clone()
     loud[target_BT == PAD] = torch.nan
@@ -164,15 +164,15 @@ def test_padding_is_skipped() -> None:
     assert not any(parameter.grad.any() for parameter in adaptive.parameters())  # type: ignore[union-attr]
 
 
-@pytest.mark.skipif(naive_mode(), reason="It bounds the memory of the fast form.")
-def test_logits_are_held_one_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(naive_mode(), reason="Only the fast form has a memory bound.")
+def test_only_one_chunk_of_logits_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(chunked.CHUNK_LOGITS, "cpu", 4096)
     bands = AdaptiveConfig(cutoffs=(100, 500)).bands(1000)
     adaptive = AdaptiveHead(bands, dim=4, factor=1.0)
     features_BTD = torch.randn(4, 500, 4, requires_grad=True)
     with Measure() as measure:
         adaptive(features_BTD, torch.randint(2, 1000, (4, 500))).total.backward()  # type: ignore[no-untyped-call]
-    assert measure.largest <= 2000 * 4  # the features; all logits would be 2000 × 102 and more
+    assert measure.largest <= 2000 * 4  # the size of the features; all logits have at least 2000 × 102 elements
 
 
 def test_label_smoothing_is_refused() -> None:
@@ -180,7 +180,7 @@ def test_label_smoothing_is_refused() -> None:
         head()(*example(), label_smoothing=0.1)
 
 
-def test_autocast_stays_near_float32() -> None:
+def test_loss_under_autocast_is_near_float32() -> None:
     adaptive = head().float()
     features_BTD, target_BT = example()
     features_BTD = features_BTD.float()
@@ -203,7 +203,7 @@ def test_dropout_acts_in_training_only() -> None:
     torch.testing.assert_close(adaptive(features_BTD, target_BT).total, head()(features_BTD, target_BT).total)
 
 
-def test_tied_tables_are_one_tensor() -> None:
+def test_tied_tables_share_one_parameter() -> None:
     tokens = embedding()
     tied = AdaptiveHead(BANDS, dim=D, factor=FACTOR, tied_to=tokens, tie_projections=True)
     assert all(mine is table.weight for mine, table in zip(tied.bands, tokens.bands, strict=True))
@@ -228,13 +228,13 @@ def test_tokens_are_embedded_by_their_band() -> None:
     assert tokens.bands[2].weight.grad.any(dim=1).tolist() == [True] + [False] * 8 + [True]
 
 
-def test_a_band_without_a_token_has_a_gradient_of_zero() -> None:
+def test_unused_embedding_band_has_zero_gradient() -> None:
     tokens = embedding()
     tokens(torch.tensor([[4, 5]])).sum().backward()
     assert [bool(parameter.grad.any()) for parameter in tokens.parameters()] == [True, False, False, True, False, False]
 
 
-def test_tables_are_initialized_by_their_width() -> None:
+def test_tables_are_initialized_with_the_std_of_their_width() -> None:
     torch.manual_seed(1)
     tokens = AdaptiveEmbedding(AdaptiveConfig(cutoffs=(3000,)).bands(9000), dim=64, factor=4)
     for table, width in zip(tokens.bands, (64, 16), strict=True):
@@ -254,13 +254,13 @@ def test_tables_are_initialized_by_their_width() -> None:
         ((9, 60_000), r"cutoffs=\[9, 60000\] do not fit"),
     ],
 )
-def test_impossible_cutoffs_are_refused(cutoffs: tuple[int, ...], words: str) -> None:
+def test_invalid_cutoffs_are_refused(cutoffs: tuple[int, ...], words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         AdaptiveConfig(cutoffs=cutoffs).bands(V)
     assert len(str(caught.value).splitlines()) == 2
 
 
 @pytest.mark.parametrize("factor", [0.5, 4.0, math.inf])
-def test_factors_that_leave_no_width_are_refused(factor: float) -> None:
+def test_factor_that_gives_zero_width_is_refused(factor: float) -> None:
     with pytest.raises(UserError, match="not possible with dim=8 and 3 bands"):
         BANDS.widths(D, factor)

@@ -1,4 +1,4 @@
-"""Dropout zeroes at its rate, keeps the expectation, and does nothing in evaluation."""
+"""Dropout: rate and scale, independence of elements, seeds, evaluation mode and gradients."""
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from seqtk.utils.errors import UserError
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.5, 0.9])
-def test_rate_scale_and_expectation(rate: float) -> None:
-    count = 400_001  # not a multiple of the four elements that one draw gives
+def test_dropout_has_the_rate_and_keeps_the_mean(rate: float) -> None:
+    count = 400_001  # not a multiple of the four elements of one draw
     mask = keep_mask(torch.ones(count), rate)
     assert mask.shape == (count,)
     kept = mask[mask != 0]
@@ -28,7 +28,7 @@ def test_elements_are_dropped_independently() -> None:
         assert abs(correlation.item()) < 5 / 400_000**0.5
 
 
-def test_the_seed_determines_the_mask() -> None:
+def test_seed_determines_the_dropout_mask() -> None:
     dropout, x = Dropout(0.5), torch.ones(3, 5)
     torch.manual_seed(3)
     first = dropout(x)
@@ -38,14 +38,14 @@ def test_the_seed_determines_the_mask() -> None:
     assert not torch.equal(first, second)
 
 
-def test_evaluation_and_rate_zero_change_nothing() -> None:
+def test_dropout_in_eval_or_with_rate_0_has_no_effect() -> None:
     x = torch.randn(4, 5)
     assert Dropout(0.5).eval()(x) is x
     assert Dropout(0.0)(x) is x
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_gradient_passes_where_kept(dtype: torch.dtype) -> None:
+def test_gradient_is_nonzero_for_kept_elements_only(dtype: torch.dtype) -> None:
     x = torch.randn(50, 7, dtype=dtype).abs().add(1).requires_grad_()
     y = Dropout(0.25)(x)
     y.sum().backward()
@@ -55,6 +55,6 @@ def test_gradient_passes_where_kept(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 2.0])
-def test_impossible_rates_are_refused(rate: float) -> None:
+def test_rates_outside_0_to_1_are_refused(rate: float) -> None:
     with pytest.raises(UserError, match="less than 1"):
         Dropout(rate)

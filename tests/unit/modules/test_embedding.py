@@ -17,7 +17,7 @@ def embedding(**options: object) -> Embedding:
     return Embedding(token_embedding(20, D), **settings)  # type: ignore[arg-type]
 
 
-def test_table_is_drawn_from_its_distribution() -> None:
+def test_embedding_is_initialized_with_its_std() -> None:
     weight = token_embedding(4000, 64).weight
     assert weight[PAD].abs().max() == 0
     assert weight.std().item() == pytest.approx(64**-0.5, rel=0.02)
@@ -49,7 +49,7 @@ def test_sinusoids_equal_the_formula() -> None:
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_the_table_grows_with_the_input(at_once: bool) -> None:
+def test_sinusoid_table_grows_with_the_input(at_once: bool) -> None:
     layer, length = SinusoidalPositions(D), 300
     if at_once:
         rows = layer(torch.arange(length)[None])[0]

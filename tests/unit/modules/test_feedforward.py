@@ -20,12 +20,12 @@ KINDS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def test_every_kind_is_tested() -> None:
+def test_every_activation_is_tested() -> None:
     assert set(KINDS) == set(typing.get_args(Activation))
 
 
 @pytest.mark.parametrize("kind", typing.get_args(Activation))
-def test_every_kind_equals_its_formula(kind: Activation) -> None:
+def test_every_activation_equals_its_formula(kind: Activation) -> None:
     layer = FeedForward(D, F, activation=kind, dropout=0.5).double().eval()
     x_BTD = torch.randn(2, 3, D, dtype=torch.float64)
     expanded = x_BTD @ layer.expand.weight.T + layer.expand.bias
@@ -47,13 +47,13 @@ def test_dropout_acts_on_the_hidden_layer() -> None:
         layer.contract.weight.fill_(1)
         layer.contract.bias.zero_()
     values = layer(torch.zeros(1, 1, D))
-    assert (values - values[..., :1]).abs().max() == 0  # one inner mask for all outputs
-    assert 700 < values[0, 0, 0].item() < 1300  # of 1000, scaled by 2 where kept
+    assert (values - values[..., :1]).abs().max() == 0  # all outputs use the same hidden mask
+    assert 700 < values[0, 0, 0].item() < 1300  # about half of 1000 units are kept, scaled by 2
     assert values[0, 0, 0].item() != 1000
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
-def test_residual_adds_before_or_after_the_norm(pre_norm: bool) -> None:
+def test_residual_block_supports_pre_norm_and_post_norm(pre_norm: bool) -> None:
     block = Residual(D, dropout=0.0, pre_norm=pre_norm)
     x = torch.randn(2, 3, D)
     normalised = torch.nn.functional.layer_norm

@@ -1,4 +1,4 @@
-"""The chunked loss and its gradients equal torch's over all logits, for any size of the chunks."""
+"""Heads: the chunked loss equals torch's loss on all logits, for any chunk size, and pooling for classification."""
 
 from typing import get_args
 
@@ -28,8 +28,10 @@ def example(*, dtype: torch.dtype = torch.float64) -> tuple[LinearHead, Tensor, 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
 @pytest.mark.parametrize(
     "positions_in_chunk", [1, 3, 8, 100]
-)  # 8 targets count: one, an uneven cut, all, more than all
-def test_equals_torch(monkeypatch: pytest.MonkeyPatch, smoothing: float, positions_in_chunk: int) -> None:
+)  # of 8 targets: one at a time, uneven chunks, all, more than all
+def test_chunked_loss_equals_torch_cross_entropy(
+    monkeypatch: pytest.MonkeyPatch, smoothing: float, positions_in_chunk: int
+) -> None:
     monkeypatch.setitem(chunked.CHUNK_LOGITS, "cpu", positions_in_chunk * V)
     head, features_BTD, target_BT = example()
     assert int((target_BT != PAD).sum()) == 8
@@ -37,7 +39,7 @@ def test_equals_torch(monkeypatch: pytest.MonkeyPatch, smoothing: float, positio
     gradients = torch.autograd.grad(losses.total, [features_BTD, head.weight])
 
     logits_NV = (features_BTD @ head.weight.T).flatten(0, 1)
-    # torch spreads ε over all V tokens, fairseq over the V - 1 others
+    # torch distributes ε over all V tokens, fairseq over the other V - 1 tokens
     settings = {"label_smoothing": smoothing * V / (V - 1), "ignore_index": PAD, "reduction": "sum"}
     wanted = functional.cross_entropy(logits_NV, target_BT.flatten(), **settings)  # type: ignore[arg-type]
     nll = functional.cross_entropy(logits_NV, target_BT.flatten(), ignore_index=PAD, reduction="sum")
@@ -60,7 +62,7 @@ def test_gradients_pass_gradcheck(monkeypatch: pytest.MonkeyPatch, smoothing: fl
     assert torch.autograd.gradcheck(total, (features_BTD, weight_VD))
 
 
-def test_padding_is_skipped() -> None:
+def test_padded_targets_are_skipped() -> None:
     head, features_BTD, target_BT = example()
     loud = features_BTD.detach().clone()
     loud[target_BT == PAD] = torch.nan
@@ -72,7 +74,7 @@ def test_padding_is_skipped() -> None:
     assert loud.grad[target_BT == PAD].abs().max() == 0
 
 
-def test_padding_only_has_zero_loss() -> None:
+def test_batch_of_padding_has_zero_loss() -> None:
     head, features_BTD, target_BT = example()
     losses = head(features_BTD, torch.full_like(target_BT, PAD), label_smoothing=0.1)
     losses.total.backward()
@@ -81,7 +83,7 @@ def test_padding_only_has_zero_loss() -> None:
     assert head.weight.grad.abs().max() == 0
 
 
-def test_no_grad_computes_no_gradient() -> None:
+def test_loss_under_no_grad_has_no_gradient() -> None:
     head, features_BTD, target_BT = example()
     losses = head(features_BTD, target_BT, label_smoothing=0.1)
     assert not losses.nll.requires_grad
@@ -91,7 +93,7 @@ def test_no_grad_computes_no_gradient() -> None:
     assert not again.total.requires_grad
 
 
-def test_autocast_stays_near_float32() -> None:
+def test_loss_under_autocast_is_near_float32() -> None:
     head, features_BTD, target_BT = example(dtype=torch.float32)
     exact = head(features_BTD, target_BT, label_smoothing=0.1)
     gradient = torch.autograd.grad(exact.total, head.weight)[0]
@@ -111,7 +113,7 @@ def test_temperature_divides_the_logits() -> None:
     torch.testing.assert_close(head.log_probs(features_BTD, temperature=0.5), (2 * logits_BTV).log_softmax(-1))
 
 
-def test_a_tied_head_has_no_weight() -> None:
+def test_tied_head_shares_the_embedding_weight() -> None:
     tokens = token_embedding(V, D)
     head = LinearHead(D, V, tied_to=tokens)
     assert head.weight is tokens.weight
@@ -124,7 +126,7 @@ class TestPooledHead:
     def features(self) -> Tensor:
         return torch.randn(3, 3, D, generator=torch.Generator().manual_seed(2))
 
-    def test_pools_equal_their_formulas(self) -> None:
+    def test_each_pool_equals_its_formula(self) -> None:
         features_BTD = self.features()
         wanted = {
             "mean": features_BTD[0].mean(0),
@@ -139,14 +141,14 @@ class TestPooledHead:
             assert vector_BD[2].abs().max() == 0
 
     @pytest.mark.parametrize("pool", get_args(Pool))
-    def test_padding_does_not_matter(self, pool: Pool) -> None:
+    def test_pooling_ignores_padding(self, pool: Pool) -> None:
         loud = self.features().masked_fill(self.PAD_BT[:, :, None], torch.nan)
         torch.testing.assert_close(
             pooled(loud, pool, pad_BT=self.PAD_BT), pooled(self.features(), pool, pad_BT=self.PAD_BT)
         )
 
     @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-    def test_class_1_counts_like_any_other(self, smoothing: float) -> None:
+    def test_class_with_the_id_of_padding_is_not_ignored(self, smoothing: float) -> None:
         assert PAD == 1
         head = PooledHead(D, 3, pool="mean")
         target_B = torch.tensor([1, 1, 0])

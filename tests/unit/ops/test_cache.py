@@ -1,4 +1,4 @@
-"""The cache: steps change no earlier state, and its two tensors hold the positions in order."""
+"""The cache: a step changes no earlier state, and the two tensors have all positions in order."""
 
 import torch
 
@@ -7,7 +7,7 @@ from seqtk.ops.dispatch import naive_ops
 
 
 class TestStates:
-    def test_no_step_changes_an_earlier_state(self) -> None:
+    def test_step_does_not_change_earlier_states(self) -> None:
         key_BK1E = torch.randn(2, 1, 1, 4)
         state, states = cache.empty("key", "value"), []
         for size in range(2 * cache.RECENT + 3):
@@ -19,7 +19,7 @@ class TestStates:
             keys = torch.cat(cache.segments(state, "key"), 2)
             assert keys[0, 0, :, 0].tolist() == list(range(size))
 
-    def test_positions_are_picked_across_both_tensors(self) -> None:
+    def test_picked_reads_positions_of_both_tensors(self) -> None:
         state = cache.empty("key")
         for place in range(cache.RECENT + 9):
             state = cache.remember(state, key=torch.full((1, 1), place))
@@ -27,7 +27,7 @@ class TestStates:
             picked = cache.picked(state, "key", first=first, stride=stride)
             assert picked[:, 0].tolist() == list(range(first, cache.RECENT + 9, stride))
 
-    def test_the_naive_cache_is_one_tensor(self) -> None:
+    def test_naive_cache_is_one_tensor(self) -> None:
         state = cache.empty("key")
         with naive_ops():
             for _ in range(cache.RECENT + 9):

@@ -1,4 +1,4 @@
-"""Heads in groups equal all heads at once, also under autocast. A law checks this for every layer."""
+"""Computing heads in groups equals computing all heads at once, also under autocast. A law checks every layer."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -28,7 +28,7 @@ class TestAutocast:
     @pytest.mark.parametrize(
         "kind", ["linear", "feedforward_kernel", "simpletron", "luna", "sliding_window", "dynamic_conv"]
     )
-    def test_gradients_equal_those_of_all_heads_at_once(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_groups_of_heads_keep_gradients_under_autocast(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         torch.manual_seed(0)
         config = from_dict(attentions.config_type(kind), {"heads": HEADS})
         layer = attentions.build(config, dim=HEADS * WIDTH, role=Role.CAUSAL)
@@ -39,13 +39,13 @@ class TestAutocast:
         exact = self.gradients(layer, x_BTD, autocast=False)
         for whole, made, right in zip(at_once, in_turn, exact, strict=True):
             assert made.dtype == whole.dtype
-            # The error of bfloat16 itself; a key's bias has a gradient of nothing but rounding.
+            # The error of bfloat16. The exact gradient of a key bias is 0, so that only rounding errors remain.
             least = 0.005 * float(max(gradient.detach().norm() for gradient in exact[2:]))
             assert (made - right).norm() <= max(1.5 * (whole - right).norm(), least)
             assert (made - right).norm() <= max(0.03 * right.norm(), least)
 
     def gradients(self, layer: Any, x_BTD: Tensor, *, autocast: bool = True) -> list[Tensor]:
-        """The output, and the gradients of the input and all parameters."""
+        """Returns the output, and the gradients of the input and of all parameters."""
         x_BTD = x_BTD.clone().requires_grad_()
         layer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -57,7 +57,7 @@ class TestAutocast:
 
 class TestGroups:
     @pytest.mark.parametrize("elements", [1, 2 * LENGTH * WIDTH, 3 * LENGTH * WIDTH, 10**6])
-    def test_groups_cover_each_head_once(self, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_each_head_is_in_one_group(self, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(head_checkpoint, "CHUNK_ELEMENTS", {"cpu": elements})
         groups: list[slice] = []
 
@@ -71,7 +71,7 @@ class TestGroups:
         assert heads == list(range(HEADS))
         assert all(LENGTH * WIDTH * (some.stop - some.start) <= max(elements, LENGTH * WIDTH) for some in groups)
 
-    def test_random_functions_take_all_heads_at_once(self) -> None:
+    def test_random_function_computes_all_heads_at_once(self) -> None:
         groups: list[slice] = []
 
         def function(some: slice, x_BTd: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class TestGroups:
         checkpoint_over_heads(function, torch.ones(1, 2, 4), heads=4, is_random=True)
         assert groups == [slice(0, 4)]
 
-    def test_a_frozen_projection_gets_no_gradient(self) -> None:
+    def test_frozen_projection_has_no_gradient(self) -> None:
         linear = torch.nn.Linear(3, 8).requires_grad_(False)
         x_BTI = torch.randn(1, 2, 3, requires_grad=True)
         checkpoint_over_heads(lambda _, x: x.exp(), LazyProjection(x_BTI, linear), heads=4).sum().backward()

@@ -1,6 +1,6 @@
-"""The fast form of every operation equals its naive form: outputs and gradients, at short and long sizes.
+"""The outputs and gradients of the fast form of every operation equal those of its naive form.
 
-Sizes are chosen so that every path runs: one chunk and several, a last chunk that is not full, all heads and some.
+The sizes cover every path: one chunk and several chunks, an incomplete last chunk, all heads at once and in groups.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ Operation = Callable[..., Tensor | tuple[Tensor, ...]]
 
 @pytest.fixture(autouse=True)
 def fast_forms() -> Iterator[None]:
-    """The fast forms are tested under SEQTK_NAIVE=1, too."""
+    """Enables the fast forms, also under SEQTK_NAIVE=1."""
     torch.manual_seed(0)
     with naive_ops(False):
         yield
@@ -54,7 +54,7 @@ def fast_forms() -> Iterator[None]:
 def assert_forms_agree(
     operation: Operation, *shapes: tuple[int, ...], scale: float = 1.0, tolerance: float = 1e-10
 ) -> None:
-    """Compares both forms on normal float64 inputs of these shapes: outputs, and gradients of a random projection."""
+    """Compares outputs and gradients of both forms on random float64 inputs of these shapes."""
     inputs = [(scale * torch.randn(shape, dtype=torch.float64)).requires_grad_() for shape in shapes]
     found, weights = [], None
     for naive in (False, True):
@@ -83,13 +83,13 @@ def assert_bfloat16_is_close(
 
 
 def padding(batch: int, length: int) -> Tensor:
-    """Padding at the ends: none in the first row, about a third in the second, the whole third row if there is one."""
+    """Returns a padding mask: nothing in the first row, a third of the second row, and the whole third row, if any."""
     start_B1 = torch.tensor([length, 2 * length // 3, 0])[:batch, None]
     return torch.arange(length) >= start_B1
 
 
 class TestBlockwiseSoftmax:
-    """Logits from queries and a table; 300 positions are more than SHORT, so on a CPU they run in blocks."""
+    """Logits from queries and from a table. 300 positions exceed SHORT, so that a CPU computes them in blocks."""
 
     HEADS = 3
 
@@ -118,21 +118,21 @@ class TestBlockwiseSoftmax:
 
         def operation(query: Tensor, key: Tensor, table: Tensor, value: Tensor) -> Tensor:
             spec = self.spec(kind, query, key, table)
-            used = 0 * (query.sum() + key.sum() + table.sum())  # every input has a gradient
+            used = 0 * (query.sum() + key.sum() + table.sum())  # so that every input has a gradient
             block = 3 * length * 40  # 40 rows of one head
             return used + blockwise_softmax.blockwise_softmax(spec, value, pad_BS=pad_BS, causal=causal, block=block)
 
         assert_forms_agree(operation, *self.shapes(length))
 
-    def test_blocks_of_several_heads_agree(self) -> None:
+    def test_forms_agree_with_several_heads_in_a_block(self) -> None:
         def operation(query: Tensor, key: Tensor, table: Tensor, value: Tensor) -> Tensor:
             spec = self.spec("product", query, key, table)
             return 0 * table.sum() + blockwise_softmax.blockwise_softmax(spec, value, causal=True)
 
         assert_forms_agree(operation, *self.shapes(300, batch=1))
 
-    def test_padding_with_the_largest_logits_agrees(self) -> None:
-        """Next to the exponentials of padding, those of tokens vanish."""
+    def test_forms_agree_if_padding_has_the_largest_logits(self) -> None:
+        """Relative to the exponentials of padding, the exponentials of tokens round to 0."""
         pad_BS = padding(2, 100)
 
         def operation(table: Tensor, value: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class TestBlockwiseSoftmax:
         assert_forms_agree(operation, (1, 2, 100, 100), (2, 2, 100, 3))
 
     @pytest.mark.parametrize("length", [20, 300])
-    def test_bfloat16_sums_are_float32(self, length: int) -> None:
+    def test_bfloat16_inputs_are_summed_in_float32(self, length: int) -> None:
         def operation(table: Tensor, value: Tensor) -> Tensor:
             spec = LogitSpec(blockwise_softmax.table, LogitTensors(by_both=(table,)))
             y_BHTE = blockwise_softmax.blockwise_softmax(spec, value, causal=True)
@@ -154,12 +154,12 @@ class TestBlockwiseSoftmax:
 
 
 class TestBlockwiseDropout:
-    """With the identity as values, the output is the weights after dropout."""
+    """Uses the identity matrix as values, so that the output equals the weights after dropout."""
 
     RATE, LENGTH = 0.25, 300
 
     def run(self, logits_BHTS: Tensor, value_BHSE: Tensor, *, seed: int = 1, causal: bool = False) -> Tensor:
-        # A batch of logits by query, so that they are no table: those run in blocks only if causal.
+        # The logits depend on queries, because logits from a table are computed in blocks only if causal.
         spec = LogitSpec(lambda tensors, columns: 1 * tensors.by_query[0][..., :columns], LogitTensors((logits_BHTS,)))
         torch.manual_seed(seed)
         block = 2 * self.LENGTH * 50  # 50 rows of one head
@@ -196,14 +196,14 @@ class TestBlockwiseDropout:
                 both = float((block & other).double().mean())
                 assert abs(both - self.RATE**2) < 0.02, "masks of two blocks are not independent"
 
-    def test_a_seed_gives_one_mask(self) -> None:
+    def test_seed_determines_the_dropout_mask(self) -> None:
         logits_BHTS, _, identity_BHSS = self.inputs()
         first, again, other = (self.run(logits_BHTS, identity_BHSS, seed=seed) for seed in (1, 1, 2))
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
 
     @pytest.mark.parametrize("naive", [False, True], ids=["fast", "naive"])
-    def test_the_mean_is_that_without_dropout(self, naive: bool) -> None:
+    def test_dropout_keeps_the_expected_output(self, naive: bool) -> None:
         logits_BHTS, _, identity_BHSS = self.inputs()
         with naive_ops(naive):
             kept_BHTS = self.run(logits_BHTS, identity_BHSS)
@@ -213,7 +213,7 @@ class TestBlockwiseDropout:
 
 
 class TestHeadCheckpoint:
-    """Running sums of projected heads, of 2048 positions, which is MIN_LENGTH, and fewer."""
+    """Cumulative sums of projected heads, over 2048 positions, which is MIN_LENGTH, and over fewer positions."""
 
     @pytest.mark.parametrize("bias", [False, True], ids=["no_bias", "bias"])
     @pytest.mark.parametrize("length", [5, 2048])
@@ -257,7 +257,7 @@ class TestScan:
 
         assert_forms_agree(operation, (2, 3, length, 5), (2, 3, length, 5), (2, 3, length, 7))
 
-    def test_bfloat16_sums_are_float32(self) -> None:
+    def test_bfloat16_inputs_are_summed_in_float32(self) -> None:
         def operation(*qkv: Tensor) -> Tensor:
             y_BHTE = scan.causal_sums(*qkv)
             assert y_BHTE.dtype is torch.float32
@@ -267,10 +267,10 @@ class TestScan:
 
 
 class TestAft:
-    """Keys of size 30: exponentials of any size."""
+    """Keys with a standard deviation of up to 30, so that exponentials are very small and very large."""
 
     def both(self, sums: aft.LogSumExpAccumulator) -> tuple[Tensor, Tensor]:
-        """The two outputs that do not depend on the scale."""
+        """Returns the two results that do not depend on the internal scale."""
         return sums.log, sums.mean
 
     @pytest.mark.parametrize("size", [1.0, 30.0])
@@ -308,7 +308,7 @@ class TestLsh:
     CHUNK = 4
 
     def rounds(self, length: int, *, causal: bool) -> lsh.HashRounds:
-        """Of two sequences and two heads, three rounds of three buckets."""
+        """Returns three hash rounds with three buckets, for two sequences and two heads."""
         bucket_BHRT = torch.randint(3, (2, 2, 3, length))
         return lsh.HashRounds.sort(bucket_BHRT, chunk=self.CHUNK, causal=causal)
 
@@ -327,13 +327,13 @@ class TestLsh:
     @pytest.mark.parametrize("causal", [False, True], ids=["whole", "causal"])
     def test_fast_and_naive_forms_agree_with_dropout(self, causal: bool) -> None:
         rounds = self.rounds(60, causal=causal)
-        # So small a probability drops nothing.
+        # This probability is so small that nothing is dropped.
         assert_forms_agree(
             lambda query, value: lsh.lsh_attention(query, value, rounds, dropout=1e-12), (240, 3), (240, 3)
         )
 
     @pytest.mark.parametrize("naive", [False, True], ids=["fast", "naive"])
-    def test_the_mean_is_that_without_dropout(self, naive: bool) -> None:
+    def test_dropout_keeps_the_expected_output(self, naive: bool) -> None:
         rounds, (query_XE, value_XE) = self.rounds(12, causal=False), torch.randn(2, 48, 3)
         with naive_ops(naive):
             draws = torch.stack([lsh.lsh_attention(query_XE, value_XE, rounds, dropout=0.5) for _ in range(400)])
@@ -393,11 +393,11 @@ class TestDotProduct:
 
         assert_forms_agree(operation, (2, 4, length, 6), (2, 2, length, 6), (2, 2, length, 6))
 
-    def test_bfloat16_sums_are_float32(self) -> None:
+    def test_bfloat16_inputs_are_summed_in_float32(self) -> None:
         assert_bfloat16_is_close(dot_product.attend, (2, 4, 9, 16), (2, 2, 300, 16), (2, 2, 300, 16), tolerance=1e-6)
 
     @pytest.mark.parametrize("naive", [False, True], ids=["fast", "naive"])
-    def test_the_mean_is_that_without_dropout(self, naive: bool) -> None:
+    def test_dropout_keeps_the_expected_output(self, naive: bool) -> None:
         query, key = torch.randn(2, 1, 2, 40, 6)
         identity = torch.eye(40)[None, None].expand(1, 2, -1, -1)
         with naive_ops(naive):
@@ -408,7 +408,7 @@ class TestDotProduct:
 
 
 class TestCache:
-    """Steps, past the length where the short tensor joins the long one."""
+    """Decoding steps beyond the length at which the recent tensor is appended to the long one."""
 
     STEPS = 2 * cache.RECENT + 3
 
@@ -432,7 +432,7 @@ class TestCache:
         assert_forms_agree(operation, (2, 4, 1, 6), (2, kv_heads, steps, 6), (2, kv_heads, steps, 5))
 
     @pytest.mark.parametrize("steps", [3, STEPS])
-    def test_averages_are_attention(self, steps: int) -> None:
+    def test_attend_last_equals_attention(self, steps: int) -> None:
         def operation(query_BH1E: Tensor, key_BKSE: Tensor, value_BKSE: Tensor, bias: Tensor) -> Tensor:
             if naive_mode():
                 return dot_product.naive(query_BH1E, key_BKSE, value_BKSE, bias=bias)
@@ -440,7 +440,7 @@ class TestCache:
 
         assert_forms_agree(operation, (2, 4, 1, 6), (2, 2, steps, 6), (2, 2, steps, 5), (2, 4, 1, steps))
 
-    def test_bfloat16_sums_are_float32(self) -> None:
+    def test_bfloat16_inputs_are_summed_in_float32(self) -> None:
         def compare(query_BH1E: Tensor, key_BKSE: Tensor) -> Tensor:
             return cache.compare(query_BH1E, self.filled(key_BKSE, key_BKSE))
 
@@ -458,7 +458,7 @@ class TestRotary:
         position_BT = torch.stack([torch.arange(length), 3 * torch.arange(length)])
         assert_forms_agree(lambda x_BHTE: rotary.rotate(x_BHTE, position_BT), (2, 3, length, 8))
 
-    def test_bfloat16_is_rotated_in_float32(self) -> None:
+    def test_bfloat16_input_is_rotated_in_float32(self) -> None:
         position_BT = torch.arange(1000)[None]
         assert_bfloat16_is_close(lambda x_BHTE: rotary.rotate(x_BHTE, position_BT), (1, 2, 1000, 8), tolerance=2**-8)
 
@@ -518,7 +518,7 @@ class TestDropout:
         assert_close(gradient, y.detach() / 2)
 
     @pytest.mark.parametrize("naive", [False, True], ids=["fast", "naive"])
-    def test_a_seed_gives_one_mask(self, naive: bool) -> None:
+    def test_seed_determines_the_dropout_mask(self, naive: bool) -> None:
         x, draws = torch.ones(40), []
         for seed in (1, 1, 2):
             torch.manual_seed(seed)
@@ -527,14 +527,14 @@ class TestDropout:
         assert torch.equal(draws[0], draws[1])
         assert not torch.equal(draws[0], draws[2])
 
-    def test_elements_are_independent(self) -> None:
+    def test_elements_are_dropped_independently(self) -> None:
         kept = dropout.keep_mask(torch.ones(10**5), 0.5) > 0
         for distance in (1, 2, 4):  # four elements share a draw
             assert abs(float((kept[distance:] & kept[:-distance]).double().mean()) - 0.25) < 0.01
 
 
 class TestLinearCrossEntropy:
-    """2049 positions of 2048 tokens are more logits than CHUNK_LOGITS."""
+    """2049 positions with 2048 tokens have more logits than CHUNK_LOGITS."""
 
     @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
     @pytest.mark.parametrize(("positions", "vocabulary"), [(1, 2), (7, 11), (2049, 2048)])
@@ -548,17 +548,17 @@ class TestLinearCrossEntropy:
 
         assert_forms_agree(operation, (positions, 3), (vocabulary, 3), tolerance=1e-9)
 
-    def test_bfloat16_sums_are_float32(self) -> None:
+    def test_bfloat16_inputs_are_summed_in_float32(self) -> None:
         target_N = torch.randint(512, (9000,))
 
         def operation(features_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
             return linear_cross_entropy.linear_cross_entropy(features_ND, weight_VD, target_N)
 
-        # The logits are bfloat16, each to three digits.
+        # The logits are bfloat16 numbers, with about three digits.
         assert_bfloat16_is_close(operation, (9000, 8), (512, 8), tolerance=1e-4)
 
     def test_float16_keeps_small_gradients(self) -> None:
-        """The p of a rare token is below the smallest number of float16; a loss scale comes too late for it."""
+        """The probability of a rare token underflows float16 before the loss scale is applied."""
         x, weight, target = torch.randn(8, 16), torch.randn(20_000, 16), torch.arange(8)
 
         def gradients(enabled: bool) -> list[Tensor]:
@@ -587,13 +587,13 @@ class TestLinearCrossEntropy:
 
 
 def operations() -> dict[str, Any]:
-    """Every module of `seqtk.ops` with a naive form."""
+    """Returns every module of `seqtk.ops` that has a naive form."""
     modules = [importlib.import_module(f"seqtk.ops.{found.name}") for found in pkgutil.iter_modules(seqtk.ops.__path__)]
     return {m.__name__: m for m in modules if getattr(getattr(m, "naive", None), "__module__", "") == m.__name__}
 
 
 class TestResidual:
-    """x + dropout(y) and a layer norm, as one operation."""
+    """x + dropout(y) and layer norm, as one operation."""
 
     @pytest.mark.parametrize("has_norm", [True, False])
     def test_fast_and_naive_forms_agree_without_dropout(self, has_norm: bool) -> None:
@@ -605,7 +605,7 @@ class TestResidual:
 
     @pytest.mark.parametrize("bias", [True, False])
     @pytest.mark.parametrize("has_norm", [True, False])
-    def test_dropout_equals_a_mask_from_the_same_bits(self, has_norm: bool, bias: bool) -> None:
+    def test_dropout_equals_keep_mask_with_the_same_seed(self, has_norm: bool, bias: bool) -> None:
         x, y = (torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
         norm = nn.LayerNorm(8, bias=bias, dtype=torch.float64)
         nn.init.normal_(norm.weight)
@@ -638,7 +638,7 @@ class TestResidual:
 
     @pytest.mark.parametrize("autocast", [False, True])
     def test_norm_backward_inputs_have_one_dtype(self, autocast: bool) -> None:
-        """CUDA refuses a layer norm of two dtypes."""
+        """On CUDA, layer norm raises an error if its inputs have two dtypes."""
         x, y = torch.randn(2, 3, 8).bfloat16(), torch.randn(2, 3, 8).bfloat16().requires_grad_()
         norm = nn.LayerNorm(8)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
@@ -663,7 +663,7 @@ class _NormDtypes(TorchDispatchMode):
 
 
 class TestTensors:
-    def test_a_changed_source_is_computed_again(self) -> None:
+    def test_once_for_recomputes_after_a_change_in_place(self) -> None:
         source = torch.zeros(3)
         for _ in range(2):
             assert once_for("test", source, source.clone) is once_for("test", source, source.clone)
@@ -675,7 +675,7 @@ class TestTensors:
 
 
 class TestRowLinear:
-    """Linear maps in bfloat16 on a CPU, in pieces of rows."""
+    """Linear maps in bfloat16 on a CPU, computed in pieces of rows."""
 
     @pytest.mark.parametrize("rows", [1, 64, 200, 512, 1024, 1301])
     @pytest.mark.parametrize("bias", [True, False])
@@ -689,8 +689,8 @@ class TestRowLinear:
         for a, b in pairs:
             torch.testing.assert_close(a, b, rtol=0, atol=2**-7 * float(b.detach().abs().max()))
 
-    def test_many_lengths_share_few_sizes(self) -> None:
-        """oneDNN keeps code for each size of a product: without bounds, memory grows over a run."""
+    def test_many_lengths_give_few_matrix_shapes(self) -> None:
+        """oneDNN caches code for each matrix shape, so that many shapes increase the memory of a run."""
         weight = torch.randn(8, 8).bfloat16()
         with torch.profiler.profile(record_shapes=True) as profile:
             for rows in range(1024, 2048, 7):
@@ -703,9 +703,9 @@ class TestRowLinear:
 
 class TestNaiveForms:
     @pytest.mark.parametrize("name", operations())
-    def test_naive_forms_are_short(self, name: str) -> None:
+    def test_naive_form_has_at_most_30_lines(self, name: str) -> None:
         assert len(inspect.getsource(operations()[name].naive).splitlines()) <= 30
 
-    def test_every_operation_is_tested_here(self) -> None:
+    def test_every_operation_has_a_test_in_this_file(self) -> None:
         tested = {name for name, value in globals().items() if inspect.ismodule(value)}
         assert {name.rpartition(".")[2] for name in operations()} <= tested

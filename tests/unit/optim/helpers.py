@@ -1,4 +1,4 @@
-"""A layer with a matrix and a vector, and fixed gradients for it."""
+"""A linear layer, and the same gradients for it in each test."""
 
 from collections.abc import Iterator
 
@@ -17,20 +17,20 @@ def layer(dtype: torch.dtype = torch.float64) -> nn.Linear:
 
 
 def gradients(shape: torch.Size) -> Iterator[torch.Tensor]:
-    """Returns the gradients of each update, the same in each call."""
+    """Returns the gradients of all updates. Each call returns the same gradients."""
     generator = torch.Generator().manual_seed(2)
     return (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(STEPS))
 
 
 def train(module: nn.Linear, optimizer: torch.optim.Optimizer) -> None:
-    """Makes an update with each of the gradients."""
+    """Updates the module with each gradient."""
     for weight, bias in zip(gradients(module.weight.shape), gradients(module.bias.shape), strict=True):
         module.weight.grad, module.bias.grad = weight.to(module.weight.dtype), bias.to(module.bias.dtype)
         optimizer.step()
 
 
 def trained_with(config: OptimizerConfig) -> nn.Linear:
-    """The layer after all updates."""
+    """Returns the layer after all updates."""
     module = layer()
     train(module, optimizers.build(config, module))
     return module

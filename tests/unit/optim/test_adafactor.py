@@ -1,4 +1,4 @@
-"""Adafactor against the paper's equations, written with loops."""
+"""Adafactor, compared with the equations of the paper written with loops."""
 
 import math
 
@@ -13,7 +13,7 @@ STEPS = 6
 
 
 class Tensors(nn.Module):
-    """A matrix, a vector, and a stack of one matrix a head."""
+    """A module with a matrix, a vector, and a tensor with one matrix for each head."""
 
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ def rms(value: Tensor) -> float:
 
 
 def second_moment(squares: list[Tensor], decay: float) -> Tensor:
-    """The running mean of g² + 1e-30 under β = 1 − t^decay; of a matrix the product of its margins (section 3)."""
+    """Returns the running mean of g² + 1e-30 with β = 1 − t^decay. A matrix is factored (section 3 of the paper)."""
     running = torch.zeros_like(squares[0])
     for step, square in enumerate(squares, start=1):
         forget = 1 - step**decay
@@ -48,7 +48,7 @@ def second_moment(squares: list[Tensor], decay: float) -> Tensor:
 
 
 def expected(value: Tensor, config: AdafactorConfig, scale: float = 1.0) -> Tensor:
-    """Algorithms 4 and 5 of Shazeer and Stern 2018, the relative step bounded by lr, with decoupled weight decay."""
+    """Algorithms 4 and 5 of Shazeer and Stern (2018), with lr as the upper bound of the step and decoupled decay."""
     seen = [scale * gradient for gradient in gradients(value.shape)]
     for step in range(1, STEPS + 1):
         heads = [(each,) for each in range(value.shape[0])] if value.ndim == 3 else [()]
@@ -71,7 +71,7 @@ def expected(value: Tensor, config: AdafactorConfig, scale: float = 1.0) -> Tens
     ],
 )
 @pytest.mark.parametrize(("dtype", "scale"), [(torch.float64, 1.0), (torch.float32, 1.0), (torch.float32, 1e-6)])
-def test_updates_follow_the_paper(config: AdafactorConfig, dtype: torch.dtype, scale: float) -> None:
+def test_adafactor_updates_equal_the_paper(config: AdafactorConfig, dtype: torch.dtype, scale: float) -> None:
     module = Tensors(dtype)
     values = {name: expected(p.detach().double(), config, scale) for name, p in module.named_parameters()}
     optimizer = optimizers.build(config, module)
@@ -86,7 +86,7 @@ def test_updates_follow_the_paper(config: AdafactorConfig, dtype: torch.dtype, s
         )
 
 
-def test_matrix_state_is_a_row_and_a_column() -> None:
+def test_state_of_a_matrix_is_a_row_and_a_column() -> None:
     module = nn.Linear(300, 200, bias=False)
     optimizer = optimizers.build(AdafactorConfig(), module)
     module.weight.grad = torch.ones_like(module.weight)

@@ -1,4 +1,4 @@
-"""Adam: its formula, torch's and fairseq's."""
+"""Adam, compared with its formula, torch and fairseq."""
 
 import math
 
@@ -10,7 +10,7 @@ from seqtk.optim.adam import AdamConfig, AdamWConfig
 from tests.unit.optim.helpers import gradients, layer, train
 
 
-def test_equals_torch_adam_without_decay() -> None:
+def test_adam_without_decay_equals_torch() -> None:
     module, reference = layer(), layer()
     train(module, optimizers.build(AdamConfig(), module))
     train(reference, torch.optim.Adam(reference.parameters(), lr=5e-4, betas=(0.9, 0.98), eps=1e-8, fused=False))
@@ -21,7 +21,7 @@ def test_equals_torch_adam_without_decay() -> None:
 @pytest.mark.parametrize(
     "config", [AdamConfig(lr=0.1, weight_decay=0.3), AdamWConfig(lr=0.1), AdamWConfig(decay="all")]
 )
-def test_follows_its_formula(config: AdamConfig) -> None:
+def test_adam_and_adamw_equal_their_formula(config: AdamConfig) -> None:
     module = layer()
     expected = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
     for name, value in expected.items():

@@ -1,4 +1,4 @@
-"""Muon: its update in closed form, the weights that it updates, and the learning rates of both parts."""
+"""Muon: its update in closed form, the weights it updates, and the learning rates of Muon and AdamW."""
 
 import math
 from collections.abc import Callable
@@ -40,7 +40,7 @@ MODELS: dict[str, Callable[[], Model]] = {
 }
 
 
-def test_both_parts_equal_torch() -> None:
+def test_muon_and_adamw_parts_equal_torch() -> None:
     module, reference = layer(torch.float32), layer(torch.float32)
     train(module, optimizers.build(MuonConfig(lr=0.02, adamw_lr=0.003, adjust_lr_fn="original"), module))
     gradient = zip(gradients(module.weight.shape), gradients(module.bias.shape), strict=True)
@@ -54,8 +54,8 @@ def test_both_parts_equal_torch() -> None:
     torch.testing.assert_close(module.bias, reference.bias)
 
 
-def near_one(value: Tensor) -> Tensor:
-    """Five steps of a x + b x³ + c x⁵ on the singular values, scaled to a root sum of squares of 1 (Jordan 2024)."""
+def orthogonalized(value: Tensor) -> Tensor:
+    """Applies five steps of a x + b x³ + c x⁵ to the singular values, divided by their norm (Jordan 2024)."""
     u, s, v = torch.linalg.svd(value, full_matrices=False)
     s = s / s.norm()
     for _ in range(5):
@@ -65,7 +65,7 @@ def near_one(value: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
 @pytest.mark.parametrize("adjust", ["match_rms_adamw", "original"])
-def test_update_of_a_matrix_in_closed_form(shape: tuple[int, int], adjust: str) -> None:
+def test_muon_update_equals_its_closed_form(shape: tuple[int, int], adjust: str) -> None:
     rows, columns = shape
     module = nn.Linear(columns, rows, bias=False, dtype=torch.float64)
     config = from_dict(MuonConfig, {"lr": 0.1, "adjust_lr_fn": adjust})
@@ -74,7 +74,7 @@ def test_update_of_a_matrix_in_closed_form(shape: tuple[int, int], adjust: str) 
     optimizer = optimizers.build(config, module)
     for gradient in gradients(module.weight.shape):
         mean = 0.95 * mean + 0.05 * gradient
-        value = value - 0.1 * 0.1 * value - 0.1 * scale * near_one(0.05 * gradient + 0.95 * mean)
+        value = value - 0.1 * 0.1 * value - 0.1 * scale * orthogonalized(0.05 * gradient + 0.95 * mean)
         module.weight.grad = gradient
         optimizer.step()
     torch.testing.assert_close(module.weight.detach(), value, rtol=0, atol=0.02 * 5 * 0.1 * scale)  # bfloat16, 5 steps
@@ -100,14 +100,14 @@ def test_adamw_updates_embeddings_and_heads() -> None:
     assert hidden_matrices(model) == set()
 
 
-def test_parameters_are_updated_once() -> None:
+def test_each_parameter_is_in_one_group() -> None:
     model = language_model(attention={"kind": "synthesizer_mixture", "max_length": 8})
     optimizer = optimizers.build(MuonConfig(), model)
     grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(map(id, model.parameters()))
 
 
-def test_both_rates_follow_the_schedule() -> None:
+def test_rates_of_muon_and_adamw_follow_the_schedule() -> None:
     optimizer = optimizers.build(MuonConfig(lr=0.02, adamw_lr=0.0003), layer())
     for factor in (0.0, 0.25, 1.0):
         set_rate(optimizer, factor * 0.02)
@@ -117,7 +117,7 @@ def test_both_rates_follow_the_schedule() -> None:
 
 
 @pytest.mark.parametrize("module", [nn.Embedding(4, 3), nn.Linear(3, 4, bias=False)])
-def test_model_may_use_one_part_only(module: nn.Module) -> None:
+def test_model_may_have_weights_for_one_part_only(module: nn.Module) -> None:
     optimizer = optimizers.build(MuonConfig(lr=0.1), module)
     weight = next(module.parameters())
     before, weight.grad = weight.detach().clone(), torch.ones_like(weight)

@@ -1,4 +1,4 @@
-"""Properties of every optimizer. The update of each is tested in the file of its family."""
+"""Tests of all optimizers. The update rule of each optimizer is tested in its own file."""
 
 import copy
 
@@ -39,7 +39,7 @@ def test_decay_applies_to_all_or_to_matrices(config_type: type[OptimizerConfig],
 
 
 @pytest.mark.parametrize("config_type", ALL)
-def test_weight_without_gradient_stays(config_type: type[OptimizerConfig]) -> None:
+def test_weight_without_gradient_is_not_updated(config_type: type[OptimizerConfig]) -> None:
     late, alone = layer(), layer()
     optimizer, lone = (optimizers.build(config_type(weight_decay=0.1), module) for module in (late, alone))
     before = late.weight.detach().clone()
@@ -53,7 +53,7 @@ def test_weight_without_gradient_stays(config_type: type[OptimizerConfig]) -> No
     torch.testing.assert_close(late.weight, alone.weight)
 
 
-def test_groups_do_not_depend_on_decay() -> None:
+def test_parameter_groups_do_not_depend_on_decay() -> None:
     groups = [
         [len(group["params"]) for group in optimizers.build(config, layer()).param_groups]
         for config in (AdamWConfig(weight_decay=0.0), AdamWConfig(weight_decay=0.1))
@@ -63,12 +63,12 @@ def test_groups_do_not_depend_on_decay() -> None:
 
 @pytest.mark.parametrize("config_type", ALL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_fused_kernels_equal_the_plain_ones(config_type: type[OptimizerConfig], dtype: torch.dtype) -> None:
+def test_fused_kernels_equal_plain_kernels(config_type: type[OptimizerConfig], dtype: torch.dtype) -> None:
     module, plain = layer(dtype), layer(dtype)
     optimizer = optimizers.build(config_type(lr=0.1), module)
     fused = [group["fused"] for group in optimizer.param_groups if "fused" in group]
     assert all(fused)
-    assert bool(fused) == (config_type is not AdafactorConfig)  # torch has no such kernel for it
+    assert bool(fused) == (config_type is not AdafactorConfig)  # torch has no fused Adafactor
     train(module, optimizer)
     slow = optimizers.build(config_type(lr=0.1), plain)
     for group in slow.param_groups:
@@ -81,7 +81,7 @@ def test_fused_kernels_equal_the_plain_ones(config_type: type[OptimizerConfig], 
 
 @pytest.mark.parametrize("config_type", ALL)
 def test_state_tensors_determine_the_update(config_type: type[OptimizerConfig]) -> None:
-    """The saved state determines the next update, whatever the previous rate."""
+    """The saved state determines the next update. The previous learning rate has no effect."""
     module, other = layer(), layer()
     optimizer, resumed = (optimizers.build(config_type(lr=0.1), each) for each in (module, other))
     train(module, optimizer)
@@ -100,7 +100,7 @@ def test_state_tensors_determine_the_update(config_type: type[OptimizerConfig]) 
 
 
 @pytest.mark.parametrize("config_type", ALL)
-def test_rate_of_zero_changes_nothing(config_type: type[OptimizerConfig]) -> None:
+def test_learning_rate_0_changes_no_weight(config_type: type[OptimizerConfig]) -> None:
     """A warm-up may start from 0."""
     module = layer()
     optimizer = optimizers.build(config_type(weight_decay=0.1), module)
@@ -115,8 +115,8 @@ def test_rate_of_zero_changes_nothing(config_type: type[OptimizerConfig]) -> Non
 
 
 @pytest.mark.parametrize("config_type", ALL)
-def test_zero_gradient_changes_nothing(config_type: type[OptimizerConfig]) -> None:
-    """For example, the embedding of a token that never occurred."""
+def test_zero_gradient_without_decay_changes_no_weight(config_type: type[OptimizerConfig]) -> None:
+    """For example, the embedding of a token that does not occur."""
     module = layer(torch.float32)
     optimizer = optimizers.build(config_type(weight_decay=0.0), module)
     before = copy.deepcopy(module.state_dict())
@@ -126,7 +126,7 @@ def test_zero_gradient_changes_nothing(config_type: type[OptimizerConfig]) -> No
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
-def test_plain_kernel_is_used_without_a_fused_one() -> None:
+def test_plain_kernel_is_used_if_there_is_no_fused_kernel() -> None:
     with torch.device("meta"):
         module = nn.Linear(2, 2)
     optimizer = optimizers.build(AdamConfig(), module)
@@ -134,14 +134,14 @@ def test_plain_kernel_is_used_without_a_fused_one() -> None:
 
 
 @pytest.mark.parametrize("config_type", ALL)
-def test_training_resumes_from_the_state(config_type: type[OptimizerConfig]) -> None:
+def test_training_resumes_from_the_state_dict(config_type: type[OptimizerConfig]) -> None:
     config = config_type(lr=0.1)
     module, other = layer(), layer()
     optimizer = optimizers.build(config, module)
     train(module, optimizer)
     resumed = optimizers.build(config, other)
     other.load_state_dict(module.state_dict())
-    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # loading alone would share the tensors
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # without the copy, both would share the tensors
     train(module, optimizer)
     train(other, resumed)
     assert torch.equal(module.weight, other.weight)
@@ -177,15 +177,15 @@ def test_frozen_parameters_are_skipped() -> None:
         (MuonConfig(adamw_lr=-0.1), "adamw_lr=-0.1"),
     ],
 )
-def test_impossible_settings_are_refused(config: OptimizerConfig, key: str) -> None:
+def test_invalid_settings_are_refused(config: OptimizerConfig, key: str) -> None:
     with pytest.raises(UserError, match=key) as caught:
         optimizers.build(config, layer())
     assert str(caught.value).startswith("optimizer")
 
 
 @pytest.mark.parametrize("config_type", [AdamConfig, AdamWConfig, SGDConfig, NAGConfig])
-def test_fused_kernels_skip_an_update(config_type: type[OptimizerConfig]) -> None:
-    """With `found_inf` neither the weights nor the state change, whatever the gradient and the decay are."""
+def test_found_inf_makes_fused_kernels_skip_an_update(config_type: type[OptimizerConfig]) -> None:
+    """With `found_inf`, neither the weights nor the state change, for any gradient and weight decay."""
     module = layer(torch.float32)
     optimizer = optimizers.build(config_type(weight_decay=0.1), module)
     assert can_skip(optimizer)

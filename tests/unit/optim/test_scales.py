@@ -1,4 +1,4 @@
-"""Weights are frozen, and learning rates scaled, by name and by layer."""
+"""`freeze`, `lr_scales` and `layer_decay`: freezing weights and scaling learning rates by name and by layer."""
 
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ def tiny(layers: int = 2) -> Model:
 
 
 class TestFreeze:
-    def test_name_of_a_module_chooses_all_its_weights(self) -> None:
+    def test_module_name_freezes_all_its_weights(self) -> None:
         model = tiny()
         freeze(model, ["encoder"])
         assert {name.split(".")[0] for name, p in model.named_parameters() if not p.requires_grad} == {"encoder"}
 
-    def test_wildcards_choose_several_blocks(self) -> None:
+    def test_wildcards_freeze_matching_weights(self) -> None:
         model = tiny()
         freeze(model, ["encoder.blocks.[0]", "*.norm.bias"])
         frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -35,7 +35,7 @@ class TestFreeze:
         assert "encoder.blocks.0.feed_forward.expand.weight" in frozen
         assert "decoder.norm.bias" in frozen
 
-    def test_a_shared_weight_has_every_name(self) -> None:
+    def test_shared_weight_is_frozen_by_any_of_its_names(self) -> None:
         model = tiny()
         freeze(model, ["head"])
         assert not model.get_parameter("source_embedding.tokens.weight").requires_grad
@@ -43,19 +43,19 @@ class TestFreeze:
     @pytest.mark.parametrize(
         ("patterns", "words"), [(["encodr"], "Did you mean 'encoder'"), (["*"], "nothing to train"), ([""], "freeze=")]
     )
-    def test_wrong_patterns_are_refused(self, patterns: list[str], words: str) -> None:
+    def test_invalid_freeze_patterns_are_refused(self, patterns: list[str], words: str) -> None:
         with pytest.raises(UserError, match=words):
             freeze(tiny(), patterns)
 
 
 class TestScales:
-    def test_the_last_match_applies(self) -> None:
+    def test_last_matching_scale_applies(self) -> None:
         factors = rate_scales(tiny(), [RateScale("encoder", 0.5), RateScale("encoder.blocks.1", 0.25)])
         assert factors["encoder.blocks.0.self_attention.out.bias"] == 0.5
         assert factors["encoder.blocks.1.self_attention.out.bias"] == 0.25
         assert factors["decoder.norm.bias"] == 1
 
-    def test_decay_shrinks_from_the_last_block_down(self) -> None:
+    def test_layer_decay_decreases_from_the_last_block(self) -> None:
         factors = rate_scales(tiny(layers=3), [], layer_decay=0.5)
         blocks = [factors[f"encoder.blocks.{number}.self_attention.out.bias"] for number in range(3)]
         assert blocks == [0.125, 0.25, 0.5]
@@ -63,20 +63,20 @@ class TestScales:
         assert factors["encoder.norm.bias"] == factors["decoder.norm.bias"] == 1
         assert factors["source_embedding.tokens.weight"] == 0.0625
 
-    def test_scales_and_decay_multiply(self) -> None:
+    def test_scale_and_layer_decay_are_multiplied(self) -> None:
         factors = rate_scales(tiny(), [RateScale("source_embedding", 2.0)], layer_decay=0.5)
         assert factors["source_embedding.tokens.weight"] == 0.25
 
-    def test_an_unknown_name_is_refused(self) -> None:
+    def test_scale_of_an_unknown_name_is_refused(self) -> None:
         with pytest.raises(UserError, match=r"lr_scales\.name=decode"):
             rate_scales(tiny(), [RateScale("decode", 0.5)])
 
-    def test_decay_without_blocks_is_refused(self) -> None:
+    def test_layer_decay_without_blocks_is_refused(self) -> None:
         with pytest.raises(UserError, match="layer_decay"):
             rate_scales(torch.nn.Linear(2, 2), [], layer_decay=0.5)
 
     @pytest.mark.parametrize("kind", list(optimizers))
-    def test_every_optimizer_uses_the_scales(self, kind: str) -> None:
+    def test_every_optimizer_applies_the_scales(self, kind: str) -> None:
         model, config = tiny(), schema.from_dict(OptimizerConfig, {"kind": kind, "weight_decay": 0.0})
         freeze(model, ["decoder"])
         optimizer = optimizers.build(config, model)
@@ -92,7 +92,7 @@ class TestScales:
 
 
 @pytest.mark.parametrize("kind", ["adam", "muon", "adafactor"])
-def test_resuming_is_bit_exact(kind: str, tiny_corpus: Path, tmp_path: Path) -> None:
+def test_resuming_with_scales_is_bit_exact(kind: str, tiny_corpus: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {
         "optimizer": {"kind": kind},
         "freeze": ["target_embedding", "*.norm"],
@@ -105,7 +105,7 @@ def test_resuming_is_bit_exact(kind: str, tiny_corpus: Path, tmp_path: Path) -> 
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
 
-def test_frozen_weights_may_be_unfrozen_on_resuming(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_resumed_run_may_unfreeze_weights(tiny_corpus: Path, tmp_path: Path) -> None:
     trainer(tiny_corpus, tmp_path, freeze=["encoder"], max_updates=3).fit()
     run = trainer(tiny_corpus, tmp_path, max_updates=6)
     before = run.model.get_parameter("encoder.blocks.0.self_attention.out.weight").clone()

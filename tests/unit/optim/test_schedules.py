@@ -1,4 +1,4 @@
-"""Schedules: values at given steps, limits, and that they depend on the step only."""
+"""Learning rate schedules: values at given steps, limits, and dependence on the step only."""
 
 import math
 
@@ -31,7 +31,7 @@ def test_warm_up_is_linear(config_type: type) -> None:
 @pytest.mark.parametrize("config_type", ALL)
 @settings(max_examples=25)
 @given(st.integers(0, 30), st.lists(st.integers(0, 200), min_size=2, max_size=9))
-def test_rate_is_a_function_of_the_step(config_type: type, warmup: int, steps: list[int]) -> None:
+def test_rate_depends_on_the_step_only(config_type: type, warmup: int, steps: list[int]) -> None:
     schedule = build(config_type(warmup_updates=warmup))
     rates = {step: schedule.lr(step) for step in sorted(steps)}
     assert all(0 <= rate <= 1 for rate in rates.values())
@@ -82,20 +82,20 @@ def test_polynomial_ends_at_end_lr() -> None:
 
 
 def test_wsd_decays_at_the_end() -> None:
-    line = build(WSDConfig(warmup_updates=20, end_lr=0.2, decay_share=0.25))  # falls from update 80 to 100
+    line = build(WSDConfig(warmup_updates=20, end_lr=0.2, decay_share=0.25))  # decays from update 80 to 100
     rates = [line.lr(step) for step in (10, 20, 50, 80, 90, 95, 100, 500)]
     assert rates == pytest.approx([0.5, 1, 1, 1, 0.6, 0.4, 0.2, 0.2])
     steep = build(WSDConfig(power=0.5))
     assert [steep.lr(step) for step in (89, 90, 99)] == pytest.approx([1, 1, 1 - math.sqrt(0.9)])
 
 
-def test_wsd_before_the_decay_ignores_the_end() -> None:
+def test_wsd_before_decay_does_not_depend_on_max_updates() -> None:
     short, long = (build(WSDConfig(warmup_updates=5), max_steps=steps) for steps in (100, 1000))
     assert [short.lr(step) for step in range(90)] == [long.lr(step) for step in range(90)]
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_wsd_may_decay_always_or_never(share: float) -> None:
+def test_wsd_decay_share_may_be_0_or_1(share: float) -> None:
     schedule = build(WSDConfig(decay_share=share))
     line = build(PolynomialConfig())
     expected = [line.lr(step) if share else float(step < 100) for step in (0, 30, 99, 100, 101)]
@@ -103,7 +103,7 @@ def test_wsd_may_decay_always_or_never(share: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["cosine", "polynomial", "wsd"])
-def test_unknown_length_is_refused(name: str) -> None:
+def test_schedule_without_length_or_period_is_refused(name: str) -> None:
     config_type = schedules.config_type(name)
     with pytest.raises(UserError, match=rf"schedule={name}(.|\n)*schedule\.period"):
         build(config_type(), max_steps=None)
@@ -124,6 +124,6 @@ def test_unknown_length_is_refused(name: str) -> None:
         (WSDConfig(power=0.0), "power=0.0"),
     ],
 )
-def test_impossible_settings_are_refused(config: ScheduleConfig, key: str) -> None:
+def test_invalid_settings_are_refused(config: ScheduleConfig, key: str) -> None:
     with pytest.raises(UserError, match=key):
         build(config)

@@ -1,4 +1,4 @@
-"""Gradient descent: torch's, and fairseq's Nesterov."""
+"""SGD, compared with torch, and NAG, compared with fairseq."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from seqtk.optim.sgd import NAGConfig, SGDConfig
 from tests.unit.optim.helpers import gradients, layer, train
 
 RATES = [1e-7, 0.3, 1.0, 0.7, 0.05]
-"""A warm-up and a fall."""
+"""Learning rates that increase and then decrease."""
 
 
 def test_sgd_equals_torch() -> None:
@@ -22,8 +22,8 @@ def test_sgd_equals_torch() -> None:
     torch.testing.assert_close(module.weight, reference.weight, rtol=1e-13, atol=0)
 
 
-def fairseqs_nag(value: torch.Tensor, *, momentum: float, weight_decay: float) -> torch.Tensor:
-    """A weight after updates by the equations of fairseq's `nag`, whose momentum includes the learning rate."""
+def fairseq_nag(value: torch.Tensor, *, momentum: float, weight_decay: float) -> torch.Tensor:
+    """Returns the weight after updates by fairseq's `nag`, whose momentum buffer includes the learning rate."""
     step, before = torch.zeros_like(value), RATES[0]
     for rate, gradient in zip(RATES, gradients(value.shape), strict=True):
         correction = rate / before
@@ -38,7 +38,7 @@ def fairseqs_nag(value: torch.Tensor, *, momentum: float, weight_decay: float) -
 @pytest.mark.parametrize("momentum", [0.99, 0.5])
 def test_nag_equals_fairseq(momentum: float, weight_decay: float) -> None:
     module = layer()
-    expected = [fairseqs_nag(p.detach(), momentum=momentum, weight_decay=weight_decay) for p in module.parameters()]
+    expected = [fairseq_nag(p.detach(), momentum=momentum, weight_decay=weight_decay) for p in module.parameters()]
     optimizer = optimizers.build(NAGConfig(momentum=momentum, weight_decay=weight_decay), module)
     for rate, weight, bias in zip(RATES, gradients(module.weight.shape), gradients(module.bias.shape), strict=True):
         module.weight.grad, module.bias.grad = weight, bias

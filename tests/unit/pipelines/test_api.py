@@ -1,4 +1,4 @@
-"""The Python API: `seqtk.load`, `seqtk.train`, and what they return."""
+"""The Python API: `seqtk.load`, `seqtk.train`, and the pipelines and runs that they return."""
 
 import shutil
 import subprocess
@@ -42,19 +42,19 @@ class TestImport:
         printed = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True).stdout
         assert printed == "set()\n"
 
-    def test_all_names_exist(self) -> None:
+    def test_every_name_in_all_exists(self) -> None:
         assert all(hasattr(seqtk, name) for name in seqtk.__all__)
         with pytest.raises(AttributeError, match="nothing"):
             _ = seqtk.nothing  # type: ignore[attr-defined]
 
 
 class TestTrain:
-    def test_returns_the_run(self, run: seqtk.Run) -> None:
+    def test_train_returns_the_finished_run(self, run: seqtk.Run) -> None:
         assert run.stopped_by == 0
         assert [line["update"] for line in run.log("train")] == list(range(1, 9))
         assert run.load().info == model_file.read(run.save_dir).info
 
-    def test_overrides_are_checked(self) -> None:
+    def test_train_checks_overrides_and_recipe(self) -> None:
         with pytest.raises(UserError, match="max_updats"):
             seqtk.train("demo", max_updats=3)
         with pytest.raises(UserError, match=r"validation\.every"):
@@ -72,7 +72,9 @@ class TestTrain:
 
 
 class TestTranslate:
-    def test_equals_the_command(self, run: seqtk.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_translate_equals_seqtk_generate(
+        self, run: seqtk.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         model = seqtk.load(run.save_dir, device="cpu")
         assert isinstance(model, seqtk.TranslationPipeline)
         (tmp_path / "input").write_text("".join(f"{line}\n" for line in SENTENCES))
@@ -83,7 +85,7 @@ class TestTranslate:
         model = run.load()
         assert model.translate(SENTENCES, beam=2, nbest=2)[::2] == model.translate(SENTENCES, beam=2)
 
-    def test_prefixes_are_kept(self, run: seqtk.Run) -> None:
+    def test_translations_start_with_their_prefixes(self, run: seqtk.Run) -> None:
         model = run.load()
         assert isinstance(model, seqtk.TranslationPipeline)
         assert all(text.startswith("zebra") for text in model.translate(SENTENCES, prefixes=["zebra"] * 3))
@@ -92,7 +94,7 @@ class TestTranslate:
         with pytest.raises(UserError, match="2 prefixes"):
             model.translate(SENTENCES, prefixes=["a", "b"])
 
-    def test_settings_are_checked(self, run: seqtk.Run) -> None:
+    def test_translate_checks_its_arguments(self, run: seqtk.Run) -> None:
         for settings, word in (({"beem": 2}, "beem"), ({"beam": 0}, "beam"), ({"beam": 10**6}, "beam")):
             with pytest.raises(UserError, match=word):
                 run.load().translate(SENTENCES, **settings)
@@ -101,7 +103,7 @@ class TestTranslate:
         with pytest.raises(TypeError, match="list of strings"):
             run.load().translate(["w1", None])  # type: ignore[list-item]
 
-    def test_score_equals_the_score_of_the_search(self, run: seqtk.Run) -> None:
+    def test_score_equals_the_score_found_by_search(self, run: seqtk.Run) -> None:
         model = run.load()
         assert isinstance(model, seqtk.TranslationPipeline)
         texts = model.translate(SENTENCES, beam=1)
@@ -113,13 +115,13 @@ class TestTranslate:
 
 
 class TestEvaluate:
-    def test_equals_the_command(self, run: seqtk.Run, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_evaluate_equals_seqtk_evaluate(self, run: seqtk.Run, capsys: pytest.CaptureFixture[str]) -> None:
         report = run.load().evaluate(split="valid", decode=False)
         evaluate([f"checkpoint={run.save_dir}", "split=valid", "decode=false"])
         assert capsys.readouterr().out.splitlines() == report.lines()
         assert report.scores["loss"].value == pytest.approx(run.load().info["loss"], rel=1e-5)
 
-    def test_ensemble_is_refused(self, run: seqtk.Run) -> None:
+    def test_evaluating_an_ensemble_is_refused(self, run: seqtk.Run) -> None:
         with pytest.raises(UserError, match="several models"):
             seqtk.load([run.save_dir, run.save_dir]).evaluate()
 
@@ -146,9 +148,9 @@ class TestGenerate:
 
 
 class TestShadowing:
-    """A clone is a folder named seqtk: scripts in the folder above it must still import the package in it."""
+    """A clone is a folder named seqtk. Scripts in its parent folder must import the package inside the clone."""
 
-    def test_editable_install_is_not_shadowed(self, tmp_path: Path) -> None:
+    def test_editable_install_is_importable_next_to_the_clone(self, tmp_path: Path) -> None:
         pytest.importorskip("setuptools", minversion="77")
         clone, site = tmp_path / "seqtk", tmp_path / "site-packages"
         shutil.copytree(ROOT / "seqtk", clone / "seqtk", ignore=shutil.ignore_patterns("[a-z]*"))

@@ -1,4 +1,4 @@
-"""Classifiers as Python objects and commands: batch-independent, in order, without their data."""
+"""Classification with the Python API and the commands, without the training data."""
 
 import io
 import json
@@ -23,7 +23,7 @@ TEXTS = ["w1 k0 w2", "k1", "w3 w4 w5 k0 w1 w2 k1 w0", "", "never seen k1 before"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a trained classifier, whose data are deleted."""
+    """The folder of a trained classifier whose data folder has been moved."""
     folder = write_texts(tmp_path_factory.mktemp("texts"), longest=10)
     save_dir = tmp_path_factory.mktemp("runs") / "classifier"
     trainer(folder, save_dir, model__max_source_length=10, max_updates=100, model__encoder__layers=2).fit()
@@ -50,7 +50,7 @@ def run_command(main: Any, *arguments: str) -> None:
 
 
 class TestPython:
-    def test_classes_come_from_the_file(self, run: Path) -> None:
+    def test_class_names_come_from_the_model_file(self, run: Path) -> None:
         model = seqtk.load(run, device="cpu")
         assert model.classify(TEXTS[:3]) == ["yes", "no", "both"]
 
@@ -63,7 +63,7 @@ class TestPython:
             assert list(one) == model.classes == ["yes", "no", "both"]
             np.testing.assert_allclose(list(one.values()), list(other.values()), atol=1e-6)
 
-    def test_order_does_not_depend_on_window_size(self, run: Path) -> None:
+    def test_predictions_do_not_depend_on_window_and_batch(self, run: Path) -> None:
         model, texts = loaded(run), [" ".join(["w1"] * size + ["k0"]) for size in (5, 1, 7, 2, 3, 0)]
         whole = [found.probabilities["yes"] for found in model.predict(texts)]
         for window, size in ((1, 1), (2, 3), (4, 2)):
@@ -75,7 +75,7 @@ class TestPython:
         next(loaded(run).predict(texts, window=2))
         assert list(texts) == TEXTS[2:]
 
-    def test_long_text_is_refused_or_cut(self, run: Path) -> None:
+    def test_long_text_is_refused_or_truncated(self, run: Path) -> None:
         model, long = loaded(run), " ".join(["k0"] + ["w1"] * 20)
         with pytest.raises(UserError, match="truncate=true"):
             model.classify([long])
@@ -97,13 +97,15 @@ class TestPython:
             with pytest.raises(TypeError, match="texts"):
                 loaded(path).classify(texts)  # type: ignore[arg-type]
 
-    def test_model_of_another_task_is_named(self, run: Path) -> None:
+    def test_method_of_another_task_is_refused(self, run: Path) -> None:
         with pytest.raises(UserError, match=r"translate\(\)"):
             loaded(run).translate(["a"])
 
 
 class TestClassify:
-    def test_one_line_in_one_label_out(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_classify_prints_one_label_per_line(
+        self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         (tmp_path / "in.txt").write_text("".join(f"{text}\n" for text in TEXTS))
         run_command(classify_command.main, f"checkpoint={run}", f"input={tmp_path / 'in.txt'}", "max_sentences=2")
         assert capsys.readouterr().out.splitlines() == loaded(run).classify(TEXTS)
@@ -118,7 +120,7 @@ class TestClassify:
         assert second["label"] == "no"
         assert first["probabilities"] == pytest.approx(loaded(run).probabilities(["k0"])[0], abs=1e-6)
 
-    def test_pairs_are_split_at_the_tab(
+    def test_pairs_are_separated_by_a_tab(
         self, matching: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         path = tmp_path / "pairs.txt"
@@ -131,7 +133,9 @@ class TestClassify:
         assert "Line 2" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
 
-    def test_long_line_is_named(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_error_names_the_line_that_is_too_long(
+        self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         path = tmp_path / "in.txt"
         path.write_text("k0\n" + " ".join(["w1"] * 30) + "\n")
         with pytest.raises(SystemExit):
@@ -150,7 +154,7 @@ class TestClassify:
         assert capsys.readouterr().out.splitlines() == ["yes", "no"]
 
     @pytest.mark.parametrize("size", [1, 4])
-    def test_interactive_continues_after_a_bad_line(
+    def test_interactive_continues_after_an_invalid_line(
         self, size: int, matching: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         lines = ["k0\tk1", "no tab", "k1\tk2", "a\tb\tc"]
@@ -163,7 +167,9 @@ class TestClassify:
         assert "Line 4 " in errors
 
     @pytest.mark.parametrize("setting", ["beam=3", "nbest=1 sampling=true", "detokenize=false", "format=fairseq"])
-    def test_interactive_refuses_a_search(self, setting: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_interactive_refuses_search_settings(
+        self, setting: str, run: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         with pytest.raises(SystemExit):
             run_command(interactive_command.main, f"checkpoint={run}", *setting.split())
         assert setting.split()[-1].partition("=")[0] in capsys.readouterr().err
@@ -196,7 +202,7 @@ class TestEvaluate:
         assert not any("interval" in line for line in lines)
         assert [line.split()[0] for line in lines if line[:1].isalpha()][-4:-1] == ["yes", "no", "both"]
 
-    def test_labelled_file_gives_the_same_figures(
+    def test_labelled_file_and_data_have_equal_metrics(
         self, run: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         lines = (Path(data.removeprefix("data=")) / "test.txt").read_text()
@@ -215,7 +221,9 @@ class TestEvaluate:
             assert reports[1][name] == reports[0][name]
         assert reports[1]["nll"] == pytest.approx(reports[0]["nll"])
 
-    def test_unknown_class_names_its_line(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_error_names_the_line_of_an_unknown_class(
+        self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         (tmp_path / "a.tsv").write_text("text\tlabel\nk0\tyes\nk1\tnope\n")
         with pytest.raises(SystemExit):
             run_command(evaluate_command.main, f"checkpoint={run}", f"input={tmp_path / 'a.tsv'}")
@@ -226,7 +234,7 @@ class TestEvaluate:
         run_command(evaluate_command.main, f"checkpoint={matching}", f"input={tmp_path / 'a.jsonl'}", "format=json")
         assert json.loads(capsys.readouterr().out)["examples"] == 1
 
-    def test_long_examples_are_refused_or_cut(
+    def test_long_examples_are_refused_or_truncated(
         self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (tmp_path / "a.tsv").write_text("text\tlabel\nk0\tyes\nk1" + " w1" * 30 + "\tno\n")
@@ -247,12 +255,12 @@ class TestEvaluate:
             run_command(evaluate_command.main, f"checkpoint={run}", *settings.split())
         assert settings.partition("=")[0] in capsys.readouterr().err
 
-    def test_keys_of_classifiers_are_refused_for_others(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_invalid_truncate_value_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             run_command(evaluate_command.main, "checkpoint=nothing", "truncate=maybe")
         assert "truncate" in capsys.readouterr().err
 
-    def test_bad_picture_is_refused_first(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_invalid_confusion_path_is_refused_first(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for value in ("matrix.txt", f"{tmp_path}/none/matrix.png"):
             with pytest.raises(SystemExit):
                 run_command(evaluate_command.main, "checkpoint=nothing", f"confusion={value}")

@@ -1,4 +1,4 @@
-"""Small labelled texts whose class is planted: for tests of classification and matching."""
+"""Small labelled texts in which key words determine the class, for tests of classification and matching."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ WORDS = [f"w{number}" for number in range(12)]
 
 @dataclass(frozen=True)
 class LabelledLinesConfig(SourceConfig):
-    """Nothing to set."""
+    """A config without settings."""
 
 
 class _LabelledLines(TextSource):
@@ -40,25 +40,25 @@ class _LabelledLines(TextSource):
 
 @sources.register("labelled_lines", LabelledLinesConfig)
 class LabelledLines(_LabelledLines):
-    """One text for each class."""
+    """Each example has one text and a class."""
 
     sides = ("text",)
 
 
 @dataclass(frozen=True)
 class LabelledPairsConfig(SourceConfig):
-    """Nothing to set."""
+    """A config without settings."""
 
 
 @sources.register("labelled_pairs", LabelledPairsConfig)
 class LabelledPairs(_LabelledLines):
-    """Two texts for each class, of one vocabulary."""
+    """Each example has two texts, with one vocabulary, and a class."""
 
     sides = ("first", "second")
 
 
 def write_texts(folder: Path, *, seed: int = 1, train: int = 300, test: int = 60, longest: int = 12) -> Path:
-    """Texts of random words, of class `yes`, `no` or `both`: the key word `k0`, `k1` in it, or both."""
+    """Writes random texts with the key word `k0` (class `yes`), `k1` (class `no`) or both (class `both`)."""
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "classes.txt").write_text("yes\nno\nboth\n")
@@ -74,7 +74,7 @@ def write_texts(folder: Path, *, seed: int = 1, train: int = 300, test: int = 60
 
 
 def write_pairs(folder: Path, *, seed: int = 1, train: int = 400, test: int = 60) -> Path:
-    """Pairs of texts, of class `same` if both hold the same of four keys, else `other`."""
+    """Writes pairs of texts with a key word each. The class is `same` if both key words are equal, else `other`."""
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "classes.txt").write_text("other\nsame\n")
@@ -94,7 +94,7 @@ def write_pairs(folder: Path, *, seed: int = 1, train: int = 400, test: int = 60
 
 
 def task_of(folder: Path, kind: str = "classification", **settings: object) -> ClassificationTask:
-    """The task of a folder that one of the functions here wrote."""
+    """Returns the task of a folder written by `write_texts` or `write_pairs`."""
     source = "labelled_lines" if kind == "classification" else "labelled_pairs"
     tree = {"kind": kind, "data": str(folder), "source": source, **settings}
     task = tasks.build(schema.from_dict(TaskConfig, tree))

@@ -1,4 +1,4 @@
-"""Classification and matching: reading, weights, truncation, refusals, and learning a planted key from any seed."""
+"""Classification and matching: reading, class weights, truncation, errors, and learning the planted key words."""
 
 import json
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def batch_of(task: ClassificationTask, indices: Sequence[int]) -> Batch:
 
 
 class TestImages:
-    """A model of images reads images of the training size only."""
+    """A model for images accepts only images of the training size."""
 
     @pytest.fixture
     def task(self, tmp_path: Path) -> ClassificationTask:
@@ -59,12 +59,12 @@ class TestImages:
         write_arrays(tmp_path / "images", ["a", "b"], PIXELS, {"train": [arrays]})
         return ClassificationTask(ClassificationConfig(data=str(tmp_path / "images")))
 
-    def test_size_is_in_the_model_file(self, task: ClassificationTask) -> None:
+    def test_image_size_is_stored_in_the_assets(self, task: ClassificationTask) -> None:
         again = ClassificationTask(ClassificationConfig(), assets=task.assets())
         assert (task.pixels, again.pixels) == (4, 4)
 
     @pytest.mark.parametrize(("text", "words"), [("0 1 2", "3 pixels"), ("0 1 2 300", "0 to 255"), ("0 1 2 x", "255")])
-    def test_another_image_is_refused(self, task: ClassificationTask, text: str, words: str) -> None:
+    def test_image_of_another_size_or_range_is_refused(self, task: ClassificationTask, text: str, words: str) -> None:
         with pytest.raises(UserError, match=f"Line 7 .*{words}"):
             task.check_image(task.encode(text), "Line 7")
         with pytest.raises(UserError, match=f"Example 1 .*{words}"):
@@ -88,12 +88,12 @@ class TestReading:
         assert dataset.sizes_ND.tolist() == [[1], [1]]
         assert dataset[0][1][0].tolist() == [EOS]
 
-    def test_equal_lengths_need_no_mask(self, texts: Path) -> None:
+    def test_batch_of_equal_lengths_has_no_mask(self, texts: Path) -> None:
         task = task_of(texts)
         assert batch_of(task, [0]).pad is None
         assert batch_of(task, range(8)).pad is not None
 
-    def test_pairs_share_one_length(self, pairs: Path) -> None:
+    def test_both_texts_of_pairs_are_padded_to_one_length(self, pairs: Path) -> None:
         batch = batch_of(task_of(pairs, "matching"), range(8))
         assert isinstance(batch, PairBatch)
         assert batch.source_BS.shape == batch.second_BS.shape
@@ -108,7 +108,7 @@ class TestReading:
         assert again.classes == ["yes", "no", "both"]
         assert again.class_weights == [1, 2.5, 3]
 
-    def test_classes_of_data_map_to_those_of_model(self, texts: Path, tmp_path: Path) -> None:
+    def test_classes_in_data_are_mapped_to_the_model_classes(self, texts: Path, tmp_path: Path) -> None:
         task = task_of(texts)
         other = write_texts(tmp_path)
         wanted = task.dataset("test").label_N
@@ -118,7 +118,7 @@ class TestReading:
 
 
 class TestRefusals:
-    def test_one_class_is_refused(self, tmp_path: Path) -> None:
+    def test_data_with_one_class_is_refused(self, tmp_path: Path) -> None:
         folder = write_texts(tmp_path)
         (folder / "train.txt").write_text("yes\tw1\nyes\tw2\n")
         with pytest.raises(UserError, match="one class: 'yes'"):
@@ -142,18 +142,18 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"task\.class_weights"):
             task_of(texts, class_weights=[1, 2])
 
-    def test_too_long_examples_are_named(self, texts: Path, tmp_path: Path) -> None:
+    def test_error_names_the_first_example_that_is_too_long(self, texts: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"task\.truncate=true") as caught:
             trainer(texts, tmp_path / "run", model__max_source_length=8)
         assert "model.max_source_length" in str(caught.value)
         assert "the first is example" in str(caught.value)
         assert not (tmp_path / "run").exists()
 
-    def test_fixed_length_layers_name_their_key(self, texts: Path, tmp_path: Path) -> None:
+    def test_error_names_the_length_key_of_the_layer(self, texts: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"attention\.max_length"):
             trainer(texts, tmp_path / "run", attention="synthesizer_random", attention__max_length=8)
 
-    def test_text_as_values_is_refused(self, texts: Path) -> None:
+    def test_numeric_input_of_text_is_refused(self, texts: Path) -> None:
         with pytest.raises(UserError, match=r"model\.input=values"):
             model_of(task_of(texts), input="values")
 
@@ -175,7 +175,7 @@ class TestTruncation:
         longest = int(whole.sizes_ND.argmax())
         np.testing.assert_array_equal(cut[longest][1][0], whole[longest][1][0][:6])
 
-    def test_class_vector_counts_towards_fixed_lengths(self, texts: Path) -> None:
+    def test_class_vector_counts_towards_max_length(self, texts: Path) -> None:
         task = task_of(texts, pool="cls")
         model = model_of(task, attention={"kind": "synthesizer_random", "max_length": 9})
         assert model.length_limit("source") == 8
@@ -194,7 +194,7 @@ class TestWeights:
         wanted = torch.nn.functional.cross_entropy(logits_BC, target_B, weight=torch.tensor(weights))
         torch.testing.assert_close(loss.total / loss.weight, wanted)
 
-    def test_metrics_are_unweighted(self, texts: Path) -> None:
+    def test_class_weights_do_not_change_metrics(self, texts: Path) -> None:
         plain, _ = self.loss(task_of(texts), range(16))
         weighted, _ = self.loss(task_of(texts, class_weights=[0.5, 2.0, 1.5]), range(16))
         for name in ("nll", "correct"):
@@ -209,7 +209,7 @@ class TestWeights:
         np.testing.assert_allclose(mass, mass[0])
         assert mass.sum() == pytest.approx(counts.sum())
 
-    def test_split_batches_give_the_same_gradient(self, texts: Path) -> None:
+    def test_weighted_micro_batches_give_the_same_gradient(self, texts: Path) -> None:
         task = task_of(texts, class_weights=[0.5, 2.0, 1.5])
         criterion = criterions.build(schema.from_dict(CriterionConfig, {"kind": "cross_entropy"}))
         step = TrainStep(model_of(task), criterion)
@@ -240,7 +240,7 @@ class TestEvaluation:
         assert [output.index for output in report.outputs] == list(range(60))
         assert report.outputs[0].source == task.open().lines("test", "text")[0]  # type: ignore[index]
 
-    def test_batch_size_does_not_matter(self, texts: Path) -> None:
+    def test_evaluation_does_not_depend_on_batch_size(self, texts: Path) -> None:
         task = task_of(texts)
         model = model_of(task)
         alone, together = (
@@ -273,7 +273,7 @@ class TestRuns:
         first = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[0])
         assert first["examples_per_update"] == pytest.approx(30)
 
-    def test_averages_are_classifiers(self, texts: Path, tmp_path: Path) -> None:
+    def test_averaged_checkpoints_are_a_classifier(self, texts: Path, tmp_path: Path) -> None:
         save_dir = tmp_path / "run"
         trainer(texts, save_dir, max_updates=4, validation__every=2, task__class_weights="balanced").fit()
         average_command.main([f"checkpoint={save_dir}", "last=2", f"output={save_dir / 'mean.safetensors'}"])
@@ -284,7 +284,7 @@ class TestRuns:
 @pytest.mark.parametrize("seed", [1, 2, 3])
 class TestLearning:
     @pytest.mark.parametrize("pool", ["mean", "cls", "max"])
-    def test_classifier_learns_the_planted_word(self, texts: Path, tmp_path: Path, seed: int, pool: str) -> None:
+    def test_classifier_learns_the_planted_key(self, texts: Path, tmp_path: Path, seed: int, pool: str) -> None:
         run = trainer(texts, tmp_path / "run", seed=seed, task__pool=pool, model__encoder__layers=2)
         result = run.fit()
         assert result.best is not None

@@ -1,4 +1,4 @@
-"""Tests of the language modelling task: its metrics, its shards, and exact resuming."""
+"""The language modeling task: metrics, shards, and bit-exact resuming."""
 
 import json
 import math
@@ -25,7 +25,7 @@ MODEL = {"kind": "transformer_lm", "dim": 16, "ffn_dim": 32, "heads": 2, "layers
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Three shards of text by bytes, with one validation text."""
+    """Three shards of byte-tokenized text with the same validation text."""
     for number in range(3):
         (tmp_path / f"part{number}").write_text("".join(LINES[number::3]))
     (tmp_path / "valid").write_text("the dög sees the sea\n")
@@ -50,12 +50,12 @@ def logged(save_dir: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def values(task: LanguageModelingTask, split: str, *, nll: float, targets: float) -> dict[str, float]:
-    """The metrics of so many nats over so many targets."""
+    """Returns the metrics of a total loss of `nll` nats over `targets` targets."""
     evaluation = Evaluation({"nll": (nll, targets)}, text=task.text_size(split, targets))
     return {name: score.value for name, score in metrics.compute(task.metrics, evaluation).items()}
 
 
-def test_metrics_per_unit_of_text(corpus: Path) -> None:
+def test_metrics_per_token_byte_character_and_word(corpus: Path) -> None:
     task = LanguageModelingTask(LanguageModelingConfig(data=f"{corpus}/bin0"))
     nll = 50.0
     bits = nll / math.log(2)
@@ -71,12 +71,12 @@ def test_metrics_per_unit_of_text(corpus: Path) -> None:
     )
 
 
-def test_part_of_a_text_has_no_size(corpus: Path) -> None:
+def test_partly_scored_text_has_no_per_byte_metrics(corpus: Path) -> None:
     task = LanguageModelingTask(LanguageModelingConfig(data=f"{corpus}/bin0"))
     assert values(task, "valid", nll=50.0, targets=21.0).keys() == {"nll", "ppl", "bits_per_token"}
 
 
-def test_a_run_learns_and_loads_without_its_corpus(corpus: Path, tmp_path: Path) -> None:
+def test_training_reduces_loss_and_model_loads_without_data(corpus: Path, tmp_path: Path) -> None:
     assert trainer(f"{corpus}/bin0", tmp_path / "run", validation__metric="bits_per_byte").fit().signal == 0
     train = [line["loss"] for line in logged(tmp_path / "run", "train")]
     assert train[-1] < train[0] < 6.5
@@ -97,7 +97,7 @@ def test_resuming_is_bit_exact(corpus: Path, tmp_path: Path) -> None:
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-def test_shards_take_turns(corpus: Path, tmp_path: Path) -> None:
+def test_epochs_alternate_between_shards(corpus: Path, tmp_path: Path) -> None:
     data = ",".join(f"{corpus}/bin{number}" for number in range(3))
     task = LanguageModelingTask(LanguageModelingConfig(data=data))
     texts = ["".join(LINES[number::3]) for number in (0, 1, 2, 0)]
@@ -112,13 +112,13 @@ def test_shards_take_turns(corpus: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("decode", [False, True])
-def test_a_language_model_has_no_bleu(corpus: Path, tmp_path: Path, decode: bool) -> None:
+def test_bleu_as_validation_metric_is_refused(corpus: Path, tmp_path: Path, decode: bool) -> None:
     with pytest.raises(UserError, match=r"validation\.metric=bleu(.|\n)*outputs(.|\n)*ppl") as caught:
         trainer(f"{corpus}/bin0", tmp_path / "run", validation__metric="bleu", validation__decode=decode)
     assert "decode" not in str(caught.value)
 
 
-def test_an_unknown_text_size_is_refused(corpus: Path, tmp_path: Path) -> None:
+def test_bits_per_byte_without_text_size_is_refused(corpus: Path, tmp_path: Path) -> None:
     data = shutil.copytree(f"{corpus}/bin0", tmp_path / "bin")
     trainer(str(data), tmp_path / "run", validation__metric="bits_per_byte")
     (data / "preprocess.json").unlink()
@@ -138,7 +138,7 @@ def test_an_unknown_text_size_is_refused(corpus: Path, tmp_path: Path) -> None:
         ({"task.break_mode": "lines"}, "task.break_mode"),
     ],
 )
-def test_impossible_runs_are_refused_in_three_lines(
+def test_invalid_settings_are_refused_in_three_lines(
     corpus: Path, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -147,7 +147,7 @@ def test_impossible_runs_are_refused_in_three_lines(
     assert str(caught.value).count("\n") < 3
 
 
-def test_wrong_or_missing_data_is_a_user_error(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_parallel_or_missing_data_is_a_user_error(tiny_corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds pairs of en and de"):
         LanguageModelingTask(LanguageModelingConfig(data=str(tiny_corpus)))
     with pytest.raises(UserError, match="seqtk-preprocess tokens=bytes"):
@@ -156,8 +156,8 @@ def test_wrong_or_missing_data_is_a_user_error(tiny_corpus: Path, tmp_path: Path
         )
 
 
-def test_real_word_counts_equal_the_published(real_data: Path, tmp_path: Path) -> None:
-    """Penn Treebank: 73,760 and 82,430 tokens of valid and test, so that perplexity per token is that per word."""
+def test_ptb_token_counts_equal_the_published_counts(real_data: Path, tmp_path: Path) -> None:
+    """With 73,760 and 82,430 tokens in valid and test, the perplexity per token equals the perplexity per word."""
     ptb = real_data / "ptb"
     config = PreprocessConfig(
         tokens="words",
@@ -174,7 +174,7 @@ def test_real_word_counts_equal_the_published(real_data: Path, tmp_path: Path) -
         assert values(task, split, nll=5.0 * tokens, targets=tokens)["word_ppl"] == pytest.approx(math.exp(5.0))
 
 
-def test_wikitext_has_the_published_number_of_tokens(real_data: Path, tmp_path: Path) -> None:
+def test_wikitext_token_counts_equal_the_published_counts(real_data: Path, tmp_path: Path) -> None:
     folder = real_data / "wikitext"
     splits = {name: f"{folder}/wikitext103.{name}.tokens" for name in ("valid", "test")}
     preprocess(
@@ -191,6 +191,6 @@ def test_wikitext_has_the_published_number_of_tokens(real_data: Path, tmp_path: 
     assert [int(task.dataset(split).sizes_ND.sum()) for split in ("valid", "test")] == [217_646, 245_569]
 
 
-def test_a_translation_of_one_sided_text_is_refused(corpus: Path) -> None:
+def test_translation_of_text_without_a_target_is_refused(corpus: Path) -> None:
     with pytest.raises(UserError, match="one-sided text"):
         TranslationTask(TranslationConfig(data=f"{corpus}/bin0"))

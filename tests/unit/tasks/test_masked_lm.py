@@ -1,4 +1,4 @@
-"""The masked language model: its loss, exact resuming, workers, and learning."""
+"""The masked language model: loss, fine-tuning, bit-exact resuming, workers and learning."""
 
 import json
 from dataclasses import replace
@@ -46,7 +46,7 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Lines in which each word is followed by its partner, by words: `a b` or `c d`, and so on, 12 pairs a line."""
+    """Lines of 12 word pairs such as `a3 b3`, in which the second word follows from the first."""
     folder = tmp_path_factory.mktemp("text")
     generator = torch.Generator().manual_seed(1)
     for split, lines in (("train", 300), ("valid", 40)):
@@ -87,14 +87,14 @@ def batch(seed: int = 1) -> MaskedBatch:
 
 
 class TestLoss:
-    def test_only_predicted_positions_count(self) -> None:
+    def test_loss_is_summed_over_predicted_positions(self) -> None:
         network, criterion = model(), criterions.build(CrossEntropyConfig())
         features_BSD, _ = network(batch())
         log_p_BSV = network.head.log_probs(features_BSD)
         expected = -(log_p_BSV[0, 2, 7] + log_p_BSV[1, 5, 9])
         torch.testing.assert_close(criterion(network, batch()).total, expected)
 
-    def test_other_positions_get_no_gradient(self) -> None:
+    def test_other_positions_have_no_gradient(self) -> None:
         network = model()
         features_BSD = torch.randn(3, 8, 16, requires_grad=True)
         network.head(features_BSD, batch().target).total.backward()
@@ -102,7 +102,7 @@ class TestLoss:
         touched_BS = features_BSD.grad.abs().sum(2) > 0
         assert touched_BS.nonzero().tolist() == [[0, 2], [1, 5]]
 
-    def test_accuracy_counts_correct_tokens(self) -> None:
+    def test_accuracy_counts_correct_predictions(self) -> None:
         network, criterion = model().eval(), criterions.build(CrossEntropyConfig())
         features_BSD, _ = network(batch())
         best_BS = network.head.log_probs(features_BSD).argmax(-1)
@@ -115,7 +115,7 @@ class TestLoss:
 
 
 class TestFineTuning:
-    def test_a_classifier_starts_from_it(self, corpus: Path, tmp_path: Path) -> None:
+    def test_classifier_is_initialized_from_a_masked_lm(self, corpus: Path, tmp_path: Path) -> None:
         trainer(corpus, tmp_path / "masked").fit()
         own = model_file.read(tmp_path / "masked" / "update_00000009").tensors
         tree = {
@@ -131,7 +131,7 @@ class TestFineTuning:
         assert set(now) - taken == {"head.linear.weight", "head.linear.bias"}
         assert run.fit().update == 9
 
-    def test_seqtk_classify_names_init_from(
+    def test_seqtk_classify_error_suggests_init_from(
         self, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         trainer(corpus, tmp_path, max_updates=1, validation__every=0).fit()
@@ -145,7 +145,7 @@ ENCODERS = [name for name in attentions if Role.ENCODER in attentions.class_of(a
 
 
 @pytest.mark.parametrize("attention", ENCODERS)
-def test_every_encoder_layer_trains(attention: str) -> None:
+def test_every_attention_layer_has_a_gradient(attention: str) -> None:
     network = model(attention=attention).train()
     criterions.build(CrossEntropyConfig())(network, batch()).total.backward()
     gradients = [weight.grad for name, weight in network.named_parameters() if name.startswith("encoder")]
@@ -162,7 +162,7 @@ class TestDeterminism:
         assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
     @pytest.mark.slow
-    def test_workers_and_batches_change_no_mask(self, corpus: Path, tmp_path: Path) -> None:
+    def test_masks_do_not_depend_on_workers_and_batches(self, corpus: Path, tmp_path: Path) -> None:
         def read(**changes: Any) -> dict[int, list[int]]:
             run = trainer(corpus, tmp_path / "none", **changes)
             found = {}
@@ -179,7 +179,7 @@ class TestDeterminism:
         assert read(batch__workers=2) == alone
         assert read(batch__max_tokens=300) == alone
 
-    def test_each_epoch_masks_anew(self, corpus: Path) -> None:
+    def test_each_epoch_has_new_masks(self, corpus: Path) -> None:
         task = MaskedLMTask(MaskedLMConfig(data=str(corpus), tokens_per_sample=25))
         first, second = (task.training_set(epoch) for epoch in (1, 2))
         assert sum((first[index][2] == second[index][2]).all() for index in range(300)) < 10
@@ -189,8 +189,8 @@ class TestDeterminism:
 
 class TestRun:
     @pytest.mark.slow
-    def test_model_learns_the_partner_of_a_word(self, corpus: Path, tmp_path: Path) -> None:
-        """Each word follows from its neighbour: 1 in 40 by chance, most of them after 400 updates."""
+    def test_model_learns_to_predict_masked_words(self, corpus: Path, tmp_path: Path) -> None:
+        """A masked word follows from its neighbour. Accuracy is 1/40 by chance, and above 75% after 400 updates."""
         run = trainer(
             corpus,
             tmp_path,
@@ -210,7 +210,7 @@ class TestRun:
         assert float(values["bits_per_token"]) < 2
         assert float(values["bits_per_token"]) == pytest.approx(float(values["nll"]) / 0.6931, rel=1e-3)
 
-    def test_a_report_has_bits_and_accuracy(
+    def test_evaluation_report_has_bits_and_accuracy(
         self, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         trainer(corpus, tmp_path).fit()
@@ -235,7 +235,7 @@ class TestRun:
             ({"validation__metric": "bits_per_byte"}, "bits_per_byte"),
         ],
     )
-    def test_impossible_runs_are_refused(
+    def test_invalid_settings_are_refused(
         self, corpus: Path, tmp_path: Path, changes: dict[str, Any], words: str
     ) -> None:
         with pytest.raises(UserError) as caught:
@@ -244,6 +244,6 @@ class TestRun:
         assert str(caught.value).count("\n") < 3
 
 
-def test_samples_over_the_limit_name_their_length(corpus: Path, tmp_path: Path) -> None:
+def test_error_about_long_samples_names_tokens_per_sample(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"task\.tokens_per_sample"):
         trainer(corpus, tmp_path / "run", model__max_source_length=8)

@@ -1,4 +1,4 @@
-"""Small trained classifiers."""
+"""A trainer of small classifiers."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ MODEL: dict[str, Any] = {
 
 
 def trainer(folder: Path, save_dir: Path, kind: str = "classification", **changes: Any) -> Trainer:
-    """The trainer of a run on texts or pairs; `changes` are dotted keys with `__` for the dot."""
+    """Returns a trainer on texts or pairs. `changes` has dotted keys with `__` instead of the dot."""
     source = "labelled_lines" if kind == "classification" else "labelled_pairs"
     tree = {
         "device": "cpu",

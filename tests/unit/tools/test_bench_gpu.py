@@ -1,4 +1,4 @@
-"""The benchmark of a GPU, rehearsed on the CPU at a tiny size."""
+"""The GPU benchmark, tested on the CPU with tiny sizes (`--rehearse`)."""
 
 import json
 import os
@@ -22,7 +22,7 @@ runpy.run_path("tools/bench_gpu.py", run_name="__main__")
 
 
 def rehearse(out: Path, *more: str, code: int = 0) -> str:
-    """Runs the rehearsal where Hydra cannot be imported. Returns what it prints."""
+    """Runs the benchmark with `--rehearse` and without Hydra, and returns its output."""
     command = [sys.executable, "-c", WITHOUT_HYDRA, "--rehearse", "--minutes", "60", "--out", str(out), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -39,7 +39,7 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 class TestRehearsal:
-    def test_every_loop_of_every_part_has_figures(self, rehearsed: Path) -> None:
+    def test_every_part_measures_every_training_loop(self, rehearsed: Path) -> None:
         for name in TRAINED:
             rows = json.loads((rehearsed / f"{name}.json").read_text())["rows"]
             assert tuple(rows) == LOOPS
@@ -70,18 +70,18 @@ class TestRehearsal:
         assert "killed" not in (rehearsed / "table.md").read_text()
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-    def test_without_a_gpu_nothing_is_written(self, tmp_path: Path) -> None:
+    def test_benchmark_without_a_gpu_writes_no_file(self, tmp_path: Path) -> None:
         command = [sys.executable, "tools/bench_gpu.py", "--out", str(tmp_path / "out")]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 1
         assert not (tmp_path / "out").exists()
 
-    def test_without_time_nothing_starts(self, tmp_path: Path) -> None:
+    def test_benchmark_without_time_starts_no_part(self, tmp_path: Path) -> None:
         rehearse(tmp_path, "--minutes", "0", code=1)
         assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
 
 
-def test_launches_and_waiting_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_launches_and_waiting_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     from bench_gpu import launches_and_busy
 

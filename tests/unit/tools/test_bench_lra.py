@@ -1,4 +1,4 @@
-"""The benchmark of classifiers of bytes, rehearsed at a tiny size."""
+"""The benchmark of byte-level classifiers, tested with tiny sizes."""
 
 import re
 import subprocess

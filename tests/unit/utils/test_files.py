@@ -1,4 +1,4 @@
-"""Files and folders are written atomically, and links, pipes, devices and permissions are respected."""
+"""Atomic writing of files and folders: symlinks, pipes, devices, permissions and errors."""
 
 import os
 import stat
@@ -20,19 +20,19 @@ def umask() -> Iterator[None]:
 
 
 class TestAtomicFile:
-    def test_an_exception_keeps_the_old_file(self, tmp_path: Path) -> None:
+    def test_exception_keeps_the_old_file(self, tmp_path: Path) -> None:
         write_text(tmp_path / "a", "old")
         with pytest.raises(TypeError), atomic_file(tmp_path / "a", "w") as file:
             print("new", file=file, end=b"")  # type: ignore[call-overload]
         assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
-    def test_a_symbolic_link_is_kept(self, tmp_path: Path) -> None:
+    def test_writing_to_a_symlink_writes_its_target(self, tmp_path: Path) -> None:
         (tmp_path / "link").symlink_to("real")
         write_text(tmp_path / "link", "text")
         assert (tmp_path / "link").is_symlink()
         assert (tmp_path / "real").read_text() == "text"
 
-    def test_a_pipe_is_written_to(self, tmp_path: Path) -> None:
+    def test_text_is_written_to_a_named_pipe(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")
         got: list[str] = []
         reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_text()))
@@ -42,11 +42,11 @@ class TestAtomicFile:
         assert got == ["text"]
         assert (tmp_path / "pipe").is_fifo()
 
-    def test_a_device_is_written_to(self) -> None:
+    def test_text_is_written_to_a_device(self) -> None:
         write_text("/dev/null", "text")
         assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
-    def test_an_open_file_is_written_to(self, tmp_path: Path) -> None:
+    def test_text_is_appended_to_an_open_file_descriptor(self, tmp_path: Path) -> None:
         with (tmp_path / "a").open("w") as file:
             file.write("before ")
             file.flush()
@@ -54,24 +54,24 @@ class TestAtomicFile:
                 again.write("after")
         assert (tmp_path / "a").read_text() == "before after"
 
-    def test_permissions_follow_the_umask(self, tmp_path: Path, umask: None) -> None:
+    def test_permissions_of_a_new_file_follow_the_umask(self, tmp_path: Path, umask: None) -> None:
         write_text(tmp_path / "a", "")
         assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
 
-    def test_a_replaced_file_keeps_its_permissions(self, tmp_path: Path) -> None:
+    def test_replaced_file_keeps_its_permissions(self, tmp_path: Path) -> None:
         (tmp_path / "a").touch(mode=0o600)
         write_text(tmp_path / "a", "new")
         assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
 
-    def test_a_missing_folder_is_named(self, tmp_path: Path) -> None:
+    def test_error_names_a_missing_folder(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"no folder .*/nowhere"):
             write_text(tmp_path / "nowhere" / "a", "")
 
-    def test_a_folder_is_refused(self, tmp_path: Path) -> None:
+    def test_writing_a_file_to_a_folder_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="it is a folder"):
             write_text(tmp_path, "")
 
-    def test_a_full_disk_is_a_user_error(self, tmp_path: Path) -> None:
+    def test_full_disk_is_a_user_error(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="texts does not fit on the disk"), atomic_file(tmp_path / "texts"):
             raise OSError(28, "No space left on device")
         with pytest.raises(OSError, match="No such file") as raised, atomic_file(tmp_path / "texts"):
@@ -79,7 +79,7 @@ class TestAtomicFile:
         assert raised.value.filename == str(tmp_path / "other")
         assert list(tmp_path.iterdir()) == []
 
-    def test_several_files_are_written_together_or_not_at_all(self, tmp_path: Path) -> None:
+    def test_exception_leaves_none_of_several_files(self, tmp_path: Path) -> None:
         paths = [tmp_path / "new" / name for name in "ab"]
         with pytest.raises(KeyError), atomic_files(paths):
             raise KeyError
@@ -87,13 +87,13 @@ class TestAtomicFile:
 
 
 class TestAtomicDirectory:
-    def test_an_exception_leaves_nothing(self, tmp_path: Path) -> None:
+    def test_exception_leaves_no_folder(self, tmp_path: Path) -> None:
         for only in ((), ("*.txt",)):
             with pytest.raises(FileExistsError), atomic_directory(tmp_path / "a" / "b", only=only) as folder:
                 folder.mkdir()
             assert list(tmp_path.iterdir()) == []
 
-    def test_a_folder_is_replaced(self, tmp_path: Path) -> None:
+    def test_existing_folder_is_replaced(self, tmp_path: Path) -> None:
         (tmp_path / "real").mkdir()
         (tmp_path / "real" / "old").touch()
         (tmp_path / "link").symlink_to("real")
@@ -102,7 +102,7 @@ class TestAtomicDirectory:
         assert [path.name for path in (tmp_path / "real").iterdir()] == ["new"]
         assert (tmp_path / "link").is_symlink()
 
-    def test_other_files_are_kept(self, tmp_path: Path) -> None:
+    def test_files_outside_the_given_patterns_are_kept(self, tmp_path: Path) -> None:
         for name in ("old.idx", "notes"):
             (tmp_path / name).touch()
         with atomic_directory(tmp_path, only=("dict.txt", "*.idx")) as folder:
@@ -110,7 +110,7 @@ class TestAtomicDirectory:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["dict.txt", "notes"]
 
 
-def test_check_writable_leaves_nothing(tmp_path: Path) -> None:
+def test_check_writable_leaves_no_file(tmp_path: Path) -> None:
     check_writable(tmp_path / "a" / "b", key="save_dir")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()

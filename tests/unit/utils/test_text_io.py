@@ -1,4 +1,4 @@
-"""Text of any compression is decoded, or refused with a clear error."""
+"""Reading compressed and plain text from files, pipes and standard input, and errors."""
 
 import bz2
 import gzip
@@ -33,14 +33,14 @@ class TestLines:
         with open_text(tmp_path / "text") as file:
             assert file.read() == TEXT
 
-    def test_a_byte_order_mark_is_skipped(self, tmp_path: Path) -> None:
+    def test_byte_order_mark_is_skipped(self, tmp_path: Path) -> None:
         (tmp_path / "text").write_bytes(b"\xef\xbb\xbf" + TEXT)
         assert read(tmp_path / "text") == ["one", "zwölf"]
         with open_text(tmp_path / "text") as file:
             assert file.read() == TEXT
 
     @pytest.mark.parametrize("compress", [bytes, gzip.compress])
-    def test_a_pipe_is_read(self, tmp_path: Path, compress: type[bytes]) -> None:
+    def test_text_is_read_from_a_named_pipe(self, tmp_path: Path, compress: type[bytes]) -> None:
         os.mkfifo(tmp_path / "pipe")
         writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(compress(TEXT)))
         writer.start()
@@ -73,12 +73,12 @@ class TestRefusals:
         with pytest.raises(UserError, match=words):
             read(tmp_path / "text")
 
-    def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
+    def test_missing_file_suggests_a_similar_name(self, tmp_path: Path) -> None:
         (tmp_path / "text.en").touch()
         with pytest.raises(UserError, match=r"text\.n(.|\n)*Did you mean 'text\.en'"):
             read(tmp_path / "text.n")
 
-    def test_a_folder_is_named(self, tmp_path: Path) -> None:
+    def test_reading_a_folder_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="is a folder"):
             read(tmp_path)
 
