@@ -1,4 +1,4 @@
-"""A tiny run for the tests of training."""
+"""Trainers of tiny runs for the tests of training."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ TINY: dict[str, Any] = {
 
 
 def tiny_config(corpus: Path, save_dir: Path, **changes: Any) -> TrainConfig:
-    """The config of a tiny run on `corpus`; `changes` are dotted keys with `__` for the dot."""
+    """Returns the config of a tiny run on `corpus`. `changes` has dotted keys with `__` instead of the dot."""
     config = schema.from_dict(TrainConfig, {**TINY, "save_dir": str(save_dir), "task": {"data": str(corpus)}})
     for key, value in changes.items():
         config = schema.update(config, key.replace("__", "."), value)
@@ -38,7 +38,7 @@ def tiny_config(corpus: Path, save_dir: Path, **changes: Any) -> TrainConfig:
 
 
 def trainer(corpus: Path, save_dir: Path, **changes: Any) -> Trainer:
-    """A trainer in this process."""
+    """Returns a trainer of a tiny run in this process."""
     return Trainer(tiny_config(corpus, save_dir, **changes), engine=start_engine(device="cpu"))
 
 
@@ -55,7 +55,7 @@ def byte_corpus(folder: Path, *, train: str, valid: str) -> str:
 
 
 def text_trainer(data: str, save_dir: Path, *, model: dict[str, Any], batch: dict[str, Any], **changes: Any) -> Trainer:
-    """A trainer of a language model on samples of 16 tokens; `changes` are dotted keys with `__` for the dot."""
+    """Returns a trainer of a language model on samples of 16 tokens. In `changes`, `__` replaces the dot of a key."""
     tree = {
         "device": "cpu",
         "save_dir": str(save_dir),
@@ -77,12 +77,12 @@ def text_trainer(data: str, save_dir: Path, *, model: dict[str, Any], batch: dic
 
 
 def losses(save_dir: Path, kind: str = "train") -> list[tuple[int, float]]:
-    """(update, loss) of every logged line of a kind."""
+    """Returns (update, loss) of every log line of this kind."""
     lines = map(json.loads, (save_dir / "log.jsonl").read_text().splitlines())
     return [(line["update"], line["loss"]) for line in lines if line["kind"] == kind]
 
 
 def sums_of(run: Trainer) -> dict[str, float]:
-    """The sums of the updates that a test made by hand."""
+    """Returns the logged sums of the updates so far."""
     run.read_sums()
     return run.state.interval

@@ -1,4 +1,4 @@
-"""batch.max_tokens=auto and update_freq=auto: the chosen sizes, resuming with them, and refusals."""
+"""batch.max_tokens=auto and update_freq=auto: the chosen values, resuming, and errors."""
 
 import json
 import os
@@ -32,48 +32,53 @@ class TestChoice:
         run = trainer(tiny_corpus, tmp_path, **{**AUTO, "batch__max_tokens": max_tokens})
         assert run.config.update_freq == update_freq
 
-    def test_batches_share_an_update_of_fixed_parts(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_max_tokens_follows_update_freq(self, tiny_corpus: Path, tmp_path: Path) -> None:
         assert trainer(tiny_corpus, tmp_path, **{**AUTO, "update_freq": 4}).config.batch.max_tokens == 200
 
-    def test_no_example_is_skipped(self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_auto_max_tokens_fits_the_longest_example(
+        self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         longest = int(trainer(tiny_corpus, tmp_path).train_set.sizes_ND.max())
         monkeypatch.setattr(auto_batch, "CPU_TOKENS", longest)
-        changes = {"batch__max_tokens": "auto", "batch__tokens_per_update": longest + 2}  # two halves are too short
+        changes = {
+            "batch__max_tokens": "auto",
+            "batch__tokens_per_update": longest + 2,
+        }  # half of this does not fit the longest example
         assert trainer(tiny_corpus, tmp_path, **changes).config.batch.max_tokens == longest
         with pytest.raises(UserError, match=rf"batch\.tokens_per_update={longest - 1}(.|\n)* {longest} "):
             trainer(tiny_corpus, tmp_path, **{**changes, "batch__tokens_per_update": longest - 1})
 
-    def test_little_memory_gives_small_batches(
+    def test_less_memory_gives_smaller_batches(
         self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(auto_batch, "available_memory", lambda device: 16 << 30)
         chosen = []
-        for processes in ("1", "20000"):  # of one machine, which share its memory
+        for processes in ("1", "20000"):  # processes on one machine share its memory
             monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
             chosen.append(trainer(tiny_corpus, tmp_path, batch__max_tokens="auto").config.batch.max_tokens)
         assert chosen[1] < chosen[0] <= auto_batch.CPU_TOKENS
 
-    def test_too_little_memory_names_the_keys(
+    def test_error_about_too_little_memory_names_the_keys(
         self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(10**9))
         with pytest.raises(UserError, match=r"batch\.max_tokens=auto(.|\n)*model\.recompute_blocks"):
             trainer(tiny_corpus, tmp_path, batch__max_tokens="auto")
 
-    def test_measuring_leaves_the_model_as_it_is(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_measuring_memory_does_not_change_the_model(self, tiny_corpus: Path, tmp_path: Path) -> None:
         auto = trainer(tiny_corpus, tmp_path / "a", batch__max_tokens="auto")
         fixed = trainer(tiny_corpus, tmp_path / "b", batch__max_tokens=auto.config.batch.max_tokens)
         for (name, one), other in zip(tensors_of(auto.model).items(), tensors_of(fixed.model).values(), strict=True):
             assert torch.equal(one, other), name
         assert all(weight.grad is None for weight in auto.model.parameters())
 
-    def test_device_without_figures_names_the_key(self) -> None:
+    def test_available_memory_of_another_device_is_none(self) -> None:
         assert available_memory(torch.device("meta")) is None
         assert (available_memory(torch.device("cpu")) or 1) > 0 or os.name != "posix"
 
 
 class TestRun:
-    def test_losses_equal_those_of_the_number(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_auto_and_explicit_values_give_equal_losses(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path / "a", **AUTO, max_updates=3)
         run.fit()
         config = run.config
@@ -81,7 +86,9 @@ class TestRun:
         trainer(tiny_corpus, tmp_path / "b", **numbers, max_updates=3).fit()
         assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
-    def test_run_keeps_what_it_chose(self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_resumed_run_keeps_the_chosen_max_tokens(
+        self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         first = trainer(tiny_corpus, tmp_path, batch__max_tokens="auto", max_updates=2)
         first.fit()
         stored = model_file.read(tmp_path).config["batch"]["max_tokens"]
@@ -92,7 +99,7 @@ class TestRun:
         second.fit()
         assert [update for update, _ in losses(tmp_path)] == [1, 2, 3, 4]
 
-    def test_log_says_what_was_chosen(
+    def test_chosen_max_tokens_is_printed(
         self, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         trainer(tiny_corpus, tmp_path, **AUTO, max_updates=1).fit()
@@ -110,7 +117,7 @@ class TestRun:
         ({"batch__max_tokens": "all"}, "max_tokens=all"),
     ],
 )
-def test_meaningless_settings_are_refused(tiny_corpus: Path, tmp_path: Path, changes: Any, key: str) -> None:
+def test_inconsistent_settings_are_refused(tiny_corpus: Path, tmp_path: Path, changes: Any, key: str) -> None:
     with pytest.raises(UserError, match=key):
         Trainer(tiny_config(tiny_corpus, tmp_path, **changes), engine=start_engine(device="cpu"))
     assert list(tmp_path.iterdir()) == []

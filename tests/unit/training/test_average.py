@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights: its formula, exact resuming, and which weights are validated."""
+"""The exponential moving average of weights: formula, bit-exact resuming, and the weights used in validation."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from seqtk.training.average import AverageConfig, WeightAverage
 from tests.unit.training.helpers import losses, trainer
 
 
-def test_average_follows_its_formula() -> None:
+def test_average_equals_its_formula() -> None:
     model = nn.Linear(2, 2)
     average = WeightAverage(model, AverageConfig(decay=0.75))
     expected = model.weight.detach().clone()
@@ -25,7 +25,7 @@ def test_average_follows_its_formula() -> None:
     torch.testing.assert_close(average.tensors["weight"], expected)
 
 
-def test_a_skipped_update_changes_nothing() -> None:
+def test_skipped_update_does_not_change_the_average() -> None:
     model = nn.Linear(2, 2)
     average = WeightAverage(model, AverageConfig())
     before = average.tensors["weight"].clone()
@@ -45,7 +45,7 @@ def test_resuming_is_bit_exact(tiny_corpus: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("validate", [True, False])
-def test_the_validated_weights_are_the_best_model(tiny_corpus: Path, tmp_path: Path, *, validate: bool) -> None:
+def test_best_model_has_the_validated_weights(tiny_corpus: Path, tmp_path: Path, *, validate: bool) -> None:
     changes = {"validation__every": 8, "ema__validate": validate}
     run = trainer(tiny_corpus, tmp_path, **changes)
     run.fit()
@@ -63,7 +63,7 @@ def test_averaging_does_not_change_training(tiny_corpus: Path, tmp_path: Path) -
     assert losses(tmp_path / "with") == losses(tmp_path / "without")
 
 
-def test_the_average_is_a_model_file(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_average_is_saved_as_a_model_file(tiny_corpus: Path, tmp_path: Path) -> None:
     trainer(tiny_corpus, tmp_path, ema__decay=0.9, max_updates=2).fit()
     loaded = model_file.load(tmp_path / "update_00000002/ema.safetensors")
     average = model_file.read(tmp_path / "update_00000002/ema.safetensors").tensors

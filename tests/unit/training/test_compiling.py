@@ -1,4 +1,4 @@
-"""Compiled training: equal losses, exact resuming, unchanged names, and fallbacks."""
+"""Compiled training: equal losses, bit-exact resuming, unchanged parameter names, and fallbacks."""
 
 import json
 import os
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture
 def tracing() -> Iterator[None]:
-    """Makes torch.compile trace and differentiate, but generate no code. It then accepts several graphs."""
+    """Makes torch.compile use the backend aot_eager, which generates no code and accepts several graphs."""
     torch.compiler.reset()
     with torch.compiler.set_stance(force_backend="aot_eager"):
         yield
@@ -36,13 +36,13 @@ def tracing() -> Iterator[None]:
 
 @pytest.fixture
 def generating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps generated code in a folder that all tests of the session share."""
+    """Stores generated code in a folder that all tests of the session share."""
     torch.compiler.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path.parent / "compiled"))
 
 
 def notes_of(run: Trainer) -> list[str]:
-    """The lines that the run prints from now on, in order."""
+    """Returns a list to which the run appends every line that it prints."""
     lines: list[str] = []
     run.log.info = lines.append  # type: ignore[method-assign]
     return lines
@@ -58,7 +58,7 @@ def make_updates(run: Trainer, count: int) -> None:
 
 
 class Unreadable(Attention):
-    """A layer whose output depends on a number that Python reads. It cannot be compiled into one graph."""
+    """A layer that reads a tensor value in Python, so that it cannot be compiled into one graph."""
 
     roles = Role.ENCODER | Role.CAUSAL
 
@@ -82,8 +82,10 @@ def unreadable() -> Iterator[str]:
 
 class TestSameTraining:
     @pytest.mark.parametrize("mode", ["step", pytest.param("blocks", marks=pytest.mark.slow)])
-    def test_losses_equal_eager_losses(self, tiny_corpus: Path, tmp_path: Path, tracing: None, mode: str) -> None:
-        """With dropout, too: on a CPU the masks are the same."""
+    def test_compiled_losses_equal_eager_losses(
+        self, tiny_corpus: Path, tmp_path: Path, tracing: None, mode: str
+    ) -> None:
+        """The run has dropout. On a CPU, compiled and eager training have the same masks."""
         for name, compiled in (("eager", "off"), ("compiled", mode)):
             trainer(tiny_corpus, tmp_path / name, compile=compiled, **STATIC).fit()
         assert [update for update, _ in losses(tmp_path / "compiled")] == [1, 2, 3, 4]
@@ -97,7 +99,7 @@ class TestSameTraining:
     @pytest.mark.slow
     @needs_compiler
     @pytest.mark.parametrize("settings", [{"batch__shapes": 2}, {"precision": "bf16"}], ids=str)
-    def test_resume_is_exact(
+    def test_resuming_compiled_training_is_bit_exact(
         self, tiny_corpus: Path, tmp_path: Path, generating: None, settings: dict[str, Any]
     ) -> None:
         config = {**STATIC, **settings, "compile": "step"}
@@ -124,7 +126,7 @@ class TestGraphs:
         assert [note for note in notes if note.startswith("Compiled 3 shapes in")], notes
 
     @pytest.mark.slow
-    def test_varying_shapes_share_graphs(self, tiny_corpus: Path, tmp_path: Path, tracing: None) -> None:
+    def test_varying_shapes_give_at_most_3_graphs(self, tiny_corpus: Path, tmp_path: Path, tracing: None) -> None:
         run = trainer(tiny_corpus, tmp_path, **{**STATIC, "batch__shapes": None, "compile": "step", "max_updates": 30})
         make_updates(run, 30)
         assert run.compilation is not None
@@ -132,9 +134,7 @@ class TestGraphs:
         assert run.compilation.mode == "step"
         assert 1 <= run.compilation.graphs <= 3
 
-    def test_failures_are_searched_without_compiled_code(
-        self, tiny_corpus: Path, tmp_path: Path, tracing: None
-    ) -> None:
+    def test_non_finite_value_is_located_in_eager_mode(self, tiny_corpus: Path, tmp_path: Path, tracing: None) -> None:
         run = trainer(tiny_corpus, tmp_path, compile="blocks", **STATIC)
         with torch.no_grad():
             run.model.encoder.blocks[0].feed_forward.contract.weight[0, 0] = torch.inf
@@ -143,20 +143,22 @@ class TestGraphs:
 
 
 class TestBadInput:
-    def test_layer_that_cannot_be_compiled_is_named(self, tiny_corpus: Path, tmp_path: Path, unreadable: str) -> None:
+    def test_error_names_the_layer_that_cannot_be_compiled(
+        self, tiny_corpus: Path, tmp_path: Path, unreadable: str
+    ) -> None:
         run = trainer(tiny_corpus, tmp_path, compile="step", model__attention={"kind": unreadable}, **STATIC)
         with pytest.raises(UserError, match=f"compile=step.*{unreadable}") as refused:
             make_updates(run, 1)
         assert len(str(refused.value).splitlines()) <= 3
 
-    def test_errors_of_the_model_stay_the_same(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_compiling_keeps_user_errors_of_the_model(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path, compile="step", model__positions="learned", **STATIC)
         run.model.source_embedding.positions.table = torch.nn.Embedding(2, 16)
         with pytest.raises(UserError, match="max_length"):
             make_updates(run, 1)
 
     @pytest.mark.slow
-    def test_without_a_compiler_it_trains_eagerly(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_run_without_a_compiler_trains_eagerly(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path / "eager", **STATIC).fit()
         script = (
             "import json, sys; from pathlib import Path; from tests.unit.training.helpers import trainer;"

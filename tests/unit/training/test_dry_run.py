@@ -1,4 +1,4 @@
-"""A dry run describes a run, makes one update that is not kept, and writes nothing."""
+"""A dry run describes a run, measures one update, and writes no file."""
 
 import signal
 import subprocess
@@ -18,18 +18,18 @@ def described(corpus: Path, save_dir: Path, **changes: Any) -> str:
     return "\n".join(dry_run(tiny_config(corpus, save_dir, **changes)))
 
 
-def test_nothing_is_written(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_dry_run_writes_no_file(tiny_corpus: Path, tmp_path: Path) -> None:
     described(tiny_corpus, tmp_path / "deep" / "run")
     assert not list(tmp_path.iterdir())
 
 
-def test_lines_come_as_they_are_known(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_dry_run_yields_lines_before_it_ends(tiny_corpus: Path, tmp_path: Path) -> None:
     lines = dry_run(tiny_config(tiny_corpus, tmp_path / "run"))
     assert "parameters on" in next(lines)
     assert any("An update with this batch took" in line for line in lines)
 
 
-def test_sigterm_ends_an_operator() -> None:
+def test_sigterm_ends_a_long_native_computation() -> None:
     code = (
         "from seqtk.cli.command import killed_by_sigterm, reporting_errors\n"
         "with reporting_errors(''), killed_by_sigterm():\n print(1, flush=True)\n sum(range(10**11))"
@@ -41,14 +41,14 @@ def test_sigterm_ends_an_operator() -> None:
         assert process.wait(timeout=PATIENCE) == -signal.SIGTERM
 
 
-def test_a_run_that_exists_stays_as_it_is(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_dry_run_does_not_change_an_existing_run(tiny_corpus: Path, tmp_path: Path) -> None:
     trainer(tiny_corpus, tmp_path, max_updates=3).fit()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert "Resuming from update 3" in described(tiny_corpus, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_the_next_epoch_follows_a_used_up_one(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_dry_run_continues_with_the_next_epoch(tiny_corpus: Path, tmp_path: Path) -> None:
     updates = len(trainer(tiny_corpus, tmp_path).plan()) - 1
     run = trainer(tiny_corpus, tmp_path, max_updates=updates)
     run.fit()
@@ -60,7 +60,7 @@ def test_the_next_epoch_follows_a_used_up_one(tiny_corpus: Path, tmp_path: Path)
     assert "end of epoch 2" in described(tiny_corpus, tmp_path, max_updates=updates + 2, batch__max_length=limit)
 
 
-def test_it_names_what_is_frozen_and_scaled(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_dry_run_lists_frozen_and_scaled_modules(tiny_corpus: Path, tmp_path: Path) -> None:
     changes = {"freeze": ["encoder"], "lr_scales": [{"name": "decoder", "scale": 0.25}]}
     lines = described(tiny_corpus, tmp_path / "run", **changes).splitlines()
     shown = {line.split()[0]: line.split()[-1] for line in lines if line.startswith("  ")}
@@ -68,7 +68,7 @@ def test_it_names_what_is_frozen_and_scaled(tiny_corpus: Path, tmp_path: Path) -
     assert shown["decoder.blocks.*.feed_forward"] == "0.25"
 
 
-def test_memory_is_counted(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_dry_run_lists_memory_by_purpose(tiny_corpus: Path, tmp_path: Path) -> None:
     text = described(tiny_corpus, tmp_path / "run", ema__decay=0.9)
     for name in ("weights", "gradients", "optimizer state", "average of the weights", "saved for the backward pass"):
         assert f"\n  {name} " in text

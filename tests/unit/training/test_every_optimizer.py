@@ -1,4 +1,4 @@
-"""Every registered optimizer trains, and resumes bit-exactly."""
+"""Every registered optimizer reduces the loss and resumes bit-exactly."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from seqtk.optim import optimizers
 from tests.unit.training.helpers import losses, trainer
 
 RATES = {"sgd": 1.0, "nag": 0.05, "adafactor": 0.2}
-"""Optimizers for which 0.01 is too small a rate for so few updates."""
+"""Learning rates of the optimizers for which the default 0.01 is too small."""
 
 
 @pytest.mark.parametrize("kind", list(optimizers))

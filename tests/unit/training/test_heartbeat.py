@@ -1,4 +1,4 @@
-"""A process of a run ends when another one vanishes, and only then."""
+"""A process of a distributed run ends if another process vanishes, and only then."""
 
 import subprocess
 import sys
@@ -40,20 +40,20 @@ def result_of(script: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_suspended_process_goes_on() -> None:
-    """Its clock runs on while it is stopped, as on a suspended virtual machine."""
+def test_suspended_process_continues() -> None:
+    """The clock continues while the process is stopped, as on a suspended virtual machine."""
     ran = result_of(SUSPENDED)
     assert (ran.returncode, ran.stdout) == (0, "alive\n"), ran.stderr
 
 
 @pytest.mark.slow
-def test_vanished_process_is_named() -> None:
-    """Processes 1 and 3 never start: two processes find that out at the same time."""
+def test_error_names_the_vanished_process() -> None:
+    """Processes 1 and 3 never start. Processes 0 and 2 detect this at the same time."""
     ran = result_of(VANISHED)
     assert ran.returncode == 1
     assert "Process 1 has vanished" in ran.stderr or "Process 3 has vanished" in ran.stderr
 
 
 def test_vanished_host_is_noticed_within_30_seconds() -> None:
-    """A beat or an answer may just be missed, and two threads wait for each other."""
+    """In the worst case, the limit and three intervals pass until the detection."""
     assert heartbeat.LIMIT + 3 * heartbeat.INTERVAL < 30

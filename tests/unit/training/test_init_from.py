@@ -1,4 +1,4 @@
-"""A new run starts from the weights of a trained model, which may have another architecture."""
+"""`init_from`: a new run starts from the weights of a trained model, which may have another architecture."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -42,23 +42,25 @@ def test_fine_tuning_beats_training_from_scratch(tiny_corpus: Path, tmp_path: Pa
 
 
 class TestRuns:
-    def test_weights_are_those_of_the_model(self, trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_new_run_starts_from_the_weights_of_the_model(
+        self, trained: Path, tiny_corpus: Path, tmp_path: Path
+    ) -> None:
         run = trainer(tiny_corpus, tmp_path, init_from=str(trained), seed=2)
         saved = model_file.read(trained).tensors
         assert all(torch.equal(tensor, saved[name]) for name, tensor in tensors_of(run.model).items())
         assert run.state.update == 0
 
-    def test_a_resumed_run_keeps_its_own(self, trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_resumed_run_keeps_its_own_weights(self, trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, init_from=str(trained), max_updates=2).fit()
         again = trainer(tiny_corpus, tmp_path, init_from=str(trained), max_updates=3)
         own = model_file.read(tmp_path / "update_00000002").tensors
         assert all(torch.equal(tensor, own[name]) for name, tensor in tensors_of(again.model).items())
 
-    def test_a_model_of_another_width_is_refused(self, trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_model_of_another_width_is_refused(self, trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"(?s)init_from.*model\.dim"):
             trainer(tiny_corpus, tmp_path, init_from=str(trained), model__dim=8)
 
-    def test_counts_of_the_dictionary_may_differ(self, trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_dictionary_counts_may_differ(self, trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
         contents = model_file.read(trained)
         dictionary = Vocabulary.from_text(contents.assets["source.dict"])
         contents.assets["source.dict"] = Vocabulary(dictionary.tokens[4:]).to_text()
@@ -66,7 +68,7 @@ class TestRuns:
         run = trainer(tiny_corpus, tmp_path / "run", init_from=str(tmp_path / "other.safetensors"))
         assert all(torch.equal(tensor, contents.tensors[name]) for name, tensor in tensors_of(run.model).items())
 
-    def test_the_result_is_an_ordinary_model(self, trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_fine_tuned_model_file_can_be_loaded(self, trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
         attention = [{"kind": "synthesizer_dense", "max_length": 64}]
         run = trainer(tiny_corpus, tmp_path, init_from=str(trained), attention=attention, max_updates=2)
         run.fit()
@@ -85,7 +87,7 @@ def run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestReset:
-    def test_keeping_everything_is_resuming(self, run: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_resetting_nothing_equals_resuming(self, run: Path, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, init_from=str(run / "update_00000003"), reset=[]).fit()
         ours, theirs = weights(tmp_path), weights(run)
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
@@ -102,7 +104,7 @@ class TestReset:
         }
         assert {name for name, is_reset in reset.items() if is_reset} == {part}
 
-    def test_a_run_is_its_latest_checkpoint(self, run: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_run_folder_selects_its_latest_checkpoint(self, run: Path, tiny_corpus: Path, tmp_path: Path) -> None:
         new = trainer(tiny_corpus, tmp_path, init_from=str(run), reset="schedule")
         assert all(torch.equal(tensor, weights(run)[name]) for name, tensor in tensors_of(new.model).items())
 
@@ -115,13 +117,13 @@ class TestReset:
             ("data", {"max_updates": 6}, "max_updates"),
         ],
     )
-    def test_reset_of_too_little_is_refused(
+    def test_reset_that_omits_a_changed_part_is_refused(
         self, run: Path, tiny_corpus: Path, tmp_path: Path, reset: str, changes: dict[str, Any], key: str
     ) -> None:
         with pytest.raises(UserError, match=key):
             trainer(tiny_corpus, tmp_path, init_from=str(run / "update_00000006"), reset=reset, **changes)
 
-    def test_a_model_file_has_only_weights(self, run: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_reset_with_a_model_file_is_refused(self, run: Path, tiny_corpus: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="holds weights only"):
             trainer(tiny_corpus, tmp_path, init_from=str(run / "best.safetensors"), reset="data")
 
@@ -149,7 +151,7 @@ def classifier(words: str, classes: int, *, values: list[float] | None = None, *
 def copied(
     old: Model, new: Model, *, before: str = "abcd", now: str = "abcd", classes: tuple[str, str] = ("", "")
 ) -> Transfer:
-    """The weights that `new` takes from `old`. The letters of `now` and `before` are their vocabularies or classes."""
+    """Transfers the weights of `old` to `new`. The letters of `before` and `now` are their vocabularies."""
     old_assets, assets = (
         {"text.dict": Vocabulary(list(words)).to_text()} | ({"classes": "\n".join(names)} if names else {})
         for words, names in zip((before, now), classes, strict=True)
@@ -163,7 +165,7 @@ def names_of(result: Transfer, fate: Fate) -> list[str]:
 
 
 class TestVocabulary:
-    def test_rows_follow_their_tokens(self) -> None:
+    def test_embedding_rows_are_matched_by_token(self) -> None:
         old, new = language_model("abcd"), language_model("dxaby")
         result = copied(old, new, now="dxaby")
         before, table, drawn = (
@@ -173,12 +175,12 @@ class TestVocabulary:
         assert torch.equal(table[[5, 8]], drawn[[5, 8]])
         assert "7 of 9 rows" in "\n".join(result.lines())
 
-    def test_untied_outputs_follow_too(self) -> None:
+    def test_rows_of_untied_heads_are_matched_by_token(self) -> None:
         old, new = (language_model("abcd", tie_embeddings=False) for _ in range(2))
         result = copied(old, new, now="bcda")
         assert torch.equal(result.tensors["head.weight"][4:], tensors_of(old)["head.weight"][[5, 6, 7, 4]])
 
-    def test_adaptive_bands_follow_their_tokens(self) -> None:
+    def test_rows_of_adaptive_bands_are_matched_by_token(self) -> None:
         adaptive = {"cutoffs": [6], "input_factor": 2.0, "softmax_factor": 2.0}
         old, new = language_model("abcd", adaptive=adaptive), language_model("adcbe", adaptive=adaptive)
         result = copied(old, new, now="adcbe")
@@ -187,11 +189,13 @@ class TestVocabulary:
             tensors_of(old)["embedding.tokens.bands.1.weight"],
         )
         drawn = tensors_of(new)
-        assert torch.equal(rare[0], before[0])  # c stays rare
-        assert torch.equal(rare[1:], drawn["embedding.tokens.bands.1.weight"][1:])  # b was frequent; e is new
+        assert torch.equal(rare[0], before[0])  # c is in the second band of both models
+        assert torch.equal(
+            rare[1:], drawn["embedding.tokens.bands.1.weight"][1:]
+        )  # b was in the first band, and e is new
         assert torch.equal(result.tensors["head.classes"], tensors_of(old)["head.classes"])
 
-    def test_equal_sizes_do_not_mean_equal_tokens(self) -> None:
+    def test_equal_vocabulary_sizes_are_not_matched_by_index(self) -> None:
         old, new = language_model("abcd"), language_model("wxyz")
         table = copied(old, new, now="wxyz").tensors["embedding.tokens.weight"]
         assert torch.equal(table[:4], tensors_of(old)["embedding.tokens.weight"][:4])
@@ -199,7 +203,7 @@ class TestVocabulary:
 
 
 class TestOtherModels:
-    def test_a_classifier_starts_from_a_masked_lm(self) -> None:
+    def test_classifier_takes_all_weights_of_a_masked_lm(self) -> None:
         tree = {"kind": "transformer_masked_lm", **SIZES, "encoder": {"layers": 2}}
         old = build_model(schema.from_dict(ModelConfig, tree), MaskedBatch, vocabulary=8)
         result = copied(old, classifier("abcd", 5))
@@ -207,7 +211,7 @@ class TestOtherModels:
         assert not names_of(result, Fate.NOT_USED)
 
     @pytest.mark.parametrize(("now", "rows"), [("xzy", {0: 0, 2: 1}), ("uvw", {}), ("zy", {1: 1})])
-    def test_rows_of_the_head_follow_their_classes(self, now: str, rows: dict[int, int]) -> None:
+    def test_rows_of_the_head_are_matched_by_class(self, now: str, rows: dict[int, int]) -> None:
         old, new = classifier("abcd", 3), classifier("abcd", len(now))
         result = copied(old, new, classes=("xy-", now))
         for name in ("head.linear.weight", "head.linear.bias"):
@@ -217,11 +221,11 @@ class TestOtherModels:
             assert torch.equal(result.tensors[name], expected)
             assert result.fates[name] is (Fate.RESIZED if rows else Fate.FRESH)
 
-    def test_model_of_values_is_copied_completely(self) -> None:
+    def test_model_with_numeric_input_is_copied_completely(self) -> None:
         old, new = (classifier("0123", 3, values=[0.0, 1.0, 2.0, 3.0]) for _ in range(2))
         assert set(copied(old, new, before="0123", now="0123").fates.values()) == {Fate.TAKEN}
 
-    def test_learned_positions_keep_the_common_part(self) -> None:
+    def test_common_part_of_learned_positions_is_copied(self) -> None:
         old, new = language_model("abcd", max_length=12), language_model("abcd", max_length=20)
         result = copied(old, new)
         table = result.tensors["embedding.positions.table.weight"]
@@ -230,7 +234,7 @@ class TestOtherModels:
 
     @pytest.mark.parametrize("kind", ["synthesizer_random", "synthesizer_dense", "linformer", "gmlp", "aft_full"])
     @pytest.mark.parametrize("length", [5, 13])
-    def test_layers_bound_to_positions_are_resized(self, kind: str, length: int) -> None:
+    def test_layers_with_max_length_are_resized(self, kind: str, length: int) -> None:
         old, new = (classifier("abcd", 3, attention=[{"kind": kind, "max_length": limit}]) for limit in (8, length))
         result = copied(old, new)
         assert names_of(result, Fate.RESIZED)
@@ -246,7 +250,7 @@ class TestOtherModels:
         with pytest.raises(UserError, match="old has no weight matrix"):
             copied(old, new)
 
-    def test_other_attention_keeps_matching_weights(self) -> None:
+    def test_other_attention_layer_takes_matching_weights(self) -> None:
         old, new = (
             classifier("abcd", 3),
             classifier("abcd", 3, attention=[{"kind": "synthesizer_random", "max_length": 9}]),
@@ -263,6 +267,6 @@ class TestOtherModels:
         lines = [line.split() for line in result.lines()]
         assert ["fresh", "decoder.blocks.*", "16", "tensors", "600", "parameters"] in lines
 
-    def test_nothing_in_common_is_refused(self) -> None:
+    def test_model_without_matching_weights_is_refused(self) -> None:
         with pytest.raises(UserError, match="old has no weight matrix"):
             copied(language_model("abcd", dim=16), classifier("abcd", 3))

@@ -1,4 +1,4 @@
-"""Examples that are too long for the model are refused before the first update, with working advice."""
+"""Examples that are too long for the model are refused before the first update, with a setting that works."""
 
 import re
 import shutil
@@ -26,7 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_advice_lets_the_run_start(case: str, tiny_corpus: Path, tmp_path: Path) -> None:
+def test_suggested_settings_let_the_run_start(case: str, tiny_corpus: Path, tmp_path: Path) -> None:
     changes = dict(CASES[case])
     for _ in range(8):  # limits × splits
         with pytest.raises(UserError) as caught:
@@ -43,7 +43,7 @@ def test_advice_lets_the_run_start(case: str, tiny_corpus: Path, tmp_path: Path)
     pytest.fail("the advice does not help")
 
 
-def test_a_set_named_training_replaces_nothing(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_validation_set_named_training_is_kept_apart(tiny_corpus: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     shutil.copytree(tiny_corpus, corpus)
     for lang in ("en", "de"):
@@ -54,14 +54,14 @@ def test_a_set_named_training_replaces_nothing(tiny_corpus: Path, tmp_path: Path
         trainer(corpus, tmp_path / "run", model__max_source_length=3, **changes)
 
 
-def test_shared_key_is_named_where_it_applies(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_error_suggests_the_shared_key_if_it_applies(tiny_corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"set attention\.max_length to"):
         trainer(tiny_corpus, tmp_path, **CASES["both"])
     with pytest.raises(UserError, match=r"set model\.decoder\.cross_attention\.max_length to"):
         trainer(tiny_corpus, tmp_path, **CASES["cross"])
 
 
-def test_layer_names_its_key(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_error_of_a_layer_names_its_key(tiny_corpus: Path, tmp_path: Path) -> None:
     run = trainer(tiny_corpus, tmp_path, attention={"kind": "synthesizer_random", "max_length": 500})
     slots = {}
     for name, layer in run.model.attention_layers():

@@ -1,4 +1,4 @@
-"""Log sinks: the entries that a resumed run keeps, and the sink of a plug-in."""
+"""Log sinks: the entries that a resumed run keeps, and a sink of a plug-in."""
 
 import csv
 import importlib.util
@@ -17,7 +17,7 @@ from tests.unit.training.helpers import trainer
 
 @dataclass(frozen=True)
 class CsvConfig(SinkConfig):
-    """A table."""
+    """Config of a sink that writes a table."""
 
     name: str = "log.csv"
 
@@ -58,7 +58,7 @@ def test_plugin_sink_is_written_and_resumed(tiny_corpus: Path, tmp_path: Path) -
     assert [update for kind, update in rows if kind == "train"] == list(range(1, 9))
 
 
-def test_without_console_nothing_is_printed(
+def test_run_without_console_sink_prints_nothing(
     tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer(tiny_corpus, tmp_path, max_updates=1, log__sinks=["jsonl"]).fit()
@@ -81,7 +81,7 @@ def test_run_keeps_entries_that_are_not_repeated(kind: str, update: int, pending
     assert not RunInfo(Path()).keeps(kind, update)
 
 
-def test_jsonl_drops_a_line_that_was_cut_off(tmp_path: Path) -> None:
+def test_jsonl_sink_removes_an_incomplete_last_line(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"kind": "train", "update": 1, "loss": 2.0}\n{"kind": "train", "upd')
     sink = Jsonl(JsonlConfig())
@@ -94,11 +94,11 @@ def test_jsonl_drops_a_line_that_was_cut_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "text"), [(0.000123456, "0.0001235"), (12345.6, "12,346"), (1e30, "1e+30"), (12345, "12,345")]
 )
-def test_numbers_have_four_significant_digits(value: float, text: str) -> None:
+def test_printed_numbers_have_four_significant_digits(value: float, text: str) -> None:
     assert format_number(value) == text
 
 
-def test_histograms_are_written_on_request(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_histograms_are_written_at_their_interval(tiny_corpus: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     trainer(tiny_corpus, tmp_path, log__tensorboard=True, log__histograms=3).fit()
@@ -110,14 +110,14 @@ def test_histograms_are_written_on_request(tiny_corpus: Path, tmp_path: Path) ->
 
 class TestWandb:
     @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
-    def test_it_is_refused_where_it_is_absent(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_wandb_sink_without_wandb_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"log\.sinks=wandb.*not installed"):
             trainer(tiny_corpus, tmp_path / "run", log__sinks=["wandb"])
         assert not (tmp_path / "run").exists()
 
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore")
-    def test_a_resumed_run_keeps_its_id(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_resumed_run_keeps_its_wandb_id(self, tiny_corpus: Path, tmp_path: Path) -> None:
         pytest.importorskip("wandb")
         changes: dict[str, Any] = {"log__sinks": ["jsonl", {"kind": "wandb", "project": "test"}], "log__histograms": 4}
         trainer(tiny_corpus, tmp_path, max_updates=4, **changes).fit()

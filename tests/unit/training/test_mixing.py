@@ -1,4 +1,4 @@
-"""Training on several corpora: exact resuming, refusals and reports."""
+"""Training on a mix of corpora: bit-exact resuming, logged counts, and errors."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from tests.unit.training.helpers import losses, trainer
 
 @pytest.fixture(scope="module")
 def other(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another corpus with the vocabulary of the tiny one: its validation split, as training text."""
+    """A corpus with the vocabulary of `tiny_corpus`, whose validation split is the training text here."""
     folder = tmp_path_factory.mktemp("mix") / "other"
     folder.mkdir()
     for path in tiny_corpus.glob("valid.*"):
@@ -35,7 +35,7 @@ def mix(*corpora: Path, weights: tuple[float, ...] = (1, 1)) -> list[dict[str, A
 
 
 class TestRun:
-    def test_resuming_is_exact(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
+    def test_resuming_a_mix_is_bit_exact(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
         changes = {"task__mix": mix(tiny_corpus, other, weights=(0.3, 0.1)), "max_updates": 30}
         trainer(tiny_corpus, tmp_path / "whole", **changes).fit()
         for end in (5, 17, 30):
@@ -44,7 +44,7 @@ class TestRun:
         assert run.state.position.epoch > 2
         assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
-    def test_counts_are_logged(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
+    def test_examples_read_of_each_corpus_are_logged(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
         changes = {"batch__max_tokens": 2000, "checkpoint__every": 100, "validation__every": 100}
         run = trainer(tiny_corpus, tmp_path, task__mix=mix(tiny_corpus, other), max_updates=0, max_epochs=2, **changes)
         run.fit()
@@ -106,7 +106,7 @@ class TestRefused:
         with pytest.raises(UserError, match=r"task\.temperature=5\.0 has no effect"):
             trainer(tiny_corpus, tmp_path / "run", task__temperature=5)
 
-    def test_other_vocabulary_is_refused(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
+    def test_corpus_with_another_vocabulary_is_refused(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
         changed = tmp_path / "changed"
         shutil.copytree(other, changed)
         text = (changed / "dict.de.txt").read_text().splitlines()
@@ -123,7 +123,7 @@ class TestRefused:
         with pytest.raises(UserError, match="shards"):
             trainer(tiny_corpus, tmp_path / "run", task__mix=[{"data": f"{tiny_corpus},{other}"}])
 
-    def test_other_corpus_on_resuming_is_refused(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
+    def test_resuming_with_another_corpus_is_refused(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path / "run", task__mix=mix(tiny_corpus, other)).fit()
         moved, swapped = tmp_path / "moved", tmp_path / "swapped"
         shutil.copytree(other, moved)
@@ -132,14 +132,14 @@ class TestRefused:
         with pytest.raises(UserError, match="trained on data other"):
             trainer(tiny_corpus, tmp_path / "run", task__mix=mix(tiny_corpus, swapped))
 
-    def test_other_weight_on_resuming_is_refused(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
+    def test_resuming_with_another_weight_is_refused(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path / "run", task__mix=mix(tiny_corpus, other)).fit()
         with pytest.raises(UserError, match=r"task\.mix\[1\]\.weight"):
             trainer(tiny_corpus, tmp_path / "run", task__mix=mix(tiny_corpus, other, weights=(1, 2)))
 
 
 class TestOtherBatchesOnResuming:
-    """Resuming in the middle of an epoch with other batch settings or another number of processes."""
+    """Resuming in the middle of an epoch with other batch settings."""
 
     def test_each_example_is_read_once(
         self, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -167,13 +167,13 @@ class TestOtherBatchesOnResuming:
         assert run.state.position.epoch == 2
         assert not run.state.position.earlier
 
-    def test_changed_settings_are_named(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_changed_batch_settings_are_printed(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=3).fit()
         run = trainer(tiny_corpus, tmp_path, batch__max_tokens=200)
         assert any("batch.max_tokens=200 (was 400)" in note for note in run.notes)
         assert run.state.position.earlier[0].examples == run.state.position.examples
 
-    def test_same_settings_plan_the_same(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_equal_batch_settings_keep_the_plan(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=3).fit()
         assert not trainer(tiny_corpus, tmp_path, batch__workers=0).state.position.earlier
 

@@ -1,4 +1,4 @@
-"""Losses, gradients and metrics that are not finite: their origin, the replay file, and skipped updates."""
+"""Losses, gradients and metrics that are not finite: the module named in the error, replay files, skipped updates."""
 
 import math
 import shutil
@@ -53,7 +53,7 @@ class TestOrigin:
             run.fit()
         assert run.state.update == 2
 
-    def test_examples_are_those_of_the_micro_batch(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_error_names_examples_of_the_failing_micro_batch(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path, update_freq=3)
         batches: list[list[int]] = []
 
@@ -66,14 +66,14 @@ class TestOrigin:
             run.fit()
         assert f"examples: {', '.join(map(str, batches[1]))}." in str(caught.value)
 
-    def test_weight_is_named_before_modules(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_error_names_a_weight_that_is_not_finite(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path)
         run.model.get_parameter(f"{MODULE}.bias").data[0] = math.inf
         with pytest.raises(UserError, match=rf"because the weight {MODULE}\.bias"):
             run.fit()
         assert not list(tmp_path.glob("update_*"))
 
-    def test_infinite_masks_are_no_failure(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_infinite_attention_masks_are_not_reported(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path)
         layer = run.model.get_submodule("encoder.blocks.0")
         layer.register_module("mask", nn.Identity())
@@ -89,7 +89,7 @@ def how_part(words: str) -> str:
 
 
 def diverge(corpus: Path, folder: Path, **changes: Any) -> str:
-    """Trains with a rate that ends in infinite activations; returns the error."""
+    """Trains with a learning rate that gives infinite activations, and returns the error."""
     with pytest.raises(UserError) as caught:
         trainer(corpus, folder, optimizer__lr=1e30, schedule="constant", **changes).fit()
     return str(caught.value)
@@ -103,7 +103,7 @@ def diverged(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 class TestReplay:
-    def test_replay_repeats_the_failure(
+    def test_replay_reproduces_the_failure(
         self, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         error = diverge(tiny_corpus, tmp_path, validation__every=100)
@@ -130,7 +130,7 @@ class TestReplay:
             (["replay={here}/replay.safetensors", "optimizer.lr=3"], "optimizer.lr="),
         ],
     )
-    def test_wrong_uses_are_refused(
+    def test_invalid_replay_arguments_are_refused(
         self, run: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
     ) -> None:
         with pytest.raises(SystemExit, match="2"):
@@ -159,10 +159,10 @@ class TestReplay:
             (("info", "replay", "ranks", 0, 0, "others"), {"weight": "1"}),
         ],
     )
-    def test_altered_files_are_refused(
+    def test_replay_files_with_invalid_values_are_refused(
         self, run: Path, capsys: pytest.CaptureFixture[str], place: tuple[Any, ...], value: Any
     ) -> None:
-        """With intact checksums, as a program may write them."""
+        """The checksums of the files are correct, as if another program had written them."""
         file = run / "replay.safetensors"
         tensors, metadata = load_tensors(file)
         tree: Any = metadata
@@ -184,7 +184,7 @@ class TestReplay:
 
 
 def test_features_are_not_redrawn_after_a_skipped_update(tiny_corpus: Path, tmp_path: Path) -> None:
-    """What is saved is the state before the update that failed, in every buffer."""
+    """The saved checkpoint has the state before the failed update, including all buffers."""
     changes: dict[str, Any] = {"attention": {"kind": "performer", "redraw_every": 1}, "validation__every": 100}
     spoilt, short = (
         trainer(tiny_corpus, tmp_path / str(updates), max_updates=updates, **changes) for updates in (8, 3)
@@ -199,8 +199,8 @@ def test_features_are_not_redrawn_after_a_skipped_update(tiny_corpus: Path, tmp_
 
 class TestSkip:
     @pytest.mark.parametrize("optimizer", ["adam", "muon"])
-    def test_only_the_bad_update_is_skipped(self, tiny_corpus: Path, tmp_path: Path, optimizer: str) -> None:
-        """Later updates are made even if the host is informed late."""
+    def test_only_the_update_that_failed_is_skipped(self, tiny_corpus: Path, tmp_path: Path, optimizer: str) -> None:
+        """The result is the same if the failure is read only at the next log line."""
         runs = []
         for log_every in (1, 8):
             folder = tmp_path / str(log_every)
@@ -223,7 +223,7 @@ class TestSkip:
         assert "update 4 is not finite" in line
         assert str(tmp_path / "replay.safetensors") in line
 
-    def test_limit_stops_the_run(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_exceeding_max_skips_ends_the_run(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path, non_finite="skip", max_skips=2, log__every=8)
         for update in (3, 4, 5):
             spoil(run, at=update)
@@ -231,7 +231,7 @@ class TestSkip:
             run.fit()
 
     @pytest.mark.parametrize(("bad", "ends"), [(4, True), (8, False)])
-    def test_run_never_ends_with_a_failed_validation(
+    def test_only_the_last_validation_may_not_fail(
         self, tiny_corpus: Path, tmp_path: Path, bad: int, ends: bool
     ) -> None:
         run = trainer(tiny_corpus, tmp_path, non_finite="skip")
@@ -246,7 +246,7 @@ class TestSkip:
 
 
 class TestValidation:
-    def test_failed_validation_names_module_and_examples(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_validation_error_names_module_and_examples(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path)
         spoil(run, at=4, training=False)
         with pytest.raises(UserError, match=rf"loss=nan, first in the output of {MODULE}\.\nIts {EXAMPLES}"):

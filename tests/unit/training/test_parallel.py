@@ -1,4 +1,4 @@
-"""Engines in one process, and errors of too little memory."""
+"""Engines in one process, the choice of the device, and errors about too little memory."""
 
 import os
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class HalvesConfig(EngineConfig):
 
 
 class Halves(Engine):
-    """Records which tensors are gathered and which are split."""
+    """Counts the tensors that are gathered and split."""
 
     gathered = 0
     split = 0
@@ -44,19 +44,19 @@ class TestDevice:
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
 
-    def test_each_process_uses_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_each_process_uses_its_own_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
         monkeypatch.setenv("LOCAL_RANK", "1")
         assert local_device("auto") == torch.device("cuda", 1)
 
-    def test_srun_shows_each_process_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_process_with_one_visible_gpu_uses_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LOCAL_RANK", "1")
         monkeypatch.setenv("SLURM_LOCALID", "1")
         assert local_device("auto") == torch.device("cuda", 0)
 
     @pytest.mark.parametrize("device", ["auto", "cuda"])
-    def test_too_many_processes_are_refused(self, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-        """Never a mixture of GPUs and CPUs. Under torchrun in a SLURM job, SLURM's number is not the process's."""
+    def test_more_processes_than_gpus_are_refused(self, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+        """A run never mixes GPUs and CPUs. With torchrun in a SLURM job, SLURM_LOCALID is not the local rank."""
         monkeypatch.setenv("LOCAL_RANK", "1")
         monkeypatch.setenv("SLURM_LOCALID", "0")
         with pytest.raises(UserError, match=f"device={device}"):
@@ -64,17 +64,17 @@ class TestDevice:
 
 
 class TestChoice:
-    def test_one_process_by_default(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_default_engine_uses_one_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("WORLD_SIZE", raising=False)
         assert type(start_engine(device="cpu")) is Engine
 
-    def test_none_under_torchrun_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_parallel_none_under_torchrun_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WORLD_SIZE", "2")
         with pytest.raises(UserError, match=r"parallel=none(.|\n)*parallel=ddp"):
             start_engine(engines.config_type("none")(), device="cpu")
 
     @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-    def test_without_torchrun_is_one_process(self, tiny_corpus: Path, tmp_path: Path, kind: str) -> None:
+    def test_ddp_and_fsdp2_without_torchrun_use_one_process(self, tiny_corpus: Path, tmp_path: Path, kind: str) -> None:
         trainer(tiny_corpus, tmp_path / "none", max_updates=2).fit()
         config = tiny_config(tiny_corpus, tmp_path / kind, max_updates=2, parallel=kind)
         assert isinstance(start_engine(config.parallel, device="cpu"), DDP)
@@ -82,7 +82,9 @@ class TestChoice:
         assert losses(tmp_path / "none") == losses(tmp_path / kind)
 
     @pytest.mark.parametrize(("rank", "size"), [("2", "2"), ("-1", "2"), ("0", "two"), ("0", "0")])
-    def test_impossible_world_is_refused(self, monkeypatch: pytest.MonkeyPatch, rank: str, size: str) -> None:
+    def test_invalid_rank_and_world_size_are_refused(
+        self, monkeypatch: pytest.MonkeyPatch, rank: str, size: str
+    ) -> None:
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", size)
         with pytest.raises(UserError, match=f"RANK={rank} and WORLD_SIZE={size}"):
@@ -107,7 +109,7 @@ def test_weights_are_gathered_and_split_by_the_engine(tiny_corpus: Path, tmp_pat
     first = Halves(HalvesConfig(), device="cpu")
     Trainer(config, engine=first).fit()
     weights = len(list((Trainer(config, engine=first)).model.parameters()))
-    assert first.gathered >= 3 * weights  # the weights and Adam's two means
+    assert first.gathered >= 3 * weights  # the weights and the two moments of Adam
     second = Halves(HalvesConfig(), device="cpu")
     Trainer(config, engine=second)
     assert second.split >= 3 * weights
@@ -123,7 +125,9 @@ class TestMemory:
         ],
         ids=["cpu", "cuda", "python"],
     )
-    def test_error_names_a_smaller_batch(self, tiny_corpus: Path, tmp_path: Path, error: Exception) -> None:
+    def test_out_of_memory_error_suggests_a_smaller_batch(
+        self, tiny_corpus: Path, tmp_path: Path, error: Exception
+    ) -> None:
         def fail(module: torch.nn.Module, inputs: object) -> None:
             raise error
 
@@ -135,7 +139,7 @@ class TestMemory:
             handle.remove()
         assert str(caught.value).count("\n") == 2
 
-    def test_other_errors_are_not_changed(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_other_runtime_errors_are_not_changed(self, tiny_corpus: Path, tmp_path: Path) -> None:
         def fail(module: torch.nn.Module, inputs: object) -> None:
             raise RuntimeError("shapes do not match")
 

@@ -1,4 +1,4 @@
-"""float16 with its loss scale, and deterministic operators."""
+"""Training in float16 with loss scaling, and deterministic operators."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ YES, NO = torch.tensor(True), torch.tensor(False)
 
 
 def overflow(run: Trainer, *updates: int, optimizer: str = "adam") -> None:
-    """Makes the gradient of these updates infinite, as float16 does where the loss scale is too large."""
+    """Makes the gradient of these updates infinite, like a loss scale that is too large for float16."""
     parameter = next(iter(run.model.parameters()))
     parameter.register_hook(lambda gradient: gradient / 0 if run.state.update in updates else gradient)
 
@@ -34,13 +34,13 @@ class TestLossScale:
         assert scale.values.tolist() == [16.0, 0.0]
 
     @pytest.mark.parametrize(("loss", "scale"), [(NO, INITIAL), (YES, SMALLEST)])
-    def test_no_overflow_if_a_lower_scale_cannot_help(self, loss: torch.Tensor, scale: float) -> None:
-        """If the loss is not finite, or the scale is the smallest one."""
+    def test_is_overflow_is_false_if_a_lower_scale_cannot_help(self, loss: torch.Tensor, scale: float) -> None:
+        """The loss is not finite, or the scale has its smallest value."""
         state = LossScale(device=torch.device("cpu"), saved={"scale": scale})
         assert not state.is_overflow(loss=loss, gradient=NO)
 
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-    def test_other_precisions_have_no_scale(self, tiny_corpus: Path, tmp_path: Path, precision: str) -> None:
+    def test_other_precisions_have_no_loss_scale(self, tiny_corpus: Path, tmp_path: Path, precision: str) -> None:
         assert trainer(tiny_corpus, tmp_path, precision=precision).loss_scale is None
 
 
@@ -55,7 +55,7 @@ class TestFloat16:
         assert run.state.loss_scale == {"scale": INITIAL / 4, "updates": 4.0}
         assert not (tmp_path / "replay.safetensors").exists()
 
-    def test_resumed_run_keeps_its_scale(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_resumed_run_keeps_its_loss_scale(self, tiny_corpus: Path, tmp_path: Path) -> None:
         changes: dict[str, Any] = {"precision": "fp16", "clip_norm": 0.5, "checkpoint__every": 8}
         for folder, stops in (("whole", (8,)), ("parts", (3, 5, 8))):
             for stop in stops:
@@ -67,7 +67,7 @@ class TestFloat16:
         for one, other in ((whole.model.tensors, parts.model.tensors), (whole.optimizer, parts.optimizer)):
             assert [name for name, tensor in one.items() if not torch.equal(tensor, other[name])] == []
 
-    def test_losses_are_near_float32(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_float16_losses_are_near_float32(self, tiny_corpus: Path, tmp_path: Path) -> None:
         for precision in ("fp32", "fp16"):
             trainer(tiny_corpus, tmp_path / precision, precision=precision, model__dropout=0.0).fit()
         one, other = (dict(losses(tmp_path / precision)) for precision in ("fp32", "fp16"))
@@ -84,7 +84,7 @@ class TestFloat16:
 
 
 class TestDeterministic:
-    def test_mode_is_set_during_the_run_only(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_deterministic_mode_is_set_during_the_run_only(self, tiny_corpus: Path, tmp_path: Path) -> None:
         seen: list[bool] = []
         handle = torch.nn.modules.module.register_module_forward_pre_hook(
             lambda *_: seen.append(torch.are_deterministic_algorithms_enabled())

@@ -1,4 +1,4 @@
-"""Processes that torchrun starts again meet each other, and not those of an earlier start."""
+"""After a restart by torchrun, the processes connect to each other, and not to processes of an earlier start."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,19 +11,19 @@ SIZE = 3
 
 
 def start(store: dist.HashStore, ranks: range, *, timeout: float = 20) -> list[str]:
-    """Returns the prefix that each of these processes gets."""
+    """Returns the store prefix of each of these processes."""
     with ThreadPoolExecutor(SIZE) as pool:
         return list(pool.map(lambda rank: agreed_prefix(store, rank=rank, size=SIZE, timeout=timeout), ranks))
 
 
-def test_each_start_has_its_own_prefix() -> None:
+def test_each_restart_has_its_own_prefix() -> None:
     store = dist.HashStore()
     prefixes = [start(store, range(SIZE)) for _ in range(4)]
     assert [len(set(each)) for each in prefixes] == [1] * 4
     assert len({each[0] for each in prefixes}) == 4
 
 
-def test_an_incomplete_start_does_not_disturb_the_next() -> None:
+def test_start_after_an_incomplete_start_succeeds() -> None:
     store = dist.HashStore()
     for ranks in (range(1, SIZE), range(2)):  # without the first process, and without the last
         with pytest.raises(dist.DistError):

@@ -1,4 +1,4 @@
-"""Resuming: bit-exact wherever a run ended, and refused for a run with other settings or data."""
+"""Resuming is bit-exact wherever a run ended, and is refused if certain settings or the data have changed."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ class KilledError(Exception):
 
 
 def listed(folder: Path) -> list[int]:
-    """The updates of the checkpoints in a folder."""
+    """Returns the updates of the checkpoints in a folder."""
     return sorted(int(path.name.removeprefix("update_")) for path in folder.glob("update_????????"))
 
 
@@ -39,7 +39,7 @@ def assert_same_weights(one: Trainer, other: Trainer) -> None:
 
 
 def interrupt(run: Trainer, *, update: int, training: bool, how: str = "signal") -> None:
-    """Ends the run in the first forward pass after `update` updates, of training or validation."""
+    """Ends the run in the first forward pass of training or validation after `update` updates."""
 
     def hook(module: Any, inputs: Any) -> None:
         if module.training is training and run.state.update == update:
@@ -53,7 +53,7 @@ def interrupt(run: Trainer, *, update: int, training: bool, how: str = "signal")
 
 class TestExactness:
     @pytest.mark.parametrize("log_every", [1, 5])
-    def test_stopped_run_resumes_exactly(self, tiny_corpus: Path, tmp_path: Path, log_every: int) -> None:
+    def test_resuming_after_sigterm_is_bit_exact(self, tiny_corpus: Path, tmp_path: Path, log_every: int) -> None:
         changes = {"max_updates": 12, "log__every": log_every}
         whole = trainer(tiny_corpus, tmp_path / "whole", **changes)
         whole.fit()
@@ -69,7 +69,7 @@ class TestExactness:
             for kind in ("train", "valid"):
                 assert losses(tmp_path / "whole", kind) == losses(tmp_path / str(stop_after), kind)
 
-    def test_killed_run_resumes_exactly(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_resuming_after_an_exception_is_bit_exact(self, tiny_corpus: Path, tmp_path: Path) -> None:
         whole = trainer(tiny_corpus, tmp_path / "whole")
         whole.fit()
         killed = trainer(tiny_corpus, tmp_path / "killed")
@@ -82,7 +82,7 @@ class TestExactness:
         assert_same_weights(whole, again)
         assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
 
-    def test_finished_run_has_nothing_left(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_resuming_a_finished_run_makes_no_update(self, tiny_corpus: Path, tmp_path: Path) -> None:
         first = trainer(tiny_corpus, tmp_path)
         first.fit()
         again = trainer(tiny_corpus, tmp_path)
@@ -90,7 +90,7 @@ class TestExactness:
         assert again.state.update == 8
         assert_same_weights(first, again)
 
-    def test_signal_ends_the_run_after_its_update(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_sigterm_ends_the_run_after_the_current_update(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path)
         interrupt(run, update=1, training=True)
         assert run.fit().signal == signal.SIGTERM
@@ -100,7 +100,7 @@ class TestExactness:
 class TestPendingValidation:
     @pytest.mark.parametrize("how", ["killed", "signal"])
     @pytest.mark.parametrize("update", [4, 8])
-    def test_resumed_run_makes_it_once(
+    def test_resumed_run_makes_the_pending_validation_once(
         self, tiny_corpus: Path, tmp_path: Path, update: int, how: str, capfd: pytest.CaptureFixture[str]
     ) -> None:
         """The checkpoint of an update is written before its validation."""
@@ -132,7 +132,7 @@ class TestPendingValidation:
         assert trainer(tiny_corpus, tmp_path / "parts", validation__patience=9).fit().signal == 0
         assert [at for at, _ in losses(tmp_path / "parts", "valid")] == [4, 8]
 
-    def test_is_not_logged_twice(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_pending_validation_is_not_logged_twice(self, tiny_corpus: Path, tmp_path: Path) -> None:
         first = trainer(tiny_corpus, tmp_path, max_updates=4)
         first.fit()
         pending = first.state.replace(pending_validation=True, best=None, validations_without_best=0)
@@ -143,7 +143,7 @@ class TestPendingValidation:
 
 
 class TestOldRuns:
-    """Runs of version 0.1.0. `runs_0_1_0.json` holds configs as it wrote them."""
+    """Runs of version 0.1.0. `runs_0_1_0.json` has configs that 0.1.0 wrote."""
 
     @pytest.mark.parametrize("name", OLD_RUNS)
     def test_configs_of_0_1_0_are_read(self, name: str) -> None:
@@ -151,29 +151,29 @@ class TestOldRuns:
         saved = saved_config(tree, source=name, version="0.1.0")
         assert config_diff(saved, saved, source=name) == []
 
-    def test_demo_run_resumes(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_demo_run_of_0_1_0_resumes(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path / "whole").fit()
         trainer(tiny_corpus, tmp_path / "old", max_updates=4).fit()
         folder = tmp_path / "old" / "update_00000004"
         model = model_file.read(folder)
         model.config["task"] = {**OLD_RUNS["demo"]["task"], "data": str(tiny_corpus)}
         model_file.write(folder / "model.safetensors", model)
-        rewrite_state(folder)
+        write_old_state(folder)
         trainer(tiny_corpus, tmp_path / "old").fit()
         assert losses(tmp_path / "old") == losses(tmp_path / "whole")
 
     def test_state_of_version_0_1_0_is_read(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=4).fit()
-        rewrite_state(tmp_path / "update_00000004", owed=True)
+        write_old_state(tmp_path / "update_00000004", pending=True)
         assert trainer(tiny_corpus, tmp_path).state.pending_validation
 
 
-def rewrite_state(folder: Path, *, owed: bool = False) -> None:
-    """Writes the state of a checkpoint as version 0.1.0 did."""
+def write_old_state(folder: Path, *, pending: bool = False) -> None:
+    """Rewrites the state of a checkpoint in the format of version 0.1.0."""
     state = json.loads((folder / "state.json").read_text())
     for name in ("pending_validation", "corpus", "loss_scale", "files", "crc32"):
         del state[name]
-    (folder / "state.json").write_text(json.dumps({**state, "validation_owed": owed}))
+    (folder / "state.json").write_text(json.dumps({**state, "validation_owed": pending}))
 
 
 class TestArchive:
@@ -208,18 +208,20 @@ class TestArchive:
 
 class TestSettings:
     @pytest.mark.parametrize(("key", "value"), [("model__dim", 32), ("seed", 2)])
-    def test_invariant_setting_is_refused(self, tiny_corpus: Path, tmp_path: Path, key: str, value: int) -> None:
+    def test_changing_an_invariant_setting_is_refused(
+        self, tiny_corpus: Path, tmp_path: Path, key: str, value: int
+    ) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=1).fit()
         with pytest.raises(UserError, match=rf"{key.replace('__', '.')}=\d+, but now it is {value}"):
             trainer(tiny_corpus, tmp_path, **{key: value})
 
-    def test_lists_are_written_as_on_the_command_line(self, tmp_path: Path) -> None:
+    def test_error_writes_lists_in_command_line_syntax(self, tmp_path: Path) -> None:
         mix = [{"data": "a", "weight": 2.0}, {"data": "b"}]
         saved, now = tiny_config(tmp_path, tmp_path, task__mix=mix), tiny_config(tmp_path, tmp_path)
         with pytest.raises(UserError, match=r"task\.mix=\[{data: a, weight: 2\.0}, {data: b, weight: 1\.0}\], but"):
             config_diff(saved, now, source="x")
 
-    def test_streams_are_invariant(self, tmp_path: Path) -> None:
+    def test_changing_batch_streams_is_refused(self, tmp_path: Path) -> None:
         saved, now = (tiny_config(tmp_path, tmp_path, batch__streams=streams) for streams in (None, 2))
         with pytest.raises(UserError, match=r"batch\.streams=null, but now it is 2"):
             config_diff(saved, now, source="x")
@@ -244,7 +246,7 @@ class TestSettings:
             ),
         ],
     )
-    def test_refusal_names_what_differs(
+    def test_error_names_the_changed_settings(
         self, tiny_corpus: Path, tmp_path: Path, changes: dict[str, Any], lines: list[str]
     ) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=1).fit()
@@ -256,7 +258,7 @@ class TestSettings:
         assert "save_dir" in printed[-1]
         assert max(map(len, printed)) < 250
 
-    def test_other_optimizer_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_changing_the_optimizer_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=1).fit()
         with pytest.raises(UserError, match="optimizer=adam, but now it is sgd"):
             trainer(tiny_corpus, tmp_path, optimizer="sgd")
@@ -278,7 +280,7 @@ class TestSettings:
         assert f"Changed settings: max_updates=9 (was 8), {changed}.\n" in printed
         assert "no effect" not in printed
 
-    def test_stretched_schedule_is_printed(
+    def test_changed_learning_rate_schedule_is_printed(
         self, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         schedule = {"kind": "cosine", "warmup_updates": 2}
@@ -289,7 +291,7 @@ class TestSettings:
             "learning rate of update 9 is 0.00146 (was 0.001), because the schedule now spans max_updates=10" in printed
         )
 
-    def test_limits_may_change(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_max_updates_and_other_limits_may_change(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=2).fit()
         run = trainer(tiny_corpus, tmp_path, max_updates=4, update_freq=2, log__every=2, batch__workers=0)
         run.fit()
@@ -297,12 +299,12 @@ class TestSettings:
 
 
 class TestCorpus:
-    def test_moved_corpus_is_the_same(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_moved_corpus_is_accepted(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path / "run", max_updates=1).fit()
         moved = shutil.copytree(tiny_corpus, tmp_path / "moved")
         assert trainer(moved, tmp_path / "run").state.update == 1
 
-    def test_other_vocabulary_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_corpus_with_another_vocabulary_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path / "run", max_updates=1).fit()
         moved = shutil.copytree(tiny_corpus, tmp_path / "moved")
         lines = (moved / "dict.de.txt").read_text().splitlines()
@@ -311,7 +313,7 @@ class TestCorpus:
         with pytest.raises(UserError, match=r"vocabularies(.|\n)*task\.data"):
             trainer(moved, tmp_path / "run")
 
-    def test_other_examples_are_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_corpus_with_other_lengths_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path / "run", max_updates=1).fit()
         other = shutil.copytree(tiny_corpus, tmp_path / "other")
         for path in other.glob("valid.*"):
@@ -334,7 +336,7 @@ class TestCorpus:
         found = {fingerprint(Sizes(*sizes)) for sizes in ([(1, 2)], [(1, 3)], [(1, 2), (1, 2)], [(2, 1)])}
         assert len(found) == 4
 
-    def test_other_tokens_of_the_same_lengths_are_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_corpus_with_other_tokens_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path / "run", max_updates=1).fit()
         other = shutil.copytree(tiny_corpus, tmp_path / "other")
         (path,) = other.glob("train*.de.bin")
@@ -345,7 +347,7 @@ class TestCorpus:
 
 
 def flip(path: Path, *, at: float = 0.9) -> None:
-    """Flips one bit of a file, at a share of its length."""
+    """Flips one bit of a file, at the fraction `at` of its length."""
     content = bytearray(path.read_bytes())
     content[int(at * len(content))] ^= 4
     path.write_bytes(content)
@@ -380,7 +382,7 @@ class TestDamage:
         shutil.rmtree(tmp_path / "update_00000002")
         assert trainer(tiny_corpus, tmp_path).state.update == 1
 
-    def test_all_damaged_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_run_with_only_damaged_checkpoints_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=2, checkpoint__every=1).fit()
         for path in tmp_path.glob("update_*/optimizer.safetensors"):
             flip(path)
@@ -389,7 +391,7 @@ class TestDamage:
         assert str(raised.value).count("\n") < 3
 
     def test_every_flipped_bit_of_a_model_is_detected(self, tiny_corpus: Path, tmp_path: Path) -> None:
-        """In the tensors and in the header, which holds configuration and vocabularies."""
+        """The flipped bits are in the tensors and in the header, which has the config and the vocabularies."""
         trainer(tiny_corpus, tmp_path, max_updates=1).fit()
         path = tmp_path / "best.safetensors"
         whole = path.read_bytes()
@@ -403,7 +405,7 @@ class TestDamage:
             assert str(path) in str(raised.value)
             assert str(raised.value).count("\n") <= 2
 
-    def test_files_without_checksums_are_read(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_model_files_without_checksums_are_read(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=1).fit()
         path = tmp_path / "best.safetensors"
         with safe_open(path, framework="pt") as file:
@@ -421,19 +423,19 @@ class TestDamage:
 
 
 class TestFolder:
-    def test_serves_one_run_at_a_time(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_save_dir_is_locked_by_a_run(self, tiny_corpus: Path, tmp_path: Path) -> None:
         config = tiny_config(tiny_corpus, tmp_path, max_updates=1)
         with locked(tmp_path), pytest.raises(UserError, match="Another run"):
             train(config)
         assert train(config).update == 1
 
-    def test_refused_run_leaves_nothing(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_refused_run_leaves_no_folder(self, tiny_corpus: Path, tmp_path: Path) -> None:
         config = tiny_config(tiny_corpus, tmp_path / "a" / "b", batch__max_tokens=1)
         with pytest.raises(UserError, match=r"batch\.max_tokens=1"):
             train(config)
         assert not list(tmp_path.iterdir())
 
-    def test_refused_run_keeps_a_folder_that_existed(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_refused_run_keeps_an_existing_folder(self, tiny_corpus: Path, tmp_path: Path) -> None:
         (tmp_path / "notes").touch()
         with pytest.raises(UserError, match=r"batch\.max_tokens=1"):
             train(tiny_config(tiny_corpus, tmp_path, batch__max_tokens=1))

@@ -1,4 +1,4 @@
-"""Speed figures: counted operations, padding, waiting, the table of phases, and the trace of a profile."""
+"""Speed figures: floating-point operations, padding, waiting, the table of phases, and profiler traces."""
 
 import json
 from pathlib import Path
@@ -24,14 +24,17 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 class TestFlops:
     @pytest.mark.parametrize("heads", [1, 2])
-    def test_translation_equals_torch_counter(self, tiny_corpus: Path, tmp_path: Path, heads: int) -> None:
-        """On rows of equal length, without padding, torch counts the operations of all products."""
+    def test_flops_of_translation_equal_torch_flop_counter(self, tiny_corpus: Path, tmp_path: Path, heads: int) -> None:
+        """The rows have equal lengths and no padding, so that torch counts exactly the operations of the model."""
         run = trainer(tiny_corpus, tmp_path, model__heads=heads, model__dim=32, model__share_embeddings="none")
         sizes_ND = run.train_set.sizes_ND
         _, groups = np.unique(sizes_ND, axis=0, return_inverse=True)
         indices = np.flatnonzero(groups.ravel() == np.bincount(groups.ravel()).argmax())
         batch = run.task.collate([run.train_set[index] for index in indices.tolist()])
-        with naive_ops(), FlopCounterMode(display=False) as counter:  # it does not know all operators of the fast forms
+        with (
+            naive_ops(),
+            FlopCounterMode(display=False) as counter,
+        ):  # the counter does not know all operators of the fast forms
             run.backward([batch])
         assert ModelFlops(run.model).of_update(sizes_ND[indices]) == counter.get_total_flops()
 
@@ -58,15 +61,15 @@ class TestPeak:
             ("NVIDIA GeForce GTX 1080", "fp32", None),
         ],
     )
-    def test_card_is_found_by_name(self, card: str, precision: str, peak: float | None) -> None:
+    def test_peak_of_a_card_is_found_by_name(self, card: str, precision: str, peak: float | None) -> None:
         assert peak_tflops(card, precision) == peak
 
-    def test_half_precision_is_faster(self) -> None:
+    def test_peak_is_higher_in_half_precision(self) -> None:
         assert all(fp16 > fp32 > 0 for _, fp16, fp32 in CARDS.values())
 
 
 class TestLog:
-    def test_lines_have_padding_and_waiting(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_log_lines_have_padding_and_waiting(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path, log__peak_tflops=1e-3, log__every=4)
         plan, sizes_ND = run.plan(), run.train_set.sizes_ND
         run.fit()
@@ -75,7 +78,7 @@ class TestLog:
         assert 0 <= second["waiting"] < 1
         assert second["mfu"] > 0
 
-    def test_without_a_known_peak_no_mfu_is_logged(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_mfu_is_not_logged_without_a_known_peak(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=2).fit()
         assert all("mfu" not in line for line in lines_of(tmp_path))
 
@@ -93,7 +96,7 @@ class TestLog:
         (whole,), (cut,) = lines_of(tmp_path / "whole"), lines_of(tmp_path / "cut")
         assert whole["padding"] == cut["padding"]
 
-    def test_run_ends_with_time_in_phases(
+    def test_time_in_each_phase_is_printed_at_the_end(
         self, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=2).fit()
@@ -108,7 +111,7 @@ class TestProfile:
         assert sum(event.get("name", "").startswith("Optimizer.step") for event in events) == 2
         assert not list(tmp_path.glob(".*partial*"))
 
-    def test_run_that_ends_early_writes_it(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_run_that_ends_early_writes_its_trace(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=3, profile="2:9").fit()
         assert (tmp_path / "profile_2-9.json").is_file()
 
@@ -123,7 +126,7 @@ class TestProfile:
         assert [x["loss"] for x in lines_of(tmp_path / "a")] == [x["loss"] for x in lines_of(tmp_path / "b")]
 
 
-def test_unknown_card_names_the_key(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_unknown_card_message_names_log_peak_tflops(tiny_corpus: Path, tmp_path: Path) -> None:
     speed = trainer(tiny_corpus, tmp_path).speed
     assert speed.lines() == []
     speed.card = "NVIDIA Nothing 1"

@@ -1,4 +1,4 @@
-"""Training in static shapes: unchanged gradients and sums, exact resuming, and refused settings."""
+"""Training with static shapes: unchanged losses and gradients, bit-exact resuming, and errors."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "streams": STREAMS,
 }
 COMMON = ("softmax", "synthesizer_mixture", "luna", "sinkhorn", "fnet", "transformer_xl")
-"""Layers that the fast suite tests."""
+"""Layers tested without `-m slow`."""
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def sums_and_gradients(run: Trainer, batches: list[Batch]) -> tuple[dict[str, fl
 
 
 def check_equal_losses(run: Trainer, *, updates: int) -> None:
-    """Compares batches with and without static shapes, and requires that some shapes differ."""
+    """Compares losses and gradients with and without static shapes, and checks that some shapes differ."""
     has_filled, has_padded = False, False
     plan = run.plan()
     chosen = sorted(plan, key=lambda update: sum(shape.rows for shape in update.shapes) - len(update.indices[0]))  # type: ignore[arg-type]
@@ -158,7 +158,7 @@ class TestEqualLosses:
 class TestResume:
     @pytest.mark.parametrize("name", ["translation", "streams"])
     def test_resumed_run_equals_uninterrupted_run(self, name: str, corpora: dict[str, str], tmp_path: Path) -> None:
-        """With dropout, inside an epoch and in the next one."""
+        """The run has dropout, and is interrupted within the first and the second epoch."""
         trainer(RUNS[name], corpora, tmp_path / "whole", model__dropout=0.1).fit()
         for updates in (3, 7, 12):
             trainer(RUNS[name], corpora, tmp_path / "parts", model__dropout=0.1, max_updates=updates).fit()
@@ -167,10 +167,10 @@ class TestResume:
         assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
     @pytest.mark.parametrize("changes", [{"update_freq": 3}, {"batch__shapes": 3}, {"batch__shapes": None}])
-    def test_an_epoch_reads_all_after_a_change(
+    def test_epoch_is_complete_after_a_change_of_settings(
         self, changes: dict[str, Any], corpora: dict[str, str], tmp_path: Path
     ) -> None:
-        """The log counts as many targets in the first epoch as the corpus has."""
+        """The number of targets that the log counts in the first epoch equals the number in the corpus."""
         first = trainer(RUNS["translation"], corpora, tmp_path, max_updates=2, **changes)
         targets = int(first.train_set.sizes_ND[:, 1].sum())
         first.fit()
@@ -180,7 +180,7 @@ class TestResume:
 
 
 def test_all_epochs_of_a_mix_have_the_same_shapes(corpora: dict[str, str], tmp_path: Path) -> None:
-    """An epoch reads a tenth of the corpus, rarely with the longest example."""
+    """An epoch reads a tenth of the corpus, which rarely includes the longest example."""
     mix = [{"data": corpora["translation"], "weight": 0.1}]
     run = trainer(TRANSLATION, corpora, tmp_path, task__mix=mix)
     assert max(run.shapes[-1].lengths) > run.train_set.sizes_ND.max()
@@ -190,21 +190,21 @@ def test_all_epochs_of_a_mix_have_the_same_shapes(corpora: dict[str, str], tmp_p
 
 
 class TestMessages:
-    def test_a_run_prints_its_shapes_and_padding(self, corpora: dict[str, str], tmp_path: Path) -> None:
+    def test_dry_run_prints_shapes_and_padding(self, corpora: dict[str, str], tmp_path: Path) -> None:
         lines = list(dry_run(trainer(RUNS["language"], corpora, tmp_path).config))
         assert any(line.startswith("5 shapes, padding ") and line.endswith("% of the positions.") for line in lines)
         lines = list(dry_run(trainer(RUNS["language"], corpora, tmp_path, batch__shapes=None).config))
         assert any(line.startswith("Padding: ") for line in lines)
 
-    def test_more_shapes_than_lengths_are_named(self, corpora: dict[str, str], tmp_path: Path) -> None:
+    def test_fewer_shapes_than_requested_are_reported(self, corpora: dict[str, str], tmp_path: Path) -> None:
         lines = list(dry_run(trainer(RUNS["language"], corpora, tmp_path, batch__shapes=99).config))
         assert any("(fewer than batch.shapes=99, " in line for line in lines)
 
-    def test_no_shapes_are_refused(self, corpora: dict[str, str], tmp_path: Path) -> None:
+    def test_batch_shapes_0_is_refused(self, corpora: dict[str, str], tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"batch\.shapes=0"):
             trainer(RUNS["language"], corpora, tmp_path, batch__shapes=0)
 
-    def test_streams_of_two_sizes_need_two_shapes(self, corpora: dict[str, str], tmp_path: Path) -> None:
+    def test_streams_of_two_sizes_require_two_shapes(self, corpora: dict[str, str], tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"batch\.shapes=2, or batch\.streams to a multiple of 2"):
             trainer(STREAMS, corpora, tmp_path, update_freq=2, batch__shapes=1)
         assert trainer(STREAMS, corpora, tmp_path, update_freq=2).fit().update == 12

@@ -1,4 +1,4 @@
-"""Training on streams with a memory: exact resuming, independence of the split, and evaluation as one sequence."""
+"""Training on contiguous streams with recurrent state: bit-exact resuming, update_freq, validation and errors."""
 
 import json
 from pathlib import Path
@@ -19,16 +19,16 @@ from tests.unit.training.helpers import byte_corpus, losses, text_trainer, tiny_
 MODEL: dict[str, Any] = {"kind": "transformer_lm", "dim": 16, "ffn_dim": 32, "heads": 2, "layers": 2}
 MEMORIES: dict[str, dict[str, Any]] = {
     "transformer_xl": MODEL | {"positions": "none", "attention": {"kind": "transformer_xl", "memory_length": 12}},
-    "with layers left out": MODEL
+    "with layer drop": MODEL
     | {"positions": "none", "layer_drop": 0.4, "attention": {"kind": "transformer_xl", "memory_length": 12}},
     "memory tokens": MODEL | {"kind": "recurrent_memory_lm", "segment_length": 8, "memory_tokens": 2},
-    "without": MODEL,
+    "no memory": MODEL,
 }
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Some 660 bytes, so that an epoch of 6 streams of samples of 16 is seven updates, the last with fewer rows."""
+    """About 660 bytes: with 6 streams and 16 tokens per sample, an epoch has 7 updates, the last with fewer rows."""
     folder = tmp_path_factory.mktemp("text")
     train, valid = (
         "".join(f"{number} and {number**2}; " for number in numbers) for numbers in (range(50), range(20, 30))
@@ -42,7 +42,7 @@ def trainer(corpus: str, save_dir: Path, memory: str = "transformer_xl", **chang
 
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_resumed_run_equals_uninterrupted_run(memory: str, corpus: str, tmp_path: Path) -> None:
-    """Inside an epoch, at its end, and in the next one."""
+    """The run is interrupted within an epoch, at its end, and in the next epoch."""
     whole = trainer(corpus, tmp_path / "whole", memory)
     assert len(whole.train_set) % 6 > 0
     assert -(-len(whole.train_set) // 6) == 7
@@ -80,7 +80,7 @@ def test_run_resumes_with_another_update_freq(memory: str, corpus: str, tmp_path
 
 @pytest.mark.parametrize("memory", ["transformer_xl", "memory tokens"])
 def test_new_epoch_clears_the_state(memory: str, corpus: str, tmp_path: Path) -> None:
-    """At a tiny rate, the first loss of each epoch is the same, and other losses differ from those without a state."""
+    """At a tiny learning rate, both epochs start with the same losses. Losses without state differ."""
     run = trainer(corpus, tmp_path / "run", memory, optimizer__lr=1e-30, model__dropout=0.0)
     run.fit()
     logged = [loss for _, loss in losses(tmp_path / "run")]
@@ -93,8 +93,8 @@ def test_new_epoch_clears_the_state(memory: str, corpus: str, tmp_path: Path) ->
     assert all(abs(one - other) > 1e-4 for one, other in zip(logged[1:7], nll[1:], strict=True))
 
 
-def test_validation_reads_each_stream_once(corpus: str, tmp_path: Path) -> None:
-    """With a memory of the whole past, in float64: equal to the split as one sample."""
+def test_validation_with_full_memory_equals_one_sample(corpus: str, tmp_path: Path) -> None:
+    """The memory includes all earlier tokens. Computed in float64."""
     changes = {"batch__streams": 1, "model__attention__memory_length": 500}
     run = trainer(corpus, tmp_path / "run", **changes)
     run.step.double()
@@ -110,7 +110,7 @@ def test_validation_reads_each_stream_once(corpus: str, tmp_path: Path) -> None:
     assert "bits_per_byte" in figures
 
 
-def test_micro_batches_may_be_empty(corpus: str, tmp_path: Path) -> None:
+def test_run_with_empty_micro_batches_reads_all_targets(corpus: str, tmp_path: Path) -> None:
     run = trainer(corpus, tmp_path, update_freq=6)
     assert run.fit().signal == 0
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -130,17 +130,17 @@ def test_micro_batches_may_be_empty(corpus: str, tmp_path: Path) -> None:
         ({"batch__max_length": 20}, r"batch\.max_length"),
     ],
 )
-def test_impossible_streams_are_refused(changes: dict[str, Any], words: str, corpus: str, tmp_path: Path) -> None:
+def test_invalid_stream_settings_are_refused(changes: dict[str, Any], words: str, corpus: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
         trainer(corpus, tmp_path, **changes)
 
 
-def test_pairs_are_refused(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_streams_for_translation_are_refused(tiny_corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"batch\.streams(.|\n)*break_mode"):
         Trainer(tiny_config(tiny_corpus, tmp_path, batch__streams=2), engine=start_engine(device="cpu"))
 
 
-def test_damaged_state_is_refused(corpus: str, tmp_path: Path) -> None:
+def test_damaged_stream_state_is_refused(corpus: str, tmp_path: Path) -> None:
     trainer(corpus, tmp_path, max_updates=2).fit()
     path = tmp_path / "update_00000002" / "stream_state.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
@@ -148,7 +148,7 @@ def test_damaged_state_is_refused(corpus: str, tmp_path: Path) -> None:
         trainer(corpus, tmp_path)
 
 
-def test_failed_update_keeps_the_state_before_it(corpus: str, tmp_path: Path) -> None:
+def test_failed_update_saves_the_state_before_it(corpus: str, tmp_path: Path) -> None:
     trainer(corpus, tmp_path / "whole").fit()
     run = trainer(corpus, tmp_path / "parts", checkpoint__every=100)
     parameter = next(iter(run.model.parameters()))

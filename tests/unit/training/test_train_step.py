@@ -1,4 +1,4 @@
-"""Penalties of attention layers are added to the loss exactly once an update, however it is split."""
+"""The penalties of attention layers are added to the loss once per update, for any number of micro-batches."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ PENALISED = {"kind": "feedforward_kernel", "kernel": "oglu", "depth": 2, "orthog
 
 
 def penalised_trainer(corpus: Path, save_dir: Path, **changes: Any) -> Trainer:
-    """A trainer whose every attention layer has a penalty far from 0."""
+    """Returns a trainer in which every attention layer has a large penalty."""
     changes = {"model__attention": PENALISED, "model__decoder__cross_attention": PENALISED} | changes
     run = trainer(corpus, save_dir, model__dropout=0.0, **changes)
     torch.manual_seed(0)
@@ -37,7 +37,7 @@ def penalty_of(run: Trainer) -> float:
     return sum(penalty.item() for penalty in penalties if penalty is not None)
 
 
-def test_total_has_each_penalty_once(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_loss_has_each_penalty_once(tiny_corpus: Path, tmp_path: Path) -> None:
     run = penalised_trainer(tiny_corpus, tmp_path)
     batch = batch_of(run, range(8))
     step = TrainStep(run.model, criterions.build(run.config.criterion)).eval()
@@ -49,7 +49,7 @@ def test_total_has_each_penalty_once(tiny_corpus: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [1, 3])
 def test_gradient_has_each_penalty_once(tiny_corpus: Path, tmp_path: Path, cut: int) -> None:
-    """The gradient is that of (loss / weight + penalties)."""
+    """The gradient equals the gradient of loss / weight + penalties."""
     run = penalised_trainer(tiny_corpus, tmp_path, clip_norm=0.0)
     parts = [batch_of(run, range(start, start + 24 // cut)) for start in range(0, 24, 24 // cut)]
     weight = sum(batch.weight for batch in parts)

@@ -1,4 +1,4 @@
-"""The training loop: updates, validation, best models, and how a run ends."""
+"""The training loop: updates, epochs, validation, best models, and errors."""
 
 import json
 from dataclasses import replace
@@ -32,7 +32,7 @@ def finite(tensors: dict[str, torch.Tensor]) -> bool:
 
 class TestUpdate:
     @pytest.mark.parametrize("cut", [2, 3, 8])
-    def test_update_does_not_depend_on_the_split(self, tiny_corpus: Path, tmp_path: Path, cut: int) -> None:
+    def test_update_does_not_depend_on_micro_batches(self, tiny_corpus: Path, tmp_path: Path, cut: int) -> None:
         examples = list(range(24))
         results = []
         for pieces in (1, cut):
@@ -44,11 +44,11 @@ class TestUpdate:
         (one, one_weights), (other, other_weights) = results
         assert one["norm"] == pytest.approx(other["norm"], rel=1e-5)
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-6)
-        # Adam divides by the root of a gradient's square: compare where the gradient is not rounding alone.
+        # Adam normalizes gradients, so that gradients that are only rounding errors give different updates.
         assert torch.allclose(one_weights, other_weights, atol=2e-3)
         assert (one_weights - other_weights).abs().mean() < 1e-6
 
-    def test_empty_batch_changes_nothing(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_empty_batch_does_not_change_the_update(self, tiny_corpus: Path, tmp_path: Path) -> None:
         results = []
         for extra in (False, True):
             run = trainer(tiny_corpus, tmp_path / str(extra), model__dropout=0.0)
@@ -59,13 +59,13 @@ class TestUpdate:
             assert torch.allclose(tensor, results[1][name], atol=1e-7), name
 
     @pytest.mark.parametrize("optimizer", ["adam", "sgd", "nag"])
-    def test_update_reads_nothing_to_the_host(self, tiny_corpus: Path, tmp_path: Path, optimizer: str) -> None:
+    def test_update_copies_no_value_to_the_host(self, tiny_corpus: Path, tmp_path: Path, optimizer: str) -> None:
         run = trainer(tiny_corpus, tmp_path, clip_norm=0.1, optimizer=optimizer)
         batch = batch_of(run, range(8))
         run.update([batch])
         assert count_host_reads(lambda: run.update([batch])) == 0
 
-    def test_clipping_shortens_the_gradient(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_clip_norm_scales_the_update(self, tiny_corpus: Path, tmp_path: Path) -> None:
         changes = {"optimizer": {"kind": "sgd", "lr": 1.0}, "schedule": "constant", "model__dropout": 0.0}
         moved, norms = [], []
         for clip_norm in (0.0, 0.5):
@@ -78,8 +78,8 @@ class TestUpdate:
         assert norms[0] == norms[1] > 0.5
         assert moved[1] / moved[0] == pytest.approx(0.5 / norms[0], rel=1e-3)
 
-    def test_random_features_depend_on_the_update_alone(self, tiny_corpus: Path, tmp_path: Path) -> None:
-        """They differ between layers and updates; a resumed run has the same."""
+    def test_random_features_depend_on_the_update_only(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        """Features differ between layers and updates. A resumed run has the same features."""
         performer = {"kind": "performer", "redraw_every": 2}
 
         def projections(folder: str, *stops: int) -> list[list[torch.Tensor]]:
@@ -100,7 +100,7 @@ class TestUpdate:
 
 
 class TestEpoch:
-    def test_trains_on_every_example_once(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_epoch_trains_on_every_example_once(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path, max_updates=0, max_epochs=2, update_freq=3)
         seen: list[int] = []
 
@@ -138,7 +138,7 @@ class TestEpoch:
 
 
 class TestNotFinite:
-    def test_infinite_weight_keeps_the_checkpoint(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_infinite_weight_does_not_replace_the_checkpoint(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=3).fit()
         run = trainer(tiny_corpus, tmp_path, max_updates=6)
         with torch.no_grad():
@@ -153,7 +153,7 @@ class TestNotFinite:
     def test_state_before_the_failed_update_is_saved(
         self, tiny_corpus: Path, tmp_path: Path, log_every: int, optimizer: str
     ) -> None:
-        """Also if the host is informed late. The resumed run equals an uninterrupted one."""
+        """Also if the failure is read only at the next log line. The resumed run equals an uninterrupted run."""
         changes = {"log__every": log_every, "optimizer": {"kind": optimizer, "lr": 0.001, "weight_decay": 0.01}}
         trainer(tiny_corpus, tmp_path / "whole", **changes).fit()
         run = trainer(tiny_corpus, tmp_path / "parts", checkpoint__every=100, validation__every=100, **changes)
@@ -166,7 +166,7 @@ class TestNotFinite:
         again.fit()
         assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
-    def test_first_update_leaves_no_checkpoint(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_failure_in_the_first_update_saves_no_checkpoint(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path)
         next(iter(run.model.parameters())).register_hook(lambda gradient: gradient * float("nan"))
         with pytest.raises(UserError, match="no checkpoint"):
@@ -228,7 +228,7 @@ class TestValidation:
             with pytest.raises(UserError, match=rf"validation\.metric={metric}(.|\n)*{fix}"):
                 trainer(tiny_corpus, tmp_path, validation__metric=metric)
 
-    def test_metrics_choose_what_is_reported(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_validation_metrics_selects_the_logged_metrics(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, max_updates=2, validation__metrics=["bits_per_token"]).fit()
         lines = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
         for line in lines:
@@ -237,7 +237,7 @@ class TestValidation:
 
 
 class TestBestModel:
-    def test_last_and_best_are_kept(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_last_and_best_checkpoints_are_kept(self, tiny_corpus: Path, tmp_path: Path) -> None:
         kept = {"checkpoint__every": 1, "checkpoint__keep_last": 2, "checkpoint__keep_best": 2}
         run = trainer(tiny_corpus, tmp_path, **kept, validation__every=2)
         run.fit()
@@ -248,7 +248,7 @@ class TestBestModel:
 
     @pytest.mark.parametrize("higher", [False, True])
     def test_best_models_are_ordered_by_recorded_values(self, tiny_corpus: Path, tmp_path: Path, higher: bool) -> None:
-        """Not by the file names, which have four decimals."""
+        """The file names have only four decimals, and do not determine the order."""
         run = trainer(tiny_corpus, tmp_path, checkpoint__keep_best=2)
         for update, value in ((1, 0.10001), (2, 0.10003), (3, 0.10002)):
             state = run.state.replace(update=update)
@@ -256,7 +256,7 @@ class TestBestModel:
         kept = {int(path.stem[-8:]) for path in tmp_path.glob("best_loss_*")}
         assert kept == ({2, 3} if higher else {1, 3})
 
-    def test_patience_counts_across_a_resume(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_patience_count_is_kept_when_resuming(self, tiny_corpus: Path, tmp_path: Path) -> None:
         changes = {"optimizer__lr": 1e-30, "validation__every": 1, "validation__patience": 3, "max_updates": 50}
         whole = trainer(tiny_corpus, tmp_path / "whole", **changes)
         whole.fit()
@@ -266,10 +266,10 @@ class TestBestModel:
         second.fit()
         assert second.state.update == 4
 
-    def test_other_metric_starts_without_a_best(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_changing_the_metric_resets_the_best_value(self, tiny_corpus: Path, tmp_path: Path) -> None:
         first = trainer(tiny_corpus, tmp_path, max_updates=4, validation__metric="nll")
         first.fit()
-        first.checkpoints.save_state(first.state.replace(best=0.0))  # no loss is as low
+        first.checkpoints.save_state(first.state.replace(best=0.0))  # lower than any loss
         second = trainer(tiny_corpus, tmp_path, max_updates=8, validation__metric="loss")
         second.fit()
         assert second.state.best == losses(tmp_path, "valid")[-1][1]
@@ -281,7 +281,7 @@ class TestConfig:
         with pytest.raises(UserError, match=r"max_updates.*max_epochs"):
             trainer(tiny_corpus, tmp_path, max_updates=0)
 
-    def test_missing_corpus_names_the_command(self, tmp_path: Path) -> None:
+    def test_missing_corpus_error_names_the_command(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="seqtk-preprocess here"):
             trainer(tmp_path / "nowhere", tmp_path, task__made_by="seqtk-preprocess here")
 
@@ -301,6 +301,6 @@ class TestConfig:
             ("log.every", 0),
         ],
     )
-    def test_impossible_settings_are_refused(self, tiny_corpus: Path, tmp_path: Path, key: str, value: float) -> None:
+    def test_invalid_settings_are_refused(self, tiny_corpus: Path, tmp_path: Path, key: str, value: float) -> None:
         with pytest.raises(UserError, match=f"{key}="):
             trainer(tiny_corpus, tmp_path, **{key.replace(".", "__"): value})

@@ -1,4 +1,4 @@
-"""Several validation splits, none at all, and the end of a run by time."""
+"""Several validation splits, runs without validation, and max_hours."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from tests.unit.training.helpers import losses, trainer
 
 @pytest.fixture(scope="module")
 def two_splits(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny corpus with a second validation split, which is its training text."""
+    """The tiny corpus with a second validation split, which is a copy of the training text."""
     folder = tmp_path_factory.mktemp("two_splits") / "corpus"
     shutil.copytree(tiny_corpus, folder)
     for path in tiny_corpus.glob("train.*"):
@@ -28,7 +28,7 @@ def kinds(save_dir: Path) -> list[tuple[str, int]]:
 
 
 class TestSeveralSplits:
-    def test_named_split_chooses_the_best_model(self, two_splits: Path, tmp_path: Path) -> None:
+    def test_validation_split_selects_the_best_model(self, two_splits: Path, tmp_path: Path) -> None:
         run = trainer(two_splits, tmp_path, validation__split="valid1", validation__sets=[{"split": "valid"}])
         run.fit()
         assert run.state.metric == "loss of valid1"
@@ -39,11 +39,13 @@ class TestSeveralSplits:
         changes = {"validation__sets": [{"split": "valid1"}]}
         run = trainer(two_splits, tmp_path, max_updates=4, **changes)
         run.fit()
-        run.checkpoints.save_state(run.state.replace(pending_validation=True))  # as if it was killed before the end
+        run.checkpoints.save_state(
+            run.state.replace(pending_validation=True)
+        )  # as if the run had been killed before its last validation ended
         trainer(two_splits, tmp_path, **changes).fit()
         assert sorted(kinds(tmp_path)) == [("valid", 4), ("valid", 8), ("valid/valid1", 4), ("valid/valid1", 8)]
 
-    def test_further_splits_do_not_change_training(self, two_splits: Path, tmp_path: Path) -> None:
+    def test_additional_splits_do_not_change_training(self, two_splits: Path, tmp_path: Path) -> None:
         trainer(two_splits, tmp_path / "one").fit()
         trainer(two_splits, tmp_path / "two", validation__sets=[{"split": "valid1"}]).fit()
         assert losses(tmp_path / "one") == losses(tmp_path / "two")
@@ -57,14 +59,14 @@ class TestSeveralSplits:
             ([{"data": "nowhere"}], "nowhere"),
         ],
     )
-    def test_wrong_splits_are_refused(
+    def test_invalid_validation_sets_are_refused(
         self, two_splits: Path, tmp_path: Path, sets: list[dict[str, str]], words: str
     ) -> None:
         with pytest.raises(UserError, match=words):
             trainer(two_splits, tmp_path, validation__sets=sets)
 
     @pytest.mark.parametrize("decides", [True, False])
-    def test_empty_sets_are_refused(self, tiny_corpus: Path, tmp_path: Path, decides: bool) -> None:
+    def test_empty_validation_sets_are_refused(self, tiny_corpus: Path, tmp_path: Path, decides: bool) -> None:
         shutil.copytree(tiny_corpus, tmp_path / "corpus")
         for side in ("en", "de"):
             path = tmp_path / "corpus" / f"empty.en-de.{side}"
@@ -75,7 +77,7 @@ class TestSeveralSplits:
             trainer(tmp_path / "corpus", tmp_path / "run", **changes)
         assert not (tmp_path / "run").exists()
 
-    def test_split_of_other_data_may_choose_the_best_model(self, two_splits: Path, tmp_path: Path) -> None:
+    def test_split_of_other_data_may_select_the_best_model(self, two_splits: Path, tmp_path: Path) -> None:
         other = tmp_path / "other"
         shutil.copytree(two_splits, other)
         sets = [{"data": str(other), "split": "valid1"}, {"split": "valid"}]
@@ -91,7 +93,7 @@ class TestSeveralSplits:
             assert losses(tmp_path / "same", kind) == losses(tmp_path / "whole", kind)
             assert losses(tmp_path / "parts", kind) == losses(tmp_path / "whole", kind)
 
-    def test_another_vocabulary_is_refused(self, two_splits: Path, tmp_path: Path) -> None:
+    def test_validation_set_with_another_vocabulary_is_refused(self, two_splits: Path, tmp_path: Path) -> None:
         other = tmp_path / "other"
         shutil.copytree(two_splits, other)
         lines = (other / "dict.de.txt").read_text().splitlines()
@@ -101,18 +103,18 @@ class TestSeveralSplits:
 
 
 class TestNoValidation:
-    def test_the_run_ends_with_a_checkpoint(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_run_without_validation_ends_with_a_checkpoint(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path, validation__split=None).fit()
         assert not kinds(tmp_path)
         assert (tmp_path / "latest").read_text().strip() == "update_00000008"
         assert not (tmp_path / "best.safetensors").exists()
 
-    def test_training_without_validation_is_the_same(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_disabling_validation_does_not_change_training(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path / "with").fit()
         trainer(tiny_corpus, tmp_path / "without", validation__split=None).fit()
         assert losses(tmp_path / "with") == losses(tmp_path / "without")
 
-    def test_a_pending_validation_is_dropped(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_disabling_validation_drops_a_pending_one(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path, max_updates=4)
         run.fit()
         run.checkpoints.save_state(run.state.replace(pending_validation=True))
@@ -129,13 +131,13 @@ class TestNoValidation:
 
 
 class TestMaxHours:
-    def test_the_run_saves_and_resumes_exactly(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_run_that_reached_max_hours_resumes_exactly(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path / "whole").fit()
         first = trainer(tiny_corpus, tmp_path / "parts", max_hours=1e-9).fit()
         assert (first.signal, first.update) == (10, 1)
         trainer(tiny_corpus, tmp_path / "parts").fit()
         assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
-    def test_sufficient_max_hours_changes_nothing(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_run_shorter_than_max_hours_is_not_changed(self, tiny_corpus: Path, tmp_path: Path) -> None:
         result = trainer(tiny_corpus, tmp_path, max_hours=1).fit()
         assert (result.signal, result.update) == (0, 8)

@@ -1,4 +1,4 @@
-"""Copies of the weights in autocast's precision give its losses and gradients, and change with the weights."""
+"""Low-precision copies of the weights: losses and gradients equal autocast, and the copies follow the weights."""
 
 from collections.abc import Callable
 
@@ -40,7 +40,7 @@ def gradients(step: TrainStep) -> dict[str, Tensor | None]:
     return {name: None if p.grad is None else p.grad.clone() for name, p in step.named_parameters()}
 
 
-def test_gradients_are_near_those_of_autocast() -> None:
+def test_gradients_of_copies_are_near_autocast() -> None:
     ours, plain = step(), step()
     plain.copies = None
     found, expected = gradients(ours), gradients(plain)
@@ -51,7 +51,7 @@ def test_gradients_are_near_those_of_autocast() -> None:
         assert found[name].dtype == torch.float32  # type: ignore[union-attr]
 
 
-def test_micro_batches_add_up_in_float32() -> None:
+def test_gradients_of_micro_batches_are_summed_in_float32() -> None:
     ours = step()
     once = gradients(ours)
     ours(batch())[0].backward()
@@ -69,7 +69,7 @@ def test_frozen_weights_get_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("config", [AdamConfig(), SGDConfig(), AdafactorConfig()], ids=["adam", "sgd", "adafactor"])
-def test_the_next_update_uses_the_new_weights(config: OptimizerConfig) -> None:
+def test_next_update_uses_the_new_weights(config: OptimizerConfig) -> None:
     ours = step()
     optimizer = optimizers.build(config, ours.model)
     gradients(ours)
@@ -87,7 +87,7 @@ def test_the_next_update_uses_the_new_weights(config: OptimizerConfig) -> None:
     ],
     ids=["in place", "another tensor"],
 )
-def test_external_changes_of_weights_are_used(change: Callable[[nn.Parameter], object]) -> None:
+def test_copies_follow_changes_made_outside_the_optimizer(change: Callable[[nn.Parameter], object]) -> None:
     ours = step()
     before = ours(batch())[0]
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_external_changes_of_weights_are_used(change: Callable[[nn.Parameter], o
     assert not torch.equal(ours(batch())[0], before)
 
 
-def test_outside_a_step_no_copies_remain() -> None:
+def test_modules_have_no_copies_outside_a_step() -> None:
     ours = step()
     ours(batch())
     assert all(getattr(module, "copies", None) is None for module in ours.model.modules())
