@@ -1,4 +1,4 @@
-"""Fixtures of all tests. They run on one thread: small tensors are slower on two."""
+"""Fixtures of all tests. The tests run on one thread, because small tensors are slower on two."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from seqtk.corpora.demo.corpus import write_corpus
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 
 torch.set_num_threads(1)
-# A busy machine is slow: no example is too slow.
+# Examples may take any time on a busy machine.
 hypothesis.settings.register_profile("seqtk", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("seqtk")
 
@@ -19,12 +19,12 @@ SHARED = Path(os.environ.get("SEQTK_SHARED", Path(__file__).resolve().parents[2]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="where the layer tests run: cpu or cuda")
+    parser.addoption("--device", default="cpu", help="device of the layer tests: cpu or cuda")
 
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data-bin folder of the demo corpus, with its text in `text`: 300 pairs, and 100 each of valid and test."""
+    """A data-bin of the demo corpus, with its text in `text`. It has 300 training, 100 valid and 100 test pairs."""
     folder = tmp_path_factory.mktemp("corpus") / "tiny"
     text = folder / "text"
     write_corpus(text, train=300, valid=100, test=100)
@@ -51,7 +51,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """The folder of what real fairseq computed. The test is skipped if it is missing."""
+    """The folder of results computed with fairseq. The test is skipped if the folder is missing."""
     path = SHARED / "golden"
     if not path.is_dir():
         pytest.skip(f"no golden files at {path} (set SEQTK_SHARED)")
@@ -60,7 +60,7 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real corpora. The test is skipped if it is missing."""
+    """The folder of real corpora. The test is skipped if the folder is missing."""
     path = Path(os.environ.get("SEQTK_SHARED_DATA", SHARED / "data"))
     if not path.is_dir():
         pytest.skip(f"no real corpora at {path} (set SEQTK_SHARED_DATA)")

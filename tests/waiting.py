@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 PATIENCE = 300.0
-"""Seconds after which a test stops waiting. Generous, for a busy machine: only a failing test waits that long."""
+"""Seconds after which a test stops waiting. The limit allows for a busy machine. Only a failing test reaches it."""
 
 
 def wait_until(
@@ -16,7 +16,7 @@ def wait_until(
 ) -> None:
     """Returns as soon as `condition` is true.
 
-    Raises AssertionError after PATIENCE, and with `output` as soon as `running` is false.
+    Raises AssertionError after PATIENCE seconds, or, with the message `output`, as soon as `running` is false.
     """
     deadline = time.monotonic() + PATIENCE
     while not condition():

@@ -1,6 +1,6 @@
-"""Tiny models of every kind with every attention layer, and the graphs that torch.compile makes of their steps.
+"""Tiny models of every kind with every attention layer, for tests that compile their training steps.
 
-`tests/laws/test_graphs.py` and `tools/graph_breaks.py` use it.
+`tests/laws/test_graphs.py` and `tools/graph_breaks.py` use this module.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ from seqtk.training.parallel import TrainStep
 VOCABULARY, CLASSES = 40, 3
 SIZES = {"dim": 16, "ffn_dim": 32, "heads": 2}
 LAYER = {"max_length": 96, "dropout": 0.2}
-"""Settings of every layer that has them."""
+"""Settings for every layer that has settings of these names."""
 ONE = {"layers": 1}
 ADAPTIVE = {"cutoffs": (10, 20), "input_factor": 2.0, "softmax_factor": 2.0}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model with an attention layer in it."""
+    """A model with a given attention layer."""
 
     model: str
     kind: str
@@ -41,7 +41,7 @@ class Case:
         return "-".join(filter(None, [self.model, self.kind, self.detail]))
 
     def step(self, *, dropout: float) -> TrainStep:
-        """Returns the train step of the model, the same every time."""
+        """Returns the train step of the model, with the same weights in each call."""
         config = from_dict(models.config_type(self.model), {**SIZES, "dropout": dropout, **self.settings})
         sizes: dict[str, Any] = {"vocabulary": VOCABULARY}
         if self.model == "transformer":
@@ -122,6 +122,6 @@ def outcome(step: TrainStep, compute: Callable[..., Any], batch: Batch) -> list[
 
 
 def with_weight_tensor(batch: Batch) -> Batch:
-    """Returns the batch as compiled code reads it."""
+    """Returns the batch with its weight as a tensor, as compiled code requires."""
     weight: Any = torch.tensor(batch.weight, dtype=torch.float64)
     return dataclasses.replace(batch, weight=weight)

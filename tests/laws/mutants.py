@@ -1,4 +1,4 @@
-"""Wrong layers, each with the law case that catches it.
+"""Faulty layers, each with the law case that detects the fault.
 
 A mutant of the library replaces a piece of the source of one function while the law runs. If the piece no longer
 exists, the test of the mutant fails: change the mutant with the code.
@@ -43,7 +43,7 @@ class SourceMutant:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The change, inside the block. The function object stays the same, so every importer sees the change."""
+        """Applies the change within the `with` block. It changes the function in place, for all importers."""
         module, _, name = self.function.partition(":")
         found = inspect.unwrap(functools.reduce(getattr, name.split("."), importlib.import_module(module)))
         function = getattr(found, "__func__", found)
@@ -71,14 +71,14 @@ SOURCE_MUTANTS = [
         "linear-causal-long-gradients_equal_finite_differences",
     ),
     SourceMutant(
-        "The scan adds up in bfloat16",
+        "The scan sums in bfloat16",
         "seqtk.ops.scan:causal_sums",
         "x.to(dtype) for x",
         "x.to(torch.bfloat16 if torch.is_autocast_enabled('cpu') else dtype) for x",
         "linear-causal-long-sums_stay_in_float32",
     ),
     SourceMutant(
-        "Linear attention adds up keys and values in bfloat16",
+        "Linear attention sums keys and values in bfloat16",
         "seqtk.attention.kernel:product",
         "enabled=False",
         "enabled=torch.is_autocast_enabled('cpu')",
@@ -99,7 +99,7 @@ SOURCE_MUTANTS = [
         "synthesizer_dense-causal-long-dropout_is_unbiased_and_seeded",
     ),
     SourceMutant(
-        "The mixture's weight is detached in its table",
+        "A mixture detaches the weight of logits from a table",
         "seqtk.ops.blockwise_softmax:LogitSpec.scaled",
         "torch.as_tensor(weight,",
         "torch.as_tensor(weight.detach(),",
@@ -113,28 +113,28 @@ SOURCE_MUTANTS = [
         "nystrom-encoder-long-evaluation_is_deterministic",
     ),
     SourceMutant(
-        "The last run of blocks of a window does not look back",
+        "The last blocks of a window do not see the block before them",
         "seqtk.ops.block_pattern:WindowSpec.runs",
         "yield BlockRange(end, length, length - end, back)",
         "yield BlockRange(end, length, length - end, back if length < 64 else 0)",
         "sliding_window-wide-causal-long-equals_the_reference",
     ),
     SourceMutant(
-        "BigBird takes its random blocks from padding, too",
+        "BigBird also chooses random blocks in padding",
         "seqtk.attention.bigbird:BigBirdAttention._seen_blocks",
         "(~pad_BT).sum(1)",
         "(pad_BT | True).sum(1)",
         "bigbird-encoder-long-more_padding_changes_nothing",
     ),
     SourceMutant(
-        "AFT's running sums take the rounds in the order of the forward pass in backward",
+        "The backward pass of AFT's cumulative sums uses the order of the forward pass",
         "seqtk.ops.aft:_Cumulative.backward",
         "reversed(_rounds(scale_TD.shape[-2]))",
         "_rounds(scale_TD.shape[-2])",
         "aft_simple-causal-long-gradients_equal_finite_differences",
     ),
     SourceMutant(
-        "Reformer's state counts to 64 only",
+        "Reformer's state counts positions up to 64 only",
         "seqtk.attention.reformer:ReformerAttention.step",
         "torch.ones_like(bucket_BHR1))",
         "torch.ones_like(bucket_BHR1)).clamp(max=64)",
@@ -176,14 +176,14 @@ SOURCE_MUTANTS = [
         "longformer-encoder-long-padding_never_leaks",
     ),
     SourceMutant(
-        "The gate of low rank is left out of the feed-forward kernel where its rank is above 1",
+        "The feed-forward kernel ignores a low-rank gate if its rank is above 1",
         "seqtk.attention.feedforward_kernel:Stage.forward",
         "if self.gate is None:",
         "if self.gate is None or (len(self.gate) == 2 and self.gate[0].shape[2] > 1):",
         "feedforward_kernel-aoglu-2-encoder-long-equals_the_reference",
     ),
     SourceMutant(
-        "Rotary positions wrap at 128",
+        "Rotary positions restart at 128",
         "seqtk.ops.rotary:rotate",
         "positions_BT[:, None, :, None]",
         "(positions_BT % 128)[:, None, :, None]",
@@ -218,14 +218,14 @@ class SeesTheFuture(SoftmaxAttention):
 
 
 class DividesByLength(SoftmaxAttention):
-    """Divides by the length of the batch, which no gradient shows."""
+    """Divides by the padded length, which does not change gradients between positions."""
 
     def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
         return super().forward(x_BTD, *rest, **options)[0] / x_BTD.shape[1], None
 
 
 class StepsAtPositionZero(SynthesizerRandom):
-    """Reads row 0 of its matrix at every step, an error of a public implementation."""
+    """Reads row 0 of its matrix at every step, as a public implementation does."""
 
     def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
         value_BHSE = append(state.dynamic["value"], self.split(self.value(x_B1D)))
@@ -257,7 +257,7 @@ class HidesItsState(SoftmaxAttention):
 
 
 class AppendsInPlace(SoftmaxAttention):
-    """Writes into the state that it is given."""
+    """Changes its input state in place."""
 
     def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
         if state.dynamic["key"] is not None:
@@ -299,7 +299,7 @@ class LosesBits(SoftmaxAttention):
 
 
 class HidesAWeight(SoftmaxAttention):
-    """Has a weight that is no parameter, so that a checkpoint loses it."""
+    """Has a weight that is not a parameter, so that checkpoints do not contain it."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -324,7 +324,7 @@ class ClaimsLinearMemory(SoftmaxAttention):
 
 
 class KeepsAllWeights(SoftmaxAttention):
-    """Cuts its T × T weights into small tensors but keeps all of them for the backward pass."""
+    """Splits its T × T weights into small tensors but keeps all of them for the backward pass."""
 
     subquadratic = True
 
@@ -337,7 +337,7 @@ class KeepsAllWeights(SoftmaxAttention):
 
 
 class TruncatesLongInputs(SynthesizerRandom):
-    """Cuts off positions beyond max_length."""
+    """Truncates inputs to max_length."""
 
     def forward(self, x_BTD: Tensor, *rest: Any, pad_BS: Any = None, **_: Any) -> Any:
         limit = self.config.max_length
@@ -352,7 +352,7 @@ class ReportsATensor(SoftmaxAttention):
 
 
 class DropsInEvaluation(SoftmaxAttention):
-    """Applies dropout in eval mode, too."""
+    """Applies dropout also in eval mode."""
 
     def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
         return functional.dropout(super().forward(x_BTD, *rest, **options)[0], self.config.dropout), None
@@ -377,14 +377,14 @@ class DropsWithoutScaling(SoftmaxAttention):
 
 
 class RandomInEvaluation(SoftmaxAttention):
-    """Adds a little noise."""
+    """Adds a little noise to its output."""
 
     def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
         return super().forward(x_BTD, *rest, **options)[0] + 1e-9 * torch.randn_like(x_BTD), None
 
 
 class DoesNotScale(SoftmaxAttention):
-    """Leaves out the division by √E."""
+    """Does not divide the logits by √E."""
 
     def forward(self, x_BTD: Tensor, *rest: Any, pad_BS: Any = None, **_: Any) -> Any:
         query, key, value = (self.split(linear(x_BTD)) for linear in (self.query, self.key, self.value))
@@ -393,7 +393,7 @@ class DoesNotScale(SoftmaxAttention):
 
 
 class DetachesValues(SoftmaxAttention):
-    """Cuts a part of the output off the graph."""
+    """Detaches a part of the output from the graph."""
 
     def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
         y_BTD, state = super().forward(x_BTD, *rest, **options)
@@ -401,7 +401,7 @@ class DetachesValues(SoftmaxAttention):
 
 
 class ReadsAWeightSilently(SoftmaxAttention):
-    """Reads a weight without naming it in `extra_params`, so that its gradient is lost in groups of heads."""
+    """Uses a weight that `extra_params` does not list, so that groups of heads lose its gradient."""
 
     def forward(self, x_BTD: Tensor, *rest: Any, pad_BS: Any = None, **_: Any) -> Any:
         read = checkpoint_over_heads(
@@ -411,20 +411,20 @@ class ReadsAWeightSilently(SoftmaxAttention):
 
 
 class ReadsAWeightSilentlyIfLong(ReadsAWeightSilently):
-    """Loses the same gradient, but on very long inputs only, and declares `subquadratic`."""
+    """Loses the gradient of a weight on very long inputs only, and declares `subquadratic`."""
 
     subquadratic = True
 
 
 class DiffersInNaiveMode(SoftmaxAttention):
-    """Has another scale on the naive operations."""
+    """Scales its output differently with naive operations."""
 
     def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
         return super().forward(x_BTD, *rest, **options)[0] * (1.01 if naive_mode() else 1), None
 
 
 class BranchesOnData(SoftmaxAttention):
-    """Decides in Python by the value of a tensor, which breaks the graph."""
+    """Branches in Python on the value of a tensor, which breaks the graph."""
 
     def forward(self, x_BTD: Tensor, *rest: Any, **options: Any) -> Any:
         y_BTD, state = super().forward(x_BTD, *rest, **options)
@@ -433,7 +433,7 @@ class BranchesOnData(SoftmaxAttention):
 
 @dataclass(frozen=True)
 class ClassMutant:
-    """A layer that breaks a law. Its docstring says how."""
+    """A layer that breaks a law. The docstring of the layer describes the fault."""
 
     layer: type[Attention]
     role: Role
@@ -450,7 +450,7 @@ class ClassMutant:
 
 
 def subject_of(layer: type[Attention], role: Role, size: str) -> Subject:
-    """A subclass of softmax attention or of the random Synthesizer, with its defaults."""
+    """Returns the subject for a subclass of softmax attention or of the random Synthesizer, with default settings."""
     config: Any = SoftmaxConfig(heads=2)
     if issubclass(layer, SynthesizerRandom):
         config = SynthesizerRandomConfig(heads=2, max_length=SIZES[size].settings["max_length"])

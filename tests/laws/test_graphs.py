@@ -1,4 +1,4 @@
-"""Every model with every attention layer trains as one graph, which gives the numbers of eager mode."""
+"""A training step of every model and attention layer compiles into one graph, with the results of eager mode."""
 
 import pytest
 import torch
@@ -10,9 +10,9 @@ CASES = list(cases())
 
 
 def assert_equals_eager_mode(case: Case) -> None:
-    """Raises AssertionError unless loss, statistics and gradients are those of eager mode, with the same dropout."""
+    """Checks that loss, statistics and gradients equal eager mode, with the same dropout masks."""
     torch.compiler.reset()
-    # A graph draws masks for the blocks that LayerDrop skips, too; then the masks of the two differ.
+    # A graph also draws dropout masks for blocks that LayerDrop skips. Its masks then differ from eager mode.
     step, batch = case.step(dropout=0.0 if "layer_drop" in case.settings else 0.1), case.batch()
     compiled = torch.compile(step.compute, backend="aot_eager", fullgraph=True)
     actual = outcome(step, compiled, with_weight_tensor(batch))
@@ -26,19 +26,19 @@ def assert_equals_eager_mode(case: Case) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [MORE[0]], ids=str)
-def test_model_trains_as_one_graph(case: Case) -> None:
+def test_training_step_compiles_into_one_graph(case: Case) -> None:
     assert_equals_eager_mode(case)
 
 
 @pytest.mark.slow
 @pytest.mark.matrix
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_layer_trains_as_one_graph(case: Case) -> None:
+def test_every_layer_trains_in_one_graph(case: Case) -> None:
     assert_equals_eager_mode(case)
 
 
-def test_batches_of_other_weights_share_one_graph() -> None:
-    """Batches with other numbers of targets run the same graph."""
+def test_batches_with_other_weights_reuse_the_graph() -> None:
+    """Batches with different numbers of targets use the same graph."""
     torch.compiler.reset()
     case = Case("transformer_classifier", "softmax", {"encoder": {"layers": 1}})
     step, graphs = case.step(dropout=0.0), []

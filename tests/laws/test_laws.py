@@ -29,8 +29,8 @@ def test_layer_compiles_into_one_graph(case: LawCase, device: torch.device) -> N
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["softmax", "synthesizer_mixture", "linear"])
-def test_generated_code_has_the_same_gradients(kind: str, device: torch.device) -> None:
-    """With torch's code generator, where `test_layer_compiles_into_one_graph` only traces."""
+def test_compiled_layer_has_the_gradients_of_eager_mode(kind: str, device: torch.device) -> None:
+    """Runs the code that torch generates. `test_layer_compiles_into_one_graph` only traces."""
     torch.compiler.reset()
     layer = first_subject(kind).make(dtype=torch.float32).to(device)
     x_BTD = torch.randn(2, 6, layer.dim, device=device)
@@ -74,7 +74,7 @@ class TestRoles:
                     subject.layer(subject.config, dim=8, role=role, memory_dim=6)
 
 
-def test_accelerators_give_the_same_numbers(device: torch.device) -> None:
+def test_results_on_cuda_equal_results_on_cpu(device: torch.device) -> None:
     if device.type == "cpu":
         pytest.skip("runs with --device cuda")
     for kind in attentions:
@@ -83,15 +83,15 @@ def test_accelerators_give_the_same_numbers(device: torch.device) -> None:
                 case.check()
 
 
-def test_every_kind_has_a_reference() -> None:
+def test_every_attention_layer_has_a_reference() -> None:
     assert set(REFERENCES) == set(attentions)
 
 
-def test_variants_name_registered_kinds() -> None:
+def test_variants_belong_to_registered_layers() -> None:
     assert set(VARIANTS) <= set(attentions)
     assert all(set(names) <= set(VARIANTS[kind]) for kind, names in ALSO_LONG.items())
 
 
 def first_subject(kind: str) -> Subject:
-    """The first variant of a kind in its first role, at the short size."""
+    """Returns the first variant of a kind in its first role, at the short size."""
     return next(subject for _, subject in subjects(kind, variants=variants(kind)))

@@ -1,4 +1,4 @@
-"""Every mutant is caught by the law that it names, and every law catches one."""
+"""Every mutant breaks the law that it names, and every law detects at least one mutant."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from tests.laws.references import REFERENCES, cases
 
 @pytest.mark.skipif(naive_mode(), reason="The mutants change the fast forms.")
 @pytest.mark.parametrize("mutant", SOURCE_MUTANTS, ids=lambda mutant: mutant.fault.replace(" ", "_")[:50])
-def test_faulty_source_is_caught(mutant: SourceMutant, device: torch.device) -> None:
+def test_law_detects_faulty_source(mutant: SourceMutant, device: torch.device) -> None:
     kind = mutant.case.partition("-")[0]
     (case,) = [case for case in cases(kind) if str(case) == mutant.case]
     case.check(device)
@@ -26,7 +26,7 @@ def test_faulty_source_is_caught(mutant: SourceMutant, device: torch.device) -> 
 
 
 @pytest.mark.parametrize("mutant", CLASS_MUTANTS, ids=lambda mutant: f"{mutant.layer.__name__}-{mutant.law}")
-def test_faulty_layer_is_caught(mutant: ClassMutant, device: torch.device) -> None:
+def test_law_detects_faulty_layer(mutant: ClassMutant, device: torch.device) -> None:
     subject = replace(mutant.subject, device=device, reference=REFERENCES["softmax"])
     with pytest.raises(AssertionError):
         LAWS[mutant.law].check(subject)
@@ -41,7 +41,7 @@ def test_faulty_layer_does_not_compile(mutant: ClassMutant, device: torch.device
 
 
 @pytest.mark.parametrize("mutant", CLASS_MUTANTS, ids=lambda mutant: f"{mutant.layer.__name__}-{mutant.law}")
-def test_correct_layer_passes(mutant: ClassMutant, device: torch.device) -> None:
+def test_correct_layer_obeys_the_law(mutant: ClassMutant, device: torch.device) -> None:
     law = LAWS[mutant.law]
     for right, kind in ((SoftmaxAttention, "softmax"), (SynthesizerRandom, "synthesizer_random")):
         subject = subject_of(right, mutant.role, mutant.size)
@@ -50,11 +50,11 @@ def test_correct_layer_passes(mutant: ClassMutant, device: torch.device) -> None
             law.check(subject)
 
 
-def test_every_law_catches_a_mutant() -> None:
+def test_every_law_detects_a_mutant() -> None:
     caught = {mutant.law for mutant in CLASS_MUTANTS + SLOW_MUTANTS}
     caught |= {mutant.case.rpartition("-")[2] for mutant in SOURCE_MUTANTS}
-    assert set(LAWS) - caught == {"devices_give_the_same"}, "this one needs an accelerator"
+    assert set(LAWS) - caught == {"devices_give_the_same"}, "only this law needs an accelerator"
 
 
-def test_mutants_name_registered_kinds() -> None:
+def test_mutants_belong_to_registered_layers() -> None:
     assert {mutant.case.partition("-")[0] for mutant in SOURCE_MUTANTS} <= set(attentions)

@@ -1,4 +1,4 @@
-"""The laws as they ship: for a plug-in, from an installed seqtk, and as a page of the docs."""
+"""`run_laws` for the layer of a plug-in and without pytest, and the docs page of the laws."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class MeanConfig(AttentionConfig):
-    """The running mean."""
+    """Config of the running mean."""
 
     dropout: float = 0.0
     bias: bool = True
@@ -58,7 +58,7 @@ def mean(problem: Problem) -> Array:
 
 @pytest.fixture
 def running_mean() -> Iterator[str]:
-    """The name of a registered layer."""
+    """Registers the running mean for one test, and returns its name."""
     attentions.register("running_mean", MeanConfig)(MeanAttention)
     yield "running_mean"
     attentions._classes.pop(attentions._config_types.pop("running_mean"))
@@ -69,7 +69,7 @@ class TestRunLaws:
         variants = {"": {}, "no-bias": Variant({"bias": False}, sizes=("short",))}
         assert run_laws(running_mean, oracle=mean, variants=variants) > 40
 
-    def test_message_names_kind_and_law(self, running_mean: str) -> None:
+    def test_error_names_layer_and_law(self, running_mean: str) -> None:
         with pytest.raises(AssertionError) as broken:
             run_laws(running_mean, oracle=lambda problem: 2 * mean(problem), sizes=("short",))
         first, *rest = str(broken.value).splitlines()
@@ -100,6 +100,6 @@ def test_laws_need_no_pytest() -> None:
     assert subprocess.run([sys.executable, "-c", without_pytest + code], check=False, cwd="/").returncode == 0
 
 
-def test_page_of_the_laws_is_current() -> None:
+def test_docs_page_of_the_laws_is_current() -> None:
     command = [sys.executable, "tools/law_matrix.py", "--check"]
     assert subprocess.run(command, check=False, cwd=ROOT).returncode == 0

@@ -38,7 +38,7 @@ ALSO_LONG: dict[str, tuple[str, ...]] = {
     "longformer": ("odd",),
     "pooled": ("overlapping-max",),
 }
-"""The variants, besides the first one, that are checked at the long size: they have other blocks or other code."""
+"""The variants that, like the first one, are also checked at the long size. They use other blocks or other code."""
 
 ONLY_LONG: dict[str, dict[str, dict[str, Any]]] = {
     "aft_local": {"wide-long": {"rank": 3, "window": 32}},
@@ -53,13 +53,13 @@ ONLY_LONG: dict[str, dict[str, dict[str, Any]]] = {
     "nystrom": {"wide": {"landmarks": 32}},
     "mega": {"wide": {"averages": 4, "chunk": 64}},
 }
-"""Settings that only mean something on long inputs: kind → variant → settings."""
+"""Settings that have an effect on long inputs only: kind → variant → settings."""
 
 BFLOAT16_ERROR: dict[str, float] = {
     **dict.fromkeys(("aft_full", "aft_local", "aft_simple"), 0.004),  # the gate
     **dict.fromkeys(("dynamic_conv", "lightweight_conv"), 0.004),  # values and taps
     **dict.fromkeys(("luna", "memory_compressed", "pooled", "linformer", "nystrom"), 0.01),  # their averages
-    **dict.fromkeys(("softmax", "transformer_xl", "sinkhorn"), 0.006),  # turned or shifted queries, sorted keys
+    **dict.fromkeys(("softmax", "transformer_xl", "sinkhorn"), 0.006),  # rotated or shifted queries, sorted keys
     "convluna": 0.015,  # the convolution
     "feedforward_kernel": 0.003,  # the feature map
     "fnet": 0.002,  # no linear map: the input
@@ -69,11 +69,11 @@ BFLOAT16_ERROR: dict[str, float] = {
     **dict.fromkeys(("synthesizer_dense", "synthesizer_factorized_dense"), 0.01),  # the perceptron
     **dict.fromkeys(("synthesizer_mixture", "synthesizer_factorized_random"), 0.004),  # logits
 }
-"""`Variant.bfloat16_error` of the kinds that round to bfloat16 between their linear maps, and what they round."""
+"""`Variant.bfloat16_error` of the kinds that round values between their linear maps to bfloat16, named in comments."""
 
 
 def variants(kind: str) -> dict[str, Variant]:
-    """The tested settings of a kind; its defaults if no reference module names any."""
+    """Returns the tested settings of a kind. They are its defaults if no reference module has variants of the kind."""
     error = BFLOAT16_ERROR.get(kind, 0.0005)
     found = {}
     for number, (name, settings) in enumerate(VARIANTS.get(kind, {"": {}}).items()):
@@ -87,5 +87,5 @@ def variants(kind: str) -> dict[str, Variant]:
 
 
 def cases(kind: str, *, slow: bool = False, device: str | torch.device = "cpu") -> list[LawCase]:
-    """All law cases of a kind."""
+    """Returns all law cases of a kind."""
     return law_cases(kind, oracle=REFERENCES.get(kind), variants=variants(kind), slow=slow, device=device)

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: grouped queries, normalised heads, positions."""
+"""Scaled dot-product attention: grouped queries, normalized heads, position encodings."""
 
 import math
 from dataclasses import replace
@@ -10,8 +10,8 @@ from seqtk.attention import Role
 from seqtk.testing.reference import Array, Logit, Problem, softmax_average
 
 
-def turned(vector: Array, position: int) -> Array:
-    """Pairs (e, e + E/2) as complex numbers, times exp(i position 10000^(-2e/E))."""
+def rotated(vector: Array, position: int) -> Array:
+    """Rotary positions: multiplies the pairs (e, e + E/2), as complex numbers, by exp(i position 10000^(-2e/E))."""
     half = len(vector) // 2
     pairs = vector[:half] + 1j * vector[half:]
     pairs *= np.exp(1j * position * np.array([10000 ** (-2 * e / len(vector)) for e in range(half)]))
@@ -19,7 +19,7 @@ def turned(vector: Array, position: int) -> Array:
 
 
 def slopes(heads: int) -> list[float]:
-    """ALiBi: 2^(-8 i / n) for n heads, a power of two; else those of the power below and every second of the next."""
+    """ALiBi: 2^(-8 i / n) if n is a power of two. Otherwise also every second slope for the next power of two."""
     power = 2 ** math.floor(math.log2(heads))
     if power == heads:
         return [2 ** (-8 / heads * (i + 1)) for i in range(heads)]
@@ -27,7 +27,7 @@ def slopes(heads: int) -> list[float]:
 
 
 def t5_bucket(distance: int, *, causal: bool, buckets: int = 32, max_distance: int = 128) -> int:
-    """T5's bucket: half of the buckets per sign unless causal; of these, half hold one distance, the others grow."""
+    """T5's bucket. Unless causal, each sign has half of the buckets. Large distances share buckets of growing width."""
     if not causal:
         buckets //= 2
     offset = buckets if distance > 0 and not causal else 0
@@ -51,13 +51,13 @@ def bias(problem: Problem, head: int, distance: int) -> float:
 
 
 def dot(problem: Problem, _: str) -> Logit:
-    """q · k / √e plus the bias; q and k are normalised and rotated if the settings say so."""
+    """q · k / √e plus the bias. Depending on the settings, q and k are normalized and rotated."""
 
     def project(name: str, vector: Array, head: int, position: int) -> Array:
         x = problem.head(problem.linear(name, vector), head)
         if getattr(problem.config, "qk_norm", False):
             x = problem.weights[f"{name}_norm.scale"] * x / math.sqrt(float(np.mean(x**2)) + 1e-6)
-        return turned(x, position) if getattr(problem.config, "positions", "none") == "rotary" else x
+        return rotated(x, position) if getattr(problem.config, "positions", "none") == "rotary" else x
 
     def logit(row: int, head: int, query: int, key: int) -> float:
         at_query = at_key = 0
@@ -71,7 +71,7 @@ def dot(problem: Problem, _: str) -> Logit:
 
 
 def repeated(problem: Problem) -> Problem:
-    """The same problem with one head of keys and values per head of queries: each is repeated for its group."""
+    """Repeats each head of keys and values for its group of query heads."""
     if problem.config.kv_heads is None:
         return problem
     times, size = problem.config.heads // problem.config.kv_heads, problem.x_BTD.shape[2] // problem.config.heads

@@ -1,4 +1,4 @@
-"""Kernelised attention: φ(q) · φ(k) for every pair of a query and a key, and the quotient of two sums over the keys."""
+"""Kernel attention: φ(q) · φ(k) for every pair of a query and a key, and the quotient of two sums over the keys."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from seqtk.attention import Role
 from seqtk.testing.reference import Array, Problem
 
 Weight = Callable[[Problem, int, int, Array, int, Array, int], float]
-"""(problem, row, head, query vector, query, key vector, key) → the weight of the pair before it is normalised."""
+"""(problem, row, head, query vector, query, key vector, key) → the weight of the pair before normalization."""
 
 
 def quotient(problem: Problem, weight: Weight, *, added: float = 0.0, at_least: float = 0.0) -> Array:
@@ -47,7 +47,7 @@ def elu_plus_one(_p: Problem, _row: int, _head: int, q: Array, _query: int, k: A
 
 
 def near(problem: Problem, row: int, _head: int, q: Array, query: int, k: Array, key: int) -> float:
-    """relu(q) · relu(k) cos(π/2 (t - s) / M); in a memory s counts its real positions."""
+    """relu(q) · relu(k) cos(π/2 (t - s) / M). In cross-attention, s counts real positions only."""
     t = query
     s = int(np.sum(~problem.pad_BS[row, :key])) if problem.role is Role.CROSS else key
     return float(np.maximum(q, 0) @ np.maximum(k, 0)) * math.cos(math.pi / 2 * (t - s) / problem.config.max_length)
@@ -70,7 +70,7 @@ def random_features(problem: Problem, _row: int, _head: int, q: Array, _query: i
 
 
 def trained(problem: Problem, _row: int, head: int, q: Array, _query: int, k: Array, _key: int) -> float:
-    """φ(q) · φ(k), each over √e: stages of x W, times sigmoid(x U) or sigmoid(x A B); softplus in the last."""
+    """φ(q) · φ(k), each divided by √e. φ has stages x W, times sigmoid(x U) or sigmoid(x A B), and a final softplus."""
     depth = problem.config.depth
 
     def phi(x: Array) -> Array:

@@ -75,7 +75,7 @@ def _causal(problem: Problem, x: Array, context: list[Array]) -> Array:
 
 
 def _use(problem: Problem, use: str, vector: Array) -> Array:
-    """The vector after the projection for this use, which may be tied, shared or absent."""
+    """Applies the projection for this use, which may be tied, shared or absent."""
     sharing, tied = getattr(problem.config, "sharing", "none"), problem.config.tie_kv
     if use.endswith("value"):
         if sharing == "simplified":
@@ -92,7 +92,7 @@ def _temperature(problem: Problem, part: str) -> float:
 
 
 def _filtered(problem: Problem, vectors: list[Array]) -> list[Array]:
-    """Window j has `kernel_size` vectors, from j · stride on; at stride 1 it is centred, or ends at j if causal."""
+    """Window j has `kernel_size` vectors from j · stride on. With stride 1, it is centred, or ends at j if causal."""
     kind = getattr(problem.config, "filter", "none")
     if kind == "none":
         return vectors

@@ -7,7 +7,7 @@ import numpy as np
 
 from seqtk.attention import Role
 from seqtk.testing.reference import Array, Problem
-from tests.laws.references.dot_product import turned
+from tests.laws.references.dot_product import rotated
 
 
 def _sigmoid(vector: Array) -> Array:
@@ -37,7 +37,7 @@ def _averages(problem: Problem, tokens: list[Array]) -> list[Array]:
 
 
 def _row(problem: Problem, tokens: list[Array]) -> list[Array]:
-    """The layer's outputs on one row without padding."""
+    """Returns the outputs of the layer for one row without padding."""
     config, weights = problem.config, problem.weights
     dim = len(tokens[0])
     shared = config.shared or dim // 4
@@ -48,8 +48,8 @@ def _row(problem: Problem, tokens: list[Array]) -> list[Array]:
     queries = [z * weights["scales"][0] + weights["shifts"][0] for z in zs]
     keys = [z * weights["scales"][1] + weights["shifts"][1] for z in zs]
     if config.rotary:
-        queries = [turned(q, t) for t, q in enumerate(queries)]
-        keys = [turned(k, t) for t, k in enumerate(keys)]
+        queries = [rotated(q, t) for t, q in enumerate(queries)]
+        keys = [rotated(k, t) for t, k in enumerate(keys)]
     for t, token in enumerate(tokens):
         seen = [s for s in range(len(tokens)) if problem.role is not Role.CAUSAL or s <= t]
         if config.chunk:
@@ -63,7 +63,7 @@ def _row(problem: Problem, tokens: list[Array]) -> list[Array]:
 
 
 def mega(problem: Problem) -> Array:
-    """Each row without its padding."""
+    """Computes each row without its padding."""
     y_BTD = np.zeros_like(problem.x_BTD)
     for row, pad_T in enumerate(problem.pad_BS):
         real = np.flatnonzero(~pad_T)

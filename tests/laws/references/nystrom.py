@@ -23,7 +23,7 @@ def nystrom(problem: Problem) -> Array:
 
 
 def _head(problem: Problem, row: int, real: Array, head: int) -> Array:
-    """The outputs of one head for one row."""
+    """Returns the outputs of one head for one row."""
     q, k, v = (
         np.array([problem.head(problem.linear(name, problem.x_BTD[row, place]), head) for place in real])
         for name in ("query", "key", "value")

@@ -22,7 +22,7 @@ def pooled(problem: Problem) -> Array:
 
 
 def memory_compressed(problem: Problem) -> Array:
-    """As `pooled`, but a window becomes Σ_k W_k x_k + b, with weights per head."""
+    """Like `pooled`, but a window becomes Σ_k W_k x_k + b, with weights for each head."""
 
     def pool(name: str, head: int, window: Window) -> Array:
         weights = problem.weights[f"pool_{name}.weight"][head]
@@ -63,7 +63,7 @@ def _sees(problem: Problem, query: int, window: list[int], kernel: int) -> bool:
 def _pooled(
     problem: Problem, pool: Any, name: str, row: int, head: int, windows: list[list[int]], *, null: bool
 ) -> list[Array]:
-    """The keys or values that a query sees, the null one first."""
+    """Returns the keys or values that a query sees, starting with the null one."""
     nulls = [problem.head(problem.weights["null"][("key", "value").index(name)], head)] if null else []
     rows = problem.attended_BSM[row]
     return nulls + [

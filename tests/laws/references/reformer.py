@@ -35,7 +35,7 @@ def reformer(problem: Problem) -> Array:
 
 
 def found(problem: Problem, buckets: list[int]) -> set[tuple[int, int]]:
-    """The pairs (query, key) of one round."""
+    """Returns the pairs (query, key) of one round of hashing."""
     chunk = min(problem.config.chunk, problem.x_BTD.shape[1])
     order = sorted(range(len(buckets)), key=lambda t: (buckets[t], t))
     pairs = set()

@@ -9,7 +9,7 @@ from seqtk.testing.reference import Array, Problem
 
 
 def sinkhorn(problem: Problem) -> Array:
-    """Softmax over the keys of the query's block and, per place in a block, the mean of all blocks' keys by share."""
+    """Softmax over the keys of the query's block and over the means of keys at equal places of all blocks, by share."""
     block = problem.config.block
     y_BTD = np.zeros_like(problem.x_BTD)
     for row in range(len(y_BTD)):
@@ -41,7 +41,7 @@ def sinkhorn(problem: Problem) -> Array:
 
 
 def doubly_stochastic(problem: Problem, sums: list[Array], head: int) -> Array:
-    """exp(logits / temperature), columns and rows divided by their sums in turn."""
+    """Alternately divides the columns and rows of exp(logits / temperature) by their sums."""
     most = -(-problem.config.max_length // problem.config.block)
     logits = np.stack([problem.linear("sort", total)[head * most :][: len(sums)] for total in sums])
     p: Array = np.exp((logits - logits.max()) / problem.config.temperature)

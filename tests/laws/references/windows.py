@@ -9,11 +9,11 @@ import numpy as np
 from seqtk.testing.reference import Array, Problem
 
 Pattern = Callable[[int, int, int, int], bool]
-"""(row, head, query's position, key's position) → whether the pattern has it."""
+"""(row, head, query position, key position) → whether the query sees the key."""
 
 
 def patterned(problem: Problem, pattern: Pattern, *, prefix: Callable[[int], str] = lambda t: "") -> Array:
-    """Dot-product attention to the keys of a pattern; `prefix` names the projections by the query's position."""
+    """Dot-product attention to the keys of a pattern. `prefix` maps a query position to the prefix of projections."""
     y_BTD = np.zeros_like(problem.x_BTD)
     for row in range(len(y_BTD)):
         for query in range(y_BTD.shape[1]):
