@@ -1,4 +1,4 @@
-"""What the project declares is true: dependencies, commands, recipes and packages; and no file is unsafe to read."""
+"""Declared dependencies, commands, recipes and packages are correct, and no code unpickles or evaluates files."""
 
 import ast
 import configparser
@@ -15,10 +15,10 @@ from seqtk.corpora import CORPORA
 from tests.architecture.test_structure import PACKAGE, ROOT, TREES, imported_by, relative
 
 MODULES = {"hydra-core": {"hydra", "omegaconf"}, "PyYAML": {"yaml"}}
-"""Distribution → the modules that it provides, where their names differ. Hydra comes with OmegaConf."""
+"""Distribution → its modules, if their names differ. Hydra includes OmegaConf."""
 
 INDIRECT = {"tensorboard"}
-"""Required by torch.utils.tensorboard; seqtk does not import it."""
+"""Distributions that torch.utils.tensorboard requires and seqtk does not import."""
 
 UNSAFE_CALLS = {
     "pickle.load",
@@ -41,20 +41,20 @@ def setup() -> configparser.ConfigParser:
 
 
 def requirements() -> list[str]:
-    """The distributions that the package and its extras for users require."""
+    """Returns the distributions that the package and its extras for users require."""
     extras = setup()["options.extras_require"]
     lines = setup()["options"]["install_requires"] + extras["plot"] + extras["wandb"]
     return [re.split(r"[<>=]", line)[0] for line in lines.split()]
 
 
 def scripts() -> dict[str, str]:
-    """Command → `module:function`."""
+    """Returns command → `module:function`."""
     lines = setup()["options.entry_points"]["console_scripts"].strip().splitlines()
     return dict(line.split(" = ") for line in lines)
 
 
 class TestSetup:
-    def test_dependencies_are_those_imported(self) -> None:
+    def test_declared_dependencies_equal_imported_packages(self) -> None:
         declared = {name: MODULES.get(name, {name}) for name in requirements()}
         imported = {name.split(".")[0] for tree in TREES.values() for name in imported_by(tree)}
         third_party = imported - set(sys.stdlib_module_names) - {"seqtk"}
@@ -66,20 +66,20 @@ class TestSetup:
         assert set(requirements()) <= {line.split("==")[0] for line in lines}
 
     @pytest.mark.parametrize(("name", "target"), scripts().items())
-    def test_commands_exist(self, name: str, target: str) -> None:
+    def test_functions_of_declared_commands_exist(self, name: str, target: str) -> None:
         module, function = target.split(":")
         path = ROOT / (module.replace(".", "/") + ".py")
         assert any(isinstance(node, ast.FunctionDef) and node.name == function for node in TREES[path].body), name
 
     def test_folders_with_modules_are_packages(self) -> None:
-        """`packages = find:` leaves others out of the wheel."""
+        """`packages = find:` does not add folders without `__init__.py` to the wheel."""
         for path in TREES:
             assert (path.parent / "__init__.py").is_file(), relative(path)
         assert (PACKAGE / "py.typed").is_file()
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_recipes_name_commands_that_exist(name: str) -> None:
+def test_commands_named_in_recipes_exist(name: str) -> None:
     tree = yaml.safe_load((recipe_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
     task = tree.get("task") or {}
     if "made_by" in task:
@@ -89,8 +89,8 @@ def test_recipes_name_commands_that_exist(name: str) -> None:
         assert task["made_by"] == f"seqtk-prepare {published[0]}"
 
 
-def test_nothing_unpickles_or_evaluates() -> None:
-    """torch.load reads weights only, np.load no objects."""
+def test_package_does_not_unpickle_or_evaluate() -> None:
+    """torch.load requires weights_only=True, and np.load allow_pickle=False."""
     safe = {"torch.load": ("weights_only", "True"), "np.load": ("allow_pickle", "False")}
     for path, tree in TREES.items():
         assert not [name for name in imported_by(tree) if name.startswith("pickle.")], relative(path)
@@ -103,7 +103,7 @@ def test_nothing_unpickles_or_evaluates() -> None:
                 assert {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}.get(key) == value, where
 
 
-def test_no_tracked_file_names_a_machine() -> None:
+def test_no_tracked_file_has_a_local_path() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, text=True, capture_output=True)
     if listed.returncode:
         pytest.skip("not a git checkout")

@@ -15,10 +15,10 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES i
 
 MAX_LINES = 600
 LONG_FILES = {
-    "seqtk/testing/laws.py": "One list of laws, which share their tools.",
-    "tests/unit/ops/test_naive.py": "One list of operations, each beside its naive form, with the same tools.",
+    "seqtk/testing/laws.py": "One list of laws that share helpers.",
+    "tests/unit/ops/test_naive.py": "One list of operations whose tests share helpers.",
 }
-"""The files that may be longer, and why."""
+"""Files that may be longer, with the reason."""
 
 
 def relative(path: Path) -> str:
@@ -26,7 +26,7 @@ def relative(path: Path) -> str:
 
 
 def imported_by(tree: ast.Module) -> set[str]:
-    """The modules that a module imports, as dotted names."""
+    """Returns the dotted names of the modules that a module imports."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -37,18 +37,18 @@ def imported_by(tree: ast.Module) -> set[str]:
 
 
 def registers(tree: ast.Module) -> bool:
-    """Whether the module registers something when it is imported."""
+    """Returns whether importing the module registers a member."""
     calls = [node.func for statement in tree.body for node in ast.walk(statement) if isinstance(node, ast.Call)]
     return any(isinstance(call, ast.Attribute) and call.attr == "register" for call in calls)
 
 
 def registering_packages() -> list[Path]:
-    """The packages whose modules register members."""
+    """Returns the packages whose modules register members."""
     return sorted({path.parent for path, tree in TREES.items() if registers(tree)} - {PACKAGE / "cli"})
 
 
 def public_definitions(tree: ast.Module) -> Iterator[ast.ClassDef | ast.FunctionDef]:
-    """The classes and functions of a module whose names have no leading underscore."""
+    """Yields the classes and functions of a module whose names have no leading underscore."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
             yield node
@@ -56,7 +56,7 @@ def public_definitions(tree: ast.Module) -> Iterator[ast.ClassDef | ast.Function
 
 class TestImports:
     def test_imports_follow_the_contracts_in_setup_cfg(self) -> None:
-        """Runs the contracts in setup.cfg."""
+        """Runs import-linter, which checks the contracts in setup.cfg."""
         program = "from importlinter.cli import lint_imports_command; lint_imports_command()"
         done = subprocess.run([sys.executable, "-c", program, "--no-cache"], cwd=ROOT, text=True, capture_output=True)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -67,8 +67,8 @@ class TestImports:
                 assert not (isinstance(node, ast.ImportFrom) and node.level), f"{relative(path)}:{node.lineno}"
 
     @pytest.mark.parametrize("folder", registering_packages(), ids=relative)
-    def test_packages_register_their_members(self, folder: Path) -> None:
-        """Importing a package imports the modules that register members."""
+    def test_packages_import_modules_that_register_members(self, folder: Path) -> None:
+        """Importing a package must register all its members."""
         package = ".".join(folder.relative_to(ROOT).parts)
         imported = {name for path, tree in TREES.items() if path.parent == folder for name in imported_by(tree)}
         for path, tree in TREES.items():
@@ -76,7 +76,7 @@ class TestImports:
                 assert f"{package}.{path.stem}" in imported, f"{relative(path)} is not imported in {package}"
 
 
-def test_long_files_have_a_reason() -> None:
+def test_only_listed_files_exceed_the_line_limit() -> None:
     lengths = {relative(path): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
     assert {name for name, lines in lengths.items() if lines > MAX_LINES} <= set(LONG_FILES)
 

@@ -1,4 +1,4 @@
-"""The tests themselves: each has a name that can be read at once, and an assertion that can be seen."""
+"""Tests have short names, and an assertion in the test function."""
 
 import ast
 import re
@@ -8,11 +8,11 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1]
 MAX_NAME = 50
 ASSERTION = re.compile(r"(.*\.)?(_?(assert|check)(_\w+)?|raises|warns|fail)")
-"""The functions that a test may call instead of an `assert`."""
+"""Functions that a test may call instead of `assert`."""
 
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
-    """Every test function with its place."""
+    """Yields the location and the node of every test function."""
     for path in sorted(TESTS.rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
@@ -20,7 +20,7 @@ def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
 
 
 def asserts(test: ast.FunctionDef) -> bool:
-    """Whether the test, not only a helper, states what must be true."""
+    """Returns whether the test function has an assertion, not only its helpers."""
     return any(
         isinstance(node, ast.Assert) or (isinstance(node, ast.Call) and ASSERTION.fullmatch(ast.unparse(node.func)))
         for node in ast.walk(test)
@@ -31,5 +31,5 @@ def test_every_test_has_an_assertion() -> None:
     assert [place for place, test in functions() if not asserts(test)] == []
 
 
-def test_names_are_short() -> None:
+def test_test_names_have_at_most_50_characters() -> None:
     assert [place for place, test in functions() if len(test.name.removeprefix("test_")) > MAX_NAME] == []

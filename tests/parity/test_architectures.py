@@ -1,4 +1,4 @@
-"""Our named sizes have exactly as many parameters as fairseq's."""
+"""Named Transformer sizes have the same numbers of parameters and dropout rates as in fairseq."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from seqtk.config.schema import update
 from seqtk.models import models
 from seqtk.models.transformer import TransformerConfig
 
-WMT = 32_768  # joint vocabulary of fairseq.md 3.8
+WMT = 32_768  # size of the joint vocabulary
 
 DOCUMENTED = {
     ("transformer", WMT, WMT, "all"): 60_915_712,
@@ -33,7 +33,7 @@ def parameter_count(name: str, *, source: int, target: int, share: str) -> int:
 
 
 @pytest.mark.parametrize(("setting", "count"), DOCUMENTED.items(), ids=lambda value: str(value))
-def test_parameter_counts_equal_the_documented(setting: tuple[str, int, int, str], count: int) -> None:
+def test_parameter_counts_equal_documented_counts(setting: tuple[str, int, int, str], count: int) -> None:
     name, source, target, share = setting
     assert parameter_count(name, source=source, target=target, share=share) == count
 
@@ -45,7 +45,7 @@ def lm_parameter_count(name: str, *, vocabulary: int, tied: bool) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_language_model_sizes_match_fairseq(golden: Path) -> None:
+def test_language_model_parameter_counts_equal_fairseq(golden: Path) -> None:
     entries = json.loads((golden / "architecture_parameter_counts.json").read_text())["architectures"]
     ours = [entry for entry in entries if entry["arch"].startswith("transformer_lm") and entry["arch"] in models]
     ends = ("", "_big", "_gpt", "_gpt2_small", "_wiki103", "_baevski_wiki103", "_baevski_gbw")
@@ -56,7 +56,7 @@ def test_language_model_sizes_match_fairseq(golden: Path) -> None:
         assert count == entry["parameters"], entry
 
 
-def test_adaptive_wikitext103_parameters_equal_fairseqs() -> None:
+def test_adaptive_wikitext103_parameters_equal_fairseq() -> None:
     for name in ("transformer_lm_wiki103", "transformer_lm_baevski_wiki103"):
         assert lm_parameter_count(name, vocabulary=267_744, tied=True) == 246_933_504
 
@@ -64,17 +64,15 @@ def test_adaptive_wikitext103_parameters_equal_fairseqs() -> None:
 @pytest.mark.parametrize(
     ("name", "layers", "dim"), [("transformer_lm_gpt2_medium", 36, 1280), ("transformer_lm_gpt2_big", 48, 1600)]
 )
-def test_language_model_parameters_follow_a_formula(name: str, layers: int, dim: int) -> None:
-    """12 D² in products, 13 D in biases and norms a block; a final norm, one table."""
+def test_language_model_parameter_count_equals_formula(name: str, layers: int, dim: int) -> None:
+    """A block has 12 D² weights and 13 D biases and norm parameters. The rest is the final norm and one embedding."""
     count = layers * (12 * dim**2 + 13 * dim) + 2 * dim + 1000 * dim
     assert lm_parameter_count(name, vocabulary=1000, tied=True) == count
 
 
-def test_parameter_counts_equal_fairseqs(golden: Path) -> None:
+def test_parameter_counts_equal_fairseq(golden: Path) -> None:
     entries = json.loads((golden / "architecture_parameter_counts.json").read_text())["architectures"]
-    ours = [
-        entry for entry in entries if not entry["arch"].startswith(NOT_YET)
-    ]  # those are no translation Transformers
+    ours = [entry for entry in entries if not entry["arch"].startswith(NOT_YET)]  # translation Transformers only
     assert len(ours) == 10
     for entry in ours:
         share = "none"
@@ -97,7 +95,7 @@ def test_parameter_counts_equal_fairseqs(golden: Path) -> None:
         "transformer_vaswani_wmt_en_fr_big": (0.1, 0.0, 0.0),
     }.items(),
 )
-def test_dropout_rates_equal_fairseqs(name: str, dropouts: tuple[float, float, float]) -> None:
+def test_dropout_rates_equal_fairseq(name: str, dropouts: tuple[float, float, float]) -> None:
     config = models.config_type(name)()
     assert isinstance(config, TransformerConfig)
     attention = {layer.dropout for layer in (*config.encoder.self_attention, *config.decoder.self_attention,

@@ -1,4 +1,4 @@
-"""Softmax attention against torch's own multi-head attention with the same weights, in float64, gradients included."""
+"""Softmax attention and its gradients, compared with torch's multi-head attention in float64."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ BATCH, LENGTH, SOURCE, DIM, MEMORY_DIM, HEADS = 3, 5, 7, 12, 8, 3
 
 
 def torch_attention(layer: SoftmaxAttention) -> nn.MultiheadAttention:
-    """torch's layer with the weights of ours."""
+    """Returns torch's layer with the weights of our layer."""
     width = layer.memory_dim
     theirs = nn.MultiheadAttention(DIM, HEADS, kdim=width, vdim=width, batch_first=True, dtype=torch.float64)
     weights = {"out_proj.weight": layer.out.weight, "out_proj.bias": layer.out.bias}

@@ -1,4 +1,4 @@
-"""The batches that real fairseq makes of the same lengths."""
+"""Batches equal the batches that fairseq made from the same lengths."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,8 @@ def table(golden: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("order", ["sorted", "natural"])
-def test_batches_equal_fairseqs(table: dict[str, Any], order: str) -> None:
-    """All batches are equal. The last one holds the examples that fairseq drops because a multiple is required."""
+def test_batches_equal_fairseq(table: dict[str, Any], order: str) -> None:
+    """All batches are equal. Only seqtk has a last batch with the examples that do not fill a multiple."""
     sizes = np.array(table["sizes"])
     indices = np.array(table["sorted_order"]) if order == "sorted" else np.arange(len(sizes))
     dropped_by_fairseq = 0
@@ -40,5 +40,5 @@ def test_batches_equal_fairseqs(table: dict[str, Any], order: str) -> None:
     assert dropped_by_fairseq > 0
 
 
-def test_sizes_are_the_longer_side(table: dict[str, Any]) -> None:
+def test_size_of_a_pair_is_its_longer_side(table: dict[str, Any]) -> None:
     assert np.maximum(table["source_lengths"], table["target_lengths"]).tolist() == table["sizes"]

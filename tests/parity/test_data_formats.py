@@ -1,4 +1,4 @@
-"""Dictionaries and binarised text equal those that fairseq wrote, byte for byte, and are read without conversion."""
+"""Dictionaries and data-bins equal the files that fairseq wrote, and fairseq's files are read without conversion."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ EXAMPLE_IDX = (
 EXAMPLE_BIN = "0500 0900 0700 0200 0300 0500 0200 0200"
 
 
-def test_documented_example_gives_its_bytes(tmp_path: Path) -> None:
+def test_documented_example_gives_the_documented_bytes(tmp_path: Path) -> None:
     (tmp_path / "dict.txt").write_text("".join(f"{word} 1\n" for word in "dafcgbe"))
     (tmp_path / "text").write_text("a b c\nzz a\n\n")
     preprocess(
@@ -35,7 +35,7 @@ def test_documented_example_gives_its_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", range(8))
-def test_dictionaries_equal_fairseqs(golden: Path, number: int) -> None:
+def test_dictionaries_equal_fairseq(golden: Path, number: int) -> None:
     table = json.loads((golden / "tables.json").read_text(encoding="utf-8"))["dictionary"]
     case = table["cases"][number]
     counts = WordCounter()(table["text"].encode("utf-8"))
@@ -66,7 +66,7 @@ def test_dictionaries_equal_fairseqs(golden: Path, number: int) -> None:
         ("lm", ".en", {}),
     ],
 )
-def test_tokenised_text_makes_the_same_files(
+def test_tokenized_text_gives_the_files_of_fairseq(
     golden: Path, tmp_path: Path, name: str, suffix: str, settings: dict[str, Any]
 ) -> None:
     preprocess(
@@ -97,13 +97,13 @@ def preprocess_raw_text(golden: Path, destdir: Path, **settings: Any) -> None:
     )
 
 
-def test_raw_text_makes_the_same_files(golden: Path, tmp_path: Path) -> None:
+def test_raw_text_gives_the_files_of_fairseq(golden: Path, tmp_path: Path) -> None:
     joined = golden / "data-bin" / "joined"
     preprocess_raw_text(golden, tmp_path / "bin", test=(f"{golden}/text/test",), source_dict=f"{joined}/dict.en.txt")
     assert_same_files(joined, tmp_path / "bin", skip="train")
 
 
-def test_vocabulary_equals_the_vocab_file(golden: Path, tmp_path: Path) -> None:
+def test_vocabulary_equals_the_sentencepiece_vocab_file(golden: Path, tmp_path: Path) -> None:
     preprocess_raw_text(golden, tmp_path / "bin")
     rows = (golden / "text" / "spm.vocab").read_text(encoding="utf-8").split("\n")[3:-1]
     tokens = DataBin(tmp_path / "bin").vocabulary("en").tokens[4:]
@@ -112,7 +112,7 @@ def test_vocabulary_equals_the_vocab_file(golden: Path, tmp_path: Path) -> None:
     assert (len(tokens) + 4) % 8 == 0
 
 
-def test_a_published_data_bin_is_reproduced(real_data: Path, tmp_path: Path) -> None:
+def test_published_data_bin_is_reproduced(real_data: Path, tmp_path: Path) -> None:
     original = real_data / "fairseq_format" / "mmap_tr-en"
     preprocess(
         PreprocessConfig(
@@ -131,7 +131,7 @@ def test_a_published_data_bin_is_reproduced(real_data: Path, tmp_path: Path) -> 
     assert_same_files(original, tmp_path / "bin", skip="train")
 
 
-def test_a_published_data_bin_is_read(real_data: Path) -> None:
+def test_published_data_bin_is_read(real_data: Path) -> None:
     directory = real_data / "fairseq_format" / "mmap_tr-en"
     for data in (DataBin(directory), DataBin(directory, source_lang="en")):
         assert {data.source_lang, data.target_lang} == {"tr", "en"}
@@ -144,7 +144,7 @@ def test_a_published_data_bin_is_read(real_data: Path) -> None:
         assert items.sizes[i] == len(items[i])
 
 
-def test_the_older_format_is_read(real_data: Path) -> None:
+def test_data_bin_in_the_older_format_is_read(real_data: Path) -> None:
     data = DataBin(real_data / "fairseq_format" / "legacy_de-en", remove_bpe="@@ ")
     assert (data.source_lang, data.target_lang, data.splits()) == ("de", "en", ["test", "valid"])
     vocabulary, items = data.vocabulary("en"), data.split("valid", "en")
@@ -158,7 +158,7 @@ def test_the_older_format_is_read(real_data: Path) -> None:
 
 
 def assert_same_files(expected: Path, made: Path, *, skip: str | None = None) -> None:
-    """Compares the files of two folders byte by byte, except those whose names start with `skip`."""
+    """Compares the files of two folders byte by byte, except files whose names start with `skip`."""
     names = [path.name for path in expected.iterdir() if path.is_file()]
     names = [name for name in names if skip is None or not name.startswith(skip)]
     assert len(names) >= 7

@@ -1,4 +1,4 @@
-"""The losses of fairseq's eval-lm, in every break mode, with and without a context window, and its word scores."""
+"""Losses and word scores equal fairseq's eval-lm in every break mode, with and without a context window."""
 
 import json
 import math
@@ -38,7 +38,9 @@ def stored(golden: Path, name: str, file: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("window", [0, 32])
 @pytest.mark.parametrize("break_mode", ["none", "complete", "complete_doc", "eos"])
-def test_losses_equal_fairseqs(golden: Path, name: str, model: Model, break_mode: BreakMode, window: int) -> None:
+def test_losses_equal_fairseq_eval_lm(
+    golden: Path, name: str, model: Model, break_mode: BreakMode, window: int
+) -> None:
     wanted = next(
         run
         for run in stored(golden, name, "eval_lm.json")
@@ -57,8 +59,8 @@ def test_losses_equal_fairseqs(golden: Path, name: str, model: Model, break_mode
     assert bits == pytest.approx(wanted["loss_base2"], rel=1e-6)
 
 
-def test_word_scores_equal_fairseqs(golden: Path, name: str, model: Model) -> None:
-    """fairseq prints them with six digits, sample by sample; these are the first of the stream."""
+def test_word_scores_equal_fairseq_eval_lm(golden: Path, name: str, model: Model) -> None:
+    """fairseq prints word scores with six digits. The stored scores are the first of the token stream."""
     data = DataBin(golden / "data-bin" / "lm")
     for run in stored(golden, name, "word_probs.json"):
         window = int(run["command"].split("--context-window ")[1].split()[0])

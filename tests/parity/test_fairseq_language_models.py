@@ -1,4 +1,4 @@
-"""Imported language models give fairseq's log-probabilities, features, losses and gradients."""
+"""Imported language models have the log-probabilities, features, losses and gradients of fairseq."""
 
 import json
 import math
@@ -34,7 +34,7 @@ NAMES = ("transformer_lm", "transformer_lm_adaptive")
 
 @pytest.fixture(scope="module", params=NAMES)
 def stored_in(request: pytest.FixtureRequest, golden: Path) -> Path:
-    """The folder with one of fairseq's models and its stored results."""
+    """The folder of a fairseq model and its stored results."""
     return golden / "models" / str(request.param)
 
 
@@ -58,7 +58,7 @@ def sentence(tokens: list[int]) -> LanguageBatch:
     return collate_blocks([(0, np.array([EOS, *tokens]))])
 
 
-def test_settings_are_imported(stored_in: Path, imported: ImportedLanguageModel) -> None:
+def test_settings_of_the_language_model_are_imported(stored_in: Path, imported: ImportedLanguageModel) -> None:
     assert (imported.tokens_per_sample, imported.break_mode, imported.updates) == (64, "none", 300)
     adaptive = AdaptiveConfig(cutoffs=(100, 250), dropout=0.1) if "adaptive" in stored_in.name else None
     assert (imported.config.adaptive, imported.config.tie_embeddings) == (adaptive, True)
@@ -68,7 +68,7 @@ def test_settings_are_imported(stored_in: Path, imported: ImportedLanguageModel)
 
 
 @torch.no_grad()
-def test_reference_log_probabilities_within_1e_5(stored_in: Path, model: TransformerLM) -> None:
+def test_log_probabilities_equal_fairseq_within_1e_5(stored_in: Path, model: TransformerLM) -> None:
     pairs = reference(stored_in, "reference_logprobs.json")["pairs"]
     assert len(pairs) == 50
     together = collate_blocks([(row, np.array([EOS, *pair["tokens"]])) for row, pair in enumerate(pairs)])
@@ -83,7 +83,7 @@ def test_reference_log_probabilities_within_1e_5(stored_in: Path, model: Transfo
 
 
 @torch.no_grad()
-def test_features_and_distributions_equal_fairseqs(stored_in: Path, model: TransformerLM) -> None:
+def test_features_and_probabilities_equal_fairseq(stored_in: Path, model: TransformerLM) -> None:
     stored = reference(stored_in, "activations.json")
     previous = stored["prev_output_tokens"]
     batch = sentence([*previous[1:], EOS])
@@ -96,7 +96,7 @@ def test_features_and_distributions_equal_fairseqs(stored_in: Path, model: Trans
 
 
 def loss_of(model: TransformerLM, blocks: TokenBlocks) -> tuple[float, int]:
-    """The sum in nats and the number of targets, in batches of some blocks."""
+    """Returns the loss in nats, summed over all targets, and the number of targets."""
     criterion = CrossEntropy(CrossEntropyConfig())
     total, weight = 0.0, 0
     with torch.no_grad():
@@ -107,10 +107,10 @@ def loss_of(model: TransformerLM, blocks: TokenBlocks) -> tuple[float, int]:
 
 
 def ignored_by_fairseq(model: TransformerLM, batch: LanguageBatch) -> Tensor:
-    """-log p(w | band) of one word w in each band but the first, which fairseq's adaptive criterion leaves out.
+    """Returns the part of the loss that fairseq's adaptive criterion ignores: -log p(w | band) of one word w per tail.
 
-    It ignores the target PAD, which is 1, in every softmax: also in those of the tails, where 1 is their second word.
-    Its eval-lm, which takes log-probabilities, counts these words.
+    The criterion ignores target 1, which is PAD, in every softmax. In the softmax of a tail, 1 is the second word.
+    fairseq's eval-lm uses log-probabilities and includes these words.
     """
     if not isinstance(model.head, AdaptiveHead):
         return torch.zeros(())
@@ -123,21 +123,21 @@ def ignored_by_fairseq(model: TransformerLM, batch: LanguageBatch) -> Tensor:
 
 
 @torch.no_grad()
-def test_validation_loss_to_six_digits(golden: Path, stored_in: Path, model: TransformerLM) -> None:
+def test_validation_loss_equals_fairseq_to_six_digits(golden: Path, stored_in: Path, model: TransformerLM) -> None:
     stored = reference(stored_in, "valid.json")
     valid = DataBin(golden / "data-bin" / "lm").split("valid")
     blocks = TokenBlocks(valid, tokens_per_sample=64)
     total, weight = loss_of(model, blocks)
     assert weight == stored["sums_natural_log"]["ntokens"] == valid.total
-    left_out = float(ignored_by_fairseq(model, collate_blocks([blocks[i] for i in range(len(blocks))])))
-    assert (left_out > 0) is (model.config.adaptive is not None)
-    base2 = (total - left_out) / weight / math.log(2)
+    ignored = float(ignored_by_fairseq(model, collate_blocks([blocks[i] for i in range(len(blocks))])))
+    assert (ignored > 0) is (model.config.adaptive is not None)
+    base2 = (total - ignored) / weight / math.log(2)
     assert base2 == pytest.approx(stored["loss_base2"], rel=5e-7)
     assert 2**base2 == pytest.approx(stored["ppl"], rel=2e-6)
 
 
 @pytest.mark.parametrize("break_mode", ["none", "complete", "complete_doc", "eos"])
-def test_loss_of_every_break_mode_equals_fairseqs(
+def test_loss_in_every_break_mode_equals_fairseq(
     golden: Path, stored_in: Path, model: TransformerLM, break_mode: BreakMode
 ) -> None:
     stored = next(
@@ -156,7 +156,7 @@ def test_loss_of_every_break_mode_equals_fairseqs(
     assert total / weight / math.log(2) == pytest.approx(stored["loss_base2"], rel=1e-6)
 
 
-def test_gradients_equal_fairseqs(golden: Path, stored_in: Path, model: TransformerLM) -> None:
+def test_gradients_equal_fairseq(golden: Path, stored_in: Path, model: TransformerLM) -> None:
     stored = reference(stored_in, "gradients.json")
     blocks = TokenBlocks(DataBin(golden / "data-bin" / "lm").split("test"), tokens_per_sample=64)
     batch = collate_blocks([blocks[index] for index in stored["id"]])
@@ -169,7 +169,7 @@ def test_gradients_equal_fairseqs(golden: Path, stored_in: Path, model: Transfor
     assert_gradient_norms(model, stored, fairseq_name, rel=2e-6)
 
 
-def test_imported_file_validates_to_the_same_loss(
+def test_imported_model_file_has_the_same_loss(
     golden: Path, stored_in: Path, model: TransformerLM, tmp_path: Path
 ) -> None:
     output, data = tmp_path / "lm.safetensors", golden / "data-bin" / "lm"
@@ -184,5 +184,5 @@ def test_imported_file_validates_to_the_same_loss(
     total, weight = loss_of(model, TokenBlocks(DataBin(data).split("valid"), tokens_per_sample=64))
     assert figures["bits_per_token"] == pytest.approx(total / weight / math.log(2), rel=5e-7)
     assert figures["ppl"] == pytest.approx(math.exp(total / weight), rel=2e-6)
-    assert "bits_per_byte" not in figures  # fairseq's data-bin does not know how large its text was
+    assert "bits_per_byte" not in figures  # fairseq's data-bin does not record the size of its text
     assert not outputs

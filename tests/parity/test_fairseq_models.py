@@ -1,7 +1,7 @@
-"""Imported translation models give fairseq's log-probabilities, features, losses and gradients.
+"""Imported translation models have the log-probabilities, features, losses and gradients of fairseq.
 
-Tolerances are absolute, in nats, unless stated otherwise. fairseq's own float32 results differ by up to 3.3e-6 from its
-float64 ones (head of each reference_logprobs.json), and so do ours.
+Tolerances are absolute, in nats, unless stated otherwise. fairseq's float32 results differ by up to 3.3e-6 from its
+float64 results (see the head of each reference_logprobs.json), and so do the results of seqtk.
 """
 
 import functools
@@ -26,7 +26,7 @@ from seqtk.interop.fairseq_keys import fairseq_name
 from seqtk.models import Model
 from tests.parity.gradients import assert_gradient_norms
 
-# checkpoint → (whose golden files apply to it, its data-bin)
+# checkpoint → (folder of its golden files, data-bin)
 MODELS = {
     "transformer_postnorm": ("transformer_postnorm", "joined"),
     "transformer_postnorm_old_style": ("transformer_postnorm", "joined"),
@@ -37,9 +37,8 @@ MODELS = {
 PRE_NORM = ("transformer_prenorm", "lightconv_dynamic")
 """These models have a separate source embedding. The others share one embedding."""
 UNUSED = {
-    "transformer_prenorm": 2
-    * (48 + 64),  # learned tables have two rows more, for padding and before it, on either side
-    "lightconv_dynamic": (2 + 2) * 64,  # conv_bias, which is never initialised nor used
+    "transformer_prenorm": 2 * (48 + 64),  # fairseq's learned positions have two more rows on each side
+    "lightconv_dynamic": (2 + 2) * 64,  # conv_bias, which is neither initialized nor used
 }
 """Parameters of fairseq's models that no token uses."""
 
@@ -72,12 +71,12 @@ def unpadded(rows: list[list[int]]) -> list[list[int]]:
 
 
 def log_probs(model: Model, batch: TranslationBatch) -> torch.Tensor:
-    """The log-probability of each target, 0 at padding."""
+    """Returns the log-probability of each target, and 0 for padding."""
     all_BTV = model.head.log_probs(model(batch)[0])
     return all_BTV.gather(2, batch.target_BT[:, :, None]).squeeze(2) * (batch.target_BT != PAD)
 
 
-def test_settings_are_imported(golden: Path, name: str) -> None:
+def test_settings_of_the_model_are_imported(golden: Path, name: str) -> None:
     found = imported(golden, name)
     assert (found.source_lang, found.target_lang, found.label_smoothing, found.updates) == ("en", "de", 0.1, 400)
     positions = "learned" if name == "transformer_prenorm" else "sinusoidal"
@@ -88,7 +87,7 @@ def test_settings_are_imported(golden: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["lightconv_lightweight", "lightconv_dynamic"])
-def test_kernel_sizes_equal_those_of_the_command(golden: Path, name: str) -> None:
+def test_kernel_sizes_equal_the_options_of_fairseq(golden: Path, name: str) -> None:
     config = imported(golden, name).config
     for stack in (config.encoder, config.decoder):
         assert [attentions.name_of(type(layer)) for layer in stack.self_attention] == [f"{name[10:]}_conv"] * 2
@@ -98,7 +97,7 @@ def test_kernel_sizes_equal_those_of_the_command(golden: Path, name: str) -> Non
         assert rates == {(0.1 if "lightweight" in name else 0.0, 0.1)}
 
 
-def test_checkpoint_of_old_style_gives_the_same_weights(golden: Path) -> None:
+def test_old_checkpoint_format_gives_the_same_weights(golden: Path) -> None:
     old, new = imported(golden, "transformer_postnorm_old_style"), imported(golden, "transformer_postnorm")
     assert old.config == new.config
     assert old.state.keys() == new.state.keys()
@@ -106,7 +105,7 @@ def test_checkpoint_of_old_style_gives_the_same_weights(golden: Path) -> None:
 
 
 @torch.no_grad()
-def test_reference_log_probabilities_within_1e_5(golden: Path, name: str, model: Model) -> None:
+def test_log_probabilities_equal_fairseq_within_1e_5(golden: Path, name: str, model: Model) -> None:
     pairs = reference(golden, name, "reference_logprobs.json")["pairs"]
     assert len(pairs) == 50
     batch = batch_of([(pair["source"], pair["tokens"]) for pair in pairs])
@@ -121,18 +120,18 @@ def test_reference_log_probabilities_within_1e_5(golden: Path, name: str, model:
 
 
 @torch.no_grad()
-def test_activations_equal_fairseqs(golden: Path, name: str, model: Any) -> None:
+def test_activations_equal_fairseq(golden: Path, name: str, model: Any) -> None:
     stored = reference(golden, name, "activations.json")
     sources = unpadded(stored["src_tokens"])
     batch = batch_of(list(zip(sources, unpadded(stored["target"]), strict=True)))
     memory_BSM, _ = model.encode(batch.source_BS)
     memory_SBM = torch.tensor(stored["encoder_out"]).view(stored["encoder_out_shape_time_batch_channel"])
-    for row, source in enumerate(sources):  # theirs is padded on the left
+    for row, source in enumerate(sources):  # fairseq pads on the left
         torch.testing.assert_close(
             memory_BSM[row, : len(source)], memory_SBM[-len(source) :, row], rtol=1e-5, atol=1e-5
         )
     features_BTD = model(batch)[0]
-    if not name.startswith("lightconv"):  # for these fairseq keeps no such features
+    if not name.startswith("lightconv"):  # fairseq returns no features of lightconv models
         first_TD = torch.tensor(stored["features_last_decoder_layer_row0"]).view(-1, features_BTD.shape[2])
         torch.testing.assert_close(features_BTD[0, : len(first_TD)], first_TD, rtol=1e-5, atol=1e-5)
     ours = log_probs(model, batch)
@@ -142,7 +141,7 @@ def test_activations_equal_fairseqs(golden: Path, name: str, model: Any) -> None
 
 
 @torch.no_grad()
-def test_validation_loss_to_six_digits(golden: Path, name: str, model: Model) -> None:
+def test_validation_loss_equals_fairseq_to_six_digits(golden: Path, name: str, model: Model) -> None:
     data = DataBin(golden / "data-bin" / MODELS[name][1], source_lang="en", target_lang="de")
     sources, targets = data.split("valid", "en"), data.split("valid", "de")
     order = sorted(range(len(sources)), key=lambda index: len(targets[index]))
@@ -160,8 +159,8 @@ def test_validation_loss_to_six_digits(golden: Path, name: str, model: Model) ->
     assert 2**nll_base2 == pytest.approx(stored["ppl"], rel=2e-6)
 
 
-def test_gradients_equal_fairseqs(golden: Path, name: str, model: Model) -> None:
-    # In float64: where a ReLU's input is within float32's rounding of 0, another CPU's kernels give another gradient.
+def test_gradients_equal_fairseq(golden: Path, name: str, model: Model) -> None:
+    # Uses float64. In float32, a ReLU input near 0 may have another sign, and so another gradient, on another CPU.
     model = model.double()
     stored = reference(golden, name, "gradients.json")
     batch = batch_of(list(zip(unpadded(stored["src_tokens"]), unpadded(stored["target"]), strict=True)))
@@ -171,9 +170,9 @@ def test_gradients_equal_fairseqs(golden: Path, name: str, model: Model) -> None
     assert loss.total.item() == pytest.approx(stored["loss_sum"], rel=1e-6)
     assert float(loss.stats["nll"][0]) == pytest.approx(stored["nll_sum"], rel=1e-6)
 
-    def fairseqs(ours: str) -> str:
+    def shared_fairseq_name(ours: str) -> str:
         theirs = fairseq_name(ours, lightconv=name.startswith("lightconv"))
         shared = theirs if name in PRE_NORM else "encoder.embed_tokens.weight"
         return shared if theirs == "decoder.embed_tokens.weight" else theirs
 
-    assert_gradient_norms(model, stored, fairseqs, rel=1.5e-6)
+    assert_gradient_norms(model, stored, shared_fairseq_name, rel=1.5e-6)

@@ -1,7 +1,7 @@
-"""Beam search finds fairseq's hypotheses with fairseq's models, data and settings.
+"""Beam search with fairseq's models, data and settings finds the hypotheses of fairseq.
 
-Hypotheses are equal token for token and in the same order. Scores are base 2; fairseq prints the digits of a float32,
-and its own differ between batch sizes by 1e-6 where divided by the length, 3e-5 where not (index.json).
+Hypotheses have equal tokens and the same order. Scores are in base 2. fairseq prints float32 numbers, which differ
+between batch sizes by 1e-6 if divided by the length, and by 3e-5 otherwise (index.json).
 """
 
 import functools
@@ -28,8 +28,8 @@ from seqtk.interop.fairseq import import_fairseq
 from seqtk.metrics.text import corpus_scores
 from seqtk.models import Model
 
-# file → its settings. Two options have errors in fairseq, so files without these errors are used: no-repeat has no
-# effect (except in …_intended), and max_len_a counts the batch's padding (…_batch1 has none).
+# file → settings. Two options have bugs in fairseq, so that the test uses files without them: no-repeat has no
+# effect (except in …_intended), and max_len_a counts the padding of the batch (…_batch1 has no padding).
 SEARCHES = {
     "beam5_lenpen1": SearchConfig(),
     "beam4_lenpen0.6_nbest3": SearchConfig(beam=4, length_penalty=0.6, nbest=3),
@@ -63,7 +63,7 @@ OPTIONS = {
 
 @dataclass
 class Sentence:
-    """What fairseq printed for one sentence."""
+    """The output of fairseq for one sentence."""
 
     reference: str = ""
     tokens: list[list[str]] = field(default_factory=list)
@@ -76,7 +76,7 @@ def printed(path: Path) -> list[Sentence]:
     sentences: dict[int, Sentence] = defaultdict(Sentence)
     for line in path.read_text().splitlines():
         if "\t" not in line:
-            continue  # the closing lines
+            continue  # the lines at the end
         label, *rest = line.split("\t")
         kind, number = label.split("-")
         sentence = sentences[int(number)]
@@ -94,7 +94,7 @@ def printed(path: Path) -> list[Sentence]:
 
 @functools.cache
 def loaded(golden: Path, name: str) -> tuple[Model, Vocabulary, TranslationBatch]:
-    """The model, the target vocabulary, and the test set as one batch."""
+    """Returns the model, the target vocabulary, and the test set as one batch."""
     data = DataBin(golden / "data-bin" / MODELS[name], source_lang="en", target_lang="de")
     sources, targets = data.split("test", "en"), data.split("test", "de")
     pairs = [(index, sources[index], targets[index]) for index in range(len(sources))]
@@ -107,7 +107,7 @@ def stored_searches(name: str) -> Iterator[str]:
     return (file for file in SEARCHES if name == "transformer_postnorm" or file not in absent)
 
 
-QUICK = {  # every option but temperature at least once; the others run with the slow tests
+QUICK = {  # every option except temperature at least once; the slow tests run the others
     ("transformer_postnorm", "greedy"),
     ("transformer_postnorm", "beam5_norepeat2_intended"),
     ("transformer_postnorm", "beam5_maxlen_batch1"),
@@ -136,7 +136,7 @@ def found(golden: Path, name: str, file: str) -> list[list[Hypothesis]]:
     return search([model], batch, SEARCHES[file], vocabulary=vocabulary, prefix_BP=prefix_BP)
 
 
-def test_settings_equal_the_stored_commands(golden: Path) -> None:
+def test_search_settings_equal_the_fairseq_commands(golden: Path) -> None:
     for name in MODELS:
         index = json.loads((golden / "models" / name / "generate" / "index.json").read_text())
         for file in stored_searches(name):
@@ -151,7 +151,7 @@ def test_settings_equal_the_stored_commands(golden: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "file"), CASES)
-def test_hypotheses_and_scores_equal_fairseqs(golden: Path, name: str, file: str) -> None:
+def test_hypotheses_and_scores_equal_fairseq(golden: Path, name: str, file: str) -> None:
     _, vocabulary, _ = loaded(golden, name)
     wanted = printed(golden / "models" / name / "generate" / f"{file}.txt")
     assert len(wanted) == 100
@@ -159,14 +159,14 @@ def test_hypotheses_and_scores_equal_fairseqs(golden: Path, name: str, file: str
     for sentence, hypotheses in zip(wanted, found(golden, name, file), strict=True):
         assert [vocabulary.decode(hypothesis.tokens) for hypothesis in hypotheses] == sentence.tokens
         for hypothesis, score_, token_scores in zip(hypotheses, sentence.scores, sentence.token_scores, strict=True):
-            # a sum of up to 200 float32 numbers keeps six digits
+            # a sum of up to 200 float32 numbers has six exact digits
             tolerance = pytest.approx(score_, abs=2e-5 if per_length else 1e-4, rel=0 if per_length else 1e-6)
             assert hypothesis.score / math.log(2) == tolerance
             ours = [token_score / math.log(2) for token_score in hypothesis.token_scores]
             assert ours == pytest.approx(token_scores, abs=1e-4)  # printed with four decimals
 
 
-def test_reference_scores_equal_fairseqs(golden: Path) -> None:
+def test_scores_of_references_equal_fairseq(golden: Path) -> None:
     model, _, batch = loaded(golden, "transformer_postnorm")
     wanted = printed(golden / "models" / "transformer_postnorm" / "generate" / "score_reference.txt")
     for sentence, hypothesis in zip(wanted, score([model], batch), strict=True):
@@ -176,7 +176,7 @@ def test_reference_scores_equal_fairseqs(golden: Path) -> None:
 
 
 @pytest.mark.parametrize("name", BEST)
-def test_detokenized_hypotheses_equal_fairseqs(golden: Path, name: str) -> None:
+def test_detokenized_hypotheses_equal_fairseq(golden: Path, name: str) -> None:
     _, vocabulary, _ = loaded(golden, name)
     tokenizer = Tokenizer.plain("sentencepiece")
     ours = [tokenizer.decode(vocabulary.decode(best.tokens)) for best, *_ in found(golden, name, "beam5_lenpen1")]
@@ -185,7 +185,7 @@ def test_detokenized_hypotheses_equal_fairseqs(golden: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_bleu_equals_sacrebleu(golden: Path) -> None:
+def test_bleu_equals_bleu_of_fairseq(golden: Path) -> None:
     folder = golden / "models" / "transformer_postnorm" / "generate"
     last_line = json.loads((folder / "index.json").read_text())["beam5_sacrebleu"]["last_line"]
     wanted = re.search(r"BLEU = (\S+)", last_line)
@@ -200,7 +200,7 @@ def test_bleu_equals_sacrebleu(golden: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformer_postnorm_old_style", *list(MODELS)[1:]])
-def test_commands_print_hypotheses_of_fairseq(golden: Path, tmp_path: Path, name: str) -> None:
+def test_commands_print_the_hypotheses_of_fairseq(golden: Path, tmp_path: Path, name: str) -> None:
     model = name.removesuffix("_old_style")
     data = golden / "data-bin" / MODELS[model]
     import_fairseq_command.main(
@@ -222,7 +222,7 @@ def test_commands_print_hypotheses_of_fairseq(golden: Path, tmp_path: Path, name
 
 
 @pytest.mark.parametrize("name", BEST)
-def test_search_is_batch_invariant(golden: Path, name: str) -> None:
+def test_search_is_batch_invariant_with_fairseq_models(golden: Path, name: str) -> None:
     model, vocabulary, batch = loaded(golden, name)
     for row in range(3):
         source_1S = batch.source_BS[row : row + 1]

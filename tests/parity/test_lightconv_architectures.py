@@ -1,4 +1,4 @@
-"""Our named sizes of the convolutional models have exactly as many parameters as fairseq's, and their rates."""
+"""Named sizes of convolutional models have the same numbers of parameters and dropout rates as in fairseq."""
 
 import json
 from dataclasses import replace
@@ -40,7 +40,7 @@ def parameter_count(config: TransformerConfig, *, source: int, target: int) -> i
 
 
 def unused(config: TransformerConfig) -> int:
-    """fairseq's dynamic convolutions have a bias that is never initialised nor used: `conv_bias`."""
+    """Returns the size of `conv_bias`, which fairseq's dynamic convolutions neither initialize nor use."""
     return (config.encoder.layers + config.decoder.layers) * config.dim
 
 
@@ -52,12 +52,14 @@ def unused(config: TransformerConfig) -> int:
         ("lightconv_iwslt_de_en", False, 10_000, "decoder", 37_610_496),
     ],
 )
-def test_parameter_counts_equal_the_documented(name: str, lightweight: bool, size: int, share: str, count: int) -> None:
+def test_parameter_counts_equal_documented_counts(
+    name: str, lightweight: bool, size: int, share: str, count: int
+) -> None:
     config = named_config(name, share=share, lightweight=lightweight)
     assert parameter_count(config, source=size, target=size) == count - (0 if lightweight else unused(config))
 
 
-def test_parameter_counts_equal_fairseqs(golden: Path) -> None:
+def test_parameter_counts_equal_fairseq(golden: Path) -> None:
     entries = json.loads((golden / "architecture_parameter_counts.json").read_text())["architectures"]
     ours = [entry for entry in entries if entry["arch"].startswith("lightconv")]
     assert len(ours) == 8
@@ -79,8 +81,8 @@ def test_parameter_counts_equal_fairseqs(golden: Path) -> None:
         ("lightconv_wmt_zh_en_big", (0.2, 0.2, 0.1), True),
     ],
 )
-def test_dropout_rates_equal_fairseqs(name: str, rates: tuple[float, float, float], glu: bool) -> None:
-    """Dropout of blocks, of kernels and cross-attention, and of the convolutions' inputs."""
+def test_dropout_rates_equal_fairseq(name: str, rates: tuple[float, float, float], glu: bool) -> None:
+    """The rates are for blocks, for kernels and cross-attention, and for the inputs of convolutions."""
     config = named_config(name, share="all", lightweight=False)
     layers = [*config.encoder.self_attention, *config.decoder.self_attention]
     convolutions = [layer for layer in layers if isinstance(layer, ConvolutionConfig)]

@@ -1,4 +1,4 @@
-"""The learning rates that real fairseq sets."""
+"""Learning rate schedules equal the schedules of fairseq."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def tables(golden: Path) -> list[dict[str, Any]]:
 
 
 def our_schedule(scheduler: str, config: dict[str, Any]) -> Schedule:
-    """Our schedule for fairseq's options."""
+    """Returns the schedule of seqtk for the options of fairseq."""
     warmup = config["warmup_updates"]
     if scheduler == "inverse_sqrt":
         made = InverseSqrtConfig(warmup, max(config["warmup_init_lr"], 0.0))
@@ -35,13 +35,13 @@ def our_schedule(scheduler: str, config: dict[str, Any]) -> Schedule:
     if scheduler == "polynomial_decay":
         made = PolynomialConfig(warmup, end_lr=config["end_learning_rate"], power=config["power"])
         return schedules.build(made, lr=config["lr"][0], max_steps=config["total_num_update"])
-    # fairseq's `fixed` rises from lr / W in its first update to lr in update W: a line over W - 1 updates.
+    # fairseq's `fixed` increases linearly from lr / W in the first update to lr in update W.
     made = ConstantConfig(max(0, warmup - 1), config["lr"][0] / max(1, warmup))
     return schedules.build(made, lr=config["lr"][0])
 
 
 @pytest.mark.parametrize("scheduler", ["inverse_sqrt", "cosine", "polynomial_decay", "fixed"])
-def test_rates_equal_fairseqs(tables: list[dict[str, Any]], scheduler: str) -> None:
+def test_learning_rates_equal_fairseq(tables: list[dict[str, Any]], scheduler: str) -> None:
     cases = [table for table in tables if table["scheduler"] == scheduler]
     assert len(cases) == 2
     for case in cases:

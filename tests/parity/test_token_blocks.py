@@ -1,4 +1,4 @@
-"""Token blocks equal fairseq's in every break mode."""
+"""Token blocks equal the blocks of fairseq in every break mode."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def stored(golden: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def items(stored: Any, tmp_path_factory: pytest.TempPathFactory) -> IndexedDataset:
-    """Sentences of the stored lengths, their tokens numbered from 100 on."""
+    """Sentences of the stored lengths, with consecutive token ids from 100."""
     prefix = tmp_path_factory.mktemp("blocks") / "train"
     sizes = np.array(stored["sizes"])
     with IndexedWriter(prefix, vocabulary_size=1000) as writer:
@@ -27,7 +27,7 @@ def items(stored: Any, tmp_path_factory: pytest.TempPathFactory) -> IndexedDatas
     return IndexedDataset(prefix)
 
 
-def test_blocks_equal_fairseq(stored: Any, items: IndexedDataset) -> None:
+def test_token_blocks_equal_fairseq(stored: Any, items: IndexedDataset) -> None:
     assert len(stored["tables"]) == 8
     for table in stored["tables"]:
         settings = {"break_mode": table["break_mode"], "tokens_per_sample": table["block_size"]}

@@ -20,7 +20,7 @@ Command = Callable[..., str]
 
 
 def command(name: str, *arguments: str, processes: int = 1) -> str:
-    """Runs a command of seqtk. Returns its standard output; a failure is an AssertionError with its standard error."""
+    """Runs a command of seqtk and returns its output. Raises AssertionError with the standard error if it fails."""
     launcher = [sys.executable, "-m"]
     if processes > 1:
         launcher += ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m"]
@@ -36,14 +36,14 @@ def command(name: str, *arguments: str, processes: int = 1) -> str:
 
 
 def logged(save_dir: Path, kind: str) -> list[dict[str, Any]]:
-    """The lines of a run's log.jsonl."""
+    """Returns the lines of this kind in the log.jsonl of a run."""
     lines = map(json.loads, (save_dir / "log.jsonl").read_text().splitlines())
     return [line for line in lines if line["kind"] == kind]
 
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Trains a tiny model and returns the folder of the run."""
+    """A function that trains a tiny model and returns the folder of the run."""
 
     def train(*arguments: str, folder: Path | None = None, processes: int = 1) -> Path:
         save_dir = folder or tmp_path_factory.mktemp("run")

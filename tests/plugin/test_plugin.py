@@ -1,4 +1,4 @@
-"""Each seam of seqtk takes a member from a plug-in: one file, no change to seqtk, used from the command line."""
+"""A plug-in adds a member to each registry of seqtk, in one file, for use from the command line."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ DECODER = ("model.decoder.layers=1", "validation.search.max_length_b=8")
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Questions that begin with `who` or `where`, with their class."""
+    """Questions that begin with `who` or `where`, with their classes."""
     folder = tmp_path_factory.mktemp("questions")
     lines = [
         f"{label} {word} is {name}" for name in "abcdef" for label, word in (("person", "who"), ("place", "where"))
@@ -65,17 +65,17 @@ def arguments(tiny_corpus: Path) -> tuple[str, ...]:
 
 @pytest.mark.slow
 class TestTask:
-    """A task, with its own source, head and metrics."""
+    """A task of a plug-in, with a source, a head and metrics."""
 
-    def test_learns(self, questions_run: Path) -> None:
+    def test_task_learns_to_classify_questions(self, questions_run: Path) -> None:
         last = logged(questions_run, "valid")[-1]
         assert last["accuracy"] == last["f1"] == last["best_f1"] == 100
 
-    def test_is_evaluated_on_a_split(self, questions_run: Path) -> None:
+    def test_task_is_evaluated_on_a_split(self, questions_run: Path) -> None:
         report = json.loads(command("evaluate", str(questions_run), "format=json", "device=cpu"))
         assert (report["accuracy"], report["f1"], report["examples"]) == (100, 100, 12)
 
-    def test_is_evaluated_on_a_file(self, questions_run: Path, tmp_path: Path) -> None:
+    def test_task_is_evaluated_on_a_file(self, questions_run: Path, tmp_path: Path) -> None:
         (tmp_path / "text").write_text("who is g\nwhere is g\n")
         (tmp_path / "labels").write_text("person\nperson\n")
         files = (f"input={tmp_path}/text", f"reference={tmp_path}/labels")
@@ -95,13 +95,13 @@ class TestTask:
 
 @pytest.mark.slow
 class TestSource:
-    """A data source."""
+    """A data source of a plug-in."""
 
-    def test_is_read_by_generate(self, pairs_run: Path, pairs: Path) -> None:
+    def test_seqtk_generate_reads_the_source(self, pairs_run: Path, pairs: Path) -> None:
         printed = command("generate", f"checkpoint={pairs_run}", "beam=1", "max_length_b=8", "device=cpu")
         assert printed.count("\n") == (pairs / "test.tsv").read_text().count("\n")
 
-    def test_is_read_by_evaluate(self, pairs_run: Path, pairs: Path) -> None:
+    def test_seqtk_evaluate_reads_the_source(self, pairs_run: Path, pairs: Path) -> None:
         options = ("beam=1", "max_length_b=8", "device=cpu", "format=json")
         report = json.loads(command("evaluate", str(pairs_run), f"data={pairs}", "split=valid", *options))
         assert report["nll"] == pytest.approx(logged(pairs_run, "valid")[-1]["nll"], rel=1e-4)
@@ -109,9 +109,9 @@ class TestSource:
 
 @pytest.mark.slow
 class TestMetric:
-    """A metric, whose direction decides which model is best."""
+    """A metric of a plug-in. Its direction determines the best model."""
 
-    def test_the_highest_score_is_kept(self, train: Train, tiny_corpus: Path) -> None:
+    def test_best_model_has_the_highest_score(self, train: Train, tiny_corpus: Path) -> None:
         run = train(
             *(f"task.data={tiny_corpus}", *DECODER, "max_updates=30", "validation.every=6"),
             *("validation.decode=true", "validation.metric=token_f1"),
@@ -124,7 +124,7 @@ class TestMetric:
 
 
 class TestTraining:
-    """A criterion, an optimizer, a schedule and an attention layer."""
+    """A criterion, an optimizer, a schedule and an attention layer of a plug-in."""
 
     def test_run_uses_every_plugin_member(self, train: Train, arguments: tuple[str, ...]) -> None:
         run = train(*arguments)
@@ -134,7 +134,9 @@ class TestTraining:
         assert all(line["loss"] == pytest.approx(line["nll"]) for line in lines)
 
     @pytest.mark.slow
-    def test_resuming_is_exact(self, train: Train, arguments: tuple[str, ...], tmp_path: Path) -> None:
+    def test_resuming_with_plugin_members_is_bit_exact(
+        self, train: Train, arguments: tuple[str, ...], tmp_path: Path
+    ) -> None:
         whole = train(*arguments)
         parts = train(*arguments, "max_updates=3", folder=tmp_path)
         train(*arguments, folder=parts)
@@ -144,7 +146,7 @@ class TestTraining:
 
 @pytest.mark.slow
 class TestSink:
-    """A log sink."""
+    """A log sink of a plug-in."""
 
     def test_csv_log_equals_json_log_after_resuming(self, train: Train, tiny_corpus: Path) -> None:
         arguments = (f"task.data={tiny_corpus}", *DECODER, "log.sinks=[jsonl,csv]")
@@ -157,9 +159,9 @@ class TestSink:
 
 @pytest.mark.slow
 class TestInterop:
-    """An exporter and an importer."""
+    """An exporter and an importer of a plug-in."""
 
-    def test_round_trip(self, train: Train, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_exported_model_is_imported_unchanged(self, train: Train, tiny_corpus: Path, tmp_path: Path) -> None:
         run = train(f"task.data={tiny_corpus}", *DECODER)
         archive, model = tmp_path / "model.npz", tmp_path / "model.safetensors"
         command("export", f"checkpoint={run}", "format=numpy_archive", f"output={archive}")
@@ -171,9 +173,9 @@ class TestInterop:
 
 @pytest.mark.slow
 class TestEngine:
-    """A parallel engine."""
+    """A parallel engine of a plug-in."""
 
-    def test_equals_ddp(self, train: Train, tiny_corpus: Path) -> None:
+    def test_losses_of_the_engine_equal_ddp(self, train: Train, tiny_corpus: Path) -> None:
         arguments = (f"task.data={tiny_corpus}", *DECODER, "model.dropout=0")
         losses = []
         for engine in ("flat", "ddp"):
@@ -183,9 +185,9 @@ class TestEngine:
 
 
 class TestLayer:
-    """An attention layer, held to the laws that seqtk ships."""
+    """The attention layer of the plug-in, checked with the laws of seqtk."""
 
-    def test_obeys_the_laws(self) -> None:
+    def test_plugin_layer_obeys_the_laws(self) -> None:
         code = (
             f"from seqtk.config.registry import load_plugins; load_plugins({str(PLUGIN)!r})\n"
             "from seqtk.testing.laws import run_laws\n"

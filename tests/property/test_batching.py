@@ -1,4 +1,4 @@
-"""For any lengths and budget: every example exactly once, no batch over budget, nothing lost by resuming."""
+"""Properties of batches for any lengths and limits: each example once, sizes within the limits, exact resuming."""
 
 import itertools
 
@@ -42,7 +42,7 @@ def check_budget(batches: list[IndexArray], sizes_N2: IndexArray, config: Batchi
 
 @few
 @given(lengths, configs, seeds, st.integers(1, 5))
-def test_an_epoch_reads_every_example_once(sizes_N2: IndexArray, config: BatchingConfig, seed: int, epoch: int) -> None:
+def test_epoch_reads_every_example_once(sizes_N2: IndexArray, config: BatchingConfig, seed: int, epoch: int) -> None:
     kept, too_long = usable(sizes_N2, config)
     batches = epoch_batches(sizes_N2, config, seed=seed, epoch=epoch)
     assert sorted(np.concatenate(batches)) == kept.tolist()
@@ -61,7 +61,7 @@ def test_ordered_batches_read_every_example_once(sizes_N2: IndexArray, config: B
 
 @few
 @given(lengths, configs, seeds)
-def test_batches_are_a_pure_function(sizes_N2: IndexArray, config: BatchingConfig, seed: int) -> None:
+def test_batches_depend_on_their_arguments_only(sizes_N2: IndexArray, config: BatchingConfig, seed: int) -> None:
     before = sizes_N2.copy()
     np.random.seed(seed % 1000)
     first = epoch_batches(sizes_N2, config, seed=seed, epoch=1)
@@ -72,10 +72,10 @@ def test_batches_are_a_pure_function(sizes_N2: IndexArray, config: BatchingConfi
 
 
 def consumed(plans: list[list[Update]]) -> list[int]:
-    """The examples that all ranks consume, in the global order of their micro-batches."""
+    """Returns the examples that all ranks read, in the global order of micro-batches."""
     order = []
-    for of_ranks in zip(*plans, strict=True):
-        for micro in zip(*(update.indices for update in of_ranks), strict=True):
+    for rank_updates in zip(*plans, strict=True):
+        for micro in zip(*(update.indices for update in rank_updates), strict=True):
             order += [index for indices in micro if indices is not None for index in indices.tolist()]
     return order
 
@@ -85,7 +85,7 @@ splits = st.tuples(st.integers(1, 4), st.integers(1, 3))
 
 @few
 @given(lengths, configs, splits, splits, st.integers(0, 30))
-def test_resuming_loses_and_repeats_nothing(
+def test_resuming_reads_each_example_once(
     sizes_N2: IndexArray, config: BatchingConfig, before: tuple[int, int], after: tuple[int, int], stop: int
 ) -> None:
     batches = epoch_batches(sizes_N2, config, seed=1, epoch=1)

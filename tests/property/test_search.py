@@ -1,4 +1,4 @@
-"""For any model, batch and options, a search obeys its options."""
+"""Properties of beam search for any model, batch and options."""
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ def searches(draw):
 
 @settings(max_examples=25)
 @given(config=searches(), lengths=some.lists(some.integers(0, 6), min_size=1, max_size=6), seed=some.integers(0, 10**6))
-def test_every_hypothesis_is_within_its_bounds(config, lengths, seed):
+def test_every_hypothesis_obeys_the_search_options(config, lengths, seed):
     generator = torch.Generator().manual_seed(seed)
     model = Table(3 * torch.randn(7, SIZE, SIZE, generator=generator))
     rows = [np.append(np.full(length, 4), EOS) for length in lengths]
@@ -63,7 +63,7 @@ def test_every_hypothesis_is_within_its_bounds(config, lengths, seed):
     rows=some.integers(1, 4), size=some.integers(1, 40), count=some.integers(1, 12), levels=some.integers(1, 5),
     seed=some.integers(0, 10**6),
 )  # fmt: skip
-def test_top_k_equals_a_stable_sort(rows, size, count, levels, seed):
+def test_best_equals_a_stable_sort(rows, size, count, levels, seed):
     generator = torch.Generator().manual_seed(seed)
     scores_BN = torch.randint(0, levels, (rows, size), generator=generator).float()
     values, indices = best(scores_BN, count=count)

@@ -1,4 +1,4 @@
-"""A task with its own source, head and metric: one class for each question."""
+"""A task with a source, a head and a metric: predicting the class of a question."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class LabelledTextConfig(SourceConfig):
 
 @sources.register("labelled_text", LabelledTextConfig)
 class LabelledText(TextSource):
-    """Reads `task.data/SPLIT.txt`: a label, a blank, and the text, on each line."""
+    """Reads `task.data/SPLIT.txt`. Each line has a label, a space and the text."""
 
     sides = ("text", "label")
 
@@ -40,7 +40,7 @@ class LabelledText(TextSource):
 
 @metrics.register("f1", unit="%", higher_is_better=True)
 class MacroF1(Metric):
-    """The mean over the classes of F1."""
+    """The mean of F1 over the classes."""
 
     needs = ("outputs",)
 
@@ -53,7 +53,7 @@ class MacroF1(Metric):
 
 @dataclass(frozen=True)
 class QuestionsConfig(TaskConfig):
-    """Questions with their classes."""
+    """Config of the task `questions`."""
 
     source: SourceConfig = LabelledTextConfig()
     pool: Pool = setting("mean", help="How the features of a question become one vector.")

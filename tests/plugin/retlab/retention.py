@@ -19,12 +19,12 @@ from seqtk.testing.reference import Problem
 
 @dataclass(frozen=True)
 class RetentionConfig(QKVConfig):
-    """Sums over the past that decay."""
+    """Config of retention."""
 
 
 @attentions.register("retention", RetentionConfig)
 class Retention(QKVAttention):
-    """A decaying sum; its step form needs the matrix Σ γ^(t - s) k_sᵀ v_s only."""
+    """A decaying sum over the past. The state of its step form is the matrix Σ γ^(t - s) k_sᵀ v_s."""
 
     roles = Role.CAUSAL
 
@@ -52,7 +52,7 @@ class Retention(QKVAttention):
 
 
 def naive(problem: Problem) -> np.ndarray:
-    """The formula at the top, as loops: what the laws compare the layer with."""
+    """Computes the formula at the top of the file with loops, as the reference for the laws."""
     y_BTD = np.zeros_like(problem.x_BTD)
     for row, x_TD in enumerate(problem.x_BTD):
         query, key, value = ([problem.linear(name, x_D) for x_D in x_TD] for name in ("query", "key", "value"))
