@@ -7,7 +7,7 @@ each length; as many rows as make 2,048 positions, at least one. `bare` is torch
 four linear maps. A kind and `softmax` take turns, so that other load on the machine affects both; if `softmax` takes
 longer than --seconds, it is measured once. Each kind runs in a separate process, and memory is the increase of
 its peak resident memory (on a GPU: allocated memory). Decoding: one `step` of four rows at each position, in turns with
-one of `softmax`. A cell that would take longer than --seconds, or more than --gib, is left empty.
+one of `softmax`. A cell of the table that would take longer than --seconds, or more memory than --gib, stays empty.
 
 Writes DIR/attention.csv (columns: role, kind, family, length, seconds, speed, gib, memory; `speed` is softmax's time /
 the kind's, `memory` the kind's memory / softmax's) and prints it as tables; tools/plot_attention.py draws it.
@@ -65,11 +65,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--roles", nargs="+", default=["encoder", "causal", "cross", DECODING])
     parser.add_argument("--lengths", nargs="+", type=int, default=[256, 512, 1024, 2048, 4096, 8192, 16384])
-    parser.add_argument("--kinds", nargs="+", help="only these, and softmax")
+    parser.add_argument("--kinds", nargs="+", help="measure only these kinds and softmax")
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3, help="timings of each cell, of which the median counts")
+    parser.add_argument("--rounds", type=int, default=3, help="timings of each cell; the result is their median")
     parser.add_argument("--seconds", type=float, default=8.0, help="the longest a cell may take once")
     parser.add_argument("--gib", type=float, default=8.0, help="the most memory a cell may take")
     parser.add_argument("--device", default="cpu")
@@ -140,7 +140,7 @@ class Bare(nn.Module):
 
 
 def _in_a_process(name: str, role: str, reference: dict[int, Cell], arguments: argparse.Namespace) -> list[Cell]:
-    """What a child measures."""
+    """Measures the cells of one layer, in a separate process."""
 
     def run() -> Iterator[Cell]:
         torch.set_num_threads(arguments.threads)
@@ -172,7 +172,10 @@ def training_cells(name: str, role: str, reference: dict[int, Cell], arguments: 
 
 
 def _peaks(name: str, role: str, arguments: argparse.Namespace) -> Iterator[tuple[int, float]]:
-    """GiB at each length, until one takes too long, or too much; before anything is timed, for malloc's sake."""
+    """Yields each length with its peak memory in GiB. Stops at a length that exceeds the limit of time or memory.
+
+    Must run before `keep_freed_memory`: afterwards, the increase does not include memory that malloc reuses.
+    """
     return_freed_memory()
     for length, longer in itertools.zip_longest(arguments.lengths, arguments.lengths[1:]):
         try:
@@ -183,7 +186,7 @@ def _peaks(name: str, role: str, arguments: argparse.Namespace) -> Iterator[tupl
         x_BTD, memory_BSD = _inputs(role, length, arguments)
         started = time.perf_counter()
         gib = memory(lambda layer=layer, x=x_BTD, m=memory_BSD: _train(layer, x, m), arguments.device)  # type: ignore[misc]
-        taken = (time.perf_counter() - started) / 2  # it is done twice
+        taken = (time.perf_counter() - started) / 2  # the layer runs twice
         yield length, gib
         growth = (longer / length) ** 2 if longer else 1.0  # even at a linear cost it might not fit
         too_slow = taken > arguments.seconds or taken * growth > 4 * arguments.seconds

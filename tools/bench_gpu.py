@@ -1,4 +1,4 @@
-"""Measures training and decoding on a GPU, part by part, beside a plain torch loop in the same run.
+"""Measures training and decoding on a GPU, part by part, and a plain torch loop in the same run.
 
     python tools/bench_gpu.py --out DIR [--part NAME …] [--minutes N] [--rehearse]
 
@@ -6,23 +6,23 @@
 `translation_…` Trains translation of 6 + 6 blocks, base (512) and big (1024), on generated sentences.
 `lm_…`          Trains language models of 44 and 124 million parameters, on samples of 512 and 1,024 tokens.
 `synth_…`       Trains the base translation model with dense, random, and random + dot-product Synthesizers. The plain
-                loop beside them has dot-product attention.
+                loop in the same part has dot-product attention.
 `decoding`      Translates with the base model, of random weights, 25 tokens for each sentence, beam 5.
 
 Each part writes DIR/PART.json. A part that was measured with the same settings is skipped and one with a failure is
 repeated, so the same command continues where an earlier one ended. No part starts after --minutes. The table of all
 parts so far is printed and written to DIR/table.md.
 
-Training is in bf16. Four loops compute the same model, each in a process of its own: the plain loop of
-tools/bench_training.py as it is and with its loss compiled, and the Trainer with compile=off and compile=step. Batches
-lie in the GPU's memory before the clock starts. Both compiled loops have the batches of batch.shapes, the others those
-without. Tokens are target tokens, without padding. `launches` are the kernels and CUDA graphs that the host launches in
-an update, on a CPU the operators, views and parts included; `host busy` is the share of its time in which the host does
-not wait for the GPU. Both are from torch's profiler, which makes the host slower. `first update` includes the
-compilation of one shape.
+Training is in bf16. Four loops train the same model, each in a separate process: the plain loop of
+tools/bench_training.py, the same loop with a compiled loss, and the Trainer with compile=off and compile=step. All
+batches are in the GPU's memory before the timing starts. Both compiled loops read batches made with batch.shapes, the
+other two read batches made without it. Tokens are target tokens, without padding. `launches` counts the kernels and
+CUDA graphs that the host launches in an update; on a CPU it counts operators, including views and nested operators.
+`host busy` is the share of time in which the host does not wait for the GPU. Both are measured by torch's profiler,
+which makes the host slower. `first update` includes the compilation of one shape.
 
---rehearse runs all parts on the CPU at a tiny size: a test of this tool, whose figures mean nothing. It traces graphs
-as a GPU run does, but generates no code for them, which would take minutes; and of the laws it checks one layer.
+--rehearse runs all parts on the CPU at a tiny size, to test this tool. Its figures have no meaning. It traces graphs as
+a GPU run does, but generates no code for them, because that would take minutes. It checks the laws of one layer only.
 """
 
 import argparse
@@ -105,7 +105,7 @@ OUTPUT, BEAM = 25, 5
 
 @dataclass(frozen=True)
 class Settings:
-    """What the figures depend on besides the part."""
+    """The settings of a measurement, apart from the part."""
 
     rehearse: bool
     tokens: int
@@ -114,7 +114,7 @@ class Settings:
     """batch.shapes of the compiled loops."""
     batches: int = 4
     rounds: int = 10
-    """How often each of the batches is computed while the clock runs."""
+    """The number of timed updates of each batch."""
     examples: int = 100_000
     sentences: int = 1024
     peak_tflops: float | None = None
@@ -141,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the folder of the figures")
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, help="these parts")
-    parser.add_argument("--minutes", type=float, default=8.0, help="no part starts later than this")
+    parser.add_argument("--minutes", type=float, default=8.0, help="no part starts after so many minutes")
     parser.add_argument("--tokens", type=int, default=16_384, help="batch.max_tokens")
     parser.add_argument("--shapes", type=int, default=2, help="batch.shapes of the compiled loops")
     parser.add_argument("--peak-tflops", type=float, help="of the GPU in bf16, if seqtk does not know it")
@@ -179,7 +179,7 @@ def main() -> None:
 
 
 def _read(path: Path, settings: Settings) -> dict[str, Figures]:
-    """The rows of a part. Empty if it was not measured, or with other settings."""
+    """Returns the rows of a part, or an empty result if it was not measured with the same settings."""
     if not path.is_file():
         return {}
     tree = json.loads(path.read_text())
@@ -207,7 +207,7 @@ def measure(name: str, settings: Settings) -> dict[str, Figures]:
 
 
 def _apart(work: Callable[[], Figures], settings: Settings) -> Figures:
-    """Runs `work` in a process of its own, so that no memory and no error of another loop remains."""
+    """Runs `work` in a separate process, so that memory and errors of other loops have no effect."""
 
     def report() -> Iterator[Figures]:
         torch.set_num_threads(1)
@@ -314,14 +314,14 @@ def make_data(folder: Path, model: Model, settings: Settings) -> Path:
 
 
 def trainer(data: Path, model: Model, settings: Settings, **changes: Any) -> Trainer:
-    """Returns a run that nobody starts: its updates are made one by one. `changes` are settings of the run."""
+    """Returns a Trainer whose updates the caller makes one by one. `changes` are settings of the run."""
     sizes = {"dim": model.dim, "ffn_dim": model.ffn_dim, "heads": model.heads, "dropout": 0.1}
     blocks = {"encoder": {"layers": model.layers}, "decoder": {"layers": model.layers}}
     tree: dict[str, Any] = {
         "device": settings.device,
         "precision": "bf16",
         "save_dir": str(data / "no-run"),  # nothing is saved
-        "validation": {"split": "train"},  # nor validated
+        "validation": {"split": "train"},  # nothing is validated
         "max_updates": 1_000_000,
         "clip_norm": bench.CLIP_NORM,
         "compile": "off",
@@ -345,7 +345,7 @@ class Work:
 
     batches: Sequence[Any]
     flops: float
-    """What the model needs for all of them."""
+    """The floating-point operations of the model for all batches."""
     peak: float | None
     """The device's peak in TFLOP/s."""
 
@@ -447,7 +447,7 @@ def launches_and_busy(events: Iterable[tuple[str, float]], taken: float, device:
 
 
 def decoding(data: Path, model: Model, settings: Settings) -> Figures:
-    """Returns the figures of beam search, batches made ready by it included."""
+    """Returns the speed of beam search, including the time in which it prepares its batches."""
     run = trainer(data, model, settings)
     search = SearchConfig(beam=BEAM, min_length=OUTPUT, max_length_b=OUTPUT)
     device = torch.device(settings.device)

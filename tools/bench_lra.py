@@ -3,19 +3,20 @@
     python tools/bench_lra.py [--only PART …] [--layers NAME …] [--lengths N …] [--device cuda --rows 32]
 
 `speed`    Updates per second and peak memory of each layer at each length, as ratios to `softmax` in the same run (the
-           speed table of Tay et al. 2021, arXiv 2011.04006, is of the same kind). A layer and `softmax` take turns,
-           one update each, in a process of the layer's own; the ratio is the median over the turns. The memory is the
-           peak of an update, in addition to weights and optimizer.
+           speed table of Tay et al. 2021, arXiv 2011.04006, has such ratios too). Each layer is measured in a separate
+           process, alternately with `softmax`, one update each; the ratio is the median. The memory is the peak of an
+           update, in addition to weights and optimizer.
 `memory`   The peak of an update of a linear layer from 1k to 16k bytes, in bytes per token: constant if it is linear.
 `loading`  Examples per second that the loader delivers from a memory-mapped data-bin, and that training consumes.
-`plain`    Training against a loop around torch.nn.TransformerEncoder with the same sizes, dropout and batches, which
-           the loop has ready in memory: processes of their own take turns, one update of the same batch each. First,
-           the losses of both from the same weights, without dropout, are compared.
+`plain`    Training against a loop around torch.nn.TransformerEncoder with the same sizes, dropout and batches. The loop
+           has its batches in memory. Each trains in a separate process, alternately, one update of the same batch each.
+           First, the losses of both from the same weights, without dropout, are compared.
 
-The data are generated: random bytes with random labels; in `loading` and `plain` as long as movie reviews, cut at
-1,024. The model is that of the released configuration of the Long Range Arena: 4 blocks of 256 / 1024 / 4 heads.
-On a CPU an update has 4,096 bytes (--positions); --rows sets the examples of an update instead, 32 in the paper. The
-dropout is 0.1, but that of attention weights, which not every layer has, is 0 except in `plain` (--attention-dropout).
+The data are generated: random bytes with random labels. In `loading` and `plain` their lengths are drawn like the
+lengths of movie reviews, at most 1,024. The model has the released configuration of the Long Range Arena: 4 blocks of
+256 / 1024 / 4 heads. On a CPU an update has 4,096 bytes (--positions); --rows sets the number of examples of an update
+instead (32 in the paper). The dropout is 0.1. The dropout of attention weights, which not every layer has, is 0 except
+in `plain` (--attention-dropout).
 """
 
 import argparse
@@ -65,10 +66,10 @@ LAYERS = (
     *("linformer", "nystrom", "sliding_window", "bigbird", "reformer", "sinkhorn", "luna"),
 )
 REVIEW_MEAN, REVIEW_DEVIATION, REVIEW_LIMIT = 6.9, 0.72, 1024
-"""Of the logarithm of the lengths of movie reviews in bytes; and where these are cut."""
+"""Mean and deviation of the logarithm of the bytes of movie reviews, and the largest length."""
 CLIP_NORM, ADAM = 1.0, {"lr": 5e-4, "betas": (0.9, 0.98), "eps": 1e-8}
 WARM_UP = 2
-"""Updates before the clock starts."""
+"""Updates before the timing starts."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,12 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--positions", type=int, default=4096, help="bytes in an update")
     parser.add_argument("--rows", type=int, help="examples in an update, whatever their length")
-    parser.add_argument("--attention-dropout", type=float, default=0.0, help="of all parts but `plain`")
+    parser.add_argument("--attention-dropout", type=float, default=0.0, help="for all parts except `plain`")
     parser.add_argument("--rounds", type=int, default=5, help="updates of each layer that are timed")
     parser.add_argument("--examples", type=int, default=2000, help="in the data of `loading` and `plain`")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of all parts but `plain`")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="for all parts except `plain`")
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--worker", choices=["ours", "plain", "losses"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -153,7 +154,7 @@ def trainer(
     attention_dropout: float | None = None,
     **others: Any,
 ) -> Trainer:
-    """A run that nobody starts: its updates are made one by one. `others` are settings of `batch`."""
+    """Returns a Trainer whose updates the caller makes one by one. `others` are settings of `batch`."""
     dropped = arguments.attention_dropout if attention_dropout is None else attention_dropout
     sizes = {"heads": arguments.heads, "max_length": length, "dropout": dropped}
     tree = {
@@ -219,7 +220,7 @@ def _speed(arguments: argparse.Namespace) -> None:
 
 
 def _cells(arguments: argparse.Namespace, layer: str) -> Iterator[Cell]:
-    """Yields one layer at every length, in turns with softmax."""
+    """Yields the measurements of a layer at every length, alternately with softmax."""
     torch.set_num_threads(arguments.threads)
     gib = {length: _peak(arguments, layer, length) for length in arguments.lengths}
     keep_freed_memory()
@@ -235,7 +236,7 @@ def _cells(arguments: argparse.Namespace, layer: str) -> Iterator[Cell]:
 
 
 def _peak(arguments: argparse.Namespace, layer: str, length: int) -> float:
-    """GiB of an update, before anything is timed."""
+    """Returns the peak memory of an update in GiB. Called before anything is timed."""
     return_freed_memory()
     step = _step(arguments, layer, _fixed(arguments, layer, length), length)
     step()  # makes the optimizer's state
@@ -243,7 +244,7 @@ def _peak(arguments: argparse.Namespace, layer: str, length: int) -> float:
 
 
 def _fixed(arguments: argparse.Namespace, layer: str, length: int) -> Path:
-    """Data of one length, as many as an update has."""
+    """Returns data of one length, with as many examples as an update has."""
     folder: Path = arguments.data / f"{layer}-{length}"
     rows = arguments.rows or max(1, arguments.positions // length)
     return folder if folder.is_dir() else make_data(folder, np.full(max(rows, 2), length))
@@ -343,7 +344,7 @@ def _plain(arguments: argparse.Namespace) -> None:
 
 
 class PlainClassifier(nn.Module):
-    """The same model as ours, of torch's own encoder; logits out."""
+    """The same model as in seqtk, made of torch's nn.TransformerEncoder. Returns logits."""
 
     positions_SD: Tensor
 
@@ -373,7 +374,7 @@ class PlainClassifier(nn.Module):
 
 
 class PlainLoop:
-    """A training loop as one would write it by hand."""
+    """A training loop written with torch alone."""
 
     def __init__(self, arguments: argparse.Namespace, *, vocabulary: int, dropout: float) -> None:
         self.model = PlainClassifier(arguments, vocabulary=vocabulary, dropout=dropout).to(arguments.device)
@@ -381,7 +382,7 @@ class PlainLoop:
         self.device, self.bf16 = arguments.device, arguments.precision == "bf16"
 
     def update(self, batch: ClassBatch) -> Tensor:
-        """Returns one update; the mean loss."""
+        """Makes one update. Returns its mean loss."""
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bf16):
             loss = functional.cross_entropy(self.model(batch.source_BS), batch.target_B)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -392,7 +393,7 @@ class PlainLoop:
 
 
 def _compared(arguments: argparse.Namespace, *, dropout: float) -> tuple[Trainer, Iterator[ClassBatch]]:
-    """Our run, and its batches."""
+    """Returns seqtk's Trainer and its batches."""
     data = arguments.data
     run = trainer(arguments, "softmax", data, length=REVIEW_LIMIT, dropout=dropout, attention_dropout=dropout)
     return run, batches_of(run)
@@ -448,7 +449,7 @@ def _losses(arguments: argparse.Namespace) -> None:
 
 
 def _plain_weights(ours: dict[str, Tensor], *, blocks: int) -> dict[str, Tensor]:
-    """Our weights under torch's names."""
+    """Returns seqtk's weights under the names of torch's encoder."""
     found = {"tokens.weight": ours["embedding.tokens.weight"]}
     for kind in ("weight", "bias"):
         found |= {

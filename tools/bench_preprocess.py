@@ -2,10 +2,10 @@
 
     python tools/bench_preprocess.py [--against CHECKOUT] [--lines N] [--source FILE --target FILE]
 
-Without files the text is generated, with words by Zipf's law. What is timed goes from files to files: it checks the
-text, counts the dictionary, encodes, and writes. Rounds alternate between the baselines and seqtk, and the best round
-counts. Work on one core is measured in processor time, so that other load on the machine matters less; several workers
-are measured in wall-clock time.
+Without files the text is generated, with words by Zipf's law. The measured time starts and ends with files on disk: it
+includes the checks of the text, the dictionary, the encoding and the writing. Rounds alternate between the baselines
+and seqtk, and the best round is reported. Work on one core is measured in processor time, which other load on the
+machine affects less; several workers are measured in wall-clock time.
 
 With --against only the command `seqtk-preprocess` of this checkout and of the other one are timed, start-up included,
 each from its own .venv.
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def _bench_commands(folder: Path, other: Path, *, rounds: int) -> None:
-    """Compares the commands of two checkouts on the same text, in turn."""
+    """Measures the commands of two checkouts on the same text, alternately."""
     print("seqtk-preprocess, seconds of the best round: ours, the other checkout's, ours / the other's")
     for tokens in ("words", "sentencepiece"):
         for workers in sorted({1, available_cores()}):
@@ -81,7 +81,7 @@ def _command(checkout: Path, folder: Path, *, workers: int, tokens: str) -> None
 
 
 def _bench_tokenized(folder: Path, *, rounds: int) -> None:
-    """Tokenised text to data-bin, dictionary included, against the plain loop over lines and words."""
+    """Measures tokenized text to data-bin, with the dictionary, against a plain loop over lines and words."""
     cores = available_cores()
     timed: dict[str, Callable[[], object]] = {
         "per-line dictionary loop (split, look up, append)": partial(_dictionary_loop, folder),
@@ -97,7 +97,7 @@ def _bench_tokenized(folder: Path, *, rounds: int) -> None:
 
 
 def _bench_raw(folder: Path, *, rounds: int) -> None:
-    """Raw text to data-bin with an existing model, against SentencePiece's batch encoder on lists in memory."""
+    """Measures raw text to data-bin with an existing model, against SentencePiece's batch encoder in memory."""
     lines = [line for path in sorted(folder.glob("text.*")) for line in path.read_text("utf-8").split("\n")[:-1]]
     cores = available_cores()
     for kind in ("bpe", "unigram"):
@@ -139,7 +139,7 @@ def _ours(folder: Path, *, workers: int, tokens: Tokens = "sentencepiece", sente
 
 
 def _dictionary_loop(folder: Path) -> None:
-    """The baseline: what fairseq's preprocessing does for each word, written plainly, without its other costs."""
+    """The baseline: a plain loop with the work of fairseq's preprocessing for each word, without other costs."""
     with _new_directory(folder) as destination:
         destination.mkdir()
         counts: Counter[str] = Counter()

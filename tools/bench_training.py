@@ -4,13 +4,13 @@
 
 The model is the small one of the Multi30k recipes: 3 + 3 blocks, 256 / 1024 / 4 heads, one vocabulary of about 8,000
 tokens, 4,096 tokens a batch. `ours` is `Trainer.update` with everything on; reading and collating each batch is timed.
-`plain` is the loop below, written with torch alone, with its batches ready in memory. `against` is what `ours` is in
-another checkout, run by that checkout's .venv and its own tools/bench_training.py.
+`plain` is the loop below, written with torch alone, with its batches in memory. `against` is `ours` of another
+checkout, run with the .venv and tools/bench_training.py of that checkout.
 
-Each trains in its own process, because the memory allocator is set for a whole process. They take turns, one update of
-the same batch each, so that other load on the machine slows all of them. First, `ours` and `plain` train a few updates
-from the same weights without dropout, and their losses are compared. Without --data a corpus is generated: sentences as
-long as those of Multi30k, with words by Zipf's law.
+Each trains in a separate process, because the memory allocator is set for a whole process. The processes alternate, one
+update of the same batch each, so that other load on the machine slows all of them. First, `ours` and `plain` train a
+few updates from the same weights without dropout, and their losses are compared. Without --data a corpus is generated:
+its sentences are as long as Multi30k's, with words by Zipf's law.
 
 B batch, S source length, T target length, D width, H heads, V vocabulary.
 """
@@ -50,7 +50,7 @@ LABEL_SMOOTHING, CLIP_NORM = 0.1, 1.0
 ADAM: dict[str, Any] = {"lr": 5e-4, "betas": (0.9, 0.98), "eps": 1e-8}
 VOCABULARY, PAIRS = 8000, 29_000
 WARM_UP = 2
-"""Updates before the clock starts."""
+"""Updates before the timing starts."""
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def _compare(arguments: argparse.Namespace, kinds: list[tuple[str, str]]) -> None:
-    """Lets the kinds take turns, one update each. Prints their rates, and the ratios between them."""
+    """Alternates between the kinds, one update each. Prints their rates, and the ratios between the rates."""
     rates: dict[tuple[str, str], list[float]] = {kind: [] for kind in kinds}
     for _ in range(arguments.rounds):
         with contextlib.ExitStack() as stack:
@@ -138,7 +138,7 @@ def _trainer(arguments: argparse.Namespace, *, dropout: float) -> Trainer:
         "device": "cpu",
         "precision": arguments.precision,
         "save_dir": str(arguments.data / "no-run"),  # nothing is saved
-        "validation": {"split": "train"},  # nor validated
+        "validation": {"split": "train"},  # nothing is validated
         "max_updates": 1_000_000,
         "clip_norm": CLIP_NORM,
         "batch": {"max_tokens": 4096},
@@ -214,7 +214,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainTransformer(nn.Module):
-    """The same model as ours, of nn.Embedding, SDPA, nn.Linear, nn.LayerNorm and nn.Dropout; logits out."""
+    """The same model as in seqtk, made of nn.Embedding, SDPA, nn.Linear, nn.LayerNorm and nn.Dropout."""
 
     positions_TD: Tensor
 
@@ -243,7 +243,7 @@ class PlainTransformer(nn.Module):
 
 
 class PlainLanguageModel(PlainTransformer):
-    """A language model of the same blocks, without an encoder."""
+    """A language model made of the same blocks, without an encoder."""
 
     def __init__(self, vocabulary: int, *, dropout: float) -> None:
         super().__init__(vocabulary, dropout=dropout)
@@ -258,7 +258,7 @@ class PlainLanguageModel(PlainTransformer):
 
 
 class PlainLoop:
-    """A training loop as one would write it by hand, of PlainTransformer or another model."""
+    """A training loop written with torch alone, for PlainTransformer or another model."""
 
     def __init__(
         self,
@@ -272,7 +272,7 @@ class PlainLoop:
     ) -> None:
         self.model = model(vocabulary, dropout=dropout).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), **ADAM)
-        # torch spreads the smoothed share over all V tokens, fairseq and we over the V - 1 others
+        # torch divides the smoothed share among all V tokens, fairseq and seqtk among the V - 1 other tokens
         self.label_smoothing = label_smoothing * vocabulary / (vocabulary - 1)
         self.precision, self.device = precision, device
 
@@ -323,7 +323,7 @@ def _plain_data(data: Path) -> tuple[int, list[TranslationBatch]]:
 
 
 def _losses(arguments: argparse.Namespace) -> None:
-    """Print the losses of both trainings from the same weights, without dropout."""
+    """Prints the losses of both trainings from the same weights, without dropout."""
     trainer = _trainer(arguments, dropout=0.0)
     loop = PlainLoop(trainer.model.head.weight.shape[0], dropout=0.0, precision="fp32")
     loop.model.load_state_dict({_plain_name(name): tensor for name, tensor in tensors_of(trainer.model).items()})
@@ -337,7 +337,7 @@ def _losses(arguments: argparse.Namespace) -> None:
 
 
 def _plain_name(name: str) -> str:
-    """What the plain model calls a parameter of ours."""
+    """Returns the name in the plain model of a parameter of seqtk's model."""
     for ours, plain in (("source_embedding.", ""), (".blocks", ""), ("_residual.norm", "_norm"), ("feed_forward.", "")):
         name = name.replace(ours, plain)
     return name
@@ -347,7 +347,7 @@ def _plain_name(name: str) -> str:
 
 
 def _make_corpus(directory: Path, *, words: int = VOCABULARY, pairs: int = PAIRS) -> Path:
-    """Returns a data-bin with as many pairs as Multi30k, of the lengths that 8,000 joint BPE tokens give."""
+    """Returns a data-bin with as many pairs as Multi30k, as long as Multi30k's pairs in 8,000 BPE tokens."""
     random = np.random.default_rng(1)
     vocabulary = Vocabulary([f"word{rank}" for rank in range(words - UNK - 1)])
     first = UNK + 1

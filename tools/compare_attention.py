@@ -1,13 +1,13 @@
-"""Trains one small model with each attention layer, in one budget, and prints what it reached and cost.
+"""Trains one small model with each attention layer, all for equally many updates, and prints scores, speeds and memory.
 
 python tools/compare_attention.py --contest translation --data data-bin/multi30k_en_de [--updates N] [--kinds …]
 python tools/compare_attention.py --contest language --data data-bin/wikipedia_bytes [--updates N] [--kinds …]
 
 Every run is `seqtk-train recipe=multi30k_base` (or `wikipedia_bytes`) with fewer updates and another layer in every
-self-attention (of the encoder alone, if a kind has no causal form), then `seqtk-generate beam=5` (or `seqtk-eval-lm`)
-on the test split. Speed is target tokens for each second of processor time of the whole training, start and validation
-included, so that the figure stands where other work shares the machine. A kind whose result is in the output folder
-already is not run again. With --bf16, products are made in bfloat16.
+self-attention (only in the encoder if a kind has no causal form), then `seqtk-generate beam=5` (or `seqtk-eval-lm`) on
+the test split. Speed is the number of target tokens per second of processor time of the whole training, including start
+and validation, because other work on the machine affects processor time less. A kind whose result is in the output
+folder is not run again. With --bf16, training computes in bf16 (`precision=bf16`).
 """
 
 import argparse
@@ -52,24 +52,24 @@ ENTRANTS: dict[str, dict[str, Any]] = {
     "fnet": {"kind": "fnet"},
     "transformer_xl": {"kind": "transformer_xl"},
 }
-"""The settings of each layer; one that has a `max_length` gets the contest's."""
+"""The settings of each layer. If a layer has a setting `max_length`, it is set to the contest's longest input."""
 
 
 @dataclass(frozen=True)
 class Contest:
-    """What is trained, how its test split is scored, and what it is ranked by."""
+    """The model that is trained, the command that scores it, and the score that ranks the layers."""
 
     recipe: str
     longest: int
-    """Of the inputs, for layers that have to know."""
+    """The longest input in tokens, for layers with a maximum length."""
     score: tuple[str, ...]
     """The command that scores; `checkpoint=` and `data=` are added."""
     figure: re.Pattern[str]
-    """Finds the score in what that prints."""
+    """Matches the score in the output of this command."""
     name: str
     higher_is_better: bool
     role: Role
-    """What a layer has to be, to take part."""
+    """The role that a layer must have to be compared."""
 
 
 CONTESTS = {
@@ -90,7 +90,13 @@ def main() -> None:
     parser.add_argument("--contest", choices=list(CONTESTS), default="translation")
     parser.add_argument("--data", required=True, help="the data-bin directory of the contest's recipe")
     parser.add_argument("--updates", type=int, default=480)
-    parser.add_argument("--kinds", nargs="+", choices=list(ENTRANTS), metavar="KIND", help="default: all that can")
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=list(ENTRANTS),
+        metavar="KIND",
+        help="default: all kinds with the role of the contest",
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("compare-attention"))
@@ -116,12 +122,12 @@ def roles(name: str) -> Role:
 
 
 def where(name: str) -> str:
-    """Returns the places that it takes."""
+    """Returns the self-attentions of the model in which the layer is used."""
     return "everywhere" if Role.CAUSAL in roles(name) else "encoder"
 
 
 def settings_of(name: str, contest: Contest) -> list[str]:
-    """Returns the settings that put the layer in its places, with the longest input where it asks for one."""
+    """Returns the settings that select the layer, with the longest input if it has a maximum length."""
     config_type = attentions.config_type(ENTRANTS[name]["kind"])
     needs_length = "max_length" in {field.name for field in dataclasses.fields(config_type)}
     config = {**ENTRANTS[name], **({"max_length": contest.longest} if needs_length else {})}
@@ -165,7 +171,7 @@ def run(name: str, contest: Contest, arguments: argparse.Namespace) -> dict[str,
 
 
 def _written(config: dict[str, Any]) -> str:
-    """Returns a mapping as it is written on the command line."""
+    """Returns a mapping in the syntax of the command line."""
     parts = []
     for key, value in config.items():
         parts.append(f"{key}: [{', '.join(value)}]" if isinstance(value, list) else f"{key}: {value}")

@@ -1,6 +1,6 @@
-"""Counts how often the host reads a number from the device: each time, it waits for all that the device has to do.
+"""Counts how often the host reads a number from the device. At each read, the host waits until the device is idle.
 
-Boolean indexing (`nonzero`), whose result has a size that depends on the data, waits too, and is counted separately.
+Boolean indexing (`nonzero`) waits too, because the size of its result depends on the data. It is counted separately.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class _Counter(TorchDispatchMode):
 
 
 def count_host_reads(function: Callable[[], object], names: tuple[str, ...] = READS) -> int:
-    """Returns how many operators called `names` run in `function`; it can be counted on any device, a CPU included."""
+    """Returns how many operators called `names` run in `function`. The count is the same on every device."""
     with _Counter(names) as counter:
         function()
     return counter.count

@@ -1,15 +1,17 @@
-"""Counts the torch operators of one training update: the work of the host, which needs no GPU to be measured.
+"""Counts the torch operators of one training update: a measure of the host's work that needs no GPU.
 
     python tools/count_ops.py [--size SIZE] [--data DATA-BIN] [--tokens N] [--bf16] [--graph-breaks] [KEY=VALUE ...]
 
-The model and the data are those of tools/bench_training.py, and KEY=VALUE changes settings, for example
-`attention=luna`. A GPU that waits for its host is idle in proportion to the number of operators, so the plain torch
-loop of the same size is counted too. Views launch no kernel and are counted separately.
+The tool uses the model and the data of tools/bench_training.py. KEY=VALUE changes settings, for example
+`attention=luna`. If a GPU waits for its host, it is idle in proportion to the number of operators. For comparison, the
+tool also counts the operators of a plain torch loop of the same size. Views launch no kernel and are counted
+separately.
 
     python tools/count_ops.py --layers [--against CHECKOUT] [--size SIZE] [--bf16] [KEY=VALUE ...]
 
-Prints a table of the operators that are not views, of the casts among them, and of the reads by the host, of one update
-with each attention layer as self-attention; with --against also those of another checkout, which has its own .venv.
+Prints a table with a row for each attention layer, used as self-attention: the number of operators of one update that
+are not views, of casts among them, and of reads by the host. With --against, the table also has the numbers of another
+checkout, which has its own .venv.
 
 With --graph-breaks, also prints where torch.compile would break the graph of the forward pass.
 """
@@ -27,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parents[1]
-CHECKOUT = Path(os.environ.get("COUNTED_CHECKOUT", HERE))  # whose code is counted: this one's, or that of --against
+CHECKOUT = Path(os.environ.get("COUNTED_CHECKOUT", HERE))  # the checkout whose operators are counted
 sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / "tools")]
 
 import bench_training as bench  # noqa: E402
@@ -109,7 +111,7 @@ def compare_with_plain(arguments: argparse.Namespace) -> None:
 
 
 def trainer_of(arguments: argparse.Namespace, settings: list[str]) -> Any:
-    """Returns the trainer of tools/bench_training.py, of the checkout that is counted, with some settings changed."""
+    """Returns the trainer that tools/bench_training.py of the counted checkout builds, with changed settings."""
     build = bench.Trainer
 
     def with_settings(config: Any, **others: Any) -> Any:

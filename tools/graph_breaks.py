@@ -2,9 +2,9 @@
 
     python tools/graph_breaks.py [KIND ...]
 
-The models are tiny, and each has the layer in all roles that both have. A step is a forward pass with dropout, and its
-loss; that the backward pass is in the same graph, and that the numbers are those of eager mode, is tested in
-tests/laws/test_graphs.py.
+The models are tiny. Each model uses the layer in all roles that the model and the layer have. A step is a forward pass
+with dropout, and its loss. tests/laws/test_graphs.py tests that the backward pass is in the same graph, and that the
+results equal those of eager mode.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Writes docs/laws.md: the laws of attention layers, the kinds that they apply to, and the mutants that they catch.
+"""Writes docs/laws.md: the laws of attention layers, the kinds that they apply to, and the mutants that they detect.
 
 python tools/law_matrix.py            writes the page
 python tools/law_matrix.py --check    exits with code 1 if the page is not current
@@ -53,7 +53,7 @@ def page() -> str:
         sizes = "compilation" if law.slow else ", ".join(law.sizes)
         lines.append(f"| `{name}` | {law.promise} | {roles} | {sizes} |")
     lines += ["", "## Which laws apply to which layer", ""]
-    lines += ["The letters say at which size: S short, L long. Laws that apply to every layer are omitted.", ""]
+    lines += ["The letters give the size: S short, L long. Laws that apply to every layer are omitted.", ""]
     applied = {
         kind: {(case.law.name, case.subject.size.name) for case in cases(kind, slow=True)} for kind in attentions
     }
@@ -72,18 +72,18 @@ def page() -> str:
         "",
         "## Mutants",
         "",
-        "A mutant is a wrong layer that the tests keep, to show that the laws catch it.",
+        "A mutant is a layer with a deliberate fault. The tests check that a law detects each fault.",
         "",
     ]
-    lines += ["Faults of the library, put into its source:", "", "| fault | caught by | on |", "|---|---|---|"]
+    lines += ["Faults inserted into the source of seqtk's layers:", "", "| fault | detected by | on |", "|---|---|---|"]
     for mutant in SOURCE_MUTANTS:
         layer, _, law = mutant.case.rpartition("-")
         lines.append(f"| {mutant.fault} | `{law}` | {layer} |")
     lines += [
         "",
-        "Wrong variants of softmax attention and of the random Synthesizer:",
+        "Faulty variants of softmax attention and of the random Synthesizer:",
         "",
-        "| fault | caught by |",
+        "| fault | detected by |",
         "|---|---|",
     ]
     lines += [f"| {mutant.fault} | `{mutant.law}` |" for mutant in CLASS_MUTANTS + SLOW_MUTANTS]

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the seconds and the memory of a piece of work, and workers that take turns."""
+"""Functions of the benchmarks: measure time and memory of a function, and alternate between worker processes."""
 
 import ctypes
 import dataclasses
@@ -24,7 +24,7 @@ MIXTURES = {
     "random+dense": ["random", "dense"],
     "factorized_random+dot": ["factorized_random", "dot"],
 }
-"""Mixtures of Synthesizers, which are measured like layers of these names."""
+"""Mixtures of Synthesizers, which are measured as layers with these names."""
 
 
 def kind_of(name: str) -> str:
@@ -33,7 +33,7 @@ def kind_of(name: str) -> str:
 
 
 def settings_of(name: str, **sizes: Any) -> dict[str, Any]:
-    """Returns the settings of a layer: those of `sizes` that it has, and the parts of a mixture."""
+    """Returns the settings of a layer: each value of `sizes` that is a setting of it, and the parts of a mixture."""
     fields = {field.name for field in dataclasses.fields(attentions.config_type(kind_of(name)))}
     settings = {key: value for key, value in sizes.items() if key in fields}
     return settings | ({"parts": MIXTURES[name]} if name in MIXTURES else {})
@@ -76,7 +76,7 @@ def seconds(work: Callable[[], object], device: str) -> float:
 
 
 def memory(work: Callable[[], object], device: str) -> float:
-    """GiB at the peak of `work`, in addition to what is held before it; resident memory, on a GPU allocated memory.
+    """Returns the increase of memory in GiB at the peak of `work`: resident memory, on a GPU allocated memory.
 
     Call `return_freed_memory` before.
     """
@@ -85,7 +85,7 @@ def memory(work: Callable[[], object], device: str) -> float:
         before = torch.cuda.memory_allocated()
         work()
         return (torch.cuda.max_memory_allocated() - before) / 2**30
-    work()  # what libraries keep for themselves does not count
+    work()  # memory that libraries keep after the first call is not counted
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     work()
@@ -93,18 +93,18 @@ def memory(work: Callable[[], object], device: str) -> float:
 
 
 def return_freed_memory() -> None:
-    """Freed memory goes to the system from now on; else it is used again, and counts as held before."""
+    """Makes malloc return freed memory to the system. Otherwise `memory` would not count reused memory."""
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
 
 
 def keep_freed_memory() -> None:
-    """Freed memory is used again from now on, as in training."""
+    """Makes malloc keep and reuse freed memory, as in training."""
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**25)
     ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def _status(key: str) -> int:
-    """KiB that the kernel states of this process."""
+    """Returns a value in KiB from the status that the kernel reports for this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
@@ -147,10 +147,10 @@ class Worker:
 
 
 def serve(update: Callable[[], float], *, warm_up: int) -> None:
-    """Is a worker: for each line read, makes an update and prints how much it trained on in a second.
+    """Runs the worker process: for each line read, makes an update and prints the tokens or examples per second.
 
     Args:
-        update: Makes an update. Returns what it trained on: tokens, or examples.
+        update: Makes an update. Returns the number of tokens or examples that it trained on.
         warm_up: Updates before the worker is ready.
     """
     for _ in range(warm_up):

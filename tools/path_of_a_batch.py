@@ -1,4 +1,4 @@
-"""List the library files that run while a model trains: python tools/path_of_a_batch.py KEY=VALUE…, as for seqtk-train
+"""Lists the library files that run while a model trains: python tools/path_of_a_batch.py KEY=VALUE…, as for seqtk-train
 
 A file counts if one of its functions is called. Code that runs only while modules are imported does not count.
 Prints the lines and calls of each file, then the number of files and the sum of their lines.
@@ -14,11 +14,11 @@ from typing import Any
 import seqtk
 
 ROOT = Path(seqtk.__file__).resolve().parent
-OPTIMIZED = 0x1  # the flag of the code of functions, which that of modules and class bodies lacks
+OPTIMIZED = 0x1  # a flag that the code of functions has, but not the code of modules and class bodies
 
 
 def during_import(frame: FrameType) -> bool:
-    """Return whether a module of the library is being imported."""
+    """Returns whether a module of the library is being imported."""
     caller = frame.f_back
     while caller is not None:
         if caller.f_code.co_name == "<module>" and caller.f_code.co_filename.startswith(str(ROOT)):

@@ -1,4 +1,6 @@
-"""Draws what tools/bench_attention.py measured: a figure a role and quantity, as PNG and SVG, with a panel a family.
+"""Plots the results of tools/bench_attention.py, as PNG and SVG.
+
+There is one figure for each role and quantity, with one panel for each family of layers.
 
 python tools/plot_attention.py DIR/attention.csv [--output DIR]
 """
@@ -42,7 +44,7 @@ def main() -> None:
 
 
 def draw(rows: list[dict[str, str]], quantity: str, *, title: str) -> Any:
-    """Returns a panel a family, all with the same axes; softmax is the line at 1."""
+    """Returns a figure with a panel for each family, all with the same axes. The line at 1 is softmax."""
     families = [family for family in dict.fromkeys(row["family"] for row in rows) if _rivals(rows, family)]
     height = math.ceil(len(families) / COLUMNS)
     figure, axes = pyplot.subplots(

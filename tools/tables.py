@@ -1,13 +1,13 @@
-"""Write the tables of members in README.md and docs/*.md from the registries.
+"""Writes the tables of members in README.md and docs/*.md from the registries.
 
-`--check` writes nothing and exits with 1 if a table is not current.
+`--check` writes nothing and exits with code 1 if a table is not current.
 
-A table stands between two markers, the first of which says what is in it:
+A table is written between two markers. The first marker names its content:
 
     <!-- members -->                 every registry with the names of its members
-    <!-- members: attention -->      the members of one registry with what they are (and their roles)
-    <!-- members: recipe -->         the recipes with their first lines; likewise `command`
-    <!-- /members -->                the end of each
+    <!-- members: attention -->      the members of one registry with their descriptions (and roles)
+    <!-- members: recipe -->         the recipes with their first lines; `command` lists the commands likewise
+    <!-- /members -->                the end of each table
 """
 
 import configparser
