@@ -1,4 +1,4 @@
-"""Trains many tiny models in one group of processes, so that engines are compared without a start for each."""
+"""Trains many tiny models with the same processes, so that no model has to wait for processes to start."""
 
 import contextlib
 import os
@@ -23,21 +23,21 @@ SETTINGS = (
     "optimizer={kind:sgd,lr:0.1,momentum:0.9} schedule={kind:constant} clip_norm=0.5 log.every=1 log.tensorboard=false "
     f"log.sinks=[jsonl] max_updates={UPDATES}"
 ).split()
-"""Not Adam, which turns the noise of gradients that are mathematically 0 into whole steps."""
+"""Adam is not used, because it makes steps of full size from the rounding errors of gradients that should be 0."""
 
 Case = Sequence[str]
 """The settings of a run."""
 
 
 def train(cases: Mapping[str, Case], folder: Path, *, engine: str = "none", processes: int = 1, of: int = 1) -> None:
-    """Trains each case with one engine; its run is `folder/NAME`.
+    """Trains each case with one engine, in the folder `folder/NAME`.
 
     Args:
         cases: Settings by name.
         folder: The folder of the runs.
-        engine: The engine.
-        processes: How many share the work.
-        of: The number of micro-batches of an update, whatever the number of processes.
+        engine: The kind of the engine.
+        processes: The number of processes.
+        of: The number of micro-batches of an update, summed over all processes.
     """
     if processes == 1:
         failed = _train(cases, folder, engine, of)
@@ -63,7 +63,7 @@ def train(cases: Mapping[str, Case], folder: Path, *, engine: str = "none", proc
 
 
 def enter_world(rank: int, size: int, port: int) -> None:
-    """Sets the variables that torchrun would set."""
+    """Sets the environment variables that torchrun would set."""
     world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in world.items()}
     torch.set_num_threads(1)
@@ -96,12 +96,12 @@ def _train(cases: Mapping[str, Case], folder: Path, kind: str, freq: int) -> str
 
 
 def distance(one: Path, other: Path) -> float:
-    """The largest difference of a weight after the last update."""
+    """Returns the largest difference between the weights of two runs after the last update."""
     a, b = (weights(path) for path in (one, other))
     assert a.keys() == b.keys()
     return max(float((a[name].double() - b[name].double()).abs().max()) for name in a if a[name].numel())
 
 
 def weights(path: Path) -> dict[str, Tensor]:
-    """The weights after the last update."""
+    """Returns the weights after the last update."""
     return load_tensors(path / (path / "latest").read_text() / "model.safetensors")[0]

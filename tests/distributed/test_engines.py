@@ -1,4 +1,4 @@
-"""Every attention layer, criterion and model trains under `ddp` and `fsdp2` as in one process."""
+"""Training under `ddp` and `fsdp2` equals training in one process, for all attention layers, criterions and models."""
 
 import shutil
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ SLOTS = {
     Role.CROSS: "model.decoder.cross_attention",
 }
 RANDOM = ("reformer",)
-"""Layers that draw random numbers in each forward pass. Several processes draw other numbers than one process."""
+"""Layers that draw random numbers in each forward pass. Two processes draw other numbers than one process."""
 STACKS = ("model.encoder.layers=2", "model.decoder.layers=2")
 CRITERIONS = {
     "nll": ("criterion=cross_entropy",),
@@ -31,7 +31,7 @@ CRITERIONS = {
 
 @pytest.fixture(scope="session")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data-bin of classified lines."""
+    """Returns a data-bin of lines with class labels."""
     folder = tmp_path_factory.mktemp("words")
     draws = np.random.default_rng(1)
     for split, lines in (("train", 120), ("valid", 12)):
@@ -50,14 +50,14 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def layers(role: Role) -> Iterator[tuple[str, Case]]:
-    """Each attention layer that has this role in a translation model."""
+    """Yields settings of a translation model for each attention layer that has this role."""
     for name in attentions:
         if role in attentions.class_of(attentions.config_type(name)).roles:
             yield name, (*STACKS, f"{SLOTS[role]}={{kind:{name}}}")
 
 
 def models(words: Path) -> Iterator[tuple[str, Case]]:
-    """Each model with each criterion, and variants that share or split tables."""
+    """Yields settings of each model with each criterion, and of variants with shared or separate embeddings."""
     lm = (
         f"task={{kind:language_modeling,data:{words},tokens_per_sample:24}}",
         "model=transformer_lm",
@@ -95,7 +95,7 @@ def models(words: Path) -> Iterator[tuple[str, Case]]:
 
 
 def differences(cases: dict[str, Case], folder: Path, corpus: Path, *, processes: int) -> dict[str, float]:
-    """Trains all cases with one process and with several. Returns the differences of weights over the tolerance."""
+    """Trains all cases with one process and with several. Returns the differences that exceed the tolerance."""
     cases = {
         name: case if any(s.startswith("task") for s in case) else (f"task.data={corpus}", *case)
         for name, case in cases.items()
@@ -113,7 +113,7 @@ def differences(cases: dict[str, Case], folder: Path, corpus: Path, *, processes
 
 
 HANDFUL = ("transformer-smoothed", "streams", "penalty", "average", "decoding")
-"""Cases of the fast suite."""
+"""The cases that are tested without the marker `matrix`."""
 REPRESENTATIVE = (
     *HANDFUL,
     "lm-nll",
@@ -124,36 +124,36 @@ REPRESENTATIVE = (
     "frozen",
     "rates",
 )
-"""Cases with four processes."""
+"""The cases that are tested with four processes."""
 
 
 class TestEquality:
     @pytest.mark.slow
-    def test_some_models_equal_one_process(self, words: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_some_models_train_as_in_one_process(self, words: Path, tiny_corpus: Path, tmp_path: Path) -> None:
         every = dict(models(words))
         assert differences({name: every[name] for name in HANDFUL}, tmp_path, tiny_corpus, processes=2) == {}
 
     @pytest.mark.slow
     @pytest.mark.matrix
     @pytest.mark.parametrize("role", SLOTS)
-    def test_every_layer_equals_one_process(self, role: Role, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_every_layer_trains_as_in_one_process(self, role: Role, tiny_corpus: Path, tmp_path: Path) -> None:
         assert differences(dict(layers(role)), tmp_path, tiny_corpus, processes=2) == {}
 
     @pytest.mark.slow
     @pytest.mark.matrix
-    def test_every_model_equals_one_process(self, words: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_every_model_trains_as_in_one_process(self, words: Path, tiny_corpus: Path, tmp_path: Path) -> None:
         assert differences(dict(models(words)), tmp_path, tiny_corpus, processes=2) == {}
 
     @pytest.mark.slow
     @pytest.mark.matrix
-    def test_four_processes_equal_one(self, words: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_four_processes_train_as_one_process(self, words: Path, tiny_corpus: Path, tmp_path: Path) -> None:
         every = dict(models(words))
         assert differences({name: every[name] for name in REPRESENTATIVE}, tmp_path, tiny_corpus, processes=4) == {}
 
 
 @pytest.mark.slow
-def test_adafactor_equals_one_process(tiny_corpus: Path, tmp_path: Path) -> None:
-    """In all matrices. Like Adam it turns the noise of vectors whose gradient is mathematically 0 into whole steps."""
+def test_adafactor_trains_as_in_one_process(tiny_corpus: Path, tmp_path: Path) -> None:
+    """Compares matrices only, because Adafactor makes full steps from rounding errors of vectors with gradient 0."""
     cases = {"run": (f"task.data={tiny_corpus}", *STACKS, "optimizer={kind:adafactor,lr:0.01}")}
     train(cases, tmp_path / "one", of=2)
     train(cases, tmp_path / "fsdp2", engine="fsdp2", processes=2, of=2)
@@ -170,7 +170,7 @@ PAIRS = [("fsdp2", "none", 1), ("fsdp2", "ddp", 3), ("fsdp2", "fsdp2", 4), ("ddp
 @pytest.mark.slow
 class TestResume:
     def test_checkpoints_resume_under_other_engines(self, tiny_corpus: Path, tmp_path: Path) -> None:
-        """A checkpoint of two processes (of one: `none`) resumes under other engines with 1 to 4 processes."""
+        """Runs of one process (`none`) or two (`ddp`, `fsdp2`) resume under other engines with 1 to 4 processes."""
         case = (f"task.data={tiny_corpus}", *STACKS, "batch.max_sentences=3", "ema.decay=0.9")
         train({"run": (*case, "max_updates=6")}, tmp_path / "whole", of=12)
         for writer in ("none", "ddp", "fsdp2"):
@@ -198,9 +198,9 @@ class TestResume:
 
 
 STEP = 0.1 * 0.5
-"""The longest step of an update: the rate times the norm to which gradients are clipped."""
+"""The largest step of an update: the learning rate times the maximum norm of the gradient."""
 ROUNDING = 2**-8
-"""The spacing of bfloat16 relative to a number. Under fsdp2 it is that of norms and biases, too, and of gradients."""
+"""The relative spacing of bfloat16 numbers. Under fsdp2, norms, biases and gradients are rounded to bfloat16 too."""
 PLUGIN = """
 import os
 from seqtk.modules.linear import Linear
@@ -219,8 +219,8 @@ Linear.forward = noting
 
 @pytest.mark.slow
 class TestPrecision:
-    def test_blocks_are_gathered_in_autocasts_dtype(self, tiny_corpus: Path, tmp_path: Path) -> None:
-        """While they compute in training. Validation decodes with the weights as they are stored."""
+    def test_training_gathers_weights_in_the_autocast_dtype(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        """Validation uses float32 weights, as they are stored."""
         (tmp_path / "notes.py").write_text(PLUGIN)
         settings = (f"user_dir={tmp_path / 'notes.py'}", "parallel={kind:fsdp2,timeout:20}", "max_updates=2")
         for precision, dtype in (("fp32", "float32"), ("bf16", "bfloat16")):
@@ -235,8 +235,8 @@ class TestPrecision:
             )
             assert set(seen.read_text().splitlines()) == {f"training torch.{dtype}", "validation torch.float32"}
 
-    def test_variants_equal_one_process(self, tiny_corpus: Path, tmp_path: Path) -> None:
-        """But for where weights and gradients are rounded."""
+    def test_bf16_variants_train_as_in_one_process(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        """The tolerance allows for the rounding of weights and gradients under fsdp2."""
         bf16 = (f"task.data={tiny_corpus}", *STACKS, "precision=bf16")
         cases = {
             "decoding": (*bf16, "validation.decode=true", "validation.metric=chrf", "validation.search.max_length_b=5"),
@@ -253,8 +253,8 @@ class TestPrecision:
         assert {name: value for name, value in found.items() if not value <= UPDATES * STEP * ROUNDING} == {}
 
     @pytest.mark.matrix
-    def test_every_layer_in_bfloat16_equals_one_process(self, tiny_corpus: Path, tmp_path: Path) -> None:
-        """As in one process, but for where weights and gradients are rounded. Each layer is in all of its roles."""
+    def test_every_layer_in_bf16_trains_as_in_one_process(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        """Each layer is used in all of its roles. The tolerance allows for the rounding of weights and gradients."""
         cases: dict[str, list[str]] = {}
         for role, slot in SLOTS.items():
             for name, _ in layers(role):
@@ -282,7 +282,7 @@ class TestRefusals:
             (("parallel=none",), "parallel=none"),
         ],
     )
-    def test_unsupported_settings_are_refused(
+    def test_two_processes_refuse_unsupported_settings(
         self, tiny_corpus: Path, tmp_path: Path, settings: Case, key: str
     ) -> None:
         run = Run(tiny_corpus, tmp_path / "run", *settings, "max_updates=2", processes=2)

@@ -1,4 +1,4 @@
-"""Gathering a sharded model holds one copy in the first process, and a part of one in the others."""
+"""Gathering a sharded model needs memory for one copy in the first process, and for less in the others."""
 
 import socket
 from multiprocessing.connection import Connection
@@ -15,11 +15,11 @@ from tests.e2e.runs import context
 
 LAYERS, WIDTH = 24, 2048
 COPY = LAYERS * WIDTH * WIDTH * 4 / 2**20
-"""MiB of the model."""
+"""The size of the model in MiB."""
 
 
 @pytest.mark.slow
-def test_memory_of_gathering(tmp_path: Path) -> None:
+def test_gathering_needs_memory_for_one_copy(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -39,11 +39,11 @@ def test_memory_of_gathering(tmp_path: Path) -> None:
 
 
 def _gather(rank: int, port: int, path: Path, result: Connection) -> None:
-    """Gathers a model and writes it. Sends by how much the memory of the process grew at its peak, in MiB."""
+    """Gathers a model and writes it. Sends the peak increase of the memory of the process in MiB."""
     enter_world(rank, 2, port)
     engine = engines.build(engines.config_type("fsdp2")(timeout=60.0), device="cpu")
     model = engine.wrap(nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS))))
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak until now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _memory("VmRSS")
     tensors = engine.collect({name: weight.detach() for name, weight in model.named_parameters()}, copies=True)
     if engine.is_first:

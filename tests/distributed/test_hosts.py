@@ -1,4 +1,4 @@
-"""Processes on several hosts: tasks of SLURM, and two network namespaces that stand for two hosts."""
+"""Processes on several hosts: tasks of SLURM, and two network namespaces that simulate two hosts."""
 
 import os
 import signal
@@ -28,8 +28,8 @@ SETTINGS = (  # noqa: SIM905
 
 
 class TestSlurm:
-    def test_tasks_equal_one_process(self, tiny_corpus: Path, tmp_path: Path) -> None:
-        """Two tasks of SLURM, started without torchrun and without settings."""
+    def test_two_tasks_train_as_one_process(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        """The tasks start without torchrun and without the setting `parallel`."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -53,7 +53,7 @@ class TestSlurm:
         expected = [loss for _, loss in losses(tmp_path / "one")]
         assert [loss for _, loss in losses(tmp_path / "two")] == pytest.approx(expected, rel=1e-6)
 
-    def test_task_without_the_other_task_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_missing_task_ends_the_run_with_an_error(self, tiny_corpus: Path, tmp_path: Path) -> None:
         job = {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
         task = Run(tiny_corpus, tmp_path / "run", *SETTINGS, "parallel={kind:ddp,timeout:1}", environment=job)
         assert task.wait() == 2
@@ -62,7 +62,7 @@ class TestSlurm:
 
 
 class Hosts:
-    """Two network namespaces that are joined by a cable."""
+    """Two network namespaces, connected by a pair of virtual network devices."""
 
     addresses = "10.213.0.1", "10.213.0.2"
 
@@ -145,7 +145,9 @@ def wait_for_updates(save_dir: Path, count: int, hosts: Hosts) -> None:
 
 class TestTwoHosts:
     @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
-    def test_two_hosts_equal_one_process(self, hosts: Hosts, tiny_corpus: Path, tmp_path: Path, parallel: str) -> None:
+    def test_two_hosts_train_as_one_process(
+        self, hosts: Hosts, tiny_corpus: Path, tmp_path: Path, parallel: str
+    ) -> None:
         run = ("max_updates=6", f"task.data={tiny_corpus}", f"parallel={parallel}")
         hosts.start(tmp_path, *run, f"save_dir={tmp_path / 'two'}")
         for process in hosts.processes:
@@ -155,7 +157,7 @@ class TestTwoHosts:
         expected = [loss for _, loss in losses(tmp_path / "one")]
         assert [loss for _, loss in losses(tmp_path / "two")] == pytest.approx(expected, rel=1e-6)
 
-    def test_lost_host_ends_the_others(self, hosts: Hosts, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_disconnected_host_ends_the_run_on_the_other(self, hosts: Hosts, tiny_corpus: Path, tmp_path: Path) -> None:
         hosts.start(tmp_path, "max_updates=1000000", f"task.data={tiny_corpus}", f"save_dir={tmp_path / 'run'}")
         wait_for_updates(tmp_path / "run", 10, hosts)
         hosts.cut()
@@ -167,8 +169,8 @@ class TestTwoHosts:
 
 
 class TestElasticRestart:
-    def test_restart_resumes_exactly(self, tiny_corpus: Path, tmp_path: Path) -> None:
-        """A process is killed with -9; torchrun starts both again, in the store with the addresses of the first two."""
+    def test_torchrun_restart_resumes_bit_exactly(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        """One process is killed with SIGKILL. torchrun restarts both, in the store that has the old addresses."""
         plugin = tmp_path / "dies.py"
         plugin.write_text(
             "import os, signal, time\n"

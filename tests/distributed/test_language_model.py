@@ -1,4 +1,4 @@
-"""Two gloo processes train a language model like one process."""
+"""Training a language model with two gloo processes equals training in one process."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ ARGUMENTS = [
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A data-bin of one kilobyte of text, tokenized into bytes."""
+    """Returns a data-bin of one kilobyte of text, tokenized into bytes."""
     folder = tmp_path_factory.mktemp("text")
     train = "".join(f"line {number} of {number**2}\n" for number in range(60))
     return byte_corpus(folder, train=train, valid="line 61 of 3721\n")
@@ -54,8 +54,8 @@ def train(processes: int, corpus: str, save_dir: Path, *extra: str) -> None:
 
 
 @pytest.mark.parametrize("extra", [(), ("model.adaptive={cutoffs:[90,200]}",)], ids=["plain", "adaptive"])
-def test_losses_equal_one_process(corpus: str, tmp_path: Path, extra: tuple[str, ...]) -> None:
-    """Also with an adaptive head whose last cluster has no target: no byte of the text has an id from 200 on."""
+def test_losses_equal_the_losses_of_one_process(corpus: str, tmp_path: Path, extra: tuple[str, ...]) -> None:
+    """The adaptive head has a last cluster without targets, because no byte of the text has an id of 200 or more."""
     train(1, corpus, tmp_path / "one", "update_freq=2", *extra)
     train(2, corpus, tmp_path / "two", *extra)
     for kind in ("train", "valid"):
@@ -74,13 +74,13 @@ STREAMS = [
     "checkpoint.every=3",
     "max_updates=16",
 ]
-"""Nine updates an epoch."""
+"""The settings of streams. An epoch has nine updates."""
 TRANSFORMER_XL = [*STREAMS, "model.positions=none", "attention=transformer_xl", "attention.memory_length=40"]
 SIZES = ["model.dim=16", "model.ffn_dim=32", "model.heads=2", "model.layers=2", "model.dropout=0"]
 TOKENS = [*STREAMS, "model=recurrent_memory_lm", *SIZES, "model.segment_length=16", "max_updates=4"]
 
 
-def test_streams_resume_with_other_processes(corpus: str, tmp_path: Path) -> None:
+def test_streams_resume_with_another_process_count(corpus: str, tmp_path: Path) -> None:
     train(1, corpus, tmp_path / "one", *TRANSFORMER_XL)
     train(2, corpus, tmp_path / "two", *TRANSFORMER_XL, "max_updates=4")
     train(1, corpus, tmp_path / "two", *TRANSFORMER_XL, "update_freq=3", "max_updates=12")
@@ -92,7 +92,7 @@ def test_streams_resume_with_other_processes(corpus: str, tmp_path: Path) -> Non
         assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-5)
 
 
-def test_losses_with_memory_tokens_equal_one_process(corpus: str, tmp_path: Path) -> None:
+def test_memory_tokens_train_as_in_one_process(corpus: str, tmp_path: Path) -> None:
     train(1, corpus, tmp_path / "one", *TOKENS)
     train(2, corpus, tmp_path / "two", *TOKENS)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")

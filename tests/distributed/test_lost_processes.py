@@ -1,4 +1,4 @@
-"""A process that fails, dies or hangs ends the run; so does a torchrun that is killed."""
+"""If a process fails, dies or hangs, or if torchrun is killed, all processes of the run end."""
 
 import json
 import os
@@ -41,7 +41,7 @@ ARGUMENTS = (
 )
 
 SOON = 120
-"""Seconds within which all processes must end: 30 for torchrun to stop one, and more on a busy machine."""
+"""Maximum seconds until all processes end. torchrun needs up to 30 to stop one, and more on a busy machine."""
 
 
 class Launched:
@@ -68,7 +68,7 @@ class Launched:
 
     @property
     def workers(self) -> list[int]:
-        """The processes that torchrun started."""
+        """The ids of the processes that torchrun started."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(number) for number in children.read_text().split()]
 
@@ -88,31 +88,36 @@ def launched(request: pytest.FixtureRequest, tiny_corpus: Path, tmp_path: Path) 
     run.process.wait()
 
 
-@pytest.mark.parametrize("launched", [{"fault": "raises", "rank": 0}, {"fault": "raises", "rank": 1}], indirect=True)
-def test_traceback_of_the_failed_process_is_last(launched: Launched) -> None:
+@pytest.mark.parametrize(
+    "launched", [{"fault": "raises", "rank": rank} for rank in (0, 1)], indirect=True, ids=["rank0", "rank1"]
+)
+def test_traceback_of_the_failed_process_is_printed_last(launched: Launched) -> None:
     launched.wait_for_updates(1)
     assert launched.process.wait(timeout=SOON) != 0
     printed = launched.output.read_text()
     last = [line for line in printed.splitlines() if "Error: " in line][-1]
     assert last.strip() == "ValueError: broken on purpose"
-    assert printed.count("Traceback (most recent call last)") == 3  # where it fails, torchrun's, and its report
+    # One traceback is printed by the process, one by torchrun, and one in torchrun's report.
+    assert printed.count("Traceback (most recent call last)") == 3
 
 
-@pytest.mark.parametrize("launched", [{"fault": "dies", "rank": 0}, {"fault": "dies", "rank": 1}], indirect=True)
-def test_killed_process_ends_the_others(launched: Launched) -> None:
+@pytest.mark.parametrize(
+    "launched", [{"fault": "dies", "rank": rank} for rank in (0, 1)], indirect=True, ids=["rank0", "rank1"]
+)
+def test_killed_process_ends_the_other_process(launched: Launched) -> None:
     launched.wait_for_updates(1)
     assert launched.process.wait(timeout=SOON) != 0
     assert "SIGKILL" in launched.output.read_text()
 
 
-@pytest.mark.parametrize("launched", [{"fault": "hangs", "rank": 1}], indirect=True)
+@pytest.mark.parametrize("launched", [{"fault": "hangs", "rank": 1}], indirect=True, ids=["rank1"])
 def test_hanging_process_is_named_in_the_error(launched: Launched) -> None:
     launched.wait_for_updates(1)
     assert launched.process.wait(timeout=SOON) != 0
     assert "Process 1 did not respond to process 0 within parallel.timeout=5" in launched.output.read_text()
 
 
-def test_killed_launcher_leaves_no_orphans(launched: Launched) -> None:
+def test_processes_end_after_torchrun_is_killed(launched: Launched) -> None:
     launched.wait_for_updates(3)
     workers = launched.workers
     assert len(workers) == 2
@@ -124,7 +129,7 @@ def test_killed_launcher_leaves_no_orphans(launched: Launched) -> None:
     assert model_file.read(launched.save_dir / newest).tensors
 
 
-def test_sigterm_to_the_launcher_saves_a_checkpoint(launched: Launched) -> None:
+def test_sigterm_to_torchrun_saves_a_checkpoint(launched: Launched) -> None:
     launched.wait_for_updates(3)
     launched.process.send_signal(signal.SIGTERM)
     assert launched.process.wait(timeout=SOON) != 0

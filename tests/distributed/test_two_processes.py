@@ -1,4 +1,4 @@
-"""Two gloo processes train like one process, and end together."""
+"""Training with two gloo processes equals training in one process, and both processes end together."""
 
 import os
 import subprocess
@@ -50,7 +50,7 @@ def train(processes: int, corpus: Path, save_dir: Path, *extra: str) -> tuple[in
 
 
 PENALTY = "attention={kind:feedforward_kernel,orthogonality:10}"
-"""A penalty that the layer adds to the loss."""
+"""An attention layer that adds a penalty to the loss."""
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ PENALTY = "attention={kind:feedforward_kernel,orthogonality:10}"
         "batch.shapes=4",
     ],
 )
-def test_losses_equal_one_process(tiny_corpus: Path, tmp_path: Path, choice: str) -> None:
+def test_losses_equal_the_losses_of_one_process(tiny_corpus: Path, tmp_path: Path, choice: str) -> None:
     chosen = (choice, "optimizer.lr=0.01")
     code, errors = train(1, tiny_corpus, tmp_path / "one", "update_freq=2", *chosen)
     assert code == 0, errors
@@ -76,7 +76,7 @@ def test_losses_equal_one_process(tiny_corpus: Path, tmp_path: Path, choice: str
     for kind in ("train", "valid"):
         one, two = losses(tmp_path / "one", kind), losses(tmp_path / "two", kind)
         assert [update for update, _ in one] == [update for update, _ in two]
-        # Only the order of float32 sums differs: 1e-7 an update. Twelve updates are too few to amplify it.
+        # The order of float32 sums differs, which changes an update by 1e-7. Twelve updates do not amplify it.
         assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-6)
 
 
@@ -93,7 +93,7 @@ sys.exit(f"threads remain: {names}" if any("gloo_runloop" in name for name in na
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the names of threads are read from /proc")
-def test_no_gloo_thread_outlives_the_run(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_gloo_threads_end_with_the_run(tiny_corpus: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(REMAINING_THREADS)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
@@ -132,7 +132,7 @@ class ByHand(DDP):
 """
 
 
-def test_plugin_engine_equals_ddp(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_plugin_engine_gives_the_losses_of_ddp(tiny_corpus: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "by_hand.py"
     plugin.write_text(BY_HAND)
     code, errors = train(2, tiny_corpus, tmp_path / "ddp", "update_freq=2", "clip_norm=0.3", "parallel=ddp")
@@ -144,7 +144,7 @@ def test_plugin_engine_equals_ddp(tiny_corpus: Path, tmp_path: Path) -> None:
     assert [loss for _, loss in by_hand] == pytest.approx([loss for _, loss in ddp], rel=1e-6)
 
 
-def test_run_of_two_resumes_with_one(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_run_of_two_processes_resumes_with_one(tiny_corpus: Path, tmp_path: Path) -> None:
     code, errors = train(1, tiny_corpus, tmp_path / "whole", "update_freq=2")
     assert code == 0, errors
     code, errors = train(2, tiny_corpus, tmp_path / "parts", "max_updates=7")
@@ -155,7 +155,7 @@ def test_run_of_two_resumes_with_one(tiny_corpus: Path, tmp_path: Path) -> None:
     assert [loss for _, loss in parts] == pytest.approx([loss for _, loss in whole], rel=1e-6)
 
 
-def test_killed_process_ends_the_run(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_exit_of_one_process_ends_the_run(tiny_corpus: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "dies.py"
     plugin.write_text(
         "import os, threading\nif os.environ.get('RANK') == '1':\n    threading.Timer(8, os._exit, [9]).start()\n"
@@ -166,7 +166,7 @@ def test_killed_process_ends_the_run(tiny_corpus: Path, tmp_path: Path) -> None:
         assert model_file.read(tmp_path / "run").tensors
 
 
-def test_sigterm_saves_and_resumes(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_run_stopped_by_sigterm_resumes(tiny_corpus: Path, tmp_path: Path) -> None:
     process = start(
         2, tiny_corpus, tmp_path, "max_updates=100000", "validation.every=100000", "checkpoint.every=100000"
     )
@@ -186,8 +186,8 @@ def test_sigterm_saves_and_resumes(tiny_corpus: Path, tmp_path: Path) -> None:
     assert f"Resuming from update {update}" in errors
 
 
-def test_bad_input_is_reported_without_tracebacks(tiny_corpus: Path, tmp_path: Path) -> None:
-    """torchrun's own traceback is printed; that of the processes is not, since the message says what is wrong."""
+def test_user_errors_print_no_traceback_of_seqtk(tiny_corpus: Path, tmp_path: Path) -> None:
+    """torchrun prints its own traceback. The processes print only the message of the error."""
     code, errors = train(2, tiny_corpus, tmp_path / "run", "validation.metric=bleu", "validation.decode=false")
     assert code != 0
     assert "validation.metric=bleu" in errors
@@ -202,8 +202,8 @@ def test_max_hours_ends_all_processes(tiny_corpus: Path, tmp_path: Path) -> None
     assert (tmp_path / "run" / "latest").read_text().strip() == "update_00000001"
 
 
-def test_interrupted_validation_is_repeated(tiny_corpus: Path, tmp_path: Path) -> None:
-    """A signal to one process is enough, even if they have different numbers of batches."""
+def test_interrupted_validation_is_repeated_on_resuming(tiny_corpus: Path, tmp_path: Path) -> None:
+    """Only one process receives the signal. The processes have different numbers of batches."""
     decoded = ("validation.decode=true", "validation.search.max_length_b=5", "batch.max_tokens=100", "max_updates=6")
     plugin = tmp_path / "interrupts.py"
     plugin.write_text(

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def seed() -> int:
-    """A new seed for each run. A failing test prints it."""
+    """Returns a new seed for each test run. A failing test prints the seed."""
     seed = random.randrange(2**31)
     print(f"seed {seed}")
     return seed

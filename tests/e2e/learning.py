@@ -1,4 +1,4 @@
-"""Trains tiny language models that must learn something."""
+"""Trains tiny language models and returns their validation loss."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A tiny run in separate processes. They start fast: a server that has imported seqtk forks them."""
+"""Tiny training runs in separate processes. They start fast, because a server that has imported seqtk forks them."""
 
 import json
 import multiprocessing
@@ -28,7 +28,7 @@ SETTINGS = (
 TIMES = {"tokens_per_second", "memory_gib", "minutes", "waiting"}
 NOTHING: Mapping[str, str] = {}
 FILE_LIMIT = 8
-"""Bytes that fit into a file on a full disk."""
+"""The maximum size of a file in bytes while the disk is full."""
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["seqtk.cli.train", "seqtk.training.trainer", "tests.e2e.runs"])
@@ -38,11 +38,11 @@ class Run:
     """A run of one or two processes.
 
     Args:
-        corpus, save_dir: Its data and folder.
-        settings: Further settings, which replace those above.
-        processes: How many share its work.
-        full_at: Part of the name of a file at which the disk is full.
-        environment: Further variables.
+        corpus, save_dir: The data and the folder of the run.
+        settings: Further settings, which replace equal keys of SETTINGS.
+        processes: The number of processes.
+        full_at: Part of a file name. The disk is full from the moment when such a file is opened.
+        environment: Further environment variables.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Run:
             self._printed += part
 
     def wait(self, timeout: float = PATIENCE) -> int:
-        """Waits for the end; returns the largest exit code."""
+        """Waits until all processes have ended. Returns the largest exit code."""
         deadline = time.monotonic() + timeout
         for process in self.processes:
             process.join(max(deadline - time.monotonic(), 0.1))
@@ -87,7 +87,7 @@ class Run:
         return max(abs(process.exitcode or 0) for process in self.processes)
 
     def kill(self, *ranks: int) -> None:
-        """Kills some processes with SIGKILL, and the others unless they end within seconds."""
+        """Kills the processes of these ranks with SIGKILL, and the others if they do not end within six seconds."""
         for rank in ranks:
             self.processes[rank].kill()
         for process in self.processes:
@@ -101,13 +101,13 @@ class Run:
 
     @property
     def printed(self) -> str:
-        """What the processes have printed so far, or all of it once they have ended."""
+        """The output of the processes so far, and the whole output after they have ended."""
         self._reader.join(0.0 if self.is_running else 5.0)
         return self._printed.decode(errors="replace")
 
 
 def _world(rank: int, processes: int, port: int) -> dict[str, str]:
-    """The variables that torchrun would set."""
+    """Returns the environment variables that torchrun would set."""
     if processes == 1:
         return {}
     world = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
@@ -127,7 +127,7 @@ def _main(arguments: Sequence[str], output: Any, environment: dict[str, str], fu
 
 
 def _limit_files(event: str, given: tuple[Any, ...], name: str) -> None:
-    """Limits the size of files, as a full disk would, when a file of this name is opened."""
+    """Limits the size of files, like a full disk, from the moment when a file of this name is opened."""
     if event != "open" or not isinstance(given[0], str | bytes) or not given[2] & (os.O_WRONLY | os.O_RDWR):
         return
     if name in Path(os.fsdecode(given[0])).name:
@@ -137,21 +137,21 @@ def _limit_files(event: str, given: tuple[Any, ...], name: str) -> None:
 def finish(
     corpus: Path, save_dir: Path, *settings: str, processes: int = 1, environment: Mapping[str, str] = NOTHING
 ) -> str:
-    """Runs to the end. Returns what the run printed."""
+    """Trains until the run is complete. Returns its output."""
     run = Run(corpus, save_dir, *settings, processes=processes, environment=environment)
     assert run.wait() == 0, run.printed
     return run.printed
 
 
 def logged(save_dir: Path) -> list[dict[str, Any]]:
-    """Every complete line of the log."""
+    """Returns all complete lines of the log."""
     path = save_dir / "log.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.is_file() else []
     return [json.loads(line) for line in lines]
 
 
 def wait_for_update(run: Run, update: int) -> None:
-    """Returns as soon as this update is in the log."""
+    """Waits until the log contains this update."""
     wait_until(
         lambda: any(line["update"] >= update for line in logged(run.save_dir)),
         running=lambda: run.is_running,
@@ -161,17 +161,17 @@ def wait_for_update(run: Run, update: int) -> None:
 
 
 def readable(save_dir: Path) -> bool:
-    """Whether a run can be resumed: it has no checkpoint yet, or an intact one."""
+    """Returns whether a run can be resumed: it has no checkpoint yet, or its latest checkpoint is intact."""
     pointer = save_dir / "latest"
     return not pointer.exists() or load_checkpoint(save_dir / pointer.read_text()).state.update > 0
 
 
 def assert_same_run(one: Path, other: Path, *more: str) -> None:
-    """Requires equal weights, optimizer states, best models and logged values, except times.
+    """Asserts that weights, optimizer states, best models and logged values are equal, except times.
 
     Args:
         one, other: The folders of the runs.
-        more: Further files of the last checkpoint.
+        more: Names of further files of the last checkpoint to compare.
     """
     last = f"update_{UPDATES:08d}"
     for name in (f"{last}/model", f"{last}/optimizer", "best", *(f"{last}/{name}" for name in more)):

@@ -1,4 +1,4 @@
-"""Mistakes of users: exit code 2 and at most three lines that name the path or the key, without a traceback."""
+"""Errors of users exit with code 2 and print at most three lines that name the path or the key, without a traceback."""
 
 import importlib
 import pickle
@@ -80,13 +80,13 @@ def place(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(folder, tiny_corpus)
 
 
-# A command, its arguments with {here} and {corpus} filled in, and what the answer must name.
+# The command, its arguments ({here} and {corpus} are replaced), and texts that the error must contain.
 TRAIN = "task.data={corpus} save_dir={new} device=cpu max_updates=1 log.tensorboard=false"
 SMALL = f"{TRAIN} model.dim=16 model.ffn_dim=16 model.heads=2 model.encoder.layers=1 model.decoder.layers=1"
 GENERATE = "checkpoint={here}/model.safetensors device=cpu"
 MAKE = "source_lang=en target_lang=de train={corpus}/text/train workers=1"
 CASES = [
-    # what does not exist
+    # names and paths that do not exist
     ("train", "recipe=wmt14_sinth", "'wmt14_synth'"),
     ("train", "recipe={here}/mine.yaml", "{here}/mine.yaml"),
     ("train", "modle.dim=3", "'model'"),
@@ -259,7 +259,7 @@ CASES = [
 @pytest.mark.parametrize(
     ("command", "arguments", "named"), CASES, ids=[f"{number}-{c}" for number, (c, *_) in enumerate(CASES)]
 )
-def test_bad_input_is_refused(
+def test_user_error_exits_with_code_2_and_names_the_key(
     command: str,
     arguments: str,
     named: str,
@@ -288,7 +288,7 @@ def test_bad_input_is_refused(
 
 
 def _without_progress(errors: str) -> str:
-    """The lines that follow the progress of the run."""
+    """Returns the lines after the output of the run's progress."""
     lines = errors.splitlines(keepends=True)
     first = next((number for number, line in enumerate(lines) if line.startswith("seqtk-")), 0)
     return "".join(lines[first:])
@@ -298,7 +298,7 @@ def _without_progress(errors: str) -> str:
 @pytest.mark.parametrize(
     "command", ["train", "preprocess", "generate", "interactive", "average", "score", "import_fairseq"]
 )
-def test_unknown_key_exits_with_code_2(command: str) -> None:
+def test_unknown_key_in_a_new_process_exits_with_code_2(command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", f"seqtk.cli.{command}", "no_such_key=1"], capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""From a labelled file to classes by commands: the steps of docs/classification.md."""
+"""The commands of docs/classification.md, from a labelled file to predicted classes."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ SMALL = (
 
 
 def write_reviews(folder: Path) -> None:
-    """CSV files in which the word `good` or `bad` decides."""
+    """Writes CSV files in which the word `good` or `bad` determines the class."""
     random = np.random.default_rng(1)
     folder.mkdir()
     for split, count in (("train", 300), ("valid", 40), ("test", 60)):
@@ -36,7 +36,7 @@ def write_reviews(folder: Path) -> None:
 
 
 def write_news(path: Path, count: int, *, seed: int) -> None:
-    """Articles as in the official files of AG News, `"class","title","description"`, in which a word decides."""
+    """Writes articles in the format of AG News, `"class","title","description"`. One word determines the class."""
     random = np.random.default_rng(seed)
     with path.open("w", newline="") as file:
         rows = csv.writer(file, quoting=csv.QUOTE_ALL)
@@ -45,7 +45,7 @@ def write_news(path: Path, count: int, *, seed: int) -> None:
             rows.writerow([label + 1, f'{words[0][0]}, "{words[0][1]}"', f"{' '.join(words[1])} topic{label}\\."])
 
 
-def test_commands_lead_from_a_file_to_classes(
+def test_commands_train_and_classify_from_csv_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -69,7 +69,7 @@ def test_commands_lead_from_a_file_to_classes(
     assert Path("classes.txt").read_text() == "five\none, at most\n"
 
 
-def test_the_official_test_file_of_ag_news(
+def test_ag_news_format_is_trained_and_evaluated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,6 @@
-"""After any interruption the same command resumes the run, with the weights of an uninterrupted run at its end.
+"""After any interruption, the same command resumes the run, and the final weights equal those of an uninterrupted run.
 
-`make test-faults` runs this with 200 kills of each kind, and prints what was done.
+`make test-faults` runs these tests with 200 kills for each number of processes, and prints the numbers of kills.
 """
 
 import math
@@ -20,9 +20,9 @@ from tests.e2e.runs import UPDATES, Run, assert_same_run, finish, logged, readab
 pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("SEQTK_KILLS", "0"))
-"""Number of kills of each kind. 0: as many as fit into QUICK seconds."""
+"""The number of kills for each number of processes. 0: as many as fit into QUICK seconds."""
 QUICK = 15
-"""Seconds of kills in a quick test."""
+"""The seconds in which a quick test kills runs."""
 IN_A_THREAD = "in a thread"
 FILES = [
     "log.jsonl",
@@ -39,7 +39,7 @@ FILES = [
 
 
 class Whole:
-    """An uninterrupted run, and how long it took."""
+    """An uninterrupted run and its duration in seconds."""
 
     def __init__(self, corpus: Path, save_dir: Path, processes: int) -> None:
         began = time.monotonic()
@@ -83,8 +83,8 @@ class TestKills:
     ) -> "Counter[str]":
         """Kills a run repeatedly at random moments, and starts a new run when one is complete.
 
-        Requires that each killed run can be resumed, and that each complete run equals `whole`. Returns how many of
-        both there were.
+        Asserts that each killed run can be resumed, and that each complete run equals `whole`. Returns the counts of
+        kills and of complete runs.
         """
         seed = random.randrange(2**32)
         print(f"seed {seed}")
@@ -119,7 +119,7 @@ class TestKills:
 @pytest.mark.parametrize("name", FILES)
 def test_full_disk_ends_the_run_which_resumes(whole: Whole, tiny_corpus: Path, tmp_path: Path, name: str) -> None:
     save_dir = tmp_path / "run"
-    # The limit on file sizes, which stands for a full disk, holds for all files that the process writes at that time.
+    # A limit on file sizes simulates the full disk. It applies to all files that the process writes at that time.
     name, _, how = name.partition(" ")
     settings = (
         "checkpoint.keep_best=2",
@@ -148,9 +148,9 @@ def flip_a_bit(path: Path) -> None:
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
-    "flipped": flip_a_bit,
-    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
-    "gone": Path.unlink,
+    "flipped_bit": flip_a_bit,
+    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "missing": Path.unlink,
 }
 
 
@@ -172,7 +172,7 @@ def test_damaged_checkpoint_falls_back_to_the_previous(
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_run_resumes_after_its_data_were_missing(whole: Whole, tiny_corpus: Path, tmp_path: Path, workers: int) -> None:
-    """An open file can be read until it is opened again; then the run ends, and resumes once the file is back."""
+    """The run reads the open file until it opens the file again. Then the run ends, and resumes with the file."""
     corpus, save_dir = shutil.copytree(tiny_corpus, tmp_path / "corpus"), tmp_path / "run"
     run = Run(corpus, save_dir, f"batch.workers={workers}")
     wait_for_update(run, 5)
@@ -192,7 +192,7 @@ def test_run_resumes_after_its_data_were_missing(whole: Whole, tiny_corpus: Path
 def test_truncated_data_end_the_run_which_resumes(
     whole: Whole, tiny_corpus: Path, tmp_path: Path, workers: int
 ) -> None:
-    """A file that is cut while it is open ends the run with exit code 2, not by SIGBUS; the run then resumes."""
+    """A file that is truncated while it is open ends the run with exit code 2, not with SIGBUS."""
     corpus, save_dir = shutil.copytree(tiny_corpus, tmp_path / "corpus"), tmp_path / "run"
     run = Run(corpus, save_dir, f"batch.workers={workers}", "max_updates=5000")
     wait_for_update(run, 15)

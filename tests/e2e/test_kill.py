@@ -1,4 +1,4 @@
-"""A run that is killed, interrupted or out of disk resumes bit-exactly with the same command."""
+"""After a kill, a signal or a full disk, the same command resumes the run bit-exactly."""
 
 import json
 import os
@@ -44,7 +44,7 @@ ARGUMENTS = [
 
 
 def start(corpus: Path, save_dir: Path, *, before: Callable[[], None] | None = None) -> "subprocess.Popen[str]":
-    """Starts the command that all runs here share; only the folder differs."""
+    """Starts the same training command for every run. Only the folder differs."""
     return subprocess.Popen(
         [sys.executable, "-m", "seqtk.cli.train", f"task.data={corpus}", f"save_dir={save_dir}", *ARGUMENTS],
         text=True,
@@ -56,7 +56,7 @@ def start(corpus: Path, save_dir: Path, *, before: Callable[[], None] | None = N
 
 
 def train(corpus: Path, save_dir: Path) -> str:
-    """Runs to the end; returns what it printed."""
+    """Trains until the run is complete. Returns its output."""
     process = start(corpus, save_dir)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
@@ -64,7 +64,7 @@ def train(corpus: Path, save_dir: Path) -> str:
 
 
 def wait_for_update(process: "subprocess.Popen[str]", save_dir: Path, update: int) -> None:
-    """Returns as soon as this update is in the log."""
+    """Waits until the log contains this update."""
     wait_until(
         lambda: any(line["update"] >= update for line in logged(save_dir)),
         running=lambda: process.poll() is None,
@@ -74,19 +74,19 @@ def wait_for_update(process: "subprocess.Popen[str]", save_dir: Path, update: in
 
 
 def latest(save_dir: Path) -> int:
-    """The update of the checkpoint that the next run resumes from."""
+    """Returns the update of the checkpoint from which the next run resumes."""
     return int((save_dir / "latest").read_text().removeprefix("update_"))
 
 
 @pytest.fixture(scope="module")
 def whole(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing interrupted."""
+    """Returns the folder of an uninterrupted run."""
     save_dir = tmp_path_factory.mktemp("whole")
     train(tiny_corpus, save_dir)
     return save_dir
 
 
-def test_run_killed_within_an_epoch(whole: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+def test_run_killed_within_an_epoch_resumes_exactly(whole: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     process = start(tiny_corpus, tmp_path)
     wait_for_update(process, tmp_path, CHECKPOINT_EVERY + 5)
     process.kill()
@@ -99,7 +99,7 @@ def test_run_killed_within_an_epoch(whole: Path, tiny_corpus: Path, tmp_path: Pa
     assert_same_run(whole, tmp_path)
 
 
-def test_run_killed_repeatedly_at_any_moment(whole: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+def test_run_killed_repeatedly_resumes_exactly(whole: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     moments = random.Random(seed)
@@ -114,7 +114,7 @@ def test_run_killed_repeatedly_at_any_moment(whole: Path, tiny_corpus: Path, tmp
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_ctrl_c_saves_and_the_same_command_resumes(whole: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+def test_run_stopped_by_ctrl_c_resumes_exactly(whole: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     process = start(tiny_corpus, tmp_path)
     wait_for_update(process, tmp_path, 5)
     process.send_signal(signal.SIGINT)

@@ -1,7 +1,7 @@
-"""A tiny language model with a memory predicts what only the previous sample determines.
+"""A tiny language model with a memory predicts text that only the previous sample determines.
 
-Each line, "12>34", first repeats the end of the previous line. A model that remembers it guesses two digits of six
-characters: ln 10 / 3 = 0.77 nats per character. A model that does not guesses four: 1.54.
+Each line, "12>34", starts with the last two digits of the previous line. A model that remembers these digits has to
+guess two of six characters: ln 10 / 3 = 0.77 nats per character. A model without memory has to guess four: 1.54.
 """
 
 import random
@@ -41,12 +41,12 @@ def test_transformer_xl_remembers_the_previous_sample(seed: int, tmp_path: Path)
     assert nats(tmp_path, seed=seed, positions="none", attention=attention) < 1.0
 
 
-def test_softmax_does_not_remember(seed: int, tmp_path: Path) -> None:
+def test_softmax_does_not_remember_the_previous_sample(seed: int, tmp_path: Path) -> None:
     assert nats(tmp_path, seed=seed) > 1.4
 
 
-def test_memory_tokens_remember_previous_segment(seed: int, tmp_path: Path) -> None:
-    """Most seeds reach 0.79. A few, such as 1543321785, stay at 1.16 however long they train: two seeds are tried."""
+def test_memory_tokens_remember_the_previous_segment(seed: int, tmp_path: Path) -> None:
+    """Most seeds reach 0.79. A few, such as 1543321785, stay at 1.16. Therefore the test tries two seeds."""
 
     def reached(seed: int) -> float:
         folder = tmp_path / str(seed)
@@ -56,5 +56,5 @@ def test_memory_tokens_remember_previous_segment(seed: int, tmp_path: Path) -> N
     assert any(reached(each) < 1.0 for each in (seed, seed + 1))
 
 
-def test_without_memory_tokens_nothing_is_remembered(seed: int, tmp_path: Path) -> None:
+def test_model_without_memory_tokens_does_not_remember(seed: int, tmp_path: Path) -> None:
     assert nats(tmp_path, seed=seed, lines=4, **TOKENS, memory_tokens=0) > 1.4

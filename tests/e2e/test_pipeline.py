@@ -1,4 +1,4 @@
-"""From raw text to scores by commands: no line is lost, and all commands report the same score."""
+"""The commands from raw text to scores lose no line, and all commands report the same score."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ LINES = {"valid": 41, "test": 23}
 
 @dataclass(frozen=True)
 class Output:
-    """What a command wrote."""
+    """The output of a command."""
 
     out: str
     err: str
@@ -35,7 +35,7 @@ class Output:
         return self.out.split("\n")[:-1]
 
     def score(self, metric: str) -> str:
-        """The line of a score."""
+        """Returns the line that contains a score."""
         return next(line for line in [*self.lines, *self.err.splitlines()] if line.startswith(f"{metric}|"))
 
 
@@ -102,7 +102,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def valid(run: Run) -> Output:
-    """The validation split, translated."""
+    """Returns the output of translating the validation split."""
     return run.generate("split=valid")
 
 
@@ -115,7 +115,7 @@ def test_training_writes_all_logs(run: Run) -> None:
     assert list((run.folder / "run" / "tensorboard").iterdir())
 
 
-def test_every_command_gives_the_bleu_of_sacrebleu(run: Run, valid: Output) -> None:
+def test_all_commands_report_the_bleu_of_sacrebleu(run: Run, valid: Output) -> None:
     *_, last = map(json.loads, (run.folder / "run" / "log.jsonl").read_text().splitlines())
     references = run.text("valid", "de")
     bleu = BLEU(force=True)
@@ -135,7 +135,7 @@ def test_every_command_gives_the_bleu_of_sacrebleu(run: Run, valid: Output) -> N
     assert f" = {last['bleu']:.2f} " in theirs[0]
 
 
-def test_batch_size_changes_no_line(run: Run, valid: Output) -> None:
+def test_batch_size_does_not_change_translations(run: Run, valid: Output) -> None:
     assert len(valid.lines) == LINES["valid"]
     assert len(set(valid.lines)) > LINES["valid"] // 2  # so the order can be checked
     for sentences in (1, 7, 64):
@@ -146,7 +146,7 @@ def test_batch_size_changes_no_line(run: Run, valid: Output) -> None:
                 assert again.lines == valid.lines
 
 
-def test_text_and_its_split_give_equal_translations(run: Run, valid: Output) -> None:
+def test_text_file_translates_as_its_split(run: Run, valid: Output) -> None:
     text = run.folder / "text"
     from_text = run.generate(f"input={text}/valid.en", f"reference={text}/valid.de")
     assert from_text.lines == valid.lines
@@ -190,7 +190,7 @@ def test_json_has_equal_translations_and_scores(run: Run, valid: Output) -> None
         assert one["hypotheses"][0]["tokens"] == other["hypotheses"][0]["tokens"]
 
 
-def test_averaged_model_translates_and_is_compared(run: Run, valid: Output) -> None:
+def test_averaged_model_translates_and_is_scored(run: Run, valid: Output) -> None:
     printed = call(average.main, f"checkpoint={run.folder / 'run'}", "last=3")
     assert "Mean of 3 checkpoints: update_00000080, update_00000160, update_00000240" in printed.out
     averaged = run.generate("split=valid", checkpoint="run/average.safetensors")
@@ -208,8 +208,8 @@ def test_averaged_model_translates_and_is_compared(run: Run, valid: Output) -> N
     assert "p = " in compared.lines[2]
 
 
-def test_model_file_is_enough_to_translate(run: Run, valid: Output, tmp_path: Path) -> None:
-    """The model file alone, without its corpus and run, translates a pipe in a new process."""
+def test_model_file_translates_without_its_corpus(run: Run, valid: Output, tmp_path: Path) -> None:
+    """A new process translates its standard input with only the model file, without the corpus and the run."""
     best = tmp_path / "model.safetensors"
     best.write_bytes((run.folder / "run" / "best.safetensors").read_bytes())
     search = [f"{key}={value}" for key, value in SEARCH.items()]

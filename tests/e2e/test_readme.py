@@ -1,4 +1,4 @@
-"""Runs the commands and examples of README.md and the pages on extending, at tiny sizes.
+"""Runs the commands and examples of README.md and docs/adding-an-attention.md, at tiny sizes.
 
 The output shown in the README is compared with what the commands print, line by line, ignoring numbers.
 """
@@ -55,28 +55,28 @@ TINY = {
     "seqtk-recipes": "",
     "seqtk-import-fairseq": "",
 }
-"""Program → arguments that are appended so that the command takes seconds."""
+"""Arguments by program, which are appended to a command so that it takes only seconds."""
 
 TINY_DEMO = "seqtk-prepare demo pairs=300 vocab_size=300"
-"""Makes the corpus that `recipe=demo` trains on, much smaller."""
+"""Makes a small version of the corpus that `recipe=demo` reads."""
 
 LEARNT = ("Gestern haben wir eine Frau besucht.",)
-"""Lines that a trained model would print."""
+"""Lines that only a trained model prints. The tests do not compare them."""
 
 
 def blocks(language: str, page: str = README) -> Iterator[str]:
-    """The code blocks in `language`."""
+    """Yields the code blocks in `language`."""
     yield from re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
 
 
 def commands(page: str = README) -> list[str]:
-    """Every command of the shell blocks, without comments."""
+    """Returns all commands of the shell blocks, without comments."""
     lines = "".join(blocks("sh", page)).replace("\\\n", " ").splitlines()
     return [line for line in (line.split(" #")[0].strip() for line in lines) if line and not line.startswith("#")]
 
 
 def with_output(page: str = README) -> Iterator[tuple[list[str], list[str]]]:
-    """The commands of each shell block, with the lines of output shown in the text block after it."""
+    """Yields the commands of each shell block, and the lines of output in the text block after the shell block."""
     kind_and_text = re.findall(r"^```(sh|text)\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
     for (kind, text), (next_kind, shown) in itertools.pairwise([*kind_and_text, ("", "")]):
         if kind == "sh":
@@ -85,13 +85,13 @@ def with_output(page: str = README) -> Iterator[tuple[list[str], list[str]]]:
 
 
 def shape(line: str) -> str:
-    """A line of output without numbers, and without the text of a model after a tab."""
+    """Returns a line of output without numbers, and without the text of a model after a tab."""
     masked = re.sub(r"-?\d[\d,.]*(e[+-]?\d+)?\**", "#", " ".join(line.split("\t")[0].split()))
     return re.sub(r"(\S*#)( \1)+", r"\1", re.sub(r"# (\w+?)s\b", r"# \1", masked))
 
 
 def first_not_printed(shown: list[str], printed: str) -> str | None:
-    """The first line of `shown` that is not printed after the one before it; `…` stands for omitted text."""
+    """Returns the first line of `shown` that is not printed after the previous line. `…` means omitted text."""
     lines = iter([shape(line) for line in printed.splitlines()])
     for line in shown:
         begins = shape(line.partition("…")[0])
@@ -102,12 +102,12 @@ def first_not_printed(shown: list[str], printed: str) -> str | None:
 
 
 def program(line: str) -> str:
-    """The program of the last command of a pipeline."""
+    """Returns the program of the last command of a pipeline."""
     return shlex.split(line.split("|")[-1])[0]
 
 
 def tiny_arguments(line: str) -> str:
-    """Arguments with which the command takes seconds."""
+    """Returns arguments with which the command takes only seconds."""
     if "recipe=wikipedia_bytes" in line:
         return TRAIN_LANGUAGE_MODEL
     if "recipe=mini_listops" in line:
@@ -124,7 +124,7 @@ def pip_would_install(line: str) -> bool:
     return words[:4] == ["pip", "install", "-e", "."] and (ROOT / words[words.index("-c") + 1]).is_file()
 
 
-def test_readme_shows_every_command() -> None:
+def test_readme_contains_every_command() -> None:
     shown = {program(line) for line in commands()}
     assert shown - {"make", "pip"} == set(TINY)
     assert shown >= {script.split(" = ")[0] for script in console_scripts()}
@@ -163,7 +163,7 @@ def test_readme_python_example_runs(tmp_path: Path) -> None:
     assert shell("python example.py", folder=tmp_path)
 
 
-def test_shown_output_is_compared_without_numbers() -> None:
+def test_comparison_of_output_ignores_numbers() -> None:
     printed = "a | loss 3.5 | bleu 0\nMean of 1 checkpoint: update_01\nP-0\t-0.1 -0.2\nwrote x\n"
     assert first_not_printed(["a | loss 1,234 | …", "Mean of 2 checkpoints: update_1, update_2"], printed) is None
     assert first_not_printed(["a | loss 1e-05 | bleu 7", "…", "P-3\t-3.1", "wrote x"], printed) is None
@@ -174,8 +174,8 @@ def test_shown_output_is_compared_without_numbers() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["adding-an-attention"])
-def test_examples_of_extending_pages_run(name: str, tmp_path: Path) -> None:
-    """Writes the files of the page, whose first lines are their paths, and runs its commands."""
+def test_examples_of_adding_an_attention_run(name: str, tmp_path: Path) -> None:
+    """Writes the page's Python blocks into the files named in their first lines, and runs the page's commands."""
     page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
     for source in blocks("python", page):
         path = tmp_path / source.splitlines()[0].removeprefix("# ")
@@ -190,7 +190,7 @@ def test_examples_of_extending_pages_run(name: str, tmp_path: Path) -> None:
 
 
 def shell(line: str, *, folder: Path, code: int = 0) -> str:
-    """The output of a shell command in `folder`, which must exit with `code`."""
+    """Returns the output of a shell command in `folder`. Asserts that its exit code is `code`."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -216,15 +216,15 @@ def console_scripts() -> list[str]:
     return setup["options.entry_points"]["console_scripts"].strip().splitlines()
 
 
-def test_shown_errors_are_printed(tmp_path: Path) -> None:
-    """A text block that starts with `$ command` shows its error."""
+def test_error_messages_in_the_readme_are_current(tmp_path: Path) -> None:
+    """A text block that starts with `$ command` must contain the error that the command prints."""
     refusals = [block.splitlines() for block in blocks("text") if block.startswith("$ ")]
     assert refusals
     for asked, *answer in refusals:
         assert shell(asked.removeprefix("$ "), folder=tmp_path, code=2).splitlines() == answer
 
 
-def test_links_exist() -> None:
+def test_links_in_documentation_lead_to_files() -> None:
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]:
         prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
         for target in re.findall(r"\]\(([^)#\s]+)", prose):

@@ -1,4 +1,4 @@
-"""The shipped recipes compose, train two steps, and are found wherever seqtk is installed."""
+"""The recipes of seqtk are valid, train two updates, and are found in a checkout and in an installed package."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ SHIPPED = {
     *("mini_listops", "mini_text", "mini_image", "mini_pathfinder"),
 }
 LABELLED = {"classification": ("",), "matching": (".first", ".second")}
-"""Task → the suffixes of its sides in a data-bin."""
+"""The suffixes of the files of each text in a data-bin, by task."""
 HEADINGS = ("# Data ", "# Score ", "# Time ", "# Hardware ")
 
 
@@ -47,7 +47,7 @@ def composed(name: str, *arguments: str) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Data-bin directories of a few sentences: of pairs, and of one language by bytes for language models."""
+    """Returns small data-bins by name: sentence pairs, text in bytes for language models, and labelled data."""
     folder = tmp_path_factory.mktemp("corpus")
     write_corpus(folder, train=60, valid=4, test=4)
     pairs = PreprocessConfig(
@@ -67,7 +67,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def write_labelled(folder: Path, *, sides: tuple[str, ...]) -> Path:
-    """A labelled data-bin of random pixels, of one or two images an example."""
+    """Writes a labelled data-bin of random pixels, with one or two images for each example."""
     random = np.random.default_rng(1)
     folder.mkdir()
     (folder / "classes.txt").write_text("no\nyes\n")
@@ -87,7 +87,7 @@ def test_documented_recipes_exist() -> None:
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_recipe_has_its_headings_and_composes(name: str) -> None:
+def test_recipe_has_its_headings_and_is_valid(name: str) -> None:
     lines = find_recipe(name).read_text(encoding="utf-8").splitlines()
     assert len(recipes.summary(find_recipe(name))) > 20
     for heading in HEADINGS:
@@ -101,8 +101,8 @@ def test_recipe_has_its_headings_and_composes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_recipe_file_overrides_a_value_of_its_parents(name: str) -> None:
-    """Each file after the first changes a value of the files before it."""
+def test_recipe_file_changes_a_value_of_its_parents(name: str) -> None:
+    """Each file of the defaults list changes a value of the files before it."""
     layers = compose.recipe_layers(find_recipe(name))
     for shorter, longer in zip(range(len(layers)), range(1, len(layers) + 1), strict=True):
         before = compose.compose(TrainConfig(), layers[:shorter], [])
@@ -110,7 +110,7 @@ def test_recipe_file_overrides_a_value_of_its_parents(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_recipe_trains_two_steps(name: str, corpora: dict[str, Path], tmp_path: Path) -> None:
+def test_recipe_trains_two_updates(name: str, corpora: dict[str, Path], tmp_path: Path) -> None:
     small = ["model.dim=32", "model.ffn_dim=32", "max_updates=2", "threads=1"]
     small += ["batch.max_tokens=200", "update_freq=1", "batch.tokens_per_update=null"]
     corpus = corpora["pairs"]
@@ -189,14 +189,14 @@ def test_recipes_are_listed_shown_and_copied(tmp_path: Path) -> None:
         (["show", "no/such.yaml"], "There is no recipe at"),
     ],
 )
-def test_bad_arguments_are_user_errors(arguments: list[str], words: str) -> None:
+def test_bad_arguments_of_seqtk_recipes_are_refused(arguments: list[str], words: str) -> None:
     with pytest.raises(UserError) as caught:
         recipes.run(arguments)
     assert words in str(caught.value)
 
 
 def listed_by(python_path: Path, cwd: Path) -> set[str]:
-    """The recipes that a new process lists. It imports seqtk from `python_path`."""
+    """Returns the recipes that a new process lists. The process imports seqtk from `python_path`."""
     environment = {**os.environ, "PYTHONPATH": str(python_path), "PYTHONDONTWRITEBYTECODE": "1"}
     program = (
         "import seqtk, sys; from seqtk.cli.recipes import main;"

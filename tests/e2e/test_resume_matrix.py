@@ -1,4 +1,4 @@
-"""Resuming is bit-exact in every combination of settings, and visits every example once where the split changes."""
+"""Resuming is bit-exact in every combination of settings, and reads every example once if batch settings change."""
 
 import itertools
 import json
@@ -31,14 +31,14 @@ TrainStep.forward = noting
 """
 COMBINATIONS = list(itertools.product([1, 2], [0, 2], [1, 3]))
 if "SEQTK_KILLS" not in os.environ:
-    COMBINATIONS = [(1, 0, 3), (2, 2, 1)]  # make test-faults has all
+    COMBINATIONS = [(1, 0, 3), (2, 2, 1)]  # make test-faults tests all combinations
 
 
 @pytest.mark.parametrize(("processes", "workers", "update_freq"), COMBINATIONS)
-def test_killed_and_stopped_run_is_bit_equal(
+def test_run_killed_twice_resumes_bit_exactly(
     tiny_corpus: Path, tmp_path: Path, processes: int, workers: int, update_freq: int
 ) -> None:
-    """In the middle of an epoch of two corpora, with patience, averaged weights, and float16 in half of the cases."""
+    """The kills are within an epoch of two corpora, with patience, averaged weights, and float16 in half the cases."""
     settings = [
         f"task.mix=[{{data:{tiny_corpus},weight:0.7}},{{data:{tiny_corpus},weight:0.8}}]",
         f"batch.workers={workers}",
@@ -59,8 +59,8 @@ def test_killed_and_stopped_run_is_bit_equal(
     assert_same_run(tmp_path / "whole", tmp_path / "parts", "ema")
 
 
-def test_changed_process_count_visits_each_example_once(tiny_corpus: Path, tmp_path: Path) -> None:
-    """An epoch of all examples of one corpus and half of those of another, whose numbers start at 300."""
+def test_other_process_count_reads_each_example_once(tiny_corpus: Path, tmp_path: Path) -> None:
+    """An epoch reads all examples of one corpus and half the examples of another, whose ids start at 300."""
     (tmp_path / "notes.py").write_text(PLUGIN.replace("\\\\\\\\", "\\\\"))
     mix = f"task.mix=[{{data:{tiny_corpus}}},{{data:{tiny_corpus},weight:0.5}}]"
     settings = [f"user_dir={tmp_path / 'notes.py'}", "max_epochs=1", mix]
@@ -84,10 +84,10 @@ def test_changed_process_count_visits_each_example_once(tiny_corpus: Path, tmp_p
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mode", ["step", "blocks"])
-def test_compiled_run_is_bit_equal(tiny_corpus: Path, tmp_path: Path, mode: str) -> None:
-    """In the middle of an epoch of two corpora, with accumulation, patience and averaged weights in bfloat16.
+def test_compiled_run_resumes_bit_exactly(tiny_corpus: Path, tmp_path: Path, mode: str) -> None:
+    """The run stops within an epoch of two corpora, with accumulation, patience and averaged weights, in bfloat16.
 
-    Graphs are traced and differentiated, but no code is generated, which takes minutes.
+    Graphs are traced and differentiated. No code is generated, because that would take minutes.
     """
     settings: dict[str, Any] = {
         "compile": mode,
