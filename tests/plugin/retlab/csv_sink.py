@@ -10,7 +10,7 @@ from seqtk.utils.files import write_text
 
 @dataclass(frozen=True)
 class CsvConfig(SinkConfig):
-    """Nothing to set."""
+    """A config without settings."""
 
 
 @sinks.register("csv", CsvConfig)

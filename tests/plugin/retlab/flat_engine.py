@@ -14,7 +14,7 @@ from seqtk.training.parallel import EngineConfig, engines
 
 @dataclass(frozen=True)
 class FlatConfig(EngineConfig):
-    """Nothing to set."""
+    """A config without settings."""
 
 
 @engines.register("flat", FlatConfig)

@@ -14,7 +14,7 @@ from seqtk.optim.adam import AdamConfig
 
 @dataclass(frozen=True)
 class LookaheadConfig(OptimizerConfig):
-    """Slow weights that follow those of another optimizer."""
+    """Config of slow weights that follow the weights of another optimizer."""
 
     inner: OptimizerConfig = AdamConfig()
     steps: int = setting(5, at_least=1, help="Updates of the inner optimizer for each one of the slow weights.")

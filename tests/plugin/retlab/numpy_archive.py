@@ -15,7 +15,7 @@ from seqtk.utils.files import atomic_file
 
 @dataclass(frozen=True)
 class NumpyArchiveExporterConfig(ExporterConfig):
-    """Nothing to set."""
+    """A config without settings."""
 
 
 @exporters.register("numpy_archive", NumpyArchiveExporterConfig)
@@ -31,12 +31,12 @@ class NumpyArchiveExporter(Exporter):
 
 @dataclass(frozen=True)
 class NumpyArchiveImporterConfig(ImporterConfig):
-    """Nothing to set."""
+    """A config without settings."""
 
 
 @importers.register("numpy_archive", NumpyArchiveImporterConfig)
 class NumpyArchiveImporter(Importer):
-    """Reads what the exporter writes."""
+    """Reads the files of the exporter."""
 
     def read(self, path: Path) -> ModelFile:
         try:

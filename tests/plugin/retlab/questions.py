@@ -23,7 +23,7 @@ from seqtk.tasks.text import TextTask, tokenizer_assets, tokenizer_from
 
 @dataclass(frozen=True)
 class LabelledTextConfig(SourceConfig):
-    """Nothing to set."""
+    """A config without settings."""
 
 
 @sources.register("labelled_text", LabelledTextConfig)

@@ -8,7 +8,7 @@ from seqtk.optim.schedules import Schedule, ScheduleConfig, schedules
 
 @dataclass(frozen=True)
 class SawtoothConfig(ScheduleConfig):
-    """How long a tooth is."""
+    """Config of the schedule `sawtooth`."""
 
     period: int = setting(100, at_least=1, help="The updates of one tooth.")
 

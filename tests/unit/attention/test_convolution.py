@@ -135,7 +135,7 @@ def test_decoding_steps_equal_forward_with_constant_state(kind: Any) -> None:
 
 @pytest.mark.slow  # tracing
 @pytest.mark.parametrize("kind", KINDS)
-def test_compiles_to_one_graph(kind: Any) -> None:
+def test_convolution_compiles_into_one_graph(kind: Any) -> None:
     layer = layer_of(kind, Role.CAUSAL, kernel_size=7, dtype=torch.float32)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     for length in (5, 2 * CHUNK + 3):

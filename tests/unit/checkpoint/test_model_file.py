@@ -77,7 +77,7 @@ class TestLoad:
 
 class TestOldFiles:
     @pytest.mark.parametrize("name", OLD_CONFIGS)
-    def test_configs_of_0_1_0_are_read(self, name: str, run_dir: Path) -> None:
+    def test_configs_of_version_0_1_0_are_read(self, name: str, run_dir: Path) -> None:
         contents = replace(model_file.read(run_dir), config=OLD_CONFIGS[name])
         model = model_file.parts_of(contents, source=name).model
         numbers = {key: value for key, value in contents.config["model"].items() if isinstance(value, int | float)}

@@ -66,7 +66,7 @@ def ids(length: int, step: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_loss_equals_the_loss_of_0_1_0(name: str, tmp_path: Path) -> None:
+def test_loss_equals_the_loss_of_version_0_1_0(name: str, tmp_path: Path) -> None:
     tree = CASES[name]["model"]
     kind = "language_modeling" if tree["kind"].endswith("_lm") else "translation"
     config = {"task": {"kind": kind}, "model": tree}

@@ -26,20 +26,20 @@ class TestThread:
             go.set()
         assert written == [True]
 
-    def test_functions_run_in_order(self) -> None:
+    def test_writer_runs_functions_in_order(self) -> None:
         written: list[int] = []
         with Writer(asynchronous=True) as writer:
             for number in range(20):
                 writer.run(lambda number=number: written.append(number))  # type: ignore[misc]
         assert written == list(range(20))
 
-    def test_next_function_raises_the_error(self) -> None:
+    def test_writer_raises_an_error_at_the_next_call(self) -> None:
         with Writer(asynchronous=True) as writer:
             writer.run(fails)
             with pytest.raises(UserError, match="disk full"):
                 writer.run(lambda: pytest.fail("it ran"))
 
-    def test_leaving_the_with_block_raises_the_error(self) -> None:
+    def test_writer_raises_an_error_at_the_end_of_the_with(self) -> None:
         with pytest.raises(UserError, match="disk full"), Writer(asynchronous=True) as writer:
             writer.run(fails)
 

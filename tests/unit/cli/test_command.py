@@ -319,7 +319,7 @@ def test_unknown_recipe_is_refused_before_imports() -> None:
     assert "There is no recipe called 'no_such_recipe'." in done.stderr
 
 
-def test_command_without_error_prints_nothing_more(capsys: pytest.CaptureFixture[str]) -> None:
+def test_successful_command_prints_only_its_output(capsys: pytest.CaptureFixture[str]) -> None:
     with reporting_errors("seqtk-toy"):
         print("done")
     assert capsys.readouterr() == ("done\n", "")

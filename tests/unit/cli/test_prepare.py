@@ -34,7 +34,7 @@ def test_ls_prints_every_corpus_and_its_data_bin(capsys: pytest.CaptureFixture[s
         assert line.endswith(f"data-bin/{name}")
 
 
-def test_demo_has_separate_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_accepts_pairs_and_vocab_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["demo", "pairs=60", "vocab_size=200", f"destdir={tmp_path}/demo"])
     assert "60" in capsys.readouterr().out
     assert failed("demo", "pairs=0", capsys=capsys)[0].startswith("seqtk-prepare demo: pairs=0")

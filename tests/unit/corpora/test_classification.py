@@ -50,7 +50,7 @@ def aclimdb(folder: Path) -> Path:
 
 
 class TestImdb:
-    def test_every_layout_gives_the_same_data_bin(self, tmp_path: Path) -> None:
+    def test_every_source_format_gives_the_same_data_bin(self, tmp_path: Path) -> None:
         folders = aclimdb(tmp_path / "in")
         (tmp_path / "tar").mkdir()
         with tarfile.open(tmp_path / "tar" / "aclImdb_v1.tar.gz", "w:gz") as archive:
@@ -115,7 +115,7 @@ class TestAgNews:
 
 
 class TestCifar:
-    def test_every_layout_gives_the_same_data_bin(self, tmp_path: Path) -> None:
+    def test_every_source_format_gives_the_same_data_bin(self, tmp_path: Path) -> None:
         random = np.random.default_rng(0)
         names = [f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"]
         batches = {

@@ -58,7 +58,7 @@ class TestDataBins:
         source = make(tmp_path, Columns(), train=str(tmp_path / "train.npy"))
         assert items(source) == IMAGES.reshape(6, -1).tolist()
 
-    def test_command_has_default_columns(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_columns_default_to_text_and_label(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main([f"train={save(tmp_path, text=IMAGES, label=LABELS)}", f"destdir={tmp_path / 'made'}"])
         assert "2 33.3%, 3 33.3%, 10 33.3%" in capsys.readouterr().out
 

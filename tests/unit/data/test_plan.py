@@ -85,7 +85,7 @@ class TestBatches:
 
         assert padded(30) < padded(4) < padded(1)
 
-    def test_order_of_a_seed_is_fixed(self) -> None:
+    def test_order_of_a_seed_equals_the_recorded_order(self) -> None:
         """An upgrade of seqtk or its libraries must not change the order, so that a run can resume within an epoch."""
         batches = epoch_batches(np.arange(2, 12), BatchingConfig(max_tokens=30, bucket=2), seed=7, epoch=3)
         assert lists(batches) == [[0, 1, 2, 3, 4], [9, 6], [5, 7, 8]]
@@ -124,7 +124,7 @@ def plan(**arguments: int) -> list[tuple[list[list[int] | None], int]]:
 
 
 class TestRanks:
-    def test_one_rank_takes_every_batch(self) -> None:
+    def test_one_process_reads_every_batch(self) -> None:
         assert plan() == [([[4, 1]], 2), ([[0]], 3), ([[2, 3, 5]], 6), ([[6, 7]], 8), ([[8]], 9)]
 
     def test_micro_batches_are_assigned_round_robin(self) -> None:

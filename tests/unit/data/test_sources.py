@@ -65,7 +65,7 @@ class TestText:
 
 
 class TestDataBin:
-    def test_source_reads_the_sides_of_a_data_bin(self, tiny_corpus: Path) -> None:
+    def test_source_reads_both_languages_of_a_data_bin(self, tiny_corpus: Path) -> None:
         source = DataBinSource(data=str(tiny_corpus))
         assert (source.source_lang, source.target_lang) == ("en", "de")
         assert len(source.split("train", "en")) == len(source.split("train", "de"))

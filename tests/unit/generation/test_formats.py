@@ -66,7 +66,7 @@ def test_json_format_has_all_hypotheses_in_nats():
     assert len(read["hypotheses"][0]["token_scores"]) == 4
 
 
-def test_given_text_is_shown_unchanged():
+def test_source_and_reference_are_printed_unchanged():
     item = translation(source_text="A  Woman", references=("Eine Frau, ja",))
     assert lines(item, "fairseq")[:2] == ["S-3\tA  Woman", "T-3\tEine Frau, ja"]
     assert lines(item, "fairseq", detokenize=False)[:2] == ["S-3\ta woman", "T-3\tein@@ <<unk>>"]

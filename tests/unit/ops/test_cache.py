@@ -19,7 +19,7 @@ class TestStates:
             keys = torch.cat(cache.segments(state, "key"), 2)
             assert keys[0, 0, :, 0].tolist() == list(range(size))
 
-    def test_picked_reads_positions_of_both_tensors(self) -> None:
+    def test_picked_reads_recent_and_older_positions(self) -> None:
         state = cache.empty("key")
         for place in range(cache.RECENT + 9):
             state = cache.remember(state, key=torch.full((1, 1), place))

@@ -159,7 +159,7 @@ class TestRefusals:
 
 
 class TestTruncation:
-    def test_banner_counts_truncated_examples(self, texts: Path, tmp_path: Path) -> None:
+    def test_start_of_a_run_prints_truncated_examples(self, texts: Path, tmp_path: Path) -> None:
         run = trainer(texts, tmp_path, task__truncate=True, model__max_source_length=6)
         lines = banner(run, run._planned)
         counted = [line for line in lines if line.startswith("Too long")]

@@ -16,7 +16,7 @@ def start(store: dist.HashStore, ranks: range, *, timeout: float = 20) -> list[s
         return list(pool.map(lambda rank: agreed_prefix(store, rank=rank, size=SIZE, timeout=timeout), ranks))
 
 
-def test_each_restart_has_its_own_prefix() -> None:
+def test_each_restart_has_its_own_store_prefix() -> None:
     store = dist.HashStore()
     prefixes = [start(store, range(SIZE)) for _ in range(4)]
     assert [len(set(each)) for each in prefixes] == [1] * 4

@@ -146,12 +146,12 @@ class TestOldRuns:
     """Runs of version 0.1.0. `runs_0_1_0.json` has configs that 0.1.0 wrote."""
 
     @pytest.mark.parametrize("name", OLD_RUNS)
-    def test_configs_of_0_1_0_are_read(self, name: str) -> None:
+    def test_configs_of_version_0_1_0_are_read(self, name: str) -> None:
         tree = {**OLD_RUNS["demo"], **OLD_RUNS[name]}
         saved = saved_config(tree, source=name, version="0.1.0")
         assert config_diff(saved, saved, source=name) == []
 
-    def test_demo_run_of_0_1_0_resumes(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_demo_run_of_version_0_1_0_resumes(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path / "whole").fit()
         trainer(tiny_corpus, tmp_path / "old", max_updates=4).fit()
         folder = tmp_path / "old" / "update_00000004"

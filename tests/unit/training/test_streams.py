@@ -54,7 +54,7 @@ def test_resumed_run_equals_uninterrupted_run(memory: str, corpus: str, tmp_path
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
 
-def test_run_of_0_1_0_resumes(corpus: str, tmp_path: Path) -> None:
+def test_run_of_version_0_1_0_resumes(corpus: str, tmp_path: Path) -> None:
     trainer(corpus, tmp_path / "whole").fit()
     trainer(corpus, tmp_path / "old", max_updates=3).fit()
     folder = tmp_path / "old" / "update_00000003"

@@ -114,7 +114,7 @@ class TestNoValidation:
         trainer(tiny_corpus, tmp_path / "without", validation__split=None).fit()
         assert losses(tmp_path / "with") == losses(tmp_path / "without")
 
-    def test_disabling_validation_drops_a_pending_one(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_disabling_validation_drops_a_pending_validation(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path, max_updates=4)
         run.fit()
         run.checkpoints.save_state(run.state.replace(pending_validation=True))

@@ -95,7 +95,7 @@ def test_copies_follow_changes_made_outside_the_optimizer(change: Callable[[nn.P
     assert not torch.equal(ours(batch())[0], before)
 
 
-def test_modules_have_no_copies_outside_a_step() -> None:
+def test_weight_copies_are_removed_after_a_step() -> None:
     ours = step()
     ours(batch())
     assert all(getattr(module, "copies", None) is None for module in ours.model.modules())

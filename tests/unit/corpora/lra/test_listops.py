@@ -104,7 +104,7 @@ class TestSeeds:
         assert words(one) == words(two)
         assert (one.values_K == two.values_K).all()
 
-    def test_output_of_a_seed_is_fixed(self) -> None:
+    def test_expressions_of_a_seed_equal_recorded_ones(self) -> None:
         tokens = words(draw_expressions(ListOpsShape(max_depth=3, max_args=3, min_length=4, max_length=12), 3, seed=0))
         assert [" ".join(line) for line in tokens] == GOLDEN
 
