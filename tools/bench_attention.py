@@ -258,7 +258,7 @@ def decoding_cells(name: str, role: str, reference: dict[int, Cell], arguments: 
         yield Cell(role, name, family, target, own, 1.0 if name == "softmax" else beside / own)
 
 
-# --- what is shown ---
+# --- output ---
 
 
 def _shown(cell: Cell) -> str:

@@ -1,4 +1,4 @@
-"""Trains the same runs with two checkouts and prints how far their losses differ.
+"""Trains the same runs with two checkouts and prints the differences of their losses.
 
     python tools/compare_losses.py --against CHECKOUT [--updates N] RUN [RUN ...]
 
@@ -60,7 +60,7 @@ def train(checkout: Path, settings: list[str], *, updates: int) -> Log:
 
 
 def validation(settings: list[str], updates: int) -> list[str]:
-    """Returns settings that validate once, without decoding, unless the run says otherwise."""
+    """Returns settings that validate once, without decoding, unless the run sets keys of `validation.`."""
     if any(setting.startswith("validation") for setting in settings):
         return []
     return [f"validation.every={updates}", "validation.decode=false", "validation.metric=nll"]

@@ -42,7 +42,7 @@ def settings_of(name: str, **sizes: Any) -> dict[str, Any]:
 def in_a_process(work: Callable[[], Iterable[T]]) -> tuple[list[T], int | None]:
     """Runs `work` in a separate process, a fork that inherits the imports. The parent must not have computed yet.
 
-    Returns what it yields, and the exit code.
+    Returns the values that `work` yields, and the exit code.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)

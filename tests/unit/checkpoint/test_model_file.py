@@ -91,7 +91,7 @@ class TestOldFiles:
 
 
 class TestOtherFiles:
-    """The error about a file that is not a model says which kind of file it is."""
+    """The error about a file that is not a model names the kind of the file."""
 
     @pytest.mark.parametrize(
         ("name", "content", "words"),

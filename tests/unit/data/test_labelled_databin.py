@@ -193,8 +193,8 @@ def test_mixed_corpora_match_classes_by_name(tmp_path: Path) -> None:
         ClassificationTask(ClassificationConfig(data=str(data[1]), mix=mix)).epoch_examples(1, seed=1)
 
 
-def test_balanced_class_weights_count_the_mix(tmp_path: Path) -> None:
-    """Each class has the same total weight in the examples of an epoch, not in task.data alone."""
+def test_balanced_class_weights_count_all_corpora(tmp_path: Path) -> None:
+    """In an epoch of all corpora, each class has the same total weight."""
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
     first = write(tmp_path / "first", "train.tsv", "text\tlabel", *["x\ta"] * 3, "y\tb")
