@@ -1,4 +1,4 @@
-"""Dot-product attention with dropout of its weights, in blocks."""
+"""Dot-product attention with dropout of the attention weights, computed in blocks."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def settings_of(case: str, length: int, keys: int) -> dict[str, Tensor | bool | 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("case", CASES)
-def test_output_and_gradients_equal_masked_weights(case: str, size: str) -> None:
+def test_attend_equals_attention_with_a_dropout_mask(case: str, size: str) -> None:
     length, keys, block = SIZES[size]
     query = torch.randn(2, 3, length, 4, dtype=torch.double, requires_grad=True)
     key, value = (torch.randn(2, 3, keys, 4, dtype=torch.double, requires_grad=True) for _ in range(2))
@@ -44,7 +44,7 @@ def test_output_and_gradients_equal_masked_weights(case: str, size: str) -> None
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_rate_and_mean_are_those_of_dropout(size: str) -> None:
+def test_dropout_has_the_rate_and_keeps_the_mean(size: str) -> None:
     length, keys, block = SIZES[size]
     query, key = torch.randn(2, 3, length, 4), torch.randn(2, 3, keys, 4)
     identity = torch.eye(keys).expand(2, 3, -1, -1)
@@ -57,7 +57,7 @@ def test_rate_and_mean_are_those_of_dropout(size: str) -> None:
     assert torch.corrcoef(dropped).fill_diagonal_(0).abs().max() < 6 / dropped.shape[1] ** 0.5
 
 
-def test_blocks_have_different_bits() -> None:
+def test_blocks_have_different_dropout_masks() -> None:
     identity = torch.eye(64)[None, None]
     query = torch.randn(1, 1, 256, 4)
     kept = dropout_attention.attend(query, torch.randn(1, 1, 64, 4), identity, rate=0.5, block=64 * 64)
@@ -65,7 +65,7 @@ def test_blocks_have_different_bits() -> None:
     assert torch.corrcoef(dropped).fill_diagonal_(0).abs().max() < 0.1
 
 
-def test_no_matrix_of_weights_is_kept_for_backward() -> None:
+def test_backward_stores_no_attention_weights() -> None:
     saved: list[int] = []
 
     def count(x: Tensor) -> Tensor:
