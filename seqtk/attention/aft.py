@@ -157,7 +157,7 @@ class AftFull(Resizable, AftSimple):
         return self.gate(x_B1D, now.mean), state.advance(kept)
 
     def last_bias(self, length: int, *, first: int) -> Tensor:
-        """Returns w_1S of the last of `length` positions for the positions from `first` on."""
+        """Returns the biases w_1S of query position `length` - 1 for the key positions `first` … `length` - 1."""
         return to_fp32(self.position_query[length - 1 : length]) @ to_fp32(self.position_key[first:length]).T
 
 
@@ -180,7 +180,10 @@ class AftLocal(AftFull):
     subquadratic = True
 
     def weights(self, length: int) -> tuple[Tensor, ...]:
-        """Returns `AftFull`'s weights; above length W, exp(w) of near, other and (causal) own blocks."""
+        """Returns the weights of `AftFull`, or weights by block if `length` exceeds W.
+
+        By block, they are exp(w) of near blocks, of far blocks and, in the causal role, of the own block.
+        """
         window, causal = self.config.window, self.role is Role.CAUSAL
         if length <= window:
             return super().weights(length)
@@ -213,9 +216,9 @@ class AftLocal(AftFull):
     def _other_blocks(
         self, key_BNWD: Tensor, value_BNWD: Tensor, near_NWJ: Tensor, far_NW1: Tensor
     ) -> LogSumExpAccumulator:
-        """Returns the sums over other blocks (causal: earlier ones): near blocks with biases, all others without.
+        """Returns the sums over all blocks (causal: earlier blocks). Near blocks have biases, and the others have none.
 
-        The scale is the largest key of all blocks, or of all earlier ones.
+        The scale is the largest key of all blocks (causal: of all earlier blocks).
         """
         causal = self.role is Role.CAUSAL
         scale_BND = key_BNWD.detach().amax(2)
@@ -263,7 +266,7 @@ class AftLocal(AftFull):
 
 
 def _top(bias_TS: Tensor) -> Tensor:
-    """Returns the largest bias of each row, or 0, which is the bias outside the window, if that is larger."""
+    """Returns the largest bias of each row, but at least 0, the bias outside the window."""
     return bias_TS.detach().amax(-1, keepdim=True).clamp(min=0)
 
 

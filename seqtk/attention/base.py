@@ -1,4 +1,6 @@
-"""The interface of attention layers: one class with up to three roles, a parallel form and an equal step form.
+"""The interface of attention layers.
+
+A layer has up to three roles. It computes all positions in parallel, or one position at a time with equal results.
 
 B batch, T query length, S key length, D width of the layer, M width of the memory.
 """
@@ -34,7 +36,7 @@ class Scope(enum.Enum):
     """Which later call receives the state that `forward` returns."""
 
     NONE = enum.auto()
-    """None. The state is None."""
+    """No call. `forward` returns None instead of a state."""
     LAYER = enum.auto()
     """The next layer of the encoder stack with this scope (Luna's packed memory)."""
     SEGMENT = enum.auto()
@@ -68,7 +70,7 @@ register_pytree_node(
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """The base of every attention layer's config: a field of this type is a slot for any of them."""
+    """Base class of the configs of attention layers. A config field of this type accepts any attention layer."""
 
 
 attentions: Registry["Attention"] = Registry("attention", AttentionConfig)
@@ -83,11 +85,11 @@ class Attention(nn.Module):
 
     roles: ClassVar[Role]
     scope: ClassVar[Scope] = Scope.NONE
-    """The use of the state that `forward` returns. LAYER applies to encoders, SEGMENT to causal layers."""
+    """Which later call receives the state that `forward` returns. LAYER is for encoders, SEGMENT for causal layers."""
     subquadratic: bool = False
     """True if time and memory grow more slowly than the square of the length."""
     slot: str = "attention"
-    """The configuration key of the layer, set by the model."""
+    """The configuration key that selects the layer, such as `model.decoder.self_attention`. Set by the model."""
 
     def __init__(self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         """Builds the layer.
@@ -124,12 +126,12 @@ class Attention(nn.Module):
     def after_update(self, update: int, generator: torch.Generator) -> None:
         """Runs after each training update, counted from 1. Layers with random features redraw them here.
 
-        The generator is on the CPU. It is the same in all processes and after a resume; all layers draw from it in
-        order.
+        The generator is on the CPU. It gives the same numbers in all processes and after a resume. All layers draw from
+        it, one after another.
         """
 
     def joint_maps(self) -> list[tuple[Linear, ...]]:
-        """Returns the linear maps of one input that `forward` computes together (`seqtk.modules.linear.project`)."""
+        """Returns groups of linear maps of the same input, each of which `forward` computes as one product."""
         return []
 
     def monitored(self) -> dict[str, float]:
@@ -153,7 +155,7 @@ class Attention(nn.Module):
         raise NotImplementedError
 
     def chain_after(self, previous: "Attention") -> None:
-        """Tells a layer of scope LAYER that its input state comes from `previous`. Called once, at construction.
+        """Connects a layer of scope LAYER to `previous`, whose state it receives. Called once, at construction.
 
         Raises:
             UserError: The layer cannot use the state of `previous`.

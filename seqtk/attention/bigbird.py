@@ -23,7 +23,9 @@ class BigBirdConfig(QKVConfig):
     """Near, global and random blocks: 4 D² weights, O(T block (3 + global_blocks + random_blocks) D)."""
 
     block: int = setting(64, at_least=1, help="Positions in a block.")
-    global_blocks: int = setting(1, at_least=1, help="The first blocks, which see every position and are seen by all.")
+    global_blocks: int = setting(
+        1, at_least=1, help="Number of first blocks that see, and are seen by, every position."
+    )
     random_blocks: int = setting(3, at_least=1, help="Further blocks that each block sees, drawn per head.")
     seed: int = setting(
         0, at_least=0, help="Seed of the random blocks. Layers with different seeds see different blocks."
@@ -121,7 +123,7 @@ def hash32(x: Tensor) -> Tensor:
 
 
 def _gather_blocks(x_BHNCE: Tensor, index_BHNP: Tensor) -> Tensor:
-    """Returns x_MPCE, copies of the blocks at the indices of each block."""
+    """Returns x_MPCE: for each block, copies of the P blocks at its indices."""
     batch, heads, blocks, picks = index_BHNP.shape
     before_BH11 = torch.arange(0, batch * heads * blocks, blocks, device=index_BHNP.device).view(batch, heads, 1, 1)
     place_I = (before_BH11 + index_BHNP).flatten()

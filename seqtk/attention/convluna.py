@@ -34,11 +34,13 @@ class ConvLunaConfig(LunaConfig):
     kernel_size: int = setting(4, at_least=1, help="Positions in a window of the filter.")
     stride: int = setting(1, at_least=1, help="Positions between windows. Must be 1 in a decoder's self-attention.")
     pack_temperature: Temperature = setting(
-        "learn", help="Temperature of the slots' softmax: 1, √E, or learned, starting at √E."
+        "learn", help="Temperature of the softmax over the context: 1, √E, or learned, starting at √E."
     )
-    unpack_temperature: Temperature = setting("learn", help="Temperature of the queries' softmax.")
+    unpack_temperature: Temperature = setting("learn", help="Temperature of the softmax over the slots.")
     sharing: Literal["none", "qkv", "simplified"] = setting(
-        "none", help="qkv: unpack uses the weights of pack. simplified: there is no value projection."
+        "none",
+        help="Weights that pack and unpack share. qkv: query, key and value. simplified: query, key and out; the layer "
+        "then has no value weights.",
     )
 
 
@@ -55,8 +57,8 @@ class ConvLuna(Luna):
     stride window j starts at position j · stride, for every such position in the row. (The authors' code drops an
     incomplete last window, so a short row has no window.)
 
-    The paper has no causal form. In seqtk's, each window ends at its own position, and Luna's causal form follows;
-    stride 1 only. A step costs O(P D + K D).
+    The paper has no causal form. In seqtk's, the window of a position ends at this position, and Luna's causal form
+    follows. The stride must be 1. A step costs O(P D + K D).
 
     `sharing=qkv`: pack and unpack have the same query, key and value weights. `sharing=simplified`, which the authors
     ran: the same query, key and output weights (Y goes through `out`, except CAUSAL), and values are the context

@@ -38,7 +38,7 @@ class ConvolutionConfig(QKVConfig):
     kernel_size: int = setting(
         31,
         at_least=1,
-        help="Taps of the kernel. In an encoder half are on each side, in a decoder all are in the past.",
+        help="Number of taps (positions) of a kernel: in an encoder half on each side, in a decoder all in the past.",
     )
     glu: bool = setting(True, help="Gate the input projection with a gated linear unit, which doubles its width.")
     weight_softmax: bool = setting(True, help="Normalize the taps of a kernel with a softmax.")

@@ -1,4 +1,4 @@
-"""Linear-time attention with a learned feature map, a small network without biases per head.
+"""Linear-time attention with a learned feature map: each head has a small network without biases.
 
 Yorsh and Kovalenko 2022, arXiv 2211.04076, "Linear Self-Attention Approximation via Trainable Feedforward Kernel".
 
@@ -31,12 +31,12 @@ class FeedForwardKernelConfig(KernelConfig):
 
     kernel: Kernel = setting(
         "oglu",
-        help="Each stage is a matrix (ffn), an orthogonal one (linear), either of them with a gate (glu, oglu), or an "
-        "orthogonal one with a gate of rank E/4 (aoglu).",
+        help="The form of each stage. ffn: a matrix. linear: an orthogonal matrix. glu: a matrix and a gate. oglu: an "
+        "orthogonal matrix and a gate. aoglu: oglu with a low-rank gate, of a quarter of the head's width.",
     )
     depth: int = setting(1, at_least=1, at_most=3, help="Stages of the feature map.")
     orthogonality: float = setting(
-        0.01, at_least=0, help="Weight of the penalty on W Wᵀ ≠ I, for linear, oglu and aoglu."
+        0.01, at_least=0, help="Weight of the penalty that keeps W Wᵀ near I, for linear, oglu and aoglu."
     )
     kernel_dropout: float = probability(0.0, help="Dropout of the input of each stage.")
 
@@ -45,14 +45,14 @@ class FeedForwardKernelConfig(KernelConfig):
 class FeedForwardKernelAttention(KernelAttention):
     """Linear attention with φ(x) = g_n(… g_1(x)) for queries and keys. In each head g_i is, without biases:
 
-    ffn, linear: a(x W); glu, oglu: a(x W) ⊙ sigmoid(x U); aoglu: a(x W) ⊙ sigmoid(x A B) with A E × K, B K × E,
-    K = max(1, E/4); a is softplus in the last stage and the identity in the others. In `linear`, `oglu` and `aoglu`
-    W starts orthogonal, and `aux_loss` keeps it near: λ · mean((W Wᵀ - I)²) over heads and elements, summed over
-    stages.
+    ffn, linear: a(x W); glu, oglu: a(x W) ⊙ sigmoid(x U); aoglu: a(x W) ⊙ sigmoid(x A B) with A E × K, B K × E, K =
+    max(1, E/4); a is softplus in the last stage and the identity in the others. In `linear`, `oglu` and `aoglu` W
+    starts orthogonal, and `aux_loss` penalizes the distance from it: λ · mean((W Wᵀ - I)²) over heads and elements,
+    summed over stages, where λ is `orthogonality`.
 
     The paper and its code also divide φ by √E, which cancels in the quotient, as there is no epsilon. The paper has no
-    causal and no cross form. seqtk's take the same sums over the past, or over a memory. Parameters of n stages: n H E²
-    (ffn, linear), 2 n H E² (glu, oglu), n H (E² + 2 E K) (aoglu). O(T E D) time, O(T D) memory.
+    causal and no cross form. seqtk computes the same sums over the past, or over a memory. Parameters of n stages: n H
+    E² (ffn, linear), 2 n H E² (glu, oglu), n H (E² + 2 E K) (aoglu). O(T E D) time, O(T D) memory.
     """
 
     def __init__(self, config: FeedForwardKernelConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
@@ -79,7 +79,7 @@ class FeedForwardKernelAttention(KernelAttention):
 
 
 class Stage(nn.Module):
-    """a(x W), or a(x W) ⊙ sigmoid(x U), in each head."""
+    """One stage of the feature map: a(x W), or a(x W) ⊙ sigmoid(x U), in each head."""
 
     def __init__(self, config: FeedForwardKernelConfig, *, heads: int, width: int) -> None:
         super().__init__()

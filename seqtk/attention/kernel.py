@@ -1,4 +1,4 @@
-"""Linear-time attention: a product of features replaces the softmax, so that keys and values are summed once.
+"""Linear-time attention: a product of features replaces the softmax, so keys and values are summed only once.
 
     y_t = Σ_s (φ(q_t) · φ(k_s)) v_s / Σ_s φ(q_t) · φ(k_s) = φ(q_t)ᵀ (Σ_s φ(k_s) v_sᵀ) / φ(q_t)ᵀ Σ_s φ(k_s)
 
@@ -41,22 +41,22 @@ class KernelConfig(QKVConfig):
 class KernelAttention(HeadwiseAttention):
     """Σ_s φ(q) · φ(k_s) v_s / Σ_s φ(q) · φ(k_s) per head. Subclasses define `features`, φ.
 
-    Parameters: 2 D² + 2 M D (+ 4 D bias) + those of φ. Keys at padding are zeroed after φ, because φ(0) is not 0. Sums
-    and denominators are in float32 or wider, also under autocast. The output is 0 where the denominator is. The state
-    is Σ φ(k) [vᵀ 1], so a step takes O(R E) per head at any position.
+    Parameters: 2 D² + 2 M D (+ 4 D bias) + the parameters of φ. Keys at padding are zeroed after φ, because φ(0) is not
+    0. Sums and denominators are in float32 or wider, also under autocast. The output is 0 where the denominator is 0.
+    The state is Σ φ(k) [vᵀ 1], so a step takes O(R E) per head at any position.
     """
 
     roles = Role.ENCODER | Role.CAUSAL | Role.CROSS
     subquadratic = True
 
     def features(self, x_BHTE: Tensor, *, heads: slice = ALL_HEADS, first: int = 0) -> Tensor:
-        """Returns φ(x)_BHTR >= 0 for queries or keys of some heads at the positions `first`, `first` + 1, …"""
+        """Returns φ(x)_BHTR >= 0 for the queries or keys of `heads` at the positions `first`, `first` + 1, …"""
         raise NotImplementedError
 
     def key_features(
         self, key_BHSE: Tensor, *, heads: slice = ALL_HEADS, pad_BS: Tensor | None, first: int = 0
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns φ(k)_BHSR, 0 at padding, and the `shift_BH1R` (or None) for `query_features`."""
+        """Returns φ(k)_BHSR, 0 at padding, and the argument `shift_BH1R` of `query_features` (None: no shift)."""
         key_BHSR = self.features(key_BHSE, heads=heads, first=first)
         return key_BHSR if pad_BS is None else key_BHSR.masked_fill(pad_BS[:, None, :, None], 0), None
 
@@ -102,7 +102,7 @@ class KernelAttention(HeadwiseAttention):
         return {"sums": None, "shift": None}
 
     def step(self, x_B1D: Tensor, state: StepState, *, first: int = 0) -> tuple[Tensor, StepState]:
-        """Computes `Attention.step`; `first` is the position for layers that use positions."""
+        """Computes the next position, which is `first` in layers whose features depend on positions."""
         seen = state.static
         if self.role is Role.CAUSAL:
             seen = self.compress(self.keys(x_B1D), self.values(x_B1D), pad_BS=None, first=first)
@@ -114,7 +114,7 @@ class KernelAttention(HeadwiseAttention):
     def compress(
         self, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None, heads: slice = ALL_HEADS, first: int = 0
     ) -> State:
-        """Returns Σ φ(k) [vᵀ 1], BHRF, and the shift of `key_features`."""
+        """Returns `sums`, Σ φ(k) [vᵀ 1], BHRF, and the `shift` that `key_features` returns."""
         key_BHSR, shift = self.key_features(to_fp32(key_BHSE), heads=heads, pad_BS=pad_BS, first=first)
         return {"sums": product(key_BHSR.mT, with_ones(value_BHSE)), "shift": shift}
 

@@ -1,4 +1,4 @@
-"""Linformer: projects keys and values along the length to a fixed number (Wang et al. 2020, arXiv 2006.04768).
+"""Linformer: reduces keys and values to a fixed number, by maps along the length (Wang et al. 2020, arXiv 2006.04768).
 
 B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, E width of a head,
 L longest input, K rank, G maps along the length: H, or 1 if heads share them.
@@ -26,17 +26,18 @@ class LinformerConfig(QKVConfig):
     max_length: int = setting(256, at_least=1, help="The longest input, or encoder output in cross-attention.")
     sharing: Literal["none", "headwise", "key_value"] = setting(
         "headwise",
-        help="How heads share projections. none: two per head. headwise: two for all heads. key_value: one for all.",
+        help="Sharing of the maps along the length. none: two per head, for keys and for values. headwise: two for all "
+        "heads. key_value: one for all.",
     )
 
 
 @attentions.register("linformer", LinformerConfig)
 class LinformerAttention(Resizable, HeadedAttention):
-    """softmax(Q (E K)ᵀ / √e) (F V) per head, E and F of rank × max_length (section 4, equation 7).
+    """softmax(Q (E K)ᵀ / √e) (F V) per head of width e, where E and F are rank × max_length (section 4, equation 7).
 
-    Parameters: 2 D² + 2 M D (+ 4 D bias), and rank × max_length times 2 H, 2 or 1, by `sharing`. O(T rank) time and
-    memory. There is no causal form, because each of the `rank` keys mixes all positions. Padding is zeroed before the
-    maps, so no mask is needed after them.
+    Parameters: 2 D² + 2 M D (+ 4 D bias), and 2 H, 2 or 1 maps of rank × max_length weights, depending on `sharing`.
+    O(T rank) time and memory. There is no causal form, because each of the `rank` keys mixes all positions. Padding is
+    zeroed before the maps, so no mask is needed after them.
 
     Maps that heads share are applied to the input instead of the keys: E (X W) = (E X) W, so only `rank` positions are
     projected. This saves more time than the attention itself takes.
@@ -97,7 +98,7 @@ class LinformerAttention(Resizable, HeadedAttention):
 
 
 def _projected(linear: nn.Linear, mixed_BKM: Tensor, map_GKS: Tensor, pad_BS: Tensor | None) -> Tensor:
-    """Returns map(linear(x)), BKD, from map(x). Each real position adds the bias with its weight in the map."""
+    """Returns map(linear(x)), BKD, from map(x). The map sums the bias over the real positions, with its weights."""
     y_BKD = nn.functional.linear(mixed_BKM, linear.weight)
     if linear.bias is None:
         return y_BKD

@@ -51,11 +51,12 @@ class Luna(HeadedAttention):
     CROSS: C is the memory, packed once, so a step costs O(P D) at any memory length. Each layer learns P.
 
     CAUSAL: as in the authors' code, the slots' weights of position t are w_t = log2(1 + 2^(P Wq' · x_t Wk' / √E)), with
-    no softmax over time; the unpacking keys and values at t are the running means of w_s (x_s Wk) and w_s (x_s Wv). Its
-    untied form needs no Wv'. Chunked, with no tensor of size T × P × D; a step costs O(P D). Each layer learns P.
+    no softmax over time; the unpacking keys and values at t are the running means of w_s (x_s Wk) and w_s (x_s Wv).
+    This form has no Wv'. It is computed in chunks, without a tensor of size T × P × D. A step costs O(P D). Each layer
+    learns P.
 
-    Parameters: P D, and 5 D² (+ 5 D bias) tied, 7 D² untied (6 D² CAUSAL); in CROSS one of them (untied two) is D M. A
-    layer that takes the previous layer's slots has 2 D (the norm) instead of P D.
+    Parameters: P D, and 5 D² (+ 5 D bias) tied, 7 D² untied (6 D² CAUSAL); in CROSS one of these matrices (untied: two)
+    has D M weights instead of D². A layer that takes the previous layer's slots has 2 D (the norm) instead of P D.
     """
 
     roles = Role.ENCODER | Role.CAUSAL | Role.CROSS
@@ -86,8 +87,8 @@ class Luna(HeadedAttention):
             kinds = [attentions.name_of(type(layer.config)) for layer in (self, previous)]
             raise UserError(
                 f"Attention '{kinds[0]}' cannot take the memory slots of '{kinds[1]}' before it in the encoder.",
-                f"It takes attention.memory_size={self.config.memory_size} slots of Luna or ConvLuna.",
-                "Give all of them the same memory_size.",
+                f"It can take them only from Luna or ConvLuna with attention.memory_size={self.config.memory_size}.",
+                "Set the same memory_size in all of these layers.",
             )
         self.memory = None
         self.carried_norm = nn.LayerNorm(self.dim)
@@ -128,7 +129,7 @@ class Luna(HeadedAttention):
         return self.memory.expand(batch, -1, -1)
 
     def pack(self, slots_BPD: Tensor, context_BSM: Tensor, *, pad_BS: Tensor | None) -> Tensor:
-        """Returns Y, packed_BPD."""
+        """Returns the packed slots Y, packed_BPD."""
         (query_BHPE,) = self.project(("pack_query",), slots_BPD)
         query_BHPE, bias = query_BHPE * self.scale("pack"), padding_bias(self.filtered_padding(pad_BS))
 
@@ -185,7 +186,7 @@ class Luna(HeadedAttention):
         return self.out(self.join(y_BH1E).to(x_B1D.dtype)), state.advance(sums)
 
     def pack_weights(self, pack_query_BHPE: Tensor, pack_key_BHTE: Tensor) -> Tensor:
-        """Returns weight_BHTP = log2(1 + 2^logit), in float32 or wider, of scaled queries."""
+        """Returns weight_BHTP = log2(1 + 2^logit), in float32 or wider. The queries are already scaled."""
         with without_autocast(pack_key_BHTE):
             logits_BHTP = to_fp32(pack_key_BHTE) @ pack_query_BHPE.mT
         return dropout(functional.softplus(logits_BHTP, beta=LN2, threshold=40), self.active_dropout)
@@ -229,7 +230,7 @@ class Luna(HeadedAttention):
         return 1 / math.sqrt(self.head_dim)
 
     def filtered(self, x_BHSE: Tensor, heads: slice, pad_BS: Tensor | None) -> Tensor:
-        """Returns the keys or values, of some heads, that the slots attend to."""
+        """Returns the keys or values that the slots attend to, for a slice of the heads."""
         return x_BHSE
 
     def filtered_padding(self, pad_BS: Tensor | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Mixtures of Synthesizers and dot-product attention (Tay et al. 2021, arXiv 2005.00743, 3.3).
+"""Mixtures of Synthesizers and dot-product attention (Tay et al. 2021, arXiv 2005.00743, section 3.3).
 
     y = softmax(Σ w_i S_i) V per head        S_dot = Q Kᵀ / √E; the other S_i are the sources of `synthesizer.py`
 
@@ -33,12 +33,15 @@ class SynthesizerMixtureConfig(SynthesizerConfig):
 
     parts: tuple[Part, ...] = setting(("random", "dot"), help="Sources of the logits, two or more.")
     mix: Literal["sum", "sigmoid", "softmax"] = setting(
-        "softmax", help="Weights of the parts. sum: all 1. sigmoid: a and 1 - a of two parts. softmax: they sum to 1."
+        "softmax",
+        help="Weights of the parts. sum: all 1. sigmoid: a and 1 - a, for two parts. softmax: learned, with sum 1.",
     )
-    per_head: bool = setting(False, help="Learn the weights for each head.")
+    per_head: bool = setting(False, help="Learn separate weights for each head.")
     rank: int = setting(8, at_least=1, help="Rank of factorized_random's matrix.")
     fine: int | None = setting(
-        None, at_least=1, help="Length of factorized_dense's repeating factor. null: ceil(√max_length)."
+        None,
+        at_least=1,
+        help="Length b of factorized_dense's vector B (key p b + q: A_p B_q). null: ceil(√max_length).",
     )
 
 
@@ -50,8 +53,8 @@ class SynthesizerMixture(SynthesizerAttention):
     trained scalar) for the first of two parts and 1 - a for the second (the official code). The scalars start at 0, so
     all parts start with the same weight.
 
-    Parameters: 2 D² (+ 2 D bias) for values and output, those of each source, 2 D² (+ 2 D bias) for `dot`, and the
-    scalars: one for `sigmoid`, one per part for `softmax`, times H with `per_head`. A step costs O(t D).
+    Parameters: 2 D² (+ 2 D bias) for values and output, the parameters of each source, 2 D² (+ 2 D bias) for `dot`, and
+    the scalars: one for `sigmoid`, one per part for `softmax`, times H with `per_head`. A step costs O(t D).
     """
 
     def __init__(
@@ -101,7 +104,7 @@ class SynthesizerMixture(SynthesizerAttention):
         return self.average(self.mixed_logits(x_BTD, query_BHTE, key_BHSE), value_BHSE, pad_BS=pad_BS)
 
     def mixed_logits(self, x_BTD: Tensor, *query_and_key: Tensor) -> LogitSpec:
-        """Returns the logits Σ w_i S_i of all positions; of `dot` for the given query_BHTE and key_BHSE."""
+        """Returns the logits Σ w_i S_i of all positions. The part `dot` uses query_BHTE and key_BHSE."""
         length, weights = x_BTD.shape[1], self.weights()
         terms = self._synthetic(x_BTD, weights, rows=slice(0, length), columns=length)
         if self.has_dot:

@@ -27,7 +27,7 @@ class NystromConfig(QKVConfig):
     landmarks: int = setting(
         64,
         at_least=1,
-        help="Number of segments of an input, each represented by its mean. A shorter input has one per token.",
+        help="Number of segments of an input, each represented by its mean. At most one segment per token.",
     )
     iterations: int = setting(6, at_least=1, help="Iterations of the pseudo-inverse of the attention among landmarks.")
     kernel: int = setting(
@@ -37,13 +37,13 @@ class NystromConfig(QKVConfig):
 
 @attentions.register("nystrom", NystromConfig)
 class NystromAttention(HeadwiseAttention):
-    """softmax(Q K̃ᵀ) softmax(Q̃ K̃ᵀ)⁺ softmax(Q̃ Kᵀ) V + conv(V) per head, all products over √e (equation 14).
+    """softmax(Q K̃ᵀ) softmax(Q̃ K̃ᵀ)⁺ softmax(Q̃ Kᵀ) V + conv(V) per head, each product divided by √E (equation 14).
 
     Q̃ and K̃ are the means of queries and keys over segments of each row's tokens: token t of n is in segment ⌊t ·
     landmarks / n⌋; in a row with fewer tokens than landmarks each token is a segment. The pseudo-inverse comes from the
-    paper's iteration (section 3.2), in float32 or wider, started from the norms of each matrix (a norm over the batch,
-    as in some public code, makes rows depend on each other). The convolution is depthwise, with one kernel per head.
-    Dropout is applied to the first factor.
+    paper's iteration (section 3.2), in float32 or wider. The start is scaled by the norms of each matrix. (A norm over
+    the batch, as in some public code, would make rows depend on each other.) The convolution is depthwise, with one
+    kernel per head. Dropout is applied to the first factor.
 
     Parameters: 4 D² + kernel H (+ 4 D bias). O(T landmarks D + landmarks³ H) time. With as many landmarks as tokens, no
     convolution and enough iterations it equals softmax attention. There is no causal form, because the landmarks mix
@@ -91,7 +91,7 @@ def segment_means(pad_BT: Tensor | None, segments: int, *, like: Tensor) -> Tens
     """Returns the matrix means_BLT that averages x_BTD over L <= T segments of each row: means_BLT @ x_BTD.
 
     A row with fewer tokens than segments has one token in each of the first segments, and rows of zeros for the others.
-    The means are in float32 or wider and have the batch, length and device of `like`, x_BTD.
+    `like` is x_BTD: the matrix has its batch size, length and device. The dtype is float32 or wider.
     """
     batch, length = like.shape[:2]
     position_T = torch.arange(length, device=like.device)
@@ -104,7 +104,7 @@ def segment_means(pad_BT: Tensor | None, segments: int, *, like: Tensor) -> Tens
 
 
 def among_landmarks(query_BHLE: Tensor, key_BHLE: Tensor, exists_BL: Tensor) -> Tensor:
-    """Returns softmax(Q̃ K̃ᵀ / √e) over the landmarks that a row has, with zero rows and columns for the others."""
+    """Returns softmax(Q̃ K̃ᵀ / √E) over the landmarks that a row has. Rows and columns of other landmarks are 0."""
     logits_BHLL = query_BHLE @ key_BHLE.transpose(-1, -2) / math.sqrt(query_BHLE.shape[-1])
     lowest = torch.finfo(logits_BHLL.dtype).min
     weights_BHLL = logits_BHLL.masked_fill(~exists_BL[:, None, None, :], lowest).softmax(-1)

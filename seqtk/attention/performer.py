@@ -48,10 +48,11 @@ class PerformerAttention(KernelAttention):
     O(T R H) memory.
 
     Exponents are shifted to stay in range; the shifts cancel in the quotient, as there is no epsilon. A query's shift
-    is its largest feature. In ENCODER and CROSS, the shift of keys is, for each feature, its largest value over the
-    real keys of the row; adding it to the queries' exponents keeps denominators at 1 or more. In CAUSAL, the shift is a
-    constant computed from W, because a shift computed from the keys would let later keys affect earlier outputs through
-    rounding. No feature exceeds exp(|w|²/2), so none overflows, but keys with |k'| above about 15 underflow in float32.
+    is its largest exponent. In ENCODER and CROSS, the keys have one shift per feature, the largest exponent among the
+    real keys of the row; adding this shift to the queries' exponents keeps denominators at 1 or more. In CAUSAL, the
+    shift is a constant computed from W, because a shift computed from the keys would let later keys affect earlier
+    outputs through rounding. No feature exceeds exp(|w|²/2), so none overflows, but keys with |k'| above about 15
+    underflow in float32.
     """
 
     projection_RE: Tensor
@@ -108,8 +109,8 @@ def log_features(x_BHTE: Tensor, projection_RE: Tensor, *, shift: Tensor | float
 def orthogonal_gaussian(rows: int, width: int, *, generator: torch.Generator | None = None) -> Tensor:
     """Returns standard Gaussian rows that are orthogonal within each block of `width` rows (section 2.4).
 
-    Directions come from the QR decomposition of a Gaussian matrix, with signs that make them uniform. Lengths are those
-    of independent Gaussian vectors.
+    Directions come from the QR decomposition of a Gaussian matrix, with signs chosen so that they are uniformly
+    distributed. Lengths are the norms of independent Gaussian vectors.
     """
     blocks = -(-rows // width)
     directions, triangles = torch.linalg.qr(torch.randn(blocks, width, width, generator=generator))

@@ -48,7 +48,10 @@ class PooledKeysAttention(QKVAttention):
         return self.read(query_BHTE, self.compress(key_BHSE, value_BHSE, pad_BS=pad_BS))
 
     def compress(self, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None) -> State:
-        """Returns the keys and values of the null and the windows, BHNE, and mask_BN, True for those that a row has."""
+        """Returns the null key and value, then one key and value per window, BHNE.
+
+        `exists` is a mask, BN, True for the windows that a row has. None: all rows have all windows.
+        """
         length = key_BHSE.shape[2]
         is_full = pad_BS is None and self.kernel == self.stride and length % self.stride == 0
         real_BS = key_BHSE.new_ones(1, length, dtype=torch.bool) if pad_BS is None else ~pad_BS
@@ -76,7 +79,11 @@ class PooledKeysAttention(QKVAttention):
         return attend(query_BHTE, memory["key"], memory["value"], bias=seen_BHTN, dropout=self.active_dropout)
 
     def start_mix(self, batch: int) -> State:
-        """Returns the state: null and complete windows (`key`, `value`), and the last window (`keys`, `values`)."""
+        """Returns the state.
+
+        `key` and `value` hold the null key and value, then one per complete window. `keys` and `values` hold the
+        positions of the incomplete window.
+        """
         none_BH0E = self.query.weight.new_zeros(batch, self.heads, 0, self.head_dim)
         key_BHNE, value_BHNE = self.with_null(none_BH0E, none_BH0E)
         return {"key": key_BHNE, "value": value_BHNE, "keys": none_BH0E, "values": none_BH0E}

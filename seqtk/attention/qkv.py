@@ -29,7 +29,7 @@ from seqtk.utils.errors import UserError
 class QKVConfig(AttentionConfig):
     """The settings of layers with heads."""
 
-    heads: int | None = setting(None, at_least=1, help="Attention heads. null: the model's.")
+    heads: int | None = setting(None, at_least=1, help="Number of attention heads. null: the model's.")
     dropout: float = probability(0.0, help="Dropout of the attention weights.")
     bias: bool = setting(True, help="Give the projections a bias.")
 
@@ -67,8 +67,8 @@ class HeadedAttention(Attention):
     def add_projections(self, *, kv_heads: int | None = None, out_projection: bool = True) -> None:
         """Adds `query`, `key`, `value` and `out` (the identity without `out_projection`).
 
-        In cross-attention, keys and values come from the memory. `query`, `key` and `value` have the gain of one
-        Xavier-uniform matrix for all three.
+        In cross-attention, keys and values come from the memory. `query`, `key` and `value` are initialized as the
+        parts of one Xavier-uniform matrix.
         """
         source_dim = self.memory_dim if self.role is Role.CROSS else self.dim
         kv_dim = (kv_heads or self.heads) * self.head_dim
@@ -78,7 +78,7 @@ class HeadedAttention(Attention):
         self.out: nn.Linear = self.projection(self.dim) if out_projection else nn.Identity()  # type: ignore[assignment]
 
     def joint_heads(self, x_BTD: Tensor, maps: tuple[Linear, ...], *, wide: bool) -> tuple[Tensor, ...]:
-        """Returns the heads y_BHTE, contiguous, of each of several maps of x to the width of the layer."""
+        """Returns the output of each map, split into heads: a contiguous y_BHTE, in float32 or wider if `wide`."""
         y_BTO = joint_product(x_BTD, maps)
         y_NBHTE = y_BTO.view(*y_BTO.shape[:2], len(maps), -1, self.head_dim).permute(2, 0, 3, 1, 4)
         dtype = torch.float32 if wide and y_BTO.dtype.itemsize < 4 else y_BTO.dtype
@@ -121,7 +121,7 @@ class QKVAttention(HeadedAttention):
         raise NotImplementedError
 
     def mix_step(self, query_BH1E: Tensor, key_BH1E: Tensor, value_BH1E: Tensor, state: State) -> tuple[Tensor, State]:
-        """Computes the next position and returns (y_BH1E, new state). The first state is `start_mix`. Causal only."""
+        """Returns (y_BH1E, new state) for the next position. The first state comes from `start_mix`. Causal only."""
         state = cache.remember(state, key=key_BH1E, value=value_BH1E)
         key_BHSE, value_BHSE = (torch.cat(cache.segments(state, name), dim=2) for name in ("key", "value"))
         return self.mix(query_BH1E, key_BHSE, value_BHSE, pad_BS=None), state
@@ -131,7 +131,7 @@ class QKVAttention(HeadedAttention):
         return cache.empty("key", "value")
 
     def compress(self, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None) -> State:
-        """Returns the part of the memory that cross-attention keeps while decoding, the input of `read`."""
+        """Computes, once per memory, the state that cross-attention keeps while decoding. `read` receives it."""
         return {"key": key_BHSE, "value": value_BHSE, "pad": pad_BS}
 
     def read(self, query_BHTE: Tensor, memory: State) -> Tensor:

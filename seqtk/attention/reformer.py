@@ -48,15 +48,15 @@ class ReformerConfig(QKVConfig):
 
 @attentions.register("reformer", ReformerConfig)
 class ReformerAttention(HeadedAttention):
-    """softmax(q_t · k_s / √E) v_s over the s that any of R rounds finds; shared queries and keys, k_s = q_s / |q_s|.
+    """softmax(q_t · k_s / √E) v_s, k_s = q_s / |q_s|, over the positions s that any of R rounds of hashing finds.
 
     Round r puts t into bucket argmax [x; -x], x = q_t rotations_r, of `buckets`, and sorts by bucket, then position.
-    ENCODER: t sees the positions of its bucket that are in its chunk of C = `chunk` places of that order, or in the
-    chunk before (section 2). CAUSAL differs from the paper: t sees the last C positions of its bucket, itself included.
-    The paper's chunks would reveal the future, since their start depends on how many later positions fall into lower
-    buckets. t sees itself only if it sees nothing else. The rounds are combined by their logsumexp (appendix A). A pair
-    counts in the first round that finds it, so a position sees the union of the rounds. Hashes are computed in float32
-    or wider, so that rounding moves no position.
+    ENCODER: t sees the positions of its bucket that are in its chunk of C = `chunk` places in this order, or in the
+    previous chunk (section 2). CAUSAL differs from the paper: t sees the last C positions of its bucket, itself
+    included. The paper's chunks would reveal the future, since their start depends on how many later positions fall
+    into lower buckets. t sees itself only if it sees nothing else. The rounds are combined by their logsumexp (appendix
+    A). A pair counts in the first round that finds it, so a position sees the union of the rounds. Hashes are computed
+    in float32 or wider, so that rounding moves no position.
 
     Parameters: 3 D² (+ 3 D bias): `query_key`, `value`, `out`. O(T R (R + D) C) time, O(T (R H + D)) memory.
     A step compares the new position with all earlier ones: O(t (R + D)).
@@ -70,7 +70,7 @@ class ReformerAttention(HeadedAttention):
         super().__init__(config, dim=dim, role=role, memory_dim=memory_dim)
         if config.buckets % 2:
             raise UserError(
-                f"attention.buckets={config.buckets}: must be even, as each direction and its opposite are two buckets."
+                f"attention.buckets={config.buckets}: must be even, because opposite directions are separate buckets."
             )
         self.query_key = self.projection(dim)
         self.value = self.projection(dim)

@@ -1,7 +1,7 @@
 """Changes the `max_length` of a trained attention layer.
 
-Position i stays position i: a tensor of the new size keeps the leading corner that it shares with the old one, and the
-rest is newly initialized. So inputs that fit both sizes give the same outputs.
+Weights stay at their positions: elements whose index exists in both sizes are kept, and the other elements are newly
+initialized. So inputs that fit both sizes give the same outputs.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ def resize_configs(tree: C, *, max_length: int) -> C:
 
 
 def resize_tensor(old: Tensor, *, new: Tensor) -> Tensor:
-    """Returns `new` in the dtype of `old`, with the elements at indices that both tensors have copied from `old`."""
+    """Returns a copy of `new` in the dtype of `old`. Elements whose index exists in both tensors come from `old`."""
     corner = tuple(slice(min(sizes)) for sizes in zip(old.shape, new.shape, strict=True))
     resized = new.to(old.dtype, copy=True)
     resized[corner] = old[corner]

@@ -38,7 +38,7 @@ class SimpleTron(HeadwiseAttention):
     """Q (Kᵀ V) · c per head, c = 1 / √(n E), n the number of visible keys.
 
     No softmax, no feature map, no denominator and no output projection. The paper has c = 1 / √n (`head_scale=false`),
-    the authors' code 1 / √(n E). Each row counts its real keys. The paper has no causal and no cross form. In seqtk's
+    the authors' code 1 / √(n E). Padding does not count in n. The paper has no causal and no cross form. In seqtk's
     causal form, position t sums over s <= t and divides by √t, since a factor of the whole length would reveal the
     future. Parameters: D² + 2 M D (+ 3 D bias), and D² (+ D bias) with `out_projection`. O((T + S) D E) time; a step is
     O(D E).

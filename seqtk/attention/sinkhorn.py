@@ -1,4 +1,4 @@
-"""Sparse Sinkhorn attention: the query's block and a sorted one (Tay et al. 2020, arXiv 2002.11296).
+"""Sparse Sinkhorn attention to the query's block and to a sorted block (Tay et al. 2020, arXiv 2002.11296).
 
 B batch, T length, D width of the layer, H heads, E width of a head, N blocks of C positions, M = B N, K = 2 C keys.
 """
@@ -21,7 +21,9 @@ class SinkhornConfig(QKVConfig):
     """Attention to two blocks, one sorted: 4 D² + H D max_length / block weights, O(T (block + T / block) D) time."""
 
     block: int = setting(64, at_least=1, help="Positions in a block.")
-    max_length: int = setting(1024, at_least=1, help="The longest input. The sorting network has this many positions.")
+    max_length: int = setting(
+        1024, at_least=1, help="The longest input. The sorting network has an output for each of its blocks."
+    )
     iterations: int = setting(7, at_least=1, help="Iterations of the normalization of columns and rows.")
     temperature: float = setting(
         0.75, above=0, help="Temperature of the sorting. Lower values are closer to a permutation."
@@ -94,7 +96,7 @@ class SinkhornAttention(HeadedAttention):
         return self.out(y_BTD.masked_fill(pad_BT[..., None], 0)), None
 
     def sorting(self, x_BTD: Tensor, real_BNC: Tensor) -> Tensor:
-        """Returns P_BHNN in float32 or wider, 0 for blocks without a position. `x` is 0 at padding."""
+        """Returns P_BHNN in float32 or wider. It is 0 for blocks that are all padding. `x` must be 0 at padding."""
         batch, blocks, block = real_BNC.shape
         sums_BND = in_blocks(x_BTD.to(self.sort.weight.dtype), block).sum(2)
         logits_BNHN = self.sort(sums_BND).view(batch, blocks, self.heads, -1)[..., :blocks]

@@ -28,10 +28,14 @@ class SoftmaxConfig(QKVConfig):
     """Dot-product attention: 4 D² weights (2 D² + 2 M D with a memory of width M), O(T S D) time."""
 
     kv_heads: int | None = setting(
-        None, at_least=1, help="Heads of keys and values; each serves heads / kv_heads queries. null: heads."
+        None,
+        at_least=1,
+        help="Number of heads of keys and values, each shared by heads / kv_heads query heads. null: equal to heads.",
     )
-    positions: Literal["none", "rotary", "alibi", "t5"] = setting("none", help="Relative positions in self-attention.")
-    qk_norm: bool = setting(False, help="Normalize queries and keys per head (RMS), with a learned scale.")
+    positions: Literal["none", "rotary", "alibi", "t5"] = setting(
+        "none", help="Encoding of relative positions in self-attention."
+    )
+    qk_norm: bool = setting(False, help="Normalize each query and key of a head by its RMS, with a learned scale.")
     backend: Literal["sdpa", "flex"] = setting(
         "sdpa", help="flex: torch's FlexAttention, compiled; it trains on CUDA only."
     )
@@ -39,16 +43,20 @@ class SoftmaxConfig(QKVConfig):
 
 @attentions.register("softmax", SoftmaxConfig)
 class SoftmaxAttention(QKVAttention):
-    """softmax(Q Kᵀ / √E + bias) V per head. Parameters: 2 D² + 2 M D (+ 4 D bias); the options change that.
+    """softmax(Q Kᵀ / √E + bias) V per head. Parameters: 2 D² + 2 M D (+ 4 D bias).
 
-    `kv_heads` K: query head h reads keys and values of head ⌊h K / H⌋ (Ainslie et al. 2023, arXiv 2305.13245; K = 1:
-    Shazeer 2019, arXiv 1911.02150); 2 D² + 2 M E K (+ 2 D + 2 E K bias), and a cache of K heads.
-    `positions`: `rotary` rotates queries and keys; `alibi` and `t5` (32 H more parameters) add a bias by distance
-    (`seqtk/ops/rotary.py`, `seqtk/modules/distance_bias.py`).
-    `qk_norm`: g ⊙ x / rms(x) of each head's query and key before rotation, so that logits stay bounded; 2 E more
-    parameters, shared by the heads (Henry et al. 2020, arXiv 2010.04245, with the trained scale and the 1 / √E of
-    Dehghani et al. 2023, arXiv 2302.05442).
-    `backend=flex` computes the same. Only `forward` on CUDA uses it; training on other devices fails.
+    `kv_heads`: with K heads of keys and values, query head h reads head ⌊h K / H⌋ (Ainslie et al. 2023, arXiv
+    2305.13245; K = 1: Shazeer 2019, arXiv 1911.02150). There are 2 D² + 2 M E K (+ 2 D + 2 E K bias) parameters, and
+    the cache has K heads.
+
+    `positions`: `rotary` rotates queries and keys (`seqtk/ops/rotary.py`). `alibi` and `t5` add a bias that depends on
+    the distance (`seqtk/modules/distance_bias.py`); `t5` has 32 H more parameters.
+
+    `qk_norm`: replaces each query and key x of a head by g ⊙ x / rms(x) before rotation, so that logits stay bounded.
+    The scales g of queries and keys are 2 E more parameters, shared by the heads (Henry et al. 2020, arXiv 2010.04245;
+    the trained scale and the factor 1 / √E are from Dehghani et al. 2023, arXiv 2302.05442).
+
+    `backend=flex`: `forward` on CUDA uses FlexAttention, with the same results. Training on other devices fails.
     """
 
     roles = Role.ENCODER | Role.CAUSAL | Role.CROSS
@@ -112,7 +120,7 @@ class SoftmaxAttention(QKVAttention):
 
 
 class HeadNorm(nn.Module):
-    """scale ⊙ x / √(mean x² + 1e-6) over a head's width; in float32 or wider."""
+    """RMS norm over the width of a head, scale ⊙ x / √(mean x² + 1e-6), computed in float32 or wider."""
 
     def __init__(self, head_dim: int) -> None:
         super().__init__()

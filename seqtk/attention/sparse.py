@@ -30,7 +30,7 @@ class StridedSparseConfig(QKVConfig):
     stride: int = setting(
         32,
         at_least=1,
-        help="Distance of the positions of a column. The square root of the usual length is a good value.",
+        help="Distance between neighbours in a column. The square root of the usual length is a good value.",
     )
 
 
@@ -38,10 +38,10 @@ class StridedSparseConfig(QKVConfig):
 class StridedSparseAttention(WindowAttention):
     """softmax(Q Kᵀ / √E) V, where half the heads see near keys and the others a column of keys.
 
-    Column: (t - s) mod L = 0, L = `stride`. Near, CAUSAL: 0 <= t - s < L. One of the two factors per head (section 4.2,
-    third way). The paper has no bidirectional form. seqtk's sees |t - s| <= L / 2 and the whole column, so two layers
-    still connect any two positions. Parameters: 4 D² (+ 4 D bias). O(T (L + T / L) D) time; O(T (L + T / L)) memory at
-    most. A step costs O(L + t / L).
+    Column: (t - s) mod L = 0, L = `stride`. Near, CAUSAL: 0 <= t - s < L. Each head has one of the two patterns
+    (section 4.2, third way). The paper has no bidirectional form. In seqtk's, near keys have |t - s| <= L / 2 and a
+    column is visible as a whole, so two layers still connect any two positions. Parameters: 4 D² (+ 4 D bias). O(T (L +
+    T / L) D) time; O(T (L + T / L)) memory at most. A step costs O(L + t / L).
     """
 
     subquadratic = False
@@ -56,7 +56,8 @@ class StridedSparseAttention(WindowAttention):
     def mix_heads(
         self, heads: slice, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None
     ) -> Tensor:
-        near = min(max(self.near_heads - (heads.start or 0), 0), query_BHTE.shape[1])  # of these heads
+        # The number of these heads that see near keys.
+        near = min(max(self.near_heads - (heads.start or 0), 0), query_BHTE.shape[1])
         parts = []
         if near:
             of_near = (x_BHTE[:, :near] for x_BHTE in (query_BHTE, key_BHSE, value_BHSE))
@@ -67,7 +68,7 @@ class StridedSparseAttention(WindowAttention):
         return torch.cat(parts, dim=1)
 
     def _attend_in_columns(self, *heads_BHTE: Tensor, pad_BS: Tensor | None) -> Tensor:
-        """Returns the function from queries, keys and values to y_BHTE, with attention within each column."""
+        """Computes attention within each column. `heads_BHTE` are queries, keys and values. Returns y_BHTE."""
         length = heads_BHTE[0].shape[2]
         stride = min(self.config.stride, length)
         query, key, value = (self.split(_columns(self.join(x_BHTE), stride)) for x_BHTE in heads_BHTE)
@@ -91,7 +92,7 @@ class StridedSparseAttention(WindowAttention):
 
 
 def _columns(x_BT: Tensor, stride: int) -> Tensor:
-    """Returns x_MN (and any dimensions after T): position i L + j at place i of column j."""
+    """Returns columns x_MN (and any dimensions after T): element i of column j is position i L + j of the row."""
     return in_blocks(x_BT, stride).transpose(1, 2).flatten(0, 1)
 
 
@@ -102,7 +103,7 @@ def _rows(x_MND: Tensor, stride: int) -> Tensor:
 
 @dataclass(frozen=True)
 class FixedSparseConfig(QKVConfig):
-    """Sees its block and the last positions of other blocks: 4 D² weights, O(T (block + summary T / block) D)."""
+    """Attention to a block and the last positions of others: 4 D² weights, O(T (block + summary T / block) D)."""
 
     block: int = setting(32, at_least=1, help="Positions in a block.")
     summary: int = setting(4, at_least=1, help="The number of last positions of each block that later blocks see too.")
@@ -113,11 +114,11 @@ class FixedSparseAttention(WindowAttention):
     """softmax(Q Kᵀ / √E) V over the keys of the query's block and the last c = `summary` positions of other blocks.
 
     CAUSAL: the past of the query's block of C = `block` positions, and s mod C >= C - c in every earlier block. Each
-    head has both factors (section 4.2, second way), since positions before the first summary would see nothing with the
-    second factor alone. The paper has no bidirectional form; seqtk's sees the whole block and the summaries of all
-    others. Parameters: 4 D² (+ 4 D bias). O(T (C + c T / C) D) time, O((T + c (T / C)²) D) memory: the summaries are
-    copied to each block. A step costs O(C + c t / C): the state holds the keys and values of the block and of the
-    summaries.
+    head has both patterns (section 4.2, second way), since positions before the first summary would see nothing with
+    the second pattern alone. The paper has no bidirectional form. In seqtk's, a position sees its whole block and the
+    summaries of all other blocks. Parameters: 4 D² (+ 4 D bias). O(T (C + c T / C) D) time, O((T + c (T / C)²) D)
+    memory: the summaries are copied to each block. A step costs O(C + c t / C): the state holds the keys and values of
+    the block and of the summaries.
     """
 
     subquadratic = False

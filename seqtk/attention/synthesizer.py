@@ -6,7 +6,7 @@ A source computes a logit for each query and each absolute key position 0 … L 
 key. `mixture.py` sums several sources. Self-attention only: in the published systems cross-attention stays dot-product,
 and replacing it costs 4 to 6 BLEU. Biases are on unless `bias=False`, as in `softmax`.
 
-On a CPU, the memory is that of one block of logits, never T × T (`seqtk/ops/blockwise_softmax.py`).
+On a CPU, only one block of the T × T logits is in memory at a time (`seqtk/ops/blockwise_softmax.py`).
 
 B batch, T query length, S key length, D width of the layer, H heads, E = D / H, L longest input, K rank of a factor.
 """
@@ -42,13 +42,13 @@ class LogitSource(nn.Module):
     def forward(self, x_BTD: Tensor, *, rows: slice, columns: int) -> LogitSpec:
         """Returns the logits, BHTS or 1HTS, of queries x at the positions `rows`, for the keys at 0 … `columns` - 1.
 
-        They must be linear in the first query tensor.
+        The logits must be linear in the first query tensor of the `LogitSpec`.
         """
         raise NotImplementedError
 
 
 class SynthesizerAttention(Resizable, HeadedAttention):
-    """Base of all Synthesizers: values and output projection. Parameters: 2 D² (+ 2 D bias) + those of the source."""
+    """Base of all Synthesizers: values and output projection. Parameters: 2 D² (+ 2 D bias) + the source's."""
 
     roles = Role.ENCODER | Role.CAUSAL
 
@@ -182,7 +182,7 @@ class SynthesizerFixedRandom(Synthesizer):
 
 
 class FactorizedDenseLogits(LogitSource):
-    """Logit p b + q of a query is A_p B_q; A and B are dense with a and b columns, a b >= L (section 3.1).
+    """A query's logit for the key p b + q is A_p B_q; A and B are dense with a and b columns, a b >= L (section 3.1).
 
     b = `fine`, or ceil(√L), and a = ceil(L / b). Parameters: D² + D (a + b) (+ D + H (a + b) bias).
     """
@@ -205,10 +205,12 @@ class FactorizedDenseLogits(LogitSource):
 
 @dataclass(frozen=True)
 class SynthesizerFactorizedDenseConfig(SynthesizerConfig):
-    """Logits from each query alone, as the outer product of two short vectors."""
+    """Logits from each query alone, as the outer product of two short vectors A and B."""
 
     fine: int | None = setting(
-        None, at_least=1, help="Length of the repeating factor of a row of logits. null: ceil(√max_length)."
+        None,
+        at_least=1,
+        help="Length b of the vector B: the key p b + q has the logit A_p B_q. null: ceil(√max_length).",
     )
 
 
@@ -230,7 +232,7 @@ def factor_lengths(length: int, fine: int | None = None) -> tuple[int, int]:
 
 
 def keep_fine(config: Any, resized: Any) -> Any:
-    """Returns `resized` with b (`fine`) of `config`, because logit p b + q is A_p B_q at every length."""
+    """Returns `resized` with the `fine` of `config`, which must not change: key p b + q has the logit A_p B_q."""
     return dataclasses.replace(resized, fine=factor_lengths(config.max_length, config.fine)[1])
 
 

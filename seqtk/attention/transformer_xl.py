@@ -115,7 +115,7 @@ class TransformerXLAttention(QKVAttention):
 
 
 def _by_key(x_BHTN: Tensor) -> Tensor:
-    """Returns x_BHTS from columns by distance, farthest first, by shifting row t left by T - 1 - t (appendix B).
+    """Converts columns by distance, farthest first, to columns by key: shifts row t left by T - 1 - t (appendix B).
 
     The columns that enter from the right belong to keys after the query.
     """

@@ -112,7 +112,7 @@ class LongformerConfig(SlidingWindowConfig):
         512, at_least=1, help="Visible positions: window / 2 on each side in an encoder, the last window in a decoder."
     )
     global_tokens: int = setting(
-        1, at_least=1, help="The first positions, which see every position and are seen by all."
+        1, at_least=1, help="Number of first positions that see, and are seen by, every position."
     )
 
 
@@ -122,9 +122,9 @@ class LongformerAttention(WindowAttention):
 
     Position t >= G: softmax(q_t · k_s / √E) v_s over s in its window or s < G. Position t < G: the same over all s,
     with other projections (`global_query`, `global_key`, `global_value`). Beltagy et al. 2020, arXiv 2004.05150,
-    section 3.1. The paper has no causal form. seqtk's restricts the same sets to s <= t, so a global position sees the
-    global positions up to itself. Parameters: 7 D² (+ 7 D bias). A step costs O(window + G): the state holds the keys
-    and values of the window and of the global positions.
+    section 3.1. The paper has no causal form. seqtk's restricts s to s <= t, so a global position sees only the global
+    positions up to itself. Parameters: 7 D² (+ 7 D bias). A step costs O(window + G): the state holds the keys and
+    values of the window and of the global positions.
     """
 
     def __init__(self, config: LongformerConfig, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
@@ -145,8 +145,8 @@ class LongformerAttention(WindowAttention):
     def _attend_from_global(self, x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
         """Returns the outputs of the global positions, y_BGD.
 
-        There are few, so keys and values of all positions are never computed: q · (A x + a) = (Aᵀ q) · x + q · a, and Σ
-        w (B x + b) = B (Σ w x) + b Σ w. Computed in float32 or wider even under autocast, like `attend`.
+        There are few of them, so keys and values need not be computed for all positions: q · (A x + a) = (Aᵀ q) · x + q
+        · a, and Σ w (B x + b) = B (Σ w x) + b Σ w. Computed in float32 or wider even under autocast, like `attend`.
         """
         x_BGD = x_BTD[:, : self.global_tokens]
         x_BSD = x_BTD
@@ -192,10 +192,11 @@ class LongformerAttention(WindowAttention):
 
 
 def sliding_window(window: int, *, causal: bool) -> WindowSpec:
-    """Returns the spec of |t - s| <= window / 2, or 0 <= t - s < window if `causal`, in blocks of half a window.
+    """Returns the window |t - s| <= window / 2, or 0 <= t - s < window if `causal`, in blocks of half a window.
 
-    Larger blocks compute more positions outside the window; smaller blocks make the kernel slower: of the powers of
-    two, 256 is the fastest for a window of 512 and 64 for one of 128 (forward and backward, on a CPU).
+    Larger blocks compute more positions outside the window, and smaller blocks make the kernel slower. Of the powers of
+    two, blocks of 256 are fastest for a window of 512, and blocks of 64 for a window of 128 (forward and backward, on a
+    CPU).
     """
     half = window // 2
     block = max(half, 1)
@@ -205,5 +206,5 @@ def sliding_window(window: int, *, causal: bool) -> WindowSpec:
 
 
 def _product(left_BHGI: Tensor, right_BIO: Tensor) -> Tensor:
-    """Returns the product of all heads with a matrix that they share, one product per row."""
+    """Multiplies all heads of a row by one matrix of the row, in a single product per row."""
     return (left_BHGI.flatten(1, 2) @ right_BIO).unflatten(1, left_BHGI.shape[1:3])  # type: ignore[no-any-return, no-untyped-call]
