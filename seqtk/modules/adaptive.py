@@ -38,10 +38,10 @@ class AdaptiveConfig:
     input_factor: float | None = setting(
         4.0,
         at_least=1,
-        help="Each band has vectors narrower than the previous band's by this factor. null: one table.",
+        help="Embedding: each band has vectors narrower than the previous band's by this factor. null: one table.",
     )
     softmax_factor: float | None = setting(
-        4.0, at_least=1, help="The factor of the output. null: one softmax over all words."
+        4.0, at_least=1, help="The same factor for the output layer. null: one softmax over all words."
     )
     tie_projections: bool = setting(
         True, help="Share projections between input and output if tables are tied (tie_embeddings)."
@@ -55,7 +55,7 @@ class AdaptiveConfig:
         sizes = tuple(end - start for start, end in zip(starts, (*self.cutoffs, vocabulary), strict=True))
         if not self.cutoffs or self.cutoffs[0] < len(SPECIALS) or min(sizes[:-1]) < 1:
             raise UserError(
-                f"{shown} are not valid cutoffs: they must increase, from {len(SPECIALS)} on.",
+                f"{shown} are not valid cutoffs: they must increase, and the first must be at least {len(SPECIALS)}.",
                 "A cutoff is the first id of a band of rarer words.",
             )
         if sizes[-1] < 1:
@@ -130,7 +130,7 @@ class AdaptiveEmbedding(nn.Module):
         band_N = self.cut.number(tokens_N)
         x_ND: Tensor | None = None
         for band, (table, project) in enumerate(zip(self.bands, self.projections, strict=True)):
-            # Tokens of other bands read any row, not all the same one: their zero gradients would wait for each other.
+            # Tokens of other bands read different rows: zero gradients for a single row would be added one by one.
             index_N = (tokens_N - self.cut.starts[band]).remainder(self.cut.sizes[band])
             part_ND = project(table(index_N)).where((band_N == band)[:, None], 0)
             x_ND = part_ND if x_ND is None else x_ND + part_ND
@@ -179,7 +179,7 @@ class AdaptiveHead(Head):
         self.dropout = Dropout(dropout)
 
     def log_probs(self, features: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """Returns float32 log-probabilities of every token; with a temperature t, of p^(1/t) normalized.
+        """Returns float32 log-probabilities of every token. A temperature t changes p to p^(1/t), normalized.
 
         With a single softmax this is softmax(logits / t). Dividing the logits of each softmax by t, as fairseq does,
         gives another distribution, which weighs a band differently than its words.

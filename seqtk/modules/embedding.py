@@ -49,7 +49,7 @@ class ValueEmbedding(nn.Module):
         self.register_buffer("value_V", value_V.nan_to_num().float(), persistent=False)
         self.linear = nn.Linear(1, dim)
         nn.init.normal_(self.linear.weight, std=dim**-0.5)
-        # Not 0: the first LayerNorm would keep of x · v only the sign of x.
+        # With a bias of 0, the first LayerNorm would remove all of x · v except the sign of x.
         nn.init.normal_(self.linear.bias, std=dim**-0.5)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Embedding(nn.Module):
 
         Args:
             tokens_BT: The tokens.
-            positions_BT: Their positions; one row serves all rows of a batch.
+            positions_BT: Their positions. A single row applies to all rows of the batch.
             around_BMD: Vectors to place before and after the tokens; `positions_BT` counts them too.
         """
         x_BTD = self.vectors(tokens_BT)
@@ -114,7 +114,7 @@ class SinusoidalPositions(nn.Module):
 
     Args:
         dim: D.
-        length: The first length of the table. A table that grows is compiled again.
+        length: The initial length of the table. When the table grows, compiled code is compiled again.
     """
 
     table_TD: Tensor
@@ -126,7 +126,7 @@ class SinusoidalPositions(nn.Module):
 
     def forward(self, positions_BT: Tensor) -> Tensor:
         needed = positions_BT.shape[-1]
-        if needed == 1 and not torch.compiler.is_compiling():  # a step of decoding; compiled code trains only
+        if needed == 1 and not torch.compiler.is_compiling():  # probably a decoding step; these are never compiled
             needed = int(positions_BT.max()) + 1
         if needed > len(self.table_TD):
             table_TD = sinusoids(2 * needed, self.dim)
@@ -147,7 +147,7 @@ class LearnedPositions(nn.Module):
             raise UserError(
                 f"An input of {positions_BT.shape[-1]} tokens is longer than the table of learned positions: "
                 f"{self.table.num_embeddings}.",
-                "Raise model.max_length (of translation: max_source_length, max_target_length) before training.",
+                "Raise model.max_length (in translation: max_source_length, max_target_length) before training.",
             )
         return self.table(positions_BT)  # type: ignore[no-any-return]
 

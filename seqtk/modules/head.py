@@ -47,7 +47,7 @@ class Head(nn.Module):
 
         Args:
             features_BTD: The output of the model.
-            target: target_BT of a token head, target_B of a pooled one.
+            target: target_BT for a token head, target_B for a head that predicts one class per row.
             pad_BT: True where a feature is padding. Token heads read the padding from the targets instead.
             label_smoothing: ε, the probability that the V - 1 other tokens or classes share.
         """

@@ -25,12 +25,13 @@ class Copies(NamedTuple):
 class Linear(nn.Linear):
     """nn.Linear that uses `copies` of its weights under autocast, if `copies` is set.
 
-    `seqtk.training.precision` makes them, once per update. Without copies, autocast converts the weights at each use.
+    `seqtk.training.precision` creates the copies once per update. Without copies, autocast converts the weights at each
+    use.
     """
 
     copies: Copies | None = None
     first_row: int = 0
-    """Where its rows start in `copies`."""
+    """The first row of this map in `copies`."""
 
     def forward(self, x_XI: Tensor) -> Tensor:
         """Returns y_XO."""
@@ -55,7 +56,7 @@ def xavier_linear(inputs: int, outputs: int, *, bias: bool, gain: float = 1.0) -
 def project(x_XI: Tensor, maps: Sequence[nn.Module], *, wide: bool = False) -> list[Tensor]:
     """Returns y_XO of each of several linear maps of x, in float32 or wider if `wide`.
 
-    They are one product unless a hook has to see each.
+    The maps are computed as one product unless one of them has a hook.
     """
     if len(maps) == 1 or not _can_join(maps):
         return [to_fp32(each(x_XI)) if wide else each(x_XI) for each in maps]
@@ -81,7 +82,7 @@ def _can_join(maps: Sequence[nn.Module]) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Returns whether a module has hooks, so that it must be called."""
+    """Returns whether a module has hooks, which run only if the module itself is called."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )

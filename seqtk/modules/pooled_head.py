@@ -17,7 +17,7 @@ Pool = Literal["mean", "max", "cls", "last"]
 Combination = Literal["concat", "full"]
 
 FILLER = -1
-"""The class of a row that does not count."""
+"""The target of a row that does not count in the loss."""
 
 
 class PooledHead(Head):
@@ -102,7 +102,7 @@ class PairHead(PooledHead):
         classes: C.
         combine: The input of the classifier from two pooled vectors: `concat` is [x, y] (Tay et al. 2021, arXiv
             2011.04006, released code; Mega), `full` is [x, y, x * y, x - y] (Nyströmformer's code; S4).
-        others: As for `PooledHead`.
+        others: The other arguments of `PooledHead`.
     """
 
     def __init__(self, dim: int, classes: int, *, combine: Combination = "full", **others: object) -> None:

@@ -1,4 +1,5 @@
 """The operations that layers use, as functions. Each file has one operation, in a readable `naive` form and a fast one.
 
-`seqtk.ops.dispatch` chooses which of the two runs. Nothing here knows attention layers, modules or configs.
+`seqtk.ops.dispatch` chooses which of the two runs. This package does not depend on attention layers, modules or
+configs.
 """

@@ -51,8 +51,8 @@ class WindowSpec:
     block: int
     before: int  # blocks
     after: int  # blocks
-    farthest_back: int | None = None  # t - s at most; null: no limit within these blocks
-    farthest_ahead: int | None = None  # s - t at most
+    farthest_back: int | None = None  # the largest t - s; None: no limit within these blocks
+    farthest_ahead: int | None = None  # the largest s - t
 
     def sees(self, query_T1: Tensor, key_S: Tensor) -> Tensor:
         """Returns seen_TS for queries and keys at these positions."""
@@ -101,7 +101,7 @@ class WindowMask:
 
     @property
     def ranges(self) -> list[tuple[BlockRange, Tensor]]:
-        """Returns the ranges of blocks, each with the mask of its keys, followed by the `first` positions.
+        """Returns the ranges of blocks, each with the mask of its keys. The last F keys are the `first` positions.
 
         The mask is seen_BNCK, True where seen. Without padding it is bias_11CK, 0 or -inf, which the kernel need not
         convert.

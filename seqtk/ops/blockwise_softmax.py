@@ -33,7 +33,7 @@ BLOCK = 2**22
 """The approximate number of logits in a block. Smaller blocks raise thread contention."""
 
 SHORT = 256
-"""Blocks do not pay for inputs up to this length."""
+"""Inputs up to this length are computed at once, because blocks would not make them faster."""
 
 MIN_ROWS = 32
 """The smallest number of queries in a block. Matrix products with fewer rows are slow."""
@@ -51,7 +51,7 @@ class LogitTensors(NamedTuple):
         return self.by_query + self.by_key + self.by_both
 
     def like(self, flat: Iterable[Tensor]) -> "LogitTensors":
-        """Returns the tensors of `flat` in the same groups as these."""
+        """Returns the tensors of `flat` in the same groups as these tensors."""
         others = iter(flat)
         return LogitTensors(*(tuple(itertools.islice(others, len(group))) for group in self))
 
@@ -178,7 +178,7 @@ def blockwise_softmax(
     alike = (spec.batch == 1 < len(value_BHSE) or spec.is_table) and not dropout
     all_at_once = length <= SHORT or (
         alike and not causal
-    )  # logits that rows share are few, and those of a table exist already
+    )  # logits shared by all rows are few, and the logits of a table exist already
     if all_at_once or device.type != "cpu" or torch.compiler.is_compiling():
         return _at_once(spec.logits(length), value_BHSE, pad_BS=pad_BS, causal=causal, dropout=dropout)
     return _in_blocks(spec, value_BHSE, pad_BS=pad_BS, causal=causal, dropout=dropout, block=block, alike=alike)
@@ -258,7 +258,7 @@ def _future(length: int, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _cached_future(length: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # the layers of a model share it, in training too
+    with torch.inference_mode(False):  # the cached mask is used in training too
         return _future(length, device)
 
 
@@ -267,7 +267,7 @@ def _can_share(logits_BHTS: Tensor, value_BHSE: Tensor) -> bool:
 
     It is faster on a CPU from about 64 positions on. There, reading a result back costs no synchronisation.
     """
-    if torch.compiler.is_compiling():  # a graph cannot choose by a result
+    if torch.compiler.is_compiling():  # a compiled graph cannot branch on the value of a tensor
         return False
     return len(logits_BHTS) == 1 and value_BHSE.shape[2] >= 64 and value_BHSE.device.type == "cpu"
 
@@ -297,7 +297,7 @@ class _Block:
 
 
 def _blocks(value_BHSE: Tensor, *, size: int, causal: bool) -> Iterator[_Block]:
-    """Yields blocks with as many queries as fit, at most all (causal: an eighth), then as many heads as fit."""
+    """Yields blocks of about `size` logits: as many queries as fit (causal: at most an eighth), then as many heads."""
     batch, heads, length = value_BHSE.shape[:3]
     most_rows = min(length, max(size // (batch * length), MIN_ROWS))
     if causal:

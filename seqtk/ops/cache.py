@@ -22,7 +22,7 @@ Cache = dict[str, Any]
 """Tensors by name, or None before the first position; the positions are the last dimension but one."""
 
 RECENT = 256
-"""The capacity of the short tensor. Outputs of fewer positions use the short tensor only."""
+"""The capacity of the short tensor. Shorter outputs use only the short tensor."""
 
 
 def naive(cache: Cache, **new_1E: Tensor) -> Cache:
@@ -36,7 +36,7 @@ def empty(*names: str) -> Cache:
 
 
 def append(kept_SE: Tensor | None, new_SE: Tensor) -> Tensor:
-    """Concatenates kept and new positions; any dimensions may precede these two."""
+    """Appends new positions to the kept ones, along the last dimension but one. None: there are no kept positions."""
     return new_SE if kept_SE is None else torch.cat([kept_SE, new_SE], dim=-2)
 
 
@@ -105,7 +105,7 @@ def average(logits_BH1S: Tensor, cache: Cache, *, name: str = "value") -> Tensor
 
 
 def sum_over(weights_TS: Tensor, values: list[Tensor]) -> Tensor:
-    """Returns the weighted sum over all positions; `values` are the tensors that hold them."""
+    """Returns the weighted sum of the values over all positions. `values` are the tensors that together hold them."""
     pieces = torch.split(weights_TS, [value.shape[-2] for value in values], -1)
     products = [  # expand the weights; otherwise torch copies the values to form one product of all rows
         piece.expand(*value.shape[:-2], -1, -1) @ value for piece, value in zip(pieces, values, strict=True)

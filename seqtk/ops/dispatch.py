@@ -4,8 +4,8 @@ Every file of `seqtk.ops` has a function `naive` next to the fast form: the form
 autograd differentiates. The public function of the file chooses, in this order:
 
 1. `naive` if the environment variable `SEQTK_NAIVE=1` is set, or inside `with naive_ops():`. Use it to debug a layer,
-to read what it computes, and to test the fast form. It is slow, and its memory grows with the square of the length. 2.
-The form for the device of the tensors.
+   to read what it computes, and to test the fast form. It is slow, and its memory grows with the square of the length.
+2. The fast form for the device of the tensors.
 
 B batch, T length, and so on: each file states its own letters for the axes of its tensors.
 """
@@ -18,7 +18,7 @@ _naive = os.environ.get("SEQTK_NAIVE", "0") not in ("", "0")
 
 
 def naive_mode() -> bool:
-    """Computes whether every operation runs its naive form."""
+    """Returns whether every operation runs its naive form."""
     return _naive
 
 

@@ -60,7 +60,8 @@ def attend(
 ) -> Tensor:
     """Computes softmax(Q Kᵀ · scale + bias) V, BHTE.
 
-    `bias` broadcasts to BHTS. It is boolean, True where seen, or added to the logits, -inf where not seen.
+    `bias` broadcasts to BHTS. It is either a boolean mask, True where a query sees a key, or a number that is added to
+    the logit, -inf where a query does not see a key.
 
     On a CPU it computes in float32 even under autocast: the backward pass of the bfloat16 kernel is ten times slower.
     """
@@ -109,9 +110,9 @@ def padding_bias(pad_BS: Tensor | None, *, causal_length: int | None = None) -> 
 
 
 def additive_padding(pad_BS: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Returns what to add to logits, B11S: -inf at padding, else 0. None without padding.
+    """Returns the mask of padding to add to logits, B11S: -inf at padding, else 0. None without padding.
 
-    `attend` would make the same from a boolean mask, in each layer. Here all layers of a model share it.
+    With a boolean mask, `attend` would compute this tensor again in each layer. All layers of a model share this one.
     """
     if pad_BS is None:
         return None

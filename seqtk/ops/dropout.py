@@ -56,7 +56,7 @@ class _Dropout(torch.autograd.Function):
 
 
 def drop(x: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-    """Returns `x` with random elements set to 0 but not scaled by `keep_scale`, and the mask or bits of the choice."""
+    """Sets random elements of `x` to 0. Returns the result, to be scaled by `scaled`, and the mask or random bits."""
     if x.device.type != "cpu":
         return torch.native_dropout(x, rate, train=True)
     bits = random_bits(x)
@@ -64,15 +64,15 @@ def drop(x: Tensor, rate: float) -> tuple[Tensor, Tensor]:
 
 
 def drop_again(x: Tensor, chosen: Tensor, rate: float, *, out: Tensor | None = None) -> Tensor:
-    """Applies the same choice as an earlier `drop` to another `x`: the gradient of `drop`.
+    """Sets the same elements of another `x` to 0: the gradient of `drop`. `chosen` is the second result of `drop`.
 
-    On a CPU, `out` may be a tensor for the result, also `x` itself.
+    On a CPU, the result is written to `out`, if given, which may be `x` itself.
     """
     if x.device.type != "cpu":
         return torch.ops.aten.native_dropout_backward(x, chosen, 1 / (1 - rate))  # type: ignore[no-any-return]
     integer = _INTEGERS[x.element_size()]
     kept = torch.empty_like(x) if out is None else out
-    # the kernel of relu's gradient: its first operand where the second exceeds the threshold, else 0
+    # This is the kernel of relu's gradient. It gives its first operand where the second exceeds the threshold, else 0.
     torch.ops.aten.threshold_backward.grad_input(
         x.view(integer), chosen.to(integer), _dropped(rate) - 2**15 - 1, grad_input=kept.view(integer)
     )
@@ -98,7 +98,7 @@ def keep_mask(x: Tensor, rate: float) -> Tensor:
 
 def random_bits(x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     """Returns 16 random bits for each element of `x`, as int16."""
-    # With generator=None torch takes no symbolic sizes, which compiled code without static shapes has.
+    # torch refuses symbolic sizes together with generator=None, and compiled code may have symbolic sizes.
     given: dict[str, Any] = {} if generator is None else {"generator": generator}
     words: Tensor = torch.randint(-(2**63), 2**63 - 1, ((x.numel() + 3) // 4,), **given)
     return words.view(torch.int16)[: x.numel()].view(x.shape)

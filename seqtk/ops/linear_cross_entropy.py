@@ -5,9 +5,10 @@ p_v: the V - 1 other tokens share ε, as in fairseq. Positions that do not count
 
 Where it runs: the chunked form runs on every device. The N × V logits and their gradients are the largest tensors of a
 training step. The chunked form holds CHUNK_LOGITS of them at a time. It computes both gradients in the forward pass, so
-it computes the logits once, not twice as recomputation would. A CPU computes only the positions that count; elsewhere,
-where the number of them would have to be read, the others are multiplied by 0. To torch.compile the form is a single
-operator, so that neither the number of chunks nor that of positions is a constant of the compiled code.
+it computes the logits once, not twice as recomputation would. A CPU computes only the positions that count. On other
+devices, selecting these positions would wait for the device to return their number, so the losses of all other
+positions are multiplied by 0 instead. torch.compile treats the operation as a single operator, so that the numbers of
+chunks and of positions are not constants of the compiled code.
 
 N positions, D width, V vocabulary, C positions in a chunk.
 """
@@ -61,9 +62,9 @@ def linear_cross_entropy(
     Args:
         features_ND: x.
         weight_VD: W.
-        target_N: The target of each position. Where a position does not count it may be any number.
+        target_N: The target of each position. Any number at positions that do not count.
         counted_N: False at positions that do not count. None: all count.
-        few_counted: Most positions do not count, so that these are left out on a GPU too, which waits for the host.
+        few_counted: Whether most positions do not count. A GPU then skips them too, although this waits for the device.
         label_smoothing: ε.
     """
     if naive_mode():
@@ -96,8 +97,8 @@ def _losses_and_gradients(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Computes the linear map, log-softmax, loss and both gradients in one pass over chunks of positions.
 
-    `dtype` is that of the logits. `selects`: the positions that do not count are left out, not multiplied by 0.
-    See `_gradient_dtype` for the gradients.
+    `dtype` is the dtype of the logits (gradients: see `_gradient_dtype`). If `selects`, positions that do not count are
+    skipped; otherwise their losses are multiplied by 0.
     """
     positions = len(features_ND)
     kept_N: Tensor | None = None
@@ -170,7 +171,7 @@ def _losses_and_gradients(
 
 
 def _gradient_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Returns the dtype of gradients that are not scaled yet: float16 has no room for those of rare tokens."""
+    """Returns the dtype of gradients before `_scaled`. In float16, the gradients of rare tokens would underflow."""
     return torch.float32 if dtype == torch.float16 else dtype
 
 

@@ -165,7 +165,7 @@ def _attention(query_XE: Tensor, value_XE: Tensor, rounds: HashRounds, dropout: 
         logits_NCK = rounds.chunks(query_WE[rounds.before :]) @ rounds.windows(key_WE)
         logits_NCK.masked_fill_(chunks.unseen_NCK, lowest)
         largest_NC1 = logits_NCK.detach().amax(-1, keepdim=True)
-        # Unseen logits are set to 0 twice: exp() takes ten times as long where it underflows.
+        # Unseen logits are 0 before exp(), which takes ten times as long where it underflows, and again after it.
         exp_NCK = logits_NCK.sub_(largest_NC1).masked_fill_(chunks.unseen_NCK, 0).exp_()
         exp_NCK = exp_NCK.masked_fill(chunks.unseen_NCK, 0)
         new_P1 = (exp_NCK.sum(-1, keepdim=True).clamp(min=tiny).log() + largest_NC1).flatten(0, 1)

@@ -1,8 +1,8 @@
 """Dropout, residual sum and optional layer norm, norm(x + dropout(y)), as one operation with one backward pass.
 
 Where it runs: the joint form runs in eager training with dropout. Compiled code fuses the plain form, and without
-dropout there is little to fuse. The joint form scales what dropout keeps while it adds, and applies dropout's gradient
-to the gradient of the norm directly: ten operators where the plain form takes fifteen.
+dropout there is little to fuse. The joint form scales the kept elements in the same operator as the sum, and applies
+dropout's gradient directly to the gradient of the norm. It has ten operators; the plain form has fifteen.
 
 D width, X any dimensions before it.
 """
@@ -61,7 +61,7 @@ class _Residual(torch.autograd.Function):
         if norm:
             sum_XD, mean, deviation, weight, bias = norm
             needed = [True, ctx.needs_input_grad[2], bias is not None and ctx.needs_input_grad[3]]
-            dtype = torch.promote_types(sum_XD.dtype, weight.dtype)  # autocast ran the norm in it; CUDA takes only one
+            dtype = torch.promote_types(sum_XD.dtype, weight.dtype)  # the dtype in which autocast ran the norm
             grad_XD, sum_XD, weight = grad_XD.to(dtype), sum_XD.to(dtype), weight.to(dtype)
             grad_XD, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
                 grad_XD, sum_XD, weight.shape, mean, deviation, weight, None if bias is None else bias.to(dtype), needed

@@ -6,7 +6,7 @@ torch multiplies bfloat16 matrices on a CPU with oneDNN, which generates code fo
 it: 5 to 15 ms and up to 2 MiB each. Batches of sentences have a new number of rows in nearly every update, so that a
 small translation model needed 30 new sizes an update, and the memory of long runs grew by gigabytes. Here the rows are
 split at a multiple of PIECE, and the rest is padded with zeros to a multiple of STEP, so that a run has few sizes. An
-update takes about as long as before.
+update takes about as long as without pieces.
 
 N rows, I inputs, O outputs, P rows of the padded rest.
 """
@@ -85,7 +85,7 @@ def _padded(x_NI: Tensor) -> Tensor:
 class _RowLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-        # Stores what torch's own linear map stores: a block that is recomputed in the backward pass may call that.
+        # Saves the same tensors as torch's linear map, which a recomputed block may call in the backward pass.
         ctx.save_for_backward(x_NI, weight_OI.T)
         y_NO: Tensor = row_product(x_NI, weight_OI.T, bias_O)
         return y_NO

@@ -14,10 +14,10 @@ _found: dict[str, tuple["weakref.ref[Tensor]", int | None, Tensor]] = {}
 
 
 def once_for(name: str, source: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-    """Returns what `compute` returns, a function of `source`.
+    """Returns the result of `compute`, a function of `source`, and caches it.
 
-    A second call in a row for the same name and unchanged tensor returns the same result: masks that all layers of a
-    model share are computed once. Changes of tensors that were made in inference mode are not noticed.
+    The next call with the same name and the same, unchanged `source` returns the cached result. So masks that all
+    layers of a model share are computed only once. Changes of tensors made in inference mode are not detected.
     """
     if torch.compiler.is_compiling():
         return compute()
@@ -37,7 +37,7 @@ def to_fp32(x: Tensor) -> Tensor:
 
 
 def to_autocast_dtype(x: Tensor) -> Tensor:
-    """Returns `x` in autocast's dtype, which layers without a final linear map must return."""
+    """Returns `x` in autocast's dtype. A layer whose last operation is not a linear map must return this dtype."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 

@@ -247,7 +247,7 @@ def test_tables_are_initialized_with_the_std_of_their_width() -> None:
     ("cutoffs", "words"),
     [
         ((), r"cutoffs=\[\] are not valid cutoffs"),
-        ((3, 9), r"must increase, from 4 on"),
+        ((3, 9), r"the first must be at least 4"),
         ((9, 9), r"cutoffs=\[9, 9\] are not valid cutoffs: they must increase"),
         ((9, 7), r"must increase"),
         ((9, 23), r"do not fit a vocabulary of 23"),
