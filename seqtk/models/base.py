@@ -18,7 +18,7 @@ Side = Literal["source", "target"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The base of every model's config."""
+    """Base class of the configs of models."""
 
 
 models: Registry["Model"] = Registry("model", ModelConfig)
@@ -34,7 +34,7 @@ class Model(nn.Module):
     """
 
     reads: ClassVar[type[Batch]] = Batch
-    """The type of its batches."""
+    """The type of the batches that the model reads."""
     head: Head
     max_source_length: int | None = None
     max_target_length: int | None = None
@@ -53,10 +53,10 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def check_supports_recurrent_state(self) -> None:
-        """Raises UserError if the configuration does not allow a state to pass from segment to segment."""
+        """Raises UserError if the configuration does not allow a recurrent state across segments."""
 
     def start(self, batch: Any) -> State:
-        """Returns the decoding state before the first target token; computes the encoder output once.
+        """Computes the encoder output, if any, and returns the decoding state before the first target token.
 
         Attention layers keep their states in `StepState` nodes. All other leaves may change with each step.
         """
@@ -75,9 +75,9 @@ class Model(nn.Module):
         return (layer for _, layer in self.attention_layers())
 
     def separate_blocks(self) -> list[nn.Module]:
-        """Returns the modules that are called exactly once in each forward pass, so that `fsdp2` may shard each alone.
+        """Returns modules that `fsdp2` may shard separately.
 
-        They share no weights with other modules.
+        Each is called exactly once in a forward pass and shares no weights with other modules.
         """
         stacks = (module for name, module in self.named_modules() if name.split(".")[-1] == "blocks")
         return [block for stack in stacks for block in stack.children()]

@@ -1,4 +1,4 @@
-"""The Transformer classifier: an encoder of one or two texts, with any attention layer, and a head per row.
+"""The Transformer classifier of texts or pairs of texts: an encoder with any attention layer, and a classifier head.
 
 B batch, R rows that the encoder reads (B, or 2 B for pairs), S length, D width, V vocabulary.
 """
@@ -34,10 +34,13 @@ class TransformerClassifierConfig(BlocksConfig):
     )
     input: Literal["tokens", "values"] = setting(
         "tokens",
-        help="tokens: a vector per token. values: tokens are numbers, such as pixels; the model reads the numbers.",
+        help="tokens: a vector per token. values: for tokens that stand for numbers, such as pixels; a linear map of "
+        "the number.",
     )
-    value_mean: float = setting(127.5, help="input=values: subtracted from each number.")
-    value_std: float = setting(127.5, above=0, help="input=values: the divisor after the subtraction.")
+    value_mean: float = setting(127.5, help="With input=values: the mean, which is subtracted from each number.")
+    value_std: float = setting(
+        127.5, above=0, help="With input=values: the standard deviation, by which the difference is divided."
+    )
 
 
 @models.register("transformer_classifier", TransformerClassifierConfig)
@@ -79,7 +82,7 @@ class TransformerClassifier(Model):
             _check_encoders(config.encoder)
         elif front:
             raise UserError(
-                "task.pool=cls: with model.causal=true the class vector, which comes first, sees no text.",
+                "task.pool=cls is not possible with model.causal=true: the class vector comes first and sees no text.",
                 "Set task.pool=last or task.pool=mean.",
             )
         role = Role.CAUSAL if config.causal else Role.ENCODER

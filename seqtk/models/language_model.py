@@ -31,7 +31,7 @@ class TransformerLMConfig(BlocksConfig):
     max_length: int = setting(
         1024,
         at_least=1,
-        help="Maximum tokens in a sample, and learned positions. Layers with a memory ignore it.",
+        help="Maximum number of tokens in a sample, and number of learned positions. Layers with a memory ignore it.",
     )
     tie_embeddings: bool = setting(
         True, help="Share the tables of input and output (with an adaptive softmax, the table of each band)."
@@ -55,7 +55,7 @@ def token_table(config: TransformerLMConfig, vocabulary: int) -> nn.Embedding | 
 
 
 def output_head(config: TransformerLMConfig, vocabulary: int, tokens: nn.Embedding | AdaptiveEmbedding) -> Head:
-    """Builds the output head, which uses the vectors of `tokens` if they are tied."""
+    """Builds the output head. With `tie_embeddings`, it uses the vectors of `tokens`."""
     adaptive = config.adaptive
     if adaptive is not None and config.tie_embeddings and adaptive.input_factor != adaptive.softmax_factor:
         raise UserError(
@@ -89,7 +89,7 @@ class LanguageModel(Model):
         The first token that a model reads is EOS, as in training. All prompts of a batch must have the same length.
         """
         if bool((batch.previous_BT == PAD).any()):
-            raise ValueError("prompts of different lengths cannot start in one batch")
+            raise ValueError("all prompts of a batch must have the same length")
         state = self.empty_state(len(batch.ids_B), batch.ids_B.device)
         for token_B in batch.previous_BT.unbind(1):
             _, state = self.step(token_B, state)
@@ -114,7 +114,7 @@ class TransformerLM(LanguageModel):
         self.decoder = Decoder(stack, options=options, layer_drop=config.layer_drop, slot="model.attention")
         self.head = output_head(config, vocabulary, tokens)
         recurrent = all(layer.scope is Scope.SEGMENT for _, layer in self.attention_layers())
-        if config.positions != "none" or not recurrent:  # otherwise it reads texts of any length
+        if config.positions != "none" or not recurrent:  # otherwise texts may have any length
             self.max_target_length = config.max_length
 
     def forward(self, batch: LanguageBatch, state: State = None) -> tuple[Tensor, State]:

@@ -63,11 +63,11 @@ class RecurrentMemoryLM(TransformerLM):
         self.memory_MD = nn.Parameter(torch.randn(config.memory_tokens, config.dim) * deviation)
 
     def length_limited_layers(self) -> Iterator[Attention]:
-        """Yields nothing: layers see one segment at a time, whose length is checked at construction."""
+        """Yields nothing: a layer sees one segment at a time, and the length of segments is checked at construction."""
         return iter(())
 
     def separate_blocks(self) -> list[nn.Module]:
-        """Returns nothing: a block is called once in each segment, and processes may have different numbers of them."""
+        """Returns nothing: a block is called once per segment, and processes may have different numbers of segments."""
         return []
 
     def check_supports_recurrent_state(self) -> None:
@@ -92,7 +92,7 @@ class RecurrentMemoryLM(TransformerLM):
         return self._begin(self.memory_MD.expand(batch, -1, -1))
 
     def step(self, token_B: Tensor, state: State) -> tuple[Tensor, State]:
-        """Reads one more token (see `Model.step`). The step after the end of a segment first computes its memory."""
+        """Reads one more token (see `Model.step`). The first step of a segment also computes its memory."""
         if int(state["position_B1"][0]) == len(self.memory_MD) + self.config.segment_length:
             written_BMD, _ = self._step_through(state["memory_BMD"], state)
             state = self._begin(written_BMD)
@@ -104,7 +104,7 @@ class RecurrentMemoryLM(TransformerLM):
         return self._step_through(memory_BMD, {**empty, "memory_BMD": memory_BMD})[1]
 
     def _step_through(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
-        """Returns the features of vectors, computed one after the other, and the state after them."""
+        """Computes vectors one after the other. Returns their features and the state after the last vector."""
         features = [x_BTD[:, :0]]
         for x_BD in x_BTD.unbind(1):
             placed_B1D = self.embedding.place(x_BD[:, None], state["position_B1"])

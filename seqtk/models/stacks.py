@@ -34,10 +34,10 @@ CROSS_SLOT = "model.decoder.cross_attention"
 
 @dataclass(frozen=True)
 class StackConfig:
-    """Settings that encoder and decoder share. A size of None means the size of the model."""
+    """Settings of both encoder and decoder. A size of None means the size of the model."""
 
     layers: int = setting(6, at_least=0, at_most=10_000, help="Number of blocks.")
-    dim: int | None = setting(None, at_least=1, help="Width. null: the model's.")
+    dim: int | None = setting(None, at_least=1, help="Width of the stack. null: the model's.")
     ffn_dim: int | None = setting(None, at_least=1, help="Inner width of the feed-forward networks. null: the model's.")
     heads: int | None = setting(
         None, at_least=1, help="Heads of attention layers that do not set heads. null: the model's."
@@ -50,7 +50,7 @@ class EncoderConfig(StackConfig):
     """The blocks that read the source."""
 
     memory_tokens: int = setting(
-        0, at_least=0, help="Learned vectors that are put before the source and removed after the last block."
+        0, at_least=0, help="Number of learned vectors that are put before the source and removed after the last block."
     )
     stem_layers: int = setting(0, at_least=0, at_most=10_000, help="Convolutions before the first block.")
     stem_kernel_size: int = setting(3, at_least=1, help="Kernel size of these convolutions. Must be odd.")
@@ -77,7 +77,7 @@ class BlocksConfig(ModelConfig):
     heads: int = setting(8, at_least=1, help="Heads of attention layers that do not set heads.")
     positions: Positions = setting(
         "sinusoidal",
-        help="Positions added to the embeddings. none: for attention that encodes positions itself.",
+        help="Position embeddings, added to token embeddings. none: for layers that encode positions themselves.",
     )
     pre_norm: bool = setting(
         False, help="Normalize before each sublayer and at the end, instead of after each sublayer."
@@ -180,8 +180,10 @@ def layers_of(pattern: Pattern, count: int, *, slot: str) -> list[AttentionConfi
 
 
 def run_block(block: nn.Module, *inputs: Any, index: int, every: int, **options: Any) -> Any:
-    """Calls block `index` of a stack; every `every`-th is computed again in the backward pass (Chen et al. 2016,
-    arXiv:1604.06174), with the same dropout, so that only its inputs are stored until then."""
+    """Calls block `index` of a stack, and computes every `every`-th block again in the backward pass.
+
+    Only the inputs of such a block are stored (Chen et al. 2016, arXiv:1604.06174). Its dropout is the same both times.
+    """
     if every and index % every == 0 and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False, **options)
     return block(*inputs, **options)
@@ -215,7 +217,7 @@ class Encoder(nn.Module):
     `memory_tokens` makes it a Memory Transformer (Burtsev et al. 2020, arXiv 2006.11527, section 3): learned vectors
     are put before the source, take part in attention, and are removed from the output.
 
-    With the role CAUSAL each position sees only earlier positions.
+    With the role CAUSAL, a position does not see later positions.
     """
 
     def __init__(self, config: EncoderConfig, *, options: BlockOptions, role: Role = Role.ENCODER) -> None:
@@ -246,7 +248,7 @@ class Encoder(nn.Module):
     def max_source_length(self, limit: int, *, further: int = 0) -> int:
         """Returns the longest source, at most `limit`, that fits into every layer together with the memory tokens.
 
-        `further` is the number of vectors, besides memory tokens, that the model puts before the source.
+        `further` is the number of other vectors that the model puts before the source.
         """
         memory_tokens = 0 if self.memory_ND is None else len(self.memory_ND)
         if not memory_tokens + further:
@@ -255,7 +257,7 @@ class Encoder(nn.Module):
         longest = min([limit, *(length - memory_tokens - further for length in lengths if length is not None)])
         if longest < 1:
             raise UserError(
-                f"model.encoder.memory_tokens={memory_tokens} leaves no room for the source.",
+                f"model.encoder.memory_tokens={memory_tokens} leaves no position for the source.",
                 f"Raise {ENCODER_SLOT}.max_length, which includes them.",
             )
         return longest
@@ -394,7 +396,9 @@ class Decoder(nn.Module):
             run = partial(run_block, block, index=index, every=self.recompute_every)
             drops = self.training and self.layer_drop > 0
             chosen = torch.rand(()) < self.layer_drop if drops else None
-            if chosen is not None and torch.compiler.is_compiling():  # a graph cannot choose, so it computes the block
+            if (
+                chosen is not None and torch.compiler.is_compiling()
+            ):  # a compiled graph cannot branch, so it computes the block
                 y_BTD, block_state = run(x_BTD, memory_BSM, pad_BS=pad_BS, state=block_state)
                 x_BTD = torch.where(chosen.to(x_BTD.device), x_BTD, y_BTD)
             else:

@@ -32,8 +32,12 @@ class TransformerConfig(BlocksConfig):
 
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
-    max_source_length: int = setting(1024, at_least=1, help="Maximum tokens in a source, and its learned positions.")
-    max_target_length: int = setting(1024, at_least=1, help="Maximum tokens in a target, and its learned positions.")
+    max_source_length: int = setting(
+        1024, at_least=1, help="Maximum tokens in a source, and number of learned positions."
+    )
+    max_target_length: int = setting(
+        1024, at_least=1, help="Maximum tokens in a target, and number of learned positions."
+    )
     share_embeddings: SharedEmbeddings = setting(
         "all", help="all: source, target and output share one table. decoder: target and output share one."
     )
@@ -53,8 +57,9 @@ class Transformer(Model):
         dim = config.decoder.dim or config.dim
         if config.share_embeddings == "all" and (source_vocabulary, memory_dim) != (target_vocabulary, dim):
             raise UserError(
-                "model.share_embeddings=all needs one vocabulary and one width on both sides.",
-                f"Source: {source_vocabulary} tokens of width {memory_dim}; target: {target_vocabulary} of {dim}.",
+                "model.share_embeddings=all requires the same vocabulary and width on both sides.",
+                f"The source has {source_vocabulary} tokens and width {memory_dim}, "
+                f"the target {target_vocabulary} tokens and width {dim}.",
                 "Preprocess with joint=true, or set model.share_embeddings=decoder.",
             )
         target_tokens = token_embedding(target_vocabulary, dim)

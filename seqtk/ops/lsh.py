@@ -90,7 +90,7 @@ class HashRounds:
                 yield Chunks(key_W[self.before :], key_W, self._unseen(self.code_RX[: number + 1, key_W]))
 
     def _unseen(self, code_RW: Tensor) -> Tensor:
-        """Returns True for pairs that only earlier rounds or no round finds, and for a position with itself."""
+        """Returns unseen_NCK: True for pairs that an earlier round or no round finds, and for pairs t = s."""
         *earlier, last_W = code_RW
         unseen_NCK = self._distance(last_W) >= self.reach
         for code_W in earlier:

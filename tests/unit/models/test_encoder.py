@@ -63,7 +63,7 @@ def test_memory_tokens_count_towards_max_length(tokens: int, longest: int | None
     if longest is not None:
         assert Transformer(config, source_vocabulary=9, target_vocabulary=9).max_source_length == longest
         return
-    with pytest.raises(UserError, match="leaves no room"):
+    with pytest.raises(UserError, match="leaves no position"):
         Transformer(config, source_vocabulary=9, target_vocabulary=9)
 
 
