@@ -1,4 +1,4 @@
-"""The base of criterions. A criterion returns sums and weights; every metric is computed from their ratios."""
+"""The base class of criterions. A criterion returns sums and weights, and metrics are computed from their ratios."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -35,7 +35,7 @@ class Loss:
     stats: Stats
     """Sums from which metrics are computed, each with its weight."""
     state: State = None
-    """The recurrent state after the batch, the initial state of rows that continue these."""
+    """The recurrent state after the batch, from which the next segments of its rows start."""
 
 
 class Criterion(nn.Module):
@@ -64,5 +64,5 @@ def stat(total: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
     total = total.detach()
     if isinstance(weight, Tensor):
         return total, weight.double()
-    # float32 represents integers exactly only up to 2^24, and a few updates have more tokens than that.
+    # float32 represents integers exactly only up to 2^24 tokens, which a few updates can exceed.
     return total, torch.full((), float(weight), dtype=torch.float64, device=total.device)

@@ -1,4 +1,4 @@
-"""A weighted sum of criterions of the same features."""
+"""A weighted sum of criterions, which share the features of the model."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,7 +19,7 @@ class PartConfig:
     """One criterion of a sum."""
 
     criterion: CriterionConfig = CrossEntropyConfig()
-    weight: float = setting(1.0, above=0, help="Factor of this criterion's loss.")
+    weight: float = setting(1.0, above=0, help="Weight of the loss of this criterion.")
 
 
 @dataclass(frozen=True)

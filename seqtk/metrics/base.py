@@ -1,7 +1,7 @@
 """The registry of metrics. A metric has a name, a unit, a direction, and a list of the inputs it needs.
 
-This is the only list of metrics. Log lines, the best model, early stopping, checkpoint averaging, reports and all
-commands use it.
+All commands use this registry: for log lines, the choice of the best model, early stopping, checkpoint averaging and
+reports.
 """
 
 import abc
@@ -116,7 +116,7 @@ class Score:
     signature: str = ""
     """The settings of its computation, such as sacreBLEU's `nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:…`."""
     line: str = ""
-    """The line of the tool that computed it, such as `BLEU = 28.1 …`."""
+    """The value as the tool that computed it prints it, such as `BLEU = 28.1 …`."""
     interval: tuple[float, float] | None = None
     """The 95 % bootstrap confidence interval."""
 
@@ -146,11 +146,11 @@ class Metric(abc.ABC):
 
 
 class ExampleMetric(Metric):
-    """Base class of metrics of classifiers that have a bootstrap confidence interval."""
+    """Base class of classifier metrics with a bootstrap confidence interval."""
 
     @abc.abstractmethod
     def values(self, predictions: Predictions, rows_KN: Rows) -> Values:
-        """Returns value_K, the metric of each of K bootstrap samples, which are rows of example indices."""
+        """Returns value_K, the metric of each bootstrap sample. A row of `rows_KN` has the examples of one sample."""
 
     def interval(self, predictions: Predictions, samples: int) -> tuple[float, float]:
         """Returns the 2.5 and 97.5 percentiles over bootstrap samples (Efron and Tibshirani 1993, section 13.3).
@@ -199,7 +199,7 @@ class MetricRegistry:
         return decorate
 
     def __getitem__(self, name: str) -> type[Metric]:
-        """Returns the metric with this name. Raises UserError if there is none, with a similar name."""
+        """Returns the metric with this name. If there is none, raises a UserError that suggests a similar name."""
         if name not in self._classes:
             raise UserError(f"There is no metric called '{name}'.", nearest(name, self))
         return self._classes[name]

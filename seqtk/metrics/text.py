@@ -44,14 +44,14 @@ class Bleu(TextMetric):
     """BLEU (Papineni et al. 2002)."""
 
     def build(self) -> Any:
-        from sacrebleu import BLEU  # takes 0.2 s, which commands that do not score avoid
+        from sacrebleu import BLEU  # takes 0.2 s, so only commands that score import it
 
         if self.tokenize not in BLEU_TOKENIZERS:
             raise UserError(
                 f"tokenize={self.tokenize}: BLEU has no such tokenizer.", nearest(self.tokenize, BLEU_TOKENIZERS)
             )
         try:
-            # `force` silences the warning that the text looks tokenised, which would be repeated at each validation.
+            # `force` disables the warning that the text looks tokenized. It would appear at each validation.
             return BLEU(lowercase=self.lowercase, tokenize=self.tokenize, force=True)
         except (ImportError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -143,8 +143,8 @@ def paired_bootstrap(
 ) -> list[Comparison]:
     """Runs sacreBLEU's paired bootstrap test (Koehn 2004) of each system against the first.
 
-    A system whose lines equal those of the first gets p = 1. (sacreBLEU would report p = 0: it counts the samples with
-    a larger difference than the whole text, and there are none.)
+    A system with the same lines as the first has p = 1. (sacreBLEU would report p = 0, because it counts the samples
+    whose difference is larger than the difference on the whole text, and there are none.)
     """
     check_lengths(systems, *references)
     seed = os.environ.get("SACREBLEU_SEED", "12345")
@@ -180,7 +180,7 @@ def paired_bootstrap(
 
 
 def build_metrics(names: Sequence[str], *, lowercase: bool = False, tokenize: str = "13a") -> dict[str, Metric]:
-    """Builds metrics of text by name. Raises UserError if a name is not that of a metric of text."""
+    """Builds metrics of text by name. Raises UserError if no metric of text has one of the names."""
     possible = metrics.available((OUTPUTS,))
     for name in names:
         if name not in possible:

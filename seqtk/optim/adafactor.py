@@ -30,13 +30,13 @@ class AdafactorConfig(OptimizerConfig):
         1.0, above=0, help="Maximum root mean square of an update, before multiplication by lr."
     )
     min_scale: float = setting(
-        1e-3, above=0, help="Lower bound of the root mean square of a tensor that lr is relative to."
+        1e-3, above=0, help="Lower bound of the root mean square of a tensor, by which lr is multiplied."
     )
 
 
 @optimizers.register("adafactor", AdafactorConfig)
 class Adafactor(torch.optim.Adafactor):
-    """Adafactor without momentum (Shazeer and Stern 2018, algorithm 4), with the relative step size of the schedule.
+    """Adafactor without momentum (Shazeer and Stern 2018, algorithm 4), with relative step sizes.
 
     u = g / √v̂;  w ← w − lr · decay · w − α · u / max(1, rms(u) / clip_threshold), where
     α = min(lr, 1 / √t) · max(min_scale, rms(w)) at update t.
@@ -48,8 +48,8 @@ class Adafactor(torch.optim.Adafactor):
 
     State per weight: `row_var` and `col_var`, or `variance`, and `step`. torch has no fused kernel for it.
 
-    A mean over a column, and the root mean squares, need whole matrices. Of weights that are sharded, one after another
-    is gathered with its gradient; every process computes the same update and keeps its part of the result.
+    Means over columns and root mean squares require whole matrices. So sharded weights are gathered one at a time, each
+    with its gradient. Every process computes the same update and keeps its part of the result.
     """
 
     def __init__(self, config: AdafactorConfig, model: nn.Module) -> None:

@@ -42,9 +42,9 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def can_skip(optimizer: torch.optim.Optimizer) -> bool:
-    """Returns whether `step` skips the update if `optimizer.found_inf` is 1, torch's protocol for loss scaling.
+    """Returns whether `step` skips the update if `optimizer.found_inf` is 1 (torch's protocol for loss scaling).
 
-    Such an update is skipped on the device, without synchronizing with the host. Fused kernels support this.
+    Fused kernels support this. They skip the update on the device, without synchronizing with the host.
     """
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
@@ -78,5 +78,5 @@ def can_fuse(parameters: Iterable[Parameter]) -> bool:
 
 
 def as_user_error(error: ValueError) -> UserError:
-    """Converts torch's error about invalid settings into a UserError."""
+    """Converts an error of torch about invalid settings into a UserError."""
     return UserError(f"optimizer: torch does not accept these settings: {error}.")

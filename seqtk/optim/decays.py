@@ -30,8 +30,8 @@ class CosineConfig(ScheduleConfig):
 
     min_lr: float = setting(0.0, at_least=0, help="Learning rate at the end of the first cycle.")
     period: int | None = setting(None, at_least=1, help=f"Number of updates in the first cycle. {PERIOD_HELP}")
-    t_mult: float = setting(1.0, at_least=1, help="Factor of the length of each cycle relative to the previous one.")
-    shrink: float = setting(0.1, at_least=0, help="Factor of the rates of each cycle relative to the previous one.")
+    t_mult: float = setting(1.0, at_least=1, help="Length of a cycle divided by the length of the previous cycle.")
+    shrink: float = setting(0.1, at_least=0, help="Rates of a cycle divided by the rates of the previous cycle.")
 
 
 @schedules.register("cosine", CosineConfig)
@@ -81,7 +81,7 @@ class WSDConfig(ScheduleConfig):
 
     end_lr: float = setting(0.0, at_least=0, help="Learning rate after `period`.")
     decay_share: float = setting(
-        0.1, at_least=0, at_most=1, help="Share of `period`, at its end, in which the rate decays."
+        0.1, at_least=0, at_most=1, help="Fraction of `period` in which the rate decays, at its end."
     )
     power: float = setting(
         1.0, above=0, help="Exponent of the decay. 1: linear. 0.5: 1 − √t, which is steeper at the start."

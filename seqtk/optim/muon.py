@@ -34,7 +34,7 @@ class MuonConfig(OptimizerConfig):
         "match_rms_adamw", help="Muon: dependence of the step size on the shape of a matrix."
     )
     adamw_lr: float | None = setting(
-        None, at_least=0, help="AdamW: peak learning rate, to be set with adjust_lr_fn=original. null: lr."
+        None, at_least=0, help="AdamW: peak learning rate. Set it with adjust_lr_fn=original. null: lr."
     )
     betas: tuple[float, float] = probability((0.9, 0.98), help=f"AdamW: {BETAS_HELP[0].lower()}{BETAS_HELP[1:]}")
     eps: float = setting(1e-8, at_least=0, help=f"AdamW: {EPS_HELP[0].lower()}{EPS_HELP[1:]}")
@@ -50,12 +50,13 @@ class Muon(torch.optim.Optimizer):
     A / B) with `original`, which requires a larger lr (Jordan: 0.02) and therefore a separate `adamw_lr`. The schedule
     multiplies both rates by the same factor.
 
-    Muon updates the weights of all `nn.Linear` modules outside embeddings and heads. Those are excluded by name: a part
-    of the dotted name is `head` or contains `embed`. AdamW updates all other parameters: embedding tables, heads,
+    Muon updates the weights of all `nn.Linear` modules except embeddings and heads, which are recognized by name: a
+    part of the dotted name is `head` or contains `embed`. AdamW updates all other parameters: embedding tables, heads,
     biases, norms, and parameters that are not in an `nn.Linear`, such as stacks of one matrix per head or the logits of
     a random Synthesizer. A projection to several heads is one matrix.
 
-    State per weight: `momentum_buffer` b, or AdamW's. AdamW uses torch's fused kernel where possible; Muon has none.
+    State per weight: `momentum_buffer` b, or the state of AdamW. AdamW uses torch's fused kernel where possible. There
+    is no fused kernel for Muon.
     """
 
     def __init__(self, config: MuonConfig, model: nn.Module) -> None:

@@ -1,8 +1,8 @@
 """Freezes weights, and scales the learning rates of parts of a model.
 
-A pattern is the name of a weight, or of a module, which stands for all its weights. `*` matches any text, `?` any
-character and `[01]` one of the characters: `encoder`, `encoder.blocks.[01]`, `*.norm`. A shared weight matches by any
-of its names.
+A pattern is the name of a weight or of a module. The name of a module selects all weights in it. `*` matches any text,
+`?` any character and `[01]` one of the characters: `encoder`, `encoder.blocks.[01]`, `*.norm`. A shared weight matches
+by any of its names.
 """
 
 import re
@@ -77,7 +77,7 @@ def scale_rates(optimizer: torch.optim.Optimizer, model: nn.Module, factors: Map
 
 
 def matching(model: nn.Module, pattern: str, *, key: str) -> set[str]:
-    """Returns the (first) names of the weights that match `pattern`. Raises UserError if there are none."""
+    """Returns the names of the weights that match, one name per weight. Raises UserError if no weight matches."""
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     names = list(model.named_parameters(remove_duplicate=False))
     found = {
@@ -110,7 +110,9 @@ def _layerwise_factors(model: nn.Module, decay: float) -> dict[str, float]:
         return dict.fromkeys(names, 1.0)
     blocks = {name: (found[1], int(found[2])) for name in names if (found := _BLOCK.match(name))}
     if not blocks:
-        raise UserError(f"layer_decay={decay:g}: the model has no blocks.", "Remove it, or set lr_scales by name.")
+        raise UserError(
+            f"layer_decay={decay:g}: the model has no blocks.", "Remove layer_decay, or set lr_scales by name."
+        )
     depth: dict[str, int] = {}
     for stack, number in blocks.values():
         depth[stack] = max(depth.get(stack, 0), number + 1)

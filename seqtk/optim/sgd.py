@@ -21,8 +21,8 @@ from seqtk.optim.base import (
 class _Descent(torch.optim.SGD):
     """torch's SGD, with momentum buffers that are initialized to zero.
 
-    torch's fused kernel creates the buffers of all weights in the same update, but weights that the first batch does
-    not use have no gradient in it.
+    torch's fused kernel creates the buffers of all weights in the same update. That fails if the first batch does not
+    use some weights, which then have no gradient.
     """
 
     def __init__(self, config: "SGDConfig | NAGConfig", model: nn.Module, *, nesterov: bool) -> None:
@@ -79,9 +79,9 @@ class NAG(_Descent):
 
     w ← (1 − lr · decay) · w;  u ← μ u + g;  w ← w − lr · (g + μ u). State per weight: `momentum_buffer` u.
 
-    fairseq stores the step v = −lr · u instead of u: v ← μ (lr / lr₋) v − lr · g and
-    w ← w + μ² (lr / lr₋) v₋ − (1 + μ) lr · g, where ₋ marks values of the previous update. The results are the same,
-    but u does not require lr₋, which checkpoints would have to store, and which may be 0.
+    fairseq stores the step v = −lr · u instead of u: v ← μ (lr / lr₋) v − lr · g and w ← w + μ² (lr / lr₋) v₋ − (1 + μ)
+    lr · g, where ₋ marks values of the previous update. The results are the same, but u does not require lr₋.
+    Checkpoints would have to store lr₋, and it may be 0.
     """
 
     def __init__(self, config: NAGConfig, model: nn.Module) -> None:
