@@ -11,9 +11,9 @@ pytest test for each law:
     def test_law(case):
         case.check()
 
-`oracle` is a function of a `seqtk.testing.reference.Problem` that computes the layer's output with plain loops. The
-short size has rows of 6, 4 and 1 positions. The long size has rows of 293 and 131, enough for several blocks, chunks
-and windows. `LAWS` holds all laws by name.
+`oracle` is a reference implementation: it computes the layer's output with plain loops (see
+`seqtk/testing/reference.py`). The short size has rows of 6, 4 and 1 positions. The long size has rows of 293 and 131,
+enough for several blocks, chunks and windows. `LAWS` holds all laws by name.
 
 B batch, T query length, S key length, D width of the layer, N draws.
 """
@@ -269,7 +269,7 @@ def more_padding_changes_nothing(subject: Subject) -> None:
 
 @law(Role.CAUSAL)
 def future_is_invisible(subject: Subject) -> None:
-    """A later position never changes an earlier output, and neither does the number of later positions."""
+    """Neither the content nor the number of later positions changes an earlier output."""
     layer = subject.make()
     padded = subject.inputs(layer)
     length = padded.x_BTD.shape[1]
@@ -322,7 +322,7 @@ def reordered(state: Any, order: Tensor) -> Any:
 
 @law(Role.CAUSAL | Role.CROSS, sizes=("short",))
 def reordering_the_state_reorders_the_future(subject: Subject) -> None:
-    """The state holds everything about the past: reordering its rows is the same as reordering the inputs."""
+    """Reordering the rows of the state has the same effect as reordering the inputs so far."""
     layer = subject.make()
     inputs = subject.inputs(layer)
     order = torch.tensor([2, 0, 0, 1], device=subject.device)  # beam search also changes the number of rows
@@ -386,7 +386,7 @@ def segments_equal_the_whole(subject: Subject) -> None:
 
 @law(Role.ENCODER, only_if=lambda subject: subject.layer.scope is Scope.LAYER)
 def a_chain_of_layers_keeps_rows_apart(subject: Subject) -> None:
-    """If a layer of scope LAYER passes its state to the next layer, a row alone still equals the row in its batch."""
+    """A row gives the same outputs alone as in a batch if a layer of scope LAYER passes its state to the next layer."""
     first, second = subject.make(), subject.make(seed=1)
     second.chain_after(first)
     second.to(subject.device, torch.float64)  # a chained layer may have new parameters
@@ -402,13 +402,13 @@ def a_chain_of_layers_keeps_rows_apart(subject: Subject) -> None:
         together = run_chain(inputs.x_BTD, inputs.pad_BS)
         for row, length in enumerate(subject.size.lengths):
             alone = run_chain(inputs.x_BTD[row : row + 1, :length], None)[0]
-            message = f"the row of {length} positions alone differs from itself in a batch"
+            message = f"the row of {length} positions gives other outputs alone than in a batch"
             expect_close(alone, together[row, :length], message, subject.size.tolerance)
 
 
 @law()
 def a_row_alone_equals_the_row_in_its_batch(subject: Subject) -> None:
-    """A row without padding, alone, gives the same outputs as in a batch."""
+    """A row gives the same outputs alone, without padding, as in a padded batch."""
     layer = subject.make()
     inputs = subject.inputs(layer)
     with torch.no_grad():
@@ -420,14 +420,14 @@ def a_row_alone_equals_the_row_in_its_batch(subject: Subject) -> None:
             expect_close(
                 actual,
                 together[row, : len(actual)],
-                f"the row of {length} positions alone differs from itself in a batch",
+                f"the row of {length} positions gives other outputs alone than in a batch",
                 subject.size.tolerance,
             )
 
 
 @law()
 def padding_only_gives_zero(subject: Subject) -> None:
-    """A row of padding gives zero before the output projection, and all gradients stay finite."""
+    """A row that is all padding gives zero before the output projection, and all gradients are finite."""
     layer = subject.make()
     inputs = subject.inputs(layer)
     assert inputs.pad_BS is not None
@@ -538,7 +538,7 @@ def every_parameter_is_used(subject: Subject) -> None:
 
 @law(sizes=("short",))
 def too_long_inputs_are_refused(subject: Subject) -> None:
-    """An input longer than `max_length` raises a UserError that names the key; one of that length does not."""
+    """An input longer than `max_length` raises a UserError that names this key. An input of `max_length` does not."""
     layer = subject.make()
     limit = layer.max_length
     if limit is None:
@@ -557,7 +557,7 @@ def too_long_inputs_are_refused(subject: Subject) -> None:
 
 
 def subquadratic(subject: Subject) -> bool:
-    """Returns whether the layer declares linear memory. Naive operations take quadratic memory."""
+    """Returns whether the layer declares `subquadratic` and operations are not naive, which takes quadratic memory."""
     return subject.make().subquadratic and not naive_mode()
 
 
@@ -597,7 +597,7 @@ def evaluation_is_deterministic(subject: Subject) -> None:
 
 @law(only_if=lambda subject: subject.has("dropout"))
 def dropout_is_unbiased_and_seeded(subject: Subject) -> None:
-    """Dropout changes outputs in training, keeps their mean, follows the seed, and is independent at every position.
+    """In training, dropout changes outputs, keeps their mean, depends on the seed, and is independent at each position.
 
     A layer may drop a key for all queries at once, but no block of positions may reuse the mask of another.
     """
@@ -625,7 +625,7 @@ def dropout_is_unbiased_and_seeded(subject: Subject) -> None:
         correlation_RR = torch.corrcoef(noise_NR.T).abs().nan_to_num(0).fill_diagonal_(0)
         far = correlation_RR.triu(16)
         mean = float(far.sum() / far.count_nonzero().clamp(min=1))
-        if mean < 0.12:  # else dropped keys are shared by all queries; 0.1 is the mean of independent noise
+        if mean < 0.12:  # otherwise all queries share the dropped keys; independent noise has a mean of 0.1
             expect(
                 far.max() < 0.75, "dropout must be independent at every position: two blocks of positions share a mask"
             )
@@ -728,7 +728,7 @@ def heads_one_at_a_time(device: str) -> Iterator[None]:
 
 @law()
 def naive_operations_give_the_same(subject: Subject) -> None:
-    """Outputs and gradients are the same on the naive form of every operation (`SEQTK_NAIVE=1`)."""
+    """Outputs and gradients are the same if every operation runs its naive form (`SEQTK_NAIVE=1`)."""
     layer = subject.make()
     fast = output_and_gradients(layer, subject.inputs(layer))
     with naive_ops():

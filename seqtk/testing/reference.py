@@ -55,7 +55,7 @@ class Problem:
         return self.once(name, product, vector)
 
     def once(self, name: str, function: Callable[[Array], Array], vector: Array) -> Array:
-        """Returns `function(vector)`, cached by name and vector, because references need the same keys repeatedly."""
+        """Returns `function(vector)`, cached by name and vector: references compute the same keys repeatedly."""
         known = name, vector.tobytes()
         if known not in self._known:
             self._known[known] = function(vector)

@@ -25,36 +25,36 @@ class Size:
     dim: int
     memory_dim: int
     lengths: tuple[int, ...]
-    """The real length of each row (of its memory, for a CROSS layer); shorter rows are padded on the right."""
+    """The real length of each row (for a CROSS layer: of its memory). Shorter rows are padded on the right."""
     queries: int
     """The number of queries of a CROSS layer."""
     reference_lengths: tuple[int, ...]
     """Shorter `lengths` for the comparison with a reference implementation, which is slow."""
     settings: Mapping[str, Any]
-    """Settings for every config that has these fields, unless the variant sets them."""
+    """Settings that are applied if the config has these fields and the variant does not set them."""
     tolerance: float
     """The largest allowed difference of results in float64."""
 
 
 SHORT = Size("short", 8, 6, (6, 4, 1), 5, (6, 4, 1), {"heads": 2, "max_length": 12}, 1e-10)
 LONG = Size("long", 16, 12, (293, 131), 70, (139,), {"heads": 2, "max_length": 330}, 1e-9)
-"""Long enough for several blocks, chunks and windows. Exceeds the recent part of a cache, 256 positions."""
+"""Long enough for several blocks, chunks and windows, and longer than the short tensor of a cache, 256 positions."""
 SIZES = {size.name: size for size in (SHORT, LONG)}
 
 VERY_LONG = 2100
-"""Slightly more than 2,048 positions, where layers with linear cost begin to process a few heads at a time."""
+"""Slightly more than 2,048 positions. From this length on, layers of linear cost process a few heads at a time."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Settings of a kind under which the laws are checked."""
+    """Settings of a layer with which the laws are checked."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     roles: Role = Role.ENCODER | Role.CAUSAL | Role.CROSS
-    """The roles in which the kind accepts these settings."""
+    """The roles in which the layer accepts these settings."""
     sizes: tuple[str, ...] = ("short", "long")
     bfloat16_error: float = 0.02
-    """The largest allowed mean relative error of outputs from rounding to bfloat16 between the linear maps."""
+    """The largest mean relative error of outputs that rounding to bfloat16 between the linear maps may cause."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Subject:
 def subjects(
     kind: str, *, reference: Reference | None = None, variants: Mapping[str, Variant] | None = None
 ) -> Iterator[tuple[str, Subject]]:
-    """Yields (variant, subject) for every variant, role and size that a registered layer declares."""
+    """Yields (name of the variant, subject) for every variant, role and size of a registered layer."""
     config_type = attentions.config_type(kind)
     layer = attentions.class_of(config_type)
     known = {field.name for field in dataclasses.fields(config_type)}
