@@ -19,7 +19,7 @@ from seqtk.utils.errors import UserError, nearest
 OUTPUTS = "outputs"
 """In `Metric.needs`: the model's outputs as text, with their references."""
 TEXT_SIZE = "text_size"
-"""In `Metric.needs`: the size of the split's original text."""
+"""In `Metric.needs`: the size of the split's original text, before tokenization."""
 PREDICTIONS = "predictions"
 """In `Metric.needs`: the log-probability of every class and the true class of each example."""
 

@@ -40,7 +40,7 @@ class StackConfig:
     dim: int | None = setting(None, at_least=1, help="Width of the stack. null: the model's.")
     ffn_dim: int | None = setting(None, at_least=1, help="Inner width of the feed-forward networks. null: the model's.")
     heads: int | None = setting(
-        None, at_least=1, help="Heads of attention layers that do not set heads. null: the model's."
+        None, at_least=1, help="Number of heads in attention layers that do not set heads. null: the model's."
     )
     self_attention: Pattern = setting((SoftmaxConfig(),), help="One layer, or a list that repeats through the blocks.")
 
@@ -70,11 +70,11 @@ class DecoderConfig(StackConfig):
 
 @dataclass(frozen=True)
 class BlocksConfig(ModelConfig):
-    """The base of the configs of models that consist of blocks."""
+    """Base class of the configs of models that consist of blocks."""
 
     dim: int = setting(512, at_least=1, help="Width of the model.")
     ffn_dim: int = setting(2048, at_least=1, help="Inner width of the feed-forward networks.")
-    heads: int = setting(8, at_least=1, help="Heads of attention layers that do not set heads.")
+    heads: int = setting(8, at_least=1, help="Number of heads in attention layers that do not set heads.")
     positions: Positions = setting(
         "sinusoidal",
         help="Position embeddings, added to token embeddings. none: for layers that encode positions themselves.",
@@ -89,7 +89,7 @@ class BlocksConfig(ModelConfig):
     )
     dropout: float = probability(0.1, help="Dropout after embeddings and sublayers.")
     activation_dropout: float = probability(
-        0.0, help="Dropout inside feed-forward networks. For attention weights set attention.dropout."
+        0.0, help="Dropout in feed-forward networks, after the activation. For attention weights: attention.dropout."
     )
     recompute_blocks: int | Literal["all"] = setting(
         0,
@@ -142,10 +142,10 @@ class BlockOptions:
     """The backward pass recomputes every n-th block of a stack, from the first on. 0: none."""
 
     def attention(self, config: AttentionConfig, *, role: Role, slot: str, memory_dim: int | None = None) -> Attention:
-        """Builds the layer of a slot. Layers that do not set heads get the model's.
+        """Builds the attention layer of the config key `slot`. If its config sets no heads, it has the model's heads.
 
         Raises:
-            UserError: If settings exclude each other. In the message, `attention.KEY` is replaced by `slot.KEY`.
+            UserError: If settings exclude each other. The message contains the full keys: `slot` replaces `attention`.
         """
         if isinstance(config, QKVConfig) and config.heads is None:
             config = replace(config, heads=self.heads)
@@ -165,7 +165,7 @@ class BlockOptions:
         )
 
     def stack_norm(self) -> nn.Module:
-        """Returns the norm at the end of a stack: a layer norm after pre-norm blocks, else the identity."""
+        """Returns the module at the end of a stack: a layer norm if blocks are pre-norm, otherwise the identity."""
         return nn.LayerNorm(self.dim, bias=self.bias) if self.pre_norm and self.final_norm else nn.Identity()
 
 
@@ -324,8 +324,8 @@ class DecoderBlock(nn.Module):
     ) -> tuple[Tensor, State]:
         """Returns the output of the block and the recurrent state of its self-attention for the next segment.
 
-        Target rows are padded on the right, so causality alone hides their padding. With `skip` (LayerDrop), the output
-        is the input, and the state is what the block would have returned.
+        Target rows are padded on the right, so the causal mask already hides their padding. With `skip` (LayerDrop),
+        the output is the input, and the state is the same as without `skip`.
         """
         if skip:
             new_state = None

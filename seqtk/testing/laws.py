@@ -226,13 +226,13 @@ def refusal(message: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        expect("max_length" in str(error), f"{message}; its message does not name max_length: {error}")
+        expect("max_length" in str(error), f"{message}; its message does not contain max_length: {error}")
     else:
         raise AssertionError(message)
 
 
 def output_and_gradients(layer: Attention, inputs: Inputs) -> list[Tensor | None]:
-    """Returns the outputs at real positions, and the gradients of their weighted sum for inputs and parameters."""
+    """Returns the outputs at real positions, then the gradients of a weighted sum of them for inputs and parameters."""
     leaves = [*inputs.leaves(), *layer.parameters()]
     y_BTD = inputs.run(layer)
     weights_BTD = torch.linspace(-1, 1, y_BTD[inputs.real].numel(), dtype=y_BTD.dtype, device=y_BTD.device)
