@@ -92,7 +92,7 @@ class RecurrentMemoryLM(TransformerLM):
         return self._begin(self.memory_MD.expand(batch, -1, -1))
 
     def step(self, token_B: Tensor, state: State) -> tuple[Tensor, State]:
-        """Reads one more token (see `Model.step`). The first step of a segment also computes its memory."""
+        """Reads one more token (see `Model.step`). The first step of a segment first computes its memory."""
         if int(state["position_B1"][0]) == len(self.memory_MD) + self.config.segment_length:
             written_BMD, _ = self._step_through(state["memory_BMD"], state)
             state = self._begin(written_BMD)

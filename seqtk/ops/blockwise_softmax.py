@@ -352,7 +352,7 @@ class _Plan:
         return logits_BHCS
 
     def bits(self, weights_BHCS: Tensor, block: _Block, batch: int) -> Tensor | None:
-        """Returns the random bits that drop weights of a block, the same in forward and backward. None: no dropout."""
+        """Returns the random bits for the dropout of a block, equal in forward and backward. None: no dropout."""
         if not self.dropout:
             return None
         # torch's generator reads 32 bits of its seed, so the block numbers must be small.

@@ -1,7 +1,7 @@
 """Dropout: sets each element to 0 with probability p, else to x / (1 - p) (Srivastava et al. 2014, JMLR 15, section 4).
 
-Where it runs: a CPU draws 16 random bits an element, other devices use torch's kernel. Compiled code makes a mask of
-the same bits.
+Where it runs: a CPU draws 16 random bits per element, other devices use torch's kernel. Compiled code computes a mask
+from the same bits.
 
 On a CPU, torch draws one Bernoulli number per element, which takes longer than the surrounding layer. Here four
 elements share one 64-bit draw, and p is exact to 2^-16. No mask is built from the bits: one integer kernel compares
@@ -110,10 +110,10 @@ def _dropped(rate: float) -> int:
 
 
 class BitStream:
-    """Random bits for `drop_again` and one block of elements after the other. All blocks use the same memory.
+    """Random bits for `drop_again`, drawn for one block of elements at a time. All blocks use the same memory.
 
     Args:
-        seed: The seed of the stream. Two streams of equal seeds draw equal bits.
+        seed: The seed of the stream. Streams with equal seeds draw equal bits.
         size: The number of elements of the largest block.
         dtype: The dtype of the elements.
     """

@@ -28,7 +28,7 @@ MIN_QUERIES = 64
 """The smallest number of queries in a block. Matrix products with fewer rows are slow."""
 
 SHORT = 256
-"""If T × S is smaller than the square of this, torch's function is about as fast."""
+"""If T × S is smaller than the square of this length, torch's function is about as fast."""
 
 
 def is_faster(query_BHTE: Tensor, key_BKSE: Tensor) -> bool:
@@ -51,8 +51,9 @@ def attend(
 ) -> Tensor:
     """Computes dropout(softmax(Q Kᵀ · scale + bias)) V, BHTE, with dropout of probability `rate`.
 
-    `bias` broadcasts to BHTS. It is boolean, True where seen, or added to the logits, -inf where not seen. The output
-    is 0 for a query that sees no key. `block` is the approximate number of weights that are computed together.
+    `bias` broadcasts to BHTS. It is either a boolean mask, True where a query sees a key, or a number that is added to
+    the logit, -inf where a query does not see a key. The output is 0 for a query that sees no key. `block` is the
+    approximate number of weights that are computed together.
     """
     if bias is not None:
         bias = bias[(None,) * (4 - bias.dim())]
@@ -72,11 +73,11 @@ class _Block(NamedTuple):
     """A block of attention weights. The next block overwrites its tensors."""
 
     queries: tuple[slice, ...]
-    """The place of the block's queries in a tensor BHTE."""
+    """The index of the block's queries in a tensor BHTE."""
     keys: tuple[slice, ...]
-    """The place of the block's keys in a tensor BHSE."""
+    """The index of the block's keys in a tensor BHSE."""
     bias: tuple[slice, ...]
-    """The place of the block in the bias."""
+    """The index of the block in the bias."""
     logits_NCS: Tensor
     weights_NCS: Tensor
     bits_NCS: Tensor
@@ -93,11 +94,11 @@ class _Plan:
     block: int
 
     def blocks(self, query_BHTE: Tensor, key_BHSE: Tensor, bias: Tensor | None) -> Iterator[_Block]:
-        """Computes all blocks, with the same random bits in each call."""
+        """Yields all blocks. Each call computes the same blocks, with the same random bits."""
         batch, heads, length = query_BHTE.shape[:3]
         key_length = key_BHSE.shape[2]
         most = max(self.block // key_length, MIN_QUERIES)
-        if self.causal:  # with few queries, a block has few weights of future keys, which are computed in vain
+        if self.causal:  # a block with few queries has few weights of future keys, which are computed but not needed
             most = min(most, max(length // 8, MIN_QUERIES))
         most = min(most, length)
         at_once = max(self.block // (most * key_length), 1)

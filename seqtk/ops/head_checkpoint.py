@@ -103,7 +103,7 @@ def _of(x: Tensor, head_slice: slice, heads: int, *, dim: int = -1) -> Tensor:
 
 
 class _Work(NamedTuple):
-    """The static arguments of the checkpointed function: which tensors it uses, and how."""
+    """The arguments of `_CheckpointOverHeads` that have no gradient: the function, and its use of each tensor."""
 
     function: OfHeads
     heads: int
