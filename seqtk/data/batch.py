@@ -28,7 +28,7 @@ class Batch:
     """Base class of batches: the indices of the examples, the weight, and in subclasses further tensors."""
 
     sides: ClassVar[Mapping[str, int]] = {}
-    """The tensors that are padded along their second axis, with the column of `sizes_ND` that has their lengths."""
+    """Maps the name of each padded tensor to the column of `sizes_ND` that holds the lengths of its rows."""
 
     ids_B: Tensor
     """The index of the example in each row; -1 for filler rows."""

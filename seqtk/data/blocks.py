@@ -93,8 +93,8 @@ class TokenBlocks:
 class ContextBlocks:
     """Blocks that begin with context. Block i is `(i, ids, known)`: the first `known` ids are context.
 
-    The targets are those of `TokenBlocks` with `tokens_per_sample - context_window` tokens per block. Each block also
-    reads up to `context_window` preceding ids of the stream, but at most `tokens_per_sample` ids in all. With
+    The targets are the same as for `TokenBlocks` with `tokens_per_sample - context_window` tokens per block. Each block
+    also reads up to `context_window` preceding ids of the stream, but at most `tokens_per_sample` ids in all. With
     `complete_doc` the context does not extend into the previous document. EOS precedes the stream and, with
     `complete_doc`, each document. `sizes_ND` counts the ids that are read.
 

@@ -64,7 +64,7 @@ def _character(name: str) -> str:
 
 
 def kind_of(vocabulary: Vocabulary) -> str | None:
-    """Returns "bytes" or "characters" if the names of the tokens are those of bytes or characters, else None."""
+    """Returns "bytes" or "characters" if the tokens have the names that this file gives to these, else None."""
     words = vocabulary.tokens[UNK + 1 :]
     if tuple(words) == BYTE_NAMES:
         return "bytes"
@@ -78,14 +78,14 @@ class SymbolCounter:
         self._newlines = newlines
 
     def __call__(self, block: bytes) -> Counter[bytes]:
-        """Returns the number of occurrences of each character, by the character's name in UTF-8."""
+        """Returns a counter whose keys are the names of the characters, in UTF-8."""
         codes, counts = np.unique(symbols(block, characters=True, newlines=self._newlines)[0], return_counts=True)
         names = (character_name(chr(code)).encode("utf-8") for code in codes)
         return Counter(dict(zip(names, counts.tolist(), strict=True)))
 
 
 def symbols(block: bytes, *, characters: bool, newlines: bool) -> tuple[Array, Array]:
-    """Returns the bytes or code points of all lines of a block, concatenated, and the number of them in each line."""
+    """Returns the bytes or code points of all lines of a block, concatenated, and the length of each line."""
     text = block if newlines or b"\r" not in block else b"".join(map(_normalize_line_end, io.BytesIO(block)))
     codes: Array = np.frombuffer(text, dtype=np.uint8)
     if characters:

@@ -46,7 +46,7 @@ class TextConfig:
         return self.langs if self.target_lang else (self.source_lang,)
 
     def prefixes(self) -> dict[str, str]:
-        """Returns the prefix of each split's text. A prefix that exists is never split at its commas."""
+        """Returns the prefix of each split's text. Commas separate prefixes, unless a file has a comma in its name."""
         named = {"train": self.train} if self.train else {}
         for name, given in (("valid", self.valid), ("test", self.test)):
             parts = [[item] if _find(item, self._sides[0]) else item.split(",") for item in given]
@@ -188,7 +188,7 @@ def sample_lines(paths: Sequence[Path], *, lines: int, max_lines: int) -> Iterat
 
     Args:
         paths: The files.
-        lines: The number of lines that they have together.
+        lines: The total number of lines in the files.
         max_lines: The maximum number of lines to yield. If there are more, evenly spaced lines are chosen.
     """
     step = max(1, -(-lines // max_lines))

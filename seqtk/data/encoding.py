@@ -81,7 +81,7 @@ class PieceEncoder:
         self._table = np.array([UNK if piece is None else vocabulary.id(piece) for piece in pieces], dtype=np.int64)
         self._no_piece = np.array([piece is None for piece in pieces])
         self._bytes, self._characters = (np.array(lengths) for lengths in zip(*map(_size, pieces), strict=True))
-        # A dictionary that was counted from text may contain words that are unknown pieces of the model.
+        # A dictionary that was built from counts may contain words that are not pieces of the model.
         self._has_extra_words = not set(vocabulary.tokens[UNK + 1 :]) <= {*pieces, *_fillers(vocabulary)}
 
     def encode(self, block: bytes, *, measure: bool = False) -> EncodedLines:
@@ -97,7 +97,7 @@ class PieceEncoder:
         return EncodedLines(ids, sizes, kept=kept)
 
     def _measure(self, piece_ids: Ids, is_unknown: Ids, sizes: Ids, lines: Sequence[bytes]) -> tuple[int, int]:
-        """Returns the number of bytes and characters that the pieces spell, with a line feed after each line."""
+        """Returns the number of bytes and characters of the text that the pieces decode to, line feeds included."""
         rest = 0, 0
         if is_unknown.any():  # lines with unknown characters
             lines_with_unknown = np.unique(np.searchsorted(np.cumsum(sizes), np.flatnonzero(is_unknown), side="right"))

@@ -2,8 +2,8 @@
 
 A data set consists of two files: `PREFIX.bin` holds the concatenated ids of all items, and `PREFIX.idx` the start and
 the length of each item (`docs/formats.md` gives both layouts byte by byte). Items are read with `pread` and not
-mapped into memory: if a file becomes shorter while it is in use, an exception is raised, whereas SIGBUS would kill the
-process, and the memory of the process does not grow with the number of items read.
+mapped into memory. So memory does not grow with the number of items read, and if a file becomes shorter while it is in
+use, an exception is raised. With a mapped file, the signal SIGBUS would kill the process.
 """
 
 import errno
@@ -84,7 +84,7 @@ class IndexedDataset:
         return self._read(self._start(i), int(self.sizes[i]))
 
     def take(self, indices: Sequence[int]) -> list[npt.NDArray[np.int64]]:
-        """Returns several items, in half the time that it takes to read them one by one."""
+        """Returns several items. This takes half the time of reading them one by one."""
         places = np.array(indices, dtype=np.int64)
         sizes = self.sizes[places].astype(np.int64)
         starts = np.frombuffer(self._index.gather(self._starts_at + 8 * places, np.full(len(places), 8)), dtype="<i8")
@@ -156,7 +156,7 @@ class _File:
 
 
 def _open(path: str) -> int:
-    """Returns a descriptor of a file. If there are too many, it raises the limit as far as the system allows."""
+    """Returns a descriptor of a file. If too many files are open, raises the limit to the maximum of the system."""
     flags = os.O_RDONLY | os.O_CLOEXEC
     try:
         return os.open(path, flags)
@@ -166,8 +166,8 @@ def _open(path: str) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == hard:
         raise UserError(
-            f"{path} cannot be opened: this process has {soft} open files, the most that it may have.",
-            "Raise the limit in the shell, for example ulimit -n 4096, or join the parts of the data.",
+            f"{path} cannot be opened: this process may have at most {soft} open files.",
+            "Raise the limit in the shell, for example ulimit -n 4096, or split the data into fewer parts.",
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return _open(path)

@@ -59,14 +59,14 @@ class Example:
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """Items of a split."""
+    """Labelled items of a split: pixels or tokens."""
 
     symbols: npt.NDArray[Any]
     """The concatenated symbols of the items, as indices into the list of symbols."""
     sizes: Ints
     """The number of symbols of each item."""
     labels: Ints
-    """The class of each item."""
+    """The number of the class of each item."""
 
 
 def write_texts(
@@ -79,9 +79,9 @@ def write_texts(
     splits: Sequence[str] = SPLITS,
     recorded: PreprocessConfig | None = None,
 ) -> None:
-    """Writes a labelled data-bin of texts atomically, with these settings of seqtk-preprocess.
+    """Writes a labelled data-bin of texts atomically. `settings` are settings of seqtk-preprocess.
 
-    `recorded`: see `preprocess`. Raises UserError if a split has no examples.
+    `recorded` is passed to `preprocess`. Raises UserError if a split has no examples.
     """
     sides = PAIR if "target_lang" in settings else ("",)
     with _databin(destination, classes) as folder, TemporaryDirectory(dir=folder) as scratch:
@@ -114,7 +114,7 @@ def write_texts(
 
 
 def _parts(folder: Path, split: str, sides: Sequence[str]) -> dict[str, int]:
-    """The files of a split that `shard_tokens` cuts, as `train`, `train1`, …: how many items each has."""
+    """Returns the number of items in each file of a split: `train1`, … exist if `shard_tokens` splits the text."""
     suffix = f".{'-'.join(sides)}.{sides[0]}" if sides[0] else ""
     further = (f"{split}{number}" for number in itertools.count(1)) if split == "train" else ()
     names = itertools.chain(
@@ -165,11 +165,11 @@ def _append_eos(part: Arrays, dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], I
 
 def _save_labels(folder: Path, split: str, labels: Ints, classes: int, *, parts: Mapping[str, int]) -> None:
     if not len(labels):
-        raise UserError(f"Split '{split}' has no examples.", "Set more of them, or another source=.")
+        raise UserError(f"Split '{split}' has no examples.", "Add examples, or choose another source=.")
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels must be from 0 to {classes - 1}, but are from {labels.min()} to {labels.max()}")
     if split == "train" and labels.min() == labels.max():
-        raise UserError("All training examples have only one class.", "Set more of them, or another source=.")
+        raise UserError("All training examples have only one class.", "Add examples, or choose another source=.")
     ends = np.cumsum(list(parts.values()))[:-1]
     for part, own in zip(parts, np.split(labels.astype(np.int32), ends), strict=True):
         np.save(folder / f"{part}{LABELS}", own)
@@ -179,7 +179,7 @@ _SEPARATE_SETTINGS = {
     *("columns", "source_lang", "target_lang", "train", "valid", "test", "destdir", "overwrite", "valid_share", "seed"),
     *("line_end", "min_length", "max_length", "max_ratio"),
 }
-"""Settings of seqtk-preprocess that have no effect on labelled files, or a different one."""
+"""Settings of seqtk-preprocess that do not apply to labelled files, or that this file handles itself."""
 _ARRAY_SETTINGS = ("columns", "train", "valid", "test", "destdir", "overwrite", "valid_share", "seed", "workers")
 """Settings of seqtk-preprocess that apply to NumPy files."""
 
@@ -253,7 +253,9 @@ def _check_settings(config: PreprocessConfig, *, arrays: bool) -> None:
     if config.columns is not None and config.columns.second is not None and not config.joint:
         raise UserError("joint=false: both texts of a pair must have the same dictionary.", "Remove it.")
     if config.valid_share and (config.train is None or config.valid):
-        raise UserError("valid_share= moves examples of train= to the split valid.", "Set train=, and remove valid=.")
+        raise UserError(
+            "valid_share= takes the split valid from the examples of train=.", "Set train=, and remove valid=."
+        )
 
 
 def _write_array_files(
@@ -285,7 +287,7 @@ def _write_array_files(
 
 
 def held_out(count: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Returns a mask of round(share × count) random examples out of `count`. It is a function of the arguments.
+    """Returns a mask of round(share × count) random examples out of `count`. It depends only on the arguments.
 
     Raises UserError if the mask would select no example or all examples.
     """

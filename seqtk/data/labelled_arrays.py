@@ -27,7 +27,7 @@ ARRAY_FORMATS = ("npz", "npy")
 _PART = 1 << 20
 """The number of symbols that are read at a time."""
 _MAX_SYMBOLS = 1 << 20
-"""The most symbols of a dictionary. One stray number would otherwise add a line for each number below it."""
+"""Maximum size of a dictionary. Without it, one wrong number in the data would add an entry for each number below."""
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _DAMAGE_ERRORS = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 

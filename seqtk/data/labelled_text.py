@@ -61,7 +61,7 @@ class LabelledText:
     """A labelled example."""
 
     line: int
-    """The number of its line in a text file (the last one of several), or of its item in an array, from 1."""
+    """The number of its line in a text file (its last line if it has several) or of its item in an array, from 1."""
     texts: tuple[str, ...]
     """One text, or two, each without line ends."""
     label: str
@@ -73,7 +73,7 @@ def place_of(line: int, path: str) -> str:
 
 
 def read_labelled(path: str, columns: Columns) -> Iterator[LabelledText]:
-    """Yields the examples of a file. Its extension, without that of a compression, is its format; the default is TSV.
+    """Yields the examples of a file. The format follows from the file extension (see `format_of`).
 
     TSV has no quotes. CSV follows RFC 4180: quoted fields may contain commas, quotes and line ends. Tabs and line ends
     in a field become spaces. The text of an item of an array is its symbols, separated by spaces.
@@ -131,7 +131,7 @@ def open_arrays(path: str, columns: Columns) -> ArrayFile:
 
 
 def _class_of(path: str, columns: Columns) -> Callable[[str, int], str]:
-    """Returns a function that maps a value of the label column to its class. It takes the line for its errors.
+    """Returns a function of (value, line number) that maps a value of the label column to its class.
 
     Tabs and line ends in a value become spaces, and the spaces around it are dropped.
     """
@@ -184,7 +184,7 @@ def class_numbers(
     """Yields each example with the number of its class, which is its index in `classes`.
 
     Raises:
-        UserError: If a class is not in `classes`, which are those of the training examples. The error names the line.
+        UserError: If a class is not in `classes`, the classes of the training examples. The error names the line.
     """
     number = {name: index for index, name in enumerate(classes)}
     for example in examples:
@@ -197,7 +197,7 @@ def class_numbers(
 
 
 def format_of(path: str) -> str:
-    """Returns the format of a text file according to its extension: `tsv`, `csv` or `jsonl`; by default `tsv`."""
+    """Returns the format of a text file from its extension, `.gz` etc. aside: `tsv` (default), `csv` or `jsonl`."""
     name = Path(path)
     suffix = Path(name.stem).suffix if name.suffix in SUFFIXES else name.suffix
     return suffix.removeprefix(".") if suffix.removeprefix(".") in TEXT_FORMATS else "tsv"

@@ -53,7 +53,7 @@ def examples_per_epoch(sizes: Sequence[int], weights: Sequence[float], *, temper
 
 @dataclass(frozen=True)
 class _Part:
-    """Examples of a pass through a corpus, in the order in which they are read."""
+    """The examples of one pass through a corpus that an epoch reads, in this order."""
 
     corpus: int
     examples: Dataset
@@ -61,16 +61,16 @@ class _Part:
 
 
 class MixedExamples:
-    """The examples of one epoch of several corpora, without copies. They are a function of the arguments.
+    """The examples of one epoch of several corpora, without copies. They depend only on the arguments.
 
     Each corpus is read in passes. A pass is a random permutation of all its examples, a function of (seed, corpus,
-    pass), so each example is read once before any is repeated. An epoch reads the next `counts[k]` examples of corpus
-    k. The index of an example is its index in the concatenation of all corpora.
+    pass), so each example is read once before any is repeated. An epoch reads the next examples of each corpus, as many
+    as `examples_per_epoch` returns. The index of an example is its index in the concatenation of all corpora.
 
     Args:
-        corpora: The corpora, which have examples.
-        names: What reports call them. Equal names are numbered.
-        weights: How many times an epoch reads each.
+        corpora: The corpora. None of them is empty.
+        names: The names of the corpora in reports. Equal names are numbered.
+        weights: The number of times that an epoch reads each corpus.
         temperature: See `examples_per_epoch`.
         seed: The seed of the run.
         epoch: The epoch, from 1.
@@ -111,14 +111,15 @@ class MixedExamples:
         return self._offsets[part.corpus] + number, *rest
 
     def examples_read(self, config: BatchingConfig, position: Position, shapes: Sequence[Shape] = ()) -> dict[str, int]:
-        """How many examples of each corpus a run has read at `position`, of this epoch or at the end of it.
+        """Returns the number of examples of each corpus that a run has read from its start to `position`.
 
-        Examples that are skipped, since they are too long for `config`, do not count.
+        `position` is in this epoch or at its end. Examples that are skipped because they are too long for `config` are
+        not counted.
         """
         now_K = np.zeros(len(self.names), dtype=np.int64)
         if position.examples:
             key = (config, position.earlier, tuple(shapes))
-            if self._order is None or self._order[0] != key:  # planning a large epoch takes seconds
+            if self._order is None or self._order[0] != key:  # cached, since the order of a large epoch takes seconds
                 order_N = reading_order(self.sizes_ND, config, seed=self.seed, position=position, shapes=shapes)
                 counts = [len(part.order) for part in self._parts]
                 corpus_N = np.repeat(np.array([part.corpus for part in self._parts], dtype=np.int16), counts)
@@ -133,7 +134,7 @@ class MixedExamples:
         return dict(zip(self.names, (self._before[1] + now_K).tolist(), strict=True))
 
     def _read_before(self, epoch: int, number: int, config: BatchingConfig) -> int:
-        """Returns how many examples of a corpus the epochs before `epoch` have read."""
+        """Returns the number of examples of a corpus that are read in the epochs before `epoch`."""
         sizes_ND = self.corpora[number].sizes_ND
         passes, rest = divmod((epoch - 1) * self.counts[number], len(sizes_ND))
         kept, _ = usable(sizes_ND, config)
@@ -153,14 +154,14 @@ class MixedExamples:
 def lengths_of_run(examples: Dataset) -> npt.NDArray[np.int32]:
     """Returns the lengths of all examples of a run, for static shapes, given the examples of the first epoch.
 
-    With several corpora these include the lengths of all corpora, so that later epochs fit into the same shapes.
+    With several corpora, the result includes all examples of each corpus, so that later epochs fit the same shapes.
     """
     corpora = examples.corpora if isinstance(examples, MixedExamples) else ()
     return np.concatenate([examples.sizes_ND, *(corpus.sizes_ND for corpus in corpora)])
 
 
 def _parts(number: int, corpus: Dataset, *, count: int, seed: int, epoch: int) -> list[_Part]:
-    """Returns the `count` examples of a corpus that an epoch reads, one part for each pass that they belong to."""
+    """Returns the `count` examples of a corpus that an epoch reads, one part for each pass."""
     size, start = len(corpus), (epoch - 1) * count
     parts = []
     for turn in range(start // size, (start + count - 1) // size + 1):

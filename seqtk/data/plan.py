@@ -54,7 +54,10 @@ class BatchingConfig:
         help="Skip training examples whose source or target has more tokens, EOS included. null: no limit.",
     )
     bucket: int = setting(
-        1000, at_least=1, help="Bucketing: number of batches whose shuffled examples are sorted by length together."
+        1000,
+        at_least=1,
+        help="Number of batches whose examples are sorted by length together. Higher: less padding, less random "
+        "batches.",
     )
     shapes: int | None = setting(
         None,
@@ -217,7 +220,7 @@ def reading_order(
 
 
 def _stretches(sizes_ND: SizeArray, *, seed: int, position: Position) -> tuple[list[IndexArray], IndexArray]:
-    """Returns the examples that were read with each of the earlier batch settings, and the examples that are left."""
+    """Returns the examples that were read with each of the earlier batch settings, and all other examples."""
     left_N: IndexArray = np.arange(len(sizes_ND))
     read: list[IndexArray] = []
     before = 0
@@ -459,10 +462,10 @@ def _longest_side(sizes_ND: SizeArray) -> SizeArray:
 
 
 def _snake_order(sizes_ND: SizeArray, *, first_N: IndexArray) -> IndexArray:
-    """Returns a sort key for each example: `first_N`, the length of the last side, then that of the side before it.
+    """Returns a sort key for each example: `first_N`, then the lengths of its sides, the last side first.
 
-    The sort direction of a side alternates with each value of the side before it in this order. So the lengths of
-    neighbours are similar where that value changes, and batches across such a boundary have less padding.
+    The lengths of a side are sorted up and down in turn: the direction changes whenever the key before it changes. So
+    neighbours have similar lengths at such a change too, and a batch that contains both has less padding.
     """
     key_N, base = first_N, int(sizes_ND.max(initial=0)) + 1
     sides = [sizes_ND] if sizes_ND.ndim == 1 else [sizes_ND[:, side] for side in reversed(range(sizes_ND.shape[1]))]

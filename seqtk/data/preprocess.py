@@ -49,8 +49,8 @@ class PreprocessConfig(VocabularyConfig):
     shard_tokens: int | None = setting(
         None,
         at_least=1,
-        help="Maximum number of tokens, approximately, per file of training text. More text is written to further "
-        "files (train, train1, …), which are read as one split. null: one file.",
+        help="Approximate maximum number of tokens in a file of training text. Longer text is written to several files "
+        "(train, train1, …), which are read as one split. null: one file.",
     )
     columns: Columns | None = setting(
         None,
@@ -107,7 +107,7 @@ def preprocess(
 
     Args:
         config: The settings.
-        recorded: The settings to write to `preprocess.json` instead, if `config` names temporary files.
+        recorded: The settings to write to `preprocess.json` instead of `config`, if `config` names temporary files.
         reporter: Reports progress.
         block_bytes: The approximate size of a block.
 
@@ -261,7 +261,7 @@ class _Writer:
         ]
 
     def keep_text(self, text: Text) -> None:
-        """Writes the text of a split, the references for scoring translations."""
+        """Writes the text of a split, which is needed as the references when translations are scored."""
         for lang, path in zip(self._langs, text.paths, strict=True):
             with open(f"{self._prefix(text.name, lang)}.txt", "wb") as kept:
                 for (block,) in read_blocks((path,)):

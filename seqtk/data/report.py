@@ -107,5 +107,7 @@ class PreprocessReport:
             for lang, side in split.sides.items():
                 if side.special:
                     words = how_many(side.special, "word")
-                    lines.append(f"{name}, {lang}: {words} of the text are special symbols ({SYMBOLS}); read as <unk>")
+                    lines.append(
+                        f"{name}, {lang}: {words} of the text equal special symbols ({SYMBOLS}); encoded as <unk>"
+                    )
         return "\n".join([*lines, f"vocabulary: {sizes} (special symbols included)"])

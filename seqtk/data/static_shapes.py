@@ -1,7 +1,7 @@
 """Static shapes: a few (rows, lengths) to which all training batches of a run are padded.
 
 The shapes are a function of the lengths of the corpus and the settings. The batches also depend on (seed, epoch).
-N examples, U distinct rows of lengths, D sides of an example, C shapes, L distinct lengths of a side.
+N examples, U distinct rows of `sizes_ND`, D sides of an example, C shapes, L distinct lengths of a side.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,12 +18,12 @@ IndexArray: TypeAlias = npt.NDArray[np.int64]
 SizeArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
 MAX_BOUNDARIES = 1024
-"""Maximum number of lengths that are considered as boundaries. If there are more, evenly spaced ones are considered."""
+"""Maximum number of lengths that are tried as bucket boundaries. If there are more, evenly spaced ones are tried."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of a batch: its rows, and one length for each column of `sizes_ND`."""
+    """The shape of a batch: the number of rows, and the padded length of each side (column of `sizes_ND`)."""
 
     rows: int
     lengths: tuple[int, ...]
@@ -62,7 +62,7 @@ def static_shapes(sizes_ND: SizeArray, config: "BatchingConfig", *, joined: bool
 def static_batches(
     sizes_ND: SizeArray, kept_N: IndexArray, shapes: Sequence[Shape], random: np.random.RandomState
 ) -> tuple[list[IndexArray], list[Shape]]:
-    """Returns the batches of an epoch in random order, and their shapes. Each of `kept_N` is in exactly one batch.
+    """Returns the batches of an epoch in random order, and their shapes. Each example in `kept_N` is in one batch.
 
     The examples are permuted. All batches of a shape except the last are full. The examples of the last batch are moved
     to the next larger shape if this adds fewer positions than filler rows would.
@@ -100,7 +100,7 @@ def boundaries(length_N: SizeArray, count_N: SizeArray, *, buckets: int) -> list
     size = len(every_L)
     count_L = np.bincount(np.searchsorted(every_L, length_N), weights=count_N, minlength=size)
     up_to_L = np.cumsum(count_L)
-    # cost_LL[j, i]: one bucket of the lengths after the i-th up to the j-th, infinite unless i < j.
+    # cost_LL[j, i]: positions of a bucket of all lengths after the i-th up to the j-th; infinite unless i < j.
     cost_LL = every_L[:, None] * (up_to_L[:, None] - up_to_L[None, :])
     cost_LL[np.triu_indices(size)] = np.inf
     least_L, before_LK = every_L * up_to_L, []
@@ -117,7 +117,7 @@ def boundaries(length_N: SizeArray, count_N: SizeArray, *, buckets: int) -> list
 
 
 def _bucketings(sizes_UD: IndexArray, count_U: IndexArray, config: "BatchingConfig") -> Iterator[IndexArray]:
-    """Yields bucket_U for each way to form buckets: by the longer side, and by grids of source × target lengths.
+    """Yields bucket_U, the bucket of each row of `sizes_UD`, for each way to form buckets (see `static_shapes`).
 
     To find the longer side, the target's length is scaled by about the ratio of the mean lengths, because one language
     may need more tokens than the other.
@@ -172,7 +172,7 @@ def _rows(lengths: Sequence[int], config: "BatchingConfig") -> int:
 
 
 def _covering(shapes: Sequence[Shape], sizes_ND: SizeArray) -> list[Shape]:
-    """Returns the shapes, with the largest one enlarged if examples of this epoch (see `Source.split`) do not fit."""
+    """Returns the shapes. If an example of this epoch (see `Source.split`) fits none, the largest one is enlarged."""
     largest = shapes[-1]
     fits_N = np.zeros(len(sizes_ND), dtype=bool)
     for shape in reversed(shapes):
@@ -204,7 +204,7 @@ def _assigned(sizes_ND: SizeArray, shapes: Sequence[Shape]) -> npt.NDArray[np.in
 
 
 def _moves(shapes: Sequence[Shape], count_C: IndexArray) -> list[tuple[int, int]]:
-    """Returns (parent, examples) for each shape: the larger shape to which examples of its last batch are moved."""
+    """Returns (parent, examples) for each shape: how many examples are moved to which larger shape."""
     totals, moves = count_C.tolist(), []
     for number, shape in enumerate(shapes):
         rest, move = totals[number] % shape.rows, (number, 0)
@@ -242,7 +242,7 @@ def _totals(count_C: IndexArray, moves: Sequence[tuple[int, int]]) -> IndexArray
 
 
 def _distinct(sizes_ND: SizeArray) -> tuple[IndexArray, IndexArray]:
-    """Returns the distinct rows and their counts. It is much faster than `np.unique` with `axis=0`."""
+    """Returns the distinct rows and the count of each, much faster than `np.unique` with `axis=0`."""
     base = (int(sizes_ND.max()) + 1,) * sizes_ND.shape[1]
     key_U, count_U = np.unique(np.ravel_multi_index(tuple(sizes_ND.T), base), return_counts=True)
     return np.stack(np.unravel_index(key_U, base), axis=1), count_U

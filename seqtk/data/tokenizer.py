@@ -95,7 +95,7 @@ class Tokenizer:
         return pieces
 
     def encode_batch(self, lines: Sequence[bytes]) -> list[list[int]]:
-        """Encodes lines of UTF-8 on one thread. Returns the ids of pieces in the model, not those of the vocabulary."""
+        """Encodes lines of UTF-8 on one thread. Returns ids of the SentencePiece model, not of the vocabulary."""
         ids: list[list[int]] = self._processor.Encode(list(lines), out_type=int, num_threads=1)
         return ids
 

@@ -25,7 +25,7 @@ class Vocabulary:
     """Maps tokens to ids and back, and holds the count of each token in the training text.
 
     Args:
-        tokens: The tokens of the file, without the four special symbols. Of equal tokens, the last one has the id.
+        tokens: The tokens of the file, without the four special symbols. A repeated token has the id of the last one.
         counts: The count of each token. By default 1.
     """
 
@@ -44,7 +44,7 @@ class Vocabulary:
 
         Args:
             counts: The count of each word.
-            threshold: The minimum count.
+            threshold: The minimum count. Rarer words are omitted.
             nwords: The maximum size, special symbols included. -1: no limit.
             padding_factor: Filler words pad the size to a multiple of this.
         """

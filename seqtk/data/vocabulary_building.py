@@ -78,11 +78,11 @@ class VocabularyConfig(TextConfig):
         help="Maximum size of a vocabulary of words or characters, including four special symbols. -1: no limit.",
     )
     padding_factor: int = setting(
-        8, at_least=1, help="New vocabularies, except that of bytes, are padded to a multiple of this size."
+        8, at_least=1, help="New vocabularies are padded to a multiple of this size, except for tokens=bytes."
     )
     line_end: LineEnd | None = setting(
         None,
-        help="End of a line: the token eos, or the line feed of the text as a token. null: newline for one-sided "
+        help="Token at the end of each line: eos, or newline (the line feed of the text). null: newline for one-sided "
         "bytes or characters, else eos.",
     )
 
@@ -100,7 +100,7 @@ class VocabularyConfig(TextConfig):
 
 @dataclass(frozen=True)
 class LanguageSpec:
-    """Vocabulary and tokenizer of one language. With `counted`, tokens are counted in the encoded text."""
+    """Vocabulary and tokenizer of one language. `counted`: token counts come from the encoded text."""
 
     vocabulary: Vocabulary
     tokenizer: Tokenizer | None

@@ -1,4 +1,4 @@
-"""Looks up all words of a block of text at once: 1.8 times as fast as a loop with a dict.
+"""Looks up all words of a block of text at once, 1.8 times as fast as a Python loop over a dict.
 
 A word of up to 15 bytes is stored as two 64-bit integers: its bytes, padded with zeros, and its length in the last
 byte. Words are compared by these integers, not only by a hash, and are looked up in a hash table with open addressing,
@@ -19,9 +19,11 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 _SHORT = 15
-_MAX_TABLE_WORDS = 1 << 20  # further words are rare, so they may be counted more slowly
+_MAX_TABLE_WORDS = 1 << 20  # words beyond this limit are rare, so they are counted in Python
 _FREE = np.uint64(2**64 - 1)
-_MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93], dtype=np.uint64)  # any odd numbers
+_MIX = np.array(
+    [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93], dtype=np.uint64
+)  # odd multipliers for the hash
 _IS_SPACE = bytes(int(chr(byte).isspace() and byte < 128) for byte in range(256))
 _WIDE_SPACE = re.compile(rb"\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80")
 _NOT_IN_WORDS = re.compile(r"(?:[^\w'\n]|_)+")
@@ -80,7 +82,7 @@ class WordTable:
     def find(self, text: bytes) -> tuple[Array, Array, Array]:
         """Returns (values, starts, ends) of the words of `text`, which ends in white space.
 
-        Unknown words get `missing`.
+        The value of an unknown word is `missing`.
         """
         starts, ends = _bounds(text)
         lengths = ends - starts
@@ -103,7 +105,7 @@ class WordTable:
 
 
 class WordCounter:
-    """Counts the words of blocks. Words that occurred in earlier blocks are counted by NumPy."""
+    """Counts the words of blocks. Words that occurred in earlier blocks are counted with NumPy, which is faster."""
 
     def __init__(self, *, lowercase: bool = False) -> None:
         self._lowercase = lowercase

@@ -109,7 +109,7 @@ class Source(abc.ABC):
         raise UserError(f"{self.name} has no labels.", "task=classification requires a class for each example.")
 
     def first_of(self, names: Sequence[str]) -> tuple[str, str]:
-        """Returns the first class of the data that is in `names`, and its position, for an error."""
+        """Returns the first class in the data that is one of `names`, and its file and line, for an error message."""
         return names[0], self.name
 
     def use(self, lang: str | None, vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:

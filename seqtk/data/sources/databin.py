@@ -29,7 +29,7 @@ from seqtk.utils.errors import UserError, near_path, nearest
 
 RECORD = "preprocess.json"
 CLASSES, LABELS = "classes.txt", ".labels.npy"
-NO_LANGUAGE = "None"  # fairseq-preprocess writes this for the missing side if it is given only one language
+NO_LANGUAGE = "None"  # in file names of fairseq-preprocess: the missing language of one-sided text
 
 
 class DataBin:
@@ -183,9 +183,10 @@ class DataBin:
         return vocabulary
 
     def tokenizer(self, lang: str | None = None) -> Tokenizer:
-        """Returns the tokenizer of a language: its SentencePiece model, or the tokens that `preprocess.json` names.
+        """Returns the tokenizer of a language.
 
-        Without this record, tokens are separated by white space and have the subword marker `remove_bpe`.
+        Tokens are pieces of the folder's SentencePiece model, or of the kind that `preprocess.json` records. Without
+        it, they are separated by white space and have the subword marker `remove_bpe`.
 
         Raises:
             UserError: If the SentencePiece model is missing, or the subword marker is needed but not known.
@@ -253,7 +254,7 @@ class DataBin:
     def text_count(self, name: str) -> TextCount | None:
         """Returns the size of the text that can be decoded from a one-sided split; None if unknown.
 
-        It is unknown if lines were dropped. Words and lines are those of the original text.
+        It is unknown if lines were dropped. Words and lines are counted in the original text.
         """
         with self._record_errors():
             counts = self._record["splits"].get(name, {})

@@ -25,7 +25,7 @@ from seqtk.utils.errors import UserError, near_path
 
 @dataclass(frozen=True)
 class LabelledSourceConfig(Columns, SourceConfig):
-    """Labelled files in a folder (TSV, CSV, JSON lines or arrays): train.tsv, valid.tsv, test.tsv. For small sets."""
+    """Labelled files in a folder (TSV, CSV, JSON lines or arrays): train.tsv, valid.tsv, test.tsv. For small data."""
 
     tokens: Literal["words", "lowercase_words", "characters", "bytes"] = setting(
         "words", help="Tokens for a new model. Words are separated by white space. A trained model keeps its tokenizer."

@@ -14,7 +14,7 @@ from seqtk.data.report import TextCount, count_text
 from seqtk.data.sources.base import Items, Source, SourceConfig
 from seqtk.data.tokenizer import Tokenizer
 from seqtk.data.vocabulary import Vocabulary
-from seqtk.utils.errors import UserError
+from seqtk.utils.errors import UserError, how_many
 
 
 class MemoryItems:
@@ -45,7 +45,7 @@ class MemoryItems:
 class TextSource(Source):
     """Base class of sources that hold their text in memory. A subclass implements `read`.
 
-    The vocabularies are those of a trained model (`use`), or else the words of the training split, by frequency.
+    The vocabulary of a side is set by `use`. By default it is the words of the training split, sorted by frequency.
     """
 
     sides: tuple[str, ...] = ("source", "target")
@@ -99,12 +99,15 @@ class TextSource(Source):
 
     def _checked(self, row: Sequence[str], split: str, number: int) -> tuple[str, ...]:
         if len(row) != len(self.sides):
-            raise UserError(f"Example {number} of split '{split}' in {self.name} has {len(row)} sides.")
+            raise UserError(
+                f"Example {number} of split '{split}' in {self.name} has {how_many(len(row), 'text')}, "
+                f"but must have {len(self.sides)}."
+            )
         return tuple(row)
 
 
 class GivenText(TextSource):
-    """A source whose splits are all the text that a command was given.
+    """A source for text that a command was given. Every split is this text.
 
     Args:
         sides: The lines of each side.

@@ -308,7 +308,7 @@ class TestTextAndTokens:
         assert vocabulary.decode(items[1]) == ["<unk>", "<unk>", "<unk>", "c"]
         assert vocabulary.encode(["<pad>", "</s>", "a"]).tolist() == [UNK, UNK, vocabulary.id("a"), EOS]
         assert report.splits["valid"].sides["text"].special == 3
-        assert "3 words of the text are special symbols (<s>, <pad>, </s>)" in report.table()
+        assert "3 words of the text equal special symbols (<s>, <pad>, </s>)" in report.table()
 
     def test_lines_skipped_by_sentencepiece_are_reported(self, tmp_path: Path) -> None:
         (tmp_path / "train").write_text("a b c\n" * 9 + "x " * 3000 + "\n" + "d \u2585\n")
