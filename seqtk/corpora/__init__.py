@@ -27,13 +27,15 @@ CORPORA: dict[str, Corpus] = {
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """What `seqtk-prepare NAME` needs for data-bin/NAME, a labelled data-bin.
+    """A data set for classification, which `seqtk-prepare NAME` writes to data-bin/NAME.
 
     Attributes:
         about: A description of one line.
-        recipe: A recipe that trains on it.
-        config: The config class of its settings. A property `recipe` of it names the recipe for other settings.
-        make: The function that makes it from settings, a folder and a `reporter`. It returns the report.
+        recipe: The name of a recipe that trains on it.
+        config: The class of its settings. If this class has a property `recipe`, its value, unless None, replaces
+            the attribute `recipe`.
+        make: The function that writes the data-bin, given the settings, the folder and a `reporter`. It returns a
+            report.
     """
 
     about: str
@@ -47,7 +49,7 @@ LABELLED_SETS: dict[str, LabelledSet] = {
     for name, corpus in LABELLED.items()
 } | {
     "listops": LabelledSet(
-        "ListOps, generated: nested operations on digits, with their value",
+        "ListOps, generated: the value of nested operations on digits",
         "lra_listops_small",
         ListOpsConfig,
         prepare_listops,
@@ -56,14 +58,16 @@ LABELLED_SETS: dict[str, LabelledSet] = {
         "short expressions of ListOps, generated", "mini_listops", MiniListOpsConfig, prepare_listops
     ),
     "lra_pathfinder": LabelledSet(
-        "Pathfinder, generated: do two dots lie on one path; hard, 32 x 32 pixels as tokens",
+        "Pathfinder (hard), generated: do two dots lie on one path? 32 x 32 pixels as tokens",
         "lra_pathfinder_small",
         PathfinderConfig,
         prepare_pathfinder,
     ),
-    "lra_pathx": LabelledSet("Path-X, generated: the same, 128 x 128", "lra_pathx_s4", PathXConfig, prepare_pathfinder),
+    "lra_pathx": LabelledSet(
+        "Path-X, generated: Pathfinder with 128 x 128 pixels", "lra_pathx_s4", PathXConfig, prepare_pathfinder
+    ),
     "mini_pathfinder": LabelledSet(
         "easy images of Pathfinder, generated", "mini_pathfinder", MiniPathfinderConfig, prepare_pathfinder
     ),
 }
-"""Sets for classification, published or generated, in the order of `seqtk-prepare ls`."""
+"""Data sets for classification, published or generated, in the order in which `seqtk-prepare ls` lists them."""

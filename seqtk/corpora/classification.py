@@ -1,4 +1,4 @@
-"""Corpora with classes: IMDB, AG News, CIFAR-10 in grey, and the pairs of articles of the Long Range Arena.
+"""Corpora with classes: IMDB, AG News, CIFAR-10 in grey, and the pairs of articles in the Long Range Arena.
 
 The checksums are those of torchtext (IMDB, AG News) and of the page of CIFAR-10. For corpora without a validation set,
 a share of the training set becomes the validation set. Test sets stay as published.
@@ -29,12 +29,12 @@ from seqtk.utils.progress import Reporter
 from seqtk.utils.text_io import check_utf8, read_lines
 
 _BLANKS = bytes.maketrans(b"\t\r\n", b"   ")
-_MOST_BYTES = 10_000  # of an article of a pair
+_MOST_BYTES = 10_000  # longer articles of pairs are truncated
 
 
 @dataclass(frozen=True)
 class HeldOutConfig(FilesConfig):
-    """A corpus without a published validation set."""
+    """Settings of a corpus without a published validation set."""
 
     valid_share: float = setting(
         0.1, above=0, below=1, help="The share of the training set that becomes the validation set."
@@ -44,11 +44,12 @@ class HeldOutConfig(FilesConfig):
 
 @dataclass(frozen=True)
 class TextConfig(HeldOutConfig):
-    """A corpus of texts whose tokens can be chosen."""
+    """Settings of a corpus of texts: where its files are, and its tokens."""
 
     tokens: Literal["lowercase_words", "sentencepiece"] = setting(
         "lowercase_words",
-        help="Tokens: words in lower case without punctuation that occur twice or more, or SentencePiece's pieces.",
+        help="Tokens: words in lower case without punctuation (words that occur once are unknown), or SentencePiece "
+        "pieces.",
     )
     vocab_size: int = setting(30_000, at_least=8, at_most=10_000_000, help="Maximum size of the vocabulary.")
 
@@ -58,9 +59,11 @@ class LabelledCorpus:
     """A corpus with classes.
 
     Attributes:
+        read: The function that reads the examples, given the files and `counts`.
         files: The files to download if source= is not set. Empty if the corpus cannot be downloaded.
         counts: The published number of examples of each split.
-        tokens: "bytes" or "pixels". None: the settings choose the tokens.
+        tokens: "bytes" or "pixels". None: the setting `tokens` selects them.
+        pair: Whether an example is a pair of texts.
     """
 
     name: str
@@ -75,7 +78,7 @@ class LabelledCorpus:
 
     @property
     def config(self) -> type[FilesConfig]:
-        """The class of its settings."""
+        """The config class of the settings of this corpus."""
         return FilesConfig if self.pair else HeldOutConfig if self.tokens else TextConfig
 
 
@@ -87,7 +90,7 @@ def prepare_labelled(
     reporter: Reporter,
     retry: RetryPolicy | None = None,
 ) -> str:
-    """Makes the labelled data-bin of `corpus` and returns its report. Raises UserError for files that do not fit."""
+    """Writes the labelled data-bin of `corpus`, and returns a report. Raises UserError if a file is invalid."""
     check_destination(destination, overwrite=config.overwrite)
     places = list_sources(config)
     if not places:
@@ -148,7 +151,7 @@ def _check_count(found: int, published: int | None, what: str) -> None:
 
 
 def _clean(text: bytes, name: str) -> bytes:
-    """Returns a text as one line, with line breaks as spaces. Raises UserError unless it is UTF-8."""
+    """Returns a text as one line: spaces replace line breaks. Raises UserError unless it is UTF-8."""
     check_utf8(text, name, 1)
     return text.translate(_BLANKS).strip()
 
@@ -202,15 +205,17 @@ def _tabled_reviews(tables: Mapping[str, Path | None]) -> Iterator[tuple[str, in
             label, _, rest = line.partition("\t")
             name, tab, text = rest.partition("\t")
             if label not in ("0", "1") or not tab or not name.partition("_")[0].isdigit():
-                raise UserError(f"Line {number} of {path} is not label, id and text between tabs:", repr(line[:60]))
+                raise UserError(
+                    f"Line {number} of {path} is not label, id and text, separated by tabs:", repr(line[:60])
+                )
             yield split, int(label), int(name.partition("_")[0]), _clean(text.encode(), str(path))
 
 
 def read_ag_news(places: Sequence[Path], counts: Mapping[str, int]) -> Texts:
     """Reads the label, from 0, and the text of each article of AG News from `train.csv` and `test.csv`.
 
-    Their columns are class (1 to 4), title and description, or text and class (0 to 3). `train5k.csv` is read if there
-    is no `train.csv`.
+    The columns of these files are class (1 to 4), title and description, or text and class (0 to 3). `train5k.csv` is
+    read if there is no `train.csv`.
     """
     files = {"train": find_text(places, "train.csv") or find_text(places, "train5k.csv")}
     files["test"] = find_text(places, "test.csv")
@@ -280,7 +285,10 @@ def _batches_in_folders(places: Sequence[Path]) -> list[tuple[str, bytes]]:
 
 
 def read_retrieval(places: Sequence[Path], counts: Mapping[str, int]) -> Iterator[Example]:
-    """Yields the pairs in `new_aan_pairs.train.tsv`, `.eval.tsv` and `.test.tsv`, articles cut to 10,000 bytes."""
+    """Yields the pairs in `new_aan_pairs.train.tsv`, `.eval.tsv` and `.test.tsv`.
+
+    Each article is truncated to 10,000 bytes.
+    """
     for split, name in (("train", "train"), ("valid", "eval"), ("test", "test")):
         path = find_text(places, f"new_aan_pairs.{name}.tsv")
         if path is None:
@@ -337,7 +345,7 @@ LABELLED = {
         ),
         LabelledCorpus(
             "lra_text",
-            "IMDB reviews by bytes",
+            "IMDB reviews as bytes",
             "lra_text_small",
             ("neg", "pos"),
             read_imdb,
@@ -347,7 +355,7 @@ LABELLED = {
         ),
         LabelledCorpus(
             "lra_retrieval",
-            "pairs of articles by bytes: does one cite the other",
+            "pairs of articles as bytes: does one cite the other?",
             "lra_retrieval_small",
             ("unrelated", "cites"),
             read_retrieval,

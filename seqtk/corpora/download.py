@@ -29,7 +29,7 @@ from seqtk.utils.files import disk_full_errors
 from seqtk.utils.progress import Reporter
 
 _CHUNK_BYTES = 1 << 18
-_PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers of a server that may do better soon
+_PASSING = (408, 425, 429, 500, 502, 503, 504)  # status codes of temporary problems
 _WEB_PAGE = re.compile(rb"\s*(<!doctype html|<html|<\?xml)", re.IGNORECASE)
 _OTHERWISE = "Try again later, or use mirror=URL, or source=FOLDER for files that you have."
 
@@ -79,7 +79,7 @@ class _Partial:
             if notes["url"] == url:
                 self.version = notes["version"]
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            pass  # then nothing is known of what is there
+            pass  # the version of the bytes in the file is unknown
         if self.version is None:
             self.start_over(None)
 
@@ -141,7 +141,7 @@ def _receive(published: RemoteFile, partial: _Partial, *, reporter: Reporter, re
                 problem = _request(published, partial, bar, timeout=retry.timeout)
             except urllib.error.HTTPError as error:
                 error.close()
-                if error.code == 416:  # there is no such range: the file is shorter by now
+                if error.code == 416:  # no such range: the file on the server has become shorter
                     partial.start_over(None)
                 elif error.code not in _PASSING:
                     raise UserError(
@@ -167,12 +167,12 @@ def _given_up(partial: _Partial, problem: str) -> UserError:
     if not partial.size:
         partial.remove()
         return UserError(said, _OTHERWISE)
-    there = f"{partial.size:,} bytes of it are in {partial.path}; the same command continues there."
+    there = f"{partial.size:,} bytes are in {partial.path}. Run the same command again to download the rest."
     return UserError(said, there, _OTHERWISE)
 
 
 def _request(published: RemoteFile, partial: _Partial, bar: Any, *, timeout: float) -> str | None:
-    """Requests the missing bytes. Returns what went wrong; None if the file is complete."""
+    """Requests the missing bytes. Returns None if the file is then complete, otherwise the problem."""
     headers = {"User-Agent": f"seqtk/{__version__}", "Accept-Encoding": "identity"}
     if partial.size and partial.version:
         headers |= {"Range": f"bytes={partial.size}-", "If-Range": partial.version}
@@ -183,13 +183,15 @@ def _request(published: RemoteFile, partial: _Partial, bar: Any, *, timeout: flo
             same = version in (None, partial.version)
             if start is None or int(start[1]) != partial.size or not same:
                 partial.start_over(None)
-                return "the server sent another part than the one it was asked for"
+                return "the server sent another range of bytes than requested"
         else:
             partial.start_over(version)
         sent = response.headers.get("Content-Length", "")
         total = partial.size + int(sent) if sent.isdigit() else published.length
         _refuse_other_files(published, partial.url, response.headers, total)
-        while chunk := response.read1(_CHUNK_BYTES):  # what has come, so that none of it is lost when no more does
+        while chunk := response.read1(
+            _CHUNK_BYTES
+        ):  # returns what has arrived, so that nothing is lost if the connection fails
             if not partial.size and _WEB_PAGE.match(chunk):
                 raise _web_page(published, partial.url)
             partial.write(chunk)
@@ -211,14 +213,14 @@ def _refuse_other_files(published: RemoteFile, url: str, headers: Message, total
     if published.length is not None and total != published.length:
         raise UserError(
             f"{url} differs from the published {published.file_name}:",
-            f"the server has {total:,} bytes, not {published.length:,}.",
+            f"the file on the server has {total:,} bytes, not {published.length:,}.",
             _OTHERWISE,
         )
 
 
 def _web_page(published: RemoteFile, url: str) -> UserError:
     return UserError(
-        f"{url} is a web page, not {published.file_name}.",
+        f"{url} is a web page instead of {published.file_name}.",
         "The file has moved, or a proxy requires a log-in.",
         _OTHERWISE,
     )

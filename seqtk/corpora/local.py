@@ -1,4 +1,4 @@
-"""Finds published files on the disk, either as published or unpacked."""
+"""Finds published files on the disk. An archive may be unpacked."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,9 +9,9 @@ from seqtk.utils.text_io import SUFFIXES
 
 
 def find_all(corpus: Corpus, places: Sequence[Path]) -> dict[RemoteFile, Path]:
-    """Returns the path of each published file, or the paths of its wanted members, in `places` (files and folders).
+    """Returns the path of each published file, or of each wanted member of an unpacked archive.
 
-    Raises UserError if a file is in none of the places.
+    `places` are the files and folders to search. Raises UserError if a file is not found.
     """
     found: dict[RemoteFile, Path] = {}
     for published in corpus.files:
@@ -24,11 +24,11 @@ def find_all(corpus: Corpus, places: Sequence[Path]) -> dict[RemoteFile, Path]:
 
 
 def _missing(published: RemoteFile, members: Sequence[RemoteFile], places: Sequence[Path]) -> UserError:
-    inside = f", nor {', '.join(member.name for member in members)} out of it" if members else ""
+    inside = f", nor its members {', '.join(member.name for member in members)}" if members else ""
     return UserError(
         f"There is no {published.file_name} in source={','.join(map(str, places))}{inside}.",
         f"It is published at {published.name}; plain and .gz files are accepted.",
-        "Without source= it is downloaded; source=A,B looks in both.",
+        "Remove source= to download it. source=A,B looks in two places.",
     )
 
 
@@ -59,11 +59,11 @@ def find_named(places: Sequence[Path], *names: str) -> Path | None:
 
 
 def find_text(places: Sequence[Path], name: str) -> Path | None:
-    """Returns the text of this name, plain or compressed, as `find_named`."""
+    """Returns the first text file of this name, plain or compressed (see `find_named`)."""
     return find_named(places, *(f"{name}{suffix}" for suffix in SUFFIXES))
 
 
 def missing_file(places: Sequence[Path], wanted: str) -> UserError:
-    """Returns the error for a file of a corpus that is in none of the places."""
+    """Returns the error for a file of a corpus that was not found."""
     said = ",".join(map(str, places))
     return UserError(f"There is no {wanted} in source={said}.", "docs/corpora.md names the files of each corpus.")

@@ -9,7 +9,7 @@ from seqtk.corpora.texts import Lines, Pairs
 
 _STATMT = "https://www.statmt.org"
 _TRAINING = (
-    # archive, length, digest, its texts without their language
+    # archive, length, checksum, and its text files without the language suffix
     (
         f"{_STATMT}/wmt13/training-parallel-europarl-v7.tgz",
         657_632_379,
@@ -36,7 +36,7 @@ _FRENCH_TRAINING = (
 
 
 def _held_out(lang: str) -> tuple[RemoteFile, RemoteFile]:
-    """Returns newstest2013 and newstest2014 (the full set) with English as the source, in WMT's SGML."""
+    """Returns newstest2013 and newstest2014 (the full set) from English to `lang`, as SGML files."""
     names = [(2013, "test/newstest2013-src.{}.sgm", side) for side in ("en", lang)]
     full = [
         (2014, f"test-full/newstest2014-{lang}en-{role}.{{}}.sgm", side)
@@ -107,7 +107,7 @@ WMT14_EN_DE = _wmt14(
 )
 WMT14_EN_FR = _wmt14(
     "fr",
-    "WMT14 English to French: the same sets, the UN's and Giga's; 41 million pairs",
+    "WMT14 English to French: the same corpora, UN and Giga; 41 million pairs",
     (*_TRAINING, *_FRENCH_TRAINING),
 )
 

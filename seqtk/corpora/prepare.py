@@ -1,4 +1,4 @@
-"""Makes a data-bin of published files: finds or downloads, unpacks, splits and preprocesses them.
+"""Makes a data-bin from published files: finds or downloads, unpacks, splits and preprocesses them.
 
 In the data-bin's folder, `text/` holds the text of the splits, and `text/prepare.json` records its sources and counts.
 A rerun skips the steps that are recorded as done, so preparation resumes after an interruption.
@@ -26,29 +26,34 @@ from seqtk.utils.progress import Reporter, format_counts
 
 @dataclass(frozen=True)
 class FilesConfig:
-    """Where the files of a corpus come from, and where its data-bin goes."""
+    """Settings of a corpus: where its files come from, and where its data-bin is written."""
 
     source: str | None = setting(
-        None, help="A file or folder with the published files, instead of a download. Several are separated by commas."
+        None, help="File or folder with the published files; several are separated by commas. null: download them."
     )
-    mirror: str | None = setting(None, help="A folder on a web server with the published files, to download from.")
-    downloads: str = setting("data-bin/downloads", help="The folder for downloaded files, stored as HOST/PATH.")
-    destdir: str | None = setting(None, help="The data-bin folder to make. null: the folder that the recipes read.")
-    overwrite: bool = setting(False, help="Replace a data-bin in destdir.")
+    mirror: str | None = setting(
+        None, help="URL of a folder with the published files, to download them from. null: where they are published."
+    )
+    downloads: str = setting("data-bin/downloads", help="Folder for downloaded files, which are stored as HOST/PATH.")
+    destdir: str | None = setting(None, help="Data-bin folder to write. null: the folder that the recipes read.")
+    overwrite: bool = setting(False, help="Replaces the data-bin in destdir, if there is one.")
     workers: int = setting(0, at_least=0, help="Worker processes. 0: one per core.")
 
 
 @dataclass(frozen=True)
 class PrepareConfig(FilesConfig):
-    """A corpus, where its files come from, and where its data-bin goes."""
+    """Settings of `prepare`: the corpus, where its files come from, and where its data-bin is written."""
 
-    corpus: str = setting("", help="The name of the corpus. corpus= may be omitted.")
+    corpus: str = setting("", help="Name of the corpus. corpus= may be omitted: seqtk-prepare NAME.")
 
 
 def prepare(
     corpus: Corpus, config: PrepareConfig, *, reporter: Reporter, retry: RetryPolicy | None = None
 ) -> PreprocessReport:
-    """Makes the data-bin of `corpus`. Raises UserError for files that are missing, damaged or different."""
+    """Makes the data-bin of `corpus`.
+
+    Raises UserError if a file is missing or damaged, or differs from the published one.
+    """
     destination = Path(config.destdir or f"data-bin/{corpus.databin}")
     check_destination(destination, overwrite=config.overwrite)
     sources = list_sources(config)
@@ -87,7 +92,7 @@ def _find(corpus: Corpus, sources: list[Path], reporter: Reporter) -> dict[Remot
     """Finds the files of the corpus on the disk and checks them."""
     found = find_all(corpus, sources)
     for published, path in found.items():
-        advice = "Use another source=, or none to download it."
+        advice = "Use another source=, or remove source= to download it."
         checked = check_file(path, published, advice=advice, reporter=reporter)
         reporter.notify(f"found {path}: {path.stat().st_size:,} bytes; {checked}")
     return found
@@ -125,14 +130,14 @@ class _Record:
             read = json.loads(path.read_text(encoding="utf-8"))
             self._made = dict(read["made"]) if {**read, **self._head} == read else {}
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            pass  # then everything is made again
+            pass  # no valid record: all files are made again
 
     def once(
         self, outputs: list[Path], made_of: object, inputs: list[Path], make: Callable[[], dict[str, int]]
     ) -> dict[str, int]:
-        """Runs `make`, which makes `outputs`, unless an earlier run made them from the same `inputs`.
+        """Calls `make` to write `outputs`, unless an earlier call wrote them from the same `inputs` and `made_of`.
 
-        Returns its counts.
+        Returns the counts that `make` returned.
         """
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in inputs]
         key, name = f"{made_of} of {stats}", " ".join(path.name for path in outputs)

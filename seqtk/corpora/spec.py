@@ -19,7 +19,7 @@ class RemoteFile:
     name: str  # its URL, or its path in the archive
     length: int | None = None  # in bytes
     digest: str | None = None  # the algorithm and the digits, such as "md5:a1fa…"
-    also: tuple[str, ...] = ()  # other names of the same text
+    also: tuple[str, ...] = ()  # other names under which the same file may be on the disk
     members: tuple["RemoteFile", ...] = ()  # the wanted members of an archive
 
     @property
@@ -57,11 +57,11 @@ class Corpus:
     databin: str  # the folder in data-bin/ where recipes look for it
     files: tuple[RemoteFile, ...]
     texts: tuple[Text, ...]
-    settings: Mapping[str, Any] = field(default_factory=dict)  # of seqtk-preprocess
+    settings: Mapping[str, Any] = field(default_factory=dict)  # settings of seqtk-preprocess
 
 
 class ChecksumVerifier:
-    """Computes length and checksum of a copy, and compares them with the published ones."""
+    """Computes the length and checksum of a file in parts, and compares them with the published ones."""
 
     def __init__(self, published: RemoteFile) -> None:
         self._published = published
@@ -70,13 +70,16 @@ class ChecksumVerifier:
         self._hash = hashlib.new(kind, usedforsecurity=False) if kind else None
 
     def add(self, chunk: bytes) -> None:
-        """Adds the next bytes of the copy."""
+        """Adds the next bytes of the file."""
         self._length += len(chunk)
         if self._hash is not None:
             self._hash.update(chunk)
 
     def end(self, where: str, advice: str) -> str:
-        """Returns which properties were compared. Raises UserError, naming `where`, if the copy differs."""
+        """Compares the file, and returns a text that names the compared properties ("length and md5 as published").
+
+        Raises UserError if the file differs. The error names `where` and ends with `advice`.
+        """
         published, compared = self._published, []
         if published.length is not None:
             compared.append("length")
@@ -93,13 +96,13 @@ class ChecksumVerifier:
 
 
 def check_file(path: Path, published: RemoteFile, *, advice: str, reporter: Reporter) -> str:
-    """Compares the file at `path` with the published one, and returns what was compared.
+    """Compares the file at `path` with the published one, and returns a text about the comparison.
 
-    A file that was compressed after publication is compared decompressed. Raises UserError if it differs.
+    If the file was compressed after publication, its decompressed content is compared. Raises UserError if it differs.
     """
     packed = published.name.endswith(".gz")
     if packed and path.suffix != ".gz":
-        return "decompressed, so there is nothing published to compare it with"
+        return "not compared: it is decompressed, and only the compressed file has a published checksum"
     check = ChecksumVerifier(published)
     bar = reporter.bytes_bar(path, f"checking {path.name}")
     compressed_since = path.suffix == ".gz" and not packed

@@ -1,6 +1,6 @@
 """Writes the texts of a corpus from published files, and cleans training text.
 
-A line ends at `\\n` and nowhere else. Validation and test text keeps all lines. Training pairs with an empty side, or
+Only `\\n` ends a line. All lines of validation and test text are kept. Training pairs with an empty side, or
 with bytes that are not UTF-8, are dropped.
 """
 
@@ -27,7 +27,7 @@ _ENTITIES = ((b"&lt;", b"<"), (b"&gt;", b">"), (b"&quot;", b'"'), (b"&apos;", b"
 
 @dataclass(frozen=True)
 class _FromOne:
-    """A text from one published file."""
+    """A text that is written from one published file."""
 
     name: str
     source: str
@@ -113,7 +113,7 @@ class Pairs:
         return tuple(name for pair in self.sources for name in pair)
 
     def write(self, inputs: Mapping[str, Path], outputs: Sequence[Path], *, reporter: Reporter) -> dict[str, int]:
-        """Cleans and copies the pairs. Returns how many were read, dropped and kept."""
+        """Cleans and copies the pairs. Returns the numbers of pairs that were read, dropped and kept."""
         total = dict.fromkeys(_KEPT_OR_NOT, 0)
         with atomic_files(outputs) as files:
             for pair in self.sources:
@@ -148,7 +148,7 @@ def _clean_pairs(blocks: Sequence[list[bytes]], counts: dict[str, int]) -> tuple
 
 
 def clean(lines: Sequence[bytes]) -> list[bytes]:
-    """Returns the stripped lines, each run of blanks and control characters replaced by one space."""
+    """Returns the lines, stripped, with one space for each run of white space and control characters."""
     text = b"".join(lines).translate(_CONTROL)
     text = text if text.endswith(b"\n") else text + b"\n"
     if not text.isascii():
@@ -174,7 +174,7 @@ def _is_utf8(text: bytes) -> bool:
 
 
 def _segments(text: bytes) -> Iterator[bytes]:
-    """Yields the segments of a file of WMT, one line each. The files are not valid SGML, so no parser is used."""
+    """Yields the segments of an SGML file of WMT, one line each. It is not valid SGML, so no parser is used."""
     for segment in _SEGMENT.findall(text):
         line = b" ".join(segment.split())
         for entity, character in _ENTITIES:

@@ -1,7 +1,7 @@
 """Unpacks named members of a zip or tar archive, each to the path that the caller gives.
 
-Names in an archive never decide where a file is written: they are only compared with the wanted ones. Links and
-devices with a wanted name are refused; other members are skipped.
+For safety, names in an archive are only compared with the wanted names. They do not decide where a file is written.
+A link or device with a wanted name is an error. Other members are skipped.
 """
 
 import gzip
@@ -26,7 +26,10 @@ Copy = Callable[[RemoteFile, IO[bytes], int], None]
 
 
 def unpack(archive: Path, targets: Mapping[RemoteFile, Path], *, reporter: Reporter) -> None:
-    """Writes each wanted member of `archive` to its path, checked. Raises UserError if one is missing."""
+    """Writes each wanted member of `archive` to its path in `targets`, and checks its length and checksum.
+
+    Raises UserError if a member is missing or differs from the published one.
+    """
     wanted = {member.name: member for member in targets}
 
     def copy(member: RemoteFile, source: IO[bytes], size: int) -> None:
@@ -50,7 +53,7 @@ def unpack(archive: Path, targets: Mapping[RemoteFile, Path], *, reporter: Repor
         left = (_from_zip if is_zip else _from_tar)(archive, wanted, copy)
     if left:
         raise UserError(
-            f"{archive} has no member {min(left)}.", "It is incomplete, or another archive.", _advice(archive)
+            f"{archive} has no member {min(left)}.", "It is incomplete, or is another archive.", _advice(archive)
         )
 
 

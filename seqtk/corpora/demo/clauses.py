@@ -14,7 +14,7 @@ from seqtk.corpora.demo.words import Aspect, Case, Modal, Person, Verb
 
 
 class Role(IntEnum):
-    """The function of a constituent in its clause, in the order of the German middle field, apart from `_slot`."""
+    """The function of a constituent in its clause, in their order in a German clause (with exceptions: `_slot`)."""
 
     TIME = 0
     FREQUENCY = 1
@@ -42,7 +42,7 @@ class Tense(Enum):
 
 @dataclass(frozen=True)
 class Constituent:
-    """A part of a clause. An English `preposition` stays in place when the rest moves to the front of the clause."""
+    """A part of a clause. Its English `preposition` stays in place when the rest of it moves to the front."""
 
     role: Role
     english: str
@@ -55,7 +55,7 @@ class Constituent:
 
 @dataclass(frozen=True)
 class Clause:
-    """A verb, its subject and its constituents: `front` is the first one, `parts` are in their usual places."""
+    """A verb, its subject and its constituents: `front` is moved to the front, `parts` are in their usual places."""
 
     subject: Phrase
     verb: Verb

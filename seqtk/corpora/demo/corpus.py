@@ -24,11 +24,11 @@ WORDS = range(3, 26)
 class DemoConfig:
     """The size of the demo corpus, and where it is written."""
 
-    destdir: str = setting(DESTINATION, help="The data-bin folder to make. Its folder text holds the text.")
-    pairs: int = setting(20000, at_least=1, help="Training pairs. Validation and test have 500 pairs each.")
+    destdir: str = setting(DESTINATION, help="Data-bin folder to write. Its subfolder text holds the text files.")
+    pairs: int = setting(20000, at_least=1, help="Number of training pairs. Validation and test have 500 pairs each.")
     vocab_size: int = setting(2500, at_least=1, at_most=10_000_000, help="Size of the joint SentencePiece vocabulary.")
     seed: int = setting(1, at_least=0, help="Seed of the sentences.")
-    overwrite: bool = setting(False, help="Replaces a data-bin that is in destdir.")
+    overwrite: bool = setting(False, help="Replaces the data-bin in destdir, if there is one.")
 
 
 def prepare(config: DemoConfig, *, reporter: Reporter | None = None) -> PreprocessReport:

@@ -247,7 +247,7 @@ MOTION = (
     ),
 )
 
-# What one goes somewhere for.
+# Purposes of going somewhere.
 PURPOSES = tuple(
     verb
     for verb in VERBS
@@ -304,7 +304,7 @@ CITIES = (
     + _names("Cologne=Köln Prague=Prag Warsaw=Warschau Geneva=Genf Lisbon=Lissabon Copenhagen=Kopenhagen", N, 1.0)
     + _names("Oslo Madrid Reykjavik Heidelberg Lübeck Greifswald Quedlinburg Wuppertal", N, 0.8)
 )
-# Surnames are made of two parts, so that a test sentence may hold one that training never showed.
+# Surnames have two parts, so that a test sentence may contain a surname that is not in the training text.
 SURNAME_HEADS = ("Berg", "Stein", "Linden", "Wald", "Gold", "Silber", "Eichen", "Hohen")
 SURNAME_TAILS = ("mann", "bach", "hof", "feld", "thal", "berger", "stein", "baum")
 

@@ -7,7 +7,7 @@ from seqtk.corpora.demo.words import Adjective, Case, Gender, Kind, Name, Noun, 
 
 # Each row is a case (nominative, accusative, dative), each column a gender (masculine, feminine, neuter, plural).
 DEFINITE = ("der die das die", "den die das die", "dem der dem den")
-STRONG = ("er e es e", "en e es e", "em er em en")  # dies-, and adjectives that nothing stands before
+STRONG = ("er e es e", "en e es e", "em er em en")  # dies-, and adjectives without a determiner
 MIXED = ("er e es en", "en e es en", "en en en en")  # adjectives after ein, kein, mein
 WEAK = ("e e e en", "en e e en", "en en en en")  # adjectives after der, dieser
 POSSESSIVES = {"my": "mein", "your": "dein", "his": "sein", "her": "ihr", "our": "unser", "their": "ihr"}

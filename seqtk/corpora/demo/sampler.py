@@ -1,4 +1,4 @@
-"""Draws random phrases and clauses that make sense, by the frequencies of their words."""
+"""Draws random phrases and clauses that make sense. Each word is drawn with its frequency."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -35,7 +35,7 @@ class Weighted(Protocol):
 
 
 ANYTHING = ~Kind(0)
-MANY = Kind.GOODS | Kind.FOOD  # what there may be dozens of
+MANY = Kind.GOODS | Kind.FOOD  # nouns that may be counted in dozens
 UNITS_OF_TIME = (
     ("days", "Tagen", 40),
     ("weeks", "Wochen", 20),
@@ -202,7 +202,7 @@ class Sampler:
         return Constituent(Role.COMPANY, f"with {phrase.english(subject=False)}", f"mit {phrase.german(Case.DATIVE)}")
 
     def time(self, tense: Tense, *, modal: bool) -> Constituent:
-        """Draws a time that suits the tense. No words are used for two tenses that English spells alike."""
+        """Draws a time that suits the tense. If English spells two tenses alike, their times differ."""
         english, german = self._time(tense, modal=modal)
         frequency = (english, german) in lexicon.FREQUENCIES
         return Constituent(Role.FREQUENCY if frequency else Role.TIME, english, german)
@@ -258,7 +258,7 @@ class Sampler:
         return verb if verb.subject & kind else self.verb_for(kind)
 
     def active_verb(self) -> Verb:
-        """Draws a verb for an action that somebody can intend."""
+        """Draws a verb for an intended action."""
         verb = self.verb()
         return verb if verb.aspect is Aspect.ACTIVITY and verb.place < 1 else self.active_verb()
 
@@ -279,7 +279,7 @@ class Sampler:
         negation: float = 0.1,
         fronting: bool = False,
     ) -> Clause:
-        """Draws a clause. `adverbs` scales how often it has a time, a place and a companion."""
+        """Draws a clause. `adverbs` scales the frequency of times, places and companions."""
         if verb is None and subject is not None:
             verb = self.verb_for(kind_of(subject))
         verb = verb or self.verb()
@@ -348,7 +348,7 @@ class Sampler:
         return definite and not (indefinite or frequent or (modal is not None and modal.negative is None))
 
     def _fronted(self, clause: Clause) -> Clause:
-        """Returns the clause, at random with a time or place moved to the front."""
+        """Returns the clause. At random, a time or place is moved to the front."""
         for part in clause.parts:
             if (part.role is Role.TIME and self.chance(0.45)) or (
                 part.role is Role.PLACE and clause.verb.place < 1 and self.chance(0.15)

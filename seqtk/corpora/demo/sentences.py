@@ -238,7 +238,7 @@ def copula(draw: Sampler) -> Pair:
 
 
 def _asked(draw: Sampler, clause: Clause) -> Clause:
-    """Returns the clause with a question adverb in front, in place of the constituent that it asks for."""
+    """Returns the clause with a question adverb in front, which replaces the constituent that is asked for."""
     english, german = draw.one_of(QUESTION_ADVERBS)
     stative = clause.verb.aspect is Aspect.STATE
     if (english == "where" and not clause.verb.place) or (english == "when" and stative):

@@ -52,7 +52,7 @@ class Kind(Flag):
 
 
 class Aspect(Enum):
-    """How English forms the present tense of a verb: *is reading*, *knows*, or not used (*finds*)."""
+    """The English present tense of a verb: *is reading* (activity), *knows* (state), or not used (event: *find*)."""
 
     ACTIVITY = "activity"
     STATE = "state"
@@ -70,7 +70,7 @@ class Noun:
     weight: float = 1.0
     oblique: str = ""  # accusative and dative singular of the weak masculines (der Junge, den Jungen)
     owned: bool | None = None  # always with a possessive (*my aunt*), never (*the bridge*), or either way
-    at: tuple[str, str] = ("", "")  # the preposition of being there: (at, an) for the station
+    at: tuple[str, str] = ("", "")  # the preposition for the place, in English and German: (at, an) for the station
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ class Verb:
     preterite: tuple[str, str, str, str] | None = None
     weight: float = 1.0
     goal: Kind | None = None  # where motion leads: a PLACE or a CITY
-    place: float = 0.0  # how often it says where, and with whom
-    company: float = 0.0
+    place: float = 0.0  # probability of a place
+    company: float = 0.0  # probability of a companion
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from seqtk.corpora.lra.drawing import FINE, Image, line, shrink, thicken
 from seqtk.utils.errors import UserError
 
 _LANES = 512
-_TRIES = 3  # how often a start or a segment is drawn before giving up
+_TRIES = 3  # maximum number of draws of a start or a segment
 _GUESSES = 24
 _BLOCKED = 255
 _FREE = 76  # 0.3 of 255: a path can start on pixels with at most this mask
@@ -414,7 +414,7 @@ def grow_pairs(tables: Tables, count: int, length: int, bits: Random) -> Pairs:
 def find_starts(growth: Growth, lane: Ints, bits: Random) -> tuple[Ints, Ints, Ints]:
     """Draws a start of a path in each lane in `lane`, with up to `_TRIES` random directions.
 
-    A lane is left out if its direction has no free place in the image, or if no try succeeds.
+    A lane is omitted if its direction has no free place in the image, or if no try succeeds.
 
     Returns:
         The lanes in which a path can start, and the place and direction of its first segment: (starts,) each.

@@ -1,4 +1,4 @@
-"""Generates ListOps: nested operations on digits, with their value (Nangia and Bowman 2018).
+"""Generates ListOps: nested operations on digits and their values (Nangia and Bowman 2018).
 
 The settings are those of Tay et al. 2020. A tree is drawn from its root: above the deepest level a node is an operation
 with probability 1/4, else a digit. An operation has 2 to `max_args` arguments. Trees whose number of tokens is not
@@ -29,7 +29,7 @@ TOKENS = (*map(str, range(10)), "[MIN", "[MAX", "[MED", "[SM", "]")
 MIN, MAX, MED, SM, CLOSE = range(10, 15)
 _DRAWS = 4096
 _PATIENCE = 64
-"""Blocks of draws without a new tree after which the settings are refused."""
+"""After this number of blocks of draws without a new tree, an error is raised."""
 
 Codes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -180,7 +180,7 @@ def _written(levels: list[_Level], length_K: Ints) -> Expressions:
 
 
 def _values(operator: Ints, value_N: Ints, first: Ints) -> Ints:
-    """Returns the value of each operation; its arguments start at `first`. MED truncates, SM is modulo 10."""
+    """Returns the value of each operation. The arguments start at index `first`. MED rounds down, SM is modulo 10."""
     end = np.append(first[1:], len(value_N))
     owner = np.repeat(np.arange(len(first)), end - first)
     sorted_N = np.sort(owner * 10 + value_N) % 10
@@ -202,11 +202,9 @@ def root_lookup(train: Expressions, test: Expressions) -> float:
 
 
 def read_official(lines: Iterable[str], name: str) -> Iterator[tuple[list[str], str]]:
-    """Yields the tokens and the value of each line of `basic_train.tsv` …, without its parentheses.
+    """Yields the tokens, without parentheses, and the value of each line of an official file (`basic_train.tsv`).
 
-    Line 1 is the heading.
-
-    Raises UserError, naming the file and the line, for any other line.
+    Line 1 is the header. Raises UserError, which names the file and the line, if another line is invalid.
     """
     for number, line in enumerate(lines, start=1):
         source, _, target = line.partition("\t")
@@ -214,5 +212,5 @@ def read_official(lines: Iterable[str], name: str) -> Iterator[tuple[list[str], 
         if number == 1 and (source, target) == ("Source", "Target"):
             continue
         if not (tokens and len(target) == 1 and target in "0123456789" and set(tokens) <= set(TOKENS)):
-            raise UserError(f"Line {number} of {name} is no expression, a tab and its value:", repr(line[:80]))
+            raise UserError(f"Line {number} of {name} is not an expression, a tab and its value:", repr(line[:80]))
         yield tokens, target

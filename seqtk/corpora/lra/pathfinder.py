@@ -24,7 +24,7 @@ from seqtk.utils.progress import Reporter
 CHUNK = 200
 """The number of images drawn together. An image depends only on the seed, the split and the image's number."""
 
-_SNAKE_TRIES = 5  # how often a distractor is tried
+_SNAKE_TRIES = 5  # maximum number of attempts at a distractor
 
 _STYLES = {
     16: Style(2, 0.5, (1,), 3, 1.5, 1.0, 2.0, 0.75, 6),  # ours: the published sizes are 32 and 128
@@ -37,8 +37,15 @@ _STYLES = {
 class PathfinderShape:
     """The size of the images and the length of the paths."""
 
-    size: int = setting(32, at_least=16, at_most=128, help="Pixels a side: 32, 128 (Path-X) or 16 (ours).")
-    contour_length: int = setting(14, at_least=3, at_most=100, help="Segments of a path: 6 easy, 9 medium, 14 hard.")
+    size: int = setting(
+        32, at_least=16, at_most=128, help="Height and width in pixels: 32, 128 (Path-X) or 16 (not in the original)."
+    )
+    contour_length: int = setting(
+        14,
+        at_least=3,
+        at_most=100,
+        help="Number of segments of a path: 6 (easy), 9 (medium) or 14 (hard) in the original.",
+    )
 
     def check(self) -> None:
         """Raises UserError if there are no settings for the size."""
@@ -80,7 +87,7 @@ def generate(
         shape: The size of the images and the length of the paths.
         total: The number of images.
         seed: The seed.
-        stream: The number of the split. Each split has other images.
+        stream: The number of the split. The images of splits are independent.
         workers: The number of processes that draw. It does not change the images.
         reporter: Shows the progress.
 

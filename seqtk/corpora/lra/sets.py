@@ -1,4 +1,4 @@
-"""The generated sets as data-bins, or their official files: `seqtk-prepare listops`, `lra_pathfinder`, `lra_pathx`."""
+"""Writes data-bins of generated or official examples: `seqtk-prepare listops`, `lra_pathfinder`, `lra_pathx`."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -32,26 +32,28 @@ _SAME_PATH = ("different paths", "one path")
 
 @dataclass(frozen=True)
 class _Output:
-    """Where a generated set goes, and how large it is."""
+    """Settings of a generated data set: its folder and size."""
 
-    source: str | None = setting(None, help="Folder with the official files, which are read instead of generating.")
-    destdir: str | None = setting(None, help="Data-bin folder to make. null: the one that the recipes name.")
-    overwrite: bool = setting(False, help="Replaces a data-bin that is in destdir.")
+    source: str | None = setting(
+        None, help="Folder with the official files, which are then read. null: generate examples."
+    )
+    destdir: str | None = setting(None, help="Data-bin folder to write. null: the folder that the recipes read.")
+    overwrite: bool = setting(False, help="Replaces the data-bin in destdir, if there is one.")
     workers: int = setting(0, at_least=0, help="Worker processes. 0: one per core.")
-    seed: int = setting(1, at_least=0, help="Seed of everything that is drawn.")
-    train: int = setting(96_000, at_least=1, at_most=10**8, help="Examples of the training set.")
-    valid: int = setting(2_000, at_least=1, at_most=10**8, help="Examples of the validation set.")
-    test: int = setting(2_000, at_least=1, at_most=10**8, help="Examples of the test set.")
+    seed: int = setting(1, at_least=0, help="Seed of the random examples.")
+    train: int = setting(96_000, at_least=1, at_most=10**8, help="Number of examples in the training set.")
+    valid: int = setting(2_000, at_least=1, at_most=10**8, help="Number of examples in the validation set.")
+    test: int = setting(2_000, at_least=1, at_most=10**8, help="Number of examples in the test set.")
 
 
 @dataclass(frozen=True)
 class ListOpsConfig(ListOpsShape, _Output):
-    """Expressions to draw; the defaults are those of the Long Range Arena."""
+    """Settings of ListOps. The defaults are the settings of the Long Range Arena."""
 
 
 @dataclass(frozen=True)
 class MiniListOpsConfig(ListOpsConfig):
-    """Short expressions, for a comparison in minutes."""
+    """ListOps with short expressions, on which models can be compared in minutes."""
 
     max_depth: int = 6
     max_args: int = 5
@@ -61,7 +63,7 @@ class MiniListOpsConfig(ListOpsConfig):
 
 @dataclass(frozen=True)
 class PathfinderConfig(PathfinderShape, _Output):
-    """Images to draw; the defaults are the hard ones of the Long Range Arena."""
+    """Settings of Pathfinder. The defaults are the hard images of the Long Range Arena."""
 
     train: int = 160_000
     valid: int = 20_000
@@ -72,13 +74,13 @@ class PathfinderConfig(PathfinderShape, _Output):
 
     @property
     def recipe(self) -> str | None:
-        """A recipe for large images, whatever the set; None for others."""
+        """The recipe for images of more than 32 x 32 pixels. None: the recipe of the data set (see `LabelledSet`)."""
         return "lra_pathx_s4" if self.size > 32 else None
 
 
 @dataclass(frozen=True)
 class MiniPathfinderConfig(PathfinderConfig):
-    """Small images with short paths, for a comparison in minutes."""
+    """Pathfinder with small images and short paths, on which models can be compared in minutes."""
 
     size: int = 16
     contour_length: int = 3
@@ -89,13 +91,13 @@ class MiniPathfinderConfig(PathfinderConfig):
 
 @dataclass(frozen=True)
 class PathXConfig(PathfinderConfig):
-    """Images of 128 x 128 pixels to draw."""
+    """Settings of Path-X: Pathfinder with images of 128 x 128 pixels."""
 
     size: int = 128
 
 
 def prepare_listops(config: ListOpsConfig, destination: Path, *, reporter: Reporter) -> str:
-    """Makes the data-bin of ListOps, and returns its report. Raises UserError for shapes that do not exist."""
+    """Writes the data-bin of ListOps, and returns a report. Raises UserError if no example has these settings."""
     check_destination(destination, overwrite=config.overwrite)
     started = time.perf_counter()
     if config.source:
@@ -119,9 +121,7 @@ def prepare_listops(config: ListOpsConfig, destination: Path, *, reporter: Repor
     lookup = listops.root_lookup(splits["train"], splits["test"])
     usual = np.bincount(splits["train"].values_K).argmax()
     majority = np.mean(splits["test"].values_K == usual)
-    baselines = (
-        f"accuracy on test without a model: always class {usual} {majority:.1%}, by the root operator {lookup:.1%}"
-    )
+    baselines = f"test accuracy of baselines: most frequent class ({usual}) {majority:.1%}, root operator {lookup:.1%}"
     return f"{describe(destination)}\n{baselines}\n{speed}"
 
 
@@ -133,7 +133,7 @@ def _as_arrays(every: Expressions) -> Iterator[Arrays]:
 
 
 def _official_listops(folder: Path, split: str) -> Expressions:
-    """The expressions of `basic_train.tsv`, `basic_val.tsv` or `basic_test.tsv`."""
+    """Returns the expressions in `basic_train.tsv`, `basic_val.tsv` or `basic_test.tsv`."""
     name = f"basic_{'val' if split == 'valid' else split}.tsv"
     path = find_text([folder], name)
     if path is None:
@@ -149,12 +149,12 @@ def _official_listops(folder: Path, split: str) -> Expressions:
 
 
 def prepare_pathfinder(config: PathfinderConfig, destination: Path, *, reporter: Reporter) -> str:
-    """Makes the data-bin of Pathfinder, and returns its report. Raises UserError for shapes that do not exist."""
+    """Writes the data-bin of Pathfinder, and returns a report. Raises UserError if no image has these settings."""
     check_destination(destination, overwrite=config.overwrite)
     config.check()
     if config.sheet:
         if not config.sheet.endswith(".png"):
-            raise UserError(f"sheet={config.sheet}: must end in .png, since the file is a PNG image.")
+            raise UserError(f"sheet={config.sheet}: must end in .png. The file is a PNG image.")
         check_writable(Path(config.sheet).parent, key="sheet")
     started = time.perf_counter()
     ink = _Ink()
@@ -179,7 +179,7 @@ def prepare_pathfinder(config: PathfinderConfig, destination: Path, *, reporter:
         )
         lookup = pathfinder.distance_lookup(train, test)
         how = f"generated with seed {config.seed}, {_rate(ink.images, started, 'images')}"
-        how = f"accuracy on test without a model: by the distance of the dots {lookup:.1%}\n{how}"
+        how = f"test accuracy of a baseline that uses only the distance between the dots: {lookup:.1%}\n{how}"
     return f"{describe(destination)}\n{ink}\n{how}"
 
 
@@ -187,7 +187,7 @@ Part = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
 
 class _Ink:
-    """Counts the pixels of images as they pass, and keeps a few of each class."""
+    """Collects statistics of the pixels of images, and keeps a few images of each class."""
 
     def __init__(self) -> None:
         self.images = 0
@@ -197,7 +197,7 @@ class _Ink:
         self._kept: tuple[list[Any], list[Any]] = ([], [])
 
     def add(self, part: Part) -> Arrays:
-        """Counts a part, and returns it as arrays."""
+        """Adds images and labels to the statistics, and returns them as arrays."""
         images, labels = part
         self.images += len(images)
         self._pixels += images.size
@@ -208,7 +208,10 @@ class _Ink:
         return Arrays(images.ravel(), np.full(len(images), images.shape[1] * images.shape[2]), labels)
 
     def sheet(self) -> npt.NDArray[np.uint8]:
-        """A row of up to eight images of label 1, then one of label 0, twice as large; white where there are fewer."""
+        """Returns an image of two rows: eight images with label 1, then eight with label 0, scaled by 2.
+
+        White replaces missing images.
+        """
         columns = _SHEET // 2
         white = np.full_like((self._kept[0] + self._kept[1])[0], 255)
         images = np.stack([image for kept in reversed(self._kept) for image in (kept + [white] * columns)[:columns]])
@@ -218,7 +221,7 @@ class _Ink:
         shares = ", ".join(
             f"{share:.1%} > {least}" for share, least in zip(self._above / self._pixels, (0, 64, 127), strict=True)
         )
-        return f"pixels: mean {self._sum / self._pixels:.2f}, {shares}"
+        return f"pixel values: mean {self._sum / self._pixels:.2f}, {shares}"
 
 
 def _drawn(
@@ -234,11 +237,14 @@ def _drawn(
 
 
 def _official_pathfinder(config: PathfinderConfig, reporter: Reporter) -> Mapping[str, Iterator[Part]]:
-    """The images of one level: 80 % train, 10 % validate, 10 % test, in the random order of S4's code (seed 42)."""
-    import torch  # takes 2 s, which all other commands of this module save
+    """Returns the images of one level of difficulty for each split: 80 % train, 10 % valid, 10 % test.
+
+    Their random order is the one of S4's code (seed 42).
+    """
+    import torch  # here, because the import takes 2 s and nothing else in this module needs it
 
     if config.contour_length not in _LEVELS:
-        raise UserError(f"contour_length={config.contour_length}: the official archive has 6, 9 and 14.")
+        raise UserError(f"contour_length={config.contour_length}: must be 6, 9 or 14, as in the official archive.")
     level = f"pathfinder{config.size}/{_LEVELS[config.contour_length]}"
     given = Path(config.source or "").expanduser()
     folders = [given / level, given, *given.glob(f"*/{level}"), *given.glob(f"*/*/{level}")]
@@ -246,7 +252,7 @@ def _official_pathfinder(config: PathfinderConfig, reporter: Reporter) -> Mappin
     if folder is None:
         raise UserError(
             f"There is no folder {level}/metadata in source={given}.",
-            "Unpack lra_release.gz, and set source= to the folder with pathfinder32.",
+            f"Unpack lra_release.gz, and set source= to the folder that contains pathfinder{config.size}.",
         )
     rows = [row for path in _batches(folder) for row in _metadata(path)]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(42)).tolist()
@@ -265,17 +271,18 @@ def _official_pathfinder(config: PathfinderConfig, reporter: Reporter) -> Mappin
 
 
 def _batches(folder: Path) -> list[Path]:
-    """The lists of images in the order of their numbers."""
+    """Returns the files that list the images, in the order of their numbers: `metadata/0.npy`, …"""
     paths = [path for path in (folder / "metadata").glob("*.npy") if path.stem.isdigit()]
     if not paths:
-        raise UserError(f"{folder / 'metadata'} has no lists of images, such as 0.npy.", "Use another source=.")
+        raise UserError(f"{folder / 'metadata'} has no list of images, such as 0.npy.", "Use another source=.")
     return sorted(paths, key=lambda path: int(path.stem))
 
 
 def _metadata(path: Path) -> list[tuple[str, int]]:
-    """(image, label) of each line of a list: text, as in the official archive, or an array of strings of numpy.
+    """Returns (image file, label) of each line of a list of images.
 
-    An array of objects, which would have to be unpickled, is refused.
+    A list is text, as in the official archive, or a NumPy array of strings. Raises UserError for an array of objects,
+    which would have to be unpickled.
     """
     content = path.read_bytes()
     try:
@@ -286,8 +293,8 @@ def _metadata(path: Path) -> list[tuple[str, int]]:
         rows = [(f"{line[0]}/{line[1]}", int(float(line[3]))) for line in lines if line]
     except (ValueError, IndexError, TypeError):
         raise UserError(
-            f"{path} is not a list of images: folder, name, number and label in each line.",
-            "An array of objects is not read, since it would have to be unpickled.",
+            f"{path} is not a list of images: each line must be folder, name, number and label.",
+            "An array of Python objects is not read, because it would have to be unpickled.",
         ) from None
     if any(label not in (0, 1) or name.startswith("/") or ".." in name.split("/") for name, label in rows):
         raise UserError(
@@ -297,7 +304,7 @@ def _metadata(path: Path) -> list[tuple[str, int]]:
 
 
 def _read_images(folder: Path, size: int, rows: list[tuple[str, int]]) -> Part:
-    """The images of some lines; the archive has one empty file, which is left out."""
+    """Returns the images of some lines. The archive has one empty file, which is skipped."""
     images, labels = [], []
     for name, label in rows:
         path = folder / name
@@ -315,10 +322,10 @@ def _read_images(folder: Path, size: int, rows: list[tuple[str, int]]) -> Part:
 
 
 def _workers(config: _Output, items: int, *, worth: int) -> int:
-    """How many processes to use, if `worth` items take as long as one needs to start."""
+    """Returns the number of processes to use. Processing `worth` items takes as long as starting a process."""
     return min(config.workers or available_cores(), max(1, items // worth))
 
 
 def _rate(count: int, started: float, what: str) -> str:
     seconds = time.perf_counter() - started
-    return f"{count:,} {what} in {seconds:.0f} s, {count / seconds:,.0f} a second"
+    return f"{count:,} {what} in {seconds:.0f} s, {count / seconds:,.0f} per second"

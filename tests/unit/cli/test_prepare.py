@@ -124,5 +124,5 @@ def test_printed_recipe_depends_on_the_image_size(tmp_path: Path, capsys: pytest
     main(["mini_pathfinder", f"destdir={tmp_path / 'small'}", f"sheet={sheet}", *sizes])
     printed = capsys.readouterr().out
     assert "recipe=mini_pathfinder" in printed
-    assert "by the distance of the dots" in printed
+    assert "the distance between the dots" in printed
     assert read_png(sheet.read_bytes(), "sheet").shape == (70, 274)  # space for two rows of eight images

@@ -141,7 +141,7 @@ def test_partial_file_is_kept_when_retries_run_out(shelf: Shelf, tmp_path: Path)
     shelf.files["a.zip"] = Served(BODY, drops=[4000, 0, 0, 0])
     lines = error_lines(shelf, tmp_path / "a.zip")
     assert "the connection ended after 4,000 of 900,000 bytes" in lines[0]
-    assert "4,000 bytes of it are in" in lines[1]
+    assert "4,000 bytes are in" in lines[1]
     get(shelf, tmp_path / "a.zip")
     assert shelf.requests[-1] == ("a.zip", "bytes=4000-")
 
@@ -179,8 +179,8 @@ def test_refused_connection_is_retried_and_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("served", "words"),
     [
-        (Served(BODY[:-1]), "the server has 899,999 bytes, not 900,000"),
-        (Served(BODY, announced=900_001), "the server has 900,001 bytes, not 900,000"),
+        (Served(BODY[:-1]), "the file on the server has 899,999 bytes, not 900,000"),
+        (Served(BODY, announced=900_001), "the file on the server has 900,001 bytes, not 900,000"),
         (Served(BODY + b"x", announced=0), "it has 900,001 bytes, not 900,000"),
         (Served(BODY[:-1], announced=900_000), "cannot be downloaded"),
         (Served(BODY[:-1], announced=0), "cannot be downloaded"),
