@@ -131,14 +131,14 @@ def check(config: Any, *, key: str = "") -> None:
 
 
 def written(value: Any) -> str:
-    """Formats a value for an error message, on one short line. A config tree is shortened to its kind."""
+    """Formats a value for an error message, on one line. A mapping is replaced by its `kind`."""
     if isinstance(value, Mapping):
         return str(value.get("kind", "{...}"))
     if isinstance(value, list | tuple):
         text = f"[{','.join(map(written, value[:MAX_SHOWN]))}]"
     elif isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    elif isinstance(value, int) and value.bit_length() > MAX_SHOWN:  # more digits than Python may agree to print
+    elif isinstance(value, int) and value.bit_length() > MAX_SHOWN:  # Python may refuse to print so many digits
         text = f"{'-' if value < 0 else ''}1e{int(value.bit_length() * math.log10(2))}"
     else:
         text = str(value)
@@ -147,4 +147,4 @@ def written(value: Any) -> str:
 
 
 MAX_SHOWN = 200
-"""The characters of a value that an error quotes."""
+"""Maximum number of characters of a value in an error message."""

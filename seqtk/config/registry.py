@@ -1,7 +1,8 @@
 """Registries, which map a name to a config dataclass and to the class that it configures.
 
-A config's *type* selects the code. Importing a module registers what it defines, so a plug-in is any importable module
-that uses these decorators: one that an installed package names under the entry point `seqtk.plugins`, or a `user_dir`.
+The *type* of a config selects the class. Importing a module registers the classes in it. So a plug-in is a module
+that uses `Registry.register`. It is imported if an installed package lists it as an entry point of the group
+`seqtk.plugins`, or if the setting `user_dir` is its path.
 """
 
 import dataclasses
@@ -43,7 +44,7 @@ class Registry(Generic[T]):
     def register(self, name: str, config_type: type) -> Callable[[C], C]:
         """Class decorator: registers the class under `name`, with its config class.
 
-        Neither may be registered already.
+        Raises ValueError if the name or the config class is already registered.
         """
         if name in self._config_types:
             raise ValueError(f"{self.kind} '{name}' is already registered")

@@ -8,8 +8,8 @@ registry. In a plain tree (recipe, command line, checkpoint, log) a slot is a na
 A config class may have three tables:
 
 - `aliases: ClassVar[dict[str, tuple[str, ...]]]`: a key that sets several others.
-- `renamed: ClassVar[dict[str, str]]`: an old key → its new name, or `""` if it is gone. Both are dotted and relative to
-  the class. Setting an old key is an error that names the new one; `seqtk.config.legacy` reads it.
+- `renamed: ClassVar[dict[str, str]]`: an old key → its new name, or `""` if it was removed. Both are dotted and
+  relative to the class. Setting an old key is an error that names the new one; `seqtk.config.legacy` reads it.
 - `advice: ClassVar[dict[str, str]]`: a key that does not exist but may be expected → the last line of the error.
 """
 
@@ -50,7 +50,7 @@ def from_dict(config_type: type[C], tree: Mapping[str, Any], *, key: str = "") -
 
 
 def merge(config: C, tree: Mapping[str, Any], *, key: str = "") -> C:
-    """Returns a copy of `config`, whose own key is `key`, with every key of `tree` set; aliases are set last."""
+    """Returns a copy of `config` with every key of `tree` set; aliases are set last. `key` is the key of `config`."""
     where = f"{key}." if key else ""
     aliases = _aliases(type(config))
     for old, new in renamed_keys(type(config)).items():
@@ -60,7 +60,8 @@ def merge(config: C, tree: Mapping[str, Any], *, key: str = "") -> C:
         for target in stands_for(config, alias):
             if holds(tree, target):
                 raise UserError(
-                    f"'{where}{alias}' and '{where}{target}' are both given, but the first is an alias of the second."
+                    f"'{where}{alias}' and '{where}{target}' are both given, but the first is an alias of the second.",
+                    "Remove one of them.",
                 )
     for name in sorted(tree, key=lambda name: name in aliases):
         config = _set(config, str(name), tree[name], f"{where}{name}")
@@ -154,12 +155,12 @@ def _set_inside(current: Any, rest: str, value: Any, shown: str, typed: str) -> 
     if isinstance(current, tuple) and _configs_in(current):
         return _set_in_each(current, rest, value, typed)
     if not dataclasses.is_dataclass(current):
-        raise UserError(f"There is no key '{typed}': '{shown}' is {written(current)}.")
+        raise UserError(f"There is no key '{typed}': '{shown}' is {written(current)}, which has no keys.")
     return _set(current, rest, value, typed)
 
 
 def default_of(hint: Any) -> Any:
-    """Returns the default config of an optional field, in which a key is set when the field is null."""
+    """Returns the config in which a key is set if an optional field is null: the default of its type."""
     configs: list[Any] = [option for option in typing.get_args(hint) if dataclasses.is_dataclass(option)]
     return configs[0]() if len(configs) == 1 and registry_of(configs[0]) is None else None
 
@@ -234,7 +235,7 @@ def _member(registry: Registry[Any], name: str, key: str) -> type:
 
 def _convert_tuple(arguments: tuple[Any, ...], value: Any, current: Any, key: str, limits: Range) -> tuple[Any, ...]:
     if isinstance(value, Mapping) and "kind" not in value and isinstance(current, tuple) and _configs_in(current):
-        for name, item in value.items():  # a mapping changes the keys it names in each, as dotted keys do
+        for name, item in value.items():  # a mapping sets its keys in each config, as dotted keys do
             current = _set_in_each(current, str(name), item, f"{key}.{name}")
         return tuple(current)
     items = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
@@ -251,7 +252,9 @@ def _convert_scalar(hint: Any, value: Any, key: str, limits: Range) -> Any:
     if isinstance(value, bool) is (hint is bool):
         if hint is int and isinstance(value, float) and value.is_integer():
             value = int(value)
-        if hint is float and isinstance(value, int) and value.bit_length() < 1000:  # a larger one is no float
+        if (
+            hint is float and isinstance(value, int) and value.bit_length() < 1000
+        ):  # a larger integer does not fit into a float
             value = float(value)
         if hint in (int, float) and isinstance(value, hint | int):
             check_number(value, limits, key=key)

@@ -92,10 +92,10 @@ def closest(name: str, known: Iterable[str], *, dotted: bool = False) -> str | N
 
 
 CLOSE = 0.66
-"""The share of letters in common, in their order, from which a name may have been meant (`difflib`'s ratio)."""
+"""Minimum similarity (`difflib.SequenceMatcher.ratio`) of a name that is suggested."""
 
 MOST_LISTED, MOST_KEYS_LISTED = 60, 12
-"""No longer lists of names and of keys are printed."""
+"""Maximum lengths of printed lists: of names, and of keys."""
 
 
 def how_many(count: int, noun: str) -> str:

@@ -37,8 +37,9 @@ def disk_full_errors(path: Path) -> Iterator[None]:
 def atomic_file(path: str | os.PathLike[str], mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
     """Yields a file that replaces `path` when the block ends. After an exception the old file is unchanged.
 
-    A symbolic link stays, and the file that it names is replaced. A pipe, a device or an open file (`/dev/stdout`,
-    `/dev/fd/3`) is written to directly. A new file has the permissions of the umask, a replaced one keeps its own.
+    If `path` is a symbolic link, the file that it points to is replaced. A pipe, a device or an open file
+    (`/dev/stdout`, `/dev/fd/3`) is written to directly. A new file has the permissions of the umask. An existing file
+    keeps its permissions.
 
     Args:
         path: The file to write.
@@ -92,7 +93,7 @@ def atomic_directory(destination: Path, *, only: Sequence[str] = ()) -> Iterator
     After an exception, `destination` is unchanged and no new folder is left.
 
     Args:
-        destination: The folder, replaced if it exists; a symbolic link stays.
+        destination: The folder, which is replaced if it exists. A symbolic link to a folder is kept.
         only: Patterns of file names. If given, only the files in the folder that match are replaced; all others
             stay. Files that match the first pattern are removed first and written last, so the folder counts as
             complete only with them.
@@ -119,7 +120,7 @@ def atomic_directory(destination: Path, *, only: Sequence[str] = ()) -> Iterator
 
 
 def check_writable(folder: Path, *, key: str) -> None:
-    """Raises UserError unless `folder`, which need not exist, can be created and written; leaves nothing behind."""
+    """Raises UserError unless `folder`, which need not exist, can be created and written. Leaves no file."""
     there = _existing(folder.absolute())
     try:
         with tempfile.TemporaryDirectory(prefix=".seqtk-", dir=there):

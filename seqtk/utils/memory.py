@@ -1,4 +1,4 @@
-"""Allocator tuning, memory figures, and what to do when memory runs out."""
+"""Allocator settings, memory measurements, and errors when memory runs out."""
 
 import ctypes
 import resource
@@ -18,8 +18,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 def keep_freed_memory() -> None:
     """Makes glibc keep freed buffers for the next update.
 
-    By default glibc returns large buffers to the system, and every update waits until the system has zeroed new ones: a
-    tenth to a third of a CPU run's time. Other C libraries have no such setting and are not changed.
+    By default glibc returns large buffers to the system, and every update waits until the system has zeroed new ones.
+    On a CPU, this takes a tenth to a third of the time. Other C libraries have no such setting and are not changed.
     """
     if sys.platform != "linux":
         return
@@ -67,7 +67,7 @@ def out_of_memory_errors(device: torch.device, *advice: str) -> Iterator[None]:
 
 @contextmanager
 def saved_bytes(module: torch.nn.Module) -> Iterator[dict[int, int]]:
-    """Collects the sizes of the tensors that a forward pass saves for the backward pass, by address."""
+    """Collects the size in bytes of each tensor that is saved for the backward pass, by address; not of parameters."""
     own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     saved: dict[int, int] = {}
 

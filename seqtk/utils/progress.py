@@ -37,5 +37,5 @@ class Reporter:
 
 
 def format_counts(counts: Mapping[str, int]) -> str:
-    """Returns counts as a list in words: 4 lines, 3 words."""
+    """Returns the counts with their names as text: 4 lines, 3 words."""
     return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items())

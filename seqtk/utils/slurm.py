@@ -7,15 +7,15 @@ from math import ceil
 from seqtk.utils.errors import UserError
 
 PORTS = range(20_000, 30_000)
-"""Below the ports that Linux gives to clients. A step of a job uses one of them, by the numbers of job and step."""
+"""Ports for MASTER_PORT, below the ports that Linux gives to clients. The numbers of job and step select one."""
 RUN_ID = "SEQTK_RUN_ID"
-"""The variable that tells processes of one run from those of another that use the same address and port."""
+"""The variable that identifies the run of a process, in case two runs use the same address and port."""
 
 
 def adopt_slurm(environment: MutableMapping[str, str]) -> None:
     """Sets torchrun's variables if srun started this process as one of several.
 
-    Variables that are already set, by torchrun or by hand, stay. The first process listens on the first host.
+    Variables that are set already are not changed. The first process listens on the first host.
 
     Raises:
         UserError: If a variable is missing or not a number.
@@ -38,7 +38,7 @@ def adopt_slurm(environment: MutableMapping[str, str]) -> None:
 
 
 def _tasks_on_host(environment: MutableMapping[str, str], *, size: int) -> int:
-    """Returns the number of tasks on this host. Without a valid list of them, they are spread evenly."""
+    """Returns the number of tasks on this host. If SLURM gives no valid list of them, it is the same on each host."""
     listed = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE", "")
     counts = tasks_per_node(listed)
     if sum(counts) == size and (len(set(counts)) == 1 or "SLURM_NODEID" in environment):
@@ -50,7 +50,7 @@ def _tasks_on_host(environment: MutableMapping[str, str], *, size: int) -> int:
 
 
 def tasks_per_node(listed: str) -> list[int]:
-    """Returns the tasks of each host of a list such as `4(x2),3`, which is [4, 4, 3]. []: it is not such a list."""
+    """Returns the number of tasks of each host: [4, 4, 3] for `4(x2),3`. Returns [] if `listed` is invalid."""
     entries = [re.fullmatch(r"(\d{1,6})(?:\(x(\d{1,6})\))?", entry) for entry in listed.split(",")]
     if not all(entries):
         return []

@@ -1,6 +1,6 @@
-"""UTF-8 lines from files, pipes or standard input, plain or compressed, and to files or standard output.
+"""Reads UTF-8 lines from files, pipes or standard input, plain or compressed, and opens text files for writing.
 
-A line ends at `\\n` and nowhere else, so their number equals `wc -l` (plus one if the last line has no line feed).
+Only `\\n` ends a line, so the number of lines equals `wc -l` (plus one if the last line has no line feed).
 """
 
 import bz2
@@ -19,11 +19,11 @@ from seqtk.utils.files import atomic_file
 
 BOM = b"\xef\xbb\xbf"
 SUFFIXES = ("", ".gz", ".bz2", ".xz")
-"""How the names of text files may end: plain, and the compressions that are read."""
+"""The endings of the names of text files: none, and those of the supported compressions."""
 
 _OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _NOT_TEXT = {
-    b"\x28\xb5\x2f\xfd": ("compressed by zstd, which is not read here", "Decompress it first: zstd -d."),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd, which is not supported", "Decompress it first: zstd -d."),
     b"PK\x03\x04": ("a zip archive, not a text", "Unpack it first: unzip."),
     b"\xff\xfe": ("UTF-16 or UTF-32 text, not UTF-8", "Convert it first: iconv -f utf-16 -t utf-8."),
     b"\xfe\xff": ("UTF-16 text, not UTF-8", "Convert it first: iconv -f utf-16 -t utf-8."),
@@ -35,10 +35,10 @@ _HEAD = max(map(len, (*_OPENERS, *_NOT_TEXT)))
 def read_lines(path: str) -> Iterator[str]:
     """Yields the lines of the UTF-8 file at `path` (`-`: standard input) without their ends, as they arrive.
 
-    A file may be a pipe or a device, and compressed. A byte-order mark at its start and `\\r` before `\\n` are no text.
+    The file may be a pipe or a device, and may be compressed. A byte-order mark and `\\r` before `\\n` are removed.
 
     Raises:
-        UserError: If there is no such file, or it is not text; a line that is not UTF-8 is named by its number.
+        UserError: If there is no such file, or it is not text. The error gives the number of a line that is not UTF-8.
     """
     name = "standard input" if path == "-" else path
     with contextlib.ExitStack() as stack:
@@ -124,14 +124,14 @@ def text_output(path: str) -> Iterator[TextIO]:
         with atomic_file(path, "w", encoding="utf-8", newline="\n") as output:
             yield cast("TextIO", output)
         return
-    if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the locale says
+    if isinstance(sys.stdout, io.TextIOWrapper):  # regardless of the locale
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     yield sys.stdout
     sys.stdout.flush()
 
 
 def check_utf8(block: bytes, name: Path | str, first_line: int) -> None:
-    """Raises UserError with the number of the first line that is not UTF-8 or holds a NUL byte.
+    """Raises UserError with the number of the first line that is not UTF-8 or contains a NUL byte.
 
     Args:
         block: Whole lines of text.
