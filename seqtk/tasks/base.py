@@ -62,9 +62,9 @@ class TooLong:
     side: Side
     limit: int
     examples: IndexArray
-    """Their numbers, from 0."""
+    """The indices of these examples."""
     sizes: SizeArray
-    """Their lengths."""
+    """The lengths of these examples."""
 
 
 class Task:
@@ -125,7 +125,7 @@ class Task:
         raise NotImplementedError
 
     def model(self, config: ModelConfig) -> Model:
-        """Builds a model for this task, with its head: `build_model(config, BatchType, **sizes)`."""
+        """Builds a model with the head for this task, usually by `build_model(config, BatchType, **sizes)`."""
         raise NotImplementedError
 
     def text_size(self, split: str, targets: float) -> TextCount | None:
@@ -253,7 +253,7 @@ class Task:
             batching: The maximum size of a batch. With `streams`, the text is read in this number of streams with
                 recurrent state.
             bf16: Whether matrix products run in bfloat16.
-            resamples: The bootstrap samples that intervals are computed from, for metrics of classes. 0: no intervals.
+            resamples: The number of bootstrap samples for confidence intervals of classifiers. 0: no intervals.
             progress: Shows a bar on a terminal.
 
         Raises:

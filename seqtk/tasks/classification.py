@@ -53,7 +53,7 @@ class ClassificationConfig(TaskConfig):
     head_dropout: float = probability(0.0, help="Dropout of the pooled vector and the hidden layer.")
     eos: bool = setting(False, help="Append the token </s> to each text.")
     truncate: bool = setting(
-        False, help="Truncate texts that are too long for the model, at the end. false: they are an error."
+        False, help="Truncate texts that are too long for the model at the end. false: such texts are an error."
     )
     class_weights: Literal["balanced"] | tuple[float, ...] | None = setting(
         None,
@@ -131,7 +131,7 @@ class ClassReport(Report):
         return [*super().lines(), "", heading, *rows, *self._confusion_lines(width)]
 
     def _confusion_lines(self, width: int) -> list[str]:
-        """Returns the confusion matrix as text, or nothing if it is too wide for a terminal."""
+        """Returns the confusion matrix as lines of text; no lines if it is too wide for a terminal."""
         if len(self.classes) > MAX_CONFUSION_CLASSES:
             return []
         columns = [max(len(f"{count:,}") for count in column) for column in self.confusion_CC.T.tolist()]
@@ -368,10 +368,12 @@ class ClassificationTask(TextTask):
         )
 
     def _class_counts(self, source: Source) -> list[float]:
-        """How often an epoch reads each class: of `task.mix`, how often it does so on average."""
+        """Returns the number of examples of each class in an epoch; with `task.mix`, the expected number."""
         if not self.config.mix:
             return list(np.bincount(source.labels("train"), minlength=len(self.classes)).tolist())
-        corpora = map(self._corpus, self.config.mix)  # not `_corpora`: the model, and so its limit, is not known yet
+        corpora = map(
+            self._corpus, self.config.mix
+        )  # not `_corpora`, which needs the model's limit: there is no model yet
         label_KN = [corpus.label_N for corpus in corpora if isinstance(corpus, LabelledTexts)]
         read_K = examples_per_epoch(
             list(map(len, label_KN)),
@@ -382,7 +384,10 @@ class ClassificationTask(TextTask):
         return list(np.dot(read_K, share_KC).tolist())
 
     def _weights(self, source: Source) -> list[float] | None:
-        """The weight of each class. Raises UserError unless there are at least two classes in the training data."""
+        """Returns the weight of each class; None: all weights are 1.
+
+        Raises UserError if the training examples have only one class, or if the number of weights is wrong.
+        """
         counts = self._class_counts(source)
         present = [name for name, count in zip(self.classes, counts, strict=True) if count]
         if len(present) < 2:

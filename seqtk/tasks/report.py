@@ -12,9 +12,9 @@ class Report:
     """The result of `Task.evaluate`."""
 
     scores: dict[str, Score]
-    """Metric → score."""
+    """The score of each metric, by the name of the metric."""
     counts: dict[str, int]
-    """What was evaluated → how many, for example the number of sentences."""
+    """Counts by name, for example the number of sentences."""
     outputs: list[Output]
     """The model's outputs in the order of the examples; empty if nothing was decoded."""
 

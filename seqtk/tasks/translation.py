@@ -29,7 +29,7 @@ class TranslationConfig(TaskConfig):
 
 
 class PairDataset:
-    """The pairs of a split. Example i is `(i, source ids, target ids)`. `*_lines` is the original text, if stored."""
+    """The pairs of a split. Example i is `(i, source ids, target ids)`. `*_lines`: the original text or None."""
 
     def __init__(
         self,
