@@ -1,6 +1,6 @@
 """Beam search for the n best hypotheses of each row of a batch.
 
-It finds the same hypotheses as fairseq's. `docs/decoding.md` describes the search.
+It finds the same hypotheses as fairseq's beam search. `docs/decoding.md` describes the search.
 
 B unfinished sentences, W beams per sentence (1 before the first token, then K), K beam width, C = 2 K candidates, R = B
 W rows, T tokens so far, V vocabulary.
@@ -96,7 +96,7 @@ class _Beams:
         return _Candidates(total_BC, row_BC, token_BC, log_p_RV[row_BC, token_BC])
 
     def finished(self, candidates: _Candidates) -> Iterator[tuple[int, list[int], list[float]]]:
-        """Yields (batch row, tokens, token scores) of each finished hypothesis: EOS is among the K best candidates."""
+        """Yields (batch row, tokens, token scores) of each finished hypothesis: a K-best candidate that is EOS."""
         ends_BC = (candidates.token_BC == EOS) & candidates.total_BC.isfinite()
         sentence_N, rank_N = ends_BC[:, : self.beam].nonzero(as_tuple=True)
         if not len(sentence_N):

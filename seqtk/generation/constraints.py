@@ -61,7 +61,7 @@ class Constraints:
 
 
 def ban_repeats(log_p_RV: Tensor, tokens_RT: Tensor, *, n: int) -> None:
-    """Bans every token that would repeat an n-gram of its row, in place."""
+    """Bans every token that would complete an n-gram that its row already contains, in place."""
     length = tokens_RT.shape[1]
     grams_RGN = tokens_RT.unfold(1, n, 1)
     last_RN = tokens_RT[:, length - n + 1 :]

@@ -219,7 +219,7 @@ class TextPipeline(Pipeline):
 
 
 def as_lines(texts: Sequence[str], name: str, *, count: int | None = None) -> Sequence[str]:
-    """Returns `texts` after checks. Raises TypeError unless it is a list of strings, UserError for a wrong length."""
+    """Returns `texts`. Raises TypeError if it is not a list of strings, UserError if its length is not `count`."""
     if isinstance(texts, str):
         raise TypeError(f"{name} must be a list of strings, not one string")
     for text in texts:

@@ -44,7 +44,7 @@ class GenerationPipeline(TextPipeline):
         return list(self._outputs(inputs, self.search_config(**settings)))
 
     def score(self, texts: Sequence[str]) -> list[float]:  # type: ignore[override]
-        """Returns the mean natural-log probability per token, EOS included, of each text, a separate line."""
+        """Returns the mean natural-log probability per token, EOS included, of each text. A text is one line."""
         vocabulary, tokenizer = self.task.vocabulary, self.task.tokenizer
         rows = [vocabulary.encode(tokenizer.encode(text)) for text in as_lines(texts, "texts")]
         return self._scores(Sentence(row, target=row) for row in rows)
@@ -75,7 +75,7 @@ class GenerationPipeline(TextPipeline):
             break_mode: How the text is split into samples. None: as in training.
             tokens_per_sample: The maximum number of tokens of a sample, including context. None: as in training.
             context_window: The number of these tokens that are context, which is read but not scored again.
-            streams: For models with recurrent memory: the number of contiguous streams in which the text is read.
+            streams: For models with recurrent state: the number of contiguous streams in which the text is read.
                 None: as in training.
             batching: The maximum size of a batch.
             output: A file for the scores of all tokens, one line of JSON for each line of the text.
@@ -103,7 +103,7 @@ class GenerationPipeline(TextPipeline):
             elif streams is not None:
                 raise UserError("streams= requires contiguous samples.", "Set break_mode=none.")
             size = source.text_count(split) if text is None else _count(text)
-            # Opened before scoring, so that a file that cannot be written is an error at once.
+            # Opened before scoring, so that an error in writing the file is reported at once.
             file = None if output is None else stack.enter_context(text_output(output))
             bar = stack.enter_context(Reporter(progress=progress).bar(blocks.items.total, "", unit=" tokens"))
             scores = score_stream(

@@ -65,7 +65,7 @@ class TranslationPipeline(TextPipeline):
         )
 
     def split(self, split: str = "test", *, data: str | None = None, prefix_size: int = 0) -> Iterator[Sentence]:
-        """Yields the sentences of a split of a data-bin, by default that of the training data."""
+        """Yields the sentences of a split of the data-bin `data`. None: the data-bin of the training data."""
         task = self.task
         if not (data or task.config.data):
             raise UserError("There is nothing to translate.", "Set input=FILE, or data=DATA-BIN.")
