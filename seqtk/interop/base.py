@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ImporterConfig:
-    """The base of every importer's config."""
+    """Base class of the configs of importers."""
 
 
 @dataclass(frozen=True)
 class ExporterConfig:
-    """The base of every exporter's config."""
+    """Base class of the configs of exporters."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ImportModelConfig:
     """Settings of seqtk-import: the model to read, its format, and the file to write."""
 
     checkpoint: str = setting("", help="The file or folder that the other toolkit wrote.")
-    format: ImporterConfig = setting(ImporterConfig(), help="The importer.")
+    format: ImporterConfig = setting(ImporterConfig(), help="The name of the format.")
     output: str = setting("", help="The model file to write.")
     user_dir: str | None = setting(None, help="A package or module with importers of your own, imported first.")
 
@@ -41,9 +41,9 @@ class ExportConfig:
     """Settings of seqtk-export: the model, the format, and where to write it."""
 
     checkpoint: str = setting("", help="A model file, the folder of one checkpoint, or the folder of a run.")
-    format: ExporterConfig = setting(ExporterConfig(), help="The exporter.")
+    format: ExporterConfig = setting(ExporterConfig(), help="The name of the format.")
     output: str = setting("", help="The file or folder to write.")
-    user_dir: str | None = setting(None, help="A package or module of your own, imported first.")
+    user_dir: str | None = setting(None, help="A package or module with exporters of your own, imported first.")
 
 
 class Importer(abc.ABC):

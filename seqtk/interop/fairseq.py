@@ -1,9 +1,9 @@
 """Imports fairseq's translation and language models. Imported models compute the same features and scores.
 
-This file contains the importer and the conversion of translation models. It reads checkpoints of fairseq 0.6 to 0.12:
-settings in `cfg` or in `args`, separate or stacked projections, named or numbered norms, tied tables stored twice or
-once. Every key in a file is either used or known to be irrelevant. An option that seqtk does not support raises an
-error with its name.
+This file contains the importer and the conversion of translation models. It reads checkpoints of fairseq 0.6 to 0.12,
+which have their settings in `cfg` or in `args`, separate or stacked projections, named or numbered norms, and tied
+tables stored once or twice. Every key in a file is either used or known to be irrelevant. If seqtk does not support an
+option, an error names it.
 """
 
 from dataclasses import dataclass
@@ -90,8 +90,8 @@ class FairseqConfig(ImporterConfig):
     target_lang: str | None = setting(None, help="The target language. null: as in the checkpoint.")
     remove_bpe: str | None = setting(
         None,
-        help="How the tokens join to text: the subword marker of the training text, such as '@@ ' or sentencepiece; "
-        "none for words. null: as recorded in data.",
+        help="Subword marker of the training text, such as '@@ ' or sentencepiece, to remove when tokens are joined "
+        "into text. none: the tokens are words. null: as recorded in data.",
     )
 
 
@@ -200,7 +200,8 @@ def _config(options: Options) -> TransformerConfig:
     activation = options.get("activation_fn", "relu")
     if activation not in ACTIVATIONS:
         raise UserError(
-            f"{options.where} was trained with activation_fn={activation}.", nearest(str(activation), ACTIVATIONS)
+            f"{options.where} was trained with activation_fn={activation}, which is not supported.",
+            nearest(str(activation), ACTIVATIONS),
         )
     pre_norm = options.both("normalize_before")
     learned = options.both("learned_pos")

@@ -16,7 +16,7 @@ TAIL_PROJECTION = re.compile(r"decoder\.adaptive_softmax\.tail\.\d+\.0\.weight")
 
 
 def vocabulary_size(state: Mapping[str, Tensor], *, where: str) -> int:
-    """Returns how many tokens a language model reads, in one table or in several."""
+    """Returns the number of tokens in the embedding table of a language model, or in the tables of all its bands."""
     tables = [len(tensor) for name, tensor in state.items() if TABLE.fullmatch(name)]
     return sum(tables) or rows(state, "decoder", where=where)
 
@@ -49,8 +49,11 @@ def adaptive_config(options: Options, *, vocabulary: int) -> AdaptiveConfig | No
     )
 
 
-def laid_out(state: Mapping[str, Tensor], *, adaptive: AdaptiveConfig | None, tied: bool) -> dict[str, Tensor]:
-    """Returns the tensors in seqtk's layout: words and classes separate, untied projections of tails D × width."""
+def seqtk_layout(state: Mapping[str, Tensor], *, adaptive: AdaptiveConfig | None, tied: bool) -> dict[str, Tensor]:
+    """Returns the tensors in seqtk's layout.
+
+    The head is split into words and classes. Untied projections of tails are transposed to D × width.
+    """
     shared_projections = tied and adaptive is not None and adaptive.tie_projections
     ours: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -65,7 +68,7 @@ def laid_out(state: Mapping[str, Tensor], *, adaptive: AdaptiveConfig | None, ti
 
 
 def _cutoffs(options: Options, name: str, vocabulary: int) -> tuple[int, ...]:
-    """Parses a list of cutoffs, or its text form. Its last entry may be the size of the vocabulary."""
+    """Parses an option that is a list of cutoffs or its text. Drops a last entry that equals the vocabulary size."""
     value = options.get(name, "")
     parts = re.findall(r"[^\s,()\[\]]+", value) if isinstance(value, str) else value
     try:

@@ -57,7 +57,7 @@ def read_fairseq(path: str | Path) -> FairseqFile:
     )
 
 
-def lacking(name: str, *, where: str) -> UserError:
+def missing_tensor(name: str, *, where: str) -> UserError:
     """Returns the error for a tensor that the options require but the file does not contain."""
     return UserError(
         f"{where} has no tensor '{name}', which its options require.",
@@ -69,7 +69,7 @@ def rows(state: Mapping[str, Tensor], stack: str, *, where: str) -> int:
     """Returns the number of rows of the embedding table of a stack: the size of its vocabulary."""
     name = f"{stack}.embed_tokens.weight"
     if name not in state:
-        raise lacking(name, where=where)
+        raise missing_tensor(name, where=where)
     return len(state[name])
 
 

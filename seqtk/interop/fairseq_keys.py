@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from seqtk.interop.fairseq_file import lacking
+from seqtk.interop.fairseq_file import missing_tensor
 from seqtk.utils.errors import UserError
 
 FIRST_POSITION = 2
-"""fairseq numbers positions from padding_idx + 1; the two rows of a learned table before it belong to no token."""
+"""fairseq numbers positions from padding_idx + 1, so the first two rows of a learned table are not used."""
 
 NAMES = {
     "source_embedding.tokens.": "encoder.embed_tokens.",
@@ -25,7 +25,7 @@ NAMES = {
     "head.": "decoder.output_projection.",
     ".norm.": ".layer_norm.",
 }
-"""seqtk's names → fairseq's current names, outside the blocks; a language model's embedding has no side in its name."""
+"""seqtk's names → fairseq's current names, outside the blocks. `embedding` is the embedding of a language model."""
 
 BLOCK_NAMES = {
     "self_attention.": "self_attn.",
@@ -69,7 +69,7 @@ ADAPTIVE_NAMES = (
     (r"head\.bands\.(\d+)", "decoder.adaptive_softmax.tail.{}.2.weight", 1),  # band 1 is tail 0
     (r"head\.projections\.(\d+)", "decoder.adaptive_softmax.tail.{}.0.weight", 0),
 )
-"""seqtk's names → fairseq's current names, for adaptive input and softmax, and the band that is number 0 in fairseq."""
+"""(seqtk's name, fairseq's current name, seqtk's number of the band that fairseq numbers 0), for adaptive layers."""
 
 EMPTY = re.compile(
     r"(encoder|decoder)\.(version|embed_positions\._float_tensor|layers\.\d+\.conv\.conv_bias"
@@ -130,7 +130,7 @@ def seqtk_state(
             others = (fairseq_name(other, lightconv=lightconv) for other in tied.get(name, ()))
             theirs = next((other for other in others if other in state), theirs)
         if theirs not in state:
-            raise lacking(theirs, where=where)
+            raise missing_tensor(theirs, where=where)
         unused.discard(theirs)
         tensor = state[theirs].float()
         if name.endswith("positions.table.weight"):

@@ -12,7 +12,7 @@ TYPES: dict[str, type[DynamicConvConfig | LightweightConvConfig]] = {
 
 
 def is_lightconv(options: Options) -> bool:
-    """Returns whether the options are of a lightconv model: only these have an option for the type of convolution."""
+    """Returns whether the options belong to a lightconv model: they include the type of convolution."""
     return any(options.get(f"{stack}_conv_type", None) is not None for stack in ("encoder", "decoder"))
 
 
@@ -20,10 +20,13 @@ def convolutions(options: Options, *, stack: str) -> Pattern:
     """Returns the convolution layers of a stack, each with its kernel size."""
     kind, width = options.get(f"{stack}_conv_type", None), options.size(f"{stack}_embed_dim")
     if kind not in TYPES:
-        raise UserError(f"{options.where} was trained with {stack}_conv_type={kind}.", nearest(str(kind), TYPES))
+        raise UserError(
+            f"{options.where} was trained with {stack}_conv_type={kind}, which is not supported.",
+            nearest(str(kind), TYPES),
+        )
     if options.get(f"{stack}_conv_dim", width) != width:
         raise UserError(
-            f"{options.where} has {stack}_conv_dim={options.size(f'{stack}_conv_dim')}, not its {stack}'s width.",
+            f"{options.where} has {stack}_conv_dim={options.size(f'{stack}_conv_dim')}, but {stack}_embed_dim={width}.",
             "seqtk's convolutions have the width of the model, so this model cannot be imported.",
         )
     return tuple(

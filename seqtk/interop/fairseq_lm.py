@@ -8,7 +8,7 @@ from torch import Tensor
 
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.data.blocks import BreakMode
-from seqtk.interop.fairseq_adaptive import adaptive_config, laid_out, vocabulary_size
+from seqtk.interop.fairseq_adaptive import adaptive_config, seqtk_layout, vocabulary_size
 from seqtk.interop.fairseq_file import ACTIVATIONS, FairseqFile
 from seqtk.interop.fairseq_keys import current_names, seqtk_state
 from seqtk.interop.fairseq_options import Options
@@ -61,7 +61,7 @@ def import_language_model(file: FairseqFile) -> ImportedLanguageModel:
     config = _config(options, vocabulary=vocabulary)
     with torch.device("meta"):
         model = TransformerLM(config, vocabulary=vocabulary)
-    state = laid_out(state, adaptive=config.adaptive, tied=config.tie_embeddings)
+    state = seqtk_layout(state, adaptive=config.adaptive, tied=config.tie_embeddings)
     return ImportedLanguageModel(
         config=config,
         state=seqtk_state(state, model, where=where),
@@ -116,5 +116,7 @@ def _known(options: Options, name: str, known: Mapping[str, str], *, default: st
     """Returns the value of an option. Raises UserError unless it is in `known`."""
     value = str(options.get(name, default))
     if value not in known:
-        raise UserError(f"{options.where} was trained with {name}={value}.", nearest(value, known))
+        raise UserError(
+            f"{options.where} was trained with {name}={value}, which is not supported.", nearest(value, known)
+        )
     return value

@@ -56,7 +56,7 @@ class Options:
                 )
 
     def both(self, ending: str) -> bool:
-        """Returns a switch that fairseq sets per side and seqtk once. Raises UserError if the sides differ."""
+        """Returns a switch that fairseq has for each side, and seqtk for both. Raises UserError if the sides differ."""
         encoder, decoder = (bool(self.get(f"{stack}_{ending}", False)) for _, stack in SIDES)
         if encoder != decoder:
             raise UserError(

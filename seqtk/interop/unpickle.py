@@ -93,7 +93,7 @@ def globals_of(path: Path) -> list[str]:
         for stream in _pickles(path):
             names.update(dict.fromkeys(_globals_in(stream)))
     except (ValueError, EOFError, IndexError, KeyError, zipfile.BadZipFile):
-        pass  # the reader reports what is malformed
+        pass  # torch's reader raises an error for a malformed file
     return list(names)
 
 
