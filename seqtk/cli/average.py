@@ -10,14 +10,14 @@ from seqtk.utils.errors import UserError, how_many
 
 @dataclass(frozen=True)
 class AverageConfig:
-    """Which checkpoints to average, and the file to write."""
+    """Settings of seqtk-average: the checkpoints to average, and the file to write."""
 
     checkpoint: str = setting(
         "",
-        help="The folder of a run, or a model file in it: its newest checkpoints are averaged. "
-        "Several model files, separated by commas: these are averaged.",
+        help="The folder of a run, or a model file in it, to average the newest checkpoints of this run. Or several "
+        "model files, separated by commas, to average these.",
     )
-    last: int = setting(5, at_least=1, help="How many of the run's newest checkpoints to average.")
+    last: int = setting(5, at_least=1, help="Number of newest checkpoints of the run to average.")
     output: str = setting("", help="The file to write. Default: average.safetensors in the folder of the run.")
 
 
@@ -28,7 +28,7 @@ def main(config: AverageConfig) -> None:
         raise UserError("checkpoint= is not set.", "Set it to the folder of a run (save_dir).")
     several = "," in config.checkpoint
     if several and not config.output:
-        raise UserError("output= is not set.", "Set it to the file that the mean of these checkpoints is written to.")
+        raise UserError("output= is not set.", "Set it to the file for the average of these checkpoints.")
     from seqtk.checkpoint import edit, model_file
     from seqtk.cli.loading import check_output, split_paths
 
@@ -38,7 +38,7 @@ def main(config: AverageConfig) -> None:
         found = edit.checkpoints_of(config.checkpoint)
         paths = found[-config.last :]
         if len(found) < config.last:
-            print(f"last={config.last}, but {found[0].parent} holds {how_many(len(found), 'checkpoint')}.")
+            print(f"last={config.last}, but {found[0].parent} has only {how_many(len(found), 'checkpoint')}.")
     output = Path(config.output) if config.output else paths[-1].parent / "average.safetensors"
     check_output(output, checkpoint=config.checkpoint if config.output else None)
     model_file.write(output, edit.average(paths))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClassifyConfig(LoadConfig):
-    """Which model to use, the texts to classify, and the format of the output."""
+    """Settings of seqtk-classify: the model, the texts to classify, and the format of the output."""
 
     input: str = setting("-", help="A text file with one example per line. -: standard input.")
     output: str = setting("-", help="The file to write. -: standard output.")
@@ -26,21 +26,21 @@ class ClassifyConfig(LoadConfig):
         "text", help="The class alone, or JSON with the probability of each class."
     )
     truncate: bool | None = setting(
-        None, help="Cut off the end of lines that are too long for the model. false: refuse them. null: as in training."
+        None,
+        help="Truncate lines that are too long for the model at the end. false: raise an error. null: as in training.",
     )
     max_tokens: int | None = setting(
         4096, at_least=1, help="Maximum size of a batch: lines × tokens of its longest line. null: no limit."
     )
     max_sentences: int | None = setting(64, at_least=1, help="Maximum number of lines in a batch. null: no limit.")
-    buffer_size: int = setting(1024, at_least=1, help="Lines that are read before the first is answered.")
+    buffer_size: int = setting(1024, at_least=1, help="Number of lines to read before the first output is written.")
 
 
 @command("seqtk-classify", ClassifyConfig, first="checkpoint")
 def main(config: ClassifyConfig) -> None:
     """Classify lines of text: seqtk-classify PATH [input=FILE|-] [format=json].
 
-    Writes one line for each line of the input, in its order. A matching model reads two texts a line, separated by a
-    tab.
+    Writes one line for each input line, in input order. A matching model reads two texts per line, separated by a tab.
     """
     check_checkpoint(config)
     check_not_input(Path(config.output), checkpoint=config.checkpoint, input=config.input)
@@ -63,11 +63,11 @@ def main(config: ClassifyConfig) -> None:
             if config.buffer_size == 1:
                 output.flush()
     if truncated:
-        print(f"{how_many(truncated, 'line')} exceeded the model's limit; the end was cut off.", file=sys.stderr)
+        print(f"Too long for the model and truncated at the end: {how_many(truncated, 'line')}.", file=sys.stderr)
 
 
 def load_classifier(config: LoadConfig) -> "ClassificationPipeline":
-    """Returns the models that `config` names. Raises UserError for models of other tasks."""
+    """Loads the classifier, or the ensemble, in `checkpoint`. Raises UserError for models of other tasks."""
     from seqtk.pipelines import ClassificationPipeline
     from seqtk.tasks.masked_lm import MaskedLMTask
 

@@ -33,8 +33,8 @@ def command(
         config_type: The config dataclass, or a function that imports and returns it. An unknown recipe is then
             reported before torch is imported.
         recipes: Whether the command takes `recipe=` and `--multirun`, and runs in the processes that srun started.
-        first: The key that the first argument sets if it has no key of its own. If the key holds a list of texts, it
-            takes all leading arguments without keys.
+        first: The key of the first argument if it is given without a key. If the value of this key is a list of texts,
+            all leading arguments without a key are its elements.
 
     Raises SystemExit with code 2 for an error that the user can fix, 1 for a system error, 130 for Ctrl-C.
     """
@@ -84,7 +84,7 @@ def _read(
     first: str | None,
     about: str,
 ) -> C | None:
-    """Returns the config that the arguments describe. Returns None after printing, for `--help` and the like."""
+    """Returns the config that the arguments describe. Returns None if it prints instead (`--help`)."""
     if "--version" in arguments:
         print(program, seqtk.__version__)
         return None
@@ -101,7 +101,7 @@ def _read(
         )
     path = find_recipe(chosen[0]) if chosen else None
 
-    from seqtk.cli import compose  # Hydra takes 0.4 s; an unknown recipe is reported before
+    from seqtk.cli import compose  # importing Hydra takes 0.4 s; an unknown recipe is reported before that
 
     settings = [argument for argument in rest if not (recipes and argument.startswith("recipe="))]
     malformed = [
@@ -187,7 +187,7 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 @contextlib.contextmanager
 def killed_by_sigterm() -> Iterator[None]:
-    """Lets SIGTERM end the process at once, even in the middle of an operator, where there is nothing to remove."""
+    """Makes SIGTERM end the process at once, even inside an operator. For code that writes no files."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -31,10 +31,10 @@ C = TypeVar("C")
 
 
 SWEEP = object()
-"""The value of `key=a,b`: of a text field the text itself, else a mistake unless the command runs with `--multirun`."""
+"""The parsed value of `key=a,b`. A text field takes the text `a,b`. For any other field it requires `--multirun`."""
 
 MAX_PARSED = 10_000
-"""A value of more characters is text; the grammar would take seconds for it."""
+"""Maximum number of characters that are parsed, which takes seconds for long values. Longer values are text."""
 
 _KEY = r"[\w-]+(\.[\w-]+)*"
 _ARGUMENT = re.compile(rf"(?P<prefix>\+\+?|~|)(?P<key>{_KEY}|[\w/-]+(@{_KEY})?)(?:=(?P<text>.*))?", re.DOTALL)
@@ -106,7 +106,7 @@ def split_groups(overrides: Sequence[Override], recipe: Path | None) -> tuple[li
 
 
 def with_default_save_dir(recipe: Path, config: C) -> C:
-    """Returns `config` with the recipe's name added to its save_dir, if it has one."""
+    """Adds the recipe's name to the setting `save_dir`, if the config has this setting. Returns the new config."""
     if not hasattr(config, "save_dir"):
         return config
     return schema.update(config, "save_dir", f"{config.save_dir}/{recipe.stem}")
@@ -125,7 +125,9 @@ def recipe_layers(path: Path | None, groups: Sequence[Override] = ()) -> list[La
     ]
     try:
         with initialize_config_dir(str(folders[0]), version_base="1.3"), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*missing `_self_`")  # it is last then, as one would expect
+            warnings.filterwarnings(
+                "ignore", message=".*missing `_self_`"
+            )  # without `_self_`, the recipe itself is applied last
             loader = GlobalHydra.instance().config_loader()
 
             def defaults_list(choices: list[str]) -> Any:
@@ -229,7 +231,7 @@ def _without_deleted(layers: Sequence[Layer], deleted: Sequence[Override]) -> li
 
 
 def _kinds_first(config: Any, overrides: Sequence[Override]) -> list[Override]:
-    """Sorts the overrides so that a kind is chosen before its settings, which choosing it would reset."""
+    """Sorts the overrides so that a kind precedes its settings, because setting a kind resets them."""
     keys = [next(iter(schema.stands_for(config, override.key)), override.key) for override in overrides]
 
     def depth(pair: tuple[str, Override]) -> float:
@@ -276,7 +278,7 @@ def _interpolated(value: Any, root: Any) -> Any:
         found = OmegaConf.create({**root, "": value})[""]
         return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
     except OmegaConfBaseException as error:
-        raise UserError(f"'{value}': {str(error).splitlines()[0]}.") from None
+        raise UserError(f"'{value}' cannot be interpolated: {str(error).splitlines()[0]}.") from None
 
 
 def _value(override: Override, config: Any) -> Any:

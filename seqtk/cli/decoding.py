@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DecodeConfig(SearchConfig, LoadConfig):
-    """Which model to use, how it searches, and the format of its output."""
+    """Settings of decoding: the model, the search, and the format of the output."""
 
     format: Literal["text", "fairseq", "json"] = setting(
         "text",
@@ -37,7 +37,7 @@ class DecodeConfig(SearchConfig, LoadConfig):
 
 def check_decoding(config: DecodeConfig) -> None:
     """Raises UserError for settings that are invalid for every model, before torch is imported."""
-    # Whether a search samples may depend on the model: contradictions in that are found when it is loaded.
+    # The default of `sampling` depends on the model. Settings that contradict it are found when the model is loaded.
     (replace(config, sampling=True, beam=None) if config.sampling is None else config).check()
     check_checkpoint(config)
 
@@ -52,15 +52,17 @@ def check_nbest(config: DecodeConfig, pipeline: "TextPipeline") -> None:
 
 
 def check_no_search(config: SearchConfig) -> None:
-    """Raises UserError for a setting of a search, or of its output, since the model does not search."""
+    """Raises UserError if a setting of the search or its output is set, because the model does not search."""
     for field in fields(config):
         of_search = field.name in SearchConfig.__dataclass_fields__ or field.name == "detokenize"
         if of_search and getattr(config, field.name) != field.default:
-            raise UserError(f"{field.name}= is for models that write text, which this one does not.", "Remove it.")
+            raise UserError(
+                f"{field.name}= is for models that write text, but this model does not write text.", "Remove it."
+            )
 
 
 def load_text_pipeline(config: DecodeConfig) -> "TextPipeline":
-    """Returns the models that `config` names. Raises UserError for models of other tasks."""
+    """Loads the model, or the ensemble, in `checkpoint`. Raises UserError for models of other tasks."""
     return as_text_pipeline(load_pipeline(config), config)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvalConfig(LoadConfig):
-    """Which model to use, the text to score, how it is cut into samples, and the format of the result."""
+    """Settings of seqtk-eval-lm: the model, the text to score and its samples, and the format of the result."""
 
     data: str | None = setting(
         None, help="The data-bin directory that holds the split. null: the one that the model was trained on."
@@ -30,7 +30,7 @@ class EvalConfig(LoadConfig):
         help="The file of the original text, for metrics per word and byte. null: use the counts of preprocessing.",
     )
     break_mode: Literal["none", "complete", "complete_doc", "eos"] | None = setting(
-        None, help="How the text is cut into samples. null: as in training."
+        None, help="How the text is split into samples. null: as in training."
     )
     tokens_per_sample: int | None = setting(
         None, at_least=1, help="Maximum number of tokens in a sample, context included. null: as in training."
@@ -38,12 +38,13 @@ class EvalConfig(LoadConfig):
     context_window: int = setting(
         0,
         at_least=0,
-        help="The number of tokens of a sample that are context: they are read again, but not scored again.",
+        help="Number of tokens at the start of a sample that were scored in earlier samples and are only context.",
     )
     streams: int | None = setting(
         None,
         at_least=1,
-        help="With recurrent memory: the number of contiguous streams to read the text in. null: as in training.",
+        help="For models with recurrent state: number of contiguous streams in which the text is read. null: as in "
+        "training.",
     )
     max_tokens: int | None = setting(
         4096, at_least=1, help="Maximum size of a batch: samples × tokens of the longest sample. null: no limit."
@@ -74,7 +75,7 @@ def main(config: EvalConfig) -> None:
     if not isinstance(pipeline, GenerationPipeline):
         raise UserError(
             f"checkpoint={config.checkpoint} is not a language model.",
-            "seqtk-generate score_reference=true scores translations; seqtk-evaluate takes models of every task.",
+            "seqtk-generate score_reference=true scores translations; seqtk-evaluate evaluates models of every task.",
         )
     scores = pipeline.score_corpus(
         data=config.data,

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateConfig(SearchConfig, LoadConfig):
-    """Which model to evaluate, and on which data."""
+    """Settings of seqtk-evaluate: the model, the data, and the metrics."""
 
     data: str | None = setting(None, help="The data, for example a data-bin directory. null: the data of training.")
     split: str | None = setting(None, help="The split of data= to evaluate on. null: test. Not with input=.")
     input: str | None = setting(
-        None, help="A text file to evaluate on instead; of a classifier, TSV, CSV or JSON lines. -: standard input."
+        None,
+        help="Text file to evaluate on instead of data=. For a classifier: TSV, CSV or JSON lines. -: standard input.",
     )
     columns: Columns = Columns()
     reference: str | None = setting(
@@ -42,7 +43,8 @@ class EvaluateConfig(SearchConfig, LoadConfig):
     max_sentences: int | None = setting(64, at_least=1, help="Maximum number of examples in a batch. null: no limit.")
     truncate: bool | None = setting(
         None,
-        help="For classifiers: cut off the end of too long examples. false: refuse them. null: as in training.",
+        help="For classifiers: truncate examples that are too long at the end. false: they are an error. null: as in "
+        "training.",
     )
     bootstrap: int = setting(
         1000,
@@ -52,7 +54,7 @@ class EvaluateConfig(SearchConfig, LoadConfig):
     )
     confusion: str | None = setting(
         None,
-        help="For classifiers: a picture of the confusion matrix to write, a .png, .svg or .pdf file.",
+        help="For classifiers: file for a picture of the confusion matrix (.png, .svg or .pdf).",
     )
     format: Literal["text", "json"] = setting("text", help="The format of the report.")
 
@@ -76,7 +78,9 @@ def main(config: EvaluateConfig) -> None:
             f"split={config.split} and input= are both set.", "Set one of them: a split of the data, or a text."
         )
     if config.input is None and config.columns != Columns():
-        raise UserError("columns.text=, columns.second= and columns.label= are for input=.", "Set it, or remove them.")
+        raise UserError(
+            "columns.text=, columns.second= and columns.label= require input=.", "Set input=, or remove them."
+        )
     if config.confusion is not None:
         check_picture("confusion", config.confusion)
         check_output(Path(config.confusion), output="confusion", checkpoint=config.checkpoint, input=config.input)
@@ -112,7 +116,7 @@ def main(config: EvaluateConfig) -> None:
 
 
 def plot_confusion(report: "ClassReport", output: str) -> None:
-    """Draws a confusion matrix: one row for each class, with the share of each prediction as colour."""
+    """Draws a confusion matrix: one row for each class, with the share of each predicted class as colour."""
     pyplot = load_pyplot("confusion=")
     count_CC, classes = report.confusion_CC, report.classes
     share_CC = count_CC / count_CC.sum(1, keepdims=True).clip(min=1)

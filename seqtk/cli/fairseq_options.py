@@ -99,7 +99,7 @@ KEYS: dict[str, str] = {
     "weight_decay": "optimizer.weight_decay",
     "workers": "workers",
 }
-"""fairseq's option → our keys, of which the first that the command has is meant."""
+"""Maps an option of fairseq to keys of seqtk. The suggestion uses the first of them that the command has."""
 
 CONSTANTS: dict[str, str] = {
     "bf16": "precision=bf16",
@@ -119,15 +119,15 @@ CONSTANTS: dict[str, str] = {
     "share_decoder_input_output_embed": "model.share_embeddings=decoder",
     "unnormalized": "normalize_scores=false",
 }
-"""fairseq's switches → the setting that they mean."""
+"""Maps a switch of fairseq to the equivalent setting of seqtk."""
 
 ADVICE: dict[str, str] = {
     "ddp_backend": "start several processes with torchrun; parallel=ddp or parallel=fsdp2",
     "distributed_world_size": "start several processes with torchrun",
-    "maximize_best_checkpoint_metric": "validation.metric knows its direction",
+    "maximize_best_checkpoint_metric": "validation.metric implies the direction",
     "nwordssrc": "set vocab_size",
     "nwordstgt": "set vocab_size",
-    "remove_bpe": "output is plain text always",
+    "remove_bpe": "output is always plain text",
     "reset_optimizer": "use a new save_dir, and init_from=MODEL_FILE to keep the weights",
     "restore_file": "a run resumes from its save_dir; init_from=MODEL_FILE starts a new run from those weights",
     "tensorboard_logdir": "log.tensorboard=true writes save_dir/tensorboard",
@@ -135,7 +135,7 @@ ADVICE: dict[str, str] = {
     "thresholdtgt": "set vocab_size",
     "tokenizer": "text is tokenized by SentencePiece; tokens=words takes tokenized text",
 }
-"""fairseq's options without a counterpart → what to use instead."""
+"""Maps an option of fairseq without an equivalent setting to advice on what to use instead."""
 
 NOT_NEEDED = {
     "checkpoint_suffix",
@@ -156,20 +156,20 @@ NOT_NEEDED = {
     "threshold_loss_scale",
     "warmup_init_lr",
 }
-"""Options of fairseq that seqtk does without: the suggested line leaves them out."""
+"""Options of fairseq that seqtk does not need. The suggested command omits them."""
 
 NO_COUNTERPART = "this command has no such setting"
 
 SHORT = {"a": "arch", "s": "source_lang", "t": "target_lang", "r": "ref", "o": "criterion"}
 
 POSITIONAL: dict[str, tuple[str, ...]] = {"seqtk-score": ("hypothesis", "reference")}
-"""The keys that arguments without one are for; for other commands the data directory or the checkpoint."""
+"""The keys of positional arguments. In other commands, the only one is the data directory or the checkpoint."""
 
 SLOTS = ("task", "model", "optimizer", "schedule", "criterion")
 
 
 def translate(program: str, arguments: Sequence[str], config: Any, *, recipes: bool) -> UserError:
-    """Returns a suggestion for arguments that are not key=value: the translated command, or the nearest key."""
+    """Returns the error for arguments that are not key=value. It suggests the translated command or the nearest key."""
     pairs, positional = _options(arguments)
     unknown = next((argument for argument in arguments if argument.startswith("-")), None)
     problem = (
@@ -177,7 +177,7 @@ def translate(program: str, arguments: Sequence[str], config: Any, *, recipes: b
         if unknown
         else f"'{positional[0]}' is not of the form key=value."
     )
-    for name, value in pairs:  # the kinds first, as they decide which keys there are
+    for name, value in pairs:  # kinds first, because they determine which keys exist
         key = KEYS.get(name, "")
         if key in SLOTS and hasattr(config, key):
             kind = _kind(key, value)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GenerateConfig(DecodeConfig):
-    """What to translate or continue, and where to write it."""
+    """Settings of seqtk-generate: the model, the text to translate or continue, and the output."""
 
     data: str | None = setting(
         None, help="The data-bin directory that holds the split. null: the one that the model was trained on."
@@ -151,7 +151,7 @@ def _from_text(config: GenerateConfig, pipeline: "TranslationPipeline") -> "Iter
 
 @dataclass
 class _Tally:
-    """Counts what was decoded, for the report on standard error."""
+    """Counts sentences and tokens for the report on standard error."""
 
     pipeline: "TextPipeline"
     started: float = field(default_factory=time.perf_counter)
@@ -201,11 +201,11 @@ class _Tally:
                 "which reads <unk> instead."
             )
         if self.truncated:
-            _report(f"{how_many(self.truncated, noun)} exceeded the longest input of the model; the end was cut off.")
+            _report(f"Too long for the model and truncated at the end: {how_many(self.truncated, noun)}.")
         if self.prefixes_truncated:
             _report(
-                f"The prefix of {how_many(self.prefixes_truncated, noun)} exceeded the longest output; "
-                "its end was cut off. Raise max_length_b=."
+                f"Prefix longer than the longest output and truncated: {how_many(self.prefixes_truncated, noun)}. "
+                "Raise max_length_b=."
             )
 
 

@@ -11,7 +11,7 @@ from seqtk.utils.errors import UserError
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Which checkpoint to import, with which dictionaries, and the file to write."""
+    """Settings of seqtk-import-fairseq: the checkpoint, its dictionaries, and the file to write."""
 
     checkpoint: str = setting("", help="A checkpoint file of fairseq 0.6 to 0.12. Nothing in it is executed.")
     data: str = setting(
@@ -24,8 +24,8 @@ class ImportConfig:
     target_lang: str | None = setting(None, help="The target language. null: as in the checkpoint.")
     remove_bpe: str | None = setting(
         None,
-        help="How the tokens join to text: the subword marker of the training text, such as '@@ ' or sentencepiece; "
-        "none for words. null: as recorded in data.",
+        help="Subword marker of the training text, such as '@@ ' or sentencepiece, to remove when tokens are joined "
+        "into text. none: the tokens are words. null: as recorded in data.",
     )
 
 

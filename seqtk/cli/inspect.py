@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """What to inspect."""
+    """Settings of seqtk-inspect: the models or runs to show."""
 
     paths: tuple[str, ...] = setting(
         (), help="A model file, the folder of one checkpoint, or the folder of a run. Two are compared."
@@ -74,7 +74,7 @@ def _contents(model: "ModelFile", *, file: str) -> Iterator[str]:
     yield from aligned(rows, left=1)
     config = _config(model)
     if config is None:
-        yield "Settings: this version does not know all of them."
+        yield "Settings: not shown, because this version of seqtk does not have all of them."
         return
     yield "Settings other than the defaults:"
     text = " ".join(_not_default(config))
@@ -118,7 +118,7 @@ def _verified(path: str, model: "ModelFile") -> Iterator[str]:
         raise UserError(
             f"{how_many(len(damaged), 'file')} of {path} are damaged: {', '.join(p.name for p in damaged)}."
         )
-    yield "Verified: complete, no checksum is wrong, all weights are finite."
+    yield "Verified: all files are complete, all checksums are correct, all weights are finite."
 
 
 def _comparison(first: "ModelFile", second: "ModelFile") -> Iterator[str]:

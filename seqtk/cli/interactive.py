@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from seqtk.pipelines import ClassificationPipeline, TextPipeline
 
 Answer = Callable[[Sequence[str], int], Iterator[tuple[str, bool]]]
-"""Yields, for lines and the number of the first, what is written for each and whether the line was truncated."""
+"""A function of (lines, number of the first line). Yields (output, whether the line was truncated) for each line."""
 
 
 @dataclass(frozen=True)
 class InteractiveConfig(DecodeConfig):
-    """Which model to use, how it searches, and when it answers."""
+    """Settings of seqtk-interactive: the model, the search, and the buffer."""
 
     buffer_size: int = setting(
-        1, at_least=1, help="Lines that are read before the first is answered. Always 1 on a terminal."
+        1, at_least=1, help="Number of lines to read before the first output is written. Always 1 on a terminal."
     )
 
     advice: ClassVar[dict[str, str]] = {
@@ -38,8 +38,8 @@ def main(config: InteractiveConfig) -> None:
     """Translate, continue or classify the lines you type: seqtk-interactive checkpoint=PATH [beam=5 nbest=1 …].
 
     On a terminal it prints a prompt, and each hypothesis with its score. Ctrl-C drops the current line, Ctrl-D ends.
-    Through a pipe it reads lines and writes lines, buffer_size at a time. A line that cannot be answered is an error
-    message, and in a pipe an empty line (format=json: null); the next line follows.
+    Through a pipe it reads lines and writes lines, buffer_size at a time. For an invalid line it
+    prints an error message and, through a pipe, an empty line (format=json: null). Then it reads the next line.
     """
     check_decoding(config)
     on_terminal = sys.stdin.isatty()
@@ -66,7 +66,9 @@ def main(config: InteractiveConfig) -> None:
                     output.flush()
                     if truncated:
                         print(
-                            "(The input exceeded the model's limit; its end was cut off.)", file=sys.stderr, flush=True
+                            "(The input was too long for the model and was truncated at the end.)",
+                            file=sys.stderr,
+                            flush=True,
                         )
             except KeyboardInterrupt as interruption:
                 if not on_terminal or interruption.args:  # another signal, which gives its number
@@ -137,7 +139,7 @@ def _classifier(config: InteractiveConfig, pipeline: "ClassificationPipeline", *
 
 
 def _decoder(config: InteractiveConfig, pipeline: "TextPipeline", *, scores: bool) -> Answer:
-    """Returns a function that gives the outputs for each line, with `scores` those of all hypotheses."""
+    """Returns a function that gives the outputs for each line, with `scores` all hypotheses with their scores."""
     writer, search = pipeline.writer(detokenize=config.detokenize), pipeline.resolve(config)
 
     def answer(lines: Sequence[str], first: int) -> Iterator[tuple[str, bool]]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadConfig:
-    """Which model to load, and where it runs."""
+    """Settings of loading a model: the model, the device and the precision."""
 
     checkpoint: str = setting(
         "",
@@ -42,7 +42,7 @@ def check_checkpoint(config: LoadConfig) -> None:
 
 
 def load_pipeline(config: LoadConfig) -> "Pipeline":
-    """Loads the models that `config` names."""
+    """Loads the model, or the ensemble, in `config.checkpoint`."""
     check_checkpoint(config)
     import torch
 

@@ -19,7 +19,7 @@ FORMATS = ("png", "svg", "pdf")
 
 @dataclass(frozen=True)
 class PlotConfig:
-    """Which metric of which runs to plot, and the picture to write."""
+    """Settings of seqtk-plot: the runs, the metric, and the picture to write."""
 
     runs: tuple[str, ...] = setting((), help="Folders of runs (their save_dir).")
     metric: str = setting("loss", help="The metric to plot, as log.jsonl names it: loss, nll, ppl, bleu, lr, ….")
@@ -44,7 +44,7 @@ def main(config: PlotConfig) -> None:
 
 
 def check_picture(key: str, output: str) -> None:
-    """Raises UserError unless the file name `output`, the value of `key`, has the ending of a picture."""
+    """Raises UserError unless the file name `output`, the value of `key`, has the extension of a picture."""
     if Path(output).suffix.removeprefix(".") not in FORMATS:
         raise UserError(f"{key}={output}: must end in .{', .'.join(FORMATS)}.")
 

@@ -23,8 +23,8 @@ def run(config: PrepareConfig) -> None:
     """Downloads a published corpus and makes its data-bin: seqtk-prepare NAME. `seqtk-prepare ls` lists the corpora.
 
     `seqtk-prepare enwik8` downloads, checks, unpacks and splits enwik8 and makes data-bin/enwik8, which recipes read.
-    `source=FOLDER` takes the published files, or what was unpacked from them, from the disk. A command that was
-    interrupted continues when it is run again. Labelled sets, generated sets and the demo corpus have other settings:
+    `source=FOLDER` reads the published files, or the files unpacked from them, from the disk. If the command is
+    interrupted, run it again to continue. Labelled sets, generated sets and the demo corpus have other settings:
     see `seqtk-prepare NAME --help`.
     """
     if not config.corpus:
@@ -71,7 +71,7 @@ def listed() -> str:
     """Lists the corpora, one line each: name, description and data-bin folder."""
     rows = [(corpus.name, corpus.about, f"data-bin/{corpus.databin}") for corpus in CORPORA.values()]
     rows += [(name, labelled.about, f"data-bin/{name}") for name, labelled in LABELLED_SETS.items()]
-    rows.append((DEMO, "English to German sentences of a small grammar, made on this machine", demo.DESTINATION))
+    rows.append((DEMO, "English to German sentences of a small grammar, generated on this machine", demo.DESTINATION))
     width = max(len(name) for name, _, _ in rows)
     return "".join(f"{name:{width}}  {about} → {place}\n" for name, about, place in rows)
 

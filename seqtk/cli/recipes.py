@@ -55,7 +55,7 @@ def run(arguments: list[str]) -> str:
 def _copy(source: Path, folder: Path) -> Path:
     target = folder / source.name
     if target.exists():
-        raise UserError(f"{target} exists already.", "Copy into another folder, or remove it first.")
+        raise UserError(f"{target} exists already.", "Copy the recipe into another folder, or remove this file first.")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, not a folder.", "Name the folder to copy the recipe into.")
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from seqtk.utils.errors import UserError
 
 @dataclass(frozen=True)
 class ResizeConfig:
-    """Which model to resize, the new length, and the file to write."""
+    """Settings of seqtk-resize: the model, the new length, and the file to write."""
 
     checkpoint: str = setting("", help="A model file, the folder of one checkpoint, or the folder of a run.")
     max_length: int | None = setting(

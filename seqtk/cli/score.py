@@ -12,7 +12,7 @@ from seqtk.utils.errors import UserError
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """Which translations to score, and against which references."""
+    """Settings of seqtk-score: the translations, the references, and the metrics."""
 
     hypothesis: str = setting(
         "", help="A file of translations. With several, separated by commas, each is compared with the first."
@@ -20,7 +20,7 @@ class ScoreConfig:
     reference: str = setting(
         "", help="The file with their references, line by line. For several references, separate files by commas."
     )
-    metrics: str = setting("bleu,chrf,ter", help="Any metrics of text, separated by commas.")
+    metrics: str = setting("bleu,chrf,ter", help="Metrics of text, separated by commas.")
     lowercase: bool = setting(False, help="Ignore case (TER always does).")
     tokenize: str = setting(
         "13a", help="The tokenizer of BLEU: 13a, intl, char, zh, ja-mecab, ko-mecab, flores200, none."

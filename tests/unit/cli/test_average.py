@@ -21,7 +21,7 @@ def test_fewer_checkpoints_than_last_are_averaged(run_dir: Path, capsys: pytest.
     assert capsys.readouterr().out.startswith("Mean of 2 checkpoints: update_00000004, update_00000006\n")
     main([f"checkpoint={run_dir}", "last=99"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"last=99, but {run_dir} holds 3 checkpoints."
+    assert lines[0] == f"last=99, but {run_dir} has only 3 checkpoints."
     assert lines[1].startswith("Mean of 3 checkpoints")
 
 

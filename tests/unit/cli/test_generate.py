@@ -220,7 +220,7 @@ def test_output_file_is_complete_or_absent(run, refused, folder):
 
 def test_truncated_input_is_counted(run):
     stderr = run("input=test.de").err
-    assert "3 sentences exceeded the longest input" in stderr
+    assert "Too long for the model and truncated at the end: 3 sentences" in stderr
     assert "Translated 15 sentences (" in stderr
 
 
@@ -341,7 +341,7 @@ class TestReferences:
 class TestPrefix:
     def test_long_prefix_is_reported(self, run):
         stderr = run("input=test.de", "prefix=test.en", "max_length_b=3").err
-        assert "The prefix of 3 sentences exceeded" in stderr
+        assert "Prefix longer than the longest output and truncated: 3 sentences" in stderr
 
     def test_unknown_words_are_reported_and_kept(self, run, folder):
         (folder / "begin").write_text("zebra new\n" * len(SOURCES))
