@@ -206,7 +206,7 @@ def _tabled_reviews(tables: Mapping[str, Path | None]) -> Iterator[tuple[str, in
             name, tab, text = rest.partition("\t")
             if label not in ("0", "1") or not tab or not name.partition("_")[0].isdigit():
                 raise UserError(
-                    f"Line {number} of {path} is not label, id and text, separated by tabs:", repr(line[:60])
+                    f"Line {number} of {path} must be label, id and text, separated by tabs, but is:", repr(line[:60])
                 )
             yield split, int(label), int(name.partition("_")[0]), _clean(text.encode(), str(path))
 
@@ -297,7 +297,10 @@ def read_retrieval(places: Sequence[Path], counts: Mapping[str, int]) -> Iterato
         for number, line in enumerate(read_lines(str(path)), start=1):
             label, *parts = line.split("\t")
             if label not in ("0", "1", "0.0", "1.0") or len(parts) != 4:
-                raise UserError(f"Line {number} of {path} is not label, id1, id2, text1, text2:", repr(line[:60]))
+                raise UserError(
+                    f"Line {number} of {path} must be label, id1, id2, text1 and text2, separated by tabs, but is:",
+                    repr(line[:60]),
+                )
             first, second = (part.encode()[:_MOST_BYTES] for part in parts[2:])
             yield Example(split, int(float(label)), (first.translate(_BLANKS), second.translate(_BLANKS)))
         _check_count(number, counts.get(split), f"pairs in {path}")

@@ -29,9 +29,9 @@ from seqtk.utils.files import disk_full_errors
 from seqtk.utils.progress import Reporter
 
 _CHUNK_BYTES = 1 << 18
-_PASSING = (408, 425, 429, 500, 502, 503, 504)  # status codes of temporary problems
+_TEMPORARY = (408, 425, 429, 500, 502, 503, 504)  # status codes of temporary problems
 _WEB_PAGE = re.compile(rb"\s*(<!doctype html|<html|<\?xml)", re.IGNORECASE)
-_OTHERWISE = "Try again later, or use mirror=URL, or source=FOLDER for files that you have."
+_ADVICE = "Try again later, or use mirror=URL, or source=FOLDER for files that you have."
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,9 @@ def _receive(published: RemoteFile, partial: _Partial, *, reporter: Reporter, re
                 error.close()
                 if error.code == 416:  # no such range: the file on the server has become shorter
                     partial.start_over(None)
-                elif error.code not in _PASSING:
+                elif error.code not in _TEMPORARY:
                     raise UserError(
-                        f"{partial.url} cannot be downloaded: {error.code} {error.reason}.", _OTHERWISE
+                        f"{partial.url} cannot be downloaded: {error.code} {error.reason}.", _ADVICE
                     ) from None
                 problem = f"{error.code} {error.reason}"
             except (OSError, http.client.HTTPException) as error:
@@ -166,9 +166,9 @@ def _given_up(partial: _Partial, problem: str) -> UserError:
     said = f"{partial.url} cannot be downloaded: {problem}."
     if not partial.size:
         partial.remove()
-        return UserError(said, _OTHERWISE)
+        return UserError(said, _ADVICE)
     there = f"{partial.size:,} bytes are in {partial.path}. Run the same command again to download the rest."
-    return UserError(said, there, _OTHERWISE)
+    return UserError(said, there, _ADVICE)
 
 
 def _request(published: RemoteFile, partial: _Partial, bar: Any, *, timeout: float) -> str | None:
@@ -214,7 +214,7 @@ def _refuse_other_files(published: RemoteFile, url: str, headers: Message, total
         raise UserError(
             f"{url} differs from the published {published.file_name}:",
             f"the file on the server has {total:,} bytes, not {published.length:,}.",
-            _OTHERWISE,
+            _ADVICE,
         )
 
 
@@ -222,5 +222,5 @@ def _web_page(published: RemoteFile, url: str) -> UserError:
     return UserError(
         f"{url} is a web page instead of {published.file_name}.",
         "The file has moved, or a proxy requires a log-in.",
-        _OTHERWISE,
+        _ADVICE,
     )

@@ -46,7 +46,7 @@ class TextConfig:
         return self.langs if self.target_lang else (self.source_lang,)
 
     def prefixes(self) -> dict[str, str]:
-        """Returns the prefix of each split's text. Commas separate prefixes, unless a file has a comma in its name."""
+        """Returns the prefix of each split's text. Commas separate prefixes, unless such a file exists."""
         named = {"train": self.train} if self.train else {}
         for name, given in (("valid", self.valid), ("test", self.test)):
             parts = [[item] if _find(item, self._sides[0]) else item.split(",") for item in given]

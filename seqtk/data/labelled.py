@@ -254,7 +254,7 @@ def _check_settings(config: PreprocessConfig, *, arrays: bool) -> None:
         raise UserError("joint=false: both texts of a pair must have the same dictionary.", "Remove it.")
     if config.valid_share and (config.train is None or config.valid):
         raise UserError(
-            "valid_share= takes the split valid from the examples of train=.", "Set train=, and remove valid=."
+            "valid_share= requires train= without valid=.", "It moves examples of train= to the split valid."
         )
 
 

@@ -69,7 +69,7 @@ ADAPTIVE_NAMES = (
     (r"head\.bands\.(\d+)", "decoder.adaptive_softmax.tail.{}.2.weight", 1),  # band 1 is tail 0
     (r"head\.projections\.(\d+)", "decoder.adaptive_softmax.tail.{}.0.weight", 0),
 )
-"""(seqtk's name, fairseq's current name, seqtk's number of the band that fairseq numbers 0), for adaptive layers."""
+"""(seqtk's name, fairseq's current name, seqtk's band number minus fairseq's), for adaptive input and softmax."""
 
 EMPTY = re.compile(
     r"(encoder|decoder)\.(version|embed_positions\._float_tensor|layers\.\d+\.conv\.conv_bias"
@@ -96,10 +96,14 @@ def fairseq_name(name: str, *, lightconv: bool = False) -> str:
 def current_names(state: Mapping[str, Tensor], *, lightconv: bool = False) -> dict[str, Tensor]:
     """Returns the tensors under fairseq's current names; stacked projections are split."""
     norms = NUMBERED_LIGHTCONV_NORMS if lightconv else NUMBERED_NORMS
-    return dict(pair for name, tensor in state.items() for pair in _today(name, tensor, numbered_norms=norms))
+    return dict(
+        pair for name, tensor in state.items() for pair in _with_current_name(name, tensor, numbered_norms=norms)
+    )
 
 
-def _today(name: str, tensor: Tensor, *, numbered_norms: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, Tensor]]:
+def _with_current_name(
+    name: str, tensor: Tensor, *, numbered_norms: Mapping[str, tuple[str, ...]]
+) -> Iterator[tuple[str, Tensor]]:
     if match := re.fullmatch(r"(.*\.)in_proj_(weight|bias)", name):
         for letter, part in zip("qkv", tensor.chunk(3), strict=True):
             yield f"{match[1]}{letter}_proj.{match[2]}", part

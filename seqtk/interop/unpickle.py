@@ -114,14 +114,14 @@ def _globals_in(stream: IO[bytes]) -> Iterator[str]:
     strings: list[str] = []
     for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name in ("GLOBAL", "INST"):
-            yield _today(*str(argument).split(" ", 1))
+            yield _python3_name(*str(argument).split(" ", 1))
         elif opcode.name == "STACK_GLOBAL" and len(strings) >= 2:
-            yield _today(*strings[-2:])
+            yield _python3_name(*strings[-2:])
         elif isinstance(argument, str):
             strings = [*strings[-1:], argument]
 
 
-def _today(module: str, name: str) -> str:
+def _python3_name(module: str, name: str) -> str:
     """Returns `module.name` under its Python 3 name. Pickle protocol 2, which torch writes, uses Python 2 names."""
     if (module, name) in _compat_pickle.NAME_MAPPING:
         module, name = _compat_pickle.NAME_MAPPING[module, name]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 FINE = 2
-"""Pixels of a fine image per pixel."""
+"""The scale at which images are drawn before they are shrunk."""
 
 Image = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]

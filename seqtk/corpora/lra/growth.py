@@ -402,9 +402,9 @@ def grow_pairs(tables: Tables, count: int, length: int, bits: Random) -> Pairs:
             break
         if attempts > _PATIENCE and not done:
             raise UserError(
-                f"contour_length={length}: two such paths do not fit into {tables.size} x {tables.size} pixels;",
+                f"contour_length={length}: two such paths do not fit into {tables.size} x {tables.size} pixels.",
                 f"{attempts:,} attempts failed.",
-                "Set contour_length lower: the protocol has 6, 9 and 14.",
+                "Set contour_length lower. The Long Range Arena has 6, 9 and 14.",
             )
         restart = np.flatnonzero(~fits | (step == 2 * length))
     segments = np.concatenate([part for part, _ in found], axis=1)[:, :count]

@@ -212,5 +212,7 @@ def read_official(lines: Iterable[str], name: str) -> Iterator[tuple[list[str], 
         if number == 1 and (source, target) == ("Source", "Target"):
             continue
         if not (tokens and len(target) == 1 and target in "0123456789" and set(tokens) <= set(TOKENS)):
-            raise UserError(f"Line {number} of {name} is not an expression, a tab and its value:", repr(line[:80]))
+            raise UserError(
+                f"Line {number} of {name} must be an expression, a tab and its value, but is:", repr(line[:80])
+            )
         yield tokens, target
