@@ -218,7 +218,7 @@ def _token_type(version: int, code: int, prefix: str) -> np.dtype[Any]:
 
 
 class JoinedItems:
-    """A concatenation of data sets, without copies: the items of the first, then those of the second, and so on."""
+    """A concatenation of data sets, without copies: the items of the first, then the items of the second, and so on."""
 
     def __init__(self, parts: Sequence[IndexedDataset]) -> None:
         self.parts = tuple(parts)

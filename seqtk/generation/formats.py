@@ -39,7 +39,7 @@ class Writer:
         self.detokenize, self.free_text = detokenize, free_text
 
     def lines(self, translation: Translation, format: Format) -> Iterator[str]:
-        """Returns the lines for one translation."""
+        """Returns the lines of output for one translation."""
         formatters: dict[Format, Callable[[Translation], Iterator[str]]] = {
             "text": self._text, "fairseq": self._fairseq, "json": self._json
         }  # fmt: skip

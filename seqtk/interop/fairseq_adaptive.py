@@ -16,7 +16,7 @@ TAIL_PROJECTION = re.compile(r"decoder\.adaptive_softmax\.tail\.\d+\.0\.weight")
 
 
 def vocabulary_size(state: Mapping[str, Tensor], *, where: str) -> int:
-    """Returns the number of tokens in the embedding table of a language model, or in the tables of all its bands."""
+    """Returns the vocabulary size of a language model: the number of rows of its embedding table or tables."""
     tables = [len(tensor) for name, tensor in state.items() if TABLE.fullmatch(name)]
     return sum(tables) or rows(state, "decoder", where=where)
 

@@ -98,7 +98,7 @@ def _largest(
     order_N = np.argsort(-longest_N, kind="stable")
     order_N = order_N[longest_N[order_N] <= (config.max_length or longest_N.max(initial=0))]
     if not len(order_N):
-        return share or CPU_TOKENS  # planning the epoch raises the error
+        return share or CPU_TOKENS  # there is no usable example: planning the epoch raises the error
     least = int(longest_N[order_N[0]])
     most = share or max(int(longest_N.sum()) // MIN_BATCHES, least)
     most = max(min(most, GPU_TOKENS if device.type == "cuda" else CPU_TOKENS), least)

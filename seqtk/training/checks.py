@@ -63,7 +63,10 @@ def check_run(
 def _check_lengths(
     config: TrainConfig, read: Sequence[tuple[str, Dataset, IndexArray]], *, task: Task, model: Model
 ) -> None:
-    """Compares lengths with the model's limits. `read`: the training set, then others: name, set, examples read."""
+    """Raises UserError if an example is longer than the model's limit.
+
+    `read` holds (name, dataset, indices of the examples that are read) of the training set, then of validation sets.
+    """
     for place, (split, dataset, numbers) in enumerate(read):
         sizes_ND = dataset.sizes_ND[numbers]
         for longer in task.too_long(sizes_ND, model):
@@ -82,8 +85,8 @@ def _check_lengths(
             )
             raise UserError(
                 f"{how_many(len(longer.sizes), f'{split} example')} exceed the model's limit of {limit} {side} tokens.",
-                f"The longest has {longer.sizes.max()} and the first is example {number + 1:,}: set {key} to {needed},",
-                f"or {other}.",
+                f"The longest has {longer.sizes.max()} tokens. The first is example {number + 1:,}.",
+                f"Set {key} to {needed}, or {other}.",
             )
 
 
@@ -145,7 +148,7 @@ def banner(run: "Trainer", plan: Sequence[Update]) -> Iterator[str]:
 
 @contextmanager
 def prepared(config: TrainConfig) -> Iterator[Engine]:
-    """Context manager that checks `config` and starts its engine. The body runs inside `running`."""
+    """Context manager that checks `config`, and yields its engine, which is closed at the end."""
     config.check()
     keep_freed_memory()
     if config.threads:
@@ -177,7 +180,9 @@ def _deterministic(enabled: bool) -> Iterator[None]:
         if not enabled or "deterministic implementation" not in str(error):
             raise
         problem = str(error).partition(", but")[0]
-        raise UserError(f"deterministic=true: {problem}.", "Set deterministic=false, or another layer.") from error
+        raise UserError(
+            f"deterministic=true: {problem}.", "Set deterministic=false, or choose another layer."
+        ) from error
     finally:
         torch.use_deterministic_algorithms(before)
 
@@ -188,7 +193,7 @@ def _smaller_batch(config: TrainConfig) -> tuple[str, str]:
     or_recompute = "" if recomputes else ", or model.recompute_blocks=all"
     if is_auto(config.batch.max_tokens):
         return (
-            "Less memory is free than when the value of batch.max_tokens=auto was chosen.",
+            "Less memory is free than when the value for batch.max_tokens=auto was chosen.",
             f"End other programs on this device, set batch.max_tokens to a number{or_recompute}.",
         )
     key, value = "batch.max_tokens", config.batch.max_tokens

@@ -86,7 +86,7 @@ class Compilation:
         _allow_graphs(2 * self.shapes if self.shapes else MAX_GRAPHS)
         options: dict[str, Any] = {"fullgraph": True, "dynamic": self.shapes is None}
         if device == "cpu":
-            # torch's generator is several times faster than inductor's, and gives the masks of a run without compile.
+            # torch's generator is several times faster than inductor's, and draws the same masks as without compile.
             options["options"] = {"fallback_random": True}
         elif self.mode == "step" and self._may_record(config):
             options["mode"] = "reduce-overhead"
@@ -199,13 +199,13 @@ class _Watch:
 
     def listen(self) -> None:
         """Registers callbacks with torch, if they are not registered. `torch.compiler.reset` removes them."""
-        from torch._dynamo.callback import callback_handler  # takes a second, which runs without compile avoid
+        from torch._dynamo.callback import callback_handler  # imported here, because it takes a second
 
         if self._start not in callback_handler.start_callbacks:
             callback_handler.register_start_callback(self._start)
             callback_handler.register_end_callback(self._end)
 
-    def _start(self, *arguments: Any) -> None:  # torch 2.6 gives none
+    def _start(self, *arguments: Any) -> None:  # no arguments in torch 2.6
         self._since = time.monotonic()
         if not arguments or arguments[0].callback_trigger.name == "DYNAMO":  # not a backward pass or a CUDA graph
             self.graphs += 1

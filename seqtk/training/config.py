@@ -128,7 +128,7 @@ class LogConfig:
     every: int = setting(100, at_least=1, help="Number of updates between log lines.")
     sinks: tuple[SinkConfig, ...] = setting(
         (ConsoleConfig(), JsonlConfig()),
-        help="Sinks of the metrics: console, jsonl, tensorboard, wandb, or a plug-in's.",
+        help="Where metrics are written: console, jsonl, tensorboard, wandb, or a sink of a plug-in.",
     )
     tensorboard: bool = setting(True, help="Also write to save_dir/tensorboard if log.sinks does not list tensorboard.")
     histograms: int = setting(0, at_least=0, help="Number of updates between histograms of the weights. 0: never.")
@@ -278,7 +278,7 @@ class TrainConfig:
     def _check_auto(self) -> None:
         if self.batch.tokens_per_update is not None and not self.auto_keys:
             raise UserError(
-                f"batch.tokens_per_update={self.batch.tokens_per_update} has no effect on numbers.",
+                f"batch.tokens_per_update={self.batch.tokens_per_update} has no effect: no setting is auto.",
                 "Set batch.max_tokens=auto or update_freq=auto, or batch.tokens_per_update=null.",
             )
         if self.auto_keys and self.batch.streams is not None:

@@ -27,12 +27,12 @@ def dry_run(config: TrainConfig) -> Iterator[str]:
         The lines to print. Only the first process yields lines.
 
     Raises:
-        UserError: If the run is not possible.
+        UserError: If the config or the data are invalid, or if memory runs out.
     """
     with prepared(config) as engine:
         run = Trainer(config, engine=engine)
         plan = run.plan()
-        if not plan:  # other batch settings than before leave no usable example in this epoch
+        if not plan:  # with the changed batch settings, no usable example is left in this epoch
             run.state = run.state.replace(position=Position(run.state.position.epoch + 1))
             plan = run.plan()
         for line in itertools.chain(

@@ -14,16 +14,16 @@ from torch.distributed.distributed_c10d import PrefixStore
 INTERVAL = 2.0
 """Seconds between two heartbeats."""
 LIMIT = 18.0
-"""Seconds without one after which a process counts as lost, in which this process was not suspended itself."""
+"""Seconds without a heartbeat after which a process is lost. Time in which this process is suspended does not count."""
 FINISHED = -(10**9)
 
 
 class Heartbeat:
-    """Sends heartbeats of this process to the store of the run, and monitors those of the next rank.
+    """Sends heartbeats of this process to the store of the run, and monitors the heartbeats of the next rank.
 
-    If they stop, the lost process is announced to all processes in the store. One thread communicates with the store,
-    and may block if the host of the store is lost. A second thread ends this process if a process is lost or the store
-    does not respond.
+    If the next rank sends no more heartbeats, it is announced as lost to all processes in the store. One thread
+    communicates with the store, and may block if the host of the store is lost. A second thread ends this process if a
+    process is lost or the store does not respond.
 
     Args:
         rank, size: The rank of this process, and the number of processes.
@@ -36,7 +36,7 @@ class Heartbeat:
         self.address, self.prefix = (host, port), prefix
         self._done = threading.Event()
         self._answers = 0
-        """How often the store has answered."""
+        """The number of answers from the store."""
         self._lost: int | None = None
         self._beating = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._beating.start()
@@ -58,7 +58,7 @@ class Heartbeat:
                 now, before = store.add(f"beats/{self.next}", 0), beats
                 beats, self._answers = now, self._answers + 1
                 silent = silent + 1 if now == before and now >= 0 else 0
-                if silent * INTERVAL > LIMIT:  # no clock, which would run on while this process is suspended
+                if silent * INTERVAL > LIMIT:  # not a clock, which also runs while this process is suspended
                     store.compare_set("lost", "", str(self.next))
                 if store.check(["lost"]):
                     self._lost = int(store.get("lost"))

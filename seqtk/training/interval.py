@@ -33,7 +33,7 @@ class Interval:
     """Sums over the updates of a log interval, in float64 on the device. The host reads them only for log lines.
 
     So the host does not notice at once when an update is not finite. From then on, all updates are skipped on the
-    device, until the next reading.
+    device, until the host reads the sums.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -51,10 +51,10 @@ class Interval:
         """Whether the host already knows that the last update failed."""
 
     def judge(self, values: Tensor, loss_scale: LossScale | None) -> tuple[Tensor, Tensor]:
-        """Returns whether the weights are changed by an update, and whether it is skipped to lower the loss scale.
+        """Returns whether an update changes the weights, and whether it is skipped to lower the loss scale, as tensors.
 
         Args:
-            values: The norm of its gradient, then its statistics.
+            values: The norm of the gradient, then the statistics of the update.
             loss_scale: The loss scale of float16.
         """
         finite_N = values.isfinite()
@@ -75,7 +75,7 @@ class Interval:
         overflow: Tensor,
         before: Mapping[str, float],
     ) -> None:
-        """Adds the values of an update to the sums. Those of a skipped update are not added.
+        """Adds the values of an update to the sums. The values of a skipped update are not added.
 
         Args:
             names: The names of the values: the norm of the gradient, then the statistics.

@@ -93,7 +93,7 @@ class Sink:
 
 @dataclass(frozen=True)
 class ConsoleConfig(SinkConfig):
-    """Lines on the standard error stream, with a progress bar on a terminal."""
+    """Prints lines on standard error, with a progress bar on a terminal."""
 
 
 @sinks.register("console", ConsoleConfig)

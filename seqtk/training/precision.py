@@ -1,7 +1,8 @@
 """Copies of weights in autocast's precision, which are updated once per update instead of at each use.
 
 Autocast converts each weight in each micro-batch, and each gradient back: two kernels for every matrix and bias. Here,
-one kernel converts the weights of all linear layers after an optimizer step, and one kernel the gradients of a block.
+one kernel converts the weights of all linear layers after an optimizer step, and one kernel converts all gradients of a
+group of blocks.
 Layers with the same input, such as the projections to queries, keys and values, are stacked in one copy, so that they
 are computed as one matrix product.
 
@@ -97,7 +98,7 @@ class WeightCopies:
 
 
 class _StepCounter:
-    """Counts the steps of all optimizers: torch's fused ones change weights without counting their versions."""
+    """Counts the steps of all optimizers, since fused optimizers do not change `Tensor._version` of the weights."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -119,7 +120,7 @@ def _groups(maps_of_block: list[tuple[Linear, ...]]) -> Iterator[list[Tensor]]:
 
 
 def _first_rows(maps: tuple[Linear, ...]) -> list[int]:
-    """Returns where the rows of each map start in the copies of joint maps."""
+    """Returns the first row of each layer in the buffer of stacked layers."""
     return list(accumulate([each.out_features for each in maps[:-1]], initial=0))
 
 
@@ -128,7 +129,7 @@ def _parameters(maps_of_block: list[tuple[Linear, ...]]) -> list[Tensor]:
 
 
 class _Copies(torch.autograd.Function):
-    """Returns copies of the weights that already exist, and sends their gradients to the weights."""
+    """Returns the existing copies of the weights. The backward pass converts their gradients for the weights."""
 
     @staticmethod
     def forward(ctx: Any, buffers: list[Tensor], *parameters: Tensor) -> tuple[Tensor, ...]:

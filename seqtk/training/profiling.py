@@ -10,7 +10,7 @@ from seqtk.utils.errors import UserError
 from seqtk.utils.files import atomic_file
 
 MAX_PROFILED = 100
-"""The most updates in one trace, which has some thousands of events an update."""
+"""Maximum number of updates in a trace. Each update has thousands of events."""
 
 
 def profiled_updates(text: str) -> tuple[int, int]:
@@ -40,7 +40,7 @@ class Profile:
         self._profiler: Any = None
 
     def begin(self, update: int) -> None:
-        """Starts to record if `update` is one of those to profile."""
+        """Starts recording if `update` is to be profiled."""
         if self._profiler is None and self.first <= update <= self.last:
             kinds = [torch.profiler.ProfilerActivity.CPU]
             if self._device.type == "cuda":
@@ -49,7 +49,7 @@ class Profile:
             self._profiler.start()
 
     def close(self) -> str | None:
-        """Writes what was recorded, and returns a line about it; None if nothing was."""
+        """Writes the trace, and returns a message with its path; None if nothing was recorded."""
         profiler, self._profiler = self._profiler, None
         if profiler is None:
             return None

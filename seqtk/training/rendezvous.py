@@ -1,4 +1,4 @@
-"""Rendezvous: all processes of a run agree on a prefix for their keys in the store, which no earlier start has used.
+"""Rendezvous: all processes of a run agree on a prefix for their keys in the store, which is new at each restart.
 
 torchrun keeps the same store when it restarts processes, so that a process could read the address of one that has ended
 (https://github.com/pytorch/pytorch/issues/135712). torchrun's count of restarts cannot be used as a prefix, because
@@ -36,10 +36,11 @@ def meet(*, rank: int, size: int, timeout: float) -> tuple[Store, str]:
 
 
 def agreed_prefix(store: Store, run: str = "", *, rank: int, size: int, timeout: float) -> str:
-    """Returns a prefix that all processes of this start get, and none of an earlier one. See `meet`.
+    """Returns a prefix that is the same in all processes of this start, and differs from those of earlier starts.
 
-    The first process numbers the start. It tells the number to each process under a name that only that process has.
-    Processes of another `run`, which found this store by mistake, are not counted and get no prefix.
+    The first process counts the starts. Each other process stores a unique name, and the first process answers with the
+    number of the start, stored under this name. See `meet`. Processes of another `run`, which found this store by
+    mistake, are not counted and get no prefix.
     """
     store.set_timeout(timedelta(seconds=timeout))
     root = f"seqtk/{run}"
@@ -49,21 +50,21 @@ def agreed_prefix(store: Store, run: str = "", *, rank: int, size: int, timeout:
     else:
         name = uuid.uuid4().hex
         store.set(f"{root}/arrived/{rank}", name)
-        number = int(store.get(f"{root}/start/{name}"))  # waits for it
+        number = int(store.get(f"{root}/start/{name}"))  # waits for the answer
         store.set(f"{root}/{number}/{rank}", "")
     return f"{root}/{number}"
 
 
 def _gather(store: Store, root: str, number: int, *, size: int, timeout: float) -> None:
-    """Tells every process that arrives the number of the start, until all have read it."""
-    missing, told, end = list(range(1, size)), set(), time.monotonic() + timeout
+    """Answers each process that arrives with the number of the start, until all processes have read it."""
+    missing, answered, end = list(range(1, size)), set(), time.monotonic() + timeout
     while missing := [rank for rank in missing if not store.check([f"{root}/{number}/{rank}"])]:
         if time.monotonic() > end:
             raise dist.DistStoreError(f"processes {', '.join(map(str, missing))} did not arrive in {timeout:g} seconds")
         for rank in missing:
             if store.check([f"{root}/arrived/{rank}"]):
-                name = store.get(f"{root}/arrived/{rank}").decode()  # perhaps of an earlier start: nobody reads it then
-                if name not in told:
-                    told.add(name)
+                name = store.get(f"{root}/arrived/{rank}").decode()  # a name from an earlier start does no harm
+                if name not in answered:
+                    answered.add(name)
                     store.set(f"{root}/start/{name}", str(number))
         time.sleep(POLL)

@@ -27,7 +27,7 @@ FREE = (
 )
 """Settings that do not influence the result."""
 MOVABLE = re.compile(r"task\.data|task\.mix(\[\d+\])?\.data|batch\.(?!streams$).*")
-"""Settings in these sections that may change: the location of the data, because the data are compared themselves, and
+"""Settings in these sections that may change: the location of the data, because the data themselves are compared, and
 batch settings, because the rest of the epoch can be batched differently."""
 MAX_LISTED = 5
 
@@ -47,12 +47,12 @@ class Difference:
 
     @property
     def now(self) -> str:
-        """The current setting, as the command line takes it."""
+        """The current setting in the form key=value."""
         return f"{self.key}={_as_text(self.current)}"
 
     @property
     def was(self) -> str:
-        """The saved setting, as the command line takes it."""
+        """The saved setting in the form key=value."""
         return f"{self.key}={_as_text(self.saved)}"
 
     @property
@@ -79,7 +79,7 @@ def saved_config(tree: Mapping[str, Any], *, source: str, version: str) -> Train
     except UserError as error:
         raise UserError(
             f"{source} was written by seqtk {version}, and cannot be resumed: {str(error).splitlines()[0]}",
-            f"To keep its model: seqtk-average checkpoint={source} last=1.",
+            f"To write its model to a model file: seqtk-average checkpoint={source} last=1.",
         ) from error
 
 
@@ -130,9 +130,9 @@ def check_resumable(
     changed = config_diff(before, config, source=source)
     if saved.model.assets != assets:
         raise UserError(f"{source} was trained with vocabularies other than those in {data}.", other)
-    if not corpus.startswith(saved.state.corpus):  # the fingerprints of seqtk 0.1 are prefixes of today's
-        there, here = (text.partition(",")[0] for text in (saved.state.corpus, corpus))
-        raise UserError(f"{source} was trained on data other than {data}: {there} there, {here} here.", other)
+    if not corpus.startswith(saved.state.corpus):  # the fingerprints of seqtk 0.1 are prefixes of current ones
+        then, now = (text.partition(",")[0] for text in (saved.state.corpus, corpus))
+        raise UserError(f"{source} was trained on data other than {data}: {then} then, {now} now.", other)
     return changed, rate_change(before, config, update=saved.state.update), other_batches(before.batch, config.batch)
 
 
@@ -143,7 +143,7 @@ def other_batches(saved: BatchingConfig, current: BatchingConfig) -> BatchingCon
 
 
 def rate_change(saved: TrainConfig, current: TrainConfig, *, update: int) -> str | None:
-    """Returns a line about the learning rate of the next update if it differs from that of the saved config."""
+    """Returns a line about the learning rate of the next update if it differs from the one in the saved config."""
 
     def rate(config: TrainConfig) -> float:
         limit = config.max_updates or None

@@ -34,7 +34,7 @@ class StopSignal:
         self.is_late = False
         """Whether the run stops because of the time limit."""
         self.number = 0
-        """The signal because of which all processes have agreed to stop, or 0."""
+        """The signal that made all processes stop, or 0."""
         self.noted = 0
         """The signal that this process has received, or 0."""
 

@@ -1,4 +1,4 @@
-"""How fast a run is: where its time goes, its padding, and the share of the device's peak that it uses."""
+"""Measures the speed of a run: the time in each phase, the share of padding, and the FLOPs utilization (MFU)."""
 
 import time
 from collections import deque
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 PHASES = ("data", "forward", "backward", "communication", "optimizer", "other")
 SPEED = "speed/"
-"""Begins the names of the sums of this file in the sums of a log interval."""
+"""The prefix of the names of the sums of this file among the sums of a log interval."""
 
 
 class Clock:
-    """Divides time between phases: on a CPU by the wall clock, on a GPU by events in its stream, read at log lines."""
+    """Measures the time of each phase: on a CPU by the wall clock, on a GPU by CUDA events, read at log lines."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -41,11 +41,13 @@ class Clock:
         else:
             now = time.perf_counter()
         self._marks.append((phase, now))
-        while len(self._marks) > 256 and (not self._on_gpu or self._marks[1][1].query()):  # has passed: nothing waits
+        while len(self._marks) > 256 and (
+            not self._on_gpu or self._marks[1][1].query()
+        ):  # this event has occurred, so nothing waits
             self._add_first()
 
     def read(self) -> dict[str, float]:
-        """Returns the seconds of each phase so far; on a GPU, waits for it."""
+        """Returns the seconds of each phase so far. Waits for the GPU."""
         self.enter(self._marks[-1][0])
         if self._on_gpu:
             self._marks[-1][1].synchronize()
@@ -60,12 +62,12 @@ class Clock:
 
 
 class Speed:
-    """The speed figures of a run, in this process.
+    """Collects the speed figures of a run in this process.
 
     Args:
         model: The model, before it is sharded.
         config: The config of the run.
-        device: Where it computes.
+        device: The device of the run.
     """
 
     def __init__(self, model: Model, config: "TrainConfig", *, device: torch.device) -> None:
@@ -83,14 +85,14 @@ class Speed:
         self._read = (dict(self._clock.seconds), dict(self._sums))
 
     def lines(self) -> list[str]:
-        """Returns what to say at the start of a run."""
+        """Returns the lines to print at the start of a run: a warning if the peak of its GPU is unknown."""
         if self.card is None or self.peak is not None:
             return []
         return [f"The peak of {self.card} in {self._config.precision} is not known: set log.peak_tflops to log mfu."]
 
     @contextmanager
     def session(self, say: Callable[[str], None], *, trace: Path | None) -> Iterator[None]:
-        """Context of the training: prints the time in each phase at its end, and writes the trace of `profile`.
+        """Context manager for training. At its end, prints the time of each phase and writes the trace of `profile`.
 
         Args:
             say: Prints a line.
@@ -127,7 +129,7 @@ class Speed:
     def loading(
         self, updates: Iterator[tuple[Update, list[Any]]], sizes_ND: SizeArray
     ) -> Iterator[tuple[Update, list[Any]]]:
-        """Yields the updates, and counts the wait for them, their positions and their padding."""
+        """Yields the updates, and measures the time spent waiting for them, their positions and their padding."""
         while True:
             self.enter("data")
             item = next(updates, None)
@@ -143,7 +145,7 @@ class Speed:
             yield item
 
     def sums(self, before: Mapping[str, float]) -> dict[str, float]:
-        """Returns the sums of a log interval: those of `before`, and what came since the last call."""
+        """Returns the sums of a log interval: the sums in `before` plus the sums since the last call."""
         seconds, (seconds_before, sums_before) = self._clock.read(), self._read
         new = {"data_seconds": seconds["data"] - seconds_before["data"]}
         new |= {name: value - sums_before[name] for name, value in self._sums.items()}
@@ -151,7 +153,7 @@ class Speed:
         return {SPEED + name: before.get(SPEED + name, 0.0) + value for name, value in new.items()}
 
     def values(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Returns the figures of a log line, from the sums of its interval and its seconds."""
+        """Returns the figures of a log line, given the sums of its interval, `seconds` included."""
         part = {name.removeprefix(SPEED): value for name, value in sums.items() if name.startswith(SPEED)}
         if not part.get("positions"):
             return {}

@@ -24,7 +24,7 @@ KEPT_BY = {
     "data": ("position",),
     "best": ("best", "validations_without_best"),
 }
-"""The fields of `TrainState` that a run keeps if `reset` does not name their part. `optimizer` is in tensors."""
+"""The fields of `TrainState` that a run keeps if `reset` does not name their part. `optimizer` is stored as tensors."""
 NEEDS = {"optimizer": ("optimizer",), "data": ("seed", "task", "batch")}
 """For each part, the sections of the config that must not differ if the part is kept."""
 
@@ -45,7 +45,7 @@ class Start:
     has_changes: bool = False
     """Whether settings differ from those of the checkpoint."""
     other_batches: BatchingConfig | None = None
-    """The batch settings of the part of the epoch before `state.position`, if they differ from the current ones."""
+    """The batch settings before `state.position`, if they differ from the current ones."""
 
     def state_on(self, sizes_ND: SizeArray, *, joined: bool) -> TrainState:
         """Returns the initial state, given the lengths of the training examples.
@@ -176,7 +176,7 @@ def _check_kept(kept: Sequence[str], saved: Checkpoint, config: TrainConfig, *, 
         )
     if "best" in kept and saved.state.metric != state.metric:
         raise UserError(
-            f"reset= keeps 'best', but {source} has the best {saved.state.metric}, not {state.metric}.",
+            f"reset= keeps 'best', but {source} stores the best {saved.state.metric}, not the best {state.metric}.",
             "Add best to reset.",
         )
     if "schedule" in kept and 0 < config.max_updates <= saved.state.update:

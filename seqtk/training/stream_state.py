@@ -1,4 +1,4 @@
-"""Recurrent state that is carried from update to update, for contiguous streams (`batch.streams`).
+"""The recurrent state that is passed from update to update, for contiguous streams (`batch.streams`).
 
 A state is a pytree whose leaves are None or tensors with the rows in the first dimension. Each process holds the rows
 of its micro-batches. A checkpoint holds all rows, so that a run can be resumed with another number of processes.
@@ -30,7 +30,7 @@ class StreamState:
         if streams < world.size * update_freq:
             raise UserError(
                 f"batch.streams={streams} cannot be split into {world.size * update_freq} micro-batches.",
-                "Each process takes update_freq of them.",
+                "Each process has update_freq micro-batches.",
                 f"Set batch.streams={world.size * update_freq} or more, or lower update_freq.",
             )
         self.world = world

@@ -162,7 +162,7 @@ class Trainer:
         self._skips_on_device = can_skip(self.optimizer) and self.streams is None and not self._changing_layers
         self.stop = StopSignal(engine, hours=config.max_hours)
         self.skips: list[int] = []
-        """The most recent consecutive skipped updates. A skip after an update that was made starts a new list."""
+        """The most recent consecutive updates that were skipped, by number from 0."""
 
     def _restore(self) -> None:
         """Restores state, weights and optimizer from the latest checkpoint, or else from `init_from`."""
@@ -267,7 +267,7 @@ class Trainer:
                 plan, self.train_set, self.task.collate, device=self.engine.device, workers=config.batch.workers
             )
             yield from self.speed.loading(loaded, self.train_set.sizes_ND)
-        elif position.examples:  # changed batch settings leave no usable example in the rest of the epoch
+        elif position.examples:  # with the changed batch settings, no usable example is left in the epoch
             self.state = self.state.replace(position=Position(position.epoch + 1))
         else:
             raise UserError(f"There are no training examples in {config.task.data}.")
@@ -393,7 +393,7 @@ class Trainer:
         return self.state.position.examples == 0
 
     def read_sums(self) -> bool:
-        """Copies the sums from the device into the state: the only wait for the device between two log lines.
+        """Copies the sums from the device into the state. Only this waits for the device between two log lines.
 
         Returns:
             Whether an update was skipped. The state is then the one after the skipped update.
@@ -496,7 +496,7 @@ class Trainer:
         deciding, metric = str(self.config.validation.split), self.config.validation.metric
         numbers = results[deciding].numbers
         if metric not in numbers:
-            raise UserError(f"validation.metric={metric} was not computed; only {', '.join(numbers)} were.")
+            raise UserError(f"validation.metric={metric} was not computed. Computed: {', '.join(numbers)}.")
         bad = next(((split, name) for split, result in results.items() for name in result.not_finite()), None)
         value, best = numbers[metric], self.state.best
         is_best = bad is None and metrics[metric]().is_better(value, best)

@@ -17,7 +17,7 @@ from seqtk.utils.files import write_text
 class WandbConfig(SinkConfig):
     """Weights & Biases, in save_dir/wandb. Requires the package `wandb`."""
 
-    project: str = setting("seqtk", help="Project.")
+    project: str = setting("seqtk", help="Name of the project.")
     name: str | None = setting(None, help="Name of the run. null: the name of save_dir.")
     mode: Literal["offline", "online"] = setting(
         "offline", help="offline: upload later with `wandb sync`. online: upload during the run; requires a login."

@@ -39,7 +39,7 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Returns the bytes that this process can still use on a device. None: they are not known."""
+    """Returns the number of bytes that this process can still use on a device; None if it is unknown."""
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + held

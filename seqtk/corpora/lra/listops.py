@@ -52,8 +52,8 @@ class ListOpsShape:
         """Raises UserError if no tree has a length between `min_length` and `max_length`."""
         if self.min_length + 2 > self.max_length:
             raise UserError(
-                f"There is no whole number between min_length={self.min_length} and max_length={self.max_length}.",
-                "Lengths are strictly between them: set max_length to min_length + 2 or more.",
+                f"No length is greater than min_length={self.min_length} and less than max_length={self.max_length}.",
+                "Set max_length to min_length + 2 or more.",
             )
         longest = 1
         for _ in range(self.max_depth - 1):

@@ -146,7 +146,7 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"task\.truncate=true") as caught:
             trainer(texts, tmp_path / "run", model__max_source_length=8)
         assert "model.max_source_length" in str(caught.value)
-        assert "the first is example" in str(caught.value)
+        assert "The first is example" in str(caught.value)
         assert not (tmp_path / "run").exists()
 
     def test_error_names_the_length_key_of_the_layer(self, texts: Path, tmp_path: Path) -> None:

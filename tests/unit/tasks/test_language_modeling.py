@@ -132,8 +132,8 @@ def test_bits_per_byte_without_text_size_is_refused(corpus: Path, tmp_path: Path
     ("changes", "words"),
     [
         ({"task.tokens_per_sample": 0}, "task.tokens_per_sample=0"),
-        ({"model.max_length": 8}, "set model.max_length to"),
-        ({"attention": {"kind": "synthesizer_dense", "max_length": 8}}, "set attention.max_length to"),
+        ({"model.max_length": 8}, "Set model.max_length to"),
+        ({"attention": {"kind": "synthesizer_dense", "max_length": 8}}, "Set attention.max_length to"),
         ({"model": "transformer"}, "model=transformer:"),
         ({"task.break_mode": "lines"}, "task.break_mode"),
     ],

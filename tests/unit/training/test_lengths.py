@@ -32,7 +32,7 @@ def test_suggested_settings_let_the_run_start(case: str, tiny_corpus: Path, tmp_
         with pytest.raises(UserError) as caught:
             trainer(tiny_corpus, tmp_path, **changes)
         assert str(caught.value).count("\n") <= 2
-        advice = re.search(r"set (\S+) to (\d+)", str(caught.value))
+        advice = re.search(r"Set (\S+) to (\d+)", str(caught.value))
         assert advice is not None, caught.value
         changes[advice[1].replace(".", "__")] = int(advice[2])
         try:
@@ -54,10 +54,10 @@ def test_validation_set_named_training_is_kept_apart(tiny_corpus: Path, tmp_path
         trainer(corpus, tmp_path / "run", model__max_source_length=3, **changes)
 
 
-def test_error_suggests_the_shared_key_if_it_applies(tiny_corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"set attention\.max_length to"):
+def test_shared_key_is_named_where_it_applies(tiny_corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Set attention\.max_length to"):
         trainer(tiny_corpus, tmp_path, **CASES["both"])
-    with pytest.raises(UserError, match=r"set model\.decoder\.cross_attention\.max_length to"):
+    with pytest.raises(UserError, match=r"Set model\.decoder\.cross_attention\.max_length to"):
         trainer(tiny_corpus, tmp_path, **CASES["cross"])
 
 

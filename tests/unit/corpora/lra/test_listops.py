@@ -128,7 +128,7 @@ def test_class_shares_equal_the_original_data() -> None:
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
-        ({"min_length": 50, "max_length": 51}, "min_length=50 and max_length=51"),
+        ({"min_length": 50, "max_length": 51}, "min_length=50 and less than max_length=51"),
         ({"max_depth": 3, "max_args": 2}, "min_length=500"),
         ({"max_depth": 2, "max_args": 2, "min_length": 1, "max_length": 5}, "gave no new expression after 400 of 401"),
     ],
