@@ -54,7 +54,7 @@ def test_validation_set_named_training_is_kept_apart(tiny_corpus: Path, tmp_path
         trainer(corpus, tmp_path / "run", model__max_source_length=3, **changes)
 
 
-def test_shared_key_is_named_where_it_applies(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_error_suggests_the_shared_key_if_it_applies(tiny_corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Set attention\.max_length to"):
         trainer(tiny_corpus, tmp_path, **CASES["both"])
     with pytest.raises(UserError, match=r"Set model\.decoder\.cross_attention\.max_length to"):
