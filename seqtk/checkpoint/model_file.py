@@ -51,6 +51,24 @@ class ModelFile:
 
 
 @dataclass(frozen=True)
+class TensorFile:
+    """A safetensors file whose tensors are read one at a time."""
+
+    path: Path
+    shapes: Tensors
+    """Its tensors without their values, on the device `meta`."""
+    metadata: dict[str, Any]
+    checksums: dict[str, int] | None
+
+    def read(self, name: str) -> Tensor:
+        """Returns a tensor. Raises UserError if the file is missing or damaged. It is closed with the tensor."""
+        with _opened(self.path) as file:
+            tensor: Tensor = file.get_tensor(name)
+        _verify(self.path, name, tensor, self.checksums)
+        return tensor
+
+
+@dataclass(frozen=True)
 class LoadedModel:
     """A model in evaluation mode, with its task."""
 
@@ -211,12 +229,18 @@ def load_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
     Verifies the checksums, if the file has them; files of other programs and of seqtk 0.1 have none.
     """
     with _opened(path) as file:
-        tensors: Tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        metadata, sums = _metadata(file)
-    for name, expected in ({} if sums is None else sums | dict.fromkeys(tensors.keys() - sums.keys())).items():
-        if name not in tensors or _tensor_checksum(name, tensors[name]) != expected:
-            raise UserError(f"{path} is damaged or incomplete.", f"The checksum of '{name}' is wrong.", DAMAGED)
+        tensors, metadata, sums = _contents(file)
+    for name, tensor in tensors.items():
+        _verify(path, name, tensor, sums)
     return tensors, metadata
+
+
+def open_tensors(path: Path) -> TensorFile:
+    """Reads the header of a safetensors file. Raises UserError if the file is missing or its header is damaged."""
+    with _opened(path) as file:
+        tensors, metadata, sums = _contents(file)
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    return TensorFile(path, shapes, metadata, sums)
 
 
 def read_info(path: Path) -> dict[str, Any]:
@@ -229,6 +253,21 @@ def read_config(path: Path) -> dict[str, Any]:
     """Returns the config of the run that wrote the model at `path`, like `read_info`."""
     with _opened(path) as file:
         return dict(_metadata(file)[0].get("config", {}))
+
+
+def _contents(file: Any) -> tuple[Tensors, dict[str, Any], dict[str, int] | None]:
+    """Returns the tensors of a file, which are read when they are used, its metadata, and its checksums if any."""
+    tensors: Tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata, sums = _metadata(file)
+    if sums is not None and sums.keys() != tensors.keys():
+        raise ValueError(f"The checksum of '{min(sums.keys() ^ tensors.keys())}' is wrong.")
+    return tensors, metadata, sums
+
+
+def _verify(path: Path, name: str, tensor: Tensor, sums: Mapping[str, int] | None) -> None:
+    """Raises UserError if a tensor has another checksum than in `sums`."""
+    if sums is not None and _tensor_checksum(name, tensor) != sums[name]:
+        raise UserError(f"{path} is damaged or incomplete.", f"The checksum of '{name}' is wrong.", DAMAGED)
 
 
 def _metadata(file: Any) -> tuple[dict[str, Any], dict[str, int] | None]:

@@ -6,14 +6,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from seqtk.attention import State
 from seqtk.checkpoint import model_file
-from seqtk.checkpoint.model_file import CHECKSUMS, ModelFile, Tensors, checkpoint_folders, load_tensors
-from seqtk.checkpoint.run_state import AVERAGE, FILES, STREAM_STATE, TrainState, state_checksum
+from seqtk.checkpoint.model_file import (
+    CHECKSUMS,
+    ModelFile,
+    Tensors,
+    checkpoint_folders,
+    load_tensors,
+    open_tensors,
+)
+from seqtk.checkpoint.run_state import (
+    AVERAGE,
+    FILES,
+    OPTIMIZER,
+    PIECES,
+    STREAM_STATE,
+    Empty,
+    TrainState,
+    state_checksum,
+)
 from seqtk.data.plan import Position
 from seqtk.utils.errors import UserError
 
@@ -31,6 +48,7 @@ class Checkpoint:
     folder: Path
     model: ModelFile
     optimizer: Tensors
+    """The optimizer's state by `parameter/key`, or this process's part of it."""
     state: TrainState
     streams: State
     """The recurrent state of all rows, or None."""
@@ -38,26 +56,48 @@ class Checkpoint:
     """The averaged weights and all buffers; empty if the run does not average."""
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """Reads a checkpoint and verifies its checksums. Raises UserError if a file is missing or damaged."""
+def load_checkpoint(folder: Path, *, empty: Empty | None = None) -> Checkpoint:
+    """Reads a checkpoint and verifies the checksums of what it reads.
+
+    Args:
+        folder: The checkpoint.
+        empty: Returns where to read a tensor of the optimizer. None: full tensors are read.
+
+    Raises:
+        UserError: If a file is missing or damaged.
+    """
     paths = [folder / STREAM_STATE, folder / "carried.safetensors"]  # seqtk 0.1 wrote the second name
     streams = next((path for path in paths if path.is_file()), None)
     return Checkpoint(
         folder=folder,
         state=_read_state(folder / "state.json"),
         model=model_file.read(folder),
-        optimizer=load_tensors(folder / "optimizer.safetensors")[0],
+        optimizer=_load_optimizer(folder, empty),
         streams=None if streams is None else _load_tree(streams),
         average=load_tensors(folder / AVERAGE)[0] if (folder / AVERAGE).is_file() else {},
     )
 
 
-def load_latest(folder: Path, *, gather: Callable[[str], list[str]]) -> tuple[Checkpoint, str]:
+def _load_optimizer(folder: Path, empty: Empty | None) -> Tensors:
+    """Reads the optimizer's state from the file of one process, or from those of several."""
+    paths = sorted(folder.glob(f"{OPTIMIZER}*.safetensors")) or [folder / f"{OPTIMIZER}.safetensors"]
+    files = [open_tensors(path) for path in paths]
+    if empty is None and len(files) == 1 and PIECES not in files[0].metadata:
+        return load_tensors(paths[0])[0]
+    from seqtk.checkpoint import shards  # takes half a second, which processes without parts avoid
+
+    return shards.load(files, empty or (lambda _, full: torch.empty_like(full, device="cpu")))
+
+
+def load_latest(
+    folder: Path, *, gather: Callable[[str], list[str]], empty: Empty | None = None
+) -> tuple[Checkpoint, str]:
     """Reads a checkpoint or, if it is damaged, the newest intact older one.
 
     Args:
         folder: The checkpoint.
         gather: Collects a value from all processes, so that all read the same checkpoint.
+        empty: See `load_checkpoint`.
 
     Returns:
         The checkpoint, and a warning if newer checkpoints are damaged, otherwise "".
@@ -66,24 +106,29 @@ def load_latest(folder: Path, *, gather: Callable[[str], list[str]]) -> tuple[Ch
         UserError: If no checkpoint can be read.
     """
     older = [path for path in checkpoint_folders(folder.parent) if path.name < folder.name]
-    errors: list[UserError] = []
-    for place in (folder, *reversed(older)):
-        try:
-            checkpoint = load_checkpoint(place)
-        except UserError as error:
-            errors.append(error)
-            continue
-        oldest = min(gather(place.name))
+    places, errors = [folder, *reversed(older)], list[UserError]()
+    checkpoint: Checkpoint | None = None
+    while True:  # until all processes have read the same one
+        while checkpoint is None and places:
+            try:
+                checkpoint = load_checkpoint(places[0], empty=empty)
+            except UserError as error:
+                errors.append(error)
+                places = places[1:]
+        names = gather(places[0].name if places else NONE)
+        oldest = min(names)
+        if checkpoint is None:
+            advice = "There is no older checkpoint: set another save_dir to start a new run."
+            raise UserError(*str(errors[0]).splitlines()[:2], advice) from errors[0]
         if oldest == NONE:
             raise UserError(f"Another process of the run cannot read any checkpoint in {folder.parent}.")
-        if oldest != place.name:
-            errors.append(UserError(f"Another process of the run cannot read {place}."))
-            checkpoint = load_checkpoint(folder.with_name(oldest))
-        why = " ".join(str(error).splitlines()[0] for error in errors)
-        return checkpoint, f"{why} Using the checkpoint before it, {oldest}." if errors else ""
-    gather(NONE)  # the others wait for this process
-    advice = "There is no older checkpoint: set another save_dir to start a new run."
-    raise UserError(*str(errors[0]).splitlines()[:2], advice) from errors[0]
+        if oldest == max(names):
+            why = " ".join(str(error).splitlines()[0] for error in errors)
+            return checkpoint, f"{why} Using the checkpoint before it, {oldest}." if errors else ""
+        if oldest != places[0].name:
+            errors.append(UserError(f"Another process of the run cannot read {places[0]}."))
+            places = [place for place in places if place.name <= oldest]
+            checkpoint = None
 
 
 def set_optimizer_tensors(

@@ -2,7 +2,9 @@
 
 `model.safetensors` is a model file, `ema.safetensors` another one with averaged weights, `optimizer.safetensors` the
 optimizer's tensors by parameter, `stream_state.safetensors` the recurrent state of `batch.streams`, and `state.json`
-the rest. Nothing is pickled, so no file can run code. `latest` in save_dir names the newest checkpoint.
+the rest. If processes hold parts of the optimizer's tensors, each writes a file `optimizer_RANK.safetensors` instead
+(`seqtk.checkpoint.shards`). Nothing is pickled, so no file can run code. `latest` in save_dir names the newest
+checkpoint.
 """
 
 import fcntl
@@ -13,11 +15,11 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -39,8 +41,19 @@ from seqtk.data.mixing import MixedExamples
 from seqtk.data.plan import Position
 from seqtk.tasks.base import Assets
 from seqtk.utils.errors import UserError
-from seqtk.utils.files import atomic_directory, check_writable, write_text
+from seqtk.utils.files import atomic_directory, check_writable, partial_directory, write_text
 
+T = TypeVar("T")
+Together = Callable[[Callable[[], T]], T]
+"""Calls a function in all processes that write a checkpoint. If one raises an exception, all do."""
+
+Empty = Callable[[str, Tensor], Tensor]
+"""Returns the tensor into which a process reads its part of a tensor, given the name and shape of the full tensor."""
+
+OPTIMIZER = "optimizer"
+"""The start of the names of the files with the optimizer's state."""
+PIECES = "pieces"
+"""The key in the header of such a file with the place of each of its pieces."""
 STREAM_STATE = "stream_state.safetensors"
 AVERAGE = "ema.safetensors"
 FILES = "files"
@@ -75,6 +88,36 @@ class TrainState:
         return replace(self, **changes)
 
 
+class Place(TypedDict):
+    """The place of a piece, some rows of a larger tensor."""
+
+    start: int
+    """Its first row."""
+    size: list[int]
+    """The shape of the larger tensor."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What one process writes of the optimizer's state: whole tensors, or rows of tensors."""
+
+    tensors: Tensors
+    places: Mapping[str, Place] = field(default_factory=dict)
+    """The places of the pieces of larger tensors."""
+    rank: int | None = None
+    """The number of this process, if others write pieces, too."""
+
+    def write(self, folder: Path) -> None:
+        """Writes the tensors into the folder of a checkpoint."""
+        name = OPTIMIZER if self.rank is None else f"{OPTIMIZER}_{self.rank:05d}"
+        save_tensors(folder / f"{name}.safetensors", self.tensors, {PIECES: self.places} if self.places else None)
+
+
+def alone(step: Callable[[], T]) -> T:
+    """Calls `step`. The `Together` of a single process."""
+    return step()
+
+
 class Checkpoints:
     """The checkpoints of one run, in its save_dir.
 
@@ -103,26 +146,40 @@ class Checkpoints:
     def save(
         self,
         model: Tensors,
-        optimizer: Tensors,
+        optimizer: Pieces,
         state: TrainState,
         *,
         streams: State = None,
         average: Tensors | None = None,
+        together: "Together[Any]" = alone,
     ) -> Path:
-        """Writes a checkpoint of this update, updates `latest`, and removes checkpoints beyond `keep_last`."""
+        """Writes a checkpoint of this update, updates `latest`, and removes checkpoints beyond `keep_last`.
+
+        If other processes call `save_pieces`, this one completes the checkpoint when they have written their pieces.
+        """
         folder = self.directory / _name(state.update)
-        with atomic_directory(folder) as partial:
+
+        def write() -> None:
             self._write_model(partial / "model.safetensors", model, state)
-            save_tensors(partial / "optimizer.safetensors", optimizer)
+            optimizer.write(partial)
             if average is not None:
                 self._write_model(partial / AVERAGE, average, state)
             if streams is not None:
                 _save_tree(partial / STREAM_STATE, streams)
+
+        with ExitStack() as stack:
+            partial: Path = together(lambda: stack.enter_context(atomic_directory(folder)))
+            together(write)
             _write_state(partial, state)
         write_text(self.directory / "latest", folder.name)
         for old in self.folders()[: -self.keep_last]:
             shutil.rmtree(old, ignore_errors=True)
         return folder
+
+    def save_pieces(self, optimizer: Pieces, update: int, *, together: "Together[Any]") -> None:
+        """Writes this process's pieces into the checkpoint that the first process saves."""
+        together(lambda: None)  # the first process makes the folder
+        together(lambda: optimizer.write(partial_directory(self.directory / _name(update))))
 
     def save_state(self, state: TrainState) -> None:
         """Replaces the state in the existing checkpoint of update `state.update`. Its weights do not change."""

@@ -6,10 +6,10 @@
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,12 +18,15 @@ from torch.utils._pytree import tree_map
 
 from seqtk.attention import Attention, State
 from seqtk.checkpoint.model_file import Tensors
+from seqtk.checkpoint.run_state import Pieces
 from seqtk.config.registry import Registry
 from seqtk.criterions import Criterion
 from seqtk.criterions.base import Stats
 from seqtk.models import Model
 from seqtk.training.precision import WeightCopies
 from seqtk.utils.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Engine:
     """The engine of a single process, and the base class of all engines.
 
     A subclass sets `rank` and `size`, and overrides the methods that differ with several processes. All methods except
-    `gradient_sync` are collective: all processes call them in the same order, so they may communicate.
+    `gradient_sync` and `empty` are collective: all processes call them in the same order, so they may communicate.
 
     Raises:
         UserError: If the device is not available, or torchrun started several processes.
@@ -73,6 +76,11 @@ class Engine:
     def is_first(self) -> bool:
         """Whether this process writes files and prints."""
         return self.rank == 0
+
+    @property
+    def shards(self) -> bool:
+        """Whether every process saves and loads a part of the optimizer's state. If not, the first saves all of it."""
+        return False
 
     def wrap(self, step: nn.Module) -> nn.Module:
         """Wraps the train step for the training loop. The optimizer is built from the parameters of the result."""
@@ -125,6 +133,21 @@ class Engine:
     def local(self, full: Tensor, like: Tensor) -> Tensor:
         """Returns this process's shard of `full`, sharded like `like`. The inverse of the method `full`."""
         return full.to(like.device)
+
+    def pieces(self, tensors: Tensors, *, copies: bool = False) -> Pieces:
+        """Returns the tensors of the optimizer, or the pieces of them, that this process saves. See `collect`."""
+        return Pieces(self.collect(tensors, copies=copies))
+
+    def empty(self, full: Tensor, like: Tensor) -> Tensor:
+        """Returns an uninitialized tensor for this process's shard of `full`, sharded like `like`. Not collective."""
+        return torch.empty_like(full, device="cpu")
+
+    def together(self, step: Callable[[], T]) -> T:
+        """Calls `step` in every process. If it raises an exception in one, all raise one.
+
+        With `shards`, threads that write checkpoints call this while the training loop communicates.
+        """
+        return step()
 
     def lost_processes(self, error: RuntimeError) -> str | None:
         """Returns a message about lost processes if they caused `error`; None for any other error."""

@@ -1,4 +1,7 @@
-"""Gathers the tensors of a checkpoint or a best model from all processes. The first process writes them."""
+"""Collects the tensors of a checkpoint or a best model from all processes.
+
+The first process writes them, except for the optimizer's state if each process has a part of it.
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -21,19 +24,24 @@ def save_checkpoint(run: "Trainer") -> None:
         NotFiniteError: If a weight is not finite.
         UserError: If this checkpoint or the previous one cannot be written.
     """
+    run.writer.wait()
     weights = tensors_of(run.model)
     found = run.engine.gather(first_bad({name: local_part(weight) for name, weight in weights.items()}))
     for bad in filter(None, found):
         refuse_weights(run, bad)
     streams = run.streams and run.streams.gather()
-    model, optimizer = _gathered(run, weights), _gathered(run, optimizer_tensors(run.model, run.optimizer))
+    model = _gathered(run, weights)
+    pieces = run.engine.pieces(optimizer_tensors(run.model, run.optimizer), copies=run.writer.asynchronous)
     average = model | _gathered(run, run.average.tensors) if run.average else None
+    together = run.engine.together
     if run.engine.is_first:
-        run.writer.wait()
         archive = run.checkpoints.archive_newer(run.saved_at)
         if archive is not None:
             run.log.info(f"Moved checkpoints after update {run.saved_at:,} of an abandoned run to {archive}.")
-        run.writer.run(partial(run.checkpoints.save, model, optimizer, run.state, streams=streams, average=average))
+        save = partial(run.checkpoints.save, model, pieces, run.state, streams=streams, average=average)
+        run.writer.run(partial(save, together=together))
+    elif run.engine.shards:
+        run.writer.run(partial(run.checkpoints.save_pieces, pieces, run.state.update, together=together))
 
 
 def save_validated(run: "Trainer", results: Mapping[str, float] | None) -> None:

@@ -5,11 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from seqtk.attention import State
 from seqtk.checkpoint import model_file
 from seqtk.checkpoint.model_file import Tensors
 from seqtk.checkpoint.restore import Checkpoint, load_checkpoint, load_latest
-from seqtk.checkpoint.run_state import Checkpoints, TrainState
+from seqtk.checkpoint.run_state import Checkpoints, Empty, TrainState
 from seqtk.checkpoint.transfer import Fate, transfer
 from seqtk.data.plan import BatchingConfig, SizeArray, run_shapes
 from seqtk.models import Model
@@ -63,20 +66,23 @@ class Start:
         return self.state.replace(position=self.state.position.with_other_batches(self.other_batches, shapes))
 
 
-def resume_from(folder: Path, config: TrainConfig, *, engine: Engine, assets: Assets, corpus: str) -> Start:
+def resume_from(
+    folder: Path, config: TrainConfig, *, engine: Engine, model: nn.Module, assets: Assets, corpus: str
+) -> Start:
     """Loads the latest checkpoint of a run, and checks it against the run's settings and data.
 
     Args:
         folder: The latest checkpoint. If it is damaged, an older one is loaded.
         config: The config of the run.
         engine: The engine of the run. All processes load the same checkpoint.
+        model: The model of the run.
         assets: The assets of the task.
         corpus: The fingerprint of the training data.
 
     Raises:
         UserError: If no checkpoint can be read, or if the run cannot be resumed from it.
     """
-    saved, damage = load_latest(folder, gather=engine.gather)
+    saved, damage = load_latest(folder, gather=engine.gather, empty=_parts(model, engine))
     changed, rates, batches = check_resumable(saved, config, assets=assets, corpus=corpus)
     state = saved.state.replace(corpus=corpus)
     notes = [
@@ -98,11 +104,29 @@ def resume_from(folder: Path, config: TrainConfig, *, engine: Engine, assets: As
     )
 
 
-def start_from(config: TrainConfig, *, model: Model, drawn: Tensors, assets: Assets, state: TrainState) -> Start:
+def _parts(model: nn.Module, engine: Engine) -> Empty | None:
+    """Returns where a process reads its part of the optimizer's state; None if it reads all of it."""
+    if not engine.shards:
+        return None
+    parameters = dict(model.named_parameters())
+
+    def empty(full_name: str, full: Tensor) -> Tensor:
+        parameter = parameters.get(full_name.rpartition("/")[0])
+        if parameter is None or parameter.shape != full.shape:
+            return torch.empty_like(full, device="cpu")
+        return engine.empty(full, parameter)
+
+    return empty
+
+
+def start_from(
+    config: TrainConfig, *, engine: Engine, model: Model, drawn: Tensors, assets: Assets, state: TrainState
+) -> Start:
     """Loads the model and the run of `init_from`, without the parts that `reset` names.
 
     Args:
         config: The config of the new run.
+        engine: The engine of the new run.
         model: The model of the new run.
         drawn: The initial tensors of the model, for weights that `init_from` does not have.
         assets: The assets of the task.
@@ -114,7 +138,7 @@ def start_from(config: TrainConfig, *, model: Model, drawn: Tensors, assets: Ass
     assert config.init_from is not None
     source = f"init_from={config.init_from}"
     kept = [part for part in PARTS if part not in config.reset]
-    saved = _checkpoint(config.init_from) if kept else None
+    saved = _checkpoint(config.init_from, _parts(model, engine)) if kept else None
     contents = saved.model if saved else model_file.read(config.init_from, key="init_from")
     taken = transfer(contents, model, drawn=drawn, assets=assets, source=source)
     notes = [f"Starting from the weights of {saved.folder if saved else config.init_from}:", *taken.lines()]
@@ -140,7 +164,7 @@ def start_from(config: TrainConfig, *, model: Model, drawn: Tensors, assets: Ass
     return Start(source, taken.tensors, optimizer, average, streams, state, notes, other_batches=batches)
 
 
-def _checkpoint(path: str) -> Checkpoint:
+def _checkpoint(path: str, empty: Empty | None) -> Checkpoint:
     """Returns the checkpoint at `path`, or the latest checkpoint of the run at `path`."""
     folder = Path(path)
     if not (folder / "state.json").is_file():
@@ -152,7 +176,7 @@ def _checkpoint(path: str) -> Checkpoint:
                 "Set init_from to the folder of a run or of one of its checkpoints, or remove reset=.",
             )
         folder = latest
-    return load_checkpoint(folder)
+    return load_checkpoint(folder, empty=empty)
 
 
 def _check_kept(kept: Sequence[str], saved: Checkpoint, config: TrainConfig, *, state: TrainState) -> TrainConfig:

@@ -172,10 +172,14 @@ class Trainer:
         self._has_changes = False
         folder = self.checkpoints.latest()
         if folder is not None:
-            self._begin(resume_from(folder, config, engine=self.engine, assets=assets, corpus=self.state.corpus))
+            corpus, model = self.state.corpus, self.model
+            start = resume_from(folder, config, engine=self.engine, model=model, assets=assets, corpus=corpus)
+            self._begin(start)
         elif config.init_from:
             drawn = self.full_weights()
-            self._begin(start_from(config, model=self.model, drawn=drawn, assets=assets, state=self.state))
+            self._begin(
+                start_from(config, engine=self.engine, model=self.model, drawn=drawn, assets=assets, state=self.state)
+            )
         if self.state.metric != metric:  # the best value so far is of another metric
             self.state = self.state.replace(metric=metric, best=None, validations_without_best=0)
         self.saved_at = self.state.update

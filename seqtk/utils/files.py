@@ -100,7 +100,7 @@ def atomic_directory(destination: Path, *, only: Sequence[str] = ()) -> Iterator
     """
     target = Path(os.path.realpath(destination))
     made = [folder for folder in (target, *target.parents) if not folder.exists()]
-    partial = target / ".partial" if only else target.with_name(f"{target.name}.partial")
+    partial = target / ".partial" if only else partial_directory(destination)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with disk_full_errors(destination):
@@ -117,6 +117,12 @@ def atomic_directory(destination: Path, *, only: Sequence[str] = ()) -> Iterator
         for folder in made:
             with suppress(OSError):  # another process may have put something there
                 folder.rmdir()
+
+
+def partial_directory(destination: Path) -> Path:
+    """Returns the temporary folder of `atomic_directory`, for other processes that write into it."""
+    target = Path(os.path.realpath(destination))
+    return target.with_name(f"{target.name}.partial")
 
 
 def check_writable(folder: Path, *, key: str) -> None:

@@ -1,4 +1,7 @@
-"""Gathering a sharded model needs memory for one copy in the first process, and for less in the others."""
+"""Saving a sharded model holds one copy of it in the first process and a part in the others, and no other copy.
+
+Of the optimizer's state, each process copies and writes only its own part.
+"""
 
 import socket
 from multiprocessing.connection import Connection
@@ -8,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from seqtk.checkpoint.model_file import save_tensors
+from seqtk.checkpoint.model_file import Tensors, save_tensors
 from seqtk.training.parallel import engines
 from tests.distributed.matrix import enter_world
 from tests.e2e.runs import context
@@ -31,27 +34,42 @@ def test_gathering_needs_memory_for_one_copy(tmp_path: Path) -> None:
     for process in started:
         process.start()
     growth = [reader.recv() / COPY for reader, _ in pipes]
+    states = [reader.recv() / COPY for reader, _ in pipes]
     for process in started:
         process.join()
+    print(f"pieces of the same size: {states[0]:.2f} copies and {states[1]:.2f}")
+    assert max(states) < 0.6
     print(f"copies of {COPY:.0f} MiB: {growth[0]:.2f} in the first process, {growth[1]:.2f} in the other")
     assert growth[0] < 1.5
     assert growth[1] < 0.75
 
 
 def _gather(rank: int, port: int, path: Path, result: Connection) -> None:
-    """Gathers a model and writes it. Sends the peak increase of the memory of the process in MiB."""
+    """Gathers a model and writes it, then its pieces. Sends by how much the memory grew at each peak, in MiB."""
     enter_world(rank, 2, port)
     engine = engines.build(engines.config_type("fsdp2")(timeout=60.0), device="cpu")
     model = engine.wrap(nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS))))
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = _memory("VmRSS")
-    tensors = engine.collect({name: weight.detach() for name, weight in model.named_parameters()}, copies=True)
+    weights: Tensors = {name: weight.detach() for name, weight in model.named_parameters()}
+    engine.pieces({"a": weights["0.weight"]})  # imports what it needs
+    before = _forget_peak()
+    tensors = engine.collect(weights, copies=True)
     if engine.is_first:
         assert all(type(tensor) is torch.Tensor for tensor in tensors.values())
         save_tensors(path, tensors)
     result.send(_memory("VmHWM") - before)
+    del tensors
+    engine.barrier()
+    before = _forget_peak()
+    engine.pieces(weights, copies=True).write(path.parent)
+    result.send(_memory("VmHWM") - before)
     engine.barrier()
     engine.close()
+
+
+def _forget_peak() -> float:
+    """Forgets the peak until now. Returns the memory in use."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _memory("VmRSS")
 
 
 def _memory(name: str) -> float:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seqtk.checkpoint.restore import load_latest
-from seqtk.checkpoint.run_state import Checkpoints, TrainState
+from seqtk.checkpoint.run_state import Checkpoints, Pieces, TrainState
 from seqtk.utils.errors import UserError
 
 
@@ -15,7 +15,7 @@ def run(tmp_path: Path) -> Checkpoints:
     """The folder of a run with the checkpoints of updates 1 and 2."""
     checkpoints = Checkpoints(tmp_path, config={"task": {}, "model": {}}, assets={}, metric="loss")
     for update in (1, 2):
-        checkpoints.save({"w": torch.full((2,), float(update))}, {}, TrainState(update=update))
+        checkpoints.save({"w": torch.full((2,), float(update))}, Pieces({}), TrainState(update=update))
     return checkpoints
 
 
@@ -52,5 +52,5 @@ def test_unreadable_checkpoints_end_all_processes(run: Checkpoints) -> None:
 
 
 def _intact(run: Checkpoints) -> Path:
-    """Saves an intact checkpoint of the same run, as another process would read it, and returns its folder."""
-    return run.save({"w": torch.zeros(2)}, {}, TrainState(update=3))
+    """The folder of an intact checkpoint of the same run, as seen by another process."""
+    return run.save({"w": torch.zeros(2)}, Pieces({}), TrainState(update=3))
