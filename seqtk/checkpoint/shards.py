@@ -1,15 +1,17 @@
 """The optimizer's state in pieces, planned by `torch.distributed.checkpoint` (DCP).
 
-DCP decides which process writes which piece, and which pieces a process must read if it holds other parts than those
-that were written. The storage is ours: one safetensors file for each process, with checksums and with the places of its
-pieces in the header. The storage of DCP has no checksums and describes a checkpoint in a pickle, which can run code.
+DCP finds the piece of each tensor that a process has, and the pieces that it must read if it has other parts than those
+that were written. No process waits for another one in doing so. The storage is ours: one safetensors file for each
+process, with checksums, and with the places of its pieces in the header. The storage of DCP has no checksums and
+describes a checkpoint in a pickle, which can run code when it is read.
 
 Importing DCP takes half a second, so this module is imported where it is used.
 """
 
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import index
 from os import PathLike
@@ -29,6 +31,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
 from seqtk.checkpoint.model_file import DAMAGED, TensorFile, Tensors
@@ -41,21 +44,17 @@ T = TypeVar("T")
 def stage(tensors: Tensors, *, rank: int, copies: bool) -> Pieces:
     """Returns what this process writes, on the CPU: its shards, and in the first process also tensors that all have.
 
-    Collective. From a GPU, the copies are complete when the current stream is synchronized.
+    From a GPU, the copies are complete when the current stream is synchronized.
 
     Args:
-        tensors: The tensors of this process. All processes have the same names.
+        tensors: The tensors of this process.
         rank: The number of this process.
         copies: Whether to return copies, which do not share memory with `tensors`.
     """
-    stager = _Stager(rank, copies=copies)
-    planner = DefaultSavePlanner(
-        flatten_state_dict=False, flatten_sharded_tensors=False, dedup_save_to_lowest_rank=True
-    )
-    try:
-        state_dict_saver.save(tensors, storage_writer=stager, planner=planner)
-    except CheckpointException as error:  # which is no Exception
-        raise next(iter(error.failures.values()))[0] from error
+    mine = {name: tensor for name, tensor in tensors.items() if rank == 0 or isinstance(tensor, DTensor)}
+    stager, planner = _Stager(rank, copies=copies), DefaultSavePlanner(**_FLAT)
+    with _without_communication():
+        state_dict_saver.save(mine, storage_writer=stager, planner=planner, no_dist=True)
     return stager.pieces
 
 
@@ -65,16 +64,25 @@ def load(files: Sequence[TensorFile], empty: Empty) -> Tensors:
     Raises:
         UserError: If a file is damaged, or a piece is missing or in a wrong place.
     """
-    reader = _Reader(files)
+    reader, planner = _Reader(files), DefaultLoadPlanner(**_FLAT)
     tensors = {name: empty(name, full) for name, full in reader.full().items()}
-    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)  # processes read independently
-        try:
-            state_dict_loader.load(tensors, storage_reader=reader, planner=planner, no_dist=True)
-        except CheckpointException as error:
-            raise error.failures[0][0] from error
+    with _without_communication():
+        state_dict_loader.load(tensors, storage_reader=reader, planner=planner, no_dist=True)
     return tensors
+
+
+_FLAT = {"flatten_state_dict": False, "flatten_sharded_tensors": False}
+
+
+@contextmanager
+def _without_communication() -> Iterator[None]:
+    """Context manager for `no_dist=True`: hides the warning about it, and raises the exception that DCP wraps."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
+        try:
+            yield
+        except CheckpointException as error:  # which is no Exception
+            raise error.failures[0][0] from error
 
 
 class _Stager(StorageWriter):
