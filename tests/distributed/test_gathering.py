@@ -3,6 +3,7 @@
 Of the optimizer's state, each process copies and writes only its own part.
 """
 
+import ctypes
 import socket
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -67,7 +68,8 @@ def _gather(rank: int, port: int, path: Path, result: Connection) -> None:
 
 
 def _forget_peak() -> float:
-    """Forgets the peak until now. Returns the memory in use."""
+    """Returns freed memory to the system and forgets the peak until now. Returns the memory in use."""
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return _memory("VmRSS")
 
