@@ -52,5 +52,5 @@ def test_unreadable_checkpoints_end_all_processes(run: Checkpoints) -> None:
 
 
 def _intact(run: Checkpoints) -> Path:
-    """The folder of an intact checkpoint of the same run, as seen by another process."""
+    """Saves an intact checkpoint of the same run, as another process would read it, and returns its folder."""
     return run.save({"w": torch.zeros(2)}, Pieces({}), TrainState(update=3))
