@@ -77,7 +77,7 @@ def test_decoding_continues_a_prompt() -> None:
     features_B1D, _ = model.step(previous_BT[:, 4], state)
     torch.testing.assert_close(features_B1D[:, 0], model(batch_of(previous_BT))[0][:, 4], rtol=1e-5, atol=1e-5)
     previous_BT[0, 2:] = PAD
-    with pytest.raises(ValueError, match="different lengths"):
+    with pytest.raises(ValueError, match="same length"):
         model.start(batch_of(previous_BT))
 
 
