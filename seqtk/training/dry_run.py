@@ -14,6 +14,7 @@ from seqtk.optim import rate_scales
 from seqtk.training.checks import banner, prepared
 from seqtk.training.compiling import uncompiled
 from seqtk.training.config import TrainConfig
+from seqtk.training.parallel import local_part
 from seqtk.training.trainer import Trainer
 from seqtk.training.validation import validation_sets
 from seqtk.utils.errors import how_many
@@ -97,7 +98,7 @@ def _update(run: Trainer, plan: Sequence[Update]) -> Iterator[str]:
 
 
 def _memory(run: Trainer, *, activations: int) -> Iterator[str]:
-    """Yields the memory of each part of an update."""
+    """Yields the memory of each part of an update in this process."""
     weights = [*run.model.parameters(), *run.model.buffers()]
     states = [value for state in run.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     parts = {
@@ -114,4 +115,4 @@ def _memory(run: Trainer, *, activations: int) -> Iterator[str]:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(part.numel() * part.element_size() for part in map(local_part, tensors))

@@ -67,13 +67,18 @@ def out_of_memory_errors(device: torch.device, *advice: str) -> Iterator[None]:
 
 @contextmanager
 def saved_bytes(module: torch.nn.Module) -> Iterator[dict[int, int]]:
-    """Collects the size in bytes of each tensor that is saved for the backward pass, by address; not of parameters."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    """Collects the sizes of the tensors that a forward pass saves for the backward pass, by address.
+
+    Weights are not counted, nor are those that `fully_shard` gathers for a block and releases after it.
+    """
+    whole = [parameter for parameter in module.parameters() if not hasattr(parameter, "to_local")]
+    own = {parameter.untyped_storage().data_ptr() for parameter in whole}
     saved: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        is_weight = isinstance(tensor, torch.nn.Parameter) or isinstance(tensor._base, torch.nn.Parameter)
+        if not is_weight and storage.data_ptr() not in own:
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 

@@ -53,6 +53,14 @@ PENALTY = "attention={kind:feedforward_kernel,orthogonality:10}"
 """An attention layer that adds a penalty to the loss."""
 
 
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_a_dry_run_ends_and_writes_nothing(tiny_corpus: Path, tmp_path: Path, engine: str) -> None:
+    save_dir = tmp_path / "run"
+    code, errors = train(2, tiny_corpus, save_dir, f"parallel={engine}", "dry_run=true")
+    assert code == 0, errors
+    assert not save_dir.exists()
+
+
 @pytest.mark.parametrize(
     "choice",
     [
