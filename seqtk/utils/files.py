@@ -5,7 +5,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -53,14 +53,15 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "wb", **options: Any) 
     with ExitStack() as stack:
         try:
             if direct:
-                file = stack.enter_context(open(path, mode, **options))
+                file = open(path, mode, **options)  # noqa: SIM115
             else:
                 partial = _partial_beside(target)
-                stack.callback(partial.unlink, missing_ok=True)
-                file = stack.enter_context(open(partial, mode, **options))
+                stack.callback(_without_error, partial.unlink)
+                file = open(partial, mode, **options)  # noqa: SIM115
         except OSError as error:
             reason = error.strerror if target.parent.is_dir() else f"there is no folder {Path(path).parent}"
             raise UserError(f"{path} cannot be written: {reason}.") from None
+        stack.callback(_without_error, file.close)  # it is closed below, where an error is reported
         with disk_full_errors(Path(path)):
             yield file
             file.close()
@@ -150,6 +151,12 @@ def is_special(path: Path) -> bool:
 def _existing(path: Path) -> Path:
     """Returns the closest ancestor of `path` that exists, or `path` itself."""
     return next(place for place in (path, *path.parents) if os.path.exists(place))
+
+
+def _without_error(function: Callable[[], None]) -> None:
+    """Calls a function that cleans up after an error, which its own OSError must not replace."""
+    with suppress(OSError):
+        function()
 
 
 def _partial_beside(target: Path) -> Path:

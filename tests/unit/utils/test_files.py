@@ -1,6 +1,7 @@
 """Atomic writing of files and folders: symlinks, pipes, devices, permissions and errors."""
 
 import os
+import resource
 import stat
 import threading
 from collections.abc import Iterator
@@ -25,6 +26,16 @@ class TestAtomicFile:
         with pytest.raises(TypeError), atomic_file(tmp_path / "a", "w") as file:
             print("new", file=file, end=b"")  # type: ignore[call-overload]
         assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+    def test_a_full_disk_names_the_file(self, tmp_path: Path) -> None:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)  # stands for a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:  # closing the file fails again, because its buffer does not fit either
+            with pytest.raises(UserError, match="big does not fit on the disk"), atomic_file(tmp_path / "big") as file:
+                file.write(bytes(100_000))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert not list(tmp_path.iterdir())
 
     def test_writing_to_a_symlink_writes_its_target(self, tmp_path: Path) -> None:
         (tmp_path / "link").symlink_to("real")
