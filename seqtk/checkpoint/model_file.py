@@ -107,7 +107,10 @@ def read(path: str | os.PathLike[str], *, key: str = "checkpoint") -> ModelFile:
         if any(name.endswith("/exp_avg") or "/" in name for name in tensors):
             raise UserError(f"{file} holds the state of an optimizer, not a model.", f"Set {key}={file.parent}.")
         raise UserError(f"{file} is a safetensors file, but not a model of seqtk.")
-    return contents_of(tensors, metadata, source=str(file))
+    contents = contents_of(tensors, metadata, source=str(file))
+    if "replay" in contents.info:
+        raise UserError(f"{file} is a replay file, not a model.", f"To use it: seqtk-train replay={file}")
+    return contents
 
 
 def contents_of(tensors: Tensors, metadata: Mapping[str, Any], *, source: str) -> ModelFile:

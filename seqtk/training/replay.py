@@ -26,7 +26,7 @@ from seqtk.training.config import TrainConfig
 from seqtk.training.non_finite import Origin, origin_of, probing
 from seqtk.training.parallel import Engine, TrainStep, seed_dropout, start_engine
 from seqtk.training.resume import saved_config
-from seqtk.utils.errors import UserError
+from seqtk.utils.errors import UserError, how_many
 
 PREFIX = "replay/"
 """The prefix of the names of tensors that are not weights."""
@@ -68,7 +68,8 @@ def read_replay(path: str) -> tuple[Failure, ModelFile]:
         UserError: If the file is missing, damaged, or not a replay file.
     """
     if not Path(path).is_file():
-        raise UserError(f"replay={path} does not exist.", "Set it to the file replay.safetensors of a run.")
+        problem = "is not a file" if Path(path).exists() else "does not exist"
+        raise UserError(f"replay={path} {problem}.", "Set it to the file replay.safetensors of a run.")
     tensors, metadata = load_tensors(Path(path))
     batch_tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
@@ -104,7 +105,8 @@ def replay(path: str, *, device: str = "auto") -> Iterator[str]:
     except (RuntimeError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"replay={path} cannot be repeated.", str(error).partition("\n")[0]) from error
     examples = sum(len(batch.examples) for rank in failure.ranks for batch, _ in rank)
-    yield f"{failure}: {examples:,} examples of {len(failure.ranks)} processes, on {engine.device.type}."
+    of = how_many(len(failure.ranks), "process")
+    yield f"{failure}: {how_many(examples, 'example')} of {of}, on {engine.device.type}."
     yield f"loss {loss:.6g}" + (f", gnorm {norm:.6g}" if failure.training else "")
     if math.isfinite(loss) and math.isfinite(norm):
         yield "Everything is finite."

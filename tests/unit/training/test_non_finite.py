@@ -126,6 +126,8 @@ class TestReplay:
         ("arguments", "named"),
         [
             (["replay={here}/none"], "replay="),
+            (["replay={here}"], "is not a file"),
+            (["recipe=demo", "init_from={here}/replay.safetensors"], "seqtk-train replay="),
             (["replay={here}/update_00000001/model.safetensors"], "replay="),
             (["replay={here}/replay.safetensors", "optimizer.lr=3"], "optimizer.lr="),
         ],
