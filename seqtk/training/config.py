@@ -27,7 +27,7 @@ from seqtk.training import ddp as ddp
 from seqtk.training import fsdp2 as fsdp2
 from seqtk.training import weights_and_biases as weights_and_biases
 from seqtk.training.average import AverageConfig
-from seqtk.training.logging import ConsoleConfig, JsonlConfig, SinkConfig, TensorBoardConfig, sinks
+from seqtk.training.logging import ConsoleConfig, JsonlConfig, Sink, SinkConfig, TensorBoardConfig, sinks
 from seqtk.training.parallel import EngineConfig
 from seqtk.training.profiling import profiled_updates
 from seqtk.utils.errors import UserError, nearest
@@ -141,6 +141,20 @@ class LogConfig:
         """Returns the sinks, including TensorBoard if `tensorboard` is true."""
         listed = any(isinstance(sink, TensorBoardConfig) for sink in self.sinks)
         return self.sinks if listed or not self.tensorboard else (*self.sinks, TensorBoardConfig())
+
+    def check(self) -> None:
+        """Raises UserError if a sink is listed twice or not available, or if no sink shows the histograms."""
+        kinds = [sinks.class_of(type(config)) for config in self.all_sinks()]
+        names = [sinks.name_of(type(config)) for config in self.all_sinks()]
+        for name, kind in zip(names, kinds, strict=True):
+            if names.count(name) > 1:
+                raise UserError(f"log.sinks lists {name} more than once.", "Remove one of them.")
+            kind.check()
+        if self.histograms and all(kind.histogram is Sink.histogram for kind in kinds):
+            raise UserError(
+                f"log.histograms={self.histograms} has no effect on the sinks {', '.join(names) or '[]'}.",
+                "Add tensorboard to log.sinks, or set log.histograms=0.",
+            )
 
 
 Part = Literal["optimizer", "schedule", "data", "best"]
@@ -263,8 +277,7 @@ class TrainConfig:
         if self.profile is not None:
             profiled_updates(self.profile)
         self.validation.check()
-        for sink in self.log.all_sinks():
-            sinks.class_of(type(sink)).check()
+        self.log.check()
         if self.task.temperature != 1 and not self.task.mix:
             raise UserError(
                 f"task.temperature={self.task.temperature} has no effect without task.mix.",

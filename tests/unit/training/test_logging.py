@@ -108,6 +108,15 @@ def test_histograms_are_written_at_their_interval(tiny_corpus: Path, tmp_path: P
     assert [event.step for event in events.Histograms(names[0])] == [3, 6, 8]
 
 
+@pytest.mark.parametrize(
+    "changes", [{"log__sinks": ["jsonl", "jsonl"]}, {"log__sinks": ["jsonl"], "log__histograms": 3}]
+)
+def test_sinks_without_a_use_are_refused(tiny_corpus: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"log\.(sinks|histograms)"):
+        trainer(tiny_corpus, tmp_path / "run", log__tensorboard=False, **changes)
+    assert not (tmp_path / "run").exists()
+
+
 class TestWandb:
     @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
     def test_wandb_sink_without_wandb_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
