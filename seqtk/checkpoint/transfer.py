@@ -55,9 +55,15 @@ class Transfer:
 
     def lines(self) -> list[str]:
         """Returns a table of copied, resized, new and unused tensors by module, followed by the notes."""
+        fates_of: dict[str, set[Fate]] = defaultdict(set)  # by the pattern of a module
+        for name, fate in self.fates.items():
+            parts = name.split(".")
+            for depth in range(1, len(parts) + 1):
+                fates_of[pattern(".".join(parts[:depth]))].add(fate)
         merged: dict[tuple[Fate, str], list[str]] = defaultdict(list)
         for module, names in self._modules(sorted(self.fates), depth=1):
-            merged[self.fates[names[0]], pattern(module)] += names
+            shared = pattern(module)  # stands for all blocks only if they have the same fate
+            merged[self.fates[names[0]], shared if len(fates_of[shared]) == 1 else module] += names
         order = list(Fate)
         rows = [
             (fate, module, how_many(len(names), "tensor"), f"{sum(self.sizes[name] for name in names):,} parameters")
