@@ -39,6 +39,9 @@ def main(config: InspectConfig) -> None:
     models = [model_file.read(path, key="paths") for path in config.paths]
     if len(models) == 2:
         _print(_comparison(*models))
+        for path, model in zip(config.paths, models, strict=True):
+            print(f"{path}:")
+            _print(_verified(path, model))
         return
     path = config.paths[0]
     _print(_contents(models[0], file=str(model_file.find(path))))
@@ -116,7 +119,7 @@ def _verified(path: str, model: "ModelFile") -> Iterator[str]:
         raise UserError(f"{path}: the weight {bad} is not finite.", "Its training diverged: use an earlier checkpoint.")
     if damaged:
         raise UserError(
-            f"{how_many(len(damaged), 'file')} of {path} are damaged: {', '.join(p.name for p in damaged)}."
+            f"{path} is damaged in {how_many(len(damaged), 'place')}: {', '.join(p.name for p in damaged)}."
         )
     yield "Verified: all files are complete, all checksums are correct, all weights are finite."
 

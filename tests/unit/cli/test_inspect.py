@@ -1,5 +1,6 @@
 """seqtk-inspect: contents and integrity of a model or run, and differences between two models."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,18 @@ class TestTwo:
         assert ["optimizer.lr", "0.01", "0.5"] in lines
         (layer,) = (line for line in lines if line[0] == "encoder.blocks.*.self_attention")
         assert layer[1:5] == ["0", "4", "4", "4"]  # tensors: equal, changed, removed, added
+
+    def test_a_damaged_checkpoint_of_either_is_named(
+        self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        damaged = shutil.copytree(run, tmp_path / "damaged")
+        path = damaged / "update_00000004" / "optimizer.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(SystemExit, match="2"):
+            main([str(run), str(damaged)])
+        assert "update_00000004" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("paths", [[], ["a", "b", "c"], ["missing"], ["setup.cfg"]])
