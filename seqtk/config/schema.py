@@ -145,17 +145,21 @@ def _set(config: C, key: str, value: Any, typed: str) -> C:
         raise UserError(f"There is no key '{shown}'{inside}.", advice)
     current = getattr(config, head)
     if rest and rest != "kind":
-        new_value: Any = _set_inside(default_of(hints[head]) if current is None else current, rest, value, shown, typed)
+        new_value: Any = _set_inside(
+            hints[head], default_of(hints[head]) if current is None else current, rest, value, shown, typed
+        )
     else:
         new_value = _convert(hints[head], value, current, shown, range_of(type(config), head))
     return dataclasses.replace(config, **{head: new_value})  # type: ignore[type-var]
 
 
-def _set_inside(current: Any, rest: str, value: Any, shown: str, typed: str) -> Any:
+def _set_inside(hint: Any, current: Any, rest: str, value: Any, shown: str, typed: str) -> Any:
     if isinstance(current, tuple) and _configs_in(current):
         return _set_in_each(current, rest, value, typed)
     if not dataclasses.is_dataclass(current):
-        raise UserError(f"There is no key '{typed}': '{shown}' is {written(current)}, which has no keys.")
+        registry = next(filter(None, map(registry_of, typing.get_args(hint))), None)
+        advice = f"Also set {shown}, to one of {', '.join(sorted(registry))}." if registry and current is None else ""
+        raise UserError(f"There is no key '{typed}': '{shown}' is {written(current)}.", advice)
     return _set(current, rest, value, typed)
 
 
