@@ -464,6 +464,9 @@ class Trainer:
             why = f"at max_hours={self.config.max_hours:g}" if self.stop.is_late else "by a signal"
             self.log.info(f"Stopped {why} after update {update:,}. The same command resumes there{pending}.")
             return
+        patience = self.config.validation.patience
+        if patience and self.state.validations_without_best >= patience:
+            self.log.info(f"Stopped by validation.patience={patience}: no new best {self.config.validation.metric}.")
         self.log.info(f"Finished after update {update:,}. The models are in {self.config.save_dir}.")
         if self._has_changes and update == start.update:
             self.log.info("Training had already finished; changed settings had no effect.")

@@ -238,7 +238,7 @@ class DataBin:
         found = self._find(name, lang)
         if found is None:
             raise UserError(
-                f"There is no split '{name}'{f' in {lang}' if lang else ''} in {self.directory}.",
+                f"There is no split '{name}'{f' of {lang}' if lang else ''} in {self.directory}.",
                 nearest(name, self.splits()),
             )
         return IndexedDataset(self.directory / found)

@@ -318,7 +318,7 @@ class TestCorpus:
         other = shutil.copytree(tiny_corpus, tmp_path / "other")
         for path in other.glob("valid.*"):
             shutil.copy(path, other / path.name.replace("valid", "train"))
-        with pytest.raises(UserError, match=r"other than .*other: 300 examples then(.|\n)*task\.data"):
+        with pytest.raises(UserError, match=r"other than .*other: 300 examples (.|\n)*task\.data"):
             trainer(other, tmp_path / "run")
 
     def test_fingerprint_depends_on_counts_and_lengths(self) -> None:
@@ -342,7 +342,7 @@ class TestCorpus:
         (path,) = other.glob("train*.de.bin")
         content = path.read_bytes()
         path.write_bytes(content[2:4] + content[:2] + content[4:])  # the first two tokens
-        with pytest.raises(UserError, match=r"other than .*other: 300 examples then(.|\n)*task\.data"):
+        with pytest.raises(UserError, match=r"other than .*other: 300 examples in both(.|\n)*task\.data"):
             trainer(other, tmp_path / "run")
 
 
