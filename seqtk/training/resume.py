@@ -130,9 +130,9 @@ def check_resumable(
     changed = config_diff(before, config, source=source)
     if saved.model.assets != assets:
         raise UserError(f"{source} was trained with vocabularies other than those in {data}.", other)
-    if not corpus.startswith(saved.state.corpus):  # the fingerprints of seqtk 0.1 are prefixes of today's
-        there, here = (text.partition(",")[0] for text in (saved.state.corpus, corpus))
-        how = f"{there} there, {here} here" if there != here else f"{here} in both, but other tokens"
+    if not corpus.startswith(saved.state.corpus):  # the fingerprints of seqtk 0.1 are prefixes of current ones
+        then, now = (text.partition(",")[0] for text in (saved.state.corpus, corpus))
+        how = f"{then} then, {now} now" if then != now else f"{now} in both, but other tokens"
         raise UserError(f"{source} was trained on data other than {data}: {how}.", other)
     return changed, rate_change(before, config, update=saved.state.update), other_batches(before.batch, config.batch)
 
