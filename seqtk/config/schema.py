@@ -159,7 +159,10 @@ def _set_inside(hint: Any, current: Any, rest: str, value: Any, shown: str, type
     if not dataclasses.is_dataclass(current):
         registry = next(filter(None, map(registry_of, typing.get_args(hint))), None)
         advice = f"Also set {shown}, to one of {', '.join(sorted(registry))}." if registry and current is None else ""
-        raise UserError(f"There is no key '{typed}': '{shown}' is {written(current)}.", advice)
+        raise UserError(
+            f"There is no key '{typed}': '{shown}' is {written(current)}{'' if advice else ', which has no keys'}.",
+            advice,
+        )
     return _set(current, rest, value, typed)
 
 

@@ -153,7 +153,7 @@ def test_numbers_are_converted_to_the_field_type() -> None:
         ("model.dropout", "a lot", "model.dropout=a lot: must be a number."),
         ("fast", 1, "fast=1: must be true or false."),
         ("name", True, "name=true: must be text."),
-        ("name.first", "x", "There is no key 'name.first': 'name' is run."),
+        ("name.first", "x", "There is no key 'name.first': 'name' is run, which has no keys."),
         ("betas", [0.9], "betas=[0.9]: must have 2 values."),
         ("colour", "rad", "colour=rad: must be one of red, blue."),
         ("mix", "max", "mix=max: must be one of sum, softmax."),
