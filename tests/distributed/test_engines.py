@@ -91,7 +91,7 @@ def models(words: Path) -> Iterator[tuple[str, Case]]:
     yield "rates", (*STACKS, "layer_decay=0.5", "lr_scales=[{name:encoder,scale:0.1}]")
     yield "average", (*STACKS, "ema.decay=0.9")
     yield "decoding", (*STACKS, "validation.decode=true", "validation.metric=chrf", "validation.search.max_length_b=5")
-    yield "histograms", (*STACKS, "attention=convluna", "log.histograms=1")
+    yield "histograms", (*STACKS, "attention=convluna", "log.histograms=1", "log.sinks=[tensorboard]")
 
 
 def differences(cases: dict[str, Case], folder: Path, corpus: Path, *, processes: int) -> dict[str, float]:
@@ -242,7 +242,7 @@ class TestPrecision:
             "decoding": (*bf16, "validation.decode=true", "validation.metric=chrf", "validation.search.max_length_b=5"),
             "recomputed": (*bf16, "model.recompute_blocks=all", "model.pre_norm=true"),
             "penalty": (*bf16, "attention={kind:feedforward_kernel,orthogonality:10}"),
-            "monitored": (*bf16, "attention=convluna", "log.histograms=1"),
+            "monitored": (*bf16, "attention=convluna", "log.histograms=1", "log.sinks=[tensorboard]"),
             "frozen": (*bf16, "freeze=[encoder.blocks.0,*.norm]", "ema.decay=0.9"),
             "fp16": (*bf16, "precision=fp16"),
         }
