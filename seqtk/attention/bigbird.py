@@ -81,9 +81,8 @@ class BigBirdAttention(HeadwiseAttention):
         batch, blocks = real_BNC.shape[:2]
         random_BHNR, chosen_BHNR = self._random_blocks(heads, (~pad_BT).sum(1), blocks)
         near_N3 = torch.arange(blocks, device=device)[:, None] + torch.arange(-1, 2, device=device)
-        is_near_N3 = (near_N3 >= config.global_blocks) & (
-            near_N3 < blocks
-        )  # a near block that is global counts once, as global
+        # A near block that is global counts once, as global.
+        is_near_N3 = (near_N3 >= config.global_blocks) & (near_N3 < blocks)
         global_NG = torch.arange(min(config.global_blocks, blocks), device=device).expand(blocks, -1)
         fixed_NF = torch.cat([near_N3.clamp(0, blocks - 1), global_NG], 1)
         is_fixed_NF = torch.cat([is_near_N3, torch.ones_like(global_NG, dtype=torch.bool)], 1)

@@ -46,7 +46,7 @@ class ConvolutionConfig(QKVConfig):
 
 
 class Convolution(HeadedAttention):
-    """out(Σ_k w[k] v_{t + k - before}), v = GLU(value(x)). Parameters: 3 D² (+ 3 D bias) + those of the kernels.
+    """out(Σ_k w[k] v_{t + k - before}), v = GLU(value(x)). Parameters: 3 D² (+ 3 D bias) + the kernels.
 
     Without the GLU 2 D² (+ 2 D bias). `before` is (K - 1) // 2 in an encoder, so an even kernel reaches one position
     further into the future, and K - 1 in a decoder. A step is O(K D): the state holds the last K - 1 positions of v.

@@ -159,9 +159,8 @@ class LongformerAttention(WindowAttention):
             x_BSD, query_BHGE = to_fp32(x_BSD), to_fp32(query_BHGE) / math.sqrt(self.head_dim)
             key_HED, value_HED = (to_fp32(linear.weight).view(heads) for linear in (self.global_key, self.global_value))
             logits_BHGS = _product(query_BHGE @ key_HED, x_BSD.transpose(1, 2))
-            if (
-                self.global_key.bias is not None
-            ):  # The bias of keys has no effect on the output; adding it makes its gradient 0 instead of None.
+            # The bias of keys has no effect on the output; adding it makes its gradient 0 instead of None.
+            if self.global_key.bias is not None:
                 logits_BHGS = logits_BHGS + query_BHGE @ to_fp32(self.global_key.bias).view(heads)
             if seen is not None:
                 logits_BHGS = logits_BHGS.masked_fill(~seen, torch.finfo(logits_BHGS.dtype).min)

@@ -59,9 +59,10 @@ class TensorFile:
     """Its tensors without their values, on the device `meta`."""
     metadata: dict[str, Any]
     checksums: dict[str, int] | None
+    """None: the file has no checksums."""
 
     def read(self, name: str) -> Tensor:
-        """Returns a tensor. Raises UserError if the file is missing or damaged. It is closed with the tensor."""
+        """Returns a tensor. Raises UserError if the file is missing or damaged."""
         with _opened(self.path) as file:
             tensor: Tensor = file.get_tensor(name)
         _verify(self.path, name, tensor, self.checksums)

@@ -79,7 +79,7 @@ def load_checkpoint(folder: Path, *, empty: Empty | None = None) -> Checkpoint:
 
 
 def _load_optimizer(folder: Path, empty: Empty | None) -> Tensors:
-    """Reads the optimizer's state from the file of one process, or from those of several."""
+    """Reads the optimizer's state from the file of one process, or from the files of several processes."""
     paths = sorted(folder.glob(f"{OPTIMIZER}*.safetensors")) or [folder / f"{OPTIMIZER}.safetensors"]
     files = [open_tensors(path) for path in paths]
     if empty is None and len(files) == 1 and PIECES not in files[0].metadata:
@@ -106,9 +106,10 @@ def load_latest(
         UserError: If no checkpoint can be read.
     """
     older = [path for path in checkpoint_folders(folder.parent) if path.name < folder.name]
-    places, errors = [folder, *reversed(older)], list[UserError]()
+    places = [folder, *reversed(older)]
+    errors: list[UserError] = []
     checkpoint: Checkpoint | None = None
-    while True:  # until all processes have read the same one
+    while True:  # until all processes have read the same checkpoint
         while checkpoint is None and places:
             try:
                 checkpoint = load_checkpoint(places[0], empty=empty)

@@ -1,7 +1,7 @@
 """The optimizer's state in pieces, planned by `torch.distributed.checkpoint` (DCP).
 
 DCP finds the piece of each tensor that a process has, and the pieces that it must read if it has other parts than those
-that were written. No process waits for another one in doing so. The storage is ours: one safetensors file for each
+that were written. The processes do not communicate for this. The storage is ours: one safetensors file for each
 process, with checksums, and with the places of its pieces in the header. The storage of DCP has no checksums and
 describes a checkpoint in a pickle, which can run code when it is read.
 
@@ -209,7 +209,7 @@ def _check_whole(name: str, pieces: Sequence[_Piece]) -> None:
         shape = piece.stored.shape
         fits = piece.start == end and shape[1:] == size[1:] and len(shape) == len(size)
         if not fits or piece.size != size or piece.stored.dtype != dtype:
-            raise UserError(f"{piece.file.path} has a part of '{name}' that does not fit to the others.", DAMAGED)
+            raise UserError(f"{piece.file.path} has a part of '{name}' that does not fit the other parts.", DAMAGED)
         end += (*shape, 1)[0]
     if end != (*size, 1)[0]:
         raise UserError(f"{pieces[0].file.path.parent} does not have all of '{name}'.", DAMAGED)

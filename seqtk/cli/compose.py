@@ -125,9 +125,8 @@ def recipe_layers(path: Path | None, groups: Sequence[Override] = ()) -> list[La
     ]
     try:
         with initialize_config_dir(str(folders[0]), version_base="1.3"), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message=".*missing `_self_`"
-            )  # without `_self_`, the recipe itself is applied last
+            # Without `_self_`, the recipe itself is applied last.
+            warnings.filterwarnings("ignore", message=".*missing `_self_`")
             loader = GlobalHydra.instance().config_loader()
 
             def defaults_list(choices: list[str]) -> Any:

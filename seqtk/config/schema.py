@@ -259,9 +259,8 @@ def _convert_scalar(hint: Any, value: Any, key: str, limits: Range) -> Any:
     if isinstance(value, bool) is (hint is bool):
         if hint is int and isinstance(value, float) and value.is_integer():
             value = int(value)
-        if (
-            hint is float and isinstance(value, int) and value.bit_length() < 1000
-        ):  # a larger integer does not fit into a float
+        # A larger integer does not fit into a float.
+        if hint is float and isinstance(value, int) and value.bit_length() < 1000:
             value = float(value)
         if hint in (int, float) and isinstance(value, hint | int):
             check_number(value, limits, key=key)

@@ -189,9 +189,8 @@ def _request(published: RemoteFile, partial: _Partial, bar: Any, *, timeout: flo
         sent = response.headers.get("Content-Length", "")
         total = partial.size + int(sent) if sent.isdigit() else published.length
         _refuse_other_files(published, partial.url, response.headers, total)
-        while chunk := response.read1(
-            _CHUNK_BYTES
-        ):  # returns what has arrived, so that nothing is lost if the connection fails
+        # `read1` returns the bytes that have arrived, so a failing connection loses none of them.
+        while chunk := response.read1(_CHUNK_BYTES):
             if not partial.size and _WEB_PAGE.match(chunk):
                 raise _web_page(published, partial.url)
             partial.write(chunk)

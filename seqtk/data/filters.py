@@ -14,7 +14,7 @@ RULES = ("empty", "too_short", "too_long", "ratio")
 class LengthFilter:
     """Keeps a pair if each side has `min_length` to `max_length` tokens, and the ratio is at most `max_ratio`.
 
-    The ratio is the length of the longer side divided by that of the shorter side. None: no limit.
+    The ratio is the length of the longer side divided by the length of the shorter side. None: no limit.
     """
 
     min_length: int = 1

@@ -217,7 +217,7 @@ class _Writer:
 
         Args:
             text: The split.
-            results: The encoded blocks of this and all later splits. Those of this split are consumed.
+            results: The encoded blocks of this and all later splits. The blocks of this split are consumed.
             advance: Called after each block with its number of lines.
         """
         lines, items = 0, 0

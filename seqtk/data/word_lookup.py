@@ -21,9 +21,8 @@ Array = npt.NDArray[Any]
 _SHORT = 15
 _MAX_TABLE_WORDS = 1 << 20  # words beyond this limit are rare, so they are counted in Python
 _FREE = np.uint64(2**64 - 1)
-_MIX = np.array(
-    [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93], dtype=np.uint64
-)  # odd multipliers for the hash
+# Odd multipliers for the hash.
+_MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93], dtype=np.uint64)
 _IS_SPACE = bytes(int(chr(byte).isspace() and byte < 128) for byte in range(256))
 _WIDE_SPACE = re.compile(rb"\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80")
 _NOT_IN_WORDS = re.compile(r"(?:[^\w'\n]|_)+")

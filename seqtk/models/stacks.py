@@ -396,9 +396,8 @@ class Decoder(nn.Module):
             run = partial(run_block, block, index=index, every=self.recompute_every)
             drops = self.training and self.layer_drop > 0
             chosen = torch.rand(()) < self.layer_drop if drops else None
-            if (
-                chosen is not None and torch.compiler.is_compiling()
-            ):  # a compiled graph cannot branch, so it computes the block
+            # A compiled graph cannot branch, so it computes the block.
+            if chosen is not None and torch.compiler.is_compiling():
                 y_BTD, block_state = run(x_BTD, memory_BSM, pad_BS=pad_BS, state=block_state)
                 x_BTD = torch.where(chosen.to(x_BTD.device), x_BTD, y_BTD)
             else:

@@ -84,7 +84,7 @@ class WindowSpec:
 
 @dataclass(frozen=True)
 class WindowMask:
-    """The mask of the keys that each query sees: those of its window and the `first` positions, without padding."""
+    """The mask of the keys that each query sees: the keys of its window and the `first` positions, without padding."""
 
     window: WindowSpec
     x_BTD: Tensor

@@ -176,9 +176,8 @@ def blockwise_softmax(
     if naive_mode():
         return naive(spec, value_BHSE, pad_BS=pad_BS, causal=causal, dropout=dropout)
     alike = (spec.batch == 1 < len(value_BHSE) or spec.is_table) and not dropout
-    all_at_once = length <= SHORT or (
-        alike and not causal
-    )  # logits shared by all rows are few, and the logits of a table exist already
+    # Logits shared by all rows are few, and the logits of a table exist already.
+    all_at_once = length <= SHORT or (alike and not causal)
     if all_at_once or device.type != "cpu" or torch.compiler.is_compiling():
         return _at_once(spec.logits(length), value_BHSE, pad_BS=pad_BS, causal=causal, dropout=dropout)
     return _in_blocks(spec, value_BHSE, pad_BS=pad_BS, causal=causal, dropout=dropout, block=block, alike=alike)

@@ -137,7 +137,7 @@ class _Work(NamedTuple):
     def add_gradients(
         self, found: Sequence[Tensor], head_slice: slice, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]
     ) -> None:
-        """Adds the gradients of the sources of some heads to those of the inputs, weights and biases."""
+        """Adds the gradients of the sources of some heads to the gradients of the inputs, weights and biases."""
         for new, (x, weight, bias) in zip(found, self.plan, strict=True):
             x_grad = grads[x]
             if weight is None:

@@ -371,9 +371,8 @@ class ClassificationTask(TextTask):
         """Returns the number of examples of each class in an epoch; with `task.mix`, the expected number."""
         if not self.config.mix:
             return list(np.bincount(source.labels("train"), minlength=len(self.classes)).tolist())
-        corpora = map(
-            self._corpus, self.config.mix
-        )  # not `_corpora`, which needs the model's limit: there is no model yet
+        # Not `_corpora`, which needs the model's limit: there is no model yet.
+        corpora = map(self._corpus, self.config.mix)
         label_KN = [corpus.label_N for corpus in corpora if isinstance(corpus, LabelledTexts)]
         read_K = examples_per_epoch(
             list(map(len, label_KN)),

@@ -11,13 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from seqtk.attention import Attention
 from seqtk.checkpoint.model_file import Tensors
 from seqtk.checkpoint.run_state import Pieces
 from seqtk.models import Model
 from seqtk.modules.linear import Linear
 from seqtk.training.ddp import DDP, DDPConfig
-from seqtk.training.parallel import EngineConfig, LostProcessError, TrainStep, engines
+from seqtk.training.parallel import EngineConfig, LostProcessError, TrainStep, engines, penalized_layers
 from seqtk.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ class FSDP2(DDP):
         check_shared(step, blocks)
         for module in (*blocks, step):
             # What is left for `step` are tables, whose rows autocast does not round, and the last norms.
-            releases = module is not step and not _has_penalty(module)
+            releases = module is not step and not penalized_layers(module)  # which read weights after the forward pass
             policy = rounded if releases and dtype is not None else precise
             sharded: FSDPModule = fully_shard(module, mesh=mesh, reshard_after_forward=releases, mp_policy=policy)
             sharded.set_force_sum_reduction_for_comms(self.device.type == "cpu")  # gloo has no average
@@ -149,9 +148,9 @@ class FSDP2(DDP):
         return pieces
 
     def empty(self, full: Tensor, like: Tensor) -> Tensor:
-        return (
-            torch.empty_like(like, dtype=full.dtype, requires_grad=False) if self.shards else super().empty(full, like)
-        )
+        if not self.shards:
+            return super().empty(full, like)
+        return torch.empty_like(like, dtype=full.dtype, requires_grad=False)
 
     def together(self, step: Callable[[], T]) -> T:
         if not self.shards:
@@ -161,12 +160,14 @@ class FSDP2(DDP):
             result = step()
         except Exception as error:
             failure = error
-        told: list[tuple[bool, str] | None] = [None] * self.size
+        problems: list[tuple[bool, str] | None] = [
+            None
+        ] * self.size  # of each rank: whether the user's, and the message
         mine = None if failure is None else (isinstance(failure, UserError), str(failure))
-        dist.all_gather_object(told, mine, group=self._writers)
+        dist.all_gather_object(problems, mine, group=self._writers)
         if failure is not None:
             raise failure
-        for rank, problem in enumerate(told):
+        for rank, problem in enumerate(problems):
             if problem is not None:
                 is_users, text = problem
                 raise UserError(text) if is_users else LostProcessError(f"Process {rank} failed to save a checkpoint.")
@@ -178,14 +179,8 @@ class FSDP2(DDP):
 
 
 def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Returns the parameters of a module without those of its submodules."""
+    """Returns the parameters of a module, without the parameters of its submodules."""
     return list(module.named_parameters(recurse=False))
-
-
-def _has_penalty(module: nn.Module) -> bool:
-    """Returns whether a layer has an auxiliary loss, which may read its weights after the forward pass."""
-    layers = (layer for layer in module.modules() if isinstance(layer, Attention))
-    return any(type(layer).aux_loss is not Attention.aux_loss for layer in layers)
 
 
 def check_shared(step: nn.Module, blocks: Sequence[nn.Module]) -> None:

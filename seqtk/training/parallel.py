@@ -189,8 +189,7 @@ class TrainStep(nn.Module):
         super().__init__()
         self.model, self.criterion, self.autocast = model, criterion, autocast
         self.copies = None if autocast is None else WeightCopies(model, autocast)
-        layers = [layer for _, layer in model.attention_layers()]
-        self._penalized = [layer for layer in layers if type(layer).aux_loss is not Attention.aux_loss]
+        self._penalized = penalized_layers(model)
 
     def forward(self, batch: Any, state: State = None) -> tuple[Tensor, Stats, State]:
         """Computes the loss of a micro-batch.
@@ -223,6 +222,12 @@ class TrainStep(nn.Module):
             if aux_loss is not None:
                 total = total + (aux_loss * loss.weight).to(total.dtype)
         return total, loss.stats, tree_map(lambda leaf: None if leaf is None else leaf.detach().clone(), loss.state)
+
+
+def penalized_layers(module: nn.Module) -> list[Attention]:
+    """Returns the attention layers of a module that may have an auxiliary loss."""
+    layers = [layer for layer in module.modules() if isinstance(layer, Attention)]
+    return [layer for layer in layers if type(layer).aux_loss is not Attention.aux_loss]
 
 
 def seed_dropout(seed: int, update: int, rank: int, *, device: torch.device) -> None:

@@ -36,7 +36,7 @@ def meet(*, rank: int, size: int, timeout: float) -> tuple[Store, str]:
 
 
 def agreed_prefix(store: Store, run: str = "", *, rank: int, size: int, timeout: float) -> str:
-    """Returns a prefix that is the same in all processes of this start, and differs from those of earlier starts.
+    """Returns a prefix that is equal in all processes of this start, and new at each start.
 
     The first process counts the starts. Each other process stores a unique name, and the first process answers with the
     number of the start, stored under this name. See `meet`. Processes of another `run`, which found this store by

@@ -40,7 +40,7 @@ class Difference:
     saved: Any
     current: Any
     is_kind: bool = False
-    """Whether the type of a component has changed, such as that of the optimizer. Then the values are the types."""
+    """Whether the type of a component has changed, such as the type of the optimizer. Then the values are the types."""
 
     def __str__(self) -> str:
         return f"{self.now} (was {_as_text(self.saved)})"
@@ -90,7 +90,7 @@ def differences(saved: TrainConfig, current: TrainConfig) -> list[Difference]:
 
 
 def config_diff(saved: TrainConfig, current: TrainConfig, *, source: str) -> list[Difference]:
-    """Returns the settings that differ from those of the checkpoint `source`.
+    """Returns the settings that differ from the settings of the checkpoint `source`.
 
     Raises:
         UserError: If a setting differs that must not change.

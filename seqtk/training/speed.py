@@ -41,9 +41,8 @@ class Clock:
         else:
             now = time.perf_counter()
         self._marks.append((phase, now))
-        while len(self._marks) > 256 and (
-            not self._on_gpu or self._marks[1][1].query()
-        ):  # this event has occurred, so nothing waits
+        # `query` is true if the event has occurred, so that reading it does not wait.
+        while len(self._marks) > 256 and (not self._on_gpu or self._marks[1][1].query()):
             self._add_first()
 
     def read(self) -> dict[str, float]:

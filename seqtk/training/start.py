@@ -46,7 +46,7 @@ class Start:
     notes: list[str]
     """Lines for the log about what was loaded."""
     has_changes: bool = False
-    """Whether settings differ from those of the checkpoint."""
+    """Whether settings differ from the settings of the checkpoint."""
     other_batches: BatchingConfig | None = None
     """The batch settings before `state.position`, if they differ from the current ones."""
 

@@ -137,9 +137,8 @@ class Trainer:
         self.speed = Speed(self.model, config, device=engine.device)  # counts the weights before they are sharded
         self.wrapped = engine.wrap(self.step)
         self._parameters = list(self.model.parameters())
-        self.optimizer = optimizers.build(
-            config.optimizer, self.model
-        )  # after wrapping, which may replace the parameters
+        # The optimizer is built after wrapping, which may replace the parameters.
+        self.optimizer = optimizers.build(config.optimizer, self.model)
         if config.lr_scales or config.layer_decay != 1:
             factors = rate_scales(self.model, config.lr_scales, layer_decay=config.layer_decay)
             scale_rates(self.optimizer, self.model, factors)

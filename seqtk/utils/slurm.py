@@ -1,4 +1,4 @@
-"""Translates SLURM's variables to those of torchrun, so that `srun seqtk-train` needs no launcher."""
+"""Translates SLURM's variables to torchrun's variables, so that `srun seqtk-train` needs no launcher."""
 
 import re
 from collections.abc import MutableMapping

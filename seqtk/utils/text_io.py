@@ -19,7 +19,7 @@ from seqtk.utils.files import atomic_file
 
 BOM = b"\xef\xbb\xbf"
 SUFFIXES = ("", ".gz", ".bz2", ".xz")
-"""The endings of the names of text files: none, and those of the supported compressions."""
+"""The endings of the names of text files: none, and the endings of the supported compressions."""
 
 _OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _NOT_TEXT = {
