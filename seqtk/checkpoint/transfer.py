@@ -101,72 +101,113 @@ def transfer(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets, so
         UserError: If no weight matrix of the old model fits.
     """
     tensors: Tensors = {}
-    fates = {name: Fate.NOT_USED for name in old.tensors if name not in drawn}
+    fates: dict[str, Fate] = {}
     notes: list[str] = []
-    by_row = _shared_rows(old, model, drawn=drawn, assets=assets)
+    stored = _stored_names(old.tensors, model)
+    before = old.tensors | {name: old.tensors[shared] for name, shared in stored.items()}
+    by_row = _shared_rows(before, old.assets, model, drawn=drawn, assets=assets)
     limits = _length_limits(old, model, drawn=drawn)
     for name, new in drawn.items():
-        before = old.tensors.get(name)
         tensors[name], fates[name] = new, Fate.FRESH
-        if before is None:
-            continue
         if name in by_row:
-            new_rows, old_rows = by_row[name]
-            if len(new_rows) and before.shape[1:] == new.shape[1:]:
-                mixed = new.cpu().clone()
-                mixed[new_rows] = before[old_rows].to(mixed.dtype)
+            mixed, count = new.cpu().clone(), 0
+            for table, new_rows, old_rows in by_row[name]:
+                mixed[new_rows] = before[table][old_rows].to(mixed.dtype)
+                count += len(new_rows)
+            if count:
                 tensors[name], fates[name] = mixed, Fate.RESIZED
+                there = " + ".join(f"{len(before[table]):,}" for table, _, _ in by_row[name])
                 notes.append(
-                    f"{name}: {len(new_rows):,} of {how_many(len(new), 'row')} are taken, "
-                    f"{len(new) - len(new_rows):,} are new; the old model has {len(before):,}."
+                    f"{name}: {count:,} of {how_many(len(new), 'row')} are taken, {len(new) - count:,} are new; "
+                    f"the old model has {there}."
                 )
-        elif before.shape == new.shape:
-            tensors[name], fates[name] = before, Fate.TAKEN
+        elif name not in before:
+            continue
+        elif before[name].shape == new.shape:
+            tensors[name], fates[name] = before[name], Fate.TAKEN
         elif name in limits:
-            tensors[name], fates[name] = resize_tensor(before, new=new.cpu()), Fate.RESIZED
-            notes.append(
-                f"{name}: {list(before.shape)} in the old model, {list(new.shape)} here; shared positions are taken."
-            )
+            tensors[name], fates[name] = resize_tensor(before[name], new=new.cpu()), Fate.RESIZED
+            shapes = f"{list(before[name].shape)} in the old model, {list(new.shape)} here"
+            notes.append(f"{name}: {shapes}; shared positions are taken.")
+        if name in stored and fates[name] is not Fate.FRESH:
+            notes.append(f"{name}: not in the old model; {stored[name]} is taken.")
+    read = {table for sources in by_row.values() for table, _, _ in sources}
+    fates |= {name: Fate.NOT_USED for name in old.tensors if name not in drawn and name not in read}
     if not any(fates[name] in (Fate.TAKEN, Fate.RESIZED) and tensor.ndim > 1 for name, tensor in drawn.items()):
         raise _nothing_fits(old, drawn, source=source)
     sizes = {name: tensor.numel() for name, tensor in {**old.tensors, **drawn}.items()}
     return Transfer(tensors, fates, sizes, notes)
 
 
-def _shared_rows(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets) -> dict[str, tuple[Tensor, Tensor]]:
-    """Returns, for each table whose tokens or classes changed, the rows that the new and the old table share."""
-    found = {}
+def _stored_names(old: Tensors, model: Model) -> dict[str, str]:
+    """Returns, for the tables of the new model that the old file lacks, the name of the table before them.
+
+    A file stores a table that several modules share under its first name only.
+    """
+    found: dict[str, str] = {}
+    last: list[str] = []
     for names, what in _tables(model):
-        now, before = _labels(assets, names[0], what), _labels(old.assets, names[0], what)
-        if now is None or before is None or not set(names) <= old.tensors.keys():
+        if what == "token" and set(names) <= old.keys():
+            last = names
+        elif what == "token" and len(names) == len(last) and old.keys().isdisjoint(names):
+            found |= dict(zip(names, last, strict=True))
+    return found
+
+
+def _shared_rows(
+    before: Tensors, old_assets: Assets, model: Model, *, drawn: Tensors, assets: Assets
+) -> dict[str, list[tuple[str, Tensor, Tensor]]]:
+    """Returns, for each table whose tokens or classes changed, old tables with the rows shared with each of them.
+
+    If the new model shares one table between several modules, a row is taken from the first old table that has it.
+    """
+    first_name = {id(parameter): name for name, parameter in model.named_parameters()}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found: dict[str, list[tuple[str, Tensor, Tensor]]] = {}
+    missing: dict[str, dict[int, str]] = {}  # the rows of each table that are not found yet, with their labels
+    for names, what in _tables(model):
+        now, then = _labels(assets, names[0], what), _labels(old_assets, names[0], what)
+        if now is None or then is None or not set(names) <= before.keys():
             continue
-        ends = [list(accumulate(len(tensors[name]) for name in names)) for tensors in (drawn, old.tensors)]
-        for name, end, old_end in zip(names, *ends, strict=True):
-            here = now[end - len(drawn[name]) : end]
-            there = before[old_end - len(old.tensors[name]) : old_end]
-            if here != there:
-                row = {label: number for number, label in enumerate(there)}
-                pairs = [(number, row[label]) for number, label in enumerate(here) if label in row]
-                rows = torch.tensor(pairs, dtype=torch.long).view(-1, 2)
-                found[name] = rows[:, 0], rows[:, 1]
+        tables = [first_name[id(parameters[name])] for name in names]
+        ends = accumulate(len(drawn[table]) for table in tables)
+        old_ends = accumulate(len(before[name]) for name in names)
+        for name, table, end, old_end in zip(names, tables, ends, old_ends, strict=True):
+            here = dict(enumerate(now[end - len(drawn[table]) : end]))
+            there = dict(enumerate(then[old_end - len(before[name]) : old_end]))
+            wanted = missing.setdefault(table, here)
+            if not wanted or before[name].shape[1:] != drawn[table].shape[1:]:
+                continue
+            if name == table and here == there:  # the whole table is taken
+                missing[table] = {}
+                continue
+            sources = found.setdefault(table, [])
+            row = {label: number for number, label in there.items()}
+            pairs = [(number, row[label]) for number, label in wanted.items() if label in row]
+            if pairs:
+                missing[table] = {number: label for number, label in wanted.items() if label not in row}
+                new_rows, old_rows = torch.tensor(pairs).unbind(1)
+                sources.append((name, new_rows, old_rows))
     return found
 
 
 def _tables(model: Model) -> Iterator[tuple[list[str], Literal["token", "class"]]]:
-    """Yields the names of each table with a row per token or class; several if the vocabulary has bands."""
-    first_name = {id(parameter): name for name, parameter in model.named_parameters()}
-    for module in model.modules():
+    """Yields the names of each table with a row per token or class; several if the vocabulary has bands.
+
+    A table that several modules share is yielded under the names of each.
+    """
+    for prefix, module in model.named_modules():
         tokens = module.tokens if isinstance(module, Embedding) else None
         if isinstance(module, PooledHead):
-            yield from (([first_name[id(part)]], "class") for part in (module.linear.weight, module.linear.bias))
+            yield from (([f"{prefix}.linear.{part}"], "class") for part in ("weight", "bias"))
         elif isinstance(tokens, AdaptiveEmbedding):
-            yield [first_name[id(band.weight)] for band in tokens.bands], "token"
+            yield [f"{prefix}.tokens.bands.{band}.weight" for band in range(len(tokens.bands))], "token"
         elif isinstance(tokens, nn.Embedding):
-            yield [first_name[id(tokens.weight)]], "token"
+            yield [f"{prefix}.tokens.weight"], "token"
         elif isinstance(module, AdaptiveHead):
-            yield [first_name[id(band)] for band in module.bands], "token"
+            yield [f"{prefix}.bands.{band}" for band in range(len(module.bands))], "token"
         elif isinstance(module, LinearHead):
-            yield [first_name[id(module.weight)]], "token"
+            yield [f"{prefix}.weight"], "token"
 
 
 def _labels(assets: Assets, table: str, what: Literal["token", "class"]) -> list[str] | None:

@@ -12,7 +12,7 @@ from seqtk.checkpoint.model_file import ModelFile, tensors_of
 from seqtk.checkpoint.transfer import Fate, Transfer, transfer
 from seqtk.config import schema
 from seqtk.corpora import demo
-from seqtk.data.batch import ClassBatch, LanguageBatch, MaskedBatch
+from seqtk.data.batch import ClassBatch, LanguageBatch, MaskedBatch, TranslationBatch
 from seqtk.data.plan import Position
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.models import Model, ModelConfig, build_model
@@ -132,12 +132,80 @@ class TestReset:
             trainer(tiny_corpus, tmp_path, reset="data")
 
 
+class TestSharedTables:
+    """A file stores a table that source, target and head share once, under the name of the source."""
+
+    SHARED = ("none", "decoder", "all")
+
+    @pytest.mark.parametrize("before", SHARED)
+    @pytest.mark.parametrize("now", SHARED)
+    def test_no_table_starts_fresh(self, before: str, now: str) -> None:
+        old, new = translation(8, 8, share=before), translation(8, 8, share=now)
+        result = copied(old, new)
+        assert not names_of(result, Fate.FRESH)
+        their_tables = tables_of(old, tensors_of(old))
+        first = {"none": (0, 1, 2), "decoder": (0, 1, 1), "all": (0, 0, 0)}[now]
+        for table, source in zip(tables_of(new, result.tensors), first, strict=True):
+            assert torch.equal(table, their_tables[source])
+        assert ("target_embedding.tokens.weight: not in the old model" in "\n".join(result.lines())) == (
+            before == "all" != now
+        )
+
+    def test_joint_table_reads_both_dictionaries(self) -> None:
+        old, new = translation(7, 6, share="decoder"), translation(9, 9, share="all")
+        old_assets = {"source.dict": Vocabulary(list("abc")).to_text(), "target.dict": Vocabulary(list("cd")).to_text()}
+        joint = Vocabulary(list("dcbax")).to_text()
+        contents = ModelFile(tensors_of(old), {}, old_assets, {})
+        assets = {"source.dict": joint, "target.dict": joint}
+        result = transfer(contents, new, drawn=tensors_of(new), assets=assets, source="old")
+        table, (source, target, _) = result.tensors["source_embedding.tokens.weight"], tables_of(old, contents.tensors)
+        assert torch.equal(table[[0, 1, 2, 3, 5, 6, 7]], source[[0, 1, 2, 3, 6, 5, 4]])
+        assert torch.equal(table[4], target[5])
+        assert torch.equal(table[8], tensors_of(new)["source_embedding.tokens.weight"][8])
+        assert "8 of 9 rows are taken, 1 are new; the old model has 7 + 6." in "\n".join(result.lines())
+        assert "target_embedding.tokens.weight" not in names_of(result, Fate.NOT_USED)
+
+    def test_separate_head_takes_rows_of_a_shared_table(self) -> None:
+        old, new = language_model("abcd"), language_model("dxab", tie_embeddings=False)
+        result = copied(old, new, now="dxab")
+        table = tensors_of(old)["embedding.tokens.weight"]
+        assert torch.equal(result.tensors["head.weight"][[4, 6, 7]], table[[7, 4, 5]])
+
+    def test_separate_adaptive_head_takes_shared_bands(self) -> None:
+        adaptive = {"cutoffs": [6], "input_factor": 2.0, "softmax_factor": 2.0}
+        old, new = (language_model("abcd", adaptive=adaptive, tie_embeddings=tied) for tied in (True, False))
+        result = copied(old, new)
+        assert torch.equal(result.tensors["head.bands.1"], tensors_of(old)["embedding.tokens.bands.1.weight"])
+
+
 SIZES: dict[str, Any] = {"dim": 8, "ffn_dim": 16, "heads": 2}
 
 
 def language_model(words: str, **changes: Any) -> Model:
     tree = {"kind": "transformer_lm", **SIZES, "layers": 2, "positions": "learned", "max_length": 12, **changes}
     return build_model(schema.from_dict(ModelConfig, tree), LanguageBatch, vocabulary=4 + len(words))
+
+
+def translation(source: int, target: int, *, share: str) -> Model:
+    """Returns a translation model with vocabularies of these sizes."""
+    tree = {
+        **SIZES,
+        "kind": "transformer",
+        "encoder": {"layers": 1},
+        "decoder": {"layers": 1},
+        "share_embeddings": share,
+    }
+    return build_model(
+        schema.from_dict(ModelConfig, tree), TranslationBatch, source_vocabulary=source, target_vocabulary=target
+    )
+
+
+def tables_of(model: Model, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Returns the tables of source, target and head. `tensors` holds a shared one under its first name."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    own = dict(model.named_parameters(remove_duplicate=False))
+    tables = ("source_embedding.tokens.weight", "target_embedding.tokens.weight", "head.weight")
+    return [tensors[names[id(own[table])]] for table in tables]
 
 
 def classifier(words: str, classes: int, *, values: list[float] | None = None, **changes: Any) -> Model:
