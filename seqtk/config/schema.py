@@ -230,6 +230,11 @@ def _convert_config(hint: Any, value: Any, current: Any, key: str) -> Any:
         value = {name: item for name, item in value.items() if name != "kind"}
     else:
         start = current if dataclasses.is_dataclass(current) else hint()
+        if registry is not None and slot_of(start) is None:
+            raise UserError(
+                f"{key or registry.kind}={{{', '.join(value)}}}: has no kind.",
+                f"Add kind, one of {', '.join(registry)}.",
+            )
     return merge(start, value, key=key)
 
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from seqtk.attention import State
 from seqtk.config.fields import setting
 from seqtk.criterions.base import Criterion, CriterionConfig, Loss, criterions, stat
-from seqtk.criterions.cross_entropy import CrossEntropyConfig
 from seqtk.models import Model
 from seqtk.utils.errors import UserError
 
@@ -18,7 +17,7 @@ from seqtk.utils.errors import UserError
 class PartConfig:
     """One criterion of a sum."""
 
-    criterion: CriterionConfig = CrossEntropyConfig()
+    criterion: CriterionConfig | None = setting(None, help="The criterion.")
     weight: float = setting(1.0, above=0, help="Weight of the loss of this criterion.")
 
 
@@ -38,7 +37,7 @@ class Sum(Criterion):
     The statistic `loss` is the sum. Each other statistic comes from the first part that returns it.
 
     Raises:
-        UserError: If there are no parts.
+        UserError: If there are no parts, or one has no criterion.
     """
 
     def __init__(self, config: SumConfig) -> None:
@@ -47,7 +46,13 @@ class Sum(Criterion):
             raise UserError(
                 "criterion=sum has no parts.", "Set criterion.parts=[{criterion: cross_entropy, weight: 1}]."
             )
-        self.parts = nn.ModuleList(criterions.build(part.criterion) for part in config.parts)
+        kinds = [part.criterion for part in config.parts if part.criterion is not None]
+        if len(kinds) < len(config.parts):
+            raise UserError(
+                "criterion.parts: A part has no criterion.",
+                "Set it in each part: [{criterion: cross_entropy, weight: 0.5}, …].",
+            )
+        self.parts = nn.ModuleList(map(criterions.build, kinds))
         self.weights = [part.weight for part in config.parts]
 
     def stats_of(self, model: Model) -> tuple[str, ...]:

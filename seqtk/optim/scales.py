@@ -24,7 +24,7 @@ class RateScale:
     """A factor for the learning rate of some weights."""
 
     name: str = setting("", help="Name of a weight or module; *, ? and [01] are wildcards.")
-    scale: float = setting(1.0, above=0, help="Factor of the learning rate.")
+    scale: float | None = setting(None, above=0, help="Factor of the learning rate.")
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -51,11 +51,17 @@ def rate_scales(model: nn.Module, scales: Sequence[RateScale], *, layer_decay: f
             al. 2020, ELECTRA, appendix B).
 
     Raises:
-        UserError: If a name matches no weight, or if `layer_decay` is not 1 and the model has no blocks.
+        UserError: If a scale has no factor, if its name matches no weight, or if `layer_decay` is not 1 and the model
+            has no blocks.
     """
     factors = _layerwise_factors(model, layer_decay)
     named: dict[str, float] = {}
     for scale in scales:
+        if scale.scale is None:
+            raise UserError(
+                f"lr_scales: {scale.name or 'An entry'} has no scale.",
+                f"Set both: lr_scales=[{{name: {scale.name or 'encoder'}, scale: 0.1}}].",
+            )
         named |= dict.fromkeys(matching(model, scale.name, key="lr_scales.name"), scale.scale)
     return {name: factor * named.get(name, 1.0) for name, factor in factors.items()}
 

@@ -54,7 +54,20 @@ def test_sum_without_parts_is_refused() -> None:
         loss_of("sum")
 
 
-@pytest.mark.parametrize("part", [{**PLAIN, "weight": 0}, {"criterion": "cross_entropie"}, {"criterium": "x"}])
+def test_part_without_a_criterion_is_refused() -> None:
+    with pytest.raises(UserError, match=r"criterion\.parts: .* no criterion"):
+        loss_of({"kind": "sum", "parts": [PLAIN, {"weight": 1.0}]})
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {**PLAIN, "weight": 0},
+        {"criterion": "cross_entropie"},
+        {"criterium": "x"},
+        {"criterion": {"label_smoothing": 0.1}},
+    ],
+)
 def test_invalid_parts_are_refused(part: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="parts"):
         schema.from_dict(CriterionConfig, {"kind": "sum", "parts": [part]}, key="criterion")
