@@ -81,7 +81,7 @@ class ValidationConfig:
         return {self.split: others.get(self.split, ValidationSet(self.split)), **others}
 
     def check(self) -> None:
-        """Raises UserError if two sets have the same name, or if a setting has no effect without validation."""
+        """Raises UserError if two sets have the same name."""
         titles = [item.title for item in self.sets]
         twice = [name for name in titles if titles.count(name) > 1]
         twice += [
@@ -91,12 +91,6 @@ class ValidationConfig:
             raise UserError(
                 f"validation.sets has two sets of the name '{twice[0]}'.", "Set name= of one of them, or remove it."
             )
-        for key, value in (("patience", self.patience), ("sets", self.sets)):
-            if self.split is None and value:
-                raise UserError(
-                    f"validation.{key} has no effect, because validation.split=null disables validation.",
-                    f"Set validation.split, or remove validation.{key}.",
-                )
 
     def named_metrics(self) -> list[tuple[str, str]]:
         """Returns (key, name) of each metric in the config."""
@@ -118,7 +112,7 @@ class CheckpointConfig:
         "continues.",
     )
     keep_last: int = setting(5, at_least=1, help="Number of recent checkpoints to keep; older ones are removed.")
-    keep_best: int = setting(1, at_least=0, help="Number of best models to keep, by validation.metric.")
+    keep_best: int = setting(1, at_least=0, help="Number of best models to keep, by validation.metric. 0: none.")
 
 
 @dataclass(frozen=True)
@@ -283,10 +277,24 @@ class TrainConfig:
                 f"task.temperature={self.task.temperature} has no effect without task.mix.",
                 "Set task.mix, or remove task.temperature.",
             )
+        self._check_validated()
         self._check_auto()
         self._check_metrics()
         if self.validation.decode:
             self.validation.search.check()
+
+    def _check_validated(self) -> None:
+        """Raises UserError if a setting has no effect without validation."""
+        used = {
+            "validation.patience": self.validation.patience > 0,
+            "validation.sets": bool(self.validation.sets),
+            "checkpoint.keep_best": self.checkpoint.keep_best > 1,
+        }
+        for key in [key for key, is_used in used.items() if is_used and self.validation.split is None]:
+            raise UserError(
+                f"{key} has no effect, because validation.split=null disables validation.",
+                f"Set validation.split, or remove {key}.",
+            )
 
     def _check_auto(self) -> None:
         if self.batch.tokens_per_update is not None and not self.auto_keys:

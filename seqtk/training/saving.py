@@ -51,11 +51,12 @@ def save_validated(run: "Trainer", results: Mapping[str, float] | None) -> None:
         run: The run.
         results: The metrics of the validation; None if they are not finite.
     """
-    model = {} if results is None else _gathered(run, tensors_of(run.model))
+    is_saved = results is not None and run.checkpoints.keep_best > 0
+    model = _gathered(run, tensors_of(run.model)) if is_saved else {}
     state, higher = run.state, metrics[run.config.validation.metric].higher_is_better
 
     def write() -> None:
-        if results is not None:
+        if results is not None and is_saved:
             run.checkpoints.save_best(model, state, results, higher=higher)
         run.checkpoints.save_state(state)
 

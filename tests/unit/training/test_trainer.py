@@ -246,6 +246,12 @@ class TestBestModel:
         values = dict(losses(tmp_path, "valid"))
         assert model_file.read(tmp_path / "best.safetensors").info["loss"] == min(values.values())
 
+    def test_keep_best_0_saves_no_best_model(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        result = trainer(tiny_corpus, tmp_path, checkpoint__keep_best=0).fit()
+        assert not list(tmp_path.glob("best*"))
+        assert result.best == min(dict(losses(tmp_path, "valid")).values())
+        assert model_file.read(tmp_path).info["update"] == 8
+
     @pytest.mark.parametrize("higher", [False, True])
     def test_best_models_are_ordered_by_recorded_values(self, tiny_corpus: Path, tmp_path: Path, higher: bool) -> None:
         """The file names have only four decimals, and do not determine the order."""

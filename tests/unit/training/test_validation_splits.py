@@ -122,7 +122,10 @@ class TestNoValidation:
         again.fit()
         assert not again.state.pending_validation
 
-    @pytest.mark.parametrize("changes", [{"validation__patience": 3}, {"validation__sets": [{"split": "valid"}]}])
+    @pytest.mark.parametrize(
+        "changes",
+        [{"validation__patience": 3}, {"validation__sets": [{"split": "valid"}]}, {"checkpoint__keep_best": 3}],
+    )
     def test_settings_without_effect_are_refused(
         self, tiny_corpus: Path, tmp_path: Path, changes: dict[str, Any]
     ) -> None:
