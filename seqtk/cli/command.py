@@ -24,7 +24,12 @@ USAGE_ERROR, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 130, 141, 143  # exit cod
 
 
 def command(
-    program: str, config_type: type[C] | Callable[[], type[C]], *, recipes: bool = False, first: str | None = None
+    program: str,
+    config_type: type[C] | Callable[[], type[C]],
+    *,
+    recipes: bool = False,
+    first: str | None = None,
+    check: Callable[[C, Sequence[str]], None] = lambda config, typed: None,
 ) -> Callable[[Callable[[C], None]], Callable[..., None]]:
     """Decorator: makes a function of a config the entry point `main(argv=None)` of a command.
 
@@ -35,6 +40,7 @@ def command(
         recipes: Whether the command takes `recipe=` and `--multirun`, and runs in the processes that srun started.
         first: The key of the first argument if it is given without a key. If the value of this key is a list of texts,
             all leading arguments without a key are its elements.
+        check: Raises UserError if the config and the keys that were typed do not go together.
 
     Raises SystemExit with code 2 for an error that the user can fix, 1 for a system error, 130 for Ctrl-C.
     """
@@ -43,7 +49,10 @@ def command(
         def read(arguments: list[str]) -> C | None:
             about = function.__doc__ or ""
             with _rank0_errors():
-                return _read(program, config_type, arguments, recipes=recipes, first=first, about=about)
+                config = _read(program, config_type, arguments, recipes=recipes, first=first, about=about)
+                if config is not None:
+                    check(config, [argument.partition("=")[0].lstrip("+~") for argument in arguments])
+                return config
 
         @functools.wraps(function)
         def main(argv: Sequence[str] | None = None, *, subfolder: str = "") -> None:

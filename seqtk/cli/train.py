@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from seqtk.cli.command import command, killed_by_sigterm
@@ -18,7 +19,18 @@ def _config_type() -> "type[TrainConfig]":
     return TrainConfig
 
 
-@command("seqtk-train", _config_type, recipes=True)
+def _check_replay(config: "TrainConfig", typed: Sequence[str]) -> None:
+    """Raises UserError if keys that have no effect on a replay are given with it."""
+    used = ("replay", "device", "threads", "user_dir")
+    ignored = [key for key in typed if key not in used]
+    if config.replay is not None and ignored:
+        raise UserError(
+            f"{ignored[0]}= has no effect with replay=: the file holds the settings of the run.",
+            f"Set only replay= and, if needed, {', '.join(used[1:])}.",
+        )
+
+
+@command("seqtk-train", _config_type, recipes=True, check=_check_replay)
 def main(config: "TrainConfig") -> None:
     """Train a model, or resume a run: seqtk-train recipe=NAME [key=value …].
 
@@ -67,17 +79,12 @@ def _train(config: "TrainConfig") -> "Result":
 
 def _replay(config: "TrainConfig") -> None:
     """Repeats the update in a replay file, with the settings in the file, and prints its results."""
-    from seqtk.training.config import TrainConfig
-    from seqtk.training.replay import replay
-    from seqtk.training.resume import changed_keys
+    import torch
 
-    used = ("replay", "device", "threads", "user_dir")
-    ignored = [key for key in changed_keys(TrainConfig(), config) if key not in used]
-    if ignored:
-        raise UserError(
-            f"{ignored[0]}= has no effect with replay=: the file holds the settings of the run.",
-            f"Set only replay= and, if needed, {', '.join(used[1:])}.",
-        )
+    from seqtk.training.replay import replay
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
     for line in replay(config.replay or "", device=config.device):
         print(line)
 

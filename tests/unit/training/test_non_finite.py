@@ -130,6 +130,9 @@ class TestReplay:
             (["recipe=demo", "init_from={here}/replay.safetensors"], "seqtk-train replay="),
             (["replay={here}/update_00000001/model.safetensors"], "replay="),
             (["replay={here}/replay.safetensors", "optimizer.lr=3"], "optimizer.lr="),
+            (["replay={here}/replay.safetensors", "recipe=demo"], "recipe= has no effect"),
+            (["attention=linear", "replay={here}/replay.safetensors"], "attention= has no effect"),
+            (["replay={here}/replay.safetensors", "++seed=1"], "seed= has no effect"),
         ],
     )
     def test_invalid_replay_arguments_are_refused(
