@@ -57,12 +57,12 @@ def rate_scales(model: nn.Module, scales: Sequence[RateScale], *, layer_decay: f
     factors = _layerwise_factors(model, layer_decay)
     named: dict[str, float] = {}
     for scale in scales:
+        names = matching(model, scale.name, key="lr_scales.name")
         if scale.scale is None:
             raise UserError(
-                f"lr_scales: {scale.name or 'An entry'} has no scale.",
-                f"Set both: lr_scales=[{{name: {scale.name or 'encoder'}, scale: 0.1}}].",
+                f"lr_scales: {scale.name} has no scale.", f"Set both: lr_scales=[{{name: {scale.name}, scale: 0.1}}]."
             )
-        named |= dict.fromkeys(matching(model, scale.name, key="lr_scales.name"), scale.scale)
+        named |= dict.fromkeys(names, scale.scale)
     return {name: factor * named.get(name, 1.0) for name, factor in factors.items()}
 
 

@@ -140,7 +140,11 @@ def test_numbers_are_converted_to_the_field_type() -> None:
         ("attention.max_length", 1, "There is no key 'attention.max_length' in 'dot'.\nKnown: heads, temperature."),
         ("attention", "dens", "attention=dens: there is no such toy layer.\nDid you mean 'dense'?"),
         ("attention", {"kind": 7}, "attention=7: there is no such toy layer.\nKnown: dense, dot."),
-        ("attention", ["dot", {"heads": 2}], "attention={heads}: has no kind.\nAdd kind, one of dense, dot."),
+        (
+            "attention",
+            ["dot", {"heads": 2}],
+            "attention={heads}: has no kind.\nAdd the name of a registered toy layer: {kind: dense, …}.",
+        ),
         ("attention", ["dot", "dens"], "attention=dens: there is no such toy layer.\nDid you mean 'dense'?"),
         (
             "attention",
