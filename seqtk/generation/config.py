@@ -54,25 +54,30 @@ class SearchConfig:
         """The beam size."""
         return 5 if self.beam is None else self.beam
 
-    def check(self) -> None:
-        """Raises UserError if a value is out of range, or if settings contradict each other."""
-        check_ranges(self)
+    def check(self, *, key: str = "") -> None:
+        """Raises UserError if a value is out of range, or if settings contradict each other.
+
+        `key` is the key under which the settings are set, for errors.
+        """
+        check_ranges(self, key=key)
+        at = f"{key}." if key else ""
         if self.nbest > self.width and not self.sampling:
             raise UserError(
-                f"nbest={self.nbest} is more than beam={self.width}.",
-                f"Set beam={self.nbest} or sampling=true.",
+                f"{at}nbest={self.nbest} is more than {at}beam={self.width}.",
+                f"Set {at}beam={self.nbest} or {at}sampling=true.",
             )
         if self.sampling and self.beam is not None:
             raise UserError(
-                f"beam={self.beam} requires beam search, but outputs are sampled (the default of language models).",
-                "Set sampling=false, or remove beam=; nbest= is the number of samples.",
+                f"{at}beam={self.beam} requires beam search, but outputs are sampled (the default of language models).",
+                f"Set {at}sampling=false, or remove {at}beam=; {at}nbest= is the number of samples.",
             )
         if not self.sampling and (self.top_k, self.top_p, self.min_p) != (0, 1.0, 0.0):
             raise UserError(
-                "top_k=, top_p= and min_p= require sampling=true.", "A beam search always keeps the best hypotheses."
+                f"{at}top_k=, {at}top_p= and {at}min_p= require {at}sampling=true.",
+                "A beam search always keeps the best hypotheses.",
             )
         if self.max_length_a == 0 and self.min_length > max(self.max_length_b, 1):
             raise UserError(
-                f"min_length={self.min_length} is more than max_length_b={self.max_length_b} allows.",
-                "Raise max_length_b, or lower min_length.",
+                f"{at}min_length={self.min_length} is more than {at}max_length_b={self.max_length_b} allows.",
+                f"Raise {at}max_length_b, or lower {at}min_length.",
             )

@@ -60,7 +60,7 @@ class Transformer(Model):
                 "model.share_embeddings=all requires the same vocabulary and width on both sides.",
                 f"The source has {source_vocabulary} tokens and width {memory_dim}, "
                 f"the target {target_vocabulary} tokens and width {dim}.",
-                "Preprocess with joint=true, or set model.share_embeddings=decoder.",
+                "Use seqtk-preprocess joint=true, or set model.share_embeddings=decoder.",
             )
         target_tokens = token_embedding(target_vocabulary, dim)
         source_tokens = (

@@ -5,8 +5,8 @@ from typing import Any
 
 from seqtk.generation.decode import Sentence
 from seqtk.pipelines.base import TextPipeline, as_lines
+from seqtk.tasks.other_data import open_data
 from seqtk.tasks.translation import TranslationTask
-from seqtk.utils.errors import UserError
 
 
 class TranslationPipeline(TextPipeline):
@@ -67,9 +67,7 @@ class TranslationPipeline(TextPipeline):
     def split(self, split: str = "test", *, data: str | None = None, prefix_size: int = 0) -> Iterator[Sentence]:
         """Yields the sentences of a split of the data-bin `data`. None: the data-bin of the training data."""
         task = self.task
-        if not (data or task.config.data):
-            raise UserError("There is nothing to translate.", "Set input=FILE, or data=DATA-BIN.")
-        task.open(data)
+        open_data(task, data)
         dataset = task.dataset(split)
         for index, source, target in map(dataset.__getitem__, range(len(dataset))):
             yield Sentence(

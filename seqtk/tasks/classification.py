@@ -190,7 +190,7 @@ class ClassificationTask(TextTask):
             other = "classification" if self.pairs else "matching"
             raise UserError(
                 f"{source.name} holds {'single texts, not pairs' if self.pairs else 'pairs of texts'}.",
-                f"Set task={other}.",
+                f"It is for task={other}.",
             )
         if hasattr(self, "classes"):
             for lang in self._langs(source):
@@ -201,7 +201,7 @@ class ClassificationTask(TextTask):
                 raise UserError(
                     f"{place} has a class that the model does not know: '{name}'.",
                     nearest(name, self.classes),
-                    "If only the names of the classes differ, set columns.classes=[VALUE:CLASS,...].",
+                    "If only the names differ, map them by columns.classes=[VALUE:CLASS,...] of seqtk-preprocess.",
                 )
 
     def dataset(self, split: str) -> LabelledTexts:

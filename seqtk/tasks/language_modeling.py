@@ -51,7 +51,7 @@ class SampleTask(TextTask):
         if source.target_lang is not None:
             raise UserError(
                 f"{source.name} holds pairs of {source.source_lang} and {source.target_lang}.",
-                "A language model needs one-sided text: preprocess it without target_lang=.",
+                "A language model needs one-sided text: use seqtk-preprocess without target_lang=.",
             )
         if hasattr(self, "vocabulary"):
             source.use(source.source_lang, self.vocabulary, self.tokenizer)

@@ -11,6 +11,7 @@ from pathlib import Path
 from seqtk.data.corpus import find_text
 from seqtk.data.labelled_text import Columns
 from seqtk.data.sources import DataBinSource, GivenText, LabelledSource, LabelledSourceConfig
+from seqtk.data.sources.base import OtherDictionaryError
 from seqtk.data.temporary_databin import encode_text
 from seqtk.tasks.base import Task
 from seqtk.tasks.classification import ClassificationTask
@@ -51,9 +52,7 @@ def other_data(
     with tempfile.TemporaryDirectory(prefix="seqtk-") as folder:
         try:
             if input is None:
-                if not (data or task.config.data):
-                    raise UserError("No data is set.", "Set input=FILE, or data=DATA-BIN.")
-                task.open(data)
+                open_data(task, data)
                 yield split
             elif isinstance(task, SampleTask):
                 encoded = encode_text(
@@ -75,6 +74,8 @@ def other_data(
                     columns = replace(columns, second="second")
                 task.open(LabelledSource(LabelledSourceConfig(**vars(columns)), data=input))
                 yield "test"
+            elif not references:
+                raise UserError(f"input={input} has no translations.", "Set reference=FILE.")
             else:
                 languages = {key: getattr(task, key, None) for key in ("source_lang", "target_lang")}
                 sides = parallel_lines([("input", input), *(("reference", path) for path in references[:1])])
@@ -82,6 +83,20 @@ def other_data(
                 yield "input"
         finally:
             task._source = before
+
+
+def open_data(task: TextTask, data: str | None) -> None:
+    """Opens data for a command that also has `input=`. None: the training data.
+
+    Raises:
+        UserError: If there are no data, or they do not match the model.
+    """
+    if not (data or task.config.data):
+        raise UserError("No data is set.", "Set input=FILE, or data=DATA-BIN.")
+    try:
+        task.open(data)
+    except OtherDictionaryError as error:
+        raise UserError(*str(error).splitlines(), "Or set input= to its text instead of data=.") from error
 
 
 def _text_file(path: str, folder: Path) -> Path:

@@ -106,8 +106,8 @@ class TranslationTask(TextTask):
         if source.target_lang is None:
             raise UserError(
                 f"{source.name} holds one-sided text, not pairs of sentences.",
-                "Preprocess pairs with source_lang= and target_lang=. With input=, set reference=, too.",
-                "task=language_modeling trains a language model on one-sided text.",
+                "Preprocess pairs: seqtk-preprocess source_lang=… target_lang=….",
+                "seqtk-train task=language_modeling trains a language model on one-sided text.",
             )
         if hasattr(self, "target_tokenizer"):
             source.use(source.source_lang, self.source_vocabulary, self.source_tokenizer)

@@ -89,7 +89,7 @@ class ValidationConfig:
         ]
         if twice:
             raise UserError(
-                f"validation.sets has two sets of the name '{twice[0]}'.", "Set name= of one of them, or remove it."
+                f"validation.sets has two sets of the name '{twice[0]}'.", "Set name= of an entry, or remove the entry."
             )
 
     def named_metrics(self) -> list[tuple[str, str]]:
@@ -281,7 +281,7 @@ class TrainConfig:
         self._check_auto()
         self._check_metrics()
         if self.validation.decode:
-            self.validation.search.check()
+            self.validation.search.check(key="validation.search")
 
     def _check_validated(self) -> None:
         """Raises UserError if a setting has no effect without validation."""

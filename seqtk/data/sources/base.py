@@ -20,6 +20,10 @@ class SourceConfig:
     """Base class of the configs of data sources."""
 
 
+class OtherDictionaryError(UserError):
+    """Data are encoded with another dictionary than the model's."""
+
+
 sources: Registry["Source"] = Registry("source", SourceConfig)
 
 
@@ -113,10 +117,14 @@ class Source(abc.ABC):
         return names[0], self.name
 
     def use(self, lang: str | None, vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:
-        """Encodes one side with a model's vocabulary and tokenizer from now on. Raises UserError if not possible."""
+        """Encodes one side with a model's vocabulary and tokenizer from now on.
+
+        Raises:
+            OtherDictionaryError: If the data are encoded with another dictionary.
+        """
         if self.vocabulary(lang) != vocabulary:
             of = f" of '{lang}'" if lang else ""
-            raise UserError(
+            raise OtherDictionaryError(
                 f"The dictionary{of} in {self.name} differs from the model's.",
-                "Preprocess it with the model's dictionary, or set input=FILE to the text if the command has input=.",
+                "Preprocess its text with the model's dictionary: seqtk-preprocess source_dict=….",
             )

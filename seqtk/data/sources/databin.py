@@ -90,11 +90,12 @@ class DataBin:
                 f"{self.directory} is not a data-bin folder: it has no .idx file.", "seqtk-preprocess makes one."
             )
         wanted = "-".join(filter(None, (source, target))) or "pair of languages"
+        known = ", ".join("-".join(pair) for pair in both_ways)
+        if not given:
+            raise UserError(f"{self.directory} does not have {wanted}.", f"It has {known}.")
         raise UserError(
-            f"{self.directory} has several language pairs: {', '.join('-'.join(pair) for pair in pairs)}."
-            if given
-            else f"{self.directory} does not have {wanted}.",
-            f"Set source_lang= and target_lang= to one of {', '.join('-'.join(pair) for pair in both_ways)}.",
+            f"{self.directory} has several language pairs: {', '.join('-'.join(pair) for pair in pairs)}.",
+            f"Set task.source_lang and task.target_lang to one of {known}.",
         )
 
     @cached_property
@@ -337,7 +338,7 @@ class DataBinSource(Source):
                 if shard.vocabulary(lang) != self._data.vocabulary(lang):
                     raise UserError(
                         f"The shards {self._data.directory} and {shard.directory} have different dictionaries.",
-                        "Preprocess all other shards with source_dict= (or sentencepiece=) of the first.",
+                        "Make all other shards by seqtk-preprocess source_dict=… (or sentencepiece=…) of the first.",
                     )
                 shard.split("train", lang)
 

@@ -98,8 +98,9 @@ class TestSeveralSplits:
         shutil.copytree(two_splits, other)
         lines = (other / "dict.de.txt").read_text().splitlines()
         (other / "dict.de.txt").write_text("\n".join([lines[1], lines[0], *lines[2:]]) + "\n")
-        with pytest.raises(UserError, match="dictionary of 'de'"):
+        with pytest.raises(UserError, match="dictionary of 'de'") as refused:
             trainer(two_splits, tmp_path / "run", validation__sets=[{"data": str(other)}])
+        assert "input=" not in str(refused.value)
 
 
 class TestNoValidation:

@@ -1,0 +1,52 @@
+"""The fix of an error names keys of the command that runs, or says to which other command they belong."""
+
+import ast
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from seqtk.training.config import TrainConfig
+from tests.architecture.test_structure import PACKAGE, TREES, relative
+
+OF_TRAINING = (
+    "attention",
+    "checkpoint",
+    "criterions",
+    "data/sources",
+    "models",
+    "modules",
+    "optim",
+    "tasks",
+    "training",
+)
+"""The packages whose errors can end seqtk-train."""
+OF_COMMANDS = {PACKAGE / "tasks/other_data.py", PACKAGE / "checkpoint/edit.py"}
+"""Their modules that seqtk-train does not use."""
+TOP_LEVEL = {field.name for field in dataclasses.fields(TrainConfig)} | set(TrainConfig.aliases)
+
+
+def fixes(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yields the line number and text of each line of a UserError after the first. `{}` stands for a value."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "UserError":
+            for argument in node.args[1:]:
+                if isinstance(argument, ast.Constant):
+                    yield argument.lineno, str(argument.value)
+                elif isinstance(argument, ast.JoinedStr):
+                    parts = (part.value if isinstance(part, ast.Constant) else "{}" for part in argument.values)
+                    yield argument.lineno, "".join(map(str, parts))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in TREES if relative(path.parent).removeprefix("seqtk/").startswith(OF_TRAINING)],
+    ids=relative,
+)
+def test_fixes_name_keys_of_seqtk_train(path: Path) -> None:
+    for line, text in [] if path in OF_COMMANDS else fixes(TREES[path]):
+        for key in re.findall(r"(?<![\w.}])([a-z_]+)=", text):
+            is_of_other = re.search(rf"seqtk-[a-z]+ [^.]*\b{key}=", text) or "an entry" in text
+            assert key in TOP_LEVEL or is_of_other, f"{relative(path)}:{line} names {key}="
