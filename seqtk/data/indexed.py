@@ -30,6 +30,10 @@ LEGACY_HEADER = struct.Struct("<8sQQQQQ")
 _BLOCK = 1 << 20
 
 
+AGAIN = "Copy the file again, or make the data-bin again, then run the same command."
+"""The fix of an error about a missing or damaged file."""
+
+
 class IndexedDataset:
     """A data set of token ids. `dataset[i]` reads item i and returns it as an int64 array.
 
@@ -54,7 +58,8 @@ class IndexedDataset:
         if self._data.size != expected:
             raise UserError(
                 f"{prefix}.bin has {self._data.size:,} bytes, but its index requires {expected:,}.",
-                "It is truncated or belongs to another index: make or copy the data-bin directory again.",
+                "It is truncated or belongs to another index.",
+                AGAIN,
             )
 
     def __len__(self) -> int:
@@ -125,7 +130,7 @@ class _File:
         try:
             self._descriptor = _open(path)
         except FileNotFoundError:
-            raise UserError(f"There is no file {path}.") from None
+            raise UserError(f"There is no file {path}.", AGAIN) from None
         weakref.finalize(self, os.close, self._descriptor)
         self.size = os.fstat(self._descriptor).st_size
 
@@ -138,7 +143,7 @@ class _File:
                 if not more:
                     raise UserError(
                         f"{self.path} has become shorter while it was in use: byte {start + len(read):,} is missing.",
-                        "Copy or make it again, then run the same command.",
+                        AGAIN,
                     )
                 read += more
         except OSError as error:
@@ -176,7 +181,7 @@ def _open(path: str) -> int:
 def _layout(index: _File, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
     """Parses the index of a memory-mapped data set into (items, type, offset of the sizes, offset of the starts)."""
     if index.size < HEADER.size:
-        raise UserError(f"{prefix}.idx is truncated: it has {index.size} bytes.")
+        raise UserError(f"{prefix}.idx is truncated: it has {index.size} bytes.", AGAIN)
     _, version, code, length = HEADER.unpack(index.read(0, HEADER.size))
     dtype = _token_type(version, code, prefix)
     expected = HEADER.size + 12 * length
@@ -188,8 +193,8 @@ def _layout(index: _File, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
                 "Preprocess the text again, with seqtk-preprocess or fairseq-preprocess.",
             )
         raise UserError(
-            f"{prefix}.idx has {index.size:,} bytes, but {expected:,} are needed for its {length:,} items.",
-            "It is truncated or damaged: make or copy the data-bin directory again.",
+            f"{prefix}.idx is truncated or damaged: it has {index.size:,} bytes, but {expected:,} are needed.",
+            AGAIN,
         )
     return length, dtype, HEADER.size, HEADER.size + 4 * length
 
@@ -197,7 +202,7 @@ def _layout(index: _File, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
 def _legacy_layout(index: _File, prefix: str) -> tuple[int, np.dtype[Any], int, int]:
     """Parses the index of a data set in the older format into (items, type, offset of the sizes, offset of starts)."""
     if index.size < LEGACY_HEADER.size:
-        raise UserError(f"{prefix}.idx is truncated: it has {index.size} bytes.")
+        raise UserError(f"{prefix}.idx is truncated: it has {index.size} bytes.", AGAIN)
     _, version, code, _, length, dimensions = LEGACY_HEADER.unpack(index.read(0, LEGACY_HEADER.size))
     dtype = _token_type(version, code, prefix)
     starts_at = LEGACY_HEADER.size + 8 * (length + 1)
@@ -205,7 +210,10 @@ def _legacy_layout(index: _File, prefix: str) -> tuple[int, np.dtype[Any], int, 
     if dimensions != length:
         raise UserError(f"{prefix}.idx holds arrays of more than one dimension, which are not text.")
     if index.size != sizes_at + 8 * length:
-        raise UserError(f"{prefix}.idx has {index.size:,} bytes instead of {sizes_at + 8 * length:,}: it is damaged.")
+        raise UserError(
+            f"{prefix}.idx is damaged: it has {index.size:,} bytes, but {sizes_at + 8 * length:,} are needed.",
+            AGAIN,
+        )
     return length, dtype, sizes_at, starts_at
 
 

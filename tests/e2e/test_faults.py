@@ -182,7 +182,8 @@ def test_run_resumes_after_its_data_were_missing(whole: Whole, tiny_corpus: Path
     if code:
         assert code == 2, run.printed
         assert "Traceback" not in run.printed
-        assert str(gone) in run.printed
+        assert f"There is no file {gone}.\n" in run.printed
+        assert "Copy the file again" in run.printed
     shutil.move(tmp_path / "gone", gone)
     finish(corpus, save_dir, f"batch.workers={workers}")
     assert_same_run(whole.save_dir, save_dir)

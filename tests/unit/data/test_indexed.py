@@ -105,7 +105,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="13 bytes, but its index requires 14"):
         IndexedDataset(prefix)
     (tmp_path / "x.bin").unlink()
-    with pytest.raises(UserError, match=r"There is no .*x\.bin"):
+    with pytest.raises(UserError, match=r"There is no file .*x\.bin\.\nCopy the file again"):
         IndexedDataset(prefix)
 
 
