@@ -465,7 +465,7 @@ class Trainer:
             return
         patience = self.config.validation.patience
         if patience and self.state.validations_without_best >= patience:
-            self.log.info(f"Stopped by validation.patience={patience}: no new best {self.config.validation.metric}.")
+            self.log.info(f"Stopped by validation.patience={patience}: no new best {self.state.metric}.")
         self.log.info(f"Finished after update {update:,}. The models are in {self.config.save_dir}.")
         if self._has_changes and update == start.update:
             self.log.info("Training had already finished; changed settings had no effect.")
@@ -511,10 +511,13 @@ class Trainer:
             validations_without_best=0 if is_best else self.state.validations_without_best + 1,
             pending_validation=False,
         )
-        best_value = {} if validated.best is None else {f"best_{metric}": validated.best}
-        for split, result in results.items():
-            kind, more = ("valid", best_value) if split == deciding else (f"valid/{split}", {})
-            self.log.metrics(kind, self.state.update, {**result.values, **more})
+        for name, result in results.items():
+            kind, values = f"valid/{name}", dict(result.values)
+            if name == deciding:
+                kind = "valid"
+                values |= {} if validated.best is None else {f"best_{metric}": validated.best}
+                values |= {} if name == "valid" else {"split": name}
+            self.log.metrics(kind, self.state.update, values)
         for number, output in enumerate(results[deciding].outputs[: self.config.log.samples]):
             shown = f"**source** {output.source}\n\n**output** {output.output}\n\n**reference** {output.references[0]}"
             self.log.text(f"sample {number}", self.state.update, shown)

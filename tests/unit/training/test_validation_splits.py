@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from seqtk.cli.plot import main
 from seqtk.data.indexed_writer import IndexedWriter
 from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import losses, trainer
@@ -101,6 +102,32 @@ class TestSeveralSplits:
         with pytest.raises(UserError, match="dictionary of 'de'") as refused:
             trainer(two_splits, tmp_path / "run", validation__sets=[{"data": str(other)}])
         assert "input=" not in str(refused.value)
+
+
+class TestNames:
+    def test_log_names_the_split_that_selects_the_model(
+        self, two_splits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        sinks = [{"kind": "console"}, {"kind": "jsonl"}]
+        sets = [{"split": "valid"}]
+        trainer(two_splits, tmp_path, validation__split="valid1", validation__sets=sets, log__sinks=sinks).fit()
+        lines = list(map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()))
+        assert [line.get("split") for line in lines if line["kind"] == "valid"] == ["valid1", "valid1"]
+        assert not any("split" in line for line in lines if line["kind"] != "valid")
+        assert "split valid1" in capsys.readouterr().err
+
+    def test_default_split_is_not_named(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        trainer(tiny_corpus, tmp_path).fit()
+        assert '"split"' not in (tmp_path / "log.jsonl").read_text()
+
+    def test_run_without_names_in_its_log_resumes(self, two_splits: Path, tmp_path: Path) -> None:
+        trainer(two_splits, tmp_path, validation__split="valid1", max_updates=4).fit()
+        log = tmp_path / "log.jsonl"
+        log.write_text(log.read_text().replace(', "split": "valid1"', ""))
+        trainer(two_splits, tmp_path, validation__split="valid1", max_updates=8).fit()
+        assert [update for update, _ in losses(tmp_path, "valid")] == [4, 8]
+        main([str(tmp_path), f"output={tmp_path / 'loss.png'}"])
+        assert (tmp_path / "loss.png").exists()
 
 
 class TestNoValidation:
