@@ -428,7 +428,7 @@ def profiled(work: Callable[[], object], device: str) -> tuple[int, float]:
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if device == "cuda":
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=kinds) as profile:
+    with torch.profiler.profile(activities=kinds, acc_events=True) as profile:
         taken = seconds(work, device)
     return launches_and_busy(((event.name, event.time_range.elapsed_us()) for event in profile.events()), taken, device)
 

@@ -45,7 +45,7 @@ class Profile:
             kinds = [torch.profiler.ProfilerActivity.CPU]
             if self._device.type == "cuda":
                 kinds.append(torch.profiler.ProfilerActivity.CUDA)
-            self._profiler = torch.profiler.profile(activities=kinds)
+            self._profiler = torch.profiler.profile(activities=kinds, acc_events=True)
             self._profiler.start()
 
     def close(self) -> str | None:
