@@ -91,14 +91,15 @@ def softmax_average(problem: Problem, logit: Logit) -> Array:
     outputs = []
     for row in range(rows):
         values = [problem.linear("value", token) for token in problem.attended_BSM[row]]
+        values_HSK = [np.array([problem.head(value, head) for value in values]) for head in range(problem.config.heads)]
         for query in range(queries):
             keys = [key for key in range(len(values)) if problem.sees(row, query, key)]
             heads = []
-            for head in range(problem.config.heads):
-                average = 0 * problem.head(values[0], head)
+            for head, values_SK in enumerate(values_HSK):
+                average = 0 * values_SK[0]
                 if keys:
                     weights = np.array([math.exp(logit(row, head, query, key)) for key in keys])
-                    average = weights @ np.array([problem.head(values[key], head) for key in keys]) / weights.sum()
+                    average = weights @ values_SK[keys] / weights.sum()
                 heads.append(average)
             outputs.append(problem.linear("out", np.concatenate(heads)))
     return np.stack(outputs).reshape(rows, queries, -1)

@@ -150,7 +150,7 @@ class Subject:
         config = dataclasses.replace(self.config, **settings)
         memory_dim = self.size.memory_dim if self.role is Role.CROSS else None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed looks for absent devices, which takes longer
             layer = self.layer(config, dim=self.size.dim, role=self.role, memory_dim=memory_dim)
             scale = 0.6 * (SHORT.dim / self.size.dim) ** 0.5
             for parameter in layer.parameters():

@@ -1,5 +1,6 @@
 """The recipes of seqtk are valid, train two updates, and are found in a checkout and in an installed package."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -40,9 +41,13 @@ HEADINGS = ("# Data ", "# Score ", "# Time ", "# Hardware ")
 
 
 def composed(name: str, *arguments: str) -> TrainConfig:
-    path = find_recipe(name)
-    defaults = compose.with_default_save_dir(path, TrainConfig())
-    return compose.compose(defaults, compose.recipe_layers(path), compose.parse_overrides(arguments))
+    defaults = compose.with_default_save_dir(find_recipe(name), TrainConfig())
+    return compose.compose(defaults, layers_of(name), compose.parse_overrides(arguments))
+
+
+@functools.cache
+def layers_of(name: str) -> list[compose.Layer]:
+    return compose.recipe_layers(find_recipe(name))
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +108,7 @@ def test_recipe_has_its_headings_and_is_valid(name: str) -> None:
 @pytest.mark.parametrize("name", recipe_names())
 def test_recipe_file_changes_a_value_of_its_parents(name: str) -> None:
     """Each file of the defaults list changes a value of the files before it."""
-    layers = compose.recipe_layers(find_recipe(name))
+    layers = layers_of(name)
     for shorter, longer in zip(range(len(layers)), range(1, len(layers) + 1), strict=True):
         before = compose.compose(TrainConfig(), layers[:shorter], [])
         assert compose.compose(TrainConfig(), layers[:longer], []) != before

@@ -1,6 +1,5 @@
 """Attention Free Transformers."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,13 +19,11 @@ def gated_means(problem: Problem, bias: Bias) -> Array:
         values = [problem.linear("value", token) for token in problem.x_BTD[row]]
         for query in range(queries):
             seen = [s for s in range(queries) if problem.sees(row, query, s)]
-            gates = problem.linear("query", problem.x_BTD[row, query])
             y = np.zeros(dim)
-            for channel in range(dim):
-                weights = {s: math.exp(keys[s][channel] + bias(query, s)) for s in seen}
-                if seen:
-                    mean = sum(weights[s] * values[s][channel] for s in seen) / sum(weights.values())
-                    y[channel] = mean / (1 + math.exp(-gates[channel]))
+            if seen:
+                weights = {s: np.exp(keys[s] + bias(query, s)) for s in seen}
+                means = sum(weights[s] * values[s] for s in seen) / sum(weights.values())
+                y = means / (1 + np.exp(-problem.linear("query", problem.x_BTD[row, query])))
             y_BTD[row, query] = problem.linear("out", y)
     return y_BTD
 

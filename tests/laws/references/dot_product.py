@@ -1,5 +1,6 @@
 """Scaled dot-product attention: grouped queries, normalized heads, position encodings."""
 
+import functools
 import math
 from dataclasses import replace
 from typing import Any
@@ -53,19 +54,19 @@ def bias(problem: Problem, head: int, distance: int) -> float:
 def dot(problem: Problem, _: str) -> Logit:
     """q · k / √e plus the bias. Depending on the settings, q and k are normalized and rotated."""
 
-    def project(name: str, vector: Array, head: int, position: int) -> Array:
-        x = problem.head(problem.linear(name, vector), head)
+    @functools.cache
+    def project(name: str, head: int, row: int, index: int) -> Array:
+        tokens_BTD = problem.x_BTD if name == "query" else problem.attended_BSM
+        x = problem.head(problem.linear(name, tokens_BTD[row, index]), head)
         if getattr(problem.config, "qk_norm", False):
             x = problem.weights[f"{name}_norm.scale"] * x / math.sqrt(float(np.mean(x**2)) + 1e-6)
+        position = 0 if problem.role is Role.CROSS else index
         return rotated(x, position) if getattr(problem.config, "positions", "none") == "rotary" else x
 
     def logit(row: int, head: int, query: int, key: int) -> float:
-        at_query = at_key = 0
-        if problem.role is not Role.CROSS:
-            at_query, at_key = query, key
-        q = project("query", problem.x_BTD[row, query], head, at_query)
-        k = project("key", problem.attended_BSM[row, key], head, at_key)
-        return float(q @ k) / math.sqrt(len(q)) + bias(problem, head, at_key - at_query)
+        q, k = project("query", head, row, query), project("key", head, row, key)
+        distance = 0 if problem.role is Role.CROSS else key - query
+        return float(q @ k) / math.sqrt(len(q)) + bias(problem, head, distance)
 
     return logit
 

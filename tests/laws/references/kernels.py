@@ -19,17 +19,22 @@ def quotient(problem: Problem, weight: Weight, *, added: float = 0.0, at_least: 
     outputs = []
     for row in range(rows):
         tokens = problem.attended_BSM[row]
+        keys, values = (
+            [
+                [problem.head(problem.linear(name, token), head) for token in tokens]
+                for head in range(problem.config.heads)
+            ]
+            for name in ("key", "value")
+        )
         for query in range(queries):
-            q = problem.linear("query", problem.x_BTD[row, query])
+            seen = [key for key in range(len(tokens)) if problem.sees(row, query, key)]
             heads = []
             for head in range(problem.config.heads):
-                above, below = 0 * problem.head(q, head), 0.0
-                for key in range(len(tokens)):
-                    if not problem.sees(row, query, key):
-                        continue
-                    k = problem.head(problem.linear("key", tokens[key]), head)
-                    pair = weight(problem, row, head, problem.head(q, head), query, k, key)
-                    above = above + pair * problem.head(problem.linear("value", tokens[key]), head)
+                q = problem.head(problem.linear("query", problem.x_BTD[row, query]), head)
+                above, below = 0 * q, 0.0
+                for key in seen:
+                    pair = weight(problem, row, head, q, query, keys[head][key], key)
+                    above = above + pair * values[head][key]
                     below += pair
                 below = max(below + added, at_least)
                 heads.append(above / below if below else above)

@@ -45,9 +45,11 @@ def _bidirectional(problem: Problem, x: Array, context: list[Array]) -> Array:
 
 def _read(problem: Problem, query: Array, keys: list[Array], values: list[Array], head: int, tau: float) -> Array:
     logits = [problem.head(query, head) @ problem.head(key, head) / tau for key in keys]
-    exponentials = [math.exp(logit - max(logits)) for logit in logits]
+    largest = max(logits)
+    exponentials = [math.exp(logit - largest) for logit in logits]
+    total = sum(exponentials)
     return sum(
-        (e / sum(exponentials) * problem.head(v, head) for e, v in zip(exponentials, values, strict=True)),
+        (e / total * problem.head(v, head) for e, v in zip(exponentials, values, strict=True)),
         start=0 * problem.head(query, head),
     )
 
@@ -70,7 +72,8 @@ def _causal(problem: Problem, x: Array, context: list[Array]) -> Array:
             )
         query = problem.head(_use(problem, "query", x), head)
         exponentials = [math.exp(query @ key / _temperature(problem, "unpack")) for key in slot_keys]
-        heads.append(sum(e / sum(exponentials) * v for e, v in zip(exponentials, slot_values, strict=True)))
+        total = sum(exponentials)
+        heads.append(sum(e / total * v for e, v in zip(exponentials, slot_values, strict=True)))
     return np.concatenate(heads)
 
 

@@ -1,5 +1,6 @@
 """The Synthesizers and their mixtures."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +14,10 @@ from tests.laws.references.dot_product import dot
 def dense(problem: Problem, name: str) -> Logit:
     """Element j of W2 relu(W1 x + b1) + b2, j the key's position."""
 
+    perceptron = _perceptron(problem, name)
+
     def logit(row: int, head: int, query: int, key: int) -> float:
-        return float(_perceptron(problem, name, "logits", row, head, query)[key])
+        return float(perceptron("logits", row, head, query)[key])
 
     return logit
 
@@ -22,20 +25,27 @@ def dense(problem: Problem, name: str) -> Logit:
 def factorized_dense(problem: Problem, name: str) -> Logit:
     """A_p B_q with p b + q the key's position."""
 
+    perceptron = _perceptron(problem, name)
+
     def logit(row: int, head: int, query: int, key: int) -> float:
-        coarse = _perceptron(problem, name, "coarse", row, head, query)
-        fine = _perceptron(problem, name, "fine", row, head, query)
+        coarse, fine = (perceptron(last, row, head, query) for last in ("coarse", "fine"))
         p, q = divmod(key, len(fine))
         return float(coarse[p] * fine[q])
 
     return logit
 
 
-def _perceptron(problem: Problem, name: str, last: str, row: int, head: int, query: int) -> Array:
-    hidden = np.maximum(problem.linear(f"{name}.hidden", problem.x_BTD[row, query]), 0)
-    y: Array = problem.weights[f"{name}.{last}.weight"][head].T @ problem.head(hidden, head)
-    bias = problem.weights.get(f"{name}.{last}.bias")
-    return y if bias is None else y + bias[head, 0]
+def _perceptron(problem: Problem, name: str) -> Callable[[str, int, int, int], Array]:
+    """(last linear layer, row, head, query) → its output."""
+
+    @functools.cache
+    def perceptron(last: str, row: int, head: int, query: int) -> Array:
+        hidden = np.maximum(problem.linear(f"{name}.hidden", problem.x_BTD[row, query]), 0)
+        y: Array = problem.weights[f"{name}.{last}.weight"][head].T @ problem.head(hidden, head)
+        bias = problem.weights.get(f"{name}.{last}.bias")
+        return y if bias is None else y + bias[head, 0]
+
+    return perceptron
 
 
 def random(problem: Problem, name: str) -> Logit:
@@ -49,12 +59,11 @@ def random(problem: Problem, name: str) -> Logit:
 
 
 def factorized_random(problem: Problem, name: str) -> Logit:
-    """Σ_k R1[t, k] R2[s, k]."""
+    """Σ_k R1[t, k] R2[s, k], t and s positions."""
     first, second = problem.weights[f"{name}.query"], problem.weights[f"{name}.key"]
 
     def logit(row: int, head: int, query: int, key: int) -> float:
-        t, s = query, key
-        return float(sum(first[head, t, k] * second[head, s, k] for k in range(first.shape[2])))
+        return float(first[head, query] @ second[head, key])
 
     return logit
 
@@ -75,6 +84,7 @@ def mixture(problem: Problem) -> Array:
     logits = [LOGITS[part](problem, f"sources.{part}") for part in parts]
     scalars = problem.weights.get("mixing")
 
+    @functools.cache
     def weight(index: int, head: int) -> float:
         if scalars is None:
             return 1.0

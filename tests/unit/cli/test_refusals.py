@@ -4,6 +4,7 @@ The table is generated from the config dataclasses. `python -m tests.unit.cli.te
 """
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import math
@@ -73,10 +74,16 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, type, str]]:
             yield from leaves(item, f"{prefix}{field.name}.")
 
 
+@functools.cache
+def parsed(text: str) -> compose.Override:
+    [override] = compose.parse_overrides([f"key={text}"])
+    return override
+
+
 def verdict(config: Any, key: str, text: str) -> tuple[str, str]:
     """Sets one argument, and returns ("refused", message) or ("accepted", value)."""
     try:
-        changed = compose.compose(config, [], compose.parse_overrides([f"{key}={text}"]))
+        changed = compose.compose(config, [], [dataclasses.replace(parsed(text), key=key)])
     except UserError as error:
         return "refused", str(error)
     value: Any = changed
@@ -232,6 +239,7 @@ def test_command_that_fails_leaves_no_file(
         assert sorted(path.name for path in tmp_path.rglob("*")) == [], argument
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "generate", "preprocess", "score"])
 def test_invalid_argument_ends_the_process_with_code_2(command: str, tmp_path: Path) -> None:
     arguments = [*PLAUSIBLE[command], f"workers={HUGE}" if command != "train" else f"seed={HUGE}"]

@@ -281,7 +281,7 @@ class TestRuns:
         assert set(model.classify(["k0", "k1"])) <= {"yes", "no", "both"}
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
 class TestLearning:
     @pytest.mark.parametrize("pool", ["mean", "cls", "max"])
     def test_classifier_learns_the_planted_key(self, texts: Path, tmp_path: Path, seed: int, pool: str) -> None:

@@ -81,7 +81,8 @@ def unreadable() -> Iterator[str]:
 
 
 class TestSameTraining:
-    @pytest.mark.parametrize("mode", ["step", pytest.param("blocks", marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("mode", ["step", "blocks"])
     def test_compiled_losses_equal_eager_losses(
         self, tiny_corpus: Path, tmp_path: Path, tracing: None, mode: str
     ) -> None:
