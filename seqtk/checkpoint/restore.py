@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ from seqtk.checkpoint.run_state import (
 )
 from seqtk.data.plan import Position
 from seqtk.utils.errors import UserError
+
+T = TypeVar("T")
 
 _FORMER_NAMES = {"validation_owed": "pending_validation"}
 """Fields of `TrainState` as seqtk 0.1 wrote them."""
@@ -90,17 +92,18 @@ def _load_optimizer(folder: Path, empty: Empty | None) -> Tensors:
 
 
 def load_latest(
-    folder: Path, *, gather: Callable[[str], list[str]], empty: Empty | None = None
-) -> tuple[Checkpoint, str]:
+    folder: Path, load: Callable[[Path], T], *, gather: Callable[[str], list[str]], otherwise: str = ""
+) -> tuple[T, str]:
     """Reads a checkpoint or, if it is damaged, the newest intact older one.
 
     Args:
         folder: The checkpoint.
+        load: Reads a checkpoint, or a part of it. Raises UserError if it is damaged.
         gather: Collects a value from all processes, so that all read the same checkpoint.
-        empty: See `load_checkpoint`.
+        otherwise: What the user can do if no checkpoint can be read, for the error.
 
     Returns:
-        The checkpoint, and a warning if newer checkpoints are damaged, otherwise "".
+        What `load` returned, and a warning if newer checkpoints are damaged, otherwise "".
 
     Raises:
         UserError: If no checkpoint can be read.
@@ -108,19 +111,18 @@ def load_latest(
     older = [path for path in checkpoint_folders(folder.parent) if path.name < folder.name]
     places = [folder, *reversed(older)]
     errors: list[UserError] = []
-    checkpoint: Checkpoint | None = None
+    checkpoint: T | None = None
     while True:  # until all processes have read the same checkpoint
         while checkpoint is None and places:
             try:
-                checkpoint = load_checkpoint(places[0], empty=empty)
+                checkpoint = load(places[0])
             except UserError as error:
                 errors.append(error)
                 places = places[1:]
         names = gather(places[0].name if places else NONE)
         oldest = min(names)
         if checkpoint is None:
-            advice = "There is no older checkpoint: set another save_dir to start a new run."
-            raise UserError(*str(errors[0]).splitlines()[:2], advice) from errors[0]
+            raise UserError(*str(errors[0]).splitlines()[:2], otherwise) from errors[0]
         if oldest == NONE:
             raise UserError(f"Another process of the run cannot read any checkpoint in {folder.parent}.")
         if oldest == max(names):

@@ -1,9 +1,10 @@
 """Loads the initial state of a run: its last checkpoint, or with `init_from` and `reset` parts of another run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from seqtk.training.config import PARTS, TrainConfig
 from seqtk.training.parallel import Engine
 from seqtk.training.resume import check_resumable, differences, format_list, other_batches, saved_config
 from seqtk.utils.errors import UserError, how_many
+
+T = TypeVar("T")
 
 KEPT_BY = {
     "schedule": ("update", "interval", "seconds"),
@@ -82,7 +85,12 @@ def resume_from(
     Raises:
         UserError: If no checkpoint can be read, or if the run cannot be resumed from it.
     """
-    saved, damage = load_latest(folder, gather=engine.gather, empty=_parts(model, engine))
+    saved, damage = load_latest(
+        folder,
+        partial(load_checkpoint, empty=_parts(model, engine)),
+        gather=engine.gather,
+        otherwise="There is no older checkpoint: set another save_dir to start a new run.",
+    )
     changed, rates, batches = check_resumable(saved, config, assets=assets, corpus=corpus)
     state = saved.state.replace(corpus=corpus)
     notes = [
@@ -138,10 +146,18 @@ def start_from(
     assert config.init_from is not None
     source = f"init_from={config.init_from}"
     kept = [part for part in PARTS if part not in config.reset]
-    saved = _checkpoint(config.init_from, _parts(model, engine)) if kept else None
-    contents = saved.model if saved else model_file.read(config.init_from, key="init_from")
+    saved: Checkpoint | None = None
+    if kept:
+        _check_has_state(config.init_from)
+        load = partial(load_checkpoint, empty=_parts(model, engine))
+        checkpoint, damage = _read(config.init_from, load, engine=engine)
+        saved, contents = checkpoint, checkpoint.model
+    else:
+        weights = partial(model_file.read, key="init_from")
+        contents, damage = _read(config.init_from, weights, prefers="best.safetensors", engine=engine)
     taken = transfer(contents, model, drawn=drawn, assets=assets, source=source)
-    notes = [f"Starting from the weights of {saved.folder if saved else config.init_from}:", *taken.lines()]
+    weights_of = saved.folder if saved else config.init_from
+    notes = [*filter(None, [damage]), f"Starting from the weights of {weights_of}:", *taken.lines()]
     if saved is None:
         return Start(source, taken.tensors, {}, {}, None, state, notes)
     before = _check_kept(kept, saved, config, state=state)
@@ -164,19 +180,37 @@ def start_from(
     return Start(source, taken.tensors, optimizer, average, streams, state, notes, other_batches=batches)
 
 
-def _checkpoint(path: str, empty: Empty | None) -> Checkpoint:
-    """Returns the checkpoint at `path`, or the latest checkpoint of the run at `path`."""
-    folder = Path(path)
-    if not (folder / "state.json").is_file():
-        latest = Checkpoints(folder, config={}, assets={}, metric="").latest() if folder.is_dir() else None
-        if latest is None:
-            model_file.find(path, key="init_from")  # raises an error if there is nothing at the path
-            raise UserError(
-                f"init_from={path} holds weights only, so no other part can be kept.",
-                "Set init_from to the folder of a run or of one of its checkpoints, or remove reset=.",
-            )
-        folder = latest
-    return load_checkpoint(folder, empty=empty)
+def _latest(path: str) -> Path | None:
+    """Returns the latest checkpoint if `path` is the folder of a run; otherwise None."""
+    return Checkpoints(Path(path), config={}, assets={}, metric="").latest()
+
+
+def _check_has_state(path: str) -> None:
+    """Raises UserError unless `path` is a checkpoint or the folder of a run with checkpoints."""
+    if _latest(path) is None and not (Path(path) / "state.json").is_file():
+        model_file.find(path, key="init_from")  # raises an error if there is nothing at the path
+        raise UserError(
+            f"init_from={path} holds weights only, so no other part can be kept.",
+            "Set init_from to the folder of a run or of one of its checkpoints, or remove reset=.",
+        )
+
+
+def _read(path: str, load: Callable[[Path], T], *, prefers: str | None = None, engine: Engine) -> tuple[T, str]:
+    """Reads the model or checkpoint at `path`. If the latest checkpoint of a run is damaged, reads an older one.
+
+    Args:
+        path: The value of `init_from`.
+        load: Reads a model or a checkpoint.
+        prefers: The file in the folder of a run that is read instead of its checkpoints.
+        engine: The engine of the new run.
+
+    Returns:
+        What `load` returned, and a warning if newer checkpoints are damaged, otherwise "".
+    """
+    latest = _latest(path)
+    if latest is None or (prefers and (Path(path) / prefers).is_file()):
+        return load(Path(path)), ""
+    return load_latest(latest, load, gather=engine.gather, otherwise="Set init_from to another model.")
 
 
 def _check_kept(kept: Sequence[str], saved: Checkpoint, config: TrainConfig, *, state: TrainState) -> TrainConfig:

@@ -54,6 +54,15 @@ def test_damaged_shards_fall_back_on_all_processes(saved: Path, tiny_corpus: Pat
     assert distance(saved, folder) == 0.0
 
 
+def test_new_run_starts_from_an_older_checkpoint(saved: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(saved, tmp_path / "damaged")
+    flip_a_bit(folder / LATEST / "optimizer_00001.safetensors")
+    start = (f"init_from={folder}", "reset=[]")
+    printed = finish(tiny_corpus, tmp_path / "run", *SETTINGS, *start, processes=2)
+    assert "Using the checkpoint before it, update_00000009." in printed
+    assert distance(saved, tmp_path / "run") == 0.0
+
+
 FAULTS = {
     "full disk": None,
     "death": """

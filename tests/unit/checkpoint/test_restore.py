@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seqtk.checkpoint.restore import load_latest
+from seqtk.checkpoint.restore import load_checkpoint, load_latest
 from seqtk.checkpoint.run_state import Checkpoints, Pieces, TrainState
 from seqtk.utils.errors import UserError
 
@@ -25,7 +25,7 @@ def damage(folder: Path) -> None:
 
 def test_processes_load_the_newest_common_checkpoint(run: Checkpoints) -> None:
     newest = run.folders()[-1]
-    loaded, line = load_latest(newest, gather=lambda name: [name, "update_00000001"])
+    loaded, line = load_latest(newest, load_checkpoint, gather=lambda name: [name, "update_00000001"])
     assert loaded.state.update == 1
     assert str(newest) in line
     assert line.endswith("update_00000001.")
@@ -34,7 +34,7 @@ def test_processes_load_the_newest_common_checkpoint(run: Checkpoints) -> None:
 def test_message_names_damaged_and_loaded_checkpoint(run: Checkpoints) -> None:
     newest = _intact(run)
     damage(newest)
-    loaded, line = load_latest(newest, gather=lambda name: [name, "update_00000001"])
+    loaded, line = load_latest(newest, load_checkpoint, gather=lambda name: [name, "update_00000001"])
     assert loaded.state.update == 1
     assert [str(folder) in line for folder in run.folders()] == [False, True, True]
     assert line.endswith("update_00000001.")
@@ -45,10 +45,14 @@ def test_unreadable_checkpoints_end_all_processes(run: Checkpoints) -> None:
         damage(folder)
     tried: list[str] = []
     with pytest.raises(UserError, match="damaged"):
-        load_latest(run.folders()[-1], gather=lambda name: [tried.append(name) or name])  # type: ignore[func-returns-value]
+        load_latest(
+            run.folders()[-1],
+            load_checkpoint,
+            gather=lambda name: [tried.append(name) or name],  # type: ignore[func-returns-value]
+        )
     assert len(tried) == 1
     with pytest.raises(UserError, match=str(run.directory)):
-        load_latest(_intact(run), gather=lambda name: [name, *tried])
+        load_latest(_intact(run), load_checkpoint, gather=lambda name: [name, *tried])
 
 
 def _intact(run: Checkpoints) -> Path:

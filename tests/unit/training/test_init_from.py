@@ -1,5 +1,6 @@
 """`init_from`: a new run starts from the weights of a trained model, which may have another architecture."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from seqtk.models import Model, ModelConfig, build_model
 from seqtk.modules.pooled_head import PooledHead
 from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import trainer
+from tests.unit.training.test_resume import flip
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +178,47 @@ class TestSharedTables:
         old, new = (language_model("abcd", adaptive=adaptive, tie_embeddings=tied) for tied in (True, False))
         result = copied(old, new)
         assert torch.equal(result.tensors["head.bands.1"], tensors_of(old)["embedding.tokens.bands.1.weight"])
+
+
+class TestDamage:
+    @pytest.fixture
+    def damaged(self, run: Path, tmp_path: Path) -> Path:
+        """A run whose latest checkpoint is damaged."""
+        folder = shutil.copytree(run, tmp_path / "damaged")
+        for name in ("model", "optimizer"):
+            flip(folder / "update_00000008" / f"{name}.safetensors")
+        return folder
+
+    @pytest.mark.parametrize("reset", ["schedule", ["optimizer", "schedule", "data", "best"]])
+    def test_older_checkpoint_is_used(self, damaged: Path, tiny_corpus: Path, tmp_path: Path, reset: Any) -> None:
+        (damaged / "best.safetensors").unlink()
+        new = trainer(tiny_corpus, tmp_path / "new", init_from=str(damaged), reset=reset)
+        older = model_file.read(damaged / "update_00000006").tensors
+        assert all(torch.equal(tensor, older[name]) for name, tensor in tensors_of(new.model).items())
+        assert "update_00000008/model.safetensors is damaged" in new.notes[0]
+        assert "Using the checkpoint before it, update_00000006." in new.notes[0]
+
+    def test_intact_best_model_is_used(self, damaged: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+        new = trainer(tiny_corpus, tmp_path / "new", init_from=str(damaged))
+        best = model_file.read(damaged / "best.safetensors").tensors
+        assert all(torch.equal(tensor, best[name]) for name, tensor in tensors_of(new.model).items())
+
+    @pytest.mark.parametrize("name", ["update_00000008", "update_00000008/model.safetensors", "best.safetensors"])
+    def test_damaged_model_that_is_named_is_refused(
+        self, damaged: Path, tiny_corpus: Path, tmp_path: Path, name: str
+    ) -> None:
+        if name == "best.safetensors":
+            flip(damaged / name)
+        with pytest.raises(UserError, match=r"damaged.*\.safetensors is damaged(.|\n)*use another checkpoint"):
+            trainer(tiny_corpus, tmp_path / "new", init_from=str(damaged / name))
+
+    def test_run_with_only_damaged_checkpoints_is_refused(
+        self, damaged: Path, tiny_corpus: Path, tmp_path: Path
+    ) -> None:
+        for path in damaged.glob("update_*/optimizer.safetensors"):
+            path.unlink()
+        with pytest.raises(UserError, match=r"Set init_from to another model"):
+            trainer(tiny_corpus, tmp_path / "new", init_from=str(damaged), reset=[])
 
 
 SIZES: dict[str, Any] = {"dim": 8, "ffn_dim": 16, "heads": 2}
