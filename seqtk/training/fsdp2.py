@@ -20,6 +20,7 @@ from seqtk.training.parallel import EngineConfig, LostProcessError, TrainStep, e
 from seqtk.utils.errors import UserError
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import FSDPModule
 
 T = TypeVar("T")
@@ -47,6 +48,7 @@ class FSDP2(DDP):
         self._rounded: list[nn.Module] = []
         """The sharded modules that gather their weights in autocast's dtype."""
         self._is_unsharded = False
+        self._mesh: DeviceMesh | None = None
         self._writers: dist.ProcessGroup | None = None
         """The group in which threads that write checkpoints communicate."""
 
@@ -62,7 +64,7 @@ class FSDP2(DDP):
 
         if self._writers is None:
             self._writers = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout))
-        mesh = init_device_mesh(self.device.type, (self.size,))
+        mesh = self._mesh = init_device_mesh(self.device.type, (self.size,))
         dtype = step.autocast if isinstance(step, TrainStep) else None
         if isinstance(step, TrainStep):
             step.copies = None  # they would be of all weights
@@ -175,6 +177,12 @@ class FSDP2(DDP):
 
     def close(self) -> None:
         self._writers = None
+        # As in DDP, the last references to the group must go. torch caches layouts of tensors, which have the mesh.
+        for module in self._releases:
+            group = module._get_fsdp_state()._fsdp_param_group
+            if group is not None:
+                vars(group.mesh_info).pop("shard_process_group", None)
+        getattr(self._mesh, "_pg_registry", {}).clear()
         super().close()
 
 

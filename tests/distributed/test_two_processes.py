@@ -101,12 +101,13 @@ sys.exit(f"threads remain: {names}" if any("gloo_runloop" in name for name in na
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the names of threads are read from /proc")
-def test_gloo_threads_end_with_the_run(tiny_corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", ["parallel=ddp", "parallel=fsdp2", "parallel=fsdp2 dry_run=true"])
+def test_gloo_threads_end_with_the_run(tiny_corpus: Path, tmp_path: Path, settings: str) -> None:
     script = tmp_path / "script.py"
     script.write_text(REMAINING_THREADS)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    settings = [f"task.data={tiny_corpus}", f"save_dir={tmp_path / 'run'}", *ARGUMENTS]
-    run = subprocess.run([*launcher, *settings], text=True, capture_output=True, timeout=PATIENCE)
+    run_settings = [f"task.data={tiny_corpus}", f"save_dir={tmp_path / 'run'}", *ARGUMENTS, *settings.split()]
+    run = subprocess.run([*launcher, *run_settings], text=True, capture_output=True, timeout=PATIENCE)
     assert run.returncode == 0, run.stderr
 
 
