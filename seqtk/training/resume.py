@@ -133,6 +133,11 @@ def check_resumable(
     if not corpus.startswith(saved.state.corpus):  # the fingerprints of seqtk 0.1 are prefixes of current ones
         then, now = (text.partition(",")[0] for text in (saved.state.corpus, corpus))
         how = f"{then} then, {now} now" if then != now else f"{now} in both, but other tokens"
+        if before.task.data == data:
+            raise UserError(
+                f"The training data in {'task.mix' if config.task.mix else data} have changed since {source}: {how}.",
+                "Restore them to resume, or set another save_dir to start a new run.",
+            )
         raise UserError(f"{source} was trained on data other than {data}: {how}.", other)
     return changed, rate_change(before, config, update=saved.state.update), other_batches(before.batch, config.batch)
 

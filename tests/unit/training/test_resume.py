@@ -336,6 +336,20 @@ class TestCorpus:
         found = {fingerprint(Sizes(*sizes)) for sizes in ([(1, 2)], [(1, 3)], [(1, 2), (1, 2)], [(2, 1)])}
         assert len(found) == 4
 
+    def test_data_that_changed_in_place_are_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        corpus = shutil.copytree(tiny_corpus, tmp_path / "corpus")
+        trainer(corpus, tmp_path / "run", max_updates=1).fit()
+        for path in corpus.glob("valid.*"):
+            shutil.copy(path, corpus / path.name.replace("valid", "train"))
+        with pytest.raises(UserError) as refused:
+            trainer(corpus, tmp_path / "run")
+        checkpoint = tmp_path / "run" / "update_00000001"
+        assert str(refused.value).splitlines() == [
+            f"The training data in {corpus} have changed since {checkpoint}: 300 examples then, 100 examples now.",
+            "Restore them to resume, or set another save_dir to start a new run.",
+        ]
+        assert listed(tmp_path / "run") == [1]
+
     def test_corpus_with_other_tokens_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path / "run", max_updates=1).fit()
         other = shutil.copytree(tiny_corpus, tmp_path / "other")

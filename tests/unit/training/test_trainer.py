@@ -272,6 +272,23 @@ class TestBestModel:
         second.fit()
         assert second.state.update == 4
 
+    def test_run_says_that_patience_ended_it(
+        self, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        changes = {"optimizer__lr": 1e-30, "validation__every": 1, "validation__patience": 2, "max_updates": 50}
+        trainer(tiny_corpus, tmp_path, **changes).fit()
+        printed = capsys.readouterr().err.splitlines()
+        assert printed[-2:] == [
+            "Stopped by validation.patience=2: no new best loss of valid.",
+            f"Finished after update 3. The models are in {tmp_path}.",
+        ]
+
+    def test_run_that_reaches_its_end_names_no_patience(
+        self, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        trainer(tiny_corpus, tmp_path, max_updates=2, validation__patience=2).fit()
+        assert "patience" not in capsys.readouterr().err
+
     def test_changing_the_metric_resets_the_best_value(self, tiny_corpus: Path, tmp_path: Path) -> None:
         first = trainer(tiny_corpus, tmp_path, max_updates=4, validation__metric="nll")
         first.fit()
