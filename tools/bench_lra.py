@@ -120,7 +120,7 @@ def main() -> None:
 
 
 def make_data(folder: Path, lengths_N: np.ndarray) -> Path:
-    """Returns a labelled data-bin of random bytes of these lengths, in two classes."""
+    """Returns a labeled data-bin of random bytes of these lengths, in two classes."""
     random = np.random.default_rng(1)
     vocabulary = byte_vocabulary()
     folder.mkdir(parents=True)
@@ -138,7 +138,7 @@ def make_data(folder: Path, lengths_N: np.ndarray) -> Path:
 
 
 def make_reviews(arguments: argparse.Namespace, name: str) -> Path:
-    """Returns a labelled data-bin of texts as long as movie reviews."""
+    """Returns a labeled data-bin of texts as long as movie reviews."""
     length_N = np.random.default_rng(2).lognormal(REVIEW_MEAN, REVIEW_DEVIATION, arguments.examples)
     longest = min(REVIEW_LIMIT, arguments.positions)
     return make_data(arguments.data / name, length_N.round().clip(16, longest).astype(np.int64))

@@ -90,7 +90,7 @@ def _bench_tokenized(folder: Path, *, rounds: int) -> None:
     }
     seconds = _best(timed, rounds)
     tokens = sum(len(line.split()) + 1 for path in folder.glob("text.*") for line in path.open(encoding="utf-8"))
-    print(f"tokenised text to data-bin: {tokens:,} tokens")
+    print(f"tokenized text to data-bin: {tokens:,} tokens")
     baseline = next(iter(seconds.values()))
     for name, taken in seconds.items():
         print(f"  {name:50} {tokens / taken:12,.0f} tokens/s  {baseline / taken:5.2f} x the loop")

@@ -191,7 +191,7 @@ class PlainAttention(nn.Module):
 
 
 class PlainBlock(nn.Module):
-    """A block of the encoder, or (`cross`) of the decoder; normalised after each sublayer."""
+    """A block of the encoder, or (`cross`) of the decoder; normalized after each sublayer."""
 
     def __init__(self, *, dropout: float, cross: bool) -> None:
         super().__init__()

@@ -5,7 +5,7 @@
 w_ts is 0 in `aft_simple` and a product of learned vectors in `aft_full`. `aft_local` has it for |t - s| < W only.
 
 B batch, T length (S as keys), D width, L longest input, K rank of the position biases, W window, N blocks of W, J keys
-of a block and its neighbours.
+of a block and its neighbors.
 """
 
 import functools
@@ -173,7 +173,7 @@ class AftLocal(AftFull):
     """`AftFull` with w_ts = 0 for |t - s| >= W; all positions are still seen (section 3.2).
 
     Parameters: 4 D² (+ 4 D bias) + 2 L K. O(T W D) time, O(T W + T D) memory; a step is O(W D). Inputs longer than W
-    are split into blocks of W. Positions in the block and its neighbours have biases; each block farther away
+    are split into blocks of W. Positions in the block and its neighbors have biases; each block farther away
     contributes one sum.
     """
 

@@ -34,7 +34,7 @@ class BigBirdConfig(QKVConfig):
 
 @attentions.register("bigbird", BigBirdConfig)
 class BigBirdAttention(HeadwiseAttention):
-    """softmax(Q Kᵀ / √E) V over the query's block, its neighbours, the G global blocks and R random blocks.
+    """softmax(Q Kᵀ / √E) V over the query's block, its neighbors, the G global blocks and R random blocks.
 
     The global blocks are the first ones (ITC). The paper stores its random blocks in a table. seqtk computes them from
     (`seed`, head, block) and the number of blocks of the row, so they exist at every length: the blocks that are

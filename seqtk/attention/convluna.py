@@ -53,7 +53,7 @@ class ConvLuna(Luna):
 
     The filter f slides over the positions within a head. `conv`: Σ_i w_i c_(t+i) with K weights per head, shared by its
     dimensions and by keys and values, initialized from U(-1/√K, 1/√K); positions outside the row count as 0. Pooling
-    ignores positions outside the row. At stride 1 windows are centred, with (K - 1) // 2 positions before; at a larger
+    ignores positions outside the row. At stride 1 windows are centered, with (K - 1) // 2 positions before; at a larger
     stride window j starts at position j · stride, for every such position in the row. (The authors' code drops an
     incomplete last window, so a short row has no window.)
 
@@ -148,7 +148,7 @@ class ConvLuna(Luna):
         return 1.0 if getattr(self.config, f"{part}_temperature") == "unit" else super().scale(part)
 
     def filtered(self, x_BHSE: Tensor, heads: slice, pad_BS: Tensor | None) -> Tensor:
-        """Returns x_BHNE, one vector per window; 0 if the window's first position (stride 1: its centre) is padding."""
+        """Returns x_BHNE, one vector per window; 0 if the window's first position (stride 1: its center) is padding."""
         if self.config.filter == "none":
             return x_BHSE
         size, stride, length = self.config.kernel_size, self.config.stride, x_BHSE.shape[2]

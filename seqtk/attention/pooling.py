@@ -147,7 +147,7 @@ class MemoryCompressedAttention(PooledKeysAttention):
 
 @dataclass(frozen=True)
 class PooledConfig(QKVConfig):
-    """Dot-product attention to the means or maxima of neighbouring keys and values: O(T S D / stride) time."""
+    """Dot-product attention to the means or maxima of neighboring keys and values: O(T S D / stride) time."""
 
     pool: Literal["mean", "max"] = setting("mean", help="How a window is pooled.")
     kernel: int = setting(3, at_least=1, help="Positions in a window.")

@@ -30,7 +30,7 @@ class StridedSparseConfig(QKVConfig):
     stride: int = setting(
         32,
         at_least=1,
-        help="Distance between neighbours in a column. The square root of the usual length is a good value.",
+        help="Distance between neighbors in a column. The square root of the usual length is a good value.",
     )
 
 

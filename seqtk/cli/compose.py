@@ -159,10 +159,10 @@ def _defaults_error(path: Path | None, error: Exception) -> UserError:
     missing = getattr(error, "missing_cfg_file", None)
     if missing is None:
         return UserError(f"{path or 'The arguments'} cannot be read as a recipe.", str(error).strip().splitlines()[0])
-    neighbours = {found.stem for found in path.parent.glob("*.yaml")} - {path.stem} if path else set()
+    neighbors = {found.stem for found in path.parent.glob("*.yaml")} - {path.stem} if path else set()
     return UserError(
         f"There is no recipe called '{missing}'.",
-        nearest(str(missing), {*recipe_names(), *neighbours}),
+        nearest(str(missing), {*recipe_names(), *neighbors}),
         f"It is named in the defaults list of {path}, of a recipe in that list, or in an argument.",
     )
 

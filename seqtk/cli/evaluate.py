@@ -116,7 +116,7 @@ def main(config: EvaluateConfig) -> None:
 
 
 def plot_confusion(report: "ClassReport", output: str) -> None:
-    """Draws a confusion matrix: one row for each class, with the share of each predicted class as colour."""
+    """Draws a confusion matrix: one row for each class, with the share of each predicted class as color."""
     pyplot = load_pyplot("confusion=")
     count_CC, classes = report.confusion_CC, report.classes
     share_CC = count_CC / count_CC.sum(1, keepdims=True).clip(min=1)
@@ -129,8 +129,8 @@ def plot_confusion(report: "ClassReport", output: str) -> None:
     axes.set_ylabel("class")
     if len(classes) <= 20:
         for row, column in itertools.product(range(len(classes)), repeat=2):
-            colour = "white" if share_CC[row, column] > 0.5 else "black"
-            axes.text(column, row, f"{count_CC[row, column]:,}", ha="center", va="center", color=colour, fontsize=8)
+            color = "white" if share_CC[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{count_CC[row, column]:,}", ha="center", va="center", color=color, fontsize=8)
     with atomic_file(output) as path:
         figure.savefig(path, format=Path(output).suffix.removeprefix("."), dpi=150)
     pyplot.close(figure)

@@ -33,7 +33,7 @@ class PlotConfig:
 def main(config: PlotConfig) -> None:
     """Plot a metric of one or more runs: seqtk-plot RUN… [metric=loss] [output=curves.png].
 
-    Reads each run's log.jsonl. Validation is drawn as a line with points, training as a thin line of the same colour.
+    Reads each run's log.jsonl. Validation is drawn as a line with points, training as a thin line of the same color.
     """
     if not config.runs:
         raise UserError("runs= is not set.", "Name one or more runs: seqtk-plot checkpoints/a checkpoints/b metric=nll")
@@ -94,10 +94,10 @@ def plot(curves: Mapping[str, Mapping[str, Points]], config: PlotConfig) -> None
     pyplot = load_pyplot("seqtk-plot")
     figure, axes = pyplot.subplots(figsize=(config.width, config.height), layout="constrained")
     for index, (run, by_kind) in enumerate(curves.items()):
-        colour = f"C{index % 10}"
+        color = f"C{index % 10}"
         for kind, points in by_kind.items():
             style = {"linewidth": 0.8, "alpha": 0.5} if kind == "train" else {"marker": "o", "markersize": 3.0}
-            axes.plot(*zip(*points, strict=True), color=colour, label=f"{run} ({kind})", **style)
+            axes.plot(*zip(*points, strict=True), color=color, label=f"{run} ({kind})", **style)
     axes.set_xlabel("update")
     axes.set_ylabel(config.metric)
     if config.log_scale:

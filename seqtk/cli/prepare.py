@@ -24,7 +24,7 @@ def run(config: PrepareConfig) -> None:
 
     `seqtk-prepare enwik8` downloads, checks, unpacks and splits enwik8 and makes data-bin/enwik8, which recipes read.
     `source=FOLDER` reads the published files, or the files unpacked from them, from the disk. If the command is
-    interrupted, run it again to continue. Labelled sets, generated sets and the demo corpus have other settings:
+    interrupted, run it again to continue. Labeled sets, generated sets and the demo corpus have other settings:
     see `seqtk-prepare NAME --help`.
     """
     if not config.corpus:
@@ -49,7 +49,7 @@ def run_demo(config: demo.DemoConfig) -> None:
 
 
 def labelled_command(name: str) -> Callable[..., None]:
-    """Returns the command that makes a labelled set, with the settings of this set."""
+    """Returns the command that makes a labeled set, with the settings of this set."""
     labelled = LABELLED_SETS[name]
 
     def run_labelled(config: Any) -> None:

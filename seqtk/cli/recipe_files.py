@@ -41,6 +41,6 @@ def find_recipe(name: str) -> Path:
         return recipe_folder() / f"{name}.yaml"
     path = (path if path.suffix == ".yaml" else path.with_name(f"{path.name}.yaml")).absolute()
     if not path.is_file():
-        neighbours = [found.stem for found in path.parent.glob("*.yaml")]
-        raise UserError(f"There is no recipe at {path}.", _nearest(path.stem, {*recipe_names(), *neighbours}))
+        neighbors = [found.stem for found in path.parent.glob("*.yaml")]
+        raise UserError(f"There is no recipe at {path}.", _nearest(path.stem, {*recipe_names(), *neighbors}))
     return path

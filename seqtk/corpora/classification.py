@@ -1,4 +1,4 @@
-"""Corpora with classes: IMDB, AG News, CIFAR-10 in grey, and the pairs of articles in the Long Range Arena.
+"""Corpora with classes: IMDB, AG News, CIFAR-10 in gray, and the pairs of articles in the Long Range Arena.
 
 The checksums are those of torchtext (IMDB, AG News) and of the page of CIFAR-10. For corpora without a validation set,
 a share of the training set becomes the validation set. Test sets stay as published.
@@ -90,7 +90,7 @@ def prepare_labelled(
     reporter: Reporter,
     retry: RetryPolicy | None = None,
 ) -> str:
-    """Writes the labelled data-bin of `corpus`, and returns a report. Raises UserError if a file is invalid."""
+    """Writes the labeled data-bin of `corpus`, and returns a report. Raises UserError if a file is invalid."""
     check_destination(destination, overwrite=config.overwrite)
     places = list_sources(config)
     if not places:
@@ -243,7 +243,7 @@ def _article(row: list[str], path: Path, number: int) -> tuple[int, bytes]:
 
 
 def read_cifar10(places: Sequence[Path], counts: Mapping[str, int]) -> Pixels:
-    """Returns the grey pixels from an archive of CIFAR-10, its unpacked batches, or `train.npz` and `test.npz`."""
+    """Returns the gray pixels from an archive of CIFAR-10, its unpacked batches, or `train.npz` and `test.npz`."""
     arrays = {split: find_named(places, f"{split}.npz") for split in ("train", "test")}
     archive = find_named(places, "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
     if archive is None and None not in arrays.values():
@@ -320,7 +320,7 @@ _CIFAR_FILES = (
 _IMDB_COUNTS = {"train": 25_000, "test": 25_000}
 _CIFAR_COUNTS = {"train": 50_000, "test": 10_000}
 _OBJECTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_GRAY = "the images of CIFAR-10 in grey, 1,024 pixels as tokens"
+_GRAY = "the images of CIFAR-10 in gray, 1,024 pixels as tokens"
 
 LABELLED = {
     corpus.name: corpus

@@ -1,4 +1,4 @@
-"""Reads and writes grey PNG images, and reads the batches of CIFAR-10, without Pillow and without unpickling."""
+"""Reads and writes gray PNG images, and reads the batches of CIFAR-10, without Pillow and without unpickling."""
 
 import io
 import pickletools
@@ -20,7 +20,7 @@ CIFAR_PIXELS = 3 * 32 * 32
 
 
 def read_png(content: bytes, name: str) -> Image:
-    """Returns the pixels of a grey PNG of 8 bits, not interlaced.
+    """Returns the pixels of a gray PNG of 8 bits, not interlaced.
 
     Raises UserError, naming `name`, for any other file.
     """
@@ -36,7 +36,7 @@ def read_png(content: bytes, name: str) -> Image:
             if kind == b"IHDR":
                 width, height, *form = struct.unpack(">IIBBBBB", body)
                 if form != [8, 0, 0, 0, 0]:
-                    raise UserError(f"{name} is not a grey image of 8 bits.", "Convert it, or use another source=.")
+                    raise UserError(f"{name} is not a gray image of 8 bits.", "Convert it, or use another source=.")
                 shape = (height, width)
             data += body if kind == b"IDAT" else b""
             at += 12 + length
@@ -80,7 +80,7 @@ def _guessed(row: list[int], above: list[int], *, paeth: bool) -> list[int]:
 
 
 def write_png(image: Image) -> bytes:
-    """Returns the bytes of a grey PNG image with these pixels."""
+    """Returns the bytes of a gray PNG image with these pixels."""
     height, width = image.shape
     rows = np.concatenate([np.zeros((height, 1), dtype=np.uint8), image], axis=1).tobytes()
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
@@ -102,7 +102,7 @@ def sheet(images: Image, columns: int, gap: int = 2) -> Image:
 
 
 def gray(rgb: Image) -> Image:
-    """Returns CIFAR's images in grey (ITU-R 601, rounded). Each has 3 × 1024 values: red, green, blue."""
+    """Returns CIFAR's images in gray (ITU-R 601, rounded). Each has 3 × 1024 values: red, green, blue."""
     red, green, blue = rgb.reshape(-1, 3, CIFAR_PIXELS // 3).astype(np.int64).transpose(1, 0, 2)
     return np.asarray((299 * red + 587 * green + 114 * blue + 500) // 1000, dtype=np.uint8)
 

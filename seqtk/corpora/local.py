@@ -40,10 +40,10 @@ def _find(published: RemoteFile, places: Sequence[Path]) -> Path | None:
 def _candidates(published: RemoteFile, place: Path) -> Iterator[Path]:
     names = [published.name.partition("://")[2] or published.name, published.file_name, *published.also]
     for name in names:
-        for spelt in (name, f"{name}.gz", name.removesuffix(".gz")):
+        for spelled in (name, f"{name}.gz", name.removesuffix(".gz")):
             if place.is_dir():
-                yield place / spelt
-            elif place.name == spelt.rsplit("/", 1)[-1]:
+                yield place / spelled
+            elif place.name == spelled.rsplit("/", 1)[-1]:
                 yield place
 
 

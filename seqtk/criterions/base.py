@@ -28,7 +28,7 @@ class Loss:
     """The loss of one micro-batch."""
 
     total: Tensor
-    """The quantity to minimise, a *sum* over the targets."""
+    """The quantity to minimize, a *sum* over the targets."""
     weight: float
     """The number of targets, or the sum of their weights. The loss of an update is the sum of `total` over its
     micro-batches divided by the sum of `weight`."""

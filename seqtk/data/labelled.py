@@ -1,6 +1,6 @@
-"""Writes labelled data-bins from text or from arrays of pixels or tokens, and describes them.
+"""Writes labeled data-bins from text or from arrays of pixels or tokens, and describes them.
 
-A labelled data-bin is a data-bin with `classes.txt` (one class name per line; a class's number is its line, from 0) and
+A labeled data-bin is a data-bin with `classes.txt` (one class name per line; a class's number is its line, from 0) and
 `SPLIT.labels.npy`. Pairs of texts are stored as the languages `first` and `second`.
 """
 
@@ -59,7 +59,7 @@ class Example:
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """Labelled items of a split: pixels or tokens."""
+    """Labeled items of a split: pixels or tokens."""
 
     symbols: npt.NDArray[Any]
     """The concatenated symbols of the items, as indices into the list of symbols."""
@@ -79,7 +79,7 @@ def write_texts(
     splits: Sequence[str] = SPLITS,
     recorded: PreprocessConfig | None = None,
 ) -> None:
-    """Writes a labelled data-bin of texts atomically. `settings` are settings of seqtk-preprocess.
+    """Writes a labeled data-bin of texts atomically. `settings` are settings of seqtk-preprocess.
 
     `recorded` is passed to `preprocess`. Raises UserError if a split has no examples.
     """
@@ -126,7 +126,7 @@ def _parts(folder: Path, split: str, sides: Sequence[str]) -> dict[str, int]:
 def write_arrays(
     destination: Path, classes: Sequence[str], symbols: Sequence[str], splits: Mapping[str, Iterable[Arrays]]
 ) -> None:
-    """Writes a labelled data-bin of arrays atomically. The arrays of each split are given in parts.
+    """Writes a labeled data-bin of arrays atomically. The arrays of each split are given in parts.
 
     Raises UserError if a split has no examples.
     """
@@ -179,13 +179,13 @@ _SEPARATE_SETTINGS = {
     *("columns", "source_lang", "target_lang", "train", "valid", "test", "destdir", "overwrite", "valid_share", "seed"),
     *("line_end", "min_length", "max_length", "max_ratio"),
 }
-"""Settings of seqtk-preprocess that do not apply to labelled files, or that this file handles itself."""
+"""Settings of seqtk-preprocess that do not apply to labeled files, or that this file handles itself."""
 _ARRAY_SETTINGS = ("columns", "train", "valid", "test", "destdir", "overwrite", "valid_share", "seed", "workers")
 """Settings of seqtk-preprocess that apply to NumPy files."""
 
 
 def preprocess_labelled(config: PreprocessConfig, *, reporter: Reporter | None = None) -> str:
-    """Writes the labelled data-bin that `config` describes, and returns its report.
+    """Writes the labeled data-bin that `config` describes, and returns its report.
 
     No example is dropped. The classes are those of the training split, or of all splits without a training split.
 
@@ -243,10 +243,10 @@ def _files(config: PreprocessConfig) -> dict[str, str]:
 
 
 def _check_settings(config: PreprocessConfig, *, arrays: bool) -> None:
-    """Raises UserError for settings that have no effect on labelled files."""
+    """Raises UserError for settings that have no effect on labeled files."""
     for key in ("source_lang", "target_lang", "line_end", "min_length", "max_length", "max_ratio"):
         if getattr(config, key) is not None:
-            raise UserError(f"{key}= does not apply to labelled files.", "Remove it, or remove columns=.")
+            raise UserError(f"{key}= does not apply to labeled files.", "Remove it, or remove columns=.")
     for field in fields(config):
         if arrays and field.name not in _ARRAY_SETTINGS and getattr(config, field.name) != field.default:
             raise UserError(f"{field.name}= applies to text, but the files hold arrays.", "Remove it.")
@@ -265,7 +265,7 @@ def _write_array_files(
     columns: Columns,
     is_valid: npt.NDArray[np.bool_] | None,
 ) -> None:
-    """Writes a labelled data-bin from NumPy files. `is_valid` marks the examples of `train` that become `valid`."""
+    """Writes a labeled data-bin from NumPy files. `is_valid` marks the examples of `train` that become `valid`."""
     opened = {path: open_arrays(path, columns) for path in dict.fromkeys(files.values())}
     pixels = all(file.pixels for file in opened.values())
     size = len(PIXELS) if pixels else max(file.largest() for file in opened.values()) + 1
@@ -303,7 +303,7 @@ def held_out(count: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
 
 
 def describe(destination: Path) -> str:
-    """Returns a report of a labelled data-bin: examples, lengths and classes of each split."""
+    """Returns a report of a labeled data-bin: examples, lengths and classes of each split."""
     data = DataBin(destination)
     classes = data.classes()
     rows = [["split", "examples", "shortest", "median", "90 %", "longest", "most frequent class"]]

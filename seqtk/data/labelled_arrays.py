@@ -1,4 +1,4 @@
-"""Reads labelled arrays from NumPy files: pixels or tokens and the class of each item. Nothing is unpickled.
+"""Reads labeled arrays from NumPy files: pixels or tokens and the class of each item. Nothing is unpickled.
 
 An `.npz` file holds all arrays by name. An `.npy` file holds the items; its other arrays are the files `STEM.NAME.npy`
 in the same folder. Items are the flattened rows of an array [N, ...], or are concatenated in an array [S] with a second

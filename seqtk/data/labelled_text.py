@@ -1,4 +1,4 @@
-"""Reads labelled examples from files: texts in TSV, CSV or JSON lines (plain or compressed), and NumPy arrays."""
+"""Reads labeled examples from files: texts in TSV, CSV or JSON lines (plain or compressed), and NumPy arrays."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ ENDINGS = (
     *(f".{ending}{suffix}" for ending in TEXT_FORMATS for suffix in SUFFIXES),
     *(f".{ending}" for ending in ARRAY_FORMATS),
 )
-"""The endings of the names of labelled files."""
+"""The endings of the names of labeled files."""
 _KEYS_OF_COLUMNS = (
     "Set columns.text=, columns.second= and columns.label= to names, or to numbers if there is no header."
 )
@@ -30,7 +30,7 @@ _LARGEST_FIELD = 1 << 30
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a labelled file, by name, or by number from 1 if the file has no header."""
+    """The columns of a labeled file, by name, or by number from 1 if the file has no header."""
 
     text: tuple[str, ...] = setting(
         ("text",),
@@ -58,7 +58,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class LabelledText:
-    """A labelled example."""
+    """A labeled example."""
 
     line: int
     """The number of its line in a text file (its last line if it has several) or of its item in an array, from 1."""

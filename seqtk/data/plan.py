@@ -465,7 +465,7 @@ def _snake_order(sizes_ND: SizeArray, *, first_N: IndexArray) -> IndexArray:
     """Returns a sort key for each example: `first_N`, then the lengths of its sides, the last side first.
 
     The lengths of a side are sorted up and down in turn: the direction changes whenever the key before it changes. So
-    neighbours have similar lengths at such a change too, and a batch that contains both has less padding.
+    neighbors have similar lengths at such a change too, and a batch that contains both has less padding.
     """
     key_N, base = first_N, int(sizes_ND.max(initial=0)) + 1
     sides = [sizes_ND] if sizes_ND.ndim == 1 else [sizes_ND[:, side] for side in reversed(range(sizes_ND.shape[1]))]

@@ -54,10 +54,10 @@ class PreprocessConfig(VocabularyConfig):
     )
     columns: Columns | None = setting(
         None,
-        help="Columns of labelled files. With them, train=, valid= and test= name labelled files. null: plain text.",
+        help="Columns of labeled files. With them, train=, valid= and test= name labeled files. null: plain text.",
     )
     valid_share: float = setting(
-        0.0, at_least=0, below=1, help="For labelled files: share of training examples to use as the split valid."
+        0.0, at_least=0, below=1, help="For labeled files: share of training examples to use as the split valid."
     )
     seed: int = setting(1, at_least=0, help="Seed of the random choice of examples with valid_share.")
     destdir: str | None = setting(None, help="Data-bin folder to write.")
@@ -116,7 +116,7 @@ def preprocess(
     """
     reporter = reporter or Reporter()
     if config.valid_share:
-        raise UserError("valid_share= requires labelled files.", "Remove it, or set columns.text= and columns.label=.")
+        raise UserError("valid_share= requires labeled files.", "Remove it, or set columns.text= and columns.label=.")
     destination = destination_of(config)
     files = config.files()
     total_bytes = sum(path.stat().st_size for paths in files.values() for path in paths)

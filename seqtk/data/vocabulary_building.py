@@ -1,4 +1,4 @@
-"""Builds the vocabularies of a data-bin from SentencePiece models, dictionary files, or counts of tokenised text."""
+"""Builds the vocabularies of a data-bin from SentencePiece models, dictionary files, or counts of tokenized text."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -145,8 +145,8 @@ def _make_spec(
         return LanguageSpec(vocabulary, tokenizer, counted=False)
     if tokenizer is None and dictionary:
         raise UserError(
-            f"The dictionary {dictionary} requires tokenised text, but tokens=sentencepiece reads raw text.",
-            "Set tokens=words if the text is tokenised, or sentencepiece= to the model that made the dictionary.",
+            f"The dictionary {dictionary} requires tokenized text, but tokens=sentencepiece reads raw text.",
+            "Set tokens=words if the text is tokenized, or sentencepiece= to the model that made the dictionary.",
         )
     tokenizer = tokenizer or _train(config, _require(train), notify=notify)
     vocabulary = Vocabulary.load(dictionary) if dictionary else tokenizer.vocabulary().padded(config.padding_factor)

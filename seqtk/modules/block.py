@@ -78,7 +78,7 @@ class FeedForward(nn.Module):
     """Two linear maps with an activation between them (Vaswani et al. 2017, section 3.3).
 
     Gated activations multiply the result by a third map of the input (Shazeer 2020). The maps have torch's default
-    initialisation, as in fairseq. Parameters: 2 D F + F + D; gated: 3 D F + 2 F + D; the terms without a product are
+    initialization, as in fairseq. Parameters: 2 D F + F + D; gated: 3 D F + 2 F + D; the terms without a product are
     biases.
     """
 

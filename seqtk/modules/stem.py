@@ -11,7 +11,7 @@ from seqtk.utils.errors import UserError
 
 
 class ConvolutionalStem(nn.Module):
-    """Convolutions over neighbouring positions: `layers` layers, each x + GELU(convolution(LN(x))).
+    """Convolutions over neighboring positions: `layers` layers, each x + GELU(convolution(LN(x))).
 
     The convolutions are dense, with an odd kernel size K and K D² + 3 D weights each. Padding reads as zero, so the
     output of a row does not depend on its padding. A convolutional stem improves Transformers on pixels and bytes (Long

@@ -264,7 +264,7 @@ def _cached_future(length: int, device: torch.device) -> Tensor:
 def _can_share(logits_BHTS: Tensor, value_BHSE: Tensor) -> bool:
     """Returns whether `_with_shared_logits` applies and is faster.
 
-    It is faster on a CPU from about 64 positions on. There, reading a result back costs no synchronisation.
+    It is faster on a CPU from about 64 positions on. There, reading a result back costs no synchronization.
     """
     if torch.compiler.is_compiling():  # a compiled graph cannot branch on the value of a tensor
         return False

@@ -1,7 +1,7 @@
 """Activation checkpointing over heads: computes a few heads at a time and keeps only the layer's inputs.
 
 Between its input and its output projection, a layer creates many tensors as large as the input (queries, features of
-keys, copies of neighbours, running sums). Heads do not interact there. So the layer computes a few heads at a time, and
+keys, copies of neighbors, running sums). Heads do not interact there. So the layer computes a few heads at a time, and
 the backward pass computes them again, together with their projections.
 
 Where it runs: from MIN_LENGTH positions on, on every device, unless the function draws random numbers or torch.compile

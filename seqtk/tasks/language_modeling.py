@@ -1,4 +1,4 @@
-"""Language modelling: predicts each token of a text. `SampleTask` is the base class of similar tasks."""
+"""Language modeling: predicts each token of a text. `SampleTask` is the base class of similar tasks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ class SampleTask(TextTask):
 
 @tasks.register("language_modeling", LanguageModelingConfig)
 class LanguageModelingTask(SampleTask):
-    """Language modelling: each token is predicted from the tokens before it."""
+    """Language modeling: each token is predicted from the tokens before it."""
 
     metrics = ("loss", "nll", "ppl", "bits_per_token", "bits_per_byte", "bits_per_character", "word_ppl")
     sides = ("target",)

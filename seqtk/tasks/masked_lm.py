@@ -1,4 +1,4 @@
-"""Masked language modelling (Devlin et al. 2019, BERT): predicts masked tokens of a text."""
+"""Masked language modeling (Devlin et al. 2019, BERT): predicts masked tokens of a text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from seqtk.tasks.language_modeling import LanguageModelingConfig, SampleTask
 
 @dataclass(frozen=True)
 class MaskedLMConfig(LanguageModelingConfig):
-    """Settings of masked language modelling: the data, how it is split into samples, and the masking."""
+    """Settings of masked language modeling: the data, how it is split into samples, and the masking."""
 
     tokens_per_sample: int = setting(512, at_least=1, help="Maximum number of tokens in a sample.")
     masking: MaskingConfig = MaskingConfig()
@@ -25,7 +25,7 @@ class MaskedLMConfig(LanguageModelingConfig):
 
 @tasks.register("masked_lm", MaskedLMConfig)
 class MaskedLMTask(SampleTask):
-    """Masked language modelling: predicts masked tokens from all others. The loss is per predicted token."""
+    """Masked language modeling: predicts masked tokens from all others. The loss is per predicted token."""
 
     metrics = ("loss", "nll", "ppl", "bits_per_token", "accuracy")
     sides = ("source",)

@@ -1,4 +1,4 @@
-"""The fix of an error names keys of the command that runs, or says to which other command they belong."""
+"""The words of the package: errors name keys of the command that runs, and the spelling is American, as in torch."""
 
 import ast
 import dataclasses
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from seqtk.training.config import TrainConfig
-from tests.architecture.test_structure import PACKAGE, TREES, relative
+from tests.architecture.test_structure import PACKAGE, ROOT, SOURCES, TREES, relative
 
 OF_TRAINING = (
     "attention",
@@ -50,3 +50,22 @@ def test_fixes_name_keys_of_seqtk_train(path: Path) -> None:
         for key in re.findall(r"(?<![\w.}])([a-z_]+)=", text):
             is_of_other = re.search(rf"seqtk-[a-z]+ [^.]*\b{key}=", text) or "an entry" in text
             assert key in TOP_LEVEL or is_of_other, f"{relative(path)}:{line} names {key}="
+
+
+BRITISH = re.compile(
+    r"(?:token|normal|penal|initial|synchron|regular|minim|maxim|binar|organ|general|optim|summar|recogn|character|"
+    r"parallel|serial|factor|random|vector|custom|util|categor)is(?:e[drs]?|ing|ations?)\b|"
+    r"(?:col|fav|behavi|neighb|hon)our|\bgr[e]y|\bcent[r]e|\b(?:mis)?sp[e]lt\b|(?:odell|ignall|ravell|ancell)ing\b",
+    re.IGNORECASE,
+)
+
+
+@pytest.mark.parametrize("folder", ["seqtk", "tests", "tools", "docs", "recipes", "."])
+def test_spelling_is_american(folder: str) -> None:
+    """As in torch's documentation: tokenize, color, centered."""
+    texts = [path for path in SOURCES if path.is_relative_to(ROOT / folder)] if folder != "." else []
+    texts += [*(ROOT / folder).glob("*.md"), *(ROOT / folder).glob("*.yaml")]
+    for path in texts:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            found = BRITISH.search(line)
+            assert found is None, f"{relative(path)}:{number}: {found}"

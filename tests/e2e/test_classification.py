@@ -1,4 +1,4 @@
-"""The commands of docs/classification.md, from a labelled file to predicted classes."""
+"""The commands of docs/classification.md, from a labeled file to predicted classes."""
 
 import csv
 import json

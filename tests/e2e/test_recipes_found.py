@@ -52,7 +52,7 @@ def layers_of(name: str) -> list[compose.Layer]:
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Returns small data-bins by name: sentence pairs, text in bytes for language models, and labelled data."""
+    """Returns small data-bins by name: sentence pairs, text in bytes for language models, and labeled data."""
     folder = tmp_path_factory.mktemp("corpus")
     write_corpus(folder, train=60, valid=4, test=4)
     pairs = PreprocessConfig(
@@ -72,7 +72,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def write_labelled(folder: Path, *, sides: tuple[str, ...]) -> Path:
-    """Writes a labelled data-bin of random pixels, with one or two images for each example."""
+    """Writes a labeled data-bin of random pixels, with one or two images for each example."""
     random = np.random.default_rng(1)
     folder.mkdir()
     (folder / "classes.txt").write_text("no\nyes\n")

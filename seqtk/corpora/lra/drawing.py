@@ -96,7 +96,7 @@ def shrink(image: Image, size: int) -> Image:
 def _lanczos(size: int, target: int) -> Floats:
     """Returns the weight of each input pixel (columns) in each output pixel (rows) of Lanczos-3 resampling."""
     ratio = size / target
-    centre = (np.arange(target)[:, None] + 0.5) * ratio
-    at = (np.arange(size)[None, :] + 0.5 - centre) / ratio
+    center = (np.arange(target)[:, None] + 0.5) * ratio
+    at = (np.arange(size)[None, :] + 0.5 - center) / ratio
     weights = np.where(np.abs(at) < 3, np.sinc(at) * np.sinc(at / 3), 0.0)
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))

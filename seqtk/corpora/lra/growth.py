@@ -164,11 +164,11 @@ class Tables:
         return square[:, self.pad : self.pad + self.size, self.pad : self.pad + self.size]
 
     def _patch(self, angle: float) -> tuple[Image, Image]:
-        """Returns two squares: the brightness and the mask of a segment from the centre along `angle`."""
-        style, centre = self.style, self.half * FINE
+        """Returns two squares: the brightness and the mask of a segment from the center along `angle`."""
+        style, center = self.style, self.half * FINE
         dy, dx = _along(np.array([angle]), style.length * FINE)[0].tolist()
         width = round(style.thickness * FINE)
-        fine = line(2 * centre + 1, (centre, centre), (centre + dy, centre + dx), width)
+        fine = line(2 * center + 1, (center, center), (center + dy, center + dx), width)
         size = 2 * self.half + 1
         return shrink(fine, size), shrink(thicken(fine, self.margin * FINE), size)
 
@@ -286,7 +286,7 @@ class Growth:
     """Grows the paths of many images in parallel. Each lane is one image.
 
     A path is stored as the pivot, direction, place and patch of its last segment. This segment is added to the mask
-    only with the next one, because neighbouring segments of a path may touch.
+    only with the next one, because neighboring segments of a path may touch.
 
     Args:
         tables: The tables for this size of image.

@@ -2,7 +2,7 @@
 
 The files are named `<split>.<source>-<target>.<lang>` for parallel text, which can be read in both directions, and
 `<split>` for one-sided text. seqtk-preprocess adds `sentencepiece.model` (or one per language), `preprocess.json`,
-which records how the text was tokenised, and the text of validation and test splits (`test.en-de.de.txt`).
+which records how the text was tokenized, and the text of validation and test splits (`test.en-de.de.txt`).
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""A data source of labelled files, which are read into memory without a data-bin."""
+"""A data source of labeled files, which are read into memory without a data-bin."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from seqtk.utils.errors import UserError, near_path
 
 @dataclass(frozen=True)
 class LabelledSourceConfig(Columns, SourceConfig):
-    """Labelled files in a folder (TSV, CSV, JSON lines or arrays): train.tsv, valid.tsv, test.tsv. For small data."""
+    """Labeled files in a folder (TSV, CSV, JSON lines or arrays): train.tsv, valid.tsv, test.tsv. For small data."""
 
     tokens: Literal["words", "lowercase_words", "characters", "bytes"] = setting(
         "words", help="Tokens for a new model. Words are separated by white space. A trained model keeps its tokenizer."
@@ -34,7 +34,7 @@ class LabelledSourceConfig(Columns, SourceConfig):
 
 @sources.register("labelled", LabelledSourceConfig)
 class LabelledSource(TextSource):
-    """Reads the labelled files of a folder, or a single file, which is then used as every split."""
+    """Reads the labeled files of a folder, or a single file, which is then used as every split."""
 
     def __init__(self, config: LabelledSourceConfig, **others: Any) -> None:
         self.sides = ("text",) if config.second is None else ("first", "second")

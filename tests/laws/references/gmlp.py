@@ -28,8 +28,8 @@ def _gelu(vector: Array) -> Array:
 
 
 def _norm(problem: Problem, vector: Array) -> Array:
-    centred = vector - vector.mean()
-    scaled: Array = centred / math.sqrt((centred**2).mean() + 1e-5)
+    centered = vector - vector.mean()
+    scaled: Array = centered / math.sqrt((centered**2).mean() + 1e-5)
     return scaled * problem.weights["norm.weight"] + problem.weights["norm.bias"]
 
 

@@ -95,7 +95,7 @@ def _temperature(problem: Problem, part: str) -> float:
 
 
 def _filtered(problem: Problem, vectors: list[Array]) -> list[Array]:
-    """Window j has `kernel_size` vectors from j · stride on. With stride 1, it is centred, or ends at j if causal."""
+    """Window j has `kernel_size` vectors from j · stride on. With stride 1, it is centered, or ends at j if causal."""
     kind = getattr(problem.config, "filter", "none")
     if kind == "none":
         return vectors

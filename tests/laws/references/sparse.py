@@ -32,7 +32,7 @@ def bits(x: int) -> int:
 
 
 def bigbird(problem: Problem) -> Array:
-    """Neighbours, global blocks, and one block out of each of R ranges of the others."""
+    """Neighbors, global blocks, and one block out of each of R ranges of the others."""
     config = problem.config
 
     def pattern(row: int, head: int, t: int, s: int) -> bool:

@@ -102,12 +102,12 @@ class TestCheckpoints:
             updated.clear()
             return save(*given, **more)  # type: ignore[arg-type]
 
-        def signalling(*given: object) -> None:
+        def signaling(*given: object) -> None:
             update(*given)  # type: ignore[arg-type]
             updated.set()
 
         monkeypatch.setattr(run.checkpoints, "save", late)
-        monkeypatch.setattr(run, "update", signalling)
+        monkeypatch.setattr(run, "update", signaling)
         run.fit()
         settings = {"checkpoint__every": 1, "checkpoint__keep_last": 9, "checkpoint__asynchronous": False}
         trainer(tiny_corpus, tmp_path / "once", max_updates=4, **settings).fit()

@@ -1,4 +1,4 @@
-"""Behaviour of all commands: help, --cfg job, errors of at most three lines, and exit codes."""
+"""Behavior of all commands: help, --cfg job, errors of at most three lines, and exit codes."""
 
 import os
 import signal

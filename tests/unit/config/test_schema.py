@@ -14,7 +14,7 @@ from seqtk.utils.errors import UserError
 from tests.unit.config.toy_layers import DenseConfig, DotConfig, LayerConfig
 
 
-class Colour(enum.Enum):
+class Color(enum.Enum):
     RED = "red"
     BLUE = "blue"
 
@@ -43,7 +43,7 @@ class RunConfig:
     model: ModelConfig = ModelConfig()
     betas: tuple[float, float] = (0.9, 0.98)
     langs: tuple[str, ...] = ("de", "en")
-    colour: Colour = Colour.RED
+    color: Color = Color.RED
     mix: Literal["sum", "softmax"] = "sum"
     fast: bool = False
 
@@ -69,7 +69,7 @@ configs = st.builds(
     model=st.builds(ModelConfig, encoder=stacks(), decoder=stacks(), dropout=numbers),
     betas=st.tuples(numbers, numbers),
     langs=st.lists(st.text()).map(tuple),
-    colour=st.sampled_from(Colour),
+    color=st.sampled_from(Color),
     mix=st.sampled_from(["sum", "softmax"]),
     fast=st.booleans(),
 )
@@ -160,7 +160,7 @@ def test_numbers_are_converted_to_the_field_type() -> None:
         ("name", True, "name=true: must be text."),
         ("name.first", "x", "There is no key 'name.first': 'name' is run, which has no keys."),
         ("betas", [0.9], "betas=[0.9]: must have 2 values."),
-        ("colour", "rad", "colour=rad: must be one of red, blue."),
+        ("color", "rad", "color=rad: must be one of red, blue."),
         ("mix", "max", "mix=max: must be one of sum, softmax."),
     ],
 )

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Served:
-    """A file, and the behaviour of the server when the file is requested."""
+    """A file, and the behavior of the server when the file is requested."""
 
     body: bytes
     etag: str | None = '"1"'

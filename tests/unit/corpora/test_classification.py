@@ -1,4 +1,4 @@
-"""Labelled corpora: all published layouts give the same data-bin, and wrong files are refused."""
+"""Labeled corpora: all published layouts give the same data-bin, and wrong files are refused."""
 
 import csv
 import gzip

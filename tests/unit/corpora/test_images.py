@@ -1,4 +1,4 @@
-"""Grey images: PNG files compared with Pillow, damaged files, and reading CIFAR-10 batches without unpickling."""
+"""Gray images: PNG files compared with Pillow, damaged files, and reading CIFAR-10 batches without unpickling."""
 
 import contextlib
 import pickle

@@ -1,4 +1,4 @@
-"""Labelled text files: every format gives the same examples, and errors name the line."""
+"""Labeled text files: every format gives the same examples, and errors name the line."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Labelled data-bins from NumPy files: token ids, classes and order are kept, and an error leaves no file."""
+"""Labeled data-bins from NumPy files: token ids, classes and order are kept, and an error leaves no file."""
 
 import zipfile
 from pathlib import Path

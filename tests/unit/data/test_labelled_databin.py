@@ -1,4 +1,4 @@
-"""Labelled data-bins from text files: texts, classes and order are kept, and an error leaves no file."""
+"""Labeled data-bins from text files: texts, classes and order are kept, and an error leaves no file."""
 
 from pathlib import Path
 from typing import Any

@@ -57,7 +57,7 @@ def test_memory_tokens_have_gradients() -> None:
 
 
 @pytest.mark.parametrize(("tokens", "longest"), [(3, 9), (12, None)])
-def test_memory_tokens_count_towards_max_length(tokens: int, longest: int | None) -> None:
+def test_memory_tokens_count_toward_max_length(tokens: int, longest: int | None) -> None:
     limited = EncoderConfig(layers=1, memory_tokens=tokens, self_attention=(SynthesizerRandomConfig(max_length=12),))
     config = TransformerConfig(dim=8, ffn_dim=16, heads=2, encoder=limited)
     if longest is not None:

@@ -1,4 +1,4 @@
-"""Embeddings: initialisation, scale and positions."""
+"""Embeddings: initialization, scale and positions."""
 
 import math
 

@@ -56,6 +56,6 @@ def test_dropout_acts_on_the_hidden_layer() -> None:
 def test_residual_block_supports_pre_norm_and_post_norm(pre_norm: bool) -> None:
     block = Residual(D, dropout=0.0, pre_norm=pre_norm)
     x = torch.randn(2, 3, D)
-    normalised = torch.nn.functional.layer_norm
-    wanted = x + 2 * normalised(x, (D,)) if pre_norm else normalised(x + 2 * x, (D,))
+    normalized = torch.nn.functional.layer_norm
+    wanted = x + 2 * normalized(x, (D,)) if pre_norm else normalized(x + 2 * x, (D,))
     torch.testing.assert_close(block.post(x, 2 * block.pre(x)), wanted)

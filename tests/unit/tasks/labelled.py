@@ -1,4 +1,4 @@
-"""Small labelled texts in which key words determine the class, for tests of classification and matching."""
+"""Small labeled texts in which key words determine the class, for tests of classification and matching."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -175,7 +175,7 @@ class TestTruncation:
         longest = int(whole.sizes_ND.argmax())
         np.testing.assert_array_equal(cut[longest][1][0], whole[longest][1][0][:6])
 
-    def test_class_vector_counts_towards_max_length(self, texts: Path) -> None:
+    def test_class_vector_counts_toward_max_length(self, texts: Path) -> None:
         task = task_of(texts, pool="cls")
         model = model_of(task, attention={"kind": "synthesizer_random", "max_length": 9})
         assert model.length_limit("source") == 8

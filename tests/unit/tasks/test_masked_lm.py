@@ -190,7 +190,7 @@ class TestDeterminism:
 class TestRun:
     @pytest.mark.slow
     def test_model_learns_to_predict_masked_words(self, corpus: Path, tmp_path: Path) -> None:
-        """A masked word follows from its neighbour. Accuracy is 1/40 by chance, and above 75% after 400 updates."""
+        """A masked word follows from its neighbor. Accuracy is 1/40 by chance, and above 75% after 400 updates."""
         run = trainer(
             corpus,
             tmp_path,

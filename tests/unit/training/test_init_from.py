@@ -372,7 +372,7 @@ class TestOtherModels:
         assert result.fates[f"{layer}.query.weight"] is Fate.NOT_USED
         assert result.fates[f"{layer}.logits.matrix"] is Fate.FRESH
 
-    def test_additional_layers_are_initialised(self) -> None:
+    def test_additional_layers_are_initialized(self) -> None:
         result = copied(language_model("abcd"), language_model("abcd", layers=3))
         assert all(name.startswith("decoder.blocks.2.") for name in names_of(result, Fate.FRESH))
         lines = [line.split() for line in result.lines()]

@@ -12,12 +12,12 @@ from seqtk.training.parallel import TrainStep
 from seqtk.training.trainer import Trainer
 from tests.unit.training.helpers import sums_of, trainer
 
-PENALISED = {"kind": "feedforward_kernel", "kernel": "oglu", "depth": 2, "orthogonality": 3.0}
+PENALIZED = {"kind": "feedforward_kernel", "kernel": "oglu", "depth": 2, "orthogonality": 3.0}
 
 
-def penalised_trainer(corpus: Path, save_dir: Path, **changes: Any) -> Trainer:
+def penalized_trainer(corpus: Path, save_dir: Path, **changes: Any) -> Trainer:
     """Returns a trainer in which every attention layer has a large penalty."""
-    changes = {"model__attention": PENALISED, "model__decoder__cross_attention": PENALISED} | changes
+    changes = {"model__attention": PENALIZED, "model__decoder__cross_attention": PENALIZED} | changes
     run = trainer(corpus, save_dir, model__dropout=0.0, **changes)
     torch.manual_seed(0)
     for _, layer in run.model.attention_layers():
@@ -38,7 +38,7 @@ def penalty_of(run: Trainer) -> float:
 
 
 def test_loss_has_each_penalty_once(tiny_corpus: Path, tmp_path: Path) -> None:
-    run = penalised_trainer(tiny_corpus, tmp_path)
+    run = penalized_trainer(tiny_corpus, tmp_path)
     batch = batch_of(run, range(8))
     step = TrainStep(run.model, criterions.build(run.config.criterion)).eval()
     total, _, _ = step(batch)
@@ -50,7 +50,7 @@ def test_loss_has_each_penalty_once(tiny_corpus: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", [1, 3])
 def test_gradient_has_each_penalty_once(tiny_corpus: Path, tmp_path: Path, cut: int) -> None:
     """The gradient equals the gradient of loss / weight + penalties."""
-    run = penalised_trainer(tiny_corpus, tmp_path, clip_norm=0.0)
+    run = penalized_trainer(tiny_corpus, tmp_path, clip_norm=0.0)
     parts = [batch_of(run, range(start, start + 24 // cut)) for start in range(0, 24, 24 // cut)]
     weight = sum(batch.weight for batch in parts)
     criterion = criterions.build(run.config.criterion)
