@@ -24,6 +24,7 @@ from pathlib import Path
 
 COMPARED = ("loss", "nll", "gnorm")
 HERE = Path(__file__).resolve().parents[1]
+# `python -P -c` imports the package of its own checkout, not the one in the current folder.
 FLOAT32 = "from seqtk.cli.train import main; main()"
 FLOAT64 = f"import torch; torch.set_default_dtype(torch.float64); {FLOAT32}"
 
@@ -57,7 +58,7 @@ def train(checkout: Path, settings: list[str], *, updates: int, float64: bool) -
     """Returns the training lines of the log of a run by the `seqtk-train` of a checkout."""
     with tempfile.TemporaryDirectory(prefix="compare-losses-") as folder:
         command = [
-            str(checkout / ".venv/bin/python"), "-c", FLOAT64 if float64 else FLOAT32,
+            str(checkout / ".venv/bin/python"), "-P", "-c", FLOAT64 if float64 else FLOAT32,
             "device=cpu", "threads=1", "log.every=1", f"save_dir={folder}/run", f"max_updates={updates}",
             f"checkpoint.every={updates}", *validation(settings, updates), *settings,
         ]  # fmt: skip
