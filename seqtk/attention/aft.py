@@ -245,8 +245,8 @@ class AftLocal(AftFull):
 
     def step(self, x_B1D: Tensor, state: StepState) -> tuple[Tensor, StepState]:
         kept = state.dynamic
-        past_Bt0 = functional.pad(kept["past"], (0, 0, 0, 1))
-        length = past_Bt0.shape[1]
+        length = kept["past"].shape[1] + 1
+        past_Bt0 = kept["past"].new_empty(len(x_B1D), length, 0)
         self.check_length(length)
         key_B1D, value_B1D = self.keys_and_values(x_B1D)
         key_BSD, value_BSD = torch.cat([kept["key"], key_B1D], 1), torch.cat([kept["value"], value_B1D], 1)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from seqtk.attention.base import StepState, attentions
 from seqtk.attention.headwise import ALL_HEADS
@@ -57,4 +56,4 @@ class CosformerAttention(KernelAttention):
         done = state.dynamic["done"]
         self.check_length(done.shape[1] + 1)
         y_B1D, state = super().step(x_B1D, state, first=done.shape[1])
-        return y_B1D, state.advance({**state.dynamic, "done": functional.pad(done, (0, 0, 0, 1))})
+        return y_B1D, state.advance({**state.dynamic, "done": done.new_empty(len(done), done.shape[1] + 1, 0)})
