@@ -1,6 +1,7 @@
 """The sink that writes metrics to Weights & Biases."""
 
 import importlib.util
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,7 +27,7 @@ class WandbConfig(SinkConfig):
 
 @sinks.register("wandb", WandbConfig)
 class Wandb(Sink):
-    """Writes all metrics, statistics and samples, with `update` as the step. A resumed run keeps its id."""
+    """Writes all metrics, statistics and samples, with the update as the step. A resumed run keeps its id."""
 
     @classmethod
     def check(cls) -> None:
@@ -41,33 +42,38 @@ class Wandb(Sink):
 
         config, note = self.config, run.save_dir / "wandb" / "id"
         known = note.read_text().strip() if run.resumed_at and note.is_file() else None
-        self.run: Any = wandb.init(
-            project=config.project,
-            name=config.name or run.save_dir.resolve().name,
-            id=known,
-            dir=str(run.save_dir),
-            mode=config.mode,
-            resume="allow" if known else None,
-            settings=wandb.Settings(console="off", silent=True),
-        )
-        self.run.define_metric("*", step_metric="update")
+        try:
+            self.run: Any = wandb.init(
+                project=config.project,
+                name=config.name or run.save_dir.resolve().name,
+                id=known,
+                dir=str(run.save_dir),
+                mode=config.mode,
+                resume="allow" if known else None,
+                settings=wandb.Settings(console="off", silent=True),
+            )
+        except wandb.Error as error:
+            raise UserError(
+                "log.sinks=wandb: wandb could not start the run.",
+                str(error).splitlines()[0][:200],
+                "Run `wandb login` for mode=online, or set mode=offline.",
+            ) from error
         note.parent.mkdir(parents=True, exist_ok=True)
         write_text(note, f"{self.run.id}\n")
 
     def metrics(self, kind: str, update: int, values: Metrics) -> None:
-        self.run.log({"update": update, **{f"{kind}/{name}": value for name, value in values.items()}})
+        self.run.log({f"{kind}/{name}": value for name, value in values.items()}, step=update)
 
     def scalars(self, kind: str, update: int, values: Mapping[str, float]) -> None:
-        if values:
-            self.metrics(kind, update, dict(values))
+        self.metrics(kind, update, dict(values))
 
     def text(self, name: str, update: int, markdown: str) -> None:
-        self.run.log({"update": update, f"samples/{name}": markdown})
+        self.run.log({f"samples/{name}": markdown}, step=update)
 
     def histogram(self, name: str, update: int, values: Tensor) -> None:
         import wandb
 
-        self.run.log({"update": update, name: wandb.Histogram(values.float().cpu().numpy())})
+        self.run.log({name: wandb.Histogram(values.float().cpu().numpy())}, step=update)
 
     def close(self) -> None:
-        self.run.finish()
+        self.run.finish(exit_code=0 if sys.exception() is None else 1)

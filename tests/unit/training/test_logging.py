@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 
 from seqtk.training.logging import Jsonl, JsonlConfig, Metrics, RunInfo, Sink, SinkConfig, format_number, sinks
 from seqtk.utils.errors import UserError
+from tests.e2e.runs import finish
 from tests.unit.training.helpers import trainer
+from tests.waiting import wait_until
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,57 @@ def test_sinks_without_a_use_are_refused(tiny_corpus: Path, tmp_path: Path, chan
     assert not (tmp_path / "run").exists()
 
 
+WANDB: dict[str, Any] = {"log__sinks": ["jsonl", {"kind": "wandb", "project": "test"}]}
+DECODING: dict[str, Any] = {"validation__decode": True, "validation__search__max_length_b": 5}
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skips the test if wandb is not installed. Otherwise, hides the user's login and settings from wandb."""
+    pytest.importorskip("wandb", reason="requires wandb: pip install 'seqtk-torch[wandb]'")
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    folder = tmp_path_factory.mktemp("wandb")
+    monkeypatch.setenv("NETRC", str(folder / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(folder))
+
+
+def sessions_of(save_dir: Path) -> list[tuple[dict[int, dict[str, Any]], int | None]]:
+    """Returns the rows and exit codes of the sessions of a run, once the process of wandb has written them."""
+    paths = sorted((save_dir / "wandb").glob("offline-run-*/*.wandb"))
+    wait_until(lambda: all(offline_run(path)[1] is not None for path in paths))
+    return [offline_run(path) for path in paths]
+
+
+def offline_run(path: Path) -> tuple[dict[int, dict[str, Any]], int | None]:
+    """Returns the values of each update, and the exit code of the run, from a file of wandb. None: not written yet.
+
+    The file has a header of 7 bytes, and blocks of 32 KiB. A record is in one or more parts of one block each, with a
+    header of 7 bytes: a checksum, the length, and whether the part is complete (1), or the first (2) to last (4).
+    """
+    from wandb.proto import wandb_internal_pb2
+
+    block, header = 1 << 15, 7
+    data, start, parts = path.read_bytes(), header, b""
+    rows: dict[int, dict[str, Any]] = {}
+    code = None
+    while start + header <= len(data):
+        if block - start % block < header:
+            start += block - start % block
+            continue
+        end = start + header + int.from_bytes(data[start + 4 : start + 6], "little")
+        parts += data[start + header : end]
+        if data[start + 6] in (1, 4):
+            record, parts = wandb_internal_pb2.Record.FromString(parts), b""
+            if record.HasField("history"):
+                row = {"/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+                rows[row["_step"]] = row
+            elif record.HasField("exit"):
+                code = record.exit.exit_code
+        start = end
+    return rows, code
+
+
 class TestWandb:
     @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
     def test_wandb_sink_without_wandb_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
@@ -125,12 +179,42 @@ class TestWandb:
         assert not (tmp_path / "run").exists()
 
     @pytest.mark.slow
-    @pytest.mark.filterwarnings("ignore")
-    def test_resumed_run_keeps_its_wandb_id(self, tiny_corpus: Path, tmp_path: Path) -> None:
-        pytest.importorskip("wandb")
-        changes: dict[str, Any] = {"log__sinks": ["jsonl", {"kind": "wandb", "project": "test"}], "log__histograms": 4}
+    @pytest.mark.usefixtures("wandb")
+    def test_every_value_is_in_the_offline_run(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        """Of both sessions of a resumed run, which keeps its id."""
+        changes = {**WANDB, "log__histograms": 4, **DECODING}
         trainer(tiny_corpus, tmp_path, max_updates=4, **changes).fit()
         before = (tmp_path / "wandb" / "id").read_text()
         trainer(tiny_corpus, tmp_path, max_updates=8, **changes).fit()
         assert (tmp_path / "wandb" / "id").read_text() == before
-        assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == 2
+        sessions = sessions_of(tmp_path)
+        assert [code for _, code in sessions] == [0, 0]
+        assert [sorted(rows) for rows, _ in sessions] == [[1, 2, 3, 4], [5, 6, 7, 8]]
+        rows = sessions[0][0] | sessions[1][0]
+        for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()):
+            kind, row = line.pop("kind"), rows[line.pop("update")]
+            assert {name: row[f"{kind}/{name}"] for name in line} == line
+        for row in (rows[4], rows[8]):
+            assert row["weights/decoder.blocks.0.feed_forward.expand.weight/_type"] == "histogram"
+            assert "**source**" in row["samples/sample 0"]
+
+    @pytest.mark.slow
+    @pytest.mark.usefixtures("wandb")
+    def test_run_that_fails_is_marked_as_failed(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        run = trainer(tiny_corpus, tmp_path, optimizer__lr=1e30, **WANDB)
+        with pytest.raises(UserError, match="not finite"):
+            run.fit()
+        assert [code for _, code in sessions_of(tmp_path)] == [1]
+
+    @pytest.mark.slow
+    @pytest.mark.usefixtures("wandb")
+    def test_online_run_without_a_login_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        run = trainer(tiny_corpus, tmp_path / "run", log__sinks=[{"kind": "wandb", "mode": "online"}])
+        with pytest.raises(UserError, match=r"log\.sinks=wandb.*\n.*\n.*mode=offline"):
+            run.fit()
+
+    @pytest.mark.slow
+    @pytest.mark.usefixtures("wandb")
+    def test_only_the_first_of_two_processes_writes(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        finish(tiny_corpus, tmp_path / "run", "log.sinks=[wandb]", "log.every=1", "max_updates=2", processes=2)
+        assert [(sorted(rows), code) for rows, code in sessions_of(tmp_path / "run")] == [([1, 2], 0)]
