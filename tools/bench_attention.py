@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def entrants() -> list[str]:
-    """Returns every kind; a mixture for each of MIXTURES; and the bare kernel."""
+    """Returns the names of the layers to measure: every registered kind, the MIXTURES, and the bare kernel."""
     kinds = [kind for kind in attentions if kind != "synthesizer_mixture"]
     return ["softmax", "bare", *kinds[kinds.index("softmax") + 1 :], *kinds[: kinds.index("softmax")], *MIXTURES]
 

@@ -424,7 +424,7 @@ COMPILED = ("plain, compiled", "seqtk, compile=step")
 
 
 def profiled(work: Callable[[], object], device: str) -> tuple[int, float]:
-    """Returns the launches of `work`, and the share of its time in which the host does not wait."""
+    """Returns the number of kernel launches of `work`, and the share of its time in which the host does not wait."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if device == "cuda":
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
@@ -434,7 +434,10 @@ def profiled(work: Callable[[], object], device: str) -> tuple[int, float]:
 
 
 def launches_and_busy(events: Iterable[tuple[str, float]], taken: float, device: str) -> tuple[int, float]:
-    """Returns the launches among events of (name, microseconds), and the share of `taken` seconds without waiting."""
+    """Counts the kernel launches among events of (name, microseconds).
+
+    Also returns the share of the `taken` seconds in which the host does not wait.
+    """
     launch = r"aten::" if device == "cpu" else r"(cuda|cu|hip)\w*(Launch\w*Kernel|GraphLaunch)"
     launches, waiting = 0, 0.0
     for name, microseconds in events:

@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--positions", type=int, default=4096, help="bytes in an update")
-    parser.add_argument("--rows", type=int, help="examples in an update, whatever their length")
+    parser.add_argument("--rows", type=int, help="examples in an update, at every length")
     parser.add_argument("--attention-dropout", type=float, default=0.0, help="for all parts except `plain`")
     parser.add_argument("--rounds", type=int, default=5, help="updates of each layer that are timed")
     parser.add_argument("--examples", type=int, default=2000, help="in the data of `loading` and `plain`")

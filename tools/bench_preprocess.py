@@ -139,7 +139,7 @@ def _ours(folder: Path, *, workers: int, tokens: Tokens = "sentencepiece", sente
 
 
 def _dictionary_loop(folder: Path) -> None:
-    """The baseline: a plain loop with the work of fairseq's preprocessing for each word, without other costs."""
+    """The baseline: does the work of fairseq's preprocessing for each word, and nothing else, in a plain loop."""
     with _new_directory(folder) as destination:
         destination.mkdir()
         counts: Counter[str] = Counter()

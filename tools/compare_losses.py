@@ -8,8 +8,8 @@ log every update. For each run the table shows how many updates both logged, and
 loss, the nll and the norm of the gradient: 0 means that all numbers are equal bit for bit. A run that sets no key of
 `validation.` is validated once, at its end, by its nll. The exit code is 1 if a difference exceeds `--tolerance`.
 
-If two checkouts draw dropout's random numbers in another order, compare without it:
-`"recipe=demo model.dropout=0 attention.dropout=0"`. Checkouts that add the same numbers in another order differ by
+If two checkouts draw dropout's random numbers in a different order, compare without it:
+`"recipe=demo model.dropout=0 attention.dropout=0"`. Checkouts that add the same numbers in a different order differ by
 about 1e-5 after 50 updates in float32. With `--float64` both train in float64, where a difference above 1e-12 means
 that they compute something else.
 """

@@ -111,7 +111,7 @@ def compare_with_plain(arguments: argparse.Namespace) -> None:
 
 
 def trainer_of(arguments: argparse.Namespace, settings: list[str]) -> Any:
-    """Returns the trainer that tools/bench_training.py of the counted checkout builds, with changed settings."""
+    """Returns the trainer of tools/bench_training.py in CHECKOUT, with changed settings."""
     build = bench.Trainer
 
     def with_settings(config: Any, **others: Any) -> Any:
@@ -166,7 +166,7 @@ def counts_of(arguments: argparse.Namespace, layer: str) -> list[int]:
 
 
 def print_layers(arguments: argparse.Namespace) -> None:
-    """Prints a row for each layer: the counts before (of `--against`) and after."""
+    """Prints a row of counts for each layer; with `--against`, those of the other checkout → those of this one."""
     found = [_in_checkout(arguments, checkout) for checkout in (arguments.against, HERE) if checkout]
     print("| self-attention | operators | casts | host reads |\n|---|---|---|---|")
     for layer, now in found[-1].items():

@@ -51,7 +51,7 @@ def page() -> str:
     for name, law in LAWS.items():
         roles = ", ".join(str(role.name).lower() for role in law.roles)
         sizes = "compilation" if law.slow else ", ".join(law.sizes)
-        lines.append(f"| `{name}` | {law.promise} | {roles} | {sizes} |")
+        lines.append(f"| `{name}` | {law.statement} | {roles} | {sizes} |")
     lines += ["", "## Which laws apply to which layer", ""]
     lines += ["The letters give the size: S short, L long. Laws that apply to every layer are omitted.", ""]
     applied = {

@@ -29,7 +29,7 @@ class Role(enum.Flag):
     CAUSAL = enum.auto()
     """Self-attention in which position t sees positions <= t; later positions never change earlier outputs."""
     CROSS = enum.auto()
-    """Cross-attention: queries attend to a memory, the encoder output, of another length."""
+    """Cross-attention: queries attend to a memory, the encoder output, whose length may differ."""
 
 
 class Scope(enum.Enum):
@@ -182,8 +182,8 @@ class Attention(nn.Module):
         """Raises UserError if an input is longer than `max_length`."""
         if self.max_length is not None and length > self.max_length:
             raise UserError(
-                f"An input of {length} positions is longer than attention "
-                f"'{attentions.name_of(type(self.config))}' can take: max_length={self.max_length}.",
+                f"An input of {length} positions exceeds max_length={self.max_length} of attention "
+                f"'{attentions.name_of(type(self.config))}'.",
                 f"Raise {self.slot}.max_length before training, or remove such examples.",
             )
 

@@ -48,8 +48,8 @@ class ConvLunaConfig(LunaConfig):
 class ConvLuna(Luna):
     """Luna with a filter before the slots (the paper, and the authors' code where the paper is silent).
 
-    Pack: Y = softmax(P Wq' f(C Wk')ᵀ / τ) f(C Wv') per head; unpack as in Luna, with another τ. τ is 1, √E, or the exp
-    of a trained scalar.
+    Pack: Y = softmax(P Wq' f(C Wk')ᵀ / τ) f(C Wv') per head; unpack as in Luna, with a separate τ. τ is 1, √E, or
+    the exp of a trained scalar.
 
     The filter f slides over the positions within a head. `conv`: Σ_i w_i c_(t+i) with K weights per head, shared by its
     dimensions and by keys and values, initialized from U(-1/√K, 1/√K); positions outside the row count as 0. Pooling

@@ -191,7 +191,7 @@ def chunk_for(length: int) -> int:
 
 
 def band(kernels_CK: Tensor) -> Tensor:
-    """Returns band_CW (any leading dimensions), whose row c has the taps of position c from column c on."""
+    """Returns the kernels as band matrices, band_CW: row c has the taps of position c from column c on, and zeros."""
     chunk, taps = kernels_CK.shape[-2:]
     # Append C zeros to each kernel. In a view with rows one element shorter, each row starts one column further right.
     flat = functional.pad(kernels_CK, (0, chunk)).flatten(-2)

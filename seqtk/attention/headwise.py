@@ -33,7 +33,7 @@ class HeadwiseAttention(QKVAttention):
 
     @property
     def is_random(self) -> bool:
-        """True if `mix_heads` draws random numbers, so that recomputing it would give another result."""
+        """True if `mix_heads` draws random numbers, so that recomputing it would give a different result."""
         return self.active_dropout > 0
 
     def sources(self, x_BTD: Tensor, source_BSM: Tensor) -> tuple[Tensor | LazyProjection, ...]:

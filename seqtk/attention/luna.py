@@ -86,8 +86,8 @@ class Luna(HeadedAttention):
         if not isinstance(previous, Luna) or previous.config.memory_size != self.config.memory_size:
             kinds = [attentions.name_of(type(layer.config)) for layer in (self, previous)]
             raise UserError(
-                f"Attention '{kinds[0]}' cannot take the memory slots of '{kinds[1]}' before it in the encoder.",
-                f"It can take them only from Luna or ConvLuna with attention.memory_size={self.config.memory_size}.",
+                f"Attention '{kinds[0]}' cannot use the memory slots of the layer before it, '{kinds[1]}'.",
+                f"The layer before it must be luna or convluna with attention.memory_size={self.config.memory_size}.",
                 "Set the same memory_size in all of these layers.",
             )
         self.memory = None

@@ -78,7 +78,10 @@ class HeadedAttention(Attention):
         self.out: nn.Linear = self.projection(self.dim) if out_projection else nn.Identity()  # type: ignore[assignment]
 
     def joint_heads(self, x_BTD: Tensor, maps: tuple[Linear, ...], *, wide: bool) -> tuple[Tensor, ...]:
-        """Returns the output of each map, split into heads: a contiguous y_BHTE, in float32 or wider if `wide`."""
+        """Applies several linear maps to x, and splits their outputs into heads.
+
+        Returns a contiguous y_BHTE for each map, in float32 or wider if `wide`.
+        """
         y_BTO = joint_product(x_BTD, maps)
         y_NBHTE = y_BTO.view(*y_BTO.shape[:2], len(maps), -1, self.head_dim).permute(2, 0, 3, 1, 4)
         dtype = torch.float32 if wide and y_BTO.dtype.itemsize < 4 else y_BTO.dtype

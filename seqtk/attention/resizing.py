@@ -44,7 +44,7 @@ def resize_configs(tree: C, *, max_length: int) -> C:
         able = [name for name in attentions if issubclass(attentions.class_of(attentions.config_type(name)), Resizable)]
         raise UserError(
             f"Attention '{attentions.name_of(type(tree))}' of max_length={fields['max_length']} cannot be resized: "
-            "another length would change its outputs.",
+            "a different length would change its outputs.",
             f"These can: {', '.join(able)}.",
         )
     return layer.resized(config, max_length=max_length)  # type: ignore[no-any-return]

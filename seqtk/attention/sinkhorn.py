@@ -128,5 +128,5 @@ def _sorted(y_MHCE: Tensor, sorting_BHNN: Tensor, real_BNC: Tensor) -> Tensor:
 
 
 def _fold(x_BHN: Tensor) -> Tensor:
-    """Merges batch and blocks: returns x_MH (and any dimensions after N)."""
+    """Merges batch and blocks: x_BHN becomes x_MH. Later dimensions are kept."""
     return x_BHN.transpose(1, 2).flatten(0, 1)

@@ -92,7 +92,7 @@ class StridedSparseAttention(WindowAttention):
 
 
 def _columns(x_BT: Tensor, stride: int) -> Tensor:
-    """Returns columns x_MN (and any dimensions after T): element i of column j is position i L + j of the row."""
+    """Splits each row into L columns, x_MN. Element i of column j is position i L + j. Later dimensions are kept."""
     return in_blocks(x_BT, stride).transpose(1, 2).flatten(0, 1)
 
 

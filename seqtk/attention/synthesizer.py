@@ -68,7 +68,7 @@ class SynthesizerAttention(Resizable, HeadedAttention):
 
 
 class Synthesizer(SynthesizerAttention):
-    """softmax(logits) V per head with one source of logits."""
+    """A Synthesizer with one source of logits: softmax(logits) V per head."""
 
     source: ClassVar[type[LogitSource]]
 

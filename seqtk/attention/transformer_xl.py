@@ -44,7 +44,7 @@ class TransformerXLAttention(QKVAttention):
     are learned in each layer (section 3.3). Parameters: 5 D² + 2 D (+ 4 D bias).
 
     The memory is the input of the layer at earlier positions, without a gradient; its keys and values are computed
-    again. Every position sees the same number of earlier positions, whatever their segment (`same_length` in the
+    again. Every position sees the same number of earlier positions, in any segment (`same_length` in the
     official code), so the segmentation does not change the outputs. Otherwise late positions of a segment would see
     more than early ones. A step costs O(memory_length · D · H): the state holds the visible keys and values.
     """

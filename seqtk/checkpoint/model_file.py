@@ -118,11 +118,11 @@ def contents_of(tensors: Tensors, metadata: Mapping[str, Any], *, source: str) -
     """Returns the contents of a model file from its tensors and metadata.
 
     Raises:
-        UserError: If a part of the metadata is missing or has another type.
+        UserError: If a part of the metadata is missing or has a wrong type.
     """
     for name in ("config", "assets", "info"):
         if not isinstance(metadata.get(name), dict):
-            raise UserError(f"{source} is not a model of seqtk: its '{name}' is not a table.", DAMAGED)
+            raise UserError(f"{source} is not a model of seqtk: its '{name}' is not a mapping.", DAMAGED)
     config, assets, info = metadata["config"], metadata["assets"], metadata["info"]
     if not all(isinstance(text, str) for text in assets.values()):
         raise UserError(f"{source} is not a model of seqtk: the values of 'assets' must be strings.", DAMAGED)
@@ -191,7 +191,7 @@ def first_bad(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
-    """Copies `tensors` into the model. Raises UserError if one is missing, unknown or of another shape."""
+    """Copies `tensors` into the model. Raises UserError if one is missing or unknown, or its shape differs."""
     own = tensors_of(model)
     for name in [*own, *tensors]:
         if name not in tensors or name not in own:
@@ -199,7 +199,7 @@ def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str)
             raise UserError(f"{source} {verb} '{name}': wrong architecture or incomplete file.")
         if own[name].shape != tensors[name].shape:
             raise UserError(
-                f"{source} is another model: '{name}' is {list(tensors[name].shape)} in the file, "
+                f"{source} is a different model: '{name}' is {list(tensors[name].shape)} in the file, "
                 f"{list(own[name].shape)} in the model."
             )
     with torch.no_grad():
@@ -269,7 +269,7 @@ def _contents(file: Any) -> tuple[Tensors, dict[str, Any], dict[str, int] | None
 
 
 def _verify(path: Path, name: str, tensor: Tensor, sums: Mapping[str, int] | None) -> None:
-    """Raises UserError if a tensor has another checksum than in `sums`."""
+    """Raises UserError if the checksum of a tensor differs from the one in `sums`."""
     if sums is not None and _tensor_checksum(name, tensor) != sums[name]:
         raise UserError(f"{path} is damaged or incomplete.", f"The checksum of '{name}' is wrong.", DAMAGED)
 
@@ -320,7 +320,7 @@ def modern_task(tree: Mapping[str, Any]) -> dict[str, Any]:
         UserError: If `tree` is not a mapping, or its `kind` is not a string.
     """
     if not isinstance(tree, Mapping) or not isinstance(tree.get("kind", ""), str):
-        raise UserError("task: must be a table with a kind.")
+        raise UserError("task: must be a mapping with the key 'kind'.")
     kind, gone = _LEGACY_TASKS.get(tree.get("kind", ""), (tree.get("kind"), ()))
     return {key: value for key, value in tree.items() if key not in gone} | ({"kind": kind} if kind else {})
 
@@ -330,7 +330,7 @@ def parts_of(contents: ModelFile, *, source: str) -> Parts:
     try:
         task, model = modern_task(contents.config.get("task", {})), contents.config.get("model")
         if not isinstance(model, Mapping) or "kind" not in model:
-            raise UserError("model: must be a table with a kind.")
+            raise UserError("model: must be a mapping with the key 'kind'.")
         return legacy.from_dict(Parts, {"task": task, "model": model})
     except UserError as error:
         lines = str(error).splitlines()

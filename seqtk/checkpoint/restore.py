@@ -185,4 +185,4 @@ def _load_tree(path: Path) -> State:
     try:
         return unpack_tree(metadata["tree"], tensors)
     except KeyError as error:
-        raise UserError(f"{path} does not contain a stream state: {error} is missing.") from error
+        raise UserError(f"{path} does not contain the recurrent state of streams: {error} is missing.") from error

@@ -53,7 +53,7 @@ Empty = Callable[[str, Tensor], Tensor]
 OPTIMIZER = "optimizer"
 """The start of the names of the files with the optimizer's state."""
 PIECES = "pieces"
-"""The key in the header of such a file with the place of each of its pieces."""
+"""The key in the header of such a file with the position of each of its pieces."""
 STREAM_STATE = "stream_state.safetensors"
 AVERAGE = "ema.safetensors"
 FILES = "files"
@@ -89,7 +89,7 @@ class TrainState:
 
 
 class Place(TypedDict):
-    """The place of a piece, some rows of a larger tensor."""
+    """The position of a piece, which is some rows of a larger tensor."""
 
     start: int
     """Its first row."""
@@ -99,11 +99,11 @@ class Place(TypedDict):
 
 @dataclass(frozen=True)
 class Pieces:
-    """What one process writes of the optimizer's state: whole tensors, or rows of tensors."""
+    """The part of the optimizer's state that one process writes: whole tensors, or rows of tensors."""
 
     tensors: Tensors
     places: Mapping[str, Place] = field(default_factory=dict)
-    """The places of the pieces of larger tensors."""
+    """The positions of the pieces of larger tensors."""
     rank: int | None = None
     """The number of this process, if others write pieces, too."""
 
@@ -114,7 +114,7 @@ class Pieces:
 
 
 def alone(step: Callable[[], T]) -> T:
-    """Calls `step`. The `Together` of a single process."""
+    """Calls `step`: the implementation of `Together` for a single process."""
     return step()
 
 
@@ -234,7 +234,7 @@ class Checkpoints:
         folder = self.directory / name
         if not re.fullmatch(r"update_\d{8,}", name) or not any(other.name <= name for other in self.folders()):
             raise UserError(
-                f"{pointer} contains {name or 'nothing'}, which is not a checkpoint.",
+                f"{pointer} {f'contains {name}' if name else 'is empty'}: it must contain the name of a checkpoint.",
                 f"Checkpoints: {', '.join(path.name for path in self.folders()) or 'none'}.",
                 f"Write one of these into {pointer}, or remove it to start a new run.",
             )

@@ -1,8 +1,8 @@
 """The optimizer's state in pieces, planned by `torch.distributed.checkpoint` (DCP).
 
-DCP finds the piece of each tensor that a process has, and the pieces that it must read if it has other parts than those
+DCP finds the piece of each tensor that a process has, and the pieces that it must read if its part differs from those
 that were written. The processes do not communicate for this. The storage is ours: one safetensors file for each
-process, with checksums, and with the places of its pieces in the header. The storage of DCP has no checksums and
+process, with checksums, and with the positions of its pieces in the header. The storage of DCP has no checksums and
 describes a checkpoint in a pickle, which can run code when it is read.
 
 Importing DCP takes half a second, so this module is imported where it is used.
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 def stage(tensors: Tensors, *, rank: int, copies: bool) -> Pieces:
-    """Returns what this process writes, on the CPU: its shards, and in the first process also tensors that all have.
+    """Returns the tensors that this process writes, on the CPU: its shards and, in the first process, unsharded ones.
 
     From a GPU, the copies are complete when the current stream is synchronized.
 
@@ -62,7 +62,7 @@ def load(files: Sequence[TensorFile], empty: Empty) -> Tensors:
     """Reads this process's part of the tensors in the files of all processes that wrote a checkpoint.
 
     Raises:
-        UserError: If a file is damaged, or a piece is missing or in a wrong place.
+        UserError: If a file is damaged, or a piece is missing or has a wrong position.
     """
     reader, planner = _Reader(files), DefaultLoadPlanner(**_FLAT)
     tensors = {name: empty(name, full) for name, full in reader.full().items()}
@@ -86,7 +86,7 @@ def _without_communication() -> Iterator[None]:
 
 
 class _Stager(StorageWriter):
-    """Keeps the pieces that DCP has this process write, until they are written."""
+    """Stores the pieces that DCP assigns to this process until they are written."""
 
     def __init__(self, rank: int, *, copies: bool) -> None:
         self.pieces, self.copies = Pieces({}, {}, rank), copies
@@ -124,7 +124,7 @@ class _Stager(StorageWriter):
 
 @dataclass(frozen=True)
 class _Piece:
-    """One stored tensor: rows of a tensor of this size from `start` on, or all of it."""
+    """A stored tensor: a whole tensor of shape `size`, or some of its rows, from row `start` on."""
 
     file: TensorFile
     stored: Tensor
@@ -193,13 +193,13 @@ class _Reader(StorageReader):
 
 
 def _piece(file: TensorFile, name: str) -> _Piece:
-    """Returns the place of a stored tensor. Raises UserError if the header does not give it."""
+    """Returns a stored tensor with its position in the full tensor. Raises UserError if the header has no position."""
     stored = file.shapes[name]
     try:
         place = file.metadata.get(PIECES, {}).get(name, {"start": 0, "size": stored.shape})
         return _Piece(file, stored, index(place["start"]), torch.Size(place["size"]))
     except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{file.path} does not say where '{name}' belongs: {error}.", DAMAGED) from error
+        raise UserError(f"{file.path} does not record which rows of '{name}' it contains: {error}.", DAMAGED) from error
 
 
 def _check_whole(name: str, pieces: Sequence[_Piece]) -> None:
@@ -212,7 +212,7 @@ def _check_whole(name: str, pieces: Sequence[_Piece]) -> None:
             raise UserError(f"{piece.file.path} has a part of '{name}' that does not fit the other parts.", DAMAGED)
         end += (*shape, 1)[0]
     if end != (*size, 1)[0]:
-        raise UserError(f"{pieces[0].file.path.parent} does not have all of '{name}'.", DAMAGED)
+        raise UserError(f"{pieces[0].file.path.parent} does not contain all rows of '{name}'.", DAMAGED)
 
 
 def _done(value: T) -> Future[T]:

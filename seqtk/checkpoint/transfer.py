@@ -1,7 +1,7 @@
 """Initializes a model from the weights of another: tensors by name and shape, rows of tables by token or class.
 
-The new model may have another head, vocabulary, length or attention layer. Weights that fit are copied; the others keep
-their initial values.
+The new model may have a different head, vocabulary, length or attention layer. Weights that fit are copied; the others
+keep their initial values.
 """
 
 from collections import defaultdict
@@ -35,7 +35,7 @@ class Fate(StrEnum):
     RESIZED = "resized"
     """Some of its rows or positions are copied, the others are new."""
     FRESH = "fresh"
-    """The old model has no tensor of this name, or one of another shape."""
+    """The old model has no tensor of this name, or one of a different shape."""
     NOT_USED = "not used"
     """A tensor of the old model that the new model does not have."""
 

@@ -96,7 +96,7 @@ def as_pair(line: str, number: int) -> tuple[str, str]:
     first, tab, second = line.partition("\t")
     if not tab or "\t" in second:
         raise UserError(
-            f"Line {number:,} has {how_many(line.count(chr(9)), 'tab')}: a matching model reads two texts.",
+            f"Line {number:,} has {how_many(line.count(chr(9)), 'tab')}, not one: a matching model reads two texts.",
             "Write both on one line, with a tab between them.",
         )
     return first, second

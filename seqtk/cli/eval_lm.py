@@ -104,8 +104,9 @@ def _print(config: EvalConfig, scores: "CorpusScores") -> None:
         return
     share = scores.unknown_tokens / scores.scored_tokens
     print(
-        f"{scores.scored_tokens:,} of {how_many(scores.tokens, 'token')} in {how_many(scores.lines, 'line')} scored, "
-        f"each once, in {how_many(scores.samples, 'sample')}; {scores.unknown_tokens:,} unknown ({share:.2%})"
+        f"Scored {scores.scored_tokens:,} of {how_many(scores.tokens, 'token')} ({how_many(scores.lines, 'line')}, "
+        f"{how_many(scores.samples, 'sample')}), each token once; "
+        f"unknown tokens: {scores.unknown_tokens:,} ({share:.2%})"
     )
     for name, value in values.items():
         print(f"{value:>10.4g} {name} ({metrics[name].unit})")

@@ -92,7 +92,7 @@ def main(config: EvaluateConfig) -> None:
     if not isinstance(pipeline.task, ClassificationTask):
         for field in fields(config):
             if field.name in _OF_CLASSIFIERS and getattr(config, field.name) != field.default:
-                raise UserError(f"{field.name}= is for classifiers.", "Remove it.")
+                raise UserError(f"{field.name}= applies only to classifiers.", "Remove it.")
     if not pipeline.task.has_outputs():
         check_no_search(config)
     if config.truncate is not None:

@@ -102,7 +102,7 @@ def _check(config: GenerateConfig) -> None:
     if config.input is not None and config.reference is None and (config.score_reference or config.prefix_size):
         raise UserError("score_reference= and prefix_size= need references.", "Set reference=FILE.")
     if config.workers and config.device == "cuda":
-        raise UserError("workers= is for a CPU.", "Remove it, or set device=cpu.")
+        raise UserError("workers= is not possible with device=cuda.", "Remove it, or set device=cpu.")
     inputs = {key: getattr(config, key) for key in ("checkpoint", "input", "reference", "prefix")}
     check_not_input(Path(config.output), **inputs)
 

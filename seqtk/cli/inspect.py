@@ -118,9 +118,7 @@ def _verified(path: str, model: "ModelFile") -> Iterator[str]:
     if bad is not None:
         raise UserError(f"{path}: the weight {bad} is not finite.", "Its training diverged: use an earlier checkpoint.")
     if damaged:
-        raise UserError(
-            f"{path} is damaged in {how_many(len(damaged), 'place')}: {', '.join(p.name for p in damaged)}."
-        )
+        raise UserError(f"{path} has {how_many(len(damaged), 'damaged part')}: {', '.join(p.name for p in damaged)}.")
     yield "Verified: all files are complete, all checksums are correct, all weights are finite."
 
 

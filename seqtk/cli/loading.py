@@ -1,4 +1,4 @@
-"""Settings that all commands share that load a trained model: the model, the device and the precision."""
+"""Settings of all commands that load a trained model: the model, the device and the precision."""
 
 from dataclasses import dataclass
 from pathlib import Path

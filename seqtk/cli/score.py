@@ -100,7 +100,9 @@ def _compare(config: ScoreConfig, systems: Mapping[str, Sequence[str]], referenc
             verdict = "baseline" if row.p_value is None else f"p = {row.p_value:.4f}{'*' * (row.p_value < 0.05)}"
             interval = f"({row.mean:.2f} ± {row.half_width:.2f})"
             print(f"  {row.system:{width}}  {row.value:6.2f}  {interval:16}  {verdict}")
-    print("In brackets: mean of the samples ± half their 95 % interval. *: p < 0.05 against the first.")
+    print(
+        "In parentheses: mean ± half the 95 % interval of the bootstrap samples. *: p < 0.05 against the first system."
+    )
 
 
 if __name__ == "__main__":

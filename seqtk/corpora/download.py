@@ -183,7 +183,7 @@ def _request(published: RemoteFile, partial: _Partial, bar: Any, *, timeout: flo
             same = version in (None, partial.version)
             if start is None or int(start[1]) != partial.size or not same:
                 partial.start_over(None)
-                return "the server sent another range of bytes than requested"
+                return "the server sent a different range of bytes from the one requested"
         else:
             partial.start_over(version)
         sent = response.headers.get("Content-Length", "")

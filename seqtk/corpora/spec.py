@@ -96,7 +96,7 @@ class ChecksumVerifier:
 
 
 def check_file(path: Path, published: RemoteFile, *, advice: str, reporter: Reporter) -> str:
-    """Compares the file at `path` with the published one, and returns a text about the comparison.
+    """Compares the file at `path` with the published one, and returns the result as text.
 
     If the file was compressed after publication, its decompressed content is compared. Raises UserError if it differs.
     """

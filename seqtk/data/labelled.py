@@ -114,7 +114,7 @@ def write_texts(
 
 
 def _parts(folder: Path, split: str, sides: Sequence[str]) -> dict[str, int]:
-    """Returns the number of items in each file of a split: `train1`, … exist if `shard_tokens` splits the text."""
+    """Returns the number of items in each file of a split. With `shard_tokens`, `train` has files train, train1, …"""
     suffix = f".{'-'.join(sides)}.{sides[0]}" if sides[0] else ""
     further = (f"{split}{number}" for number in itertools.count(1)) if split == "train" else ()
     names = itertools.chain(

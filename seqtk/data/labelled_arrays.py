@@ -69,7 +69,7 @@ class ArrayFile:
         count: The number of items.
 
     Raises:
-        UserError: If an array is missing, damaged, of another type or shape, or would have to be unpickled.
+        UserError: If an array is missing or damaged, has a wrong type or shape, or would have to be unpickled.
     """
 
     def __init__(self, path: str, *, items: str, labels: str, lengths: str | None = None) -> None:

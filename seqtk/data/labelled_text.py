@@ -197,7 +197,7 @@ def class_numbers(
 
 
 def format_of(path: str) -> str:
-    """Returns the format of a text file from its extension, `.gz` etc. aside: `tsv` (default), `csv` or `jsonl`."""
+    """Returns the format of a text file by its extension, ignoring `.gz` etc.: `tsv` (default), `csv` or `jsonl`."""
     name = Path(path)
     suffix = Path(name.stem).suffix if name.suffix in SUFFIXES else name.suffix
     return suffix.removeprefix(".") if suffix.removeprefix(".") in TEXT_FORMATS else "tsv"

@@ -43,7 +43,7 @@ class MaskingConfig:
         """Raises UserError if the shares exceed 1."""
         if self.masked + self.random > 1:
             raise UserError(
-                f"task.masking.masked={self.masked} and task.masking.random={self.random} exceed 1 together.",
+                f"The sum of task.masking.masked={self.masked} and task.masking.random={self.random} is more than 1.",
                 "Lower one of them: they are shares of the predicted tokens.",
             )
 
@@ -146,7 +146,7 @@ def word_flags(vocabulary: Vocabulary, tokenizer: Tokenizer) -> tuple[Flags, Fla
     kind: Any = "sentencepiece" if tokenizer.model_bytes is not None else tokenizer.separator
     kind = "@@ " if kind == "subword_nmt" else kind
     if kind not in _BEGINS:
-        raise UserError(f"task.masking.whole_words=true: tokens with the marker '{kind}' do not show whole words.")
+        raise UserError(f"task.masking.whole_words=true does not support the subword marker '{kind}'.")
     begins_V = np.array([_BEGINS[kind](token) for token in vocabulary.tokens])
     joins_V = np.array([kind is not None and (kind != "@@ " or token.endswith("@@")) for token in vocabulary.tokens])
     begins_V[: EOS + 1], joins_V[: EOS + 1] = True, False

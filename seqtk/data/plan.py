@@ -2,7 +2,7 @@
 
 All functions are pure, and depend only on the lengths of examples. The size of a batch is (number of examples) ×
 (longest source or target), padding included. The position in an epoch is counted in examples, so that a run can be
-resumed with another number of ranks. N examples, D sides of an example (source and target, or one), K samples of a
+resumed with a different number of ranks. N examples, D sides of an example (source and target, or one), K samples of a
 split, S streams.
 """
 
@@ -87,7 +87,7 @@ class Position:
     epoch: int = 1
     examples: int = 0
     earlier: tuple["Stretch", ...] = ()
-    """The parts of this epoch that were read with other batch settings, in order."""
+    """The parts of this epoch that were read with different batch settings, in order."""
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> "Position":
@@ -103,7 +103,12 @@ class Position:
         return cls(**{**tree, "earlier": tuple(stretches)})
 
     def with_other_batches(self, before: BatchingConfig, shapes: Sequence[Shape] = ()) -> "Position":
-        """Returns this position for a run that continues with other batch settings and static shapes than `before`."""
+        """Returns this position for a run that continues with different batches.
+
+        Args:
+            before: The batch settings so far.
+            shapes: The static shapes so far.
+        """
         if not self.examples or (self.earlier and self.earlier[-1].examples == self.examples):
             return self
         return replace(self, earlier=(*self.earlier, Stretch(self.examples, before, tuple(shapes))))
@@ -337,8 +342,8 @@ def updates(
     """Returns the remaining updates of an epoch for one rank.
 
     An update takes the next world × update_freq batches. Micro-batch i on rank r is number i × world + r of them. If
-    `position` was reached with another world or update_freq, it may be inside a batch. Then the rest of this batch is
-    read first, so that no example is lost or repeated.
+    `position` was reached with a different world or update_freq, it may be inside a batch. Then the rest of this batch
+    is read first, so that no example is lost or repeated.
 
     Args:
         batches: All batches of the epoch, without the examples of `position.earlier`, the same for all ranks.

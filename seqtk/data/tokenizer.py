@@ -39,7 +39,7 @@ SPLITTERS: dict[str | None, Callable[[str], list[str]]] = {
     "characters": symbols.characters_to_names,
     "lowercase_words": lambda line: lowercase_words(line).split(),
 }
-"""Functions that split text in other ways than at white space."""
+"""Functions that split text by rules other than white space."""
 
 
 class Tokenizer:

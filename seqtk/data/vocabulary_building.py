@@ -82,8 +82,8 @@ class VocabularyConfig(TextConfig):
     )
     line_end: LineEnd | None = setting(
         None,
-        help="Token at the end of each line: eos, or newline (the line feed of the text). null: newline for one-sided "
-        "bytes or characters, else eos.",
+        help="Token at the end of each line: eos, or newline (the line feed of the text). null: newline for "
+        "one-sided bytes or characters, else eos.",
     )
 
     @property

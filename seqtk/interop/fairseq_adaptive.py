@@ -35,8 +35,8 @@ def adaptive_config(options: Options, *, vocabulary: int) -> AdaptiveConfig | No
         return None
     if len(set(cutoffs.values())) > 1:
         raise UserError(
-            f"{options.where}: adaptive_input_cutoff={list(cutoffs['input'])} but "
-            f"adaptive_softmax_cutoff={list(cutoffs['softmax'])}.",
+            f"{options.where}: adaptive_input_cutoff={list(cutoffs['input'])} and "
+            f"adaptive_softmax_cutoff={list(cutoffs['softmax'])} differ.",
             "seqtk's language model has the same clusters in both, so this model cannot be imported.",
         )
     factors = {f"{part}_factor": options.number(f"adaptive_{part}_factor", 4.0) for part in cutoffs}

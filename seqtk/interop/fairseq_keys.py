@@ -123,7 +123,7 @@ def seqtk_state(
     """Returns fairseq's tensors, `state`, in float32 under seqtk's names, with the shapes that `model` requires.
 
     At least one of several tied tensors must be present. Raises a UserError that names the key if a tensor is missing
-    or unknown, has another shape than the options require, or differs from a tensor to which it is tied.
+    or unknown, does not have the shape that the options require, or differs from a tensor to which it is tied.
     """
     ours: dict[str, Tensor] = {}
     unused = {name for name in state if not EMPTY.fullmatch(name)}

@@ -56,18 +56,21 @@ class Options:
                 )
 
     def both(self, ending: str) -> bool:
-        """Returns a switch that fairseq has for each side, and seqtk for both. Raises UserError if the sides differ."""
+        """Returns an option that fairseq has for each side, seqtk once for both. Raises UserError if they differ."""
         encoder, decoder = (bool(self.get(f"{stack}_{ending}", False)) for _, stack in SIDES)
         if encoder != decoder:
             raise UserError(
-                f"{self.where}: encoder_{ending}={encoder} but decoder_{ending}={decoder}.",
-                "seqtk's Transformer has one switch for both, so this model cannot be imported.",
+                f"{self.where}: encoder_{ending}={encoder} and decoder_{ending}={decoder} differ.",
+                "seqtk's Transformer has one setting for both, so this model cannot be imported.",
             )
         return encoder
 
 
 def flat_options(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns all options in one dict: from `args` (before 0.10), or from the groups of `cfg`, the model's own last."""
+    """Returns all options in one dict.
+
+    They come from `args` (before 0.10), or from the groups of `cfg`, of which `model` overrides the others.
+    """
     cfg = plain(content.get("cfg"))
     if not cfg:
         return dict(plain(content["args"]))

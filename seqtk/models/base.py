@@ -104,7 +104,7 @@ def build_model(config: ModelConfig, batch: type[Batch], **sizes: Any) -> Model:
     if not issubclass(batch, models.class_of(type(config)).reads):
         able = [name for name in models if issubclass(batch, models.class_of(models.config_type(name)).reads)]
         raise UserError(
-            f"model={models.name_of(type(config))}: this model is for another task.",
+            f"model={models.name_of(type(config))}: this model is for a different task.",
             f"Models for this task: {', '.join(able)}.",
         )
     return models.build(config, **sizes)

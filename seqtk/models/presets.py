@@ -24,7 +24,7 @@ DECODER_KERNELS = (3, 7, 15, 31, 31, 31)
 
 
 def preset(name: str, base: str, about: str, /, **defaults: Any) -> None:
-    """Registers the model `base` under another name, with other defaults. `about` is its help text."""
+    """Registers the model `base` under a new name, with different defaults. `about` is its help text."""
     parent = models.config_type(base)
     hints = hints_of(parent)
     fields = [(key, hints[key], field(default=value)) for key, value in defaults.items()]

@@ -180,7 +180,7 @@ def layers_of(pattern: Pattern, count: int, *, slot: str) -> list[AttentionConfi
 
 
 def run_block(block: nn.Module, *inputs: Any, index: int, every: int, **options: Any) -> Any:
-    """Calls block `index` of a stack, and computes every `every`-th block again in the backward pass.
+    """Calls block `index` of a stack. One in `every` blocks is recomputed in the backward pass.
 
     Only the inputs of such a block are stored (Chen et al. 2016, arXiv:1604.06174). Its dropout is the same both times.
     """

@@ -182,7 +182,7 @@ class AdaptiveHead(Head):
         """Returns float32 log-probabilities of every token. A temperature t changes p to p^(1/t), normalized.
 
         With a single softmax this is softmax(logits / t). Dividing the logits of each softmax by t, as fairseq does,
-        gives another distribution, which weighs a band differently than its words.
+        gives a different distribution, which weighs a band differently than its words.
         """
         first = _log_softmax(self._first_weight(), features)
         frequent, classes = torch.split(first, [self.cut.sizes[0], len(self.classes)], dim=-1)

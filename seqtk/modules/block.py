@@ -78,8 +78,7 @@ class FeedForward(nn.Module):
     """Two linear maps with an activation between them (Vaswani et al. 2017, section 3.3).
 
     Gated activations multiply the result by a third map of the input (Shazeer 2020). The maps have torch's default
-    initialization, as in fairseq. Parameters: 2 D F + F + D; gated: 3 D F + 2 F + D; the terms without a product are
-    biases.
+    initialization, as in fairseq. Parameters: 2 D F weights and F + D biases; gated: 3 D F weights and 2 F + D biases.
     """
 
     def __init__(self, dim: int, inner_dim: int, *, activation: Activation, dropout: float, bias: bool = True) -> None:

@@ -39,7 +39,7 @@ class BlockRange:
         return x_BTD[:, self.start : self.end].unflatten(1, (-1, self.block))  # type: ignore[no-any-return, no-untyped-call]
 
     def keys_of(self, x_BT: Tensor) -> Tensor:
-        """Returns a view x_BNK (and any dimensions after T) of the positions that each block reaches."""
+        """Returns a view x_BNK of the positions that each block reaches. Dimensions after T are kept."""
         reached_BT = x_BT[:, self.start - self.back : self.end + self.ahead]
         return reached_BT.unfold(1, self.back + self.block + self.ahead, self.block).movedim(-1, 2)
 

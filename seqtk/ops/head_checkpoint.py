@@ -60,8 +60,8 @@ def checkpoint_over_heads(
     """Returns y_BTD, `function` applied to all heads, a few at a time if a source has MIN_LENGTH positions.
 
     Sources are projections or tensors x_BTD; lengths and widths may differ. `extra_params` lists every other tensor
-    that the function reads and that requires a gradient. `is_random` means that a second call would give another
-    result; then all heads are computed at once without checkpointing.
+    that the function reads and that requires a gradient. `is_random` means that a second call would give a
+    different result; then all heads are computed at once without checkpointing.
     """
     given = [source if isinstance(source, LazyProjection) else LazyProjection(source, None) for source in sources]
     is_short = max(x_BTI.shape[1] for x_BTI, _ in given) < MIN_LENGTH

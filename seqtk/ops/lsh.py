@@ -109,7 +109,7 @@ class HashRounds:
         return x_W.unfold(0, self.before + self.chunk, self.chunk)
 
     def chunks(self, x_P: Tensor) -> Tensor:
-        """Returns the places split into chunks, x_NC (and any further dimensions)."""
+        """Splits the first dimension into chunks: x_P becomes x_NC. Later dimensions are kept."""
         return x_P.view(-1, self.chunk, *x_P.shape[1:])
 
     def by_key(self, weight_NCK: Tensor, x_NCE: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""Linear maps of many rows, y = x Wᵀ + b, in bfloat16 on a CPU in pieces of few sizes.
+"""Linear maps of many rows, y = x Wᵀ + b. In bfloat16 on a CPU, the rows are split into pieces of a few fixed sizes.
 
-Where it runs: bfloat16 on a CPU in pieces, all else as one product of torch.
+Where it runs: in pieces for bfloat16 on a CPU, otherwise as one product of torch.
 
 torch multiplies bfloat16 matrices on a CPU with oneDNN, which generates code for each new size of a product and keeps
 it: 5 to 15 ms and up to 2 MiB each. Batches of sentences have a new number of rows in nearly every update, so that a
-small translation model needed 30 new sizes an update, and the memory of long runs grew by gigabytes. Here the rows are
+small translation model had 30 new sizes per update, and the memory of long runs grew by gigabytes. Here the rows are
 split at a multiple of PIECE, and the rest is padded with zeros to a multiple of STEP, so that a run has few sizes. An
 update takes about as long as without pieces.
 

@@ -60,7 +60,7 @@ def trainable_parameters(model: nn.Module) -> list[Parameter]:
 def parameter_groups(config: OptimizerConfig, parameters: Iterable[Parameter]) -> list[dict[str, Any]]:
     """Returns one group of the parameters with weight decay and one of the others. Empty groups are omitted.
 
-    The groups do not depend on the value of `weight_decay`, so a run can be resumed with another value.
+    The groups do not depend on the value of `weight_decay`, so a run can be resumed with a different value.
     """
     parameters = list(parameters)
     decayed = [p for p in parameters if config.decay == "all" or p.ndim >= 2]

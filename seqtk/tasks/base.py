@@ -108,7 +108,7 @@ class Task:
     @contextmanager
     def reading(self, data: Any) -> Iterator[None]:
         """Context manager in which the task reads other data. Raises UserError if they cannot be read."""
-        raise UserError("This task does not support other data than its training data.", f"Remove {data}.")
+        raise UserError("This task does not support data other than its training data.", f"Remove {data}.")
         yield
 
     def epoch_examples(self, epoch: int, *, seed: int) -> Dataset:

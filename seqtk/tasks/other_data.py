@@ -45,7 +45,7 @@ def other_data(
         raise UserError("input= and data= are both set.", "Set one of them: a text, or a split of the data.")
     if not isinstance(task, TextTask):
         if input is not None or data is not None:
-            raise UserError("This task does not support other data than its training data.", "Remove input= and data=.")
+            raise UserError("This task does not support data other than its training data.", "Remove input= and data=.")
         yield split
         return
     before = task._source

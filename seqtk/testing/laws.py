@@ -54,7 +54,7 @@ ANY = SELF | Role.CROSS
 
 @dataclass(frozen=True)
 class Law:
-    """A property that layers promise to have. `check` raises AssertionError if the subject's layer breaks it."""
+    """A property that layers must have. `check` raises AssertionError if the subject's layer does not have it."""
 
     check: Callable[[Subject], None]
     roles: Role
@@ -73,7 +73,7 @@ class Law:
         return self.check.__name__
 
     @property
-    def promise(self) -> str:
+    def statement(self) -> str:
         """The property in one sentence."""
         return (self.check.__doc__ or "").strip().splitlines()[0]
 
@@ -316,7 +316,7 @@ def stepping_equals_the_parallel_form(subject: Subject) -> None:
 
 
 def reordered(state: Any, order: Tensor) -> Any:
-    """Returns a state with its rows in another order, as beam search reorders them."""
+    """Returns a state with its rows in a different order, as beam search reorders them."""
     return tree_map(lambda leaf: leaf[order] if isinstance(leaf, Tensor) else leaf, state)
 
 
@@ -345,7 +345,7 @@ def a_step_changes_no_state_in_place(subject: Subject) -> None:
         before = [leaf.clone() for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
         first, after = layer.step(inputs.x_BTD[:, 2:3], state)
         again, _ = layer.step(inputs.x_BTD[:, 2:3], state)
-    expect_close(again, first, "a second step from the same state gives another output", 0)
+    expect_close(again, first, "a second step from the same state gives a different output", 0)
     leaves = [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
     unchanged = all(torch.equal(leaf, copy) for leaf, copy in zip(leaves, before, strict=True))
     expect(unchanged, "step changes a tensor of the given state")
@@ -616,7 +616,7 @@ def dropout_is_unbiased_and_seeded(subject: Subject) -> None:
     expect(not ignored, "dropout must change outputs in training: the layer has a 'dropout' setting but ignores it")
     expect(
         torch.equal(noise_NRD[0], again_RD),
-        "dropout must draw from torch's generator: the same seed gives another mask",
+        "dropout must draw from torch's generator: the same seed gives a different mask",
     )
     bias = float(noise_NRD.mean(0).norm() / noise_NRD.flatten(1).norm(dim=1).mean())
     expect(bias < 0.6, f"dropout must keep the mean of outputs: over {draws} draws it moves by {bias:.0%} of the noise")
@@ -683,7 +683,7 @@ def very_long_inputs_equal_shorter_ones(subject: Subject) -> None:
     """A layer that declares `subquadratic` gives the same outputs and gradients when padding makes the input very long.
 
     The input has 2,040 positions, alone and with padding up to 2,100. From 2,048 positions on, layers may compute in
-    another order to save memory.
+    a different order to save memory.
     """
     room: dict[str, Any] = {"max_length": VERY_LONG} if subject.has("max_length") else {}
     layer = subject.make(**room)
@@ -702,7 +702,7 @@ def very_long_inputs_equal_shorter_ones(subject: Subject) -> None:
 
 @law(sizes=("short",))
 def heads_in_groups_give_the_same(subject: Subject) -> None:
-    """Outputs and gradients are the same when `checkpoint_over_heads` takes one head at a time, whatever the length."""
+    """Outputs and gradients are the same when `checkpoint_over_heads` takes one head at a time, at any length."""
     for dropout in (0.0, 0.3) if subject.has("dropout") else (None,):
         settings: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
         found = []

@@ -89,7 +89,7 @@ class ValidationConfig:
         ]
         if twice:
             raise UserError(
-                f"validation.sets has two sets of the name '{twice[0]}'.", "Set name= of an entry, or remove the entry."
+                f"validation.sets has two sets named '{twice[0]}'.", "Set name= of an entry, or remove the entry."
             )
 
     def named_metrics(self) -> list[tuple[str, str]]:

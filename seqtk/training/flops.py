@@ -17,7 +17,7 @@ from seqtk.data.plan import SizeArray
 from seqtk.models import Model
 from seqtk.modules.adaptive import AdaptiveHead
 
-CARDS: dict[str, tuple[float, float, float]] = {
+GPUS: dict[str, tuple[float, float, float]] = {
     "B200": (2250, 2250, 75),
     "H200 NVL": (835, 835, 60),
     "H200": (989.4, 989.4, 66.9),
@@ -41,17 +41,17 @@ CARDS: dict[str, tuple[float, float, float]] = {
     "MI300X": (1307.4, 1307.4, 163.4),
     "MI250X": (383, 383, 95.7),
 }
-"""Card → peak TFLOP/s of matrix products in bf16, fp16 and fp32. 0: the hardware does not support this precision.
+"""GPU → peak TFLOP/s of matrix products in bf16, fp16 and fp32. 0: the hardware does not support this precision.
 
-The values come from the makers' data sheets and do not use sparsity. For GeForce cards they come from NVIDIA's white
+The values come from the makers' data sheets and do not use sparsity. For GeForce GPUs they come from NVIDIA's white
 papers and use fp32 accumulation. fp32 is full precision without TF32, as by default in torch.
 """
 
 
-def peak_tflops(card: str, precision: str) -> float | None:
-    """Returns the peak TFLOP/s of a card in `fp32`, `bf16` or `fp16`, or None if it is unknown."""
-    for name, figures in CARDS.items():
-        if re.search(rf"\b{re.escape(name)}\b", card):
+def peak_tflops(gpu: str, precision: str) -> float | None:
+    """Returns the peak TFLOP/s of a GPU in `fp32`, `bf16` or `fp16`, or None if it is unknown."""
+    for name, figures in GPUS.items():
+        if re.search(rf"\b{re.escape(name)}\b", gpu):
             return figures[("bf16", "fp16", "fp32").index(precision)] or None
     return None
 

@@ -40,7 +40,7 @@ class Interval:
         self._names: tuple[str, ...] = ()
         self._sums: Tensor | None = None
         self.unread: list[tuple[TrainState, Update]] = []
-        """The updates since the last reading, each with the state before it."""
+        """The updates since the sums were last read, each with the state before it."""
         self._device = device
         self.forget_failure()
 
@@ -83,7 +83,7 @@ class Interval:
             weight: The weight of the update.
             made: Whether the weights were changed; false for a skipped update.
             overflow: Whether the update was skipped because float16 overflowed. Such updates are counted.
-            before: The sums of the last reading. Only the first call uses them, to continue a checkpoint's interval.
+            before: The sums when they were last read. Only the first call uses them, to continue a resumed interval.
         """
         if self._sums is None:
             self._names = (*names, "weight", "updates", OVERFLOWS)
@@ -98,7 +98,7 @@ class Interval:
 
         Args:
             more: Another tensor in float64, if any.
-            before: The sums of the last reading.
+            before: The sums when they were last read.
         """
         if self._sums is None:
             return None

@@ -132,7 +132,7 @@ def check_resumable(
         raise UserError(f"{source} was trained with vocabularies other than those in {data}.", other)
     if not corpus.startswith(saved.state.corpus):  # the fingerprints of seqtk 0.1 are prefixes of current ones
         then, now = (text.partition(",")[0] for text in (saved.state.corpus, corpus))
-        how = f"{then} then, {now} now" if then != now else f"{now} in both, but other tokens"
+        how = f"{then} then, {now} now" if then != now else f"{now} in both, but different tokens"
         if before.task.data == data:
             raise UserError(
                 f"The training data in {'task.mix' if config.task.mix else data} have changed since {source}: {how}.",
@@ -143,7 +143,7 @@ def check_resumable(
 
 
 def other_batches(saved: BatchingConfig, current: BatchingConfig) -> BatchingConfig | None:
-    """Returns the saved batch settings if they give other batches than the current ones, else None."""
+    """Returns the saved batch settings if their batches differ from those of the current settings, else None."""
     same = saved.streams is not None or replace(saved, workers=current.workers) == current
     return None if same else saved
 

@@ -1,4 +1,4 @@
-"""Handles signals, which stop all processes of a run early, with a checkpoint."""
+"""Stops all processes of a run after the current update, with a checkpoint, when one of them receives a signal."""
 
 import math
 import os

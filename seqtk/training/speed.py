@@ -73,8 +73,8 @@ class Speed:
         self._config, self._device = config, device
         self._profile: Profile | None = None
         self._say: Callable[[str], None] = print
-        self.card = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-        self.peak = config.log.peak_tflops or (peak_tflops(self.card, config.precision) if self.card else None)
+        self.gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+        self.peak = config.log.peak_tflops or (peak_tflops(self.gpu, config.precision) if self.gpu else None)
         self._flops = None if self.peak is None else ModelFlops(model)
         self._restart()
 
@@ -85,9 +85,11 @@ class Speed:
 
     def lines(self) -> list[str]:
         """Returns the lines to print at the start of a run: a warning if the peak of its GPU is unknown."""
-        if self.card is None or self.peak is not None:
+        if self.gpu is None or self.peak is not None:
             return []
-        return [f"The peak of {self.card} in {self._config.precision} is not known: set log.peak_tflops to log mfu."]
+        return [
+            f"The peak FLOP/s of {self.gpu} in {self._config.precision} is unknown: set log.peak_tflops to log mfu."
+        ]
 
     @contextmanager
     def session(self, say: Callable[[str], None], *, trace: Path | None) -> Iterator[None]:

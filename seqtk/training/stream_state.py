@@ -1,7 +1,7 @@
 """The recurrent state that is passed from update to update, for contiguous streams (`batch.streams`).
 
 A state is a pytree whose leaves are None or tensors with the rows in the first dimension. Each process holds the rows
-of its micro-batches. A checkpoint holds all rows, so that a run can be resumed with another number of processes.
+of its micro-batches. A checkpoint holds all rows, so a run can be resumed with a different number of processes.
 """
 
 from collections.abc import Sequence

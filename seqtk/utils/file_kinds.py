@@ -32,7 +32,7 @@ def describe(path: Path) -> tuple[str, str]:
         return "a dictionary", f"data={path.parent}"
     if b"\0" not in head:
         return ("a text file" if head else "an empty file"), ""
-    return "a file of another kind", ""
+    return "a binary file of an unknown format", ""
 
 
 def _describe_folder(path: Path) -> tuple[str, str]:

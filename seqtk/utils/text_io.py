@@ -65,7 +65,7 @@ def open_text(path: Path) -> IO[bytes]:
 
 
 def open_decompressed(path: Path) -> IO[bytes]:
-    """Opens a file to read bytes; gzip, bzip2 and xz are decompressed, whatever the ending of the name.
+    """Opens a file to read bytes. gzip, bzip2 and xz are detected by content, not by extension, and decompressed.
 
     Raises UserError if there is no such file, or its format or encoding is not supported.
     """

@@ -20,7 +20,7 @@ SLOTS = {
     Role.CROSS: "model.decoder.cross_attention",
 }
 RANDOM = ("reformer",)
-"""Layers that draw random numbers in each forward pass. Two processes draw other numbers than one process."""
+"""Layers that draw random numbers in each forward pass. These numbers differ between two processes and one."""
 STACKS = ("model.encoder.layers=2", "model.decoder.layers=2")
 CRITERIONS = {
     "nll": ("criterion=cross_entropy",),

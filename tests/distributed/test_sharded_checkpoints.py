@@ -41,7 +41,7 @@ def test_each_process_writes_its_part(saved: Path) -> None:
     assert abs(numbers[1] - numbers[2]) < 0.1 * numbers[1]
 
 
-def test_damaged_shards_fall_back_on_all_processes(saved: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+def test_damaged_shard_makes_all_processes_fall_back(saved: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     """To the newest checkpoint that every process can read, although each reads only its own part."""
     folder = shutil.copytree(saved, tmp_path / "run")
     flip_a_bit(folder / LATEST / "optimizer_00001.safetensors")

@@ -146,14 +146,14 @@ def test_batch_size_does_not_change_translations(run: Run, valid: Output) -> Non
                 assert again.lines == valid.lines
 
 
-def test_text_file_translates_as_its_split(run: Run, valid: Output) -> None:
+def test_text_file_and_its_split_have_equal_translations(run: Run, valid: Output) -> None:
     text = run.folder / "text"
     from_text = run.generate(f"input={text}/valid.en", f"reference={text}/valid.de")
     assert from_text.lines == valid.lines
     assert from_text.score("BLEU") == valid.score("BLEU")
 
 
-def test_blank_and_unusual_lines_keep_their_place(run: Run) -> None:
+def test_blank_and_unusual_lines_give_one_output_line_each(run: Run) -> None:
     given = ["", run.text("test", "en")[0], "   ", "\u2028 \x1f ☃ \t", "", "a" * 300, ""]
     path = run.folder / "strange.en"
     path.write_text("".join(f"{line}\n" for line in given), encoding="utf-8")

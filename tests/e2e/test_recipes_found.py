@@ -163,7 +163,7 @@ def test_own_recipe_extends_shipped_and_local_recipes(tmp_path: Path) -> None:
     assert config == replace(composed("wmt14_synth"), max_updates=7, seed=3, save_dir="checkpoints/mine")
 
 
-def test_copied_recipe_is_not_its_own_parent(tmp_path: Path) -> None:
+def test_copied_recipe_equals_the_shipped_recipe(tmp_path: Path) -> None:
     assert recipes.run(["cp", "wmt14_synth", str(tmp_path)]) == f"{tmp_path}/wmt14_synth.yaml\n"
     assert composed(str(tmp_path / "wmt14_synth.yaml")) == composed("wmt14_synth")
 

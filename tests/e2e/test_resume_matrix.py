@@ -59,7 +59,7 @@ def test_run_killed_twice_resumes_bit_exactly(
     assert_same_run(tmp_path / "whole", tmp_path / "parts", "ema")
 
 
-def test_other_process_count_reads_each_example_once(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_different_process_count_reads_each_example_once(tiny_corpus: Path, tmp_path: Path) -> None:
     """An epoch reads all examples of one corpus and half the examples of another, whose ids start at 300."""
     (tmp_path / "notes.py").write_text(PLUGIN.replace("\\\\\\\\", "\\\\"))
     mix = f"task.mix=[{{data:{tiny_corpus}}},{{data:{tiny_corpus},weight:0.5}}]"

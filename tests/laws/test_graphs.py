@@ -37,7 +37,7 @@ def test_every_layer_trains_in_one_graph(case: Case) -> None:
     assert_equals_eager_mode(case)
 
 
-def test_batches_with_other_weights_reuse_the_graph() -> None:
+def test_graph_does_not_depend_on_the_number_of_targets() -> None:
     """Batches with different numbers of targets use the same graph."""
     torch.compiler.reset()
     case = Case("transformer_classifier", "softmax", {"encoder": {"layers": 1}})

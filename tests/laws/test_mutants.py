@@ -17,7 +17,7 @@ from tests.laws.references import REFERENCES, cases
 
 @pytest.mark.skipif(naive_mode(), reason="The mutants change the fast forms.")
 @pytest.mark.parametrize("mutant", SOURCE_MUTANTS, ids=lambda mutant: mutant.fault.replace(" ", "_")[:50])
-def test_law_detects_faulty_source(mutant: SourceMutant, device: torch.device) -> None:
+def test_law_detects_a_fault_in_the_source_code(mutant: SourceMutant, device: torch.device) -> None:
     kind = mutant.case.partition("-")[0]
     (case,) = [case for case in cases(kind) if str(case) == mutant.case]
     case.check(device)

@@ -126,7 +126,7 @@ class TestMetric:
 class TestTraining:
     """A criterion, an optimizer, a schedule and an attention layer of a plug-in."""
 
-    def test_run_uses_every_plugin_member(self, train: Train, arguments: tuple[str, ...]) -> None:
+    def test_run_uses_every_component_of_the_plugin(self, train: Train, arguments: tuple[str, ...]) -> None:
         run = train(*arguments)
         lines = logged(run, "train")
         assert [line["lr"] for line in lines] == pytest.approx([0.01, 0.02 / 3, 0.01 / 3, 0.01])
@@ -134,7 +134,7 @@ class TestTraining:
         assert all(line["loss"] == pytest.approx(line["nll"]) for line in lines)
 
     @pytest.mark.slow
-    def test_resuming_with_plugin_members_is_bit_exact(
+    def test_resuming_with_plugin_components_is_bit_exact(
         self, train: Train, arguments: tuple[str, ...], tmp_path: Path
     ) -> None:
         whole = train(*arguments)

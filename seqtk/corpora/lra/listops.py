@@ -100,7 +100,8 @@ def generate(shape: ListOpsShape, total: int, *, seed: int, workers: int = 1, re
                 break
             if barren == _PATIENCE:
                 raise UserError(
-                    f"{_PATIENCE * _DRAWS:,} draws gave no new expression after {len(found):,} of {total:,}.",
+                    f"Found only {len(found):,} of {total:,} different expressions: "
+                    f"the last {_PATIENCE * _DRAWS:,} draws gave no new one.",
                     "Set fewer examples, or a wider range of lengths, or max_depth or max_args higher.",
                 )
     every = Expressions([np.frombuffer(codes, dtype=np.uint8) for codes in found], np.array([*found.values()]))

@@ -52,7 +52,7 @@ def found(problem: Problem, buckets: list[int]) -> set[tuple[int, int]]:
 
 REFERENCES = {"reformer": reformer}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    # Redrawing the hash would give another layer at each training step.
+    # Redrawing the hash would give a different layer at each training step.
     "reformer": {
         "": {"buckets": 2, "chunk": 2, "rounds": 2, "redraw": False},
         "four": {"buckets": 4, "chunk": 3, "rounds": 3, "redraw": False, "bias": False},

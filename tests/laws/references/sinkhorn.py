@@ -53,7 +53,7 @@ def doubly_stochastic(problem: Problem, sums: list[Array], head: int) -> Array:
 
 REFERENCES = {"sinkhorn": sinkhorn}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    # Gumbel noise would give another layer at each training step.
+    # Gumbel noise would give a different layer at each training step.
     "sinkhorn": {
         "": {"block": 2, "gumbel": False},
         "three": {"block": 3, "iterations": 2, "temperature": 1.5, "gumbel": False, "bias": False},

@@ -41,6 +41,6 @@ def test_orthonormal_transform_keeps_the_scale() -> None:
     torch.testing.assert_close(build(orthonormal=False)(x_BTD)[0], scaled * (64 * 8) ** 0.5)
 
 
-def test_causal_role_is_refused() -> None:
+def test_causal_self_attention_is_refused() -> None:
     with pytest.raises(UserError, match="no causal form"):
         FNet(FNetConfig(), dim=8, role=Role.CAUSAL)

@@ -214,7 +214,7 @@ def test_projection_is_saved_and_not_trained() -> None:
     assert "projection_RE" not in dict(layer.named_parameters())
 
 
-def test_cosformer_ignores_small_distances() -> None:
+def test_cosformer_of_huge_max_length_ignores_distances() -> None:
     far, near = build("cosformer", max_length=10**7).double(), build("cosformer", max_length=12).double()
     near.load_state_dict(far.state_dict())
     x_BTD = torch.randn(2, 12, DIM).double()

@@ -54,6 +54,6 @@ def test_parameter_count_depends_on_sharing(sharing: str, maps: int) -> None:
     assert sum(p.numel() for p in layer.parameters()) == 4 * (512**2 + 512) + maps * 128 * 512
 
 
-def test_causal_role_is_refused() -> None:
+def test_causal_self_attention_is_refused() -> None:
     with pytest.raises(UserError, match="no causal form"):
         build(Role.CAUSAL)

@@ -55,7 +55,7 @@ def test_average_does_not_depend_on_the_future() -> None:
     assert gradient[:, 40].all()
 
 
-def test_extreme_damping_gives_the_input_or_its_sum() -> None:
+def test_extreme_damping_gives_the_input_or_its_cumsum() -> None:
     """α δ = 1 gives the newest position and no NaN. α δ = 0 gives the cumulative sum."""
     average = DampedAverage(1, 1, both_ways=False)
     x_BTD = torch.randn(1, 80, 1)

@@ -46,8 +46,8 @@ def test_pieces_are_read_as_whole_tensors(folder: Path) -> None:
     assert all(torch.equal(read[name], whole) and read[name].dtype == whole.dtype for name, whole in WHOLE.items())
 
 
-def test_other_parts_are_read_from_the_same_pieces(folder: Path) -> None:
-    """As when the processes hold other rows than those that wrote the checkpoint."""
+def test_pieces_are_read_into_differently_sharded_tensors(folder: Path) -> None:
+    """As when the processes hold rows that differ from those of the processes that wrote the checkpoint."""
     target = torch.full_like(WHOLE["w/exp_avg"], torch.nan)
     read = load_checkpoint(folder, empty=lambda name, full: target if name == "w/exp_avg" else torch.empty(full.shape))
     assert read.optimizer["w/exp_avg"] is target

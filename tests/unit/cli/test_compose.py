@@ -78,7 +78,7 @@ def test_recipe_overrides_its_parent(tmp_path: Path, defaults: str) -> None:
     assert configure(tmp_path, base="name: base\nlr: 2\n", child=child) == RunConfig(name="child", lr=2.0)
 
 
-def test_parent_after_self_overrides_the_recipe(tmp_path: Path) -> None:
+def test_parent_listed_after_self_overrides_the_recipe(tmp_path: Path) -> None:
     assert configure(tmp_path, base="name: base", child="defaults: [_self_, base]\nname: child").name == "base"
 
 
@@ -110,7 +110,7 @@ def test_at_sign_in_defaults_list_selects_the_subtree(tmp_path: Path) -> None:
     assert configure(tmp_path, mine="defaults: [sizes/small@model]").model.dim == 8
 
 
-def test_arguments_are_set_in_order(tmp_path: Path) -> None:
+def test_arguments_are_applied_in_order(tmp_path: Path) -> None:
     config = configure(tmp_path, "attention=dense", "attention.max_length=7", "model.dim=3", "model.dim=4")
     assert config.model == ModelConfig(DenseConfig(max_length=7), 4)
 

@@ -183,7 +183,7 @@ def test_printed_report_names_metrics_and_units(run: Run, folder: Path, capsys: 
     exact = run("words")
     main([f"checkpoint={folder}/words.safetensors", "device=cpu"])
     first, *lines, last = capsys.readouterr().out.splitlines()
-    assert first.startswith("100 of 100 tokens in 20 lines scored, each once, in 7 samples; 0 unknown")
+    assert first.startswith("Scored 100 of 100 tokens (20 lines, 7 samples), each token once; unknown tokens: 0 ")
     assert "80 words" in last
     names = ("nll", "ppl", "bits_per_token", "bits_per_byte", "bits_per_character", "word_ppl")
     for name, line in zip(names, lines, strict=True):

@@ -85,7 +85,7 @@ class TestBatches:
 
         assert padded(30) < padded(4) < padded(1)
 
-    def test_order_of_a_seed_equals_the_recorded_order(self) -> None:
+    def test_batch_order_is_the_same_in_every_version(self) -> None:
         """An upgrade of seqtk or its libraries must not change the order, so that a run can resume within an epoch."""
         batches = epoch_batches(np.arange(2, 12), BatchingConfig(max_tokens=30, bucket=2), seed=7, epoch=3)
         assert lists(batches) == [[0, 1, 2, 3, 4], [9, 6], [5, 7, 8]]

@@ -142,7 +142,7 @@ class TestPlan:
         assert shares == sorted(shares, reverse=True)
         assert shares[2] < 0.16
 
-    def test_equal_lengths_have_one_exact_shape(self) -> None:
+    def test_equal_lengths_give_one_shape_without_padding(self) -> None:
         images = np.full((103, 1), 1024, dtype=np.int32)
         config = BatchingConfig(max_tokens=None, max_sentences=10, shapes=16)
         assert run_shapes(images, config) == (Shape(10, (1024,), exact=True),)
@@ -193,7 +193,7 @@ class TestStreams:
 
 
 class TestFilling:
-    def test_filler_rows_copy_the_first(self) -> None:
+    def test_filler_rows_have_the_first_source_and_no_target(self) -> None:
         batch = collate_pairs([(4, np.array([7, 8, EOS]), np.array([9, EOS])), (6, np.array([EOS]), np.array([EOS]))])
         filled = batch.filled(Shape(4, (5, 3)))
         assert isinstance(filled, TranslationBatch)
@@ -203,12 +203,12 @@ class TestFilling:
         assert filled.previous_BT[2].tolist() == [EOS, 9, PAD]
         assert filled.target_BT.tolist() == [[9, EOS, PAD], [EOS, PAD, PAD], [PAD] * 3, [PAD] * 3]
 
-    def test_filler_rows_in_language_model_batches(self) -> None:
+    def test_filler_rows_of_language_batches_have_no_targets(self) -> None:
         filled = collate_blocks([(5, np.array([EOS, 10, 11]))]).filled(Shape(2, (4,)))
         assert filled.previous_BT.tolist() == [[EOS, 10, PAD, PAD]] * 2
         assert filled.target_BT.tolist() == [[10, 11, PAD, PAD], [PAD] * 4]
 
-    def test_filler_rows_in_masked_batches(self) -> None:
+    def test_filler_rows_of_masked_batches_have_no_targets(self) -> None:
         batch = MaskedBatch(torch.tensor([3]), 1, torch.tensor([[5, 6]]), torch.tensor([[PAD, 7]]))
         filled = batch.filled(Shape(2, (3,)))
         assert filled.source_BS.tolist() == [[5, 6, PAD]] * 2

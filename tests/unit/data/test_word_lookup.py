@@ -61,7 +61,7 @@ def test_every_word_of_a_large_table_is_found(count: int) -> None:
     assert (ends - starts).tolist() == list(map(len, [*words, b"none"]))
 
 
-def test_narrow_spaces_ends_the_last_line() -> None:
+def test_narrow_spaces_replaces_spaces_and_adds_line_feed() -> None:
     assert narrow_spaces(b"a\nb") == b"a\nb\n"
     assert narrow_spaces(b"a\xe2\x80\xa8b\xc2\xa0c\n") == b"a b c\n"
 

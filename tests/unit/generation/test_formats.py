@@ -55,7 +55,7 @@ def test_fairseq_format_equals_fairseq():
     assert lines(translation(), "fairseq", detokenize=False)[1:4:2] == ["T-3\tein@@ <<unk>>", "D-3\t-1.0\tein@@ e Frau"]
 
 
-def test_json_format_has_all_hypotheses_in_nats():
+def test_json_has_all_hypotheses_and_scores_in_nats():
     (line,) = lines(translation(), "json")
     read = json.loads(line)
     assert read["index"] == 3

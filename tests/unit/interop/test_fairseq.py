@@ -230,8 +230,8 @@ def test_tied_projection_may_be_missing(tmp_path: Path) -> None:
     [
         *(({option: True}, option) for option in (*REFUSED, *fairseq_options.REFUSED)),
         ({"decoder_output_dim": 4}, "decoder_output_dim=4"),
-        ({"encoder_normalize_before": True}, "encoder_normalize_before=True but decoder_normalize_before=False"),
-        ({"decoder_learned_pos": True}, "encoder_learned_pos=False but decoder_learned_pos=True"),
+        ({"encoder_normalize_before": True}, "encoder_normalize_before=True and decoder_normalize_before=False differ"),
+        ({"decoder_learned_pos": True}, "encoder_learned_pos=False and decoder_learned_pos=True differ"),
         ({"activation_fn": "tanh"}, "activation_fn=tanh"),
         ({"task": "multilingual_translation"}, "multilingual_translation"),
         ({"encoder_layers": None}, "encoder_layers"),

@@ -132,7 +132,7 @@ def test_parameter_names_are_mapped_to_fairseq_names() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"adaptive_input_cutoff": "6,14"}, "adaptive_input_cutoff=[6, 14] but adaptive_softmax_cutoff=[6, 13]"),
+        ({"adaptive_input_cutoff": "6,14"}, "adaptive_input_cutoff=[6, 14] and adaptive_softmax_cutoff=[6, 13] differ"),
         ({"adaptive_input_cutoff": "6,many"}, "the option 'adaptive_input_cutoff' is '6,many'"),
         ({"adaptive_input_cutoff": None}, "'adaptive_input_cutoff' is ''"),
         ({"adaptive_input_cutoff": 6}, "'adaptive_input_cutoff' is 6"),

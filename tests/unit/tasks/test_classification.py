@@ -202,7 +202,7 @@ class TestWeights:
             assert weighted.stats[name][1] == 16
         assert weighted.stats["loss"][1] == pytest.approx(weighted.weight) != 16
 
-    def test_balanced_weights_give_classes_equal_mass(self, texts: Path) -> None:
+    def test_balanced_weights_give_classes_equal_total_weight(self, texts: Path) -> None:
         task = task_of(texts, class_weights="balanced")
         counts = np.bincount(task.dataset("train").label_N)
         mass = counts * np.array(task.class_weights)
@@ -268,7 +268,7 @@ class TestRuns:
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
 
-    def test_log_counts_examples(self, texts: Path, tmp_path: Path) -> None:
+    def test_log_has_the_examples_per_update(self, texts: Path, tmp_path: Path) -> None:
         trainer(texts, tmp_path / "run", max_updates=10, log__every=10).fit()
         first = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[0])
         assert first["examples_per_update"] == pytest.approx(30)

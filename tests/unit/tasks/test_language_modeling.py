@@ -55,7 +55,7 @@ def values(task: LanguageModelingTask, split: str, *, nll: float, targets: float
     return {name: score.value for name, score in metrics.compute(task.metrics, evaluation).items()}
 
 
-def test_metrics_per_token_byte_character_and_word(corpus: Path) -> None:
+def test_metrics_per_byte_and_word_equal_their_definitions(corpus: Path) -> None:
     task = LanguageModelingTask(LanguageModelingConfig(data=f"{corpus}/bin0"))
     nll = 50.0
     bits = nll / math.log(2)

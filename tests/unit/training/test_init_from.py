@@ -314,7 +314,7 @@ class TestVocabulary:
 
 
 class TestOtherModels:
-    def test_classifier_takes_all_weights_of_a_masked_lm(self) -> None:
+    def test_classifier_copies_all_weights_of_a_masked_lm(self) -> None:
         tree = {"kind": "transformer_masked_lm", **SIZES, "encoder": {"layers": 2}}
         old = build_model(schema.from_dict(ModelConfig, tree), MaskedBatch, vocabulary=8)
         result = copied(old, classifier("abcd", 5))
@@ -355,13 +355,13 @@ class TestOtherModels:
         batch = ClassBatch(torch.arange(2), 2, tokens_BS, torch.zeros(2, dtype=torch.long))
         torch.testing.assert_close(new.eval()(batch)[0], old.eval()(batch)[0])
 
-    def test_other_width_is_refused(self) -> None:
+    def test_different_width_is_refused(self) -> None:
         old = classifier("abcd", 3, attention=[{"kind": "synthesizer_random", "max_length": 8}])
         new = classifier("abcd", 3, dim=16, attention=[{"kind": "synthesizer_random", "max_length": 16}])
         with pytest.raises(UserError, match="old has no weight matrix"):
             copied(old, new)
 
-    def test_other_attention_layer_takes_matching_weights(self) -> None:
+    def test_different_attention_layer_copies_matching_weights(self) -> None:
         old, new = (
             classifier("abcd", 3),
             classifier("abcd", 3, attention=[{"kind": "synthesizer_random", "max_length": 9}]),

@@ -43,7 +43,7 @@ def test_suggested_settings_let_the_run_start(case: str, tiny_corpus: Path, tmp_
     pytest.fail("the advice does not help")
 
 
-def test_validation_set_named_training_is_kept_apart(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_validation_set_named_training_hides_no_error(tiny_corpus: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     shutil.copytree(tiny_corpus, corpus)
     for lang in ("en", "de"):

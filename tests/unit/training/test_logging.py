@@ -78,7 +78,7 @@ def test_run_without_console_sink_prints_nothing(
         ("train", 4, True, True),
     ],
 )
-def test_run_keeps_entries_that_are_not_repeated(kind: str, update: int, pending: bool, kept: bool) -> None:
+def test_log_keeps_entries_of_updates_that_are_not_repeated(kind: str, update: int, pending: bool, kept: bool) -> None:
     run = RunInfo(Path(), resumed_at=4, pending_validation=pending)
     assert run.keeps(kind, update) is kept
     assert not RunInfo(Path()).keeps(kind, update)
@@ -114,7 +114,9 @@ def test_histograms_are_written_at_their_interval(tiny_corpus: Path, tmp_path: P
 @pytest.mark.parametrize(
     "changes", [{"log__sinks": ["jsonl", "jsonl"]}, {"log__sinks": ["jsonl"], "log__histograms": 3}]
 )
-def test_sinks_without_a_use_are_refused(tiny_corpus: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_duplicate_sinks_and_unused_histograms_are_refused(
+    tiny_corpus: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     with pytest.raises(UserError, match=r"log\.(sinks|histograms)"):
         trainer(tiny_corpus, tmp_path / "run", log__tensorboard=False, **changes)
     assert not (tmp_path / "run").exists()

@@ -59,7 +59,7 @@ class TestRun:
         trainer(tiny_corpus, tmp_path / "b", max_updates=3).fit()
         assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
-    def test_corpora_may_have_other_languages(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_corpora_may_have_different_languages(self, tiny_corpus: Path, tmp_path: Path) -> None:
         other = tmp_path / "french"
         other.mkdir()
         for path in tiny_corpus.glob("*.*"):

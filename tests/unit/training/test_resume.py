@@ -313,7 +313,7 @@ class TestCorpus:
         with pytest.raises(UserError, match=r"vocabularies(.|\n)*task\.data"):
             trainer(moved, tmp_path / "run")
 
-    def test_corpus_with_other_lengths_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_corpus_with_different_lengths_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path / "run", max_updates=1).fit()
         other = shutil.copytree(tiny_corpus, tmp_path / "other")
         for path in other.glob("valid.*"):
@@ -350,7 +350,7 @@ class TestCorpus:
         ]
         assert listed(tmp_path / "run") == [1]
 
-    def test_corpus_with_other_tokens_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
+    def test_corpus_with_different_tokens_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path / "run", max_updates=1).fit()
         other = shutil.copytree(tiny_corpus, tmp_path / "other")
         (path,) = other.glob("train*.de.bin")

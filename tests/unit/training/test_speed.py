@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from seqtk.data.plan import padding_share
 from seqtk.ops.dispatch import naive_ops
-from seqtk.training.flops import CARDS, ModelFlops, peak_tflops
+from seqtk.training.flops import GPUS, ModelFlops, peak_tflops
 from seqtk.training.profiling import profiled_updates
 from seqtk.training.speed import PHASES
 from seqtk.utils.errors import UserError
@@ -48,7 +48,7 @@ class TestFlops:
 
 class TestPeak:
     @pytest.mark.parametrize(
-        ("card", "precision", "peak"),
+        ("gpu", "precision", "peak"),
         [
             ("NVIDIA H200", "bf16", 989.4),
             ("NVIDIA H100 80GB HBM3", "fp32", 66.9),
@@ -61,11 +61,11 @@ class TestPeak:
             ("NVIDIA GeForce GTX 1080", "fp32", None),
         ],
     )
-    def test_peak_of_a_card_is_found_by_name(self, card: str, precision: str, peak: float | None) -> None:
-        assert peak_tflops(card, precision) == peak
+    def test_peak_flops_are_found_by_the_name_of_the_gpu(self, gpu: str, precision: str, peak: float | None) -> None:
+        assert peak_tflops(gpu, precision) == peak
 
     def test_peak_is_higher_in_half_precision(self) -> None:
-        assert all(fp16 > fp32 > 0 for _, fp16, fp32 in CARDS.values())
+        assert all(fp16 > fp32 > 0 for _, fp16, fp32 in GPUS.values())
 
 
 class TestLog:
@@ -126,9 +126,9 @@ class TestProfile:
         assert [x["loss"] for x in lines_of(tmp_path / "a")] == [x["loss"] for x in lines_of(tmp_path / "b")]
 
 
-def test_unknown_card_message_names_log_peak_tflops(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_message_about_unknown_gpu_names_log_peak_tflops(tiny_corpus: Path, tmp_path: Path) -> None:
     speed = trainer(tiny_corpus, tmp_path).speed
     assert speed.lines() == []
-    speed.card = "NVIDIA Nothing 1"
+    speed.gpu = "NVIDIA Nothing 1"
     (line,) = speed.lines()
     assert "log.peak_tflops" in line

@@ -54,8 +54,8 @@ class TestSeveralSplits:
     @pytest.mark.parametrize(
         ("sets", "words"),
         [
-            ([{"split": "valid"}], "two sets of the name 'valid'"),
-            ([{"split": "a"}, {"split": "b", "name": "a"}], "two sets of the name 'a'"),
+            ([{"split": "valid"}], "two sets named 'valid'"),
+            ([{"split": "a"}, {"split": "b", "name": "a"}], "two sets named 'a'"),
             ([{"split": "b"}], "no split 'b'"),
             ([{"data": "nowhere"}], "nowhere"),
         ],
