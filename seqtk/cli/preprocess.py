@@ -15,7 +15,7 @@ def main(config: PreprocessConfig) -> None:
 
     `seqtk-preprocess source_lang=en target_lang=de train=corpus/train valid=corpus/valid destdir=data-bin/corpus` reads
     corpus/train.en, corpus/train.de and so on (or with .gz, .bz2, .xz), learns a joint vocabulary, and encodes them.
-    Without target_lang= the text is one-sided, as for a language model, and may have other tokens:
+    Without target_lang= the text is monolingual, as for a language model, and may have other tokens:
     `seqtk-preprocess tokens=bytes train=enwik8/train valid=enwik8/valid destdir=data-bin/enwik8`.
     With columns.label= it makes a labeled data-bin from TSV, CSV or JSON lines, or from arrays of pixels or tokens:
     `seqtk-preprocess columns.text=review columns.label=stars train=train.csv valid=valid.csv destdir=data-bin/reviews`.

@@ -25,7 +25,7 @@ class TextConfig:
     source_lang: str | None = setting(
         None, help="Source language, the suffix of the file: PREFIX.LANGUAGE. null: the file is PREFIX itself."
     )
-    target_lang: str | None = setting(None, help="Target language. null: one-sided text, as for a language model.")
+    target_lang: str | None = setting(None, help="Target language. null: monolingual text, as for a language model.")
     train: str | None = setting(
         None, help="Prefix of the training text. Files are UTF-8, plain or compressed (.gz, .bz2, .xz)."
     )
@@ -38,7 +38,7 @@ class TextConfig:
 
     @property
     def langs(self) -> tuple[str | None, ...]:
-        """The languages of the data-bin, source first; a single None for one-sided text."""
+        """The languages of the data-bin, source first; a single None for monolingual text."""
         return (self.source_lang, self.target_lang) if self.target_lang else (None,)
 
     @property
@@ -57,7 +57,7 @@ class TextConfig:
     def files(self) -> dict[str, tuple[Path, ...]]:
         """Returns the files of each split, in the order of the languages. Raises UserError if one is missing."""
         if self.target_lang and not self.source_lang:
-            raise UserError("target_lang= needs source_lang=.", "For one-sided text set source_lang= alone.")
+            raise UserError("target_lang= needs source_lang=.", "For monolingual text set source_lang= alone.")
         if self.target_lang and self.target_lang == self.source_lang:
             raise UserError(f"source_lang= and target_lang= are both '{self.source_lang}'.", "Set two languages.")
         found = {

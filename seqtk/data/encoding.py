@@ -158,7 +158,7 @@ class EncodedBlock:
         lines: The number of lines that were read.
         dropped: The number of lines that each rule dropped.
         special: For each language, the number of words that equal a special symbol.
-        text: The size of one-sided text before lines were dropped. None for pairs.
+        text: The size of monolingual text before lines were dropped. None for pairs.
         kept: The size of the part of `text` that can be decoded from the tokens.
     """
 
@@ -183,9 +183,9 @@ class BlockEncoder:
     eos: bool = True
 
     def __call__(self, blocks: tuple[bytes, ...], filtered: bool) -> EncodedBlock:
-        one_sided = len(blocks) == 1
+        monolingual = len(blocks) == 1
         encoded = [
-            encoder.encode(block, measure=one_sided) for encoder, block in zip(self.encoders, blocks, strict=True)
+            encoder.encode(block, measure=monolingual) for encoder, block in zip(self.encoders, blocks, strict=True)
         ]
         items = [(each.ids, each.sizes) for each in encoded]
         dropped: dict[str, int] = {}
@@ -198,7 +198,7 @@ class BlockEncoder:
             for encoder, (ids, sizes) in zip(self.encoders, items, strict=True)
         ]
         flats, sizes = zip(*stored, strict=True)
-        text = count_text(blocks[0]) if one_sided else None
+        text = count_text(blocks[0]) if monolingual else None
         special = tuple(each.special for each in encoded)
         kept = text
         if text is not None and encoded[0].kept is not None:

@@ -35,7 +35,7 @@ class PreprocessConfig(VocabularyConfig):
     """Settings of preprocessing: the text, its vocabulary, which training lines to drop, and the folder to write."""
 
     min_length: int | None = setting(
-        None, at_least=0, help="Training lines with fewer tokens are dropped. null: 1 in pairs, 0 in one-sided text."
+        None, at_least=0, help="Training lines with fewer tokens are dropped. null: 1 in pairs, 0 in monolingual text."
     )
     max_length: int | None = setting(
         None, at_least=1, help="Training lines with more tokens are dropped. null: no limit."

@@ -62,7 +62,7 @@ class SplitCount:
         items: Items written.
         dropped: Lines dropped by each rule.
         sides: The counts of each language.
-        text: The size of one-sided text, for metrics such as bits per byte. None for pairs.
+        text: The size of monolingual text, for metrics such as bits per byte. None for pairs.
         kept: The size of the text that can be decoded from the tokens: SentencePiece, for instance, collapses spaces.
             None: the whole text.
     """

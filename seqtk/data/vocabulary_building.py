@@ -83,7 +83,7 @@ class VocabularyConfig(TextConfig):
     line_end: LineEnd | None = setting(
         None,
         help="Token at the end of each line: eos, or newline (the line feed of the text). null: newline for "
-        "one-sided bytes or characters, else eos.",
+        "monolingual bytes or characters, else eos.",
     )
 
     @property
@@ -92,7 +92,7 @@ class VocabularyConfig(TextConfig):
         possible = self.tokens in ("bytes", "characters") and len(self.langs) == 1
         if self.line_end == "newline" and not possible:
             raise UserError(
-                "line_end=newline requires bytes or characters of one-sided text.",
+                "line_end=newline requires bytes or characters of monolingual text.",
                 "Set tokens=bytes or tokens=characters and remove target_lang=, or remove line_end=.",
             )
         return possible and self.line_end != "eos"

@@ -18,7 +18,7 @@ from seqtk.utils.errors import UserError
 
 @dataclass(frozen=True)
 class LanguageModelingConfig(TaskConfig):
-    """Settings of tasks on one-sided text: the data, and how it is split into samples."""
+    """Settings of tasks on monolingual text: the data, and how it is split into samples."""
 
     data: str = setting(
         "", help="Data-bin folder. Several folders, separated by commas, are shards; each epoch reads the next one."
@@ -51,7 +51,7 @@ class SampleTask(TextTask):
         if source.target_lang is not None:
             raise UserError(
                 f"{source.name} holds pairs of {source.source_lang} and {source.target_lang}.",
-                "A language model needs one-sided text: use seqtk-preprocess without target_lang=.",
+                "A language model needs monolingual text: use seqtk-preprocess without target_lang=.",
             )
         if hasattr(self, "vocabulary"):
             source.use(source.source_lang, self.vocabulary, self.tokenizer)

@@ -105,9 +105,9 @@ class TranslationTask(TextTask):
     def connect(self, source: Source) -> None:
         if source.target_lang is None:
             raise UserError(
-                f"{source.name} holds one-sided text, not pairs of sentences.",
+                f"{source.name} holds monolingual text, not pairs of sentences.",
                 "Preprocess pairs: seqtk-preprocess source_lang=… target_lang=….",
-                "seqtk-train task=language_modeling trains a language model on one-sided text.",
+                "seqtk-train task=language_modeling trains a language model on monolingual text.",
             )
         if hasattr(self, "target_tokenizer"):
             source.use(source.source_lang, self.source_vocabulary, self.source_tokenizer)

@@ -60,8 +60,8 @@ class Source(abc.ABC):
         made_by: The command that makes the data. It is named in the error if the data are missing.
 
     Attributes:
-        source_lang: The name of the first side; None for one-sided text without a language.
-        target_lang: The name of the second side; None for one-sided text.
+        source_lang: The name of the first side; None for monolingual text without a language.
+        target_lang: The name of the second side; None for monolingual text.
         name: The name of the source in errors.
         epochs: The number of epochs after which the training data repeat.
     """
@@ -101,7 +101,7 @@ class Source(abc.ABC):
         return None
 
     def text_count(self, name: str) -> TextCount | None:
-        """Returns the size of the original text of a one-sided split; None if it is unknown."""
+        """Returns the size of the original text of a monolingual split; None if it is unknown."""
         return None
 
     def classes(self) -> list[str]:

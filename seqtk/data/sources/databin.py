@@ -1,7 +1,7 @@
 """Reads data-bin folders: encoded splits with their dictionaries, written by seqtk-preprocess or fairseq-preprocess.
 
 The files are named `<split>.<source>-<target>.<lang>` for parallel text, which can be read in both directions, and
-`<split>` for one-sided text. seqtk-preprocess adds `sentencepiece.model` (or one per language), `preprocess.json`,
+`<split>` for monolingual text. seqtk-preprocess adds `sentencepiece.model` (or one per language), `preprocess.json`,
 which records how the text was tokenized, and the text of validation and test splits (`test.en-de.de.txt`).
 """
 
@@ -29,7 +29,7 @@ from seqtk.utils.errors import UserError, near_path, nearest
 
 RECORD = "preprocess.json"
 CLASSES, LABELS = "classes.txt", ".labels.npy"
-NO_LANGUAGE = "None"  # in file names of fairseq-preprocess: the missing language of one-sided text
+NO_LANGUAGE = "None"  # in file names of fairseq-preprocess: the missing language of monolingual text
 
 
 class DataBin:
@@ -38,7 +38,7 @@ class DataBin:
     Args:
         directory: The folder.
         source_lang, target_lang: The direction. By default it follows from the file names. Both are None for a
-            one-sided folder (`dict.txt`, `train.idx`).
+            monolingual folder (`dict.txt`, `train.idx`).
         remove_bpe: The subword marker of the tokens, or "none", for a folder without `preprocess.json` (fairseq's).
 
     Raises:
@@ -65,7 +65,7 @@ class DataBin:
 
     @cached_property
     def _datasets(self) -> dict[str, tuple[str, str, str] | None]:
-        """Maps the name of each data set to its (source, target, language), or to None if it is one-sided."""
+        """Maps the name of each data set to its (source, target, language), or to None if it is monolingual."""
         parsed = {path.name[: -len(".idx")]: _parse(path.name[: -len(".idx")]) for path in self._glob("*.idx")}
         return {name: langs for name, langs in parsed.items() if langs is not None or "." not in name}
 
@@ -161,7 +161,7 @@ class DataBin:
         return label_N
 
     def vocabulary(self, lang: str | None = None) -> Vocabulary:
-        """Returns the dictionary of a language (None: of a one-sided folder).
+        """Returns the dictionary of a language (None: of a monolingual folder).
 
         Raises UserError if it is missing, or its length differs from the one in `preprocess.json`.
         """
@@ -225,7 +225,7 @@ class DataBin:
         return sorted(name for name in names if all(self._find(name, lang) for lang in langs))
 
     def split(self, name: str, lang: str | None = None) -> IndexedDataset | JoinedItems:
-        """Returns the items of a split in one language (None: of a one-sided folder), with all parts of `train`."""
+        """Returns the items of a split in one language (None: of a monolingual folder), with all parts of `train`."""
         parts = [self._part(part, lang) for part in self._parts(name, lang)]
         return parts[0] if len(parts) == 1 else JoinedItems(parts)
 
@@ -253,7 +253,7 @@ class DataBin:
             return [line.removesuffix("\n") for line in file]
 
     def text_count(self, name: str) -> TextCount | None:
-        """Returns the size of the text that can be decoded from a one-sided split; None if unknown.
+        """Returns the size of the text that can be decoded from a monolingual split; None if unknown.
 
         It is unknown if lines were dropped. Words and lines are counted in the original text.
         """
@@ -268,7 +268,7 @@ class DataBin:
             return TextCount(**(counts.get("kept") or counts["text"]))
 
     def original_text_count(self, name: str) -> TextCount | None:
-        """Returns the size of the original text of a one-sided split; None if unknown."""
+        """Returns the size of the original text of a monolingual split; None if unknown."""
         with self._record_errors():
             counts = self._record["splits"].get(name, {})
             return TextCount(**counts["text"]) if counts.get("text") else None

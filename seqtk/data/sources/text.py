@@ -49,7 +49,7 @@ class TextSource(Source):
     """
 
     sides: tuple[str, ...] = ("source", "target")
-    """Default names of the sides: one name for one-sided text, two for pairs."""
+    """Default names of the sides: one name for monolingual text, two for pairs."""
     separator: str | None = None
     """The separator of `Tokenizer.plain`, which splits lines into tokens. None: white space."""
 

@@ -47,7 +47,7 @@ def test_languages_may_have_hyphens(tmp_path: Path) -> None:
     assert (data.source_lang, data.target_lang) == ("zh-Hans", "pt-BR")
 
 
-def test_one_sided_directories_are_read(tmp_path: Path) -> None:
+def test_monolingual_directories_are_read(tmp_path: Path) -> None:
     data = DataBin(_make(tmp_path / "lm", "train", "valid", dictionaries=("dict.txt",)))
     assert (data.source_lang, data.target_lang, data.splits()) == (None, None, ["train", "valid"])
     assert data.split("valid")[0].tolist() == [5, 2]
@@ -76,10 +76,10 @@ def test_a_truncated_dictionary_is_refused(en_de: Path) -> None:
     assert len(DataBin(en_de).vocabulary("en")) == 8
     with pytest.raises(UserError, match=r"dict\.de\.txt has 8 tokens, but had 9 when the data-bin was made"):
         DataBin(en_de).vocabulary("de")
-    one_sided = _make(en_de.parent / "lm", "train", dictionaries=("dict.txt",))
-    _record(one_sided, vocabulary={"text": 7})
+    monolingual = _make(en_de.parent / "lm", "train", dictionaries=("dict.txt",))
+    _record(monolingual, vocabulary={"text": 7})
     with pytest.raises(UserError, match=r"dict\.txt has 8 tokens, but had 7"):
-        DataBin(one_sided).vocabulary()
+        DataBin(monolingual).vocabulary()
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"settings": 3}'])

@@ -192,5 +192,5 @@ def test_wikitext_token_counts_equal_the_published_counts(real_data: Path, tmp_p
 
 
 def test_translation_of_text_without_a_target_is_refused(corpus: Path) -> None:
-    with pytest.raises(UserError, match="one-sided text"):
+    with pytest.raises(UserError, match="monolingual text"):
         TranslationTask(TranslationConfig(data=f"{corpus}/bin0"))
