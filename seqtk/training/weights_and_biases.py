@@ -56,7 +56,7 @@ class Wandb(Sink):
             raise UserError(
                 "log.sinks=wandb: wandb could not start the run.",
                 str(error).splitlines()[0][:200],
-                "Run `wandb login` for mode=online, or set mode=offline.",
+                "Run `wandb login`, or log without a network: log.sinks=[console,jsonl,{kind: wandb, mode: offline}].",
             ) from error
         note.parent.mkdir(parents=True, exist_ok=True)
         write_text(note, f"{self.run.id}\n")

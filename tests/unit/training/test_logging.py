@@ -212,7 +212,7 @@ class TestWandb:
     @pytest.mark.usefixtures("wandb")
     def test_online_run_without_a_login_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path / "run", log__sinks=[{"kind": "wandb", "mode": "online"}])
-        with pytest.raises(UserError, match=r"log\.sinks=wandb.*\n.*\n.*mode=offline"):
+        with pytest.raises(UserError, match=r"log\.sinks=wandb.*\n.*\n.*mode: offline"):
             run.fit()
 
     @pytest.mark.slow
