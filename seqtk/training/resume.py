@@ -131,15 +131,20 @@ def check_resumable(
     if saved.model.assets != assets:
         raise UserError(f"{source} was trained with vocabularies other than those in {data}.", other)
     if not corpus.startswith(saved.state.corpus):  # the fingerprints of seqtk 0.1 are prefixes of current ones
-        then, now = (text.partition(",")[0] for text in (saved.state.corpus, corpus))
-        how = f"{then} then, {now} now" if then != now else f"{now} in both, but different tokens"
-        if before.task.data == data:
+        then, now = (" + ".join(re.findall(r"(\d+) examples", text)) for text in (saved.state.corpus, corpus))
+        how = f"{then} examples then, {now} now" if then != now else f"{now} examples in both, but different tokens"
+        if _places(before) == _places(config):
             raise UserError(
-                f"The training data in {'task.mix' if config.task.mix else data} have changed since {source}: {how}.",
+                f"The training data in {format_list(_places(config))} have changed since {source}: {how}.",
                 "Restore them to resume, or set another save_dir to start a new run.",
             )
         raise UserError(f"{source} was trained on data other than {data}: {how}.", other)
     return changed, rate_change(before, config, update=saved.state.update), other_batches(before.batch, config.batch)
+
+
+def _places(config: TrainConfig) -> list[str]:
+    """Returns the locations of the training data."""
+    return [corpus.data for corpus in config.task.mix] or [config.task.data]
 
 
 def other_batches(saved: BatchingConfig, current: BatchingConfig) -> BatchingConfig | None:

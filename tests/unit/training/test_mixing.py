@@ -131,6 +131,10 @@ class TestRefused:
         shutil.copytree(tiny_corpus, swapped)
         with pytest.raises(UserError, match="trained on data other"):
             trainer(tiny_corpus, tmp_path / "run", task__mix=mix(tiny_corpus, swapped))
+        shutil.rmtree(moved)
+        shutil.copytree(tiny_corpus, moved)
+        with pytest.raises(UserError, match=rf"data in {tiny_corpus}, {moved} have changed since"):
+            trainer(tiny_corpus, tmp_path / "run", task__mix=mix(tiny_corpus, moved))
 
     def test_resuming_with_another_weight_is_refused(self, tiny_corpus: Path, other: Path, tmp_path: Path) -> None:
         trainer(tiny_corpus, tmp_path / "run", task__mix=mix(tiny_corpus, other)).fit()

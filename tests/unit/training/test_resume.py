@@ -345,7 +345,7 @@ class TestCorpus:
             trainer(corpus, tmp_path / "run")
         checkpoint = tmp_path / "run" / "update_00000001"
         assert str(refused.value).splitlines() == [
-            f"The training data in {corpus} have changed since {checkpoint}: 300 examples then, 100 examples now.",
+            f"The training data in {corpus} have changed since {checkpoint}: 300 examples then, 100 now.",
             "Restore them to resume, or set another save_dir to start a new run.",
         ]
         assert listed(tmp_path / "run") == [1]
