@@ -11,6 +11,7 @@ from seqtk.config.registry import load_plugins
 from seqtk.pipelines import Pipeline, load
 from seqtk.training.config import TrainConfig
 from seqtk.training.trainer import train as run
+from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,16 @@ def train(recipe: str | TrainConfig | None = None, /, **overrides: Any) -> Run:
         The run; `run.load()` is its best model.
 
     Raises:
-        UserError: For a recipe, a key or a value that does not exist, and for settings that cannot be trained.
+        UserError: For a recipe, a key or a value that does not exist, for settings that cannot be trained, and for
+            `dry_run` and `replay`, which only the command has.
     """
-    result = run(train_config(recipe, **overrides))
+    config = train_config(recipe, **overrides)
+    for key in ("dry_run", "replay"):
+        if getattr(config, key):
+            raise UserError(
+                f"{key} does not train a model, so seqtk.train does not have it.", "Use the command seqtk-train."
+            )
+    result = run(config)
     return Run(result.save_dir, result.signal)
 
 

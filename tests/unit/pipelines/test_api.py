@@ -62,6 +62,14 @@ class TestTrain:
         with pytest.raises(UserError, match="nothing"):
             seqtk.train("nothing")
 
+    @pytest.mark.parametrize(("key", "value"), [("dry_run", True), ("replay", "replay.safetensors")])
+    def test_train_refuses_settings_of_the_command(
+        self, key: str, value: object, tiny_corpus: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(UserError, match=f"{key} .*\n.*seqtk-train"):
+            seqtk.train(**tiny(tiny_corpus, tmp_path), **{key: value})
+        assert not [*tmp_path.iterdir()]
+
     def test_recipe_and_overrides_are_combined(self) -> None:
         from seqtk.api import train_config
 
