@@ -178,8 +178,9 @@ class FSDP2(DDP):
     def close(self) -> None:
         self._writers = None
         # As in DDP, the last references to the group must go. torch caches layouts of tensors, which have the mesh.
+        # Other releases of torch may name these attributes differently; then only the threads of the group stay.
         for module in self._releases:
-            group = module._get_fsdp_state()._fsdp_param_group
+            group = getattr(module._get_fsdp_state(), "_fsdp_param_group", None)
             if group is not None:
                 vars(group.mesh_info).pop("shard_process_group", None)
         getattr(self._mesh, "_pg_registry", {}).clear()
