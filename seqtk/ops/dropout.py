@@ -71,12 +71,13 @@ def drop_again(x: Tensor, chosen: Tensor, rate: float, *, out: Tensor | None = N
     if x.device.type != "cpu":
         return torch.ops.aten.native_dropout_backward(x, chosen, 1 / (1 - rate))  # type: ignore[no-any-return]
     integer = _INTEGERS[x.element_size()]
-    kept = torch.empty_like(x) if out is None else out
+    operands = x.view(integer), chosen.to(integer), _dropped(rate) - 2**15 - 1
     # This is the kernel of relu's gradient. It gives its first operand where the second exceeds the threshold, else 0.
-    torch.ops.aten.threshold_backward.grad_input(
-        x.view(integer), chosen.to(integer), _dropped(rate) - 2**15 - 1, grad_input=kept.view(integer)
-    )
-    return kept
+    if out is None:
+        kept: Tensor = torch.ops.aten.threshold_backward(*operands)
+        return kept.view(x.dtype)
+    torch.ops.aten.threshold_backward.grad_input(*operands, grad_input=out.view(integer))
+    return out
 
 
 def keep_scale(rate: float, device: torch.device) -> float:

@@ -61,10 +61,12 @@ class _Residual(torch.autograd.Function):
         if norm:
             sum_XD, mean, deviation, weight, bias = norm
             needed = [True, ctx.needs_input_grad[2], bias is not None and ctx.needs_input_grad[3]]
-            dtype = torch.promote_types(sum_XD.dtype, weight.dtype)  # the dtype in which autocast ran the norm
-            grad_XD, sum_XD, weight = grad_XD.to(dtype), sum_XD.to(dtype), weight.to(dtype)
+            # The wider dtype is the one in which autocast ran the norm. torch.promote_types would dispatch an operator.
+            dtype = max(sum_XD.dtype, weight.dtype, key=lambda each: each.itemsize)
+            norm = [tensor if tensor is None else tensor.to(dtype) for tensor in (grad_XD, sum_XD, weight, bias)]
+            grad_XD, sum_XD, weight, bias = norm
             grad_XD, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
-                grad_XD, sum_XD, weight.shape, mean, deviation, weight, None if bias is None else bias.to(dtype), needed
+                grad_XD, sum_XD, weight.shape, mean, deviation, weight, bias, needed
             )
         x_dtype, y_dtype = ctx.dtypes
         grad_y_XD = scaled(drop_again(grad_XD.to(y_dtype), chosen, ctx.rate), ctx.rate)
