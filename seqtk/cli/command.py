@@ -207,20 +207,25 @@ def killed_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _print_error(program: str, *lines: str) -> None:
+    """Prints a message with a single write, so that it does not mix with the messages of other processes."""
+    indent = " " * (len(program) + 2)
+    sys.stderr.write(f"{program}: " + f"\n{indent}".join(lines) + "\n")
+
+
 @contextlib.contextmanager
 def reporting_errors(program: str) -> Iterator[None]:
     """Converts user errors, system errors and Ctrl-C into a message of at most three lines and an exit code.
 
     Under torchrun the first process prints the whole error, every other process one line.
     """
-    indent = " " * (len(program) + 2)
     try:
         with _sigterm_as_interrupt():
             yield
     except UserError as error:
         rank = os.environ.get("RANK", "0")
         lines = str(error).splitlines()[:3] if rank == "0" else [f"[rank {rank}] {str(error).splitlines()[0]}"]
-        print(f"{program}: " + f"\n{indent}".join(lines), file=sys.stderr)
+        _print_error(program, *lines)
         sys.exit(USAGE_ERROR)
     except KeyboardInterrupt as interrupt:
         if os.environ.get("RANK", "0") == "0":
@@ -232,16 +237,15 @@ def reporting_errors(program: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        print(f"{program}: Out of memory.", f"{indent}Set smaller sizes.", sep="\n", file=sys.stderr)
+        _print_error(program, "Out of memory.", "Set smaller sizes.")
         sys.exit(USAGE_ERROR)
     except OSError as error:
         # The user can fix a path that does not exist, or is a file instead of a folder; a full disk is a system error.
         of_user = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError)
         of_user = of_user or error.errno == errno.ENAMETOOLONG
         problem = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
-        print(f"{program}: {problem if len(problem) < 400 else f'{problem[:200]}… {error.strerror}'}", file=sys.stderr)
+        lines = [problem if len(problem) < 400 else f"{problem[:200]}… {error.strerror}"]
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            print(
-                f"{indent}Complete files are kept. Free some space, then run the same command again.", file=sys.stderr
-            )
+            lines.append("Complete files are kept. Free some space, then run the same command again.")
+        _print_error(program, *lines)
         sys.exit(USAGE_ERROR if of_user else 1)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar, Literal
 
 import pytest
@@ -323,6 +324,15 @@ def test_successful_command_prints_only_its_output(capsys: pytest.CaptureFixture
     with reporting_errors("seqtk-toy"):
         print("done")
     assert capsys.readouterr() == ("done\n", "")
+
+
+def test_error_is_printed_with_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The messages of several processes do not mix."""
+    written: list[str] = []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=written.append))
+    with pytest.raises(SystemExit), reporting_errors("seqtk-toy"):
+        raise UserError("It fails.", "Do this.")
+    assert written == ["seqtk-toy: It fails.\n           Do this.\n"]
 
 
 def test_argument_error_is_printed_once_per_machine(
