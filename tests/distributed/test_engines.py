@@ -11,7 +11,7 @@ import pytest
 from seqtk.attention import Role, attentions
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from tests.distributed.matrix import UPDATES, Case, distance, train, weights
-from tests.e2e.runs import Run, finish
+from tests.e2e.runs import Run, finish, logged
 
 TOLERANCE = 1e-6
 SLOTS = {
@@ -274,12 +274,45 @@ class TestPrecision:
         assert {name: value for name, value in found.items() if not value <= STEP * ROUNDING} == {}
 
 
+TRACED = """
+import torch
+torch.compiler.set_stance(force_backend="aot_eager")
+"""
+"""A plug-in with which graphs are traced and differentiated, but no code is generated, because that takes minutes."""
+
+
+@pytest.mark.slow
+class TestCompiledBlocks:
+    def test_compiled_blocks_train_and_resume_under_fsdp2(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        """The losses equal the losses without compile to within bfloat16's rounding, and resuming is bit-exact."""
+        (tmp_path / "traced.py").write_text(TRACED)
+        settings = (
+            "parallel={kind:fsdp2,timeout:60}",
+            "batch.shapes=2",
+            "precision=bf16",
+            f"user_dir={tmp_path / 'traced.py'}",
+        )
+        for name, mode, ends in (("eager", "off", (6,)), ("whole", "blocks", (6,)), ("parts", "blocks", (3, 6))):
+            for end in ends:
+                case = (*settings, f"compile={mode}", f"max_updates={end}")
+                printed = finish(tiny_corpus, tmp_path / name, *case, processes=2)
+                assert ("Compiling (blocks)" in printed) == (mode == "blocks")
+                assert "Warning" not in printed
+        eager, whole = (
+            [line["loss"] for line in logged(tmp_path / name) if line["kind"] == "train"] for name in ("eager", "whole")
+        )
+        assert len(whole) == 6
+        assert whole == pytest.approx(eager, abs=2e-3)
+        assert distance(tmp_path / "whole", tmp_path / "parts") == 0.0
+
+
 @pytest.mark.slow
 class TestRefusals:
     @pytest.mark.parametrize(
         ("settings", "key"),
         [
             (("parallel=none",), "parallel=none"),
+            (("parallel={kind:fsdp2,timeout:60}", "compile=step"), "compile=step"),
         ],
     )
     def test_two_processes_refuse_unsupported_settings(
