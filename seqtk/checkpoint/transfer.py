@@ -103,7 +103,7 @@ def transfer(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets, so
     tensors: Tensors = {}
     fates: dict[str, Fate] = {}
     notes: list[str] = []
-    stored = _stored_names(old.tensors, model)
+    stored = _stored_names(old.tensors, model, drawn=drawn)
     before = old.tensors | {name: old.tensors[shared] for name, shared in stored.items()}
     by_row = _shared_rows(before, old.assets, model, drawn=drawn, assets=assets)
     limits = _length_limits(old, model, drawn=drawn)
@@ -139,17 +139,19 @@ def transfer(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets, so
     return Transfer(tensors, fates, sizes, notes)
 
 
-def _stored_names(old: Tensors, model: Model) -> dict[str, str]:
+def _stored_names(old: Tensors, model: Model, *, drawn: Tensors) -> dict[str, str]:
     """Returns, for the tables of the new model that the old file lacks, the name of the table before them.
 
-    A file stores a table that several modules share under its first name only.
+    A file stores a table that several modules share under its first name only. A module that has other tensors in the
+    old file, such as the head of a classifier, had no such table.
     """
     found: dict[str, str] = {}
     last: list[str] = []
-    for names, what in _tables(model):
-        if what == "token" and set(names) <= old.keys():
+    for prefix, names, what in _tables(model):
+        own = {name for name in old if name.startswith(f"{prefix}.")}
+        if what == "token" and set(names) <= own:
             last = names
-        elif what == "token" and len(names) == len(last) and old.keys().isdisjoint(names):
+        elif what == "token" and len(names) == len(last) and own.isdisjoint(names) and own <= drawn.keys():
             found |= dict(zip(names, last, strict=True))
     return found
 
@@ -165,7 +167,7 @@ def _shared_rows(
     parameters = dict(model.named_parameters(remove_duplicate=False))
     found: dict[str, list[tuple[str, Tensor, Tensor]]] = {}
     missing: dict[str, dict[int, str]] = {}  # the rows of each table that are not found yet, with their labels
-    for names, what in _tables(model):
+    for _, names, what in _tables(model):
         now, then = _labels(assets, names[0], what), _labels(old_assets, names[0], what)
         if now is None or then is None or not set(names) <= before.keys():
             continue
@@ -191,23 +193,23 @@ def _shared_rows(
     return found
 
 
-def _tables(model: Model) -> Iterator[tuple[list[str], Literal["token", "class"]]]:
-    """Yields the names of each table with a row per token or class; several if the vocabulary has bands.
+def _tables(model: Model) -> Iterator[tuple[str, list[str], Literal["token", "class"]]]:
+    """Yields the modules with a row per token or class, and the names of their tables; several if there are bands.
 
     A table that several modules share is yielded under the names of each.
     """
     for prefix, module in model.named_modules():
         tokens = module.tokens if isinstance(module, Embedding) else None
         if isinstance(module, PooledHead):
-            yield from (([f"{prefix}.linear.{part}"], "class") for part in ("weight", "bias"))
+            yield from ((prefix, [f"{prefix}.linear.{part}"], "class") for part in ("weight", "bias"))
         elif isinstance(tokens, AdaptiveEmbedding):
-            yield [f"{prefix}.tokens.bands.{band}.weight" for band in range(len(tokens.bands))], "token"
+            yield prefix, [f"{prefix}.tokens.bands.{band}.weight" for band in range(len(tokens.bands))], "token"
         elif isinstance(tokens, nn.Embedding):
-            yield [f"{prefix}.tokens.weight"], "token"
+            yield prefix, [f"{prefix}.tokens.weight"], "token"
         elif isinstance(module, AdaptiveHead):
-            yield [f"{prefix}.bands.{band}" for band in range(len(module.bands))], "token"
+            yield prefix, [f"{prefix}.bands.{band}" for band in range(len(module.bands))], "token"
         elif isinstance(module, LinearHead):
-            yield [f"{prefix}.weight"], "token"
+            yield prefix, [f"{prefix}.weight"], "token"
 
 
 def _labels(assets: Assets, table: str, what: Literal["token", "class"]) -> list[str] | None:

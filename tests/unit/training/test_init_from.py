@@ -179,6 +179,17 @@ class TestSharedTables:
         result = copied(old, new)
         assert torch.equal(result.tensors["head.bands.1"], tensors_of(old)["embedding.tokens.bands.1.weight"])
 
+    def test_separate_head_does_not_replace_a_different_head(self) -> None:
+        """A classifier has an output layer of its own, so it does not share its table with one."""
+        old, new = classifier("abcd", 2), masked_lm("abcd", tie_embeddings=False)
+        assert names_of(copied(old, new), Fate.FRESH) == ["head.weight"]
+
+    def test_optimizer_state_is_kept_for_common_tables(self, run: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+        changes = {"model__share_embeddings": "none", "reset": ["schedule", "data", "best"], "max_updates": 1}
+        new = trainer(tiny_corpus, tmp_path, init_from=str(run), **changes)
+        assert set(new.optimizer.state) < set(new.model.parameters())
+        new.fit()
+
 
 class TestDamage:
     @pytest.fixture
@@ -227,6 +238,11 @@ SIZES: dict[str, Any] = {"dim": 8, "ffn_dim": 16, "heads": 2}
 def language_model(words: str, **changes: Any) -> Model:
     tree = {"kind": "transformer_lm", **SIZES, "layers": 2, "positions": "learned", "max_length": 12, **changes}
     return build_model(schema.from_dict(ModelConfig, tree), LanguageBatch, vocabulary=4 + len(words))
+
+
+def masked_lm(words: str, **changes: Any) -> Model:
+    tree = {"kind": "transformer_masked_lm", **SIZES, "encoder": {"layers": 2}, **changes}
+    return build_model(schema.from_dict(ModelConfig, tree), MaskedBatch, vocabulary=4 + len(words))
 
 
 def translation(source: int, target: int, *, share: str) -> Model:
@@ -315,9 +331,7 @@ class TestVocabulary:
 
 class TestOtherModels:
     def test_classifier_copies_all_weights_of_a_masked_lm(self) -> None:
-        tree = {"kind": "transformer_masked_lm", **SIZES, "encoder": {"layers": 2}}
-        old = build_model(schema.from_dict(ModelConfig, tree), MaskedBatch, vocabulary=8)
-        result = copied(old, classifier("abcd", 5))
+        result = copied(masked_lm("abcd"), classifier("abcd", 5))
         assert names_of(result, Fate.FRESH) == ["head.linear.weight", "head.linear.bias"]
         assert not names_of(result, Fate.NOT_USED)
 
