@@ -207,8 +207,8 @@ def _read(path: str, load: Callable[[Path], T], *, prefers: str | None = None, e
     Returns:
         What `load` returned, and a warning if newer checkpoints are damaged, otherwise "".
     """
-    latest = _latest(path)
-    if latest is None or (prefers and (Path(path) / prefers).is_file()):
+    latest = None if prefers and (Path(path) / prefers).is_file() else _latest(path)
+    if latest is None:
         return load(Path(path)), ""
     return load_latest(latest, load, gather=engine.gather, otherwise="Set init_from to another model.")
 

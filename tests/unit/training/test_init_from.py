@@ -214,6 +214,14 @@ class TestDamage:
         best = model_file.read(damaged / "best.safetensors").tensors
         assert all(torch.equal(tensor, best[name]) for name, tensor in tensors_of(new.model).items())
 
+    def test_best_model_of_a_run_with_a_damaged_pointer_is_used(
+        self, damaged: Path, tiny_corpus: Path, tmp_path: Path
+    ) -> None:
+        (damaged / "latest").write_text("")
+        new = trainer(tiny_corpus, tmp_path / "new", init_from=str(damaged))
+        best = model_file.read(damaged / "best.safetensors").tensors
+        assert all(torch.equal(tensor, best[name]) for name, tensor in tensors_of(new.model).items())
+
     @pytest.mark.parametrize("name", ["update_00000008", "update_00000008/model.safetensors", "best.safetensors"])
     def test_damaged_model_that_is_named_is_refused(
         self, damaged: Path, tiny_corpus: Path, tmp_path: Path, name: str
