@@ -124,25 +124,28 @@ def check_resumable(
     Raises:
         UserError: If the run cannot be resumed from the checkpoint.
     """
-    source, data = str(saved.folder), config.task.data
-    other = "Set task.data to the same corpus to resume, or another save_dir to start a new run."
+    source, same = str(saved.folder), "to the same corpus to resume, or another save_dir to start a new run."
     before = saved_config(saved.model.config, source=source, version=str(saved.model.info.get("version")))
     changed = config_diff(before, config, source=source)
     if saved.model.assets != assets:
-        raise UserError(f"{source} was trained with vocabularies other than those in {data}.", other)
+        raise UserError(
+            f"{source} was trained with vocabularies other than those in {config.task.data}.", f"Set task.data {same}"
+        )
     if not corpus.startswith(saved.state.corpus):  # the fingerprints of seqtk 0.1 are prefixes of current ones
         then, now = (" + ".join(re.findall(r"(\d+) examples", text)) for text in (saved.state.corpus, corpus))
         how = f"{then} examples then, {now} now" if then != now else f"{now} examples in both, but different tokens"
-        if _places(before) == _places(config):
+        data = format_list(data_of(config))
+        if data_of(before) == data_of(config):
             raise UserError(
-                f"The training data in {format_list(_places(config))} have changed since {source}: {how}.",
+                f"The training data in {data} have changed since {source}: {how}.",
                 "Restore them to resume, or set another save_dir to start a new run.",
             )
-        raise UserError(f"{source} was trained on data other than {data}: {how}.", other)
+        key = "task.mix" if config.task.mix else "task.data"
+        raise UserError(f"{source} was trained on data other than {data}: {how}.", f"Set {key} {same}")
     return changed, rate_change(before, config, update=saved.state.update), other_batches(before.batch, config.batch)
 
 
-def _places(config: TrainConfig) -> list[str]:
+def data_of(config: TrainConfig) -> list[str]:
     """Returns the locations of the training data."""
     return [corpus.data for corpus in config.task.mix] or [config.task.data]
 

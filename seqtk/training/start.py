@@ -20,7 +20,7 @@ from seqtk.models import Model
 from seqtk.tasks.base import Assets
 from seqtk.training.config import PARTS, TrainConfig
 from seqtk.training.parallel import Engine
-from seqtk.training.resume import check_resumable, differences, format_list, other_batches, saved_config
+from seqtk.training.resume import check_resumable, data_of, differences, format_list, other_batches, saved_config
 from seqtk.utils.errors import UserError, how_many
 
 T = TypeVar("T")
@@ -229,7 +229,7 @@ def _check_kept(kept: Sequence[str], saved: Checkpoint, config: TrainConfig, *, 
             )
     if "data" in kept and not state.corpus.startswith(saved.state.corpus):
         raise UserError(
-            f"reset= keeps 'data', but {source} was trained on data other than {config.task.data}.",
+            f"reset= keeps 'data', but {source} was trained on data other than {format_list(data_of(config))}.",
             "Add data to reset.",
         )
     if "best" in kept and saved.state.metric != state.metric:
