@@ -17,6 +17,7 @@ from seqtk.tasks.base import Task
 from seqtk.tasks.classification import ClassificationTask
 from seqtk.tasks.language_modeling import SampleTask
 from seqtk.tasks.text import TextTask
+from seqtk.tasks.translation import TranslationTask
 from seqtk.utils.errors import UserError, how_many, naming
 from seqtk.utils.text_io import read_lines
 
@@ -74,7 +75,7 @@ def other_data(
                     columns = replace(columns, second="second")
                 task.open(LabelledSource(LabelledSourceConfig(**vars(columns)), data=input))
                 yield "test"
-            elif not references:
+            elif isinstance(task, TranslationTask) and not references:
                 raise UserError(f"input={input} has no translations.", "Set reference=FILE.")
             else:
                 languages = {key: getattr(task, key, None) for key in ("source_lang", "target_lang")}
