@@ -40,6 +40,7 @@ class Wandb(Sink):
     def start(self, run: RunInfo) -> None:
         import wandb
 
+        self.handled = sys.exception()  # of the caller, which is not an error of the run
         config, note = self.config, run.save_dir / "wandb" / "id"
         known = note.read_text().strip() if run.resumed_at and note.is_file() else None
         try:
@@ -76,4 +77,4 @@ class Wandb(Sink):
         self.run.log({name: wandb.Histogram(values.float().cpu().numpy())}, step=update)
 
     def close(self) -> None:
-        self.run.finish(exit_code=0 if sys.exception() is None else 1)
+        self.run.finish(exit_code=0 if sys.exception() is self.handled else 1)

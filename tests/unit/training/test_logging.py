@@ -210,6 +210,15 @@ class TestWandb:
 
     @pytest.mark.slow
     @pytest.mark.usefixtures("wandb")
+    def test_error_of_the_caller_does_not_mark_a_run(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        try:
+            raise MemoryError
+        except MemoryError:
+            trainer(tiny_corpus, tmp_path, max_updates=1, **WANDB).fit()
+        assert [code for _, code in sessions_of(tmp_path)] == [0]
+
+    @pytest.mark.slow
+    @pytest.mark.usefixtures("wandb")
     def test_online_run_without_a_login_is_refused(self, tiny_corpus: Path, tmp_path: Path) -> None:
         run = trainer(tiny_corpus, tmp_path / "run", log__sinks=[{"kind": "wandb", "mode": "online"}])
         with pytest.raises(UserError, match=r"log\.sinks=wandb.*\n.*\n.*mode: offline"):
