@@ -232,7 +232,7 @@ def _convert_config(hint: Any, value: Any, current: Any, key: str) -> Any:
         start = current if dataclasses.is_dataclass(current) else hint()
         if registry is not None and slot_of(start) is None:
             raise UserError(
-                f"{key or registry.kind}={{{', '.join(value)}}}: has no kind.",
+                f"{key or registry.kind}={{{', '.join(map(str, value))}}}: has no kind.",
                 f"Add the name of a registered {registry.kind}: {{kind: {next(iter(registry))}, …}}.",
             )
     return merge(start, value, key=key)

@@ -145,6 +145,11 @@ def test_numbers_are_converted_to_the_field_type() -> None:
             ["dot", {"heads": 2}],
             "attention={heads}: has no kind.\nAdd the name of a registered toy layer: {kind: dense, …}.",
         ),
+        (
+            "attention",
+            [{1: 2}],
+            "attention={1}: has no kind.\nAdd the name of a registered toy layer: {kind: dense, …}.",
+        ),
         ("attention", ["dot", "dens"], "attention=dens: there is no such toy layer.\nDid you mean 'dense'?"),
         (
             "attention",
