@@ -188,8 +188,10 @@ class Checkpoints:
     def save_best(self, model: Tensors, state: TrainState, metrics: Mapping[str, float], *, higher: bool) -> None:
         """Saves the model if it is among the best `keep_best`, and updates `best.safetensors`.
 
+        With `keep_best=0`, a `best.safetensors` of an earlier session is removed when it is no longer the best.
+
         Args:
-            model: The weights.
+            model: The weights; not used with `keep_best=0`.
             state: The state of the run, whose `best` includes this validation.
             metrics: The results of the validation, stored in the model file.
             higher: Whether a higher value of the metric is better.
@@ -202,8 +204,11 @@ class Checkpoints:
             kept.sort(key=lambda path: self._recorded(path, higher=higher), reverse=higher)
             for worse in kept[self.keep_best :]:
                 worse.unlink(missing_ok=True)
-        if state.best == value:
-            self._write_model(self.directory / "best.safetensors", model, state, metrics)
+        best = self.directory / "best.safetensors"
+        if state.best == value and self.keep_best:
+            self._write_model(best, model, state, metrics)
+        elif state.best == value:
+            best.unlink(missing_ok=True)
 
     def archive_newer(self, update: int) -> Path | None:
         """Moves checkpoints and best models newer than `update` to a folder `abandoned_N`.

@@ -56,7 +56,7 @@ def save_validated(run: "Trainer", results: Mapping[str, float] | None) -> None:
     state, higher = run.state, metrics[run.config.validation.metric].higher_is_better
 
     def write() -> None:
-        if results is not None and is_saved:
+        if results is not None:
             run.checkpoints.save_best(model, state, results, higher=higher)
         run.checkpoints.save_state(state)
 

@@ -272,6 +272,17 @@ class TestBestModel:
         second.fit()
         assert second.state.update == 4
 
+    def test_keep_best_0_removes_an_outdated_best_model(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        trainer(tiny_corpus, tmp_path, max_updates=4).fit()
+        first = (tmp_path / "best.safetensors").read_bytes()
+        worse = trainer(tiny_corpus, tmp_path, checkpoint__keep_best=0, optimizer__lr=1e-30, max_updates=5)
+        worse.state = worse.state.replace(best=0.0)
+        worse.fit()
+        assert (tmp_path / "best.safetensors").read_bytes() == first
+        trainer(tiny_corpus, tmp_path / "better", max_updates=4).fit()
+        trainer(tiny_corpus, tmp_path / "better", checkpoint__keep_best=0, max_updates=8).fit()
+        assert not list((tmp_path / "better").glob("best*"))
+
     def test_run_says_that_patience_ended_it(
         self, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
