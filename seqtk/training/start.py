@@ -182,7 +182,11 @@ def start_from(
 
 def _latest(path: str) -> Path | None:
     """Returns the latest checkpoint if `path` is the folder of a run; otherwise None."""
-    return Checkpoints(Path(path), config={}, assets={}, metric="").latest()
+    try:
+        return Checkpoints(Path(path), config={}, assets={}, metric="").latest()
+    except UserError as error:
+        advice = "Set init_from to one of these checkpoints, or to another model."
+        raise UserError(*str(error).splitlines()[:2], advice) from error
 
 
 def _check_has_state(path: str) -> None:

@@ -222,6 +222,15 @@ class TestDamage:
         best = model_file.read(damaged / "best.safetensors").tensors
         assert all(torch.equal(tensor, best[name]) for name, tensor in tensors_of(new.model).items())
 
+    @pytest.mark.parametrize("reset", ["schedule", ["optimizer", "schedule", "data", "best"]])
+    def test_damaged_pointer_is_refused(self, damaged: Path, tiny_corpus: Path, tmp_path: Path, reset: Any) -> None:
+        (damaged / "best.safetensors").unlink()
+        (damaged / "latest").write_text("")
+        with pytest.raises(
+            UserError, match=r"latest is empty(.|\n)*\nSet init_from to one of these checkpoints, or to"
+        ):
+            trainer(tiny_corpus, tmp_path / "new", init_from=str(damaged), reset=reset)
+
     @pytest.mark.parametrize("name", ["update_00000008", "update_00000008/model.safetensors", "best.safetensors"])
     def test_damaged_model_that_is_named_is_refused(
         self, damaged: Path, tiny_corpus: Path, tmp_path: Path, name: str
