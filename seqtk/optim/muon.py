@@ -20,7 +20,6 @@ from seqtk.optim.base import (
     parameter_groups,
     trainable_parameters,
 )
-from seqtk.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,6 @@ def hidden_matrices(model: nn.Module) -> set[int]:
 
 
 def _muon(config: MuonConfig, matrices: list[Parameter]) -> torch.optim.Optimizer:
-    if not hasattr(torch.optim, "Muon"):
-        raise UserError(f"optimizer=muon requires torch 2.9 or newer, but this is torch {torch.__version__}.")
     return torch.optim.Muon(
         parameter_groups(config, matrices),
         lr=config.lr,

@@ -205,9 +205,9 @@ class _Watch:
             callback_handler.register_start_callback(self._start)
             callback_handler.register_end_callback(self._end)
 
-    def _start(self, *arguments: Any) -> None:  # no arguments in torch 2.6
+    def _start(self, arguments: Any) -> None:
         self._since = time.monotonic()
-        if not arguments or arguments[0].callback_trigger.name == "DYNAMO":  # not a backward pass or a CUDA graph
+        if arguments.callback_trigger.name == "DYNAMO":  # not a backward pass or a CUDA graph
             self.graphs += 1
             self.started()
 
@@ -231,5 +231,4 @@ def _set_cache_folder() -> None:
 def _allow_graphs(count: int) -> None:
     """Raises torch's recompilation limit to at least `count`."""
     config: Any = torch._dynamo.config
-    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
-    setattr(config, name, max(getattr(config, name), count))
+    config.recompile_limit = max(config.recompile_limit, count)
