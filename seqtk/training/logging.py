@@ -219,10 +219,14 @@ class Logger:
 
     def __init__(self, configs: Sequence[SinkConfig], run: RunInfo) -> None:
         self.sinks: list[Sink] = []
-        for config in configs:
-            sink = sinks.build(config)
-            sink.start(run)
-            self.sinks.append(sink)
+        try:
+            for config in configs:
+                sink = sinks.build(config)
+                sink.start(run)
+                self.sinks.append(sink)
+        except BaseException:
+            self.close()
+            raise
 
     def info(self, message: str) -> None:
         for sink in self.sinks:
@@ -258,6 +262,9 @@ class Logger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         for sink in self.sinks:
             sink.close()
 

@@ -56,7 +56,7 @@ class Wandb(Sink):
         except wandb.Error as error:
             raise UserError(
                 "log.sinks=wandb: wandb could not start the run.",
-                str(error).splitlines()[0][:200],
+                (str(error) or type(error).__name__).splitlines()[0][:200],
                 "Run `wandb login`, or log without a network: log.sinks=[console,jsonl,{kind: wandb, mode: offline}].",
             ) from error
         note.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from seqtk.training.logging import Jsonl, JsonlConfig, Metrics, RunInfo, Sink, SinkConfig, format_number, sinks
+from seqtk.training.logging import Jsonl, JsonlConfig, Logger, Metrics, RunInfo, Sink, SinkConfig, format_number, sinks
 from seqtk.utils.errors import UserError
 from tests.e2e.runs import finish
 from tests.unit.training.helpers import trainer
@@ -59,6 +59,13 @@ def test_plugin_sink_is_written_and_resumed(tiny_corpus: Path, tmp_path: Path) -
     lines = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
     assert rows == [(line["kind"], line["update"]) for line in lines]
     assert [update for kind, update in rows if kind == "train"] == list(range(1, 9))
+
+
+@pytest.mark.usefixtures("csv_sink")
+def test_sinks_are_closed_if_another_cannot_start(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError):
+        Logger([CsvConfig(), CsvConfig(name=".")], RunInfo(tmp_path))
+    assert (tmp_path / "log.csv").exists()  # written by `close`
 
 
 def test_run_without_console_sink_prints_nothing(
