@@ -25,7 +25,9 @@ STACKS = ("model.encoder.layers=2", "model.decoder.layers=2")
 CRITERIONS = {
     "nll": ("criterion=cross_entropy",),
     "smoothed": ("criterion=label_smoothed_cross_entropy",),
-    "sum": ("criterion={kind:sum,parts:[{criterion:{kind:cross_entropy}},{weight:0.5}]}",),
+    "sum": (
+        "criterion={kind:sum,parts:[{criterion:{kind:cross_entropy}},{criterion:{kind:label_smoothed_cross_entropy},weight:0.5}]}",
+    ),
 }
 
 
