@@ -45,14 +45,12 @@ def train(recipe: str | TrainConfig | None = None, /, **overrides: Any) -> Run:
 
     Raises:
         UserError: For a recipe, a key or a value that does not exist, for settings that cannot be trained, and for
-            `dry_run` and `replay`, which only the command has.
+            `dry_run` and `replay`, which only the command supports.
     """
     config = train_config(recipe, **overrides)
     for key in ("dry_run", "replay"):
         if getattr(config, key):
-            raise UserError(
-                f"{key} does not train a model, so seqtk.train does not have it.", "Use the command seqtk-train."
-            )
+            raise UserError(f"seqtk.train does not support {key}.", "Use the command seqtk-train.")
     result = run(config)
     return Run(result.save_dir, result.signal)
 

@@ -92,7 +92,7 @@ def _load_optimizer(folder: Path, empty: Empty | None) -> Tensors:
 
 
 def load_latest(
-    folder: Path, load: Callable[[Path], T], *, gather: Callable[[str], list[str]], otherwise: str = ""
+    folder: Path, load: Callable[[Path], T], *, gather: Callable[[str], list[str]], otherwise: str
 ) -> tuple[T, str]:
     """Reads a checkpoint or, if it is damaged, the newest intact older one.
 

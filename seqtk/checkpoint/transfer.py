@@ -140,7 +140,7 @@ def transfer(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets, so
 
 
 def _stored_names(old: Tensors, model: Model, *, drawn: Tensors) -> dict[str, str]:
-    """Returns, for the tables of the new model that the old file lacks, the name of the table before them.
+    """Returns, for each table of the new model that is not in the old file, the name of the table before it.
 
     A file stores a table that several modules share under its first name only. A module that has other tensors in the
     old file, such as the head of a classifier, had no such table.

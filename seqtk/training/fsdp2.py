@@ -162,9 +162,8 @@ class FSDP2(DDP):
             result = step()
         except Exception as error:
             failure = error
-        problems: list[tuple[bool, str] | None] = [
-            None
-        ] * self.size  # of each rank: whether the user's, and the message
+        # The problem of each process: whether it is an error of the user, and its message.
+        problems: list[tuple[bool, str] | None] = [None] * self.size
         mine = None if failure is None else (isinstance(failure, UserError), str(failure))
         dist.all_gather_object(problems, mine, group=self._writers)
         if failure is not None:

@@ -45,6 +45,7 @@ class Profile:
             kinds = [torch.profiler.ProfilerActivity.CPU]
             if self._device.type == "cuda":
                 kinds.append(torch.profiler.ProfilerActivity.CUDA)
+            # Without `acc_events`, torch 2.11 warns that the events of earlier cycles are lost.
             self._profiler = torch.profiler.profile(activities=kinds, acc_events=True)
             self._profiler.start()
 

@@ -21,7 +21,7 @@ class SourceConfig:
 
 
 class OtherDictionaryError(UserError):
-    """Data are encoded with another dictionary than the model's."""
+    """Raised for data that are not encoded with the model's dictionary."""
 
 
 sources: Registry["Source"] = Registry("source", SourceConfig)

@@ -94,7 +94,7 @@ class TextSource(Source):
     def _lines(self, split: str, lang: str | None) -> list[str]:
         if split not in self._rows:
             self._rows[split] = [self._checked(row, split, number) for number, row in enumerate(self.read(split), 1)]
-        side = 1 if lang == self.target_lang else 0
+        side = 1 if lang is not None and lang == self.target_lang else 0
         return [row[side] for row in self._rows[split]]
 
     def _checked(self, row: Sequence[str], split: str, number: int) -> tuple[str, ...]:

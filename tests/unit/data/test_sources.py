@@ -57,6 +57,7 @@ class TestText:
         assert source.target_lang is None
         assert (source.text_count("train").words, source.text_count("train").bytes) == (3, 6)
         assert len(TokenBlocks(source.split("train", "text"), tokens_per_sample=2)) == 3
+        assert source.lines("train") == source.lines("train", "text")
 
     def test_example_without_a_target_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(PAIRS, "test", [("a", "x"), ("b",)])

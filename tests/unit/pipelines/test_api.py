@@ -66,7 +66,7 @@ class TestTrain:
     def test_train_refuses_settings_of_the_command(
         self, key: str, value: object, tiny_corpus: Path, tmp_path: Path
     ) -> None:
-        with pytest.raises(UserError, match=f"{key} .*\n.*seqtk-train"):
+        with pytest.raises(UserError, match=rf"{key}\.\n.*seqtk-train"):
             seqtk.train(**tiny(tiny_corpus, tmp_path), **{key: value})
         assert not [*tmp_path.iterdir()]
 
