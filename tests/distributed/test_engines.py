@@ -116,17 +116,6 @@ def differences(cases: dict[str, Case], folder: Path, corpus: Path, *, processes
 
 HANDFUL = ("transformer-smoothed", "streams", "penalty", "average", "decoding")
 """The cases that are tested without the marker `matrix`."""
-REPRESENTATIVE = (
-    *HANDFUL,
-    "lm-nll",
-    "memory-sum",
-    "masked-nll",
-    "classifier-smoothed",
-    "untied-bands",
-    "frozen",
-    "rates",
-)
-"""The cases that are tested with four processes."""
 
 
 class TestEquality:
@@ -137,20 +126,20 @@ class TestEquality:
 
     @pytest.mark.slow
     @pytest.mark.matrix
+    @pytest.mark.parametrize("processes", [2, 4])
     @pytest.mark.parametrize("role", SLOTS)
-    def test_every_layer_trains_as_in_one_process(self, role: Role, tiny_corpus: Path, tmp_path: Path) -> None:
-        assert differences(dict(layers(role)), tmp_path, tiny_corpus, processes=2) == {}
+    def test_every_layer_trains_as_in_one_process(
+        self, role: Role, processes: int, tiny_corpus: Path, tmp_path: Path
+    ) -> None:
+        assert differences(dict(layers(role)), tmp_path, tiny_corpus, processes=processes) == {}
 
     @pytest.mark.slow
     @pytest.mark.matrix
-    def test_every_model_trains_as_in_one_process(self, words: Path, tiny_corpus: Path, tmp_path: Path) -> None:
-        assert differences(dict(models(words)), tmp_path, tiny_corpus, processes=2) == {}
-
-    @pytest.mark.slow
-    @pytest.mark.matrix
-    def test_four_processes_train_as_one_process(self, words: Path, tiny_corpus: Path, tmp_path: Path) -> None:
-        every = dict(models(words))
-        assert differences({name: every[name] for name in REPRESENTATIVE}, tmp_path, tiny_corpus, processes=4) == {}
+    @pytest.mark.parametrize("processes", [2, 4])
+    def test_every_model_trains_as_in_one_process(
+        self, processes: int, words: Path, tiny_corpus: Path, tmp_path: Path
+    ) -> None:
+        assert differences(dict(models(words)), tmp_path, tiny_corpus, processes=processes) == {}
 
 
 @pytest.mark.slow
