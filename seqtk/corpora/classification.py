@@ -22,7 +22,17 @@ from seqtk.corpora.local import find_named, find_text, missing_file
 from seqtk.corpora.prepare import FilesConfig, fetch_all, list_sources
 from seqtk.corpora.spec import RemoteFile
 from seqtk.corpora.unpack import damaged_archive_errors
-from seqtk.data.labelled import PAIR, PIXELS, Arrays, Example, describe, held_out, write_arrays, write_texts
+from seqtk.data.labelled import (
+    PAIR,
+    PIXELS,
+    SPLITS,
+    Arrays,
+    Example,
+    describe,
+    held_out,
+    write_arrays,
+    write_texts,
+)
 from seqtk.data.preprocess import check_destination
 from seqtk.utils.errors import UserError
 from seqtk.utils.progress import Reporter
@@ -37,7 +47,11 @@ class HeldOutConfig(FilesConfig):
     """Settings of a corpus without a published validation set."""
 
     valid_share: float = setting(
-        0.1, above=0, below=1, help="The share of the training set that becomes the validation set."
+        0.1,
+        at_least=0,
+        below=1,
+        help="The share of the training set that becomes the validation set. 0: none; train with "
+        "validation.split=null.",
     )
     seed: int = setting(1, at_least=0, help="Seed of the choice of validation examples.")
 
@@ -111,9 +125,11 @@ def prepare_labelled(
             words = config.tokens == "lowercase_words"
             settings |= {"tokens": config.tokens}
             settings |= {"threshold": 2, "nwords": config.vocab_size} if words else {"vocab_size": config.vocab_size}
+        splits: Sequence[str] = SPLITS
         if isinstance(config, HeldOutConfig):
             data = _split_texts(data, config)
-        write_texts(destination, corpus.classes, data, settings, reporter)
+            splits = SPLITS if config.valid_share else ("train", "test")
+        write_texts(destination, corpus.classes, data, settings, reporter, splits=splits)
     return describe(destination)
 
 
@@ -123,7 +139,7 @@ Pixels = Mapping[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]
 
 def _split_texts(data: Texts, config: HeldOutConfig) -> Iterator[Example]:
     """Yields the examples of `train` and `test`; a share of `train` becomes the split `valid`."""
-    validates = held_out(len(data["train"]), config.valid_share, config.seed).tolist()
+    validates = _validation_mask(len(data["train"]), config).tolist()
     for split, examples in data.items():
         for index, (label, text) in enumerate(examples):
             name = "valid" if split == "train" and validates[index] else split
@@ -132,17 +148,18 @@ def _split_texts(data: Texts, config: HeldOutConfig) -> Iterator[Example]:
 
 def _split_pixels(data: Pixels, config: HeldOutConfig) -> dict[str, Arrays]:
     """Returns the images of `train` and `test`; a share of `train` becomes the split `valid`."""
-    validates = held_out(len(data["train"][1]), config.valid_share, config.seed)
+    validates = _validation_mask(len(data["train"][1]), config)
 
     def arrays(split: str, mask: Any) -> Arrays:
         pixels, labels = data[split][0][mask], data[split][1][mask]
         return Arrays(pixels.ravel(), np.full(len(pixels), pixels.shape[1]), labels)
 
-    return {
-        "train": arrays("train", ~validates),
-        "valid": arrays("train", validates),
-        "test": arrays("test", slice(None)),
-    }
+    valid = {"valid": arrays("train", validates)} if validates.any() else {}
+    return {"train": arrays("train", ~validates), **valid, "test": arrays("test", slice(None))}
+
+
+def _validation_mask(count: int, config: HeldOutConfig) -> npt.NDArray[np.bool_]:
+    return held_out(count, config.valid_share, config.seed) if config.valid_share else np.zeros(count, dtype=bool)
 
 
 def _check_count(found: int, published: int | None, what: str) -> None:

@@ -104,6 +104,11 @@ class TestAgNews:
             assert f"k{label}" in words
             assert "title" in words
 
+    def test_a_share_of_0_makes_no_valid_split(self, tmp_path: Path) -> None:
+        data = prepare("ag_news", ag_news(tmp_path / "in"), tmp_path / "out", valid_share=0)
+        assert sorted(data.splits()) == ["test", "train"]
+        assert len(data.split("train")) == 40
+
     @pytest.mark.parametrize("row", ['"5","t","d"', '"text",4', "alone", '"1","t"'])
     def test_malformed_rows_are_refused(self, row: str, tmp_path: Path) -> None:
         source = ag_news(tmp_path / "in")
@@ -115,6 +120,14 @@ class TestAgNews:
 
 
 class TestCifar:
+    def test_a_share_of_0_makes_no_valid_split(self, tmp_path: Path) -> None:
+        pixels, labels = np.zeros((10, 32, 32), dtype=np.uint8), np.arange(10) % 2
+        np.savez(tmp_path / "train.npz", image=pixels, label=labels)
+        np.savez(tmp_path / "test.npz", image=pixels, label=labels)
+        data = prepare("lra_image", tmp_path, tmp_path / "out", valid_share=0)
+        assert sorted(data.splits()) == ["test", "train"]
+        assert len(data.split("train")) == 10
+
     def test_every_source_format_gives_the_same_data_bin(self, tmp_path: Path) -> None:
         random = np.random.default_rng(0)
         names = [f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"]
