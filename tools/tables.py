@@ -24,7 +24,8 @@ from seqtk.cli.recipe_files import find_recipe, recipe_names
 from seqtk.cli.recipes import summary
 from seqtk.config.registry import REGISTRIES
 from seqtk.metrics.base import metrics
-from seqtk.utils.errors import UserError, nearest
+from seqtk.utils.errors import UserError
+from seqtk.utils.suggestions import nearest
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKER = re.compile(r"(<!-- members(?:: ([\w ]+))? -->\n).*?(<!-- /members -->)", re.DOTALL)

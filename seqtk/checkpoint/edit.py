@@ -21,8 +21,9 @@ from seqtk.checkpoint.model_file import (
 )
 from seqtk.config import schema
 from seqtk.models import Model
-from seqtk.utils.errors import UserError, near_path
+from seqtk.utils.errors import UserError
 from seqtk.utils.file_kinds import describe
+from seqtk.utils.suggestions import near_path
 
 
 def average(paths: Sequence[str | os.PathLike[str]]) -> ModelFile:

@@ -27,9 +27,10 @@ from seqtk.config import legacy, schema
 from seqtk.models import Model, ModelConfig
 from seqtk.tasks import Task, TaskConfig, tasks
 from seqtk.tasks.base import Assets
-from seqtk.utils.errors import UserError, near_path
+from seqtk.utils.errors import UserError
 from seqtk.utils.file_kinds import describe
 from seqtk.utils.files import atomic_file, is_special
+from seqtk.utils.suggestions import near_path
 
 Tensors = dict[str, Tensor]
 

@@ -25,7 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 from seqtk.cli.recipe_files import recipe_folder, recipe_names
 from seqtk.config import schema
 from seqtk.config.fields import written
-from seqtk.utils.errors import UserError, nearest
+from seqtk.utils.errors import UserError
+from seqtk.utils.suggestions import nearest
 
 C = TypeVar("C")
 

@@ -8,7 +8,8 @@ from typing import Any
 from seqtk.cli.recipe_files import recipe_names
 from seqtk.config import schema
 from seqtk.config.registry import REGISTRIES
-from seqtk.utils.errors import UserError, closest, nearest_key
+from seqtk.utils.errors import UserError
+from seqtk.utils.suggestions import closest, nearest_key
 
 KEYS: dict[str, str] = {
     "activation_dropout": "model.activation_dropout",

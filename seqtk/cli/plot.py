@@ -8,8 +8,9 @@ from typing import Any
 
 from seqtk.cli.command import command
 from seqtk.config.fields import setting
-from seqtk.utils.errors import UserError, near_path, nearest
+from seqtk.utils.errors import UserError
 from seqtk.utils.files import atomic_file
+from seqtk.utils.suggestions import near_path, nearest
 
 Points = list[tuple[int, float]]
 """(update, value), in order."""

@@ -10,8 +10,9 @@ from typing import Any
 from seqtk.cli.command import command, reporting_errors
 from seqtk.corpora import CORPORA, LABELLED_SETS, demo
 from seqtk.corpora.prepare import PrepareConfig, prepare
-from seqtk.utils.errors import UserError, nearest
+from seqtk.utils.errors import UserError
 from seqtk.utils.progress import Reporter
+from seqtk.utils.suggestions import nearest
 
 PROGRAM = "seqtk-prepare"
 DEMO = "demo"

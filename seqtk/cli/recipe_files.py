@@ -4,7 +4,8 @@ import importlib.resources
 from collections.abc import Iterable
 from pathlib import Path
 
-from seqtk.utils.errors import UserError, nearest
+from seqtk.utils.errors import UserError
+from seqtk.utils.suggestions import nearest
 
 
 def recipe_folder() -> Path:

@@ -7,7 +7,8 @@ from pathlib import Path
 import seqtk
 from seqtk.cli.command import reporting_errors
 from seqtk.cli.recipe_files import find_recipe, recipe_names
-from seqtk.utils.errors import UserError, nearest
+from seqtk.utils.errors import UserError
+from seqtk.utils.suggestions import nearest
 
 USAGE = """\
 seqtk-recipes: List, show or copy the training recipes that come with seqtk.

@@ -22,7 +22,8 @@ from typing import Any, Literal, TypeVar, Union
 
 from seqtk.config.fields import Range, check_number, range_of, written
 from seqtk.config.registry import Registry, registry_of, slot_of
-from seqtk.utils.errors import UserError, nearest, nearest_key
+from seqtk.utils.errors import UserError
+from seqtk.utils.suggestions import nearest, nearest_key
 
 C = TypeVar("C")
 

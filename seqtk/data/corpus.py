@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import IO
 
 from seqtk.config.fields import setting
-from seqtk.utils.errors import UserError, near_path
+from seqtk.utils.errors import UserError
+from seqtk.utils.suggestions import near_path
 from seqtk.utils.text_io import SUFFIXES, check_utf8, decompression_errors, open_decompressed, open_text
 
 BLOCK_BYTES = 1 << 20

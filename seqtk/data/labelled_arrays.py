@@ -19,7 +19,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from seqtk.utils.errors import UserError, nearest
+from seqtk.utils.errors import UserError
+from seqtk.utils.suggestions import nearest
 
 ARRAY_FORMATS = ("npz", "npy")
 """The extensions of NumPy files, without the dot."""

@@ -12,7 +12,8 @@ import numpy as np
 
 from seqtk.config.fields import setting
 from seqtk.data.labelled_arrays import ARRAY_FORMATS, ArrayFile, is_array_file
-from seqtk.utils.errors import UserError, how_many, nearest
+from seqtk.utils.errors import UserError, how_many
+from seqtk.utils.suggestions import nearest
 from seqtk.utils.text_io import SUFFIXES, read_lines
 
 TEXT_FORMATS = ("tsv", "csv", "jsonl")

@@ -12,7 +12,8 @@ import sentencepiece
 from seqtk.data import char_tokenizer as symbols
 from seqtk.data.vocabulary import SPECIALS, Vocabulary
 from seqtk.data.word_lookup import lowercase_words
-from seqtk.utils.errors import UserError, nearest
+from seqtk.utils.errors import UserError
+from seqtk.utils.suggestions import nearest
 
 SPACE_PIECE = "\u2581"
 BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")

@@ -28,8 +28,9 @@ from seqtk.models.transformer import SharedEmbeddings, Transformer, TransformerC
 from seqtk.tasks import Task
 from seqtk.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from seqtk.tasks.translation import TranslationConfig, TranslationTask
-from seqtk.utils.errors import UserError, nearest
+from seqtk.utils.errors import UserError
 from seqtk.utils.file_kinds import describe
+from seqtk.utils.suggestions import nearest
 
 REFUSED = {
     "adaptive_input": "adaptive input embeddings",

@@ -3,7 +3,8 @@
 from seqtk.attention.convolution import DynamicConvConfig, LightweightConvConfig
 from seqtk.interop.fairseq_options import Options
 from seqtk.models.stacks import Pattern
-from seqtk.utils.errors import UserError, nearest
+from seqtk.utils.errors import UserError
+from seqtk.utils.suggestions import nearest
 
 TYPES: dict[str, type[DynamicConvConfig | LightweightConvConfig]] = {
     "dynamic": DynamicConvConfig,

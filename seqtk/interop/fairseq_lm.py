@@ -13,7 +13,8 @@ from seqtk.interop.fairseq_file import ACTIVATIONS, FairseqFile
 from seqtk.interop.fairseq_keys import current_names, seqtk_state
 from seqtk.interop.fairseq_options import Options
 from seqtk.models.language_model import TransformerLM, TransformerLMConfig
-from seqtk.utils.errors import UserError, nearest
+from seqtk.utils.errors import UserError
+from seqtk.utils.suggestions import nearest
 
 BREAK_MODES: dict[str, BreakMode] = {
     "none": "none",

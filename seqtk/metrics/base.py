@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from seqtk.data.report import TextCount
-from seqtk.utils.errors import UserError, nearest
+from seqtk.utils.errors import UserError
+from seqtk.utils.suggestions import nearest
 
 OUTPUTS = "outputs"
 """In `Metric.needs`: the model's outputs as text, with their references."""

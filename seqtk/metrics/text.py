@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from seqtk.metrics.base import OUTPUTS, Evaluation, Metric, Output, Score, metrics
-from seqtk.utils.errors import UserError, nearest
+from seqtk.utils.errors import UserError
+from seqtk.utils.suggestions import nearest
 
 BLEU_TOKENIZERS = ("13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "none", "flores200")
 

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from seqtk.config.fields import setting
-from seqtk.utils.errors import UserError, nearest
+from seqtk.utils.errors import UserError
+from seqtk.utils.suggestions import nearest
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from seqtk.metrics import metrics
 from seqtk.tasks import tasks
 from seqtk.tasks.other_data import other_data, parallel_lines
 from seqtk.tasks.report import Report
-from seqtk.utils.errors import UserError, how_many, nearest
+from seqtk.utils.errors import UserError, how_many
+from seqtk.utils.suggestions import nearest
 
 DECODING_BATCH = BatchingConfig(max_tokens=4096, max_sentences=64)
 

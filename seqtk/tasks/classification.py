@@ -33,7 +33,8 @@ from seqtk.modules.pooled_head import Combination, PairHead, Pool, PooledHead
 from seqtk.tasks.base import Assets, TaskConfig, tasks
 from seqtk.tasks.report import Report
 from seqtk.tasks.text import TextTask, tokenizer_assets, tokenizer_from
-from seqtk.utils.errors import UserError, how_many, nearest
+from seqtk.utils.errors import UserError, how_many
+from seqtk.utils.suggestions import nearest
 
 Ids = npt.NDArray[np.int64]
 MAX_CONFUSION_CLASSES = 20

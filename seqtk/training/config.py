@@ -30,7 +30,8 @@ from seqtk.training.average import AverageConfig
 from seqtk.training.logging import ConsoleConfig, JsonlConfig, Sink, SinkConfig, TensorBoardConfig, sinks
 from seqtk.training.parallel import EngineConfig
 from seqtk.training.profiling import profiled_updates
-from seqtk.utils.errors import UserError, nearest
+from seqtk.utils.errors import UserError
+from seqtk.utils.suggestions import nearest
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, TextIO, cast
 
-from seqtk.utils.errors import UserError, near_path
+from seqtk.utils.errors import UserError
 from seqtk.utils.files import atomic_file
+from seqtk.utils.suggestions import near_path
 
 BOM = b"\xef\xbb\xbf"
 SUFFIXES = ("", ".gz", ".bz2", ".xz")

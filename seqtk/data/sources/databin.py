@@ -25,7 +25,8 @@ from seqtk.data.report import TextCount
 from seqtk.data.sources.base import Items, Source, SourceConfig, sources
 from seqtk.data.tokenizer import Tokenizer, likely_marker
 from seqtk.data.vocabulary import Vocabulary
-from seqtk.utils.errors import UserError, near_path, nearest
+from seqtk.utils.errors import UserError
+from seqtk.utils.suggestions import near_path, nearest
 
 RECORD = "preprocess.json"
 CLASSES, LABELS = "classes.txt", ".labels.npy"

@@ -20,7 +20,8 @@ from seqtk.data.labelled_text import (
 )
 from seqtk.data.sources.base import SourceConfig, sources
 from seqtk.data.sources.text import TextSource
-from seqtk.utils.errors import UserError, near_path
+from seqtk.utils.errors import UserError
+from seqtk.utils.suggestions import near_path
 
 
 @dataclass(frozen=True)

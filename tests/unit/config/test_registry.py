@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from seqtk.config.registry import REGISTRIES, Registry, load_plugins, registry_of
-from seqtk.utils.errors import UserError, near_path, nearest
+from seqtk.utils.errors import UserError
+from seqtk.utils.suggestions import near_path, nearest
 
 
 @dataclass(frozen=True)
