@@ -172,11 +172,6 @@ def rate_change(saved: TrainConfig, current: TrainConfig, *, update: int) -> str
     return f"The learning rate of update {update + 1:,} is {now:.3g} (was {before:.3g}){stretched}."
 
 
-def changed_keys(before: TrainConfig, after: TrainConfig) -> list[str]:
-    """Returns the keys whose values differ."""
-    return [each.key for each in _differences(schema.to_dict(before), schema.to_dict(after), "")]
-
-
 def format_list(names: Sequence[object]) -> str:
     """Joins names with commas. Of long lists, only the first names and the number of the others are given."""
     few = names if len(names) <= MAX_LISTED else [*names[: MAX_LISTED - 1], f"{len(names) - MAX_LISTED + 1} more"]
