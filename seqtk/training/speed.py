@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from seqtk.checkpoint.module_table import aligned
 from seqtk.data.plan import SizeArray, Update, positions, real_batches
 from seqtk.models import Model
 from seqtk.training.flops import ModelFlops, peak_tflops
@@ -167,5 +166,7 @@ class Speed:
         """Returns a table of the time in each phase."""
         seconds = self._clock.read()
         total = max(sum(seconds.values()), 1e-9)
-        rows = [(name, f"{value:,.1f} s", f"{value / total:.1%}") for name, value in seconds.items()]
-        return ["Time (other: logs, validation, checkpoints):", *aligned(rows, left=1)]
+        return [
+            "Time (other: logs, validation, checkpoints):",
+            *(f"  {name:<13}  {value:>9,.1f} s  {value / total:>6.1%}" for name, value in seconds.items()),
+        ]
