@@ -50,8 +50,8 @@ from torch.nn import functional
 
 from seqtk.checkpoint.model_file import tensors_of
 from seqtk.config import schema
-from seqtk.data.batch import ClassBatch
 from seqtk.data.char_tokenizer import byte_vocabulary
+from seqtk.data.encoder_batches import ClassBatch
 from seqtk.data.indexed_writer import IndexedWriter
 from seqtk.data.loader import load_updates
 from seqtk.data.plan import Position, epoch_batches, updates

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from seqtk.attention import Attention, Role, State, attentions
 from seqtk.config.fields import setting
-from seqtk.data.batch import Batch, ClassBatch
+from seqtk.data.batch import Batch
+from seqtk.data.encoder_batches import ClassBatch
 from seqtk.models.base import Model, Side, models
 from seqtk.models.stacks import BlocksConfig, Encoder, EncoderConfig
 from seqtk.modules.embedding import ValueEmbedding, token_embedding

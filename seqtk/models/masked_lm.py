@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqtk.config.fields import setting
-from seqtk.data.batch import MaskedBatch
+from seqtk.data.encoder_batches import MaskedBatch
 from seqtk.models.base import models
 from seqtk.models.classifier import TransformerClassifier, TransformerClassifierConfig
 from seqtk.modules.head import CHUNK_POSITIONS, HeadLosses, LinearHead, real_targets

@@ -16,7 +16,8 @@ from torch import Tensor
 from seqtk.attention import State
 from seqtk.config.fields import probability, setting
 from seqtk.criterions.base import Stats
-from seqtk.data.batch import Batch, ClassBatch, Dataset, PairBatch, check_ids, pad_rows
+from seqtk.data.batch import Batch, Dataset, check_ids, pad_rows
+from seqtk.data.encoder_batches import ClassBatch, PairBatch
 from seqtk.data.labelled import PIXELS
 from seqtk.data.mixing import examples_per_epoch
 from seqtk.data.plan import IndexArray

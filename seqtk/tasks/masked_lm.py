@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from seqtk.config.fields import setting
-from seqtk.data.batch import Batch, MaskedBatch, check_ids, pad_rows
+from seqtk.data.batch import Batch, check_ids, pad_rows
+from seqtk.data.encoder_batches import MaskedBatch
 from seqtk.data.masking import EVALUATION, MaskedBlocks, Masking, MaskingConfig
 from seqtk.data.vocabulary import PAD
 from seqtk.models import Model, ModelConfig, build_model

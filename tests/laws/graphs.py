@@ -14,7 +14,8 @@ from torch import Tensor
 from seqtk.attention import Role, attentions
 from seqtk.config.schema import from_dict
 from seqtk.criterions.cross_entropy import CrossEntropy, CrossEntropyConfig
-from seqtk.data.batch import Batch, ClassBatch, LanguageBatch, MaskedBatch, TranslationBatch
+from seqtk.data.batch import Batch, LanguageBatch, TranslationBatch
+from seqtk.data.encoder_batches import ClassBatch, MaskedBatch
 from seqtk.data.vocabulary import PAD
 from seqtk.models import models
 from seqtk.modules.pooled_head import PooledHead

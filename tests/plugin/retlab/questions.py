@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from seqtk.config.fields import setting
-from seqtk.data.batch import ClassBatch, pad_rows
+from seqtk.data.batch import pad_rows
+from seqtk.data.encoder_batches import ClassBatch
 from seqtk.data.sources import Source, SourceConfig, TextSource, sources
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.generation.search import SearchConfig

@@ -8,7 +8,7 @@ import torch
 
 from seqtk.config import schema
 from seqtk.criterions import CriterionConfig, Loss, criterions
-from seqtk.data.batch import ClassBatch
+from seqtk.data.encoder_batches import ClassBatch
 from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import losses, trainer
 from tests.unit.training.test_init_from import classifier

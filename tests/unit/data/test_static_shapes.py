@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqtk.data.batch import ClassBatch, MaskedBatch, PairBatch, TranslationBatch, collate_pairs
+from seqtk.data.batch import TranslationBatch, collate_pairs
 from seqtk.data.blocks import collate_blocks
+from seqtk.data.encoder_batches import ClassBatch, MaskedBatch, PairBatch
 from seqtk.data.loader import load_updates
 from seqtk.data.plan import (
     BatchingConfig,

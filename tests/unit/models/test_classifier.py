@@ -13,7 +13,7 @@ from seqtk.attention import Role, attentions
 from seqtk.config.schema import from_dict
 from seqtk.criterions import criterions
 from seqtk.criterions.cross_entropy import CrossEntropyConfig
-from seqtk.data.batch import ClassBatch
+from seqtk.data.encoder_batches import ClassBatch
 from seqtk.data.vocabulary import PAD
 from seqtk.models import build_model
 from seqtk.models.classifier import TransformerClassifier, TransformerClassifierConfig

@@ -11,7 +11,8 @@ from seqtk.attention.synthesizer import SynthesizerDenseConfig
 from seqtk.attention.transformer_xl import TransformerXLConfig
 from seqtk.checkpoint.model_file import load_tensors, save_tensors, set_tensors, tensors_of
 from seqtk.config import schema
-from seqtk.data.batch import ClassBatch, LanguageBatch, TranslationBatch
+from seqtk.data.batch import LanguageBatch, TranslationBatch
+from seqtk.data.encoder_batches import ClassBatch
 from seqtk.data.vocabulary import EOS, PAD
 from seqtk.generation.length_limits import longest_target
 from seqtk.models import build_model, models

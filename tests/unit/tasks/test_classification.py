@@ -13,7 +13,8 @@ from seqtk.checkpoint import model_file
 from seqtk.cli import average as average_command
 from seqtk.config import schema
 from seqtk.criterions import CriterionConfig, criterions
-from seqtk.data.batch import Batch, PairBatch
+from seqtk.data.batch import Batch
+from seqtk.data.encoder_batches import PairBatch
 from seqtk.data.labelled import PIXELS, Arrays, write_arrays
 from seqtk.data.plan import BatchingConfig
 from seqtk.data.sources import GivenText

@@ -18,7 +18,7 @@ from seqtk.cli.evaluate import main as evaluate
 from seqtk.config import schema
 from seqtk.criterions import criterions
 from seqtk.criterions.cross_entropy import CrossEntropyConfig
-from seqtk.data.batch import MaskedBatch
+from seqtk.data.encoder_batches import MaskedBatch
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.data.vocabulary import PAD
 from seqtk.models import build_model

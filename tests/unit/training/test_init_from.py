@@ -13,7 +13,8 @@ from seqtk.checkpoint.model_file import ModelFile, tensors_of
 from seqtk.checkpoint.transfer import Fate, Transfer, transfer
 from seqtk.config import schema
 from seqtk.corpora import demo
-from seqtk.data.batch import ClassBatch, LanguageBatch, MaskedBatch, TranslationBatch
+from seqtk.data.batch import LanguageBatch, TranslationBatch
+from seqtk.data.encoder_batches import ClassBatch, MaskedBatch
 from seqtk.data.plan import Position
 from seqtk.data.vocabulary import Vocabulary
 from seqtk.models import Model, ModelConfig, build_model
