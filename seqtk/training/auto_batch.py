@@ -7,12 +7,15 @@ temporary tensors, and uses at most half of the free memory. A resumed run takes
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from seqtk.checkpoint import model_file
 from seqtk.checkpoint.run_state import Checkpoints
@@ -22,7 +25,6 @@ from seqtk.tasks import Task
 from seqtk.training.config import TrainConfig
 from seqtk.training.parallel import Engine, TrainStep
 from seqtk.utils.errors import UserError, is_out_of_memory
-from seqtk.utils.memory import available_memory, saved_bytes
 
 CPU_TOKENS, GPU_TOKENS = 4096, 131_072
 """The maximum number of tokens in a batch. Larger batches are not faster."""
@@ -179,3 +181,40 @@ def _pass(step: TrainStep, batch: Batch) -> int:
 def _optimizer_bytes(step: TrainStep) -> int:
     """Returns the bytes of Adam's two moments for all trainable weights. Gradients are part of the measured pass."""
     return 2 * sum(weight.numel() * weight.element_size() for weight in step.parameters() if weight.requires_grad)
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Returns the number of bytes that this process can still use on a device; None if it is unknown."""
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
+    limits = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        limits.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
+    with suppress(OSError, ValueError):  # the limit of a container; "max" if it has none
+        group = Path("/sys/fs/cgroup")
+        used = int((group / "memory.current").read_text())
+        limits.append(max(int((group / "memory.max").read_text()) - used, 0))
+    return min(limits, default=None) if device.type == "cpu" else None
+
+
+@contextmanager
+def saved_bytes(module: torch.nn.Module) -> Iterator[dict[int, int]]:
+    """Collects the sizes of the tensors that a forward pass saves for the backward pass, by address.
+
+    Weights are not counted, nor are those that `fully_shard` gathers for a block and releases after it.
+    """
+    whole = [parameter for parameter in module.parameters() if not hasattr(parameter, "to_local")]
+    own = {parameter.untyped_storage().data_ptr() for parameter in whole}
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        is_weight = isinstance(tensor, torch.nn.Parameter) or isinstance(tensor._base, torch.nn.Parameter)
+        if not is_weight and storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield saved

@@ -11,6 +11,7 @@ from seqtk.checkpoint.module_table import aligned, by_module
 from seqtk.data.loader import load_updates
 from seqtk.data.plan import Position, Update, padding_share, positions, real_batches
 from seqtk.optim import rate_scales
+from seqtk.training.auto_batch import saved_bytes
 from seqtk.training.checks import banner, prepared
 from seqtk.training.compiling import uncompiled
 from seqtk.training.config import TrainConfig
@@ -18,7 +19,7 @@ from seqtk.training.parallel import local_part
 from seqtk.training.trainer import Trainer
 from seqtk.training.validation import validation_sets
 from seqtk.utils.errors import how_many
-from seqtk.utils.memory import peak_memory_gib, saved_bytes
+from seqtk.utils.memory import peak_memory_gib
 
 
 def dry_run(config: TrainConfig) -> Iterator[str]:

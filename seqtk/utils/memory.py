@@ -1,14 +1,12 @@
-"""Allocator settings, memory measurements, and errors when memory runs out."""
+"""Allocator settings, peak memory, and errors when memory runs out."""
 
 import ctypes
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 from seqtk.utils.errors import UserError, is_out_of_memory
 
@@ -38,22 +36,6 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def available_memory(device: torch.device) -> int | None:
-    """Returns the number of bytes that this process can still use on a device; None if it is unknown."""
-    if device.type == "cuda":
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + held
-    limits = []
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        limits.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
-    with suppress(OSError, ValueError):  # the limit of a container; "max" if it has none
-        group = Path("/sys/fs/cgroup")
-        used = int((group / "memory.current").read_text())
-        limits.append(max(int((group / "memory.max").read_text()) - used, 0))
-    return min(limits, default=None) if device.type == "cpu" else None
-
-
 @contextmanager
 def out_of_memory_errors(device: torch.device, *advice: str) -> Iterator[None]:
     """Converts out-of-memory errors of a GPU or a CPU into a UserError that ends with `advice`."""
@@ -63,24 +45,3 @@ def out_of_memory_errors(device: torch.device, *advice: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise UserError(f"Out of memory on {device.type}.", *advice) from error
-
-
-@contextmanager
-def saved_bytes(module: torch.nn.Module) -> Iterator[dict[int, int]]:
-    """Collects the sizes of the tensors that a forward pass saves for the backward pass, by address.
-
-    Weights are not counted, nor are those that `fully_shard` gathers for a block and releases after it.
-    """
-    whole = [parameter for parameter in module.parameters() if not hasattr(parameter, "to_local")]
-    own = {parameter.untyped_storage().data_ptr() for parameter in whole}
-    saved: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        is_weight = isinstance(tensor, torch.nn.Parameter) or isinstance(tensor._base, torch.nn.Parameter)
-        if not is_weight and storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        yield saved

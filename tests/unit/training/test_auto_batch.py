@@ -14,7 +14,6 @@ from seqtk.training import auto_batch
 from seqtk.training.parallel import start_engine
 from seqtk.training.trainer import Trainer
 from seqtk.utils.errors import UserError
-from seqtk.utils.memory import available_memory
 from tests.unit.training.helpers import losses, tiny_config, trainer
 
 AUTO: dict[str, Any] = {"batch__max_tokens": "auto", "update_freq": "auto", "batch__tokens_per_update": 800}
@@ -73,8 +72,8 @@ class TestChoice:
         assert all(weight.grad is None for weight in auto.model.parameters())
 
     def test_available_memory_of_another_device_is_none(self) -> None:
-        assert available_memory(torch.device("meta")) is None
-        assert (available_memory(torch.device("cpu")) or 1) > 0 or os.name != "posix"
+        assert auto_batch.available_memory(torch.device("meta")) is None
+        assert (auto_batch.available_memory(torch.device("cpu")) or 1) > 0 or os.name != "posix"
 
 
 class TestRun:
