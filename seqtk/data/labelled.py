@@ -30,8 +30,9 @@ from seqtk.data.labelled_text import (
     read_labelled,
     read_labels,
 )
+from seqtk.data.labels import CLASSES, LABELS
 from seqtk.data.preprocess import DATABIN_FILES, PreprocessConfig, destination_of, preprocess
-from seqtk.data.sources.databin import CLASSES, LABELS, RECORD, DataBin
+from seqtk.data.sources.databin import RECORD, DataBin
 from seqtk.data.vocabulary import EOS, SPECIALS, Vocabulary
 from seqtk.utils.errors import UserError
 from seqtk.utils.files import atomic_directory, write_text

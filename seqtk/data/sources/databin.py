@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from seqtk.config.fields import setting
 from seqtk.data.indexed import IndexedDataset, JoinedItems
-from seqtk.data.labelled_text import check_classes
+from seqtk.data.labels import read_classes, read_labels
 from seqtk.data.report import TextCount
 from seqtk.data.sources.base import Items, Source, SourceConfig, sources
 from seqtk.data.tokenizer import Tokenizer, likely_marker
@@ -29,7 +29,6 @@ from seqtk.utils.errors import UserError
 from seqtk.utils.suggestions import near_path, nearest
 
 RECORD = "preprocess.json"
-CLASSES, LABELS = "classes.txt", ".labels.npy"
 NO_LANGUAGE = "None"  # in file names of fairseq-preprocess: the missing language of monolingual text
 
 
@@ -121,45 +120,20 @@ class DataBin:
             ) from None
 
     def classes(self) -> list[str]:
-        """Returns the names of the classes, the lines of `classes.txt`. Raises UserError if there are none."""
-        path = self.directory / CLASSES
-        if not path.is_file():
-            raise UserError(
-                f"{self.directory} has no labels: there is no {CLASSES}.", "task=classification requires labels."
-            )
-        classes = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        check_classes(classes, of=str(path))
-        return classes
+        """Returns the names of the classes. Raises UserError if there are none."""
+        return read_classes(self.directory)
 
     def labels(self, split: str) -> npt.NDArray[np.int32]:
         """Returns the class of each item of a split.
 
         Raises UserError if there are no labels, or they do not match the items and the classes.
         """
-        return np.concatenate([self._labels(part) for part in self._parts(split, self.source_lang)])
-
-    def _labels(self, split: str) -> npt.NDArray[np.int32]:
-        path = self.directory / f"{split}{LABELS}"
-        if not path.is_file():
-            raise UserError(f"{self.directory} has no labels for split '{split}': there is no {path.name}.")
-        try:
-            label_N: npt.NDArray[np.int32] = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError):
-            raise UserError(f"{path} is not an array of labels.", "Make the data-bin again.") from None
-        items, classes = len(self._part(split, self.source_lang)), len(self.classes())
-        problem = ""
-        if label_N.ndim != 1 or label_N.dtype.kind not in "iu":
-            problem = (
-                f"{path} must be a 1-dimensional array of integers, but has {label_N.ndim} axes of {label_N.dtype}."
-            )
-        elif len(label_N) != items:
-            problem = f"{path} has {len(label_N):,} labels, but split '{split}' has {items:,} examples."
-        elif items and not 0 <= int(label_N.min()) <= int(label_N.max()) < classes:
-            wrong = int(np.flatnonzero((label_N < 0) | (label_N >= classes))[0])
-            problem = f"Label {wrong + 1:,} of {path} is {label_N[wrong]}, but must be from 0 to {classes - 1}."
-        if problem:
-            raise UserError(problem, "Make the data-bin again.")
-        return label_N
+        parts, classes = self._parts(split, self.source_lang), len(self.classes())
+        found = [
+            read_labels(self.directory, part, items=len(self._part(part, self.source_lang)), classes=classes)
+            for part in parts
+        ]
+        return np.concatenate(found)
 
     def vocabulary(self, lang: str | None = None) -> Vocabulary:
         """Returns the dictionary of a language (None: of a monolingual folder).
