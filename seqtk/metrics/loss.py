@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from seqtk.metrics.base import TEXT_SIZE, Evaluation, ExampleMetric, Metric, Predictions, Rows, Score, Values, metrics
+from seqtk.metrics.base import TEXT_SIZE, Evaluation, ExampleMetric, Metric, Rows, Score, Values, metrics
+from seqtk.metrics.outputs import Predictions
 
 LARGEST_EXPONENT = 700.0
 """Perplexities are capped at exp(700), since a larger power of e overflows float64."""

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from seqtk.metrics.base import OUTPUTS, Evaluation, Metric, Output, Score, metrics
+from seqtk.metrics.base import OUTPUTS, Evaluation, Metric, Score, metrics
+from seqtk.metrics.outputs import Output
 from seqtk.utils.errors import UserError
 from seqtk.utils.suggestions import nearest
 
