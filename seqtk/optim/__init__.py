@@ -2,7 +2,6 @@
 
 from seqtk.optim import adafactor as adafactor
 from seqtk.optim import adam as adam
-from seqtk.optim import decays as decays
 from seqtk.optim import muon as muon
 from seqtk.optim import sgd as sgd
 from seqtk.optim.base import OptimizerConfig, can_skip, optimizers, set_rate

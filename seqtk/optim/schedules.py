@@ -10,8 +10,10 @@ from typing import Any
 
 from seqtk.config.fields import setting
 from seqtk.config.registry import Registry
+from seqtk.utils.errors import UserError
 
 WARMUP_HELP = "Number of warm-up updates, in which the rate rises linearly to the optimizer's lr."
+PERIOD_HELP = "null: all updates after warm-up."
 
 
 @dataclass(frozen=True)
@@ -80,3 +82,107 @@ class InverseSqrt(Schedule):
     def after_warmup(self, step: int) -> float:
         warmup = max(1, self.config.warmup_updates)
         return self.peak * math.sqrt(warmup / max(warmup, self.config.warmup_updates + step))
+
+
+class Decay(Schedule):
+    """Base class of schedules with a period: `config.period`, or by default all updates after warm-up."""
+
+    def __init__(self, config: Any, *, lr: float, max_steps: int | None = None) -> None:
+        super().__init__(config, lr=lr, max_steps=max_steps)
+        if config.period is None and max_steps is None:
+            raise UserError(
+                f"schedule={schedules.name_of(type(config))} requires the length of the run.",
+                "Set max_updates, or schedule.period to the number of updates after warm-up.",
+            )
+        self.period = float(config.period or max(1, (max_steps or 0) - config.warmup_updates))
+
+
+@dataclass(frozen=True)
+class CosineConfig(ScheduleConfig):
+    """Cosine annealing to `min_lr`, with warm restarts if the run is longer than `period`."""
+
+    min_lr: float = setting(0.0, at_least=0, help="Learning rate at the end of the first cycle.")
+    period: int | None = setting(None, at_least=1, help=f"Number of updates in the first cycle. {PERIOD_HELP}")
+    t_mult: float = setting(1.0, at_least=1, help="Length of a cycle divided by the length of the previous cycle.")
+    shrink: float = setting(0.1, at_least=0, help="Rates of a cycle divided by the rates of the previous cycle.")
+
+
+@schedules.register("cosine", CosineConfig)
+class Cosine(Decay):
+    """min + (lr − min) · (1 + cos(π t / T)) / 2 after t of the T updates of a cycle (Loshchilov and Hutter 2017, SGDR).
+
+    Cycle i has T = period · t_mult^i updates, and lr and min are multiplied by shrink^i (fairseq).
+    """
+
+    def __init__(self, config: CosineConfig, *, lr: float, max_steps: int | None = None) -> None:
+        super().__init__(config, lr=lr, max_steps=max_steps)
+        if config.min_lr > lr:
+            raise UserError(f"schedule.min_lr={config.min_lr} is higher than the peak, optimizer.lr={lr}.")
+
+    def after_warmup(self, step: int) -> float:
+        cycle, done, length = 0, float(step), self.period
+        if self.config.t_mult == 1:
+            cycle, done = int(step // length), step % length
+        while done >= length:
+            cycle, done, length = cycle + 1, done - length, length * self.config.t_mult
+        low, high = (rate * self.config.shrink**cycle for rate in (self.config.min_lr, self.peak))
+        return low + (high - low) * (1 + math.cos(math.pi * done / length)) / 2  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class PolynomialConfig(ScheduleConfig):
+    """Polynomial decay to `end_lr`, by default linear, followed by a constant rate."""
+
+    end_lr: float = setting(0.0, at_least=0, help="Learning rate after `period`.")
+    power: float = setting(1.0, above=0, help="Exponent of the decay. 1: linear.")
+    period: int | None = setting(None, at_least=1, help=f"Number of updates from the peak to end_lr. {PERIOD_HELP}")
+
+
+@schedules.register("polynomial", PolynomialConfig)
+class Polynomial(Decay):
+    """end + (lr − end) · (1 − t / T)^power after t of the T updates after warm-up (fairseq)."""
+
+    def after_warmup(self, step: int) -> float:
+        remaining = max(0.0, 1 - step / self.period)
+        end: float = self.config.end_lr
+        return end + (self.peak - end) * remaining**self.config.power  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class WSDConfig(ScheduleConfig):
+    """Warm-up-stable-decay: a constant rate for most of the run, then a decay to `end_lr`."""
+
+    end_lr: float = setting(0.0, at_least=0, help="Learning rate after `period`.")
+    decay_share: float = setting(
+        0.1, at_least=0, at_most=1, help="Fraction of `period` in which the rate decays, at its end."
+    )
+    power: float = setting(
+        1.0, above=0, help="Exponent of the decay. 1: linear. 0.5: 1 − √t, which is steeper at the start."
+    )
+    period: int | None = setting(
+        None, at_least=1, help=f"Number of updates from the end of warm-up to end_lr. {PERIOD_HELP}"
+    )
+
+
+@schedules.register("wsd", WSDConfig)
+class WarmupStableDecay(Decay):
+    """lr, then end + (lr − end) · (1 − ((t − S) / (T − S))^power) from update S = (1 − decay_share) T to T.
+
+    Before the decay the rate does not depend on T, so a run can be resumed with a larger `max_updates` without any
+    effect on the updates before it (Hu et al. 2024, MiniCPM, section 4). Hägele et al. 2024 recommend a power of 0.5.
+    """
+
+    def __init__(self, config: WSDConfig, *, lr: float, max_steps: int | None = None) -> None:
+        super().__init__(config, lr=lr, max_steps=max_steps)
+        if config.end_lr > lr:
+            raise UserError(f"schedule.end_lr={config.end_lr} is higher than the peak, optimizer.lr={lr}.")
+
+    def after_warmup(self, step: int) -> float:
+        end: float = self.config.end_lr
+        decay = self.config.decay_share * self.period
+        decayed = step - (self.period - decay)
+        if step >= self.period:
+            return end
+        if decayed <= 0:
+            return self.peak
+        return end + (self.peak - end) * (1 - (decayed / decay) ** self.config.power)  # type: ignore[no-any-return]

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from seqtk.optim.decays import CosineConfig, PolynomialConfig
-from seqtk.optim.schedules import ConstantConfig, InverseSqrtConfig, Schedule, schedules
+from seqtk.optim.schedules import ConstantConfig, CosineConfig, InverseSqrtConfig, PolynomialConfig, Schedule, schedules
 
 
 @pytest.fixture(scope="module")

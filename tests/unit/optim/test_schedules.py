@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqtk.optim import Schedule, ScheduleConfig, schedules
-from seqtk.optim.decays import CosineConfig, PolynomialConfig, WSDConfig
-from seqtk.optim.schedules import ConstantConfig, InverseSqrtConfig
+from seqtk.optim.schedules import ConstantConfig, CosineConfig, InverseSqrtConfig, PolynomialConfig, WSDConfig
 from seqtk.utils.errors import UserError
 
 ALL = [schedules.config_type(name) for name in schedules]
