@@ -24,7 +24,6 @@ from seqtk.attention import Attention
 from seqtk.checkpoint.model_file import Tensors, set_tensors, tensors_of
 from seqtk.checkpoint.restore import set_optimizer_tensors
 from seqtk.checkpoint.run_state import Checkpoints, TrainState, fingerprint, locked
-from seqtk.checkpoint.writer import Writer
 from seqtk.config import schema
 from seqtk.criterions import criterions
 from seqtk.criterions.base import Stats
@@ -46,7 +45,7 @@ from seqtk.training.interval import WEIGHT_SUFFIX, Interval, interval_values
 from seqtk.training.logging import Logger, RunInfo
 from seqtk.training.loss_scale import LossScale
 from seqtk.training.parallel import Engine, TrainStep, local_part, seed_dropout
-from seqtk.training.saving import save_checkpoint, save_validated
+from seqtk.training.saving import Writer, save_checkpoint, save_validated
 from seqtk.training.signals import StopSignal, ending_with_launcher
 from seqtk.training.speed import Speed
 from seqtk.training.start import Start, resume_from, start_from

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from seqtk.checkpoint.model_file import load_tensors
-from seqtk.checkpoint.writer import Writer
+from seqtk.training.saving import Writer
 from seqtk.utils.errors import UserError
 from tests.unit.training.helpers import trainer
 from tests.waiting import PATIENCE
