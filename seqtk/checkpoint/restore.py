@@ -4,12 +4,11 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
 
 from seqtk.attention import State
 from seqtk.checkpoint import model_file
@@ -31,6 +30,7 @@ from seqtk.checkpoint.run_state import (
     TrainState,
     state_checksum,
 )
+from seqtk.checkpoint.state_tree import load_tree
 from seqtk.data.plan import Position
 from seqtk.utils.errors import UserError
 
@@ -75,7 +75,7 @@ def load_checkpoint(folder: Path, *, empty: Empty | None = None) -> Checkpoint:
         state=_read_state(folder / "state.json"),
         model=model_file.read(folder),
         optimizer=_load_optimizer(folder, empty),
-        streams=None if streams is None else _load_tree(streams),
+        streams=None if streams is None else load_tree(streams),
         average=load_tensors(folder / AVERAGE)[0] if (folder / AVERAGE).is_file() else {},
     )
 
@@ -173,16 +173,3 @@ def _read_state(path: Path) -> TrainState:
         return TrainState(**{**state, "position": Position.from_dict(state["position"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is not the state file of a checkpoint: {error}.") from error
-
-
-def unpack_tree(names: Any, tensors: Tensors) -> State:
-    """Reverses `pack_tree`: returns the tree with its tensors."""
-    return tree_map(lambda name: None if name is None else tensors[name], names)
-
-
-def _load_tree(path: Path) -> State:
-    tensors, metadata = load_tensors(path)
-    try:
-        return unpack_tree(metadata["tree"], tensors)
-    except KeyError as error:
-        raise UserError(f"{path} does not contain the recurrent state of streams: {error} is missing.") from error

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from seqtk.attention import State
 from seqtk.checkpoint import model_file
@@ -36,6 +36,7 @@ from seqtk.checkpoint.model_file import (
     read_info,
     save_tensors,
 )
+from seqtk.checkpoint.state_tree import save_tree
 from seqtk.data.batch import Dataset, take
 from seqtk.data.mixing import MixedExamples
 from seqtk.data.plan import Position
@@ -165,7 +166,7 @@ class Checkpoints:
             if average is not None:
                 self._write_model(partial / AVERAGE, average, state)
             if streams is not None:
-                _save_tree(partial / STREAM_STATE, streams)
+                save_tree(partial / STREAM_STATE, streams)
 
         with ExitStack() as stack:
             partial: Path = together(lambda: stack.enter_context(atomic_directory(folder)))
@@ -351,22 +352,3 @@ def _write_state(folder: Path, state: TrainState) -> None:
     """Writes `state.json`, with the names of the other files."""
     values = {**asdict(state), FILES: sorted(path.name for path in folder.glob("*.safetensors"))}
     write_text(folder / "state.json", json.dumps({**values, CHECKSUMS: state_checksum(values)}, indent=1))
-
-
-def pack_tree(tree: State, tensors: Tensors) -> Any:
-    """Moves the tensors of a tree into `tensors`, and returns the tree with their names in place of the tensors."""
-
-    def name(leaf: Tensor | None) -> str | None:
-        if leaf is None:
-            return None
-        tensors[str(len(tensors))] = leaf
-        return str(len(tensors) - 1)
-
-    return tree_map(name, tree)
-
-
-def _save_tree(path: Path, tree: State) -> None:
-    """Writes a tree of tensors. The header records the path of each tensor in the tree."""
-    tensors: Tensors = {}
-    names = pack_tree(tree, tensors)
-    save_tensors(path, tensors, {"tree": names})
