@@ -9,16 +9,8 @@ import torch
 from torch import Tensor
 
 from seqtk.attention.resizing import Resizable, resize_configs, resize_tensor
-from seqtk.checkpoint.model_file import (
-    ModelFile,
-    Parts,
-    checkpoint_folders,
-    parts_of,
-    read,
-    set_tensors,
-    task_of,
-    tensors_of,
-)
+from seqtk.checkpoint.model_file import ModelFile, checkpoint_folders, read, set_tensors, tensors_of
+from seqtk.checkpoint.trained_model import Parts, parts_of, task_of
 from seqtk.config import schema
 from seqtk.models import Model
 from seqtk.utils.errors import UserError

@@ -27,13 +27,13 @@ def main(config: "ExportConfig") -> None:
         raise UserError(f"output={output} cannot be written: there is no folder {output.parent}.")
     if output.exists() and not (output.is_file() or output.is_dir()):
         raise UserError(f"output={output} is not a regular file.", "Archives cannot be written to a device or a pipe.")
-    from seqtk.checkpoint import model_file
+    from seqtk.checkpoint import trained_model
     from seqtk.cli.loading import check_not_input
     from seqtk.interop import chosen, exporters
 
     check_not_input(output, checkpoint=config.checkpoint)
     exporter = chosen(exporters, config.format)
-    exporter.write(model_file.load(config.checkpoint), output)
+    exporter.write(trained_model.load(config.checkpoint), output)
     print(output)
 
 

@@ -88,7 +88,7 @@ def _verified(path: str, model: "ModelFile") -> Iterator[str]:
     """Reads every checkpoint and model of a run, and builds the model. Raises UserError if anything is damaged."""
     from pathlib import Path
 
-    from seqtk.checkpoint import model_file
+    from seqtk.checkpoint import model_file, trained_model
     from seqtk.checkpoint.model_file import first_bad
     from seqtk.checkpoint.restore import load_checkpoint
     from seqtk.utils.errors import how_many
@@ -111,8 +111,8 @@ def _verified(path: str, model: "ModelFile") -> Iterator[str]:
             damaged.append(place)
             about = " ".join(str(error).splitlines()[:2])
         yield f"  {place.name}: {about}"
-    parts = model_file.parts_of(model, source=path)
-    built = model_file.task_of(model, parts, source=path).model(parts.model)
+    parts = trained_model.parts_of(model, source=path)
+    built = trained_model.task_of(model, parts, source=path).model(parts.model)
     model_file.set_tensors(built, model.tensors, source=path)
     bad = first_bad(model.tensors)
     if bad is not None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from seqtk.checkpoint.model_file import LoadedModel, ModelFile
+from seqtk.checkpoint.model_file import ModelFile
+from seqtk.checkpoint.trained_model import LoadedModel
 from seqtk.config.fields import setting
 from seqtk.config.registry import Registry
 from seqtk.utils.errors import UserError

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from seqtk.checkpoint.model_file import LoadedModel, tensors_of
+from seqtk.checkpoint.model_file import tensors_of
+from seqtk.checkpoint.trained_model import LoadedModel
 from seqtk.config.fields import setting
 from seqtk.interop.base import Exporter, ExporterConfig, exporters
 from seqtk.utils.files import atomic_file

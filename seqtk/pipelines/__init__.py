@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from seqtk.checkpoint import model_file
+from seqtk.checkpoint import trained_model
 from seqtk.config.registry import load_plugins
 from seqtk.pipelines.base import Pipeline, TextPipeline
 from seqtk.pipelines.classification import Classification, ClassificationPipeline
@@ -69,7 +69,7 @@ def load(
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
     if not paths:
         raise UserError("checkpoint= is empty.")
-    loaded = [model_file.load(item, device=torch_device) for item in paths]
+    loaded = [trained_model.load(item, device=torch_device) for item in paths]
     for other, item in zip(paths, loaded, strict=True):
         if type(item.task) is not type(loaded[0].task):
             raise UserError(f"{other} and {paths[0]} are models for different tasks: they cannot form an ensemble.")

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 
-from seqtk.checkpoint.model_file import LoadedModel
+from seqtk.checkpoint.trained_model import LoadedModel
 from seqtk.config import legacy, schema
 from seqtk.criterions import Criterion, CriterionConfig, criterions
 from seqtk.criterions.cross_entropy import CrossEntropyConfig

@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_map
 
 from seqtk.attention import State
 from seqtk.checkpoint import model_file
-from seqtk.checkpoint.model_file import ModelFile, Parts, Tensors, contents_of, load_tensors, set_tensors, task_of
+from seqtk.checkpoint.model_file import ModelFile, Tensors, contents_of, load_tensors, set_tensors
 from seqtk.checkpoint.state_tree import pack_tree, unpack_tree
+from seqtk.checkpoint.trained_model import Parts, task_of
 from seqtk.criterions import criterions
 from seqtk.data.batch import Batch
 from seqtk.tasks.base import Assets

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from seqtk.checkpoint.model_file import modern_task
 from seqtk.checkpoint.restore import Checkpoint
+from seqtk.checkpoint.trained_model import modern_task
 from seqtk.config import legacy, schema
 from seqtk.data.plan import BatchingConfig
 from seqtk.optim import schedules

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from seqtk.checkpoint import model_file
+from seqtk.checkpoint import trained_model
 from tests.e2e.runs import UPDATES, assert_same_run, logged
 from tests.waiting import PATIENCE, wait_until
 
@@ -148,5 +148,5 @@ def test_full_disk_keeps_the_previous_checkpoint(whole: Path, tiny_corpus: Path,
     assert "File too large" in line
     assert latest(tmp_path) == before
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == contents
-    model_file.load(folder)
+    trained_model.load(folder)
     assert not list(tmp_path.rglob("*.tmp"))

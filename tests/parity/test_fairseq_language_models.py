@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqtk.checkpoint import model_file
+from seqtk.checkpoint import trained_model
 from seqtk.cli import import_fairseq as command
 from seqtk.config import schema
 from seqtk.criterions.cross_entropy import CrossEntropy, CrossEntropyConfig
@@ -175,7 +175,7 @@ def test_imported_model_file_has_the_same_loss(
     output, data = tmp_path / "lm.safetensors", golden / "data-bin" / "lm"
     options = [f"data={data}", "remove_bpe=sentencepiece", f"output={output}"]
     command.main([f"checkpoint={stored_in / 'checkpoint.pt'}", *options])
-    loaded = model_file.load(output)
+    loaded = trained_model.load(output)
     assert loaded.model.state_dict().keys() == model.state_dict().keys()
     saved = schema.from_dict(TrainConfig, loaded.config)
     config = replace(saved, task=replace(saved.task, data=str(data)))

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from seqtk.checkpoint.model_file import LoadedModel, ModelFile, tensors_of
+from seqtk.checkpoint.model_file import ModelFile, tensors_of
+from seqtk.checkpoint.trained_model import LoadedModel
 from seqtk.interop.base import Exporter, ExporterConfig, Importer, ImporterConfig, exporters, importers
 from seqtk.utils.errors import UserError
 from seqtk.utils.files import atomic_file

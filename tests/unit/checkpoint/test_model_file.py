@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load as deserialize
 from safetensors.torch import save_file
 
-from seqtk.checkpoint import edit, model_file
+from seqtk.checkpoint import edit, model_file, trained_model
 from seqtk.checkpoint.model_file import tensors_of
 from seqtk.data.sources.databin import DataBin
 from seqtk.utils.errors import UserError
@@ -34,7 +34,7 @@ def run_dir(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 class TestLoad:
     def test_loading_needs_no_corpus(self, tiny_corpus: Path, run_dir: Path) -> None:
         run = trainer(tiny_corpus, run_dir)
-        loaded = model_file.load(run_dir / "update_00000008")
+        loaded = trained_model.load(run_dir / "update_00000008")
         assert not loaded.model.training
         for name, tensor in tensors_of(run.model).items():
             assert torch.equal(tensor, tensors_of(loaded.model)[name])
@@ -59,27 +59,27 @@ class TestLoad:
         contents.config["model"][key] = value
         model_file.write(tmp_path / "new.safetensors", contents)
         with pytest.raises(UserError, match=words):
-            model_file.load(tmp_path / "new.safetensors")
+            trained_model.load(tmp_path / "new.safetensors")
 
     def test_loading_ignores_training_settings(self, run_dir: Path, tmp_path: Path) -> None:
         contents = model_file.read(run_dir)
         config = {**contents.config, "optimizer": {"kind": "of the future"}, "new": 1}
         model_file.write(tmp_path / "a.safetensors", replace(contents, config=config))
-        assert model_file.load(tmp_path / "a.safetensors").config == config
+        assert trained_model.load(tmp_path / "a.safetensors").config == config
 
     def test_file_without_vocabulary_is_incomplete(self, run_dir: Path, tmp_path: Path) -> None:
         contents = model_file.read(run_dir)
         contents.assets.clear()
         model_file.write(tmp_path / "model.safetensors", contents)
         with pytest.raises(UserError, match=r"source\..*incomplete"):
-            model_file.load(tmp_path / "model.safetensors")
+            trained_model.load(tmp_path / "model.safetensors")
 
 
 class TestOldFiles:
     @pytest.mark.parametrize("name", OLD_CONFIGS)
     def test_configs_of_version_0_1_0_are_read(self, name: str, run_dir: Path) -> None:
         contents = replace(model_file.read(run_dir), config=OLD_CONFIGS[name])
-        model = model_file.parts_of(contents, source=name).model
+        model = trained_model.parts_of(contents, source=name).model
         numbers = {key: value for key, value in contents.config["model"].items() if isinstance(value, int | float)}
         assert {key: getattr(model, key) for key in numbers if hasattr(model, key)}.items() <= numbers.items()
 
@@ -87,7 +87,7 @@ class TestOldFiles:
         contents = model_file.read(run_dir)
         task = {**OLD_CONFIGS["demo"]["task"], "data": "gone"}
         model_file.write(tmp_path / "demo.safetensors", replace(contents, config={**contents.config, "task": task}))
-        assert type(model_file.load(tmp_path / "demo.safetensors").task).__name__ == "TranslationTask"
+        assert type(trained_model.load(tmp_path / "demo.safetensors").task).__name__ == "TranslationTask"
 
 
 class TestOtherFiles:
@@ -109,30 +109,30 @@ class TestOtherFiles:
     def test_error_names_the_kind_of_file(self, name: str, content: bytes, words: str, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=words):
-            model_file.load(tmp_path / name)
+            trained_model.load(tmp_path / name)
 
     def test_error_says_that_the_file_is_optimizer_state(self, run_dir: Path) -> None:
         with pytest.raises(UserError, match="state of an optimizer"):
-            model_file.load(run_dir / "update_00000008" / "optimizer.safetensors")
+            trained_model.load(run_dir / "update_00000008" / "optimizer.safetensors")
 
     def test_safetensors_file_without_config_is_refused(self, tmp_path: Path) -> None:
         save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
         with pytest.raises(UserError, match=r"x\.safetensors"):
-            model_file.load(tmp_path / "x.safetensors")
+            trained_model.load(tmp_path / "x.safetensors")
 
     def test_truncated_file_is_reported_as_damaged(self, run_dir: Path, tmp_path: Path) -> None:
         path = tmp_path / "cut.safetensors"
         path.write_bytes((run_dir / "best.safetensors").read_bytes()[:-100])
         with pytest.raises(UserError, match=r"cut\.safetensors is damaged"):
-            model_file.load(path)
+            trained_model.load(path)
 
     def test_error_says_that_the_path_is_a_data_bin(self, tiny_corpus: Path) -> None:
         with pytest.raises(UserError, match="data-bin"):
-            model_file.load(tiny_corpus)
+            trained_model.load(tiny_corpus)
 
     def test_missing_path_suggests_a_similar_file(self, run_dir: Path) -> None:
         with pytest.raises(UserError, match=r"does not exist(.|\n)*best\.safetensors"):
-            model_file.load(run_dir / "bets.safetensors")
+            trained_model.load(run_dir / "bets.safetensors")
 
 
 class TestWrite:
@@ -159,7 +159,7 @@ class TestWrite:
         (tmp_path / "link").symlink_to(tmp_path / "file")
         model_file.write(tmp_path / "link", model_file.read(run_dir))
         assert (tmp_path / "link").is_symlink()
-        model_file.load(tmp_path / "file")
+        trained_model.load(tmp_path / "file")
 
     def test_model_is_written_to_a_named_pipe(self, run_dir: Path, tmp_path: Path) -> None:
         contents, got = model_file.read(run_dir), []

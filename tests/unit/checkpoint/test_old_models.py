@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from seqtk.checkpoint.model_file import ModelFile, load, tensors_of, write
+from seqtk.checkpoint.model_file import ModelFile, tensors_of, write
+from seqtk.checkpoint.trained_model import load
 from seqtk.config import legacy, schema
 from seqtk.criterions import CriterionConfig, criterions
 from seqtk.data.vocabulary import EOS, UNK

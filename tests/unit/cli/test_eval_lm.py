@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from seqtk.attention.transformer_xl import TransformerXLConfig
-from seqtk.checkpoint import model_file
+from seqtk.checkpoint import model_file, trained_model
 from seqtk.checkpoint.model_file import tensors_of
 from seqtk.cli.eval_lm import main
 from seqtk.config import schema
@@ -79,13 +79,13 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     return run
 
 
-def train_config(loaded: model_file.LoadedModel) -> TrainConfig:
+def train_config(loaded: trained_model.LoadedModel) -> TrainConfig:
     return schema.from_dict(TrainConfig, loaded.config)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_metrics_equal_validation(run: Run, folder: Path, kind: str) -> None:
-    loaded = model_file.load(folder / f"{kind}.safetensors")
+    loaded = trained_model.load(folder / f"{kind}.safetensors")
     objective = TrainStep(loaded.model, CrossEntropy(CrossEntropyConfig()))
     config = replace(
         train_config(loaded), validation=ValidationConfig(split="test"), batch=BatchingConfig(max_tokens=100)
@@ -101,7 +101,7 @@ def test_metrics_equal_validation(run: Run, folder: Path, kind: str) -> None:
 
 
 def test_recurrent_memory_equals_validation(run: Run, folder: Path) -> None:
-    loaded = model_file.load(folder / "words.safetensors")
+    loaded = trained_model.load(folder / "words.safetensors")
     assert isinstance(loaded.task, LanguageModelingTask)
     attention = TransformerXLConfig(memory_length=5)
     model_config = replace(train_config(loaded).model, attention=(attention,), positions="none")
@@ -125,7 +125,7 @@ def test_recurrent_memory_equals_validation(run: Run, folder: Path) -> None:
 
 
 def test_unsupported_streams_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    loaded = model_file.load(folder / "words.safetensors")
+    loaded = trained_model.load(folder / "words.safetensors")
     assert isinstance(loaded.task, LanguageModelingTask)
     config = replace(
         train_config(loaded), model=replace(train_config(loaded).model, attention=(TransformerXLConfig(),))
@@ -152,7 +152,7 @@ def test_text_and_its_data_bin_have_equal_scores(run: Run, kind: str, monkeypatc
 def test_output_file_has_the_scores_of_all_tokens(run: Run, kind: str, folder: Path) -> None:
     figures = run(kind, "output=scores.jsonl", "max_tokens=40")
     lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
-    task = model_file.load(folder / f"{kind}.safetensors").task
+    task = trained_model.load(folder / f"{kind}.safetensors").task
     assert isinstance(task, LanguageModelingTask)
     assert [line["index"] for line in lines] == list(range(len(LINES)))
     assert [task.tokenizer.decode([token for token in line["tokens"] if token != "</s>"]) for line in lines] == [

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from seqtk.attention.softmax import SoftmaxConfig
-from seqtk.checkpoint import model_file
+from seqtk.checkpoint import model_file, trained_model
 from seqtk.checkpoint.model_file import tensors_of
 from seqtk.cli.generate import main as generate
 from seqtk.cli.interactive import main as interactive
@@ -162,7 +162,7 @@ def test_stored_text_is_printed(run, kept_text):
 
 
 def test_outputs_equal_generation_with_stored_text(run, folder, kept_text):
-    loaded = model_file.load(folder / "model1.safetensors")
+    loaded = trained_model.load(folder / "model1.safetensors")
     loaded.task.open(str(folder / "data-bin"))
     dataset = loaded.task.dataset("test")
     batch = loaded.task.collate([dataset[index] for index in range(len(dataset))])
@@ -171,7 +171,7 @@ def test_outputs_equal_generation_with_stored_text(run, folder, kept_text):
 
 
 def test_validation_outputs_equal_generation(run, folder):
-    loaded = model_file.load(folder / "model1.safetensors")
+    loaded = trained_model.load(folder / "model1.safetensors")
     task = loaded.task
     assert isinstance(task, TranslationTask)
     task.open(str(folder / "data-bin"))

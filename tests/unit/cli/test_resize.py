@@ -13,7 +13,7 @@ from seqtk.attention.cosformer import CosformerConfig
 from seqtk.attention.linformer import LinformerConfig
 from seqtk.attention.softmax import SoftmaxConfig
 from seqtk.attention.synthesizer import SynthesizerDenseConfig, SynthesizerRandomConfig
-from seqtk.checkpoint import model_file
+from seqtk.checkpoint import model_file, trained_model
 from seqtk.checkpoint.model_file import tensors_of
 from seqtk.cli import resize
 from seqtk.data.vocabulary import Vocabulary
@@ -61,7 +61,7 @@ def test_resized_model_has_equal_outputs_on_short_input(
     new = tmp_path / "new.safetensors"
     resize.main([f"checkpoint={old}", f"max_length={max_length}", f"output={new}"])
     assert capsys.readouterr().out == f"Longest input of the attention layers: 12, 20 → {max_length}\n{new}\n"
-    before, after = model_file.load(old), model_file.load(new)
+    before, after = trained_model.load(old), trained_model.load(new)
     assert {layer.max_length for _, layer in after.model.attention_layers()} == {None, max_length}
     assert after.info["update"] == 3
     assert after.info["resized"] == {"from": [12, 20], "to": max_length}

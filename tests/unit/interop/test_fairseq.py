@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from seqtk.attention.softmax import SoftmaxConfig
-from seqtk.checkpoint import model_file
+from seqtk.checkpoint import trained_model
 from seqtk.cli import import_fairseq as command
 from seqtk.interop import fairseq_options
 from seqtk.interop.fairseq import REFUSED, import_fairseq
@@ -270,7 +270,7 @@ def test_command_writes_a_complete_model(tmp_path: Path, capsys: pytest.CaptureF
     assert "en-de translation model" in capsys.readouterr().out
     for lang in ("en", "de"):
         (data / f"dict.{lang}.txt").unlink()
-    loaded = model_file.load(output)
+    loaded = trained_model.load(output)
     assert loaded.model.config == TINY
     assert loaded.info["imported_from"] == "a.pt"
     for name, tensor in loaded.model.state_dict().items():

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seqtk.checkpoint import model_file
+from seqtk.checkpoint import trained_model
 from seqtk.checkpoint.model_file import tensors_of
 from seqtk.cli.export import main as export
 from seqtk.cli.import_model import main as import_model
@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from seqtk.checkpoint.model_file import LoadedModel, ModelFile, tensors_of
+from seqtk.checkpoint.model_file import ModelFile, tensors_of
+from seqtk.checkpoint.trained_model import LoadedModel
 from seqtk.config.fields import setting
 from seqtk.interop import Exporter, ExporterConfig, Importer, ImporterConfig, exporters, importers
 from seqtk.utils.errors import UserError
@@ -76,7 +77,7 @@ def test_npz_has_weights_config_and_vocabulary(folder: Path, capsys: pytest.Capt
     output = folder / "model.npz"
     export([f"checkpoint={folder / 'words.safetensors'}", "format=npz", f"output={output}"])
     assert capsys.readouterr().out == f"{output}\n"
-    loaded = model_file.load(folder / "words.safetensors")
+    loaded = trained_model.load(folder / "words.safetensors")
     with np.load(output) as archive:  # without pickle
         assert json.loads(str(archive["config"])) == loaded.config
         assert json.loads(str(archive["assets"])) == loaded.task.assets()
@@ -93,7 +94,7 @@ def test_commands_use_importer_and_exporter_of_a_plugin(folder: Path, capsys: py
     export([plugin, f"checkpoint={model}", "format=folder", f"output={arrays}"])
     import_model([plugin, f"checkpoint={arrays}", "format=folder", f"output={back}"])
     assert "language_modeling model" in capsys.readouterr().out
-    one, other = (tensors_of(model_file.load(path).model) for path in (model, back))
+    one, other = (tensors_of(trained_model.load(path).model) for path in (model, back))
     assert all(bool((one[name] == other[name]).all()) for name in one)
     assert {"folder"} <= set(importers) & set(exporters)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from seqtk.checkpoint import model_file
+from seqtk.checkpoint import model_file, trained_model
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.metrics import Evaluation, metrics
 from seqtk.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
@@ -83,7 +83,7 @@ def test_training_reduces_loss_and_model_loads_without_data(corpus: Path, tmp_pa
     valid = logged(tmp_path / "run", "valid")[-1]
     assert valid["bits_per_byte"] == pytest.approx(valid["nll"] / math.log(2))
     assert valid["best_bits_per_byte"] <= valid["bits_per_byte"]
-    loaded = model_file.load(tmp_path / "run")
+    loaded = trained_model.load(tmp_path / "run")
     assert isinstance(loaded.task, LanguageModelingTask)
     assert loaded.task.text([4 + byte for byte in "Größe\n".encode()]) == "Größe\n"
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from seqtk.checkpoint import model_file
+from seqtk.checkpoint import model_file, trained_model
 from seqtk.checkpoint.model_file import tensors_of
 from seqtk.training.average import AverageConfig, WeightAverage
 from tests.unit.training.helpers import losses, trainer
@@ -65,7 +65,7 @@ def test_averaging_does_not_change_training(tiny_corpus: Path, tmp_path: Path) -
 
 def test_average_is_saved_as_a_model_file(tiny_corpus: Path, tmp_path: Path) -> None:
     trainer(tiny_corpus, tmp_path, ema__decay=0.9, max_updates=2).fit()
-    loaded = model_file.load(tmp_path / "update_00000002/ema.safetensors")
+    loaded = trained_model.load(tmp_path / "update_00000002/ema.safetensors")
     average = model_file.read(tmp_path / "update_00000002/ema.safetensors").tensors
     assert all(torch.equal(tensor, average[name]) for name, tensor in tensors_of(loaded.model).items())
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from seqtk.checkpoint import model_file
+from seqtk.checkpoint import model_file, trained_model
 from seqtk.checkpoint.model_file import ModelFile, tensors_of
 from seqtk.checkpoint.transfer import Fate, Transfer, transfer
 from seqtk.config import schema
@@ -75,7 +75,7 @@ class TestRuns:
         attention = [{"kind": "synthesizer_dense", "max_length": 64}]
         run = trainer(tiny_corpus, tmp_path, init_from=str(trained), attention=attention, max_updates=2)
         run.fit()
-        assert model_file.load(tmp_path).task.assets() == run.task.assets()
+        assert trained_model.load(tmp_path).task.assets() == run.task.assets()
 
 
 def weights(save_dir: Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,89 @@
+"""Builds trained models and their tasks from model files, which needs neither the corpus nor the recipe.
+
+Call the functions with the module's name: `trained_model.load(path)`.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from seqtk.checkpoint.model_file import ModelFile, read, set_tensors
+from seqtk.config import legacy
+from seqtk.models import Model, ModelConfig
+from seqtk.tasks import Task, TaskConfig, tasks
+from seqtk.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode, with its task."""
+
+    task: Task
+    model: Model
+    config: dict[str, Any]
+    """The training configuration as a plain tree."""
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a configuration that define a model: its task and its architecture."""
+
+    task: TaskConfig = TaskConfig()
+    model: ModelConfig = ModelConfig()
+
+
+def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> LoadedModel:
+    """Builds the model at `path` and its task from the file alone, in evaluation mode on `device`."""
+    contents = read(path)
+    source = str(path)
+    parts = parts_of(contents, source=source)
+    task = task_of(contents, parts, source=source)
+    model = task.model(parts.model)
+    set_tensors(model, contents.tensors, source=source)
+    return LoadedModel(task=task, model=model.to(device).eval(), config=contents.config, info=contents.info)
+
+
+_LEGACY_TASKS = {"demo_translation": ("translation", ("pairs", "vocab_size", "corpus_seed"))}
+"""Removed tasks: the successor of each, and the keys that the successor does not have."""
+
+
+def modern_task(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the tree of a task's configuration, with a removed task replaced by its successor.
+
+    Raises:
+        UserError: If `tree` is not a mapping, or its `kind` is not a string.
+    """
+    if not isinstance(tree, Mapping) or not isinstance(tree.get("kind", ""), str):
+        raise UserError("task: must be a mapping with the key 'kind'.")
+    kind, gone = _LEGACY_TASKS.get(tree.get("kind", ""), (tree.get("kind"), ()))
+    return {key: value for key, value in tree.items() if key not in gone} | ({"kind": kind} if kind else {})
+
+
+def parts_of(contents: ModelFile, *, source: str) -> Parts:
+    """Returns the task and model of `contents`. Raises UserError for a key that this version does not know."""
+    try:
+        task, model = modern_task(contents.config.get("task", {})), contents.config.get("model")
+        if not isinstance(model, Mapping) or "kind" not in model:
+            raise UserError("model: must be a mapping with the key 'kind'.")
+        return legacy.from_dict(Parts, {"task": task, "model": model})
+    except UserError as error:
+        lines = str(error).splitlines()
+        user_dir = contents.config.get("user_dir")
+        if user_dir and "called" in lines[0]:
+            lines[1:] = [f"It was trained with user_dir={user_dir}: set user_dir= to load that."]
+        version = contents.info.get("version")
+        raise UserError(f"{source} was written by seqtk {version}: {lines[0]}", *lines[1:2]) from error
+
+
+def task_of(contents: ModelFile, parts: Parts, *, source: str) -> Task:
+    """Builds the task of `contents` from its assets. Raises UserError if one is missing or damaged."""
+    try:
+        return tasks.build(parts.task, assets=contents.assets)
+    except KeyError as error:
+        raise UserError(f"{source} has no {error}, which its task requires: the file is incomplete.") from error
+    except ValueError as error:
+        raise UserError(f"{source} has a vocabulary or tokenizer that cannot be read.", str(error)) from error
