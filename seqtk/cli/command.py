@@ -177,30 +177,20 @@ def _rank0_errors() -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Raises KeyboardInterrupt on SIGTERM inside the block, so that unfinished files are removed."""
-
-    def interrupt(number: int, _: Any) -> None:
-        raise KeyboardInterrupt(number)
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _interrupt(number: int, _: Any) -> None:
+    raise KeyboardInterrupt(number)
 
 
 @contextlib.contextmanager
-def killed_by_sigterm() -> Iterator[None]:
-    """Makes SIGTERM end the process at once, even inside an operator. For code that writes no files."""
+def handling_sigterm(handler: Any) -> Iterator[None]:
+    """Sets the handler of SIGTERM inside the block, in the main thread; other threads may not set handlers.
+
+    `signal.SIG_DFL` ends the process at once, even inside an operator. It is for code that writes no files.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    before = signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:
@@ -220,7 +210,7 @@ def reporting_errors(program: str) -> Iterator[None]:
     Under torchrun the first process prints the whole error, every other process one line.
     """
     try:
-        with _sigterm_as_interrupt():
+        with handling_sigterm(_interrupt):  # unfinished files are removed
             yield
     except UserError as error:
         rank = os.environ.get("RANK", "0")

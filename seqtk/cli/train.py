@@ -1,11 +1,12 @@
 """seqtk-train: trains a model from a recipe."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from seqtk.cli.command import command, killed_by_sigterm
+from seqtk.cli.command import command, handling_sigterm
 from seqtk.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def main(config: "TrainConfig") -> None:
     if config.dry_run:
         from seqtk.training.dry_run import dry_run
 
-        with killed_by_sigterm():
+        with handling_sigterm(signal.SIG_DFL):
             for line in dry_run(config):
                 print(line, flush=True)
         return

@@ -31,8 +31,8 @@ def test_dry_run_yields_lines_before_it_ends(tiny_corpus: Path, tmp_path: Path) 
 
 def test_sigterm_ends_a_long_native_computation() -> None:
     code = (
-        "from seqtk.cli.command import killed_by_sigterm, reporting_errors\n"
-        "with reporting_errors(''), killed_by_sigterm():\n print(1, flush=True)\n sum(range(10**11))"
+        "import signal\nfrom seqtk.cli.command import handling_sigterm, reporting_errors\n"
+        "with reporting_errors(''), handling_sigterm(signal.SIG_DFL):\n print(1, flush=True)\n sum(range(10**11))"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
