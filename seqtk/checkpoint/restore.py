@@ -1,10 +1,10 @@
 """Reads a checkpoint to resume a run."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,8 @@ from seqtk.checkpoint.run_state import (
     state_checksum,
 )
 from seqtk.checkpoint.state_tree import load_tree
-from seqtk.data.plan import Position
+from seqtk.data.plan import BatchingConfig, Position, Stretch
+from seqtk.data.static_shapes import Shape
 from seqtk.utils.errors import UserError
 
 T = TypeVar("T")
@@ -170,6 +171,19 @@ def _read_state(path: Path) -> TrainState:
             if not path.with_name(name).is_file():
                 raise UserError(f"There is no file {path.with_name(name)}.")
         state = {_FORMER_NAMES.get(name, name): value for name, value in values.items()}
-        return TrainState(**{**state, "position": Position.from_dict(state["position"])})
+        return TrainState(**{**state, "position": _position(state["position"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is not the state file of a checkpoint: {error}.") from error
+
+
+def _position(tree: Mapping[str, Any]) -> Position:
+    """Converts the result of `asdict` to a position. Raises TypeError or KeyError if it is invalid."""
+    stretches = (
+        Stretch(
+            each["examples"],
+            BatchingConfig(**each["batching"]),
+            tuple(Shape(**{**shape, "lengths": tuple(shape["lengths"])}) for shape in each["shapes"]),
+        )
+        for each in tree.get("earlier", ())
+    )
+    return Position(**{**tree, "earlier": tuple(stretches)})

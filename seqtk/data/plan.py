@@ -6,9 +6,9 @@ resumed with a different number of ranks. N examples, D sides of an example (sou
 split, S streams.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
@@ -88,30 +88,6 @@ class Position:
     examples: int = 0
     earlier: tuple["Stretch", ...] = ()
     """The parts of this epoch that were read with different batch settings, in order."""
-
-    @classmethod
-    def from_dict(cls, tree: Mapping[str, Any]) -> "Position":
-        """Converts the result of `asdict` to a position. Raises TypeError or KeyError if it is invalid."""
-        stretches = (
-            Stretch(
-                each["examples"],
-                BatchingConfig(**each["batching"]),
-                tuple(Shape(**{**shape, "lengths": tuple(shape["lengths"])}) for shape in each["shapes"]),
-            )
-            for each in tree.get("earlier", ())
-        )
-        return cls(**{**tree, "earlier": tuple(stretches)})
-
-    def with_other_batches(self, before: BatchingConfig, shapes: Sequence[Shape] = ()) -> "Position":
-        """Returns this position for a run that continues with different batches.
-
-        Args:
-            before: The batch settings so far.
-            shapes: The static shapes so far.
-        """
-        if not self.examples or (self.earlier and self.earlier[-1].examples == self.examples):
-            return self
-        return replace(self, earlier=(*self.earlier, Stretch(self.examples, before, tuple(shapes))))
 
 
 @dataclass(frozen=True)

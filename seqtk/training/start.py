@@ -15,7 +15,7 @@ from seqtk.checkpoint.model_file import Tensors
 from seqtk.checkpoint.restore import Checkpoint, load_checkpoint, load_latest
 from seqtk.checkpoint.run_state import Checkpoints, Empty, TrainState
 from seqtk.checkpoint.transfer import Fate, transfer
-from seqtk.data.plan import BatchingConfig, SizeArray, run_shapes
+from seqtk.data.plan import BatchingConfig, SizeArray, Stretch, run_shapes
 from seqtk.models import Model
 from seqtk.tasks.base import Assets
 from seqtk.training.config import PARTS, TrainConfig
@@ -63,10 +63,12 @@ class Start:
             sizes_ND: The lengths of the examples.
             joined: Whether a batch pads all sides of its examples to the same length (`Task.joins_sides`).
         """
-        if self.other_batches is None:
+        before, position = self.other_batches, self.state.position
+        is_known = bool(position.earlier) and position.earlier[-1].examples == position.examples
+        if before is None or not position.examples or is_known:
             return self.state
-        shapes = run_shapes(sizes_ND, self.other_batches, joined=joined)
-        return self.state.replace(position=self.state.position.with_other_batches(self.other_batches, shapes))
+        stretch = Stretch(position.examples, before, run_shapes(sizes_ND, before, joined=joined))
+        return self.state.replace(position=replace(position, earlier=(*position.earlier, stretch)))
 
 
 def resume_from(
