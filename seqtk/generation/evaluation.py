@@ -16,8 +16,9 @@ from seqtk.attention import State
 from seqtk.data.batch import LanguageBatch
 from seqtk.data.blocks import ContextBlocks, collate_windows
 from seqtk.data.loader import load_batches
-from seqtk.data.plan import BatchingConfig, ordered_batches, stream_rows
+from seqtk.data.plan import BatchingConfig, ordered_batches
 from seqtk.data.sources import Items
+from seqtk.data.streams import stream_rows
 from seqtk.data.vocabulary import PAD, UNK, Vocabulary
 from seqtk.generation.beams import NAN_ERROR
 from seqtk.generation.length_limits import longest_target

@@ -17,9 +17,10 @@ from seqtk.criterions.cross_entropy import CrossEntropyConfig
 from seqtk.data.batch import Batch, Dataset
 from seqtk.data.loader import load_batches
 from seqtk.data.mixing import CorpusConfig
-from seqtk.data.plan import BatchingConfig, IndexArray, SizeArray, ordered_batches, stream_rows
+from seqtk.data.plan import BatchingConfig, IndexArray, SizeArray, ordered_batches
 from seqtk.data.report import TextCount
 from seqtk.data.sources import DataBinSourceConfig, SourceConfig
+from seqtk.data.streams import stream_rows
 from seqtk.generation.search import SearchConfig
 from seqtk.metrics import Evaluation, Output, Score, metrics
 from seqtk.metrics.base import OUTPUTS, TEXT_SIZE

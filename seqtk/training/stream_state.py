@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from seqtk.attention import State
-from seqtk.data.plan import stream_slices
+from seqtk.data.plan import BatchingConfig, Position, SizeArray, Update
+from seqtk.data.streams import stream_slices, stream_updates
 from seqtk.models.base import Model, rows_of
 from seqtk.tasks import Task
 from seqtk.training.config import TrainConfig
@@ -33,10 +34,22 @@ class StreamState:
                 "Each process has update_freq micro-batches.",
                 f"Set batch.streams={world.size * update_freq} or more, or lower update_freq.",
             )
-        self.world = world
+        self.world, self.streams = world, streams
         self.parts = stream_slices(streams, world=world.size, rank=world.rank, update_freq=update_freq)
         self.states: list[State] = []
         self.clear()
+
+    def plan(self, sizes_ND: SizeArray, config: BatchingConfig, *, position: Position) -> list[Update]:
+        """Returns the remaining updates of an epoch for this process, in order."""
+        return stream_updates(
+            len(sizes_ND),
+            self.streams,
+            position=position,
+            world=self.world.size,
+            rank=self.world.rank,
+            update_freq=len(self.parts),
+            length=int(sizes_ND.max(initial=1)) if config.shapes else None,
+        )
 
     def clear(self) -> None:
         """Resets the state of all streams."""

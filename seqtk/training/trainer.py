@@ -245,16 +245,19 @@ class Trainer:
         """Sets the training set to the examples of the epoch. Returns the plan of the remaining updates."""
         config, position = self.config, self.state.position
         self.train_set = self.task.epoch_examples(position.epoch, seed=config.seed)
-        plan = epoch_plan(
-            self.train_set.sizes_ND,
-            config.batch,
-            seed=config.seed,
-            position=position,
-            world=self.engine.size,
-            rank=self.engine.rank,
-            update_freq=config.update_freq,
-            shapes=self.shapes,
-        )
+        if self.streams is not None:
+            plan = self.streams.plan(self.train_set.sizes_ND, config.batch, position=position)
+        else:
+            plan = epoch_plan(
+                self.train_set.sizes_ND,
+                config.batch,
+                seed=config.seed,
+                position=position,
+                world=self.engine.size,
+                rank=self.engine.rank,
+                update_freq=config.update_freq,
+                shapes=self.shapes,
+            )
         if plan:
             plan[-1] = replace(plan[-1], position_after=Position(position.epoch + 1))
         return plan

@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from seqtk.data.batch import Dataset
-from seqtk.data.plan import ordered_batches, stream_rows, stream_slices
+from seqtk.data.plan import ordered_batches
+from seqtk.data.streams import stream_rows, stream_slices
 from seqtk.metrics import Evaluation, Output, metrics
 from seqtk.tasks import Task
 from seqtk.training.config import TrainConfig

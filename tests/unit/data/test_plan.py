@@ -15,11 +15,10 @@ from seqtk.data.plan import (
     epoch_plan,
     ordered_batches,
     pack,
-    stream_rows,
-    stream_updates,
     updates,
     usable,
 )
+from seqtk.data.streams import stream_rows, stream_updates
 from seqtk.utils.errors import UserError
 
 BATCHES = [np.array(batch) for batch in ([4, 1], [0], [2, 3, 5], [6, 7], [8])]
@@ -200,10 +199,8 @@ class TestStreams:
 
     def test_streams_are_not_shuffled_or_skipped(self) -> None:
         sizes_ND = np.array([[5], [5], [5], [2]], dtype=np.int32)
-        config = BatchingConfig(max_tokens=3, streams=2)
-        made = epoch_plan(sizes_ND, config, seed=1, position=Position())
-        assert [rows.tolist() for update in made for rows in update.indices if rows is not None] == [[0, 2], [1, 3]]
-        assert len(usable(sizes_ND, config)[0]) == 4
+        assert stream_plan(4, 2) == [[[0, 2]], [[1, 3]]]
+        assert len(usable(sizes_ND, BatchingConfig(max_tokens=3, streams=2))[0]) == 4
         assert len(epoch_plan(sizes_ND, BatchingConfig(), seed=1, position=Position())) == 1
 
     @pytest.mark.parametrize(

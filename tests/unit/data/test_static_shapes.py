@@ -13,18 +13,9 @@ from seqtk.data.batch import TranslationBatch, collate_pairs
 from seqtk.data.blocks import collate_blocks
 from seqtk.data.encoder_batches import ClassBatch, MaskedBatch, PairBatch
 from seqtk.data.loader import load_updates
-from seqtk.data.plan import (
-    BatchingConfig,
-    IndexArray,
-    Position,
-    Update,
-    epoch_plan,
-    padding_share,
-    run_shapes,
-    stream_updates,
-    usable,
-)
+from seqtk.data.plan import BatchingConfig, IndexArray, Position, Update, epoch_plan, padding_share, run_shapes, usable
 from seqtk.data.static_shapes import Shape, boundaries
+from seqtk.data.streams import stream_updates
 from seqtk.data.vocabulary import EOS, PAD
 
 few = settings(max_examples=40)

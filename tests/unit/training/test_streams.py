@@ -9,7 +9,7 @@ import torch
 
 from seqtk.checkpoint import model_file
 from seqtk.data.batch import LanguageBatch
-from seqtk.data.plan import stream_rows
+from seqtk.data.streams import stream_rows
 from seqtk.training.parallel import start_engine
 from seqtk.training.trainer import Trainer
 from seqtk.training.validation import validate
