@@ -1,4 +1,4 @@
-"""Metrics of classifiers: macro-averaged F1 and the expected calibration error.
+"""Metrics of predictions: accuracy, and for classifiers macro-averaged F1 and the expected calibration error.
 
 N examples, K bootstrap samples, C classes, B bins.
 """
@@ -12,6 +12,20 @@ from seqtk.metrics.base import PREDICTIONS, Evaluation, ExampleMetric, Rows, Sco
 from seqtk.metrics.outputs import Predictions
 
 BINS = 15
+
+
+@metrics.register("accuracy", unit="%", higher_is_better=True)
+class Accuracy(ExampleMetric):
+    """The share of targets to which the model gives the highest probability."""
+
+    needs = ("correct",)
+
+    def compute(self, evaluation: Evaluation) -> Score:
+        return Score(100 * evaluation.mean("correct"))
+
+    def values(self, predictions: Predictions, rows_KN: Rows) -> Values:
+        correct_N = predictions.predicted_N == predictions.target_N
+        return np.asarray(100 * correct_N[rows_KN].mean(1))
 
 
 class _PredictionMetric(ExampleMetric):

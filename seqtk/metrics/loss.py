@@ -1,10 +1,10 @@
-"""Metrics computed from the statistics of a criterion: loss, perplexity, bits per unit of the text, accuracy."""
+"""Metrics computed from the losses of a criterion: loss, negative log-likelihood, perplexity."""
 
 import math
 
 import numpy as np
 
-from seqtk.metrics.base import TEXT_SIZE, Evaluation, ExampleMetric, Metric, Rows, Score, Values, metrics
+from seqtk.metrics.base import Evaluation, ExampleMetric, Metric, Rows, Score, Values, metrics
 from seqtk.metrics.outputs import Predictions
 
 LARGEST_EXPONENT = 700.0
@@ -54,52 +54,3 @@ class BitsPerToken(Metric):
     def compute(self, evaluation: Evaluation) -> Score:
         total, weight = evaluation.stats["nll"]
         return Score(total / math.log(2) / max(weight, 1.0))
-
-
-class _PerUnitOfText(Metric):
-    needs = ("nll", TEXT_SIZE)
-
-    def bits_per(self, evaluation: Evaluation, units: int) -> Score:
-        return Score(evaluation.stats["nll"][0] / math.log(2) / max(units, 1))
-
-
-@metrics.register("bits_per_byte", unit="bits per byte", higher_is_better=False)
-class BitsPerByte(_PerUnitOfText):
-    """The negative log-likelihood of the text in bits, per byte of UTF-8. Comparable between vocabularies."""
-
-    def compute(self, evaluation: Evaluation) -> Score:
-        assert evaluation.text is not None
-        return self.bits_per(evaluation, evaluation.text.bytes)
-
-
-@metrics.register("bits_per_character", unit="bits per character", higher_is_better=False)
-class BitsPerCharacter(_PerUnitOfText):
-    """The negative log-likelihood of the text in bits, per Unicode code point. Comparable between vocabularies."""
-
-    def compute(self, evaluation: Evaluation) -> Score:
-        assert evaluation.text is not None
-        return self.bits_per(evaluation, evaluation.text.characters)
-
-
-@metrics.register("word_ppl", unit="perplexity per word", higher_is_better=False)
-class WordPerplexity(_PerUnitOfText):
-    """Perplexity per word of the text. The end of each line counts as a word, as in results on word corpora."""
-
-    def compute(self, evaluation: Evaluation) -> Score:
-        assert evaluation.text is not None
-        words = max(evaluation.text.words + evaluation.text.lines, 1)
-        return Score(math.exp(min(evaluation.stats["nll"][0] / words, LARGEST_EXPONENT)))
-
-
-@metrics.register("accuracy", unit="%", higher_is_better=True)
-class Accuracy(ExampleMetric):
-    """The share of targets to which the model gives the highest probability."""
-
-    needs = ("correct",)
-
-    def compute(self, evaluation: Evaluation) -> Score:
-        return Score(100 * evaluation.mean("correct"))
-
-    def values(self, predictions: Predictions, rows_KN: Rows) -> Values:
-        correct_N = predictions.predicted_N == predictions.target_N
-        return np.asarray(100 * correct_N[rows_KN].mean(1))
