@@ -16,8 +16,9 @@ from seqtk.data.batch import Batch
 from seqtk.data.encoder_batches import ClassBatch
 from seqtk.models.base import Model, Side, models
 from seqtk.models.stacks import BlocksConfig, Encoder, EncoderConfig
-from seqtk.modules.embedding import ValueEmbedding, token_embedding
+from seqtk.modules.embedding import token_embedding
 from seqtk.modules.head import Head
+from seqtk.modules.value_embedding import ValueEmbedding
 from seqtk.utils.errors import UserError
 
 
