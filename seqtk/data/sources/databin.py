@@ -243,12 +243,6 @@ class DataBin:
                 return None  # parts have been added to the folder
             return TextCount(**(counts.get("kept") or counts["text"]))
 
-    def original_text_count(self, name: str) -> TextCount | None:
-        """Returns the size of the original text of a monolingual split; None if unknown."""
-        with self._record_errors():
-            counts = self._record["splits"].get(name, {})
-            return TextCount(**counts["text"]) if counts.get("text") else None
-
     def _find(self, split: str, lang: str | None) -> str | None:
         pair = [self.source_lang or NO_LANGUAGE, self.target_lang or NO_LANGUAGE]
         candidates = [split] if lang is None else [f"{split}.{'-'.join(way)}.{lang}" for way in (pair, pair[::-1])]

@@ -20,7 +20,7 @@ from seqtk.data.char_tokenizer import (
 )
 from seqtk.data.preprocess import PreprocessConfig, preprocess
 from seqtk.data.report import TextCount
-from seqtk.data.sources.databin import DataBin
+from seqtk.data.sources.databin import RECORD, DataBin
 from seqtk.data.vocabulary import EOS, UNK, Vocabulary
 from seqtk.utils.errors import UserError
 
@@ -102,8 +102,9 @@ def test_output_does_not_depend_on_blocks_and_workers(text: Path, tokens: str) -
 @pytest.mark.parametrize("tokens", ["bytes", "words"])
 def test_the_size_of_the_text_is_recorded(text: Path, tokens: str) -> None:
     preprocess(config(text, tokens=tokens))
-    found = DataBin(text / "bin").original_text_count("train")
-    assert found == TextCount(lines=4, bytes=len(TEXT.encode()), characters=len(TEXT), words=len(TEXT.split()))
+    recorded = json.loads((text / "bin" / RECORD).read_text())["splits"]["train"]["text"]
+    whole = TextCount(lines=4, bytes=len(TEXT.encode()), characters=len(TEXT), words=len(TEXT.split()))
+    assert TextCount(**recorded) == whole
     kept = TEXT if tokens == "bytes" else "\n".join(" ".join(line.split()) for line in TEXT.split("\n"))
     counted = DataBin(text / "bin").text_count("train")
     assert counted is not None

@@ -14,7 +14,7 @@ from seqtk.cli.preprocess import main
 from seqtk.data.corpus import TextConfig
 from seqtk.data.filters import LengthFilter
 from seqtk.data.preprocess import PreprocessConfig, preprocess
-from seqtk.data.sources.databin import DataBin
+from seqtk.data.sources.databin import RECORD, DataBin
 from seqtk.data.vocabulary import EOS, UNK
 from seqtk.data.workers import ordered_map
 from seqtk.utils.errors import UserError
@@ -278,9 +278,8 @@ class TestTextAndTokens:
         counted = DataBin(tmp_path / "bin").text_count("test")
         assert counted is not None
         assert (counted.bytes, counted.characters) == (len(kept.encode()), len(kept))
-        original = DataBin(tmp_path / "bin").original_text_count("test")
-        assert original is not None
-        assert original.bytes == len("".join(f"{line}\n" for line in lines).encode())
+        recorded = json.loads((tmp_path / "bin" / RECORD).read_text())["splits"]["test"]["text"]
+        assert recorded["bytes"] == len("".join(f"{line}\n" for line in lines).encode())
         assert f"{counted.bytes} bytes can be decoded" in report.table()
 
     @pytest.mark.parametrize("tokens", ["words", "sentencepiece", "characters"])
