@@ -8,10 +8,7 @@ import abc
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, TypeAlias, TypeVar
-
-import numpy as np
-import numpy.typing as npt
+from typing import ClassVar, TypeVar
 
 from seqtk.data.report import TextCount
 from seqtk.metrics.outputs import ClassOutput, Output, Predictions
@@ -24,9 +21,6 @@ TEXT_SIZE = "text_size"
 """In `Metric.needs`: the size of the split's original text, before tokenization."""
 PREDICTIONS = "predictions"
 """In `Metric.needs`: the log-probability of every class and the true class of each example."""
-
-Values: TypeAlias = npt.NDArray[np.float64]
-Rows: TypeAlias = npt.NDArray[np.integer[Any]]
 
 M = TypeVar("M", bound="type[Metric]")
 
@@ -102,38 +96,13 @@ class Metric(abc.ABC):
     def compute(self, evaluation: Evaluation) -> Score:
         """Returns the value of this metric. `evaluation` provides everything in `needs`."""
 
+    def interval(self, evaluation: Evaluation) -> tuple[float, float] | None:
+        """Returns the 95 % confidence interval from `evaluation.resamples` samples. None, the default: no interval."""
+        return None
+
     def is_better(self, value: float, than: float | None) -> bool:
         """Returns whether `value` is better than `than`, the best earlier value; True if `than` is None."""
         return than is None or (value > than if self.higher_is_better else value < than)
-
-
-class ExampleMetric(Metric):
-    """Base class of classifier metrics with a bootstrap confidence interval."""
-
-    @abc.abstractmethod
-    def values(self, predictions: Predictions, rows_KN: Rows) -> Values:
-        """Returns value_K, the metric of each bootstrap sample. A row of `rows_KN` has the examples of one sample."""
-
-    def interval(self, predictions: Predictions, samples: int) -> tuple[float, float]:
-        """Returns the 2.5 and 97.5 percentiles over bootstrap samples (Efron and Tibshirani 1993, section 13.3).
-
-        The bootstrap samples depend only on the number of examples, so intervals are reproducible.
-        """
-        examples = len(predictions.target_N)
-        random = np.random.default_rng(1)
-        chunk = max(1, MAX_DRAWN // examples)
-        chunks = [
-            self.values(
-                predictions, random.integers(examples, size=(min(chunk, samples - done), examples), dtype=np.int32)
-            )
-            for done in range(0, samples, chunk)
-        ]
-        low, high = np.percentile(np.concatenate(chunks), [2.5, 97.5])
-        return float(low), float(high)
-
-
-MAX_DRAWN = 1 << 21
-"""The maximum number of indices that are drawn at a time for bootstrap samples."""
 
 
 class MetricRegistry:
@@ -185,9 +154,8 @@ class MetricRegistry:
     def _score(self, name: str, evaluation: Evaluation) -> Score:
         metric = self[name]()
         score = metric.compute(evaluation)
-        if evaluation.resamples and evaluation.predictions is not None and isinstance(metric, ExampleMetric):
-            score = replace(score, interval=metric.interval(evaluation.predictions, evaluation.resamples))
-        return score
+        interval = metric.interval(evaluation) if evaluation.resamples else None
+        return score if interval is None else replace(score, interval=interval)
 
 
 metrics = MetricRegistry()

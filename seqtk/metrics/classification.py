@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from seqtk.metrics.base import PREDICTIONS, Evaluation, ExampleMetric, Rows, Score, Values, metrics
+from seqtk.metrics.base import PREDICTIONS, Evaluation, Score, metrics
+from seqtk.metrics.bootstrap import ExampleMetric, Rows, Values
 from seqtk.metrics.outputs import Predictions
 
 BINS = 15

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from seqtk.metrics.base import Evaluation, ExampleMetric, Metric, Rows, Score, Values, metrics
+from seqtk.metrics.base import Evaluation, Metric, Score, metrics
+from seqtk.metrics.bootstrap import ExampleMetric, Rows, Values
 from seqtk.metrics.outputs import Predictions
 
 LARGEST_EXPONENT = 700.0
