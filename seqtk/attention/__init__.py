@@ -1,4 +1,4 @@
-"""Attention layers. Each family has one file, which the imports below register."""
+"""Attention layers. Each family has one file; importing the file registers its layers."""
 
 from seqtk.attention import aft as aft
 from seqtk.attention import bigbird as bigbird

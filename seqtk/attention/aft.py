@@ -2,7 +2,7 @@
 
     y_t = out(σ(q_t) ⊙ Σ_s exp(k_s + w_ts) ⊙ v_s / Σ_s exp(k_s + w_ts))        over real s, causal: s <= t
 
-w_ts is 0 in `aft_simple` and a product of learned vectors in `aft_full`. `aft_local` has it for |t - s| < W only.
+w_ts is 0 in `aft_simple` and a product of learned vectors in `aft_full`. In `aft_local`, it is 0 for |t - s| >= W.
 
 B batch, T length (S as keys), D width, L longest input, K rank of the position biases, W window, N blocks of W, J keys
 of a block and its neighbors.
@@ -76,11 +76,11 @@ class AftSimple(Attention):
         return self.gate(x_BTD, mean_BTD), None
 
     def weights(self, length: int) -> tuple[Tensor, ...]:
-        """Returns the factors of exp(key) for pairs of positions, shared by all channels, in float32 or wider."""
+        """Returns the factors of exp(key) for each pair of positions. All channels share them. In float32 or wider."""
         return ()
 
     def means(self, key_BTD: Tensor, value_BTD: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-        """Returns the weighted mean at each position, BTD, or B1D if all positions have the same mean."""
+        """Returns the weighted mean of the values at each position, BTD, or B1D if all positions have the same mean."""
         if self.role is Role.CAUSAL:
             return cumulative(LogSumExpAccumulator.of(key_BTD, value_BTD)).mean
         return (key_BTD.softmax(1) * value_BTD).sum(1, keepdim=True)
@@ -90,7 +90,7 @@ class AftSimple(Attention):
         return to_fp32(self.key(x_BTD)), to_fp32(self.value(x_BTD))
 
     def gate(self, x_BTD: Tensor, mean_BTD: Tensor) -> Tensor:
-        """Returns the gated output for these weighted means."""
+        """Returns the outputs y_BTD: the weighted means times the gates, after the output projection."""
         return self.out(self.query(x_BTD).sigmoid() * mean_BTD.to(self.out.weight.dtype))  # type: ignore[no-any-return]
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
@@ -107,7 +107,7 @@ class AftSimple(Attention):
 class AftFullConfig(AftSimpleConfig):
     """A mean of values per channel, weighted by exp(key + position bias): 4 D² + 2 L K weights, O(T² D) time."""
 
-    max_length: int = setting(256, at_least=1, help="The longest input. The position biases have this size.")
+    max_length: int = setting(256, at_least=1, help="Longest input, and size of the position biases.")
     rank: int = setting(128, at_least=1, help="Rank of the matrix of position biases.")
 
 
@@ -182,7 +182,7 @@ class AftLocal(AftFull):
     def weights(self, length: int) -> tuple[Tensor, ...]:
         """Returns the weights of `AftFull`, or weights by block if `length` exceeds W.
 
-        By block, they are exp(w) of near blocks, of far blocks and, in the causal role, of the own block.
+        By block, they are exp(w) of near blocks, of far blocks and, in the causal role, of the query's own block.
         """
         window, causal = self.config.window, self.role is Role.CAUSAL
         if length <= window:
@@ -216,7 +216,7 @@ class AftLocal(AftFull):
     def _other_blocks(
         self, key_BNWD: Tensor, value_BNWD: Tensor, near_NWJ: Tensor, far_NW1: Tensor
     ) -> LogSumExpAccumulator:
-        """Returns the sums over all blocks (causal: earlier blocks). Near blocks have biases, and the others have none.
+        """Returns the sums over all blocks (causal: earlier blocks). Only near blocks have position biases.
 
         The scale is the largest key of all blocks (causal: of all earlier blocks).
         """
@@ -238,7 +238,7 @@ class AftLocal(AftFull):
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
         empty_B0D = to_fp32(self.key.weight).new_zeros(batch, 0, self.dim)
-        # The state: keys and values of the window, sums of older positions, and `past`, whose length counts them.
+        # The state: keys and values of the window, sums over older positions, and `past`, whose length is their number.
         return StepState(
             dynamic={"key": empty_B0D, "value": empty_B0D, "past": empty_B0D[..., :0], "log": None, "mean": None}
         )
@@ -266,10 +266,10 @@ class AftLocal(AftFull):
 
 
 def _top(bias_TS: Tensor) -> Tensor:
-    """Returns the largest bias of each row, but at least 0, the bias outside the window."""
+    """Returns the largest bias of each row, or 0 (the bias outside the window) if that is larger."""
     return bias_TS.detach().amax(-1, keepdim=True).clamp(min=0)
 
 
 def _shift_blocks(x_NWK: Tensor, by: int) -> Tensor:
-    """Returns the blocks shifted by one: each position holds the block before it (`by` = 1) or after it (-1)."""
+    """Shifts the blocks by one: each block is replaced by the block before it (`by` = 1) or after it (`by` = -1)."""
     return functional.pad(x_NWK, (0, 0, 0, 0, by, -by))

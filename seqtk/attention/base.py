@@ -1,6 +1,6 @@
 """The interface of attention layers.
 
-A layer has up to three roles. It computes all positions in parallel, or one position at a time with equal results.
+A layer supports up to three roles. It computes all positions in parallel, or one position at a time with equal results.
 
 B batch, T query length, S key length, D width of the layer, M width of the memory.
 """
@@ -22,14 +22,14 @@ State = Any
 
 
 class Role(enum.Flag):
-    """The place of a layer in a model. The role of an instance never changes."""
+    """The use of a layer: in an encoder, in a decoder, or as cross-attention. It is fixed at construction."""
 
     ENCODER = enum.auto()
     """Self-attention in both directions."""
     CAUSAL = enum.auto()
-    """Self-attention in which position t sees positions <= t; later positions never change earlier outputs."""
+    """Self-attention in which position t attends to positions <= t. Later positions never change earlier outputs."""
     CROSS = enum.auto()
-    """Cross-attention: queries attend to a memory, the encoder output, whose length may differ."""
+    """Cross-attention: queries attend to the memory (the encoder output), whose length may differ."""
 
 
 class Scope(enum.Enum):
@@ -77,7 +77,7 @@ attentions: Registry["Attention"] = Registry("attention", AttentionConfig)
 
 
 class Attention(nn.Module):
-    """A layer that mixes positions.
+    """Base class of layers that combine positions: attention, and the layers that replace it.
 
     `pad_BS` is True at padding of the attended sequence: the memory for CROSS, else `x` itself. Padding is always on
     the right. Outputs at padding are finite and have no meaning.
@@ -89,7 +89,7 @@ class Attention(nn.Module):
     subquadratic: bool = False
     """True if time and memory grow more slowly than the square of the length."""
     slot: str = "attention"
-    """The configuration key that selects the layer, such as `model.decoder.self_attention`. Set by the model."""
+    """The configuration key that selects this layer, such as `model.decoder.self_attention`. The model sets it."""
 
     def __init__(self, config: Any, *, dim: int, role: Role, memory_dim: int | None = None) -> None:
         """Builds the layer.
@@ -108,8 +108,8 @@ class Attention(nn.Module):
             name = attentions.name_of(type(config))
             able = [other for other in attentions if role in attentions.class_of(attentions.config_type(other)).roles]
             raise UserError(
-                f"Attention '{name}' cannot be {_ROLE_WORDS[role]}.",
-                f"These can: {', '.join(able)}.",
+                f"Attention '{name}' cannot be used as {_ROLE_WORDS[role]}.",
+                f"Use one of these: {', '.join(able)}.",
             )
         self.config, self.dim, self.role = config, dim, role
         self.memory_dim = memory_dim or dim
@@ -124,18 +124,18 @@ class Attention(nn.Module):
         return None
 
     def after_update(self, update: int, generator: torch.Generator) -> None:
-        """Runs after each training update, counted from 1. Layers with random features redraw them here.
+        """The trainer calls this after each update, counted from 1. Layers with random features redraw them here.
 
         The generator is on the CPU. It gives the same numbers in all processes and after a resume. All layers draw from
         it, one after another.
         """
 
     def joint_maps(self) -> list[tuple[Linear, ...]]:
-        """Returns groups of linear maps of the same input, each of which `forward` computes as one product."""
+        """Returns groups of linear maps with the same input. `forward` computes each group as one product."""
         return []
 
     def monitored(self) -> dict[str, float]:
-        """Returns scalars to log during training, by name."""
+        """Returns the scalars to log during training: name → value."""
         return {}
 
     def forward(

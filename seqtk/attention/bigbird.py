@@ -20,13 +20,13 @@ from seqtk.ops.tensors import in_blocks
 
 @dataclass(frozen=True)
 class BigBirdConfig(QKVConfig):
-    """Near, global and random blocks: 4 D² weights, O(T block (3 + global_blocks + random_blocks) D)."""
+    """Attention to near, global and random blocks: 4 D² weights, O(T block (3 + global_blocks + random_blocks) D)."""
 
     block: int = setting(64, at_least=1, help="Positions in a block.")
     global_blocks: int = setting(
-        1, at_least=1, help="Number of first blocks that see, and are seen by, every position."
+        1, at_least=1, help="Number of global blocks: the first blocks, which see all positions and are seen by all."
     )
-    random_blocks: int = setting(3, at_least=1, help="Further blocks that each block sees, drawn per head.")
+    random_blocks: int = setting(3, at_least=1, help="Number of random blocks that each block sees, drawn per head.")
     seed: int = setting(
         0, at_least=0, help="Seed of the random blocks. Layers with different seeds see different blocks."
     )
@@ -63,7 +63,7 @@ class BigBirdAttention(HeadwiseAttention):
     def _attend_in_blocks(
         self, heads: slice, query_BHTE: Tensor, key_BHTE: Tensor, value_BHTE: Tensor, pad_BT: Tensor
     ) -> Tensor:
-        """Returns the outputs of all positions from the blocks that they see; invalid at global positions."""
+        """Returns the outputs of all positions from the blocks that they see; not valid at global positions."""
         index_BHNP, seen_BHNK = self._seen_blocks(heads, pad_BT)
 
         def keys(x_BHTE: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class BigBirdAttention(HeadwiseAttention):
 
 
 def hash32(x: Tensor) -> Tensor:
-    """Returns a 32-bit hash of the lowest 32 bits of each integer: two rounds of shift, XOR and product."""
+    """Returns a 32-bit hash of the lowest 32 bits of each integer: two rounds of shift, XOR and multiplication."""
     x = x & 0xFFFFFFFF
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF

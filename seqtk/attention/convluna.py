@@ -25,7 +25,7 @@ Temperature = Literal["unit", "sqrt", "learn"]
 
 @dataclass(frozen=True)
 class ConvLunaConfig(LunaConfig):
-    """Luna with a filter over the positions of keys and values: Luna's cost plus O(T K D)."""
+    """Luna with a filter over the positions of keys and values. Costs O(T K D) more than Luna."""
 
     tie_kv: bool = setting(False, help="Compute keys and values with one projection.")
     filter: Literal["conv", "max_pool", "mean_pool", "none"] = setting(
@@ -39,14 +39,14 @@ class ConvLunaConfig(LunaConfig):
     unpack_temperature: Temperature = setting("learn", help="Temperature of the softmax over the slots.")
     sharing: Literal["none", "qkv", "simplified"] = setting(
         "none",
-        help="Weights that pack and unpack share. qkv: query, key and value. simplified: query, key and out; the layer "
-        "then has no value weights.",
+        help="Weights that the steps pack and unpack share. qkv: query, key and value. simplified: query, key and out; "
+        "the layer then has no value weights.",
     )
 
 
 @attentions.register("convluna", ConvLunaConfig)
 class ConvLuna(Luna):
-    """Luna with a filter before the slots (the paper, and the authors' code where the paper is silent).
+    """Luna with a filter before the slots (from the paper; details that it omits are from the authors' code).
 
     Pack: Y = softmax(P Wq' f(C Wk')ᵀ / τ) f(C Wv') per head; unpack as in Luna, with a separate τ. τ is 1, √E, or
     the exp of a trained scalar.

@@ -1,4 +1,4 @@
-"""Lightweight and dynamic convolution (Wu et al. 2019, arXiv 1901.10430, section 3), which replace self-attention.
+"""Lightweight and dynamic convolution, in place of self-attention (Wu et al. 2019, arXiv 1901.10430, section 3).
 
     y_t = out(Σ_k w_t[k] v_{t + k - before})        v = GLU(value(x))
 
@@ -32,13 +32,13 @@ CHUNK = 32
 
 @dataclass(frozen=True)
 class ConvolutionConfig(QKVConfig):
-    """The settings of both convolutions."""
+    """The settings of lightweight and dynamic convolution."""
 
     dropout: float = probability(0.0, help="Dropout of the kernel's taps after their softmax (DropConnect).")
     kernel_size: int = setting(
         31,
         at_least=1,
-        help="Number of taps (positions) of a kernel: in an encoder half on each side, in a decoder all in the past.",
+        help="Number of taps (positions) of a kernel: half on each side in an encoder, all in the past in a decoder.",
     )
     glu: bool = setting(True, help="Gate the input projection with a gated linear unit, which doubles its width.")
     weight_softmax: bool = setting(True, help="Normalize the taps of a kernel with a softmax.")
@@ -46,7 +46,7 @@ class ConvolutionConfig(QKVConfig):
 
 
 class Convolution(HeadedAttention):
-    """out(Σ_k w[k] v_{t + k - before}), v = GLU(value(x)). Parameters: 3 D² (+ 3 D bias) + the kernels.
+    """y_t = out(Σ_k w[k] v_{t + k - before}), v = GLU(value(x)). Parameters: 3 D² (+ 3 D bias) + the kernels.
 
     Without the GLU 2 D² (+ 2 D bias). `before` is (K - 1) // 2 in an encoder, so an even kernel reaches one position
     further into the future, and K - 1 in a decoder. A step is O(K D): the state holds the last K - 1 positions of v.
@@ -68,7 +68,7 @@ class Convolution(HeadedAttention):
         return functional.glu(v_BTD, dim=-1) if self.config.glu else v_BTD
 
     def normalize(self, kernels: Tensor) -> Tensor:
-        """Returns the kernels (taps last) after softmax and dropout."""
+        """Returns the kernels after softmax and dropout. The taps are the last dimension."""
         return self.dropout(kernels.softmax(-1) if self.config.weight_softmax else kernels)  # type: ignore[no-any-return]
 
     def convolve(self, v_BTD: Tensor) -> Tensor:

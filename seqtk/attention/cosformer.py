@@ -48,7 +48,8 @@ class CosformerAttention(KernelAttention):
         return sum_BHT1.clamp(min=EPSILON)
 
     def start(self, batch: int, memory_BSM: Tensor | None = None, *, pad_BS: Tensor | None = None) -> StepState:
-        # `done` has no elements. Its length counts the steps: reading a shape does not wait for the device.
+        # `done` has no elements. Its length is the number of steps, because reading a shape does not wait for the
+        # device.
         state = super().start(batch, memory_BSM, pad_BS=pad_BS)
         return state.advance({**(state.dynamic or {}), "done": self.out.weight.new_empty(batch, 0, 0)})
 

@@ -92,7 +92,7 @@ class Stage(nn.Module):
             self.gate = nn.ParameterList(matrices(heads, *shape) for shape in shapes)
 
     def forward(self, x_BHTE: Tensor, heads: slice, *, positive: bool = False) -> Tensor:
-        """Returns the outputs of some heads, or if `positive` their softplus, in float32 or wider."""
+        """Returns the outputs of `heads`, or their softplus if `positive`, in float32 or wider."""
         x_BHTE = dropout(x_BHTE, self.dropout if self.training else 0.0)
         y_BHTE = x_BHTE @ self.matrix_HEE[heads]
         if positive:

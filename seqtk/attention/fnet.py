@@ -61,7 +61,7 @@ def transform(x_BTD: Tensor, length_B11: Tensor) -> Tensor:
     size = x_BTD.shape[1]
     padded = 1 << (2 * size - 2).bit_length()
     position_T1 = torch.arange(size, device=x_BTD.device)[:, None]
-    turn_BT1 = (position_T1**2 % (2 * length_B11)).to(x_BTD.real.dtype) / length_B11  # modulo full turns, to stay exact
+    turn_BT1 = (position_T1**2 % (2 * length_B11)).to(x_BTD.real.dtype) / length_B11  # small numbers stay exact
     chirp_BT1 = torch.polar(torch.ones_like(turn_BT1), -math.pi * turn_BT1)
     gap_B = chirp_BT1.new_zeros(len(chirp_BT1), padded - (2 * size - 1), 1)
     filter_BP1 = torch.cat([chirp_BT1, gap_B, chirp_BT1[:, 1:].flip(1)], 1).conj()

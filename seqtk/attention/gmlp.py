@@ -20,7 +20,7 @@ from seqtk.ops import cache
 class GmlpConfig(AttentionConfig):
     """A perceptron gated by a learned matrix over positions: 3 D I + L² weights, O(T² I) time."""
 
-    max_length: int = setting(256, at_least=1, help="The longest input. The matrix over positions has this size.")
+    max_length: int = setting(256, at_least=1, help="Longest input, and size of the matrix over positions.")
     inner: int | None = setting(
         None, at_least=1, help="Width of the gate and of the gated half. null: the layer's width."
     )

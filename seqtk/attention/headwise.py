@@ -1,4 +1,4 @@
-"""The base class of layers whose heads do not interact, which saves memory on long inputs.
+"""The base class of layers whose heads do not interact. It saves memory on long inputs.
 
 B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, E width of a head.
 """

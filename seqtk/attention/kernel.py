@@ -1,4 +1,4 @@
-"""Linear-time attention: a product of features replaces the softmax, so keys and values are summed only once.
+"""Linear-time attention: a product of features replaces the softmax, so all queries share one sum over keys and values.
 
     y_t = Σ_s (φ(q_t) · φ(k_s)) v_s / Σ_s φ(q_t) · φ(k_s) = φ(q_t)ᵀ (Σ_s φ(k_s) v_sᵀ) / φ(q_t)ᵀ Σ_s φ(k_s)
 
@@ -6,7 +6,7 @@ over the positions s that t sees (Katharopoulos et al. 2020, arXiv 2006.16236, s
 R features, and no T × S matrix. Subclasses define φ.
 
 B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, E width of a head,
-R features of a head, F = E + 1: values with a column of ones at their end, whose sum is the denominator.
+R features of a head, F = E + 1: values followed by a column of ones, whose weighted sum is the denominator.
 """
 
 import math
@@ -31,7 +31,7 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class KernelConfig(QKVConfig):
-    """The settings of layers with a feature map."""
+    """The settings of linear-time attention layers with a feature map."""
 
     dropout: float = probability(
         0.0, help="Dropout of the attention weights. A key is dropped for all queries of a head at once."

@@ -1,4 +1,4 @@
-"""Linformer: reduces keys and values to a fixed number, by maps along the length (Wang et al. 2020, arXiv 2006.04768).
+"""Linformer: linear maps over the length give a fixed number of keys and values (Wang et al. 2020, arXiv 2006.04768).
 
 B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, E width of a head,
 L longest input, K rank, G maps along the length: H, or 1 if heads share them.
@@ -27,7 +27,7 @@ class LinformerConfig(QKVConfig):
     sharing: Literal["none", "headwise", "key_value"] = setting(
         "headwise",
         help="Sharing of the maps along the length. none: two per head, for keys and for values. headwise: two for all "
-        "heads. key_value: one for all.",
+        "heads. key_value: one for keys and values of all heads.",
     )
 
 
@@ -98,7 +98,7 @@ class LinformerAttention(Resizable, HeadedAttention):
 
 
 def _projected(linear: nn.Linear, mixed_BKM: Tensor, map_GKS: Tensor, pad_BS: Tensor | None) -> Tensor:
-    """Returns map(linear(x)), BKD, from map(x). The map sums the bias over the real positions, with its weights."""
+    """Returns map(linear(x)), BKD, computed from map(x). The bias is added once per real position, times its weight."""
     y_BKD = nn.functional.linear(mixed_BKM, linear.weight)
     if linear.bias is None:
         return y_BKD

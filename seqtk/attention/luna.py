@@ -40,7 +40,7 @@ class LunaConfig(QKVConfig):
 
 @attentions.register("luna", LunaConfig)
 class Luna(HeadedAttention):
-    """Nested linear attention (sections 3.1 to 3.3), in O(T P) time and memory.
+    """Luna's nested attention (sections 3.1 to 3.3), in O(T P) time and memory.
 
     Pack:   Y = softmax(P Wq' (C Wk')ᵀ / √E) C Wv' per head, where P are the slots and C the context;
     unpack: softmax(X Wq (Y Wk)ᵀ / √E) Y Wv per head, then the output projection. `tie_kv`: Wk' = Wv' and Wk = Wv.
@@ -74,7 +74,7 @@ class Luna(HeadedAttention):
         self.carried_norm: nn.LayerNorm | None = None
 
     def projection_names(self) -> dict[str, str | None]:
-        """Returns the name of the projection for each use. None: the input is split into heads without a projection."""
+        """Returns use → name of its projection. None: the input is split into heads without a projection."""
         tied = self.config.tie_kv
         names: dict[str, str | None] = {name: name for name in ("pack_query", "pack_key", "query", "key")}
         names["value"] = "key" if tied else "value"
@@ -169,7 +169,7 @@ class Luna(HeadedAttention):
         return cast(Tensor, self.out(y_BTD.to(x_BTD.dtype)))
 
     def causal_step(self, x_B1D: Tensor, state: StepState, context: list[Tensor]) -> tuple[Tensor, StepState]:
-        """Computes `step` for a position whose pack key, key and value, each BH1E, are `context`."""
+        """Computes `step` for one position. `context` holds its pack key, key and value, each BH1E."""
         pack_key_BH1E, key_BH1E, value_BH1E = context
         pack_query_BHPE = to_fp32(state.static["pack_query"]) * self.scale("pack")
         weight_BHP1 = self.pack_weights(pack_query_BHPE, pack_key_BH1E).mT
@@ -192,11 +192,11 @@ class Luna(HeadedAttention):
         return dropout(functional.softplus(logits_BHTP, beta=LN2, threshold=40), self.active_dropout)
 
     def attend(self, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Returns attention for queries that are already scaled."""
+        """Returns softmax(Q Kᵀ + bias) V for queries that are already scaled."""
         return attend(query_BHTE, key_BHSE, value_BHSE, bias=bias, dropout=self.active_dropout, scale=1.0)
 
     def project(self, uses: tuple[str, ...], x_BTD: Tensor) -> list[Tensor]:
-        """Returns the projection x_BHTE for each use. Uses with the same projection share the result."""
+        """Projects the input for each use, x_BHTE. Uses with the same projection share the result."""
         names = [self.names[use] for use in uses]
         heads = {
             name: self.split(x_BTD if name is None else getattr(self, name)(x_BTD)) for name in dict.fromkeys(names)

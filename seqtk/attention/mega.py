@@ -24,8 +24,8 @@ from seqtk.utils.errors import UserError
 class MegaConfig(AttentionConfig):
     """A moving average, then gated single-head attention: 8.25 D² + 4 D N weights; O(T² D) or, chunked, O(T C D) time.
 
-    The output is the change of the input, so the residual connection around the layer completes Mega's gate. In blocks
-    that normalize after the residual, this is the published layer.
+    The layer returns the difference from its input, so the residual connection around the layer completes Mega's gate.
+    In blocks that normalize after the residual, this is the published layer.
     """
 
     averages: int = setting(

@@ -29,7 +29,7 @@ Weights = Mapping[str, Tensor | float]
 
 @dataclass(frozen=True)
 class SynthesizerMixtureConfig(SynthesizerConfig):
-    """Logits that are a weighted sum of several sources, for example `parts: [random, dot], mix: sigmoid`."""
+    """Attention whose logits are a weighted sum of several sources, as in `parts: [random, dot], mix: sigmoid`."""
 
     parts: tuple[Part, ...] = setting(("random", "dot"), help="Sources of the logits, two or more.")
     mix: Literal["sum", "sigmoid", "softmax"] = setting(
@@ -73,7 +73,7 @@ class SynthesizerMixture(SynthesizerAttention):
             self.mixing = nn.Parameter(torch.zeros(scalars, self.heads if config.per_head else 1))
 
     def weights(self) -> Weights:
-        """Returns the weight w_i of each part."""
+        """Returns part → its weight w_i."""
         if self.mixing is None:
             return dict.fromkeys(self.config.parts, 1.0)
         if self.config.mix == "sigmoid":
@@ -116,7 +116,7 @@ class SynthesizerMixture(SynthesizerAttention):
         return sum_logits(terms)
 
     def _synthetic(self, x_BTD: Tensor, weights: Weights, *, rows: slice, columns: int) -> list[LogitSpec]:
-        """Returns the logits w_i S_i of each part except `dot`."""
+        """Returns the weighted logits w_i S_i, one tensor specification for each part except `dot`."""
         return [
             source(x_BTD, rows=rows, columns=columns).scaled(weights[part]) for part, source in self.sources.items()
         ]

@@ -27,7 +27,7 @@ class NystromConfig(QKVConfig):
     landmarks: int = setting(
         64,
         at_least=1,
-        help="Number of segments of an input, each represented by its mean. At most one segment per token.",
+        help="Number of segments of an input. The mean of a segment is a landmark. A segment has at least one token.",
     )
     iterations: int = setting(6, at_least=1, help="Iterations of the pseudo-inverse of the attention among landmarks.")
     kernel: int = setting(

@@ -1,7 +1,7 @@
 """Attention to keys and values pooled over windows (Liu et al. 2018, arXiv 1801.10198).
 
 B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, E width of a head,
-K positions in a window, N windows (and the null key).
+K positions in a window, N windows (plus the null key).
 """
 
 import math
@@ -20,7 +20,7 @@ from seqtk.utils.errors import UserError
 
 
 class PooledKeysAttention(QKVAttention):
-    """softmax(Q K'ᵀ / √E) V' per head, K' and V' pooled from windows of keys and of values.
+    """softmax(Q K'ᵀ / √E) V' per head, where K' and V' are pooled from windows of keys and values.
 
     Window j holds the positions j · stride … j · stride + kernel - 1 of a row that exist. In a decoder, position t sees
     a window whose last position is <= t (the paper does not specify this). No window is visible before the first
@@ -37,7 +37,7 @@ class PooledKeysAttention(QKVAttention):
         self.pool_key, self.pool_value = self.pool(), self.pool()
 
     def window(self) -> tuple[int, int]:
-        """Returns (kernel, stride)."""
+        """Returns (kernel size, stride) of the windows."""
         raise NotImplementedError
 
     def pool(self) -> "Pool":
@@ -79,7 +79,7 @@ class PooledKeysAttention(QKVAttention):
         return attend(query_BHTE, memory["key"], memory["value"], bias=seen_BHTN, dropout=self.active_dropout)
 
     def start_mix(self, batch: int) -> State:
-        """Returns the state.
+        """Returns the state before the first position.
 
         `key` and `value` hold the null key and value, then one per complete window. `keys` and `values` hold the
         positions of the incomplete window.
@@ -115,7 +115,7 @@ class PooledKeysAttention(QKVAttention):
         return torch.cat([null_BHNE[:, :, :1], key_BHNE], 2), torch.cat([null_BHNE[:, :, 1:], value_BHNE], 2)
 
     def complete(self, length: int, keys: int, device: torch.device) -> Tensor:
-        """Returns mask_TN, True where position t sees key n: a window that ends at or before t, or the null key."""
+        """Returns mask_TN, True where position t sees key n: the null key, or a window that ends at or before t."""
         nulls = 0 if self.null is None else 1
         last_N = torch.arange(keys - nulls, device=device) * self.stride + self.kernel - 1
         return torch.arange(length, device=device)[:, None] >= functional.pad(last_N, (nulls, 0))
@@ -156,7 +156,7 @@ class PooledConfig(QKVConfig):
 
 @attentions.register("pooled", PooledConfig)
 class PooledAttention(PooledKeysAttention):
-    """softmax(Q pool(K)ᵀ / √E) pool(V) per head, pool the mean or, per feature, the maximum of a window.
+    """softmax(Q pool(K)ᵀ / √E) pool(V) per head, where pool is the mean or, per feature, the maximum of a window.
 
     Parameters: 2 D² + 2 M D (+ 4 D bias), and 2 D of the null key and value if kernel > 1. With windows of one position
     it equals softmax attention.
@@ -176,14 +176,14 @@ class PooledAttention(PooledKeysAttention):
 
 
 class Pool(nn.Module):
-    """Pools the real positions of a window into one vector, which is finite even if there are none."""
+    """Pools the real positions of a window into one vector. A window without real positions gives a finite vector."""
 
     def fill(self, x: Tensor) -> float:
-        """Returns the value that fills positions of a window that are not real."""
+        """Returns the value for positions of a window that are padding or beyond the input."""
         return 0.0
 
     def forward(self, x_BHNKE: Tensor, real_B1NK1: Tensor | None) -> Tensor:
-        """Returns pooled_BHNE; `real_B1NK1` None: all positions are real."""
+        """Returns pooled_BHNE. `real_B1NK1` is True at real positions. None: all positions are real."""
         raise NotImplementedError
 
 

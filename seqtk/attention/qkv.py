@@ -27,9 +27,9 @@ from seqtk.utils.errors import UserError
 
 @dataclass(frozen=True)
 class QKVConfig(AttentionConfig):
-    """The settings of layers with heads."""
+    """The settings of attention layers with heads."""
 
-    heads: int | None = setting(None, at_least=1, help="Number of attention heads. null: the model's.")
+    heads: int | None = setting(None, at_least=1, help="Number of attention heads. null: the number of the model.")
     dropout: float = probability(0.0, help="Dropout of the attention weights.")
     bias: bool = setting(True, help="Give the projections a bias.")
 
@@ -61,7 +61,7 @@ class HeadedAttention(Attention):
         return float(self.config.dropout) if self.training else 0.0
 
     def projection(self, input_dim: int, output_dim: int | None = None, *, gain: float = 1.0) -> Linear:
-        """Returns a linear map, by default to the width of the layer: Xavier-uniform with `gain`, zero bias."""
+        """Returns a linear map with Xavier-uniform weights and zero bias. `output_dim` defaults to the width."""
         return xavier_linear(input_dim, output_dim or self.dim, bias=self.config.bias, gain=gain)
 
     def add_projections(self, *, kv_heads: int | None = None, out_projection: bool = True) -> None:
@@ -100,7 +100,7 @@ class QKVAttention(HeadedAttention):
     """out(mix(query(x), key(source), value(source))), where the source is x, or the memory in cross-attention."""
 
     is_wide_on_cpu: bool = False
-    """Whether `mix` computes in float32 on a CPU. Queries, keys and values are then converted together."""
+    """True if `mix` computes in float32 on a CPU. Queries, keys and values are then converted together."""
 
     def __init__(
         self,

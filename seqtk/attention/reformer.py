@@ -20,15 +20,15 @@ from seqtk.ops.tensors import without_autocast
 from seqtk.utils.errors import UserError
 
 SELF_MASK_VALUE = -1e5
-"""Added to the logit of a position with itself, so that it matters only if no other position is seen."""
+"""Added to a position's logit for itself, so that it attends to itself only if it sees no other position."""
 
 BUCKET_STRIDE = 2**40
-"""The distance between the codes of different buckets; it exceeds the positions in one bucket."""
+"""The distance between the codes of different buckets. It exceeds the number of positions in any bucket."""
 
 
 @dataclass(frozen=True)
 class ReformerConfig(QKVConfig):
-    """Attention among positions in the same hash bucket: 3 D² weights, O(T rounds² chunk + T rounds chunk D) time."""
+    """Attention between positions of the same hash bucket: 3 D² weights, O(T rounds² chunk + T rounds chunk D) time."""
 
     buckets: int = setting(
         32,
@@ -42,7 +42,7 @@ class ReformerConfig(QKVConfig):
     )
     rounds: int = setting(4, at_least=1, help="Rounds of hashing. More rounds approximate full attention better.")
     redraw: bool = setting(
-        True, help="Draw new hashes at each training step. Evaluation uses one hash, which is saved with the model."
+        True, help="Draw new hash functions at each update. Evaluation uses those that are saved with the model."
     )
 
 
@@ -51,7 +51,7 @@ class ReformerAttention(HeadedAttention):
     """softmax(q_t · k_s / √E) v_s, k_s = q_s / |q_s|, over the positions s that any of R rounds of hashing finds.
 
     Round r puts t into bucket argmax [x; -x], x = q_t rotations_r, of `buckets`, and sorts by bucket, then position.
-    ENCODER: t sees the positions of its bucket that are in its chunk of C = `chunk` places in this order, or in the
+    ENCODER: t sees the positions of its bucket that are in its chunk of C = `chunk` positions in this order, or in the
     previous chunk (section 2). CAUSAL differs from the paper: t sees the last C positions of its bucket, itself
     included. The paper's chunks would reveal the future, since their start depends on how many later positions fall
     into lower buckets. t sees itself only if it sees nothing else. The rounds are combined by their logsumexp (appendix
@@ -122,7 +122,7 @@ class ReformerAttention(HeadedAttention):
         return self.out(self.join(y_BH1E).to(x_B1D.dtype)), state.advance(kept)
 
     def _project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns query_BTD, never rounded by autocast, and value_BTD in the same dtype."""
+        """Returns query_BTD, which autocast never rounds, and value_BTD in the same dtype."""
         with without_autocast(x_BTD):
             query_BTD: Tensor = self.query_key(x_BTD.to(self.query_key.weight.dtype))
         return query_BTD, self.value(x_BTD).to(query_BTD.dtype)

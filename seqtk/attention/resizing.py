@@ -20,7 +20,7 @@ class Resizable:
 
     @classmethod
     def resized(cls, config: Any, *, max_length: int) -> Any:
-        """Returns the config of the layer after resizing."""
+        """Returns a copy of `config` with this `max_length`, for the resized layer."""
         return dataclasses.replace(config, max_length=max_length)
 
 
@@ -45,7 +45,7 @@ def resize_configs(tree: C, *, max_length: int) -> C:
         raise UserError(
             f"Attention '{attentions.name_of(type(tree))}' of max_length={fields['max_length']} cannot be resized: "
             "a different length would change its outputs.",
-            f"These can: {', '.join(able)}.",
+            f"These layers can be resized: {', '.join(able)}.",
         )
     return layer.resized(config, max_length=max_length)  # type: ignore[no-any-return]
 

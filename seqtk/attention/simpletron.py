@@ -1,4 +1,4 @@
-"""SimpleTRON: attention without a softmax, which allows computing Kᵀ V first (Yorsh et al. 2021, arXiv 2111.15588).
+"""SimpleTRON: attention without a softmax, so Kᵀ V can be computed first (Yorsh et al. 2021, arXiv 2111.15588).
 
 B batch, T query length, S key length, D width of the layer, M width of the memory, H heads, E = D / H (also as R).
 """
@@ -23,11 +23,11 @@ class SimpleTronConfig(QKVConfig):
     """Dot-product attention without softmax: 3 D² weights (D² + 2 M D for a memory of width M), O((T + S) D E) time."""
 
     dropout: float = probability(
-        0.0, help="Dropout of Kᵀ V. A causal layer drops whole rows of it, drawn again at each position."
+        0.0, help="Dropout of Kᵀ V. A causal layer drops whole rows of it, different ones at each position."
     )
     length_factor: Literal["sqrt", "none"] = setting(
         "sqrt",
-        help="sqrt: divide by the square root of the number of visible keys. Without it, training is unstable.",
+        help="sqrt: divide by the square root of the number of visible keys. none: training is unstable.",
     )
     head_scale: bool = setting(True, help="Divide by the square root of a head's width, as dot-product attention does.")
     out_projection: bool = setting(False, help="Add an output projection.")

@@ -22,11 +22,11 @@ class SinkhornConfig(QKVConfig):
 
     block: int = setting(64, at_least=1, help="Positions in a block.")
     max_length: int = setting(
-        1024, at_least=1, help="The longest input. The sorting network has an output for each of its blocks."
+        1024, at_least=1, help="Longest input. The sorting network has one output for each block of this length."
     )
-    iterations: int = setting(7, at_least=1, help="Iterations of the normalization of columns and rows.")
+    iterations: int = setting(7, at_least=1, help="Normalizations of the sorting matrix, each of columns, then rows.")
     temperature: float = setting(
-        0.75, above=0, help="Temperature of the sorting. Lower values are closer to a permutation."
+        0.75, above=0, help="Temperature of the sorting matrix. Lower values bring it closer to a permutation."
     )
     gumbel: bool = setting(True, help="Add Gumbel noise to the sorting in training.")
 
@@ -40,9 +40,9 @@ class SinkhornAttention(HeadedAttention):
     normalized to sum 1, in log space, rows last (section 3.2): P. Block i gets K̂_i = Σ_j P_ij K_j, and V̂_i likewise
     (section 3.3); one softmax covers both.
 
-    The paper does not define a partly empty last block. In seqtk, the mean at each of the C places is over the blocks
-    that have this place, and log(their share of P_i) is added to the logits, so one block for the whole row is full
-    attention.
+    The paper does not define a partly empty last block. In seqtk, the mean at each of the C positions is over the
+    blocks that have this position, and log(their share of P_i) is added to the logits, so one block for the whole row
+    is full attention.
 
     ENCODER only. The paper's causal form masks P before it is normalized, but columns are then normalized over later
     blocks, which reveals the future. Also, the only lower triangular matrix whose columns and rows sum to 1 is the

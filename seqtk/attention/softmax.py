@@ -30,14 +30,14 @@ class SoftmaxConfig(QKVConfig):
     kv_heads: int | None = setting(
         None,
         at_least=1,
-        help="Number of heads of keys and values, each shared by heads / kv_heads query heads. null: equal to heads.",
+        help="Number of heads of keys and values; each serves heads / kv_heads query heads. null: equal to heads.",
     )
     positions: Literal["none", "rotary", "alibi", "t5"] = setting(
-        "none", help="Encoding of relative positions in self-attention."
+        "none", help="How self-attention encodes relative positions."
     )
     qk_norm: bool = setting(False, help="Normalize each query and key of a head by its RMS, with a learned scale.")
     backend: Literal["sdpa", "flex"] = setting(
-        "sdpa", help="flex: torch's FlexAttention, compiled; it trains on CUDA only."
+        "sdpa", help="sdpa: torch's fused kernels. flex: torch's FlexAttention, compiled; it trains on CUDA only."
     )
 
 
@@ -110,7 +110,7 @@ class SoftmaxAttention(QKVAttention):
         return attend_last(query_BH1E, state, bias=bias), state
 
     def _uses_flex(self, device: torch.device) -> bool:
-        """Returns whether FlexAttention is used. Without CUDA, evaluation uses the fused kernel and training fails."""
+        """Returns True if FlexAttention is used. Without CUDA, evaluation uses the fused kernel and training fails."""
         if self.config.backend == "flex" and device.type != "cuda" and self.training:
             raise UserError(
                 f"{self.slot}.backend=flex cannot train on {device.type}: torch's FlexAttention has no backward there.",
@@ -132,7 +132,7 @@ class HeadNorm(nn.Module):
 
 
 def _check(config: SoftmaxConfig, *, role: Role, head_dim: int) -> None:
-    """Raises UserError for settings that exclude each other."""
+    """Raises UserError if settings exclude each other."""
     heads, kv_heads = config.heads or 1, config.kv_heads
     if kv_heads is not None and heads % kv_heads:
         raise UserError(
@@ -141,7 +141,7 @@ def _check(config: SoftmaxConfig, *, role: Role, head_dim: int) -> None:
         )
     if config.positions != "none" and role is Role.CROSS:
         raise UserError(
-            f"attention.positions={config.positions} is for self-attention; this is cross-attention.",
+            f"attention.positions={config.positions} is not possible in cross-attention.",
             "A query and a memory position have no distance. Set attention.positions=none.",
         )
     if config.positions == "rotary" and head_dim % 2:
@@ -159,6 +159,6 @@ def _check(config: SoftmaxConfig, *, role: Role, head_dim: int) -> None:
             )
         if head_dim < MIN_FLEX_WIDTH:
             raise UserError(
-                f"attention.backend=flex requires heads at least {MIN_FLEX_WIDTH} wide, but they are {head_dim} wide.",
+                f"attention.backend=flex requires a head width of at least {MIN_FLEX_WIDTH}, but it is {head_dim}.",
                 "Use fewer heads, or attention.backend=sdpa.",
             )

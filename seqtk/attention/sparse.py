@@ -25,12 +25,12 @@ from seqtk.utils.errors import UserError
 
 @dataclass(frozen=True)
 class StridedSparseConfig(QKVConfig):
-    """Half the heads see the nearest positions, half every stride-th: 4 D² weights, O(T (stride + T / stride) D)."""
+    """Half the heads see near keys, half see every stride-th key: 4 D² weights, O(T (stride + T / stride) D)."""
 
     stride: int = setting(
         32,
         at_least=1,
-        help="Distance between neighbors in a column. The square root of the usual length is a good value.",
+        help="Distance between two keys of a column. The square root of the usual length is a good value.",
     )
 
 
@@ -56,7 +56,7 @@ class StridedSparseAttention(WindowAttention):
     def mix_heads(
         self, heads: slice, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None
     ) -> Tensor:
-        # The number of these heads that see near keys.
+        # The number of the computed heads that see near keys.
         near = min(max(self.near_heads - (heads.start or 0), 0), query_BHTE.shape[1])
         parts = []
         if near:
@@ -103,10 +103,10 @@ def _rows(x_MND: Tensor, stride: int) -> Tensor:
 
 @dataclass(frozen=True)
 class FixedSparseConfig(QKVConfig):
-    """Attention to a block and the last positions of others: 4 D² weights, O(T (block + summary T / block) D)."""
+    """Attention to a block and the last keys of other blocks: 4 D² weights, O(T (block + summary T / block) D)."""
 
     block: int = setting(32, at_least=1, help="Positions in a block.")
-    summary: int = setting(4, at_least=1, help="The number of last positions of each block that later blocks see too.")
+    summary: int = setting(4, at_least=1, help="Number of positions at the end of a block that other blocks see.")
 
 
 @attentions.register("fixed_sparse", FixedSparseConfig)

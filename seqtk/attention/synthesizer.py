@@ -31,9 +31,9 @@ from seqtk.ops.blockwise_softmax import LogitSpec, LogitTensors, blockwise_softm
 
 @dataclass(frozen=True)
 class SynthesizerConfig(QKVConfig):
-    """The settings of all Synthesizers."""
+    """The settings that all Synthesizers have."""
 
-    max_length: int = setting(256, at_least=1, help="The longest input. The matrices of logits have this size.")
+    max_length: int = setting(256, at_least=1, help="Longest input, and size of the matrices of logits.")
 
 
 class LogitSource(nn.Module):
@@ -118,12 +118,12 @@ class DenseLogits(LogitSource):
 
 @dataclass(frozen=True)
 class SynthesizerDenseConfig(SynthesizerConfig):
-    """Logits from each query alone, by a perceptron per head."""
+    """Attention whose logits a perceptron per head predicts from each query alone."""
 
 
 @attentions.register("synthesizer_dense", SynthesizerDenseConfig)
 class SynthesizerDense(Synthesizer):
-    """Each token predicts the logits of its row (`DenseLogits`)."""
+    """A Synthesizer in which each query predicts its row of logits (`DenseLogits`)."""
 
     source = DenseLogits
 
@@ -146,12 +146,12 @@ class RandomLogits(LogitSource):
 
 @dataclass(frozen=True)
 class SynthesizerRandomConfig(SynthesizerConfig):
-    """Logits that are a learned matrix per head, the same for every input."""
+    """Attention whose logits are a learned matrix per head, the same for every input."""
 
 
 @attentions.register("synthesizer_random", SynthesizerRandomConfig)
 class SynthesizerRandom(Synthesizer):
-    """The logits are a learned matrix per head (`RandomLogits`)."""
+    """A Synthesizer whose logits are a learned matrix per head (`RandomLogits`)."""
 
     source = RandomLogits
 
@@ -171,12 +171,12 @@ class FixedRandomLogits(LogitSource):
 
 @dataclass(frozen=True)
 class SynthesizerFixedRandomConfig(SynthesizerConfig):
-    """Logits that are a random matrix per head, never trained."""
+    """Attention whose logits are a random matrix per head, never trained."""
 
 
 @attentions.register("synthesizer_fixed_random", SynthesizerFixedRandomConfig)
 class SynthesizerFixedRandom(Synthesizer):
-    """The logits are a random matrix per head, never trained (`FixedRandomLogits`)."""
+    """A Synthesizer whose logits are a random matrix per head, never trained (`FixedRandomLogits`)."""
 
     source = FixedRandomLogits
 
@@ -205,7 +205,7 @@ class FactorizedDenseLogits(LogitSource):
 
 @dataclass(frozen=True)
 class SynthesizerFactorizedDenseConfig(SynthesizerConfig):
-    """Logits from each query alone, as the outer product of two short vectors A and B."""
+    """Attention whose logits are the outer product of two short vectors, A and B, predicted from each query alone."""
 
     fine: int | None = setting(
         None,
@@ -216,7 +216,7 @@ class SynthesizerFactorizedDenseConfig(SynthesizerConfig):
 
 @attentions.register("synthesizer_factorized_dense", SynthesizerFactorizedDenseConfig)
 class SynthesizerFactorizedDense(Synthesizer):
-    """Each token predicts two factors of the logits of its row (`FactorizedDenseLogits`)."""
+    """A Synthesizer in which each query predicts two factors of its row of logits (`FactorizedDenseLogits`)."""
 
     source = FactorizedDenseLogits
 
@@ -232,7 +232,7 @@ def factor_lengths(length: int, fine: int | None = None) -> tuple[int, int]:
 
 
 def keep_fine(config: Any, resized: Any) -> Any:
-    """Returns `resized` with the `fine` of `config`, which must not change: key p b + q has the logit A_p B_q."""
+    """Returns `resized` with the `fine` of `config`. It must not change, because key p b + q has the logit A_p B_q."""
     return dataclasses.replace(resized, fine=factor_lengths(config.max_length, config.fine)[1])
 
 
@@ -253,14 +253,14 @@ class FactorizedRandomLogits(LogitSource):
 
 @dataclass(frozen=True)
 class SynthesizerFactorizedRandomConfig(SynthesizerConfig):
-    """Logits that are a learned low-rank matrix per head."""
+    """Attention whose logits are a learned low-rank matrix per head."""
 
     rank: int = setting(8, at_least=1, help="Rank of the matrix.")
 
 
 @attentions.register("synthesizer_factorized_random", SynthesizerFactorizedRandomConfig)
 class SynthesizerFactorizedRandom(Synthesizer):
-    """The logits are a learned low-rank matrix per head (`FactorizedRandomLogits`)."""
+    """A Synthesizer whose logits are a learned low-rank matrix per head (`FactorizedRandomLogits`)."""
 
     source = FactorizedRandomLogits
 
@@ -272,7 +272,7 @@ SOURCES: dict[str, type[LogitSource]] = {
     "factorized_dense": FactorizedDenseLogits,
     "factorized_random": FactorizedRandomLogits,
 }
-"""All sources by their names in a mixture's `parts`."""
+"""Name in a mixture's `parts` → source of logits."""
 
 
 class HeadLinear(nn.Module):
@@ -287,7 +287,7 @@ class HeadLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.heads, 1, outputs)) if config.bias else None
 
     def forward(self, x_BHTE: Tensor, *, columns: int) -> LogitSpec:
-        """Returns a spec that computes the outputs as a matrix product, with a 1 appended to x for the bias."""
+        """Returns a specification of the outputs as a matrix product, with a 1 appended to x for the bias."""
         weight_HES = self.weight[..., :columns]
         if self.bias is not None:
             weight_HES = torch.cat([weight_HES, self.bias[..., :columns]], 1)
@@ -296,12 +296,12 @@ class HeadLinear(nn.Module):
 
 
 def product(tensors: LogitTensors, columns: int) -> Tensor:
-    """Returns logits that are a matrix product."""
+    """Returns the logits as a matrix product of two tensors."""
     return tensors.by_query[0] @ tensors.by_key[0]
 
 
 def outer(tensors: LogitTensors, columns: int) -> Tensor:
-    """Returns logits that are the outer product of a coarse and a fine factor per query."""
+    """Returns the logits of each query as the outer product of a coarse and a fine factor."""
     coarse_BHTa, fine_BHTb = tensors.by_query
     coarse_BHTa = coarse_BHTa[..., : -(-columns // fine_BHTb.shape[-1])]
     return (coarse_BHTa[..., :, None] * fine_BHTb[..., None, :]).flatten(-2)[..., :columns]

@@ -26,7 +26,7 @@ class TransformerXLConfig(QKVConfig):
 
     bias: bool = setting(False, help="Give the projections a bias.")
     memory_length: int = setting(
-        512, at_least=1, help="How many earlier positions each position sees, across segments."
+        512, at_least=1, help="Number of earlier positions that each position sees, across segments."
     )
     evaluation_memory_length: int | None = setting(
         None, at_least=1, help="memory_length in evaluation. null: memory_length."
@@ -44,7 +44,7 @@ class TransformerXLAttention(QKVAttention):
     are learned in each layer (section 3.3). Parameters: 5 D² + 2 D (+ 4 D bias).
 
     The memory is the input of the layer at earlier positions, without a gradient; its keys and values are computed
-    again. Every position sees the same number of earlier positions, in any segment (`same_length` in the
+    again. Every position of a segment sees the same number of earlier positions (`same_length` in the
     official code), so the segmentation does not change the outputs. Otherwise late positions of a segment would see
     more than early ones. A step costs O(memory_length · D · H): the state holds the visible keys and values.
     """

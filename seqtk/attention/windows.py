@@ -32,7 +32,7 @@ class WindowAttention(HeadwiseAttention):
     subquadratic = True
     window: WindowSpec
     global_tokens: int = 0
-    """The number of first positions that every position sees too."""
+    """The number of global positions: the first positions, which every position also sees."""
 
     def mix_heads(
         self, heads: slice, query_BHTE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, *, pad_BS: Tensor | None
@@ -83,7 +83,7 @@ class SlidingWindowConfig(QKVConfig):
     """Dot-product attention to the nearest positions: 4 D² weights, O(T window D) time and memory."""
 
     window: int = setting(
-        128, at_least=1, help="Visible positions: window / 2 on each side in an encoder, the last window in a decoder."
+        128, at_least=1, help="Visible positions: window / 2 on each side (encoder), or the last `window` (decoder)."
     )
 
 
@@ -106,19 +106,19 @@ class SlidingWindowAttention(WindowAttention):
 
 @dataclass(frozen=True)
 class LongformerConfig(SlidingWindowConfig):
-    """A sliding window and a few global positions: 7 D² weights, O(T (window + heads global_tokens) D) time."""
+    """Attention to near and global positions: 7 D² weights, O(T (window + heads global_tokens) D) time."""
 
     window: int = setting(
-        512, at_least=1, help="Visible positions: window / 2 on each side in an encoder, the last window in a decoder."
+        512, at_least=1, help="Visible positions: window / 2 on each side (encoder), or the last `window` (decoder)."
     )
     global_tokens: int = setting(
-        1, at_least=1, help="Number of first positions that see, and are seen by, every position."
+        1, at_least=1, help="Number of global positions: the first ones, which see all positions and are seen by all."
     )
 
 
 @attentions.register("longformer", LongformerConfig)
 class LongformerAttention(WindowAttention):
-    """A sliding window and G = `global_tokens` first positions that see all positions and that all positions see.
+    """Sliding-window attention whose first G = `global_tokens` positions see all positions and are seen by all.
 
     Position t >= G: softmax(q_t · k_s / √E) v_s over s in its window or s < G. Position t < G: the same over all s,
     with other projections (`global_query`, `global_key`, `global_value`). Beltagy et al. 2020, arXiv 2004.05150,
@@ -205,5 +205,5 @@ def sliding_window(window: int, *, causal: bool) -> WindowSpec:
 
 
 def _product(left_BHGI: Tensor, right_BIO: Tensor) -> Tensor:
-    """Multiplies all heads of a row by one matrix of the row, in a single product per row."""
+    """Multiplies all heads of row b by matrix b, as a single product per row."""
     return (left_BHGI.flatten(1, 2) @ right_BIO).unflatten(1, left_BHGI.shape[1:3])  # type: ignore[no-any-return, no-untyped-call]
