@@ -1,4 +1,4 @@
-"""Creates model files from others: averaged checkpoints, or models for longer inputs."""
+"""Creates model files from existing ones: averages of checkpoints, or models for longer inputs."""
 
 import os
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from seqtk.utils.suggestions import near_path
 def average(paths: Sequence[str | os.PathLike[str]]) -> ModelFile:
     """Averages the weights of several models of one run in float64. Everything else comes from the last model.
 
-    Raises UserError for models of different runs, and for weights that are not finite.
+    Raises UserError if the models are from different runs, or if a weight is not finite.
     """
     last = read(paths[-1])
     total: dict[str, Tensor] = {}
@@ -41,8 +41,8 @@ def average(paths: Sequence[str | os.PathLike[str]]) -> ModelFile:
                 continue
             if not bool(tensor.float().square().sum().isfinite()):  # with such weights, activations overflow too
                 raise UserError(
-                    f"{path} holds weights that are infinite, NaN or close to overflow. The first is in {name}.",
-                    "Its training diverged: average earlier checkpoints, or train again with a lower optimizer.lr.",
+                    f"{path} contains weights that are infinite, NaN or close to overflow. The first is in {name}.",
+                    "Its training diverged. Average earlier checkpoints, or train again with a lower optimizer.lr.",
                 )
             total[name] = total[name] + tensor.double() if name in total else tensor.double()
         updates.append(each.info.get("update"))
@@ -57,17 +57,17 @@ def resize(contents: ModelFile, *, max_length: int, source: str) -> ModelFile:
     """Returns a copy of the model whose attention layers accept `max_length` positions.
 
     Additional weights of a longer model are initialized with the run's seed. Raises UserError if no layer of the model
-    has a limit, if all have this limit, or if a layer cannot be resized.
+    limits the length, if all layers already have this limit, or if a layer cannot be resized.
     """
     parts = parts_of(contents, source=source)
     resized = replace(parts, model=resize_configs(parts.model, max_length=max_length))
     old, new = (_seeded_model(contents, each, source=source) for each in (parts, resized))
     limits = sorted({layer.max_length for _, layer in old.attention_layers() if layer.max_length is not None})
     if not limits:
-        raise UserError(f"No attention layer of {source} limits the length of its input: there is nothing to resize.")
+        raise UserError(f"No attention layer of {source} has a max_length, so there is nothing to resize.")
     if resized == parts:
         raise UserError(f"The attention layers of {source} already have max_length={max_length}.")
-    set_tensors(old, contents.tensors, source=source)  # raises UserError for weights of another model
+    set_tensors(old, contents.tensors, source=source)  # raises UserError for weights of a different model
     drawn = tensors_of(new)
     layers = tuple(f"{name}." for name, layer in new.attention_layers() if isinstance(layer, Resizable))
     tensors = {
@@ -81,7 +81,7 @@ def resize(contents: ModelFile, *, max_length: int, source: str) -> ModelFile:
 
 
 def checkpoints_of(path: str | os.PathLike[str]) -> list[Path]:
-    """Returns the checkpoints of the run at `path`, oldest first, up to the one in the file `latest`.
+    """Returns the checkpoints of the run at `path`, oldest first, up to the one that the file `latest` names.
 
     `path` is the folder of the run, or a model file or checkpoint in it. Raises UserError if there is no checkpoint.
     """
@@ -96,8 +96,8 @@ def checkpoints_of(path: str | os.PathLike[str]) -> list[Path]:
     found = [folder for folder in checkpoint_folders(inside) if newest is None or folder.name <= newest]
     if not found:
         raise UserError(
-            f"checkpoint={path}: there are no checkpoints of a run there.",
-            *([f"It is {describe(path)[0]}."] if path.is_file() else []),
+            f"checkpoint={path} contains no checkpoints of a run.",
+            *([f"The file is {describe(path)[0]}."] if path.is_file() else []),
             "Set checkpoint= to the folder of a run (save_dir), or to several model files separated by commas.",
         )
     return found

@@ -55,10 +55,10 @@ class TensorFile:
 
     path: Path
     shapes: Tensors
-    """Its tensors without their values, on the device `meta`."""
+    """Name → tensor without its values, on the device `meta`."""
     metadata: dict[str, Any]
     checksums: dict[str, int] | None
-    """None: the file has no checksums."""
+    """Name → checksum of the tensor. None: the file has no checksums."""
 
     def read(self, name: str) -> Tensor:
         """Returns a tensor. Raises UserError if the file is missing or damaged."""
@@ -74,19 +74,19 @@ def save(path: str | os.PathLike[str], tensors: Tensors, *, config: Any, assets:
 
 
 def write(path: str | os.PathLike[str], contents: ModelFile) -> None:
-    """Writes a model file. A new model, one that was not read from a file, records the version of seqtk."""
+    """Writes a model file. If the model was not read from a file, the file also records the version of seqtk."""
     info = {"version": __version__, **contents.info}
     header = {"config": contents.config, "assets": contents.assets, "info": info}
     save_tensors(Path(path), contents.tensors, header)
 
 
 def read(path: str | os.PathLike[str], *, key: str = "checkpoint") -> ModelFile:
-    """Returns the contents of the model file at `path` (see `find`). Raises UserError for any other file."""
+    """Returns the contents of the model file at `path` (see `find`). Raises UserError if it is not a model file."""
     file = find(path, key=key)
     tensors, metadata = load_tensors(file)
     if not {"config", "assets", "info"} <= metadata.keys():
         if any(name.endswith("/exp_avg") or "/" in name for name in tensors):
-            raise UserError(f"{file} holds the state of an optimizer, not a model.", f"Set {key}={file.parent}.")
+            raise UserError(f"{file} contains the state of an optimizer, not a model.", f"Set {key}={file.parent}.")
         raise UserError(f"{file} is a safetensors file, but not a model of seqtk.")
     contents = contents_of(tensors, metadata, source=str(file))
     if "replay" in contents.info:
@@ -105,7 +105,7 @@ def contents_of(tensors: Tensors, metadata: Mapping[str, Any], *, source: str) -
             raise UserError(f"{source} is not a model of seqtk: its '{name}' is not a mapping.", DAMAGED)
     config, assets, info = metadata["config"], metadata["assets"], metadata["info"]
     if not all(isinstance(text, str) for text in assets.values()):
-        raise UserError(f"{source} is not a model of seqtk: the values of 'assets' must be strings.", DAMAGED)
+        raise UserError(f"{source} is not a model of seqtk: its 'assets' are not all strings.", DAMAGED)
     return ModelFile(tensors, config, assets, info)
 
 
@@ -145,7 +145,7 @@ def checkpoint_folders(save_dir: Path) -> list[Path]:
 
 
 def tensors_of(model: nn.Module) -> Tensors:
-    """Returns every parameter and persistent buffer once, by name. Tied weights appear under their first name."""
+    """Returns name → tensor for all parameters and persistent buffers. Tied weights have their first name only."""
     persistent = set(model.state_dict())
     tensors: Tensors = dict(model.named_parameters())
     tensors |= {name: buffer for name, buffer in model.named_buffers() if name in persistent}
@@ -153,14 +153,14 @@ def tensors_of(model: nn.Module) -> Tensors:
 
 
 def first_bad(tensors: Mapping[str, Tensor]) -> str | None:
-    """Returns the name of the first tensor with an infinite or NaN value, or None. Waits for the device once."""
+    """Returns the name of the first tensor with an infinite or NaN value, or None. Synchronizes the device once."""
     names = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
     finite = torch.stack([tensors[name].isfinite().all() for name in names]).tolist() if names else []
     return next((name for name, good in zip(names, finite, strict=True) if not good), None)
 
 
 def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
-    """Copies `tensors` into the model. Raises UserError if one is missing or unknown, or its shape differs."""
+    """Copies `tensors` into the model. Raises UserError if a tensor is missing or unknown, or its shape differs."""
     own = tensors_of(model)
     for name in [*own, *tensors]:
         if name not in tensors or name not in own:
@@ -188,7 +188,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
             return
         mode = os.fstat(file.fileno()).st_mode
         try:
-            save_file(contiguous, file.name, header)  # replaces the file by one that only its owner can read
+            save_file(contiguous, file.name, header)  # creates a new file, which only its owner can read
         except SafetensorError as error:
             number = re.search(r"os error (\d+)", str(error))
             reason = os.strerror(int(number[1])) if number else str(error)
@@ -229,7 +229,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _contents(file: Any) -> tuple[Tensors, dict[str, Any], dict[str, int] | None]:
-    """Returns the tensors of a file, which are read when they are used, its metadata, and its checksums if any."""
+    """Returns (tensors, metadata, checksums or None) of a file. A tensor is read when it is used."""
     tensors: Tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     metadata, sums = _metadata(file)
     if sums is not None and sums.keys() != tensors.keys():
@@ -244,11 +244,11 @@ def _verify(path: Path, name: str, tensor: Tensor, sums: Mapping[str, int] | Non
 
 
 def _metadata(file: Any) -> tuple[dict[str, Any], dict[str, int] | None]:
-    """Returns the metadata of a file, and the checksums of its tensors if there are any."""
+    """Returns (metadata of a file, checksums of its tensors or None)."""
     texts = dict(file.metadata() or {})
     sums = json.loads(texts.pop(CHECKSUMS, "null"))
     if sums is not None and sums.get("header") != _header_checksum(texts):
-        raise ValueError("The checksum of its header is wrong.")
+        raise ValueError("The checksum of the header is wrong.")
     return {name: json.loads(value) for name, value in texts.items()}, sums and sums["tensors"]
 
 

@@ -1,10 +1,10 @@
-"""Tables of a model's tensors by module, for the terminal."""
+"""Prints tables of a model's tensors, grouped by module."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 DEPTH = 4
-"""How many parts of a name identify a module, as in encoder.blocks.*.self_attention."""
+"""The number of parts of a name that identify a module, as in encoder.blocks.*.self_attention."""
 
 
 def by_module(names: Iterable[str]) -> dict[str, list[str]]:
@@ -17,7 +17,7 @@ def by_module(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def pattern(module: str) -> str:
-    """Returns the name of a module with `*` for numbers."""
+    """Returns the name of a module with its numbers replaced by `*`."""
     return ".".join("*" if part.isdigit() else part for part in module.split("."))
 
 

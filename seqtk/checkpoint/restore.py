@@ -38,10 +38,10 @@ from seqtk.utils.errors import UserError
 T = TypeVar("T")
 
 _FORMER_NAMES = {"validation_owed": "pending_validation"}
-"""Fields of `TrainState` as seqtk 0.1 wrote them."""
+"""Name of a field in files of seqtk 0.1 → its name in `TrainState`."""
 
 NONE = ""
-"""The value that a process sends to the others if it can read no checkpoint. Sorts before all checkpoint names."""
+"""Sent to the other processes by a process that can read no checkpoint. Sorts before all checkpoint names."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Checkpoint:
     folder: Path
     model: ModelFile
     optimizer: Tensors
-    """The optimizer's state by `parameter/key`, or this process's part of it."""
+    """`parameter/key` → tensor of the optimizer's state, or this process's part of it."""
     state: TrainState
     streams: State
     """The recurrent state of all rows, or None."""
@@ -60,11 +60,11 @@ class Checkpoint:
 
 
 def load_checkpoint(folder: Path, *, empty: Empty | None = None) -> Checkpoint:
-    """Reads a checkpoint and verifies the checksums of what it reads.
+    """Reads a checkpoint and verifies its checksums.
 
     Args:
         folder: The checkpoint.
-        empty: Returns where to read a tensor of the optimizer. None: full tensors are read.
+        empty: Returns the tensor into which a part of the optimizer's state is read. None: reads full tensors.
 
     Raises:
         UserError: If a file is missing or damaged.
@@ -87,7 +87,7 @@ def _load_optimizer(folder: Path, empty: Empty | None) -> Tensors:
     files = [open_tensors(path) for path in paths]
     if empty is None and len(files) == 1 and PIECES not in files[0].metadata:
         return load_tensors(paths[0])[0]
-    from seqtk.checkpoint import shards  # takes half a second, which processes without parts avoid
+    from seqtk.checkpoint import shards  # the import takes half a second, so it is made only if the state is sharded
 
     return shards.load(files, empty or (lambda _, full: torch.empty_like(full, device="cpu")))
 
@@ -101,10 +101,10 @@ def load_latest(
         folder: The checkpoint.
         load: Reads a checkpoint, or a part of it. Raises UserError if it is damaged.
         gather: Collects a value from all processes, so that all read the same checkpoint.
-        otherwise: What the user can do if no checkpoint can be read, for the error.
+        otherwise: The last line of the error if no checkpoint can be read: what the user can do.
 
     Returns:
-        What `load` returned, and a warning if newer checkpoints are damaged, otherwise "".
+        (the result of `load`, a warning if newer checkpoints are damaged, else "").
 
     Raises:
         UserError: If no checkpoint can be read.
@@ -166,7 +166,7 @@ def _read_state(path: Path) -> TrainState:
         values = json.loads(path.read_text())
         checksum = values.pop(CHECKSUMS, None)
         if checksum is not None and checksum != state_checksum(values):
-            raise UserError(f"{path} is damaged or incomplete.", "Its checksum is wrong.")
+            raise UserError(f"{path} is damaged or incomplete.", "The checksum of the file is wrong.")
         for name in values.pop(FILES, ()):
             if not path.with_name(name).is_file():
                 raise UserError(f"There is no file {path.with_name(name)}.")

@@ -1,10 +1,10 @@
 """The folder of a run: one directory per checkpoint, written atomically. Resuming is bit-exact.
 
-`model.safetensors` is a model file, `ema.safetensors` another one with averaged weights, `optimizer.safetensors` the
-optimizer's tensors by parameter, `stream_state.safetensors` the recurrent state of `batch.streams`, and `state.json`
-the rest. If processes hold parts of the optimizer's tensors, each writes a file `optimizer_RANK.safetensors` instead
-(`seqtk.checkpoint.shards`). Nothing is pickled, so no file can run code. `latest` in save_dir names the newest
-checkpoint.
+The model file `model.safetensors` contains the weights, the model file `ema.safetensors` the averaged weights,
+`optimizer.safetensors` the optimizer's tensors by parameter, `stream_state.safetensors` the recurrent state of
+`batch.streams`, and `state.json` everything else. If the optimizer's tensors are sharded, each process writes a file
+`optimizer_RANK.safetensors` instead (`seqtk.checkpoint.shards`). Nothing is pickled, so no file can run code. The file
+`latest` in save_dir contains the name of the newest checkpoint.
 """
 
 import fcntl
@@ -46,21 +46,21 @@ from seqtk.utils.files import atomic_directory, check_writable, partial_director
 
 T = TypeVar("T")
 Together = Callable[[Callable[[], T]], T]
-"""Calls a function in all processes that write a checkpoint. If one raises an exception, all do."""
+"""Calls a function in all processes that write a checkpoint. If it fails in one, all raise an exception."""
 
 Empty = Callable[[str, Tensor], Tensor]
 """Returns the tensor into which a process reads its part of a tensor, given the name and shape of the full tensor."""
 
 OPTIMIZER = "optimizer"
-"""The start of the names of the files with the optimizer's state."""
+"""The prefix of the names of files with the optimizer's state."""
 PIECES = "pieces"
-"""The key in the header of such a file with the position of each of its pieces."""
+"""The key of the positions of the pieces in the header of a file with the optimizer's state."""
 STREAM_STATE = "stream_state.safetensors"
 AVERAGE = "ema.safetensors"
 FILES = "files"
-"""The key in `state.json` with the names of the other files of the checkpoint."""
+"""The key in `state.json` whose value lists the other files of the checkpoint."""
 MOST_READ = 1000
-"""How many examples of a corpus its fingerprint includes."""
+"""The number of examples of a corpus whose tokens its fingerprint includes."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,15 @@ class TrainState:
     update: int = 0
     position: Position = field(default_factory=Position)
     metric: str = ""
-    """The metric and the validation set of `best`."""
+    """The metric and the validation set that `best` belongs to."""
     best: float | None = None
     validations_without_best: int = 0
     pending_validation: bool = False
-    """Whether the validation of this update has not been run yet."""
+    """True if the validation of this update has not been run yet."""
     seconds: float = 0.0
     """Time spent training, over all sessions of the run."""
     interval: dict[str, float] = field(default_factory=dict)
-    """Sums since the last log line."""
+    """Sums of the logged values since the last log line."""
     corpus: str = ""
     """Fingerprint of the training data."""
     loss_scale: dict[str, float] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class Place(TypedDict):
     """The position of a piece, which is some rows of a larger tensor."""
 
     start: int
-    """Its first row."""
+    """The index of the first row of the piece."""
     size: list[int]
     """The shape of the larger tensor."""
 
@@ -106,7 +106,7 @@ class Pieces:
     places: Mapping[str, Place] = field(default_factory=dict)
     """The positions of the pieces of larger tensors."""
     rank: int | None = None
-    """The number of this process, if others write pieces, too."""
+    """The rank of this process. None: it is the only process that writes the optimizer's state."""
 
     def write(self, folder: Path) -> None:
         """Writes the tensors into the folder of a checkpoint."""
@@ -126,8 +126,8 @@ class Checkpoints:
         save_dir: The folder of the run.
         config: The plain tree of the run's config, for the model files.
         assets: The assets of the task, for the model files.
-        metric: The metric that chooses the best models.
-        keep_last, keep_best: How many checkpoints and best models to keep.
+        metric: The metric that selects the best models.
+        keep_last, keep_best: The number of checkpoints and of best models to keep.
     """
 
     def __init__(
@@ -156,7 +156,8 @@ class Checkpoints:
     ) -> Path:
         """Writes a checkpoint of this update, updates `latest`, and removes checkpoints beyond `keep_last`.
 
-        If other processes call `save_pieces`, this one completes the checkpoint when they have written their pieces.
+        If other processes call `save_pieces`, this process completes the checkpoint after they have written their
+        pieces.
         """
         folder = self.directory / _name(state.update)
 
@@ -189,13 +190,13 @@ class Checkpoints:
     def save_best(self, model: Tensors, state: TrainState, metrics: Mapping[str, float], *, higher: bool) -> None:
         """Saves the model if it is among the best `keep_best`, and updates `best.safetensors`.
 
-        With `keep_best=0`, a `best.safetensors` of an earlier session is removed when it is no longer the best.
+        With `keep_best=0`, it removes the `best.safetensors` of an earlier session when that is no longer the best.
 
         Args:
             model: The weights; not used with `keep_best=0`.
             state: The state of the run, whose `best` includes this validation.
             metrics: The results of the validation, stored in the model file.
-            higher: Whether a higher value of the metric is better.
+            higher: True if higher values of the metric are better.
         """
         value = metrics[self.metric]
         if self.keep_best > 1:
@@ -214,7 +215,7 @@ class Checkpoints:
     def archive_newer(self, update: int) -> Path | None:
         """Moves checkpoints and best models newer than `update` to a folder `abandoned_N`.
 
-        They belong to an abandoned run. The new run would otherwise mistake them for its newest or best models.
+        They are from a session that was abandoned. Otherwise, the new session would treat them as its newest or best.
         """
         found = [*self.folders(), *self.directory.glob("best*.safetensors")]
         newer = [path for path in found if _update_of(path) > update]
@@ -261,7 +262,7 @@ class Checkpoints:
 
 @contextmanager
 def locked(save_dir: Path) -> Iterator[None]:
-    """Locks save_dir against other runs. Removes the lock file and the folder afterwards if nothing was written.
+    """Locks save_dir against other runs. Afterwards, removes the lock file, and the folder if nothing was written.
 
     The operating system releases the lock when the process ends, even if it is killed.
 
@@ -292,7 +293,7 @@ def locked(save_dir: Path) -> Iterator[None]:
 
 
 def _remove_partial(save_dir: Path) -> None:
-    """Removes unfinished files of a run that was killed; unfinished files of other commands stay."""
+    """Removes unfinished files of a run that was killed. Unfinished files of other commands are kept."""
     for pattern in ("log.jsonl", "best*", "latest", "replay.*"):
         for path in save_dir.glob(f".{pattern}.partial-*"):
             path.unlink(missing_ok=True)
@@ -319,7 +320,7 @@ def fingerprint(train_set: Dataset) -> str:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> Tensors:
-    """Returns the optimizer's state as `{parameter/key: tensor}`."""
+    """Returns the optimizer's state: `parameter/key` → tensor."""
     names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}/{key}": torch.as_tensor(value)
@@ -333,7 +334,7 @@ def _name(update: int) -> str:
 
 
 def _update_of(path: Path) -> float:
-    """Returns the update of a checkpoint or best model; infinity for one that cannot be read."""
+    """Returns the update of a checkpoint or best model, or infinity if it cannot be read."""
     _, found, update = path.stem.rpartition("update_")
     if found:
         return int(update)

@@ -1,7 +1,7 @@
-"""The optimizer's state in pieces, planned by `torch.distributed.checkpoint` (DCP).
+"""Saves and loads the sharded state of the optimizer with `torch.distributed.checkpoint` (DCP).
 
-DCP finds the piece of each tensor that a process has, and the pieces that it must read if its part differs from those
-that were written. The processes do not communicate for this. The storage is ours: one safetensors file for each
+DCP determines which piece of each tensor a process writes, and which pieces it must read if it now has a different
+part of the tensor. The processes do not communicate for this. The storage is ours: one safetensors file for each
 process, with checksums, and with the positions of its pieces in the header. The storage of DCP has no checksums and
 describes a checkpoint in a pickle, which can run code when it is read.
 
@@ -44,12 +44,12 @@ T = TypeVar("T")
 def stage(tensors: Tensors, *, rank: int, copies: bool) -> Pieces:
     """Returns the tensors that this process writes, on the CPU: its shards and, in the first process, unsharded ones.
 
-    From a GPU, the copies are complete when the current stream is synchronized.
+    Copies from a GPU are complete after the current CUDA stream is synchronized.
 
     Args:
         tensors: The tensors of this process.
-        rank: The number of this process.
-        copies: Whether to return copies, which do not share memory with `tensors`.
+        rank: The rank of this process.
+        copies: True to return copies, which do not share memory with `tensors`.
     """
     mine = {name: tensor for name, tensor in tensors.items() if rank == 0 or isinstance(tensor, DTensor)}
     stager, planner = _Stager(rank, copies=copies), DefaultSavePlanner(**_FLAT)
@@ -76,12 +76,12 @@ _FLAT = {"flatten_state_dict": False, "flatten_sharded_tensors": False}
 
 @contextmanager
 def _without_communication() -> Iterator[None]:
-    """Context manager for `no_dist=True`: hides the warning about it, and raises the exception that DCP wraps."""
+    """Context manager for calls of DCP with `no_dist=True`: hides its warning, and raises the exception it wraps."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
         try:
             yield
-        except CheckpointException as error:  # which is no Exception
+        except CheckpointException as error:  # not a subclass of Exception
             raise error.failures[0][0] from error
 
 
@@ -128,7 +128,7 @@ class _Piece:
 
     file: TensorFile
     stored: Tensor
-    """Without its values, on the device `meta`."""
+    """The tensor without its values, on the device `meta`."""
     start: int
     size: torch.Size
 
@@ -138,7 +138,7 @@ class _Piece:
 
 
 class _Reader(StorageReader):
-    """Reads pieces from the files of a checkpoint. Raises UserError if they do not make up whole tensors."""
+    """Reads pieces from the files of a checkpoint. Raises UserError if they do not form full tensors."""
 
     def __init__(self, files: Sequence[TensorFile]) -> None:
         self.pieces: dict[str, list[_Piece]] = defaultdict(list)
@@ -203,13 +203,13 @@ def _piece(file: TensorFile, name: str) -> _Piece:
 
 
 def _check_whole(name: str, pieces: Sequence[_Piece]) -> None:
-    """Raises UserError unless the pieces make up one tensor."""
+    """Raises UserError unless the pieces form one full tensor."""
     size, dtype, end = pieces[0].size, pieces[0].stored.dtype, 0
     for piece in sorted(pieces, key=lambda piece: (piece.start, piece.stored.numel())):
         shape = piece.stored.shape
         fits = piece.start == end and shape[1:] == size[1:] and len(shape) == len(size)
         if not fits or piece.size != size or piece.stored.dtype != dtype:
-            raise UserError(f"{piece.file.path} has a part of '{name}' that does not fit the other parts.", DAMAGED)
+            raise UserError(f"{piece.file.path}: rows of '{name}' overlap, are missing or have a wrong shape.", DAMAGED)
         end += (*shape, 1)[0]
     if end != (*size, 1)[0]:
         raise UserError(f"{pieces[0].file.path.parent} does not contain all rows of '{name}'.", DAMAGED)

@@ -48,11 +48,11 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
 
 
 _LEGACY_TASKS = {"demo_translation": ("translation", ("pairs", "vocab_size", "corpus_seed"))}
-"""Removed tasks: the successor of each, and the keys that the successor does not have."""
+"""Removed task → (its successor, the keys that the successor does not have)."""
 
 
 def modern_task(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the tree of a task's configuration, with a removed task replaced by its successor.
+    """Returns the tree of a task's configuration. If the task was removed, its successor replaces it.
 
     Raises:
         UserError: If `tree` is not a mapping, or its `kind` is not a string.
@@ -64,7 +64,7 @@ def modern_task(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parts_of(contents: ModelFile, *, source: str) -> Parts:
-    """Returns the task and model of `contents`. Raises UserError for a key that this version does not know."""
+    """Returns the configs of task and model. Raises UserError if this version does not know one of their keys."""
     try:
         task, model = modern_task(contents.config.get("task", {})), contents.config.get("model")
         if not isinstance(model, Mapping) or "kind" not in model:
@@ -74,7 +74,7 @@ def parts_of(contents: ModelFile, *, source: str) -> Parts:
         lines = str(error).splitlines()
         user_dir = contents.config.get("user_dir")
         if user_dir and "called" in lines[0]:
-            lines[1:] = [f"It was trained with user_dir={user_dir}: set user_dir= to load that."]
+            lines[1:] = [f"The model was trained with a plug-in. Set user_dir={user_dir} to load it."]
         version = contents.info.get("version")
         raise UserError(f"{source} was written by seqtk {version}: {lines[0]}", *lines[1:2]) from error
 

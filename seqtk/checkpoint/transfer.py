@@ -1,4 +1,4 @@
-"""Initializes a model from the weights of another: tensors by name and shape, rows of tables by token or class.
+"""Initializes a new model from an old one: copies tensors by name and shape, and rows of tables by token or class.
 
 The new model may have a different head, vocabulary, length or attention layer. Weights that fit are copied; the others
 keep their initial values.
@@ -29,13 +29,13 @@ from seqtk.utils.errors import UserError, how_many
 
 
 class Fate(StrEnum):
-    """How a tensor was initialized, or that it was not used."""
+    """How a tensor of the new model was initialized, or that a tensor of the old model is unused."""
 
     TAKEN = "taken"
     RESIZED = "resized"
-    """Some of its rows or positions are copied, the others are new."""
+    """Some rows or positions of the tensor are copied, and the others are new."""
     FRESH = "fresh"
-    """The old model has no tensor of this name, or one of a different shape."""
+    """The old model has no tensor of this name and shape."""
     NOT_USED = "not used"
     """A tensor of the old model that the new model does not have."""
 
@@ -62,7 +62,7 @@ class Transfer:
                 fates_of[pattern(".".join(parts[:depth]))].add(fate)
         merged: dict[tuple[Fate, str], list[str]] = defaultdict(list)
         for module, names in self._modules(sorted(self.fates), depth=1):
-            shared = pattern(module)  # stands for all blocks only if they have the same fate
+            shared = pattern(module)  # one entry for all blocks, if they have the same fate
             merged[self.fates[names[0]], shared if len(fates_of[shared]) == 1 else module] += names
         order = list(Fate)
         rows = [
@@ -118,7 +118,7 @@ def transfer(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets, so
                 tensors[name], fates[name] = mixed, Fate.RESIZED
                 there = " + ".join(f"{len(before[table]):,}" for table, _, _ in by_row[name])
                 notes.append(
-                    f"{name}: {count:,} of {how_many(len(new), 'row')} are taken, {len(new) - count:,} are new; "
+                    f"{name}: copied {count:,} of {how_many(len(new), 'row')}, {len(new) - count:,} are new; "
                     f"the old model has {there}."
                 )
         elif name not in before:
@@ -127,10 +127,10 @@ def transfer(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets, so
             tensors[name], fates[name] = before[name], Fate.TAKEN
         elif name in limits:
             tensors[name], fates[name] = resize_tensor(before[name], new=new.cpu()), Fate.RESIZED
-            shapes = f"{list(before[name].shape)} in the old model, {list(new.shape)} here"
-            notes.append(f"{name}: {shapes}; shared positions are taken.")
+            shapes = f"{list(before[name].shape)} in the old model, {list(new.shape)} in the new model"
+            notes.append(f"{name}: {shapes}; copied the positions that both have.")
         if name in stored and fates[name] is not Fate.FRESH:
-            notes.append(f"{name}: not in the old model; {stored[name]} is taken.")
+            notes.append(f"{name}: not in the old model; copied from {stored[name]}.")
     read = {table for sources in by_row.values() for table, _, _ in sources}
     fates |= {name: Fate.NOT_USED for name in old.tensors if name not in drawn and name not in read}
     if not any(fates[name] in (Fate.TAKEN, Fate.RESIZED) and tensor.ndim > 1 for name, tensor in drawn.items()):
@@ -140,10 +140,10 @@ def transfer(old: ModelFile, model: Model, *, drawn: Tensors, assets: Assets, so
 
 
 def _stored_names(old: Tensors, model: Model, *, drawn: Tensors) -> dict[str, str]:
-    """Returns, for each table of the new model that is not in the old file, the name of the table before it.
+    """Returns, for each table of the new model that the old file does not contain, the name of the old table.
 
-    A file stores a table that several modules share under its first name only. A module that has other tensors in the
-    old file, such as the head of a classifier, had no such table.
+    If several modules share a table, a file contains it under its first name only. If the old file contains other
+    tensors of a module, such as the head of a classifier, the module did not share a table.
     """
     found: dict[str, str] = {}
     last: list[str] = []
@@ -159,14 +159,14 @@ def _stored_names(old: Tensors, model: Model, *, drawn: Tensors) -> dict[str, st
 def _shared_rows(
     before: Tensors, old_assets: Assets, model: Model, *, drawn: Tensors, assets: Assets
 ) -> dict[str, list[tuple[str, Tensor, Tensor]]]:
-    """Returns, for each table whose tokens or classes changed, old tables with the rows shared with each of them.
+    """Returns, for each table whose tokens or classes changed, the old tables with the rows to copy from each of them.
 
-    If the new model shares one table between several modules, a row is taken from the first old table that has it.
+    If several modules of the new model share a table, a row is copied from the first old table that has it.
     """
     first_name = {id(parameter): name for name, parameter in model.named_parameters()}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     found: dict[str, list[tuple[str, Tensor, Tensor]]] = {}
-    missing: dict[str, dict[int, str]] = {}  # the rows of each table that are not found yet, with their labels
+    missing: dict[str, dict[int, str]] = {}  # table → row that is not found yet → its label
     for _, names, what in _tables(model):
         now, then = _labels(assets, names[0], what), _labels(old_assets, names[0], what)
         if now is None or then is None or not set(names) <= before.keys():
@@ -180,7 +180,7 @@ def _shared_rows(
             wanted = missing.setdefault(table, here)
             if not wanted or before[name].shape[1:] != drawn[table].shape[1:]:
                 continue
-            if name == table and here == there:  # the whole table is taken
+            if name == table and here == there:  # copy the whole table
                 missing[table] = {}
                 continue
             sources = found.setdefault(table, [])
@@ -194,7 +194,7 @@ def _shared_rows(
 
 
 def _tables(model: Model) -> Iterator[tuple[str, list[str], Literal["token", "class"]]]:
-    """Yields the modules with a row per token or class, and the names of their tables; several if there are bands.
+    """Yields (module, names of its tables, "token" or "class") for modules whose tables have a row per token or class.
 
     A table that several modules share is yielded under the names of each.
     """
@@ -226,7 +226,7 @@ def _labels(assets: Assets, table: str, what: Literal["token", "class"]) -> list
 
 
 def _length_limits(old: ModelFile, model: Model, *, drawn: Tensors) -> set[str]:
-    """Returns the tensors that differ from the old ones only in their number of positions."""
+    """Returns the names of the tensors that differ from the old ones only in their number of positions."""
     found: set[str] = set()
     for prefix, module in model.named_modules():
         if isinstance(module, LearnedPositions):
@@ -237,14 +237,14 @@ def _length_limits(old: ModelFile, model: Model, *, drawn: Tensors) -> set[str]:
             continue
         own = [name for name in drawn if name.startswith(f"{prefix}.") and name in old.tensors]
         other = [name for name in own if old.tensors[name].shape != drawn[name].shape]
-        # if the width differs too, no tensor of an attention layer keeps its shape
+        # if the width differs too, every tensor of an attention layer has a different shape
         if len(other) < len(own) or isinstance(module, LearnedPositions):
             found |= {name for name in other if _differs_along(old.tensors[name], drawn[name], size=length)}
     return found
 
 
 def _differs_along(old: Tensor, new: Tensor, *, size: int) -> bool:
-    """Returns whether two tensors differ only in axes that have `size` elements in the new one."""
+    """Returns True if two tensors differ only in axes that have `size` elements in the new one."""
     pairs = zip(old.shape, new.shape, strict=True) if old.ndim == new.ndim else ()
     different = [after for before, after in pairs if before != after]
     return bool(different) and set(different) == {size}
@@ -257,9 +257,9 @@ def _nothing_fits(old: ModelFile, drawn: Tensors, *, source: str) -> UserError:
             f"For example, '{shared}' is {list(old.tensors[shared].shape)} there and {list(drawn[shared].shape)} here."
         )
     else:
-        example = f"It has '{next(iter(old.tensors), 'no tensors')}' and so on, this model '{next(iter(drawn))}'."
+        example = f"For example, it has '{next(iter(old.tensors), 'no tensors')}', the new model '{next(iter(drawn))}'."
     return UserError(
-        f"{source} has no weight matrix with a name and shape of this model.",
+        f"{source} has no weight matrix whose name and shape exist in the new model.",
         example,
-        "Set model and its sizes (model.dim, …) as in that model, or name another one.",
+        "Set model and its sizes (model.dim, …) as in the old model, or use a different old model.",
     )

@@ -24,10 +24,10 @@ class Writer:
     """Runs functions that write files, one at a time, either in a thread or in the caller.
 
     Use it as a context manager. `run`, `wait` and leaving the context wait for the previous function and raise its
-    exception. If another exception leaves the context, that one is raised, and the function's exception is reported.
+    exception. If the context ends with an exception of its own, that one is raised, and the function's is reported.
 
     Args:
-        asynchronous: Whether functions run in a thread. The data that they write must then not change.
+        asynchronous: True to run functions in a thread. The data that they write must then not change.
         report: Prints a line for the user.
     """
 
